@@ -15,7 +15,7 @@ pub(super) async fn livez() -> &'static str {
 
 /// The default model is in memory.
 pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, ApiError> {
-    if *app.handle.default_ready().borrow() {
+    if app.handle.overview().borrow().is_ready() {
         return Ok("ok\n");
     }
     Err(ApiError::not_ready(&app.handle.default_model()))
@@ -31,7 +31,7 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_seconds: app.started.elapsed().as_secs(),
-        ready: *app.handle.default_ready().borrow(),
+        ready: app.handle.overview().borrow().is_ready(),
         default_model: app.handle.default_model(),
         threads: app.threads,
         resident_memory_bytes: measured.resident,

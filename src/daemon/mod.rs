@@ -219,17 +219,19 @@ impl Daemon {
         let default = load_ahead(self.app.handle.clone(), self.app.handle.default_model());
         let mut default = std::pin::pin!(default);
         let mut ready = false;
-        let mut default_ready = self.app.handle.default_ready();
+        let mut overview = self.app.handle.overview();
         loop {
             tokio::select! {
                 () = &mut default, if !ready => {
                     ready = true;
+                    // What is said now need not be said again.
+                    overview.mark_unchanged();
                     let status = self.status();
                     tracing::info!(status, elapsed_ms = self.elapsed_ms(), "ready");
                     systemd::ready(&status);
                     self.preload();
                 }
-                changed = default_ready.changed(), if ready => {
+                changed = overview.changed(), if ready => {
                     if changed.is_err() {
                         return Err(Exit::Software);
                     }
@@ -249,7 +251,9 @@ impl Daemon {
 
     fn preload(&mut self) {
         let names = self.app.settings.borrow().memory.preload_models.clone();
-        for name in names {
+        // The default model is there or has said why not.
+        let default = self.app.handle.default_model();
+        for name in names.into_iter().filter(|name| *name != default) {
             self.preloads.spawn(load_ahead(self.app.handle.clone(), name));
         }
     }
@@ -263,17 +267,12 @@ impl Daemon {
 
     /// What `systemctl status` shows.
     fn status(&self) -> String {
-        let default = self.app.handle.default_model();
-        let entries = self.app.handle.store().entries();
-        let state = match *self.app.handle.default_ready().borrow() {
-            true => "ready",
-            false => "not loaded",
-        };
+        let overview = self.app.handle.overview().borrow().clone();
         let problem = match self.app.configuration.borrow().problems.is_empty() {
             true => "",
             false => "; the configuration was rejected, the last good one is in force",
         };
-        format!("{default} {state}, {} models installed{problem}", entries.len())
+        format!("{overview}{problem}")
     }
 
     fn elapsed_ms(&self) -> u64 {

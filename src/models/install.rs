@@ -262,9 +262,8 @@ impl Installer {
             })
             .await
             .ok_or(InstallError::Stopping)??;
-        for entry in &installed.removed {
-            self.handle.forget(entry.key.clone()).await;
-        }
+        let gone = installed.removed.iter().map(|entry| entry.key.clone()).collect();
+        self.handle.store_changed(gone).await;
         Ok(installed)
     }
 
@@ -286,7 +285,7 @@ impl Installer {
         let rules = self.rules();
         let removed = self.blocking(move |store| remove(&store, &name, &rules)).await?;
         if let Ok(entry) = &removed {
-            self.handle.forget(entry.key.clone()).await;
+            self.handle.store_changed(vec![entry.key.clone()]).await;
         }
         Some(removed)
     }
@@ -298,7 +297,7 @@ impl Installer {
     pub async fn discard(&self, key: Key) -> Option<Result<Entry, StoreError>> {
         let discarded = key.clone();
         let removed = self.blocking(move |store| store.remove(&discarded)).await?;
-        self.handle.forget(key).await;
+        self.handle.store_changed(vec![key]).await;
         Some(removed)
     }
 
@@ -318,7 +317,7 @@ impl Installer {
         let checked = key.clone();
         let verified = self.blocking(move |store| store.verify(&checked, |_bytes| {})).await?;
         if let Err(StoreError::Corrupt { .. }) = &verified {
-            self.handle.forget(key).await;
+            self.handle.store_changed(vec![key]).await;
         }
         Some(verified)
     }

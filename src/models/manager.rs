@@ -7,6 +7,7 @@
 //! 1. One load at a time for a model, however many requests ask for it.
 //! 2. A model that failed to load is not tried again before [`LOAD_BACKOFF`] has passed.
 //! 3. A worker whose entry left the store gets no more requests; what it has is finished.
+//! 4. The default model is in memory or on its way there whenever it is installed and did not fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::ModelError;
 use super::worker::{self, Job, Ready, Worker, WorkerError};
-use super::{Lease, ModelInfo, Residency, Serving};
+use super::{DefaultState, Lease, ModelInfo, Overview, Residency, Serving};
 use crate::engine::{Options, Tokenizer};
 use crate::errors::chain;
 use crate::package::{Entry, Key, Status, Store, StoreError, choose};
@@ -39,8 +40,8 @@ pub(super) enum Command {
     Lease { name: String, reply: LeaseReply },
     /// Say which models are in memory.
     Residency { reply: oneshot::Sender<BTreeMap<Key, Residency>> },
-    /// Let go of a model that is in the store no more.
-    Forget(Key),
+    /// Look at the store again, and let go of the models that are in it no more.
+    StoreChanged { gone: Vec<Key> },
 }
 
 enum Slot {
@@ -59,7 +60,7 @@ pub(super) struct Manager {
     store: Arc<Store>,
     options: Options,
     serving: watch::Receiver<Serving>,
-    default_ready: watch::Sender<bool>,
+    overview: watch::Sender<Overview>,
     slots: BTreeMap<Key, Slot>,
     loads: JoinSet<(Key, Result<Ready, WorkerError>)>,
     ending: JoinSet<()>,
@@ -71,13 +72,13 @@ impl Manager {
         store: Arc<Store>,
         options: Options,
         serving: watch::Receiver<Serving>,
-        default_ready: watch::Sender<bool>,
+        overview: watch::Sender<Overview>,
     ) -> Self {
         Self {
             store,
             options,
             serving,
-            default_ready,
+            overview,
             slots: BTreeMap::new(),
             loads: JoinSet::new(),
             ending: JoinSet::new(),
@@ -92,6 +93,7 @@ impl Manager {
         cancel: CancellationToken,
     ) {
         let mut flush = tokio::time::interval(FLUSH_INTERVAL);
+        self.announce();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -101,14 +103,18 @@ impl Manager {
                 },
                 Some(_) = self.ending.join_next() => {}
                 _ = flush.tick() => self.flush().await,
+                Ok(()) = self.serving.changed() => self.load_default(),
                 command = commands.recv() => match command {
                     Some(Command::Lease { name, reply }) => self.lease(name, reply),
                     Some(Command::Residency { reply }) => drop(reply.send(self.residency())),
-                    Some(Command::Forget(key)) => self.forget(&key),
+                    Some(Command::StoreChanged { gone }) => {
+                        gone.iter().for_each(|key| self.forget(key));
+                        self.load_default();
+                    }
                     None => break,
                 },
             }
-            self.announce_default();
+            self.announce();
         }
         drop(commands);
         for key in Vec::from_iter(self.slots.keys().cloned()) {
@@ -138,7 +144,7 @@ impl Manager {
             }
             // Absent, failed long enough ago, or its worker died.
             Some(Slot::Resident { .. } | Slot::Failed { .. }) | None => {
-                self.load(key, name, reply);
+                self.load(key, vec![(name, reply)]);
             }
         }
     }
@@ -164,7 +170,16 @@ impl Manager {
         }
     }
 
-    fn load(&mut self, key: Key, name: String, reply: LeaseReply) {
+    /// Loads the default model unless it is there, on its way, or failed.
+    fn load_default(&mut self) {
+        let name = self.serving.borrow().default_model.clone();
+        let Ok(entry) = self.find(&name) else { return };
+        if self.default_state(&entry) == DefaultState::Absent {
+            self.load(entry.key, Vec::new());
+        }
+    }
+
+    fn load(&mut self, key: Key, waiting: Vec<(String, LeaseReply)>) {
         self.forget(&key);
         let queue_size = self.serving.borrow().queue_size;
         let spawned = worker::spawn(Arc::clone(&self.store), key.clone(), self.options, queue_size);
@@ -172,12 +187,11 @@ impl Manager {
             Ok(Worker { queue, ready, thread }) => {
                 tracing::info!(model = %key, "loading");
                 let worker = Running { queue, thread };
-                self.slots
-                    .insert(key.clone(), Slot::Loading { waiting: vec![(name, reply)], worker });
+                self.slots.insert(key.clone(), Slot::Loading { waiting, worker });
                 self.loads
                     .spawn(async move { (key, ready.await.unwrap_or(Err(WorkerError::Ended))) });
             }
-            Err(error) => self.fail(key, error, vec![(name, reply)]),
+            Err(error) => self.fail(key, error, waiting),
         }
     }
 
@@ -194,7 +208,7 @@ impl Manager {
         tracing::info!(model = %key, bytes = ready.weight_bytes, "loaded");
         self.slots.insert(key, Slot::Resident { ready, worker });
         // Before anybody hears of it by an answer.
-        self.announce_default();
+        self.announce();
         for (name, reply) in waiting {
             self.lease(name, reply);
         }
@@ -207,6 +221,7 @@ impl Manager {
             let error = Arc::new(error);
             self.slots.insert(key, Slot::Failed { until: Instant::now() + LOAD_BACKOFF, error });
         }
+        self.announce();
         for (name, reply) in waiting {
             self.lease(name, reply);
         }
@@ -250,12 +265,32 @@ impl Manager {
         self.slots.iter().map(|(key, slot)| (key.clone(), view(slot))).collect()
     }
 
-    fn announce_default(&self) {
-        let name = self.serving.borrow().default_model.clone();
-        let ready = self.find(&name).is_ok_and(|entry| {
-            matches!(self.slots.get(&entry.key), Some(Slot::Resident { worker, .. }) if !worker.queue.is_closed())
+    fn default_state(&self, entry: &Entry) -> DefaultState {
+        match self.slots.get(&entry.key) {
+            None => DefaultState::Absent,
+            Some(Slot::Loading { .. }) => DefaultState::Loading,
+            // Its worker died.
+            Some(Slot::Resident { worker, .. }) if worker.queue.is_closed() => DefaultState::Absent,
+            Some(Slot::Resident { .. }) => DefaultState::Ready,
+            Some(Slot::Failed { .. }) => DefaultState::Failed,
+        }
+    }
+
+    fn announce(&self) {
+        let default_model = self.serving.borrow().default_model.clone();
+        let state = match self.find(&default_model) {
+            Ok(entry) => self.default_state(&entry),
+            Err(ModelError::Corrupt { .. }) => DefaultState::Corrupt,
+            Err(_not_served) => DefaultState::NotInstalled,
+        };
+        let entries = self.store.entries();
+        let tested = entries.iter().filter(|entry| entry.record.status != Status::Untested);
+        let overview = Overview { default_model, state, installed: tested.count() };
+        self.overview.send_if_modified(|was| {
+            let changed = *was != overview;
+            *was = overview;
+            changed
         });
-        self.default_ready.send_if_modified(|was| std::mem::replace(was, ready) != ready);
     }
 
     async fn flush(&mut self) {

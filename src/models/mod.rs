@@ -11,6 +11,7 @@ mod manager;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +67,58 @@ pub enum Residency {
     },
     /// The last load failed, with this cause.
     Failed(String),
+}
+
+/// Where the default model is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DefaultState {
+    /// Not installed, or not served because of `bundled_only`.
+    #[default]
+    NotInstalled,
+    /// Its files changed after they were installed.
+    Corrupt,
+    /// Installed and not in memory.
+    Absent,
+    /// On its way into memory.
+    Loading,
+    /// In memory.
+    Ready,
+    /// The last load failed.
+    Failed,
+}
+
+/// The models in one line, for `STATUS=` and readiness.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overview {
+    /// The model that answers when a request names none.
+    pub default_model: String,
+    /// Where it is.
+    pub state: DefaultState,
+    /// How many models are installed.
+    pub installed: usize,
+}
+
+impl Overview {
+    /// Whether the default model can answer at once.
+    pub fn is_ready(&self) -> bool {
+        self.state == DefaultState::Ready
+    }
+}
+
+impl fmt::Display for Overview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { default_model, state, installed } = self;
+        let state = match state {
+            DefaultState::NotInstalled => "not installed",
+            DefaultState::Corrupt => "corrupt",
+            DefaultState::Absent => "not loaded",
+            DefaultState::Loading => "loading",
+            DefaultState::Ready => "ready",
+            DefaultState::Failed => "cannot be loaded",
+        };
+        let models = if *installed == 1 { "model" } else { "models" };
+        write!(f, "{default_model} {state}, {installed} {models} installed")
+    }
 }
 
 /// What a client may know of a model.
@@ -144,7 +197,7 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     store: Arc<Store>,
     serving: watch::Receiver<Serving>,
-    default_ready: watch::Receiver<bool>,
+    overview: watch::Receiver<Overview>,
 }
 
 impl Handle {
@@ -157,10 +210,10 @@ impl Handle {
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (commands, receiver) = mpsc::channel(COMMANDS);
-        let (announce, default_ready) = watch::channel(false);
+        let (announce, overview) = watch::channel(Overview::default());
         let manager = Manager::new(Arc::clone(&store), options, serving.clone(), announce);
         let task = manager.run(receiver, cancel);
-        (Self { commands, store, serving, default_ready }, task)
+        (Self { commands, store, serving, overview }, task)
     }
 
     /// The right to send requests to `name` (`id` or `id@version`), or to the default model; loads it first if need
@@ -189,10 +242,10 @@ impl Handle {
         answer.await.map_err(|_closed| ModelError::Draining)
     }
 
-    /// Lets go of a model that left the store.
-    pub async fn forget(&self, key: Key) {
+    /// Tells the manager that the store has changed, and which entries it holds no more.
+    pub async fn store_changed(&self, gone: Vec<Key>) {
         // A manager that has ended has let go of everything.
-        drop(self.commands.send(Command::Forget(key)).await);
+        drop(self.commands.send(Command::StoreChanged { gone }).await);
     }
 
     /// The store.
@@ -205,8 +258,8 @@ impl Handle {
         self.serving.borrow().default_model.clone()
     }
 
-    /// Whether the default model can answer at once, and changes of that.
-    pub fn default_ready(&self) -> watch::Receiver<bool> {
-        self.default_ready.clone()
+    /// The models in one line, and changes of that.
+    pub fn overview(&self) -> watch::Receiver<Overview> {
+        self.overview.clone()
     }
 }
