@@ -55,6 +55,12 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     }
 
+    /// A body that is not there after `waited`.
+    pub(super) fn body_timeout(waited: Duration) -> Self {
+        let message = format!("the request body did not arrive within {} s", waited.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
+    }
+
     /// More inputs than a request may have.
     pub(super) fn too_many_inputs(found: usize, max: usize) -> Self {
         let message = format!("{found} inputs; a request takes at most {max}");

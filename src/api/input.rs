@@ -5,6 +5,7 @@
 //! than the body it came from.
 
 use std::fmt;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -17,16 +18,25 @@ use super::error::ApiError;
 use super::wire::Input;
 use crate::units::Bytes;
 
+/// The longest that a body may take to arrive, so that a client which stops in the middle does not keep its connection,
+/// of which there are only so many.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Reads a JSON body of at most `limit`.
 ///
 /// # Errors
-/// 413 when it is longer, 400 when it is no JSON or a field has the wrong type; the error names the field.
+/// 413 when it is longer, 408 when it does not arrive in time, 400 when it is no JSON or a field has the wrong type;
+/// the error names the field.
 pub(super) async fn read_json<T: DeserializeOwned>(
     body: Body,
     limit: Bytes,
 ) -> Result<T, ApiError> {
     let limit_bytes = usize::try_from(limit.0).unwrap_or(usize::MAX);
-    let body = Limited::new(body, limit_bytes).collect().await.map_err(|error| {
+    let body = Limited::new(body, limit_bytes).collect();
+    let body = tokio::time::timeout(BODY_TIMEOUT, body)
+        .await
+        .map_err(|_elapsed| ApiError::body_timeout(BODY_TIMEOUT))?;
+    let body = body.map_err(|error| {
         if error.downcast_ref::<LengthLimitError>().is_some() {
             ApiError::body_too_large(limit)
         } else {
@@ -34,6 +44,11 @@ pub(super) async fn read_json<T: DeserializeOwned>(
         }
     })?;
     let bytes = body.to_bytes();
+    // Serde would take the items of a list as the fields of a request, in their order.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        let message = "the request body is a list; expected an object with its fields".to_owned();
+        return Err(ApiError::invalid(None, message));
+    }
     let mut json = serde_json::Deserializer::from_slice(&bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
@@ -199,6 +214,13 @@ mod tests {
             let message = read(json).unwrap_err();
             assert!(message.contains(expected), "{json}: {message}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_arrive_in_time_is_408() {
+        let stalled = futures_util::stream::pending::<Result<&[u8], std::io::Error>>();
+        let read = read_json::<Input>(Body::from_stream(stalled), Bytes::mib(1)).await;
+        assert_eq!(read.unwrap_err(), ApiError::body_timeout(BODY_TIMEOUT));
     }
 
     proptest! {
