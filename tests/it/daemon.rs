@@ -8,13 +8,13 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::support::{Daemon, Root, skipped, tiny_package};
+use crate::support::{Daemon, Root, pack, skipped, tiny_package};
 
 #[test]
 fn ready_is_said_when_the_default_model_answers_and_status_is_true() {
     let daemon = Root::new().start();
     let ready = daemon.wait_notified("READY=1");
-    assert!(ready.contains("STATUS=bundled-mini ready, 1 models installed"), "{ready}");
+    assert!(ready.contains("STATUS=bundled-mini ready, 1 model installed"), "{ready}");
     assert_eq!(daemon.get("/readyz").status, 200);
     daemon.signal(Signal::SIGTERM);
     let stopping = daemon.wait_notified("STOPPING=1");
@@ -26,15 +26,20 @@ fn ready_is_said_when_the_default_model_answers_and_status_is_true() {
 fn a_daemon_without_its_default_model_says_so_until_it_is_dropped() {
     let daemon = Root::without_bundled().start();
     let ready = daemon.wait_notified("READY=1");
-    assert!(ready.contains("STATUS=bundled-mini not loaded, 0 models installed"), "{ready}");
+    assert!(ready.contains("STATUS=bundled-mini not installed, 0 models installed"), "{ready}");
     let answer = daemon.get("/readyz");
     assert_eq!((answer.status, &answer.error()["code"]), (503, &json!("not_ready")));
     assert!(answer.header("retry-after").is_some());
     assert_eq!(daemon.get("/livez").status, 200);
     fs::write(daemon.drop_directory().join("a.model.tar.zst"), tiny_package()).unwrap();
-    daemon.wait_log("package accepted");
+    // Nobody has to ask for it first.
+    daemon.wait_notified("STATUS=bundled-mini ready, 1 model installed");
+    assert_eq!(daemon.get("/readyz").status, 200);
     assert_eq!(daemon.embed(json!("a")).len(), 1);
-    daemon.wait_notified("STATUS=bundled-mini ready, 1 models installed");
+    let told = daemon.notifications().len();
+    fs::remove_file(daemon.drop_directory().join("a.model.tar.zst")).unwrap();
+    daemon.wait_notified_after(told, "STATUS=bundled-mini not installed, 0 models installed");
+    assert_eq!(daemon.get("/readyz").status, 503);
     daemon.stop();
 }
 
@@ -163,11 +168,8 @@ fn a_socket_that_systemd_passes_is_served_and_left_to_it() {
 #[test]
 fn a_good_change_applies_and_a_bad_one_leaves_the_last_good() {
     let root = Root::new();
-    fs::write(
-        root.bundled().join("other.model.tar.zst"),
-        crate::support::pack("tiny-bert-cls", "other", "1"),
-    )
-    .unwrap();
+    fs::write(root.bundled().join("other.model.tar.zst"), pack("tiny-bert-cls", "other", "1"))
+        .unwrap();
     let daemon = root.start();
     let config = fs::read_to_string(daemon.config()).unwrap();
     let mut settings: serde_json::Value = serde_json::from_str(&config).unwrap();
@@ -235,4 +237,137 @@ fn what_is_no_socket_is_not_replaced() {
     fs::remove_file(root.socket()).unwrap();
     drop(UnixListener::bind(root.socket()).unwrap());
     root.start().stop();
+}
+
+#[test]
+fn a_default_model_that_is_replaced_or_newly_named_is_ready_by_itself() {
+    let mut daemon = Root::new().start();
+    let newer = pack("tiny-e5", "bundled-mini", "2");
+    fs::write(daemon.drop_directory().join("newer.model.tar.zst"), newer).unwrap();
+    daemon.wait_notified("STATUS=bundled-mini ready, 2 models installed");
+    let answer = daemon.post("/v1/embeddings", &json!({ "input": "a" }));
+    assert_eq!(answer.header("x-caxton-model"), Some("bundled-mini@2"));
+
+    let other = pack("tiny-e5", "other", "1");
+    fs::write(daemon.drop_directory().join("other.model.tar.zst"), other).unwrap();
+    daemon.wait_notified("STATUS=bundled-mini ready, 3 models installed");
+    assert_eq!(daemon.package("other")["residency"], "absent");
+    daemon.root_mut().set("memory.embedding_model", json!("other"));
+    daemon.wait_notified("STATUS=other ready, 3 models installed");
+    assert_eq!(daemon.get("/readyz").status, 200);
+    daemon.stop();
+}
+
+#[test]
+fn requests_that_wait_for_a_model_are_answered_before_the_end() {
+    let daemon = Root::new().start();
+    let body = json!({ "input": vec![vec![5; 48]; 512] }).to_string();
+    let mut connections: Vec<_> = (0..6).map(|_| daemon.connect()).collect();
+    for connection in &mut connections {
+        connection.ask("POST", "/v1/embeddings", &[], body.as_bytes());
+    }
+    // Then one is being computed; connections are accepted in their order, so that all have been when the last one
+    // that asked for the status was answered.
+    daemon.until("waiting requests", || {
+        daemon.package("bundled-mini")["waiting"].as_u64().filter(|waiting| *waiting > 0)
+    });
+    daemon.signal(Signal::SIGTERM);
+    for connection in &mut connections {
+        let answer = connection.answer();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.vectors().len(), 512);
+    }
+    assert_eq!(daemon.wait_exit().0, 0);
+}
+
+#[test]
+fn while_it_drains_idle_connections_end_and_new_ones_are_refused() {
+    let daemon = Root::new().start();
+    let mut idle = daemon.connect();
+    assert_eq!(idle.request("GET", "/livez", &[], b"").status, 200);
+    // The daemon has begun to read this request: it asks for the body.
+    let mut request = daemon.connect();
+    request.send(
+        b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 13\r\n\r\n",
+    );
+    assert_eq!(request.answer().status, 100);
+    daemon.signal(Signal::SIGINT);
+    daemon.wait_notified("STOPPING=1");
+    daemon.until("new connections refused", || UnixStream::connect(daemon.socket()).err());
+    assert_eq!(idle.until_closed(), b"");
+    request.send(b"{\"input\":\"a\"}");
+    assert_eq!(request.answer().status, 200);
+    assert_eq!(daemon.wait_exit().0, 0);
+}
+
+#[test]
+fn the_log_level_follows_the_configuration() {
+    let mut daemon = Root::new().with("log.level", json!("info")).start();
+    let malformed = |daemon: &Daemon| {
+        let mut connection = daemon.connect();
+        connection.send(b"GET / HTTP/9\r\n\r\n");
+        connection.until_closed();
+    };
+    malformed(&daemon);
+    daemon.root_mut().set("log.level", json!("debug"));
+    daemon.wait_log("configuration applied");
+    malformed(&daemon);
+    daemon.wait_log("a connection ended early");
+    daemon.root_mut().set("log.level", json!("warn"));
+    // What was said before, at the level of information, and nothing of this change.
+    daemon.until("the third generation", || {
+        (daemon.status()["configuration"]["generation"] == 3).then_some(())
+    });
+    let log = daemon.log();
+    let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((count("a connection ended early"), count("configuration applied")), (1, 1));
+    daemon.stop();
+}
+
+#[test]
+fn problems_are_gone_when_the_file_is_as_it_was() {
+    let daemon = Root::new().start();
+    daemon.write_config("log: { level: loud }\n");
+    daemon.wait_notified("the configuration was rejected");
+    let told = daemon.notifications().len();
+    daemon.write_settings();
+    let ready = daemon.wait_notified_after(told, "READY=1");
+    assert!(ready.trim_end().ends_with("bundled-mini ready, 1 model installed"), "{ready}");
+    assert_eq!(daemon.status()["configuration"]["problems"], json!([]));
+    daemon.stop();
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_said() {
+    let root = Root::new();
+    fs::remove_file(root.config()).unwrap();
+    let daemon = root.spawn();
+    daemon.wait_log("No such file or directory");
+    assert_eq!(daemon.wait_exit().0, 78);
+
+    let root = Root::new();
+    let nowhere = root.path().join("no/such/caxton.sock");
+    let daemon = root.with("socket.path", json!(nowhere)).spawn();
+    daemon.wait_log("the directory of socket.path");
+    assert_eq!(daemon.wait_exit().0, 71);
+
+    let output = Command::new(env!("CARGO_BIN_EXE_caxtond")).arg("--nope").output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+}
+
+#[test]
+fn nothing_is_written_beside_the_given_directories_nor_installed_twice() {
+    let root = Root::new().start().stop();
+    let mut names: Vec<_> = fs::read_dir(root.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let expected =
+        ["bundled", "caxton.sock.lock", "caxton.yaml", "drop", "keys.d", "notify", "state"];
+    assert_eq!(names, expected);
+    let daemon = root.start();
+    let accepted = daemon.log().iter().any(|line| line.contains("package accepted"));
+    assert!(!accepted, "{:#?}", daemon.log());
+    daemon.stop();
 }

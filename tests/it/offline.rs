@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::support::{Daemon, Root, skipped, tiny_package};
+use crate::support::{Daemon, Root, golden, skipped, tiny_package};
 
 /// Crates that encrypt for a network, resolve names, or download.
 const NETWORK_CRATES: &[&str] = &[
@@ -131,6 +131,8 @@ fn daemon_and_command_line_open_sockets_of_af_unix_only() {
     };
     let root = Root::new();
     let config = root.config();
+    let bundled = root.bundled();
+    let bundled = bundled.to_str().unwrap();
     let mut program = traced("daemon");
     program.arg(env!("CARGO_BIN_EXE_caxtond"));
     let daemon = Daemon::spawn(root, program);
@@ -140,6 +142,10 @@ fn daemon_and_command_line_open_sockets_of_af_unix_only() {
     let package = place.path().join("tiny.model.tar.zst");
     fs::write(&package, tiny_package()).unwrap();
     let package = package.to_str().unwrap();
+    let (packed, exported) = (place.path().join("packed"), place.path().join("exported"));
+    let (packed, exported) = (packed.to_str().unwrap(), exported.to_str().unwrap());
+    let golden = golden("tiny-bert-mean");
+    let golden = golden.to_str().unwrap();
     let commands: &[&[&str]] = &[
         &["embed", "a text"],
         &["status"],
@@ -147,9 +153,15 @@ fn daemon_and_command_line_open_sockets_of_af_unix_only() {
         &["model", "list"],
         &["model", "install", package],
         &["model", "verify", package],
+        &["model", "pack", "--model-id", "other", "--source", golden, "--output", packed],
+        &["model", "install", "--model-id", "third", "--source", golden],
+        &["model", "list", "--json"],
+        &["model", "export", "third", "--output", exported],
+        &["model", "remove", "third"],
         &["model", "verify", "bundled-mini"],
         &["model", "show", "bundled-mini"],
         &["model", "known"],
+        &["demo", "--bundled", bundled],
     ];
     for (index, arguments) in commands.iter().enumerate() {
         let mut command = traced(&format!("command-{index}"));
@@ -166,7 +178,7 @@ fn daemon_and_command_line_open_sockets_of_af_unix_only() {
     let mut seen = BTreeSet::new();
     for file in fs::read_dir(place.path()).unwrap() {
         let path = file.unwrap().path();
-        if path != Path::new(package) {
+        if [package, packed, exported].iter().all(|other| path != Path::new(other)) {
             let trace = fs::read_to_string(&path).unwrap();
             seen.extend(domains(&trace).into_iter().map(str::to_owned));
         }

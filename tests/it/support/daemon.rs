@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,11 @@ impl Daemon {
             thread::spawn(move || notified.follow_notifications(&listener)),
         ];
         Self { child, heard, notify, listeners, root: Some(root) }
+    }
+
+    /// The root, to change its configuration.
+    pub(crate) fn root_mut(&mut self) -> &mut Root {
+        self.root.as_mut().expect("a daemon has its root until it has ended")
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -151,7 +156,7 @@ impl Daemon {
             }
             let said = self.heard.said.lock().unwrap();
             if Instant::now() >= deadline {
-                said.give_up(what);
+                give_up(said, what);
             }
             drop(
                 self.heard
@@ -225,11 +230,13 @@ impl Said {
     fn words(&self) -> (usize, bool) {
         (self.log.len() + self.notified.len(), self.ended)
     }
+}
 
-    fn give_up(&self, what: &str) -> ! {
-        let (log, notified) = (self.log.join("\n"), self.notified.join("\n"));
-        panic!("waited in vain for {what}; the log:\n{log}\nthe notifications:\n{notified}");
-    }
+fn give_up(said: MutexGuard<'_, Said>, what: &str) -> ! {
+    let (log, notified) = (said.log.join("\n"), said.notified.join("\n"));
+    // Those who listen still need it.
+    drop(said);
+    panic!("waited in vain for {what}; the log:\n{log}\nthe notifications:\n{notified}");
 }
 
 impl Heard {
@@ -243,7 +250,7 @@ impl Heard {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if said.ended || left.is_zero() {
-                said.give_up(what);
+                give_up(said, what);
             }
             said = self.changed.wait_timeout(said, left).unwrap().0;
         }
