@@ -1,9 +1,11 @@
 //! Connections: accepted up to a limit, each served by its own task, drained when the daemon stops.
 //!
-//! Owns those tasks. A connection that sends nothing for [`IDLE_TIMEOUT`] is closed, so that idle ones cannot keep
-//! others out.
+//! Owns those tasks. A connection that sends no request for [`IDLE_TIMEOUT`] or takes nothing of its answer for
+//! [`WRITE_TIMEOUT`] is closed, so that such ones cannot keep others out. How long a body may take is bounded where
+//! bodies are read.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use nix::errno::Errno;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
@@ -30,6 +33,9 @@ use crate::api::{self, Peer};
 
 /// How long a connection may take to send the head of its next request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take nothing of an answer that is larger than the socket's buffer. The kernel wakes a writer
+/// when three quarters of that are free, so that a client has to read at least 2 to 3 KiB a second.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The system has no more files or memory for connections: try again after this long.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// A request's head; OpenAI's clients send under 2 KiB.
@@ -114,15 +120,32 @@ async fn connection(stream: UnixStream, router: Router, watcher: Watcher) {
         let answer = router.clone().call(request);
         async move { Ok::<_, Infallible>(caught(answer).await) }
     });
+    // Only writes are timed: between requests and while one is computed there is nothing to write.
+    let mut stream = TimeoutWriter::new(stream);
+    stream.set_timeout(Some(WRITE_TIMEOUT));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(served).await {
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
+    match watcher.watch(served).await {
+        Err(error) if is_unread(&error) => tracing::warn!(
+            uid = peer.uid,
+            pid = peer.pid,
+            "closed a connection: its client has read nothing for {WRITE_TIMEOUT:?}"
+        ),
         // Clients leave in the middle of things; that is theirs to know.
-        tracing::debug!(uid = peer.uid, pid = peer.pid, %error, "a connection ended early");
+        Err(error) => {
+            tracing::debug!(uid = peer.uid, pid = peer.pid, %error, "a connection ended early");
+        }
+        Ok(()) => {}
     }
+}
+
+/// Whether a write took longer than [`WRITE_TIMEOUT`]: a Unix socket has no timeout of its own.
+fn is_unread(error: &hyper::Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
 }
 
 /// The answer, or an internal error when the handler panicked: one request's fault must not take others along.
@@ -130,5 +153,100 @@ async fn caught(answer: impl Future<Output = Result<Response, Infallible>>) -> R
     match AssertUnwindSafe(answer).catch_unwind().await {
         Ok(Ok(response)) => response,
         Err(_panic) => api::lost(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Mutex;
+
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// More than the socket's buffers hold, and more than hyper's.
+    const LARGE: usize = 4 << 20;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Log {
+        /// What the current thread logs while the guard lives.
+        fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
+            let log = Self::default();
+            let writer = log.clone();
+            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+            (log, tracing::subscriber::set_default(subscriber))
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    /// Asks for `path` over a connection that is served until `read`, the rest of the client, has ended; then until
+    /// the daemon closes it. How long that took.
+    async fn ask(path: &str, read: impl AsyncFnOnce(&mut UnixStream)) -> Duration {
+        let router = Router::new().route("/large", get(|| async { vec![b'a'; LARGE] })).route(
+            "/late",
+            get(|| async {
+                tokio::time::sleep(2 * WRITE_TIMEOUT).await;
+                "at last"
+            }),
+        );
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let graceful = GracefulShutdown::new();
+        let start = Instant::now();
+        let served = async {
+            tokio::join!(connection(server, router, graceful.watcher()), read(&mut client))
+        };
+        tokio::time::timeout(100 * WRITE_TIMEOUT, served).await.unwrap();
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_its_answer_loses_its_connection_and_the_log_says_so() {
+        let (log, _guard) = Log::capture();
+        let took = ask("/large", async |_client| {}).await;
+        assert!((WRITE_TIMEOUT..2 * WRITE_TIMEOUT).contains(&took), "{took:?}");
+        let log = log.text();
+        assert!(log.lines().count() == 1 && log.contains("has read nothing for 60s"), "{log}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_client_and_a_slow_answer_are_waited_for() {
+        let (log, _guard) = Log::capture();
+        let took = ask("/large", async |client| {
+            let (mut read, mut buffer) = (0, vec![0; LARGE]);
+            while read < LARGE {
+                tokio::time::advance(WRITE_TIMEOUT - Duration::from_secs(1)).await;
+                read += client.read(&mut buffer).await.unwrap();
+            }
+        });
+        assert!(took.await > 5 * WRITE_TIMEOUT);
+        let took = ask("/late", async |client| {
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert!(answer.ends_with(b"at last"));
+        });
+        // The answer, and then no other request.
+        assert!(took.await >= 2 * WRITE_TIMEOUT + IDLE_TIMEOUT);
+        assert_eq!(log.text(), "");
     }
 }
