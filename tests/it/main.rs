@@ -1,14 +1,21 @@
 //! Integration tests.
 
 mod admin;
-mod api;
 mod bundled;
+mod bundled_directory;
 mod command_line;
+mod connections;
+mod corruption;
+mod crash;
 mod daemon;
+mod drop_directory;
+mod embeddings;
 mod golden;
 mod model_command;
 mod offline;
-mod packages;
+mod quarantine;
 mod readme;
+mod refusals;
+mod status;
 mod support;
 mod tidy;

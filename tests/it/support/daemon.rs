@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::{Answer, BOUND, Connection, Root};
+use super::{Answer, BOUND, Connection, EMBEDDINGS, Root};
 
 /// Not everything that a test waits for is said: how long to wait for a word before looking again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -179,9 +179,21 @@ impl Daemon {
         self.connect().request("POST", path, &[], body.to_string().as_bytes())
     }
 
+    /// The answer to `bytes` on a connection of their own.
+    pub(crate) fn send(&self, bytes: &[u8]) -> Answer {
+        let mut connection = self.connect();
+        connection.send(bytes);
+        connection.answer()
+    }
+
+    /// The answer of `/v1/embeddings` to `body`.
+    pub(crate) fn embeddings(&self, body: &Value) -> Answer {
+        self.post(EMBEDDINGS, body)
+    }
+
     /// The vectors of `input` by the default model.
     pub(crate) fn embed(&self, input: Value) -> Vec<Vec<f32>> {
-        let answer = self.post("/v1/embeddings", &json!({ "input": input }));
+        let answer = self.embeddings(&json!({ "input": input }));
         assert_eq!(answer.status, 200, "{answer:?}");
         answer.vectors()
     }

@@ -179,6 +179,23 @@ impl Answer {
     }
 }
 
+/// `body` answered with `status` and `code`; `message` and `param` are parts of the error's.
+pub(crate) fn refused(
+    answer: &Answer,
+    status: u16,
+    code: &str,
+    param: Option<&str>,
+    messages: &[&str],
+) {
+    let error = answer.error();
+    assert_eq!(answer.status, status, "{error}");
+    assert_eq!(error["code"], code, "{error}");
+    assert_eq!(error["param"].as_str(), param, "{error}");
+    for message in messages {
+        assert!(error["message"].as_str().unwrap().contains(message), "{message}: {error}");
+    }
+}
+
 fn vector(embedding: &Value) -> Vec<f32> {
     if let Some(text) = embedding.as_str() {
         let bytes = STANDARD.decode(text).unwrap();

@@ -13,6 +13,7 @@
 
 mod daemon;
 mod http;
+pub(crate) mod packages;
 mod root;
 
 use std::io::Write;
@@ -22,11 +23,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 pub(crate) use daemon::Daemon;
-pub(crate) use http::{Answer, Connection};
+pub(crate) use http::{Answer, Connection, refused};
 pub(crate) use root::Root;
 
 /// When a test gives up: a hundred times what anything here takes on an idle machine.
 pub(crate) const BOUND: Duration = Duration::from_secs(60);
+/// The path of OpenAI's endpoint.
+pub(crate) const EMBEDDINGS: &str = "/v1/embeddings";
 /// Length of the vectors of [`tiny_package`].
 pub(crate) const TINY_DIMENSIONS: usize = 64;
 
@@ -62,6 +65,11 @@ pub(crate) fn pack(name: &str, id: &str, version: &str) -> Vec<u8> {
 pub(crate) fn tiny_package() -> &'static [u8] {
     static PACKAGE: OnceLock<Vec<u8>> = OnceLock::new();
     PACKAGE.get_or_init(|| pack("tiny-bert-mean", "bundled-mini", "1"))
+}
+
+/// The cosine of two vectors of length one.
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// Says by name that a test was skipped, on the real stderr: what a passing test prints is captured.

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Daemon, cli, tiny_package};
+use super::{Daemon, cli, pack, tiny_package};
 
 /// A place for one daemon at a time; it may be started there again and again.
 #[derive(Debug)]
@@ -21,6 +21,14 @@ impl Root {
     pub(crate) fn new() -> Self {
         let root = Self::without_bundled();
         fs::write(root.bundled().join("bundled-mini-1.model.tar.zst"), tiny_package()).unwrap();
+        root
+    }
+
+    /// A root with a second model, `other`, that nobody loads before it is asked for.
+    pub(crate) fn with_other() -> Self {
+        let root = Self::new().with("memory.preload_models", json!([]));
+        fs::write(root.bundled().join("other-2.model.tar.zst"), pack("tiny-e5", "other", "2"))
+            .unwrap();
         root
     }
 

@@ -1,0 +1,208 @@
+//! Connections: what HTTP they may speak, many at once, slow ones, broken ones and more than there may be.
+
+use std::sync::Barrier;
+use std::thread;
+
+use serde_json::json;
+
+use crate::support::{Connection, EMBEDDINGS, Root, cosine, refused};
+
+#[test]
+fn any_host_and_no_content_type_will_do() {
+    let daemon = Root::new().start();
+    let expected = daemon.embed(json!("a text"));
+    let body = r#"{"input":"a text"}"#;
+    let length = format!("content-length: {}\r\n", body.len());
+    for head in [
+        "host: localhost\r\n",
+        "host: evil.example:1234\r\n",
+        "host:\r\n",
+        "host: a\r\ncontent-type: text/plain\r\n",
+        "host: a\r\ncontent-type: application/json; charset=utf-8\r\n",
+        "host: a\r\nauthorization: Bearer x\r\nx-stainless-lang: python\r\n",
+    ] {
+        let request = format!("POST {EMBEDDINGS} HTTP/1.1\r\n{head}{length}\r\n{body}");
+        let answer = daemon.send(request.as_bytes());
+        assert_eq!(answer.status, 200, "{head}: {answer:?}");
+        assert_eq!(answer.vectors(), expected, "{head}");
+    }
+    let old = format!("POST {EMBEDDINGS} HTTP/1.0\r\n{length}\r\n{body}");
+    assert_eq!(daemon.send(old.as_bytes()).vectors(), expected);
+    let absolute = daemon.send(b"GET http://localhost/livez HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    assert_eq!(absolute.status, 200);
+    daemon.stop();
+}
+
+#[test]
+fn a_connection_carries_many_requests() {
+    let daemon = Root::new().start();
+    let mut connection = daemon.connect();
+    let body = json!({ "input": "a" }).to_string();
+    for _ in 0..20 {
+        assert_eq!(connection.request("POST", EMBEDDINGS, &[], body.as_bytes()).status, 200);
+        // A refused request does not cost the connection.
+        assert_eq!(connection.request("POST", EMBEDDINGS, &[], b"{").status, 400);
+        assert_eq!(connection.request("GET", "/nope", &[], b"").status, 404);
+    }
+    // Sent at once, answered in order.
+    connection.ask("POST", EMBEDDINGS, &[], body.as_bytes());
+    connection.ask("GET", "/nope", &[], b"");
+    assert_eq!(connection.answer().status, 200);
+    assert_eq!(connection.answer().status, 404);
+    daemon.stop();
+}
+
+#[test]
+fn fifty_clients_at_once_are_all_answered() {
+    let daemon = Root::new().start();
+    let expected: Vec<_> =
+        (0..50).map(|client| daemon.embed(json!(format!("client {client}"))).remove(0)).collect();
+    let together = Barrier::new(50);
+    thread::scope(|scope| {
+        for (client, expected) in expected.iter().enumerate() {
+            let (daemon, together) = (&daemon, &together);
+            scope.spawn(move || {
+                together.wait();
+                for _ in 0..4 {
+                    let vector = daemon.embed(json!(format!("client {client}"))).remove(0);
+                    assert!(cosine(&vector, expected) > 0.999_99, "client {client}");
+                }
+            });
+        }
+    });
+    daemon.stop();
+}
+
+#[test]
+fn more_requests_than_may_wait_are_told_to_come_again() {
+    let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
+    // Ids need no tokenizing: the model is the slowest part, so that requests wait for it.
+    let body = json!({ "input": vec![vec![5; 48]; 2048] }).to_string();
+    let mut connections: Vec<_> = (0..8).map(|_| daemon.connect()).collect();
+    for connection in &mut connections {
+        connection.ask("POST", EMBEDDINGS, &[], body.as_bytes());
+    }
+    let answers: Vec<_> = connections.iter_mut().map(Connection::answer).collect();
+    let (fine, others): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| answer.status == 200);
+    assert!(!fine.is_empty() && !others.is_empty(), "{} of 8 answered", fine.len());
+    for answer in others {
+        refused(&answer, 429, "overloaded", None, &["bundled-mini"]);
+        assert_eq!(answer.error()["type"], "rate_limit_error");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+    daemon.stop();
+}
+
+#[test]
+fn clients_that_leave_in_the_middle_hurt_nobody() {
+    let daemon = Root::new().start();
+    let body = json!({ "input": vec![vec![5; 48]; 512] }).to_string();
+    let half = &body[..body.len() / 2];
+    for _ in 0..10 {
+        let mut connection = daemon.connect();
+        connection.send(b"POST /v1/embeddings HTT");
+        drop(connection);
+        let mut connection = daemon.connect();
+        let head =
+            format!("POST /v1/embeddings HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+        connection.send(head.as_bytes());
+        connection.send(half.as_bytes());
+        drop(connection);
+        let mut connection = daemon.connect();
+        connection.ask("POST", EMBEDDINGS, &[], body.as_bytes());
+        drop(connection);
+    }
+    assert_eq!(daemon.embed(json!("a text")).len(), 1);
+    // What was begun for them is given up or finished: nothing waits for ever.
+    daemon
+        .until("an empty queue", || (daemon.package("bundled-mini")["waiting"] == 0).then_some(()));
+    daemon.stop();
+}
+
+#[test]
+fn malformed_http_ends_its_own_connection_only() {
+    let daemon = Root::new().start();
+    let long_header = format!("GET /livez HTTP/1.1\r\nx: {}\r\n\r\n", "a".repeat(1 << 20));
+    let many_headers = format!("GET /livez HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(10_000));
+    let long_path = format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(1 << 20));
+    let bytes: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+    let bad: [&[u8]; 13] = [
+        b"\r\n\r\n\r\n",
+        b"\0\0\0\0",
+        b"GET\r\n\r\n",
+        b"GET /livez HTTP/9.9\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"POST /v1/embeddings HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"POST /v1/embeddings HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"POST /v1/embeddings HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        long_header.as_bytes(),
+        many_headers.as_bytes(),
+        long_path.as_bytes(),
+        &bytes,
+    ];
+    for bytes in bad {
+        let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]);
+        let mut connection = daemon.connect();
+        connection.send(bytes);
+        connection.finish();
+        let said = connection.until_closed();
+        let answer = String::from_utf8_lossy(&said);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{shown}: {answer}");
+        assert_eq!(daemon.get("/livez").status, 200, "{shown}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_slow_head_does_not_hold_up_others() {
+    let daemon = Root::new().start();
+    let mut slow: Vec<_> = (0..20).map(|_| daemon.connect()).collect();
+    for connection in &mut slow {
+        connection.send(b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-len");
+    }
+    assert_eq!(daemon.embed(json!("a text")).len(), 1);
+    for connection in &mut slow {
+        connection.send(b"gth: 13\r\n\r\n{\"input\":\"a\"}");
+        assert_eq!(connection.answer().status, 200);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_large_body_is_asked_for_when_the_client_offers_it() {
+    let daemon = Root::new().start();
+    let mut connection = daemon.connect();
+    connection.send(
+        b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\n\
+          content-length: 13\r\n\r\n",
+    );
+    assert_eq!(connection.answer().status, 100);
+    connection.send(b"{\"input\":\"a\"}");
+    assert_eq!(connection.answer().status, 200);
+    daemon.stop();
+}
+
+#[test]
+fn connections_over_the_limit_wait_and_are_served_then() {
+    let daemon = Root::new().with("socket.max_connections", json!(2)).start();
+    let mut first = daemon.connect();
+    let mut second = daemon.connect();
+    assert_eq!(first.request("GET", "/livez", &[], b"").status, 200);
+    assert_eq!(second.request("GET", "/livez", &[], b"").status, 200);
+    let mut third = daemon.connect();
+    let mut fourth = daemon.connect();
+    third.ask("GET", "/livez", &[], b"");
+    fourth.ask("GET", "/livez", &[], b"");
+    for _ in 0..50 {
+        assert_eq!(first.request("GET", "/livez", &[], b"").status, 200);
+    }
+    assert!(!third.has_answer() && !fourth.has_answer());
+    drop(first);
+    assert_eq!(third.answer().status, 200);
+    assert!(!fourth.has_answer());
+    drop(second);
+    assert_eq!(fourth.answer().status, 200);
+    daemon.stop();
+}

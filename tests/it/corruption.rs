@@ -1,0 +1,105 @@
+//! Files of the store that change behind the daemon's back: never used, said, and repaired from their package.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::json;
+
+use crate::support::packages::{
+    ask, entry, file_name, flip_a_bit_of, stored, until_answers, until_looked,
+};
+use crate::support::{Root, pack};
+
+type Damage = fn(&Path);
+
+/// Ways in which an installed file can change behind the daemon's back.
+const DAMAGES: [(&str, Damage); 4] = [
+    ("flipped", flip_a_bit_of),
+    ("truncated", |path| {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    }),
+    ("removed", |path| fs::remove_file(path).unwrap()),
+    ("fifo", |path| {
+        fs::remove_file(path).unwrap();
+        mkfifo(path, Mode::S_IRWXU).unwrap();
+    }),
+];
+
+/// A root with a bundled package for each of [`DAMAGES`], none of them loaded at start.
+fn root_to_damage() -> Root {
+    let root = Root::new();
+    for (id, _) in DAMAGES {
+        fs::write(root.bundled().join(file_name(id)), pack("tiny-bert-mean", id, "1")).unwrap();
+    }
+    root.with("memory.model_cache.validation_on_startup", json!(false))
+}
+
+#[test]
+fn a_store_file_changed_before_loading_is_answered_503_and_a_restart_repairs_a_bundled_model() {
+    let daemon = root_to_damage().start();
+    for (id, damage) in DAMAGES {
+        damage(&entry(&daemon, id).join("model.safetensors"));
+        // Again and again: the answer does not depend on who asked before.
+        for _ in 0..3 {
+            let answer = ask(&daemon, id);
+            let error = answer.error();
+            assert_eq!((answer.status, &error["code"]), (503, &json!("model_corrupt")), "{id}");
+            assert!(error["message"].as_str().unwrap().contains("model.safetensors"), "{error}");
+        }
+        daemon.until("the log to say so", || {
+            let said = |line: &String| line.contains("ERROR") && line.contains(&format!("{id}@1"));
+            daemon.log().iter().any(said).then_some(())
+        });
+        assert_eq!(daemon.package(id)["status"], "corrupt");
+        daemon.embed(json!("the daemon lives"));
+    }
+    // An administrator need not wait for a restart, nor a client after that.
+    let (id, _) = DAMAGES[0];
+    let installed = daemon
+        .cli()
+        .args(["model", "install"])
+        .arg(daemon.bundled().join(file_name(id)))
+        .output()
+        .unwrap();
+    assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
+    assert_eq!(ask(&daemon, id).status, 200);
+
+    let daemon = daemon.stop().start();
+    for (id, _) in DAMAGES {
+        assert_eq!(ask(&daemon, id).status, 200, "{id}");
+        assert_eq!(daemon.package(id)["status"], "available");
+    }
+    assert_eq!(stored(&daemon).len(), 1 + DAMAGES.len());
+}
+
+#[test]
+fn validation_finds_what_changed_unloads_it_and_installs_it_again_from_its_package() {
+    let daemon = root_to_damage().start();
+    until_looked(&daemon, "m");
+    let ids = || DAMAGES.into_iter().map(|(id, _)| id).chain(["m"]);
+    // In memory it is still what it was; on disk it is not.
+    assert_eq!(daemon.package("m")["residency"], "resident");
+    flip_a_bit_of(&entry(&daemon, "m").join("model.safetensors"));
+    assert_eq!(ask(&daemon, "m").status, 200);
+    let verified = daemon.connect().request("POST", "/api/packages/m/verify", &[], b"");
+    assert_eq!((verified.status, &verified.error()["code"]), (409, &json!("model_corrupt")));
+    assert_eq!(daemon.package("m")["residency"], "absent");
+    assert_eq!(ask(&daemon, "m").status, 503);
+
+    let mut root = daemon.stop();
+    for (id, damage) in DAMAGES {
+        damage(&entry(&root, id).join("model.safetensors"));
+    }
+    root.set("memory.model_cache.validation_on_startup", json!(true));
+    let daemon = root.start();
+    for id in ids() {
+        until_answers(&daemon, id);
+        assert_eq!(daemon.package(id)["status"], "available");
+    }
+    assert_eq!(stored(&daemon).len(), 1 + ids().count());
+}

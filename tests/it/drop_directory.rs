@@ -1,0 +1,167 @@
+//! The drop directory, as an operator sees it: a package answers soon after its last byte, and its model leaves with its
+//! file.
+
+#![expect(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and a measured time is printed"
+)]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::packages::{ask, dropped, stored, until_answers, until_gone, until_looked};
+use crate::support::{Daemon, Root, pack, tiny_package};
+
+/// Within this time after its last byte a dropped package answers.
+const PROMISED: Duration = Duration::from_secs(2);
+
+/// One way in which packages come into a directory; returns when the last byte is there.
+type Way = fn(&Daemon, &Path, &[u8]);
+
+const WAYS: [(&str, Way); 4] = [
+    ("cp", |_, path, package| fs::write(path, package).unwrap()),
+    ("mv", |daemon, path, package| {
+        let elsewhere = daemon.path().join("elsewhere");
+        fs::write(&elsewhere, package).unwrap();
+        fs::rename(elsewhere, path).unwrap();
+    }),
+    ("rsync", |_, path, package| {
+        // What rsync calls it while it copies.
+        let name = format!(".{}.Xa3b9Q", path.file_name().unwrap().to_str().unwrap());
+        let temporary = path.with_file_name(name);
+        let mut file = File::create(&temporary).unwrap();
+        for piece in package.chunks(64 << 10) {
+            file.write_all(piece).unwrap();
+        }
+        fs::rename(temporary, path).unwrap();
+    }),
+    ("slow pieces", |daemon, path, package| {
+        let mut file = File::create(path).unwrap();
+        for piece in package.chunks(package.len() / 3 + 1) {
+            if file.metadata().unwrap().len() > 0 {
+                let name = path.file_name().unwrap().to_str().unwrap();
+                let said = daemon.log().len();
+                let waiting = |line: &String| line.contains("waiting") && line.contains(name);
+                daemon.until("what is there to be looked at", || {
+                    daemon.log().iter().skip(said).any(waiting).then_some(())
+                });
+            }
+            file.write_all(piece).unwrap();
+        }
+    }),
+];
+
+#[test]
+fn a_dropped_package_answers_within_two_seconds_of_its_last_byte() {
+    let daemon = Root::new().start();
+    for (way, put) in WAYS {
+        // A busy machine may be late; a daemon that is late by itself is so every time.
+        let mut tries = (0..3).map(|attempt| {
+            let id = format!("{}-{attempt}", way.replace(' ', "-"));
+            let package = pack("tiny-bert-mean", &id, "1");
+            put(&daemon, &dropped(&daemon, &id), &package);
+            let start = Instant::now();
+            until_answers(&daemon, &id);
+            let took = start.elapsed();
+            assert_eq!(daemon.package(&id)["origin"], "dropped");
+            eprintln!("{way}: answers {} ms after its last byte", took.as_millis());
+            took
+        });
+        assert!(tries.any(|took| took <= PROMISED), "{way}: three times over {PROMISED:?}");
+    }
+}
+
+#[test]
+fn a_model_leaves_with_its_file_and_is_replaced_with_it() {
+    let daemon = Root::new().start();
+    let path = dropped(&daemon, "m");
+    let vector = |daemon: &Daemon| ask(daemon, "m").vectors();
+    fs::write(&path, pack("tiny-bert-mean", "m", "1")).unwrap();
+    until_answers(&daemon, "m");
+    let (first, mean) = (daemon.package("m"), vector(&daemon));
+
+    // The same id and version, another content.
+    fs::write(&path, pack("tiny-bert-cls", "m", "1")).unwrap();
+    daemon.until("the new content", || (ask(&daemon, "m").vectors() != mean).then_some(()));
+    let second = daemon.package("m");
+    assert_eq!((&second["version"], &second["status"]), (&json!("1"), &json!("available")));
+    assert_ne!(first["revision"], second["revision"]);
+    assert_eq!(stored(&daemon).len(), 2);
+
+    // Another version: the old one's file is there no more.
+    fs::write(&path, pack("tiny-bert-mean", "m", "0.9")).unwrap();
+    daemon.until("the old version to leave", || {
+        (daemon.package("m")["version"] == "0.9" && stored(&daemon).len() == 2).then_some(())
+    });
+    assert_eq!(vector(&daemon), mean);
+
+    // Renamed: the file of the old name is gone, that of the new name is there.
+    fs::rename(&path, dropped(&daemon, "n")).unwrap();
+    daemon.wait_log("removed with its file");
+    until_answers(&daemon, "m");
+
+    fs::remove_file(dropped(&daemon, "n")).unwrap();
+    until_gone(&daemon, "m");
+    assert_eq!(stored(&daemon).len(), 1);
+    daemon.embed(json!("the bundled model is still there"));
+    daemon.stop();
+}
+
+#[test]
+fn a_model_stays_without_its_file_when_the_configuration_says_so() {
+    let daemon = Root::new().with("packages.remove_with_file", json!(false)).start();
+    until_looked(&daemon, "m");
+    fs::remove_file(dropped(&daemon, "m")).unwrap();
+    until_looked(&daemon, "n");
+    assert_eq!(ask(&daemon, "m").status, 200);
+    let daemon = daemon.stop().start();
+    until_looked(&daemon, "o");
+    assert_eq!(ask(&daemon, "m").status, 200);
+}
+
+#[test]
+fn a_copy_of_a_bundled_package_may_come_and_go() {
+    let daemon = Root::new().start();
+    let path = dropped(&daemon, "copy");
+    fs::write(&path, tiny_package()).unwrap();
+    daemon.until("the copy to be looked at", || {
+        daemon.log().iter().any(|line| line.contains("existed=true")).then_some(())
+    });
+    fs::remove_file(&path).unwrap();
+    until_looked(&daemon, "m");
+    assert_eq!(daemon.package("bundled-mini")["origin"], "bundled");
+    daemon.embed(json!("a text"));
+}
+
+#[test]
+fn a_restart_reads_only_what_changed_while_the_daemon_was_down() {
+    let daemon = Root::new().start();
+    for id in ["same", "replaced", "removed"] {
+        until_looked(&daemon, id);
+    }
+    let installed_at = daemon.package("same")["installed_at"].clone();
+    let root = daemon.stop();
+    fs::write(dropped(&root, "replaced"), pack("tiny-bert-cls", "replaced", "1")).unwrap();
+    fs::remove_file(dropped(&root, "removed")).unwrap();
+    let daemon = root.start();
+    until_gone(&daemon, "removed");
+    daemon.wait_log("package accepted");
+    until_looked(&daemon, "new");
+    let mut accepted = daemon.log();
+    accepted.retain(|line| line.contains("package accepted"));
+    assert!(!accepted.iter().any(|line| line.contains("same")), "{accepted:#?}");
+    // A file that was read while it was still being written is read again, and then exists.
+    accepted.retain(|line| line.contains("existed=false"));
+    assert!(
+        accepted.len() == 2 && accepted[0].contains("replaced") && accepted[1].contains("new"),
+        "{accepted:#?}"
+    );
+    assert_eq!(daemon.package("same")["installed_at"], installed_at);
+    let vectors = |id: &str| ask(&daemon, id).vectors();
+    assert_ne!(vectors("replaced"), vectors("same"));
+}

@@ -1,0 +1,149 @@
+//! Packages that are not accepted: which go to quarantine, which are waited for, and that neither harms the service.
+
+#![expect(clippy::print_stderr, reason = "the reasons are printed")]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+
+use minisign::KeyPair;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::json;
+
+use crate::support::packages::{
+    ask, dropped, file_name, flip_a_bit, names, stored, until_answers, until_gone, until_looked,
+    until_quarantined,
+};
+use crate::support::{Root, pack, skipped};
+
+#[test]
+fn what_is_wrong_goes_to_quarantine_with_the_reason_and_the_service_goes_on() {
+    let daemon = Root::new().with("packages.incomplete_timeout", json!("2s")).start();
+    let good = pack("tiny-bert-mean", "m", "1");
+    let mut flipped = good.clone();
+    flip_a_bit(&mut flipped);
+    let other_sum = format!("{}  {}\n", "0".repeat(64), file_name("other-sum"));
+    fs::write(daemon.drop_directory().join("other-sum.model.tar.zst.sha256"), other_sum).unwrap();
+    let cases: [(&str, &[u8], &str); 6] = [
+        ("flipped", &flipped, ""),
+        ("other-sum", &good, "its .sha256 file says 0000"),
+        ("half", &good[..good.len() / 2], "did not come within 2s"),
+        ("empty", b"", "did not come within 2s"),
+        ("text", b"not a package at all", "zstd"),
+        ("longer", &[good.as_slice(), b"more"].concat(), ""),
+    ];
+    for (id, content, _) in cases {
+        fs::write(dropped(&daemon, id), content).unwrap();
+    }
+    for (id, _, word) in cases {
+        let reason = until_quarantined(&daemon, id);
+        assert!(reason.len() > 10 && reason.contains(word), "{id}: {reason}");
+        eprintln!("{id}: {}", reason.trim());
+    }
+    let quarantine = daemon.drop_directory().join("quarantine");
+    assert!(quarantine.join("other-sum.model.tar.zst.sha256").exists());
+    assert_eq!(stored(&daemon).len(), 1);
+    assert_eq!(names(&daemon.state().join("staging")), Vec::<String>::new());
+    daemon.embed(json!("a text"));
+    // What was refused is not looked at again, and the same bytes under the same name are.
+    let said = daemon.log().len();
+    fs::write(dropped(&daemon, "m"), &good).unwrap();
+    until_answers(&daemon, "m");
+    assert!(!daemon.log().iter().skip(said).any(|line| line.contains("refused")));
+    daemon.stop();
+}
+
+#[test]
+fn a_refused_successor_does_not_take_the_model_away() {
+    let daemon = Root::new().start();
+    let good = pack("tiny-bert-mean", "m", "1");
+    fs::write(dropped(&daemon, "m"), &good).unwrap();
+    until_answers(&daemon, "m");
+    let mut flipped = good.clone();
+    flip_a_bit(&mut flipped);
+    fs::write(dropped(&daemon, "m"), &flipped).unwrap();
+    until_quarantined(&daemon, "m");
+    assert_eq!(ask(&daemon, "m").status, 200);
+    let daemon = daemon.stop().start();
+    until_looked(&daemon, "n");
+    assert_eq!(ask(&daemon, "m").status, 200);
+
+    // Not a successor but the package itself, found to be wrong later.
+    let sum = daemon.drop_directory().join(format!("{}.sha256", file_name("n")));
+    fs::write(sum, format!("{}  {}\n", "0".repeat(64), file_name("n"))).unwrap();
+    until_quarantined(&daemon, "n");
+    until_gone(&daemon, "n");
+}
+
+#[test]
+fn what_is_no_regular_file_harms_nothing() {
+    let root = Root::new();
+    let package = root.path().join("package");
+    fs::write(&package, pack("tiny-bert-mean", "link", "1")).unwrap();
+    let at = |id: &str| dropped(&root, id);
+    mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();
+    fs::create_dir(at("directory")).unwrap();
+    symlink(&package, at("link")).unwrap();
+    symlink("nowhere", at("dangling")).unwrap();
+    let _socket = UnixListener::bind(at("socket")).unwrap();
+    let mut odd = vec!["fifo", "directory", "link", "dangling", "socket"];
+    let device = Command::new("mknod").arg(at("device")).args(["c", "1", "5"]).output();
+    match device {
+        Ok(made) if made.status.success() => odd.push("device"),
+        _ => skipped("a device in the drop directory", "the right to make one"),
+    }
+    // A name that is no UTF-8, and sidecars that are no files.
+    let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xff.model.tar.zst");
+    fs::write(root.drop_directory().join(name), "").unwrap();
+    mkfifo(&root.drop_directory().join("late.model.tar.zst.sha256"), Mode::S_IRWXU).unwrap();
+    let daemon = root.start();
+    for id in &odd {
+        let name = file_name(id);
+        daemon.until(&format!("a word on {name}"), || {
+            let said = |line: &String| line.contains("ERROR") && line.contains(&name);
+            daemon.log().iter().any(said).then_some(())
+        });
+    }
+    until_looked(&daemon, "m");
+    daemon.embed(json!("a text"));
+    assert_eq!(stored(&daemon).len(), 2);
+    for id in odd {
+        assert!(fs::symlink_metadata(dropped(&daemon, id)).is_ok(), "{id} is still there");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn with_a_key_a_package_waits_for_its_signature_and_another_key_is_refused() {
+    let root = Root::without_bundled();
+    let generate = || KeyPair::generate_unencrypted_keypair().unwrap();
+    let (ours, theirs) = (generate(), generate());
+    fs::write(root.keys().join("ours.pub"), ours.pk.to_box().unwrap().to_string()).unwrap();
+    let daemon = root.start();
+    let sign = |key: &KeyPair, package: &[u8]| {
+        minisign::sign(None, &key.sk, package, None, None).unwrap().into_string()
+    };
+    let signature = |id: &str| daemon.drop_directory().join(format!("{}.minisig", file_name(id)));
+    let package = pack("tiny-bert-mean", "ours", "1");
+    fs::write(dropped(&daemon, "ours"), &package).unwrap();
+    assert!(daemon.wait_log("waiting").contains("a signature is required"));
+    assert_eq!(ask(&daemon, "ours").status, 404);
+    fs::write(signature("ours"), sign(&ours, &package)).unwrap();
+    until_answers(&daemon, "ours");
+    assert!(daemon.wait_log("package accepted").contains("valid, key"));
+
+    let package = pack("tiny-bert-mean", "theirs", "1");
+    fs::write(signature("theirs"), sign(&theirs, &package)).unwrap();
+    fs::write(dropped(&daemon, "theirs"), &package).unwrap();
+    let reason = until_quarantined(&daemon, "theirs");
+    assert!(reason.contains("not one of the configured keys"), "{reason}");
+
+    let other = pack("tiny-bert-mean", "other", "1");
+    fs::write(signature("other"), sign(&ours, &package)).unwrap();
+    fs::write(dropped(&daemon, "other"), other).unwrap();
+    let reason = until_quarantined(&daemon, "other");
+    assert!(reason.contains("does not match"), "{reason}");
+    assert_eq!(stored(&daemon).len(), 1);
+}
