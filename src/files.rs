@@ -7,7 +7,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
 
 /// A failed operation on a path.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +113,27 @@ pub fn create_directory(directory: &Path) -> Result<(), FileError> {
     fs::create_dir_all(directory).map_err(FileError::new("create", directory))
 }
 
+/// Locks the file at `path`, creating it if need be; `None` while another process holds it.
+///
+/// The kernel drops the lock with its holder, however that ends. The file itself stays: a lock on a file that was
+/// removed keeps nobody out.
+///
+/// # Errors
+/// When it cannot be opened or locked.
+pub fn lock(path: &Path) -> Result<Option<Flock<File>>, FileError> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(FileError::new("open", path))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_file, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_file, errno)) => Err(FileError::new("lock", path)(errno.into())),
+    }
+}
+
 /// Removes `path`, a file or a directory with all that is in it; it need not be there.
 ///
 /// # Errors
@@ -167,6 +189,17 @@ mod tests {
         write_atomic(&file, b"new").unwrap();
         assert_eq!(fs::read(&file).unwrap(), b"new");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_lock_has_one_holder_and_goes_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("lock");
+        let held = lock(&path).unwrap();
+        assert!(held.is_some() && lock(&path).unwrap().is_none());
+        drop(held);
+        assert!(lock(&path).unwrap().is_some());
+        assert!(lock(&root.path().join("absent/lock")).is_err());
     }
 
     #[test]

@@ -4,19 +4,18 @@
 //! then renamed, so that no connection can arrive under other permissions. Whether a socket that stands at the path
 //! is stale is decided by a lock beside it and never guessed: the kernel drops the lock with its holder.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use listenfd::ListenFd;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::unistd::Group;
 
 use crate::config::Socket;
-use crate::files::FileError;
+use crate::files::{self, FileError};
 
 /// Why there is no socket to listen on.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +102,7 @@ fn bind(settings: &Socket) -> Result<(UnixListener, Bound), ListenError> {
         _ => {}
     }
     let unnamed = directory.join(format!(".caxton-{}.sock", std::process::id()));
-    crate::files::remove(&unnamed)?;
+    files::remove(&unnamed)?;
     let listener = UnixListener::bind(&unnamed).map_err(FileError::new("bind", &unnamed))?;
     if let Some(name) = &settings.group {
         let gid = group(name)?;
@@ -120,17 +119,7 @@ fn bind(settings: &Socket) -> Result<(UnixListener, Bound), ListenError> {
 fn lock(socket: &Path) -> Result<Flock<File>, ListenError> {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
-    let path = PathBuf::from(path);
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(FileError::new("open", &path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| match errno {
-        Errno::EWOULDBLOCK => ListenError::Taken(socket.to_owned()),
-        errno => FileError::new("lock", path)(errno.into()).into(),
-    })
+    files::lock(Path::new(&path))?.ok_or_else(|| ListenError::Taken(socket.to_owned()))
 }
 
 fn group(name: &str) -> Result<u32, ListenError> {

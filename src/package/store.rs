@@ -15,13 +15,13 @@
 //! Everything here blocks. The index lock is never held while file contents are read.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use tempfile::TempDir;
 
 use super::digest::{Digest, HashingReader};
@@ -408,17 +408,9 @@ impl<F: FnMut(u64)> Write for Counter<F> {
 
 fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
     let path = directory.join("lock");
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(FileError::new("open", &path))?;
+    let lock = files::lock(&path)?.ok_or_else(|| StoreError::Locked(directory.to_owned()))?;
     own(&path, directory)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_file, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => StoreError::Locked(directory.to_owned()),
-        errno => FileError::new("lock", &path)(errno.into()).into(),
-    })
+    Ok(lock)
 }
 
 fn read_entry(path: &Path) -> Result<Entry, String> {
@@ -484,6 +476,7 @@ fn own_all(path: &Path, directory: &Path) -> Result<(), FileError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
     use std::io::Seek;
     use std::os::unix::fs::symlink;
 
