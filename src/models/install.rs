@@ -178,7 +178,7 @@ pub enum RemoveError {
     File(#[from] FileError),
 }
 
-/// Removes `name` from the store, and from the drop directory if it came from there: it would come back otherwise.
+/// Removes `name` from the store, and all its files from the drop directory: it would come back otherwise.
 ///
 /// # Errors
 /// When there is no such model, it came with the appliance, or the disk fails.
@@ -187,7 +187,11 @@ pub fn remove(store: &Store, name: &str, rules: &Rules) -> Result<Entry, RemoveE
     let entry = choose(&entries, name).ok_or_else(|| RemoveError::Unknown(name.to_owned()))?;
     match &entry.record.origin {
         Origin::Bundled { .. } => return Err(RemoveError::Bundled(name.to_owned())),
-        Origin::Dropped { file, .. } => files::remove(&rules.drop_directory.join(file))?,
+        Origin::Dropped { files } => {
+            for file in files.keys() {
+                files::remove(&rules.drop_directory.join(file))?;
+            }
+        }
         Origin::Installed => {}
     }
     Ok(store.remove(&entry.key)?)
@@ -309,6 +313,14 @@ impl Installer {
         self.blocking(move |store| store.adopt(&key)).await
     }
 
+    /// Says that `file` of the drop directory does not give an entry any more. Returns whether the entry may stay.
+    ///
+    /// # Errors
+    /// When there is no such entry or the disk fails; `None` when the daemon is stopping.
+    pub async fn let_go(&self, key: Key, file: String) -> Option<Result<bool, StoreError>> {
+        self.blocking(move |store| store.let_go(&key, &file)).await
+    }
+
     /// Hashes every file of an entry; lets the manager let go of it when it is corrupt.
     ///
     /// # Errors
@@ -400,9 +412,13 @@ mod tests {
         bytes
     }
 
-    fn origin(kind: &str, file: &str) -> Origin {
-        let origin = serde_json::json!({ kind: { "file": file, "fingerprint": "" } });
+    fn bundled() -> Origin {
+        let origin = serde_json::json!({ "bundled": { "file": "file", "fingerprint": "" } });
         serde_json::from_value(origin).unwrap()
+    }
+
+    fn dropped(file: &str) -> Origin {
+        Origin::dropped(file.to_owned(), serde_json::from_value("".into()).unwrap())
     }
 
     #[test]
@@ -463,11 +479,11 @@ mod tests {
         let mut place = Place::new();
         place.rules.bundled_only = true;
         let package = package("1", computed);
-        for refused in [Origin::Installed, origin("dropped", "file")] {
+        for refused in [Origin::Installed, dropped("file")] {
             let error = place.install(&package, refused).unwrap_err();
             assert!(matches!(error, InstallError::BundledOnly), "{error:?}");
         }
-        place.install(&package, origin("bundled", "file")).unwrap();
+        place.install(&package, bundled()).unwrap();
         assert_eq!(place.names(), ["tiny-bert-mean@1"]);
     }
 
@@ -483,17 +499,19 @@ mod tests {
     }
 
     #[test]
-    fn removing_takes_the_dropped_file_too_and_never_a_bundled_model() {
+    fn removing_takes_the_dropped_files_too_and_never_a_bundled_model() {
         let place = Place::new();
         let package = package("1", computed);
-        let file = place.root.path().join("file");
-        fs::write(&file, "package").unwrap();
-        place.install(&package, origin("dropped", "file")).unwrap();
+        let files = ["file", "copy"].map(|name| place.root.path().join(name));
+        for (file, name) in files.iter().zip(["file", "copy"]) {
+            fs::write(file, "package").unwrap();
+            place.install(&package, dropped(name)).unwrap();
+        }
         remove(&place.store, "tiny-bert-mean@1", &place.rules).unwrap();
-        assert!(!file.exists());
+        assert!(files.iter().all(|file| !file.exists()));
         let again = remove(&place.store, "tiny-bert-mean@1", &place.rules);
         assert!(matches!(again, Err(RemoveError::Unknown(_))), "{again:?}");
-        place.install(&package, origin("bundled", "file")).unwrap();
+        place.install(&package, bundled()).unwrap();
         let bundled = remove(&place.store, "tiny-bert-mean", &place.rules);
         assert!(matches!(bundled, Err(RemoveError::Bundled(_))), "{bundled:?}");
         assert_eq!(place.names(), ["tiny-bert-mean@1"]);

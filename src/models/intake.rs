@@ -100,10 +100,12 @@ impl Intake {
         entries.sort_by_key(|entry| entry.record.installed_at);
         let mut dropped = BTreeMap::new();
         for entry in entries {
-            if let Origin::Dropped { file, fingerprint } = entry.record.origin
+            if let Origin::Dropped { files } = entry.record.origin
                 && entry.record.status == Status::Available
             {
-                dropped.insert(file, (fingerprint, entry.key));
+                for (file, fingerprint) in files {
+                    dropped.insert(file, (fingerprint, entry.key.clone()));
+                }
             }
         }
         for (file, (fingerprint, key)) in dropped {
@@ -230,7 +232,7 @@ impl Intake {
     }
 
     async fn attempt(&mut self, file: String, fingerprint: Fingerprint) {
-        let origin = Origin::Dropped { file: file.clone(), fingerprint: fingerprint.clone() };
+        let origin = Origin::dropped(file.clone(), fingerprint.clone());
         let verdict =
             match self.installer.install_file(self.drop_directory.join(&file), origin).await {
                 Ok(installed) => {
@@ -253,15 +255,41 @@ impl Intake {
         self.ledger.judge(&file, &fingerprint, verdict, Instant::now());
     }
 
-    /// Removes the models that came with `name`, except the one that comes with it now.
+    /// Removes the models that came with `name` alone, except the one that comes with it now.
     async fn discard_dropped(&self, name: &str, except: Option<&Key>) {
         let removes = self.schedule.borrow().remove_with_file;
-        for entry in self.installer.handle().store().entries() {
-            let Origin::Dropped { file, .. } = &entry.record.origin else { continue };
-            if file == name && removes && Some(&entry.key) != except {
-                tracing::info!(file, model = %entry.key, "removed with its file");
-                self.discard(entry.key.clone()).await;
+        for entry in self.dropped(name) {
+            if Some(&entry.key) != except && !self.let_go(&entry.key, name).await && removes {
+                tracing::info!(file = name, model = %entry.key, "removed with its file");
+                self.discard(entry.key).await;
             }
+        }
+    }
+
+    /// The models that came with `name`, be it with other files, too.
+    fn dropped(&self, name: &str) -> Vec<Entry> {
+        let mut entries = self.installer.handle().store().entries();
+        entries.retain(|entry| match &entry.record.origin {
+            Origin::Dropped { files } => files.contains_key(name),
+            _ => false,
+        });
+        entries
+    }
+
+    /// Says that the file `name` does not give a model any more; whether the model stays without it.
+    async fn let_go(&self, key: &Key, name: &str) -> bool {
+        match self.installer.let_go(key.clone(), name.to_owned()).await {
+            Some(Ok(stays)) => {
+                if stays {
+                    tracing::info!(file = name, model = %key, "stays: it has another file");
+                }
+                stays
+            }
+            Some(Err(error)) => {
+                tracing::error!(model = %key, error = chain(&error), "cannot be parted from a file");
+                true
+            }
+            None => true,
         }
     }
 
@@ -290,13 +318,14 @@ impl Intake {
     }
 
     /// Decides on the models that came with `name`, which is in quarantine now: one that the refused package itself
-    /// gave leaves; one that it was to replace stays, although it has no file any more.
+    /// gave leaves; one that it was to replace stays, although it has no file any more. One with another file stays.
     async fn part(&self, name: &str, quarantined: PathBuf) {
-        let mut entries = self.installer.handle().store().entries();
-        entries.retain(|entry| match &entry.record.origin {
-            Origin::Dropped { file, .. } => file == name,
-            _ => false,
-        });
+        let mut entries = Vec::new();
+        for entry in self.dropped(name) {
+            if !self.let_go(&entry.key, name).await {
+                entries.push(entry);
+            }
+        }
         if entries.is_empty() {
             return;
         }
@@ -346,8 +375,8 @@ impl Intake {
             self.install_bundled().await;
         }
         for entry in entries {
-            if let Origin::Dropped { file, .. } = &entry.record.origin {
-                self.ledger.forget(file);
+            if let Origin::Dropped { files } = &entry.record.origin {
+                files.keys().for_each(|file| self.ledger.forget(file));
             }
         }
     }

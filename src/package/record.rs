@@ -2,6 +2,7 @@
 //!
 //! Pure but for serialisation; times come in as arguments.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -32,12 +33,10 @@ pub enum Origin {
         /// What it was when it was read.
         fingerprint: Fingerprint,
     },
-    /// A file of the drop directory.
+    /// Files of the drop directory, one or several of the same content.
     Dropped {
-        /// Its name there.
-        file: String,
-        /// What it was when it was read.
-        fingerprint: Fingerprint,
+        /// Their names there, and what each was when it was read. Never empty.
+        files: BTreeMap<String, Fingerprint>,
     },
     /// Given by an administrator.
     Installed,
@@ -47,6 +46,26 @@ impl Origin {
     /// Whether it came with the appliance.
     pub fn is_bundled(&self) -> bool {
         matches!(self, Self::Bundled { .. })
+    }
+
+    /// A file of the drop directory, as it was when it was read.
+    pub fn dropped(file: String, fingerprint: Fingerprint) -> Self {
+        Self::Dropped { files: BTreeMap::from([(file, fingerprint)]) }
+    }
+
+    /// What is true when the same package comes from `other`, too.
+    ///
+    /// What came with the appliance stays when a copy of it is dropped and taken away again; an administrator's word
+    /// and a dropped file replace each other; of dropped files all are remembered.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (bundled @ Self::Bundled { .. }, other) if !other.is_bundled() => bundled,
+            (Self::Dropped { mut files }, Self::Dropped { files: others }) => {
+                files.extend(others);
+                Self::Dropped { files }
+            }
+            (_, other) => other,
+        }
     }
 }
 

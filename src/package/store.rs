@@ -162,10 +162,8 @@ impl Store {
         if let Some(entry) = index.get_mut(&key)
             && !matches!(entry.record.status, Status::Corrupt(_))
         {
-            // What came with the appliance stays when a copy of it is dropped and taken away again.
-            if entry.record.origin != origin
-                && (origin.is_bundled() || !entry.record.origin.is_bundled())
-            {
+            let origin = entry.record.origin.clone().and(origin);
+            if entry.record.origin != origin {
                 entry.record.origin = origin;
                 self.write_record(entry)?;
             }
@@ -301,6 +299,24 @@ impl Store {
     /// When there is no such entry, or the disk fails.
     pub fn adopt(&self, key: &Key) -> Result<(), StoreError> {
         self.update(key, |record| record.origin = Origin::Installed)
+    }
+
+    /// Says that `file` of the drop directory does not give an entry any more. Returns whether the entry may stay:
+    /// when another file gives it, or an administrator did. If not, nothing changes; the caller decides.
+    ///
+    /// # Errors
+    /// When there is no such entry, or the disk fails.
+    pub fn let_go(&self, key: &Key, file: &str) -> Result<bool, StoreError> {
+        let mut index = self.index();
+        let entry = index.get_mut(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
+        let Origin::Dropped { files } = &mut entry.record.origin else { return Ok(true) };
+        if files.keys().all(|name| name == file) {
+            return Ok(false);
+        }
+        if files.remove(file).is_some() {
+            self.write_record(entry)?;
+        }
+        Ok(true)
     }
 
     /// Counts one use of an entry, in memory; [`Store::flush`] writes it.
@@ -971,6 +987,30 @@ mod tests {
         ] {
             assert!(matches!(unknown, Err(StoreError::Unknown(found)) if found == key));
         }
+    }
+
+    #[test]
+    fn an_entry_is_let_go_by_all_its_files_but_the_last() {
+        let place = Place::new();
+        let store = place.open();
+        let fingerprint = || serde_json::from_value("".into()).unwrap();
+        let dropped = |file: &str| Origin::dropped(file.to_owned(), fingerprint());
+        for file in ["a", "b", "c"] {
+            admit_as(&store, &package("m", "1"), dropped(file), QUOTA);
+        }
+        let key = store.entries()[0].key.clone();
+        for (file, stays) in [("other", true), ("c", true), ("a", true), ("b", false)] {
+            assert_eq!(store.let_go(&key, file).unwrap(), stays, "{file}");
+        }
+        assert_eq!(store.entry(&key).unwrap().record.origin, dropped("b"));
+        drop(store);
+        let store = place.open();
+        assert_eq!(store.entry(&key).unwrap().record.origin, dropped("b"));
+        // An administrator gave it: no file takes it away.
+        store.adopt(&key).unwrap();
+        assert!(store.let_go(&key, "b").unwrap());
+        store.remove(&key).unwrap();
+        assert!(matches!(store.let_go(&key, "b"), Err(StoreError::Unknown(_))));
     }
 
     #[test]

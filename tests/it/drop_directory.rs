@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::packages::{ask, dropped, stored, until_answers, until_gone, until_looked};
+use crate::support::packages::{
+    ask, dropped, file_name, stored, until_answers, until_gone, until_looked,
+};
 use crate::support::{Daemon, Root, pack, tiny_package};
 
 /// Within this time after its last byte a dropped package answers.
@@ -122,6 +124,35 @@ fn a_model_stays_without_its_file_when_the_configuration_says_so() {
     let daemon = daemon.stop().start();
     until_looked(&daemon, "o");
     assert_eq!(ask(&daemon, "m").status, 200);
+}
+
+#[test]
+fn a_model_with_two_files_leaves_with_the_last_of_them() {
+    // Which of them was read last must not matter, nor a restart between.
+    for (first, then) in [("a", "b"), ("b", "a")] {
+        let mut daemon = Root::new().start();
+        let package = pack("tiny-bert-mean", "m", "1");
+        for id in ["a", "b"] {
+            fs::write(dropped(&daemon, id), &package).unwrap();
+            daemon.until("the file to be accepted", || {
+                let accepted = |line: &String| {
+                    line.contains("package accepted") && line.contains(&file_name(id))
+                };
+                daemon.log().iter().any(accepted).then_some(())
+            });
+        }
+        if first == "a" {
+            daemon = daemon.stop().start();
+        }
+        fs::remove_file(dropped(&daemon, first)).unwrap();
+        daemon.wait_log("stays: it has another file");
+        assert_eq!(ask(&daemon, "m").status, 200);
+        assert_eq!(daemon.package("m")["origin"], "dropped");
+        fs::remove_file(dropped(&daemon, then)).unwrap();
+        until_gone(&daemon, "m");
+        assert_eq!(stored(&daemon).len(), 1);
+        daemon.stop();
+    }
 }
 
 #[test]

@@ -71,9 +71,17 @@ fn a_refused_successor_does_not_take_the_model_away() {
     assert_eq!(ask(&daemon, "m").status, 200);
 
     // Not a successor but the package itself, found to be wrong later.
-    let sum = daemon.drop_directory().join(format!("{}.sha256", file_name("n")));
-    fs::write(sum, format!("{}  {}\n", "0".repeat(64), file_name("n"))).unwrap();
-    until_quarantined(&daemon, "n");
+    let quarantine = |id: &str| {
+        let sum = daemon.drop_directory().join(format!("{}.sha256", file_name(id)));
+        fs::write(sum, format!("{}  {}\n", "0".repeat(64), file_name(id))).unwrap();
+        until_quarantined(&daemon, id);
+    };
+    fs::copy(dropped(&daemon, "n"), dropped(&daemon, "copy")).unwrap();
+    daemon.wait_log("existed=true");
+    quarantine("copy");
+    daemon.wait_log("stays: it has another file");
+    assert_eq!(ask(&daemon, "n").status, 200);
+    quarantine("n");
     until_gone(&daemon, "n");
 }
 
