@@ -47,9 +47,6 @@ pub enum EngineError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The forward pass failed.
-    #[error("the forward pass failed")]
-    Compute(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The forward pass gave a value that is not a number.
     #[error(
         "the model gave a vector that is not finite; its weights are damaged or unsuited to {precision}"

@@ -58,7 +58,7 @@ impl LayerNames {
         ..Self::BERT
     };
 
-    fn of(architecture: Architecture) -> Self {
+    pub(super) fn of(architecture: Architecture) -> Self {
         match architecture {
             Architecture::Bert | Architecture::Roberta | Architecture::XlmRoberta => Self::BERT,
             Architecture::DistilBert => Self::DISTILBERT,
@@ -67,6 +67,7 @@ impl LayerNames {
     }
 
     /// Every part, in one order for all architectures.
+    #[cfg(test)]
     pub(super) const fn parts(&self) -> [&'static str; 8] {
         [
             self.query,

@@ -9,23 +9,37 @@
 //! 2. No input panics: ids are range-checked before they index a table, shapes when a model is
 //!    loaded.
 
-mod batch;
+#[cfg_attr(not(target_arch = "x86_64"), path = "amx_none.rs")]
+mod amx;
+mod attention;
+mod buffer;
 mod config;
+mod encoder;
 mod error;
+mod fused;
 mod layout;
+mod linear;
 mod pool;
+mod precision;
+#[cfg(test)]
 mod reference;
+mod relative;
+mod scratch;
+mod simd;
 mod spec;
+#[cfg(test)]
+mod tests;
 mod tokenize;
 mod weights;
 
 pub use error::EngineError;
+pub use precision::{Precision, Report};
 pub use spec::{Activation, Architecture, Dense, ModelFiles, ModelSpec, Pooling, UnknownName};
 pub use tokenize::{Tokenizer, Tokens};
 
 use config::EncoderConfig;
+use fused::Fused;
 use pool::Head;
-use reference::Reference;
 
 /// A loaded encoder: token ids in, vectors out.
 ///
@@ -45,6 +59,9 @@ pub trait Embedder: Send {
 
     /// Bytes of weights held in memory.
     fn weight_bytes(&self) -> u64;
+
+    /// What it runs in.
+    fn report(&self) -> &Report;
 }
 
 /// How a model is run.
@@ -52,8 +69,10 @@ pub trait Embedder: Send {
 pub struct Options {
     /// Threads of the engine; 0 is taken as 1.
     pub threads: usize,
-    /// Tokens of one forward pass, padding included; a longer text goes through alone.
+    /// Tokens of one forward pass; a longer text goes through alone.
     pub batch_tokens: usize,
+    /// The arithmetic of its products.
+    pub precision: Precision,
 }
 
 /// A model ready for use.
@@ -66,8 +85,8 @@ pub struct Loaded {
 
 /// Loads the model that `spec` describes from `files`.
 ///
-/// Blocks for as long as decoding the weights takes. Holds the weights twice while it does, as
-/// stored and as f32; the stored ones are freed with `files` on return.
+/// Blocks for as long as packing the weights takes. Holds the linear layers twice while it does, as
+/// stored and as packed; the stored ones are freed on return, the table of words is used as stored.
 ///
 /// # Errors When a file cannot be read, or contradicts `spec` or another file: the message names
 /// the file, and the tensor or both values.
@@ -81,15 +100,8 @@ pub fn load(spec: &ModelSpec, files: ModelFiles, options: Options) -> Result<Loa
             config.vocab_size
         )));
     }
-    let weights = weights::read(
-        "model.safetensors",
-        &files.weights,
-        |name| layout::canonical(spec.architecture, name),
-        layout::encoder_tensors(&config),
-    )?;
     let head = Head::read(spec, &files.dense)?;
-    // Before the encoder is built, which may lay out the weights once more.
-    drop(files);
-    let reference = Reference::new(spec, config, weights, head, options)?;
-    Ok(Loaded { tokenizer, embedder: Box::new(reference) })
+    let choice = precision::choose(options.precision);
+    let fused = Fused::new(spec, &config, files.weights, head, choice, options)?;
+    Ok(Loaded { tokenizer, embedder: Box::new(fused) })
 }

@@ -5,7 +5,7 @@
 //! <https://github.com/UKPLab/sentence-transformers/blob/13b4da229038847bad09d663918f0a489cc00775/sentence_transformers/models/Pooling.py>
 
 use super::layout::Expected;
-use super::weights::{self, Weight};
+use super::weights;
 use super::{Activation, Dense, EngineError, ModelSpec, Pooling};
 
 /// The smallest length that normalisation divides by; the default of
@@ -55,17 +55,17 @@ impl Head {
     pub(super) fn weight_bytes(&self) -> u64 {
         self.dense
             .iter()
-            .map(|layer| weights::bytes_of([&layer.weight].into_iter().chain(&layer.bias)))
-            .sum()
+            .map(|layer| size_of_val(layer.weight.as_slice()) + size_of_val(layer.bias.as_slice()))
+            .sum::<usize>() as u64
     }
 }
 
 /// `activation(weight · x + bias)`.
 struct DenseLayer {
     /// `[out, in]`.
-    weight: Weight,
-    /// `[out]`.
-    bias: Option<Weight>,
+    weight: Vec<f32>,
+    /// `[out]`, or empty.
+    bias: Vec<f32>,
     in_features: usize,
     activation: Activation,
 }
@@ -82,22 +82,19 @@ impl DenseLayer {
             &format!("dense.{index}.safetensors"),
             bytes,
             |name| Some(name.to_owned()),
-            [weight.clone()].into_iter().chain(bias),
+            [weight].into_iter().chain(bias),
         )?;
-        let bias = weights.remove("linear.bias");
-        let weight = weights.remove(&weight.name).ok_or_else(|| {
-            EngineError::Mismatch(format!("dense layer {index} has no {}", weight.name))
-        })?;
+        let mut values = |name| weights.remove(name).map(|tensor| tensor.values());
+        let bias = values("linear.bias").unwrap_or_default();
+        let weight = values("linear.weight").unwrap_or_default();
         Ok(Self { weight, bias, in_features: dense.in_features, activation: dense.activation })
     }
 
     fn apply(&self, input: &[f32]) -> Vec<f32> {
         let mut output: Vec<f32> =
-            self.weight.values.chunks_exact(self.in_features).map(|row| dot(row, input)).collect();
-        if let Some(bias) = &self.bias {
-            for (value, bias) in output.iter_mut().zip(&bias.values) {
-                *value += bias;
-            }
+            self.weight.chunks_exact(self.in_features).map(|row| dot(row, input)).collect();
+        for (value, bias) in output.iter_mut().zip(&self.bias) {
+            *value += bias;
         }
         match self.activation {
             Activation::Identity => {}
@@ -117,17 +114,18 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 fn pool(pooling: Pooling, tokens: &[f32], hidden: usize) -> Vec<f32> {
     let (first, rest) = tokens.split_at(hidden.min(tokens.len()));
     let mut pooled = first.to_vec();
-    let mut fold = |with: fn(f32, f32) -> f32| {
-        for token in rest.chunks_exact(hidden.max(1)) {
-            for (value, other) in pooled.iter_mut().zip(token) {
-                *value = with(*value, *other);
-            }
-        }
-    };
     match pooling {
         Pooling::Cls => return pooled,
-        Pooling::Max => fold(|max, value| if max >= value || max.is_nan() { max } else { value }),
-        Pooling::Mean | Pooling::MeanSqrtLen => fold(|sum, value| sum + value),
+        Pooling::Max => {
+            fold(
+                &mut pooled,
+                rest,
+                |max, value| {
+                    if max >= value || max.is_nan() { max } else { value }
+                },
+            )
+        }
+        Pooling::Mean | Pooling::MeanSqrtLen => fold(&mut pooled, rest, |sum, value| sum + value),
     }
     #[expect(clippy::cast_precision_loss, reason = "a text has far fewer than 2^24 tokens")]
     let length = (tokens.len() / hidden.max(1)) as f32;
@@ -138,6 +136,15 @@ fn pool(pooling: Pooling, tokens: &[f32], hidden: usize) -> Vec<f32> {
     };
     pooled.iter_mut().for_each(|value| *value /= divisor);
     pooled
+}
+
+/// Folds each row of `rest` into `pooled`.
+fn fold(pooled: &mut [f32], rest: &[f32], with: impl Fn(f32, f32) -> f32) {
+    for token in rest.chunks_exact(pooled.len().max(1)) {
+        for (value, other) in pooled.iter_mut().zip(token) {
+            *value = with(*value, *other);
+        }
+    }
 }
 
 /// Scales `vector` to length 1, as `torch.nn.functional.normalize` does: a zero vector stays one.

@@ -96,19 +96,22 @@ pub struct UnknownName {
     known: String,
 }
 
+impl UnknownName {
+    pub(super) fn new(kind: &'static str, found: &str, known: &[&str]) -> Self {
+        Self { kind, found: found.to_owned(), known: known.join(", ") }
+    }
+}
+
 macro_rules! names {
     ($type:ty, $kind:literal) => {
         impl FromStr for $type {
             type Err = UnknownName;
 
             fn from_str(text: &str) -> Result<Self, Self::Err> {
-                Self::ALL.into_iter().find(|value| value.name() == text).ok_or_else(|| {
-                    UnknownName {
-                        kind: $kind,
-                        found: text.to_owned(),
-                        known: Self::ALL.map(Self::name).join(", "),
-                    }
-                })
+                Self::ALL
+                    .into_iter()
+                    .find(|value| value.name() == text)
+                    .ok_or_else(|| UnknownName::new($kind, text, &Self::ALL.map(Self::name)))
             }
         }
 

@@ -1,4 +1,4 @@
-//! Reads a safetensors file into f32.
+//! Reads a safetensors file, and its tensors as f32.
 //!
 //! Stored are f32, f16 or bf16; or int8, where a matrix `NAME` of `[rows, columns]` has beside it
 //! `NAME.scale`, f32 of `[rows]`, and a value is `q · scale[row]`; but for outliers, which are kept
@@ -8,7 +8,7 @@
 //! Owns the decoding and the refusals. Never knows what a tensor is for: names and shapes are
 //! given.
 //!
-//! Invariant: [`Weights`] hold exactly the tensors that were expected, in their shapes, every value
+//! Invariant: [`Tensors`] are exactly the tensors that were expected, in their shapes, every value
 //! finite.
 
 use std::collections::BTreeMap;
@@ -20,22 +20,178 @@ use safetensors::{Dtype, SafeTensors};
 use super::EngineError;
 use super::layout::Expected;
 
-/// A tensor in memory.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Weight {
+/// A tensor of a file, as it is stored; decoded where it is used.
+#[derive(Clone, Debug)]
+pub(super) struct Tensor<'a> {
     /// Its shape.
     pub(super) shape: Vec<usize>,
-    /// Its values, row-major.
-    pub(super) values: Vec<f32>,
+    stored: Stored,
+    data: &'a [u8],
+}
+
+/// How a tensor's values are stored.
+#[derive(Clone, Debug)]
+enum Stored {
+    F32,
+    F16,
+    Bf16,
+    Int8(Quantization),
+}
+
+/// What makes values of a matrix of integers.
+#[derive(Clone, Debug)]
+struct Quantization {
+    /// Of each row.
+    scales: Vec<f32>,
+    /// Row, column and value of what is kept exactly, ascending.
+    outliers: Vec<(usize, usize, f32)>,
+}
+
+impl Quantization {
+    /// Column and value of the outliers of `row`.
+    fn outliers(&self, row: usize) -> impl Iterator<Item = (usize, f32)> {
+        let first = self.outliers.partition_point(|outlier| outlier.0 < row);
+        let of_row = self.outliers[first..].iter().take_while(move |outlier| outlier.0 == row);
+        of_row.map(|&(_, column, value)| (column, value))
+    }
+}
+
+impl Stored {
+    const fn value_bytes(&self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Int8(_) => 1,
+        }
+    }
+
+    /// Decodes `data` of row `row`, as far as `out` goes.
+    fn decode(&self, row: usize, data: &[u8], out: &mut [f32]) {
+        match self {
+            Self::F32 => fill(out, words(data).map(f32::from_le_bytes)),
+            Self::F16 => fill(out, words(data).map(|word| f16::from_le_bytes(word).to_f32())),
+            Self::Bf16 => fill(out, words(data).map(|word| bf16::from_le_bytes(word).to_f32())),
+            Self::Int8(quantization) => {
+                let scale = quantization.scales[row];
+                fill(out, data.iter().map(|&q| f32::from(i8::from_le_bytes([q])) * scale));
+                quantization.outliers(row).for_each(|(column, value)| out[column] = value);
+            }
+        }
+    }
+}
+
+fn fill(out: &mut [f32], values: impl Iterator<Item = f32>) {
+    for (out, value) in out.iter_mut().zip(values) {
+        *out = value;
+    }
+}
+
+impl<'a> Tensor<'a> {
+    /// Length of a row; all values of a vector are one row.
+    fn columns(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Decodes the values of `row` into `out`.
+    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
+        let bytes = self.columns() * self.stored.value_bytes();
+        self.stored.decode(row, &self.data[row * bytes..][..bytes], out);
+    }
+
+    /// All values, row-major.
+    pub(super) fn values(&self) -> Vec<f32> {
+        let columns = self.columns();
+        let count = self.data.len() / self.stored.value_bytes();
+        let mut values = vec![0.0; count];
+        // A matrix without columns has no values, and chunks of 0 would panic.
+        for (row, values) in values.chunks_exact_mut(columns.max(1)).enumerate() {
+            self.read_row(row, values);
+        }
+        values
+    }
+
+    fn position(&self, test: impl Fn(f32) -> bool) -> Option<usize> {
+        self.values().into_iter().position(test)
+    }
+
+    /// Whether a value is not finite, without decoding all.
+    fn has_non_finite(&self) -> bool {
+        // Adding one to an exponent of all ones reaches the sign.
+        match &self.stored {
+            Stored::F32 => {
+                words(self.data).fold(0, |all, word| {
+                    all | (u32::from_le_bytes(word) & 0x7f80_0000).wrapping_add(0x80_0000)
+                }) >> 31
+                    != 0
+            }
+            Stored::F16 => {
+                words(self.data).fold(0_u16, |all, word| {
+                    all | (u16::from_le_bytes(word) & 0x7c00).wrapping_add(0x400)
+                }) >> 15
+                    != 0
+            }
+            Stored::Bf16 => {
+                words(self.data).fold(0_u16, |all, word| {
+                    all | (u16::from_le_bytes(word) & 0x7f80).wrapping_add(0x80)
+                }) >> 15
+                    != 0
+            }
+            Stored::Int8(quantization) => {
+                quantization.scales.iter().any(|scale| !(scale * 128.0).is_finite())
+            }
+        }
+    }
+
+    /// Keeps the tensor with the file that it is in, whose end behind it is freed.
+    ///
+    /// `file` is what the tensor was read from.
+    pub(super) fn into_table(self, mut file: Vec<u8>, start: usize) -> Table {
+        let columns = self.columns();
+        file.truncate(start + self.shape.iter().product::<usize>() * self.stored.value_bytes());
+        file.shrink_to_fit();
+        Table { stored: self.stored, columns, file, start }
+    }
+
+    /// Where the tensor begins in `file`, of which it is a part.
+    pub(super) fn start(&self, file: &[u8]) -> usize {
+        self.data.as_ptr().addr() - file.as_ptr().addr()
+    }
+
+    /// The same without its data.
+    pub(super) fn outline(&self) -> Tensor<'static> {
+        Tensor { shape: self.shape.clone(), stored: self.stored.clone(), data: &[] }
+    }
+}
+
+/// A matrix that stays in its file's bytes; rows are decoded as they are asked for.
+pub(super) struct Table {
+    stored: Stored,
+    columns: usize,
+    file: Vec<u8>,
+    start: usize,
+}
+
+impl Table {
+    /// Decodes the values of `row` into `out`.
+    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
+        let bytes = self.columns * self.stored.value_bytes();
+        self.stored.decode(row, &self.file[self.start + row * bytes..][..bytes], out);
+    }
+
+    /// Memory of the table and of what lies before it in the file, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        let scales = match &self.stored {
+            Stored::Int8(Quantization { scales, outliers }) => {
+                size_of_val(scales.as_slice()) + size_of_val(outliers.as_slice())
+            }
+            _ => 0,
+        };
+        (self.file.len() + scales) as u64
+    }
 }
 
 /// Tensors by canonical name.
-pub(super) type Weights = BTreeMap<String, Weight>;
-
-/// Memory that `weights` take, in bytes.
-pub(super) fn bytes_of<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> u64 {
-    weights.into_iter().map(|weight| size_of_val(weight.values.as_slice()) as u64).sum()
-}
+pub(super) type Tensors<'a> = BTreeMap<String, Tensor<'a>>;
 
 /// The `expected` tensors of the safetensors file `bytes`.
 ///
@@ -44,46 +200,46 @@ pub(super) fn bytes_of<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> u64
 ///
 /// # Errors When a tensor is missing, unknown, of another shape or of a type that is not stored, or
 /// has a value that is not finite: by name, with the shapes.
-pub(super) fn read(
+pub(super) fn read<'a>(
     file: &str,
-    bytes: &[u8],
+    bytes: &'a [u8],
     canonical: impl Fn(&str) -> Option<String>,
     expected: impl Iterator<Item = Expected>,
-) -> Result<Weights, EngineError> {
+) -> Result<Tensors<'a>, EngineError> {
     let tensors = SafeTensors::deserialize(bytes)
         .map_err(|source| EngineError::File { file: file.to_owned(), source: source.into() })?;
-    let mut stored = Stored { file, tensors: BTreeMap::new() };
+    let mut views = Views { file, tensors: BTreeMap::new() };
     for (name, view) in tensors.iter() {
         let Some(name) = canonical(name) else { continue };
-        if stored.tensors.contains_key(&name) {
-            return Err(stored.refuse(&name, "is there twice, under two spellings"));
+        if views.tensors.contains_key(&name) {
+            return Err(views.refuse(&name, "is there twice, under two spellings"));
         }
-        stored.tensors.insert(name, view);
+        views.tensors.insert(name, view);
     }
-    let mut weights = Weights::new();
+    let mut found = Tensors::new();
     for Expected { name, shape } in expected {
-        let values = stored.take(&name, &shape)?;
-        weights.insert(name, Weight { shape, values });
+        let tensor = views.take(&name, &shape)?;
+        found.insert(name, tensor);
     }
-    if let Some((name, view)) = stored.tensors.first_key_value() {
+    if let Some((name, view)) = views.tensors.first_key_value() {
         let what = format!("{:?} is not part of this model", view.shape());
-        return Err(stored.refuse(name, &what));
+        return Err(views.refuse(name, &what));
     }
-    Ok(weights)
+    Ok(found)
 }
 
 /// The tensors of a file that nobody has taken yet.
-struct Stored<'a> {
-    file: &'a str,
+struct Views<'f, 'a> {
+    file: &'f str,
     tensors: BTreeMap<String, TensorView<'a>>,
 }
 
-impl Stored<'_> {
+impl<'a> Views<'_, 'a> {
     fn refuse(&self, name: &str, what: &str) -> EngineError {
         EngineError::Mismatch(format!("{}: tensor \"{name}\" {what}", self.file))
     }
 
-    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, EngineError> {
         let Some(view) = self.tensors.remove(name) else {
             return Err(self.refuse(name, &format!("{shape:?} is missing")));
         };
@@ -91,32 +247,37 @@ impl Stored<'_> {
             let what = format!("has shape {:?}, expected {shape:?}", view.shape());
             return Err(self.refuse(name, &what));
         }
-        let data = view.data();
-        let values: Vec<f32> = match view.dtype() {
-            Dtype::F32 => words(data).map(f32::from_le_bytes).collect(),
-            Dtype::F16 => words(data).map(|word| f16::from_le_bytes(word).to_f32()).collect(),
-            Dtype::BF16 => words(data).map(|word| bf16::from_le_bytes(word).to_f32()).collect(),
-            Dtype::I8 => return self.dequantize(name, shape, data),
+        let stored = match view.dtype() {
+            Dtype::F32 => Stored::F32,
+            Dtype::F16 => Stored::F16,
+            Dtype::BF16 => Stored::Bf16,
+            Dtype::I8 => Stored::Int8(self.take_quantization(name, shape)?),
             other => {
                 let what = format!("is {other:?}; readable are F32, F16, BF16 and I8");
                 return Err(self.refuse(name, &what));
             }
         };
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
+        let tensor = Tensor { shape: shape.to_vec(), stored, data: view.data() };
+        if !tensor.has_non_finite() {
+            return Ok(tensor);
+        }
+        match tensor.position(|value| !value.is_finite()) {
+            None => Ok(tensor),
+            Some(index) if view.dtype() == Dtype::I8 => {
+                Err(self.refuse(name, &format!("overflows f32 at index {index}")))
+            }
             Some(index) => {
-                let what = format!("has {} at index {index}", values[index]);
+                let what = format!("has {} at index {index}", tensor.values()[index]);
                 Err(self.refuse(name, &what))
             }
         }
     }
 
-    fn dequantize(
+    fn take_quantization(
         &mut self,
         name: &str,
         shape: &[usize],
-        data: &[u8],
-    ) -> Result<Vec<f32>, EngineError> {
+    ) -> Result<Quantization, EngineError> {
         let &[rows, columns] = shape else {
             return Err(self.refuse(name, &format!("is I8 of {shape:?}; only matrices may be")));
         };
@@ -126,47 +287,37 @@ impl Stored<'_> {
             let what = format!("is {:?}, expected F32", view.dtype());
             return Err(self.refuse(&scale_name, &what));
         }
-        let scales = self.take(&scale_name, &[rows])?;
+        let scales = self.take(&scale_name, &[rows])?.values();
         // A row of zeros has scale 1: zero and below never come out of a quantizer.
         if let Some(row) = scales.iter().position(|&scale| scale <= 0.0) {
             let what = format!("is {} for row {row}, expected above 0", scales[row]);
             return Err(self.refuse(&scale_name, &what));
         }
-        // A matrix without columns has no bytes, and chunks of 0 would panic.
-        let rows = data.chunks_exact(columns.max(1)).zip(scales);
-        let mut values: Vec<f32> = rows
-            .flat_map(|(row, scale)| {
-                row.iter().map(move |&q| f32::from(i8::from_le_bytes([q])) * scale)
-            })
-            .collect();
-        for (index, value) in self.outliers(name)? {
-            let Some(place) = values.get_mut(index) else {
+        let mut outliers = Vec::new();
+        for (index, value) in self.take_outliers(name)? {
+            if index >= rows * columns {
                 let what = format!("points at {index} in a matrix of {shape:?}");
                 return Err(self.refuse(&format!("{name}.outlier.index"), &what));
-            };
-            *place = value;
+            }
+            outliers.push((index / columns, index % columns, value));
         }
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(index) => Err(self.refuse(name, &format!("overflows f32 at index {index}"))),
-        }
+        outliers.sort_by_key(|&(row, column, _)| (row, column));
+        Ok(Quantization { scales, outliers })
     }
-}
 
-impl Stored<'_> {
     /// Positions and values of the outliers of `name`, none if it has none.
-    fn outliers(&mut self, name: &str) -> Result<Vec<(usize, f32)>, EngineError> {
+    fn take_outliers(&mut self, name: &str) -> Result<Vec<(usize, f32)>, EngineError> {
         let (index_name, value_name) =
             (format!("{name}.outlier.index"), format!("{name}.outlier.value"));
         let Some(view) = self.tensors.remove(&index_name) else { return Ok(Vec::new()) };
         let &[count] = view.shape() else {
-            return Err(self
-                .refuse(&index_name, &format!("has shape {:?}, expected one axis", view.shape())));
+            let what = format!("has shape {:?}, expected one axis", view.shape());
+            return Err(self.refuse(&index_name, &what));
         };
         if view.dtype() != Dtype::U32 {
             return Err(self.refuse(&index_name, &format!("is {:?}, expected U32", view.dtype())));
         }
-        let values = self.take(&value_name, &[count])?;
+        let values = self.take(&value_name, &[count])?.values();
         let indices = words(view.data()).map(|word| u32::from_le_bytes(word) as usize);
         Ok(indices.zip(values).collect())
     }
@@ -201,7 +352,7 @@ pub(super) mod tests {
         let expected = [Expected::new("a", [2, 2])].into_iter();
         let canonical = |name: &str| (name != "ignored").then(|| name.replace("old", "a"));
         match read("m.safetensors", &file(tensors), canonical, expected) {
-            Ok(weights) => Ok(weights["a"].values.clone()),
+            Ok(weights) => Ok(weights["a"].values()),
             Err(error) => Err(error.to_string()),
         }
     }

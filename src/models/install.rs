@@ -360,7 +360,11 @@ mod tests {
     use crate::package::{BoxError, Contents, Manifest, PackRequest, fixture, pack};
     use crate::units::Bytes;
 
-    const OPTIONS: engine::Options = engine::Options { threads: 1, batch_tokens: 512 };
+    const OPTIONS: engine::Options = engine::Options {
+        threads: 1,
+        batch_tokens: 512,
+        precision: engine::Precision::F32,
+    };
 
     struct Place {
         root: TempDir,

@@ -4,7 +4,7 @@
 
 use crate::config::Settings;
 use crate::engine::{
-    self, Dense, EngineError, Loaded, ModelFiles, ModelSpec, Options, UnknownName,
+    self, Dense, EngineError, Loaded, ModelFiles, ModelSpec, Options, Precision, UnknownName,
 };
 use crate::package::{Contents, Manifest};
 
@@ -62,6 +62,7 @@ pub fn options(settings: &Settings) -> Options {
     Options {
         threads: settings.embedding.threads.unwrap_or_else(available),
         batch_tokens: settings.embedding.batch_tokens,
+        precision: Precision::Auto,
     }
 }
 

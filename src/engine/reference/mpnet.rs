@@ -11,11 +11,7 @@ use candle_nn::{Activation, Embedding, LayerNorm, Linear, Module, VarBuilder};
 
 use crate::engine::config::{EncoderConfig, MPNET_BUCKETS};
 use crate::engine::layout::LayerNames;
-
-/// Half of the buckets are for tokens behind, half for tokens ahead.
-const HALF: u32 = MPNET_BUCKETS / 2;
-/// Distances below this have a bucket each; longer ones share them by logarithm.
-const EXACT: u32 = HALF / 2;
+use crate::engine::relative::bucket;
 
 /// The encoder.
 pub(super) struct Mpnet {
@@ -104,20 +100,6 @@ impl Mpnet {
     }
 }
 
-/// The bucket of the distance from the token at `query` to the one at `key`.
-///
-/// In integers: for distances of at least 8, `8 + ⌊ln(distance / 8) / ln(128 / 8) · 8⌋` is
-/// `⌊log₂ distance²⌋ + 2`, and exact where the logarithm in f32 has to hit a whole number.
-fn bucket(query: u32, key: u32) -> u32 {
-    let ahead = if key > query { HALF } else { 0 };
-    let distance = query.abs_diff(key);
-    if distance < EXACT {
-        return ahead + distance;
-    }
-    let log = (u64::from(distance) * u64::from(distance)).ilog2();
-    ahead + (log + 2).min(HALF - 1)
-}
-
 /// One encoder layer.
 struct Layer {
     query: Linear,
@@ -180,33 +162,5 @@ impl Layer {
             .transpose(1, 2)?
             .contiguous()?
             .flatten_from(D::Minus2) // [b, s, h]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buckets_are_those_of_the_logarithm() {
-        for distance in 0..600 {
-            let near = f64::from(distance);
-            let expected = if distance < 8 {
-                distance
-            } else {
-                // Nudged over whole numbers, which the quotient misses by a rounding error.
-                let log = ((near / 8.0).ln() / 16_f64.ln()).mul_add(8.0, 1e-9);
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "a floor"
-                )]
-                let log = log as u32;
-                (8 + log).min(15)
-            };
-            assert_eq!(bucket(distance, 0), expected, "{distance} behind");
-            let ahead = if distance == 0 { 0 } else { 16 };
-            assert_eq!(bucket(0, distance), expected + ahead, "{distance} ahead");
-        }
     }
 }

@@ -1,0 +1,223 @@
+//! Attention of one text, head by head, on queries, keys and values of its rows.
+//!
+//! Scores of 32 queries with all keys are whole rows, so that softmax needs no second look. Keys and
+//! values of a head are packed as weights are, and multiplied by the same kernels.
+
+use super::buffer::Buffer;
+use super::linear::{Format, ROWS, Session};
+use super::simd::dense::Product;
+use super::simd::{STRIP, rows};
+
+/// The rows of one text and what its heads look like.
+#[derive(Clone, Copy)]
+pub(super) struct Heads<'a> {
+    /// F32 or Bf16.
+    pub(super) format: Format,
+    pub(super) heads: usize,
+    /// Values of a head, padded to whole strips.
+    pub(super) width: usize,
+    /// Queries, keys and values of the text and, behind it, of as many rows as pad it:
+    /// `[rows, 3, heads, width]`.
+    pub(super) states: &'a [u32],
+    /// Groups from one row to the next.
+    pub(super) stride: usize,
+    /// Tokens of the text.
+    pub(super) length: usize,
+    /// What is added to the score of a query and a key, for each head: `2 · reach − 1` values, those of
+    /// the distance 0 in the middle.
+    pub(super) bias: Option<&'a [Vec<f32>]>,
+}
+
+/// Where the attended values of the queries go, `[queries, heads, width]`.
+pub(super) enum Attended<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [u16]),
+}
+
+/// Memory for one text at a time.
+#[derive(Default)]
+pub(super) struct Memory {
+    keys: Buffer,
+    values: Buffer,
+    scores: Buffer,
+    probabilities: Buffer,
+    block: Buffer,
+}
+
+impl Heads<'_> {
+    /// Attends for the queries from `first` on, `count` of them.
+    pub(super) fn attend(
+        &self,
+        session: &Session,
+        memory: &mut Memory,
+        first: usize,
+        count: usize,
+        out: &mut Attended<'_>,
+    ) {
+        let padded = self.length.next_multiple_of(STRIP);
+        memory.keys.reserve(padded * self.format.groups(self.width));
+        memory.values.reserve(self.format.groups(padded) * self.width);
+        memory.scores.reserve(ROWS * padded);
+        memory.probabilities.reserve(ROWS * self.format.groups(padded));
+        memory.block.reserve(ROWS * STRIP);
+        for head in 0..self.heads {
+            self.pack_keys(head, memory.keys.groups_mut());
+            self.pack_values(head, memory.values.groups_mut());
+            for query in (0..count).step_by(ROWS) {
+                let rows = ROWS.min(count - query);
+                self.attend_rows(session, memory, head, first + query, query, rows, out);
+            }
+        }
+    }
+
+    /// Groups of a head.
+    const fn groups(&self) -> usize {
+        self.format.groups(self.width)
+    }
+
+    /// The groups of a row: `part` is 0 for queries, 1 for keys, 2 for values.
+    fn row(&self, row: usize, part: usize, head: usize) -> &[u32] {
+        let groups = self.groups();
+        &self.states[row * self.stride + (part * self.heads + head) * groups..][..groups]
+    }
+
+    /// Strips of 32 keys, `[strips, groups, 32]`; those that pad are zero.
+    fn pack_keys(&self, head: usize, packed: &mut [u32]) {
+        let groups = self.groups();
+        let (packed, _) = packed.as_chunks_mut::<STRIP>();
+        for (strip, packed) in packed.chunks_exact_mut(groups).enumerate() {
+            for column in 0..STRIP {
+                let key = strip * STRIP + column;
+                if key < self.length {
+                    for (packed, &group) in packed.iter_mut().zip(self.row(key, 1, head)) {
+                        packed[column] = group;
+                    }
+                } else {
+                    packed.iter_mut().for_each(|packed| packed[column] = 0);
+                }
+            }
+            if (strip + 1) * STRIP >= self.length {
+                break;
+            }
+        }
+    }
+
+    /// Strips of 32 values, `[strips, groups of keys, 32]`; those of keys that pad are zero.
+    fn pack_values(&self, head: usize, packed: &mut [u32]) {
+        let key_groups = self.format.groups(self.length.next_multiple_of(STRIP));
+        let (packed, _) = packed.as_chunks_mut::<STRIP>();
+        for (strip, packed) in
+            packed.chunks_exact_mut(key_groups).take(self.width / STRIP).enumerate()
+        {
+            for (group, packed) in packed.iter_mut().enumerate() {
+                *packed = match self.format {
+                    Format::F32 if group < self.length => {
+                        let row = self.row(group, 2, head)[strip * STRIP..].first_chunk();
+                        *row.unwrap_or(&[0; STRIP])
+                    }
+                    Format::Bf16 if 2 * group < self.length => {
+                        let half = |key: usize| {
+                            let row = self.row(key, 2, head)[strip * STRIP / 2..].first_chunk();
+                            *row.unwrap_or(&[0; STRIP / 2])
+                        };
+                        let odd = 2 * group + 1;
+                        let odd = if odd < self.length { half(odd) } else { [0; STRIP / 2] };
+                        interleave(&half(2 * group), &odd)
+                    }
+                    _ => [0; STRIP],
+                };
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "places of one block in four arrays")]
+    fn attend_rows(
+        &self,
+        session: &Session,
+        memory: &mut Memory,
+        head: usize,
+        query: usize,
+        out_row: usize,
+        rows: usize,
+        out: &mut Attended<'_>,
+    ) {
+        let padded = self.length.next_multiple_of(STRIP);
+        let (groups, key_groups) = (self.groups(), self.format.groups(padded));
+        let queries = &self.states[query * self.stride + head * groups..];
+        let scores = &mut memory.scores.f32s_mut()[..ROWS * padded];
+        let (keys, _) = memory.keys.groups().as_chunks::<STRIP>();
+        for (strip, keys) in keys.chunks_exact(groups).take(padded / STRIP).enumerate() {
+            session.multiply(
+                self.format,
+                &mut Product {
+                    operand: queries,
+                    stride: self.stride,
+                    rows,
+                    strip: keys,
+                    out: &mut scores[strip * STRIP..],
+                    out_stride: padded,
+                },
+            );
+        }
+        let mut inverses = [0.0; ROWS];
+        // Row `i` of the block takes the bias from the place of `reach - 1 - (query + i)`.
+        let bias = self.bias.map(|bias| {
+            let bias = bias[head].as_slice();
+            (bias, bias.len() / 2 - query)
+        });
+        rows::softmax(
+            session.isa,
+            &mut scores[..rows * padded],
+            padded,
+            self.length,
+            bias,
+            &mut inverses,
+        );
+        let probabilities = match self.format {
+            Format::Bf16 => {
+                let rounded = memory.probabilities.groups_mut();
+                let halves = bytemuck::cast_slice_mut(rounded);
+                rows::to_bf16(session.isa, &scores[..rows * padded], halves);
+                memory.probabilities.groups()
+            }
+            _ => memory.scores.groups(),
+        };
+        let (values, _) = memory.values.groups().as_chunks::<STRIP>();
+        let strips = values.chunks_exact(key_groups).take(self.width / STRIP);
+        for (strip, values) in strips.enumerate() {
+            let block = memory.block.f32s_mut();
+            session.multiply(
+                self.format,
+                &mut Product {
+                    operand: probabilities,
+                    stride: key_groups,
+                    rows,
+                    strip: values,
+                    out: block,
+                    out_stride: STRIP,
+                },
+            );
+            let block = &block.as_chunks::<STRIP>().0[..rows];
+            let stride = self.heads * self.width;
+            let start = out_row * stride + head * self.width + strip * STRIP;
+            match out {
+                Attended::F32(out) => {
+                    rows::scale_f32(session.isa, block, &inverses, &mut out[start..], stride);
+                }
+                Attended::Bf16(out) => {
+                    rows::scale_bf16(session.isa, block, &inverses, &mut out[start..], stride);
+                }
+            }
+        }
+    }
+}
+
+/// Pairs of bf16, one of each row: `even` and `odd` are 32 values, two to a group.
+fn interleave(even: &[u32; STRIP / 2], odd: &[u32; STRIP / 2]) -> [u32; STRIP] {
+    let mut pairs = [0; STRIP];
+    for (pairs, (&even, &odd)) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(even.iter().zip(odd))
+    {
+        *pairs = [(even & 0xffff) | odd << 16, even >> 16 | (odd & 0xffff_0000)];
+    }
+    pairs
+}

@@ -1,0 +1,493 @@
+//! The encoder: token ids to token vectors, for the layers that BERT, DistilBERT, MPNet, RoBERTa and
+//! XLM-RoBERTa have in common.
+//!
+//! Tokens of many texts lie one behind the other, without padding between them. The residual stream is
+//! f32 in every precision; products are in the format of the weights; LayerNorm, softmax and
+//! activations in f32.
+//!
+//! Owns the weights. Knows neither threads nor pooling.
+//!
+//! Invariant: the vectors of a text depend on its ids alone, to the last bit.
+
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use super::attention::{Attended, Heads};
+use super::config::{EncoderConfig, HiddenActivation};
+use super::layout::{self, LayerNames};
+use super::linear::{Format, Linear, Operand, ROWS, Session};
+use super::relative;
+use super::scratch::{States, Work};
+use super::simd::{STRIP, rows};
+use super::weights::{self, Table, Tensor, Tensors};
+use super::{Architecture, EngineError};
+
+/// Rows that go through the feed-forward products together, so that what lies between them stays in
+/// the second cache.
+const BLOCK: usize = 128;
+
+/// Weight and bias of a LayerNorm.
+struct Norm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+/// One layer.
+struct Layer {
+    /// Queries, scaled, then keys and values; each head padded to whole strips.
+    states: Linear,
+    attended: Linear,
+    attended_norm: Norm,
+    wide: Linear,
+    narrow: Linear,
+    norm: Norm,
+}
+
+/// Sizes of rows in values.
+#[derive(Clone, Copy, Debug)]
+struct Widths {
+    /// Of a token vector.
+    hidden: usize,
+    /// Of a token vector with its padding.
+    row: usize,
+    heads: usize,
+    /// Of a head.
+    head: usize,
+    /// Of a head with its padding.
+    padded_head: usize,
+    intermediate: usize,
+}
+
+impl Widths {
+    fn new(config: &EncoderConfig) -> Self {
+        let head = config.hidden_size / config.heads;
+        Self {
+            hidden: config.hidden_size,
+            row: config.hidden_size.next_multiple_of(STRIP),
+            heads: config.heads,
+            head,
+            padded_head: head.next_multiple_of(STRIP),
+            intermediate: config.intermediate_size.next_multiple_of(STRIP),
+        }
+    }
+
+    /// Of all heads.
+    const fn inner(&self) -> usize {
+        self.heads * self.padded_head
+    }
+}
+
+/// The weights of an encoder.
+pub(super) struct Encoder {
+    /// Of the linear layers.
+    format: Format,
+    /// Of queries, keys and values: F32 or Bf16.
+    attention: Format,
+    widths: Widths,
+    words: Table,
+    /// Position embeddings, the token type's added, `[positions, hidden]`.
+    positions: Vec<f32>,
+    /// Positions count from behind this id, which has its own; `None`: from 0.
+    padding_id: Option<u32>,
+    norm: Norm,
+    epsilon: f32,
+    activation: HiddenActivation,
+    relative_bias: Option<Vec<Vec<f32>>>,
+    layers: Vec<Layer>,
+}
+
+fn tensor<'t, 'a>(tensors: &'t Tensors<'a>, name: &str) -> Result<&'t Tensor<'a>, EngineError> {
+    tensors.get(name).ok_or_else(|| EngineError::Mismatch(format!("tensor \"{name}\" is missing")))
+}
+
+impl Norm {
+    fn read(tensors: &Tensors<'_>, name: &str) -> Result<Self, EngineError> {
+        let values = |part| Ok(tensor(tensors, &format!("{name}.{part}"))?.values());
+        Ok(Self { weight: values("weight")?, bias: values("bias")? })
+    }
+
+    fn apply(&self, session: &Session, rows: &mut [f32], stride: usize, epsilon: f32) {
+        rows::layer_norm(session.isa, rows, stride, &self.weight, &self.bias, epsilon);
+    }
+}
+
+/// A linear layer as it is stored.
+struct Source<'t, 'a> {
+    weight: &'t Tensor<'a>,
+    bias: Vec<f32>,
+}
+
+impl<'t, 'a> Source<'t, 'a> {
+    fn read(tensors: &'t Tensors<'a>, name: &str) -> Result<Self, EngineError> {
+        Ok(Self {
+            weight: tensor(tensors, &format!("{name}.weight"))?,
+            bias: tensor(tensors, &format!("{name}.bias"))?.values(),
+        })
+    }
+
+    fn pack(&self, format: Format) -> Linear {
+        let (outputs, inputs) = (self.weight.shape[0], self.weight.shape[1]);
+        let mut packed = Linear::zeroed(format, outputs, inputs);
+        let mut row = vec![0.0; inputs];
+        for output in 0..outputs {
+            self.weight.read_row(output, &mut row);
+            packed.set(output, &row, self.bias[output]);
+        }
+        packed
+    }
+}
+
+impl Layer {
+    fn read(
+        tensors: &Tensors<'_>,
+        names: &LayerNames,
+        index: usize,
+        widths: &Widths,
+        format: Format,
+    ) -> Result<Self, EngineError> {
+        let full = |part| format!("{}.{index}.{part}", names.layers);
+        let source = |part| Source::read(tensors, &full(part));
+        let states = [source(names.query)?, source(names.key)?, source(names.value)?];
+        Ok(Self {
+            states: pack_states(&states, widths, format),
+            attended: pack_attended(&source(names.attention_output)?, widths, format),
+            attended_norm: Norm::read(tensors, &full(names.attention_norm))?,
+            wide: source(names.intermediate)?.pack(format),
+            narrow: source(names.output)?.pack(format),
+            norm: Norm::read(tensors, &full(names.output_norm))?,
+        })
+    }
+
+    fn bytes(&self) -> u64 {
+        let norms = [&self.attended_norm, &self.norm].map(|norm| norm.weight.len() * 2 * 4);
+        let linears = [&self.states, &self.attended, &self.wide, &self.narrow].map(Linear::bytes);
+        norms.iter().sum::<usize>() as u64 + linears.iter().sum::<u64>()
+    }
+}
+
+/// One product for queries, keys and values; the queries divided by the square root of a head's width.
+fn pack_states(states: &[Source<'_, '_>; 3], widths: &Widths, format: Format) -> Linear {
+    let mut packed = Linear::zeroed(format, 3 * widths.inner(), widths.hidden);
+    #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
+    let scale = 1.0 / (widths.head as f32).sqrt();
+    let mut row = vec![0.0; widths.hidden];
+    for (part, source) in states.iter().enumerate() {
+        let scale = if part == 0 { scale } else { 1.0 };
+        for output in 0..widths.hidden {
+            let (head, place) = (output / widths.head, output % widths.head);
+            source.weight.read_row(output, &mut row);
+            row.iter_mut().for_each(|weight| *weight *= scale);
+            let padded = (part * widths.heads + head) * widths.padded_head + place;
+            packed.set(padded, &row, source.bias[output] * scale);
+        }
+    }
+    packed
+}
+
+/// The product with what the heads give, each padded.
+fn pack_attended(source: &Source<'_, '_>, widths: &Widths, format: Format) -> Linear {
+    let mut packed = Linear::zeroed(format, widths.hidden, widths.inner());
+    let mut row = vec![0.0; widths.hidden];
+    let mut padded = vec![0.0; widths.inner()];
+    for output in 0..widths.hidden {
+        source.weight.read_row(output, &mut row);
+        let heads = row.chunks_exact(widths.head);
+        for (padded, head) in padded.chunks_exact_mut(widths.padded_head).zip(heads) {
+            padded[..widths.head].copy_from_slice(head);
+        }
+        packed.set(output, &padded, source.bias[output]);
+    }
+    packed
+}
+
+/// Position embeddings with the first token type's added.
+fn positions(tensors: &Tensors<'_>, hidden: usize) -> Result<Vec<f32>, EngineError> {
+    let mut positions = tensor(tensors, "embeddings.position_embeddings.weight")?.values();
+    if let Some(types) = tensors.get("embeddings.token_type_embeddings.weight") {
+        let mut first = vec![0.0; hidden];
+        types.read_row(0, &mut first);
+        for position in positions.chunks_exact_mut(hidden) {
+            position.iter_mut().zip(&first).for_each(|(value, other)| *value += other);
+        }
+    }
+    Ok(positions)
+}
+
+impl Encoder {
+    /// The encoder of `config` with the weights in the safetensors `file`, for texts of at most `reach`
+    /// tokens; `formats` are those of linear layers and of attention.
+    ///
+    /// Packs on the rayon threads that it is called in. Of `file` the table of words is kept, and what
+    /// lies before it.
+    ///
+    /// # Errors
+    /// [`EngineError::Mismatch`] when a tensor is missing, unknown, of another shape or not finite.
+    pub(super) fn read(
+        config: &EncoderConfig,
+        reach: usize,
+        file: Vec<u8>,
+        (format, attention): (Format, Format),
+    ) -> Result<Self, EngineError> {
+        let tensors = weights::read(
+            "model.safetensors",
+            &file,
+            |name| layout::canonical(config.architecture, name),
+            layout::encoder_tensors(config),
+        )?;
+        let widths = Widths::new(config);
+        let names = LayerNames::of(config.architecture);
+        let layers = (0..config.layers)
+            .into_par_iter()
+            .map(|index| Layer::read(&tensors, &names, index, &widths, format))
+            .collect::<Result<Vec<_>, _>>()?;
+        let relative_bias = tensors.get("encoder.relative_attention_bias.weight").map(|table| {
+            let reach = u32::try_from(reach).unwrap_or(u32::MAX);
+            relative::by_distance(&table.values(), config.heads, reach)
+        });
+        let positions = positions(&tensors, config.hidden_size)?;
+        let norm = Norm::read(&tensors, "embeddings.LayerNorm")?;
+        let words = tensor(&tensors, "embeddings.word_embeddings.weight")?;
+        let (start, words) = (words.start(&file), words.outline());
+        drop(tensors);
+        #[expect(clippy::cast_possible_truncation, reason = "LayerNorm computes in f32")]
+        let epsilon = config.layer_norm_eps as f32;
+        Ok(Self {
+            format,
+            attention,
+            widths,
+            words: words.into_table(file, start),
+            positions,
+            padding_id: match config.architecture {
+                Architecture::Bert | Architecture::DistilBert => None,
+                Architecture::Mpnet | Architecture::Roberta | Architecture::XlmRoberta => {
+                    Some(config.padding_id)
+                }
+            },
+            norm,
+            epsilon,
+            activation: config.activation,
+            relative_bias,
+            layers,
+        })
+    }
+
+    /// Memory of the weights, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        let bias = self.relative_bias.iter().flatten().map(Vec::len).sum::<usize>();
+        let floats = self.positions.len() + self.norm.weight.len() * 2 + bias;
+        let layers = self.layers.iter().map(Layer::bytes).sum::<u64>();
+        self.words.bytes() + (floats * size_of::<f32>()) as u64 + layers
+    }
+
+    /// Values of a token vector.
+    pub(super) fn hidden(&self) -> usize {
+        self.widths.hidden
+    }
+
+    /// Values from one row of the residual stream to the next.
+    pub(super) fn row(&self) -> usize {
+        self.widths.row
+    }
+
+    pub(super) fn layers(&self) -> std::ops::Range<usize> {
+        0..self.layers.len()
+    }
+
+    /// Groups of queries, keys and values in a row.
+    pub(super) fn heads_stride(&self) -> usize {
+        3 * self.widths.heads * self.attention.groups(self.widths.padded_head)
+    }
+
+    /// Groups in a row of what the heads give: bf16 when the next product takes it, else f32.
+    pub(super) fn attended_stride(&self) -> usize {
+        match self.format {
+            Format::Bf16 => self.widths.inner() / 2,
+            Format::F32 | Format::Int8 => self.widths.inner(),
+        }
+    }
+
+    /// Makes room for `rows` rows, and as many more as a block of the last may touch.
+    pub(super) fn reserve(&self, states: &mut States, rows: usize) {
+        let rows = rows.next_multiple_of(ROWS) + ROWS;
+        states.x.reserve(rows * self.widths.row);
+        states.heads.reserve(rows * self.heads_stride());
+        states.attended.reserve(rows * self.attended_stride());
+    }
+
+    /// The embeddings of `text`, which has tokens of the vocabulary, into rows of `x`.
+    pub(super) fn embed(&self, session: &Session, text: &[u32], x: &mut [f32]) {
+        let (row, hidden) = (self.widths.row, self.widths.hidden);
+        // Position ids begin behind the padding id, and pass over tokens that have it:
+        // https://github.com/huggingface/transformers/blob/87b236ba2be8b3e48a7d0c8ca6513302736d2886/src/transformers/models/roberta/modeling_roberta.py
+        let mut next = self.padding_id.map_or(0, |id| id as usize + 1);
+        let x = &mut x[..text.len() * row];
+        for (x, &id) in x.chunks_exact_mut(row).zip(text) {
+            self.words.read_row(id as usize, x);
+            let position = if self.padding_id == Some(id) {
+                id as usize
+            } else {
+                next += 1;
+                next - 1
+            };
+            let position = &self.positions[position * hidden..][..hidden];
+            x.iter_mut().zip(position).for_each(|(value, other)| *value += other);
+            // Memory of another pass may lie there.
+            x[hidden..].fill(0.0);
+        }
+        self.norm.apply(session, x, row, self.epsilon);
+    }
+
+    /// Queries, keys and values of `count` rows of `x` into `heads`, for layer `layer`.
+    pub(super) fn project(
+        &self,
+        layer: usize,
+        session: &Session,
+        work: &mut Work,
+        x: &[f32],
+        count: usize,
+        heads: &mut [u32],
+    ) {
+        let stride = self.heads_stride();
+        let row = self.widths.row;
+        work.block.reserve(BLOCK * STRIP);
+        for first in (0..count).step_by(BLOCK) {
+            let count = BLOCK.min(count - first);
+            let x = &x[first * row..];
+            let sizes = (row, self.widths.hidden);
+            let operand = work.inputs.operand(session, self.format, x, sizes, count);
+            let heads = &mut heads[first * stride..];
+            let block = work.block.f32s_mut();
+            self.layers[layer].states.apply(session, operand, block, |strip, results, bias| {
+                store(session, self.attention, heads, stride, strip, (results, bias), None);
+            });
+        }
+    }
+
+    /// The attention of one text, for its queries from `first` on, `count` of them.
+    ///
+    /// `heads` are the text's rows and those that pad it; `attended` are the rows of the queries.
+    pub(super) fn attend(
+        &self,
+        session: &Session,
+        work: &mut Work,
+        heads: &[u32],
+        length: usize,
+        (first, count): (usize, usize),
+        attended: &mut [u32],
+    ) {
+        let heads = Heads {
+            format: self.attention,
+            heads: self.widths.heads,
+            width: self.widths.padded_head,
+            states: heads,
+            stride: self.heads_stride(),
+            length,
+            bias: self.relative_bias.as_deref(),
+        };
+        let mut attended = match self.format {
+            Format::Bf16 => Attended::Bf16(bytemuck::cast_slice_mut(attended)),
+            Format::F32 | Format::Int8 => Attended::F32(bytemuck::cast_slice_mut(attended)),
+        };
+        heads.attend(session, &mut work.attention, first, count, &mut attended);
+    }
+
+    /// The rest of layer `layer` for `count` rows of `x`, in place.
+    pub(super) fn finish(
+        &self,
+        layer: usize,
+        session: &Session,
+        work: &mut Work,
+        attended: &[u32],
+        count: usize,
+        x: &mut [f32],
+    ) {
+        let (row, stride) = (self.widths.row, self.attended_stride());
+        work.block.reserve(BLOCK * STRIP);
+        for first in (0..count).step_by(BLOCK) {
+            let count = BLOCK.min(count - first);
+            let attended = &attended[first * stride..];
+            self.finish_block(layer, session, work, attended, count, &mut x[first * row..]);
+        }
+    }
+
+    fn finish_block(
+        &self,
+        layer: usize,
+        session: &Session,
+        work: &mut Work,
+        attended: &[u32],
+        count: usize,
+        x: &mut [f32],
+    ) {
+        let layer = &self.layers[layer];
+        let Widths { row, hidden, intermediate, .. } = self.widths;
+        let inner = self.widths.inner();
+        let Work { inputs, wide, block, .. } = work;
+        let block = block.f32s_mut();
+        let attended = match self.format {
+            Format::Bf16 => {
+                let stride = self.attended_stride();
+                Operand {
+                    groups: attended,
+                    stride,
+                    rows: count,
+                    quantization: &[],
+                    values: (&[], 0),
+                }
+            }
+            format => {
+                let values = bytemuck::cast_slice(attended);
+                inputs.operand(session, format, values, (inner, inner), count)
+            }
+        };
+        layer.attended.apply(session, attended, block, |strip, results, bias| {
+            rows::add_f32(session.isa, results, bias, &mut x[strip * STRIP..], row);
+        });
+        layer.attended_norm.apply(session, &mut x[..count * row], row, self.epsilon);
+
+        let between = if self.format == Format::Bf16 { Format::Bf16 } else { Format::F32 };
+        let stride = between.groups(intermediate).max(intermediate / between.per_group());
+        wide.reserve(BLOCK * stride);
+        let operand = inputs.operand(session, self.format, x, (row, hidden), count);
+        let activation = Some(self.activation);
+        let wide_rows = wide.groups_mut();
+        layer.wide.apply(session, operand, block, |strip, results, bias| {
+            store(session, between, wide_rows, stride, strip, (results, bias), activation);
+        });
+        let operand = match self.format {
+            Format::Bf16 => Operand {
+                groups: wide.groups(),
+                stride,
+                rows: count,
+                quantization: &[],
+                values: (&[], 0),
+            },
+            format => {
+                inputs.operand(session, format, wide.f32s(), (stride, layer.narrow.inputs()), count)
+            }
+        };
+        layer.narrow.apply(session, operand, block, |strip, results, bias| {
+            rows::add_f32(session.isa, results, bias, &mut x[strip * STRIP..], row);
+        });
+        layer.norm.apply(session, &mut x[..count * row], row, self.epsilon);
+    }
+}
+
+/// Stores a strip of results with bias and activation into `rows`, `stride` groups apart.
+fn store(
+    session: &Session,
+    format: Format,
+    rows: &mut [u32],
+    stride: usize,
+    strip: usize,
+    (results, bias): (&[[f32; STRIP]], &[f32; STRIP]),
+    activation: Option<HiddenActivation>,
+) {
+    if format == Format::Bf16 {
+        let halves: &mut [u16] = bytemuck::cast_slice_mut(rows);
+        let out = &mut halves[strip * STRIP..];
+        rows::store_bf16(session.isa, results, bias, activation, out, stride * 2);
+    } else {
+        let out = &mut bytemuck::cast_slice_mut(rows)[strip * STRIP..];
+        rows::store_f32(session.isa, results, bias, activation, out, stride);
+    }
+}

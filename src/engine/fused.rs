@@ -1,0 +1,344 @@
+//! The embedder: texts over a fixed pool of threads through the [`Encoder`], then the [`Head`].
+//!
+//! Many texts are cut into passes of whole texts, which the threads take one after the other, the
+//! costliest first. A text that would leave threads idle is split by rows instead: the threads meet
+//! twice a layer.
+//!
+//! Owns the threads, parked while there is nothing to do, and an arena for each.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::config::EncoderConfig;
+use super::encoder::Encoder;
+use super::linear::{Machine, ROWS};
+use super::pool::Head;
+use super::precision::{Choice, Report};
+use super::scratch::{States, Work};
+use super::{Embedder, EngineError, ModelSpec, Options};
+
+/// Tokens of a pass: enough that reading the weights costs little beside the products, few enough that
+/// the rows stay in the second cache.
+const PASS_TOKENS: usize = 384;
+/// Tokens of each thread for which it is worth to split a text.
+const SPLIT_TOKENS: usize = 32;
+
+/// A model in memory.
+pub(super) struct Fused {
+    encoder: Encoder,
+    machine: Machine,
+    report: Report,
+    head: Head,
+    threads: rayon::ThreadPool,
+    arenas: Vec<Mutex<Arena>>,
+    vocabulary: usize,
+    max_sequence_length: usize,
+    dimensions: usize,
+    batch_tokens: usize,
+}
+
+/// The memory of one thread.
+#[derive(Default)]
+struct Arena {
+    states: States,
+    work: Work,
+}
+
+/// Texts that go through the encoder together, by their numbers.
+type Pass = Vec<usize>;
+
+impl Fused {
+    /// The encoder of `config` with the weights in the safetensors `file`, followed by `head`.
+    ///
+    /// # Errors
+    /// [`EngineError::Threads`] when the threads cannot be started, [`EngineError::Mismatch`] when the
+    /// weights are not those of `config`.
+    pub(super) fn new(
+        spec: &ModelSpec,
+        config: &EncoderConfig,
+        file: Vec<u8>,
+        head: Head,
+        choice: Choice,
+        options: Options,
+    ) -> Result<Self, EngineError> {
+        let count = options.threads.max(1);
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(count)
+            .thread_name(|index| format!("engine-{index}"))
+            .build()
+            .map_err(|source| EngineError::Threads { threads: count, source: source.into() })?;
+        let formats = (choice.format, choice.attention);
+        let reach = spec.max_sequence_length;
+        let encoder = threads.install(|| Encoder::read(config, reach, file, formats))?;
+        Ok(Self {
+            encoder,
+            machine: choice.machine,
+            report: choice.report,
+            head,
+            threads,
+            arenas: (0..count).map(|_| Mutex::default()).collect(),
+            vocabulary: config.vocab_size,
+            max_sequence_length: spec.max_sequence_length,
+            dimensions: spec.dimensions,
+            batch_tokens: options.batch_tokens,
+        })
+    }
+
+    fn check(&self, text: &[u32]) -> Result<(), EngineError> {
+        let max = self.max_sequence_length;
+        if text.is_empty() || text.len() > max {
+            return Err(EngineError::Length { tokens: text.len(), max });
+        }
+        let vocabulary = self.vocabulary;
+        match text.iter().find(|&&id| id as usize >= vocabulary) {
+            None => Ok(()),
+            Some(&id) => Err(EngineError::TokenOutOfRange { id, vocabulary }),
+        }
+    }
+
+    /// An arena holds no state between passes, so a panic leaves nothing wrong in it.
+    fn arena(&self, thread: usize) -> MutexGuard<'_, Arena> {
+        self.arenas[thread].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The vectors of `pass`, one behind the other.
+    fn run(&self, texts: &[&[u32]], pass: &Pass, arena: &mut Arena) -> Vec<f32> {
+        let encoder = &self.encoder;
+        let session = self.machine.session();
+        let rows = pass.iter().map(|&text| texts[text].len()).sum();
+        let Arena { states, work } = arena;
+        encoder.reserve(states, rows);
+        let mut first = 0;
+        for &text in pass {
+            encoder.embed(&session, texts[text], &mut states.x.f32s_mut()[first * encoder.row()..]);
+            first += texts[text].len();
+        }
+        for layer in encoder.layers() {
+            let heads = states.heads.groups_mut();
+            encoder.project(layer, &session, work, states.x.f32s(), rows, heads);
+            let mut first = 0;
+            for &text in pass {
+                let length = texts[text].len();
+                let heads = &states.heads.groups()[first * encoder.heads_stride()..];
+                let attended = first * encoder.attended_stride();
+                let attended = &mut states.attended.groups_mut()[attended..];
+                encoder.attend(&session, work, heads, length, (0, length), attended);
+                first += length;
+            }
+            let attended = states.attended.groups();
+            encoder.finish(layer, &session, work, attended, rows, states.x.f32s_mut());
+        }
+        self.vectors(pass.iter().map(|&text| texts[text].len()), states)
+    }
+
+    /// The vector of `text`, whose rows all threads share.
+    fn run_split(&self, text: &[u32]) -> Vec<f32> {
+        let encoder = &self.encoder;
+        let mut arenas: Vec<_> = (0..self.arenas.len()).map(|thread| self.arena(thread)).collect();
+        let Some((owner, others)) = arenas.split_first_mut() else { return Vec::new() };
+        let Arena { states, work } = &mut **owner;
+        let mut works: Vec<&mut Work> = vec![work];
+        works.extend(others.iter_mut().map(|arena| &mut arena.work));
+        let length = text.len();
+        encoder.reserve(states, length);
+        encoder.embed(&self.machine.session(), text, states.x.f32s_mut());
+        let ranges = split_rows(length, works.len());
+        let (row, stride) = (encoder.row(), encoder.heads_stride());
+        for layer in encoder.layers() {
+            let heads = parts(&ranges, stride, states.heads.groups_mut());
+            let x = states.x.f32s();
+            self.threads.in_place_scope(|scope| {
+                for ((range, heads), work) in ranges.iter().zip(heads).zip(&mut works) {
+                    scope.spawn(move |_| {
+                        let session = self.machine.session();
+                        let x = &x[range.start * row..];
+                        encoder.project(layer, &session, work, x, range.len(), heads);
+                    });
+                }
+            });
+            let attended = parts(&ranges, encoder.attended_stride(), states.attended.groups_mut());
+            let x = parts(&ranges, row, states.x.f32s_mut());
+            let heads = states.heads.groups();
+            self.threads.in_place_scope(|scope| {
+                let shares = ranges.iter().zip(attended).zip(x).zip(&mut works);
+                for (((range, attended), x), work) in shares {
+                    scope.spawn(move |_| {
+                        let session = self.machine.session();
+                        let queries = (range.start, range.len());
+                        encoder.attend(&session, work, heads, length, queries, attended);
+                        encoder.finish(layer, &session, work, attended, range.len(), x);
+                    });
+                }
+            });
+        }
+        self.vectors([length].into_iter(), states)
+    }
+
+    /// The vectors of texts of `lengths` whose rows lie in `states` one behind the other.
+    fn vectors(&self, lengths: impl Iterator<Item = usize>, states: &States) -> Vec<f32> {
+        let (row, hidden) = (self.encoder.row(), self.encoder.hidden());
+        let mut rest = states.x.f32s();
+        let mut vectors = Vec::new();
+        let mut unpadded = Vec::new();
+        for length in lengths {
+            let (rows, others) = rest.split_at(length * row);
+            rest = others;
+            if row == hidden {
+                vectors.extend(self.head.vector(rows, hidden));
+            } else {
+                unpadded.clear();
+                unpadded.extend(rows.chunks_exact(row).flat_map(|row| &row[..hidden]));
+                vectors.extend(self.head.vector(&unpadded, hidden));
+            }
+        }
+        vectors
+    }
+}
+
+impl Embedder for Fused {
+    fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
+        texts.iter().try_for_each(|text| self.check(text))?;
+        let this = &*self;
+        let threads = this.arenas.len();
+        let vectors = match texts {
+            [text] if threads > 1 && text.len() >= threads * SPLIT_TOKENS => this.run_split(text),
+            [_] => this.run(texts, &vec![0], &mut this.arena(0)),
+            _ => {
+                let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+                let passes = passes(&lengths, this.batch_tokens, threads);
+                let next = AtomicUsize::new(0);
+                let shares = this.threads.broadcast(|thread| {
+                    let mut arena = this.arena(thread.index());
+                    let mut done = Vec::new();
+                    while let Some(pass) = passes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        done.push((pass, this.run(texts, pass, &mut arena)));
+                    }
+                    done
+                });
+                let mut vectors = vec![0.0; texts.len() * this.dimensions];
+                for (pass, found) in shares.into_iter().flatten() {
+                    for (&text, vector) in pass.iter().zip(found.chunks_exact(this.dimensions)) {
+                        vectors[text * this.dimensions..][..this.dimensions]
+                            .copy_from_slice(vector);
+                    }
+                }
+                vectors
+            }
+        };
+        if vectors.iter().all(|value| value.is_finite()) {
+            Ok(vectors)
+        } else {
+            Err(EngineError::NotFinite { precision: this.report.precision.name() })
+        }
+    }
+
+    fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.encoder.bytes() + self.head.weight_bytes()
+    }
+
+    fn report(&self) -> &Report {
+        &self.report
+    }
+}
+
+/// The passes for texts of `lengths` tokens, the costliest first: enough of them for all threads, none
+/// above `budget` unless for one text.
+fn passes(lengths: &[usize], budget: usize, threads: usize) -> Vec<Pass> {
+    let total: usize = lengths.iter().sum();
+    let share = total.div_ceil(threads).clamp(1, PASS_TOKENS);
+    // Alike parts, so that no thread is left with a whole one at the end.
+    let rounds = total.div_ceil(share * threads).max(1);
+    let share = total.div_ceil(rounds * threads);
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&text| std::cmp::Reverse(lengths[text]));
+    let mut passes: Vec<Pass> = Vec::new();
+    let mut tokens = 0;
+    for text in order {
+        tokens += lengths[text];
+        match passes.last_mut() {
+            // To the nearest text, but never above the budget.
+            Some(pass) if tokens <= (share + lengths[text] / 2).min(budget) => pass.push(text),
+            _ => {
+                tokens = lengths[text];
+                passes.push(vec![text]);
+            }
+        }
+    }
+    passes
+}
+
+/// `count` ranges of `length` rows, each but the last of whole blocks.
+fn split_rows(length: usize, count: usize) -> Vec<Range<usize>> {
+    let blocks = length.div_ceil(ROWS);
+    let starts = (0..=count).map(|part| (blocks * part / count * ROWS).min(length));
+    let starts: Vec<usize> = starts.collect();
+    starts.windows(2).map(|pair| pair[0]..pair[1]).collect()
+}
+
+/// The rows of `ranges` in `memory`, rows `stride` apart; the last with all that pads it.
+fn parts<'a, T>(
+    ranges: &[Range<usize>],
+    stride: usize,
+    mut memory: &'a mut [T],
+) -> Vec<&'a mut [T]> {
+    let mut parts = Vec::with_capacity(ranges.len());
+    for (index, range) in ranges.iter().enumerate() {
+        let end = if index + 1 == ranges.len() { memory.len() } else { range.len() * stride };
+        let (part, rest) = std::mem::take(&mut memory).split_at_mut(end);
+        parts.push(part);
+        memory = rest;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_batch_is_cut_into_alike_passes_for_all_threads() {
+        assert_eq!(passes(&[10; 8], 1000, 2), [vec![0, 1, 2, 3], vec![4, 5, 6, 7]]);
+        assert_eq!(passes(&[5, 40, 5], 1000, 2), [vec![1], vec![0, 2]]);
+        assert_eq!(passes(&[], 1000, 2), Vec::<Pass>::new());
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_is_in_one_pass_and_few_pass_the_budget(
+            lengths in prop::collection::vec(1_usize..600, 0..80),
+            budget in 1_usize..5000,
+            threads in 1_usize..9,
+        ) {
+            let passes = passes(&lengths, budget, threads);
+            let mut seen: Vec<usize> = passes.iter().flatten().copied().collect();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
+            for pass in passes {
+                let tokens: usize = pass.iter().map(|&text| lengths[text]).sum();
+                prop_assert!(pass.len() == 1 || tokens <= budget);
+            }
+        }
+
+        #[test]
+        fn rows_are_split_into_whole_blocks(length in 1_usize..600, count in 1_usize..9) {
+            let ranges = split_rows(length, count);
+            prop_assert_eq!(ranges.len(), count);
+            prop_assert_eq!((ranges[0].start, ranges[count - 1].end), (0, length));
+            for pair in ranges.windows(2) {
+                prop_assert_eq!(pair[0].end, pair[1].start);
+                prop_assert!(pair[1].start.is_multiple_of(ROWS) || pair[1].is_empty());
+            }
+            let mut memory = vec![0; length.next_multiple_of(ROWS) * 3];
+            let parts = parts(&ranges, 3, &mut memory);
+            let fits = parts.iter().zip(&ranges).all(|(part, range)| part.len() >= range.len() * 3);
+            prop_assert!(fits);
+        }
+    }
+}

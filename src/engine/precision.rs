@@ -1,0 +1,201 @@
+//! Which arithmetic a model is run in.
+//!
+//! Pure but for the detection of the processor. `auto` never picks int8: with one scale for a token, the
+//! few very large activations of some models leave the others too few steps.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::UnknownName;
+use super::amx::Amx;
+use super::linear::{Format, Machine};
+use super::simd::dense::Product;
+use super::simd::{Isa, STRIP, rows};
+
+/// The arithmetic of a model's products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// The fastest on this processor whose vectors keep close to those of f32.
+    #[default]
+    Auto,
+    /// Exact: products and everything else in f32.
+    F32,
+    /// Products of 8-bit integers: weights with a scale for each output, activations with a scale and
+    /// an offset for each token.
+    Int8,
+    /// Products of bf16, summed in f32, where the processor has them.
+    Bf16,
+}
+
+impl Precision {
+    /// Every precision, in the order in which messages list them.
+    pub const ALL: [Self; 4] = [Self::Auto, Self::F32, Self::Int8, Self::Bf16];
+
+    /// The name in configurations and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|value| value.name() == text)
+            .ok_or_else(|| UnknownName::new("precision", text, &Self::ALL.map(Self::name)))
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a loaded model runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The precision of its products; never [`Precision::Auto`].
+    pub precision: Precision,
+    /// The instructions that multiply: `amx-bf16`, `amx-int8`, `avx512-vnni`, `avx512`, `avx2`, `neon`
+    /// or `scalar`.
+    pub isa: &'static str,
+    /// Why this precision, in words for an operator.
+    pub reason: String,
+}
+
+/// How products are made, and what to say of it.
+pub(super) struct Choice {
+    pub(super) machine: Machine,
+    /// Of linear layers.
+    pub(super) format: Format,
+    /// Of attention.
+    pub(super) attention: Format,
+    pub(super) report: Report,
+}
+
+/// The choice for `wanted` on this processor.
+pub(super) fn choose(wanted: Precision) -> Choice {
+    let amx = match wanted {
+        // Nothing is asked of the kernel that is not used.
+        Precision::F32 => Err("it was not asked for"),
+        _ => Amx::request().and_then(proved),
+    };
+    decide(wanted, Isa::detect(), amx)
+}
+
+/// `amx`, when its tiles give on this machine what the scalar twins give.
+fn proved(amx: Amx) -> Result<Amx, &'static str> {
+    const ROWS: usize = 48;
+    const GROUPS: usize = 32;
+    let tiled = Machine { isa: Isa::baseline(), amx: Some(amx) };
+    let scalar = Machine { amx: None, ..tiled };
+    for format in [Format::Bf16, Format::Int8] {
+        // Small integers, whose sums are exact in any order.
+        let group = |index: usize| {
+            let value = |index: usize| u16::try_from(index % 7).unwrap_or(0);
+            match format {
+                Format::Int8 => {
+                    u32::from(value(index * 3)) | u32::from(value(index * 5 + 1)) << 8 | 0x0203_0000
+                }
+                _ => {
+                    let [low, high] = [index * 3, index * 5 + 1]
+                        .map(|index| u32::from(rows::bf16(f32::from(value(index)) - 3.0)));
+                    low | high << 16
+                }
+            }
+        };
+        let operand: Vec<u32> = (0..ROWS * GROUPS).map(group).collect();
+        let strip: Vec<u32> = (0..GROUPS * STRIP).map(|index| group(index * 11 + 5)).collect();
+        let results = |machine: Machine| {
+            let mut out = vec![0.0; ROWS * STRIP];
+            let strip = strip.as_chunks::<STRIP>().0;
+            machine.session().multiply(
+                format,
+                &mut Product {
+                    operand: &operand,
+                    stride: GROUPS,
+                    rows: ROWS,
+                    strip,
+                    out: &mut out,
+                    out_stride: STRIP,
+                },
+            );
+            out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        if results(tiled) != results(scalar) {
+            return Err("its AMX gives wrong products");
+        }
+    }
+    Ok(amx)
+}
+
+fn decide(wanted: Precision, isa: Isa, amx: Result<Amx, &'static str>) -> Choice {
+    let (precision, reason) = match (wanted, amx) {
+        (Precision::F32, _) => (Precision::F32, "asked for".to_owned()),
+        (Precision::Int8, _) => (Precision::Int8, "asked for".to_owned()),
+        (Precision::Bf16, Ok(_)) => (Precision::Bf16, "asked for".to_owned()),
+        (Precision::Bf16, Err(why)) => {
+            (Precision::F32, format!("bf16 was asked for, but {why}; f32 is exact"))
+        }
+        (Precision::Auto, Ok(_)) => {
+            (Precision::Bf16, "the fastest here: the processor multiplies bf16 in tiles".to_owned())
+        }
+        (Precision::Auto, Err(why)) => (Precision::F32, format!("exact; {why}")),
+    };
+    let slow = isa.name() == "scalar";
+    let reason = if slow { format!("{reason}; slow: no AVX2") } else { reason };
+    let (format, attention, tiles) = match precision {
+        Precision::Auto | Precision::F32 => (Format::F32, Format::F32, None),
+        Precision::Bf16 => (Format::Bf16, Format::Bf16, Some("amx-bf16")),
+        Precision::Int8 if amx.is_ok() => (Format::Int8, Format::Bf16, Some("amx-int8")),
+        Precision::Int8 => (Format::Int8, Format::F32, None),
+    };
+    // Without use for tiles none are configured.
+    let machine = Machine { isa, amx: amx.ok().filter(|_| tiles.is_some()) };
+    let report = Report { precision, isa: tiles.unwrap_or(isa.name()), reason };
+    Choice { machine, format, attention, report }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_reads_back() {
+        for value in Precision::ALL {
+            assert_eq!(value.name().parse(), Ok(value));
+        }
+        let error = "f64".parse::<Precision>().unwrap_err().to_string();
+        assert_eq!(error, "unknown precision \"f64\"; known: auto, f32, int8, bf16");
+    }
+
+    #[test]
+    fn without_tiles_f32_is_run_unless_int8_is_asked_for() {
+        let none = Err("the processor has no AMX");
+        let cases = [
+            (Precision::Auto, Precision::F32, "exact; the processor has no AMX"),
+            (Precision::F32, Precision::F32, "asked for"),
+            (Precision::Int8, Precision::Int8, "asked for"),
+            (
+                Precision::Bf16,
+                Precision::F32,
+                "bf16 was asked for, but the processor has no AMX; f32 is exact",
+            ),
+        ];
+        for (wanted, expected, reason) in cases {
+            let report = decide(wanted, Isa::baseline(), none).report;
+            assert_eq!(report.precision, expected, "{wanted}");
+            assert!(report.reason.starts_with(reason), "{}", report.reason);
+        }
+        let report = decide(Precision::Auto, Isa::baseline(), none).report;
+        assert_eq!(report.reason.ends_with("slow: no AVX2"), report.isa == "scalar");
+    }
+}

@@ -1,0 +1,88 @@
+//! The memory of a forward pass: one arena for each worker, which grows to the longest pass and stays.
+
+use super::attention::Memory;
+use super::buffer::Buffer;
+use super::linear::{Format, Operand, Session};
+use super::simd::rows::{self, Quantization};
+
+/// Rows made ready for a product.
+#[derive(Default)]
+pub(super) struct Inputs {
+    groups: Buffer,
+    quantization: Vec<Quantization>,
+}
+
+impl Inputs {
+    /// `count` rows of `width` values, `stride` apart, as an operand in `format`.
+    ///
+    /// f32 is not copied. `values` reach over the rows that pad the last.
+    pub(super) fn operand<'a>(
+        &'a mut self,
+        session: &Session,
+        format: Format,
+        values: &'a [f32],
+        (stride, width): (usize, usize),
+        count: usize,
+    ) -> Operand<'a> {
+        let groups = format.groups(width);
+        let padded = count.next_multiple_of(super::linear::ROWS);
+        match format {
+            Format::F32 => {
+                let groups = bytemuck::cast_slice(values);
+                Operand { groups, stride, rows: count, quantization: &[], values: (&[], 0) }
+            }
+            Format::Bf16 => {
+                let groups = groups.max(stride / 2);
+                self.groups.reserve(padded * groups);
+                let halves = bytemuck::cast_slice_mut(self.groups.groups_mut());
+                rows::to_bf16(session.isa, &values[..count * stride], halves);
+                let operand = self.groups.groups();
+                Operand {
+                    groups: operand,
+                    stride: groups,
+                    rows: count,
+                    quantization: &[],
+                    values: (&[], 0),
+                }
+            }
+            Format::Int8 => {
+                self.groups.reserve(padded * groups);
+                self.quantization
+                    .resize(count.max(self.quantization.len()), Quantization::default());
+                let quantization = &mut self.quantization[..count];
+                let bytes = bytemuck::cast_slice_mut(self.groups.groups_mut());
+                let values = &values[..count * stride];
+                rows::quantize(session.isa, values, stride, width, bytes, groups * 4, quantization);
+                let operand = self.groups.groups();
+                Operand {
+                    groups: operand,
+                    stride: groups,
+                    rows: count,
+                    quantization,
+                    values: (values, stride),
+                }
+            }
+        }
+    }
+}
+
+/// What one thread needs for a block of rows or a text.
+#[derive(Default)]
+pub(super) struct Work {
+    pub(super) inputs: Inputs,
+    /// Between the products of a feed-forward layer.
+    pub(super) wide: Buffer,
+    pub(super) block: Buffer,
+    pub(super) attention: Memory,
+}
+
+/// What the rows of a pass need.
+#[derive(Default)]
+pub(super) struct States {
+    /// The residual stream, `[rows, row]` f32.
+    pub(super) x: Buffer,
+    /// Queries, keys and values.
+    pub(super) heads: Buffer,
+    /// What the heads give.
+    pub(super) attended: Buffer,
+}

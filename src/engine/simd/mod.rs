@@ -1,0 +1,151 @@
+//! Vector code: one body for every instruction set, compiled once for each and chosen at run time.
+//!
+//! Bodies are loops over arrays of 16 or 32 values that the compiler turns into vector instructions;
+//! `vectorised!` compiles a body for AVX-512, for AVX2 and for the baseline of the architecture
+//! (NEON on aarch64). The baseline on x86-64 is the scalar twin that tests compare with.
+//!
+//! Owns the detection. Knows nothing of models.
+//!
+//! Invariant: an [`Isa`] other than the baseline exists only where its instructions do.
+
+// The dispatch to code compiled for instructions that were detected is the one use of `unsafe`.
+#![allow(unsafe_code, reason = "code for detected instructions is called through unsafe")]
+
+pub(super) mod dense;
+pub(super) mod rows;
+
+/// Columns of a strip of packed weights, of a block of results and of every vector loop.
+pub(super) const STRIP: usize = 32;
+
+/// An instruction set that this processor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Isa(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Baseline,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512 {
+        vnni: bool,
+    },
+}
+
+impl Isa {
+    /// The best that this processor has.
+    pub(super) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    let vnni = is_x86_feature_detected!("avx512vnni");
+                    return Self(Level::Avx512 { vnni });
+                }
+                return Self(Level::Avx2);
+            }
+        }
+        Self::baseline()
+    }
+
+    /// What every processor of this architecture has.
+    pub(super) const fn baseline() -> Self {
+        Self(Level::Baseline)
+    }
+
+    /// Its name in reports.
+    pub(super) const fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 { vnni: true } => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 { vnni: false } => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+            Level::Baseline if cfg!(target_arch = "aarch64") => "neon",
+            Level::Baseline => "scalar",
+        }
+    }
+
+    /// Whether four products of bytes are one instruction.
+    #[cfg(test)]
+    pub(super) const fn multiplies_bytes(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 { vnni } => vnni,
+            _ => false,
+        }
+    }
+
+    /// Every set that this processor has, for tests that compare them.
+    #[cfg(test)]
+    pub(super) fn all() -> Vec<Self> {
+        let mut all = vec![Self::baseline()];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let best = Self::detect();
+            if best != Self::baseline() {
+                all.push(Self(Level::Avx2));
+            }
+            if let Level::Avx512 { .. } = best.0 {
+                all.extend([false, true].map(|vnni| Self(Level::Avx512 { vnni })));
+            }
+            all.retain(|isa| !isa.multiplies_bytes() || best.multiplies_bytes());
+        }
+        all
+    }
+}
+
+/// Whether the baseline multiplies and adds in one instruction.
+const BASELINE_FMA: bool = cfg!(target_arch = "aarch64");
+
+/// `a · b + c`; in one instruction where `FMA`, which the scalar twin has not (and a library call in
+/// its place would be slower by far).
+#[inline(always)]
+fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Compiles the body of a function, generic over `FMA`, for every instruction set, behind a function
+/// of the same name that takes the [`Isa`] first.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* fn $name:ident<$fma:ident>($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "the instruction set counts")]
+        pub(in crate::engine) fn $name(isa: $crate::engine::simd::Isa, $($arg: $type),*) {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments, reason = "as above")]
+            fn body<const $fma: bool>($($arg: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $type),*) {
+                body::<true>($($arg),*);
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+            fn avx512($($arg: $type),*) {
+                body::<true>($($arg),*);
+            }
+            match isa.0 {
+                $crate::engine::simd::Level::Baseline => {
+                    body::<{ $crate::engine::simd::BASELINE_FMA }>($($arg),*)
+                }
+                // SAFETY: only `Isa::detect` makes this value, after it found avx2 and fma.
+                // JUSTIFICATION: a safe call needs the features in the whole binary, which then would
+                // not start on other processors.
+                #[cfg(target_arch = "x86_64")]
+                $crate::engine::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: only `Isa::detect` makes this value, after it found all five.
+                // JUSTIFICATION: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::engine::simd::Level::Avx512 { .. } => unsafe { avx512($($arg),*) },
+            }
+        }
+    };
+}
+use vectorised;

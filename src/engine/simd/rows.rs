@@ -1,0 +1,550 @@
+//! Element-wise and row-wise arithmetic: activations, LayerNorm, softmax, conversion.
+//!
+//! A block of results is `[rows, 32]` f32. Every function writes all 32 columns: those beyond the
+//! last of a matrix have weights and bias zero, and stay zero.
+
+use super::{STRIP, mul_add, vectorised};
+use crate::engine::config::HiddenActivation;
+
+/// Values of one vector loop.
+const LANES: usize = 16;
+/// Adding and subtracting it rounds to an integer: 1.5 · 2²³.
+const ROUND: f32 = 12_582_912.0;
+/// Below it, `exp` is no normal f32.
+const EXP_MIN: f32 = -87.0;
+/// Above it, 2ⁿ with the next n is no f32.
+const EXP_MAX: f32 = 88.0;
+/// ln 2 in two parts, the first with few bits: <https://www.netlib.org/cephes/>, `expf.c`.
+const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+/// The polynomial of the same file, highest power first.
+const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
+/// `Φ(x)` is 1 in f32 above it, and `x·Φ(x)` below 1e-6 beneath its negative.
+const GELU_LIMIT: f32 = 5.2;
+/// `(Φ(x) − ½)/x` as a polynomial in `2(x/GELU_LIMIT)² − 1`, lowest power first: minimax in the error of
+/// `x·Φ(x)`, which is 1.5e-7 at most before rounding.
+const GELU: [f32; 14] = [
+    0.135_949_98,
+    -0.067_743_62,
+    0.050_025_616,
+    -0.039_931_986,
+    0.031_973_917,
+    -0.024_698_84,
+    0.018_038_778,
+    -0.012_619_661,
+    0.008_365_083_5,
+    -0.004_542_31,
+    0.002_005_193_1,
+    -0.001_468_777_4,
+    0.001_188_680_8,
+    -0.000_388_233_5,
+];
+
+/// `eˣ`, relative error below 2e-7; from 1e-38 on.
+#[inline(always)]
+fn exp<const FMA: bool>(x: f32) -> f32 {
+    let x = if x > EXP_MIN { x } else { EXP_MIN };
+    let x = if x < EXP_MAX { x } else { EXP_MAX };
+    let shifted = mul_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = mul_add::<FMA>(n, -LN_2[0], x);
+    let r = mul_add::<FMA>(n, -LN_2[1], r);
+    let mut p = EXP[0];
+    for coefficient in &EXP[1..] {
+        p = mul_add::<FMA>(p, r, *coefficient);
+    }
+    let p = mul_add::<FMA>(p, r * r, r) + 1.0;
+    // The integer lies in the low bits of `shifted`.
+    let scale = shifted.to_bits().wrapping_add(127) << 23;
+    p * f32::from_bits(scale)
+}
+
+#[inline(always)]
+fn gelu<const FMA: bool>(x: f32) -> f32 {
+    let near = if x < GELU_LIMIT { x } else { GELU_LIMIT };
+    let near = if near > -GELU_LIMIT { near } else { -GELU_LIMIT };
+    let square = near * near;
+    let z = mul_add::<FMA>(square, 2.0 / (GELU_LIMIT * GELU_LIMIT), -1.0);
+    let mut p = GELU[13];
+    for coefficient in GELU[..13].iter().rev() {
+        p = mul_add::<FMA>(p, z, *coefficient);
+    }
+    // A NaN in `x` must come out, and `near` hides it.
+    let outer = if x < -GELU_LIMIT { -GELU_LIMIT } else { x };
+    // Above, 1 is nearer than what the polynomial rounds to.
+    let phi = if x > GELU_LIMIT { 1.0 } else { mul_add::<FMA>(near, p, 0.5) };
+    outer * phi
+}
+
+/// <https://github.com/huggingface/transformers/blob/87b236ba2be8b3e48a7d0c8ca6513302736d2886/src/transformers/activations.py>,
+/// `NewGELUActivation`, with `½(1 + tanh u)` as `1/(1 + e⁻²ᵘ)`.
+#[inline(always)]
+fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
+    const SCALE: f32 = -1.595_769_2;
+    let inner = mul_add::<FMA>(x * x * x, 0.044_715, x);
+    x / (1.0 + exp::<FMA>(SCALE * inner))
+}
+
+/// bf16, to the nearest, halves to even; a NaN keeps a bit of its fraction.
+#[inline(always)]
+pub(in crate::engine) fn bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let bits = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
+    (bits >> 16) as u16
+}
+
+#[inline(always)]
+fn activate<const FMA: bool, const ACTIVATION: u8>(x: f32) -> f32 {
+    match ACTIVATION {
+        IDENTITY => x,
+        GELU_EXACT => gelu::<FMA>(x),
+        GELU_TANH => gelu_tanh::<FMA>(x),
+        _ => {
+            if x < 0.0 {
+                0.0
+            } else {
+                x
+            }
+        }
+    }
+}
+
+const IDENTITY: u8 = 0;
+const GELU_EXACT: u8 = 1;
+const GELU_TANH: u8 = 2;
+const RELU: u8 = 3;
+
+/// Calls `$function` with the activation as a constant, so that no loop asks for it.
+macro_rules! with_activation {
+    ($activation:expr, $function:ident, $fma:ident, ($($arg:expr),*)) => {
+        match $activation {
+            None => $function::<$fma, IDENTITY>($($arg),*),
+            Some(HiddenActivation::Gelu) => $function::<$fma, GELU_EXACT>($($arg),*),
+            Some(HiddenActivation::GeluTanh) => $function::<$fma, GELU_TANH>($($arg),*),
+            Some(HiddenActivation::Relu) => $function::<$fma, RELU>($($arg),*),
+        }
+    };
+}
+
+#[inline(always)]
+fn activate_f32<const FMA: bool, const ACTIVATION: u8>(
+    block: &[[f32; STRIP]],
+    bias: &[f32; STRIP],
+    out: &mut [f32],
+    stride: usize,
+) {
+    for (row, out) in block.iter().zip(out.chunks_mut(stride)) {
+        let Some(out) = out.first_chunk_mut::<STRIP>() else { return };
+        for j in 0..STRIP {
+            out[j] = activate::<FMA, ACTIVATION>(row[j] + bias[j]);
+        }
+    }
+}
+
+#[inline(always)]
+fn activate_bf16<const FMA: bool, const ACTIVATION: u8>(
+    block: &[[f32; STRIP]],
+    bias: &[f32; STRIP],
+    out: &mut [u16],
+    stride: usize,
+) {
+    for (row, out) in block.iter().zip(out.chunks_mut(stride)) {
+        let Some(out) = out.first_chunk_mut::<STRIP>() else { return };
+        for j in 0..STRIP {
+            out[j] = bf16(activate::<FMA, ACTIVATION>(row[j] + bias[j]));
+        }
+    }
+}
+
+vectorised! {
+    /// `activation(block + bias)` into the rows of `out`, `stride` values apart.
+    fn store_f32<FMA>(
+        block: &[[f32; STRIP]],
+        bias: &[f32; STRIP],
+        activation: Option<HiddenActivation>,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        with_activation!(activation, activate_f32, FMA, (block, bias, out, stride));
+    }
+}
+
+vectorised! {
+    /// [`store_f32`] rounded to bf16.
+    fn store_bf16<FMA>(
+        block: &[[f32; STRIP]],
+        bias: &[f32; STRIP],
+        activation: Option<HiddenActivation>,
+        out: &mut [u16],
+        stride: usize,
+    ) {
+        with_activation!(activation, activate_bf16, FMA, (block, bias, out, stride));
+    }
+}
+
+vectorised! {
+    /// Adds `block + bias` to the rows of `out`, `stride` values apart.
+    fn add_f32<FMA>(block: &[[f32; STRIP]], bias: &[f32; STRIP], out: &mut [f32], stride: usize) {
+        for (row, out) in block.iter().zip(out.chunks_mut(stride)) {
+            let Some(out) = out.first_chunk_mut::<STRIP>() else { return };
+            for j in 0..STRIP {
+                out[j] += row[j] + bias[j];
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Each row of `block` times its factor, into the rows of `out`.
+    fn scale_f32<FMA>(block: &[[f32; STRIP]], factors: &[f32], out: &mut [f32], stride: usize) {
+        for ((row, factor), out) in block.iter().zip(factors).zip(out.chunks_mut(stride)) {
+            let Some(out) = out.first_chunk_mut::<STRIP>() else { return };
+            for j in 0..STRIP {
+                out[j] = row[j] * factor;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// [`scale_f32`] rounded to bf16.
+    fn scale_bf16<FMA>(block: &[[f32; STRIP]], factors: &[f32], out: &mut [u16], stride: usize) {
+        for ((row, factor), out) in block.iter().zip(factors).zip(out.chunks_mut(stride)) {
+            let Some(out) = out.first_chunk_mut::<STRIP>() else { return };
+            for j in 0..STRIP {
+                out[j] = bf16(row[j] * factor);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Makes values of sums of integer products in place: a sum `s` of a row with offset `zero` is
+    /// `(s − zero · sum of the column's weights) · row scale · column scale`.
+    fn scale_integers<FMA>(
+        block: &mut [[f32; STRIP]],
+        rows: &[Quantization],
+        sums: &[f32; STRIP],
+        scales: &[f32; STRIP],
+    ) {
+        for (row, quantization) in block.iter_mut().zip(rows) {
+            for j in 0..STRIP {
+                let bits = i32::from_ne_bytes(row[j].to_ne_bytes());
+                #[expect(clippy::cast_precision_loss, reason = "rounding once is what f32 does")]
+                let sum = bits as f32;
+                row[j] = mul_add::<FMA>(-quantization.zero, sums[j], sum)
+                    * (quantization.scale * scales[j]);
+            }
+        }
+    }
+}
+
+/// How a row of bytes stands for values: `(byte − zero) · scale`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(in crate::engine) struct Quantization {
+    pub(in crate::engine) scale: f32,
+    pub(in crate::engine) zero: f32,
+}
+
+vectorised! {
+    /// The rows of `values` as bytes with a scale and an offset of their own; `width` of each row,
+    /// `stride` values apart, and `out_stride` bytes apart.
+    ///
+    /// The range has 0 in it, so that the offset is a byte. A row that is not finite gets a scale that
+    /// is NaN, and so becomes no value that could be taken for one.
+    fn quantize<FMA>(
+        values: &[f32],
+        stride: usize,
+        width: usize,
+        out: &mut [u8],
+        out_stride: usize,
+        rows: &mut [Quantization],
+    ) {
+        let pairs = values.chunks(stride).zip(out.chunks_mut(out_stride));
+        for ((values, out), quantization) in pairs.zip(rows) {
+            let values = &values[..width];
+            let (mut least, mut most) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+            let mut poison = [0.0_f32; LANES];
+            let (chunks, rest) = values.as_chunks::<LANES>();
+            for chunk in chunks {
+                for j in 0..LANES {
+                    least[j] = if chunk[j] < least[j] { chunk[j] } else { least[j] };
+                    most[j] = if chunk[j] > most[j] { chunk[j] } else { most[j] };
+                    poison[j] += chunk[j] * 0.0;
+                }
+            }
+            for (j, &value) in rest.iter().enumerate() {
+                least[j] = if value < least[j] { value } else { least[j] };
+                most[j] = if value > most[j] { value } else { most[j] };
+                poison[j] += value * 0.0;
+            }
+            let least = least.iter().fold(0.0_f32, |a, &b| a.min(b));
+            let most = most.iter().fold(0.0_f32, |a, &b| a.max(b));
+            let poison: f32 = poison.iter().sum();
+            let scale = ((most - least) / 255.0).max(f32::MIN_POSITIVE);
+            let inverse = 1.0 / scale;
+            let zero = (-least * inverse).round().clamp(0.0, 255.0);
+            *quantization = Quantization { scale: scale + poison, zero };
+            for (byte, &value) in out.iter_mut().zip(values) {
+                let shifted = mul_add::<FMA>(value, inverse, zero);
+                let shifted = if shifted > 0.0 { shifted } else { 0.0 };
+                let shifted = if shifted < 255.0 { shifted } else { 255.0 };
+                // The integer lies in the low bits.
+                *byte = (shifted + ROUND).to_bits().to_le_bytes()[0];
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// LayerNorm of each row of `x`, `[rows, stride]`, over its first `weight.len()` values, in place.
+    fn layer_norm<FMA>(x: &mut [f32], stride: usize, weight: &[f32], bias: &[f32], epsilon: f32) {
+        let width = weight.len();
+        #[expect(clippy::cast_precision_loss, reason = "a row has fewer than 2^24 values")]
+        let inverse = 1.0 / width as f32;
+        for row in x.chunks_mut(stride) {
+            let row = &mut row[..width];
+            let mean = sum::<FMA>(row, |x| x) * inverse;
+            let variance = sum::<FMA>(row, |x| (x - mean) * (x - mean)) * inverse;
+            let factor = 1.0 / (variance + epsilon).sqrt();
+            for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+                *x = mul_add::<FMA>((*x - mean) * factor, *weight, *bias);
+            }
+        }
+    }
+}
+
+/// The sum of `of` each value, in 16 partial sums.
+#[inline(always)]
+fn sum<const FMA: bool>(values: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for j in 0..LANES {
+            lanes[j] += of(chunk[j]);
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane += of(value);
+    }
+    reduce(&lanes, |a, b| a + b)
+}
+
+/// Folds the lanes pairwise.
+#[inline(always)]
+fn reduce(lanes: &[f32; LANES], with: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = *lanes;
+    let mut half = LANES / 2;
+    while half > 0 {
+        for j in 0..half {
+            lanes[j] = with(lanes[j], lanes[j + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// `e^(score − largest)` for a row, in place; returns one over their sum.
+#[inline(always)]
+fn softmax_row<const FMA: bool>(row: &mut [f32], length: usize, bias: Option<&[f32]>) -> f32 {
+    if let Some(bias) = bias {
+        for (score, bias) in row.iter_mut().zip(bias) {
+            *score += bias;
+        }
+    }
+    // What stands for no key becomes 0 in every use: its value vector is zero too.
+    row[length..].fill(f32::MIN);
+    let (chunks, _) = row.as_chunks_mut::<LANES>();
+    let mut most = [f32::MIN; LANES];
+    for chunk in chunks.iter() {
+        for j in 0..LANES {
+            most[j] = if chunk[j] > most[j] { chunk[j] } else { most[j] };
+        }
+    }
+    let most = reduce(&most, |a, b| if a > b { a } else { b });
+    let mut sums = [0.0_f32; LANES];
+    for chunk in chunks {
+        for j in 0..LANES {
+            // A NaN must come out, and the bounds of `exp` hide it.
+            let score = chunk[j] - most;
+            let value = exp::<FMA>(score) + score * 0.0;
+            chunk[j] = value;
+            sums[j] += value;
+        }
+    }
+    1.0 / reduce(&sums, |a, b| a + b)
+}
+
+vectorised! {
+    /// Softmax of each row of `scores`, `[rows, stride]`, over its first `length` values, but for the
+    /// division: one over the sum of each row goes to `inverses`.
+    ///
+    /// `bias`, with its number of rows before the first of these, is added to the scores first: row `i`
+    /// takes it from the place `start − i`.
+    fn softmax<FMA>(
+        scores: &mut [f32],
+        stride: usize,
+        length: usize,
+        bias: Option<(&[f32], usize)>,
+        inverses: &mut [f32],
+    ) {
+        for (i, (row, inverse)) in scores.chunks_mut(stride).zip(inverses).enumerate() {
+            let bias = bias.map(|(bias, start)| &bias[start - i..][..length]);
+            *inverse = softmax_row::<FMA>(row, length, bias);
+        }
+    }
+}
+
+vectorised! {
+    /// `values` rounded to bf16, as far as both go.
+    fn to_bf16<FMA>(values: &[f32], out: &mut [u16]) {
+        for (out, &value) in out.iter_mut().zip(values) {
+            *out = bf16(value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Isa;
+    use super::*;
+
+    const ZERO: [f32; STRIP] = [0.0; STRIP];
+
+    fn activated(isa: Isa, activation: HiddenActivation, x: f32) -> f32 {
+        let mut out = [0.0; STRIP];
+        store_f32(isa, &[[x; STRIP]], &ZERO, Some(activation), &mut out, STRIP);
+        out[STRIP - 1]
+    }
+
+    /// The error function by its series and, where that is slow, its continued fraction.
+    fn erf(x: f64) -> f64 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            let n = f64::from(n);
+            term *= -x * x / n;
+            sum += term / (2.0 * n + 1.0);
+        }
+        if x.abs() > 4.0 { x.signum() } else { sum * 2.0 / std::f64::consts::PI.sqrt() }
+    }
+
+    #[test]
+    fn gelu_is_exact_to_a_millionth() {
+        for isa in Isa::all() {
+            for step in -90_000_i32..=90_000 {
+                #[expect(clippy::cast_precision_loss, reason = "below 2^24")]
+                let x = step as f32 / 10_000.0;
+                let found = f64::from(activated(isa, HiddenActivation::Gelu, x));
+                let x = f64::from(x);
+                let expected = x * 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2));
+                assert!((found - expected).abs() <= 1e-6, "{isa:?} {x}: {found}, {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_other_activations_are_their_formulas() {
+        for isa in Isa::all() {
+            for step in -400_i32..=400 {
+                #[expect(clippy::cast_precision_loss, reason = "small")]
+                let x = step as f32 / 20.0;
+                let u = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+                let expected = 0.5 * x * (1.0 + u.tanh());
+                let found = activated(isa, HiddenActivation::GeluTanh, x);
+                assert!((found - expected).abs() <= 2e-6, "{isa:?} {x}: {found}, {expected}");
+                assert_eq!(activated(isa, HiddenActivation::Relu, x), x.max(0.0));
+            }
+            for activation in
+                [HiddenActivation::Gelu, HiddenActivation::GeluTanh, HiddenActivation::Relu]
+            {
+                assert!(activated(isa, activation, f32::NAN).is_nan(), "{activation:?}");
+            }
+        }
+    }
+
+    fn values(count: usize) -> Vec<f32> {
+        #[expect(clippy::cast_precision_loss, reason = "small")]
+        (0..count).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 100.0).collect()
+    }
+
+    #[test]
+    fn softmax_of_any_length_sums_to_one_and_keeps_the_ratios() {
+        for isa in Isa::all() {
+            for length in [1_usize, 2, 15, 16, 17, 60, 64, 512] {
+                let stride = length.next_multiple_of(STRIP);
+                let mut scores = values(3 * stride);
+                let original = scores.clone();
+                let bias = vec![0.25; 2 * length - 1 + 3];
+                let mut inverses = [0.0; 3];
+                let bias = Some((bias.as_slice(), length - 1));
+                let bias = bias.filter(|_| length > 2);
+                softmax(isa, &mut scores, stride, length, bias, &mut inverses);
+                for row in 0..3 {
+                    let found = &scores[row * stride..][..length];
+                    let sum: f32 = found.iter().sum();
+                    assert!((sum * inverses[row] - 1.0).abs() < 1e-5, "{isa:?} {length}");
+                    let original = &original[row * stride..][..length];
+                    for (value, score) in found.iter().zip(original) {
+                        let expected = (score - original[0]).exp();
+                        assert!((value / found[0] - expected).abs() <= 1e-5 * expected.max(1.0));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn layer_norm_of_any_width_has_mean_zero_and_variance_one() {
+        for isa in Isa::all() {
+            for width in [1_usize, 60, 64, 384, 768] {
+                let stride = width.next_multiple_of(STRIP);
+                let mut x = values(2 * stride);
+                let original = x.clone();
+                let (weight, bias) = (vec![2.0; width], vec![1.0; width]);
+                layer_norm(isa, &mut x, stride, &weight, &bias, 1e-12);
+                for row in [0, 1] {
+                    let of = |x: &[f32]| x[row * stride..][..width].to_vec();
+                    let original = of(&original);
+                    #[expect(clippy::cast_precision_loss, reason = "small")]
+                    let width = width as f32;
+                    let mean = original.iter().sum::<f32>() / width;
+                    let variance = original.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / width;
+                    for (found, value) in of(&x).iter().zip(&original) {
+                        let expected = (value - mean) / (variance + 1e-12).sqrt() * 2.0 + 1.0;
+                        assert!((found - expected).abs() < 1e-4, "{isa:?} {width}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_stand_for_values_within_half_a_step() {
+        for isa in Isa::all() {
+            for width in [1, 3, 16, 60, 384] {
+                let values = values(2 * width);
+                let mut bytes = vec![0; 2 * (width + 5)];
+                let mut rows = [Quantization::default(); 2];
+                quantize(isa, &values, width, width, &mut bytes, width + 5, &mut rows);
+                for (row, Quantization { scale, zero }) in rows.into_iter().enumerate() {
+                    for i in 0..width {
+                        let found = (f32::from(bytes[row * (width + 5) + i]) - zero) * scale;
+                        let value = values[row * width + i];
+                        assert!((found - value).abs() <= scale * 1.01, "{isa:?}");
+                    }
+                }
+            }
+            let mut rows = [Quantization::default(); 2];
+            quantize(isa, &[f32::NAN, f32::INFINITY], 1, 1, &mut [0; 2], 1, &mut rows);
+            assert!(rows.iter().all(|row| row.scale.is_nan()), "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_to_the_nearest() {
+        for x in values(1000).into_iter().chain([0.0, -0.0, f32::MAX, f32::INFINITY, 1e-40]) {
+            assert_eq!(bf16(x), half::bf16::from_f32(x).to_bits(), "{x}");
+        }
+        assert!(half::bf16::from_bits(bf16(f32::NAN)).is_nan());
+    }
+}

@@ -1,0 +1,233 @@
+//! A model from its files to its vectors, and what is refused on the way.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use crate::engine::config::EncoderConfig;
+use crate::engine::config::tests::{bert, spec};
+use crate::engine::pool::Head;
+use crate::engine::reference::Reference;
+use crate::engine::weights::tests::{f32s, file};
+use crate::engine::{
+    Activation, Architecture, Dense, Embedder, EngineError, Loaded, ModelFiles, ModelSpec, Options,
+    Precision, load,
+};
+
+const OPTIONS: Options = Options { threads: 2, batch_tokens: 64, precision: Precision::F32 };
+
+fn golden_file(name: &str, file: &str) -> Vec<u8> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    std::fs::read(directory.join(file)).unwrap()
+}
+
+fn golden_spec(name: &str, architecture: Architecture) -> ModelSpec {
+    let mut spec = spec(architecture);
+    let dimensions = if name == "tiny-bert-odd" { 60 } else { 64 };
+    (spec.dimensions, spec.max_sequence_length, spec.normalize) = (dimensions, 40, true);
+    spec
+}
+
+fn golden(name: &str, architecture: Architecture) -> Box<dyn Embedder> {
+    let files = ModelFiles {
+        config: golden_file(name, "config.json"),
+        tokenizer: golden_file(name, "tokenizer.json"),
+        weights: golden_file(name, "model.safetensors"),
+        dense: Vec::new(),
+    };
+    load(&golden_spec(name, architecture), files, OPTIONS).unwrap().embedder
+}
+
+/// A word-level tokenizer with `words` words and no special tokens.
+fn tokenizer(words: usize) -> Vec<u8> {
+    let vocabulary: serde_json::Map<_, _> =
+        (0..words).map(|id| (format!("w{id}"), id.into())).collect();
+    let json = json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
+    });
+    json.to_string().into_bytes()
+}
+
+/// The BERT of `config::tests`, with every weight `value`.
+fn constant_bert(value: f32) -> (ModelSpec, ModelFiles) {
+    let spec = spec(Architecture::Bert);
+    let config = bert().to_string().into_bytes();
+    let shape = EncoderConfig::read(&config, &spec).unwrap();
+    let tensors: Vec<_> = crate::engine::layout::encoder_tensors(&shape).collect();
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|tensor| {
+            let values = vec![value; tensor.shape.iter().product()];
+            (tensor.name.as_str(), safetensors::Dtype::F32, &tensor.shape[..], f32s(&values))
+        })
+        .collect();
+    let weights = file(&tensors);
+    (spec, ModelFiles { config, tokenizer: tokenizer(5), weights, dense: Vec::new() })
+}
+
+fn refusal(spec: &ModelSpec, files: ModelFiles) -> String {
+    load(spec, files, OPTIONS).err().unwrap().to_string()
+}
+
+#[test]
+fn a_text_that_no_encoder_takes_is_refused_before_the_others_are_computed() {
+    let (spec, files) = constant_bert(0.5);
+    let Loaded { mut embedder, .. } = load(&spec, files, OPTIONS).unwrap();
+    let cases: [(&[u32], &str); 3] = [
+        (&[], "a text of 0 tokens; this model takes 1 to 10"),
+        (&[1; 11], "a text of 11 tokens; this model takes 1 to 10"),
+        (&[4, 5], "token id 5 is outside the model's vocabulary of 5 tokens"),
+    ];
+    for (text, message) in cases {
+        assert_eq!(embedder.embed(&[&[1], text]).unwrap_err().to_string(), message);
+    }
+    assert!(embedder.embed(&[]).unwrap().is_empty());
+    assert_eq!(embedder.embed(&[&[4; 10]]).unwrap().len(), 8);
+}
+
+#[test]
+fn a_vector_that_is_not_finite_is_an_error() {
+    // Every sum of products is beyond f32.
+    let (spec, files) = constant_bert(f32::MAX);
+    let Loaded { mut embedder, .. } = load(&spec, files, OPTIONS).unwrap();
+    let error = embedder.embed(&[&[1, 2]]).unwrap_err();
+    assert!(matches!(error, EngineError::NotFinite { precision: "f32" }), "{error}");
+}
+
+#[test]
+fn word_embeddings_must_cover_the_tokenizer() {
+    let (spec, mut files) = constant_bert(0.5);
+    files.tokenizer = tokenizer(6);
+    let message = "tokenizer.json has 6 tokens, model.safetensors has word embeddings for 5";
+    assert_eq!(refusal(&spec, files), message);
+}
+
+#[test]
+fn weights_must_be_those_of_the_configuration() {
+    let (spec, mut files) = constant_bert(0.5);
+    let mut config = bert();
+    config["num_hidden_layers"] = usize::MAX.into();
+    files.config = config.to_string().into_bytes();
+    let message = "model.safetensors: tensor \"encoder.layer.1.attention.self.query.weight\" \
+                   [8, 8] is missing";
+    assert_eq!(refusal(&spec, files), message);
+}
+
+#[test]
+fn every_weight_in_memory_is_counted() {
+    let (mut spec, files) = constant_bert(0.5);
+    let plain = load(&spec, files, OPTIONS).unwrap().embedder.weight_bytes();
+    // Tables 5 + 10 + 2 rows and LayerNorm; attention and its LayerNorm; feed-forward and its
+    // LayerNorm. Packed they take no less.
+    let encoder = (17 * 8 + 16) + (4 * (64 + 8) + 16) + (8 * 4 + 4 + 4 * 8 + 8 + 16);
+    assert!(plain >= 4 * encoder, "{plain}");
+    spec.dense = vec![Dense {
+        in_features: 8,
+        out_features: 3,
+        bias: true,
+        activation: Activation::Identity,
+    }];
+    spec.dimensions = 3;
+    let (_, mut files) = constant_bert(0.5);
+    files.dense = vec![file(&[
+        ("linear.weight", safetensors::Dtype::F32, &[3, 8], f32s(&[0.5; 24])),
+        ("linear.bias", safetensors::Dtype::F32, &[3], f32s(&[0.5; 3])),
+    ])];
+    let Loaded { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
+    assert_eq!(embedder.weight_bytes(), plain + 4 * (24 + 3));
+    assert_eq!(embedder.dimensions(), 3);
+}
+
+#[test]
+fn int8_weights_give_nearly_the_vectors_of_f32() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-bert-mean");
+    let read = |file| std::fs::read(directory.join(file)).unwrap();
+    let original = read("model.safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(&original).unwrap();
+    let mut quantized = Vec::new();
+    for (name, view) in tensors.iter() {
+        let values: Vec<f32> =
+            view.data().as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        let &[_, columns] = view.shape() else {
+            quantized.push((name.to_owned(), view.dtype(), view.shape().to_vec(), f32s(&values)));
+            continue;
+        };
+        let (mut rows, mut scales) = (Vec::new(), Vec::new());
+        for row in values.chunks_exact(columns) {
+            let largest = row.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
+            let scale = if largest == 0.0 { 1.0 } else { largest / 127.0 };
+            scales.push(scale);
+            #[expect(clippy::cast_possible_truncation, reason = "at most 127")]
+            rows.extend(row.iter().map(|value| ((value / scale).round() as i8).to_le_bytes()[0]));
+        }
+        let shape = vec![scales.len()];
+        quantized.push((name.to_owned(), safetensors::Dtype::I8, view.shape().to_vec(), rows));
+        quantized.push((format!("{name}.scale"), safetensors::Dtype::F32, shape, f32s(&scales)));
+    }
+    let quantized: Vec<_> = quantized
+        .iter()
+        .map(|(name, dtype, shape, data)| (&name[..], *dtype, &shape[..], data.clone()))
+        .collect();
+    let mut spec = spec(Architecture::Bert);
+    (spec.dimensions, spec.max_sequence_length, spec.normalize) = (64, 48, true);
+    let text: &[u32] = &[2, 220, 512, 449, 288, 465, 480, 3];
+    let [exact, near] = [original.clone(), file(&quantized)].map(|weights| {
+        let (config, tokenizer) = (read("config.json"), read("tokenizer.json"));
+        let files = ModelFiles { config, tokenizer, weights, dense: Vec::new() };
+        load(&spec, files, OPTIONS).unwrap().embedder.embed(&[text]).unwrap()
+    });
+    let cosine: f32 = exact.iter().zip(&near).map(|(a, b)| a * b).sum();
+    assert!(cosine > 0.999 && exact != near, "{cosine}");
+}
+
+const GOLDEN: [(&str, Architecture); 6] = [
+    ("tiny-bert-mean", Architecture::Bert),
+    ("tiny-bert-odd", Architecture::Bert),
+    ("tiny-distilbert", Architecture::DistilBert),
+    ("tiny-roberta", Architecture::Roberta),
+    ("tiny-xlm-roberta", Architecture::XlmRoberta),
+    ("tiny-mpnet", Architecture::Mpnet),
+];
+
+proptest! {
+    // Each case loads every model.
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    #[test]
+    fn a_vector_depends_on_its_text_alone(
+        texts in prop::collection::vec(prop::collection::vec(0_u32..240, 1..40), 1..12),
+    ) {
+        for (name, architecture) in GOLDEN {
+            let mut embedder = golden(name, architecture);
+            let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+            let together = embedder.embed(&texts).unwrap();
+            let width = embedder.dimensions();
+            for (text, vector) in texts.iter().zip(together.chunks_exact(width)) {
+                prop_assert_eq!(&embedder.embed(&[text]).unwrap(), vector, "{}", name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_vectors_are_those_of_the_reference(
+        texts in prop::collection::vec(prop::collection::vec(0_u32..240, 1..40), 1..6),
+    ) {
+        for (name, architecture) in GOLDEN {
+            let mut embedder = golden(name, architecture);
+            let spec = golden_spec(name, architecture);
+            let config = EncoderConfig::read(&golden_file(name, "config.json"), &spec).unwrap();
+            let reference = Reference::read(&config, &golden_file(name, "model.safetensors"));
+            let head = Head::read(&spec, &[]).unwrap();
+            for text in &texts {
+                let found = embedder.embed(&[text]).unwrap();
+                let expected = head.vector(&reference.states(text), config.hidden_size);
+                let difference =
+                    found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                prop_assert!(difference <= 2e-5, "{} differs by {}", name, difference);
+            }
+        }
+    }
+}
