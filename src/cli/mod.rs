@@ -3,6 +3,7 @@
 //! Owns the terminal: answers on stdout, progress and errors on stderr, one line a cause. It opens no socket but the
 //! daemon's.
 
+mod bench;
 mod check;
 mod client;
 mod demo;
@@ -11,11 +12,13 @@ mod model;
 mod output;
 mod pack;
 mod progress;
+mod scratch;
 mod status;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -24,6 +27,7 @@ use crate::exit::Exit;
 use crate::files::FileError;
 use crate::models::install::{InstallError, RemoveError};
 use crate::package::{PackError, StoreError, UnpackError};
+use bench::InputError;
 use client::{Client, ClientError};
 
 /// Text embeddings for every program on this device.
@@ -56,6 +60,8 @@ enum Command {
     Model(model::Model),
     /// Show what the daemon is doing.
     Status(status::Status),
+    /// Measure how fast a model is on this machine, without a daemon.
+    Bench(bench::Bench),
     /// Check a configuration without starting anything.
     Check(check::Check),
     /// Start a daemon in a temporary place, embed a dozen sentences through its socket, clean up.
@@ -94,6 +100,7 @@ impl Connection {
 
 /// Runs one command; the whole of `caxton`. `run_daemon` is for `caxton demo`, which needs no second program.
 pub fn main(run_daemon: RunDaemon) -> ExitCode {
+    let started = Instant::now();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -102,7 +109,7 @@ pub fn main(run_daemon: RunDaemon) -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
         }
     };
-    match run(arguments, run_daemon) {
+    match run(arguments, run_daemon, started) {
         Ok(exit) => exit.into(),
         Err(error) => {
             let exit = exit_of(&error);
@@ -117,12 +124,14 @@ pub fn main(run_daemon: RunDaemon) -> ExitCode {
 fn run(
     Arguments { connection, command }: Arguments,
     run_daemon: RunDaemon,
+    started: Instant,
 ) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
         Command::Embed(command) => runtime.block_on(command.run(&connection)),
         Command::Model(command) => runtime.block_on(command.run(&connection)),
         Command::Status(command) => runtime.block_on(command.run(&connection)),
+        Command::Bench(command) => command.run(&connection, started),
         Command::Check(command) => command.run(),
         Command::Demo(command) => {
             let bundled = connection.settings()?.packages.bundled_directory;
@@ -159,7 +168,9 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     if causes().any(|cause| cause.is::<ConfigError>()) {
         return Exit::Config;
     }
-    if causes().any(|cause| cause.is::<NotInstalled>() || cause.is::<PackError>()) {
+    if causes().any(|cause| {
+        cause.is::<NotInstalled>() || cause.is::<PackError>() || cause.is::<InputError>()
+    }) {
         return Exit::Data;
     }
     if let Some(error) = causes().find_map(|cause| cause.downcast_ref::<InstallError>()) {

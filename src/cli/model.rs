@@ -19,6 +19,7 @@ use tokio_util::io::ReaderStream;
 use super::client::{Client, segment};
 use super::output::Output;
 use super::pack::{Pack, Source};
+use super::scratch::Scratch;
 use super::status::print_packages;
 use super::{Connection, NotInstalled, file_name, print_json, progress, tell};
 use crate::api::describe;
@@ -27,10 +28,11 @@ use crate::api::{MINISIG_HEADER, NAME_HEADER, SHA256_HEADER};
 use crate::config::Settings;
 use crate::exit::Exit;
 use crate::files::{self, FileError};
-use crate::models::install::{Installed, Rules, install, remove};
+use crate::models::install::{Installed, Rules, install, remove, try_out};
 use crate::models::load::options;
 use crate::package::{
-    Key, Origin, SIDECARS, Sidecars, SignatureStatus, Store, choose, known_models, write_package,
+    Key, Origin, SIDECARS, Sidecars, SignatureStatus, Store, StoreError, choose, known_models,
+    write_package,
 };
 
 /// Install, verify, list and pack models.
@@ -126,12 +128,8 @@ impl Place {
             // A socket that was named is meant.
             Err(error) if error.is_unreachable() && connection.socket.is_none() => {
                 let settings = connection.settings()?;
-                let directory = &settings.memory.model_cache.directory;
-                let (store, damaged) = Store::open(directory)
+                let store = open_store(&settings)
                     .context("no daemon answers, so its store was to be used")?;
-                for entry in damaged {
-                    tell(&format!("caxton: an entry of the store cannot be read: {entry}"));
-                }
                 Ok(Self::Store(Box::new((store, settings))))
             }
             Err(error) => Err(error.into()),
@@ -149,6 +147,15 @@ impl Place {
             }
         }
     }
+}
+
+/// The store of `settings`, locked; tells which of its entries cannot be read.
+pub(super) fn open_store(settings: &Settings) -> Result<Store, StoreError> {
+    let (store, damaged) = Store::open(&settings.memory.model_cache.directory)?;
+    for entry in damaged {
+        tell(&format!("caxton: an entry of the store cannot be read: {entry}"));
+    }
+    Ok(store)
 }
 
 impl Model {
@@ -249,13 +256,9 @@ impl Verify {
     /// Does everything that an installation does, in a place that is thrown away.
     fn verify_file(&self, connection: &Connection) -> anyhow::Result<()> {
         let settings = connection.settings()?;
-        let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
-        let (store, _damaged) = Store::open(scratch.path())?;
-        let rules = Rules { bundled_only: false, ..Rules::from(&settings) };
-        let file = files::open_regular(&self.what)?;
-        let sidecars = Sidecars::read(&self.what)?;
-        let Installed { entry, signature, .. } =
-            install(&store, file, &sidecars, Origin::Installed, &rules, options(&settings))?;
+        let scratch = Scratch::create(&settings)?;
+        let Installed { entry, signature, .. } = scratch.admit(&self.what)?;
+        try_out(&scratch.store, &entry.key, &scratch.rules, options(&settings))?;
         let signature = match signature {
             SignatureStatus::Absent => "no signature".to_owned(),
             SignatureStatus::Unchecked => "a signature that no key here can check".to_owned(),

@@ -162,6 +162,16 @@ impl EncoderConfig {
         Ok(config)
     }
 
+    /// Multiplications and additions in the matrix products for one text of `tokens` tokens.
+    ///
+    /// A token and layer multiplies `4h²` times for Q, K, V and the output, `2hf` times for the
+    /// feed-forward layer, and `2h` times for each token that it attends to.
+    pub(super) fn matrix_operations(&self, tokens: usize) -> u64 {
+        let [layers, h, f, tokens] =
+            [self.layers, self.hidden_size, self.intermediate_size, tokens].map(|n| n as u64);
+        2 * layers * tokens * (4 * h * h + 2 * h * f + 2 * h * tokens)
+    }
+
     /// Positions that a text can take.
     fn positions(&self) -> usize {
         match self.architecture {
@@ -272,6 +282,15 @@ pub(super) mod tests {
         assert_eq!((config.hidden_size, config.layers, config.heads), (8, 1, 2));
         assert_eq!((config.intermediate_size, config.type_vocab_size), (4, 0));
         assert_eq!(config.activation, HiddenActivation::Relu);
+    }
+
+    #[test]
+    fn the_work_of_a_text_grows_with_its_length_and_that_of_attention_with_the_square() {
+        let config = read(&bert(), &spec(Architecture::Bert)).unwrap();
+        // A token: 4·8² + 2·8·4 = 320 multiplications, and 2·8 for each that it attends to.
+        assert_eq!(config.matrix_operations(0), 0);
+        assert_eq!(config.matrix_operations(1), 2 * (320 + 16));
+        assert_eq!(config.matrix_operations(3), 2 * 3 * (320 + 48));
     }
 
     #[test]

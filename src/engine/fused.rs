@@ -29,10 +29,10 @@ pub(super) struct Fused {
     encoder: Encoder,
     machine: Machine,
     report: Report,
+    config: EncoderConfig,
     head: Head,
     threads: rayon::ThreadPool,
     arenas: Vec<Mutex<Arena>>,
-    vocabulary: usize,
     max_sequence_length: usize,
     dimensions: usize,
     batch_tokens: usize,
@@ -56,7 +56,7 @@ impl Fused {
     /// weights are not those of `config`.
     pub(super) fn new(
         spec: &ModelSpec,
-        config: &EncoderConfig,
+        config: EncoderConfig,
         file: Vec<u8>,
         head: Head,
         choice: Choice,
@@ -70,7 +70,7 @@ impl Fused {
             .map_err(|source| EngineError::Threads { threads: count, source: source.into() })?;
         let formats = (choice.format, choice.attention);
         let reach = spec.max_sequence_length;
-        let encoder = threads.install(|| Encoder::read(config, reach, file, formats))?;
+        let encoder = threads.install(|| Encoder::read(&config, reach, file, formats))?;
         Ok(Self {
             encoder,
             machine: choice.machine,
@@ -78,7 +78,7 @@ impl Fused {
             head,
             threads,
             arenas: (0..count).map(|_| Mutex::default()).collect(),
-            vocabulary: config.vocab_size,
+            config,
             max_sequence_length: spec.max_sequence_length,
             dimensions: spec.dimensions,
             batch_tokens: options.batch_tokens,
@@ -90,7 +90,7 @@ impl Fused {
         if text.is_empty() || text.len() > max {
             return Err(EngineError::Length { tokens: text.len(), max });
         }
-        let vocabulary = self.vocabulary;
+        let vocabulary = self.config.vocab_size;
         match text.iter().find(|&&id| id as usize >= vocabulary) {
             None => Ok(()),
             Some(&id) => Err(EngineError::TokenOutOfRange { id, vocabulary }),
@@ -239,6 +239,10 @@ impl Embedder for Fused {
 
     fn weight_bytes(&self) -> u64 {
         self.encoder.bytes() + self.head.weight_bytes()
+    }
+
+    fn matrix_operations(&self, tokens: usize) -> u64 {
+        self.config.matrix_operations(tokens)
     }
 
     fn report(&self) -> &Report {

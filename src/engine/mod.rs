@@ -19,6 +19,7 @@ mod error;
 mod fused;
 mod layout;
 mod linear;
+mod peak;
 mod pool;
 mod precision;
 #[cfg(test)]
@@ -33,6 +34,7 @@ mod tokenize;
 mod weights;
 
 pub use error::EngineError;
+pub use peak::f32_peak;
 pub use precision::{Precision, Report};
 pub use spec::{Activation, Architecture, Dense, ModelFiles, ModelSpec, Pooling, UnknownName};
 pub use tokenize::{Tokenizer, Tokens};
@@ -62,6 +64,10 @@ pub trait Embedder: Send {
 
     /// What it runs in.
     fn report(&self) -> &Report;
+
+    /// Multiplications and additions in the matrix products for one text of `tokens` tokens: the
+    /// work of the model's shapes, without padding, whatever the precision.
+    fn matrix_operations(&self, tokens: usize) -> u64;
 }
 
 /// How a model is run.
@@ -102,6 +108,6 @@ pub fn load(spec: &ModelSpec, files: ModelFiles, options: Options) -> Result<Loa
     }
     let head = Head::read(spec, &files.dense)?;
     let choice = precision::choose(options.precision);
-    let fused = Fused::new(spec, &config, files.weights, head, choice, options)?;
+    let fused = Fused::new(spec, config, files.weights, head, choice, options)?;
     Ok(Loaded { tokenizer, embedder: Box::new(fused) })
 }

@@ -122,6 +122,26 @@ pub fn install(
     rules: &Rules,
     options: engine::Options,
 ) -> Result<Installed, InstallError> {
+    let mut installed = admit(store, source, sidecars, origin, rules)?;
+    let entry = &mut installed.entry;
+    if entry.record.status == Status::Untested {
+        installed.removed = try_out(store, &entry.key, rules, options)?;
+        entry.record.status = Status::Available;
+    }
+    Ok(installed)
+}
+
+/// Does the part of [`install`] before the model is tried: a new entry is [`Status::Untested`].
+///
+/// # Errors
+/// When the package is incomplete, refused or not vouched for, or the store does not take it.
+pub fn admit(
+    store: &Store,
+    source: impl Read,
+    sidecars: &Sidecars,
+    origin: Origin,
+    rules: &Rules,
+) -> Result<Installed, InstallError> {
     if rules.bundled_only && !origin.is_bundled() {
         return Err(InstallError::BundledOnly);
     }
@@ -130,13 +150,8 @@ pub fn install(
     let staged = store.stage(&mut reader, &rules.limits)?;
     let signature = reader.finish(staged.unpacked().package_digest)?;
     let keep = |entry: &Entry| rules.keeps(entry);
-    let Admitted { mut entry, existed } = store.admit(staged, origin, rules.quota, keep)?;
-    let mut removed = Vec::new();
-    if entry.record.status == Status::Untested {
-        removed = try_out(store, &entry.key, rules, options)?;
-        entry.record.status = Status::Available;
-    }
-    Ok(Installed { entry, existed, removed, signature })
+    let Admitted { entry, existed } = store.admit(staged, origin, rules.quota, keep)?;
+    Ok(Installed { entry, existed, removed: Vec::new(), signature })
 }
 
 /// Makes an entry available if its model works, and removes it if not. Returns what left for it.
@@ -360,11 +375,8 @@ mod tests {
     use crate::package::{BoxError, Contents, Manifest, PackRequest, fixture, pack};
     use crate::units::Bytes;
 
-    const OPTIONS: engine::Options = engine::Options {
-        threads: 1,
-        batch_tokens: 512,
-        precision: engine::Precision::F32,
-    };
+    const OPTIONS: engine::Options =
+        engine::Options { threads: 1, batch_tokens: 512, precision: engine::Precision::F32 };
 
     struct Place {
         root: TempDir,

@@ -25,7 +25,7 @@ const MIN_COSINE: f32 = 0.999_999;
 const MODELS: &str = "CAXTON_MODELS";
 
 pub(super) struct Case {
-    name: &'static str,
+    pub(super) name: &'static str,
     architecture: Architecture,
     dimensions: usize,
     max_sequence_length: usize,
@@ -35,7 +35,7 @@ pub(super) struct Case {
     prompts: &'static [(&'static str, &'static str)],
 }
 
-const MEAN: Case = Case {
+pub(super) const MEAN: Case = Case {
     name: "tiny-bert-mean",
     architecture: Architecture::Bert,
     dimensions: 64,
@@ -92,7 +92,7 @@ const TINY: [Case; 11] = [
 pub(super) const MINI_LM: Case =
     Case { name: "all-MiniLM-L6-v2", dimensions: 384, max_sequence_length: 256, ..MEAN };
 
-fn golden() -> PathBuf {
+pub(super) fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
@@ -105,7 +105,7 @@ pub(super) fn texts(file: &str) -> Vec<String> {
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn load(case: &Case, directory: &Path, precision: Precision) -> Loaded {
+pub(super) fn load(case: &Case, directory: &Path, precision: Precision) -> Loaded {
     let spec = ModelSpec {
         architecture: case.architecture,
         dimensions: case.dimensions,
@@ -149,7 +149,7 @@ fn unit(vector: &[f32]) -> Vec<f32> {
     vector.iter().map(|value| value / norm).collect()
 }
 
-fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 

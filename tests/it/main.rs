@@ -1,6 +1,9 @@
 //! Integration tests.
 
 mod admin;
+mod admin;
+mod api;
+mod bench;
 mod bundled;
 mod bundled_directory;
 mod command_line;

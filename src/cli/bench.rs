@@ -1,0 +1,253 @@
+//! `caxton bench`: how fast a model is on this machine, without a daemon.
+//!
+//! Owns the question and the answer: which model, which texts, what is reported and how. The clock
+//! is in [`measure`].
+
+mod measure;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde::Serialize;
+
+use super::model::open_store;
+use super::output::Output;
+use super::scratch::Scratch;
+use super::{Connection, NotInstalled, print_json, print_table};
+use crate::config::Settings;
+use crate::engine::{self, Loaded, Options, Precision};
+use crate::exit::Exit;
+use crate::files::FileError;
+use crate::models::install::{InstallError, Installed};
+use crate::models::load;
+use crate::package::{BoxError, Key, Store, choose};
+use crate::units::Bytes;
+use measure::Throughput;
+
+/// Name of the tensor of `--output`, as in the golden files of the tests.
+const TENSOR: &str = "embedding";
+/// Single texts are timed at most this long, however long `--seconds` is.
+const LATENCY_TIME: Duration = Duration::from_secs(2);
+
+/// Measure a model: throughput, latency, start and memory.
+#[derive(Debug, Args)]
+pub(super) struct Bench {
+    /// A package file, or the id of an installed model; the store must not be in use by a daemon.
+    #[arg(long, value_name = "PACKAGE|ID")]
+    model: PathBuf,
+    /// The texts: one JSON string a line.
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// What to compute in.
+    #[arg(long, default_value_t)]
+    precision: Precision,
+    /// Threads of the engine [default: embedding.threads of the configuration].
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    threads: Option<usize>,
+    /// Tokens of one pass [default: embedding.batch_tokens of the configuration].
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    batch_tokens: Option<usize>,
+    /// How long to go over all texts; the round that is begun is finished, one at least.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    seconds: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Write the vectors to this safetensors file: "embedding", f32, a row for each text in order.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Why the texts cannot be embedded.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InputError {
+    /// A line is not what it should be.
+    #[error("line {line} of {} is not a JSON string", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: BoxError,
+    },
+    /// There is nothing to measure with.
+    #[error("{} holds no text; give one JSON string a line", .0.display())]
+    Empty(PathBuf),
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    texts_per_second: f64,
+    tokens_per_second: f64,
+    p50_ms: f64,
+    p95_ms: f64,
+    p99_ms: f64,
+    /// Reading the model's files from the store with their digests, and loading them.
+    load_ms: f64,
+    /// From the first instruction of `main` to the vector of the first text. The kernel tells the
+    /// start of a process in hundredths of a second, too coarse to count from.
+    first_vector_ms: f64,
+    /// Of the whole process: VmHWM.
+    peak_rss_bytes: u64,
+    precision: &'static str,
+    isa: &'static str,
+    /// Operations of the model's matrix products in a second, of the most that the processors can.
+    matrix_peak_fraction: f64,
+}
+
+impl Bench {
+    /// `started` is when the program did.
+    pub(super) fn run(self, connection: &Connection, started: Instant) -> anyhow::Result<Exit> {
+        let texts = read_texts(&self.input)?;
+        let settings = connection.settings()?;
+        let defaults = load::options(&settings);
+        let options = Options {
+            threads: self.threads.unwrap_or(defaults.threads),
+            batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
+            precision: self.precision,
+        };
+        let (mut model, load_time, first_vector) =
+            self.load(&settings, options, &texts[0], started)?;
+        let seconds = Duration::from_secs(self.seconds);
+        let throughput = measure::throughput(&mut model, &texts, options.batch_tokens, seconds)?;
+        let latencies = measure::latencies(&mut model, &texts, seconds.min(LATENCY_TIME))?;
+        // Before the vectors are laid out as a file.
+        let peak_rss_bytes = peak_rss()?;
+        let peak = engine::f32_peak(options.threads).context("cannot measure the processors")?;
+        let engine = model.embedder.report();
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+        let percentile = |percent| milliseconds(measure::percentile(&latencies, percent));
+        let report = Report {
+            texts_per_second: throughput.per_second(throughput.texts),
+            tokens_per_second: throughput.per_second(throughput.tokens),
+            p50_ms: percentile(50),
+            p95_ms: percentile(95),
+            p99_ms: percentile(99),
+            load_ms: milliseconds(load_time),
+            first_vector_ms: milliseconds(first_vector),
+            peak_rss_bytes,
+            precision: engine.precision.name(),
+            isa: engine.isa,
+            matrix_peak_fraction: throughput.per_second(throughput.operations) / peak,
+        };
+        if let Some(path) = &self.output {
+            write_vectors(path, &throughput, texts.len())?;
+        }
+        if self.json {
+            print_json(&report)?
+        } else {
+            report.print()?
+        }
+        Ok(Exit::Ok)
+    }
+
+    /// The model, how long it took to load, and when after `started` it had the vector of `text`.
+    fn load(
+        &self,
+        settings: &Settings,
+        options: Options,
+        text: &str,
+        started: Instant,
+    ) -> anyhow::Result<(Loaded, Duration, Duration)> {
+        // Kept while the store in it is read.
+        let scratch;
+        let installed;
+        let (store, key): (&Store, Key) = if self.model.is_dir() {
+            bail!(
+                "{} is a directory; `caxton model pack --source` makes a package of a model's",
+                self.model.display()
+            );
+        } else if self.model.is_file() {
+            scratch = Scratch::create(settings)?;
+            let Installed { entry, .. } = scratch.admit(&self.model)?;
+            (&scratch.store, entry.key)
+        } else {
+            let id = self.model.to_string_lossy();
+            installed = open_store(settings)
+                .with_context(|| format!("there is no file {id}, so the store was to be used"))?;
+            let entries = installed.entries();
+            let entry = choose(&entries, &id).ok_or_else(|| NotInstalled(id.to_string()))?;
+            (&installed, entry.key.clone())
+        };
+        let begun = Instant::now();
+        let (manifest, contents) = store.read(&key).map_err(InstallError::from)?;
+        let mut model = load::load(&manifest, contents, options).map_err(InstallError::from)?;
+        let load_time = begun.elapsed();
+        load::embed_plain(&mut model, text)?;
+        let first_vector = started.elapsed();
+        load::self_test(&manifest, &mut model).map_err(InstallError::from)?;
+        Ok((model, load_time, first_vector))
+    }
+}
+
+impl Report {
+    fn print(&self) -> io::Result<()> {
+        let milliseconds = |value: f64| format!("{value:.2} ms");
+        let rows = [
+            ("texts a second", format!("{:.1}", self.texts_per_second)),
+            ("tokens a second", format!("{:.0}", self.tokens_per_second)),
+            ("one text, p50", milliseconds(self.p50_ms)),
+            ("one text, p95", milliseconds(self.p95_ms)),
+            ("one text, p99", milliseconds(self.p99_ms)),
+            ("loading", milliseconds(self.load_ms)),
+            ("start to first vector", milliseconds(self.first_vector_ms)),
+            ("peak memory (RSS)", Bytes(self.peak_rss_bytes).to_string()),
+            ("precision", self.precision.to_owned()),
+            ("instruction set", self.isa.to_owned()),
+            ("of the processors' peak", format!("{:.1} %", self.matrix_peak_fraction * 100.0)),
+        ];
+        let rows = rows.map(|(name, value)| vec![name.to_owned(), value]);
+        print_table(&["MEASURE", "VALUE"], &rows)
+    }
+}
+
+/// The texts of `path`, in order; at least one.
+fn read_texts(path: &Path) -> anyhow::Result<Vec<String>> {
+    // Not only a regular file: a pipe of texts is as good.
+    let file = File::open(path).map_err(FileError::new("open", path))?;
+    let mut texts = Vec::new();
+    for (line, text) in (1..).zip(BufReader::new(file).split(b'\n')) {
+        let text = text.map_err(FileError::new("read", path))?;
+        let text: Result<String, _> = serde_json::from_slice(&text);
+        texts.push(text.map_err(|source| InputError::Line {
+            path: path.to_owned(),
+            line,
+            source: source.into(),
+        })?);
+    }
+    if texts.is_empty() {
+        return Err(InputError::Empty(path.to_owned()).into());
+    }
+    Ok(texts)
+}
+
+fn write_vectors(path: &Path, throughput: &Throughput, texts: usize) -> anyhow::Result<()> {
+    let vectors = &throughput.vectors;
+    let bytes = Vec::from_iter(vectors.iter().flat_map(|value| value.to_le_bytes()));
+    let tensor = TensorView::new(Dtype::F32, vec![texts, vectors.len() / texts], &bytes)?;
+    let file = safetensors::serialize([(TENSOR, tensor)], None)?;
+    let mut output = Output::create(path)?;
+    output.temporary.write_all(&file).map_err(FileError::new("write", path))?;
+    output.keep()
+}
+
+/// The most memory that this process has had, from the kernel.
+/// <https://www.kernel.org/doc/html/v6.12/filesystems/proc.html>
+fn peak_rss() -> anyhow::Result<u64> {
+    const STATUS: &str = "/proc/self/status";
+    let status = std::fs::read_to_string(STATUS).map_err(FileError::new("read", STATUS))?;
+    let kibibytes = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let kibibytes: u64 = kibibytes.with_context(|| format!("{STATUS} has no VmHWM"))?;
+    Ok(kibibytes * 1024)
+}

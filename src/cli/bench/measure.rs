@@ -1,0 +1,207 @@
+//! What is timed: rounds over all texts, and texts one at a time.
+//!
+//! Owns the order of the texts, the thread that tokenizes ahead of the engine, and the clock.
+//!
+//! Invariants:
+//! 1. A round takes every text through the engine once, in passes of at most the token budget.
+//! 2. Every text that is counted was tokenized and embedded within the time that is counted.
+
+use std::cmp::Reverse;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, Builder};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+
+use super::super::progress;
+use crate::engine::{Embedder, EngineError, Loaded, Tokenizer};
+use crate::models::load::embed_plain;
+
+/// Passes that wait for the engine, beside the one that the tokenizer is making.
+const PASSES_AHEAD: usize = 1;
+/// Below this many the 99th percentile is the slowest of all.
+const LEAST_SAMPLES: usize = 100;
+
+/// What whole rounds came to.
+#[derive(Debug)]
+pub(super) struct Throughput {
+    /// Texts of all rounds.
+    pub(super) texts: u64,
+    /// Their tokens, with the special ones.
+    pub(super) tokens: u64,
+    /// Operations of the matrix products for them.
+    pub(super) operations: u64,
+    /// From before the first text was tokenized to the last vector.
+    pub(super) time: Duration,
+    /// `[texts, dimensions]` of one round, in the order of the input.
+    pub(super) vectors: Vec<f32>,
+}
+
+impl Throughput {
+    /// `count` by the second.
+    pub(super) fn per_second(&self, count: u64) -> f64 {
+        count as f64 / self.time.as_secs_f64()
+    }
+}
+
+/// Texts that go through the engine in one call.
+#[derive(Default)]
+struct Pass {
+    /// Position of each text in the input.
+    texts: Vec<usize>,
+    /// Token ids of each text.
+    ids: Vec<Vec<u32>>,
+    /// Tokens of all.
+    tokens: usize,
+    /// Whether the round is complete with it.
+    ends_round: bool,
+}
+
+/// Goes over `texts`, at least one of them, for whole rounds until `at_least` is over.
+///
+/// # Errors
+/// When a text cannot be tokenized or embedded, or there is no thread.
+pub(super) fn throughput(
+    model: &mut Loaded,
+    texts: &[String],
+    batch_tokens: usize,
+    at_least: Duration,
+) -> anyhow::Result<Throughput> {
+    let Loaded { tokenizer, embedder } = model;
+    thread::scope(|scope| {
+        let (passes, incoming) = sync_channel(PASSES_AHEAD);
+        let started = Instant::now();
+        let ahead = Builder::new()
+            .name("tokenizer".to_owned())
+            .spawn_scoped(scope, || tokenize_rounds(tokenizer, texts, batch_tokens, passes))
+            .context("cannot start a thread")?;
+        let embedded = embed_rounds(embedder.as_mut(), texts.len(), incoming, started, at_least);
+        // The channel is closed by now, which is how the thread learns that it is over.
+        ahead.join().map_err(|_panic| anyhow!("the tokenizer's thread ended unexpectedly"))?;
+        embedded
+    })
+}
+
+fn embed_rounds(
+    embedder: &mut dyn Embedder,
+    texts: usize,
+    incoming: Receiver<Result<Pass, EngineError>>,
+    started: Instant,
+    at_least: Duration,
+) -> anyhow::Result<Throughput> {
+    let dimensions = embedder.dimensions();
+    let bar = progress::texts(texts as u64, "embedding");
+    let mut done = Throughput {
+        texts: 0,
+        tokens: 0,
+        operations: 0,
+        time: Duration::ZERO,
+        vectors: vec![0.0; texts * dimensions],
+    };
+    for pass in incoming {
+        let pass = pass?;
+        let ids: Vec<&[u32]> = pass.ids.iter().map(Vec::as_slice).collect();
+        let vectors = embedder.embed(&ids)?;
+        for (&text, vector) in pass.texts.iter().zip(vectors.chunks_exact(dimensions)) {
+            done.vectors[text * dimensions..][..dimensions].copy_from_slice(vector);
+        }
+        done.texts += ids.len() as u64;
+        done.tokens += pass.tokens as u64;
+        done.operations += ids.iter().map(|ids| embedder.matrix_operations(ids.len())).sum::<u64>();
+        done.time = started.elapsed();
+        bar.inc(ids.len() as u64);
+        if pass.ends_round && done.time >= at_least {
+            break;
+        }
+        if pass.ends_round {
+            bar.reset();
+        }
+    }
+    bar.finish_and_clear();
+    Ok(done)
+}
+
+/// Sends the passes of one round after the other until nobody takes them or a text has no tokens.
+fn tokenize_rounds(
+    tokenizer: &Tokenizer,
+    texts: &[String],
+    batch_tokens: usize,
+    passes: SyncSender<Result<Pass, EngineError>>,
+) {
+    // Texts of like length go together, and the shortest last, so that the threads of the engine
+    // end the round together. Bytes stand for tokens, which are not known yet.
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.sort_by_key(|&text| Reverse(texts[text].len()));
+    loop {
+        let mut pass = Pass::default();
+        for &text in &order {
+            let ids = match tokenizer.encode("", &texts[text]) {
+                Ok(tokens) => tokens.ids,
+                Err(error) => {
+                    // When it is not taken, the engine has failed first, and that is told.
+                    drop(passes.send(Err(error)));
+                    return;
+                }
+            };
+            let full = !pass.texts.is_empty() && pass.tokens + ids.len() > batch_tokens;
+            if full && passes.send(Ok(std::mem::take(&mut pass))).is_err() {
+                return;
+            }
+            pass.tokens += ids.len();
+            pass.texts.push(text);
+            pass.ids.push(ids);
+        }
+        pass.ends_round = true;
+        if passes.send(Ok(pass)).is_err() {
+            return;
+        }
+    }
+}
+
+/// How long one text takes alone, from its characters to its vector: sorted, over all texts in turn
+/// until `at_least` is over, [`LEAST_SAMPLES`] at least.
+///
+/// # Errors
+/// When a text cannot be tokenized or embedded.
+pub(super) fn latencies(
+    model: &mut Loaded,
+    texts: &[String],
+    at_least: Duration,
+) -> Result<Vec<Duration>, EngineError> {
+    let started = Instant::now();
+    let mut samples = Vec::new();
+    for text in texts.iter().cycle() {
+        let begun = Instant::now();
+        embed_plain(model, text)?;
+        samples.push(begun.elapsed());
+        if samples.len() >= LEAST_SAMPLES && started.elapsed() >= at_least {
+            break;
+        }
+    }
+    samples.sort_unstable();
+    Ok(samples)
+}
+
+/// The least of `sorted` that `percent` of all do not exceed; 0 of none.
+pub(super) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let rank = (sorted.len() * percent).div_ceil(100);
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_one_of_the_samples() {
+        let of = |count: u64, percent| {
+            let samples: Vec<Duration> = (1..=count).map(Duration::from_millis).collect();
+            percentile(&samples, percent).as_millis()
+        };
+        for (count, percent, expected) in
+            [(0, 50, 0), (1, 99, 1), (2, 50, 1), (3, 50, 2), (100, 99, 99), (200, 95, 190)]
+        {
+            assert_eq!(of(count, percent), expected, "{percent} % of {count}");
+        }
+    }
+}

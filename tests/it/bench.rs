@@ -1,0 +1,181 @@
+//! `caxton bench` as a person runs it: without a daemon, on a model of the golden files.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use caxton::engine::Precision;
+
+use super::golden::{self, MEAN};
+
+/// Largest difference to the vector of the text alone: batches round differently.
+const MAX_DIFFERENCE: f32 = 1e-6;
+const NUMBERS: [&str; 9] = [
+    "texts_per_second",
+    "tokens_per_second",
+    "p50_ms",
+    "p95_ms",
+    "p99_ms",
+    "load_ms",
+    "first_vector_ms",
+    "peak_rss_bytes",
+    "matrix_peak_fraction",
+];
+
+/// A place with a packed model, and a configuration whose store and socket are there too.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        let config = json!({
+            "socket": { "path": place.path("socket") },
+            "memory": { "model_cache": { "directory": place.path("store") } },
+            "packages": { "keys_directory": place.path("keys.d") },
+        });
+        // JSON is YAML.
+        fs::write(place.path("caxton.yaml"), config.to_string()).unwrap();
+        let source = golden::golden().join(MEAN.name);
+        let packed =
+            place.run(&["model", "pack"], &[("--source", &source), ("--output", &place.package())]);
+        assert!(packed.status.success(), "{}", stderr(&packed));
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn package(&self) -> PathBuf {
+        self.path("tiny.model.tar.zst")
+    }
+
+    /// A file of texts.
+    fn input(&self, lines: &str) -> PathBuf {
+        let path = self.path("texts.jsonl");
+        fs::write(&path, lines).unwrap();
+        path
+    }
+
+    fn run(&self, words: &[&str], paths: &[(&str, &Path)]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_caxton"));
+        command.env_remove("CAXTON_SOCKET").arg("--config").arg(self.path("caxton.yaml"));
+        command.args(words);
+        for (name, path) in paths {
+            command.arg(name).arg(path);
+        }
+        command.output().unwrap()
+    }
+
+    /// One round over `input` with `model`.
+    fn bench(&self, model: &Path, input: &Path, options: &[&str]) -> Output {
+        let words = [&["bench", "--seconds", "0"], options].concat();
+        self.run(&words, &[("--model", model), ("--input", input)])
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json_lines(texts: &[String]) -> String {
+    texts.iter().map(|text| json!(text).to_string() + "\n").collect()
+}
+
+#[test]
+fn the_report_is_whole_and_the_vectors_are_those_of_the_engine_in_the_order_of_the_input() {
+    let place = Place::new();
+    let texts = golden::texts("texts.jsonl");
+    let input = place.input(&json_lines(&texts));
+    let vectors = place.path("vectors.safetensors");
+    // Few tokens a pass, so that there are many passes.
+    let options = ["--json", "--threads", "2", "--batch-tokens", "64", "--precision", "f32"];
+    let options = [&options[..], &["--output", vectors.to_str().unwrap()]].concat();
+    let output = place.bench(&place.package(), &input, &options);
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for name in NUMBERS {
+        assert!(report[name].as_f64().is_some_and(|value| value > 0.0), "{name}: {report}");
+    }
+    assert_eq!(report["precision"], "f32");
+    assert_eq!(report.as_object().unwrap().len(), NUMBERS.len() + 2, "{report}");
+    assert!(report.as_object().unwrap().contains_key("isa"), "{report}");
+
+    let file = fs::read(vectors).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    assert_eq!(tensors.names(), ["embedding"]);
+    let tensor = tensors.tensor("embedding").unwrap();
+    assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, &[texts.len(), 64][..]));
+    let values: Vec<f32> =
+        tensor.data().as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect();
+    let mut model = golden::load(&MEAN, &golden::golden().join(MEAN.name), Precision::F32);
+    for (index, (text, found)) in texts.iter().zip(values.chunks_exact(64)).enumerate() {
+        let ids = model.tokenizer.encode("", text).unwrap().ids;
+        let expected = model.embedder.embed(&[&ids]).unwrap();
+        let difference = golden::max_difference(found, &expected);
+        // Written so that NaN fails.
+        assert!(difference <= MAX_DIFFERENCE, "text {index}: {difference:e}");
+    }
+}
+
+#[test]
+fn an_installed_model_is_measured_by_its_name_and_people_get_a_table() {
+    let place = Place::new();
+    let package = place.package();
+    let installed = place.run(&["model", "install", package.to_str().unwrap()], &[]);
+    assert!(installed.status.success(), "{}", stderr(&installed));
+    let input = place.input("\"a fox\"\n");
+    let output = place.bench(Path::new(MEAN.name), &input, &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let measures: Vec<&str> = table.lines().filter_map(|line| line.split("  ").next()).collect();
+    for name in ["texts a second", "one text, p99", "start to first vector", "precision"] {
+        assert!(measures.contains(&name), "{table}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_with_its_place() {
+    let place = Place::new();
+    let package = place.package();
+    let cases = [
+        ("\"one\"\n{\"text\": \"two\"}\n", "line 2 of "),
+        ("\"one\"\n\n\"three\"\n", "line 2 of "),
+        ("one\n", "line 1 of "),
+        ("", " holds no text"),
+    ];
+    for (lines, message) in cases {
+        let input = place.input(lines);
+        let output = place.bench(&package, &input, &[]);
+        assert_eq!(output.status.code(), Some(65), "{lines:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(message), "{lines:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("texts.jsonl"), "{lines:?}: {}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_precision_or_a_model_that_is_not_there_is_refused() {
+    let place = Place::new();
+    let input = place.input("\"a fox\"\n");
+    let output = place.bench(&place.package(), &input, &["--precision", "f31"]);
+    assert_eq!(output.status.code(), Some(64), "{}", stderr(&output));
+    assert!(stderr(&output).contains("'f31'"), "{}", stderr(&output));
+
+    let output = place.bench(Path::new("absent"), &input, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("\"absent\" is not installed"), "{}", stderr(&output));
+
+    let cut = place.path("cut.model.tar.zst");
+    let whole = fs::read(place.package()).unwrap();
+    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let output = place.bench(&cut, &input, &[]);
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
+}
