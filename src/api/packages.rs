@@ -16,7 +16,7 @@ use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 use super::App;
 use super::error::ApiError;
 use super::input::Name;
-use super::wire::{InstalledPackage, Package, PackageList};
+use super::wire::{Arithmetic, InstalledPackage, Package, PackageList};
 use crate::errors::chain;
 use crate::models::Residency;
 use crate::models::install::{InstallError, Installed};
@@ -153,12 +153,17 @@ pub fn describe(entry: &Entry, residency: Option<&BTreeMap<Key, Residency>>) -> 
         Status::Corrupt(reason) => Some(reason.clone()),
         Status::Untested | Status::Available => None,
     };
-    let (mut resident_bytes, mut queued) = (0, 0);
+    let (mut resident_bytes, mut queued, mut arithmetic) = (0, 0, None);
     let residency = residency.map(|residency| match residency.get(key) {
         None => "absent",
         Some(Residency::Loading) => "loading",
-        Some(Residency::Resident { weight_bytes, waiting }) => {
+        Some(Residency::Resident { weight_bytes, report, waiting }) => {
             (resident_bytes, queued) = (*weight_bytes, *waiting);
+            arithmetic = Some(Arithmetic {
+                precision: report.precision.to_string(),
+                isa: report.isa.to_owned(),
+                reason: report.reason.clone(),
+            });
             "resident"
         }
         Some(Residency::Failed(reason)) => {
@@ -185,6 +190,7 @@ pub fn describe(entry: &Entry, residency: Option<&BTreeMap<Key, Residency>>) -> 
         problem,
         residency: residency.map(str::to_owned),
         resident_bytes,
+        arithmetic,
         waiting: queued,
         dimensions: manifest.dimensions,
         max_sequence_length: manifest.max_sequence_length,

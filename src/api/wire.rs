@@ -137,6 +137,8 @@ pub struct Package {
     pub residency: Option<String>,
     /// Bytes of weights in memory.
     pub resident_bytes: u64,
+    /// What it is computed in, while it is in memory.
+    pub arithmetic: Option<Arithmetic>,
     /// Requests waiting.
     pub waiting: usize,
     /// Length of its vectors.
@@ -169,6 +171,17 @@ pub struct Package {
     pub access_count: u64,
     /// When a request last used it, in seconds since 1970.
     pub last_access_at: Option<u64>,
+}
+
+/// What a model is computed in.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Arithmetic {
+    /// `f32`, `int8` or `bf16`.
+    pub precision: String,
+    /// The instructions that multiply, such as `avx2`.
+    pub isa: String,
+    /// Why this precision.
+    pub reason: String,
 }
 
 /// Answer of `POST /api/packages`.

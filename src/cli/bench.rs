@@ -22,7 +22,7 @@ use super::output::Output;
 use super::scratch::Scratch;
 use super::{Connection, NotInstalled, print_json, print_table};
 use crate::config::Settings;
-use crate::engine::{self, Loaded, Options, Precision};
+use crate::engine::{Loaded, Options, Precision};
 use crate::exit::Exit;
 use crate::files::FileError;
 use crate::models::install::{InstallError, Installed};
@@ -100,7 +100,8 @@ struct Report {
     peak_rss_bytes: u64,
     precision: &'static str,
     isa: &'static str,
-    /// Operations of the model's matrix products in a second, of the most that the processors can.
+    /// Operations of the model's matrix products in a second, of the most that the same kernels do
+    /// on operands in the first cache.
     matrix_peak_fraction: f64,
 }
 
@@ -122,7 +123,7 @@ impl Bench {
         let latencies = measure::latencies(&mut model, &texts, seconds.min(LATENCY_TIME))?;
         // Before the vectors are laid out as a file.
         let peak_rss_bytes = peak_rss()?;
-        let peak = engine::f32_peak(options.threads).context("cannot measure the processors")?;
+        let peak = model.embedder.matrix_peak().context("cannot measure the processors")?;
         let engine = model.embedder.report();
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         let percentile = |percent| milliseconds(measure::percentile(&latencies, percent));

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use super::output::Output;
 use super::progress;
 use crate::config::Settings;
+use crate::engine::{self, Options};
 use crate::models::load::{embed_plain, load, options};
 use crate::package::{
     BoxError, Contents, Manifest, ModelId, PackRequest, Packed, Precision, Version, pack,
@@ -96,6 +97,8 @@ impl Source {
 
 /// The vector of the self-test, computed with the contents that will be packed.
 fn vector_of(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
-    let mut model = load(manifest, contents.clone(), options(&Settings::default()))?;
+    // Others are held to this vector.
+    let exact = Options { precision: engine::Precision::F32, ..options(&Settings::default()) };
+    let mut model = load(manifest, contents.clone(), exact)?;
     Ok(embed_plain(&mut model, &manifest.self_test.text)?)
 }

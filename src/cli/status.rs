@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Connection, print_json, print_table};
-use crate::api::wire::{self, Package};
+use crate::api::wire::{self, Arithmetic, Package};
 use crate::exit::Exit;
 use crate::units::Bytes;
 
@@ -78,6 +78,9 @@ pub(super) fn print_packages(packages: &[Package]) -> anyhow::Result<()> {
     print_table(&headings, &rows)?;
     let mut out = io::stdout().lock();
     for package in packages {
+        if let Some(Arithmetic { precision, isa, reason }) = &package.arithmetic {
+            writeln!(out, "{}: computed in {precision} with {isa}: {reason}", package.id)?;
+        }
         if let Some(problem) = &package.problem {
             writeln!(out, "{}: {problem}", package.id)?;
         }

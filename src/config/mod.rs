@@ -22,7 +22,8 @@ use figment::providers::Serialized;
 use keys::KEYS;
 pub use layers::directories;
 pub use settings::{
-    Admins, CleanupPolicy, Embedding, Log, LogLevel, Memory, ModelCache, Packages, Settings, Socket,
+    Admins, CleanupPolicy, Embedding, Log, LogLevel, Memory, ModelCache, Packages, Precision,
+    Settings, Socket,
 };
 
 /// Where the configuration comes from.
@@ -259,7 +260,7 @@ memory:
 packages:
   { drop_directory: /p, bundled_directory: /b, keys_directory: /k, remove_with_file: false,
     incomplete_timeout: 5s, max_package_size: 1GB }
-embedding: { threads: 4, batch_tokens: 1024, queue_size: 9 }
+embedding: { precision: int8, threads: 4, batch_tokens: 1024, queue_size: 9 }
 log: { level: trace }
 "#,
         );
@@ -297,7 +298,12 @@ log: { level: trace }
                 incomplete_timeout: Duration::from_secs(5),
                 max_package_size: Bytes(1_000_000_000),
             },
-            embedding: Embedding { threads: Some(4), batch_tokens: 1024, queue_size: 9 },
+            embedding: Embedding {
+                precision: Precision::Int8,
+                threads: Some(4),
+                batch_tokens: 1024,
+                queue_size: 9,
+            },
             log: Log { level: LogLevel::Trace },
         };
         assert_eq!(settings, expected);

@@ -122,12 +122,28 @@ pub struct Packages {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Embedding {
+    /// The arithmetic of the products. Needs a restart.
+    pub precision: Precision,
     /// Threads; `None` means as many as the processors this process may use. Needs a restart.
     pub threads: Option<usize>,
     /// Tokens computed in one pass.
     pub batch_tokens: usize,
     /// Requests that may wait for one model.
     pub queue_size: usize,
+}
+
+/// The arithmetic of a model's products, as asked for.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// The fastest whose vectors are as good as they should be.
+    Auto,
+    /// Exact.
+    F32,
+    /// Integers of 8 bits.
+    Int8,
+    /// Where the processor multiplies it.
+    Bf16,
 }
 
 /// What is logged.
@@ -188,7 +204,12 @@ impl Default for Settings {
                 incomplete_timeout: Duration::from_secs(600),
                 max_package_size: Bytes::mib(4096),
             },
-            embedding: Embedding { threads: None, batch_tokens: 4096, queue_size: 1000 },
+            embedding: Embedding {
+                precision: Precision::Auto,
+                threads: None,
+                batch_tokens: 4096,
+                queue_size: 1000,
+            },
             log: Log { level: LogLevel::Info },
         }
     }

@@ -1,4 +1,4 @@
-//! Products in AMX tiles: bf16 and int8, in inline assembly, because Rust has no stable intrinsics.
+//! Products of bf16 in AMX tiles, in inline assembly, because Rust has no stable intrinsics.
 //!
 //! Eight tiles of 16 rows of 64 bytes: four of sums (2 × 2, of 32 rows and 32 columns), two of rows, two
 //! of packed columns. <https://www.intel.com/content/www/us/en/developer/articles/technical/intel-sdm.html>,
@@ -27,7 +27,7 @@ const REQUEST_PERMISSION: libc::c_int = 0x1023;
 /// The state component of the tiles.
 const TILE_DATA: libc::c_ulong = 18;
 
-/// That this process may use tiles of bf16 and int8.
+/// That this process may use tiles of bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Amx(());
 
@@ -37,8 +37,8 @@ impl Amx {
     /// # Errors
     /// Why there is none, in words for an operator.
     pub(super) fn request() -> Result<Self, &'static str> {
-        const TILE_BF16_INT8: u32 = 1 << 24 | 1 << 22 | 1 << 25;
-        if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & TILE_BF16_INT8 != TILE_BF16_INT8 {
+        const TILE_BF16: u32 = 1 << 24 | 1 << 22;
+        if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & TILE_BF16 != TILE_BF16 {
             return Err("the processor has no AMX");
         }
         // SAFETY: this call of `arch_prctl` takes two integers and touches no memory of the process.
@@ -83,122 +83,101 @@ impl Drop for Tiles {
     }
 }
 
-/// The loop over the groups of 32 or 16 rows and 32 columns, with the given instruction.
-macro_rules! tile_kernel {
-    ($name:ident, $multiply:literal) => {
-        /// Computes all rows, rounded up to whole tiles.
-        ///
-        /// # Panics
-        /// When the slices are too short for whole tiles.
-        fn $name(product: &mut Product<'_>) {
-            let rows = product.rows.next_multiple_of(TILE_ROWS);
-            let steps = product.strip.len() / TILE_GROUPS;
-            assert!(
-                product.fits(rows)
-                    && steps > 0
-                    && product.strip.len().is_multiple_of(TILE_GROUPS),
-                "the caller gives whole tiles"
-            );
-            let (stride, out_stride) = (product.stride * 4, product.out_stride * 4);
-            let mut first = 0;
-            while first < rows {
-                let pair = first + 2 * TILE_ROWS <= rows;
-                // SAFETY: `Tiles` prove that the tiles are configured. Loaded are 16 rows of 64 bytes at
-                // each of `steps` places from row `first` (and from row `first + 16` when `pair`),
-                // within the operand by `fits(rows)`; `steps · 16` groups of 128 bytes, the strip; stored
-                // are rows of 128 bytes, within `out` by `fits(rows)`.
-                // JUSTIFICATION: there are no stable intrinsics.
-                unsafe {
-                    let operand = product.operand.as_ptr().add(first * product.stride);
-                    let out = product.out.as_mut_ptr().add(first * product.out_stride);
-                    if pair {
-                        asm!(
-                            "tilezero tmm0",
-                            "tilezero tmm1",
-                            "tilezero tmm2",
-                            "tilezero tmm3",
-                            "2:",
-                            "tileloadd tmm6, [{strip} + {strip_stride}]",
-                            "tileloadd tmm4, [{upper} + {stride}]",
-                            "tileloadd tmm7, [{strip} + {strip_stride} + 64]",
-                            concat!($multiply, " tmm0, tmm4, tmm6"),
-                            "tileloadd tmm5, [{lower} + {stride}]",
-                            concat!($multiply, " tmm1, tmm4, tmm7"),
-                            concat!($multiply, " tmm2, tmm5, tmm6"),
-                            concat!($multiply, " tmm3, tmm5, tmm7"),
-                            "add {upper}, 64",
-                            "add {lower}, 64",
-                            "add {strip}, 2048",
-                            "dec {steps}",
-                            "jnz 2b",
-                            "tilestored [{out} + {out_stride}], tmm0",
-                            "tilestored [{out} + {out_stride} + 64], tmm1",
-                            "tilestored [{out_lower} + {out_stride}], tmm2",
-                            "tilestored [{out_lower} + {out_stride} + 64], tmm3",
-                            upper = inout(reg) operand => _,
-                            lower = inout(reg) operand.add(TILE_ROWS * product.stride) => _,
-                            stride = in(reg) stride,
-                            strip = inout(reg) product.strip.as_ptr() => _,
-                            strip_stride = in(reg) 128_usize,
-                            steps = inout(reg) steps => _,
-                            out = in(reg) out,
-                            out_lower = in(reg) out.add(TILE_ROWS * product.out_stride),
-                            out_stride = in(reg) out_stride,
-                            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                            options(nostack),
-                        );
-                        first += 2 * TILE_ROWS;
-                    } else {
-                        asm!(
-                            "tilezero tmm0",
-                            "tilezero tmm1",
-                            "2:",
-                            "tileloadd tmm6, [{strip} + {strip_stride}]",
-                            "tileloadd tmm4, [{operand} + {stride}]",
-                            "tileloadd tmm7, [{strip} + {strip_stride} + 64]",
-                            concat!($multiply, " tmm0, tmm4, tmm6"),
-                            concat!($multiply, " tmm1, tmm4, tmm7"),
-                            "add {operand}, 64",
-                            "add {strip}, 2048",
-                            "dec {steps}",
-                            "jnz 2b",
-                            "tilestored [{out} + {out_stride}], tmm0",
-                            "tilestored [{out} + {out_stride} + 64], tmm1",
-                            operand = inout(reg) operand => _,
-                            stride = in(reg) stride,
-                            strip = inout(reg) product.strip.as_ptr() => _,
-                            strip_stride = in(reg) 128_usize,
-                            steps = inout(reg) steps => _,
-                            out = in(reg) out,
-                            out_stride = in(reg) out_stride,
-                            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _,
-                            out("tmm7") _,
-                            options(nostack),
-                        );
-                        first += TILE_ROWS;
-                    }
+impl Tiles {
+    /// Products of 32 or 16 rows and 32 columns at a time: rows are rounded up to [`TILE_ROWS`], groups
+    /// are a multiple of [`TILE_GROUPS`].
+    ///
+    /// # Panics
+    /// When the slices are too short for whole tiles.
+    #[expect(clippy::unused_self, reason = "proves that the tiles are configured")]
+    pub(super) fn bf16(&self, product: &mut Product<'_>) {
+        let rows = product.rows.next_multiple_of(TILE_ROWS);
+        let steps = product.strip.len() / TILE_GROUPS;
+        assert!(
+            product.fits(rows) && steps > 0 && product.strip.len().is_multiple_of(TILE_GROUPS),
+            "the caller gives whole tiles"
+        );
+        let (stride, out_stride) = (product.stride * 4, product.out_stride * 4);
+        let mut first = 0;
+        while first < rows {
+            let pair = first + 2 * TILE_ROWS <= rows;
+            // SAFETY: `Tiles` prove that the tiles are configured. Loaded are 16 rows of 64 bytes at
+            // each of `steps` places from row `first` (and from row `first + 16` when `pair`),
+            // within the operand by `fits(rows)`; `steps · 16` groups of 128 bytes, the strip; stored
+            // are rows of 128 bytes, within `out` by `fits(rows)`.
+            // JUSTIFICATION: there are no stable intrinsics.
+            unsafe {
+                let operand = product.operand.as_ptr().add(first * product.stride);
+                let out = product.out.as_mut_ptr().add(first * product.out_stride);
+                if pair {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        "2:",
+                        "tileloadd tmm6, [{strip} + {strip_stride}]",
+                        "tileloadd tmm4, [{upper} + {stride}]",
+                        "tileloadd tmm7, [{strip} + {strip_stride} + 64]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm5, [{lower} + {stride}]",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "tdpbf16ps tmm2, tmm5, tmm6",
+                        "tdpbf16ps tmm3, tmm5, tmm7",
+                        "add {upper}, 64",
+                        "add {lower}, 64",
+                        "add {strip}, 2048",
+                        "dec {steps}",
+                        "jnz 2b",
+                        "tilestored [{out} + {out_stride}], tmm0",
+                        "tilestored [{out} + {out_stride} + 64], tmm1",
+                        "tilestored [{out_lower} + {out_stride}], tmm2",
+                        "tilestored [{out_lower} + {out_stride} + 64], tmm3",
+                        upper = inout(reg) operand => _,
+                        lower = inout(reg) operand.add(TILE_ROWS * product.stride) => _,
+                        stride = in(reg) stride,
+                        strip = inout(reg) product.strip.as_ptr() => _,
+                        strip_stride = in(reg) 128_usize,
+                        steps = inout(reg) steps => _,
+                        out = in(reg) out,
+                        out_lower = in(reg) out.add(TILE_ROWS * product.out_stride),
+                        out_stride = in(reg) out_stride,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                    first += 2 * TILE_ROWS;
+                } else {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "2:",
+                        "tileloadd tmm6, [{strip} + {strip_stride}]",
+                        "tileloadd tmm4, [{operand} + {stride}]",
+                        "tileloadd tmm7, [{strip} + {strip_stride} + 64]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "add {operand}, 64",
+                        "add {strip}, 2048",
+                        "dec {steps}",
+                        "jnz 2b",
+                        "tilestored [{out} + {out_stride}], tmm0",
+                        "tilestored [{out} + {out_stride} + 64], tmm1",
+                        operand = inout(reg) operand => _,
+                        stride = in(reg) stride,
+                        strip = inout(reg) product.strip.as_ptr() => _,
+                        strip_stride = in(reg) 128_usize,
+                        steps = inout(reg) steps => _,
+                        out = in(reg) out,
+                        out_stride = in(reg) out_stride,
+                        out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _,
+                        out("tmm7") _,
+                        options(nostack),
+                    );
+                    first += TILE_ROWS;
                 }
             }
         }
-    };
-}
-
-tile_kernel!(bf16_tiles, "tdpbf16ps");
-tile_kernel!(int8_tiles, "tdpbusd");
-
-impl Tiles {
-    /// Products of bf16, of whole tiles: rows are rounded up to [`TILE_ROWS`], groups are a multiple of
-    /// [`TILE_GROUPS`].
-    #[expect(clippy::unused_self, reason = "proves that the tiles are configured")]
-    pub(super) fn bf16(&self, product: &mut Product<'_>) {
-        bf16_tiles(product);
-    }
-
-    /// Products of unsigned bytes with signed ones, of whole tiles; the results are bits of i32.
-    #[expect(clippy::unused_self, reason = "proves that the tiles are configured")]
-    pub(super) fn int8(&self, product: &mut Product<'_>) {
-        int8_tiles(product);
     }
 }
 
@@ -212,17 +191,13 @@ mod tests {
     use crate::engine::simd::dense::tests::{SHAPES, results};
 
     #[test]
-    fn tiles_give_what_their_scalar_twins_give() {
+    fn tiles_give_what_their_scalar_twin_gives() {
         let amx = match Amx::request() {
             Ok(amx) => amx,
             Err(why) => return eprintln!("skipped: tiles, because {why}"),
         };
         let (tiles, isa) = (amx.tiles(), Isa::baseline());
         for shape in SHAPES {
-            let expected = results(shape, Format::Int8, |product| dense::int8(isa, product));
-            let found = results(shape, Format::Int8, |product| tiles.int8(product));
-            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&found), bits(&expected), "{shape:?}");
             let expected = results(shape, Format::Bf16, |product| dense::bf16(isa, product));
             let found = results(shape, Format::Bf16, |product| tiles.bf16(product));
             for (a, b) in found.iter().zip(&expected) {

@@ -25,8 +25,4 @@ impl Tiles {
     pub(super) fn bf16(&self, _product: &mut Product<'_>) {
         match *self {}
     }
-
-    pub(super) fn int8(&self, _product: &mut Product<'_>) {
-        match *self {}
-    }
 }

@@ -70,6 +70,13 @@ impl Heads<'_> {
         }
     }
 
+    fn multiply(&self, session: &Session, product: &mut Product<'_>) {
+        match self.format {
+            Format::Bf16 => session.multiply_bf16(product),
+            Format::F32 | Format::Int8 => session.multiply_f32(product),
+        }
+    }
+
     /// Groups of a head.
     const fn groups(&self) -> usize {
         self.format.groups(self.width)
@@ -147,8 +154,8 @@ impl Heads<'_> {
         let scores = &mut memory.scores.f32s_mut()[..ROWS * padded];
         let (keys, _) = memory.keys.groups().as_chunks::<STRIP>();
         for (strip, keys) in keys.chunks_exact(groups).take(padded / STRIP).enumerate() {
-            session.multiply(
-                self.format,
+            self.multiply(
+                session,
                 &mut Product {
                     operand: queries,
                     stride: self.stride,
@@ -186,8 +193,8 @@ impl Heads<'_> {
         let strips = values.chunks_exact(key_groups).take(self.width / STRIP);
         for (strip, values) in strips.enumerate() {
             let block = memory.block.f32s_mut();
-            session.multiply(
-                self.format,
+            self.multiply(
+                session,
                 &mut Product {
                     operand: probabilities,
                     stride: key_groups,

@@ -13,76 +13,25 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::attention::{Attended, Heads};
 use super::config::{EncoderConfig, HiddenActivation};
+use super::integers;
+use super::layer::{Layer, Norm, Packing, Widths, tensor};
 use super::layout::{self, LayerNames};
-use super::linear::{Format, Linear, Operand, ROWS, Session};
+use super::linear::{Format, Operand, ROWS, Session};
 use super::relative;
 use super::scratch::{States, Work};
 use super::simd::{STRIP, rows};
-use super::weights::{self, Table, Tensor, Tensors};
+use super::weights::{self, Table, Tensors};
 use super::{Architecture, EngineError};
 
 /// Rows that go through the feed-forward products together, so that what lies between them stays in
 /// the second cache.
 const BLOCK: usize = 128;
 
-/// Weight and bias of a LayerNorm.
-struct Norm {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-}
-
-/// One layer.
-struct Layer {
-    /// Queries, scaled, then keys and values; each head padded to whole strips.
-    states: Linear,
-    attended: Linear,
-    attended_norm: Norm,
-    wide: Linear,
-    narrow: Linear,
-    norm: Norm,
-}
-
-/// Sizes of rows in values.
-#[derive(Clone, Copy, Debug)]
-struct Widths {
-    /// Of a token vector.
-    hidden: usize,
-    /// Of a token vector with its padding.
-    row: usize,
-    heads: usize,
-    /// Of a head.
-    head: usize,
-    /// Of a head with its padding.
-    padded_head: usize,
-    intermediate: usize,
-}
-
-impl Widths {
-    fn new(config: &EncoderConfig) -> Self {
-        let head = config.hidden_size / config.heads;
-        Self {
-            hidden: config.hidden_size,
-            row: config.hidden_size.next_multiple_of(STRIP),
-            heads: config.heads,
-            head,
-            padded_head: head.next_multiple_of(STRIP),
-            intermediate: config.intermediate_size.next_multiple_of(STRIP),
-        }
-    }
-
-    /// Of all heads.
-    const fn inner(&self) -> usize {
-        self.heads * self.padded_head
-    }
-}
-
 /// The weights of an encoder.
 pub(super) struct Encoder {
-    /// Of the linear layers.
-    format: Format,
+    packing: Packing,
     /// Of queries, keys and values: F32 or Bf16.
     attention: Format,
-    widths: Widths,
     words: Table,
     /// Position embeddings, the token type's added, `[positions, hidden]`.
     positions: Vec<f32>,
@@ -93,110 +42,6 @@ pub(super) struct Encoder {
     activation: HiddenActivation,
     relative_bias: Option<Vec<Vec<f32>>>,
     layers: Vec<Layer>,
-}
-
-fn tensor<'t, 'a>(tensors: &'t Tensors<'a>, name: &str) -> Result<&'t Tensor<'a>, EngineError> {
-    tensors.get(name).ok_or_else(|| EngineError::Mismatch(format!("tensor \"{name}\" is missing")))
-}
-
-impl Norm {
-    fn read(tensors: &Tensors<'_>, name: &str) -> Result<Self, EngineError> {
-        let values = |part| Ok(tensor(tensors, &format!("{name}.{part}"))?.values());
-        Ok(Self { weight: values("weight")?, bias: values("bias")? })
-    }
-
-    fn apply(&self, session: &Session, rows: &mut [f32], stride: usize, epsilon: f32) {
-        rows::layer_norm(session.isa, rows, stride, &self.weight, &self.bias, epsilon);
-    }
-}
-
-/// A linear layer as it is stored.
-struct Source<'t, 'a> {
-    weight: &'t Tensor<'a>,
-    bias: Vec<f32>,
-}
-
-impl<'t, 'a> Source<'t, 'a> {
-    fn read(tensors: &'t Tensors<'a>, name: &str) -> Result<Self, EngineError> {
-        Ok(Self {
-            weight: tensor(tensors, &format!("{name}.weight"))?,
-            bias: tensor(tensors, &format!("{name}.bias"))?.values(),
-        })
-    }
-
-    fn pack(&self, format: Format) -> Linear {
-        let (outputs, inputs) = (self.weight.shape[0], self.weight.shape[1]);
-        let mut packed = Linear::zeroed(format, outputs, inputs);
-        let mut row = vec![0.0; inputs];
-        for output in 0..outputs {
-            self.weight.read_row(output, &mut row);
-            packed.set(output, &row, self.bias[output]);
-        }
-        packed
-    }
-}
-
-impl Layer {
-    fn read(
-        tensors: &Tensors<'_>,
-        names: &LayerNames,
-        index: usize,
-        widths: &Widths,
-        format: Format,
-    ) -> Result<Self, EngineError> {
-        let full = |part| format!("{}.{index}.{part}", names.layers);
-        let source = |part| Source::read(tensors, &full(part));
-        let states = [source(names.query)?, source(names.key)?, source(names.value)?];
-        Ok(Self {
-            states: pack_states(&states, widths, format),
-            attended: pack_attended(&source(names.attention_output)?, widths, format),
-            attended_norm: Norm::read(tensors, &full(names.attention_norm))?,
-            wide: source(names.intermediate)?.pack(format),
-            narrow: source(names.output)?.pack(format),
-            norm: Norm::read(tensors, &full(names.output_norm))?,
-        })
-    }
-
-    fn bytes(&self) -> u64 {
-        let norms = [&self.attended_norm, &self.norm].map(|norm| norm.weight.len() * 2 * 4);
-        let linears = [&self.states, &self.attended, &self.wide, &self.narrow].map(Linear::bytes);
-        norms.iter().sum::<usize>() as u64 + linears.iter().sum::<u64>()
-    }
-}
-
-/// One product for queries, keys and values; the queries divided by the square root of a head's width.
-fn pack_states(states: &[Source<'_, '_>; 3], widths: &Widths, format: Format) -> Linear {
-    let mut packed = Linear::zeroed(format, 3 * widths.inner(), widths.hidden);
-    #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
-    let scale = 1.0 / (widths.head as f32).sqrt();
-    let mut row = vec![0.0; widths.hidden];
-    for (part, source) in states.iter().enumerate() {
-        let scale = if part == 0 { scale } else { 1.0 };
-        for output in 0..widths.hidden {
-            let (head, place) = (output / widths.head, output % widths.head);
-            source.weight.read_row(output, &mut row);
-            row.iter_mut().for_each(|weight| *weight *= scale);
-            let padded = (part * widths.heads + head) * widths.padded_head + place;
-            packed.set(padded, &row, source.bias[output] * scale);
-        }
-    }
-    packed
-}
-
-/// The product with what the heads give, each padded.
-fn pack_attended(source: &Source<'_, '_>, widths: &Widths, format: Format) -> Linear {
-    let mut packed = Linear::zeroed(format, widths.hidden, widths.inner());
-    let mut row = vec![0.0; widths.hidden];
-    let mut padded = vec![0.0; widths.inner()];
-    for output in 0..widths.hidden {
-        source.weight.read_row(output, &mut row);
-        let heads = row.chunks_exact(widths.head);
-        for (padded, head) in padded.chunks_exact_mut(widths.padded_head).zip(heads) {
-            padded[..widths.head].copy_from_slice(head);
-        }
-        packed.set(output, &padded, source.bias[output]);
-    }
-    packed
 }
 
 /// Position embeddings with the first token type's added.
@@ -210,6 +55,23 @@ fn positions(tensors: &Tensors<'_>, hidden: usize) -> Result<Vec<f32>, EngineErr
         }
     }
     Ok(positions)
+}
+
+/// The order of the hidden channels that keeps those together that need a scale of their own.
+fn channel_order(tensors: &Tensors<'_>, channels: usize) -> Vec<usize> {
+    let mut norms: Vec<[Vec<f32>; 2]> = Vec::new();
+    for (name, weight) in tensors {
+        // Nothing else in an encoder is a vector of this name.
+        let Some(norm) = name.strip_suffix(".weight").filter(|_| weight.shape.len() == 1) else {
+            continue;
+        };
+        if let Some(bias) = tensors.get(&format!("{norm}.bias")) {
+            norms.push([weight.values(), bias.values()]);
+        }
+    }
+    let norms: Vec<(&[f32], &[f32])> =
+        norms.iter().map(|[weight, bias]| (weight.as_slice(), bias.as_slice())).collect();
+    integers::channel_order(&norms, channels)
 }
 
 impl Encoder {
@@ -233,27 +95,31 @@ impl Encoder {
             |name| layout::canonical(config.architecture, name),
             layout::encoder_tensors(config),
         )?;
-        let widths = Widths::new(config);
         let names = LayerNames::of(config.architecture);
+        let natural: Vec<usize> = (0..config.hidden_size).collect();
+        let norm = Norm::read(&tensors, "embeddings.LayerNorm", &natural)?;
+        let order = match format {
+            Format::Int8 => channel_order(&tensors, config.hidden_size),
+            Format::F32 | Format::Bf16 => natural,
+        };
+        let packing = Packing { format, widths: Widths::new(config), order };
         let layers = (0..config.layers)
             .into_par_iter()
-            .map(|index| Layer::read(&tensors, &names, index, &widths, format))
+            .map(|index| Layer::read(&tensors, &names, index, &packing))
             .collect::<Result<Vec<_>, _>>()?;
         let relative_bias = tensors.get("encoder.relative_attention_bias.weight").map(|table| {
             let reach = u32::try_from(reach).unwrap_or(u32::MAX);
             relative::by_distance(&table.values(), config.heads, reach)
         });
         let positions = positions(&tensors, config.hidden_size)?;
-        let norm = Norm::read(&tensors, "embeddings.LayerNorm")?;
         let words = tensor(&tensors, "embeddings.word_embeddings.weight")?;
         let (start, words) = (words.start(&file), words.outline());
         drop(tensors);
         #[expect(clippy::cast_possible_truncation, reason = "LayerNorm computes in f32")]
         let epsilon = config.layer_norm_eps as f32;
         Ok(Self {
-            format,
+            packing,
             attention,
-            widths,
             words: words.into_table(file, start),
             positions,
             padding_id: match config.architecture {
@@ -273,19 +139,24 @@ impl Encoder {
     /// Memory of the weights, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         let bias = self.relative_bias.iter().flatten().map(Vec::len).sum::<usize>();
-        let floats = self.positions.len() + self.norm.weight.len() * 2 + bias;
+        let floats = self.positions.len() + self.norm.len() + bias;
         let layers = self.layers.iter().map(Layer::bytes).sum::<u64>();
         self.words.bytes() + (floats * size_of::<f32>()) as u64 + layers
     }
 
+    /// Of the operands of its linear layers.
+    pub(super) fn format(&self) -> Format {
+        self.packing.format
+    }
+
     /// Values of a token vector.
     pub(super) fn hidden(&self) -> usize {
-        self.widths.hidden
+        self.packing.widths.hidden
     }
 
     /// Values from one row of the residual stream to the next.
     pub(super) fn row(&self) -> usize {
-        self.widths.row
+        self.packing.widths.row
     }
 
     pub(super) fn layers(&self) -> std::ops::Range<usize> {
@@ -294,28 +165,28 @@ impl Encoder {
 
     /// Groups of queries, keys and values in a row.
     pub(super) fn heads_stride(&self) -> usize {
-        3 * self.widths.heads * self.attention.groups(self.widths.padded_head)
+        3 * self.packing.widths.heads * self.attention.groups(self.packing.widths.padded_head)
     }
 
     /// Groups in a row of what the heads give: bf16 when the next product takes it, else f32.
     pub(super) fn attended_stride(&self) -> usize {
-        match self.format {
-            Format::Bf16 => self.widths.inner() / 2,
-            Format::F32 | Format::Int8 => self.widths.inner(),
+        match self.packing.format {
+            Format::Bf16 => self.packing.widths.inner() / 2,
+            Format::F32 | Format::Int8 => self.packing.widths.inner(),
         }
     }
 
     /// Makes room for `rows` rows, and as many more as a block of the last may touch.
     pub(super) fn reserve(&self, states: &mut States, rows: usize) {
         let rows = rows.next_multiple_of(ROWS) + ROWS;
-        states.x.reserve(rows * self.widths.row);
+        states.x.reserve(rows * self.packing.widths.row);
         states.heads.reserve(rows * self.heads_stride());
         states.attended.reserve(rows * self.attended_stride());
     }
 
     /// The embeddings of `text`, which has tokens of the vocabulary, into rows of `x`.
-    pub(super) fn embed(&self, session: &Session, text: &[u32], x: &mut [f32]) {
-        let (row, hidden) = (self.widths.row, self.widths.hidden);
+    pub(super) fn embed(&self, session: &Session, work: &mut Work, text: &[u32], x: &mut [f32]) {
+        let Widths { row, hidden, .. } = self.packing.widths;
         // Position ids begin behind the padding id, and pass over tokens that have it:
         // https://github.com/huggingface/transformers/blob/87b236ba2be8b3e48a7d0c8ca6513302736d2886/src/transformers/models/roberta/modeling_roberta.py
         let mut next = self.padding_id.map_or(0, |id| id as usize + 1);
@@ -334,6 +205,31 @@ impl Encoder {
             x[hidden..].fill(0.0);
         }
         self.norm.apply(session, x, row, self.epsilon);
+        if self.packing.format == Format::Int8 {
+            work.block.reserve(hidden);
+            let natural = &mut work.block.f32s_mut()[..hidden];
+            for x in x.chunks_exact_mut(row) {
+                natural.copy_from_slice(&x[..hidden]);
+                for (value, &channel) in x.iter_mut().zip(&self.packing.order) {
+                    *value = natural[channel];
+                }
+            }
+        }
+    }
+
+    /// The token vectors in rows of `x`, `[rows, hidden]`.
+    pub(super) fn token_vectors(&self, x: &[f32], vectors: &mut Vec<f32>) {
+        let Widths { row, hidden, .. } = self.packing.widths;
+        vectors.clear();
+        for x in x.chunks_exact(row) {
+            let start = vectors.len();
+            vectors.extend_from_slice(&x[..hidden]);
+            if self.packing.format == Format::Int8 {
+                for (&value, &channel) in x.iter().zip(&self.packing.order) {
+                    vectors[start + channel] = value;
+                }
+            }
+        }
     }
 
     /// Queries, keys and values of `count` rows of `x` into `heads`, for layer `layer`.
@@ -347,16 +243,16 @@ impl Encoder {
         heads: &mut [u32],
     ) {
         let stride = self.heads_stride();
-        let row = self.widths.row;
+        let row = self.packing.widths.row;
         work.block.reserve(BLOCK * STRIP);
         for first in (0..count).step_by(BLOCK) {
             let count = BLOCK.min(count - first);
             let x = &x[first * row..];
-            let sizes = (row, self.widths.hidden);
-            let operand = work.inputs.operand(session, self.format, x, sizes, count);
+            let states = &self.layers[layer].states;
+            let operand = work.inputs.operand(session, states, x, row, count);
             let heads = &mut heads[first * stride..];
             let block = work.block.f32s_mut();
-            self.layers[layer].states.apply(session, operand, block, |strip, results, bias| {
+            states.apply(session, operand, block, |strip, results, bias| {
                 store(session, self.attention, heads, stride, strip, (results, bias), None);
             });
         }
@@ -376,14 +272,14 @@ impl Encoder {
     ) {
         let heads = Heads {
             format: self.attention,
-            heads: self.widths.heads,
-            width: self.widths.padded_head,
+            heads: self.packing.widths.heads,
+            width: self.packing.widths.padded_head,
             states: heads,
             stride: self.heads_stride(),
             length,
             bias: self.relative_bias.as_deref(),
         };
-        let mut attended = match self.format {
+        let mut attended = match self.packing.format {
             Format::Bf16 => Attended::Bf16(bytemuck::cast_slice_mut(attended)),
             Format::F32 | Format::Int8 => Attended::F32(bytemuck::cast_slice_mut(attended)),
         };
@@ -400,7 +296,7 @@ impl Encoder {
         count: usize,
         x: &mut [f32],
     ) {
-        let (row, stride) = (self.widths.row, self.attended_stride());
+        let (row, stride) = (self.packing.widths.row, self.attended_stride());
         work.block.reserve(BLOCK * STRIP);
         for first in (0..count).step_by(BLOCK) {
             let count = BLOCK.min(count - first);
@@ -419,11 +315,11 @@ impl Encoder {
         x: &mut [f32],
     ) {
         let layer = &self.layers[layer];
-        let Widths { row, hidden, intermediate, .. } = self.widths;
-        let inner = self.widths.inner();
+        let Widths { row, intermediate, .. } = self.packing.widths;
+        let inner = self.packing.widths.inner();
         let Work { inputs, wide, block, .. } = work;
         let block = block.f32s_mut();
-        let attended = match self.format {
+        let attended = match self.packing.format {
             Format::Bf16 => {
                 let stride = self.attended_stride();
                 Operand {
@@ -434,9 +330,9 @@ impl Encoder {
                     values: (&[], 0),
                 }
             }
-            format => {
+            _ => {
                 let values = bytemuck::cast_slice(attended);
-                inputs.operand(session, format, values, (inner, inner), count)
+                inputs.operand(session, &layer.attended, values, inner, count)
             }
         };
         layer.attended.apply(session, attended, block, |strip, results, bias| {
@@ -444,16 +340,16 @@ impl Encoder {
         });
         layer.attended_norm.apply(session, &mut x[..count * row], row, self.epsilon);
 
-        let between = if self.format == Format::Bf16 { Format::Bf16 } else { Format::F32 };
+        let between = if self.packing.format == Format::Bf16 { Format::Bf16 } else { Format::F32 };
         let stride = between.groups(intermediate).max(intermediate / between.per_group());
         wide.reserve(BLOCK * stride);
-        let operand = inputs.operand(session, self.format, x, (row, hidden), count);
+        let operand = inputs.operand(session, &layer.wide, x, row, count);
         let activation = Some(self.activation);
         let wide_rows = wide.groups_mut();
         layer.wide.apply(session, operand, block, |strip, results, bias| {
             store(session, between, wide_rows, stride, strip, (results, bias), activation);
         });
-        let operand = match self.format {
+        let operand = match self.packing.format {
             Format::Bf16 => Operand {
                 groups: wide.groups(),
                 stride,
@@ -461,9 +357,7 @@ impl Encoder {
                 quantization: &[],
                 values: (&[], 0),
             },
-            format => {
-                inputs.operand(session, format, wide.f32s(), (stride, layer.narrow.inputs()), count)
-            }
+            _ => inputs.operand(session, &layer.narrow, wide.f32s(), stride, count),
         };
         layer.narrow.apply(session, operand, block, |strip, results, bias| {
             rows::add_f32(session.isa, results, bias, &mut x[strip * STRIP..], row);

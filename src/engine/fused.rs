@@ -6,6 +6,7 @@
 //!
 //! Owns the threads, parked while there is nothing to do, and an arena for each.
 
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::config::EncoderConfig;
 use super::encoder::Encoder;
 use super::linear::{Machine, ROWS};
+use super::peak;
 use super::pool::Head;
 use super::precision::{Choice, Report};
 use super::scratch::{States, Work};
@@ -111,7 +113,12 @@ impl Fused {
         encoder.reserve(states, rows);
         let mut first = 0;
         for &text in pass {
-            encoder.embed(&session, texts[text], &mut states.x.f32s_mut()[first * encoder.row()..]);
+            encoder.embed(
+                &session,
+                work,
+                texts[text],
+                &mut states.x.f32s_mut()[first * encoder.row()..],
+            );
             first += texts[text].len();
         }
         for layer in encoder.layers() {
@@ -142,7 +149,7 @@ impl Fused {
         works.extend(others.iter_mut().map(|arena| &mut arena.work));
         let length = text.len();
         encoder.reserve(states, length);
-        encoder.embed(&self.machine.session(), text, states.x.f32s_mut());
+        encoder.embed(&self.machine.session(), works[0], text, states.x.f32s_mut());
         let ranges = split_rows(length, works.len());
         let (row, stride) = (encoder.row(), encoder.heads_stride());
         for layer in encoder.layers() {
@@ -177,20 +184,14 @@ impl Fused {
 
     /// The vectors of texts of `lengths` whose rows lie in `states` one behind the other.
     fn vectors(&self, lengths: impl Iterator<Item = usize>, states: &States) -> Vec<f32> {
-        let (row, hidden) = (self.encoder.row(), self.encoder.hidden());
         let mut rest = states.x.f32s();
         let mut vectors = Vec::new();
-        let mut unpadded = Vec::new();
+        let mut tokens = Vec::new();
         for length in lengths {
-            let (rows, others) = rest.split_at(length * row);
+            let (rows, others) = rest.split_at(length * self.encoder.row());
             rest = others;
-            if row == hidden {
-                vectors.extend(self.head.vector(rows, hidden));
-            } else {
-                unpadded.clear();
-                unpadded.extend(rows.chunks_exact(row).flat_map(|row| &row[..hidden]));
-                vectors.extend(self.head.vector(&unpadded, hidden));
-            }
+            self.encoder.token_vectors(rows, &mut tokens);
+            vectors.extend(self.head.vector(&tokens, self.encoder.hidden()));
         }
         vectors
     }
@@ -243,6 +244,10 @@ impl Embedder for Fused {
 
     fn matrix_operations(&self, tokens: usize) -> u64 {
         self.config.matrix_operations(tokens)
+    }
+
+    fn matrix_peak(&self) -> io::Result<f64> {
+        peak::measure(self.machine, self.encoder.format(), self.arenas.len())
     }
 
     fn report(&self) -> &Report {

@@ -5,7 +5,8 @@
 
 use super::amx::{Amx, Tiles};
 use super::buffer::Buffer;
-use super::simd::dense::{self, Product};
+use super::integers::IntegerRow;
+use super::simd::dense::{self, Integers, Product};
 use super::simd::rows::{self, Quantization};
 use super::simd::{Isa, STRIP};
 
@@ -60,17 +61,22 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// One product in `format`.
-    ///
-    /// Rows and results are there for whole multiples of [`ROWS`].
-    pub(super) fn multiply(&self, format: Format, product: &mut Product<'_>) {
-        match (format, &self.tiles) {
-            (Format::F32, _) => dense::f32(self.isa, product),
-            (Format::Bf16, Some(tiles)) => tiles.bf16(product),
-            (Format::Bf16, None) => dense::bf16(self.isa, product),
-            (Format::Int8, Some(tiles)) => tiles.int8(product),
-            (Format::Int8, None) => dense::int8(self.isa, product),
+    /// One product of f32.
+    pub(super) fn multiply_f32(&self, product: &mut Product<'_>) {
+        dense::f32(self.isa, product);
+    }
+
+    /// One product of bf16. Rows and results are there for whole multiples of [`ROWS`].
+    pub(super) fn multiply_bf16(&self, product: &mut Product<'_>) {
+        match &self.tiles {
+            Some(tiles) => tiles.bf16(product),
+            None => dense::bf16(self.isa, product),
         }
+    }
+
+    /// One product of bytes.
+    pub(super) fn multiply_int8(&self, product: &mut Product<'_>, integers: &Integers<'_>) {
+        dense::int8(self.isa, product, integers);
     }
 }
 
@@ -81,39 +87,36 @@ pub(super) struct Operand<'a> {
     /// Groups from one row to the next.
     pub(super) stride: usize,
     pub(super) rows: usize,
-    /// One for each row of bytes; empty for other formats.
+    /// For rows of bytes, `[rows, blocks]`; empty for other formats.
     pub(super) quantization: &'a [Quantization],
     /// What rows of bytes stand for, and its stride; empty for other formats.
     pub(super) values: (&'a [f32], usize),
 }
 
-/// A weight that is far larger than the others of its output, and would leave them few steps of a
-/// scale in common. It is multiplied in f32.
+/// A weight that is multiplied in f32.
 struct Outlier {
     column: usize,
     input: usize,
     weight: f32,
 }
 
-/// Most outliers of one output.
-const OUTLIERS: usize = 4;
-/// How much larger than the next an outlier is.
-const OUTLIER_RATIO: f32 = 2.0;
+/// What [`Format::Int8`] has beside the weights.
+struct Scales {
+    /// Ends of the blocks of inputs that share a scale and an offset, in groups.
+    ends: Vec<usize>,
+    /// Of each strip, for each output.
+    scales: Vec<[f32; STRIP]>,
+    /// Of each strip and block, `[strips, blocks]`: the sum of an output's weights.
+    sums: Vec<[f32; STRIP]>,
+    /// Of each strip.
+    outliers: Vec<Vec<Outlier>>,
+}
 
-/// The inputs of the outliers among the weights of one output.
-fn outliers(weights: &[f32]) -> Vec<usize> {
-    let mut largest: Vec<usize> = Vec::with_capacity(OUTLIERS + 2);
-    for (input, weight) in weights.iter().enumerate() {
-        let place = largest.partition_point(|&other| weights[other].abs() >= weight.abs());
-        if place <= OUTLIERS {
-            largest.insert(place, input);
-            largest.truncate(OUTLIERS + 1);
-        }
+impl Scales {
+    fn bytes(&self) -> usize {
+        let outliers = self.outliers.iter().map(Vec::len).sum::<usize>() * size_of::<Outlier>();
+        outliers + (self.scales.len() + self.sums.len()) * size_of::<[f32; STRIP]>()
     }
-    let above = |pair: &[usize]| weights[pair[0]].abs() >= OUTLIER_RATIO * weights[pair[1]].abs();
-    let count = largest.windows(2).rposition(above).map_or(0, |last| last + 1);
-    largest.truncate(count);
-    largest
 }
 
 /// The packed weights and bias of one linear layer.
@@ -123,76 +126,101 @@ pub(super) struct Linear {
     groups: usize,
     weights: Buffer,
     bias: Vec<[f32; STRIP]>,
-    /// Of each output, for [`Format::Int8`]: the scale of its weights, and their sum.
-    scales: Vec<[f32; STRIP]>,
-    sums: Vec<[f32; STRIP]>,
-    /// Of each strip, for [`Format::Int8`].
-    outliers: Vec<Vec<Outlier>>,
+    integers: Option<Scales>,
 }
 
 impl Linear {
-    /// Outputs and inputs of zeros.
-    pub(super) fn zeroed(format: Format, outputs: usize, inputs: usize) -> Self {
-        let strips = outputs.div_ceil(STRIP);
-        let groups = format.groups(inputs);
-        let per_output = if format == Format::Int8 { strips } else { 0 };
+    /// Outputs and inputs of zeros, in a format of floats.
+    pub(super) fn floats(format: Format, outputs: usize, inputs: usize) -> Self {
+        let (strips, groups) = (outputs.div_ceil(STRIP), format.groups(inputs));
         Self {
             format,
             inputs,
             groups,
             weights: Buffer::zeroed(strips * groups * STRIP),
             bias: vec![[0.0; STRIP]; strips],
-            scales: vec![[0.0; STRIP]; per_output],
-            sums: vec![[0.0; STRIP]; per_output],
-            outliers: (0..per_output).map(|_| Vec::new()).collect(),
+            integers: None,
         }
     }
 
-    /// Sets the weights, one for each input, and the bias of an output.
-    pub(super) fn set(&mut self, output: usize, weights: &[f32], bias: f32) {
+    /// Outputs and inputs of zeros, in [`Format::Int8`]; `blocks` are the ends of the blocks of inputs,
+    /// each but the last a multiple of 4.
+    pub(super) fn integers(outputs: usize, blocks: &[usize]) -> Self {
+        let inputs = blocks.last().copied().unwrap_or(0);
+        let mut linear = Self::floats(Format::Int8, outputs, inputs);
+        let strips = linear.bias.len();
+        let mut ends: Vec<usize> = blocks.iter().map(|end| end.div_ceil(4)).collect();
+        // What pads the last block has weights of zero.
+        if let Some(last) = ends.last_mut() {
+            *last = linear.groups;
+        }
+        linear.integers = Some(Scales {
+            scales: vec![[0.0; STRIP]; strips],
+            sums: vec![[0.0; STRIP]; strips * ends.len()],
+            outliers: (0..strips).map(|_| Vec::new()).collect(),
+            ends,
+        });
+        linear
+    }
+
+    /// The groups of an output.
+    fn packed(&mut self, output: usize) -> impl Iterator<Item = &mut u32> {
         let (strip, column) = (output / STRIP, output % STRIP);
-        self.bias[strip][column] = bias;
-        let start = strip * self.groups * STRIP;
-        let packed = &mut self.weights.groups_mut()[start..][..self.groups * STRIP];
-        let packed = packed.iter_mut().skip(column).step_by(STRIP);
-        match self.format {
-            Format::F32 => {
-                for (group, weight) in packed.zip(weights) {
-                    *group = weight.to_bits();
-                }
+        let strip = &mut self.weights.groups_mut()[strip * self.groups * STRIP..];
+        strip[..self.groups * STRIP].iter_mut().skip(column).step_by(STRIP)
+    }
+
+    /// Sets the weights of an output, one for each input, and its bias.
+    pub(super) fn set_floats(&mut self, output: usize, weights: &[f32], bias: f32) {
+        self.bias[output / STRIP][output % STRIP] = bias;
+        if self.format == Format::F32 {
+            for (group, weight) in self.packed(output).zip(weights) {
+                *group = weight.to_bits();
             }
-            Format::Bf16 => {
-                for (group, pair) in packed.zip(weights.chunks(2)) {
-                    let high = pair.get(1).map_or(0, |&weight| rows::bf16(weight));
-                    *group = u32::from(rows::bf16(pair[0])) | u32::from(high) << 16;
-                }
-            }
-            Format::Int8 => {
-                let mut inliers = weights.to_vec();
-                for input in outliers(weights) {
-                    let weight = std::mem::take(&mut inliers[input]);
-                    self.outliers[strip].push(Outlier { column, input, weight });
-                }
-                let largest = inliers.iter().fold(0.0_f32, |max, weight| max.max(weight.abs()));
-                let scale = if largest > 0.0 { largest / 127.0 } else { 1.0 };
-                let mut sum = 0_i32;
-                for (group, four) in packed.zip(inliers.chunks(4)) {
-                    let mut bytes = [0_u8; 4];
-                    for (byte, weight) in bytes.iter_mut().zip(four) {
-                        #[expect(clippy::cast_possible_truncation, reason = "at most 127")]
-                        let value = (weight / scale).round() as i8;
-                        sum += i32::from(value);
-                        *byte = value.to_le_bytes()[0];
-                    }
-                    *group = u32::from_le_bytes(bytes);
-                }
-                self.scales[strip][column] = scale;
-                #[expect(clippy::cast_precision_loss, reason = "a row has fewer than 2^17 inputs")]
-                {
-                    self.sums[strip][column] = sum as f32;
-                }
+        } else {
+            for (group, pair) in self.packed(output).zip(weights.chunks(2)) {
+                let high = pair.get(1).map_or(0, |&weight| rows::bf16(weight));
+                *group = u32::from(rows::bf16(pair[0])) | u32::from(high) << 16;
             }
         }
+    }
+
+    /// Sets the weights of an output, one for each input, and its bias.
+    pub(super) fn set_integers(&mut self, output: usize, weights: &IntegerRow, bias: f32) {
+        let (strip, column) = (output / STRIP, output % STRIP);
+        self.bias[strip][column] = bias;
+        for (group, four) in self.packed(output).zip(weights.integers.chunks(4)) {
+            let mut bytes = [0_u8; 4];
+            for (byte, weight) in bytes.iter_mut().zip(four) {
+                *byte = weight.to_le_bytes()[0];
+            }
+            *group = u32::from_le_bytes(bytes);
+        }
+        let Some(Scales { ends, scales, sums, outliers }) = &mut self.integers else { return };
+        scales[strip][column] = weights.scale;
+        let mut start = 0;
+        for (sums, &end) in sums[strip * ends.len()..].iter_mut().zip(&*ends) {
+            let end = (4 * end).min(weights.integers.len());
+            let sum: i32 =
+                weights.integers[start..end].iter().map(|&weight| i32::from(weight)).sum();
+            #[expect(clippy::cast_precision_loss, reason = "a block has fewer than 2^17 inputs")]
+            {
+                sums[column] = sum as f32;
+            }
+            start = end;
+        }
+        let of_output = weights.outliers.iter();
+        outliers[strip].extend(of_output.map(|&(input, weight)| Outlier { column, input, weight }));
+    }
+
+    /// Ends of the blocks of inputs that share a scale, in groups; none in formats of floats.
+    pub(super) fn blocks(&self) -> &[usize] {
+        self.integers.as_ref().map_or(&[], |scales| &scales.ends)
+    }
+
+    /// The elements of its weights and operands.
+    pub(super) fn format(&self) -> Format {
+        self.format
     }
 
     /// Number of inputs.
@@ -202,9 +230,8 @@ impl Linear {
 
     /// Memory of the layer, in bytes.
     pub(super) fn bytes(&self) -> u64 {
-        let values = self.bias.len() + self.scales.len() + self.sums.len();
-        let outliers = self.outliers.iter().map(Vec::len).sum::<usize>() * size_of::<Outlier>();
-        self.weights.bytes() + outliers as u64 + (values * size_of::<[f32; STRIP]>()) as u64
+        let scales = self.integers.as_ref().map_or(0, Scales::bytes);
+        self.weights.bytes() + (scales + size_of_val(self.bias.as_slice())) as u64
     }
 
     /// Multiplies, and gives each strip of 32 outputs to `take`: its number, its results
@@ -228,20 +255,39 @@ impl Linear {
                 out: block,
                 out_stride: STRIP,
             };
-            session.multiply(self.format, &mut product);
-            let (results, _) = block.as_chunks_mut::<STRIP>();
-            let results = &mut results[..operand.rows];
-            if self.format == Format::Int8 {
-                let (sums, scales) = (&self.sums[strip], &self.scales[strip]);
-                rows::scale_integers(session.isa, results, operand.quantization, sums, scales);
-                for outlier in &self.outliers[strip] {
-                    let (values, stride) = operand.values;
-                    for (results, values) in results.iter_mut().zip(values.chunks(stride)) {
-                        results[outlier.column] += values[outlier.input] * outlier.weight;
-                    }
-                }
+            match (&self.integers, self.format) {
+                (Some(scales), _) => scales.multiply(session, strip, &operand, &mut product),
+                (None, Format::Bf16) => session.multiply_bf16(&mut product),
+                (None, _) => session.multiply_f32(&mut product),
             }
-            take(strip, results, &self.bias[strip]);
+            let (results, _) = block.as_chunks::<STRIP>();
+            take(strip, &results[..operand.rows], &self.bias[strip]);
+        }
+    }
+}
+
+impl Scales {
+    fn multiply(
+        &self,
+        session: &Session,
+        strip: usize,
+        operand: &Operand<'_>,
+        product: &mut Product<'_>,
+    ) {
+        let blocks = self.ends.len();
+        let integers = Integers {
+            ends: &self.ends,
+            rows: operand.quantization,
+            sums: &self.sums[strip * blocks..][..blocks],
+            scales: &self.scales[strip],
+        };
+        session.multiply_int8(product, &integers);
+        let (values, stride) = operand.values;
+        let (results, _) = product.out.as_chunks_mut::<STRIP>();
+        for outlier in &self.outliers[strip] {
+            for (results, values) in results[..operand.rows].iter_mut().zip(values.chunks(stride)) {
+                results[outlier.column] += values[outlier.input] * outlier.weight;
+            }
         }
     }
 }

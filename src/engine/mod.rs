@@ -17,6 +17,8 @@ mod config;
 mod encoder;
 mod error;
 mod fused;
+mod integers;
+mod layer;
 mod layout;
 mod linear;
 mod peak;
@@ -34,10 +36,11 @@ mod tokenize;
 mod weights;
 
 pub use error::EngineError;
-pub use peak::f32_peak;
 pub use precision::{Precision, Report};
 pub use spec::{Activation, Architecture, Dense, ModelFiles, ModelSpec, Pooling, UnknownName};
 pub use tokenize::{Tokenizer, Tokens};
+
+use std::io;
 
 use config::EncoderConfig;
 use fused::Fused;
@@ -61,6 +64,14 @@ pub trait Embedder: Send {
 
     /// Bytes of weights held in memory.
     fn weight_bytes(&self) -> u64;
+
+    /// Operations a second of its products on its threads when operands are in the first cache.
+    ///
+    /// Blocks for a quarter of a second.
+    ///
+    /// # Errors
+    /// When the system gives no threads.
+    fn matrix_peak(&self) -> io::Result<f64>;
 
     /// What it runs in.
     fn report(&self) -> &Report;
@@ -107,7 +118,7 @@ pub fn load(spec: &ModelSpec, files: ModelFiles, options: Options) -> Result<Loa
         )));
     }
     let head = Head::read(spec, &files.dense)?;
-    let choice = precision::choose(options.precision);
+    let choice = precision::choose(options.precision, weights::has_integers(&files.weights));
     let fused = Fused::new(spec, config, files.weights, head, choice, options)?;
     Ok(Loaded { tokenizer, embedder: Box::new(fused) })
 }

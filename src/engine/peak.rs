@@ -1,49 +1,27 @@
-//! What the machine's processors can do at most, to measure the encoders against.
+//! What the kernels can do at most on this machine, to measure the encoders against.
 //!
-//! Owns one loop of multiplications and additions that touches no memory. It takes no part in
-//! computing vectors.
+//! Owns one product that stays in the first cache. It takes no part in computing vectors.
 
 use std::hint::black_box;
 use std::io;
 use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
-use rten_simd::ops::{BitOps, NumOps};
-use rten_simd::{Isa, SimdOp};
+use super::linear::{Format, Linear, Machine, Operand};
+use super::simd::STRIP;
+use super::simd::rows::Quantization;
 
-/// Independent chains of operations. A fused multiply-add takes 4 to 5 cycles and two begin in
-/// each, so that 10 keep the units busy; with the two factors they fit into 16 registers.
-const CHAINS: usize = 12;
-/// Steps of every chain between two looks at the clock: tens of microseconds.
-const STEPS: usize = 10_000;
+/// Groups of a row, and rows: with one strip of weights 24 KiB, of 32 KiB that the smallest first caches
+/// have.
+const GROUPS: usize = 64;
+const ROWS: usize = 12;
+/// Products between two looks at the clock: tens of microseconds.
+const PRODUCTS: usize = 200;
 /// How long each thread tries.
 const DURATION: Duration = Duration::from_millis(250);
 
-/// [`STEPS`] fused multiply-adds in each chain; gives how many operations that were.
-struct FusedMultiplyAdds;
-
-impl SimdOp for FusedMultiplyAdds {
-    type Output = usize;
-
-    // Without this the loop would be compiled for the least processor.
-    #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) -> usize {
-        let ops = isa.f32();
-        // Converges to 2: neither infinities nor subnormal numbers, which some processors do slowly.
-        let (factor, addend) = (ops.splat(black_box(0.5)), ops.splat(black_box(1.0)));
-        let mut chains = [ops.splat(black_box(0.0)); CHAINS];
-        for _ in 0..STEPS {
-            for chain in &mut chains {
-                *chain = ops.mul_add(*chain, factor, addend);
-            }
-        }
-        black_box(chains.map(|chain| ops.sum(chain)));
-        2 * CHAINS * STEPS * ops.len()
-    }
-}
-
-/// The f32 operations a second that `threads` threads of this machine do when nothing but the
-/// arithmetic holds them up.
+/// The operations a second, multiplications and additions, of products in `format` on `threads` threads
+/// of this machine when their operands are in the first cache.
 ///
 /// The sum over the threads, which run at once, of what each one does in the median of many tens of
 /// microseconds: as another program takes a processor for milliseconds, this is the processor's own
@@ -51,10 +29,14 @@ impl SimdOp for FusedMultiplyAdds {
 ///
 /// # Errors
 /// When the system gives no threads.
-pub fn f32_peak(threads: usize) -> io::Result<f64> {
+pub(super) fn measure(machine: Machine, format: Format, threads: usize) -> io::Result<f64> {
     thread::scope(|scope| {
         let running: io::Result<Vec<_>> = (0..threads)
-            .map(|_| Builder::new().name("peak".to_owned()).spawn_scoped(scope, median_rate))
+            .map(|_| {
+                Builder::new()
+                    .name("peak".to_owned())
+                    .spawn_scoped(scope, move || median_rate(machine, format))
+            })
             .collect();
         let rates = running?.into_iter().map(|thread| {
             thread.join().map_err(|_panic| io::Error::other("a thread that measures ended early"))
@@ -63,12 +45,31 @@ pub fn f32_peak(threads: usize) -> io::Result<f64> {
     })
 }
 
-fn median_rate() -> f64 {
+fn median_rate(machine: Machine, format: Format) -> f64 {
+    let session = machine.session();
+    let inputs = GROUPS * format.per_group();
+    let linear = match format {
+        Format::Int8 => Linear::integers(STRIP, &[inputs]),
+        Format::F32 | Format::Bf16 => Linear::floats(format, STRIP, inputs),
+    };
+    let groups = vec![0; ROWS.next_multiple_of(super::linear::ROWS) * GROUPS];
+    let mut block = vec![0.0; ROWS.next_multiple_of(super::linear::ROWS) * STRIP];
+    let quantization = [Quantization { scale: 1.0, zero: 0.0 }; ROWS];
+    let operand = Operand {
+        groups: &groups,
+        stride: GROUPS,
+        rows: ROWS,
+        quantization: &quantization,
+        values: (&[], 1),
+    };
+    let operations = 2 * PRODUCTS * ROWS * inputs * STRIP;
     let started = Instant::now();
     let mut rates = Vec::new();
     loop {
         let begun = Instant::now();
-        let operations = FusedMultiplyAdds.dispatch();
+        for _ in 0..PRODUCTS {
+            linear.apply(&session, operand, black_box(&mut block), |_, _, _| ());
+        }
         rates.push(operations as f64 / begun.elapsed().as_secs_f64());
         if started.elapsed() >= DURATION {
             break;
@@ -81,13 +82,16 @@ fn median_rate() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::simd::Isa;
     use super::*;
 
     #[test]
-    fn a_thread_does_at_least_an_operation_a_nanosecond() {
-        // The slowest processors meant here do one vector of four a cycle at 1 GHz.
-        let peak = f32_peak(1).unwrap();
-        assert!(peak > 1e9, "{peak:e}");
-        assert!(peak < 1e13, "{peak:e}");
+    fn every_format_has_a_peak() {
+        for format in [Format::F32, Format::Int8, Format::Bf16] {
+            let machine = Machine { isa: Isa::detect(), amx: None };
+            let peak = measure(machine, format, 1).unwrap();
+            // From a slow processor without vectors to the fastest with tiles.
+            assert!((1e7..1e14).contains(&peak), "{format:?} {peak:e}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Which arithmetic a model is run in.
 //!
-//! Pure but for the detection of the processor. `auto` never picks int8: with one scale for a token, the
-//! few very large activations of some models leave the others too few steps.
+//! Pure but for the detection of the processor. `auto` picks int8 only for a package of integers: who
+//! packed it has accepted what they cost, and the self-test of the package is tried in them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +21,7 @@ pub enum Precision {
     /// Exact: products and everything else in f32.
     F32,
     /// Products of 8-bit integers: weights with a scale for each output, activations with a scale and
-    /// an offset for each token.
+    /// an offset for each token and block of at most 128 channels.
     Int8,
     /// Products of bf16, summed in f32, where the processor has them.
     Bf16,
@@ -64,7 +64,7 @@ impl fmt::Display for Precision {
 pub struct Report {
     /// The precision of its products; never [`Precision::Auto`].
     pub precision: Precision,
-    /// The instructions that multiply: `amx-bf16`, `amx-int8`, `avx512-vnni`, `avx512`, `avx2`, `neon`
+    /// The instructions that multiply: `amx-bf16`, `avx512-vnni`, `avx512`, `avx2`, `neon`
     /// or `scalar`.
     pub isa: &'static str,
     /// Why this precision, in words for an operator.
@@ -81,63 +81,47 @@ pub(super) struct Choice {
     pub(super) report: Report,
 }
 
-/// The choice for `wanted` on this processor.
-pub(super) fn choose(wanted: Precision) -> Choice {
+/// The choice for `wanted` on this processor; `integers` is whether the weights are stored so.
+pub(super) fn choose(wanted: Precision, integers: bool) -> Choice {
     let amx = match wanted {
         // Nothing is asked of the kernel that is not used.
-        Precision::F32 => Err("it was not asked for"),
-        _ => Amx::request().and_then(proved),
+        Precision::F32 | Precision::Int8 => Err("it was not asked for"),
+        Precision::Auto | Precision::Bf16 => Amx::request().and_then(proved),
     };
-    decide(wanted, Isa::detect(), amx)
+    decide(wanted, integers, Isa::detect(), amx)
 }
 
-/// `amx`, when its tiles give on this machine what the scalar twins give.
+/// `amx`, when its tiles give on this machine what their scalar twin gives.
 fn proved(amx: Amx) -> Result<Amx, &'static str> {
     const ROWS: usize = 48;
     const GROUPS: usize = 32;
-    let tiled = Machine { isa: Isa::baseline(), amx: Some(amx) };
-    let scalar = Machine { amx: None, ..tiled };
-    for format in [Format::Bf16, Format::Int8] {
-        // Small integers, whose sums are exact in any order.
-        let group = |index: usize| {
-            let value = |index: usize| u16::try_from(index % 7).unwrap_or(0);
-            match format {
-                Format::Int8 => {
-                    u32::from(value(index * 3)) | u32::from(value(index * 5 + 1)) << 8 | 0x0203_0000
-                }
-                _ => {
-                    let [low, high] = [index * 3, index * 5 + 1]
-                        .map(|index| u32::from(rows::bf16(f32::from(value(index)) - 3.0)));
-                    low | high << 16
-                }
-            }
+    // Small integers, whose sums are exact in any order.
+    let group = |index: usize| {
+        let [low, high] = [index * 3, index * 5 + 1].map(|index| {
+            let value = u16::try_from(index % 7).unwrap_or(0);
+            u32::from(rows::bf16(f32::from(value) - 3.0))
+        });
+        low | high << 16
+    };
+    let operand: Vec<u32> = (0..ROWS * GROUPS).map(group).collect();
+    let strip: Vec<u32> = (0..GROUPS * STRIP).map(|index| group(index * 11 + 5)).collect();
+    let results = |amx| {
+        let mut out = vec![0.0; ROWS * STRIP];
+        let mut product = Product {
+            operand: &operand,
+            stride: GROUPS,
+            rows: ROWS,
+            strip: strip.as_chunks::<STRIP>().0,
+            out: &mut out,
+            out_stride: STRIP,
         };
-        let operand: Vec<u32> = (0..ROWS * GROUPS).map(group).collect();
-        let strip: Vec<u32> = (0..GROUPS * STRIP).map(|index| group(index * 11 + 5)).collect();
-        let results = |machine: Machine| {
-            let mut out = vec![0.0; ROWS * STRIP];
-            let strip = strip.as_chunks::<STRIP>().0;
-            machine.session().multiply(
-                format,
-                &mut Product {
-                    operand: &operand,
-                    stride: GROUPS,
-                    rows: ROWS,
-                    strip,
-                    out: &mut out,
-                    out_stride: STRIP,
-                },
-            );
-            out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        };
-        if results(tiled) != results(scalar) {
-            return Err("its AMX gives wrong products");
-        }
-    }
-    Ok(amx)
+        Machine { isa: Isa::baseline(), amx }.session().multiply_bf16(&mut product);
+        out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    if results(Some(amx)) == results(None) { Ok(amx) } else { Err("its AMX gives wrong products") }
 }
 
-fn decide(wanted: Precision, isa: Isa, amx: Result<Amx, &'static str>) -> Choice {
+fn decide(wanted: Precision, integers: bool, isa: Isa, amx: Result<Amx, &'static str>) -> Choice {
     let (precision, reason) = match (wanted, amx) {
         (Precision::F32, _) => (Precision::F32, "asked for".to_owned()),
         (Precision::Int8, _) => (Precision::Int8, "asked for".to_owned()),
@@ -148,6 +132,9 @@ fn decide(wanted: Precision, isa: Isa, amx: Result<Amx, &'static str>) -> Choice
         (Precision::Auto, Ok(_)) => {
             (Precision::Bf16, "the fastest here: the processor multiplies bf16 in tiles".to_owned())
         }
+        (Precision::Auto, Err(_)) if integers && isa.multiplies_bytes() => {
+            (Precision::Int8, "the package has integers, and the processor multiplies them".into())
+        }
         (Precision::Auto, Err(why)) => (Precision::F32, format!("exact; {why}")),
     };
     let slow = isa.name() == "scalar";
@@ -155,7 +142,6 @@ fn decide(wanted: Precision, isa: Isa, amx: Result<Amx, &'static str>) -> Choice
     let (format, attention, tiles) = match precision {
         Precision::Auto | Precision::F32 => (Format::F32, Format::F32, None),
         Precision::Bf16 => (Format::Bf16, Format::Bf16, Some("amx-bf16")),
-        Precision::Int8 if amx.is_ok() => (Format::Int8, Format::Bf16, Some("amx-int8")),
         Precision::Int8 => (Format::Int8, Format::F32, None),
     };
     // Without use for tiles none are configured.
@@ -178,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn without_tiles_f32_is_run_unless_int8_is_asked_for() {
+    fn without_tiles_f32_is_run_unless_int8_is_asked_for_or_stored() {
         let none = Err("the processor has no AMX");
         let cases = [
             (Precision::Auto, Precision::F32, "exact; the processor has no AMX"),
@@ -191,11 +177,16 @@ mod tests {
             ),
         ];
         for (wanted, expected, reason) in cases {
-            let report = decide(wanted, Isa::baseline(), none).report;
+            let report = decide(wanted, false, Isa::baseline(), none).report;
             assert_eq!(report.precision, expected, "{wanted}");
             assert!(report.reason.starts_with(reason), "{}", report.reason);
         }
-        let report = decide(Precision::Auto, Isa::baseline(), none).report;
+        let report = decide(Precision::Auto, true, Isa::baseline(), none).report;
+        assert_eq!(report.precision, Precision::F32);
         assert_eq!(report.reason.ends_with("slow: no AVX2"), report.isa == "scalar");
+        for isa in Isa::all().into_iter().filter(|isa| isa.multiplies_bytes()) {
+            let report = decide(Precision::Auto, true, isa, none).report;
+            assert_eq!(report.precision, Precision::Int8, "{isa:?}");
+        }
     }
 }

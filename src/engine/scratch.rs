@@ -2,7 +2,7 @@
 
 use super::attention::Memory;
 use super::buffer::Buffer;
-use super::linear::{Format, Operand, Session};
+use super::linear::{Format, Linear, Operand, Session};
 use super::simd::rows::{self, Quantization};
 
 /// Rows made ready for a product.
@@ -13,20 +13,21 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// `count` rows of `width` values, `stride` apart, as an operand in `format`.
+    /// `count` rows of `values`, `stride` apart, as an operand of `linear`.
     ///
     /// f32 is not copied. `values` reach over the rows that pad the last.
     pub(super) fn operand<'a>(
         &'a mut self,
         session: &Session,
-        format: Format,
+        linear: &Linear,
         values: &'a [f32],
-        (stride, width): (usize, usize),
+        stride: usize,
         count: usize,
     ) -> Operand<'a> {
-        let groups = format.groups(width);
+        let (width, ends) = (linear.inputs(), linear.blocks());
+        let groups = linear.format().groups(width);
         let padded = count.next_multiple_of(super::linear::ROWS);
-        match format {
+        match linear.format() {
             Format::F32 => {
                 let groups = bytemuck::cast_slice(values);
                 Operand { groups, stride, rows: count, quantization: &[], values: (&[], 0) }
@@ -47,12 +48,23 @@ impl Inputs {
             }
             Format::Int8 => {
                 self.groups.reserve(padded * groups);
+                let pairs = count * ends.len();
                 self.quantization
-                    .resize(count.max(self.quantization.len()), Quantization::default());
-                let quantization = &mut self.quantization[..count];
+                    .resize(pairs.max(self.quantization.len()), Quantization::default());
+                let quantization = &mut self.quantization[..pairs];
                 let bytes = bytemuck::cast_slice_mut(self.groups.groups_mut());
                 let values = &values[..count * stride];
-                rows::quantize(session.isa, values, stride, width, bytes, groups * 4, quantization);
+                let out_stride = groups * 4;
+                rows::quantize(
+                    session.isa,
+                    values,
+                    stride,
+                    width,
+                    ends,
+                    bytes,
+                    out_stride,
+                    quantization,
+                );
                 let operand = self.groups.groups();
                 Operand {
                     groups: operand,

@@ -18,6 +18,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::EngineError;
+use super::integers::IntegerRow;
 use super::layout::Expected;
 
 /// A tensor of a file, as it is stored; decoded where it is used.
@@ -96,6 +97,17 @@ impl<'a> Tensor<'a> {
     pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
         let bytes = self.columns() * self.stored.value_bytes();
         self.stored.decode(row, &self.data[row * bytes..][..bytes], out);
+    }
+
+    /// The integers of `row`, where the tensor is stored in integers.
+    pub(super) fn integers(&self, row: usize) -> Option<IntegerRow> {
+        let Stored::Int8(quantization) = &self.stored else { return None };
+        let columns = self.columns();
+        let data = &self.data[row * columns..][..columns];
+        let mut integers: Vec<i8> = data.iter().map(|&q| i8::from_le_bytes([q])).collect();
+        let outliers: Vec<(usize, f32)> = quantization.outliers(row).collect();
+        outliers.iter().for_each(|&(column, _)| integers[column] = 0);
+        Some(IntegerRow { integers, scale: quantization.scales[row], outliers })
     }
 
     /// All values, row-major.
@@ -188,6 +200,13 @@ impl Table {
         };
         (self.file.len() + scales) as u64
     }
+}
+
+/// Whether a tensor of the safetensors file `bytes` is stored in integers; of what is no such file
+/// [`read`] tells.
+pub(super) fn has_integers(bytes: &[u8]) -> bool {
+    SafeTensors::deserialize(bytes)
+        .is_ok_and(|file| file.iter().any(|(_, tensor)| tensor.dtype() == Dtype::I8))
 }
 
 /// Tensors by canonical name.

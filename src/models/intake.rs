@@ -437,6 +437,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::engine::Precision;
     use crate::files::FileError;
     use crate::package::{Digest, StoreError};
 
@@ -459,7 +460,7 @@ mod tests {
                 expected: Digest::of(b""),
                 found: Digest::of(b"a"),
             }),
-            InstallError::Load(LoadError::SelfTest { cosine: 0.5 }),
+            InstallError::Load(LoadError::SelfTest { cosine: 0.5, precision: Precision::F32 }),
             engine(EngineError::Mismatch(String::new())),
         ];
         let failed = [
@@ -487,7 +488,8 @@ mod tests {
 
     #[test]
     fn a_verdict_says_all_that_is_known() {
-        let error = InstallError::Load(LoadError::SelfTest { cosine: 0.5 });
+        let error =
+            InstallError::Load(LoadError::SelfTest { cosine: 0.5, precision: Precision::F32 });
         let Verdict::Refused(reason) = judge(&error) else { panic!("not refused") };
         assert!(reason.contains("does not work") && reason.contains("cosine 0.5"), "{reason}");
     }

@@ -2,16 +2,21 @@
 //!
 //! The only place that sees both a manifest and the engine.
 
-use crate::config::Settings;
+use crate::config::{self, Settings};
 use crate::engine::{
     self, Dense, EngineError, Loaded, ModelFiles, ModelSpec, Options, Precision, UnknownName,
 };
 use crate::package::{Contents, Manifest};
 
-/// Least cosine between the vector of a self-test and the one that this machine computes.
-///
-/// Different processors round differently (about 1e-6); a wrong tokenizer, pooling or weight shows far below.
-const MIN_COSINE: f64 = 0.999;
+/// Least cosine between the vector of a self-test and the one that this machine computes: in f32
+/// processors round differently (about 1e-6), the others lose what they may lose of any text; a wrong
+/// tokenizer, pooling or weight shows far below.
+const fn min_cosine(precision: Precision) -> f64 {
+    match precision {
+        Precision::Int8 => 0.998,
+        Precision::Bf16 | Precision::Auto | Precision::F32 => 0.9995,
+    }
+}
 
 /// Why a package's contents are no working model.
 #[derive(Debug, thiserror::Error)]
@@ -24,11 +29,15 @@ pub enum LoadError {
     Engine(#[from] EngineError),
     /// The model gives another vector for the self-test's text.
     #[error(
-        "the self-test failed: cosine {cosine:.6} to the manifest's vector, at least {MIN_COSINE} expected"
+        "the self-test failed in {precision}: cosine {cosine:.6} to the manifest's vector, at least {} \
+         expected",
+        min_cosine(*precision)
     )]
     SelfTest {
         /// What was measured.
         cosine: f64,
+        /// What the model was run in.
+        precision: Precision,
     },
 }
 
@@ -62,7 +71,12 @@ pub fn options(settings: &Settings) -> Options {
     Options {
         threads: settings.embedding.threads.unwrap_or_else(available),
         batch_tokens: settings.embedding.batch_tokens,
-        precision: Precision::Auto,
+        precision: match settings.embedding.precision {
+            config::Precision::Auto => Precision::Auto,
+            config::Precision::F32 => Precision::F32,
+            config::Precision::Int8 => Precision::Int8,
+            config::Precision::Bf16 => Precision::Bf16,
+        },
     }
 }
 
@@ -96,7 +110,12 @@ pub fn embed_plain(model: &mut Loaded, text: &str) -> Result<Vec<f32>, EngineErr
 pub fn self_test(manifest: &Manifest, model: &mut Loaded) -> Result<(), LoadError> {
     let vector = embed_plain(model, &manifest.self_test.text)?;
     let cosine = cosine(&vector, &manifest.self_test.vector);
-    if cosine >= MIN_COSINE { Ok(()) } else { Err(LoadError::SelfTest { cosine }) }
+    let precision = model.embedder.report().precision;
+    if cosine >= min_cosine(precision) {
+        Ok(())
+    } else {
+        Err(LoadError::SelfTest { cosine, precision })
+    }
 }
 
 /// The cosine between two vectors; 0 when one of them has no direction or their lengths differ.

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::ModelError;
 use super::worker::{self, Job, Ready, Worker, WorkerError};
 use super::{DefaultState, Lease, ModelInfo, Overview, Residency, Serving};
-use crate::engine::{Options, Tokenizer};
+use crate::engine::{Options, Report, Tokenizer};
 use crate::errors::chain;
 use crate::package::{Entry, Key, Status, Store, StoreError, choose};
 
@@ -205,7 +205,15 @@ impl Manager {
                 return self.fail(key, error, waiting);
             }
         };
-        tracing::info!(model = %key, bytes = ready.weight_bytes, "loaded");
+        let Report { precision, isa, reason } = &ready.report;
+        tracing::info!(
+            model = %key,
+            bytes = ready.weight_bytes,
+            %precision,
+            isa,
+            reason,
+            "loaded"
+        );
         self.slots.insert(key, Slot::Resident { ready, worker });
         // Before anybody hears of it by an answer.
         self.announce();
@@ -258,6 +266,7 @@ impl Manager {
             Slot::Loading { .. } => Residency::Loading,
             Slot::Resident { ready, worker } => Residency::Resident {
                 weight_bytes: ready.weight_bytes,
+                report: ready.report.clone(),
                 waiting: worker.queue.max_capacity() - worker.queue.capacity(),
             },
             Slot::Failed { error, .. } => Residency::Failed(chain(&**error)),

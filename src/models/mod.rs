@@ -22,7 +22,7 @@ pub use error::ModelError;
 pub use worker::WorkerError;
 
 use crate::config::Settings;
-use crate::engine::{EngineError, Options, Tokenizer, Tokens};
+use crate::engine::{EngineError, Options, Report, Tokenizer, Tokens};
 use crate::package::{Entry, Key, Manifest, Store};
 use manager::{Command, Manager};
 use worker::Job;
@@ -62,6 +62,8 @@ pub enum Residency {
     Resident {
         /// Bytes of weights.
         weight_bytes: u64,
+        /// What it is computed in.
+        report: Report,
         /// Requests waiting.
         waiting: usize,
     },

@@ -14,7 +14,7 @@ use std::thread::{Builder, JoinHandle};
 use tokio::sync::{mpsc, oneshot};
 
 use super::load::{self, LoadError};
-use crate::engine::{Embedder, EngineError, Loaded, Options, Tokenizer};
+use crate::engine::{Embedder, EngineError, Loaded, Options, Report, Tokenizer};
 use crate::package::{Key, Store, StoreError};
 
 /// One request: token ids of its texts in, `[texts, dimensions]` row-major out.
@@ -50,6 +50,8 @@ pub(super) struct Ready {
     pub(super) tokenizer: Arc<Tokenizer>,
     /// Bytes of weights in memory.
     pub(super) weight_bytes: u64,
+    /// What it is computed in.
+    pub(super) report: Report,
 }
 
 /// A running worker; dropping `queue` and its clones lets it finish what is queued and end.
@@ -85,7 +87,8 @@ pub(super) fn spawn(
                 Err(error) => drop(announce.send(Err(error))),
                 Ok(Loaded { tokenizer, embedder }) => {
                     let weight_bytes = embedder.weight_bytes();
-                    let ready = Ready { tokenizer: Arc::new(tokenizer), weight_bytes };
+                    let report = embedder.report().clone();
+                    let ready = Ready { tokenizer: Arc::new(tokenizer), weight_bytes, report };
                     // When nobody waits any more the queue is closed too, and `serve` ends at once.
                     drop(announce.send(Ok(ready)));
                     serve(embedder, jobs, options.batch_tokens);

@@ -1,8 +1,6 @@
 //! Integration tests.
 
 mod admin;
-mod admin;
-mod api;
 mod bench;
 mod bundled;
 mod bundled_directory;

@@ -6,7 +6,12 @@
 //! Invariant: a row's results do not depend on the other rows: each is one chain of sums in the order
 //! of the groups.
 
+use std::ops::Range;
+
+use super::rows::Quantization;
 use super::{Isa, Level, STRIP, mul_add, vectorised};
+#[cfg(target_arch = "x86_64")]
+use super::{avx_vnni, avx512};
 
 /// Rows of a product and where its results go.
 pub(in crate::engine) struct Product<'a> {
@@ -35,53 +40,117 @@ impl Product<'_> {
 const ROWS: usize = 6;
 /// Columns of one block there.
 const COLUMNS: usize = 16;
-/// Rows of one block in AVX-512: 12 × 32 sums are 24 of 32 registers.
-#[cfg(target_arch = "x86_64")]
-const WIDE_ROWS: usize = 12;
 
+/// What makes values of a product of bytes.
+pub(in crate::engine) struct Integers<'a> {
+    /// Ends of the blocks, in groups; the last is that of the strip.
+    pub(in crate::engine) ends: &'a [usize],
+    /// What the bytes of a row and block stand for, `[rows, blocks]`.
+    pub(in crate::engine) rows: &'a [Quantization],
+    /// Of each block, the sums of the columns' weights.
+    pub(in crate::engine) sums: &'a [[f32; STRIP]],
+    /// Of each column.
+    pub(in crate::engine) scales: &'a [f32; STRIP],
+}
+
+impl Integers<'_> {
+    /// Whether they are those of a product of `rows` rows and `groups` groups.
+    pub(super) fn fit(&self, rows: usize, groups: usize) -> bool {
+        self.ends.is_sorted()
+            && self.ends.last() == Some(&groups)
+            && self.sums.len() == self.ends.len()
+            && self.rows.len() >= rows * self.ends.len()
+    }
+}
+
+/// Sums of the groups `groups` for `R` rows from `first` on, in 16 columns from `column` on.
 #[inline(always)]
-fn block<const R: usize, T: Copy + Default>(
-    product: &mut Product<'_>,
+fn sums<const R: usize, T: Copy + Default>(
+    product: &Product<'_>,
     first: usize,
+    column: usize,
+    groups: Range<usize>,
     add: impl Fn(u32, u32, T) -> T,
-    bits: impl Fn(T) -> f32,
-) {
-    let groups = product.strip.len();
-    let rows: [&[u32]; R] =
-        std::array::from_fn(|row| &product.operand[(first + row) * product.stride..][..groups]);
-    for column in (0..STRIP).step_by(COLUMNS) {
-        let mut sums = [[T::default(); COLUMNS]; R];
-        for (group, strip) in product.strip.iter().enumerate() {
-            let Some(weights) = strip[column..].first_chunk::<COLUMNS>() else { return };
-            for (row, sums) in rows.iter().zip(&mut sums) {
-                for (sum, &weight) in sums.iter_mut().zip(weights) {
-                    *sum = add(row[group], weight, *sum);
-                }
+) -> [[T; COLUMNS]; R] {
+    let mut sums = [[T::default(); COLUMNS]; R];
+    let rows: [&[u32]; R] = std::array::from_fn(|row| {
+        &product.operand[(first + row) * product.stride..][groups.clone()]
+    });
+    for (group, strip) in product.strip[groups].iter().enumerate() {
+        let Some(weights) = strip[column..].first_chunk::<COLUMNS>() else { return sums };
+        for (row, sums) in rows.iter().zip(&mut sums) {
+            for (sum, &weight) in sums.iter_mut().zip(weights) {
+                *sum = add(row[group], weight, *sum);
             }
         }
+    }
+    sums
+}
+
+#[inline(always)]
+fn block<const R: usize>(
+    product: &mut Product<'_>,
+    first: usize,
+    add: impl Fn(u32, u32, f32) -> f32 + Copy,
+) {
+    for column in (0..STRIP).step_by(COLUMNS) {
+        let sums = sums::<R, f32>(product, first, column, 0..product.strip.len(), add);
         for (row, sums) in sums.iter().enumerate() {
-            let out = &mut product.out[(first + row) * product.out_stride + column..][..COLUMNS];
-            for (out, &sum) in out.iter_mut().zip(sums) {
-                *out = bits(sum);
-            }
+            let start = (first + row) * product.out_stride + column;
+            product.out[start..][..COLUMNS].copy_from_slice(sums);
         }
     }
 }
 
 #[inline(always)]
-fn blocks<T: Copy + Default>(
-    product: &mut Product<'_>,
-    add: impl Fn(u32, u32, T) -> T + Copy,
-    bits: impl Fn(T) -> f32 + Copy,
-) {
+fn blocks(product: &mut Product<'_>, add: impl Fn(u32, u32, f32) -> f32 + Copy) {
     let mut first = 0;
     while first + ROWS <= product.rows {
-        block::<ROWS, T>(product, first, add, bits);
+        block::<ROWS>(product, first, add);
         first += ROWS;
     }
     while first < product.rows {
-        block::<1, T>(product, first, add, bits);
+        block::<1>(product, first, add);
         first += 1;
+    }
+}
+
+#[inline(always)]
+fn integer_block<const R: usize, const FMA: bool>(
+    product: &mut Product<'_>,
+    integers: &Integers<'_>,
+    first: usize,
+) {
+    let add = |a: u32, b: u32, sum: i32| {
+        let (a, b) = (a.to_le_bytes(), b.to_le_bytes().map(|byte| i8::from_le_bytes([byte])));
+        (0..4).fold(sum, |sum, i| sum.wrapping_add(i32::from(a[i]) * i32::from(b[i])))
+    };
+    let blocks = integers.ends.len();
+    for column in (0..STRIP).step_by(COLUMNS) {
+        let mut values = [[0.0_f32; COLUMNS]; R];
+        let mut start = 0;
+        for (block, &end) in integers.ends.iter().enumerate() {
+            let sums = sums::<R, i32>(product, first, column, start..end, add);
+            let weights = &integers.sums[block][column..][..COLUMNS];
+            for (row, (values, sums)) in values.iter_mut().zip(&sums).enumerate() {
+                let Quantization { scale, zero } = integers.rows[(first + row) * blocks + block];
+                for j in 0..COLUMNS {
+                    #[expect(clippy::cast_precision_loss, reason = "rounded once, as f32 does")]
+                    let sum = mul_add::<FMA>(-zero, weights[j], sums[j] as f32);
+                    values[j] = mul_add::<FMA>(sum, scale, values[j]);
+                }
+            }
+            start = end;
+        }
+        let scales = &integers.scales[column..][..COLUMNS];
+        for (row, values) in values.iter().enumerate() {
+            let start = (first + row) * product.out_stride + column;
+            for (out, (value, scale)) in
+                product.out[start..].iter_mut().zip(values.iter().zip(scales))
+            {
+                *out = value * scale;
+            }
+        }
     }
 }
 
@@ -89,7 +158,7 @@ vectorised! {
     /// f32.
     fn portable_f32<FMA>(product: &mut Product<'_>) {
         let add = |a, b, sum| mul_add::<FMA>(f32::from_bits(a), f32::from_bits(b), sum);
-        blocks(product, add, |sum: f32| sum);
+        blocks(product, add);
     }
 }
 
@@ -102,134 +171,54 @@ vectorised! {
             let sum = mul_add::<FMA>(low(a), low(b), sum);
             mul_add::<FMA>(high(a), high(b), sum)
         };
-        blocks(product, add, |sum: f32| sum);
+        blocks(product, add);
     }
 }
 
 vectorised! {
-    /// Four unsigned bytes times four signed ones, summed in i32, whose bits are the result.
-    fn portable_int8<FMA>(product: &mut Product<'_>) {
-        let add = |a: u32, b: u32, sum: i32| {
-            let (a, b) = (a.to_le_bytes(), b.to_le_bytes().map(|byte| i8::from_le_bytes([byte])));
-            (0..4).fold(sum, |sum, i| sum.wrapping_add(i32::from(a[i]) * i32::from(b[i])))
-        };
-        blocks(product, add, |sum: i32| f32::from_ne_bytes(sum.to_ne_bytes()));
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-macro_rules! wide {
-    (
-        $name:ident, $features:literal, $zero:ident, $load:ident,
-        spread: |$bits:ident| $spread:expr,
-        add: |$sum:ident, $value:ident, $weights:ident| $add:expr,
-        store: $store:ident
-    ) => {
-        /// `R` rows of a product.
-        ///
-        /// # Safety
-        /// The processor has the features, and `product.fits(first + R)`.
-        #[target_feature(enable = $features)]
-        unsafe fn $name<const R: usize>(product: &mut Product<'_>, first: usize) {
-            use std::arch::x86_64::*;
-            let (stride, groups) = (product.stride, product.strip.len());
-            let strip: *const [u32; STRIP] = product.strip.as_ptr();
-            let mut sums = [[$zero(); 2]; R];
-            // SAFETY: `fits` puts row `first + R - 1` and `groups` values of it within the operand; the
-            // strip has `groups` times 32 values; and 32 results of each row lie within `out`.
-            // JUSTIFICATION: with slices, the bounds of twelve rows are compared in every round of the
-            // innermost loop.
-            unsafe {
-                let rows = product.operand.as_ptr().add(first * stride);
-                for group in 0..groups {
-                    let weights = strip.add(group).cast::<u32>();
-                    let low = $load(weights.cast());
-                    let high = $load(weights.add(16).cast());
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let $bits = *rows.add(row * stride + group);
-                        let $value = $spread;
-                        for ($sum, $weights) in sums.iter_mut().zip([low, high]) {
-                            *$sum = $add;
-                        }
-                    }
-                }
-                let out = product.out.as_mut_ptr().add(first * product.out_stride);
-                for (row, sums) in sums.into_iter().enumerate() {
-                    let out = out.add(row * product.out_stride);
-                    $store(out.cast(), sums[0]);
-                    $store(out.add(16).cast(), sums[1]);
-                }
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-wide!(
-    wide_f32, "avx512f", _mm512_setzero_ps, _mm512_loadu_ps,
-    spread: |bits| _mm512_set1_ps(f32::from_bits(bits)),
-    add: |sum, value, weights| _mm512_fmadd_ps(value, weights, *sum),
-    store: _mm512_storeu_ps
-);
-
-#[cfg(target_arch = "x86_64")]
-wide!(
-    wide_int8, "avx512f,avx512vnni", _mm512_setzero_si512, _mm512_loadu_si512,
-    spread: |bits| _mm512_set1_epi32(bits.cast_signed()),
-    add: |sum, value, weights| _mm512_dpbusd_epi32(*sum, value, weights),
-    store: _mm512_storeu_si512
-);
-
-/// Calls a kernel for all rows in blocks of nearly one size: a block of few rows leaves the
-/// multipliers waiting for its sums.
-#[cfg(target_arch = "x86_64")]
-macro_rules! wide_blocks {
-    ($product:expr, $kernel:ident) => {{
-        let product = $product;
-        assert!(product.fits(product.rows), "the caller gives whole rows");
-        let blocks = product.rows.div_ceil(WIDE_ROWS);
+    /// Four unsigned bytes times four signed ones, summed in i32 within a block and in f32 over the
+    /// blocks: a sum `s` in a block whose bytes have the offset `zero` and the scale `scale` is
+    /// `(s − zero · sum of the column's weights) · scale · column scale`.
+    fn portable_int8<FMA>(product: &mut Product<'_>, integers: &Integers<'_>) {
         let mut first = 0;
-        for block in 0..blocks {
-            let rows = (product.rows - first).div_ceil(blocks - block);
-            // SAFETY: the `Isa` says that the processor has the features; `fits` was just asserted for
-            // `product.rows`, and `first + rows` is never beyond.
-            // JUSTIFICATION: as in `vectorised!`.
-            unsafe {
-                match rows {
-                    1 => $kernel::<1>(product, first),
-                    2 => $kernel::<2>(product, first),
-                    3 => $kernel::<3>(product, first),
-                    4 => $kernel::<4>(product, first),
-                    5 => $kernel::<5>(product, first),
-                    6 => $kernel::<6>(product, first),
-                    7 => $kernel::<7>(product, first),
-                    8 => $kernel::<8>(product, first),
-                    9 => $kernel::<9>(product, first),
-                    10 => $kernel::<10>(product, first),
-                    11 => $kernel::<11>(product, first),
-                    _ => $kernel::<12>(product, first),
-                }
-            }
-            first += rows;
+        while first + ROWS <= product.rows {
+            integer_block::<ROWS, FMA>(product, integers, first);
+            first += ROWS;
         }
-    }};
+        while first < product.rows {
+            integer_block::<1, FMA>(product, integers, first);
+            first += 1;
+        }
+    }
 }
 
 /// Products of f32.
 pub(in crate::engine) fn f32(isa: Isa, product: &mut Product<'_>) {
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 { .. } => wide_blocks!(product, wide_f32),
+        // SAFETY: only `Isa::detect` makes this value, after it found the features.
+        // JUSTIFICATION: as in `vectorised!`.
+        Level::Avx512 { .. } => unsafe { avx512::f32(product) },
         _ => portable_f32(isa, product),
     }
 }
 
-/// Products of unsigned bytes with signed ones; the results are bits of i32.
-pub(in crate::engine) fn int8(isa: Isa, product: &mut Product<'_>) {
+/// Products of unsigned bytes with signed ones, as values.
+///
+/// # Panics
+/// When `integers` are not those of the product.
+pub(in crate::engine) fn int8(isa: Isa, product: &mut Product<'_>, integers: &Integers<'_>) {
+    assert!(integers.fit(product.rows, product.strip.len()), "the caller gives those of the rows");
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 { vnni: true } => wide_blocks!(product, wide_int8),
-        _ => portable_int8(isa, product),
+        // SAFETY: as above; it found VNNI too.
+        // JUSTIFICATION: as above.
+        Level::Avx512 { vnni: true } => unsafe { avx512::int8(product, integers) },
+        // SAFETY: as above.
+        // JUSTIFICATION: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 { vnni: true } => unsafe { avx_vnni::int8(product, integers) },
+        _ => portable_int8(isa, product, integers),
     }
 }
 
@@ -308,20 +297,75 @@ pub(in crate::engine) mod tests {
         out
     }
 
+    type Kernel = fn(Isa, &mut Product<'_>, usize);
+
+    /// Calls `int8` with pseudorandom integers in three blocks, or as many as there are groups for.
+    fn int8_in_blocks(isa: Isa, product: &mut Product<'_>, first_row: usize) {
+        let groups = product.strip.len();
+        let ends: Vec<usize> = [4, groups / 2, groups].into_iter().filter(|&end| end > 0).collect();
+        let value = |index: usize| ((index * 7919) % 101) as f32 / 50.0 - 1.0;
+        let row = |row: usize| {
+            let quantization = |block| Quantization {
+                scale: 0.01 + value(row * 3 + block).abs(),
+                zero: (((row + block) * 37) % 256) as f32,
+            };
+            (0..ends.len()).map(quantization).collect::<Vec<_>>()
+        };
+        let column = |block: usize| std::array::from_fn(|column| value(block + column) * 300.0);
+        let integers = Integers {
+            rows: &(first_row..first_row + product.rows).flat_map(row).collect::<Vec<_>>(),
+            sums: &(0..ends.len()).map(column).collect::<Vec<_>>(),
+            scales: &std::array::from_fn(|column| value(column + 5) * 0.001),
+            ends: &ends,
+        };
+        int8(isa, product, &integers);
+    }
+
     #[test]
     fn every_kernel_gives_what_its_scalar_twin_gives() {
         for shape in SHAPES {
-            let expected = results(shape, Format::F32, |product| f32(Isa::baseline(), product));
-            let integers = results(shape, Format::Int8, |product| int8(Isa::baseline(), product));
+            let baseline = Isa::baseline();
+            let expected = results(shape, Format::F32, |product| f32(baseline, product));
+            let integers =
+                results(shape, Format::Int8, |product| int8_in_blocks(baseline, product, 0));
+            let largest = integers.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             for isa in Isa::all() {
                 let found = results(shape, Format::F32, |product| f32(isa, product));
                 for (a, b) in found.iter().zip(&expected) {
                     assert!((a - b).abs() <= 1e-4, "{isa:?} {shape:?}: {a} not {b}");
                 }
-                let found = results(shape, Format::Int8, |product| int8(isa, product));
-                let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-                assert_eq!(bits(&found), bits(&integers), "{isa:?} {shape:?}");
+                let found = results(shape, Format::Int8, |product| int8_in_blocks(isa, product, 0));
+                for (a, b) in found.iter().zip(&integers) {
+                    assert!((a - b).abs() <= largest * 1e-6, "{isa:?} {shape:?}: {a} not {b}");
+                }
             }
+        }
+    }
+
+    #[test]
+    fn bytes_are_multiplied_as_what_they_stand_for() {
+        // Two blocks of one group, whose bytes stand for 2·(byte − 10) and 0.5·(byte − 1).
+        let operand = [u32::from_le_bytes([12, 10, 10, 9]), u32::from_le_bytes([1, 1, 3, 1])];
+        let mut strip = [[0; STRIP]; 2];
+        strip[0][7] = u32::from_le_bytes([3_i8, 1, 1, -5].map(|weight| weight.to_le_bytes()[0]));
+        strip[1][7] = u32::from_le_bytes([1, 1, 4, 0]);
+        let mut sums = [[0.0; STRIP]; 2];
+        (sums[0][7], sums[1][7]) = (0.0, 6.0);
+        let rows = [(2.0, 10.0), (0.5, 1.0)].map(|(scale, zero)| Quantization { scale, zero });
+        for isa in Isa::all() {
+            let mut out = [f32::NAN; STRIP];
+            let mut product = Product {
+                operand: &operand,
+                stride: 2,
+                rows: 1,
+                strip: &strip,
+                out: &mut out,
+                out_stride: STRIP,
+            };
+            let scales = &[0.5; STRIP];
+            int8(isa, &mut product, &Integers { ends: &[1, 2], rows: &rows, sums: &sums, scales });
+            // (4·3 − 2·−5 + 1·4) · 0.5
+            assert_eq!((out[7], out[6]), (13.0, 0.0), "{isa:?}");
         }
     }
 
@@ -349,19 +393,20 @@ pub(in crate::engine) mod tests {
         fn a_row_is_the_same_among_any_others(rows in 2_usize..40, inputs in 1_usize..200) {
             for isa in Isa::all() {
                 for (format, kernel) in [
-                    (Format::F32, f32 as fn(Isa, &mut Product<'_>)),
-                    (Format::Bf16, bf16),
-                    (Format::Int8, int8),
+                    (Format::F32, (|isa, product, _| f32(isa, product)) as Kernel),
+                    (Format::Bf16, |isa, product, _| bf16(isa, product)),
+                    (Format::Int8, int8_in_blocks),
                 ] {
-                    let all = results((rows, inputs), format, |product| kernel(isa, product));
+                    let all = results((rows, inputs), format, |product| kernel(isa, product, 0));
                     let last = results((rows, inputs), format, |product| {
                         let first = rows - 1;
-                        kernel(isa, &mut Product {
+                        let mut last = Product {
                             operand: &product.operand[first * product.stride..],
                             rows: 1,
                             out: &mut product.out[first * STRIP..],
                             ..*product
-                        });
+                        };
+                        kernel(isa, &mut last, first);
                     });
                     let start = (rows - 1) * STRIP;
                     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();

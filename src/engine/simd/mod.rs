@@ -11,6 +11,10 @@
 // The dispatch to code compiled for instructions that were detected is the one use of `unsafe`.
 #![allow(unsafe_code, reason = "code for detected instructions is called through unsafe")]
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 pub(super) mod dense;
 pub(super) mod rows;
 
@@ -25,7 +29,9 @@ pub(super) struct Isa(Level);
 enum Level {
     Baseline,
     #[cfg(target_arch = "x86_64")]
-    Avx2,
+    Avx2 {
+        vnni: bool,
+    },
     #[cfg(target_arch = "x86_64")]
     Avx512 {
         vnni: bool,
@@ -46,7 +52,7 @@ impl Isa {
                     let vnni = is_x86_feature_detected!("avx512vnni");
                     return Self(Level::Avx512 { vnni });
                 }
-                return Self(Level::Avx2);
+                return Self(Level::Avx2 { vnni: is_x86_feature_detected!("avxvnni") });
             }
         }
         Self::baseline()
@@ -65,19 +71,20 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 { vnni: false } => "avx512",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => "avx2",
+            Level::Avx2 { vnni: true } => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 { vnni: false } => "avx2",
             Level::Baseline if cfg!(target_arch = "aarch64") => "neon",
             Level::Baseline => "scalar",
         }
     }
 
-    /// Whether four products of bytes are one instruction.
-    #[cfg(test)]
+    /// Whether four products of bytes are one instruction, so that they are faster than those of f32.
     pub(super) const fn multiplies_bytes(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 { vnni } => vnni,
-            _ => false,
+            Level::Avx2 { vnni } | Level::Avx512 { vnni } => vnni,
+            Level::Baseline => false,
         }
     }
 
@@ -89,12 +96,15 @@ impl Isa {
         {
             let best = Self::detect();
             if best != Self::baseline() {
-                all.push(Self(Level::Avx2));
+                all.push(Self(Level::Avx2 { vnni: false }));
+                if is_x86_feature_detected!("avxvnni") {
+                    all.push(Self(Level::Avx2 { vnni: true }));
+                }
             }
-            if let Level::Avx512 { .. } = best.0 {
-                all.extend([false, true].map(|vnni| Self(Level::Avx512 { vnni })));
+            if let Level::Avx512 { vnni } = best.0 {
+                all.push(Self(Level::Avx512 { vnni: false }));
+                all.extend(vnni.then_some(best));
             }
-            all.retain(|isa| !isa.multiplies_bytes() || best.multiplies_bytes());
         }
         all
     }
@@ -139,7 +149,7 @@ macro_rules! vectorised {
                 // JUSTIFICATION: a safe call needs the features in the whole binary, which then would
                 // not start on other processors.
                 #[cfg(target_arch = "x86_64")]
-                $crate::engine::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::engine::simd::Level::Avx2 { .. } => unsafe { avx2($($arg),*) },
                 // SAFETY: only `Isa::detect` makes this value, after it found all five.
                 // JUSTIFICATION: as above.
                 #[cfg(target_arch = "x86_64")]

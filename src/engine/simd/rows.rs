@@ -3,7 +3,9 @@
 //! A block of results is `[rows, 32]` f32. Every function writes all 32 columns: those beyond the
 //! last of a matrix have weights and bias zero, and stay zero.
 
-use super::{STRIP, mul_add, vectorised};
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
+use super::{Isa, Level, STRIP, mul_add, vectorised};
 use crate::engine::config::HiddenActivation;
 
 /// Values of one vector loop.
@@ -218,80 +220,102 @@ vectorised! {
     }
 }
 
-vectorised! {
-    /// Makes values of sums of integer products in place: a sum `s` of a row with offset `zero` is
-    /// `(s − zero · sum of the column's weights) · row scale · column scale`.
-    fn scale_integers<FMA>(
-        block: &mut [[f32; STRIP]],
-        rows: &[Quantization],
-        sums: &[f32; STRIP],
-        scales: &[f32; STRIP],
-    ) {
-        for (row, quantization) in block.iter_mut().zip(rows) {
-            for j in 0..STRIP {
-                let bits = i32::from_ne_bytes(row[j].to_ne_bytes());
-                #[expect(clippy::cast_precision_loss, reason = "rounding once is what f32 does")]
-                let sum = bits as f32;
-                row[j] = mul_add::<FMA>(-quantization.zero, sums[j], sum)
-                    * (quantization.scale * scales[j]);
-            }
-        }
-    }
-}
-
-/// How a row of bytes stands for values: `(byte − zero) · scale`.
+/// How bytes stand for values: `(byte − zero) · scale`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(in crate::engine) struct Quantization {
     pub(in crate::engine) scale: f32,
     pub(in crate::engine) zero: f32,
 }
 
+impl Quantization {
+    /// For values from `least`, at most 0, to `most`, at least 0.
+    #[inline(always)]
+    pub(super) fn of_range(least: f32, most: f32) -> Self {
+        let scale = ((most - least) / 255.0).max(f32::MIN_POSITIVE);
+        Self { scale, zero: (-least / scale).round_ties_even().clamp(0.0, 255.0) }
+    }
+}
+
+/// `values` as bytes.
+///
+/// The range has 0 in it, so that the offset is a byte. Where a value is not finite the scale is NaN,
+/// so that nothing becomes a value that could be taken for one.
+#[inline(always)]
+fn quantize_block<const FMA: bool>(values: &[f32], out: &mut [u8]) -> Quantization {
+    let (mut least, mut most) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    let mut poison = [0.0_f32; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut look = |j: usize, value: f32| {
+        least[j] = if value < least[j] { value } else { least[j] };
+        most[j] = if value > most[j] { value } else { most[j] };
+        poison[j] = mul_add::<FMA>(value, 0.0, poison[j]);
+    };
+    for chunk in chunks {
+        for (j, &value) in chunk.iter().enumerate() {
+            look(j, value);
+        }
+    }
+    for (j, &value) in rest.iter().enumerate() {
+        look(j, value);
+    }
+    let least = reduce(&least, |a, b| if a < b { a } else { b });
+    let most = reduce(&most, |a, b| if a > b { a } else { b });
+    let poison = reduce(&poison, |a, b| a + b);
+    let Quantization { scale, zero } = Quantization::of_range(least, most);
+    let inverse = 1.0 / scale;
+    let byte = |value: f32| {
+        let shifted = mul_add::<FMA>(value, inverse, zero);
+        let shifted = if shifted > 0.0 { shifted } else { 0.0 };
+        let shifted = if shifted < 255.0 { shifted } else { 255.0 };
+        // The integer lies in the low bits.
+        (shifted + ROUND).to_bits().to_le_bytes()[0]
+    };
+    let (bytes, rest_bytes) = out.as_chunks_mut::<LANES>();
+    for (bytes, chunk) in bytes.iter_mut().zip(chunks) {
+        for (out, &value) in bytes.iter_mut().zip(chunk) {
+            *out = byte(value);
+        }
+    }
+    for (out, &value) in rest_bytes.iter_mut().zip(rest) {
+        *out = byte(value);
+    }
+    Quantization { scale: scale + poison, zero }
+}
+
 vectorised! {
-    /// The rows of `values` as bytes with a scale and an offset of their own; `width` of each row,
-    /// `stride` values apart, and `out_stride` bytes apart.
-    ///
-    /// The range has 0 in it, so that the offset is a byte. A row that is not finite gets a scale that
-    /// is NaN, and so becomes no value that could be taken for one.
-    fn quantize<FMA>(
-        values: &[f32],
-        stride: usize,
-        width: usize,
-        out: &mut [u8],
-        out_stride: usize,
-        rows: &mut [Quantization],
-    ) {
-        let pairs = values.chunks(stride).zip(out.chunks_mut(out_stride));
-        for ((values, out), quantization) in pairs.zip(rows) {
-            let values = &values[..width];
-            let (mut least, mut most) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-            let mut poison = [0.0_f32; LANES];
-            let (chunks, rest) = values.as_chunks::<LANES>();
-            for chunk in chunks {
-                for j in 0..LANES {
-                    least[j] = if chunk[j] < least[j] { chunk[j] } else { least[j] };
-                    most[j] = if chunk[j] > most[j] { chunk[j] } else { most[j] };
-                    poison[j] += chunk[j] * 0.0;
-                }
+    fn portable_quantize<FMA>(values: &[f32], out: &mut [u8], quantization: &mut Quantization) {
+        *quantization = quantize_block::<FMA>(values, out);
+    }
+}
+
+/// The rows of `values` as bytes, `width` of each row, rows `stride` values and `out_stride` bytes
+/// apart; each block of channels, which ends at a multiple of four bytes in `ends`, with a scale and an
+/// offset of its own, `[rows, blocks]`.
+#[expect(clippy::too_many_arguments, reason = "the shapes of three matrices")]
+pub(in crate::engine) fn quantize(
+    isa: Isa,
+    values: &[f32],
+    stride: usize,
+    width: usize,
+    ends: &[usize],
+    out: &mut [u8],
+    out_stride: usize,
+    quantization: &mut [Quantization],
+) {
+    let pairs = values.chunks(stride).zip(out.chunks_mut(out_stride));
+    for ((values, out), row) in pairs.zip(quantization.chunks_mut(ends.len())) {
+        let mut start = 0;
+        for (block, &end) in row.iter_mut().zip(ends) {
+            let end = (4 * end).min(width);
+            let (values, out) = (&values[start..end], &mut out[start..end]);
+            match isa.0 {
+                // SAFETY: only `Isa::detect` makes this value, after it found the features.
+                // JUSTIFICATION: as in `vectorised!`.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 { .. } => *block = unsafe { avx512::quantize_block(values, out) },
+                _ => portable_quantize(isa, values, out, block),
             }
-            for (j, &value) in rest.iter().enumerate() {
-                least[j] = if value < least[j] { value } else { least[j] };
-                most[j] = if value > most[j] { value } else { most[j] };
-                poison[j] += value * 0.0;
-            }
-            let least = least.iter().fold(0.0_f32, |a, &b| a.min(b));
-            let most = most.iter().fold(0.0_f32, |a, &b| a.max(b));
-            let poison: f32 = poison.iter().sum();
-            let scale = ((most - least) / 255.0).max(f32::MIN_POSITIVE);
-            let inverse = 1.0 / scale;
-            let zero = (-least * inverse).round().clamp(0.0, 255.0);
-            *quantization = Quantization { scale: scale + poison, zero };
-            for (byte, &value) in out.iter_mut().zip(values) {
-                let shifted = mul_add::<FMA>(value, inverse, zero);
-                let shifted = if shifted > 0.0 { shifted } else { 0.0 };
-                let shifted = if shifted < 255.0 { shifted } else { 255.0 };
-                // The integer lies in the low bits.
-                *byte = (shifted + ROUND).to_bits().to_le_bytes()[0];
-            }
+            start = end;
         }
     }
 }
@@ -406,7 +430,6 @@ vectorised! {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Isa;
     use super::*;
 
     const ZERO: [f32; STRIP] = [0.0; STRIP];
@@ -519,24 +542,37 @@ mod tests {
     }
 
     #[test]
-    fn bytes_stand_for_values_within_half_a_step() {
+    fn bytes_stand_for_values_within_a_step() {
         for isa in Isa::all() {
             for width in [1, 3, 16, 60, 384] {
                 let values = values(2 * width);
+                let ends = if width > 16 { vec![4, width.div_ceil(4)] } else { vec![4] };
+                let blocks = ends.len();
                 let mut bytes = vec![0; 2 * (width + 5)];
-                let mut rows = [Quantization::default(); 2];
-                quantize(isa, &values, width, width, &mut bytes, width + 5, &mut rows);
-                for (row, Quantization { scale, zero }) in rows.into_iter().enumerate() {
+                let mut rows = vec![Quantization::default(); 2 * blocks];
+                quantize(isa, &values, width, width, &ends, &mut bytes, width + 5, &mut rows);
+                for row in 0..2 {
                     for i in 0..width {
+                        let block = usize::from(i >= 16);
+                        let Quantization { scale, zero } = rows[row * blocks + block];
                         let found = (f32::from(bytes[row * (width + 5) + i]) - zero) * scale;
                         let value = values[row * width + i];
                         assert!((found - value).abs() <= scale * 1.01, "{isa:?}");
                     }
                 }
             }
-            let mut rows = [Quantization::default(); 2];
-            quantize(isa, &[f32::NAN, f32::INFINITY], 1, 1, &mut [0; 2], 1, &mut rows);
-            assert!(rows.iter().all(|row| row.scale.is_nan()), "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_makes_the_scale_of_its_block_nan() {
+        for isa in Isa::all() {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let values = [[1.0; 16].as_slice(), &[1.0, value, 1.0, 1.0]].concat();
+                let mut rows = [Quantization::default(); 2];
+                quantize(isa, &values, 20, 20, &[4, 5], &mut [0; 20], 20, &mut rows);
+                assert_eq!(rows.map(|row| row.scale.is_nan()), [false, true], "{isa:?} {value}");
+            }
         }
     }
 

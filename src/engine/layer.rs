@@ -1,0 +1,260 @@
+//! One layer of the encoder, from stored tensors to packed weights.
+//!
+//! Owns the arrangement: queries, keys and values in one product, heads padded to whole strips, hidden
+//! channels in the order of the encoder. Never computes.
+
+use super::EngineError;
+use super::config::EncoderConfig;
+use super::integers::{self, IntegerRow};
+use super::layout::LayerNames;
+use super::linear::{Format, Linear, Session};
+use super::simd::{STRIP, rows};
+use super::weights::{Tensor, Tensors};
+
+/// Weight and bias of a LayerNorm.
+pub(super) struct Norm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+/// Sizes of rows in values.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Widths {
+    /// Of a token vector.
+    pub(super) hidden: usize,
+    /// Of a token vector with its padding.
+    pub(super) row: usize,
+    pub(super) heads: usize,
+    /// Of a head.
+    head: usize,
+    /// Of a head with its padding.
+    pub(super) padded_head: usize,
+    pub(super) intermediate: usize,
+}
+
+impl Widths {
+    pub(super) fn new(config: &EncoderConfig) -> Self {
+        let head = config.hidden_size / config.heads;
+        Self {
+            hidden: config.hidden_size,
+            row: config.hidden_size.next_multiple_of(STRIP),
+            heads: config.heads,
+            head,
+            padded_head: head.next_multiple_of(STRIP),
+            intermediate: config.intermediate_size.next_multiple_of(STRIP),
+        }
+    }
+
+    /// Of all heads.
+    pub(super) const fn inner(&self) -> usize {
+        self.heads * self.padded_head
+    }
+}
+
+/// How the layers are packed.
+pub(super) struct Packing {
+    pub(super) format: Format,
+    pub(super) widths: Widths,
+    /// The hidden channel at each place of a token vector.
+    pub(super) order: Vec<usize>,
+}
+
+impl Packing {
+    /// A linear layer of zeros with `blocks` of inputs, the end of each.
+    fn zeroed(&self, outputs: usize, blocks: &[usize]) -> Linear {
+        match self.format {
+            Format::Int8 => Linear::integers(outputs, blocks),
+            format => Linear::floats(format, outputs, blocks.last().copied().unwrap_or(0)),
+        }
+    }
+
+    /// The hidden channels, as places of inputs.
+    fn hidden_places(&self) -> Vec<Option<usize>> {
+        self.order.iter().copied().map(Some).collect()
+    }
+
+    /// The channels of all heads, each head padded, as places of inputs.
+    fn head_places(&self) -> Vec<Option<usize>> {
+        let Widths { heads, head, padded_head, .. } = self.widths;
+        let place = |head_index, place| (place < head).then_some(head_index * head + place);
+        let heads = (0..heads).flat_map(|index| (0..padded_head).map(move |at| place(index, at)));
+        heads.collect()
+    }
+}
+
+/// One layer.
+pub(super) struct Layer {
+    /// Queries, scaled, then keys and values; each head padded to whole strips.
+    pub(super) states: Linear,
+    pub(super) attended: Linear,
+    pub(super) attended_norm: Norm,
+    pub(super) wide: Linear,
+    pub(super) narrow: Linear,
+    pub(super) norm: Norm,
+}
+
+/// The tensor `name`.
+pub(super) fn tensor<'t, 'a>(
+    tensors: &'t Tensors<'a>,
+    name: &str,
+) -> Result<&'t Tensor<'a>, EngineError> {
+    tensors.get(name).ok_or_else(|| EngineError::Mismatch(format!("tensor \"{name}\" is missing")))
+}
+
+impl Norm {
+    /// The LayerNorm `name` with its channels in `order`.
+    pub(super) fn read(
+        tensors: &Tensors<'_>,
+        name: &str,
+        order: &[usize],
+    ) -> Result<Self, EngineError> {
+        let values = |part| {
+            let values = tensor(tensors, &format!("{name}.{part}"))?.values();
+            Ok(order.iter().map(|&channel| values[channel]).collect())
+        };
+        Ok(Self { weight: values("weight")?, bias: values("bias")? })
+    }
+
+    pub(super) fn apply(&self, session: &Session, rows: &mut [f32], stride: usize, epsilon: f32) {
+        rows::layer_norm(session.isa, rows, stride, &self.weight, &self.bias, epsilon);
+    }
+
+    /// Values of weight and bias.
+    pub(super) fn len(&self) -> usize {
+        self.weight.len() + self.bias.len()
+    }
+}
+
+/// A linear layer as it is stored.
+struct Source<'t, 'a> {
+    weight: &'t Tensor<'a>,
+    bias: Vec<f32>,
+}
+
+impl<'t, 'a> Source<'t, 'a> {
+    fn read(tensors: &'t Tensors<'a>, name: &str) -> Result<Self, EngineError> {
+        Ok(Self {
+            weight: tensor(tensors, &format!("{name}.weight"))?,
+            bias: tensor(tensors, &format!("{name}.bias"))?.values(),
+        })
+    }
+
+    /// Packs output `output`, times `factor`, as output `packed_output`, with the input of `places[i]`
+    /// at `i`.
+    fn pack(
+        &self,
+        output: usize,
+        factor: f32,
+        places: &[Option<usize>],
+        packed: &mut Linear,
+        packed_output: usize,
+    ) {
+        let bias = self.bias[output] * factor;
+        if packed.blocks().is_empty() {
+            let row = self.row(output);
+            let weights = places.iter().map(|place| place.map_or(0.0, |place| row[place] * factor));
+            packed.set_floats(packed_output, &weights.collect::<Vec<_>>(), bias);
+        } else {
+            let row = self.weight.integers(output);
+            let mut row = row.unwrap_or_else(|| IntegerRow::round(&self.row(output)));
+            row.scale *= factor;
+            row.outliers.iter_mut().for_each(|(_, weight)| *weight *= factor);
+            packed.set_integers(packed_output, &row.arranged(places), bias);
+        }
+    }
+
+    fn row(&self, output: usize) -> Vec<f32> {
+        let mut row = vec![0.0; self.weight.shape[1]];
+        self.weight.read_row(output, &mut row);
+        row
+    }
+}
+
+impl Layer {
+    /// Layer `index`.
+    ///
+    /// # Errors
+    /// [`EngineError::Mismatch`] when a tensor is missing.
+    pub(super) fn read(
+        tensors: &Tensors<'_>,
+        names: &LayerNames,
+        index: usize,
+        packing: &Packing,
+    ) -> Result<Self, EngineError> {
+        let full = |part| format!("{}.{index}.{part}", names.layers);
+        let source = |part| Source::read(tensors, &full(part));
+        let states = [source(names.query)?, source(names.key)?, source(names.value)?];
+        let order = &packing.order;
+        Ok(Self {
+            states: packing.states(&states),
+            attended: packing.attended(&source(names.attention_output)?),
+            attended_norm: Norm::read(tensors, &full(names.attention_norm), order)?,
+            wide: packing.wide(&source(names.intermediate)?),
+            narrow: packing.narrow(&source(names.output)?),
+            norm: Norm::read(tensors, &full(names.output_norm), order)?,
+        })
+    }
+
+    /// Memory of the layer, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        let norms = (self.attended_norm.len() + self.norm.len()) * size_of::<f32>();
+        let linears = [&self.states, &self.attended, &self.wide, &self.narrow].map(Linear::bytes);
+        norms as u64 + linears.iter().sum::<u64>()
+    }
+}
+
+impl Packing {
+    /// One product for queries, keys and values; the queries divided by the square root of a head's
+    /// width.
+    fn states(&self, states: &[Source<'_, '_>; 3]) -> Linear {
+        let Widths { hidden, heads, head, padded_head, .. } = self.widths;
+        let outputs = 3 * self.widths.inner();
+        let mut packed = self.zeroed(outputs, &integers::hidden_blocks(hidden));
+        let places = self.hidden_places();
+        #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
+        let scale = 1.0 / (head as f32).sqrt();
+        for (part, source) in states.iter().enumerate() {
+            let factor = if part == 0 { scale } else { 1.0 };
+            for output in 0..hidden {
+                let padded = (part * heads + output / head) * padded_head + output % head;
+                source.pack(output, factor, &places, &mut packed, padded);
+            }
+        }
+        packed
+    }
+
+    /// The product with what the heads give, whose channels are all of one size.
+    fn attended(&self, source: &Source<'_, '_>) -> Linear {
+        self.to_hidden(source, &self.head_places(), &[self.widths.inner()])
+    }
+
+    fn wide(&self, source: &Source<'_, '_>) -> Linear {
+        let outputs = source.bias.len();
+        let mut packed = self.zeroed(outputs, &integers::hidden_blocks(self.widths.hidden));
+        let places = self.hidden_places();
+        for output in 0..outputs {
+            source.pack(output, 1.0, &places, &mut packed, output);
+        }
+        packed
+    }
+
+    fn narrow(&self, source: &Source<'_, '_>) -> Linear {
+        let inputs = source.weight.shape[1];
+        let places: Vec<Option<usize>> = (0..inputs).map(Some).collect();
+        self.to_hidden(source, &places, &integers::even_blocks(inputs))
+    }
+
+    /// A layer whose outputs are the hidden channels.
+    fn to_hidden(
+        &self,
+        source: &Source<'_, '_>,
+        places: &[Option<usize>],
+        blocks: &[usize],
+    ) -> Linear {
+        let mut packed = self.zeroed(self.widths.hidden, blocks);
+        for (place, &channel) in self.order.iter().enumerate() {
+            source.pack(channel, 1.0, places, &mut packed, place);
+        }
+        packed
+    }
+}

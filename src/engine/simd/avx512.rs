@@ -1,0 +1,212 @@
+//! Kernels in the intrinsics of AVX-512, where the compiler makes less of portable code.
+//!
+//! Their scalar twins are in [`super::dense`] and [`super::rows`].
+
+use std::arch::x86_64::{
+    __mmask16, _mm_mask_storeu_epi8, _mm512_cvtepi32_ps, _mm512_cvtps_epi32,
+    _mm512_cvtusepi32_epi8, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fpclass_ps_mask,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_max_epi32, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_reduce_max_ps, _mm512_reduce_min_ps, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
+};
+
+use super::STRIP;
+use super::dense::{Integers, Product};
+use super::rows::Quantization;
+
+/// Rows of one block: 12 × 32 sums are 24 of 32 registers.
+const ROWS: usize = 12;
+
+/// `R` rows of a product of f32.
+///
+/// # Safety
+/// `product.fits(first + R)`.
+#[target_feature(enable = "avx512f")]
+unsafe fn f32_rows<const R: usize>(product: &mut Product<'_>, _: (), first: usize) {
+    let (stride, groups) = (product.stride, product.strip.len());
+    let strip: *const [u32; STRIP] = product.strip.as_ptr();
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    // SAFETY: `fits` puts row `first + R - 1` and `groups` values of it within the operand; the strip
+    // has `groups` times 32 values; and 32 results of each row lie within `out`.
+    // JUSTIFICATION: with slices, the bounds of twelve rows are compared in every round of the
+    // innermost loop.
+    unsafe {
+        let rows = product.operand.as_ptr().add(first * stride);
+        for group in 0..groups {
+            let weights = strip.add(group).cast::<f32>();
+            let weights = [_mm512_loadu_ps(weights), _mm512_loadu_ps(weights.add(16))];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let value = _mm512_set1_ps(f32::from_bits(*rows.add(row * stride + group)));
+                for (sum, weights) in sums.iter_mut().zip(weights) {
+                    *sum = _mm512_fmadd_ps(value, weights, *sum);
+                }
+            }
+        }
+        let out = product.out.as_mut_ptr().add(first * product.out_stride);
+        for (row, sums) in sums.into_iter().enumerate() {
+            for (half, sum) in sums.into_iter().enumerate() {
+                _mm512_storeu_ps(out.add(row * product.out_stride + half * 16), sum);
+            }
+        }
+    }
+}
+
+/// `R` rows of a product of bytes.
+///
+/// # Safety
+/// `product.fits(first + R)` and `integers.fit(first + R, groups of the strip)`.
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn int8_rows<const R: usize>(
+    product: &mut Product<'_>,
+    integers: &Integers<'_>,
+    first: usize,
+) {
+    let (stride, blocks) = (product.stride, integers.ends.len());
+    let strip: *const [u32; STRIP] = product.strip.as_ptr();
+    // SAFETY: `fits` puts row `first + R - 1` and all groups of it within the operand; the strip has
+    // as many times 32 values, and no end of a block is beyond them; and 32 results of each row lie
+    // within `out`. `fit` gives each row and block what the bytes stand for.
+    // JUSTIFICATION: as in `f32_rows`.
+    unsafe {
+        let halves = |values: &[f32; STRIP]| {
+            [_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))]
+        };
+        let rows = product.operand.as_ptr().add(first * stride);
+        let out = product.out.as_mut_ptr().add(first * product.out_stride);
+        let scales = halves(integers.scales);
+        let mut group = 0;
+        for (block, &end) in integers.ends.iter().enumerate() {
+            let mut sums = [[_mm512_setzero_si512(); 2]; R];
+            while group < end {
+                let weights = strip.add(group).cast::<u32>();
+                let weights = [
+                    _mm512_loadu_si512(weights.cast()),
+                    _mm512_loadu_si512(weights.add(16).cast()),
+                ];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let bytes = _mm512_set1_epi32((*rows.add(row * stride + group)).cast_signed());
+                    for (sum, weights) in sums.iter_mut().zip(weights) {
+                        *sum = _mm512_dpbusd_epi32(*sum, bytes, weights);
+                    }
+                }
+                group += 1;
+            }
+            let weight_sums = halves(&integers.sums[block]);
+            for (row, sums) in sums.into_iter().enumerate() {
+                let stands_for = integers.rows.as_ptr().add((first + row) * blocks + block);
+                let zero = _mm512_set1_ps(-(*stands_for).zero);
+                let scale = _mm512_set1_ps((*stands_for).scale);
+                for (half, sum) in sums.into_iter().enumerate() {
+                    let out = out.add(row * product.out_stride + half * 16);
+                    let sum = _mm512_fmadd_ps(zero, weight_sums[half], _mm512_cvtepi32_ps(sum));
+                    let mut value = if block == 0 {
+                        _mm512_mul_ps(sum, scale)
+                    } else {
+                        _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(out))
+                    };
+                    if block + 1 == blocks {
+                        value = _mm512_mul_ps(value, scales[half]);
+                    }
+                    _mm512_storeu_ps(out, value);
+                }
+            }
+        }
+    }
+}
+
+/// Calls a kernel for all rows in blocks of nearly one size: a block of few rows leaves the
+/// multipliers waiting for its sums.
+macro_rules! in_blocks {
+    ($product:expr, $integers:expr, $kernel:ident) => {{
+        let product = $product;
+        assert!(product.fits(product.rows), "the caller gives whole rows");
+        let blocks = product.rows.div_ceil(ROWS);
+        let mut first = 0;
+        for block in 0..blocks {
+            let rows = (product.rows - first).div_ceil(blocks - block);
+            // SAFETY: the caller of this function has found the features; `fits` was just asserted for
+            // `product.rows`, as `fit` by the caller, and `first + rows` is never beyond.
+            // JUSTIFICATION: a safe call needs the features in the whole binary.
+            unsafe {
+                match rows {
+                    1 => $kernel::<1>(product, $integers, first),
+                    2 => $kernel::<2>(product, $integers, first),
+                    3 => $kernel::<3>(product, $integers, first),
+                    4 => $kernel::<4>(product, $integers, first),
+                    5 => $kernel::<5>(product, $integers, first),
+                    6 => $kernel::<6>(product, $integers, first),
+                    7 => $kernel::<7>(product, $integers, first),
+                    8 => $kernel::<8>(product, $integers, first),
+                    9 => $kernel::<9>(product, $integers, first),
+                    10 => $kernel::<10>(product, $integers, first),
+                    11 => $kernel::<11>(product, $integers, first),
+                    _ => $kernel::<12>(product, $integers, first),
+                }
+            }
+            first += rows;
+        }
+    }};
+}
+
+/// Products of f32.
+///
+/// # Panics
+/// When the product does not fit its slices.
+#[target_feature(enable = "avx512f")]
+pub(super) fn f32(product: &mut Product<'_>) {
+    in_blocks!(product, (), f32_rows);
+}
+
+/// Products of bytes.
+///
+/// # Panics
+/// When the product does not fit its slices, or `integers` not the product.
+#[target_feature(enable = "avx512f,avx512vnni")]
+pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
+    assert!(integers.fit(product.rows, product.strip.len()), "the caller gives those of the rows");
+    in_blocks!(product, integers, int8_rows);
+}
+
+/// [`super::rows::quantize`] for one block of a row.
+///
+/// # Panics
+/// When there are fewer bytes than values.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
+    /// NaN and infinities: <https://www.intel.com/content/www/us/en/docs/intrinsics-guide/>, `vfpclassps`.
+    const NOT_FINITE: i32 = 0x99;
+    const LANES: usize = 16;
+    assert!(values.len() <= out.len(), "a byte for each value");
+    let lanes = |at: usize| -> __mmask16 {
+        let rest = values.len() - at;
+        if rest >= LANES { __mmask16::MAX } else { (1 << rest) - 1 }
+    };
+    let (mut least, mut most) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+    let mut wrong: __mmask16 = 0;
+    for at in (0..values.len()).step_by(LANES) {
+        // SAFETY: the mask has the lanes of `values` from `at` on; the others are not read.
+        // JUSTIFICATION: there is no safe load with a mask.
+        let chunk = unsafe { _mm512_maskz_loadu_ps(lanes(at), values.as_ptr().add(at)) };
+        least = _mm512_min_ps(least, chunk);
+        most = _mm512_max_ps(most, chunk);
+        wrong |= _mm512_fpclass_ps_mask::<NOT_FINITE>(chunk);
+    }
+    let (least, most) = (_mm512_reduce_min_ps(least), _mm512_reduce_max_ps(most));
+    let mut quantization = Quantization::of_range(least, most);
+    let inverse = _mm512_set1_ps(1.0 / quantization.scale);
+    let zero = _mm512_set1_ps(quantization.zero);
+    for at in (0..values.len()).step_by(LANES) {
+        // SAFETY: as above; `out` is as long.
+        // JUSTIFICATION: as above.
+        unsafe {
+            let chunk = _mm512_maskz_loadu_ps(lanes(at), values.as_ptr().add(at));
+            let shifted = _mm512_cvtps_epi32(_mm512_fmadd_ps(chunk, inverse, zero));
+            let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(shifted, _mm512_setzero_si512()));
+            _mm_mask_storeu_epi8(out.as_mut_ptr().add(at).cast(), lanes(at), bytes);
+        }
+    }
+    if wrong != 0 {
+        quantization.scale = f32::NAN;
+    }
+    quantization
+}

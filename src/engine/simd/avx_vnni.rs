@@ -1,0 +1,114 @@
+//! The product of bytes in the intrinsics of AVX-VNNI, for processors without AVX-512.
+//!
+//! Its scalar twin is in [`super::dense`].
+
+use std::arch::x86_64::{
+    _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256,
+    _mm256_storeu_ps,
+};
+
+use super::STRIP;
+use super::dense::{Integers, Product};
+
+/// Rows of one block: 6 × 16 sums are 12 of 16 registers.
+const ROWS: usize = 6;
+/// Columns of one block.
+const COLUMNS: usize = 16;
+
+/// Products of bytes.
+///
+/// # Panics
+/// When the product does not fit its slices, or `integers` not the product.
+#[target_feature(enable = "avx2,fma,avxvnni")]
+pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
+    assert!(
+        product.fits(product.rows) && integers.fit(product.rows, product.strip.len()),
+        "the caller gives whole rows and what is theirs"
+    );
+    let mut first = 0;
+    while first < product.rows {
+        let rows = ROWS.min(product.rows - first);
+        for column in (0..STRIP).step_by(COLUMNS) {
+            // SAFETY: this function has the features; both were just asserted for all rows, and
+            // `first + rows` is never beyond; `column` is 0 or 16.
+            // JUSTIFICATION: as in `int8_rows`.
+            unsafe {
+                match rows {
+                    1 => int8_rows::<1>(product, integers, first, column),
+                    2 => int8_rows::<2>(product, integers, first, column),
+                    3 => int8_rows::<3>(product, integers, first, column),
+                    4 => int8_rows::<4>(product, integers, first, column),
+                    5 => int8_rows::<5>(product, integers, first, column),
+                    _ => int8_rows::<6>(product, integers, first, column),
+                }
+            }
+        }
+        first += rows;
+    }
+}
+
+/// `R` rows of 16 columns from `column` on.
+///
+/// # Safety
+/// `product.fits(first + R)`, `integers.fit(first + R, groups of the strip)`, and `column + 16` is at
+/// most 32.
+#[target_feature(enable = "avx2,fma,avxvnni")]
+unsafe fn int8_rows<const R: usize>(
+    product: &mut Product<'_>,
+    integers: &Integers<'_>,
+    first: usize,
+    column: usize,
+) {
+    let (stride, blocks) = (product.stride, integers.ends.len());
+    // SAFETY: `fits` puts row `first + R - 1` and all groups of it within the operand; the strip has
+    // as many times 32 values, and no end of a block is beyond them; and 32 results of each row lie
+    // within `out`. `fit` gives each row and block what the bytes stand for.
+    // JUSTIFICATION: with slices, the bounds of six rows are compared in every round of the innermost
+    // loop.
+    unsafe {
+        let halves = |values: &[f32; STRIP]| {
+            let values = values.as_ptr().add(column);
+            [_mm256_loadu_ps(values), _mm256_loadu_ps(values.add(8))]
+        };
+        let strip = product.strip.as_ptr().cast::<u32>().add(column);
+        let rows = product.operand.as_ptr().add(first * stride);
+        let out = product.out.as_mut_ptr().add(first * product.out_stride + column);
+        let scales = halves(integers.scales);
+        let mut group = 0;
+        for (block, &end) in integers.ends.iter().enumerate() {
+            let mut sums = [[_mm256_setzero_si256(); 2]; R];
+            while group < end {
+                let weights = strip.add(group * STRIP);
+                let weights =
+                    [_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(8).cast())];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let bytes = _mm256_set1_epi32((*rows.add(row * stride + group)).cast_signed());
+                    for (sum, weights) in sums.iter_mut().zip(weights) {
+                        *sum = _mm256_dpbusd_avx_epi32(*sum, bytes, weights);
+                    }
+                }
+                group += 1;
+            }
+            let weight_sums = halves(&integers.sums[block]);
+            for (row, sums) in sums.into_iter().enumerate() {
+                let stands_for = integers.rows.as_ptr().add((first + row) * blocks + block);
+                let zero = _mm256_set1_ps(-(*stands_for).zero);
+                let scale = _mm256_set1_ps((*stands_for).scale);
+                for (half, sum) in sums.into_iter().enumerate() {
+                    let out = out.add(row * product.out_stride + half * 8);
+                    let sum = _mm256_fmadd_ps(zero, weight_sums[half], _mm256_cvtepi32_ps(sum));
+                    let mut value = if block == 0 {
+                        _mm256_mul_ps(sum, scale)
+                    } else {
+                        _mm256_fmadd_ps(sum, scale, _mm256_loadu_ps(out))
+                    };
+                    if block + 1 == blocks {
+                        value = _mm256_mul_ps(value, scales[half]);
+                    }
+                    _mm256_storeu_ps(out, value);
+                }
+            }
+        }
+    }
+}
