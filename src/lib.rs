@@ -45,7 +45,8 @@
 //! asks [`models::Handle::lease`] for the model; it is loaded first if need be. The text is tokenized on the blocking
 //! pool with the lease's tokenizer, and goes as token ids into the worker's bounded queue; when that is full the
 //! answer is 429. The worker computes pass after pass, each within the token budget, and stops when the client has
-//! left. [`engine::Embedder`] sees token ids and gives vectors.
+//! left. [`engine::Embedder`] sees token ids and gives vectors, whatever runs the [`engine::Architecture`]: the fused
+//! encoder, candle-transformers, or a table.
 //!
 //! # One package
 //!

@@ -203,9 +203,9 @@ impl From<EngineError> for ApiError {
             EngineError::File { .. } | EngineError::Mismatch(_) => {
                 Self::of(internal, "model_failed", &error)
             }
-            EngineError::Threads { .. } | EngineError::NotFinite { .. } => {
-                Self::of(internal, "inference_failed", &error)
-            }
+            EngineError::Threads { .. }
+            | EngineError::Forward(_)
+            | EngineError::NotFinite { .. } => Self::of(internal, "inference_failed", &error),
         }
     }
 }

@@ -1,15 +1,17 @@
 //! `config.json` of transformers: the shape of an encoder, read once and checked against the
 //! [`ModelSpec`].
 //!
-//! Owns the names and defaults of that file, for every [`Architecture`]. Never looks at weights.
+//! Owns the names and defaults of that file, for every [`Family`]. Never looks at weights.
 //!
 //! Invariant: an [`EncoderConfig`] that [`EncoderConfig::read`] returned divides, multiplies and
 //! indexes safely: no size is zero, the heads divide the hidden size, every position that a text
 //! can reach exists.
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use super::{Architecture, EngineError, ModelSpec};
+use super::spec::Family;
+use super::{EngineError, ModelSpec};
 
 /// Name of the file in messages.
 const FILE: &str = "config.json";
@@ -52,7 +54,6 @@ impl HiddenActivation {
 /// `config.json` as written; DistilBERT has its own names for the same sizes.
 #[derive(Deserialize)]
 struct File {
-    model_type: String,
     vocab_size: usize,
     #[serde(alias = "dim")]
     hidden_size: usize,
@@ -78,7 +79,7 @@ struct File {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct EncoderConfig {
     /// The family of encoder.
-    pub(super) architecture: Architecture,
+    pub(super) family: Family,
     /// Rows of the table of word embeddings.
     pub(super) vocab_size: usize,
     /// Length of a token vector.
@@ -102,27 +103,97 @@ pub(super) struct EncoderConfig {
     pub(super) padding_id: u32,
 }
 
-fn mismatch(what: impl std::fmt::Display) -> EngineError {
+pub(super) fn mismatch(what: impl std::fmt::Display) -> EngineError {
     EngineError::Mismatch(format!("{FILE}: {what}"))
 }
 
+/// The JSON in `bytes`, whose `model_type` is the architecture of `spec`.
+///
+/// # Errors
+/// When it is no such JSON, or of another architecture.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], spec: &ModelSpec) -> Result<T, EngineError> {
+    #[derive(Deserialize)]
+    struct Kind {
+        model_type: String,
+    }
+    let unreadable = |source: serde_json::Error| EngineError::File {
+        file: FILE.to_owned(),
+        source: source.into(),
+    };
+    let kind: Kind = serde_json::from_slice(bytes).map_err(unreadable)?;
+    if kind.model_type != spec.architecture.name() {
+        return Err(mismatch(format!(
+            "model_type is \"{}\", the model is said to be \"{}\"",
+            kind.model_type, spec.architecture
+        )));
+    }
+    serde_json::from_slice(bytes).map_err(unreadable)
+}
+
+/// Refuses a size of zero, by its name.
+pub(super) fn check_not_zero(sizes: &[(&str, usize)]) -> Result<(), EngineError> {
+    match sizes.iter().find(|size| size.1 == 0) {
+        Some((name, _)) => Err(mismatch(format!("{name} is 0"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses attention heads that do not divide the token vectors.
+pub(super) fn check_heads(hidden_size: usize, heads: usize) -> Result<(), EngineError> {
+    if hidden_size.is_multiple_of(heads) {
+        return Ok(());
+    }
+    Err(mismatch(format!(
+        "hidden_size {hidden_size} is no multiple of num_attention_heads {heads}"
+    )))
+}
+
+/// Refuses a `spec` whose texts are longer than `positions` tokens.
+pub(super) fn check_positions(spec: &ModelSpec, positions: usize) -> Result<(), EngineError> {
+    if spec.max_sequence_length <= positions {
+        return Ok(());
+    }
+    Err(mismatch(format!(
+        "{positions} positions, fewer than max_sequence_length {}",
+        spec.max_sequence_length
+    )))
+}
+
+/// Refuses a `spec` whose steps after an encoder with token vectors of length `hidden_size` do not
+/// fit together.
+pub(super) fn check_lengths(spec: &ModelSpec, hidden_size: usize) -> Result<(), EngineError> {
+    let mut length = hidden_size;
+    for (index, dense) in spec.dense.iter().enumerate() {
+        if dense.in_features != length {
+            return Err(EngineError::Mismatch(format!(
+                "dense layer {index} takes vectors of length {}, and gets {length}",
+                dense.in_features
+            )));
+        }
+        length = dense.out_features;
+    }
+    if spec.dimensions != length {
+        return Err(EngineError::Mismatch(format!(
+            "the vectors have {length} dimensions, the model is said to have {}",
+            spec.dimensions
+        )));
+    }
+    Ok(())
+}
+
 impl EncoderConfig {
-    /// The configuration in `bytes`, which describes the encoder of `spec`.
+    /// The configuration in `bytes`, which describes the encoder of `spec`, one of `family`.
     ///
     /// # Errors
     /// When it is no such JSON, or contradicts `spec` or itself; the message has both values.
-    pub(super) fn read(bytes: &[u8], spec: &ModelSpec) -> Result<Self, EngineError> {
-        let file: File = serde_json::from_slice(bytes)
-            .map_err(|source| EngineError::File { file: FILE.to_owned(), source: source.into() })?;
-        let architecture = spec.architecture;
-        if file.model_type != architecture.name() {
-            return Err(mismatch(format!(
-                "model_type is \"{}\", the model is said to be \"{architecture}\"",
-                file.model_type
-            )));
-        }
+    pub(super) fn read(
+        bytes: &[u8],
+        family: Family,
+        spec: &ModelSpec,
+    ) -> Result<Self, EngineError> {
+        let file: File = parse(bytes, spec)?;
         let config = Self {
-            architecture,
+            family,
             vocab_size: file.vocab_size,
             hidden_size: file.hidden_size,
             layers: file.num_hidden_layers,
@@ -130,19 +201,17 @@ impl EncoderConfig {
             intermediate_size: file.intermediate_size,
             activation: HiddenActivation::from_name(&file.hidden_act)?,
             max_position_embeddings: file.max_position_embeddings,
-            type_vocab_size: match architecture {
-                Architecture::DistilBert | Architecture::Mpnet => 0,
-                Architecture::Bert => file.type_vocab_size.unwrap_or(2),
-                Architecture::Roberta | Architecture::XlmRoberta => {
-                    file.type_vocab_size.unwrap_or(1)
-                }
+            type_vocab_size: match family {
+                Family::DistilBert | Family::Mpnet => 0,
+                Family::Bert => file.type_vocab_size.unwrap_or(2),
+                Family::Roberta | Family::XlmRoberta => file.type_vocab_size.unwrap_or(1),
             },
             // The default of every architecture here; DistilBERT has it fixed.
             layer_norm_eps: file.layer_norm_eps.unwrap_or(1e-12),
-            padding_id: match architecture {
-                Architecture::Bert | Architecture::DistilBert => file.pad_token_id.unwrap_or(0),
-                Architecture::Mpnet => MPNET_PADDING_ID,
-                Architecture::Roberta | Architecture::XlmRoberta => file.pad_token_id.unwrap_or(1),
+            padding_id: match family {
+                Family::Bert | Family::DistilBert => file.pad_token_id.unwrap_or(0),
+                Family::Mpnet => MPNET_PADDING_ID,
+                Family::Roberta | Family::XlmRoberta => file.pad_token_id.unwrap_or(1),
             },
         };
         // Each of these changes the arithmetic into one that no encoder here has.
@@ -158,7 +227,8 @@ impl EncoderConfig {
             )));
         }
         config.check_sizes()?;
-        config.check_spec(spec)?;
+        check_positions(spec, config.positions())?;
+        check_lengths(spec, config.hidden_size)?;
         Ok(config)
     }
 
@@ -174,68 +244,33 @@ impl EncoderConfig {
 
     /// Positions that a text can take.
     fn positions(&self) -> usize {
-        match self.architecture {
-            Architecture::Bert | Architecture::DistilBert => self.max_position_embeddings,
+        match self.family {
+            Family::Bert | Family::DistilBert => self.max_position_embeddings,
             // Position ids begin after the padding id:
             // https://github.com/huggingface/transformers/blob/87b236ba2be8b3e48a7d0c8ca6513302736d2886/src/transformers/models/roberta/modeling_roberta.py
-            Architecture::Mpnet | Architecture::Roberta | Architecture::XlmRoberta => {
+            Family::Mpnet | Family::Roberta | Family::XlmRoberta => {
                 self.max_position_embeddings.saturating_sub(self.padding_id as usize + 1)
             }
         }
     }
 
     fn check_sizes(&self) -> Result<(), EngineError> {
-        let sizes = [
+        check_not_zero(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("num_hidden_layers", self.layers),
             ("num_attention_heads", self.heads),
             ("intermediate_size", self.intermediate_size),
-        ];
-        if let Some((name, _)) = sizes.into_iter().find(|size| size.1 == 0) {
-            return Err(mismatch(format!("{name} is 0")));
-        }
-        let typed = !matches!(self.architecture, Architecture::DistilBert | Architecture::Mpnet);
+        ])?;
+        let typed = !matches!(self.family, Family::DistilBert | Family::Mpnet);
         if typed && self.type_vocab_size == 0 {
             return Err(mismatch("type_vocab_size is 0"));
         }
-        if !self.hidden_size.is_multiple_of(self.heads) {
-            return Err(mismatch(format!(
-                "hidden_size {} is no multiple of num_attention_heads {}",
-                self.hidden_size, self.heads
-            )));
-        }
+        check_heads(self.hidden_size, self.heads)?;
         if self.padding_id as usize >= self.vocab_size {
             return Err(mismatch(format!(
                 "pad_token_id {} is outside vocab_size {}",
                 self.padding_id, self.vocab_size
-            )));
-        }
-        Ok(())
-    }
-
-    fn check_spec(&self, spec: &ModelSpec) -> Result<(), EngineError> {
-        if spec.max_sequence_length > self.positions() {
-            return Err(mismatch(format!(
-                "{} positions, fewer than max_sequence_length {}",
-                self.positions(),
-                spec.max_sequence_length
-            )));
-        }
-        let mut length = self.hidden_size;
-        for (index, dense) in spec.dense.iter().enumerate() {
-            if dense.in_features != length {
-                return Err(EngineError::Mismatch(format!(
-                    "dense layer {index} takes vectors of length {}, and gets {length}",
-                    dense.in_features
-                )));
-            }
-            length = dense.out_features;
-        }
-        if spec.dimensions != length {
-            return Err(EngineError::Mismatch(format!(
-                "the vectors have {length} dimensions, the model is said to have {}",
-                spec.dimensions
             )));
         }
         Ok(())
@@ -247,7 +282,8 @@ pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::engine::{Activation, Dense, Pooling};
+    use crate::engine::spec::Runtime;
+    use crate::engine::{Activation, Architecture, Dense, Pooling};
 
     pub(in crate::engine) fn spec(architecture: Architecture) -> ModelSpec {
         ModelSpec {
@@ -268,8 +304,19 @@ pub(super) mod tests {
         })
     }
 
+    /// The configuration of a model that the fused encoder runs.
+    pub(in crate::engine) fn fused(
+        bytes: &[u8],
+        spec: &ModelSpec,
+    ) -> Result<EncoderConfig, EngineError> {
+        let Runtime::Fused(family) = spec.architecture.runtime() else {
+            panic!("{} is not run by the fused encoder", spec.architecture);
+        };
+        EncoderConfig::read(bytes, family, spec)
+    }
+
     fn read(file: &Value, spec: &ModelSpec) -> Result<EncoderConfig, String> {
-        EncoderConfig::read(file.to_string().as_bytes(), spec).map_err(|error| error.to_string())
+        fused(file.to_string().as_bytes(), spec).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -379,7 +426,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_no_configuration_is_refused_by_name() {
-        let error = EncoderConfig::read(b"{}", &spec(Architecture::Bert)).unwrap_err();
+        let error = fused(b"{}", &spec(Architecture::Bert)).unwrap_err();
         assert_eq!(error.to_string(), "config.json cannot be read");
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains("model_type"), "{source}");

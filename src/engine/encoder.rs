@@ -11,6 +11,7 @@
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
+use super::EngineError;
 use super::attention::{Attended, Heads};
 use super::config::{EncoderConfig, HiddenActivation};
 use super::integers;
@@ -20,8 +21,8 @@ use super::linear::{Format, Operand, ROWS, Session};
 use super::relative;
 use super::scratch::{States, Work};
 use super::simd::{STRIP, rows};
+use super::spec::Family;
 use super::weights::{self, Table, Tensors};
-use super::{Architecture, EngineError};
 
 /// Rows that go through the feed-forward products together, so that what lies between them stays in
 /// the second cache.
@@ -92,10 +93,10 @@ impl Encoder {
         let tensors = weights::read(
             "model.safetensors",
             &file,
-            |name| layout::canonical(config.architecture, name),
+            |name| layout::canonical(config.family, name),
             layout::encoder_tensors(config),
         )?;
-        let names = LayerNames::of(config.architecture);
+        let names = LayerNames::of(config.family);
         let natural: Vec<usize> = (0..config.hidden_size).collect();
         let norm = Norm::read(&tensors, "embeddings.LayerNorm", &natural)?;
         let order = match format {
@@ -122,11 +123,9 @@ impl Encoder {
             attention,
             words: words.into_table(file, start),
             positions,
-            padding_id: match config.architecture {
-                Architecture::Bert | Architecture::DistilBert => None,
-                Architecture::Mpnet | Architecture::Roberta | Architecture::XlmRoberta => {
-                    Some(config.padding_id)
-                }
+            padding_id: match config.family {
+                Family::Bert | Family::DistilBert => None,
+                Family::Mpnet | Family::Roberta | Family::XlmRoberta => Some(config.padding_id),
             },
             norm,
             epsilon,

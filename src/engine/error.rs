@@ -27,11 +27,13 @@ pub enum EngineError {
         /// Number of tokens in the vocabulary.
         vocabulary: usize,
     },
-    /// A text that has no tokens or more than the model takes.
-    #[error("a text of {tokens} tokens; this model takes 1 to {max}")]
+    /// A text that has fewer or more tokens than the model takes.
+    #[error("a text of {tokens} tokens; this model takes {min} to {max}")]
     Length {
         /// Its number of tokens.
         tokens: usize,
+        /// The smallest number allowed.
+        min: usize,
         /// The largest number allowed.
         max: usize,
     },
@@ -47,6 +49,9 @@ pub enum EngineError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The library that computes the forward pass gave up.
+    #[error("the forward pass failed")]
+    Forward(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The forward pass gave a value that is not a number.
     #[error(
         "the model gave a vector that is not finite; its weights are damaged or unsuited to {precision}"

@@ -13,12 +13,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::config::EncoderConfig;
 use super::encoder::Encoder;
+use super::limits::{Limits, finite};
 use super::linear::{Machine, ROWS};
 use super::peak;
 use super::pool::Head;
 use super::precision::{Choice, Report};
 use super::scratch::{States, Work};
-use super::{Embedder, EngineError, ModelSpec, Options};
+use super::{Embedder, EngineError, ModelSpec, Options, threads};
 
 /// Tokens of a pass: enough that reading the weights costs little beside the products, few enough that
 /// the rows stay in the second cache.
@@ -35,7 +36,7 @@ pub(super) struct Fused {
     head: Head,
     threads: rayon::ThreadPool,
     arenas: Vec<Mutex<Arena>>,
-    max_sequence_length: usize,
+    limits: Limits,
     dimensions: usize,
     batch_tokens: usize,
 }
@@ -64,12 +65,7 @@ impl Fused {
         choice: Choice,
         options: Options,
     ) -> Result<Self, EngineError> {
-        let count = options.threads.max(1);
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(count)
-            .thread_name(|index| format!("engine-{index}"))
-            .build()
-            .map_err(|source| EngineError::Threads { threads: count, source: source.into() })?;
+        let threads = threads::start(options.threads)?;
         let formats = (choice.format, choice.attention);
         let reach = spec.max_sequence_length;
         let encoder = threads.install(|| Encoder::read(&config, reach, file, formats))?;
@@ -78,25 +74,13 @@ impl Fused {
             machine: choice.machine,
             report: choice.report,
             head,
+            arenas: (0..threads.current_num_threads()).map(|_| Mutex::default()).collect(),
             threads,
-            arenas: (0..count).map(|_| Mutex::default()).collect(),
+            limits: Limits { vocabulary: config.vocab_size, min: 1, max: spec.max_sequence_length },
             config,
-            max_sequence_length: spec.max_sequence_length,
             dimensions: spec.dimensions,
             batch_tokens: options.batch_tokens,
         })
-    }
-
-    fn check(&self, text: &[u32]) -> Result<(), EngineError> {
-        let max = self.max_sequence_length;
-        if text.is_empty() || text.len() > max {
-            return Err(EngineError::Length { tokens: text.len(), max });
-        }
-        let vocabulary = self.config.vocab_size;
-        match text.iter().find(|&&id| id as usize >= vocabulary) {
-            None => Ok(()),
-            Some(&id) => Err(EngineError::TokenOutOfRange { id, vocabulary }),
-        }
     }
 
     /// An arena holds no state between passes, so a panic leaves nothing wrong in it.
@@ -199,7 +183,7 @@ impl Fused {
 
 impl Embedder for Fused {
     fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
-        texts.iter().try_for_each(|text| self.check(text))?;
+        self.limits.check(texts)?;
         let this = &*self;
         let threads = this.arenas.len();
         let vectors = match texts {
@@ -227,11 +211,7 @@ impl Embedder for Fused {
                 vectors
             }
         };
-        if vectors.iter().all(|value| value.is_finite()) {
-            Ok(vectors)
-        } else {
-            Err(EngineError::NotFinite { precision: this.report.precision.name() })
-        }
+        finite(vectors, this.report.precision.name())
     }
 
     fn dimensions(&self) -> usize {

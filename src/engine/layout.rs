@@ -1,14 +1,14 @@
-//! Which tensors a checkpoint of each [`Architecture`] holds, by name and shape.
+//! Which tensors a checkpoint of each [`Family`] holds, by name and shape.
 //!
 //! Names are those of transformers without the prefix of the model type; [`canonical`] brings the
 //! spellings of older checkpoints to them. Pure; knows no file format.
 
-use super::Architecture;
 use super::config::{EncoderConfig, MPNET_BUCKETS};
+use super::spec::Family;
 
 /// The linear layers and LayerNorms of one encoder layer.
 ///
-/// Every architecture here is the encoder layer of BERT under other names: self-attention, its
+/// Every family here is the encoder layer of BERT under other names: self-attention, its
 /// output product, LayerNorm, two products, LayerNorm.
 pub(super) struct LayerNames {
     /// What stands before the number of the layer.
@@ -58,15 +58,15 @@ impl LayerNames {
         ..Self::BERT
     };
 
-    pub(super) fn of(architecture: Architecture) -> Self {
-        match architecture {
-            Architecture::Bert | Architecture::Roberta | Architecture::XlmRoberta => Self::BERT,
-            Architecture::DistilBert => Self::DISTILBERT,
-            Architecture::Mpnet => Self::MPNET,
+    pub(super) fn of(family: Family) -> Self {
+        match family {
+            Family::Bert | Family::Roberta | Family::XlmRoberta => Self::BERT,
+            Family::DistilBert => Self::DISTILBERT,
+            Family::Mpnet => Self::MPNET,
         }
     }
 
-    /// Every part, in one order for all architectures.
+    /// Every part, in one order for all families.
     #[cfg(test)]
     pub(super) const fn parts(&self) -> [&'static str; 8] {
         [
@@ -113,7 +113,7 @@ fn layer_norm(name: &str, length: usize) -> [Expected; 2] {
 /// Lazy: a configuration with an absurd number of layers costs nothing before the first missing
 /// tensor.
 pub(super) fn encoder_tensors(config: &EncoderConfig) -> impl Iterator<Item = Expected> {
-    let names = LayerNames::of(config.architecture);
+    let names = LayerNames::of(config.family);
     let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
     let mut tables = vec![
         Expected::new("embeddings.word_embeddings.weight", [config.vocab_size, hidden]),
@@ -126,7 +126,7 @@ pub(super) fn encoder_tensors(config: &EncoderConfig) -> impl Iterator<Item = Ex
         let shape = [config.type_vocab_size, hidden];
         tables.push(Expected::new("embeddings.token_type_embeddings.weight", shape));
     }
-    if config.architecture == Architecture::Mpnet {
+    if config.family == Family::Mpnet {
         let shape = [MPNET_BUCKETS as usize, config.heads];
         tables.push(Expected::new("encoder.relative_attention_bias.weight", shape));
     }
@@ -150,12 +150,12 @@ pub(super) fn encoder_tensors(config: &EncoderConfig) -> impl Iterator<Item = Ex
 
 /// The canonical name of the tensor that a checkpoint calls `name`; `None` for those that
 /// checkpoints carry and no sentence encoder uses.
-pub(super) fn canonical(architecture: Architecture, name: &str) -> Option<String> {
-    let prefix = match architecture {
-        Architecture::Bert => "bert.",
-        Architecture::DistilBert => "distilbert.",
-        Architecture::Mpnet => "mpnet.",
-        Architecture::Roberta | Architecture::XlmRoberta => "roberta.",
+pub(super) fn canonical(family: Family, name: &str) -> Option<String> {
+    let prefix = match family {
+        Family::Bert => "bert.",
+        Family::DistilBert => "distilbert.",
+        Family::Mpnet => "mpnet.",
+        Family::Roberta | Family::XlmRoberta => "roberta.",
     };
     let name = name.strip_prefix(prefix).unwrap_or(name);
     // The pooler feeds BERT's sentence-pair objective, and the position ids are 0, 1, 2, ….
@@ -180,21 +180,17 @@ mod tests {
     #[test]
     fn old_spellings_are_understood() {
         let cases = [
-            (
-                Architecture::Bert,
-                "bert.embeddings.LayerNorm.gamma",
-                Some("embeddings.LayerNorm.weight"),
-            ),
-            (Architecture::Bert, "embeddings.LayerNorm.beta", Some("embeddings.LayerNorm.bias")),
-            (Architecture::XlmRoberta, "roberta.encoder.x", Some("encoder.x")),
-            (Architecture::DistilBert, "distilbert.transformer.x", Some("transformer.x")),
-            (Architecture::Mpnet, "mpnet.encoder.x.weight.scale", Some("encoder.x.weight.scale")),
-            (Architecture::Mpnet, "bert.encoder.x", Some("bert.encoder.x")),
-            (Architecture::Bert, "bert.pooler.dense.weight", None),
-            (Architecture::Roberta, "embeddings.position_ids", None),
+            (Family::Bert, "bert.embeddings.LayerNorm.gamma", Some("embeddings.LayerNorm.weight")),
+            (Family::Bert, "embeddings.LayerNorm.beta", Some("embeddings.LayerNorm.bias")),
+            (Family::XlmRoberta, "roberta.encoder.x", Some("encoder.x")),
+            (Family::DistilBert, "distilbert.transformer.x", Some("transformer.x")),
+            (Family::Mpnet, "mpnet.encoder.x.weight.scale", Some("encoder.x.weight.scale")),
+            (Family::Mpnet, "bert.encoder.x", Some("bert.encoder.x")),
+            (Family::Bert, "bert.pooler.dense.weight", None),
+            (Family::Roberta, "embeddings.position_ids", None),
         ];
-        for (architecture, name, expected) in cases {
-            assert_eq!(canonical(architecture, name).as_deref(), expected, "{name}");
+        for (family, name, expected) in cases {
+            assert_eq!(canonical(family, name).as_deref(), expected, "{name}");
         }
     }
 }

@@ -3,6 +3,12 @@
 //! Owns the mathematics and nothing else. It knows no sockets, no runtime, no packages and no
 //! paths: bytes that somebody else verified come in ([`ModelFiles`]), vectors go out.
 //!
+//! | [`Architecture`] | what runs it, behind one [`Embedder`] |
+//! | --- | --- |
+//! | BERT, DistilBERT, MPNet, RoBERTa, XLM-RoBERTa | [`fused`]: own kernels, in every [`Precision`] |
+//! | ModernBERT | [`candle_runtime`]: candle-transformers, in f32 |
+//! | static embeddings | [`static_embedding`]: a look-up in a table that stays as it is stored |
+//!
 //! Invariants:
 //! 1. A vector is what sentence-transformers gives for the same text and weights, within the bounds
 //!    of `tests/golden/README.md`, or an error is returned; never a silent approximation.
@@ -13,6 +19,7 @@
 mod amx;
 mod attention;
 mod buffer;
+mod candle_runtime;
 mod config;
 mod encoder;
 mod error;
@@ -20,6 +27,7 @@ mod fused;
 mod integers;
 mod layer;
 mod layout;
+mod limits;
 mod linear;
 mod peak;
 mod pool;
@@ -30,8 +38,10 @@ mod relative;
 mod scratch;
 mod simd;
 mod spec;
+mod static_embedding;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod tokenize;
 mod weights;
 
@@ -42,9 +52,12 @@ pub use tokenize::{Tokenizer, Tokens};
 
 use std::io;
 
+use candle_runtime::{CandleEmbedder, ModernBertConfig};
 use config::EncoderConfig;
 use fused::Fused;
 use pool::Head;
+use spec::Runtime;
+use static_embedding::{StaticConfig, StaticEmbedder};
 
 /// A loaded encoder: token ids in, vectors out.
 ///
@@ -53,7 +66,7 @@ pub trait Embedder: Send {
     /// The vectors of `texts`, `[texts.len(), dimensions]` row-major, in the order of `texts`.
     ///
     /// Blocks for as long as the forward pass takes. Each text is a sequence of token ids with its
-    /// special tokens, at least one id long.
+    /// special tokens, at least one id long unless the model is [`Architecture::Static`].
     ///
     /// # Errors
     /// When an id is outside the vocabulary, a text is empty or too long, or the arithmetic fails.
@@ -105,20 +118,46 @@ pub struct Loaded {
 /// Blocks for as long as packing the weights takes. Holds the linear layers twice while it does, as
 /// stored and as packed; the stored ones are freed on return, the table of words is used as stored.
 ///
-/// # Errors When a file cannot be read, or contradicts `spec` or another file: the message names
-/// the file, and the tensor or both values.
+/// # Errors
+/// When a file cannot be read, or contradicts `spec` or another file: the message names the file,
+/// and the tensor or both values.
 pub fn load(spec: &ModelSpec, files: ModelFiles, options: Options) -> Result<Loaded, EngineError> {
-    let config = EncoderConfig::read(&files.config, spec)?;
-    let tokenizer = Tokenizer::from_bytes(&files.tokenizer, spec.max_sequence_length)?;
-    if tokenizer.vocabulary_size() > config.vocab_size {
-        return Err(EngineError::Mismatch(format!(
-            "tokenizer.json has {} tokens, model.safetensors has word embeddings for {}",
-            tokenizer.vocabulary_size(),
-            config.vocab_size
-        )));
+    let ModelFiles { config, tokenizer, weights, dense } = files;
+    let head = || Head::read(spec, &dense);
+    match spec.architecture.runtime() {
+        Runtime::Fused(family) => {
+            let config = EncoderConfig::read(&config, family, spec)?;
+            let tokenizer = Tokenizer::from_bytes(&tokenizer, spec.max_sequence_length)?;
+            check_vocabulary(&tokenizer, config.vocab_size)?;
+            let choice = precision::choose(options.precision, weights::has_integers(&weights));
+            let embedder = Fused::new(spec, config, weights, head()?, choice, options)?;
+            Ok(Loaded { tokenizer, embedder: Box::new(embedder) })
+        }
+        Runtime::ModernBert => {
+            let config = ModernBertConfig::read(&config, spec)?;
+            let tokenizer = Tokenizer::from_bytes(&tokenizer, spec.max_sequence_length)?;
+            check_vocabulary(&tokenizer, config.vocab_size())?;
+            let embedder = CandleEmbedder::new(spec, config, &weights, head()?, options)?;
+            Ok(Loaded { tokenizer, embedder: Box::new(embedder) })
+        }
+        Runtime::Static => {
+            let config = StaticConfig::read(&config, spec)?;
+            let length = spec.max_sequence_length;
+            let tokenizer = Tokenizer::without_special_tokens(&tokenizer, length)?;
+            check_vocabulary(&tokenizer, config.vocab_size)?;
+            let embedder = StaticEmbedder::new(spec, config, weights, head()?)?;
+            Ok(Loaded { tokenizer, embedder: Box::new(embedder) })
+        }
     }
-    let head = Head::read(spec, &files.dense)?;
-    let choice = precision::choose(options.precision, weights::has_integers(&files.weights));
-    let fused = Fused::new(spec, config, files.weights, head, choice, options)?;
-    Ok(Loaded { tokenizer, embedder: Box::new(fused) })
+}
+
+/// Refuses a tokenizer with ids beyond the table of `rows` word embeddings.
+fn check_vocabulary(tokenizer: &Tokenizer, rows: usize) -> Result<(), EngineError> {
+    let tokens = tokenizer.vocabulary_size();
+    if tokens <= rows {
+        return Ok(());
+    }
+    Err(EngineError::Mismatch(format!(
+        "tokenizer.json has {tokens} tokens, model.safetensors has word embeddings for {rows}"
+    )))
 }

@@ -8,8 +8,8 @@ use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use super::linear::{Format, Linear, Machine, Operand};
-use super::simd::STRIP;
 use super::simd::rows::Quantization;
+use super::simd::{Isa, STRIP};
 
 /// Groups of a row, and rows: with one strip of weights 24 KiB, of 32 KiB that the smallest first caches
 /// have.
@@ -43,6 +43,11 @@ pub(super) fn measure(machine: Machine, format: Format, threads: usize) -> io::R
         });
         rates.sum()
     })
+}
+
+/// [`measure`] for f32, of this processor's best kernels.
+pub(super) fn f32(threads: usize) -> io::Result<f64> {
+    measure(Machine { isa: Isa::detect(), amx: None }, Format::F32, threads)
 }
 
 fn median_rate(machine: Machine, format: Format) -> f64 {
@@ -82,7 +87,6 @@ fn median_rate(machine: Machine, format: Format) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::Isa;
     use super::*;
 
     #[test]

@@ -64,8 +64,8 @@ impl fmt::Display for Precision {
 pub struct Report {
     /// The precision of its products; never [`Precision::Auto`].
     pub precision: Precision,
-    /// The instructions that multiply: `amx-bf16`, `avx512-vnni`, `avx512`, `avx2`, `neon`
-    /// or `scalar`.
+    /// The instructions that multiply: `amx-bf16`, `avx512-vnni`, `avx512`, `avx-vnni`, `avx2`, `neon`
+    /// or `scalar`; `candle` where that library chooses them, `none` where nothing is multiplied.
     pub isa: &'static str,
     /// Why this precision, in words for an operator.
     pub reason: String,

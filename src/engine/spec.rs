@@ -5,34 +5,81 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The family of encoder, as `model_type` in a transformers `config.json` spells it.
+/// The kind of model, as `model_type` in a transformers `config.json` spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
     /// BERT and what shares its tensors (MiniLM, E5, BGE, GTE).
     Bert,
     /// DistilBERT.
     DistilBert,
+    /// ModernBERT.
+    ModernBert,
     /// MPNet: BERT with a relative position bias.
     Mpnet,
     /// RoBERTa.
     Roberta,
+    /// A table of token vectors and no layers (model2vec, `StaticEmbedding`); transformers has no
+    /// such `model_type`.
+    Static,
     /// XLM-RoBERTa.
     XlmRoberta,
 }
 
+/// An [`Architecture`] that is the encoder of BERT but for names, positions and biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    Bert,
+    DistilBert,
+    Mpnet,
+    Roberta,
+    XlmRoberta,
+}
+
+/// What runs an [`Architecture`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Runtime {
+    /// The fused encoder.
+    Fused(Family),
+    /// candle-transformers' ModernBERT.
+    ModernBert,
+    /// A look-up.
+    Static,
+}
+
 impl Architecture {
     /// Every architecture, in the order in which messages list them.
-    pub const ALL: [Self; 5] =
-        [Self::Bert, Self::DistilBert, Self::Mpnet, Self::Roberta, Self::XlmRoberta];
+    pub const ALL: [Self; 7] = [
+        Self::Bert,
+        Self::DistilBert,
+        Self::ModernBert,
+        Self::Mpnet,
+        Self::Roberta,
+        Self::Static,
+        Self::XlmRoberta,
+    ];
 
     /// The name in configurations and manifests.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bert => "bert",
             Self::DistilBert => "distilbert",
+            Self::ModernBert => "modernbert",
             Self::Mpnet => "mpnet",
             Self::Roberta => "roberta",
+            Self::Static => "static",
             Self::XlmRoberta => "xlm-roberta",
+        }
+    }
+
+    pub(super) const fn runtime(self) -> Runtime {
+        match self {
+            Self::Bert => Runtime::Fused(Family::Bert),
+            Self::DistilBert => Runtime::Fused(Family::DistilBert),
+            Self::ModernBert => Runtime::ModernBert,
+            Self::Mpnet => Runtime::Fused(Family::Mpnet),
+            Self::Roberta => Runtime::Fused(Family::Roberta),
+            Self::Static => Runtime::Static,
+            Self::XlmRoberta => Runtime::Fused(Family::XlmRoberta),
         }
     }
 }
@@ -143,7 +190,7 @@ pub struct Dense {
 /// Everything about a model that is not in its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelSpec {
-    /// The family of encoder.
+    /// What kind of model it is.
     pub architecture: Architecture,
     /// Length of the vectors that come out at the end.
     pub dimensions: usize,
@@ -162,7 +209,8 @@ pub struct ModelSpec {
 /// Bytes and not paths: what was checked is what is used.
 #[derive(Debug, Default)]
 pub struct ModelFiles {
-    /// `config.json` of transformers.
+    /// `config.json` of transformers; of static embeddings `model_type`, `vocab_size` and
+    /// `hidden_size` alone.
     pub config: Vec<u8>,
     /// `tokenizer.json` of Hugging Face tokenizers.
     pub tokenizer: Vec<u8>,

@@ -5,8 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::engine::config::EncoderConfig;
-use crate::engine::config::tests::{bert, spec};
+use crate::engine::config::tests::{bert, fused, spec};
 use crate::engine::pool::Head;
 use crate::engine::reference::Reference;
 use crate::engine::weights::tests::{f32s, file};
@@ -56,7 +55,7 @@ fn tokenizer(words: usize) -> Vec<u8> {
 fn constant_bert(value: f32) -> (ModelSpec, ModelFiles) {
     let spec = spec(Architecture::Bert);
     let config = bert().to_string().into_bytes();
-    let shape = EncoderConfig::read(&config, &spec).unwrap();
+    let shape = fused(&config, &spec).unwrap();
     let tensors: Vec<_> = crate::engine::layout::encoder_tensors(&shape).collect();
     let tensors: Vec<_> = tensors
         .iter()
@@ -104,6 +103,59 @@ fn word_embeddings_must_cover_the_tokenizer() {
     files.tokenizer = tokenizer(6);
     let message = "tokenizer.json has 6 tokens, model.safetensors has word embeddings for 5";
     assert_eq!(refusal(&spec, files), message);
+}
+
+#[test]
+fn the_table_of_static_embeddings_must_cover_the_tokenizer() {
+    let config = json!({ "model_type": "static", "vocab_size": 5, "hidden_size": 8 });
+    let table = ("embedding.weight", safetensors::Dtype::F32, &[5, 8][..], f32s(&[0.5; 40]));
+    let files = |words| ModelFiles {
+        config: config.to_string().into_bytes(),
+        tokenizer: tokenizer(words),
+        weights: file(std::slice::from_ref(&table)),
+        dense: Vec::new(),
+    };
+    let spec = spec(Architecture::Static);
+    let message = "tokenizer.json has 6 tokens, model.safetensors has word embeddings for 5";
+    assert_eq!(refusal(&spec, files(6)), message);
+    let Loaded { tokenizer, mut embedder } = load(&spec, files(5), OPTIONS).unwrap();
+    let ids = ["", "w4 w1"].map(|text| tokenizer.encode("", text).unwrap().ids);
+    let vectors = embedder.embed(&[&ids[0], &ids[1]]).unwrap();
+    assert_eq!(vectors, [[0.0; 8], [0.5; 8]].concat());
+}
+
+#[test]
+fn weights_of_modernbert_must_be_those_of_the_configuration() {
+    let name = "tiny-modernbert";
+    let load_changed = |change: &dyn Fn(&mut serde_json::Value)| {
+        let config = golden_file(name, "config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        change(&mut config);
+        let files = ModelFiles {
+            config: config.to_string().into_bytes(),
+            tokenizer: golden_file(name, "tokenizer.json"),
+            weights: golden_file(name, "model.safetensors"),
+            dense: Vec::new(),
+        };
+        refusal(&golden_spec(name, Architecture::ModernBert), files)
+    };
+    let layers = |count: usize| {
+        load_changed(&|config| {
+            config["layer_types"] = serde_json::Value::Null;
+            config["num_hidden_layers"] = count.into();
+        })
+    };
+    let cases = [
+        (layers(usize::MAX), "\"layers.3.attn_norm.weight\" [64] is missing"),
+        (layers(2), "\"layers.2.attn.Wo.weight\" [64, 64] is not part of this model"),
+        (
+            load_changed(&|config| config["intermediate_size"] = 95.into()),
+            "\"layers.0.mlp.Wi.weight\" has shape [192, 64], expected [190, 64]",
+        ),
+    ];
+    for (found, expected) in cases {
+        assert_eq!(found, format!("model.safetensors: tensor {expected}"));
+    }
 }
 
 #[test]
@@ -184,7 +236,8 @@ fn int8_weights_give_nearly_the_vectors_of_f32() {
     assert!(cosine > 0.999 && exact != near, "{cosine}");
 }
 
-const GOLDEN: [(&str, Architecture); 6] = [
+/// What the fused encoder runs.
+const FUSED: [(&str, Architecture); 6] = [
     ("tiny-bert-mean", Architecture::Bert),
     ("tiny-bert-odd", Architecture::Bert),
     ("tiny-distilbert", Architecture::DistilBert),
@@ -200,7 +253,8 @@ proptest! {
     fn a_vector_depends_on_its_text_alone(
         texts in prop::collection::vec(prop::collection::vec(0_u32..240, 1..40), 1..12),
     ) {
-        for (name, architecture) in GOLDEN {
+        let modernbert = ("tiny-modernbert", Architecture::ModernBert);
+        for (name, architecture) in FUSED.into_iter().chain([modernbert]) {
             let mut embedder = golden(name, architecture);
             let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
             let together = embedder.embed(&texts).unwrap();
@@ -215,10 +269,10 @@ proptest! {
     fn the_vectors_are_those_of_the_reference(
         texts in prop::collection::vec(prop::collection::vec(0_u32..240, 1..40), 1..6),
     ) {
-        for (name, architecture) in GOLDEN {
+        for (name, architecture) in FUSED {
             let mut embedder = golden(name, architecture);
             let spec = golden_spec(name, architecture);
-            let config = EncoderConfig::read(&golden_file(name, "config.json"), &spec).unwrap();
+            let config = fused(&golden_file(name, "config.json"), &spec).unwrap();
             let reference = Reference::read(&config, &golden_file(name, "model.safetensors"));
             let head = Head::read(&spec, &[]).unwrap();
             for text in &texts {

@@ -73,9 +73,29 @@ impl Tokenizer {
     /// # Errors
     /// When the bytes are no tokenizer, or its special tokens leave no room for a text.
     pub fn from_bytes(bytes: &[u8], max_sequence_length: usize) -> Result<Self, EngineError> {
-        let mut library = tokenizers::Tokenizer::from_bytes(bytes).map_err(unreadable)?;
+        let library = tokenizers::Tokenizer::from_bytes(bytes).map_err(unreadable)?;
+        let around = special_tokens(library.get_post_processor())?;
+        Self::new(library, around, max_sequence_length)
+    }
+
+    /// The same, for texts that have no special tokens around them: their ids may be none.
+    ///
+    /// # Errors
+    /// When the bytes are no tokenizer.
+    pub fn without_special_tokens(
+        bytes: &[u8],
+        max_sequence_length: usize,
+    ) -> Result<Self, EngineError> {
+        let library = tokenizers::Tokenizer::from_bytes(bytes).map_err(unreadable)?;
+        Self::new(library, (Vec::new(), Vec::new()), max_sequence_length)
+    }
+
+    fn new(
+        mut library: tokenizers::Tokenizer,
+        (prefix, suffix): (Vec<u32>, Vec<u32>),
+        max_sequence_length: usize,
+    ) -> Result<Self, EngineError> {
         library.with_padding(None).with_truncation(None).map_err(unreadable)?;
-        let (prefix, suffix) = special_tokens(library.get_post_processor())?;
         library.with_post_processor(None::<PostProcessorWrapper>);
         let vocabulary = library.get_vocab(true);
         let vocabulary_size = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
@@ -230,6 +250,17 @@ mod tests {
             );
             assert_eq!(tokenizer.encode("", "").unwrap().ids, [prefix, suffix]);
         }
+    }
+
+    #[test]
+    fn without_special_tokens_a_text_may_have_none_at_all() {
+        let tokenizer = Tokenizer::without_special_tokens(BERT, 2).unwrap();
+        assert!(tokenizer.encode("", "").unwrap().ids.is_empty());
+        let with = Tokenizer::from_bytes(BERT, MAX).unwrap().encode("", "a a").unwrap().ids;
+        let ids = |text: &str| tokenizer.encode("", text).unwrap();
+        assert_eq!(ids("a a"), Tokens { ids: with[1..3].to_vec(), truncated: false });
+        assert!(ids("a a a").truncated);
+        assert_eq!(tokenizer.encode_ids(&[2, 3]).unwrap().ids, [2, 3]);
     }
 
     #[test]

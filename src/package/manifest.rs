@@ -23,6 +23,9 @@ pub const TOKENIZER: &str = "tokenizer.json";
 /// Name of the weights inside a package.
 pub const WEIGHTS: &str = "model.safetensors";
 
+/// Longest `max_sequence_length` in tokens; that of models which have none of their own.
+pub(super) const MAX_SEQUENCE_LENGTH: usize = 65_536;
+
 const MAX_NAME_LENGTH: usize = 96;
 const MAX_TEXT_LENGTH: usize = 1024;
 /// Far above every sentence encoder there is; keeps products of shapes far from overflow.
@@ -205,7 +208,7 @@ pub struct Manifest {
     pub id: ModelId,
     /// The version of this package.
     pub version: Version,
-    /// `model_type` of the encoder.
+    /// `model_type` of the encoder, or `static`.
     pub architecture: String,
     /// Length of the vectors.
     pub dimensions: usize,
@@ -337,11 +340,12 @@ impl Manifest {
                 self.format
             ));
         }
-        for (key, value) in
-            [("dimensions", self.dimensions), ("max_sequence_length", self.max_sequence_length)]
-        {
-            if !(1..=MAX_DIMENSIONS).contains(&value) {
-                return refuse(format!("{key}: expected 1 to {MAX_DIMENSIONS}, found {value}"));
+        for (key, value, max) in [
+            ("dimensions", self.dimensions, MAX_DIMENSIONS),
+            ("max_sequence_length", self.max_sequence_length, MAX_SEQUENCE_LENGTH),
+        ] {
+            if !(1..=max).contains(&value) {
+                return refuse(format!("{key}: expected 1 to {max}, found {value}"));
             }
         }
         self.check_texts()?;

@@ -4,8 +4,7 @@
 //! BERT's tensor names and with token types of zero, because candle-transformers' own DistilBERT
 //! has the approximate GELU where the model has the exact one. MPNet is in [`mpnet`].
 //!
-//! Owns candle: no other file of the engine names it. Compiled for tests alone, whose oracle it is: it
-//! panics where tensors do not fit.
+//! Compiled for tests alone, as the oracle of the fused encoder: it panics where tensors do not fit.
 
 mod mpnet;
 
@@ -16,9 +15,9 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::{bert, xlm_roberta};
 
 use self::mpnet::Mpnet;
-use super::Architecture;
 use super::config::{EncoderConfig, HiddenActivation};
 use super::layout::{self, LayerNames};
+use super::spec::Family;
 use super::weights;
 
 /// Tensors by canonical name.
@@ -35,7 +34,7 @@ impl Reference {
         let tensors = weights::read(
             "model.safetensors",
             file,
-            |name| layout::canonical(config.architecture, name),
+            |name| layout::canonical(config.family, name),
             layout::encoder_tensors(config),
         )
         .unwrap();
@@ -46,8 +45,8 @@ impl Reference {
                 (name, Tensor::from_vec(values, tensor.shape, &Device::Cpu).unwrap())
             })
             .collect();
-        let weights = match config.architecture {
-            Architecture::DistilBert => under_bert_names(weights, config.hidden_size),
+        let weights = match config.family {
+            Family::DistilBert => under_bert_names(weights, config.hidden_size),
             _ => weights,
         };
         Self { encoder: Encoder::load(config, weights).unwrap() }
@@ -73,14 +72,14 @@ impl Encoder {
     /// `weights` of a DistilBERT are [`under_bert_names`].
     fn load(config: &EncoderConfig, weights: Weights) -> candle_core::Result<Self> {
         let vb = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
-        match config.architecture {
-            Architecture::Bert | Architecture::DistilBert => {
+        match config.family {
+            Family::Bert | Family::DistilBert => {
                 bert::BertModel::load(vb, &bert_config(config)).map(Self::Bert)
             }
-            Architecture::Roberta | Architecture::XlmRoberta => {
+            Family::Roberta | Family::XlmRoberta => {
                 xlm_roberta::XLMRobertaModel::new(&roberta_config(config), vb).map(Self::Roberta)
             }
-            Architecture::Mpnet => {
+            Family::Mpnet => {
                 Mpnet::load(config, activation(config.activation), &vb).map(Self::Mpnet)
             }
         }

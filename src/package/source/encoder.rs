@@ -26,8 +26,14 @@ const TRANSFORMER_CONFIGS: [&str; 4] = [
 /// `model_type`, and how many rows at the start of the position table no token uses: these families
 /// count positions from the padding index plus one.
 /// <https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/roberta/modeling_roberta.py>
-const ARCHITECTURES: [(&str, usize); 5] =
-    [("bert", 0), ("distilbert", 0), ("mpnet", 2), ("roberta", 2), ("xlm-roberta", 2)];
+const ARCHITECTURES: [(&str, usize); 6] = [
+    ("bert", 0),
+    ("distilbert", 0),
+    ("modernbert", 0),
+    ("mpnet", 2),
+    ("roberta", 2),
+    ("xlm-roberta", 2),
+];
 
 /// The shortest limit that leaves room for a token between the two special ones.
 const MIN_SEQUENCE_LENGTH: usize = 3;
@@ -56,7 +62,7 @@ struct TokenizerConfig {
     truncation_side: Option<String>,
 }
 
-/// What the transformer module holds, without its weights.
+/// What the first module holds, without its weights.
 pub(super) struct Encoder {
     pub(super) architecture: &'static str,
     pub(super) hidden_size: usize,
@@ -130,19 +136,22 @@ fn read_transformer_config(root: &Path) -> Result<(PathBuf, TransformerConfig), 
     Ok((root.join(TRANSFORMER_CONFIGS[0]), TransformerConfig::default()))
 }
 
-fn read_tokenizer(root: &Path, config: &TokenizerConfig) -> Result<Vec<u8>, SourceError> {
+/// The tokenizer in `root`; what to do is said when it is missing.
+pub(super) fn read_tokenizer_file(root: &Path) -> Result<Vec<u8>, SourceError> {
     let path = root.join(TOKENIZER);
-    let bytes = match read_file(&path, MAX_TOKENIZER) {
-        Err(error) if is_missing(&error) => {
-            return Err(unsupported(
-                &path,
-                "is missing; a vocabulary alone is not enough: load the model with transformers \
-                 and save its fast tokenizer \
-                 (AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY))",
-            ));
-        }
-        other => other?,
-    };
+    match read_file(&path, MAX_TOKENIZER) {
+        Err(error) if is_missing(&error) => Err(unsupported(
+            &path,
+            "is missing; a vocabulary alone is not enough: load the model with transformers \
+             and save its fast tokenizer \
+             (AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY))",
+        )),
+        other => other,
+    }
+}
+
+fn read_tokenizer(root: &Path, config: &TokenizerConfig) -> Result<Vec<u8>, SourceError> {
+    let bytes = read_tokenizer_file(root)?;
     let path = root.join("tokenizer_config.json");
     if config.truncation_side.as_deref().is_some_and(|side| side != "right") {
         return Err(unsupported(

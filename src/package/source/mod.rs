@@ -11,6 +11,7 @@
 
 mod encoder;
 mod file;
+mod static_embedding;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -27,7 +28,8 @@ const MAX_WEIGHTS: u64 = 4 << 30;
 const MAX_DENSE: u64 = 256 << 20;
 
 const MODULES: &str = "modules.json";
-const ORDER: &str = "Transformer, Pooling, any number of Dense, at most one Normalize";
+const ORDER: &str =
+    "Transformer and Pooling or StaticEmbedding, any number of Dense, at most one Normalize";
 
 /// A dense layer with the contents of its file.
 #[derive(Debug)]
@@ -103,14 +105,22 @@ impl Source {
             )
         };
 
-        let root = match modules.next().transpose()? {
-            Some(("Transformer", root)) => root,
+        let (root, is_static) = match modules.next().transpose()? {
+            Some(("Transformer", root)) => (root, false),
+            Some(("StaticEmbedding", root)) => (root, true),
             other => return Err(out_of_order(other.map(|(name, _)| name))),
         };
-        let encoder = Encoder::read(&root)?;
-        let pooling = match modules.next().transpose()? {
-            Some(("Pooling", path)) => read_pooling(&path, encoder.hidden_size)?,
-            other => return Err(out_of_order(other.map(|(name, _)| name))),
+        let weights_path = root.join(WEIGHTS);
+        let (encoder, pooling, weights) = if is_static {
+            let weights = read_weights(&weights_path, MAX_WEIGHTS)?;
+            (static_embedding::read(&root, &weights)?, "mean", weights)
+        } else {
+            let encoder = Encoder::read(&root)?;
+            let pooling = match modules.next().transpose()? {
+                Some(("Pooling", path)) => read_pooling(&path, encoder.hidden_size)?,
+                other => return Err(out_of_order(other.map(|(name, _)| name))),
+            };
+            (encoder, pooling, read_weights(&weights_path, MAX_WEIGHTS)?)
         };
         let mut dimensions = encoder.hidden_size;
         let mut dense = Vec::new();
@@ -130,7 +140,6 @@ impl Source {
             }
         }
         let (prompts, default_prompt) = read_prompts(directory)?;
-        let weights_path = root.join(WEIGHTS);
         Ok(Self {
             architecture: encoder.architecture,
             dimensions,
@@ -142,7 +151,7 @@ impl Source {
             default_prompt,
             config: encoder.config,
             tokenizer: encoder.tokenizer,
-            weights: read_weights(&weights_path, MAX_WEIGHTS)?,
+            weights,
             weights_path,
         })
     }
@@ -151,7 +160,8 @@ impl Source {
 /// The class name and the directory of a module.
 fn located<'a>(root: &Path, module: &'a Module) -> Result<(&'a str, PathBuf), SourceError> {
     let path = Path::new(&module.path);
-    if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+    // model2vec writes "." where sentence-transformers writes nothing.
+    if !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
         let reason = format!("the path {:?} of a module leaves the directory", module.path);
         return Err(unsupported(&root.join(MODULES), reason));
     }
@@ -159,7 +169,9 @@ fn located<'a>(root: &Path, module: &'a Module) -> Result<(&'a str, PathBuf), So
     // compute anything.
     let name = module.class.strip_prefix("sentence_transformers.").and_then(|class| {
         let name = class.rsplit('.').next()?;
-        ["Transformer", "Pooling", "Dense", "Normalize"].contains(&name).then_some(name)
+        ["Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize"]
+            .contains(&name)
+            .then_some(name)
     });
     let name = name.ok_or_else(|| {
         let reason = format!(
@@ -406,6 +418,7 @@ mod tests {
             ("xlm-roberta", 514, json!(514), json!(null), 512),
             ("mpnet", 66, json!(null), json!(1e30), 64),
             ("distilbert", 64, json!(null), json!(512), 64),
+            ("modernbert", 8192, json!(512), json!(8192), 512),
         ];
         for (architecture, positions, max_seq, max_length, expected) in cases {
             let directory = model_directory(Layout::Two);
@@ -493,7 +506,7 @@ mod tests {
             (
                 "config.json",
                 json!({ "model_type": "t5", "hidden_size": 4, "max_position_embeddings": 64 }),
-                "bert, distilbert",
+                "bert, distilbert, modernbert",
             ),
             (
                 "config.json",
@@ -572,7 +585,8 @@ mod tests {
             (json!([transformer, pooling, normalize, dense]), "found Dense"),
             (json!([transformer, pooling, normalize, normalize]), "found Normalize"),
             (json!([transformer, pooling, class("LSTM", "2_LSTM")]), "models.LSTM"),
-            (json!([class("StaticEmbedding", "")]), "StaticEmbedding"),
+            (json!([transformer, class("StaticEmbedding", "")]), "found StaticEmbedding"),
+            (json!([class("WordEmbeddings", "")]), "WordEmbeddings"),
             (json!([custom, pooling]), "custom_code.Transformer"),
             (json!([transformer, class("Pooling", "../1_Pooling")]), "leaves the directory"),
             (json!([class("Transformer", "/etc")]), "leaves the directory"),

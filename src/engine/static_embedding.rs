@@ -1,0 +1,292 @@
+//! Static embeddings: the vector of a text is the mean of its tokens' rows in a table, in the
+//! layout of sentence-transformers' `StaticEmbedding` and of model2vec:
+//! <https://github.com/huggingface/sentence-transformers/blob/v5.1.0/sentence_transformers/models/StaticEmbedding.py>
+//!
+//! Owns the table, which stays as it is stored. Starts no threads: a text takes less time than
+//! waking one.
+//!
+//! Invariant: a text without tokens has a vector, as it has there: that of zeros.
+
+use std::io;
+
+use serde::Deserialize;
+
+use super::config::{check_lengths, check_not_zero, parse};
+use super::layout::Expected;
+use super::limits::{Limits, finite};
+use super::peak;
+use super::pool::Head;
+use super::precision::{Precision, Report};
+use super::weights::{self, Table};
+use super::{Embedder, EngineError, ModelSpec, Pooling};
+
+/// Name of the table.
+const TABLE: &str = "embedding.weight";
+/// Name of the table in model2vec's own files.
+const MODEL2VEC_TABLE: &str = "embeddings";
+
+/// The shape of the table, `[vocab_size, hidden_size]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) struct StaticConfig {
+    pub(super) vocab_size: usize,
+    hidden_size: usize,
+}
+
+impl StaticConfig {
+    /// The configuration in `bytes`, which describes the table of `spec`.
+    ///
+    /// # Errors
+    /// When it is no such JSON, or contradicts `spec`; the message has both values.
+    pub(super) fn read(bytes: &[u8], spec: &ModelSpec) -> Result<Self, EngineError> {
+        let config: Self = parse(bytes, spec)?;
+        check_not_zero(&[("vocab_size", config.vocab_size), ("hidden_size", config.hidden_size)])?;
+        check_lengths(spec, config.hidden_size)?;
+        if spec.pooling != Pooling::Mean {
+            return Err(EngineError::Mismatch(format!(
+                "static embeddings have mean pooling, the model is said to have {}",
+                spec.pooling
+            )));
+        }
+        Ok(config)
+    }
+}
+
+/// A model in memory.
+pub(super) struct StaticEmbedder {
+    table: Table,
+    hidden_size: usize,
+    head: Head,
+    limits: Limits,
+    dimensions: usize,
+    report: Report,
+}
+
+impl StaticEmbedder {
+    /// The table of `config` in the safetensors `file`, followed by `head`.
+    ///
+    /// # Errors
+    /// [`EngineError::Mismatch`] when the file has not exactly this table.
+    pub(super) fn new(
+        spec: &ModelSpec,
+        config: StaticConfig,
+        file: Vec<u8>,
+        head: Head,
+    ) -> Result<Self, EngineError> {
+        let StaticConfig { vocab_size, hidden_size } = config;
+        let expected = [Expected::new(TABLE, [vocab_size, hidden_size])].into_iter();
+        let mut tensors = weights::read("model.safetensors", &file, canonical, expected)?;
+        let table = tensors
+            .remove(TABLE)
+            .ok_or_else(|| EngineError::Mismatch(format!("tensor \"{TABLE}\" is missing")))?;
+        let (start, table) = (table.start(&file), table.outline());
+        Ok(Self {
+            table: table.into_table(file, start),
+            hidden_size,
+            head,
+            limits: Limits { vocabulary: vocab_size, min: 0, max: spec.max_sequence_length },
+            dimensions: spec.dimensions,
+            report: Report {
+                precision: Precision::F32,
+                isa: "none",
+                reason: "static embeddings are added up, and nothing is multiplied".to_owned(),
+            },
+        })
+    }
+
+    /// The vector of `text`; `row` and `mean` are memory for values of a row.
+    fn vector(&self, text: &[u32], row: &mut [f32], mean: &mut [f32]) -> Vec<f32> {
+        mean.fill(0.0);
+        for &id in text {
+            self.table.read_row(id as usize, row);
+            mean.iter_mut().zip(&*row).for_each(|(sum, value)| *sum += value);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a text has far fewer than 2^24 tokens")]
+        let length = text.len().max(1) as f32;
+        mean.iter_mut().for_each(|sum| *sum /= length);
+        // The mean of one row is that row.
+        self.head.vector(mean, self.hidden_size)
+    }
+}
+
+/// The name of a tensor in the layout of sentence-transformers, also of those that belong to an
+/// int8 table.
+fn canonical(name: &str) -> Option<String> {
+    let part = name.strip_prefix(MODEL2VEC_TABLE);
+    let part = part.filter(|part| part.is_empty() || part.starts_with('.'));
+    Some(part.map_or_else(|| name.to_owned(), |part| format!("{TABLE}{part}")))
+}
+
+impl Embedder for StaticEmbedder {
+    fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
+        self.limits.check(texts)?;
+        let (mut row, mut mean) = (vec![0.0; self.hidden_size], vec![0.0; self.hidden_size]);
+        let vectors = texts.iter().flat_map(|text| self.vector(text, &mut row, &mut mean));
+        finite(vectors.collect(), self.report.precision.name())
+    }
+
+    fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.table.bytes() + self.head.weight_bytes()
+    }
+
+    /// None.
+    fn matrix_operations(&self, _tokens: usize) -> u64 {
+        0
+    }
+
+    fn matrix_peak(&self) -> io::Result<f64> {
+        peak::f32(1)
+    }
+
+    fn report(&self) -> &Report {
+        &self.report
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::Dtype;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::engine::config::tests::spec;
+    use crate::engine::weights::tests::{f32s, file};
+    use crate::engine::{Activation, Architecture, Dense};
+
+    fn config() -> Value {
+        json!({ "model_type": "static", "vocab_size": 3, "hidden_size": 2 })
+    }
+
+    fn static_spec() -> ModelSpec {
+        ModelSpec { dimensions: 2, ..spec(Architecture::Static) }
+    }
+
+    fn read(config: &Value, spec: &ModelSpec) -> Result<StaticConfig, String> {
+        StaticConfig::read(config.to_string().as_bytes(), spec).map_err(|error| error.to_string())
+    }
+
+    fn new(spec: &ModelSpec, file: Vec<u8>, dense: &[Vec<u8>]) -> Result<StaticEmbedder, String> {
+        let head = Head::read(spec, dense).unwrap();
+        StaticEmbedder::new(spec, read(&config(), spec)?, file, head)
+            .map_err(|error| error.to_string())
+    }
+
+    const ROWS: [f32; 6] = [1.0, -1.0, 3.0, 5.0, 0.0, 0.5];
+
+    fn table() -> Vec<u8> {
+        file(&[(TABLE, Dtype::F32, &[3, 2], f32s(&ROWS))])
+    }
+
+    #[test]
+    fn a_vector_is_the_mean_of_the_rows_whatever_the_table_is_called_and_stored_as() {
+        let int8 = |name: &str| {
+            let scale = format!("{name}.scale");
+            let index = format!("{name}.outlier.index");
+            let value = format!("{name}.outlier.value");
+            let rows: Vec<u8> = [2_i8, -2, 0, 5, 0, 1].map(|q| q.to_le_bytes()[0]).to_vec();
+            let two = 2_u32.to_le_bytes().to_vec();
+            file(&[
+                (name, Dtype::I8, &[3, 2], rows),
+                (&scale, Dtype::F32, &[3], f32s(&[0.5, 1.0, 0.5])),
+                (&index, Dtype::U32, &[1], two),
+                (&value, Dtype::F32, &[1], f32s(&[3.0])),
+            ])
+        };
+        let model2vec = file(&[(MODEL2VEC_TABLE, Dtype::F32, &[3, 2], f32s(&ROWS))]);
+        for stored in [table(), model2vec, int8(TABLE), int8(MODEL2VEC_TABLE)] {
+            let mut embedder = new(&static_spec(), stored, &[]).unwrap();
+            let texts: [&[u32]; 4] = [&[0], &[0, 1], &[], &[2, 2, 0, 1]];
+            let expected = [1.0, -1.0, 2.0, 2.0, 0.0, 0.0, 1.0, 1.25];
+            assert_eq!(embedder.embed(&texts).unwrap(), expected);
+            assert!(embedder.embed(&[]).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn dense_layers_and_normalisation_follow_even_a_text_without_tokens() {
+        let dense =
+            Dense { in_features: 2, out_features: 1, bias: true, activation: Activation::Identity };
+        let spec =
+            ModelSpec { dimensions: 1, dense: vec![dense], normalize: true, ..static_spec() };
+        let layer = file(&[
+            ("linear.weight", Dtype::F32, &[1, 2], f32s(&[1.0, 1.0])),
+            ("linear.bias", Dtype::F32, &[1], f32s(&[-4.0])),
+        ]);
+        let mut embedder = new(&spec, table(), &[layer]).unwrap();
+        assert_eq!(embedder.embed(&[&[], &[1]]).unwrap(), [-1.0, 1.0]);
+        assert_eq!(embedder.dimensions(), 1);
+        assert!(embedder.weight_bytes() >= 4 * (6 + 2 + 1));
+    }
+
+    #[test]
+    fn an_id_or_a_length_beyond_the_limits_is_refused() {
+        let mut embedder = new(&static_spec(), table(), &[]).unwrap();
+        let refusal = |embedder: &mut StaticEmbedder, text: &[u32]| {
+            embedder.embed(&[&[0], text]).unwrap_err().to_string()
+        };
+        assert_eq!(
+            refusal(&mut embedder, &[3]),
+            "token id 3 is outside the model's vocabulary of 3 tokens"
+        );
+        assert_eq!(
+            refusal(&mut embedder, &[0; 11]),
+            "a text of 11 tokens; this model takes 0 to 10"
+        );
+    }
+
+    #[test]
+    fn a_table_that_is_not_the_one_of_the_configuration_is_refused_with_both_shapes() {
+        let with = |tensors: &[(&str, Dtype, &[usize], Vec<u8>)]| {
+            new(&static_spec(), file(tensors), &[]).err().unwrap()
+        };
+        let good = || (TABLE, Dtype::F32, [3, 2].as_slice(), f32s(&ROWS));
+        let mut damaged = ROWS;
+        damaged[4] = f32::NAN;
+        let cases = [
+            (with(&[]), "\"embedding.weight\" [3, 2] is missing"),
+            (
+                with(&[(TABLE, Dtype::F32, &[2, 3], f32s(&ROWS))]),
+                "\"embedding.weight\" has shape [2, 3], expected [3, 2]",
+            ),
+            (
+                with(&[good(), ("mapping", Dtype::I64, &[1], vec![0; 8])]),
+                "\"mapping\" [1] is not part of this model",
+            ),
+            (
+                with(&[good(), (MODEL2VEC_TABLE, Dtype::F32, &[3, 2], f32s(&ROWS))]),
+                "\"embedding.weight\" is there twice, under two spellings",
+            ),
+            (
+                with(&[(TABLE, Dtype::F32, &[3, 2], f32s(&damaged))]),
+                "\"embedding.weight\" has NaN at index 4",
+            ),
+        ];
+        for (found, expected) in cases {
+            assert_eq!(found, format!("model.safetensors: tensor {expected}"));
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_contradicts_the_model_is_refused() {
+        let changed = |key: &str, value: Value| {
+            let mut config = config();
+            config[key] = value;
+            read(&config, &static_spec()).unwrap_err()
+        };
+        assert_eq!(changed("vocab_size", json!(0)), "config.json: vocab_size is 0");
+        assert_eq!(
+            changed("hidden_size", json!(4)),
+            "the vectors have 4 dimensions, the model is said to have 2"
+        );
+        assert_eq!(
+            changed("model_type", json!("bert")),
+            "config.json: model_type is \"bert\", the model is said to be \"static\""
+        );
+        let spec = ModelSpec { pooling: Pooling::Cls, ..static_spec() };
+        let message = "static embeddings have mean pooling, the model is said to have cls";
+        assert_eq!(read(&config(), &spec).unwrap_err(), message);
+    }
+}
