@@ -135,7 +135,7 @@ pub struct Package {
     pub problem: Option<String>,
     /// `absent`, `loading`, `resident` or `failed`; `null` when no daemon runs.
     pub residency: Option<String>,
-    /// Bytes of weights in memory.
+    /// Memory that its weights take, in bytes; without the table of words, which is read in place from the store.
     pub resident_bytes: u64,
     /// What it is computed in, while it is in memory.
     pub arithmetic: Option<Arithmetic>,

@@ -180,8 +180,7 @@ impl Bench {
             (&installed, entry.key.clone())
         };
         let begun = Instant::now();
-        let (manifest, contents) = store.read(&key).map_err(InstallError::from)?;
-        let mut model = load::load(&manifest, contents, options).map_err(InstallError::from)?;
+        let (manifest, mut model) = load::load_from::<InstallError>(store, &key, options)?;
         let load_time = begun.elapsed();
         load::embed_plain(&mut model, text)?;
         let first_vector = started.elapsed();

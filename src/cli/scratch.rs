@@ -25,7 +25,7 @@ impl Scratch {
     /// An empty store that is held to `settings`, except that any package may be looked at.
     pub(super) fn create(settings: &Settings) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
-        let (store, _damaged) = Store::open(directory.path())?;
+        let store = Store::volatile(directory.path())?;
         let rules = Rules { bundled_only: false, ..Rules::from(settings) };
         Ok(Self { store, rules, _directory: directory })
     }

@@ -12,6 +12,7 @@
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::EngineError;
+use super::WeightsFile;
 use super::attention::{Attended, Heads};
 use super::config::{EncoderConfig, HiddenActivation};
 use super::integers;
@@ -79,20 +80,20 @@ impl Encoder {
     /// The encoder of `config` with the weights in the safetensors `file`, for texts of at most `reach`
     /// tokens; `formats` are those of linear layers and of attention.
     ///
-    /// Packs on the rayon threads that it is called in. Of `file` the table of words is kept, and what
-    /// lies before it.
+    /// Packs on the rayon threads that it is called in, and releases what was packed. `file` is kept for
+    /// the table of words.
     ///
     /// # Errors
     /// [`EngineError::Mismatch`] when a tensor is missing, unknown, of another shape or not finite.
     pub(super) fn read(
         config: &EncoderConfig,
         reach: usize,
-        file: Vec<u8>,
+        file: Box<dyn WeightsFile>,
         (format, attention): (Format, Format),
     ) -> Result<Self, EngineError> {
         let tensors = weights::read(
             "model.safetensors",
-            &file,
+            &*file,
             |name| layout::canonical(config.family, name),
             layout::encoder_tensors(config),
         )?;
@@ -114,14 +115,16 @@ impl Encoder {
         });
         let positions = positions(&tensors, config.hidden_size)?;
         let words = tensor(&tensors, "embeddings.word_embeddings.weight")?;
-        let (start, words) = (words.start(&file), words.outline());
+        let words = words.place();
         drop(tensors);
+        // Also what a tensor shares a page with, the header, and what was read into values.
+        file.release(0..file.bytes().len());
         #[expect(clippy::cast_possible_truncation, reason = "LayerNorm computes in f32")]
         let epsilon = config.layer_norm_eps as f32;
         Ok(Self {
             packing,
             attention,
-            words: words.into_table(file, start),
+            words: Table::new(file, words),
             positions,
             padding_id: match config.family {
                 Family::Bert | Family::DistilBert => None,
@@ -133,6 +136,11 @@ impl Encoder {
             relative_bias,
             layers,
         })
+    }
+
+    /// Bytes that are read in place from a mapped file.
+    pub(super) fn mapped_bytes(&self) -> u64 {
+        self.words.mapped_bytes()
     }
 
     /// Memory of the weights, in bytes.

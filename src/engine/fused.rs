@@ -19,7 +19,7 @@ use super::peak;
 use super::pool::Head;
 use super::precision::{Choice, Report};
 use super::scratch::{States, Work};
-use super::{Embedder, EngineError, ModelSpec, Options, threads};
+use super::{Embedder, EngineError, ModelSpec, Options, WeightsFile, threads};
 
 /// Tokens of a pass: enough that reading the weights costs little beside the products, few enough that
 /// the rows stay in the second cache.
@@ -60,7 +60,7 @@ impl Fused {
     pub(super) fn new(
         spec: &ModelSpec,
         config: EncoderConfig,
-        file: Vec<u8>,
+        file: Box<dyn WeightsFile>,
         head: Head,
         choice: Choice,
         options: Options,
@@ -220,6 +220,10 @@ impl Embedder for Fused {
 
     fn weight_bytes(&self) -> u64 {
         self.encoder.bytes() + self.head.weight_bytes()
+    }
+
+    fn mapped_bytes(&self) -> u64 {
+        self.encoder.mapped_bytes()
     }
 
     fn matrix_operations(&self, tokens: usize) -> u64 {

@@ -163,6 +163,11 @@ impl<'t, 'a> Source<'t, 'a> {
         }
     }
 
+    /// Says that the weight was packed.
+    fn release(&self) {
+        self.weight.release();
+    }
+
     fn row(&self, output: usize) -> Vec<f32> {
         let mut row = vec![0.0; self.weight.shape[1]];
         self.weight.read_row(output, &mut row);
@@ -219,6 +224,7 @@ impl Packing {
                 let padded = (part * heads + output / head) * padded_head + output % head;
                 source.pack(output, factor, &places, &mut packed, padded);
             }
+            source.release();
         }
         packed
     }
@@ -235,6 +241,7 @@ impl Packing {
         for output in 0..outputs {
             source.pack(output, 1.0, &places, &mut packed, output);
         }
+        source.release();
         packed
     }
 
@@ -255,6 +262,7 @@ impl Packing {
         for (place, &channel) in self.order.iter().enumerate() {
             source.pack(channel, 1.0, places, &mut packed, place);
         }
+        source.release();
         packed
     }
 }

@@ -47,10 +47,12 @@ mod weights;
 
 pub use error::EngineError;
 pub use precision::{Precision, Report};
-pub use spec::{Activation, Architecture, Dense, ModelFiles, ModelSpec, Pooling, UnknownName};
+pub use spec::{
+    Activation, Architecture, Dense, ModelFiles, ModelSpec, Pooling, UnknownName, WeightsFile,
+};
 pub use tokenize::{Tokenizer, Tokens};
 
-use std::io;
+use std::{io, panic, thread};
 
 use candle_runtime::{CandleEmbedder, ModernBertConfig};
 use config::EncoderConfig;
@@ -75,8 +77,14 @@ pub trait Embedder: Send {
     /// Length of one vector.
     fn dimensions(&self) -> usize;
 
-    /// Bytes of weights held in memory.
+    /// Memory of this process that the weights take, in bytes. What is read in place from a mapped
+    /// file is not counted: see [`Embedder::mapped_bytes`].
     fn weight_bytes(&self) -> u64;
+
+    /// Bytes that are read in place from a mapped file: the most that can be resident beside
+    /// [`Embedder::weight_bytes`]. Only the rows of words that were seen are, and the system takes
+    /// them back when memory is short.
+    fn mapped_bytes(&self) -> u64;
 
     /// Operations a second of its products on its threads when operands are in the first cache.
     ///
@@ -115,49 +123,67 @@ pub struct Loaded {
 
 /// Loads the model that `spec` describes from `files`.
 ///
-/// Blocks for as long as packing the weights takes. Holds the linear layers twice while it does, as
-/// stored and as packed; the stored ones are freed on return, the table of words is used as stored.
+/// Blocks for as long as packing the weights takes. No second copy of them is made: a tensor is
+/// packed row by row, and its bytes are released when it is done with. The table of words is read in
+/// place for as long as the model lives.
 ///
 /// # Errors
 /// When a file cannot be read, or contradicts `spec` or another file: the message names the file,
 /// and the tensor or both values.
 pub fn load(spec: &ModelSpec, files: ModelFiles, options: Options) -> Result<Loaded, EngineError> {
     let ModelFiles { config, tokenizer, weights, dense } = files;
-    let head = || Head::read(spec, &dense);
+    let head = Head::read(spec, &dense)?;
+    let length = spec.max_sequence_length;
+    let tokenizer = &tokenizer;
     match spec.architecture.runtime() {
         Runtime::Fused(family) => {
             let config = EncoderConfig::read(&config, family, spec)?;
-            let tokenizer = Tokenizer::from_bytes(&tokenizer, spec.max_sequence_length)?;
-            check_vocabulary(&tokenizer, config.vocab_size)?;
-            let choice = precision::choose(options.precision, weights::has_integers(&weights));
-            let embedder = Fused::new(spec, config, weights, head()?, choice, options)?;
-            Ok(Loaded { tokenizer, embedder: Box::new(embedder) })
+            let rows = config.vocab_size;
+            let integers = weights::has_integers(weights.bytes());
+            let choice = precision::choose(options.precision, integers);
+            let tokenizer = || Tokenizer::from_bytes(tokenizer, length);
+            load_both(tokenizer, rows, || Fused::new(spec, config, weights, head, choice, options))
         }
         Runtime::ModernBert => {
             let config = ModernBertConfig::read(&config, spec)?;
-            let tokenizer = Tokenizer::from_bytes(&tokenizer, spec.max_sequence_length)?;
-            check_vocabulary(&tokenizer, config.vocab_size())?;
-            let embedder = CandleEmbedder::new(spec, config, &weights, head()?, options)?;
-            Ok(Loaded { tokenizer, embedder: Box::new(embedder) })
+            let rows = config.vocab_size();
+            let tokenizer = || Tokenizer::from_bytes(tokenizer, length);
+            load_both(tokenizer, rows, || {
+                CandleEmbedder::new(spec, config, &*weights, head, options)
+            })
         }
         Runtime::Static => {
             let config = StaticConfig::read(&config, spec)?;
-            let length = spec.max_sequence_length;
-            let tokenizer = Tokenizer::without_special_tokens(&tokenizer, length)?;
-            check_vocabulary(&tokenizer, config.vocab_size)?;
-            let embedder = StaticEmbedder::new(spec, config, weights, head()?)?;
-            Ok(Loaded { tokenizer, embedder: Box::new(embedder) })
+            let rows = config.vocab_size;
+            let tokenizer = || Tokenizer::without_special_tokens(tokenizer, length);
+            load_both(tokenizer, rows, || StaticEmbedder::new(spec, config, weights, head))
         }
     }
 }
 
-/// Refuses a tokenizer with ids beyond the table of `rows` word embeddings.
-fn check_vocabulary(tokenizer: &Tokenizer, rows: usize) -> Result<(), EngineError> {
+/// A tokenizer for a table of `rows` word embeddings, and an embedder, read side by side: the tokenizer
+/// takes half of the time of a small model's load, and the weights are read by one thread before as
+/// many as there are pack them.
+fn load_both<E: Embedder + 'static>(
+    tokenizer: impl FnOnce() -> Result<Tokenizer, EngineError> + Send,
+    rows: usize,
+    embedder: impl FnOnce() -> Result<E, EngineError>,
+) -> Result<Loaded, EngineError> {
+    let (tokenizer, embedder) = thread::scope(|scope| {
+        let tokenizer = thread::Builder::new()
+            .name("tokenizer".to_owned())
+            .spawn_scoped(scope, tokenizer)
+            .map_err(|source| EngineError::Threads { threads: 1, source: source.into() })?;
+        let embedder = embedder();
+        let tokenizer = tokenizer.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+        Ok::<_, EngineError>((tokenizer, embedder))
+    })?;
+    let tokenizer = tokenizer?;
     let tokens = tokenizer.vocabulary_size();
-    if tokens <= rows {
-        return Ok(());
+    if tokens > rows {
+        return Err(EngineError::Mismatch(format!(
+            "tokenizer.json has {tokens} tokens, model.safetensors has word embeddings for {rows}"
+        )));
     }
-    Err(EngineError::Mismatch(format!(
-        "tokenizer.json has {tokens} tokens, model.safetensors has word embeddings for {rows}"
-    )))
+    Ok(Loaded { tokenizer, embedder: Box::new(embedder?) })
 }

@@ -6,7 +6,7 @@
 
 use super::layout::Expected;
 use super::weights;
-use super::{Activation, Dense, EngineError, ModelSpec, Pooling};
+use super::{Activation, Dense, EngineError, ModelSpec, Pooling, WeightsFile};
 
 /// The smallest length that normalisation divides by; the default of
 /// `torch.nn.functional.normalize`.
@@ -34,7 +34,7 @@ impl Head {
         }
         let layers = spec.dense.iter().zip(files).enumerate();
         let dense = layers
-            .map(|(index, (dense, bytes))| DenseLayer::read(index, *dense, bytes))
+            .map(|(index, (dense, file))| DenseLayer::read(index, *dense, file))
             .collect::<Result<_, _>>()?;
         Ok(Self { pooling: spec.pooling, dense, normalize: spec.normalize })
     }
@@ -71,7 +71,7 @@ struct DenseLayer {
 }
 
 impl DenseLayer {
-    fn read(index: usize, dense: Dense, bytes: &[u8]) -> Result<Self, EngineError> {
+    fn read(index: usize, dense: Dense, file: &dyn WeightsFile) -> Result<Self, EngineError> {
         // `chunks_exact` in `apply` needs rows of at least one value.
         if dense.in_features == 0 {
             return Err(EngineError::Mismatch(format!("dense layer {index} takes no values")));
@@ -80,7 +80,7 @@ impl DenseLayer {
         let bias = dense.bias.then(|| Expected::new("linear.bias", [dense.out_features]));
         let mut weights = weights::read(
             &format!("dense.{index}.safetensors"),
-            bytes,
+            file,
             |name| Some(name.to_owned()),
             [weight].into_iter().chain(bias),
         )?;

@@ -123,7 +123,7 @@ fn proved(amx: Amx) -> Result<Amx, &'static str> {
 
 fn decide(wanted: Precision, integers: bool, isa: Isa, amx: Result<Amx, &'static str>) -> Choice {
     let (precision, reason) = match (wanted, amx) {
-        (Precision::F32, _) => (Precision::F32, "asked for".to_owned()),
+        (Precision::F32, _) => (Precision::F32, "exact".to_owned()),
         (Precision::Int8, _) => (Precision::Int8, "asked for".to_owned()),
         (Precision::Bf16, Ok(_)) => (Precision::Bf16, "asked for".to_owned()),
         (Precision::Bf16, Err(why)) => {
@@ -168,7 +168,7 @@ mod tests {
         let none = Err("the processor has no AMX");
         let cases = [
             (Precision::Auto, Precision::F32, "exact; the processor has no AMX"),
-            (Precision::F32, Precision::F32, "asked for"),
+            (Precision::F32, Precision::F32, "exact"),
             (Precision::Int8, Precision::Int8, "asked for"),
             (
                 Precision::Bf16,

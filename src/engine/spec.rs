@@ -3,6 +3,7 @@
 //! Pure data. Where it comes from (a manifest, a test) is not the engine's business.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 /// The kind of model, as `model_type` in a transformers `config.json` spells it.
@@ -204,18 +205,48 @@ pub struct ModelSpec {
     pub normalize: bool,
 }
 
+/// The bytes of a weights file, wherever they lie: in memory, or in a file that is mapped.
+///
+/// Whoever implements it promises that [`WeightsFile::bytes`] gives the same bytes at the same
+/// place each time, before and after [`WeightsFile::release`].
+pub trait WeightsFile: Send + Sync {
+    /// All bytes.
+    fn bytes(&self) -> &[u8];
+
+    /// Hears that `range` of the bytes will not be read for long, and may give back the memory that
+    /// it takes.
+    fn release(&self, range: Range<usize>);
+
+    /// Memory of this process that the bytes take, in bytes; without what belongs to a file, from
+    /// which the system reads it again when it is needed.
+    fn anonymous_bytes(&self) -> u64;
+}
+
+/// In memory: nothing of it can be given back alone.
+impl WeightsFile for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn release(&self, _range: Range<usize>) {}
+
+    fn anonymous_bytes(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
 /// The verified contents of a model's files.
 ///
 /// Bytes and not paths: what was checked is what is used.
-#[derive(Debug, Default)]
 pub struct ModelFiles {
     /// `config.json` of transformers; of static embeddings `model_type`, `vocab_size` and
     /// `hidden_size` alone.
     pub config: Vec<u8>,
     /// `tokenizer.json` of Hugging Face tokenizers.
     pub tokenizer: Vec<u8>,
-    /// `model.safetensors`: f32, f16, bf16, or int8 with a `.scale` beside each int8 tensor.
-    pub weights: Vec<u8>,
+    /// `model.safetensors`: f32, f16, bf16, or int8 with a `.scale` beside each int8 tensor. Kept as
+    /// long as the model: the table of words is read in place.
+    pub weights: Box<dyn WeightsFile>,
     /// One safetensors file for each [`Dense`] of the [`ModelSpec`], in its order.
     pub dense: Vec<Vec<u8>>,
 }

@@ -18,7 +18,7 @@ use super::peak;
 use super::pool::Head;
 use super::precision::{Precision, Report};
 use super::weights::{self, Table};
-use super::{Embedder, EngineError, ModelSpec, Pooling};
+use super::{Embedder, EngineError, ModelSpec, Pooling, WeightsFile};
 
 /// Name of the table.
 const TABLE: &str = "embedding.weight";
@@ -69,18 +69,19 @@ impl StaticEmbedder {
     pub(super) fn new(
         spec: &ModelSpec,
         config: StaticConfig,
-        file: Vec<u8>,
+        file: Box<dyn WeightsFile>,
         head: Head,
     ) -> Result<Self, EngineError> {
         let StaticConfig { vocab_size, hidden_size } = config;
         let expected = [Expected::new(TABLE, [vocab_size, hidden_size])].into_iter();
-        let mut tensors = weights::read("model.safetensors", &file, canonical, expected)?;
+        let mut tensors = weights::read("model.safetensors", &*file, canonical, expected)?;
         let table = tensors
             .remove(TABLE)
             .ok_or_else(|| EngineError::Mismatch(format!("tensor \"{TABLE}\" is missing")))?;
-        let (start, table) = (table.start(&file), table.outline());
+        let place = table.place();
+        drop(tensors);
         Ok(Self {
-            table: table.into_table(file, start),
+            table: Table::new(file, place),
             hidden_size,
             head,
             limits: Limits { vocabulary: vocab_size, min: 0, max: spec.max_sequence_length },
@@ -132,6 +133,10 @@ impl Embedder for StaticEmbedder {
         self.table.bytes() + self.head.weight_bytes()
     }
 
+    fn mapped_bytes(&self) -> u64 {
+        self.table.mapped_bytes()
+    }
+
     /// None.
     fn matrix_operations(&self, _tokens: usize) -> u64 {
         0
@@ -170,7 +175,7 @@ mod tests {
 
     fn new(spec: &ModelSpec, file: Vec<u8>, dense: &[Vec<u8>]) -> Result<StaticEmbedder, String> {
         let head = Head::read(spec, dense).unwrap();
-        StaticEmbedder::new(spec, read(&config(), spec)?, file, head)
+        StaticEmbedder::new(spec, read(&config(), spec)?, Box::new(file), head)
             .map_err(|error| error.to_string())
     }
 

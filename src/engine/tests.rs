@@ -1,6 +1,8 @@
 //! A model from its files to its vectors, and what is refused on the way.
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -11,7 +13,7 @@ use crate::engine::reference::Reference;
 use crate::engine::weights::tests::{f32s, file};
 use crate::engine::{
     Activation, Architecture, Dense, Embedder, EngineError, Loaded, ModelFiles, ModelSpec, Options,
-    Precision, load,
+    Precision, WeightsFile, load,
 };
 
 const OPTIONS: Options = Options { threads: 2, batch_tokens: 64, precision: Precision::F32 };
@@ -32,7 +34,7 @@ fn golden(name: &str, architecture: Architecture) -> Box<dyn Embedder> {
     let files = ModelFiles {
         config: golden_file(name, "config.json"),
         tokenizer: golden_file(name, "tokenizer.json"),
-        weights: golden_file(name, "model.safetensors"),
+        weights: Box::new(golden_file(name, "model.safetensors")),
         dense: Vec::new(),
     };
     load(&golden_spec(name, architecture), files, OPTIONS).unwrap().embedder
@@ -64,7 +66,7 @@ fn constant_bert(value: f32) -> (ModelSpec, ModelFiles) {
             (tensor.name.as_str(), safetensors::Dtype::F32, &tensor.shape[..], f32s(&values))
         })
         .collect();
-    let weights = file(&tensors);
+    let weights = Box::new(file(&tensors));
     (spec, ModelFiles { config, tokenizer: tokenizer(5), weights, dense: Vec::new() })
 }
 
@@ -112,7 +114,7 @@ fn the_table_of_static_embeddings_must_cover_the_tokenizer() {
     let files = |words| ModelFiles {
         config: config.to_string().into_bytes(),
         tokenizer: tokenizer(words),
-        weights: file(std::slice::from_ref(&table)),
+        weights: Box::new(file(std::slice::from_ref(&table))),
         dense: Vec::new(),
     };
     let spec = spec(Architecture::Static);
@@ -134,7 +136,7 @@ fn weights_of_modernbert_must_be_those_of_the_configuration() {
         let files = ModelFiles {
             config: config.to_string().into_bytes(),
             tokenizer: golden_file(name, "tokenizer.json"),
-            weights: golden_file(name, "model.safetensors"),
+            weights: Box::new(golden_file(name, "model.safetensors")),
             dense: Vec::new(),
         };
         refusal(&golden_spec(name, Architecture::ModernBert), files)
@@ -194,6 +196,44 @@ fn every_weight_in_memory_is_counted() {
     assert_eq!(embedder.dimensions(), 3);
 }
 
+/// A file as one that is mapped shows itself; notes what is released.
+struct Mapped(Vec<u8>, Arc<Mutex<Vec<Range<usize>>>>);
+
+impl WeightsFile for Mapped {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn release(&self, range: Range<usize>) {
+        self.1.lock().unwrap().push(range);
+    }
+
+    fn anonymous_bytes(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn of_a_mapped_file_all_is_released_and_the_words_are_read_in_place() {
+    let (spec, files) = constant_bert(0.5);
+    let in_memory = load(&spec, files, OPTIONS).unwrap().embedder;
+    let (_, files) = constant_bert(0.5);
+    let released = Arc::default();
+    let file = Mapped(files.weights.bytes().to_vec(), Arc::clone(&released));
+    let length = file.0.len();
+    let tensors = safetensors::SafeTensors::deserialize(&file.0).unwrap().len();
+    let files = ModelFiles { weights: Box::new(file), ..files };
+    let mut embedder = load(&spec, files, OPTIONS).unwrap().embedder;
+    // Five words of eight values.
+    assert_eq!((embedder.mapped_bytes(), in_memory.mapped_bytes()), (5 * 8 * 4, 0));
+    assert_eq!(embedder.weight_bytes(), in_memory.weight_bytes() - length as u64);
+    let released = released.lock().unwrap();
+    // Each tensor after it was checked, six matrices after they were packed, in the end all.
+    assert_eq!(released.len(), tensors + 6 + 1);
+    assert_eq!(released.last(), Some(&(0..length)));
+    assert_eq!(embedder.embed(&[&[1, 2]]).unwrap().len(), 8);
+}
+
 #[test]
 fn int8_weights_give_nearly_the_vectors_of_f32() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-bert-mean");
@@ -229,6 +269,7 @@ fn int8_weights_give_nearly_the_vectors_of_f32() {
     let text: &[u32] = &[2, 220, 512, 449, 288, 465, 480, 3];
     let [exact, near] = [original.clone(), file(&quantized)].map(|weights| {
         let (config, tokenizer) = (read("config.json"), read("tokenizer.json"));
+        let weights = Box::new(weights);
         let files = ModelFiles { config, tokenizer, weights, dense: Vec::new() };
         load(&spec, files, OPTIONS).unwrap().embedder.embed(&[text]).unwrap()
     });

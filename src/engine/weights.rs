@@ -12,22 +12,25 @@
 //! finite.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::EngineError;
 use super::integers::IntegerRow;
 use super::layout::Expected;
+use super::{EngineError, WeightsFile};
 
 /// A tensor of a file, as it is stored; decoded where it is used.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Tensor<'a> {
     /// Its shape.
     pub(super) shape: Vec<usize>,
     stored: Stored,
     data: &'a [u8],
+    /// What `data` is a part of.
+    file: &'a dyn WeightsFile,
 }
 
 /// How a tensor's values are stored.
@@ -154,51 +157,63 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// Keeps the tensor with the file that it is in, whose end behind it is freed.
-    ///
-    /// `file` is what the tensor was read from.
-    pub(super) fn into_table(self, mut file: Vec<u8>, start: usize) -> Table {
-        let columns = self.columns();
-        file.truncate(start + self.shape.iter().product::<usize>() * self.stored.value_bytes());
-        file.shrink_to_fit();
-        Table { stored: self.stored, columns, file, start }
+    /// Where the data lies in the file.
+    fn range(&self) -> Range<usize> {
+        let start = self.data.as_ptr().addr() - self.file.bytes().as_ptr().addr();
+        start..start + self.data.len()
     }
 
-    /// Where the tensor begins in `file`, of which it is a part.
-    pub(super) fn start(&self, file: &[u8]) -> usize {
-        self.data.as_ptr().addr() - file.as_ptr().addr()
+    /// Says that the data will not be read for long.
+    pub(super) fn release(&self) {
+        self.file.release(self.range());
     }
 
-    /// The same without its data.
-    pub(super) fn outline(&self) -> Tensor<'static> {
-        Tensor { shape: self.shape.clone(), stored: self.stored.clone(), data: &[] }
+    /// The tensor without the borrow of its file.
+    pub(super) fn place(&self) -> Place {
+        Place { stored: self.stored.clone(), columns: self.columns(), range: self.range() }
     }
 }
 
-/// A matrix that stays in its file's bytes; rows are decoded as they are asked for.
-pub(super) struct Table {
+/// Where a matrix lies in its file, and how it is stored there.
+pub(super) struct Place {
     stored: Stored,
     columns: usize,
-    file: Vec<u8>,
-    start: usize,
+    range: Range<usize>,
+}
+
+/// A matrix that stays in its file; rows are decoded as they are asked for.
+pub(super) struct Table {
+    file: Box<dyn WeightsFile>,
+    place: Place,
 }
 
 impl Table {
-    /// Decodes the values of `row` into `out`.
-    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
-        let bytes = self.columns * self.stored.value_bytes();
-        self.stored.decode(row, &self.file[self.start + row * bytes..][..bytes], out);
+    /// The matrix at `place` of `file`, where it was found.
+    pub(super) fn new(file: Box<dyn WeightsFile>, place: Place) -> Self {
+        Self { file, place }
     }
 
-    /// Memory of the table and of what lies before it in the file, in bytes.
+    /// Decodes the values of `row` into `out`.
+    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
+        let Place { stored, columns, range } = &self.place;
+        let bytes = columns * stored.value_bytes();
+        stored.decode(row, &self.file.bytes()[range.clone()][row * bytes..][..bytes], out);
+    }
+
+    /// Memory of this process that the table takes with its file, in bytes.
     pub(super) fn bytes(&self) -> u64 {
-        let scales = match &self.stored {
+        let scales = match &self.place.stored {
             Stored::Int8(Quantization { scales, outliers }) => {
                 size_of_val(scales.as_slice()) + size_of_val(outliers.as_slice())
             }
             _ => 0,
         };
-        (self.file.len() + scales) as u64
+        self.file.anonymous_bytes() + scales as u64
+    }
+
+    /// Bytes of the table that are in a mapped file.
+    pub(super) fn mapped_bytes(&self) -> u64 {
+        if self.file.anonymous_bytes() > 0 { 0 } else { self.place.range.len() as u64 }
     }
 }
 
@@ -212,22 +227,23 @@ pub(super) fn has_integers(bytes: &[u8]) -> bool {
 /// Tensors by canonical name.
 pub(super) type Tensors<'a> = BTreeMap<String, Tensor<'a>>;
 
-/// The `expected` tensors of the safetensors file `bytes`.
+/// The `expected` tensors of the safetensors `file`, which messages call `name`.
 ///
 /// `canonical` gives the name under which a stored tensor is expected, or `None` to pass over it.
-/// `file` is for messages.
+/// Every value is read once, to see that it is finite, and the memory of a mapped file released
+/// behind.
 ///
 /// # Errors When a tensor is missing, unknown, of another shape or of a type that is not stored, or
 /// has a value that is not finite: by name, with the shapes.
 pub(super) fn read<'a>(
-    file: &str,
-    bytes: &'a [u8],
+    name: &str,
+    file: &'a dyn WeightsFile,
     canonical: impl Fn(&str) -> Option<String>,
     expected: impl Iterator<Item = Expected>,
 ) -> Result<Tensors<'a>, EngineError> {
-    let tensors = SafeTensors::deserialize(bytes)
-        .map_err(|source| EngineError::File { file: file.to_owned(), source: source.into() })?;
-    let mut views = Views { file, tensors: BTreeMap::new() };
+    let tensors = SafeTensors::deserialize(file.bytes())
+        .map_err(|source| EngineError::File { file: name.to_owned(), source: source.into() })?;
+    let mut views = Views { name, file, tensors: BTreeMap::new() };
     for (name, view) in tensors.iter() {
         let Some(name) = canonical(name) else { continue };
         if views.tensors.contains_key(&name) {
@@ -248,14 +264,15 @@ pub(super) fn read<'a>(
 }
 
 /// The tensors of a file that nobody has taken yet.
-struct Views<'f, 'a> {
-    file: &'f str,
+struct Views<'n, 'a> {
+    name: &'n str,
+    file: &'a dyn WeightsFile,
     tensors: BTreeMap<String, TensorView<'a>>,
 }
 
 impl<'a> Views<'_, 'a> {
     fn refuse(&self, name: &str, what: &str) -> EngineError {
-        EngineError::Mismatch(format!("{}: tensor \"{name}\" {what}", self.file))
+        EngineError::Mismatch(format!("{}: tensor \"{name}\" {what}", self.name))
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, EngineError> {
@@ -276,8 +293,10 @@ impl<'a> Views<'_, 'a> {
                 return Err(self.refuse(name, &what));
             }
         };
-        let tensor = Tensor { shape: shape.to_vec(), stored, data: view.data() };
-        if !tensor.has_non_finite() {
+        let tensor = Tensor { shape: shape.to_vec(), stored, data: view.data(), file: self.file };
+        let suspicious = tensor.has_non_finite();
+        tensor.release();
+        if !suspicious {
             return Ok(tensor);
         }
         match tensor.position(|value| !value.is_finite()) {
@@ -512,7 +531,7 @@ pub(super) mod tests {
         let bytes = file(&[("a", Dtype::I8, &[2], i8s(&[1, 1]))]);
         let expected = [Expected::new("a", [2])].into_iter();
         let error =
-            read("m.safetensors", &bytes, |name| Some(name.to_owned()), expected).unwrap_err();
+            read("m.safetensors", &bytes, |name| Some(name.to_owned()), expected).err().unwrap();
         let message = "m.safetensors: tensor \"a\" is I8 of [2]; only matrices may be";
         assert_eq!(error.to_string(), message);
     }
@@ -520,7 +539,8 @@ pub(super) mod tests {
     #[test]
     fn what_is_no_safetensors_file_is_refused_by_name() {
         for bytes in [&b""[..], &[255; 16], b"\x08\0\0\0\0\0\0\0{\"a\": 1}"] {
-            let error = read("m.safetensors", bytes, |_| None, std::iter::empty()).unwrap_err();
+            let bytes = bytes.to_vec();
+            let error = read("m.safetensors", &bytes, |_| None, std::iter::empty()).err().unwrap();
             assert_eq!(error.to_string(), "m.safetensors cannot be read");
         }
     }

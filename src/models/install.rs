@@ -164,9 +164,7 @@ pub fn try_out(
     rules: &Rules,
     options: engine::Options,
 ) -> Result<Vec<Entry>, InstallError> {
-    let tested = store.read(key).map_err(InstallError::from).and_then(|contents| {
-        let (manifest, contents) = contents;
-        let mut model = load::load(&manifest, contents, options)?;
+    let tested = load::load_from(store, key, options).and_then(|(manifest, mut model)| {
         load::self_test(&manifest, &mut model)?;
         Ok(store.make_available(key, rules.quota, |entry| rules.keeps(entry))?)
     });

@@ -2,11 +2,16 @@
 //!
 //! The only place that sees both a manifest and the engine.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::config::{self, Settings};
 use crate::engine::{
     self, Dense, EngineError, Loaded, ModelFiles, ModelSpec, Options, Precision, UnknownName,
+    WeightsFile,
 };
-use crate::package::{Contents, Manifest};
+use crate::errors::chain;
+use crate::package::{Contents, Key, Manifest, Store, StoreError, Weights};
 
 /// Least cosine between the vector of a self-test and the one that this machine computes: in f32
 /// processors round differently (about 1e-6), the others lose what they may lose of any text; a wrong
@@ -80,7 +85,8 @@ pub fn options(settings: &Settings) -> Options {
     }
 }
 
-/// Loads a model. Blocks for as long as that takes and holds the files and the weights at once.
+/// Loads a model. Blocks for as long as that takes. Weights that are mapped stay so, and their pages
+/// are given back as they are packed.
 ///
 /// # Errors
 /// When the manifest or a file does not describe a model that this version can run.
@@ -90,8 +96,46 @@ pub fn load(
     options: Options,
 ) -> Result<Loaded, LoadError> {
     let Contents { config, tokenizer, weights, dense } = contents;
-    let files = ModelFiles { config, tokenizer, weights, dense };
+    let files = ModelFiles { config, tokenizer, weights: Box::new(weights), dense };
     Ok(engine::load(&spec(manifest)?, files, options)?)
+}
+
+/// Loads the model `key` of `store`. Where [`Precision::Auto`] picks another precision than f32 and the
+/// model's self-test fails in it, the model is loaded in f32 instead.
+///
+/// # Errors
+/// When the files are not those that were installed, or no working model.
+pub fn load_from<E: From<StoreError> + From<LoadError>>(
+    store: &Store,
+    key: &Key,
+    options: Options,
+) -> Result<(Arc<Manifest>, Loaded), E> {
+    let (manifest, contents) = store.read(key)?;
+    let mut model = load(&manifest, contents, options)?;
+    let picked = model.embedder.report().precision;
+    if options.precision != Precision::Auto || picked == Precision::F32 {
+        return Ok((manifest, model));
+    }
+    let Err(error) = self_test(&manifest, &mut model) else { return Ok((manifest, model)) };
+    tracing::warn!(model = %key, error = chain(&error), "{picked} is not used, but f32");
+    drop(model);
+    let (manifest, contents) = store.read(key)?;
+    let model = load(&manifest, contents, Options { precision: Precision::F32, ..options })?;
+    Ok((manifest, model))
+}
+
+impl WeightsFile for Weights {
+    fn bytes(&self) -> &[u8] {
+        Self::bytes(self)
+    }
+
+    fn release(&self, range: Range<usize>) {
+        Self::release(self, range);
+    }
+
+    fn anonymous_bytes(&self) -> u64 {
+        Self::anonymous_bytes(self)
+    }
 }
 
 /// The vector of `text` without any prompt, `[dimensions]`.
@@ -129,7 +173,185 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::Path;
+
+    use safetensors::tensor::TensorView;
+    use safetensors::{Dtype, SafeTensors};
+    use serde_json::Value;
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::errors::chain;
+    use crate::package::{BoxError, PackRequest, pack};
+
+    const OPTIONS: Options = Options { threads: 1, batch_tokens: 512, precision: Precision::F32 };
+
+    /// Type, shape and data by name.
+    type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+    fn change_weights(directory: &Path, change: impl FnOnce(&mut Tensors)) {
+        let path = directory.join("model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        let mut tensors: Tensors = SafeTensors::deserialize(&bytes)
+            .unwrap()
+            .iter()
+            .map(|(name, view)| {
+                let part = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
+                (name.to_owned(), part)
+            })
+            .collect();
+        change(&mut tensors);
+        let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+            (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
+        fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+    }
+
+    fn change_json(directory: &Path, name: &str, change: impl FnOnce(&mut Value)) {
+        let path = directory.join(name);
+        let mut json = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut json);
+        fs::write(path, json.to_string()).unwrap();
+    }
+
+    fn set(tensors: &mut Tensors, name: &str, value: f32) {
+        tensors.get_mut(name).unwrap().2[..4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// A copy of a model directory that works.
+    fn model_directory() -> TempDir {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-bert-mean");
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("1_Pooling")).unwrap();
+        for name in [
+            "config.json",
+            "modules.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "sentence_bert_config.json",
+            "1_Pooling/config.json",
+            "model.safetensors",
+        ] {
+            fs::copy(golden.join(name), directory.path().join(name)).unwrap();
+        }
+        directory
+    }
+
+    fn request(directory: &Path) -> PackRequest {
+        PackRequest {
+            source: directory.to_owned(),
+            id: Some("m".parse().unwrap()),
+            ..PackRequest::default()
+        }
+    }
+
+    /// The vector of the self-test, truly computed.
+    fn computed(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
+        let mut model = load(manifest, contents.clone(), OPTIONS)?;
+        Ok(embed_plain(&mut model, &manifest.self_test.text)?)
+    }
+
+    #[test]
+    fn a_model_that_contradicts_itself_is_neither_packed_nor_loaded() {
+        const KEY: &str = "encoder.layer.0.attention.self.key.weight";
+        const BIAS: &str = "encoder.layer.1.output.dense.bias";
+        const NORM: &str = "embeddings.LayerNorm.bias";
+        type Change = fn(&Path);
+        // What is changed; what packing says, and what loading says of a package made elsewhere.
+        let cases: [(Change, &str, &str); 9] = [
+            (
+                |path| change_weights(path, |tensors| drop(tensors.remove(BIAS))),
+                "tensor \"encoder.layer.1.output.dense.bias\" [64] is missing",
+                "tensor \"encoder.layer.1.output.dense.bias\" [64] is missing",
+            ),
+            (
+                |path| {
+                    let extra = (Dtype::F32, vec![3], vec![0; 12]);
+                    change_weights(path, |tensors| {
+                        drop(tensors.insert("cls.bias".to_owned(), extra));
+                    });
+                },
+                "tensor \"cls.bias\" [3] is not part of this model",
+                "tensor \"cls.bias\" [3] is not part of this model",
+            ),
+            (
+                |path| {
+                    change_weights(path, |tensors| {
+                        tensors.get_mut(KEY).unwrap().1 = vec![32, 128];
+                    });
+                },
+                "tensor \"encoder.layer.0.attention.self.key.weight\" has shape [32, 128], \
+                 expected [64, 64]",
+                "tensor \"encoder.layer.0.attention.self.key.weight\" has shape [32, 128], \
+                 expected [64, 64]",
+            ),
+            (
+                |path| change_weights(path, |tensors| set(tensors, NORM, f32::NAN)),
+                "tensor embeddings.LayerNorm.bias holds NaN",
+                "tensor \"embeddings.LayerNorm.bias\" has NaN at index 0",
+            ),
+            (
+                |path| change_weights(path, |tensors| set(tensors, NORM, f32::NEG_INFINITY)),
+                "tensor embeddings.LayerNorm.bias holds -inf",
+                "tensor \"embeddings.LayerNorm.bias\" has -inf at index 0",
+            ),
+            (
+                |path| change_json(path, "config.json", |json| json["hidden_act"] = "silu".into()),
+                "config.json: unknown activation \"silu\"; known: gelu, gelu_new,",
+                "config.json: unknown activation \"silu\"; known: gelu, gelu_new,",
+            ),
+            (
+                |path| {
+                    change_json(path, "1_Pooling/config.json", |json| {
+                        json["pooling_mode"] = "weightedmean".into();
+                    });
+                },
+                "pooling \"weightedmean\" is not one of mean, cls, max,",
+                "unknown pooling \"weightedmean\"; known: mean, cls, max, mean_sqrt_len",
+            ),
+            (
+                |path| {
+                    change_json(path, "tokenizer.json", |json| {
+                        json["model"]["vocab"]["beyond"] = 540.into();
+                    });
+                },
+                "tokenizer.json has 541 tokens, model.safetensors has word embeddings for 540",
+                "tokenizer.json has 541 tokens, model.safetensors has word embeddings for 540",
+            ),
+            (
+                |path| fs::write(path.join("model.safetensors"), b"\x80\x02").unwrap(),
+                "the weights are not in the safetensors format",
+                "model.safetensors cannot be read",
+            ),
+        ];
+        let good = model_directory();
+        let packed = pack(&request(good.path()), &computed, &|_, _| {}, std::io::sink()).unwrap();
+        for (change, at_pack, at_load) in cases {
+            let directory = model_directory();
+            let path = directory.path();
+            change(path);
+            let refused = pack(&request(path), &computed, &|_, _| {}, std::io::sink());
+            let message = chain(&refused.unwrap_err());
+            assert!(message.contains(at_pack), "{message} instead of {at_pack}");
+
+            let read = |name: &str| fs::read(path.join(name)).unwrap();
+            let contents = Contents {
+                config: read("config.json"),
+                tokenizer: read("tokenizer.json"),
+                weights: read("model.safetensors").into(),
+                dense: Vec::new(),
+            };
+            let mut manifest = packed.manifest.clone();
+            let pooling: Value = serde_json::from_slice(&read("1_Pooling/config.json")).unwrap();
+            if let Some(mode) = pooling["pooling_mode"].as_str() {
+                mode.clone_into(&mut manifest.pooling);
+            }
+            let message = chain(&load(&manifest, contents, OPTIONS).err().unwrap());
+            assert!(message.contains(at_load), "{message} instead of {at_load}");
+        }
+    }
 
     #[test]
     fn the_cosine_of_odd_vectors() {

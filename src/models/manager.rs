@@ -205,10 +205,12 @@ impl Manager {
                 return self.fail(key, error, waiting);
             }
         };
-        let Report { precision, isa, reason } = &ready.report;
+        let Ready { weight_bytes, mapped_bytes, report, .. } = &ready;
+        let Report { precision, isa, reason } = report;
         tracing::info!(
             model = %key,
-            bytes = ready.weight_bytes,
+            bytes = weight_bytes,
+            mapped_bytes,
             %precision,
             isa,
             reason,

@@ -48,8 +48,10 @@ pub enum WorkerError {
 pub(super) struct Ready {
     /// Turns texts into token ids.
     pub(super) tokenizer: Arc<Tokenizer>,
-    /// Bytes of weights in memory.
+    /// Memory of this process that the weights take, in bytes.
     pub(super) weight_bytes: u64,
+    /// Bytes that are read in place from the store's file, beside them.
+    pub(super) mapped_bytes: u64,
     /// What it is computed in.
     pub(super) report: Report,
 }
@@ -86,9 +88,12 @@ pub(super) fn spawn(
             match loaded {
                 Err(error) => drop(announce.send(Err(error))),
                 Ok(Loaded { tokenizer, embedder }) => {
-                    let weight_bytes = embedder.weight_bytes();
-                    let report = embedder.report().clone();
-                    let ready = Ready { tokenizer: Arc::new(tokenizer), weight_bytes, report };
+                    let ready = Ready {
+                        tokenizer: Arc::new(tokenizer),
+                        weight_bytes: embedder.weight_bytes(),
+                        mapped_bytes: embedder.mapped_bytes(),
+                        report: embedder.report().clone(),
+                    };
                     // When nobody waits any more the queue is closed too, and `serve` ends at once.
                     drop(announce.send(Ok(ready)));
                     serve(embedder, jobs, options.batch_tokens);
@@ -100,8 +105,7 @@ pub(super) fn spawn(
 }
 
 fn read_and_load(store: &Store, key: &Key, options: Options) -> Result<Loaded, WorkerError> {
-    let (manifest, contents) = store.read(key)?;
-    Ok(load::load(&manifest, contents, options)?)
+    Ok(load::load_from::<WorkerError>(store, key, options)?.1)
 }
 
 fn serve(mut embedder: Box<dyn Embedder>, mut jobs: mpsc::Receiver<Job>, batch_tokens: usize) {

@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::panic::resume_unwind;
 use std::str::FromStr;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{Builder, JoinHandle};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
@@ -75,6 +78,22 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
+/// Hashes bytes that come in parts.
+#[derive(Debug, Default)]
+pub(super) struct Hasher(Sha256);
+
+impl Hasher {
+    /// Hashes the next part.
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all parts.
+    pub(super) fn finish(self) -> Digest {
+        Digest(self.0.finalize().into())
+    }
+}
+
 /// A reader that hashes and counts every byte that passes through it.
 #[derive(Debug)]
 pub struct HashingReader<R> {
@@ -104,6 +123,57 @@ impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..read]);
+        self.bytes_read += read as u64;
+        Ok(read)
+    }
+}
+
+/// Parts that wait for the thread that hashes.
+const PARTS_AHEAD: usize = 4;
+
+/// A reader whose bytes a thread beside the reader's hashes: whoever hashes what it makes of them
+/// needs half the time.
+#[derive(Debug)]
+pub(super) struct BackgroundHashingReader<R> {
+    inner: R,
+    parts: SyncSender<Vec<u8>>,
+    thread: JoinHandle<Digest>,
+    bytes_read: u64,
+}
+
+impl<R: Read> BackgroundHashingReader<R> {
+    /// Hashes what is read from `inner`, from its present position on.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(super) fn new(inner: R) -> io::Result<Self> {
+        let (parts, incoming) = sync_channel::<Vec<u8>>(PARTS_AHEAD);
+        let thread = Builder::new().name("digest".to_owned()).spawn(move || {
+            let mut hasher = Hasher::default();
+            incoming.iter().for_each(|part| hasher.update(&part));
+            hasher.finish()
+        })?;
+        Ok(Self { inner, parts, thread, bytes_read: 0 })
+    }
+
+    /// Bytes read so far.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+
+    /// The digest of everything read so far; waits for the thread.
+    pub(super) fn finish(self) -> Digest {
+        // Closed, which is how the thread learns that it has all.
+        drop(self.parts);
+        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+impl<R: Read> Read for BackgroundHashingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        let sent = self.parts.send(buffer[..read].to_vec());
+        sent.map_err(|_closed| io::Error::other("the thread that hashes ended unexpectedly"))?;
         self.bytes_read += read as u64;
         Ok(read)
     }
@@ -169,6 +239,15 @@ mod tests {
         io::copy(&mut reader, &mut io::sink()).unwrap();
         assert_eq!(reader.bytes_read(), 3);
         assert_eq!(reader.finish(), Digest::of(b"abc"));
+    }
+
+    #[test]
+    fn reading_hashes_all_of_it_on_a_thread_too() {
+        let content = vec![7; 1 << 20];
+        let mut reader = BackgroundHashingReader::new(&content[..]).unwrap();
+        io::copy(&mut reader, &mut io::sink()).unwrap();
+        assert_eq!(reader.bytes_read(), 1 << 20);
+        assert_eq!(reader.finish(), Digest::of(&content));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
-use super::digest::{Digest, HashingReader};
+use super::digest::{BackgroundHashingReader, Digest};
 use super::unpack::Limits;
 
 /// Magic number and frame header descriptor:
@@ -56,9 +56,10 @@ impl From<FrameError> for io::Error {
 /// The content of the one zstd frame that `R` must be.
 ///
 /// [`Read::read`] gives 0 only after the checksum held and the source was seen to end there; its
-/// errors hold a [`FrameError`]. Needs the frame's window in memory, at most 128 MiB, and 128 KiB.
+/// errors hold a [`FrameError`]. Needs the frame's window in memory, at most 128 MiB, and less than a
+/// mebibyte.
 pub(super) struct Frame<'l, R, C> {
-    source: HashingReader<R>,
+    source: BackgroundHashingReader<R>,
     limits: &'l Limits,
     now: C,
     started: Instant,
@@ -78,7 +79,7 @@ impl<'l, R: Read, C: FnMut() -> Instant> Frame<'l, R, C> {
         let mut decoder = DCtx::try_create().ok_or(FrameError::Memory)?;
         decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG)).map_err(decoder_error)?;
         let mut frame = Self {
-            source: HashingReader::new(source),
+            source: BackgroundHashingReader::new(source).map_err(FrameError::Source)?,
             limits,
             started: now(),
             now,

@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! 1. Check and use see the same bytes: a package is read once, through one handle, into private staging; a
-//!    store file is hashed through the handle that its contents are then taken from.
+//!    store file is hashed through the handle that its contents are then taken from, the weights in the very
+//!    mapping that is then used.
 //! 2. The store changes by one rename: at any moment it holds the old state or the new.
 //! 3. Nothing is trusted by its presence: a refused package is remembered by its digest.
 
@@ -19,6 +20,7 @@ mod entry;
 pub(crate) mod fixture;
 mod frame;
 mod manifest;
+mod mapping;
 mod pack;
 mod quantize;
 mod record;
@@ -28,6 +30,7 @@ mod source;
 mod store;
 mod unpack;
 mod ustar;
+mod weights;
 
 pub use digest::{Digest, HashingReader, ParseDigestError};
 pub use entry::{Entry, Key, choose};
@@ -44,7 +47,8 @@ pub use registry::{KnownModel, Task, Tier, known, known_models};
 pub use signature::{KeyId, Keys, Sidecars, SignatureError, SignatureStatus, VerifyingReader};
 pub use source::SourceError;
 pub use store::{Admitted, Staged, Store, StoreError};
-pub use unpack::{Limits, UnpackError, Unpacked, unpack};
+pub use unpack::{Durability, Limits, UnpackError, Unpacked, unpack};
+pub use weights::Weights;
 
 /// Endings of the files that may stand beside a package: its digest and its signature.
 pub const SIDECARS: [&str; 2] = [".sha256", ".minisig"];

@@ -22,6 +22,7 @@ use super::quantize::{QuantizeError, convert, convert_dense, native_precision};
 use super::registry::{KnownModel, known};
 use super::source::{Source, SourceError};
 use super::ustar::write_archive;
+use super::weights::Weights;
 
 /// Accents, capitals, digits, punctuation and another script: what a damaged tokenizer gets wrong
 /// first.
@@ -64,18 +65,23 @@ pub struct Contents {
     /// `tokenizer.json`.
     pub tokenizer: Vec<u8>,
     /// `model.safetensors`.
-    pub weights: Vec<u8>,
+    pub weights: Weights,
     /// `dense.N.safetensors`, in order.
     pub dense: Vec<Vec<u8>>,
 }
 
 impl Contents {
-    /// Contents whose members are given by name; `dense` is the number of dense layers.
-    pub(super) fn from_members(mut take: impl FnMut(&str) -> Vec<u8>, dense: usize) -> Self {
+    /// Contents of `weights` and members that are given by name; `dense` is the number of dense
+    /// layers.
+    pub(super) fn from_members(
+        weights: Weights,
+        mut take: impl FnMut(&str) -> Vec<u8>,
+        dense: usize,
+    ) -> Self {
         Self {
             config: take(CONFIG),
             tokenizer: take(TOKENIZER),
-            weights: take(WEIGHTS),
+            weights,
             dense: (0..dense).map(|index| take(&dense_file(index))).collect(),
         }
     }
@@ -85,7 +91,7 @@ impl Contents {
         let mut members = vec![
             (CONFIG.to_owned(), self.config.as_slice()),
             (TOKENIZER.to_owned(), &self.tokenizer),
-            (WEIGHTS.to_owned(), &self.weights),
+            (WEIGHTS.to_owned(), self.weights.bytes()),
         ];
         let dense = self.dense.iter().enumerate();
         members.extend(dense.map(|(index, bytes)| (dense_file(index), bytes.as_slice())));
@@ -281,7 +287,12 @@ fn describe(
         layers.push(part.layer);
         dense.push(bytes);
     }
-    let contents = Contents { config: source.config, tokenizer: source.tokenizer, weights, dense };
+    let contents = Contents {
+        config: source.config,
+        tokenizer: source.tokenizer,
+        weights: weights.into(),
+        dense,
+    };
     let mut prompts = source.prompts;
     if let Some(known) = known
         && prompts.is_empty()
@@ -336,7 +347,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::directory_fixture::{Layout, model_directory, safetensors, write_json};
-    use super::super::unpack::{Limits, unpack};
+    use super::super::unpack::{Durability, Limits, unpack};
     use super::*;
     use crate::units::Bytes;
 
@@ -549,7 +560,7 @@ mod tests {
         fs::remove_file(file).unwrap();
         let error = packed(&request(path)).unwrap_err();
         assert_eq!(error.to_string(), "the model directory cannot be packed");
-        assert!(error.source().unwrap().to_string().ends_with("is missing"));
+        assert!(error.source().unwrap().to_string().ends_with("pytorch_model.bin too"));
     }
 
     proptest! {
@@ -572,13 +583,14 @@ mod tests {
 
             let staging = tempfile::tempdir().unwrap();
             let limits = Limits::for_size(Bytes::mib(1));
-            let unpacked = unpack(&bytes[..], &limits, staging.path()).unwrap();
+            let unpacked = unpack(&bytes[..], &limits, staging.path(), Durability::Synced).unwrap();
             prop_assert_eq!(&unpacked.manifest, &packed.manifest);
             prop_assert_eq!(unpacked.manifest_digest, packed.manifest_digest);
             prop_assert_eq!(unpacked.package_digest, packed.package_digest);
             prop_assert_eq!(unpacked.package_bytes, packed.bytes);
             let read = |name: &str| fs::read(staging.path().join(name)).unwrap();
-            let contents = Contents::from_members(read, unpacked.manifest.dense.len());
+            let layers = unpacked.manifest.dense.len();
+            let contents = Contents::from_members(read(WEIGHTS).into(), read, layers);
             let mut again = Vec::new();
             write_package(&unpacked.manifest, &contents, &|_, _| {}, &mut again).unwrap();
             prop_assert!(again == bytes);

@@ -320,7 +320,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::package::{Limits, fixture, unpack};
+    use crate::package::{Durability, Limits, fixture, unpack};
     use crate::units::Bytes;
 
     const NAME: &str = "m-1.model.tar.zst";
@@ -368,7 +368,8 @@ mod tests {
             let mut reader = sidecars.verifier(&keys, &self.package[..])?;
             let staging = tempfile::tempdir_in(self.path("staging")).unwrap();
             let limits = Limits::for_size(Bytes::mib(1));
-            let unpacked = unpack(&mut reader, &limits, staging.path()).unwrap();
+            let unpacked =
+                unpack(&mut reader, &limits, staging.path(), Durability::Synced).unwrap();
             reader.finish(unpacked.package_digest)
         }
     }

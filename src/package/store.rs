@@ -26,10 +26,12 @@ use tempfile::TempDir;
 
 use super::digest::{Digest, HashingReader};
 use super::entry::{Entry, Key};
-use super::manifest::{MANIFEST, Manifest, Member};
+use super::manifest::{MANIFEST, Manifest, Member, WEIGHTS};
+use super::mapping::Mapping;
 use super::pack::Contents;
 use super::record::{Occupant, Origin, Quota, Record, Status, StoreFull, Timestamp, victims};
-use super::unpack::{Limits, UnpackError, Unpacked, unpack};
+use super::unpack::{Durability, Limits, UnpackError, Unpacked, unpack};
+use super::weights::Weights;
 use crate::errors::chain;
 use crate::files::{self, FileError};
 
@@ -90,6 +92,7 @@ pub enum StoreError {
 #[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
+    durability: Durability,
     index: Mutex<BTreeMap<Key, Entry>>,
     _lock: Flock<File>,
 }
@@ -102,6 +105,21 @@ impl Store {
     /// # Errors
     /// When another process holds it, or a directory cannot be created or read.
     pub fn open(directory: &Path) -> Result<(Self, Vec<String>), StoreError> {
+        Self::open_as(directory, Durability::Synced)
+    }
+
+    /// A store in `directory`, which is thrown away with it: nothing waits for the disk.
+    ///
+    /// # Errors
+    /// When a directory cannot be created or read.
+    pub fn volatile(directory: &Path) -> Result<Self, StoreError> {
+        Self::open_as(directory, Durability::Volatile).map(|(store, _damaged)| store)
+    }
+
+    fn open_as(
+        directory: &Path,
+        durability: Durability,
+    ) -> Result<(Self, Vec<String>), StoreError> {
         files::create_directory(directory)?;
         let lock = lock(directory)?;
         let staging = directory.join("staging");
@@ -120,7 +138,8 @@ impl Store {
                 Err(reason) => damaged.push(format!("{}: {reason}", path.display())),
             }
         }
-        let store = Self { directory: directory.to_owned(), index: Mutex::new(index), _lock: lock };
+        let directory = directory.to_owned();
+        let store = Self { directory, durability, index: Mutex::new(index), _lock: lock };
         Ok((store, damaged))
     }
 
@@ -139,7 +158,7 @@ impl Store {
             tempfile::Builder::new().prefix("install-").tempdir_in(&staging).map_err(|source| {
                 UnpackError::Io { operation: "create a directory in", path: staging, source }
             })?;
-        let unpacked = unpack(source, limits, directory.path())?;
+        let unpacked = unpack(source, limits, directory.path(), self.durability)?;
         Ok(Staged { directory, unpacked })
     }
 
@@ -183,14 +202,14 @@ impl Store {
         let manifest = Arc::new(unpacked.manifest);
         let entry = Entry { key: key.clone(), manifest, record };
         leaving(&index, &entry, quota, keep)?;
-        write_record(directory.path(), &entry.record)?;
+        write_record(directory.path(), &entry.record, self.durability)?;
         own_all(directory.path(), &self.directory)?;
         // What stands there now is corrupt or was never readable.
         self.discard(&key)?;
         let target = self.path(&key);
         let staged = directory.keep();
         fs::rename(&staged, &target).map_err(FileError::new("install", &target))?;
-        files::sync_directory(&self.models())?;
+        self.sync_models()?;
         index.insert(key, entry.clone());
         Ok(Admitted { entry, existed: false })
     }
@@ -217,26 +236,42 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => result.map_err(FileError::new("remove", &path))?,
         }
-        files::sync_directory(&self.models())?;
+        self.sync_models()?;
         Ok(files::remove(&bin)?)
+    }
+
+    /// Makes what appeared in the store and left it survive a power cut.
+    fn sync_models(&self) -> Result<(), FileError> {
+        match self.durability {
+            Durability::Synced => files::sync_directory(&self.models()),
+            Durability::Volatile => Ok(()),
+        }
     }
 
     /// The manifest and contents of an entry: every file is hashed, and only bytes whose digest holds are returned.
     ///
-    /// Reads the whole model into memory.
+    /// The weights are mapped and hashed in the mapping, which the contents keep; the other files are read into
+    /// memory.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when a file is missing or not what it was; the entry is marked so.
     pub fn read(&self, key: &Key) -> Result<(Arc<Manifest>, Contents), StoreError> {
         let manifest = self.entry(key)?.manifest;
         let mut files = BTreeMap::new();
+        let mut weights = Weights::from(Vec::new());
         for member in &manifest.files {
+            if member.path.as_str() == WEIGHTS {
+                let mapping = self.intact(key, map_member(&self.path(key), member))?;
+                weights = Weights::Mapped(Arc::new(mapping));
+                continue;
+            }
             // Exactly as large as it will be: growing would copy, and hold twice as much.
             let mut content = Vec::with_capacity(usize::try_from(member.size).unwrap_or(0));
-            self.check(key, member, &mut content)?;
+            self.intact(key, read_member(&self.path(key), member, &mut content))?;
             files.insert(member.path.as_str(), content);
         }
         let contents = Contents::from_members(
+            weights,
             |name| files.remove(name).unwrap_or_default(),
             manifest.dense.len(),
         );
@@ -250,14 +285,17 @@ impl Store {
     pub fn verify(&self, key: &Key, progress: impl FnMut(u64)) -> Result<(), StoreError> {
         let mut counter = Counter { bytes: 0, progress };
         for member in &self.entry(key)?.manifest.files {
-            self.check(key, member, &mut counter)?;
+            self.intact(key, read_member(&self.path(key), member, &mut counter))?;
         }
         self.update(key, |record| record.last_validated_at = Timestamp::now())
     }
 
-    /// Copies a member into `sink`; marks the entry corrupt when it is not what was installed.
-    fn check(&self, key: &Key, member: &Member, sink: &mut impl Write) -> Result<(), StoreError> {
-        let Err(mut reason) = read_member(&self.path(key), member, sink) else { return Ok(()) };
+    /// What was `found` of a member; marks the entry corrupt when it is not what was installed.
+    fn intact<T>(&self, key: &Key, found: Result<T, String>) -> Result<T, StoreError> {
+        let mut reason = match found {
+            Ok(found) => return Ok(found),
+            Err(reason) => reason,
+        };
         let status = Status::Corrupt(reason.clone());
         // Whatever else is wrong with the disk, the caller hears first that these bytes are not to be used.
         if let Err(error) = self.update(key, |record| record.status = status) {
@@ -353,7 +391,7 @@ impl Store {
 
     fn write_record(&self, entry: &Entry) -> Result<(), StoreError> {
         let directory = self.path(&entry.key);
-        write_record(&directory, &entry.record)?;
+        write_record(&directory, &entry.record, self.durability)?;
         Ok(own(&directory.join(RECORD), &self.directory)?)
     }
 
@@ -454,23 +492,48 @@ fn read_member(directory: &Path, member: &Member, sink: &mut impl Write) -> Resu
     // One byte more than expected shows a file that has grown, without reading all that was added.
     let mut reader = HashingReader::new(file.take(member.size.saturating_add(1)));
     io::copy(&mut reader, sink).map_err(|error| chain(&FileError::new("read", &path)(error)))?;
-    let size = reader.bytes_read();
-    if size != member.size {
-        let relation = if size > member.size { "more" } else { "fewer" };
-        return Err(format!("{} has {relation} than its {} bytes", member.path, member.size));
-    }
-    let digest = reader.finish();
-    if digest != member.sha256 {
-        return Err(format!("{} has digest {digest} instead of {}", member.path, member.sha256));
-    }
-    Ok(())
+    check_size(member, reader.bytes_read())?;
+    check_digest(member, reader.finish())
 }
 
-fn write_record(directory: &Path, record: &Record) -> Result<(), FileError> {
+/// Maps a member and hashes the mapping; says how it differs from what was installed.
+fn map_member(directory: &Path, member: &Member) -> Result<Mapping, String> {
+    let path = directory.join(member.path.as_str());
+    let file = files::open_regular(&path).map_err(|error| chain(&error))?;
+    let mapping =
+        Mapping::of(&file).map_err(|error| chain(&FileError::new("map", &path)(error)))?;
+    check_size(member, mapping.bytes().len() as u64)?;
+    check_digest(member, mapping.digest())?;
+    Ok(mapping)
+}
+
+fn check_size(member: &Member, size: u64) -> Result<(), String> {
+    if size == member.size {
+        return Ok(());
+    }
+    let relation = if size > member.size { "more" } else { "fewer" };
+    Err(format!("{} has {relation} than its {} bytes", member.path, member.size))
+}
+
+fn check_digest(member: &Member, digest: Digest) -> Result<(), String> {
+    if digest == member.sha256 {
+        return Ok(());
+    }
+    Err(format!("{} has digest {digest} instead of {}", member.path, member.sha256))
+}
+
+fn write_record(
+    directory: &Path,
+    record: &Record,
+    durability: Durability,
+) -> Result<(), FileError> {
     let path = directory.join(RECORD);
     let json = serde_json::to_vec_pretty(record)
         .map_err(|error| FileError::new("write", &path)(error.into()))?;
-    files::write_atomic(&path, &json)
+    match durability {
+        Durability::Synced => files::write_atomic(&path, &json),
+        Durability::Volatile => fs::write(&path, &json).map_err(FileError::new("write", &path)),
+    }
 }
 
 /// Gives `path` the owner of `directory`: an administrator may install as root what the daemon will look after.
@@ -499,7 +562,7 @@ mod tests {
     use super::*;
     use crate::package::choose;
     use crate::package::fixture::{Builder, package};
-    use crate::package::manifest::{TOKENIZER, WEIGHTS};
+    use crate::package::manifest::TOKENIZER;
     use crate::package::record::Cleanup;
     use crate::units::Bytes;
 
@@ -612,7 +675,8 @@ mod tests {
         assert_eq!(status(&store, &entry.key), Status::Available);
         let (manifest, contents) = store.read(&entry.key).unwrap();
         assert_eq!(manifest.id.as_str(), "m");
-        assert_eq!(contents.weights, b"not really weights");
+        assert_eq!(contents.weights.bytes(), b"not really weights");
+        assert!(matches!(contents.weights, Weights::Mapped(_)));
         let files = ["config.json", MANIFEST, WEIGHTS, RECORD, TOKENIZER];
         assert_eq!(names(&place.models().join(entry.key.as_str())), files);
     }
@@ -811,7 +875,7 @@ mod tests {
             };
             assert_eq!(staged.unpacked().package_digest, Digest::of(&old), "{way}");
             let key = store.admit(staged, Origin::Installed, QUOTA, |_| false).unwrap().entry.key;
-            assert!(store.read(&key).unwrap().1.weights == weights(0), "{way}");
+            assert!(store.read(&key).unwrap().1.weights.bytes() == weights(0), "{way}");
         }
     }
 

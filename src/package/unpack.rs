@@ -62,6 +62,15 @@ impl Limits {
     }
 }
 
+/// Whether what is written must outlive a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// It must: files and directories are synced.
+    Synced,
+    /// It is thrown away when this process ends.
+    Volatile,
+}
+
 /// A package that is now in staging.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unpacked {
@@ -120,18 +129,24 @@ pub enum UnpackError {
 ///
 /// Reads `source` to its end, once. Memory: the zstd window (at most 128 MiB, by the package's
 /// choice), the manifest and some buffers. Files get mode 0644 less the umask; when all are good
-/// they are synced, then the directory.
+/// they are synced, then the directory, if `durability` asks for it.
 ///
 /// # Errors When the package is incomplete or bad, over a limit, or cannot be read, or staging
 /// cannot be written. Files may be left in `staging`.
-pub fn unpack(source: impl Read, limits: &Limits, staging: &Path) -> Result<Unpacked, UnpackError> {
-    unpack_timed(source, limits, staging, Instant::now)
+pub fn unpack(
+    source: impl Read,
+    limits: &Limits,
+    staging: &Path,
+    durability: Durability,
+) -> Result<Unpacked, UnpackError> {
+    unpack_timed(source, limits, staging, durability, Instant::now)
 }
 
 fn unpack_timed(
     source: impl Read,
     limits: &Limits,
     staging: &Path,
+    durability: Durability,
     now: impl FnMut() -> Instant,
 ) -> Result<Unpacked, UnpackError> {
     let frame =
@@ -144,7 +159,9 @@ fn unpack_timed(
     if let Some(entry) = unpacking.next_entry()? {
         return Err(refused(entry.name, "the manifest does not name it".to_owned()));
     }
-    unpacking.sync()?;
+    if durability == Durability::Synced {
+        unpacking.sync()?;
+    }
     let (package_digest, package_bytes) = unpacking.archive.into_inner().finish();
     Ok(Unpacked {
         manifest_digest: Digest::of(&json),
@@ -353,7 +370,7 @@ mod tests {
 
     fn unpack_with(package: &[u8], limits: &Limits) -> Result<Unpacked, UnpackError> {
         let staging = Staging::new();
-        let result = unpack(package, limits, &staging.path());
+        let result = unpack(package, limits, &staging.path(), Durability::Synced);
         staging.assert_contained();
         result
     }
@@ -375,7 +392,9 @@ mod tests {
         let builder = Builder::new("m", "1.0", b"weights");
         let package = builder.compress();
         let staging = Staging::new();
-        let unpacked = unpack(&package[..], &Limits::for_size(SIZE), &staging.path()).unwrap();
+        let unpacked =
+            unpack(&package[..], &Limits::for_size(SIZE), &staging.path(), Durability::Synced)
+                .unwrap();
         staging.assert_contained();
         assert_eq!(unpacked.manifest.file_name(), "m-1.0.model.tar.zst");
         assert_eq!(unpacked.manifest_digest, Digest::of(&builder.entries[0].content));
@@ -397,7 +416,8 @@ mod tests {
             let content: Vec<u8> = (0..=250).cycle().take(length).collect();
             let staging = Staging::new();
             let package = Builder::new("m", "1", &content).compress();
-            unpack(&package[..], &Limits::for_size(SIZE), &staging.path()).unwrap();
+            unpack(&package[..], &Limits::for_size(SIZE), &staging.path(), Durability::Synced)
+                .unwrap();
             assert_eq!(fs::read(staging.path().join(WEIGHTS)).unwrap(), content, "{length} bytes");
         }
     }
@@ -503,7 +523,8 @@ mod tests {
             builder.change_manifest(|json| json["surprise\n"] = json!(1));
         });
         let staging = Staging::new();
-        let result = unpack(&package[..], &Limits::for_size(SIZE), &staging.path());
+        let result =
+            unpack(&package[..], &Limits::for_size(SIZE), &staging.path(), Durability::Synced);
         let (member, reason) = refusal(result);
         assert_eq!(member.as_deref(), Some(MANIFEST));
         assert!(reason.starts_with("unknown field `surprise\\n`"), "{reason}");
@@ -549,7 +570,7 @@ mod tests {
         let unpack_after = |elapsed| {
             let mut times = [start].into_iter().chain(std::iter::repeat(start + elapsed));
             let now = move || times.next().unwrap();
-            unpack_timed(&package[..], &limits, &Staging::new().path(), now)
+            unpack_timed(&package[..], &limits, &Staging::new().path(), Durability::Synced, now)
         };
         assert!(unpack_after(limits.time).is_ok());
         let result = unpack_after(limits.time + Duration::from_nanos(1));
@@ -588,10 +609,13 @@ mod tests {
     fn staging_that_cannot_be_written_is_not_the_fault_of_the_package() {
         let package = package("m", "1");
         let limits = Limits::for_size(SIZE);
-        let operation = |staging: &Path| match unpack(&package[..], &limits, staging) {
-            Err(UnpackError::Io { operation, path, source }) => (operation, path, source.kind()),
-            other => panic!("expected an I/O error, found {other:?}"),
-        };
+        let operation =
+            |staging: &Path| match unpack(&package[..], &limits, staging, Durability::Synced) {
+                Err(UnpackError::Io { operation, path, source }) => {
+                    (operation, path, source.kind())
+                }
+                other => panic!("expected an I/O error, found {other:?}"),
+            };
         let staging = Staging::new();
         let missing = staging.path().join("missing");
         assert_eq!(
@@ -619,7 +643,7 @@ mod tests {
         for length in [0, 100, package.len()] {
             let source = package[..length].chain(Failing);
             let staging = Staging::new();
-            match unpack(source, &Limits::for_size(SIZE), &staging.path()) {
+            match unpack(source, &Limits::for_size(SIZE), &staging.path(), Durability::Synced) {
                 Err(UnpackError::Source(error)) => {
                     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
                 }
@@ -640,7 +664,8 @@ mod tests {
         let package = package("m", "1");
         let staging = Staging::new();
         let source = Trickle(&package);
-        let unpacked = unpack(source, &Limits::for_size(SIZE), &staging.path()).unwrap();
+        let unpacked =
+            unpack(source, &Limits::for_size(SIZE), &staging.path(), Durability::Synced).unwrap();
         assert_eq!(unpacked.package_digest, Digest::of(&package));
     }
 

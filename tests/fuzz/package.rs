@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::{env, fs, io};
 
-use caxton::package::{Digest, Limits, UnpackError, Unpacked, unpack};
+use caxton::package::{Digest, Durability, Limits, UnpackError, Unpacked, unpack};
 use caxton::units::Bytes;
 use libfuzzer_sys::fuzz_target;
 
@@ -50,7 +50,7 @@ fn unpack_contained(
     if let Err(error) = fs::create_dir(&staging) {
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
     }
-    let result = unpack(package, &Limits::for_size(Bytes::mib(1)), &staging);
+    let result = unpack(package, &Limits::for_size(Bytes::mib(1)), &staging, Durability::Volatile);
     if let Ok(unpacked) = &result {
         inspect(unpacked, &staging);
     }

@@ -134,7 +134,7 @@ pub(super) fn load(case: &Case, directory: &Path, precision: Precision) -> Loade
             _ => read(directory.join("config.json")),
         },
         tokenizer: read(directory.join("tokenizer.json")),
-        weights: read(directory.join("model.safetensors")),
+        weights: Box::new(read(directory.join("model.safetensors"))),
         dense: case
             .dense
             .iter()

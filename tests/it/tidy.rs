@@ -37,6 +37,8 @@ const KEEPERS: &[(&str, &[&str])] = &[
     ("zstd", &["package/"]),
     ("sha2", &["package/"]),
     ("minisign_verify", &["package/"]),
+    ("memmap2", &["package/mapping.rs"]),
+    ("zip", &["package/"]),
     ("candle_core", &["engine/"]),
     ("candle_nn", &["engine/"]),
     ("candle_transformers", &["engine/"]),

@@ -20,7 +20,7 @@ pub(super) use self::modernbert::ModernBertConfig;
 use super::limits::{Limits, finite};
 use super::pool::Head;
 use super::precision::{Precision, Report};
-use super::{Embedder, EngineError, ModelSpec, Options, peak, threads, weights};
+use super::{Embedder, EngineError, ModelSpec, Options, WeightsFile, peak, threads, weights};
 
 /// Name of the weights in messages.
 const WEIGHTS: &str = "model.safetensors";
@@ -46,7 +46,7 @@ impl CandleEmbedder {
     pub(super) fn new(
         spec: &ModelSpec,
         config: ModernBertConfig,
-        file: &[u8],
+        file: &dyn WeightsFile,
         head: Head,
         options: Options,
     ) -> Result<Self, EngineError> {
@@ -55,6 +55,7 @@ impl CandleEmbedder {
         let mut weight_bytes = 0;
         for (name, tensor) in tensors {
             let decoded = tensor.values();
+            tensor.release();
             weight_bytes += size_of_val(decoded.as_slice()) as u64;
             let decoded = Tensor::from_vec(decoded, tensor.shape, &Device::Cpu).map_err(unread)?;
             // candle-transformers has the names of the model with a head for masked tokens.
@@ -118,6 +119,11 @@ impl Embedder for CandleEmbedder {
 
     fn weight_bytes(&self) -> u64 {
         self.weight_bytes + self.head.weight_bytes()
+    }
+
+    /// None: candle has decoded them.
+    fn mapped_bytes(&self) -> u64 {
+        0
     }
 
     fn matrix_operations(&self, tokens: usize) -> u64 {

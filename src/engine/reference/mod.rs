@@ -15,6 +15,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::{bert, xlm_roberta};
 
 use self::mpnet::Mpnet;
+use super::WeightsFile;
 use super::config::{EncoderConfig, HiddenActivation};
 use super::layout::{self, LayerNames};
 use super::spec::Family;
@@ -30,7 +31,7 @@ pub(super) struct Reference {
 
 impl Reference {
     /// The encoder of `config` with the weights in the safetensors `file`.
-    pub(super) fn read(config: &EncoderConfig, file: &[u8]) -> Self {
+    pub(super) fn read(config: &EncoderConfig, file: &dyn WeightsFile) -> Self {
         let tensors = weights::read(
             "model.safetensors",
             file,

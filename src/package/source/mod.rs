@@ -11,7 +11,9 @@
 
 mod encoder;
 mod file;
+mod pickle;
 mod static_embedding;
+mod torch;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -26,6 +28,9 @@ use super::manifest::{CONFIG, DenseLayer, WEIGHTS};
 
 const MAX_WEIGHTS: u64 = 4 << 30;
 const MAX_DENSE: u64 = 256 << 20;
+
+/// What torch wrote before there were safetensors.
+const TORCH_WEIGHTS: &str = "pytorch_model.bin";
 
 const MODULES: &str = "modules.json";
 const ORDER: &str =
@@ -110,17 +115,16 @@ impl Source {
             Some(("StaticEmbedding", root)) => (root, true),
             other => return Err(out_of_order(other.map(|(name, _)| name))),
         };
-        let weights_path = root.join(WEIGHTS);
-        let (encoder, pooling, weights) = if is_static {
-            let weights = read_weights(&weights_path, MAX_WEIGHTS)?;
-            (static_embedding::read(&root, &weights)?, "mean", weights)
+        let (weights_path, weights) = read_weights(&root, MAX_WEIGHTS)?;
+        let (encoder, pooling) = if is_static {
+            (static_embedding::read(&root, &weights)?, "mean")
         } else {
             let encoder = Encoder::read(&root)?;
             let pooling = match modules.next().transpose()? {
                 Some(("Pooling", path)) => read_pooling(&path, encoder.hidden_size)?,
                 other => return Err(out_of_order(other.map(|(name, _)| name))),
             };
-            (encoder, pooling, read_weights(&weights_path, MAX_WEIGHTS)?)
+            (encoder, pooling)
         };
         let mut dimensions = encoder.hidden_size;
         let mut dense = Vec::new();
@@ -264,7 +268,7 @@ fn read_dense(directory: &Path, in_features: usize) -> Result<SourceDense, Sourc
             return Err(unsupported(&path, reason));
         }
     };
-    let path = directory.join(WEIGHTS);
+    let (path, weights) = read_weights(directory, MAX_DENSE)?;
     Ok(SourceDense {
         layer: DenseLayer {
             in_features,
@@ -272,7 +276,7 @@ fn read_dense(directory: &Path, in_features: usize) -> Result<SourceDense, Sourc
             bias: config.bias.unwrap_or(true),
             activation: activation.to_owned(),
         },
-        weights: read_weights(&path, MAX_DENSE)?,
+        weights,
         path,
     })
 }
@@ -313,24 +317,29 @@ fn read_prompts(root: &Path) -> Result<(BTreeMap<String, String>, Option<String>
     Ok((prompts, default))
 }
 
-/// A safetensors file; what stands in its place is named when it is missing.
-fn read_weights(path: &Path, limit: u64) -> Result<Vec<u8>, SourceError> {
-    let reason = match read_file(path, limit) {
-        Err(error) if is_missing(&error) => {
-            if path.with_file_name("model.safetensors.index.json").exists() {
-                "is missing: the weights are split over several files; save them as one \
-                 (save_pretrained(DIRECTORY, max_shard_size=\"100GB\"))"
-            } else if path.with_file_name("pytorch_model.bin").exists() {
-                "is missing, and pytorch_model.bin is not read: only safetensors are accepted for \
-                 now; load the directory with SentenceTransformer(DIRECTORY) and save it with \
-                 .save(OTHER), which writes them"
-            } else {
-                "is missing"
-            }
-        }
-        other => return other,
+/// The weights of a module as a safetensors file, and the file that they come from:
+/// `model.safetensors`, or without one `pytorch_model.bin`, in the order of sentence-transformers.
+fn read_weights(directory: &Path, limit: u64) -> Result<(PathBuf, Vec<u8>), SourceError> {
+    let path = directory.join(WEIGHTS);
+    match read_file(&path, limit) {
+        Err(error) if is_missing(&error) => {}
+        other => return other.map(|weights| (path, weights)),
+    }
+    let torch = directory.join(TORCH_WEIGHTS);
+    match torch::read_as_safetensors(&torch, limit) {
+        Err(error) if is_missing(&error) => {}
+        other => return other.map(|weights| (torch, weights)),
+    }
+    let split = [WEIGHTS, TORCH_WEIGHTS]
+        .iter()
+        .any(|name| directory.join(format!("{name}.index.json")).exists());
+    let reason = if split {
+        "is missing: the weights are split over several files; save them as one \
+         (save_pretrained(DIRECTORY, max_shard_size=\"100GB\"))"
+    } else {
+        "is missing, and pytorch_model.bin too"
     };
-    Err(unsupported(path, reason))
+    Err(unsupported(&path, reason))
 }
 
 #[cfg(test)]
@@ -605,11 +614,15 @@ mod tests {
         let directory = model_directory(Layout::Two);
         let path = directory.path();
         fs::remove_file(path.join("model.safetensors")).unwrap();
-        assert!(refusal(path).ends_with("model.safetensors: is missing"));
+        let both = "model.safetensors: is missing, and pytorch_model.bin too";
+        assert!(refusal(path).ends_with(both), "{}", refusal(path));
+        for index in ["model.safetensors.index.json", "pytorch_model.bin.index.json"] {
+            beside(path, index);
+            assert!(refusal(path).contains("split over several files"));
+            fs::remove_file(path.join(index)).unwrap();
+        }
         beside(path, "pytorch_model.bin");
-        assert!(refusal(path).contains("only safetensors"), "{}", refusal(path));
-        beside(path, "model.safetensors.index.json");
-        assert!(refusal(path).contains("split over several files"));
+        assert!(refusal(path).contains("pytorch_model.bin: is no zip archive"));
         fs::remove_file(path.join("tokenizer.json")).unwrap();
         assert!(refusal(path).contains("tokenizer.json: is missing"));
         for name in ["1_Pooling/config.json", "config.json", "modules.json"] {
@@ -622,6 +635,34 @@ mod tests {
             );
             assert!(error.source().is_some());
         }
+    }
+
+    #[test]
+    fn weights_of_torch_are_read_where_there_are_no_safetensors() {
+        let torch = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch");
+        let directory = model_directory(Layout::Two);
+        let path = directory.path();
+        let untouched = Source::read(path).unwrap();
+        for (from, module) in [("weights.bin", "."), ("dense.bin", "2_Dense")] {
+            fs::copy(torch.join(from), path.join(module).join("pytorch_model.bin")).unwrap();
+        }
+        // As in sentence-transformers, which asks for the safetensors first.
+        assert_eq!(Source::read(path).unwrap().weights, untouched.weights);
+        for module in [".", "2_Dense"] {
+            fs::remove_file(path.join(module).join("model.safetensors")).unwrap();
+        }
+        let source = Source::read(path).unwrap();
+        assert_eq!(source.weights_path, path.join("pytorch_model.bin"));
+        let dense = &source.dense[0];
+        assert_eq!(dense.path, path.join("2_Dense/pytorch_model.bin"));
+        let names = |file: &[u8]| {
+            let tensors = safetensors::SafeTensors::deserialize(file).unwrap();
+            let mut names: Vec<_> = tensors.names().into_iter().map(str::to_owned).collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(names(&dense.weights), ["linear.bias", "linear.weight"]);
+        assert_eq!(names(&source.weights).len(), 11);
     }
 
     #[test]

@@ -1,0 +1,126 @@
+//! A file of the store mapped into memory, read-only.
+//!
+//! Owns the mapping and its one `unsafe` premise. Knows nothing of what is in the file.
+//!
+//! Invariants:
+//! 1. The bytes are those of the file that was opened, to the end of the mapping's life, whatever
+//!    is renamed or removed meanwhile.
+//! 2. Nothing is ever written through it: its pages are the kernel's cache, which it may drop and
+//!    read again from the file.
+
+// The premise is one about files, which no type can hold.
+#![allow(unsafe_code, reason = "a file is mapped and its pages are given back")]
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use memmap2::{Mmap, UncheckedAdvice};
+
+use super::digest::{Digest, Hasher};
+
+/// Bytes that are hashed before their pages are given back: few beside any model, many beside the
+/// cost of a system call.
+const CHUNK: usize = 1 << 20;
+
+/// A file of the store, mapped.
+#[derive(Debug)]
+pub struct Mapping(Mmap);
+
+impl Mapping {
+    /// Maps all of `file`, which is one of the store's.
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        // SAFETY: the bytes behind `&[u8]` must not change while it is borrowed. The store is the
+        // daemon's own directory: nobody else may write there, a file in it is never written again
+        // after the rename that put it there, and its lock keeps a second process of ours away.
+        // Who breaks that (root alone can) breaks no type: bytes are read as numbers, each of
+        // which is checked or harmless. When the file is cut, an access behind its new end raises
+        // SIGBUS: the process ends and is started anew, and finds the entry corrupt.
+        //
+        // JUSTIFICATION: read into memory the weights would count twice while they are packed,
+        // and the table of words would stay there whole, of which few rows are used.
+        unsafe { Mmap::map(file) }.map(Self)
+    }
+
+    /// What is in the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The digest of the bytes. No more than [`CHUNK`] of them are resident for it at a time.
+    pub(super) fn digest(&self) -> Digest {
+        let mut hasher = Hasher::default();
+        for start in (0..self.0.len()).step_by(CHUNK) {
+            let range = start..self.0.len().min(start + CHUNK);
+            hasher.update(&self.0[range.clone()]);
+            self.release(range);
+        }
+        hasher.finish()
+    }
+
+    /// Says that `range` will not be read for long. Its pages leave the process; who reads them
+    /// nevertheless finds them unchanged, and waits for the disk at worst.
+    ///
+    /// # Panics
+    /// When `range` reaches beyond the file.
+    pub fn release(&self, range: Range<usize>) {
+        let length = self.0[range.clone()].len();
+        // SAFETY: on a shared mapping that is only read MADV_DONTNEED drops entries of the page
+        // table and no content: the next access finds the same bytes in the file,
+        // https://man7.org/linux/man-pages/man2/madvise.2.html. So slices of them stay valid.
+        //
+        // JUSTIFICATION: pages that were read once would stay in the resident set as long as
+        // memory is not short, and that is what operators and limits look at.
+        let advised = unsafe {
+            self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, length)
+        };
+        // Only an advice: when it is not taken the kernel takes the pages when it is short of them.
+        drop(advised);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// Resident bytes of the mapping that begins at `address`.
+    fn resident(address: usize) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| !line.starts_with(&format!("{address:x}-")));
+        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        rss.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    fn mapped(content: &[u8]) -> Mapping {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        Mapping::of(&file).unwrap()
+    }
+
+    #[test]
+    fn a_mapping_is_the_file_and_has_its_digest() {
+        for length in [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 5] {
+            let content: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+            let mapping = mapped(&content);
+            assert_eq!(mapping.digest(), Digest::of(&content), "{length}");
+            assert_eq!(mapping.bytes(), content, "{length}");
+        }
+    }
+
+    #[test]
+    fn what_was_hashed_or_released_is_resident_no_more_and_still_readable() {
+        let content = vec![7; 8 * CHUNK];
+        let mapping = mapped(&content);
+        let address = mapping.bytes().as_ptr().addr();
+        mapping.digest();
+        assert_eq!(resident(address), 0);
+        assert_eq!(mapping.bytes(), content);
+        assert_eq!(resident(address), content.len() as u64);
+        mapping.release(CHUNK..content.len());
+        // Of a huge page more than was asked for leaves.
+        assert!(resident(address) <= CHUNK as u64);
+        assert_eq!(mapping.bytes(), content);
+    }
+}

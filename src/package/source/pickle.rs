@@ -1,0 +1,444 @@
+//! The pickle inside a file of torch, read as data.
+//!
+//! A pickle is a program for a stack machine that may name any function of Python and call it. This
+//! machine has the instructions of protocol 2 that `torch.save` uses for a dictionary of tensors
+//! (<https://github.com/python/cpython/blob/v3.13.0/Lib/pickletools.py>), knows six kinds of names,
+//! and calls nothing: what a name would do to its arguments is written down here. Any other name or
+//! instruction is refused.
+//!
+//! Invariants:
+//! 1. Memory and time are bounded by the length of the pickle: each instruction makes at most one
+//!    value, values refer to each other by number, and none but the few axes of a tensor is copied.
+//! 2. No value is trusted to have a kind or a size before it was looked at.
+
+use std::collections::HashMap;
+
+use safetensors::Dtype;
+
+/// What is wrong with a pickle, to stand behind the name of its file.
+type Refusal = String;
+
+/// Position of a value in [`Machine::values`].
+type Id = usize;
+
+/// Classes of `torch` that name the type of a storage's values.
+const STORAGES: [(&str, Dtype); 9] = [
+    ("FloatStorage", Dtype::F32),
+    ("HalfStorage", Dtype::F16),
+    ("BFloat16Storage", Dtype::BF16),
+    ("DoubleStorage", Dtype::F64),
+    ("LongStorage", Dtype::I64),
+    ("IntStorage", Dtype::I32),
+    ("ShortStorage", Dtype::I16),
+    ("CharStorage", Dtype::I8),
+    ("ByteStorage", Dtype::U8),
+];
+
+/// No model's tensor has more; the one thing that is copied for each tensor.
+const MAX_AXES: usize = 8;
+
+/// A name that a pickle may use.
+#[derive(Clone, Copy)]
+enum Class {
+    OrderedDict,
+    RebuildTensor,
+    RebuildParameter,
+    Storage(Dtype),
+}
+
+/// A view of a storage, as the pickle says; whether it fits is not checked.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Tensor<'p> {
+    pub(super) dtype: Dtype,
+    /// Name of the storage in the archive.
+    pub(super) storage: &'p str,
+    /// Number of values in the storage.
+    pub(super) stored: usize,
+    /// Position of the first value.
+    pub(super) offset: usize,
+    pub(super) shape: Vec<usize>,
+    /// Values from one index to the next, for each axis.
+    pub(super) strides: Vec<usize>,
+}
+
+enum Value<'p> {
+    /// None, a truth value, a fraction: nothing that a tensor is made of.
+    Plain,
+    Number(i64),
+    Text(&'p str),
+    Class(Class),
+    Tuple(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    /// Type, name and number of values.
+    Storage(Dtype, &'p str, usize),
+    Tensor(Tensor<'p>),
+}
+
+/// The tensors of the dictionary that `bytes` is a pickle of, with their names, in its order.
+///
+/// # Errors
+/// When it is no such dictionary, or names anything that tensors do not need: by that name.
+pub(super) fn tensors(bytes: &[u8]) -> Result<Vec<(&str, Tensor<'_>)>, Refusal> {
+    let mut machine = Machine {
+        bytes,
+        values: Vec::new(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+    };
+    while machine.step()? {}
+    let top = machine.pop()?;
+    let Value::Dict(entries) = &machine.values[top] else {
+        return Err("holds no dictionary of tensors: save the model's state_dict()".to_owned());
+    };
+    let entries = entries.iter().map(|&(name, value)| {
+        let name = machine.text(name)?;
+        match &machine.values[value] {
+            Value::Tensor(tensor) => Ok((name, tensor.clone())),
+            _ => Err(format!("{name:?} is no tensor: save the model's state_dict() alone")),
+        }
+    });
+    entries.collect()
+}
+
+struct Machine<'p> {
+    /// What was not read yet.
+    bytes: &'p [u8],
+    values: Vec<Value<'p>>,
+    stack: Vec<Id>,
+    /// Heights of the stack.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+}
+
+fn damaged() -> Refusal {
+    "holds a damaged pickle".to_owned()
+}
+
+impl<'p> Machine<'p> {
+    /// Runs the next instruction; false after the last.
+    fn step(&mut self) -> Result<bool, Refusal> {
+        let [code] = self.take_array()?;
+        match code {
+            // Its number: an instruction of a later one is refused as such.
+            0x80 => drop(self.take(1)?),
+            b'.' => return Ok(false),
+            b'c' => self.name()?,
+            b'N' | 0x88 | 0x89 => self.push(Value::Plain),
+            b'G' => {
+                self.take(8)?;
+                self.push(Value::Plain);
+            }
+            b'K' => self.integer(1)?,
+            b'M' => self.integer(2)?,
+            b'J' => {
+                let number = i32::from_le_bytes(self.take_array()?);
+                self.push(Value::Number(number.into()));
+            }
+            0x8a => {
+                let [length] = self.take_array()?;
+                self.integer(length.into())?;
+            }
+            b'X' => {
+                let length = u32::from_le_bytes(self.take_array()?);
+                let text = self.take(usize::try_from(length).unwrap_or(usize::MAX))?;
+                let text = str::from_utf8(text).map_err(|_invalid| damaged())?;
+                self.push(Value::Text(text));
+            }
+            b'(' => self.marks.push(self.stack.len()),
+            b')' => self.push(Value::Tuple(Vec::new())),
+            b't' => {
+                let items = self.pop_to_mark()?;
+                self.push(Value::Tuple(items));
+            }
+            0x85..=0x87 => {
+                let start = self.stack.len().checked_sub(usize::from(code - 0x84));
+                let items = self.stack.split_off(start.ok_or_else(damaged)?);
+                self.push(Value::Tuple(items));
+            }
+            b'}' => self.push(Value::Dict(Vec::new())),
+            b's' => {
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.insert(&[key, value])?;
+            }
+            b'u' => {
+                let items = self.pop_to_mark()?;
+                self.insert(&items)?;
+            }
+            b'q' => {
+                let [slot] = self.take_array()?;
+                self.remember(slot.into())?;
+            }
+            b'r' => {
+                let slot = u32::from_le_bytes(self.take_array()?);
+                self.remember(slot)?;
+            }
+            b'h' => {
+                let [slot] = self.take_array()?;
+                self.recall(slot.into())?;
+            }
+            b'j' => {
+                let slot = u32::from_le_bytes(self.take_array()?);
+                self.recall(slot)?;
+            }
+            b'Q' => self.storage()?,
+            b'R' => self.call()?,
+            b'b' => self.attributes()?,
+            other => {
+                return Err(format!(
+                    "holds a pickle with the instruction {other:#04x}, which no tensor needs: save it with torch's defaults"
+                ));
+            }
+        }
+        Ok(true)
+    }
+
+    fn take(&mut self, count: usize) -> Result<&'p [u8], Refusal> {
+        let (taken, rest) = self.bytes.split_at_checked(count).ok_or_else(damaged)?;
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    fn take_array<const N: usize>(&mut self) -> Result<[u8; N], Refusal> {
+        let (taken, rest) = self.bytes.split_first_chunk().ok_or_else(damaged)?;
+        self.bytes = rest;
+        Ok(*taken)
+    }
+
+    fn take_line(&mut self) -> Result<&'p str, Refusal> {
+        let end = self.bytes.iter().position(|&byte| byte == b'\n').ok_or_else(damaged)?;
+        let line = self.take(end)?;
+        self.take(1)?;
+        str::from_utf8(line).map_err(|_invalid| damaged())
+    }
+
+    /// A number of `length` bytes; one of fewer than eight has no sign here, because sizes have none.
+    fn integer(&mut self, length: usize) -> Result<(), Refusal> {
+        let mut bytes = [0; 8];
+        let taken = self.take(length)?;
+        bytes.get_mut(..length).ok_or_else(damaged)?.copy_from_slice(taken);
+        self.push(Value::Number(i64::from_le_bytes(bytes)));
+        Ok(())
+    }
+
+    fn push(&mut self, value: Value<'p>) {
+        self.stack.push(self.values.len());
+        self.values.push(value);
+    }
+
+    fn pop(&mut self) -> Result<Id, Refusal> {
+        self.stack.pop().ok_or_else(damaged)
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>, Refusal> {
+        let mark = self.marks.pop().filter(|&mark| mark <= self.stack.len());
+        Ok(self.stack.split_off(mark.ok_or_else(damaged)?))
+    }
+
+    fn remember(&mut self, slot: u32) -> Result<(), Refusal> {
+        let top = *self.stack.last().ok_or_else(damaged)?;
+        self.memo.insert(slot, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, slot: u32) -> Result<(), Refusal> {
+        self.stack.push(*self.memo.get(&slot).ok_or_else(damaged)?);
+        Ok(())
+    }
+
+    /// Puts keys and values, in turn, into the dictionary on top.
+    fn insert(&mut self, items: &[Id]) -> Result<(), Refusal> {
+        let top = *self.stack.last().ok_or_else(damaged)?;
+        let (pairs, rest) = items.as_chunks();
+        match &mut self.values[top] {
+            Value::Dict(entries) if rest.is_empty() => {
+                entries.extend(pairs.iter().map(|&[key, value]| (key, value)));
+                Ok(())
+            }
+            _ => Err(damaged()),
+        }
+    }
+
+    fn name(&mut self) -> Result<(), Refusal> {
+        let (module, name) = (self.take_line()?, self.take_line()?);
+        let storage = STORAGES.iter().find(|(class, _)| *class == name);
+        let class = match (module, name) {
+            ("collections", "OrderedDict") => Class::OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2") => Class::RebuildTensor,
+            ("torch._utils", "_rebuild_parameter") => Class::RebuildParameter,
+            ("torch", _) if let Some((_, dtype)) = storage => Class::Storage(*dtype),
+            _ => {
+                let name = format!("{module}.{name}").escape_debug().to_string();
+                return Err(format!(
+                    "asks for {name}, which no tensor needs: it may be meant to run something, and \
+                     nothing of it was run"
+                ));
+            }
+        };
+        self.push(Value::Class(class));
+        Ok(())
+    }
+
+    /// What torch calls a persistent id: type, class, name, place and number of values of a storage.
+    fn storage(&mut self) -> Result<(), Refusal> {
+        let id = self.pop()?;
+        let &[_, class, name, _, count] = self.tuple(id)? else { return Err(damaged()) };
+        let Value::Class(Class::Storage(dtype)) = self.values[class] else { return Err(damaged()) };
+        let storage = Value::Storage(dtype, self.text(name)?, self.size(count)?);
+        self.push(storage);
+        Ok(())
+    }
+
+    fn call(&mut self) -> Result<(), Refusal> {
+        let (arguments, callee) = (self.pop()?, self.pop()?);
+        let arguments = self.tuple(arguments)?;
+        let made = match (&self.values[callee], arguments) {
+            (Value::Class(Class::OrderedDict), []) => Value::Dict(Vec::new()),
+            (Value::Class(Class::RebuildTensor), &[storage, offset, shape, strides, ..]) => {
+                let Value::Storage(dtype, name, stored) = self.values[storage] else {
+                    return Err(damaged());
+                };
+                Value::Tensor(Tensor {
+                    dtype,
+                    storage: name,
+                    stored,
+                    offset: self.size(offset)?,
+                    shape: self.sizes(shape)?,
+                    strides: self.sizes(strides)?,
+                })
+            }
+            (Value::Class(Class::RebuildParameter), &[tensor, ..]) => {
+                self.stack.push(tensor);
+                return Ok(());
+            }
+            _ => return Err(damaged()),
+        };
+        self.push(made);
+        Ok(())
+    }
+
+    /// Attributes of a dictionary, which `state_dict()` notes versions in: passed over.
+    fn attributes(&mut self) -> Result<(), Refusal> {
+        self.pop()?;
+        let top = *self.stack.last().ok_or_else(damaged)?;
+        match self.values[top] {
+            Value::Dict(_) => Ok(()),
+            _ => Err(damaged()),
+        }
+    }
+
+    fn tuple(&self, id: Id) -> Result<&[Id], Refusal> {
+        match &self.values[id] {
+            Value::Tuple(items) => Ok(items),
+            _ => Err(damaged()),
+        }
+    }
+
+    fn text(&self, id: Id) -> Result<&'p str, Refusal> {
+        match self.values[id] {
+            Value::Text(text) => Ok(text),
+            _ => Err(damaged()),
+        }
+    }
+
+    fn size(&self, id: Id) -> Result<usize, Refusal> {
+        match self.values[id] {
+            Value::Number(number) => usize::try_from(number).map_err(|_negative| damaged()),
+            _ => Err(damaged()),
+        }
+    }
+
+    fn sizes(&self, id: Id) -> Result<Vec<usize>, Refusal> {
+        let axes = self.tuple(id)?;
+        if axes.len() > MAX_AXES {
+            return Err(format!("holds a tensor of {} axes", axes.len()));
+        }
+        axes.iter().map(|&id| self.size(id)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_name_but_those_of_tensors_is_refused_by_it() {
+        for (module, name) in [
+            ("posix", "system"),
+            ("builtins", "eval"),
+            ("torch", "load"),
+            ("torch.FloatStorage", "__init__"),
+            ("collections", "defaultdict"),
+            ("torch._utils", "_rebuild_tensor_v2.__globals__"),
+        ] {
+            // As it stands, and behind what a reader might skip.
+            for before in [&b"\x80\x02"[..], b"\x80\x02}q\0X\x01\0\0\0a", b"\x80\x02N"] {
+                let pickle = [before, format!("c{module}\n{name}\n)R.").as_bytes()].concat();
+                let refusal = tensors(&pickle).unwrap_err();
+                assert!(refusal.starts_with(&format!("asks for {module}.{name}, ")), "{refusal}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_dictionary_of_tensors_is_refused() {
+        let cases: [(&[u8], &str); 12] = [
+            (b"", "damaged"),
+            (b".", "damaged"),
+            (b"N.", "no dictionary"),
+            (b"}X\x01\0\0\0aK\x01s.", "\"a\" is no tensor"),
+            (b"}K\x01K\x01s.", "damaged"),
+            (b"}(K\x01u.", "damaged"),
+            (b"(K\x01\x85\x85t0.", "instruction 0x30"),
+            // A text of four gigabytes, a number of 255 bytes, a tuple of more than there is.
+            (b"X\xff\xff\xff\xffa.", "damaged"),
+            (b"\x8a\xff.", "damaged"),
+            (b"\x87.", "damaged"),
+            // A mark above the stack that was emptied below it.
+            (b"N(Q", "damaged"),
+            (b"ctorch\nFloatStorage\n)R.", "damaged"),
+        ];
+        for (pickle, part) in cases {
+            let refusal = tensors(pickle).unwrap_err();
+            assert!(refusal.contains(part), "{pickle:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn what_holds_itself_many_times_costs_no_more_than_its_length() {
+        // Each tuple holds the one before twice: the first 2^1000 times.
+        let mut pickle = b"N".to_vec();
+        pickle.extend(b"q\0h\0\x86".repeat(1000));
+        pickle.push(b'.');
+        assert!(tensors(&pickle).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(
+            bytes in prop::collection::vec(
+                prop_oneof![
+                    prop::sample::select(&b"c(tNKMJXqhQRbsu})\n.\x80\x85\x86\x87\x8a"[..]),
+                    any::<u8>(),
+                ],
+                0..200,
+            ),
+        ) {
+            prop_assert!(tensors(&bytes).is_ok_and(|found| found.is_empty()) || tensors(&bytes).is_err());
+        }
+
+        #[test]
+        fn no_changed_byte_panics(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut pickle = include_bytes!("../../../tests/golden/torch/weights.bin").to_vec();
+            let at = at.index(pickle.len());
+            pickle[at] = byte;
+            // The pickle lies in the archive as it is.
+            let start = pickle.windows(2).position(|pair| pair == b"\x80\x02");
+            if let Some(start) = start {
+                drop(tensors(&pickle[start..]));
+            }
+        }
+    }
+}
