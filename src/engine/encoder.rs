@@ -34,7 +34,7 @@ pub(super) struct Encoder {
     packing: Packing,
     /// Of queries, keys and values: F32 or Bf16.
     attention: Format,
-    words: Table,
+    pub(super) words: Table,
     /// Position embeddings, the token type's added, `[positions, hidden]`.
     positions: Vec<f32>,
     /// Positions count from behind this id, which has its own; `None`: from 0.
@@ -136,11 +136,6 @@ impl Encoder {
             relative_bias,
             layers,
         })
-    }
-
-    /// Bytes that are read in place from a mapped file.
-    pub(super) fn mapped_bytes(&self) -> u64 {
-        self.words.mapped_bytes()
     }
 
     /// Memory of the weights, in bytes.

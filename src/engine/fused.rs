@@ -223,7 +223,7 @@ impl Embedder for Fused {
     }
 
     fn mapped_bytes(&self) -> u64 {
-        self.encoder.mapped_bytes()
+        self.encoder.words.mapped_bytes()
     }
 
     fn matrix_operations(&self, tokens: usize) -> u64 {

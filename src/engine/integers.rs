@@ -1,8 +1,8 @@
 //! Integers in place of values: how rows of weights and of activations are rounded, and which channels
 //! share a scale.
 //!
-//! A weight is `integer · scale` of its output, but for the few that are far larger than the others,
-//! which are kept as they are. An activation is `(byte − zero) · scale`; a token has such a pair for
+//! A weight is `integer · scale` of its output and block of inputs, but for the few that are far larger
+//! than the others, which are kept as they are. An activation is `(byte − zero) · scale`; a token has such a pair for
 //! each block of its channels, so that a large channel costs those of its own block their steps and no
 //! others.
 //!
@@ -22,34 +22,36 @@ const LARGE: usize = 16;
 pub(super) struct IntegerRow {
     /// One for each input; 0 for an outlier.
     pub(super) integers: Vec<i8>,
-    pub(super) scale: f32,
+    /// Of each block of inputs.
+    pub(super) scales: Vec<f32>,
     /// Input and weight of what is kept as it is.
     pub(super) outliers: Vec<(usize, f32)>,
 }
 
 impl IntegerRow {
-    /// Rounds `weights`.
-    pub(super) fn round(weights: &[f32]) -> Self {
+    /// Rounds `weights`, in blocks of inputs that end at `ends`.
+    pub(super) fn round(weights: &[f32], ends: &[usize]) -> Self {
         let mut inliers = weights.to_vec();
         let mut outliers = Vec::new();
         for input in outlier_inputs(weights) {
             outliers.push((input, std::mem::take(&mut inliers[input])));
         }
-        let largest = inliers.iter().fold(0.0_f32, |max, weight| max.max(weight.abs()));
-        let scale = if largest > 0.0 { largest / 127.0 } else { 1.0 };
-        #[expect(clippy::cast_possible_truncation, reason = "at most 127")]
-        let integers = inliers.iter().map(|weight| (weight / scale).round() as i8).collect();
-        Self { integers, scale, outliers }
-    }
-
-    /// The row for inputs in another order: that at `places[i]` comes to be at `i`, nothing where it is
-    /// `None`. No place is given twice.
-    pub(super) fn arranged(&self, places: &[Option<usize>]) -> Self {
-        let integers = places.iter().map(|place| place.map_or(0, |place| self.integers[place]));
-        let outliers = self.outliers.iter().filter_map(|&(input, weight)| {
-            Some((places.iter().position(|&place| place == Some(input))?, weight))
-        });
-        Self { integers: integers.collect(), scale: self.scale, outliers: outliers.collect() }
+        let mut row = Self { integers: vec![0; weights.len()], scales: Vec::new(), outliers };
+        let mut start = 0;
+        for &end in ends {
+            let block = &inliers[start..end];
+            let largest = block.iter().fold(0.0_f32, |max, weight| max.max(weight.abs()));
+            let scale = if largest > 0.0 { largest / 127.0 } else { 1.0 };
+            for (integer, weight) in row.integers[start..end].iter_mut().zip(block) {
+                #[expect(clippy::cast_possible_truncation, reason = "at most 127")]
+                {
+                    *integer = (weight / scale).round_ties_even() as i8;
+                }
+            }
+            row.scales.push(scale);
+            start = end;
+        }
+        row
     }
 }
 
@@ -119,26 +121,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_rounded_but_for_its_outliers() {
-        let row = IntegerRow::round(&[0.5, -1.27, 0.0, 9.0]);
+    fn a_row_is_rounded_by_blocks_but_for_its_outliers() {
+        let row = IntegerRow::round(&[0.5, -1.27, 0.0, 9.0, 2.54, -0.02], &[4, 6]);
+        assert_eq!(row.integers, [50, -127, 0, 0, 127, -1]);
+        assert_eq!(row.outliers, [(3, 9.0)]);
+        assert!((row.scales[0] - 0.01).abs() < 1e-6 && (row.scales[1] - 0.02).abs() < 1e-6);
+        let zeros = IntegerRow::round(&[0.0; 3], &[3]);
         assert_eq!(
-            (row.integers.as_slice(), row.outliers.as_slice()),
-            (&[50, -127, 0, 0][..], &[(3, 9.0)][..])
+            (zeros.integers.as_slice(), zeros.scales.as_slice()),
+            (&[0, 0, 0][..], &[1.0][..])
         );
-        assert!((row.scale - 0.01).abs() < 1e-6);
-        let zeros = IntegerRow::round(&[0.0; 3]);
-        assert_eq!((zeros.integers.as_slice(), zeros.scale), (&[0, 0, 0][..], 1.0));
-        assert!(IntegerRow::round(&[]).integers.is_empty());
-    }
-
-    #[test]
-    fn a_row_is_arranged_with_its_outliers() {
-        let row = IntegerRow { integers: vec![1, 2, 0], scale: 0.5, outliers: vec![(2, 7.0)] };
-        let arranged = row.arranged(&[Some(2), None, Some(0)]);
-        assert_eq!(
-            arranged,
-            IntegerRow { integers: vec![0, 0, 1], scale: 0.5, outliers: vec![(0, 7.0)] }
-        );
+        assert!(IntegerRow::round(&[], &[]).integers.is_empty());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::integers::{self, IntegerRow};
 use super::layout::LayerNames;
 use super::linear::{Format, Linear, Session};
 use super::simd::{STRIP, rows};
-use super::weights::{Tensor, Tensors};
+use super::weights::{StoredIntegers, Tensor, Tensors};
 
 /// Weight and bias of a LayerNorm.
 pub(super) struct Norm {
@@ -150,16 +150,19 @@ impl<'t, 'a> Source<'t, 'a> {
         packed_output: usize,
     ) {
         let bias = self.bias[output] * factor;
-        if packed.blocks().is_empty() {
+        let floats = || -> Vec<f32> {
             let row = self.row(output);
-            let weights = places.iter().map(|place| place.map_or(0.0, |place| row[place] * factor));
-            packed.set_floats(packed_output, &weights.collect::<Vec<_>>(), bias);
-        } else {
-            let row = self.weight.integers(output);
-            let mut row = row.unwrap_or_else(|| IntegerRow::round(&self.row(output)));
-            row.scale *= factor;
-            row.outliers.iter_mut().for_each(|(_, weight)| *weight *= factor);
-            packed.set_integers(packed_output, &row.arranged(places), bias);
+            places.iter().map(|place| place.map_or(0.0, |place| row[place] * factor)).collect()
+        };
+        match packed.blocks() {
+            None => packed.set_floats(packed_output, &floats(), bias),
+            Some(ends) => {
+                let row = match self.weight.integers(output) {
+                    Some(stored) => arranged(stored, factor, places, ends.len()),
+                    None => IntegerRow::round(&floats(), ends),
+                };
+                packed.set_integers(packed_output, &row, bias);
+            }
         }
     }
 
@@ -172,6 +175,24 @@ impl<'t, 'a> Source<'t, 'a> {
         let mut row = vec![0.0; self.weight.shape[1]];
         self.weight.read_row(output, &mut row);
         row
+    }
+}
+
+/// A stored row times `factor`, with the input of `places[i]` at `i`.
+fn arranged(
+    stored: StoredIntegers,
+    factor: f32,
+    places: &[Option<usize>],
+    blocks: usize,
+) -> IntegerRow {
+    let StoredIntegers { integers, scale, outliers } = stored;
+    let outliers = outliers.into_iter().filter_map(|(input, weight)| {
+        Some((places.iter().position(|&place| place == Some(input))?, weight * factor))
+    });
+    IntegerRow {
+        integers: places.iter().map(|place| place.map_or(0, |place| integers[place])).collect(),
+        scales: vec![scale * factor; blocks],
+        outliers: outliers.collect(),
     }
 }
 

@@ -102,9 +102,11 @@ struct Outlier {
 
 /// What [`Format::Int8`] has beside the weights.
 struct Scales {
-    /// Ends of the blocks of inputs that share a scale and an offset, in groups.
+    /// Ends of the blocks of inputs that share scales and an offset.
+    inputs: Vec<usize>,
+    /// The same in groups.
     ends: Vec<usize>,
-    /// Of each strip, for each output.
+    /// Of each strip and block, `[strips, blocks]`: the scale of an output's weights.
     scales: Vec<[f32; STRIP]>,
     /// Of each strip and block, `[strips, blocks]`: the sum of an output's weights.
     sums: Vec<[f32; STRIP]>,
@@ -155,7 +157,8 @@ impl Linear {
             *last = linear.groups;
         }
         linear.integers = Some(Scales {
-            scales: vec![[0.0; STRIP]; strips],
+            inputs: blocks.to_vec(),
+            scales: vec![[0.0; STRIP]; strips * ends.len()],
             sums: vec![[0.0; STRIP]; strips * ends.len()],
             outliers: (0..strips).map(|_| Vec::new()).collect(),
             ends,
@@ -196,11 +199,15 @@ impl Linear {
             }
             *group = u32::from_le_bytes(bytes);
         }
-        let Some(Scales { ends, scales, sums, outliers }) = &mut self.integers else { return };
-        scales[strip][column] = weights.scale;
+        let Some(Scales { inputs, scales, sums, outliers, .. }) = &mut self.integers else {
+            return;
+        };
+        let first = strip * inputs.len();
+        for (scales, scale) in scales[first..].iter_mut().zip(&weights.scales) {
+            scales[column] = *scale;
+        }
         let mut start = 0;
-        for (sums, &end) in sums[strip * ends.len()..].iter_mut().zip(&*ends) {
-            let end = (4 * end).min(weights.integers.len());
+        for (sums, &end) in sums[first..].iter_mut().zip(&*inputs) {
             let sum: i32 =
                 weights.integers[start..end].iter().map(|&weight| i32::from(weight)).sum();
             #[expect(clippy::cast_precision_loss, reason = "a block has fewer than 2^17 inputs")]
@@ -213,9 +220,9 @@ impl Linear {
         outliers[strip].extend(of_output.map(|&(input, weight)| Outlier { column, input, weight }));
     }
 
-    /// Ends of the blocks of inputs that share a scale, in groups; none in formats of floats.
-    pub(super) fn blocks(&self) -> &[usize] {
-        self.integers.as_ref().map_or(&[], |scales| &scales.ends)
+    /// Ends of the blocks of inputs that share scales; none in formats of floats.
+    pub(super) fn blocks(&self) -> Option<&[usize]> {
+        self.integers.as_ref().map(|scales| scales.inputs.as_slice())
     }
 
     /// The elements of its weights and operands.
@@ -279,7 +286,7 @@ impl Scales {
             ends: &self.ends,
             rows: operand.quantization,
             sums: &self.sums[strip * blocks..][..blocks],
-            scales: &self.scales[strip],
+            scales: &self.scales[strip * blocks..][..blocks],
         };
         session.multiply_int8(product, &integers);
         let (values, stride) = operand.values;

@@ -24,7 +24,7 @@ impl Inputs {
         stride: usize,
         count: usize,
     ) -> Operand<'a> {
-        let (width, ends) = (linear.inputs(), linear.blocks());
+        let (width, ends) = (linear.inputs(), linear.blocks().unwrap_or_default());
         let groups = linear.format().groups(width);
         let padded = count.next_multiple_of(super::linear::ROWS);
         match linear.format() {
@@ -55,16 +55,7 @@ impl Inputs {
                 let bytes = bytemuck::cast_slice_mut(self.groups.groups_mut());
                 let values = &values[..count * stride];
                 let out_stride = groups * 4;
-                rows::quantize(
-                    session.isa,
-                    values,
-                    stride,
-                    width,
-                    ends,
-                    bytes,
-                    out_stride,
-                    quantization,
-                );
+                rows::quantize(session.isa, values, stride, ends, bytes, out_stride, quantization);
                 let operand = self.groups.groups();
                 Operand {
                     groups: operand,

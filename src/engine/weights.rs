@@ -18,7 +18,6 @@ use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::integers::IntegerRow;
 use super::layout::Expected;
 use super::{EngineError, WeightsFile};
 
@@ -40,6 +39,15 @@ enum Stored {
     F16,
     Bf16,
     Int8(Quantization),
+}
+
+/// A row of a matrix of integers.
+pub(super) struct StoredIntegers {
+    /// 0 for an outlier.
+    pub(super) integers: Vec<i8>,
+    pub(super) scale: f32,
+    /// Column and value of what is kept exactly.
+    pub(super) outliers: Vec<(usize, f32)>,
 }
 
 /// What makes values of a matrix of integers.
@@ -103,14 +111,14 @@ impl<'a> Tensor<'a> {
     }
 
     /// The integers of `row`, where the tensor is stored in integers.
-    pub(super) fn integers(&self, row: usize) -> Option<IntegerRow> {
+    pub(super) fn integers(&self, row: usize) -> Option<StoredIntegers> {
         let Stored::Int8(quantization) = &self.stored else { return None };
         let columns = self.columns();
         let data = &self.data[row * columns..][..columns];
         let mut integers: Vec<i8> = data.iter().map(|&q| i8::from_le_bytes([q])).collect();
         let outliers: Vec<(usize, f32)> = quantization.outliers(row).collect();
         outliers.iter().for_each(|&(column, _)| integers[column] = 0);
-        Some(IntegerRow { integers, scale: quantization.scales[row], outliers })
+        Some(StoredIntegers { integers, scale: quantization.scales[row], outliers })
     }
 
     /// All values, row-major.

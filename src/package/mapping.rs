@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn a_mapping_is_the_file_and_has_its_digest() {
         for length in [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 5] {
-            let content: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+            let content: Vec<u8> = (0..=250).cycle().take(length).collect();
             let mapping = mapped(&content);
             assert_eq!(mapping.digest(), Digest::of(&content), "{length}");
             assert_eq!(mapping.bytes(), content, "{length}");

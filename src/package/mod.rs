@@ -21,6 +21,7 @@ pub(crate) mod fixture;
 mod frame;
 mod manifest;
 mod mapping;
+mod member;
 mod pack;
 mod quantize;
 mod record;

@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,10 +24,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::fcntl::Flock;
 use tempfile::TempDir;
 
-use super::digest::{Digest, HashingReader};
+use super::digest::Digest;
 use super::entry::{Entry, Key};
-use super::manifest::{MANIFEST, Manifest, Member, WEIGHTS};
-use super::mapping::Mapping;
+use super::manifest::{MANIFEST, Manifest, WEIGHTS};
+use super::member;
 use super::pack::Contents;
 use super::record::{Occupant, Origin, Quota, Record, Status, StoreFull, Timestamp, victims};
 use super::unpack::{Durability, Limits, UnpackError, Unpacked, unpack};
@@ -261,13 +261,13 @@ impl Store {
         let mut weights = Weights::from(Vec::new());
         for member in &manifest.files {
             if member.path.as_str() == WEIGHTS {
-                let mapping = self.intact(key, map_member(&self.path(key), member))?;
+                let mapping = self.intact(key, member::map(&self.path(key), member))?;
                 weights = Weights::Mapped(Arc::new(mapping));
                 continue;
             }
             // Exactly as large as it will be: growing would copy, and hold twice as much.
             let mut content = Vec::with_capacity(usize::try_from(member.size).unwrap_or(0));
-            self.intact(key, read_member(&self.path(key), member, &mut content))?;
+            self.intact(key, member::copy(&self.path(key), member, &mut content))?;
             files.insert(member.path.as_str(), content);
         }
         let contents = Contents::from_members(
@@ -283,9 +283,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::Corrupt`] when a file is missing or not what it was; the entry is marked so.
     pub fn verify(&self, key: &Key, progress: impl FnMut(u64)) -> Result<(), StoreError> {
-        let mut counter = Counter { bytes: 0, progress };
+        let mut counter = member::Counter { bytes: 0, progress };
         for member in &self.entry(key)?.manifest.files {
-            self.intact(key, read_member(&self.path(key), member, &mut counter))?;
+            self.intact(key, member::copy(&self.path(key), member, &mut counter))?;
         }
         self.update(key, |record| record.last_validated_at = Timestamp::now())
     }
@@ -443,23 +443,6 @@ fn replaces(new: &Entry, old: &Entry) -> bool {
     same && new.record.origin.is_bundled() == old.record.origin.is_bundled()
 }
 
-struct Counter<F> {
-    bytes: u64,
-    progress: F,
-}
-
-impl<F: FnMut(u64)> Write for Counter<F> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.bytes += buffer.len() as u64;
-        (self.progress)(self.bytes);
-        Ok(buffer.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
     let path = directory.join("lock");
     let lock = files::lock(&path)?.ok_or_else(|| StoreError::Locked(directory.to_owned()))?;
@@ -483,43 +466,6 @@ fn read_entry(path: &Path) -> Result<Entry, String> {
         return Err(format!("it holds {key}"));
     }
     Ok(Entry { key, manifest: Arc::new(manifest), record })
-}
-
-/// Copies a member into `sink` while hashing it; says how it differs from what was installed.
-fn read_member(directory: &Path, member: &Member, sink: &mut impl Write) -> Result<(), String> {
-    let path = directory.join(member.path.as_str());
-    let file = files::open_regular(&path).map_err(|error| chain(&error))?;
-    // One byte more than expected shows a file that has grown, without reading all that was added.
-    let mut reader = HashingReader::new(file.take(member.size.saturating_add(1)));
-    io::copy(&mut reader, sink).map_err(|error| chain(&FileError::new("read", &path)(error)))?;
-    check_size(member, reader.bytes_read())?;
-    check_digest(member, reader.finish())
-}
-
-/// Maps a member and hashes the mapping; says how it differs from what was installed.
-fn map_member(directory: &Path, member: &Member) -> Result<Mapping, String> {
-    let path = directory.join(member.path.as_str());
-    let file = files::open_regular(&path).map_err(|error| chain(&error))?;
-    let mapping =
-        Mapping::of(&file).map_err(|error| chain(&FileError::new("map", &path)(error)))?;
-    check_size(member, mapping.bytes().len() as u64)?;
-    check_digest(member, mapping.digest())?;
-    Ok(mapping)
-}
-
-fn check_size(member: &Member, size: u64) -> Result<(), String> {
-    if size == member.size {
-        return Ok(());
-    }
-    let relation = if size > member.size { "more" } else { "fewer" };
-    Err(format!("{} has {relation} than its {} bytes", member.path, member.size))
-}
-
-fn check_digest(member: &Member, digest: Digest) -> Result<(), String> {
-    if digest == member.sha256 {
-        return Ok(());
-    }
-    Err(format!("{} has digest {digest} instead of {}", member.path, member.sha256))
 }
 
 fn write_record(
@@ -556,7 +502,7 @@ fn own_all(path: &Path, directory: &Path) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
-    use std::io::Seek;
+    use std::io::{Seek, Write};
     use std::os::unix::fs::symlink;
 
     use super::*;

@@ -170,7 +170,7 @@ fn a_precision_or_a_model_that_is_not_there_is_refused() {
     assert!(stderr(&output).contains("'f31'"), "{}", stderr(&output));
 
     let output = place.bench(Path::new("absent"), &input, &[]);
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
     assert!(stderr(&output).contains("\"absent\" is not installed"), "{}", stderr(&output));
 
     let cut = place.path("cut.model.tar.zst");

@@ -73,7 +73,6 @@ unsafe fn int8_rows<const R: usize>(
         };
         let rows = product.operand.as_ptr().add(first * stride);
         let out = product.out.as_mut_ptr().add(first * product.out_stride);
-        let scales = halves(integers.scales);
         let mut group = 0;
         for (block, &end) in integers.ends.iter().enumerate() {
             let mut sums = [[_mm512_setzero_si512(); 2]; R];
@@ -92,6 +91,7 @@ unsafe fn int8_rows<const R: usize>(
                 group += 1;
             }
             let weight_sums = halves(&integers.sums[block]);
+            let scales = halves(&integers.scales[block]);
             for (row, sums) in sums.into_iter().enumerate() {
                 let stands_for = integers.rows.as_ptr().add((first + row) * blocks + block);
                 let zero = _mm512_set1_ps(-(*stands_for).zero);
@@ -99,14 +99,12 @@ unsafe fn int8_rows<const R: usize>(
                 for (half, sum) in sums.into_iter().enumerate() {
                     let out = out.add(row * product.out_stride + half * 16);
                     let sum = _mm512_fmadd_ps(zero, weight_sums[half], _mm512_cvtepi32_ps(sum));
-                    let mut value = if block == 0 {
+                    let scale = _mm512_mul_ps(scale, scales[half]);
+                    let value = if block == 0 {
                         _mm512_mul_ps(sum, scale)
                     } else {
                         _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(out))
                     };
-                    if block + 1 == blocks {
-                        value = _mm512_mul_ps(value, scales[half]);
-                    }
                     _mm512_storeu_ps(out, value);
                 }
             }

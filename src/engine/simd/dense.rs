@@ -49,8 +49,8 @@ pub(in crate::engine) struct Integers<'a> {
     pub(in crate::engine) rows: &'a [Quantization],
     /// Of each block, the sums of the columns' weights.
     pub(in crate::engine) sums: &'a [[f32; STRIP]],
-    /// Of each column.
-    pub(in crate::engine) scales: &'a [f32; STRIP],
+    /// Of each block, the columns' scales.
+    pub(in crate::engine) scales: &'a [[f32; STRIP]],
 }
 
 impl Integers<'_> {
@@ -59,6 +59,7 @@ impl Integers<'_> {
         self.ends.is_sorted()
             && self.ends.last() == Some(&groups)
             && self.sums.len() == self.ends.len()
+            && self.scales.len() == self.ends.len()
             && self.rows.len() >= rows * self.ends.len()
     }
 }
@@ -132,24 +133,20 @@ fn integer_block<const R: usize, const FMA: bool>(
         for (block, &end) in integers.ends.iter().enumerate() {
             let sums = sums::<R, i32>(product, first, column, start..end, add);
             let weights = &integers.sums[block][column..][..COLUMNS];
+            let scales = &integers.scales[block][column..][..COLUMNS];
             for (row, (values, sums)) in values.iter_mut().zip(&sums).enumerate() {
                 let Quantization { scale, zero } = integers.rows[(first + row) * blocks + block];
                 for j in 0..COLUMNS {
                     #[expect(clippy::cast_precision_loss, reason = "rounded once, as f32 does")]
                     let sum = mul_add::<FMA>(-zero, weights[j], sums[j] as f32);
-                    values[j] = mul_add::<FMA>(sum, scale, values[j]);
+                    values[j] = mul_add::<FMA>(sum, scale * scales[j], values[j]);
                 }
             }
             start = end;
         }
-        let scales = &integers.scales[column..][..COLUMNS];
         for (row, values) in values.iter().enumerate() {
             let start = (first + row) * product.out_stride + column;
-            for (out, (value, scale)) in
-                product.out[start..].iter_mut().zip(values.iter().zip(scales))
-            {
-                *out = value * scale;
-            }
+            product.out[start..][..COLUMNS].copy_from_slice(values);
         }
     }
 }
@@ -178,7 +175,7 @@ vectorised! {
 vectorised! {
     /// Four unsigned bytes times four signed ones, summed in i32 within a block and in f32 over the
     /// blocks: a sum `s` in a block whose bytes have the offset `zero` and the scale `scale` is
-    /// `(s − zero · sum of the column's weights) · scale · column scale`.
+    /// `(s − zero · sum of the column's weights) · scale · column's scale`.
     fn portable_int8<FMA>(product: &mut Product<'_>, integers: &Integers<'_>) {
         let mut first = 0;
         while first + ROWS <= product.rows {
@@ -315,7 +312,7 @@ pub(in crate::engine) mod tests {
         let integers = Integers {
             rows: &(first_row..first_row + product.rows).flat_map(row).collect::<Vec<_>>(),
             sums: &(0..ends.len()).map(column).collect::<Vec<_>>(),
-            scales: &std::array::from_fn(|column| value(column + 5) * 0.001),
+            scales: &(0..ends.len()).map(|block| column(block + 5)).collect::<Vec<_>>(),
             ends: &ends,
         };
         int8(isa, product, &integers);
@@ -362,7 +359,7 @@ pub(in crate::engine) mod tests {
                 out: &mut out,
                 out_stride: STRIP,
             };
-            let scales = &[0.5; STRIP];
+            let scales = &[[0.5; STRIP]; 2];
             int8(isa, &mut product, &Integers { ends: &[1, 2], rows: &rows, sums: &sums, scales });
             // (4·3 − 2·−5 + 1·4) · 0.5
             assert_eq!((out[7], out[6]), (13.0, 0.0), "{isa:?}");

@@ -288,15 +288,14 @@ vectorised! {
     }
 }
 
-/// The rows of `values` as bytes, `width` of each row, rows `stride` values and `out_stride` bytes
-/// apart; each block of channels, which ends at a multiple of four bytes in `ends`, with a scale and an
-/// offset of its own, `[rows, blocks]`.
+/// The rows of `values` as bytes, rows `stride` values and `out_stride` bytes
+/// apart; each block of channels, the ends of which are `ends`, with a scale and an offset of its own,
+/// `[rows, blocks]`.
 #[expect(clippy::too_many_arguments, reason = "the shapes of three matrices")]
 pub(in crate::engine) fn quantize(
     isa: Isa,
     values: &[f32],
     stride: usize,
-    width: usize,
     ends: &[usize],
     out: &mut [u8],
     out_stride: usize,
@@ -306,7 +305,6 @@ pub(in crate::engine) fn quantize(
     for ((values, out), row) in pairs.zip(quantization.chunks_mut(ends.len())) {
         let mut start = 0;
         for (block, &end) in row.iter_mut().zip(ends) {
-            let end = (4 * end).min(width);
             let (values, out) = (&values[start..end], &mut out[start..end]);
             match isa.0 {
                 // SAFETY: only `Isa::detect` makes this value, after it found the features.
@@ -546,11 +544,11 @@ mod tests {
         for isa in Isa::all() {
             for width in [1, 3, 16, 60, 384] {
                 let values = values(2 * width);
-                let ends = if width > 16 { vec![4, width.div_ceil(4)] } else { vec![4] };
+                let ends = if width > 16 { vec![16, width] } else { vec![width] };
                 let blocks = ends.len();
                 let mut bytes = vec![0; 2 * (width + 5)];
                 let mut rows = vec![Quantization::default(); 2 * blocks];
-                quantize(isa, &values, width, width, &ends, &mut bytes, width + 5, &mut rows);
+                quantize(isa, &values, width, &ends, &mut bytes, width + 5, &mut rows);
                 for row in 0..2 {
                     for i in 0..width {
                         let block = usize::from(i >= 16);
@@ -570,7 +568,7 @@ mod tests {
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let values = [[1.0; 16].as_slice(), &[1.0, value, 1.0, 1.0]].concat();
                 let mut rows = [Quantization::default(); 2];
-                quantize(isa, &values, 20, 20, &[4, 5], &mut [0; 20], 20, &mut rows);
+                quantize(isa, &values, 20, &[16, 20], &mut [0; 20], 20, &mut rows);
                 assert_eq!(rows.map(|row| row.scale.is_nan()), [false, true], "{isa:?} {value}");
             }
         }

@@ -115,16 +115,16 @@ impl Source {
             Some(("StaticEmbedding", root)) => (root, true),
             other => return Err(out_of_order(other.map(|(name, _)| name))),
         };
-        let (weights_path, weights) = read_weights(&root, MAX_WEIGHTS)?;
-        let (encoder, pooling) = if is_static {
-            (static_embedding::read(&root, &weights)?, "mean")
+        let (encoder, pooling, (weights_path, weights)) = if is_static {
+            let weights = read_weights(&root, MAX_WEIGHTS)?;
+            (static_embedding::read(&root, &weights.1)?, "mean", weights)
         } else {
             let encoder = Encoder::read(&root)?;
             let pooling = match modules.next().transpose()? {
                 Some(("Pooling", path)) => read_pooling(&path, encoder.hidden_size)?,
                 other => return Err(out_of_order(other.map(|(name, _)| name))),
             };
-            (encoder, pooling)
+            (encoder, pooling, read_weights(&root, MAX_WEIGHTS)?)
         };
         let mut dimensions = encoder.hidden_size;
         let mut dense = Vec::new();
