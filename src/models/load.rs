@@ -174,7 +174,7 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::fs;
+    use std::fs::{self, File};
     use std::path::Path;
 
     use safetensors::tensor::TensorView;
@@ -184,7 +184,9 @@ mod tests {
 
     use super::*;
     use crate::errors::chain;
-    use crate::package::{BoxError, PackRequest, pack};
+    use crate::models::worker::WorkerError;
+    use crate::package::{self, BoxError, Cleanup, Limits, Origin, PackRequest, Quota, pack};
+    use crate::units::Bytes;
 
     const OPTIONS: Options = Options { threads: 1, batch_tokens: 512, precision: Precision::F32 };
 
@@ -350,6 +352,77 @@ mod tests {
             }
             let message = chain(&load(&manifest, contents, OPTIONS).err().unwrap());
             assert!(message.contains(at_load), "{message} instead of {at_load}");
+        }
+    }
+
+    fn fill(tensors: &mut Tensors, suffix: &str, value: impl Fn(f32) -> f32) {
+        let matching = tensors.iter_mut().filter(|(name, _)| name.ends_with(suffix));
+        for word in matching.flat_map(|(_, (_, _, data))| data.as_chunks_mut::<4>().0) {
+            *word = value(f32::from_le_bytes(*word)).to_le_bytes();
+        }
+    }
+
+    /// A model of integers whose vectors are right in f32 alone: each output of a feed-forward layer has
+    /// a small part, and a large weight times the sum of its inputs, which is 0 behind a LayerNorm
+    /// without weight and bias unless they are rounded.
+    fn fragile() -> (TempDir, Store, Key) {
+        const LARGE: f32 = 64.0;
+        let directory = model_directory();
+        change_weights(directory.path(), |tensors| {
+            fill(tensors, "attention.output.LayerNorm.weight", |_| 1.0);
+            fill(tensors, "attention.output.LayerNorm.bias", |_| 0.0);
+            fill(tensors, "intermediate.dense.weight", |weight| weight + LARGE);
+        });
+        let request =
+            PackRequest { precision: Some(package::Precision::Int8), ..request(directory.path()) };
+        let mut packed = Vec::new();
+        pack(&request, &computed, &|_, _| {}, &mut packed).unwrap();
+        let (store, _damaged) = Store::open(directory.path()).unwrap();
+        let size = Bytes::mib(16);
+        let staged = store.stage(packed.as_slice(), &Limits::for_size(size)).unwrap();
+        let quota = Quota { max_size: size, max_models: 1, cleanup: Cleanup::Manual };
+        let admitted = store.admit(staged, Origin::Installed, quota, |_| false).unwrap();
+        (directory, store, admitted.entry.key)
+    }
+
+    #[test]
+    fn what_auto_picks_is_left_for_f32_when_the_self_test_fails_in_it() {
+        let (directory, store, key) = fragile();
+        let (manifest, contents) = store.read(&key).unwrap();
+        let mut picked = None;
+        for precision in [Precision::F32, Precision::Int8, Precision::Bf16, Precision::Auto] {
+            let options = Options { precision, ..OPTIONS };
+            let mut model = load(&manifest, contents.clone(), options).unwrap();
+            // Of a processor without bf16, f32.
+            let used = model.embedder.report().precision;
+            let tested = self_test(&manifest, &mut model);
+            assert_eq!(tested.is_ok(), used == Precision::F32, "{precision}: {tested:?}");
+            picked = Some(used);
+        }
+        let picked = picked.unwrap();
+
+        let log = directory.path().join("log");
+        let writer = Arc::new(File::create(&log).unwrap());
+        let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
+        let options = Options { precision: Precision::Auto, ..OPTIONS };
+        let loaded = tracing::subscriber::with_default(subscriber, || {
+            load_from::<WorkerError>(&store, &key, options)
+        });
+        let (_, mut model) = loaded.unwrap();
+        self_test(&manifest, &mut model).unwrap();
+        let report = model.embedder.report();
+        assert_eq!(report.precision, Precision::F32);
+        let log = fs::read_to_string(log).unwrap();
+        if picked == Precision::F32 {
+            assert_eq!(log, "");
+        } else {
+            let expected = [
+                "WARN".to_owned(),
+                format!("{picked} is not used, but f32"),
+                format!("model={key}"),
+                format!("the self-test failed in {picked}: cosine "),
+            ];
+            assert!(expected.iter().all(|part| log.contains(part)), "{log}");
         }
     }
 

@@ -14,6 +14,7 @@ mod embeddings;
 mod golden;
 mod model_command;
 mod offline;
+mod precision;
 mod quarantine;
 mod readme;
 mod refusals;
