@@ -146,6 +146,7 @@ impl Tokenizer {
         let mut cut = self.room.saturating_mul(BYTES_PER_TOKEN).saturating_add(self.cut_margin);
         while cut < text.len() {
             let end = text.floor_char_boundary(cut);
+            // Not `encode_fast`, which does not tell where in the text a token lies.
             let beginning = self.library.encode(&text[..end], false);
             let beginning = beginning.map_err(EngineError::Tokenize)?;
             let settled = settled_tokens(&beginning, end.saturating_sub(self.cut_margin));
