@@ -48,6 +48,21 @@
 //! left. [`engine::Embedder`] sees token ids and gives vectors, whatever runs the [`engine::Architecture`]: the fused
 //! encoder, candle-transformers, or a table.
 //!
+//! # One forward pass
+//!
+//! Loading chooses the [`engine::Precision`] from what is asked for, what the processor multiplies and how the weights
+//! are stored, and packs the weights once, straight from the mapped file; the table of words is read in place for
+//! as long as the model lives. What was chosen, and why, is the [`engine::Report`], which the journal and `/status`
+//! show. [`models::load::load_from`] holds the self-test against what `auto` picked, and falls back to f32.
+//!
+//! A pass is cut into parts of whole texts, which a fixed pool of threads takes one after the other, the costliest
+//! first; the threads share the rows of a text that is alone and long enough. Tokens of many texts lie one behind the
+//! other without padding. Queries, keys and values are one product, with the softmax's scale in the weights; bias and
+//! activation, or bias and residual, are applied to each block of results while it is in the cache. The residual,
+//! softmax, LayerNorm and activations are f32 in every precision. Every thread has an arena of its own, which grows to
+//! the longest part and stays. Each kernel is compiled for every instruction set and chosen when the program runs; its
+//! scalar twin is what tests compare it with. The vector of a text does not depend on what else is in the pass.
+//!
 //! # One package
 //!
 //! A file appears in the drop directory. [`watch`] says "look"; [`package::drop::Ledger`] says when the file has been

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
@@ -36,7 +36,7 @@ const TENSOR: &str = "embedding";
 /// Single texts are timed at most this long, however long `--seconds` is.
 const LATENCY_TIME: Duration = Duration::from_secs(2);
 
-/// Measure a model: throughput, latency, start and memory.
+/// What is measured, and how.
 #[derive(Debug, Args)]
 pub(super) struct Bench {
     /// A package file, or the id of an installed model; the store must not be in use by a daemon.
@@ -45,9 +45,9 @@ pub(super) struct Bench {
     /// The texts: one JSON string a line.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// What to compute in.
-    #[arg(long, default_value_t)]
-    precision: Precision,
+    /// What to compute in [default: embedding.precision of the configuration].
+    #[arg(long, value_parser = precisions())]
+    precision: Option<Precision>,
     /// Threads of the engine [default: embedding.threads of the configuration].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     threads: Option<usize>,
@@ -55,14 +55,29 @@ pub(super) struct Bench {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     batch_tokens: Option<usize>,
     /// How long to go over all texts; the round that is begun is finished, one at least.
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     seconds: u64,
-    /// Print JSON.
+    /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
     /// Write the vectors to this safetensors file: "embedding", f32, a row for each text in order.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+}
+
+/// What `--precision` may be.
+fn precisions() -> impl TypedValueParser<Value = Precision> {
+    let values = Precision::ALL.map(|precision| {
+        PossibleValue::new(precision.name()).help(match precision {
+            Precision::Auto => {
+                "The fastest here that keeps near f32: bf16, or int8 for a package of integers, or f32"
+            }
+            Precision::F32 => "Exact",
+            Precision::Int8 => "Weights and activations as integers of 8 bits",
+            Precision::Bf16 => "On a processor with AMX; f32 on others",
+        })
+    });
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Precision>())
 }
 
 /// Why the texts cannot be embedded.
@@ -114,7 +129,7 @@ impl Bench {
         let options = Options {
             threads: self.threads.unwrap_or(defaults.threads),
             batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
-            precision: self.precision,
+            precision: self.precision.unwrap_or(defaults.precision),
         };
         let (mut model, load_time, first_vector) =
             self.load(&settings, options, &texts[0], started)?;

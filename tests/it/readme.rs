@@ -44,6 +44,7 @@ fn every_command_of_the_readme_does_what_it_says() {
     let place = tempfile::tempdir().unwrap();
     let source = Path::new(&models).join("all-MiniLM-L6-v2");
     std::os::unix::fs::symlink(source, place.path().join("all-MiniLM-L6-v2")).unwrap();
+    fs::write(place.path().join("texts.jsonl"), "\"The pump runs hot.\"\n").unwrap();
     let programs = Path::new(env!("CARGO_BIN_EXE_caxton")).parent().unwrap();
     let path = format!("{}:{}", programs.display(), env::var("PATH").unwrap());
     let run = |command: &str| {
@@ -70,6 +71,7 @@ fn every_command_of_the_readme_does_what_it_says() {
             assert!(answer.contains(r#""object":"list""#), "{answer}");
         }
     }
-    // Eight of `caxton model`, `status`, `embed` and one `curl`: a block that is no longer found would pass unseen.
-    assert_eq!(count, 11);
+    // Eight of `caxton model`, `status`, `embed`, `bench` and one `curl`: a block that is no longer found would pass
+    // unseen.
+    assert_eq!(count, 12);
 }
