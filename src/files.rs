@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -150,6 +150,31 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Gives `path` the owner of `directory`, when this is root: an administrator may install as root what
+/// the daemon will look after.
+///
+/// # Errors
+/// When the owner cannot be read or set.
+pub fn own(path: &Path, directory: &Path) -> Result<(), FileError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = fs::metadata(directory).map_err(FileError::new("examine", directory))?;
+    std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
+        .map_err(FileError::new("change the owner of", path))
+}
+
+/// [`own`] for the directory `path` and what is directly in it.
+///
+/// # Errors
+/// When the directory cannot be listed, or an owner not be read or set.
+pub fn own_all(path: &Path, directory: &Path) -> Result<(), FileError> {
+    for child in fs::read_dir(path).map_err(FileError::new("list", path))? {
+        own(&child.map_err(FileError::new("list", path))?.path(), directory)?;
+    }
+    own(path, directory)
 }
 
 #[cfg(test)]

@@ -17,7 +17,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -127,7 +126,7 @@ impl Store {
         let models = directory.join("models");
         for path in [&staging, &models] {
             files::create_directory(path)?;
-            own(path, directory)?;
+            files::own(path, directory)?;
         }
         let mut index = BTreeMap::new();
         let mut damaged = Vec::new();
@@ -203,7 +202,7 @@ impl Store {
         let entry = Entry { key: key.clone(), manifest, record };
         leaving(&index, &entry, quota, keep)?;
         write_record(directory.path(), &entry.record, self.durability)?;
-        own_all(directory.path(), &self.directory)?;
+        files::own_all(directory.path(), &self.directory)?;
         // What stands there now is corrupt or was never readable.
         self.discard(&key)?;
         let target = self.path(&key);
@@ -392,7 +391,7 @@ impl Store {
     fn write_record(&self, entry: &Entry) -> Result<(), StoreError> {
         let directory = self.path(&entry.key);
         write_record(&directory, &entry.record, self.durability)?;
-        Ok(own(&directory.join(RECORD), &self.directory)?)
+        Ok(files::own(&directory.join(RECORD), &self.directory)?)
     }
 
     fn models(&self) -> PathBuf {
@@ -446,7 +445,7 @@ fn replaces(new: &Entry, old: &Entry) -> bool {
 fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
     let path = directory.join("lock");
     let lock = files::lock(&path)?.ok_or_else(|| StoreError::Locked(directory.to_owned()))?;
-    own(&path, directory)?;
+    files::own(&path, directory)?;
     Ok(lock)
 }
 
@@ -480,23 +479,6 @@ fn write_record(
         Durability::Synced => files::write_atomic(&path, &json),
         Durability::Volatile => fs::write(&path, &json).map_err(FileError::new("write", &path)),
     }
-}
-
-/// Gives `path` the owner of `directory`: an administrator may install as root what the daemon will look after.
-fn own(path: &Path, directory: &Path) -> Result<(), FileError> {
-    if !nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    let owner = fs::metadata(directory).map_err(FileError::new("examine", directory))?;
-    std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
-        .map_err(FileError::new("change the owner of", path))
-}
-
-fn own_all(path: &Path, directory: &Path) -> Result<(), FileError> {
-    for child in fs::read_dir(path).map_err(FileError::new("list", path))? {
-        own(&child.map_err(FileError::new("list", path))?.path(), directory)?;
-    }
-    own(path, directory)
 }
 
 #[cfg(test)]

@@ -291,7 +291,6 @@ vectorised! {
 /// The rows of `values` as bytes, rows `stride` values and `out_stride` bytes
 /// apart; each block of channels, the ends of which are `ends`, with a scale and an offset of its own,
 /// `[rows, blocks]`.
-#[expect(clippy::too_many_arguments, reason = "the shapes of three matrices")]
 pub(in crate::engine) fn quantize(
     isa: Isa,
     values: &[f32],
