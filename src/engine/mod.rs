@@ -25,6 +25,9 @@ mod encoder;
 mod error;
 mod fused;
 mod integers;
+#[cfg(feature = "bench-kernels")]
+#[doc(hidden)]
+pub mod kernels;
 mod layer;
 mod layout;
 mod limits;

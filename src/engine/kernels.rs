@@ -1,0 +1,215 @@
+//! The kernels by themselves, for `benches/kernels.rs`: operands of the shapes that all-MiniLM-L6-v2 gives
+//! them, and one call over them.
+//!
+//! Compiled with the feature `bench-kernels` only; nothing that serves goes through here. Owns no
+//! arithmetic. A kernel is called as the encoder calls it, on the thread that calls.
+
+use std::hint::black_box;
+
+use super::attention::{Attended, Heads, Memory};
+use super::buffer::Buffer;
+use super::config::HiddenActivation;
+use super::integers::{self, IntegerRow};
+use super::linear::{Format, Linear, Operand, ROWS};
+use super::precision::{self, Choice, Precision};
+use super::simd::rows::{self, Quantization};
+use super::simd::{Isa, STRIP};
+
+const HIDDEN: usize = 384;
+const INTERMEDIATE: usize = 1536;
+const HEADS: usize = 12;
+
+/// A linear layer of all-MiniLM-L6-v2.
+#[derive(Clone, Copy, Debug)]
+pub enum LinearLayer {
+    /// Queries, keys and values.
+    States,
+    /// What the heads give, back to hidden channels.
+    Attended,
+    /// The first of the feed-forward layers.
+    Wide,
+    /// The second.
+    Narrow,
+}
+
+impl LinearLayer {
+    /// All of them, in the order of the encoder.
+    pub const ALL: [Self; 4] = [Self::States, Self::Attended, Self::Wide, Self::Narrow];
+
+    /// Inputs and outputs.
+    pub const fn shape(self) -> (usize, usize) {
+        match self {
+            Self::States => (HIDDEN, 3 * HIDDEN),
+            Self::Attended => (HIDDEN, HIDDEN),
+            Self::Wide => (HIDDEN, INTERMEDIATE),
+            Self::Narrow => (INTERMEDIATE, HIDDEN),
+        }
+    }
+
+    /// Ends of the blocks of inputs that share a scale.
+    fn blocks(self) -> Vec<usize> {
+        match self {
+            Self::States | Self::Wide => integers::hidden_blocks(HIDDEN),
+            Self::Attended => vec![HIDDEN],
+            Self::Narrow => integers::even_blocks(INTERMEDIATE),
+        }
+    }
+
+    fn packed(self, format: Format) -> Linear {
+        let (inputs, outputs) = self.shape();
+        let mut linear = match format {
+            Format::Int8 => Linear::integers(outputs, &self.blocks()),
+            Format::F32 | Format::Bf16 => Linear::floats(format, outputs, inputs),
+        };
+        for (output, weights) in values(outputs * inputs).chunks(inputs).enumerate() {
+            match format {
+                Format::Int8 => {
+                    linear.set_integers(output, &IntegerRow::round(weights, &self.blocks()), 0.0)
+                }
+                Format::F32 | Format::Bf16 => linear.set_floats(output, weights, 0.0),
+            }
+        }
+        linear
+    }
+}
+
+/// Values between -1 and 1 without an order.
+fn values(count: usize) -> Vec<f32> {
+    (0..count).map(|index| (index * 7919 % 2003) as f32 / 1001.0 - 1.0).collect()
+}
+
+/// What `precision` is computed with here; `None` where this processor has no instructions for it.
+fn choice(precision: Precision) -> Option<Choice> {
+    let choice = precision::choose(precision, false);
+    (choice.report.precision == precision).then_some(choice)
+}
+
+/// The product of `rows` rows with the weights of `layer`; rows are ready, results are dropped.
+pub fn product(precision: Precision, layer: LinearLayer, rows: usize) -> Option<impl FnMut()> {
+    let Choice { machine, format, .. } = choice(precision)?;
+    let session = machine.session();
+    let (inputs, _) = layer.shape();
+    let linear = layer.packed(format);
+    let values = values(rows.next_multiple_of(ROWS) * inputs);
+    let stride = format.groups(inputs);
+    let mut groups = Buffer::zeroed(rows.next_multiple_of(ROWS) * stride);
+    let ends = layer.blocks();
+    let mut quantization = vec![Quantization::default(); rows * ends.len()];
+    match format {
+        Format::F32 => groups.f32s_mut().copy_from_slice(&values),
+        Format::Bf16 => {
+            rows::to_bf16(machine.isa, &values, bytemuck::cast_slice_mut(groups.groups_mut()));
+        }
+        Format::Int8 => rows::quantize(
+            machine.isa,
+            &values[..rows * inputs],
+            inputs,
+            &ends,
+            bytemuck::cast_slice_mut(groups.groups_mut()),
+            stride * 4,
+            &mut quantization,
+        ),
+    }
+    let mut block = Buffer::zeroed(rows.next_multiple_of(ROWS) * STRIP);
+    Some(move || {
+        let operand = Operand {
+            groups: groups.groups(),
+            stride,
+            rows,
+            quantization: &quantization,
+            values: (&values, inputs),
+        };
+        linear.apply(&session, operand, block.f32s_mut(), |_, results, _| {
+            black_box(results);
+        });
+    })
+}
+
+/// Rows that are inputs of `layer` to bytes.
+pub fn quantize(layer: LinearLayer, rows: usize) -> impl FnMut() {
+    let (inputs, _) = layer.shape();
+    let values = values(rows * inputs);
+    let mut bytes = vec![0; rows * inputs];
+    let ends = layer.blocks();
+    let mut quantization = vec![Quantization::default(); rows * ends.len()];
+    let isa = Isa::detect();
+    move || {
+        rows::quantize(isa, &values, inputs, &ends, &mut bytes, inputs, &mut quantization);
+        black_box(&bytes);
+    }
+}
+
+/// Results of the first feed-forward layer with bias and exact GELU into their places.
+pub fn gelu(rows: usize) -> impl FnMut() {
+    let results = values(rows * STRIP);
+    let mut out = vec![0.0; rows * INTERMEDIATE];
+    let isa = Isa::detect();
+    move || {
+        let (results, _) = results.as_chunks::<STRIP>();
+        for start in (0..INTERMEDIATE).step_by(STRIP) {
+            let activation = Some(HiddenActivation::Gelu);
+            let out = &mut out[start..];
+            rows::store_f32(isa, results, &[0.5; STRIP], activation, out, INTERMEDIATE);
+        }
+        black_box(&out);
+    }
+}
+
+/// Softmax of the scores of 32 queries with `keys` keys, in place.
+pub fn softmax(keys: usize) -> impl FnMut() {
+    let stride = keys.next_multiple_of(STRIP);
+    let mut scores = values(ROWS * stride);
+    let mut inverses = [0.0; ROWS];
+    let isa = Isa::detect();
+    move || {
+        rows::softmax(isa, &mut scores, stride, keys, None, &mut inverses);
+        black_box(&inverses);
+    }
+}
+
+/// LayerNorm of `rows` token vectors, in place.
+pub fn layer_norm(rows: usize) -> impl FnMut() {
+    let mut vectors = values(rows * HIDDEN);
+    let (weight, bias) = ([1.0; HIDDEN], [0.1; HIDDEN]);
+    let isa = Isa::detect();
+    move || {
+        rows::layer_norm(isa, &mut vectors, HIDDEN, &weight, &bias, 1e-12);
+        black_box(&vectors);
+    }
+}
+
+/// The attention of one text of `tokens` tokens, all heads. In [`Precision::Int8`] it is that of f32.
+pub fn attention(precision: Precision, tokens: usize) -> Option<impl FnMut()> {
+    let Choice { machine, attention: format, .. } = choice(precision)?;
+    let session = machine.session();
+    let width = HIDDEN / HEADS;
+    let stride = 3 * HEADS * format.groups(width);
+    let rows = tokens.next_multiple_of(ROWS) + ROWS;
+    let values = values(rows * 3 * HIDDEN);
+    let mut states = Buffer::zeroed(rows * stride);
+    match format {
+        Format::Bf16 => {
+            rows::to_bf16(machine.isa, &values, bytemuck::cast_slice_mut(states.groups_mut()));
+        }
+        Format::F32 | Format::Int8 => states.f32s_mut().copy_from_slice(&values),
+    }
+    let mut memory = Memory::default();
+    let mut out = Buffer::zeroed(tokens * HIDDEN);
+    Some(move || {
+        let heads = Heads {
+            format,
+            heads: HEADS,
+            width,
+            states: states.groups(),
+            stride,
+            length: tokens,
+            bias: None,
+        };
+        let mut attended = match format {
+            Format::Bf16 => Attended::Bf16(bytemuck::cast_slice_mut(out.groups_mut())),
+            Format::F32 | Format::Int8 => Attended::F32(out.f32s_mut()),
+        };
+        heads.attend(&session, &mut memory, 0, tokens, &mut attended);
+        black_box(out.groups());
+    })
+}
