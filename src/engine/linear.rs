@@ -253,12 +253,15 @@ impl Linear {
         mut take: impl FnMut(usize, &[[f32; STRIP]], &[f32; STRIP]),
     ) {
         let (weights, _) = self.weights.groups().as_chunks::<STRIP>();
-        for (strip, weights) in weights.chunks_exact(self.groups).enumerate() {
+        let mut strips = weights.chunks_exact(self.groups).enumerate().peekable();
+        while let Some((strip, weights)) = strips.next() {
+            let ahead = strips.peek().map_or(&[][..], |(_, next)| next);
             let mut product = Product {
                 operand: operand.groups,
                 stride: operand.stride,
                 rows: operand.rows,
                 strip: weights,
+                ahead,
                 out: block,
                 out_stride: STRIP,
             };

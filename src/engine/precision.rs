@@ -112,6 +112,7 @@ fn proved(amx: Amx) -> Result<Amx, &'static str> {
             stride: GROUPS,
             rows: ROWS,
             strip: strip.as_chunks::<STRIP>().0,
+            ahead: &[],
             out: &mut out,
             out_stride: STRIP,
         };

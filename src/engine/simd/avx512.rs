@@ -11,6 +11,7 @@ use std::arch::x86_64::{
 };
 
 use super::STRIP;
+use super::ahead::Ahead;
 use super::dense::{Integers, Product};
 use super::rows::Quantization;
 
@@ -22,7 +23,12 @@ const ROWS: usize = 12;
 /// # Safety
 /// `product.fits(first + R)`.
 #[target_feature(enable = "avx512f")]
-unsafe fn f32_rows<const R: usize>(product: &mut Product<'_>, _: (), first: usize) {
+unsafe fn f32_rows<const R: usize>(
+    product: &mut Product<'_>,
+    _: (),
+    first: usize,
+    ahead: &mut Ahead<'_>,
+) {
     let (stride, groups) = (product.stride, product.strip.len());
     let strip: *const [u32; STRIP] = product.strip.as_ptr();
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
@@ -32,13 +38,16 @@ unsafe fn f32_rows<const R: usize>(product: &mut Product<'_>, _: (), first: usiz
     // innermost loop.
     unsafe {
         let rows = product.operand.as_ptr().add(first * stride);
-        for group in 0..groups {
-            let weights = strip.add(group).cast::<f32>();
-            let weights = [_mm512_loadu_ps(weights), _mm512_loadu_ps(weights.add(16))];
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let value = _mm512_set1_ps(f32::from_bits(*rows.add(row * stride + group)));
-                for (sum, weights) in sums.iter_mut().zip(weights) {
-                    *sum = _mm512_fmadd_ps(value, weights, *sum);
+        for start in (0..groups).step_by(ahead.every) {
+            ahead.look();
+            for group in start..groups.min(start + ahead.every) {
+                let weights = strip.add(group).cast::<f32>();
+                let weights = [_mm512_loadu_ps(weights), _mm512_loadu_ps(weights.add(16))];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let value = _mm512_set1_ps(f32::from_bits(*rows.add(row * stride + group)));
+                    for (sum, weights) in sums.iter_mut().zip(weights) {
+                        *sum = _mm512_fmadd_ps(value, weights, *sum);
+                    }
                 }
             }
         }
@@ -60,6 +69,7 @@ unsafe fn int8_rows<const R: usize>(
     product: &mut Product<'_>,
     integers: &Integers<'_>,
     first: usize,
+    ahead: &mut Ahead<'_>,
 ) {
     let (stride, blocks) = (product.stride, integers.ends.len());
     let strip: *const [u32; STRIP] = product.strip.as_ptr();
@@ -73,23 +83,27 @@ unsafe fn int8_rows<const R: usize>(
         };
         let rows = product.operand.as_ptr().add(first * stride);
         let out = product.out.as_mut_ptr().add(first * product.out_stride);
-        let mut group = 0;
+        let mut begin = 0;
         for (block, &end) in integers.ends.iter().enumerate() {
             let mut sums = [[_mm512_setzero_si512(); 2]; R];
-            while group < end {
-                let weights = strip.add(group).cast::<u32>();
-                let weights = [
-                    _mm512_loadu_si512(weights.cast()),
-                    _mm512_loadu_si512(weights.add(16).cast()),
-                ];
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let bytes = _mm512_set1_epi32((*rows.add(row * stride + group)).cast_signed());
-                    for (sum, weights) in sums.iter_mut().zip(weights) {
-                        *sum = _mm512_dpbusd_epi32(*sum, bytes, weights);
+            for start in (begin..end).step_by(ahead.every) {
+                ahead.look();
+                for group in start..end.min(start + ahead.every) {
+                    let weights = strip.add(group).cast::<u32>();
+                    let weights = [
+                        _mm512_loadu_si512(weights.cast()),
+                        _mm512_loadu_si512(weights.add(16).cast()),
+                    ];
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let bytes = (*rows.add(row * stride + group)).cast_signed();
+                        let bytes = _mm512_set1_epi32(bytes);
+                        for (sum, weights) in sums.iter_mut().zip(weights) {
+                            *sum = _mm512_dpbusd_epi32(*sum, bytes, weights);
+                        }
                     }
                 }
-                group += 1;
             }
+            begin = end;
             let weight_sums = halves(&integers.sums[block]);
             let scales = halves(&integers.scales[block]);
             for (row, sums) in sums.into_iter().enumerate() {
@@ -119,6 +133,7 @@ macro_rules! in_blocks {
         let product = $product;
         assert!(product.fits(product.rows), "the caller gives whole rows");
         let blocks = product.rows.div_ceil(ROWS);
+        let mut ahead = Ahead::new(product.ahead, blocks, product.strip.len());
         let mut first = 0;
         for block in 0..blocks {
             let rows = (product.rows - first).div_ceil(blocks - block);
@@ -127,18 +142,18 @@ macro_rules! in_blocks {
             // JUSTIFICATION: a safe call needs the features in the whole binary.
             unsafe {
                 match rows {
-                    1 => $kernel::<1>(product, $integers, first),
-                    2 => $kernel::<2>(product, $integers, first),
-                    3 => $kernel::<3>(product, $integers, first),
-                    4 => $kernel::<4>(product, $integers, first),
-                    5 => $kernel::<5>(product, $integers, first),
-                    6 => $kernel::<6>(product, $integers, first),
-                    7 => $kernel::<7>(product, $integers, first),
-                    8 => $kernel::<8>(product, $integers, first),
-                    9 => $kernel::<9>(product, $integers, first),
-                    10 => $kernel::<10>(product, $integers, first),
-                    11 => $kernel::<11>(product, $integers, first),
-                    _ => $kernel::<12>(product, $integers, first),
+                    1 => $kernel::<1>(product, $integers, first, &mut ahead),
+                    2 => $kernel::<2>(product, $integers, first, &mut ahead),
+                    3 => $kernel::<3>(product, $integers, first, &mut ahead),
+                    4 => $kernel::<4>(product, $integers, first, &mut ahead),
+                    5 => $kernel::<5>(product, $integers, first, &mut ahead),
+                    6 => $kernel::<6>(product, $integers, first, &mut ahead),
+                    7 => $kernel::<7>(product, $integers, first, &mut ahead),
+                    8 => $kernel::<8>(product, $integers, first, &mut ahead),
+                    9 => $kernel::<9>(product, $integers, first, &mut ahead),
+                    10 => $kernel::<10>(product, $integers, first, &mut ahead),
+                    11 => $kernel::<11>(product, $integers, first, &mut ahead),
+                    _ => $kernel::<12>(product, $integers, first, &mut ahead),
                 }
             }
             first += rows;

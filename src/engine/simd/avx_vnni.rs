@@ -9,6 +9,7 @@ use std::arch::x86_64::{
 };
 
 use super::STRIP;
+use super::ahead::Ahead;
 use super::dense::{Integers, Product};
 
 /// Rows of one block: 6 × 16 sums are 12 of 16 registers.
@@ -26,6 +27,8 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
         product.fits(product.rows) && integers.fit(product.rows, product.strip.len()),
         "the caller gives whole rows and what is theirs"
     );
+    let calls = product.rows.div_ceil(ROWS) * (STRIP / COLUMNS);
+    let mut ahead = Ahead::new(product.ahead, calls, product.strip.len());
     let mut first = 0;
     while first < product.rows {
         let rows = ROWS.min(product.rows - first);
@@ -35,12 +38,12 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
             // JUSTIFICATION: as in `int8_rows`.
             unsafe {
                 match rows {
-                    1 => int8_rows::<1>(product, integers, first, column),
-                    2 => int8_rows::<2>(product, integers, first, column),
-                    3 => int8_rows::<3>(product, integers, first, column),
-                    4 => int8_rows::<4>(product, integers, first, column),
-                    5 => int8_rows::<5>(product, integers, first, column),
-                    _ => int8_rows::<6>(product, integers, first, column),
+                    1 => int8_rows::<1>(product, integers, first, column, &mut ahead),
+                    2 => int8_rows::<2>(product, integers, first, column, &mut ahead),
+                    3 => int8_rows::<3>(product, integers, first, column, &mut ahead),
+                    4 => int8_rows::<4>(product, integers, first, column, &mut ahead),
+                    5 => int8_rows::<5>(product, integers, first, column, &mut ahead),
+                    _ => int8_rows::<6>(product, integers, first, column, &mut ahead),
                 }
             }
         }
@@ -59,6 +62,7 @@ unsafe fn int8_rows<const R: usize>(
     integers: &Integers<'_>,
     first: usize,
     column: usize,
+    ahead: &mut Ahead<'_>,
 ) {
     let (stride, blocks) = (product.stride, integers.ends.len());
     // SAFETY: `fits` puts row `first + R - 1` and all groups of it within the operand; the strip has
@@ -74,21 +78,27 @@ unsafe fn int8_rows<const R: usize>(
         let strip = product.strip.as_ptr().cast::<u32>().add(column);
         let rows = product.operand.as_ptr().add(first * stride);
         let out = product.out.as_mut_ptr().add(first * product.out_stride + column);
-        let mut group = 0;
+        let mut begin = 0;
         for (block, &end) in integers.ends.iter().enumerate() {
             let mut sums = [[_mm256_setzero_si256(); 2]; R];
-            while group < end {
-                let weights = strip.add(group * STRIP);
-                let weights =
-                    [_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(8).cast())];
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let bytes = _mm256_set1_epi32((*rows.add(row * stride + group)).cast_signed());
-                    for (sum, weights) in sums.iter_mut().zip(weights) {
-                        *sum = _mm256_dpbusd_avx_epi32(*sum, bytes, weights);
+            for start in (begin..end).step_by(ahead.every) {
+                ahead.look();
+                for group in start..end.min(start + ahead.every) {
+                    let weights = strip.add(group * STRIP);
+                    let weights = [
+                        _mm256_loadu_si256(weights.cast()),
+                        _mm256_loadu_si256(weights.add(8).cast()),
+                    ];
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let bytes = (*rows.add(row * stride + group)).cast_signed();
+                        let bytes = _mm256_set1_epi32(bytes);
+                        for (sum, weights) in sums.iter_mut().zip(weights) {
+                            *sum = _mm256_dpbusd_avx_epi32(*sum, bytes, weights);
+                        }
                     }
                 }
-                group += 1;
             }
+            begin = end;
             let weight_sums = halves(&integers.sums[block]);
             let scales = halves(&integers.scales[block]);
             for (row, sums) in sums.into_iter().enumerate() {

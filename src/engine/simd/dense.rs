@@ -21,6 +21,8 @@ pub(in crate::engine) struct Product<'a> {
     pub(in crate::engine) rows: usize,
     /// `[groups, 32]`.
     pub(in crate::engine) strip: &'a [[u32; STRIP]],
+    /// What is multiplied next, to be fetched meanwhile; may be empty.
+    pub(in crate::engine) ahead: &'a [[u32; STRIP]],
     /// The results, rows `out_stride` apart.
     pub(in crate::engine) out: &'a mut [f32],
     pub(in crate::engine) out_stride: usize,
@@ -287,6 +289,7 @@ pub(in crate::engine) mod tests {
             stride,
             rows,
             strip,
+            ahead: strip,
             out: &mut out,
             out_stride: STRIP,
         });
@@ -356,6 +359,7 @@ pub(in crate::engine) mod tests {
                 stride: 2,
                 rows: 1,
                 strip: &strip,
+                ahead: &[],
                 out: &mut out,
                 out_stride: STRIP,
             };

@@ -12,6 +12,8 @@
 #![allow(unsafe_code, reason = "code for detected instructions is called through unsafe")]
 
 #[cfg(target_arch = "x86_64")]
+mod ahead;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
