@@ -9,9 +9,9 @@
 use std::ops::Range;
 
 use super::rows::Quantization;
-use super::{Isa, Level, STRIP, mul_add, vectorised};
+use super::{Isa, STRIP, mul_add, vectorised};
 #[cfg(target_arch = "x86_64")]
-use super::{avx_vnni, avx512};
+use super::{Level, avx_vnni, avx512};
 
 /// Rows of a product and where its results go.
 pub(in crate::engine) struct Product<'a> {
@@ -30,6 +30,7 @@ pub(in crate::engine) struct Product<'a> {
 
 impl Product<'_> {
     /// Whether everything up to row `rows` lies within its slices.
+    #[cfg(target_arch = "x86_64")]
     pub(in crate::engine) fn fits(&self, rows: usize) -> bool {
         let Some(last) = rows.checked_sub(1) else { return true };
         let end = |stride: usize, width: usize| last.checked_mul(stride)?.checked_add(width);
