@@ -1,6 +1,6 @@
-//! Quantities with their units: sizes in bytes.
+//! Quantities with their units: sizes in bytes, shares in percent.
 //!
-//! Sizes are a type because a bare integer loses its unit on the way from a file to a limit.
+//! They are types because a bare integer loses its unit on the way from a file to a limit.
 //! Durations are [`std::time::Duration`], read with [`parse_duration`].
 
 use std::fmt;
@@ -27,6 +27,53 @@ impl Bytes {
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         bytesize::ByteSize(self.0).display().iec().fmt(f)
+    }
+}
+
+/// A share of a whole in percent, from nothing to all of it; read from `75%` and printed so.
+///
+/// Serde sees the bare number, as with [`Bytes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+pub struct Percent(u8);
+
+impl Percent {
+    /// `percent` of 100; what is above counts as all.
+    pub const fn new(percent: u8) -> Self {
+        Self(if percent > 100 { 100 } else { percent })
+    }
+
+    /// This share of `whole`, rounded down.
+    pub fn of(self, whole: Bytes) -> Bytes {
+        let share = u128::from(whole.0) * u128::from(self.0) / 100;
+        // A share is no larger than its whole.
+        Bytes(u64::try_from(share).unwrap_or(whole.0))
+    }
+}
+
+impl From<Percent> for u8 {
+    fn from(percent: Percent) -> Self {
+        percent.0
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+
+impl FromStr for Percent {
+    type Err = ParseUnitError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // Digits alone: the integer's own parser takes a sign.
+        let digits = text.strip_suffix('%').filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        let percent =
+            digits.and_then(|digits| digits.parse().ok()).filter(|&percent| percent <= 100);
+        percent.map(Self).ok_or_else(|| ParseUnitError {
+            expected: "a whole number of percent, such as \"75%\"",
+            found: text.to_owned(),
+        })
     }
 }
 
@@ -88,10 +135,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn shares_need_their_sign_and_are_no_larger_than_the_whole() {
+        assert_eq!("75%".parse(), Ok(Percent(75)));
+        assert_eq!("0%".parse(), Ok(Percent(0)));
+        assert_eq!("100%".parse(), Ok(Percent(100)));
+        for bad in ["75", "", "%", "101%", "256%", "7.5%", "-1%", "+5%", "75 %", "75%%"] {
+            assert!(bad.parse::<Percent>().is_err(), "{bad}");
+        }
+        let shares =
+            [(75, Bytes(200), 150), (33, Bytes(10), 3), (0, Bytes(9), 0), (99, Bytes(0), 0)];
+        for (percent, whole, share) in shares {
+            assert_eq!(Percent(percent).of(whole), Bytes(share), "{percent} % of {whole:?}");
+        }
+        assert_eq!(Percent::new(255), Percent(100));
+    }
+
     proptest! {
         #[test]
         fn no_text_panics(text in ".*") {
-            drop((text.parse::<Bytes>(), parse_duration(&text)));
+            drop((text.parse::<Bytes>(), text.parse::<Percent>(), parse_duration(&text)));
+        }
+
+        #[test]
+        fn a_printed_share_is_read_again_and_a_larger_one_is_no_smaller(
+            (less, more) in (0_u8..=100, 0_u8..=100), whole: u64,
+        ) {
+            let (less, more) = (Percent(less.min(more)), Percent(less.max(more)));
+            prop_assert_eq!(less.to_string().parse(), Ok(less));
+            prop_assert!(less.of(Bytes(whole)) <= more.of(Bytes(whole)));
+            prop_assert_eq!(Percent(100).of(Bytes(whole)), Bytes(whole));
         }
 
         #[test]

@@ -7,84 +7,126 @@ use std::path::Path;
 use figment::value::Value as Checked;
 
 use super::file::{Node, Value};
-use super::keys::{KEYS, Key, Kind};
+use super::keys::{self, KEYS, Key, Kind, MODEL};
 use super::{Place, Problem};
 
 /// Most characters of an unknown key that are compared with the known ones; those have at most 24.
 const LONGEST_COMPARED: usize = 64;
 
-/// Fields of [`super::Settings`] by their dotted path, as one file sets them.
-pub(super) type Changes = Vec<(&'static str, Checked)>;
+/// A setting as one file makes it.
+#[derive(Debug)]
+pub(super) struct Assignment {
+    /// The key's name in the table.
+    pub(super) key: &'static str,
+    /// The field of [`super::Settings`]: the names on the way to it.
+    pub(super) setting: Vec<String>,
+    /// Where the value was written.
+    pub(super) place: Place,
+    /// What it is from now on.
+    pub(super) value: Checked,
+}
 
 /// What `root`, the tree of `file`, sets.
 ///
 /// # Errors
 /// All problems, in the order of the file.
-pub(super) fn check(file: &Path, root: &Node) -> Result<Changes, Vec<Problem>> {
-    let mut walk = Walk { file, changes: Vec::new(), problems: Vec::new() };
-    walk.section("", root);
-    if walk.problems.is_empty() { Ok(walk.changes) } else { Err(walk.problems) }
+pub(super) fn check(file: &Path, root: &Node) -> Result<Vec<Assignment>, Vec<Problem>> {
+    let mut walk = Walk { file, assignments: Vec::new(), problems: Vec::new() };
+    walk.section(&Location::default(), root);
+    if walk.problems.is_empty() { Ok(walk.assignments) } else { Err(walk.problems) }
+}
+
+/// A key or a section; the whole file by default.
+#[derive(Clone, Default)]
+struct Location {
+    /// Its dotted name in the table.
+    known: String,
+    /// Its dotted name as written: that of a model where the table has [`MODEL`].
+    written: String,
+    /// The model on the way to it, if there is one.
+    model: String,
+}
+
+impl Location {
+    /// What is called `key` here, and its name. The error is a sentence for the operator.
+    fn child<'a>(&self, key: &'a Node) -> Result<(&'a str, Self), String> {
+        let Value::Text(name) = &key.value else {
+            return Err(format!("expected the name of a key, found {}", key.value));
+        };
+        let Some(known) = children(&self.known).find(|known| *known == name || *known == MODEL)
+        else {
+            return Err(unknown(&self.known, &key.value, name));
+        };
+        if known == MODEL && Kind::Model.check(&key.value).is_none() {
+            return Err(format!("expected {}, found {}", Kind::Model, key.value));
+        }
+        let child = Self {
+            known: join(&self.known, known),
+            written: join(&self.written, name),
+            model: if known == MODEL { name.clone() } else { self.model.clone() },
+        };
+        Ok((name, child))
+    }
 }
 
 struct Walk<'a> {
     file: &'a Path,
-    changes: Changes,
+    assignments: Vec<Assignment>,
     problems: Vec<Problem>,
 }
 
 impl Walk<'_> {
-    /// Walks what is below `section`, the dotted path of a section or "" for the whole file.
-    fn section(&mut self, section: &str, node: &Node) {
+    /// Walks what is below `section`.
+    fn section(&mut self, section: &Location, node: &Node) {
         let entries = match &node.value {
             Value::Section(entries) => entries.as_slice(),
             // A section whose keys are all commented out.
             Value::Null => return,
             other => {
                 let message = format!("expected a section of keys, found {other}");
-                return self.problem(node.place, section, message);
+                return self.problem(node.place, &section.written, message);
             }
         };
         let mut seen: Vec<(&str, Place)> = Vec::new();
         for (key, value) in entries {
-            let Value::Text(name) = &key.value else {
-                let message = format!("expected the name of a key, found {}", key.value);
-                self.problem(key.place, section, message);
-                continue;
+            let (name, location) = match section.child(key) {
+                Ok(child) => child,
+                Err(message) => {
+                    self.problem(key.place, &section.written, message);
+                    continue;
+                }
             };
-            if !children(section).any(|child| child == name) {
-                self.problem(key.place, section, unknown(section, &key.value, name));
-                continue;
-            }
-            let path = join(section, name);
-            if let Some((_, first)) = seen.iter().find(|(other, _)| other == name) {
+            if let Some((_, first)) = seen.iter().find(|(other, _)| *other == name) {
                 let message = format!("duplicate key; line {} has it already", first.line);
-                self.problem(key.place, &path, message);
+                self.problem(key.place, &location.written, message);
                 continue;
             }
             seen.push((name, key.place));
-            match KEYS.iter().find(|known| known.name == path) {
-                Some(known) => self.key(known, key.place, value),
-                None => self.section(&path, value),
+            match KEYS.iter().find(|known| known.name == location.known) {
+                Some(known) => self.key(known, &location, key.place, value),
+                None => self.section(&location, value),
             }
         }
     }
 
-    fn key(&mut self, key: &Key, place: Place, node: &Node) {
+    fn key(&mut self, key: &'static Key, location: &Location, place: Place, node: &Node) {
         let Some(value) = key.kind.check(&node.value) else {
-            return self.refuse(key, &key.kind, node);
+            return self.refuse(&location.written, &key.kind, node);
         };
         let Some(setting) = key.setting else { return };
-        if self.changes.iter().any(|(other, _)| *other == setting) {
+        let path: Vec<_> = keys::path(setting, &location.model).map(str::to_owned).collect();
+        if self.assignments.iter().any(|other| other.setting == path) {
             let names = KEYS.iter().filter(|other| other.setting == Some(setting));
             let names: Vec<_> = names.map(|key| key.name).collect();
             let message = format!("{} are two names of one key; keep one", names.join(" and "));
             return self.problem(place, key.name, message);
         }
-        self.changes.push((setting, value));
+        let (key, setting, place) = (key.name, path, node.place);
+        self.assignments.push(Assignment { key, setting, place, value });
     }
 
     /// Says what was expected; of a list, at each item that is not.
-    fn refuse(&mut self, key: &Key, kind: &Kind, node: &Node) {
+    fn refuse(&mut self, key: &str, kind: &Kind, node: &Node) {
         match (kind, &node.value) {
             (Kind::List(inner), Value::List(items)) => {
                 for item in items.iter().filter(|item| inner.check(&item.value).is_none()) {
@@ -93,12 +135,12 @@ impl Walk<'_> {
             }
             (Kind::NoDownload, Value::Bool(true)) => self.problem(
                 node.place,
-                key.name,
+                key,
                 "this appliance never downloads; copy a package into the drop directory instead"
                     .to_owned(),
             ),
             (kind, value) => {
-                self.problem(node.place, key.name, format!("expected {kind}, found {value}"));
+                self.problem(node.place, key, format!("expected {kind}, found {value}"));
             }
         }
     }
@@ -113,7 +155,7 @@ fn join(section: &str, name: &str) -> String {
     if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
 }
 
-/// The names directly below `section`, again for each key below them.
+/// The names directly below `section`, a section of the table, again for each key below them.
 fn children(section: &str) -> impl Iterator<Item = &'static str> {
     KEYS.iter().filter_map(move |key| {
         let below = match section {
@@ -177,21 +219,47 @@ mod tests {
             ("log: { colour: 1 }", "f:1:8: log: unknown key \"colour\"; known here: level"),
             (
                 "tenants: []",
-                "f:1:1: unknown key \"tenants\"; known here: socket, memory, packages, embedding, log",
+                "f:1:1: unknown key \"tenants\"; known here: socket, memory, packages, embedding, models, log",
             ),
             (
                 "log.level: info",
-                "f:1:1: unknown key \"log.level\"; known here: socket, memory, packages, embedding, log",
+                "f:1:1: unknown key \"log.level\"; known here: socket, memory, packages, embedding, models, log",
             ),
             (
                 "log: &l { level: info }\nmemory: { <<: *l }",
                 "f:2:11: memory: unknown key \"<<\"; known here: backend, embedding_model, \
-                 preload_models, model_cache, download",
+                 fallback_models, preload_models, max_loaded_models, memory_limit, min_free, \
+                 eviction_policy, pressure, model_cache, download",
             ),
             (
                 "memory: { download: { enabled: false, mirror: x } }",
                 "f:1:39: memory.download: unknown key \"mirror\"; known here: enabled",
             ),
+            (
+                "models:\n  a.B-1@2.0:\n    memory_prioritty: 1",
+                "f:3:5: models.a.B-1@2.0: unknown key \"memory_prioritty\"; \
+                 did you mean \"memory_priority\"?",
+            ),
+            (
+                "models: { a: { preload_models: true } }",
+                "f:1:16: models.a: unknown key \"preload_models\"; \
+                 did you mean \"memory.preload_models\"?",
+            ),
+            (
+                "memory: { pinned: true }",
+                "f:1:11: memory: unknown key \"pinned\"; did you mean \"models.<model>.pinned\"?",
+            ),
+            (
+                "models: { a: { tier: 1 } }",
+                "f:1:16: models.a: unknown key \"tier\"; \
+                 known here: memory_priority, max_idle_time, preload, pinned",
+            ),
+            (
+                "models: { a/b: {} }",
+                "f:1:11: models: expected the name of a model: 1 to 96 of the characters A-Z a-z 0-9 \
+                 . _ - @, found \"a/b\"",
+            ),
+            ("models: { 3: {} }", "f:1:11: models: expected the name of a key, found 3"),
             ("3: {}", "f:1:1: expected the name of a key, found 3"),
             ("? [a]\n: b", "f:1:3: expected the name of a key, found a list"),
         ];
@@ -207,6 +275,10 @@ mod tests {
                 "log:\n  level: info\n  level: warn\n",
                 "f:3:3: log.level: duplicate key; line 2 has it already",
             ),
+            (
+                "models: { a: { pinned: true }, b: { pinned: true }, a: {} }",
+                "f:1:53: models.a: duplicate key; line 1 has it already",
+            ),
             ("log: {}\nlog: {}\n", "f:2:1: log: duplicate key; line 1 has it already"),
             (
                 "memory: { model_cache: { bundled_only: true, bundled_models_only: true } }",
@@ -221,11 +293,16 @@ mod tests {
 
     #[test]
     fn a_section_is_a_section_or_nothing() {
-        for nothing in ["", "socket:", "socket: {}", "memory: { model_cache: ~ }"] {
+        for nothing in ["", "socket:", "socket: {}", "memory: { model_cache: ~ }", "models: { a: }"]
+        {
             assert_eq!(problems(nothing), "", "{nothing}");
         }
         let cases = [
             ("[]", "f:1:1: expected a section of keys, found a list"),
+            (
+                "models: { pinned: true }",
+                "f:1:19: models.pinned: expected a section of keys, found true",
+            ),
             ("socket: 3", "f:1:9: socket: expected a section of keys, found 3"),
             (
                 "memory: { model_cache: [x] }",

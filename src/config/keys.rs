@@ -2,6 +2,7 @@
 //!
 //! One table, so that what is accepted, what is suggested for a misspelt key, what a reload names and what the shipped
 //! file must contain cannot drift apart. A key that is not here is refused; none is accepted and ignored.
+//! Where a section is named by the operator, its place in the table is held by [`MODEL`].
 
 use std::fmt;
 use std::time::Duration;
@@ -9,14 +10,19 @@ use std::time::Duration;
 use figment::value::{Dict, Empty, Tag, Value as Checked};
 
 use super::file::Value;
-use crate::units::{Bytes, parse_duration};
+use crate::units::{Bytes, Percent, parse_duration};
+
+/// The section whose name is that of a model, as the operator writes it. No key has it as its name, and no model: `<`
+/// and `>` are not among the characters of either.
+pub(super) const MODEL: &str = "<model>";
 
 /// One key of a file.
 #[derive(Debug)]
 pub(super) struct Key {
     /// Its sections and its name, joined by dots.
     pub(super) name: &'static str,
-    /// The field of [`super::Settings`] that it becomes; `None` when only one value is allowed.
+    /// The field of [`super::Settings`] that it becomes; `None` when only one value is allowed. It has [`MODEL`] where
+    /// the name has it.
     pub(super) setting: Option<&'static str>,
     /// What it may say.
     pub(super) kind: Kind,
@@ -39,8 +45,15 @@ const fn fixed(name: &'static str, kind: Kind) -> Key {
     Key { name, setting: None, kind, restart: false, alias: false }
 }
 
+/// The names on the way to `dotted`, [`MODEL`] being `model`. A model's own name may have dots: only here is a name
+/// taken apart.
+pub(super) fn path<'a>(dotted: &'a str, model: &'a str) -> impl Iterator<Item = &'a str> {
+    dotted.split('.').map(move |name| if name == MODEL { model } else { name })
+}
+
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 /// As humantime counts it, 365.25 days, so that the bound prints as `1year`.
 const YEAR: Duration = Duration::from_secs(31_557_600);
@@ -61,7 +74,17 @@ pub(super) static KEYS: &[Key] = &[
     live("socket.drain_timeout", Kind::Time(Duration::ZERO, Duration::from_secs(600))),
     fixed("memory.backend", Kind::OneOf(&["embedded"])),
     live("memory.embedding_model", Kind::Model),
+    live("memory.fallback_models", Kind::List(&Kind::Model)),
     live("memory.preload_models", Kind::List(&Kind::Model)),
+    live("memory.max_loaded_models", Kind::Count(1, 1000)),
+    live("memory.memory_limit", Kind::Or("auto", &Kind::Size(Bytes::mib(1), TIB))),
+    live("memory.min_free", Kind::Size(Bytes(0), TIB)),
+    live("memory.eviction_policy", Kind::OneOf(&["memory_pressure", "lru", "fifo", "manual"])),
+    live("memory.pressure.moderate", Kind::Percent),
+    live("memory.pressure.high", Kind::Percent),
+    live("memory.pressure.critical", Kind::Percent),
+    live("memory.pressure.quiet", Kind::Time(SECOND, HOUR)),
+    live("memory.pressure.reload_cooldown", Kind::Time(Duration::ZERO, HOUR)),
     restart("memory.model_cache.directory", Kind::Path),
     Key {
         setting: Some("memory.model_cache.max_size"),
@@ -86,9 +109,13 @@ pub(super) static KEYS: &[Key] = &[
     live("packages.incomplete_timeout", Kind::Time(SECOND, DAY)),
     live("packages.max_package_size", Kind::Size(KIB, TIB)),
     restart("embedding.precision", Kind::OneOf(&["auto", "f32", "int8", "bf16"])),
-    restart("embedding.threads", Kind::CountOrAuto(1, 256)),
+    restart("embedding.threads", Kind::Or("auto", &Kind::Count(1, 256))),
     live("embedding.batch_tokens", Kind::Count(512, 65_536)),
     live("embedding.queue_size", Kind::Count(1, 100_000)),
+    live("models.<model>.memory_priority", Kind::Count(1, 5)),
+    live("models.<model>.max_idle_time", Kind::Or("never", &Kind::Time(SECOND, YEAR))),
+    live("models.<model>.preload", Kind::Flag),
+    live("models.<model>.pinned", Kind::Flag),
     live("log.level", Kind::OneOf(&["error", "warn", "info", "debug", "trace"])),
 ];
 
@@ -103,10 +130,10 @@ pub(super) enum Kind {
     OneOf(&'static [&'static str]),
     /// A whole number.
     Count(u64, u64),
-    /// A whole number, or `auto` to have it found out.
-    CountOrAuto(u64, u64),
     /// A size with its unit.
     Size(Bytes, Bytes),
+    /// A share in percent with its sign; not none of it.
+    Percent,
     /// A number of 10⁹ bytes above zero; the name of the key is its unit.
     Gigabytes,
     /// A duration with its unit.
@@ -123,6 +150,8 @@ pub(super) enum Kind {
     Account,
     /// The same, or nothing.
     AccountOrNone,
+    /// This word, which the settings store as nothing, or the other.
+    Or(&'static str, &'static Self),
     /// A list of these.
     List(&'static Self),
 }
@@ -147,8 +176,7 @@ impl Kind {
             (Self::OneOf(words), Value::Text(text)) => {
                 words.contains(&text.as_str()).then(|| Checked::from(text.as_str()))
             }
-            (Self::CountOrAuto(..), Value::Text(text)) if text == "auto" => Some(none()),
-            (Self::Count(least, most) | Self::CountOrAuto(least, most), Value::Integer(count)) => {
+            (Self::Count(least, most), Value::Integer(count)) => {
                 let count = u64::try_from(*count).ok()?;
                 (*least..=*most).contains(&count).then(|| Checked::from(count))
             }
@@ -158,6 +186,10 @@ impl Kind {
             }
             (Self::Gigabytes, Value::Integer(size)) => gigabytes(&size.to_string()),
             (Self::Gigabytes, Value::Float(size)) => gigabytes(&size.to_string()),
+            (Self::Percent, Value::Text(text)) => {
+                let share: Percent = text.parse().ok()?;
+                (share > Percent::new(0)).then(|| Checked::from(u8::from(share)))
+            }
             (Self::Time(least, most), Value::Text(text)) => {
                 let time = parse_duration(text).ok()?;
                 (*least..=*most).contains(&time).then(|| duration(time))
@@ -177,6 +209,8 @@ impl Kind {
             (Self::Account | Self::AccountOrNone, Value::Integer(id)) => {
                 u32::try_from(*id).ok().map(|id| Checked::from(id.to_string()))
             }
+            (Self::Or(word, _), Value::Text(text)) if text == word => Some(none()),
+            (Self::Or(_, kind), value) => kind.check(value),
             (Self::List(kind), Value::List(nodes)) => {
                 let values = nodes.iter().map(|node| kind.check(&node.value));
                 values.collect::<Option<Vec<_>>>().map(Checked::from)
@@ -235,10 +269,10 @@ impl fmt::Display for Kind {
             Self::OneOf([only]) => f.write_str(only),
             Self::OneOf(words) => write!(f, "one of {}", words.join(", ")),
             Self::Count(least, most) => write!(f, "{least} to {most}"),
-            Self::CountOrAuto(least, most) => write!(f, "auto or {least} to {most}"),
             Self::Size(least, most) => {
                 write!(f, "a size with its unit, such as \"512MiB\", from {least} to {most}")
             }
+            Self::Percent => f.write_str("a whole number of percent, from \"1%\" to \"100%\""),
             Self::Gigabytes => {
                 write!(f, "a number of gigabytes above 0 and up to {MOST_GIGABYTES}")
             }
@@ -262,6 +296,7 @@ impl fmt::Display for Kind {
             ),
             Self::Account => f.write_str("a name or a numeric id"),
             Self::AccountOrNone => f.write_str("a name, a numeric id or null"),
+            Self::Or(word, kind) => write!(f, "{word} or {kind}"),
             Self::List(_) => f.write_str("a list"),
         }
     }
@@ -329,7 +364,25 @@ mod tests {
                 &["a", "a.B_c-1@2", &name_96],
                 &["\"\"", "a/b", "a b", "ä", &name_97, "1"],
             ),
+            ("memory.fallback_models", &["[]", "[a, b@1.0]"], &["a", "[a, ../b]", "~"]),
             ("memory.preload_models", &["[]", "[a, b]"], &["a", "[a, ../b]"]),
+            ("memory.max_loaded_models", &["1", "1000"], &["0", "1001", "auto"]),
+            (
+                "memory.memory_limit",
+                &["auto", "1MiB", "1TiB"],
+                &["1023KiB", "1025GiB", "512", "Auto", "50%", "~"],
+            ),
+            ("memory.min_free", &["0B", "64MiB", "1TiB"], &["64", "auto", "1025GiB"]),
+            (
+                "memory.eviction_policy",
+                &["memory_pressure", "lru", "fifo", "manual"],
+                &["memory-pressure", "LRU", "none", "~"],
+            ),
+            ("memory.pressure.moderate", &["1%", "75%", "100%"], &["0%", "101%", "75", "0.75"]),
+            ("memory.pressure.high", &["1%", "100%"], &["0%", "101%"]),
+            ("memory.pressure.critical", &["1%", "100%"], &["0%", "101%"]),
+            ("memory.pressure.quiet", &["1s", "1h"], &["999ms", "61m", "10"]),
+            ("memory.pressure.reload_cooldown", &["0s", "1h"], &["61m", "30", "never"]),
             (
                 "memory.model_cache.directory",
                 &["/var/lib/x", &path_108],
@@ -370,6 +423,14 @@ mod tests {
             ("embedding.threads", &["auto", "1", "256"], &["0", "257", "Auto", "~"]),
             ("embedding.batch_tokens", &["512", "65536"], &["511", "65537"]),
             ("embedding.queue_size", &["1", "100000"], &["0", "100001"]),
+            ("models.<model>.memory_priority", &["1", "5"], &["0", "6", "high", "~"]),
+            (
+                "models.<model>.max_idle_time",
+                &["never", "1s", "300s", "1year"],
+                &["0s", "999ms", "2years", "300", "Never", "~"],
+            ),
+            ("models.<model>.preload", &["true"], &["yes"]),
+            ("models.<model>.pinned", &["false"], &["0"]),
             ("log.level", &["error", "trace"], &["verbose", "3"]),
         ];
         for (name, good, bad) in cases {
@@ -398,6 +459,14 @@ mod tests {
         assert_eq!(
             expected("memory.model_cache.max_size_gb"),
             "a number of gigabytes above 0 and up to 1000000"
+        );
+        assert_eq!(
+            expected("models.<model>.max_idle_time"),
+            "never or a duration with its unit, such as \"10s\", from 1s to 1year"
+        );
+        assert_eq!(
+            expected("memory.pressure.high"),
+            "a whole number of percent, from \"1%\" to \"100%\""
         );
         assert_eq!(expected("memory.backend"), "embedded");
         assert_eq!(expected("memory.model_cache.cleanup_policy"), "one of lru, fifo, manual");

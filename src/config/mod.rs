@@ -2,8 +2,8 @@
 //!
 //! One place for each step: *layers* (which files, in which order, and their bytes), *file* (YAML to a tree with places;
 //! the only one that names the YAML crate), *keys* (every key and what it may say), *check* (a tree against the keys,
-//! every problem at once), *settings* (what comes out). [`load`] goes through them and
-//! merges the checked values of all files with figment. Nothing outside this module sees an unchecked value.
+//! every problem at once), *merge* (all files over each other, and what must hold between keys), *settings* (what
+//! comes out). [`load`] goes through them. Nothing outside this module sees an unchecked value.
 //!
 //! Invariant: a reload replaces all settings or none; on any problem the last good ones stay.
 
@@ -11,19 +11,20 @@ mod check;
 mod file;
 mod keys;
 mod layers;
+mod merge;
 mod settings;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
-use figment::Figment;
-use figment::providers::Serialized;
+use figment::value::Value as Checked;
 
-use keys::KEYS;
+use keys::{KEYS, MODEL};
 pub use layers::directories;
 pub use settings::{
-    Admins, CleanupPolicy, Embedding, Log, LogLevel, Memory, ModelCache, Packages, Precision,
-    Settings, Socket,
+    Admins, CleanupPolicy, Embedding, EvictionPolicy, Log, LogLevel, Memory, ModelCache,
+    ModelSettings, Packages, Precision, Pressure, Settings, Socket,
 };
 
 /// Where the configuration comes from.
@@ -97,7 +98,7 @@ pub struct ConfigError {
 /// When anything in any file is wrong, with all that is.
 pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     let mut problems = Vec::new();
-    let mut merged = Figment::from(Serialized::defaults(Settings::default()));
+    let mut merged = merge::Merged::new();
     let mut files = Vec::new();
     for layers::Layer { path, content } in layers::read(source, &mut problems) {
         let checked = file::parse(&content)
@@ -106,11 +107,7 @@ pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
             })
             .and_then(|root| check::check(&path, &root));
         match checked {
-            Ok(changes) => {
-                for (setting, value) in changes {
-                    merged = merged.merge(Serialized::default(setting, value));
-                }
-            }
+            Ok(assignments) => merged.apply(&path, assignments),
             Err(found) => problems.extend(found),
         }
         files.push(path);
@@ -118,15 +115,9 @@ pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     if !problems.is_empty() {
         return Err(ConfigError { problems });
     }
-    match merged.extract() {
+    match merged.settings() {
         Ok(settings) => Ok(Loaded { settings, files }),
-        // Every value was checked against the kind of its key; a test extracts each key of the table.
-        Err(error) => {
-            let (file, message) = (PathBuf::from("caxton.yaml"), error.to_string());
-            Err(ConfigError {
-                problems: vec![Problem { file, place: None, key: String::new(), message }],
-            })
-        }
+        Err(problems) => Err(ConfigError { problems }),
     }
 }
 
@@ -134,27 +125,49 @@ pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// Those whose new value waits for the next start.
-    pub restart: Vec<&'static str>,
+    pub restart: Vec<String>,
     /// Those whose new value holds at once.
-    pub live: Vec<&'static str>,
+    pub live: Vec<String>,
 }
 
-/// Which keys differ between `old` and `new`, in the order of the shipped file.
+/// Which keys differ between `old` and `new`, in the order of the shipped file and, within a key, of the models.
 pub fn change(old: &Settings, new: &Settings) -> Change {
     let mut change = Change::default();
-    let (old, new) =
-        (Figment::from(Serialized::defaults(old)), Figment::from(Serialized::defaults(new)));
+    let models: BTreeSet<&String> = old.models.keys().chain(new.models.keys()).collect();
+    // A model that one of the two does not name has the defaults there.
+    let values = |settings: &Settings| {
+        let mut settings = settings.clone();
+        for model in &models {
+            settings.models.entry((*model).clone()).or_default();
+        }
+        Checked::serialize(settings).ok()
+    };
+    let (old, new) = (values(old), values(new));
     for key in KEYS.iter().filter(|key| !key.alias) {
         let Some(setting) = key.setting else { continue };
-        if old.find_value(setting).ok() != new.find_value(setting).ok() {
-            if key.restart { &mut change.restart } else { &mut change.live }.push(key.name);
+        let named: Vec<&str> = match setting.contains(MODEL) {
+            true => models.iter().map(|model| model.as_str()).collect(),
+            false => vec![""],
+        };
+        for model in named {
+            if find(&old, setting, model) != find(&new, setting, model) {
+                let name = keys::path(key.name, model).collect::<Vec<_>>().join(".");
+                if key.restart { &mut change.restart } else { &mut change.live }.push(name);
+            }
         }
     }
     change
 }
 
+/// The value of `setting` for `model`.
+fn find<'a>(settings: &'a Option<Checked>, setting: &str, model: &str) -> Option<&'a Checked> {
+    keys::path(setting, model)
+        .try_fold(settings.as_ref()?, |value, name| value.as_dict()?.get(name))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
     use std::path::Path;
     use std::time::Duration;
@@ -164,7 +177,7 @@ mod tests {
 
     use super::file::{Node, Value};
     use super::*;
-    use crate::units::Bytes;
+    use crate::units::{Bytes, Percent};
 
     const SHIPPED: &str =
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/etc/caxton/caxton.yaml"));
@@ -178,6 +191,13 @@ mod tests {
 
     fn load_yaml(yaml: &str) -> Settings {
         load_bytes(yaml.as_bytes()).expect(yaml).settings
+    }
+
+    /// What is wrong below `root`, one problem a line, without the path of the root.
+    fn below(root: &TempDir) -> String {
+        let problems = load(&Source::Layers { root: root.path().into() }).err();
+        let text = problems.map(|error| error.to_string()).unwrap_or_default();
+        text.replace(&root.path().display().to_string(), "")
     }
 
     fn write(root: &Path, name: &str, content: &str) {
@@ -210,6 +230,7 @@ mod tests {
         let mut expected = Settings::default();
         expected.socket.group = Some("caxton".to_owned());
         assert_eq!(load_yaml(SHIPPED), expected);
+        expected.models.insert("bundled-mini".to_owned(), ModelSettings::default());
 
         // A key that is commented out follows its mark at once, a sentence follows it after a blank.
         let uncomment = |line: &str| match line.split_once('#') {
@@ -222,7 +243,8 @@ mod tests {
         assert_eq!(load_yaml(&uncommented), expected);
         let mut found = Vec::new();
         names("", &file::parse(uncommented.as_bytes()).unwrap(), &mut found);
-        let keys = KEYS.iter().filter(|key| !key.alias).map(|key| key.name);
+        let keys = KEYS.iter().filter(|key| !key.alias);
+        let keys = keys.map(|key| key.name.replace(MODEL, "bundled-mini"));
         assert_eq!(found, keys.collect::<Vec<_>>());
         assert!(SHIPPED.lines().all(|line| line.chars().count() <= 120));
     }
@@ -253,7 +275,13 @@ socket:
     max_body: 1MiB, drain_timeout: 1500ms }
 memory:
   embedding_model: m
+  fallback_models: [n]
   preload_models: [m, n]
+  max_loaded_models: 2
+  memory_limit: 512MiB
+  min_free: 1MiB
+  eviction_policy: fifo
+  pressure: { moderate: 50%, high: 60%, critical: 70%, quiet: 3s, reload_cooldown: 4s }
   model_cache:
     { directory: /d, max_size_gb: 0.5, max_models: 3, cleanup_policy: manual,
       validation_interval: 1h, validation_on_startup: false, bundled_only: true }
@@ -261,6 +289,8 @@ packages:
   { drop_directory: /p, bundled_directory: /b, keys_directory: /k, remove_with_file: false,
     incomplete_timeout: 5s, max_package_size: 1GB }
 embedding: { precision: int8, threads: 4, batch_tokens: 1024, queue_size: 9 }
+models:
+  m.1@2.0: { memory_priority: 5, max_idle_time: 5m, preload: true, pinned: true }
 log: { level: trace }
 "#,
         );
@@ -279,7 +309,19 @@ log: { level: trace }
             },
             memory: Memory {
                 embedding_model: "m".to_owned(),
+                fallback_models: vec!["n".to_owned()],
                 preload_models: vec!["m".to_owned(), "n".to_owned()],
+                max_loaded_models: 2,
+                memory_limit: Some(Bytes::mib(512)),
+                min_free: Bytes::mib(1),
+                eviction_policy: EvictionPolicy::Fifo,
+                pressure: Pressure {
+                    moderate: Percent::new(50),
+                    high: Percent::new(60),
+                    critical: Percent::new(70),
+                    quiet: Duration::from_secs(3),
+                    reload_cooldown: Duration::from_secs(4),
+                },
                 model_cache: ModelCache {
                     directory: "/d".into(),
                     max_size: Bytes(500_000_000),
@@ -304,6 +346,15 @@ log: { level: trace }
                 batch_tokens: 1024,
                 queue_size: 9,
             },
+            models: BTreeMap::from([(
+                "m.1@2.0".to_owned(),
+                ModelSettings {
+                    memory_priority: 5,
+                    max_idle_time: Some(Duration::from_secs(300)),
+                    preload: true,
+                    pinned: true,
+                },
+            )]),
             log: Log { level: LogLevel::Trace },
         };
         assert_eq!(settings, expected);
@@ -312,7 +363,8 @@ log: { level: trace }
         let difference = change(&Settings::default(), &settings);
         let keys = |restart| {
             let keys = KEYS.iter().filter(move |k| !k.alias && k.setting.is_some());
-            keys.filter(move |k| k.restart == restart).map(|k| k.name).collect::<Vec<_>>()
+            let keys = keys.filter(move |k| k.restart == restart);
+            keys.map(|k| k.name.replace(MODEL, "m.1@2.0")).collect::<Vec<_>>()
         };
         assert_eq!(difference, Change { restart: keys(true), live: keys(false) });
         assert_eq!(change(&settings, &settings), Change::default());
@@ -325,13 +377,15 @@ log: { level: trace }
             root.path(),
             "usr/lib/caxton/caxton.yaml",
             "socket: { group: caxton, max_connections: 8, admins: { users: [a, b] } }\n\
-             memory: { model_cache: { bundled_only: true } }\nembedding: { threads: 2 }",
+             memory: { model_cache: { bundled_only: true } }\nembedding: { threads: 2 }\n\
+             models: { a.1: { max_idle_time: 5s, pinned: true }, b: { preload: true } }",
         );
         write(
             root.path(),
             "etc/caxton/conf.d/50-site.yaml",
             "socket: { group: ~, drain_timeout: 5s, admins: { users: [c] } }\n\
-             memory: { model_cache: { bundled_models_only: false } }\nembedding: { threads: auto }",
+             memory: { model_cache: { bundled_models_only: false } }\nembedding: { threads: auto }\n\
+             models: { a.1: { max_idle_time: never, memory_priority: 1 } }",
         );
         write(root.path(), "run/caxton/conf.d/10-run.yaml", "socket: { drain_timeout: 1ms }");
         let loaded = load(&Source::Layers { root: root.path().into() }).unwrap();
@@ -339,9 +393,67 @@ log: { level: trace }
         expected.socket.max_connections = 8;
         expected.socket.drain_timeout = Duration::from_secs(5);
         expected.socket.admins.users = vec!["c".to_owned()];
+        let default = ModelSettings::default();
+        let pinned = ModelSettings { memory_priority: 1, pinned: true, ..default };
+        expected.models.insert("a.1".to_owned(), pinned);
+        expected.models.insert("b".to_owned(), ModelSettings { preload: true, ..default });
         assert_eq!(loaded.settings, expected);
         let names: Vec<_> = loaded.files.iter().filter_map(|file| file.file_name()).collect();
         assert_eq!(names, ["caxton.yaml", "10-run.yaml", "50-site.yaml"]);
+    }
+
+    #[test]
+    fn a_reload_names_the_keys_of_a_model_that_differ_and_no_others() {
+        let before = load_yaml("models: { a: { pinned: true }, b: { memory_priority: 2 } }");
+        let after =
+            load_yaml("models: { a: { pinned: true, preload: true }, c.1: { max_idle_time: 9s } }");
+        let expected = ["models.b.memory_priority", "models.c.1.max_idle_time", "models.a.preload"];
+        assert_eq!(change(&before, &after).live, expected);
+        assert_eq!(change(&after, &before).live, expected);
+        assert_eq!(
+            change(&Settings::default(), &load_yaml("models: { a: {} }")),
+            Change::default()
+        );
+    }
+
+    #[test]
+    fn thresholds_that_do_not_rise_are_refused_at_the_key_that_was_set_last() {
+        let one = |yaml: &str| {
+            let root = TempDir::new().unwrap();
+            write(root.path(), "etc/caxton/caxton.yaml", yaml);
+            below(&root)
+        };
+        let in_one_file = [
+            (
+                "memory: { pressure: { moderate: 85% } }",
+                "/etc/caxton/caxton.yaml:1:33: memory.pressure.moderate: expected less than \
+                 memory.pressure.high, which is 85% by default, found 85%",
+            ),
+            (
+                "memory:\n  pressure:\n    moderate: 99%\n    high: 98%\n    critical: 97%",
+                "/etc/caxton/caxton.yaml:4:11: memory.pressure.high: expected more than \
+                 memory.pressure.moderate, which is 99% in /etc/caxton/caxton.yaml:3:15, found 98%\n\
+                 /etc/caxton/caxton.yaml:5:15: memory.pressure.critical: expected more than \
+                 memory.pressure.high, which is 98% in /etc/caxton/caxton.yaml:4:11, found 97%",
+            ),
+            ("memory: { pressure: { moderate: 1%, high: 2%, critical: 3% } }", ""),
+        ];
+        for (yaml, expected) in in_one_file {
+            assert_eq!(one(yaml), expected, "{yaml}");
+        }
+
+        let root = TempDir::new().unwrap();
+        let high = "memory: { pressure: { high: 96%, critical: 97% } }";
+        write(root.path(), "usr/lib/caxton/caxton.yaml", high);
+        write(root.path(), "run/caxton/conf.d/50.yaml", "memory: { pressure: { critical: 90% } }");
+        assert_eq!(
+            below(&root),
+            "/run/caxton/conf.d/50.yaml:1:33: memory.pressure.critical: expected more than \
+             memory.pressure.high, which is 96% in /usr/lib/caxton/caxton.yaml:1:29, found 90%"
+        );
+        // What a file says may contradict one below it, as long as a later file puts it right.
+        write(root.path(), "etc/caxton/conf.d/60.yaml", "memory: { pressure: { high: 80% } }");
+        assert_eq!(below(&root), "");
     }
 
     #[test]
@@ -399,6 +511,12 @@ log: { level: trace }
             "max_size_gb",
             "download",
             "enabled",
+            "pressure",
+            "high",
+            "memory_limit",
+            "models",
+            "a.1",
+            "max_idle_time",
             "embedding",
             "threads",
             "log",
@@ -422,6 +540,9 @@ log: { level: trace }
             "5s",
             "99999999999999999999y",
             "1e9GiB",
+            "64MiB",
+            "1%",
+            "never",
             "/a",
             "''",
             "*a",

@@ -3,12 +3,13 @@
 //! Serde is here for [`super::load`] alone, which merges checked values and takes the settings out of the merged ones.
 //! Nothing else makes settings from text.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::Bytes;
+use crate::units::{Bytes, Percent};
 
 /// The configuration, checked. Every value is within its range.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -22,8 +23,19 @@ pub struct Settings {
     pub packages: Packages,
     /// How texts are computed.
     pub embedding: Embedding,
+    /// What holds for a model of this name, `id` or `id@version`; [`Settings::model`] finds it.
+    pub models: BTreeMap<String, ModelSettings>,
     /// What is logged.
     pub log: Log,
+}
+
+impl Settings {
+    /// What holds for this version of a model: what is set for the version, else what is set for the model, else the
+    /// default. The whole of it: keys missing for the version do not come from the model.
+    pub fn model(&self, id: &str, version: &str) -> ModelSettings {
+        let of_version = self.models.get(&format!("{id}@{version}"));
+        of_version.or_else(|| self.models.get(id)).copied().unwrap_or_default()
+    }
 }
 
 /// The Unix socket.
@@ -62,10 +74,73 @@ pub struct Admins {
 pub struct Memory {
     /// The model that answers when a request names none.
     pub embedding_model: String,
+    /// Models of which the smallest stays in memory when all others have to leave.
+    pub fallback_models: Vec<String>,
     /// Models loaded at start.
     pub preload_models: Vec<String>,
+    /// Most models in memory.
+    pub max_loaded_models: usize,
+    /// What this daemon may take; `None` means what the limits of its control group and of those above leave.
+    pub memory_limit: Option<Bytes>,
+    /// What stays free of every limit and of the machine's memory.
+    pub min_free: Bytes,
+    /// Which model leaves memory first.
+    pub eviction_policy: EvictionPolicy,
+    /// When memory is short.
+    pub pressure: Pressure,
     /// The store of verified packages.
     pub model_cache: ModelCache,
+}
+
+/// Which model leaves memory first. Pinned ones never leave.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvictionPolicy {
+    /// The one worth least: by priority, then by expected use and by what loading it again takes, for its size.
+    MemoryPressure,
+    /// The one whose last use is longest ago.
+    Lru,
+    /// The one loaded first.
+    Fifo,
+    /// None, whatever happens: loads are refused instead.
+    Manual,
+}
+
+/// When memory is short. The shares are of the tightest limit less [`Memory::min_free`], and rise strictly.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pressure {
+    /// From where on idle models leave.
+    pub moderate: Percent,
+    /// From where on models in use leave too.
+    pub high: Percent,
+    /// From where on only the smallest fallback and the pinned ones stay.
+    pub critical: Percent,
+    /// How long it has to be better before it counts as one step better.
+    pub quiet: Duration,
+    /// How long a model that was evicted stays away.
+    pub reload_cooldown: Duration,
+}
+
+/// How one model is kept in memory.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// From 1, kept longest, to 5, leaves first.
+    pub memory_priority: u8,
+    /// How long it stays without a request; `None` means until its memory is needed.
+    pub max_idle_time: Option<Duration>,
+    /// Whether it is loaded at start.
+    pub preload: bool,
+    /// Whether it stays whatever happens.
+    pub pinned: bool,
+}
+
+/// What holds for a model that no file names.
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self { memory_priority: 3, max_idle_time: None, preload: false, pinned: false }
+    }
 }
 
 /// The store of verified packages.
@@ -185,7 +260,19 @@ impl Default for Settings {
             },
             memory: Memory {
                 embedding_model: "bundled-mini".to_owned(),
+                fallback_models: vec!["bundled-mini".to_owned()],
                 preload_models: vec!["bundled-mini".to_owned()],
+                max_loaded_models: 4,
+                memory_limit: None,
+                min_free: Bytes::mib(64),
+                eviction_policy: EvictionPolicy::MemoryPressure,
+                pressure: Pressure {
+                    moderate: Percent::new(75),
+                    high: Percent::new(85),
+                    critical: Percent::new(95),
+                    quiet: Duration::from_secs(10),
+                    reload_cooldown: Duration::from_secs(30),
+                },
                 model_cache: ModelCache {
                     directory: "/var/lib/caxton".into(),
                     max_size: Bytes(5_000_000_000),
@@ -210,7 +297,25 @@ impl Default for Settings {
                 batch_tokens: 4096,
                 queue_size: 1000,
             },
+            models: BTreeMap::new(),
             log: Log { level: LogLevel::Info },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_for_the_version_holds_before_what_is_set_for_the_model() {
+        let mut settings = Settings::default();
+        let of = |memory_priority| ModelSettings { memory_priority, ..ModelSettings::default() };
+        assert_eq!(settings.model("a", "1.0"), ModelSettings::default());
+        settings.models.insert("a".to_owned(), ModelSettings { pinned: true, ..of(1) });
+        settings.models.insert("a@1.0".to_owned(), of(5));
+        assert_eq!(settings.model("a", "1.0"), of(5));
+        assert_eq!(settings.model("a", "1.1"), ModelSettings { pinned: true, ..of(1) });
+        assert_eq!(settings.model("a.1", "1.0"), of(3));
     }
 }

@@ -1,0 +1,124 @@
+//! All files as one: each is applied over those before it, key by key, and what comes out is held against what must
+//! be so between keys, whichever files they are from.
+//!
+//! Invariant: what is not in order is told at the key that was set last, for without it the rest was in order.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::Serialized;
+use figment::value::{Dict, Value as Checked};
+
+use super::check::Assignment;
+use super::{Place, Problem, Settings};
+use crate::units::Percent;
+
+/// What the files applied so far set.
+pub(super) struct Merged {
+    values: Figment,
+    origins: BTreeMap<&'static str, Origin>,
+    assigned: usize,
+}
+
+/// Where a key was set last.
+struct Origin {
+    /// The how-manieth of all assignments it was.
+    order: usize,
+    file: PathBuf,
+    place: Place,
+}
+
+impl Merged {
+    /// What holds without any file.
+    pub(super) fn new() -> Self {
+        let values = Figment::from(Serialized::defaults(Settings::default()));
+        Self { values, origins: BTreeMap::new(), assigned: 0 }
+    }
+
+    /// Puts what `file` sets over what is set.
+    pub(super) fn apply(&mut self, file: &Path, assignments: Vec<Assignment>) {
+        let mut changes = Dict::new();
+        for Assignment { key, setting, place, value } in assignments {
+            self.assigned += 1;
+            let origin = Origin { order: self.assigned, file: file.to_owned(), place };
+            self.origins.insert(key, origin);
+            insert(&mut changes, &setting, value);
+        }
+        // A copy of the values: figment adds by consuming.
+        self.values = self.values.clone().merge(Serialized::defaults(changes));
+    }
+
+    /// The settings.
+    ///
+    /// # Errors
+    /// When keys contradict each other.
+    pub(super) fn settings(&self) -> Result<Settings, Vec<Problem>> {
+        // Every value was checked against the kind of its key; a test extracts each key of the table.
+        let settings: Settings = self.values.extract().map_err(|error| {
+            let (file, message) = (PathBuf::from("caxton.yaml"), error.to_string());
+            vec![Problem { file, place: None, key: String::new(), message }]
+        })?;
+        let problems = self.out_of_order(&settings);
+        if problems.is_empty() { Ok(settings) } else { Err(problems) }
+    }
+
+    /// Thresholds that do not rise: a level with none of its own could never be left by one step.
+    fn out_of_order(&self, settings: &Settings) -> Vec<Problem> {
+        let pressure = settings.memory.pressure;
+        let rising = [
+            ("memory.pressure.moderate", pressure.moderate),
+            ("memory.pressure.high", pressure.high),
+            ("memory.pressure.critical", pressure.critical),
+        ];
+        let pairs = rising.windows(2).filter_map(|pair| match pair {
+            [lower, upper] if lower.1 >= upper.1 => self.contradiction(*lower, *upper),
+            _ => None,
+        });
+        pairs.collect()
+    }
+
+    /// That `lower` is not below `upper`; `None` when neither was set, as the defaults rise.
+    fn contradiction(
+        &self,
+        lower: (&'static str, Percent),
+        upper: (&'static str, Percent),
+    ) -> Option<Problem> {
+        let order = |key| self.origins.get(key).map(|origin| origin.order);
+        let (relation, (key, found), (other, bound)) = if order(lower.0) > order(upper.0) {
+            ("less", lower, upper)
+        } else {
+            ("more", upper, lower)
+        };
+        let at = self.origins.get(key)?;
+        let source = self.origins.get(other).map_or_else(
+            || "by default".to_owned(),
+            |Origin { file, place, .. }| {
+                format!("in {}:{}:{}", file.display(), place.line, place.column)
+            },
+        );
+        Some(Problem {
+            file: at.file.clone(),
+            place: Some(at.place),
+            key: key.to_owned(),
+            message: format!(
+                "expected {relation} than {other}, which is {bound} {source}, found {found}"
+            ),
+        })
+    }
+}
+
+/// Puts `value` where `path` leads from `dict`. The names on the way are figment's keys as they are: given as one
+/// dotted text, figment would take those of models apart.
+fn insert(dict: &mut Dict, path: &[String], value: Checked) {
+    match path {
+        [] => {}
+        [name] => drop(dict.insert(name.clone(), value)),
+        [name, rest @ ..] => {
+            let below = dict.entry(name.clone()).or_insert_with(|| Checked::from(Dict::new()));
+            if let Checked::Dict(_, below) = below {
+                insert(below, rest, value);
+            }
+        }
+    }
+}
