@@ -30,14 +30,15 @@
 //! | [`api`] | HTTP: routes, limits, who may change the appliance, errors as clients see them |
 //! | [`models`] | which models are in memory; workers; how packages become models |
 //! | [`engine`] | texts to tokens to vectors; knows no runtime, no sockets, no packages |
+//! | [`memory`] | when the kernel runs short, and what may be used; knows no models |
 //! | [`package`] | the archive, the manifest, the store, the drop directory's ledger, packing |
 //! | [`config`] | files to checked settings |
 //! | [`watch`], [`files`], [`errors`], [`units`], [`log`], [`exit`] | the ground floor |
 //!
-//! Directions, tested by `tests/it/tidy.rs`: binaries → `daemon`, `cli` → `api` → `models` → `engine`, `package`,
-//! `config` → the ground floor. Only `package` names the archive's format, only `config::file` the YAML parser, only
-//! [`api::wire`] is written to clients, only the manager in [`models`] starts and ends workers, only a worker holds
-//! weights.
+//! Directions, tested by `tests/it/tidy.rs`: binaries → `daemon`, `cli` → `api` → `models` → `engine`, `memory`,
+//! `package`, `config` → the ground floor. Only `package` names the archive's format, only `config::file` the YAML
+//! parser, only [`api::wire`] is written to clients, only the manager in [`models`] starts and ends workers, only a
+//! worker holds weights.
 //!
 //! # One request
 //!
@@ -80,6 +81,7 @@ pub mod errors;
 pub mod exit;
 pub mod files;
 pub mod log;
+pub mod memory;
 pub mod models;
 pub mod package;
 pub mod units;

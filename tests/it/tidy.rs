@@ -13,12 +13,16 @@ const MAX_LINES: usize = 500;
 const DIRECTIONS: &[(&str, &[&str])] = &[
     (
         "daemon",
-        &["api", "models", "package", "config", "watch", "log", "exit", "files", "errors", "units"],
+        &[
+            "api", "models", "memory", "package", "config", "watch", "log", "exit", "files",
+            "errors", "units",
+        ],
     ),
     ("cli", &["api", "models", "engine", "package", "config", "exit", "files", "errors", "units"]),
     ("api", &["models", "engine", "package", "config", "errors", "units"]),
-    ("models", &["engine", "package", "config", "files", "errors", "units"]),
+    ("models", &["engine", "memory", "package", "config", "files", "errors", "units"]),
     ("engine", &["units"]),
+    ("memory", &["files", "errors", "units"]),
     ("package", &["files", "errors", "units"]),
     ("config", &["units"]),
     // Its tests go through the configuration's loader.
@@ -53,7 +57,7 @@ const KEEPERS: &[(&str, &[&str])] = &[
     ("anyhow", &["cli/"]),
     ("sysinfo", &["api/"]),
     ("notify", &["watch.rs"]),
-    ("tokio", &["models/", "api/", "daemon/", "cli/", "watch.rs"]),
+    ("tokio", &["models/", "memory/", "api/", "daemon/", "cli/", "watch.rs"]),
 ];
 
 struct Source {

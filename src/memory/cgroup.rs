@@ -1,0 +1,288 @@
+//! Where this process is among the kernel's control groups, and which directories show it.
+//!
+//! Reads `/proc/self/cgroup` (which group) and `/proc/self/mountinfo` (where it can be seen), below a root directory
+//! that tests replace. Three arrangements exist: version 2 alone; version 1, with a hierarchy for each controller;
+//! and both, "hybrid", where version 2 is mounted without the memory controller and has pressure but no limits.
+//!
+//! Paths in `/proc/self/cgroup` and the roots of mounts are both given as seen from this process's cgroup namespace
+//! (<https://man7.org/linux/man-pages/man7/cgroup_namespaces.7.html>), so that one is a prefix of the other exactly
+//! when the mount shows the group.
+
+use std::path::{Path, PathBuf};
+
+use crate::files::{self, FileError};
+
+/// Longest file read here. A machine with thousands of mounts has a `mountinfo` of a megabyte.
+const MAX_FILE: u64 = 8 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    One,
+    Two,
+}
+
+/// The visible part of a hierarchy, from the mount point down to this process's group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hierarchy {
+    pub(super) version: Version,
+    mount: PathBuf,
+    own: PathBuf,
+}
+
+impl Hierarchy {
+    /// The directory of this process's group.
+    pub(super) fn own(&self) -> &Path {
+        &self.own
+    }
+
+    /// The directories of this process's group and of all that hold it, its own first.
+    pub(super) fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.own.ancestors().take_while(|directory| directory.starts_with(&self.mount))
+    }
+
+    /// Whether `path` can be seen through this mount, in whatever group.
+    pub(super) fn shows(&self, path: &Path) -> bool {
+        path.starts_with(&self.mount)
+    }
+
+    /// Whether this process is in the group of all, whose figures are those of the machine.
+    ///
+    /// That the path is `/` does not say so, as it is in every namespace; that files are there which the kernel
+    /// makes in the topmost group only (version 1), or in all but it (version 2), does.
+    pub(super) fn is_topmost(&self) -> bool {
+        match self.version {
+            Version::One => self.own.join("cgroup.sane_behavior").exists(),
+            Version::Two => !self.own.join("cgroup.events").exists(),
+        }
+    }
+}
+
+/// The groups of this process that have to do with memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Groups {
+    /// Where memory is charged and limited.
+    pub(super) memory: Option<Hierarchy>,
+    /// Version 2, where pressure is counted; the same as `memory` where that is version 2.
+    pub(super) unified: Option<Hierarchy>,
+}
+
+/// The text of `/proc/self/cgroup`: while it stays, this process is where it was.
+pub(super) fn membership(root: &Path) -> Result<String, FileError> {
+    read(&root.join("proc/self/cgroup"))
+}
+
+/// The groups that `membership` names, as far as they are mounted.
+pub(super) fn find(root: &Path, membership: &str) -> Result<Groups, FileError> {
+    Ok(groups(root, membership, &read(&root.join("proc/self/mountinfo"))?))
+}
+
+/// The content of a file of the kernel. Bytes that are not UTF-8 become a sign that no parser here accepts.
+pub(super) fn read(path: &Path) -> Result<String, FileError> {
+    Ok(String::from_utf8_lossy(&files::read_limited(path, MAX_FILE)?).into_owned())
+}
+
+fn groups(root: &Path, membership: &str, mountinfo: &str) -> Groups {
+    let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
+    let hierarchy = |version, path: &str| {
+        let shown = mounts.iter().filter(|mount| mount.version == version);
+        // The mount that shows the most groups above ours has the shortest root; of two on one place, the later one
+        // covers the other.
+        let (mount, below) = shown
+            .filter_map(|mount| Some((mount, below(&mount.root, path)?)))
+            .rev()
+            .min_by_key(|(mount, _)| mount.root.len())?;
+        let mount = root.join(mount.point.trim_start_matches('/'));
+        let own = if below.is_empty() { mount.clone() } else { mount.join(below) };
+        Some(Hierarchy { version, mount, own })
+    };
+    let mut first = None;
+    let mut second = None;
+    for line in membership.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(id), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        if id == "0" && controllers.is_empty() {
+            second = Some(path);
+        } else if controllers.split(',').any(|name| name == "memory") {
+            first = Some(path);
+        }
+    }
+    let unified = second.and_then(|path| hierarchy(Version::Two, path));
+    // A controller is in one hierarchy at a time.
+    let memory = match first {
+        Some(path) => hierarchy(Version::One, path),
+        None => unified.clone(),
+    };
+    Groups { memory, unified }
+}
+
+/// What of the group `path` is below the group `root`; `None` when `root` does not hold it.
+fn below<'a>(root: &str, path: &'a str) -> Option<&'a str> {
+    let rest = path.strip_prefix(root.trim_end_matches('/'))?;
+    let rest = if rest.is_empty() { rest } else { rest.strip_prefix('/')? };
+    // `/..` is above the namespace; `root` may begin with it, but what is below `root` has names.
+    rest.split('/').all(|name| name != "..").then_some(rest)
+}
+
+/// A mounted hierarchy that may have to do with memory.
+struct Mount {
+    version: Version,
+    /// The group that stands at the mount point.
+    root: String,
+    point: String,
+}
+
+impl Mount {
+    /// Reads a line of `mountinfo` (<https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>).
+    fn parse(line: &str) -> Option<Self> {
+        let (before, after) = line.split_once(" - ")?;
+        let mut after = after.split(' ');
+        let version = match after.next()? {
+            "cgroup2" => Version::Two,
+            "cgroup" if after.nth(1)?.split(',').any(|option| option == "memory") => Version::One,
+            _ => return None,
+        };
+        let mut before = before.split(' ').skip(3);
+        Some(Self { version, root: unescape(before.next()?), point: unescape(before.next()?) })
+    }
+}
+
+/// Undoes the octal escapes of what would split a field.
+fn unescape(field: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(field.to_owned(), |field, (escape, sign)| field.replace(escape, sign))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const UNIFIED: &str = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw";
+    const HYBRID: &str = "\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+
+    fn own(hierarchy: Option<&Hierarchy>) -> Option<(Version, &str)> {
+        hierarchy.map(|hierarchy| (hierarchy.version, hierarchy.own.to_str().unwrap()))
+    }
+
+    #[test]
+    fn each_arrangement_of_hierarchies_is_found() {
+        use Version::{One, Two};
+        let v1 = HYBRID.replace("cgroup2 cgroup2", "cgroup cgroup");
+        for (name, membership, mountinfo, memory, unified) in [
+            (
+                "version 2",
+                "0::/system.slice/caxton.service\n",
+                UNIFIED,
+                Some((Two, "/sys/fs/cgroup/system.slice/caxton.service")),
+                Some((Two, "/sys/fs/cgroup/system.slice/caxton.service")),
+            ),
+            (
+                "version 1",
+                "5:cpu,cpuacct:/x\n4:memory:/a/b\n1:name=systemd:/a\n",
+                v1.as_str(),
+                Some((One, "/sys/fs/cgroup/memory/a/b")),
+                None,
+            ),
+            (
+                "hybrid",
+                "4:memory:/a\n0::/b\n",
+                HYBRID,
+                Some((One, "/sys/fs/cgroup/memory/a")),
+                Some((Two, "/sys/fs/cgroup/unified/b")),
+            ),
+            (
+                "hybrid, with the memory controller in version 2",
+                "3:cpu:/a\n0::/b\n",
+                HYBRID,
+                Some((Two, "/sys/fs/cgroup/unified/b")),
+                Some((Two, "/sys/fs/cgroup/unified/b")),
+            ),
+            (
+                "a colon in the path",
+                "0::/a:b\n",
+                UNIFIED,
+                Some((Two, "/sys/fs/cgroup/a:b")),
+                Some((Two, "/sys/fs/cgroup/a:b")),
+            ),
+            ("nothing mounted", "0::/a\n", "", None, None),
+            ("nothing said", "", HYBRID, None, None),
+            ("half a line", "0:\n4:memory\n\n:::\n", HYBRID, None, None),
+        ] {
+            let found = groups(Path::new("/"), membership, mountinfo);
+            assert_eq!(own(found.memory.as_ref()), memory, "{name}");
+            assert_eq!(own(found.unified.as_ref()), unified, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_group_is_found_through_whatever_part_of_the_hierarchy_is_mounted() {
+        for (root, path, found) in [
+            // A namespace of its own: the group is the root of what is mounted.
+            ("/", "/", Some("/sys/fs/cgroup")),
+            ("/", "/sub", Some("/sys/fs/cgroup/sub")),
+            // A container without one: its part is mounted, paths are those of the host.
+            ("/docker/1", "/docker/1", Some("/sys/fs/cgroup")),
+            ("/docker/1", "/docker/1/sub", Some("/sys/fs/cgroup/sub")),
+            ("/docker/1", "/docker/12", None),
+            ("/docker/1", "/", None),
+            // Moved out of the namespace, or the host's hierarchy mounted within it.
+            ("/", "/..", None),
+            ("/", "/../other", None),
+            ("/../..", "/../..", Some("/sys/fs/cgroup")),
+            ("/../..", "/../../a", Some("/sys/fs/cgroup/a")),
+            ("/../..", "/", None),
+            ("/..", "/../..", None),
+        ] {
+            let mountinfo = UNIFIED.replace(" / /sys", &format!(" {root} /sys"));
+            let groups = groups(Path::new("/"), &format!("0::{path}\n"), &mountinfo);
+            let own = groups.memory.as_ref().map(|memory| memory.own().to_str().unwrap());
+            assert_eq!(own, found, "{path} in a mount of {root}");
+        }
+    }
+
+    #[test]
+    fn of_many_mounts_the_one_that_shows_most_is_taken_and_the_later_covers() {
+        let part = UNIFIED.replace(" / /sys/fs/cgroup", " /a /part");
+        let covering = UNIFIED.replace("/sys/fs/cgroup", "/again");
+        let mountinfo = format!("{part}\n{UNIFIED}\n{covering}\n{part}\n");
+        let groups = groups(Path::new("/"), "0::/a/b\n", &mountinfo);
+        let directories: Vec<_> = groups.memory.as_ref().unwrap().directories().collect();
+        assert_eq!(directories, ["/again/a/b", "/again/a", "/again"].map(Path::new));
+    }
+
+    #[test]
+    fn escapes_in_mount_points_are_undone() {
+        let mountinfo = UNIFIED.replace("/sys/fs/cgroup", r"/a\040b\134\011c");
+        let groups = groups(Path::new("/r"), "0::/x\n", &mountinfo);
+        assert_eq!(groups.memory.unwrap().own(), Path::new("/r/a b\\\tc/x"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_or_leaves_the_mount(
+            membership in "([0-9]:(memory)?:(/(\\.\\.|a|.)){0,4}\n?){0,4}",
+            mountinfo in "([0-9 ]{0,4} (/(\\.\\.|a)){0,3} /m.{0,3} - cgroup2? .{0,3} ?(memory)?\n?){0,4}",
+        ) {
+            for hierarchy in {
+                let groups = groups(Path::new("/r"), &membership, &mountinfo);
+                [groups.memory, groups.unified]
+            }.into_iter().flatten() {
+                prop_assert!(hierarchy.shows(hierarchy.own()));
+                prop_assert!(hierarchy.own().starts_with("/r"));
+                prop_assert!(hierarchy.directories().count() > 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Numbers in the kernel's text files: one alone, as in `memory.max`, or lines of a key and a number, as in
+//! `memory.stat`, `memory.events`, `/proc/meminfo` and `/proc/self/status`.
+//!
+//! Pure. Keys include the colon where the file has one.
+
+/// A text that does not say what it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Malformed {
+    /// What stands there is not a whole number below 2^64.
+    #[error("{0} is not a number")]
+    NotANumber(&'static str),
+    /// The line is missing.
+    #[error("there is no {0}")]
+    Missing(&'static str),
+}
+
+/// From here on a limit is none: version 1 gives the largest whole number of pages in 63 bits for "no limit".
+const NO_LIMIT: u64 = 1 << 62;
+
+/// The number that is the whole text.
+pub(super) fn only(text: &str) -> Result<u64, Malformed> {
+    text.trim_ascii().parse().map_err(|_cause| Malformed::NotANumber("its content"))
+}
+
+/// The limit that is the whole text, in bytes; `None` where that says that there is none.
+pub(super) fn limit(text: &str) -> Result<Option<u64>, Malformed> {
+    if text.trim_ascii() == "max" {
+        return Ok(None);
+    }
+    Ok(Some(only(text)?).filter(|limit| *limit < NO_LIMIT))
+}
+
+/// The number behind `key`; `None` without such a line, as kernels differ in what they count.
+pub(super) fn number(text: &str, key: &'static str) -> Result<Option<u64>, Malformed> {
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        if words.next() == Some(key) {
+            let number = words.next().and_then(|word| word.parse().ok());
+            return number.map(Some).ok_or(Malformed::NotANumber(key));
+        }
+    }
+    Ok(None)
+}
+
+/// The number behind a `key` that every kernel has.
+pub(super) fn required(text: &str, key: &'static str) -> Result<u64, Malformed> {
+    number(text, key)?.ok_or(Malformed::Missing(key))
+}
+
+/// The numbers behind those of `keys` that are there, added up.
+pub(super) fn sum(text: &str, keys: &[&'static str]) -> Result<u64, Malformed> {
+    keys.iter()
+        .try_fold(0_u64, |sum, key| Ok(sum.saturating_add(number(text, key)?.unwrap_or_default())))
+}
+
+/// Bytes of a number of `kB`, by which the kernel means 1024 bytes.
+pub(super) fn kibibytes(number: u64) -> u64 {
+    number.saturating_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_value_is_found_missed_or_malformed() {
+        let text = "anon 12\nanonymous 13\nMemTotal:  7 kB\nfar 99999999999999999999\nbare\nx -1\n";
+        assert_eq!(number(text, "anon"), Ok(Some(12)));
+        assert_eq!(number(text, "MemTotal:"), Ok(Some(7)));
+        assert_eq!(number(text, "file"), Ok(None));
+        assert_eq!(required(text, "file"), Err(Malformed::Missing("file")));
+        assert_eq!(sum(text, &["anon", "file", "anonymous"]), Ok(25));
+        for key in ["far", "bare", "x"] {
+            assert_eq!(number(text, key), Err(Malformed::NotANumber(key)));
+            assert_eq!(sum(text, &["anon", key]), Err(Malformed::NotANumber(key)));
+        }
+    }
+
+    #[test]
+    fn a_limit_is_a_number_or_none() {
+        assert_eq!(limit("268435456\n"), Ok(Some(268_435_456)));
+        assert_eq!(limit("0\n"), Ok(Some(0)));
+        // Of pages of 4 KiB and of 64 KiB.
+        for none in ["max\n", "9223372036854771712\n", "9223372036854710272\n"] {
+            assert_eq!(limit(none), Ok(None), "{none}");
+        }
+        for bad in ["", "\n", "-1\n", "1.5\n", "maximum\n", "1 2\n", "99999999999999999999\n"] {
+            assert_eq!(limit(bad), Err(Malformed::NotANumber("its content")), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn sums_of_any_numbers_end_at_the_greatest(a: u64, b: u64) {
+            let text = format!("a {a}\nb {b}\n");
+            prop_assert_eq!(sum(&text, &["a", "b"]), Ok(a.saturating_add(b)));
+            prop_assert!(kibibytes(a) >= a);
+        }
+    }
+}

@@ -1,0 +1,677 @@
+//! A sample: what this process may use of the machine's memory, what it uses, and how hard the kernel works for it.
+//!
+//! Reads the files of the kernel below a root directory, which is `/` but in tests, and holds no handle: a process may
+//! be moved to another control group at any time. Nothing is decided here.
+//!
+//! A file that is absent is normal, as kernels and arrangements differ. One that cannot be read or understood is told
+//! once in the journal; the part that it would have given is left out, and what is left out limits nothing.
+
+use std::collections::HashSet;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use super::cgroup::{self, Groups, Hierarchy, Version};
+use super::keyed::{Malformed, kibibytes, limit, number, only, required, sum};
+pub use super::psi::Psi;
+use crate::errors::chain;
+use crate::files::FileError;
+use crate::units::Bytes;
+
+/// Memory as it was at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// What the kernel cannot take back from this process's control group but by killing or swapping: anonymous and
+    /// shared memory, and the kernel's own for it, with the buffers of sockets and without the slabs that can shrink.
+    ///
+    /// Without a memory control group it is the anonymous and shared memory of this process. In version 1 all of
+    /// the kernel's memory counts, because that does not tell which can be taken back.
+    pub unreclaimable: Bytes,
+    /// Pages of files that are mapped, such as weights: the kernel can take them back, and reads them again.
+    pub mapped: Bytes,
+    /// What is in swap; limits on it are not looked at.
+    pub swap: Bytes,
+    /// Limits of this process's control group first, then of every group above it that can be seen.
+    pub limits: Vec<Limit>,
+    /// Time lost to memory by this process's control group; `None` where it is not counted.
+    pub psi: Option<Psi>,
+    /// What happened at the limits of this process's control group, since it was made; `None` in version 1.
+    pub events: Option<Events>,
+    /// The machine around.
+    pub machine: Machine,
+}
+
+/// A limit on the memory of a control group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Where it lies.
+    pub bytes: Bytes,
+    /// What the group that has it holds and the kernel cannot take back, other processes' included.
+    pub unreclaimable: Bytes,
+    /// The file that says so.
+    pub file: PathBuf,
+}
+
+/// What happened at the limits of a control group, counted since it was made, the groups below it included.
+///
+/// <https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files>
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    /// Memory was taken although protected by `memory.low`.
+    pub low: u64,
+    /// A task was slowed down at `memory.high`.
+    pub high: u64,
+    /// An allocation came to `memory.max`.
+    pub max: u64,
+    /// An allocation was about to fail.
+    pub oom: u64,
+    /// A process was killed.
+    pub oom_kill: u64,
+}
+
+impl Events {
+    pub(super) fn parse(text: &str) -> Result<Self, Malformed> {
+        Ok(Self {
+            // Kernels before 4.20 begin with fewer.
+            low: sum(text, &["low"])?,
+            high: sum(text, &["high"])?,
+            max: required(text, "max")?,
+            oom: sum(text, &["oom"])?,
+            oom_kill: sum(text, &["oom_kill"])?,
+        })
+    }
+}
+
+/// Memory of the whole machine.
+///
+/// With `/proc/meminfo` hidden (`ProcSubset=pid`) nothing tells what is available: it is then given as all there is,
+/// so that the limits of control groups decide alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Machine {
+    /// All memory; [`u64::MAX`] when not even that is known.
+    pub total: Bytes,
+    /// What programs can have without swapping, as the kernel estimates it.
+    pub available: Bytes,
+    /// All swap.
+    pub swap_total: Bytes,
+    /// Swap that is free.
+    pub swap_free: Bytes,
+    /// Time lost to memory by the machine; `None` where it is not counted.
+    pub psi: Option<Psi>,
+}
+
+impl Default for Machine {
+    /// A machine that is not known, which limits nothing.
+    fn default() -> Self {
+        let (unknown, none) = (Bytes(u64::MAX), Bytes(0));
+        Self { total: unknown, available: unknown, swap_total: none, swap_free: none, psi: None }
+    }
+}
+
+impl Limit {
+    /// What could still be allocated; 0 at and beyond the limit.
+    pub fn headroom(&self) -> Bytes {
+        Bytes(self.bytes.0.saturating_sub(self.unreclaimable.0))
+    }
+}
+
+impl Sample {
+    /// The least limit.
+    pub fn limit(&self) -> Option<&Limit> {
+        self.limits.iter().min_by_key(|limit| limit.bytes)
+    }
+
+    /// The limit of which the greatest share is in use: that of a group above may be larger and yet nearer.
+    pub fn tightest(&self) -> Option<&Limit> {
+        // A limit of 0 is fully used.
+        #[expect(clippy::cast_precision_loss, reason = "a share need not be exact")]
+        let share = |limit: &Limit| limit.unreclaimable.0 as f64 / limit.bytes.0.max(1) as f64;
+        self.limits.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
+    }
+
+    /// What could still be allocated before a limit or the end of the machine's memory is reached.
+    pub fn headroom(&self) -> Bytes {
+        let limits = self.limits.iter().map(Limit::headroom);
+        limits.fold(self.machine.available, Bytes::min)
+    }
+}
+
+impl Machine {
+    fn parse(text: &str) -> Result<Self, Malformed> {
+        let bytes = |kibi| Bytes(kibibytes(kibi));
+        Ok(Self {
+            total: bytes(required(text, "MemTotal:")?),
+            available: bytes(required(text, "MemAvailable:")?),
+            swap_total: bytes(sum(text, &["SwapTotal:"])?),
+            swap_free: bytes(sum(text, &["SwapFree:"])?),
+            psi: None,
+        })
+    }
+
+    /// What the kernel tells without `/proc/meminfo`: how much there is, but not how much of it is available.
+    fn untold(root: &Path) -> Self {
+        // The system call knows nothing of a tree that stands in for the real one.
+        match nix::sys::sysinfo::sysinfo() {
+            Ok(info) if root == Path::new("/") => Self {
+                total: Bytes(info.ram_total()),
+                available: Bytes(info.ram_total()),
+                swap_total: Bytes(info.swap_total()),
+                swap_free: Bytes(info.swap_free()),
+                psi: None,
+            },
+            _ => Self::default(),
+        }
+    }
+}
+
+/// What one group, or this process, is charged for.
+#[derive(Clone, Copy, Default)]
+struct Charge {
+    unreclaimable: Bytes,
+    mapped: Bytes,
+    swap: Bytes,
+}
+
+impl Charge {
+    /// From `memory.stat`; swap is in a file of its own.
+    fn of_version_2(text: &str) -> Result<Self, Malformed> {
+        let kernel = match number(text, "kernel")? {
+            Some(kernel) => kernel.saturating_sub(sum(text, &["slab_reclaimable"])?),
+            // Before Linux 5.18 only its parts are told.
+            None => sum(text, &["kernel_stack", "pagetables", "percpu", "slab_unreclaimable"])?,
+        };
+        let others = sum(text, &["shmem", "sock"])?.saturating_add(kernel);
+        Ok(Self {
+            unreclaimable: Bytes(required(text, "anon")?.saturating_add(others)),
+            mapped: Bytes(sum(text, &["file_mapped"])?),
+            swap: Bytes(0),
+        })
+    }
+
+    /// From `memory.stat`, without the kernel's memory, which is in a file of its own.
+    fn of_version_1(text: &str) -> Result<Self, Malformed> {
+        let anonymous = required(text, "total_rss")?;
+        Ok(Self {
+            unreclaimable: Bytes(anonymous.saturating_add(sum(text, &["total_shmem"])?)),
+            mapped: Bytes(sum(text, &["total_mapped_file"])?),
+            swap: Bytes(sum(text, &["total_swap"])?),
+        })
+    }
+
+    /// From `/proc/self/status`.
+    fn of_process(text: &str) -> Result<Self, Malformed> {
+        let bytes = |kibi| Bytes(kibibytes(kibi));
+        let anonymous = required(text, "RssAnon:")?;
+        Ok(Self {
+            unreclaimable: bytes(anonymous.saturating_add(sum(text, &["RssShmem:"])?)),
+            mapped: bytes(sum(text, &["RssFile:"])?),
+            swap: bytes(sum(text, &["VmSwap:"])?),
+        })
+    }
+}
+
+/// Takes samples.
+///
+/// One takes some 0.2 ms: about a dozen small files that the kernel makes up as they are read, and no disk. Where
+/// memory is being reclaimed, reading may have to wait for that.
+#[derive(Debug)]
+pub struct Reader {
+    kernel: Kernel,
+    /// `/proc/self/cgroup` when `groups` were found.
+    membership: String,
+    groups: Groups,
+}
+
+impl Reader {
+    /// A reader of the files below `root`, which is `/` but in tests.
+    pub fn new(root: &Path) -> Self {
+        let kernel = Kernel { root: root.to_owned(), told: HashSet::new() };
+        Self { kernel, membership: String::new(), groups: Groups::default() }
+    }
+
+    /// What is so now. Blocks.
+    pub fn sample(&mut self) -> Sample {
+        self.locate();
+        let Self { kernel, groups, .. } = self;
+        let memory = groups.memory.as_ref();
+        let own = memory
+            .filter(|memory| !memory.is_topmost())
+            .and_then(|memory| kernel.charge(memory.version, memory.own()));
+        let charge = own.or_else(|| kernel.process()).unwrap_or_default();
+        let in_own = |name| groups.unified.as_ref().map(|unified| unified.own().join(name));
+        let sample = Sample {
+            unreclaimable: charge.unreclaimable,
+            mapped: charge.mapped,
+            swap: charge.swap,
+            limits: memory.map(|memory| kernel.limits(memory, own, charge)).unwrap_or_default(),
+            psi: in_own("memory.pressure").and_then(|path| kernel.parsed(&path, Psi::parse)),
+            events: in_own("memory.events").and_then(|path| kernel.parsed(&path, Events::parse)),
+            machine: kernel.machine(),
+        };
+        if memory.is_some() && own.is_none() {
+            // The group may have gone with its mount, which the membership does not tell.
+            self.membership.clear();
+        }
+        sample
+    }
+
+    /// Finds the groups again when this process was moved.
+    fn locate(&mut self) {
+        let kernel = &mut self.kernel;
+        let found = cgroup::membership(&kernel.root).and_then(|membership| {
+            if membership != self.membership {
+                self.groups = cgroup::find(&kernel.root, &membership)?;
+                self.membership = membership;
+            }
+            if self.groups.memory.is_none() {
+                let problem =
+                    "no mount shows the control group of this process, so its limits are not known";
+                kernel.tell(problem.to_owned());
+            }
+            Ok(())
+        });
+        if kernel.known(found).is_none() {
+            self.groups = Groups::default();
+            self.membership.clear();
+        }
+    }
+}
+
+/// The kernel's files, and what has been said about them.
+#[derive(Debug)]
+struct Kernel {
+    root: PathBuf,
+    /// Problems that are in the journal. They name files and no content, so that they are few.
+    told: HashSet<String>,
+}
+
+impl Kernel {
+    fn tell(&mut self, problem: String) {
+        if !self.told.contains(&problem) {
+            tracing::warn!(
+                "memory is judged without a part of what the kernel could tell: {problem}"
+            );
+            self.told.insert(problem);
+        }
+    }
+
+    /// What was read; a failure other than absence is told.
+    fn known<T>(&mut self, read: Result<T, FileError>) -> Option<T> {
+        match read {
+            Ok(read) => Some(read),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => {
+                self.tell(chain(&error));
+                None
+            }
+        }
+    }
+
+    /// What `parse` makes of a file, if it is there and can be understood.
+    fn parsed<T, E: Error + 'static>(
+        &mut self,
+        path: &Path,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let text = self.known(cgroup::read(path))?;
+        match parse(&text) {
+            Ok(parsed) => Some(parsed),
+            Err(error) => {
+                self.tell(format!("{}: {}", path.display(), chain(&error)));
+                None
+            }
+        }
+    }
+
+    /// What the group in `directory` is charged for, the groups below it included.
+    fn charge(&mut self, version: Version, directory: &Path) -> Option<Charge> {
+        let stat = directory.join("memory.stat");
+        match version {
+            Version::Two => {
+                let charge = self.parsed(&stat, Charge::of_version_2)?;
+                let swap = self.parsed(&directory.join("memory.swap.current"), only);
+                Some(Charge { swap: Bytes(swap.unwrap_or_default()), ..charge })
+            }
+            Version::One => {
+                let Charge { unreclaimable, mapped, swap } =
+                    self.parsed(&stat, Charge::of_version_1)?;
+                let kernel = self.parsed(&directory.join("memory.kmem.usage_in_bytes"), only);
+                let kernel = kernel.unwrap_or_default();
+                let unreclaimable = Bytes(unreclaimable.0.saturating_add(kernel));
+                Some(Charge { unreclaimable, mapped, swap })
+            }
+        }
+    }
+
+    /// The limits of every group from this process's own upwards.
+    ///
+    /// Where a group does not tell what it holds, it holds `least` at least: what this process is known to.
+    fn limits(&mut self, memory: &Hierarchy, own: Option<Charge>, least: Charge) -> Vec<Limit> {
+        let names: &[&str] = match memory.version {
+            Version::Two => &["memory.max", "memory.high"],
+            Version::One => &["memory.limit_in_bytes"],
+        };
+        let mut limits = Vec::new();
+        for directory in memory.directories() {
+            let mut charge = own.filter(|_| directory == memory.own());
+            for name in names {
+                let file = directory.join(name);
+                let Some(Some(bytes)) = self.parsed(&file, limit) else { continue };
+                // Only groups with a limit are measured: the kernel sums memory.stat up when it is read.
+                charge = charge.or_else(|| self.charge(memory.version, directory));
+                let unreclaimable = charge.unwrap_or(least).unreclaimable;
+                limits.push(Limit { bytes: Bytes(bytes), unreclaimable, file });
+            }
+        }
+        limits
+    }
+
+    /// What this process holds, whatever group it is in.
+    fn process(&mut self) -> Option<Charge> {
+        let path = self.root.join("proc/self/status");
+        self.parsed(&path, Charge::of_process)
+    }
+
+    fn machine(&mut self) -> Machine {
+        let path = self.root.join("proc/meminfo");
+        let machine = self.parsed(&path, Machine::parse).unwrap_or_else(|| {
+            self.tell(format!(
+                "{} does not say what the machine has available; \
+                 if ProcSubset=pid hides it, take that out of the unit",
+                path.display()
+            ));
+            Machine::untold(&self.root)
+        });
+        let psi = self.parsed(&self.root.join("proc/pressure/memory"), Psi::parse);
+        Machine { psi, ..machine }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::super::fixture::{Journal, MACHINE, Tree, V2_MOUNT, V2_OWN, v1, v2};
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn sample(tree: &Tree) -> Sample {
+        Reader::new(tree.root()).sample()
+    }
+
+    /// Everything told while one reader takes some samples.
+    fn told(tree: &Tree) -> String {
+        let (journal, _guard) = Journal::record();
+        let mut reader = Reader::new(tree.root());
+        for _ in 0..3 {
+            reader.sample();
+        }
+        journal.text()
+    }
+
+    #[test]
+    fn version_2_tells_everything() {
+        let tree = v2();
+        let file = tree.path(V2_OWN).join("memory.max");
+        let expected = Sample {
+            unreclaimable: Bytes(1000 + 30 + 4 + 500 - 200),
+            mapped: Bytes(77),
+            swap: Bytes(5),
+            limits: vec![Limit { bytes: Bytes::mib(256), unreclaimable: Bytes(1334), file }],
+            psi: Some(Psi { some_avg10: 1.0, some_avg60: 2.0, full_avg10: 0.5, some_total_us: 3 }),
+            events: Some(Events { low: 1, high: 2, max: 3, oom: 4, oom_kill: 5 }),
+            machine: Machine {
+                total: Bytes(4 * GIB),
+                available: Bytes(2 * GIB),
+                swap_total: Bytes::mib(1),
+                swap_free: Bytes(512 << 10),
+                psi: Some(Psi {
+                    some_avg10: 9.0,
+                    some_avg60: 8.0,
+                    full_avg10: 0.0,
+                    some_total_us: 7,
+                }),
+            },
+        };
+        assert_eq!(sample(&tree), expected);
+        assert_eq!(told(&tree), "");
+    }
+
+    #[test]
+    fn kernels_that_do_not_add_up_their_own_memory_are_added_up() {
+        let tree = v2();
+        let stat = "anon 1\nshmem 2\nkernel_stack 4\npagetables 8\npercpu 16\n\
+                    slab_unreclaimable 32\nslab_reclaimable 64\n";
+        tree.write(&format!("{V2_OWN}/memory.stat"), stat);
+        assert_eq!(sample(&tree).unreclaimable, Bytes(63));
+    }
+
+    #[test]
+    fn version_1_and_hybrid_tell_limits_and_the_pressure_of_version_2() {
+        let tree = v1();
+        let sample = sample(&tree);
+        assert_eq!(sample.unreclaimable, Bytes(600 + 40 + 60));
+        assert_eq!((sample.mapped, sample.swap), (Bytes(9), Bytes(8)));
+        let file = tree.path("sys/fs/cgroup/memory/a/memory.limit_in_bytes");
+        let limit = Limit { bytes: Bytes(1_000_000), unreclaimable: Bytes(700), file };
+        assert_eq!(sample.limits, [limit]);
+        assert_eq!(sample.psi.map(|psi| psi.some_avg10), Some(4.0));
+        assert_eq!((sample.events, told(&tree).as_str()), (None, ""));
+    }
+
+    #[test]
+    fn limits_of_all_groups_above_are_found_and_each_is_compared_with_what_its_group_holds() {
+        let tree = v2();
+        tree.write(&format!("{V2_OWN}/memory.high"), "200000000");
+        tree.write("sys/fs/cgroup/system.slice/memory.max", "400000000");
+        tree.write("sys/fs/cgroup/system.slice/memory.high", "max");
+        tree.write("sys/fs/cgroup/system.slice/memory.stat", "anon 390000000\nkernel 0\n");
+        let sample = sample(&tree);
+        let limits: Vec<_> = sample.limits.iter().map(|l| (l.bytes.0, l.unreclaimable.0)).collect();
+        assert_eq!(limits, [(268_435_456, 1334), (200_000_000, 1334), (400_000_000, 390_000_000)]);
+        assert_eq!(sample.limit().unwrap().bytes, Bytes(200_000_000));
+        let tightest = sample.tightest().unwrap();
+        assert_eq!(tightest.file, tree.path("sys/fs/cgroup/system.slice/memory.max"));
+        assert_eq!(sample.headroom(), Bytes(10_000_000));
+    }
+
+    #[test]
+    fn headroom_is_bounded_by_the_machine_and_never_negative() {
+        let limit = |bytes, unreclaimable| Limit {
+            bytes: Bytes(bytes),
+            unreclaimable: Bytes(unreclaimable),
+            file: PathBuf::new(),
+        };
+        let machine = Machine { available: Bytes(50), ..Machine::default() };
+        for (limits, headroom, tightest) in [
+            (vec![], 50, None),
+            (vec![limit(1000, 10)], 50, Some(1000)),
+            (vec![limit(60, 20), limit(100, 90)], 10, Some(100)),
+            (vec![limit(60, 70)], 0, Some(60)),
+            (vec![limit(0, 1), limit(60, 70)], 0, Some(60)),
+            (vec![limit(0, 70), limit(60, 70)], 0, Some(0)),
+        ] {
+            let sample = Sample { limits, machine: machine.clone(), ..Sample::default() };
+            assert_eq!(sample.headroom(), Bytes(headroom), "{sample:?}");
+            assert_eq!(sample.tightest().map(|l| l.bytes.0), tightest, "{sample:?}");
+        }
+        assert_eq!(Sample::default().headroom(), Bytes(u64::MAX));
+    }
+
+    #[test]
+    fn without_a_memory_group_of_its_own_the_process_is_what_counts() {
+        let nowhere = Tree::new(MACHINE);
+        let topmost_of_v2 = v2();
+        topmost_of_v2.write("proc/self/cgroup", "0::/\n");
+        topmost_of_v2.write("sys/fs/cgroup/memory.stat", "anon 99999999\nkernel 1\n");
+        let topmost_of_v1 = v1();
+        topmost_of_v1.write("proc/self/cgroup", "4:memory:/\n");
+        topmost_of_v1.write("sys/fs/cgroup/memory/memory.stat", "total_rss 99999999\n");
+        let without_controller = v2();
+        fs::remove_file(without_controller.path(V2_OWN).join("memory.stat")).unwrap();
+        fs::remove_file(without_controller.path(V2_OWN).join("memory.max")).unwrap();
+        let gone = v2();
+        fs::remove_dir_all(gone.path(V2_OWN)).unwrap();
+        for (name, tree) in [
+            ("no group", nowhere),
+            ("the topmost group of version 2", topmost_of_v2),
+            ("the topmost group of version 1", topmost_of_v1),
+            ("a group without the controller", without_controller),
+            ("a group that is gone", gone),
+        ] {
+            let sample = sample(&tree);
+            assert_eq!(sample.unreclaimable, Bytes(120 << 10), "{name}");
+            assert_eq!((sample.mapped, sample.swap), (Bytes(50 << 10), Bytes(3 << 10)), "{name}");
+            assert_eq!(sample.limits, [], "{name}");
+            assert_eq!(sample.headroom(), Bytes(2 * GIB), "{name}");
+            assert_eq!(told(&tree), "", "{name}");
+        }
+    }
+
+    #[test]
+    fn a_group_that_cannot_be_seen_is_told() {
+        let tree = v2();
+        tree.write("proc/self/cgroup", "0::/../elsewhere\n");
+        assert_eq!(sample(&tree).unreclaimable, Bytes(120 << 10));
+        assert_eq!(told(&tree).matches("its limits are not known").count(), 1);
+    }
+
+    #[test]
+    fn a_limit_whose_group_does_not_tell_what_it_holds_is_held_against_this_process() {
+        let tree = v2();
+        tree.write(&format!("{V2_OWN}/memory.stat"), "");
+        assert_eq!(sample(&tree).limits[0].unreclaimable, Bytes(120 << 10));
+        assert!(told(&tree).contains("memory.stat: there is no anon"));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_left_out_and_told_once() {
+        for (path, content, problem) in [
+            (format!("{V2_OWN}/memory.max"), "lots", "memory.max: its content is not a number"),
+            (format!("{V2_OWN}/memory.stat"), "anon x", "memory.stat: anon is not a number"),
+            (format!("{V2_OWN}/memory.swap.current"), "", "its content is not a number"),
+            (format!("{V2_OWN}/memory.pressure"), "some", "does not have the form of a pressure"),
+            (format!("{V2_OWN}/memory.events"), "low 0", "memory.events: there is no max"),
+            ("proc/pressure/memory".to_owned(), "", "does not have the form of a pressure"),
+            ("proc/meminfo".to_owned(), "MemTotal: 1", "meminfo: there is no MemAvailable:"),
+        ] {
+            let tree = v2();
+            tree.write(&path, content);
+            let told = told(&tree);
+            assert_eq!(told.matches(problem).count(), 1, "{path}: {told}");
+            sample(&tree);
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_left_out_and_told_once() {
+        for name in ["memory.max", "memory.stat", "memory.pressure", "memory.events"] {
+            let tree = v2();
+            let path = tree.path(V2_OWN).join(name);
+            fs::remove_file(&path).unwrap();
+            fs::create_dir(&path).unwrap();
+            let told = told(&tree);
+            let problem = format!("cannot read {}", path.display());
+            assert_eq!(told.matches(&problem).count(), 1, "{told}");
+        }
+    }
+
+    #[test]
+    fn pressure_that_is_turned_off_and_a_removed_group_are_errors_that_are_told_once() {
+        // The kernel gives these when the file is read, which no file of a tree can imitate.
+        for errno in [nix::errno::Errno::EOPNOTSUPP, nix::errno::Errno::ENODEV] {
+            let mut kernel = Kernel { root: PathBuf::new(), told: HashSet::new() };
+            for _ in 0..3 {
+                let failed = FileError::new("read", "memory.pressure")(errno.into());
+                assert_eq!(kernel.known::<()>(Err(failed)), None);
+            }
+            assert_eq!(kernel.told.len(), 1, "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_hidden_meminfo_limits_nothing_and_is_told() {
+        let tree = v2();
+        fs::remove_file(tree.path("proc/meminfo")).unwrap();
+        let sample = sample(&tree);
+        assert_eq!(sample.machine.available, sample.machine.total);
+        assert_eq!(sample.headroom(), Bytes((256 << 20) - 1334));
+        assert_eq!(told(&tree).matches("take that out of the unit").count(), 1);
+    }
+
+    #[test]
+    fn the_kernel_tells_how_much_there_is_without_meminfo() {
+        let machine = Machine::untold(Path::new("/"));
+        assert!(machine.total > Bytes::mib(16) && machine.total < Bytes(u64::MAX), "{machine:?}");
+        assert_eq!(machine.available, machine.total);
+    }
+
+    #[test]
+    fn a_process_that_is_moved_and_a_limit_that_is_lowered_are_noticed() {
+        let tree = v2();
+        let mut reader = Reader::new(tree.root());
+        assert_eq!(reader.sample().limits[0].bytes, Bytes::mib(256));
+        tree.write(&format!("{V2_OWN}/memory.max"), "1048576");
+        assert_eq!(reader.sample().limits[0].bytes, Bytes::mib(1));
+        let other = "sys/fs/cgroup/other";
+        tree.write(&format!("{other}/memory.max"), "2097152");
+        tree.write(&format!("{other}/memory.stat"), "anon 9");
+        tree.write(&format!("{other}/cgroup.events"), "");
+        tree.write("proc/self/cgroup", "0::/other");
+        let sample = reader.sample();
+        assert_eq!((sample.limits[0].bytes, sample.unreclaimable), (Bytes::mib(2), Bytes(9)));
+        // Its hierarchy is mounted elsewhere.
+        tree.write("proc/self/mountinfo", V2_MOUNT.1.replace("/sys/fs/cgroup", "/moved"));
+        fs::rename(tree.path("sys/fs/cgroup"), tree.path("moved")).unwrap();
+        reader.sample();
+        assert_eq!(reader.sample().unreclaimable, Bytes(9));
+    }
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a skip is printed by name")]
+    fn this_machine_can_be_sampled() {
+        let root = Path::new("/");
+        if !root.join("proc/meminfo").exists() {
+            eprintln!("skipped: a sample of this machine, because /proc/meminfo is not there");
+            return;
+        }
+        let sample = Reader::new(root).sample();
+        assert!(sample.machine.total < Bytes(u64::MAX), "{sample:?}");
+        assert!(sample.unreclaimable > Bytes(0), "{sample:?}");
+        assert!(sample.headroom() <= sample.machine.available, "{sample:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_bytes_in_any_file_panic(
+            which in 0_usize..11,
+            bytes in prop_oneof![
+                any::<Vec<u8>>(),
+                "(anon|kernel|max|some avg10=|MemTotal:|RssAnon:|0::)? ?[0-9.-]{0,22}\n?"
+                    .prop_map(String::into_bytes),
+            ],
+        ) {
+            let tree = v2();
+            let in_own = |name| format!("{V2_OWN}/{name}");
+            let files = [
+                "proc/self/cgroup".to_owned(),
+                "proc/self/mountinfo".to_owned(),
+                "proc/self/status".to_owned(),
+                "proc/meminfo".to_owned(),
+                "proc/pressure/memory".to_owned(),
+                in_own("memory.max"),
+                in_own("memory.high"),
+                in_own("memory.stat"),
+                in_own("memory.swap.current"),
+                in_own("memory.pressure"),
+                in_own("memory.events"),
+            ];
+            tree.write(&files[which], bytes);
+            let sample = sample(&tree);
+            prop_assert!(sample.headroom() <= sample.machine.available);
+        }
+    }
+}

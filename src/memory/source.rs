@@ -1,0 +1,553 @@
+//! Where pressure is heard: systemd's trigger, the control group's own, the events at its limits, the machine's
+//! trigger, or, when nothing of that can be had, a clock.
+//!
+//! Owns one open source and knows what comes after it. It measures nothing and decides nothing: a signal says "take a
+//! sample now", and one too many does no harm, while one too few would.
+//!
+//! Invariants: what a signal wakes is at most one wait every [`HOLD_OFF`], however often the source speaks; a source
+//! that fails is closed, told in the journal and replaced by the next; the clock never fails.
+
+mod events;
+mod stream;
+mod systemd;
+mod trigger;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::slice;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
+
+use super::cgroup::{self, Groups};
+use super::keyed::Malformed;
+use super::psi::NotPressure;
+use crate::errors::chain;
+use crate::files::FileError;
+use events::EventCounts;
+use stream::Stream;
+pub use systemd::Environment;
+use systemd::Wish;
+use trigger::Trigger;
+
+/// How long a source is not listened to after it has spoken.
+///
+/// Kernels have been seen to give fifty events a second (<https://github.com/systemd/systemd/issues/39469>) in spite
+/// of their promise of one for each window, and a group at its limit has an event with every pass of reclaim.
+const HOLD_OFF: Duration = Duration::from_millis(500);
+
+/// How often the clock says "look".
+const POLLING: Duration = Duration::from_secs(1);
+
+/// The sources, best first.
+const STEPS: &[Step] = &[Step::Systemd, Step::Trigger, Step::Events, Step::Machine];
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Systemd,
+    /// The pressure file of this process's control group.
+    Trigger,
+    Events,
+    Machine,
+}
+
+/// Why a source cannot be used, or no longer.
+#[derive(Debug, thiserror::Error)]
+enum SourceError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Environment(#[from] systemd::EnvironmentError),
+    #[error("cannot understand {}", .0.display())]
+    Pressure(PathBuf, #[source] NotPressure),
+    #[error("cannot understand {}", .0.display())]
+    Events(PathBuf, #[source] Malformed),
+    #[error("{} tells of no more pressure: it has no trigger, or its control group is gone", .0.display())]
+    Gone(PathBuf),
+    #[error("{} was closed by who writes to it", .0.display())]
+    Closed(PathBuf),
+}
+
+impl SourceError {
+    /// Whether the source is one that this machine does not have, or not for this user: nothing to act on.
+    fn is_normal(&self) -> bool {
+        matches!(self, Self::File(error) if matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+        ))
+    }
+}
+
+/// What is listened to. `Display` names it for the journal, `/status` and systemd's status line.
+#[derive(Debug)]
+pub struct Source {
+    root: PathBuf,
+    environment: Environment,
+    /// What comes after `listener`.
+    rest: slice::Iter<'static, Step>,
+    listener: Listener,
+    /// Until when nothing is listened to.
+    held_until: Instant,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Trigger(Trigger),
+    Events(EventCounts),
+    Stream(Stream),
+    /// With the reason, when somebody wants it so.
+    Clock(&'static str),
+}
+
+impl Source {
+    /// Opens the best source that there is, with the files of the kernel below `root`, which is `/` but in tests.
+    ///
+    /// Never fails: where nothing tells of pressure, the clock does. Sources that cannot be used are told in
+    /// the journal. Reads a few of the kernel's files.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime with I/O and time.
+    pub fn open(root: &Path, environment: Environment) -> Self {
+        let mut source = Self {
+            root: root.to_owned(),
+            environment,
+            rest: STEPS.iter(),
+            listener: Listener::Clock(""),
+            held_until: Instant::now(),
+        };
+        source.advance();
+        source
+    }
+
+    /// Waits until memory is under pressure, or until it is time to look.
+    ///
+    /// A source that dies is replaced on the way. May be cancelled at any time: what was not yet heard is heard by
+    /// the next call.
+    pub async fn next(&mut self) {
+        loop {
+            sleep_until(self.held_until).await;
+            let heard = match &mut self.listener {
+                Listener::Trigger(trigger) => trigger.heard().await,
+                Listener::Events(counts) => counts.heard().await,
+                Listener::Stream(stream) => stream.heard().await,
+                Listener::Clock(_) => {
+                    self.held_until = Instant::now() + POLLING;
+                    return;
+                }
+            };
+            self.held_until = Instant::now() + HOLD_OFF;
+            match heard {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!("{self} has failed: {}", chain(&error));
+                    self.advance();
+                }
+            }
+        }
+    }
+
+    /// Closes what is listened to and opens the next that can be.
+    fn advance(&mut self) {
+        self.listener = Listener::Clock("");
+        while let Some(step) = self.rest.next() {
+            match self.try_open(*step) {
+                Ok(Some(listener)) => {
+                    if matches!(listener, Listener::Clock(_)) {
+                        self.rest = [].iter();
+                    }
+                    self.listener = listener;
+                    break;
+                }
+                Ok(None) => {}
+                // What the environment asks for should be there.
+                Err(error) if error.is_normal() && !matches!(step, Step::Systemd) => {
+                    tracing::debug!("not used to hear of memory pressure: {}", chain(&error));
+                }
+                Err(error) => {
+                    tracing::warn!("not used to hear of memory pressure: {}", chain(&error));
+                }
+            }
+        }
+        tracing::info!(source = %self, "memory pressure is heard from {self}");
+    }
+
+    /// `None` where there is nothing to try.
+    fn try_open(&self, step: Step) -> Result<Option<Listener>, SourceError> {
+        // Asked for each time: a source may have died because this process was moved.
+        let groups = || match cgroup::membership(&self.root) {
+            Ok(membership) => cgroup::find(&self.root, &membership),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Groups::default()),
+            Err(error) => Err(error),
+        };
+        let own = |name| groups().map(|groups| Some(groups.unified?.own().join(name)));
+        let arm = |path: &Path, name| {
+            let file = trigger::open(path, true)?;
+            let trigger = Trigger::arm(file, path, name, trigger::default_payload().as_bytes())?;
+            Ok(Some(Listener::Trigger(trigger)))
+        };
+        match step {
+            Step::Systemd => match self.environment.wish(&self.root, groups)? {
+                Wish::Nothing => Ok(None),
+                Wish::Off => Ok(Some(Listener::Clock(", because $MEMORY_PRESSURE_WATCH says off"))),
+                Wish::Trigger(trigger) => Ok(Some(Listener::Trigger(trigger))),
+                Wish::Stream(stream) => Ok(Some(Listener::Stream(stream))),
+            },
+            Step::Trigger => match own("memory.pressure")? {
+                Some(path) => arm(&path, "the control group's trigger"),
+                None => Ok(None),
+            },
+            Step::Events => match own("memory.events")? {
+                Some(path) => Ok(Some(Listener::Events(EventCounts::open(path)?))),
+                None => Ok(None),
+            },
+            Step::Machine => arm(&self.root.join("proc/pressure/memory"), "the machine's trigger"),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.listener {
+            Listener::Trigger(trigger) => trigger.fmt(f),
+            Listener::Events(counts) => counts.fmt(f),
+            Listener::Stream(stream) => stream.fmt(f),
+            Listener::Clock(reason) => write!(f, "polling{reason}"),
+        }
+    }
+}
+
+/// `file`, the one at `path`, registered with the runtime.
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for types whose descriptor may change; those of a File or a borrowed one do not"
+)]
+fn registered<T: AsFd + AsRawFd>(
+    file: T,
+    interest: Interest,
+    path: &Path,
+) -> Result<AsyncFd<T>, FileError> {
+    AsyncFd::with_interest(file, interest).map_err(FileError::new("wait for", path))
+}
+
+/// The beginning of a file that the kernel makes up anew for each read from its start.
+fn read_again(file: &File, path: &Path) -> Result<String, FileError> {
+    // Both kinds of file read here are shorter than 200 bytes.
+    let mut buffer = [0; 512];
+    let length = uninterrupted(|| file.read_at(&mut buffer, 0));
+    let length = length.map_err(FileError::new("read", path))?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// `call`, again as often as a signal interrupts it.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::fs::{self, OpenOptions};
+    use std::io::{Read, Write};
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::thread;
+
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
+    use nix::sys::stat::Mode;
+    use tokio::runtime::Handle;
+    use tokio::time::timeout;
+
+    use super::super::fixture::{Journal, MACHINE, Tree, V2_OWN, v2};
+    use super::*;
+
+    /// Only bounds a failure.
+    const BOUND: Duration = Duration::from_secs(20);
+    const PRESSURE: &str = "proc/pressure/memory";
+
+    fn environment(watch: &str, write: Option<&[u8]>) -> Environment {
+        let write = write.map(|bytes| OsString::from(BASE64_STANDARD.encode(bytes)));
+        Environment { watch: Some(watch.into()), write }
+    }
+
+    fn fifo(tree: &Tree, path: &str) -> PathBuf {
+        let path = tree.path(path);
+        nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        path
+    }
+
+    fn writer(path: &Path) -> File {
+        OpenOptions::new().write(true).open(path).unwrap()
+    }
+
+    async fn signal(source: &mut Source, step: &str) {
+        timeout(BOUND, source.next()).await.expect(step);
+    }
+
+    /// Puts the machine's own pressure file at `path`; `false`, and told, where no trigger can be armed on it.
+    #[expect(clippy::print_stderr, reason = "a skip is printed by name")]
+    fn real_pressure(tree: &Tree, path: &str, test: &str) -> bool {
+        let real = Path::new("/proc/pressure/memory");
+        let armed = trigger::open(real, true)
+            .map_err(SourceError::from)
+            .and_then(|file| Trigger::arm(file, real, "", trigger::default_payload().as_bytes()));
+        if let Err(error) = armed {
+            eprintln!("skipped: {test}, because {}", chain(&error));
+            return false;
+        }
+        let path = tree.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        drop(fs::remove_file(&path));
+        symlink(real, path).unwrap();
+        true
+    }
+
+    #[tokio::test]
+    async fn without_anything_to_listen_to_there_is_a_clock() {
+        let (journal, _guard) = Journal::record();
+        for tree in [Tree::new(&[]), Tree::new(MACHINE)] {
+            let source = Source::open(tree.root(), Environment::default());
+            assert_eq!(source.to_string(), "polling");
+        }
+        assert!(journal.text().contains("memory pressure is heard from polling"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_ticks_every_second() {
+        let tree = Tree::new(&[]);
+        let mut source = Source::open(tree.root(), Environment::default());
+        source.next().await;
+        for _ in 0..3 {
+            let before = Instant::now();
+            source.next().await;
+            let waited = before.elapsed();
+            assert!((POLLING..POLLING + Duration::from_millis(5)).contains(&waited), "{waited:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn files_that_nobody_can_wait_for_are_passed_over_down_to_the_clock() {
+        let (journal, _guard) = Journal::record();
+        let tree = v2();
+        let source = Source::open(tree.root(), Environment::default());
+        assert_eq!(source.to_string(), "polling");
+        let text = journal.text();
+        for name in
+            [&format!("{V2_OWN}/memory.pressure"), &format!("{V2_OWN}/memory.events"), PRESSURE]
+        {
+            let problem = format!("cannot wait for {}", tree.path(name).display());
+            assert_eq!(text.matches(&problem).count(), 1, "{text}");
+        }
+        let armed = fs::read(tree.path(V2_OWN).join("memory.pressure")).unwrap();
+        assert!(armed.starts_with(b"some 150000 2000000\0"), "{armed:?}");
+    }
+
+    #[tokio::test]
+    async fn pressure_that_is_turned_off_in_the_kernel_is_passed_over() {
+        let (journal, _guard) = Journal::record();
+        let tree = v2();
+        tree.write(PRESSURE, "");
+        tree.write(&format!("{V2_OWN}/memory.pressure"), "");
+        tree.write(&format!("{V2_OWN}/memory.events"), "high");
+        assert_eq!(Source::open(tree.root(), Environment::default()).to_string(), "polling");
+        assert_eq!(journal.text().matches("cannot understand").count(), 3, "{}", journal.text());
+    }
+
+    #[tokio::test]
+    async fn the_triggers_of_the_group_and_of_the_machine_are_armed_in_this_order() {
+        let tree = v2();
+        if !real_pressure(&tree, PRESSURE, "real triggers") {
+            return;
+        }
+        let source = Source::open(tree.root(), Environment::default());
+        let machine = tree.path(PRESSURE);
+        assert_eq!(source.to_string(), format!("the machine's trigger {}", machine.display()));
+        let own = format!("{V2_OWN}/memory.pressure");
+        assert!(real_pressure(&tree, &own, "real triggers"));
+        let mut source = Source::open(tree.root(), Environment::default());
+        let own = tree.path(&own);
+        assert_eq!(source.to_string(), format!("the control group's trigger {}", own.display()));
+        // The payload of systemd is written as it is, and the kernel takes it.
+        let wish = environment(&format!("/{PRESSURE}"), Some(b"some 200000 2000000\0"));
+        let systemd = Source::open(tree.root(), wish);
+        assert_eq!(systemd.to_string(), format!("systemd's trigger {}", machine.display()));
+        // That the machine is under pressure now is possible, but a failed trigger is not.
+        let (journal, _guard) = Journal::record();
+        tokio::select! {
+            biased;
+            () = source.next() => {}
+            () = tokio::task::yield_now() => {}
+        }
+        assert_eq!(journal.text(), "");
+    }
+
+    #[tokio::test]
+    async fn a_trigger_that_dies_is_closed_and_replaced() {
+        let (journal, _guard) = Journal::record();
+        let tree = Tree::new(MACHINE);
+        let path = format!("/{PRESSURE}");
+        if !real_pressure(&tree, PRESSURE, "a real trigger that dies") {
+            return;
+        }
+        // Without anything written to it, the kernel reports on the file as if its group were gone.
+        let mut source = Source::open(tree.root(), environment(&path, None));
+        assert!(source.to_string().starts_with("systemd's trigger "), "{source}");
+        fs::remove_file(tree.path(PRESSURE)).unwrap();
+        signal(&mut source, "the clock that replaces it").await;
+        assert_eq!(source.to_string(), "polling");
+        let text = journal.text();
+        assert_eq!(text.matches("its control group is gone").count(), 1, "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_fifo_of_systemd_is_given_its_payload_and_heard() {
+        let tree = v2();
+        let path = fifo(&tree, "pressure");
+        let payload = b"any \0 bytes";
+        let mut source = Source::open(tree.root(), environment("/pressure", Some(payload)));
+        assert_eq!(source.to_string(), format!("systemd's FIFO {}", path.display()));
+        let mut written = [0; 11];
+        OpenOptions::new().read(true).open(&path).unwrap().read_exact(&mut written).unwrap();
+        assert_eq!(&written, payload);
+        // Who writes may come and go.
+        for _ in 0..2 {
+            writer(&path).write_all(b"x").unwrap();
+            signal(&mut source, "a byte in the FIFO").await;
+        }
+        assert!(source.to_string().starts_with("systemd's FIFO"));
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_systemd_is_given_its_payload_heard_and_replaced_when_it_is_closed() {
+        let (journal, _guard) = Journal::record();
+        let tree = v2();
+        let path = tree.path("pressure");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut source = Source::open(tree.root(), environment("/pressure", Some(b"hello")));
+        assert_eq!(source.to_string(), format!("systemd's socket {}", path.display()));
+        let manager = tokio::task::spawn_blocking(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut hello = [0; 5];
+            stream.read_exact(&mut hello).unwrap();
+            assert_eq!(&hello, b"hello");
+            stream.write_all(b"x").unwrap();
+            stream
+        });
+        signal(&mut source, "a byte in the socket").await;
+        assert!(source.to_string().starts_with("systemd's socket"));
+        drop(manager.await.unwrap());
+        signal(&mut source, "the clock that replaces it").await;
+        assert_eq!(source.to_string(), "polling");
+        let text = journal.text();
+        assert_eq!(text.matches("was closed by who writes to it").count(), 1, "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_nobody_answers_is_replaced() {
+        let tree = v2();
+        drop(UnixListener::bind(tree.path("pressure")).unwrap());
+        let mut source = Source::open(tree.root(), environment("/pressure", None));
+        signal(&mut source, "the clock").await;
+        assert_eq!(source.to_string(), "polling");
+    }
+
+    #[tokio::test]
+    async fn off_is_off_for_every_source_but_the_clock() {
+        let tree = v2();
+        real_pressure(&tree, PRESSURE, "a trigger that would be used if it were not off");
+        let mut source = Source::open(tree.root(), environment("/dev/null", Some(b"x")));
+        assert_eq!(source.to_string(), "polling, because $MEMORY_PRESSURE_WATCH says off");
+        signal(&mut source, "the clock").await;
+    }
+
+    #[tokio::test]
+    async fn what_the_environment_should_not_name_is_told_and_passed_over() {
+        let file = "sys/fs/cgroup/other/memory.pressure";
+        let own = format!("/{V2_OWN}/memory.pressure");
+        let wish = |watch: &str| environment(watch, Some(b"some 200000 2000000\0"));
+        let not_base64 =
+            Environment { watch: Some(own.clone().into()), write: Some("c29t*ZQ".into()) };
+        for (wish, problem) in [
+            (wish(&format!("/{file}")), "a control group that this process is not in"),
+            (wish("/sys/fs/cgroup/absent/memory.pressure"), "cannot examine"),
+            (wish("relative/memory.pressure"), "not an absolute path"),
+            (wish(&format!("/sys/../{file}")), "not an absolute path"),
+            (wish(""), "not an absolute path"),
+            (wish("/sys/fs/cgroup"), "no pressure file, FIFO or socket"),
+            // It is in the right place, but not the kernel's.
+            (wish(&own), "no pressure file, FIFO or socket"),
+            (not_base64, "$MEMORY_PRESSURE_WRITE is not base64"),
+        ] {
+            let (journal, _guard) = Journal::record();
+            let tree = v2();
+            tree.write(file, "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n");
+            let before = fs::read(tree.path(file)).unwrap();
+            let source = Source::open(tree.root(), wish.clone());
+            assert_eq!(source.to_string(), "polling", "{wish:?}");
+            let text = journal.text();
+            let warned = text.lines().any(|l| l.contains(" WARN ") && l.contains(problem));
+            assert!(warned, "{wish:?}: {text}");
+            assert_eq!(fs::read(tree.path(file)).unwrap(), before, "{wish:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_cancelled_loses_nothing() {
+        let tree = v2();
+        let path = fifo(&tree, "pressure");
+        let mut source = Source::open(tree.root(), environment("/pressure", None));
+        writer(&path).write_all(b"x").unwrap();
+        for _ in 0..3 {
+            tokio::select! {
+                biased;
+                () = source.next() => panic!("readiness comes with the runtime's next turn"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        signal(&mut source, "the byte from before").await;
+    }
+
+    #[tokio::test]
+    async fn a_storm_gives_two_signals_a_second_and_wakes_the_runtime_no_more_than_they_need() {
+        const SIGNALS: u32 = 4;
+        let tree = v2();
+        let path = fifo(&tree, "pressure");
+        let mut source = Source::open(tree.root(), environment("/pressure", None));
+        let (mut storm, written) = (writer(&path), Arc::new(AtomicU64::new(0)));
+        let counter = Arc::clone(&written);
+        // Ends when the source is dropped, and with it the last reader of the FIFO.
+        let storm = thread::spawn(move || {
+            while storm.write_all(b"x").is_ok() {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let metrics = Handle::current().metrics();
+        signal(&mut source, "the first").await;
+        let (before, parked) = (Instant::now(), metrics.worker_park_count(0));
+        for _ in 0..SIGNALS {
+            signal(&mut source, "the storm").await;
+        }
+        let (waited, parked) = (before.elapsed(), metrics.worker_park_count(0) - parked);
+        drop(source);
+        storm.join().unwrap();
+        // Not in terms of HOLD_OFF, which would be right with any value.
+        assert!(waited >= Duration::from_millis(500) * SIGNALS, "{waited:?}");
+        assert!(parked <= u64::from(SIGNALS) * 10, "{parked}");
+        let written = written.load(Ordering::Relaxed);
+        assert!(written > parked * 100, "no storm: {written}");
+    }
+}

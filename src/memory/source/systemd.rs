@@ -1,0 +1,165 @@
+//! What systemd asks for in the environment: <https://systemd.io/PRESSURE/>.
+//!
+//! Owns the rules for `$MEMORY_PRESSURE_WATCH` and `$MEMORY_PRESSURE_WRITE`. Whatever they name and does not belong to
+//! this process is refused, because children of a service inherit them: a shell of a desktop would be told of
+//! the pressure of its terminal.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, PROC_SUPER_MAGIC, fstatfs};
+
+use super::SourceError;
+use super::stream::Stream;
+use super::trigger::{self, Trigger};
+use crate::files::FileError;
+use crate::memory::cgroup::Groups;
+
+/// The value of `$MEMORY_PRESSURE_WATCH` that turns the protocol off.
+const OFF: &str = "/dev/null";
+
+/// The two variables of the protocol.
+///
+/// They stay in the environment of this process, which starts no other that could take them for its own.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// `$MEMORY_PRESSURE_WATCH`: a pressure file, a FIFO or a Unix socket, by its absolute path.
+    pub watch: Option<OsString>,
+    /// `$MEMORY_PRESSURE_WRITE`: in base64, what is written to it when it was opened.
+    pub write: Option<OsString>,
+}
+
+impl Environment {
+    /// The variables of this process.
+    pub fn of_process() -> Self {
+        let value = |name| std::env::var_os(name);
+        Self { watch: value("MEMORY_PRESSURE_WATCH"), write: value("MEMORY_PRESSURE_WRITE") }
+    }
+
+    /// Opens what is asked for; `groups` finds those of this process.
+    pub(super) fn wish(
+        &self,
+        root: &Path,
+        groups: impl FnOnce() -> Result<Groups, FileError>,
+    ) -> Result<Wish, SourceError> {
+        let Some(watch) = &self.watch else { return Ok(Wish::Nothing) };
+        // Off is off for the triggers of the machine and the group, too. The clock stays: it costs what a sample
+        // costs, and without it nothing would keep this process from its limit.
+        if watch == OFF {
+            return Ok(Wish::Off);
+        }
+        if !is_normal(watch) {
+            return Err(EnvironmentError::Path(watch.clone()).into());
+        }
+        let path = root.join(Path::new(watch).strip_prefix("/").unwrap_or(Path::new(watch)));
+        let payload = match &self.write {
+            Some(write) => {
+                BASE64_STANDARD.decode(write.as_bytes()).map_err(EnvironmentError::Write)?
+            }
+            None => Vec::new(),
+        };
+        let kind = fs::metadata(&path).map_err(FileError::new("examine", &path))?.file_type();
+        if kind.is_fifo() {
+            Stream::fifo(&path, &payload).map(Wish::Stream)
+        } else if kind.is_socket() {
+            Ok(Wish::Stream(Stream::socket(&path, payload)))
+        } else if kind.is_file() {
+            arm(&path, &payload, &groups()?).map(Wish::Trigger)
+        } else {
+            Err(EnvironmentError::Kind(path).into())
+        }
+    }
+}
+
+/// What the environment asks for.
+#[derive(Debug)]
+pub(super) enum Wish {
+    Nothing,
+    Off,
+    Trigger(Trigger),
+    Stream(Stream),
+}
+
+/// A wish that cannot be granted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EnvironmentError {
+    #[error(
+        "$MEMORY_PRESSURE_WATCH is {0:?}, which is not an absolute path without empty, . and .. parts"
+    )]
+    Path(OsString),
+    #[error("$MEMORY_PRESSURE_WRITE is not base64")]
+    Write(#[source] base64::DecodeError),
+    #[error("$MEMORY_PRESSURE_WATCH names {}, which is of a control group that this process is not in", .0.display())]
+    Foreign(PathBuf),
+    #[error("$MEMORY_PRESSURE_WATCH names {}, which is no pressure file, FIFO or socket", .0.display())]
+    Kind(PathBuf),
+}
+
+/// Whether `path` is absolute and says nothing in a roundabout way, which could hide where it leads.
+fn is_normal(path: &OsStr) -> bool {
+    let mut parts = path.as_bytes().split(|byte| *byte == b'/');
+    parts.next() == Some(b"")
+        && parts.clone().next().is_some()
+        && parts.all(|part| !matches!(part, b"" | b"." | b".."))
+}
+
+/// Arms a trigger on what must be the pressure file of the machine, of a group of this process or of one above it.
+fn arm(path: &Path, payload: &[u8], groups: &Groups) -> Result<Trigger, SourceError> {
+    let unified = groups.unified.as_ref();
+    let is_own =
+        unified.is_some_and(|unified| unified.directories().any(|d| path.parent() == Some(d)));
+    let foreign = || EnvironmentError::Foreign(path.to_owned());
+    if !is_own && unified.is_some_and(|unified| unified.shows(path)) {
+        return Err(foreign().into());
+    }
+    let file = trigger::open(path, !payload.is_empty())?;
+    let found = fstatfs(&file).map_err(|errno| FileError::new("examine", path)(errno.into()))?;
+    match found.filesystem_type() {
+        PROC_SUPER_MAGIC => {}
+        CGROUP2_SUPER_MAGIC if is_own => {}
+        CGROUP2_SUPER_MAGIC => return Err(foreign().into()),
+        // A write into any other file would change it.
+        _ => return Err(EnvironmentError::Kind(path.to_owned()).into()),
+    }
+    Trigger::arm(file, path, "systemd's trigger", payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_absolute_normalised_paths_are_followed() {
+        for (path, normal) in [
+            ("/sys/fs/cgroup/a/memory.pressure", true),
+            ("/a", true),
+            ("", false),
+            ("/", false),
+            ("a/b", false),
+            ("/a/../b", false),
+            ("/./a", false),
+            ("//a", false),
+            ("/a/", false),
+        ] {
+            assert_eq!(is_normal(OsStr::new(path)), normal, "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_environment_panics(watch: Vec<u8>, write: Vec<u8>, slash: bool) {
+            let root = tempfile::tempdir().unwrap();
+            let value = |bytes: &[u8]| Some(OsStr::from_bytes(bytes).to_owned());
+            let watch = if slash { [b"/", watch.as_slice()].concat() } else { watch };
+            let environment = Environment { watch: value(&watch), write: value(&write) };
+            prop_assert!(environment.wish(root.path(), || Ok(Groups::default())).is_err());
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! A trigger on a pressure file: the kernel wakes whoever waits when tasks have lost enough time in a window.
+//!
+//! <https://docs.kernel.org/accounting/psi.html#monitoring-for-pressure-thresholds>
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{SourceError, read_again, registered};
+use crate::files::FileError;
+use crate::memory::psi::Psi;
+
+/// How long tasks must have waited for memory within a window. systemd's default of 200 ms is meant for giving up
+/// caches; what is given up here takes longer, so it begins earlier.
+const THRESHOLD_US: u64 = 150_000;
+
+/// The only windows that the kernel gives to processes without CAP_SYS_RESOURCE are multiples of two seconds.
+const WINDOW_US: u64 = 2_000_000;
+
+/// A trigger that is armed for as long as it is held.
+#[derive(Debug)]
+pub(super) struct Trigger {
+    name: &'static str,
+    /// Stays registered: asking whether it has fired is what resets it, and registering asks.
+    armed: AsyncFd<File>,
+    stall: Stall,
+}
+
+impl Trigger {
+    /// Arms a trigger of `payload`, as the kernel takes it, on the pressure file at `path`, [`open`].
+    pub(super) fn arm(
+        mut file: File,
+        path: &Path,
+        name: &'static str,
+        payload: &[u8],
+    ) -> Result<Self, SourceError> {
+        let stall = Stall::until_now(path, threshold(payload))?;
+        file.write_all(payload).map_err(FileError::new("arm a trigger on", path))?;
+        // The kernel reports on a file without a trigger that it has failed: written before, not after.
+        let armed = registered(file, Interest::PRIORITY | Interest::ERROR, path)?;
+        Ok(Self { name, armed, stall })
+    }
+
+    /// Waits for an event; whether it is one of pressure.
+    pub(super) async fn heard(&mut self) -> Result<bool, SourceError> {
+        let path = &self.stall.path;
+        let mut ready = (self.armed.ready(Interest::PRIORITY | Interest::ERROR).await)
+            .map_err(FileError::new("wait for events of", path))?;
+        let is_gone = ready.ready().is_error();
+        ready.clear_ready();
+        if is_gone {
+            return Err(SourceError::Gone(path.clone()));
+        }
+        self.stall.is_enough()
+    }
+}
+
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.stall.path.display())
+    }
+}
+
+/// Opens what may be a pressure file; for reading alone it can be looked at, but no trigger be armed.
+pub(super) fn open(path: &Path, write: bool) -> Result<File, FileError> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    let mut options = OpenOptions::new();
+    options.read(true).write(write).custom_flags(flags.bits());
+    options.open(path).map_err(FileError::new("open", path))
+}
+
+/// What is written to arm a trigger without systemd.
+///
+/// The kernel cuts the last byte off as if it always were the end of a C string: without one, a window of 2 s would
+/// become one of 200 ms.
+pub(super) fn default_payload() -> String {
+    format!("some {THRESHOLD_US} {WINDOW_US}\0")
+}
+
+/// The threshold of a payload, in microseconds; of one that is not understood, the least there is.
+fn threshold(payload: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(payload);
+    text.split_ascii_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(1)
+}
+
+/// Time lost since the trigger was armed.
+///
+/// The kernel measures the first window of an unprivileged trigger from the start of the machine, so that its first
+/// event comes with the first stall, however short. An event counts when since arming at least the threshold was lost;
+/// after the first that does, all do. Counted is `some`, which is never less than `full`.
+#[derive(Debug)]
+struct Stall {
+    path: PathBuf,
+    /// Not the handle that is waited for: systemd's protocol forbids to read from that.
+    file: File,
+    at_arming: u64,
+    threshold: u64,
+}
+
+impl Stall {
+    fn until_now(path: &Path, threshold: u64) -> Result<Self, SourceError> {
+        let file = File::open(path).map_err(FileError::new("open", path))?;
+        let mut stall = Self { path: path.to_owned(), file, at_arming: 0, threshold };
+        stall.at_arming = stall.total()?;
+        Ok(stall)
+    }
+
+    fn total(&self) -> Result<u64, SourceError> {
+        let psi = Psi::parse(&read_again(&self.file, &self.path)?);
+        psi.map(|psi| psi.some_total_us)
+            .map_err(|error| SourceError::Pressure(self.path.clone(), error))
+    }
+
+    fn is_enough(&self) -> Result<bool, SourceError> {
+        Ok(self.total()?.saturating_sub(self.at_arming) >= self.threshold)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_trigger_ends_with_the_byte_that_the_kernel_cuts_off() {
+        assert_eq!(default_payload().as_bytes(), b"some 150000 2000000\0");
+        assert_eq!(WINDOW_US % 2_000_000, 0);
+    }
+
+    #[test]
+    fn the_threshold_of_a_payload_is_its_second_word() {
+        for (payload, expected) in [
+            (default_payload().as_bytes(), THRESHOLD_US),
+            (b"full 70000 2000000\0", 70_000),
+            (b"some", 1),
+            (b"", 1),
+            (b"some \xff 3", 1),
+        ] {
+            assert_eq!(threshold(payload), expected);
+        }
+    }
+
+    #[test]
+    fn an_event_counts_once_enough_time_was_lost_since_arming() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("memory.pressure");
+        let write = |total: u64| {
+            let line = format!("some avg10=0.00 avg60=0.00 avg300=0.00 total={total}\n");
+            fs::write(&path, line).unwrap();
+        };
+        write(5_000_000);
+        let stall = Stall::until_now(&path, 150_000).unwrap();
+        for (total, enough) in [
+            (5_000_000, false),
+            (5_149_999, false),
+            (5_150_000, true),
+            (9_000_000, true),
+            (7, false),
+        ] {
+            write(total);
+            assert_eq!(stall.is_enough().unwrap(), enough, "{total}");
+        }
+        fs::write(&path, "?").unwrap();
+        let error = stall.is_enough().unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot understand {}", path.display()));
+    }
+}
