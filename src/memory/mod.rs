@@ -8,6 +8,9 @@ mod cgroup;
 #[cfg(test)]
 mod fixture;
 mod keyed;
+pub mod level;
+pub mod plan;
 mod psi;
+pub mod release;
 pub mod sample;
 pub mod source;

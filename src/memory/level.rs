@@ -1,0 +1,632 @@
+//! The level: how short memory is, judged from one sample after the other.
+//!
+//! Pure: samples and moments in, a level out. It rises at once and falls one step after each quiet time, so that what
+//! was given up is not taken back while the shortage is only catching its breath.
+//!
+//! Two answers: the *level*, which is held that long and says what may begin (loads ahead of their use) and must go on
+//! (shedding); and what the last sample alone is *pressing* for, which says whether more must be given up. A plan that
+//! followed the held level would empty the memory during a quiet time for a shortage that one step has ended.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::sample::{Events, Psi, Sample};
+use crate::units::{Bytes, Percent};
+
+/// How short memory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// There is enough.
+    #[default]
+    Normal,
+    /// What is not used should go.
+    Moderate,
+    /// What is used should go too.
+    High,
+    /// What can go, goes.
+    Critical,
+}
+
+impl Level {
+    /// In lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Moderate => "moderate",
+            Self::High => "high",
+            Self::Critical => "critical",
+        }
+    }
+
+    const fn below(self) -> Self {
+        match self {
+            Self::Normal | Self::Moderate => Self::Normal,
+            Self::High => Self::Moderate,
+            Self::Critical => Self::High,
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where the levels begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// [`Level::Moderate`], as a share of what is [usable](Self::usable) of a limit.
+    pub moderate: Percent,
+    /// [`Level::High`].
+    pub high: Percent,
+    /// [`Level::Critical`].
+    pub critical: Percent,
+    /// What is kept free of every limit and of the machine's memory.
+    pub min_free: Bytes,
+    /// How long a level needs to have no reason before the next lower one holds.
+    pub quiet: Duration,
+}
+
+impl Thresholds {
+    /// What of `limit` may be used: all but `min_free`, of which no more than a quarter of the limit counts. Under a
+    /// limit near or below `min_free` next to nothing would be usable otherwise, and an idle daemon critical for ever.
+    pub fn usable(&self, limit: Bytes) -> Bytes {
+        Bytes(limit.0.saturating_sub(self.kept_free(limit).0))
+    }
+
+    fn kept_free(&self, whole: Bytes) -> Bytes {
+        self.min_free.min(Bytes(whole.0 / 4))
+    }
+
+    /// The level of `used` bytes under `limit`. A limit of 0 is always exceeded.
+    fn level(&self, used: Bytes, limit: Bytes) -> Level {
+        let usable = self.usable(limit);
+        let from = [
+            (self.critical, Level::Critical),
+            (self.high, Level::High),
+            (self.moderate, Level::Moderate),
+        ];
+        let reached = from.into_iter().find(|(share, _)| used >= share.of(usable));
+        reached.map_or(Level::Normal, |(_, level)| level)
+    }
+}
+
+/// How long stalls are added up before they are forgotten: the window of the triggers that the shares below are from.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// Samples further apart than this tell nothing of the last moment; the kernel's average over this time does.
+const AVERAGED: Duration = Duration::from_secs(10);
+
+/// From which percent of [`WINDOW`] with some task waiting for memory which level holds.
+///
+/// Android's lmkd hears of low memory at 70 ms of 1 s and of medium shortage at 100 ms
+/// (<https://android.googlesource.com/platform/system/memory/lmkd/+/f8fa4a6ef7325447f3d8551f2badbb5c9ae308b5/lmkd.cpp>,
+/// `psi_thresholds`); the latter is also the share at which systemd tells services, 200 ms of 2 s
+/// (<https://github.com/systemd/systemd/blob/v257/docs/MEMORY_PRESSURE.md>). At 60 % systemd-oomd kills when it lasts
+/// for 30 s (<https://www.freedesktop.org/software/systemd/man/257/oomd.conf.html>, `DefaultMemoryPressureLimit=`); it
+/// looks at the time in which all tasks wait, which is never more than that in which some do.
+const STALLS: [(f32, Level); 3] =
+    [(60.0, Level::Critical), (10.0, Level::High), (7.0, Level::Moderate)];
+
+/// Why a level is what it is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cause {
+    /// A limit is near.
+    Limit {
+        /// What the group that has it holds and the kernel cannot take back.
+        unreclaimable: Bytes,
+        /// Where it lies.
+        limit: Bytes,
+        /// What says so.
+        file: PathBuf,
+    },
+    /// The machine has little left.
+    Machine {
+        /// What it has left.
+        available: Bytes,
+        /// What should be.
+        kept_free: Bytes,
+    },
+    /// Tasks wait for memory.
+    Stall {
+        /// Percent of the time in which some did.
+        share: f32,
+        /// Whether it is the whole machine's time, for want of this group's own.
+        machine: bool,
+    },
+    /// This group came to its limits, this many times since the last sample.
+    Events {
+        /// To `memory.high`, where the kernel slows it down.
+        high: u64,
+        /// To `memory.max`, where the kernel takes pages from it.
+        max: u64,
+        /// There was nothing left to take.
+        oom: u64,
+    },
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Limit { unreclaimable, limit, file } => write!(
+                f,
+                "{unreclaimable} of the {limit} of {} are in use and cannot be reclaimed",
+                file.display()
+            ),
+            Self::Machine { available, kept_free } => {
+                write!(f, "the machine has {available} left; {kept_free} are to be kept free")
+            }
+            Self::Stall { share, machine: false } => {
+                write!(f, "tasks waited for memory {share:.1} % of the time")
+            }
+            Self::Stall { share, machine: true } => {
+                write!(f, "tasks of the machine waited for memory {share:.1} % of the time")
+            }
+            Self::Events { high, max, oom } => write!(
+                f,
+                "since the last sample memory.high was reached {high} times, memory.max {max} \
+                 times, and memory ran out {oom} times"
+            ),
+        }
+    }
+}
+
+/// Judges samples. One for the life of the process; see the module.
+#[derive(Debug, Default)]
+pub struct Judge {
+    level: Level,
+    pressing: Level,
+    cause: Option<Cause>,
+    /// When the level last had a reason, or was stepped down to.
+    since: Option<Instant>,
+    own_stalls: Stalls,
+    machine_stalls: Stalls,
+    events: Option<Events>,
+}
+
+impl Judge {
+    /// One that has seen nothing and says [`Level::Normal`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The level from `sample` on. To be called about once a second, and after each thing that was given up.
+    pub fn judge(&mut self, sample: &Sample, thresholds: &Thresholds, now: Instant) -> Level {
+        let (pressing, cause) = match self.press(sample, thresholds, now) {
+            Some((level, cause)) => (level, Some(cause)),
+            None => (Level::Normal, None),
+        };
+        self.pressing = pressing;
+        let quiet = |since: Instant| now.saturating_duration_since(since) >= thresholds.quiet;
+        if pressing >= self.level {
+            (self.level, self.cause, self.since) = (pressing, cause, Some(now));
+        } else if self.since.is_none_or(quiet) {
+            (self.level, self.since) = (self.level.below(), Some(now));
+            self.cause = self.cause.take().filter(|_| self.level > Level::Normal);
+        }
+        self.level
+    }
+
+    /// The level that the last sample alone has reason for: never above the level. [`super::plan::next`] goes by it.
+    pub fn pressing(&self) -> Level {
+        self.pressing
+    }
+
+    /// What last was a reason for the level, for the journal; `None` at [`Level::Normal`].
+    pub fn cause(&self) -> Option<&Cause> {
+        self.cause.as_ref()
+    }
+
+    /// The highest level that `sample` has reason for; of several reasons the first.
+    fn press(
+        &mut self,
+        sample: &Sample,
+        thresholds: &Thresholds,
+        now: Instant,
+    ) -> Option<(Level, Cause)> {
+        let others = [
+            self.at_events(sample, thresholds),
+            at_machine(sample, thresholds),
+            self.at_stalls(sample, thresholds, now),
+        ];
+        let reasons = at_limits(sample, thresholds).chain(others.into_iter().flatten());
+        let reasons = reasons.filter(|(level, _)| *level > Level::Normal);
+        reasons.reduce(|first, next| if next.0 > first.0 { next } else { first })
+    }
+
+    /// What happened at the group's limits since the last sample.
+    ///
+    /// Pages of files count against `memory.max` and `memory.high` too, and a package that is read drives a group to
+    /// them without any harm. So coming there counts only when what the group needs, mapped weights included, is a
+    /// moderate share of a limit; stalls tell when the kernel has trouble.
+    fn at_events(&mut self, sample: &Sample, thresholds: &Thresholds) -> Option<(Level, Cause)> {
+        let now = sample.events?;
+        let before = self.events.replace(now)?;
+        let high = now.high.saturating_sub(before.high);
+        let max = now.max.saturating_sub(before.max);
+        let killed = now.oom_kill.saturating_sub(before.oom_kill);
+        let oom = now.oom.saturating_sub(before.oom).max(killed);
+        let needed = sample.limits.iter().map(|limit| {
+            let needed = Bytes(limit.unreclaimable.0.saturating_add(sample.mapped.0));
+            thresholds.level(needed, limit.bytes)
+        });
+        // A limit that cannot be seen is taken to be near.
+        let near = needed.max().is_none_or(|level| level > Level::Normal);
+        let level = if oom > 0 {
+            Level::Critical
+        } else if near && (high > 0 || max > 0) {
+            Level::High
+        } else {
+            Level::Normal
+        };
+        Some((level, Cause::Events { high, max, oom }))
+    }
+
+    /// Time lost by this group; by the machine when its own is not told, and then only if the machine's memory is in
+    /// fact short: others may stall within limits of their own, and nothing given up here would help them.
+    fn at_stalls(
+        &mut self,
+        sample: &Sample,
+        thresholds: &Thresholds,
+        now: Instant,
+    ) -> Option<(Level, Cause)> {
+        if let Some(psi) = &sample.psi {
+            let (level, share) = self.own_stalls.level(psi, now);
+            return Some((level, Cause::Stall { share, machine: false }));
+        }
+        let machine = &sample.machine;
+        let (level, share) = self.machine_stalls.level(machine.psi.as_ref()?, now);
+        let used = Bytes(machine.total.0.saturating_sub(machine.available.0));
+        let short = thresholds.level(used, machine.total) > Level::Normal;
+        short.then_some((level, Cause::Stall { share, machine: true }))
+    }
+}
+
+/// Each limit, of this group and of those above.
+fn at_limits<'a>(
+    sample: &'a Sample,
+    thresholds: &'a Thresholds,
+) -> impl Iterator<Item = (Level, Cause)> + 'a {
+    sample.limits.iter().map(|limit| {
+        let level = thresholds.level(limit.unreclaimable, limit.bytes);
+        let (unreclaimable, file) = (limit.unreclaimable, limit.file.clone());
+        (level, Cause::Limit { unreclaimable, limit: limit.bytes, file })
+    })
+}
+
+/// What the machine has left: high below what is to be kept free, critical when that is nearly gone.
+fn at_machine(sample: &Sample, thresholds: &Thresholds) -> Option<(Level, Cause)> {
+    let available = sample.machine.available;
+    let kept_free = thresholds.kept_free(sample.machine.total);
+    if available >= kept_free {
+        return None;
+    }
+    let level = if available.0 < kept_free.0 / 4 { Level::Critical } else { Level::High };
+    Some((level, Cause::Machine { available, kept_free }))
+}
+
+/// Stalls, added up in windows as the kernel's triggers do: each level is reported at most once a window.
+///
+/// The kernel's average over 10 s is no measure for what to do next. It takes seconds to rise, and after one step has
+/// ended the shortage it takes as long to fall, in which everything would be given up.
+#[derive(Debug, Default)]
+struct Stalls {
+    window: Option<Window>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    begin: Instant,
+    /// The kernel's counter then.
+    total_us: u64,
+    /// What was reported of it.
+    reported: Level,
+}
+
+impl Stalls {
+    /// The level that has not been reported of this window yet, and the share in percent.
+    fn level(&mut self, psi: &Psi, now: Instant) -> (Level, f32) {
+        let fresh = Window { begin: now, total_us: psi.some_total_us, reported: Level::Normal };
+        // A counter that went back is another group's.
+        let window = self.window.filter(|window| {
+            window.total_us <= psi.some_total_us
+                && now.saturating_duration_since(window.begin) <= AVERAGED
+        });
+        let Some(window) = window else {
+            self.window = Some(fresh);
+            return (of_share(psi.some_avg10), psi.some_avg10);
+        };
+        let elapsed = now.saturating_duration_since(window.begin);
+        let stalled = Duration::from_micros(psi.some_total_us - window.total_us);
+        let share = 100.0 * stalled.as_secs_f32() / elapsed.max(WINDOW).as_secs_f32();
+        let level = of_share(share);
+        let reported = window.reported.max(level);
+        self.window = Some(if elapsed >= WINDOW { fresh } else { Window { reported, ..window } });
+        (if level > window.reported { level } else { Level::Normal }, share)
+    }
+}
+
+fn of_share(percent: f32) -> Level {
+    let reached = STALLS.into_iter().find(|(share, _)| percent >= *share);
+    reached.map_or(Level::Normal, |(_, level)| level)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::sample::{Limit, Machine};
+    use super::*;
+
+    const THRESHOLDS: Thresholds = Thresholds {
+        moderate: Percent::new(75),
+        high: Percent::new(85),
+        critical: Percent::new(95),
+        min_free: Bytes::mib(64),
+        quiet: Duration::from_secs(10),
+    };
+
+    fn mib(unreclaimable: u64, limit: u64) -> Limit {
+        Limit {
+            bytes: Bytes::mib(limit),
+            unreclaimable: Bytes::mib(unreclaimable),
+            file: "memory.max".into(),
+        }
+    }
+
+    fn under(limits: Vec<Limit>) -> Sample {
+        Sample { limits, ..Sample::default() }
+    }
+
+    fn stalled(total_ms: u64) -> Option<Psi> {
+        Some(Psi { some_total_us: total_ms * 1000, ..Psi::default() })
+    }
+
+    fn first(sample: &Sample) -> Level {
+        Judge::new().judge(sample, &THRESHOLDS, Instant::now())
+    }
+
+    #[test]
+    fn the_fullest_limit_sets_the_level_less_what_is_to_be_kept_free() {
+        use Level::{Critical, High, Moderate, Normal};
+        let cases = [
+            // 75, 85 and 95 % of 1024 - 64 MiB.
+            (vec![mib(719, 1024)], Normal),
+            (vec![mib(720, 1024)], Moderate),
+            (vec![mib(815, 1024)], Moderate),
+            (vec![mib(816, 1024)], High),
+            (vec![mib(911, 1024)], High),
+            (vec![mib(912, 1024)], Critical),
+            (vec![mib(9999, 1024)], Critical),
+            // Whichever of them it is, and however small its share of the whole.
+            (vec![mib(10, 1024), mib(3500, 4096)], High),
+            (vec![mib(3500, 4096), mib(10, 1024)], High),
+            (vec![], Normal),
+            // Of a small limit no more than a quarter is kept free.
+            (vec![mib(15, 64)], Normal),
+            (vec![mib(35, 64)], Normal),
+            (vec![mib(36, 64)], Moderate),
+            (vec![mib(46, 64)], Critical),
+            (vec![mib(0, 0)], Critical),
+        ];
+        for (limits, level) in cases {
+            assert_eq!(first(&under(limits.clone())), level, "{limits:?}");
+        }
+        let largest = Limit { bytes: Bytes(u64::MAX), ..mib(1, 0) };
+        assert_eq!(first(&under(vec![largest])), Normal);
+    }
+
+    #[test]
+    fn a_machine_with_less_than_is_to_be_kept_free_is_at_least_high() {
+        use Level::{Critical, High, Normal};
+        let cases = [
+            (1024, 64, Normal),
+            (1024, 63, High),
+            (1024, 16, High),
+            (1024, 15, Critical),
+            // Of a small machine no more than a quarter is kept free.
+            (128, 32, Normal),
+            (128, 31, High),
+        ];
+        for (total, available, level) in cases {
+            let (total, available) = (Bytes::mib(total), Bytes::mib(available));
+            let machine = Machine { total, available, ..Machine::default() };
+            let sample = Sample { machine, ..Sample::default() };
+            assert_eq!(first(&sample), level, "{available} of {total}");
+        }
+    }
+
+    /// What stalls are pressing for, from samples as pairs of milliseconds: when, and stalled until then.
+    fn pressing(stalls: &[(u64, u64)], sample: impl Fn(Option<Psi>) -> Sample) -> Vec<Level> {
+        let (mut judge, start) = (Judge::new(), Instant::now());
+        let judged = stalls.iter().map(|&(at, total)| {
+            judge.judge(&sample(stalled(total)), &THRESHOLDS, start + Duration::from_millis(at));
+            judge.pressing()
+        });
+        judged.collect()
+    }
+
+    #[test]
+    fn stalls_press_once_a_window_for_each_level() {
+        use Level::{Critical, High, Moderate, Normal};
+        type Case = (&'static str, &'static [(u64, u64)], &'static [Level]);
+        let cases: &[Case] = &[
+            (
+                "a second each",
+                &[(0, 0), (1000, 69), (2000, 139), (3000, 239), (4000, 839)],
+                &[Normal, Normal, Moderate, High, Critical],
+            ),
+            (
+                "as they add up",
+                &[(0, 0), (100, 60), (200, 99), (300, 150), (1000, 600)],
+                &[Normal, Normal, Moderate, High, Critical],
+            ),
+            (
+                "not again for what was reported",
+                &[(0, 0), (200, 100), (300, 130), (900, 200)],
+                &[Normal, High, Normal, Normal],
+            ),
+            (
+                "again in the next window",
+                &[(0, 0), (200, 100), (1000, 100), (1100, 200)],
+                &[Normal, High, Normal, High],
+            ),
+            ("not after a long silence", &[(0, 0), (60_000, 9000)], &[Normal, Normal]),
+            ("not by another group's counter", &[(0, 5000), (1000, 600)], &[Normal, Normal]),
+        ];
+        for (name, stalls, expected) in cases {
+            let own = pressing(stalls, |psi| Sample { psi, ..Sample::default() });
+            assert_eq!(own, *expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn without_an_earlier_sample_the_kernels_average_counts() {
+        for (some_avg10, level) in [
+            (6.9, Level::Normal),
+            (7.0, Level::Moderate),
+            (10.0, Level::High),
+            (59.0, Level::High),
+            (60.0, Level::Critical),
+            (f32::NAN, Level::Normal),
+        ] {
+            let psi = Some(Psi { some_avg10, ..Psi::default() });
+            assert_eq!(first(&Sample { psi, ..Sample::default() }), level, "{some_avg10}");
+        }
+    }
+
+    #[test]
+    fn stalls_of_the_machine_count_when_its_memory_is_short_and_the_groups_are_not_told() {
+        let stalls = [(0, 0), (1000, 200)];
+        let machine = |available, psi| Machine {
+            total: Bytes::mib(1024),
+            available: Bytes::mib(available),
+            psi,
+            ..Machine::default()
+        };
+        let of = |available, own| {
+            let sample = move |psi| Sample {
+                machine: machine(available, psi),
+                psi: own,
+                ..Sample::default()
+            };
+            pressing(&stalls, sample)[1]
+        };
+        assert_eq!(of(300, None), Level::High);
+        assert_eq!(of(800, None), Level::Normal);
+        assert_eq!(of(300, stalled(0)), Level::Normal);
+    }
+
+    #[test]
+    fn coming_to_a_limit_counts_where_what_is_needed_is_near_it() {
+        let events = |max, oom_kill| Some(Events { max, oom_kill, ..Events::default() });
+        let cases = [
+            ("nothing new", 100, 0, events(5, 0), Level::Normal),
+            ("pages of files that nobody needs", 100, 0, events(6, 0), Level::Normal),
+            ("weights that are mapped", 100, 50, events(6, 0), Level::High),
+            ("what cannot be reclaimed", 150, 0, events(6, 0), Level::High),
+            ("a process was killed", 100, 0, events(6, 1), Level::Critical),
+            ("a counter of another group", 150, 0, events(4, 0), Level::Moderate),
+            ("none any more", 100, 0, None, Level::Normal),
+        ];
+        for (name, unreclaimable, mapped, events_after, level) in cases {
+            let (mut judge, now) = (Judge::new(), Instant::now());
+            let mut sample = under(vec![mib(unreclaimable, 256)]);
+            sample.mapped = Bytes::mib(mapped);
+            sample.events = events(5, 0);
+            judge.judge(&sample, &THRESHOLDS, now);
+            sample.events = events_after;
+            judge.judge(&sample, &THRESHOLDS, now);
+            assert_eq!(judge.pressing(), level, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_level_rises_at_once_and_falls_a_step_after_each_quiet_time() {
+        use Level::{Critical, High, Moderate, Normal};
+        // Seconds, used MiB of 1024 with 64 kept free, the level, what is pressed for.
+        let steps = [
+            (0, 0, Normal, Normal),
+            (1, 950, Critical, Critical),
+            (2, 100, Critical, Normal),
+            (10, 100, Critical, Normal),
+            (11, 100, High, Normal),
+            (20, 730, High, Moderate),
+            (21, 730, Moderate, Moderate),
+            (30, 730, Moderate, Moderate),
+            (39, 0, Moderate, Normal),
+            (40, 0, Normal, Normal),
+            (41, 730, Moderate, Moderate),
+            // A long time without a sample is one quiet time.
+            (99, 950, Critical, Critical),
+            (999, 0, High, Normal),
+        ];
+        let (mut judge, start) = (Judge::new(), Instant::now());
+        for (seconds, used, level, pressing) in steps {
+            let sample = under(vec![mib(used, 1024)]);
+            let judged = judge.judge(&sample, &THRESHOLDS, start + Duration::from_secs(seconds));
+            assert_eq!((judged, judge.pressing()), (level, pressing), "after {seconds} s");
+            assert_eq!(judge.cause().is_some(), level > Normal, "after {seconds} s");
+        }
+    }
+
+    #[test]
+    fn the_cause_says_which_file_and_how_much() {
+        let mut judge = Judge::new();
+        judge.judge(&under(vec![mib(240, 256), mib(10, 4096)]), &THRESHOLDS, Instant::now());
+        assert_eq!(
+            judge.cause().unwrap().to_string(),
+            "240.0 MiB of the 256.0 MiB of memory.max are in use and cannot be reclaimed"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_level_falls_more_than_a_step_in_a_quiet_time(
+            samples in prop::collection::vec((0_u64..5_000, 0_u64..1024), 1..60),
+        ) {
+            let (mut judge, mut now) = (Judge::new(), Instant::now());
+            let mut last = Level::Normal;
+            let mut fell: Option<Instant> = None;
+            for (elapsed, used) in samples {
+                now += Duration::from_millis(elapsed);
+                let level = judge.judge(&under(vec![mib(used, 1024)]), &THRESHOLDS, now);
+                prop_assert!(judge.pressing() <= level);
+                if level < last {
+                    prop_assert_eq!(level, last.below());
+                    prop_assert!(fell.is_none_or(|at| now - at >= THRESHOLDS.quiet));
+                    fell = Some(now);
+                } else if level > last {
+                    fell = Some(now);
+                }
+                last = level;
+            }
+        }
+
+        #[test]
+        fn no_sample_panics_the_judge(
+            numbers in prop::collection::vec((any::<u64>(), any::<u64>(), any::<f32>()), 1..8),
+        ) {
+            let (mut judge, now) = (Judge::new(), Instant::now());
+            for (a, b, share) in numbers {
+                let psi = Some(Psi { some_avg10: share, some_total_us: a, ..Psi::default() });
+                let limit = Limit { bytes: Bytes(b), unreclaimable: Bytes(a), file: "f".into() };
+                let machine = Machine { total: Bytes(a), available: Bytes(b), psi, ..Machine::default() };
+                let events = Some(Events { high: a, max: b, oom: b, ..Events::default() });
+                let own = if share > 0.0 { psi } else { None };
+                let sample = Sample {
+                    mapped: Bytes(a),
+                    limits: vec![limit],
+                    psi: own,
+                    events,
+                    machine,
+                    ..Sample::default()
+                };
+                judge.judge(&sample, &THRESHOLDS, now);
+                prop_assert!(judge.cause().is_none_or(|cause| !cause.to_string().is_empty()));
+            }
+        }
+    }
+}
