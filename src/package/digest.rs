@@ -20,9 +20,12 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// Digits of [`Digest::short`].
+    pub(super) const SHORT: usize = 12;
+
     /// The first 12 hexadecimal digits: enough to name a thing, not to verify it.
     pub fn short(&self) -> String {
-        self.to_string()[..12].to_owned()
+        self.to_string()[..Self::SHORT].to_owned()
     }
 }
 

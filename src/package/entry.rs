@@ -1,14 +1,18 @@
 //! An installed package as others see it, and which one a name means. Pure.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::digest::Digest;
-use super::manifest::Manifest;
+use super::manifest::{Manifest, ModelId, Version};
 use super::record::{Record, Status};
 
-/// Identifies one installed package: its id, version and content.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Identifies one installed package: its id, version and content. Its text is `id@version+digest`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Key(String);
 
 impl Key {
@@ -21,6 +25,47 @@ impl Key {
     /// The name of the entry's directory.
     pub(super) fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The id, the version, and the revision: the digest of the manifest, shortened.
+    pub fn parts(&self) -> (&str, &str, &str) {
+        let (id, rest) = self.0.split_once('@').unwrap_or((&self.0, ""));
+        let (version, revision) = rest.split_once('+').unwrap_or((rest, ""));
+        (id, version, revision)
+    }
+}
+
+/// A text that is no [`Key`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected the key of a package, such as \"all-MiniLM-L6-v2@1+0123456789ab\"")]
+pub struct ParseKeyError;
+
+impl TryFrom<String> for Key {
+    type Error = ParseKeyError;
+
+    fn try_from(text: String) -> Result<Self, ParseKeyError> {
+        let key = Self(text);
+        let (id, version, revision) = key.parts();
+        // A key becomes the name of a directory: what `new` would not have made stays outside.
+        let good = id.parse::<ModelId>().is_ok()
+            && version.parse::<Version>().is_ok()
+            && revision.len() == Digest::SHORT
+            && revision.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if good { Ok(key) } else { Err(ParseKeyError) }
+    }
+}
+
+impl FromStr for Key {
+    type Err = ParseKeyError;
+
+    fn from_str(text: &str) -> Result<Self, ParseKeyError> {
+        text.to_owned().try_into()
+    }
+}
+
+impl From<Key> for String {
+    fn from(key: Key) -> Self {
+        key.0
     }
 }
 
@@ -82,7 +127,30 @@ fn natural(a: &str, b: &str) -> std::cmp::Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::package::fixture;
     use std::cmp::Ordering;
+
+    #[test]
+    fn a_key_is_read_from_its_text_and_nothing_else_is() {
+        let key = Key::new(&fixture::manifest("m", "1.0-rc1", &[]), Digest::of(b""));
+        assert_eq!(key.to_string().parse(), Ok(key.clone()));
+        assert_eq!(key.parts(), ("m", "1.0-rc1", "e3b0c44298fc"));
+        for bad in [
+            "",
+            "m",
+            "m@1",
+            "m@1+",
+            "m@1+0123456789a",
+            "m@1+0123456789abc",
+            "m@1+0123456789AB",
+            "../m@1+0123456789ab",
+            "m@1/2+0123456789ab",
+            "m@@1+0123456789ab",
+            "m@1++0123456789ab",
+        ] {
+            assert_eq!(bad.parse::<Key>(), Err(ParseKeyError), "{bad}");
+        }
+    }
 
     #[test]
     fn versions_compare_as_people_do() {

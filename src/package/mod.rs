@@ -34,7 +34,7 @@ mod ustar;
 mod weights;
 
 pub use digest::{Digest, HashingReader, ParseDigestError};
-pub use entry::{Entry, Key, choose};
+pub use entry::{Entry, Key, ParseKeyError, choose};
 pub use manifest::{
     CONFIG, DenseLayer, FORMAT, MANIFEST, Manifest, ManifestError, Member, MemberName, ModelId,
     Precision, SelfTest, TOKENIZER, Version, WEIGHTS, dense_file,
