@@ -23,10 +23,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, ApiEr
 
 pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiError> {
     let packages = packages::describe_all(&app).await?;
-    let measured = tokio::task::spawn_blocking(measure).await.map_err(|error| {
-        tracing::error!(%error, "memory could not be measured");
-        ApiError::lost()
-    })?;
+    let measured = measure().await?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -44,13 +41,21 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
 
 /// Bytes of memory; `None` where the system does not tell.
 #[derive(Default)]
-struct Measured {
+pub(super) struct Measured {
     resident: Option<u64>,
     total: Option<u64>,
-    available: Option<u64>,
+    pub(super) available: Option<u64>,
 }
 
-fn measure() -> Measured {
+/// Measures memory, off the runtime.
+pub(super) async fn measure() -> Result<Measured, ApiError> {
+    tokio::task::spawn_blocking(read).await.map_err(|error| {
+        tracing::error!(%error, "memory could not be measured");
+        ApiError::lost()
+    })
+}
+
+fn read() -> Measured {
     let Ok(mut system) = System::new() else { return Measured::default() };
     system.refresh_memory();
     let resident = sysinfo::get_current_pid().ok().and_then(|pid| {

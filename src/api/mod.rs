@@ -11,6 +11,7 @@ mod input;
 mod openai;
 mod packages;
 mod peer;
+mod usage;
 pub mod wire;
 
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub fn router(app: App) -> Router {
         .route("/status", get(health::status))
         .route("/api/packages", get(packages::list))
         .route("/api/packages/{name}", get(packages::show))
+        .route("/api/models/stats", get(usage::stats))
+        .route("/api/models/recommendations", get(usage::recommendations))
         .merge(admin)
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)

@@ -215,7 +215,8 @@ pub(super) async fn model(
     Ok(Json(describe(entry)))
 }
 
-fn available(app: &App) -> Vec<Entry> {
+/// The models that can be asked for.
+pub(super) fn available(app: &App) -> Vec<Entry> {
     let mut entries = app.handle.store().entries();
     let bundled_only = app.settings.borrow().memory.model_cache.bundled_only;
     entries.retain(|entry| {

@@ -244,6 +244,101 @@ pub struct Configuration {
     pub restart_needed: Vec<String>,
 }
 
+/// Answer of `GET /api/models/stats`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ModelStatsList {
+    /// Every installed model, and those that left in the last 30 days and were used.
+    pub models: Vec<ModelStats>,
+}
+
+/// How much a model is used, how fast it is, and when it will be used next.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ModelStats {
+    /// The name to ask for it.
+    pub id: String,
+    /// Its version.
+    pub version: String,
+    /// The beginning of the digest of its manifest.
+    pub revision: String,
+    /// Whether it is installed now.
+    pub installed: bool,
+    /// Requests that reached it, except those whose client left.
+    pub requests: u64,
+    /// Of these, those that got no vectors.
+    pub failures: u64,
+    /// Share of those that got vectors; `null` before the first.
+    pub success_rate: Option<f64>,
+    /// Texts of those that got vectors.
+    pub texts: u64,
+    /// Tokens of those that got vectors.
+    pub tokens: u64,
+    /// Of all that got vectors, from the queue to the vectors.
+    pub latency_ms: Option<Percentiles>,
+    /// Of the last 128 to 256 of them, the last counting more.
+    pub recent_latency_ms: Option<Percentiles>,
+    /// How often it was loaded.
+    pub loads: u64,
+    /// What loading takes, later loads counting more.
+    pub load_ms: Option<f64>,
+    /// Requests an hour: of late, or as usual in this hour of the week and the next, whichever is more.
+    pub uses_per_hour: f64,
+    /// For each hour of the week, from Monday 00:00 UTC on, the share of the past weeks in which it was used, later
+    /// weeks counting more; `null` before there are three weeks.
+    pub use_by_hour: Option<Vec<f64>>,
+    /// When it will probably be used next, within a day.
+    pub next_use: Option<NextUse>,
+    /// When it was used first, in seconds since 1970.
+    pub first_used_at: Option<u64>,
+    /// When it was used last, in seconds since 1970.
+    pub last_used_at: Option<u64>,
+}
+
+/// Percentiles of a time, in milliseconds; off by a factor of √2 at most.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Percentiles {
+    /// The median.
+    pub p50: f64,
+    /// The 95th percentile.
+    pub p95: f64,
+}
+
+/// An hour in which a model will probably be used.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NextUse {
+    /// When it begins, in seconds since 1970; now if it has begun.
+    pub at: u64,
+    /// The share of the past weeks in which the model was used in it.
+    pub probability: f64,
+}
+
+/// Answer of `GET /api/models/recommendations`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Recommendations {
+    /// Models that can be asked for, the best first.
+    pub recommendations: Vec<Recommendation>,
+}
+
+/// A model, and why.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Recommendation {
+    /// The name to ask for it.
+    pub id: String,
+    /// Its version.
+    pub version: String,
+    /// `made_for_it`, `unknown` or `made_for_another`.
+    pub suitability: String,
+    /// `fast`, `balanced` or `quality`.
+    pub tier: String,
+    /// Whether its latency was measured on this device; if not it may be slower than was asked.
+    pub measured: bool,
+    /// The 95th percentile of its latest latencies.
+    pub p95_ms: Option<f64>,
+    /// `resident`, `fits` or `does_not_fit`.
+    pub memory: String,
+    /// All that in a sentence.
+    pub reason: String,
+}
+
 /// Every failure.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ErrorResponse {

@@ -13,6 +13,7 @@ mod output;
 mod pack;
 mod progress;
 mod scratch;
+mod stats;
 mod status;
 
 use std::io::{self, Write};

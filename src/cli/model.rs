@@ -20,6 +20,7 @@ use super::client::{Client, segment};
 use super::output::Output;
 use super::pack::{Pack, Source};
 use super::scratch::Scratch;
+use super::stats::Stats;
 use super::status::print_packages;
 use super::{Connection, NotInstalled, file_name, print_json, progress, tell};
 use crate::api::describe;
@@ -48,6 +49,12 @@ pub(super) enum Model {
     List(List),
     /// Show everything about an installed model.
     Show(Show),
+    /// Show how much each model is used and how fast it is.
+    ///
+    /// Counted by the daemon from the first use on; restarts do not matter. LATENCY is that of the last 128 to 256
+    /// answers, at the median and the 95th percentile. NEXT USE is the hour (UTC) of the coming day in which the
+    /// model was used in most of the past weeks.
+    Stats(Stats),
     /// Remove an installed model; its file leaves the drop directory, too.
     Remove(Remove),
     /// Write an installed model as a package.
@@ -166,6 +173,7 @@ impl Model {
             Self::Verify(command) => command.run(connection).await,
             Self::List(command) => command.run(connection).await,
             Self::Show(command) => command.run(connection).await,
+            Self::Stats(command) => command.run(connection).await,
             Self::Remove(command) => command.run(connection).await,
             Self::Export(command) => command.run(connection).await,
             Self::Known => known(),

@@ -38,6 +38,7 @@ use crate::models::Handle;
 use crate::models::install::Installer;
 use crate::models::intake::Intake;
 use crate::models::load;
+use crate::models::usage::{self, Usage};
 use crate::package::{Store, StoreError};
 use crate::watch;
 use listen::{Bound, Listening};
@@ -179,7 +180,10 @@ impl Daemon {
         let drop_watch = watch::watch(vec![drop_directory.clone()], drop_ticks, stop_all.clone());
 
         let (reloader, follow) = Reloader::new(source, loaded, level);
-        let (handle, manager) = Handle::new(store, options, follow.serving, stop_all.clone());
+        let usage = settings.memory.model_cache.directory.join(usage::FILE);
+        let usage = Arc::new(Usage::open(&usage));
+        let (handle, manager) =
+            Handle::new(store, options, follow.serving, usage, stop_all.clone());
         let installer = Installer::new(handle.clone(), follow.rules, options);
         let bundled_directory = settings.packages.bundled_directory.clone();
         let mut intake =

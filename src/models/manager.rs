@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::ModelError;
+use super::usage::Usage;
 use super::worker::{self, Job, Ready, Worker, WorkerError};
 use super::{DefaultState, Lease, ModelInfo, Overview, Residency, Serving};
 use crate::engine::{Options, Report, Tokenizer};
@@ -28,7 +29,7 @@ use crate::package::{Entry, Key, Status, Store, StoreError, choose};
 
 /// A load that failed once fails again at once; this keeps a client's retries from being a loop of loads.
 const LOAD_BACKOFF: Duration = Duration::from_secs(30);
-/// How often the counts of accesses are written.
+/// How often the counts of accesses and [`Usage`] are written.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
 
 type LeaseReply = oneshot::Sender<Result<Lease, ModelError>>;
@@ -61,6 +62,7 @@ pub(super) struct Manager {
     options: Options,
     serving: watch::Receiver<Serving>,
     overview: watch::Sender<Overview>,
+    usage: Arc<Usage>,
     slots: BTreeMap<Key, Slot>,
     loads: JoinSet<(Key, Result<Ready, WorkerError>)>,
     ending: JoinSet<()>,
@@ -73,12 +75,14 @@ impl Manager {
         options: Options,
         serving: watch::Receiver<Serving>,
         overview: watch::Sender<Overview>,
+        usage: Arc<Usage>,
     ) -> Self {
         Self {
             store,
             options,
             serving,
             overview,
+            usage,
             slots: BTreeMap::new(),
             loads: JoinSet::new(),
             ending: JoinSet::new(),
@@ -134,7 +138,8 @@ impl Manager {
             Some(Slot::Resident { ready, worker }) if !worker.queue.is_closed() => {
                 self.store.count_access(&key);
                 self.accessed.insert(key);
-                drop(reply.send(Ok(lease(name, &entry, ready, &worker.queue))));
+                let usage = Arc::clone(&self.usage);
+                drop(reply.send(Ok(lease(name, &entry, ready, &worker.queue, usage))));
             }
             Some(Slot::Loading { waiting, .. }) => waiting.push((name, reply)),
             Some(Slot::Failed { until, error }) if Instant::now() < *until => {
@@ -205,7 +210,7 @@ impl Manager {
                 return self.fail(key, error, waiting);
             }
         };
-        let Ready { weight_bytes, mapped_bytes, report, .. } = &ready;
+        let Ready { weight_bytes, mapped_bytes, report, took, .. } = &ready;
         let Report { precision, isa, reason } = report;
         tracing::info!(
             model = %key,
@@ -216,6 +221,7 @@ impl Manager {
             reason,
             "loaded"
         );
+        self.usage.record_load(&key, *took, SystemTime::now());
         self.slots.insert(key, Slot::Resident { ready, worker });
         // Before anybody hears of it by an answer.
         self.announce();
@@ -305,6 +311,7 @@ impl Manager {
     }
 
     async fn flush(&mut self) {
+        self.save_usage().await;
         let accessed = std::mem::take(&mut self.accessed);
         if accessed.is_empty() {
             return;
@@ -319,13 +326,32 @@ impl Manager {
             Err(error) => tracing::error!(%error, "the counts of accesses are not written"),
         }
     }
+
+    async fn save_usage(&self) {
+        let installed = self.store.entries().into_iter().map(|entry| entry.key).collect();
+        self.usage.keep_installed(&installed, SystemTime::now());
+        let usage = Arc::clone(&self.usage);
+        match tokio::task::spawn_blocking(move || usage.save()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "usage is not written"),
+            Err(error) => tracing::error!(%error, "usage is not written"),
+        }
+    }
 }
 
-fn lease(name: String, entry: &Entry, ready: &Ready, queue: &mpsc::Sender<Job>) -> Lease {
+fn lease(
+    name: String,
+    entry: &Entry,
+    ready: &Ready,
+    queue: &mpsc::Sender<Job>,
+    usage: Arc<Usage>,
+) -> Lease {
     Lease {
         name,
+        key: entry.key.clone(),
         info: ModelInfo::new(entry),
         tokenizer: Arc::<Tokenizer>::clone(&ready.tokenizer),
         queue: queue.clone(),
+        usage,
     }
 }

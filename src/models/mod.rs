@@ -8,12 +8,13 @@ pub mod install;
 pub mod intake;
 pub mod load;
 mod manager;
+pub mod usage;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use crate::config::Settings;
 use crate::engine::{EngineError, Options, Report, Tokenizer, Tokens};
 use crate::package::{Entry, Key, Manifest, Store};
 use manager::{Command, Manager};
+use usage::{Served, Usage};
 use worker::Job;
 
 /// Requests that wait for the manager; it answers within microseconds, so that this is never reached but in bursts.
@@ -149,10 +151,12 @@ impl ModelInfo {
 #[derive(Clone, Debug)]
 pub struct Lease {
     name: String,
+    key: Key,
     /// The model.
     pub info: ModelInfo,
     tokenizer: Arc<Tokenizer>,
     queue: mpsc::Sender<Job>,
+    usage: Arc<Usage>,
 }
 
 impl Lease {
@@ -172,13 +176,24 @@ impl Lease {
         self.tokenizer.encode_ids(ids)
     }
 
-    /// The vectors of `texts`, `[texts.len(), dimensions]` row-major.
+    /// The vectors of `texts`, `[texts.len(), dimensions]` row-major; counted in [`Usage`].
     ///
-    /// Cancelling drops the request: it is not begun, or stops after the pass that is being computed.
+    /// Cancelling drops the request: it is not begun, or stops after the pass that is being computed. It is not
+    /// counted then, since it is nobody's success or failure.
     ///
     /// # Errors
     /// When too many requests wait already, or the model does not answer.
     pub async fn embed(&self, texts: Vec<Vec<u32>>) -> Result<Vec<f32>, ModelError> {
+        let (count, tokens) = (texts.len(), texts.iter().map(Vec::len).sum());
+        let began = Instant::now();
+        let answer = self.ask(texts).await;
+        let latency = began.elapsed();
+        let outcome = Served { texts: count, tokens, latency, ok: answer.is_ok() };
+        self.usage.record(&self.key, outcome, SystemTime::now());
+        answer
+    }
+
+    async fn ask(&self, texts: Vec<Vec<u32>>) -> Result<Vec<f32>, ModelError> {
         let (reply, answer) = oneshot::channel();
         self.queue.try_send(Job { texts, reply }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ModelError::Overloaded {
@@ -200,22 +215,30 @@ pub struct Handle {
     store: Arc<Store>,
     serving: watch::Receiver<Serving>,
     overview: watch::Receiver<Overview>,
+    usage: Arc<Usage>,
 }
 
 impl Handle {
-    /// Makes a manager over `store`: the handle, and the future that is its task and ends after `cancel` when every
+    /// Makes a manager over `store`, which counts in `usage`: the handle, and the future that is its task and ends after `cancel` when every
     /// worker has finished.
     pub fn new(
         store: Arc<Store>,
         options: Options,
         serving: watch::Receiver<Serving>,
+        usage: Arc<Usage>,
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (announce, overview) = watch::channel(Overview::default());
-        let manager = Manager::new(Arc::clone(&store), options, serving.clone(), announce);
+        let manager = Manager::new(
+            Arc::clone(&store),
+            options,
+            serving.clone(),
+            announce,
+            Arc::clone(&usage),
+        );
         let task = manager.run(receiver, cancel);
-        (Self { commands, store, serving, overview }, task)
+        (Self { commands, store, serving, overview, usage }, task)
     }
 
     /// The right to send requests to `name` (`id` or `id@version`), or to the default model; loads it first if need
@@ -248,6 +271,11 @@ impl Handle {
     pub async fn store_changed(&self, gone: Vec<Key>) {
         // A manager that has ended has let go of everything.
         drop(self.commands.send(Command::StoreChanged { gone }).await);
+    }
+
+    /// What models are used for how much.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// The store.

@@ -10,6 +10,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -54,6 +55,8 @@ pub(super) struct Ready {
     pub(super) mapped_bytes: u64,
     /// What it is computed in.
     pub(super) report: Report,
+    /// How long verifying and loading took.
+    pub(super) took: Duration,
 }
 
 /// A running worker; dropping `queue` and its clones lets it finish what is queued and end.
@@ -82,6 +85,7 @@ pub(super) fn spawn(
     let thread = Builder::new()
         .name("worker".to_owned())
         .spawn(move || {
+            let began = Instant::now();
             let loaded = read_and_load(&store, &key, options);
             // The files' bytes and the store are not needed while the model serves.
             drop(store);
@@ -93,6 +97,7 @@ pub(super) fn spawn(
                         weight_bytes: embedder.weight_bytes(),
                         mapped_bytes: embedder.mapped_bytes(),
                         report: embedder.report().clone(),
+                        took: began.elapsed(),
                     };
                     // When nobody waits any more the queue is closed too, and `serve` ends at once.
                     drop(announce.send(Ok(ready)));

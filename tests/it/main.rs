@@ -21,3 +21,4 @@ mod refusals;
 mod status;
 mod support;
 mod tidy;
+mod usage;

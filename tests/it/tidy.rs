@@ -50,6 +50,7 @@ const KEEPERS: &[(&str, &[&str])] = &[
     ("rayon", &["engine/"]),
     ("axum", &["api/", "daemon/", "cli/"]),
     ("hyper", &["daemon/", "cli/"]),
+    ("form_urlencoded", &["api/"]),
     ("clap", &["daemon/", "cli/"]),
     ("sd_notify", &["daemon/"]),
     ("listenfd", &["daemon/"]),

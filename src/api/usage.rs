@@ -1,0 +1,174 @@
+//! What models are used for how much, and which to use for what.
+
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+
+use super::error::ApiError;
+use super::wire::{
+    ModelStats, ModelStatsList, NextUse, Percentiles, Recommendation, Recommendations,
+};
+use super::{App, health, openai};
+use crate::models::Residency;
+use crate::models::usage::recommend::{Candidate, Memory, Query, recommend};
+use crate::models::usage::{self, Stats};
+use crate::package::{Entry, Key};
+
+/// The parameters of [`recommendations`].
+const PARAMETERS: [&str; 3] = ["task_type", "complexity", "max_latency_ms"];
+
+pub(super) async fn stats(State(app): State<App>) -> Json<ModelStatsList> {
+    let mut stats = app.handle.usage().stats(SystemTime::now());
+    let installed = app.handle.store().entries().into_iter().map(|entry| entry.key);
+    let installed = installed.map(|key| {
+        let stats = stats.remove(&key).unwrap_or_default();
+        (key, stats, true)
+    });
+    let mut models = Vec::from_iter(installed);
+    models.extend(stats.into_iter().map(|(key, stats)| (key, stats, false)));
+    models.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    let models = models.into_iter().map(|(key, stats, installed)| show(&key, stats, installed));
+    Json(ModelStatsList { models: models.collect() })
+}
+
+fn show(key: &Key, stats: Stats, installed: bool) -> ModelStats {
+    let (id, version, revision) = key.parts();
+    let answered = stats.requests.saturating_sub(stats.failures);
+    ModelStats {
+        id: id.to_owned(),
+        version: version.to_owned(),
+        revision: revision.to_owned(),
+        installed,
+        requests: stats.requests,
+        failures: stats.failures,
+        success_rate: (stats.requests > 0).then(|| answered as f64 / stats.requests as f64),
+        texts: stats.texts,
+        tokens: stats.tokens,
+        latency_ms: stats.latency.map(percentiles),
+        recent_latency_ms: stats.recent_latency.map(percentiles),
+        loads: stats.loads,
+        load_ms: stats.reload_cost.map(millis),
+        uses_per_hour: stats.uses_per_hour,
+        use_by_hour: stats.use_by_hour,
+        next_use: stats.next_use.map(|expected| NextUse {
+            at: expected.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            probability: expected.probability,
+        }),
+        first_used_at: stats.first_used_at.map(|at| at.0),
+        last_used_at: stats.last_used_at.map(|at| at.0),
+    }
+}
+
+fn percentiles(percentiles: usage::Percentiles) -> Percentiles {
+    Percentiles { p50: millis(percentiles.p50), p95: millis(percentiles.p95) }
+}
+
+/// To the microsecond.
+fn millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+pub(super) async fn recommendations(
+    State(app): State<App>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Recommendations>, ApiError> {
+    let query = parse(query.as_deref().unwrap_or_default())?;
+    let residency = app.handle.residency().await?;
+    let available = health::measure().await?.available;
+    let usage = app.handle.usage();
+    let entries = openai::available(&app);
+    let candidates = entries.iter().map(|entry| Candidate {
+        key: &entry.key,
+        manifest: &entry.manifest,
+        p95: usage.recent_latency(&entry.key).map(|latency| latency.p95),
+        memory: match residency.get(&entry.key) {
+            Some(Residency::Resident { .. }) => Memory::Resident,
+            _ if fits(entry, available) => Memory::Fits,
+            _ => Memory::DoesNotFit,
+        },
+    });
+    let found = recommend(query, &Vec::from_iter(candidates));
+    let recommendations = found.into_iter().map(|found| {
+        let (id, version, _revision) = found.key.parts();
+        Recommendation {
+            id: id.to_owned(),
+            version: version.to_owned(),
+            suitability: found.suitability.name().to_owned(),
+            tier: found.tier.name().to_owned(),
+            measured: found.p95.is_some(),
+            p95_ms: found.p95.map(millis),
+            memory: found.memory.name().to_owned(),
+            reason: found.reason,
+        }
+    });
+    Ok(Json(Recommendations { recommendations: recommendations.collect() }))
+}
+
+/// Whether the files of a model, which are what its weights take at least, are within the `available` bytes. Where the
+/// system does not tell how many there are, loading will.
+fn fits(entry: &Entry, available: Option<u64>) -> bool {
+    available.is_none_or(|available| entry.manifest.total_size() <= available)
+}
+
+/// Reads the query of [`recommendations`]; every parameter may be left out.
+fn parse(text: &str) -> Result<Query, ApiError> {
+    let mut query = Query::default();
+    let mut seen = Vec::new();
+    for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+        let invalid = |message| ApiError::invalid(Some(name.to_string()), message);
+        if seen.contains(&name) {
+            return Err(invalid(format!("{name} is there twice")));
+        }
+        match name.as_ref() {
+            "task_type" => query.task_type = word(&name, &value)?,
+            "complexity" => query.complexity = Some(word(&name, &value)?),
+            "max_latency_ms" => {
+                let millis = value.parse().ok().filter(|millis| *millis > 0).ok_or_else(|| {
+                    invalid(format!("{name} is {value:?}; expected a whole number of at least 1"))
+                })?;
+                query.max_latency = Some(Duration::from_millis(millis));
+            }
+            _ => {
+                let known = PARAMETERS.join(", ");
+                return Err(invalid(format!("{name:?} is no parameter; expected {known}")));
+            }
+        }
+        seen.push(name);
+    }
+    Ok(query)
+}
+
+fn word<T: FromStr<Err: std::fmt::Display>>(name: &str, value: &str) -> Result<T, ApiError> {
+    value.parse().map_err(|error| {
+        ApiError::invalid(Some(name.to_owned()), format!("{name} is {value:?}; {error}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::usage::recommend::{Complexity, TaskType};
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_parameter_is_read_and_may_be_left_out() {
+        assert_eq!(parse(""), Ok(Query::default()));
+        assert_eq!(
+            parse("task_type=retrieval&complexity=%68igh&max_latency_ms=50"),
+            Ok(Query {
+                task_type: TaskType::Search,
+                complexity: Some(Complexity::High),
+                max_latency: Some(Duration::from_millis(50)),
+            })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_panics(text in "[a-z_=&%+0-9]{0,60}") {
+            drop(parse(&text));
+        }
+    }
+}

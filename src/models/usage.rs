@@ -1,0 +1,595 @@
+//! What models are used for how much, how fast they are, and when they will be used next.
+//!
+//! Owns the counts of every model and the file that keeps them across restarts: `usage.json` in the store's directory.
+//! It starts nothing and decides nothing: the manager asks what a model is worth and what to load ahead.
+//!
+//! Invariants:
+//! 1. The file is a help, never a need: one that is missing, damaged or of another format costs the counts and nothing
+//!    else. It is moved aside, never written over.
+//! 2. Bounded: [`MAX_MODELS`] models of about 2 KiB each, whatever is asked for.
+//! 3. Nothing waits: counting is a few additions under a lock that is never held over I/O.
+//!
+//! Time comes in as an argument. Hours of the week are those of UTC.
+
+mod counts;
+mod file;
+mod habit;
+mod histogram;
+pub mod recommend;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use crate::errors::chain;
+use crate::files::FileError;
+use crate::package::{Key, Timestamp};
+use counts::Counts;
+use habit::Hour;
+
+/// Name of the file in the store's directory.
+pub const FILE: &str = "usage.json";
+/// As many models are remembered; of more, those of which there was no sign for the longest time are forgotten.
+const MAX_MODELS: usize = 1000;
+/// A model that left the store is forgotten after this long; one that comes back earlier has its habits still.
+const KEPT_REMOVED: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How exactly it is known when a model left the store: the file is not written for less.
+const SEEN_PRECISION: Duration = Duration::from_secs(24 * 3600);
+/// A model that was used in this hour of the week in so large a share of the past weeks is expected in it.
+const MIN_PROBABILITY: f64 = 0.6;
+/// The furthest that [`Usage::expected`] looks ahead.
+pub const MAX_AHEAD: Duration = Duration::from_secs(24 * 3600);
+
+/// What became of one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    /// Texts that it had.
+    pub texts: usize,
+    /// Tokens of all texts.
+    pub tokens: usize,
+    /// From the request's entry into the queue to its vectors.
+    pub latency: Duration,
+    /// Whether it got them. Of failures only the number is kept: they are quicker than answers, or slower.
+    pub ok: bool,
+}
+
+/// A model that will probably be used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expected {
+    /// The model.
+    pub key: Key,
+    /// The share of the past weeks in which it was used in that hour, later weeks counting more.
+    pub probability: f64,
+    /// When the hour begins, or now if it has begun.
+    pub at: SystemTime,
+}
+
+/// Half of all requests, and nearly all, were not slower than this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percentiles {
+    /// The median.
+    pub p50: Duration,
+    /// The 95th percentile.
+    pub p95: Duration,
+}
+
+/// What is known of a model's use.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Requests that reached the model, except those whose client left.
+    pub requests: u64,
+    /// Of these, those that got no vectors.
+    pub failures: u64,
+    /// Texts of the others.
+    pub texts: u64,
+    /// Tokens of the others.
+    pub tokens: u64,
+    /// Latency of all answers.
+    pub latency: Option<Percentiles>,
+    /// See [`Usage::recent_latency`].
+    pub recent_latency: Option<Percentiles>,
+    /// How often it was loaded.
+    pub loads: u64,
+    /// What loading takes; see [`Usage::reload_cost`].
+    pub reload_cost: Option<Duration>,
+    /// See [`Usage::uses_per_hour`].
+    pub uses_per_hour: f64,
+    /// For each hour of the week, from Monday 00:00 UTC on, the share of the past weeks in which it was used; none
+    /// before there are three weeks.
+    pub use_by_hour: Option<Vec<f64>>,
+    /// When it will probably be used next, within [`MAX_AHEAD`].
+    pub next_use: Option<Expected>,
+    /// When it was used first.
+    pub first_used_at: Option<Timestamp>,
+    /// When it was used last.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// The counts of every model.
+#[derive(Debug)]
+pub struct Usage {
+    /// None when what stands there could not be read and not be moved: then nothing is written.
+    path: Option<PathBuf>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    models: BTreeMap<Key, Counts>,
+    /// Since they were written last.
+    changed: bool,
+}
+
+impl Usage {
+    /// The counts in the file at `path`, or none.
+    ///
+    /// A file that cannot be used is moved aside to `<path>.unreadable`, with a warning. Blocks on reading.
+    pub fn open(path: &Path) -> Self {
+        let (models, path) = match file::read(path) {
+            Ok(models) => (models, Some(path.to_owned())),
+            Err(error) => (BTreeMap::new(), put_aside(path, &chain(&error))),
+        };
+        let mut state = State { models, changed: false };
+        state.shrink_to(MAX_MODELS);
+        Self { path, state: Mutex::new(state) }
+    }
+
+    /// Counts a request.
+    pub fn record(&self, key: &Key, outcome: Served, now: SystemTime) {
+        self.state().counts(key, now).serve(outcome, now);
+    }
+
+    /// Counts a load that took `duration`.
+    pub fn record_load(&self, key: &Key, duration: Duration, now: SystemTime) {
+        self.state().counts(key, now).load(duration);
+    }
+
+    /// How often a model is used: requests an hour, from how many there were of late or, if that is more, how many
+    /// there usually are in this hour of the week and the next; 0 for a model that was never used.
+    pub fn uses_per_hour(&self, key: &Key, now: SystemTime) -> f64 {
+        self.state().models.get(key).map_or(0.0, |counts| counts.uses_per_hour(now))
+    }
+
+    /// What loading a model takes, later loads counting more; none before the first.
+    pub fn reload_cost(&self, key: &Key) -> Option<Duration> {
+        self.state().models.get(key).and_then(Counts::reload_cost)
+    }
+
+    /// The latency of the last 128 to 256 answers, the last counting more; none before the first.
+    pub fn recent_latency(&self, key: &Key) -> Option<Percentiles> {
+        self.state().models.get(key).and_then(Counts::recent_latency)
+    }
+
+    /// The models that will probably be used `within` this time from now (at most [`MAX_AHEAD`]), the soonest first,
+    /// each with the first hour in which it is expected.
+    ///
+    /// The present hour is among them for models that were not used in it yet. A model is expected in an hour when it
+    /// was used in that hour of the week (UTC) in at least 60 % of the past weeks, a week counting a fifth less than
+    /// the one after it, once there are three weeks of it.
+    pub fn expected(&self, within: Duration, now: SystemTime) -> Vec<Expected> {
+        let state = self.state();
+        let expected =
+            state.models.iter().filter_map(|(key, counts)| next_use(key, counts, within, now));
+        let mut expected = Vec::from_iter(expected);
+        expected
+            .sort_by(|a, b| a.at.cmp(&b.at).then_with(|| b.probability.total_cmp(&a.probability)));
+        expected
+    }
+
+    /// Everything that is known, for people and programs that ask.
+    pub fn stats(&self, now: SystemTime) -> BTreeMap<Key, Stats> {
+        // Copied, because hours of the week take a while: counting must not wait.
+        let models = self.state().models.clone();
+        let stats = models.into_iter().map(|(key, counts)| {
+            let stats = Stats {
+                requests: counts.requests,
+                failures: counts.failures,
+                texts: counts.texts,
+                tokens: counts.tokens,
+                latency: counts.latency(),
+                recent_latency: counts.recent_latency(),
+                loads: counts.loads,
+                reload_cost: counts.reload_cost(),
+                uses_per_hour: counts.uses_per_hour(now),
+                use_by_hour: counts.use_by_hour(now),
+                next_use: next_use(&key, &counts, MAX_AHEAD, now),
+                first_used_at: counts.first_used_at,
+                last_used_at: counts.last_used_at,
+            };
+            (key, stats)
+        });
+        stats.collect()
+    }
+
+    /// Says which models are installed: others are forgotten 30 days after they were last.
+    pub fn keep_installed(&self, installed: &BTreeSet<Key>, now: SystemTime) {
+        let mut state = self.state();
+        let State { models, changed } = &mut *state;
+        models.retain(|key, counts| {
+            let unseen = counts.unseen_for(now);
+            if installed.contains(key) {
+                if unseen >= SEEN_PRECISION {
+                    counts.see(now);
+                    *changed = true;
+                }
+                return true;
+            }
+            let kept = unseen < KEPT_REMOVED;
+            *changed |= !kept;
+            kept
+        });
+    }
+
+    /// Writes the counts, if they have changed. Blocks on writing; the caller says how often.
+    ///
+    /// # Errors
+    /// When the disk fails; the next call tries again.
+    pub fn save(&self) -> Result<(), FileError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let models = {
+            let mut state = self.state();
+            if !std::mem::take(&mut state.changed) {
+                return Ok(());
+            }
+            state.models.clone()
+        };
+        file::write(path, models).inspect_err(|_error| self.state().changed = true)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held leaves counts that are whole: at worst one request is counted in part.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The counts of `key`, to be changed.
+    fn counts(&mut self, key: &Key, now: SystemTime) -> &mut Counts {
+        self.changed = true;
+        if !self.models.contains_key(key) {
+            self.shrink_to(MAX_MODELS - 1);
+        }
+        let counts = self.models.entry(key.clone()).or_default();
+        counts.see(now);
+        counts
+    }
+
+    /// Forgets the models of which there was no sign for the longest time, until there are at most `count`.
+    fn shrink_to(&mut self, count: usize) {
+        while self.models.len() > count {
+            let oldest = self.models.iter().min_by_key(|(_, counts)| counts.seen_at());
+            let Some(oldest) = oldest.map(|(key, _)| key.clone()) else { return };
+            self.models.remove(&oldest);
+            self.changed = true;
+        }
+    }
+}
+
+/// Moves what cannot be read out of the way; where counts may be written then.
+fn put_aside(path: &Path, error: &str) -> Option<PathBuf> {
+    let shown = path.display();
+    match file::move_aside(path) {
+        Ok(aside) => {
+            let aside = aside.display();
+            tracing::warn!(path = %shown, error, moved_to = %aside, "usage is counted anew");
+            Some(path.to_owned())
+        }
+        Err(moving) => {
+            let moving = chain(&moving);
+            tracing::warn!(path = %shown, error, moving, "usage is counted, but not kept");
+            None
+        }
+    }
+}
+
+fn next_use(key: &Key, counts: &Counts, within: Duration, now: SystemTime) -> Option<Expected> {
+    let mut hour = Hour::of(now)?;
+    let until = now.checked_add(within.min(MAX_AHEAD))?;
+    if counts.was_used_in(hour) {
+        hour = hour.next();
+    }
+    loop {
+        let at = hour.begin()?.max(now);
+        if at > until {
+            return None;
+        }
+        match counts.probability(hour) {
+            Some(probability) if probability >= MIN_PROBABILITY => {
+                return Some(Expected { key: key.clone(), probability, at });
+            }
+            _ => hour = hour.next(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+    const HOUR: Duration = Duration::from_secs(3600);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+    const ANSWERED: Served =
+        Served { texts: 2, tokens: 30, latency: Duration::from_millis(10), ok: true };
+    const FAILED: Served = Served { ok: false, ..ANSWERED };
+
+    /// Monday 2026-01-05, 00:00 UTC.
+    fn monday() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_767_571_200)
+    }
+
+    fn key(id: &str) -> Key {
+        format!("{id}@1+0123456789ab").parse().unwrap()
+    }
+
+    /// Counts that are kept in a directory of their own.
+    struct Place {
+        root: TempDir,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            // In memory where possible: a disk takes its time to sync.
+            let root = tempfile::tempdir_in("/dev/shm").or_else(|_none| tempfile::tempdir());
+            Self { root: root.unwrap() }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.root.path().join(FILE)
+        }
+
+        fn open(&self) -> Usage {
+            Usage::open(&self.path())
+        }
+
+        fn names(&self) -> Vec<String> {
+            let children = fs::read_dir(self.root.path()).unwrap();
+            let names = children.map(|child| child.unwrap().file_name().into_string().unwrap());
+            let mut names = Vec::from_iter(names);
+            names.sort();
+            names
+        }
+    }
+
+    #[test]
+    fn requests_and_loads_are_counted_and_kept_across_restarts() {
+        let place = Place::new();
+        let usage = place.open();
+        let model = key("a");
+        usage.record_load(&model, Duration::from_millis(800), monday());
+        usage.record_load(&model, Duration::from_millis(400), monday());
+        (0..9).for_each(|_| usage.record(&model, ANSWERED, monday()));
+        usage.record(&model, FAILED, monday() + MINUTE);
+        usage.save().unwrap();
+        for usage in [usage, place.open()] {
+            let stats = usage.stats(monday() + MINUTE).remove(&model).unwrap();
+            assert_eq!((stats.requests, stats.failures), (10, 1));
+            assert_eq!((stats.texts, stats.tokens), (18, 270));
+            assert_eq!((stats.loads, stats.reload_cost), (2, Some(Duration::from_millis(700))));
+            assert_eq!(stats.reload_cost, usage.reload_cost(&model));
+            let Percentiles { p50, p95 } = stats.latency.unwrap();
+            assert!(p50 > 7 * MINUTE / 60_000 && p95 < 15 * MINUTE / 60_000, "{p50:?} {p95:?}");
+            assert_eq!(stats.latency, stats.recent_latency);
+            let at = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs();
+            assert_eq!(stats.first_used_at, Some(Timestamp(at(monday()))));
+            assert_eq!(stats.last_used_at, Some(Timestamp(at(monday() + MINUTE))));
+        }
+        assert_eq!(place.open().reload_cost(&key("b")), None);
+    }
+
+    #[test]
+    fn only_changes_are_written_and_what_failed_is_written_later() {
+        let place = Place::new();
+        let usage = place.open();
+        usage.save().unwrap();
+        assert_eq!(place.names(), [""; 0]);
+        usage.record(&key("a"), ANSWERED, monday());
+        fs::create_dir(place.path()).unwrap();
+        usage.save().unwrap_err();
+        fs::remove_dir(place.path()).unwrap();
+        usage.save().unwrap();
+        assert_eq!(place.names(), [FILE]);
+        fs::remove_file(place.path()).unwrap();
+        usage.save().unwrap();
+        assert_eq!(place.names(), [""; 0]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_moved_aside_and_never_written_over() {
+        let place = Place::new();
+        for content in ["{", r#"{"format":7}"#] {
+            fs::write(place.path(), content).unwrap();
+            let usage = place.open();
+            assert_eq!(usage.stats(monday()).len(), 0);
+            usage.record(&key("a"), ANSWERED, monday());
+            usage.save().unwrap();
+            assert_eq!(place.names(), [FILE, "usage.json.unreadable"]);
+            let aside = place.root.path().join("usage.json.unreadable");
+            assert_eq!(fs::read_to_string(aside).unwrap(), content);
+            assert_eq!(place.open().stats(monday()).len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_can_be_neither_read_nor_moved_stays_and_counting_goes_on() {
+        let place = Place::new();
+        fs::write(place.path(), "{").unwrap();
+        fs::create_dir_all(place.root.path().join("usage.json.unreadable/a")).unwrap();
+        let usage = place.open();
+        usage.record(&key("a"), ANSWERED, monday());
+        usage.save().unwrap();
+        assert_eq!(usage.stats(monday()).len(), 1);
+        assert_eq!(fs::read_to_string(place.path()).unwrap(), "{");
+    }
+
+    #[test]
+    fn a_thousand_models_are_remembered_and_the_oldest_sign_goes_first() {
+        let usage = Place::new().open();
+        let keys = Vec::from_iter((0..MAX_MODELS + 2).map(|index| key(&format!("m{index}"))));
+        for (second, key) in keys.iter().take(MAX_MODELS).enumerate() {
+            usage.record(key, ANSWERED, monday() + Duration::from_secs(second as u64));
+        }
+        usage.record(&keys[0], ANSWERED, monday() + HOUR);
+        usage.record_load(&keys[MAX_MODELS], MINUTE, monday() + HOUR);
+        usage.record(&keys[MAX_MODELS + 1], ANSWERED, monday() + HOUR);
+        let stats = usage.stats(monday() + HOUR);
+        let gone = keys.iter().filter(|key| !stats.contains_key(key));
+        assert_eq!(Vec::from_iter(gone), [&keys[1], &keys[2]]);
+    }
+
+    #[test]
+    fn removed_models_are_forgotten_after_thirty_days_and_installed_ones_never() {
+        let place = Place::new();
+        let usage = place.open();
+        let (stays, leaves) = (key("stays"), key("leaves"));
+        usage.record(&stays, ANSWERED, monday());
+        usage.record(&leaves, ANSWERED, monday());
+        let one = BTreeSet::from([stays.clone()]);
+        let both = BTreeSet::from([stays, leaves]);
+        // Installed and not used for a long time, then removed.
+        (0..100).for_each(|day| usage.keep_installed(&both, monday() + day * DAY));
+        usage.keep_installed(&one, monday() + (99 + 29) * DAY);
+        assert_eq!(usage.stats(monday()).len(), 2);
+        usage.keep_installed(&one, monday() + (99 + 30) * DAY);
+        assert_eq!(Vec::from_iter(usage.stats(monday()).into_keys()), Vec::from_iter(one.clone()));
+        usage.save().unwrap();
+        // What was seen less than a day ago is not worth a write.
+        fs::remove_file(place.path()).unwrap();
+        usage.keep_installed(&one, monday() + (99 + 30) * DAY + HOUR);
+        usage.save().unwrap();
+        assert_eq!(place.names(), [""; 0]);
+    }
+
+    #[test]
+    fn uses_an_hour_are_those_of_late_or_those_of_habit() {
+        let usage = Place::new().open();
+        let model = key("a");
+        assert_eq!(usage.uses_per_hour(&model, monday()), 0.0);
+        // Twelve an hour, for half a day.
+        let steady = |index: u32| monday() + index * 5 * MINUTE;
+        (0..144).for_each(|index| usage.record(&model, ANSWERED, steady(index)));
+        let rate = usage.uses_per_hour(&model, steady(144));
+        assert!((10.0..14.0).contains(&rate), "{rate}");
+        let later = usage.uses_per_hour(&model, steady(144) + 3 * HOUR);
+        assert!((later / rate - 0.125).abs() < 0.01, "{later} of {rate}");
+
+        // Six requests every Monday at noon.
+        let model = key("b");
+        for week in 0..4 {
+            let noon = monday() + week * WEEK + 12 * HOUR;
+            (0..6).for_each(|index| usage.record(&model, ANSWERED, noon + index * MINUTE));
+        }
+        let rate_at = |hours| usage.uses_per_hour(&model, monday() + 4 * WEEK + hours * HOUR);
+        let rates = [10, 11, 12, 13].map(rate_at);
+        assert!(rates[0] < 0.001 && rates[3] < 0.001, "{rates:?}");
+        assert!((rates[1] - 6.0).abs() < 1e-9 && (rates[2] - 6.0).abs() < 1e-9, "{rates:?}");
+    }
+
+    /// Counts of models that were used at a quarter past these hours of these weeks, from Monday on.
+    fn simulated(uses: &[(&str, std::ops::Range<u32>, u32)]) -> Usage {
+        let usage = Place::new().open();
+        for week in 0..20 {
+            for (id, _, hour) in uses.iter().filter(|(_, weeks, _)| weeks.contains(&week)) {
+                usage.record(&key(id), ANSWERED, hour_of(week, *hour) + 15 * MINUTE);
+            }
+        }
+        usage
+    }
+
+    fn hour_of(week: u32, hour: u32) -> SystemTime {
+        monday() + week * WEEK + hour * HOUR
+    }
+
+    #[test]
+    fn a_habit_is_expected_shortly_before_its_hour_from_the_fourth_week_on() {
+        for (weeks, week, expected) in [
+            (0..2, 2, false),
+            (0..3, 3, true),
+            (0..10, 10, true),
+            // Given up: for one week it is still expected, in the second it is not.
+            (0..6, 7, true),
+            (0..6, 8, false),
+        ] {
+            let usage = simulated(&[("a", weeks.clone(), 9)]);
+            let before = hour_of(week, 9) - 10 * MINUTE;
+            let found = usage.expected(10 * MINUTE, before);
+            assert_eq!(found.len(), usize::from(expected), "{weeks:?} in week {week}");
+            assert!(found.iter().all(|found| found.at == hour_of(week, 9)
+                && found.key == key("a")
+                && found.probability >= MIN_PROBABILITY));
+            assert_eq!(usage.expected(9 * MINUTE, before), [], "{weeks:?} in week {week}");
+        }
+    }
+
+    #[test]
+    fn a_new_habit_takes_the_place_of_the_old_one() {
+        let usage = simulated(&[("a", 0..6, 9), ("a", 6..12, 19)]);
+        let next = |week| usage.expected(MAX_AHEAD, hour_of(week, 0)).pop().map(|next| next.at);
+        assert_eq!(next(12), Some(hour_of(12, 19)));
+        let usage = simulated(&[("a", 0..6, 9), ("a", 6..8, 19)]);
+        let next = |week| usage.expected(MAX_AHEAD, hour_of(week, 0)).pop();
+        assert_eq!(next(8), None, "neither is the rule");
+    }
+
+    #[test]
+    fn the_hour_that_has_begun_is_expected_until_it_has_had_its_use() {
+        let usage = simulated(&[("a", 0..5, 9), ("b", 0..5, 10), ("c", 2..5, 9)]);
+        let now = hour_of(5, 9) + 5 * MINUTE;
+        let expected = |within| {
+            let expected = usage.expected(within, now).into_iter();
+            Vec::from_iter(expected.map(|found| (found.key, found.at)))
+        };
+        assert_eq!(expected(MINUTE), [(key("a"), now), (key("c"), now)]);
+        usage.record(&key("a"), ANSWERED, now);
+        assert_eq!(expected(HOUR), [(key("c"), now), (key("b"), hour_of(5, 10))]);
+        // A day ahead at most, however much is asked for.
+        let far = usage.expected(Duration::MAX, hour_of(5, 10) + 20 * MINUTE - 7 * DAY);
+        assert!(far.iter().all(|found| found.at < hour_of(5, 11) - 6 * DAY), "{far:?}");
+    }
+
+    #[test]
+    fn a_clock_that_is_not_set_tells_no_habits_and_spoils_none() {
+        let usage = simulated(&[("a", 0..5, 9)]);
+        let unset = UNIX_EPOCH + HOUR;
+        usage.record(&key("a"), ANSWERED, unset);
+        usage.record(&key("b"), ANSWERED, UNIX_EPOCH - HOUR);
+        assert_eq!(usage.expected(MAX_AHEAD, unset), []);
+        assert_eq!(usage.expected(HOUR, hour_of(5, 9)).len(), 1);
+        assert_eq!(usage.stats(hour_of(5, 9))[&key("b")].requests, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn counters_never_overflow_and_times_in_any_order_do_no_harm(
+            calls in prop::collection::vec(
+                (any::<usize>(), any::<usize>(), any::<u64>(), any::<bool>(), 0_u64..1 << 40), 1..40),
+        ) {
+            let place = Place::new();
+            let usage = place.open();
+            let model = key("a");
+            for (texts, tokens, micros, ok, second) in calls {
+                let now = UNIX_EPOCH + Duration::from_secs(second);
+                let latency = Duration::from_micros(micros);
+                usage.record(&model, Served { texts, tokens, latency, ok }, now);
+                usage.record_load(&model, latency, now);
+                let stats = usage.stats(now).remove(&model).unwrap();
+                prop_assert!(stats.uses_per_hour.is_finite() && stats.uses_per_hour >= 0.0);
+                prop_assert!(stats.failures <= stats.requests && stats.requests == stats.loads);
+            }
+            usage.save().unwrap();
+            // A number in JSON may lose its last bit.
+            let counts = |usage: &Usage| {
+                let stats = usage.stats(monday()).into_values();
+                Vec::from_iter(stats.map(|stats| Stats { uses_per_hour: 0.0, ..stats }))
+            };
+            prop_assert_eq!(counts(&usage), counts(&place.open()));
+        }
+    }
+}

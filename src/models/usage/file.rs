@@ -1,0 +1,134 @@
+//! The file that keeps counts across restarts: `{"format":1,"models":{"<key>":{…}}}`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+
+use super::counts::Counts;
+use crate::files::{self, FileError};
+use crate::package::Key;
+
+/// The one format that this version reads and writes.
+const FORMAT: u32 = 1;
+/// Several times what [`super::MAX_MODELS`] models take.
+const MAX_SIZE: u64 = 16 << 20;
+const ASIDE: &str = "unreadable";
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    /// It cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It was written by a version that is newer, or by nobody.
+    #[error("its format is {0}; this version reads {FORMAT}")]
+    Format(u32),
+    /// It is damaged.
+    #[error("it is damaged")]
+    Damaged(#[from] serde_json::Error),
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    format: u32,
+    models: BTreeMap<Key, Counts>,
+}
+
+/// The counts in the file at `path`; none when there is no file.
+///
+/// # Errors
+/// When there is one that cannot be used.
+pub(super) fn read(path: &Path) -> Result<BTreeMap<Key, Counts>, ReadError> {
+    match files::read_limited(path, MAX_SIZE) {
+        Ok(bytes) => parse(&bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<BTreeMap<Key, Counts>, ReadError> {
+    // By itself first: of another format nothing else can be said.
+    let Format { format } = serde_json::from_slice(bytes)?;
+    if format != FORMAT {
+        return Err(ReadError::Format(format));
+    }
+    Ok(serde_json::from_slice::<Contents>(bytes)?.models)
+}
+
+/// Replaces the file at `path`.
+///
+/// # Errors
+/// When the disk fails; the old file is then still there.
+pub(super) fn write(path: &Path, models: BTreeMap<Key, Counts>) -> Result<(), FileError> {
+    // Not indented: most of it are long rows of numbers.
+    let mut json = serde_json::to_vec(&Contents { format: FORMAT, models })
+        .map_err(|error| FileError::new("write", path)(error.into()))?;
+    json.push(b'\n');
+    files::write_atomic(path, &json)?;
+    files::own(path, path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Renames the file at `path`, so that it is not written over: where it is now. What was moved there before goes.
+///
+/// # Errors
+/// When the disk fails, or something stands there that no file can replace.
+pub(super) fn move_aside(path: &Path) -> Result<PathBuf, FileError> {
+    let aside = path.with_added_extension(ASIDE);
+    fs::rename(path, &aside).map_err(FileError::new("move aside", path))?;
+    Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn written() -> Vec<u8> {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("usage.json");
+        let models = ["a@1+0123456789ab", "b@2+0123456789ab"];
+        let models = models.map(|key| (key.parse().unwrap(), Counts::default()));
+        write(&path, models.into()).unwrap();
+        fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        for (bytes, expected) in [
+            ("", "it is damaged"),
+            ("{}", "it is damaged"),
+            ("[]", "it is damaged"),
+            (r#"{"format":1}"#, "it is damaged"),
+            (r#"{"format":1,"models":{"../a":{}}}"#, "it is damaged"),
+            (r#"{"format":1,"models":{},"more":0}"#, "it is damaged"),
+            (r#"{"format":2,"anything":0}"#, "its format is 2; this version reads 1"),
+        ] {
+            assert_eq!(parse(bytes.as_bytes()).unwrap_err().to_string(), expected, "{bytes}");
+        }
+        assert_eq!(parse(&written()).unwrap().len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn any_damage_is_refused_or_read(
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = written();
+            for (index, byte) in edits {
+                let index = index.index(bytes.len());
+                bytes[index] = byte;
+            }
+            drop(parse(&bytes[..cut.index(bytes.len() + 1)]));
+            drop(parse(&bytes));
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! In which hours of the week a model is used, and how likely it is used in an hour to come. Pure.
+//!
+//! Hours are those of UTC: a habit that follows the clock on the wall moves by an hour twice a year, and is learned
+//! anew within weeks.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// Hours of a week; the first begins on Monday at 00:00 UTC.
+pub(super) const HOURS: usize = 168;
+/// Fewer weeks than this are no habit.
+const MIN_WEEKS: u64 = 3;
+/// What a week counts beside the one after it: what was given up three weeks ago counts half.
+const DECAY: f64 = 0.8;
+/// Weeks that are remembered: the oldest counts 3 % of the last.
+const MAX_WEEKS: u64 = 15;
+/// 1970 began on a Thursday, 72 hours into its week.
+const EPOCH: u64 = 72;
+/// 2025-01-01. A clock that stands before it was never set; what it says is no hour of the week.
+const CLOCK_SET: u64 = 1_735_689_600;
+const HOUR: u64 = 3600;
+
+/// An hour, counted from 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Hour(u64);
+
+impl Hour {
+    /// The hour of `now`; none while the device's clock is not set.
+    pub(super) fn of(now: SystemTime) -> Option<Self> {
+        let seconds = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
+        (seconds >= CLOCK_SET).then_some(Self(seconds / HOUR))
+    }
+
+    /// The hour after this one.
+    pub(super) fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    /// When it begins; none beyond what the system can tell.
+    pub(super) fn begin(self) -> Option<SystemTime> {
+        UNIX_EPOCH.checked_add(Duration::from_secs(self.0.checked_mul(HOUR)?))
+    }
+
+    fn week(self) -> u64 {
+        self.0.saturating_add(EPOCH) / HOURS as u64
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "below 168")]
+    fn of_week(self) -> usize {
+        (self.0.saturating_add(EPOCH) % HOURS as u64) as usize
+    }
+}
+
+/// In which hours a model was used, for each of the last weeks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Habit {
+    /// Bit `k` of an hour: whether it was used in that hour `k` weeks before `week`.
+    used: Hours,
+    /// The week of the last use, counted from 1970.
+    week: u64,
+    /// The hour of the first use.
+    first: Hour,
+}
+
+impl Habit {
+    /// The habit of a model that was used in `hour` for the first time.
+    pub(super) fn begin(hour: Hour) -> Self {
+        let mut habit = Self { used: Hours([0; HOURS]), week: hour.week(), first: hour };
+        habit.record(hour);
+        habit
+    }
+
+    /// Remembers a use. Returns whether it is the first in its hour.
+    ///
+    /// A clock that was set back takes what it recorded in the future with it.
+    pub(super) fn record(&mut self, hour: Hour) -> bool {
+        let week = hour.week();
+        let (forth, back) = (week.saturating_sub(self.week), self.week.saturating_sub(week));
+        if (forth, back) != (0, 0) {
+            for bits in &mut self.used.0 {
+                *bits = shift(*bits, forth, u16::checked_shl);
+                *bits = shift(*bits, back, u16::checked_shr);
+            }
+        }
+        self.week = week;
+        self.first = self.first.min(hour);
+        let Some(bits) = self.used.0.get_mut(hour.of_week()) else { return false };
+        let is_first = *bits & 1 == 0;
+        *bits |= 1;
+        is_first
+    }
+
+    /// Whether it was used in `hour`.
+    pub(super) fn was_used(&self, hour: Hour) -> bool {
+        self.was_used_before(hour, 0)
+    }
+
+    /// The share of the past weeks in which it was used in this hour of the week, later weeks counting more; none
+    /// before there are [`MIN_WEEKS`].
+    ///
+    /// With `u_k` 1 when it was used `k` weeks before `hour` and 0 when not: Σ `DECAY^k · u_k` / Σ `DECAY^k`.
+    pub(super) fn probability(&self, hour: Hour) -> Option<f64> {
+        let weeks = hour.0.saturating_sub(self.first.0) / HOURS as u64;
+        if weeks < MIN_WEEKS {
+            return None;
+        }
+        let (mut used, mut all, mut weight) = (0.0, 0.0, 1.0);
+        for ago in 1..=weeks.min(MAX_WEEKS) {
+            weight *= DECAY;
+            all += weight;
+            if self.was_used_before(hour, ago) {
+                used += weight;
+            }
+        }
+        Some(used / all)
+    }
+
+    /// [`Self::probability`] of every hour of the week at its next turn, `now` included; none of them before there are
+    /// enough weeks for all.
+    pub(super) fn probabilities(&self, now: Hour) -> Option<Vec<f64>> {
+        let mut week = vec![0.0; HOURS];
+        let mut hour = now;
+        for _ in 0..HOURS {
+            *week.get_mut(hour.of_week())? = self.probability(hour)?;
+            hour = hour.next();
+        }
+        Some(week)
+    }
+
+    fn was_used_before(&self, hour: Hour, weeks_ago: u64) -> bool {
+        let bits = self.used.0.get(hour.of_week()).copied().unwrap_or(0);
+        // Nothing is known of weeks after the last use.
+        let known = hour.week().checked_sub(weeks_ago).and_then(|week| self.week.checked_sub(week));
+        known.is_some_and(|ago| shift(bits, ago, u16::checked_shr) & 1 == 1)
+    }
+}
+
+fn shift(bits: u16, by: u64, direction: fn(u16, u32) -> Option<u16>) -> u16 {
+    u32::try_from(by).ok().and_then(|by| direction(bits, by)).unwrap_or(0)
+}
+
+/// Bits for each hour of the week.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u16>", into = "Vec<u16>")]
+struct Hours([u16; HOURS]);
+
+/// A week of another length.
+#[derive(Debug, thiserror::Error)]
+#[error("expected {HOURS} hours of the week, found {0}")]
+struct WrongLength(usize);
+
+impl TryFrom<Vec<u16>> for Hours {
+    type Error = WrongLength;
+
+    fn try_from(hours: Vec<u16>) -> Result<Self, WrongLength> {
+        hours.try_into().map(Self).map_err(|hours: Vec<u16>| WrongLength(hours.len()))
+    }
+}
+
+impl From<Hours> for Vec<u16> {
+    fn from(hours: Hours) -> Self {
+        hours.0.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Monday 2026-01-05, 00:00 UTC.
+    const MONDAY: u64 = 1_767_571_200 / HOUR;
+    const WEEK: u64 = HOURS as u64;
+
+    /// The habit of who used a model at nine on Mondays of these weeks.
+    fn nine_on_mondays(weeks: impl IntoIterator<Item = u64>) -> Habit {
+        let mut hours = weeks.into_iter().map(|week| Hour(MONDAY + 9 + week * WEEK));
+        let mut habit = Habit::begin(hours.next().unwrap());
+        for hour in hours {
+            habit.record(hour);
+        }
+        habit
+    }
+
+    #[test]
+    fn a_week_begins_on_monday() {
+        assert_eq!(Hour(MONDAY).of_week(), 0);
+        assert_eq!(Hour(MONDAY - 1).of_week(), HOURS - 1);
+        assert_eq!(Hour(MONDAY).week(), Hour(MONDAY - 1).week() + 1);
+        let at = UNIX_EPOCH + Duration::from_secs(MONDAY * HOUR + 1);
+        assert_eq!(Hour::of(at), Some(Hour(MONDAY)));
+        assert_eq!(Hour::of(UNIX_EPOCH), None);
+    }
+
+    #[test]
+    fn what_was_used_in_most_weeks_is_likely_and_later_weeks_count_more() {
+        let in_week = |week: u64| Hour(MONDAY + 9 + week * WEEK);
+        for (weeks, asked, expected) in [
+            (vec![0, 1, 2], 2, None),
+            (vec![0, 1, 2], 3, Some(1.0)),
+            (vec![0, 2], 3, Some((0.8 + 0.512) / 1.952)),
+            (vec![0, 1], 3, Some((0.64 + 0.512) / 1.952)),
+            (vec![0], 3, Some(0.512 / 1.952)),
+            // Long given up.
+            (vec![0, 1, 2, 3], 60, Some(0.0)),
+            ((0..40).collect(), 40, Some(1.0)),
+        ] {
+            let found = nine_on_mondays(weeks.clone()).probability(in_week(asked));
+            match (found, expected) {
+                (Some(found), Some(expected)) => {
+                    assert!((found - expected).abs() < 1e-9, "{weeks:?}: {found}");
+                }
+                pair => assert_eq!(pair.0, pair.1, "{weeks:?}"),
+            }
+        }
+        let habit = nine_on_mondays(0..5);
+        assert_eq!(habit.probability(in_week(5).next()), Some(0.0));
+    }
+
+    #[test]
+    fn the_present_week_is_no_evidence_for_itself() {
+        let habit = nine_on_mondays([0, 1, 2, 3]);
+        let now = Hour(MONDAY + 9 + 3 * WEEK);
+        assert!(habit.was_used(now) && !habit.was_used(now.next()));
+        assert_eq!(habit.probability(now), Some(1.0));
+        assert_eq!(nine_on_mondays([0, 1, 2]).probability(now), Some(1.0));
+    }
+
+    #[test]
+    fn all_hours_of_the_week_are_told_from_monday_on() {
+        let habit = nine_on_mondays(0..4);
+        assert_eq!(habit.probabilities(Hour(MONDAY + 10 + WEEK)), None);
+        let week = habit.probabilities(Hour(MONDAY + 100 + 3 * WEEK)).unwrap();
+        let likely: Vec<_> = (0..HOURS).filter(|hour| week[*hour] > 0.0).collect();
+        assert_eq!((week.len(), likely), (HOURS, vec![9]));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_keeps_the_weeks_before_it() {
+        let mut habit = nine_on_mondays([0, 1, 2, 9]);
+        habit.record(Hour(MONDAY + 9 + 3 * WEEK));
+        assert_eq!(habit, nine_on_mondays(0..4));
+    }
+
+    proptest! {
+        #[test]
+        fn any_hours_in_any_order_give_shares(
+            hours in prop::collection::vec(
+                prop_oneof![any::<u64>(), MONDAY..MONDAY + 30 * WEEK], 1..60),
+            asked in prop_oneof![any::<u64>(), MONDAY..MONDAY + 30 * WEEK],
+        ) {
+            let mut habit = Habit::begin(Hour(hours[0]));
+            for hour in &hours {
+                habit.record(Hour(*hour));
+                prop_assert!(habit.was_used(Hour(*hour)) && !habit.record(Hour(*hour)));
+            }
+            let probability = habit.probability(Hour(asked));
+            prop_assert!(probability.is_none_or(|share| (0.0..=1.0).contains(&share)));
+            prop_assert!(Hour(asked).begin().is_none_or(|at| at >= UNIX_EPOCH));
+            let json = serde_json::to_string(&habit).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Habit>(&json).unwrap(), habit);
+        }
+    }
+}

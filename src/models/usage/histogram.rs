@@ -1,0 +1,181 @@
+//! Latencies in 44 counters, each half an octave wide. Pure.
+//!
+//! A quantile is interpolated within its counter: it is off by less than the counter's width, a factor of √2.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// From 0.1 ms to 210 s; what is shorter or longer is in the first or the last.
+const COUNTERS: usize = 44;
+/// Where the second counter begins.
+const LEAST: Duration = Duration::from_micros(100);
+/// A histogram of recent latencies holds at least this many, once there were so many, and fewer than twice as many.
+const RECENT: u64 = 128;
+
+/// How many requests took how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u64>", into = "Vec<u64>")]
+pub(super) struct Histogram {
+    counts: [u64; COUNTERS],
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { counts: [0; COUNTERS] }
+    }
+}
+
+impl Histogram {
+    /// Counts a latency.
+    pub(super) fn record(&mut self, latency: Duration) {
+        if let Some(count) = self.counts.get_mut(counter(latency)) {
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// Counts a latency, and lets all before it fade: the counters are halved whenever there are twice as many as are
+    /// recent.
+    pub(super) fn record_recent(&mut self, latency: Duration) {
+        self.record(latency);
+        while self.count() >= u128::from(2 * RECENT) {
+            self.counts.iter_mut().for_each(|count| *count /= 2);
+        }
+    }
+
+    fn count(&self) -> u128 {
+        self.counts.iter().map(|count| u128::from(*count)).sum()
+    }
+
+    /// The latency that `share` (0 to 1) of all were not above; none without any.
+    pub(super) fn quantile(&self, share: f64) -> Option<Duration> {
+        let count = self.count();
+        if count == 0 {
+            return None;
+        }
+        let wanted = (count as f64 * share).max(1.0);
+        let mut below = 0.0;
+        for (counter, count) in self.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            let count = *count as f64;
+            if below + count >= wanted {
+                let (from, to) = (begin(counter), begin(counter + 1));
+                return Some(from + (to - from).mul_f64((wanted - below) / count));
+            }
+            below += count;
+        }
+        // Rounding, with counts past what f64 holds exactly.
+        Some(begin(COUNTERS))
+    }
+}
+
+/// The counter of `latency`.
+fn counter(latency: Duration) -> usize {
+    let octaves = latency.div_duration_f64(LEAST).log2();
+    // Zero has no logarithm, and its cast saturates as that of every other number does.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
+    let half_octaves = (octaves * 2.0 + 1.0).floor() as usize;
+    half_octaves.min(COUNTERS - 1)
+}
+
+/// Where `counter` begins.
+fn begin(counter: usize) -> Duration {
+    match counter {
+        0 => Duration::ZERO,
+        _ => LEAST.mul_f64(((counter - 1) as f64 / 2.0).exp2()),
+    }
+}
+
+/// A histogram of another size.
+#[derive(Debug, thiserror::Error)]
+#[error("expected {COUNTERS} counters of latencies, found {0}")]
+pub(super) struct WrongSize(usize);
+
+impl TryFrom<Vec<u64>> for Histogram {
+    type Error = WrongSize;
+
+    fn try_from(counts: Vec<u64>) -> Result<Self, WrongSize> {
+        let counts = counts.try_into().map_err(|counts: Vec<u64>| WrongSize(counts.len()))?;
+        Ok(Self { counts })
+    }
+}
+
+impl From<Histogram> for Vec<u64> {
+    fn from(histogram: Histogram) -> Self {
+        histogram.counts.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(latencies: impl IntoIterator<Item = Duration>) -> Histogram {
+        let mut histogram = Histogram::default();
+        latencies.into_iter().for_each(|latency| histogram.record(latency));
+        histogram
+    }
+
+    #[test]
+    fn every_latency_is_in_the_counter_that_begins_below_it() {
+        for counter_of in 0..COUNTERS {
+            let inside = (begin(counter_of) + begin(counter_of + 1)) / 2;
+            assert_eq!(counter(inside), counter_of, "{inside:?}");
+        }
+        assert_eq!((counter(Duration::ZERO), counter(Duration::MAX)), (0, COUNTERS - 1));
+    }
+
+    #[test]
+    fn quantiles_of_nothing_are_none_and_of_one_are_its_counter() {
+        assert_eq!(Histogram::default().quantile(0.5), None);
+        let ten = Duration::from_millis(10);
+        let median = of([ten]).quantile(0.5).unwrap();
+        assert!((0.7..1.42).contains(&median.div_duration_f64(ten)), "{median:?}");
+    }
+
+    #[test]
+    fn recent_latencies_take_the_place_of_old_ones() {
+        let (slow, quick) = (Duration::from_secs(1), Duration::from_millis(5));
+        let mut recent = Histogram::default();
+        (0..100_000).for_each(|_| recent.record_recent(slow));
+        (0..1_000).for_each(|_| recent.record_recent(quick));
+        assert!(recent.quantile(0.95).unwrap() < Duration::from_millis(10));
+        assert!((u128::from(RECENT)..u128::from(2 * RECENT)).contains(&recent.count()));
+    }
+
+    #[test]
+    fn counters_that_are_full_stay_full() {
+        let mut full = Histogram { counts: [u64::MAX; COUNTERS] };
+        full.record(Duration::from_millis(1));
+        assert_eq!(full, Histogram { counts: [u64::MAX; COUNTERS] });
+        assert!(full.quantile(1.0).is_some());
+        full.record_recent(Duration::from_millis(1));
+        assert!(full.count() < u128::from(2 * RECENT));
+    }
+
+    proptest! {
+        #[test]
+        fn a_quantile_is_within_a_counter_of_the_true_one(
+            micros in prop::collection::vec(100_u64..200_000_000, 1..200),
+            // Of 64: such a share is exact.
+            share in 1_usize..=64,
+        ) {
+            let mut latencies = Vec::from_iter(micros.into_iter().map(Duration::from_micros));
+            let found = of(latencies.iter().copied());
+            let found = found.quantile(share as f64 / 64.0).unwrap();
+            latencies.sort_unstable();
+            let rank = (latencies.len() * share).div_ceil(64);
+            let ratio = found.div_duration_f64(latencies[rank - 1]);
+            prop_assert!((0.7..=1.4143).contains(&ratio), "{found:?}, {ratio}");
+        }
+
+        #[test]
+        fn what_is_written_is_read(counts in prop::collection::vec(any::<u64>(), 0..60)) {
+            let size = counts.len();
+            match Histogram::try_from(counts.clone()) {
+                Ok(histogram) => prop_assert_eq!(Vec::from(histogram), counts),
+                Err(_wrong) => prop_assert_ne!(size, COUNTERS),
+            }
+        }
+    }
+}
