@@ -4,11 +4,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, FlockArg, OFlag, PosixFadviseAdvice, posix_fadvise};
+
+/// Bytes of a file that [`Window`] lets into the page cache: many beside the cost of a sync, few beside
+/// the memory of a device.
+const WINDOW: u64 = 8 << 20;
 
 /// A failed operation on a path.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +60,120 @@ pub fn open_regular(path: &Path) -> Result<File, FileError> {
         io::ErrorKind::InvalidInput,
         "it is not a regular file",
     )))
+}
+
+/// Takes `range` of `file` out of the page cache, where it counts as memory of this process's cgroup.
+///
+/// An advice: pages that were written and not synced stay, and so do those that somebody has mapped and
+/// touched; <https://man7.org/linux/man-pages/man2/posix_fadvise.2.html>.
+pub fn uncache(file: &File, range: Range<u64>) {
+    let [start, length] = [range.start, range.end.saturating_sub(range.start)]
+        .map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+    // A length of 0 would mean all behind the start.
+    if length > 0 {
+        let advised = posix_fadvise(file, start, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        // Some file systems have no cache to speak of; then there is nothing to take out.
+        advised.unwrap_or(());
+    }
+}
+
+/// How far a file was read or written from its beginning, and how far when its pages were last taken out.
+#[derive(Debug, Default)]
+struct Window {
+    passed: u64,
+    uncached: u64,
+}
+
+impl Window {
+    /// Whether `bytes` more fill it; then it begins anew.
+    fn pass(&mut self, bytes: usize) -> bool {
+        self.passed += bytes as u64;
+        let full = self.passed - self.uncached >= WINDOW;
+        if full {
+            self.uncached = self.passed;
+        }
+        full
+    }
+}
+
+/// A file that is read once: what was read does not stay in the page cache.
+#[derive(Debug)]
+pub struct ReadOnce {
+    file: File,
+    window: Window,
+}
+
+impl ReadOnce {
+    /// Reads `file` from its beginning.
+    pub fn new(file: File) -> Self {
+        Self { file, window: Window::default() }
+    }
+}
+
+impl Read for ReadOnce {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        if self.window.pass(read) {
+            // From the beginning: of pages that the kernel holds together some reach over windows.
+            uncache(&self.file, 0..self.window.passed);
+        }
+        Ok(read)
+    }
+}
+
+impl Drop for ReadOnce {
+    /// Also what the kernel has read ahead.
+    fn drop(&mut self) {
+        uncache(&self.file, 0..u64::MAX);
+    }
+}
+
+/// A new file that is written once: where it is synced, what was written does not stay in the page cache.
+#[derive(Debug)]
+pub struct WriteOnce {
+    file: File,
+    /// `None`: nothing waits for the disk, so that nothing can leave the cache.
+    window: Option<Window>,
+}
+
+impl WriteOnce {
+    /// Writes `file` from its beginning, and syncs it on the way.
+    pub fn synced(file: File) -> Self {
+        Self { file, window: Some(Window::default()) }
+    }
+
+    /// Writes `file` from its beginning, and leaves the rest to the kernel.
+    pub fn volatile(file: File) -> Self {
+        Self { file, window: None }
+    }
+
+    /// Makes the file survive a power cut.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        uncache(&self.file, 0..u64::MAX);
+        Ok(())
+    }
+}
+
+impl Write for WriteOnce {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(buffer)?;
+        if let Some(window) = &mut self.window
+            && window.pass(written)
+        {
+            // Only what is on the disk can leave the cache.
+            self.file.sync_data()?;
+            uncache(&self.file, 0..window.passed);
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// The whole content of a regular file of at most `limit` bytes.
@@ -193,6 +312,26 @@ mod tests {
         assert!(open_regular(&file).is_ok());
         for other in [&link, &fifo, &root.path().to_owned(), &root.path().join("absent")] {
             assert!(open_regular(other).is_err(), "{}", other.display());
+        }
+    }
+
+    #[test]
+    fn what_is_written_and_read_once_is_whole_whatever_the_window() {
+        #[expect(clippy::cast_possible_truncation, reason = "windows are small")]
+        let window = WINDOW as usize;
+        for length in [0, 1, window - 1, window, 2 * window + 5] {
+            let content: Vec<u8> = (0..=250).cycle().take(length).collect();
+            let file = tempfile::NamedTempFile::new().unwrap();
+            for mut written in [
+                WriteOnce::synced(file.reopen().unwrap()),
+                WriteOnce::volatile(file.reopen().unwrap()),
+            ] {
+                content.chunks(70_001).for_each(|part| written.write_all(part).unwrap());
+                written.sync().unwrap();
+                let mut found = Vec::new();
+                ReadOnce::new(file.reopen().unwrap()).read_to_end(&mut found).unwrap();
+                assert!(found == content, "{length}");
+            }
         }
     }
 

@@ -28,7 +28,7 @@ use crate::api::wire::{InstalledPackage, Package, PackageList};
 use crate::api::{MINISIG_HEADER, NAME_HEADER, SHA256_HEADER};
 use crate::config::Settings;
 use crate::exit::Exit;
-use crate::files::{self, FileError};
+use crate::files::{self, FileError, ReadOnce};
 use crate::models::install::{Installed, Rules, install, remove, try_out};
 use crate::models::load::options;
 use crate::package::{
@@ -244,7 +244,7 @@ fn install_here(
     settings: &Settings,
     path: &Path,
 ) -> anyhow::Result<InstalledPackage> {
-    let file = files::open_regular(path)?;
+    let file = ReadOnce::new(files::open_regular(path)?);
     let sidecars = Sidecars::read(path)?;
     let rules = Rules::from(settings);
     let installed = install(store, file, &sidecars, Origin::Installed, &rules, options(settings))?;

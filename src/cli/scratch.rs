@@ -8,7 +8,7 @@ use anyhow::Context;
 use tempfile::TempDir;
 
 use crate::config::Settings;
-use crate::files;
+use crate::files::{self, ReadOnce};
 use crate::models::install::{InstallError, Installed, Rules, admit};
 use crate::package::{Origin, Sidecars, Store};
 
@@ -33,7 +33,7 @@ impl Scratch {
     /// Verifies the package at `path` with what stands beside it, as an installation does, and
     /// unpacks it; its model is not tried.
     pub(super) fn admit(&self, path: &Path) -> anyhow::Result<Installed> {
-        let file = files::open_regular(path)?;
+        let file = ReadOnce::new(files::open_regular(path)?);
         let sidecars = Sidecars::read(path).map_err(InstallError::from)?;
         Ok(admit(&self.store, file, &sidecars, Origin::Installed, &self.rules)?)
     }

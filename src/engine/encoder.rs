@@ -80,7 +80,7 @@ impl Encoder {
     /// The encoder of `config` with the weights in the safetensors `file`, for texts of at most `reach`
     /// tokens; `formats` are those of linear layers and of attention.
     ///
-    /// Packs on the rayon threads that it is called in, and releases what was packed. `file` is kept for
+    /// Packs on the rayon threads that it is called in, and forgets what was packed. `file` is kept for
     /// the table of words.
     ///
     /// # Errors
@@ -117,8 +117,6 @@ impl Encoder {
         let words = tensor(&tensors, "embeddings.word_embeddings.weight")?;
         let words = words.place();
         drop(tensors);
-        // Also what a tensor shares a page with, the header, and what was read into values.
-        file.release(0..file.bytes().len());
         #[expect(clippy::cast_possible_truncation, reason = "LayerNorm computes in f32")]
         let epsilon = config.layer_norm_eps as f32;
         Ok(Self {

@@ -167,8 +167,8 @@ impl<'t, 'a> Source<'t, 'a> {
     }
 
     /// Says that the weight was packed.
-    fn release(&self) {
-        self.weight.release();
+    fn forget(&self) {
+        self.weight.forget();
     }
 
     fn row(&self, output: usize) -> Vec<f32> {
@@ -245,7 +245,7 @@ impl Packing {
                 let padded = (part * heads + output / head) * padded_head + output % head;
                 source.pack(output, factor, &places, &mut packed, padded);
             }
-            source.release();
+            source.forget();
         }
         packed
     }
@@ -262,7 +262,7 @@ impl Packing {
         for output in 0..outputs {
             source.pack(output, 1.0, &places, &mut packed, output);
         }
-        source.release();
+        source.forget();
         packed
     }
 
@@ -283,7 +283,7 @@ impl Packing {
         for (place, &channel) in self.order.iter().enumerate() {
             source.pack(channel, 1.0, places, &mut packed, place);
         }
-        source.release();
+        source.forget();
         packed
     }
 }

@@ -208,14 +208,18 @@ pub struct ModelSpec {
 /// The bytes of a weights file, wherever they lie: in memory, or in a file that is mapped.
 ///
 /// Whoever implements it promises that [`WeightsFile::bytes`] gives the same bytes at the same
-/// place each time, before and after [`WeightsFile::release`].
+/// place each time, before and after [`WeightsFile::release`] and [`WeightsFile::forget`].
 pub trait WeightsFile: Send + Sync {
     /// All bytes.
     fn bytes(&self) -> &[u8];
 
-    /// Hears that `range` of the bytes will not be read for long, and may give back the memory that
+    /// Hears that `range` of the bytes will not be read for a while, and may give back the memory that
     /// it takes.
     fn release(&self, range: Range<usize>);
+
+    /// Hears that `range` of the bytes will not be read again, and may give back what the system keeps
+    /// of it too.
+    fn forget(&self, range: Range<usize>);
 
     /// Memory of this process that the bytes take, in bytes; without what belongs to a file, from
     /// which the system reads it again when it is needed.
@@ -229,6 +233,8 @@ impl WeightsFile for Vec<u8> {
     }
 
     fn release(&self, _range: Range<usize>) {}
+
+    fn forget(&self, _range: Range<usize>) {}
 
     fn anonymous_bytes(&self) -> u64 {
         self.len() as u64

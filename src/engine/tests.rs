@@ -196,8 +196,10 @@ fn every_weight_in_memory_is_counted() {
     assert_eq!(embedder.dimensions(), 3);
 }
 
-/// A file as one that is mapped shows itself; notes what is released.
-struct Mapped(Vec<u8>, Arc<Mutex<Vec<Range<usize>>>>);
+/// A file as one that is mapped shows itself; notes what is released, and what is forgotten.
+struct Mapped(Vec<u8>, Arc<Mutex<(Ranges, Ranges)>>);
+
+type Ranges = Vec<Range<usize>>;
 
 impl WeightsFile for Mapped {
     fn bytes(&self) -> &[u8] {
@@ -205,7 +207,11 @@ impl WeightsFile for Mapped {
     }
 
     fn release(&self, range: Range<usize>) {
-        self.1.lock().unwrap().push(range);
+        self.1.lock().unwrap().0.push(range);
+    }
+
+    fn forget(&self, range: Range<usize>) {
+        self.1.lock().unwrap().1.push(range);
     }
 
     fn anonymous_bytes(&self) -> u64 {
@@ -214,12 +220,12 @@ impl WeightsFile for Mapped {
 }
 
 #[test]
-fn of_a_mapped_file_all_is_released_and_the_words_are_read_in_place() {
+fn of_a_mapped_file_all_but_the_words_is_forgotten_and_they_are_read_in_place() {
     let (spec, files) = constant_bert(0.5);
     let in_memory = load(&spec, files, OPTIONS).unwrap().embedder;
     let (_, files) = constant_bert(0.5);
-    let released = Arc::default();
-    let file = Mapped(files.weights.bytes().to_vec(), Arc::clone(&released));
+    let noted = Arc::default();
+    let file = Mapped(files.weights.bytes().to_vec(), Arc::clone(&noted));
     let length = file.0.len();
     let tensors = safetensors::SafeTensors::deserialize(&file.0).unwrap().len();
     let files = ModelFiles { weights: Box::new(file), ..files };
@@ -227,10 +233,11 @@ fn of_a_mapped_file_all_is_released_and_the_words_are_read_in_place() {
     // Five words of eight values.
     assert_eq!((embedder.mapped_bytes(), in_memory.mapped_bytes()), (5 * 8 * 4, 0));
     assert_eq!(embedder.weight_bytes(), in_memory.weight_bytes() - length as u64);
-    let released = released.lock().unwrap();
-    // Each tensor after it was checked, six matrices after they were packed, in the end all.
-    assert_eq!(released.len(), tensors + 6 + 1);
-    assert_eq!(released.last(), Some(&(0..length)));
+    let (released, forgotten) = &*noted.lock().unwrap();
+    // Each tensor after it was checked; six matrices after they were packed; in the end all.
+    assert_eq!((released.len(), forgotten.len()), (tensors, 6 + 2));
+    let [before, after] = forgotten.last_chunk().unwrap();
+    assert_eq!((before.start, after.end, after.start - before.end), (0, length, 5 * 8 * 4));
     assert_eq!(embedder.embed(&[&[1, 2]]).unwrap().len(), 8);
 }
 

@@ -171,9 +171,14 @@ impl<'a> Tensor<'a> {
         start..start + self.data.len()
     }
 
-    /// Says that the data will not be read for long.
-    pub(super) fn release(&self) {
+    /// Says that the data will not be read for a while.
+    fn release(&self) {
         self.file.release(self.range());
+    }
+
+    /// Says that the data will not be read again.
+    pub(super) fn forget(&self) {
+        self.file.forget(self.range());
     }
 
     /// The tensor without the borrow of its file.
@@ -196,8 +201,10 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The matrix at `place` of `file`, where it was found.
+    /// The matrix at `place` of `file`, where it was found. The rest of the file is forgotten.
     pub(super) fn new(file: Box<dyn WeightsFile>, place: Place) -> Self {
+        file.forget(0..place.range.start);
+        file.forget(place.range.end..file.bytes().len());
         Self { file, place }
     }
 

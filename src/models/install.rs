@@ -13,7 +13,7 @@ use super::Handle;
 use super::load::{self, LoadError};
 use crate::config::{CleanupPolicy, Settings};
 use crate::engine;
-use crate::files::{self, FileError};
+use crate::files::{self, FileError, ReadOnce};
 use crate::package::{
     Admitted, Cleanup, Entry, Key, Keys, Limits, Origin, Quota, Sidecars, SignatureError,
     SignatureStatus, Status, Store, StoreError, UnpackError, choose,
@@ -260,7 +260,7 @@ impl Installer {
     ) -> Result<Installed, InstallError> {
         self.install_with(origin, move || {
             let package = files::open_regular(&path).map_err(StoreError::from)?;
-            Ok((package, Sidecars::read(&path)?))
+            Ok((ReadOnce::new(package), Sidecars::read(&path)?))
         })
         .await
     }

@@ -133,6 +133,10 @@ impl WeightsFile for Weights {
         Self::release(self, range);
     }
 
+    fn forget(&self, range: Range<usize>) {
+        Self::forget(self, range);
+    }
+
     fn anonymous_bytes(&self) -> u64 {
         Self::anonymous_bytes(self)
     }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, HashingReader};
 use super::{SIDECARS, SUFFIX};
-use crate::files::{self, FileError};
+use crate::files::{self, FileError, ReadOnce};
 
 /// A file this long without a change is read. Well under the two seconds within which a package is to be available.
 pub const QUIET: Duration = Duration::from_millis(300);
@@ -209,7 +209,7 @@ pub fn list(directory: &Path) -> Result<BTreeMap<String, Fingerprint>, FileError
 /// # Errors
 /// When it cannot be read.
 pub fn digest(path: &Path) -> Result<Digest, FileError> {
-    let mut reader = HashingReader::new(files::open_regular(path)?);
+    let mut reader = HashingReader::new(ReadOnce::new(files::open_regular(path)?));
     io::copy(&mut reader, &mut io::sink()).map_err(FileError::new("read", path))?;
     Ok(reader.finish())
 }

@@ -7,6 +7,7 @@
 //!    is renamed or removed meanwhile.
 //! 2. Nothing is ever written through it: its pages are the kernel's cache, which it may drop and
 //!    read again from the file.
+//! 3. Once it is gone nothing of the file stays in the page cache, unless another mapping uses it.
 
 // The premise is one about files, which no type can hold.
 #![allow(unsafe_code, reason = "a file is mapped and its pages are given back")]
@@ -18,6 +19,7 @@ use std::ops::Range;
 use memmap2::{Mmap, UncheckedAdvice};
 
 use super::digest::{Digest, Hasher};
+use crate::files;
 
 /// Bytes that are hashed before their pages are given back: few beside any model, many beside the
 /// cost of a system call.
@@ -25,11 +27,25 @@ const CHUNK: usize = 1 << 20;
 
 /// A file of the store, mapped.
 #[derive(Debug)]
-pub struct Mapping(Mmap);
+pub struct Mapping {
+    // Before the file: pages leave the cache only when nobody has them mapped.
+    map: Mmap,
+    file: Uncached,
+}
+
+/// A file that leaves the page cache with its handle.
+#[derive(Debug)]
+struct Uncached(File);
+
+impl Drop for Uncached {
+    fn drop(&mut self) {
+        files::uncache(&self.0, 0..u64::MAX);
+    }
+}
 
 impl Mapping {
     /// Maps all of `file`, which is one of the store's.
-    pub(super) fn of(file: &File) -> io::Result<Self> {
+    pub(super) fn of(file: File) -> io::Result<Self> {
         // SAFETY: the bytes behind `&[u8]` must not change while it is borrowed. The store is the
         // daemon's own directory: nobody else may write there, a file in it is never written again
         // after the rename that put it there, and its lock keeps a second process of ours away.
@@ -39,32 +55,33 @@ impl Mapping {
         //
         // JUSTIFICATION: read into memory the weights would count twice while they are packed,
         // and the table of words would stay there whole, of which few rows are used.
-        unsafe { Mmap::map(file) }.map(Self)
+        let map = unsafe { Mmap::map(&file) }?;
+        Ok(Self { map, file: Uncached(file) })
     }
 
     /// What is in the file.
     pub fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.map
     }
 
     /// The digest of the bytes. No more than [`CHUNK`] of them are resident for it at a time.
     pub(super) fn digest(&self) -> Digest {
         let mut hasher = Hasher::default();
-        for start in (0..self.0.len()).step_by(CHUNK) {
-            let range = start..self.0.len().min(start + CHUNK);
-            hasher.update(&self.0[range.clone()]);
+        for start in (0..self.map.len()).step_by(CHUNK) {
+            let range = start..self.map.len().min(start + CHUNK);
+            hasher.update(&self.map[range.clone()]);
             self.release(range);
         }
         hasher.finish()
     }
 
-    /// Says that `range` will not be read for long. Its pages leave the process; who reads them
-    /// nevertheless finds them unchanged, and waits for the disk at worst.
+    /// Says that `range` will not be read for a while. Its pages leave the process and stay in the page
+    /// cache; who reads them finds them unchanged.
     ///
     /// # Panics
     /// When `range` reaches beyond the file.
     pub fn release(&self, range: Range<usize>) {
-        let length = self.0[range.clone()].len();
+        let length = self.map[range.clone()].len();
         // SAFETY: on a shared mapping that is only read MADV_DONTNEED drops entries of the page
         // table and no content: the next access finds the same bytes in the file,
         // https://man7.org/linux/man-pages/man2/madvise.2.html. So slices of them stay valid.
@@ -72,10 +89,20 @@ impl Mapping {
         // JUSTIFICATION: pages that were read once would stay in the resident set as long as
         // memory is not short, and that is what operators and limits look at.
         let advised = unsafe {
-            self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, length)
+            self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, length)
         };
         // Only an advice: when it is not taken the kernel takes the pages when it is short of them.
         drop(advised);
+    }
+
+    /// Says that `range` will not be read again. Its pages leave the page cache too; who reads them
+    /// nevertheless finds them unchanged, and waits for the disk.
+    ///
+    /// # Panics
+    /// When `range` reaches beyond the file.
+    pub fn forget(&self, range: Range<usize>) {
+        self.release(range.clone());
+        files::uncache(&self.file.0, range.start as u64..range.end as u64);
     }
 }
 
@@ -96,7 +123,7 @@ mod tests {
     fn mapped(content: &[u8]) -> Mapping {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        Mapping::of(&file).unwrap()
+        Mapping::of(file).unwrap()
     }
 
     #[test]
@@ -120,6 +147,9 @@ mod tests {
         assert_eq!(resident(address), content.len() as u64);
         mapping.release(CHUNK..content.len());
         // Of a huge page more than was asked for leaves.
+        assert!(resident(address) <= CHUNK as u64);
+        assert_eq!(mapping.bytes(), content);
+        mapping.forget(3..content.len() - 3);
         assert!(resident(address) <= CHUNK as u64);
         assert_eq!(mapping.bytes(), content);
     }

@@ -12,7 +12,7 @@ use super::digest::{Digest, HashingReader};
 use super::manifest::Member;
 use super::mapping::Mapping;
 use crate::errors::chain;
-use crate::files::{self, FileError};
+use crate::files::{self, FileError, ReadOnce};
 
 /// A sink that keeps nothing and tells how many bytes have come.
 pub(super) struct Counter<F> {
@@ -37,7 +37,7 @@ pub(super) fn copy(directory: &Path, member: &Member, sink: &mut impl Write) -> 
     let path = directory.join(member.path.as_str());
     let file = files::open_regular(&path).map_err(|error| chain(&error))?;
     // One byte more than expected shows a file that has grown, without reading all that was added.
-    let mut reader = HashingReader::new(file.take(member.size.saturating_add(1)));
+    let mut reader = HashingReader::new(ReadOnce::new(file).take(member.size.saturating_add(1)));
     io::copy(&mut reader, sink).map_err(|error| chain(&FileError::new("read", &path)(error)))?;
     check_size(member, reader.bytes_read())?;
     check_digest(member, reader.finish())
@@ -47,8 +47,7 @@ pub(super) fn copy(directory: &Path, member: &Member, sink: &mut impl Write) -> 
 pub(super) fn map(directory: &Path, member: &Member) -> Result<Mapping, String> {
     let path = directory.join(member.path.as_str());
     let file = files::open_regular(&path).map_err(|error| chain(&error))?;
-    let mapping =
-        Mapping::of(&file).map_err(|error| chain(&FileError::new("map", &path)(error)))?;
+    let mapping = Mapping::of(file).map_err(|error| chain(&FileError::new("map", &path)(error)))?;
     check_size(member, mapping.bytes().len() as u64)?;
     check_digest(member, mapping.digest())?;
     Ok(mapping)

@@ -18,6 +18,7 @@ use super::archive::{Archive, ArchiveError, Entry};
 use super::digest::{Digest, HashingReader};
 use super::frame::{Frame, FrameError};
 use super::manifest::{MANIFEST, Manifest, Member};
+use crate::files::WriteOnce;
 use crate::units::Bytes;
 
 /// Bytes copied at a time.
@@ -151,7 +152,8 @@ fn unpack_timed(
 ) -> Result<Unpacked, UnpackError> {
     let frame =
         Frame::open(source, limits, now).map_err(|error| frame_error(error, None, staging))?;
-    let mut unpacking = Unpacking { archive: Archive::new(frame), staging, files: Vec::new() };
+    let archive = Archive::new(frame);
+    let mut unpacking = Unpacking { archive, staging, durability, files: Vec::new() };
     let (manifest, json) = unpacking.manifest(limits)?;
     for member in &manifest.files {
         unpacking.member(member)?;
@@ -175,8 +177,9 @@ fn unpack_timed(
 struct Unpacking<'a, R> {
     archive: Archive<R>,
     staging: &'a Path,
+    durability: Durability,
     /// What was written, to be synced once all of the package is known to be good.
-    files: Vec<(PathBuf, File)>,
+    files: Vec<(PathBuf, WriteOnce)>,
 }
 
 impl<R: Read> Unpacking<'_, R> {
@@ -196,7 +199,7 @@ impl<R: Read> Unpacking<'_, R> {
             Manifest::parse(&json).map_err(|error| refused(MANIFEST, error.reason().to_owned()))?;
         check_limits(&manifest, entry.size, limits)?;
         let path = self.staging.join(MANIFEST);
-        let mut file = create(&path)?;
+        let mut file = create(&path, self.durability)?;
         file.write_all(&json).map_err(failed("write", &path))?;
         self.files.push((path, file));
         Ok((manifest, json))
@@ -208,7 +211,7 @@ impl<R: Read> Unpacking<'_, R> {
         let entry = self.expect_entry(name)?;
         check_size(name, expected.size, entry.size)?;
         let path = self.staging.join(name);
-        let mut file = create(&path)?;
+        let mut file = create(&path, self.durability)?;
         let mut content = HashingReader::new(&mut self.archive);
         let mut buffer = vec![0; COPY_BUFFER];
         loop {
@@ -228,9 +231,9 @@ impl<R: Read> Unpacking<'_, R> {
         Ok(())
     }
 
-    fn sync(&self) -> Result<(), UnpackError> {
-        for (path, file) in &self.files {
-            file.sync_all().map_err(failed("sync", path))?;
+    fn sync(&mut self) -> Result<(), UnpackError> {
+        for (path, file) in &mut self.files {
+            file.sync().map_err(failed("sync", path))?;
         }
         let directory = File::open(self.staging).and_then(|directory| directory.sync_all());
         directory.map_err(failed("sync", self.staging))
@@ -311,10 +314,14 @@ fn check_limits(
     Err(UnpackError::Refused { member: None, reason })
 }
 
-fn create(path: &Path) -> Result<File, UnpackError> {
+fn create(path: &Path, durability: Durability) -> Result<WriteOnce, UnpackError> {
     // O_EXCL: neither an existing file nor a link in its place is written through.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path);
-    file.map_err(failed("create", path))
+    let file = file.map_err(failed("create", path))?;
+    Ok(match durability {
+        Durability::Synced => WriteOnce::synced(file),
+        Durability::Volatile => WriteOnce::volatile(file),
+    })
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> UnpackError {

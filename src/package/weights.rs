@@ -25,7 +25,7 @@ impl Weights {
         }
     }
 
-    /// Says that `range` will not be read for long, so that it need not be resident. It stays
+    /// Says that `range` will not be read for a while, so that it need not be resident. It stays
     /// readable, and unchanged.
     ///
     /// # Panics
@@ -34,6 +34,18 @@ impl Weights {
         match self {
             Self::Memory(_) => {}
             Self::Mapped(mapping) => mapping.release(range),
+        }
+    }
+
+    /// Says that `range` will not be read again, so that the system need not keep it. It stays readable,
+    /// and unchanged.
+    ///
+    /// # Panics
+    /// When `range` reaches beyond the bytes.
+    pub fn forget(&self, range: Range<usize>) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Mapped(mapping) => mapping.forget(range),
         }
     }
 

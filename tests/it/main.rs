@@ -14,6 +14,7 @@ mod embeddings;
 mod golden;
 mod model_command;
 mod offline;
+mod page_cache;
 mod precision;
 mod quarantine;
 mod readme;

@@ -55,7 +55,7 @@ impl CandleEmbedder {
         let mut weight_bytes = 0;
         for (name, tensor) in tensors {
             let decoded = tensor.values();
-            tensor.release();
+            tensor.forget();
             weight_bytes += size_of_val(decoded.as_slice()) as u64;
             let decoded = Tensor::from_vec(decoded, tensor.shape, &Device::Cpu).map_err(unread)?;
             // candle-transformers has the names of the model with a head for masked tokens.

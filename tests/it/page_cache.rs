@@ -1,0 +1,99 @@
+//! What installing, checking, loading and unloading a model leaves in the page cache, which counts as memory
+//! of the service: as `fincore` of util-linux tells it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and tells figures"
+)]
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use caxton::engine::{Options, Precision};
+use caxton::files::{self, ReadOnce};
+use caxton::models::WorkerError;
+use caxton::models::load;
+use caxton::package::{Cleanup, Limits, Origin, Quota, Store, WEIGHTS};
+use caxton::units::Bytes;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+
+use crate::support::skipped;
+
+/// What may stay of the files of a model: the ends of pages, and the small files that are read whole.
+const RESIDUE: u64 = 4 << 20;
+
+/// Bytes of `files` in the page cache.
+fn cached(files: &[PathBuf]) -> u64 {
+    let output = Command::new("fincore")
+        .args(["--bytes", "--noheadings", "--output", "RES"])
+        .args(files)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    said.lines().map(|line| line.trim().parse::<u64>().unwrap()).sum()
+}
+
+fn files_of(directory: &Path) -> Vec<PathBuf> {
+    fs::read_dir(directory).unwrap().map(|child| child.unwrap().path()).collect()
+}
+
+#[test]
+fn a_model_leaves_the_page_cache_when_it_was_installed_checked_or_unloaded() {
+    const TEST: &str = "a_model_leaves_the_page_cache_when_it_was_installed_checked_or_unloaded";
+    if Command::new("fincore").arg("--version").output().is_err() {
+        return skipped(TEST, "fincore of util-linux");
+    }
+    let place = tempfile::tempdir().unwrap();
+    if statfs(place.path()).unwrap().filesystem_type() == TMPFS_MAGIC {
+        return skipped(TEST, "a temporary directory on a disk");
+    }
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("bundled-models/bundled-mini-1.0.0.model.tar.zst");
+    let package = place.path().join("package");
+    fs::copy(bundled, &package).unwrap();
+    // What is not on the disk yet cannot leave the cache.
+    File::open(&package).unwrap().sync_all().unwrap();
+    let source = || ReadOnce::new(files::open_regular(&package).unwrap());
+
+    let (store, _damaged) = Store::open(place.path()).unwrap();
+    let size = Bytes::mib(1024);
+    let quota = Quota { max_size: size, max_models: 1, cleanup: Cleanup::Manual };
+    let staged = store.stage(source(), &Limits::for_size(size)).unwrap();
+    let key = store.admit(staged, Origin::Installed, quota, |_| false).unwrap().entry.key;
+    let installed = files_of(&place.path().join("models").join(key.to_string()));
+    let all: Vec<PathBuf> = installed.iter().cloned().chain([package.clone()]).collect();
+    let left = |what: &str| {
+        let bytes = cached(&all);
+        eprintln!("{what}: {bytes} bytes left in the page cache");
+        bytes
+    };
+    assert!(left("installed") <= RESIDUE);
+
+    store.verify(&key, |_bytes| {}).unwrap();
+    assert!(left("verified") <= RESIDUE);
+
+    let options = Options { threads: 2, batch_tokens: 512, precision: Precision::Auto };
+    let (_, mut model) = load::load_from::<WorkerError>(&store, &key, options).unwrap();
+    let table = model.embedder.mapped_bytes();
+    assert!(left("loaded") <= table + RESIDUE);
+
+    // A word of every page, so that all of the table is in use.
+    let words = u32::try_from(model.tokenizer.vocabulary_size()).unwrap();
+    let step = usize::try_from(u64::from(words) * 4096 / table).unwrap().max(1);
+    let ids: Vec<u32> = (0..words).step_by(step).collect();
+    for text in ids.chunks(128) {
+        model.embedder.embed(&[text]).unwrap();
+    }
+    let weights: Vec<PathBuf> =
+        installed.iter().filter(|path| path.ends_with(WEIGHTS)).cloned().collect();
+    assert!(cached(&weights) >= table);
+    store.verify(&key, |_bytes| {}).unwrap();
+    assert!(left("verified while in use") <= table + RESIDUE);
+    assert!(cached(&weights) >= table, "what is in use has left the page cache");
+
+    drop(model);
+    assert!(left("unloaded") <= RESIDUE);
+}
