@@ -44,6 +44,33 @@ pub(super) struct Memory {
     block: Buffer,
 }
 
+impl Memory {
+    /// Groups of each buffer, in their order, for a text of `length` tokens and heads of `width` values.
+    const fn sizes(format: Format, width: usize, length: usize) -> [usize; 5] {
+        let padded = length.next_multiple_of(STRIP);
+        [
+            padded * format.groups(width),
+            format.groups(padded) * width,
+            ROWS * padded,
+            ROWS * format.groups(padded),
+            ROWS * STRIP,
+        ]
+    }
+
+    fn reserve(&mut self, format: Format, width: usize, length: usize) {
+        let Self { keys, values, scores, probabilities, block } = self;
+        let sizes = Self::sizes(format, width, length);
+        for (buffer, size) in [keys, values, scores, probabilities, block].into_iter().zip(sizes) {
+            buffer.reserve(size);
+        }
+    }
+
+    /// Memory for a text before it is there, in bytes.
+    pub(super) fn bytes_of(format: Format, width: usize, length: usize) -> u64 {
+        Self::sizes(format, width, length).map(Buffer::bytes_of).iter().sum()
+    }
+}
+
 impl Heads<'_> {
     /// Attends for the queries from `first` on, `count` of them.
     pub(super) fn attend(
@@ -54,12 +81,7 @@ impl Heads<'_> {
         count: usize,
         out: &mut Attended<'_>,
     ) {
-        let padded = self.length.next_multiple_of(STRIP);
-        memory.keys.reserve(padded * self.format.groups(self.width));
-        memory.values.reserve(self.format.groups(padded) * self.width);
-        memory.scores.reserve(ROWS * padded);
-        memory.probabilities.reserve(ROWS * self.format.groups(padded));
-        memory.block.reserve(ROWS * STRIP);
+        memory.reserve(self.format, self.width, self.length);
         for head in 0..self.heads {
             self.pack_keys(head, memory.keys.groups_mut());
             self.pack_values(head, memory.values.groups_mut());

@@ -47,6 +47,11 @@ impl Buffer {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        size_of_val(self.groups()) as u64
+        Self::bytes_of(self.len)
+    }
+
+    /// Memory of `len` groups, in bytes.
+    pub(super) const fn bytes_of(len: usize) -> u64 {
+        (len * size_of::<u32>()) as u64
     }
 }

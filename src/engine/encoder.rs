@@ -18,22 +18,17 @@ use super::config::{EncoderConfig, HiddenActivation};
 use super::integers;
 use super::layer::{Layer, Norm, Packing, Widths, tensor};
 use super::layout::{self, LayerNames};
-use super::linear::{Format, Operand, ROWS, Session};
+use super::linear::{Format, Operand, Session};
 use super::relative;
-use super::scratch::{States, Work};
+use super::scratch::{BLOCK, RowShape, Work};
 use super::simd::{STRIP, rows};
 use super::spec::Family;
 use super::weights::{self, Table, Tensors};
 
-/// Rows that go through the feed-forward products together, so that what lies between them stays in
-/// the second cache.
-const BLOCK: usize = 128;
-
 /// The weights of an encoder.
 pub(super) struct Encoder {
     packing: Packing,
-    /// Of queries, keys and values: F32 or Bf16.
-    attention: Format,
+    shape: RowShape,
     pub(super) words: Table,
     /// Position embeddings, the token type's added, `[positions, hidden]`.
     positions: Vec<f32>,
@@ -104,7 +99,8 @@ impl Encoder {
             Format::Int8 => channel_order(&tensors, config.hidden_size),
             Format::F32 | Format::Bf16 => natural,
         };
-        let packing = Packing { format, widths: Widths::new(config), order };
+        let widths = Widths::new(config);
+        let packing = Packing { format, widths, order };
         let layers = (0..config.layers)
             .into_par_iter()
             .map(|index| Layer::read(&tensors, &names, index, &packing))
@@ -121,7 +117,7 @@ impl Encoder {
         let epsilon = config.layer_norm_eps as f32;
         Ok(Self {
             packing,
-            attention,
+            shape: RowShape { widths, format, attention },
             words: Table::new(file, words),
             positions,
             padding_id: match config.family {
@@ -144,6 +140,18 @@ impl Encoder {
         self.words.bytes() + (floats * size_of::<f32>()) as u64 + layers
     }
 
+    /// Memory of the weights of `config` before they are there, in bytes: without the table of words,
+    /// and without outliers.
+    pub(super) fn bytes_of(config: &EncoderConfig, reach: usize, format: Format) -> u64 {
+        let bias = match config.family {
+            Family::Mpnet => config.heads * (2 * reach).saturating_sub(1),
+            Family::Bert | Family::DistilBert | Family::Roberta | Family::XlmRoberta => 0,
+        };
+        let floats = (config.max_position_embeddings + 2) * config.hidden_size + bias;
+        let layers = config.layers as u64 * Layer::bytes_of(format, &Widths::new(config));
+        (floats * size_of::<f32>()) as u64 + layers
+    }
+
     /// Of the operands of its linear layers.
     pub(super) fn format(&self) -> Format {
         self.packing.format
@@ -163,25 +171,19 @@ impl Encoder {
         0..self.layers.len()
     }
 
+    /// What a row takes in a forward pass.
+    pub(super) fn shape(&self) -> &RowShape {
+        &self.shape
+    }
+
     /// Groups of queries, keys and values in a row.
     pub(super) fn heads_stride(&self) -> usize {
-        3 * self.packing.widths.heads * self.attention.groups(self.packing.widths.padded_head)
+        self.shape.heads_stride()
     }
 
-    /// Groups in a row of what the heads give: bf16 when the next product takes it, else f32.
+    /// Groups in a row of what the heads give.
     pub(super) fn attended_stride(&self) -> usize {
-        match self.packing.format {
-            Format::Bf16 => self.packing.widths.inner() / 2,
-            Format::F32 | Format::Int8 => self.packing.widths.inner(),
-        }
-    }
-
-    /// Makes room for `rows` rows, and as many more as a block of the last may touch.
-    pub(super) fn reserve(&self, states: &mut States, rows: usize) {
-        let rows = rows.next_multiple_of(ROWS) + ROWS;
-        states.x.reserve(rows * self.packing.widths.row);
-        states.heads.reserve(rows * self.heads_stride());
-        states.attended.reserve(rows * self.attended_stride());
+        self.shape.attended_stride()
     }
 
     /// The embeddings of `text`, which has tokens of the vocabulary, into rows of `x`.
@@ -221,6 +223,7 @@ impl Encoder {
     pub(super) fn token_vectors(&self, x: &[f32], vectors: &mut Vec<f32>) {
         let Widths { row, hidden, .. } = self.packing.widths;
         vectors.clear();
+        vectors.reserve_exact(x.len() / row * hidden);
         for x in x.chunks_exact(row) {
             let start = vectors.len();
             vectors.extend_from_slice(&x[..hidden]);
@@ -253,7 +256,7 @@ impl Encoder {
             let heads = &mut heads[first * stride..];
             let block = work.block.f32s_mut();
             states.apply(session, operand, block, |strip, results, bias| {
-                store(session, self.attention, heads, stride, strip, (results, bias), None);
+                store(session, self.shape.attention, heads, stride, strip, (results, bias), None);
             });
         }
     }
@@ -271,7 +274,7 @@ impl Encoder {
         attended: &mut [u32],
     ) {
         let heads = Heads {
-            format: self.attention,
+            format: self.shape.attention,
             heads: self.packing.widths.heads,
             width: self.packing.widths.padded_head,
             states: heads,
@@ -315,7 +318,7 @@ impl Encoder {
         x: &mut [f32],
     ) {
         let layer = &self.layers[layer];
-        let Widths { row, intermediate, .. } = self.packing.widths;
+        let row = self.packing.widths.row;
         let inner = self.packing.widths.inner();
         let Work { inputs, wide, block, .. } = work;
         let block = block.f32s_mut();
@@ -340,8 +343,7 @@ impl Encoder {
         });
         layer.attended_norm.apply(session, &mut x[..count * row], row, self.epsilon);
 
-        let between = if self.packing.format == Format::Bf16 { Format::Bf16 } else { Format::F32 };
-        let stride = between.groups(intermediate).max(intermediate / between.per_group());
+        let (between, stride) = self.shape.between();
         wide.reserve(BLOCK * stride);
         let operand = inputs.operand(session, &layer.wide, x, row, count);
         let activation = Some(self.activation);

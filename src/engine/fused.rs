@@ -13,12 +13,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::config::EncoderConfig;
 use super::encoder::Encoder;
+use super::layer::Widths;
 use super::limits::{Limits, finite};
 use super::linear::{Machine, ROWS};
 use super::peak;
 use super::pool::Head;
 use super::precision::{Choice, Report};
-use super::scratch::{States, Work};
+use super::scratch::{RowShape, States, Work};
 use super::{Embedder, EngineError, ModelSpec, Options, WeightsFile, threads};
 
 /// Tokens of a pass: enough that reading the weights costs little beside the products, few enough that
@@ -94,7 +95,7 @@ impl Fused {
         let session = self.machine.session();
         let rows = pass.iter().map(|&text| texts[text].len()).sum();
         let Arena { states, work } = arena;
-        encoder.reserve(states, rows);
+        states.reserve(encoder.shape(), rows);
         let mut first = 0;
         for &text in pass {
             encoder.embed(
@@ -132,7 +133,7 @@ impl Fused {
         let mut works: Vec<&mut Work> = vec![work];
         works.extend(others.iter_mut().map(|arena| &mut arena.work));
         let length = text.len();
-        encoder.reserve(states, length);
+        states.reserve(encoder.shape(), length);
         encoder.embed(&self.machine.session(), works[0], text, states.x.f32s_mut());
         let ranges = split_rows(length, works.len());
         let (row, stride) = (encoder.row(), encoder.heads_stride());
@@ -226,6 +227,10 @@ impl Embedder for Fused {
         self.encoder.words.mapped_bytes()
     }
 
+    fn release_scratch(&mut self) {
+        self.arenas.iter_mut().for_each(|arena| *arena = Mutex::default());
+    }
+
     fn matrix_operations(&self, tokens: usize) -> u64 {
         self.config.matrix_operations(tokens)
     }
@@ -239,11 +244,40 @@ impl Embedder for Fused {
     }
 }
 
+/// Tokens of each thread, of `total`.
+fn share(total: usize, threads: usize) -> usize {
+    total.div_ceil(threads.max(1)).clamp(1, PASS_TOKENS)
+}
+
+/// The most tokens of one of the [`passes`], for texts of at most `longest` tokens.
+///
+/// A pass of several texts is at most the share and half of its shortest text, which is at most half
+/// of the pass: so no more than 4/3 of the share.
+fn longest_pass(longest: usize, budget: usize, threads: usize) -> usize {
+    let share = share(budget, threads);
+    let several = share + (share * 2 / 3).min(longest) / 2;
+    several.min(budget).max(longest)
+}
+
+/// Memory that `threads` threads need beside the weights of the encoder of `config`, in bytes, for texts of
+/// at most `longest` tokens in passes of at most `budget`.
+pub(super) fn scratch_bytes(
+    config: &EncoderConfig,
+    choice: &Choice,
+    longest: usize,
+    budget: usize,
+    threads: usize,
+) -> u64 {
+    let widths = Widths::new(config);
+    let shape = RowShape { widths, format: choice.format, attention: choice.attention };
+    threads as u64 * shape.arena_bytes(longest_pass(longest, budget, threads), longest)
+}
+
 /// The passes for texts of `lengths` tokens, the costliest first: enough of them for all threads, none
 /// above `budget` unless for one text.
 fn passes(lengths: &[usize], budget: usize, threads: usize) -> Vec<Pass> {
     let total: usize = lengths.iter().sum();
-    let share = total.div_ceil(threads).clamp(1, PASS_TOKENS);
+    let share = share(total.min(budget), threads);
     // Alike parts, so that no thread is left with a whole one at the end.
     let rounds = total.div_ceil(share * threads).max(1);
     let share = total.div_ceil(rounds * threads);
@@ -294,6 +328,32 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::config::tests::fused;
+    use crate::engine::tests::constant_bert;
+    use crate::engine::{Precision, precision};
+
+    /// Memory of the residual streams of all threads.
+    fn rows_bytes(model: &Fused) -> u64 {
+        (0..model.arenas.len()).map(|thread| model.arena(thread).states.x.bytes()).sum()
+    }
+
+    #[test]
+    fn released_scratch_comes_back_as_large_as_the_passes_are_then() {
+        let (spec, files) = constant_bert(0.5);
+        let config = fused(&files.config, &spec).unwrap();
+        let head = Head::read(&spec, &[]).unwrap();
+        let choice = precision::choose(Precision::F32, false);
+        let options = Options { threads: 2, batch_tokens: 1000, precision: Precision::F32 };
+        let mut model = Fused::new(&spec, config, files.weights, head, choice, options).unwrap();
+        let text: &[u32] = &[1, 2, 3, 4, 0, 1, 2, 3, 4, 0];
+        let many = model.embed(&[text; 60]).unwrap();
+        let most = rows_bytes(&model);
+        model.release_scratch();
+        assert_eq!(rows_bytes(&model), 0);
+        let few = model.embed(&[text; 2]).unwrap();
+        assert_eq!(many[..few.len()], few);
+        assert!((1..most / 2).contains(&rows_bytes(&model)), "{} of {most}", rows_bytes(&model));
+    }
 
     #[test]
     fn a_batch_is_cut_into_alike_passes_for_all_threads() {
@@ -316,6 +376,8 @@ mod tests {
             for pass in passes {
                 let tokens: usize = pass.iter().map(|&text| lengths[text]).sum();
                 prop_assert!(pass.len() == 1 || tokens <= budget);
+                let longest = lengths.iter().copied().max().unwrap_or(0);
+                prop_assert!(tokens <= longest_pass(longest, budget, threads));
             }
         }
 

@@ -29,7 +29,10 @@ pub(super) struct Widths {
     head: usize,
     /// Of a head with its padding.
     pub(super) padded_head: usize,
+    /// Between the products of a feed-forward layer.
     pub(super) intermediate: usize,
+    /// The same with its padding.
+    pub(super) padded_intermediate: usize,
 }
 
 impl Widths {
@@ -41,8 +44,22 @@ impl Widths {
             heads: config.heads,
             head,
             padded_head: head.next_multiple_of(STRIP),
-            intermediate: config.intermediate_size.next_multiple_of(STRIP),
+            intermediate: config.intermediate_size,
+            padded_intermediate: config.intermediate_size.next_multiple_of(STRIP),
         }
+    }
+
+    /// The linear layers of [`Layer`] in its order: outputs, and ends of the blocks of inputs.
+    pub(super) fn linears(&self) -> [(usize, Vec<usize>); 4] {
+        let hidden = integers::hidden_blocks(self.hidden);
+        [
+            // One product for queries, keys and values.
+            (3 * self.inner(), hidden.clone()),
+            // What the heads give is all of one size.
+            (self.hidden, vec![self.inner()]),
+            (self.intermediate, hidden),
+            (self.hidden, integers::even_blocks(self.intermediate)),
+        ]
     }
 
     /// Of all heads.
@@ -60,10 +77,10 @@ pub(super) struct Packing {
 }
 
 impl Packing {
-    /// A linear layer of zeros with `blocks` of inputs, the end of each.
-    fn zeroed(&self, outputs: usize, blocks: &[usize]) -> Linear {
+    /// A linear layer of zeros with `outputs` and the ends of the blocks of inputs.
+    fn zeroed(&self, (outputs, blocks): (usize, Vec<usize>)) -> Linear {
         match self.format {
-            Format::Int8 => Linear::integers(outputs, blocks),
+            Format::Int8 => Linear::integers(outputs, &blocks),
             format => Linear::floats(format, outputs, blocks.last().copied().unwrap_or(0)),
         }
     }
@@ -211,12 +228,14 @@ impl Layer {
         let source = |part| Source::read(tensors, &full(part));
         let states = [source(names.query)?, source(names.key)?, source(names.value)?];
         let order = &packing.order;
+        let zeroed = packing.widths.linears().map(|shape| packing.zeroed(shape));
+        let [zero_states, zero_attended, zero_wide, zero_narrow] = zeroed;
         Ok(Self {
-            states: packing.states(&states),
-            attended: packing.attended(&source(names.attention_output)?),
+            states: packing.states(&states, zero_states),
+            attended: packing.attended(&source(names.attention_output)?, zero_attended),
             attended_norm: Norm::read(tensors, &full(names.attention_norm), order)?,
-            wide: packing.wide(&source(names.intermediate)?),
-            narrow: packing.narrow(&source(names.output)?),
+            wide: packing.wide(&source(names.intermediate)?, zero_wide),
+            narrow: packing.narrow(&source(names.output)?, zero_narrow),
             norm: Norm::read(tensors, &full(names.output_norm), order)?,
         })
     }
@@ -227,15 +246,22 @@ impl Layer {
         let linears = [&self.states, &self.attended, &self.wide, &self.narrow].map(Linear::bytes);
         norms as u64 + linears.iter().sum::<u64>()
     }
+
+    /// Memory of a layer before it is there, in bytes; without outliers.
+    pub(super) fn bytes_of(format: Format, widths: &Widths) -> u64 {
+        // Weight and bias of two LayerNorms.
+        let norms = 4 * widths.hidden * size_of::<f32>();
+        let linears = widths.linears();
+        let linears =
+            linears.iter().map(|(outputs, ends)| Linear::bytes_of(format, *outputs, ends));
+        norms as u64 + linears.sum::<u64>()
+    }
 }
 
 impl Packing {
-    /// One product for queries, keys and values; the queries divided by the square root of a head's
-    /// width.
-    fn states(&self, states: &[Source<'_, '_>; 3]) -> Linear {
+    /// Queries, keys and values; the queries divided by the square root of a head's width.
+    fn states(&self, states: &[Source<'_, '_>; 3], mut packed: Linear) -> Linear {
         let Widths { hidden, heads, head, padded_head, .. } = self.widths;
-        let outputs = 3 * self.widths.inner();
-        let mut packed = self.zeroed(outputs, &integers::hidden_blocks(hidden));
         let places = self.hidden_places();
         #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
         let scale = 1.0 / (head as f32).sqrt();
@@ -250,26 +276,22 @@ impl Packing {
         packed
     }
 
-    /// The product with what the heads give, whose channels are all of one size.
-    fn attended(&self, source: &Source<'_, '_>) -> Linear {
-        self.to_hidden(source, &self.head_places(), &[self.widths.inner()])
+    fn attended(&self, source: &Source<'_, '_>, packed: Linear) -> Linear {
+        self.to_hidden(source, &self.head_places(), packed)
     }
 
-    fn wide(&self, source: &Source<'_, '_>) -> Linear {
-        let outputs = source.bias.len();
-        let mut packed = self.zeroed(outputs, &integers::hidden_blocks(self.widths.hidden));
+    fn wide(&self, source: &Source<'_, '_>, mut packed: Linear) -> Linear {
         let places = self.hidden_places();
-        for output in 0..outputs {
+        for output in 0..self.widths.intermediate {
             source.pack(output, 1.0, &places, &mut packed, output);
         }
         source.forget();
         packed
     }
 
-    fn narrow(&self, source: &Source<'_, '_>) -> Linear {
-        let inputs = source.weight.shape[1];
-        let places: Vec<Option<usize>> = (0..inputs).map(Some).collect();
-        self.to_hidden(source, &places, &integers::even_blocks(inputs))
+    fn narrow(&self, source: &Source<'_, '_>, packed: Linear) -> Linear {
+        let places: Vec<Option<usize>> = (0..self.widths.intermediate).map(Some).collect();
+        self.to_hidden(source, &places, packed)
     }
 
     /// A layer whose outputs are the hidden channels.
@@ -277,9 +299,8 @@ impl Packing {
         &self,
         source: &Source<'_, '_>,
         places: &[Option<usize>],
-        blocks: &[usize],
+        mut packed: Linear,
     ) -> Linear {
-        let mut packed = self.zeroed(self.widths.hidden, blocks);
         for (place, &channel) in self.order.iter().enumerate() {
             source.pack(channel, 1.0, places, &mut packed, place);
         }

@@ -241,6 +241,16 @@ impl Linear {
         self.weights.bytes() + (scales + size_of_val(self.bias.as_slice())) as u64
     }
 
+    /// Memory of a layer before it is there, in bytes; without outliers. `blocks` are those of
+    /// [`Linear::integers`], of which floats have the last end alone.
+    pub(super) fn bytes_of(format: Format, outputs: usize, blocks: &[usize]) -> u64 {
+        let strips = outputs.div_ceil(STRIP);
+        let groups = format.groups(blocks.last().copied().unwrap_or(0));
+        let scales = if format == Format::Int8 { 2 * blocks.len() } else { 0 };
+        let values = strips * (1 + scales) * size_of::<[f32; STRIP]>();
+        Buffer::bytes_of(strips * groups * STRIP) + values as u64
+    }
+
     /// Multiplies, and gives each strip of 32 outputs to `take`: its number, its results
     /// `[rows, 32]` without bias, and its bias.
     ///

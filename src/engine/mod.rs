@@ -23,6 +23,7 @@ mod candle_runtime;
 mod config;
 mod encoder;
 mod error;
+mod footprint;
 mod fused;
 mod integers;
 #[cfg(feature = "bench-kernels")]
@@ -49,6 +50,7 @@ mod tokenize;
 mod weights;
 
 pub use error::EngineError;
+pub use footprint::{FileSizes, Footprint, Stored, footprint};
 pub use precision::{Precision, Report};
 pub use spec::{
     Activation, Architecture, Dense, ModelFiles, ModelSpec, Pooling, UnknownName, WeightsFile,
@@ -88,6 +90,10 @@ pub trait Embedder: Send {
     /// [`Embedder::weight_bytes`]. Only the rows of words that were seen are, and the system takes
     /// them back when memory is short.
     fn mapped_bytes(&self) -> u64;
+
+    /// Gives back the memory that passes need beside the weights, which is as much as the longest pass
+    /// so far took. The next pass allocates what it needs.
+    fn release_scratch(&mut self);
 
     /// Operations a second of its products on its threads when operands are in the first cache.
     ///

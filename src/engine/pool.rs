@@ -51,6 +51,16 @@ impl Head {
         vector
     }
 
+    /// Memory of the dense layers of `spec` before they are there, in bytes.
+    pub(super) fn bytes_of(spec: &ModelSpec) -> u64 {
+        let values = |layer: &Dense| {
+            let (weights, bias) = (layer.in_features, usize::from(layer.bias));
+            (weights as u64 + bias as u64).saturating_mul(layer.out_features as u64)
+        };
+        let values = spec.dense.iter().map(values).fold(0, u64::saturating_add);
+        values.saturating_mul(size_of::<f32>() as u64)
+    }
+
     /// Memory of the dense layers, in bytes.
     pub(super) fn weight_bytes(&self) -> u64 {
         self.dense

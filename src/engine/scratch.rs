@@ -1,9 +1,80 @@
-//! The memory of a forward pass: one arena for each worker, which grows to the longest pass and stays.
+//! The memory of a forward pass: one arena for each thread, which grows to the longest pass and stays.
+//!
+//! Owns the sizes, also of what is not there yet.
 
 use super::attention::Memory;
 use super::buffer::Buffer;
-use super::linear::{Format, Linear, Operand, Session};
+use super::layer::Widths;
+use super::linear::{Format, Linear, Operand, ROWS, Session};
+use super::simd::STRIP;
 use super::simd::rows::{self, Quantization};
+
+/// Rows that go through the feed-forward products together, so that what lies between them stays in
+/// the second cache.
+pub(super) const BLOCK: usize = 128;
+
+/// What one row takes, and in which format.
+#[derive(Clone, Copy)]
+pub(super) struct RowShape {
+    pub(super) widths: Widths,
+    /// Of the operands of linear layers.
+    pub(super) format: Format,
+    /// Of queries, keys and values: F32 or Bf16.
+    pub(super) attention: Format,
+}
+
+impl RowShape {
+    /// Groups of queries, keys and values.
+    pub(super) fn heads_stride(&self) -> usize {
+        3 * self.widths.heads * self.attention.groups(self.widths.padded_head)
+    }
+
+    /// Groups of what the heads give: bf16 when the next product takes it, else f32.
+    pub(super) fn attended_stride(&self) -> usize {
+        match self.format {
+            Format::Bf16 => self.widths.inner() / 2,
+            Format::F32 | Format::Int8 => self.widths.inner(),
+        }
+    }
+
+    /// Format and groups of what lies between the products of a feed-forward layer.
+    pub(super) fn between(&self) -> (Format, usize) {
+        let format = if self.format == Format::Bf16 { Format::Bf16 } else { Format::F32 };
+        let values = self.widths.padded_intermediate;
+        (format, format.groups(values).max(values / format.per_group()))
+    }
+
+    /// Groups of a row that is made ready for a product, and blocks of its inputs with a
+    /// [`Quantization`] each; the most of all products.
+    fn inputs(&self) -> (usize, usize) {
+        let linears = self.widths.linears();
+        let inputs = linears.iter().map(|(_, ends)| ends.last().copied().unwrap_or(0));
+        match self.format {
+            Format::F32 => (0, 0),
+            // Those behind the first product of a layer are stored as bf16.
+            Format::Bf16 => (self.format.groups(self.widths.hidden).max(self.widths.row / 2), 0),
+            Format::Int8 => (
+                inputs.map(|inputs| self.format.groups(inputs)).max().unwrap_or(0),
+                linears.iter().map(|(_, ends)| ends.len()).max().unwrap_or(0),
+            ),
+        }
+    }
+
+    /// Memory of the arena of one thread, in bytes, which has seen passes of `rows` rows and texts of
+    /// `length` tokens.
+    pub(super) fn arena_bytes(&self, rows: usize, length: usize) -> u64 {
+        let (groups, blocks) = self.inputs();
+        let states = States::sizes(self, rows).iter().sum::<usize>();
+        let wide = BLOCK * self.between().1;
+        let block = self.widths.hidden.max(BLOCK * STRIP);
+        // The token vectors of a text, before they are pooled.
+        let vectors = length * self.widths.hidden;
+        let quantization = (BLOCK * blocks * size_of::<Quantization>()) as u64;
+        let buffers = Buffer::bytes_of(states + BLOCK * groups + wide + block + vectors);
+        let attention = Memory::bytes_of(self.attention, self.widths.padded_head, length);
+        buffers + quantization + attention
+    }
+}
 
 /// Rows made ready for a product.
 #[derive(Default)]
@@ -26,7 +97,7 @@ impl Inputs {
     ) -> Operand<'a> {
         let (width, ends) = (linear.inputs(), linear.blocks().unwrap_or_default());
         let groups = linear.format().groups(width);
-        let padded = count.next_multiple_of(super::linear::ROWS);
+        let padded = count.next_multiple_of(ROWS);
         match linear.format() {
             Format::F32 => {
                 let groups = bytemuck::cast_slice(values);
@@ -88,4 +159,21 @@ pub(super) struct States {
     pub(super) heads: Buffer,
     /// What the heads give.
     pub(super) attended: Buffer,
+}
+
+impl States {
+    /// Groups of each buffer, in their order, for `rows` rows, and as many more as a block of the last
+    /// may touch.
+    fn sizes(shape: &RowShape, rows: usize) -> [usize; 3] {
+        let rows = rows.next_multiple_of(ROWS) + ROWS;
+        [shape.widths.row, shape.heads_stride(), shape.attended_stride()].map(|row| rows * row)
+    }
+
+    /// Makes room for `rows` rows.
+    pub(super) fn reserve(&mut self, shape: &RowShape, rows: usize) {
+        let Self { x, heads, attended } = self;
+        for (buffer, size) in [x, heads, attended].into_iter().zip(Self::sizes(shape, rows)) {
+            buffer.reserve(size);
+        }
+    }
 }

@@ -21,7 +21,7 @@ use super::weights::{self, Table};
 use super::{Embedder, EngineError, ModelSpec, Pooling, WeightsFile};
 
 /// Name of the table.
-const TABLE: &str = "embedding.weight";
+pub(super) const TABLE: &str = "embedding.weight";
 /// Name of the table in model2vec's own files.
 const MODEL2VEC_TABLE: &str = "embeddings";
 
@@ -29,7 +29,7 @@ const MODEL2VEC_TABLE: &str = "embeddings";
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(super) struct StaticConfig {
     pub(super) vocab_size: usize,
-    hidden_size: usize,
+    pub(super) hidden_size: usize,
 }
 
 impl StaticConfig {
@@ -136,6 +136,9 @@ impl Embedder for StaticEmbedder {
     fn mapped_bytes(&self) -> u64 {
         self.table.mapped_bytes()
     }
+
+    /// Nothing: a pass has two rows of its own.
+    fn release_scratch(&mut self) {}
 
     /// None.
     fn matrix_operations(&self, _tokens: usize) -> u64 {

@@ -54,7 +54,7 @@ fn tokenizer(words: usize) -> Vec<u8> {
 }
 
 /// The BERT of `config::tests`, with every weight `value`.
-fn constant_bert(value: f32) -> (ModelSpec, ModelFiles) {
+pub(super) fn constant_bert(value: f32) -> (ModelSpec, ModelFiles) {
     let spec = spec(Architecture::Bert);
     let config = bert().to_string().into_bytes();
     let shape = fused(&config, &spec).unwrap();

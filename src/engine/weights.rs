@@ -59,6 +59,11 @@ struct Quantization {
     outliers: Vec<(usize, usize, f32)>,
 }
 
+/// Bytes of an outlier in a file: its position and its value.
+pub(super) const OUTLIER_FILE_BYTES: u64 = 8;
+/// Bytes of an outlier in memory, in a table as in a packed layer.
+pub(super) const OUTLIER_BYTES: u64 = size_of::<(usize, usize, f32)>() as u64;
+
 impl Quantization {
     /// Column and value of the outliers of `row`.
     fn outliers(&self, row: usize) -> impl Iterator<Item = (usize, f32)> {

@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use crate::config::{self, Settings};
 use crate::engine::{
-    self, Dense, EngineError, Loaded, ModelFiles, ModelSpec, Options, Precision, UnknownName,
-    WeightsFile,
+    self, Dense, EngineError, FileSizes, Footprint, Loaded, ModelFiles, ModelSpec, Options,
+    Precision, Stored, UnknownName, WeightsFile,
 };
 use crate::errors::chain;
-use crate::package::{Contents, Key, Manifest, Store, StoreError, Weights};
+use crate::package::{
+    self, Contents, Key, Manifest, Store, StoreError, TOKENIZER, WEIGHTS, Weights, dense_file,
+};
 
 /// Least cosine between the vector of a self-test and the one that this machine computes: in f32
 /// processors round differently (about 1e-6), the others lose what they may lose of any text; a wrong
@@ -98,6 +100,39 @@ pub fn load(
     let Contents { config, tokenizer, weights, dense } = contents;
     let files = ModelFiles { config, tokenizer, weights: Box::new(weights), dense };
     Ok(engine::load(&spec(manifest)?, files, options)?)
+}
+
+/// What loading the model `key` of `store` with `options` will take. Reads `config.json` alone, and of the
+/// other files their sizes in the manifest.
+///
+/// [`load_from`] may fall back to f32; what that takes is told for [`Precision::F32`].
+///
+/// # Errors
+/// When `config.json` is not the one that was installed, or describes no model that this version can run.
+pub fn footprint<E: From<StoreError> + From<LoadError>>(
+    store: &Store,
+    key: &Key,
+    options: Options,
+) -> Result<Footprint, E> {
+    let (manifest, config) = store.config(key)?;
+    let size = |name: &str| {
+        let member = manifest.files.iter().find(|member| member.path.as_str() == name);
+        member.map_or(0, |member| member.size)
+    };
+    let sizes = FileSizes {
+        tokenizer: size(TOKENIZER),
+        weights: size(WEIGHTS),
+        dense: (0..manifest.dense.len()).map(|index| size(&dense_file(index))).sum(),
+        stored: match manifest.precision {
+            package::Precision::F32 => Stored::F32,
+            package::Precision::F16 => Stored::F16,
+            package::Precision::Int8 => Stored::Int8,
+        },
+    };
+    let footprint = spec(&manifest)
+        .map_err(LoadError::from)
+        .and_then(|spec| Ok(engine::footprint(&spec, &config, sizes, options)?))?;
+    Ok(footprint)
 }
 
 /// Loads the model `key` of `store`. Where [`Precision::Auto`] picks another precision than f32 and the
@@ -189,7 +224,7 @@ mod tests {
     use super::*;
     use crate::errors::chain;
     use crate::models::worker::WorkerError;
-    use crate::package::{self, BoxError, Cleanup, Limits, Origin, PackRequest, Quota, pack};
+    use crate::package::{BoxError, Cleanup, Limits, Origin, PackRequest, Quota, pack};
     use crate::units::Bytes;
 
     const OPTIONS: Options = Options { threads: 1, batch_tokens: 512, precision: Precision::F32 };

@@ -25,7 +25,7 @@ use tempfile::TempDir;
 
 use super::digest::Digest;
 use super::entry::{Entry, Key};
-use super::manifest::{MANIFEST, Manifest, WEIGHTS};
+use super::manifest::{CONFIG, MANIFEST, Manifest, WEIGHTS};
 use super::member;
 use super::pack::Contents;
 use super::record::{Occupant, Origin, Quota, Record, Status, StoreFull, Timestamp, victims};
@@ -275,6 +275,19 @@ impl Store {
             manifest.dense.len(),
         );
         Ok((manifest, contents))
+    }
+
+    /// The manifest of an entry and its `config.json`, whose digest holds.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the file is missing or not what it was; the entry is marked so.
+    pub fn config(&self, key: &Key) -> Result<(Arc<Manifest>, Vec<u8>), StoreError> {
+        let manifest = self.entry(key)?.manifest;
+        let mut config = Vec::new();
+        for member in manifest.files.iter().filter(|member| member.path.as_str() == CONFIG) {
+            self.intact(key, member::copy(&self.path(key), member, &mut config))?;
+        }
+        Ok((manifest, config))
     }
 
     /// Hashes every file of an entry; calls `progress` with the bytes hashed so far.

@@ -11,6 +11,7 @@ mod crash;
 mod daemon;
 mod drop_directory;
 mod embeddings;
+mod footprint;
 mod golden;
 mod model_command;
 mod offline;

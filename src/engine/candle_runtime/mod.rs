@@ -106,11 +106,15 @@ impl Embedder for CandleEmbedder {
     fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
         self.limits.check(texts)?;
         let this = &*self;
-        let vectors = this.threads.install(|| {
-            texts.iter().map(|text| this.vector(text)).collect::<candle_core::Result<Vec<_>>>()
+        // Always begun by the first thread, which the others help: an allocator keeps some of what was
+        // freed for the thread that had it, and would do so for each of them.
+        let vectors = this.threads.broadcast(|thread| {
+            let vectors = texts.iter().map(|text| this.vector(text));
+            (thread.index() == 0).then(|| vectors.collect::<candle_core::Result<Vec<_>>>())
         });
+        let vectors = vectors.into_iter().flatten().collect::<candle_core::Result<Vec<_>>>();
         let vectors = vectors.map_err(|source| EngineError::Forward(source.into()))?;
-        finite(vectors.concat(), this.report.precision.name())
+        finite(vectors.concat().concat(), this.report.precision.name())
     }
 
     fn dimensions(&self) -> usize {
@@ -125,6 +129,9 @@ impl Embedder for CandleEmbedder {
     fn mapped_bytes(&self) -> u64 {
         0
     }
+
+    /// Nothing: what candle takes for a pass it gives back behind it.
+    fn release_scratch(&mut self) {}
 
     fn matrix_operations(&self, tokens: usize) -> u64 {
         self.config.matrix_operations(tokens)

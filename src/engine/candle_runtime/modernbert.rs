@@ -28,6 +28,9 @@ const MAX_ATTENTION_BYTES: usize = 512 << 20;
 const SCORE_COPIES: usize = 6;
 /// Masks of the size of one head's scores.
 const MASKS: usize = 4;
+/// Token vectors that candle holds for a layer while it computes attention: the residual stream, its
+/// norm, queries, keys and values, and these once more, made contiguous and rotated.
+const VECTOR_COPIES: usize = 12;
 
 /// `config.json` as written, by transformers before and since version 5. Defaults are those of
 /// <https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/modernbert/configuration_modernbert.py>
@@ -248,15 +251,40 @@ impl ModernBertConfig {
         2 * tokens * (layers * (4 * h * h + 3 * h * f) + 2 * h * attended)
     }
 
-    /// The tensors of the encoder, by the names that transformers gives them; lazy, as a
-    /// configuration may have an absurd number of layers.
+    /// Number of layers.
+    pub(in crate::engine) fn layers(&self) -> usize {
+        self.0.num_hidden_layers
+    }
+
+    /// Memory that one text of `tokens` tokens takes in candle, in bytes: that of one layer's attention.
+    pub(in crate::engine) fn scratch_bytes(&self, tokens: usize) -> u64 {
+        let scores = score_values(self.0.num_attention_heads).saturating_mul(tokens);
+        let vectors = VECTOR_COPIES.saturating_mul(self.0.hidden_size);
+        let values = scores.saturating_add(vectors).saturating_mul(tokens);
+        (values as u64).saturating_mul(size_of::<f32>() as u64)
+    }
+
+    /// Memory of the tables of rotations for texts of at most `tokens` tokens, in bytes: sine and cosine
+    /// for global and for local attention, of each pair of a head's values.
+    pub(in crate::engine) fn rotation_bytes(&self, tokens: usize) -> u64 {
+        let pairs = self.0.hidden_size / self.0.num_attention_heads / 2;
+        (4 * pairs * tokens * size_of::<f32>()) as u64
+    }
+
+    /// The tensors of the encoder.
     pub(super) fn tensors(&self) -> impl Iterator<Item = Expected> {
+        self.tensors_of(self.0.num_hidden_layers)
+    }
+
+    /// The tensors of the encoder if it had `layers` layers, by the names that transformers gives them;
+    /// lazy, as a configuration may have an absurd number of layers.
+    pub(in crate::engine) fn tensors_of(&self, layers: usize) -> impl Iterator<Item = Expected> {
         let (hidden, intermediate) = (self.0.hidden_size, self.0.intermediate_size);
         let norm = move |name: String| Expected::new(format!("{name}.weight"), [hidden]);
         let linear =
             |name: String, out, input| Expected::new(format!("{name}.weight"), [out, input]);
         let words = linear("embeddings.tok_embeddings".to_owned(), self.0.vocab_size, hidden);
-        let layers = (0..self.0.num_hidden_layers).flat_map(move |index| {
+        let layers = (0..layers).flat_map(move |index| {
             let full = |part| format!("layers.{index}.{part}");
             // The embeddings have a norm already.
             let first = (index > 0).then(|| norm(full("attn_norm")));
@@ -275,10 +303,14 @@ impl ModernBertConfig {
     }
 }
 
+/// Values that candle holds for each pair of tokens while it computes attention.
+fn score_values(heads: usize) -> usize {
+    heads.saturating_mul(SCORE_COPIES).saturating_add(MASKS)
+}
+
 /// Refuses texts so long that candle's attention would take the memory of the device.
 fn check_attention(spec: &ModelSpec, heads: usize) -> Result<(), EngineError> {
-    let scores = heads.saturating_mul(SCORE_COPIES).saturating_add(MASKS);
-    let fit = (MAX_ATTENTION_BYTES / size_of::<f32>() / scores).isqrt();
+    let fit = (MAX_ATTENTION_BYTES / size_of::<f32>() / score_values(heads)).isqrt();
     if spec.max_sequence_length <= fit {
         return Ok(());
     }

@@ -1,0 +1,415 @@
+//! What a model will take, told before its weights are read: whoever loads it asks first whether there
+//! is room.
+//!
+//! Owns the sum. What a structure takes is said beside the structure, by the sizes that it is made with;
+//! what libraries take (the tokenizer) is measured here. Reads the configuration, and no other file.
+//!
+//! Invariant: without outliers and the tokenizer, [`Footprint::weight_bytes`] are those of the
+//! [`Embedder`](super::Embedder) that is loaded afterwards, to the byte.
+
+use super::candle_runtime::ModernBertConfig;
+use super::config::EncoderConfig;
+use super::encoder::Encoder;
+use super::layout::{self, Expected};
+use super::pool::Head;
+use super::spec::{Family, Runtime};
+use super::static_embedding::{self, StaticConfig};
+use super::{Architecture, EngineError, ModelSpec, Options, fused, precision, weights};
+
+/// How matrices are stored in `model.safetensors`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Values of 32 bits.
+    F32,
+    /// Values of 16 bits.
+    F16,
+    /// Integers of 8 bits, a scale for each row, and outliers.
+    Int8,
+}
+
+impl Stored {
+    const fn value_bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+}
+
+/// What is known of a model's files before they are read: their sizes in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileSizes {
+    /// Of `tokenizer.json`.
+    pub tokenizer: u64,
+    /// Of `model.safetensors`, which will be mapped.
+    pub weights: u64,
+    /// Of the files of all dense layers.
+    pub dense: u64,
+    /// How `model.safetensors` stores matrices.
+    pub stored: Stored,
+}
+
+/// What a model takes, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// Memory of this process as long as the model is loaded: packed weights, tables and tokenizer.
+    pub weight_bytes: u64,
+    /// Read in place from the mapped weights, the most that can be resident: the table of words. The
+    /// system takes it back when memory is short.
+    pub mapped_bytes: u64,
+    /// Memory of this process beside the weights when the longest passes have run on all threads, until
+    /// [`Embedder::release_scratch`](super::Embedder::release_scratch).
+    pub scratch_bytes: u64,
+    /// Memory of this process beside the weights while the model is loaded: files that are read whole, and
+    /// the tokenizer's JSON in the form of its parser.
+    pub loading_bytes: u64,
+}
+
+impl Footprint {
+    /// The most memory of this process that the model takes at any time: nothing of it can be given back
+    /// while the model is in use, and [`Footprint::mapped_bytes`] are beside it.
+    pub fn peak_bytes(&self) -> u64 {
+        self.weight_bytes.saturating_add(self.scratch_bytes.max(self.loading_bytes))
+    }
+}
+
+/// What the model that `spec` and its `config.json` describe will take when it is loaded from files of
+/// `sizes` with `options`.
+///
+/// Outliers of weights that are rounded to integers while they are packed are not counted: they are 3
+/// in 1,000 outputs (62 of 21,248 in all-MiniLM-L6-v2).
+///
+/// # Errors
+/// When `config` contradicts `spec`, itself, or the size of the weights.
+pub fn footprint(
+    spec: &ModelSpec,
+    config: &[u8],
+    sizes: FileSizes,
+    options: Options,
+) -> Result<Footprint, EngineError> {
+    let (vocabulary, of_weights) = match spec.architecture.runtime() {
+        Runtime::Fused(family) => of_encoder(spec, config, family, sizes, options),
+        Runtime::ModernBert => of_candle(spec, config, sizes),
+        Runtime::Static => of_table(spec, config, sizes),
+    }?;
+    let tokenizer = TokenizerKind::guess(spec.architecture, sizes.tokenizer, vocabulary);
+    let (kept, most) = tokenizer.word_bytes();
+    let words = |bytes| (vocabulary as u64).saturating_mul(bytes);
+    let beside_weights = words(kept).saturating_add(Head::bytes_of(spec));
+    Ok(Footprint {
+        weight_bytes: of_weights.weight_bytes.saturating_add(beside_weights),
+        loading_bytes: words(most - kept)
+            .saturating_add(sizes.tokenizer.saturating_add(sizes.dense)),
+        ..of_weights
+    })
+}
+
+/// Words, and what the weights take, of a model that the fused encoder runs.
+fn of_encoder(
+    spec: &ModelSpec,
+    config: &[u8],
+    family: Family,
+    sizes: FileSizes,
+    options: Options,
+) -> Result<(usize, Footprint), EngineError> {
+    let config = EncoderConfig::read(config, family, spec)?;
+    let rest = sizes.rest(config.layers, |layers| {
+        layout::encoder_tensors(&EncoderConfig { layers, ..config.clone() }).collect()
+    })?;
+    let choice = precision::choose(options.precision, sizes.stored == Stored::Int8);
+    let longest = spec.max_sequence_length;
+    let (threads, budget) = (options.threads.max(1), options.batch_tokens);
+    let table = sizes.table(config.vocab_size, config.hidden_size, rest);
+    let weights = Encoder::bytes_of(&config, longest, choice.format);
+    let footprint = Footprint {
+        weight_bytes: table.weight_bytes.saturating_add(weights),
+        scratch_bytes: fused::scratch_bytes(&config, &choice, longest, budget, threads),
+        ..table
+    };
+    Ok((config.vocab_size, footprint))
+}
+
+/// Words, and what the weights take, of a model that candle runs.
+fn of_candle(
+    spec: &ModelSpec,
+    config: &[u8],
+    sizes: FileSizes,
+) -> Result<(usize, Footprint), EngineError> {
+    let config = ModernBertConfig::read(config, spec)?;
+    let tensors = |layers| config.tensors_of(layers).collect();
+    sizes.rest(config.layers(), tensors)?;
+    let longest = spec.max_sequence_length;
+    let values = saturated(of_layers(config.layers(), tensors, elements));
+    let weights = values.saturating_mul(size_of::<f32>() as u64);
+    let footprint = Footprint {
+        weight_bytes: weights.saturating_add(config.rotation_bytes(longest)),
+        mapped_bytes: 0,
+        scratch_bytes: config.scratch_bytes(longest),
+        loading_bytes: 0,
+    };
+    Ok((config.vocab_size(), footprint))
+}
+
+/// Words, and what the weights take, of static embeddings.
+fn of_table(
+    spec: &ModelSpec,
+    config: &[u8],
+    sizes: FileSizes,
+) -> Result<(usize, Footprint), EngineError> {
+    let StaticConfig { vocab_size, hidden_size } = StaticConfig::read(config, spec)?;
+    let shape = [vocab_size, hidden_size];
+    let rest = sizes.rest(0, |_| vec![Expected::new(static_embedding::TABLE, shape)])?;
+    Ok((vocab_size, sizes.table(vocab_size, hidden_size, rest)))
+}
+
+impl FileSizes {
+    /// Bytes of the weights' file that are neither values nor scales: its header, and outliers.
+    ///
+    /// Refuses a configuration of more values than the file has bytes, so that what follows need not be
+    /// afraid of its numbers.
+    fn rest(
+        &self,
+        layers: usize,
+        tensors: impl Fn(usize) -> Vec<Expected>,
+    ) -> Result<u64, EngineError> {
+        let values = of_layers(layers, &tensors, elements);
+        if values > u128::from(self.weights) {
+            return Err(EngineError::Mismatch(format!(
+                "config.json describes {values} weights, model.safetensors has {} bytes",
+                self.weights
+            )));
+        }
+        let stored = of_layers(layers, &tensors, |tensor| match tensor.shape[..] {
+            [rows, _] => {
+                let scales = if self.stored == Stored::Int8 { 4 * rows as u128 } else { 0 };
+                elements(tensor) * u128::from(self.stored.value_bytes()) + scales
+            }
+            _ => elements(tensor) * 4,
+        });
+        Ok(self.weights.saturating_sub(saturated(stored)))
+    }
+
+    /// A table of `rows` words that stays in the file, of which `rest` bytes are outliers at most.
+    fn table(&self, rows: usize, columns: usize, rest: u64) -> Footprint {
+        let mapped = (rows as u64).saturating_mul(columns as u64);
+        let (scales, outliers) = match self.stored {
+            Stored::F32 | Stored::F16 => (0, 0),
+            Stored::Int8 => (rows as u64 * 4, rest / weights::OUTLIER_FILE_BYTES),
+        };
+        Footprint {
+            weight_bytes: scales + outliers.saturating_mul(weights::OUTLIER_BYTES),
+            mapped_bytes: mapped.saturating_mul(self.stored.value_bytes()),
+            scratch_bytes: 0,
+            loading_bytes: 0,
+        }
+    }
+}
+
+fn elements(tensor: &Expected) -> u128 {
+    tensor.shape.iter().fold(1, |all, &length| all.saturating_mul(length as u128))
+}
+
+fn saturated(bytes: u128) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+/// The sum of `size` over the `tensors` of a model with `layers` layers. All layers but the first are
+/// alike, so that an absurd number of them costs nothing.
+fn of_layers(
+    layers: usize,
+    tensors: impl Fn(usize) -> Vec<Expected>,
+    size: impl Fn(&Expected) -> u128,
+) -> u128 {
+    let sum = |layers| tensors(layers).iter().map(&size).fold(0_u128, u128::saturating_add);
+    let (one, two) = (sum(1), sum(2));
+    one.saturating_add((two - one).saturating_mul(layers.saturating_sub(1) as u128))
+}
+
+/// What a tokenizer does with words; its memory goes by their number, as the file may be indented or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TokenizerKind {
+    WordPiece,
+    Bpe,
+    Unigram,
+}
+
+impl TokenizerKind {
+    /// Bytes of `tokenizer.json` for each word from which it is no WordPiece: a word, its number and their
+    /// quotes are 15 (24 when indented), a word and its probability 32 and more.
+    const WORD_PIECE_BELOW: u64 = 28;
+
+    /// The kind that such a model has. BERT's may be a multilingual Unigram.
+    fn guess(architecture: Architecture, bytes: u64, vocabulary: usize) -> Self {
+        let word_piece = bytes < Self::WORD_PIECE_BELOW.saturating_mul(vocabulary as u64);
+        match architecture {
+            _ if word_piece && architecture != Architecture::Roberta => Self::WordPiece,
+            Architecture::Roberta | Architecture::ModernBert => Self::Bpe,
+            _ => Self::Unigram,
+        }
+    }
+
+    /// Memory for each word as long as the tokenizer is there, and the most while its file is parsed.
+    ///
+    /// Measured with glibc as anonymous memory of a process, of `tokenizer.json` with
+    ///
+    /// | words | kind | file | kept | most |
+    /// | --- | --- | --- | --- | --- |
+    /// | 30,522 (all-MiniLM-L6-v2) | WordPiece | 0.47 MB | 266 | 409 |
+    /// | 119,547 | WordPiece | 1.9 MB | 318 | 463 |
+    /// | 50,265 | BPE, merges as pairs | 1.5 MB | 639 | 777 |
+    /// | 50,265 | BPE, merges as texts | 1.3 MB | 417 | 418 |
+    /// | 50,000 | Unigram | 1.6 MB | 896 | 984 |
+    /// | 250,000 | Unigram | 8.0 MB | 800 | 940 |
+    const fn word_bytes(self) -> (u64, u64) {
+        match self {
+            Self::WordPiece => (270, 410),
+            Self::Bpe => (640, 780),
+            Self::Unigram => (820, 960),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::engine::config::tests::{bert, spec};
+    use crate::engine::{Activation, Dense, ModelFiles, Precision, load};
+
+    const OPTIONS: Options = Options { threads: 2, batch_tokens: 64, precision: Precision::F32 };
+    const SIZES: FileSizes =
+        FileSizes { tokenizer: 100, weights: 1 << 20, dense: 0, stored: Stored::F32 };
+
+    fn golden(name: &str, file: &str) -> Vec<u8> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        std::fs::read(directory.join(file)).unwrap()
+    }
+
+    #[test]
+    fn weights_are_told_to_the_byte_but_for_outliers() {
+        for (name, architecture) in [
+            ("tiny-bert-mean", Architecture::Bert),
+            ("tiny-bert-odd", Architecture::Bert),
+            ("tiny-distilbert", Architecture::DistilBert),
+            ("tiny-distiluse", Architecture::DistilBert),
+            ("tiny-modernbert", Architecture::ModernBert),
+            ("tiny-mpnet", Architecture::Mpnet),
+            ("tiny-roberta", Architecture::Roberta),
+            ("tiny-static", Architecture::Static),
+            ("tiny-xlm-roberta", Architecture::XlmRoberta),
+        ] {
+            let mut spec = spec(architecture);
+            spec.max_sequence_length = 40;
+            spec.dimensions = if name == "tiny-bert-odd" { 60 } else { 64 };
+            let mut dense = Vec::new();
+            if name == "tiny-distiluse" {
+                let (bias, activation) = (true, Activation::Tanh);
+                spec.dense = vec![Dense { in_features: 64, out_features: 40, bias, activation }];
+                spec.dimensions = 40;
+                dense.push(golden(name, "2_Dense/model.safetensors"));
+            }
+            let config = match architecture {
+                Architecture::Static => {
+                    br#"{"model_type": "static", "vocab_size": 537, "hidden_size": 64}"#.to_vec()
+                }
+                _ => golden(name, "config.json"),
+            };
+            let words = match serde_json::from_slice::<Value>(&config).unwrap()["vocab_size"] {
+                Value::Number(ref words) => words.as_u64().unwrap(),
+                ref other => panic!("{name}: {other}"),
+            };
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                let options = Options { precision, ..OPTIONS };
+                let weights = golden(name, "model.safetensors");
+                let sizes = FileSizes { weights: weights.len() as u64, ..SIZES };
+                let told = footprint(&spec, &config, sizes, options).unwrap();
+                let (kept, _) =
+                    TokenizerKind::guess(architecture, sizes.tokenizer, 1 << 20).word_bytes();
+                let told = told.weight_bytes - words * kept;
+                let files = ModelFiles {
+                    config: config.clone(),
+                    tokenizer: golden(name, "tokenizer.json"),
+                    weights: Box::new(weights),
+                    dense: dense.clone(),
+                };
+                let embedder = load(&spec, files, options).unwrap().embedder;
+                let mut found = embedder.weight_bytes();
+                match architecture {
+                    // Tables that are computed; the file's bytes are dropped.
+                    Architecture::ModernBert => found += 4 * 8 * 40 * 4,
+                    _ => found -= sizes.weights,
+                }
+                let outliers = found - told;
+                let rounded = embedder.report().precision == Precision::Int8;
+                assert!(
+                    outliers == 0 || rounded && outliers.is_multiple_of(weights::OUTLIER_BYTES),
+                    "{name} in {precision}: {found} bytes, {told} told"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn scratch_goes_with_threads_and_with_the_tokens_of_a_pass() {
+        let config = bert().to_string().into_bytes();
+        let scratch = |threads, batch_tokens| {
+            let options = Options { threads, batch_tokens, ..OPTIONS };
+            footprint(&spec(Architecture::Bert), &config, SIZES, options).unwrap().scratch_bytes
+        };
+        assert_eq!(scratch(4, 4096), 4 * scratch(1, 4096));
+        assert!(scratch(1, 64) < scratch(1, 256));
+        // No pass is longer than what stays in the cache.
+        assert_eq!(scratch(1, 4096), scratch(1, 1 << 20));
+    }
+
+    #[test]
+    fn a_configuration_of_more_weights_than_the_file_has_is_refused_at_once() {
+        for (key, value) in [
+            ("num_hidden_layers", u64::MAX),
+            ("num_hidden_layers", 1 << 40),
+            ("intermediate_size", u64::MAX),
+            ("vocab_size", u64::MAX),
+            ("max_position_embeddings", u64::MAX),
+        ] {
+            let mut config = bert();
+            config[key] = value.into();
+            let config = config.to_string().into_bytes();
+            let spec = spec(Architecture::Bert);
+            let error = footprint(&spec, &config, SIZES, OPTIONS).unwrap_err().to_string();
+            assert!(error.ends_with(" weights, model.safetensors has 1048576 bytes"), "{error}");
+        }
+    }
+
+    #[test]
+    fn integers_are_told_by_their_file() {
+        let sizes = FileSizes { weights: 40_000, stored: Stored::Int8, ..SIZES };
+        let config = json!({ "model_type": "static", "vocab_size": 1000, "hidden_size": 8 });
+        let config = config.to_string().into_bytes();
+        let told = footprint(&spec(Architecture::Static), &config, sizes, OPTIONS).unwrap();
+        assert_eq!(told.mapped_bytes, 8000);
+        // What is neither a value nor a scale may be outliers, which are three times as large in memory.
+        let (kept, _) = TokenizerKind::WordPiece.word_bytes();
+        assert_eq!(told.weight_bytes, 4000 + 3 * (40_000 - 8000 - 4000) + 1000 * kept);
+        assert_eq!(told.peak_bytes(), told.weight_bytes + told.loading_bytes);
+    }
+
+    #[test]
+    fn tokenizers_are_told_by_architecture_and_bytes_a_word() {
+        use TokenizerKind::{Bpe, Unigram, WordPiece};
+        for (architecture, bytes, words, expected) in [
+            (Architecture::Bert, 466_247, 30_522, WordPiece),
+            (Architecture::Bert, 711_635, 30_522, WordPiece),
+            (Architecture::Bert, 9_081_518, 250_037, Unigram),
+            (Architecture::Roberta, 1_355_863, 50_265, Bpe),
+            (Architecture::ModernBert, 2_132_967, 50_368, Bpe),
+            (Architecture::ModernBert, 12_815, 540, WordPiece),
+            (Architecture::XlmRoberta, 9_081_518, 250_002, Unigram),
+        ] {
+            assert_eq!(TokenizerKind::guess(architecture, bytes, words), expected);
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! What a model is said to take against what it takes: each is loaded and run in a process of its own,
+//! whose memory the kernel counts.
+//!
+//! Peaks of anonymous memory are those that a thread sees which looks without pause. Golden models are
+//! tried as they are, where the bound is [`SLACK`], and grown to a width at which a tenth is more.
+
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and tells figures"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::{env, io, thread};
+
+use caxton::engine::{Footprint, Options, Precision};
+use caxton::models::WorkerError;
+use caxton::models::load;
+use caxton::package::{
+    self, Contents, Key, Limits, Manifest, Origin, PackRequest, Quota, Store, WEIGHTS, pack,
+};
+use caxton::units::Bytes;
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{golden, skipped};
+
+/// Tells the test that it is the process to be measured: the store's directory and the precision.
+const MEASURED: &str = "CAXTON_MEASURED";
+/// What a process that is a few megabytes large may be off by: stacks and allocators' arenas of the
+/// threads, and memory that was free before the load.
+const SLACK: u64 = 2 << 20;
+const OPTIONS: Options = Options { threads: 2, batch_tokens: 1536, precision: Precision::Auto };
+
+/// A field of a file in `/proc/self`, in bytes.
+fn kilobytes(lines: &str, field: &str) -> u64 {
+    let value = lines.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    value.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+}
+
+fn anonymous() -> u64 {
+    kilobytes(&fs::read_to_string("/proc/self/status").unwrap(), "RssAnon:")
+}
+
+/// Resident bytes of what is mapped from files of this name.
+fn mapped(name: &str) -> u64 {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut all = 0;
+    let mut rest = maps.as_str();
+    while let Some(at) = rest.find(&format!("{name}\n")) {
+        rest = &rest[at..];
+        all += kilobytes(rest, "Rss:");
+        rest = &rest[name.len()..];
+    }
+    all
+}
+
+/// What `work` gives, and the most anonymous memory while it ran.
+fn watched<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                peak.fetch_max(anonymous(), Ordering::Relaxed);
+            }
+        });
+        let value = work();
+        peak.fetch_max(anonymous(), Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
+        (value, peak.load(Ordering::Relaxed))
+    })
+}
+
+fn store_with(package: impl io::Read) -> (TempDir, Manifest) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::volatile(directory.path()).unwrap();
+    let size = Bytes::mib(1024);
+    let quota = Quota { max_size: size, max_models: 1, cleanup: package::Cleanup::Manual };
+    // Grown models repeat themselves.
+    let limits = Limits { max_ratio: u32::MAX, ..Limits::for_size(size) };
+    let staged = store.stage(package, &limits).unwrap();
+    let entry = store.admit(staged, Origin::Installed, quota, |_| false).unwrap().entry;
+    (directory, Manifest::clone(&entry.manifest))
+}
+
+fn only_key(store: &Store) -> Key {
+    store.entries()[0].key.clone()
+}
+
+/// What the measured process says: estimated weights, mapped, scratch, loading; measured peak and mapped.
+type Figures = [u64; 6];
+
+/// Loads the model, looks words up all over their table, runs the longest passes on all threads, and
+/// says what it took.
+fn measure(directory: &Path, precision: Precision) -> Figures {
+    let options = Options { precision, ..OPTIONS };
+    let store = Store::volatile(directory).unwrap();
+    let key = only_key(&store);
+    let Footprint { weight_bytes, mapped_bytes, scratch_bytes, loading_bytes } =
+        load::footprint::<WorkerError>(&store, &key, options).unwrap();
+    let before = anonymous();
+    let ((model, manifest), loaded) = watched(|| {
+        let (manifest, model) = load::load_from::<WorkerError>(&store, &key, options).unwrap();
+        (model, manifest)
+    });
+    let mut model = model;
+    let words = u32::try_from(model.tokenizer.vocabulary_size()).unwrap();
+    // One word of each eight pages: the kernel maps what is around.
+    let step = u64::from(words) * 8 * 4096 / mapped_bytes.max(1);
+    let ids: Vec<u32> = (0..words).step_by(usize::try_from(step).unwrap().max(1)).collect();
+    let longest = manifest.max_sequence_length.min(options.batch_tokens);
+    let ((), used) = watched(|| {
+        for texts in ids.chunks(64.min(longest)).collect::<Vec<_>>().chunks(4) {
+            model.embedder.embed(texts).unwrap();
+        }
+        // Six texts of 256 tokens make three of the largest passes there are of several texts.
+        for length in BTreeSet::from([longest, longest.min(256)]) {
+            let text: Vec<u32> = (0..words).cycle().take(length).collect();
+            for _ in 0..2 {
+                model
+                    .embedder
+                    .embed(&vec![text.as_slice(); options.batch_tokens / length])
+                    .unwrap();
+            }
+        }
+    });
+    let peak = loaded.max(used) - before;
+    [weight_bytes, mapped_bytes, scratch_bytes, loading_bytes, peak, mapped(WEIGHTS)]
+}
+
+/// Runs [`measure`] in a process of its own, which is this test with [`MEASURED`].
+fn measured(directory: &Path, precision: Precision) -> Figures {
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "footprint::the_estimate_is_within_a_tenth_of_what_is_measured"])
+        .args(["--nocapture", "--test-threads=1"])
+        .env(MEASURED, format!("{precision} {}", directory.display()))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let figures = said.lines().find_map(|line| line.split_once("figures: "));
+    let Some((_, figures)) = figures else {
+        panic!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    };
+    serde_json::from_str(figures).unwrap()
+}
+
+/// What is wrong with the estimates of a package that is run in `precision`, if anything is.
+fn judge(package: &[u8], precision: Precision) -> Option<String> {
+    let (store, manifest) = store_with(package);
+    let [weights, mapped, scratch, loading, peak, mapped_peak] = measured(store.path(), precision);
+    let footprint = Footprint {
+        weight_bytes: weights,
+        mapped_bytes: mapped,
+        scratch_bytes: scratch,
+        loading_bytes: loading,
+    };
+    let estimate = footprint.peak_bytes() + mapped;
+    let measured = peak + mapped_peak;
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+    let ratio = estimate as f64 / measured as f64;
+    let line = format!(
+        "{} in {}, run in {precision}: {estimate} bytes estimated, {measured} measured, {ratio:.3} \
+         (weights {weights}, scratch {scratch}, loading {loading}, {peak} measured; mapped {mapped}, \
+         {mapped_peak} measured)",
+        manifest.id,
+        manifest.precision.name(),
+    );
+    eprintln!("{line}");
+    let within = estimate.abs_diff(measured) <= SLACK.max(measured / 10);
+    (!within).then_some(line)
+}
+
+/// Golden models, and how much they are grown.
+const GROWN: [(&str, usize); 8] = [
+    ("tiny-bert-mean", 8),
+    ("tiny-bert-odd", 8),
+    ("tiny-distilbert", 8),
+    ("tiny-modernbert", 8),
+    ("tiny-mpnet", 8),
+    ("tiny-roberta", 8),
+    ("tiny-static", 64),
+    ("tiny-xlm-roberta", 8),
+];
+/// How they are stored, and what they are run in then.
+const RUNS: [(package::Precision, Precision); 2] =
+    [(package::Precision::F32, Precision::F32), (package::Precision::Int8, Precision::Int8)];
+
+/// Packs the model in `source`.
+fn packed(source: &Path, stored: package::Precision) -> Vec<u8> {
+    let request = PackRequest {
+        source: source.to_owned(),
+        precision: Some(stored),
+        ..PackRequest::default()
+    };
+    let run = |manifest: &Manifest, contents: &Contents| {
+        let options = Options { precision: Precision::F32, ..OPTIONS };
+        let mut model = load::load(manifest, contents.clone(), options)?;
+        Ok(load::embed_plain(&mut model, &manifest.self_test.text)?)
+    };
+    let mut package = Vec::new();
+    pack(&request, &run, &|_, _| {}, &mut package).unwrap();
+    package
+}
+
+fn change_json(path: &Path, change: impl FnOnce(&mut Value)) {
+    if let Ok(bytes) = fs::read(path) {
+        let mut json = serde_json::from_slice(&bytes).unwrap();
+        change(&mut json);
+        fs::write(path, json.to_string()).unwrap();
+    }
+}
+
+/// Copies the golden model `name` with all its vectors `factor` times as long, and for texts of 256 tokens.
+fn grown(name: &str, factor: usize) -> TempDir {
+    const POSITIONS: usize = 256;
+    let directory = tempfile::Builder::new().prefix(&format!("grown-{name}-")).tempdir().unwrap();
+    copy(&golden(name), directory.path());
+    let path = |file: &str| directory.path().join(file);
+    for sizes in [
+        ["hidden_size", "intermediate_size", "max_position_embeddings"],
+        ["dim", "hidden_dim", "max_position_embeddings"],
+    ] {
+        change_json(&path("config.json"), |json| {
+            for size in sizes {
+                if let Some(value) = json[size].as_u64() {
+                    let grown = if size.starts_with("max") {
+                        POSITIONS as u64 + 2
+                    } else {
+                        value * factor as u64
+                    };
+                    json[size] = grown.into();
+                }
+            }
+        });
+    }
+    change_json(&path("1_Pooling/config.json"), |json| {
+        json["embedding_dimension"] =
+            (json["embedding_dimension"].as_u64().unwrap() * factor as u64).into();
+    });
+    change_json(&path("sentence_bert_config.json"), |json| {
+        json["max_seq_length"] = POSITIONS.into()
+    });
+    let weights = fs::read(path(WEIGHTS)).unwrap();
+    let tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = SafeTensors::deserialize(&weights)
+        .unwrap()
+        .iter()
+        .map(|(name, view)| {
+            let mut shape = view.shape().to_vec();
+            if name.contains("position_embeddings") {
+                shape = vec![POSITIONS + 2, shape[1] * factor];
+            } else if name.contains("embedding") && shape.len() == 2 {
+                shape[1] *= factor;
+            } else if !name.contains("relative_attention_bias") {
+                shape.iter_mut().for_each(|length| *length *= factor);
+            }
+            let bytes = shape.iter().product::<usize>() * 4;
+            let data = view.data().iter().copied().cycle().take(bytes).collect();
+            (name.to_owned(), (shape, data))
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, (shape, data))| {
+        (name, TensorView::new(safetensors::Dtype::F32, shape.clone(), data).unwrap())
+    });
+    fs::write(path(WEIGHTS), safetensors::serialize(views, None).unwrap()).unwrap();
+    directory
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for child in fs::read_dir(from).unwrap() {
+        let child: PathBuf = child.unwrap().path();
+        let target = to.join(child.file_name().unwrap());
+        if child.is_dir() {
+            copy(&child, &target);
+        } else {
+            fs::copy(&child, target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_estimate_is_within_a_tenth_of_what_is_measured() {
+    if let Some(told) = env::var_os(MEASURED) {
+        let told = told.into_string().unwrap();
+        let (precision, directory) = told.split_once(' ').unwrap();
+        let figures = measure(Path::new(directory), precision.parse().unwrap());
+        // On the line that the harness has begun.
+        return writeln!(io::stdout(), "\nfigures: {}", serde_json::to_string(&figures).unwrap())
+            .unwrap();
+    }
+    let mut wrong = Vec::new();
+    for (name, factor) in GROWN {
+        let source = grown(name, factor);
+        for (stored, run) in RUNS {
+            wrong.extend(judge(&packed(source.path(), stored), run));
+        }
+        let tiny = packed(&golden(name), package::Precision::F32);
+        wrong.extend(judge(&tiny, Precision::F32));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_estimate_of_the_bundled_model_is_within_a_tenth() {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("bundled-models/bundled-mini-1.0.0.model.tar.zst");
+    let package = fs::read(package).unwrap();
+    let runs = [Precision::F32, Precision::Bf16, Precision::Int8];
+    let wrong = runs.iter().filter_map(|&run| judge(&package, run));
+    assert_eq!(wrong.collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[test]
+fn the_estimate_of_all_minilm_l6_v2_is_within_a_tenth() {
+    let Some(models) = env::var_os("CAXTON_MODELS") else {
+        return skipped("the_estimate_of_all_minilm_l6_v2_is_within_a_tenth", "CAXTON_MODELS");
+    };
+    let source = Path::new(&models).join("all-MiniLM-L6-v2");
+    let package = packed(&source, package::Precision::F32);
+    let runs = [Precision::F32, Precision::Bf16, Precision::Int8];
+    let wrong = runs.iter().filter_map(|&run| judge(&package, run));
+    assert_eq!(wrong.collect::<Vec<_>>(), Vec::<String>::new());
+}
