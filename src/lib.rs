@@ -8,9 +8,11 @@
 //!    `tests/it/offline.rs` proves both.
 //! 2. **Verified or not loaded.** Every byte of a model is hashed when it is installed and again when it is loaded,
 //!    through the handle that it is then taken from.
-//! 3. **The vectors of sentence-transformers**, within the bounds of `tests/golden/README.md`, or an error. Every
+//! 3. **Never killed for memory, never the cause of it.** What does not fit is refused with numbers, and what is there
+//!    leaves before the kernel takes.
+//! 4. **The vectors of sentence-transformers**, within the bounds of `tests/golden/README.md`, or an error. Every
 //!    answer names its embedding space.
-//! 4. **Operable by reading.** `systemctl status`, the journal and `caxton status` tell what happened and what to do.
+//! 5. **Operable by reading.** `systemctl status`, the journal and `caxton status` tell what happened and what to do.
 //!
 //! # Words
 //!
@@ -18,8 +20,10 @@
 //! verified packages, unpacked on disk · *drop directory*: where operators put packages · *install, remove*: package
 //! to and from the store · *model*: an installed thing with an id · *load, unload*: store to and from memory ·
 //! *drain*: finish what is in flight, take no more · *resident*: weights in memory · *lease*: the right to send
-//! requests to a resident model · *worker*: the thread that owns one · *file, settings*: configuration as written, as
-//! checked · *wire*: a type that clients see · *embedding space*: the identity under which two vectors may be compared.
+//! requests to a resident model · *evict*: unload because memory is short · *shed*: refuse requests · *pinned*: may not
+//! be evicted · *worker*: the thread that owns one · *sample, level, plan*: measured, judged, to do · *file, settings*:
+//! configuration as written, as checked · *wire*: a type that clients see · *embedding space*: the identity under which
+//! two vectors may be compared.
 //!
 //! # Rooms
 //!
@@ -63,6 +67,16 @@
 //! softmax, LayerNorm and activations are f32 in every precision. Every thread has an arena of its own, which grows to
 //! the longest part and stays. Each kernel is compiled for every instruction set and chosen when the program runs; its
 //! scalar twin is what tests compare it with. The vector of a text does not depend on what else is in the pass.
+//!
+//! # One pressure event
+//!
+//! The kernel or systemd says so to the [`memory::source`], or a clock does. The [`memory::monitor`] takes a
+//! [`memory::sample`], and the [`memory::level`] rises at once and falls slowly. The manager in [`models`] asks the
+//! [`memory::plan`] for one step after the other, each measured before the next: caches, smaller passes, idle models,
+//! models in use, requests. A model leaves when its requests are finished: the worker drops the weights on its own
+//! thread, the map goes, then the file's pages, then what the allocator keeps ([`memory::release`]). What left stays
+//! away for a while. Loading is pressure, too: [`models::load::footprint`] tells what a model will take before its
+//! weights are read, and one that does not fit makes others leave or is refused.
 //!
 //! # One package
 //!

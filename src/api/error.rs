@@ -161,6 +161,18 @@ impl From<ModelError> for ApiError {
                 let wait = *retry_after;
                 Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_failed", &error).after(wait)
             }
+            ModelError::MemoryLimit { refusal, .. } => {
+                let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_limit", &error);
+                match refusal.retry_after {
+                    Some(wait) => error.after(wait),
+                    None => error,
+                }
+            }
+            ModelError::Evicted { retry_after, .. } | ModelError::Pressure { retry_after, .. } => {
+                let wait = *retry_after;
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_pressure", &error).after(wait)
+            }
+            ModelError::Pinned(_) => Self::of(StatusCode::CONFLICT, "pinned", &error),
             ModelError::Overloaded { .. } => {
                 let wait = Duration::from_secs(1);
                 Self::of(StatusCode::TOO_MANY_REQUESTS, "overloaded", &error).after(wait)

@@ -24,14 +24,17 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, ApiEr
 pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiError> {
     let packages = packages::describe_all(&app).await?;
     let measured = measure().await?;
+    let overview = app.handle.overview().borrow().clone();
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_seconds: app.started.elapsed().as_secs(),
-        ready: app.handle.overview().borrow().is_ready(),
+        ready: overview.is_ready(),
         default_model: app.handle.default_model(),
         threads: app.threads,
         resident_memory_bytes: measured.resident,
+        memory_level: overview.level.name().to_owned(),
+        memory_pressure_source: overview.source,
         machine_memory_bytes: measured.total,
         machine_memory_available_bytes: measured.available,
         configuration: app.configuration.borrow().clone(),
@@ -41,14 +44,14 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
 
 /// Bytes of memory; `None` where the system does not tell.
 #[derive(Default)]
-pub(super) struct Measured {
+struct Measured {
     resident: Option<u64>,
     total: Option<u64>,
-    pub(super) available: Option<u64>,
+    available: Option<u64>,
 }
 
 /// Measures memory, off the runtime.
-pub(super) async fn measure() -> Result<Measured, ApiError> {
+async fn measure() -> Result<Measured, ApiError> {
     tokio::task::spawn_blocking(read).await.map_err(|error| {
         tracing::error!(%error, "memory could not be measured");
         ApiError::lost()

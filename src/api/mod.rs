@@ -8,6 +8,7 @@
 mod error;
 mod health;
 mod input;
+mod memory_admin;
 mod openai;
 mod packages;
 mod peer;
@@ -22,7 +23,7 @@ use axum::extract::{Request, State};
 use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post, put};
 use tokio::sync::watch;
 
 use crate::config::Settings;
@@ -54,9 +55,13 @@ pub struct App {
 pub fn router(app: App) -> Router {
     let admin = Router::new()
         .route("/api/packages", post(packages::install))
-        .route("/api/packages/{name}", axum::routing::delete(packages::remove))
+        .route("/api/packages/{name}", delete(packages::remove))
         .route("/api/packages/{name}/verify", post(packages::verify))
         .route("/api/packages/{name}/export", get(packages::export))
+        .route("/api/memory/flush", post(memory_admin::flush))
+        .route("/api/memory/limit", put(memory_admin::set_limit))
+        .route("/api/memory/models/{name}/load", post(memory_admin::load))
+        .route("/api/memory/models/{name}", delete(memory_admin::unload))
         .route_layer(middleware::from_fn_with_state(app.clone(), only_admins));
     Router::new()
         .route("/v1/embeddings", post(openai::embeddings))
@@ -65,6 +70,7 @@ pub fn router(app: App) -> Router {
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/status", get(health::status))
+        .route("/api/memory/status", get(memory_admin::status))
         .route("/api/packages", get(packages::list))
         .route("/api/packages/{name}", get(packages::show))
         .route("/api/models/stats", get(usage::stats))

@@ -156,7 +156,6 @@ pub fn describe(entry: &Entry, residency: Option<&BTreeMap<Key, Residency>>) -> 
     let (mut resident_bytes, mut queued, mut arithmetic) = (0, 0, None);
     let residency = residency.map(|residency| match residency.get(key) {
         None => "absent",
-        Some(Residency::Loading) => "loading",
         Some(Residency::Resident { weight_bytes, report, waiting }) => {
             (resident_bytes, queued) = (*weight_bytes, *waiting);
             arithmetic = Some(Arithmetic {
@@ -170,6 +169,7 @@ pub fn describe(entry: &Entry, residency: Option<&BTreeMap<Key, Residency>>) -> 
             problem.get_or_insert_with(|| reason.clone());
             "failed"
         }
+        Some(other) => other.name(),
     });
     Package {
         id: manifest.id.to_string(),

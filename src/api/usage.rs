@@ -10,11 +10,12 @@ use super::error::ApiError;
 use super::wire::{
     ModelStats, ModelStatsList, NextUse, Percentiles, Recommendation, Recommendations,
 };
-use super::{App, health, openai};
+use super::{App, openai};
 use crate::models::Residency;
 use crate::models::usage::recommend::{Candidate, Memory, Query, recommend};
 use crate::models::usage::{self, Stats};
 use crate::package::{Entry, Key};
+use crate::units::Bytes;
 
 /// The parameters of [`recommendations`].
 const PARAMETERS: [&str; 3] = ["task_type", "complexity", "max_latency_ms"];
@@ -76,7 +77,7 @@ pub(super) async fn recommendations(
 ) -> Result<Json<Recommendations>, ApiError> {
     let query = parse(query.as_deref().unwrap_or_default())?;
     let residency = app.handle.residency().await?;
-    let available = health::measure().await?.available;
+    let room = app.handle.memory().await?.room;
     let usage = app.handle.usage();
     let entries = openai::available(&app);
     let candidates = entries.iter().map(|entry| Candidate {
@@ -85,7 +86,7 @@ pub(super) async fn recommendations(
         p95: usage.recent_latency(&entry.key).map(|latency| latency.p95),
         memory: match residency.get(&entry.key) {
             Some(Residency::Resident { .. }) => Memory::Resident,
-            _ if fits(entry, available) => Memory::Fits,
+            _ if fits(entry, room) => Memory::Fits,
             _ => Memory::DoesNotFit,
         },
     });
@@ -106,10 +107,9 @@ pub(super) async fn recommendations(
     Ok(Json(Recommendations { recommendations: recommendations.collect() }))
 }
 
-/// Whether the files of a model, which are what its weights take at least, are within the `available` bytes. Where the
-/// system does not tell how many there are, loading will.
-fn fits(entry: &Entry, available: Option<u64>) -> bool {
-    available.is_none_or(|available| entry.manifest.total_size() <= available)
+/// Whether the files of a model, which are about what its weights take, fit beside the models that are in memory.
+fn fits(entry: &Entry, room: Bytes) -> bool {
+    entry.manifest.total_size() <= room.0
 }
 
 /// Reads the query of [`recommendations`]; every parameter may be left out.

@@ -2,6 +2,8 @@
 //!
 //! OpenAI's fields and their meaning: <https://platform.openai.com/docs/api-reference/embeddings>.
 
+pub mod memory;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -221,6 +223,10 @@ pub struct Status {
     pub threads: usize,
     /// Resident memory of the daemon.
     pub resident_memory_bytes: Option<u64>,
+    /// How short memory is: `normal`, `moderate`, `high` or `critical`.
+    pub memory_level: String,
+    /// Where memory pressure is heard.
+    pub memory_pressure_source: String,
     /// Memory of the machine.
     pub machine_memory_bytes: Option<u64>,
     /// Memory of the machine that programs may still get.

@@ -126,8 +126,18 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
+        self.send_json(Method::POST, path, body).await
+    }
+
+    /// `method path` with `body` in JSON, answered in JSON.
+    pub(super) async fn send_json<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(broken)?;
-        self.call(Method::POST, path, body.into()).await
+        self.call(method, path, body.into()).await
     }
 }
 

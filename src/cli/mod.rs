@@ -8,6 +8,7 @@ mod check;
 mod client;
 mod demo;
 mod embed;
+mod memory;
 mod model;
 mod output;
 mod pack;
@@ -59,6 +60,8 @@ enum Command {
     /// Install, verify, list and pack models.
     #[command(subcommand)]
     Model(model::Model),
+    #[command(subcommand)]
+    Memory(memory::Memory),
     /// Show what the daemon is doing.
     Status(status::Status),
     /// Measure how fast a model is on this machine, without a daemon.
@@ -137,6 +140,7 @@ fn run(
     match command {
         Command::Embed(command) => runtime.block_on(command.run(&connection)),
         Command::Model(command) => runtime.block_on(command.run(&connection)),
+        Command::Memory(command) => runtime.block_on(command.run(&connection)).map(|()| Exit::Ok),
         Command::Status(command) => runtime.block_on(command.run(&connection)),
         Command::Bench(command) => command.run(&connection, started),
         Command::Check(command) => command.run(),

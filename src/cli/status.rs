@@ -39,6 +39,8 @@ fn print(status: &wire::Status) -> anyhow::Result<()> {
     if let Some(resident) = status.resident_memory_bytes {
         writeln!(out, "memory         {} resident", Bytes(resident))?;
     }
+    let (level, source) = (&status.memory_level, &status.memory_pressure_source);
+    writeln!(out, "pressure       {level}, heard from {source}")?;
     if let (Some(available), Some(total)) =
         (status.machine_memory_available_bytes, status.machine_memory_bytes)
     {

@@ -14,8 +14,9 @@ mod reload;
 mod serve;
 mod systemd;
 
+use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
@@ -34,16 +35,20 @@ use crate::errors::chain;
 use crate::exit::Exit;
 use crate::files;
 use crate::log;
-use crate::models::Handle;
+use crate::memory::monitor::{Gauge, Reading, monitor};
+use crate::memory::release;
+use crate::memory::source::{self, Environment};
 use crate::models::install::Installer;
 use crate::models::intake::Intake;
-use crate::models::load;
 use crate::models::usage::{self, Usage};
+use crate::models::{Handle, Parts, load};
 use crate::package::{Store, StoreError};
 use crate::watch;
 use listen::{Bound, Listening};
 use reload::Reloader;
 
+/// Where the kernel's files are.
+const ROOT: &str = "/";
 /// Threads of the runtime: they only wait and copy; models compute on their own.
 const RUNTIME_THREADS: usize = 2;
 /// After the drain, models get this long to finish the pass that they are in.
@@ -80,6 +85,8 @@ pub fn run(source: Source) -> Exit {
 
 fn run_until_stopped(source: Source) -> Result<(), Exit> {
     let started = Instant::now();
+    // Before there is a second thread.
+    let gives_back = release::give_back_large_blocks();
     // Before the configuration is read, so that its problems are logged.
     let level = log::start(LevelFilter::INFO).map_err(|_already| Exit::Software)?;
     let loaded = config::load(&source).map_err(|error| {
@@ -91,6 +98,9 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     })?;
     let settings = &loaded.settings;
     level.set(reload::level(settings));
+    if !gives_back {
+        tracing::info!("this C library may keep memory that models have left");
+    }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), files = ?loaded.files, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
@@ -180,15 +190,26 @@ impl Daemon {
         let drop_watch = watch::watch(vec![drop_directory.clone()], drop_ticks, stop_all.clone());
 
         let (reloader, follow) = Reloader::new(source, loaded, level);
+        let gauge = Gauge::new(Path::new(ROOT), settings.memory.memory_limit);
+        let (told, readings) = channel::channel(Reading::default());
+        let source = source::Source::open(Path::new(ROOT), Environment::of_process());
+        let monitor = monitor(gauge.clone(), source, follow.thresholds, told, stop_all.clone());
         let usage = settings.memory.model_cache.directory.join(usage::FILE);
-        let usage = Arc::new(Usage::open(&usage));
-        let (handle, manager) =
-            Handle::new(store, options, follow.serving, usage, stop_all.clone());
+        let parts = Parts {
+            store,
+            options,
+            settings: follow.settings.clone(),
+            gauge,
+            readings,
+            usage: Arc::new(Usage::open(&usage)),
+        };
+        let (handle, manager) = Handle::new(parts, stop_all.clone());
         let installer = Installer::new(handle.clone(), follow.rules, options);
         let bundled_directory = settings.packages.bundled_directory.clone();
         let mut intake =
             Intake::new(installer.clone(), follow.schedule, bundled_directory, drop_directory);
         let mut tasks = JoinSet::new();
+        tasks.spawn(ending("memory monitor", monitor));
         tasks.spawn(ending("manager", manager));
         intake.prepare().await;
         tasks.spawn(ending("intake", intake.run(dropped, stop_all.clone())));
@@ -254,10 +275,13 @@ impl Daemon {
     }
 
     fn preload(&mut self) {
-        let names = self.app.settings.borrow().memory.preload_models.clone();
+        let settings = self.app.settings.borrow().clone();
+        let mut names: BTreeSet<String> = settings.memory.preload_models.iter().cloned().collect();
+        let models = settings.models.iter().filter(|(_, model)| model.preload);
+        names.extend(models.map(|(name, _)| name.clone()));
         // The default model is there or has said why not.
-        let default = self.app.handle.default_model();
-        for name in names.into_iter().filter(|name| *name != default) {
+        names.remove(&settings.memory.embedding_model);
+        for name in names {
             self.preloads.spawn(load_ahead(self.app.handle.clone(), name));
         }
     }

@@ -12,7 +12,8 @@ use tracing::level_filters::LevelFilter;
 use crate::api::wire::Configuration;
 use crate::config::{self, ConfigError, Loaded, LogLevel, Settings, Source};
 use crate::log;
-use crate::models::Serving;
+use crate::memory::level::Thresholds;
+use crate::models;
 use crate::models::install::Rules;
 use crate::models::intake::Schedule;
 
@@ -20,7 +21,7 @@ use crate::models::intake::Schedule;
 pub(super) struct Follow {
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) configuration: watch::Receiver<Configuration>,
-    pub(super) serving: watch::Receiver<Serving>,
+    pub(super) thresholds: watch::Receiver<Thresholds>,
     pub(super) rules: watch::Receiver<Rules>,
     pub(super) schedule: watch::Receiver<Schedule>,
 }
@@ -33,7 +34,7 @@ pub(super) struct Reloader {
     at_start: Settings,
     settings: watch::Sender<Arc<Settings>>,
     configuration: watch::Sender<Configuration>,
-    serving: watch::Sender<Serving>,
+    thresholds: watch::Sender<Thresholds>,
     rules: watch::Sender<Rules>,
     schedule: watch::Sender<Schedule>,
 }
@@ -49,7 +50,7 @@ impl Reloader {
             level,
             at_start: settings.clone(),
             configuration: watch::Sender::new(configuration),
-            serving: watch::Sender::new(Serving::from(&settings)),
+            thresholds: watch::Sender::new(models::thresholds(&settings)),
             rules: watch::Sender::new(Rules::from(&settings)),
             schedule: watch::Sender::new(Schedule::from(&settings)),
             settings: watch::Sender::new(Arc::new(settings)),
@@ -57,7 +58,7 @@ impl Reloader {
         let follow = Follow {
             settings: reloader.settings.subscribe(),
             configuration: reloader.configuration.subscribe(),
-            serving: reloader.serving.subscribe(),
+            thresholds: reloader.thresholds.subscribe(),
             rules: reloader.rules.subscribe(),
             schedule: reloader.schedule.subscribe(),
         };
@@ -103,7 +104,7 @@ impl Reloader {
             tracing::warn!(key, "the new value needs a restart of caxton");
         }
         self.level.set(level(&settings));
-        self.serving.send_replace(Serving::from(&settings));
+        self.thresholds.send_replace(models::thresholds(&settings));
         self.rules.send_replace(Rules::from(&settings));
         self.schedule.send_replace(Schedule::from(&settings));
         self.settings.send_replace(Arc::new(settings));

@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::sample::{Events, Psi, Sample};
+use super::sample::{Events, Limit, Psi, Sample};
 use crate::units::{Bytes, Percent};
 
 /// How short memory is.
@@ -74,6 +74,18 @@ impl Thresholds {
     /// limit near or below `min_free` next to nothing would be usable otherwise, and an idle daemon critical for ever.
     pub fn usable(&self, limit: Bytes) -> Bytes {
         Bytes(limit.0.saturating_sub(self.kept_free(limit).0))
+    }
+
+    /// What may be allocated before [`Level::High`] begins: a model that is let in with more would be told to leave at
+    /// once. The `mapped` bytes that are read in place count as used: to read them again and again is no room.
+    pub fn room(&self, sample: &Sample, mapped: Bytes) -> Bytes {
+        let below = |limit: &Limit| {
+            let used = limit.unreclaimable.0.saturating_add(mapped.0);
+            self.high.of(self.usable(limit.bytes)).0.saturating_sub(used)
+        };
+        let machine = &sample.machine;
+        let available = machine.available.0.saturating_sub(self.kept_free(machine.total).0);
+        Bytes(sample.limits.iter().map(below).fold(available, u64::min))
     }
 
     fn kept_free(&self, whole: Bytes) -> Bytes {

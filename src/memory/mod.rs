@@ -1,6 +1,6 @@
-//! Memory: what this process may use, what it uses, and when the kernel runs short.
+//! Memory: what this process may use, what it uses, when the kernel runs short, and what to give up then.
 //!
-//! Owns the sources of pressure and the measuring. It knows no models, no requests and no configuration: whoever
+//! Owns the sources of pressure, the measuring, the levels and the plan. It knows no models, no requests and no configuration: whoever
 //! decides what to give up is told numbers and moments. Nothing here fails for what a kernel file says or does not say:
 //! what is not known is left out, told once in the journal, and limits nothing.
 
@@ -9,6 +9,7 @@ mod cgroup;
 mod fixture;
 mod keyed;
 pub mod level;
+pub mod monitor;
 pub mod plan;
 mod psi;
 pub mod release;

@@ -26,6 +26,8 @@ pub struct Sample {
     /// Without a memory control group it is the anonymous and shared memory of this process. In version 1 all of
     /// the kernel's memory counts, because that does not tell which can be taken back.
     pub unreclaimable: Bytes,
+    /// The anonymous and shared memory of this process alone.
+    pub process: Bytes,
     /// Pages of files that are mapped, such as weights: the kernel can take them back, and reads them again.
     pub mapped: Bytes,
     /// What is in swap; limits on it are not looked at.
@@ -236,10 +238,12 @@ impl Reader {
         let own = memory
             .filter(|memory| !memory.is_topmost())
             .and_then(|memory| kernel.charge(memory.version, memory.own()));
-        let charge = own.or_else(|| kernel.process()).unwrap_or_default();
+        let process = kernel.process().unwrap_or_default();
+        let charge = own.unwrap_or(process);
         let in_own = |name| groups.unified.as_ref().map(|unified| unified.own().join(name));
         let sample = Sample {
             unreclaimable: charge.unreclaimable,
+            process: process.unreclaimable,
             mapped: charge.mapped,
             swap: charge.swap,
             limits: memory.map(|memory| kernel.limits(memory, own, charge)).unwrap_or_default(),
@@ -417,6 +421,7 @@ mod tests {
         let file = tree.path(V2_OWN).join("memory.max");
         let expected = Sample {
             unreclaimable: Bytes(1000 + 30 + 4 + 500 - 200),
+            process: Bytes(120 << 10),
             mapped: Bytes(77),
             swap: Bytes(5),
             limits: vec![Limit { bytes: Bytes::mib(256), unreclaimable: Bytes(1334), file }],

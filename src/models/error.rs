@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::slot::Refusal;
 use super::worker::WorkerError;
 use crate::engine::EngineError;
 use crate::package::Entry;
@@ -46,6 +47,33 @@ pub enum ModelError {
         #[source]
         source: Arc<WorkerError>,
     },
+    /// It does not fit into memory beside what has to stay.
+    #[error("the model \"{name}\" does not fit into memory: {refusal}")]
+    MemoryLimit {
+        /// What was asked for.
+        name: String,
+        /// The numbers.
+        refusal: Arc<Refusal>,
+    },
+    /// It had to leave memory, and stays away for a while.
+    #[error("the model \"{name}\" had to leave memory because it is short")]
+    Evicted {
+        /// What was asked for.
+        name: String,
+        /// When it may come back.
+        retry_after: Duration,
+    },
+    /// Memory is short; only the last fallback and pinned models answer.
+    #[error("memory is short: the model \"{name}\" takes no requests")]
+    Pressure {
+        /// What was asked for.
+        name: String,
+        /// When it may be over.
+        retry_after: Duration,
+    },
+    /// It is pinned.
+    #[error("the model \"{0}\" is pinned and stays in memory")]
+    Pinned(String),
     /// Too many requests are waiting for it.
     #[error("{waiting} requests are waiting for the model \"{name}\" already")]
     Overloaded {

@@ -1,17 +1,23 @@
 //! The manager: the one owner of which models are in memory.
 //!
-//! A task that takes commands one at a time; loading happens on the models' own threads, so that it never waits for
-//! one. Nobody else starts or ends a worker.
+//! A task that takes commands one at a time; measuring, loading and leaving happen elsewhere, so that it never waits
+//! for one. Nobody else starts or ends a worker. What it decides is in the files beside it: [`admission`] lets models
+//! in, [`pressure`] makes them leave when memory is short, [`lifecycle`] when they are idle or somebody says so.
 //!
 //! Invariants:
-//! 1. One load at a time for a model, however many requests ask for it.
-//! 2. A model that failed to load is not tried again before [`LOAD_BACKOFF`] has passed.
+//! 1. One load at a time for a model, however many requests ask for it, and none before it is known to fit.
+//! 2. A model that failed to load is not tried again before [`LOAD_BACKOFF`] has passed, one that had to leave not
+//!    before `memory.pressure.reload_cooldown` has.
 //! 3. A worker whose entry left the store gets no more requests; what it has is finished.
-//! 4. The default model is in memory or on its way there whenever it is installed and did not fail.
+//! 4. The default model is in memory or on its way there whenever it is installed, and did not fail or leave.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod admission;
+mod lifecycle;
+mod pressure;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,19 +26,23 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::ModelError;
-use super::usage::Usage;
-use super::worker::{self, Job, Ready, Worker, WorkerError};
-use super::{DefaultState, Lease, ModelInfo, Overview, Residency, Serving};
-use crate::engine::{Options, Report, Tokenizer};
+use super::slot::{LeaseReply, Slot, Waiting};
+use super::worker::{Ready, WorkerError};
+use super::{
+    ActionRecord, DefaultState, Flushed, Lease, MemoryView, ModelInfo, Overview, Parts, Residency,
+};
 use crate::errors::chain;
-use crate::package::{Entry, Key, Status, Store, StoreError, choose};
+use crate::package::{Entry, Key, Status, choose};
+use admission::Estimate;
+use lifecycle::{Flush, Left};
+use pressure::Episode;
 
 /// A load that failed once fails again at once; this keeps a client's retries from being a loop of loads.
 const LOAD_BACKOFF: Duration = Duration::from_secs(30);
-/// How often the counts of accesses and [`Usage`] are written.
+/// How often the counts of accesses and of use are written, and models looked for that will be used soon.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
-
-type LeaseReply = oneshot::Sender<Result<Lease, ModelError>>;
+/// Actions that are remembered for `/api/memory/status`.
+const ACTIONS: usize = 32;
 
 /// What the manager is asked to do.
 #[derive(Debug)]
@@ -41,51 +51,53 @@ pub(super) enum Command {
     Lease { name: String, reply: LeaseReply },
     /// Say which models are in memory.
     Residency { reply: oneshot::Sender<BTreeMap<Key, Residency>> },
+    /// Say what is known of memory.
+    Memory { reply: oneshot::Sender<MemoryView> },
     /// Look at the store again, and let go of the models that are in it no more.
     StoreChanged { gone: Vec<Key> },
+    /// Keep a model in memory whatever happens, or no longer; until the next start.
+    Pin { name: String, pinned: bool, reply: oneshot::Sender<Result<(), ModelError>> },
+    /// Let a model go. Answers when it has gone.
+    Unload { name: String, reply: oneshot::Sender<Result<Unloading, ModelError>> },
+    /// Let all models go that are not pinned. Answers when they have gone.
+    Flush { reply: oneshot::Sender<Flushed> },
 }
 
-enum Slot {
-    Loading { waiting: Vec<(String, LeaseReply)>, worker: Running },
-    Resident { ready: Ready, worker: Running },
-    Failed { until: Instant, error: Arc<WorkerError> },
-}
-
-struct Running {
-    queue: mpsc::Sender<Job>,
-    thread: JoinHandle<()>,
-}
+/// Ends when a model has left memory; `None` when it was not there.
+pub(super) type Unloading = Option<oneshot::Receiver<()>>;
 
 /// The manager's own state; see the module.
 pub(super) struct Manager {
-    store: Arc<Store>,
-    options: Options,
-    serving: watch::Receiver<Serving>,
+    parts: Parts,
     overview: watch::Sender<Overview>,
-    usage: Arc<Usage>,
     slots: BTreeMap<Key, Slot>,
+    /// What administrators said, over the settings.
+    pins: BTreeMap<Key, bool>,
+    estimates: JoinSet<Estimate>,
     loads: JoinSet<(Key, Result<Ready, WorkerError>)>,
-    ending: JoinSet<()>,
+    ending: JoinSet<Left>,
+    /// Memory being released without a model leaving.
+    releasing: JoinSet<()>,
+    episode: Option<Episode>,
+    flushes: Vec<Flush>,
+    actions: VecDeque<ActionRecord>,
     accessed: BTreeSet<Key>,
 }
 
 impl Manager {
-    pub(super) fn new(
-        store: Arc<Store>,
-        options: Options,
-        serving: watch::Receiver<Serving>,
-        overview: watch::Sender<Overview>,
-        usage: Arc<Usage>,
-    ) -> Self {
+    pub(super) fn new(parts: Parts, overview: watch::Sender<Overview>) -> Self {
         Self {
-            store,
-            options,
-            serving,
+            parts,
             overview,
-            usage,
             slots: BTreeMap::new(),
+            pins: BTreeMap::new(),
+            estimates: JoinSet::new(),
             loads: JoinSet::new(),
             ending: JoinSet::new(),
+            releasing: JoinSet::new(),
+            episode: None,
+            flushes: Vec::new(),
+            actions: VecDeque::new(),
             accessed: BTreeSet::new(),
         }
     }
@@ -97,24 +109,40 @@ impl Manager {
         cancel: CancellationToken,
     ) {
         let mut flush = tokio::time::interval(FLUSH_INTERVAL);
+        // The first tick is at once, when there is nothing to write.
+        flush.tick().await;
         self.announce();
         loop {
+            let idle = self.next_idle();
             tokio::select! {
                 () = cancel.cancelled() => break,
+                Some(estimate) = self.estimates.join_next() => match estimate {
+                    Ok(estimate) => self.estimated(estimate),
+                    Err(error) => tracing::error!(%error, "an estimate was lost"),
+                },
                 Some(loaded) = self.loads.join_next() => match loaded {
                     Ok((key, outcome)) => self.loaded(key, outcome),
                     Err(error) => tracing::error!(%error, "a load was lost"),
                 },
-                Some(_) = self.ending.join_next() => {}
-                _ = flush.tick() => self.flush().await,
-                Ok(()) = self.serving.changed() => self.load_default(),
-                command = commands.recv() => match command {
-                    Some(Command::Lease { name, reply }) => self.lease(name, reply),
-                    Some(Command::Residency { reply }) => drop(reply.send(self.residency())),
-                    Some(Command::StoreChanged { gone }) => {
-                        gone.iter().for_each(|key| self.forget(key));
-                        self.load_default();
+                Some(left) = self.ending.join_next() => match left {
+                    Ok(left) => self.left(left),
+                    Err(error) => tracing::error!(%error, "the end of a worker was lost"),
+                },
+                Some(released) = self.releasing.join_next() => {
+                    if let Err(error) = released {
+                        tracing::error!(%error, "memory was not released");
                     }
+                    self.acted();
+                }
+                Ok(()) = self.parts.readings.changed() => self.pressed(),
+                () = at(idle), if idle.is_some() => self.unload_idle(),
+                _ = flush.tick() => {
+                    self.flush_counts().await;
+                    self.load_ahead();
+                }
+                Ok(()) = self.parts.settings.changed() => self.load_default(),
+                command = commands.recv() => match command {
+                    Some(command) => self.obey(command),
                     None => break,
                 },
             }
@@ -125,38 +153,86 @@ impl Manager {
             self.forget(&key);
         }
         while self.ending.join_next().await.is_some() {}
-        self.flush().await;
+        self.flush_counts().await;
+    }
+
+    fn obey(&mut self, command: Command) {
+        // A client that left hears no answer.
+        match command {
+            Command::Lease { name, reply } => self.lease(name, reply),
+            Command::Residency { reply } => drop(reply.send(self.residency())),
+            Command::Memory { reply } => drop(reply.send(self.memory_view())),
+            Command::StoreChanged { gone } => {
+                gone.iter().for_each(|key| self.forget(key));
+                self.load_default();
+            }
+            Command::Pin { name, pinned, reply } => drop(reply.send(self.pin(&name, pinned))),
+            Command::Unload { name, reply } => drop(reply.send(self.unload(&name))),
+            Command::Flush { reply } => self.flush_models(reply),
+        }
     }
 
     fn lease(&mut self, name: String, reply: LeaseReply) {
+        let now = Instant::now();
         let entry = match self.find(&name) {
             Ok(entry) => entry,
             Err(error) => return drop(reply.send(Err(error))),
         };
         let key = entry.key.clone();
+        if self.sheds(&key) {
+            let retry_after = self.parts.settings.borrow().memory.pressure.quiet;
+            return drop(reply.send(Err(ModelError::Pressure { name, retry_after })));
+        }
         match self.slots.get_mut(&key) {
-            Some(Slot::Resident { ready, worker }) if !worker.queue.is_closed() => {
-                self.store.count_access(&key);
+            Some(Slot::Resident(resident)) if resident.is_alive() => {
+                resident.touch(now);
+                let lease = Lease {
+                    name,
+                    key: key.clone(),
+                    info: ModelInfo::new(&entry),
+                    tokenizer: Arc::clone(&resident.ready.tokenizer),
+                    queue: resident.worker.queue.clone(),
+                    usage: Arc::clone(&self.parts.usage),
+                };
+                self.parts.store.count_access(&key);
                 self.accessed.insert(key);
-                let usage = Arc::clone(&self.usage);
-                drop(reply.send(Ok(lease(name, &entry, ready, &worker.queue, usage))));
+                drop(reply.send(Ok(lease)));
+            }
+            Some(Slot::Admitting(admitting)) => {
+                admitting.ahead = false;
+                admitting.waiting.push((name, reply));
             }
             Some(Slot::Loading { waiting, .. }) => waiting.push((name, reply)),
-            Some(Slot::Failed { until, error }) if Instant::now() < *until => {
-                let retry_after = until.duration_since(Instant::now());
+            Some(Slot::Leaving(leaving)) if !leaving.why.is_eviction() => {
+                leaving.waiting.push((name, reply));
+            }
+            Some(Slot::Leaving(_)) => {
+                let retry_after = self.parts.settings.borrow().memory.pressure.reload_cooldown;
+                drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
+            }
+            Some(Slot::Away { until }) if now < *until => {
+                let retry_after = until.duration_since(now);
+                drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
+            }
+            // Nothing was measured since: nothing else would come out.
+            Some(Slot::Refused { refusal, at }) if *at >= self.parts.readings.borrow().at => {
+                let refusal = Arc::clone(refusal);
+                drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
+            }
+            Some(Slot::Failed { until, error }) if now < *until => {
+                let retry_after = until.duration_since(now);
                 let source = Arc::clone(error);
                 drop(reply.send(Err(ModelError::Failed { name, retry_after, source })));
             }
-            // Absent, failed long enough ago, or its worker died.
-            Some(Slot::Resident { .. } | Slot::Failed { .. }) | None => {
-                self.load(key, vec![(name, reply)]);
-            }
+            // Absent, kept away or failed for long enough, asked for again, or its worker died.
+            _ => self.admit(key, vec![(name, reply)], false),
         }
     }
 
     fn find(&self, name: &str) -> Result<Entry, ModelError> {
-        let bundled_only = self.serving.borrow().bundled_only;
+        let bundled_only = self.parts.settings.borrow().memory.model_cache.bundled_only;
         let (entries, hidden): (Vec<_>, Vec<_>) = self
+            .parts
             .store
             .entries()
             .into_iter()
@@ -175,183 +251,53 @@ impl Manager {
         }
     }
 
-    /// Loads the default model unless it is there, on its way, or failed.
+    /// Loads the default model unless it is there, on its way, failed, or had to leave.
     fn load_default(&mut self) {
-        let name = self.serving.borrow().default_model.clone();
+        let name = self.parts.settings.borrow().memory.embedding_model.clone();
         let Ok(entry) = self.find(&name) else { return };
-        if self.default_state(&entry) == DefaultState::Absent {
-            self.load(entry.key, Vec::new());
+        let refused = matches!(self.slots.get(&entry.key), Some(Slot::Refused { .. }));
+        if refused || self.default_state(&entry) == DefaultState::Absent {
+            self.admit(entry.key, Vec::new(), false);
         }
     }
 
-    fn load(&mut self, key: Key, waiting: Vec<(String, LeaseReply)>) {
-        self.forget(&key);
-        let queue_size = self.serving.borrow().queue_size;
-        let spawned = worker::spawn(Arc::clone(&self.store), key.clone(), self.options, queue_size);
-        match spawned {
-            Ok(Worker { queue, ready, thread }) => {
-                tracing::info!(model = %key, "loading");
-                let worker = Running { queue, thread };
-                self.slots.insert(key.clone(), Slot::Loading { waiting, worker });
-                self.loads
-                    .spawn(async move { (key, ready.await.unwrap_or(Err(WorkerError::Ended))) });
-            }
-            Err(error) => self.fail(key, error, waiting),
-        }
-    }
-
-    fn loaded(&mut self, key: Key, outcome: Result<Ready, WorkerError>) {
-        // A model that was forgotten while it was loading has no slot any more.
-        let Some(Slot::Loading { waiting, worker }) = self.slots.remove(&key) else { return };
-        let ready = match outcome {
-            Ok(ready) => ready,
-            Err(error) => {
-                self.end(worker);
-                return self.fail(key, error, waiting);
-            }
-        };
-        let Ready { weight_bytes, mapped_bytes, report, took, .. } = &ready;
-        let Report { precision, isa, reason } = report;
-        tracing::info!(
-            model = %key,
-            bytes = weight_bytes,
-            mapped_bytes,
-            %precision,
-            isa,
-            reason,
-            "loaded"
-        );
-        self.usage.record_load(&key, *took, SystemTime::now());
-        self.slots.insert(key, Slot::Resident { ready, worker });
-        // Before anybody hears of it by an answer.
-        self.announce();
+    /// Answers those that wait for a model, as those that ask now are answered.
+    fn answer(&mut self, waiting: Waiting) {
         for (name, reply) in waiting {
             self.lease(name, reply);
         }
     }
 
-    fn fail(&mut self, key: Key, error: WorkerError, waiting: Vec<(String, LeaseReply)>) {
-        tracing::error!(model = %key, error = chain(&error), "the model cannot be loaded");
-        // The store remembers what is corrupt, until its package is installed again: then it is loaded at once.
-        if !matches!(error, WorkerError::Store(StoreError::Corrupt { .. })) {
-            let error = Arc::new(error);
-            self.slots.insert(key, Slot::Failed { until: Instant::now() + LOAD_BACKOFF, error });
-        }
-        self.announce();
-        for (name, reply) in waiting {
-            self.lease(name, reply);
-        }
+    fn remember(&mut self, record: ActionRecord) {
+        self.actions.truncate(ACTIONS - 1);
+        self.actions.push_front(record);
     }
 
-    fn forget(&mut self, key: &Key) {
-        match self.slots.remove(key) {
-            Some(Slot::Loading { waiting, worker }) => {
-                for (name, reply) in waiting {
-                    drop(reply.send(Err(ModelError::Ended(name))));
-                }
-                self.end(worker);
-            }
-            Some(Slot::Resident { worker, .. }) => {
-                tracing::info!(model = %key, "unloading");
-                self.end(worker);
-            }
-            Some(Slot::Failed { .. }) | None => {}
-        }
-    }
-
-    /// Lets a worker finish what it has, and waits for its thread off the runtime.
-    fn end(&mut self, Running { queue, thread }: Running) {
-        drop(queue);
-        self.ending.spawn_blocking(move || {
-            if thread.join().is_err() {
-                tracing::error!("a worker panicked");
-            }
-        });
-    }
-
-    fn residency(&self) -> BTreeMap<Key, Residency> {
-        let view = |slot: &Slot| match slot {
-            Slot::Loading { .. } => Residency::Loading,
-            Slot::Resident { ready, worker } => Residency::Resident {
-                weight_bytes: ready.weight_bytes,
-                report: ready.report.clone(),
-                waiting: worker.queue.max_capacity() - worker.queue.capacity(),
-            },
-            Slot::Failed { error, .. } => Residency::Failed(chain(&**error)),
-        };
-        self.slots.iter().map(|(key, slot)| (key.clone(), view(slot))).collect()
-    }
-
-    fn default_state(&self, entry: &Entry) -> DefaultState {
-        match self.slots.get(&entry.key) {
-            None => DefaultState::Absent,
-            Some(Slot::Loading { .. }) => DefaultState::Loading,
-            // Its worker died.
-            Some(Slot::Resident { worker, .. }) if worker.queue.is_closed() => DefaultState::Absent,
-            Some(Slot::Resident { .. }) => DefaultState::Ready,
-            Some(Slot::Failed { .. }) => DefaultState::Failed,
-        }
-    }
-
-    fn announce(&self) {
-        let default_model = self.serving.borrow().default_model.clone();
-        let state = match self.find(&default_model) {
-            Ok(entry) => self.default_state(&entry),
-            Err(ModelError::Corrupt { .. }) => DefaultState::Corrupt,
-            Err(_not_served) => DefaultState::NotInstalled,
-        };
-        let entries = self.store.entries();
-        let tested = entries.iter().filter(|entry| entry.record.status != Status::Untested);
-        let overview = Overview { default_model, state, installed: tested.count() };
-        self.overview.send_if_modified(|was| {
-            let changed = *was != overview;
-            *was = overview;
-            changed
-        });
-    }
-
-    async fn flush(&mut self) {
-        self.save_usage().await;
+    async fn flush_counts(&mut self) {
+        let installed = self.parts.store.entries().into_iter().map(|entry| entry.key).collect();
+        self.parts.usage.keep_installed(&installed, SystemTime::now());
         let accessed = std::mem::take(&mut self.accessed);
-        if accessed.is_empty() {
-            return;
-        }
-        let store = Arc::clone(&self.store);
-        let flushed = tokio::task::spawn_blocking(move || store.flush(accessed)).await;
-        match flushed {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
+        let (store, usage) = (Arc::clone(&self.parts.store), Arc::clone(&self.parts.usage));
+        let written = tokio::task::spawn_blocking(move || {
+            if let Err(error) = usage.save() {
+                tracing::warn!(error = chain(&error), "the counts of use are not written");
+            }
+            if !accessed.is_empty()
+                && let Err(error) = store.flush(accessed)
+            {
                 tracing::warn!(error = chain(&error), "the counts of accesses are not written");
             }
-            Err(error) => tracing::error!(%error, "the counts of accesses are not written"),
-        }
-    }
-
-    async fn save_usage(&self) {
-        let installed = self.store.entries().into_iter().map(|entry| entry.key).collect();
-        self.usage.keep_installed(&installed, SystemTime::now());
-        let usage = Arc::clone(&self.usage);
-        match tokio::task::spawn_blocking(move || usage.save()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(error = chain(&error), "usage is not written"),
-            Err(error) => tracing::error!(%error, "usage is not written"),
+        });
+        if let Err(error) = written.await {
+            tracing::error!(%error, "the counts are not written");
         }
     }
 }
 
-fn lease(
-    name: String,
-    entry: &Entry,
-    ready: &Ready,
-    queue: &mpsc::Sender<Job>,
-    usage: Arc<Usage>,
-) -> Lease {
-    Lease {
-        name,
-        key: entry.key.clone(),
-        info: ModelInfo::new(entry),
-        tokenizer: Arc::<Tokenizer>::clone(&ready.tokenizer),
-        queue: queue.clone(),
-        usage,
+/// Ends at `moment`; never without one.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }

@@ -8,6 +8,8 @@ pub mod install;
 pub mod intake;
 pub mod load;
 mod manager;
+mod memory;
+mod slot;
 pub mod usage;
 mod worker;
 
@@ -20,40 +22,24 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use error::ModelError;
+pub use memory::{ActionRecord, Flushed, MemoryView, ModelView, thresholds};
+pub use slot::Refusal;
 pub use worker::WorkerError;
 
 use crate::config::Settings;
 use crate::engine::{EngineError, Options, Report, Tokenizer, Tokens};
+use crate::memory::level::Level;
+use crate::memory::monitor::{Gauge, Reading};
 use crate::package::{Entry, Key, Manifest, Store};
+use crate::units::Bytes;
 use manager::{Command, Manager};
 use usage::{Served, Usage};
-use worker::Job;
+use worker::{Job, Work};
 
 /// Requests that wait for the manager; it answers within microseconds, so that this is never reached but in bursts.
 const COMMANDS: usize = 256;
 /// The longest that a request may take, loading the model included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// The part of the settings that the manager follows while it runs.
-#[derive(Clone, Debug)]
-pub struct Serving {
-    /// The model that answers when a request names none.
-    pub default_model: String,
-    /// Whether only models that came with the appliance are served.
-    pub bundled_only: bool,
-    /// Requests that may wait for one model; for models loaded from now on.
-    pub queue_size: usize,
-}
-
-impl From<&Settings> for Serving {
-    fn from(settings: &Settings) -> Self {
-        Self {
-            default_model: settings.memory.embedding_model.clone(),
-            bundled_only: settings.memory.model_cache.bundled_only,
-            queue_size: settings.embedding.queue_size,
-        }
-    }
-}
 
 /// Where a model is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,12 +55,32 @@ pub enum Residency {
         /// Requests waiting.
         waiting: usize,
     },
+    /// Finishing what it has, then letting its memory go.
+    Leaving,
+    /// It left for want of use or because somebody said so; it is loaded when it is asked for.
+    Unloaded,
+    /// It had to leave because memory is short, and stays away for a while.
+    Away,
     /// The last load failed, with this cause.
     Failed(String),
 }
 
+impl Residency {
+    /// In one word.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Resident { .. } => "resident",
+            Self::Leaving => "leaving",
+            Self::Unloaded => "unloaded",
+            Self::Away => "evicted",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
 /// Where the default model is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DefaultState {
     /// Not installed, or not served because of `bundled_only`.
     #[default]
@@ -87,6 +93,12 @@ pub enum DefaultState {
     Loading,
     /// In memory.
     Ready,
+    /// It left for want of use or because somebody said so; it is loaded when it is asked for.
+    Unloaded,
+    /// It had to leave because memory is short.
+    Evicted,
+    /// It does not fit into memory, with the numbers.
+    DoesNotFit(String),
     /// The last load failed.
     Failed,
 }
@@ -100,28 +112,38 @@ pub struct Overview {
     pub state: DefaultState,
     /// How many models are installed.
     pub installed: usize,
+    /// How short memory is.
+    pub level: Level,
+    /// Where pressure is heard.
+    pub source: String,
 }
 
 impl Overview {
-    /// Whether the default model can answer at once.
+    /// Whether the default model answers, after loading at most.
     pub fn is_ready(&self) -> bool {
-        self.state == DefaultState::Ready
+        matches!(self.state, DefaultState::Ready | DefaultState::Unloaded)
     }
 }
 
 impl fmt::Display for Overview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { default_model, state, installed } = self;
+        let Self { default_model, state, installed, level, source } = self;
         let state = match state {
             DefaultState::NotInstalled => "not installed",
             DefaultState::Corrupt => "corrupt",
             DefaultState::Absent => "not loaded",
             DefaultState::Loading => "loading",
             DefaultState::Ready => "ready",
+            DefaultState::Unloaded => "ready to be loaded",
+            DefaultState::Evicted => "evicted because memory is short",
+            DefaultState::DoesNotFit(numbers) => &format!("does not fit into memory ({numbers})"),
             DefaultState::Failed => "cannot be loaded",
         };
         let models = if *installed == 1 { "model" } else { "models" };
-        write!(f, "{default_model} {state}, {installed} {models} installed")
+        write!(
+            f,
+            "{default_model} {state}, {installed} {models} installed, memory {level} (heard from {source})"
+        )
     }
 }
 
@@ -155,7 +177,7 @@ pub struct Lease {
     /// The model.
     pub info: ModelInfo,
     tokenizer: Arc<Tokenizer>,
-    queue: mpsc::Sender<Job>,
+    queue: mpsc::Sender<Work>,
     usage: Arc<Usage>,
 }
 
@@ -195,7 +217,7 @@ impl Lease {
 
     async fn ask(&self, texts: Vec<Vec<u32>>) -> Result<Vec<f32>, ModelError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Job { texts, reply }).map_err(|error| match error {
+        self.queue.try_send(Work::Embed(Job { texts, reply })).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ModelError::Overloaded {
                 name: self.name.clone(),
                 waiting: self.queue.max_capacity(),
@@ -208,52 +230,77 @@ impl Lease {
     }
 }
 
+/// What a [`Handle`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The verified packages.
+    pub store: Arc<Store>,
+    /// How models are computed.
+    pub options: Options,
+    /// The settings that hold now.
+    pub settings: watch::Receiver<Arc<Settings>>,
+    /// Measures memory.
+    pub gauge: Gauge,
+    /// What was measured last.
+    pub readings: watch::Receiver<Reading>,
+    /// What models are used for how much.
+    pub usage: Arc<Usage>,
+}
+
 /// The way to the manager.
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     store: Arc<Store>,
-    serving: watch::Receiver<Serving>,
+    settings: watch::Receiver<Arc<Settings>>,
     overview: watch::Receiver<Overview>,
+    gauge: Gauge,
+    readings: watch::Receiver<Reading>,
     usage: Arc<Usage>,
 }
 
 impl Handle {
-    /// Makes a manager over `store`, which counts in `usage`: the handle, and the future that is its task and ends after `cancel` when every
-    /// worker has finished.
+    /// Makes a manager: the handle, and the future that is its task and ends after `cancel` when every worker has
+    /// finished.
     pub fn new(
-        store: Arc<Store>,
-        options: Options,
-        serving: watch::Receiver<Serving>,
-        usage: Arc<Usage>,
+        parts: Parts,
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (announce, overview) = watch::channel(Overview::default());
-        let manager = Manager::new(
-            Arc::clone(&store),
-            options,
-            serving.clone(),
-            announce,
-            Arc::clone(&usage),
-        );
-        let task = manager.run(receiver, cancel);
-        (Self { commands, store, serving, overview, usage }, task)
+        let handle = Self {
+            commands,
+            store: Arc::clone(&parts.store),
+            settings: parts.settings.clone(),
+            overview,
+            gauge: parts.gauge.clone(),
+            readings: parts.readings.clone(),
+            usage: Arc::clone(&parts.usage),
+        };
+        let task = Manager::new(parts, announce).run(receiver, cancel);
+        (handle, task)
+    }
+
+    /// The answer to a command.
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, ModelError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_closed| ModelError::Draining)?;
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, answer).await;
+        let answer = answer.map_err(|_elapsed| ModelError::Timeout(REQUEST_TIMEOUT))?;
+        answer.map_err(|_closed| ModelError::Draining)
     }
 
     /// The right to send requests to `name` (`id` or `id@version`), or to the default model; loads it first if need
     /// be. Cancelling gives up waiting; the load goes on.
     ///
     /// # Errors
-    /// When there is no such model, or it cannot be loaded.
+    /// When there is no such model, it does not fit into memory, or it cannot be loaded.
     pub async fn lease(&self, name: Option<&str>) -> Result<Lease, ModelError> {
-        let name = name.map_or_else(|| self.serving.borrow().default_model.clone(), str::to_owned);
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Lease { name, reply };
-        self.commands.send(command).await.map_err(|_closed| ModelError::Draining)?;
-        let answer = tokio::time::timeout(REQUEST_TIMEOUT, answer).await;
-        let answer = answer.map_err(|_elapsed| ModelError::Timeout(REQUEST_TIMEOUT))?;
-        answer.map_err(|_closed| ModelError::Draining)?
+        let name = name.map_or_else(|| self.default_model(), str::to_owned);
+        self.ask(|reply| Command::Lease { name, reply }).await?
     }
 
     /// Which models are in memory.
@@ -261,10 +308,58 @@ impl Handle {
     /// # Errors
     /// When the daemon is stopping.
     pub async fn residency(&self) -> Result<BTreeMap<Key, Residency>, ModelError> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Residency { reply };
-        self.commands.send(command).await.map_err(|_closed| ModelError::Draining)?;
-        answer.await.map_err(|_closed| ModelError::Draining)
+        self.ask(|reply| Command::Residency { reply }).await
+    }
+
+    /// What is known of memory and of the models in it.
+    ///
+    /// # Errors
+    /// When the daemon is stopping.
+    pub async fn memory(&self) -> Result<MemoryView, ModelError> {
+        self.ask(|reply| Command::Memory { reply }).await
+    }
+
+    /// Keeps `name` in memory whatever happens once it is there, or no longer; over the settings, until the next start.
+    ///
+    /// # Errors
+    /// When there is no such model.
+    pub async fn pin(&self, name: &str, pinned: bool) -> Result<(), ModelError> {
+        let name = name.to_owned();
+        self.ask(|reply| Command::Pin { name, pinned, reply }).await?
+    }
+
+    /// Lets `name` finish what it has and leave memory; waits until it has. Says whether it was there. Cancelling gives
+    /// up waiting.
+    ///
+    /// # Errors
+    /// When there is no such model, it is pinned, or it does not finish in time.
+    pub async fn unload(&self, name: &str) -> Result<bool, ModelError> {
+        let name = name.to_owned();
+        let Some(gone) = self.ask(|reply| Command::Unload { name, reply }).await?? else {
+            return Ok(false);
+        };
+        let gone = tokio::time::timeout(REQUEST_TIMEOUT, gone).await;
+        // Closed without a word when it left the store meanwhile: it has gone as well.
+        drop(gone.map_err(|_elapsed| ModelError::Timeout(REQUEST_TIMEOUT))?);
+        Ok(true)
+    }
+
+    /// Lets all models leave that are not pinned; waits until they have. Cancelling gives up waiting.
+    ///
+    /// # Errors
+    /// When the daemon is stopping, or they do not finish in time.
+    pub async fn flush(&self) -> Result<Flushed, ModelError> {
+        self.ask(|reply| Command::Flush { reply }).await
+    }
+
+    /// Limits the memory of this process from now until the next start; `None` leaves the limits of the kernel alone.
+    /// Waits until memory was measured against it. Cancelling gives up waiting.
+    pub async fn set_memory_limit(&self, limit: Option<Bytes>) {
+        let now = Instant::now();
+        self.gauge.set_limit(limit);
+        let mut readings = self.readings.clone();
+        // A monitor that has ended is that of a daemon that is stopping.
+        drop(readings.wait_for(|reading| reading.at >= now).await);
     }
 
     /// Tells the manager that the store has changed, and which entries it holds no more.
@@ -285,7 +380,7 @@ impl Handle {
 
     /// The name of the model that answers when a request names none.
     pub fn default_model(&self) -> String {
-        self.serving.borrow().default_model.clone()
+        self.settings.borrow().memory.embedding_model.clone()
     }
 
     /// The models in one line, and changes of that.

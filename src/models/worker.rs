@@ -9,6 +9,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,18 @@ use tokio::sync::{mpsc, oneshot};
 use super::load::{self, LoadError};
 use crate::engine::{Embedder, EngineError, Loaded, Options, Report, Tokenizer};
 use crate::package::{Key, Store, StoreError};
+
+/// Tokens of a pass while memory is short: as few as `embedding.batch_tokens` may be.
+const SHORT_PASS: usize = 512;
+
+/// What a worker is asked to do.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Compute vectors.
+    Embed(Job),
+    /// Let the memory go that passes need; the next pass takes it again.
+    ReleaseScratch(oneshot::Sender<()>),
+}
 
 /// One request: token ids of its texts in, `[texts, dimensions]` row-major out.
 #[derive(Debug)]
@@ -55,15 +68,35 @@ pub(super) struct Ready {
     pub(super) mapped_bytes: u64,
     /// What it is computed in.
     pub(super) report: Report,
-    /// How long verifying and loading took.
+    /// How long loading took.
     pub(super) took: Duration,
+    pass: Arc<Pass>,
+}
+
+impl Ready {
+    /// Has passes be short from the next one on.
+    pub(super) fn limit_pass(&self) {
+        self.pass.tokens.store(SHORT_PASS.min(self.pass.usual), Ordering::Relaxed);
+    }
+
+    /// Has passes be as long as the settings say.
+    pub(super) fn unlimit_pass(&self) {
+        self.pass.tokens.store(self.pass.usual, Ordering::Relaxed);
+    }
+}
+
+/// How many tokens a pass may have.
+#[derive(Debug)]
+struct Pass {
+    usual: usize,
+    tokens: AtomicUsize,
 }
 
 /// A running worker; dropping `queue` and its clones lets it finish what is queued and end.
 #[derive(Debug)]
 pub(super) struct Worker {
     /// Where its requests go.
-    pub(super) queue: mpsc::Sender<Job>,
+    pub(super) queue: mpsc::Sender<Work>,
     /// Answers once: loaded, or why not.
     pub(super) ready: oneshot::Receiver<Result<Ready, WorkerError>>,
     /// Ends after the weights are dropped.
@@ -85,23 +118,26 @@ pub(super) fn spawn(
     let thread = Builder::new()
         .name("worker".to_owned())
         .spawn(move || {
-            let began = Instant::now();
+            let started = Instant::now();
             let loaded = read_and_load(&store, &key, options);
             // The files' bytes and the store are not needed while the model serves.
             drop(store);
             match loaded {
                 Err(error) => drop(announce.send(Err(error))),
                 Ok(Loaded { tokenizer, embedder }) => {
+                    let usual = options.batch_tokens;
+                    let pass = Arc::new(Pass { usual, tokens: AtomicUsize::new(usual) });
                     let ready = Ready {
                         tokenizer: Arc::new(tokenizer),
                         weight_bytes: embedder.weight_bytes(),
                         mapped_bytes: embedder.mapped_bytes(),
                         report: embedder.report().clone(),
-                        took: began.elapsed(),
+                        took: started.elapsed(),
+                        pass: Arc::clone(&pass),
                     };
                     // When nobody waits any more the queue is closed too, and `serve` ends at once.
                     drop(announce.send(Ok(ready)));
-                    serve(embedder, jobs, options.batch_tokens);
+                    serve(embedder, jobs, &pass.tokens);
                 }
             }
         })
@@ -113,44 +149,47 @@ fn read_and_load(store: &Store, key: &Key, options: Options) -> Result<Loaded, W
     Ok(load::load_from::<WorkerError>(store, key, options)?.1)
 }
 
-fn serve(mut embedder: Box<dyn Embedder>, mut jobs: mpsc::Receiver<Job>, batch_tokens: usize) {
-    while let Some(Job { texts, reply }) = jobs.blocking_recv() {
-        let mut vectors = Vec::with_capacity(texts.len() * embedder.dimensions());
-        let mut outcome = Ok(());
-        for pass in passes(&texts, batch_tokens) {
-            if reply.is_closed() {
-                break;
-            }
-            let pass: Vec<&[u32]> = pass.iter().map(Vec::as_slice).collect();
-            match embedder.embed(&pass) {
-                Ok(more) => vectors.extend(more),
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
+fn serve(mut embedder: Box<dyn Embedder>, mut work: mpsc::Receiver<Work>, tokens: &AtomicUsize) {
+    while let Some(work) = work.blocking_recv() {
+        match work {
+            Work::Embed(job) => embed(&mut *embedder, job, tokens),
+            Work::ReleaseScratch(done) => {
+                embedder.release_scratch();
+                // Whoever asked may have stopped waiting.
+                let (Ok(()) | Err(())) = done.send(());
             }
         }
-        // The client may leave at any time; then nobody reads this.
-        drop(reply.send(outcome.map(|()| vectors)));
     }
 }
 
-/// Cuts `texts` into runs of at most `batch_tokens` tokens, at least one text each.
-fn passes(texts: &[Vec<u32>], batch_tokens: usize) -> impl Iterator<Item = &[Vec<u32>]> {
-    let mut rest = texts;
-    std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fitting = rest
-            .iter()
-            .take_while(|text| {
-                tokens += text.len();
-                tokens <= batch_tokens
-            })
-            .count();
-        let (pass, after) = rest.split_at(fitting.max(1).min(rest.len()));
+fn embed(embedder: &mut dyn Embedder, Job { texts, reply }: Job, tokens: &AtomicUsize) {
+    let mut vectors = Vec::with_capacity(texts.len() * embedder.dimensions());
+    let mut outcome = Ok(());
+    let mut rest = texts.as_slice();
+    while !rest.is_empty() && !reply.is_closed() {
+        let (pass, after) = rest.split_at(pass(rest, tokens.load(Ordering::Relaxed)));
         rest = after;
-        (!pass.is_empty()).then_some(pass)
-    })
+        let pass: Vec<&[u32]> = pass.iter().map(Vec::as_slice).collect();
+        match embedder.embed(&pass) {
+            Ok(more) => vectors.extend(more),
+            Err(error) => {
+                outcome = Err(error);
+                break;
+            }
+        }
+    }
+    // The client may leave at any time; then nobody reads this.
+    drop(reply.send(outcome.map(|()| vectors)));
+}
+
+/// How many of the first of `texts` have at most `tokens` tokens together; one at least.
+fn pass(texts: &[Vec<u32>], tokens: usize) -> usize {
+    let mut total = 0;
+    let fitting = texts.iter().take_while(|text| {
+        total += text.len();
+        total <= tokens
+    });
+    fitting.count().max(1).min(texts.len())
 }
 
 #[cfg(test)]
@@ -158,11 +197,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passes_keep_the_order_and_the_budget() {
+    fn a_pass_keeps_the_budget_and_has_a_text() {
         let texts: Vec<Vec<u32>> = [3, 3, 5, 9, 1, 1].map(|length| vec![0; length]).into();
-        let lengths: Vec<Vec<usize>> =
-            passes(&texts, 6).map(|pass| pass.iter().map(Vec::len).collect()).collect();
-        assert_eq!(lengths, [vec![3, 3], vec![5], vec![9], vec![1, 1]]);
-        assert_eq!(passes(&[], 6).count(), 0);
+        let firsts = [0, 2, 3, 4].map(|first| pass(&texts[first..], 6));
+        assert_eq!(firsts, [2, 1, 1, 2]);
+        assert_eq!(pass(&[], 6), 0);
     }
 }

@@ -44,9 +44,13 @@ fn a_stranger_may_embed_and_look_but_change_nothing() {
     let daemon = open_root().start();
     let package = daemon.path().join("tiny.model.tar.zst");
     let package = package.to_str().unwrap();
-    for allowed in
-        [&["embed", "a"][..], &["status"], &["model", "list"], &["model", "show", "bundled-mini"]]
-    {
+    for allowed in [
+        &["embed", "a"][..],
+        &["status"],
+        &["memory", "status"],
+        &["model", "list"],
+        &["model", "show", "bundled-mini"],
+    ] {
         let output = as_stranger(&daemon, allowed);
         assert!(
             output.status.success(),
@@ -55,7 +59,11 @@ fn a_stranger_may_embed_and_look_but_change_nothing() {
         );
     }
     for refused in [
-        &["model", "install", package][..],
+        &["memory", "flush"][..],
+        &["memory", "load", "bundled-mini"],
+        &["memory", "unload", "bundled-mini"],
+        &["memory", "limit", "1GiB"],
+        &["model", "install", package],
         &["model", "remove", "bundled-mini"],
         &["model", "verify", "bundled-mini"],
         &["model", "export", "bundled-mini", "--output", "/dev/shm/never"],

@@ -37,6 +37,7 @@ fn root_to_damage() -> Root {
         fs::write(root.bundled().join(file_name(id)), pack("tiny-bert-mean", id, "1")).unwrap();
     }
     root.with("memory.model_cache.validation_on_startup", json!(false))
+        .with("memory.max_loaded_models", json!(1 + DAMAGES.len()))
 }
 
 #[test]

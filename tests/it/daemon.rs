@@ -332,7 +332,7 @@ fn problems_are_gone_when_the_file_is_as_it_was() {
     let told = daemon.notifications().len();
     daemon.write_settings();
     let ready = daemon.wait_notified_after(told, "READY=1");
-    assert!(ready.trim_end().ends_with("bundled-mini ready, 1 model installed"), "{ready}");
+    assert!(ready.contains("bundled-mini ready") && !ready.contains("rejected"), "{ready}");
     assert_eq!(daemon.status()["configuration"]["problems"], json!([]));
     daemon.stop();
 }

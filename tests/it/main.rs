@@ -13,6 +13,7 @@ mod drop_directory;
 mod embeddings;
 mod footprint;
 mod golden;
+mod memory;
 mod model_command;
 mod offline;
 mod page_cache;

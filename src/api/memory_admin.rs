@@ -1,0 +1,182 @@
+//! Memory: shown to everybody, changed by administrators.
+
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+
+use super::App;
+use super::error::ApiError;
+use super::input::{Name, read_json};
+use super::wire::memory::{
+    Flushed, LoadModel, MeasuredMemory, MemoryAction, MemoryLimit, MemoryStatus, ModelMemory,
+    ModelMoved, Pressure, SetLimit, SystemMemory,
+};
+use crate::memory::sample::{Psi, Sample};
+use crate::models::{ActionRecord, ModelView, Residency};
+use crate::units::Bytes;
+
+/// Longest body of these routes.
+const MAX_BODY: Bytes = Bytes(4096);
+/// What sets no limit beside those of the kernel.
+const AUTO: &str = "auto";
+
+pub(super) async fn status(State(app): State<App>) -> Result<Json<MemoryStatus>, ApiError> {
+    let view = app.handle.memory().await?;
+    let reading = view.reading;
+    let limits = reading.sample.limits.iter().map(|limit| MemoryLimit {
+        bytes: limit.bytes.0,
+        unreclaimable_bytes: limit.unreclaimable.0,
+        file: limit.file.display().to_string(),
+    });
+    let machine = &reading.sample.machine;
+    // The machine is not known where the system does not tell.
+    let known = |bytes: Bytes| (bytes.0 < u64::MAX).then_some(bytes.0);
+    Ok(Json(MemoryStatus {
+        level: reading.level.name().to_owned(),
+        cause: reading.cause.clone(),
+        source: reading.source.clone(),
+        shedding: view.shedding,
+        room_bytes: view.room.0,
+        measured: measured(&reading.sample),
+        configured_limit_bytes: view.configured_limit.map(|limit| limit.0),
+        limits: limits.collect(),
+        system: SystemMemory {
+            total_bytes: known(machine.total),
+            available_bytes: known(machine.available),
+            swap_total_bytes: machine.swap_total.0,
+            swap_free_bytes: machine.swap_free.0,
+            pressure: machine.psi.as_ref().map(pressure),
+        },
+        models: view.models.into_iter().map(model).collect(),
+        actions: view.actions.into_iter().map(action).collect(),
+    }))
+}
+
+fn measured(sample: &Sample) -> MeasuredMemory {
+    MeasuredMemory {
+        unreclaimable_bytes: sample.unreclaimable.0,
+        process_bytes: sample.process.0,
+        mapped_bytes: sample.mapped.0,
+        swap_bytes: sample.swap.0,
+        pressure: sample.psi.as_ref().map(pressure),
+    }
+}
+
+fn pressure(psi: &Psi) -> Pressure {
+    Pressure {
+        some_avg10_percent: psi.some_avg10,
+        some_avg60_percent: psi.some_avg60,
+        full_avg10_percent: psi.full_avg10,
+    }
+}
+
+fn model(view: ModelView) -> ModelMemory {
+    let (id, version, _revision) = view.key.parts();
+    let (weight_bytes, problem) = match &view.residency {
+        Residency::Resident { weight_bytes, .. } => (*weight_bytes, None),
+        Residency::Failed(reason) => (0, Some(reason.clone())),
+        _ => (0, None),
+    };
+    ModelMemory {
+        id: id.to_owned(),
+        version: version.to_owned(),
+        residency: view.residency.name().to_owned(),
+        problem,
+        weight_bytes,
+        peak_bytes: view.footprint.map_or(0, |footprint| footprint.peak_bytes()),
+        priority: view.priority,
+        pinned: view.pinned,
+        idle_seconds: view.idle.map(|idle| idle.as_secs()),
+        expires_in_seconds: view.expires.map(|expires| expires.as_secs()),
+    }
+}
+
+fn action(record: ActionRecord) -> MemoryAction {
+    MemoryAction {
+        at: record.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        action: record.action.to_owned(),
+        model: record.model.map(|key| key.to_string()),
+        level: record.level.name().to_owned(),
+        reason: record.reason,
+        freed_bytes: record.freed.map(|freed| freed.0),
+        duration_ms: millis(record.duration),
+    }
+}
+
+pub(super) async fn flush(State(app): State<App>) -> Result<Json<Flushed>, ApiError> {
+    let flushed = app.handle.flush().await?;
+    let freed = flushed.before.process.0.saturating_sub(flushed.after.process.0);
+    let duration_ms = millis(flushed.duration);
+    tracing::info!(models = flushed.unloaded.len(), freed_bytes = freed, duration_ms, "flushed");
+    Ok(Json(Flushed {
+        unloaded: flushed.unloaded.iter().map(ToString::to_string).collect(),
+        before: measured(&flushed.before),
+        after: measured(&flushed.after),
+        freed_bytes: freed,
+        duration_ms,
+    }))
+}
+
+pub(super) async fn load(
+    State(app): State<App>,
+    Name(name): Name,
+    body: Body,
+) -> Result<Json<ModelMoved>, ApiError> {
+    let body: Option<LoadModel> = optional(body).await?;
+    let started = Instant::now();
+    let resident = is_resident(&app, &name).await?;
+    let lease = app.handle.lease(Some(&name)).await?;
+    if let Some(pinned) = body.and_then(|body| body.pinned) {
+        app.handle.pin(&name, pinned).await?;
+    }
+    let model = format!("{}@{}", lease.info.manifest.id, lease.info.manifest.version);
+    let duration_ms = millis(started.elapsed());
+    Ok(Json(ModelMoved { model, was_resident: resident, duration_ms }))
+}
+
+pub(super) async fn unload(
+    State(app): State<App>,
+    Name(name): Name,
+) -> Result<Json<ModelMoved>, ApiError> {
+    let started = Instant::now();
+    let was_resident = app.handle.unload(&name).await?;
+    let duration_ms = millis(started.elapsed());
+    Ok(Json(ModelMoved { model: name, was_resident, duration_ms }))
+}
+
+pub(super) async fn set_limit(
+    State(app): State<App>,
+    body: Body,
+) -> Result<Json<SetLimit>, ApiError> {
+    let SetLimit { limit } = read_json(body, MAX_BODY).await?;
+    let bytes = match limit.as_str() {
+        AUTO => None,
+        size => Some(size.parse::<Bytes>().map_err(|error| {
+            let message = format!("{error}, or \"{AUTO}\"");
+            ApiError::invalid(Some("limit".to_owned()), message)
+        })?),
+    };
+    tracing::info!(limit, "the memory of this process is limited anew, until the next start");
+    app.handle.set_memory_limit(bytes).await;
+    Ok(Json(SetLimit { limit }))
+}
+
+/// A JSON body, or none at all.
+async fn optional<T: serde::de::DeserializeOwned>(body: Body) -> Result<Option<T>, ApiError> {
+    use axum::body::HttpBody as _;
+    if body.is_end_stream() { Ok(None) } else { read_json(body, MAX_BODY).await.map(Some) }
+}
+
+/// Whether the model that `name` means is in memory; false when there is none of that name.
+async fn is_resident(app: &App, name: &str) -> Result<bool, ApiError> {
+    let entries = app.handle.store().entries();
+    let Some(entry) = crate::package::choose(&entries, name) else { return Ok(false) };
+    let residency = app.handle.residency().await?;
+    Ok(matches!(residency.get(&entry.key), Some(Residency::Resident { .. })))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,200 @@
+//! `caxton memory`: what is used, what may be, and what is to leave.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::Method;
+use clap::{Args, Subcommand};
+
+use super::client::segment;
+use super::{Connection, print_json, print_table};
+use crate::api::wire::memory::{
+    Flushed, LoadModel, MemoryStatus, ModelMemory, ModelMoved, SetLimit,
+};
+use crate::units::Bytes;
+
+/// Show and change what is in memory.
+#[derive(Debug, Subcommand)]
+pub(super) enum Memory {
+    /// Show how short memory is, what models take, and what was done last.
+    Status(Status),
+    /// Let all models leave memory that are not pinned, and wait until they have.
+    Flush(Flush),
+    /// Load a model.
+    Load(Load),
+    /// Let a model leave memory, and wait until it has.
+    Unload(Unload),
+    /// Limit the daemon's memory until its next start.
+    Limit(Limit),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// Print the daemon's answer in JSON, which has more.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Flush {
+    /// Print the daemon's answer in JSON, which has more.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Load {
+    /// The model, as `id` or `id@version`.
+    model: String,
+    /// Keep it in memory whatever happens, until the daemon's next start.
+    #[arg(long, conflicts_with = "unpin")]
+    pin: bool,
+    /// No longer keep it in memory whatever happens.
+    #[arg(long)]
+    unpin: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Unload {
+    /// The model, as `id` or `id@version`.
+    model: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Limit {
+    /// A size with its unit, such as 512MiB, or `auto` to have only the kernel's limits.
+    limit: String,
+}
+
+impl Memory {
+    pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<()> {
+        match self {
+            Self::Status(command) => command.run(connection).await,
+            Self::Flush(command) => command.run(connection).await,
+            Self::Load(command) => command.run(connection).await,
+            Self::Unload(command) => command.run(connection).await,
+            Self::Limit(command) => command.run(connection).await,
+        }
+    }
+}
+
+impl Status {
+    async fn run(self, connection: &Connection) -> anyhow::Result<()> {
+        let status: MemoryStatus = connection.connect().await?.get("/api/memory/status").await?;
+        if self.json {
+            return print_json(&status);
+        }
+        let mut facts = vec![
+            fact("level", status.level),
+            fact("heard from", status.source),
+            fact("of this process", size(status.measured.process_bytes)),
+            fact("of the control group", size(status.measured.unreclaimable_bytes)),
+            fact("mapped", size(status.measured.mapped_bytes)),
+            fact("room for models", size(status.room_bytes)),
+        ];
+        if let Some(cause) = status.cause {
+            facts.insert(1, fact("because", cause));
+        }
+        for limit in status.limits {
+            facts.push(fact("limit", format!("{} ({})", Bytes(limit.bytes), limit.file)));
+        }
+        print_table(&["MEMORY", ""], &facts)?;
+        if !status.models.is_empty() {
+            writeln!(io::stdout().lock())?;
+            let headings = ["MODEL", "VERSION", "STATE", "WEIGHTS", "PRIORITY", "IDLE", "LEAVES"];
+            print_table(&headings, &status.models.iter().map(row).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+}
+
+fn row(model: &ModelMemory) -> Vec<String> {
+    let priority = if model.pinned { "pinned".to_owned() } else { model.priority.to_string() };
+    vec![
+        model.id.clone(),
+        model.version.clone(),
+        model.problem.as_ref().map_or_else(
+            || model.residency.clone(),
+            |problem| format!("{}: {problem}", model.residency),
+        ),
+        if model.weight_bytes == 0 { "-".to_owned() } else { size(model.weight_bytes) },
+        priority,
+        time(model.idle_seconds),
+        model
+            .expires_in_seconds
+            .map_or_else(|| "-".to_owned(), |seconds| format!("in {}", time(Some(seconds)))),
+    ]
+}
+
+impl Flush {
+    async fn run(self, connection: &Connection) -> anyhow::Result<()> {
+        let flushed: Flushed = connection
+            .connect()
+            .await?
+            .call(Method::POST, "/api/memory/flush", Body::empty())
+            .await?;
+        if self.json {
+            return print_json(&flushed);
+        }
+        let facts = [
+            fact("left", names(&flushed.unloaded)),
+            fact("before", size(flushed.before.process_bytes)),
+            fact("after", size(flushed.after.process_bytes)),
+            fact("freed", size(flushed.freed_bytes)),
+            fact("took", format!("{} ms", flushed.duration_ms)),
+        ];
+        Ok(print_table(&["MEMORY", ""], &facts)?)
+    }
+}
+
+impl Load {
+    async fn run(self, connection: &Connection) -> anyhow::Result<()> {
+        let pinned = if self.pin { Some(true) } else { self.unpin.then_some(false) };
+        let path = format!("/api/memory/models/{}/load", segment(&self.model));
+        let moved: ModelMoved =
+            connection.connect().await?.post(&path, &LoadModel { pinned }).await?;
+        let how = if moved.was_resident { "was in memory" } else { "is in memory" };
+        let facts = [fact(&moved.model, format!("{how}, {} ms", moved.duration_ms))];
+        Ok(print_table(&["MODEL", ""], &facts)?)
+    }
+}
+
+impl Unload {
+    async fn run(self, connection: &Connection) -> anyhow::Result<()> {
+        let path = format!("/api/memory/models/{}", segment(&self.model));
+        let moved: ModelMoved =
+            connection.connect().await?.call(Method::DELETE, &path, Body::empty()).await?;
+        let how = if moved.was_resident { "has left" } else { "was not in memory" };
+        let facts = [fact(&moved.model, format!("{how}, {} ms", moved.duration_ms))];
+        Ok(print_table(&["MODEL", ""], &facts)?)
+    }
+}
+
+impl Limit {
+    async fn run(self, connection: &Connection) -> anyhow::Result<()> {
+        let limit = SetLimit { limit: self.limit };
+        let set: SetLimit =
+            connection.connect().await?.send_json(Method::PUT, "/api/memory/limit", &limit).await?;
+        Ok(print_table(&["MEMORY", ""], &[fact("limit", set.limit)])?)
+    }
+}
+
+fn fact(name: &str, value: String) -> Vec<String> {
+    vec![name.to_owned(), value]
+}
+
+fn names(models: &[String]) -> String {
+    if models.is_empty() { "none".to_owned() } else { models.join(", ") }
+}
+
+fn size(bytes: u64) -> String {
+    Bytes(bytes).to_string()
+}
+
+fn time(seconds: Option<u64>) -> String {
+    seconds.map_or_else(
+        || "-".to_owned(),
+        |seconds| humantime::format_duration(Duration::from_secs(seconds)).to_string(),
+    )
+}

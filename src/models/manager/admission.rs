@@ -1,0 +1,262 @@
+//! Admission: a model is measured by its manifest before a byte of its weights is read, and loaded when it fits.
+//!
+//! What does not fit beside the others makes those leave that may; when these are too few it is refused, with numbers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::error::ModelError;
+use super::super::load;
+use super::super::slot::{Admitting, Refusal, Resident, Running, Slot, Waiting, Why};
+use super::super::worker::{self, Ready, Worker, WorkerError};
+use super::{LOAD_BACKOFF, Manager};
+use crate::engine::{Footprint, Report};
+use crate::errors::chain;
+use crate::memory::plan;
+use crate::memory::sample::Sample;
+use crate::package::{Key, StoreError};
+use crate::units::Bytes;
+
+/// What a model takes, and what there is.
+pub(super) struct Estimate {
+    key: Key,
+    footprint: Result<Footprint, WorkerError>,
+    sample: Sample,
+}
+
+impl Manager {
+    /// Begins to let `key` in; nothing leaves for it when it comes `ahead` of its use.
+    pub(super) fn admit(&mut self, key: Key, waiting: Waiting, ahead: bool) {
+        let mut refused = false;
+        match self.slots.remove(&key) {
+            // Its worker panicked; what it held is gone.
+            Some(Slot::Resident(dead)) => self.end(key.clone(), dead.worker, Why::Gone),
+            Some(Slot::Refused { .. }) => refused = true,
+            _ => {}
+        }
+        let admitting = Admitting { waiting, ahead, blocked: false, refused };
+        self.slots.insert(key.clone(), Slot::Admitting(admitting));
+        self.estimate(key);
+    }
+
+    fn estimate(&mut self, key: Key) {
+        let (store, options) = (Arc::clone(&self.parts.store), self.parts.options);
+        let gauge = self.parts.gauge.clone();
+        self.estimates.spawn_blocking(move || {
+            let footprint = load::footprint::<WorkerError>(&store, &key, options);
+            Estimate { footprint, sample: gauge.sample(), key }
+        });
+    }
+
+    pub(super) fn estimated(&mut self, Estimate { key, footprint, sample }: Estimate) {
+        // A model that was forgotten meanwhile has no such slot any more.
+        let Some(Slot::Admitting(admitting)) = self.slots.get(&key) else { return };
+        // While requests are shed, none makes another model leave.
+        let may_evict = !admitting.ahead && !self.is_shedding();
+        let footprint = match footprint {
+            Ok(footprint) => footprint,
+            Err(error) => {
+                let waiting = self.waiting(&key);
+                return self.fail(key, error, waiting);
+            }
+        };
+        let needed = needed(&footprint);
+        let room = self.room(&sample);
+        let others = self.slots.values().filter(|slot| slot.is_in_memory()).count();
+        let has_place = others < self.parts.settings.borrow().memory.max_loaded_models;
+        if needed <= room && has_place {
+            let waiting = self.waiting(&key);
+            return self.load(key, footprint, waiting);
+        }
+        if may_evict && let Some(victims) = self.victims(&key, needed, room, has_place) {
+            for victim in victims {
+                self.leave(&victim, Why::Room, format!("{key} needs {needed}"));
+            }
+            if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(&key) {
+                // Looked at again when they have left.
+                admitting.blocked = true;
+            }
+            return;
+        }
+        if self.slots.values().any(Slot::is_leaving) {
+            if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(&key) {
+                admitting.blocked = true;
+            }
+            return;
+        }
+        self.refuse(key, needed, room, &sample);
+    }
+
+    /// Looks again whether those fit that wait for others to leave.
+    pub(super) fn readmit(&mut self) {
+        let mut blocked = Vec::new();
+        for (key, slot) in &mut self.slots {
+            if let Slot::Admitting(admitting) = slot
+                && std::mem::take(&mut admitting.blocked)
+            {
+                blocked.push(key.clone());
+            }
+        }
+        blocked.into_iter().for_each(|key| self.estimate(key));
+    }
+
+    /// What may still be allocated, loads in flight taken to need all that they were estimated to.
+    pub(super) fn room(&self, sample: &Sample) -> Bytes {
+        let (mut mapped, mut loading) = (0_u64, 0_u64);
+        for slot in self.slots.values() {
+            match slot {
+                Slot::Resident(resident) => {
+                    mapped = mapped.saturating_add(resident.ready.mapped_bytes);
+                }
+                Slot::Loading { footprint, .. } => {
+                    loading = loading.saturating_add(needed(footprint).0);
+                }
+                _ => {}
+            }
+        }
+        Bytes(self.thresholds().room(sample, Bytes(mapped)).0.saturating_sub(loading))
+    }
+
+    /// Who leaves for `key`; `None` when nobody may, or all that may are too few.
+    fn victims(
+        &mut self,
+        key: &Key,
+        needed: Bytes,
+        room: Bytes,
+        has_place: bool,
+    ) -> Option<Vec<Key>> {
+        let missing = Bytes(needed.0.saturating_sub(room.0));
+        // One byte is a way to ask for the place of one model.
+        let missing = if has_place { missing } else { missing.max(Bytes(1)) };
+        let priority = self.model_settings(key).memory_priority;
+        let policy = self.policy();
+        let victims = plan::victims_for(missing, priority, &self.residents(), policy)?;
+        (!victims.is_empty()).then_some(victims)
+    }
+
+    fn refuse(&mut self, key: Key, needed: Bytes, room: Bytes, sample: &Sample) {
+        let residents = self.residents();
+        let loading = self.slots.values().filter_map(|slot| match slot {
+            Slot::Loading { footprint, .. } => Some(footprint.weight_bytes),
+            _ => None,
+        });
+        let could = plan::could_leave(&residents, self.policy()).0;
+        let most = loading.fold(room.0.saturating_add(could), u64::saturating_add);
+        let could_fit = needed.0 <= most;
+        let limit = match sample.tightest() {
+            Some(limit) => format!("the {} of {}", limit.bytes, limit.file.display()),
+            None => format!("the {} of this machine", sample.machine.total),
+        };
+        let refusal = Refusal {
+            needed,
+            room,
+            most: Bytes(most),
+            limit,
+            retry_after: could_fit.then_some(plan::RESIDENCY),
+        };
+        let refusal = Arc::new(refusal);
+        let told = matches!(self.slots.get(&key), Some(Slot::Admitting(it)) if it.refused);
+        let waiting = self.waiting(&key);
+        if !told {
+            tracing::warn!(
+                model = %key,
+                bytes = needed.0,
+                room_bytes = room.0,
+                "not loaded, and tried again with each request: {refusal}"
+            );
+        }
+        let at = std::time::Instant::now();
+        self.slots.insert(key, Slot::Refused { refusal: Arc::clone(&refusal), at });
+        self.announce();
+        for (name, reply) in waiting {
+            let refusal = Arc::clone(&refusal);
+            drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
+        }
+    }
+
+    /// Takes those that wait for `key`, which is being admitted.
+    fn waiting(&mut self, key: &Key) -> Waiting {
+        match self.slots.get_mut(key) {
+            Some(Slot::Admitting(admitting)) => std::mem::take(&mut admitting.waiting),
+            _ => Vec::new(),
+        }
+    }
+
+    fn load(&mut self, key: Key, footprint: Footprint, waiting: Waiting) {
+        let queue_size = self.parts.settings.borrow().embedding.queue_size;
+        let store = Arc::clone(&self.parts.store);
+        let spawned = worker::spawn(store, key.clone(), self.parts.options, queue_size);
+        match spawned {
+            Ok(Worker { queue, ready, thread }) => {
+                tracing::info!(model = %key, bytes = needed(&footprint).0, "loading");
+                let worker = Running { queue, thread };
+                self.slots.insert(key.clone(), Slot::Loading { waiting, worker, footprint });
+                self.loads
+                    .spawn(async move { (key, ready.await.unwrap_or(Err(WorkerError::Ended))) });
+            }
+            Err(error) => self.fail(key, error, waiting),
+        }
+    }
+
+    pub(super) fn loaded(&mut self, key: Key, outcome: Result<Ready, WorkerError>) {
+        // A model that was forgotten while it was loading has no slot any more.
+        let Some(Slot::Loading { waiting, worker, footprint }) = self.slots.remove(&key) else {
+            return;
+        };
+        let ready = match outcome {
+            Ok(ready) => ready,
+            Err(error) => {
+                self.end(key.clone(), worker, Why::Gone);
+                self.readmit();
+                return self.fail(key, error, waiting);
+            }
+        };
+        let Ready { weight_bytes, mapped_bytes, report, took, .. } = &ready;
+        let Report { precision, isa, reason } = report;
+        tracing::info!(
+            model = %key,
+            bytes = weight_bytes,
+            mapped_bytes,
+            duration_ms = milliseconds(*took),
+            %precision,
+            isa,
+            reason,
+            "loaded"
+        );
+        self.parts.usage.record_load(&key, *took, std::time::SystemTime::now());
+        if self.episode.is_some() {
+            ready.limit_pass();
+        }
+        let resident = Resident::new(ready, worker, footprint, Instant::now());
+        self.slots.insert(key, Slot::Resident(resident));
+        // Before anybody hears of it by an answer.
+        self.announce();
+        self.answer(waiting);
+        self.readmit();
+        self.parts.gauge.look();
+    }
+
+    fn fail(&mut self, key: Key, error: WorkerError, waiting: Waiting) {
+        tracing::error!(model = %key, error = chain(&error), "the model cannot be loaded");
+        // The store remembers what is corrupt, until its package is installed again: then it is loaded at once.
+        if matches!(error, WorkerError::Store(StoreError::Corrupt { .. })) {
+            self.slots.remove(&key);
+        } else {
+            let error = Arc::new(error);
+            self.slots.insert(key, Slot::Failed { until: Instant::now() + LOAD_BACKOFF, error });
+        }
+        self.announce();
+        self.answer(waiting);
+    }
+}
+
+/// What has to be free for a model: its own memory at its peak, and the pages of its file that it reads in place.
+fn needed(footprint: &Footprint) -> Bytes {
+    Bytes(footprint.peak_bytes().saturating_add(footprint.mapped_bytes))
+}
+
+pub(super) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,284 @@
+//! Leaving: by request, for want of use, with the package. And loading ahead of expected use.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::super::error::ModelError;
+use super::super::slot::{Leaving, Running, Slot, Why};
+use super::super::{ActionRecord, Flushed};
+use super::admission::milliseconds;
+use super::{Manager, Unloading};
+use crate::memory::level::Level;
+use crate::memory::release;
+use crate::memory::sample::Sample;
+use crate::package::Key;
+use crate::units::Bytes;
+
+/// How long before its expected use a model is loaded.
+const AHEAD: Duration = Duration::from_secs(300);
+
+/// A model that has left, as it was measured on the thread that waited for it.
+pub(super) struct Left {
+    key: Key,
+    /// `None` when nobody cares.
+    why: Option<(Why, String)>,
+    before: Sample,
+    after: Sample,
+    duration: Duration,
+}
+
+/// A flush that is not finished.
+pub(super) struct Flush {
+    reply: oneshot::Sender<Flushed>,
+    leaving: BTreeSet<Key>,
+    unloaded: Vec<Key>,
+    /// Before the first of them left.
+    before: Option<Sample>,
+    started: Instant,
+}
+
+impl Manager {
+    /// Lets `key` finish what it has and go, if it is in memory.
+    pub(super) fn leave(&mut self, key: &Key, why: Why, reason: String) {
+        let Some(slot) = self.slots.remove(key) else { return };
+        let Slot::Resident(resident) = slot else {
+            self.slots.insert(key.clone(), slot);
+            return;
+        };
+        let leaving = Leaving { why: why.clone(), waiting: Vec::new(), done: Vec::new() };
+        self.slots.insert(key.clone(), Slot::Leaving(leaving));
+        self.ending_of(key.clone(), resident.worker, Some((why, reason)));
+    }
+
+    /// Lets a worker end that has no slot any more.
+    pub(super) fn end(&mut self, key: Key, worker: Running, why: Why) {
+        debug_assert_eq!(why, Why::Gone, "others keep a slot until they have left");
+        self.ending_of(key, worker, None);
+    }
+
+    fn ending_of(&mut self, key: Key, worker: Running, why: Option<(Why, String)>) {
+        let Running { queue, thread } = worker;
+        let gauge = self.parts.gauge.clone();
+        self.ending.spawn_blocking(move || {
+            let started = std::time::Instant::now();
+            let before = gauge.sample();
+            drop(queue);
+            if thread.join().is_err() {
+                tracing::error!(model = %key, "a worker panicked");
+            }
+            release::trim();
+            let after = gauge.sample();
+            Left { key, why, before, after, duration: started.elapsed() }
+        });
+    }
+
+    pub(super) fn left(&mut self, Left { key, why, before, after, duration }: Left) {
+        let Some((why, reason)) = why else { return self.readmit() };
+        let freed = Bytes(before.process.0.saturating_sub(after.process.0));
+        let mapped = Bytes(before.mapped.0.saturating_sub(after.mapped.0));
+        let record = ActionRecord {
+            at: SystemTime::now(),
+            action: match why {
+                Why::Asked => "unload",
+                Why::Idle(_) => "idle",
+                Why::Pressure | Why::Room | Why::Gone => "evict",
+            },
+            model: Some(key.clone()),
+            level: self.parts.readings.borrow().level,
+            reason,
+            freed: Some(freed),
+            duration,
+        };
+        let is_step = why == Why::Pressure;
+        if is_step {
+            // The episode's record has it.
+            self.evicted(&record);
+        } else {
+            let ActionRecord { action, reason, .. } = &record;
+            tracing::info!(
+                model = %key,
+                action,
+                reason,
+                freed_bytes = freed.0,
+                mapped_bytes = mapped.0,
+                duration_ms = milliseconds(duration),
+                "unloaded"
+            );
+        }
+        self.remember(record);
+        if let Some(Slot::Leaving(_)) = self.slots.get(&key)
+            && let Some(Slot::Leaving(Leaving { why, waiting, done })) = self.slots.remove(&key)
+        {
+            if why.is_eviction() {
+                let stays_away = self.parts.settings.borrow().memory.pressure.reload_cooldown;
+                let until = Instant::now() + stays_away;
+                self.slots.insert(key.clone(), Slot::Away { until });
+            } else if why != Why::Gone {
+                self.slots.insert(key.clone(), Slot::Unloaded);
+            }
+            self.answer(waiting);
+            // Whoever waited may have left.
+            for done in done {
+                let (Ok(()) | Err(())) = done.send(());
+            }
+        }
+        self.flushed(&key, &before, &after);
+        self.readmit();
+        if is_step {
+            self.acted();
+        } else {
+            self.parts.gauge.look();
+        }
+    }
+
+    /// Forgets a model that is in the store no more, or that nobody will ask for again.
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.pins.remove(key);
+        match self.slots.remove(key) {
+            Some(Slot::Admitting(admitting)) => gone(admitting.waiting),
+            Some(Slot::Loading { waiting, worker, .. }) => {
+                gone(waiting);
+                self.end(key.clone(), worker, Why::Gone);
+            }
+            Some(Slot::Resident(resident)) => {
+                tracing::info!(model = %key, "unloading");
+                self.end(key.clone(), resident.worker, Why::Gone);
+            }
+            // Its thread is waited for already.
+            Some(Slot::Leaving(leaving)) => gone(leaving.waiting),
+            Some(
+                Slot::Unloaded | Slot::Away { .. } | Slot::Refused { .. } | Slot::Failed { .. },
+            )
+            | None => {}
+        }
+    }
+
+    /// When the next model will have been idle for as long as it may.
+    pub(super) fn next_idle(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        self.max_idle_times()
+            .into_iter()
+            .filter_map(|(key, most)| match self.slots.get_mut(&key) {
+                Some(Slot::Resident(resident)) => {
+                    Some(now + most.saturating_sub(resident.idle(now)))
+                }
+                _ => None,
+            })
+            .min()
+    }
+
+    pub(super) fn unload_idle(&mut self) {
+        let now = Instant::now();
+        for (key, most) in self.max_idle_times() {
+            if let Some(Slot::Resident(resident)) = self.slots.get_mut(&key)
+                && resident.idle(now) >= most
+            {
+                let reason = format!("not used for {}", humantime::format_duration(most));
+                self.leave(&key, Why::Idle(most), reason);
+            }
+        }
+    }
+
+    /// Models in memory that may be idle for so long, and are not pinned.
+    fn max_idle_times(&self) -> Vec<(Key, Duration)> {
+        let resident = self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Resident(_)));
+        resident
+            .filter(|(key, _)| !self.is_pinned(key))
+            .filter_map(|(key, _)| Some((key.clone(), self.model_settings(key).max_idle_time?)))
+            .collect()
+    }
+
+    pub(super) fn pin(&mut self, name: &str, pinned: bool) -> Result<(), ModelError> {
+        let key = self.find(name)?.key;
+        tracing::info!(model = %key, pinned, "pinned or no longer");
+        self.pins.insert(key, pinned);
+        Ok(())
+    }
+
+    pub(super) fn unload(&mut self, name: &str) -> Result<Unloading, ModelError> {
+        let key = self.find(name)?.key;
+        if self.is_pinned(&key) {
+            return Err(ModelError::Pinned(name.to_owned()));
+        }
+        self.leave(&key, Why::Asked, "an administrator said so".to_owned());
+        Ok(match self.slots.get_mut(&key) {
+            Some(Slot::Leaving(leaving)) => {
+                let (done, gone) = oneshot::channel();
+                leaving.done.push(done);
+                Some(gone)
+            }
+            _ => None,
+        })
+    }
+
+    pub(super) fn flush_models(&mut self, reply: oneshot::Sender<Flushed>) {
+        let resident = self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Resident(_)));
+        let unloaded: Vec<Key> =
+            resident.map(|(key, _)| key.clone()).filter(|key| !self.is_pinned(key)).collect();
+        for key in &unloaded {
+            self.leave(key, Why::Asked, "an administrator flushed the memory".to_owned());
+        }
+        let leaving = self.slots.iter().filter(|(_, slot)| slot.is_leaving());
+        let leaving: BTreeSet<Key> = leaving.map(|(key, _)| key.clone()).collect();
+        let flush = Flush { reply, leaving, unloaded, before: None, started: Instant::now() };
+        if flush.leaving.is_empty() {
+            let after = self.parts.readings.borrow().sample.clone();
+            flush.finish(after);
+        } else {
+            self.flushes.push(flush);
+        }
+    }
+
+    /// Ends the flushes that waited for `key` alone.
+    fn flushed(&mut self, key: &Key, before: &Sample, after: &Sample) {
+        let (finished, rest) = std::mem::take(&mut self.flushes)
+            .into_iter()
+            .map(|mut flush| {
+                flush.leaving.remove(key);
+                flush.before.get_or_insert_with(|| before.clone());
+                flush
+            })
+            .partition::<Vec<_>, _>(|flush| flush.leaving.is_empty());
+        self.flushes = rest;
+        finished.into_iter().for_each(|flush| flush.finish(after.clone()));
+    }
+
+    /// Loads what will probably be used soon, when memory is not short and nothing has to leave for it.
+    pub(super) fn load_ahead(&mut self) {
+        if self.parts.readings.borrow().level > Level::Normal {
+            return;
+        }
+        for expected in self.parts.usage.expected(AHEAD, SystemTime::now()) {
+            let absent = matches!(self.slots.get(&expected.key), None | Some(Slot::Unloaded));
+            let entries = self.parts.store.entries();
+            if absent && entries.iter().any(|entry| entry.key == expected.key) {
+                tracing::info!(
+                    model = %expected.key,
+                    probability = expected.probability,
+                    "loading ahead of its usual hour"
+                );
+                self.admit(expected.key, Vec::new(), true);
+            }
+        }
+    }
+}
+
+impl Flush {
+    fn finish(self, after: Sample) {
+        let Self { reply, unloaded, before, started, .. } = self;
+        let duration = started.elapsed();
+        let before = before.unwrap_or_else(|| after.clone());
+        // The client may have left.
+        drop(reply.send(Flushed { unloaded, before, after, duration }));
+    }
+}
+
+/// Tells those that wait for a model that it is gone.
+fn gone(waiting: super::Waiting) {
+    for (name, reply) in waiting {
+        drop(reply.send(Err(ModelError::Ended(name))));
+    }
+}

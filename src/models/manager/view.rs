@@ -1,0 +1,117 @@
+//! What others see of the manager, and what the settings say of a model.
+
+use std::collections::BTreeMap;
+
+use super::super::slot::Slot;
+use super::super::{DefaultState, MemoryView, ModelView, Overview, Residency};
+use super::Manager;
+use crate::config::ModelSettings;
+use crate::package::{Entry, Key, Status};
+
+impl Manager {
+    pub(super) fn residency(&self) -> BTreeMap<Key, Residency> {
+        self.slots.iter().map(|(key, slot)| (key.clone(), slot.residency())).collect()
+    }
+
+    pub(super) fn memory_view(&mut self) -> MemoryView {
+        let now = tokio::time::Instant::now();
+        let keys: Vec<Key> = self.slots.keys().cloned().collect();
+        let models = keys.into_iter().filter_map(|key| {
+            let settings = self.model_settings(&key);
+            let pinned = self.is_pinned(&key);
+            let slot = self.slots.get_mut(&key)?;
+            let residency = slot.residency();
+            let (mut idle, mut footprint) = (None, None);
+            if let Slot::Resident(resident) = slot {
+                idle = Some(resident.idle(now));
+                footprint = Some(resident.footprint);
+            }
+            let expires = match (idle, settings.max_idle_time) {
+                (Some(idle), Some(most)) if !pinned => Some(most.saturating_sub(idle)),
+                _ => None,
+            };
+            let priority = settings.memory_priority;
+            Some(ModelView { key, residency, footprint, priority, pinned, idle, expires })
+        });
+        let models = models.collect();
+        let reading = self.parts.readings.borrow().clone();
+        MemoryView {
+            room: self.room(&reading.sample),
+            reading,
+            configured_limit: self.parts.gauge.limit(),
+            shedding: self.is_shedding(),
+            models,
+            actions: self.actions.iter().cloned().collect(),
+        }
+    }
+
+    pub(super) fn default_state(&self, entry: &Entry) -> DefaultState {
+        match self.slots.get(&entry.key) {
+            None => DefaultState::Absent,
+            Some(Slot::Admitting(_) | Slot::Loading { .. }) => DefaultState::Loading,
+            // Its worker died.
+            Some(Slot::Resident(resident)) if !resident.is_alive() => DefaultState::Absent,
+            Some(Slot::Resident(_)) => DefaultState::Ready,
+            Some(Slot::Unloaded) => DefaultState::Unloaded,
+            Some(Slot::Leaving(leaving)) if !leaving.why.is_eviction() => DefaultState::Unloaded,
+            Some(Slot::Leaving(_) | Slot::Away { .. }) => DefaultState::Evicted,
+            Some(Slot::Refused { refusal, .. }) => DefaultState::DoesNotFit(refusal.to_string()),
+            Some(Slot::Failed { .. }) => DefaultState::Failed,
+        }
+    }
+
+    pub(super) fn announce(&self) {
+        let default_model = self.parts.settings.borrow().memory.embedding_model.clone();
+        let state = match self.find(&default_model) {
+            Ok(entry) => self.default_state(&entry),
+            Err(super::ModelError::Corrupt { .. }) => DefaultState::Corrupt,
+            Err(_not_served) => DefaultState::NotInstalled,
+        };
+        let entries = self.parts.store.entries();
+        let tested = entries.iter().filter(|entry| entry.record.status != Status::Untested);
+        let reading = self.parts.readings.borrow();
+        let overview = Overview {
+            default_model,
+            state,
+            installed: tested.count(),
+            level: reading.level,
+            source: reading.source.clone(),
+        };
+        drop(reading);
+        self.overview.send_if_modified(|was| {
+            let changed = *was != overview;
+            *was = overview;
+            changed
+        });
+    }
+
+    pub(super) fn is_pinned(&self, key: &Key) -> bool {
+        self.pins.get(key).copied().unwrap_or_else(|| self.model_settings(key).pinned)
+    }
+
+    pub(super) fn is_fallback(&self, key: &Key) -> bool {
+        let fallbacks = &self.parts.settings.borrow().memory.fallback_models;
+        let (id, version, _) = key.parts();
+        let names_it = |name: &String| match name.split_once('@') {
+            Some(name) => name == (id, version),
+            None => name == id,
+        };
+        fallbacks.iter().any(names_it)
+    }
+
+    pub(super) fn model_settings(&self, key: &Key) -> ModelSettings {
+        let (id, version, _) = key.parts();
+        self.parts.settings.borrow().model(id, version)
+    }
+}
+
+impl Slot {
+    /// Whether it takes memory, or soon will.
+    pub(super) fn is_in_memory(&self) -> bool {
+        matches!(self, Self::Loading { .. } | Self::Resident(_) | Self::Leaving(_))
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        matches!(self, Self::Leaving(_))
+    }
+}

@@ -1,0 +1,233 @@
+//! Memory under a limit: what is shown, what leaves and when, what is refused, and that the daemon lives on.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::stat::Mode;
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Daemon, Root, refused};
+
+const MIB: u64 = 1 << 20;
+
+/// A root whose levels fall fast and whose machine counts for nothing.
+fn root() -> Root {
+    Root::with_other()
+        .with("memory.min_free", json!("0B"))
+        .with("memory.pressure", json!({ "quiet": "1s", "reload_cooldown": "1h" }))
+}
+
+fn memory(daemon: &Daemon) -> Value {
+    let answer = daemon.get("/api/memory/status");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
+}
+
+fn model<'a>(status: &'a Value, id: &str) -> &'a Value {
+    let models = status["models"].as_array().unwrap();
+    models.iter().find(|model| model["id"] == id).unwrap_or(&Value::Null)
+}
+
+fn call(daemon: &Daemon, method: &str, path: &str, body: &str) -> Answer {
+    daemon.connect().request(method, path, &[], body.as_bytes())
+}
+
+fn set_limit(daemon: &Daemon, limit: &str) {
+    let answer = call(daemon, "PUT", "/api/memory/limit", &json!({ "limit": limit }).to_string());
+    assert_eq!((answer.status, answer.json()), (200, json!({ "limit": limit })));
+}
+
+fn embed(daemon: &Daemon, model: &str) -> Answer {
+    daemon.embeddings(&json!({ "input": "a text", "model": model }))
+}
+
+#[test]
+fn models_are_loaded_pinned_flushed_and_unloaded_on_request() {
+    let daemon = root().start();
+    let status = memory(&daemon);
+    assert_eq!((&status["level"], &status["shedding"]), (&json!("normal"), &json!(false)));
+    assert!(status["room_bytes"].as_u64().unwrap() > MIB, "{status}");
+    assert!(status["process_bytes"].as_u64().unwrap() > MIB, "{status}");
+    assert_eq!(model(&status, "bundled-mini")["residency"], "resident");
+    assert_eq!(model(&status, "other"), &Value::Null);
+
+    let loaded = call(&daemon, "POST", "/api/memory/models/other/load", r#"{"pinned":true}"#);
+    assert_eq!(loaded.status, 200, "{loaded:?}");
+    assert_eq!(loaded.json()["was_resident"], false);
+    let other = model(&memory(&daemon), "other").clone();
+    assert_eq!((&other["residency"], &other["pinned"]), (&json!("resident"), &json!(true)));
+    assert!(other["peak_bytes"].as_u64() > other["weight_bytes"].as_u64(), "{other}");
+    assert_eq!((&other["priority"], &other["expires_in_seconds"]), (&json!(3), &Value::Null));
+
+    refused(&call(&daemon, "DELETE", "/api/memory/models/other", ""), 409, "pinned", None, &[]);
+    let flushed = call(&daemon, "POST", "/api/memory/flush", "").json();
+    let left = flushed["unloaded"].as_array().unwrap();
+    assert!(left.len() == 1 && left[0].as_str().unwrap().starts_with("bundled-mini@1+"));
+    let status = memory(&daemon);
+    assert_eq!(model(&status, "bundled-mini")["residency"], "unloaded");
+    assert_eq!(model(&status, "other")["residency"], "resident");
+    assert_eq!(status["actions"][0]["action"], "unload");
+    // It is loaded when it is asked for, so that nothing is wrong.
+    assert_eq!(daemon.get("/readyz").status, 200);
+
+    let unpinned = call(&daemon, "POST", "/api/memory/models/other/load", r#"{"pinned":false}"#);
+    assert_eq!(unpinned.json()["was_resident"], true);
+    let unloaded = call(&daemon, "DELETE", "/api/memory/models/other", "").json();
+    assert_eq!(unloaded["was_resident"], true);
+    let again = call(&daemon, "DELETE", "/api/memory/models/other", "").json();
+    assert_eq!(again["was_resident"], false);
+    assert_eq!(embed(&daemon, "other").status, 200);
+    refused(
+        &call(&daemon, "DELETE", "/api/memory/models/none", ""),
+        404,
+        "model_not_found",
+        Some("model"),
+        &["none"],
+    );
+    refused(
+        &call(&daemon, "PUT", "/api/memory/limit", r#"{"limit":"512"}"#),
+        400,
+        "invalid_request",
+        Some("limit"),
+        &["auto"],
+    );
+    daemon.stop();
+}
+
+#[test]
+fn a_limit_below_the_smallest_model_is_told_with_numbers_until_it_is_lifted() {
+    let daemon = root().with("memory.memory_limit", json!("1MiB")).start();
+    daemon.wait_notified("STATUS=bundled-mini does not fit into memory (it needs ");
+    let refusal = embed(&daemon, "bundled-mini");
+    let message = "because of the 1.0 MiB of memory.memory_limit";
+    refused(&refusal, 503, "memory_limit", None, &["it needs ", message]);
+    assert_eq!(refusal.header("x-should-retry"), Some("false"));
+    assert_eq!(daemon.get("/readyz").status, 503);
+    assert_eq!(daemon.get("/livez").status, 200);
+    let problem = model(&memory(&daemon), "bundled-mini")["problem"].clone();
+    assert!(problem.as_str().unwrap().starts_with("it needs "), "{problem}");
+
+    set_limit(&daemon, "auto");
+    assert_eq!(embed(&daemon, "bundled-mini").status, 200);
+    daemon.stop();
+}
+
+#[test]
+fn a_model_that_is_not_used_leaves_and_comes_back() {
+    let daemon = root().with("models", json!({ "other": { "max_idle_time": "1s" } })).start();
+    assert_eq!(embed(&daemon, "other").status, 200);
+    assert_eq!(model(&memory(&daemon), "other")["expires_in_seconds"], 0);
+    let said = daemon.wait_log("not used for 1s");
+    assert!(said.contains("other@2+"), "{said}");
+    assert_eq!(embed(&daemon, "other").status, 200);
+    daemon.stop();
+}
+
+/// The load of one more model than there may be makes another one leave, but none that came just now.
+#[test]
+fn only_so_many_models_are_in_memory() {
+    let daemon = root().with("memory.max_loaded_models", json!(1)).start();
+    let refusal = embed(&daemon, "other");
+    refused(&refusal, 503, "memory_limit", None, &[]);
+    // What is in memory now will have had its time then.
+    assert_eq!(refusal.header("retry-after"), Some("30"));
+    assert_eq!(embed(&daemon, "bundled-mini").status, 200);
+    daemon.stop();
+}
+
+/// Pressure that is heard from a FIFO, under a limit that is lowered while it runs.
+#[test]
+fn models_leave_under_pressure_and_the_last_fallback_answers_on() {
+    let root = root();
+    let fifo = root.path().join("pressure");
+    nix::unistd::mkfifo(&fifo, Mode::from_bits_truncate(0o600)).unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_caxtond"));
+    program.env("MEMORY_PRESSURE_WATCH", &fifo);
+    let daemon = Daemon::spawn(root, program);
+    let ready = daemon.wait_notified("READY=1");
+    assert!(ready.contains(&format!("{}", fifo.display())), "{ready}");
+    assert_eq!(embed(&daemon, "other").status, 200);
+    let process = memory(&daemon)["process_bytes"].as_u64().unwrap();
+
+    signal(&fifo);
+    set_limit(&daemon, &format!("{process}B"));
+    let said = daemon.wait_log("memory is short: ");
+    assert!(said.contains("of memory.memory_limit"), "{said}");
+    daemon.until("other was evicted", || {
+        (model(&memory(&daemon), "other")["residency"] == "evicted").then_some(())
+    });
+    let status = memory(&daemon);
+    let actions: Vec<_> =
+        status["actions"].as_array().unwrap().iter().map(|action| &action["action"]).collect();
+    for action in ["release_caches", "shrink_batches", "evict"] {
+        assert!(actions.contains(&&json!(action)), "{action}: {status}");
+    }
+    let refusal = embed(&daemon, "other");
+    refused(&refusal, 503, "memory_pressure", None, &[]);
+    assert!(refusal.header("retry-after").is_some());
+    assert_eq!(embed(&daemon, "bundled-mini").status, 200, "the last fallback answers");
+
+    set_limit(&daemon, "auto");
+    daemon.wait_log("memory is not short any more");
+    // It stays away for its cool-down all the same.
+    refused(&embed(&daemon, "other"), 503, "memory_pressure", None, &[]);
+    daemon.stop();
+}
+
+fn signal(fifo: &Path) {
+    OpenOptions::new().write(true).open(fifo).unwrap().write_all(b"!").unwrap();
+}
+
+/// Two models of which one fits beside the other's absence alone, asked for in turns.
+#[test]
+fn taking_turns_does_not_thrash() {
+    let daemon = root()
+        .with("memory.fallback_models", json!([]))
+        .with("memory.pressure", json!({ "quiet": "1s", "reload_cooldown": "1s" }))
+        .with("memory.max_loaded_models", json!(1))
+        .start();
+    let mut answered = 0;
+    for turn in 0..60 {
+        let answer = embed(&daemon, ["other", "bundled-mini"][turn % 2]);
+        match answer.status {
+            200 => answered += 1,
+            _ => {
+                refused(&answer, 503, "memory_limit", None, &[]);
+                assert!(answer.header("retry-after").is_some(), "{answer:?}");
+            }
+        }
+    }
+    assert_eq!(answered, 30, "the one that was there first answers every time");
+    let stats = daemon.get("/api/models/stats").json();
+    let loads = stats["models"].as_array().unwrap().iter().map(|model| model["loads"].as_u64());
+    assert_eq!(loads.map(Option::unwrap).sum::<u64>(), 1);
+    daemon.stop();
+}
+
+#[test]
+fn the_command_line_shows_and_moves_models() {
+    let daemon = root().start();
+    let run = |arguments: &[&str]| {
+        let output = daemon.cli().arg("memory").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(run(&["load", "other", "--pin"]).contains("other@2  is in memory"));
+    let status = run(&["status"]);
+    assert!(status.contains("level") && status.contains("normal"), "{status}");
+    assert!(
+        status.contains("other         2        resident") && status.contains("pinned"),
+        "{status}"
+    );
+    assert!(run(&["flush"]).contains("bundled-mini@1+"));
+    assert!(run(&["load", "other", "--unpin"]).contains("was in memory"));
+    assert!(run(&["unload", "other"]).contains("has left"));
+    assert!(run(&["limit", "512MiB"]).contains("512MiB"));
+    assert!(run(&["status"]).contains("512.0 MiB (memory.memory_limit)"));
+    assert!(run(&["limit", "auto"]).contains("auto"));
+    daemon.stop();
+}
