@@ -101,6 +101,11 @@ impl FromStr for Bytes {
     }
 }
 
+/// The whole milliseconds of `duration`, for records and answers.
+pub fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Reads `250ms`, `10s`, `5m`, `24h` or a sum such as `1h 30m`.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ use crate::errors::chain;
 use crate::models::ModelError;
 use crate::models::install::{InstallError, RemoveError};
 use crate::package::{Entry, StoreError, UnpackError};
-use crate::units::Bytes;
+use crate::units::{Bytes, milliseconds};
 
 /// A failed request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +136,7 @@ impl IntoResponse for ApiError {
             // Whole seconds, rounded up: a client that comes back too early is refused again.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-            let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            let millis = milliseconds(wait);
             headers.insert(HeaderName::from_static("retry-after-ms"), HeaderValue::from(millis));
         } else if self.status.is_server_error() {
             // OpenAI's clients repeat every 5xx; without a time there is nothing to wait for.

@@ -1,6 +1,6 @@
 //! Memory: shown to everybody, changed by administrators.
 
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Instant, UNIX_EPOCH};
 
 use axum::Json;
 use axum::body::Body;
@@ -15,7 +15,7 @@ use super::wire::memory::{
 };
 use crate::memory::sample::{Psi, Sample};
 use crate::models::{ActionRecord, ModelView, Residency};
-use crate::units::Bytes;
+use crate::units::{Bytes, milliseconds};
 
 /// Longest body of these routes.
 const MAX_BODY: Bytes = Bytes(4096);
@@ -101,14 +101,14 @@ fn action(record: ActionRecord) -> MemoryAction {
         level: record.level.name().to_owned(),
         reason: record.reason,
         freed_bytes: record.freed.map(|freed| freed.0),
-        duration_ms: millis(record.duration),
+        duration_ms: milliseconds(record.duration),
     }
 }
 
 pub(super) async fn flush(State(app): State<App>) -> Result<Json<Flushed>, ApiError> {
     let flushed = app.handle.flush().await?;
     let freed = flushed.before.process.0.saturating_sub(flushed.after.process.0);
-    let duration_ms = millis(flushed.duration);
+    let duration_ms = milliseconds(flushed.duration);
     tracing::info!(models = flushed.unloaded.len(), freed_bytes = freed, duration_ms, "flushed");
     Ok(Json(Flushed {
         unloaded: flushed.unloaded.iter().map(ToString::to_string).collect(),
@@ -132,7 +132,7 @@ pub(super) async fn load(
         app.handle.pin(&name, pinned).await?;
     }
     let model = format!("{}@{}", lease.info.manifest.id, lease.info.manifest.version);
-    let duration_ms = millis(started.elapsed());
+    let duration_ms = milliseconds(started.elapsed());
     Ok(Json(ModelMoved { model, was_resident: resident, duration_ms }))
 }
 
@@ -142,7 +142,7 @@ pub(super) async fn unload(
 ) -> Result<Json<ModelMoved>, ApiError> {
     let started = Instant::now();
     let was_resident = app.handle.unload(&name).await?;
-    let duration_ms = millis(started.elapsed());
+    let duration_ms = milliseconds(started.elapsed());
     Ok(Json(ModelMoved { model: name, was_resident, duration_ms }))
 }
 
@@ -175,8 +175,4 @@ async fn is_resident(app: &App, name: &str) -> Result<bool, ApiError> {
     let Some(entry) = crate::package::choose(&entries, name) else { return Ok(false) };
     let residency = app.handle.residency().await?;
     Ok(matches!(residency.get(&entry.key), Some(Residency::Resident { .. })))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

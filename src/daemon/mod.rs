@@ -43,6 +43,7 @@ use crate::models::intake::Intake;
 use crate::models::usage::{self, Usage};
 use crate::models::{Handle, Parts, load};
 use crate::package::{Store, StoreError};
+use crate::units::milliseconds;
 use crate::watch;
 use listen::{Bound, Listening};
 use reload::Reloader;
@@ -304,7 +305,7 @@ impl Daemon {
     }
 
     fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.app.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        milliseconds(self.app.started.elapsed())
     }
 
     async fn stop(mut self, signal: &str) -> Result<(), Exit> {

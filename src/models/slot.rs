@@ -127,23 +127,21 @@ impl Resident {
 }
 
 /// Why a model leaves memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
     /// Somebody said so.
     Asked,
     /// Nobody used it for its `max_idle_time`.
-    Idle(Duration),
+    Idle,
     /// Memory is short.
     Pressure,
     /// Another model needs its place.
     Room,
-    /// It is in the store no more, or the daemon is stopping.
-    Gone,
 }
 
 impl Why {
     /// Whether it stays away for a while.
-    pub(super) fn is_eviction(&self) -> bool {
+    pub(super) fn is_eviction(self) -> bool {
         matches!(self, Self::Pressure | Self::Room)
     }
 }

@@ -3,7 +3,6 @@
 //! What does not fit beside the others makes those leave that may; when these are too few it is refused, with numbers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -17,7 +16,7 @@ use crate::errors::chain;
 use crate::memory::plan;
 use crate::memory::sample::Sample;
 use crate::package::{Key, StoreError};
-use crate::units::Bytes;
+use crate::units::{Bytes, milliseconds};
 
 /// What a model takes, and what there is.
 pub(super) struct Estimate {
@@ -32,7 +31,7 @@ impl Manager {
         let mut refused = false;
         match self.slots.remove(&key) {
             // Its worker panicked; what it held is gone.
-            Some(Slot::Resident(dead)) => self.end(key.clone(), dead.worker, Why::Gone),
+            Some(Slot::Resident(dead)) => self.end(key.clone(), dead.worker),
             Some(Slot::Refused { .. }) => refused = true,
             _ => {}
         }
@@ -208,7 +207,7 @@ impl Manager {
         let ready = match outcome {
             Ok(ready) => ready,
             Err(error) => {
-                self.end(key.clone(), worker, Why::Gone);
+                self.end(key.clone(), worker);
                 self.readmit();
                 return self.fail(key, error, waiting);
             }
@@ -255,8 +254,4 @@ impl Manager {
 /// What has to be free for a model: its own memory at its peak, and the pages of its file that it reads in place.
 fn needed(footprint: &Footprint) -> Bytes {
     Bytes(footprint.peak_bytes().saturating_add(footprint.mapped_bytes))
-}
-
-pub(super) fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -9,13 +9,12 @@ use tokio::time::Instant;
 use super::super::error::ModelError;
 use super::super::slot::{Leaving, Running, Slot, Why};
 use super::super::{ActionRecord, Flushed};
-use super::admission::milliseconds;
 use super::{Manager, Unloading};
 use crate::memory::level::Level;
 use crate::memory::release;
 use crate::memory::sample::Sample;
 use crate::package::Key;
-use crate::units::Bytes;
+use crate::units::{Bytes, milliseconds};
 
 /// How long before its expected use a model is loaded.
 const AHEAD: Duration = Duration::from_secs(300);
@@ -48,14 +47,13 @@ impl Manager {
             self.slots.insert(key.clone(), slot);
             return;
         };
-        let leaving = Leaving { why: why.clone(), waiting: Vec::new(), done: Vec::new() };
+        let leaving = Leaving { why, waiting: Vec::new(), done: Vec::new() };
         self.slots.insert(key.clone(), Slot::Leaving(leaving));
         self.ending_of(key.clone(), resident.worker, Some((why, reason)));
     }
 
     /// Lets a worker end that has no slot any more.
-    pub(super) fn end(&mut self, key: Key, worker: Running, why: Why) {
-        debug_assert_eq!(why, Why::Gone, "others keep a slot until they have left");
+    pub(super) fn end(&mut self, key: Key, worker: Running) {
         self.ending_of(key, worker, None);
     }
 
@@ -83,8 +81,8 @@ impl Manager {
             at: SystemTime::now(),
             action: match why {
                 Why::Asked => "unload",
-                Why::Idle(_) => "idle",
-                Why::Pressure | Why::Room | Why::Gone => "evict",
+                Why::Idle => "idle",
+                Why::Pressure | Why::Room => "evict",
             },
             model: Some(key.clone()),
             level: self.parts.readings.borrow().level,
@@ -116,7 +114,7 @@ impl Manager {
                 let stays_away = self.parts.settings.borrow().memory.pressure.reload_cooldown;
                 let until = Instant::now() + stays_away;
                 self.slots.insert(key.clone(), Slot::Away { until });
-            } else if why != Why::Gone {
+            } else {
                 self.slots.insert(key.clone(), Slot::Unloaded);
             }
             self.answer(waiting);
@@ -141,11 +139,11 @@ impl Manager {
             Some(Slot::Admitting(admitting)) => gone(admitting.waiting),
             Some(Slot::Loading { waiting, worker, .. }) => {
                 gone(waiting);
-                self.end(key.clone(), worker, Why::Gone);
+                self.end(key.clone(), worker);
             }
             Some(Slot::Resident(resident)) => {
                 tracing::info!(model = %key, "unloading");
-                self.end(key.clone(), resident.worker, Why::Gone);
+                self.end(key.clone(), resident.worker);
             }
             // Its thread is waited for already.
             Some(Slot::Leaving(leaving)) => gone(leaving.waiting),
@@ -177,7 +175,7 @@ impl Manager {
                 && resident.idle(now) >= most
             {
                 let reason = format!("not used for {}", humantime::format_duration(most));
-                self.leave(&key, Why::Idle(most), reason);
+                self.leave(&key, Why::Idle, reason);
             }
         }
     }

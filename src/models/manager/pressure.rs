@@ -11,17 +11,16 @@ use super::super::ActionRecord;
 use super::super::slot::{Slot, Why};
 use super::super::worker::Work;
 use super::Manager;
-use super::admission::milliseconds;
 use crate::config::EvictionPolicy;
 use crate::memory::level::{Level, Thresholds};
 use crate::memory::plan::{self, Action, Done, Policy, Step};
 use crate::memory::release;
 use crate::package::Key;
-use crate::units::Bytes;
+use crate::units::{Bytes, milliseconds};
 
 /// How long workers have to let their scratch memory go, each after the pass that it is in.
 const SCRATCH_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long an eviction takes when nothing is known of the model.
+/// What loading a model again is taken to take when it was not measured yet.
 const RELOAD_COST: Duration = Duration::from_millis(200);
 
 /// Memory is short, and this was done.
