@@ -68,6 +68,15 @@ impl ApiError {
         Self { param: Some("input".to_owned()), ..error }
     }
 
+    /// A text of more tokens than the model takes, from a client that wants it whole.
+    pub(super) fn too_long(param: String, found: Option<usize>, most: usize) -> Self {
+        let found = found.map_or_else(|| format!("more than {most}"), |found| found.to_string());
+        let message = format!(
+            "{param} has {found} tokens, and the model takes {most}; send less, or let its end be left out"
+        );
+        Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).about(param)
+    }
+
     /// No such route.
     pub(super) fn no_route(method: &str, path: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("there is no {method} {path}"))
@@ -123,11 +132,10 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let kind = self.kind().to_owned();
         let body = ErrorBody {
-            message: self.message,
-            kind,
-            param: self.param,
+            message: self.message.clone(),
+            kind: self.kind().to_owned(),
+            param: self.param.clone(),
             code: self.code.to_owned(),
         };
         let mut response = (self.status, Json(ErrorResponse { error: body })).into_response();
@@ -143,6 +151,8 @@ impl IntoResponse for ApiError {
             let name = HeaderName::from_static("x-should-retry");
             headers.insert(name, HeaderValue::from_static("false"));
         }
+        // For dialects whose errors have another shape, and for what is counted.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -21,6 +21,9 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Nobody that anything is allowed to.
+    pub(super) const STRANGER: Self = Self { uid: u32::MAX, gid: u32::MAX, pid: None };
+
     /// Whether this is root or the daemon's own user.
     pub(super) fn is_owner(&self) -> bool {
         self.uid == 0 || Uid::from_raw(self.uid) == nix::unistd::geteuid()

@@ -29,6 +29,15 @@ pub struct EmbeddingsRequest {
     /// Which of the model's prompts to put before each text; beyond OpenAI.
     #[serde(default)]
     pub prompt_name: Option<String>,
+    /// `query` or `passage`: the model's prompt for it, when no name is given; beyond OpenAI.
+    #[serde(default)]
+    pub input_type: Option<String>,
+    /// `false` refuses texts that are too long, whose end is left out otherwise; beyond OpenAI.
+    #[serde(default)]
+    pub truncate: Option<bool>,
+    /// Whether another model may answer when this one cannot; beyond OpenAI.
+    #[serde(default)]
+    pub allow_fallback: Option<bool>,
 }
 
 /// One text or several, as texts or as token ids.
@@ -68,6 +77,10 @@ pub struct Embedding {
     pub index: usize,
     /// The vector.
     pub embedding: Vector,
+    /// Tokens of the text, special tokens included; beyond OpenAI.
+    pub tokens_provided: usize,
+    /// Of these, those that the vector is made of; beyond OpenAI.
+    pub tokens_used: usize,
 }
 
 /// A vector in the form that was asked for.

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
-use crate::api::{self, Peer};
+use crate::api::{self, ConnectionId, Peer};
 
 /// How long a connection may take to send the head of its next request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -114,9 +114,11 @@ async fn connection(stream: UnixStream, router: Router, watcher: Watcher) {
         Ok(cred) => Peer { uid: cred.uid(), gid: cred.gid(), pid: cred.pid() },
         Err(error) => return tracing::warn!(%error, "a connection without credentials was closed"),
     };
+    let id = ConnectionId::next();
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(id);
         let answer = router.clone().call(request);
         async move { Ok::<_, Infallible>(caught(answer).await) }
     });

@@ -26,6 +26,8 @@ const WIDENING: usize = 4;
 /// the whole text: a cut may split a word, a grapheme before its normalisation, a run of spaces or
 /// a special token, and all but the word (which is looked at as a whole) are shorter than this.
 const CUT_MARGIN: usize = 1024;
+/// Bytes of a text that are counted at once.
+const COUNTED_BYTES: usize = 64 << 10;
 /// Stands for the text where the special tokens around it are found out. No vocabulary has this id.
 const PROBE: u32 = u32::MAX;
 
@@ -34,8 +36,15 @@ const PROBE: u32 = u32::MAX;
 pub struct Tokens {
     /// Token ids, with the special tokens around them.
     pub ids: Vec<u32>,
+    /// How many the whole text has; `None` when its end was cut off unseen.
+    pub whole: Option<usize>,
+}
+
+impl Tokens {
     /// Whether tokens beyond `max_sequence_length` were left out.
-    pub truncated: bool,
+    pub fn truncated(&self) -> bool {
+        self.whole != Some(self.ids.len())
+    }
 }
 
 /// A model's tokenizer. Shared between threads; holds no state that a call changes.
@@ -139,10 +148,7 @@ impl Tokenizer {
     /// # Errors
     /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the text.
     pub fn encode(&self, prompt: &str, text: &str) -> Result<Tokens, EngineError> {
-        let text = match prompt {
-            "" => Cow::Borrowed(text),
-            _ => Cow::Owned([prompt, text].concat()),
-        };
+        let text = with_prompt(prompt, text);
         let mut cut = self.room.saturating_mul(BYTES_PER_TOKEN).saturating_add(self.cut_margin);
         while cut < text.len() {
             let end = text.floor_char_boundary(cut);
@@ -152,13 +158,33 @@ impl Tokenizer {
             let settled = settled_tokens(&beginning, end.saturating_sub(self.cut_margin));
             // One more than fits, to know that the text is truncated.
             if settled > self.room {
-                return Ok(self.wrap(&beginning.get_ids()[..settled]));
+                return Ok(Tokens { whole: None, ..self.wrap(&beginning.get_ids()[..settled]) });
             }
             cut = cut.saturating_mul(WIDENING);
         }
         let whole =
             self.library.encode_fast(text.as_ref(), false).map_err(EngineError::Tokenize)?;
         Ok(self.wrap(whole.get_ids()))
+    }
+
+    /// How many tokens `prompt` followed by `text` has as one text, special tokens included.
+    ///
+    /// The library takes a hundred times the size of what it tokenizes at once, so that a text longer
+    /// than [`COUNTED_BYTES`] is counted piece by piece, each ending before a space: a piece may differ
+    /// from its part of the whole by a token.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the text.
+    pub fn count(&self, prompt: &str, text: &str) -> Result<usize, EngineError> {
+        let text = with_prompt(prompt, text);
+        let (mut rest, mut count) = (text.as_ref(), self.around());
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(end_of_piece(rest));
+            let piece = self.library.encode_fast(piece, false).map_err(EngineError::Tokenize)?;
+            count += piece.len();
+            rest = after;
+        }
+        Ok(count)
     }
 
     /// The tokens that a client sent as `ids`, with special tokens around them unless it has sent
@@ -181,8 +207,32 @@ impl Tokenizer {
         let kept = &ids[..ids.len().min(self.room)];
         Tokens {
             ids: [&self.prefix, kept, &self.suffix].concat(),
-            truncated: kept.len() < ids.len(),
+            whole: Some(self.around() + ids.len()),
         }
+    }
+
+    /// How many special tokens lie around a text.
+    fn around(&self) -> usize {
+        self.prefix.len() + self.suffix.len()
+    }
+}
+
+fn with_prompt<'a>(prompt: &str, text: &'a str) -> Cow<'a, str> {
+    match prompt {
+        "" => Cow::Borrowed(text),
+        _ => Cow::Owned([prompt, text].concat()),
+    }
+}
+
+/// Where the first piece of `text` ends that is counted at once; not 0 unless the text is empty.
+fn end_of_piece(text: &str) -> usize {
+    if text.len() <= COUNTED_BYTES {
+        return text.len();
+    }
+    let end = text.floor_char_boundary(COUNTED_BYTES);
+    match text[..end].rfind(char::is_whitespace) {
+        Some(space) if space > 0 => space,
+        _ => end,
     }
 }
 
@@ -238,7 +288,7 @@ mod tests {
         let truncation = TruncationParams { max_length: MAX, ..Default::default() };
         library.with_truncation(Some(truncation)).unwrap();
         let ids = library.encode(text, true).unwrap().get_ids().to_vec();
-        Tokens { ids, truncated: all > MAX }
+        Tokens { ids, whole: Some(all) }
     }
 
     #[test]
@@ -259,8 +309,8 @@ mod tests {
         assert!(tokenizer.encode("", "").unwrap().ids.is_empty());
         let with = Tokenizer::from_bytes(BERT, MAX).unwrap().encode("", "a a").unwrap().ids;
         let ids = |text: &str| tokenizer.encode("", text).unwrap();
-        assert_eq!(ids("a a"), Tokens { ids: with[1..3].to_vec(), truncated: false });
-        assert!(ids("a a a").truncated);
+        assert_eq!(ids("a a"), Tokens { ids: with[1..3].to_vec(), whole: Some(2) });
+        assert!(ids("a a a").truncated());
         assert_eq!(tokenizer.encode_ids(&[2, 3]).unwrap().ids, [2, 3]);
     }
 
@@ -277,12 +327,12 @@ mod tests {
     fn truncation_is_told_exactly() {
         let tokenizer = Tokenizer::from_bytes(BERT, 4).unwrap();
         let ids = |text: &str| tokenizer.encode("", text).unwrap();
-        assert_eq!((ids("a a").ids.len(), ids("a a").truncated), (4, false));
-        assert_eq!((ids("a a a").ids.len(), ids("a a a").truncated), (4, true));
+        assert_eq!((ids("a a").ids.len(), ids("a a").truncated()), (4, false));
+        assert_eq!((ids("a a a").ids.len(), ids("a a a").truncated()), (4, true));
         // Long enough to be cut, and yet not truncated: spaces are no tokens.
         let spaces = " ".repeat(100_000);
-        assert!(!ids(&format!("a{spaces}a")).truncated);
-        assert!(ids(&format!("a{spaces}a{spaces}a")).truncated);
+        assert!(!ids(&format!("a{spaces}a")).truncated());
+        assert!(ids(&format!("a{spaces}a{spaces}a")).truncated());
         // Control characters are dropped: the word goes on behind them.
         let controls = "\u{1}".repeat(5_000);
         let joined = ids(&format!("a quick{controls}brown"));
@@ -303,7 +353,7 @@ mod tests {
         ];
         for (ids, expected, truncated) in cases {
             let tokens = tokenizer.encode_ids(ids).unwrap();
-            assert_eq!(tokens, Tokens { ids: expected.to_vec(), truncated }, "{ids:?}");
+            assert_eq!((&tokens.ids[..], tokens.truncated()), (expected, truncated), "{ids:?}");
         }
         let size = u32::try_from(tokenizer.vocabulary_size()).unwrap();
         assert!(tokenizer.encode_ids(&[size - 1]).is_ok());
@@ -377,7 +427,9 @@ mod tests {
         let started = std::time::Instant::now();
         let tokens = tokenizer.encode("", &text).unwrap();
         assert!(started.elapsed() < std::time::Duration::from_secs(10));
-        assert_eq!(tokens, whole(BERT, &text[..2000]));
+        assert_eq!(tokens.ids, whole(BERT, &text[..2000]).ids);
+        assert_eq!(tokens.whole, None);
+        assert_eq!(tokenizer.count("", &text[..2_000_000]).unwrap(), 400_002);
     }
 
     /// Pieces that a cut, a normaliser or a word splitter may trip over.
@@ -440,7 +492,10 @@ mod tests {
             for (name, bytes) in ALL {
                 let tokenizer = Tokenizer::from_bytes(bytes, MAX).unwrap();
                 let tokens = tokenizer.encode("", &text).unwrap();
-                prop_assert_eq!(tokens, whole(bytes, &text), "{}", name);
+                let whole = whole(bytes, &text);
+                prop_assert_eq!(tokens.truncated(), whole.truncated(), "{}", name);
+                prop_assert_eq!(tokenizer.count("", &text).unwrap(), whole.whole.unwrap(), "{}", name);
+                prop_assert_eq!(tokens.ids, whole.ids, "{}", name);
             }
         }
 

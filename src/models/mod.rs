@@ -39,7 +39,7 @@ use worker::{Job, Work};
 /// Requests that wait for the manager; it answers within microseconds, so that this is never reached but in bursts.
 const COMMANDS: usize = 256;
 /// The longest that a request may take, loading the model included.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Where a model is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,6 +169,37 @@ impl ModelInfo {
     }
 }
 
+/// Before or after others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Somebody waits for it.
+    Interactive,
+    /// It may take its time.
+    Bulk,
+}
+
+/// What a request brings along to the queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket {
+    /// The connection that it came over: no connection takes the turns of others.
+    pub connection: u64,
+    /// Before or after others; by the number of tokens when absent.
+    pub priority: Option<Priority>,
+    /// When nobody waits for the answer any more.
+    pub deadline: Instant,
+}
+
+/// What a request comes back with.
+#[derive(Debug)]
+pub struct Computed {
+    /// `[texts, dimensions]`, row-major.
+    pub vectors: Vec<f32>,
+    /// How long it waited.
+    pub queue: Duration,
+    /// How long it was computed.
+    pub inference: Duration,
+}
+
 /// The right to send requests to one resident model. While it lives the model stays in memory.
 #[derive(Clone, Debug)]
 pub struct Lease {
@@ -190,6 +221,15 @@ impl Lease {
         self.tokenizer.encode(prompt, text)
     }
 
+    /// How many tokens a text has, special tokens included, however long it is. Takes the more processor time the longer
+    /// the text: not for the runtime's threads.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn count_tokens(&self, prompt: &str, text: &str) -> Result<usize, EngineError> {
+        self.tokenizer.count(prompt, text)
+    }
+
     /// Checks token ids that a client made itself, and puts the model's special tokens around them.
     ///
     /// # Errors
@@ -198,34 +238,42 @@ impl Lease {
         self.tokenizer.encode_ids(ids)
     }
 
-    /// The vectors of `texts`, `[texts.len(), dimensions]` row-major; counted in [`Usage`].
+    /// The vectors of `texts`; counted in [`Usage`].
     ///
     /// Cancelling drops the request: it is not begun, or stops after the pass that is being computed. It is not
     /// counted then, since it is nobody's success or failure.
     ///
     /// # Errors
-    /// When too many requests wait already, or the model does not answer.
-    pub async fn embed(&self, texts: Vec<Vec<u32>>) -> Result<Vec<f32>, ModelError> {
+    /// When too many requests wait already, or the model does not answer by the ticket's deadline.
+    pub async fn embed(
+        &self,
+        texts: Vec<Vec<u32>>,
+        ticket: Ticket,
+    ) -> Result<Computed, ModelError> {
         let (count, tokens) = (texts.len(), texts.iter().map(Vec::len).sum());
         let began = Instant::now();
-        let answer = self.ask(texts).await;
+        let answer = self.ask(texts, ticket).await;
         let latency = began.elapsed();
         let outcome = Served { texts: count, tokens, latency, ok: answer.is_ok() };
         self.usage.record(&self.key, outcome, SystemTime::now());
         answer
     }
 
-    async fn ask(&self, texts: Vec<Vec<u32>>) -> Result<Vec<f32>, ModelError> {
+    async fn ask(&self, texts: Vec<Vec<u32>>, ticket: Ticket) -> Result<Computed, ModelError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Work::Embed(Job { texts, reply })).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => ModelError::Overloaded {
-                name: self.name.clone(),
-                waiting: self.queue.max_capacity(),
+        let queued = Instant::now();
+        self.queue.try_send(Work::Embed(Job { texts, queued, reply })).map_err(
+            |error| match error {
+                mpsc::error::TrySendError::Full(_) => ModelError::Overloaded {
+                    name: self.name.clone(),
+                    waiting: self.queue.max_capacity(),
+                },
+                mpsc::error::TrySendError::Closed(_) => ModelError::Ended(self.name.clone()),
             },
-            mpsc::error::TrySendError::Closed(_) => ModelError::Ended(self.name.clone()),
-        })?;
-        let answer = tokio::time::timeout(REQUEST_TIMEOUT, answer).await;
-        let answer = answer.map_err(|_elapsed| ModelError::Timeout(REQUEST_TIMEOUT))?;
+        )?;
+        let patience = ticket.deadline.saturating_duration_since(queued);
+        let answer = tokio::time::timeout(patience, answer).await;
+        let answer = answer.map_err(|_elapsed| ModelError::Timeout(patience))?;
         Ok(answer.map_err(|_closed| ModelError::Ended(self.name.clone()))??)
     }
 }

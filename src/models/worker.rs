@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::Computed;
 use super::load::{self, LoadError};
 use crate::engine::{Embedder, EngineError, Loaded, Options, Report, Tokenizer};
 use crate::package::{Key, Store, StoreError};
@@ -36,8 +37,10 @@ pub(super) enum Work {
 pub(super) struct Job {
     /// Token ids of each text.
     pub(super) texts: Vec<Vec<u32>>,
+    /// When it was put into the queue.
+    pub(super) queued: Instant,
     /// Where the vectors go; closed when the client has left.
-    pub(super) reply: oneshot::Sender<Result<Vec<f32>, EngineError>>,
+    pub(super) reply: oneshot::Sender<Result<Computed, EngineError>>,
 }
 
 /// Why a worker ended before it could take requests.
@@ -162,7 +165,8 @@ fn serve(mut embedder: Box<dyn Embedder>, mut work: mpsc::Receiver<Work>, tokens
     }
 }
 
-fn embed(embedder: &mut dyn Embedder, Job { texts, reply }: Job, tokens: &AtomicUsize) {
+fn embed(embedder: &mut dyn Embedder, Job { texts, queued, reply }: Job, tokens: &AtomicUsize) {
+    let began = Instant::now();
     let mut vectors = Vec::with_capacity(texts.len() * embedder.dimensions());
     let mut outcome = Ok(());
     let mut rest = texts.as_slice();
@@ -179,7 +183,8 @@ fn embed(embedder: &mut dyn Embedder, Job { texts, reply }: Job, tokens: &Atomic
         }
     }
     // The client may leave at any time; then nobody reads this.
-    drop(reply.send(outcome.map(|()| vectors)));
+    let queue = began.saturating_duration_since(queued);
+    drop(reply.send(outcome.map(|()| Computed { vectors, queue, inference: began.elapsed() })));
 }
 
 /// How many of the first of `texts` have at most `tokens` tokens together; one at least.

@@ -1,0 +1,117 @@
+//! Who asks: the connection, and what a request says of itself in headers that every dialect takes.
+//!
+//! Owns the names of these headers and the id of a request. What they say is checked here; what follows from it is
+//! decided elsewhere.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::extract::{FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::error::ApiError;
+use crate::models::{Priority, REQUEST_TIMEOUT};
+
+/// The id of a request, given back with its answer.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// `interactive` or `bulk`; by the number of tokens when absent.
+const PRIORITY: HeaderName = HeaderName::from_static("x-caxton-priority");
+/// `true` or `false`: whether another model may answer. As the settings say when absent.
+const ALLOW_FALLBACK: HeaderName = HeaderName::from_static("x-caxton-allow-fallback");
+/// After how many milliseconds nobody waits for the answer any more.
+const TIMEOUT: HeaderName = HeaderName::from_static("x-caxton-timeout-ms");
+/// Longest id of a request that is given back.
+const MAX_REQUEST_ID: usize = 128;
+
+/// A connection, for as long as the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionId(u64);
+
+impl ConnectionId {
+    /// One that no other connection has.
+    pub fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Who asks, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// Its connection: requests of one do not take the turns of others.
+    pub(super) connection: u64,
+    /// Whether another model than the one asked for may answer; as the settings say when absent.
+    pub(super) allow_fallback: Option<bool>,
+    /// Before or after others; by the number of tokens when absent.
+    pub(super) priority: Option<Priority>,
+    /// When the request was read.
+    pub(super) began: Instant,
+    /// When nobody waits for the answer any more.
+    pub(super) deadline: Instant,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let connection = parts.extensions.get::<ConnectionId>().map_or(0, |id| id.0);
+        let headers = &parts.headers;
+        let allow_fallback = match header(headers, &ALLOW_FALLBACK)? {
+            None => None,
+            Some("true") => Some(true),
+            Some("false") => Some(false),
+            Some(other) => return Err(wrong(&ALLOW_FALLBACK, other, "\"true\" or \"false\"")),
+        };
+        let priority = match header(headers, &PRIORITY)? {
+            None => None,
+            Some("interactive") => Some(Priority::Interactive),
+            Some("bulk") => Some(Priority::Bulk),
+            Some(other) => return Err(wrong(&PRIORITY, other, "\"interactive\" or \"bulk\"")),
+        };
+        let timeout = match header(headers, &TIMEOUT)? {
+            None => REQUEST_TIMEOUT,
+            Some(text) => match text.parse() {
+                Ok(millis) => Duration::from_millis(millis).min(REQUEST_TIMEOUT),
+                Err(_no_number) => return Err(wrong(&TIMEOUT, text, "whole milliseconds")),
+            },
+        };
+        let began = Instant::now();
+        let deadline = began + timeout;
+        Ok(Self { connection, allow_fallback, priority, began, deadline })
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    let value = value.to_str().map_err(|error| {
+        ApiError::invalid(Some(name.to_string()), format!("the header {name}: {error}"))
+    })?;
+    Ok(Some(value))
+}
+
+fn wrong(name: &HeaderName, found: &str, expected: &str) -> ApiError {
+    let message = format!("the header {name} is \"{found}\"; expected {expected}");
+    ApiError::invalid(Some(name.to_string()), message)
+}
+
+/// Gives every answer the id of its request: the client's own, or a new one.
+pub(super) async fn give_request_id(request: Request, next: Next) -> Response {
+    let id = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= MAX_REQUEST_ID);
+    let id = id.cloned().unwrap_or_else(new_request_id);
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+fn new_request_id() -> HeaderValue {
+    static RUN: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let id = format!("{:016x}-{}", *RUN, NEXT.fetch_add(1, Ordering::Relaxed));
+    // Hexadecimal digits and a hyphen are no other than visible ASCII.
+    HeaderValue::try_from(id).unwrap_or_else(|_never| HeaderValue::from_static("none"))
+}

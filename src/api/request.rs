@@ -1,0 +1,356 @@
+//! One internal request: what every dialect turns its JSON into, and what it makes its answer of.
+//!
+//! Owns the way from texts to vectors: limits, the lease, the prompt, tokenizing, computing, counting, and the headers
+//! that tell the truth about an answer. Knows no dialect.
+//!
+//! Invariant: the same text gets the same vector, whatever the route.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::Response;
+use tokio::task::JoinError;
+
+use super::App;
+use super::caller::Caller;
+use super::error::ApiError;
+use super::wire::Input;
+use crate::engine::{EngineError, Tokens};
+use crate::models::{Lease, ModelInfo, Ticket};
+use crate::units::milliseconds;
+
+/// As many as OpenAI takes.
+pub(super) const MAX_INPUTS: usize = 2048;
+/// Up to so many bytes are tokenized on the runtime's own thread: about 0.1 ms, what handing them over costs.
+const INLINE_BYTES: usize = 2048;
+
+/// Texts of which somebody wants vectors.
+#[derive(Clone, Debug, Default)]
+pub(super) struct EmbedRequest {
+    /// The texts, or their token ids.
+    pub(super) input: Input,
+    /// What the dialect calls the field of the texts, for its errors.
+    pub(super) param: &'static str,
+    /// Which of the model's prompts goes before each text.
+    pub(super) prompt: Prompt,
+    /// Whether a text that is too long is an error; otherwise its end is left out.
+    pub(super) refuse_long: bool,
+    /// Cut vectors to this length, and scale them to length 1 again if the model gives such.
+    pub(super) dimensions: Option<usize>,
+}
+
+/// What goes before each text.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Prompt {
+    /// The model's default prompt, if it has one.
+    #[default]
+    Default,
+    /// The model's prompt of this name.
+    Named(String),
+    /// The prompt for what is searched with or in: the model's `query` or `passage` (or `document`), or else its default.
+    Query,
+    /// See [`Prompt::Query`].
+    Passage,
+}
+
+/// Tokens of one text, special tokens included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// What was given.
+    pub(super) provided: usize,
+    /// What the vector is made of.
+    pub(super) used: usize,
+}
+
+/// How long the stages of an answer took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Timings {
+    /// Texts to token ids.
+    pub(super) tokenization: Duration,
+    /// From the queue's beginning to its end.
+    pub(super) queue: Duration,
+    /// Token ids to vectors.
+    pub(super) inference: Duration,
+}
+
+/// Vectors, and the truth about them.
+#[derive(Debug)]
+pub(super) struct Embedded {
+    /// The model that answered.
+    pub(super) info: ModelInfo,
+    /// `[texts, dimensions]`, row-major.
+    pub(super) vectors: Vec<f32>,
+    /// Length of one vector.
+    pub(super) dimensions: usize,
+    /// Of each text.
+    pub(super) tokens: Vec<Counted>,
+    /// Characters of all texts; none of those that were sent as token ids.
+    pub(super) characters: usize,
+    /// How long it took.
+    pub(super) timings: Timings,
+}
+
+/// Checks what can be checked without a model, so that nothing is loaded for a request that is wrong.
+pub(super) fn check_input(input: &Input, param: &str) -> Result<(), ApiError> {
+    let (count, empty) = match input {
+        Input::Texts(texts) => (texts.len(), texts.iter().position(String::is_empty)),
+        Input::Ids(lists) => (lists.len(), lists.iter().position(Vec::is_empty)),
+    };
+    if count == 0 {
+        let message = format!("{param} is missing or an empty list; expected at least one text");
+        return Err(ApiError::invalid(Some(param.to_owned()), message));
+    }
+    if count > MAX_INPUTS {
+        return Err(ApiError::too_many_inputs(count, MAX_INPUTS).about(param.to_owned()));
+    }
+    match empty {
+        Some(index) => {
+            let message = format!("{param} {index} is empty");
+            Err(ApiError::invalid(Some(format!("{param}[{index}]")), message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The vectors of `request` by the model of this name, or by the default model; it is loaded first if need be.
+///
+/// Cancelling drops the request wherever it is.
+pub(super) async fn embed(
+    app: &App,
+    caller: &Caller,
+    model: Option<&str>,
+    request: EmbedRequest,
+) -> Result<Embedded, ApiError> {
+    check_input(&request.input, request.param)?;
+    let lease = open(app, caller, model).await?;
+    embed_with(&lease, caller, request).await
+}
+
+/// The right to ask a model: several requests by one lease get vectors of one embedding space.
+pub(super) async fn open(
+    app: &App,
+    _caller: &Caller,
+    model: Option<&str>,
+) -> Result<Lease, ApiError> {
+    Ok(app.handle.lease(model).await?)
+}
+
+/// The vectors of `request` by the model of `lease`.
+pub(super) async fn embed_with(
+    lease: &Lease,
+    caller: &Caller,
+    request: EmbedRequest,
+) -> Result<Embedded, ApiError> {
+    check_input(&request.input, request.param)?;
+    let dimensions = dimensions(request.dimensions, lease.info.manifest.dimensions)?;
+    let prompt = prompt(&request.prompt, lease)?;
+    let began = Instant::now();
+    let input = Arc::new(request.input);
+    let tokenized = tokenize(lease, &prompt, &input, request.param).await?;
+    let tokenization = began.elapsed();
+    let Tokenized { ids, whole, characters } = tokenized;
+    let used: Vec<usize> = ids.iter().map(Vec::len).collect();
+    let long = used.iter().zip(&whole).position(|(used, whole)| *whole != Some(*used));
+    if let Some(index) = long
+        && request.refuse_long
+    {
+        let most = lease.info.manifest.max_sequence_length;
+        return Err(ApiError::too_long(format!("{}[{index}]", request.param), whole[index], most));
+    }
+    let Caller { connection, priority, deadline, .. } = *caller;
+    // What was cut off unseen is counted while the rest is computed.
+    let (computed, provided) = tokio::try_join!(
+        async { Ok(lease.embed(ids, Ticket { connection, priority, deadline }).await?) },
+        count(lease, prompt, input, whole, request.param),
+    )?;
+    let tokens = provided.into_iter().zip(used);
+    let tokens = tokens.map(|(provided, used)| Counted { provided, used }).collect();
+    let timings = Timings { tokenization, queue: computed.queue, inference: computed.inference };
+    let info = lease.info.clone();
+    let mut vectors = computed.vectors;
+    if dimensions < info.manifest.dimensions {
+        vectors = shorten(&vectors, info.manifest.dimensions, dimensions, info.manifest.normalize);
+    }
+    Ok(Embedded { info, vectors, dimensions, tokens, characters, timings })
+}
+
+fn dimensions(asked: Option<usize>, available: usize) -> Result<usize, ApiError> {
+    let dimensions = asked.unwrap_or(available);
+    if (1..=available).contains(&dimensions) {
+        return Ok(dimensions);
+    }
+    Err(ApiError::invalid(
+        Some("dimensions".to_owned()),
+        format!("dimensions is {dimensions}; this model gives 1 to {available}"),
+    ))
+}
+
+/// The text that goes before every input.
+pub(super) fn prompt(prompt: &Prompt, lease: &Lease) -> Result<String, ApiError> {
+    let manifest = &lease.info.manifest;
+    let usual: &[&str] = match prompt {
+        Prompt::Default => &[],
+        Prompt::Query => &["query"],
+        Prompt::Passage => &["passage", "document"],
+        Prompt::Named(name) => {
+            return manifest.prompts.get(name).cloned().ok_or_else(|| {
+                let known = Vec::from_iter(manifest.prompts.keys().map(String::as_str)).join(", ");
+                let message = format!("this model has no prompt \"{name}\"; it has: {known}");
+                ApiError::invalid(Some("prompt_name".to_owned()), message)
+            });
+        }
+    };
+    let names = usual.iter().copied().chain(manifest.default_prompt.as_deref());
+    let found = names.into_iter().find_map(|name| manifest.prompts.get(name));
+    Ok(found.cloned().unwrap_or_default())
+}
+
+struct Tokenized {
+    ids: Vec<Vec<u32>>,
+    /// Tokens of each whole text; `None` when its end was cut off unseen.
+    whole: Vec<Option<usize>>,
+    characters: usize,
+}
+
+/// Tokenizes on the blocking pool what would keep others waiting.
+async fn tokenize(
+    lease: &Lease,
+    prompt: &str,
+    input: &Arc<Input>,
+    param: &'static str,
+) -> Result<Tokenized, ApiError> {
+    let bytes = match &**input {
+        Input::Texts(texts) => texts.iter().map(|text| prompt.len() + text.len()).sum(),
+        Input::Ids(lists) => lists.iter().map(|ids| size_of_val(ids.as_slice())).sum::<usize>(),
+    };
+    if bytes <= INLINE_BYTES {
+        return tokenize_now(lease, prompt, input, param);
+    }
+    let (lease, prompt, input) = (lease.clone(), prompt.to_owned(), Arc::clone(input));
+    let tokenized =
+        tokio::task::spawn_blocking(move || tokenize_now(&lease, &prompt, &input, param)).await;
+    tokenized.map_err(lost)?
+}
+
+fn tokenize_now(
+    lease: &Lease,
+    prompt: &str,
+    input: &Input,
+    param: &str,
+) -> Result<Tokenized, ApiError> {
+    let about = |index: usize| {
+        move |error: EngineError| ApiError::from(error).about(format!("{param}[{index}]"))
+    };
+    let tokens: Vec<Tokens> = match input {
+        Input::Texts(texts) => {
+            let tokens = texts.iter().enumerate();
+            let tokens =
+                tokens.map(|(index, text)| lease.tokenize(prompt, text).map_err(about(index)));
+            tokens.collect::<Result<_, _>>()?
+        }
+        Input::Ids(lists) => {
+            let tokens = lists.iter().enumerate();
+            let tokens = tokens.map(|(index, ids)| lease.check_ids(ids).map_err(about(index)));
+            tokens.collect::<Result<_, _>>()?
+        }
+    };
+    let characters = match input {
+        Input::Texts(texts) => texts.iter().map(|text| text.chars().count()).sum(),
+        Input::Ids(_) => 0,
+    };
+    let whole = tokens.iter().map(|tokens| tokens.whole).collect();
+    Ok(Tokenized { ids: tokens.into_iter().map(|tokens| tokens.ids).collect(), whole, characters })
+}
+
+/// Tokens of each whole text, those counted that are not known yet.
+async fn count(
+    lease: &Lease,
+    prompt: String,
+    input: Arc<Input>,
+    whole: Vec<Option<usize>>,
+    param: &'static str,
+) -> Result<Vec<usize>, ApiError> {
+    if let Some(known) = whole.iter().copied().collect() {
+        return Ok(known);
+    }
+    let lease = lease.clone();
+    let count = move || {
+        let of = |(index, whole): (usize, Option<usize>)| match (whole, &*input) {
+            (Some(whole), _) => Ok(whole),
+            (None, Input::Texts(texts)) => lease
+                .count_tokens(&prompt, &texts[index])
+                .map_err(|error| ApiError::from(error).about(format!("{param}[{index}]"))),
+            (None, Input::Ids(lists)) => Ok(lists[index].len()),
+        };
+        whole.into_iter().enumerate().map(of).collect()
+    };
+    tokio::task::spawn_blocking(count).await.map_err(lost)?
+}
+
+/// An internal error for work that was lost: a panic, or the daemon is stopping.
+pub(super) fn lost(error: JoinError) -> ApiError {
+    tracing::error!(%error, "a request was lost");
+    ApiError::lost()
+}
+
+/// The first `to` of every `from` numbers; scaled to length 1 if `normalize`.
+fn shorten(vectors: &[f32], from: usize, to: usize, normalize: bool) -> Vec<f32> {
+    let mut short = Vec::with_capacity(vectors.len() / from * to);
+    for vector in vectors.chunks_exact(from) {
+        let begin = short.len();
+        short.extend_from_slice(&vector[..to]);
+        if normalize {
+            scale_to_one(&mut short[begin..]);
+        }
+    }
+    short
+}
+
+fn scale_to_one(vector: &mut [f32]) {
+    let square: f64 = vector.iter().map(|value| f64::from(*value).powi(2)).sum();
+    let length = square.sqrt();
+    if length > 0.0 {
+        // Components of a unit vector: the quotient is within f32.
+        #[expect(clippy::cast_possible_truncation, reason = "a quotient of at most 1")]
+        vector.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
+    }
+}
+
+impl Embedded {
+    /// The vectors, one after the other.
+    pub(super) fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.vectors.chunks_exact(self.dimensions)
+    }
+
+    /// Tokens that were computed.
+    pub(super) fn used(&self) -> usize {
+        self.tokens.iter().map(|tokens| tokens.used).sum()
+    }
+
+    /// What is said of the answer in headers, on every route.
+    pub(super) fn label(&self, caller: &Caller, response: &mut Response) {
+        let manifest = &self.info.manifest;
+        let truncated = self.tokens.iter().filter(|tokens| tokens.used < tokens.provided).count();
+        let Timings { tokenization, queue, inference } = self.timings;
+        let headers = response.headers_mut();
+        for (name, value) in [
+            ("x-caxton-model", format!("{}@{}", manifest.id, manifest.version)),
+            ("x-caxton-revision", self.info.revision.clone()),
+            ("x-caxton-embedding-space", self.info.embedding_space.clone()),
+            ("x-caxton-truncated-inputs", truncated.to_string()),
+            ("x-compute-characters", self.characters.to_string()),
+            ("x-compute-tokens", self.used().to_string()),
+            ("x-tokenization-time", milliseconds(tokenization).to_string()),
+            ("x-queue-time", milliseconds(queue).to_string()),
+            ("x-inference-time", milliseconds(inference).to_string()),
+            ("x-total-time", milliseconds(caller.began.elapsed()).to_string()),
+        ] {
+            // Ids, versions, digests and numbers are visible ASCII; anything else would be left out, not panic.
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+}
