@@ -46,12 +46,14 @@
 //!
 //! # One request
 //!
-//! A connection ([`daemon`]) carries a request to [`api`], which checks sizes and counts before anything is queued, and
-//! asks [`models::Handle::lease`] for the model; it is loaded first if need be. The text is tokenized on the blocking
-//! pool with the lease's tokenizer, and goes as token ids into the worker's bounded queue; when that is full the
-//! answer is 429. The worker computes pass after pass, each within the token budget, and stops when the client has
-//! left. [`engine::Embedder`] sees token ids and gives vectors, whatever runs the [`engine::Architecture`]: the fused
-//! encoder, candle-transformers, or a table.
+//! A connection ([`daemon`]) carries a request to [`api`], which checks sizes and counts before anything is queued. A
+//! dialect turns its JSON into the one internal request, which asks [`models::Handle::lease`] for the model; it is loaded
+//! first if need be. Texts are tokenized with the lease's tokenizer, on the blocking pool when they are long, and go as
+//! token ids into the worker's queue, which is bounded by requests and tokens; when it is full the answer is 429, with
+//! the time that what waits takes at the rate of late. The worker takes whole requests of several connections up to the
+//! token budget, interactive ones before bulk ones and no connection twice before others had their turn; a long request
+//! is computed in parts. What nobody waits for any more is dropped. [`engine::Embedder`] sees token ids and gives
+//! vectors, whatever runs the [`engine::Architecture`]: the fused encoder, candle-transformers, or a table.
 //!
 //! # One forward pass
 //!

@@ -183,8 +183,8 @@ impl From<ModelError> for ApiError {
                 Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_pressure", &error).after(wait)
             }
             ModelError::Pinned(_) => Self::of(StatusCode::CONFLICT, "pinned", &error),
-            ModelError::Overloaded { .. } => {
-                let wait = Duration::from_secs(1);
+            ModelError::Overloaded { retry_after, .. } => {
+                let wait = *retry_after;
                 Self::of(StatusCode::TOO_MANY_REQUESTS, "overloaded", &error).after(wait)
             }
             ModelError::Timeout(_) => Self::of(StatusCode::GATEWAY_TIMEOUT, "timeout", &error),

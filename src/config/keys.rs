@@ -112,6 +112,8 @@ pub(super) static KEYS: &[Key] = &[
     restart("embedding.threads", Kind::Or("auto", &Kind::Count(1, 256))),
     live("embedding.batch_tokens", Kind::Count(512, 65_536)),
     live("embedding.queue_size", Kind::Count(1, 100_000)),
+    live("embedding.queue_tokens", Kind::Count(512, 100_000_000)),
+    live("embedding.max_batch_wait_ms", Kind::Count(0, 1000)),
     live("models.<model>.memory_priority", Kind::Count(1, 5)),
     live("models.<model>.max_idle_time", Kind::Or("never", &Kind::Time(SECOND, YEAR))),
     live("models.<model>.preload", Kind::Flag),
@@ -423,6 +425,8 @@ mod tests {
             ("embedding.threads", &["auto", "1", "256"], &["0", "257", "Auto", "~"]),
             ("embedding.batch_tokens", &["512", "65536"], &["511", "65537"]),
             ("embedding.queue_size", &["1", "100000"], &["0", "100001"]),
+            ("embedding.queue_tokens", &["512", "100000000"], &["511", "100000001"]),
+            ("embedding.max_batch_wait_ms", &["0", "1000"], &["1001", "2ms"]),
             ("models.<model>.memory_priority", &["1", "5"], &["0", "6", "high", "~"]),
             (
                 "models.<model>.max_idle_time",

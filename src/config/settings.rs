@@ -205,6 +205,10 @@ pub struct Embedding {
     pub batch_tokens: usize,
     /// Requests that may wait for one model.
     pub queue_size: usize,
+    /// Tokens that may wait for one model.
+    pub queue_tokens: usize,
+    /// How many milliseconds after a batch of several requests the next one may be gathered.
+    pub max_batch_wait_ms: usize,
 }
 
 /// The arithmetic of a model's products, as asked for.
@@ -296,6 +300,8 @@ impl Default for Settings {
                 threads: None,
                 batch_tokens: 4096,
                 queue_size: 1000,
+                queue_tokens: 1_048_576,
+                max_batch_wait_ms: 2,
             },
             models: BTreeMap::new(),
             log: Log { level: LogLevel::Info },

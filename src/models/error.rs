@@ -81,6 +81,8 @@ pub enum ModelError {
         name: String,
         /// How many wait.
         waiting: usize,
+        /// When there is probably room.
+        retry_after: Duration,
     },
     /// The request took longer than a request may.
     #[error("no answer within {} s", .0.as_secs())]

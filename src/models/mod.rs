@@ -9,6 +9,7 @@ pub mod intake;
 pub mod load;
 mod manager;
 mod memory;
+mod queue;
 mod slot;
 pub mod usage;
 mod worker;
@@ -33,8 +34,8 @@ use crate::memory::monitor::{Gauge, Reading};
 use crate::package::{Entry, Key, Manifest, Store};
 use crate::units::Bytes;
 use manager::{Command, Manager};
+use queue::{PushError, Sender};
 use usage::{Served, Usage};
-use worker::{Job, Work};
 
 /// Requests that wait for the manager; it answers within microseconds, so that this is never reached but in bursts.
 const COMMANDS: usize = 256;
@@ -208,7 +209,7 @@ pub struct Lease {
     /// The model.
     pub info: ModelInfo,
     tokenizer: Arc<Tokenizer>,
-    queue: mpsc::Sender<Work>,
+    queue: Sender,
     usage: Arc<Usage>,
 }
 
@@ -261,17 +262,13 @@ impl Lease {
 
     async fn ask(&self, texts: Vec<Vec<u32>>, ticket: Ticket) -> Result<Computed, ModelError> {
         let (reply, answer) = oneshot::channel();
-        let queued = Instant::now();
-        self.queue.try_send(Work::Embed(Job { texts, queued, reply })).map_err(
-            |error| match error {
-                mpsc::error::TrySendError::Full(_) => ModelError::Overloaded {
-                    name: self.name.clone(),
-                    waiting: self.queue.max_capacity(),
-                },
-                mpsc::error::TrySendError::Closed(_) => ModelError::Ended(self.name.clone()),
-            },
-        )?;
-        let patience = ticket.deadline.saturating_duration_since(queued);
+        self.queue.push(texts, &ticket, reply).map_err(|error| match error {
+            PushError::Full { waiting, retry_after } => {
+                ModelError::Overloaded { name: self.name.clone(), waiting, retry_after }
+            }
+            PushError::Closed => ModelError::Ended(self.name.clone()),
+        })?;
+        let patience = ticket.deadline.saturating_duration_since(Instant::now());
         let answer = tokio::time::timeout(patience, answer).await;
         let answer = answer.map_err(|_elapsed| ModelError::Timeout(patience))?;
         Ok(answer.map_err(|_closed| ModelError::Ended(self.name.clone()))??)

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::error::ModelError;
-use super::worker::{Ready, Work, WorkerError};
+use super::queue::Sender;
+use super::worker::{Ready, WorkerError};
 use super::{Lease, Residency};
 use crate::engine::Footprint;
 use crate::errors::chain;
@@ -63,18 +64,18 @@ pub(super) struct Admitting {
 
 /// A worker and the way to it.
 pub(super) struct Running {
-    pub(super) queue: mpsc::Sender<Work>,
+    pub(super) queue: Sender,
     pub(super) thread: JoinHandle<()>,
 }
 
 impl Running {
     /// Whether anybody but the manager can send it work.
     fn is_leased(&self) -> bool {
-        self.queue.strong_count() > 1
+        self.queue.is_shared()
     }
 
     fn waiting(&self) -> usize {
-        self.queue.max_capacity() - self.queue.capacity()
+        self.queue.waiting()
     }
 }
 

@@ -1,11 +1,13 @@
 //! The worker: the one OS thread that owns a resident model's weights, from loading to dropping them.
 //!
-//! Requests come through a bounded queue and are answered one after the other. The thread ends when every sender
-//! of the queue is gone, so that unloading is: drop the queue, join.
+//! Requests come in batches through a bounded queue. One that is longer than a batch is computed in parts, between which
+//! others have their turn. The thread ends when every sender of the queue is gone, so that unloading is: drop the queue,
+//! join.
 //!
 //! Invariants:
 //! 1. Weights are allocated and dropped on the worker's own thread.
 //! 2. Work that nobody waits for is not begun, and not continued past a pass.
+//! 3. A request that cannot be computed fails alone, not those that share its batch.
 
 use std::io;
 use std::sync::Arc;
@@ -13,35 +15,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::Computed;
 use super::load::{self, LoadError};
-use crate::engine::{Embedder, EngineError, Loaded, Options, Report, Tokenizer};
+use super::queue::{self, Job, Limits, Next, Receiver, Sender, Turn};
+use crate::engine::{Embedder, Loaded, Options, Report, Tokenizer};
 use crate::package::{Key, Store, StoreError};
 
 /// Tokens of a pass while memory is short: as few as `embedding.batch_tokens` may be.
 const SHORT_PASS: usize = 512;
-
-/// What a worker is asked to do.
-#[derive(Debug)]
-pub(super) enum Work {
-    /// Compute vectors.
-    Embed(Job),
-    /// Let the memory go that passes need; the next pass takes it again.
-    ReleaseScratch(oneshot::Sender<()>),
-}
-
-/// One request: token ids of its texts in, `[texts, dimensions]` row-major out.
-#[derive(Debug)]
-pub(super) struct Job {
-    /// Token ids of each text.
-    pub(super) texts: Vec<Vec<u32>>,
-    /// When it was put into the queue.
-    pub(super) queued: Instant,
-    /// Where the vectors go; closed when the client has left.
-    pub(super) reply: oneshot::Sender<Result<Computed, EngineError>>,
-}
 
 /// Why a worker ended before it could take requests.
 #[derive(Debug, thiserror::Error)]
@@ -99,14 +82,14 @@ struct Pass {
 #[derive(Debug)]
 pub(super) struct Worker {
     /// Where its requests go.
-    pub(super) queue: mpsc::Sender<Work>,
+    pub(super) queue: Sender,
     /// Answers once: loaded, or why not.
     pub(super) ready: oneshot::Receiver<Result<Ready, WorkerError>>,
     /// Ends after the weights are dropped.
     pub(super) thread: JoinHandle<()>,
 }
 
-/// Starts a worker that verifies and loads `key`, then serves at most `queue_size` waiting requests.
+/// Starts a worker that verifies and loads `key`, then serves what waits in its queue, within `limits`.
 ///
 /// # Errors
 /// When the system gives no thread.
@@ -114,9 +97,9 @@ pub(super) fn spawn(
     store: Arc<Store>,
     key: Key,
     options: Options,
-    queue_size: usize,
+    limits: Limits,
 ) -> Result<Worker, WorkerError> {
-    let (queue, jobs) = mpsc::channel(queue_size);
+    let (queue, jobs) = queue::channel(limits);
     let (announce, ready) = oneshot::channel();
     let thread = Builder::new()
         .name("worker".to_owned())
@@ -152,39 +135,82 @@ fn read_and_load(store: &Store, key: &Key, options: Options) -> Result<Loaded, W
     Ok(load::load_from::<WorkerError>(store, key, options)?.1)
 }
 
-fn serve(mut embedder: Box<dyn Embedder>, mut work: mpsc::Receiver<Work>, tokens: &AtomicUsize) {
-    while let Some(work) = work.blocking_recv() {
-        match work {
-            Work::Embed(job) => embed(&mut *embedder, job, tokens),
-            Work::ReleaseScratch(done) => {
+fn serve(mut embedder: Box<dyn Embedder>, mut queue: Receiver, tokens: &AtomicUsize) {
+    loop {
+        let budget = tokens.load(Ordering::Relaxed);
+        match queue.next(budget) {
+            None => return,
+            Some(Next::Batch(batch)) => compute(&mut *embedder, &mut queue, batch, budget),
+            Some(Next::ReleaseScratch(waiting)) => {
                 embedder.release_scratch();
-                // Whoever asked may have stopped waiting.
-                let (Ok(()) | Err(())) = done.send(());
+                for done in waiting {
+                    // Whoever asked may have stopped waiting.
+                    let (Ok(()) | Err(())) = done.send(());
+                }
             }
         }
     }
 }
 
-fn embed(embedder: &mut dyn Embedder, Job { texts, queued, reply }: Job, tokens: &AtomicUsize) {
+/// Computes one pass and answers the requests that it finishes.
+fn compute(
+    embedder: &mut dyn Embedder,
+    queue: &mut Receiver,
+    mut batch: Vec<Turn<Job>>,
+    budget: usize,
+) {
     let began = Instant::now();
-    let mut vectors = Vec::with_capacity(texts.len() * embedder.dimensions());
-    let mut outcome = Ok(());
-    let mut rest = texts.as_slice();
-    while !rest.is_empty() && !reply.is_closed() {
-        let (pass, after) = rest.split_at(pass(rest, tokens.load(Ordering::Relaxed)));
-        rest = after;
-        let pass: Vec<&[u32]> = pass.iter().map(Vec::as_slice).collect();
-        match embedder.embed(&pass) {
-            Ok(more) => vectors.extend(more),
-            Err(error) => {
-                outcome = Err(error);
-                break;
+    for turn in &mut batch {
+        turn.job.began.get_or_insert(began);
+    }
+    // Only a request that is alone in its batch has more than the budget.
+    let parts: Vec<usize> = batch.iter().map(|turn| pass(&turn.job.texts, budget)).collect();
+    let texts: Vec<&[u32]> = batch
+        .iter()
+        .zip(&parts)
+        .flat_map(|(turn, part)| turn.job.texts.iter().take(*part).map(Vec::as_slice))
+        .collect();
+    let tokens = texts.iter().map(|text| text.len()).sum();
+    let outcome = embedder.embed(&texts);
+    let took = began.elapsed();
+    let mut unfinished = None;
+    match outcome {
+        Ok(vectors) => {
+            let mut rest = vectors.as_slice();
+            for (mut turn, part) in batch.into_iter().zip(parts) {
+                let (own, others) = rest.split_at(part * embedder.dimensions());
+                rest = others;
+                turn.job.vectors.extend_from_slice(own);
+                let done: usize = turn.job.texts.drain(..part).map(|text| text.len()).sum();
+                match turn.job.texts.is_empty() {
+                    true => answer(turn.job),
+                    false => unfinished = Some((turn, done)),
+                }
+            }
+        }
+        Err(error) => {
+            let last = batch.pop();
+            if !batch.is_empty() {
+                // One of them is at fault: each by itself.
+                let alone = batch.into_iter().chain(last).map(|turn| vec![turn]);
+                return alone.for_each(|batch| compute(embedder, queue, batch, budget));
+            }
+            // The client may leave at any time; then nobody reads this.
+            if let Some(turn) = last {
+                drop(turn.job.reply.send(Err(error)));
             }
         }
     }
-    // The client may leave at any time; then nobody reads this.
+    queue.computed(tokens, took, unfinished);
+}
+
+fn answer(Job { vectors, queued, began, reply, .. }: Job) {
+    let now = Instant::now();
+    let began = began.unwrap_or(now);
     let queue = began.saturating_duration_since(queued);
-    drop(reply.send(outcome.map(|()| Computed { vectors, queue, inference: began.elapsed() })));
+    let inference = now.saturating_duration_since(began);
+    // The client may leave at any time; then nobody reads this.
+    drop(reply.send(Ok(Computed { vectors, queue, inference })));
 }
 
 /// How many of the first of `texts` have at most `tokens` tokens together; one at least.
@@ -199,7 +225,157 @@ fn pass(texts: &[Vec<u32>], tokens: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use super::super::{Priority, Ticket};
     use super::*;
+    use crate::engine::{EngineError, Precision};
+
+    /// The vector of a text is its first id, twice; the id [`BAD`] cannot be computed.
+    struct Fake {
+        passes: Arc<Mutex<Vec<Vec<u32>>>>,
+        report: Report,
+    }
+
+    const BAD: u32 = 666;
+
+    impl Embedder for Fake {
+        fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
+            let firsts: Vec<u32> = texts.iter().map(|text| text[0]).collect();
+            self.passes.lock().unwrap().push(firsts.clone());
+            if firsts.contains(&BAD) {
+                return Err(EngineError::NotFinite { precision: "f32" });
+            }
+            Ok(firsts.iter().flat_map(|first| [*first as f32; 2]).collect())
+        }
+
+        fn dimensions(&self) -> usize {
+            2
+        }
+
+        fn weight_bytes(&self) -> u64 {
+            0
+        }
+
+        fn mapped_bytes(&self) -> u64 {
+            0
+        }
+
+        fn release_scratch(&mut self) {
+            self.passes.lock().unwrap().push(Vec::new());
+        }
+
+        fn matrix_peak(&self) -> io::Result<f64> {
+            Ok(0.0)
+        }
+
+        fn report(&self) -> &Report {
+            &self.report
+        }
+
+        fn matrix_operations(&self, _tokens: usize) -> u64 {
+            0
+        }
+    }
+
+    type Answer = oneshot::Receiver<Result<Computed, EngineError>>;
+
+    /// Requests that wait for a worker which was not started yet.
+    struct Waiting {
+        sender: Sender,
+        receiver: Receiver,
+        answers: Vec<Option<Answer>>,
+    }
+
+    impl Waiting {
+        fn new() -> Self {
+            let limits = Limits { requests: 100, tokens: 10_000, wait: Duration::ZERO };
+            let (sender, receiver) = queue::channel(limits);
+            Self { sender, receiver, answers: Vec::new() }
+        }
+
+        /// A request of texts that are each `length` times one id.
+        fn ask(&mut self, ids: &[u32], length: usize, priority: Priority) {
+            let (reply, answer) = oneshot::channel();
+            let texts = ids.iter().map(|id| vec![*id; length]).collect();
+            let ticket = Ticket {
+                connection: self.answers.len() as u64,
+                priority: Some(priority),
+                deadline: Instant::now() + Duration::from_secs(1000),
+            };
+            self.sender.push(texts, &ticket, reply).unwrap();
+            self.answers.push(Some(answer));
+        }
+
+        /// What a worker with passes of `budget` tokens does until all is done: its passes, and the answers.
+        fn serve(self, budget: usize) -> (Vec<Vec<u32>>, Vec<Option<Result<Vec<f32>, String>>>) {
+            let passes = Arc::new(Mutex::new(Vec::new()));
+            let report = Report { precision: Precision::F32, isa: "none", reason: String::new() };
+            let fake = Fake { passes: Arc::clone(&passes), report };
+            drop(self.sender);
+            serve(Box::new(fake), self.receiver, &AtomicUsize::new(budget));
+            let answers = self.answers.into_iter().map(|answer| {
+                let answer = answer?.blocking_recv().unwrap();
+                Some(answer.map(|computed| computed.vectors).map_err(|error| error.to_string()))
+            });
+            (std::mem::take(&mut passes.lock().unwrap()), answers.collect())
+        }
+    }
+
+    #[test]
+    fn requests_of_several_clients_share_a_pass_and_each_gets_its_own_vectors() {
+        let mut waiting = Waiting::new();
+        waiting.ask(&[1, 2], 3, Priority::Interactive);
+        waiting.ask(&[3], 3, Priority::Interactive);
+        waiting.ask(&[4, 5], 3, Priority::Interactive);
+        let (passes, answers) = waiting.serve(10);
+        assert_eq!(passes, [vec![1, 2, 3], vec![4, 5]]);
+        let answers: Vec<_> = answers.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
+        assert_eq!(answers, [vec![1., 1., 2., 2.], vec![3., 3.], vec![4., 4., 5., 5.]]);
+    }
+
+    #[test]
+    fn a_long_request_is_computed_in_parts_between_which_others_have_their_turn() {
+        let mut waiting = Waiting::new();
+        waiting.ask(&[1, 2, 3, 4, 5], 4, Priority::Bulk);
+        waiting.ask(&[6, 7, 8], 4, Priority::Bulk);
+        let (passes, answers) = waiting.serve(8);
+        assert_eq!(passes, [vec![1, 2], vec![6, 7], vec![3, 4], vec![8, 5]]);
+        let first = answers[0].as_ref().unwrap().as_ref().unwrap();
+        assert_eq!(first, &[1., 1., 2., 2., 3., 3., 4., 4., 5., 5.]);
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_computed_fails_alone() {
+        let mut waiting = Waiting::new();
+        waiting.ask(&[1], 1, Priority::Interactive);
+        waiting.ask(&[2, BAD], 1, Priority::Interactive);
+        waiting.ask(&[3], 1, Priority::Interactive);
+        let (_, answers) = waiting.serve(10);
+        let ok: Vec<bool> = answers.into_iter().map(|answer| answer.unwrap().is_ok()).collect();
+        assert_eq!(ok, [true, false, true]);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_not_begun() {
+        let mut waiting = Waiting::new();
+        waiting.ask(&[1], 1, Priority::Interactive);
+        waiting.ask(&[2], 1, Priority::Interactive);
+        waiting.answers[0] = None;
+        let (passes, answers) = waiting.serve(10);
+        assert_eq!(passes, [vec![2]]);
+        assert!(answers[0].is_none() && answers[1].as_ref().unwrap().is_ok());
+    }
+
+    #[test]
+    fn scratch_memory_is_released_before_the_next_pass() {
+        let mut waiting = Waiting::new();
+        waiting.ask(&[1], 1, Priority::Interactive);
+        let released = waiting.sender.release_scratch();
+        let (passes, _) = waiting.serve(10);
+        assert_eq!(passes, [vec![], vec![1]]);
+        assert_eq!(released.blocking_recv(), Ok(()));
+    }
 
     #[test]
     fn a_pass_keeps_the_budget_and_has_a_text() {

@@ -3,11 +3,13 @@
 //! What does not fit beside the others makes those leave that may; when these are too few it is refused, with numbers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::super::error::ModelError;
 use super::super::load;
+use super::super::queue::Limits;
 use super::super::slot::{Admitting, Refusal, Resident, Running, Slot, Waiting, Why};
 use super::super::worker::{self, Ready, Worker, WorkerError};
 use super::{LOAD_BACKOFF, Manager};
@@ -184,9 +186,14 @@ impl Manager {
     }
 
     fn load(&mut self, key: Key, footprint: Footprint, waiting: Waiting) {
-        let queue_size = self.parts.settings.borrow().embedding.queue_size;
+        let embedding = self.parts.settings.borrow().embedding.clone();
+        let limits = Limits {
+            requests: embedding.queue_size,
+            tokens: embedding.queue_tokens,
+            wait: Duration::from_millis(embedding.max_batch_wait_ms as u64),
+        };
         let store = Arc::clone(&self.parts.store);
-        let spawned = worker::spawn(store, key.clone(), self.parts.options, queue_size);
+        let spawned = worker::spawn(store, key.clone(), self.parts.options, limits);
         match spawned {
             Ok(Worker { queue, ready, thread }) => {
                 tracing::info!(model = %key, bytes = needed(&footprint).0, "loading");

@@ -5,11 +5,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::oneshot;
-
 use super::super::ActionRecord;
 use super::super::slot::{Slot, Why};
-use super::super::worker::Work;
 use super::Manager;
 use crate::config::EvictionPolicy;
 use crate::memory::level::{Level, Thresholds};
@@ -178,15 +175,8 @@ impl Manager {
 
     /// Has every worker let its scratch memory go, then gives what is free back to the kernel.
     fn release_caches(&mut self) {
-        let released: Vec<_> = self
-            .resident()
-            .filter_map(|resident| {
-                let (done, released) = oneshot::channel();
-                // A queue that is full is one that uses its scratch memory.
-                resident.worker.queue.try_send(Work::ReleaseScratch(done)).ok()?;
-                Some(released)
-            })
-            .collect();
+        let released: Vec<_> =
+            self.resident().map(|resident| resident.worker.queue.release_scratch()).collect();
         self.releasing.spawn(async move {
             let all = async {
                 for released in released {

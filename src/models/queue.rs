@@ -1,0 +1,431 @@
+//! The queue of one worker: requests go in from the runtime, batches come out on the worker's thread.
+//!
+//! Owns what waits, how fast it is computed, and from both when a client that is refused should come back. The order
+//! is decided in [`order`]. The lock is held for moves in memory only, never while something is computed or awaited.
+//!
+//! Invariants:
+//! 1. It never grows beyond its bounds; what is refused learns when to come again.
+//! 2. It ends when every [`Sender`] is gone and everything that waited has been taken.
+//! 3. When the [`Receiver`] is gone, whoever waits or comes is told at once.
+
+mod order;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::{Computed, Priority, Ticket};
+use crate::engine::EngineError;
+pub(super) use order::Turn;
+use order::{Bounds, Lane, Order, Terms};
+
+/// A request of at most so many tokens is interactive unless it says otherwise: no more than a long text or two, or a
+/// page of short ones.
+const INTERACTIVE_TOKENS: usize = 1024;
+/// The longest that a refused client is told to wait: OpenAI's clients do not wait for longer, but give up.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+/// The least that a refused client is told to wait.
+const MIN_RETRY_AFTER: Duration = Duration::from_millis(50);
+/// What a refused client is told before a batch was ever computed.
+const UNKNOWN_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The weight of the last batch in the mean of the rates: some ten batches count.
+const RATE_WEIGHT: f64 = 0.2;
+
+/// How a queue is bounded and how long it gathers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Requests that may wait in a lane.
+    pub(super) requests: usize,
+    /// Tokens that may wait in a lane.
+    pub(super) tokens: usize,
+    /// How long after a batch of several requests the next one may be gathered.
+    pub(super) wait: Duration,
+}
+
+/// One request while it waits and is computed.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// Token ids of the texts that are still to be computed.
+    pub(super) texts: Vec<Vec<u32>>,
+    /// Of the texts that are done, `[texts, dimensions]`.
+    pub(super) vectors: Vec<f32>,
+    /// When it was put into the queue.
+    pub(super) queued: Instant,
+    /// When its first batch was begun.
+    pub(super) began: Option<Instant>,
+    /// When nobody waits for it any more.
+    pub(super) deadline: Instant,
+    /// Where the vectors go; closed when the client has left.
+    pub(super) reply: oneshot::Sender<Result<Computed, EngineError>>,
+}
+
+impl Job {
+    fn is_wanted(&self, now: Instant) -> bool {
+        !self.reply.is_closed() && now < self.deadline
+    }
+}
+
+/// Why a request cannot wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PushError {
+    /// There is no room for it.
+    Full {
+        /// Requests that wait.
+        waiting: usize,
+        /// When there probably is.
+        retry_after: Duration,
+    },
+    /// The worker is gone.
+    Closed,
+}
+
+/// What the worker does next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Computes these.
+    Batch(Vec<Turn<Job>>),
+    /// Lets the memory go that passes need; the next pass takes it again.
+    ReleaseScratch(Vec<oneshot::Sender<()>>),
+}
+
+#[derive(Debug)]
+struct State {
+    order: Order<Job>,
+    /// Who waits for scratch memory to be released.
+    scratch: Vec<oneshot::Sender<()>>,
+    senders: usize,
+    is_received: bool,
+    /// Tokens a second, a mean in which the last batches count most.
+    rate: Option<f64>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limits: Limits,
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+impl Shared {
+    /// What is done under the lock does not panic half way; should it ever, the state is whole all the same.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A queue for one worker.
+pub(super) fn channel(limits: Limits) -> (Sender, Receiver) {
+    let state = State {
+        order: Order::default(),
+        scratch: Vec::new(),
+        senders: 1,
+        is_received: true,
+        rate: None,
+    };
+    let shared = Arc::new(Shared { limits, state: Mutex::new(state), arrived: Condvar::new() });
+    let receiver = Receiver { shared: Arc::clone(&shared), last: Last::default() };
+    (Sender { shared }, receiver)
+}
+
+/// Puts requests in. When the last one is dropped, the queue ends.
+#[derive(Debug)]
+pub(super) struct Sender {
+    shared: Arc<Shared>,
+}
+
+impl Clone for Sender {
+    fn clone(&self) -> Self {
+        self.shared.lock().senders += 1;
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.senders -= 1;
+        if state.senders == 0 {
+            self.shared.arrived.notify_all();
+        }
+    }
+}
+
+impl Sender {
+    /// Lets `texts` wait.
+    ///
+    /// # Errors
+    /// When too much waits already, or more than can be computed by the ticket's deadline; or the worker is gone.
+    pub(super) fn push(
+        &self,
+        texts: Vec<Vec<u32>>,
+        ticket: &Ticket,
+        reply: oneshot::Sender<Result<Computed, EngineError>>,
+    ) -> Result<(), PushError> {
+        let tokens = texts.iter().map(Vec::len).sum();
+        let by_size = match tokens <= INTERACTIVE_TOKENS {
+            true => Priority::Interactive,
+            false => Priority::Bulk,
+        };
+        let terms = Terms {
+            tokens,
+            priority: ticket.priority.unwrap_or(by_size),
+            flow: ticket.connection,
+            weight: 1,
+            lane: None,
+        };
+        let now = Instant::now();
+        let job = Job {
+            texts,
+            vectors: Vec::new(),
+            queued: now,
+            began: None,
+            deadline: ticket.deadline,
+            reply,
+        };
+        let Limits { requests, tokens, .. } = self.shared.limits;
+        let bounds = Bounds { requests, tokens };
+        let mut state = self.shared.lock();
+        if !state.is_received {
+            return Err(PushError::Closed);
+        }
+        if !state.order.has_room(&terms, bounds) {
+            state.order.sweep(|job| job.is_wanted(now));
+        }
+        let in_time = state.wait(&terms.lane).is_none_or(|wait| now + wait < job.deadline);
+        if !state.order.has_room(&terms, bounds) || !in_time {
+            let retry_after = state.wait(&terms.lane).unwrap_or(UNKNOWN_RETRY_AFTER);
+            let retry_after = retry_after.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
+            let waiting = state.order.load(&terms.lane).requests;
+            return Err(PushError::Full { waiting, retry_after });
+        }
+        state.order.push(terms, job);
+        drop(state);
+        self.shared.arrived.notify_one();
+        Ok(())
+    }
+
+    /// Has the worker let its scratch memory go, after the pass that it is in. Answers when it has; closed when the
+    /// worker is gone.
+    pub(super) fn release_scratch(&self) -> oneshot::Receiver<()> {
+        let (done, released) = oneshot::channel();
+        let mut state = self.shared.lock();
+        if state.is_received {
+            state.scratch.push(done);
+            self.shared.arrived.notify_one();
+        }
+        released
+    }
+
+    /// Requests that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.shared.lock().order.total().requests
+    }
+
+    /// Whether anybody else can put requests in.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared.lock().senders > 1
+    }
+
+    /// Whether the worker is gone.
+    pub(super) fn is_closed(&self) -> bool {
+        !self.shared.lock().is_received
+    }
+}
+
+impl State {
+    /// How long what waits in `lane` probably takes.
+    fn wait(&self, lane: &Lane) -> Option<Duration> {
+        // Below 2^53, and a quotient that is clamped before it becomes a duration.
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let tokens = self.order.load(lane).tokens as f64;
+        let seconds = (tokens / self.rate?).clamp(0.0, MAX_RETRY_AFTER.as_secs_f64());
+        Some(Duration::from_secs_f64(seconds))
+    }
+}
+
+/// The last batch.
+#[derive(Debug, Default)]
+struct Last {
+    requests: usize,
+    ended: Option<Instant>,
+}
+
+/// Takes batches out. When it is dropped, whoever waits learns that nobody will answer.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    shared: Arc<Shared>,
+    last: Last,
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.is_received = false;
+        state.scratch.clear();
+        let order = std::mem::take(&mut state.order);
+        drop(state);
+        drop(order);
+    }
+}
+
+impl Receiver {
+    /// Waits for something to do; `None` when the queue has ended. A batch has whole requests of at most `budget`
+    /// tokens together, or one of which a part is to be computed.
+    pub(super) fn next(&mut self, budget: usize) -> Option<Next> {
+        let mut state = self.shared.lock();
+        loop {
+            if !state.scratch.is_empty() {
+                return Some(Next::ReleaseScratch(std::mem::take(&mut state.scratch)));
+            }
+            let load = state.order.total();
+            if load.requests == 0 {
+                if state.senders == 0 {
+                    return None;
+                }
+                state = self.shared.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let now = Instant::now();
+            if load.requests < self.last.requests
+                && load.tokens < budget
+                && state.senders > 1
+                && let Some(ended) = self.last.ended
+                && let Some(left) = self.shared.limits.wait.checked_sub(now - ended)
+            {
+                let waited = self.shared.arrived.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            let batch = state.order.take(budget, |job| job.is_wanted(now));
+            if !batch.is_empty() {
+                self.last.requests = batch.len();
+                return Some(Next::Batch(batch));
+            }
+        }
+    }
+
+    /// A batch is done: `tokens` were computed in `took`, and `unfinished` goes on after others.
+    pub(super) fn computed(
+        &mut self,
+        tokens: usize,
+        took: Duration,
+        unfinished: Option<(Turn<Job>, usize)>,
+    ) {
+        self.last.ended = Some(Instant::now());
+        let mut state = self.shared.lock();
+        if let Some((turn, computed)) = unfinished {
+            state.order.put_back(turn, computed);
+        }
+        // Far below 2^53.
+        #[expect(clippy::cast_precision_loss, reason = "a mean")]
+        let rate = tokens as f64 / took.as_secs_f64().max(1e-6);
+        if tokens > 0 {
+            let mean = state.rate.map_or(rate, |mean| mean + RATE_WEIGHT * (rate - mean));
+            state.rate = Some(mean);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { requests: 2, tokens: 100, wait: Duration::ZERO };
+
+    type Answer = oneshot::Receiver<Result<Computed, EngineError>>;
+
+    fn push(sender: &Sender, tokens: usize, patience: Duration) -> Result<Answer, PushError> {
+        let (reply, answer) = oneshot::channel();
+        let deadline = Instant::now() + patience;
+        let ticket = Ticket { connection: 0, priority: None, deadline };
+        sender.push(vec![vec![0; tokens]], &ticket, reply).map(|()| answer)
+    }
+
+    const PATIENT: Duration = Duration::from_secs(1000);
+
+    fn take(receiver: &mut Receiver, budget: usize) -> Vec<Turn<Job>> {
+        match receiver.next(budget) {
+            Some(Next::Batch(batch)) => batch,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_full_queue_says_when_to_come_again_by_the_rate_of_late() {
+        let (sender, mut receiver) = channel(LIMITS);
+        let kept = [push(&sender, 1, PATIENT).unwrap(), push(&sender, 60, PATIENT).unwrap()];
+        let unknown = PushError::Full { waiting: 2, retry_after: UNKNOWN_RETRY_AFTER };
+        assert_eq!(push(&sender, 1, PATIENT).unwrap_err(), unknown);
+        take(&mut receiver, 1);
+        receiver.computed(20, Duration::from_secs(1), None);
+        let by_rate = PushError::Full { waiting: 1, retry_after: Duration::from_secs(3) };
+        assert_eq!(push(&sender, 41, PATIENT).unwrap_err(), by_rate);
+        receiver.computed(0, Duration::ZERO, None);
+        assert!(push(&sender, 1, PATIENT).is_ok());
+        drop(kept);
+    }
+
+    #[test]
+    fn what_cannot_be_computed_in_time_is_refused_at_once() {
+        let (sender, mut receiver) = channel(LIMITS);
+        receiver.computed(20, Duration::from_secs(1), None);
+        let _kept = push(&sender, 60, PATIENT).unwrap();
+        assert!(matches!(push(&sender, 1, Duration::from_secs(2)), Err(PushError::Full { .. })));
+        assert!(push(&sender, 1, Duration::from_secs(4)).is_ok());
+    }
+
+    #[test]
+    fn requests_whose_client_left_make_room() {
+        let (sender, _receiver) = channel(LIMITS);
+        let gone = [push(&sender, 1, PATIENT).unwrap(), push(&sender, 1, PATIENT).unwrap()];
+        assert!(push(&sender, 1, PATIENT).is_err());
+        drop(gone);
+        assert!(push(&sender, 1, PATIENT).is_ok());
+        assert_eq!(sender.waiting(), 1);
+    }
+
+    #[test]
+    fn when_the_worker_is_gone_whoever_waits_or_comes_is_told() {
+        let (sender, receiver) = channel(LIMITS);
+        let waiting = push(&sender, 1, PATIENT).unwrap();
+        assert!(!sender.is_closed());
+        drop(receiver);
+        assert!(waiting.blocking_recv().is_err());
+        assert!(sender.is_closed());
+        assert_eq!(push(&sender, 1, PATIENT).unwrap_err(), PushError::Closed);
+        assert!(sender.release_scratch().blocking_recv().is_err());
+    }
+
+    #[test]
+    fn the_queue_ends_with_its_last_sender_when_all_is_taken() {
+        let (sender, mut receiver) = channel(LIMITS);
+        let other = sender.clone();
+        assert!(sender.is_shared());
+        let _kept = push(&other, 1, PATIENT).unwrap();
+        drop(other);
+        assert!(!sender.is_shared());
+        drop(sender);
+        assert_eq!(take(&mut receiver, 10).len(), 1);
+        assert!(receiver.next(10).is_none());
+    }
+
+    #[test]
+    fn after_a_batch_of_several_the_next_is_gathered_but_an_idle_worker_begins_at_once() {
+        let wait = Duration::from_secs(1000);
+        let (sender, mut receiver) = channel(Limits { wait, ..LIMITS });
+        let _first = [push(&sender, 1, PATIENT).unwrap(), push(&sender, 1, PATIENT).unwrap()];
+        assert_eq!(take(&mut receiver, 10).len(), 2);
+        receiver.computed(2, Duration::from_secs(1), None);
+        let _second = push(&sender, 1, PATIENT).unwrap();
+        // Would not come back within a thousand seconds if it did not see the other one arrive.
+        std::thread::scope(|scope| {
+            let gathered = scope.spawn(|| take(&mut receiver, 10).len());
+            let _third = push(&sender, 1, PATIENT).unwrap();
+            assert_eq!(gathered.join().unwrap(), 2);
+        });
+        receiver.last.requests = 1;
+        let _fourth = push(&sender, 1, PATIENT).unwrap();
+        assert_eq!(take(&mut receiver, 10).len(), 1);
+    }
+}

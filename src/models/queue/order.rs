@@ -1,0 +1,371 @@
+//! In which order requests are taken, and how many may wait. Pure: it knows no threads and no clock.
+//!
+//! Within a class requests are taken by start-time fair queueing (Goyal, Vin and Cheng 1996,
+//! <https://doi.org/10.1145/248156.248171>): each flow, a connection, gets tokens in proportion to its weight, however
+//! many requests it has waiting. Interactive requests go before bulk ones, which get one pass in [`BULK_TURN`] while both
+//! wait.
+//!
+//! Invariants:
+//! 1. A batch has requests of one class, at least one, and no more tokens than its budget unless it is of one request.
+//! 2. What waits in a lane is within its bounds, except that a lane with nothing waiting takes any request.
+//! 3. Every request is taken after finitely many passes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::super::Priority;
+
+/// One pass of so many is for bulk requests while interactive ones wait, too.
+const BULK_TURN: usize = 4;
+/// How many ends of flows are kept beside those of flows that wait.
+const SPARE_ENDS: usize = 64;
+/// Virtual time of one token at weight 1. Divisible by every weight from 1 to 10, so that shares are exact.
+const TOKEN_TIME: u64 = 2520;
+
+/// Who shares a bound on what may wait: a tenant with a queue of its own, or all others.
+pub(super) type Lane = Option<Arc<str>>;
+
+/// On what terms a request waits.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    /// Tokens that are still to be computed.
+    pub(super) tokens: usize,
+    /// Before or after others.
+    pub(super) priority: Priority,
+    /// Whose turn it takes.
+    pub(super) flow: u64,
+    /// The share of its flow beside others; 0 is taken as 1.
+    pub(super) weight: u32,
+    /// Whose bound it counts for.
+    pub(super) lane: Lane,
+}
+
+impl Terms {
+    fn virtual_time(&self, tokens: usize) -> u64 {
+        let tokens = u64::try_from(tokens).unwrap_or(u64::MAX);
+        tokens.saturating_mul(TOKEN_TIME / u64::from(self.weight.clamp(1, 10)))
+    }
+}
+
+/// How much may wait in one lane.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Requests.
+    pub(super) requests: usize,
+    /// Tokens of them all.
+    pub(super) tokens: usize,
+}
+
+/// A request and its terms.
+#[derive(Debug)]
+pub(in crate::models) struct Turn<J> {
+    pub(super) terms: Terms,
+    pub(in crate::models) job: J,
+    /// Virtual time at which it starts.
+    start: u64,
+}
+
+/// What waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    pub(super) requests: usize,
+    pub(super) tokens: usize,
+}
+
+/// The requests of one class.
+#[derive(Debug)]
+struct Class<J> {
+    /// By start, then by arrival.
+    turns: BTreeMap<(u64, u64), Turn<J>>,
+    /// When the last request of each flow ends; those that lie in the past are dropped.
+    ends: HashMap<u64, u64>,
+    now: u64,
+}
+
+impl<J> Default for Class<J> {
+    fn default() -> Self {
+        Self { turns: BTreeMap::new(), ends: HashMap::new(), now: 0 }
+    }
+}
+
+impl<J> Class<J> {
+    fn pop(&mut self) -> Option<Turn<J>> {
+        let ((start, _), turn) = self.turns.pop_first()?;
+        self.now = self.now.max(start);
+        // Connections come and go for as long as the daemon runs.
+        if self.ends.len() > 2 * self.turns.len() + SPARE_ENDS {
+            self.ends.retain(|_, end| *end > self.now);
+        }
+        Some(turn)
+    }
+}
+
+/// Everything that waits for one worker.
+#[derive(Debug)]
+pub(super) struct Order<J> {
+    interactive: Class<J>,
+    bulk: Class<J>,
+    loads: BTreeMap<Lane, Load>,
+    arrivals: u64,
+    /// Passes since the last one for bulk requests.
+    passes: usize,
+}
+
+impl<J> Default for Order<J> {
+    fn default() -> Self {
+        Self {
+            interactive: Class::default(),
+            bulk: Class::default(),
+            loads: BTreeMap::new(),
+            arrivals: 0,
+            passes: 0,
+        }
+    }
+}
+
+impl<J> Order<J> {
+    /// Whether a request may wait on these terms.
+    pub(super) fn has_room(&self, terms: &Terms, bounds: Bounds) -> bool {
+        self.loads.get(&terms.lane).is_none_or(|load| {
+            load.requests < bounds.requests
+                && load.tokens.saturating_add(terms.tokens) <= bounds.tokens
+        })
+    }
+
+    /// Lets a request wait.
+    pub(super) fn push(&mut self, terms: Terms, job: J) {
+        let class = self.class(terms.priority);
+        let end = class.ends.entry(terms.flow).or_default();
+        let start = class.now.max(*end);
+        *end = start.saturating_add(terms.virtual_time(terms.tokens));
+        self.insert(Turn { terms, job, start });
+    }
+
+    /// Lets a request wait again of which `computed` tokens are done; its turn comes after that of others.
+    pub(super) fn put_back(&mut self, mut turn: Turn<J>, computed: usize) {
+        turn.start = turn.start.saturating_add(turn.terms.virtual_time(computed));
+        turn.terms.tokens = turn.terms.tokens.saturating_sub(computed);
+        self.insert(turn);
+    }
+
+    fn insert(&mut self, turn: Turn<J>) {
+        let load = self.loads.entry(turn.terms.lane.clone()).or_default();
+        load.requests += 1;
+        load.tokens += turn.terms.tokens;
+        self.arrivals += 1;
+        let key = (turn.start, self.arrivals);
+        self.class(turn.terms.priority).turns.insert(key, turn);
+    }
+
+    fn class(&mut self, priority: Priority) -> &mut Class<J> {
+        match priority {
+            Priority::Interactive => &mut self.interactive,
+            Priority::Bulk => &mut self.bulk,
+        }
+    }
+
+    /// Takes the requests of the next pass: as many as fit into `budget` tokens, or one that does not. Those that are
+    /// no longer `wanted` are dropped. Empty when nothing waits.
+    pub(super) fn take(&mut self, budget: usize, wanted: impl Fn(&J) -> bool) -> Vec<Turn<J>> {
+        let mut taken = Vec::new();
+        let mut rest = budget;
+        let bulk = !self.bulk.turns.is_empty()
+            && (self.interactive.turns.is_empty() || self.passes + 1 >= BULK_TURN);
+        let priority = if bulk { Priority::Bulk } else { Priority::Interactive };
+        while let Some((_, first)) = self.class(priority).turns.first_key_value() {
+            let fits = first.terms.tokens <= rest;
+            if wanted(&first.job) && !fits && !taken.is_empty() {
+                break;
+            }
+            let Some(turn) = self.class(priority).pop() else { break };
+            self.unload(&turn.terms);
+            if wanted(&turn.job) {
+                rest = rest.saturating_sub(turn.terms.tokens);
+                taken.push(turn);
+            }
+        }
+        self.passes = if bulk { 0 } else { self.passes + 1 };
+        taken
+    }
+
+    /// Drops the requests that are no longer `wanted`.
+    pub(super) fn sweep(&mut self, wanted: impl Fn(&J) -> bool) {
+        for priority in [Priority::Interactive, Priority::Bulk] {
+            let turns = std::mem::take(&mut self.class(priority).turns);
+            let (kept, dropped): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                turns.into_iter().partition(|(_, turn)| wanted(&turn.job));
+            self.class(priority).turns = kept;
+            dropped.values().for_each(|turn| self.unload(&turn.terms));
+        }
+    }
+
+    fn unload(&mut self, terms: &Terms) {
+        let Some(load) = self.loads.get_mut(&terms.lane) else { return };
+        load.requests = load.requests.saturating_sub(1);
+        load.tokens = load.tokens.saturating_sub(terms.tokens);
+        if load.requests == 0 {
+            self.loads.remove(&terms.lane);
+        }
+    }
+
+    /// What waits in a lane.
+    pub(super) fn load(&self, lane: &Lane) -> Load {
+        self.loads.get(lane).copied().unwrap_or_default()
+    }
+
+    /// What waits in all lanes.
+    pub(super) fn total(&self) -> Load {
+        self.loads.values().fold(Load::default(), |sum, load| Load {
+            requests: sum.requests + load.requests,
+            tokens: sum.tokens + load.tokens,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const WIDE: Bounds = Bounds { requests: 1000, tokens: 1_000_000 };
+
+    fn terms(tokens: usize, priority: Priority, flow: u64) -> Terms {
+        Terms { tokens, priority, flow, weight: 1, lane: None }
+    }
+
+    /// An order in which each request is its number.
+    fn order(requests: &[Terms]) -> Order<usize> {
+        let mut order = Order::default();
+        for (number, terms) in requests.iter().enumerate() {
+            order.push(terms.clone(), number);
+        }
+        order
+    }
+
+    fn take(order: &mut Order<usize>, budget: usize) -> Vec<usize> {
+        order.take(budget, |_| true).into_iter().map(|turn| turn.job).collect()
+    }
+
+    fn all(order: &mut Order<usize>, budget: usize) -> Vec<Vec<usize>> {
+        std::iter::from_fn(|| Some(take(order, budget)).filter(|taken| !taken.is_empty())).collect()
+    }
+
+    use Priority::{Bulk, Interactive};
+
+    #[test]
+    fn whole_requests_fill_the_budget_and_a_long_one_goes_alone() {
+        let mut order = order(&[3, 3, 5, 20, 1, 1].map(|tokens| terms(tokens, Interactive, 0)));
+        assert_eq!(all(&mut order, 8), [vec![0, 1], vec![2], vec![3], vec![4, 5]]);
+        assert_eq!(order.total(), Load::default());
+    }
+
+    #[test]
+    fn a_connection_with_many_requests_does_not_keep_others_waiting() {
+        let many = (0..10).map(|_| terms(4, Interactive, 1));
+        let few = (0..2).map(|_| terms(4, Interactive, 2));
+        let mut order = order(&many.chain(few).collect::<Vec<_>>());
+        assert_eq!(all(&mut order, 4)[..4], [vec![0], vec![10], vec![1], vec![11]]);
+    }
+
+    #[test]
+    fn a_heavier_flow_gets_its_share() {
+        let light = (0..9).map(|_| terms(4, Interactive, 1));
+        let heavy = (0..9).map(|_| Terms { weight: 3, ..terms(4, Interactive, 2) });
+        let mut order = order(&light.chain(heavy).collect::<Vec<_>>());
+        let first = all(&mut order, 4)[..8].concat();
+        let of_heavy = first.iter().filter(|number| **number >= 9).count();
+        assert_eq!(of_heavy, 6, "{first:?}");
+    }
+
+    #[test]
+    fn bulk_waits_for_interactive_but_not_for_ever() {
+        let bulk = (0..3).map(|_| terms(4, Bulk, 1));
+        let interactive = (0..9).map(|_| terms(4, Interactive, 2));
+        let mut order = order(&bulk.chain(interactive).collect::<Vec<_>>());
+        let taken = all(&mut order, 4).concat();
+        assert_eq!(taken, [3, 4, 5, 0, 6, 7, 8, 1, 9, 10, 11, 2]);
+    }
+
+    #[test]
+    fn a_request_that_is_put_back_lets_others_go_first() {
+        let mut order = order(&[terms(100, Bulk, 1), terms(100, Bulk, 2)]);
+        let mut seen = Vec::new();
+        while let Some(turn) = order.take(25, |_| true).pop() {
+            seen.push(turn.job);
+            if turn.terms.tokens > 25 {
+                order.put_back(turn, 25);
+            }
+        }
+        assert_eq!(seen, [0, 1, 0, 1, 0, 1, 0, 1]);
+        assert_eq!(order.total(), Load::default());
+    }
+
+    #[test]
+    fn each_lane_has_its_own_bounds_and_takes_any_request_when_empty() {
+        let bounds = Bounds { requests: 2, tokens: 10 };
+        let mut order = Order::default();
+        let own = Terms { lane: Some("own".into()), ..terms(4, Interactive, 2) };
+        assert!(order.has_room(&terms(1000, Bulk, 1), bounds));
+        order.push(terms(8, Interactive, 1), 0);
+        assert!(!order.has_room(&terms(3, Interactive, 1), bounds));
+        assert!(order.has_room(&terms(2, Interactive, 1), bounds));
+        order.push(terms(1, Interactive, 1), 1);
+        assert!(!order.has_room(&terms(1, Interactive, 1), bounds));
+        assert!(order.has_room(&own, bounds));
+        order.sweep(|number| *number != 0);
+        assert_eq!(order.load(&None), Load { requests: 1, tokens: 1 });
+        assert!(order.has_room(&terms(3, Interactive, 1), bounds));
+    }
+
+    #[test]
+    fn what_nobody_wants_is_dropped_and_takes_no_place() {
+        let mut order = order(&[4, 400, 4].map(|tokens| terms(tokens, Interactive, 0)));
+        let taken = order.take(8, |number| *number != 1);
+        assert_eq!(taken.into_iter().map(|turn| turn.job).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(order.total(), Load::default());
+    }
+
+    proptest! {
+        #[test]
+        fn every_request_is_taken_once_in_batches_within_the_budget(
+            requests in prop::collection::vec(
+                (1_usize..200, any::<bool>(), 0_u64..5, 1_u32..10), 0..80),
+            budget in 1_usize..256,
+        ) {
+            let requests: Vec<Terms> = requests
+                .into_iter()
+                .map(|(tokens, bulk, flow, weight)| Terms {
+                    weight,
+                    ..terms(tokens, if bulk { Bulk } else { Interactive }, flow)
+                })
+                .collect();
+            let mut order = Order::default();
+            for (number, terms) in requests.iter().enumerate() {
+                prop_assert!(order.has_room(terms, WIDE));
+                order.push(terms.clone(), number);
+            }
+            let total: usize = requests.iter().map(|terms| terms.tokens).sum();
+            prop_assert_eq!(order.total(), Load { requests: requests.len(), tokens: total });
+            let mut seen = Vec::new();
+            loop {
+                let batch = order.take(budget, |_| true);
+                if batch.is_empty() {
+                    break;
+                }
+                let tokens: usize = batch.iter().map(|turn| turn.terms.tokens).sum();
+                prop_assert!(tokens <= budget || batch.len() == 1);
+                let class = batch[0].terms.priority;
+                prop_assert!(batch.iter().all(|turn| turn.terms.priority == class));
+                seen.extend(batch.into_iter().map(|turn| turn.job));
+            }
+            // Of one flow and class in the order of arrival.
+            for (at, number) in seen.iter().enumerate() {
+                let of = |number: usize| (requests[number].flow, requests[number].priority);
+                prop_assert!(seen[..at].iter().all(|earlier| of(*earlier) != of(*number) || earlier < number));
+            }
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..requests.len()).collect::<Vec<_>>());
+            prop_assert_eq!(order.total(), Load::default());
+        }
+    }
+}
