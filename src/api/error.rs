@@ -9,13 +9,22 @@ use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::wire::{ErrorBody, ErrorResponse};
+use super::wire::{ErrorBody, ErrorResponse, Loading};
 use crate::engine::EngineError;
 use crate::errors::chain;
 use crate::models::ModelError;
 use crate::models::install::{InstallError, RemoveError};
 use crate::package::{Entry, StoreError, UnpackError};
 use crate::units::{Bytes, milliseconds};
+
+/// Code of a daemon that is stopping.
+const DRAINING: &str = "draining";
+/// When to ask again for a model that is loading for the first time.
+const UNKNOWN_LOAD: Duration = Duration::from_secs(1);
+/// The least to wait for a model that is loading.
+const LEAST_LOAD: Duration = Duration::from_millis(100);
+/// The most to wait for anything: OpenAI's clients give up when they are told to wait for longer.
+const MOST_WAIT: Duration = Duration::from_secs(120);
 
 /// A failed request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,11 +34,12 @@ pub(super) struct ApiError {
     message: String,
     param: Option<String>,
     retry_after: Option<Duration>,
+    loading: Option<Box<Loading>>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: String) -> Self {
-        Self { status, code, message, param: None, retry_after: None }
+        Self { status, code, message, param: None, retry_after: None, loading: None }
     }
 
     fn of(
@@ -41,7 +51,7 @@ impl ApiError {
     }
 
     fn after(self, wait: Duration) -> Self {
-        Self { retry_after: Some(wait), ..self }
+        Self { retry_after: Some(wait.min(MOST_WAIT)), ..self }
     }
 
     /// A request that is wrong in `param`.
@@ -119,6 +129,16 @@ impl ApiError {
         Self { param: Some(param), ..self }
     }
 
+    /// For programs.
+    pub(super) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// Whether the reason is that no model can answer just now, and not the request.
+    pub(super) fn is_degraded(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE && self.code != DRAINING
+    }
+
     fn kind(&self) -> &'static str {
         match self.status {
             StatusCode::FORBIDDEN => "permission_error",
@@ -137,6 +157,7 @@ impl IntoResponse for ApiError {
             kind: self.kind().to_owned(),
             param: self.param.clone(),
             code: self.code.to_owned(),
+            loading: self.loading.as_deref().cloned(),
         };
         let mut response = (self.status, Json(ErrorResponse { error: body })).into_response();
         let headers = response.headers_mut();
@@ -159,20 +180,26 @@ impl IntoResponse for ApiError {
 
 impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
-        match &error {
+        Self::from(&error)
+    }
+}
+
+impl From<&ModelError> for ApiError {
+    fn from(error: &ModelError) -> Self {
+        match error {
             ModelError::Unknown { .. } | ModelError::BundledOnly(_) => Self {
                 param: Some("model".to_owned()),
-                ..Self::of(StatusCode::NOT_FOUND, "model_not_found", &error)
+                ..Self::of(StatusCode::NOT_FOUND, "model_not_found", error)
             },
             ModelError::Corrupt { .. } => {
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_corrupt", &error)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_corrupt", error)
             }
             ModelError::Failed { retry_after, .. } => {
                 let wait = *retry_after;
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_failed", &error).after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_failed", error).after(wait)
             }
             ModelError::MemoryLimit { refusal, .. } => {
-                let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_limit", &error);
+                let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_limit", error);
                 match refusal.retry_after {
                     Some(wait) => error.after(wait),
                     None => error,
@@ -180,54 +207,68 @@ impl From<ModelError> for ApiError {
             }
             ModelError::Evicted { retry_after, .. } | ModelError::Pressure { retry_after, .. } => {
                 let wait = *retry_after;
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_pressure", &error).after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_pressure", error).after(wait)
             }
-            ModelError::Pinned(_) => Self::of(StatusCode::CONFLICT, "pinned", &error),
+            ModelError::Loading { name, elapsed, expected } => {
+                let left = expected.map(|expected| expected.saturating_sub(*elapsed));
+                let wait = left.unwrap_or(UNKNOWN_LOAD).clamp(LEAST_LOAD, MOST_WAIT);
+                let loading = Loading {
+                    model: name.clone(),
+                    elapsed_ms: milliseconds(*elapsed),
+                    expected_ms: expected.map(milliseconds),
+                };
+                let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_loading", error);
+                Self { loading: Some(Box::new(loading)), ..error.after(wait) }
+            }
+            ModelError::Pinned(_) => Self::of(StatusCode::CONFLICT, "pinned", error),
             ModelError::Overloaded { retry_after, .. } => {
                 let wait = *retry_after;
-                Self::of(StatusCode::TOO_MANY_REQUESTS, "overloaded", &error).after(wait)
+                Self::of(StatusCode::TOO_MANY_REQUESTS, "overloaded", error).after(wait)
             }
-            ModelError::Timeout(_) => Self::of(StatusCode::GATEWAY_TIMEOUT, "timeout", &error),
+            ModelError::Timeout(_) => Self::of(StatusCode::GATEWAY_TIMEOUT, "timeout", error),
             ModelError::Ended(_) => {
                 let wait = Duration::from_secs(1);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_ended", &error).after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_ended", error).after(wait)
             }
             ModelError::Draining => {
                 let wait = Duration::from_secs(5);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "draining", &error).after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, DRAINING, error).after(wait)
             }
-            ModelError::Engine(_) => match error {
-                ModelError::Engine(error) => error.into(),
-                other => Self::of(StatusCode::INTERNAL_SERVER_ERROR, "internal", &other),
-            },
+            ModelError::Engine(error) => error.into(),
         }
     }
 }
 
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&EngineError> for ApiError {
+    fn from(error: &EngineError) -> Self {
         let internal = StatusCode::INTERNAL_SERVER_ERROR;
-        match &error {
+        match error {
             EngineError::TokenOutOfRange { .. } => {
                 let message = format!(
                     "{}: the client tokenizes with another model's vocabulary. Send texts instead; \
                      LangChain does with check_embedding_ctx_length=False",
-                    chain(&error)
+                    chain(error)
                 );
                 let error = Self::new(StatusCode::BAD_REQUEST, "token_out_of_range", message);
                 Self { param: Some("input".to_owned()), ..error }
             }
             EngineError::Length { .. } => {
-                let error = Self::of(StatusCode::BAD_REQUEST, "invalid_request", &error);
+                let error = Self::of(StatusCode::BAD_REQUEST, "invalid_request", error);
                 Self { param: Some("input".to_owned()), ..error }
             }
-            EngineError::Tokenize(_) => Self::of(internal, "tokenizer_failed", &error),
+            EngineError::Tokenize(_) => Self::of(internal, "tokenizer_failed", error),
             EngineError::File { .. } | EngineError::Mismatch(_) => {
-                Self::of(internal, "model_failed", &error)
+                Self::of(internal, "model_failed", error)
             }
             EngineError::Threads { .. }
             | EngineError::Forward(_)
-            | EngineError::NotFinite { .. } => Self::of(internal, "inference_failed", &error),
+            | EngineError::NotFinite { .. } => Self::of(internal, "inference_failed", error),
         }
     }
 }
@@ -254,7 +295,7 @@ impl From<InstallError> for ApiError {
             InstallError::BundledOnly => Self::of(StatusCode::FORBIDDEN, "bundled_only", &error),
             InstallError::Stopping => {
                 let wait = Duration::from_secs(5);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "draining", &error).after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, DRAINING, &error).after(wait)
             }
             InstallError::Store(_) => match error {
                 InstallError::Store(error) => error.into(),

@@ -9,10 +9,12 @@ mod caller;
 mod error;
 mod health;
 mod input;
+mod keyword;
 mod memory_admin;
 mod openai;
 mod packages;
 mod peer;
+mod rank;
 mod request;
 mod usage;
 pub mod wire;
@@ -70,6 +72,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{name}", get(openai::model))
+        .route("/v1/rank", post(rank::rank))
+        .route("/rerank", post(rank::rerank))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/status", get(health::status))

@@ -17,7 +17,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::wire::Input;
 use crate::engine::{EngineError, Tokens};
-use crate::models::{Lease, ModelInfo, Ticket};
+use crate::models::{Fallback, Lease, ModelInfo, StandIn, Ticket};
 use crate::units::milliseconds;
 
 /// As many as OpenAI takes.
@@ -87,6 +87,8 @@ pub(super) struct Embedded {
     pub(super) tokens: Vec<Counted>,
     /// Characters of all texts; none of those that were sent as token ids.
     pub(super) characters: usize,
+    /// For whom the model stands in, if it does.
+    pub(super) stands_in: Option<Arc<StandIn>>,
     /// How long it took.
     pub(super) timings: Timings,
 }
@@ -123,17 +125,18 @@ pub(super) async fn embed(
     request: EmbedRequest,
 ) -> Result<Embedded, ApiError> {
     check_input(&request.input, request.param)?;
-    let lease = open(app, caller, model).await?;
+    let lease = open(app, caller, model, Fallback::Vectors(caller.allow_fallback)).await?;
     embed_with(&lease, caller, request).await
 }
 
 /// The right to ask a model: several requests by one lease get vectors of one embedding space.
 pub(super) async fn open(
     app: &App,
-    _caller: &Caller,
+    caller: &Caller,
     model: Option<&str>,
+    fallback: Fallback,
 ) -> Result<Lease, ApiError> {
-    Ok(app.handle.lease(model).await?)
+    Ok(app.handle.lease_for(model, fallback, caller.deadline).await?)
 }
 
 /// The vectors of `request` by the model of `lease`.
@@ -172,7 +175,8 @@ pub(super) async fn embed_with(
     if dimensions < info.manifest.dimensions {
         vectors = shorten(&vectors, info.manifest.dimensions, dimensions, info.manifest.normalize);
     }
-    Ok(Embedded { info, vectors, dimensions, tokens, characters, timings })
+    let stands_in = lease.stands_in.clone();
+    Ok(Embedded { info, vectors, dimensions, tokens, characters, stands_in, timings })
 }
 
 fn dimensions(asked: Option<usize>, available: usize) -> Result<usize, ApiError> {
@@ -349,6 +353,14 @@ impl Embedded {
             // Ids, versions, digests and numbers are visible ASCII; anything else would be left out, not panic.
             if let Ok(value) = HeaderValue::try_from(value) {
                 headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        if let Some(stand_in) = &self.stands_in {
+            let StandIn { wanted, error } = &**stand_in;
+            let fallback = format!("{wanted}; reason={}", ApiError::from(error).code());
+            // A name that no model has is not one that a model stands in for.
+            if let Ok(value) = HeaderValue::try_from(fallback) {
+                headers.insert(HeaderName::from_static("x-caxton-fallback-for"), value);
             }
         }
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -3,6 +3,7 @@
 //! OpenAI's fields and their meaning: <https://platform.openai.com/docs/api-reference/embeddings>.
 
 pub mod memory;
+pub mod rank;
 
 use std::collections::BTreeMap;
 
@@ -377,4 +378,18 @@ pub struct ErrorBody {
     pub param: Option<String>,
     /// For programs.
     pub code: String,
+    /// How far the load is that keeps the model from answering.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loading: Option<Loading>,
+}
+
+/// A model on its way into memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loading {
+    /// The name that was asked for.
+    pub model: String,
+    /// For how long it has been loading.
+    pub elapsed_ms: u64,
+    /// How long that usually takes; `null` when it was never loaded.
+    pub expected_ms: Option<u64>,
 }

@@ -228,7 +228,8 @@ mod tests {
             (
                 "log: &l { level: info }\nmemory: { <<: *l }",
                 "f:2:11: memory: unknown key \"<<\"; known here: backend, embedding_model, \
-                 fallback_models, preload_models, max_loaded_models, memory_limit, min_free, \
+                 fallback_models, fallback_strategy, allow_fallback, allow_dimension_mismatch, \
+                 preload_models, max_loaded_models, memory_limit, min_free, \
                  eviction_policy, pressure, model_cache, download",
             ),
             (

@@ -23,8 +23,8 @@ use figment::value::Value as Checked;
 use keys::{KEYS, MODEL};
 pub use layers::directories;
 pub use settings::{
-    Admins, CleanupPolicy, Embedding, EvictionPolicy, Log, LogLevel, Memory, ModelCache,
-    ModelSettings, Packages, Precision, Pressure, Settings, Socket,
+    Admins, CleanupPolicy, Embedding, EvictionPolicy, FallbackStrategy, Log, LogLevel, Memory,
+    ModelCache, ModelSettings, Packages, Precision, Pressure, Settings, Socket,
 };
 
 /// Where the configuration comes from.
@@ -276,6 +276,9 @@ socket:
 memory:
   embedding_model: m
   fallback_models: [n]
+  fallback_strategy: manual
+  allow_fallback: true
+  allow_dimension_mismatch: true
   preload_models: [m, n]
   max_loaded_models: 2
   memory_limit: 512MiB
@@ -311,6 +314,9 @@ log: { level: trace }
             memory: Memory {
                 embedding_model: "m".to_owned(),
                 fallback_models: vec!["n".to_owned()],
+                fallback_strategy: FallbackStrategy::Manual,
+                allow_fallback: true,
+                allow_dimension_mismatch: true,
                 preload_models: vec!["m".to_owned(), "n".to_owned()],
                 max_loaded_models: 2,
                 memory_limit: Some(Bytes::mib(512)),

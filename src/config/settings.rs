@@ -74,8 +74,14 @@ pub struct Admins {
 pub struct Memory {
     /// The model that answers when a request names none.
     pub embedding_model: String,
-    /// Models of which the smallest stays in memory when all others have to leave.
+    /// Models that answer for others first; the smallest stays in memory when all others have to leave.
     pub fallback_models: Vec<String>,
+    /// Which models may answer for one that cannot.
+    pub fallback_strategy: FallbackStrategy,
+    /// Whether vectors of another embedding space may be given to a request that does not say.
+    pub allow_fallback: bool,
+    /// Whether vectors of another length may be given where those of another embedding space may.
+    pub allow_dimension_mismatch: bool,
     /// Models loaded at start.
     pub preload_models: Vec<String>,
     /// Most models in memory.
@@ -90,6 +96,18 @@ pub struct Memory {
     pub pressure: Pressure,
     /// The store of verified packages.
     pub model_cache: ModelCache,
+}
+
+/// Which models may answer for one that cannot.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FallbackStrategy {
+    /// Any of the same embedding space, then of the same length, then those of the list.
+    Auto,
+    /// Those of [`Memory::fallback_models`] alone.
+    Manual,
+    /// None.
+    Strict,
 }
 
 /// Which model leaves memory first. Pinned ones never leave.
@@ -265,6 +283,9 @@ impl Default for Settings {
             memory: Memory {
                 embedding_model: "bundled-mini".to_owned(),
                 fallback_models: vec!["bundled-mini".to_owned()],
+                fallback_strategy: FallbackStrategy::Auto,
+                allow_fallback: false,
+                allow_dimension_mismatch: false,
                 preload_models: vec!["bundled-mini".to_owned()],
                 max_loaded_models: 4,
                 memory_limit: None,

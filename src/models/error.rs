@@ -8,6 +8,7 @@ use super::slot::Refusal;
 use super::worker::WorkerError;
 use crate::engine::EngineError;
 use crate::package::Entry;
+use crate::units::milliseconds;
 
 /// Why a request got no vectors. Small, and by what the caller can do about it; causes are in `source`.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,19 @@ pub enum ModelError {
         name: String,
         /// When it may be over.
         retry_after: Duration,
+    },
+    /// It is on its way into memory, and takes longer than requests wait for that.
+    #[error("the model \"{name}\" is loading, for {} ms now{}", milliseconds(*elapsed), match expected {
+        Some(expected) => format!(" of {} as usual", milliseconds(*expected)),
+        None => String::new(),
+    })]
+    Loading {
+        /// What was asked for.
+        name: String,
+        /// For how long it has been loading.
+        elapsed: Duration,
+        /// How long that usually takes; `None` when it was never loaded.
+        expected: Option<Duration>,
     },
     /// It is pinned.
     #[error("the model \"{0}\" is pinned and stays in memory")]

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::ModelError;
-use super::slot::{LeaseReply, Slot, Waiting};
+use super::slot::{Admitting, LeaseReply, Slot, Waiting};
 use super::worker::{Ready, WorkerError};
 use super::{
     ActionRecord, DefaultState, Flushed, Lease, MemoryView, ModelInfo, Overview, Parts, Residency,
@@ -49,6 +49,8 @@ const ACTIONS: usize = 32;
 pub(super) enum Command {
     /// Give the right to send requests to a model, loading it first if need be.
     Lease { name: String, reply: LeaseReply },
+    /// Say why a model did not answer in time.
+    Loading { name: String, reply: oneshot::Sender<ModelError> },
     /// Say which models are in memory.
     Residency { reply: oneshot::Sender<BTreeMap<Key, Residency>> },
     /// Say what is known of memory.
@@ -160,6 +162,7 @@ impl Manager {
         // A client that left hears no answer.
         match command {
             Command::Lease { name, reply } => self.lease(name, reply),
+            Command::Loading { name, reply } => drop(reply.send(self.loading(name))),
             Command::Residency { reply } => drop(reply.send(self.residency())),
             Command::Memory { reply } => drop(reply.send(self.memory_view())),
             Command::StoreChanged { gone } => {
@@ -183,6 +186,7 @@ impl Manager {
             let retry_after = self.parts.settings.borrow().memory.pressure.quiet;
             return drop(reply.send(Err(ModelError::Pressure { name, retry_after })));
         }
+        let most_waiting = self.parts.settings.borrow().embedding.queue_size;
         match self.slots.get_mut(&key) {
             Some(Slot::Resident(resident)) if resident.is_alive() => {
                 resident.touch(now);
@@ -190,6 +194,7 @@ impl Manager {
                     name,
                     key: key.clone(),
                     info: ModelInfo::new(&entry),
+                    stands_in: None,
                     tokenizer: Arc::clone(&resident.ready.tokenizer),
                     queue: resident.worker.queue.clone(),
                     usage: Arc::clone(&self.parts.usage),
@@ -197,6 +202,16 @@ impl Manager {
                 self.parts.store.count_access(&key);
                 self.accessed.insert(key);
                 drop(reply.send(Ok(lease)));
+            }
+            Some(Slot::Admitting(Admitting { waiting, .. }) | Slot::Loading { waiting, .. })
+                if waiting.len() >= most_waiting =>
+            {
+                // Those that stopped waiting make room.
+                waiting.retain(|(_, reply)| !reply.is_closed());
+                if waiting.len() >= most_waiting {
+                    return drop(reply.send(Err(self.loading(name))));
+                }
+                waiting.push((name, reply));
             }
             Some(Slot::Admitting(admitting)) => {
                 admitting.ahead = false;

@@ -4,6 +4,7 @@
 //! [`Lease`] (to send requests to one resident model); neither can change a model's state.
 
 mod error;
+mod fallback;
 pub mod install;
 pub mod intake;
 pub mod load;
@@ -23,22 +24,27 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use error::ModelError;
+pub use fallback::{Fallback, StandIn};
 pub use memory::{ActionRecord, Flushed, MemoryView, ModelView, thresholds};
 pub use slot::Refusal;
 pub use worker::WorkerError;
 
 use crate::config::Settings;
 use crate::engine::{EngineError, Options, Report, Tokenizer, Tokens};
+use crate::errors::chain;
 use crate::memory::level::Level;
 use crate::memory::monitor::{Gauge, Reading};
 use crate::package::{Entry, Key, Manifest, Store};
 use crate::units::Bytes;
+use fallback::Told;
 use manager::{Command, Manager};
 use queue::{PushError, Sender};
 use usage::{Served, Usage};
 
 /// Requests that wait for the manager; it answers within microseconds, so that this is never reached but in bursts.
 const COMMANDS: usize = 256;
+/// The longest that a request waits for a model that is loading, before it is told to come again.
+const LOAD_PATIENCE: Duration = Duration::from_secs(10);
 /// The longest that a request may take, loading the model included.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -208,6 +214,8 @@ pub struct Lease {
     key: Key,
     /// The model.
     pub info: ModelInfo,
+    /// For whom it stands in, if it does.
+    pub stands_in: Option<Arc<StandIn>>,
     tokenizer: Arc<Tokenizer>,
     queue: Sender,
     usage: Arc<Usage>,
@@ -302,6 +310,7 @@ pub struct Handle {
     gauge: Gauge,
     readings: watch::Receiver<Reading>,
     usage: Arc<Usage>,
+    told: Arc<Told>,
 }
 
 impl Handle {
@@ -321,6 +330,7 @@ impl Handle {
             gauge: parts.gauge.clone(),
             readings: parts.readings.clone(),
             usage: Arc::clone(&parts.usage),
+            told: Arc::default(),
         };
         let task = Manager::new(parts, announce).run(receiver, cancel);
         (handle, task)
@@ -346,6 +356,55 @@ impl Handle {
     pub async fn lease(&self, name: Option<&str>) -> Result<Lease, ModelError> {
         let name = name.map_or_else(|| self.default_model(), str::to_owned);
         self.ask(|reply| Command::Lease { name, reply }).await?
+    }
+
+    /// The same by `deadline`, and for no longer than [`LOAD_PATIENCE`] while the model is loading; when it cannot
+    /// answer, a model that may stand in for it, as [`Lease::stands_in`] says.
+    ///
+    /// # Errors
+    /// Those of the model that was asked for, when no other may or can answer.
+    pub async fn lease_for(
+        &self,
+        name: Option<&str>,
+        fallback: Fallback,
+        deadline: Instant,
+    ) -> Result<Lease, ModelError> {
+        let wanted = name.map_or_else(|| self.default_model(), str::to_owned);
+        let error = match self.lease_by(&wanted, deadline).await {
+            Ok(lease) => {
+                self.told.answers(&wanted);
+                return Ok(lease);
+            }
+            Err(error) if fallback::is_called_for(&error, name.is_some()) => error,
+            Err(error) => return Err(error),
+        };
+        let settings = Arc::clone(&self.settings.borrow());
+        let stand_ins =
+            fallback::stand_ins(&wanted, &self.store.entries(), fallback, &settings.memory);
+        for stand_in in stand_ins {
+            match self.lease_by(&stand_in, deadline).await {
+                Ok(lease) => {
+                    self.told.stands_in(&wanted, &stand_in, &error);
+                    let stands_in = Some(Arc::new(StandIn { wanted, error }));
+                    return Ok(Lease { stands_in, ..lease });
+                }
+                Err(error) => {
+                    tracing::debug!(model = stand_in, error = chain(&error), "cannot stand in");
+                }
+            }
+        }
+        Err(error)
+    }
+
+    async fn lease_by(&self, name: &str, deadline: Instant) -> Result<Lease, ModelError> {
+        let patience = deadline.saturating_duration_since(Instant::now()).min(LOAD_PATIENCE);
+        match tokio::time::timeout(patience, self.lease(Some(name))).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => {
+                let name = name.to_owned();
+                Err(self.ask(|reply| Command::Loading { name, reply }).await?)
+            }
+        }
     }
 
     /// Which models are in memory.

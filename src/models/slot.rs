@@ -27,6 +27,8 @@ pub(super) enum Slot {
     Admitting(Admitting),
     /// Its worker verifies and packs it.
     Loading {
+        /// When it was asked for.
+        since: Instant,
         waiting: Waiting,
         worker: Running,
         footprint: Footprint,
@@ -53,6 +55,8 @@ pub(super) enum Slot {
 
 /// A model that somebody wants.
 pub(super) struct Admitting {
+    /// When it was asked for.
+    pub(super) since: Instant,
     pub(super) waiting: Waiting,
     /// Whether nobody has asked for it yet: then nothing leaves for it.
     pub(super) ahead: bool,

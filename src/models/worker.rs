@@ -279,6 +279,7 @@ mod tests {
     }
 
     type Answer = oneshot::Receiver<Result<Computed, EngineError>>;
+    type Vectors = Result<Vec<f32>, String>;
 
     /// Requests that wait for a worker which was not started yet.
     struct Waiting {
@@ -308,7 +309,7 @@ mod tests {
         }
 
         /// What a worker with passes of `budget` tokens does until all is done: its passes, and the answers.
-        fn serve(self, budget: usize) -> (Vec<Vec<u32>>, Vec<Option<Result<Vec<f32>, String>>>) {
+        fn serve(self, budget: usize) -> (Vec<Vec<u32>>, Vec<Option<Vectors>>) {
             let passes = Arc::new(Mutex::new(Vec::new()));
             let report = Report { precision: Precision::F32, isa: "none", reason: String::new() };
             let fake = Fake { passes: Arc::clone(&passes), report };

@@ -1,12 +1,14 @@
 //! Packages for tests: small good ones, and every kind of bad one.
 
 use std::io;
+use std::sync::Arc;
 
 use super::archive::BLOCK;
 use super::digest::Digest;
 use super::manifest::{
     CONFIG, FORMAT, MANIFEST, Manifest, Member, Precision, SelfTest, TOKENIZER, WEIGHTS,
 };
+use super::record::{Origin, Record, Status, Timestamp};
 
 /// The bytes of a small package whose files are well described and mean nothing to an engine.
 pub(crate) fn package(id: &str, version: &str) -> Vec<u8> {
@@ -48,6 +50,29 @@ pub(crate) fn manifest(id: &str, version: &str, files: &[(&str, &[u8])]) -> Mani
         files: files.iter().map(member).collect(),
         self_test: SelfTest { text: "a text".to_owned(), vector: vec![0.6, 0.8] },
     }
+}
+
+/// An installed model of which only the name, the length of its vectors and what makes its embedding space matter.
+pub(crate) fn entry(id: &str, version: &str, dimensions: usize, weights: &str) -> super::Entry {
+    let files: [(&str, &[u8]); 3] =
+        [(CONFIG, b""), (WEIGHTS, weights.as_bytes()), (TOKENIZER, b"")];
+    let manifest = manifest(id, version, &files);
+    let vector = (0..dimensions).map(|at| if at == 0 { 1.0 } else { 0.0 }).collect();
+    let self_test = SelfTest { vector, ..manifest.self_test };
+    let manifest = Manifest { dimensions, self_test, ..manifest };
+    let manifest_digest = Digest::of(&manifest.to_json().unwrap());
+    let record = Record {
+        package_digest: manifest_digest,
+        manifest_digest,
+        origin: Origin::Installed,
+        status: Status::Available,
+        installed_at: Timestamp(0),
+        last_validated_at: Timestamp(0),
+        access_count: 0,
+        last_access_at: None,
+    };
+    let key = super::Key::new(&manifest, manifest_digest);
+    super::Entry { key, manifest: Arc::new(manifest), record }
 }
 
 /// One member as it stands in the archive, its header sealed with [`Entry::seal`].

@@ -32,7 +32,7 @@ const DAMAGES: [(&str, Damage); 4] = [
 
 /// A root with a bundled package for each of [`DAMAGES`], none of them loaded at start.
 fn root_to_damage() -> Root {
-    let root = Root::new();
+    let root = Root::new().with("memory.fallback_strategy", json!("strict"));
     for (id, _) in DAMAGES {
         fs::write(root.bundled().join(file_name(id)), pack("tiny-bert-mean", id, "1")).unwrap();
     }

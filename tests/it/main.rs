@@ -11,6 +11,7 @@ mod crash;
 mod daemon;
 mod drop_directory;
 mod embeddings;
+mod fallback;
 mod footprint;
 mod golden;
 mod memory;

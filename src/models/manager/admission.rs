@@ -37,7 +37,8 @@ impl Manager {
             Some(Slot::Refused { .. }) => refused = true,
             _ => {}
         }
-        let admitting = Admitting { waiting, ahead, blocked: false, refused };
+        let since = Instant::now();
+        let admitting = Admitting { since, waiting, ahead, blocked: false, refused };
         self.slots.insert(key.clone(), Slot::Admitting(admitting));
         self.estimate(key);
     }
@@ -68,8 +69,7 @@ impl Manager {
         let others = self.slots.values().filter(|slot| slot.is_in_memory()).count();
         let has_place = others < self.parts.settings.borrow().memory.max_loaded_models;
         if needed <= room && has_place {
-            let waiting = self.waiting(&key);
-            return self.load(key, footprint, waiting);
+            return self.load(key, footprint);
         }
         if may_evict && let Some(victims) = self.victims(&key, needed, room, has_place) {
             for victim in victims {
@@ -185,7 +185,11 @@ impl Manager {
         }
     }
 
-    fn load(&mut self, key: Key, footprint: Footprint, waiting: Waiting) {
+    fn load(&mut self, key: Key, footprint: Footprint) {
+        let (since, waiting) = match self.slots.remove(&key) {
+            Some(Slot::Admitting(admitting)) => (admitting.since, admitting.waiting),
+            _ => (Instant::now(), Vec::new()),
+        };
         let embedding = self.parts.settings.borrow().embedding.clone();
         let limits = Limits {
             requests: embedding.queue_size,
@@ -198,7 +202,7 @@ impl Manager {
             Ok(Worker { queue, ready, thread }) => {
                 tracing::info!(model = %key, bytes = needed(&footprint).0, "loading");
                 let worker = Running { queue, thread };
-                self.slots.insert(key.clone(), Slot::Loading { waiting, worker, footprint });
+                self.slots.insert(key.clone(), Slot::Loading { since, waiting, worker, footprint });
                 self.loads
                     .spawn(async move { (key, ready.await.unwrap_or(Err(WorkerError::Ended))) });
             }
@@ -208,7 +212,7 @@ impl Manager {
 
     pub(super) fn loaded(&mut self, key: Key, outcome: Result<Ready, WorkerError>) {
         // A model that was forgotten while it was loading has no slot any more.
-        let Some(Slot::Loading { waiting, worker, footprint }) = self.slots.remove(&key) else {
+        let Some(Slot::Loading { waiting, worker, footprint, .. }) = self.slots.remove(&key) else {
             return;
         };
         let ready = match outcome {

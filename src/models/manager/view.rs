@@ -45,6 +45,21 @@ impl Manager {
         }
     }
 
+    /// Why a request for `name` did not get it in time.
+    pub(super) fn loading(&self, name: String) -> super::ModelError {
+        let key = match self.find(&name) {
+            Ok(entry) => entry.key,
+            Err(error) => return error,
+        };
+        let since = match self.slots.get(&key) {
+            Some(Slot::Admitting(admitting)) => admitting.since,
+            Some(Slot::Loading { since, .. }) => *since,
+            _ => tokio::time::Instant::now(),
+        };
+        let expected = self.parts.usage.reload_cost(&key);
+        super::ModelError::Loading { name, elapsed: since.elapsed(), expected }
+    }
+
     pub(super) fn default_state(&self, entry: &Entry) -> DefaultState {
         match self.slots.get(&entry.key) {
             None => DefaultState::Absent,

@@ -1,0 +1,83 @@
+//! Ranking by the words that a query and a document have in common, for when no model can answer and for hybrid ranking.
+//!
+//! Owns what a word is: runs of letters and digits by Unicode's rules, in lower case, in every language alike; no stems
+//! and no stop words, which would need to know the language. Scores are BM25's. Pure, and takes up to seconds of
+//! processor time for the largest bodies: not for the runtime's threads.
+
+use std::collections::BTreeSet;
+
+use bm25::{EmbedderBuilder, Scorer, Tokenizer};
+use unicode_segmentation::UnicodeSegmentation;
+
+/// Different words of a query that count. The cost is that of each word times the length of the documents.
+const MAX_QUERY_WORDS: usize = 64;
+
+struct Words;
+
+impl Tokenizer for Words {
+    fn tokenize(&self, text: &str) -> Vec<String> {
+        text.unicode_words().map(str::to_lowercase).collect()
+    }
+}
+
+/// How well each of `documents` fits `query`: BM25 with its usual constants, 0 when they have no word in common.
+pub(super) fn scores(query: &str, documents: &[String]) -> Vec<f32> {
+    let corpus: Vec<&str> = documents.iter().map(String::as_str).collect();
+    let embedder =
+        EmbedderBuilder::<u64, Words>::with_tokenizer_and_fit_to_corpus(Words, &corpus).build();
+    let mut scorer = Scorer::<usize, u64>::new();
+    for (index, document) in corpus.iter().enumerate() {
+        scorer.upsert(&index, embedder.embed(document));
+    }
+    let query: BTreeSet<String> = Words.tokenize(query).into_iter().take(MAX_QUERY_WORDS).collect();
+    let query = embedder.embed(&Vec::from_iter(query).join(" "));
+    let mut scores = vec![0.0; documents.len()];
+    for matched in scorer.matches(&query) {
+        if let Some(score) = scores.get_mut(matched.id) {
+            *score = matched.score;
+        }
+    }
+    scores
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn rare_words_in_short_documents_count_most() {
+        let documents = own(&[
+            "The pump in hall three leaks oil",
+            "oil oil oil",
+            "nothing of the kind",
+            "OIL, and a long text about something else that goes on and on for a while",
+        ]);
+        let scores = scores("oil leaks", &documents);
+        assert!(scores[0] > scores[1] && scores[1] > scores[3] && scores[3] > 0.0, "{scores:?}");
+        assert_eq!(scores[2], 0.0);
+    }
+
+    #[test]
+    fn words_are_found_in_every_language() {
+        let documents = own(&["Größe ändern", "größe", "изменить размер", "サイズ"]);
+        assert!(scores("GRÖSSE größe", &documents)[1] > 0.0);
+        assert!(scores("Размер", &documents)[2] > 0.0);
+    }
+
+    #[test]
+    fn nothing_to_compare_scores_nothing() {
+        assert_eq!(scores("", &own(&["a", ""])), [0.0, 0.0]);
+        assert_eq!(scores("a", &[]), [0.0; 0]);
+    }
+
+    #[test]
+    fn a_hostile_query_costs_no_more_than_its_first_words() {
+        let query: String = (0..200_000).map(|word| format!("w{word} ")).collect();
+        let documents = vec![query.clone(); 4];
+        assert!(scores(&query, &documents).iter().all(|score| *score > 0.0));
+    }
+}

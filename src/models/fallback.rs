@@ -1,0 +1,232 @@
+//! Which models may answer for one that cannot, and who was told. Pure, but for what was told.
+//!
+//! Invariants:
+//! 1. Vectors of another embedding space are given only to those who allowed it, those of another length only if
+//!    `memory.allow_dimension_mismatch` says so. What is compared within one answer alone is free of both.
+//! 2. A name that nobody installed under is an error, not a reason to answer with something else.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::ModelError;
+use crate::config::{FallbackStrategy, Memory};
+use crate::errors::chain;
+use crate::package::{Entry, Key, Status, choose};
+
+/// What a request may be answered with when its model cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// The vectors leave the appliance: those of another model with the same embedding space are the same; those of
+    /// another space are given only if this, or else the settings, say so. No other model at all when this says no.
+    Vectors(Option<bool>),
+    /// Vectors are compared within the answer alone: any model will do, unless this says no.
+    Comparison(Option<bool>),
+}
+
+/// For whom a model stands in, and why.
+#[derive(Debug)]
+pub struct StandIn {
+    /// The name that was asked for.
+    pub wanted: String,
+    /// Why it does not answer.
+    pub error: ModelError,
+}
+
+/// Whether another model may answer after `error`. `named` by the request, a model that is not installed is a mistake;
+/// the default model is one of the operator, whose requests go on.
+pub(super) fn is_called_for(error: &ModelError, named: bool) -> bool {
+    match error {
+        ModelError::Unknown { .. } | ModelError::BundledOnly(_) => !named,
+        ModelError::Corrupt { .. }
+        | ModelError::Failed { .. }
+        | ModelError::MemoryLimit { .. }
+        | ModelError::Evicted { .. }
+        | ModelError::Pressure { .. }
+        | ModelError::Loading { .. }
+        | ModelError::Ended(_) => true,
+        ModelError::Pinned(_)
+        | ModelError::Overloaded { .. }
+        | ModelError::Timeout(_)
+        | ModelError::Draining
+        | ModelError::Engine(_) => false,
+    }
+}
+
+/// Names of the models that may stand in for `wanted`, the best first: those of its embedding space, then those of its
+/// length in the order of `memory.fallback_models`, then the others of the list.
+pub(super) fn stand_ins(
+    wanted: &str,
+    entries: &[Entry],
+    allowed: Fallback,
+    memory: &Memory,
+) -> Vec<String> {
+    let (Fallback::Vectors(said) | Fallback::Comparison(said)) = allowed;
+    if memory.fallback_strategy == FallbackStrategy::Strict || said == Some(false) {
+        return Vec::new();
+    }
+    let (other_space, other_length) = match allowed {
+        Fallback::Vectors(allowed) => {
+            (allowed.unwrap_or(memory.allow_fallback), memory.allow_dimension_mismatch)
+        }
+        Fallback::Comparison(_) => (true, true),
+    };
+    let preferred = choose(entries, wanted);
+    let space = preferred.map(|entry| entry.manifest.embedding_space());
+    let dimensions = preferred.map(|entry| entry.manifest.dimensions);
+    let listed = |entry: &Entry| {
+        let chosen = |name: &String| choose(entries, name).is_some_and(|it| it.key == entry.key);
+        memory.fallback_models.iter().position(chosen)
+    };
+    let rank = |entry: &Entry| -> Option<(u8, usize, Key)> {
+        let place = listed(entry);
+        let place_or_last = place.unwrap_or(usize::MAX);
+        let same_space = space.as_ref() == Some(&entry.manifest.embedding_space());
+        let same_length = dimensions == Some(entry.manifest.dimensions);
+        let may = match memory.fallback_strategy {
+            FallbackStrategy::Auto => true,
+            FallbackStrategy::Manual => place.is_some(),
+            FallbackStrategy::Strict => false,
+        };
+        let rank = if same_space {
+            0
+        } else if same_length && other_space {
+            1
+        } else if other_space
+            && other_length
+            && (place.is_some() || entry.record.origin.is_bundled())
+        {
+            2
+        } else {
+            return None;
+        };
+        may.then(|| (rank, place_or_last, entry.key.clone()))
+    };
+    let mut ranked: Vec<_> = entries
+        .iter()
+        .filter(|entry| entry.record.status == Status::Available)
+        .filter(|entry| preferred.is_none_or(|preferred| preferred.key != entry.key))
+        .filter(|entry| !memory.model_cache.bundled_only || entry.record.origin.is_bundled())
+        .filter_map(rank)
+        .collect();
+    ranked.sort();
+    let name = |key: &Key| {
+        let (id, version, _) = key.parts();
+        format!("{id}@{version}")
+    };
+    ranked.iter().map(|(_, _, key)| name(key)).collect()
+}
+
+/// Who stands in for whom, as the journal was told: once, not with each request.
+#[derive(Debug, Default)]
+pub(super) struct Told(Mutex<BTreeMap<String, String>>);
+
+impl Told {
+    /// `wanted` cannot answer because of `error`, and `used` does. Says whether that is new.
+    pub(super) fn stands_in(&self, wanted: &str, used: &str, error: &ModelError) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = told.get(wanted).is_none_or(|before| before != used);
+        if is_new {
+            told.insert(wanted.to_owned(), used.to_owned());
+            tracing::warn!(
+                model = wanted,
+                fallback = used,
+                error = chain(error),
+                "another model answers for it"
+            );
+        }
+        is_new
+    }
+
+    /// `wanted` answers itself.
+    pub(super) fn answers(&self, wanted: &str) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !told.is_empty() && told.remove(wanted).is_some() {
+            tracing::info!(model = wanted, "answers itself again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::package::fixture::entry;
+
+    fn memory(strategy: FallbackStrategy, listed: &[&str]) -> Memory {
+        Memory {
+            fallback_strategy: strategy,
+            fallback_models: listed.iter().map(ToString::to_string).collect(),
+            ..Settings::default().memory
+        }
+    }
+
+    /// Models by name, dimensions and what makes their embedding space.
+    fn entries() -> Vec<Entry> {
+        vec![
+            entry("wanted", "1", 384, "a"),
+            entry("wanted", "0.9", 384, "a"),
+            entry("other", "1", 384, "b"),
+            entry("listed", "1", 384, "c"),
+            entry("wide", "1", 768, "d"),
+        ]
+    }
+
+    #[test]
+    fn the_same_space_comes_before_the_same_length_before_the_list() {
+        let entries = entries();
+        let mut memory = memory(FallbackStrategy::Auto, &["wide", "listed"]);
+        let find = |allowed, memory: &Memory| stand_ins("wanted", &entries, allowed, memory);
+        assert_eq!(find(Fallback::Vectors(None), &memory), ["wanted@0.9"]);
+        let all_of_its_length = ["wanted@0.9", "listed@1", "other@1"];
+        assert_eq!(find(Fallback::Vectors(Some(true)), &memory), all_of_its_length);
+        memory.allow_fallback = true;
+        assert_eq!(find(Fallback::Vectors(None), &memory), all_of_its_length);
+        assert!(find(Fallback::Vectors(Some(false)), &memory).is_empty());
+        memory.allow_dimension_mismatch = true;
+        let all = ["wanted@0.9", "listed@1", "other@1", "wide@1"];
+        assert_eq!(find(Fallback::Vectors(None), &memory), all);
+    }
+
+    #[test]
+    fn what_is_compared_within_an_answer_may_come_from_any_model() {
+        let entries = entries();
+        let memory = memory(FallbackStrategy::Auto, &["wide"]);
+        let find = |allowed| stand_ins("wanted", &entries, allowed, &memory);
+        let all = ["wanted@0.9", "listed@1", "other@1", "wide@1"];
+        assert_eq!(find(Fallback::Comparison(None)), all);
+        assert!(find(Fallback::Comparison(Some(false))).is_empty());
+    }
+
+    #[test]
+    fn manual_takes_the_list_alone_and_strict_nothing() {
+        let entries = entries();
+        let allowed = Fallback::Vectors(Some(true));
+        let manual = memory(FallbackStrategy::Manual, &["wide", "listed"]);
+        assert_eq!(stand_ins("wanted", &entries, allowed, &manual), ["listed@1"]);
+        let strict = memory(FallbackStrategy::Strict, &["wide", "listed"]);
+        assert!(stand_ins("wanted", &entries, allowed, &strict).is_empty());
+    }
+
+    #[test]
+    fn for_a_model_whose_length_nobody_knows_only_those_that_need_not_match_stand_in() {
+        let entries = entries();
+        let mut memory = memory(FallbackStrategy::Auto, &["listed"]);
+        let allowed = Fallback::Vectors(Some(true));
+        assert!(stand_ins("nowhere", &entries, allowed, &memory).is_empty());
+        memory.allow_dimension_mismatch = true;
+        assert_eq!(stand_ins("nowhere", &entries, allowed, &memory), ["listed@1"]);
+    }
+
+    #[test]
+    fn a_name_that_a_client_made_up_is_no_reason() {
+        let unknown = ModelError::Unknown { name: "a".to_owned(), known: Vec::new() };
+        assert!(!is_called_for(&unknown, true));
+        assert!(is_called_for(&unknown, false));
+        let evicted =
+            ModelError::Evicted { name: "a".to_owned(), retry_after: Duration::from_secs(1) };
+        assert!(is_called_for(&evicted, true));
+        assert!(!is_called_for(&ModelError::Draining, false));
+    }
+}

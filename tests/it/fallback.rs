@@ -1,0 +1,192 @@
+//! When a model cannot answer: who stands in for it, who is told, and what is never done unasked.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Daemon, EMBEDDINGS, Root, refused};
+
+/// A root whose second model will not fit when the limit is set.
+fn root() -> Root {
+    Root::with_other()
+        .with("memory.min_free", json!("0B"))
+        .with("memory.pressure", json!({ "quiet": "1s", "reload_cooldown": "1h" }))
+}
+
+fn leave_no_room(daemon: &Daemon) {
+    let limit = br#"{"limit":"1MiB"}"#;
+    let answer = daemon.connect().request("PUT", "/api/memory/limit", &[], limit);
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+fn embed_other(daemon: &Daemon, more: Value) -> Answer {
+    let mut body = json!({ "input": "a text", "model": "other" });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    daemon.embeddings(&body)
+}
+
+#[test]
+fn another_model_answers_only_those_who_allowed_it_and_says_so() {
+    let daemon = root().start();
+    let own = daemon.embed(json!("a text"));
+    leave_no_room(&daemon);
+    refused(&embed_other(&daemon, json!({})), 503, "memory_limit", None, &["other"]);
+    let forbidden = embed_other(&daemon, json!({ "allow_fallback": false }));
+    refused(&forbidden, 503, "memory_limit", None, &["other"]);
+
+    let answer = embed_other(&daemon, json!({ "allow_fallback": true }));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.vectors(), own);
+    assert_eq!(answer.json()["model"], "bundled-mini");
+    assert_eq!(answer.header("x-caxton-model"), Some("bundled-mini@1"));
+    assert_eq!(answer.header("x-caxton-fallback-for"), Some("other; reason=memory_limit"));
+    daemon.wait_log("another model answers for it");
+    let body = json!({ "input": "a text", "model": "other" }).to_string();
+    let allowed = [("x-caxton-allow-fallback", "true")];
+    let by_header = daemon.connect().request("POST", EMBEDDINGS, &allowed, body.as_bytes());
+    assert_eq!(by_header.vectors(), own);
+    let said = daemon.log().iter().filter(|line| line.contains("another model answers")).count();
+    assert_eq!(said, 1, "once, not with each request");
+    daemon.stop();
+}
+
+#[test]
+fn a_strict_appliance_answers_with_no_other_model_and_a_mistyped_name_is_a_mistake() {
+    let root = root().with("memory.fallback_strategy", json!("strict"));
+    let daemon = root.with("memory.allow_fallback", json!(true)).start();
+    let unknown = daemon.embeddings(&json!({ "input": "a", "model": "othre" }));
+    refused(&unknown, 404, "model_not_found", Some("model"), &["othre"]);
+    leave_no_room(&daemon);
+    let answer = embed_other(&daemon, json!({ "allow_fallback": true }));
+    refused(&answer, 503, "memory_limit", None, &["other"]);
+    daemon.stop();
+}
+
+#[test]
+fn the_settings_may_allow_it_for_all_who_do_not_say() {
+    let daemon = root().with("memory.allow_fallback", json!(true)).start();
+    leave_no_room(&daemon);
+    let answer = embed_other(&daemon, json!({}));
+    assert_eq!(answer.header("x-caxton-fallback-for"), Some("other; reason=memory_limit"));
+    let forbidden = embed_other(&daemon, json!({ "allow_fallback": false }));
+    refused(&forbidden, 503, "memory_limit", None, &["other"]);
+    daemon.stop();
+}
+
+fn rank(daemon: &Daemon, more: Value) -> Answer {
+    let mut body = json!({
+        "query": "oil leaks",
+        "documents": ["a quiet evening", "the pump leaks oil", "oil"],
+    });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    daemon.post("/v1/rank", &body)
+}
+
+fn order(answer: &Answer) -> Vec<u64> {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let results = answer.json()["results"].as_array().unwrap().clone();
+    results.iter().map(|result| result["index"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn documents_are_ranked_by_the_cosines_that_the_vectors_have() {
+    let daemon = Root::new().start();
+    let vectors =
+        daemon.embed(json!(["oil leaks", "a quiet evening", "the pump leaks oil", "oil"]));
+    let cosines: Vec<f32> =
+        vectors[1..].iter().map(|vector| crate::support::cosine(&vectors[0], vector)).collect();
+    let answer = rank(&daemon, json!({ "return_documents": true }));
+    let results = answer.json()["results"].clone();
+    assert_eq!(answer.json()["mode"], "semantic");
+    assert_eq!(answer.header("x-caxton-mode"), Some("semantic"));
+    for result in results.as_array().unwrap() {
+        let index = usize::try_from(result["index"].as_u64().unwrap()).unwrap();
+        let score = result["score"].as_f64().unwrap();
+        assert!((score - f64::from(cosines[index])).abs() < 1e-5, "{result} {cosines:?}");
+    }
+    let scores: Vec<f64> = results
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|result| result["score"].as_f64().unwrap())
+        .collect();
+    assert!(scores.is_sorted_by(|a, b| a >= b), "{scores:?}");
+    assert!(results[0]["document"].is_string());
+    assert_eq!(order(&rank(&daemon, json!({ "top_n": 1 }))).len(), 1);
+
+    let hybrid = rank(&daemon, json!({ "mode": "hybrid" }));
+    assert_eq!(hybrid.json()["mode"], "hybrid");
+    assert_eq!(order(&hybrid).len(), 3);
+    assert_eq!(order(&rank(&daemon, json!({ "mode": "keyword" }))), [1, 2, 0]);
+    refused(&rank(&daemon, json!({ "mode": "best" })), 400, "invalid_request", Some("mode"), &[]);
+    refused(
+        &rank(&daemon, json!({ "documents": [] })),
+        400,
+        "invalid_request",
+        Some("documents"),
+        &[],
+    );
+    daemon.stop();
+}
+
+#[test]
+fn the_rerank_route_has_the_same_order_and_scores_from_0_to_1() {
+    let daemon = Root::new().start();
+    let texts = ["a quiet evening", "the pump leaks oil", "oil"];
+    let body = json!({ "query": "oil leaks", "texts": texts, "return_text": true });
+    let answer = daemon.post("/rerank", &body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let reranked = answer.json();
+    let indices: Vec<u64> = reranked
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|result| result["index"].as_u64().unwrap())
+        .collect();
+    assert_eq!(indices, order(&rank(&daemon, json!({}))));
+    for result in reranked.as_array().unwrap() {
+        assert!((0.0..=1.0).contains(&result["score"].as_f64().unwrap()), "{result}");
+        let index = usize::try_from(result["index"].as_u64().unwrap()).unwrap();
+        assert_eq!(result["text"], texts[index]);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn without_any_model_words_rank_and_vectors_are_refused() {
+    let daemon = root().with("memory.fallback_models", json!([])).start();
+    let unload = |name: &str| {
+        let path = format!("/api/memory/models/{name}");
+        daemon.connect().request("DELETE", &path, &[], b"")
+    };
+    assert_eq!(unload("bundled-mini").status, 200);
+    leave_no_room(&daemon);
+    let answer = daemon.embeddings(&json!({ "input": "a text" }));
+    refused(&answer, 503, "memory_limit", None, &["bundled-mini"]);
+    let ranked = rank(&daemon, json!({}));
+    assert_eq!(order(&ranked), [1, 2, 0]);
+    assert_eq!(
+        (&ranked.json()["mode"], &ranked.json()["model"]),
+        (&json!("keyword"), &Value::Null)
+    );
+    assert_eq!(ranked.header("x-caxton-mode"), Some("keyword"));
+    let forbidden = rank(&daemon, json!({ "allow_fallback": false }));
+    refused(&forbidden, 503, "memory_limit", None, &["bundled-mini"]);
+    daemon.stop();
+}
+
+#[test]
+fn a_model_that_is_loading_says_how_far_it_is() {
+    let daemon = root().start();
+    let body = json!({ "input": "a text", "model": "other" }).to_string();
+    // Nobody waits: no load is as fast as that.
+    let at_once = [("x-caxton-timeout-ms", "0")];
+    let answer = daemon.connect().request("POST", EMBEDDINGS, &at_once, body.as_bytes());
+    refused(&answer, 503, "model_loading", None, &["other"]);
+    let loading = answer.error()["loading"].clone();
+    assert_eq!((&loading["model"], &loading["expected_ms"]), (&json!("other"), &Value::Null));
+    assert!(loading["elapsed_ms"].is_u64(), "{loading}");
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert!(answer.header("retry-after-ms").is_some());
+    daemon.stop();
+}
