@@ -87,6 +87,15 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).about(param)
     }
 
+    /// As many connections are served as may be.
+    pub(super) fn too_many_connections(most: usize) -> Self {
+        let message = format!(
+            "{most} connections are served already, as many as socket.max_connections allows"
+        );
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message)
+            .after(Duration::from_secs(1))
+    }
+
     /// No such route.
     pub(super) fn no_route(method: &str, path: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("there is no {method} {path}"))

@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Method, Uri};
+use axum::http::{HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
@@ -92,6 +92,15 @@ pub fn router(app: App) -> Router {
 /// The answer to a request whose handler panicked.
 pub fn lost() -> Response {
     ApiError::lost().into_response()
+}
+
+/// Answers everything with the word that there are `most` connections already, and ends the connection.
+pub fn refuse_connections(most: usize) -> Router {
+    Router::new().fallback(move || async move {
+        let mut response = ApiError::too_many_connections(most).into_response();
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+    })
 }
 
 async fn no_route(method: Method, uri: Uri) -> ApiError {

@@ -1,4 +1,5 @@
-//! Connections: accepted up to a limit, each served by its own task, drained when the daemon stops.
+//! Connections: served up to a limit, each by its own task, drained when the daemon stops. One beyond the limit is told
+//! to come again, so that nobody waits for an answer without end.
 //!
 //! Owns those tasks. A connection that sends no request for [`IDLE_TIMEOUT`] or takes nothing of its answer for
 //! [`WRITE_TIMEOUT`] is closed, so that such ones cannot keep others out. How long a body may take is bounded where
@@ -23,7 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use nix::errno::Errno;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,10 +39,15 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The system has no more files or memory for connections: try again after this long.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// Connections beyond the limit that are answered at a time; more wait in the kernel's queue for the milliseconds that
+/// takes.
+const MAX_REFUSALS: usize = 64;
+/// How long a connection beyond the limit may take to send its request.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request's head; OpenAI's clients send under 2 KiB.
 const MAX_HEADER_BYTES: usize = 32 << 10;
 
-/// Serves connections of `listener` until `cancel`; then lets requests in flight finish for at most `drain_timeout`.
+/// Serves connections of `listener` until `cancel`, at most `max_connections` at a time; then lets requests in flight finish for at most `drain_timeout`.
 ///
 /// Returns how many connections had to be cut off.
 ///
@@ -55,6 +61,8 @@ pub(super) async fn serve(
     cancel: CancellationToken,
 ) -> io::Result<usize> {
     let free = Arc::new(Semaphore::new(max_connections));
+    let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
+    let refuse = api::refuse_connections(max_connections);
     let graceful = GracefulShutdown::new();
     let connections = TaskTracker::new();
     // Ends every connection that is left when the drain's time is over.
@@ -62,22 +70,32 @@ pub(super) async fn serve(
     loop {
         let accepted = tokio::select! {
             () = cancel.cancelled() => break,
-            permit = Arc::clone(&free).acquire_owned() => match permit {
-                Ok(permit) => tokio::select! {
+            permit = either(&free, &refusals) => {
+                let (permit, is_served) = permit.map_err(io::Error::other)?;
+                tokio::select! {
                     () = cancel.cancelled() => break,
-                    accepted = listener.accept() => accepted.map(|(stream, _address)| (stream, permit)),
-                },
-                Err(closed) => return Err(io::Error::other(closed)),
+                    accepted = listener.accept() => {
+                        accepted.map(|(stream, _address)| (stream, permit, is_served))
+                    }
+                }
             },
         };
-        let (stream, permit) = match accepted {
+        let (stream, permit, is_served) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 survive(error).await?;
                 continue;
             }
         };
-        let connection = connection(stream, router.clone(), graceful.watcher());
+        // A place may have become free while nobody came.
+        let late = (!is_served).then(|| Arc::clone(&free).try_acquire_owned().ok()).flatten();
+        let is_served = is_served || late.is_some();
+        let permit = late.unwrap_or(permit);
+        let (router, idle) = match is_served {
+            true => (router.clone(), IDLE_TIMEOUT),
+            false => (refuse.clone(), REFUSAL_TIMEOUT),
+        };
+        let connection = connection(stream, router, idle, graceful.watcher());
         let cut = cut.clone();
         connections.spawn(async move {
             tokio::select! {
@@ -96,6 +114,18 @@ pub(super) async fn serve(
     Ok(left)
 }
 
+/// A place to be served, or else one to be refused.
+async fn either(
+    free: &Arc<Semaphore>,
+    refusals: &Arc<Semaphore>,
+) -> Result<(OwnedSemaphorePermit, bool), AcquireError> {
+    tokio::select! {
+        biased;
+        permit = Arc::clone(free).acquire_owned() => permit.map(|permit| (permit, true)),
+        permit = Arc::clone(refusals).acquire_owned() => permit.map(|permit| (permit, false)),
+    }
+}
+
 /// Decides whether accepting can go on after `error`, and waits if it must.
 async fn survive(error: io::Error) -> io::Result<()> {
     match error.raw_os_error().map(Errno::from_raw) {
@@ -109,7 +139,7 @@ async fn survive(error: io::Error) -> io::Result<()> {
     }
 }
 
-async fn connection(stream: UnixStream, router: Router, watcher: Watcher) {
+async fn connection(stream: UnixStream, router: Router, idle: Duration, watcher: Watcher) {
     let peer = match stream.peer_cred() {
         Ok(cred) => Peer { uid: cred.uid(), gid: cred.gid(), pid: cred.pid() },
         Err(error) => return tracing::warn!(%error, "a connection without credentials was closed"),
@@ -127,7 +157,7 @@ async fn connection(stream: UnixStream, router: Router, watcher: Watcher) {
     stream.set_timeout(Some(WRITE_TIMEOUT));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_TIMEOUT)
+        .header_read_timeout(idle)
         .max_buf_size(MAX_HEADER_BYTES)
         .serve_connection(TokioIo::new(Box::pin(stream)), service);
     match watcher.watch(served).await {
@@ -216,7 +246,10 @@ mod tests {
         let graceful = GracefulShutdown::new();
         let start = Instant::now();
         let served = async {
-            tokio::join!(connection(server, router, graceful.watcher()), read(&mut client))
+            tokio::join!(
+                connection(server, router, IDLE_TIMEOUT, graceful.watcher()),
+                read(&mut client)
+            )
         };
         tokio::time::timeout(100 * WRITE_TIMEOUT, served).await.unwrap();
         start.elapsed()
