@@ -148,6 +148,16 @@ impl ApiError {
         self.status == StatusCode::SERVICE_UNAVAILABLE && self.code != DRAINING
     }
 
+    /// The message, with the field's name where it does not name it: for dialects whose errors are one text.
+    pub(super) fn sentence(&self) -> String {
+        match &self.param {
+            Some(param) if !self.message.contains(param.as_str()) => {
+                format!("{param}: {}", self.message)
+            }
+            _ => self.message.clone(),
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self.status {
             StatusCode::FORBIDDEN => "permission_error",

@@ -3,14 +3,17 @@
 //! Owns the routes, the limits on what a client may send, and who may change the appliance. It opens no socket: the
 //! daemon hands it connections. Any `Host` header is fine, since the path to the socket decides who may ask.
 //!
-//! Invariant: every answer that is not a success is JSON with a nested `error`, on every route.
+//! Invariant: every answer that is not a success is JSON with a nested `error`, on every route but those of a dialect
+//! with a shape of its own, where it has that shape.
 
 mod caller;
 mod error;
 mod health;
 mod input;
+mod keep_alive;
 mod keyword;
 mod memory_admin;
+mod ollama;
 mod openai;
 mod packages;
 mod peer;
@@ -83,6 +86,7 @@ pub fn router(app: App) -> Router {
         .route("/api/models/stats", get(usage::stats))
         .route("/api/models/recommendations", get(usage::recommendations))
         .merge(admin)
+        .merge(ollama::router())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn(caller::give_request_id))

@@ -3,6 +3,7 @@
 //! OpenAI's fields and their meaning: <https://platform.openai.com/docs/api-reference/embeddings>.
 
 pub mod memory;
+pub mod ollama;
 pub mod rank;
 
 use std::collections::BTreeMap;

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::ModelError;
-use super::slot::{Admitting, LeaseReply, Slot, Waiting};
+use super::slot::{Admitting, KeepAlive, LeaseReply, Slot, Waiting};
 use super::worker::{Ready, WorkerError};
 use super::{
     ActionRecord, DefaultState, Flushed, Lease, MemoryView, ModelInfo, Overview, Parts, Residency,
@@ -59,6 +59,12 @@ pub(super) enum Command {
     StoreChanged { gone: Vec<Key> },
     /// Keep a model in memory whatever happens, or no longer; until the next start.
     Pin { name: String, pinned: bool, reply: oneshot::Sender<Result<(), ModelError>> },
+    /// Keep a model that is in memory for so long after each use.
+    KeepAlive {
+        name: String,
+        keep_alive: KeepAlive,
+        reply: oneshot::Sender<Result<(), ModelError>>,
+    },
     /// Let a model go. Answers when it has gone.
     Unload { name: String, reply: oneshot::Sender<Result<Unloading, ModelError>> },
     /// Let all models go that are not pinned. Answers when they have gone.
@@ -170,6 +176,9 @@ impl Manager {
                 self.load_default();
             }
             Command::Pin { name, pinned, reply } => drop(reply.send(self.pin(&name, pinned))),
+            Command::KeepAlive { name, keep_alive, reply } => {
+                drop(reply.send(self.keep_alive(&name, keep_alive)));
+            }
             Command::Unload { name, reply } => drop(reply.send(self.unload(&name))),
             Command::Flush { reply } => self.flush_models(reply),
         }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 pub use error::ModelError;
 pub use fallback::{Fallback, StandIn};
 pub use memory::{ActionRecord, Flushed, MemoryView, ModelView, thresholds};
-pub use slot::Refusal;
+pub use slot::{KeepAlive, Refusal};
 pub use worker::WorkerError;
 
 use crate::config::Settings;
@@ -430,6 +430,16 @@ impl Handle {
     pub async fn pin(&self, name: &str, pinned: bool) -> Result<(), ModelError> {
         let name = name.to_owned();
         self.ask(|reply| Command::Pin { name, pinned, reply }).await?
+    }
+
+    /// Has `name` stay in memory for so long after each use, in place of its `max_idle_time`, until it leaves; nothing
+    /// when it is not there. Pins and the memory plan go before it.
+    ///
+    /// # Errors
+    /// When there is no such model.
+    pub async fn keep_alive(&self, name: &str, keep_alive: KeepAlive) -> Result<(), ModelError> {
+        let name = name.to_owned();
+        self.ask(|reply| Command::KeepAlive { name, keep_alive, reply }).await?
     }
 
     /// Lets `name` finish what it has and leave memory; waits until it has. Says whether it was there. Cancelling gives

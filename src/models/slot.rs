@@ -83,6 +83,15 @@ impl Running {
     }
 }
 
+/// How long a client wants a model to stay after each use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// For so long; not at all when it is zero.
+    For(Duration),
+    /// Until its memory is needed.
+    Forever,
+}
+
 /// A model in memory.
 pub(super) struct Resident {
     pub(super) ready: Ready,
@@ -92,11 +101,23 @@ pub(super) struct Resident {
     since: Instant,
     /// When it was last seen in use.
     used: Instant,
+    /// What the last client that said so wants; forgotten with the rest when the model leaves.
+    pub(super) keep_alive: Option<KeepAlive>,
 }
 
 impl Resident {
     pub(super) fn new(ready: Ready, worker: Running, footprint: Footprint, now: Instant) -> Self {
-        Self { ready, worker, footprint, since: now, used: now }
+        Self { ready, worker, footprint, since: now, used: now, keep_alive: None }
+    }
+
+    /// How long it may be idle, where the settings say `max_idle_time` and a client may have said otherwise; `None`
+    /// means for ever.
+    pub(super) fn max_idle_time(&self, max_idle_time: Option<Duration>) -> Option<Duration> {
+        match self.keep_alive {
+            None => max_idle_time,
+            Some(KeepAlive::For(time)) => Some(time),
+            Some(KeepAlive::Forever) => None,
+        }
     }
 
     /// Whether its worker still takes work: it may have panicked.

@@ -145,7 +145,7 @@ fn a_body_over_the_limit_is_413_and_the_limit_itself_is_not() {
 fn unknown_routes_and_wrong_methods_are_json_too() {
     let daemon = Root::new().start();
     for (method, path, status, code, message) in [
-        ("GET", "/", 404, "route_not_found", "GET /"),
+        ("GET", "/nowhere", 404, "route_not_found", "GET /nowhere"),
         ("POST", "/v1/completions", 404, "route_not_found", "POST /v1/completions"),
         ("GET", "/v1/models/a/b", 404, "route_not_found", "/v1/models/a/b"),
         ("GET", "/v1/embeddings/", 404, "route_not_found", "/v1/embeddings/"),

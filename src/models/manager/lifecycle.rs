@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::error::ModelError;
-use super::super::slot::{Leaving, Running, Slot, Why};
+use super::super::slot::{KeepAlive, Leaving, Running, Slot, Why};
 use super::super::{ActionRecord, Flushed};
 use super::{Manager, Unloading};
 use crate::memory::level::Level;
@@ -16,6 +16,8 @@ use crate::memory::sample::Sample;
 use crate::package::Key;
 use crate::units::{Bytes, milliseconds};
 
+/// How soon a model in use that may hardly be idle is looked at again: nothing says when its last request is finished.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long before its expected use a model is loaded.
 const AHEAD: Duration = Duration::from_secs(300);
 
@@ -160,8 +162,11 @@ impl Manager {
         self.max_idle_times()
             .into_iter()
             .filter_map(|(key, most)| match self.slots.get_mut(&key) {
+                Some(Slot::Resident(resident)) if resident.is_busy() => {
+                    now.checked_add(most.max(LOOK_AGAIN))
+                }
                 Some(Slot::Resident(resident)) => {
-                    Some(now + most.saturating_sub(resident.idle(now)))
+                    now.checked_add(most.saturating_sub(resident.idle(now)))
                 }
                 _ => None,
             })
@@ -173,8 +178,13 @@ impl Manager {
         for (key, most) in self.max_idle_times() {
             if let Some(Slot::Resident(resident)) = self.slots.get_mut(&key)
                 && resident.idle(now) >= most
+                && !resident.is_busy()
             {
-                let reason = format!("not used for {}", humantime::format_duration(most));
+                let time = humantime::format_duration(most);
+                let reason = match resident.keep_alive {
+                    Some(_) => format!("not used for {time}, its keep_alive"),
+                    None => format!("not used for {time}"),
+                };
                 self.leave(&key, Why::Idle, reason);
             }
         }
@@ -182,11 +192,29 @@ impl Manager {
 
     /// Models in memory that may be idle for so long, and are not pinned.
     fn max_idle_times(&self) -> Vec<(Key, Duration)> {
-        let resident = self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Resident(_)));
+        let resident = self.slots.iter().filter_map(|(key, slot)| match slot {
+            Slot::Resident(resident) => Some((key, resident)),
+            _ => None,
+        });
         resident
             .filter(|(key, _)| !self.is_pinned(key))
-            .filter_map(|(key, _)| Some((key.clone(), self.model_settings(key).max_idle_time?)))
+            .filter_map(|(key, resident)| {
+                let settings = self.model_settings(key);
+                Some((key.clone(), resident.max_idle_time(settings.max_idle_time)?))
+            })
             .collect()
+    }
+
+    pub(super) fn keep_alive(
+        &mut self,
+        name: &str,
+        keep_alive: KeepAlive,
+    ) -> Result<(), ModelError> {
+        let key = self.find(name)?.key;
+        if let Some(Slot::Resident(resident)) = self.slots.get_mut(&key) {
+            resident.keep_alive = Some(keep_alive);
+        }
+        Ok(())
     }
 
     pub(super) fn pin(&mut self, name: &str, pinned: bool) -> Result<(), ModelError> {

@@ -22,11 +22,13 @@ impl Manager {
             let slot = self.slots.get_mut(&key)?;
             let residency = slot.residency();
             let (mut idle, mut footprint) = (None, None);
+            let mut max_idle_time = settings.max_idle_time;
             if let Slot::Resident(resident) = slot {
+                max_idle_time = resident.max_idle_time(max_idle_time);
                 idle = Some(resident.idle(now));
                 footprint = Some(resident.footprint);
             }
-            let expires = match (idle, settings.max_idle_time) {
+            let expires = match (idle, max_idle_time) {
                 (Some(idle), Some(most)) if !pinned => Some(most.saturating_sub(idle)),
                 _ => None,
             };

@@ -1,0 +1,350 @@
+//! Ollama's dialect: `/api/embed`, `/api/embeddings`, `/api/tags`, `/api/ps`, `/api/show`, `/api/version`, and `/`.
+//!
+//! Owns the way Ollama names models, and the shape of its failures: a flat `{"error": "…"}`, on every route here,
+//! whatever it was that failed. Knows nothing of how vectors are made.
+//!
+//! Invariant: the same text gets the same vector as on every other route, of length 1 where the model's are; Ollama's
+//! own `/api/embeddings` does not scale its vectors.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use axum::{Json, Router, middleware};
+
+use super::App;
+use super::caller::Caller;
+use super::error::ApiError;
+use super::input::read_json;
+use super::openai::available;
+use super::request::{self, Embedded, Prompt};
+use super::wire::Input;
+use super::wire::ollama::{
+    Details, EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, Failure, Running,
+    RunningModel, ShowRequest, ShowResponse, Tag, Tags, Texts, Version,
+};
+use crate::models::{Fallback, KeepAlive, ModelInfo, Residency};
+use crate::package::{Entry, Manifest, choose};
+
+/// What every model here can do, in Ollama's words.
+const CAPABILITIES: [&str; 1] = ["embedding"];
+/// How far away Ollama's clients are told that a model leaves which does not: the longest that Go can count. They take
+/// what is more than 20 years away for "for ever".
+const NEVER: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
+/// The last second of the year 9999, in seconds since 1970: RFC 3339 ends there.
+const LAST_SECOND: u64 = 253_402_300_799;
+/// Routes of Ollama that there are not. Its clients call them by themselves, and read failures in one shape only.
+const ABSENT: [&str; 8] = [
+    "/api/pull",
+    "/api/push",
+    "/api/create",
+    "/api/copy",
+    "/api/delete",
+    "/api/generate",
+    "/api/chat",
+    "/api/blobs/{digest}",
+];
+
+pub(super) fn router() -> Router<App> {
+    let router = Router::new()
+        .route("/", get(greeting))
+        .route("/api/embed", post(embed))
+        .route("/api/embeddings", post(embeddings))
+        .route("/api/tags", get(tags))
+        .route("/api/ps", get(running))
+        .route("/api/show", post(show))
+        .route("/api/version", get(version));
+    ABSENT
+        .into_iter()
+        .fold(router, |router, path| router.route(path, any(super::no_route)))
+        // Before the layer, so that it is in it.
+        .method_not_allowed_fallback(super::no_method)
+        .layer(middleware::map_response(flat))
+}
+
+/// Failures in Ollama's shape, and with its status where it has another for the same thing.
+async fn flat(response: Response) -> Response {
+    let Some(error) = response.extensions().get::<ApiError>() else { return response };
+    let body = Json(Failure { error: error.sentence() }).into_response().into_body();
+    let (mut parts, _nested) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    // A full queue: https://github.com/ollama/ollama/blob/v0.12.6/server/routes.go, `handleScheduleError`.
+    if parts.status == StatusCode::TOO_MANY_REQUESTS {
+        parts.status = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    Response::from_parts(parts, body)
+}
+
+/// Clients ask this to see whether anybody is there.
+async fn greeting() -> &'static str {
+    "Caxton is running\n"
+}
+
+async fn version() -> Json<Version> {
+    Json(Version { version: env!("CARGO_PKG_VERSION") })
+}
+
+async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Response, ApiError> {
+    let limit = app.settings.borrow().socket.max_body;
+    let request: EmbedRequest = read_json(body, limit).await?;
+    let texts = match request.input {
+        None => Vec::new(),
+        Some(Texts::One(text)) if text.is_empty() => Vec::new(),
+        Some(Texts::One(text)) => vec![text],
+        Some(Texts::Many(texts)) => texts,
+    };
+    let embed = request::EmbedRequest {
+        input: Input::Texts(texts),
+        param: "input",
+        prompt: Prompt::Default,
+        refuse_long: request.truncate == Some(false),
+        dimensions: request.dimensions.filter(|dimensions| *dimensions > 0),
+    };
+    let model = request.model.as_deref();
+    let answered = answer(&app, &caller, model, request.keep_alive, embed).await?;
+    // Writing thousands of vectors as text takes milliseconds.
+    let write = move || {
+        let Answered { model, load, embedded } = answered;
+        let of = |embedded: &Embedded| (rows(embedded), embedded.used());
+        let (embeddings, prompt_eval_count) = embedded.as_ref().map(of).unwrap_or_default();
+        let mut response = Json(EmbedResponse {
+            model,
+            embeddings,
+            total_duration: nanoseconds(caller.began.elapsed()),
+            load_duration: nanoseconds(load),
+            prompt_eval_count,
+        })
+        .into_response();
+        if let Some(embedded) = embedded {
+            embedded.label(&caller, &mut response);
+        }
+        response
+    };
+    tokio::task::spawn_blocking(write).await.map_err(request::lost)
+}
+
+async fn embeddings(
+    State(app): State<App>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let limit = app.settings.borrow().socket.max_body;
+    let request: EmbeddingsRequest = read_json(body, limit).await?;
+    let text = request.prompt.filter(|prompt| !prompt.is_empty());
+    let embed = request::EmbedRequest {
+        input: Input::Texts(text.into_iter().collect()),
+        param: "prompt",
+        ..request::EmbedRequest::default()
+    };
+    let model = request.model.as_deref();
+    let Answered { embedded, .. } = answer(&app, &caller, model, request.keep_alive, embed).await?;
+    let Some(embedded) = embedded else {
+        return Ok(Json(EmbeddingsResponse { embedding: Vec::new() }).into_response());
+    };
+    let embedding = embedded.vectors.clone();
+    let mut response = Json(EmbeddingsResponse { embedding }).into_response();
+    embedded.label(&caller, &mut response);
+    Ok(response)
+}
+
+/// What both routes for vectors answer with.
+struct Answered {
+    /// The model's name, for the answer.
+    model: String,
+    /// How long it took until the model was in memory.
+    load: Duration,
+    /// `None` when there was no text, and the model was to be loaded and no more.
+    embedded: Option<Embedded>,
+}
+
+/// Loads the model if need be, has it stay for as long as was asked, and has it embed what there is to embed.
+async fn answer(
+    app: &App,
+    caller: &Caller,
+    model: Option<&str>,
+    keep_alive: Option<KeepAlive>,
+    embed: request::EmbedRequest,
+) -> Result<Answered, ApiError> {
+    let has_texts = embed.input != Input::default();
+    if has_texts {
+        request::check_input(&embed.input, embed.param)?;
+    }
+    let named = model.map(model_name);
+    let began = Instant::now();
+    let fallback = Fallback::Vectors(caller.allow_fallback);
+    let lease = request::open(app, caller, named.as_deref(), fallback).await?;
+    let load = began.elapsed();
+    if let Some(keep_alive) = keep_alive {
+        // The model that was asked for, even if another one answers for it.
+        let name = named.unwrap_or_else(|| app.handle.default_model());
+        app.handle.keep_alive(&name, keep_alive).await?;
+    }
+    let model = answered_name(model, &lease.info);
+    let embedded = match has_texts {
+        true => Some(request::embed_with(&lease, caller, embed).await?),
+        false => None,
+    };
+    Ok(Answered { model, load, embedded })
+}
+
+/// A name in Ollama's form as the name of a model: `id`, `id:latest` and `id:version`.
+fn model_name(name: &str) -> String {
+    match name.split_once(':') {
+        Some((id, "latest")) => id.to_owned(),
+        Some((id, version)) => format!("{id}@{version}"),
+        None => name.to_owned(),
+    }
+}
+
+/// The name of a model in Ollama's form.
+fn tag(manifest: &Manifest) -> String {
+    format!("{}:{}", manifest.id, manifest.version)
+}
+
+/// The name that an answer carries: what was asked for, unless another model answered.
+fn answered_name(asked: Option<&str>, info: &ModelInfo) -> String {
+    let is_it = |asked: &&str| asked.split([':', '@']).next() == Some(info.manifest.id.as_str());
+    asked.filter(is_it).map_or_else(|| tag(&info.manifest), str::to_owned)
+}
+
+fn rows(embedded: &Embedded) -> Vec<Vec<f32>> {
+    embedded.rows().map(<[f32]>::to_vec).collect()
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+async fn tags(State(app): State<App>) -> Json<Tags> {
+    let models = available(&app).into_iter().map(|Entry { manifest, record, .. }| Tag {
+        name: tag(&manifest),
+        model: tag(&manifest),
+        modified_at: time(record.installed_at.0),
+        size: manifest.total_size(),
+        digest: record.package_digest.to_string(),
+        details: details(&manifest),
+        capabilities: CAPABILITIES.to_vec(),
+    });
+    Json(Tags { models: models.collect() })
+}
+
+async fn running(State(app): State<App>) -> Result<Json<Running>, ApiError> {
+    let view = app.handle.memory().await?;
+    let entries = app.handle.store().entries();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let models = view.models.into_iter().filter_map(|model| {
+        let Residency::Resident { weight_bytes, .. } = model.residency else { return None };
+        // One that left the store a moment ago is on its way out of memory.
+        let Entry { manifest, record, .. } = entries.iter().find(|entry| entry.key == model.key)?;
+        Some(RunningModel {
+            name: tag(manifest),
+            model: tag(manifest),
+            size: weight_bytes,
+            digest: record.package_digest.to_string(),
+            details: details(manifest),
+            expires_at: time(now.saturating_add(model.expires.unwrap_or(NEVER)).as_secs()),
+            size_vram: 0,
+            context_length: manifest.max_sequence_length,
+        })
+    });
+    Ok(Json(Running { models: models.collect() }))
+}
+
+async fn show(State(app): State<App>, body: Body) -> Result<Json<ShowResponse>, ApiError> {
+    let limit = app.settings.borrow().socket.max_body;
+    let request: ShowRequest = read_json(body, limit).await?;
+    let Some(asked) = request.model.or(request.name) else {
+        let message = "model is missing; expected the name of a model".to_owned();
+        return Err(ApiError::invalid(Some("model".to_owned()), message));
+    };
+    let entries = available(&app);
+    let Some(Entry { manifest, record, .. }) = choose(&entries, &model_name(&asked)) else {
+        return Err(ApiError::unknown_package(asked, &entries));
+    };
+    Ok(Json(ShowResponse {
+        license: manifest.license.clone(),
+        details: details(manifest),
+        model_info: model_info(manifest, record.manifest_digest.short()),
+        capabilities: CAPABILITIES.to_vec(),
+        modified_at: time(record.installed_at.0),
+    }))
+}
+
+/// What Ollama's clients look for, under its names, and what they need to know to compare vectors.
+fn model_info(manifest: &Manifest, revision: String) -> BTreeMap<String, serde_json::Value> {
+    let architecture = &manifest.architecture;
+    BTreeMap::from([
+        ("general.architecture".to_owned(), architecture.as_str().into()),
+        (format!("{architecture}.context_length"), manifest.max_sequence_length.into()),
+        (format!("{architecture}.embedding_length"), manifest.dimensions.into()),
+        ("caxton.embedding_space".to_owned(), manifest.embedding_space().into()),
+        ("caxton.revision".to_owned(), revision.into()),
+    ])
+}
+
+fn details(manifest: &Manifest) -> Details {
+    Details {
+        parent_model: "",
+        format: "safetensors",
+        family: manifest.architecture.clone(),
+        families: vec![manifest.architecture.clone()],
+        parameter_size: "",
+        quantization_level: manifest.precision.name(),
+    }
+}
+
+/// Seconds since 1970 in RFC 3339, in UTC.
+fn time(at: u64) -> String {
+    let at = UNIX_EPOCH + Duration::from_secs(at.min(LAST_SECOND));
+    humantime::format_rfc3339_seconds(at).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::ModelError;
+
+    #[test]
+    fn a_tag_is_a_version_and_the_latest_is_whichever_is_highest() {
+        for (name, expected) in [
+            ("bundled-mini", "bundled-mini"),
+            ("bundled-mini:latest", "bundled-mini"),
+            ("bundled-mini:1.0.0", "bundled-mini@1.0.0"),
+            ("bundled-mini@1.0.0", "bundled-mini@1.0.0"),
+            ("", ""),
+            (":", "@"),
+        ] {
+            assert_eq!(model_name(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn no_time_is_past_what_can_be_written() {
+        assert_eq!(time(0), "1970-01-01T00:00:00Z");
+        assert_eq!(time(LAST_SECOND), "9999-12-31T23:59:59Z");
+        assert_eq!(time(u64::MAX), "9999-12-31T23:59:59Z");
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_flat_and_names_the_field_and_keeps_its_headers() {
+        let error = ApiError::invalid(Some("input[1]".to_owned()), "a bad text".to_owned());
+        let response = flat(error.into_response()).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(response.headers()["content-type"], "application/json");
+        let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
+        assert_eq!(&body[..], br#"{"error":"input[1]: a bad text"}"#);
+
+        let full = ModelError::Overloaded {
+            name: "m".to_owned(),
+            waiting: 3,
+            retry_after: Duration::from_millis(300),
+        };
+        let response = flat(ApiError::from(full).into_response()).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()["retry-after"], "1");
+    }
+}
