@@ -17,6 +17,7 @@ mod golden;
 mod memory;
 mod model_command;
 mod offline;
+mod ollama;
 mod page_cache;
 mod precision;
 mod quarantine;

@@ -1,0 +1,373 @@
+//! Ollama's dialect through the socket of a real daemon: vectors, names, listings, failures, and how long models stay.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Daemon, EMBEDDINGS, Root, TINY_DIMENSIONS};
+
+const EMBED: &str = "/api/embed";
+
+fn embed(daemon: &Daemon, body: Value) -> Value {
+    let answer = daemon.post(EMBED, &body);
+    assert_eq!(answer.status, 200, "{body}: {answer:?}");
+    answer.json()
+}
+
+fn rows(answer: &Value) -> Vec<Vec<f32>> {
+    serde_json::from_value(answer["embeddings"].clone()).unwrap()
+}
+
+/// A failure in Ollama's shape, and nothing else: its message.
+fn failed(answer: &Answer) -> String {
+    assert_eq!(answer.header("content-type"), Some("application/json"), "{answer:?}");
+    let body = answer.json();
+    let fields = body.as_object().unwrap();
+    assert_eq!(fields.len(), 1, "{body}");
+    fields["error"].as_str().unwrap().to_owned()
+}
+
+/// What `/api/ps` and `/api/memory/status` say of the model `id`, if it is in memory.
+fn in_memory(daemon: &Daemon, id: &str) -> Option<(Value, Value)> {
+    let find = |path: &str, key: &str, name: &dyn Fn(&str) -> bool| {
+        let answer = daemon.get(path);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let models = answer.json()["models"].as_array().unwrap().clone();
+        models.into_iter().find(|model| name(model[key].as_str().unwrap()))
+    };
+    let memory = find("/api/memory/status", "id", &|name| name == id)?;
+    let running = find("/api/ps", "name", &|name| name.split(':').next() == Some(id))?;
+    Some((running, memory))
+}
+
+/// In how many seconds `id` leaves memory for want of use; `None` when it does not.
+fn expires_in(daemon: &Daemon, id: &str) -> Option<u64> {
+    in_memory(daemon, id).unwrap().1["expires_in_seconds"].as_u64()
+}
+
+#[test]
+fn a_text_gets_the_vector_that_it_gets_on_every_other_route() {
+    let daemon = Root::new().start();
+    let texts = json!(["hello world", "日本語 and ünïcödé"]);
+    let expected = daemon.embed(texts.clone());
+    let answer = embed(&daemon, json!({ "model": "bundled-mini", "input": texts }));
+    assert_eq!(rows(&answer), expected);
+    assert_eq!(answer["model"], "bundled-mini");
+    let usage = daemon.embeddings(&json!({ "input": texts })).json()["usage"].clone();
+    assert_eq!(answer["prompt_eval_count"], usage["prompt_tokens"]);
+    let (total, load) = (&answer["total_duration"], &answer["load_duration"]);
+    assert!(0 < load.as_u64().unwrap() && load.as_u64() < total.as_u64(), "{answer}");
+
+    let single = daemon.embed(json!("hello world"));
+    let one = embed(&daemon, json!({ "model": "bundled-mini", "input": "hello world" }));
+    assert_eq!(rows(&one), single);
+    let old = json!({ "model": "bundled-mini", "prompt": "hello world", "options": { "a": 1 } });
+    let old = daemon.post("/api/embeddings", &old);
+    assert_eq!(old.status, 200, "{old:?}");
+    assert_eq!(
+        serde_json::from_value::<Vec<f32>>(old.json()["embedding"].clone()).unwrap(),
+        single[0]
+    );
+    let package = daemon.package("bundled-mini");
+    for answer in [old, daemon.post(EMBED, &json!({ "input": "a" }))] {
+        assert_eq!(answer.header("x-caxton-model"), Some("bundled-mini@1"));
+        assert_eq!(answer.header("x-caxton-embedding-space"), package["embedding_space"].as_str());
+    }
+    daemon.stop();
+}
+
+#[test]
+fn vectors_are_shortened_and_long_texts_cut_or_refused() {
+    let daemon = Root::new().start();
+    let short = daemon.embeddings(&json!({ "input": "a text", "dimensions": 16 })).vectors();
+    for (dimensions, length) in [(16, 16), (0, TINY_DIMENSIONS)] {
+        let body = json!({ "input": "a text", "dimensions": dimensions, "options": null });
+        let answer = rows(&embed(&daemon, body));
+        assert_eq!(answer[0].len(), length, "{dimensions}");
+        assert!(length != 16 || answer == short);
+    }
+    let long = "word ".repeat(500);
+    for truncate in [json!(null), json!(true)] {
+        let answer = embed(&daemon, json!({ "input": [long], "truncate": truncate }));
+        assert_eq!(answer["prompt_eval_count"], 48);
+    }
+    let refused = daemon.post(EMBED, &json!({ "input": ["a", long], "truncate": false }));
+    assert_eq!(refused.status, 400);
+    assert!(failed(&refused).contains("input[1] has "), "{refused:?}");
+    daemon.stop();
+}
+
+#[test]
+fn an_empty_input_loads_the_model_and_no_more() {
+    let daemon = Root::with_other().start();
+    for body in
+        [json!({}), json!({ "input": "" }), json!({ "input": [] }), json!({ "input": null })]
+    {
+        let mut body = body;
+        body["model"] = json!("other");
+        assert!(in_memory(&daemon, "other").is_none(), "{body}");
+        let answer = embed(&daemon, body);
+        assert_eq!((&answer["embeddings"], &answer["prompt_eval_count"]), (&json!([]), &json!(0)));
+        assert!(in_memory(&daemon, "other").is_some());
+        let unload = daemon.connect().request("DELETE", "/api/memory/models/other", &[], b"");
+        assert_eq!(unload.status, 200, "{unload:?}");
+    }
+    for body in [json!({ "model": "other" }), json!({ "model": "other", "prompt": "" })] {
+        let answer = daemon.post("/api/embeddings", &body);
+        assert_eq!((answer.status, answer.json()), (200, json!({ "embedding": [] })), "{body}");
+        assert!(in_memory(&daemon, "other").is_some());
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_tag_names_a_version() {
+    let daemon = Root::with_other().start();
+    for (name, answers) in [
+        (json!(null), "bundled-mini@1"),
+        (json!("bundled-mini:latest"), "bundled-mini@1"),
+        (json!("other"), "other@2"),
+        (json!("other:latest"), "other@2"),
+        (json!("other:2"), "other@2"),
+        (json!("other@2"), "other@2"),
+    ] {
+        let answer = daemon.post(EMBED, &json!({ "model": name, "input": "a" }));
+        assert_eq!(answer.header("x-caxton-model"), Some(answers), "{name}");
+        let expected = if name.is_null() { json!("bundled-mini:1") } else { name };
+        assert_eq!(answer.json()["model"], expected);
+    }
+    for name in ["", ":", "other:", "other:3", "other:2:1", "latest", "other:latest:latest"] {
+        for (path, field) in [(EMBED, "input"), ("/api/embeddings", "prompt"), ("/api/show", "x")] {
+            let mut body = json!({ "model": name });
+            body[field] = json!("a");
+            let answer = daemon.post(path, &body);
+            assert_eq!(answer.status, 404, "{path} {name}: {answer:?}");
+            assert!(failed(&answer).contains("bundled-mini, other"), "{path} {name}: {answer:?}");
+        }
+    }
+    daemon.stop();
+}
+
+#[test]
+fn models_are_listed_as_ollama_lists_them() {
+    let daemon = Root::with_other().start();
+    let package = daemon.package("other");
+    let details = json!({
+        "parent_model": "", "format": "safetensors", "family": "bert", "families": ["bert"],
+        "parameter_size": "", "quantization_level": package["precision"],
+    });
+    let tags = daemon.get("/api/tags").json();
+    let tags = tags["models"].as_array().unwrap();
+    let names: Vec<_> = tags.iter().map(|tag| tag["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["bundled-mini:1", "other:2"]);
+    let mut other = tags[1].clone();
+    let modified = other["modified_at"].take();
+    assert!(modified.as_str().unwrap().ends_with('Z') && modified.as_str().unwrap().len() == 20);
+    let expected = json!({
+        "name": "other:2", "model": "other:2", "modified_at": null, "size": package["size_bytes"],
+        "digest": package["package_sha256"], "details": details, "capabilities": ["embedding"],
+    });
+    assert_eq!(other, expected);
+
+    assert!(in_memory(&daemon, "other").is_none());
+    embed(&daemon, json!({ "model": "other" }));
+    let (mut running, memory) = in_memory(&daemon, "other").unwrap();
+    // It does not leave by itself: so far away that Ollama's own command line calls it for ever.
+    let expires = running["expires_at"].take();
+    assert!(expires.as_str().unwrap() > "2300" && expires.as_str().unwrap().ends_with('Z'));
+    let expected = json!({
+        "name": "other:2", "model": "other:2", "size": memory["weight_bytes"], "size_vram": 0,
+        "digest": package["package_sha256"], "details": details, "expires_at": null,
+        "context_length": package["max_sequence_length"],
+    });
+    assert_eq!(running, expected);
+
+    for body in [json!({ "model": "other:2" }), json!({ "name": "other", "verbose": true })] {
+        let mut shown = daemon.post("/api/show", &body).json();
+        assert_eq!(shown["modified_at"].take(), modified);
+        let expected = json!({
+            "license": package["license"], "details": details, "capabilities": ["embedding"],
+            "model_info": {
+                "general.architecture": "bert",
+                "bert.context_length": package["max_sequence_length"],
+                "bert.embedding_length": package["dimensions"],
+                "caxton.embedding_space": package["embedding_space"],
+                "caxton.revision": package["revision"],
+            },
+            "modified_at": null,
+        });
+        assert_eq!(shown, expected, "{body}");
+    }
+    let version = daemon.get("/api/version").json();
+    assert_eq!(version, json!({ "version": env!("CARGO_PKG_VERSION") }));
+    let greeting = daemon.get("/");
+    assert_eq!(greeting.status, 200);
+    assert!(greeting.body.starts_with(b"Caxton"), "{greeting:?}");
+    daemon.stop();
+}
+
+#[test]
+fn a_failure_is_one_flat_text() {
+    let daemon = Root::with_other().with("socket.max_body", json!("32KiB")).start();
+    let many = json!({ "input": vec!["a"; 2049] }).to_string();
+    let large = json!({ "input": "a".repeat(40_000) }).to_string();
+    for (method, path, body, status, message) in [
+        ("POST", EMBED, r#"{"input": 5}"#, 400, "input: expected a string or a list of strings"),
+        ("POST", EMBED, r#"{"input": [1, 2]}"#, 400, "input: expected a string or a list"),
+        ("POST", EMBED, r#"{"input": ["a", ""]}"#, 400, "input 1 is empty"),
+        ("POST", EMBED, r#"{"input": [""]}"#, 400, "input 0 is empty"),
+        ("POST", EMBED, r#"{"input": "a", "model": 5}"#, 400, "model: invalid type"),
+        ("POST", EMBED, r#"{"input": "a", "dimensions": 65}"#, 400, "gives 1 to 64"),
+        (
+            "POST",
+            EMBED,
+            r#"{"input": "a", "keep_alive": "soon"}"#,
+            400,
+            "keep_alive: invalid value",
+        ),
+        ("POST", EMBED, r#"{"input": "a", "keep_alive": true}"#, 400, "a duration such as"),
+        ("POST", EMBED, r#"{"input": "a""#, 400, "EOF"),
+        ("POST", EMBED, "", 400, "EOF"),
+        ("POST", EMBED, r#"["a"]"#, 400, "is a list"),
+        ("POST", EMBED, &many, 413, "2049 inputs"),
+        ("POST", EMBED, &large, 413, "socket.max_body"),
+        ("POST", "/api/embeddings", r#"{"prompt": ["a"]}"#, 400, "prompt: invalid type"),
+        ("POST", "/api/show", "{}", 400, "model is missing"),
+        ("GET", EMBED, "", 405, "/api/embed does not take GET"),
+        ("POST", "/api/tags", "{}", 405, "/api/tags does not take POST"),
+        ("DELETE", "/api/ps", "", 405, "/api/ps does not take DELETE"),
+        ("POST", "/api/pull", r#"{"model": "a"}"#, 404, "there is no POST /api/pull"),
+        ("POST", "/api/generate", "{}", 404, "there is no POST /api/generate"),
+        ("HEAD", "/api/blobs/sha256-0", "", 404, ""),
+    ] {
+        let mut connection = daemon.connect();
+        let last = [("connection", "close")];
+        let headers: &[_] = if method == "HEAD" { &last } else { &[] };
+        connection.ask(method, path, headers, body.as_bytes());
+        if method == "HEAD" {
+            // Its length is that of a body which is not sent.
+            let answer = String::from_utf8(connection.until_closed()).unwrap();
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+            continue;
+        }
+        let answer = connection.answer();
+        let said = failed(&answer);
+        assert_eq!(answer.status, status, "{method} {path}: {said}");
+        assert!(said.contains(message), "{method} {path}: {said}");
+        assert_eq!(answer.header("allow").is_some(), status == 405, "{answer:?}");
+    }
+    let headers = [("x-caxton-timeout-ms", "soon")];
+    let answer = daemon.connect().request("POST", EMBED, &headers, br#"{"input": "a"}"#);
+    assert_eq!(answer.status, 400);
+    assert!(failed(&answer).contains("x-caxton-timeout-ms"));
+    assert!(in_memory(&daemon, "other").is_none());
+    daemon.stop();
+}
+
+#[test]
+fn a_full_queue_is_503_with_a_time_to_come_back() {
+    let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
+    // Ids need no tokenizing: the model is the slowest part, so that requests wait for it.
+    let body = json!({ "input": vec![vec![5; 48]; 2048] }).to_string();
+    let refusal = daemon.until("a refusal", || {
+        let mut busy: Vec<_> = (0..4).map(|_| daemon.connect()).collect();
+        for connection in &mut busy {
+            connection.ask("POST", EMBEDDINGS, &[], body.as_bytes());
+        }
+        let answer = daemon.post(EMBED, &json!({ "input": "a" }));
+        busy.iter_mut().for_each(|connection| drop(connection.answer()));
+        (answer.status != 200).then_some(answer)
+    });
+    assert_eq!(refusal.status, 503);
+    assert!(failed(&refusal).contains("bundled-mini"), "{refusal:?}");
+    assert!(refusal.header("retry-after").is_some(), "{refusal:?}");
+    daemon.stop();
+}
+
+#[test]
+fn keep_alive_holds_until_another_one_or_until_the_model_leaves() {
+    let daemon =
+        Root::with_other().with("models", json!({ "other": { "max_idle_time": "2h" } })).start();
+    let ask = |keep_alive: Value| {
+        embed(&daemon, json!({ "model": "other", "input": "a", "keep_alive": keep_alive }));
+        expires_in(&daemon, "other")
+    };
+    let near = |found: Option<u64>, expected: u64| {
+        assert!(
+            found.is_some_and(|found| (expected - 60..=expected).contains(&found)),
+            "{found:?}"
+        );
+    };
+    near(ask(json!(null)), 7_200);
+    near(ask(json!("10m")), 600);
+    near(ask(json!(null)), 600);
+    daemon.embeddings(&json!({ "model": "other", "input": "a" }));
+    near(expires_in(&daemon, "other"), 600);
+    near(ask(json!(3_000.0)), 3_000);
+    let left = in_memory(&daemon, "other").unwrap().0["expires_at"].clone();
+    assert!(left.as_str().unwrap() < "2200", "{left}");
+    for forever in [json!(-1), json!("-1"), json!("-1m")] {
+        assert_eq!(ask(forever), None);
+        assert_eq!(ask(json!(null)), None);
+        near(ask(json!("1h")), 3_600);
+    }
+    let legacy = json!({ "model": "other", "prompt": "a", "keep_alive": "5m" });
+    assert_eq!(daemon.post("/api/embeddings", &legacy).status, 200);
+    near(expires_in(&daemon, "other"), 300);
+
+    let count = daemon.log().len();
+    embed(&daemon, json!({ "model": "other", "keep_alive": "1s" }));
+    daemon.wait_log_after(count, "not used for 1s, its keep_alive");
+    // What it was told is forgotten with it.
+    near(ask(json!(null)), 7_200);
+    daemon.stop();
+}
+
+#[test]
+fn a_keep_alive_of_nothing_unloads_after_the_reply() {
+    let daemon = Root::with_other().start();
+    for nothing in [json!(0), json!("0"), json!("0s")] {
+        let count = daemon.log().len();
+        let answer =
+            embed(&daemon, json!({ "model": "other", "input": "a", "keep_alive": nothing }));
+        assert_eq!(rows(&answer).len(), 1);
+        let said = daemon.wait_log_after(count, "not used for 0s, its keep_alive");
+        assert!(said.contains("other@2+"), "{said}");
+        assert!(in_memory(&daemon, "other").is_none());
+    }
+    // What is not there stays away: it is loaded, which is what the request says, and leaves.
+    let count = daemon.log().len();
+    embed(&daemon, json!({ "model": "other", "keep_alive": 0 }));
+    daemon.wait_log_after(count, "not used for 0s, its keep_alive");
+    assert!(in_memory(&daemon, "bundled-mini").is_some(), "the others stay");
+    daemon.stop();
+}
+
+#[test]
+fn a_model_that_others_use_or_that_is_pinned_does_not_leave_for_a_keep_alive_of_nothing() {
+    let daemon = Root::with_other().start();
+    let body = json!({ "model": "other", "input": vec!["word ".repeat(46); 2_000] }).to_string();
+    embed(&daemon, json!({ "model": "other" }));
+    let mut other = daemon.connect();
+    let count = daemon.log().len();
+    other.ask("POST", EMBEDDINGS, &[], body.as_bytes());
+    daemon.until("the long request to have its lease", || {
+        (daemon.package("other")["access_count"] == 2).then_some(())
+    });
+    embed(&daemon, json!({ "model": "other", "keep_alive": 0 }));
+    assert!(in_memory(&daemon, "other").is_some(), "it stays for the long request");
+    assert!(!other.has_answer(), "the request was not long enough to prove anything");
+    assert_eq!(other.answer().status, 200);
+    daemon.wait_log_after(count, "not used for 0s, its keep_alive");
+
+    let path = "/api/memory/models/other/load";
+    let pin = |body: &str| daemon.connect().request("POST", path, &[], body.as_bytes()).status;
+    assert_eq!(pin(r#"{"pinned": true}"#), 200);
+    embed(&daemon, json!({ "model": "other", "input": "a", "keep_alive": 0 }));
+    // It does not leave, and is not on its way out: it is not going to expire.
+    assert_eq!(expires_in(&daemon, "other"), None);
+    let count = daemon.log().len();
+    assert_eq!(pin(r#"{"pinned": false}"#), 200);
+    daemon.wait_log_after(count, "not used for 0s, its keep_alive");
+    daemon.stop();
+}
