@@ -21,7 +21,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::input::read_json;
 use super::openai::available;
-use super::request::{self, Embedded, Prompt};
+use super::request::{self, Embedded};
 use super::wire::Input;
 use super::wire::ollama::{
     Details, EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, Failure, Running,
@@ -100,9 +100,9 @@ async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Res
     let embed = request::EmbedRequest {
         input: Input::Texts(texts),
         param: "input",
-        prompt: Prompt::Default,
         refuse_long: request.truncate == Some(false),
         dimensions: request.dimensions.filter(|dimensions| *dimensions > 0),
+        ..request::EmbedRequest::default()
     };
     let model = request.model.as_deref();
     let answered = answer(&app, &caller, model, request.keep_alive, embed).await?;
