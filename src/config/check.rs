@@ -7,7 +7,8 @@ use std::path::Path;
 use figment::value::Value as Checked;
 
 use super::file::{Node, Value};
-use super::keys::{self, KEYS, Key, Kind, MODEL};
+use super::keys::{self, KEYS, Key, Kind};
+use super::records::{self, Wrong};
 use super::{Place, Problem};
 
 /// Most characters of an unknown key that are compared with the known ones; those have at most 24.
@@ -41,10 +42,10 @@ pub(super) fn check(file: &Path, root: &Node) -> Result<Vec<Assignment>, Vec<Pro
 struct Location {
     /// Its dotted name in the table.
     known: String,
-    /// Its dotted name as written: that of a model where the table has [`MODEL`].
+    /// Its dotted name as written: what the operator gave where the table has a placeholder.
     written: String,
-    /// The model on the way to it, if there is one.
-    model: String,
+    /// What the operator gave on the way to it, if there is such a place.
+    given: String,
 }
 
 impl Location {
@@ -53,17 +54,19 @@ impl Location {
         let Value::Text(name) = &key.value else {
             return Err(format!("expected the name of a key, found {}", key.value));
         };
-        let Some(known) = children(&self.known).find(|known| *known == name || *known == MODEL)
-        else {
+        let mut children = children(&self.known);
+        let found = children.find(|known| *known == name || keys::placeholder(known).is_some());
+        let Some(known) = found else {
             return Err(unknown(&self.known, &key.value, name));
         };
-        if known == MODEL && Kind::Model.check(&key.value).is_none() {
-            return Err(format!("expected {}, found {}", Kind::Model, key.value));
+        let kind = keys::placeholder(known);
+        if let Some(kind) = kind.filter(|kind| kind.check(&key.value).is_none()) {
+            return Err(format!("expected {kind}, found {}", key.value));
         }
         let child = Self {
             known: join(&self.known, known),
             written: join(&self.written, name),
-            model: if known == MODEL { name.clone() } else { self.model.clone() },
+            given: if kind.is_some() { name.clone() } else { self.given.clone() },
         };
         Ok((name, child))
     }
@@ -114,7 +117,7 @@ impl Walk<'_> {
             return self.refuse(&location.written, &key.kind, node);
         };
         let Some(setting) = key.setting else { return };
-        let path: Vec<_> = keys::path(setting, &location.model).map(str::to_owned).collect();
+        let path: Vec<_> = keys::path(setting, &location.given).map(str::to_owned).collect();
         if self.assignments.iter().any(|other| other.setting == path) {
             let names = KEYS.iter().filter(|other| other.setting == Some(setting));
             let names: Vec<_> = names.map(|key| key.name).collect();
@@ -125,12 +128,22 @@ impl Walk<'_> {
         self.assignments.push(Assignment { key, setting, place, value });
     }
 
-    /// Says what was expected; of a list, at each item that is not.
+    /// Says what was expected; of a list, at each item, and each key of an item, that is not.
     fn refuse(&mut self, key: &str, kind: &Kind, node: &Node) {
         match (kind, &node.value) {
             (Kind::List(inner), Value::List(items)) => {
                 for item in items.iter().filter(|item| inner.check(&item.value).is_none()) {
                     self.refuse(key, inner, item);
+                }
+            }
+            // A word that may stand in its place says nothing of a list that is wrong.
+            (Kind::Or(_, inner), Value::List(_)) => self.refuse(key, inner, node),
+            (Kind::Records(fields), Value::List(items)) => {
+                for wrong in records::wrong(fields, key, items) {
+                    match wrong {
+                        Wrong::Section(place, key, message) => self.problem(place, &key, message),
+                        Wrong::Value(kind, node, key) => self.refuse(&key, kind, node),
+                    }
                 }
             }
             (Kind::NoDownload, Value::Bool(true)) => self.problem(
@@ -218,12 +231,14 @@ mod tests {
             ),
             ("log: { colour: 1 }", "f:1:8: log: unknown key \"colour\"; known here: level"),
             (
-                "tenants: []",
-                "f:1:1: unknown key \"tenants\"; known here: socket, memory, packages, embedding, models, log",
+                "clients: []",
+                "f:1:1: unknown key \"clients\"; known here: socket, memory, packages, embedding, models, aliases, \
+                 tenants, log",
             ),
             (
                 "log.level: info",
-                "f:1:1: unknown key \"log.level\"; known here: socket, memory, packages, embedding, models, log",
+                "f:1:1: unknown key \"log.level\"; known here: socket, memory, packages, embedding, models, aliases, \
+                 tenants, log",
             ),
             (
                 "log: &l { level: info }\nmemory: { <<: *l }",
@@ -308,6 +323,43 @@ mod tests {
             (
                 "memory: { model_cache: [x] }",
                 "f:1:24: memory.model_cache: expected a section of keys, found a list",
+            ),
+        ];
+        for (yaml, expected) in cases {
+            assert_eq!(problems(yaml), expected, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn every_problem_of_a_tenant_and_of_an_alias_is_told_at_its_place() {
+        let name = "1 to 96 of the characters A-Z a-z 0-9 . _ -, a letter or digit first, in \
+                    quotes if it looks like a number";
+        let cases = [
+            ("tenants: {}", "f:1:10: tenants: expected a list of sections, found a section".to_owned()),
+            (
+                "tenants:\n- { users: [a] }\n- b\n- { name: c, queue: 1, users: [~] }\n- { name: c }",
+                "f:2:3: tenants[0]: name is missing\n\
+                 f:3:3: tenants[1]: expected a section of keys, found \"b\"\n\
+                 f:4:14: tenants[2]: unknown key \"queue\"; known here: name, users, groups, model, \
+                 allowed_models, priority, max_concurrent, dedicated_queue\n\
+                 f:4:32: tenants[2].users: expected a name or a numeric id, found nothing\n\
+                 f:5:11: tenants[3]: line 4 has one of this name already"
+                    .to_owned(),
+            ),
+            (
+                "tenants: [{ name: a, name: b, priority: 10, allowed_models: [m, a/b] }]",
+                "f:1:22: tenants[0]: duplicate key \"name\"\n\
+                 f:1:41: tenants[0].priority: expected 1 to 9, found 10\n\
+                 f:1:65: tenants[0].allowed_models: expected the name of a model: 1 to 96 of the \
+                 characters A-Z a-z 0-9 . _ - @, found \"a/b\""
+                    .to_owned(),
+            ),
+            ("aliases: { a@1: {} }", format!("f:1:12: aliases: expected {name}, found \"a@1\"")),
+            (
+                "aliases: { a: { canary: { percent: 101 }, models: b } }",
+                "f:1:36: aliases.a.canary.percent: expected 0 to 100, found 101\n\
+                 f:1:43: aliases.a: unknown key \"models\"; did you mean \"model\"?"
+                    .to_owned(),
             ),
         ];
         for (yaml, expected) in cases {

@@ -14,7 +14,7 @@ use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageForm
 
 use super::Place;
 
-/// Deepest nesting of lists and sections; the deepest key of the schema is at three.
+/// Deepest nesting of lists and sections; the deepest key of the schema is at four.
 const DEPTH: usize = 16;
 
 /// Most keys and values in one file, and most of them repeated by aliases.

@@ -2,7 +2,7 @@
 //!
 //! One table, so that what is accepted, what is suggested for a misspelt key, what a reload names and what the shipped
 //! file must contain cannot drift apart. A key that is not here is refused; none is accepted and ignored.
-//! Where a section is named by the operator, its place in the table is held by [`MODEL`].
+//! Where a section is named by the operator, its place in the table is held by [`MODEL`] or [`ALIAS`].
 
 use std::fmt;
 use std::time::Duration;
@@ -10,19 +10,31 @@ use std::time::Duration;
 use figment::value::{Dict, Empty, Tag, Value as Checked};
 
 use super::file::Value;
+use super::records::{self, Field};
 use crate::units::{Bytes, Percent, parse_duration};
 
 /// The section whose name is that of a model, as the operator writes it. No key has it as its name, and no model: `<`
 /// and `>` are not among the characters of either.
 pub(super) const MODEL: &str = "<model>";
+/// The section whose name is that of an alias, as [`MODEL`].
+pub(super) const ALIAS: &str = "<alias>";
+
+/// What the operator may write in the place of `name`; `None` when that is the name of a key or a section itself.
+pub(super) fn placeholder(name: &str) -> Option<&'static Kind> {
+    match name {
+        MODEL => Some(&Kind::Model),
+        ALIAS => Some(&Kind::Name),
+        _ => None,
+    }
+}
 
 /// One key of a file.
 #[derive(Debug)]
 pub(super) struct Key {
     /// Its sections and its name, joined by dots.
     pub(super) name: &'static str,
-    /// The field of [`super::Settings`] that it becomes; `None` when only one value is allowed. It has [`MODEL`] where
-    /// the name has it.
+    /// The field of [`super::Settings`] that it becomes; `None` when only one value is allowed. It has [`MODEL`] or
+    /// [`ALIAS`] where the name has it.
     pub(super) setting: Option<&'static str>,
     /// What it may say.
     pub(super) kind: Kind,
@@ -45,10 +57,10 @@ const fn fixed(name: &'static str, kind: Kind) -> Key {
     Key { name, setting: None, kind, restart: false, alias: false }
 }
 
-/// The names on the way to `dotted`, [`MODEL`] being `model`. A model's own name may have dots: only here is a name
-/// taken apart.
-pub(super) fn path<'a>(dotted: &'a str, model: &'a str) -> impl Iterator<Item = &'a str> {
-    dotted.split('.').map(move |name| if name == MODEL { model } else { name })
+/// The names on the way to `dotted`, its placeholder being `given`. What an operator gives as a name may have dots: only
+/// here is a name taken apart.
+pub(super) fn path<'a>(dotted: &'a str, given: &'a str) -> impl Iterator<Item = &'a str> {
+    dotted.split('.').map(move |name| if placeholder(name).is_some() { given } else { name })
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -121,7 +133,25 @@ pub(super) static KEYS: &[Key] = &[
     live("models.<model>.max_idle_time", Kind::Or("never", &Kind::Time(SECOND, YEAR))),
     live("models.<model>.preload", Kind::Flag),
     live("models.<model>.pinned", Kind::Flag),
+    live("aliases.<alias>.model", Kind::Name),
+    live("aliases.<alias>.revision", Kind::Or("current", &Kind::Name)),
+    live("aliases.<alias>.canary.model", Kind::Or("none", &Kind::Name)),
+    live("aliases.<alias>.canary.revision", Kind::Or("current", &Kind::Name)),
+    live("aliases.<alias>.canary.percent", Kind::Count(0, 100)),
+    live("tenants", Kind::Records(TENANT)),
     live("log.level", Kind::OneOf(&["error", "warn", "info", "debug", "trace"])),
+];
+
+/// The keys of each of `tenants`.
+static TENANT: &[Field] = &[
+    Field { name: "name", kind: Kind::Name },
+    Field { name: "users", kind: Kind::List(&Kind::Account) },
+    Field { name: "groups", kind: Kind::List(&Kind::Account) },
+    Field { name: "model", kind: Kind::Model },
+    Field { name: "allowed_models", kind: Kind::Or("all", &Kind::List(&Kind::Model)) },
+    Field { name: "priority", kind: Kind::Count(1, 9) },
+    Field { name: "max_concurrent", kind: Kind::Or("unlimited", &Kind::Count(1, 65_536)) },
+    Field { name: "dedicated_queue", kind: Kind::Flag },
 ];
 
 /// What a key may say. Bounds are inclusive.
@@ -149,8 +179,10 @@ pub(super) enum Kind {
     Path,
     /// An absolute path that fits into a socket address.
     SocketPath,
-    /// The name of a model.
+    /// The name of a model, or of an alias.
     Model,
+    /// A name without a version: of a model, an alias or a tenant; also a version or the beginning of a revision.
+    Name,
     /// The name or number of a user or a group.
     Account,
     /// The same, or nothing.
@@ -159,6 +191,8 @@ pub(super) enum Kind {
     Or(&'static str, &'static Self),
     /// A list of these.
     List(&'static Self),
+    /// A list of sections with these keys.
+    Records(&'static [Field]),
 }
 
 /// Largest `max_size_gb`: a petabyte. Its bytes fit into 64 bits.
@@ -207,6 +241,8 @@ impl Kind {
             (Self::Model, Value::Text(name)) => {
                 is_model(name).then(|| Checked::from(name.as_str()))
             }
+            (Self::Name, Value::Text(name)) => is_name(name).then(|| Checked::from(name.as_str())),
+            (Self::Records(fields), value) => records::check(fields, value),
             (Self::AccountOrNone, Value::Null) => Some(none()),
             (Self::Account | Self::AccountOrNone, Value::Text(name)) => {
                 is_account(name).then(|| Checked::from(name.as_str()))
@@ -258,6 +294,11 @@ fn is_model(name: &str) -> bool {
     (1..=LONGEST_MODEL).contains(&name.len()) && name.bytes().all(allowed)
 }
 
+/// As the id and the version of a package.
+fn is_name(name: &str) -> bool {
+    is_model(name) && !name.contains('@') && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+}
+
 /// What no name service accepts: blanks, control characters, and what separates the fields of passwd(5) and group(5).
 fn is_account(name: &str) -> bool {
     let refused = |c: char| c.is_whitespace() || c.is_control() || ":,/".contains(c);
@@ -299,10 +340,16 @@ impl fmt::Display for Kind {
                 f,
                 "the name of a model: 1 to {LONGEST_MODEL} of the characters A-Z a-z 0-9 . _ - @"
             ),
+            Self::Name => write!(
+                f,
+                "1 to {LONGEST_MODEL} of the characters A-Z a-z 0-9 . _ -, a letter or digit first, in quotes \
+                 if it looks like a number"
+            ),
             Self::Account => f.write_str("a name or a numeric id"),
             Self::AccountOrNone => f.write_str("a name, a numeric id or null"),
             Self::Or(word, kind) => write!(f, "{word} or {kind}"),
             Self::List(_) => f.write_str("a list"),
+            Self::Records(_) => f.write_str("a list of sections"),
         }
     }
 }
@@ -441,6 +488,37 @@ mod tests {
             ),
             ("models.<model>.preload", &["true"], &["yes"]),
             ("models.<model>.pinned", &["false"], &["0"]),
+            ("aliases.<alias>.model", &["a", "a.B_c-1", &name_96], &["a@1", "-a", &name_97, "~"]),
+            (
+                "aliases.<alias>.revision",
+                &["current", "1.0-rc1", "\"1\"", "0123456789ab"],
+                &["a@1", "~", "1.5", "1", "-1"],
+            ),
+            ("aliases.<alias>.canary.model", &["none", "a"], &["a@1", "~"]),
+            ("aliases.<alias>.canary.revision", &["current", "v2"], &["a b"]),
+            ("aliases.<alias>.canary.percent", &["0", "100"], &["101", "-1", "10%", "~"]),
+            (
+                "tenants",
+                &[
+                    "[]",
+                    "[{ name: a }]",
+                    "[{ name: a, users: [1, b], groups: [], model: m@1, allowed_models: [m] }]",
+                    "[{ name: a, allowed_models: all, priority: 9, max_concurrent: 1 }]",
+                    "[{ name: a, max_concurrent: unlimited, dedicated_queue: true }, { name: b }]",
+                ],
+                &[
+                    "{}",
+                    "[a]",
+                    "[{}]",
+                    "[{ name: a/b }]",
+                    "[{ name: a, priority: 0 }]",
+                    "[{ name: a, priority: 10 }]",
+                    "[{ name: a, max_concurrent: 0 }]",
+                    "[{ name: a, name: b }]",
+                    "[{ name: a }, { name: a }]",
+                    "[{ name: a, user: b }]",
+                ],
+            ),
             ("log.level", &["error", "trace"], &["verbose", "3"]),
         ];
         for (name, good, bad) in cases {

@@ -11,18 +11,22 @@ use figment::providers::Serialized;
 use figment::value::{Dict, Value as Checked};
 
 use super::check::Assignment;
+use super::settings::AliasSettings;
 use super::{Place, Problem, Settings};
 use crate::units::Percent;
 
 /// What the files applied so far set.
 pub(super) struct Merged {
     values: Figment,
-    origins: BTreeMap<&'static str, Origin>,
+    /// By the names on the way to the setting.
+    origins: BTreeMap<Vec<String>, Origin>,
     assigned: usize,
 }
 
 /// Where a key was set last.
 struct Origin {
+    /// The key's name in the table.
+    key: &'static str,
     /// The how-manieth of all assignments it was.
     order: usize,
     file: PathBuf,
@@ -41,9 +45,9 @@ impl Merged {
         let mut changes = Dict::new();
         for Assignment { key, setting, place, value } in assignments {
             self.assigned += 1;
-            let origin = Origin { order: self.assigned, file: file.to_owned(), place };
-            self.origins.insert(key, origin);
             insert(&mut changes, &setting, value);
+            let origin = Origin { key, order: self.assigned, file: file.to_owned(), place };
+            self.origins.insert(setting, origin);
         }
         // A copy of the values: figment adds by consuming.
         self.values = self.values.clone().merge(Serialized::defaults(changes));
@@ -59,7 +63,8 @@ impl Merged {
             let (file, message) = (PathBuf::from("caxton.yaml"), error.to_string());
             vec![Problem { file, place: None, key: String::new(), message }]
         })?;
-        let problems = self.out_of_order(&settings);
+        let mut problems = self.out_of_order(&settings);
+        problems.extend(self.wrong_aliases(&settings));
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
     }
 
@@ -84,14 +89,15 @@ impl Merged {
         lower: (&'static str, Percent),
         upper: (&'static str, Percent),
     ) -> Option<Problem> {
-        let order = |key| self.origins.get(key).map(|origin| origin.order);
+        let origin = |key| self.origins.values().find(|origin| origin.key == key);
+        let order = |key| origin(key).map(|origin| origin.order);
         let (relation, (key, found), (other, bound)) = if order(lower.0) > order(upper.0) {
             ("less", lower, upper)
         } else {
             ("more", upper, lower)
         };
-        let at = self.origins.get(key)?;
-        let source = self.origins.get(other).map_or_else(
+        let at = origin(key)?;
+        let source = origin(other).map_or_else(
             || "by default".to_owned(),
             |Origin { file, place, .. }| {
                 format!("in {}:{}:{}", file.display(), place.line, place.column)
@@ -105,6 +111,53 @@ impl Merged {
                 "expected {relation} than {other}, which is {bound} {source}, found {found}"
             ),
         })
+    }
+
+    /// Aliases that mean no model, or another alias: one that means an alias could go round in circles.
+    fn wrong_aliases(&self, settings: &Settings) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (name, AliasSettings { model, revision, canary }) in &settings.aliases {
+            let mut problem = |keys: &[&str], message: String| {
+                let path = ["aliases", name].into_iter().chain(keys.iter().copied());
+                problems.extend(self.problem_at(path.map(str::to_owned).collect(), message));
+            };
+            if model.is_empty() {
+                problem(
+                    &["model"],
+                    "missing: expected the id of the model that is meant".to_owned(),
+                );
+            }
+            if canary.model.is_none() && canary.percent > 0 {
+                let message = "missing: expected the id of the model that answers these requests";
+                problem(&["canary", "model"], message.to_owned());
+            }
+            let meant = [
+                (&["model"][..], Some(model), revision),
+                (&["canary", "model"], canary.model.as_ref(), &canary.revision),
+            ];
+            for (keys, model, revision) in meant {
+                // With a revision it is the name of no alias.
+                if let (Some(model), None) = (model, revision)
+                    && settings.aliases.contains_key(model)
+                {
+                    let message = format!("\"{model}\" is an alias; expected the id of a model");
+                    problem(keys, message);
+                }
+            }
+        }
+        problems
+    }
+
+    /// A problem of the setting at `path`, told there, or, if it was not set, at what was set last beside it.
+    fn problem_at(&self, path: Vec<String>, message: String) -> Option<Problem> {
+        let beside = || {
+            let section = &path[..path.len().min(2)];
+            let set = self.origins.iter().filter(|(other, _)| other.starts_with(section));
+            set.map(|(_, origin)| origin).max_by_key(|origin| origin.order)
+        };
+        let origin = self.origins.get(&path).or_else(beside)?;
+        let (file, place) = (origin.file.clone(), Some(origin.place));
+        Some(Problem { file, place, key: path.join("."), message })
     }
 }
 

@@ -1,8 +1,8 @@
 //! The configuration: files as written become [`Settings`] as checked.
 //!
 //! One place for each step: *layers* (which files, in which order, and their bytes), *file* (YAML to a tree with places;
-//! the only one that names the YAML crate), *keys* (every key and what it may say), *check* (a tree against the keys,
-//! every problem at once), *merge* (all files over each other, and what must hold between keys), *settings* (what
+//! the only one that names the YAML crate), *keys* (every key and what it may say), *records* (lists of sections), *check*
+//! (a tree against the keys, every problem at once), *merge* (all files over each other, and what must hold between keys), *settings* (what
 //! comes out). [`load`] goes through them. Nothing outside this module sees an unchecked value.
 //!
 //! Invariant: a reload replaces all settings or none; on any problem the last good ones stay.
@@ -12,6 +12,7 @@ mod file;
 mod keys;
 mod layers;
 mod merge;
+mod records;
 mod settings;
 
 use std::collections::BTreeSet;
@@ -20,11 +21,12 @@ use std::path::PathBuf;
 
 use figment::value::Value as Checked;
 
-use keys::{KEYS, MODEL};
+use keys::{ALIAS, KEYS, MODEL};
 pub use layers::directories;
 pub use settings::{
-    Admins, CleanupPolicy, Embedding, EvictionPolicy, FallbackStrategy, Log, LogLevel, Memory,
-    ModelCache, ModelSettings, Packages, Precision, Pressure, Settings, Socket,
+    Admins, AliasSettings, Canary, CleanupPolicy, Embedding, EvictionPolicy, FallbackStrategy, Log,
+    LogLevel, Memory, ModelCache, ModelSettings, Packages, Precision, Pressure, Settings, Socket,
+    TenantSettings,
 };
 
 /// Where the configuration comes from.
@@ -130,28 +132,36 @@ pub struct Change {
     pub live: Vec<String>,
 }
 
-/// Which keys differ between `old` and `new`, in the order of the shipped file and, within a key, of the models.
+/// Which keys differ between `old` and `new`, in the order of the shipped file and, within a key, of the models or
+/// aliases.
 pub fn change(old: &Settings, new: &Settings) -> Change {
     let mut change = Change::default();
     let models: BTreeSet<&String> = old.models.keys().chain(new.models.keys()).collect();
-    // A model that one of the two does not name has the defaults there.
+    let aliases: BTreeSet<&String> = old.aliases.keys().chain(new.aliases.keys()).collect();
+    // A model or alias that one of the two does not name has the defaults there.
     let values = |settings: &Settings| {
         let mut settings = settings.clone();
         for model in &models {
             settings.models.entry((*model).clone()).or_default();
+        }
+        for alias in &aliases {
+            settings.aliases.entry((*alias).clone()).or_default();
         }
         Checked::serialize(settings).ok()
     };
     let (old, new) = (values(old), values(new));
     for key in KEYS.iter().filter(|key| !key.alias) {
         let Some(setting) = key.setting else { continue };
-        let named: Vec<&str> = match setting.contains(MODEL) {
-            true => models.iter().map(|model| model.as_str()).collect(),
-            false => vec![""],
+        let given: Vec<&str> = if setting.contains(MODEL) {
+            models.iter().map(|model| model.as_str()).collect()
+        } else if setting.contains(ALIAS) {
+            aliases.iter().map(|alias| alias.as_str()).collect()
+        } else {
+            vec![""]
         };
-        for model in named {
-            if find(&old, setting, model) != find(&new, setting, model) {
-                let name = keys::path(key.name, model).collect::<Vec<_>>().join(".");
+        for given in given {
+            if find(&old, setting, given) != find(&new, setting, given) {
+                let name = keys::path(key.name, given).collect::<Vec<_>>().join(".");
                 if key.restart { &mut change.restart } else { &mut change.live }.push(name);
             }
         }
@@ -159,9 +169,9 @@ pub fn change(old: &Settings, new: &Settings) -> Change {
     change
 }
 
-/// The value of `setting` for `model`.
-fn find<'a>(settings: &'a Option<Checked>, setting: &str, model: &str) -> Option<&'a Checked> {
-    keys::path(setting, model)
+/// The value of `setting`, whose placeholder is `given`.
+fn find<'a>(settings: &'a Option<Checked>, setting: &str, given: &str) -> Option<&'a Checked> {
+    keys::path(setting, given)
         .try_fold(settings.as_ref()?, |value, name| value.as_dict()?.get(name))
 }
 
@@ -231,6 +241,8 @@ mod tests {
         expected.socket.group = Some("caxton".to_owned());
         assert_eq!(load_yaml(SHIPPED), expected);
         expected.models.insert("bundled-mini".to_owned(), ModelSettings::default());
+        let alias = AliasSettings { model: "bundled-mini".to_owned(), ..AliasSettings::default() };
+        expected.aliases.insert("default".to_owned(), alias);
 
         // A key that is commented out follows its mark at once, a sentence follows it after a blank.
         let uncomment = |line: &str| match line.split_once('#') {
@@ -244,7 +256,8 @@ mod tests {
         let mut found = Vec::new();
         names("", &file::parse(uncommented.as_bytes()).unwrap(), &mut found);
         let keys = KEYS.iter().filter(|key| !key.alias);
-        let keys = keys.map(|key| key.name.replace(MODEL, "bundled-mini"));
+        let keys =
+            keys.map(|key| key.name.replace(MODEL, "bundled-mini").replace(ALIAS, "default"));
         assert_eq!(found, keys.collect::<Vec<_>>());
         assert!(SHIPPED.lines().all(|line| line.chars().count() <= 120));
     }
@@ -295,6 +308,11 @@ embedding: { precision: int8, threads: 4, batch_tokens: 1024, queue_size: 9, que
   max_batch_wait_ms: 7 }
 models:
   m.1@2.0: { memory_priority: 5, max_idle_time: 5m, preload: true, pinned: true }
+aliases:
+  m.1-2.0: { model: m, revision: "2", canary: { model: n, revision: "0123", percent: 10 } }
+tenants:
+  - { name: t, users: [7], groups: [g], model: m, allowed_models: [n@1], priority: 8,
+      max_concurrent: 4, dedicated_queue: true }
 log: { level: trace }
 "#,
         );
@@ -364,6 +382,28 @@ log: { level: trace }
                     pinned: true,
                 },
             )]),
+            aliases: BTreeMap::from([(
+                "m.1-2.0".to_owned(),
+                AliasSettings {
+                    model: "m".to_owned(),
+                    revision: Some("2".to_owned()),
+                    canary: Canary {
+                        model: Some("n".to_owned()),
+                        revision: Some("0123".to_owned()),
+                        percent: 10,
+                    },
+                },
+            )]),
+            tenants: vec![TenantSettings {
+                name: "t".to_owned(),
+                users: vec!["7".to_owned()],
+                groups: vec!["g".to_owned()],
+                model: Some("m".to_owned()),
+                allowed_models: Some(vec!["n@1".to_owned()]),
+                priority: 8,
+                max_concurrent: Some(4),
+                dedicated_queue: true,
+            }],
             log: Log { level: LogLevel::Trace },
         };
         assert_eq!(settings, expected);
@@ -373,7 +413,8 @@ log: { level: trace }
         let keys = |restart| {
             let keys = KEYS.iter().filter(move |k| !k.alias && k.setting.is_some());
             let keys = keys.filter(move |k| k.restart == restart);
-            keys.map(|k| k.name.replace(MODEL, "m.1@2.0")).collect::<Vec<_>>()
+            let named = |name: &str| name.replace(MODEL, "m.1@2.0").replace(ALIAS, "m.1-2.0");
+            keys.map(|k| named(k.name)).collect::<Vec<_>>()
         };
         assert_eq!(difference, Change { restart: keys(true), live: keys(false) });
         assert_eq!(change(&settings, &settings), Change::default());
@@ -463,6 +504,56 @@ log: { level: trace }
         // What a file says may contradict one below it, as long as a later file puts it right.
         write(root.path(), "etc/caxton/conf.d/60.yaml", "memory: { pressure: { high: 80% } }");
         assert_eq!(below(&root), "");
+    }
+
+    #[test]
+    fn an_alias_means_a_model_and_never_an_alias() {
+        let cases = [
+            (
+                "aliases: { a: { revision: v } }",
+                "f:1:27: aliases.a.model: missing: expected the id of the model that is meant",
+            ),
+            (
+                "aliases: { a: { model: m, canary: { percent: 5 } } }",
+                "f:1:46: aliases.a.canary.model: missing: expected the id of the model that answers these \
+                 requests",
+            ),
+            (
+                "aliases: { a: { model: a } }",
+                "f:1:24: aliases.a.model: \"a\" is an alias; expected the id of a model",
+            ),
+            (
+                "aliases: { a: { model: m, canary: { model: b } }, b: { model: m } }",
+                "f:1:44: aliases.a.canary.model: \"b\" is an alias; expected the id of a model",
+            ),
+            // The id itself, held at a version.
+            ("aliases: { a: { model: a, revision: v } }", ""),
+            ("aliases: { a: }", ""),
+        ];
+        for (yaml, expected) in cases {
+            let root = TempDir::new().unwrap();
+            write(root.path(), "etc/caxton/caxton.yaml", yaml);
+            assert_eq!(below(&root).replace("/etc/caxton/caxton.yaml", "f"), expected, "{yaml}");
+        }
+        // A later file changes the share alone.
+        let root = TempDir::new().unwrap();
+        let alias = "aliases: { a: { model: m, canary: { model: n, percent: 5 } } }";
+        write(root.path(), "etc/caxton/caxton.yaml", alias);
+        let more = "aliases: { a: { canary: { percent: 50 } } }";
+        write(root.path(), "etc/caxton/conf.d/more.yaml", more);
+        let settings = load(&Source::Layers { root: root.path().into() }).unwrap().settings;
+        let canary = Canary { model: Some("n".to_owned()), revision: None, percent: 50 };
+        assert_eq!(settings.aliases["a"].canary, canary);
+        assert_eq!(change(&Settings::default(), &settings).live.len(), 3);
+    }
+
+    #[test]
+    fn an_alias_called_default_answers_what_names_no_model() {
+        assert_eq!(Settings::default().default_model(), "bundled-mini");
+        let settings = load_yaml("aliases: { default: { model: m }, a: { model: n } }");
+        assert_eq!(settings.default_model(), "default");
+        let settings = load_yaml("memory: { embedding_model: a }\naliases: { a: { model: n } }");
+        assert_eq!(settings.default_model(), "a");
     }
 
     #[test]

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, Percent};
 
+/// The alias that answers requests which name no model.
+const DEFAULT: &str = "default";
+
 /// The configuration, checked. Every value is within its range.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -25,11 +28,21 @@ pub struct Settings {
     pub embedding: Embedding,
     /// What holds for a model of this name, `id` or `id@version`; [`Settings::model`] finds it.
     pub models: BTreeMap<String, ModelSettings>,
+    /// Other names of models, by that name. None of them means another alias.
+    pub aliases: BTreeMap<String, AliasSettings>,
+    /// Who asks, and what they may; of several that fit a caller the first holds.
+    pub tenants: Vec<TenantSettings>,
     /// What is logged.
     pub log: Log,
 }
 
 impl Settings {
+    /// What answers a request that names no model: the alias called `default` if there is one, else
+    /// [`Memory::embedding_model`]. The name of a model or of an alias.
+    pub fn default_model(&self) -> &str {
+        if self.aliases.contains_key(DEFAULT) { DEFAULT } else { &self.memory.embedding_model }
+    }
+
     /// What holds for this version of a model: what is set for the version, else what is set for the model, else the
     /// default. The whole of it: keys missing for the version do not come from the model.
     pub fn model(&self, id: &str, version: &str) -> ModelSettings {
@@ -72,7 +85,7 @@ pub struct Admins {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
-    /// The model that answers when a request names none.
+    /// The model, or the alias of one, that answers when a request names none and no alias is called `default`.
     pub embedding_model: String,
     /// Models that answer for others first; the smallest stays in memory when all others have to leave.
     pub fallback_models: Vec<String>,
@@ -158,6 +171,73 @@ pub struct ModelSettings {
 impl Default for ModelSettings {
     fn default() -> Self {
         Self { memory_priority: 3, max_idle_time: None, preload: false, pinned: false }
+    }
+}
+
+/// What another name of a model means.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AliasSettings {
+    /// The id of the model. Never empty.
+    pub model: String,
+    /// Its version, or the beginning of its revision; `None` means what the id means.
+    pub revision: Option<String>,
+    /// What answers some of the requests instead.
+    pub canary: Canary,
+}
+
+/// What answers some of the requests for an alias. Without a model it answers none.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Canary {
+    /// The id of the model.
+    pub model: Option<String>,
+    /// As [`AliasSettings::revision`].
+    pub revision: Option<String>,
+    /// The share of the requests, from 0 to 100.
+    pub percent: u8,
+}
+
+/// Who asks, and what they may.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TenantSettings {
+    /// Its name, which no other tenant has.
+    pub name: String,
+    /// Its users, and [`TenantSettings::groups`] their groups: names or numeric ids.
+    pub users: Vec<String>,
+    /// Its groups.
+    pub groups: Vec<String>,
+    /// The model, or the alias of one, that answers when a request of it names none.
+    pub model: Option<String>,
+    /// What it may ask for beside that: names as in a request. `None` means everything.
+    pub allowed_models: Option<Vec<String>>,
+    /// From 1 to 9: its share of the turns when requests wait, against those of others.
+    pub priority: u8,
+    /// Most requests at a time; `None` is as many as there are connections.
+    pub max_concurrent: Option<usize>,
+    /// Whether all its connections wait in one queue of its own.
+    pub dedicated_queue: bool,
+}
+
+impl TenantSettings {
+    /// The share of whoever is no tenant, and of a tenant that is given none.
+    pub const PRIORITY: u8 = 5;
+}
+
+/// What holds for what is not said of a tenant.
+impl Default for TenantSettings {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            users: Vec::new(),
+            groups: Vec::new(),
+            model: None,
+            allowed_models: None,
+            priority: Self::PRIORITY,
+            max_concurrent: None,
+            dedicated_queue: false,
+        }
     }
 }
 
@@ -325,6 +405,8 @@ impl Default for Settings {
                 max_batch_wait_ms: 2,
             },
             models: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            tenants: Vec::new(),
             log: Log { level: LogLevel::Info },
         }
     }

@@ -1,0 +1,106 @@
+//! Lists of sections, such as `tenants`: what each may have in it, and every problem with its place.
+//!
+//! Pure, as the table of keys is. A list is one value to whoever merges files: a later file replaces it whole.
+
+use figment::value::{Dict, Value as Checked};
+
+use super::Place;
+use super::file::{Node, Value};
+use super::keys::Kind;
+
+/// One key of a section in a list.
+#[derive(Debug)]
+pub(super) struct Field {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// What it may say.
+    pub(super) kind: Kind,
+}
+
+/// A problem of a list, for the operator.
+#[derive(Debug)]
+pub(super) enum Wrong<'a> {
+    /// A section or a key of one: where, the dotted name as written, and what is wrong.
+    Section(Place, String, String),
+    /// A value that its key may not have, with the dotted name of the key.
+    Value(&'static Kind, &'a Node, String),
+}
+
+/// The sections of `value` as the settings store them, or `None` when anything in it is wrong.
+pub(super) fn check(fields: &'static [Field], value: &Value) -> Option<Checked> {
+    let Value::List(items) = value else { return None };
+    if !wrong(fields, "", items).is_empty() {
+        return None;
+    }
+    let section = |item: &Node| {
+        let Value::Section(entries) = &item.value else { return None };
+        let values = entries.iter().map(|(key, value)| {
+            let field = field(fields, key)?;
+            Some((field.name.to_owned(), field.kind.check(&value.value)?))
+        });
+        values.collect::<Option<Dict>>().map(Checked::from)
+    };
+    items.iter().map(section).collect::<Option<Vec<_>>>().map(Checked::from)
+}
+
+/// What is wrong with the sections of `list`, in their order. The first field is required and tells them apart.
+pub(super) fn wrong<'a>(fields: &'static [Field], list: &str, items: &'a [Node]) -> Vec<Wrong<'a>> {
+    let mut found = Vec::new();
+    let mut seen: Vec<(&Value, Place)> = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let here = format!("{list}[{index}]");
+        let Value::Section(entries) = &item.value else {
+            let message = format!("expected a section of keys, found {}", item.value);
+            found.push(Wrong::Section(item.place, here, message));
+            continue;
+        };
+        keys(fields, &here, entries, &mut found);
+        let Some(identity) = fields.first() else { continue };
+        let name = entries.iter().find(|(key, _)| is(key, identity.name)).map(|(_, value)| value);
+        match name {
+            None => {
+                let message = format!("{} is missing", identity.name);
+                found.push(Wrong::Section(item.place, here, message));
+            }
+            Some(name) => match seen.iter().find(|(other, _)| **other == name.value) {
+                Some((_, first)) => {
+                    let message = format!("line {} has one of this name already", first.line);
+                    found.push(Wrong::Section(name.place, here, message));
+                }
+                None => seen.push((&name.value, name.place)),
+            },
+        }
+    }
+    found
+}
+
+/// What is wrong with the keys of one section, and with their values.
+fn keys<'a>(
+    fields: &'static [Field],
+    here: &str,
+    entries: &'a [(Node, Node)],
+    found: &mut Vec<Wrong<'a>>,
+) {
+    for (index, (key, value)) in entries.iter().enumerate() {
+        let Some(field) = field(fields, key) else {
+            let known: Vec<_> = fields.iter().map(|field| field.name).collect();
+            let message = format!("unknown key {}; known here: {}", key.value, known.join(", "));
+            found.push(Wrong::Section(key.place, here.to_owned(), message));
+            continue;
+        };
+        if entries[..index].iter().any(|(other, _)| other.value == key.value) {
+            let message = format!("duplicate key \"{}\"", field.name);
+            found.push(Wrong::Section(key.place, here.to_owned(), message));
+        } else if field.kind.check(&value.value).is_none() {
+            found.push(Wrong::Value(&field.kind, value, format!("{here}.{}", field.name)));
+        }
+    }
+}
+
+fn field(fields: &'static [Field], key: &Node) -> Option<&'static Field> {
+    fields.iter().find(|field| is(key, field.name))
+}
+
+fn is(key: &Node, name: &str) -> bool {
+    matches!(&key.value, Value::Text(text) if text == name)
+}
