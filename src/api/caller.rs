@@ -4,8 +4,8 @@
 //! decided elsewhere.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use axum::extract::{FromRequestParts, Request};
@@ -14,8 +14,12 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
+use super::App;
 use super::error::ApiError;
-use crate::models::{Priority, REQUEST_TIMEOUT};
+use super::peer::Peer;
+use super::tenants::Visit;
+use crate::config::TenantSettings;
+use crate::models::{Priority, REQUEST_TIMEOUT, Ticket};
 
 /// The id of a request, given back with its answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -25,6 +29,8 @@ const PRIORITY: HeaderName = HeaderName::from_static("x-caxton-priority");
 const ALLOW_FALLBACK: HeaderName = HeaderName::from_static("x-caxton-allow-fallback");
 /// After how many milliseconds nobody waits for the answer any more.
 const TIMEOUT: HeaderName = HeaderName::from_static("x-caxton-timeout-ms");
+/// The tenant that a trusted user asks for; by the connection's user when absent.
+pub(super) const TENANT: HeaderName = HeaderName::from_static("x-caxton-tenant");
 /// Longest id of a request that is given back.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -49,16 +55,33 @@ pub(super) struct Caller {
     pub(super) allow_fallback: Option<bool>,
     /// Before or after others; by the number of tokens when absent.
     pub(super) priority: Option<Priority>,
+    /// The tenant whose request it is. It counts as in flight until the last copy of this is dropped.
+    pub(super) tenant: Option<Arc<Visit>>,
     /// When the request was read.
     pub(super) began: Instant,
     /// When nobody waits for the answer any more.
     pub(super) deadline: Instant,
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Caller {
+impl Caller {
+    /// What the request brings along to a model's queue.
+    pub(super) fn ticket(&self) -> Ticket {
+        let tenant = self.tenant.as_deref().map(Visit::tenant);
+        let own_queue = tenant.filter(|tenant| tenant.settings.dedicated_queue);
+        Ticket {
+            connection: self.connection,
+            priority: self.priority,
+            deadline: self.deadline,
+            tenant: own_queue.map(|tenant| Arc::clone(&tenant.name)),
+            weight: tenant.map_or(TenantSettings::PRIORITY, |tenant| tenant.settings.priority),
+        }
+    }
+}
+
+impl FromRequestParts<App> for Caller {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let connection = parts.extensions.get::<ConnectionId>().map_or(0, |id| id.0);
         let headers = &parts.headers;
         let allow_fallback = match header(headers, &ALLOW_FALLBACK)? {
@@ -82,7 +105,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
         };
         let began = Instant::now();
         let deadline = began + timeout;
-        Ok(Self { connection, allow_fallback, priority, began, deadline })
+        let peer = parts.extensions.get::<Peer>().copied().unwrap_or(Peer::STRANGER);
+        let tenant = app.tenants.find(peer, header(headers, &TENANT)?).await?;
+        let tenant = tenant.map(Visit::begin).transpose()?.map(Arc::new);
+        Ok(Self { connection, allow_fallback, priority, tenant, began, deadline })
     }
 }
 

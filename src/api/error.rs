@@ -13,6 +13,7 @@ use super::wire::{ErrorBody, ErrorResponse, Loading};
 use crate::engine::EngineError;
 use crate::errors::chain;
 use crate::models::ModelError;
+use crate::models::alias::Alias;
 use crate::models::install::{InstallError, RemoveError};
 use crate::package::{Entry, StoreError, UnpackError};
 use crate::units::{Bytes, milliseconds};
@@ -113,6 +114,46 @@ impl ApiError {
             "user {uid} may not change the appliance; root, the daemon's own user and socket.admins may"
         );
         Self::new(StatusCode::FORBIDDEN, "not_an_admin", message)
+    }
+
+    /// The caller may not say which tenant it is.
+    pub(super) fn tenant_not_yours(uid: u32) -> Self {
+        let message = format!(
+            "user {uid} may not name a tenant in x-caxton-tenant; root, the daemon's own user and socket.admins may. \
+             Leave the header out: the tenant is then that of the user"
+        );
+        Self::new(StatusCode::FORBIDDEN, "tenant_not_allowed", message)
+    }
+
+    /// A trusted caller named a tenant that there is not.
+    pub(super) fn unknown_tenant(name: &str, known: &[&str]) -> Self {
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        let message = format!("there is no tenant \"{name}\"; configured: {known}");
+        Self::invalid(Some("x-caxton-tenant".to_owned()), message)
+    }
+
+    /// The tenant may not ask for this model.
+    pub(super) fn model_not_allowed(tenant: &str, model: &str) -> Self {
+        let message = format!(
+            "the tenant \"{tenant}\" may not ask for the model \"{model}\"; tenants.allowed_models says for which"
+        );
+        Self::new(StatusCode::FORBIDDEN, "model_not_allowed", message).about("model".to_owned())
+    }
+
+    /// The tenant has as many requests in flight as it may; one should be done after `wait`.
+    pub(super) fn tenant_overloaded(tenant: &str, most: usize, wait: Duration) -> Self {
+        let message = format!("{most} requests of the tenant \"{tenant}\" are in flight already");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message).after(wait)
+    }
+
+    /// Says by which alias the model of the error was asked for.
+    pub(super) fn through(self, alias: Option<&Alias>) -> Self {
+        match alias {
+            Some(alias) => {
+                Self { message: format!("the alias \"{alias}\": {}", self.message), ..self }
+            }
+            None => self,
+        }
     }
 
     /// The default model is not in memory.

@@ -14,6 +14,7 @@ use super::wire::memory::{
     ModelMoved, Pressure, SetLimit, SystemMemory,
 };
 use crate::memory::sample::{Psi, Sample};
+use crate::models::alias;
 use crate::models::{ActionRecord, ModelView, Residency};
 use crate::units::{Bytes, milliseconds};
 
@@ -171,8 +172,9 @@ async fn optional<T: serde::de::DeserializeOwned>(body: Body) -> Result<Option<T
 
 /// Whether the model that `name` means is in memory; false when there is none of that name.
 async fn is_resident(app: &App, name: &str) -> Result<bool, ApiError> {
+    let name = alias::meant(&app.settings.borrow().aliases, name);
     let entries = app.handle.store().entries();
-    let Some(entry) = crate::package::choose(&entries, name) else { return Ok(false) };
+    let Some(entry) = crate::package::choose(&entries, &name) else { return Ok(false) };
     let residency = app.handle.residency().await?;
     Ok(matches!(residency.get(&entry.key), Some(Residency::Resident { .. })))
 }

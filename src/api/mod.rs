@@ -19,6 +19,8 @@ mod packages;
 mod peer;
 mod rank;
 mod request;
+mod target;
+mod tenants;
 mod usage;
 pub mod wire;
 
@@ -41,6 +43,7 @@ use error::ApiError;
 pub use caller::ConnectionId;
 pub use packages::{MINISIG_HEADER, NAME_HEADER, SHA256_HEADER, describe};
 pub use peer::Peer;
+pub use tenants::Tenants;
 
 /// What every route may use.
 #[derive(Clone, Debug)]
@@ -53,6 +56,8 @@ pub struct App {
     pub settings: watch::Receiver<Arc<Settings>>,
     /// Where they came from and what was wrong.
     pub configuration: watch::Receiver<wire::Configuration>,
+    /// Who asks.
+    pub tenants: Arc<Tenants>,
     /// When the daemon started.
     pub started: Instant,
     /// Threads that compute one model.

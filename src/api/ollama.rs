@@ -176,7 +176,7 @@ async fn answer(
     let named = model.map(model_name);
     let began = Instant::now();
     let fallback = Fallback::Vectors(caller.allow_fallback);
-    let lease = request::open(app, caller, named.as_deref(), fallback).await?;
+    let lease = request::open(app, caller, named.as_deref(), &embed.input, fallback).await?;
     let load = began.elapsed();
     if let Some(keep_alive) = keep_alive {
         // The model that was asked for, even if another one answers for it.

@@ -184,7 +184,10 @@ async fn by_model(
     question: &Question,
     fallback: Fallback,
 ) -> Result<(Embedded, Embedded), ApiError> {
-    let lease = request::open(app, caller, question.model.as_deref(), fallback).await?;
+    let model = question.model.as_deref();
+    // A canary is drawn by the query, so that one query is answered alike whatever the documents.
+    let query = Input::Texts(vec![question.query.clone()]);
+    let lease = request::open(app, caller, model, &query, fallback).await?;
     let embed = |texts: Vec<String>, param, prompt| {
         let refuse_long = question.refuse_long;
         let input = Input::Texts(texts);

@@ -15,9 +15,11 @@ use tokio::task::JoinError;
 use super::App;
 use super::caller::Caller;
 use super::error::ApiError;
+use super::target;
 use super::wire::Input;
 use crate::engine::{EngineError, Tokens};
-use crate::models::{Fallback, Lease, ModelInfo, StandIn, Ticket};
+use crate::models::alias::Target;
+use crate::models::{Fallback, Lease, ModelInfo, StandIn};
 use crate::units::milliseconds;
 
 /// As many as OpenAI takes.
@@ -125,18 +127,30 @@ pub(super) async fn embed(
     request: EmbedRequest,
 ) -> Result<Embedded, ApiError> {
     check_input(&request.input, request.param)?;
-    let lease = open(app, caller, model, Fallback::Vectors(caller.allow_fallback)).await?;
+    let fallback = Fallback::Vectors(caller.allow_fallback);
+    let lease = open(app, caller, model, &request.input, fallback).await?;
     embed_with(&lease, caller, request).await
 }
 
-/// The right to ask a model: several requests by one lease get vectors of one embedding space.
+/// The right to ask the model that `model` means, or what stands for it when the request names none: several requests by
+/// one lease get vectors of one embedding space. `input` decides whether an alias means its canary.
 pub(super) async fn open(
     app: &App,
     caller: &Caller,
     model: Option<&str>,
+    input: &Input,
     fallback: Fallback,
 ) -> Result<Lease, ApiError> {
-    Ok(app.handle.lease_for(model, fallback, caller.deadline).await?)
+    let Target { name, alias } = target::find(app, caller, model, input)?;
+    // What an alias or the settings name is the operator's choice, whose clients go on without it.
+    let named = model.is_some() && alias.is_none();
+    match app.handle.lease_for(&name, named, fallback, caller.deadline).await {
+        Ok(mut lease) => {
+            lease.info.alias = alias;
+            Ok(lease)
+        }
+        Err(error) => Err(ApiError::from(error).through(alias.as_ref())),
+    }
 }
 
 /// The vectors of `request` by the model of `lease`.
@@ -161,10 +175,9 @@ pub(super) async fn embed_with(
         let most = lease.info.manifest.max_sequence_length;
         return Err(ApiError::too_long(format!("{}[{index}]", request.param), whole[index], most));
     }
-    let Caller { connection, priority, deadline, .. } = *caller;
     // What was cut off unseen is counted while the rest is computed.
     let (computed, provided) = tokio::try_join!(
-        async { Ok(lease.embed(ids, Ticket { connection, priority, deadline }).await?) },
+        async { Ok(lease.embed(ids, caller.ticket()).await?) },
         count(lease, prompt, input, whole, request.param),
     )?;
     let tokens = provided.into_iter().zip(used);
@@ -355,12 +368,15 @@ impl Embedded {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }
-        if let Some(stand_in) = &self.stands_in {
+        let stand_in = self.stands_in.as_ref().map(|stand_in| {
             let StandIn { wanted, error } = &**stand_in;
-            let fallback = format!("{wanted}; reason={}", ApiError::from(error).code());
-            // A name that no model has is not one that a model stands in for.
-            if let Ok(value) = HeaderValue::try_from(fallback) {
-                headers.insert(HeaderName::from_static("x-caxton-fallback-for"), value);
+            format!("{wanted}; reason={}", ApiError::from(error).code())
+        });
+        let alias = self.info.alias.as_ref().map(ToString::to_string);
+        for (name, value) in [("x-caxton-fallback-for", stand_in), ("x-caxton-alias", alias)] {
+            // Names of models and aliases are visible ASCII.
+            if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
+                headers.insert(HeaderName::from_static(name), value);
             }
         }
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -5,6 +5,7 @@
 pub mod memory;
 pub mod ollama;
 pub mod rank;
+pub mod tenants;
 
 use std::collections::BTreeMap;
 
@@ -248,6 +249,8 @@ pub struct Status {
     pub machine_memory_available_bytes: Option<u64>,
     /// The configuration.
     pub configuration: Configuration,
+    /// Every tenant.
+    pub tenants: Vec<tenants::Tenant>,
     /// Every installed package.
     pub packages: Vec<Package>,
 }

@@ -29,7 +29,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
-use crate::api::{self, App};
+use crate::api::{self, App, Tenants};
 use crate::config::{self, Settings, Source};
 use crate::errors::chain;
 use crate::exit::Exit;
@@ -220,6 +220,7 @@ impl Daemon {
         let app = App {
             handle,
             installer,
+            tenants: Arc::new(Tenants::new(follow.settings.clone())),
             settings: follow.settings,
             configuration: follow.configuration,
             started,
@@ -281,7 +282,7 @@ impl Daemon {
         let models = settings.models.iter().filter(|(_, model)| model.preload);
         names.extend(models.map(|(name, _)| name.clone()));
         // The default model is there or has said why not.
-        names.remove(&settings.memory.embedding_model);
+        names.remove(settings.default_model());
         for name in names {
             self.preloads.spawn(load_ahead(self.app.handle.clone(), name));
         }

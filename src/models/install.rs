@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 
 use super::Handle;
+use super::alias;
 use super::load::{self, LoadError};
 use crate::config::{CleanupPolicy, Settings};
 use crate::engine;
@@ -40,7 +41,7 @@ impl From<&Settings> for Rules {
     fn from(settings: &Settings) -> Self {
         let cache = &settings.memory.model_cache;
         let mut kept = settings.memory.preload_models.clone();
-        kept.push(settings.memory.embedding_model.clone());
+        kept.extend(alias::meant_by(settings));
         Self {
             keys_directory: settings.packages.keys_directory.clone(),
             drop_directory: settings.packages.drop_directory.clone(),
@@ -63,7 +64,7 @@ impl From<&Settings> for Rules {
 impl Rules {
     /// Whether `entry` does not leave the store to make room.
     fn keeps(&self, entry: &Entry) -> bool {
-        self.kept.iter().any(|name| name == entry.manifest.id.as_str())
+        self.kept.iter().any(|name| entry.is_named(name))
     }
 }
 

@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::alias;
 use super::error::ModelError;
 use super::slot::{Admitting, KeepAlive, LeaseReply, Slot, Waiting};
 use super::worker::{Ready, WorkerError};
@@ -254,7 +255,10 @@ impl Manager {
     }
 
     fn find(&self, name: &str) -> Result<Entry, ModelError> {
-        let bundled_only = self.parts.settings.borrow().memory.model_cache.bundled_only;
+        let settings = Arc::clone(&self.parts.settings.borrow());
+        let bundled_only = settings.memory.model_cache.bundled_only;
+        let name = alias::meant(&settings.aliases, name);
+        let name = name.as_str();
         let (entries, hidden): (Vec<_>, Vec<_>) = self
             .parts
             .store
@@ -277,7 +281,7 @@ impl Manager {
 
     /// Loads the default model unless it is there, on its way, failed, or had to leave.
     fn load_default(&mut self) {
-        let name = self.parts.settings.borrow().memory.embedding_model.clone();
+        let name = self.parts.settings.borrow().default_model().to_owned();
         let Ok(entry) = self.find(&name) else { return };
         let refused = matches!(self.slots.get(&entry.key), Some(Slot::Refused { .. }));
         if refused || self.default_state(&entry) == DefaultState::Absent {

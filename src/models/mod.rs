@@ -3,6 +3,7 @@
 //! Owns the workers, the manager's table and the rules of installation. Others hold a [`Handle`] (to ask) or a
 //! [`Lease`] (to send requests to one resident model); neither can change a model's state.
 
+pub mod alias;
 mod error;
 mod fallback;
 pub mod install;
@@ -36,6 +37,7 @@ use crate::memory::level::Level;
 use crate::memory::monitor::{Gauge, Reading};
 use crate::package::{Entry, Key, Manifest, Store};
 use crate::units::Bytes;
+use alias::Alias;
 use fallback::Told;
 use manager::{Command, Manager};
 use queue::{PushError, Sender};
@@ -163,6 +165,8 @@ pub struct ModelInfo {
     pub embedding_space: String,
     /// The revision: the digest of its manifest, shortened.
     pub revision: String,
+    /// The alias that it was asked for by.
+    pub alias: Option<Alias>,
 }
 
 impl ModelInfo {
@@ -172,6 +176,7 @@ impl ModelInfo {
             manifest: Arc::clone(&entry.manifest),
             embedding_space: entry.manifest.embedding_space(),
             revision: entry.record.manifest_digest.short(),
+            alias: None,
         }
     }
 }
@@ -186,7 +191,7 @@ pub enum Priority {
 }
 
 /// What a request brings along to the queue.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ticket {
     /// The connection that it came over: no connection takes the turns of others.
     pub connection: u64,
@@ -194,6 +199,10 @@ pub struct Ticket {
     pub priority: Option<Priority>,
     /// When nobody waits for the answer any more.
     pub deadline: Instant,
+    /// The tenant in whose own queue it waits; in that of its connection when absent.
+    pub tenant: Option<Arc<str>>,
+    /// From 1 to 9: the share of the turns of its queue against those of others.
+    pub weight: u8,
 }
 
 /// What a request comes back with.
@@ -348,8 +357,8 @@ impl Handle {
         answer.map_err(|_closed| ModelError::Draining)
     }
 
-    /// The right to send requests to `name` (`id` or `id@version`), or to the default model; loads it first if need
-    /// be. Cancelling gives up waiting; the load goes on.
+    /// The right to send requests to `name` (`id`, `id@version`, `id@revision` or an alias), or to the default model;
+    /// loads it first if need be. Cancelling gives up waiting; the load goes on.
     ///
     /// # Errors
     /// When there is no such model, it does not fit into memory, or it cannot be loaded.
@@ -359,32 +368,34 @@ impl Handle {
     }
 
     /// The same by `deadline`, and for no longer than [`LOAD_PATIENCE`] while the model is loading; when it cannot
-    /// answer, a model that may stand in for it, as [`Lease::stands_in`] says.
+    /// answer, a model that may stand in for it, as [`Lease::stands_in`] says. `named` by the request itself, a model that is
+    /// not installed is a mistake.
     ///
     /// # Errors
     /// Those of the model that was asked for, when no other may or can answer.
     pub async fn lease_for(
         &self,
-        name: Option<&str>,
+        wanted: &str,
+        named: bool,
         fallback: Fallback,
         deadline: Instant,
     ) -> Result<Lease, ModelError> {
-        let wanted = name.map_or_else(|| self.default_model(), str::to_owned);
-        let error = match self.lease_by(&wanted, deadline).await {
+        let error = match self.lease_by(wanted, deadline).await {
             Ok(lease) => {
-                self.told.answers(&wanted);
+                self.told.answers(wanted);
                 return Ok(lease);
             }
-            Err(error) if fallback::is_called_for(&error, name.is_some()) => error,
+            Err(error) if fallback::is_called_for(&error, named) => error,
             Err(error) => return Err(error),
         };
         let settings = Arc::clone(&self.settings.borrow());
         let stand_ins =
-            fallback::stand_ins(&wanted, &self.store.entries(), fallback, &settings.memory);
+            fallback::stand_ins(wanted, &self.store.entries(), fallback, &settings.memory);
         for stand_in in stand_ins {
             match self.lease_by(&stand_in, deadline).await {
                 Ok(lease) => {
-                    self.told.stands_in(&wanted, &stand_in, &error);
+                    self.told.stands_in(wanted, &stand_in, &error);
+                    let wanted = wanted.to_owned();
                     let stands_in = Some(Arc::new(StandIn { wanted, error }));
                     return Ok(Lease { stands_in, ..lease });
                 }
@@ -492,9 +503,10 @@ impl Handle {
         &self.store
     }
 
-    /// The name of the model that answers when a request names none.
+    /// The name of the model that answers when a request names none: what an alias means, not its name.
     pub fn default_model(&self) -> String {
-        self.settings.borrow().memory.embedding_model.clone()
+        let settings = self.settings.borrow();
+        alias::meant(&settings.aliases, settings.default_model())
     }
 
     /// The models in one line, and changes of that.

@@ -171,8 +171,8 @@ impl Sender {
             tokens,
             priority: ticket.priority.unwrap_or(by_size),
             flow: ticket.connection,
-            weight: 1,
-            lane: None,
+            weight: u32::from(ticket.weight),
+            lane: ticket.tenant.clone(),
         };
         let now = Instant::now();
         let job = Job {
@@ -338,7 +338,7 @@ mod tests {
     fn push(sender: &Sender, tokens: usize, patience: Duration) -> Result<Answer, PushError> {
         let (reply, answer) = oneshot::channel();
         let deadline = Instant::now() + patience;
-        let ticket = Ticket { connection: 0, priority: None, deadline };
+        let ticket = Ticket { connection: 0, priority: None, deadline, tenant: None, weight: 1 };
         sender.push(vec![vec![0; tokens]], &ticket, reply).map(|()| answer)
     }
 

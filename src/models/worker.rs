@@ -303,6 +303,8 @@ mod tests {
                 connection: self.answers.len() as u64,
                 priority: Some(priority),
                 deadline: Instant::now() + Duration::from_secs(1000),
+                tenant: None,
+                weight: 1,
             };
             self.sender.push(texts, &ticket, reply).unwrap();
             self.answers.push(Some(answer));

@@ -20,6 +20,12 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The first 8 bytes as a number, the highest first: as evenly spread as the digest itself.
+    pub fn leading(&self) -> u64 {
+        let (first, _rest) = self.0.split_first_chunk().unwrap_or((&[0; 8], &[]));
+        u64::from_be_bytes(*first)
+    }
+
     /// Digits of [`Digest::short`].
     pub(super) const SHORT: usize = 12;
 

@@ -1,5 +1,6 @@
 //! An installed package as others see it, and which one a name means. Pure.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -9,6 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::digest::Digest;
 use super::manifest::{Manifest, ModelId, Version};
 use super::record::{Record, Status};
+
+/// Digits of a revision that are enough to name it: two of a thousand entries begin alike once in thirty times, which
+/// whoever needs more digits sees by the answer's headers.
+const LEAST_REVISION: usize = 6;
 
 /// Identifies one installed package: its id, version and content. Its text is `id@version+digest`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -86,27 +91,54 @@ pub struct Entry {
     pub record: Record,
 }
 
-/// The entry that `name` means: `id`, of which the highest version, or `id@version`.
+impl Entry {
+    /// Whether it is among those that `name` may mean: `id`, `id@version` or `id@revision`.
+    pub fn is_named(&self, name: &str) -> bool {
+        match name.split_once('@') {
+            None => self.manifest.id.as_str() == name,
+            Some((id, rest)) => {
+                self.manifest.id.as_str() == id && (self.is_version(rest) || self.is_revision(rest))
+            }
+        }
+    }
+
+    fn is_version(&self, version: &str) -> bool {
+        self.manifest.version.as_str() == version
+    }
+
+    fn is_revision(&self, beginning: &str) -> bool {
+        beginning.len() >= LEAST_REVISION
+            && self.record.manifest_digest.to_string().starts_with(beginning)
+    }
+}
+
+/// The entry that `name` means: `id`, of which the highest version, `id@version`, or `id@revision`, of which six digits
+/// are enough where no version is called so.
 ///
 /// Of two with the same id and version the one installed last; entries that were not tested yet are not there.
 pub fn choose<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
-    let (id, version) = match name.split_once('@') {
-        Some((id, version)) => (id, Some(version)),
-        None => (name, None),
+    let last = |named: &dyn Fn(&Entry) -> bool| {
+        let tested = entries.iter().filter(|entry| entry.record.status != Status::Untested);
+        tested.filter(|entry| named(entry)).max_by(|a, b| by_version(a, b))
     };
-    entries
-        .iter()
-        .filter(|entry| entry.record.status != Status::Untested)
-        .filter(|entry| entry.manifest.id.as_str() == id)
-        .filter(|entry| version.is_none_or(|version| entry.manifest.version.as_str() == version))
-        .max_by(|a, b| {
-            let versions = natural(a.manifest.version.as_str(), b.manifest.version.as_str());
-            versions.then(a.record.installed_at.cmp(&b.record.installed_at))
-        })
+    match name.split_once('@') {
+        None => last(&|entry| entry.is_named(name)),
+        Some((id, rest)) => {
+            let of_id = |entry: &Entry| entry.manifest.id.as_str() == id;
+            last(&|entry| of_id(entry) && entry.is_version(rest))
+                .or_else(|| last(&|entry| of_id(entry) && entry.is_revision(rest)))
+        }
+    }
+}
+
+/// By version, and of the same version by when it was installed.
+fn by_version(a: &Entry, b: &Entry) -> Ordering {
+    let versions = natural(a.manifest.version.as_str(), b.manifest.version.as_str());
+    versions.then(a.record.installed_at.cmp(&b.record.installed_at))
 }
 
 /// Compares as people do: runs of digits by their value, so that 1.10 comes after 1.9.
-fn natural(a: &str, b: &str) -> std::cmp::Ordering {
+fn natural(a: &str, b: &str) -> Ordering {
     let runs = |text: &str| -> Vec<(usize, String)> {
         let digits = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
         text.as_bytes()
@@ -128,7 +160,6 @@ fn natural(a: &str, b: &str) -> std::cmp::Ordering {
 mod tests {
     use super::*;
     use crate::package::fixture;
-    use std::cmp::Ordering;
 
     #[test]
     fn a_key_is_read_from_its_text_and_nothing_else_is() {

@@ -1,6 +1,7 @@
 //! Integration tests.
 
 mod admin;
+mod aliases;
 mod bench;
 mod bundled;
 mod bundled_directory;
@@ -25,5 +26,6 @@ mod readme;
 mod refusals;
 mod status;
 mod support;
+mod tenants;
 mod tidy;
 mod usage;

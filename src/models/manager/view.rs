@@ -1,7 +1,9 @@
 //! What others see of the manager, and what the settings say of a model.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::super::alias;
 use super::super::slot::Slot;
 use super::super::{DefaultState, MemoryView, ModelView, Overview, Residency};
 use super::Manager;
@@ -78,7 +80,8 @@ impl Manager {
     }
 
     pub(super) fn announce(&self) {
-        let default_model = self.parts.settings.borrow().memory.embedding_model.clone();
+        let settings = Arc::clone(&self.parts.settings.borrow());
+        let default_model = alias::meant(&settings.aliases, settings.default_model());
         let state = match self.find(&default_model) {
             Ok(entry) => self.default_state(&entry),
             Err(super::ModelError::Corrupt { .. }) => DefaultState::Corrupt,

@@ -1,0 +1,373 @@
+//! Tenants: who a caller is, and how much of it is in flight.
+//!
+//! Owns what is known of users (the system's user database is asked once a minute for each) and what every tenant is
+//! doing. What it may ask for is held to in [`super::target`], its share of the turns in the models' queues.
+//!
+//! Invariants:
+//! 1. A tenant never has more requests in flight than it may, whatever happens to them.
+//! 2. A reload holds for the next request; what a tenant of the same name has been counted for stays.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::error::ApiError;
+use super::peer::Peer;
+use super::request;
+use super::wire;
+use crate::config::{Admins, Settings, TenantSettings};
+use crate::units::milliseconds;
+
+/// How long it is believed who a user is: groups change.
+const BELIEVED: Duration = Duration::from_secs(60);
+/// Users that are remembered; a device has a few dozen.
+const MAX_KNOWN: usize = 1024;
+/// When to come back while no request of a tenant has been answered yet, which would tell how long they take.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// No client is told to wait longer.
+const MAX_WAIT: Duration = Duration::from_secs(120);
+
+/// The tenants of the settings in force.
+#[derive(Debug)]
+pub struct Tenants {
+    settings: watch::Receiver<Arc<Settings>>,
+    current: Mutex<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    /// What the tenants were made of.
+    settings: Arc<Settings>,
+    tenants: Arc<[Arc<Tenant>]>,
+    /// By user and group.
+    known: HashMap<(u32, u32), Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    tenant: Option<Arc<Tenant>>,
+    until: Instant,
+}
+
+/// One tenant.
+#[derive(Debug)]
+pub(super) struct Tenant {
+    /// Its name.
+    pub(super) name: Arc<str>,
+    /// What holds for it.
+    pub(super) settings: TenantSettings,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    requests: AtomicU64,
+    in_flight: AtomicUsize,
+    refused: AtomicU64,
+    /// What a request takes, in milliseconds, the later ones counting more; 0 before the first.
+    mean_ms: AtomicU64,
+}
+
+impl Tenants {
+    /// The tenants of `settings`, now and after every change.
+    pub fn new(settings: watch::Receiver<Arc<Settings>>) -> Self {
+        let now = settings.borrow().clone();
+        let current = Current::new(now, &[]);
+        Self { settings, current: Mutex::new(current) }
+    }
+
+    /// The tenant of a caller: the one it names, if it is trusted, or the first that has its user or group.
+    ///
+    /// # Errors
+    /// 403 when it names one and is not trusted, 400 when there is none of that name.
+    pub(super) async fn find(
+        &self,
+        peer: Peer,
+        named: Option<&str>,
+    ) -> Result<Option<Arc<Tenant>>, ApiError> {
+        let (settings, tenants) = {
+            let current = self.current();
+            (Arc::clone(&current.settings), Arc::clone(&current.tenants))
+        };
+        if let Some(name) = named {
+            let admins = settings.socket.admins.clone();
+            if !peer.is_owner() && !off_runtime(move || peer.is_one_of(&admins)).await? {
+                return Err(ApiError::tenant_not_yours(peer.uid));
+            }
+            let names = || Vec::from_iter(tenants.iter().map(|tenant| &*tenant.name));
+            let tenant = tenants.iter().find(|tenant| &*tenant.name == name);
+            return match tenant {
+                Some(tenant) => Ok(Some(Arc::clone(tenant))),
+                None => Err(ApiError::unknown_tenant(name, &names())),
+            };
+        }
+        if tenants.is_empty() {
+            return Ok(None);
+        }
+        let user = (peer.uid, peer.gid);
+        let now = Instant::now();
+        if let Some(known) = self.current().known.get(&user)
+            && now < known.until
+        {
+            return Ok(known.tenant.clone());
+        }
+        let tenant = off_runtime(move || {
+            let fits = |tenant: &&Arc<Tenant>| peer.is_one_of(&tenant.members());
+            tenants.iter().find(fits).cloned()
+        })
+        .await?;
+        let mut current = self.current();
+        // Otherwise it is a tenant of settings that hold no more.
+        if Arc::ptr_eq(&current.settings, &settings) {
+            if current.known.len() >= MAX_KNOWN {
+                current.known.clear();
+            }
+            let known = Known { tenant: tenant.clone(), until: now + BELIEVED };
+            current.known.insert(user, known);
+        }
+        Ok(tenant)
+    }
+
+    /// Every tenant, in the order of the settings.
+    pub(super) fn view(&self) -> Vec<wire::tenants::Tenant> {
+        let current = self.current();
+        let default = current.settings.default_model();
+        current.tenants.iter().map(|tenant| tenant.view(default)).collect()
+    }
+
+    /// What holds now.
+    fn current(&self) -> MutexGuard<'_, Current> {
+        let settings = self.settings.borrow().clone();
+        // A panic while it was held leaves what was there, or all of what is new.
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&current.settings, &settings) {
+            *current = Current::new(settings, &current.tenants);
+        }
+        current
+    }
+}
+
+/// The answer of the user database, which may be slow.
+async fn off_runtime<T: Send + 'static>(
+    ask: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(ask).await.map_err(request::lost)
+}
+
+impl Current {
+    fn new(settings: Arc<Settings>, before: &[Arc<Tenant>]) -> Self {
+        let tenant = |settings: &TenantSettings| {
+            let same = before.iter().find(|tenant| tenant.settings.name == settings.name);
+            let counts = same.map(|tenant| Arc::clone(&tenant.counts)).unwrap_or_default();
+            let name = settings.name.as_str().into();
+            Arc::new(Tenant { name, settings: settings.clone(), counts })
+        };
+        let tenants = settings.tenants.iter().map(tenant).collect();
+        Self { settings, tenants, known: HashMap::new() }
+    }
+}
+
+impl Tenant {
+    fn members(&self) -> Admins {
+        let TenantSettings { users, groups, .. } = &self.settings;
+        Admins { users: users.clone(), groups: groups.clone() }
+    }
+
+    /// Counts a request that was refused.
+    pub(super) fn refuse(&self) {
+        self.counts.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn view(&self, default_model: &str) -> wire::tenants::Tenant {
+        let TenantSettings { model, allowed_models, priority, max_concurrent, .. } = &self.settings;
+        let Counts { requests, in_flight, refused, .. } = &*self.counts;
+        wire::tenants::Tenant {
+            name: self.settings.name.clone(),
+            model: model.as_deref().unwrap_or(default_model).to_owned(),
+            allowed_models: allowed_models.clone(),
+            priority: *priority,
+            dedicated_queue: self.settings.dedicated_queue,
+            max_concurrent: *max_concurrent,
+            requests: requests.load(Ordering::Relaxed),
+            in_flight: in_flight.load(Ordering::Relaxed),
+            refused: refused.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A request of a tenant. It is in flight until this is dropped.
+#[derive(Debug)]
+pub(super) struct Visit {
+    tenant: Arc<Tenant>,
+    began: Instant,
+}
+
+impl Visit {
+    /// Begins a request of `tenant`.
+    ///
+    /// # Errors
+    /// 429 when it has as many in flight as it may.
+    pub(super) fn begin(tenant: Arc<Tenant>) -> Result<Self, ApiError> {
+        let Counts { requests, in_flight, mean_ms, .. } = &*tenant.counts;
+        requests.fetch_add(1, Ordering::Relaxed);
+        let most = tenant.settings.max_concurrent.unwrap_or(usize::MAX);
+        let more = |now: usize| (now < most).then_some(now + 1);
+        if in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            tenant.refuse();
+            let wait = wait(mean_ms.load(Ordering::Relaxed), most);
+            return Err(ApiError::tenant_overloaded(&tenant.name, most, wait));
+        }
+        Ok(Self { tenant, began: Instant::now() })
+    }
+
+    /// Whose it is.
+    pub(super) fn tenant(&self) -> &Tenant {
+        &self.tenant
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let Counts { in_flight, mean_ms, .. } = &*self.tenant.counts;
+        let took = milliseconds(self.began.elapsed()).max(1);
+        // Of two that end at once one may not be counted into the mean: it is an estimate.
+        let before = mean_ms.load(Ordering::Relaxed);
+        mean_ms.store(mean(before, took), Ordering::Relaxed);
+        in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The mean after a request that took so long: one eighth of the difference is added, as TCP smooths its round-trip time
+/// (<https://www.rfc-editor.org/rfc/rfc6298#section-2>).
+fn mean(before: u64, took: u64) -> u64 {
+    if before == 0 { took } else { (before - before / 8 + took / 8).max(1) }
+}
+
+/// When one of `most` requests will probably be done, each of which takes `mean_ms`.
+fn wait(mean_ms: u64, most: usize) -> Duration {
+    if mean_ms == 0 {
+        return FIRST_WAIT;
+    }
+    let most = u64::try_from(most).unwrap_or(u64::MAX).max(1);
+    Duration::from_millis(mean_ms.div_ceil(most)).min(MAX_WAIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(tenants: Vec<TenantSettings>) -> Arc<Settings> {
+        Arc::new(Settings { tenants, ..Settings::default() })
+    }
+
+    fn tenant(name: &str, users: &[u32], max_concurrent: Option<usize>) -> TenantSettings {
+        let users = users.iter().map(ToString::to_string).collect();
+        TenantSettings { name: name.to_owned(), users, max_concurrent, ..Default::default() }
+    }
+
+    /// A user without a name, in a group without a name.
+    fn peer(uid: u32) -> Peer {
+        Peer { uid, gid: 4_000_000, pid: None }
+    }
+
+    async fn name(
+        tenants: &Tenants,
+        uid: u32,
+        named: Option<&str>,
+    ) -> Result<Option<String>, ApiError> {
+        let found = tenants.find(peer(uid), named).await?;
+        Ok(found.map(|tenant| tenant.settings.name.clone()))
+    }
+
+    #[tokio::test]
+    async fn the_first_tenant_that_has_the_user_or_the_group_holds_until_a_reload() {
+        let by_group =
+            TenantSettings { groups: vec!["4000000".to_owned()], ..tenant("c", &[], None) };
+        let list =
+            vec![tenant("a", &[4_000_001], None), tenant("b", &[4_000_001, 4_000_002], None)];
+        let (send, receive) = watch::channel(settings(list.clone()));
+        let tenants = Tenants::new(receive);
+        // The second time it is remembered.
+        for _ in 0..2 {
+            for (uid, expected) in
+                [(4_000_001, Some("a")), (4_000_002, Some("b")), (4_000_003, None)]
+            {
+                assert_eq!(name(&tenants, uid, None).await.unwrap().as_deref(), expected, "{uid}");
+            }
+        }
+        send.send_replace(settings([list, vec![by_group]].concat()));
+        assert_eq!(name(&tenants, 4_000_003, None).await.unwrap().as_deref(), Some("c"));
+        send.send_replace(settings(Vec::new()));
+        assert_eq!(name(&tenants, 4_000_001, None).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn only_the_trusted_may_name_a_tenant() {
+        let mut with_admin =
+            Settings { tenants: vec![tenant("a", &[], None)], ..Settings::default() };
+        with_admin.socket.admins.users = vec!["4000001".to_owned()];
+        let (_send, receive) = watch::channel(Arc::new(with_admin));
+        let tenants = Tenants::new(receive);
+        for trusted in [0, 4_000_001] {
+            assert_eq!(name(&tenants, trusted, Some("a")).await.unwrap().as_deref(), Some("a"));
+            let unknown = name(&tenants, trusted, Some("b")).await;
+            assert_eq!(unknown, Err(ApiError::unknown_tenant("b", &["a"])));
+        }
+        let refused = name(&tenants, 4_000_002, Some("a")).await;
+        assert_eq!(refused, Err(ApiError::tenant_not_yours(4_000_002)));
+    }
+
+    #[tokio::test]
+    async fn no_more_requests_are_in_flight_than_may_be_also_after_a_reload() {
+        let (send, receive) = watch::channel(settings(vec![tenant("a", &[7], Some(2))]));
+        let tenants = Tenants::new(receive);
+        let find = || async { tenants.find(peer(7), None).await.unwrap().unwrap() };
+        let first = Visit::begin(find().await).unwrap();
+        let second = Visit::begin(find().await).unwrap();
+        Visit::begin(find().await).unwrap_err();
+        drop(first);
+        let third = Visit::begin(find().await).unwrap();
+        let view = || tenants.view().remove(0);
+        assert_eq!((view().requests, view().in_flight, view().refused), (4, 2, 1));
+        send.send_replace(settings(vec![tenant("b", &[8], None), tenant("a", &[7], Some(1))]));
+        Visit::begin(find().await).unwrap_err();
+        drop((second, third));
+        let last = Visit::begin(find().await).unwrap();
+        let seen = tenants.view();
+        let seen: Vec<_> =
+            seen.iter().map(|t| (t.name.as_str(), t.requests, t.in_flight, t.refused)).collect();
+        assert_eq!(seen, [("b", 0, 0, 0), ("a", 6, 1, 2)]);
+        drop(last);
+    }
+
+    #[test]
+    fn what_is_remembered_of_users_is_bounded() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (_send, receive) = watch::channel(settings(vec![tenant("a", &[7], None)]));
+        let tenants = Tenants::new(receive);
+        let most = u32::try_from(MAX_KNOWN).unwrap();
+        let now = Instant::now();
+        for uid in 0..most {
+            let known = Known { tenant: None, until: now };
+            tenants.current().known.insert((uid, 0), known);
+        }
+        runtime.block_on(async { tenants.find(peer(7), None).await.unwrap().unwrap() });
+        assert_eq!(tenants.current().known.len(), 1);
+    }
+
+    #[test]
+    fn the_time_to_come_back_is_what_a_request_takes_shared_by_those_in_flight() {
+        assert_eq!(wait(0, 4), FIRST_WAIT);
+        assert_eq!(wait(100, 4), Duration::from_millis(25));
+        assert_eq!(wait(1, 4), Duration::from_millis(1));
+        assert_eq!(wait(u64::MAX, 1), MAX_WAIT);
+        assert_eq!(mean(0, 80), 80);
+        assert_eq!(mean(80, 160), 90);
+        assert_eq!(mean(80, 0), 70);
+        let settled = (0..200).fold(1, |before, _| mean(before, 800));
+        assert!((790..=800).contains(&settled), "{settled}");
+    }
+}

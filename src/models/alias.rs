@@ -1,0 +1,226 @@
+//! Aliases: other names of models, and which of two models answers when an alias has a canary.
+//!
+//! Pure. Owns the hash that decides for the canary; knows neither which models there are nor who asks.
+//!
+//! Invariants:
+//! 1. What comes out is no alias: the configuration has none that means another.
+//! 2. All texts of one request get the same model, so that no answer mixes embedding spaces, and the same texts get the
+//!    same model again, in every release.
+//! 3. A larger share only adds requests to those that the canary answers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::config::{AliasSettings, Settings};
+use crate::package::Digest;
+
+/// Texts that are looked at to decide; with [`SAMPLED_BYTES`] it bounds the time that deciding takes, to about 50 µs.
+const SAMPLED_TEXTS: usize = 64;
+/// Bytes of each of them.
+const SAMPLED_BYTES: usize = 256;
+
+/// The texts of a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Texts<'a> {
+    /// As they are.
+    Plain(&'a [String]),
+    /// As token ids.
+    Ids(&'a [Vec<u32>]),
+}
+
+/// The model that a request means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its name: `id`, `id@version` or `id@revision`.
+    pub name: String,
+    /// The alias that it was asked for by.
+    pub alias: Option<Alias>,
+}
+
+/// An alias that a request used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alias {
+    /// The alias.
+    pub name: String,
+    /// Whether the canary was to answer.
+    pub canary: bool,
+}
+
+/// As the header `x-caxton-alias` says it.
+impl fmt::Display for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        if self.canary { f.write_str("; canary") } else { Ok(()) }
+    }
+}
+
+/// What `name`, of a model or an alias, means for a request with these texts.
+pub fn resolve(aliases: &BTreeMap<String, AliasSettings>, name: &str, texts: Texts<'_>) -> Target {
+    let Some(AliasSettings { model, revision, canary }) = aliases.get(name) else {
+        return Target { name: name.to_owned(), alias: None };
+    };
+    let alias = |canary| Some(Alias { name: name.to_owned(), canary });
+    match &canary.model {
+        // The hash is spared where it decides nothing.
+        Some(model)
+            if canary.percent > 0
+                && (canary.percent >= 100 || hundredth(texts) < canary.percent) =>
+        {
+            Target { name: joined(model, canary.revision.as_deref()), alias: alias(true) }
+        }
+        _ => Target { name: joined(model, revision.as_deref()), alias: alias(false) },
+    }
+}
+
+/// What `name` means apart from canaries.
+pub fn meant(aliases: &BTreeMap<String, AliasSettings>, name: &str) -> String {
+    match aliases.get(name) {
+        Some(alias) => joined(&alias.model, alias.revision.as_deref()),
+        None => name.to_owned(),
+    }
+}
+
+/// Every model that requests may mean without naming it.
+pub fn meant_by(settings: &Settings) -> Vec<String> {
+    let tenants = settings.tenants.iter().filter_map(|tenant| tenant.model.as_deref());
+    let defaults = std::iter::once(settings.default_model()).chain(tenants);
+    let mut names: Vec<_> = defaults.map(|name| meant(&settings.aliases, name)).collect();
+    for (name, AliasSettings { canary, .. }) in &settings.aliases {
+        names.push(meant(&settings.aliases, name));
+        names.extend(canary.model.iter().map(|id| joined(id, canary.revision.as_deref())));
+    }
+    names
+}
+
+fn joined(id: &str, revision: Option<&str>) -> String {
+    revision.map_or_else(|| id.to_owned(), |revision| format!("{id}@{revision}"))
+}
+
+/// The hundredth, from 0 to 99, that these texts fall into: SHA-256 of how many they are, how long each of the first
+/// [`SAMPLED_TEXTS`] is, and how it begins. Numbers are 8 bytes, token ids 4, the lowest first.
+fn hundredth(texts: Texts<'_>) -> u8 {
+    let mut sample = Vec::with_capacity(4096);
+    let length = |length: usize| u64::try_from(length).unwrap_or(u64::MAX).to_le_bytes();
+    match texts {
+        Texts::Plain(texts) => {
+            sample.push(b't');
+            sample.extend(length(texts.len()));
+            for text in texts.iter().take(SAMPLED_TEXTS) {
+                sample.extend(length(text.len()));
+                sample.extend(text.bytes().take(SAMPLED_BYTES));
+            }
+        }
+        Texts::Ids(lists) => {
+            sample.push(b'i');
+            sample.extend(length(lists.len()));
+            for ids in lists.iter().take(SAMPLED_TEXTS) {
+                sample.extend(length(ids.len()));
+                sample.extend(ids.iter().flat_map(|id| id.to_le_bytes()).take(SAMPLED_BYTES));
+            }
+        }
+    }
+    // The remainder is below 100.
+    u8::try_from(Digest::of(&sample).leading() % 100).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Canary;
+
+    fn aliases(revision: Option<&str>, canary: Canary) -> BTreeMap<String, AliasSettings> {
+        let revision = revision.map(str::to_owned);
+        let alias = AliasSettings { model: "m".to_owned(), revision, canary };
+        BTreeMap::from([("a".to_owned(), alias)])
+    }
+
+    fn canary(percent: u8) -> Canary {
+        Canary { model: Some("n".to_owned()), revision: Some("2".to_owned()), percent }
+    }
+
+    fn texts(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_alias_means_its_model_and_other_names_mean_themselves() {
+        let none = texts(&["x"]);
+        for (aliases, name, meaning, alias) in [
+            (aliases(None, Canary::default()), "a", "m", Some("a")),
+            (aliases(Some("1.2"), Canary::default()), "a", "m@1.2", Some("a")),
+            (aliases(Some("1.2"), canary(0)), "a", "m@1.2", Some("a")),
+            (aliases(Some("1.2"), canary(100)), "a", "n@2", Some("a; canary")),
+            (aliases(None, canary(100)), "m", "m", None),
+            (aliases(None, canary(100)), "a@1", "a@1", None),
+            (BTreeMap::new(), "a", "a", None),
+        ] {
+            let target = resolve(&aliases, name, Texts::Plain(&none));
+            let found = (target.name.as_str(), target.alias.map(|alias| alias.to_string()));
+            assert_eq!(found, (meaning, alias.map(str::to_owned)), "{name}");
+        }
+        assert_eq!(meant(&aliases(Some("1.2"), canary(100)), "a"), "m@1.2");
+        assert_eq!(meant(&BTreeMap::new(), "a"), "a");
+    }
+
+    #[test]
+    fn what_may_be_meant_is_the_default_the_tenants_and_both_sides_of_every_alias() {
+        let mut settings =
+            Settings { aliases: aliases(Some("1"), canary(0)), ..Settings::default() };
+        let model = Some("t".to_owned());
+        settings.tenants = vec![crate::config::TenantSettings { model, ..Default::default() }];
+        assert_eq!(meant_by(&settings), ["bundled-mini", "t", "m@1", "n@2"]);
+    }
+
+    /// Requests go to the same side after an upgrade only while these hold; they were computed by another program.
+    #[test]
+    fn the_draw_is_that_of_every_release() {
+        let plain = |of: &[&str]| hundredth(Texts::Plain(&texts(of)));
+        assert_eq!(plain(&["The pump runs hot."]), 46);
+        assert_eq!(plain(&["The pump runs hot.", "日本語"]), 71);
+        assert_eq!(plain(&["a".repeat(1000).as_str()]), 65);
+        assert_eq!(hundredth(Texts::Ids(&[vec![101, 7592, 102]])), 38);
+        assert_eq!(hundredth(Texts::Ids(&[vec![7; 100], vec![]])), 47);
+    }
+
+    #[test]
+    fn the_shares_of_many_texts_are_those_that_were_asked_for() {
+        let drawn: Vec<u8> =
+            (0..10_000).map(|n| hundredth(Texts::Plain(&[format!("text {n}")]))).collect();
+        for percent in [1_u8, 10, 50, 90] {
+            let share = drawn.iter().filter(|drawn| **drawn < percent).count();
+            let expected = usize::from(percent) * 100;
+            // Five standard deviations of 10,000 draws are at most 250.
+            assert!(share.abs_diff(expected) < 250, "{percent} %: {share}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_looked_at_does_not_decide_and_what_is_does() {
+        let many = |n: usize| vec!["text".to_owned(); n];
+        let mut other = many(100);
+        other[99] = "more".to_owned();
+        let of = |texts: &[String]| hundredth(Texts::Plain(texts));
+        assert_eq!(of(&many(100)), of(&other));
+        let differ = (1..64).filter(|n| of(&many(*n)) != of(&many(64))).count();
+        assert!(differ > 55, "{differ}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_larger_share_takes_nothing_from_the_canary(
+            of in prop::collection::vec(".{0,300}", 0..80),
+            small in 0_u8..=100,
+            large in 0_u8..=100,
+        ) {
+            let (small, large) = (small.min(large), small.max(large));
+            let of_canary = |percent| {
+                let target = resolve(&aliases(None, canary(percent)), "a", Texts::Plain(&of));
+                target.alias.unwrap().canary
+            };
+            prop_assert!(!of_canary(small) || of_canary(large));
+            prop_assert_eq!(of_canary(small), of_canary(small));
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Aliases: other names of models, over a real daemon's socket.
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Daemon, Root, refused};
+
+fn ask(daemon: &Daemon, model: Option<&str>, input: Value) -> Answer {
+    daemon.embeddings(&json!({ "input": input, "model": model }))
+}
+
+/// Which model answered, and what the answer says of the alias.
+fn who(answer: &Answer) -> (Option<&str>, Option<&str>) {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    (answer.header("x-caxton-model"), answer.header("x-caxton-alias"))
+}
+
+#[test]
+fn an_alias_answers_as_its_model_and_the_answer_says_so() {
+    let aliases = json!({
+        "fast": { "model": "bundled-mini" },
+        "held": { "model": "other", "revision": "2" },
+    });
+    let daemon = Root::with_other().with("aliases", aliases).start();
+    let model = ask(&daemon, Some("other"), json!("a text"));
+    assert_eq!(who(&model), (Some("other@2"), None));
+    let held = ask(&daemon, Some("held"), json!("a text"));
+    assert_eq!(who(&held), (Some("other@2"), Some("held")));
+    assert_eq!(held.vectors(), model.vectors());
+    assert_eq!(held.json()["model"], "other");
+    assert_eq!(
+        who(&ask(&daemon, Some("fast"), json!("a"))),
+        (Some("bundled-mini@1"), Some("fast"))
+    );
+    assert_eq!(who(&ask(&daemon, None, json!("a"))), (Some("bundled-mini@1"), None));
+
+    let revision = daemon.package("other")["revision"].as_str().unwrap().to_owned();
+    for name in [format!("other@{revision}"), format!("other@{}", &revision[..6])] {
+        assert_eq!(who(&ask(&daemon, Some(&name), json!("a"))), (Some("other@2"), None));
+    }
+    let short = ask(&daemon, Some(&format!("other@{}", &revision[..5])), json!("a"));
+    refused(&short, 404, "model_not_found", Some("model"), &[&revision[..5]]);
+    daemon.stop();
+}
+
+#[test]
+fn an_alias_called_default_answers_what_names_no_model_and_a_reload_moves_it() {
+    let mut daemon = Root::with_other().start();
+    assert_eq!(who(&ask(&daemon, None, json!("a"))), (Some("bundled-mini@1"), None));
+    let count = daemon.log().len();
+    daemon.root_mut().set("aliases", json!({ "default": { "model": "other" } }));
+    daemon.wait_log_after(count, "configuration applied");
+    assert_eq!(who(&ask(&daemon, None, json!("a"))), (Some("other@2"), Some("default")));
+    daemon.until("the new default to be ready", || {
+        (daemon.get("/readyz").status == 200).then_some(())
+    });
+    assert_eq!(daemon.status()["default_model"], "other");
+
+    let count = daemon.log().len();
+    daemon
+        .root_mut()
+        .set("aliases", json!({ "default": { "model": "none-such", "revision": "v" } }));
+    daemon.wait_log_after(count, "configuration applied");
+    let answer = ask(&daemon, None, json!("a"));
+    refused(&answer, 404, "model_not_found", Some("model"), &["\"default\"", "\"none-such@v\""]);
+    assert_eq!(who(&ask(&daemon, Some("other"), json!("a"))), (Some("other@2"), None));
+    daemon.stop();
+}
+
+#[test]
+fn a_canary_answers_its_share_and_the_same_texts_always_get_the_same_model() {
+    let canary = json!({ "model": "other", "percent": 50 });
+    let alias = json!({ "a": { "model": "bundled-mini", "canary": canary } });
+    let daemon = Root::with_other().with("aliases", alias).start();
+    let texts: Vec<String> = (0..40).map(|n| format!("text {n}")).collect();
+    let sides: Vec<bool> = texts
+        .iter()
+        .map(|text| {
+            let answer = ask(&daemon, Some("a"), json!(text));
+            let again = ask(&daemon, Some("a"), json!([text]));
+            assert_eq!(who(&answer), who(&again));
+            match who(&answer) {
+                (Some("bundled-mini@1"), Some("a")) => false,
+                (Some("other@2"), Some("a; canary")) => true,
+                other => panic!("{other:?}"),
+            }
+        })
+        .collect();
+    let canaries = sides.iter().filter(|canary| **canary).count();
+    assert!((8..=32).contains(&canaries), "{canaries} of {}", sides.len());
+    // Texts of both sides in one request are of one embedding space.
+    let together = ask(&daemon, Some("a"), json!(texts));
+    assert_eq!(together.vectors().len(), texts.len());
+    assert!(who(&together).1.is_some());
+    daemon.stop();
+}

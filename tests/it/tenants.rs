@@ -1,0 +1,164 @@
+//! Tenants: whose request it is, and what follows from that.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Daemon, EMBEDDINGS, Root, refused, skipped};
+
+/// "nobody" on Debian and Fedora.
+const STRANGER: u32 = 65_534;
+
+fn body(model: Option<&str>) -> Vec<u8> {
+    json!({ "input": "a text", "model": model }).to_string().into_bytes()
+}
+
+/// The answer to a request in the name of `tenant`.
+fn ask_as(daemon: &Daemon, tenant: &str, model: Option<&str>) -> Answer {
+    let headers = [("x-caxton-tenant", tenant)];
+    daemon.connect().request("POST", EMBEDDINGS, &headers, &body(model))
+}
+
+fn model_of(answer: &Answer) -> Option<&str> {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.header("x-caxton-model")
+}
+
+/// What `/status` says of `tenant`.
+fn seen(daemon: &Daemon, tenant: &str) -> Value {
+    let status = daemon.status();
+    let tenants = status["tenants"].as_array().unwrap();
+    tenants.iter().find(|seen| seen["name"] == tenant).cloned().unwrap()
+}
+
+#[test]
+fn a_tenant_has_its_own_default_model_and_gets_only_what_it_may_ask_for() {
+    let tenants = json!([
+        { "name": "free", "priority": 8, "dedicated_queue": true },
+        { "name": "bound", "model": "other", "allowed_models": ["short"] },
+        { "name": "versions", "allowed_models": ["other@2"] },
+    ]);
+    let daemon = Root::with_other()
+        .with("tenants", tenants)
+        .with("aliases", json!({ "short": { "model": "bundled-mini" } }))
+        .start();
+    assert_eq!(model_of(&ask_as(&daemon, "free", None)), Some("bundled-mini@1"));
+    assert_eq!(model_of(&ask_as(&daemon, "bound", None)), Some("other@2"));
+    assert_eq!(model_of(&ask_as(&daemon, "bound", Some("other"))), Some("other@2"));
+    assert_eq!(model_of(&ask_as(&daemon, "bound", Some("short"))), Some("bundled-mini@1"));
+    assert_eq!(model_of(&ask_as(&daemon, "versions", Some("other"))), Some("other@2"));
+    for (tenant, model) in [
+        ("bound", Some("bundled-mini")),
+        ("bound", Some("none-such")),
+        ("versions", None),
+        ("versions", Some("bundled-mini@1")),
+    ] {
+        let answer = ask_as(&daemon, tenant, model);
+        let named = model.unwrap_or("bundled-mini");
+        refused(&answer, 403, "model_not_allowed", Some("model"), &[tenant, named]);
+    }
+    let seen = daemon.status()["tenants"].clone();
+    let expected = json!([
+        { "name": "free", "model": "bundled-mini", "allowed_models": null, "priority": 8,
+          "dedicated_queue": true, "max_concurrent": null, "requests": 1, "in_flight": 0, "refused": 0 },
+        { "name": "bound", "model": "other", "allowed_models": ["short"], "priority": 5,
+          "dedicated_queue": false, "max_concurrent": null, "requests": 5, "in_flight": 0, "refused": 2 },
+        { "name": "versions", "model": "bundled-mini", "allowed_models": ["other@2"], "priority": 5,
+          "dedicated_queue": false, "max_concurrent": null, "requests": 3, "in_flight": 0, "refused": 2 },
+    ]);
+    assert_eq!(seen, expected);
+    let unknown = ask_as(&daemon, "none-such", None);
+    refused(&unknown, 400, "invalid_request", Some("x-caxton-tenant"), &["free, bound, versions"]);
+    daemon.stop();
+}
+
+#[test]
+fn one_request_too_many_is_told_to_come_again_and_a_reload_changes_how_many_are() {
+    let tenants = |most: u64| json!([{ "name": "t", "max_concurrent": most }]);
+    let mut daemon = Root::new().with("tenants", tenants(1)).start();
+    // In flight from its head on; its body comes when the test says so.
+    let begin = |daemon: &Daemon| {
+        let mut connection = daemon.connect();
+        let length = body(None).len();
+        let head = format!(
+            "POST {EMBEDDINGS} HTTP/1.1\r\nhost: caxton\r\nx-caxton-tenant: t\r\ncontent-length: {length}\r\n\r\n"
+        );
+        connection.send(head.as_bytes());
+        connection
+    };
+    let until_in_flight = |daemon: &Daemon, count: u64| {
+        daemon.until("the requests to be in flight", || {
+            (seen(daemon, "t")["in_flight"] == count).then_some(())
+        });
+    };
+    let mut first = begin(&daemon);
+    until_in_flight(&daemon, 1);
+    let many = ask_as(&daemon, "t", None);
+    refused(&many, 429, "overloaded", None, &["1 requests of the tenant \"t\""]);
+    assert!(many.header("retry-after").is_some() && many.header("retry-after-ms").is_some());
+    // Who is no tenant does not wait for one.
+    assert_eq!(daemon.embeddings(&json!({ "input": "a" })).status, 200);
+
+    let count = daemon.log().len();
+    daemon.root_mut().set("tenants", tenants(2));
+    daemon.wait_log_after(count, "configuration applied");
+    let mut second = begin(&daemon);
+    until_in_flight(&daemon, 2);
+    assert_eq!(ask_as(&daemon, "t", None).status, 429);
+    for connection in [&mut first, &mut second] {
+        connection.send(&body(None));
+        assert_eq!(model_of(&connection.answer()), Some("bundled-mini@1"));
+    }
+    until_in_flight(&daemon, 0);
+    // One that leaves in the middle is not in flight any more.
+    drop(begin(&daemon));
+    until_in_flight(&daemon, 0);
+    assert_eq!(ask_as(&daemon, "t", None).status, 200);
+    assert_eq!(seen(&daemon, "t")["refused"], 2);
+    daemon.stop();
+}
+
+/// What `caxton` with `arguments` does as another user.
+fn as_stranger(daemon: &Daemon, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_caxton"))
+        .args(arguments)
+        .arg("--socket")
+        .arg(daemon.socket())
+        .current_dir("/")
+        .uid(STRANGER)
+        .gid(STRANGER)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_user_is_the_tenant_that_has_it_and_may_not_name_another() {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("a_user_is_the_tenant_that_has_it_and_may_not_name_another", "root");
+    }
+    for members in [json!({ "users": [STRANGER] }), json!({ "groups": [STRANGER.to_string()] })] {
+        let mut tenant = json!({ "name": "theirs", "model": "other", "allowed_models": [] });
+        tenant.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+        let tenants = json!([{ "name": "nobody-is" }, tenant]);
+        let daemon =
+            Root::with_other().with("socket.mode", json!("0666")).with("tenants", tenants).start();
+        fs::set_permissions(daemon.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let allowed = as_stranger(&daemon, &["embed", "a text"]);
+        assert!(allowed.status.success(), "{}", String::from_utf8_lossy(&allowed.stderr));
+        assert_eq!(seen(&daemon, "theirs")["requests"], 1);
+        let refused = as_stranger(&daemon, &["embed", "--model", "bundled-mini", "a text"]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(77), "{said}");
+        assert!(said.contains("the tenant \"theirs\" may not ask for"), "{said}");
+        assert_eq!(seen(&daemon, "theirs")["refused"], 1);
+        assert_eq!(seen(&daemon, "nobody-is")["requests"], 0);
+        // The test itself is root: trusted, and no tenant.
+        assert_eq!(model_of(&daemon.embeddings(&json!({ "input": "a" }))), Some("bundled-mini@1"));
+        daemon.stop();
+    }
+}
