@@ -46,9 +46,10 @@
 //!
 //! # One request
 //!
-//! A connection ([`daemon`]) carries a request to [`api`], which checks sizes and counts before anything is queued. A
-//! dialect turns its JSON into the one internal request, which asks [`models::Handle::lease`] for the model; it is loaded
-//! first if need be. Texts are tokenized with the lease's tokenizer, on the blocking pool when they are long, and go as
+//! A connection ([`daemon`]) carries a request to [`api`], which finds out whose it is and checks sizes and counts before
+//! anything is queued. A dialect turns its JSON into the one internal request, which asks [`models::Handle::lease_for`]
+//! for the model that the name means ([`models::alias`]), or one that may stand in for it; it is loaded first if need be.
+//! Texts are tokenized with the lease's tokenizer, on the blocking pool when they are long, and go as
 //! token ids into the worker's queue, which is bounded by requests and tokens; when it is full the answer is 429, with
 //! the time that what waits takes at the rate of late. The worker takes whole requests of several connections up to the
 //! token budget, interactive ones before bulk ones and no connection twice before others had their turn; a long request
@@ -87,6 +88,9 @@
 //! readers, the decompressor and the strict archive reader into private staging, every member hashed against the
 //! manifest. One rename makes it an entry of the [`package::Store`]; the self-test makes the entry available. What is
 //! wrong is moved to the quarantine; what is incomplete is waited for.
+//!
+//! Versions, and contents of one version, stay side by side. Which of them a name means is one function,
+//! [`package::choose`]; a rollback is a mark in one record that it looks at.
 
 pub mod api;
 pub mod cli;

@@ -15,7 +15,7 @@ use crate::errors::chain;
 use crate::models::ModelError;
 use crate::models::alias::Alias;
 use crate::models::install::{InstallError, RemoveError};
-use crate::package::{Entry, StoreError, UnpackError};
+use crate::package::{Entry, RollbackError, StoreError, UnpackError};
 use crate::units::{Bytes, milliseconds};
 
 /// Code of a daemon that is stopping.
@@ -374,6 +374,19 @@ impl From<StoreError> for ApiError {
             StoreError::Locked(_) | StoreError::File(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "store_failed")
             }
+        };
+        Self::of(status, code, &error)
+    }
+}
+
+impl From<RollbackError> for ApiError {
+    fn from(error: RollbackError) -> Self {
+        let (status, code) = match error {
+            RollbackError::Unknown(_) => (StatusCode::NOT_FOUND, "model_not_found"),
+            RollbackError::NoVersion { .. } => (StatusCode::NOT_FOUND, "version_not_found"),
+            RollbackError::NamesVersion(_) => (StatusCode::BAD_REQUEST, "invalid_request"),
+            RollbackError::NoEarlier(_) => (StatusCode::CONFLICT, "no_earlier_version"),
+            RollbackError::Store(error) => return error.into(),
         };
         Self::of(status, code, &error)
     }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
@@ -66,6 +66,17 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     })?;
     json.end().map_err(|error| ApiError::invalid(None, error.to_string()))?;
     Ok(value)
+}
+
+/// Reads a JSON body of at most `limit`, or none at all.
+///
+/// # Errors
+/// As [`read_json`].
+pub(super) async fn read_optional_json<T: DeserializeOwned>(
+    body: Body,
+    limit: Bytes,
+) -> Result<Option<T>, ApiError> {
+    if body.is_end_stream() { Ok(None) } else { read_json(body, limit).await.map(Some) }
 }
 
 /// The one name in a path, unescaped. What axum refuses is text by itself; here it is JSON as everything else.

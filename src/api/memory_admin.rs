@@ -8,7 +8,7 @@ use axum::extract::State;
 
 use super::App;
 use super::error::ApiError;
-use super::input::{Name, read_json};
+use super::input::{Name, read_json, read_optional_json};
 use super::wire::memory::{
     Flushed, LoadModel, MeasuredMemory, MemoryAction, MemoryLimit, MemoryStatus, ModelMemory,
     ModelMoved, Pressure, SetLimit, SystemMemory,
@@ -125,7 +125,7 @@ pub(super) async fn load(
     Name(name): Name,
     body: Body,
 ) -> Result<Json<ModelMoved>, ApiError> {
-    let body: Option<LoadModel> = optional(body).await?;
+    let body: Option<LoadModel> = read_optional_json(body, MAX_BODY).await?;
     let started = Instant::now();
     let resident = is_resident(&app, &name).await?;
     let lease = app.handle.lease(Some(&name)).await?;
@@ -162,12 +162,6 @@ pub(super) async fn set_limit(
     tracing::info!(limit, "the memory of this process is limited anew, until the next start");
     app.handle.set_memory_limit(bytes).await;
     Ok(Json(SetLimit { limit }))
-}
-
-/// A JSON body, or none at all.
-async fn optional<T: serde::de::DeserializeOwned>(body: Body) -> Result<Option<T>, ApiError> {
-    use axum::body::HttpBody as _;
-    if body.is_end_stream() { Ok(None) } else { read_json(body, MAX_BODY).await.map(Some) }
 }
 
 /// Whether the model that `name` means is in memory; false when there is none of that name.

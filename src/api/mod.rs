@@ -71,6 +71,7 @@ pub fn router(app: App) -> Router {
         .route("/api/packages/{name}", delete(packages::remove))
         .route("/api/packages/{name}/verify", post(packages::verify))
         .route("/api/packages/{name}/export", get(packages::export))
+        .route("/api/packages/{name}/rollback", post(packages::roll_back))
         .route("/api/memory/flush", post(memory_admin::flush))
         .route("/api/memory/limit", put(memory_admin::set_limit))
         .route("/api/memory/models/{name}/load", post(memory_admin::load))

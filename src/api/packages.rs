@@ -15,19 +15,23 @@ use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 
 use super::App;
 use super::error::ApiError;
-use super::input::Name;
-use super::wire::{Arithmetic, InstalledPackage, Package, PackageList};
+use super::input::{Name, read_optional_json};
+use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageList};
 use crate::errors::chain;
 use crate::models::Residency;
 use crate::models::install::{InstallError, Installed};
 use crate::package::{
-    Entry, Key, Origin, Sidecars, SignatureStatus, Status, choose, write_package,
+    Entry, Key, Origin, Rollback, RolledBack, Sidecars, SignatureStatus, Status, choose,
+    write_package,
 };
+use crate::units::Bytes;
 
 /// Header with the content of the package's `.sha256` file, in base64.
 pub const SHA256_HEADER: &str = "x-caxton-sha256";
 /// Header with the content of the package's `.minisig` file, in base64.
 pub const MINISIG_HEADER: &str = "x-caxton-minisig";
+/// Longest body of a rollback.
+const MAX_ROLLBACK: Bytes = Bytes(4096);
 /// Header with the package's file name, which its `.sha256` file must name.
 pub const NAME_HEADER: &str = "x-caxton-file-name";
 
@@ -41,7 +45,8 @@ pub(super) async fn show(
 ) -> Result<Json<Package>, ApiError> {
     let entry = find(&app, &name)?;
     let residency = app.handle.residency().await?;
-    Ok(Json(describe(&entry, Some(&residency))))
+    let entries = app.handle.store().entries();
+    Ok(Json(describe(&entry, &entries, Some(&residency))))
 }
 
 pub(super) async fn install(
@@ -60,15 +65,21 @@ pub(super) async fn install(
     let Installed { entry, existed, .. } = &installed;
     tracing::info!(model = %entry.key, existed, "package accepted");
     let residency = app.handle.residency().await?;
-    Ok(Json(InstalledPackage::new(&installed, Some(&residency))))
+    let entries = app.handle.store().entries();
+    Ok(Json(InstalledPackage::new(&installed, &entries, Some(&residency))))
 }
 
 impl InstalledPackage {
-    /// What is shown of an installation; without `residency` there is no daemon that could hold the model in memory.
-    pub(crate) fn new(installed: &Installed, residency: Option<&BTreeMap<Key, Residency>>) -> Self {
+    /// What is shown of an installation beside which the store holds `entries`; without `residency` there is no daemon
+    /// that could hold the model in memory.
+    pub(crate) fn new(
+        installed: &Installed,
+        entries: &[Entry],
+        residency: Option<&BTreeMap<Key, Residency>>,
+    ) -> Self {
         let name = |entry: &Entry| format!("{}@{}", entry.manifest.id, entry.manifest.version);
         Self {
-            package: describe(&installed.entry, residency),
+            package: describe(&installed.entry, entries, residency),
             existed: installed.existed,
             removed: installed.removed.iter().map(name).collect(),
             signature: match installed.signature {
@@ -101,7 +112,35 @@ pub(super) async fn remove(
 ) -> Result<Json<Package>, ApiError> {
     let entry = app.installer.remove(name).await.ok_or_else(ApiError::lost)??;
     tracing::info!(model = %entry.key, "removed");
-    Ok(Json(describe(&entry, None)))
+    Ok(Json(describe(&entry, &[], None)))
+}
+
+pub(super) async fn roll_back(
+    State(app): State<App>,
+    Name(name): Name,
+    body: Body,
+) -> Result<Json<wire::rollback::RolledBack>, ApiError> {
+    let body: Option<wire::rollback::RollBack> = read_optional_json(body, MAX_ROLLBACK).await?;
+    let rollback = rollback(body.unwrap_or_default())?;
+    let done = app.installer.roll_back(name, rollback).await.ok_or_else(ApiError::lost)?;
+    let RolledBack { from, to } = done?;
+    tracing::info!(from = %from.key, to = %to.key, "rolled back: the id means another version now");
+    let residency = app.handle.residency().await?;
+    let entries = app.handle.store().entries();
+    let [from, to] = [from, to].map(|entry| describe(&entry, &entries, Some(&residency)));
+    Ok(Json(wire::rollback::RolledBack { from, to }))
+}
+
+fn rollback(body: wire::rollback::RollBack) -> Result<Rollback, ApiError> {
+    match body {
+        wire::rollback::RollBack { to: None, clear: false } => Ok(Rollback::Earlier),
+        wire::rollback::RollBack { to: Some(version), clear: false } => Ok(Rollback::To(version)),
+        wire::rollback::RollBack { to: None, clear: true } => Ok(Rollback::Clear),
+        wire::rollback::RollBack { to: Some(_), clear: true } => {
+            let message = "to and clear contradict each other; give one".to_owned();
+            Err(ApiError::invalid(Some("clear".to_owned()), message))
+        }
+    }
 }
 
 pub(super) async fn verify(
@@ -143,12 +182,18 @@ fn find(app: &App, name: &str) -> Result<Entry, ApiError> {
 pub(super) async fn describe_all(app: &App) -> Result<Vec<Package>, ApiError> {
     let residency = app.handle.residency().await?;
     let entries = app.handle.store().entries();
-    Ok(entries.iter().map(|entry| describe(entry, Some(&residency))).collect())
+    Ok(entries.iter().map(|entry| describe(entry, &entries, Some(&residency))).collect())
 }
 
-/// What is shown of an installed package; without `residency` there is no daemon that could hold it in memory.
-pub fn describe(entry: &Entry, residency: Option<&BTreeMap<Key, Residency>>) -> Package {
+/// What is shown of an installed package, one of `entries`; without `residency` there is no daemon that could hold it in
+/// memory.
+pub fn describe(
+    entry: &Entry,
+    entries: &[Entry],
+    residency: Option<&BTreeMap<Key, Residency>>,
+) -> Package {
     let Entry { key, manifest, record } = entry;
+    let current = choose(entries, manifest.id.as_str());
     let mut problem = match &record.status {
         Status::Corrupt(reason) => Some(reason.clone()),
         Status::Untested | Status::Available => None,
@@ -175,6 +220,7 @@ pub fn describe(entry: &Entry, residency: Option<&BTreeMap<Key, Residency>>) -> 
         id: manifest.id.to_string(),
         version: manifest.version.to_string(),
         revision: record.manifest_digest.short(),
+        current: current.is_some_and(|current| current.key == *key),
         origin: match record.origin {
             Origin::Bundled { .. } => "bundled",
             Origin::Dropped { .. } => "dropped",

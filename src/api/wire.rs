@@ -5,6 +5,7 @@
 pub mod memory;
 pub mod ollama;
 pub mod rank;
+pub mod rollback;
 pub mod tenants;
 
 use std::collections::BTreeMap;
@@ -144,6 +145,8 @@ pub struct Package {
     pub version: String,
     /// The beginning of the digest of its manifest.
     pub revision: String,
+    /// Whether it is what the id alone means.
+    pub current: bool,
     /// `bundled`, `dropped` or `installed`.
     pub origin: String,
     /// `untested`, `available` or `corrupt`.

@@ -13,6 +13,7 @@ mod model;
 mod output;
 mod pack;
 mod progress;
+mod rollback;
 mod scratch;
 mod stats;
 mod status;
@@ -28,7 +29,7 @@ use crate::config::{self, ConfigError, Settings, Source};
 use crate::exit::Exit;
 use crate::files::FileError;
 use crate::models::install::{InstallError, RemoveError};
-use crate::package::{PackError, StoreError, UnpackError};
+use crate::package::{PackError, RollbackError, StoreError, UnpackError};
 use bench::InputError;
 use client::{Client, ClientError};
 
@@ -197,6 +198,15 @@ fn exit_of(error: &anyhow::Error) -> Exit {
             RemoveError::Unknown(_) | RemoveError::Bundled(_) => Exit::Data,
             RemoveError::Store(error) => exit_of_store(error),
             RemoveError::File(_) => Exit::System,
+        };
+    }
+    if let Some(error) = causes().find_map(|cause| cause.downcast_ref::<RollbackError>()) {
+        return match error {
+            RollbackError::Store(error) => exit_of_store(error),
+            RollbackError::Unknown(_)
+            | RollbackError::NamesVersion(_)
+            | RollbackError::NoEarlier(_)
+            | RollbackError::NoVersion { .. } => Exit::Data,
         };
     }
     if let Some(error) = causes().find_map(|cause| cause.downcast_ref::<ClientError>()) {

@@ -19,6 +19,7 @@ use tokio_util::io::ReaderStream;
 use super::client::{Client, segment};
 use super::output::Output;
 use super::pack::{Pack, Source};
+use super::rollback::Rollback;
 use super::scratch::Scratch;
 use super::stats::Stats;
 use super::status::print_packages;
@@ -55,6 +56,8 @@ pub(super) enum Model {
     /// answers, at the median and the 95th percentile. NEXT USE is the hour (UTC) of the coming day in which the
     /// model was used in most of the past weeks.
     Stats(Stats),
+    /// Let an id mean an earlier version, until one above all others is installed.
+    Rollback(Rollback),
     /// Remove an installed model; its file leaves the drop directory, too.
     Remove(Remove),
     /// Write an installed model as a package.
@@ -123,13 +126,13 @@ pub(super) struct Export {
 }
 
 /// Where installed models are reached.
-enum Place {
+pub(super) enum Place {
     Daemon(Client),
     Store(Box<(Store, Settings)>),
 }
 
 impl Place {
-    async fn open(connection: &Connection) -> anyhow::Result<Self> {
+    pub(super) async fn open(connection: &Connection) -> anyhow::Result<Self> {
         match Client::connect(&connection.socket()?).await {
             Ok(client) => Ok(Self::Daemon(client)),
             // A socket that was named is meant.
@@ -150,7 +153,8 @@ impl Place {
             }
             Self::Store(here) => {
                 let entries = here.0.entries();
-                Ok(describe(choose(&entries, id).ok_or_else(|| NotInstalled(id.to_owned()))?, None))
+                let entry = choose(&entries, id).ok_or_else(|| NotInstalled(id.to_owned()))?;
+                Ok(describe(entry, &entries, None))
             }
         }
     }
@@ -174,6 +178,7 @@ impl Model {
             Self::List(command) => command.run(connection).await,
             Self::Show(command) => command.run(connection).await,
             Self::Stats(command) => command.run(connection).await,
+            Self::Rollback(command) => command.run(connection).await,
             Self::Remove(command) => command.run(connection).await,
             Self::Export(command) => command.run(connection).await,
             Self::Known => known(),
@@ -248,7 +253,7 @@ fn install_here(
     let sidecars = Sidecars::read(path)?;
     let rules = Rules::from(settings);
     let installed = install(store, file, &sidecars, Origin::Installed, &rules, options(settings))?;
-    Ok(InstalledPackage::new(&installed, None))
+    Ok(InstalledPackage::new(&installed, &store.entries(), None))
 }
 
 impl Verify {
@@ -316,7 +321,8 @@ impl List {
             Place::Daemon(mut client) => client.get("/api/packages").await?,
             Place::Store(here) => {
                 let entries = here.0.entries();
-                PackageList { packages: entries.iter().map(|e| describe(e, None)).collect() }
+                let package = |entry| describe(entry, &entries, None);
+                PackageList { packages: entries.iter().map(package).collect() }
             }
         };
         if self.json { print_json(&packages) } else { print_packages(&packages.packages) }
@@ -352,7 +358,7 @@ impl Remove {
             }
             Place::Store(here) => {
                 let (store, settings) = *here;
-                describe(&remove(&store, &self.id, &Rules::from(&settings))?, None)
+                describe(&remove(&store, &self.id, &Rules::from(&settings))?, &[], None)
             }
         };
         writeln!(io::stdout().lock(), "removed: {}@{}", package.id, package.version)?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Connection, print_json, print_table};
+use crate::api::wire::tenants::Tenant;
 use crate::api::wire::{self, Arithmetic, Package};
 use crate::exit::Exit;
 use crate::units::Bytes;
@@ -60,7 +61,29 @@ fn print(status: &wire::Status) -> anyhow::Result<()> {
     }
     writeln!(out)?;
     drop(out);
-    print_packages(&status.packages)
+    print_packages(&status.packages)?;
+    print_tenants(&status.tenants)
+}
+
+fn print_tenants(tenants: &[Tenant]) -> anyhow::Result<()> {
+    if tenants.is_empty() {
+        return Ok(());
+    }
+    let row = |tenant: &Tenant| {
+        let most = tenant.max_concurrent.map_or_else(|| "-".to_owned(), |most| most.to_string());
+        vec![
+            tenant.name.clone(),
+            tenant.model.clone(),
+            tenant.priority.to_string(),
+            tenant.requests.to_string(),
+            tenant.in_flight.to_string(),
+            most,
+            tenant.refused.to_string(),
+        ]
+    };
+    writeln!(io::stdout().lock())?;
+    let headings = ["TENANT", "MODEL", "PRIORITY", "REQUESTS", "IN FLIGHT", "MOST", "REFUSED"];
+    Ok(print_table(&headings, &Vec::from_iter(tenants.iter().map(row)))?)
 }
 
 /// A table of installed packages.
@@ -82,6 +105,13 @@ pub(super) fn print_packages(packages: &[Package]) -> anyhow::Result<()> {
     for package in packages {
         if let Some(Arithmetic { precision, isa, reason }) = &package.arithmetic {
             writeln!(out, "{}: computed in {precision} with {isa}: {reason}", package.id)?;
+        }
+        if !package.current {
+            let Package { id, version, revision, .. } = package;
+            writeln!(
+                out,
+                "{id}: version {version}, revision {revision}, is not what \"{id}\" means"
+            )?;
         }
         if let Some(problem) = &package.problem {
             writeln!(out, "{}: {problem}", package.id)?;

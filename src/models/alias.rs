@@ -80,14 +80,19 @@ pub fn meant(aliases: &BTreeMap<String, AliasSettings>, name: &str) -> String {
     }
 }
 
+/// What may answer some of the requests for `alias` instead.
+pub fn canary(AliasSettings { canary, .. }: &AliasSettings) -> Option<String> {
+    canary.model.as_ref().map(|model| joined(model, canary.revision.as_deref()))
+}
+
 /// Every model that requests may mean without naming it.
 pub fn meant_by(settings: &Settings) -> Vec<String> {
     let tenants = settings.tenants.iter().filter_map(|tenant| tenant.model.as_deref());
     let defaults = std::iter::once(settings.default_model()).chain(tenants);
     let mut names: Vec<_> = defaults.map(|name| meant(&settings.aliases, name)).collect();
-    for (name, AliasSettings { canary, .. }) in &settings.aliases {
+    for (name, alias) in &settings.aliases {
         names.push(meant(&settings.aliases, name));
-        names.extend(canary.model.iter().map(|id| joined(id, canary.revision.as_deref())));
+        names.extend(canary(alias));
     }
     names
 }

@@ -16,8 +16,9 @@ use crate::config::{CleanupPolicy, Settings};
 use crate::engine;
 use crate::files::{self, FileError, ReadOnce};
 use crate::package::{
-    Admitted, Cleanup, Entry, Key, Keys, Limits, Origin, Quota, Sidecars, SignatureError,
-    SignatureStatus, Status, Store, StoreError, UnpackError, choose,
+    Admitted, Cleanup, Entry, Key, Keys, Limits, Origin, Quota, Rollback, RollbackError,
+    RolledBack, Sidecars, SignatureError, SignatureStatus, Status, Store, StoreError, UnpackError,
+    choose, earlier,
 };
 
 /// What an installation is held to.
@@ -62,9 +63,12 @@ impl From<&Settings> for Rules {
 }
 
 impl Rules {
-    /// Whether `entry` does not leave the store to make room.
-    fn keeps(&self, entry: &Entry) -> bool {
-        self.kept.iter().any(|name| entry.is_named(name))
+    /// Those of `entries` that do not leave the store to make room: what the kept names mean, and what a rollback of them
+    /// would lead to.
+    fn keeps(&self, entries: &[Entry]) -> Vec<Key> {
+        let kept =
+            self.kept.iter().flat_map(|name| [choose(entries, name), earlier(entries, name)]);
+        kept.flatten().map(|entry| entry.key.clone()).collect()
     }
 }
 
@@ -150,7 +154,8 @@ pub fn admit(
     let mut reader = sidecars.verifier(&keys, source)?;
     let staged = store.stage(&mut reader, &rules.limits)?;
     let signature = reader.finish(staged.unpacked().package_digest)?;
-    let keep = |entry: &Entry| rules.keeps(entry);
+    let kept = rules.keeps(&store.entries());
+    let keep = |entry: &Entry| kept.contains(&entry.key);
     let Admitted { entry, existed } = store.admit(staged, origin, rules.quota, keep)?;
     Ok(Installed { entry, existed, removed: Vec::new(), signature })
 }
@@ -167,7 +172,8 @@ pub fn try_out(
 ) -> Result<Vec<Entry>, InstallError> {
     let tested = load::load_from(store, key, options).and_then(|(manifest, mut model)| {
         load::self_test(&manifest, &mut model)?;
-        Ok(store.make_available(key, rules.quota, |entry| rules.keeps(entry))?)
+        let kept = rules.keeps(&store.entries());
+        Ok(store.make_available(key, rules.quota, |entry| kept.contains(&entry.key))?)
     });
     if tested.is_err() {
         store.remove(key)?;
@@ -317,6 +323,20 @@ impl Installer {
         let removed = self.blocking(move |store| store.remove(&discarded)).await?;
         self.handle.store_changed(vec![key]).await;
         Some(removed)
+    }
+
+    /// Makes `id` mean another of its versions; requests in flight are answered by the one that it meant.
+    ///
+    /// # Errors
+    /// As [`Store::roll_back`]; `None` when the daemon is stopping.
+    pub async fn roll_back(
+        &self,
+        id: String,
+        rollback: Rollback,
+    ) -> Option<Result<RolledBack, RollbackError>> {
+        let done = self.blocking(move |store| store.roll_back(&id, &rollback)).await?;
+        self.handle.store_changed(Vec::new()).await;
+        Some(done)
     }
 
     /// Makes an entry independent of the file that it came from.

@@ -112,8 +112,8 @@ impl Entry {
     }
 }
 
-/// The entry that `name` means: `id`, of which the highest version, `id@version`, or `id@revision`, of which six digits
-/// are enough where no version is called so.
+/// The entry that `name` means: `id`, of which the highest version or the one that a rollback chose, `id@version`, or
+/// `id@revision`, of which six digits are enough where no version is called so.
 ///
 /// Of two with the same id and version the one installed last; entries that were not tested yet are not there.
 pub fn choose<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
@@ -122,13 +122,33 @@ pub fn choose<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
         tested.filter(|entry| named(entry)).max_by(|a, b| by_version(a, b))
     };
     match name.split_once('@') {
-        None => last(&|entry| entry.is_named(name)),
+        None => {
+            let highest = last(&|entry| entry.is_named(name))?;
+            let since = Some(highest.record.installed_at);
+            let chosen = entries.iter().filter(|entry| {
+                entry.is_named(name)
+                    && entry.record.status != Status::Untested
+                    && entry.record.chosen_at > since
+            });
+            chosen.max_by_key(|entry| entry.record.chosen_at).or(Some(highest))
+        }
         Some((id, rest)) => {
             let of_id = |entry: &Entry| entry.manifest.id.as_str() == id;
             last(&|entry| of_id(entry) && entry.is_version(rest))
                 .or_else(|| last(&|entry| of_id(entry) && entry.is_revision(rest)))
         }
     }
+}
+
+/// The entry before the one that `id` means, by version and time; one that is corrupt is passed over.
+pub fn earlier<'a>(entries: &'a [Entry], id: &str) -> Option<&'a Entry> {
+    let current = choose(entries, id)?;
+    let earlier = entries.iter().filter(|entry| {
+        entry.manifest.id == current.manifest.id
+            && entry.record.status == Status::Available
+            && by_version(entry, current) == Ordering::Less
+    });
+    earlier.max_by(|a, b| by_version(a, b))
 }
 
 /// By version, and of the same version by when it was installed.

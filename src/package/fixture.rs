@@ -70,6 +70,7 @@ pub(crate) fn entry(id: &str, version: &str, dimensions: usize, weights: &str) -
         last_validated_at: Timestamp(0),
         access_count: 0,
         last_access_at: None,
+        chosen_at: None,
     };
     let key = super::Key::new(&manifest, manifest_digest);
     super::Entry { key, manifest: Arc::new(manifest), record }

@@ -34,7 +34,7 @@ mod ustar;
 mod weights;
 
 pub use digest::{Digest, HashingReader, ParseDigestError};
-pub use entry::{Entry, Key, ParseKeyError, choose};
+pub use entry::{Entry, Key, ParseKeyError, choose, earlier};
 pub use manifest::{
     CONFIG, DenseLayer, FORMAT, MANIFEST, Manifest, ManifestError, Member, MemberName, ModelId,
     Precision, SelfTest, TOKENIZER, Version, WEIGHTS, dense_file,
@@ -47,7 +47,7 @@ pub use record::{Cleanup, Origin, Quota, Record, Status, StoreFull, Timestamp};
 pub use registry::{KnownModel, Task, Tier, known, known_models};
 pub use signature::{KeyId, Keys, Sidecars, SignatureError, SignatureStatus, VerifyingReader};
 pub use source::SourceError;
-pub use store::{Admitted, Staged, Store, StoreError};
+pub use store::{Admitted, Rollback, RollbackError, RolledBack, Staged, Store, StoreError};
 pub use unpack::{Durability, Limits, UnpackError, Unpacked, unpack};
 pub use weights::Weights;
 

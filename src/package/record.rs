@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use super::drop::Fingerprint;
+use super::unpack::Unpacked;
 use crate::units::Bytes;
 
 /// Seconds since 1970, as written to disk.
@@ -101,6 +102,32 @@ pub struct Record {
     pub access_count: u64,
     /// When a request last used it.
     pub last_access_at: Option<Timestamp>,
+    /// When its id was made to mean this version, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen_at: Option<Timestamp>,
+}
+
+impl Record {
+    /// The record of an entry at `now`, before it was tested. What it replaces because that is corrupt was as old as it
+    /// was, and chosen when it was: putting it right is no new installation.
+    pub(super) fn untested(
+        unpacked: &Unpacked,
+        origin: Origin,
+        now: Timestamp,
+        corrupt: Option<&Self>,
+    ) -> Self {
+        Self {
+            package_digest: unpacked.package_digest,
+            manifest_digest: unpacked.manifest_digest,
+            origin,
+            status: Status::Untested,
+            installed_at: corrupt.map_or(now, |corrupt| corrupt.installed_at),
+            last_validated_at: now,
+            access_count: 0,
+            last_access_at: None,
+            chosen_at: corrupt.and_then(|corrupt| corrupt.chosen_at),
+        }
+    }
 }
 
 /// Which model leaves when the store is full.
@@ -206,6 +233,7 @@ mod tests {
             last_validated_at: Timestamp(installed_at),
             access_count: 0,
             last_access_at: last_access_at.map(Timestamp),
+            chosen_at: None,
         }
     }
 

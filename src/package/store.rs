@@ -14,6 +14,8 @@
 //!
 //! Everything here blocks. The index lock is never held while file contents are read.
 
+mod rollback;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -33,6 +35,7 @@ use super::unpack::{Durability, Limits, UnpackError, Unpacked, unpack};
 use super::weights::Weights;
 use crate::errors::chain;
 use crate::files::{self, FileError};
+pub use rollback::{Rollback, RollbackError, RolledBack};
 
 const RECORD: &str = "record.json";
 /// A record has a dozen short fields; a manifest in the store is one that the reader accepted.
@@ -187,17 +190,9 @@ impl Store {
             }
             return Ok(Admitted { entry: entry.clone(), existed: true });
         }
-        let now = Timestamp::now();
-        let record = Record {
-            package_digest: unpacked.package_digest,
-            manifest_digest: unpacked.manifest_digest,
-            origin,
-            status: Status::Untested,
-            installed_at: now,
-            last_validated_at: now,
-            access_count: 0,
-            last_access_at: None,
-        };
+        let now = rollback::turn(index.values(), &unpacked.manifest.id);
+        let corrupt = index.get(&key).map(|corrupt| &corrupt.record);
+        let record = Record::untested(&unpacked, origin, now, corrupt);
         let manifest = Arc::new(unpacked.manifest);
         let entry = Entry { key: key.clone(), manifest, record };
         leaving(&index, &entry, quota, keep)?;
@@ -445,14 +440,12 @@ fn leaving(
     Ok(leaving)
 }
 
-/// Whether `new` takes the place of `old`: another content of the same id and version.
-///
-/// What came with the appliance is replaced only by what comes with it, and replaces nothing else: each would be
-/// installed again at every start, in turn.
+/// Whether `new` takes the place of `old`: another content of the same id and version, both of which came with the
+/// appliance. No limit counts those, so that they would pile up. Others stay side by side.
 fn replaces(new: &Entry, old: &Entry) -> bool {
     let same =
         (&new.manifest.id, &new.manifest.version) == (&old.manifest.id, &old.manifest.version);
-    same && new.record.origin.is_bundled() == old.record.origin.is_bundled()
+    same && new.record.origin.is_bundled() && old.record.origin.is_bundled()
 }
 
 fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
@@ -638,27 +631,27 @@ mod tests {
     }
 
     #[test]
-    fn of_one_version_the_new_content_takes_the_place_of_the_old_once_it_is_tested() {
+    fn of_one_version_two_contents_stay_side_by_side_unless_both_came_with_the_appliance() {
         let other = Builder::new("m", "1", b"other weights").compress();
         let packages = [package("m", "1"), other];
         let cases = [
-            (Origin::Installed, Origin::Installed, true),
+            (Origin::Installed, Origin::Installed, false),
             (bundled("a"), bundled("b"), true),
             (bundled("a"), Origin::Installed, false),
             (Origin::Installed, bundled("a"), false),
         ];
-        // One model too many, unless the one that is replaced is not counted.
-        let quota = Quota { max_models: 1, ..QUOTA };
         for (first, second, replaced) in cases {
             let place = Place::new();
             let store = place.open();
             let old = admit_as(&store, &packages[0], first, QUOTA).entry.key;
             assert!(store.make_available(&old, QUOTA, |_| false).unwrap().is_empty());
-            let new = admit_as(&store, &packages[1], second, quota).entry.key;
+            let new = admit_as(&store, &packages[1], second, QUOTA).entry.key;
             assert_ne!(old, new);
             assert_eq!(status(&store, &old), Status::Available);
-            let removed = store.make_available(&new, quota, |_| false).unwrap();
+            let removed = store.make_available(&new, QUOTA, |_| false).unwrap();
             let removed: Vec<_> = removed.into_iter().map(|entry| entry.key).collect();
+            // The one installed last, although both were installed within a second.
+            assert_eq!(choose(&store.entries(), "m@1").unwrap().key, new);
             assert_eq!(removed, Vec::from_iter(replaced.then_some(old)));
             assert_eq!(store.entries().len(), 2 - removed.len());
             place.assert_staging_is_empty();
@@ -1139,6 +1132,76 @@ mod tests {
             store.update(last, |record| record.installed_at = Timestamp(2)).unwrap();
             store.update(first, |record| record.installed_at = Timestamp(1)).unwrap();
             assert_eq!(choose(&store.entries(), "m").unwrap().key, *last);
+        }
+    }
+
+    #[test]
+    fn a_rollback_holds_until_a_version_above_all_others_is_installed() {
+        let place = Place::new();
+        let mut store = place.open();
+        let [one, two, three] =
+            ["1", "2", "3"].map(|version| install(&store, &package("m", version)));
+        let chosen = |store: &Store| choose(&store.entries(), "m").unwrap().key.clone();
+        let roll_back = |store: &Store, rollback: Rollback| {
+            let RolledBack { from, to } = store.roll_back("m", &rollback).unwrap();
+            (from.key, to.key)
+        };
+        assert_eq!(roll_back(&store, Rollback::Earlier), (three.clone(), two.clone()));
+        // Again and again, also after opening again.
+        assert_eq!(roll_back(&store, Rollback::Earlier), (two.clone(), one.clone()));
+        drop(store);
+        store = place.open();
+        assert_eq!(chosen(&store), one);
+        let error = store.roll_back("m", &Rollback::Earlier).unwrap_err();
+        assert!(matches!(&error, RollbackError::NoEarlier(key) if *key == one), "{error}");
+        assert_eq!(choose(&store.entries(), "m@3").unwrap().key, three);
+        // Neither a lower version nor what is there already undoes it.
+        let lower = install(&store, &package("m", "2.5"));
+        admit_as(&store, &package("m", "3"), Origin::Installed, QUOTA);
+        assert_eq!(chosen(&store), one);
+        let to = Rollback::To("2.5".to_owned());
+        assert_eq!(roll_back(&store, to), (one, lower.clone()));
+        // An untested one is none yet.
+        let higher = admit(&store, &package("m", "4")).key;
+        assert_eq!(chosen(&store), lower);
+        store.make_available(&higher, QUOTA, |_| false).unwrap();
+        assert_eq!(chosen(&store), higher);
+        assert_eq!(roll_back(&store, Rollback::Earlier), (higher.clone(), three.clone()));
+        assert_eq!(roll_back(&store, Rollback::Clear), (three.clone(), higher.clone()));
+        assert_eq!(roll_back(&store, Rollback::Clear), (higher.clone(), higher));
+        drop(store);
+        let marks = place.open().entries();
+        assert!(marks.iter().all(|entry| entry.record.chosen_at.is_none()));
+    }
+
+    #[test]
+    fn a_rollback_goes_to_nothing_that_is_corrupt_or_not_there_and_putting_a_file_right_undoes_none()
+     {
+        let place = Place::new();
+        let store = place.open();
+        let [one, two] = ["1", "2"].map(|version| install(&store, &package("m", version)));
+        for (id, rollback, expected) in [
+            ("n", Rollback::Earlier, "\"n\" is not installed"),
+            ("m@2", Rollback::Earlier, "names a version"),
+            ("m", Rollback::To("3".to_owned()), "no version or revision \"3\""),
+        ] {
+            let error = store.roll_back(id, &rollback).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        store.roll_back("m", &Rollback::Earlier).unwrap();
+        let weights = place.models().join(two.as_str()).join(WEIGHTS);
+        flip_a_bit(&weights);
+        store.verify(&two, |_| {}).unwrap_err();
+        assert!(!admit_as(&store, &package("m", "2"), Origin::Installed, QUOTA).existed);
+        store.make_available(&two, QUOTA, |_| false).unwrap();
+        assert_eq!(choose(&store.entries(), "m").unwrap().key, one);
+
+        store.roll_back("m", &Rollback::Clear).unwrap();
+        flip_a_bit(&place.models().join(one.as_str()).join(WEIGHTS));
+        store.verify(&one, |_| {}).unwrap_err();
+        for rollback in [Rollback::Earlier, Rollback::To("1".to_owned())] {
+            store.roll_back("m", &rollback).unwrap_err();
+            assert_eq!(choose(&store.entries(), "m").unwrap().key, two);
         }
     }
 

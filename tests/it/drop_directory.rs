@@ -90,6 +90,7 @@ fn a_model_leaves_with_its_file_and_is_replaced_with_it() {
     // The same id and version, another content.
     fs::write(&path, pack("tiny-bert-cls", "m", "1")).unwrap();
     daemon.until("the new content", || (ask(&daemon, "m").vectors() != mean).then_some(()));
+    daemon.until("the old content to leave", || (stored(&daemon).len() == 2).then_some(()));
     let second = daemon.package("m");
     assert_eq!((&second["version"], &second["status"]), (&json!("1"), &json!("available")));
     assert_ne!(first["revision"], second["revision"]);

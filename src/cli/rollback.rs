@@ -1,0 +1,55 @@
+//! `caxton model rollback`: which version an id means, on the daemon or on its store.
+
+use std::io::{self, Write};
+
+use clap::Args;
+
+use super::Connection;
+use super::client::segment;
+use super::model::Place;
+use crate::api::describe;
+use crate::api::wire::rollback::{RollBack, RolledBack};
+use crate::package;
+
+/// Let an id mean another version.
+#[derive(Debug, Args)]
+pub(super) struct Rollback {
+    /// The id, without a version.
+    id: String,
+    /// The version, or the beginning of the revision, that it is to mean [default: the one before].
+    #[arg(long, value_name = "VERSION")]
+    to: Option<String>,
+    /// Let it mean its highest version again.
+    #[arg(long, conflicts_with = "to")]
+    clear: bool,
+}
+
+impl Rollback {
+    pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<()> {
+        let RolledBack { from, to } = match Place::open(connection).await? {
+            Place::Daemon(mut client) => {
+                let path = format!("/api/packages/{}/rollback", segment(&self.id));
+                client.post(&path, &RollBack { to: self.to, clear: self.clear }).await?
+            }
+            Place::Store(here) => {
+                let rollback = match self.to {
+                    Some(version) => package::Rollback::To(version),
+                    None if self.clear => package::Rollback::Clear,
+                    None => package::Rollback::Earlier,
+                };
+                let store = &here.0;
+                let package::RolledBack { from, to } = store.roll_back(&self.id, &rollback)?;
+                let entries = store.entries();
+                let [from, to] = [from, to].map(|entry| describe(&entry, &entries, None));
+                RolledBack { from, to }
+            }
+        };
+        let mut out = io::stdout().lock();
+        writeln!(
+            out,
+            "{} means version {}, revision {}; it meant {}, revision {}",
+            to.id, to.version, to.revision, from.version, from.revision
+        )?;
+        Ok(())
+    }
+}
