@@ -146,6 +146,12 @@ impl ApiError {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message).after(wait)
     }
 
+    /// Says which of `additional_models` the error is of.
+    pub(super) fn of_additional(self, index: usize, name: &str) -> Self {
+        let message = format!("the additional model \"{name}\": {}", self.message);
+        Self { message, ..self }.about(format!("additional_models[{index}]"))
+    }
+
     /// Says by which alias the model of the error was asked for.
     pub(super) fn through(self, alias: Option<&Alias>) -> Self {
         match alias {

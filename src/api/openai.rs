@@ -1,11 +1,14 @@
 //! OpenAI's dialect: `POST /v1/embeddings`, `GET /v1/models`, `GET /v1/models/{name}`.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::future::try_join_all;
 
 use super::App;
 use super::caller::Caller;
@@ -13,9 +16,15 @@ use super::error::ApiError;
 use super::input::{Name, read_json};
 use super::request::{self, EmbedRequest, Embedded, Prompt};
 use super::wire::{
-    Embedding, EmbeddingsRequest, EmbeddingsResponse, Model, ModelList, Usage, Vector,
+    AdditionalEmbeddings, Embedding, EmbeddingsRequest, EmbeddingsResponse, Model, ModelList,
+    Usage, Vector,
 };
+use crate::config::AliasSettings;
+use crate::models::{ModelInfo, alias};
 use crate::package::{Entry, Status, choose};
+
+/// Models beside the one that is asked for: a migration needs one; each holds a copy of the texts.
+const MAX_ADDITIONAL: usize = 3;
 
 #[derive(Clone, Copy)]
 enum Encoding {
@@ -41,10 +50,25 @@ pub(super) async fn embeddings(
         refuse_long: request.truncate == Some(false),
         dimensions: request.dimensions,
     };
-    let embedded = request::embed(&app, &caller, request.model.as_deref(), embed).await?;
+    let names = request.additional_models.unwrap_or_default();
+    if names.len() > MAX_ADDITIONAL {
+        let message =
+            format!("{} additional_models; a request takes at most {MAX_ADDITIONAL}", names.len());
+        return Err(ApiError::invalid(Some("additional_models".to_owned()), message));
+    }
+    let additional = names.iter().enumerate().map(|(index, name)| {
+        let (app, caller, embed) = (&app, &caller, embed.clone());
+        async move {
+            let embedded = request::embed(app, caller, Some(name), embed).await;
+            embedded.map_err(|error| error.of_additional(index, name))
+        }
+    });
+    let additional = try_join_all(Vec::from_iter(additional));
+    let embedded = request::embed(&app, &caller, request.model.as_deref(), embed);
+    let (embedded, additional) = tokio::try_join!(embedded, additional)?;
     // Writing thousands of vectors as text takes milliseconds.
     let write = move || {
-        let mut response = Json(answer(&embedded, encoding)).into_response();
+        let mut response = Json(answer(&embedded, &additional, encoding)).into_response();
         embedded.label(&caller, &mut response);
         response
     };
@@ -77,41 +101,60 @@ fn prompt(name: Option<String>, input_type: Option<&str>) -> Result<Prompt, ApiE
     }
 }
 
-fn answer(embedded: &Embedded, encoding: Encoding) -> EmbeddingsResponse {
-    let data =
-        embedded.rows().zip(&embedded.tokens).enumerate().map(|(index, (vector, tokens))| {
-            let embedding = match encoding {
-                Encoding::Float => Vector::Float(vector.to_vec()),
-                Encoding::Base64 => {
-                    let bytes: Vec<u8> =
-                        vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-                    Vector::Base64(STANDARD.encode(bytes))
-                }
-            };
-            Embedding {
-                object: "embedding".to_owned(),
-                index,
-                embedding,
-                tokens_provided: tokens.provided,
-                tokens_used: tokens.used,
-            }
-        });
-    let used = embedded.used();
+fn answer(embedded: &Embedded, additional: &[Embedded], encoding: Encoding) -> EmbeddingsResponse {
     EmbeddingsResponse {
         object: "list".to_owned(),
-        data: data.collect(),
+        data: data(embedded, encoding),
         model: embedded.info.manifest.id.to_string(),
-        usage: Usage { prompt_tokens: used, total_tokens: used },
+        usage: usage(embedded),
+        additional: additional.iter().map(|embedded| beside(embedded, encoding)).collect(),
     }
+}
+
+fn beside(embedded: &Embedded, encoding: Encoding) -> AdditionalEmbeddings {
+    let ModelInfo { manifest, embedding_space, revision, .. } = &embedded.info;
+    AdditionalEmbeddings {
+        model: manifest.id.to_string(),
+        version: manifest.version.to_string(),
+        revision: revision.clone(),
+        embedding_space: embedding_space.clone(),
+        dimensions: embedded.dimensions,
+        data: data(embedded, encoding),
+        usage: usage(embedded),
+    }
+}
+
+fn data(embedded: &Embedded, encoding: Encoding) -> Vec<Embedding> {
+    let rows = embedded.rows().zip(&embedded.tokens).enumerate();
+    let rows = rows.map(|(index, (vector, tokens))| {
+        let embedding = match encoding {
+            Encoding::Float => Vector::Float(vector.to_vec()),
+            Encoding::Base64 => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+                Vector::Base64(STANDARD.encode(bytes))
+            }
+        };
+        Embedding {
+            object: "embedding".to_owned(),
+            index,
+            embedding,
+            tokens_provided: tokens.provided,
+            tokens_used: tokens.used,
+        }
+    });
+    rows.collect()
+}
+
+fn usage(embedded: &Embedded) -> Usage {
+    let used = embedded.used();
+    Usage { prompt_tokens: used, total_tokens: used }
 }
 
 pub(super) async fn models(State(app): State<App>) -> Json<ModelList> {
     let entries = available(&app);
-    // Of several versions of one id the one that the id means.
-    let chosen = entries.iter().filter(|entry| {
-        choose(&entries, entry.manifest.id.as_str()).is_some_and(|chosen| chosen.key == entry.key)
-    });
-    Json(ModelList { object: "list".to_owned(), data: chosen.map(describe).collect() })
+    let settings = app.settings.borrow().clone();
+    let data = entries.iter().map(|entry| describe(entry, &entries, &settings.aliases)).collect();
+    Json(ModelList { object: "list".to_owned(), data })
 }
 
 pub(super) async fn model(
@@ -119,8 +162,10 @@ pub(super) async fn model(
     Name(name): Name,
 ) -> Result<Json<Model>, ApiError> {
     let entries = available(&app);
-    let entry = choose(&entries, &name).ok_or_else(|| ApiError::unknown_package(name, &entries))?;
-    Ok(Json(describe(entry)))
+    let settings = app.settings.borrow().clone();
+    let entry = choose(&entries, &alias::meant(&settings.aliases, &name));
+    let entry = entry.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
+    Ok(Json(describe(entry, &entries, &settings.aliases)))
 }
 
 /// The models that can be asked for.
@@ -134,16 +179,43 @@ pub(super) fn available(app: &App) -> Vec<Entry> {
     entries
 }
 
-fn describe(entry: &Entry) -> Model {
+fn describe(entry: &Entry, entries: &[Entry], aliases: &BTreeMap<String, AliasSettings>) -> Model {
     let manifest = &entry.manifest;
+    let embedding_space = manifest.embedding_space();
+    let is_meant = |name: &str| choose(entries, name).is_some_and(|meant| meant.key == entry.key);
+    let named = |means: &dyn Fn(&str, &AliasSettings) -> bool| -> Vec<String> {
+        let names = aliases.iter().filter(|(name, alias)| means(name, alias));
+        names.map(|(name, _)| name.clone()).collect()
+    };
+    let others = |fits: &dyn Fn(&Entry) -> bool| -> Vec<String> {
+        let others = entries.iter().filter(|other| other.key != entry.key && fits(other));
+        others.map(|other| name_of(other, entries)).collect()
+    };
     Model {
-        id: manifest.id.to_string(),
+        id: name_of(entry, entries),
         object: "model".to_owned(),
         created: entry.record.installed_at.0,
         owned_by: "caxton".to_owned(),
+        version: manifest.version.to_string(),
+        revision: entry.record.manifest_digest.short(),
+        current: is_meant(manifest.id.as_str()),
+        aliases: named(&|name, _| is_meant(&alias::meant(aliases, name))),
+        canary_of: named(&|_, alias| alias::canary(alias).is_some_and(|name| is_meant(&name))),
         dimensions: manifest.dimensions,
         max_sequence_length: manifest.max_sequence_length,
-        embedding_space: manifest.embedding_space(),
+        compatible_dimensions: others(&|other| other.manifest.dimensions == manifest.dimensions),
+        compatible_vectors: others(&|other| other.manifest.embedding_space() == embedding_space),
+        embedding_space,
         prompts: manifest.prompts.keys().cloned().collect(),
     }
+}
+
+/// The shortest name that means `entry` and no other of `entries`.
+fn name_of(entry: &Entry, entries: &[Entry]) -> String {
+    let (id, version) = (&entry.manifest.id, &entry.manifest.version);
+    let names = [id.to_string(), format!("{id}@{version}")];
+    let is_meant =
+        |name: &String| choose(entries, name).is_some_and(|meant| meant.key == entry.key);
+    let by_revision = || format!("{id}@{}", entry.record.manifest_digest.short());
+    names.into_iter().find(is_meant).unwrap_or_else(by_revision)
 }

@@ -42,6 +42,9 @@ pub struct EmbeddingsRequest {
     /// Whether another model may answer when this one cannot; beyond OpenAI.
     #[serde(default)]
     pub allow_fallback: Option<bool>,
+    /// Models whose vectors of the same texts are wanted as well; beyond OpenAI.
+    #[serde(default)]
+    pub additional_models: Option<Vec<String>>,
 }
 
 /// One text or several, as texts or as token ids.
@@ -68,6 +71,28 @@ pub struct EmbeddingsResponse {
     pub data: Vec<Embedding>,
     /// The model that answered.
     pub model: String,
+    /// What was counted.
+    pub usage: Usage,
+    /// What `additional_models` gave, in their order; beyond OpenAI.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub additional: Vec<AdditionalEmbeddings>,
+}
+
+/// The vectors of the same texts by another model.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AdditionalEmbeddings {
+    /// The model that answered.
+    pub model: String,
+    /// Its version.
+    pub version: String,
+    /// The beginning of the digest of its manifest.
+    pub revision: String,
+    /// The identity under which two vectors may be compared.
+    pub embedding_space: String,
+    /// Length of one vector.
+    pub dimensions: usize,
+    /// One for each input, in its order.
+    pub data: Vec<Embedding>,
     /// What was counted.
     pub usage: Usage,
 }
@@ -118,7 +143,7 @@ pub struct ModelList {
 /// One model.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Model {
-    /// The name to ask for it.
+    /// The name to ask for it: its id, or `id@version` or `id@revision` where the id means another.
     pub id: String,
     /// `model`.
     pub object: String,
@@ -126,12 +151,26 @@ pub struct Model {
     pub created: u64,
     /// `caxton`.
     pub owned_by: String,
+    /// Its version.
+    pub version: String,
+    /// The beginning of the digest of its manifest.
+    pub revision: String,
+    /// Whether it is what the id alone means.
+    pub current: bool,
+    /// Aliases that mean it.
+    pub aliases: Vec<String>,
+    /// Aliases some of whose requests it answers.
+    pub canary_of: Vec<String>,
     /// Length of its vectors.
     pub dimensions: usize,
     /// Longest input in tokens.
     pub max_sequence_length: usize,
     /// The identity under which two vectors may be compared.
     pub embedding_space: String,
+    /// Other models whose vectors have the same length: they fit into the same index.
+    pub compatible_dimensions: Vec<String>,
+    /// Of these, those of the same embedding space: their vectors may be compared.
+    pub compatible_vectors: Vec<String>,
     /// Names of its prompts.
     pub prompts: Vec<String>,
 }

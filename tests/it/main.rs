@@ -24,6 +24,7 @@ mod precision;
 mod quarantine;
 mod readme;
 mod refusals;
+mod revisions;
 mod status;
 mod support;
 mod tenants;
