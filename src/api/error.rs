@@ -197,11 +197,13 @@ impl ApiError {
 
     /// The message, with the field's name where it does not name it: for dialects whose errors are one text.
     pub(super) fn sentence(&self) -> String {
-        match &self.param {
-            Some(param) if !self.message.contains(param.as_str()) => {
-                format!("{param}: {}", self.message)
+        let Self { param, message, .. } = self;
+        match param {
+            // Of `input[1]` a message may say `input 1`.
+            Some(param) if !param.split('[').take(1).any(|name| message.contains(name)) => {
+                format!("{param}: {message}")
             }
-            _ => self.message.clone(),
+            _ => message.clone(),
         }
     }
 

@@ -10,7 +10,7 @@ import struct
 
 class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: pathlib.Path):
-        super().__init__("localhost", timeout=60)
+        super().__init__("localhost", timeout=600)
         self.path = path
 
     def connect(self) -> None:

@@ -3,7 +3,7 @@
 import httpx
 from expected import MODEL, SOCKET, TEXTS, VECTORS, done, refused, same
 
-client = httpx.Client(transport=httpx.HTTPTransport(uds=SOCKET), base_url="http://localhost")
+client = httpx.Client(transport=httpx.HTTPTransport(uds=SOCKET), base_url="http://localhost", timeout=600)
 
 
 def post(path: str, **body) -> httpx.Response:

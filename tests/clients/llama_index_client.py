@@ -42,7 +42,7 @@ class Proxy(socketserver.ThreadingTCPServer):
 with Proxy(("127.0.0.1", 0), ToSocket) as proxy:
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{proxy.server_address[1]}"
-    client = TextEmbeddingsInference(model_name=MODEL, base_url=url, embed_batch_size=32)
+    client = TextEmbeddingsInference(model_name=MODEL, base_url=url, embed_batch_size=32, timeout=600)
     same(client.get_text_embedding_batch(TEXTS))
     same([client.get_text_embedding(TEXTS[0])], VECTORS[:1])
     same([client.get_query_embedding(TEXTS[0])], VECTORS[:1])
