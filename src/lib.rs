@@ -54,7 +54,7 @@
 //! the time that what waits takes at the rate of late. The worker takes whole requests of several connections up to the
 //! token budget, interactive ones before bulk ones and no connection twice before others had their turn; a long request
 //! is computed in parts. What nobody waits for any more is dropped. [`engine::Embedder`] sees token ids and gives
-//! vectors, whatever runs the [`engine::Architecture`]: the fused encoder, candle-transformers, or a table.
+//! vectors, or the [`engine::Output`] they are made of, whatever runs the [`engine::Architecture`]: the fused encoder, candle-transformers, or a table.
 //!
 //! # One forward pass
 //!

@@ -79,6 +79,33 @@ impl ApiError {
         Self { param: Some("input".to_owned()), ..error }
     }
 
+    /// A request that has nothing to answer, where a dialect tells it from other wrong ones.
+    pub(super) fn empty(param: String) -> Self {
+        let message =
+            format!("{param} is empty; expected at least one text, and none without characters");
+        Self::new(StatusCode::BAD_REQUEST, "empty_input", message).about(param)
+    }
+
+    /// More tokens than a request may want the states of, or have decoded.
+    pub(super) fn too_many_tokens(param: &str, found: usize, max: usize) -> Self {
+        let message =
+            format!("{param} has {found} tokens; this route takes at most {max} a request");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_tokens", message).about(param.to_owned())
+    }
+
+    /// More text than a request may have shown as tokens.
+    pub(super) fn too_much_text(param: &str, found: usize, max: usize) -> Self {
+        let (found, max) = (Bytes(found as u64), Bytes(max as u64));
+        let message =
+            format!("{param} has {found} of text; this route takes at most {max} a request");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_much_text", message).about(param.to_owned())
+    }
+
+    /// Something that no model here does.
+    pub(super) fn wrong_task(message: String) -> Self {
+        Self::new(StatusCode::FAILED_DEPENDENCY, "wrong_task", message)
+    }
+
     /// A text of more tokens than the model takes, from a client that wants it whole.
     pub(super) fn too_long(param: String, found: Option<usize>, most: usize) -> Self {
         let found = found.map_or_else(|| format!("more than {most}"), |found| found.to_string());
@@ -185,6 +212,11 @@ impl ApiError {
         Self { param: Some(param), ..self }
     }
 
+    /// The status, before a dialect has its say.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// For programs.
     pub(super) fn code(&self) -> &'static str {
         self.code
@@ -205,6 +237,11 @@ impl ApiError {
             }
             _ => message.clone(),
         }
+    }
+
+    /// For people.
+    pub(super) fn message(&self) -> &str {
+        &self.message
     }
 
     fn kind(&self) -> &'static str {
@@ -329,6 +366,9 @@ impl From<&EngineError> for ApiError {
             EngineError::Length { .. } => {
                 let error = Self::of(StatusCode::BAD_REQUEST, "invalid_request", error);
                 Self { param: Some("input".to_owned()), ..error }
+            }
+            EngineError::NoTokenStates => {
+                Self::of(StatusCode::FAILED_DEPENDENCY, "wrong_task", error)
             }
             EngineError::Tokenize(_) => Self::of(internal, "tokenizer_failed", error),
             EngineError::File { .. } | EngineError::Mismatch(_) => {

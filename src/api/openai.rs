@@ -49,6 +49,7 @@ pub(super) async fn embeddings(
         prompt,
         refuse_long: request.truncate == Some(false),
         dimensions: request.dimensions,
+        ..EmbedRequest::default()
     };
     let names = request.additional_models.unwrap_or_default();
     if names.len() > MAX_ADDITIONAL {

@@ -191,7 +191,7 @@ async fn by_model(
     let embed = |texts: Vec<String>, param, prompt| {
         let refuse_long = question.refuse_long;
         let input = Input::Texts(texts);
-        let request = EmbedRequest { input, param, prompt, refuse_long, dimensions: None };
+        let request = EmbedRequest { input, param, prompt, refuse_long, ..EmbedRequest::default() };
         request::embed_with(&lease, caller, request)
     };
     tokio::try_join!(

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use tokio::task::JoinError;
 
@@ -17,13 +17,18 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::target;
 use super::wire::Input;
-use crate::engine::{EngineError, Tokens};
+use crate::engine::{EngineError, Output, Tokens, Truncation};
 use crate::models::alias::Target;
 use crate::models::{Fallback, Lease, ModelInfo, StandIn};
+use crate::package::Manifest;
 use crate::units::milliseconds;
 
 /// As many as OpenAI takes.
 pub(super) const MAX_INPUTS: usize = 2048;
+/// Tokens of which a request may want the states: as many rows as it may have vectors.
+const MAX_TOKEN_STATES: usize = MAX_INPUTS;
+/// The identity under which the vectors of an answer may be compared with others.
+pub(super) const EMBEDDING_SPACE: &str = "x-caxton-embedding-space";
 /// Up to so many bytes are tokenized on the runtime's own thread: about 0.1 ms, what handing them over costs.
 const INLINE_BYTES: usize = 2048;
 
@@ -34,12 +39,39 @@ pub(super) struct EmbedRequest {
     pub(super) input: Input,
     /// What the dialect calls the field of the texts, for its errors.
     pub(super) param: &'static str,
+    /// What is wanted of each text.
+    pub(super) wanted: Wanted,
     /// Which of the model's prompts goes before each text.
     pub(super) prompt: Prompt,
-    /// Whether a text that is too long is an error; otherwise its end is left out.
+    /// Whether a text that is too long is an error; otherwise one end is left out.
     pub(super) refuse_long: bool,
+    /// Which end that is.
+    pub(super) truncation: Truncation,
     /// Cut vectors to this length, and scale them to length 1 again if the model gives such.
     pub(super) dimensions: Option<usize>,
+}
+
+/// What is wanted of each text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Its vector, as the model's manifest describes it.
+    #[default]
+    Vector,
+    /// Its vector, scaled to length 1 whatever the manifest says, or not scaled.
+    Normalized(bool),
+    /// The states of all its tokens after the last layer.
+    TokenStates,
+}
+
+impl Wanted {
+    /// What the engine computes for it, of a model that normalises its vectors or does not.
+    fn output(self, normalizes: bool) -> Output {
+        match self {
+            Self::Normalized(false) if normalizes => Output::Unnormalized,
+            Self::Vector | Self::Normalized(_) => Output::Vector,
+            Self::TokenStates => Output::TokenStates,
+        }
+    }
 }
 
 /// What goes before each text.
@@ -81,9 +113,9 @@ pub(super) struct Timings {
 pub(super) struct Embedded {
     /// The model that answered.
     pub(super) info: ModelInfo,
-    /// `[texts, dimensions]`, row-major.
+    /// `[texts, dimensions]`, or of token states `[tokens of all texts, dimensions]`; row-major.
     pub(super) vectors: Vec<f32>,
-    /// Length of one vector.
+    /// Length of one row.
     pub(super) dimensions: usize,
     /// Of each text.
     pub(super) tokens: Vec<Counted>,
@@ -164,7 +196,7 @@ pub(super) async fn embed_with(
     let prompt = prompt(&request.prompt, lease)?;
     let began = Instant::now();
     let input = Arc::new(request.input);
-    let tokenized = tokenize(lease, &prompt, &input, request.param).await?;
+    let tokenized = tokenize(lease, &prompt, &input, request.param, request.truncation).await?;
     let tokenization = began.elapsed();
     let Tokenized { ids, whole, characters } = tokenized;
     let used: Vec<usize> = ids.iter().map(Vec::len).collect();
@@ -175,21 +207,47 @@ pub(super) async fn embed_with(
         let most = lease.info.manifest.max_sequence_length;
         return Err(ApiError::too_long(format!("{}[{index}]", request.param), whole[index], most));
     }
+    let total = used.iter().sum();
+    if request.wanted == Wanted::TokenStates && total > MAX_TOKEN_STATES {
+        return Err(ApiError::too_many_tokens(request.param, total, MAX_TOKEN_STATES));
+    }
+    let output = request.wanted.output(lease.info.manifest.normalize);
     // What was cut off unseen is counted while the rest is computed.
     let (computed, provided) = tokio::try_join!(
-        async { Ok(lease.embed(ids, caller.ticket()).await?) },
+        async { Ok(lease.embed(ids, output, caller.ticket()).await?) },
         count(lease, prompt, input, whole, request.param),
     )?;
     let tokens = provided.into_iter().zip(used);
     let tokens = tokens.map(|(provided, used)| Counted { provided, used }).collect();
     let timings = Timings { tokenization, queue: computed.queue, inference: computed.inference };
-    let info = lease.info.clone();
+    let info = described(&lease.info, request.wanted);
     let mut vectors = computed.vectors;
-    if dimensions < info.manifest.dimensions {
-        vectors = shorten(&vectors, info.manifest.dimensions, dimensions, info.manifest.normalize);
-    }
+    let dimensions = match request.wanted {
+        Wanted::TokenStates => vectors.len() / total.max(1),
+        Wanted::Vector | Wanted::Normalized(_) => {
+            let (own, wanted) = (&lease.info.manifest, &info.manifest);
+            if dimensions < own.dimensions || (wanted.normalize && !own.normalize) {
+                vectors = shorten(&vectors, own.dimensions, dimensions, wanted.normalize);
+            }
+            dimensions
+        }
+    };
     let stands_in = lease.stands_in.clone();
     Ok(Embedded { info, vectors, dimensions, tokens, characters, stands_in, timings })
+}
+
+/// The model as if its manifest said of normalisation what is wanted: its vectors are of the embedding space that a
+/// model with such a manifest has.
+fn described(info: &ModelInfo, wanted: Wanted) -> ModelInfo {
+    let mut info = info.clone();
+    if let Wanted::Normalized(normalize) = wanted
+        && normalize != info.manifest.normalize
+    {
+        let manifest = Manifest { normalize, ..Manifest::clone(&info.manifest) };
+        info.embedding_space = manifest.embedding_space();
+        info.manifest = Arc::new(manifest);
+    }
+    info
 }
 
 fn dimensions(asked: Option<usize>, available: usize) -> Result<usize, ApiError> {
@@ -236,18 +294,18 @@ async fn tokenize(
     prompt: &str,
     input: &Arc<Input>,
     param: &'static str,
+    truncation: Truncation,
 ) -> Result<Tokenized, ApiError> {
     let bytes = match &**input {
         Input::Texts(texts) => texts.iter().map(|text| prompt.len() + text.len()).sum(),
         Input::Ids(lists) => lists.iter().map(|ids| size_of_val(ids.as_slice())).sum::<usize>(),
     };
     if bytes <= INLINE_BYTES {
-        return tokenize_now(lease, prompt, input, param);
+        return tokenize_now(lease, prompt, input, param, truncation);
     }
     let (lease, prompt, input) = (lease.clone(), prompt.to_owned(), Arc::clone(input));
-    let tokenized =
-        tokio::task::spawn_blocking(move || tokenize_now(&lease, &prompt, &input, param)).await;
-    tokenized.map_err(lost)?
+    let work = move || tokenize_now(&lease, &prompt, &input, param, truncation);
+    tokio::task::spawn_blocking(work).await.map_err(lost)?
 }
 
 fn tokenize_now(
@@ -255,20 +313,23 @@ fn tokenize_now(
     prompt: &str,
     input: &Input,
     param: &str,
+    truncation: Truncation,
 ) -> Result<Tokenized, ApiError> {
     let about = |index: usize| {
         move |error: EngineError| ApiError::from(error).about(format!("{param}[{index}]"))
     };
     let tokens: Vec<Tokens> = match input {
         Input::Texts(texts) => {
-            let tokens = texts.iter().enumerate();
-            let tokens =
-                tokens.map(|(index, text)| lease.tokenize(prompt, text).map_err(about(index)));
+            let tokens = texts.iter().enumerate().map(|(index, text)| {
+                lease.tokenize(prompt, text, truncation).map_err(about(index))
+            });
             tokens.collect::<Result<_, _>>()?
         }
         Input::Ids(lists) => {
-            let tokens = lists.iter().enumerate();
-            let tokens = tokens.map(|(index, ids)| lease.check_ids(ids).map_err(about(index)));
+            let tokens = lists
+                .iter()
+                .enumerate()
+                .map(|(index, ids)| lease.check_ids(ids, truncation).map_err(about(index)));
             tokens.collect::<Result<_, _>>()?
         }
     };
@@ -335,7 +396,7 @@ fn scale_to_one(vector: &mut [f32]) {
 }
 
 impl Embedded {
-    /// The vectors, one after the other.
+    /// The vectors or token states, one after the other.
     pub(super) fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.vectors.chunks_exact(self.dimensions)
     }
@@ -347,14 +408,11 @@ impl Embedded {
 
     /// What is said of the answer in headers, on every route.
     pub(super) fn label(&self, caller: &Caller, response: &mut Response) {
-        let manifest = &self.info.manifest;
+        label_model(&self.info, response);
         let truncated = self.tokens.iter().filter(|tokens| tokens.used < tokens.provided).count();
         let Timings { tokenization, queue, inference } = self.timings;
         let headers = response.headers_mut();
         for (name, value) in [
-            ("x-caxton-model", format!("{}@{}", manifest.id, manifest.version)),
-            ("x-caxton-revision", self.info.revision.clone()),
-            ("x-caxton-embedding-space", self.info.embedding_space.clone()),
             ("x-caxton-truncated-inputs", truncated.to_string()),
             ("x-compute-characters", self.characters.to_string()),
             ("x-compute-tokens", self.used().to_string()),
@@ -363,22 +421,34 @@ impl Embedded {
             ("x-inference-time", milliseconds(inference).to_string()),
             ("x-total-time", milliseconds(caller.began.elapsed()).to_string()),
         ] {
-            // Ids, versions, digests and numbers are visible ASCII; anything else would be left out, not panic.
-            if let Ok(value) = HeaderValue::try_from(value) {
-                headers.insert(HeaderName::from_static(name), value);
-            }
+            insert(headers, name, value);
         }
         let stand_in = self.stands_in.as_ref().map(|stand_in| {
             let StandIn { wanted, error } = &**stand_in;
             format!("{wanted}; reason={}", ApiError::from(error).code())
         });
-        let alias = self.info.alias.as_ref().map(ToString::to_string);
-        for (name, value) in [("x-caxton-fallback-for", stand_in), ("x-caxton-alias", alias)] {
-            // Names of models and aliases are visible ASCII.
-            if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
-                headers.insert(HeaderName::from_static(name), value);
-            }
+        if let Some(stand_in) = stand_in {
+            insert(headers, "x-caxton-fallback-for", stand_in);
         }
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+}
+
+/// Says in headers which model an answer is of.
+pub(super) fn label_model(info: &ModelInfo, response: &mut Response) {
+    let ModelInfo { manifest, embedding_space, revision, alias } = info;
+    let headers = response.headers_mut();
+    insert(headers, "x-caxton-model", format!("{}@{}", manifest.id, manifest.version));
+    insert(headers, "x-caxton-revision", revision.clone());
+    insert(headers, EMBEDDING_SPACE, embedding_space.clone());
+    if let Some(alias) = alias {
+        insert(headers, "x-caxton-alias", alias.to_string());
+    }
+}
+
+/// Ids, versions, digests and numbers are visible ASCII; anything else would be left out, not panic.
+fn insert(headers: &mut HeaderMap, name: &'static str, value: String) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(HeaderName::from_static(name), value);
     }
 }

@@ -40,6 +40,9 @@ pub enum EngineError {
     /// A text could not be turned into tokens.
     #[error("the text cannot be tokenized")]
     Tokenize(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Token states were asked of a model that has none.
+    #[error("static embeddings have no token states: nothing is computed for a token")]
+    NoTokenStates,
     /// The operating system gave the engine no threads.
     #[error("the engine's {threads} threads cannot be started")]
     Threads {

@@ -20,7 +20,7 @@ use super::peak;
 use super::pool::Head;
 use super::precision::{Choice, Report};
 use super::scratch::{RowShape, States, Work};
-use super::{Embedder, EngineError, ModelSpec, Options, WeightsFile, threads};
+use super::{Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, threads};
 
 /// Tokens of a pass: enough that reading the weights costs little beside the products, few enough that
 /// the rows stay in the second cache.
@@ -89,8 +89,8 @@ impl Fused {
         self.arenas[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The vectors of `pass`, one behind the other.
-    fn run(&self, texts: &[&[u32]], pass: &Pass, arena: &mut Arena) -> Vec<f32> {
+    /// What is wanted of the texts of `pass`, one behind the other.
+    fn run(&self, texts: &[&[u32]], pass: &Pass, output: Output, arena: &mut Arena) -> Vec<f32> {
         let encoder = &self.encoder;
         let session = self.machine.session();
         let rows = pass.iter().map(|&text| texts[text].len()).sum();
@@ -121,11 +121,11 @@ impl Fused {
             let attended = states.attended.groups();
             encoder.finish(layer, &session, work, attended, rows, states.x.f32s_mut());
         }
-        self.vectors(pass.iter().map(|&text| texts[text].len()), states)
+        self.outputs(pass.iter().map(|&text| texts[text].len()), states, output)
     }
 
-    /// The vector of `text`, whose rows all threads share.
-    fn run_split(&self, text: &[u32]) -> Vec<f32> {
+    /// What is wanted of `text`, whose rows all threads share.
+    fn run_split(&self, text: &[u32], output: Output) -> Vec<f32> {
         let encoder = &self.encoder;
         let mut arenas: Vec<_> = (0..self.arenas.len()).map(|thread| self.arena(thread)).collect();
         let Some((owner, others)) = arenas.split_first_mut() else { return Vec::new() };
@@ -164,55 +164,81 @@ impl Fused {
                 }
             });
         }
-        self.vectors([length].into_iter(), states)
+        self.outputs([length].into_iter(), states, output)
     }
 
-    /// The vectors of texts of `lengths` whose rows lie in `states` one behind the other.
-    fn vectors(&self, lengths: impl Iterator<Item = usize>, states: &States) -> Vec<f32> {
+    /// What is wanted of texts of `lengths` whose rows lie in `states` one behind the other.
+    fn outputs(
+        &self,
+        lengths: impl Iterator<Item = usize>,
+        states: &States,
+        output: Output,
+    ) -> Vec<f32> {
         let mut rest = states.x.f32s();
-        let mut vectors = Vec::new();
+        let mut outputs = Vec::new();
         let mut tokens = Vec::new();
         for length in lengths {
             let (rows, others) = rest.split_at(length * self.encoder.row());
             rest = others;
             self.encoder.token_vectors(rows, &mut tokens);
-            vectors.extend(self.head.vector(&tokens, self.encoder.hidden()));
+            outputs.extend(self.head.apply(&tokens, self.encoder.hidden(), output));
         }
-        vectors
+        outputs
+    }
+
+    /// How many values are wanted of a text of `length` tokens.
+    fn width(&self, length: usize, output: Output) -> usize {
+        match output {
+            Output::Vector | Output::Unnormalized => self.dimensions,
+            Output::TokenStates => length * self.encoder.hidden(),
+        }
+    }
+
+    /// What is wanted of `texts`, all threads taking pass after pass.
+    fn run_passes(&self, texts: &[&[u32]], output: Output) -> Vec<f32> {
+        let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+        let passes = passes(&lengths, self.batch_tokens, self.arenas.len());
+        let next = AtomicUsize::new(0);
+        let shares = self.threads.broadcast(|thread| {
+            let mut arena = self.arena(thread.index());
+            let mut done = Vec::new();
+            while let Some(pass) = passes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                done.push((pass, self.run(texts, pass, output, &mut arena)));
+            }
+            done
+        });
+        let mut starts = Vec::with_capacity(lengths.len());
+        let mut total = 0;
+        for &length in &lengths {
+            starts.push(total);
+            total += self.width(length, output);
+        }
+        let mut outputs = vec![0.0; total];
+        for (pass, found) in shares.into_iter().flatten() {
+            let mut rest = found.as_slice();
+            for &text in pass {
+                let (own, others) = rest.split_at(self.width(lengths[text], output));
+                outputs[starts[text]..][..own.len()].copy_from_slice(own);
+                rest = others;
+            }
+        }
+        outputs
     }
 }
 
 impl Embedder for Fused {
-    fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
+    fn compute(&mut self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
         self.limits.check(texts)?;
         let this = &*self;
         let threads = this.arenas.len();
-        let vectors = match texts {
-            [text] if threads > 1 && text.len() >= threads * SPLIT_TOKENS => this.run_split(text),
-            [_] => this.run(texts, &vec![0], &mut this.arena(0)),
-            _ => {
-                let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
-                let passes = passes(&lengths, this.batch_tokens, threads);
-                let next = AtomicUsize::new(0);
-                let shares = this.threads.broadcast(|thread| {
-                    let mut arena = this.arena(thread.index());
-                    let mut done = Vec::new();
-                    while let Some(pass) = passes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        done.push((pass, this.run(texts, pass, &mut arena)));
-                    }
-                    done
-                });
-                let mut vectors = vec![0.0; texts.len() * this.dimensions];
-                for (pass, found) in shares.into_iter().flatten() {
-                    for (&text, vector) in pass.iter().zip(found.chunks_exact(this.dimensions)) {
-                        vectors[text * this.dimensions..][..this.dimensions]
-                            .copy_from_slice(vector);
-                    }
-                }
-                vectors
+        let outputs = match texts {
+            [text] if threads > 1 && text.len() >= threads * SPLIT_TOKENS => {
+                this.run_split(text, output)
             }
+            [_] => this.run(texts, &vec![0], output, &mut this.arena(0)),
+            _ => this.run_passes(texts, output),
         };
-        finite(vectors, this.report.precision.name())
+        finite(outputs, this.report.precision.name())
     }
 
     fn dimensions(&self) -> usize {

@@ -33,6 +33,7 @@ mod layer;
 mod layout;
 mod limits;
 mod linear;
+mod output;
 mod peak;
 mod pool;
 mod precision;
@@ -51,11 +52,12 @@ mod weights;
 
 pub use error::EngineError;
 pub use footprint::{FileSizes, Footprint, Stored, footprint};
+pub use output::Output;
 pub use precision::{Precision, Report};
 pub use spec::{
     Activation, Architecture, Dense, ModelFiles, ModelSpec, Pooling, UnknownName, WeightsFile,
 };
-pub use tokenize::{Tokenizer, Tokens};
+pub use tokenize::{Piece, Tokenizer, Tokens, Truncation};
 
 use std::{io, panic, thread};
 
@@ -70,14 +72,24 @@ use static_embedding::{StaticConfig, StaticEmbedder};
 ///
 /// One thread owns it; `&mut` because an implementation may keep scratch memory.
 pub trait Embedder: Send {
-    /// The vectors of `texts`, `[texts.len(), dimensions]` row-major, in the order of `texts`.
+    /// What is wanted of each of `texts`, one behind the other in their order: `[texts.len(),
+    /// dimensions]` for vectors, `[tokens of all texts, hidden]` for token states; row-major.
     ///
     /// Blocks for as long as the forward pass takes. Each text is a sequence of token ids with its
     /// special tokens, at least one id long unless the model is [`Architecture::Static`].
     ///
     /// # Errors
-    /// When an id is outside the vocabulary, a text is empty or too long, or the arithmetic fails.
-    fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError>;
+    /// When an id is outside the vocabulary, a text is empty or too long, the model has nothing of the
+    /// kind, or the arithmetic fails.
+    fn compute(&mut self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError>;
+
+    /// The vectors of `texts`, `[texts.len(), dimensions]`: [`Embedder::compute`] for what a model is for.
+    ///
+    /// # Errors
+    /// Those of [`Embedder::compute`].
+    fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
+        self.compute(texts, Output::Vector)
+    }
 
     /// Length of one vector.
     fn dimensions(&self) -> usize;

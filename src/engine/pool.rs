@@ -6,7 +6,7 @@
 
 use super::layout::Expected;
 use super::weights;
-use super::{Activation, Dense, EngineError, ModelSpec, Pooling, WeightsFile};
+use super::{Activation, Dense, EngineError, ModelSpec, Output, Pooling, WeightsFile};
 
 /// The smallest length that normalisation divides by; the default of
 /// `torch.nn.functional.normalize`.
@@ -39,13 +39,16 @@ impl Head {
         Ok(Self { pooling: spec.pooling, dense, normalize: spec.normalize })
     }
 
-    /// The vector of a text with token vectors `tokens`, `[length, hidden]` row-major.
-    pub(super) fn vector(&self, tokens: &[f32], hidden: usize) -> Vec<f32> {
+    /// What is wanted of a text with token vectors `tokens`, `[length, hidden]` row-major.
+    pub(super) fn apply(&self, tokens: &[f32], hidden: usize, output: Output) -> Vec<f32> {
+        if output == Output::TokenStates {
+            return tokens.to_vec();
+        }
         let mut vector = pool(self.pooling, tokens, hidden);
         for layer in &self.dense {
             vector = layer.apply(&vector);
         }
-        if self.normalize {
+        if self.normalize && output == Output::Vector {
             normalize(&mut vector);
         }
         vector
@@ -226,11 +229,14 @@ mod tests {
     #[test]
     fn dense_layers_are_applied_after_pooling() {
         let head_identity = head(vec![DENSE], &[dense_file()]).unwrap();
-        assert_eq!(head_identity.vector(&[1.0, 1.0, 2.0], 3), [19.0, 0.5]);
+        assert_eq!(head_identity.apply(&[1.0, 1.0, 2.0], 3, Output::Vector), [19.0, 0.5]);
         assert_eq!(head_identity.weight_bytes(), 8 * 4);
         let tanh = Dense { activation: Activation::Tanh, ..DENSE };
         let head_tanh = head(vec![tanh], &[dense_file()]).unwrap();
-        assert_eq!(head_tanh.vector(&[1.0, 1.0, 2.0], 3), [19.0_f32.tanh(), 0.5_f32.tanh()]);
+        assert_eq!(
+            head_tanh.apply(&[1.0, 1.0, 2.0], 3, Output::Vector),
+            [19.0_f32.tanh(), 0.5_f32.tanh()]
+        );
     }
 
     #[test]

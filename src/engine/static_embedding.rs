@@ -18,7 +18,7 @@ use super::peak;
 use super::pool::Head;
 use super::precision::{Precision, Report};
 use super::weights::{self, Table};
-use super::{Embedder, EngineError, ModelSpec, Pooling, WeightsFile};
+use super::{Embedder, EngineError, ModelSpec, Output, Pooling, WeightsFile};
 
 /// Name of the table.
 pub(super) const TABLE: &str = "embedding.weight";
@@ -94,8 +94,8 @@ impl StaticEmbedder {
         })
     }
 
-    /// The vector of `text`; `row` and `mean` are memory for values of a row.
-    fn vector(&self, text: &[u32], row: &mut [f32], mean: &mut [f32]) -> Vec<f32> {
+    /// What is wanted of `text`; `row` and `mean` are memory for values of a row.
+    fn vector(&self, text: &[u32], output: Output, row: &mut [f32], mean: &mut [f32]) -> Vec<f32> {
         mean.fill(0.0);
         for &id in text {
             self.table.read_row(id as usize, row);
@@ -105,7 +105,7 @@ impl StaticEmbedder {
         let length = text.len().max(1) as f32;
         mean.iter_mut().for_each(|sum| *sum /= length);
         // The mean of one row is that row.
-        self.head.vector(mean, self.hidden_size)
+        self.head.apply(mean, self.hidden_size, output)
     }
 }
 
@@ -118,10 +118,13 @@ fn canonical(name: &str) -> Option<String> {
 }
 
 impl Embedder for StaticEmbedder {
-    fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
+    fn compute(&mut self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
+        if output == Output::TokenStates {
+            return Err(EngineError::NoTokenStates);
+        }
         self.limits.check(texts)?;
         let (mut row, mut mean) = (vec![0.0; self.hidden_size], vec![0.0; self.hidden_size]);
-        let vectors = texts.iter().flat_map(|text| self.vector(text, &mut row, &mut mean));
+        let vectors = texts.iter().flat_map(|text| self.vector(text, output, &mut row, &mut mean));
         finite(vectors.collect(), self.report.precision.name())
     }
 
@@ -225,8 +228,17 @@ mod tests {
         ]);
         let mut embedder = new(&spec, table(), &[layer]).unwrap();
         assert_eq!(embedder.embed(&[&[], &[1]]).unwrap(), [-1.0, 1.0]);
+        let unnormalized = embedder.compute(&[&[], &[1]], Output::Unnormalized).unwrap();
+        assert_eq!(unnormalized, [-4.0, 4.0]);
         assert_eq!(embedder.dimensions(), 1);
         assert!(embedder.weight_bytes() >= 4 * (6 + 2 + 1));
+    }
+
+    #[test]
+    fn there_are_no_token_states_in_a_table() {
+        let mut embedder = new(&static_spec(), table(), &[]).unwrap();
+        let error = embedder.compute(&[&[0]], Output::TokenStates).unwrap_err();
+        assert!(matches!(error, EngineError::NoTokenStates), "{error}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::engine::reference::Reference;
 use crate::engine::weights::tests::{f32s, file};
 use crate::engine::{
     Activation, Architecture, Dense, Embedder, EngineError, Loaded, ModelFiles, ModelSpec, Options,
-    Precision, WeightsFile, load,
+    Output, Precision, WeightsFile, load,
 };
 
 const OPTIONS: Options = Options { threads: 2, batch_tokens: 64, precision: Precision::F32 };
@@ -284,6 +284,33 @@ fn int8_weights_give_nearly_the_vectors_of_f32() {
     assert!(cosine > 0.999 && exact != near, "{cosine}");
 }
 
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn a_vector_is_what_is_made_of_the_states_of_its_tokens() {
+    let text: &[u32] = &[2, 220, 100, 49, 188, 65, 180, 3];
+    let modernbert = ("tiny-modernbert", Architecture::ModernBert);
+    // Mean pooling, but for the odd one.
+    for (name, architecture) in FUSED.into_iter().chain([modernbert]) {
+        let mut embedder = golden(name, architecture);
+        let mut compute = |output| embedder.compute(&[text], output).unwrap();
+        let (vector, raw) = (compute(Output::Vector), compute(Output::Unnormalized));
+        let length = raw.iter().map(|value| value * value).sum::<f32>().sqrt();
+        assert!((length - 1.0).abs() > 1e-2, "{name}: {length}");
+        let unit: Vec<f32> = raw.iter().map(|value| value / length).collect();
+        assert!(largest_difference(&unit, &vector) < 1e-6, "{name}");
+        let states = compute(Output::TokenStates);
+        let width = raw.len();
+        assert_eq!(states.len(), text.len() * width, "{name}");
+        let mean = |at: usize| states.iter().skip(at).step_by(width).sum::<f32>() / 8.0;
+        let means: Vec<f32> = (0..width).map(mean).collect();
+        assert!(largest_difference(&means, &raw) < 1e-5, "{name}");
+    }
+}
+
 /// What the fused encoder runs.
 const FUSED: [(&str, Architecture); 6] = [
     ("tiny-bert-mean", Architecture::Bert),
@@ -305,10 +332,16 @@ proptest! {
         for (name, architecture) in FUSED.into_iter().chain([modernbert]) {
             let mut embedder = golden(name, architecture);
             let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-            let together = embedder.embed(&texts).unwrap();
-            let width = embedder.dimensions();
-            for (text, vector) in texts.iter().zip(together.chunks_exact(width)) {
-                prop_assert_eq!(&embedder.embed(&[text]).unwrap(), vector, "{}", name);
+            for output in [Output::Vector, Output::Unnormalized, Output::TokenStates] {
+                let together = embedder.compute(&texts, output).unwrap();
+                let mut rest = together.as_slice();
+                for text in &texts {
+                    let alone = embedder.compute(&[text], output).unwrap();
+                    let (own, others) = rest.split_at(alone.len());
+                    prop_assert_eq!(&alone, own, "{} {:?}", name, output);
+                    rest = others;
+                }
+                prop_assert!(rest.is_empty());
             }
         }
     }
@@ -325,10 +358,14 @@ proptest! {
             let head = Head::read(&spec, &[]).unwrap();
             for text in &texts {
                 let found = embedder.embed(&[text]).unwrap();
-                let expected = head.vector(&reference.states(text), config.hidden_size);
-                let difference =
-                    found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let states = reference.states(text);
+                let expected = head.apply(&states, config.hidden_size, Output::Vector);
+                let difference = largest_difference(&found, &expected);
                 prop_assert!(difference <= 2e-5, "{} differs by {}", name, difference);
+                // LayerNorm scales states to a length of √hidden.
+                let found = embedder.compute(&[text], Output::TokenStates).unwrap();
+                let difference = largest_difference(&found, &states);
+                prop_assert!(difference <= 2e-4, "{} states differ by {}", name, difference);
             }
         }
     }

@@ -5,11 +5,12 @@
 //!
 //! Invariants:
 //! 1. The ids of a text are those of tokenizing all of it and truncating then, although a long text
-//!    is cut first; see [`Tokenizer::encode`].
+//!    is cut first; see [`Tokenizer::encode_truncated`].
 //! 2. [`Tokens::ids`] are at most `max_sequence_length`, each below [`Tokenizer::vocabulary_size`].
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Token};
 
@@ -30,6 +31,27 @@ const CUT_MARGIN: usize = 1024;
 const COUNTED_BYTES: usize = 64 << 10;
 /// Stands for the text where the special tokens around it are found out. No vocabulary has this id.
 const PROBE: u32 = u32::MAX;
+
+/// Which end of a text that is too long is left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Truncation {
+    /// Its end.
+    #[default]
+    Right,
+    /// Its beginning, with the prompt.
+    Left,
+}
+
+/// A token and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its id.
+    pub id: u32,
+    /// The part of the text that it stands for; of a special token, its name.
+    pub text: String,
+    /// Where that part is, in characters; `None` for a special token around the text.
+    pub characters: Option<Range<usize>>,
+}
 
 /// The tokens of one text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,32 +161,53 @@ impl Tokenizer {
         self.vocabulary_size
     }
 
-    /// The tokens of `prompt` followed by `text`, as one text.
+    /// The tokens of `prompt` followed by `text`, as one text, whose end is left out when it is too long.
     ///
-    /// Of a long text only a beginning is tokenized: one in which more tokens than fit lie wholly
-    /// before what the cut can have changed. When it has not enough, a longer one is taken. So the
-    /// cost is that of the text which matters, except that a word without end matters wholly.
+    /// # Errors
+    /// Those of [`Tokenizer::encode_truncated`].
+    pub fn encode(&self, prompt: &str, text: &str) -> Result<Tokens, EngineError> {
+        self.encode_truncated(prompt, text, Truncation::Right)
+    }
+
+    /// The tokens of `prompt` followed by `text`, as one text, without what is too long on one side.
+    ///
+    /// Of a long text only the part at the kept side is tokenized: one in which more tokens than fit lie
+    /// wholly beyond what the cut can have changed. When it has not enough, a longer one is taken. So
+    /// the cost is that of the text which matters, except that a word without end matters wholly.
     ///
     /// # Errors
     /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the text.
-    pub fn encode(&self, prompt: &str, text: &str) -> Result<Tokens, EngineError> {
+    pub fn encode_truncated(
+        &self,
+        prompt: &str,
+        text: &str,
+        truncation: Truncation,
+    ) -> Result<Tokens, EngineError> {
         let text = with_prompt(prompt, text);
         let mut cut = self.room.saturating_mul(BYTES_PER_TOKEN).saturating_add(self.cut_margin);
         while cut < text.len() {
-            let end = text.floor_char_boundary(cut);
+            let part = match truncation {
+                Truncation::Right => &text[..text.floor_char_boundary(cut)],
+                Truncation::Left => &text[text.ceil_char_boundary(text.len() - cut)..],
+            };
             // Not `encode_fast`, which does not tell where in the text a token lies.
-            let beginning = self.library.encode(&text[..end], false);
-            let beginning = beginning.map_err(EngineError::Tokenize)?;
-            let settled = settled_tokens(&beginning, end.saturating_sub(self.cut_margin));
+            let tokens = self.library.encode(part, false).map_err(EngineError::Tokenize)?;
+            let settled = match truncation {
+                Truncation::Right => {
+                    0..settled_tokens(&tokens, part.len().saturating_sub(self.cut_margin))
+                }
+                Truncation::Left => unsettled_tokens(&tokens, self.cut_margin)..tokens.len(),
+            };
             // One more than fits, to know that the text is truncated.
-            if settled > self.room {
-                return Ok(Tokens { whole: None, ..self.wrap(&beginning.get_ids()[..settled]) });
+            if settled.len() > self.room {
+                let ids = &tokens.get_ids()[settled];
+                return Ok(Tokens { whole: None, ..self.wrap(ids, truncation) });
             }
             cut = cut.saturating_mul(WIDENING);
         }
         let whole =
             self.library.encode_fast(text.as_ref(), false).map_err(EngineError::Tokenize)?;
-        Ok(self.wrap(whole.get_ids()))
+        Ok(self.wrap(whole.get_ids(), truncation))
     }
 
     /// How many tokens `prompt` followed by `text` has as one text, special tokens included.
@@ -192,19 +235,75 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`EngineError::TokenOutOfRange`] for an id that the vocabulary does not have.
-    pub fn encode_ids(&self, ids: &[u32]) -> Result<Tokens, EngineError> {
-        let vocabulary = self.vocabulary_size;
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(EngineError::TokenOutOfRange { id, vocabulary });
-        }
+    pub fn encode_ids(&self, ids: &[u32], truncation: Truncation) -> Result<Tokens, EngineError> {
+        self.check_range(ids)?;
         let bare = ids
             .strip_prefix(self.prefix.as_slice())
             .and_then(|ids| ids.strip_suffix(self.suffix.as_slice()));
-        Ok(self.wrap(bare.unwrap_or(ids)))
+        Ok(self.wrap(bare.unwrap_or(ids), truncation))
     }
 
-    fn wrap(&self, ids: &[u32]) -> Tokens {
-        let kept = &ids[..ids.len().min(self.room)];
+    /// The tokens of all of `prompt` followed by `text`, with where they come from; with `special`, those
+    /// around a text as well.
+    ///
+    /// Takes a hundred times the memory of the text.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the text.
+    pub fn pieces(
+        &self,
+        prompt: &str,
+        text: &str,
+        special: bool,
+    ) -> Result<Vec<Piece>, EngineError> {
+        let text = with_prompt(prompt, text);
+        let tokens = self.library.encode_char_offsets(text.as_ref(), false);
+        let tokens = tokens.map_err(EngineError::Tokenize)?;
+        // Where each character begins, so that the cost is not that of a search for every token.
+        let begins: Vec<usize> =
+            text.char_indices().map(|(begin, _)| begin).chain([text.len()]).collect();
+        let of_text =
+            tokens.get_ids().iter().zip(tokens.get_offsets()).map(|(&id, &(start, stop))| {
+                let bytes = begins.get(start).zip(begins.get(stop));
+                let part =
+                    bytes.and_then(|(&begin, &end)| text.get(begin..end)).unwrap_or_default();
+                Piece { id, text: part.to_owned(), characters: Some(start..stop) }
+            });
+        let around = |ids: &[u32]| -> Vec<Piece> {
+            let named = |&id: &u32| Piece {
+                id,
+                text: self.library.id_to_token(id).unwrap_or_default(),
+                characters: None,
+            };
+            if special { ids.iter().map(named).collect() } else { Vec::new() }
+        };
+        Ok(around(&self.prefix).into_iter().chain(of_text).chain(around(&self.suffix)).collect())
+    }
+
+    /// The text that `ids` stand for, as the tokenizer puts tokens together; without special tokens if
+    /// `skip_special`.
+    ///
+    /// # Errors
+    /// [`EngineError::TokenOutOfRange`] for an id that the vocabulary does not have,
+    /// [`EngineError::Tokenize`] when the tokens make no text.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, EngineError> {
+        self.check_range(ids)?;
+        self.library.decode(ids, skip_special).map_err(EngineError::Tokenize)
+    }
+
+    fn check_range(&self, ids: &[u32]) -> Result<(), EngineError> {
+        let vocabulary = self.vocabulary_size;
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(&id) => Err(EngineError::TokenOutOfRange { id, vocabulary }),
+            None => Ok(()),
+        }
+    }
+
+    fn wrap(&self, ids: &[u32], truncation: Truncation) -> Tokens {
+        let kept = match truncation {
+            Truncation::Right => &ids[..ids.len().min(self.room)],
+            Truncation::Left => &ids[ids.len().saturating_sub(self.room)..],
+        };
         Tokens {
             ids: [&self.prefix, kept, &self.suffix].concat(),
             whole: Some(self.around() + ids.len()),
@@ -267,10 +366,22 @@ fn settled_tokens(beginning: &Encoding, settled_bytes: usize) -> usize {
     open - same_word
 }
 
+/// How many tokens of `end` may be other than those of the whole text: all up to the end of the word
+/// that begins before byte `settled_from`, or of the first word.
+fn unsettled_tokens(end: &Encoding, settled_from: usize) -> usize {
+    let words = end.get_word_ids();
+    let begun = end.get_offsets().iter().take_while(|&&(start, _)| start < settled_from).count();
+    // When none does, control characters that the normaliser drops may lie between the cut and the first
+    // word, which goes on before them.
+    let begun = begun.max(1).min(words.len());
+    let Some(&open) = words[..begun].last() else { return 0 };
+    begun + words[begun..].iter().take_while(|&&word| word == open).count()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use tokenizers::TruncationParams;
+    use tokenizers::{TruncationDirection, TruncationParams};
 
     use super::*;
 
@@ -283,9 +394,13 @@ mod tests {
 
     /// The library's own answer: the whole text, truncated by it.
     fn whole(bytes: &[u8], text: &str) -> Tokens {
+        whole_truncated(bytes, text, TruncationDirection::Right)
+    }
+
+    fn whole_truncated(bytes: &[u8], text: &str, direction: TruncationDirection) -> Tokens {
         let mut library = tokenizers::Tokenizer::from_bytes(bytes).unwrap();
         let all = library.encode(text, true).unwrap().len();
-        let truncation = TruncationParams { max_length: MAX, ..Default::default() };
+        let truncation = TruncationParams { max_length: MAX, direction, ..Default::default() };
         library.with_truncation(Some(truncation)).unwrap();
         let ids = library.encode(text, true).unwrap().get_ids().to_vec();
         Tokens { ids, whole: Some(all) }
@@ -311,7 +426,7 @@ mod tests {
         let ids = |text: &str| tokenizer.encode("", text).unwrap();
         assert_eq!(ids("a a"), Tokens { ids: with[1..3].to_vec(), whole: Some(2) });
         assert!(ids("a a a").truncated());
-        assert_eq!(tokenizer.encode_ids(&[2, 3]).unwrap().ids, [2, 3]);
+        assert_eq!(tokenizer.encode_ids(&[2, 3], Truncation::Right).unwrap().ids, [2, 3]);
     }
 
     #[test]
@@ -352,14 +467,47 @@ mod tests {
             (&[2, 5, 6, 7, 8, 3], &[2, 5, 6, 7, 3], true),
         ];
         for (ids, expected, truncated) in cases {
-            let tokens = tokenizer.encode_ids(ids).unwrap();
+            let tokens = tokenizer.encode_ids(ids, Truncation::Right).unwrap();
             assert_eq!((&tokens.ids[..], tokens.truncated()), (expected, truncated), "{ids:?}");
         }
+        let end = tokenizer.encode_ids(&[2, 5, 6, 7, 8, 3], Truncation::Left).unwrap();
+        assert_eq!((&end.ids[..], end.whole), (&[2, 6, 7, 8, 3][..], Some(6)));
         let size = u32::try_from(tokenizer.vocabulary_size()).unwrap();
-        assert!(tokenizer.encode_ids(&[size - 1]).is_ok());
-        let error = tokenizer.encode_ids(&[7, size]).unwrap_err().to_string();
+        assert!(tokenizer.encode_ids(&[size - 1], Truncation::Right).is_ok());
+        let error = tokenizer.encode_ids(&[7, size], Truncation::Right).unwrap_err().to_string();
         let message = format!("token id {size} is outside the model's vocabulary of {size} tokens");
         assert_eq!(error, message);
+        assert_eq!(tokenizer.decode(&[7, size], true).unwrap_err().to_string(), message);
+    }
+
+    #[test]
+    fn pieces_lie_where_their_text_is() {
+        let tokenizer = Tokenizer::from_bytes(BERT, MAX).unwrap();
+        let text = "Äpfel, the fox 日";
+        let pieces = tokenizer.pieces("", text, true).unwrap();
+        let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
+        assert_eq!(ids, whole(BERT, text).ids);
+        let (first, last) = (&pieces[0], &pieces[pieces.len() - 1]);
+        assert_eq!((first.text.as_str(), &first.characters), ("[CLS]", &None));
+        assert_eq!((last.text.as_str(), &last.characters), ("[SEP]", &None));
+        let bare = tokenizer.pieces("", text, false).unwrap();
+        assert_eq!(bare, pieces[1..pieces.len() - 1]);
+        let the = bare.iter().find(|piece| piece.text == "the").unwrap();
+        assert_eq!(the.characters, Some(7..10));
+        let prompted = tokenizer.pieces("a ", text, false).unwrap();
+        assert_eq!(
+            prompted.iter().find(|piece| piece.text == "the").unwrap().characters,
+            Some(9..12)
+        );
+    }
+
+    #[test]
+    fn a_text_is_put_together_of_its_tokens() {
+        let tokenizer = Tokenizer::from_bytes(BERT, MAX).unwrap();
+        let ids = tokenizer.encode("", "the quick fox").unwrap().ids;
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "the quick fox");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), "[CLS] the quick fox [SEP]");
+        assert_eq!(tokenizer.decode(&[], true).unwrap(), "");
     }
 
     #[test]
@@ -429,6 +577,10 @@ mod tests {
         assert!(started.elapsed() < std::time::Duration::from_secs(10));
         assert_eq!(tokens.ids, whole(BERT, &text[..2000]).ids);
         assert_eq!(tokens.whole, None);
+        let end = tokenizer.encode_truncated("", &text, Truncation::Left).unwrap();
+        assert!(started.elapsed() < std::time::Duration::from_secs(10));
+        let expected = whole_truncated(BERT, &text[..2000], TruncationDirection::Left);
+        assert_eq!((end.ids, end.whole), (expected.ids, None));
         assert_eq!(tokenizer.count("", &text[..2_000_000]).unwrap(), 400_002);
     }
 
@@ -496,6 +648,33 @@ mod tests {
                 prop_assert_eq!(tokens.truncated(), whole.truncated(), "{}", name);
                 prop_assert_eq!(tokenizer.count("", &text).unwrap(), whole.whole.unwrap(), "{}", name);
                 prop_assert_eq!(tokens.ids, whole.ids, "{}", name);
+                let end = tokenizer.encode_truncated("", &text, Truncation::Left).unwrap();
+                let whole = whole_truncated(bytes, &text, TruncationDirection::Left);
+                prop_assert_eq!(end.truncated(), whole.truncated(), "{}", name);
+                prop_assert_eq!(end.ids, whole.ids, "{}", name);
+            }
+        }
+
+        #[test]
+        fn pieces_have_the_ids_of_the_whole_and_lie_in_the_text(
+            pieces in prop::collection::vec(piece(), 0..60),
+        ) {
+            let text = pieces.concat();
+            let length = text.chars().count();
+            for (name, bytes) in ALL {
+                let tokenizer = Tokenizer::from_bytes(bytes, MAX).unwrap();
+                let found = tokenizer.pieces("", &text, true).unwrap();
+                let library = tokenizers::Tokenizer::from_bytes(bytes).unwrap();
+                let expected = library.encode(text.as_str(), true).unwrap();
+                let ids: Vec<u32> = found.iter().map(|piece| piece.id).collect();
+                prop_assert_eq!(&ids[..], expected.get_ids(), "{}", name);
+                for piece in found {
+                    if let Some(Range { start, end }) = piece.characters {
+                        prop_assert!(start <= end && end <= length, "{}: {:?}", name, piece.text);
+                        let part: String = text.chars().skip(start).take(end - start).collect();
+                        prop_assert_eq!(part, piece.text, "{}", name);
+                    }
+                }
             }
         }
 
@@ -516,6 +695,12 @@ mod tests {
                 prop_assert!(
                     whole.get_ids().starts_with(&beginning.get_ids()[..settled]),
                     "{}: {} of {:?}", name, settled, &text[..end]
+                );
+                let rest = library.encode(&text[end..], false).unwrap();
+                let unsettled = unsettled_tokens(&rest, MARGIN);
+                prop_assert!(
+                    whole.get_ids().ends_with(&rest.get_ids()[unsettled..]),
+                    "{}: from {} of {:?}", name, unsettled, &text[end..]
                 );
             }
         }

@@ -31,7 +31,7 @@ pub use slot::{KeepAlive, Refusal};
 pub use worker::WorkerError;
 
 use crate::config::Settings;
-use crate::engine::{EngineError, Options, Report, Tokenizer, Tokens};
+use crate::engine::{EngineError, Options, Output, Piece, Report, Tokenizer, Tokens, Truncation};
 use crate::errors::chain;
 use crate::memory::level::Level;
 use crate::memory::monitor::{Gauge, Reading};
@@ -208,7 +208,7 @@ pub struct Ticket {
 /// What a request comes back with.
 #[derive(Debug)]
 pub struct Computed {
-    /// `[texts, dimensions]`, row-major.
+    /// `[texts, dimensions]`, or of token states `[tokens of all texts, hidden]`; row-major.
     pub vectors: Vec<f32>,
     /// How long it waited.
     pub queue: Duration,
@@ -235,8 +235,35 @@ impl Lease {
     ///
     /// # Errors
     /// When the tokenizer fails.
-    pub fn tokenize(&self, prompt: &str, text: &str) -> Result<Tokens, EngineError> {
-        self.tokenizer.encode(prompt, text)
+    pub fn tokenize(
+        &self,
+        prompt: &str,
+        text: &str,
+        truncation: Truncation,
+    ) -> Result<Tokens, EngineError> {
+        self.tokenizer.encode_truncated(prompt, text, truncation)
+    }
+
+    /// All tokens of a text with where they come from; with `special`, the special tokens around it too. Takes a
+    /// hundred times the memory of the text, and milliseconds: not for the runtime's threads.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn pieces(
+        &self,
+        prompt: &str,
+        text: &str,
+        special: bool,
+    ) -> Result<Vec<Piece>, EngineError> {
+        self.tokenizer.pieces(prompt, text, special)
+    }
+
+    /// The text that token ids stand for. Not for the runtime's threads.
+    ///
+    /// # Errors
+    /// When an id is outside the vocabulary.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, EngineError> {
+        self.tokenizer.decode(ids, skip_special)
     }
 
     /// How many tokens a text has, special tokens included, however long it is. Takes the more processor time the longer
@@ -252,11 +279,11 @@ impl Lease {
     ///
     /// # Errors
     /// When an id is outside the vocabulary.
-    pub fn check_ids(&self, ids: &[u32]) -> Result<Tokens, EngineError> {
-        self.tokenizer.encode_ids(ids)
+    pub fn check_ids(&self, ids: &[u32], truncation: Truncation) -> Result<Tokens, EngineError> {
+        self.tokenizer.encode_ids(ids, truncation)
     }
 
-    /// The vectors of `texts`; counted in [`Usage`].
+    /// What is wanted of `texts`; counted in [`Usage`].
     ///
     /// Cancelling drops the request: it is not begun, or stops after the pass that is being computed. It is not
     /// counted then, since it is nobody's success or failure.
@@ -266,20 +293,26 @@ impl Lease {
     pub async fn embed(
         &self,
         texts: Vec<Vec<u32>>,
+        output: Output,
         ticket: Ticket,
     ) -> Result<Computed, ModelError> {
         let (count, tokens) = (texts.len(), texts.iter().map(Vec::len).sum());
         let began = Instant::now();
-        let answer = self.ask(texts, ticket).await;
+        let answer = self.ask(texts, output, ticket).await;
         let latency = began.elapsed();
         let outcome = Served { texts: count, tokens, latency, ok: answer.is_ok() };
         self.usage.record(&self.key, outcome, SystemTime::now());
         answer
     }
 
-    async fn ask(&self, texts: Vec<Vec<u32>>, ticket: Ticket) -> Result<Computed, ModelError> {
+    async fn ask(
+        &self,
+        texts: Vec<Vec<u32>>,
+        output: Output,
+        ticket: Ticket,
+    ) -> Result<Computed, ModelError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.push(texts, &ticket, reply).map_err(|error| match error {
+        self.queue.push(texts, output, &ticket, reply).map_err(|error| match error {
             PushError::Full { waiting, retry_after } => {
                 ModelError::Overloaded { name: self.name.clone(), waiting, retry_after }
             }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::{Computed, Priority, Ticket};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Output};
 pub(super) use order::Turn;
 use order::{Bounds, Lane, Order, Terms};
 
@@ -48,7 +48,9 @@ pub(super) struct Limits {
 pub(super) struct Job {
     /// Token ids of the texts that are still to be computed.
     pub(super) texts: Vec<Vec<u32>>,
-    /// Of the texts that are done, `[texts, dimensions]`.
+    /// What is wanted of each.
+    pub(super) output: Output,
+    /// Of the texts that are done, one behind the other.
     pub(super) vectors: Vec<f32>,
     /// When it was put into the queue.
     pub(super) queued: Instant,
@@ -159,6 +161,7 @@ impl Sender {
     pub(super) fn push(
         &self,
         texts: Vec<Vec<u32>>,
+        output: Output,
         ticket: &Ticket,
         reply: oneshot::Sender<Result<Computed, EngineError>>,
     ) -> Result<(), PushError> {
@@ -169,6 +172,7 @@ impl Sender {
         };
         let terms = Terms {
             tokens,
+            output,
             priority: ticket.priority.unwrap_or(by_size),
             flow: ticket.connection,
             weight: u32::from(ticket.weight),
@@ -177,6 +181,7 @@ impl Sender {
         let now = Instant::now();
         let job = Job {
             texts,
+            output,
             vectors: Vec::new(),
             queued: now,
             began: None,
@@ -339,7 +344,7 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         let deadline = Instant::now() + patience;
         let ticket = Ticket { connection: 0, priority: None, deadline, tenant: None, weight: 1 };
-        sender.push(vec![vec![0; tokens]], &ticket, reply).map(|()| answer)
+        sender.push(vec![vec![0; tokens]], Output::Vector, &ticket, reply).map(|()| answer)
     }
 
     const PATIENT: Duration = Duration::from_secs(1000);

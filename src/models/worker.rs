@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::Computed;
 use super::load::{self, LoadError};
 use super::queue::{self, Job, Limits, Next, Receiver, Sender, Turn};
-use crate::engine::{Embedder, Loaded, Options, Report, Tokenizer};
+use crate::engine::{Embedder, Loaded, Options, Output, Report, Tokenizer};
 use crate::package::{Key, Store, StoreError};
 
 /// Tokens of a pass while memory is short: as few as `embedding.batch_tokens` may be.
@@ -170,18 +170,23 @@ fn compute(
         .zip(&parts)
         .flat_map(|(turn, part)| turn.job.texts.iter().take(*part).map(Vec::as_slice))
         .collect();
-    let tokens = texts.iter().map(|text| text.len()).sum();
-    let outcome = embedder.embed(&texts);
+    let tokens: usize = texts.iter().map(|text| text.len()).sum();
+    // A batch is of one kind.
+    let output = batch.first().map_or(Output::Vector, |turn| turn.job.output);
+    let rows = if output == Output::TokenStates { tokens } else { texts.len() };
+    let outcome = embedder.compute(&texts, output);
     let took = began.elapsed();
     let mut unfinished = None;
     match outcome {
         Ok(vectors) => {
+            let width = vectors.len() / rows.max(1);
             let mut rest = vectors.as_slice();
             for (mut turn, part) in batch.into_iter().zip(parts) {
-                let (own, others) = rest.split_at(part * embedder.dimensions());
+                let done: usize = turn.job.texts.drain(..part).map(|text| text.len()).sum();
+                let own_rows = if output == Output::TokenStates { done } else { part };
+                let (own, others) = rest.split_at(own_rows * width);
                 rest = others;
                 turn.job.vectors.extend_from_slice(own);
-                let done: usize = turn.job.texts.drain(..part).map(|text| text.len()).sum();
                 match turn.job.texts.is_empty() {
                     true => answer(turn.job),
                     false => unfinished = Some((turn, done)),
@@ -240,13 +245,16 @@ mod tests {
     const BAD: u32 = 666;
 
     impl Embedder for Fake {
-        fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
+        fn compute(&mut self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
             let firsts: Vec<u32> = texts.iter().map(|text| text[0]).collect();
             self.passes.lock().unwrap().push(firsts.clone());
             if firsts.contains(&BAD) {
                 return Err(EngineError::NotFinite { precision: "f32" });
             }
-            Ok(firsts.iter().flat_map(|first| [*first as f32; 2]).collect())
+            Ok(match output {
+                Output::TokenStates => texts.concat().iter().map(|id| *id as f32).collect(),
+                _ => firsts.iter().flat_map(|first| [*first as f32; 2]).collect(),
+            })
         }
 
         fn dimensions(&self) -> usize {
@@ -297,6 +305,10 @@ mod tests {
 
         /// A request of texts that are each `length` times one id.
         fn ask(&mut self, ids: &[u32], length: usize, priority: Priority) {
+            self.ask_for(Output::Vector, ids, length, priority);
+        }
+
+        fn ask_for(&mut self, output: Output, ids: &[u32], length: usize, priority: Priority) {
             let (reply, answer) = oneshot::channel();
             let texts = ids.iter().map(|id| vec![*id; length]).collect();
             let ticket = Ticket {
@@ -306,7 +318,7 @@ mod tests {
                 tenant: None,
                 weight: 1,
             };
-            self.sender.push(texts, &ticket, reply).unwrap();
+            self.sender.push(texts, output, &ticket, reply).unwrap();
             self.answers.push(Some(answer));
         }
 
@@ -335,6 +347,20 @@ mod tests {
         assert_eq!(passes, [vec![1, 2, 3], vec![4, 5]]);
         let answers: Vec<_> = answers.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
         assert_eq!(answers, [vec![1., 1., 2., 2.], vec![3., 3.], vec![4., 4., 5., 5.]]);
+    }
+
+    #[test]
+    fn requests_for_different_things_do_not_share_a_pass() {
+        let mut waiting = Waiting::new();
+        waiting.ask(&[1], 1, Priority::Interactive);
+        waiting.ask_for(Output::TokenStates, &[2, 3], 3, Priority::Interactive);
+        waiting.ask_for(Output::TokenStates, &[4], 2, Priority::Interactive);
+        waiting.ask(&[5], 1, Priority::Interactive);
+        let (passes, answers) = waiting.serve(100);
+        assert_eq!(passes, [vec![1], vec![2, 3, 4], vec![5]]);
+        let answers: Vec<_> = answers.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
+        let expected = [vec![1., 1.], vec![2., 2., 2., 3., 3., 3.], vec![4., 4.], vec![5., 5.]];
+        assert_eq!(answers, expected);
     }
 
     #[test]

@@ -20,7 +20,9 @@ pub(super) use self::modernbert::ModernBertConfig;
 use super::limits::{Limits, finite};
 use super::pool::Head;
 use super::precision::{Precision, Report};
-use super::{Embedder, EngineError, ModelSpec, Options, WeightsFile, peak, threads, weights};
+use super::{
+    Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, peak, threads, weights,
+};
 
 /// Name of the weights in messages.
 const WEIGHTS: &str = "model.safetensors";
@@ -78,13 +80,13 @@ impl CandleEmbedder {
         })
     }
 
-    /// The vector of `text`, on the threads that it is called in.
-    fn vector(&self, text: &[u32]) -> candle_core::Result<Vec<f32>> {
+    /// What is wanted of `text`, on the threads that it is called in.
+    fn run(&self, text: &[u32], output: Output) -> candle_core::Result<Vec<f32>> {
         let shape = (1, text.len());
         let ids = Tensor::from_slice(text, shape, &Device::Cpu)?;
         let mask = Tensor::ones(shape, DType::F32, &Device::Cpu)?;
         let states = self.model.forward(&ids, &mask)?.flatten_all()?.to_vec1()?;
-        Ok(self.head.vector(&states, self.config.hidden_size()))
+        Ok(self.head.apply(&states, self.config.hidden_size(), output))
     }
 }
 
@@ -103,13 +105,13 @@ fn report(spec: &ModelSpec, wanted: Precision) -> Report {
 }
 
 impl Embedder for CandleEmbedder {
-    fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
+    fn compute(&mut self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
         self.limits.check(texts)?;
         let this = &*self;
         // Always begun by the first thread, which the others help: an allocator keeps some of what was
         // freed for the thread that had it, and would do so for each of them.
         let vectors = this.threads.broadcast(|thread| {
-            let vectors = texts.iter().map(|text| this.vector(text));
+            let vectors = texts.iter().map(|text| this.run(text, output));
             (thread.index() == 0).then(|| vectors.collect::<candle_core::Result<Vec<_>>>())
         });
         let vectors = vectors.into_iter().flatten().collect::<candle_core::Result<Vec<_>>>();

@@ -6,7 +6,7 @@
 //! wait.
 //!
 //! Invariants:
-//! 1. A batch has requests of one class, at least one, and no more tokens than its budget unless it is of one request.
+//! 1. A batch has requests of one class and one kind, at least one, and no more tokens than its budget unless it is of one request.
 //! 2. What waits in a lane is within its bounds, except that a lane with nothing waiting takes any request.
 //! 3. Every request is taken after finitely many passes.
 
@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::super::Priority;
+use crate::engine::Output;
 
 /// One pass of so many is for bulk requests while interactive ones wait, too.
 const BULK_TURN: usize = 4;
@@ -30,6 +31,8 @@ pub(super) type Lane = Option<Arc<str>>;
 pub(super) struct Terms {
     /// Tokens that are still to be computed.
     pub(super) tokens: usize,
+    /// What is wanted: a pass is of one kind.
+    pub(super) output: Output,
     /// Before or after others.
     pub(super) priority: Priority,
     /// Whose turn it takes.
@@ -173,8 +176,10 @@ impl<J> Order<J> {
             && (self.interactive.turns.is_empty() || self.passes + 1 >= BULK_TURN);
         let priority = if bulk { Priority::Bulk } else { Priority::Interactive };
         while let Some((_, first)) = self.class(priority).turns.first_key_value() {
-            let fits = first.terms.tokens <= rest;
-            if wanted(&first.job) && !fits && !taken.is_empty() {
+            let joins = taken.first().is_none_or(|head: &Turn<J>| {
+                first.terms.tokens <= rest && first.terms.output == head.terms.output
+            });
+            if wanted(&first.job) && !joins {
                 break;
             }
             let Some(turn) = self.class(priority).pop() else { break };
@@ -230,7 +235,7 @@ mod tests {
     const WIDE: Bounds = Bounds { requests: 1000, tokens: 1_000_000 };
 
     fn terms(tokens: usize, priority: Priority, flow: u64) -> Terms {
-        Terms { tokens, priority, flow, weight: 1, lane: None }
+        Terms { tokens, output: Output::Vector, priority, flow, weight: 1, lane: None }
     }
 
     /// An order in which each request is its number.
