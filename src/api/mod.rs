@@ -20,6 +20,7 @@ mod peer;
 mod rank;
 mod request;
 mod target;
+mod tei;
 mod tenants;
 mod usage;
 pub mod wire;
@@ -82,7 +83,6 @@ pub fn router(app: App) -> Router {
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{name}", get(openai::model))
         .route("/v1/rank", post(rank::rank))
-        .route("/rerank", post(rank::rerank))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/status", get(health::status))
@@ -91,6 +91,7 @@ pub fn router(app: App) -> Router {
         .route("/api/packages/{name}", get(packages::show))
         .route("/api/models/stats", get(usage::stats))
         .route("/api/models/recommendations", get(usage::recommendations))
+        .merge(tei::routes())
         .merge(admin)
         .merge(ollama::router())
         .fallback(no_route)

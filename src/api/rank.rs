@@ -54,19 +54,8 @@ impl Mode {
     }
 }
 
-/// What is to be ranked.
-struct Question {
-    query: String,
-    documents: Vec<String>,
-    /// What the dialect calls the documents.
-    param: &'static str,
-    model: Option<String>,
-    mode: Mode,
-    refuse_long: bool,
-}
-
 /// Scores in the order of the documents, and how they came about.
-struct Scores {
+pub(super) struct Scores {
     mode: Mode,
     scores: Vec<f32>,
     /// Of the query and of the documents; `None` for keywords.
@@ -83,20 +72,27 @@ pub(super) async fn rank(
     let mode = Mode::read(request.mode.as_deref())?;
     let allow_fallback = request.allow_fallback.or(caller.allow_fallback);
     let caller = Caller { allow_fallback, ..caller };
-    let question = Question {
-        query: request.query,
-        documents: request.documents,
-        param: "documents",
-        model: request.model,
-        mode,
-        refuse_long: false,
+    let model = request.model.as_deref();
+    let (query, documents) = (request.query, request.documents);
+    let questions = questions(&query, &documents, "documents", false);
+    check(&query, &questions.1)?;
+    let scores = match mode {
+        Mode::Keyword => by_keyword(query, documents.clone()).await?,
+        Mode::Semantic => compare(&app, &caller, model, questions).await?,
+        Mode::Hybrid => match compare(&app, &caller, model, questions).await? {
+            cosines if cosines.mode == Mode::Semantic => {
+                let keywords = by_keyword(query, documents.clone()).await?;
+                let scores = fused(&cosines.scores, &keywords.scores);
+                Scores { mode: Mode::Hybrid, scores, ..cosines }
+            }
+            keywords => keywords,
+        },
     };
-    let (question, scores) = score(&app, &caller, question).await?;
     let best = best_first(&scores.scores);
     let ranked = best.into_iter().take(request.top_n.unwrap_or(usize::MAX)).map(|index| Ranked {
         index,
         score: scores.scores[index],
-        document: request.return_documents.then(|| question.documents[index].clone()),
+        document: request.return_documents.then(|| documents[index].clone()),
     });
     let used = scores.used();
     let answer = RankResponse {
@@ -116,96 +112,102 @@ pub(super) async fn rerank(
 ) -> Result<Response, ApiError> {
     let limit = app.settings.borrow().socket.max_body;
     let request: RerankRequest = read_json(body, limit).await?;
-    let question = Question {
-        query: request.query,
-        documents: request.texts,
-        param: "texts",
-        model: request.model,
-        mode: Mode::Semantic,
-        refuse_long: request.truncate == Some(false),
+    let refuse_long = request.truncate == Some(false);
+    let questions = questions(&request.query, &request.texts, "texts", refuse_long);
+    check(&request.query, &questions.1)?;
+    let scores = compare(&app, &caller, request.model.as_deref(), questions).await?;
+    let shown = match (request.raw_scores, scores.mode) {
+        (true, _) => scores.scores.clone(),
+        // From 0 to 1 in the same order.
+        (false, Mode::Keyword) => scores.similarities(),
+        (false, Mode::Semantic | Mode::Hybrid) => {
+            scores.scores.iter().map(|cosine| f32::midpoint(1.0, *cosine)).collect()
+        }
     };
-    let (question, scores) = score(&app, &caller, question).await?;
-    let shown = |score: f32| match (request.raw_scores, scores.mode) {
-        (true, _) => score,
-        // A cosine, or a score of at least 0 without end: from 0 to 1 in the same order.
-        (false, Mode::Semantic | Mode::Hybrid) => f32::midpoint(1.0, score),
-        (false, Mode::Keyword) => score / (1.0 + score),
-    };
-    let answer: Vec<Reranked> = best_first(&scores.scores)
+    let answer: Vec<Reranked> = best_first(&shown)
         .into_iter()
         .map(|index| Reranked {
             index,
-            text: request.return_text.then(|| question.documents[index].clone()),
-            score: shown(scores.scores[index]),
+            text: request.return_text.then(|| request.texts[index].clone()),
+            score: shown[index],
         })
         .collect();
     Ok(scores.label(&caller, Json(answer).into_response()))
 }
 
-async fn score(
+/// Before a model is loaded for them.
+fn check(query: &str, documents: &EmbedRequest) -> Result<(), ApiError> {
+    if query.is_empty() {
+        return Err(ApiError::empty("query".to_owned()));
+    }
+    request::check_input(&documents.input, documents.param)
+}
+
+/// A query and documents, each with the model's prompt for it.
+fn questions(
+    query: &str,
+    documents: &[String],
+    param: &'static str,
+    refuse_long: bool,
+) -> (EmbedRequest, EmbedRequest) {
+    let embed = |texts, param, prompt| EmbedRequest {
+        input: Input::Texts(texts),
+        param,
+        prompt,
+        refuse_long,
+        ..EmbedRequest::default()
+    };
+    (
+        embed(vec![query.to_owned()], "query", Prompt::Query),
+        embed(documents.to_vec(), param, Prompt::Passage),
+    )
+}
+
+/// Compares the text of the first request with each of the second: by the cosines of their vectors, or by their words
+/// when no model can answer and the caller did not forbid it.
+pub(super) async fn compare(
     app: &App,
     caller: &Caller,
-    question: Question,
-) -> Result<(Question, Scores), ApiError> {
-    if question.query.is_empty() {
-        let message = "query is empty".to_owned();
-        return Err(ApiError::invalid(Some("query".to_owned()), message));
-    }
-    let documents = Input::Texts(question.documents);
-    request::check_input(&documents, question.param)?;
-    let Input::Texts(documents) = documents else { return Err(ApiError::lost()) };
-    let question = Question { documents, ..question };
-    if question.mode == Mode::Keyword {
-        return by_keyword(question).await;
-    }
-    let fallback = Fallback::Comparison(caller.allow_fallback);
-    let embedded = by_model(app, caller, &question, fallback).await;
-    let (query, documents) = match embedded {
-        Ok(embedded) => embedded,
-        Err(error) if error.is_degraded() && caller.allow_fallback != Some(false) => {
-            return by_keyword(question).await;
-        }
-        Err(error) => return Err(error),
+    model: Option<&str>,
+    (query, documents): (EmbedRequest, EmbedRequest),
+) -> Result<Scores, ApiError> {
+    let texts = |request: &EmbedRequest| match &request.input {
+        Input::Texts(texts) => texts.clone(),
+        Input::Ids(_) => Vec::new(),
     };
-    let cosines = cosines(&query, &documents);
-    if question.mode == Mode::Semantic {
-        let scores =
-            Scores { mode: Mode::Semantic, scores: cosines, embedded: Some((query, documents)) };
-        return Ok((question, scores));
+    let (query_text, document_texts) = (texts(&query).concat(), texts(&documents));
+    match by_model(app, caller, model, query, documents).await {
+        Ok((query, documents)) => {
+            let scores = cosines(&query, &documents);
+            Ok(Scores { mode: Mode::Semantic, scores, embedded: Some((query, documents)) })
+        }
+        Err(error) if error.is_degraded() && caller.allow_fallback != Some(false) => {
+            by_keyword(query_text, document_texts).await
+        }
+        Err(error) => Err(error),
     }
-    let (question, keywords) = by_keyword(question).await?;
-    let scores = fused(&cosines, &keywords.scores);
-    Ok((question, Scores { mode: Mode::Hybrid, scores, embedded: Some((query, documents)) }))
 }
 
 async fn by_model(
     app: &App,
     caller: &Caller,
-    question: &Question,
-    fallback: Fallback,
+    model: Option<&str>,
+    query: EmbedRequest,
+    documents: EmbedRequest,
 ) -> Result<(Embedded, Embedded), ApiError> {
-    let model = question.model.as_deref();
+    let fallback = Fallback::Comparison(caller.allow_fallback);
     // A canary is drawn by the query, so that one query is answered alike whatever the documents.
-    let query = Input::Texts(vec![question.query.clone()]);
-    let lease = request::open(app, caller, model, &query, fallback).await?;
-    let embed = |texts: Vec<String>, param, prompt| {
-        let refuse_long = question.refuse_long;
-        let input = Input::Texts(texts);
-        let request = EmbedRequest { input, param, prompt, refuse_long, ..EmbedRequest::default() };
-        request::embed_with(&lease, caller, request)
-    };
+    let lease = request::open(app, caller, model, &query.input, fallback).await?;
     tokio::try_join!(
-        embed(vec![question.query.clone()], "query", Prompt::Query),
-        embed(question.documents.clone(), question.param, Prompt::Passage),
+        request::embed_with(&lease, caller, query),
+        request::embed_with(&lease, caller, documents),
     )
 }
 
-async fn by_keyword(question: Question) -> Result<(Question, Scores), ApiError> {
-    let score = move || {
-        let scores = keyword::scores(&question.query, &question.documents);
-        (question, Scores { mode: Mode::Keyword, scores, embedded: None })
-    };
-    tokio::task::spawn_blocking(score).await.map_err(request::lost)
+async fn by_keyword(query: String, documents: Vec<String>) -> Result<Scores, ApiError> {
+    let score = move || keyword::scores(&query, &documents);
+    let scores = tokio::task::spawn_blocking(score).await.map_err(request::lost)?;
+    Ok(Scores { mode: Mode::Keyword, scores, embedded: None })
 }
 
 /// The cosine of the first vector of `query` with each of `documents`.
@@ -215,7 +217,7 @@ fn cosines(query: &Embedded, documents: &Embedded) -> Vec<f32> {
 }
 
 /// The cosine of two vectors; 0 when one has no direction.
-pub(super) fn cosine(a: &[f32], b: &[f32]) -> f32 {
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
     };
@@ -255,12 +257,24 @@ fn best_first(scores: &[f32]) -> Vec<usize> {
 }
 
 impl Scores {
+    /// In the order of the documents, at most 1: cosines; or scores by keyword, which have no end, brought below 1 in the
+    /// same order.
+    pub(super) fn similarities(&self) -> Vec<f32> {
+        match self.mode {
+            Mode::Semantic | Mode::Hybrid => self.scores.clone(),
+            Mode::Keyword => self.scores.iter().map(|score| score / (1.0 + score)).collect(),
+        }
+    }
+
     fn used(&self) -> usize {
         self.embedded.as_ref().map_or(0, |(query, documents)| query.used() + documents.used())
     }
 
-    fn label(&self, caller: &Caller, mut response: Response) -> Response {
-        if let Some((_, documents)) = &self.embedded {
+    pub(super) fn label(mut self, caller: &Caller, mut response: Response) -> Response {
+        if let Some((query, documents)) = &mut self.embedded {
+            // The answer is made of both.
+            documents.tokens.extend(&query.tokens);
+            documents.characters += query.characters;
             documents.label(caller, &mut response);
         }
         response.headers_mut().insert(MODE, HeaderValue::from_static(self.mode.name()));

@@ -6,6 +6,7 @@ pub mod memory;
 pub mod ollama;
 pub mod rank;
 pub mod rollback;
+pub mod tei;
 pub mod tenants;
 
 use std::collections::BTreeMap;

@@ -27,6 +27,7 @@ mod refusals;
 mod revisions;
 mod status;
 mod support;
+mod tei;
 mod tenants;
 mod tidy;
 mod usage;

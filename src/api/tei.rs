@@ -1,0 +1,224 @@
+//! The dialect of text-embeddings-inference: `/embed`, `/embed_all`, `/similarity`, `/tokenize`, `/decode`, `/info`,
+//! `/health`, and the routes for which no model is installed here, `/embed_sparse` and `/predict`.
+//!
+//! Owns what is TEI's alone: bare lists as answers, flat errors, its status codes. What it asks goes through
+//! [`request`].
+//!
+//! Invariant: every failure on these routes is `{"error", "error_type"}`, also those of the body and the method.
+
+mod errors;
+mod tokens;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use tokio::runtime::Handle;
+
+use super::App;
+use super::caller::Caller;
+use super::error::ApiError;
+use super::input::read_json;
+use super::openai::available;
+use super::rank;
+use super::request::{self, EMBEDDING_SPACE, EmbedRequest, Embedded, MAX_INPUTS, Prompt, Wanted};
+use super::wire::{Input, tei};
+use crate::engine::{self, Truncation};
+use crate::models::Residency;
+use crate::package::{Precision, choose};
+
+/// The routes, with errors in TEI's shape.
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/embed", post(embed))
+        .route("/embed_all", post(embed_all))
+        .route("/embed_sparse", post(embed_sparse))
+        .route("/predict", post(predict))
+        .route("/similarity", post(similarity))
+        .route("/rerank", post(rank::rerank))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/decode", post(tokens::decode))
+        .route("/info", get(info))
+        .route("/health", get(health))
+        .method_not_allowed_fallback(super::no_method)
+        .layer(middleware::map_response(errors::flatten))
+}
+
+async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Response, ApiError> {
+    let limit = app.settings.borrow().socket.max_body;
+    let request: tei::EmbedRequest = read_json(body, limit).await?;
+    check_not_empty(&request.inputs, "inputs")?;
+    let embed = EmbedRequest {
+        input: request.inputs,
+        param: "inputs",
+        wanted: request.normalize.map_or(Wanted::Vector, Wanted::Normalized),
+        prompt: prompt(request.prompt_name),
+        refuse_long: request.truncate == Some(false),
+        truncation: truncation(request.truncation_direction),
+        dimensions: request.dimensions,
+    };
+    let embedded = request::embed(&app, &caller, request.model.as_deref(), embed).await?;
+    write(caller, embedded, |embedded| {
+        Json(tei::Embeddings(embedded.rows().collect())).into_response()
+    })
+    .await
+}
+
+async fn embed_all(
+    State(app): State<App>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let limit = app.settings.borrow().socket.max_body;
+    let request: tei::EmbedAllRequest = read_json(body, limit).await?;
+    check_not_empty(&request.inputs, "inputs")?;
+    let embed = EmbedRequest {
+        input: request.inputs,
+        param: "inputs",
+        wanted: Wanted::TokenStates,
+        prompt: prompt(request.prompt_name),
+        refuse_long: request.truncate == Some(false),
+        truncation: truncation(request.truncation_direction),
+        dimensions: None,
+    };
+    let embedded = request::embed(&app, &caller, request.model.as_deref(), embed).await?;
+    let mut response = write(caller, embedded, |embedded| {
+        let mut rows = embedded.rows();
+        let texts = embedded.tokens.iter().map(|tokens| rows.by_ref().take(tokens.used).collect());
+        Json(tei::TokenStates(texts.collect())).into_response()
+    })
+    .await?;
+    // States of tokens are no vectors of a text: they are of no embedding space.
+    response.headers_mut().remove(EMBEDDING_SPACE);
+    Ok(response)
+}
+
+async fn similarity(
+    State(app): State<App>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let limit = app.settings.borrow().socket.max_body;
+    let request: tei::SimilarityRequest = read_json(body, limit).await?;
+    let tei::SimilarityInputs { source_sentence, sentences } = request.inputs;
+    let tei::SimilarityParameters { truncate, truncation_direction, prompt_name } =
+        request.parameters.unwrap_or_default();
+    let of = |texts: Vec<String>, param: &'static str| {
+        let input = Input::Texts(texts);
+        check_not_empty(&input, param)?;
+        Ok::<_, ApiError>(EmbedRequest {
+            input,
+            param,
+            prompt: prompt(prompt_name.clone()),
+            refuse_long: truncate == Some(false),
+            truncation: truncation(truncation_direction),
+            ..EmbedRequest::default()
+        })
+    };
+    let source = of(vec![source_sentence], "inputs.source_sentence")?;
+    let others = of(sentences, "inputs.sentences")?;
+    // Before a model is loaded for them.
+    request::check_input(&others.input, others.param)?;
+    let scores = rank::compare(&app, &caller, request.model.as_deref(), (source, others)).await?;
+    let response = Json(tei::Similarities(scores.similarities())).into_response();
+    Ok(scores.label(&caller, response))
+}
+
+async fn embed_sparse() -> ApiError {
+    let message = "no installed model gives sparse vectors; /embed gives dense ones".to_owned();
+    ApiError::wrong_task(message)
+}
+
+async fn predict() -> ApiError {
+    ApiError::wrong_task("no installed model is a classifier".to_owned())
+}
+
+async fn info(State(app): State<App>) -> Result<Json<tei::Info>, ApiError> {
+    let default = app.handle.default_model();
+    let entries = available(&app);
+    let entry = choose(&entries, &default).ok_or_else(|| ApiError::not_ready(&default))?;
+    let residency = app.handle.residency().await?;
+    let dtype = match residency.get(&entry.key) {
+        Some(Residency::Resident { report, .. }) => computed_dtype(report.precision),
+        _ => stored_dtype(entry.manifest.precision),
+    };
+    let settings = app.settings.borrow().embedding.clone();
+    let manifest = &entry.manifest;
+    Ok(Json(tei::Info {
+        model_id: manifest.id.to_string(),
+        model_sha: entry.record.manifest_digest.short(),
+        model_dtype: dtype.to_owned(),
+        served_model_name: manifest.id.to_string(),
+        model_type: tei::ModelType::Embedding { pooling: manifest.pooling.clone() },
+        max_concurrent_requests: settings.queue_size,
+        max_input_length: manifest.max_sequence_length,
+        max_batch_tokens: settings.batch_tokens,
+        max_batch_requests: None,
+        max_client_batch_size: MAX_INPUTS,
+        auto_truncate: true,
+        tokenization_workers: Handle::current().metrics().num_workers(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        sha: None,
+        docker_label: None,
+    }))
+}
+
+/// As `torch` spells it.
+fn computed_dtype(precision: engine::Precision) -> &'static str {
+    match precision {
+        engine::Precision::F32 | engine::Precision::Auto => "float32",
+        engine::Precision::Int8 => "int8",
+        engine::Precision::Bf16 => "bfloat16",
+    }
+}
+
+/// As `torch` spells it.
+fn stored_dtype(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "float32",
+        Precision::F16 => "float16",
+        Precision::Int8 => "int8",
+    }
+}
+
+async fn health(State(app): State<App>) -> Result<(), ApiError> {
+    if app.handle.overview().borrow().is_ready() {
+        return Ok(());
+    }
+    Err(ApiError::not_ready(&app.handle.default_model()))
+}
+
+/// TEI tells a request without anything to answer from one that is wrong.
+fn check_not_empty(input: &Input, param: &str) -> Result<(), ApiError> {
+    let empty = match input {
+        Input::Texts(texts) => texts.is_empty() || texts.iter().any(String::is_empty),
+        Input::Ids(lists) => lists.is_empty() || lists.iter().any(Vec::is_empty),
+    };
+    if empty { Err(ApiError::empty(param.to_owned())) } else { Ok(()) }
+}
+
+fn prompt(name: Option<String>) -> Prompt {
+    name.map_or(Prompt::Default, Prompt::Named)
+}
+
+fn truncation(direction: Option<tei::TruncationDirection>) -> Truncation {
+    match direction.unwrap_or_default() {
+        tei::TruncationDirection::Left => Truncation::Left,
+        tei::TruncationDirection::Right => Truncation::Right,
+    }
+}
+
+/// Makes an answer on the blocking pool: writing thousands of vectors as text takes milliseconds.
+async fn write(
+    caller: Caller,
+    embedded: Embedded,
+    answer: impl FnOnce(&Embedded) -> Response + Send + 'static,
+) -> Result<Response, ApiError> {
+    let write = move || {
+        let mut response = answer(&embedded);
+        embedded.label(&caller, &mut response);
+        response
+    };
+    tokio::task::spawn_blocking(write).await.map_err(request::lost)
+}
