@@ -1,0 +1,227 @@
+//! The table of failures: what each gets on OpenAI's routes and on those of text-embeddings-inference, where status and
+//! shape differ but the sentence is one.
+
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::packages::{entry, file_name, flip_a_bit_of};
+use crate::support::{Answer, Daemon, EMBEDDINGS, Root, pack};
+
+/// Tokens that the tiny models take.
+const MOST_TOKENS: usize = 48;
+
+/// A status and OpenAI's `code` or TEI's `error_type`.
+type Failure = (u16, &'static str);
+
+/// One case: the fields of a request besides its texts, on both routes.
+struct Row {
+    case: &'static str,
+    texts: Value,
+    fields: Value,
+    openai: Failure,
+    tei: Failure,
+    /// What both say, in part.
+    message: &'static str,
+}
+
+fn body(texts_field: &str, row: &Row) -> Value {
+    let mut body = row.fields.clone();
+    body[texts_field] = row.texts.clone();
+    body
+}
+
+/// The message of a failure in TEI's shape, after a look at it: flat, complete, JSON.
+fn flat(answer: &Answer, (status, error_type): Failure, case: &str) -> String {
+    let error = answer.json();
+    assert_eq!(
+        (answer.status, &error["error_type"]),
+        (status, &json!(error_type)),
+        "{case}: {error}"
+    );
+    assert_eq!(answer.header("content-type"), Some("application/json"), "{case}");
+    assert_eq!(error.as_object().unwrap().len(), 2, "{case}: {error}");
+    error["error"].as_str().unwrap_or_else(|| panic!("{case}: {error}")).to_owned()
+}
+
+fn nested(answer: &Answer, (status, code): Failure, case: &str) -> String {
+    let error = answer.error();
+    assert_eq!((answer.status, &error["code"]), (status, &json!(code)), "{case}: {error}");
+    error["message"].as_str().unwrap().to_owned()
+}
+
+fn hold(daemon: &Daemon, row: &Row) {
+    let openai = daemon.post(EMBEDDINGS, &body("input", row));
+    let tei = daemon.post("/embed", &body("inputs", row));
+    for said in [nested(&openai, row.openai, row.case), flat(&tei, row.tei, row.case)] {
+        assert!(said.contains(row.message), "{}: {said}", row.case);
+    }
+    for header in ["retry-after", "retry-after-ms", "x-should-retry"] {
+        assert_eq!(openai.header(header), tei.header(header), "{}: {header}", row.case);
+    }
+}
+
+#[test]
+fn a_wrong_request_gets_the_status_of_its_dialect() {
+    let daemon = Root::with_other().with("socket.max_body", json!("16KiB")).start();
+    let none = || json!({});
+    let rows = [
+        Row {
+            case: "too long input",
+            texts: json!("word ".repeat(2 * MOST_TOKENS)),
+            fields: json!({ "truncate": false }),
+            openai: (400, "context_length_exceeded"),
+            tei: (422, "Validation"),
+            message: "the model takes 48",
+        },
+        Row {
+            case: "batch too large",
+            texts: Value::from(vec!["a"; 2049]),
+            fields: none(),
+            openai: (413, "too_many_inputs"),
+            tei: (422, "Validation"),
+            message: "2049 inputs",
+        },
+        Row {
+            case: "body too large",
+            texts: Value::from("a".repeat(17 << 10)),
+            fields: none(),
+            openai: (413, "body_too_large"),
+            tei: (413, "Validation"),
+            message: "16.0 KiB of socket.max_body",
+        },
+        Row {
+            case: "wrong type",
+            texts: json!(5),
+            fields: none(),
+            openai: (400, "invalid_request"),
+            tei: (422, "Validation"),
+            message: "expected a string, a list",
+        },
+        Row {
+            case: "unknown model",
+            texts: json!("a"),
+            fields: json!({ "model": "nope" }),
+            openai: (404, "model_not_found"),
+            tei: (404, "Validation"),
+            message: "\"nope\"",
+        },
+        Row {
+            case: "unknown prompt",
+            texts: json!("a"),
+            fields: json!({ "prompt_name": "nope", "model": "other" }),
+            openai: (400, "invalid_request"),
+            tei: (422, "Validation"),
+            message: "no prompt \"nope\"",
+        },
+        Row {
+            case: "empty input",
+            texts: json!([]),
+            fields: none(),
+            openai: (400, "invalid_request"),
+            tei: (400, "Empty"),
+            message: "empty",
+        },
+        Row {
+            case: "empty text",
+            texts: json!(["a", ""]),
+            fields: none(),
+            openai: (400, "invalid_request"),
+            tei: (400, "Empty"),
+            message: "empty",
+        },
+        Row {
+            case: "token id of another vocabulary",
+            texts: json!([[540]]),
+            fields: none(),
+            openai: (400, "token_out_of_range"),
+            tei: (422, "Validation"),
+            message: "check_embedding_ctx_length=False",
+        },
+    ];
+    for row in &rows {
+        hold(&daemon, row);
+    }
+    let send =
+        |path: &str, text: &str| daemon.connect().request("POST", path, &[], text.as_bytes());
+    nested(&send(EMBEDDINGS, "{\"input\": "), (400, "invalid_request"), "malformed JSON");
+    flat(&send("/embed", "{\"inputs\": "), (422, "Validation"), "malformed JSON");
+    nested(&daemon.get(EMBEDDINGS), (405, "method_not_allowed"), "wrong method");
+    flat(&daemon.get("/embed"), (405, "Validation"), "wrong method");
+    daemon.stop();
+}
+
+/// Left out at the end of what is too long unless the client says otherwise, and told.
+#[test]
+fn a_text_that_is_too_long_is_cut_and_the_answer_says_so() {
+    let daemon = Root::new().start();
+    let text = "word ".repeat(2 * MOST_TOKENS);
+    let openai = daemon.embeddings(&json!({ "input": text }));
+    let tei = daemon.post("/embed", &json!({ "inputs": text }));
+    for answer in [&openai, &tei] {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.header("x-caxton-truncated-inputs"), Some("1"));
+        assert_eq!(answer.header("x-compute-tokens"), Some("48"));
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_task_that_no_model_here_does_is_424() {
+    let root = Root::new();
+    fs::write(root.bundled().join(file_name("table")), pack("tiny-static", "table", "1")).unwrap();
+    let daemon = root.start();
+    let failure = (424, "Backend");
+    for path in ["/embed_sparse", "/predict"] {
+        flat(&daemon.post(path, &json!({ "inputs": "a" })), failure, path);
+    }
+    let answer = daemon.post("/embed_all", &json!({ "inputs": "a", "model": "table" }));
+    let said = flat(&answer, failure, "static embeddings");
+    assert!(said.contains("no token states"), "{said}");
+    daemon.stop();
+}
+
+#[test]
+fn a_model_that_cannot_answer_is_503_on_every_route() {
+    // Another model of the same embedding space would answer.
+    let root = Root::new().with("memory.fallback_strategy", json!("strict"));
+    fs::write(root.bundled().join(file_name("broken")), pack("tiny-bert-mean", "broken", "1"))
+        .unwrap();
+    let daemon = root.with("memory.model_cache.validation_on_startup", json!(false)).start();
+    flip_a_bit_of(&entry(&daemon, "broken").join("model.safetensors"));
+    hold(
+        &daemon,
+        &Row {
+            case: "corrupt",
+            texts: json!("a"),
+            fields: json!({ "model": "broken", "allow_fallback": false }),
+            openai: (503, "model_corrupt"),
+            tei: (503, "Unhealthy"),
+            message: "model.safetensors",
+        },
+    );
+    daemon.stop();
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_503_on_every_route_and_not_to_be_asked_again() {
+    let daemon = Root::new().with("memory.memory_limit", json!("1MiB")).start();
+    daemon.wait_notified("does not fit into memory");
+    let row = Row {
+        case: "memory",
+        texts: json!("a"),
+        fields: json!({}),
+        openai: (503, "memory_limit"),
+        tei: (503, "Unhealthy"),
+        message: "because of the 1.0 MiB of memory.memory_limit",
+    };
+    hold(&daemon, &row);
+    let answer = daemon.post("/embed", &json!({ "inputs": "a" }));
+    assert_eq!(answer.header("x-should-retry"), Some("false"));
+    let health = daemon.get("/health");
+    flat(&health, (503, "Unhealthy"), "not ready");
+    assert_eq!(health.header("retry-after"), Some("1"));
+    daemon.stop();
+}
