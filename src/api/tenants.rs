@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! 1. A tenant never has more requests in flight than it may, whatever happens to them.
-//! 2. A reload holds for the next request; what a tenant of the same name has been counted for stays.
+//! 2. A reload holds for the next request; what a tenant that stays was counted for stays with it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -140,9 +140,10 @@ impl Tenants {
 
     /// What holds now.
     fn current(&self) -> MutexGuard<'_, Current> {
-        let settings = self.settings.borrow().clone();
         // A panic while it was held leaves what was there, or all of what is new.
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        // Read under the lock: older settings must not come back over newer ones.
+        let settings = self.settings.borrow().clone();
         if !Arc::ptr_eq(&current.settings, &settings) {
             *current = Current::new(settings, &current.tenants);
         }

@@ -18,7 +18,7 @@ pub(super) struct Embed {
     /// What to embed; without it, each line of standard input.
     #[arg(value_name = "TEXT")]
     texts: Vec<String>,
-    /// The model [default: memory.embedding_model of the configuration].
+    /// The model or alias [default: the daemon's default model].
     #[arg(long, value_name = "ID")]
     model: Option<String>,
     /// The model's prompt to put before each text, such as "query".

@@ -1121,6 +1121,31 @@ mod tests {
     }
 
     #[test]
+    fn six_digits_of_a_revision_name_it_where_no_version_is_called_so() {
+        let place = Place::new();
+        let store = place.open();
+        let one = install(&store, &package("m", "1"));
+        let two = install(&store, &package("m", "2"));
+        let chosen = |name: &str| choose(&store.entries(), name).map(|entry| entry.key.clone());
+        let revision = store.entry(&one).unwrap().record.manifest_digest.to_string();
+        assert_eq!(chosen("m"), Some(two));
+        for digits in [6, 12, 64] {
+            assert_eq!(
+                chosen(&format!("m@{}", &revision[..digits])),
+                Some(one.clone()),
+                "{digits}"
+            );
+        }
+        for other in [&revision[..5], "", "0"] {
+            assert_eq!(chosen(&format!("m@{other}")), None, "{other}");
+        }
+        assert_eq!(chosen(&format!("n@{revision}")), None);
+        let so_called = install(&store, &package("m", &revision[..6]));
+        assert_eq!(chosen(&format!("m@{}", &revision[..6])), Some(so_called));
+        assert_eq!(chosen(&format!("m@{}", &revision[..7])), Some(one));
+    }
+
+    #[test]
     fn of_two_with_one_version_the_one_installed_last_is_meant() {
         let place = Place::new();
         let store = place.open();

@@ -72,6 +72,12 @@ fn a_tenant_has_its_own_default_model_and_gets_only_what_it_may_ask_for() {
           "dedicated_queue": false, "max_concurrent": null, "requests": 3, "in_flight": 0, "refused": 2 },
     ]);
     assert_eq!(seen, expected);
+    let output = daemon.cli().arg("status").output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let row =
+        table.lines().find(|line| line.starts_with("bound ")).unwrap_or_else(|| panic!("{table}"));
+    let columns: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(columns, ["bound", "other", "5", "5", "0", "-", "2"]);
     let unknown = ask_as(&daemon, "none-such", None);
     refused(&unknown, 400, "invalid_request", Some("x-caxton-tenant"), &["free, bound, versions"]);
     daemon.stop();

@@ -79,7 +79,7 @@ impl Store {
             Rollback::Earlier => {
                 let to = earlier(&entries, id);
                 let to = to.ok_or_else(|| RollbackError::NoEarlier(from.key.clone()))?;
-                self.mark(&to.key, &from.manifest.id)?;
+                self.mark(&to.key, Some(turn(entries.iter(), &from.manifest.id)))?;
             }
             Rollback::To(version) => {
                 let to = choose(&entries, &format!("{id}@{version}")).filter(usable);
@@ -88,14 +88,14 @@ impl Store {
                     version: version.clone(),
                     known: entries.iter().filter(usable).map(|e| e.key.to_string()).collect(),
                 })?;
-                self.mark(&to.key, &from.manifest.id)?;
+                self.mark(&to.key, Some(turn(entries.iter(), &from.manifest.id)))?;
             }
             Rollback::Clear => {
                 // The mark that holds goes last: no older one comes into force in between.
                 entries.retain(|entry| entry.record.chosen_at.is_some());
                 entries.sort_by_key(|entry| entry.record.chosen_at);
                 for entry in &entries {
-                    self.update(&entry.key, |record| record.chosen_at = None)?;
+                    self.mark(&entry.key, None)?;
                 }
             }
         }
@@ -104,9 +104,14 @@ impl Store {
         Ok(RolledBack { from, to: to.clone() })
     }
 
-    fn mark(&self, key: &Key, id: &ModelId) -> Result<(), StoreError> {
-        let turn = turn(self.index().values(), id);
-        self.update(key, |record| record.chosen_at = Some(turn))
+    fn mark(&self, key: &Key, chosen_at: Option<Timestamp>) -> Result<(), StoreError> {
+        let mut index = self.index();
+        let mut entry = index.get(key).cloned().ok_or_else(|| StoreError::Unknown(key.clone()))?;
+        entry.record.chosen_at = chosen_at;
+        // First the disk: what is not there must not hold until the next start only.
+        self.write_record(&entry)?;
+        index.insert(key.clone(), entry);
+        Ok(())
     }
 }
 
@@ -116,5 +121,5 @@ pub(super) fn turn<'a>(entries: impl Iterator<Item = &'a Entry>, id: &ModelId) -
     let of_id = entries.filter(|entry| entry.manifest.id == *id);
     let times = of_id.flat_map(|entry| [Some(entry.record.installed_at), entry.record.chosen_at]);
     let next = times.flatten().max().map(|last| Timestamp(last.0.saturating_add(1)));
-    next.into_iter().fold(Timestamp::now(), Timestamp::max)
+    Timestamp::now().max(next.unwrap_or(Timestamp(0)))
 }
