@@ -37,10 +37,12 @@
 //! | [`memory`] | when the kernel runs short, and what may be used; knows no models |
 //! | [`package`] | the archive, the manifest, the store, the drop directory's ledger, packing |
 //! | [`config`] | files to checked settings |
+//! | [`metrics`] | what is counted, and how Prometheus is told |
+//! | [`events`] | what happened, for whoever listens |
 //! | [`watch`], [`files`], [`errors`], [`units`], [`log`], [`exit`] | the ground floor |
 //!
 //! Directions, tested by `tests/it/tidy.rs`: binaries → `daemon`, `cli` → `api` → `models` → `engine`, `memory`,
-//! `package`, `config` → the ground floor. Only `package` names the archive's format, only `config::file` the YAML
+//! `package`, `config` → the ground floor, to which `metrics` and `events` belong. Only `package` names the archive's format, only `config::file` the YAML
 //! parser, only [`api::wire`] is written to clients, only the manager in [`models`] starts and ends workers, only a
 //! worker holds weights.
 //!
@@ -81,6 +83,13 @@
 //! away for a while. Loading is pressure, too: [`models::load::footprint`] tells what a model will take before its
 //! weights are read, and one that does not fit makes others leave or is refused.
 //!
+//! # What is told
+//!
+//! Whoever does something counts it in [`metrics::Metrics`] and tells it to [`events::Events`]; neither waits for
+//! anybody. A scrape looks at what merely is so and adds it to what was counted; it wakes no model. Who listens to events
+//! too slowly misses some and is told how many; the answer ends when the daemon drains. `caxton top` and `caxton events`
+//! are clients as any other.
+//!
 //! # One package
 //!
 //! A file appears in the drop directory. [`watch`] says "look"; [`package::drop::Ledger`] says when the file has been
@@ -98,10 +107,12 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod errors;
+pub mod events;
 pub mod exit;
 pub mod files;
 pub mod log;
 pub mod memory;
+pub mod metrics;
 pub mod models;
 pub mod package;
 pub mod units;

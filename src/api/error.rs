@@ -207,6 +207,11 @@ impl ApiError {
         ModelError::unknown(name, entries).into()
     }
 
+    /// What it is, for programs: one of the words of this table.
+    pub(super) fn code(&self) -> &'static str {
+        self.code
+    }
+
     /// Says which field an error is about.
     pub(super) fn about(self, param: String) -> Self {
         Self { param: Some(param), ..self }
@@ -215,11 +220,6 @@ impl ApiError {
     /// The status, before a dialect has its say.
     pub(super) fn status(&self) -> StatusCode {
         self.status
-    }
-
-    /// For programs.
-    pub(super) fn code(&self) -> &'static str {
-        self.code
     }
 
     /// Whether the reason is that no model can answer just now, and not the request.

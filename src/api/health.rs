@@ -35,6 +35,7 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
         resident_memory_bytes: measured.resident,
         memory_level: overview.level.name().to_owned(),
         memory_pressure_source: overview.source,
+        queue_size: app.settings.borrow().embedding.queue_size,
         machine_memory_bytes: measured.total,
         machine_memory_available_bytes: measured.available,
         configuration: app.configuration.borrow().clone(),
@@ -62,14 +63,21 @@ async fn measure() -> Result<Measured, ApiError> {
 fn read() -> Measured {
     let Ok(mut system) = System::new() else { return Measured::default() };
     system.refresh_memory();
-    let resident = sysinfo::get_current_pid().ok().and_then(|pid| {
-        let memory = ProcessRefreshKind::nothing().with_memory();
-        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, memory);
-        system.process(pid).map(sysinfo::Process::memory)
-    });
     Measured {
-        resident,
+        resident: resident(&mut system),
         total: Some(system.total_memory()),
         available: Some(system.available_memory()),
     }
+}
+
+/// Resident memory of this process in bytes, where the system tells. Reads files: not for the runtime's threads.
+pub(super) fn resident_memory() -> Option<u64> {
+    System::new().ok().and_then(|mut system| resident(&mut system))
+}
+
+fn resident(system: &mut System) -> Option<u64> {
+    let pid = sysinfo::get_current_pid().ok()?;
+    let memory = ProcessRefreshKind::nothing().with_memory();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, memory);
+    system.process(pid).map(sysinfo::Process::memory)
 }

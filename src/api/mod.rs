@@ -8,11 +8,13 @@
 
 mod caller;
 mod error;
+mod events;
 mod health;
 mod input;
 mod keep_alive;
 mod keyword;
 mod memory_admin;
+mod metrics;
 mod ollama;
 mod openai;
 mod packages;
@@ -35,13 +37,17 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
+use crate::events::Events;
+use crate::metrics::Metrics;
 use crate::models::Handle;
 use crate::models::install::Installer;
 use error::ApiError;
 
 pub use caller::ConnectionId;
+pub use metrics::ROUTES;
 pub use packages::{MINISIG_HEADER, NAME_HEADER, SHA256_HEADER, describe};
 pub use peer::Peer;
 pub use tenants::Tenants;
@@ -63,6 +69,12 @@ pub struct App {
     pub started: Instant,
     /// Threads that compute one model.
     pub threads: usize,
+    /// Where things are counted.
+    pub metrics: Metrics,
+    /// Where things are told.
+    pub events: Events,
+    /// No request is taken any more: answers that have no end of their own end now.
+    pub draining: CancellationToken,
 }
 
 /// Every route. Requests must carry a [`Peer`] as an extension.
@@ -86,6 +98,8 @@ pub fn router(app: App) -> Router {
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/status", get(health::status))
+        .route("/metrics", get(metrics::scrape))
+        .route("/v1/events", get(events::follow))
         .route("/api/memory/status", get(memory_admin::status))
         .route("/api/packages", get(packages::list))
         .route("/api/packages/{name}", get(packages::show))
@@ -97,6 +111,7 @@ pub fn router(app: App) -> Router {
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn(caller::give_request_id))
+        .layer(middleware::from_fn_with_state(app.metrics.clone(), metrics::count))
         .with_state(app)
 }
 

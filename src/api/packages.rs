@@ -18,6 +18,7 @@ use super::error::ApiError;
 use super::input::{Name, read_optional_json};
 use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageList};
 use crate::errors::chain;
+use crate::events::Event;
 use crate::models::Residency;
 use crate::models::install::{InstallError, Installed};
 use crate::package::{
@@ -57,11 +58,12 @@ pub(super) async fn install(
     let sidecars = sidecars(&headers)?;
     let stream = body.into_data_stream().map_err(io::Error::other);
     let source = SyncIoBridge::new(StreamReader::new(stream));
-    let installed = app
-        .installer
-        .install(source, sidecars, Origin::Installed)
-        .await
-        .inspect_err(|error| tracing::error!(error = chain(error), "package refused"))?;
+    let installed =
+        app.installer.install(source, sidecars, Origin::Installed).await.inspect_err(|error| {
+            let reason = chain(error);
+            tracing::error!(error = reason, "package refused");
+            app.events.send(Event::PackageRefused { file: None, reason });
+        })?;
     let Installed { entry, existed, .. } = &installed;
     tracing::info!(model = %entry.key, existed, "package accepted");
     let residency = app.handle.residency().await?;
@@ -201,7 +203,7 @@ pub fn describe(
     let (mut resident_bytes, mut queued, mut arithmetic) = (0, 0, None);
     let residency = residency.map(|residency| match residency.get(key) {
         None => "absent",
-        Some(Residency::Resident { weight_bytes, report, waiting }) => {
+        Some(Residency::Resident { weight_bytes, report, waiting, .. }) => {
             (resident_bytes, queued) = (*weight_bytes, *waiting);
             arithmetic = Some(Arithmetic {
                 precision: report.precision.to_string(),

@@ -179,6 +179,9 @@ pub(super) async fn open(
     match app.handle.lease_for(&name, named, fallback, caller.deadline).await {
         Ok(mut lease) => {
             lease.info.alias = alias;
+            if let Some(stand_in) = &lease.stands_in {
+                app.metrics.fallback(ApiError::from(&stand_in.error).code());
+            }
             Ok(lease)
         }
         Err(error) => Err(ApiError::from(error).through(alias.as_ref())),
@@ -411,6 +414,8 @@ impl Embedded {
         label_model(&self.info, response);
         let truncated = self.tokens.iter().filter(|tokens| tokens.used < tokens.provided).count();
         let Timings { tokenization, queue, inference } = self.timings;
+        // For what is measured of requests.
+        response.extensions_mut().insert(self.timings);
         let headers = response.headers_mut();
         for (name, value) in [
             ("x-caxton-truncated-inputs", truncated.to_string()),

@@ -2,6 +2,7 @@
 //!
 //! OpenAI's fields and their meaning: <https://platform.openai.com/docs/api-reference/embeddings>.
 
+pub mod events;
 pub mod memory;
 pub mod ollama;
 pub mod rank;
@@ -286,6 +287,8 @@ pub struct Status {
     pub memory_level: String,
     /// Where memory pressure is heard.
     pub memory_pressure_source: String,
+    /// Requests that may wait for one model.
+    pub queue_size: usize,
     /// Memory of the machine.
     pub machine_memory_bytes: Option<u64>,
     /// Memory of the machine that programs may still get.

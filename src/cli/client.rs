@@ -54,7 +54,8 @@ impl ClientError {
     }
 }
 
-fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+/// What came back is not what a daemon sends.
+pub(super) fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
     ClientError::Broken(error.into())
 }
 

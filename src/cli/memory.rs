@@ -7,10 +7,11 @@ use axum::body::Body;
 use axum::http::Method;
 use clap::{Args, Subcommand};
 
+use super::bar::share;
 use super::client::segment;
 use super::{Connection, print_json, print_table};
 use crate::api::wire::memory::{
-    Flushed, LoadModel, MemoryStatus, ModelMemory, ModelMoved, SetLimit,
+    Flushed, LoadModel, MemoryLimit, MemoryStatus, ModelMemory, ModelMoved, SetLimit,
 };
 use crate::units::Bytes;
 
@@ -177,6 +178,23 @@ impl Limit {
         let set: SetLimit =
             connection.connect().await?.send_json(Method::PUT, "/api/memory/limit", &limit).await?;
         Ok(print_table(&["MEMORY", ""], &[fact("limit", set.limit)])?)
+    }
+}
+
+/// The limit of which the greatest share is used: how many bytes are used of how many, and what says so; the machine's
+/// memory when there is none.
+pub(super) fn nearest_limit(status: &MemoryStatus) -> Option<(u64, u64, &str)> {
+    let used = |limit: &MemoryLimit| share(limit.unreclaimable_bytes, limit.bytes);
+    match status.limits.iter().max_by(|a, b| used(a).total_cmp(&used(b))) {
+        Some(limit) => {
+            let name = limit.file.rsplit('/').next().unwrap_or_default();
+            Some((limit.unreclaimable_bytes, limit.bytes, name))
+        }
+        None => {
+            let total = status.system.total_bytes?;
+            let used = total.saturating_sub(status.system.available_bytes?);
+            Some((used, total, "the machine"))
+        }
     }
 }
 

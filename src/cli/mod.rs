@@ -3,11 +3,13 @@
 //! Owns the terminal: answers on stdout, progress and errors on stderr, one line a cause. It opens no socket but the
 //! daemon's.
 
+mod bar;
 mod bench;
 mod check;
 mod client;
 mod demo;
 mod embed;
+mod events;
 mod memory;
 mod model;
 mod output;
@@ -17,6 +19,7 @@ mod rollback;
 mod scratch;
 mod stats;
 mod status;
+mod top;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -65,6 +68,8 @@ enum Command {
     Memory(memory::Memory),
     /// Show what the daemon is doing.
     Status(status::Status),
+    Events(events::Events),
+    Top(top::Top),
     /// Measure how fast a model is on this machine, without a daemon.
     ///
     /// Loads the model, goes over all texts again and again, tokenizing included, and then takes them one
@@ -143,6 +148,8 @@ fn run(
         Command::Model(command) => runtime.block_on(command.run(&connection)),
         Command::Memory(command) => runtime.block_on(command.run(&connection)).map(|()| Exit::Ok),
         Command::Status(command) => runtime.block_on(command.run(&connection)),
+        Command::Top(command) => runtime.block_on(command.run(&connection)),
+        Command::Events(command) => runtime.block_on(command.run(&connection)),
         Command::Bench(command) => command.run(&connection, started),
         Command::Check(command) => command.run(),
         Command::Demo(command) => {

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::bar::{bar, share, speaks_unicode};
+use super::memory::nearest_limit;
 use super::{Connection, print_json, print_table};
+use crate::api::wire::memory::MemoryStatus;
 use crate::api::wire::tenants::Tenant;
 use crate::api::wire::{self, Arithmetic, Package};
 use crate::exit::Exit;
@@ -21,17 +24,23 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
-        let status: wire::Status = connection.connect().await?.get("/status").await?;
+        let mut client = connection.connect().await?;
+        let status: wire::Status = client.get("/status").await?;
         if self.json {
             print_json(&status)?;
         } else {
-            print(&status)?;
+            let memory: MemoryStatus = client.get("/api/memory/status").await?;
+            print(&status, &memory)?;
         }
         Ok(Exit::Ok)
     }
 }
 
-fn print(status: &wire::Status) -> anyhow::Result<()> {
+/// Columns of a bar.
+const BAR: usize = 24;
+
+fn print(status: &wire::Status, memory: &MemoryStatus) -> anyhow::Result<()> {
+    let unicode = speaks_unicode();
     let mut out = io::stdout().lock();
     let ready = if status.ready { "ready" } else { "not ready" };
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
@@ -39,6 +48,16 @@ fn print(status: &wire::Status) -> anyhow::Result<()> {
     writeln!(out, "default model  {}, {ready}, {} threads", status.default_model, status.threads)?;
     if let Some(resident) = status.resident_memory_bytes {
         writeln!(out, "memory         {} resident", Bytes(resident))?;
+    }
+    if let Some((used, most, limit)) = nearest_limit(memory) {
+        let bar = bar(share(used, most), BAR, unicode);
+        writeln!(out, "               {bar} {} of {} ({limit})", Bytes(used), Bytes(most))?;
+    }
+    if let Some(longest) = status.packages.iter().max_by_key(|package| package.waiting) {
+        let bar = bar(share(longest.waiting as u64, status.queue_size as u64), BAR, unicode);
+        let of = if longest.waiting == 0 { String::new() } else { format!(" for {}", longest.id) };
+        let (waiting, size) = (longest.waiting, status.queue_size);
+        writeln!(out, "queue          {bar} {waiting} of {size} wait{of}")?;
     }
     let (level, source) = (&status.memory_level, &status.memory_pressure_source);
     writeln!(out, "pressure       {level}, heard from {source}")?;

@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
 use tokio::net::UnixListener;
@@ -32,12 +32,14 @@ use tracing::level_filters::LevelFilter;
 use crate::api::{self, App, Tenants};
 use crate::config::{self, Settings, Source};
 use crate::errors::chain;
+use crate::events::Events;
 use crate::exit::Exit;
 use crate::files;
 use crate::log;
 use crate::memory::monitor::{Gauge, Reading, monitor};
 use crate::memory::release;
 use crate::memory::source::{self, Environment};
+use crate::metrics::Metrics;
 use crate::models::install::Installer;
 use crate::models::intake::Intake;
 use crate::models::usage::{self, Usage};
@@ -190,7 +192,8 @@ impl Daemon {
         let drop_directory = settings.packages.drop_directory.clone();
         let drop_watch = watch::watch(vec![drop_directory.clone()], drop_ticks, stop_all.clone());
 
-        let (reloader, follow) = Reloader::new(source, loaded, level);
+        let (metrics, events) = (Metrics::new(api::ROUTES), Events::new(SystemTime::now()));
+        let (reloader, follow) = Reloader::new(source, loaded, level, events.clone());
         let gauge = Gauge::new(Path::new(ROOT), settings.memory.memory_limit);
         let (told, readings) = channel::channel(Reading::default());
         let source = source::Source::open(Path::new(ROOT), Environment::of_process());
@@ -203,6 +206,8 @@ impl Daemon {
             gauge,
             readings,
             usage: Arc::new(Usage::open(&usage)),
+            metrics: metrics.clone(),
+            events: events.clone(),
         };
         let (handle, manager) = Handle::new(parts, stop_all.clone());
         let installer = Installer::new(handle.clone(), follow.rules, options);
@@ -225,6 +230,9 @@ impl Daemon {
             configuration: follow.configuration,
             started,
             threads: options.threads,
+            metrics,
+            events,
+            draining: stop_serving.clone(),
         };
         let listener = UnixListener::from_std(listener).map_err(|error| {
             tracing::error!(%error, "cannot listen");

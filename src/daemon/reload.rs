@@ -11,6 +11,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::api::wire::Configuration;
 use crate::config::{self, ConfigError, Loaded, LogLevel, Settings, Source};
+use crate::events::{Event, Events};
 use crate::log;
 use crate::memory::level::Thresholds;
 use crate::models;
@@ -37,11 +38,17 @@ pub(super) struct Reloader {
     thresholds: watch::Sender<Thresholds>,
     rules: watch::Sender<Rules>,
     schedule: watch::Sender<Schedule>,
+    events: Events,
 }
 
 impl Reloader {
     /// Puts `loaded` in force.
-    pub(super) fn new(source: Source, loaded: Loaded, level: log::Level) -> (Self, Follow) {
+    pub(super) fn new(
+        source: Source,
+        loaded: Loaded,
+        level: log::Level,
+        events: Events,
+    ) -> (Self, Follow) {
         let Loaded { settings, files } = loaded;
         let configuration =
             Configuration { files: names(&files), generation: 1, ..Configuration::default() };
@@ -54,7 +61,9 @@ impl Reloader {
             rules: watch::Sender::new(Rules::from(&settings)),
             schedule: watch::Sender::new(Schedule::from(&settings)),
             settings: watch::Sender::new(Arc::new(settings)),
+            events,
         };
+        reloader.events.send(Event::ConfigurationApplied { generation: 1 });
         let follow = Follow {
             settings: reloader.settings.subscribe(),
             configuration: reloader.configuration.subscribe(),
@@ -93,7 +102,9 @@ impl Reloader {
                     tracing::error!("{problem}");
                 }
                 tracing::error!("configuration rejected: the last good one stays in force");
-                self.configuration.send_modify(|seen| seen.problems = texts(&error));
+                let problems = texts(&error);
+                self.events.send(Event::ConfigurationRefused { problems: problems.clone() });
+                self.configuration.send_modify(|seen| seen.problems = problems);
             }
         }
     }
@@ -113,7 +124,9 @@ impl Reloader {
             seen.generation += 1;
             seen.problems.clear();
             seen.restart_needed = waiting.iter().map(ToString::to_string).collect();
-            tracing::info!(generation = seen.generation, files = ?seen.files, "configuration applied");
+            let generation = seen.generation;
+            tracing::info!(generation, files = ?seen.files, "configuration applied");
+            self.events.send(Event::ConfigurationApplied { generation });
         });
     }
 }

@@ -6,6 +6,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, watch};
 
@@ -14,7 +15,9 @@ use super::alias;
 use super::load::{self, LoadError};
 use crate::config::{CleanupPolicy, Settings};
 use crate::engine;
+use crate::events::Event;
 use crate::files::{self, FileError, ReadOnce};
+use crate::metrics::FailureType;
 use crate::package::{
     Admitted, Cleanup, Entry, Key, Keys, Limits, Origin, Quota, Rollback, RollbackError,
     RolledBack, Sidecars, SignatureError, SignatureStatus, Status, Store, StoreError, UnpackError,
@@ -98,6 +101,29 @@ pub enum InstallError {
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
+}
+
+impl InstallError {
+    /// What is wrong with the package; `None` when it is not to blame, or more of it may come.
+    pub fn failure(&self) -> Option<FailureType> {
+        match self {
+            Self::Unpack(UnpackError::Refused { .. }) => Some(FailureType::Malformed),
+            Self::Signature(SignatureError::WrongDigest { .. }) => Some(FailureType::Digest),
+            Self::Signature(
+                SignatureError::Malformed { .. }
+                | SignatureError::UnknownKey(_)
+                | SignatureError::Legacy
+                | SignatureError::Invalid(_),
+            ) => Some(FailureType::Signature),
+            Self::Load(error) => error.failure(),
+            Self::Unpack(_)
+            | Self::Signature(_)
+            | Self::Keys(_)
+            | Self::Store(_)
+            | Self::BundledOnly
+            | Self::Stopping => None,
+        }
+    }
 }
 
 /// What an installation did.
@@ -279,13 +305,28 @@ impl Installer {
     ) -> Result<Installed, InstallError> {
         let rules = self.rules();
         let options = self.options;
-        let installed = self
+        let file = file_of(&origin);
+        let (installed, took) = self
             .blocking(move |store| {
-                let (source, sidecars) = open()?;
-                install(&store, source, &sidecars, origin, &rules, options)
+                let began = Instant::now();
+                let installed = open().and_then(|(source, sidecars)| {
+                    install(&store, source, &sidecars, origin, &rules, options)
+                });
+                (installed, began.elapsed())
             })
             .await
-            .ok_or(InstallError::Stopping)??;
+            .ok_or(InstallError::Stopping)?;
+        let metrics = self.handle.metrics();
+        let installed = installed.inspect_err(|error| {
+            if let Some(failure) = error.failure() {
+                metrics.validation_failed(None, failure);
+            }
+        })?;
+        if !installed.existed {
+            metrics.installed(took);
+            let model = installed.entry.key.name().to_owned();
+            self.handle.events().send(Event::PackageAccepted { model, file });
+        }
         let gone = installed.removed.iter().map(|entry| entry.key.clone()).collect();
         self.handle.store_changed(gone).await;
         Ok(installed)
@@ -363,6 +404,7 @@ impl Installer {
         let checked = key.clone();
         let verified = self.blocking(move |store| store.verify(&checked, |_bytes| {})).await?;
         if let Err(StoreError::Corrupt { .. }) = &verified {
+            self.handle.metrics().validation_failed(Some(key.id()), FailureType::Corrupt);
             self.handle.store_changed(vec![key]).await;
         }
         Some(verified)
@@ -380,6 +422,15 @@ impl Installer {
             work(store)
         });
         done.await.inspect_err(|error| tracing::error!(%error, "work on the store was lost")).ok()
+    }
+}
+
+/// The file that a package came in, if it came in one.
+fn file_of(origin: &Origin) -> Option<String> {
+    match origin {
+        Origin::Bundled { file, .. } => Some(file.clone()),
+        Origin::Dropped { files } => files.keys().next().cloned(),
+        Origin::Installed => None,
     }
 }
 

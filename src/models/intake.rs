@@ -15,6 +15,7 @@ use super::load::LoadError;
 use crate::config::Settings;
 use crate::engine::EngineError;
 use crate::errors::chain;
+use crate::events::Event;
 use crate::package::drop::{self, Fingerprint, Ledger, Round, Verdict};
 use crate::package::{Entry, Key, Origin, SignatureError, SignatureStatus, Status, UnpackError};
 
@@ -137,7 +138,9 @@ impl Intake {
             match self.installer.install_file(directory.join(file), origin).await {
                 Ok(installed) => accepted(file, &installed),
                 Err(error) => {
-                    tracing::error!(file, error = chain(&error), "a bundled package was refused");
+                    let reason = chain(&error);
+                    tracing::error!(file, error = reason, "a bundled package was refused");
+                    self.tell_refused(file, reason);
                 }
             }
         }
@@ -300,6 +303,7 @@ impl Intake {
     }
 
     async fn quarantine(&mut self, file: String, reason: String) {
+        self.tell_refused(&file, reason.clone());
         let directory = self.drop_directory.clone();
         let (name, why) = (file.clone(), reason.clone());
         match off_runtime(move || drop::quarantine(&directory, &name, &why)).await {
@@ -315,6 +319,11 @@ impl Intake {
             }
             None => {}
         }
+    }
+
+    fn tell_refused(&self, file: &str, reason: String) {
+        let refused = Event::PackageRefused { file: Some(file.to_owned()), reason };
+        self.installer.handle().events().send(refused);
     }
 
     /// Decides on the models that came with `name`, which is in quarantine now: one that the refused package itself

@@ -11,6 +11,7 @@ use crate::engine::{
     Precision, Stored, UnknownName, WeightsFile,
 };
 use crate::errors::chain;
+use crate::metrics::FailureType;
 use crate::package::{
     self, Contents, Key, Manifest, Store, StoreError, TOKENIZER, WEIGHTS, Weights, dense_file,
 };
@@ -46,6 +47,17 @@ pub enum LoadError {
         /// What the model was run in.
         precision: Precision,
     },
+}
+
+impl LoadError {
+    /// What is wrong with the model's bytes; `None` when it is the machine.
+    pub fn failure(&self) -> Option<FailureType> {
+        match self {
+            Self::Engine(EngineError::Threads { .. }) => None,
+            Self::Unsupported(_) | Self::Engine(_) => Some(FailureType::Incompatible),
+            Self::SelfTest { .. } => Some(FailureType::SelfTest),
+        }
+    }
 }
 
 /// What the engine needs to know of the model that `manifest` describes.

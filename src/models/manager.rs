@@ -33,6 +33,8 @@ use super::{
     ActionRecord, DefaultState, Flushed, Lease, MemoryView, ModelInfo, Overview, Parts, Residency,
 };
 use crate::errors::chain;
+use crate::memory::level::Level;
+use crate::metrics::Sought;
 use crate::package::{Entry, Key, Status, choose};
 use admission::Estimate;
 use lifecycle::{Flush, Left};
@@ -87,6 +89,8 @@ pub(super) struct Manager {
     ending: JoinSet<Left>,
     /// Memory being released without a model leaving.
     releasing: JoinSet<()>,
+    /// Of the last reading.
+    level: Level,
     episode: Option<Episode>,
     flushes: Vec<Flush>,
     actions: VecDeque<ActionRecord>,
@@ -104,6 +108,7 @@ impl Manager {
             loads: JoinSet::new(),
             ending: JoinSet::new(),
             releasing: JoinSet::new(),
+            level: Level::Normal,
             episode: None,
             flushes: Vec::new(),
             actions: VecDeque::new(),
@@ -168,7 +173,11 @@ impl Manager {
     fn obey(&mut self, command: Command) {
         // A client that left hears no answer.
         match command {
-            Command::Lease { name, reply } => self.lease(name, reply),
+            Command::Lease { name, reply } => {
+                if let Some((key, sought)) = self.lease(name, reply) {
+                    self.parts.metrics.lease(key.id(), sought);
+                }
+            }
             Command::Loading { name, reply } => drop(reply.send(self.loading(name))),
             Command::Residency { reply } => drop(reply.send(self.residency())),
             Command::Memory { reply } => drop(reply.send(self.memory_view())),
@@ -185,19 +194,24 @@ impl Manager {
         }
     }
 
-    fn lease(&mut self, name: String, reply: LeaseReply) {
+    /// Answers now, or when the model is there. Says which model it is, and how it was; `None` when there is none.
+    fn lease(&mut self, name: String, reply: LeaseReply) -> Option<(Key, Sought)> {
         let now = Instant::now();
         let entry = match self.find(&name) {
             Ok(entry) => entry,
-            Err(error) => return drop(reply.send(Err(error))),
+            Err(error) => {
+                drop(reply.send(Err(error)));
+                return None;
+            }
         };
         let key = entry.key.clone();
         if self.sheds(&key) {
             let retry_after = self.parts.settings.borrow().memory.pressure.quiet;
-            return drop(reply.send(Err(ModelError::Pressure { name, retry_after })));
+            drop(reply.send(Err(ModelError::Pressure { name, retry_after })));
+            return Some((key, Sought::Refused));
         }
         let most_waiting = self.parts.settings.borrow().embedding.queue_size;
-        match self.slots.get_mut(&key) {
+        let sought = match self.slots.get_mut(&key) {
             Some(Slot::Resident(resident)) if resident.is_alive() => {
                 resident.touch(now);
                 let lease = Lease {
@@ -210,8 +224,9 @@ impl Manager {
                     usage: Arc::clone(&self.parts.usage),
                 };
                 self.parts.store.count_access(&key);
-                self.accessed.insert(key);
+                self.accessed.insert(key.clone());
                 drop(reply.send(Ok(lease)));
+                Sought::Hit
             }
             Some(Slot::Admitting(Admitting { waiting, .. }) | Slot::Loading { waiting, .. })
                 if waiting.len() >= most_waiting =>
@@ -219,39 +234,54 @@ impl Manager {
                 // Those that stopped waiting make room.
                 waiting.retain(|(_, reply)| !reply.is_closed());
                 if waiting.len() >= most_waiting {
-                    return drop(reply.send(Err(self.loading(name))));
+                    drop(reply.send(Err(self.loading(name))));
+                    return Some((key, Sought::Refused));
                 }
                 waiting.push((name, reply));
+                Sought::Load
             }
             Some(Slot::Admitting(admitting)) => {
                 admitting.ahead = false;
                 admitting.waiting.push((name, reply));
+                Sought::Load
             }
-            Some(Slot::Loading { waiting, .. }) => waiting.push((name, reply)),
+            Some(Slot::Loading { waiting, .. }) => {
+                waiting.push((name, reply));
+                Sought::Load
+            }
             Some(Slot::Leaving(leaving)) if !leaving.why.is_eviction() => {
                 leaving.waiting.push((name, reply));
+                Sought::Load
             }
             Some(Slot::Leaving(_)) => {
                 let retry_after = self.parts.settings.borrow().memory.pressure.reload_cooldown;
                 drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
+                Sought::Refused
             }
             Some(Slot::Away { until }) if now < *until => {
                 let retry_after = until.duration_since(now);
                 drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
+                Sought::Refused
             }
             // Nothing was measured since: nothing else would come out.
             Some(Slot::Refused { refusal, at }) if *at >= self.parts.readings.borrow().at => {
                 let refusal = Arc::clone(refusal);
                 drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
+                Sought::Refused
             }
             Some(Slot::Failed { until, error }) if now < *until => {
                 let retry_after = until.duration_since(now);
                 let source = Arc::clone(error);
                 drop(reply.send(Err(ModelError::Failed { name, retry_after, source })));
+                Sought::Refused
             }
             // Absent, kept away or failed for long enough, asked for again, or its worker died.
-            _ => self.admit(key, vec![(name, reply)], false),
-        }
+            _ => {
+                self.admit(key.clone(), vec![(name, reply)], false);
+                Sought::Load
+            }
+        };
+        Some((key, sought))
     }
 
     fn find(&self, name: &str) -> Result<Entry, ModelError> {
@@ -292,6 +322,7 @@ impl Manager {
     /// Answers those that wait for a model, as those that ask now are answered.
     fn answer(&mut self, waiting: Waiting) {
         for (name, reply) in waiting {
+            // It was counted when it asked.
             self.lease(name, reply);
         }
     }

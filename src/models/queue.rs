@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use super::{Computed, Priority, Ticket};
 use crate::engine::{EngineError, Output};
 pub(super) use order::Turn;
-use order::{Bounds, Lane, Order, Terms};
+use order::{Bounds, Lane, Load, Order, Terms};
 
 /// A request of at most so many tokens is interactive unless it says otherwise: no more than a long text or two, or a
 /// page of short ones.
@@ -222,9 +222,9 @@ impl Sender {
         released
     }
 
-    /// Requests that wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.shared.lock().order.total().requests
+    /// What waits.
+    pub(super) fn waiting(&self) -> Load {
+        self.shared.lock().order.total()
     }
 
     /// Whether anybody else can put requests in.
@@ -387,7 +387,7 @@ mod tests {
         assert!(push(&sender, 1, PATIENT).is_err());
         drop(gone);
         assert!(push(&sender, 1, PATIENT).is_ok());
-        assert_eq!(sender.waiting(), 1);
+        assert_eq!(sender.waiting(), Load { requests: 1, tokens: 1 });
     }
 
     #[test]

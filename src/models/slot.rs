@@ -77,10 +77,6 @@ impl Running {
     fn is_leased(&self) -> bool {
         self.queue.is_shared()
     }
-
-    fn waiting(&self) -> usize {
-        self.queue.waiting()
-    }
 }
 
 /// How long a client wants a model to stay after each use.
@@ -204,7 +200,8 @@ impl Slot {
             Self::Resident(resident) => Residency::Resident {
                 weight_bytes: resident.ready.weight_bytes,
                 report: resident.ready.report.clone(),
-                waiting: resident.worker.waiting(),
+                waiting: resident.worker.queue.waiting().requests,
+                waiting_tokens: resident.worker.queue.waiting().tokens,
             },
             Self::Leaving(_) => Residency::Leaving,
             Self::Unloaded => Residency::Unloaded,

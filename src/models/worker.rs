@@ -21,6 +21,7 @@ use super::Computed;
 use super::load::{self, LoadError};
 use super::queue::{self, Job, Limits, Next, Receiver, Sender, Turn};
 use crate::engine::{Embedder, Loaded, Options, Output, Report, Tokenizer};
+use crate::metrics::{FailureType, Metrics};
 use crate::package::{Key, Store, StoreError};
 
 /// Tokens of a pass while memory is short: as few as `embedding.batch_tokens` may be.
@@ -41,6 +42,17 @@ pub enum WorkerError {
     /// The thread panicked; the cause is in the log.
     #[error("the worker ended unexpectedly")]
     Ended,
+}
+
+impl WorkerError {
+    /// What is wrong with the model's bytes, if that is it.
+    pub(super) fn failure(&self) -> Option<FailureType> {
+        match self {
+            Self::Store(StoreError::Corrupt { .. }) => Some(FailureType::Corrupt),
+            Self::Load(error) => error.failure(),
+            Self::Store(_) | Self::Thread(_) | Self::Ended => None,
+        }
+    }
 }
 
 /// What a worker has loaded.
@@ -98,6 +110,7 @@ pub(super) fn spawn(
     key: Key,
     options: Options,
     limits: Limits,
+    metrics: Metrics,
 ) -> Result<Worker, WorkerError> {
     let (queue, jobs) = queue::channel(limits);
     let (announce, ready) = oneshot::channel();
@@ -123,7 +136,7 @@ pub(super) fn spawn(
                     };
                     // When nobody waits any more the queue is closed too, and `serve` ends at once.
                     drop(announce.send(Ok(ready)));
-                    serve(embedder, jobs, &pass.tokens);
+                    serve(embedder, jobs, &pass.tokens, &metrics);
                 }
             }
         })
@@ -135,12 +148,17 @@ fn read_and_load(store: &Store, key: &Key, options: Options) -> Result<Loaded, W
     Ok(load::load_from::<WorkerError>(store, key, options)?.1)
 }
 
-fn serve(mut embedder: Box<dyn Embedder>, mut queue: Receiver, tokens: &AtomicUsize) {
+fn serve(
+    mut embedder: Box<dyn Embedder>,
+    mut queue: Receiver,
+    tokens: &AtomicUsize,
+    metrics: &Metrics,
+) {
     loop {
         let budget = tokens.load(Ordering::Relaxed);
         match queue.next(budget) {
             None => return,
-            Some(Next::Batch(batch)) => compute(&mut *embedder, &mut queue, batch, budget),
+            Some(Next::Batch(batch)) => compute(&mut *embedder, &mut queue, batch, budget, metrics),
             Some(Next::ReleaseScratch(waiting)) => {
                 embedder.release_scratch();
                 for done in waiting {
@@ -158,6 +176,7 @@ fn compute(
     queue: &mut Receiver,
     mut batch: Vec<Turn<Job>>,
     budget: usize,
+    metrics: &Metrics,
 ) {
     let began = Instant::now();
     for turn in &mut batch {
@@ -171,6 +190,7 @@ fn compute(
         .flat_map(|(turn, part)| turn.job.texts.iter().take(*part).map(Vec::as_slice))
         .collect();
     let tokens: usize = texts.iter().map(|text| text.len()).sum();
+    metrics.batch(texts.len(), tokens);
     // A batch is of one kind.
     let output = batch.first().map_or(Output::Vector, |turn| turn.job.output);
     let rows = if output == Output::TokenStates { tokens } else { texts.len() };
@@ -198,7 +218,7 @@ fn compute(
             if !batch.is_empty() {
                 // One of them is at fault: each by itself.
                 let alone = batch.into_iter().chain(last).map(|turn| vec![turn]);
-                return alone.for_each(|batch| compute(embedder, queue, batch, budget));
+                return alone.for_each(|batch| compute(embedder, queue, batch, budget, metrics));
             }
             // The client may leave at any time; then nobody reads this.
             if let Some(turn) = last {
@@ -328,7 +348,7 @@ mod tests {
             let report = Report { precision: Precision::F32, isa: "none", reason: String::new() };
             let fake = Fake { passes: Arc::clone(&passes), report };
             drop(self.sender);
-            serve(Box::new(fake), self.receiver, &AtomicUsize::new(budget));
+            serve(Box::new(fake), self.receiver, &AtomicUsize::new(budget), &Metrics::new(&[]));
             let answers = self.answers.into_iter().map(|answer| {
                 let answer = answer?.blocking_recv().unwrap();
                 Some(answer.map(|computed| computed.vectors).map_err(|error| error.to_string()))

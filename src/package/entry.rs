@@ -32,6 +32,16 @@ impl Key {
         &self.0
     }
 
+    /// `id@version`, as a request may name it.
+    pub fn name(&self) -> &str {
+        self.0.split_once('+').map_or(&self.0, |(name, _revision)| name)
+    }
+
+    /// The id alone.
+    pub fn id(&self) -> &str {
+        self.parts().0
+    }
+
     /// The id, the version, and the revision: the digest of the manifest, shortened.
     pub fn parts(&self) -> (&str, &str, &str) {
         let (id, rest) = self.0.split_once('@').unwrap_or((&self.0, ""));

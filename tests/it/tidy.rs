@@ -14,19 +14,30 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "api", "models", "memory", "package", "config", "watch", "log", "exit", "files",
-            "errors", "units",
+            "api", "models", "memory", "package", "config", "metrics", "events", "watch", "log",
+            "exit", "files", "errors", "units",
         ],
     ),
     ("cli", &["api", "models", "engine", "package", "config", "exit", "files", "errors", "units"]),
-    ("api", &["models", "memory", "engine", "package", "config", "errors", "units"]),
-    ("models", &["engine", "memory", "package", "config", "files", "errors", "units"]),
+    (
+        "api",
+        &[
+            "models", "memory", "engine", "package", "config", "metrics", "events", "errors",
+            "units",
+        ],
+    ),
+    (
+        "models",
+        &["engine", "memory", "package", "config", "metrics", "events", "files", "errors", "units"],
+    ),
     ("engine", &["units"]),
     ("memory", &["files", "errors", "units"]),
     ("package", &["files", "errors", "units"]),
     ("config", &["units"]),
     // Its tests go through the configuration's loader.
     ("watch", &["config"]),
+    ("metrics", &[]),
+    ("events", &[]),
     ("files", &[]),
     ("errors", &[]),
     ("units", &[]),
@@ -58,7 +69,10 @@ const KEEPERS: &[(&str, &[&str])] = &[
     ("anyhow", &["cli/"]),
     ("sysinfo", &["api/"]),
     ("notify", &["watch.rs"]),
-    ("tokio", &["models/", "memory/", "api/", "daemon/", "cli/", "watch.rs"]),
+    ("prometheus_client", &["metrics/"]),
+    ("ratatui", &["cli/"]),
+    ("crossterm", &["cli/"]),
+    ("tokio", &["models/", "memory/", "api/", "daemon/", "cli/", "watch.rs", "events.rs"]),
 ];
 
 struct Source {

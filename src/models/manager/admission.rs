@@ -15,6 +15,7 @@ use super::super::worker::{self, Ready, Worker, WorkerError};
 use super::{LOAD_BACKOFF, Manager};
 use crate::engine::{Footprint, Report};
 use crate::errors::chain;
+use crate::events::Event;
 use crate::memory::plan;
 use crate::memory::sample::Sample;
 use crate::package::{Key, StoreError};
@@ -167,6 +168,8 @@ impl Manager {
                 room_bytes = room.0,
                 "not loaded, and tried again with each request: {refusal}"
             );
+            let (model, reason) = (key.name().to_owned(), refusal.to_string());
+            self.parts.events.send(Event::ModelFailed { model, reason });
         }
         let at = std::time::Instant::now();
         self.slots.insert(key, Slot::Refused { refusal: Arc::clone(&refusal), at });
@@ -197,7 +200,8 @@ impl Manager {
             wait: Duration::from_millis(embedding.max_batch_wait_ms as u64),
         };
         let store = Arc::clone(&self.parts.store);
-        let spawned = worker::spawn(store, key.clone(), self.parts.options, limits);
+        let metrics = self.parts.metrics.clone();
+        let spawned = worker::spawn(store, key.clone(), self.parts.options, limits, metrics);
         match spawned {
             Ok(Worker { queue, ready, thread }) => {
                 tracing::info!(model = %key, bytes = needed(&footprint).0, "loading");
@@ -236,6 +240,12 @@ impl Manager {
             "loaded"
         );
         self.parts.usage.record_load(&key, *took, std::time::SystemTime::now());
+        self.parts.metrics.loaded(key.id(), *took);
+        self.parts.events.send(Event::ModelLoaded {
+            model: key.name().to_owned(),
+            bytes: *weight_bytes,
+            duration: *took,
+        });
         if self.episode.is_some() {
             ready.limit_pass();
         }
@@ -249,7 +259,13 @@ impl Manager {
     }
 
     fn fail(&mut self, key: Key, error: WorkerError, waiting: Waiting) {
-        tracing::error!(model = %key, error = chain(&error), "the model cannot be loaded");
+        let reason = chain(&error);
+        tracing::error!(model = %key, error = reason, "the model cannot be loaded");
+        self.parts.metrics.load_failed(key.id());
+        if let Some(failure) = error.failure() {
+            self.parts.metrics.validation_failed(Some(key.id()), failure);
+        }
+        self.parts.events.send(Event::ModelFailed { model: key.name().to_owned(), reason });
         // The store remembers what is corrupt, until its package is installed again: then it is loaded at once.
         if matches!(error, WorkerError::Store(StoreError::Corrupt { .. })) {
             self.slots.remove(&key);

@@ -10,9 +10,11 @@ use super::super::error::ModelError;
 use super::super::slot::{KeepAlive, Leaving, Running, Slot, Why};
 use super::super::{ActionRecord, Flushed};
 use super::{Manager, Unloading};
+use crate::events::Event;
 use crate::memory::level::Level;
 use crate::memory::release;
 use crate::memory::sample::Sample;
+use crate::metrics::Departure;
 use crate::package::Key;
 use crate::units::{Bytes, milliseconds};
 
@@ -92,6 +94,7 @@ impl Manager {
             freed: Some(freed),
             duration,
         };
+        self.tell_left(&key, why, &record);
         let is_step = why == Why::Pressure;
         if is_step {
             // The episode's record has it.
@@ -134,6 +137,24 @@ impl Manager {
         }
     }
 
+    fn tell_left(&self, key: &Key, why: Why, record: &ActionRecord) {
+        self.parts.metrics.left(
+            key.id(),
+            match why {
+                Why::Asked => Departure::Request,
+                Why::Idle => Departure::Idle,
+                Why::Pressure => Departure::Pressure,
+                Why::Room => Departure::Room,
+            },
+        );
+        let (model, reason) = (key.name().to_owned(), record.reason.clone());
+        let bytes = record.freed.map(|freed| freed.0);
+        self.parts.events.send(match why.is_eviction() {
+            true => Event::ModelEvicted { model, reason, bytes },
+            false => Event::ModelUnloaded { model, reason, bytes },
+        });
+    }
+
     /// Forgets a model that is in the store no more, or that nobody will ask for again.
     pub(super) fn forget(&mut self, key: &Key) {
         self.pins.remove(key);
@@ -145,6 +166,11 @@ impl Manager {
             }
             Some(Slot::Resident(resident)) => {
                 tracing::info!(model = %key, "unloading");
+                self.parts.events.send(Event::ModelUnloaded {
+                    model: key.name().to_owned(),
+                    reason: "it left the store, or the daemon stops".to_owned(),
+                    bytes: None,
+                });
                 self.end(key.clone(), resident.worker);
             }
             // Its thread is waited for already.

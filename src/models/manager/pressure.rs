@@ -9,6 +9,7 @@ use super::super::ActionRecord;
 use super::super::slot::{Slot, Why};
 use super::Manager;
 use crate::config::EvictionPolicy;
+use crate::events::Event;
 use crate::memory::level::{Level, Thresholds};
 use crate::memory::plan::{self, Action, Done, Policy, Step};
 use crate::memory::release;
@@ -46,6 +47,14 @@ impl Manager {
     /// Follows the last reading.
     pub(super) fn pressed(&mut self) {
         let reading = self.parts.readings.borrow_and_update().clone();
+        let before = std::mem::replace(&mut self.level, reading.level);
+        if before != reading.level {
+            self.parts.events.send(Event::PressureChanged {
+                level: reading.level.name(),
+                before: before.name(),
+                reason: reading.cause.clone(),
+            });
+        }
         if reading.level == Level::Normal {
             return self.end_episode();
         }

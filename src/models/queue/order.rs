@@ -70,9 +70,9 @@ pub(in crate::models) struct Turn<J> {
 
 /// What waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Load {
-    pub(super) requests: usize,
-    pub(super) tokens: usize,
+pub(in crate::models) struct Load {
+    pub(in crate::models) requests: usize,
+    pub(in crate::models) tokens: usize,
 }
 
 /// The requests of one class.

@@ -1,0 +1,214 @@
+//! `GET /v1/events`: what happens, as server-sent events
+//! (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
+//!
+//! Invariant: the answer ends when the daemon drains, so that nobody who listens holds it up.
+
+use std::convert::Infallible;
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderName};
+use axum::response::Sse;
+use axum::response::sse;
+use futures_util::Stream;
+use futures_util::stream;
+use tokio_util::sync::CancellationToken;
+
+use super::App;
+use super::error::ApiError;
+use super::wire;
+use crate::events::{Event, Heard, Listener, Record};
+use crate::units::milliseconds;
+
+/// The id of the last event that a client has heard, which browsers send by themselves when they connect again.
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// How long nothing is sent before a comment is, so that a connection that broke is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// The parameters of [`follow`].
+const PARAMETERS: [&str; 2] = ["since", "follow"];
+
+/// What a client wants to hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Wanted {
+    /// What is remembered of what came after the event with this id.
+    since: Option<u64>,
+    /// Whether it waits for what comes.
+    follow: bool,
+}
+
+/// Events from now on; before that, with `since=ID` or the header `Last-Event-ID`, those that are remembered and came
+/// after that one, 0 meaning all. With `follow=false` the answer ends with these.
+pub(super) async fn follow(
+    State(app): State<App>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, ApiError> {
+    let Wanted { since, follow } = parse(query.as_deref().unwrap_or_default())?;
+    let last = headers.get(&LAST_EVENT_ID).map(|id| {
+        let id = id.to_str().unwrap_or_default();
+        number(LAST_EVENT_ID.as_str(), id)
+    });
+    let since = last.transpose()?.or(since);
+    let telling = Telling { listener: app.events.listen(since), follow, draining: app.draining };
+    Ok(Sse::new(stream::unfold(telling, |mut telling| async move {
+        let event = telling.next().await?;
+        Some((Ok(event), telling))
+    })))
+}
+
+/// One client's answer.
+struct Telling {
+    listener: Listener,
+    follow: bool,
+    draining: CancellationToken,
+}
+
+impl Telling {
+    async fn next(&mut self) -> Option<sse::Event> {
+        let heard = if self.follow {
+            tokio::select! {
+                biased;
+                () = self.draining.cancelled() => return None,
+                heard = self.listener.next() => heard?,
+                () = tokio::time::sleep(KEEP_ALIVE) => {
+                    return Some(sse::Event::default().comment("still here"));
+                }
+            }
+        } else {
+            self.listener.remembered()?
+        };
+        let event = show(&heard);
+        let mut told = sse::Event::default().event(&event.kind);
+        if let Some(id) = event.id {
+            told = told.id(id.to_string());
+        }
+        told.json_data(&event)
+            .inspect_err(|error| tracing::error!(%error, "an event cannot be written"))
+            .ok()
+    }
+}
+
+fn show(heard: &Heard) -> wire::events::Event {
+    let of = |kind: &str| wire::events::Event { kind: kind.to_owned(), ..Default::default() };
+    let record = match heard {
+        Heard::Record(record) => record,
+        Heard::Lagged(missed) => {
+            return wire::events::Event { missed: Some(*missed), ..of("lagged") };
+        }
+    };
+    let Record { id, at, event } = &**record;
+    let at = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let event = event.clone();
+    let shown = match event {
+        Event::ModelLoaded { model, bytes, duration } => wire::events::Event {
+            model: Some(model),
+            bytes: Some(bytes),
+            duration_ms: Some(milliseconds(duration)),
+            ..of("model_loaded")
+        },
+        Event::ModelUnloaded { model, reason, bytes } => wire::events::Event {
+            model: Some(model),
+            reason: Some(reason),
+            bytes,
+            ..of("model_unloaded")
+        },
+        Event::ModelEvicted { model, reason, bytes } => wire::events::Event {
+            model: Some(model),
+            reason: Some(reason),
+            bytes,
+            ..of("model_evicted")
+        },
+        Event::ModelFailed { model, reason } => {
+            wire::events::Event { model: Some(model), reason: Some(reason), ..of("model_failed") }
+        }
+        Event::PressureChanged { level, before, reason } => wire::events::Event {
+            level: Some(level.to_owned()),
+            level_before: Some(before.to_owned()),
+            reason,
+            ..of("pressure_changed")
+        },
+        Event::PackageAccepted { model, file } => {
+            wire::events::Event { model: Some(model), file, ..of("package_accepted") }
+        }
+        Event::PackageRefused { file, reason } => {
+            wire::events::Event { file, reason: Some(reason), ..of("package_refused") }
+        }
+        Event::ConfigurationApplied { generation } => {
+            wire::events::Event { generation: Some(generation), ..of("configuration_applied") }
+        }
+        Event::ConfigurationRefused { problems } => {
+            wire::events::Event { problems, ..of("configuration_refused") }
+        }
+        Event::Fallback { model, answered_by, reason } => wire::events::Event {
+            model: Some(model),
+            answered_by: Some(answered_by),
+            reason: Some(reason),
+            ..of("fallback")
+        },
+    };
+    wire::events::Event { id: Some(*id), at: Some(at), ..shown }
+}
+
+/// Reads the query; every parameter may be left out.
+fn parse(text: &str) -> Result<Wanted, ApiError> {
+    let mut wanted = Wanted { since: None, follow: true };
+    for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+        let invalid = |message| ApiError::invalid(Some(name.to_string()), message);
+        match (name.as_ref(), value.as_ref()) {
+            ("since", value) => wanted.since = Some(number("since", value)?),
+            ("follow", "true") => wanted.follow = true,
+            ("follow", "false") => wanted.follow = false,
+            ("follow", value) => {
+                let message = format!("follow is {value:?}; expected \"true\" or \"false\"");
+                return Err(invalid(message));
+            }
+            _ => {
+                let known = PARAMETERS.join(", ");
+                return Err(invalid(format!("{name:?} is no parameter; expected {known}")));
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+fn number(name: &str, value: &str) -> Result<u64, ApiError> {
+    value.parse().map_err(|_no_number| {
+        let message = format!("{name} is {value:?}; expected the id of an event, or 0");
+        ApiError::invalid(Some(name.to_owned()), message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_parameter_is_read_and_may_be_left_out() {
+        let all = |since, follow| Ok(Wanted { since, follow });
+        assert_eq!(parse(""), all(None, true));
+        assert_eq!(parse("since=12&follow=false"), all(Some(12), false));
+        for wrong in ["since=", "since=-1", "follow=", "follow=no", "until=3"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_an_event_does_not_have_is_left_out() {
+        let event = Event::PackageRefused { file: None, reason: "no".to_owned() };
+        let record = Record { id: 7, at: UNIX_EPOCH + Duration::from_secs(9), event };
+        let shown = serde_json::to_string(&show(&Heard::Record(Arc::new(record)))).unwrap();
+        assert_eq!(shown, r#"{"id":7,"at":9,"type":"package_refused","reason":"no"}"#);
+        let shown = serde_json::to_string(&show(&Heard::Lagged(3))).unwrap();
+        assert_eq!(shown, r#"{"type":"lagged","missed":3}"#);
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_panics(text in "[a-z_=&%+0-9]{0,60}") {
+            drop(parse(&text));
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! `GET /metrics`, and the counting of every request.
+//!
+//! Owns the list of routes that requests are told apart by. What is measured elsewhere is only looked at here: a scrape
+//! loads nothing, and nothing waits for it.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+use super::request::{self, Timings};
+use super::{App, health};
+use crate::memory::level::Level;
+use crate::memory::sample::Psi;
+use crate::metrics::{Format, GONE, INTERNAL, Metrics, OK, Observed, ObservedModel, Stages, Stall};
+use crate::models::{MemoryView, Residency};
+
+/// The paths of all routes as they are registered; requests of others count together.
+pub const ROUTES: &[&str] = &[
+    "/v1/embeddings",
+    "/v1/rank",
+    "/v1/models",
+    "/v1/models/{name}",
+    "/v1/events",
+    "/livez",
+    "/readyz",
+    "/status",
+    "/metrics",
+    "/api/memory/status",
+    "/api/memory/flush",
+    "/api/memory/limit",
+    "/api/memory/models/{name}/load",
+    "/api/memory/models/{name}",
+    "/api/packages",
+    "/api/packages/{name}",
+    "/api/packages/{name}/verify",
+    "/api/packages/{name}/export",
+    "/api/packages/{name}/rollback",
+    "/api/models/stats",
+    "/api/models/recommendations",
+    "/",
+    "/api/embed",
+    "/api/embeddings",
+    "/api/tags",
+    "/api/ps",
+    "/api/show",
+    "/api/version",
+    "/embed",
+    "/embed_all",
+    "/embed_sparse",
+    "/predict",
+    "/similarity",
+    "/rerank",
+    "/tokenize",
+    "/decode",
+    "/info",
+    "/health",
+];
+
+/// Everything that is counted and measured, in the text format that the client accepts.
+pub(super) async fn scrape(
+    State(app): State<App>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let view = app.handle.memory().await?;
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::accepted(accept);
+    let render = move || {
+        let observed = Observed { resident: health::resident_memory(), ..observe(&app, view) };
+        app.metrics.render(&observed, format)
+    };
+    let text = tokio::task::spawn_blocking(render).await.map_err(request::lost)?;
+    let text = text.map_err(|error| {
+        tracing::error!(%error, "the metrics could not be written");
+        ApiError::lost()
+    })?;
+    Ok(([(header::CONTENT_TYPE, format.content_type())], text).into_response())
+}
+
+fn observe(app: &App, view: MemoryView) -> Observed {
+    let MemoryView { reading, room, shedding, models: in_memory, .. } = view;
+    let sample = reading.sample;
+    let entries = app.handle.store().entries();
+    let mut observed = Observed {
+        version: env!("CARGO_PKG_VERSION"),
+        uptime: app.started.elapsed(),
+        ready: app.handle.overview().borrow().is_ready(),
+        configuration_problems: app.configuration.borrow().problems.len(),
+        process: sample.process.0,
+        unreclaimable: sample.unreclaimable.0,
+        limit: sample.tightest().map(|limit| (limit.bytes.0, limit.unreclaimable.0)),
+        room: room.0,
+        pressure_level: rank(reading.level),
+        shedding,
+        stalls: stalls(sample.psi.or(sample.machine.psi)),
+        cache: entries.iter().map(|entry| entry.manifest.total_size()).sum(),
+        ..Observed::default()
+    };
+    let settings = app.settings.borrow();
+    observed.cache_limit = settings.memory.model_cache.max_size.0;
+    observed.queue_limit = settings.embedding.queue_size;
+    observed.queue_limit_tokens = settings.embedding.queue_tokens;
+    drop(settings);
+    for entry in &entries {
+        observed.models.entry(entry.key.id().to_owned()).or_default();
+    }
+    for model in in_memory {
+        if let Residency::Resident { weight_bytes, waiting, waiting_tokens, .. } = model.residency
+            && let Some(seen) = observed.models.get_mut(model.key.id())
+        {
+            *seen = ObservedModel {
+                resident: true,
+                memory: seen.memory.saturating_add(weight_bytes),
+                waiting: seen.waiting.saturating_add(waiting),
+                waiting_tokens: seen.waiting_tokens.saturating_add(waiting_tokens),
+            };
+        }
+    }
+    observed
+}
+
+fn rank(level: Level) -> u8 {
+    match level {
+        Level::Normal => 0,
+        Level::Moderate => 1,
+        Level::High => 2,
+        Level::Critical => 3,
+    }
+}
+
+/// Of the control group, or where that does not count, of the machine.
+fn stalls(psi: Option<Psi>) -> Vec<Stall> {
+    let Some(psi) = psi else { return Vec::new() };
+    let of = |kind, window, percent: f32| Stall { kind, window, ratio: f64::from(percent) / 100.0 };
+    vec![
+        of("some", "10s", psi.some_avg10),
+        of("some", "60s", psi.some_avg60),
+        of("full", "10s", psi.full_avg10),
+    ]
+}
+
+/// Counts each request when its answer begins, when it panicked, or when its client has left.
+pub(super) async fn count(
+    State(metrics): State<Metrics>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let began = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut asked = Asked { metrics, route, answered: false };
+    let response = next.run(request).await;
+    asked.answered = true;
+    asked.tell(outcome(&response));
+    if let Some(Timings { tokenization, queue, inference }) = response.extensions().get().copied() {
+        let total = began.elapsed();
+        asked.metrics.stages(Stages { tokenization, queue, inference, total });
+    }
+    response
+}
+
+fn outcome(response: &Response) -> &'static str {
+    match (response.extensions().get::<ApiError>(), response.status()) {
+        (Some(error), _) => error.code(),
+        (None, status) if status.is_server_error() => INTERNAL,
+        (None, status) if status.is_client_error() => "invalid_request",
+        (None, _) => OK,
+    }
+}
+
+/// A request that is not answered yet.
+struct Asked {
+    metrics: Metrics,
+    route: Option<MatchedPath>,
+    answered: bool,
+}
+
+impl Asked {
+    fn tell(&self, outcome: &'static str) {
+        self.metrics.request(self.route.as_ref().map(MatchedPath::as_str), outcome);
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.tell(if std::thread::panicking() { INTERNAL } else { GONE });
+        }
+    }
+}

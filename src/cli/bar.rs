@@ -1,0 +1,78 @@
+//! Bars of characters: how much of something is used, readable without colour and without Unicode.
+
+use std::env;
+
+/// `[####----]`, `width` characters in all; anything above nothing shows, and only all of it fills the bar.
+pub(super) fn bar(share: f64, width: usize, unicode: bool) -> String {
+    let (full, free) = if unicode { ('█', '░') } else { ('#', '-') };
+    let inner = width.saturating_sub(2);
+    let share = if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to inner")]
+    let mut cells = (share * inner as f64).round() as usize;
+    if share > 0.0 {
+        cells = cells.max(1);
+    }
+    if share < 1.0 {
+        cells = cells.min(inner.saturating_sub(1));
+    }
+    let cell = |index| if index < cells { full } else { free };
+    let inner: String = (0..inner).map(cell).collect();
+    format!("[{inner}]")
+}
+
+/// The part of `whole` that `used` is; all of it when there is no whole.
+pub(super) fn share(used: u64, whole: u64) -> f64 {
+    if whole == 0 { 1.0 } else { used as f64 / whole as f64 }
+}
+
+/// Whether the locale is one of UTF-8: the first of these that is set says so, as for the C library.
+pub(super) fn speaks_unicode() -> bool {
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .filter_map(|name| env::var(name).ok())
+        .find(|value| !value.is_empty());
+    locale.is_some_and(|locale| is_unicode(&locale))
+}
+
+fn is_unicode(locale: &str) -> bool {
+    let locale = locale.to_ascii_lowercase();
+    locale.contains("utf-8") || locale.contains("utf8")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_bar_says_none_some_and_all() {
+        for (share, expected) in [
+            (0.0, "[--------]"),
+            (0.001, "[#-------]"),
+            (0.5, "[####----]"),
+            (0.999, "[#######-]"),
+            (1.0, "[########]"),
+            (7.0, "[########]"),
+            (f64::NAN, "[--------]"),
+        ] {
+            assert_eq!(bar(share, 10, false), expected, "{share}");
+        }
+        assert_eq!(bar(0.5, 4, true), "[█░]");
+        assert_eq!(share(0, 0), 1.0);
+    }
+
+    #[test]
+    fn locales_say_what_they_speak() {
+        let speak = ["de_DE.UTF-8", "C.utf8", "en_US.UTF-8@euro"];
+        let do_not = ["C", "POSIX", "de_DE.ISO-8859-1", "ja_JP.eucJP"];
+        assert!(speak.iter().all(|locale| is_unicode(locale)));
+        assert!(!do_not.iter().any(|locale| is_unicode(locale)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_bar_is_as_wide_as_it_should_be(share: f64, width in 2_usize..200) {
+            prop_assert_eq!(bar(share, width, true).chars().count(), width);
+        }
+    }
+}

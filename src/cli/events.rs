@@ -1,0 +1,200 @@
+//! `caxton events`: what happens, a line each.
+
+use std::io::{self, Write};
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::http::Request;
+use clap::Args;
+use http_body_util::BodyExt;
+
+use super::Connection;
+use super::client::broken;
+use crate::api::wire::events::Event;
+use crate::exit::Exit;
+use crate::units::Bytes;
+
+/// Longest line of an answer; the daemon's are under 64 KiB, but who answers may not be the daemon.
+const MAX_LINE: usize = 1 << 20;
+
+/// Show what happens to models, memory, packages and the configuration.
+///
+/// First what the daemon remembers (the last 256 events), then everything as it happens, until the daemon stops.
+#[derive(Debug, Args)]
+pub(super) struct Events {
+    /// Print each event as one line of JSON.
+    #[arg(long)]
+    json: bool,
+    /// Begin after the event with this id; 0 is everything that is remembered.
+    #[arg(long, value_name = "ID", default_value_t = 0)]
+    since: u64,
+    /// End with the last event that is remembered.
+    #[arg(long)]
+    no_follow: bool,
+}
+
+impl Events {
+    pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let mut client = connection.connect().await?;
+        let path = format!("/v1/events?since={}&follow={}", self.since, !self.no_follow);
+        let request = Request::get(path).header("accept", "text/event-stream");
+        let mut body = client.send(request, Body::empty()).await?.into_body();
+        let mut lines = Lines::default();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+            for line in lines.feed(&data)? {
+                if let Some(json) = line.strip_prefix("data:") {
+                    self.print(json.trim_start())?;
+                }
+            }
+        }
+        Ok(Exit::Ok)
+    }
+
+    fn print(&self, json: &str) -> anyhow::Result<()> {
+        let event: Event = serde_json::from_str(json).map_err(broken)?;
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{json}")?;
+        } else {
+            writeln!(out, "{}", line(&event))?;
+        }
+        // Somebody is waiting for it, be it at the other end of a pipe.
+        Ok(out.flush()?)
+    }
+}
+
+/// The lines of an answer that comes in pieces.
+#[derive(Default)]
+struct Lines(Vec<u8>);
+
+impl Lines {
+    /// The lines that `data` ends.
+    fn feed(&mut self, data: &[u8]) -> anyhow::Result<Vec<String>> {
+        let mut lines = Vec::new();
+        for piece in data.split_inclusive(|byte| *byte == b'\n') {
+            self.0.extend_from_slice(piece);
+            if self.0.len() > MAX_LINE {
+                anyhow::bail!("the daemon sent a line of more than {}", Bytes(MAX_LINE as u64));
+            }
+            if piece.ends_with(b"\n") {
+                let line = String::from_utf8(std::mem::take(&mut self.0)).map_err(broken)?;
+                lines.push(line.trim_end().to_owned());
+            }
+        }
+        Ok(lines)
+    }
+}
+
+/// An event as a person reads it: when, what, which, why.
+fn line(event: &Event) -> String {
+    format!("{}  {}", when(event), what(event))
+}
+
+/// The time of an event in UTC, to the second.
+fn when(event: &Event) -> String {
+    match event.at.and_then(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at))) {
+        Some(at) => humantime::format_rfc3339_seconds(at).to_string(),
+        None => "-".to_owned(),
+    }
+}
+
+/// What happened, in one line.
+pub(super) fn what(event: &Event) -> String {
+    let mut words = vec![event.kind.replace('_', " ")];
+    words.extend(event.model.iter().chain(&event.file).map(|name| printable(name)));
+    words.extend(event.answered_by.as_ref().map(|model| format!("answered by {model}")));
+    if let Some(level) = &event.level {
+        words.push(level.clone());
+        words.extend(event.level_before.as_ref().map(|before| format!("(was {before})")));
+    }
+    words.extend(event.generation.map(|generation| format!("(applied {generation} times)")));
+    words.extend(event.bytes.filter(|bytes| *bytes > 0).map(|bytes| Bytes(bytes).to_string()));
+    words.extend(event.duration_ms.map(|millis| format!("in {millis} ms")));
+    words.extend(event.missed.map(|missed| format!("{missed} events are not told")));
+    let mut line = words.join(" ");
+    let reasons = event.reason.iter().chain(&event.problems);
+    let reasons = Vec::from_iter(reasons.map(|reason| printable(reason))).join("; ");
+    if !reasons.is_empty() {
+        line = format!("{line}: {reasons}");
+    }
+    line
+}
+
+/// `text` on one line and without what a terminal would obey: names of files and messages of parsers may hold anything.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn event(kind: &str) -> Event {
+        Event { at: Some(1_795_271_473), kind: kind.to_owned(), ..Event::default() }
+    }
+
+    #[test]
+    fn an_event_is_a_line_that_says_what_is_known() {
+        for (event, expected) in [
+            (
+                Event {
+                    model: Some("mini@1".to_owned()),
+                    bytes: Some(23 << 20),
+                    duration_ms: Some(31),
+                    ..event("model_loaded")
+                },
+                "2026-11-21T14:31:13Z  model loaded mini@1 23.0 MiB in 31 ms",
+            ),
+            (
+                Event {
+                    level: Some("high".to_owned()),
+                    level_before: Some("normal".to_owned()),
+                    reason: Some("it is".to_owned()),
+                    ..event("pressure_changed")
+                },
+                "2026-11-21T14:31:13Z  pressure changed high (was normal): it is",
+            ),
+            (
+                Event {
+                    file: Some("a\u{1b}[31m\n".to_owned()),
+                    problems: vec!["one".to_owned(), "two\nlines".to_owned()],
+                    ..event("package_refused")
+                },
+                "2026-11-21T14:31:13Z  package refused a [31m : one; two lines",
+            ),
+            (
+                Event { at: None, missed: Some(7), ..event("lagged") },
+                "-  lagged 7 events are not told",
+            ),
+        ] {
+            assert_eq!(line(&event), expected);
+        }
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_refused() {
+        let mut lines = Lines::default();
+        assert!(lines.feed(&vec![b'a'; MAX_LINE]).unwrap().is_empty());
+        assert!(lines.feed(b"a").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn lines_are_the_same_in_whatever_pieces_they_come(
+            text in "([a-z: ]{0,8}\n){0,6}", cuts in proptest::collection::vec(0_usize..60, 0..6),
+        ) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let mut lines = Lines::default();
+            let mut found = Vec::new();
+            for piece in cuts.windows(2) {
+                found.extend(lines.feed(&text.as_bytes()[piece[0]..piece[1]]).unwrap());
+            }
+            let expected: Vec<&str> = text.lines().map(str::trim_end).collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! `caxton top`: models, memory, queue and events on one screen, as they change.
+//!
+//! Owns the terminal and the clock. What is known is in [`state`], what it looks like in [`view`], what keys mean in
+//! [`keys`]; these are pure.
+//!
+//! Invariant: the terminal is given back as it was on every way out: by key, signal, error and panic.
+
+mod keys;
+mod state;
+mod view;
+
+use std::env;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use axum::body::Body;
+use axum::http::{Method, Request};
+use clap::Args;
+use crossterm::event::EventStream;
+use futures_util::StreamExt;
+use ratatui::DefaultTerminal;
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::bar::speaks_unicode;
+use super::client::{Client, broken, collect, segment};
+use super::{Connection, chain_lines};
+use crate::api::wire;
+use crate::api::wire::events::Event;
+use crate::api::wire::memory::{LoadModel, MemoryStatus, ModelMoved};
+use crate::exit::Exit;
+use state::{Look, Order, State};
+use view::Paint;
+
+/// How often the daemon is asked.
+const REFRESH: Duration = Duration::from_secs(1);
+/// Columns where there is no terminal to tell.
+const WIDTH: u16 = 80;
+
+/// Watch models, memory, queue, throughput and events; load, unload and pin models by key.
+///
+/// Without a terminal, or with TERM=dumb, it is printed once. Colours are left out when NO_COLOR is set, and lines and
+/// blocks when the locale is not one of UTF-8.
+#[derive(Debug, Args)]
+pub(super) struct Top {}
+
+impl Top {
+    pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let socket = connection.socket()?;
+        let mut state = State::default();
+        // Before the screen is taken, so that a daemon that is not there is told as always.
+        state.update(look(&socket, state.last_event()).await?);
+        let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty());
+        let paint = Paint { colour: !set("NO_COLOR"), unicode: speaks_unicode() };
+        if dumb || !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+            print(&state, Paint { colour: false, ..paint })?;
+            return Ok(Exit::Ok);
+        }
+        let mut screen = Screen::take()?;
+        watch(&mut screen, &socket, state, paint).await?;
+        Ok(Exit::Ok)
+    }
+}
+
+/// The terminal, taken; dropping it gives it back.
+struct Screen(DefaultTerminal);
+
+impl Screen {
+    fn take() -> anyhow::Result<Self> {
+        // What was done before it failed is undone.
+        let taken = ratatui::try_init().inspect_err(|_error| drop(ratatui::try_restore()));
+        Ok(Self(taken.context("the terminal cannot be used")?))
+    }
+
+    fn draw(&mut self, state: &State, paint: Paint) -> anyhow::Result<()> {
+        let drawn = self.0.draw(|frame| {
+            let area = frame.area();
+            view::draw(state, paint, area, frame.buffer_mut());
+        });
+        drawn.context("the terminal cannot be written to")?;
+        Ok(())
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // A terminal that has gone away needs nothing back.
+        drop(ratatui::try_restore());
+    }
+}
+
+async fn watch(
+    screen: &mut Screen,
+    socket: &Path,
+    mut state: State,
+    paint: Paint,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut events = EventStream::new();
+    let mut ticks = tokio::time::interval(REFRESH);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // One of each at a time, so that keys are heard while the daemon takes its time.
+    let mut looks = JoinSet::new();
+    let mut orders = JoinSet::new();
+    loop {
+        screen.draw(&state, paint)?;
+        tokio::select! {
+            event = events.next() => {
+                let Some(event) = event else { return Ok(()) };
+                let event = event.context("the terminal cannot be read")?;
+                match keys::key(&event).and_then(|key| state.press(key)) {
+                    None => {}
+                    Some(Order::Quit) => return Ok(()),
+                    Some(order) if orders.is_empty() => {
+                        state.say(format!("{order}…"));
+                        let socket = socket.to_owned();
+                        orders.spawn(async move { obey(&socket, &order).await });
+                    }
+                    Some(_) => state.say("one thing at a time".to_owned()),
+                }
+            }
+            _ = ticks.tick(), if looks.is_empty() => {
+                let (socket, since) = (socket.to_owned(), state.last_event());
+                looks.spawn(async move { look(&socket, since).await });
+            }
+            Some(looked) = looks.join_next() => match looked? {
+                Ok(look) => state.update(look),
+                Err(error) => state.lose(one_line(&error)),
+            },
+            Some(said) = orders.join_next() => match said? {
+                Ok(said) => state.say(said),
+                Err(error) => state.say(one_line(&error)),
+            },
+            _ = terminate.recv() => return Ok(()),
+            _ = hang_up.recv() => return Ok(()),
+        }
+    }
+}
+
+fn one_line(error: &anyhow::Error) -> String {
+    chain_lines(error).replace("\n  because ", ": ")
+}
+
+/// Asks the daemon for all that is shown; events after that with the id `since`.
+async fn look(socket: &Path, since: u64) -> anyhow::Result<Look> {
+    let mut client = Client::connect(socket).await?;
+    let status: wire::Status = client.get("/status").await?;
+    let memory: MemoryStatus = client.get("/api/memory/status").await?;
+    let stats: wire::ModelStatsList = client.get("/api/models/stats").await?;
+    let path = format!("/v1/events?follow=false&since={since}");
+    let answer = client.send(Request::get(path), Body::empty()).await?;
+    let answer = collect(answer).await?;
+    let mut events: Vec<Event> = Vec::new();
+    for line in String::from_utf8_lossy(&answer).lines() {
+        if let Some(json) = line.strip_prefix("data:") {
+            events.push(serde_json::from_str(json).map_err(broken)?);
+        }
+    }
+    Ok(Look { at: Instant::now(), status, memory, stats: stats.models, events })
+}
+
+/// Does what was ordered; what came of it.
+async fn obey(socket: &Path, order: &Order) -> anyhow::Result<String> {
+    let mut client = Client::connect(socket).await?;
+    let path = |model: &str| format!("/api/memory/models/{}", segment(model));
+    Ok(match order {
+        Order::Quit => String::new(),
+        Order::Load { model, pinned } => {
+            let path = format!("{}/load", path(model));
+            let moved: ModelMoved = client.post(&path, &LoadModel { pinned: *pinned }).await?;
+            let is = match pinned {
+                None => "is in memory",
+                Some(true) => "is pinned",
+                Some(false) => "is pinned no more",
+            };
+            format!("{} {is}, {} ms", moved.model, moved.duration_ms)
+        }
+        Order::Unload { model } => {
+            let moved: ModelMoved =
+                client.call(Method::DELETE, &path(model), Body::empty()).await?;
+            format!("{} has left memory, {} ms", moved.model, moved.duration_ms)
+        }
+    })
+}
+
+/// Prints what is known once, as lines of text.
+fn print(state: &State, paint: Paint) -> io::Result<()> {
+    let area = Rect::new(0, 0, WIDTH, view::height(state));
+    let mut buffer = Buffer::empty(area);
+    view::draw(state, paint, area, &mut buffer);
+    let mut out = io::stdout().lock();
+    for line in view::lines(&buffer) {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! What keys mean. Pure.
+
+use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+
+/// What somebody wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    Up,
+    Down,
+    Load,
+    Unload,
+    Pin,
+    Help,
+    /// Leave the help, or the program.
+    Quit,
+    /// Leave the help.
+    Other,
+}
+
+/// What is said of them at the bottom of the screen.
+pub(super) const SUMMARY: &str = "arrows select  l load  u unload  p pin  ? help  q quit";
+
+/// What is said of them on the page of help.
+pub(super) const HELP: &[(&str, &str)] = &[
+    ("up, down, j, k", "select a model"),
+    ("l", "load it; others may have to leave for it"),
+    ("u", "let it finish what it has and leave memory"),
+    ("p", "load it and keep it whatever happens, or no longer"),
+    ("?, h", "this page; any key leaves it"),
+    ("q, Esc, Ctrl-C", "quit"),
+];
+
+/// What the event is, if anything is to be done for it.
+pub(super) fn key(event: &Event) -> Option<Key> {
+    let Event::Key(KeyEvent {
+        code,
+        modifiers,
+        kind: KeyEventKind::Press | KeyEventKind::Repeat,
+        ..
+    }) = event
+    else {
+        return None;
+    };
+    if modifiers.contains(KeyModifiers::CONTROL) {
+        return matches!(code, KeyCode::Char('c' | 'd')).then_some(Key::Quit);
+    }
+    match code {
+        KeyCode::Up | KeyCode::Char('k') => Some(Key::Up),
+        KeyCode::Down | KeyCode::Char('j') => Some(Key::Down),
+        KeyCode::Char('l') => Some(Key::Load),
+        KeyCode::Char('u') => Some(Key::Unload),
+        KeyCode::Char('p') => Some(Key::Pin),
+        KeyCode::Char('?' | 'h') => Some(Key::Help),
+        KeyCode::Char('q') | KeyCode::Esc => Some(Key::Quit),
+        _ => Some(Key::Other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_known_and_others_do_nothing() {
+        let pressed = |code, modifiers| key(&Event::Key(KeyEvent::new(code, modifiers)));
+        let (none, control) = (KeyModifiers::NONE, KeyModifiers::CONTROL);
+        for (code, modifiers, expected) in [
+            (KeyCode::Up, none, Some(Key::Up)),
+            (KeyCode::Char('j'), none, Some(Key::Down)),
+            (KeyCode::Char('l'), none, Some(Key::Load)),
+            (KeyCode::Char('u'), none, Some(Key::Unload)),
+            (KeyCode::Char('p'), none, Some(Key::Pin)),
+            (KeyCode::Char('?'), KeyModifiers::SHIFT, Some(Key::Help)),
+            (KeyCode::Esc, none, Some(Key::Quit)),
+            (KeyCode::Char('c'), control, Some(Key::Quit)),
+            // Half a habit of an editor must not unload anything.
+            (KeyCode::Char('u'), control, None),
+            (KeyCode::Char('x'), none, Some(Key::Other)),
+        ] {
+            assert_eq!(pressed(code, modifiers), expected, "{code:?} {modifiers:?}");
+        }
+        assert_eq!(key(&Event::Resize(80, 24)), None);
+    }
+}

@@ -1,0 +1,269 @@
+//! What `caxton top` knows. Pure: looks and keys in, orders out.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::super::events::what;
+use super::super::memory::nearest_limit;
+use super::keys::Key;
+use crate::api::wire::events::Event;
+use crate::api::wire::memory::{MemoryStatus, ModelMemory};
+use crate::api::wire::{ModelStats, Package, Status};
+
+/// Events that are kept: more than any screen shows.
+const EVENTS: usize = 64;
+
+/// All that the daemon said at one moment.
+pub(super) struct Look {
+    /// When it had been said.
+    pub(super) at: Instant,
+    /// `/status`.
+    pub(super) status: Status,
+    /// `/api/memory/status`.
+    pub(super) memory: MemoryStatus,
+    /// `/api/models/stats`.
+    pub(super) stats: Vec<ModelStats>,
+    /// What happened since the look before.
+    pub(super) events: Vec<Event>,
+}
+
+/// What is to be done for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Leave.
+    Quit,
+    /// Load a model, and pin it or no longer if that is said.
+    Load {
+        /// Which, as `id@version`.
+        model: String,
+        /// Whether it stays whatever happens.
+        pinned: Option<bool>,
+    },
+    /// Let a model leave memory.
+    Unload {
+        /// Which, as `id@version`.
+        model: String,
+    },
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Quit => f.write_str("quit"),
+            Self::Load { model, pinned: None } => write!(f, "loading {model}"),
+            Self::Load { model, pinned: Some(true) } => write!(f, "pinning {model}"),
+            Self::Load { model, pinned: Some(false) } => write!(f, "unpinning {model}"),
+            Self::Unload { model } => write!(f, "unloading {model}"),
+        }
+    }
+}
+
+/// An installed model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) version: String,
+    /// Where it is, in a word.
+    pub(super) residency: String,
+    /// Bytes of its weights, while it is in memory.
+    pub(super) bytes: u64,
+    /// Requests that wait for it.
+    pub(super) waiting: usize,
+    pub(super) pinned: bool,
+    /// Seconds since it was used, while it is in memory.
+    pub(super) idle: Option<u64>,
+}
+
+impl Row {
+    fn new(package: &Package, memory: Option<&ModelMemory>) -> Self {
+        let residency = match package.status.as_str() {
+            "available" => package.residency.clone().unwrap_or_default(),
+            wrong => wrong.to_owned(),
+        };
+        Self {
+            id: package.id.clone(),
+            version: package.version.clone(),
+            residency,
+            bytes: package.resident_bytes,
+            waiting: package.waiting,
+            pinned: memory.is_some_and(|model| model.pinned),
+            idle: memory.and_then(|model| model.idle_seconds),
+        }
+    }
+
+    /// As a request names it.
+    pub(super) fn name(&self) -> String {
+        format!("{}@{}", self.id, self.version)
+    }
+}
+
+/// What is done in a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Rates {
+    pub(super) requests: f64,
+    pub(super) failures: f64,
+    pub(super) texts: f64,
+    pub(super) tokens: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    requests: u64,
+    failures: u64,
+    texts: u64,
+    tokens: u64,
+}
+
+impl Totals {
+    fn of(stats: &[ModelStats]) -> Self {
+        let sum = |of: fn(&ModelStats) -> u64| stats.iter().map(of).fold(0, u64::saturating_add);
+        Self {
+            requests: sum(|model| model.requests),
+            failures: sum(|model| model.failures),
+            texts: sum(|model| model.texts),
+            tokens: sum(|model| model.tokens),
+        }
+    }
+
+    /// Since `before`, which was so long ago.
+    fn since(self, before: Self, elapsed: Duration) -> Option<Rates> {
+        let seconds = elapsed.as_secs_f64();
+        if seconds <= 0.0 {
+            return None;
+        }
+        // Models that were forgotten take their counts with them.
+        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+        Some(Rates {
+            requests: rate(self.requests, before.requests),
+            failures: rate(self.failures, before.failures),
+            texts: rate(self.texts, before.texts),
+            tokens: rate(self.tokens, before.tokens),
+        })
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct State {
+    /// What the daemon said last.
+    pub(super) look: Option<Look>,
+    /// Why it says nothing now.
+    pub(super) lost: Option<String>,
+    /// Models by name.
+    pub(super) rows: Vec<Row>,
+    /// Since the look before the last.
+    pub(super) rates: Option<Rates>,
+    /// The latest last.
+    pub(super) events: VecDeque<Event>,
+    /// What came of the last key.
+    pub(super) said: Option<String>,
+    /// Whether the page of help is shown.
+    pub(super) help: bool,
+    selected: Option<String>,
+    totals: Totals,
+    last_event: u64,
+}
+
+impl State {
+    /// The id of the last event that is known; 0 before the first.
+    pub(super) fn last_event(&self) -> u64 {
+        self.last_event
+    }
+
+    /// Which row is selected.
+    pub(super) fn selected(&self) -> Option<usize> {
+        let name = self.selected.as_ref()?;
+        self.rows.iter().position(|row| row.name() == *name)
+    }
+
+    /// Takes in what the daemon said.
+    pub(super) fn update(&mut self, mut look: Look) {
+        let totals = Totals::of(&look.stats);
+        if let Some(before) = &self.look {
+            self.rates = totals.since(self.totals, look.at.duration_since(before.at));
+        }
+        self.totals = totals;
+        let memory = &look.memory.models;
+        let of = |package: &Package| {
+            let same =
+                |model: &&ModelMemory| model.id == package.id && model.version == package.version;
+            Row::new(package, memory.iter().find(same))
+        };
+        let place = self.selected();
+        self.rows = look.status.packages.iter().map(of).collect();
+        // The model that was selected may have gone; its place has not.
+        if self.selected().is_none() {
+            let place = place.unwrap_or(0).min(self.rows.len().saturating_sub(1));
+            self.selected = self.rows.get(place).map(Row::name);
+        }
+        for event in look.events.drain(..) {
+            self.last_event = event.id.unwrap_or(0).max(self.last_event);
+            if self.events.len() == EVENTS {
+                self.events.pop_front();
+            }
+            self.events.push_back(event);
+        }
+        self.lost = None;
+        self.look = Some(look);
+    }
+
+    /// The daemon did not answer.
+    pub(super) fn lose(&mut self, why: String) {
+        self.lost = Some(why);
+        self.rates = None;
+    }
+
+    /// Something to be read at the bottom of the screen.
+    pub(super) fn say(&mut self, said: String) {
+        self.said = Some(said);
+    }
+
+    /// Takes in a key.
+    pub(super) fn press(&mut self, key: Key) -> Option<Order> {
+        self.said = None;
+        if self.help {
+            self.help = false;
+            return None;
+        }
+        let row = self.selected().and_then(|selected| self.rows.get(selected));
+        let model = row.map(Row::name);
+        match key {
+            Key::Quit => return Some(Order::Quit),
+            Key::Help => self.help = true,
+            Key::Other => {}
+            Key::Up => self.select(|place| place.saturating_sub(1)),
+            Key::Down => self.select(|place| place + 1),
+            Key::Load => return Some(Order::Load { model: model?, pinned: None }),
+            Key::Unload => return Some(Order::Unload { model: model? }),
+            Key::Pin => {
+                let pinned = !row?.pinned;
+                return Some(Order::Load { model: model?, pinned: Some(pinned) });
+            }
+        }
+        None
+    }
+
+    fn select(&mut self, to: impl Fn(usize) -> usize) {
+        let last = self.rows.len().saturating_sub(1);
+        let place = self.selected().map_or(0, |place| to(place).min(last));
+        self.selected = self.rows.get(place).map(Row::name);
+    }
+
+    /// The last events in words, the latest first.
+    pub(super) fn told(&self) -> impl Iterator<Item = (Option<u64>, String)> {
+        self.events.iter().rev().map(|event| (event.at, what(event)))
+    }
+
+    /// The longest queue: requests that wait, how many may, and for which model.
+    pub(super) fn queue(&self) -> Option<(usize, usize, &str)> {
+        let limit = self.look.as_ref()?.status.queue_size;
+        let longest = self.rows.iter().max_by_key(|row| row.waiting)?;
+        Some((longest.waiting, limit, &longest.id))
+    }
+
+    /// See [`nearest_limit`].
+    pub(super) fn memory(&self) -> Option<(u64, u64, &str)> {
+        nearest_limit(&self.look.as_ref()?.memory)
+    }
+}

@@ -1,0 +1,466 @@
+//! Metrics: what is counted while the daemon runs, and how it is told to Prometheus.
+//!
+//! Owns every series, its name, its unit and the values of its labels. Counts and times are recorded as they happen;
+//! what merely is so ([`Observed`]) is given by whoever renders, so that nothing goes stale between two scrapes.
+//!
+//! Invariants:
+//! 1. Labels are bounded: routes are those of [`Metrics::new`], reasons and outcomes are words of this program, and
+//!    models are those that are installed. What a client sends is never a label.
+//! 2. A series is there at zero before the first thing that it counts, since `rate()` does not see a series that
+//!    appears with its first count; the exceptions are outcomes beyond [`OUTCOMES`].
+//! 3. Names end in their base unit and, when they count, in `_total`
+//!    (<https://prometheus.io/docs/practices/naming/>).
+
+mod labels;
+mod observed;
+mod text;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::TypedMetric;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+pub use labels::{Departure, FailureType, GONE, INTERNAL, OK, Sought};
+pub use observed::{Observed, ObservedModel, Stall};
+pub use text::Format;
+
+use labels::{
+    DepartureLabels, FALLBACK_REASONS, FailureLabels, LeaseLabels, ModelLabels, OTHER, OUTCOMES,
+    ReasonLabels, RequestLabels, StageLabels, departure_labels, failure_labels, lease_labels,
+    model_labels,
+};
+
+/// What every name begins with.
+const PREFIX: &str = "caxton";
+/// How long the stages of an answered request took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stages {
+    /// Texts to token ids.
+    pub tokenization: Duration,
+    /// Waiting for the model.
+    pub queue: Duration,
+    /// Token ids to vectors.
+    pub inference: Duration,
+    /// From the head of the request to the head of its answer.
+    pub total: Duration,
+}
+
+/// The counts of this daemon. Clones count together; recording takes less than a microsecond and never waits for a
+/// scrape longer than it takes to write one family.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    routes: &'static [&'static str],
+    registry: Registry,
+    /// Models that have series.
+    models: Mutex<BTreeSet<String>>,
+    requests: Family<RequestLabels, Counter>,
+    stages: Family<StageLabels, Histogram>,
+    batch_texts: Histogram,
+    batch_tokens: Histogram,
+    leases: Family<LeaseLabels, Counter>,
+    loads: Family<ModelLabels, Histogram>,
+    load_failures: Family<ModelLabels, Counter>,
+    validation_failures: Family<FailureLabels, Counter>,
+    evictions: Family<DepartureLabels, Counter>,
+    unloads: Family<DepartureLabels, Counter>,
+    installs: Histogram,
+    fallbacks: Family<ReasonLabels, Counter>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// 100 µs, what a short text takes on a fast machine, to 52 s.
+fn request_times() -> Histogram {
+    Histogram::new(exponential_buckets(100e-6, 2.0, 20))
+}
+
+/// 5 ms, a table of words, to 82 s, a large model from a slow card.
+fn load_times() -> Histogram {
+    Histogram::new(exponential_buckets(5e-3, 2.0, 15))
+}
+
+impl Metrics {
+    /// Counts of nothing yet; requests are told apart by `routes`, the paths as they are registered.
+    pub fn new(routes: &'static [&'static str]) -> Self {
+        let inner = Inner {
+            routes,
+            registry: Registry::default(),
+            models: Mutex::default(),
+            requests: Family::default(),
+            stages: Family::new_with_constructor(request_times),
+            batch_texts: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
+            batch_tokens: Histogram::new(exponential_buckets(8.0, 2.0, 12)),
+            leases: Family::default(),
+            loads: Family::new_with_constructor(load_times),
+            load_failures: Family::default(),
+            validation_failures: Family::default(),
+            evictions: Family::default(),
+            unloads: Family::default(),
+            installs: load_times(),
+            fallbacks: Family::default(),
+        };
+        let metrics = Self(Arc::new(inner.registered()));
+        metrics.begin();
+        metrics
+    }
+
+    /// Puts at zero what is not of a model.
+    fn begin(&self) {
+        let Inner { routes, requests, stages, fallbacks, .. } = &*self.0;
+        for route in routes.iter().copied().chain([OTHER]) {
+            for outcome in OUTCOMES {
+                drop(requests.get_or_create(&RequestLabels { route, outcome }));
+            }
+        }
+        for stage in ["tokenization", "queue", "inference", "total"] {
+            drop(stages.get_or_create(&StageLabels { stage }));
+        }
+        for reason in FALLBACK_REASONS {
+            drop(fallbacks.get_or_create(&ReasonLabels { reason }));
+        }
+        self.begin_model("");
+    }
+
+    /// Counts a request of `route`, a path as it was registered, that had this outcome: [`OK`], [`GONE`],
+    /// [`INTERNAL`] or the code of its error.
+    pub fn request(&self, route: Option<&str>, outcome: &'static str) {
+        let known = self.0.routes.iter().copied().find(|known| Some(*known) == route);
+        let labels = RequestLabels { route: known.unwrap_or(OTHER), outcome };
+        self.0.requests.get_or_create(&labels).inc();
+    }
+
+    /// Records how long a request took that got vectors.
+    pub fn stages(&self, Stages { tokenization, queue, inference, total }: Stages) {
+        let stages = [
+            ("tokenization", tokenization),
+            ("queue", queue),
+            ("inference", inference),
+            ("total", total),
+        ];
+        for (stage, took) in stages {
+            self.0.stages.get_or_create(&StageLabels { stage }).observe(took.as_secs_f64());
+        }
+    }
+
+    /// Records one forward pass.
+    pub fn batch(&self, texts: usize, tokens: usize) {
+        self.0.batch_texts.observe(texts as f64);
+        self.0.batch_tokens.observe(tokens as f64);
+    }
+
+    /// Counts a request for the installed model `id`.
+    pub fn lease(&self, id: &str, sought: Sought) {
+        self.begin_model(id);
+        let labels = LeaseLabels { model_id: id.to_owned(), residency: sought.name() };
+        self.0.leases.get_or_create(&labels).inc();
+    }
+
+    /// Records that the installed model `id` was loaded.
+    pub fn loaded(&self, id: &str, took: Duration) {
+        self.begin_model(id);
+        self.0.loads.get_or_create(&model_labels(id)).observe(took.as_secs_f64());
+    }
+
+    /// Counts that the installed model `id` could not be loaded.
+    pub fn load_failed(&self, id: &str) {
+        self.begin_model(id);
+        self.0.load_failures.get_or_create(&model_labels(id)).inc();
+    }
+
+    /// Counts bytes that were refused; `id` is that of an installed model, `None` for a package that did not become
+    /// one: what it calls itself is not known to be true.
+    pub fn validation_failed(&self, id: Option<&str>, failure: FailureType) {
+        let id = id.unwrap_or_default();
+        self.begin_model(id);
+        let labels = FailureLabels { model_id: id.to_owned(), failure_type: failure.name() };
+        self.0.validation_failures.get_or_create(&labels).inc();
+    }
+
+    /// Counts that the installed model `id` has left memory.
+    pub fn left(&self, id: &str, departure: Departure) {
+        self.begin_model(id);
+        let labels = DepartureLabels { model_id: id.to_owned(), reason: departure.name() };
+        match departure {
+            Departure::Pressure | Departure::Room => self.0.evictions.get_or_create(&labels).inc(),
+            Departure::Idle | Departure::Request => self.0.unloads.get_or_create(&labels).inc(),
+        };
+    }
+
+    /// Records how long it took to install a package.
+    pub fn installed(&self, took: Duration) {
+        self.0.installs.observe(took.as_secs_f64());
+    }
+
+    /// Counts a request that another model answered than the one that was asked for; `reason` is the code of the error
+    /// that it would have got.
+    pub fn fallback(&self, reason: &'static str) {
+        let known = FALLBACK_REASONS.iter().copied().find(|known| *known == reason);
+        let labels = ReasonLabels { reason: known.unwrap_or(OTHER) };
+        self.0.fallbacks.get_or_create(&labels).inc();
+    }
+
+    /// Every series as text. Drops those of models that are not installed any more.
+    ///
+    /// Takes a processor for about a millisecond: not for the runtime's threads.
+    ///
+    /// # Errors
+    /// Never, as far as memory lasts; the encoder's signature allows for one.
+    pub fn render(&self, observed: &Observed, format: Format) -> Result<String, fmt::Error> {
+        self.keep_models(observed.models.keys());
+        let mut now = Registry::with_prefix(PREFIX);
+        observed.register(&mut now);
+        let mut text = String::new();
+        encode_registry(&mut text, &self.0.registry)?;
+        encode_registry(&mut text, &now)?;
+        encode_eof(&mut text)?;
+        Ok(format.of(text))
+    }
+
+    /// Has series at zero for all `installed` models, and for no other.
+    fn keep_models<'a>(&self, installed: impl Iterator<Item = &'a String>) {
+        let installed: BTreeSet<&String> = installed.collect();
+        installed.iter().for_each(|id| self.begin_model(id));
+        let gone: Vec<String> = {
+            let mut models = self.models();
+            let gone = models.iter().filter(|id| !id.is_empty() && !installed.contains(id));
+            let gone = gone.cloned().collect();
+            models.retain(|id| id.is_empty() || installed.contains(id));
+            gone
+        };
+        gone.iter().for_each(|id| self.0.forget(id));
+    }
+
+    /// Puts at zero what is of the model `id`, or of packages that are no model when it is empty.
+    fn begin_model(&self, id: &str) {
+        let mut models = self.models();
+        if models.contains(id) {
+            return;
+        }
+        models.insert(id.to_owned());
+        drop(models);
+        self.0.begin(id);
+    }
+
+    fn models(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // A set of names is whole whatever panicked while it was held.
+        self.0.models.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn begin(&self, id: &str) {
+        failure_labels(id).for_each(|of| drop(self.validation_failures.get_or_create(&of)));
+        if id.is_empty() {
+            return;
+        }
+        lease_labels(id).for_each(|of| drop(self.leases.get_or_create(&of)));
+        departure_labels(id, Departure::EVICTIONS)
+            .for_each(|of| drop(self.evictions.get_or_create(&of)));
+        departure_labels(id, Departure::UNLOADS)
+            .for_each(|of| drop(self.unloads.get_or_create(&of)));
+        drop(self.loads.get_or_create(&model_labels(id)));
+        drop(self.load_failures.get_or_create(&model_labels(id)));
+    }
+
+    fn forget(&self, id: &str) {
+        for of in failure_labels(id) {
+            self.validation_failures.remove(&of);
+        }
+        for of in lease_labels(id) {
+            self.leases.remove(&of);
+        }
+        for of in departure_labels(id, Departure::EVICTIONS) {
+            self.evictions.remove(&of);
+        }
+        for of in departure_labels(id, Departure::UNLOADS) {
+            self.unloads.remove(&of);
+        }
+        self.loads.remove(&model_labels(id));
+        self.load_failures.remove(&model_labels(id));
+    }
+
+    /// Names every family.
+    fn registered(mut self) -> Self {
+        let mut registry = Registry::with_prefix(PREFIX);
+        let mut add = Adding(&mut registry);
+        add.family("requests", "Requests by route and outcome", &self.requests);
+        add.family(
+            "request_duration_seconds",
+            "Time that requests with vectors took, by stage",
+            &self.stages,
+        );
+        add.family("batch_texts", "Texts of a forward pass", &self.batch_texts);
+        add.family("batch_tokens", "Tokens of a forward pass", &self.batch_tokens);
+        add.family(
+            "model_lease",
+            "Requests for a model by whether it was in memory: hit, load or refused",
+            &self.leases,
+        );
+        add.family(
+            "model_load_time_seconds",
+            "Time from verifying a model to having it in memory",
+            &self.loads,
+        );
+        add.family(
+            "model_load_failures",
+            "Loads that failed, except those that did not fit into memory",
+            &self.load_failures,
+        );
+        add.family(
+            "model_validation_failures",
+            "Bytes that were refused; model_id is empty for packages that did not become a model",
+            &self.validation_failures,
+        );
+        add.family(
+            "model_evictions",
+            "Models that left because memory was short (pressure) or another needed their place (room)",
+            &self.evictions,
+        );
+        add.family(
+            "model_unloads",
+            "Models that left because nobody used them (idle) or somebody said so (request)",
+            &self.unloads,
+        );
+        add.family(
+            "model_install_duration_seconds",
+            "Time from reading a package to having its model in the store",
+            &self.installs,
+        );
+        add.family(
+            "fallback",
+            "Requests that another model answered than was asked for, by why",
+            &self.fallbacks,
+        );
+        self.registry = registry;
+        self
+    }
+}
+
+/// Registers families under the names above.
+struct Adding<'a>(&'a mut Registry);
+
+impl Adding<'_> {
+    fn family<M>(&mut self, name: &str, help: &str, metric: &M)
+    where
+        M: EncodeMetric + TypedMetric + Clone + fmt::Debug + Send + Sync + 'static,
+    {
+        self.0.register(name, help, metric.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const ROUTES: &[&str] = &["/v1/embeddings", "/status"];
+
+    fn observed(ids: &[&str]) -> Observed {
+        let models = ids.iter().map(|id| ((*id).to_owned(), ObservedModel::default()));
+        Observed { models: models.collect(), ..Observed::default() }
+    }
+
+    fn scrape(metrics: &Metrics, ids: &[&str]) -> BTreeMap<String, f64> {
+        let text = metrics.render(&observed(ids), Format::Classic).unwrap();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let samples = samples.map(|line| {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            (series.to_owned(), value.parse().unwrap())
+        });
+        samples.collect()
+    }
+
+    #[test]
+    fn everything_is_there_at_zero_before_it_is_counted() {
+        let metrics = Metrics::new(ROUTES);
+        let samples = scrape(&metrics, &["mini"]);
+        for series in [
+            r#"caxton_requests_total{route="/v1/embeddings",outcome="ok"}"#,
+            r#"caxton_requests_total{route="other",outcome="overloaded"}"#,
+            r#"caxton_request_duration_seconds_count{stage="queue"}"#,
+            r#"caxton_batch_tokens_count"#,
+            r#"caxton_model_lease_total{model_id="mini",residency="load"}"#,
+            r#"caxton_model_load_time_seconds_count{model_id="mini"}"#,
+            r#"caxton_model_validation_failures_total{model_id="mini",failure_type="corrupt"}"#,
+            r#"caxton_model_validation_failures_total{model_id="",failure_type="signature"}"#,
+            r#"caxton_model_evictions_total{model_id="mini",reason="pressure"}"#,
+            r#"caxton_model_install_duration_seconds_count"#,
+            r#"caxton_model_memory_usage_bytes{model_id="mini"}"#,
+            r#"caxton_model_cache_size_bytes"#,
+            r#"caxton_fallback_total{reason="memory_pressure"}"#,
+        ] {
+            assert_eq!(samples.get(series), Some(&0.0), "{series}");
+        }
+    }
+
+    #[test]
+    fn what_happens_is_counted_once() {
+        let metrics = Metrics::new(ROUTES);
+        metrics.request(Some("/v1/embeddings"), OK);
+        metrics.request(Some("/v1/embeddings"), "overloaded");
+        metrics.request(Some("/never/registered"), OK);
+        metrics.request(None, "route_not_found");
+        metrics.stages(Stages { total: Duration::from_millis(3), ..Stages::default() });
+        metrics.batch(4, 100);
+        metrics.lease("mini", Sought::Hit);
+        metrics.left("mini", Departure::Room);
+        metrics.left("mini", Departure::Idle);
+        metrics.validation_failed(None, FailureType::Digest);
+        metrics.fallback("memory_limit");
+        metrics.fallback("what nobody knows");
+        let samples = scrape(&metrics, &["mini"]);
+        for (series, value) in [
+            (r#"caxton_requests_total{route="/v1/embeddings",outcome="ok"}"#, 1.0),
+            (r#"caxton_requests_total{route="/v1/embeddings",outcome="overloaded"}"#, 1.0),
+            (r#"caxton_requests_total{route="other",outcome="ok"}"#, 1.0),
+            (r#"caxton_requests_total{route="other",outcome="route_not_found"}"#, 1.0),
+            (r#"caxton_request_duration_seconds_sum{stage="total"}"#, 0.003),
+            (r#"caxton_request_duration_seconds_count{stage="queue"}"#, 1.0),
+            (r#"caxton_batch_tokens_sum"#, 100.0),
+            (r#"caxton_model_lease_total{model_id="mini",residency="hit"}"#, 1.0),
+            (r#"caxton_model_evictions_total{model_id="mini",reason="room"}"#, 1.0),
+            (r#"caxton_model_unloads_total{model_id="mini",reason="idle"}"#, 1.0),
+            (r#"caxton_model_validation_failures_total{model_id="",failure_type="digest"}"#, 1.0),
+            (r#"caxton_fallback_total{reason="memory_limit"}"#, 1.0),
+            (r#"caxton_fallback_total{reason="other"}"#, 1.0),
+        ] {
+            assert_eq!(samples.get(series), Some(&value), "{series}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_left_the_store_leaves_no_series() {
+        let metrics = Metrics::new(ROUTES);
+        metrics.lease("gone", Sought::Load);
+        metrics.loaded("gone", Duration::from_millis(20));
+        metrics.load_failed("gone");
+        metrics.left("gone", Departure::Pressure);
+        metrics.validation_failed(Some("gone"), FailureType::Corrupt);
+        assert!(
+            scrape(&metrics, &["gone"]).keys().any(|series| series.contains("model_id=\"gone\""))
+        );
+        let samples = scrape(&metrics, &["mini"]);
+        let left: Vec<_> =
+            samples.keys().filter(|series| series.contains("model_id=\"gone\"")).collect();
+        assert_eq!(left, [""; 0]);
+        // It counts from nothing when it is back.
+        let samples = scrape(&metrics, &["gone"]);
+        let series = r#"caxton_model_lease_total{model_id="gone",residency="load"}"#;
+        assert_eq!(samples.get(series), Some(&0.0));
+    }
+}

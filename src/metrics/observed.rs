@@ -1,0 +1,212 @@
+//! What is so at the moment of a scrape, and the gauges that tell it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::labels::{ModelLabels, model_labels};
+
+type Bytes = Gauge<u64, AtomicU64>;
+type Number = Gauge<f64, AtomicU64>;
+
+/// What is so now. Sizes are in bytes; `None` is what the system does not tell, and gives no series.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Version of the daemon.
+    pub version: &'static str,
+    /// How long it has been running.
+    pub uptime: Duration,
+    /// Whether the default model answers, after loading at most.
+    pub ready: bool,
+    /// What is wrong with the configuration's files, in number.
+    pub configuration_problems: usize,
+    /// Resident memory of the process.
+    pub resident: Option<u64>,
+    /// Anonymous and shared memory of the process.
+    pub process: u64,
+    /// What the kernel cannot take back from the control group.
+    pub unreclaimable: u64,
+    /// The limit of which the greatest share is in use: where it lies, and what counts towards it.
+    pub limit: Option<(u64, u64)>,
+    /// What a model may take without any other leaving.
+    pub room: u64,
+    /// 0 normal, 1 moderate, 2 high, 3 critical.
+    pub pressure_level: u8,
+    /// Whether requests are refused because memory is short.
+    pub shedding: bool,
+    /// Time lost to memory; empty where it is not counted.
+    pub stalls: Vec<Stall>,
+    /// Sum of the files of installed models.
+    pub cache: u64,
+    /// What that may be.
+    pub cache_limit: u64,
+    /// Requests that may wait for one model.
+    pub queue_limit: usize,
+    /// Tokens that may wait for one model.
+    pub queue_limit_tokens: usize,
+    /// Installed models by id; versions of one id are added up.
+    pub models: BTreeMap<String, ObservedModel>,
+}
+
+/// A model now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ObservedModel {
+    /// Whether it is in memory.
+    pub resident: bool,
+    /// Memory that its weights take, in bytes.
+    pub memory: u64,
+    /// Requests that wait for it.
+    pub waiting: usize,
+    /// Tokens of these.
+    pub waiting_tokens: usize,
+}
+
+/// A share of the time in which tasks waited for memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Stall {
+    /// `some` task, or the `full` set of them.
+    pub kind: &'static str,
+    /// The time over which it is averaged, such as `10s`.
+    pub window: &'static str,
+    /// From 0 to 1.
+    pub ratio: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabels {
+    version: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StallLabels {
+    kind: &'static str,
+    window: &'static str,
+}
+
+impl Observed {
+    /// Adds a gauge for each of these to `registry`.
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let build = Family::<VersionLabels, Bytes>::default();
+        build.get_or_create(&VersionLabels { version: self.version }).set(1);
+        registry.register("build_info", "Always 1; the version is a label", build);
+        let mut add = Adding { registry };
+        add.number("uptime_seconds", "Time since the daemon started", self.uptime.as_secs_f64());
+        add.flag("ready", "Whether the default model answers, after loading at most", self.ready);
+        add.number(
+            "configuration_problems",
+            "Problems of the configuration files; the last good configuration is in force",
+            self.configuration_problems as f64,
+        );
+        self.register_memory(&mut add);
+        self.register_models(&mut add);
+    }
+
+    fn register_memory(&self, add: &mut Adding<'_>) {
+        add.number(
+            "memory_pressure_level",
+            "How short memory is: 0 normal, 1 moderate, 2 high, 3 critical",
+            f64::from(self.pressure_level),
+        );
+        add.flag("memory_shedding", "Whether requests are refused for memory", self.shedding);
+        if let Some(resident) = self.resident {
+            add.bytes("resident_memory_bytes", "Resident memory of the daemon", resident);
+        }
+        add.bytes(
+            "memory_process_bytes",
+            "Anonymous and shared memory of the daemon",
+            self.process,
+        );
+        add.bytes(
+            "memory_unreclaimable_bytes",
+            "What the kernel cannot take back from the control group",
+            self.unreclaimable,
+        );
+        if let Some((limit, used)) = self.limit {
+            add.bytes("memory_limit_bytes", "The limit that is nearest", limit);
+            add.bytes("memory_limit_usage_bytes", "What counts towards that limit", used);
+        }
+        add.bytes(
+            "memory_room_bytes",
+            "What a model may take without any other leaving",
+            self.room,
+        );
+        if !self.stalls.is_empty() {
+            let stalls = Family::<StallLabels, Number>::default();
+            for Stall { kind, window, ratio } in self.stalls.iter().copied() {
+                stalls.get_or_create(&StallLabels { kind, window }).set(ratio);
+            }
+            add.registry.register(
+                "memory_pressure_stall_ratio",
+                "Share of the time in which some or all tasks waited for memory",
+                stalls,
+            );
+        }
+    }
+
+    fn register_models(&self, add: &mut Adding<'_>) {
+        add.bytes("model_cache_size_bytes", "Files of the installed models", self.cache);
+        add.bytes("model_cache_limit_bytes", "What these may take", self.cache_limit);
+        add.number(
+            "queue_limit_requests",
+            "Requests that may wait for one model",
+            self.queue_limit as f64,
+        );
+        add.number(
+            "queue_limit_tokens",
+            "Tokens of the requests that may wait for one model",
+            self.queue_limit_tokens as f64,
+        );
+        let memory = Family::<ModelLabels, Bytes>::default();
+        let resident = Family::<ModelLabels, Bytes>::default();
+        let waiting = Family::<ModelLabels, Number>::default();
+        let waiting_tokens = Family::<ModelLabels, Number>::default();
+        for (id, model) in &self.models {
+            let labels = model_labels(id);
+            memory.get_or_create(&labels).set(model.memory);
+            resident.get_or_create(&labels).set(u64::from(model.resident));
+            waiting.get_or_create(&labels).set(model.waiting as f64);
+            waiting_tokens.get_or_create(&labels).set(model.waiting_tokens as f64);
+        }
+        let registry = &mut *add.registry;
+        registry.register(
+            "model_memory_usage_bytes",
+            "Memory of the weights; the table of words is read in place and not in it",
+            memory,
+        );
+        registry.register("model_resident", "Whether the model is in memory", resident);
+        registry.register("queue_requests", "Requests that wait for the model", waiting);
+        registry.register(
+            "queue_tokens",
+            "Tokens of the requests that wait for the model",
+            waiting_tokens,
+        );
+    }
+}
+
+/// Registers gauges without labels.
+struct Adding<'a> {
+    registry: &'a mut Registry,
+}
+
+impl Adding<'_> {
+    fn bytes(&mut self, name: &str, help: &str, value: u64) {
+        let gauge = Bytes::default();
+        gauge.set(value);
+        self.registry.register(name, help, gauge);
+    }
+
+    fn number(&mut self, name: &str, help: &str, value: f64) {
+        let gauge = Number::default();
+        gauge.set(value);
+        self.registry.register(name, help, gauge);
+    }
+
+    fn flag(&mut self, name: &str, help: &str, value: bool) {
+        self.number(name, help, f64::from(u8::from(value)));
+    }
+}

@@ -1,0 +1,153 @@
+//! Events as clients hear them: what is told, in which order, from where on, and when it ends.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::support::packages::{dropped, until_answers, until_quarantined};
+use crate::support::{Answer, Daemon, Root, pack, refused};
+
+/// The data of the events of an answer.
+fn told(answer: &Answer) -> Vec<Value> {
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/event-stream")));
+    let text = String::from_utf8(answer.body.clone()).unwrap();
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    data.map(|json| serde_json::from_str(json).unwrap()).collect()
+}
+
+fn remembered(daemon: &Daemon, since: u64) -> Vec<Value> {
+    told(&daemon.get(&format!("/v1/events?follow=false&since={since}")))
+}
+
+/// Waits for an event of this type, and of this model when it is not empty.
+fn wait(daemon: &Daemon, kind: &str, model: &str) -> Value {
+    daemon.until(&format!("{kind} {model}"), || {
+        let of =
+            |event: &&Value| event["type"] == kind && (model.is_empty() || event["model"] == model);
+        remembered(daemon, 0).iter().find(of).cloned()
+    })
+}
+
+fn call(daemon: &Daemon, method: &str, path: &str, body: &str) {
+    let answer = daemon.connect().request(method, path, &[], body.as_bytes());
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[test]
+fn what_happens_is_told_in_order_and_the_answer_ends_when_the_daemon_drains() {
+    let mut daemon = Root::with_other()
+        .with("memory.min_free", json!("0B"))
+        .with("memory.pressure", json!({ "quiet": "1s", "reload_cooldown": "1h" }))
+        .start();
+    let mut listening = daemon.connect();
+    listening.ask("GET", "/v1/events?since=0", &[], b"");
+
+    until_answers(&daemon, "other");
+    let loaded = wait(&daemon, "model_loaded", "other@2");
+    assert!(loaded["bytes"].as_u64().unwrap() > 0 && loaded["duration_ms"].is_u64(), "{loaded}");
+    call(&daemon, "DELETE", "/api/memory/models/other", "");
+    let unloaded = wait(&daemon, "model_unloaded", "other@2");
+    assert_eq!(unloaded["reason"], "an administrator said so");
+
+    until_answers(&daemon, "other");
+    let process = daemon.get("/api/memory/status").json()["process_bytes"].as_u64().unwrap();
+    let limit = json!({ "limit": format!("{process}B") }).to_string();
+    call(&daemon, "PUT", "/api/memory/limit", &limit);
+    let pressure = wait(&daemon, "pressure_changed", "");
+    assert_eq!(pressure["level_before"], "normal");
+    assert!(pressure["reason"].as_str().unwrap().contains("memory.memory_limit"), "{pressure}");
+    wait(&daemon, "model_evicted", "other@2");
+    call(&daemon, "PUT", "/api/memory/limit", r#"{"limit":"auto"}"#);
+
+    fs::write(dropped(&daemon, "third"), pack("tiny-bert-mean", "third", "1")).unwrap();
+    until_answers(&daemon, "third");
+    assert_eq!(wait(&daemon, "package_accepted", "third@1")["file"], "third.model.tar.zst");
+    fs::write(dropped(&daemon, "bad"), "this is no package").unwrap();
+    until_quarantined(&daemon, "bad");
+    assert_eq!(wait(&daemon, "package_refused", "")["file"], "bad.model.tar.zst");
+
+    daemon.root_mut().set("embedding.queue_size", json!(500));
+    daemon.wait_log("configuration applied");
+    daemon.write_config("nonsense: true\n");
+    let wrong = wait(&daemon, "configuration_refused", "");
+    assert!(wrong["problems"][0].as_str().unwrap().contains("nonsense"), "{wrong}");
+    daemon.write_settings();
+
+    daemon.stop();
+    let events = told(&listening.answer());
+    let ids: Vec<u64> = events.iter().map(|event| event["id"].as_u64().unwrap()).collect();
+    assert!(ids.is_sorted_by(|a, b| a + 1 == *b), "{ids:?}");
+    assert!(events.iter().all(|event| event["at"].as_u64().unwrap() > 1_600_000_000));
+    let mut kinds = events.iter().map(|event| event["type"].as_str().unwrap());
+    for kind in [
+        "configuration_applied",
+        "package_accepted",
+        "model_loaded",
+        "model_loaded",
+        "model_unloaded",
+        "model_loaded",
+        "pressure_changed",
+        "model_evicted",
+        "package_accepted",
+        "package_refused",
+        "configuration_applied",
+        "configuration_refused",
+    ] {
+        assert!(kinds.any(|next| next == kind), "{kind}: {events:#?}");
+    }
+}
+
+#[test]
+fn a_client_goes_on_where_it_stopped() {
+    let daemon = Root::with_other().start();
+    let first = remembered(&daemon, 0);
+    let last = first.last().unwrap()["id"].as_u64().unwrap();
+    assert_eq!(remembered(&daemon, last), [] as [Value; 0]);
+    until_answers(&daemon, "other");
+    let id = last.to_string();
+    let mut connection = daemon.connect();
+    // The header goes over the parameter, which a browser repeats as it was.
+    let path = "/v1/events?follow=false&since=0";
+    let later = told(&connection.request("GET", path, &[("last-event-id", &id)], b""));
+    assert_eq!((later.len(), &later[0]["model"]), (1, &json!("other@2")));
+
+    let wrong = [("/v1/events?since=yesterday", "since"), ("/v1/events?until=1", "until")];
+    for (path, param) in wrong {
+        refused(&daemon.get(path), 400, "invalid_request", Some(param), &[]);
+    }
+    let answer = connection.request("GET", "/v1/events", &[("last-event-id", "x")], b"");
+    refused(&answer, 400, "invalid_request", Some("last-event-id"), &[]);
+    daemon.stop();
+}
+
+#[test]
+fn the_command_line_shows_events_as_they_happen() {
+    let daemon = Root::with_other().start();
+    let output = daemon.cli().args(["events", "--no-follow"]).output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success() && shown.contains("Z  model loaded bundled-mini@1 "),
+        "{shown}"
+    );
+
+    let mut following = daemon.cli();
+    let mut following =
+        following.args(["events", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    let mut until = |model: &str| {
+        let mut events = lines.by_ref().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        let found =
+            events.find(|event: &Value| event["type"] == "model_loaded" && event["model"] == model);
+        assert!(found.is_some(), "{model}");
+    };
+    // What was before it came, and then what is after.
+    until("bundled-mini@1");
+    until_answers(&daemon, "other");
+    until("other@2");
+    daemon.stop();
+    assert!(following.wait().unwrap().success());
+}
