@@ -180,6 +180,10 @@ pub(super) async fn open(
         Ok(mut lease) => {
             lease.info.alias = alias;
             if let Some(stand_in) = &lease.stands_in {
+                if !target::may_stand_in(app, caller, &lease.info) {
+                    let error = ApiError::from(&stand_in.error);
+                    return Err(error.through(lease.info.alias.as_ref()));
+                }
                 app.metrics.fallback(ApiError::from(&stand_in.error).code());
             }
             Ok(lease)

@@ -73,6 +73,22 @@ fn the_settings_may_allow_it_for_all_who_do_not_say() {
     daemon.stop();
 }
 
+#[test]
+fn a_tenant_that_is_held_to_some_models_is_answered_by_no_other() {
+    let tenant = |allowed: &[&str]| json!([{ "name": "t", "users": [nix::unistd::getuid().as_raw()], "allowed_models": allowed }]);
+    let daemon = root().with("tenants", tenant(&["other"])).start();
+    leave_no_room(&daemon);
+    let answer = embed_other(&daemon, json!({ "allow_fallback": true }));
+    refused(&answer, 503, "memory_limit", None, &["other"]);
+    let mut root = daemon.stop();
+    root.set("tenants", tenant(&["other", "bundled-mini"]));
+    let daemon = root.start();
+    leave_no_room(&daemon);
+    let answer = embed_other(&daemon, json!({ "allow_fallback": true }));
+    assert_eq!(answer.header("x-caxton-model"), Some("bundled-mini@1"));
+    daemon.stop();
+}
+
 fn rank(daemon: &Daemon, more: Value) -> Answer {
     let mut body = json!({
         "query": "oil leaks",
