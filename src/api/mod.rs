@@ -28,7 +28,7 @@ mod usage;
 pub mod wire;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -51,6 +51,10 @@ pub use metrics::ROUTES;
 pub use packages::{MINISIG_HEADER, NAME_HEADER, SHA256_HEADER, describe};
 pub use peer::Peer;
 pub use tenants::Tenants;
+
+/// How long a connection beyond the limit waits for its refusal. Of 2,000 clients that came again at once, refusals
+/// without it took half of the throughput of those that were served.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// What every route may use.
 #[derive(Clone, Debug)]
@@ -120,9 +124,11 @@ pub fn lost() -> Response {
     ApiError::lost().into_response()
 }
 
-/// Answers everything with the word that there are `most` connections already, and ends the connection.
+/// Answers everything with the word that there are `most` connections already, and ends the connection; not at once, so
+/// that clients which come again without waiting do not take the processor from those that are served.
 pub fn refuse_connections(most: usize) -> Router {
     Router::new().fallback(move || async move {
+        tokio::time::sleep(REFUSAL_PAUSE).await;
         let mut response = ApiError::too_many_connections(most).into_response();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response

@@ -39,8 +39,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The system has no more files or memory for connections: try again after this long.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-/// Connections beyond the limit that are answered at a time; more wait in the kernel's queue for the milliseconds that
-/// takes.
+/// Connections beyond the limit that are answered at a time; more wait in the kernel's queue until their turn.
 const MAX_REFUSALS: usize = 64;
 /// How long a connection beyond the limit may take to send its request.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
