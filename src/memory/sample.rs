@@ -109,31 +109,13 @@ impl Default for Machine {
     }
 }
 
-impl Limit {
-    /// What could still be allocated; 0 at and beyond the limit.
-    pub fn headroom(&self) -> Bytes {
-        Bytes(self.bytes.0.saturating_sub(self.unreclaimable.0))
-    }
-}
-
 impl Sample {
-    /// The least limit.
-    pub fn limit(&self) -> Option<&Limit> {
-        self.limits.iter().min_by_key(|limit| limit.bytes)
-    }
-
     /// The limit of which the greatest share is in use: that of a group above may be larger and yet nearer.
     pub fn tightest(&self) -> Option<&Limit> {
         // A limit of 0 is fully used.
         #[expect(clippy::cast_precision_loss, reason = "a share need not be exact")]
         let share = |limit: &Limit| limit.unreclaimable.0 as f64 / limit.bytes.0.max(1) as f64;
         self.limits.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
-    }
-
-    /// What could still be allocated before a limit or the end of the machine's memory is reached.
-    pub fn headroom(&self) -> Bytes {
-        let limits = self.limits.iter().map(Limit::headroom);
-        limits.fold(self.machine.available, Bytes::min)
     }
 }
 
@@ -401,6 +383,12 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
+    /// What could still be allocated before a limit or the end of the machine's memory is reached.
+    fn headroom(sample: &Sample) -> Bytes {
+        let left = |limit: &Limit| Bytes(limit.bytes.0.saturating_sub(limit.unreclaimable.0));
+        sample.limits.iter().map(left).fold(sample.machine.available, Bytes::min)
+    }
+
     fn sample(tree: &Tree) -> Sample {
         Reader::new(tree.root()).sample()
     }
@@ -476,10 +464,10 @@ mod tests {
         let sample = sample(&tree);
         let limits: Vec<_> = sample.limits.iter().map(|l| (l.bytes.0, l.unreclaimable.0)).collect();
         assert_eq!(limits, [(268_435_456, 1334), (200_000_000, 1334), (400_000_000, 390_000_000)]);
-        assert_eq!(sample.limit().unwrap().bytes, Bytes(200_000_000));
+        assert_eq!(sample.limits.iter().map(|limit| limit.bytes).min(), Some(Bytes(200_000_000)));
         let tightest = sample.tightest().unwrap();
         assert_eq!(tightest.file, tree.path("sys/fs/cgroup/system.slice/memory.max"));
-        assert_eq!(sample.headroom(), Bytes(10_000_000));
+        assert_eq!(headroom(&sample), Bytes(10_000_000));
     }
 
     #[test]
@@ -490,7 +478,7 @@ mod tests {
             file: PathBuf::new(),
         };
         let machine = Machine { available: Bytes(50), ..Machine::default() };
-        for (limits, headroom, tightest) in [
+        for (limits, expected, tightest) in [
             (vec![], 50, None),
             (vec![limit(1000, 10)], 50, Some(1000)),
             (vec![limit(60, 20), limit(100, 90)], 10, Some(100)),
@@ -499,10 +487,10 @@ mod tests {
             (vec![limit(0, 70), limit(60, 70)], 0, Some(0)),
         ] {
             let sample = Sample { limits, machine: machine.clone(), ..Sample::default() };
-            assert_eq!(sample.headroom(), Bytes(headroom), "{sample:?}");
+            assert_eq!(headroom(&sample), Bytes(expected), "{sample:?}");
             assert_eq!(sample.tightest().map(|l| l.bytes.0), tightest, "{sample:?}");
         }
-        assert_eq!(Sample::default().headroom(), Bytes(u64::MAX));
+        assert_eq!(headroom(&Sample::default()), Bytes(u64::MAX));
     }
 
     #[test]
@@ -530,7 +518,7 @@ mod tests {
             assert_eq!(sample.unreclaimable, Bytes(120 << 10), "{name}");
             assert_eq!((sample.mapped, sample.swap), (Bytes(50 << 10), Bytes(3 << 10)), "{name}");
             assert_eq!(sample.limits, [], "{name}");
-            assert_eq!(sample.headroom(), Bytes(2 * GIB), "{name}");
+            assert_eq!(headroom(&sample), Bytes(2 * GIB), "{name}");
             assert_eq!(told(&tree), "", "{name}");
         }
     }
@@ -602,7 +590,7 @@ mod tests {
         fs::remove_file(tree.path("proc/meminfo")).unwrap();
         let sample = sample(&tree);
         assert_eq!(sample.machine.available, sample.machine.total);
-        assert_eq!(sample.headroom(), Bytes((256 << 20) - 1334));
+        assert_eq!(headroom(&sample), Bytes((256 << 20) - 1334));
         assert_eq!(told(&tree).matches("take that out of the unit").count(), 1);
     }
 
@@ -645,7 +633,7 @@ mod tests {
         let sample = Reader::new(root).sample();
         assert!(sample.machine.total < Bytes(u64::MAX), "{sample:?}");
         assert!(sample.unreclaimable > Bytes(0), "{sample:?}");
-        assert!(sample.headroom() <= sample.machine.available, "{sample:?}");
+        assert!(headroom(&sample) <= sample.machine.available, "{sample:?}");
     }
 
     proptest! {
@@ -676,7 +664,7 @@ mod tests {
             ];
             tree.write(&files[which], bytes);
             let sample = sample(&tree);
-            prop_assert!(sample.headroom() <= sample.machine.available);
+            prop_assert!(headroom(&sample) <= sample.machine.available);
         }
     }
 }

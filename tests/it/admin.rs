@@ -4,28 +4,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Output};
 
 use serde_json::json;
 
-use crate::support::{Daemon, Root, skipped, tiny_package};
-
-/// "nobody" on Debian and Fedora.
-const STRANGER: u32 = 65_534;
-
-/// What `caxton` with `arguments` does as another user.
-fn as_stranger(daemon: &Daemon, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_caxton"))
-        .args(arguments)
-        .arg("--socket")
-        .arg(daemon.socket())
-        .current_dir("/")
-        .uid(STRANGER)
-        .gid(STRANGER)
-        .output()
-        .unwrap()
-}
+use crate::support::{Root, STRANGER, skipped, tiny_package};
 
 /// A daemon whose socket everybody may open, below directories that everybody may pass.
 fn open_root() -> Root {
@@ -51,7 +33,7 @@ fn a_stranger_may_embed_and_look_but_change_nothing() {
         &["model", "list"],
         &["model", "show", "bundled-mini"],
     ] {
-        let output = as_stranger(&daemon, allowed);
+        let output = daemon.cli_as_stranger(allowed);
         assert!(
             output.status.success(),
             "{allowed:?}: {}",
@@ -69,7 +51,7 @@ fn a_stranger_may_embed_and_look_but_change_nothing() {
         &["model", "export", "bundled-mini", "--output", "/dev/shm/never"],
     ] {
         let before = daemon.log().len();
-        let output = as_stranger(&daemon, refused);
+        let output = daemon.cli_as_stranger(refused);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(77), "{refused:?}: {said}");
         assert!(said.contains("user 65534 may not change the appliance"), "{said}");
@@ -87,7 +69,7 @@ fn a_configured_administrator_may_change_it() {
     }
     for admins in [json!({ "users": [STRANGER] }), json!({ "groups": [STRANGER.to_string()] })] {
         let daemon = open_root().with("socket.admins", admins.clone()).start();
-        let output = as_stranger(&daemon, &["model", "verify", "bundled-mini"]);
+        let output = daemon.cli_as_stranger(&["model", "verify", "bundled-mini"]);
         assert!(output.status.success(), "{admins}: {}", String::from_utf8_lossy(&output.stderr));
         daemon.stop();
     }

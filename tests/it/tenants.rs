@@ -4,15 +4,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Daemon, EMBEDDINGS, Root, refused, skipped};
-
-/// "nobody" on Debian and Fedora.
-const STRANGER: u32 = 65_534;
+use crate::support::{Answer, Daemon, EMBEDDINGS, Root, STRANGER, refused, skipped};
 
 fn body(model: Option<&str>) -> Vec<u8> {
     json!({ "input": "a text", "model": model }).to_string().into_bytes()
@@ -129,19 +124,6 @@ fn one_request_too_many_is_told_to_come_again_and_a_reload_changes_how_many_are(
     daemon.stop();
 }
 
-/// What `caxton` with `arguments` does as another user.
-fn as_stranger(daemon: &Daemon, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_caxton"))
-        .args(arguments)
-        .arg("--socket")
-        .arg(daemon.socket())
-        .current_dir("/")
-        .uid(STRANGER)
-        .gid(STRANGER)
-        .output()
-        .unwrap()
-}
-
 #[test]
 fn a_user_is_the_tenant_that_has_it_and_may_not_name_another() {
     if !nix::unistd::geteuid().is_root() {
@@ -154,10 +136,10 @@ fn a_user_is_the_tenant_that_has_it_and_may_not_name_another() {
         let daemon =
             Root::with_other().with("socket.mode", json!("0666")).with("tenants", tenants).start();
         fs::set_permissions(daemon.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let allowed = as_stranger(&daemon, &["embed", "a text"]);
+        let allowed = daemon.cli_as_stranger(&["embed", "a text"]);
         assert!(allowed.status.success(), "{}", String::from_utf8_lossy(&allowed.stderr));
         assert_eq!(seen(&daemon, "theirs")["requests"], 1);
-        let refused = as_stranger(&daemon, &["embed", "--model", "bundled-mini", "a text"]);
+        let refused = daemon.cli_as_stranger(&["embed", "--model", "bundled-mini", "a text"]);
         let said = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(77), "{said}");
         assert!(said.contains("the tenant \"theirs\" may not ask for"), "{said}");

@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Deref;
 use std::os::unix::net::UnixDatagram;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::{Answer, BOUND, Connection, EMBEDDINGS, Root};
+use super::{Answer, BOUND, Connection, EMBEDDINGS, Root, STRANGER, cli};
 
 /// Not everything that a test waits for is said: how long to wait for a word before looking again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -184,6 +184,19 @@ impl Daemon {
         let mut connection = self.connect();
         connection.send(bytes);
         connection.answer()
+    }
+
+    /// What `caxton` with `arguments` does as [`STRANGER`]. For tests that run as root.
+    pub(crate) fn cli_as_stranger(&self, arguments: &[&str]) -> Output {
+        cli()
+            .args(arguments)
+            .arg("--socket")
+            .arg(self.socket())
+            .current_dir("/")
+            .uid(STRANGER)
+            .gid(STRANGER)
+            .output()
+            .unwrap()
     }
 
     /// The answer of `/v1/embeddings` to `body`.

@@ -33,6 +33,9 @@ pub(crate) const EMBEDDINGS: &str = "/v1/embeddings";
 /// Length of the vectors of [`tiny_package`].
 pub(crate) const TINY_DIMENSIONS: usize = 64;
 
+/// The user "nobody" of Debian and Fedora.
+pub(crate) const STRANGER: u32 = 65_534;
+
 /// The command line, with nothing of the environment that could change what it does.
 pub(crate) fn cli() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_caxton"));
