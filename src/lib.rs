@@ -63,7 +63,8 @@
 //! Loading chooses the [`engine::Precision`] from what is asked for, what the processor multiplies and how the weights
 //! are stored, and packs the weights once, straight from the mapped file; the table of words is read in place for
 //! as long as the model lives. What was chosen, and why, is the [`engine::Report`], which the journal and `/status`
-//! show. [`models::load::load_from`] holds the self-test against what `auto` picked, and falls back to f32.
+//! show. [`models::load::load_from`] holds the self-test against what `auto` picked; a model that fails it
+//! is admitted again and loaded in f32.
 //!
 //! A pass is cut into parts of whole texts, which a fixed pool of threads takes one after the other, the costliest
 //! first; the threads share the rows of a text that is alone and long enough. Tokens of many texts lie one behind the

@@ -405,8 +405,9 @@ impl From<InstallError> for ApiError {
                 let wait = Duration::from_secs(5);
                 Self::of(StatusCode::SERVICE_UNAVAILABLE, DRAINING, &error).after(wait)
             }
-            InstallError::Store(_) => match error {
+            InstallError::Store(_) | InstallError::Untried(_) => match error {
                 InstallError::Store(error) => error.into(),
+                InstallError::Untried(error) => error.into(),
                 other => Self::of(StatusCode::INTERNAL_SERVER_ERROR, "internal", &other),
             },
         }

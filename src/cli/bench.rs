@@ -195,7 +195,9 @@ impl Bench {
             (&installed, entry.key.clone())
         };
         let begun = Instant::now();
-        let (manifest, mut model) = load::load_from::<InstallError>(store, &key, options)?;
+        let read = |options| load::load_from::<InstallError>(store, &key, options);
+        let (manifest, mut model) =
+            read(options).or_else(|error| read(error.fall_back(&key, options).ok_or(error)?))?;
         let load_time = begun.elapsed();
         load::embed_plain(&mut model, text)?;
         let first_vector = started.elapsed();

@@ -51,7 +51,7 @@ pub struct FileSizes {
 }
 
 /// What a model takes, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
     /// Memory of this process as long as the model is loaded: packed weights, tables and tokenizer.
     pub weight_bytes: u64,

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::fallback::{self, Fallback, StandIn, Told};
 use super::manager::{Command, Manager};
+use super::slot::Reservation;
 use super::usage::Usage;
 use super::{
     Flushed, KeepAlive, Lease, MemoryView, ModelError, Overview, REQUEST_TIMEOUT, Residency, alias,
@@ -157,6 +158,19 @@ impl Handle {
             }
         }
         Err(error)
+    }
+
+    /// Keeps memory for `key` while it is loaded with `options` outside of the manager, until the reservation is
+    /// dropped; others leave for it as for a request. Cancelling gives up waiting.
+    ///
+    /// # Errors
+    /// When it does not fit, with the numbers.
+    pub(super) async fn reserve(
+        &self,
+        key: Key,
+        options: Options,
+    ) -> Result<Reservation, ModelError> {
+        self.ask(|reply| Command::Reserve { key, options, reply }).await?
     }
 
     async fn lease_by(&self, name: &str, deadline: Instant) -> Result<Lease, ModelError> {

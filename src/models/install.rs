@@ -1,27 +1,25 @@
 //! Installation: a package is read, verified, put into the store and tried before anybody may use it.
 //!
-//! [`install`] is one blocking function, the same for the daemon and for a command line that works without it.
-//! [`Installer`] runs it for the daemon: one at a time, off the runtime, and tells the manager what left.
+//! [`install`] is one blocking function, for a command line that works without a daemon. [`Installer`] does the same for
+//! the daemon.
+
+mod installer;
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Instant;
 
-use tokio::sync::{Semaphore, watch};
+pub use installer::Installer;
 
-use super::Handle;
+use super::ModelError;
 use super::alias;
 use super::load::{self, LoadError};
 use crate::config::{CleanupPolicy, Settings};
 use crate::engine;
-use crate::events::Event;
-use crate::files::{self, FileError, ReadOnce};
+use crate::files::{self, FileError};
 use crate::metrics::FailureType;
 use crate::package::{
-    Admitted, Cleanup, Entry, Key, Keys, Limits, Origin, Quota, Rollback, RollbackError,
-    RolledBack, Sidecars, SignatureError, SignatureStatus, Status, Store, StoreError, UnpackError,
-    choose, earlier,
+    Admitted, Cleanup, Entry, Key, Keys, Limits, Origin, Quota, Sidecars, SignatureError,
+    SignatureStatus, Status, Store, StoreError, UnpackError, choose, earlier,
 };
 
 /// What an installation is held to.
@@ -93,6 +91,9 @@ pub enum InstallError {
     /// Its contents are verified but are no working model.
     #[error("the package is intact but its model does not work")]
     Load(#[from] LoadError),
+    /// It could not be tried.
+    #[error("the package is intact, but its model was not tried")]
+    Untried(#[source] ModelError),
     /// The configuration allows bundled packages only.
     #[error(
         "memory.model_cache.bundled_only is set: only packages that came with the appliance are accepted"
@@ -120,8 +121,17 @@ impl InstallError {
             | Self::Signature(_)
             | Self::Keys(_)
             | Self::Store(_)
+            | Self::Untried(_)
             | Self::BundledOnly
             | Self::Stopping => None,
+        }
+    }
+
+    /// See [`load::fall_back`].
+    pub fn fall_back(&self, key: &Key, options: engine::Options) -> Option<engine::Options> {
+        match self {
+            Self::Load(error) => load::fall_back(key, error, options),
+            _ => None,
         }
     }
 }
@@ -196,15 +206,27 @@ pub fn try_out(
     rules: &Rules,
     options: engine::Options,
 ) -> Result<Vec<Entry>, InstallError> {
-    let tested = load::load_from(store, key, options).and_then(|(manifest, mut model)| {
-        load::self_test(&manifest, &mut model)?;
-        let kept = rules.keeps(&store.entries());
-        Ok(store.make_available(key, rules.quota, |entry| kept.contains(&entry.key))?)
+    let tested = test(store, key, rules, options).or_else(|error| {
+        let options = error.fall_back(key, options).ok_or(error)?;
+        test(store, key, rules, options)
     });
     if tested.is_err() {
         store.remove(key)?;
     }
     tested
+}
+
+/// Makes an entry available if its model works with `options`.
+fn test(
+    store: &Store,
+    key: &Key,
+    rules: &Rules,
+    options: engine::Options,
+) -> Result<Vec<Entry>, InstallError> {
+    let (manifest, mut model) = load::load_from::<InstallError>(store, key, options)?;
+    load::self_test(&manifest, &mut model)?;
+    let kept = rules.keeps(&store.entries());
+    Ok(store.make_available(key, rules.quota, |entry| kept.contains(&entry.key))?)
 }
 
 /// Why a model was not removed.
@@ -241,197 +263,6 @@ pub fn remove(store: &Store, name: &str, rules: &Rules) -> Result<Entry, RemoveE
         Origin::Installed => {}
     }
     Ok(store.remove(&entry.key)?)
-}
-
-/// Installs and removes for the daemon. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Installer {
-    handle: Handle,
-    rules: watch::Receiver<Rules>,
-    options: engine::Options,
-    /// One at a time: an installation may hold a whole model in memory.
-    permit: Arc<Semaphore>,
-}
-
-impl Installer {
-    /// An installer into the store of `handle`.
-    pub fn new(handle: Handle, rules: watch::Receiver<Rules>, options: engine::Options) -> Self {
-        Self { handle, rules, options, permit: Arc::new(Semaphore::new(1)) }
-    }
-
-    /// The rules that hold now.
-    pub fn rules(&self) -> Rules {
-        self.rules.borrow().clone()
-    }
-
-    /// The way to the manager.
-    pub fn handle(&self) -> &Handle {
-        &self.handle
-    }
-
-    /// Waits for its turn, then does [`install`]. Cancelling while it waits gives up; afterwards it goes on.
-    ///
-    /// # Errors
-    /// As [`install`].
-    pub async fn install(
-        &self,
-        source: impl Read + Send + 'static,
-        sidecars: Sidecars,
-        origin: Origin,
-    ) -> Result<Installed, InstallError> {
-        self.install_with(origin, move || Ok((source, sidecars))).await
-    }
-
-    /// Does [`Installer::install`] with the package at `path` and the sidecars beside it.
-    ///
-    /// # Errors
-    /// As [`install`], and when a file cannot be read.
-    pub async fn install_file(
-        &self,
-        path: PathBuf,
-        origin: Origin,
-    ) -> Result<Installed, InstallError> {
-        self.install_with(origin, move || {
-            let package = files::open_regular(&path).map_err(StoreError::from)?;
-            Ok((ReadOnce::new(package), Sidecars::read(&path)?))
-        })
-        .await
-    }
-
-    async fn install_with<R: Read>(
-        &self,
-        origin: Origin,
-        open: impl FnOnce() -> Result<(R, Sidecars), InstallError> + Send + 'static,
-    ) -> Result<Installed, InstallError> {
-        let rules = self.rules();
-        let options = self.options;
-        let file = file_of(&origin);
-        let (installed, took) = self
-            .blocking(move |store| {
-                let began = Instant::now();
-                let installed = open().and_then(|(source, sidecars)| {
-                    install(&store, source, &sidecars, origin, &rules, options)
-                });
-                (installed, began.elapsed())
-            })
-            .await
-            .ok_or(InstallError::Stopping)?;
-        let metrics = self.handle.metrics();
-        let installed = installed.inspect_err(|error| {
-            if let Some(failure) = error.failure() {
-                metrics.validation_failed(None, failure);
-            }
-        })?;
-        if !installed.existed {
-            metrics.installed(took);
-            let model = installed.entry.key.name().to_owned();
-            self.handle.events().send(Event::PackageAccepted { model, file });
-        }
-        let gone = installed.removed.iter().map(|entry| entry.key.clone()).collect();
-        self.handle.store_changed(gone).await;
-        Ok(installed)
-    }
-
-    /// Waits for its turn, then does [`try_out`].
-    ///
-    /// # Errors
-    /// As [`try_out`].
-    pub async fn try_out(&self, key: Key) -> Result<Vec<Entry>, InstallError> {
-        let (rules, options) = (self.rules(), self.options);
-        let tried = self.blocking(move |store| try_out(&store, &key, &rules, options)).await;
-        tried.ok_or(InstallError::Stopping)?
-    }
-
-    /// Does [`remove`], and lets the manager let go of the model.
-    ///
-    /// # Errors
-    /// As [`remove`]; `None` when the daemon is stopping.
-    pub async fn remove(&self, name: String) -> Option<Result<Entry, RemoveError>> {
-        let rules = self.rules();
-        let removed = self.blocking(move |store| remove(&store, &name, &rules)).await?;
-        if let Ok(entry) = &removed {
-            self.handle.store_changed(vec![entry.key.clone()]).await;
-        }
-        Some(removed)
-    }
-
-    /// Removes an entry whose file is there no more, and lets the manager let go of the model.
-    ///
-    /// # Errors
-    /// When the disk fails; `None` when the daemon is stopping.
-    pub async fn discard(&self, key: Key) -> Option<Result<Entry, StoreError>> {
-        let discarded = key.clone();
-        let removed = self.blocking(move |store| store.remove(&discarded)).await?;
-        self.handle.store_changed(vec![key]).await;
-        Some(removed)
-    }
-
-    /// Makes `id` mean another of its versions; requests in flight are answered by the one that it meant.
-    ///
-    /// # Errors
-    /// As [`Store::roll_back`]; `None` when the daemon is stopping.
-    pub async fn roll_back(
-        &self,
-        id: String,
-        rollback: Rollback,
-    ) -> Option<Result<RolledBack, RollbackError>> {
-        let done = self.blocking(move |store| store.roll_back(&id, &rollback)).await?;
-        self.handle.store_changed(Vec::new()).await;
-        Some(done)
-    }
-
-    /// Makes an entry independent of the file that it came from.
-    ///
-    /// # Errors
-    /// When the disk fails; `None` when the daemon is stopping.
-    pub async fn adopt(&self, key: Key) -> Option<Result<(), StoreError>> {
-        self.blocking(move |store| store.adopt(&key)).await
-    }
-
-    /// Says that `file` of the drop directory does not give an entry any more. Returns whether the entry may stay.
-    ///
-    /// # Errors
-    /// When there is no such entry or the disk fails; `None` when the daemon is stopping.
-    pub async fn let_go(&self, key: Key, file: String) -> Option<Result<bool, StoreError>> {
-        self.blocking(move |store| store.let_go(&key, &file)).await
-    }
-
-    /// Hashes every file of an entry; lets the manager let go of it when it is corrupt.
-    ///
-    /// # Errors
-    /// When it is corrupt or gone; `None` when the daemon is stopping.
-    pub async fn verify(&self, key: Key) -> Option<Result<(), StoreError>> {
-        let checked = key.clone();
-        let verified = self.blocking(move |store| store.verify(&checked, |_bytes| {})).await?;
-        if let Err(StoreError::Corrupt { .. }) = &verified {
-            self.handle.metrics().validation_failed(Some(key.id()), FailureType::Corrupt);
-            self.handle.store_changed(vec![key]).await;
-        }
-        Some(verified)
-    }
-
-    /// Runs `work` on the blocking pool when it is its turn; `None` when the daemon is stopping or `work` panicked.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(Arc<Store>) -> T + Send + 'static,
-    ) -> Option<T> {
-        let permit = Arc::clone(&self.permit).acquire_owned().await.ok()?;
-        let store = Arc::clone(self.handle.store());
-        let done = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            work(store)
-        });
-        done.await.inspect_err(|error| tracing::error!(%error, "work on the store was lost")).ok()
-    }
-}
-
-/// The file that a package came in, if it came in one.
-fn file_of(origin: &Origin) -> Option<String> {
-    match origin {
-        Origin::Bundled { file, .. } => Some(file.clone()),
-        Origin::Dropped { files } => files.keys().next().cloned(),
-        Origin::Installed => None,
-    }
 }
 
 #[cfg(test)]

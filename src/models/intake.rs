@@ -420,6 +420,7 @@ fn judge(error: &InstallError) -> Verdict {
         | InstallError::Keys(_)
         | InstallError::Load(LoadError::Engine(EngineError::Threads { .. }))
         | InstallError::Store(_)
+        | InstallError::Untried(_)
         | InstallError::BundledOnly
         | InstallError::Stopping => Verdict::Failed(reason),
         InstallError::Unpack(UnpackError::Refused { .. })

@@ -117,8 +117,6 @@ pub fn load(
 /// What loading the model `key` of `store` with `options` will take. Reads `config.json` alone, and of the
 /// other files their sizes in the manifest.
 ///
-/// [`load_from`] may fall back to f32; what that takes is told for [`Precision::F32`].
-///
 /// # Errors
 /// When `config.json` is not the one that was installed, or describes no model that this version can run.
 pub fn footprint<E: From<StoreError> + From<LoadError>>(
@@ -147,11 +145,11 @@ pub fn footprint<E: From<StoreError> + From<LoadError>>(
     Ok(footprint)
 }
 
-/// Loads the model `key` of `store`. Where [`Precision::Auto`] picks another precision than f32 and the
-/// model's self-test fails in it, the model is loaded in f32 instead.
+/// Loads the model `key` of `store`. Where [`Precision::Auto`] picks another precision than f32, the self-test
+/// is held against it: whoever loads may then [`fall_back`].
 ///
 /// # Errors
-/// When the files are not those that were installed, or no working model.
+/// When the files are not those that were installed, no working model, or none in what was picked.
 pub fn load_from<E: From<StoreError> + From<LoadError>>(
     store: &Store,
     key: &Key,
@@ -163,12 +161,21 @@ pub fn load_from<E: From<StoreError> + From<LoadError>>(
     if options.precision != Precision::Auto || picked == Precision::F32 {
         return Ok((manifest, model));
     }
-    let Err(error) = self_test(&manifest, &mut model) else { return Ok((manifest, model)) };
-    tracing::warn!(model = %key, error = chain(&error), "{picked} is not used, but f32");
-    drop(model);
-    let (manifest, contents) = store.read(key)?;
-    let model = load(&manifest, contents, Options { precision: Precision::F32, ..options })?;
+    self_test(&manifest, &mut model)?;
     Ok((manifest, model))
+}
+
+/// The options to load `key` with after `error` came of `options`: f32, when something else was picked and its
+/// self-test failed. Says so in the journal.
+///
+/// f32 takes more memory, so that whoever counts it has to ask again.
+pub fn fall_back(key: &Key, error: &LoadError, options: Options) -> Option<Options> {
+    let LoadError::SelfTest { precision, .. } = error else { return None };
+    if options.precision != Precision::Auto || *precision == Precision::F32 {
+        return None;
+    }
+    tracing::warn!(model = %key, error = chain(error), "{precision} is not used, but f32");
+    Some(Options { precision: Precision::F32, ..options })
 }
 
 impl WeightsFile for Weights {
@@ -456,8 +463,9 @@ mod tests {
         let writer = Arc::new(File::create(&log).unwrap());
         let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
         let options = Options { precision: Precision::Auto, ..OPTIONS };
+        let read = |options| load_from::<WorkerError>(&store, &key, options);
         let loaded = tracing::subscriber::with_default(subscriber, || {
-            load_from::<WorkerError>(&store, &key, options)
+            read(options).or_else(|error| read(error.fall_back(&key, options).ok_or(error)?))
         });
         let (_, mut model) = loaded.unwrap();
         self_test(&manifest, &mut model).unwrap();

@@ -27,16 +27,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::alias;
 use super::error::ModelError;
-use super::slot::{Admitting, KeepAlive, LeaseReply, Slot, Waiting};
+use super::slot::{Admitting, KeepAlive, LeaseReply, ReserveReply, Slot, Waiting};
 use super::worker::{Ready, WorkerError};
 use super::{
     ActionRecord, DefaultState, Flushed, Lease, MemoryView, ModelInfo, Overview, Parts, Residency,
 };
+use crate::engine::Options;
 use crate::errors::chain;
 use crate::memory::level::Level;
 use crate::metrics::Sought;
 use crate::package::{Entry, Key, Status, choose};
-use admission::Estimate;
+use admission::{Estimate, Wanted};
 use lifecycle::{Flush, Left};
 use pressure::Episode;
 
@@ -52,6 +53,8 @@ const ACTIONS: usize = 32;
 pub(super) enum Command {
     /// Give the right to send requests to a model, loading it first if need be.
     Lease { name: String, reply: LeaseReply },
+    /// Keep memory for a model that an installation tries with these options.
+    Reserve { key: Key, options: Options, reply: ReserveReply },
     /// Say why a model did not answer in time.
     Loading { name: String, reply: oneshot::Sender<ModelError> },
     /// Say which models are in memory.
@@ -84,7 +87,11 @@ pub(super) struct Manager {
     slots: BTreeMap<Key, Slot>,
     /// What administrators said, over the settings.
     pins: BTreeMap<Key, bool>,
+    /// Models whose self-test failed in what `auto` picks.
+    f32_only: BTreeSet<Key>,
     estimates: JoinSet<Estimate>,
+    /// Each ends with an installation's trial of a model.
+    reserved: JoinSet<Key>,
     loads: JoinSet<(Key, Result<Ready, WorkerError>)>,
     ending: JoinSet<Left>,
     /// Memory being released without a model leaving.
@@ -104,7 +111,9 @@ impl Manager {
             overview,
             slots: BTreeMap::new(),
             pins: BTreeMap::new(),
+            f32_only: BTreeSet::new(),
             estimates: JoinSet::new(),
+            reserved: JoinSet::new(),
             loads: JoinSet::new(),
             ending: JoinSet::new(),
             releasing: JoinSet::new(),
@@ -134,6 +143,10 @@ impl Manager {
                     Ok(estimate) => self.estimated(estimate),
                     Err(error) => tracing::error!(%error, "an estimate was lost"),
                 },
+                Some(tried) = self.reserved.join_next() => match tried {
+                    Ok(key) => self.tried(&key),
+                    Err(error) => tracing::error!(%error, "the end of a trial was lost"),
+                },
                 Some(loaded) = self.loads.join_next() => match loaded {
                     Ok((key, outcome)) => self.loaded(key, outcome),
                     Err(error) => tracing::error!(%error, "a load was lost"),
@@ -155,10 +168,13 @@ impl Manager {
                     self.load_ahead();
                 }
                 Ok(()) = self.parts.settings.changed() => self.load_default(),
-                command = commands.recv() => match command {
-                    Some(command) => self.obey(command),
-                    None => break,
-                },
+                command = commands.recv() => {
+                    let Some(command) = command else { break };
+                    // Most commands ask for a model that is there.
+                    if !self.obey(command) {
+                        continue;
+                    }
+                }
             }
             self.announce();
         }
@@ -170,17 +186,30 @@ impl Manager {
         self.flush_counts().await;
     }
 
-    fn obey(&mut self, command: Command) {
+    /// Says whether what others see of the manager may be other than before.
+    fn obey(&mut self, command: Command) -> bool {
         // A client that left hears no answer.
         match command {
             Command::Lease { name, reply } => {
-                if let Some((key, sought)) = self.lease(name, reply) {
-                    self.parts.metrics.lease(key.id(), sought);
-                }
+                let Some((key, sought)) = self.lease(name, reply) else { return false };
+                self.parts.metrics.lease(key.id(), sought);
+                return sought != Sought::Hit;
             }
-            Command::Loading { name, reply } => drop(reply.send(self.loading(name))),
-            Command::Residency { reply } => drop(reply.send(self.residency())),
-            Command::Memory { reply } => drop(reply.send(self.memory_view())),
+            Command::Loading { name, reply } => {
+                drop(reply.send(self.loading(name)));
+                return false;
+            }
+            Command::Residency { reply } => {
+                drop(reply.send(self.residency()));
+                return false;
+            }
+            Command::Memory { reply } => {
+                drop(reply.send(self.memory_view()));
+                return false;
+            }
+            Command::Reserve { key, options, reply } => {
+                self.admit(key, Wanted::ByInstallation(options, reply));
+            }
             Command::StoreChanged { gone } => {
                 gone.iter().for_each(|key| self.forget(key));
                 self.load_default();
@@ -192,6 +221,7 @@ impl Manager {
             Command::Unload { name, reply } => drop(reply.send(self.unload(&name))),
             Command::Flush { reply } => self.flush_models(reply),
         }
+        true
     }
 
     /// Answers now, or when the model is there. Says which model it is, and how it was; `None` when there is none.
@@ -228,9 +258,11 @@ impl Manager {
                 drop(reply.send(Ok(lease)));
                 Sought::Hit
             }
-            Some(Slot::Admitting(Admitting { waiting, .. }) | Slot::Loading { waiting, .. })
-                if waiting.len() >= most_waiting =>
-            {
+            Some(
+                Slot::Admitting(Admitting { waiting, .. })
+                | Slot::Loading { waiting, .. }
+                | Slot::Reserved { waiting, .. },
+            ) if waiting.len() >= most_waiting => {
                 // Those that stopped waiting make room.
                 waiting.retain(|(_, reply)| !reply.is_closed());
                 if waiting.len() >= most_waiting {
@@ -245,7 +277,7 @@ impl Manager {
                 admitting.waiting.push((name, reply));
                 Sought::Load
             }
-            Some(Slot::Loading { waiting, .. }) => {
+            Some(Slot::Loading { waiting, .. } | Slot::Reserved { waiting, .. }) => {
                 waiting.push((name, reply));
                 Sought::Load
             }
@@ -277,7 +309,7 @@ impl Manager {
             }
             // Absent, kept away or failed for long enough, asked for again, or its worker died.
             _ => {
-                self.admit(key.clone(), vec![(name, reply)], false);
+                self.admit(key.clone(), Wanted::Now(vec![(name, reply)]));
                 Sought::Load
             }
         };
@@ -315,7 +347,7 @@ impl Manager {
         let Ok(entry) = self.find(&name) else { return };
         let refused = matches!(self.slots.get(&entry.key), Some(Slot::Refused { .. }));
         if refused || self.default_state(&entry) == DefaultState::Absent {
-            self.admit(entry.key, Vec::new(), false);
+            self.admit(entry.key, Wanted::Now(Vec::new()));
         }
     }
 

@@ -13,7 +13,7 @@ use super::error::ModelError;
 use super::queue::Sender;
 use super::worker::{Ready, WorkerError};
 use super::{Lease, Residency};
-use crate::engine::Footprint;
+use crate::engine::{Footprint, Options};
 use crate::errors::chain;
 use crate::units::Bytes;
 
@@ -31,6 +31,13 @@ pub(super) enum Slot {
         since: Instant,
         waiting: Waiting,
         worker: Running,
+        footprint: Footprint,
+    },
+    /// An installation tries it, outside of the manager.
+    Reserved {
+        since: Instant,
+        /// Those that asked for it before the manager heard that it was tried.
+        waiting: Waiting,
         footprint: Footprint,
     },
     Resident(Resident),
@@ -53,15 +60,38 @@ pub(super) enum Slot {
     },
 }
 
+/// The right to hold one model outside of the manager, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    /// Closing it is what the manager waits for.
+    _held: oneshot::Sender<()>,
+}
+
+impl Reservation {
+    /// A reservation, and what ends when it is dropped.
+    pub(super) fn new() -> (Self, oneshot::Receiver<()>) {
+        let (held, dropped) = oneshot::channel();
+        (Self { _held: held }, dropped)
+    }
+}
+
+pub(super) type ReserveReply = oneshot::Sender<Result<Reservation, ModelError>>;
+
 /// A model that somebody wants.
 pub(super) struct Admitting {
     /// When it was asked for.
     pub(super) since: Instant,
     pub(super) waiting: Waiting,
+    /// What it will be loaded with.
+    pub(super) options: Options,
+    /// The installation that wants to try it; nothing is loaded by the manager then.
+    pub(super) reserve: Option<ReserveReply>,
     /// Whether nobody has asked for it yet: then nothing leaves for it.
     pub(super) ahead: bool,
     /// Whether others are leaving to make room for it.
     pub(super) blocked: bool,
+    /// What others left for: whoever asks later does not get it.
+    pub(super) claim: Bytes,
     /// Whether it was refused before, which is in the journal.
     pub(super) refused: bool,
 }
@@ -196,7 +226,7 @@ impl Slot {
     /// What is shown of it.
     pub(super) fn residency(&self) -> Residency {
         match self {
-            Self::Admitting(_) | Self::Loading { .. } => Residency::Loading,
+            Self::Admitting(_) | Self::Loading { .. } | Self::Reserved { .. } => Residency::Loading,
             Self::Resident(resident) => Residency::Resident {
                 weight_bytes: resident.ready.weight_bytes,
                 report: resident.ready.report.clone(),

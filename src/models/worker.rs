@@ -53,6 +53,14 @@ impl WorkerError {
             Self::Store(_) | Self::Thread(_) | Self::Ended => None,
         }
     }
+
+    /// See [`load::fall_back`].
+    pub(super) fn fall_back(&self, key: &Key, options: Options) -> Option<Options> {
+        match self {
+            Self::Load(error) => load::fall_back(key, error, options),
+            _ => None,
+        }
+    }
 }
 
 /// What a worker has loaded.

@@ -10,7 +10,7 @@ use std::process::Command;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Daemon, Root, refused};
+use crate::support::{Answer, Daemon, Root, pack, refused};
 
 const MIB: u64 = 1 << 20;
 
@@ -100,7 +100,8 @@ fn models_are_loaded_pinned_flushed_and_unloaded_on_request() {
 
 #[test]
 fn a_limit_below_the_smallest_model_is_told_with_numbers_until_it_is_lifted() {
-    let daemon = root().with("memory.memory_limit", json!("1MiB")).start();
+    let installed = root().start().stop();
+    let daemon = installed.with("memory.memory_limit", json!("1MiB")).start();
     daemon.wait_notified("STATUS=bundled-mini does not fit into memory (it needs ");
     let refusal = embed(&daemon, "bundled-mini");
     let message = "because of the 1.0 MiB of memory.memory_limit";
@@ -113,6 +114,35 @@ fn a_limit_below_the_smallest_model_is_told_with_numbers_until_it_is_lifted() {
 
     set_limit(&daemon, "auto");
     assert_eq!(embed(&daemon, "bundled-mini").status, 200);
+    daemon.stop();
+}
+
+/// Nothing is installed that was not tried, and nothing is tried that does not fit.
+#[test]
+fn a_package_whose_model_does_not_fit_is_installed_when_it_does() {
+    let daemon = Root::without_bundled()
+        .with("memory.memory_limit", json!("1MiB"))
+        .with("memory.fallback_models", json!(["small"]))
+        .start();
+    let package = pack("tiny-bert-mean", "small", "1");
+    let install = || daemon.connect().request("POST", "/api/packages", &[], &package);
+    let refusal = install();
+    let numbers = ["small@1", "it needs ", "because of the 1.0 MiB of memory.memory_limit"];
+    refused(&refusal, 503, "memory_limit", None, &numbers);
+    assert_eq!(refusal.header("x-should-retry"), Some("false"));
+    assert_eq!(daemon.get("/api/packages").json()["packages"], json!([]));
+
+    let file = daemon.drop_directory().join("small-1.model.tar.zst");
+    std::fs::write(&file, &package).unwrap();
+    let said = daemon.wait_log("cannot be installed now");
+    assert!(said.contains("it needs "), "{said}");
+    assert!(file.exists());
+
+    set_limit(&daemon, "auto");
+    let installed = install();
+    assert_eq!(installed.status, 200, "{installed:?}");
+    let answer = embed(&daemon, "small");
+    assert_eq!(answer.status, 200, "{answer:?}");
     daemon.stop();
 }
 

@@ -1,6 +1,7 @@
 //! Admission: a model is measured by its manifest before a byte of its weights is read, and loaded when it fits.
 //!
 //! What does not fit beside the others makes those leave that may; when these are too few it is refused, with numbers.
+//! An installation that tries a model asks for the memory in the same way, and gives it back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +11,28 @@ use tokio::time::Instant;
 use super::super::error::ModelError;
 use super::super::load;
 use super::super::queue::Limits;
-use super::super::slot::{Admitting, Refusal, Resident, Running, Slot, Waiting, Why};
+use super::super::slot::{
+    Admitting, Refusal, Reservation, ReserveReply, Resident, Running, Slot, Waiting, Why,
+};
 use super::super::worker::{self, Ready, Worker, WorkerError};
 use super::{LOAD_BACKOFF, Manager};
-use crate::engine::{Footprint, Report};
+use crate::engine::{Footprint, Options, Precision, Report};
 use crate::errors::chain;
 use crate::events::Event;
 use crate::memory::plan;
 use crate::memory::sample::Sample;
 use crate::package::{Key, StoreError};
 use crate::units::{Bytes, milliseconds};
+
+/// Who wants a model.
+pub(super) enum Wanted {
+    /// These requests, or nobody yet whom it is to be there for.
+    Now(Waiting),
+    /// Nobody yet: nothing leaves for it.
+    Ahead,
+    /// An installation, which tries it with these options.
+    ByInstallation(Options, ReserveReply),
+}
 
 /// What a model takes, and what there is.
 pub(super) struct Estimate {
@@ -29,8 +42,8 @@ pub(super) struct Estimate {
 }
 
 impl Manager {
-    /// Begins to let `key` in; nothing leaves for it when it comes `ahead` of its use.
-    pub(super) fn admit(&mut self, key: Key, waiting: Waiting, ahead: bool) {
+    /// Begins to let `key` in.
+    pub(super) fn admit(&mut self, key: Key, wanted: Wanted) {
         let mut refused = false;
         match self.slots.remove(&key) {
             // Its worker panicked; what it held is gone.
@@ -38,14 +51,40 @@ impl Manager {
             Some(Slot::Refused { .. }) => refused = true,
             _ => {}
         }
-        let since = Instant::now();
-        let admitting = Admitting { since, waiting, ahead, blocked: false, refused };
+        let mut admitting = Admitting {
+            since: Instant::now(),
+            waiting: Vec::new(),
+            options: self.options(&key),
+            reserve: None,
+            ahead: false,
+            blocked: false,
+            claim: Bytes(0),
+            refused,
+        };
+        match wanted {
+            Wanted::Now(waiting) => admitting.waiting = waiting,
+            Wanted::Ahead => admitting.ahead = true,
+            Wanted::ByInstallation(options, reply) => {
+                admitting.options = options;
+                admitting.reserve = Some(reply);
+            }
+        }
+        let options = admitting.options;
         self.slots.insert(key.clone(), Slot::Admitting(admitting));
-        self.estimate(key);
+        self.estimate(key, options);
     }
 
-    fn estimate(&mut self, key: Key) {
-        let (store, options) = (Arc::clone(&self.parts.store), self.parts.options);
+    /// What `key` is loaded with.
+    fn options(&self, key: &Key) -> Options {
+        let options = self.parts.options;
+        match self.f32_only.contains(key) {
+            true => Options { precision: Precision::F32, ..options },
+            false => options,
+        }
+    }
+
+    fn estimate(&mut self, key: Key, options: Options) {
+        let store = Arc::clone(&self.parts.store);
         let gauge = self.parts.gauge.clone();
         self.estimates.spawn_blocking(move || {
             let footprint = load::footprint::<WorkerError>(&store, &key, options);
@@ -58,37 +97,82 @@ impl Manager {
         let Some(Slot::Admitting(admitting)) = self.slots.get(&key) else { return };
         // While requests are shed, none makes another model leave.
         let may_evict = !admitting.ahead && !self.is_shedding();
+        let is_tried = admitting.reserve.is_some();
+        let claimed = self.claimed_before(admitting.since);
         let footprint = match footprint {
             Ok(footprint) => footprint,
+            // Trying it will say the same.
+            Err(_no_model) if is_tried => return self.reserve(key, Footprint::default()),
             Err(error) => {
                 let waiting = self.waiting(&key);
                 return self.fail(key, error, waiting);
             }
         };
         let needed = needed(&footprint);
-        let room = self.room(&sample);
+        let room = Bytes(self.room(&sample).0.saturating_sub(claimed.0));
         let others = self.slots.values().filter(|slot| slot.is_in_memory()).count();
-        let has_place = others < self.parts.settings.borrow().memory.max_loaded_models;
+        let most = self.parts.settings.borrow().memory.max_loaded_models;
+        let has_place = is_tried || others < most;
         if needed <= room && has_place {
-            return self.load(key, footprint);
+            return match is_tried {
+                true => self.reserve(key, footprint),
+                false => self.load(key, footprint),
+            };
         }
         if may_evict && let Some(victims) = self.victims(&key, needed, room, has_place) {
             for victim in victims {
                 self.leave(&victim, Why::Room, format!("{key} needs {needed}"));
             }
-            if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(&key) {
-                // Looked at again when they have left.
-                admitting.blocked = true;
-            }
-            return;
+            // Looked at again when they have left.
+            return self.block(&key, needed);
         }
         if self.slots.values().any(Slot::is_leaving) {
-            if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(&key) {
-                admitting.blocked = true;
-            }
-            return;
+            return self.block(&key, Bytes(0));
         }
         self.refuse(key, needed, room, &sample);
+    }
+
+    /// Has `key` wait until those have left that are leaving; `claim` of what they leave is for it.
+    fn block(&mut self, key: &Key, claim: Bytes) {
+        if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(key) {
+            admitting.blocked = true;
+            admitting.claim = admitting.claim.max(claim);
+        }
+    }
+
+    /// What others left, or are leaving, for models that were asked for before `since`.
+    fn claimed_before(&self, since: Instant) -> Bytes {
+        let claims = self.slots.values().filter_map(|slot| match slot {
+            Slot::Admitting(admitting) if admitting.since < since => Some(admitting.claim.0),
+            _ => None,
+        });
+        Bytes(claims.fold(0, u64::saturating_add))
+    }
+
+    /// Gives the installation that wants to try `key` the right to take what it was estimated to.
+    fn reserve(&mut self, key: Key, footprint: Footprint) {
+        let Some(Slot::Admitting(Admitting { since, waiting, reserve: Some(reply), .. })) =
+            self.slots.remove(&key)
+        else {
+            return;
+        };
+        let (reservation, dropped) = Reservation::new();
+        self.slots.insert(key.clone(), Slot::Reserved { since, waiting, footprint });
+        self.reserved.spawn(async move {
+            // Nothing is ever sent: it ends when the installation drops its side, or was not waiting any more.
+            drop(dropped.await);
+            key
+        });
+        drop(reply.send(Ok(reservation)));
+    }
+
+    /// An installation has let go of `key`, which it tried.
+    pub(super) fn tried(&mut self, key: &Key) {
+        let Some(Slot::Reserved { .. }) = self.slots.get(key) else { return };
+        if let Some(Slot::Reserved { waiting, .. }) = self.slots.remove(key) {
+            self.answer(waiting);
+        }
+        self.readmit();
     }
 
     /// Looks again whether those fit that wait for others to leave.
@@ -98,10 +182,10 @@ impl Manager {
             if let Slot::Admitting(admitting) = slot
                 && std::mem::take(&mut admitting.blocked)
             {
-                blocked.push(key.clone());
+                blocked.push((key.clone(), admitting.options));
             }
         }
-        blocked.into_iter().for_each(|key| self.estimate(key));
+        blocked.into_iter().for_each(|(key, options)| self.estimate(key, options));
     }
 
     /// What may still be allocated, loads in flight taken to need all that they were estimated to.
@@ -112,7 +196,7 @@ impl Manager {
                 Slot::Resident(resident) => {
                     mapped = mapped.saturating_add(resident.ready.mapped_bytes);
                 }
-                Slot::Loading { footprint, .. } => {
+                Slot::Loading { footprint, .. } | Slot::Reserved { footprint, .. } => {
                     loading = loading.saturating_add(needed(footprint).0);
                 }
                 _ => {}
@@ -141,7 +225,9 @@ impl Manager {
     fn refuse(&mut self, key: Key, needed: Bytes, room: Bytes, sample: &Sample) {
         let residents = self.residents();
         let loading = self.slots.values().filter_map(|slot| match slot {
-            Slot::Loading { footprint, .. } => Some(footprint.weight_bytes),
+            Slot::Loading { footprint, .. } | Slot::Reserved { footprint, .. } => {
+                Some(footprint.weight_bytes)
+            }
             _ => None,
         });
         let could = plan::could_leave(&residents, self.policy()).0;
@@ -159,6 +245,14 @@ impl Manager {
             retry_after: could_fit.then_some(plan::RESIDENCY),
         };
         let refusal = Arc::new(refusal);
+        if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(&key)
+            && let Some(reply) = admitting.reserve.take()
+        {
+            self.slots.remove(&key);
+            let name = key.name().to_owned();
+            // Whoever installs tells it.
+            return drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
+        }
         let told = matches!(self.slots.get(&key), Some(Slot::Admitting(it)) if it.refused);
         let waiting = self.waiting(&key);
         if !told {
@@ -189,9 +283,10 @@ impl Manager {
     }
 
     fn load(&mut self, key: Key, footprint: Footprint) {
-        let (since, waiting) = match self.slots.remove(&key) {
-            Some(Slot::Admitting(admitting)) => (admitting.since, admitting.waiting),
-            _ => (Instant::now(), Vec::new()),
+        let Some(Slot::Admitting(Admitting { since, waiting, options, .. })) =
+            self.slots.remove(&key)
+        else {
+            return;
         };
         let embedding = self.parts.settings.borrow().embedding.clone();
         let limits = Limits {
@@ -201,7 +296,7 @@ impl Manager {
         };
         let store = Arc::clone(&self.parts.store);
         let metrics = self.parts.metrics.clone();
-        let spawned = worker::spawn(store, key.clone(), self.parts.options, limits, metrics);
+        let spawned = worker::spawn(store, key.clone(), options, limits, metrics);
         match spawned {
             Ok(Worker { queue, ready, thread }) => {
                 tracing::info!(model = %key, bytes = needed(&footprint).0, "loading");
@@ -223,6 +318,10 @@ impl Manager {
             Ok(ready) => ready,
             Err(error) => {
                 self.end(key.clone(), worker);
+                if error.fall_back(&key, self.options(&key)).is_some() {
+                    self.f32_only.insert(key.clone());
+                    return self.admit(key, Wanted::Now(waiting));
+                }
                 self.readmit();
                 return self.fail(key, error, waiting);
             }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::super::error::ModelError;
 use super::super::slot::{KeepAlive, Leaving, Running, Slot, Why};
 use super::super::{ActionRecord, Flushed};
+use super::admission::Wanted;
 use super::{Manager, Unloading};
 use crate::events::Event;
 use crate::memory::level::Level;
@@ -158,6 +159,7 @@ impl Manager {
     /// Forgets a model that is in the store no more, or that nobody will ask for again.
     pub(super) fn forget(&mut self, key: &Key) {
         self.pins.remove(key);
+        self.f32_only.remove(key);
         match self.slots.remove(key) {
             Some(Slot::Admitting(admitting)) => gone(admitting.waiting),
             Some(Slot::Loading { waiting, worker, .. }) => {
@@ -173,7 +175,8 @@ impl Manager {
                 });
                 self.end(key.clone(), resident.worker);
             }
-            // Its thread is waited for already.
+            // Its thread, or the end of its installation, is waited for already.
+            Some(Slot::Reserved { waiting, .. }) => gone(waiting),
             Some(Slot::Leaving(leaving)) => gone(leaving.waiting),
             Some(
                 Slot::Unloaded | Slot::Away { .. } | Slot::Refused { .. } | Slot::Failed { .. },
@@ -312,7 +315,7 @@ impl Manager {
                     probability = expected.probability,
                     "loading ahead of its usual hour"
                 );
-                self.admit(expected.key, Vec::new(), true);
+                self.admit(expected.key, Wanted::Ahead);
             }
         }
     }

@@ -244,7 +244,7 @@ impl Manager {
                 let (bytes, busy) = (resident.bytes(), resident.is_busy());
                 Some(common(bytes, idle, resident.resident_for(now), busy, false))
             }
-            Slot::Loading { footprint, .. } => {
+            Slot::Loading { footprint, .. } | Slot::Reserved { footprint, .. } => {
                 let bytes = Bytes(footprint.weight_bytes);
                 Some(common(bytes, Duration::ZERO, Duration::ZERO, true, true))
             }

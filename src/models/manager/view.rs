@@ -57,7 +57,7 @@ impl Manager {
         };
         let since = match self.slots.get(&key) {
             Some(Slot::Admitting(admitting)) => admitting.since,
-            Some(Slot::Loading { since, .. }) => *since,
+            Some(Slot::Loading { since, .. } | Slot::Reserved { since, .. }) => *since,
             _ => tokio::time::Instant::now(),
         };
         let expected = self.parts.usage.reload_cost(&key);
@@ -67,7 +67,9 @@ impl Manager {
     pub(super) fn default_state(&self, entry: &Entry) -> DefaultState {
         match self.slots.get(&entry.key) {
             None => DefaultState::Absent,
-            Some(Slot::Admitting(_) | Slot::Loading { .. }) => DefaultState::Loading,
+            Some(Slot::Admitting(_) | Slot::Loading { .. } | Slot::Reserved { .. }) => {
+                DefaultState::Loading
+            }
             // Its worker died.
             Some(Slot::Resident(resident)) if !resident.is_alive() => DefaultState::Absent,
             Some(Slot::Resident(_)) => DefaultState::Ready,
