@@ -106,7 +106,7 @@ async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Res
     };
     let model = request.model.as_deref();
     let answered = answer(&app, &caller, model, request.keep_alive, embed).await?;
-    // Writing thousands of vectors as text takes milliseconds.
+    let values = answered.embedded.as_ref().map_or(0, |embedded| embedded.vectors.len());
     let write = move || {
         let Answered { model, load, embedded } = answered;
         let of = |embedded: &Embedded| (rows(embedded), embedded.used());
@@ -124,7 +124,7 @@ async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Res
         }
         response
     };
-    tokio::task::spawn_blocking(write).await.map_err(request::lost)
+    request::write(values, write).await
 }
 
 async fn embeddings(

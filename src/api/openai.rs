@@ -67,13 +67,14 @@ pub(super) async fn embeddings(
     let additional = try_join_all(Vec::from_iter(additional));
     let embedded = request::embed(&app, &caller, request.model.as_deref(), embed);
     let (embedded, additional) = tokio::try_join!(embedded, additional)?;
-    // Writing thousands of vectors as text takes milliseconds.
+    let others = additional.iter().map(|embedded| embedded.vectors.len());
+    let values = embedded.vectors.len() + others.sum::<usize>();
     let write = move || {
         let mut response = Json(answer(&embedded, &additional, encoding)).into_response();
         embedded.label(&caller, &mut response);
         response
     };
-    tokio::task::spawn_blocking(write).await.map_err(request::lost)
+    request::write(values, write).await
 }
 
 fn encoding(format: Option<&str>) -> Result<Encoding, ApiError> {

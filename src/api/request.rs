@@ -29,6 +29,8 @@ pub(super) const MAX_INPUTS: usize = 2048;
 const MAX_TOKEN_STATES: usize = MAX_INPUTS;
 /// The identity under which the vectors of an answer may be compared with others.
 pub(super) const EMBEDDING_SPACE: &str = "x-caxton-embedding-space";
+/// Up to so many numbers are written as text on the runtime's own thread: about 0.1 ms.
+const INLINE_VALUES: usize = 2048;
 /// Up to so many bytes are tokenized on the runtime's own thread: about 0.1 ms, what handing them over costs.
 const INLINE_BYTES: usize = 2048;
 
@@ -86,6 +88,17 @@ pub(super) enum Prompt {
     Query,
     /// See [`Prompt::Query`].
     Passage,
+}
+
+/// Writes an answer with so many numbers on the blocking pool if it would keep others waiting.
+pub(super) async fn write(
+    values: usize,
+    write: impl FnOnce() -> Response + Send + 'static,
+) -> Result<Response, ApiError> {
+    if values <= INLINE_VALUES {
+        return Ok(write());
+    }
+    tokio::task::spawn_blocking(write).await.map_err(lost)
 }
 
 /// Tokens of one text, special tokens included.

@@ -209,16 +209,17 @@ fn truncation(direction: Option<tei::TruncationDirection>) -> Truncation {
     }
 }
 
-/// Makes an answer on the blocking pool: writing thousands of vectors as text takes milliseconds.
+/// Makes an answer of vectors.
 async fn write(
     caller: Caller,
     embedded: Embedded,
     answer: impl FnOnce(&Embedded) -> Response + Send + 'static,
 ) -> Result<Response, ApiError> {
+    let values = embedded.vectors.len();
     let write = move || {
         let mut response = answer(&embedded);
         embedded.label(&caller, &mut response);
         response
     };
-    tokio::task::spawn_blocking(write).await.map_err(request::lost)
+    request::write(values, write).await
 }
