@@ -265,6 +265,18 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// The only value of a key that has no setting; `None` when there are several.
+    pub(super) fn only(&self) -> Option<&'static str> {
+        match self {
+            Self::OneOf([only]) => Some(only),
+            Self::NoDownload => Some("false"),
+            Self::OneAtATime => Some("1"),
+            _ => None,
+        }
+    }
+}
+
 /// What `Option::None` is to figment.
 fn none() -> Checked {
     Checked::Empty(Tag::Default, Empty::None)
@@ -277,10 +289,11 @@ fn duration(time: Duration) -> Checked {
     Checked::from(Dict::from([secs, nanos]))
 }
 
+/// To the nearest byte, so that a size that was written out in gigabytes comes back as it was.
 fn gigabytes(number: &str) -> Option<Checked> {
-    let size: Bytes = format!("{number}GB").parse().ok()?;
     let number: f64 = number.parse().ok()?;
-    (size > Bytes(0) && number <= MOST_GIGABYTES).then(|| Checked::from(size.0))
+    let size: u64 = format!("{:.0}", number * 1e9).parse().ok()?;
+    (size > 0 && number <= MOST_GIGABYTES).then(|| Checked::from(size))
 }
 
 fn mode(text: &str) -> Option<Checked> {
