@@ -46,7 +46,7 @@ use crate::models::usage::{self, Usage};
 use crate::models::{Handle, Parts, load};
 use crate::package::{Store, StoreError};
 use crate::units::milliseconds;
-use crate::watch;
+use crate::watch::{self, Writes};
 use listen::{Bound, Listening};
 use reload::Reloader;
 
@@ -187,10 +187,19 @@ impl Daemon {
         let (stop_serving, stop_all) = (CancellationToken::new(), CancellationToken::new());
         let (config_ticks, ticks) = mpsc::channel(1);
         let (drop_ticks, dropped) = mpsc::channel(1);
-        let config_watch =
-            watch::watch(config::directories(&source), config_ticks, stop_all.clone());
+        let config_watch = watch::watch(
+            config::directories(&source),
+            Writes::Finished,
+            config_ticks,
+            stop_all.clone(),
+        );
         let drop_directory = settings.packages.drop_directory.clone();
-        let drop_watch = watch::watch(vec![drop_directory.clone()], drop_ticks, stop_all.clone());
+        let drop_watch = watch::watch(
+            vec![drop_directory.clone()],
+            Writes::Each,
+            drop_ticks,
+            stop_all.clone(),
+        );
 
         let (metrics, events) = (Metrics::new(api::ROUTES), Events::new(SystemTime::now()));
         let (reloader, follow) = Reloader::new(source, loaded, level, events.clone());
