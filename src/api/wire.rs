@@ -2,6 +2,7 @@
 //!
 //! OpenAI's fields and their meaning: <https://platform.openai.com/docs/api-reference/embeddings>.
 
+pub mod configuration;
 pub mod events;
 pub mod memory;
 pub mod ollama;

@@ -237,6 +237,7 @@ impl Daemon {
             installer,
             tenants: Arc::new(Tenants::new(follow.settings.clone())),
             settings: follow.settings,
+            started_with: reloader.at_start(),
             configuration: follow.configuration,
             started,
             threads: options.threads,

@@ -137,6 +137,11 @@ impl Reloader {
         (reloader, follow)
     }
 
+    /// The settings that the daemon started with.
+    pub(super) fn at_start(&self) -> Arc<Settings> {
+        Arc::clone(&self.at_start)
+    }
+
     /// Keeps what is in force on disk, when the files say it.
     pub(super) async fn keep(&self) {
         if !self.configuration.borrow().problems.is_empty() {

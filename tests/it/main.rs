@@ -6,6 +6,7 @@ mod bench;
 mod bundled;
 mod bundled_directory;
 mod command_line;
+mod configuration;
 mod connections;
 mod contract;
 mod corruption;
