@@ -84,6 +84,13 @@
 //! away for a while. Loading is pressure, too: [`models::load::footprint`] tells what a model will take before its
 //! weights are read, and one that does not fit makes others leave or is refused.
 //!
+//! # One change of the configuration
+//!
+//! [`watch`] or SIGHUP says "look". [`config::load`] reads all files and finds every problem of each; then the whole
+//! replaces what was in force or nothing does. What was applied is kept in
+//! the state directory, so that a restart with wrong files starts with it. [`config::explain`] tells where each value was
+//! written, and [`config::in_force`] what holds in a daemon whose keys wait for a restart.
+//!
 //! # What is told
 //!
 //! Whoever does something counts it in [`metrics::Metrics`] and tells it to [`events::Events`]; neither waits for

@@ -7,6 +7,8 @@
 //! Directories are watched and not files, because editors and mounts replace files; parents of directories that do not
 //! exist yet, because they may.
 //!
+//! Who reads whole files wants a tick when they are finished, not while somebody writes them: [`Writes`].
+//!
 //! Invariant: a tick is sent after the watches were renewed, so nothing written after the tick's load goes unnoticed.
 
 use std::fs;
@@ -15,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout_at};
@@ -33,13 +35,31 @@ const RESCAN: Duration = Duration::from_secs(60);
 /// How often the directories may change while they are being watched before the rescan has to make up for it.
 const ATTEMPTS: usize = 3;
 
+/// Which writes to a file give a tick. A file that comes, goes or changes its name, owner or mode always gives one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// Each: of what grows slowly, the growing is of interest.
+    Each,
+    /// The last: when it is closed. What was begun and not ended would be read as if it were all, and an emptied file
+    /// as one that says nothing. A file that somebody writes and never closes is seen with the next rescan. A new one
+    /// gives a tick when it appears, since a link is then complete: should writing it take longer than [`QUIET`], it
+    /// may be read half, and is read again when it is closed.
+    Finished,
+}
+
 /// Sends a tick when something in `wanted`, directories, may have changed, until cancelled or until nobody receives.
 ///
 /// The first tick comes as soon as they are watched: it covers what changed since the caller's own look.
 /// `ticks` should have a capacity of one: a tick that finds another one waiting is dropped, because one look sees
 /// both changes. When the directories cannot be watched, that is logged once and ticks come every minute.
-pub async fn watch(wanted: Vec<PathBuf>, ticks: mpsc::Sender<()>, cancel: CancellationToken) {
-    let watching = run(wanted.into(), ticks, Watches::new);
+pub async fn watch(
+    wanted: Vec<PathBuf>,
+    writes: Writes,
+    ticks: mpsc::Sender<()>,
+    cancel: CancellationToken,
+) {
+    let renew = move |wanted: &_, events: &_| Watches::new(wanted, writes, events);
+    let watching = run(wanted.into(), ticks, renew);
     tokio::select! {
         () = cancel.cancelled() => {}
         () = watching => {}
@@ -119,22 +139,22 @@ struct Watches {
 
 impl Watches {
     /// Watches what exists now, and looks once more: a directory made meanwhile would not be heard of.
-    fn new(wanted: &Arc<[PathBuf]>, events: &Arc<Notify>) -> Self {
-        let mut watches = Self::once(wanted, events);
+    fn new(wanted: &Arc<[PathBuf]>, writes: Writes, events: &Arc<Notify>) -> Self {
+        let mut watches = Self::once(wanted, writes, events);
         for _ in 1..ATTEMPTS {
             if watches.failure.is_some() || watches.hold(wanted) {
                 break;
             }
-            watches = Self::once(wanted, events);
+            watches = Self::once(wanted, writes, events);
         }
         watches
     }
 
-    fn once(wanted: &Arc<[PathBuf]>, events: &Arc<Notify>) -> Self {
+    fn once(wanted: &Arc<[PathBuf]>, writes: Writes, events: &Arc<Notify>) -> Self {
         let directories = existing(wanted);
         let (wanted, events) = (Arc::clone(wanted), Arc::clone(events));
         let handler = move |event: notify::Result<Event>| match event {
-            Ok(event) if !matters(&event, &wanted) => {}
+            Ok(event) if !matters(&event, &wanted, writes) => {}
             // An error of the queue is answered like a change: by looking.
             Ok(_) | Err(_) => events.notify_one(),
         };
@@ -176,7 +196,10 @@ fn directory(path: &Path) -> Option<Directory> {
 /// Loading opens and reads files, which is heard as well: it must not lead to the next load. The name of a file says
 /// nothing, because mounts swap links to directories beside it; but what happens beside a directory that is only
 /// waited for has nothing to do with it.
-fn matters(event: &Event, wanted: &[PathBuf]) -> bool {
+fn matters(event: &Event, wanted: &[PathBuf], writes: Writes) -> bool {
+    if let (Writes::Finished, EventKind::Modify(ModifyKind::Data(_))) = (writes, event.kind) {
+        return false;
+    }
     if let EventKind::Access(access) = event.kind
         && access != AccessKind::Close(AccessMode::Write)
     {
@@ -192,7 +215,7 @@ fn matters(event: &Event, wanted: &[PathBuf]) -> bool {
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use notify::event::{CreateKind, Flag, MetadataKind, ModifyKind};
+    use notify::event::{CreateKind, DataChange, Flag, MetadataKind};
     use tempfile::TempDir;
     use tokio::task::JoinSet;
     use tokio::time::timeout;
@@ -214,7 +237,8 @@ mod tests {
         async fn start(source: Source) -> Self {
             let (sender, mut ticks) = mpsc::channel(1);
             let (cancel, mut tasks) = (CancellationToken::new(), JoinSet::new());
-            tasks.spawn(watch(directories(&source), sender, cancel.clone()));
+            let directories = directories(&source);
+            tasks.spawn(watch(directories, Writes::Finished, sender, cancel.clone()));
             timeout(BOUND, ticks.recv()).await.unwrap().unwrap();
             Self { source, ticks, cancel, tasks }
         }
@@ -409,9 +433,15 @@ mod tests {
         ];
         for (kind, path, expected) in cases {
             let event = Event::new(kind).add_path(path.into());
-            assert_eq!(matters(&event, &wanted), expected, "{event:?}");
+            for writes in [Writes::Each, Writes::Finished] {
+                assert_eq!(matters(&event, &wanted, writes), expected, "{event:?}");
+            }
         }
         let overflow = Event::new(EventKind::Other).set_flag(Flag::Rescan);
-        assert!(matters(&overflow, &wanted));
+        assert!(matters(&overflow, &wanted, Writes::Finished));
+        let growing = Event::new(EventKind::Modify(ModifyKind::Data(DataChange::Any)))
+            .add_path("/etc/caxton/caxton.yaml".into());
+        assert!(matters(&growing, &wanted, Writes::Each));
+        assert!(!matters(&growing, &wanted, Writes::Finished));
     }
 }

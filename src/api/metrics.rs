@@ -29,6 +29,7 @@ pub const ROUTES: &[&str] = &[
     "/readyz",
     "/status",
     "/metrics",
+    "/api/configuration",
     "/api/memory/status",
     "/api/memory/flush",
     "/api/memory/limit",

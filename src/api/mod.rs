@@ -7,6 +7,7 @@
 //! with a shape of its own, where it has that shape.
 
 mod caller;
+mod configuration;
 mod error;
 mod events;
 mod health;
@@ -47,6 +48,7 @@ use crate::models::install::Installer;
 use error::ApiError;
 
 pub use caller::ConnectionId;
+pub use configuration::describe as describe_value;
 pub use metrics::ROUTES;
 pub use packages::{MINISIG_HEADER, NAME_HEADER, SHA256_HEADER, describe};
 pub use peer::Peer;
@@ -65,6 +67,8 @@ pub struct App {
     pub installer: Installer,
     /// The settings that hold now.
     pub settings: watch::Receiver<Arc<Settings>>,
+    /// Those that the daemon started with: a key that needs a restart has its value of then.
+    pub started_with: Arc<Settings>,
     /// Where they came from and what was wrong.
     pub configuration: watch::Receiver<wire::Configuration>,
     /// Who asks.
@@ -89,6 +93,7 @@ pub fn router(app: App) -> Router {
         .route("/api/packages/{name}/verify", post(packages::verify))
         .route("/api/packages/{name}/export", get(packages::export))
         .route("/api/packages/{name}/rollback", post(packages::roll_back))
+        .route("/api/configuration", get(configuration::in_force))
         .route("/api/memory/flush", post(memory_admin::flush))
         .route("/api/memory/limit", put(memory_admin::set_limit))
         .route("/api/memory/models/{name}/load", post(memory_admin::load))

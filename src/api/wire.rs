@@ -2,6 +2,7 @@
 //!
 //! OpenAI's fields and their meaning: <https://platform.openai.com/docs/api-reference/embeddings>.
 
+pub mod configuration;
 pub mod events;
 pub mod memory;
 pub mod ollama;
@@ -306,6 +307,9 @@ pub struct Status {
 pub struct Configuration {
     /// The files it was read from, in the order in which they were applied.
     pub files: Vec<String>,
+    /// Whether it is the one that was kept on disk, because the files were wrong when the daemon started.
+    #[serde(default)]
+    pub last_good: bool,
     /// How often it has been applied.
     pub generation: u64,
     /// What was wrong with the files when they were last read; the last good configuration is in force then.

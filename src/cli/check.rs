@@ -1,42 +1,167 @@
-//! `caxton check`: the configuration's problems, all at once, without a daemon.
+//! `caxton check`: the configuration's problems, all at once, without a daemon; and what it would change.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::tell;
-use crate::config::{self, Source};
+use super::client::{Client, ClientError};
+use super::{Connection, tell};
+use crate::api::describe_value;
+use crate::api::wire::configuration::{InForce, Value};
+use crate::config::{self, Explained, Settings, Source};
 use crate::exit::Exit;
 
 /// Check a configuration without starting anything.
+///
+/// With --diff, shows each key whose value would change if the running daemon reloaded now, with what is in force and
+/// what the files say; "[restart]" marks those that wait for a restart. When no daemon runs, it is compared with the
+/// defaults instead. Only administrators may ask the daemon.
 #[derive(Debug, Args)]
 pub(super) struct Check {
     /// This file alone; without it, the files of the system as the daemon would read them.
     path: Option<PathBuf>,
+    /// Show what would change if the daemon reloaded now.
+    #[arg(long)]
+    diff: bool,
+    /// Show what differs from the defaults, whatever a daemon has in force.
+    #[arg(long, requires = "diff")]
+    defaults: bool,
 }
 
 impl Check {
-    pub(super) fn run(self) -> anyhow::Result<Exit> {
-        let source = match self.path {
-            Some(file) => Source::File(file),
-            None => Source::Layers { root: PathBuf::from("/") },
-        };
-        match config::load(&source) {
-            Ok(loaded) if loaded.files.is_empty() => {
-                writeln!(io::stdout().lock(), "ok: no files, the defaults hold")?;
-                Ok(Exit::Ok)
-            }
-            Ok(loaded) => {
-                for file in loaded.files {
-                    writeln!(io::stdout().lock(), "ok: {}", file.display())?;
-                }
-                Ok(Exit::Ok)
-            }
+    pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let source = self.path.clone().map_or_else(|| connection.source(), Source::File);
+        let explained = match config::explain(&source) {
+            Ok(explained) => explained,
             Err(error) => {
                 tell(&error.to_string());
-                Ok(Exit::Config)
+                return Ok(Exit::Config);
+            }
+        };
+        let mut out = io::stdout().lock();
+        match explained.loaded.files.as_slice() {
+            [] => writeln!(out, "ok: no files, the defaults hold")?,
+            files => {
+                files.iter().try_for_each(|file| writeln!(out, "ok: {}", file.display()))?;
             }
         }
+        drop(out);
+        if self.diff {
+            self.print_differences(connection, &explained).await?;
+        }
+        Ok(Exit::Ok)
+    }
+
+    async fn print_differences(
+        &self,
+        connection: &Connection,
+        explained: &Explained,
+    ) -> anyhow::Result<()> {
+        let (name, old) = match self.daemon(connection, &explained.loaded.settings).await? {
+            Some(InForce { values }) => ("what is in force", values),
+            None => {
+                let defaults = config::values(&Settings::default());
+                ("the defaults", defaults.iter().map(describe_value).collect())
+            }
+        };
+        let new: Vec<_> = explained.values.iter().map(describe_value).collect();
+        let mut out = io::stdout().lock();
+        writeln!(out, "compared with {name}:")?;
+        let differences = differences(&old, &new);
+        if differences.is_empty() {
+            writeln!(out, "no difference")?;
+        }
+        differences.iter().try_for_each(|difference| writeln!(out, "{difference}"))?;
+        Ok(())
+    }
+
+    /// What the daemon has in force; `None` when none runs or nobody wants to know.
+    async fn daemon(
+        &self,
+        connection: &Connection,
+        settings: &Settings,
+    ) -> anyhow::Result<Option<InForce>> {
+        if self.defaults {
+            return Ok(None);
+        }
+        let socket = connection.socket.clone().unwrap_or_else(|| settings.socket.path.clone());
+        let mut client = match Client::connect(&socket).await {
+            Ok(client) => client,
+            Err(error) if error.is_unreachable() => {
+                tell(&format!("no daemon listens on {}", socket.display()));
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let answer: Result<InForce, ClientError> = client.get("/api/configuration").await;
+        Ok(Some(answer?))
+    }
+}
+
+/// One line for each key whose value differs. A model or alias that only one side names has the defaults on the other.
+fn differences(old: &[Value], new: &[Value]) -> Vec<String> {
+    let by_key = |values: &'_ [Value]| {
+        let pairs = values.iter().map(|value| (value.key.clone(), value.value.clone()));
+        pairs.collect::<BTreeMap<_, _>>()
+    };
+    let (old_values, new_values) = (by_key(old), by_key(new));
+    let changed = new.iter().filter_map(|value| {
+        let before = old_values.get(&value.key).unwrap_or(&value.default);
+        (*before != value.value).then(|| line(value, before, &value.value))
+    });
+    let gone = old.iter().filter_map(|value| {
+        let gone = !new_values.contains_key(&value.key) && value.value != value.default;
+        gone.then(|| line(value, &value.value, &value.default))
+    });
+    changed.chain(gone).collect()
+}
+
+/// `embedding.queue_size: 1000 → 9 (/etc/caxton/conf.d/50-site.yaml:2:15)`
+fn line(Value { key, restart, file, line, column, .. }: &Value, old: &str, new: &str) -> String {
+    let origin = match (file, line, column) {
+        (Some(file), Some(line), Some(column)) => format!("{file}:{line}:{column}"),
+        _ => "default".to_owned(),
+    };
+    let restart = if *restart { " [restart]" } else { "" };
+    format!("{key}: {old} → {new} ({origin}){restart}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn values(yaml: &str) -> Vec<Value> {
+        let settings = config::parse(Path::new("f"), yaml.as_bytes().to_vec()).expect(yaml);
+        config::values(&settings).iter().map(describe_value).collect()
+    }
+
+    #[test]
+    fn what_differs_is_told_in_the_order_of_the_keys_and_what_is_gone_at_the_end() {
+        let old = values(
+            "embedding: { queue_size: 9 }\nmodels: { a: { pinned: true }, b: { preload: false } }",
+        );
+        let new = values("socket: { mode: \"0600\" }\nmodels: { c.1: { max_idle_time: 90s } }");
+        assert_eq!(
+            differences(&old, &new),
+            [
+                "socket.mode: \"0660\" → \"0600\" (default) [restart]",
+                "embedding.queue_size: 9 → 1000 (default)",
+                "models.c.1.max_idle_time: never → 1m 30s (default)",
+                "models.a.pinned: true → false (default)",
+            ]
+        );
+        assert!(differences(&old, &old).is_empty());
+    }
+
+    #[test]
+    fn a_value_is_told_with_the_place_that_it_was_written_at() {
+        let mut value = values("").remove(0);
+        value.file = Some("/f".to_owned());
+        (value.line, value.column) = (Some(3), Some(7));
+        assert_eq!(line(&value, "a", "b"), "socket.path: a → b (/f:3:7) [restart]");
     }
 }

@@ -5,6 +5,7 @@
 
 mod bar;
 mod bench;
+mod cat_config;
 mod check;
 mod client;
 mod demo;
@@ -80,6 +81,7 @@ enum Command {
     Bench(bench::Bench),
     /// Check a configuration without starting anything.
     Check(check::Check),
+    CatConfig(cat_config::CatConfig),
     /// Start a daemon in a temporary place, embed a dozen sentences through its socket, clean up.
     Demo(demo::Demo),
     /// Run the daemon; what `demo` starts. Installed systems run caxtond.
@@ -103,9 +105,19 @@ impl Connection {
     }
 
     fn socket(&self) -> Result<PathBuf, ConfigError> {
-        match &self.socket {
-            Some(path) => Ok(path.clone()),
-            None => Ok(self.settings()?.socket.path),
+        if let Some(path) = &self.socket {
+            return Ok(path.clone());
+        }
+        match self.settings() {
+            Ok(settings) => Ok(settings.socket.path),
+            // The daemon goes on with the last good configuration, and now of all times people want to ask it.
+            Err(_) if self.config.is_none() => {
+                tell(
+                    "caxton: the configuration is wrong, `caxton check` says how; trying the default socket",
+                );
+                Ok(Settings::default().socket.path)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -151,7 +163,8 @@ fn run(
         Command::Top(command) => runtime.block_on(command.run(&connection)),
         Command::Events(command) => runtime.block_on(command.run(&connection)),
         Command::Bench(command) => command.run(&connection, started),
-        Command::Check(command) => command.run(),
+        Command::Check(command) => runtime.block_on(command.run(&connection)),
+        Command::CatConfig(command) => command.run(&connection),
         Command::Demo(command) => {
             let bundled = connection.settings()?.packages.bundled_directory;
             runtime.block_on(command.run(&bundled))

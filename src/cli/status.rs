@@ -72,6 +72,9 @@ fn print(status: &wire::Status, memory: &MemoryStatus) -> anyhow::Result<()> {
         false => configuration.files.join(", "),
     };
     writeln!(out, "configuration  {files} (applied {} times)", configuration.generation)?;
+    if configuration.last_good {
+        writeln!(out, "  last good    kept on disk: the files were wrong at the start")?;
+    }
     for problem in &configuration.problems {
         writeln!(out, "  rejected     {problem}")?;
     }

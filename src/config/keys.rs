@@ -129,6 +129,7 @@ pub(super) static KEYS: &[Key] = &[
     live("embedding.queue_size", Kind::Count(1, 100_000)),
     live("embedding.queue_tokens", Kind::Count(512, 100_000_000)),
     live("embedding.max_batch_wait_ms", Kind::Count(0, 1000)),
+    fixed("embedding.parallel_batches", Kind::OneAtATime),
     live("models.<model>.memory_priority", Kind::Count(1, 5)),
     live("models.<model>.max_idle_time", Kind::Or("never", &Kind::Time(SECOND, YEAR))),
     live("models.<model>.preload", Kind::Flag),
@@ -161,6 +162,8 @@ pub(super) enum Kind {
     Flag,
     /// `false`; `true` would promise what an offline appliance cannot do.
     NoDownload,
+    /// `1`: a pass has all threads, so that another beside it could only take its time and memory of its own.
+    OneAtATime,
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// A whole number.
@@ -212,6 +215,7 @@ impl Kind {
         match (self, value) {
             (Self::Flag, Value::Bool(flag)) => Some(Checked::from(*flag)),
             (Self::NoDownload, Value::Bool(false)) => Some(Checked::from(false)),
+            (Self::OneAtATime, Value::Integer(1)) => Some(Checked::from(1_u64)),
             (Self::OneOf(words), Value::Text(text)) => {
                 words.contains(&text.as_str()).then(|| Checked::from(text.as_str()))
             }
@@ -261,6 +265,18 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// The only value of a key that has no setting; `None` when there are several.
+    pub(super) fn only(&self) -> Option<&'static str> {
+        match self {
+            Self::OneOf([only]) => Some(only),
+            Self::NoDownload => Some("false"),
+            Self::OneAtATime => Some("1"),
+            _ => None,
+        }
+    }
+}
+
 /// What `Option::None` is to figment.
 fn none() -> Checked {
     Checked::Empty(Tag::Default, Empty::None)
@@ -273,10 +289,11 @@ fn duration(time: Duration) -> Checked {
     Checked::from(Dict::from([secs, nanos]))
 }
 
+/// To the nearest byte, so that a size that was written out in gigabytes comes back as it was.
 fn gigabytes(number: &str) -> Option<Checked> {
-    let size: Bytes = format!("{number}GB").parse().ok()?;
     let number: f64 = number.parse().ok()?;
-    (size > Bytes(0) && number <= MOST_GIGABYTES).then(|| Checked::from(size.0))
+    let size: u64 = format!("{:.0}", number * 1e9).parse().ok()?;
+    (size > 0 && number <= MOST_GIGABYTES).then(|| Checked::from(size))
 }
 
 fn mode(text: &str) -> Option<Checked> {
@@ -312,6 +329,7 @@ impl fmt::Display for Kind {
         match self {
             Self::Flag => f.write_str("true or false"),
             Self::NoDownload => f.write_str("false"),
+            Self::OneAtATime => f.write_str("1"),
             Self::OneOf([only]) => f.write_str(only),
             Self::OneOf(words) => write!(f, "one of {}", words.join(", ")),
             Self::Count(least, most) => write!(f, "{least} to {most}"),
@@ -480,6 +498,7 @@ mod tests {
             ("embedding.queue_size", &["1", "100000"], &["0", "100001"]),
             ("embedding.queue_tokens", &["512", "100000000"], &["511", "100000001"]),
             ("embedding.max_batch_wait_ms", &["0", "1000"], &["1001", "2ms"]),
+            ("embedding.parallel_batches", &["1"], &["0", "2", "auto", "1.0", "~"]),
             ("models.<model>.memory_priority", &["1", "5"], &["0", "6", "high", "~"]),
             (
                 "models.<model>.max_idle_time",

@@ -1,10 +1,15 @@
 //! Which files make up the configuration, in which order, and their bytes.
 //!
-//! The rules are those of the UAPI configuration files specification
-//! (<https://uapi-group.org/specifications/specs/configuration_files_specification/>): the main file is taken from the
-//! highest directory that has one; drop-ins of all directories are sorted by name, one of a higher directory replacing
-//! that of the same name below, and are applied over the main file. An empty file or a link to `/dev/null` masks what
-//! it replaces.
+//! The rules are those of version 1.0 of the UAPI configuration files specification
+//! (<https://github.com/uapi-group/specifications/blob/1e5924716ae5e6f4c6a11dd132be9b5c989e8696/specs/configuration_files_specification.md>):
+//! the main file is taken from the highest directory that has one; drop-ins of all directories are sorted by name, one
+//! of a higher directory replacing that of the same name below, and are applied over the main file. An empty file or a
+//! link to `/dev/null` masks what it replaces; a masked main file does not mask drop-ins. Directories of drop-ins do
+//! not nest.
+//!
+//! Two things are our choice. Drop-ins lie in `conf.d` and not in `caxton.yaml.d`: there is one main file, so that there
+//! is nothing to tell apart. `/usr/local/lib` is not looked at: the specification names `/usr`, `/run` and `/etc`, and
+//! what is installed locally on an appliance is the administrator's, whose place is `/etc`.
 //!
 //! Invariant: reading never blocks and never exceeds [`LARGEST`], whatever lies under the names.
 
@@ -36,19 +41,20 @@ const SUFFIX: &[u8] = b".yaml";
 pub(super) struct Layer {
     /// Where it lies.
     pub(super) path: PathBuf,
-    /// What it says.
+    /// What it says. An empty one says nothing, and is there to mask.
     pub(super) content: Vec<u8>,
+    /// What lies under its name in lower directories and is not read, the lowest first.
+    pub(super) replaced: Vec<PathBuf>,
 }
 
-/// The files of `source` that are not masked, each to be applied over those before it.
+/// The files of `source`, each to be applied over those before it.
 ///
 /// What cannot be read is added to `problems`; a directory or a main file that does not exist is no problem.
 pub(super) fn read(source: &Source, problems: &mut Vec<Problem>) -> Vec<Layer> {
     let mut layers = Vec::new();
-    for path in files(source, problems) {
+    for Named { path, replaced } in files(source, problems) {
         match read_file(&path) {
-            Ok(content) if content.is_empty() => {}
-            Ok(content) => layers.push(Layer { path, content }),
+            Ok(content) => layers.push(Layer { path, content, replaced }),
             Err(message) => problems.push(whole_file(&path, message)),
         }
     }
@@ -70,41 +76,58 @@ pub fn directories(source: &Source) -> Vec<PathBuf> {
     }
 }
 
-fn files(source: &Source, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
+/// The highest of the files with one name.
+struct Named {
+    path: PathBuf,
+    /// The others, the lowest first.
+    replaced: Vec<PathBuf>,
+}
+
+impl Named {
+    /// `paths` are of one name, the lowest first; `None` when there is none.
+    fn highest(mut paths: Vec<PathBuf>) -> Option<Self> {
+        paths.pop().map(|path| Self { path, replaced: paths })
+    }
+}
+
+fn files(source: &Source, problems: &mut Vec<Problem>) -> Vec<Named> {
     let root = match source {
-        Source::File(path) => return vec![path.clone()],
+        Source::File(path) => return vec![Named { path: path.clone(), replaced: Vec::new() }],
         Source::Layers { root } => root,
     };
     let main = main_file(root, problems);
     main.into_iter().chain(drop_ins(root, problems)).collect()
 }
 
-fn main_file(root: &Path, problems: &mut Vec<Problem>) -> Option<PathBuf> {
-    for base in DIRECTORIES {
+fn main_file(root: &Path, problems: &mut Vec<Problem>) -> Option<Named> {
+    let mut found = Vec::new();
+    for base in DIRECTORIES.iter().rev() {
         let path = root.join(base).join(MAIN);
         match fs::symlink_metadata(&path) {
-            Ok(_) => return Some(path),
+            Ok(_) => found.push(path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => problems.push(whole_file(&path, failed("look up", &error))),
         }
     }
-    None
+    Named::highest(found)
 }
 
-fn drop_ins(root: &Path, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
-    let mut by_name: BTreeMap<OsString, PathBuf> = BTreeMap::new();
+fn drop_ins(root: &Path, problems: &mut Vec<Problem>) -> Vec<Named> {
+    let mut by_name: BTreeMap<OsString, Vec<PathBuf>> = BTreeMap::new();
     for base in DIRECTORIES.iter().rev() {
         let directory = root.join(base).join(DROP_INS);
         match names(&directory) {
-            Ok(names) => by_name.extend(names.into_iter().map(|name| {
-                let path = directory.join(&name);
-                (name, path)
-            })),
+            Ok(names) => {
+                for name in names {
+                    let path = directory.join(&name);
+                    by_name.entry(name).or_default().push(path);
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => problems.push(whole_file(&directory, failed("list", &error))),
         }
     }
-    by_name.into_values().collect()
+    by_name.into_values().filter_map(Named::highest).collect()
 }
 
 /// The names of the drop-ins in `directory`; those with a leading dot belong to editors and to mounts.
@@ -184,16 +207,14 @@ mod tests {
         root
     }
 
-    /// The files that are read below `root` and what is wrong, without the path of the root.
+    /// The files below `root` that say something and what is wrong, without the path of the root.
     fn read_below(root: &TempDir) -> (Vec<String>, Vec<String>) {
         let mut problems = Vec::new();
         let layers = read(&Source::Layers { root: root.path().into() }, &mut problems);
         let short = |path: &Path| path.strip_prefix(root.path()).unwrap().display().to_string();
         let problem = |p: &Problem| format!("{}: {}", short(&p.file), p.message);
-        (
-            layers.iter().map(|layer| short(&layer.path)).collect(),
-            problems.iter().map(problem).collect(),
-        )
+        let read = layers.iter().filter(|layer| !layer.content.is_empty());
+        (read.map(|layer| short(&layer.path)).collect(), problems.iter().map(problem).collect())
     }
 
     #[test]
@@ -276,6 +297,116 @@ mod tests {
                 ],
                 &["etc/caxton/conf.d/10-a.yaml"],
             ),
+            // From here on the examples of the specification, with `bar.conf` for the main file and `bar.conf.d` for
+            // the drop-ins, in the order of its text.
+            (
+                "storage: the main file of run goes before that of usr, that of etc before both",
+                &[("usr/lib/caxton/caxton.yaml", "u"), ("etc/caxton/caxton.yaml", "e")],
+                &["etc/caxton/caxton.yaml"],
+            ),
+            (
+                "masking: an empty main file in etc masks that of usr",
+                &[("etc/caxton/caxton.yaml", ""), ("usr/lib/caxton/caxton.yaml", "u")],
+                &[],
+            ),
+            (
+                "drop-ins: the list of files in their order",
+                &[
+                    ("usr/lib/caxton/caxton.yaml", "u"),
+                    ("etc/caxton/caxton.yaml", "e"),
+                    ("usr/lib/caxton/conf.d/a.yaml", "u"),
+                    ("etc/caxton/conf.d/a.yaml", "e"),
+                    ("usr/lib/caxton/conf.d/b.yaml", "u"),
+                ],
+                &[
+                    "etc/caxton/caxton.yaml",
+                    "etc/caxton/conf.d/a.yaml",
+                    "usr/lib/caxton/conf.d/b.yaml",
+                ],
+            ),
+            (
+                "drop-ins: those of a main file that is masked by an empty one are read",
+                &[
+                    ("usr/lib/caxton/caxton.yaml", "u"),
+                    ("etc/caxton/caxton.yaml", ""),
+                    ("usr/lib/caxton/conf.d/a.yaml", "u"),
+                ],
+                &["usr/lib/caxton/conf.d/a.yaml"],
+            ),
+            (
+                "drop-ins: unless they are masked themselves",
+                &[
+                    ("usr/lib/caxton/caxton.yaml", "u"),
+                    ("etc/caxton/caxton.yaml", ""),
+                    ("usr/lib/caxton/conf.d/a.yaml", "u"),
+                    ("etc/caxton/conf.d/a.yaml", ""),
+                ],
+                &[],
+            ),
+            (
+                "drop-ins: a drop-in has no drop-ins",
+                &[
+                    ("etc/caxton/conf.d/a.yaml", "e"),
+                    ("etc/caxton/conf.d/a.yaml.d/b.yaml", "e"),
+                    ("etc/caxton/conf.d/conf.d/c.yaml", "e"),
+                ],
+                &["etc/caxton/conf.d/a.yaml"],
+            ),
+            (
+                "drop-ins without a main file",
+                &[
+                    ("usr/lib/caxton/conf.d/a.yaml", "u"),
+                    ("usr/lib/caxton/conf.d/b.yaml", "u"),
+                    ("etc/caxton/conf.d/c.yaml", "e"),
+                ],
+                &[
+                    "usr/lib/caxton/conf.d/a.yaml",
+                    "usr/lib/caxton/conf.d/b.yaml",
+                    "etc/caxton/conf.d/c.yaml",
+                ],
+            ),
+            // What follows from the rules without being an example.
+            (
+                "a drop-in of the lowest directory goes over the main file of the highest",
+                &[("etc/caxton/caxton.yaml", "e"), ("usr/lib/caxton/conf.d/00-a.yaml", "u")],
+                &["etc/caxton/caxton.yaml", "usr/lib/caxton/conf.d/00-a.yaml"],
+            ),
+            (
+                "a mask masks what is below it and not what is above it",
+                &[
+                    ("usr/lib/caxton/conf.d/a.yaml", "u"),
+                    ("run/caxton/conf.d/a.yaml", ""),
+                    ("etc/caxton/conf.d/a.yaml", "e"),
+                    ("usr/lib/caxton/caxton.yaml", ""),
+                    ("run/caxton/caxton.yaml", "r"),
+                ],
+                &["run/caxton/caxton.yaml", "etc/caxton/conf.d/a.yaml"],
+            ),
+            (
+                "a main file masked in run does not mask that of etc",
+                &[("run/caxton/caxton.yaml", "->/dev/null"), ("etc/caxton/caxton.yaml", "e")],
+                &["etc/caxton/caxton.yaml"],
+            ),
+            (
+                "names are ordered by their bytes, not by numbers or by letters",
+                &[
+                    ("etc/caxton/conf.d/9.yaml", "e"),
+                    ("etc/caxton/conf.d/10.yaml", "e"),
+                    ("etc/caxton/conf.d/B.yaml", "e"),
+                    ("etc/caxton/conf.d/a.yaml", "e"),
+                ],
+                &[
+                    "etc/caxton/conf.d/10.yaml",
+                    "etc/caxton/conf.d/9.yaml",
+                    "etc/caxton/conf.d/B.yaml",
+                    "etc/caxton/conf.d/a.yaml",
+                ],
+            ),
+            (
+                "the main file's name means nothing among drop-ins, nor theirs beside it",
+                &[("etc/caxton/conf.d/caxton.yaml", "e"), ("usr/lib/caxton/a.yaml", "u")],
+                &["etc/caxton/conf.d/caxton.yaml"],
+            ),
             (
                 "links are followed",
                 &[
@@ -290,6 +421,35 @@ mod tests {
             assert_eq!(read, *expected, "{name}");
             assert!(problems.is_empty(), "{name}: {problems:?}");
         }
+    }
+
+    #[test]
+    fn what_a_file_replaces_is_told_the_lowest_first() {
+        let root = root(&[
+            ("usr/lib/caxton/caxton.yaml", "u"),
+            ("run/caxton/caxton.yaml", "r"),
+            ("etc/caxton/caxton.yaml", ""),
+            ("usr/lib/caxton/conf.d/a.yaml", "u"),
+            ("etc/caxton/conf.d/a.yaml", "e"),
+            ("run/caxton/conf.d/b.yaml", "r"),
+        ]);
+        let mut problems = Vec::new();
+        let layers = read(&Source::Layers { root: root.path().into() }, &mut problems);
+        let short = |path: &PathBuf| path.strip_prefix(root.path()).unwrap().to_owned();
+        let told: Vec<_> = layers
+            .iter()
+            .map(|layer| (short(&layer.path), Vec::from_iter(layer.replaced.iter().map(short))))
+            .collect();
+        let paths = |of: &[&str]| of.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let main = paths(&["usr/lib/caxton/caxton.yaml", "run/caxton/caxton.yaml"]);
+        assert_eq!(
+            told,
+            [
+                ("etc/caxton/caxton.yaml".into(), main),
+                ("etc/caxton/conf.d/a.yaml".into(), paths(&["usr/lib/caxton/conf.d/a.yaml"])),
+                ("run/caxton/conf.d/b.yaml".into(), Vec::new()),
+            ]
+        );
     }
 
     #[test]
@@ -341,7 +501,8 @@ mod tests {
         let mut problems = Vec::new();
         let layers = read(&Source::File(root.path().join("a.yaml")), &mut problems);
         assert_eq!(layers.iter().map(|l| l.content.as_slice()).collect::<Vec<_>>(), [b"a"]);
-        assert!(read(&Source::File("/dev/null".into()), &mut problems).is_empty());
+        let null = read(&Source::File("/dev/null".into()), &mut problems);
+        assert_eq!(null.iter().map(|l| l.content.as_slice()).collect::<Vec<_>>(), [b""]);
         assert!(problems.is_empty(), "{problems:?}");
         assert!(read(&Source::File(root.path().join("none.yaml")), &mut problems).is_empty());
         assert_eq!(problems.len(), 1);

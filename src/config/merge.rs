@@ -68,6 +68,11 @@ impl Merged {
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
     }
 
+    /// Where the setting at `path` was written last; `None` when the default holds.
+    pub(super) fn origin(&self, path: &[String]) -> Option<(&Path, Place)> {
+        self.origins.get(path).map(|origin| (origin.file.as_path(), origin.place))
+    }
+
     /// Thresholds that do not rise: a level with none of its own could never be left by one step.
     fn out_of_order(&self, settings: &Settings) -> Vec<Problem> {
         let pressure = settings.memory.pressure;

@@ -2,8 +2,9 @@
 //!
 //! One place for each step: *layers* (which files, in which order, and their bytes), *file* (YAML to a tree with places;
 //! the only one that names the YAML crate), *keys* (every key and what it may say), *records* (lists of sections), *check*
-//! (a tree against the keys, every problem at once), *merge* (all files over each other, and what must hold between keys), *settings* (what
-//! comes out). [`load`] goes through them. Nothing outside this module sees an unchecked value.
+//! (a tree against the keys, every problem at once), *merge* (all files over each other, and what must hold between
+//! keys), *settings* (what comes out). [`load`] goes through them. Nothing outside this module sees an unchecked value.
+//! The way back is *values* (settings key by key) and *yaml* (a value, and all of them, as a file says it).
 //!
 //! Invariant: a reload replaces all settings or none; on any problem the last good ones stay.
 
@@ -14,10 +15,12 @@ mod layers;
 mod merge;
 mod records;
 mod settings;
+mod values;
+mod yaml;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use figment::value::Value as Checked;
 
@@ -28,6 +31,8 @@ pub use settings::{
     LogLevel, Memory, ModelCache, ModelSettings, Packages, Precision, Pressure, Settings, Socket,
     TenantSettings,
 };
+pub use values::{KeyValue, Origin, in_force, values};
+pub use yaml::document;
 
 /// Where the configuration comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +53,37 @@ pub struct Loaded {
     pub settings: Settings,
     /// The files it came from, each applied over those before it; masked ones are not among them.
     pub files: Vec<PathBuf>,
+}
+
+/// A configuration without problems, and where it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// What holds.
+    pub loaded: Loaded,
+    /// Every key with its value and where that was written, in the order of the shipped file.
+    pub values: Vec<KeyValue>,
+    /// Every file that was found, each applied over those before it; before each file those that it replaces.
+    pub found: Vec<Found>,
+}
+
+/// A file of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+/// What became of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It was applied.
+    Applied,
+    /// It is empty or a link to `/dev/null`: it says nothing, and what it replaces says nothing either.
+    Empty,
+    /// It was not read, because this file of a higher directory has its name.
+    ReplacedBy(PathBuf),
 }
 
 /// A place in a file.
@@ -100,27 +136,71 @@ pub struct ConfigError {
 /// When anything in any file is wrong, with all that is.
 pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     let mut problems = Vec::new();
+    let layers = layers::read(source, &mut problems);
+    let (settings, _) = combine(&layers, problems)?;
+    Ok(Loaded { settings, files: applied(layers) })
+}
+
+/// [`load`], with the origin of everything.
+///
+/// # Errors
+/// As [`load`].
+pub fn explain(source: &Source) -> Result<Explained, ConfigError> {
+    let mut problems = Vec::new();
+    let layers = layers::read(source, &mut problems);
+    let (settings, merged) = combine(&layers, problems)?;
+    let values = values::with_origins(&settings, &merged);
+    let found = layers.iter().flat_map(found).collect();
+    Ok(Explained { loaded: Loaded { settings, files: applied(layers) }, values, found })
+}
+
+/// Reads and checks `content` as the only file there is, and calls it `file` when something is wrong with it.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(file: &Path, content: Vec<u8>) -> Result<Settings, ConfigError> {
+    let layer = layers::Layer { path: file.to_owned(), content, replaced: Vec::new() };
+    Ok(combine(&[layer], Vec::new())?.0)
+}
+
+/// Checks all of `layers` and applies them over each other. `problems` are those that there are already.
+fn combine(
+    layers: &[layers::Layer],
+    mut problems: Vec<Problem>,
+) -> Result<(Settings, merge::Merged), ConfigError> {
     let mut merged = merge::Merged::new();
-    let mut files = Vec::new();
-    for layers::Layer { path, content } in layers::read(source, &mut problems) {
-        let checked = file::parse(&content)
+    for layers::Layer { path, content, .. } in layers {
+        let checked = file::parse(content)
             .map_err(|file::SyntaxError { place, message }| {
                 vec![Problem { file: path.clone(), place, key: String::new(), message }]
             })
-            .and_then(|root| check::check(&path, &root));
+            .and_then(|root| check::check(path, &root));
         match checked {
-            Ok(assignments) => merged.apply(&path, assignments),
+            Ok(assignments) => merged.apply(path, assignments),
             Err(found) => problems.extend(found),
         }
-        files.push(path);
     }
     if !problems.is_empty() {
         return Err(ConfigError { problems });
     }
     match merged.settings() {
-        Ok(settings) => Ok(Loaded { settings, files }),
+        Ok(settings) => Ok((settings, merged)),
         Err(problems) => Err(ConfigError { problems }),
     }
+}
+
+/// The files that say something.
+fn applied(layers: Vec<layers::Layer>) -> Vec<PathBuf> {
+    layers.into_iter().filter(|layer| !layer.content.is_empty()).map(|layer| layer.path).collect()
+}
+
+/// What became of the file of `layer`, after those that it replaces.
+fn found(layer: &layers::Layer) -> impl Iterator<Item = Found> {
+    let replaced = layer.replaced.iter();
+    let replaced = replaced
+        .map(|path| Found { path: path.clone(), fate: Fate::ReplacedBy(layer.path.clone()) });
+    let fate = if layer.content.is_empty() { Fate::Empty } else { Fate::Applied };
+    replaced.chain([Found { path: layer.path.clone(), fate }])
 }
 
 /// The keys that a reload changes.
@@ -179,7 +259,6 @@ fn find<'a>(settings: &'a Option<Checked>, setting: &str, given: &str) -> Option
 mod tests {
     use std::collections::BTreeMap;
     use std::fs;
-    use std::path::Path;
     use std::time::Duration;
 
     use proptest::prelude::*;
@@ -263,19 +342,21 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_of_a_data_volume_loads_as_written() {
+    fn the_configuration_of_an_edge_device_without_a_network_loads_as_written() {
         let settings = load_yaml(
             r#"
 memory:
   backend: "embedded"
   embedding_model: "bundled-mini"
   model_cache: { directory: "/data/caxton/models", auto_download: false, bundled_models_only: true }
+  fallback_strategy: "strict"
   download: { enabled: false }
 "#,
         );
         let mut expected = Settings::default();
         expected.memory.model_cache.directory = "/data/caxton/models".into();
         expected.memory.model_cache.bundled_only = true;
+        expected.memory.fallback_strategy = FallbackStrategy::Strict;
         assert_eq!(settings, expected);
     }
 
@@ -450,6 +531,46 @@ log: { level: trace }
         assert_eq!(loaded.settings, expected);
         let names: Vec<_> = loaded.files.iter().filter_map(|file| file.file_name()).collect();
         assert_eq!(names, ["caxton.yaml", "10-run.yaml", "50-site.yaml"]);
+    }
+
+    #[test]
+    fn every_file_and_every_value_is_explained() {
+        let root = TempDir::new().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let queue = "embedding:\n  queue_size: 3\n  threads: 2\n";
+        write(root.path(), "usr/lib/caxton/caxton.yaml", "");
+        write(root.path(), "etc/caxton/caxton.yaml", queue);
+        write(root.path(), "usr/lib/caxton/conf.d/10-a.yaml", "log: { level: warn }");
+        write(root.path(), "run/caxton/conf.d/10-a.yaml", "");
+        write(root.path(), "usr/lib/caxton/conf.d/90-b.yaml", "embedding: { queue_size: 4 }");
+        let explained = explain(&Source::Layers { root: root.path().into() }).unwrap();
+        let (main, last) = (at("etc/caxton/caxton.yaml"), at("usr/lib/caxton/conf.d/90-b.yaml"));
+        let found = |path: &PathBuf, fate| Found { path: path.clone(), fate };
+        let mask = at("run/caxton/conf.d/10-a.yaml");
+        assert_eq!(
+            explained.found,
+            [
+                found(&at("usr/lib/caxton/caxton.yaml"), Fate::ReplacedBy(main.clone())),
+                found(&main, Fate::Applied),
+                found(&at("usr/lib/caxton/conf.d/10-a.yaml"), Fate::ReplacedBy(mask.clone())),
+                found(&mask, Fate::Empty),
+                found(&last, Fate::Applied),
+            ]
+        );
+        assert_eq!(explained.loaded.files, [main.clone(), last.clone()]);
+        let written: Vec<_> =
+            explained.values.iter().filter_map(|v| Some((v.key(), v.origin.clone()?))).collect();
+        let origin = |file: &PathBuf, line, column| Origin {
+            file: file.clone(),
+            place: Place { line, column },
+        };
+        assert_eq!(
+            written,
+            [
+                ("embedding.threads".to_owned(), origin(&main, 3, 12)),
+                ("embedding.queue_size".to_owned(), origin(&last, 1, 27)),
+            ]
+        );
     }
 
     #[test]

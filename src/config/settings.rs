@@ -87,7 +87,7 @@ pub struct Admins {
 pub struct Memory {
     /// The model, or the alias of one, that answers when a request names none and no alias is called `default`.
     pub embedding_model: String,
-    /// Models that answer for others first; the smallest stays in memory when all others have to leave.
+    /// Models, or aliases of models, that answer for others first; the smallest stays in memory when all others have to leave.
     pub fallback_models: Vec<String>,
     /// Which models may answer for one that cannot.
     pub fallback_strategy: FallbackStrategy,

@@ -6,9 +6,11 @@
 //! - Start: log → configuration → store → socket → bundled packages → connections → default model → READY=1. A
 //!   default model that is not installed or does not load does not hold READY=1 back: the operator can then see why
 //!   in `STATUS=`, and mend it by dropping a package; `/readyz` says 503 until it answers.
+//!   Wrong files do not hold it back either, when a good configuration was kept on disk.
 //! - Reload: a tick of the watcher and SIGHUP do the same: read all, check all, apply all or nothing.
 //! - Stop: STOPPING=1 → no more connections → requests in flight until `socket.drain_timeout` → models → exit.
 
+mod last_good;
 mod listen;
 mod reload;
 mod serve;
@@ -46,9 +48,10 @@ use crate::models::usage::{self, Usage};
 use crate::models::{Handle, Parts, load};
 use crate::package::{Store, StoreError};
 use crate::units::milliseconds;
-use crate::watch;
+use crate::watch::{self, Writes};
+use last_good::LastGood;
 use listen::{Bound, Listening};
-use reload::Reloader;
+use reload::{NothingGood, Reloader, Start};
 
 /// Where the kernel's files are.
 const ROOT: &str = "/";
@@ -92,19 +95,14 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     let gives_back = release::give_back_large_blocks();
     // Before the configuration is read, so that its problems are logged.
     let level = log::start(LevelFilter::INFO).map_err(|_already| Exit::Software)?;
-    let loaded = config::load(&source).map_err(|error| {
-        for problem in &error.problems {
-            tracing::error!("{problem}");
-        }
-        tracing::error!("the configuration is wrong; `caxton check` shows this list, too");
-        Exit::Config
-    })?;
-    let settings = &loaded.settings;
+    let last_good = LastGood::of_process();
+    let start = Start::read(&source, &last_good).map_err(|NothingGood| Exit::Config)?;
+    let settings = &start.loaded.settings;
     level.set(reload::level(settings));
     if !gives_back {
         tracing::info!("this C library may keep memory that models have left");
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), files = ?loaded.files, "starting");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), files = ?start.loaded.files, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
@@ -123,9 +121,10 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         tracing::error!(error = chain(&error), "cannot listen");
         Exit::System
     })?;
+    let configuration = ReadConfiguration { source, start, last_good, level };
     let outcome = runtime.block_on(async {
         let daemon = tokio::select! {
-            daemon = Daemon::start(started, source, loaded, level, store, listening) => daemon?,
+            daemon = Daemon::start(started, configuration, store, listening) => daemon?,
             signal = signals.stop.recv() => {
                 tracing::info!(signal, "stopped before it was ready");
                 return Ok(());
@@ -157,6 +156,14 @@ fn open_store(settings: &Settings) -> Result<Arc<Store>, Exit> {
     Ok(Arc::new(store))
 }
 
+/// The configuration as it was read, and what it takes to read it again.
+struct ReadConfiguration {
+    source: Source,
+    start: Start,
+    last_good: LastGood,
+    level: log::Level,
+}
+
 struct Daemon {
     app: App,
     /// Each runs until it is cancelled; the name of one that ended, and whether it ended well.
@@ -176,24 +183,27 @@ struct Daemon {
 impl Daemon {
     async fn start(
         started: Instant,
-        source: Source,
-        loaded: config::Loaded,
-        level: log::Level,
+        ReadConfiguration { source, start, last_good, level }: ReadConfiguration,
         store: Arc<Store>,
         Listening { listener, bound }: Listening,
     ) -> Result<Self, Exit> {
-        let settings = loaded.settings.clone();
+        let settings = start.loaded.settings.clone();
         let options = load::options(&settings);
         let (stop_serving, stop_all) = (CancellationToken::new(), CancellationToken::new());
         let (config_ticks, ticks) = mpsc::channel(1);
         let (drop_ticks, dropped) = mpsc::channel(1);
-        let config_watch =
-            watch::watch(config::directories(&source), config_ticks, stop_all.clone());
+        let config_watch = watch::watch(
+            config::directories(&source),
+            Writes::Finished,
+            config_ticks,
+            stop_all.clone(),
+        );
         let drop_directory = settings.packages.drop_directory.clone();
-        let drop_watch = watch::watch(vec![drop_directory.clone()], drop_ticks, stop_all.clone());
+        let drop_watch =
+            watch::watch(vec![drop_directory.clone()], Writes::Each, drop_ticks, stop_all.clone());
 
         let (metrics, events) = (Metrics::new(api::ROUTES), Events::new(SystemTime::now()));
-        let (reloader, follow) = Reloader::new(source, loaded, level, events.clone());
+        let (reloader, follow) = Reloader::new(source, start, last_good, level, events.clone());
         let gauge = Gauge::new(Path::new(ROOT), settings.memory.memory_limit);
         let (told, readings) = channel::channel(Reading::default());
         let source = source::Source::open(Path::new(ROOT), Environment::of_process());
@@ -227,6 +237,7 @@ impl Daemon {
             installer,
             tenants: Arc::new(Tenants::new(follow.settings.clone())),
             settings: follow.settings,
+            started_with: reloader.at_start(),
             configuration: follow.configuration,
             started,
             threads: options.threads,
@@ -265,6 +276,7 @@ impl Daemon {
                     tracing::info!(status, elapsed_ms = self.elapsed_ms(), "ready");
                     systemd::ready(&status);
                     self.preload();
+                    self.reloader.keep().await;
                 }
                 changed = overview.changed(), if ready => {
                     if changed.is_err() {
@@ -301,14 +313,19 @@ impl Daemon {
         systemd::reloading();
         self.reloader.apply(read);
         systemd::ready(&self.status());
+        self.reloader.keep().await;
     }
 
     /// What `systemctl status` shows.
     fn status(&self) -> String {
         let overview = self.app.handle.overview().borrow().clone();
-        let problem = match self.app.configuration.borrow().problems.is_empty() {
-            true => "",
-            false => "; the configuration was rejected, the last good one is in force",
+        let configuration = self.app.configuration.borrow();
+        let problem = match (configuration.problems.is_empty(), configuration.last_good) {
+            (true, _) => "",
+            (false, false) => "; the configuration was rejected, the last good one is in force",
+            (false, true) => {
+                "; the configuration is wrong, the last good one of the disk is in force"
+            }
         };
         format!("{overview}{problem}")
     }

@@ -1,7 +1,8 @@
 //! Reloading: one path for SIGHUP and for the watcher, which both only say "look".
 //!
 //! Invariant: all settings change together or not at all; on any problem the last good ones stay in force, and what
-//! is wrong is in the log and in `/status` until it is mended.
+//! is wrong is in the log and in `/status` until it is mended. That includes problems at the start, when the last good
+//! ones are those that were kept on disk.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,8 +10,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::level_filters::LevelFilter;
 
+use super::last_good::{LastGood, LastGoodError};
 use crate::api::wire::Configuration;
 use crate::config::{self, ConfigError, Loaded, LogLevel, Settings, Source};
+use crate::errors::chain;
 use crate::events::{Event, Events};
 use crate::log;
 use crate::memory::level::Thresholds;
@@ -27,12 +30,61 @@ pub(super) struct Follow {
     pub(super) schedule: watch::Receiver<Schedule>,
 }
 
+/// What the daemon starts with.
+pub(super) struct Start {
+    pub(super) loaded: Loaded,
+    /// What is wrong with the files; then `loaded` is the last good configuration, and else there is nothing.
+    pub(super) problems: Vec<String>,
+}
+
+impl Start {
+    /// What the files of `source` say, or when they are wrong what was kept by `last_good`. Says what is wrong.
+    ///
+    /// # Errors
+    /// When there is nothing to start with.
+    pub(super) fn read(source: &Source, last_good: &LastGood) -> Result<Self, NothingGood> {
+        let error = match config::load(source) {
+            Ok(loaded) => return Ok(Self { loaded, problems: Vec::new() }),
+            Err(error) => error,
+        };
+        for problem in &error.problems {
+            tracing::error!("{problem}");
+        }
+        match last_good.load() {
+            Ok(Some(loaded)) => {
+                tracing::error!(
+                    files = ?loaded.files,
+                    "the configuration is wrong: started with the last good one, which was kept on disk; `caxton \
+                     check` shows what is wrong, and what is mended is applied at once"
+                );
+                Ok(Self { loaded, problems: texts(&error) })
+            }
+            Ok(None) => {
+                tracing::error!("the configuration is wrong; `caxton check` shows this list, too");
+                Err(NothingGood)
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "the configuration is wrong, and the last good one cannot be used; `caxton check` shows what is wrong"
+                );
+                Err(NothingGood)
+            }
+        }
+    }
+}
+
+/// The files are wrong and no good configuration was kept, as the log says.
+#[derive(Debug)]
+pub(super) struct NothingGood;
+
 /// The one writer of the settings in force.
 pub(super) struct Reloader {
     source: Source,
     level: log::Level,
     /// The settings that the daemon started with; what needs a restart is measured against them.
-    at_start: Settings,
+    at_start: Arc<Settings>,
+    last_good: LastGood,
     settings: watch::Sender<Arc<Settings>>,
     configuration: watch::Sender<Configuration>,
     thresholds: watch::Sender<Thresholds>,
@@ -42,20 +94,27 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    /// Puts `loaded` in force.
+    /// Puts what was read at the start in force.
     pub(super) fn new(
         source: Source,
-        loaded: Loaded,
+        Start { loaded, problems }: Start,
+        last_good: LastGood,
         level: log::Level,
         events: Events,
     ) -> (Self, Follow) {
         let Loaded { settings, files } = loaded;
-        let configuration =
-            Configuration { files: names(&files), generation: 1, ..Configuration::default() };
+        let configuration = Configuration {
+            files: names(&files),
+            last_good: !problems.is_empty(),
+            generation: 1,
+            problems,
+            restart_needed: Vec::new(),
+        };
         let reloader = Self {
             source,
             level,
-            at_start: settings.clone(),
+            at_start: Arc::new(settings.clone()),
+            last_good,
             configuration: watch::Sender::new(configuration),
             thresholds: watch::Sender::new(models::thresholds(&settings)),
             rules: watch::Sender::new(Rules::from(&settings)),
@@ -64,6 +123,10 @@ impl Reloader {
             events,
         };
         reloader.events.send(Event::ConfigurationApplied { generation: 1 });
+        let problems = reloader.configuration.borrow().problems.clone();
+        if !problems.is_empty() {
+            reloader.events.send(Event::ConfigurationRefused { problems });
+        }
         let follow = Follow {
             settings: reloader.settings.subscribe(),
             configuration: reloader.configuration.subscribe(),
@@ -72,6 +135,33 @@ impl Reloader {
             schedule: reloader.schedule.subscribe(),
         };
         (reloader, follow)
+    }
+
+    /// The settings that the daemon started with.
+    pub(super) fn at_start(&self) -> Arc<Settings> {
+        Arc::clone(&self.at_start)
+    }
+
+    /// Keeps what is in force on disk, when the files say it.
+    pub(super) async fn keep(&self) {
+        if !self.configuration.borrow().problems.is_empty() {
+            return;
+        }
+        let (last_good, settings) = (self.last_good.clone(), Arc::clone(&self.settings.borrow()));
+        let kept = tokio::task::spawn_blocking(move || last_good.keep(&settings)).await;
+        let kept = kept
+            .map_err(|error| error.to_string())
+            .and_then(|kept: Result<(), LastGoodError>| kept.map_err(|error| chain(&error)));
+        match (kept, self.last_good.path()) {
+            (Err(error), _) => tracing::warn!(
+                error,
+                "the configuration is not kept on disk: a restart with wrong files would not start"
+            ),
+            (Ok(()), Some(path)) => {
+                tracing::debug!(path = %path.display(), "the configuration is kept")
+            }
+            (Ok(()), None) => {}
+        }
     }
 
     /// Reads the files again. Returns whether anything is different: settings, files or problems.
@@ -122,6 +212,7 @@ impl Reloader {
         self.configuration.send_modify(|seen| {
             seen.files = names(&files);
             seen.generation += 1;
+            seen.last_good = false;
             seen.problems.clear();
             seen.restart_needed = waiting.iter().map(ToString::to_string).collect();
             let generation = seen.generation;

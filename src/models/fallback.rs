@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::ModelError;
-use crate::config::{FallbackStrategy, Memory};
+use super::{ModelError, alias};
+use crate::config::{AliasSettings, FallbackStrategy, Memory};
 use crate::errors::chain;
 use crate::package::{Entry, Key, Status, choose};
 
@@ -53,12 +53,14 @@ pub(super) fn is_called_for(error: &ModelError, named: bool) -> bool {
 }
 
 /// Names of the models that may stand in for `wanted`, the best first: those of its embedding space, then those of its
-/// length in the order of `memory.fallback_models`, then the others of the list.
+/// length in the order of `memory.fallback_models`, then the others of the list. A name of the list may be an alias; its
+/// canary is not looked at.
 pub(super) fn stand_ins(
     wanted: &str,
     entries: &[Entry],
     allowed: Fallback,
     memory: &Memory,
+    aliases: &BTreeMap<String, AliasSettings>,
 ) -> Vec<String> {
     let (Fallback::Vectors(said) | Fallback::Comparison(said)) = allowed;
     if memory.fallback_strategy == FallbackStrategy::Strict || said == Some(false) {
@@ -75,7 +77,7 @@ pub(super) fn stand_ins(
     let dimensions = preferred.map(|entry| entry.manifest.dimensions);
     let listed = |entry: &Entry| {
         let chosen = |name: &String| choose(entries, name).is_some_and(|it| it.key == entry.key);
-        memory.fallback_models.iter().position(chosen)
+        memory.fallback_models.iter().position(|name| chosen(&alias::meant(aliases, name)))
     };
     let rank = |entry: &Entry| -> Option<(u8, usize, Key)> {
         let place = listed(entry);
@@ -162,6 +164,11 @@ mod tests {
         }
     }
 
+    /// What stands in where there is no alias.
+    fn found(wanted: &str, entries: &[Entry], allowed: Fallback, memory: &Memory) -> Vec<String> {
+        stand_ins(wanted, entries, allowed, memory, &BTreeMap::new())
+    }
+
     /// Models by name, dimensions and what makes their embedding space.
     fn entries() -> Vec<Entry> {
         vec![
@@ -177,7 +184,7 @@ mod tests {
     fn the_same_space_comes_before_the_same_length_before_the_list() {
         let entries = entries();
         let mut memory = memory(FallbackStrategy::Auto, &["wide", "listed"]);
-        let find = |allowed, memory: &Memory| stand_ins("wanted", &entries, allowed, memory);
+        let find = |allowed, memory: &Memory| found("wanted", &entries, allowed, memory);
         assert_eq!(find(Fallback::Vectors(None), &memory), ["wanted@0.9"]);
         let all_of_its_length = ["wanted@0.9", "listed@1", "other@1"];
         assert_eq!(find(Fallback::Vectors(Some(true)), &memory), all_of_its_length);
@@ -193,7 +200,7 @@ mod tests {
     fn what_is_compared_within_an_answer_may_come_from_any_model() {
         let entries = entries();
         let memory = memory(FallbackStrategy::Auto, &["wide"]);
-        let find = |allowed| stand_ins("wanted", &entries, allowed, &memory);
+        let find = |allowed| found("wanted", &entries, allowed, &memory);
         let all = ["wanted@0.9", "listed@1", "other@1", "wide@1"];
         assert_eq!(find(Fallback::Comparison(None)), all);
         assert!(find(Fallback::Comparison(Some(false))).is_empty());
@@ -204,9 +211,29 @@ mod tests {
         let entries = entries();
         let allowed = Fallback::Vectors(Some(true));
         let manual = memory(FallbackStrategy::Manual, &["wide", "listed"]);
-        assert_eq!(stand_ins("wanted", &entries, allowed, &manual), ["listed@1"]);
+        assert_eq!(found("wanted", &entries, allowed, &manual), ["listed@1"]);
         let strict = memory(FallbackStrategy::Strict, &["wide", "listed"]);
-        assert!(stand_ins("wanted", &entries, allowed, &strict).is_empty());
+        assert!(found("wanted", &entries, allowed, &strict).is_empty());
+    }
+
+    #[test]
+    fn a_name_of_the_list_may_be_an_alias() {
+        let entries = entries();
+        let alias = |model: &str, revision: Option<&str>| AliasSettings {
+            model: model.to_owned(),
+            revision: revision.map(str::to_owned),
+            ..AliasSettings::default()
+        };
+        let aliases = BTreeMap::from([
+            ("spare".to_owned(), alias("listed", None)),
+            ("old".to_owned(), alias("wanted", Some("0.9"))),
+            ("nothing".to_owned(), alias("nowhere", None)),
+        ]);
+        let manual = memory(FallbackStrategy::Manual, &["nothing", "spare", "old"]);
+        let allowed = Fallback::Vectors(Some(true));
+        let find = |aliases| stand_ins("wanted", &entries, allowed, &manual, aliases);
+        assert_eq!(find(&aliases), ["wanted@0.9", "listed@1"]);
+        assert!(find(&BTreeMap::new()).is_empty());
     }
 
     #[test]
@@ -214,9 +241,9 @@ mod tests {
         let entries = entries();
         let mut memory = memory(FallbackStrategy::Auto, &["listed"]);
         let allowed = Fallback::Vectors(Some(true));
-        assert!(stand_ins("nowhere", &entries, allowed, &memory).is_empty());
+        assert!(found("nowhere", &entries, allowed, &memory).is_empty());
         memory.allow_dimension_mismatch = true;
-        assert_eq!(stand_ins("nowhere", &entries, allowed, &memory), ["listed@1"]);
+        assert_eq!(found("nowhere", &entries, allowed, &memory), ["listed@1"]);
     }
 
     #[test]

@@ -136,8 +136,8 @@ impl Handle {
             Err(error) => return Err(error),
         };
         let settings = Arc::clone(&self.settings.borrow());
-        let stand_ins =
-            fallback::stand_ins(wanted, &self.store.entries(), fallback, &settings.memory);
+        let (entries, aliases) = (self.store.entries(), &settings.aliases);
+        let stand_ins = fallback::stand_ins(wanted, &entries, fallback, &settings.memory, aliases);
         for stand_in in stand_ins {
             match self.lease_by(&stand_in, deadline).await {
                 Ok(lease) => {

@@ -48,6 +48,7 @@ fn a_stranger_may_embed_and_look_but_change_nothing() {
         &["model", "install", package],
         &["model", "remove", "bundled-mini"],
         &["model", "verify", "bundled-mini"],
+        &["check", "--diff", "/dev/null"],
         &["model", "export", "bundled-mini", "--output", "/dev/shm/never"],
     ] {
         let before = daemon.log().len();

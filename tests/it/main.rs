@@ -6,6 +6,8 @@ mod bench;
 mod bundled;
 mod bundled_directory;
 mod command_line;
+mod config_edits;
+mod configuration;
 mod connections;
 mod contract;
 mod corruption;

@@ -8,7 +8,7 @@ use super::super::slot::Slot;
 use super::super::{DefaultState, MemoryView, ModelView, Overview, Residency};
 use super::Manager;
 use crate::config::ModelSettings;
-use crate::package::{Entry, Key, Status};
+use crate::package::{Entry, Key, Status, choose};
 
 impl Manager {
     pub(super) fn residency(&self) -> BTreeMap<Key, Residency> {
@@ -112,13 +112,17 @@ impl Manager {
     }
 
     pub(super) fn is_fallback(&self, key: &Key) -> bool {
-        let fallbacks = &self.parts.settings.borrow().memory.fallback_models;
-        let (id, version, _) = key.parts();
-        let names_it = |name: &String| match name.split_once('@') {
-            Some(name) => name == (id, version),
-            None => name == id,
+        let settings = Arc::clone(&self.parts.settings.borrow());
+        let names_it = |name: &String| {
+            let meant = alias::meant(&settings.aliases, name);
+            match meant.contains('@') {
+                true => choose(&self.parts.store.entries(), &meant)
+                    .is_some_and(|entry| entry.key == *key),
+                // Any version of it: one that is in memory need not be loaded for want of another.
+                false => meant == key.id(),
+            }
         };
-        fallbacks.iter().any(names_it)
+        settings.memory.fallback_models.iter().any(names_it)
     }
 
     pub(super) fn model_settings(&self, key: &Key) -> ModelSettings {

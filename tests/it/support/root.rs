@@ -13,6 +13,8 @@ use super::{Daemon, cli, pack, tiny_package};
 #[derive(Debug)]
 pub(crate) struct Root {
     directory: TempDir,
+    /// The configuration's path below it.
+    config: PathBuf,
     settings: Value,
 }
 
@@ -46,7 +48,7 @@ impl Root {
             },
             "log": { "level": "debug" },
         });
-        let root = Self { settings, directory };
+        let root = Self { settings, config: "caxton.yaml".into(), directory };
         for directory in [root.bundled(), root.drop_directory(), root.keys()] {
             fs::create_dir(directory).unwrap();
         }
@@ -62,6 +64,15 @@ impl Root {
         }
         *at = value;
         self.write_settings();
+    }
+
+    /// Keeps the configuration in a directory of its own.
+    pub(crate) fn with_config_directory(mut self) -> Self {
+        fs::remove_file(self.config()).unwrap();
+        self.config = "etc/caxton.yaml".into();
+        fs::create_dir(self.path().join("etc")).unwrap();
+        self.write_settings();
+        self
     }
 
     /// [`Self::set`], for building.
@@ -92,7 +103,15 @@ impl Root {
 
     /// Starts the daemon, which may not get far.
     pub(crate) fn spawn(self) -> Daemon {
-        Daemon::spawn(self, Command::new(env!("CARGO_BIN_EXE_caxtond")))
+        self.spawn_with(|_| {})
+    }
+
+    /// The same, with a command line or an environment that `change` makes.
+    pub(crate) fn spawn_with(self, change: impl FnOnce(&mut Command)) -> Daemon {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_caxtond"));
+        program.env_remove("STATE_DIRECTORY");
+        change(&mut program);
+        Daemon::spawn(self, program)
     }
 
     /// The command line, with the configuration of this root.
@@ -107,7 +126,7 @@ impl Root {
     }
 
     pub(crate) fn config(&self) -> PathBuf {
-        self.path().join("caxton.yaml")
+        self.path().join(&self.config)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

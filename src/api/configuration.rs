@@ -1,0 +1,32 @@
+//! What is in force, key by key, so that it can be compared with what the files say.
+//!
+//! For administrators: it names the users and groups of every tenant.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+
+use super::App;
+use super::wire::configuration::{InForce, Value};
+use crate::config::{self, KeyValue, Origin};
+
+pub(super) async fn in_force(State(app): State<App>) -> Json<InForce> {
+    let applied = Arc::clone(&app.settings.borrow());
+    let values = config::in_force(&app.started_with, &applied);
+    Json(InForce { values: values.iter().map(describe).collect() })
+}
+
+/// A key as clients see it.
+pub fn describe(value: &KeyValue) -> Value {
+    let origin = value.origin.as_ref();
+    Value {
+        key: value.key(),
+        value: value.value.clone(),
+        default: value.default.clone(),
+        restart: value.restart,
+        file: origin.map(|Origin { file, .. }| file.display().to_string()),
+        line: origin.map(|Origin { place, .. }| place.line),
+        column: origin.map(|Origin { place, .. }| place.column),
+    }
+}

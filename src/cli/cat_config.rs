@@ -1,0 +1,76 @@
+//! `caxton cat-config`: what the files say, every value with where it was written, without a daemon.
+//!
+//! What is printed is a file of the configuration itself: checked, it gives the same settings.
+
+use std::io::{self, Write};
+
+use clap::Args;
+
+use super::{Connection, print_json};
+use crate::api::describe_value;
+use crate::api::wire::configuration::{File, Files};
+use crate::config::{self, Explained, Fate, Found, KeyValue, Origin};
+use crate::exit::Exit;
+
+/// Print every value that the files give, and where it was written.
+#[derive(Debug, Args)]
+pub(super) struct CatConfig {
+    /// Print it in JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl CatConfig {
+    pub(super) fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let explained = config::explain(&connection.source())?;
+        if self.json {
+            print_json(&json(&explained))?;
+        } else {
+            write!(io::stdout().lock(), "{}", text(&explained))?;
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+fn json(Explained { values, found, .. }: &Explained) -> Files {
+    let file = |Found { path, fate }: &Found| {
+        let (state, replaced_by) = match fate {
+            Fate::Applied => ("applied", None),
+            Fate::Empty => ("empty", None),
+            Fate::ReplacedBy(by) => ("replaced", Some(by.display().to_string())),
+        };
+        File { path: path.display().to_string(), state: state.to_owned(), replaced_by }
+    };
+    Files {
+        files: found.iter().map(file).collect(),
+        values: values.iter().map(describe_value).collect(),
+    }
+}
+
+fn text(Explained { values, found, .. }: &Explained) -> String {
+    let mut text = String::new();
+    for Found { path, fate } in found {
+        let path = path.display();
+        let line = match fate {
+            Fate::Applied => format!("{path}"),
+            Fate::Empty => format!("{path}: empty, masks what it replaces"),
+            Fate::ReplacedBy(by) => format!("{path}: not read, replaced by {}", by.display()),
+        };
+        // A path may have any character, and a line of its own would be read as a key.
+        text.push_str(&format!("# {}\n", line.replace(char::is_control, "?")));
+    }
+    if found.is_empty() {
+        text.push_str("# no files, the defaults hold\n");
+    }
+    text + &config::document(values, |value| Some(origin(value)))
+}
+
+fn origin(KeyValue { origin, fixed, .. }: &KeyValue) -> String {
+    match origin {
+        Some(Origin { file, place }) => {
+            format!("{}:{}:{}", file.display(), place.line, place.column)
+        }
+        None if *fixed => "the only value".to_owned(),
+        None => "default".to_owned(),
+    }
+}

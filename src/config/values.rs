@@ -1,0 +1,163 @@
+//! Settings, key by key: what holds for each, where it was written, and what it is when nobody says anything.
+//!
+//! The way back from [`Settings`] to the table of keys. Pure.
+//!
+//! Invariant: the values of settings, put into a file by [`super::document`], load as these settings.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use figment::value::Value as Checked;
+
+use super::keys::{self, ALIAS, KEYS, Key, MODEL};
+use super::merge::Merged;
+use super::{AliasSettings, ModelSettings, Place, Settings, find, yaml};
+
+/// What a file calls a model or an alias that is not there, to learn what holds for it.
+const NOBODY: &str = "nobody";
+
+/// A key and what holds for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyValue {
+    /// The names on the way to it; those of models have dots.
+    pub path: Vec<String>,
+    /// What holds, as a file says it on one line.
+    pub value: String,
+    /// What holds when no file says anything of it.
+    pub default: String,
+    /// Whether a change waits for the next start.
+    pub restart: bool,
+    /// Whether there is no other value.
+    pub fixed: bool,
+    /// Where it was written; `None` when the default holds, or nobody knows.
+    pub origin: Option<Origin>,
+}
+
+impl KeyValue {
+    /// Its dotted name.
+    pub fn key(&self) -> String {
+        self.path.join(".")
+    }
+}
+
+/// Where a value was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub file: PathBuf,
+    /// Where in it.
+    pub place: Place,
+}
+
+/// Every key of `settings`, in the order of the shipped file.
+pub fn values(settings: &Settings) -> Vec<KeyValue> {
+    rows(settings, |_| None)
+}
+
+/// Every key of `settings`, which `merged` gave.
+pub(super) fn with_origins(settings: &Settings, merged: &Merged) -> Vec<KeyValue> {
+    rows(settings, |setting| {
+        let (file, place) = merged.origin(setting)?;
+        Some(Origin { file: file.to_owned(), place })
+    })
+}
+
+/// What is in force in a daemon that started with `started` and has applied `applied` since: of keys that need a
+/// restart, the value of the start.
+pub fn in_force(started: &Settings, applied: &Settings) -> Vec<KeyValue> {
+    let mut values = values(applied);
+    let waiting = rows(started, |_| None).into_iter().filter(|value| value.restart);
+    let mut waiting: BTreeMap<_, _> = waiting.map(|value| (value.path, value.value)).collect();
+    for value in &mut values {
+        if let Some(at_start) = waiting.remove(&value.path) {
+            value.value = at_start;
+        }
+    }
+    values
+}
+
+fn rows(settings: &Settings, origin: impl Fn(&[String]) -> Option<Origin>) -> Vec<KeyValue> {
+    let mut defaults = Settings::default();
+    defaults.models.insert(NOBODY.to_owned(), ModelSettings::default());
+    defaults.aliases.insert(NOBODY.to_owned(), AliasSettings::default());
+    // Settings are made of what figment made settings of.
+    let (held, default) = (Checked::serialize(settings).ok(), Checked::serialize(defaults).ok());
+    let mut rows = Vec::new();
+    for key in KEYS.iter().filter(|key| !key.alias) {
+        for given in given(key, settings) {
+            let setting = key.setting.unwrap_or(key.name);
+            let said = |held, given| match key.setting {
+                Some(setting) => yaml::value(&key.kind, find(held, setting, given)?),
+                None => key.kind.only().map(str::to_owned),
+            };
+            let (Some(value), Some(default)) = (said(&held, given), said(&default, NOBODY)) else {
+                continue;
+            };
+            let setting: Vec<_> = keys::path(setting, given).map(str::to_owned).collect();
+            rows.push(KeyValue {
+                path: keys::path(key.name, given).map(str::to_owned).collect(),
+                value,
+                default,
+                restart: key.restart,
+                fixed: key.setting.is_none(),
+                origin: origin(&setting),
+            });
+        }
+    }
+    rows
+}
+
+/// What the operator gave in the place of the placeholder of `key`; one empty text when it has none.
+fn given<'a>(key: &Key, settings: &'a Settings) -> Vec<&'a str> {
+    if key.name.contains(MODEL) {
+        settings.models.keys().map(String::as_str).collect()
+    } else if key.name.contains(ALIAS) {
+        settings.aliases.keys().map(String::as_str).collect()
+    } else {
+        vec![""]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+    use super::*;
+
+    fn settings(yaml: &str) -> Settings {
+        parse("f".as_ref(), yaml.as_bytes().to_vec()).expect(yaml)
+    }
+
+    fn value<'a>(values: &'a [KeyValue], key: &str) -> &'a KeyValue {
+        values.iter().find(|value| value.key() == key).expect(key)
+    }
+
+    #[test]
+    fn every_key_has_its_value_and_by_default_that_is_the_default() {
+        let values = values(&Settings::default());
+        let single = KEYS.iter().filter(|key| !key.alias && !key.name.contains('<'));
+        let names: Vec<_> = values.iter().map(KeyValue::key).collect();
+        assert_eq!(names, single.map(|key| key.name).collect::<Vec<_>>());
+        assert!(values.iter().all(|value| value.value == value.default), "{values:?}");
+        assert!(values.iter().all(|value| value.origin.is_none()));
+    }
+
+    #[test]
+    fn a_model_with_dots_in_its_name_is_one_name_on_the_way() {
+        let values = values(&settings("models: { a.1@2: { pinned: true } }"));
+        let pinned = value(&values, "models.a.1@2.pinned");
+        assert_eq!(pinned.path, ["models", "a.1@2", "pinned"]);
+        assert_eq!((pinned.value.as_str(), pinned.default.as_str()), ("true", "false"));
+        assert_eq!(value(&values, "models.a.1@2.max_idle_time").value, "never");
+    }
+
+    #[test]
+    fn what_waits_for_a_restart_is_not_in_force() {
+        let started = settings("socket: { mode: \"0600\" }\nembedding: { queue_size: 1 }");
+        let applied = settings("socket: { mode: \"0660\" }\nembedding: { queue_size: 2 }");
+        let values = in_force(&started, &applied);
+        assert_eq!(value(&values, "socket.mode").value, "\"0600\"");
+        assert_eq!(value(&values, "embedding.queue_size").value, "2");
+        assert!(value(&values, "socket.mode").restart);
+        assert_eq!(in_force(&applied, &applied), super::values(&applied));
+    }
+}

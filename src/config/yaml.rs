@@ -1,0 +1,246 @@
+//! What settings are in a file's words: one value on one line, and all of them as a file that says the same.
+//!
+//! Pure, and the inverse of [`Kind::check`]. It writes no YAML beyond sections, plain and quoted words, and lists on one
+//! line, and asks the parser whether a word needs quotes.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use figment::value::{Dict, Value as Checked};
+
+use super::KeyValue;
+use super::file::{self, Value};
+use super::keys::Kind;
+use super::records::Field;
+
+/// What a key of this kind says when `value` is what the settings have; `None` when that is nothing that it can say.
+pub(super) fn value(kind: &Kind, value: &Checked) -> Option<String> {
+    match (kind, value) {
+        (Kind::Or(word, _), Checked::Empty(..)) => Some((*word).to_owned()),
+        (Kind::AccountOrNone, Checked::Empty(..)) => Some("null".to_owned()),
+        (Kind::Or(_, inner), held) => self::value(inner, held),
+        (Kind::Flag | Kind::NoDownload, held) => held.to_bool().map(|flag| flag.to_string()),
+        (Kind::Count(..) | Kind::OneAtATime, held) => Some(held.to_u128()?.to_string()),
+        (Kind::Size(..), held) => Some(size(held.to_u128()?)),
+        (Kind::Percent, held) => Some(format!("{}%", held.to_u128()?)),
+        (Kind::Gigabytes, held) => Some(gigabytes(held.to_u128()?)),
+        (Kind::Time(..), held) => duration(held.as_dict()?),
+        (Kind::Mode, held) => Some(format!("\"{:04o}\"", held.to_u128()?)),
+        (
+            Kind::OneOf(_)
+            | Kind::Path
+            | Kind::SocketPath
+            | Kind::Model
+            | Kind::Name
+            | Kind::Account
+            | Kind::AccountOrNone,
+            held,
+        ) => Some(word(held.as_str()?)),
+        (Kind::List(inner), held) => {
+            let items = held.as_array()?.iter().map(|item| self::value(inner, item));
+            Some(format!("[{}]", items.collect::<Option<Vec<_>>>()?.join(", ")))
+        }
+        (Kind::Records(fields), held) => {
+            let records = held.as_array()?.iter().map(|item| record(fields, item.as_dict()?));
+            Some(format!("[{}]", records.collect::<Option<Vec<_>>>()?.join(", ")))
+        }
+    }
+}
+
+/// A section of a list. What has no word for nothing is left out when it is nothing.
+fn record(fields: &[Field], section: &Dict) -> Option<String> {
+    let mut keys = Vec::new();
+    for field in fields {
+        let held = section.get(field.name)?;
+        match (value(&field.kind, held), held) {
+            (Some(said), _) => keys.push(format!("{}: {said}", field.name)),
+            (None, Checked::Empty(..)) => {}
+            (None, _) => return None,
+        }
+    }
+    Some(format!("{{ {} }}", keys.join(", ")))
+}
+
+/// In the largest unit of which it is a whole number.
+fn size(bytes: u128) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let whole = |(bits, _): &(u32, _)| bytes > 0 && bytes.trailing_zeros() >= *bits;
+    match units.iter().find(|unit| whole(unit)) {
+        Some((bits, unit)) => format!("{}{unit}", bytes >> bits),
+        None => format!("{bytes}B"),
+    }
+}
+
+/// Exact: there are 10⁹ bytes in one.
+fn gigabytes(bytes: u128) -> String {
+    let (whole, rest) = (bytes / 1_000_000_000, bytes % 1_000_000_000);
+    format!("{whole}.{rest:09}").trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// The fields are those that serde gives a [`Duration`].
+fn duration(fields: &Dict) -> Option<String> {
+    let field = |name| fields.get(name)?.to_u128();
+    let time =
+        Duration::new(u64::try_from(field("secs")?).ok()?, u32::try_from(field("nanos")?).ok()?);
+    Some(humantime::format_duration(time).to_string())
+}
+
+/// `text` as it is when the parser reads it as this text wherever it stands, else in quotes.
+fn word(text: &str) -> String {
+    let stands_alone = |text: &str| {
+        !text.contains([',', '[', ']', '{', '}', ':', '#'])
+            && file::parse(text.as_bytes())
+                .is_ok_and(|node| matches!(&node.value, Value::Text(read) if read == text))
+    };
+    // A text in JSON is one in YAML; no setting has the control characters for which that is not so.
+    if stands_alone(text) { text.to_owned() } else { serde_json::Value::from(text).to_string() }
+}
+
+/// All of `values` as a file. What `comment` says of each stands behind it.
+pub fn document(values: &[KeyValue], comment: impl Fn(&KeyValue) -> Option<String>) -> String {
+    let mut root = Vec::new();
+    for value in values {
+        put(&mut root, &value.path, value);
+    }
+    let mut text = String::new();
+    write(&mut text, &root, 0, &comment);
+    text
+}
+
+/// What stands under a name.
+enum Below<'a> {
+    Section(Vec<(&'a str, Self)>),
+    Key(&'a KeyValue),
+}
+
+/// Puts `value` where `path` leads; sections stay in the order in which they were begun.
+fn put<'a>(section: &mut Vec<(&'a str, Below<'a>)>, path: &'a [String], value: &'a KeyValue) {
+    let [name, rest @ ..] = path else { return };
+    if rest.is_empty() {
+        return section.push((name, Below::Key(value)));
+    }
+    let begun = section.iter().position(|(begun, _)| begun == name);
+    let index = begun.unwrap_or(section.len());
+    if begun.is_none() {
+        section.push((name, Below::Section(Vec::new())));
+    }
+    if let Some((_, Below::Section(below))) = section.get_mut(index) {
+        put(below, rest, value);
+    }
+}
+
+fn write(
+    text: &mut String,
+    section: &[(&str, Below<'_>)],
+    depth: usize,
+    comment: &impl Fn(&KeyValue) -> Option<String>,
+) {
+    for (name, below) in section {
+        let (indent, name) = ("  ".repeat(depth), word(name));
+        // Writing to a text cannot fail.
+        let written = match below {
+            Below::Section(_) => writeln!(text, "{indent}{name}:"),
+            Below::Key(key) => match comment(key) {
+                None => writeln!(text, "{indent}{name}: {}", key.value),
+                Some(comment) => {
+                    // A path may have any character, and a line of its own would be read as a key.
+                    let comment = comment.replace(char::is_control, "?");
+                    writeln!(text, "{indent}{name}: {}  # {comment}", key.value)
+                }
+            },
+        };
+        written.unwrap_or(());
+        if let Below::Section(below) = below {
+            write(text, below, depth + 1, comment);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::super::{Settings, parse, values};
+    use super::*;
+
+    fn settings(yaml: &str) -> Settings {
+        parse(Path::new("f"), yaml.as_bytes().to_vec()).expect(yaml)
+    }
+
+    /// What `yaml` sets, written out and read again.
+    fn again(yaml: &str) -> (Settings, String) {
+        let written = document(&values(&settings(yaml)), |key| Some(format!("of {}", key.key())));
+        (settings(&written), written)
+    }
+
+    #[test]
+    fn what_is_written_says_the_same() {
+        for yaml in [
+            "",
+            "socket: { path: '/a b: c # d', mode: \"0777\", group: 7, admins: { users: [\"true\", '-', 1] } }",
+            "socket: { group: ~, max_body: 1025KiB, drain_timeout: 1ms }",
+            "socket: { path: '/ä \"q\" \\ […]' }",
+            "memory: { memory_limit: 3MiB, min_free: 0B, model_cache: { max_size_gb: 0.000000001 } }",
+            "memory: { model_cache: { max_size_gb: 1000000, validation_interval: 1year } }",
+            "memory: { embedding_model: \"1\", fallback_models: [\"null\", \"1.0\", a@1], preload_models: [] }",
+            "embedding: { threads: 3, precision: bf16 }",
+            "models: { \"1\": { max_idle_time: 1h 30m }, a.b: { pinned: true }, a: { preload: true } }",
+            "aliases: { a: { model: m, revision: \"1\", canary: { model: \"2\", percent: 9 } }, b: { model: m } }",
+            "tenants: [{ name: a, users: [1, b] }, { name: c, model: m, allowed_models: [m], max_concurrent: 3 }]",
+        ] {
+            let (read, written) = again(yaml);
+            assert_eq!(read, settings(yaml), "{yaml}\n{written}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_all_values_has_a_line_a_key_and_what_is_said_of_it_behind() {
+        let (_, written) = again("models: { a: { pinned: true } }\nsocket: { group: b }");
+        let start = "socket:\n  path: /run/caxton/caxton.sock  # of socket.path\n  mode: \"0660\"  # of socket.mode\n  \
+                     group: b  # of socket.group\n  admins:\n    users: [root]  # of socket.admins.users\n";
+        assert!(written.starts_with(start), "{written}");
+        let models = "\nmodels:\n  a:\n    memory_priority: 3  # of models.a.memory_priority\n    max_idle_time: never  ";
+        assert!(written.contains(models), "{written}");
+    }
+
+    #[test]
+    fn nothing_that_is_said_of_a_key_ends_its_line() {
+        let values = values(&Settings::default());
+        let written = document(&values, |_| Some("a\nsocket: {}\r\u{1b}".to_owned()));
+        assert_eq!(settings(&written), Settings::default());
+    }
+
+    proptest! {
+        #[test]
+        fn sizes_and_times_come_back_as_they_were(
+            bytes in 1_u64..=1_000_000_000_000_000,
+            limit in (1_u64 << 20)..=(1 << 40),
+            millis in 1_000_u64..=3_600_000,
+        ) {
+            let mut before = Settings::default();
+            before.memory.model_cache.max_size.0 = bytes;
+            before.memory.memory_limit = Some(crate::units::Bytes(limit));
+            before.memory.pressure.quiet = Duration::from_millis(millis);
+            let written = document(&values(&before), |_| None);
+            prop_assert_eq!(settings(&written), before);
+        }
+
+        #[test]
+        fn any_path_and_any_name_come_back_as_they_were(
+            path in "/[^\\p{Cc}]{0,60}",
+            account in "[^\\s\\p{Cc}:,/]{1,40}",
+            model in "[A-Za-z0-9._@-]{1,40}",
+        ) {
+            let mut before = Settings::default();
+            before.packages.keys_directory = path.into();
+            before.socket.admins.users = vec![account.clone()];
+            before.socket.group = Some(account);
+            before.memory.embedding_model = model.clone();
+            before.models.insert(model, super::super::ModelSettings { pinned: true, ..Default::default() });
+            let written = document(&values(&before), |_| None);
+            prop_assert_eq!(settings(&written), before);
+        }
+    }
+}
