@@ -1,5 +1,6 @@
 //! Integration tests.
 
+mod activation;
 mod admin;
 mod aliases;
 mod bench;
