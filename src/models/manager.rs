@@ -30,7 +30,8 @@ use super::error::ModelError;
 use super::slot::{Admitting, KeepAlive, LeaseReply, Slot, Waiting};
 use super::worker::{Ready, WorkerError};
 use super::{
-    ActionRecord, DefaultState, Flushed, Lease, MemoryView, ModelInfo, Overview, Parts, Residency,
+    ActionRecord, Beat, DefaultState, Flushed, Lease, MemoryView, ModelInfo, Overview, Parts,
+    Residency,
 };
 use crate::errors::chain;
 use crate::memory::level::Level;
@@ -56,6 +57,8 @@ pub(super) enum Command {
     Loading { name: String, reply: oneshot::Sender<ModelError> },
     /// Say which models are in memory.
     Residency { reply: oneshot::Sender<BTreeMap<Key, Residency>> },
+    /// Ask models for a pass that shows life.
+    Beats { reply: oneshot::Sender<Vec<Beat>> },
     /// Say what is known of memory.
     Memory { reply: oneshot::Sender<MemoryView> },
     /// Look at the store again, and let go of the models that are in it no more.
@@ -180,6 +183,7 @@ impl Manager {
             }
             Command::Loading { name, reply } => drop(reply.send(self.loading(name))),
             Command::Residency { reply } => drop(reply.send(self.residency())),
+            Command::Beats { reply } => drop(reply.send(self.beats())),
             Command::Memory { reply } => drop(reply.send(self.memory_view())),
             Command::StoreChanged { gone } => {
                 gone.iter().for_each(|key| self.forget(key));

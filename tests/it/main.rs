@@ -37,3 +37,4 @@ mod tenants;
 mod tidy;
 mod top;
 mod usage;
+mod watchdog;
