@@ -106,6 +106,12 @@ fn check_passed(count: usize, names: Option<&str>) -> Result<(), ListenError> {
     }
 }
 
+/// Whether the socket is made here: systemd passes none to this process (sd_listen_fds(3)).
+pub(super) fn binds() -> bool {
+    let passed = std::env::var("LISTEN_PID").ok().and_then(|pid| pid.parse().ok());
+    passed != Some(std::process::id())
+}
+
 fn bind(settings: &Socket) -> Result<(UnixListener, Bound), ListenError> {
     let path = &settings.path;
     let directory = path.parent().unwrap_or(Path::new("/"));

@@ -3,7 +3,7 @@
 //! Owns every task. A task that ends before it was told to ends the daemon with an error, so that it never lives on
 //! without one of its parts.
 //!
-//! - Start: log → configuration → store → socket → bundled packages → connections → default model
+//! - Start: log → configuration → store → sandbox → threads → socket → bundled packages → connections → default model
 //!   → READY=1. While packages are hashed, systemd is asked for more time. A default model that is not installed or does not load does not hold READY=1 back: the operator can then see why
 //!   in `STATUS=`, and mend it by dropping a package; `/readyz` says 503 until it answers.
 //! - Reload: a tick of the watcher and SIGHUP do the same: read all, check all, apply all or nothing.
@@ -11,6 +11,7 @@
 
 mod listen;
 mod reload;
+mod sandbox;
 mod serve;
 mod systemd;
 mod watchdog;
@@ -30,6 +31,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
+use crate::api::wire::sandbox::Sandbox;
 use crate::api::{self, App, Tenants};
 use crate::config::{self, Settings, Source};
 use crate::errors::chain;
@@ -111,7 +113,9 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         tracing::info!("this C library may keep memory that models have left");
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), files = ?loaded.files, "starting");
+    // Makes the directories that the sandbox then lets the daemon into.
     let store = open_store(settings)?;
+    let sandbox = sandbox::enter(settings, &source, &loaded.files, listen::binds())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
@@ -130,7 +134,7 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         Exit::System
     })?;
     let outcome = runtime.block_on(async {
-        let start = Daemon::start(started, source, loaded, level, store, listening);
+        let start = Daemon::start(started, source, loaded, level, store, sandbox, listening);
         let daemon = tokio::select! {
             daemon = start => daemon?,
             signal = signals.stop.recv() => {
@@ -193,6 +197,7 @@ impl Daemon {
         loaded: config::Loaded,
         level: log::Level,
         store: Arc<Store>,
+        sandbox: Sandbox,
         Listening { listener, bound }: Listening,
     ) -> Result<Self, Exit> {
         let settings = loaded.settings.clone();
@@ -243,6 +248,7 @@ impl Daemon {
             tenants: Arc::new(Tenants::new(follow.settings.clone())),
             settings: follow.settings,
             configuration: follow.configuration,
+            sandbox,
             started,
             threads: options.threads,
             metrics,

@@ -30,6 +30,7 @@ mod quarantine;
 mod readme;
 mod refusals;
 mod revisions;
+mod sandbox;
 mod status;
 mod support;
 mod tei;
