@@ -37,5 +37,6 @@ mod tei;
 mod tenants;
 mod tidy;
 mod top;
+mod units;
 mod usage;
 mod watchdog;
