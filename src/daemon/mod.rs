@@ -4,8 +4,9 @@
 //! without one of its parts.
 //!
 //! - Start: log → configuration → store → sandbox → threads → socket → bundled packages → connections → default model
-//!   → READY=1. While packages are hashed, systemd is asked for more time. A default model that is not installed or does not load does not hold READY=1 back: the operator can then see why
-//!   in `STATUS=`, and mend it by dropping a package; `/readyz` says 503 until it answers.
+//!   → READY=1. While packages are hashed, systemd is asked for more time. A default model that is not installed or
+//!   does not load does not hold READY=1 back: the operator can then see why in `STATUS=`, and mend it by dropping a
+//!   package; `/readyz` says 503 until it answers.
 //! - Reload: a tick of the watcher and SIGHUP do the same: read all, check all, apply all or nothing.
 //! - Stop: STOPPING=1 → no more connections → requests in flight until `socket.drain_timeout` → models → exit.
 

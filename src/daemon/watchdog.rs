@@ -91,7 +91,8 @@ async fn prove(
     let deadline = Instant::now() + patience;
     turn(turns, patience).await?;
     // While the daemon stops, the manager may have ended before this task.
-    let beats = timeout(patience, handle.beats()).await.map_err(|_| Dead::Manager(patience))?;
+    let beats =
+        timeout(patience, handle.beats()).await.map_err(|_elapsed| Dead::Manager(patience))?;
     for beat in beats.unwrap_or_default() {
         beat.prove(deadline.saturating_duration_since(Instant::now())).await?;
     }
@@ -108,7 +109,7 @@ async fn turn(turns: &mpsc::Sender<Turn>, patience: Duration) -> Result<(), Dead
             let (Ok(()) | Err(_)) = turn.await;
         }
     };
-    timeout(patience, turning).await.map_err(|_| Dead::Connections(patience))
+    timeout(patience, turning).await.map_err(|_elapsed| Dead::Connections(patience))
 }
 
 #[cfg(test)]

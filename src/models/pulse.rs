@@ -58,6 +58,8 @@ impl Pulse {
 pub struct Beat {
     pub(super) key: Key,
     pub(super) pulse: Arc<Pulse>,
+    /// When it was asked.
+    pub(super) asked: Instant,
     /// Answered after the pass; closed when the worker has ended meanwhile.
     pub(super) answer: oneshot::Receiver<()>,
 }
@@ -91,18 +93,21 @@ impl Beat {
     /// # Errors
     /// When the worker neither makes a pass nor is in one that may still take its time.
     pub async fn prove(self, patience: Duration) -> Result<(), Stuck> {
-        let Self { key, pulse, answer } = self;
+        let Self { key, pulse, asked, answer } = self;
         match tokio::time::timeout(patience, answer).await {
             Ok(Ok(()) | Err(_)) => Ok(()),
-            Err(_elapsed) => judge(&key, pulse.running(), patience, Instant::now()),
+            Err(_elapsed) => judge(&key, pulse.running(), asked, Instant::now()),
         }
     }
 }
 
-/// What is to be said of a worker that has not answered for `waited`.
-fn judge(key: &Key, running: Option<Running>, waited: Duration, now: Instant) -> Result<(), Stuck> {
+/// What is to be said of a worker that was `asked` and has not answered.
+fn judge(key: &Key, running: Option<Running>, asked: Instant, now: Instant) -> Result<(), Stuck> {
     let model = || key.to_string();
-    let Some(pass) = running else { return Err(Stuck::Idle { model: model(), waited }) };
+    let Some(pass) = running else {
+        let waited = now.saturating_duration_since(asked);
+        return Err(Stuck::Idle { model: model(), waited });
+    };
     let running = now.saturating_duration_since(pass.since);
     match running <= pass.patience() {
         true => Ok(()),
@@ -121,10 +126,10 @@ mod tests {
     #[test]
     fn a_worker_that_is_silent_lives_as_long_as_its_pass_may_take() {
         let now = Instant::now() + Duration::from_secs(3600);
-        let waited = Duration::from_secs(10);
+        let asked = now - Duration::from_secs(10);
         let of = |tokens, seconds| {
             let running = Running { since: now - Duration::from_secs(seconds), tokens };
-            judge(&key(), Some(running), waited, now).is_ok()
+            judge(&key(), Some(running), asked, now).is_ok()
         };
         let cases = [
             (1, 30, true),
@@ -136,7 +141,7 @@ mod tests {
         for (tokens, seconds, lives) in cases {
             assert_eq!(of(tokens, seconds), lives, "{tokens} tokens for {seconds} s");
         }
-        let idle = judge(&key(), None, waited, now).unwrap_err();
+        let idle = judge(&key(), None, asked, now).unwrap_err();
         assert_eq!(idle.to_string(), "the worker of a@1 has begun no forward pass for 10s");
     }
 
@@ -144,7 +149,8 @@ mod tests {
     async fn an_answer_or_the_end_of_the_worker_ends_the_waiting_and_silence_is_an_error() {
         let beat = |pulse: &Arc<Pulse>| {
             let (done, answer) = oneshot::channel();
-            (done, Beat { key: key(), pulse: Arc::clone(pulse), answer })
+            let (pulse, asked) = (Arc::clone(pulse), Instant::now());
+            (done, Beat { key: key(), pulse, asked, answer })
         };
         let pulse = Arc::default();
         let patience = Duration::from_secs(10);

@@ -25,6 +25,7 @@ impl Manager {
             is_asked.then(|| Beat {
                 key: key.clone(),
                 pulse: Arc::clone(&resident.ready.pulse),
+                asked: std::time::Instant::now(),
                 answer: queue.prove(),
             })
         });
