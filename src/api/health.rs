@@ -38,6 +38,7 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
         queue_size: app.settings.borrow().embedding.queue_size,
         machine_memory_bytes: measured.total,
         machine_memory_available_bytes: measured.available,
+        sandbox: app.sandbox.clone(),
         configuration: app.configuration.borrow().clone(),
         tenants: app.tenants.view(),
         packages,

@@ -73,6 +73,8 @@ pub struct App {
     pub configuration: watch::Receiver<wire::Configuration>,
     /// Who asks.
     pub tenants: Arc<Tenants>,
+    /// What the daemon has taken from itself.
+    pub sandbox: wire::sandbox::Sandbox,
     /// When the daemon started.
     pub started: Instant,
     /// Threads that compute one model.

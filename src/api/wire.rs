@@ -8,6 +8,7 @@ pub mod memory;
 pub mod ollama;
 pub mod rank;
 pub mod rollback;
+pub mod sandbox;
 pub mod tei;
 pub mod tenants;
 
@@ -294,6 +295,9 @@ pub struct Status {
     pub machine_memory_bytes: Option<u64>,
     /// Memory of the machine that programs may still get.
     pub machine_memory_available_bytes: Option<u64>,
+    /// What the daemon has taken from itself.
+    #[serde(default)]
+    pub sandbox: sandbox::Sandbox,
     /// The configuration.
     pub configuration: Configuration,
     /// Every tenant.

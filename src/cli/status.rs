@@ -66,6 +66,7 @@ fn print(status: &wire::Status, memory: &MemoryStatus) -> anyhow::Result<()> {
     {
         writeln!(out, "machine        {} of {} available", Bytes(available), Bytes(total))?;
     }
+    writeln!(out, "sandbox        {}", sandbox(&status.sandbox))?;
     let configuration = &status.configuration;
     let files = match configuration.files.is_empty() {
         true => "no files, defaults".to_owned(),
@@ -85,6 +86,18 @@ fn print(status: &wire::Status, memory: &MemoryStatus) -> anyhow::Result<()> {
     drop(out);
     print_packages(&status.packages)?;
     print_tenants(&status.tenants)
+}
+
+/// `Landlock 7, seccomp`, or what is off and why.
+fn sandbox(wire::sandbox::Sandbox { landlock, seccomp }: &wire::sandbox::Sandbox) -> String {
+    let part = |name: &str, part: &wire::sandbox::Part| {
+        let version = part.abi.map(|abi| format!(" {abi}")).unwrap_or_default();
+        match &part.reason {
+            None => format!("{name}{version}"),
+            Some(reason) => format!("{name} off ({reason})"),
+        }
+    };
+    [part("Landlock", landlock), part("seccomp", seccomp)].join(", ")
 }
 
 fn print_tenants(tenants: &[Tenant]) -> anyhow::Result<()> {

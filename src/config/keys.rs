@@ -119,7 +119,7 @@ pub(super) static KEYS: &[Key] = &[
     fixed("memory.download.enabled", Kind::NoDownload),
     restart("packages.drop_directory", Kind::Path),
     restart("packages.bundled_directory", Kind::Path),
-    live("packages.keys_directory", Kind::Path),
+    restart("packages.keys_directory", Kind::Path),
     live("packages.remove_with_file", Kind::Flag),
     live("packages.incomplete_timeout", Kind::Time(SECOND, DAY)),
     live("packages.max_package_size", Kind::Size(KIB, TIB)),
@@ -140,6 +140,7 @@ pub(super) static KEYS: &[Key] = &[
     live("aliases.<alias>.canary.revision", Kind::Or("current", &Kind::Name)),
     live("aliases.<alias>.canary.percent", Kind::Count(0, 100)),
     live("tenants", Kind::Records(TENANT)),
+    restart("require_sandbox", Kind::Flag),
     live("log.level", Kind::OneOf(&["error", "warn", "info", "debug", "trace"])),
 ];
 

@@ -394,6 +394,7 @@ aliases:
 tenants:
   - { name: t, users: [7], groups: [g], model: m, allowed_models: [n@1], priority: 8,
       max_concurrent: 4, dedicated_queue: true }
+require_sandbox: true
 log: { level: trace }
 "#,
         );
@@ -485,6 +486,7 @@ log: { level: trace }
                 max_concurrent: Some(4),
                 dedicated_queue: true,
             }],
+            require_sandbox: true,
             log: Log { level: LogLevel::Trace },
         };
         assert_eq!(settings, expected);

@@ -32,6 +32,8 @@ pub struct Settings {
     pub aliases: BTreeMap<String, AliasSettings>,
     /// Who asks, and what they may; of several that fit a caller the first holds.
     pub tenants: Vec<TenantSettings>,
+    /// Whether the daemon refuses to start without all of its sandbox. Needs a restart.
+    pub require_sandbox: bool,
     /// What is logged.
     pub log: Log,
 }
@@ -281,7 +283,8 @@ pub struct Packages {
     pub drop_directory: PathBuf,
     /// Packages that came with the appliance; never written to. Needs a restart.
     pub bundled_directory: PathBuf,
-    /// minisign public keys (`*.pub`); when there is one, every package needs a signature by one of them.
+    /// minisign public keys (`*.pub`); when there is one, every package needs a signature by one of them. Needs a
+    /// restart.
     pub keys_directory: PathBuf,
     /// Whether a model leaves the store when its file leaves the drop directory.
     pub remove_with_file: bool,
@@ -407,6 +410,7 @@ impl Default for Settings {
             models: BTreeMap::new(),
             aliases: BTreeMap::new(),
             tenants: Vec::new(),
+            require_sandbox: false,
             log: Log { level: LogLevel::Info },
         }
     }

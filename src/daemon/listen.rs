@@ -17,6 +17,9 @@ use nix::unistd::Group;
 use crate::config::Socket;
 use crate::files::{self, FileError};
 
+/// What the socket unit calls the socket; systemd's default for a unit of this name.
+const NAME: &str = "caxton.socket";
+
 /// Why there is no socket to listen on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ListenError {
@@ -35,9 +38,15 @@ pub(super) enum ListenError {
     /// The group is unknown.
     #[error("socket.group: there is no group \"{0}\"")]
     NoGroup(String),
-    /// systemd passed something that is not one Unix stream socket.
-    #[error("systemd passed {0} file descriptors; expected one Unix stream socket")]
+    /// systemd passed more than one socket.
+    #[error("systemd passed {0} sockets; expected one: see `systemctl cat caxton.socket`")]
     Passed(usize),
+    /// systemd passed a socket that is not meant to be served.
+    #[error("systemd passed a socket called {0:?}; expected FileDescriptorName={NAME}")]
+    Name(String),
+    /// systemd passed something else.
+    #[error("what systemd passed is not a Unix stream socket that listens; see ListenStream=")]
+    Kind(#[source] io::Error),
 }
 
 /// A socket that is listened on.
@@ -71,18 +80,36 @@ impl Drop for Bound {
 impl Listening {
     /// Takes the socket that systemd passed, or binds the one of `settings`.
     pub(super) fn open(settings: &Socket) -> Result<Self, ListenError> {
+        let names = std::env::var("LISTEN_FDNAMES").ok();
         let mut passed = ListenFd::from_env();
-        let (listener, bound) = match passed.len() {
+        let count = passed.len();
+        let (listener, bound) = match count {
             0 => bind(settings).map(|(listener, bound)| (listener, Some(bound)))?,
-            1 => match passed.take_unix_listener(0) {
-                Ok(Some(listener)) => (listener, None),
-                _ => return Err(ListenError::Passed(1)),
-            },
-            more => return Err(ListenError::Passed(more)),
+            _ => {
+                check_passed(count, names.as_deref())?;
+                let listener = passed.take_unix_listener(0).map_err(ListenError::Kind)?;
+                (listener.ok_or(ListenError::Passed(0))?, None)
+            }
         };
         listener.set_nonblocking(true).map_err(FileError::new("listen on", &settings.path))?;
         Ok(Self { listener, bound })
     }
+}
+
+/// Whether what systemd passed is the one socket, by their number and names (sd_listen_fds(3)). Who passes sockets
+/// without names passes the right one.
+fn check_passed(count: usize, names: Option<&str>) -> Result<(), ListenError> {
+    match (count, names) {
+        (1, None | Some(NAME)) => Ok(()),
+        (1, Some(other)) => Err(ListenError::Name(other.to_owned())),
+        (count, _) => Err(ListenError::Passed(count)),
+    }
+}
+
+/// Whether the socket is made here: systemd passes none to this process (sd_listen_fds(3)).
+pub(super) fn binds() -> bool {
+    let passed = std::env::var("LISTEN_PID").ok().and_then(|pid| pid.parse().ok());
+    passed != Some(std::process::id())
 }
 
 fn bind(settings: &Socket) -> Result<(UnixListener, Bound), ListenError> {
@@ -137,6 +164,24 @@ mod tests {
 
     fn settings(path: PathBuf) -> Socket {
         Socket { path, mode: 0o640, group: None, ..Settings::default().socket }
+    }
+
+    #[test]
+    fn one_socket_is_taken_from_systemd_under_its_name_or_none() {
+        for (count, names, taken) in [
+            (1, None, Ok(())),
+            (1, Some(NAME), Ok(())),
+            (1, Some("http"), Err("a socket called \"http\"; expected FileDescriptorName=")),
+            (1, Some(""), Err("a socket called \"\"")),
+            (2, Some("caxton.socket:http"), Err("systemd passed 2 sockets; expected one")),
+            (2, None, Err("systemd passed 2 sockets")),
+        ] {
+            match (check_passed(count, names).map_err(|error| error.to_string()), taken) {
+                (Ok(()), Ok(())) => {}
+                (Err(said), Err(expected)) => assert!(said.contains(expected), "{said}"),
+                (other, _) => panic!("{count} {names:?}: {other:?}"),
+            }
+        }
     }
 
     #[test]

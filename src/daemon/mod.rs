@@ -3,18 +3,21 @@
 //! Owns every task. A task that ends before it was told to ends the daemon with an error, so that it never lives on
 //! without one of its parts.
 //!
-//! - Start: log → configuration → store → socket → bundled packages → connections → default model → READY=1. A
-//!   default model that is not installed or does not load does not hold READY=1 back: the operator can then see why
-//!   in `STATUS=`, and mend it by dropping a package; `/readyz` says 503 until it answers.
-//!   Wrong files do not hold it back either, when a good configuration was kept on disk.
+//! - Start: log → configuration → store → sandbox → threads → socket → bundled packages → connections → default model
+//!   → READY=1. While packages are hashed, systemd is asked for more time. A default model that is not installed or
+//!   does not load does not hold READY=1 back: the operator can then see why in `STATUS=`, and mend it by dropping a
+//!   package; `/readyz` says 503 until it answers. Wrong files do not hold it back either, when a good configuration was
+//!   kept on disk.
 //! - Reload: a tick of the watcher and SIGHUP do the same: read all, check all, apply all or nothing.
 //! - Stop: STOPPING=1 → no more connections → requests in flight until `socket.drain_timeout` → models → exit.
 
 mod last_good;
 mod listen;
 mod reload;
+mod sandbox;
 mod serve;
 mod systemd;
+mod watchdog;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -31,6 +34,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
+use crate::api::wire::sandbox::Sandbox;
 use crate::api::{self, App, Tenants};
 use crate::config::{self, Settings, Source};
 use crate::errors::chain;
@@ -46,12 +50,13 @@ use crate::models::install::Installer;
 use crate::models::intake::Intake;
 use crate::models::usage::{self, Usage};
 use crate::models::{Handle, Parts, load};
-use crate::package::{Store, StoreError};
+use crate::package::{self, Store, StoreError};
 use crate::units::milliseconds;
 use crate::watch::{self, Writes};
 use last_good::LastGood;
 use listen::{Bound, Listening};
 use reload::{NothingGood, Reloader, Start};
+use serve::Turn;
 
 /// Where the kernel's files are.
 const ROOT: &str = "/";
@@ -59,6 +64,10 @@ const ROOT: &str = "/";
 const RUNTIME_THREADS: usize = 2;
 /// After the drain, models get this long to finish the pass that they are in.
 const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a stop takes beside the drain and the models, at most.
+const REST_OF_STOP: Duration = Duration::from_secs(5);
+/// Questions of the watchdog that wait for the loop that serves connections; it asks one at a time.
+const TURNS: usize = 1;
 
 /// Serves text embeddings over a Unix socket.
 #[derive(Debug, Parser)]
@@ -102,7 +111,12 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     if !gives_back {
         tracing::info!("this C library may keep memory that models have left");
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), files = ?start.loaded.files, "starting");
+    let files = &start.loaded.files;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?files, "starting");
+    // Makes the directories that the sandbox then lets the daemon into.
+    let store = open_store(settings)?;
+    let writes = sandbox::Writes { last_good: last_good.path(), socket: listen::binds() };
+    let sandbox = sandbox::enter(settings, &source, files, &writes)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
@@ -116,15 +130,15 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         let _entered = runtime.enter();
         Signals::listen()?
     };
-    let store = open_store(settings)?;
     let listening = Listening::open(&settings.socket).map_err(|error| {
         tracing::error!(error = chain(&error), "cannot listen");
         Exit::System
     })?;
     let configuration = ReadConfiguration { source, start, last_good, level };
     let outcome = runtime.block_on(async {
+        let start = Daemon::start(started, configuration, store, sandbox, listening);
         let daemon = tokio::select! {
-            daemon = Daemon::start(started, configuration, store, listening) => daemon?,
+            daemon = start => daemon?,
             signal = signals.stop.recv() => {
                 tracing::info!(signal, "stopped before it was ready");
                 return Ok(());
@@ -168,10 +182,16 @@ struct Daemon {
     app: App,
     /// Each runs until it is cancelled; the name of one that ended, and whether it ended well.
     tasks: JoinSet<(&'static str, Result<(), Exit>)>,
+    /// Asks systemd for more time, until the daemon is ready.
+    extending: JoinSet<()>,
+    /// To the loop that serves connections, for the watchdog.
+    turns: mpsc::Sender<Turn>,
     /// Loads of models that nobody has asked for yet.
     preloads: JoinSet<()>,
     reloader: Reloader,
     ticks: mpsc::Receiver<()>,
+    /// How long connections may take to end, as they were told at the start.
+    drain_timeout: Duration,
     /// Ends connections.
     stop_serving: CancellationToken,
     /// Ends everything else.
@@ -185,6 +205,7 @@ impl Daemon {
         started: Instant,
         ReadConfiguration { source, start, last_good, level }: ReadConfiguration,
         store: Arc<Store>,
+        sandbox: Sandbox,
         Listening { listener, bound }: Listening,
     ) -> Result<Self, Exit> {
         let settings = start.loaded.settings.clone();
@@ -224,6 +245,8 @@ impl Daemon {
         let bundled_directory = settings.packages.bundled_directory.clone();
         let mut intake =
             Intake::new(installer.clone(), follow.schedule, bundled_directory, drop_directory);
+        let mut extending = JoinSet::new();
+        extending.spawn(systemd::extend_start(package::hashed));
         let mut tasks = JoinSet::new();
         tasks.spawn(ending("memory monitor", monitor));
         tasks.spawn(ending("manager", manager));
@@ -239,6 +262,7 @@ impl Daemon {
             settings: follow.settings,
             started_with: reloader.at_start(),
             configuration: follow.configuration,
+            sandbox,
             started,
             threads: options.threads,
             metrics,
@@ -249,16 +273,29 @@ impl Daemon {
             tracing::error!(%error, "cannot listen");
             Exit::System
         })?;
+        let (turns, turned) = mpsc::channel(TURNS);
         let serving = serve::serve(
             listener,
             api::router(app.clone()),
             settings.socket.max_connections,
             settings.socket.drain_timeout,
+            turned,
             stop_serving.clone(),
         );
         tasks.spawn(async move { ("connections", served(serving.await)) });
-        let preloads = JoinSet::new();
-        Ok(Self { app, tasks, preloads, reloader, ticks, stop_serving, stop_all, _bound: bound })
+        Ok(Self {
+            app,
+            tasks,
+            extending,
+            turns,
+            preloads: JoinSet::new(),
+            reloader,
+            ticks,
+            drain_timeout: settings.socket.drain_timeout,
+            stop_serving,
+            stop_all,
+            _bound: bound,
+        })
     }
 
     async fn run(mut self, mut signals: Signals) -> Result<(), Exit> {
@@ -274,7 +311,9 @@ impl Daemon {
                     overview.mark_unchanged();
                     let status = self.status();
                     tracing::info!(status, elapsed_ms = self.elapsed_ms(), "ready");
+                    self.extending.shutdown().await;
                     systemd::ready(&status);
+                    self.watch();
                     self.preload();
                     self.reloader.keep().await;
                 }
@@ -294,6 +333,13 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Starts the watchdog: systemd counts from READY=1 on.
+    fn watch(&mut self) {
+        let (handle, turns) = (self.app.handle.clone(), self.turns.clone());
+        let watchdog = watchdog::watch(handle, turns, self.stop_all.clone());
+        self.tasks.spawn(ending("watchdog", watchdog));
     }
 
     fn preload(&mut self) {
@@ -336,7 +382,7 @@ impl Daemon {
 
     async fn stop(mut self, signal: &str) -> Result<(), Exit> {
         tracing::info!(signal, "draining");
-        systemd::stopping();
+        systemd::stopping(self.drain_timeout + WORKERS_TIMEOUT + REST_OF_STOP);
         self.stop_serving.cancel();
         // The tasks end in no particular order; only connections end before the rest is told to.
         let mut outcome = Ok(());

@@ -206,7 +206,14 @@ impl Reloader {
         }
         self.level.set(level(&settings));
         self.thresholds.send_replace(models::thresholds(&settings));
-        self.rules.send_replace(Rules::from(&settings));
+        // The sandbox lets the daemon into these alone.
+        let packages = self.at_start.packages.clone();
+        let rules = Rules {
+            keys_directory: packages.keys_directory,
+            drop_directory: packages.drop_directory,
+            ..Rules::from(&settings)
+        };
+        self.rules.send_replace(rules);
         self.schedule.send_replace(Schedule::from(&settings));
         self.settings.send_replace(Arc::new(settings));
         self.configuration.send_modify(|seen| {

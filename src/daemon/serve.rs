@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use nix::errno::Errno;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -46,7 +46,11 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request's head; OpenAI's clients send under 2 KiB.
 const MAX_HEADER_BYTES: usize = 32 << 10;
 
-/// Serves connections of `listener` until `cancel`, at most `max_connections` at a time; then lets requests in flight finish for at most `drain_timeout`.
+/// Answered when the loop that accepts connections turns.
+pub(super) type Turn = oneshot::Sender<()>;
+
+/// Serves connections of `listener` until `cancel`, at most `max_connections` at a time; then lets requests in flight
+/// finish for at most `drain_timeout`. Answers `turns` meanwhile.
 ///
 /// Returns how many connections had to be cut off.
 ///
@@ -57,6 +61,7 @@ pub(super) async fn serve(
     router: Router,
     max_connections: usize,
     drain_timeout: Duration,
+    mut turns: mpsc::Receiver<Turn>,
     cancel: CancellationToken,
 ) -> io::Result<usize> {
     let free = Arc::new(Semaphore::new(max_connections));
@@ -69,10 +74,18 @@ pub(super) async fn serve(
     loop {
         let accepted = tokio::select! {
             () = cancel.cancelled() => break,
+            Some(turn) = turns.recv() => {
+                answer(turn);
+                continue;
+            }
             permit = either(&free, &refusals) => {
                 let (permit, is_served) = permit.map_err(io::Error::other)?;
                 tokio::select! {
                     () = cancel.cancelled() => break,
+                    Some(turn) = turns.recv() => {
+                        answer(turn);
+                        continue;
+                    }
                     accepted = listener.accept() => {
                         accepted.map(|(stream, _address)| (stream, permit, is_served))
                     }
@@ -104,13 +117,18 @@ pub(super) async fn serve(
             drop(permit);
         });
     }
-    drop(listener);
+    drop((listener, turns));
     connections.close();
     let drained = tokio::time::timeout(drain_timeout, graceful.shutdown()).await;
     let left = if drained.is_ok() { 0 } else { connections.len() };
     cut.cancel();
     connections.wait().await;
     Ok(left)
+}
+
+fn answer(turn: Turn) {
+    // Whoever asked may have stopped waiting.
+    let (Ok(()) | Err(())) = turn.send(());
 }
 
 /// A place to be served, or else one to be refused.

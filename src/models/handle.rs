@@ -15,7 +15,8 @@ use super::manager::{Command, Manager};
 use super::slot::Reservation;
 use super::usage::Usage;
 use super::{
-    Flushed, KeepAlive, Lease, MemoryView, ModelError, Overview, REQUEST_TIMEOUT, Residency, alias,
+    Beat, Flushed, KeepAlive, Lease, MemoryView, ModelError, Overview, REQUEST_TIMEOUT, Residency,
+    alias,
 };
 use crate::config::Settings;
 use crate::engine::Options;
@@ -190,6 +191,15 @@ impl Handle {
     /// When the daemon is stopping.
     pub async fn residency(&self) -> Result<BTreeMap<Key, Residency>, ModelError> {
         self.ask(|reply| Command::Residency { reply }).await
+    }
+
+    /// Asks the default model, if it is in memory, and every model that has work for a forward pass before that work. Who
+    /// was asked; the answer alone shows that the manager lives.
+    ///
+    /// # Errors
+    /// When the daemon is stopping.
+    pub async fn beats(&self) -> Result<Vec<Beat>, ModelError> {
+        self.ask(|reply| Command::Beats { reply }).await
     }
 
     /// What is known of memory and of the models in it.

@@ -30,7 +30,8 @@ use super::error::ModelError;
 use super::slot::{Admitting, KeepAlive, LeaseReply, ReserveReply, Slot, Waiting};
 use super::worker::{Ready, WorkerError};
 use super::{
-    ActionRecord, DefaultState, Flushed, Lease, MemoryView, ModelInfo, Overview, Parts, Residency,
+    ActionRecord, Beat, DefaultState, Flushed, Lease, MemoryView, ModelInfo, Overview, Parts,
+    Residency,
 };
 use crate::engine::Options;
 use crate::errors::chain;
@@ -59,6 +60,8 @@ pub(super) enum Command {
     Loading { name: String, reply: oneshot::Sender<ModelError> },
     /// Say which models are in memory.
     Residency { reply: oneshot::Sender<BTreeMap<Key, Residency>> },
+    /// Ask models for a pass that shows life.
+    Beats { reply: oneshot::Sender<Vec<Beat>> },
     /// Say what is known of memory.
     Memory { reply: oneshot::Sender<MemoryView> },
     /// Look at the store again, and let go of the models that are in it no more.
@@ -209,6 +212,10 @@ impl Manager {
             }
             Command::Reserve { key, options, reply } => {
                 self.admit(key, Wanted::ByInstallation(options, reply));
+            }
+            Command::Beats { reply } => {
+                drop(reply.send(self.beats()));
+                return false;
             }
             Command::StoreChanged { gone } => {
                 gone.iter().for_each(|key| self.forget(key));

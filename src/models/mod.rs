@@ -12,6 +12,7 @@ pub mod intake;
 pub mod load;
 mod manager;
 mod memory;
+mod pulse;
 mod queue;
 mod slot;
 pub mod usage;
@@ -27,6 +28,7 @@ pub use error::ModelError;
 pub use fallback::{Fallback, StandIn};
 pub use handle::{Handle, Parts};
 pub use memory::{ActionRecord, Flushed, MemoryView, ModelView, thresholds};
+pub use pulse::{Beat, Stuck};
 pub use slot::{KeepAlive, Refusal};
 pub use worker::WorkerError;
 

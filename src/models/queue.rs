@@ -89,6 +89,8 @@ pub(super) enum Next {
     Batch(Vec<Turn<Job>>),
     /// Lets the memory go that passes need; the next pass takes it again.
     ReleaseScratch(Vec<oneshot::Sender<()>>),
+    /// Makes a pass of its own, to show that it can.
+    Prove(oneshot::Sender<()>),
 }
 
 #[derive(Debug)]
@@ -96,6 +98,8 @@ struct State {
     order: Order<Job>,
     /// Who waits for scratch memory to be released.
     scratch: Vec<oneshot::Sender<()>>,
+    /// Who wants to see a pass. Whoever comes later takes the place of one that still waits.
+    proof: Option<oneshot::Sender<()>>,
     senders: usize,
     is_received: bool,
     /// Tokens a second, a mean in which the last batches count most.
@@ -121,6 +125,7 @@ pub(super) fn channel(limits: Limits) -> (Sender, Receiver) {
     let state = State {
         order: Order::default(),
         scratch: Vec::new(),
+        proof: None,
         senders: 1,
         is_received: true,
         rate: None,
@@ -222,6 +227,18 @@ impl Sender {
         released
     }
 
+    /// Has the worker make a pass of its own after the one that it is in, before everything that waits. Answers when it
+    /// has; closed when the worker is gone.
+    pub(super) fn prove(&self) -> oneshot::Receiver<()> {
+        let (done, proof) = oneshot::channel();
+        let mut state = self.shared.lock();
+        if state.is_received {
+            state.proof = Some(done);
+            self.shared.arrived.notify_one();
+        }
+        proof
+    }
+
     /// What waits.
     pub(super) fn waiting(&self) -> Load {
         self.shared.lock().order.total()
@@ -268,6 +285,7 @@ impl Drop for Receiver {
         let mut state = self.shared.lock();
         state.is_received = false;
         state.scratch.clear();
+        state.proof = None;
         let order = std::mem::take(&mut state.order);
         drop(state);
         drop(order);
@@ -280,6 +298,9 @@ impl Receiver {
     pub(super) fn next(&mut self, budget: usize) -> Option<Next> {
         let mut state = self.shared.lock();
         loop {
+            if let Some(proof) = state.proof.take() {
+                return Some(Next::Prove(proof));
+            }
             if !state.scratch.is_empty() {
                 return Some(Next::ReleaseScratch(std::mem::take(&mut state.scratch)));
             }

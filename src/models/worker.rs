@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use super::Computed;
 use super::load::{self, LoadError};
+use super::pulse::Pulse;
 use super::queue::{self, Job, Limits, Next, Receiver, Sender, Turn};
 use crate::engine::{Embedder, Loaded, Options, Output, Report, Tokenizer};
 use crate::metrics::{FailureType, Metrics};
@@ -26,6 +27,9 @@ use crate::package::{Key, Store, StoreError};
 
 /// Tokens of a pass while memory is short: as few as `embedding.batch_tokens` may be.
 const SHORT_PASS: usize = 512;
+
+/// A token that every vocabulary has.
+const ANY: u32 = 0;
 
 /// Why a worker ended before it could take requests.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,8 @@ pub(super) struct Ready {
     pub(super) report: Report,
     /// How long loading took.
     pub(super) took: Duration,
+    /// Whether its thread lives.
+    pub(super) pulse: Arc<Pulse>,
     pass: Arc<Pass>,
 }
 
@@ -134,17 +140,19 @@ pub(super) fn spawn(
                 Ok(Loaded { tokenizer, embedder }) => {
                     let usual = options.batch_tokens;
                     let pass = Arc::new(Pass { usual, tokens: AtomicUsize::new(usual) });
+                    let pulse = Arc::default();
                     let ready = Ready {
                         tokenizer: Arc::new(tokenizer),
                         weight_bytes: embedder.weight_bytes(),
                         mapped_bytes: embedder.mapped_bytes(),
                         report: embedder.report().clone(),
                         took: started.elapsed(),
+                        pulse: Arc::clone(&pulse),
                         pass: Arc::clone(&pass),
                     };
                     // When nobody waits any more the queue is closed too, and `serve` ends at once.
                     drop(announce.send(Ok(ready)));
-                    serve(embedder, jobs, &pass.tokens, &metrics);
+                    serve(embedder, jobs, &pass.tokens, &pulse, &metrics);
                 }
             }
         })
@@ -160,13 +168,25 @@ fn serve(
     mut embedder: Box<dyn Embedder>,
     mut queue: Receiver,
     tokens: &AtomicUsize,
+    pulse: &Pulse,
     metrics: &Metrics,
 ) {
     loop {
         let budget = tokens.load(Ordering::Relaxed);
         match queue.next(budget) {
             None => return,
-            Some(Next::Batch(batch)) => compute(&mut *embedder, &mut queue, batch, budget, metrics),
+            Some(Next::Batch(batch)) => {
+                compute(&mut *embedder, &mut queue, batch, budget, pulse, metrics);
+            }
+            Some(Next::Prove(done)) => {
+                let passed = pulse.pass(1, || embedder.compute(&[&[ANY]], Output::Vector));
+                if let Err(error) = passed {
+                    // It shows life all the same; what is wrong, a request is told.
+                    tracing::debug!(%error, "a pass of one token failed");
+                }
+                // Whoever asked may have stopped waiting.
+                let (Ok(()) | Err(())) = done.send(());
+            }
             Some(Next::ReleaseScratch(waiting)) => {
                 embedder.release_scratch();
                 for done in waiting {
@@ -184,6 +204,7 @@ fn compute(
     queue: &mut Receiver,
     mut batch: Vec<Turn<Job>>,
     budget: usize,
+    pulse: &Pulse,
     metrics: &Metrics,
 ) {
     let began = Instant::now();
@@ -202,7 +223,7 @@ fn compute(
     // A batch is of one kind.
     let output = batch.first().map_or(Output::Vector, |turn| turn.job.output);
     let rows = if output == Output::TokenStates { tokens } else { texts.len() };
-    let outcome = embedder.compute(&texts, output);
+    let outcome = pulse.pass(tokens, || embedder.compute(&texts, output));
     let took = began.elapsed();
     let mut unfinished = None;
     match outcome {
@@ -226,7 +247,8 @@ fn compute(
             if !batch.is_empty() {
                 // One of them is at fault: each by itself.
                 let alone = batch.into_iter().chain(last).map(|turn| vec![turn]);
-                return alone.for_each(|batch| compute(embedder, queue, batch, budget, metrics));
+                return alone
+                    .for_each(|batch| compute(embedder, queue, batch, budget, pulse, metrics));
             }
             // The client may leave at any time; then nobody reads this.
             if let Some(turn) = last {
@@ -356,7 +378,8 @@ mod tests {
             let report = Report { precision: Precision::F32, isa: "none", reason: String::new() };
             let fake = Fake { passes: Arc::clone(&passes), report };
             drop(self.sender);
-            serve(Box::new(fake), self.receiver, &AtomicUsize::new(budget), &Metrics::new(&[]));
+            let (tokens, metrics) = (AtomicUsize::new(budget), Metrics::new(&[]));
+            serve(Box::new(fake), self.receiver, &tokens, &Pulse::default(), &metrics);
             let answers = self.answers.into_iter().map(|answer| {
                 let answer = answer?.blocking_recv().unwrap();
                 Some(answer.map(|computed| computed.vectors).map_err(|error| error.to_string()))
@@ -389,6 +412,16 @@ mod tests {
         let answers: Vec<_> = answers.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
         let expected = [vec![1., 1.], vec![2., 2., 2., 3., 3., 3.], vec![4., 4.], vec![5., 5.]];
         assert_eq!(answers, expected);
+    }
+
+    #[test]
+    fn a_pass_that_shows_life_comes_before_everything_that_waits() {
+        let mut waiting = Waiting::new();
+        waiting.ask(&[1, 2], 3, Priority::Interactive);
+        let proof = waiting.sender.prove();
+        let (passes, _) = waiting.serve(10);
+        assert_eq!(passes, [vec![ANY], vec![1, 2]]);
+        assert_eq!(proof.blocking_recv(), Ok(()));
     }
 
     #[test]

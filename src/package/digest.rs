@@ -4,11 +4,24 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::panic::resume_unwind;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
+
+/// Bytes that this process has hashed, whatever for.
+static HASHED: AtomicU64 = AtomicU64::new(0);
+
+/// How many bytes this process has hashed until now: who waits for it can tell slow from stuck.
+pub fn hashed() -> u64 {
+    HASHED.load(Ordering::Relaxed)
+}
+
+fn count(bytes: usize) {
+    HASHED.fetch_add(bytes as u64, Ordering::Relaxed);
+}
 
 /// A SHA-256 digest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +108,7 @@ impl Hasher {
     /// Hashes the next part.
     pub(super) fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
+        count(bytes.len());
     }
 
     /// The digest of all parts.
@@ -132,6 +146,7 @@ impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..read]);
+        count(read);
         self.bytes_read += read as u64;
         Ok(read)
     }
@@ -217,6 +232,7 @@ impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let written = self.inner.write(buffer)?;
         self.hasher.update(&buffer[..written]);
+        count(written);
         self.bytes_written += written as u64;
         Ok(written)
     }

@@ -33,7 +33,7 @@ mod unpack;
 mod ustar;
 mod weights;
 
-pub use digest::{Digest, HashingReader, ParseDigestError};
+pub use digest::{Digest, HashingReader, ParseDigestError, hashed};
 pub use entry::{Entry, Key, ParseKeyError, choose, earlier};
 pub use manifest::{
     CONFIG, DenseLayer, FORMAT, MANIFEST, Manifest, ManifestError, Member, MemberName, ModelId,

@@ -1,5 +1,6 @@
 //! Integration tests.
 
+mod activation;
 mod admin;
 mod aliases;
 mod bench;
@@ -31,10 +32,13 @@ mod quarantine;
 mod readme;
 mod refusals;
 mod revisions;
+mod sandbox;
 mod status;
 mod support;
 mod tei;
 mod tenants;
 mod tidy;
 mod top;
+mod units;
 mod usage;
+mod watchdog;

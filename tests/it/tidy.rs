@@ -64,6 +64,8 @@ const KEEPERS: &[(&str, &[&str])] = &[
     ("hyper", &["daemon/", "cli/"]),
     ("clap", &["daemon/", "cli/"]),
     ("sd_notify", &["daemon/"]),
+    ("landlock", &["daemon/sandbox/"]),
+    ("seccompiler", &["daemon/sandbox/"]),
     ("listenfd", &["daemon/"]),
     ("indicatif", &["cli/"]),
     ("anyhow", &["cli/"]),

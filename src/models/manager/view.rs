@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::alias;
 use super::super::slot::Slot;
-use super::super::{DefaultState, MemoryView, ModelView, Overview, Residency};
+use super::super::{Beat, DefaultState, MemoryView, ModelView, Overview, Residency};
 use super::Manager;
 use crate::config::ModelSettings;
 use crate::package::{Entry, Key, Status, choose};
@@ -13,6 +13,23 @@ use crate::package::{Entry, Key, Status, choose};
 impl Manager {
     pub(super) fn residency(&self) -> BTreeMap<Key, Residency> {
         self.slots.iter().map(|(key, slot)| (key.clone(), slot.residency())).collect()
+    }
+
+    pub(super) fn beats(&self) -> Vec<Beat> {
+        let default = self.parts.settings.borrow().default_model().to_owned();
+        let default = self.find(&default).ok().map(|entry| entry.key);
+        let asked = self.slots.iter().filter_map(|(key, slot)| {
+            let Slot::Resident(resident) = slot else { return None };
+            let queue = &resident.worker.queue;
+            let is_asked = default.as_ref() == Some(key) || queue.waiting().requests > 0;
+            is_asked.then(|| Beat {
+                key: key.clone(),
+                pulse: Arc::clone(&resident.ready.pulse),
+                asked: std::time::Instant::now(),
+                answer: queue.prove(),
+            })
+        });
+        asked.collect()
     }
 
     pub(super) fn memory_view(&mut self) -> MemoryView {

@@ -39,7 +39,12 @@ impl Deref for Daemon {
 
 impl Daemon {
     /// Starts `program`, which is to become the daemon, in `root`.
-    pub(crate) fn spawn(root: Root, mut program: Command) -> Self {
+    pub(crate) fn spawn(root: Root, program: Command) -> Self {
+        Self::spawn_with(root, program, Stdio::null())
+    }
+
+    /// The same with something to read from.
+    pub(crate) fn spawn_with(root: Root, mut program: Command, stdin: impl Into<Stdio>) -> Self {
         let notify_path = root.path().join("notify");
         // What the daemon before left behind.
         caxton::files::remove(&notify_path).unwrap();
@@ -51,7 +56,8 @@ impl Daemon {
             .env_remove("JOURNAL_STREAM")
             .env_remove("LISTEN_FDS")
             .env_remove("LISTEN_PID")
-            .stdin(Stdio::null())
+            .env_remove("LISTEN_FDNAMES")
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -1,0 +1,252 @@
+//! Files: what the daemon may open, by Landlock.
+//!
+//! It may read what its settings name, its configuration, the system's files and the kernel's, and write to its store,
+//! its drop directory, that of the last good configuration and, if it makes the socket, that one's. It may execute nothing, connect to no TCP port,
+//! and signal no other process.
+//!
+//! A rule is about a directory that exists, not about a name. So the directory above one that operators remove, make
+//! again or mount is granted with it; never the root of the file system.
+//! <https://docs.kernel.org/userspace-api/landlock.html>
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
+};
+
+use super::Writes;
+use crate::api::wire::sandbox::Part;
+use crate::config::{self, Settings, Source};
+use crate::errors::chain;
+
+/// What it takes to be on: the first version, of Linux 5.13, lets no file be renamed from one directory to another, which
+/// is how packages get into the store.
+const LEAST: ABI = ABI::V2;
+/// What is asked for beyond it: the rights that this program was tried with.
+const MOST: ABI = ABI::V7;
+
+/// Read by libraries that look up users and groups, of which some are not in /etc, and by what counts processors.
+const SYSTEM: [&str; 9] = [
+    "/etc",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/run/systemd",
+    "/sys",
+    "/usr",
+    "/var/lib/extrausers",
+    "/var/lib/sss",
+];
+/// Written to by whoever wants to hear of pressure: `memory.pressure` of the control group, or `memory` of the machine.
+const PRESSURE: [&str; 2] = ["/proc/pressure", "/sys/fs/cgroup"];
+
+/// What is left to the daemon; what does not exist is left out.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Grants {
+    read: Vec<PathBuf>,
+    write: Vec<PathBuf>,
+    /// Files beneath are written to in place; none is made or removed.
+    pressure: Vec<PathBuf>,
+    /// Whether systemd listens on an abstract socket, as it may in a container.
+    speaks_abstract: bool,
+}
+
+impl Grants {
+    /// For `writes` and for `settings` that were read from `files` of `source`. `watched` is where systemd tells of
+    /// pressure.
+    pub(super) fn new(
+        settings: &Settings,
+        source: &Source,
+        files: &[PathBuf],
+        writes: &Writes<'_>,
+        watched: Option<PathBuf>,
+    ) -> Self {
+        let packages = &settings.packages;
+        let mut read: Vec<PathBuf> = SYSTEM.map(PathBuf::from).into();
+        for directory in config::directories(source) {
+            read.extend(with_above(&directory));
+        }
+        for directory in [&packages.bundled_directory, &packages.keys_directory] {
+            read.extend(with_above(directory));
+        }
+        // A file may be a link to another place, or lie in the root.
+        for file in files.iter().filter_map(|file| fs::canonicalize(file).ok()) {
+            read.extend(file.parent().and_then(not_the_root));
+            read.push(file);
+        }
+        let mut write = vec![settings.memory.model_cache.directory.clone()];
+        write.extend(with_above(&packages.drop_directory));
+        write.extend(writes.last_good.and_then(Path::parent).map(Path::to_owned));
+        if writes.socket {
+            write.extend(settings.socket.path.parent().map(Path::to_owned));
+        }
+        let pressure = PRESSURE.map(PathBuf::from).into_iter().chain(watched).collect();
+        let speaks_abstract =
+            std::env::var("NOTIFY_SOCKET").is_ok_and(|socket| socket.starts_with('@'));
+        Self { read, write, pressure, speaks_abstract }
+    }
+}
+
+/// A directory, and what makes another one at its place accessible.
+fn with_above(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    let above = directory.ancestors().skip(1).find(|above| above.is_dir());
+    [Some(directory), above].into_iter().flatten().filter_map(not_the_root)
+}
+
+fn not_the_root(directory: &Path) -> Option<PathBuf> {
+    directory.parent().map(|_above| directory.to_owned())
+}
+
+/// Leaves the calling thread, and what it will start, with `grants`. Blocks for as long as opening some directories takes.
+pub(super) fn restrict(grants: &Grants) -> Part {
+    // Other threads would go on without.
+    match threads() {
+        Ok(1) => {}
+        Ok(threads) => {
+            return Part::off(None, format!("{} threads were there before it", threads - 1));
+        }
+        Err(error) => return Part::off(None, format!("cannot list /proc/self/task: {error}")),
+    }
+    apply(grants)
+}
+
+fn threads() -> io::Result<usize> {
+    Ok(fs::read_dir("/proc/self/task")?.count())
+}
+
+fn apply(grants: &Grants) -> Part {
+    let status = match ruleset(grants).and_then(landlock::RulesetCreated::restrict_self) {
+        Ok(status) => status,
+        Err(error) => return Part::off(None, chain(&error)),
+    };
+    let abi = match status.landlock {
+        LandlockStatus::Available { effective_abi, .. } => Some(effective_abi as u32),
+        LandlockStatus::NotEnabled => {
+            return Part::off(None, "the kernel was started without it".to_owned());
+        }
+        LandlockStatus::NotImplemented => {
+            return Part::off(None, "the kernel does not have it".to_owned());
+        }
+    };
+    match status.ruleset {
+        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => Part::on(abi),
+        RulesetStatus::NotEnforced => {
+            let least = LEAST as u32;
+            Part::off(abi, format!("the kernel gives version {abi:?}, and {least} is needed"))
+        }
+    }
+}
+
+fn ruleset(grants: &Grants) -> Result<landlock::RulesetCreated, RulesetError> {
+    let mut scopes = BitFlags::from(Scope::Signal);
+    if !grants.speaks_abstract {
+        scopes |= Scope::AbstractUnixSocket;
+    }
+    let reading = AccessFs::ReadFile | AccessFs::ReadDir;
+    let writing = AccessFs::from_write(MOST) | reading;
+    let made = Ruleset::default()
+        .set_compatibility(CompatLevel::SoftRequirement)
+        .handle_access(AccessFs::from_all(LEAST))?
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(MOST))?
+        .handle_access(AccessNet::from_all(MOST))?
+        .scope(scopes)?
+        .create()?;
+    made.set_compatibility(CompatLevel::BestEffort)
+        .add_rules(path_beneath_rules(&grants.read, reading))?
+        .add_rules(path_beneath_rules(&grants.write, writing))?
+        .add_rules(path_beneath_rules(&grants.pressure, reading | AccessFs::WriteFile))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Write};
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn the_root_is_never_granted_and_a_directory_that_is_not_there_by_what_is_above_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path();
+        let found = |directory: &Path| Vec::from_iter(with_above(directory));
+        assert_eq!(found(&path.join("a/b")), [path.join("a/b"), path.to_owned()]);
+        assert_eq!(found(Path::new("/nowhere/at/all")), [Path::new("/nowhere/at/all")]);
+        assert_eq!(found(Path::new("/etc")), [Path::new("/etc")]);
+        let mut settings = Settings::default();
+        settings.packages.drop_directory = "/no-such-directory".into();
+        let source = Source::File("/caxton.yaml".into());
+        let watched = PathBuf::from("/run/pressure");
+        let writes = Writes { last_good: Some(Path::new("/state/last-good")), socket: true };
+        let grants = Grants::new(&settings, &source, &[], &writes, Some(watched.clone()));
+        assert!(grants.write.contains(&PathBuf::from("/state")), "the last good configuration's");
+        assert!(grants.pressure.contains(&watched));
+        assert!(grants.write.contains(&PathBuf::from("/run/caxton")), "the socket's");
+        let all = [grants.read, grants.write, grants.pressure].concat();
+        assert!(!all.contains(&PathBuf::from("/")), "{all:?}");
+    }
+
+    #[test]
+    fn what_is_not_granted_can_neither_be_read_nor_written_nor_executed() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        for directory in ["read", "write", "none"] {
+            fs::create_dir(at(directory)).unwrap();
+            fs::write(at(directory).join("file"), directory).unwrap();
+        }
+        fs::create_dir(at("write/below")).unwrap();
+        let grants = Grants {
+            read: vec![at("read"), at("not there")],
+            write: vec![at("write")],
+            ..Grants::default()
+        };
+        // Landlock is the thread's alone.
+        let tried = thread::scope(|scope| {
+            let tried = scope.spawn(|| {
+                let part = apply(&grants);
+                let kind = |outcome: io::Result<()>| outcome.err().map(|error| error.kind());
+                let outcomes = [
+                    kind(fs::read(at("read/file")).map(drop)),
+                    kind(fs::read_dir(at("read")).map(drop)),
+                    kind(fs::write(at("write/new"), "")),
+                    kind(fs::rename(at("write/new"), at("write/below/new"))),
+                    kind(fs::remove_dir_all(at("write/below"))),
+                    kind(fs::read(at("none/file")).map(drop)),
+                    kind(fs::read_dir(at("none")).map(drop)),
+                    kind(fs::write(at("none/file"), "")),
+                    kind(fs::remove_file(at("none/file"))),
+                    kind(fs::write(at("read/file"), "")),
+                    kind(fs::write(at("read/new"), "")),
+                    kind(fs::rename(at("write/file"), at("read/other")).or_else(|error| {
+                        // The kernel says EXDEV where a rename is not granted on one side only.
+                        match error.kind() {
+                            ErrorKind::CrossesDevices => Err(ErrorKind::PermissionDenied.into()),
+                            _ => Err(error),
+                        }
+                    })),
+                ];
+                (part, outcomes)
+            });
+            tried.join().unwrap()
+        });
+        let (part, outcomes) = tried;
+        if !part.is_on() {
+            let line =
+                b"skipped: what is not granted can neither be read nor written: needs Landlock\n";
+            return io::stderr().write_all(line).unwrap();
+        }
+        let (granted, denied) = outcomes.split_at(5);
+        assert!(granted.iter().all(Option::is_none), "{granted:?}");
+        assert!(denied.iter().all(|kind| *kind == Some(ErrorKind::PermissionDenied)), "{denied:?}");
+    }
+
+    #[test]
+    fn with_other_threads_it_is_off_and_says_why() {
+        // A test has the thread that runs the tests beside it.
+        let part = restrict(&Grants::default());
+        assert!(part.reason.is_some_and(|reason| reason.contains("there before it")));
+    }
+}

@@ -1,0 +1,169 @@
+//! Signs of life of the manager and the workers, for whoever watches over the daemon.
+//!
+//! A worker lives when it makes a forward pass that it is asked for, or is in the middle of one that has not taken
+//! longer than the slowest machine would take. What waits in its queue does not matter: it is asked between passes.
+//! Pure but for the waiting in [`Beat::prove`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::package::Key;
+
+/// Less than any machine computes of any model: the largest known one on one core of a small board.
+const SLOWEST_TOKENS_PER_SECOND: u64 = 20;
+/// What a pass may take beside its tokens: pages of weights that come back from a slow disk.
+const PASS_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The pass that a worker is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Running {
+    since: Instant,
+    tokens: usize,
+}
+
+impl Running {
+    /// The longest that it may take on any machine.
+    fn patience(self) -> Duration {
+        let tokens = u64::try_from(self.tokens).unwrap_or(u64::MAX);
+        PASS_PATIENCE.saturating_add(Duration::from_secs(tokens / SLOWEST_TOKENS_PER_SECOND))
+    }
+}
+
+/// What a worker's thread says of itself. The lock is held for a move in memory only.
+#[derive(Debug, Default)]
+pub(super) struct Pulse(Mutex<Option<Running>>);
+
+impl Pulse {
+    /// Does `work`, a pass of `tokens`.
+    pub(super) fn pass<T>(&self, tokens: usize, work: impl FnOnce() -> T) -> T {
+        self.set(Some(Running { since: Instant::now(), tokens }));
+        let done = work();
+        self.set(None);
+        done
+    }
+
+    fn set(&self, running: Option<Running>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = running;
+    }
+
+    fn running(&self) -> Option<Running> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker that has been asked for a forward pass.
+#[derive(Debug)]
+pub struct Beat {
+    pub(super) key: Key,
+    pub(super) pulse: Arc<Pulse>,
+    /// When it was asked.
+    pub(super) asked: Instant,
+    /// Answered after the pass; closed when the worker has ended meanwhile.
+    pub(super) answer: oneshot::Receiver<()>,
+}
+
+/// A worker that does not work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stuck {
+    /// It was asked for a pass and has not begun it.
+    #[error("the worker of {model} has begun no forward pass for {waited:?}")]
+    Idle {
+        /// The model.
+        model: String,
+        /// For how long it was waited.
+        waited: Duration,
+    },
+    /// It is in one that takes too long.
+    #[error("the worker of {model} has been in a forward pass of {tokens} tokens for {running:?}")]
+    InPass {
+        /// The model.
+        model: String,
+        /// Of the pass.
+        tokens: usize,
+        /// For how long it has been in it.
+        running: Duration,
+    },
+}
+
+impl Beat {
+    /// Waits for the pass, for `patience` at most. A worker that has left is no stuck one.
+    ///
+    /// # Errors
+    /// When the worker neither makes a pass nor is in one that may still take its time.
+    pub async fn prove(self, patience: Duration) -> Result<(), Stuck> {
+        let Self { key, pulse, asked, answer } = self;
+        match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(()) | Err(_)) => Ok(()),
+            Err(_elapsed) => judge(&key, pulse.running(), asked, Instant::now()),
+        }
+    }
+}
+
+/// What is to be said of a worker that was `asked` and has not answered.
+fn judge(key: &Key, running: Option<Running>, asked: Instant, now: Instant) -> Result<(), Stuck> {
+    let model = || key.to_string();
+    let Some(pass) = running else {
+        let waited = now.saturating_duration_since(asked);
+        return Err(Stuck::Idle { model: model(), waited });
+    };
+    let running = now.saturating_duration_since(pass.since);
+    match running <= pass.patience() {
+        true => Ok(()),
+        false => Err(Stuck::InPass { model: model(), tokens: pass.tokens, running }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Key {
+        "a@1".parse().unwrap()
+    }
+
+    #[test]
+    fn a_worker_that_is_silent_lives_as_long_as_its_pass_may_take() {
+        let now = Instant::now() + Duration::from_secs(3600);
+        let asked = now - Duration::from_secs(10);
+        let of = |tokens, seconds| {
+            let running = Running { since: now - Duration::from_secs(seconds), tokens };
+            judge(&key(), Some(running), asked, now).is_ok()
+        };
+        let cases = [
+            (1, 30, true),
+            (1, 31, false),
+            (4096, 230, true),
+            (4096, 240, false),
+            (usize::MAX, 3000, true),
+        ];
+        for (tokens, seconds, lives) in cases {
+            assert_eq!(of(tokens, seconds), lives, "{tokens} tokens for {seconds} s");
+        }
+        let idle = judge(&key(), None, asked, now).unwrap_err();
+        assert_eq!(idle.to_string(), "the worker of a@1 has begun no forward pass for 10s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_or_the_end_of_the_worker_ends_the_waiting_and_silence_is_an_error() {
+        let beat = |pulse: &Arc<Pulse>| {
+            let (done, answer) = oneshot::channel();
+            let (pulse, asked) = (Arc::clone(pulse), Instant::now());
+            (done, Beat { key: key(), pulse, asked, answer })
+        };
+        let pulse = Arc::default();
+        let patience = Duration::from_secs(10);
+        let (done, answered) = beat(&pulse);
+        done.send(()).unwrap();
+        assert_eq!(answered.prove(patience).await, Ok(()));
+        let (done, left) = beat(&pulse);
+        drop(done);
+        assert_eq!(left.prove(patience).await, Ok(()));
+        let (_done, silent) = beat(&pulse);
+        silent.prove(patience).await.unwrap_err();
+        let (_done, busy) = beat(&pulse);
+        pulse.set(Some(Running { since: Instant::now(), tokens: 1 }));
+        assert_eq!(busy.prove(patience).await, Ok(()));
+    }
+}

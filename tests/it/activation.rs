@@ -1,0 +1,104 @@
+//! A socket that somebody else listens on: what came while no daemon ran is answered by the next one, by the callers'
+//! credentials.
+//!
+//! The test holds the socket as systemd would, and passes it as the first descriptor that is not a standard one.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::{self, Permissions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::{Connection, Daemon, EMBEDDINGS, Root, STRANGER, cli, skipped};
+
+/// The name of the socket as the unit gives it.
+const NAME: &str = "caxton.socket";
+
+/// A root with a socket beside the one of its settings, which nobody makes.
+fn held(root: &Root) -> (UnixListener, PathBuf) {
+    let path = root.path().join("held.sock");
+    (UnixListener::bind(&path).unwrap(), path)
+}
+
+/// Starts the daemon in `root` with `socket`, called `name`.
+fn activate(root: Root, socket: impl Into<OwnedFd>, name: &str) -> Daemon {
+    let mut program = Command::new("bash");
+    // The process stays the same: its id is what LISTEN_PID has to say.
+    let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=$0 exec \"$@\"";
+    program.args(["-c", script, name, env!("CARGO_BIN_EXE_caxtond")]);
+    Daemon::spawn_with(root, program, socket.into())
+}
+
+#[test]
+fn what_came_while_no_daemon_ran_is_answered_by_the_next_one() {
+    let root = Root::new();
+    let (socket, path) = held(&root);
+    let body = json!({ "input": "a text" }).to_string();
+    let ask = || {
+        let mut connection = Connection::open(&path);
+        connection.ask("POST", EMBEDDINGS, &[], body.as_bytes());
+        connection
+    };
+    // Before the first start, then between two, whichever way the daemon ended.
+    let mut waiting = [ask(), ask()];
+    let daemon = activate(root, socket.try_clone().unwrap(), NAME);
+    for connection in &mut waiting {
+        assert_eq!(connection.answer().status, 200);
+    }
+    let root = daemon.stop();
+    let mut waiting = ask();
+    let daemon = activate(root, socket.try_clone().unwrap(), NAME);
+    assert_eq!(waiting.answer().status, 200);
+    daemon.signal(Signal::SIGKILL);
+    let (code, root) = daemon.wait_exit();
+    assert_eq!(code, 128 + 9);
+    let mut waiting = ask();
+    let daemon = activate(root, socket, NAME);
+    assert_eq!(waiting.answer().status, 200);
+    assert!(!daemon.socket().exists(), "none is made beside the one that was passed");
+    let root = daemon.stop();
+    assert!(path.exists(), "the socket is left to whoever made it");
+    drop(root);
+}
+
+#[test]
+fn who_asks_is_known_through_a_passed_socket() {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("who_asks_is_known_through_a_passed_socket", "root");
+    }
+    let root = Root::new();
+    fs::set_permissions(root.path(), Permissions::from_mode(0o755)).unwrap();
+    let (socket, path) = held(&root);
+    fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+    let daemon = activate(root, socket, NAME);
+    daemon.wait_notified("READY=1");
+    let unload = |user: u32| {
+        let mut command = cli();
+        command.args(["memory", "unload", "bundled-mini", "--socket"]).arg(&path);
+        command.current_dir("/").uid(user).gid(user).status().unwrap().code()
+    };
+    assert_eq!((unload(STRANGER), unload(0)), (Some(77), Some(0)));
+    daemon.wait_log("uid=65534");
+    daemon.stop();
+}
+
+#[test]
+fn a_socket_of_another_name_or_kind_ends_the_start_with_what_to_look_at() {
+    let root = Root::new();
+    let (socket, _path) = held(&root);
+    let daemon = activate(root, socket, "http");
+    daemon.wait_log("a socket called \"http\"; expected FileDescriptorName=caxton.socket");
+    let (code, root) = daemon.wait_exit();
+    assert_eq!(code, 71);
+    let datagrams = UnixDatagram::bind(root.path().join("datagrams.sock")).unwrap();
+    let daemon = activate(root, datagrams, NAME);
+    daemon.wait_log("is not a Unix stream socket that listens");
+    assert_eq!(daemon.wait_exit().0, 71);
+}

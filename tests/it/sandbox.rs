@@ -1,0 +1,68 @@
+//! The sandbox of a running daemon, as the kernel and the daemon tell of it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::support::{Root, skipped};
+
+/// What the kernel says of each thread of process `pid` under `key`.
+fn of_threads(pid: u32, key: &str) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let values = threads.filter_map(|thread| {
+        // A thread may have ended meanwhile.
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).ok()?;
+        let value = status.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(value.trim().to_owned())
+    });
+    values.collect()
+}
+
+#[test]
+fn every_thread_is_under_the_filter_and_can_gain_no_privilege() {
+    let daemon = Root::new().start();
+    for key in ["Seccomp:", "NoNewPrivs:"] {
+        let values = of_threads(daemon.pid(), key);
+        let expected = if key == "Seccomp:" { "2" } else { "1" };
+        assert!(values.len() > 3 && values.iter().all(|value| value == expected), "{values:?}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn what_was_reached_is_told_and_can_be_required() {
+    let root = Root::new().start();
+    let sandbox = root.status()["sandbox"].clone();
+    assert_eq!(sandbox["seccomp"], json!({ "state": "on" }));
+    if sandbox["landlock"]["state"] != "on" {
+        root.wait_log("the sandbox is not whole");
+        return skipped("what_was_reached_is_told_and_can_be_required", "Landlock");
+    }
+    assert!(sandbox["landlock"]["abi"].as_u64().unwrap() >= 2, "{sandbox}");
+    root.wait_log("in the sandbox");
+    let shown = root.cli().arg("status").output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("sandbox        Landlock ") && shown.contains(", seccomp"), "{shown}");
+    let required = root.stop().with("require_sandbox", json!(true)).start();
+    required.stop();
+}
+
+#[test]
+fn what_was_not_named_at_the_start_cannot_be_read() {
+    let daemon = Root::new().start();
+    if daemon.status()["sandbox"]["landlock"]["state"] != "on" {
+        return skipped("what_was_not_named_at_the_start_cannot_be_read", "Landlock");
+    }
+    // Only the sandbox keeps root from reading it.
+    let outside = tempfile::tempdir_in("/dev/shm").unwrap();
+    let config = outside.path().join("caxton.yaml");
+    fs::write(&config, "log: { level: warn }\n").unwrap();
+    fs::remove_file(daemon.config()).unwrap();
+    std::os::unix::fs::symlink(&config, daemon.config()).unwrap();
+    let refused = daemon.wait_log("Permission denied");
+    assert!(refused.contains("caxton.yaml"), "{refused}");
+    daemon.wait_notified("the last good one is in force");
+    daemon.stop();
+}

@@ -1,0 +1,176 @@
+//! The units: what systemd says of them, and what they say against what the code does.
+
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use caxton::config::{self, Settings, Source};
+use caxton::exit::Exit;
+use tempfile::TempDir;
+
+use crate::support::skipped;
+
+/// In tenths of the exposure level, which goes to 10.0.
+const THRESHOLD: &str = "--threshold=5";
+
+fn packaging() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging")
+}
+
+fn unit(name: &str) -> String {
+    fs::read_to_string(packaging().join("systemd").join(name)).unwrap()
+}
+
+/// The values of `key` in a unit, in their order.
+fn values(unit: &str, key: &str) -> Vec<String> {
+    let lines = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    lines.map(str::to_owned).collect()
+}
+
+/// The only value of `key`.
+fn value(unit: &str, key: &str) -> String {
+    let mut values = values(unit, key);
+    assert_eq!(values.len(), 1, "{key}: {values:?}");
+    values.remove(0)
+}
+
+fn seconds(text: &str) -> Duration {
+    let digits = text.strip_suffix('s').expect("a time in seconds");
+    Duration::from_secs(digits.parse().unwrap())
+}
+
+fn shipped() -> Settings {
+    let file = packaging().with_file_name("etc/caxton/caxton.yaml");
+    config::load(&Source::File(file)).unwrap().settings
+}
+
+fn analyze(arguments: &[&str]) -> Option<Output> {
+    Command::new("systemd-analyze").args(arguments).output().ok()
+}
+
+/// A root in which what the units name exists, and in which `change` was made to the service.
+fn installed(change: impl Fn(String) -> String) -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for program in ["usr/bin/caxtond", "usr/bin/caxton", "bin/sh"] {
+        let path = root.path().join(program);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let units = root.path().join("usr/lib/systemd/system");
+    fs::create_dir_all(&units).unwrap();
+    for name in ["caxton.socket", "caxton.slice"] {
+        fs::write(units.join(name), unit(name)).unwrap();
+    }
+    fs::write(units.join("caxton.service"), change(unit("caxton.service"))).unwrap();
+    // What they wait for, as every system has it.
+    for target in ["sysinit", "basic", "multi-user", "sockets", "shutdown", "network"] {
+        let text = format!("[Unit]\nDescription={target}\n");
+        fs::write(units.join(format!("{target}.target")), text).unwrap();
+    }
+    root
+}
+
+/// What `systemd-analyze verify` has to say.
+fn verify(root: &TempDir) -> Option<String> {
+    let at = format!("--root={}", root.path().display());
+    let names = ["caxton.service", "caxton.socket", "caxton.slice"];
+    let output = analyze(&[&["verify", "--man=no", &at][..], &names].concat())?;
+    Some(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_units() {
+    let Some(said) = verify(&installed(|service| service)) else {
+        return skipped("systemd_finds_nothing_wrong_with_the_units", "systemd-analyze");
+    };
+    assert_eq!(said, "");
+    // And would, if there were.
+    let wrong = installed(|service| service.replace("NotifyAccess=main", "NotifyAcess=main"));
+    let said = verify(&wrong).unwrap();
+    assert!(said.contains("NotifyAcess"), "{said}");
+}
+
+#[test]
+fn the_exposure_of_the_service_is_at_most_a_half() {
+    let of = |root: &TempDir| {
+        let service = root.path().join("usr/lib/systemd/system/caxton.service");
+        analyze(&["security", "--offline=true", THRESHOLD, service.to_str().unwrap()])
+    };
+    let Some(output) = of(&installed(|service| service)) else {
+        return skipped("the_exposure_of_the_service_is_at_most_a_half", "systemd-analyze");
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let open = installed(|service| service.replace("PrivateNetwork=yes", "PrivateUsers=no"));
+    assert!(!of(&open).unwrap().status.success(), "the threshold holds for what is open, too");
+}
+
+#[test]
+fn the_units_say_what_the_code_does() {
+    let (service, socket) = (unit("caxton.service"), unit("caxton.socket"));
+    let settings = shipped();
+    assert_eq!(value(&socket, "ListenStream"), settings.socket.path.display().to_string());
+    assert_eq!(value(&socket, "SocketMode"), format!("{:04o}", settings.socket.mode));
+    assert_eq!(Some(value(&socket, "SocketGroup")), settings.socket.group);
+    // The name that the daemon takes; see tests/it/activation.rs.
+    assert_eq!(value(&socket, "FileDescriptorName"), "caxton.socket");
+    let prevent = value(&service, "RestartPreventExitStatus");
+    assert_eq!(prevent, (Exit::Config as u8).to_string());
+    // Ten seconds for models after the drain, and five for the rest.
+    let longest = settings.socket.drain_timeout + Duration::from_secs(15);
+    assert!(seconds(&value(&service, "TimeoutStopSec")) > longest);
+    let state = Path::new("/var/lib").join(value(&service, "StateDirectory"));
+    assert_eq!(settings.memory.model_cache.directory, state);
+    assert!(settings.packages.drop_directory.starts_with(&state));
+    // The program and its command line, where the packages put them.
+    assert_eq!(value(&service, "ExecStart"), "/usr/bin/caxtond");
+    assert_eq!(values(&service, "ExecReload")[0], "/usr/bin/caxton check");
+}
+
+#[test]
+fn the_group_of_the_socket_is_static_and_is_not_the_name_of_the_user() {
+    let (service, socket) = (unit("caxton.service"), unit("caxton.socket"));
+    let group = value(&socket, "SocketGroup");
+    let made = fs::read_to_string(packaging().join("sysusers.d/caxton.conf")).unwrap();
+    assert!(made.lines().any(|line| line == format!("g {group} -")), "{made}");
+    // A dynamic user brings a group of its own name, which must not be there.
+    assert_eq!(value(&service, "DynamicUser"), "yes");
+    assert_ne!(value(&service, "User"), group);
+    // It would be a directory that no client gets to.
+    assert!(values(&service, "RuntimeDirectory").is_empty());
+}
+
+#[test]
+fn the_calls_that_the_sandbox_needs_are_allowed_and_what_goes_around_it_is_not() {
+    let filters = values(&unit("caxton.service"), "SystemCallFilter");
+    let [allowed, denied] = filters.as_slice() else { panic!("{filters:?}") };
+    for call in
+        ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "seccomp"]
+    {
+        assert!(allowed.split(' ').any(|word| word == call), "{call}");
+    }
+    let denied = denied.strip_prefix('~').expect("a list of what is denied");
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd", "@mount"] {
+        assert!(denied.split(' ').any(|word| word == call), "{call}");
+    }
+}
+
+#[test]
+fn everything_of_the_units_is_enabled_and_every_drop_in_is_one_of_the_service() {
+    let preset = fs::read_to_string(packaging().join("preset/90-caxton.preset")).unwrap();
+    assert_eq!(preset, "enable caxton.socket\nenable caxton.service\n");
+    let examples = fs::read_dir(packaging().join("systemd/examples")).unwrap();
+    let mut count = 0;
+    for example in examples {
+        let path = example.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("# For ") && text.contains("[Service]\n"), "{}", path.display());
+        assert!(text.contains("caxton.service.d/"), "{}", path.display());
+        count += 1;
+    }
+    assert!(count > 0);
+}

@@ -1,0 +1,88 @@
+//! Signs of life, and time to start, as systemd hears them.
+
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::{Daemon, Root};
+
+/// A daemon that systemd would watch, with `pid` as `$WATCHDOG_PID`, and as its own when it is `None`.
+fn watched(root: Root, pid: Option<u32>) -> Daemon {
+    let mut program = Command::new("bash");
+    let script = "WATCHDOG_USEC=300000 WATCHDOG_PID=${0/own/$$} exec \"$@\"";
+    let pid = pid.map_or_else(|| "own".to_owned(), |pid| pid.to_string());
+    program.args(["-c", script, &pid, env!("CARGO_BIN_EXE_caxtond")]);
+    let daemon = Daemon::spawn(root, program);
+    daemon.wait_notified("READY=1");
+    daemon
+}
+
+#[test]
+fn a_daemon_that_answers_says_that_it_lives_with_a_model_in_memory_and_without() {
+    let daemon = watched(Root::new(), None);
+    let wait = || daemon.wait_notified_after(daemon.notifications().len(), "WATCHDOG=1");
+    wait();
+    wait();
+    // Requests in plenty do not keep a sign of life waiting behind them.
+    let body = json!({ "input": vec![vec![5; 48]; 512] }).to_string();
+    let mut connections: Vec<_> = (0..6).map(|_| daemon.connect()).collect();
+    for connection in &mut connections {
+        connection.ask("POST", "/v1/embeddings", &[], body.as_bytes());
+    }
+    wait();
+    for connection in &mut connections {
+        assert_eq!(connection.answer().status, 200);
+    }
+    let unloaded = daemon.connect().request("DELETE", "/api/memory/models/bundled-mini", &[], b"");
+    assert_eq!(unloaded.status, 200, "{unloaded:?}");
+    wait();
+    wait();
+    // A pass that shows life is no request.
+    assert_eq!(daemon.package("bundled-mini")["residency"], "unloaded");
+    daemon.stop();
+}
+
+#[test]
+fn a_model_that_is_only_asked_for_life_is_idle() {
+    let root = Root::new().with("models", json!({ "bundled-mini": { "max_idle_time": "1s" } }));
+    let daemon = watched(root, None);
+    daemon.wait_notified("WATCHDOG=1");
+    daemon.wait_log("unloaded");
+    daemon.stop();
+}
+
+#[test]
+fn without_a_watchdog_or_with_that_of_another_process_nothing_is_said() {
+    for daemon in [Root::new().start(), watched(Root::new(), Some(1))] {
+        assert_eq!(daemon.embed(json!(vec!["a text"; 64])).len(), 64);
+        daemon.signal(Signal::SIGTERM);
+        daemon.wait_notified("STOPPING=1");
+        let told = daemon.notifications();
+        assert!(told.iter().all(|message| !message.contains("WATCHDOG")), "{told:#?}");
+        assert_eq!(daemon.wait_exit().0, 0);
+    }
+}
+
+#[test]
+fn while_packages_are_unpacked_systemd_is_asked_for_more_time() {
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundled-models");
+    let root = Root::without_bundled().with("packages.bundled_directory", json!(bundled));
+    let daemon = root.start();
+    let told = daemon.notifications();
+    let place = |text: &str| told.iter().position(|message| message.contains(text));
+    let (asked, ready) = (place("EXTEND_TIMEOUT_USEC=120000000"), place("READY=1"));
+    assert!(asked.is_some() && asked < ready, "{told:#?}");
+    daemon.stop();
+}
+
+#[test]
+fn a_stop_may_take_as_long_as_the_drain_was_given() {
+    let daemon = Root::new().with("socket.drain_timeout", json!("5m")).start();
+    daemon.signal(Signal::SIGTERM);
+    // The drain, ten seconds for models and five for the rest.
+    let stopping = daemon.wait_notified("STOPPING=1");
+    assert!(stopping.contains("EXTEND_TIMEOUT_USEC=315000000"), "{stopping}");
+    assert_eq!(daemon.wait_exit().0, 0);
+}
