@@ -4,6 +4,8 @@
 
 use sd_notify::NotifyState;
 
+use crate::log::Message;
+
 /// The daemon answers.
 pub(super) fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(status)]);
@@ -19,7 +21,13 @@ pub(super) fn reloading() {
     // With Type=notify-reload systemd ignores the message without the time it was sent.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => send(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::warn!(%error, "systemd is not told of the reload"),
+        Err(error) => {
+            tracing::warn!(
+                name: Message::SystemdUnreachable.name(),
+                %error,
+                "systemd is not told of the reload"
+            )
+        }
     }
 }
 
@@ -30,6 +38,10 @@ pub(super) fn stopping() {
 
 fn send(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd cannot be told");
+        tracing::warn!(
+            name: Message::SystemdUnreachable.name(),
+            errno = error.raw_os_error(), %error,
+            "systemd cannot be told"
+        );
     }
 }

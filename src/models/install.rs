@@ -15,8 +15,10 @@ use super::alias;
 use super::load::{self, LoadError};
 use crate::config::{CleanupPolicy, Settings};
 use crate::engine;
+use crate::errors::{chain, errno};
 use crate::events::Event;
 use crate::files::{self, FileError, ReadOnce};
+use crate::log::Message;
 use crate::metrics::FailureType;
 use crate::package::{
     Admitted, Cleanup, Entry, Key, Keys, Limits, Origin, Quota, Rollback, RollbackError,
@@ -403,9 +405,22 @@ impl Installer {
     pub async fn verify(&self, key: Key) -> Option<Result<(), StoreError>> {
         let checked = key.clone();
         let verified = self.blocking(move |store| store.verify(&checked, |_bytes| {})).await?;
-        if let Err(StoreError::Corrupt { .. }) = &verified {
-            self.handle.metrics().validation_failed(Some(key.id()), FailureType::Corrupt);
-            self.handle.store_changed(vec![key]).await;
+        match &verified {
+            Err(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(
+                    name: Message::IntegrityFailure.name(),
+                    model = %key, error = chain(error),
+                    "validation failed"
+                );
+                self.handle.metrics().validation_failed(Some(key.id()), FailureType::Corrupt);
+                self.handle.store_changed(vec![key]).await;
+            }
+            Err(error) => tracing::error!(
+                name: Message::StoreFailed.name(),
+                model = %key, errno = errno(error), error = chain(error),
+                "validation failed"
+            ),
+            Ok(()) => {}
         }
         Some(verified)
     }
@@ -421,7 +436,15 @@ impl Installer {
             let _permit = permit;
             work(store)
         });
-        done.await.inspect_err(|error| tracing::error!(%error, "work on the store was lost")).ok()
+        done.await
+            .inspect_err(|error| {
+                tracing::error!(
+                    name: Message::InternalFault.name(),
+                    %error,
+                    "work on the store was lost"
+                )
+            })
+            .ok()
     }
 }
 
@@ -536,7 +559,7 @@ mod tests {
             [(wrong, "self-test failed"), (no_model, "config.json cannot be read")]
         {
             let error = place.install(&package, Origin::Installed).unwrap_err();
-            let found = crate::errors::chain(&error);
+            let found = chain(&error);
             assert!(matches!(error, InstallError::Load(_)) && found.contains(reason), "{found}");
             assert_eq!(place.names(), ["tiny-bert-mean@1"]);
             place.store.verify(&old.key, |_| {}).unwrap();
@@ -580,7 +603,7 @@ mod tests {
         fs::write(place.rules.keys_directory.join("site.pub"), "no key").unwrap();
         let error = place.install(&package("1", computed), Origin::Installed).unwrap_err();
         assert!(matches!(error, InstallError::Keys(_)), "{error:?}");
-        assert!(crate::errors::chain(&error).contains("site.pub"));
+        assert!(chain(&error).contains("site.pub"));
         assert_eq!(place.names(), Vec::<String>::new());
     }
 

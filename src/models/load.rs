@@ -11,6 +11,7 @@ use crate::engine::{
     Precision, Stored, UnknownName, WeightsFile,
 };
 use crate::errors::chain;
+use crate::log::Message;
 use crate::metrics::FailureType;
 use crate::package::{
     self, Contents, Key, Manifest, Store, StoreError, TOKENIZER, WEIGHTS, Weights, dense_file,
@@ -164,7 +165,11 @@ pub fn load_from<E: From<StoreError> + From<LoadError>>(
         return Ok((manifest, model));
     }
     let Err(error) = self_test(&manifest, &mut model) else { return Ok((manifest, model)) };
-    tracing::warn!(model = %key, error = chain(&error), "{picked} is not used, but f32");
+    tracing::warn!(
+        name: Message::PrecisionReplaced.name(),
+        model = %key, error = chain(&error),
+        "{picked} is not used, but f32"
+    );
     drop(model);
     let (manifest, contents) = store.read(key)?;
     let model = load(&manifest, contents, Options { precision: Precision::F32, ..options })?;
