@@ -1,9 +1,30 @@
 //! An error with its causes as one line, for the edges where errors become text.
 
 use std::error::Error;
+use std::io;
 
 /// `error` and its causes, joined by colons: each layer says its own part once.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |&error| error.source());
     Vec::from_iter(causes.map(ToString::to_string)).join(": ")
+}
+
+/// The number of the system's error that `error` comes from, as journald's `ERRNO` has it.
+pub fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
+    std::iter::successors(Some(error), |&error| error.source())
+        .find_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::FileError;
+
+    #[test]
+    fn the_number_is_found_below_other_errors() {
+        let missing = io::Error::from_raw_os_error(2);
+        let error = FileError::new("read", std::path::Path::new("/nowhere"))(missing);
+        assert_eq!(errno(&error), Some(2));
+        assert_eq!(errno(&io::Error::other("no number")), None);
+    }
 }

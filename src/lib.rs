@@ -98,6 +98,9 @@
 //! too slowly misses some and is told how many; the answer ends when the daemon drains. `caxton top` and `caxton events`
 //! are clients as any other.
 //!
+//! What an operator may have to know is a [`log::Message`]: a kind of record with a `MESSAGE_ID`, which
+//! `packaging/journal/caxton.catalog` explains. Records wait for the journal in a bounded queue; nothing else waits.
+//!
 //! # One package
 //!
 //! A file appears in the drop directory. [`watch`] says "look"; [`package::drop::Ledger`] says when the file has been

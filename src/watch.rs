@@ -23,6 +23,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::log::Message;
+
 /// How long events must be quiet before a tick: an editor writes a file in several steps.
 const QUIET: Duration = Duration::from_millis(250);
 
@@ -86,12 +88,17 @@ where
         let renewed = match renewed.await {
             Ok(renewed) => renewed,
             Err(error) => {
-                tracing::error!(%error, "stopped looking for changes of files");
+                tracing::error!(
+                    name: Message::InternalFault.name(),
+                    %error,
+                    "stopped looking for changes of files"
+                );
                 return;
             }
         };
         if let (Some(failure), false) = (&renewed.failure, warned) {
             tracing::warn!(
+                name: Message::WatchFailed.name(),
                 error = %failure,
                 "cannot watch {}; looking for changes every {} s instead",
                 directories.join(", "),

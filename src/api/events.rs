@@ -18,6 +18,7 @@ use super::App;
 use super::error::ApiError;
 use super::wire;
 use crate::events::{Event, Heard, Listener, Record};
+use crate::log::Message;
 use crate::units::milliseconds;
 
 /// The id of the last event that a client has heard, which browsers send by themselves when they connect again.
@@ -83,7 +84,13 @@ impl Telling {
             told = told.id(id.to_string());
         }
         told.json_data(&event)
-            .inspect_err(|error| tracing::error!(%error, "an event cannot be written"))
+            .inspect_err(|error| {
+                tracing::error!(
+                    name: Message::InternalFault.name(),
+                    %error,
+                    "an event cannot be written"
+                )
+            })
             .ok()
     }
 }

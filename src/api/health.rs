@@ -7,6 +7,7 @@ use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 use super::error::ApiError;
 use super::wire::Status;
 use super::{App, packages};
+use crate::log::Message;
 
 /// The event loop turns.
 pub(super) async fn livez() -> &'static str {
@@ -56,7 +57,11 @@ struct Measured {
 /// Measures memory, off the runtime.
 async fn measure() -> Result<Measured, ApiError> {
     tokio::task::spawn_blocking(read).await.map_err(|error| {
-        tracing::error!(%error, "memory could not be measured");
+        tracing::error!(
+            name: Message::InternalFault.name(),
+            %error,
+            "memory could not be measured"
+        );
         ApiError::lost()
     })
 }

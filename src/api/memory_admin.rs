@@ -13,6 +13,7 @@ use super::wire::memory::{
     Flushed, LoadModel, MeasuredMemory, MemoryAction, MemoryLimit, MemoryStatus, ModelMemory,
     ModelMoved, Pressure, SetLimit, SystemMemory,
 };
+use crate::log::Message;
 use crate::memory::sample::{Psi, Sample};
 use crate::models::alias;
 use crate::models::{ActionRecord, ModelView, Residency};
@@ -110,7 +111,11 @@ pub(super) async fn flush(State(app): State<App>) -> Result<Json<Flushed>, ApiEr
     let flushed = app.handle.flush().await?;
     let freed = flushed.before.process.0.saturating_sub(flushed.after.process.0);
     let duration_ms = milliseconds(flushed.duration);
-    tracing::info!(models = flushed.unloaded.len(), freed_bytes = freed, duration_ms, "flushed");
+    tracing::info!(
+        name: Message::MemoryFlushed.name(),
+        models = flushed.unloaded.len(), freed_bytes = freed, duration_ms,
+        "flushed"
+    );
     Ok(Json(Flushed {
         unloaded: flushed.unloaded.iter().map(ToString::to_string).collect(),
         before: measured(&flushed.before),
@@ -159,7 +164,11 @@ pub(super) async fn set_limit(
             ApiError::invalid(Some("limit".to_owned()), message)
         })?),
     };
-    tracing::info!(limit, "the memory of this process is limited anew, until the next start");
+    tracing::info!(
+        name: Message::MemoryLimitSet.name(),
+        limit,
+        "the memory of this process is limited anew, until the next start"
+    );
     app.handle.set_memory_limit(bytes).await;
     Ok(Json(SetLimit { limit }))
 }

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use super::error::ApiError;
 use super::request::{self, Timings};
 use super::{App, health};
+use crate::log::{self, Message};
 use crate::memory::level::Level;
 use crate::memory::sample::Psi;
 use crate::metrics::{Format, GONE, INTERNAL, Metrics, OK, Observed, ObservedModel, Stages, Stall};
@@ -75,7 +76,11 @@ pub(super) async fn scrape(
     };
     let text = tokio::task::spawn_blocking(render).await.map_err(request::lost)?;
     let text = text.map_err(|error| {
-        tracing::error!(%error, "the metrics could not be written");
+        tracing::error!(
+            name: Message::InternalFault.name(),
+            %error,
+            "the metrics could not be written"
+        );
         ApiError::lost()
     })?;
     Ok(([(header::CONTENT_TYPE, format.content_type())], text).into_response())
@@ -96,6 +101,7 @@ fn observe(app: &App, view: MemoryView) -> Observed {
         room: room.0,
         pressure_level: rank(reading.level),
         shedding,
+        log_records_lost: log::lost(),
         stalls: stalls(sample.psi.or(sample.machine.psi)),
         cache: entries.iter().map(|entry| entry.manifest.total_size()).sum(),
         ..Observed::default()

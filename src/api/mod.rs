@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
 use crate::events::Events;
+use crate::log::Message;
 use crate::metrics::Metrics;
 use crate::models::Handle;
 use crate::models::install::Installer;
@@ -162,8 +163,14 @@ async fn only_admins(
         let is_admin = tokio::task::spawn_blocking(move || peer.is_one_of(&admins)).await;
         if !is_admin.is_ok_and(|is_admin| is_admin) {
             let Peer { uid, gid, pid } = peer;
-            let (method, path) = (request.method(), request.uri().path());
-            tracing::warn!(uid, gid, pid, %method, path, "refused: not an administrator");
+            let method = request.method();
+            // As it was registered: what a stranger sends is not written.
+            let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+            tracing::warn!(
+                name: Message::AccessRefused.name(),
+                uid, gid, pid, %method, path,
+                "refused: not an administrator"
+            );
             return Err(ApiError::forbidden(uid));
         }
     }

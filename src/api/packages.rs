@@ -17,8 +17,9 @@ use super::App;
 use super::error::ApiError;
 use super::input::{Name, read_optional_json};
 use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageList};
-use crate::errors::chain;
+use crate::errors::{chain, errno};
 use crate::events::Event;
+use crate::log::Message;
 use crate::models::Residency;
 use crate::models::install::{InstallError, Installed};
 use crate::package::{
@@ -61,11 +62,19 @@ pub(super) async fn install(
     let installed =
         app.installer.install(source, sidecars, Origin::Installed).await.inspect_err(|error| {
             let reason = chain(error);
-            tracing::error!(error = reason, "package refused");
+            tracing::error!(
+                name: Message::PackageRefused.name(),
+                reason, errno = errno(error),
+                "package refused"
+            );
             app.events.send(Event::PackageRefused { file: None, reason });
         })?;
     let Installed { entry, existed, .. } = &installed;
-    tracing::info!(model = %entry.key, existed, "package accepted");
+    tracing::info!(
+        name: Message::PackageAccepted.name(),
+        model = %entry.key, existed,
+        "package accepted"
+    );
     let residency = app.handle.residency().await?;
     let entries = app.handle.store().entries();
     Ok(Json(InstalledPackage::new(&installed, &entries, Some(&residency))))
@@ -113,7 +122,7 @@ pub(super) async fn remove(
     Name(name): Name,
 ) -> Result<Json<Package>, ApiError> {
     let entry = app.installer.remove(name).await.ok_or_else(ApiError::lost)??;
-    tracing::info!(model = %entry.key, "removed");
+    tracing::info!(name: Message::PackageRemoved.name(), model = %entry.key, "removed");
     Ok(Json(describe(&entry, &[], None)))
 }
 
@@ -126,7 +135,11 @@ pub(super) async fn roll_back(
     let rollback = rollback(body.unwrap_or_default())?;
     let done = app.installer.roll_back(name, rollback).await.ok_or_else(ApiError::lost)?;
     let RolledBack { from, to } = done?;
-    tracing::info!(from = %from.key, to = %to.key, "rolled back: the id means another version now");
+    tracing::info!(
+        name: Message::ModelRolledBack.name(),
+        from = %from.key, to = %to.key,
+        "rolled back: the id means another version now"
+    );
     let residency = app.handle.residency().await?;
     let entries = app.handle.store().entries();
     let [from, to] = [from, to].map(|entry| describe(&entry, &entries, Some(&residency)));
@@ -150,8 +163,7 @@ pub(super) async fn verify(
     Name(name): Name,
 ) -> Result<Json<Package>, ApiError> {
     let entry = find(&app, &name)?;
-    let verified = app.installer.verify(entry.key).await.ok_or_else(ApiError::lost)?;
-    verified.inspect_err(|error| tracing::error!(error = chain(error), "validation failed"))?;
+    app.installer.verify(entry.key).await.ok_or_else(ApiError::lost)??;
     show(State(app), Name(name)).await
 }
 
@@ -167,7 +179,11 @@ pub(super) async fn export(State(app): State<App>, Name(name): Name) -> Result<R
     tokio::task::spawn_blocking(move || {
         let written = write_package(&manifest, &contents, &|_, _| {}, SyncIoBridge::new(writer));
         if let Err(error) = written {
-            tracing::warn!(model = %entry.key, error = chain(&error), "export ended early");
+            tracing::warn!(
+                name: Message::ExportFailed.name(),
+                model = %entry.key, error = chain(&error),
+                "export ended early"
+            );
         }
     });
     let body = Body::from_stream(ReaderStream::new(reader));

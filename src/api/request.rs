@@ -18,6 +18,7 @@ use super::error::ApiError;
 use super::target;
 use super::wire::Input;
 use crate::engine::{EngineError, Output, Tokens, Truncation};
+use crate::log::Message;
 use crate::models::alias::Target;
 use crate::models::{Fallback, Lease, ModelInfo, StandIn};
 use crate::package::Manifest;
@@ -388,7 +389,7 @@ async fn count(
 
 /// An internal error for work that was lost: a panic, or the daemon is stopping.
 pub(super) fn lost(error: JoinError) -> ApiError {
-    tracing::error!(%error, "a request was lost");
+    tracing::error!(name: Message::InternalFault.name(), %error, "a request was lost");
     ApiError::lost()
 }
 

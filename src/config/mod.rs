@@ -570,7 +570,7 @@ log: { level: trace }
             written,
             [
                 ("embedding.threads".to_owned(), origin(&main, 3, 12)),
-                ("embedding.queue_size".to_owned(), origin(&last, 1, 27)),
+                ("embedding.queue_size".to_owned(), origin(&last, 1, 26)),
             ]
         );
     }

@@ -16,6 +16,7 @@ use nix::unistd::Group;
 
 use crate::config::Socket;
 use crate::files::{self, FileError};
+use crate::log::Message;
 
 /// What the socket unit calls the socket; systemd's default for a unit of this name.
 const NAME: &str = "caxton.socket";
@@ -72,7 +73,11 @@ impl Drop for Bound {
         if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode)
             && let Err(error) = fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "the socket cannot be removed");
+            tracing::warn!(
+                name: Message::SocketNotRemoved.name(),
+                path = %self.path.display(), errno = error.raw_os_error(), %error,
+                "the socket cannot be removed"
+            );
         }
     }
 }

@@ -20,6 +20,7 @@ mod systemd;
 mod watchdog;
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,11 +38,11 @@ use tracing::level_filters::LevelFilter;
 use crate::api::wire::sandbox::Sandbox;
 use crate::api::{self, App, Tenants};
 use crate::config::{self, Settings, Source};
-use crate::errors::chain;
+use crate::errors::{chain, errno};
 use crate::events::Events;
 use crate::exit::Exit;
 use crate::files;
-use crate::log;
+use crate::log::{self, Message};
 use crate::memory::monitor::{Gauge, Reading, monitor};
 use crate::memory::release;
 use crate::memory::source::{self, Environment};
@@ -95,7 +96,13 @@ pub fn main() -> ExitCode {
 
 /// Runs the daemon with the configuration of `source` until SIGTERM or SIGINT.
 pub fn run(source: Source) -> Exit {
-    run_until_stopped(source).err().unwrap_or(Exit::Ok)
+    let exit = run_until_stopped(source).err().unwrap_or(Exit::Ok);
+    match log::finish() {
+        Ok(()) => exit,
+        // Nobody can be told.
+        Err(_error) if exit == Exit::Ok => Exit::System,
+        Err(_error) => exit,
+    }
 }
 
 fn run_until_stopped(source: Source) -> Result<(), Exit> {
@@ -109,38 +116,46 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     let settings = &start.loaded.settings;
     level.set(reload::level(settings));
     if !gives_back {
-        tracing::info!("this C library may keep memory that models have left");
+        tracing::info!(
+            name: Message::MemoryKept.name(),
+            "this C library may keep memory that models have left"
+        );
     }
     let files = &start.loaded.files;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?files, "starting");
+    tracing::info!(
+        name: Message::Starting.name(),
+        version = env!("CARGO_PKG_VERSION"), ?files,
+        "starting"
+    );
     // Makes the directories that the sandbox then lets the daemon into.
     let store = open_store(settings)?;
     let writes = sandbox::Writes { last_good: last_good.path(), socket: listen::binds() };
     let sandbox = sandbox::enter(settings, &source, files, &writes)?;
+    // From here on there is more than one thread.
+    log::begin().map_err(|_error| Exit::System)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
         .build()
-        .map_err(|error| {
-            tracing::error!(%error, "cannot start the runtime");
-            Exit::System
-        })?;
+        .map_err(|error| start_failed("cannot start the runtime", &error))?;
     // Heard before there is anything to clean up, and while what is bundled is unpacked on a slow disk.
     let mut signals = {
         let _entered = runtime.enter();
         Signals::listen()?
     };
-    let listening = Listening::open(&settings.socket).map_err(|error| {
-        tracing::error!(error = chain(&error), "cannot listen");
-        Exit::System
-    })?;
+    let listening =
+        Listening::open(&settings.socket).map_err(|error| start_failed("cannot listen", &error))?;
     let configuration = ReadConfiguration { source, start, last_good, level };
     let outcome = runtime.block_on(async {
         let start = Daemon::start(started, configuration, store, sandbox, listening);
         let daemon = tokio::select! {
             daemon = start => daemon?,
             signal = signals.stop.recv() => {
-                tracing::info!(signal, "stopped before it was ready");
+                tracing::info!(
+                    name: Message::Stopping.name(),
+                    signal,
+                    "stopped before it was ready"
+                );
                 return Ok(());
             }
         };
@@ -151,21 +166,36 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     outcome
 }
 
+/// Says why the daemon cannot start.
+fn start_failed(what: &str, error: &(dyn Error + 'static)) -> Exit {
+    tracing::error!(
+        name: Message::StartFailed.name(),
+        errno = errno(error), error = chain(error),
+        "{what}"
+    );
+    Exit::System
+}
+
 fn open_store(settings: &Settings) -> Result<Arc<Store>, Exit> {
     let directory = &settings.memory.model_cache.directory;
     let (store, damaged) = Store::open(directory).map_err(|error| {
-        tracing::error!(error = chain(&error), "cannot open the store");
-        match error {
-            StoreError::Locked(_) => Exit::Unavailable,
-            _ => Exit::System,
-        }
+        let exit = start_failed("cannot open the store", &error);
+        if matches!(error, StoreError::Locked(_)) { Exit::Unavailable } else { exit }
     })?;
     for entry in damaged {
-        tracing::error!(entry, "an entry of the store cannot be read and is not used");
+        tracing::error!(
+            name: Message::StoreEntryDamaged.name(),
+            entry,
+            "an entry of the store cannot be read and is not used"
+        );
     }
     // An operator may have given another place that is not ours to make.
     if let Err(error) = files::create_directory(&settings.packages.drop_directory) {
-        tracing::warn!(error = chain(&error), "there is no drop directory");
+        tracing::warn!(
+            name: Message::DirectoryUnreadable.name(),
+            errno = errno(&error), error = chain(&error),
+            "there is no drop directory"
+        );
     }
     Ok(Arc::new(store))
 }
@@ -269,10 +299,8 @@ impl Daemon {
             events,
             draining: stop_serving.clone(),
         };
-        let listener = UnixListener::from_std(listener).map_err(|error| {
-            tracing::error!(%error, "cannot listen");
-            Exit::System
-        })?;
+        let listener = UnixListener::from_std(listener)
+            .map_err(|error| start_failed("cannot listen", &error))?;
         let (turns, turned) = mpsc::channel(TURNS);
         let serving = serve::serve(
             listener,
@@ -310,7 +338,11 @@ impl Daemon {
                     // What is said now need not be said again.
                     overview.mark_unchanged();
                     let status = self.status();
-                    tracing::info!(status, elapsed_ms = self.elapsed_ms(), "ready");
+                    tracing::info!(
+                        name: Message::Ready.name(),
+                        status, elapsed_ms = self.elapsed_ms(),
+                        "ready"
+                    );
                     self.extending.shutdown().await;
                     systemd::ready(&status);
                     self.watch();
@@ -328,7 +360,10 @@ impl Daemon {
                 Some(()) = self.ticks.recv() => self.reload().await,
                 Some(_) = self.preloads.join_next() => {}
                 Some(ended) = self.tasks.join_next() => {
-                    tracing::error!("a part of the daemon ended; stopping");
+                    tracing::error!(
+                        name: Message::InternalFault.name(),
+                        "a part of the daemon ended; stopping"
+                    );
                     return Err(report(&ended).err().unwrap_or(Exit::Software));
                 }
             }
@@ -381,7 +416,7 @@ impl Daemon {
     }
 
     async fn stop(mut self, signal: &str) -> Result<(), Exit> {
-        tracing::info!(signal, "draining");
+        tracing::info!(name: Message::Stopping.name(), signal, "draining");
         systemd::stopping(self.drain_timeout + WORKERS_TIMEOUT + REST_OF_STOP);
         self.stop_serving.cancel();
         // The tasks end in no particular order; only connections end before the rest is told to.
@@ -403,9 +438,11 @@ impl Daemon {
         };
         match tokio::time::timeout(WORKERS_TIMEOUT, rest).await {
             Ok(rest) => outcome = outcome.and(rest),
-            Err(_elapsed) => tracing::warn!("models did not finish in time"),
+            Err(_elapsed) => {
+                tracing::warn!(name: Message::DrainTimeout.name(), "models did not finish in time")
+            }
         }
-        tracing::info!("stopped");
+        tracing::info!(name: Message::Stopped.name(), "stopped");
         outcome
     }
 }
@@ -429,10 +466,7 @@ impl Signals {
             let reload = signal(SignalKind::hangup())?;
             Ok(Self { stop: Stop { terminate, interrupt }, reload })
         };
-        listen().map_err(|error| {
-            tracing::error!(%error, "cannot listen to signals");
-            Exit::System
-        })
+        listen().map_err(|error| start_failed("cannot listen to signals", &error))
     }
 }
 
@@ -458,11 +492,19 @@ fn served(outcome: io::Result<usize>) -> Result<(), Exit> {
     match outcome {
         Ok(0) => Ok(()),
         Ok(cut) => {
-            tracing::warn!(cut, "connections were cut off: the drain took too long");
+            tracing::warn!(
+                name: Message::DrainTimeout.name(),
+                cut,
+                "connections were cut off: the drain took too long"
+            );
             Ok(())
         }
         Err(error) => {
-            tracing::error!(%error, "the socket failed");
+            tracing::error!(
+                name: Message::ServingFailed.name(),
+                errno = error.raw_os_error(), %error,
+                "the socket failed"
+            );
             Err(Exit::System)
         }
     }
@@ -475,7 +517,7 @@ fn report(ended: &Result<(&'static str, Result<(), Exit>), JoinError>) -> Result
             *outcome
         }
         Err(error) => {
-            tracing::error!(%error, "a task panicked");
+            tracing::error!(name: Message::InternalFault.name(), %error, "a task panicked");
             Err(Exit::Software)
         }
     }
@@ -484,6 +526,10 @@ fn report(ended: &Result<(&'static str, Result<(), Exit>), JoinError>) -> Result
 /// Loads a model before anybody asks. What goes wrong is logged here; a request will see it again.
 async fn load_ahead(handle: Handle, name: String) {
     if let Err(error) = handle.lease(Some(&name)).await {
-        tracing::error!(model = name, error = chain(&error), "cannot be loaded ahead");
+        tracing::error!(
+            name: Message::ModelFailed.name(),
+            model = name, error = chain(&error),
+            "cannot be loaded ahead"
+        );
     }
 }

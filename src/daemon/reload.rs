@@ -15,7 +15,7 @@ use crate::api::wire::Configuration;
 use crate::config::{self, ConfigError, Loaded, LogLevel, Settings, Source};
 use crate::errors::chain;
 use crate::events::{Event, Events};
-use crate::log;
+use crate::log::{self, Message};
 use crate::memory::level::Thresholds;
 use crate::models;
 use crate::models::install::Rules;
@@ -169,7 +169,13 @@ impl Reloader {
         let source = self.source.clone();
         let read = tokio::task::spawn_blocking(move || config::load(&source)).await;
         let read = read
-            .inspect_err(|error| tracing::error!(%error, "the configuration was not read"))
+            .inspect_err(|error| {
+                tracing::error!(
+                    name: Message::InternalFault.name(),
+                    %error,
+                    "the configuration was not read"
+                )
+            })
             .ok()?;
         let configuration = self.configuration.borrow();
         let same = match &read {
@@ -189,9 +195,12 @@ impl Reloader {
             Ok(loaded) => self.accept(loaded),
             Err(error) => {
                 for problem in &error.problems {
-                    tracing::error!("{problem}");
+                    tracing::error!(name: Message::ConfigurationProblem.name(), "{problem}");
                 }
-                tracing::error!("configuration rejected: the last good one stays in force");
+                tracing::error!(
+                    name: Message::ConfigurationRefused.name(),
+                    "configuration rejected: the last good one stays in force"
+                );
                 let problems = texts(&error);
                 self.events.send(Event::ConfigurationRefused { problems: problems.clone() });
                 self.configuration.send_modify(|seen| seen.problems = problems);
@@ -202,7 +211,11 @@ impl Reloader {
     fn accept(&self, Loaded { settings, files }: Loaded) {
         let waiting = config::change(&self.at_start, &settings).restart;
         for key in &waiting {
-            tracing::warn!(key, "the new value needs a restart of caxton");
+            tracing::warn!(
+                name: Message::ConfigurationRestartNeeded.name(),
+                key,
+                "the new value needs a restart of caxton"
+            );
         }
         self.level.set(level(&settings));
         self.thresholds.send_replace(models::thresholds(&settings));
@@ -223,7 +236,11 @@ impl Reloader {
             seen.problems.clear();
             seen.restart_needed = waiting.iter().map(ToString::to_string).collect();
             let generation = seen.generation;
-            tracing::info!(generation, files = ?seen.files, "configuration applied");
+            tracing::info!(
+                name: Message::ConfigurationApplied.name(),
+                generation, files = ?seen.files,
+                "configuration applied"
+            );
             self.events.send(Event::ConfigurationApplied { generation });
         });
     }

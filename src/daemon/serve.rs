@@ -31,6 +31,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use crate::api::{self, ConnectionId, Peer};
+use crate::log::Message;
 
 /// How long a connection may take to send the head of its next request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -71,6 +72,7 @@ pub(super) async fn serve(
     let connections = TaskTracker::new();
     // Ends every connection that is left when the drain's time is over.
     let cut = CancellationToken::new();
+    let mut is_full = false;
     loop {
         let accepted = tokio::select! {
             () = cancel.cancelled() => break,
@@ -103,6 +105,16 @@ pub(super) async fn serve(
         let late = (!is_served).then(|| Arc::clone(&free).try_acquire_owned().ok()).flatten();
         let is_served = is_served || late.is_some();
         let permit = late.unwrap_or(permit);
+        // Told once, until half of the connections are free again.
+        if is_served {
+            is_full &= free.available_permits() * 2 + 1 < max_connections;
+        } else if !std::mem::replace(&mut is_full, true) {
+            tracing::warn!(
+                name: Message::ConnectionLimit.name(),
+                limit = max_connections,
+                "no more connections are served than this; others are told to come again"
+            );
+        }
         let (router, idle) = match is_served {
             true => (router.clone(), IDLE_TIMEOUT),
             false => (refuse.clone(), REFUSAL_TIMEOUT),
@@ -148,7 +160,11 @@ async fn survive(error: io::Error) -> io::Result<()> {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ECONNABORTED | Errno::EINTR) => Ok(()),
         Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-            tracing::warn!(%error, "no resources for another connection");
+            tracing::warn!(
+                name: Message::ConnectionsExhausted.name(),
+                errno = error.raw_os_error(), %error,
+                "no resources for another connection"
+            );
             tokio::time::sleep(EXHAUSTED_PAUSE).await;
             Ok(())
         }
@@ -159,7 +175,13 @@ async fn survive(error: io::Error) -> io::Result<()> {
 async fn connection(stream: UnixStream, router: Router, idle: Duration, watcher: Watcher) {
     let peer = match stream.peer_cred() {
         Ok(cred) => Peer { uid: cred.uid(), gid: cred.gid(), pid: cred.pid() },
-        Err(error) => return tracing::warn!(%error, "a connection without credentials was closed"),
+        Err(error) => {
+            return tracing::warn!(
+                name: Message::PeerUnknown.name(),
+                errno = error.raw_os_error(), %error,
+                "a connection without credentials was closed"
+            );
+        }
     };
     let id = ConnectionId::next();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -179,8 +201,8 @@ async fn connection(stream: UnixStream, router: Router, idle: Duration, watcher:
         .serve_connection(TokioIo::new(Box::pin(stream)), service);
     match watcher.watch(served).await {
         Err(error) if is_unread(&error) => tracing::warn!(
-            uid = peer.uid,
-            pid = peer.pid,
+            name: Message::ClientStalled.name(),
+            uid = peer.uid, pid = peer.pid,
             "closed a connection: its client has read nothing for {WRITE_TIMEOUT:?}"
         ),
         // Clients leave in the middle of things; that is theirs to know.

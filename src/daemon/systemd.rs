@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
+use crate::log::Message;
+
 /// How often it is looked whether a start goes on.
 const LOOK: Duration = Duration::from_millis(50);
 /// How often systemd is asked for more time, while it does.
@@ -29,7 +31,13 @@ pub(super) fn reloading() {
     // With Type=notify-reload systemd ignores the message without the time it was sent.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => send(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::warn!(%error, "systemd is not told of the reload"),
+        Err(error) => {
+            tracing::warn!(
+                name: Message::SystemdUnreachable.name(),
+                %error,
+                "systemd is not told of the reload"
+            )
+        }
     }
 }
 
@@ -80,7 +88,11 @@ fn extension(time: Duration) -> NotifyState<'static> {
 
 fn send(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd cannot be told");
+        tracing::warn!(
+            name: Message::SystemdUnreachable.name(),
+            errno = error.raw_os_error(), %error,
+            "systemd cannot be told"
+        );
     }
 }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::level::{Judge, Level, Thresholds};
 use super::sample::{Limit, Reader, Sample};
 use super::source::Source;
+use crate::log::Message;
 use crate::units::Bytes;
 
 /// How often a sample is taken while memory is short, so that the end of the shortage is seen.
@@ -128,7 +129,13 @@ pub async fn monitor(
                     source: source.to_string(),
                 });
             }
-            Err(error) => tracing::error!(%error, "memory was not measured"),
+            Err(error) => {
+                tracing::error!(
+                    name: Message::InternalFault.name(),
+                    %error,
+                    "memory was not measured"
+                )
+            }
         }
         let wait = if readings.borrow().level > Level::Normal { SHORT } else { ENOUGH };
         tokio::select! {

@@ -15,6 +15,7 @@ use super::keyed::{Malformed, kibibytes, limit, number, only, required, sum};
 pub use super::psi::Psi;
 use crate::errors::chain;
 use crate::files::FileError;
+use crate::log::Message;
 use crate::units::Bytes;
 
 /// Memory as it was at one moment.
@@ -274,6 +275,7 @@ impl Kernel {
     fn tell(&mut self, problem: String) {
         if !self.told.contains(&problem) {
             tracing::warn!(
+                name: Message::MemoryUnknown.name(),
                 "memory is judged without a part of what the kernel could tell: {problem}"
             );
             self.told.insert(problem);

@@ -30,6 +30,7 @@ use super::keyed::Malformed;
 use super::psi::NotPressure;
 use crate::errors::chain;
 use crate::files::FileError;
+use crate::log::Message;
 use events::EventCounts;
 use stream::Stream;
 pub use systemd::Environment;
@@ -146,7 +147,11 @@ impl Source {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::warn!("{self} has failed: {}", chain(&error));
+                    tracing::warn!(
+                        name: Message::PressureSourceFailed.name(),
+                        "{self} has failed: {}",
+                        chain(&error)
+                    );
                     self.advance();
                 }
             }
@@ -171,11 +176,19 @@ impl Source {
                     tracing::debug!("not used to hear of memory pressure: {}", chain(&error));
                 }
                 Err(error) => {
-                    tracing::warn!("not used to hear of memory pressure: {}", chain(&error));
+                    tracing::warn!(
+                        name: Message::PressureSourceFailed.name(),
+                        "not used to hear of memory pressure: {}",
+                        chain(&error)
+                    );
                 }
             }
         }
-        tracing::info!(source = %self, "memory pressure is heard from {self}");
+        tracing::info!(
+            name: Message::PressureSource.name(),
+            source = %self,
+            "memory pressure is heard from {self}"
+        );
     }
 
     /// `None` where there is nothing to try.

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -25,6 +26,8 @@ pub struct Observed {
     pub ready: bool,
     /// What is wrong with the configuration's files, in number.
     pub configuration_problems: usize,
+    /// Records that the journal was not given since the start.
+    pub log_records_lost: u64,
     /// Resident memory of the process.
     pub resident: Option<u64>,
     /// Anonymous and shared memory of the process.
@@ -101,6 +104,11 @@ impl Observed {
             "configuration_problems",
             "Problems of the configuration files; the last good configuration is in force",
             self.configuration_problems as f64,
+        );
+        add.registry.register(
+            "log_records_lost",
+            "Records that were dropped because the journal took none",
+            ConstCounter::new(self.log_records_lost),
         );
         self.register_memory(&mut add);
         self.register_models(&mut add);

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{ModelError, alias};
 use crate::config::{AliasSettings, FallbackStrategy, Memory};
 use crate::errors::chain;
+use crate::log::Message;
 use crate::package::{Entry, Key, Status, choose};
 
 /// What a request may be answered with when its model cannot.
@@ -130,9 +131,8 @@ impl Told {
         if is_new {
             told.insert(wanted.to_owned(), used.to_owned());
             tracing::warn!(
-                model = wanted,
-                fallback = used,
-                error = chain(error),
+                name: Message::Fallback.name(),
+                model = wanted, fallback = used, error = chain(error),
                 "another model answers for it"
             );
         }
@@ -143,7 +143,11 @@ impl Told {
     pub(super) fn answers(&self, wanted: &str) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !told.is_empty() && told.remove(wanted).is_some() {
-            tracing::info!(model = wanted, "answers itself again");
+            tracing::info!(
+                name: Message::FallbackEnded.name(),
+                model = wanted,
+                "answers itself again"
+            );
         }
     }
 }

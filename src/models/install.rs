@@ -273,6 +273,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::errors::chain;
     use crate::package::{BoxError, Contents, Manifest, PackRequest, fixture, pack};
     use crate::units::Bytes;
 
@@ -367,7 +368,7 @@ mod tests {
             [(wrong, "self-test failed"), (no_model, "config.json cannot be read")]
         {
             let error = place.install(&package, Origin::Installed).unwrap_err();
-            let found = crate::errors::chain(&error);
+            let found = chain(&error);
             assert!(matches!(error, InstallError::Load(_)) && found.contains(reason), "{found}");
             assert_eq!(place.names(), ["tiny-bert-mean@1"]);
             place.store.verify(&old.key, |_| {}).unwrap();
@@ -411,7 +412,7 @@ mod tests {
         fs::write(place.rules.keys_directory.join("site.pub"), "no key").unwrap();
         let error = place.install(&package("1", computed), Origin::Installed).unwrap_err();
         assert!(matches!(error, InstallError::Keys(_)), "{error:?}");
-        assert!(crate::errors::chain(&error).contains("site.pub"));
+        assert!(chain(&error).contains("site.pub"));
         assert_eq!(place.names(), Vec::<String>::new());
     }
 

@@ -3,6 +3,8 @@
 //! Owns the drop directory's ledger and the schedule of validations. Every event is only a reason to look: a look
 //! at the directory decides, so that a lost event costs time, never correctness.
 
+mod records;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -10,14 +12,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::install::{InstallError, Installed, Installer};
+use super::install::{InstallError, Installer};
 use super::load::LoadError;
 use crate::config::Settings;
 use crate::engine::EngineError;
-use crate::errors::chain;
+use crate::errors::{chain, errno};
 use crate::events::Event;
+use crate::log::Message;
 use crate::package::drop::{self, Fingerprint, Ledger, Round, Verdict};
-use crate::package::{Entry, Key, Origin, SignatureError, SignatureStatus, Status, UnpackError};
+use crate::package::{Entry, Key, Origin, SignatureError, Status, UnpackError};
 
 /// A look without an event: bounds what a lost or impossible notification costs.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -87,11 +90,19 @@ impl Intake {
         for entry in entries.iter().filter(|entry| entry.record.status == Status::Untested) {
             match self.installer.try_out(entry.key.clone()).await {
                 Ok(removed) => {
-                    tracing::info!(model = %entry.key, "finished its installation");
-                    left(&removed);
+                    tracing::info!(
+                        name: Message::PackageAccepted.name(),
+                        model = %entry.key,
+                        "finished its installation"
+                    );
+                    records::left(&removed);
                 }
                 Err(error) => {
-                    tracing::error!(model = %entry.key, error = chain(&error), "removed");
+                    tracing::error!(
+                        name: Message::PackageRefused.name(),
+                        model = %entry.key, reason = chain(&error),
+                        "removed"
+                    );
                 }
             }
         }
@@ -122,7 +133,7 @@ impl Intake {
         let listing = match off_runtime(move || drop::list(&listed)).await {
             Some(Ok(listing)) => listing,
             Some(Err(error)) => {
-                return tracing::warn!(error = chain(&error), "there are no bundled models");
+                return records::unreadable("there are no bundled models", &error);
             }
             None => return,
         };
@@ -136,10 +147,14 @@ impl Intake {
                 continue;
             }
             match self.installer.install_file(directory.join(file), origin).await {
-                Ok(installed) => accepted(file, &installed),
+                Ok(installed) => records::accepted(file, &installed),
                 Err(error) => {
                     let reason = chain(&error);
-                    tracing::error!(file, error = reason, "a bundled package was refused");
+                    tracing::error!(
+                        name: Message::PackageRefused.name(),
+                        file, reason, errno = errno(&error),
+                        "a bundled package was refused"
+                    );
                     self.tell_refused(file, reason);
                 }
             }
@@ -161,7 +176,7 @@ impl Intake {
                 && listing.get(file) != Some(fingerprint)
                 && (current.contains(file) || !listing.contains_key(file))
             {
-                tracing::info!(file, model = %entry.key, "removed: the appliance brings it no more");
+                records::removed(file, &entry.key, "removed: the appliance brings it no more");
                 self.discard(entry.key.clone()).await;
             }
         }
@@ -199,7 +214,7 @@ impl Intake {
             Ok(listing) => listing,
             Err(error) => {
                 if !std::mem::replace(&mut self.unreadable, true) {
-                    tracing::warn!(error = chain(&error), "the drop directory cannot be read");
+                    records::unreadable("the drop directory cannot be read", &error);
                 }
                 return None;
             }
@@ -229,7 +244,11 @@ impl Intake {
 
     fn keep_out(&mut self, files: BTreeSet<String>) {
         for file in files.difference(&self.kept_out) {
-            tracing::warn!(file, "not installed: memory.model_cache.bundled_only is set");
+            tracing::warn!(
+                name: Message::PackageKeptOut.name(),
+                file,
+                "not installed: memory.model_cache.bundled_only is set"
+            );
         }
         self.kept_out = files;
     }
@@ -239,16 +258,26 @@ impl Intake {
         let verdict =
             match self.installer.install_file(self.drop_directory.join(&file), origin).await {
                 Ok(installed) => {
-                    accepted(&file, &installed);
+                    records::accepted(&file, &installed);
                     self.discard_dropped(&file, Some(&installed.entry.key)).await;
                     Verdict::Accepted
                 }
                 Err(error) => {
                     let verdict = judge(&error);
                     match &verdict {
-                        Verdict::Incomplete(reason) => tracing::info!(file, reason, "waiting"),
+                        Verdict::Incomplete(reason) => {
+                            tracing::info!(
+                                name: Message::PackageIncomplete.name(),
+                                file, reason,
+                                "waiting"
+                            );
+                        }
                         Verdict::Failed(reason) => {
-                            tracing::error!(file, reason, "cannot be installed now");
+                            tracing::error!(
+                                name: Message::PackageNotInstalled.name(),
+                                file, reason, errno = errno(&error),
+                                "cannot be installed now"
+                            );
                         }
                         _ => {}
                     }
@@ -263,7 +292,7 @@ impl Intake {
         let removes = self.schedule.borrow().remove_with_file;
         for entry in self.dropped(name) {
             if Some(&entry.key) != except && !self.let_go(&entry.key, name).await && removes {
-                tracing::info!(file = name, model = %entry.key, "removed with its file");
+                records::removed(name, &entry.key, "removed with its file");
                 self.discard(entry.key).await;
             }
         }
@@ -284,12 +313,12 @@ impl Intake {
         match self.installer.let_go(key.clone(), name.to_owned()).await {
             Some(Ok(stays)) => {
                 if stays {
-                    tracing::info!(file = name, model = %key, "stays: it has another file");
+                    records::stays(name, key, "stays: it has another file");
                 }
                 stays
             }
             Some(Err(error)) => {
-                tracing::error!(model = %key, error = chain(&error), "cannot be parted from a file");
+                records::store_failed(key, &error, "cannot be parted from a file");
                 true
             }
             None => true,
@@ -298,7 +327,7 @@ impl Intake {
 
     async fn discard(&self, key: Key) {
         if let Some(Err(error)) = self.installer.discard(key.clone()).await {
-            tracing::error!(model = %key, error = chain(&error), "cannot be removed");
+            records::store_failed(&key, &error, "cannot be removed");
         }
     }
 
@@ -308,13 +337,20 @@ impl Intake {
         let (name, why) = (file.clone(), reason.clone());
         match off_runtime(move || drop::quarantine(&directory, &name, &why)).await {
             Some(Ok(path)) => {
-                let quarantined = path.display();
-                tracing::error!(file, reason, %quarantined, "package refused");
+                let quarantined = path.display().to_string();
+                tracing::error!(
+                    name: Message::PackageRefused.name(),
+                    file, reason, quarantined,
+                    "package refused"
+                );
                 self.part(&file, path).await;
             }
             Some(Err(error)) => {
-                let error = chain(&error);
-                tracing::error!(file, reason, error, "package refused, left where it is");
+                tracing::error!(
+                    name: Message::PackageRefused.name(),
+                    file, reason, errno = errno(&error), error = chain(&error),
+                    "package refused, left where it is"
+                );
                 self.ledger.ignore(&file);
             }
             None => {}
@@ -341,23 +377,27 @@ impl Intake {
         let digest = match off_runtime(move || drop::digest(&quarantined)).await {
             Some(Ok(digest)) => Some(digest),
             Some(Err(error)) => {
-                tracing::warn!(file = name, error = chain(&error), "its models stay");
+                tracing::warn!(
+                    name: Message::PackageStays.name(),
+                    file = name, errno = errno(&error), error = chain(&error),
+                    "its models stay"
+                );
                 None
             }
             None => return,
         };
         for entry in entries {
             if Some(entry.record.package_digest) == digest {
-                tracing::info!(file = name, model = %entry.key, "removed with its file");
+                records::removed(name, &entry.key, "removed with its file");
                 self.discard(entry.key).await;
                 continue;
             }
             match self.installer.adopt(entry.key.clone()).await {
                 Some(Ok(())) => {
-                    tracing::warn!(model = %entry.key, "stays: its successor was refused")
+                    records::stays(name, &entry.key, "stays: its successor was refused");
                 }
                 Some(Err(error)) => {
-                    tracing::error!(model = %entry.key, error = chain(&error), "cannot be kept");
+                    records::store_failed(&entry.key, &error, "cannot be kept");
                 }
                 None => return,
             }
@@ -371,10 +411,9 @@ impl Intake {
                 return;
             }
             match self.installer.verify(entry.key.clone()).await {
-                Some(Err(error)) => {
-                    tracing::error!(model = %entry.key, error = chain(&error), "validation failed");
-                }
                 Some(Ok(())) => tracing::debug!(model = %entry.key, "validated"),
+                // It is in the journal.
+                Some(Err(_error)) => {}
                 None => return,
             }
         }
@@ -388,22 +427,6 @@ impl Intake {
                 files.keys().for_each(|file| self.ledger.forget(file));
             }
         }
-    }
-}
-
-fn accepted(file: &str, Installed { entry, existed, removed, signature }: &Installed) {
-    let signature = match signature {
-        SignatureStatus::Absent => "none".to_owned(),
-        SignatureStatus::Unchecked => "not checked, no key is configured".to_owned(),
-        SignatureStatus::Valid(key) => format!("valid, key {key}"),
-    };
-    tracing::info!(file, model = %entry.key, existed, signature, "package accepted");
-    left(removed);
-}
-
-fn left(removed: &[Entry]) {
-    for entry in removed {
-        tracing::info!(model = %entry.key, "left the store to make room or for its successor");
     }
 }
 
@@ -438,7 +461,14 @@ fn judge(error: &InstallError) -> Verdict {
 /// Runs `work`, which touches the disk, on the blocking pool; `None` when it panicked or the runtime is going down.
 async fn off_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.inspect_err(|error| tracing::error!(%error, "work on the drop directory was lost")).ok()
+    done.inspect_err(|error| {
+        tracing::error!(
+            name: Message::InternalFault.name(),
+            %error,
+            "work on the drop directory was lost"
+        )
+    })
+    .ok()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::engine::{
     Precision, Stored, UnknownName, WeightsFile,
 };
 use crate::errors::chain;
+use crate::log::Message;
 use crate::metrics::FailureType;
 use crate::package::{
     self, Contents, Key, Manifest, Store, StoreError, TOKENIZER, WEIGHTS, Weights, dense_file,
@@ -174,7 +175,11 @@ pub fn fall_back(key: &Key, error: &LoadError, options: Options) -> Option<Optio
     if options.precision != Precision::Auto || *precision == Precision::F32 {
         return None;
     }
-    tracing::warn!(model = %key, error = chain(error), "{precision} is not used, but f32");
+    tracing::warn!(
+        name: Message::PrecisionReplaced.name(),
+        model = %key, error = chain(error),
+        "{precision} is not used, but f32"
+    );
     Some(Options { precision: Precision::F32, ..options })
 }
 

@@ -34,7 +34,8 @@ use super::{
     Residency,
 };
 use crate::engine::Options;
-use crate::errors::chain;
+use crate::errors::{chain, errno};
+use crate::log::Message;
 use crate::memory::level::Level;
 use crate::metrics::Sought;
 use crate::package::{Entry, Key, Status, choose};
@@ -144,23 +145,43 @@ impl Manager {
                 () = cancel.cancelled() => break,
                 Some(estimate) = self.estimates.join_next() => match estimate {
                     Ok(estimate) => self.estimated(estimate),
-                    Err(error) => tracing::error!(%error, "an estimate was lost"),
+                    Err(error) => tracing::error!(
+                        name: Message::InternalFault.name(),
+                        %error,
+                        "an estimate was lost"
+                    ),
                 },
                 Some(tried) = self.reserved.join_next() => match tried {
                     Ok(key) => self.tried(&key),
-                    Err(error) => tracing::error!(%error, "the end of a trial was lost"),
+                    Err(error) => tracing::error!(
+                        name: Message::InternalFault.name(),
+                        %error,
+                        "the end of a trial was lost"
+                    ),
                 },
                 Some(loaded) = self.loads.join_next() => match loaded {
                     Ok((key, outcome)) => self.loaded(key, outcome),
-                    Err(error) => tracing::error!(%error, "a load was lost"),
+                    Err(error) => tracing::error!(
+                        name: Message::InternalFault.name(),
+                        %error,
+                        "a load was lost"
+                    ),
                 },
                 Some(left) = self.ending.join_next() => match left {
                     Ok(left) => self.left(left),
-                    Err(error) => tracing::error!(%error, "the end of a worker was lost"),
+                    Err(error) => tracing::error!(
+                        name: Message::InternalFault.name(),
+                        %error,
+                        "the end of a worker was lost"
+                    ),
                 },
                 Some(released) = self.releasing.join_next() => {
                     if let Err(error) = released {
-                        tracing::error!(%error, "memory was not released");
+                        tracing::error!(
+                            name: Message::InternalFault.name(),
+                            %error,
+                            "memory was not released"
+                        );
                     }
                     self.acted();
                 }
@@ -378,16 +399,28 @@ impl Manager {
         let (store, usage) = (Arc::clone(&self.parts.store), Arc::clone(&self.parts.usage));
         let written = tokio::task::spawn_blocking(move || {
             if let Err(error) = usage.save() {
-                tracing::warn!(error = chain(&error), "the counts of use are not written");
+                tracing::warn!(
+                    name: Message::UsageNotKept.name(),
+                    errno = errno(&error), error = chain(&error),
+                    "the counts of use are not written"
+                );
             }
             if !accessed.is_empty()
                 && let Err(error) = store.flush(accessed)
             {
-                tracing::warn!(error = chain(&error), "the counts of accesses are not written");
+                tracing::warn!(
+                    name: Message::UsageNotKept.name(),
+                    errno = errno(&error), error = chain(&error),
+                    "the counts of accesses are not written"
+                );
             }
         });
         if let Err(error) = written.await {
-            tracing::error!(%error, "the counts are not written");
+            tracing::error!(
+                name: Message::InternalFault.name(),
+                %error,
+                "the counts are not written"
+            );
         }
     }
 }

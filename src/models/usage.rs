@@ -22,8 +22,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::errors::chain;
+use crate::errors::{chain, errno};
 use crate::files::FileError;
+use crate::log::Message;
 use crate::package::{Key, Timestamp};
 use counts::Counts;
 use habit::Hour;
@@ -272,12 +273,19 @@ fn put_aside(path: &Path, error: &str) -> Option<PathBuf> {
     match file::move_aside(path) {
         Ok(aside) => {
             let aside = aside.display();
-            tracing::warn!(path = %shown, error, moved_to = %aside, "usage is counted anew");
+            tracing::warn!(
+                name: Message::UsageNotKept.name(),
+                path = %shown, error, moved_to = %aside,
+                "usage is counted anew"
+            );
             Some(path.to_owned())
         }
         Err(moving) => {
-            let moving = chain(&moving);
-            tracing::warn!(path = %shown, error, moving, "usage is counted, but not kept");
+            tracing::warn!(
+                name: Message::UsageNotKept.name(),
+                path = %shown, error, errno = errno(&moving), moving = chain(&moving),
+                "usage is counted, but not kept"
+            );
             None
         }
     }

@@ -134,14 +134,17 @@ fn what_vim_writes_is_applied() {
 fn a_file_that_is_still_being_written_is_not_read() {
     let daemon = Root::new().with("packages.incomplete_timeout", json!("1s")).start();
     let text = with_queue(&settings(&daemon), 7);
+    // Both directories are watched in the same way: when this is seen, the looks of the start are over.
+    fs::write(dropped(&daemon, "first"), b"not a package").unwrap();
+    until_quarantined(&daemon, "first");
     let (half, rest) = text.as_bytes().split_at(text.len() / 2);
     // Emptied, as a shell's `>` does: an empty file would say that the defaults hold.
     let mut file = File::create(daemon.config()).unwrap();
     file.write_all(half).unwrap();
     file.flush().unwrap();
-    // Both directories are watched in the same way: when this was seen, the half would have been.
-    fs::write(dropped(&daemon, "garbage"), b"not a package").unwrap();
-    until_quarantined(&daemon, "garbage");
+    // And when this is seen, the half would have been.
+    fs::write(dropped(&daemon, "second"), b"no package either").unwrap();
+    until_quarantined(&daemon, "second");
     assert_eq!(daemon.status()["configuration"]["generation"], 1);
     file.write_all(rest).unwrap();
     drop(file);
@@ -212,13 +215,13 @@ fn can_exhaust(limit: &str) -> bool {
 
 #[test]
 fn without_inotify_it_says_so_and_sighup_still_works() {
-    for (limit, most) in [("max_inotify_instances", 0), ("max_inotify_watches", 0)] {
+    for limit in ["max_inotify_instances", "max_inotify_watches"] {
         if !can_exhaust(limit) {
             let test = "without_inotify_it_says_so_and_sighup_still_works";
             return skipped(test, "the right to limit inotify in a user namespace");
         }
         let script = format!(
-            "echo {most} > /proc/sys/user/{limit}; exec {} \"$@\"",
+            "echo 0 > /proc/sys/user/{limit}; exec {} \"$@\"",
             env!("CARGO_BIN_EXE_caxtond")
         );
         let daemon = Root::new().spawn_with(|program| {

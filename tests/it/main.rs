@@ -21,6 +21,7 @@ mod events;
 mod fallback;
 mod footprint;
 mod golden;
+mod journal;
 mod memory;
 mod metrics;
 mod model_command;

@@ -75,6 +75,7 @@ fn every_series_is_there_at_the_first_scrape_which_wakes_nobody() {
         r#"caxton_memory_process_bytes"#,
         r#"caxton_memory_room_bytes"#,
         r#"caxton_uptime_seconds"#,
+        r#"caxton_log_records_lost_total"#,
         concat!(r#"caxton_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#),
     ] {
         assert!(samples.get(series).is_some_and(|value| *value > 0.0), "{series}");

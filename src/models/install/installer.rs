@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinError;
 use tokio_util::task::TaskTracker;
 
 use super::{InstallError, Installed, RemoveError, Rules, admit, remove, test};
 use crate::engine;
+use crate::errors::{chain, errno};
 use crate::events::Event;
 use crate::files::{self, ReadOnce};
+use crate::log::Message;
 use crate::metrics::FailureType;
 use crate::models::{Handle, ModelError};
 use crate::package::{
@@ -228,9 +231,22 @@ impl Installer {
     pub async fn verify(&self, key: Key) -> Option<Result<(), StoreError>> {
         let checked = key.clone();
         let verified = self.blocking(move |store| store.verify(&checked, |_bytes| {})).await?;
-        if let Err(StoreError::Corrupt { .. }) = &verified {
-            self.handle.metrics().validation_failed(Some(key.id()), FailureType::Corrupt);
-            self.handle.store_changed(vec![key]).await;
+        match &verified {
+            Err(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(
+                    name: Message::IntegrityFailure.name(),
+                    model = %key, error = chain(error),
+                    "validation failed"
+                );
+                self.handle.metrics().validation_failed(Some(key.id()), FailureType::Corrupt);
+                self.handle.store_changed(vec![key]).await;
+            }
+            Err(error) => tracing::error!(
+                name: Message::StoreFailed.name(),
+                model = %key, errno = errno(error), error = chain(error),
+                "validation failed"
+            ),
+            Ok(()) => {}
         }
         Some(verified)
     }
@@ -255,7 +271,7 @@ impl Installer {
             let _permit = permit;
             work.await
         });
-        done.await.inspect_err(|error| tracing::error!(%error, "work on the store was lost")).ok()
+        done.await.inspect_err(lost).ok()
     }
 
     /// Runs `work` on the blocking pool; `None` as [`Installer::in_turn`].
@@ -265,8 +281,12 @@ impl Installer {
     ) -> Option<T> {
         let store = Arc::clone(self.handle.store());
         let done = tokio::task::spawn_blocking(move || work(store));
-        done.await.inspect_err(|error| tracing::error!(%error, "work on the store was lost")).ok()
+        done.await.inspect_err(lost).ok()
     }
+}
+
+fn lost(error: &JoinError) {
+    tracing::error!(name: Message::InternalFault.name(), %error, "work on the store was lost");
 }
 
 /// The file that a package came in, if it came in one.

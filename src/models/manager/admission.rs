@@ -17,10 +17,12 @@ use super::super::slot::{
 use super::super::worker::{self, Ready, Worker, WorkerError};
 use super::{LOAD_BACKOFF, Manager};
 use crate::engine::{Footprint, Options, Precision, Report};
-use crate::errors::chain;
+use crate::errors::{chain, errno};
 use crate::events::Event;
+use crate::log::Message;
 use crate::memory::plan;
 use crate::memory::sample::Sample;
+use crate::metrics::FailureType;
 use crate::package::{Key, StoreError};
 use crate::units::{Bytes, milliseconds};
 
@@ -257,9 +259,8 @@ impl Manager {
         let waiting = self.waiting(&key);
         if !told {
             tracing::warn!(
-                model = %key,
-                bytes = needed.0,
-                room_bytes = room.0,
+                name: Message::ModelDoesNotFit.name(),
+                model = %key, bytes = needed.0, room_bytes = room.0,
                 "not loaded, and tried again with each request: {refusal}"
             );
             let (model, reason) = (key.name().to_owned(), refusal.to_string());
@@ -299,7 +300,11 @@ impl Manager {
         let spawned = worker::spawn(store, key.clone(), options, limits, metrics);
         match spawned {
             Ok(Worker { queue, ready, thread }) => {
-                tracing::info!(model = %key, bytes = needed(&footprint).0, "loading");
+                tracing::info!(
+                    name: Message::ModelLoading.name(),
+                    model = %key, bytes = needed(&footprint).0,
+                    "loading"
+                );
                 let worker = Running { queue, thread };
                 self.slots.insert(key.clone(), Slot::Loading { since, waiting, worker, footprint });
                 self.loads
@@ -329,6 +334,7 @@ impl Manager {
         let Ready { weight_bytes, mapped_bytes, report, took, .. } = &ready;
         let Report { precision, isa, reason } = report;
         tracing::info!(
+            name: Message::ModelLoaded.name(),
             model = %key,
             bytes = weight_bytes,
             mapped_bytes,
@@ -359,9 +365,26 @@ impl Manager {
 
     fn fail(&mut self, key: Key, error: WorkerError, waiting: Waiting) {
         let reason = chain(&error);
-        tracing::error!(model = %key, error = reason, "the model cannot be loaded");
+        let (model, failure) = (key.to_string(), error.failure());
+        match failure {
+            Some(FailureType::Corrupt) => tracing::error!(
+                name: Message::IntegrityFailure.name(),
+                model, error = reason,
+                "the model cannot be loaded"
+            ),
+            Some(FailureType::SelfTest) => tracing::error!(
+                name: Message::SelfTestFailed.name(),
+                model, error = reason,
+                "the model cannot be loaded"
+            ),
+            _ => tracing::error!(
+                name: Message::ModelFailed.name(),
+                model, errno = errno(&error), error = reason,
+                "the model cannot be loaded"
+            ),
+        }
         self.parts.metrics.load_failed(key.id());
-        if let Some(failure) = error.failure() {
+        if let Some(failure) = failure {
             self.parts.metrics.validation_failed(Some(key.id()), failure);
         }
         self.parts.events.send(Event::ModelFailed { model: key.name().to_owned(), reason });

@@ -12,6 +12,7 @@ use super::super::{ActionRecord, Flushed};
 use super::admission::Wanted;
 use super::{Manager, Unloading};
 use crate::events::Event;
+use crate::log::Message;
 use crate::memory::level::Level;
 use crate::memory::release;
 use crate::memory::sample::Sample;
@@ -70,7 +71,11 @@ impl Manager {
             let before = gauge.sample();
             drop(queue);
             if thread.join().is_err() {
-                tracing::error!(model = %key, "a worker panicked");
+                tracing::error!(
+                    name: Message::InternalFault.name(),
+                    model = %key,
+                    "a worker panicked"
+                );
             }
             release::trim();
             let after = gauge.sample();
@@ -98,19 +103,21 @@ impl Manager {
         self.tell_left(&key, why, &record);
         let is_step = why == Why::Pressure;
         if is_step {
-            // The episode's record has it.
             self.evicted(&record);
-        } else {
-            let ActionRecord { action, reason, .. } = &record;
-            tracing::info!(
-                model = %key,
-                action,
-                reason,
-                freed_bytes = freed.0,
-                mapped_bytes = mapped.0,
-                duration_ms = milliseconds(duration),
+        }
+        let (reason, duration_ms) = (&record.reason, milliseconds(duration));
+        let (freed_bytes, mapped_bytes) = (freed.0, mapped.0);
+        match why.is_eviction() {
+            true => tracing::info!(
+                name: Message::ModelEvicted.name(),
+                model = %key, reason, freed_bytes, mapped_bytes, duration_ms,
+                "evicted"
+            ),
+            false => tracing::info!(
+                name: Message::ModelUnloaded.name(),
+                model = %key, reason, freed_bytes, mapped_bytes, duration_ms,
                 "unloaded"
-            );
+            ),
         }
         self.remember(record);
         if let Some(Slot::Leaving(_)) = self.slots.get(&key)
@@ -167,12 +174,14 @@ impl Manager {
                 self.end(key.clone(), worker);
             }
             Some(Slot::Resident(resident)) => {
-                tracing::info!(model = %key, "unloading");
-                self.parts.events.send(Event::ModelUnloaded {
-                    model: key.name().to_owned(),
-                    reason: "it left the store, or the daemon stops".to_owned(),
-                    bytes: None,
-                });
+                let reason = "it left the store, or the daemon stops".to_owned();
+                tracing::info!(
+                    name: Message::ModelUnloaded.name(),
+                    model = %key, reason,
+                    "unloading"
+                );
+                let model = key.name().to_owned();
+                self.parts.events.send(Event::ModelUnloaded { model, reason, bytes: None });
                 self.end(key.clone(), resident.worker);
             }
             // Its thread, or the end of its installation, is waited for already.
@@ -248,7 +257,11 @@ impl Manager {
 
     pub(super) fn pin(&mut self, name: &str, pinned: bool) -> Result<(), ModelError> {
         let key = self.find(name)?.key;
-        tracing::info!(model = %key, pinned, "pinned or no longer");
+        tracing::info!(
+            name: Message::ModelPinned.name(),
+            model = %key, pinned,
+            "pinned or no longer"
+        );
         self.pins.insert(key, pinned);
         Ok(())
     }
@@ -311,8 +324,8 @@ impl Manager {
             let entries = self.parts.store.entries();
             if absent && entries.iter().any(|entry| entry.key == expected.key) {
                 tracing::info!(
-                    model = %expected.key,
-                    probability = expected.probability,
+                    name: Message::ModelLoading.name(),
+                    model = %expected.key, probability = expected.probability,
                     "loading ahead of its usual hour"
                 );
                 self.admit(expected.key, Wanted::Ahead);

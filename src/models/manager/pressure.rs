@@ -1,7 +1,8 @@
 //! Pressure: while memory is short the plan names one step after the other, each measured before the next.
 //!
 //! An episode lasts from the first reading above normal to the next normal one. What it did is one record of the
-//! journal, written when its steps have come to rest, and again when more of them had to follow.
+//! journal, written when its steps have come to rest, and again when more of them had to follow; each model that leaves
+//! has one, too.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +11,7 @@ use super::super::slot::{Slot, Why};
 use super::Manager;
 use crate::config::EvictionPolicy;
 use crate::events::Event;
+use crate::log::Message;
 use crate::memory::level::{Level, Thresholds};
 use crate::memory::plan::{self, Action, Done, Policy, Step};
 use crate::memory::release;
@@ -104,7 +106,13 @@ impl Manager {
                 "shrink_batches"
             }
             Action::Shed => {
-                episode.shedding = true;
+                if !std::mem::replace(&mut episode.shedding, true) {
+                    tracing::warn!(
+                        name: Message::RequestsShed.name(),
+                        %level, reason,
+                        "requests are refused until memory is free"
+                    );
+                }
                 self.parts.gauge.look();
                 "shed"
             }
@@ -153,6 +161,7 @@ impl Manager {
         if let Some(episode) = self.episode.take() {
             self.resident().for_each(|resident| resident.ready.unlimit_pass());
             tracing::info!(
+                name: Message::PressureLeft.name(),
                 duration_ms = milliseconds(episode.started.elapsed()),
                 "memory is not short any more"
             );
@@ -168,6 +177,7 @@ impl Manager {
         }
         let cause = cause.unwrap_or("it is over");
         tracing::warn!(
+            name: Message::PressureEntered.name(),
             level = %report.level,
             models = report.evicted.join(", "),
             freed_bytes = report.freed,
@@ -196,7 +206,11 @@ impl Manager {
             // One that is in a long pass does it later.
             drop(tokio::time::timeout(SCRATCH_TIMEOUT, all).await);
             if let Err(error) = tokio::task::spawn_blocking(release::trim).await {
-                tracing::error!(%error, "free memory was not given back");
+                tracing::error!(
+                    name: Message::InternalFault.name(),
+                    %error,
+                    "free memory was not given back"
+                );
             }
         });
     }

@@ -1,0 +1,251 @@
+//! One record: an event as the journal takes it, or as a line.
+//!
+//! Invariant: nothing in a value can begin another field, another record or a terminal's escape sequence. Control
+//! characters are escaped, but for the tabs and ends of lines of a text that has several.
+
+use std::fmt;
+
+use tracing::field::{Field, Visit};
+
+use super::message::{Message, Priority};
+
+/// `SYSLOG_IDENTIFIER`, which journalctl shows before the text.
+const IDENTIFIER: &str = "caxtond";
+
+/// What is known of one event.
+#[derive(Debug)]
+pub(super) struct Record {
+    priority: Priority,
+    message: Option<Message>,
+    text: String,
+    errno: Option<i64>,
+    thread: i32,
+    file: Option<&'static str>,
+    line: Option<u32>,
+    module: Option<&'static str>,
+    /// By the names that the event gives.
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Record {
+    /// The record of `event`, made on the thread that it happened on.
+    pub(super) fn of(event: &tracing::Event<'_>) -> Self {
+        let metadata = event.metadata();
+        let message = Message::named(metadata.name());
+        let mut record = Self {
+            priority: message.map_or_else(|| metadata.level().into(), Message::priority),
+            message,
+            text: String::new(),
+            errno: None,
+            thread: nix::unistd::gettid().as_raw(),
+            file: metadata.file(),
+            line: metadata.line(),
+            module: metadata.module_path(),
+            fields: Vec::new(),
+        };
+        event.record(&mut record);
+        record
+    }
+
+    /// The record that says how many were dropped.
+    pub(super) fn of_lost(lost: u64) -> Self {
+        let message = Message::RecordsLost;
+        Self {
+            priority: message.priority(),
+            message: Some(message),
+            text: format!("{lost} records were lost: the journal took none for a while"),
+            errno: None,
+            thread: nix::unistd::gettid().as_raw(),
+            file: Some(file!()),
+            line: Some(line!()),
+            module: Some(module_path!()),
+            fields: vec![("lost", lost.to_string())],
+        }
+    }
+
+    /// In journald's own format (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>). There is no `CODE_FUNC`: `tracing`
+    /// does not know the function.
+    pub(super) fn native(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512 + self.text.len());
+        put(&mut out, "PRIORITY", &(self.priority as u8).to_string());
+        put(&mut out, "SYSLOG_IDENTIFIER", IDENTIFIER);
+        put(&mut out, "TID", &self.thread.to_string());
+        put(&mut out, "MESSAGE", &escaped(&self.text, true));
+        if let Some(message) = self.message {
+            put(&mut out, "MESSAGE_ID", message.id());
+            put(&mut out, "CAXTON_EVENT", message.name());
+        }
+        if let Some(errno) = self.errno {
+            put(&mut out, "ERRNO", &errno.to_string());
+        }
+        if let Some(file) = self.file {
+            put(&mut out, "CODE_FILE", file);
+        }
+        if let Some(line) = self.line {
+            put(&mut out, "CODE_LINE", &line.to_string());
+        }
+        if let Some(module) = self.module {
+            put(&mut out, "CODE_MODULE", module);
+        }
+        for (name, value) in &self.fields {
+            put(&mut out, &field_name(name), &escaped(value, false));
+        }
+        out
+    }
+
+    /// As a line for stderr with the prefix that gives systemd the priority (sd-daemon(3)).
+    pub(super) fn line(&self) -> Vec<u8> {
+        let mut out = format!("<{}>{}", self.priority as u8, escaped(&self.text, false));
+        for (name, value) in &self.fields {
+            out.push_str(&format!(" {name}={}", escaped(value, false)));
+        }
+        out.push('\n');
+        out.into_bytes()
+    }
+
+    fn put(&mut self, field: &Field, value: impl fmt::Display) {
+        match field.name() {
+            "message" => self.text = value.to_string(),
+            name => self.fields.push((name, value.to_string())),
+        }
+    }
+}
+
+impl Visit for Record {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format_args!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        match field.name() {
+            "errno" => self.errno = Some(value),
+            _ => self.put(field, value),
+        }
+    }
+}
+
+/// `name` as the journal has it: upper case, with the prefix that keeps it apart from those of others.
+fn field_name(name: &str) -> String {
+    let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    "CAXTON_".chars().chain(name.chars().map(letter)).collect()
+}
+
+/// Appends a field. What has several lines is preceded by its length in place of `=`.
+fn put(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.extend_from_slice(name.as_bytes());
+    if value.contains('\n') {
+        out.push(b'\n');
+        out.extend_from_slice(&(value.len() as u64).to_le_bytes());
+    } else {
+        out.push(b'=');
+    }
+    out.extend_from_slice(value.as_bytes());
+    out.push(b'\n');
+}
+
+/// `value` with control characters as escapes; tabs and ends of lines stay where `lines` says so. So are the characters
+/// that turn the direction of what follows: a terminal would show the text in another order.
+fn escaped(value: &str, lines: bool) -> String {
+    let mut out = String::with_capacity(value.len());
+    for c in value.chars() {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if lines && matches!(c, '\n' | '\t') || !(c.is_control() || turns) {
+            out.push(c);
+        } else {
+            out.extend(c.escape_default());
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The fields of `bytes`, read as journald reads them.
+    fn parse(mut bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let mut fields = Vec::new();
+        while !bytes.is_empty() {
+            let end = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+            let (line, rest) = bytes.split_at(end);
+            let rest = &rest[1..];
+            let (name, value) = match line.iter().position(|byte| *byte == b'=') {
+                Some(at) => {
+                    bytes = rest;
+                    (&line[..at], line[at + 1..].to_vec())
+                }
+                None => {
+                    let (length, rest) = rest.split_at(8);
+                    let length = u64::from_le_bytes(length.try_into().unwrap());
+                    let length = usize::try_from(length).unwrap();
+                    let (value, rest) = rest.split_at(length);
+                    assert_eq!(rest[0], b'\n');
+                    bytes = &rest[1..];
+                    (line, value.to_vec())
+                }
+            };
+            fields.push((String::from_utf8(name.to_vec()).unwrap(), value));
+        }
+        fields
+    }
+
+    fn record(text: &str, value: &str) -> Record {
+        Record {
+            text: text.to_owned(),
+            fields: vec![("model", value.to_owned())],
+            ..Record::of_lost(0)
+        }
+    }
+
+    #[test]
+    fn a_record_says_where_it_is_from_and_what_it_is() {
+        let fields = parse(&Record::of_lost(3).native());
+        let value = |wanted: &str| {
+            let (_, value) = fields.iter().find(|(name, _)| name == wanted).unwrap();
+            String::from_utf8(value.clone()).unwrap()
+        };
+        assert_eq!(value("PRIORITY"), "4");
+        assert_eq!(value("MESSAGE_ID"), Message::RecordsLost.id());
+        assert_eq!(value("CAXTON_EVENT"), "records-lost");
+        assert_eq!(value("CAXTON_LOST"), "3");
+        assert_eq!(value("TID"), nix::unistd::gettid().to_string());
+        assert_eq!(value("CODE_MODULE"), "caxton::log::record");
+        assert!(value("CODE_FILE").ends_with("record.rs"));
+    }
+
+    #[test]
+    fn a_line_has_the_priority_and_stays_one() {
+        let line = record("a\nb", "c\nd").line();
+        assert_eq!(String::from_utf8(line).unwrap(), "<4>a\\nb model=c\\nd\n");
+    }
+
+    #[test]
+    fn names_of_fields_are_those_that_journald_takes() {
+        assert_eq!(field_name("duration_ms"), "CAXTON_DURATION_MS");
+        assert_eq!(field_name("http.path"), "CAXTON_HTTP_PATH");
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_makes_a_field_or_a_control_character(text in any::<String>(), value in any::<String>()) {
+            let hostile = record(&text, &value);
+            let names = |record: &Record| {
+                parse(&record.native()).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(names(&hostile), names(&record("a", "b")));
+            for (name, value) in parse(&hostile.native()) {
+                let value = String::from_utf8(value).unwrap();
+                let shown = |c: char| !c.is_control() || name == "MESSAGE" && "\n\t".contains(c);
+                prop_assert!(value.chars().all(shown), "{name}: {value:?}");
+            }
+            let line = String::from_utf8(hostile.line()).unwrap();
+            prop_assert_eq!(line.chars().filter(|c| c.is_control()).collect::<String>(), "\n");
+        }
+    }
+}

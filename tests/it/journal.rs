@@ -1,0 +1,589 @@
+//! The journal: what is told, with which fields, and what can never be in it.
+//!
+//! A daemon that takes this test for journald is started in a mount namespace of its own, where the test's socket lies
+//! at journald's place.
+
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use caxton::log::{Message, Priority};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::packages::{entry, flip_a_bit_of};
+use crate::support::{BOUND, Daemon, Root, skipped};
+
+/// Kinds that the catalog explains and nothing tells yet.
+const UNTOLD: &[Message] = &[
+    Message::LastGoodUsed,
+    Message::SandboxDegraded,
+    Message::WatchdogMissed,
+    Message::SandboxEntered,
+    Message::WatchdogAnswered,
+    Message::LastGoodNotKept,
+];
+
+/// Fields of journald itself that the catalog may use.
+const OWN: &[&str] = &["MESSAGE", "CODE_FILE", "CODE_LINE", "CODE_MODULE"];
+
+fn source(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// One `tracing` event of the source.
+#[derive(Debug, PartialEq, Eq)]
+struct Told {
+    level: &'static str,
+    kind: Option<String>,
+    fields: BTreeSet<String>,
+}
+
+/// The arguments of the macro whose parenthesis `text` begins behind.
+fn arguments(text: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut in_text, mut escaped) = (0, 0, false, false);
+    let mut found = Vec::new();
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' if depth == 0 => {
+                found.push(text[start..at].trim());
+                return found;
+            }
+            b')' | b']' | b'}' => depth -= 1,
+            b',' if depth == 0 => {
+                found.push(text[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    panic!("a macro does not end: {text}");
+}
+
+/// The events of `text` at info and above, outside tests.
+fn told(text: &str) -> Vec<Told> {
+    let code = text.split("\n#[cfg(test)]").next().unwrap();
+    let levels =
+        [("error", "tracing::error!("), ("warn", "tracing::warn!("), ("info", "tracing::info!(")];
+    let mut found = Vec::new();
+    for (level, begin) in levels {
+        for (at, _) in code.match_indices(begin) {
+            let arguments = arguments(&code[at + begin.len()..]);
+            let named =
+                |argument: &&str| argument.strip_prefix("name: Message::").map(str::to_owned);
+            let kind = arguments.first().and_then(named);
+            let kind = kind.map(|kind| kind.trim_end_matches(".name()").to_owned());
+            let fields = arguments.iter().take_while(|argument| !argument.starts_with('"'));
+            let fields = fields.filter(|argument| !argument.starts_with("name:"));
+            let name = |argument: &&str| {
+                let name = argument.trim_start_matches(['%', '?']);
+                name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                    .next()
+                    .unwrap()
+                    .to_owned()
+            };
+            found.push(Told { level, kind, fields: fields.map(name).collect() });
+        }
+    }
+    found
+}
+
+fn level(priority: Priority) -> &'static str {
+    match priority {
+        Priority::Critical | Priority::Error => "error",
+        Priority::Warning => "warn",
+        Priority::Informational => "info",
+        Priority::Debug => "debug",
+    }
+}
+
+/// What is wrong with an event of the source.
+fn wrong(told: &Told) -> Option<String> {
+    let of = |kind: &String| Message::ALL.iter().find(|message| format!("{message:?}") == *kind);
+    let Some(message) = told.kind.as_ref().and_then(of) else {
+        return Some("has no kind".to_owned());
+    };
+    if level(message.priority()) != told.level {
+        return Some(format!("is at {}, its kind at {:?}", told.level, message.priority()));
+    }
+    let missing: Vec<_> =
+        message.fields().iter().filter(|field| !told.fields.contains(**field)).collect();
+    (!missing.is_empty()).then(|| format!("lacks {missing:?}"))
+}
+
+/// Every event of the source by its file.
+fn all_told() -> Vec<(PathBuf, Told)> {
+    let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut found = Vec::new();
+    while let Some(directory) = directories.pop() {
+        for child in fs::read_dir(directory).unwrap() {
+            let path = child.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                let text = fs::read_to_string(&path).unwrap();
+                found.extend(told(&text).into_iter().map(|told| (path.clone(), told)));
+            }
+        }
+    }
+    assert!(found.len() > 70, "the source was not found");
+    found
+}
+
+#[test]
+fn every_event_names_its_kind_and_has_its_level_and_its_fields() {
+    let told = all_told();
+    let problems = told
+        .iter()
+        .filter_map(|(path, told)| Some(format!("{}: {told:?} {}", path.display(), wrong(told)?)));
+    let problems: Vec<String> = problems.collect();
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+    let kinds: BTreeSet<&str> = told.iter().filter_map(|(_, told)| told.kind.as_deref()).collect();
+    let untold = Message::ALL.iter().filter(|message| {
+        // The thread that writes makes it itself, since it cannot log.
+        **message != Message::RecordsLost && !kinds.contains(format!("{message:?}").as_str())
+    });
+    assert_eq!(Vec::from_iter(untold.copied()), UNTOLD, "kinds that nothing tells");
+}
+
+#[test]
+fn what_is_wrong_with_an_event_is_seen() {
+    let read = |text: &str| told(text).remove(0);
+    let right =
+        "tracing::error!(\n  name: Message::StoreFailed.name(),\n  error = f(a, \"x, )\"), \"b\");";
+    assert_eq!(wrong(&read(right)), None);
+    for text in [
+        "tracing::info!(model, \"no kind\");",
+        "tracing::info!(name: Message::None.name(), \"unknown kind\");",
+        "tracing::warn!(name: Message::Stopped.name(), \"wrong level\");",
+        "tracing::info!(name: Message::Stopping.name(), \"{signal} is no field\");",
+    ] {
+        assert!(wrong(&read(text)).is_some(), "{text}");
+    }
+    assert!(told("a\n#[cfg(test)]\ntracing::info!(\"a\");").is_empty());
+}
+
+/// An entry of the catalog.
+#[derive(Debug)]
+struct Explained {
+    id: String,
+    headers: BTreeMap<String, String>,
+    body: String,
+}
+
+fn catalog() -> Vec<Explained> {
+    let text = source("packaging/journal/caxton.catalog");
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let text = lines.join("\n");
+    let entries = text.split("\n-- ").skip(1).map(|entry| {
+        let (head, body) = entry.split_once("\n\n").unwrap();
+        let mut lines = head.lines();
+        let id = lines.next().unwrap().to_owned();
+        let header = |line: &str| {
+            let (name, value) = line.split_once(": ").unwrap();
+            (name.to_owned(), value.to_owned())
+        };
+        Explained { id, headers: lines.map(header).collect(), body: body.trim().to_owned() }
+    });
+    entries.collect()
+}
+
+impl Explained {
+    /// The fields that it takes from the record.
+    fn used(&self) -> BTreeSet<String> {
+        let text = format!("{}\n{}", self.headers["Subject"], self.body);
+        text.split('@').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    fn message(&self) -> Message {
+        let found = Message::ALL.iter().find(|message| message.id() == self.id);
+        *found.unwrap_or_else(|| panic!("{} is the id of nothing", self.id))
+    }
+}
+
+fn in_journal(field: &str) -> String {
+    format!("CAXTON_{}", field.to_uppercase())
+}
+
+#[test]
+fn the_catalog_explains_every_kind_by_fields_that_each_of_its_records_has() {
+    let catalog = catalog();
+    let ids: Vec<&str> = catalog.iter().map(|explained| explained.id.as_str()).collect();
+    let all: Vec<&str> = Message::ALL.iter().map(|message| message.id()).collect();
+    assert_eq!(ids, all);
+    for explained in &catalog {
+        let message = explained.message();
+        let fields: BTreeSet<String> =
+            message.fields().iter().map(|field| in_journal(field)).collect();
+        for used in explained.used() {
+            let is_there = OWN.contains(&used.as_str()) || fields.contains(&used);
+            assert!(is_there, "{message:?} has no {used}");
+        }
+        assert_eq!(explained.headers["Defined-By"], "Caxton");
+        for pointer in ["Support", "Documentation"] {
+            assert!(explained.headers[pointer].starts_with("man:"), "{message:?}");
+        }
+        assert!(!explained.body.is_empty() && !explained.body.contains("://"), "{message:?}");
+    }
+}
+
+#[test]
+fn the_catalog_describes_every_field_and_no_other() {
+    let text = source("packaging/journal/caxton.catalog");
+    let described = text.lines().filter_map(|line| {
+        line.strip_prefix("#   CAXTON_")?.split_whitespace().next().map(str::to_lowercase)
+    });
+    let described: BTreeSet<String> = described.collect();
+    let told = all_told().into_iter().flat_map(|(_, told)| told.fields);
+    let mut fields: BTreeSet<String> = told.filter(|field| field != "errno").collect();
+    let declared = Message::ALL.iter().flat_map(|message| message.fields());
+    fields.extend(declared.chain(&["event"]).map(ToString::to_string));
+    let missing: Vec<_> = fields.difference(&described).collect();
+    let unknown: Vec<_> = described.difference(&fields).collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "missing {missing:?}, unknown {unknown:?}");
+}
+
+#[test]
+fn systemd_reads_the_catalog() {
+    let test = "systemd_reads_the_catalog";
+    let Ok(version) = Command::new("journalctl").arg("--version").output() else {
+        return skipped(test, "journalctl");
+    };
+    assert!(version.status.success());
+    let root = tempfile::tempdir().unwrap();
+    let place = root.path().join("usr/lib/systemd/catalog");
+    fs::create_dir_all(&place).unwrap();
+    fs::write(place.join("caxton.catalog"), source("packaging/journal/caxton.catalog")).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new("journalctl");
+        let output = command.arg("--root").arg(root.path()).args(arguments).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.is_empty(), "{arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["--update-catalog"]);
+    let list = run(&["--list-catalog"]);
+    assert_eq!(list.lines().count(), Message::ALL.len(), "{list}");
+    for explained in catalog() {
+        let dumped = run(&["--dump-catalog", &explained.id]);
+        assert!(dumped.contains(&explained.headers["Subject"]), "{dumped}");
+        assert!(dumped.contains(explained.body.lines().last().unwrap()), "{dumped}");
+    }
+}
+
+#[test]
+fn the_id_of_the_readme_is_that_of_a_kind() {
+    let text = source("README.md");
+    let ids: Vec<&str> = text.split("MESSAGE_ID=").skip(1).map(|rest| &rest[..32]).collect();
+    assert!(!ids.is_empty());
+    for id in ids {
+        assert!(Message::ALL.iter().any(|message| message.id() == id), "{id}");
+    }
+}
+
+/// A record as journald gets it.
+type Record = BTreeMap<String, String>;
+
+/// Reads a datagram as journald does.
+fn parse(mut bytes: &[u8]) -> Record {
+    let mut fields = Record::new();
+    while !bytes.is_empty() {
+        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+        let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+        let (name, value) = match line.iter().position(|byte| *byte == b'=') {
+            Some(at) => {
+                bytes = rest;
+                (&line[..at], &line[at + 1..])
+            }
+            None => {
+                let (length, rest) = rest.split_at(8);
+                let length = u64::from_le_bytes(length.try_into().unwrap());
+                let (value, rest) = rest.split_at(length.try_into().unwrap());
+                bytes = rest.strip_prefix(b"\n").unwrap();
+                (line, value)
+            }
+        };
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let before = fields.insert(text(name), text(value));
+        assert_eq!(before, None, "a field that is there twice");
+    }
+    fields
+}
+
+/// The test in the place of journald. It takes nothing but when it is asked to.
+struct Journald {
+    directory: TempDir,
+    socket: Option<UnixDatagram>,
+}
+
+impl Journald {
+    /// `None`, said by the name of `test`, where a mount namespace cannot be made.
+    fn new(test: &str) -> Option<Self> {
+        let unshared = Command::new("unshare").args(["--mount", "true"]).output();
+        if !unshared.is_ok_and(|output| output.status.success()) {
+            skipped(test, "root and unshare");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(directory.path().join("socket")).unwrap();
+        socket.set_read_timeout(Some(BOUND)).unwrap();
+        Some(Self { directory, socket: Some(socket) })
+    }
+
+    /// Nobody listens, and nothing lies at the place.
+    fn remove(&mut self) {
+        self.socket = None;
+        fs::remove_file(self.directory.path().join("socket")).unwrap();
+    }
+
+    /// Starts a daemon that takes its stderr for a stream to the journal.
+    fn start(&self, root: Root) -> Daemon {
+        // The place of journald is the same in every namespace of a service, so that there is nothing to configure.
+        let script = r#"
+            mount -t tmpfs tmpfs /run
+            mkdir -p /run/systemd/journal
+            mount --bind "$PLACE" /run/systemd/journal
+            JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)
+            export JOURNAL_STREAM
+            exec "$0" "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-euc", script]);
+        command.arg(env!("CARGO_BIN_EXE_caxtond")).env("PLACE", self.directory.path());
+        let daemon = Daemon::spawn(root, command);
+        daemon.wait_notified("READY=1");
+        daemon
+    }
+
+    fn next(&self) -> Record {
+        let mut bytes = vec![0; 1 << 18];
+        let length = self.socket.as_ref().unwrap().recv(&mut bytes).unwrap();
+        parse(&bytes[..length])
+    }
+
+    /// The next record of this kind; `seen` gets it and those before it.
+    fn wait(&self, message: Message, seen: &mut Vec<Record>) -> Record {
+        loop {
+            let record = self.next();
+            seen.push(record.clone());
+            if record.get("MESSAGE_ID").is_some_and(|id| id == message.id()) {
+                return record;
+            }
+        }
+    }
+}
+
+fn assert_shown(record: &Record) {
+    for (name, value) in record {
+        let may = |c: char| !c.is_control() || name == "MESSAGE" && "\n\t".contains(c);
+        assert!(value.chars().all(may), "{name} is {value:?}");
+    }
+}
+
+#[test]
+fn journald_gets_each_kind_with_its_id_its_priority_and_its_fields() {
+    let test = "journald_gets_each_kind_with_its_id_its_priority_and_its_fields";
+    let Some(journald) = Journald::new(test) else { return };
+    let daemon = journald.start(Root::new());
+    let mut seen = Vec::new();
+    let starting = journald.wait(Message::Starting, &mut seen);
+    assert_eq!(starting["SYSLOG_IDENTIFIER"], "caxtond");
+    assert_eq!(starting["CODE_FILE"], "src/daemon/mod.rs");
+    assert_eq!(starting["CODE_MODULE"], "caxton::daemon");
+    assert_eq!(starting["TID"], daemon.pid().to_string(), "the first thread has the process's id");
+    let loaded = journald.wait(Message::ModelLoaded, &mut seen);
+    assert!(loaded["CAXTON_MODEL"].starts_with("bundled-mini@1"), "{loaded:?}");
+    assert!(loaded["CAXTON_BYTES"].parse::<u64>().unwrap() > 0, "{loaded:?}");
+    loaded["CAXTON_DURATION_MS"].parse::<u64>().unwrap();
+    journald.wait(Message::Ready, &mut seen);
+
+    let name = "bad-1.model.tar.zst";
+    fs::write(daemon.drop_directory().join(name), b"not a package").unwrap();
+    let refused = journald.wait(Message::PackageRefused, &mut seen);
+    assert_eq!((refused["PRIORITY"].as_str(), refused["CAXTON_FILE"].as_str()), ("3", name));
+
+    let weights = entry(&daemon, "bundled-mini").join("model.safetensors");
+    flip_a_bit_of(&weights);
+    let verified = daemon.post("/api/packages/bundled-mini/verify", &Value::Null);
+    assert_ne!(verified.status, 200, "{verified:?}");
+    let failed = journald.wait(Message::IntegrityFailure, &mut seen);
+    assert_eq!(failed["PRIORITY"], "2");
+
+    daemon.write_config("no_such_key: 1\n");
+    journald.wait(Message::ConfigurationProblem, &mut seen);
+    journald.wait(Message::ConfigurationRefused, &mut seen);
+    fs::remove_dir_all(daemon.drop_directory()).unwrap();
+    let unreadable = journald.wait(Message::DirectoryUnreadable, &mut seen);
+    assert_eq!((unreadable["PRIORITY"].as_str(), unreadable["ERRNO"].as_str()), ("4", "2"));
+    daemon.signal(Signal::SIGTERM);
+    journald.wait(Message::Stopped, &mut seen);
+    assert_eq!(daemon.wait_exit().0, 0);
+
+    let catalog = catalog();
+    for record in &seen {
+        assert_shown(record);
+        let Some(id) = record.get("MESSAGE_ID") else {
+            assert_eq!(record["PRIORITY"], "7", "{record:?}");
+            continue;
+        };
+        let explained = catalog.iter().find(|explained| explained.id == *id).unwrap();
+        let message = explained.message();
+        assert_eq!(record["PRIORITY"], (message.priority() as u8).to_string(), "{record:?}");
+        assert_eq!(record["CAXTON_EVENT"], message.name());
+        for field in message.fields() {
+            assert!(record.contains_key(&in_journal(field)), "{message:?} lacks {field}");
+        }
+        for used in explained.used() {
+            assert!(record.contains_key(&used), "{message:?} lacks {used}");
+        }
+    }
+}
+
+#[test]
+fn while_journald_takes_nothing_requests_are_answered_and_then_it_is_told_what_it_missed() {
+    let test =
+        "while_journald_takes_nothing_requests_are_answered_and_then_it_is_told_what_it_missed";
+    let Some(journald) = Journald::new(test) else { return };
+    let daemon = journald.start(Root::new());
+    let lost = || {
+        let text = String::from_utf8(daemon.get("/metrics").body).unwrap();
+        let line = text.lines().find(|line| line.starts_with("caxton_log_records_lost_total "));
+        line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(lost(), 0);
+    // Each writes a record: more than may wait.
+    let mut connection = daemon.connect();
+    let flushes = (0..40).take_while(|_| {
+        for _ in 0..50 {
+            let flushed = connection.request("POST", "/api/memory/flush", &[], b"");
+            assert_eq!(flushed.status, 200, "{flushed:?}");
+        }
+        lost() == 0
+    });
+    assert!(flushes.count() < 40, "nothing was lost");
+    assert_eq!(daemon.embed(json!(["the pump runs hot"])).len(), 1);
+
+    let mut seen = Vec::new();
+    let told = journald.wait(Message::RecordsLost, &mut seen);
+    assert_eq!(told["PRIORITY"], "4");
+    assert_eq!(told["CAXTON_LOST"].parse::<u64>().unwrap(), lost());
+    assert!(seen.iter().any(|record| record["MESSAGE"] == "flushed"));
+    daemon.signal(Signal::SIGTERM);
+    journald.wait(Message::Stopped, &mut seen);
+    assert_eq!(daemon.wait_exit().0, 0);
+}
+
+#[test]
+fn where_journald_has_no_socket_its_stream_gets_lines_with_priorities() {
+    let test = "where_journald_has_no_socket_its_stream_gets_lines_with_priorities";
+    let Some(mut journald) = Journald::new(test) else { return };
+    journald.remove();
+    let daemon = journald.start(Root::new());
+    let first = daemon.wait_log("journald cannot be reached");
+    assert!(first.starts_with("<4>journald cannot be reached"), "{first}");
+    let loaded = daemon.wait_log("loaded model=bundled-mini@1");
+    assert!(loaded.starts_with("<6>loaded"), "{loaded}");
+    assert!(daemon.wait_log("ready status=").starts_with("<6>"));
+}
+
+/// A name that tries to end its line, to be another field, and to paint the terminal.
+const HOSTILE: &str = "bad\nMESSAGE_ID=0\nPRIORITY=0\n\u{1b}[31m\r\u{202e}-1.model.tar.zst";
+
+#[test]
+fn a_hostile_file_name_makes_no_field_of_a_record() {
+    let test = "a_hostile_file_name_makes_no_field_of_a_record";
+    let Some(journald) = Journald::new(test) else { return };
+    let daemon = journald.start(Root::new());
+    fs::write(daemon.drop_directory().join(HOSTILE), b"not a package").unwrap();
+    let mut seen = Vec::new();
+    let refused = journald.wait(Message::PackageRefused, &mut seen);
+    assert_eq!((refused["PRIORITY"].as_str(), refused.contains_key("CAXTON_FILE")), ("3", true));
+    assert!(refused["CAXTON_FILE"].contains("MESSAGE_ID=0"), "{refused:?}");
+    seen.iter().for_each(assert_shown);
+}
+
+#[test]
+fn hostile_names_make_no_line_of_the_log() {
+    let daemon = Root::new().start();
+    fs::write(daemon.drop_directory().join(HOSTILE), b"not a package").unwrap();
+    daemon.wait_log("package refused");
+    let body = json!({ "model": HOSTILE, "input": "a" });
+    assert_eq!(daemon.embeddings(&body).status, 404);
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_log("stopped");
+    for line in daemon.log() {
+        let is_whole = line.starts_with(|c: char| c.is_ascii_digit());
+        assert!(is_whole && !line.chars().any(char::is_control), "{line:?}");
+    }
+    assert_eq!(daemon.wait_exit().0, 0);
+}
+
+#[test]
+fn texts_and_vectors_of_requests_are_never_logged() {
+    const SECRET: &str = "zanzibar-marker";
+    let daemon = Root::new().with("log.level", json!("trace")).start();
+    let text = format!("{SECRET} runs hot");
+    let bodies = [
+        ("/v1/embeddings", json!({ "input": text })),
+        ("/v1/embeddings", json!({ "input": [text, text], "user": SECRET })),
+        ("/v1/embeddings", json!({ "input": text, "model": "unknown" })),
+        ("/v1/embeddings", json!({ "input": { "text": text } })),
+        ("/v1/embeddings", json!({ "input": text, "dimensions": 100_000 })),
+        ("/v1/embeddings", json!({ "input": vec![&text; 3000] })),
+        ("/v1/embeddings", json!({ "input": [text.repeat(2000)], "truncate": false })),
+        ("/v1/rank", json!({ "query": text, "documents": [text, "other"], "mode": "hybrid" })),
+        ("/v1/rank", json!({ "query": [text], "documents": text })),
+        ("/api/embed", json!({ "model": "bundled-mini", "input": text })),
+        ("/api/embed", json!({ "model": "bundled-mini", "input": 7, "options": text })),
+        ("/api/embeddings", json!({ "model": "bundled-mini", "prompt": text })),
+        ("/embed", json!({ "inputs": text })),
+        ("/embed", json!({ "inputs": [text, 1] })),
+        ("/embed_all", json!({ "inputs": text })),
+        ("/embed_sparse", json!({ "inputs": text })),
+        ("/predict", json!({ "inputs": text })),
+        ("/tokenize", json!({ "inputs": text })),
+        ("/rerank", json!({ "query": text, "texts": [text] })),
+        (
+            "/similarity",
+            json!({ "inputs": { "source_sentence": text, "sentences": [text, text] } }),
+        ),
+    ];
+    let mut succeeded = 0;
+    for (path, body) in &bodies {
+        succeeded += usize::from(daemon.post(path, body).status == 200);
+        let whole = body.to_string();
+        // Malformed: the end is missing; what is there holds the text.
+        let cut = &whole.as_bytes()[..whole.len() - 1];
+        let answer = daemon.connect().request("POST", path, &[], cut);
+        assert!(answer.status >= 400, "{path}: {answer:?}");
+    }
+    assert_eq!(succeeded, 9, "requests that got their vectors");
+    let mut gone = daemon.connect();
+    let head = "POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n";
+    gone.send(format!("{head}{{\"input\": \"{text}").as_bytes());
+    drop(gone);
+    daemon.wait_log("a connection ended early");
+    let vector = &daemon.embed(json!([text]))[0];
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_log("stopped");
+    let log = daemon.log();
+    assert!(log.iter().any(|line| line.contains("DEBUG")), "the log is at its lowest level");
+    // A short one may be a part of any number.
+    let numbers = vector.iter().map(f32::to_string).filter(|number| number.len() > 8);
+    let numbers: Vec<String> = numbers.collect();
+    assert!(numbers.len() > vector.len() / 2, "{numbers:?}");
+    for line in &log {
+        assert!(!line.contains(SECRET), "{line}");
+        assert!(!numbers.iter().any(|number| line.contains(number)), "{line}");
+    }
+    assert_eq!(daemon.wait_exit().0, 0);
+}
