@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch as channel};
@@ -65,6 +65,11 @@ struct Arguments {
     /// /usr/lib/caxton.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+/// The command line as clap sees it, for what is made of it: the manual.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// The whole of `caxtond`: reads the command line and runs the daemon.
