@@ -48,9 +48,8 @@ pub(super) fn keys() -> String {
     let mut comment: Vec<&str> = Vec::new();
     let mut page = String::new();
     // What the file begins with is about the file, and stands in the page already.
-    let mut lines =
-        file.lines().map(line).skip_while(|line| !matches!(line, Line::Key { .. })).peekable();
-    while let Some(line) = lines.next() {
+    let lines = file.lines().map(line).skip_while(|line| !matches!(line, Line::Key { .. }));
+    for line in lines {
         let (depth, name, value, is_set) = match line {
             Line::Blank => continue,
             Line::Comment(text) => {
