@@ -1,13 +1,17 @@
 //! Whether the daemon lives, whether it can answer, and what it is doing.
 
+use std::path::PathBuf;
+
 use axum::Json;
 use axum::extract::State;
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
 use super::error::ApiError;
-use super::wire::Status;
+use super::wire::{Quarantined, Status};
 use super::{App, packages};
+use crate::errors::chain;
 use crate::log::Message;
+use crate::package::drop::quarantined;
 
 /// The event loop turns.
 pub(super) async fn livez() -> &'static str {
@@ -25,6 +29,8 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, ApiEr
 pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiError> {
     let packages = packages::describe_all(&app).await?;
     let measured = measure().await?;
+    let drop_directory = app.settings.borrow().packages.drop_directory.clone();
+    let quarantine = quarantine(drop_directory).await?;
     let overview = app.handle.overview().borrow().clone();
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -42,8 +48,27 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
         sandbox: app.sandbox.clone(),
         configuration: app.configuration.borrow().clone(),
         tenants: app.tenants.view(),
+        quarantine,
         packages,
     }))
+}
+
+/// What is in the quarantine of a drop directory; `None` when that cannot be read.
+async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<Quarantined>>, ApiError> {
+    let read = tokio::task::spawn_blocking(move || quarantined(&drop_directory)).await;
+    let read = read.map_err(|error| {
+        tracing::error!(%error, "the quarantine could not be read");
+        ApiError::lost()
+    })?;
+    match read {
+        Ok(packages) => Ok(Some(Vec::from_iter(
+            packages.into_iter().map(|(file, reason)| Quarantined { file, reason }),
+        ))),
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "the quarantine cannot be read");
+            Ok(None)
+        }
+    }
 }
 
 /// Bytes of memory; `None` where the system does not tell.

@@ -302,8 +302,20 @@ pub struct Status {
     pub configuration: Configuration,
     /// Every tenant.
     pub tenants: Vec<tenants::Tenant>,
+    /// Packages that were refused and are kept, the last one first; `null` when the drop directory cannot be read.
+    #[serde(default)]
+    pub quarantine: Option<Vec<Quarantined>>,
     /// Every installed package.
     pub packages: Vec<Package>,
+}
+
+/// A package that was refused.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// The name of its file.
+    pub file: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// The configuration that is in force.

@@ -20,13 +20,18 @@ use crate::units::Bytes;
 pub(super) enum Memory {
     /// Show how short memory is, what models take, and what was done last.
     Status(Status),
-    /// Let all models leave memory that are not pinned, and wait until they have.
+    /// Let all models leave memory that are not pinned, and wait until they have; for administrators.
     Flush(Flush),
-    /// Load a model.
+    /// Load a model, or change whether it stays; for administrators.
+    #[command(
+        after_help = "Examples:\n  caxton memory load bundled-mini --pin\n  caxton memory load bundled-mini --unpin"
+    )]
     Load(Load),
-    /// Let a model leave memory, and wait until it has.
+    /// Let a model leave memory, and wait until it has; for administrators.
+    #[command(after_help = "Examples:\n  caxton memory unload bundled-mini")]
     Unload(Unload),
-    /// Limit the daemon's memory until its next start.
+    /// Limit the daemon's memory until its next start; for administrators.
+    #[command(after_help = "Examples:\n  caxton memory limit 2GiB\n  caxton memory limit auto")]
     Limit(Limit),
 }
 
@@ -46,7 +51,7 @@ pub(super) struct Flush {
 
 #[derive(Debug, Args)]
 pub(super) struct Load {
-    /// The model, as `id` or `id@version`.
+    /// The model, as `id`, `id@version` or `id@revision`.
     model: String,
     /// Keep it in memory whatever happens, until the daemon's next start.
     #[arg(long, conflicts_with = "unpin")]
@@ -58,13 +63,13 @@ pub(super) struct Load {
 
 #[derive(Debug, Args)]
 pub(super) struct Unload {
-    /// The model, as `id` or `id@version`.
+    /// The model, as `id`, `id@version` or `id@revision`.
     model: String,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Limit {
-    /// A size with its unit, such as 512MiB, or `auto` to have only the kernel's limits.
+    /// A size with its unit, such as 512MiB; or `auto`, to have only the kernel's limits.
     limit: String,
 }
 

@@ -9,6 +9,7 @@ mod cat_config;
 mod check;
 mod client;
 mod demo;
+mod doctor;
 mod embed;
 mod events;
 mod memory;
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, ConfigError, Settings, Source};
 use crate::exit::Exit;
@@ -39,7 +40,12 @@ use client::{Client, ClientError};
 
 /// Text embeddings for every program on this device.
 #[derive(Debug, Parser)]
-#[command(name = "caxton", version, arg_required_else_help = true)]
+#[command(
+    name = "caxton",
+    version,
+    arg_required_else_help = true,
+    after_help = "`caxton doctor` finds out what is wrong here. More is in caxton(1), caxton.yaml(5) and caxtond(8)."
+)]
 struct Arguments {
     #[command(flatten)]
     connection: Connection,
@@ -47,20 +53,35 @@ struct Arguments {
     command: Command,
 }
 
+const EMBED_EXAMPLES: &str = "Examples:
+  caxton embed 'The pump runs hot.'
+  caxton embed --model bundled-mini --json < texts.txt";
+
+/// The heading of what may stand before and behind every command.
+const GLOBAL: &str = "Global options";
+
 /// How to find the daemon, or its store while it does not run.
 #[derive(Clone, Debug, Args)]
 struct Connection {
     /// The daemon's socket [default: socket.path of the configuration].
-    #[arg(long, env = "CAXTON_SOCKET", value_name = "PATH", global = true)]
+    #[arg(
+        long,
+        env = "CAXTON_SOCKET",
+        value_name = "PATH",
+        global = true,
+        help_heading = GLOBAL,
+        hide_env_values = true
+    )]
     socket: Option<PathBuf>,
-    /// Read this configuration file instead of those of the system.
-    #[arg(long, value_name = "FILE", global = true)]
+    /// Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton.
+    #[arg(long, value_name = "FILE", global = true, help_heading = GLOBAL)]
     config: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Print the vectors of texts, one line each; without TEXT, of the lines of standard input.
+    #[command(after_help = EMBED_EXAMPLES)]
     Embed(embed::Embed),
     /// Install, verify, list and pack models.
     #[command(subcommand)]
@@ -68,7 +89,9 @@ enum Command {
     #[command(subcommand)]
     Memory(memory::Memory),
     /// Show what the daemon is doing.
+    #[command(after_help = "Examples:\n  caxton status\n  caxton status --json")]
     Status(status::Status),
+    #[command(after_help = "Examples:\n  caxton events --no-follow")]
     Events(events::Events),
     Top(top::Top),
     /// Measure how fast a model is on this machine, without a daemon.
@@ -78,15 +101,32 @@ enum Command {
     /// time of one text, of loading, and from the start to the first vector, the most memory that the
     /// process has had, what was computed in, and how much of the processors' own limit in products was
     /// reached. ModernBERT is computed in f32 whatever is asked for; a static model has no products.
+    #[command(
+        after_help = "Examples:\n  caxton bench --model bge-small-1.model.tar.zst --input texts.jsonl --seconds 1"
+    )]
     Bench(bench::Bench),
-    /// Check a configuration without starting anything.
+    /// Show every problem of a configuration with its file, line and column, without starting anything.
+    #[command(after_help = "Examples:\n  caxton check\n  caxton check conf.d/50-site.yaml")]
     Check(check::Check),
     CatConfig(cat_config::CatConfig),
+    /// Find out what is wrong on this machine, and how to mend it.
+    ///
+    /// Looks at the configuration, the units, the socket, the group, the daemon, its models, refused packages, the
+    /// drop directory, the disk, memory and its pressure, the sandbox, the processor, the journal, the clock and
+    /// inotify. Each is a line: pass, warn, fail or skipped, and what was found; then what to do. Nothing is changed.
+    /// What only root may see is skipped for others. The exit status is 1 when something failed.
+    #[command(after_help = "Examples:\n  caxton doctor\n  caxton doctor --json")]
+    Doctor(doctor::Doctor),
     /// Start a daemon in a temporary place, embed a dozen sentences through its socket, clean up.
     Demo(demo::Demo),
     /// Run the daemon; what `demo` starts. Installed systems run caxtond.
     #[command(hide = true)]
     Daemon,
+}
+
+/// The command line as clap sees it, for what is made of it: the manual and the completions.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// What runs the daemon with the configuration of a source.
@@ -165,6 +205,7 @@ fn run(
         Command::Bench(command) => command.run(&connection, started),
         Command::Check(command) => runtime.block_on(command.run(&connection)),
         Command::CatConfig(command) => command.run(&connection),
+        Command::Doctor(command) => runtime.block_on(command.run(&connection)),
         Command::Demo(command) => {
             let bundled = connection.settings()?.packages.bundled_directory;
             runtime.block_on(command.run(&bundled))

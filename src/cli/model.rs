@@ -37,14 +37,23 @@ use crate::package::{
     write_package,
 };
 
+const PACK_EXAMPLES: &str = "Examples:
+  caxton model pack --source ./bge-small --output bge-small-1.model.tar.zst";
+const VERIFY_EXAMPLES: &str = "Examples:
+  caxton model verify bge-small-1.model.tar.zst
+  caxton model verify bundled-mini";
+
 /// Install, verify, list and pack models.
 #[derive(Debug, Subcommand)]
 pub(super) enum Model {
     /// Make a package from a sentence-transformers directory.
+    #[command(after_help = PACK_EXAMPLES)]
     Pack(Pack),
-    /// Install a package, or a directory that is packed first.
+    /// Install a package, or a directory that is packed first; for administrators.
+    #[command(after_help = "Examples:\n  caxton model install bge-small-1.model.tar.zst")]
     Install(Install),
     /// Check a package file, or every file of an installed model, against its digests.
+    #[command(after_help = VERIFY_EXAMPLES)]
     Verify(Verify),
     /// List installed models.
     List(List),
@@ -56,11 +65,14 @@ pub(super) enum Model {
     /// answers, at the median and the 95th percentile. NEXT USE is the hour (UTC) of the coming day in which the
     /// model was used in most of the past weeks.
     Stats(Stats),
-    /// Let an id mean an earlier version, until one above all others is installed.
+    /// Let an id mean an earlier version, until one above all others is installed; for administrators.
     Rollback(Rollback),
-    /// Remove an installed model; its file leaves the drop directory, too.
+    /// Remove an installed model; its file leaves the drop directory, too; for administrators.
     Remove(Remove),
-    /// Write an installed model as a package.
+    /// Write an installed model as a package; for administrators.
+    #[command(
+        after_help = "Examples:\n  caxton model export bge-small --output copy.model.tar.zst"
+    )]
     Export(Export),
     /// List the models whose names, prompts and licences are built in.
     Known,
@@ -85,7 +97,7 @@ pub(super) struct Install {
 /// Check a package or an installed model.
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// A package file, or the id of an installed model.
+    /// A package file, or an installed model as `id`, `id@version` or `id@revision`.
     #[arg(value_name = "FILE|ID")]
     what: PathBuf,
 }
@@ -93,7 +105,7 @@ pub(super) struct Verify {
 /// List installed models.
 #[derive(Debug, Args)]
 pub(super) struct List {
-    /// Print JSON.
+    /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
 }
@@ -101,9 +113,9 @@ pub(super) struct List {
 /// Show an installed model.
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// `ID` or `ID@VERSION`.
+    /// The model, as `id`, `id@version` or `id@revision`.
     id: String,
-    /// Print JSON.
+    /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
 }
@@ -111,14 +123,14 @@ pub(super) struct Show {
 /// Remove an installed model.
 #[derive(Debug, Args)]
 pub(super) struct Remove {
-    /// `ID` or `ID@VERSION`.
+    /// The model, as `id`, `id@version` or `id@revision`.
     id: String,
 }
 
 /// Write an installed model as a package.
 #[derive(Debug, Args)]
 pub(super) struct Export {
-    /// `ID` or `ID@VERSION`.
+    /// The model, as `id`, `id@version` or `id@revision`.
     id: String,
     /// The package to write; it appears when it is complete.
     #[arg(long, value_name = "FILE")]

@@ -11,25 +11,24 @@
 //! - Reload: a tick of the watcher and SIGHUP do the same: read all, check all, apply all or nothing.
 //! - Stop: STOPPING=1 → no more connections → requests in flight until `socket.drain_timeout` → models → exit.
 
+mod arguments;
 mod last_good;
 mod listen;
 mod reload;
 mod sandbox;
 mod serve;
+mod signal;
 mod systemd;
 mod watchdog;
 
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use clap::Parser;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -54,10 +53,12 @@ use crate::models::{Handle, Parts, load};
 use crate::package::{self, Store, StoreError};
 use crate::units::milliseconds;
 use crate::watch::{self, Writes};
+pub use arguments::{command, main};
 use last_good::LastGood;
 use listen::{Bound, Listening};
 use reload::{NothingGood, Reloader, Start};
 use serve::Turn;
+use signal::Signals;
 
 /// Where the kernel's files are.
 const ROOT: &str = "/";
@@ -69,30 +70,6 @@ const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
 const REST_OF_STOP: Duration = Duration::from_secs(5);
 /// Questions of the watchdog that wait for the loop that serves connections; it asks one at a time.
 const TURNS: usize = 1;
-
-/// Serves text embeddings over a Unix socket.
-#[derive(Debug, Parser)]
-#[command(name = "caxtond", version)]
-struct Arguments {
-    /// Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and
-    /// /usr/lib/caxton.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-}
-
-/// The whole of `caxtond`: reads the command line and runs the daemon.
-pub fn main() -> ExitCode {
-    match Arguments::try_parse() {
-        Ok(Arguments { config: Some(file) }) => run(Source::File(file)),
-        Ok(Arguments { config: None }) => run(Source::Layers { root: PathBuf::from("/") }),
-        Err(error) => {
-            // A closed stdout or stderr leaves nobody to tell.
-            drop(error.print());
-            if error.use_stderr() { Exit::Usage } else { Exit::Ok }
-        }
-    }
-    .into()
-}
 
 /// Runs the daemon with the configuration of `source` until SIGTERM or SIGINT.
 pub fn run(source: Source) -> Exit {
@@ -141,7 +118,7 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     // Heard before there is anything to clean up, and while what is bundled is unpacked on a slow disk.
     let mut signals = {
         let _entered = runtime.enter();
-        Signals::listen()?
+        Signals::listen().map_err(|error| start_failed("cannot listen to signals", &error))?
     };
     let listening =
         Listening::open(&settings.socket).map_err(|error| start_failed("cannot listen", &error))?;
@@ -444,39 +421,6 @@ impl Daemon {
         }
         tracing::info!(name: Message::Stopped.name(), "stopped");
         outcome
-    }
-}
-
-/// The signals that the daemon follows.
-struct Signals {
-    stop: Stop,
-    reload: Signal,
-}
-
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, Exit> {
-        let listen = || -> io::Result<_> {
-            let terminate = signal(SignalKind::terminate())?;
-            let interrupt = signal(SignalKind::interrupt())?;
-            let reload = signal(SignalKind::hangup())?;
-            Ok(Self { stop: Stop { terminate, interrupt }, reload })
-        };
-        listen().map_err(|error| start_failed("cannot listen to signals", &error))
-    }
-}
-
-impl Stop {
-    /// Waits for a signal to stop; cancelling loses none.
-    async fn recv(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
     }
 }
 

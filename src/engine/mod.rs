@@ -142,6 +142,19 @@ pub struct Loaded {
     pub embedder: Box<dyn Embedder>,
 }
 
+/// What a model asked to run in `wanted` would run in on this processor; `integers` is whether its weights are stored
+/// so. Models that [`load`] gives to another library may differ.
+///
+/// Asks the kernel for the permission that AMX needs, as loading does.
+pub fn arithmetic(wanted: Precision, integers: bool) -> Report {
+    precision::choose(wanted, integers).report
+}
+
+/// The extensions of this processor that some kernel here is made for.
+pub fn processor_extensions() -> Vec<&'static str> {
+    simd::extensions()
+}
+
 /// Loads the model that `spec` describes from `files`.
 ///
 /// Blocks for as long as packing the weights takes. No second copy of them is made: a tensor is

@@ -29,6 +29,8 @@ pub const CONFIRM: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_secs(600);
 /// Name of the directory, inside the drop directory, that refused packages are moved to.
 const QUARANTINE: &str = "quarantine";
+/// What the name of the file beside a refused package, which says why, ends with.
+const REASON: &str = ".reason";
 /// Refused packages that are kept; older ones are deleted, so that they cannot fill the disk.
 const MAX_QUARANTINED: usize = 8;
 
@@ -236,15 +238,48 @@ pub fn quarantine(directory: &Path, name: &str, reason: &str) -> Result<PathBuf,
         }
     }
     files::write_atomic(
-        &quarantine.join(format!("{name}.reason")),
+        &quarantine.join(format!("{name}{REASON}")),
         format!("{reason}\n").as_bytes(),
     )?;
     prune(&quarantine)?;
     Ok(target)
 }
 
+/// The packages in the quarantine of `directory` and why each is there, the last one first; none when there is no
+/// quarantine. A reason that somebody took away is empty.
+///
+/// # Errors
+/// When the quarantine cannot be read.
+pub fn quarantined(directory: &Path) -> Result<Vec<(String, String)>, FileError> {
+    let quarantine = directory.join(QUARANTINE);
+    if !quarantine.try_exists().map_err(FileError::new("examine", &quarantine))? {
+        return Ok(Vec::new());
+    }
+    let reason = |name: String| {
+        let path = quarantine.join(format!("{name}{REASON}"));
+        match fs::read_to_string(&path) {
+            Ok(reason) => Ok((name, reason.trim_end().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((name, String::new())),
+            Err(error) => Err(FileError::new("read", path)(error)),
+        }
+    };
+    oldest_first(&quarantine)?.into_iter().rev().map(reason).collect()
+}
+
 /// Deletes the oldest quarantined packages beyond the number that is kept.
 fn prune(quarantine: &Path) -> Result<(), FileError> {
+    let packages = oldest_first(quarantine)?;
+    let excess = packages.len().saturating_sub(MAX_QUARANTINED);
+    for name in packages.into_iter().take(excess) {
+        for ending in ["", REASON].into_iter().chain(SIDECARS) {
+            files::remove(&quarantine.join(format!("{name}{ending}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// The packages in `quarantine`, the one that came first before the others.
+fn oldest_first(quarantine: &Path) -> Result<Vec<String>, FileError> {
     let mut packages = Vec::new();
     for name in list(quarantine)?.into_keys() {
         let path = quarantine.join(&name);
@@ -252,13 +287,7 @@ fn prune(quarantine: &Path) -> Result<(), FileError> {
         packages.push((metadata.ctime(), metadata.ctime_nsec(), name));
     }
     packages.sort();
-    let excess = packages.len().saturating_sub(MAX_QUARANTINED);
-    for (_, _, name) in packages.into_iter().take(excess) {
-        for ending in ["", ".reason"].into_iter().chain(SIDECARS) {
-            files::remove(&quarantine.join(format!("{name}{ending}")))?;
-        }
-    }
-    Ok(())
+    Ok(Vec::from_iter(packages.into_iter().map(|(_, _, name)| name)))
 }
 
 #[cfg(test)]
@@ -357,6 +386,7 @@ mod tests {
         let write = |name: &str| fs::write(root.path().join(name), name).unwrap();
         write(".half.model.tar.zst");
         write("readme.txt");
+        assert_eq!(quarantined(root.path()).unwrap(), []);
         for index in 0..=MAX_QUARANTINED {
             let name = format!("{index}{SUFFIX}");
             write(&name);
@@ -374,5 +404,10 @@ mod tests {
         let last = format!("{MAX_QUARANTINED}{SUFFIX}");
         assert_eq!(fs::read_to_string(quarantine.join(format!("{last}.reason"))).unwrap(), "why\n");
         assert!(quarantine.join(format!("{last}.sha256")).exists());
+        let found = quarantined(root.path()).unwrap();
+        assert_eq!(found.len(), MAX_QUARANTINED);
+        assert_eq!(found[0], (last.clone(), "why".to_owned()));
+        fs::remove_file(quarantine.join(format!("{last}.reason"))).unwrap();
+        assert_eq!(quarantined(root.path()).unwrap()[0], (last, String::new()));
     }
 }

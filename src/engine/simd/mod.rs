@@ -116,6 +116,21 @@ impl Isa {
     }
 }
 
+/// The extensions that this processor has, of those that decide on an [`Isa`]; AMX is asked for elsewhere.
+pub(super) fn extensions() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let known = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("avx512", Isa::detect().name().starts_with("avx512")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ("avxvnni", is_x86_feature_detected!("avxvnni")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let known = [("neon", cfg!(target_arch = "aarch64"))];
+    known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+}
+
 /// Whether the baseline multiplies and adds in one instruction.
 const BASELINE_FMA: bool = cfg!(target_arch = "aarch64");
 

@@ -1,0 +1,305 @@
+//! Whether the daemon can be reached by this caller: configuration, units, socket, group, answer.
+//!
+//! Pure: facts to verdicts.
+
+use super::Check;
+use super::facts::{
+    Caller, Found, NamedGroup, Process, SERVICE, SOCKET, Silence, SocketFile, Told, Units,
+};
+use crate::api::wire;
+use crate::config::{ConfigError, Loaded};
+
+/// The configuration: as the files say now, and as the daemon has it.
+pub(super) fn configuration(
+    config: &Result<Loaded, ConfigError>,
+    in_force: Option<&wire::Configuration>,
+) -> Check {
+    const NAME: &str = "configuration";
+    let loaded = match config {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let count = error.problems.len();
+            let first = error.problems.first().map(ToString::to_string).unwrap_or_default();
+            let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
+            return Check::fail(NAME, format!("{first}{more}"), "caxton check");
+        }
+    };
+    if let Some(first) = in_force.and_then(|in_force| in_force.problems.first()) {
+        let found = format!("the daemon keeps an older one: {first}");
+        return Check::warn(NAME, found, "sudo systemctl reload caxton");
+    }
+    let waiting = in_force.map(|in_force| in_force.restart_needed.join(", ")).unwrap_or_default();
+    if !waiting.is_empty() {
+        let found = format!("a new value waits for the next start: {waiting}");
+        return Check::warn(NAME, found, "sudo systemctl restart caxton");
+    }
+    let files = Vec::from_iter(loaded.files.iter().map(|file| file.display().to_string()));
+    Check::pass(
+        NAME,
+        if files.is_empty() { "no files, the defaults hold".into() } else { files.join(", ") },
+    )
+}
+
+/// The units, and whether the daemon that answers is the one that systemd runs.
+pub(super) fn units(units: Option<&Units>, process: Option<&Process>) -> Check {
+    const NAME: &str = "units";
+    let Some(units) = units else {
+        return Check::skipped(NAME, "systemd does not run here");
+    };
+    if !units.installed {
+        return Check::skipped(NAME, format!("{SERVICE} is not installed"));
+    }
+    if units.masked {
+        let mend = format!("sudo systemctl unmask {SOCKET} {SERVICE}");
+        return Check::fail(NAME, "they are masked and cannot start", mend);
+    }
+    if !units.enabled {
+        let mend = format!("sudo systemctl enable --now {SOCKET} {SERVICE}");
+        return Check::warn(NAME, format!("{SOCKET} will not be there after a boot"), mend);
+    }
+    match process {
+        Some(process) if !process.is_service() => Check::warn(
+            NAME,
+            format!(
+                "the daemon that answers does not run as {SERVICE}: without its limits and its sandbox"
+            ),
+            format!("stop that daemon, then sudo systemctl restart {SOCKET} {SERVICE}"),
+        ),
+        Some(_) => Check::pass(NAME, format!("enabled, and the daemon runs as {SERVICE}")),
+        None => Check::pass(NAME, "installed and enabled"),
+    }
+}
+
+/// The file at the socket's path.
+pub(super) fn socket(file: &SocketFile, start: &str) -> Check {
+    const NAME: &str = "socket";
+    let path = file.path.display();
+    match &file.found {
+        Found::Nothing => Check::fail(NAME, format!("there is nothing at {path}"), start),
+        Found::Hidden(why) => Check::fail(
+            NAME,
+            format!("{path} cannot be seen: {why}"),
+            "sudo chmod a+x the directories above it",
+        ),
+        Found::Other => Check::fail(
+            NAME,
+            format!("{path} is not a socket"),
+            format!("move it away, then {start}"),
+        ),
+        Found::Socket { mode, gid, group, .. } => {
+            let group = group.clone().unwrap_or_else(|| gid.to_string());
+            let who = match (mode & 0o006 == 0o006, mode & 0o060 == 0o060) {
+                (true, _) => "everybody".to_owned(),
+                (false, true) => format!("root and members of {group}"),
+                (false, false) => "root and its owner".to_owned(),
+            };
+            Check::pass(NAME, format!("{path}, mode {mode:04o}: {who} may connect"))
+        }
+    }
+}
+
+/// Whether this caller may connect. Writing to a socket's file is what connecting needs: unix(7). `configured` is the
+/// group that the socket is to have, for when there is no socket.
+pub(super) fn group(file: &SocketFile, configured: Option<&NamedGroup>, caller: &Caller) -> Check {
+    const NAME: &str = "group";
+    let user = caller.name.clone().unwrap_or_else(|| caller.uid.to_string());
+    let (mode, owner, gid, group) = match (&file.found, configured) {
+        (Found::Socket { mode, owner, gid, group }, _) => {
+            (*mode, Some(*owner), *gid, group.clone().unwrap_or_else(|| gid.to_string()))
+        }
+        // As the units make it.
+        (_, Some(NamedGroup { name, gid: Some(gid) })) => (0o660, None, *gid, name.clone()),
+        (_, Some(NamedGroup { name, gid: None })) => {
+            let found = format!("there is no group {name}, which is to have the socket");
+            return Check::fail(NAME, found, "sudo systemd-sysusers");
+        }
+        (_, None) => return Check::skipped(NAME, "there is no socket"),
+    };
+    if caller.uid == 0 {
+        return Check::pass(NAME, "root may always connect");
+    }
+    if mode & 0o002 != 0 {
+        return Check::pass(NAME, format!("everybody may connect, {user} too"));
+    }
+    if owner == Some(caller.uid) {
+        return Check::pass(NAME, format!("{user} owns the socket"));
+    }
+    if mode & 0o020 == 0 {
+        let found = format!("nobody but root and the owner may connect (mode {mode:04o})");
+        return Check::fail(NAME, found, "set socket.mode to \"0660\", then restart the daemon");
+    }
+    if caller.groups.contains(&gid) {
+        return Check::pass(NAME, format!("{user} is in {group}"));
+    }
+    if caller.database.contains(&gid) {
+        let found = format!("{user} is in {group}, but not in this login, which is older");
+        return Check::fail(NAME, found, format!("log in again, or: newgrp {group}"));
+    }
+    let mend = format!("sudo usermod -aG {group} {user}  (then log in again)");
+    Check::fail(NAME, format!("{user} is not in {group} and may not connect"), mend)
+}
+
+/// Whether a daemon answers, can serve, and is of this program's version.
+pub(super) fn daemon(told: &Result<Told, Silence>, start: &str) -> Check {
+    const NAME: &str = "daemon";
+    let told = match told {
+        Ok(told) => told,
+        Err(Silence::Absent) => return Check::fail(NAME, "nobody listens", start),
+        Err(Silence::Denied) => {
+            return Check::fail(NAME, "this user may not connect", "see the check of the group");
+        }
+        Err(Silence::Broken(why)) => {
+            return Check::fail(
+                NAME,
+                why,
+                "journalctl -u caxton -e; sudo systemctl restart caxton",
+            );
+        }
+    };
+    let (theirs, ours) = (&told.status.version, env!("CARGO_PKG_VERSION"));
+    if let Some(why) = &told.unready {
+        return Check::fail(
+            NAME,
+            format!("it is not ready: {why}"),
+            "caxton status; journalctl -u caxton -e",
+        );
+    }
+    if theirs != ours {
+        let found = format!("version {theirs} runs, and this program is {ours}");
+        return Check::warn(NAME, found, "sudo systemctl restart caxton");
+    }
+    Check::pass(NAME, format!("version {theirs} (pid {}) is ready", told.status.pid))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::super::Verdict::{Fail, Pass, Skipped, Warn};
+    use super::super::fixture::{assert, told};
+    use super::*;
+    use crate::config::{Problem, Settings};
+
+    #[test]
+    fn a_configuration_is_wrong_or_waits_or_holds() {
+        let good = |files: &[&str]| {
+            Ok(Loaded {
+                settings: Settings::default(),
+                files: files.iter().map(PathBuf::from).collect(),
+            })
+        };
+        let problem = |line: &str| Problem {
+            file: line.into(),
+            place: None,
+            key: String::new(),
+            message: "wrong".to_owned(),
+        };
+        let bad = Err(ConfigError { problems: vec![problem("a.yaml"), problem("b.yaml")] });
+        let check = configuration(&bad, None);
+        assert(&check, Fail, "a.yaml: wrong (and 1 more)", Some("caxton check"));
+        let mut in_force = wire::Configuration::default();
+        assert(&configuration(&good(&[]), Some(&in_force)), Pass, "defaults", None);
+        assert(&configuration(&good(&["a", "b"]), None), Pass, "a, b", None);
+        in_force.restart_needed = vec!["socket.path".to_owned()];
+        let check = configuration(&good(&["a"]), Some(&in_force));
+        assert(&check, Warn, "socket.path", Some("restart"));
+        in_force.problems = vec!["b.yaml: wrong".to_owned()];
+        let check = configuration(&good(&["a"]), Some(&in_force));
+        assert(&check, Warn, "b.yaml", Some("reload"));
+    }
+
+    #[test]
+    fn units_are_judged_where_systemd_runs_them() {
+        let process = |cgroup: &str| Process {
+            uid: 1,
+            groups: Vec::new(),
+            cgroup: format!("0::/{cgroup}\n"),
+        };
+        let all = Units { installed: true, masked: false, enabled: true };
+        let ours = process("caxton.slice/caxton.service");
+        let cases = [
+            (None, None, Skipped, "systemd", None),
+            (Some(Units::default()), None, Skipped, "not installed", None),
+            (Some(Units { masked: true, ..all.clone() }), None, Fail, "masked", Some("unmask")),
+            (Some(Units { enabled: false, ..all.clone() }), None, Warn, "boot", Some("enable")),
+            (Some(all.clone()), Some(process("user.slice")), Warn, "sandbox", Some("restart")),
+            (Some(all.clone()), Some(ours), Pass, "runs as", None),
+            (Some(all), None, Pass, "enabled", None),
+        ];
+        for (facts, process, verdict, found, mend) in cases {
+            assert(&units(facts.as_ref(), process.as_ref()), verdict, found, mend);
+        }
+    }
+
+    fn file(found: Found) -> SocketFile {
+        SocketFile { path: "/run/c.sock".into(), found }
+    }
+
+    fn owned_by(mode: u32) -> SocketFile {
+        file(Found::Socket { mode, owner: 7, gid: 8, group: Some("caxton".to_owned()) })
+    }
+
+    #[test]
+    fn a_socket_is_there_and_says_for_whom() {
+        let cases = [
+            (file(Found::Nothing), Fail, "nothing at /run/c.sock", Some("start it")),
+            (file(Found::Other), Fail, "not a socket", Some("move it away")),
+            (file(Found::Hidden("denied".to_owned())), Fail, "denied", Some("chmod")),
+            (owned_by(0o660), Pass, "0660: root and members of caxton", None),
+            (owned_by(0o666), Pass, "everybody", None),
+            (owned_by(0o600), Pass, "root and its owner", None),
+        ];
+        for (file, verdict, found, mend) in cases {
+            assert(&socket(&file, "start it"), verdict, found, mend);
+        }
+    }
+
+    #[test]
+    fn the_way_into_the_group_is_said() {
+        let caller = |uid, groups: &[u32], database: &[u32]| Caller {
+            uid,
+            name: Some("alice".to_owned()),
+            groups: groups.to_vec(),
+            database: database.to_vec(),
+        };
+        let cases = [
+            (0o660, caller(0, &[], &[]), Pass, "root", None),
+            (0o660, caller(7, &[], &[]), Pass, "owns", None),
+            (0o660, caller(1, &[8], &[8]), Pass, "alice is in caxton", None),
+            (0o666, caller(1, &[], &[]), Pass, "everybody", None),
+            (0o660, caller(1, &[2], &[2, 8]), Fail, "older", Some("newgrp caxton")),
+            (0o660, caller(1, &[2], &[2]), Fail, "not in", Some("usermod -aG caxton alice")),
+            (0o600, caller(1, &[8], &[8]), Fail, "nobody but", Some("socket.mode")),
+        ];
+        for (mode, caller, verdict, found, mend) in cases {
+            assert(&group(&owned_by(mode), None, &caller), verdict, found, mend);
+        }
+        let caller = caller(1, &[2], &[2]);
+        let nothing = file(Found::Nothing);
+        assert(&group(&nothing, None, &caller), Skipped, "no socket", None);
+        let configured = |gid| NamedGroup { name: "lab".to_owned(), gid };
+        let check = group(&nothing, Some(&configured(Some(8))), &caller);
+        assert(&check, Fail, "not in lab", Some("usermod"));
+        let check = group(&nothing, Some(&configured(None)), &caller);
+        assert(&check, Fail, "no group lab", Some("systemd-sysusers"));
+    }
+
+    #[test]
+    fn who_does_not_answer_is_started_or_read_about() {
+        let broken = Silence::Broken("reset".to_owned());
+        for (silence, found, mend) in [
+            (Silence::Absent, "nobody listens", "start it"),
+            (Silence::Denied, "may not connect", "group"),
+            (broken, "reset", "journalctl"),
+        ] {
+            assert(&daemon(&Err(silence), "start it"), Fail, found, Some(mend));
+        }
+        let mut here = told(&[]);
+        here.status.version = "0.0.1".to_owned();
+        assert(&daemon(&Ok(here), ""), Warn, "version 0.0.1 runs", Some("restart"));
+        let mut here = told(&[]);
+        here.unready = Some("no such model".to_owned());
+        assert(&daemon(&Ok(here), ""), Fail, "no such model", Some("caxton status"));
+        assert(&daemon(&Ok(told(&[])), ""), Pass, "is ready", None);
+    }
+}

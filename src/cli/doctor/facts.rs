@@ -1,0 +1,518 @@
+//! What there is to be seen, before anybody judges it.
+//!
+//! Reads files below a root, the caller's own credentials, and what the daemon tells. What may not be read or is not
+//! there is a fact of its own, never an error: the doctor is called when things are broken.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use axum::body::Body;
+use axum::http::Request;
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups};
+use serde_json::Value;
+
+use super::super::Connection;
+use super::super::client::{Client, ClientError};
+use crate::api::wire::Status;
+use crate::api::wire::memory::MemoryStatus;
+use crate::config::{self, ConfigError, Loaded, Settings, Source};
+use crate::errors::chain;
+
+/// How long the daemon may take for one answer: it computes nothing for any of these.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Where units of the system may lie, the first before the others: systemd.unit(5).
+const UNIT_DIRECTORIES: [&str; 5] = [
+    "etc/systemd/system",
+    "run/systemd/system",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+];
+/// The name of the service's unit.
+pub(super) const SERVICE: &str = "caxton.service";
+/// The name of the socket's unit.
+pub(super) const SOCKET: &str = "caxton.socket";
+
+/// Everything that the checks look at.
+pub(super) struct Facts {
+    pub(super) config: Result<Loaded, ConfigError>,
+    /// Those of the files, or the defaults when these are wrong.
+    pub(super) settings: Settings,
+    /// What starts the daemon here.
+    pub(super) start: String,
+    /// `None` where systemd does not run.
+    pub(super) units: Option<Units>,
+    pub(super) caller: Caller,
+    pub(super) socket: SocketFile,
+    /// The group that the socket is to have.
+    pub(super) group: Option<NamedGroup>,
+    pub(super) told: Result<Told, Silence>,
+    /// The daemon's process, when it answered and can be seen.
+    pub(super) process: Option<Process>,
+    /// `None` when a socket was named that is not of this configuration: its daemon has another one.
+    pub(super) drop_directory: Option<DropDirectory>,
+    /// As the drop directory.
+    pub(super) disk: Option<Result<Disk, String>>,
+    pub(super) pressure: PressureFile,
+    pub(super) journal: Journal,
+    pub(super) clock: SystemTime,
+    /// When this program's file was written; the clock cannot be right when it is before that.
+    pub(super) built: Option<SystemTime>,
+    pub(super) inotify: Inotify,
+}
+
+/// The units as files say it; their state is systemd's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Units {
+    pub(super) installed: bool,
+    /// Whether the service or the socket is a link to /dev/null.
+    pub(super) masked: bool,
+    /// Whether the socket is there after a boot.
+    pub(super) enabled: bool,
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Caller {
+    pub(super) uid: u32,
+    /// As the user database has it.
+    pub(super) name: Option<String>,
+    /// The groups of this process.
+    pub(super) groups: Vec<u32>,
+    /// The groups that the group database gives to the user; a process has them from the next login on.
+    pub(super) database: Vec<u32>,
+}
+
+/// A group as the configuration names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NamedGroup {
+    pub(super) name: String,
+    /// `None` when the group database has no such group.
+    pub(super) gid: Option<u32>,
+}
+
+/// What is at the socket's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SocketFile {
+    pub(super) path: PathBuf,
+    pub(super) found: Found,
+}
+
+/// What a look at a path found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Nothing,
+    /// The caller may not look; or looking failed otherwise.
+    Hidden(String),
+    /// It is no socket.
+    Other,
+    Socket {
+        mode: u32,
+        owner: u32,
+        gid: u32,
+        /// The name of `gid`.
+        group: Option<String>,
+    },
+}
+
+/// Why the daemon told nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// Nobody listens.
+    Absent,
+    /// The caller may not connect.
+    Denied,
+    /// It was connected, or should have been; and then?
+    Broken(String),
+}
+
+/// What the daemon told.
+pub(super) struct Told {
+    pub(super) status: Status,
+    pub(super) memory: MemoryStatus,
+    /// Why the default model cannot answer, if it cannot.
+    pub(super) unready: Option<String>,
+    /// As it stands in the status; a daemon of another version may not know it.
+    pub(super) sandbox: Option<Value>,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) uid: u32,
+    pub(super) groups: Vec<u32>,
+    /// The path of its control group.
+    pub(super) cgroup: String,
+}
+
+/// The drop directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DropDirectory {
+    pub(super) path: PathBuf,
+    pub(super) found: Result<Owned, io::ErrorKind>,
+}
+
+/// Who may do what with a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owned {
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+/// The file system of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Disk {
+    /// The store, or what is above it and could be seen.
+    pub(super) path: PathBuf,
+    pub(super) free_bytes: u64,
+    pub(super) read_only: bool,
+}
+
+/// `/proc/pressure/memory`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PressureFile {
+    Counted,
+    /// The kernel was built without it.
+    Absent,
+    /// The kernel has it and was started without: <https://docs.kernel.org/accounting/psi.html>.
+    Disabled,
+    Unreadable(String),
+}
+
+/// Where the journal is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Journal {
+    /// Whether journald listens.
+    pub(super) runs: bool,
+    /// Whether it is kept over a restart: journald.conf(5), `Storage=auto`.
+    pub(super) persistent: bool,
+    /// Whether the daemon was started with its stderr in the journal; `None` when that cannot be seen.
+    pub(super) heard: Option<bool>,
+}
+
+/// What the kernel gives to one user: inotify(7).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Inotify {
+    pub(super) instances: Option<u64>,
+    pub(super) watches: Option<u64>,
+}
+
+impl Facts {
+    /// Looks at everything, below `root` where it is not the configuration's own. Takes a few milliseconds, and as long
+    /// as the daemon takes to answer: fifteen seconds at most.
+    pub(super) async fn gather(root: &Path, connection: &Connection) -> Self {
+        let config = match &connection.config {
+            Some(file) => config::load(&Source::File(file.clone())),
+            None => config::load(&Source::Layers { root: root.to_owned() }),
+        };
+        let settings =
+            config.as_ref().map_or_else(|_| Settings::default(), |it| it.settings.clone());
+        let path = connection.socket.clone().unwrap_or_else(|| settings.socket.path.clone());
+        let is_configured = path == settings.socket.path;
+        let units = root.join("run/systemd/system").is_dir().then(|| units(root));
+        let start = match (&connection.config, &units) {
+            (None, Some(_)) => format!("sudo systemctl enable --now {SOCKET} {SERVICE}"),
+            (None, None) => "caxtond".to_owned(),
+            (Some(file), _) => format!("caxtond --config {}", file.display()),
+        };
+        let told = ask(&path).await;
+        let pid = told.as_ref().ok().map(|told| told.status.pid);
+        let of_process = |name: &str| pid.map(|pid| root.join(format!("proc/{pid}/{name}")));
+        Self {
+            start,
+            units,
+            caller: Caller::of_process(),
+            socket: SocketFile { found: look(&path), path },
+            group: settings.socket.group.as_deref().map(NamedGroup::of),
+            process: of_process("").and_then(|directory| Process::read(&directory)),
+            drop_directory: is_configured
+                .then(|| DropDirectory::of(settings.packages.drop_directory.clone())),
+            disk: is_configured.then(|| Disk::of(&settings.memory.model_cache.directory)),
+            pressure: PressureFile::read(&root.join("proc/pressure/memory")),
+            journal: Journal {
+                runs: root.join("run/systemd/journal/socket").exists(),
+                persistent: root.join("var/log/journal").is_dir(),
+                heard: of_process("environ").and_then(|path| fs::read(path).ok()).map(|bytes| {
+                    bytes.split(|byte| *byte == 0).any(|it| it.starts_with(b"JOURNAL_STREAM="))
+                }),
+            },
+            clock: SystemTime::now(),
+            built: std::env::current_exe()
+                .and_then(fs::metadata)
+                .and_then(|metadata| metadata.modified())
+                .ok(),
+            inotify: Inotify {
+                instances: number(&root.join("proc/sys/fs/inotify/max_user_instances")),
+                watches: number(&root.join("proc/sys/fs/inotify/max_user_watches")),
+            },
+            told,
+            settings,
+            config,
+        }
+    }
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn units(root: &Path) -> Units {
+    let there =
+        |name: &str| UNIT_DIRECTORIES.map(|directory| root.join(directory).join(name)).into_iter();
+    let masks = |path: PathBuf| fs::read_link(path).is_ok_and(|to| to == Path::new("/dev/null"));
+    // A link that leads nowhere below another root is still one.
+    let exists = |path: PathBuf| path.symlink_metadata().is_ok();
+    Units {
+        installed: there(SERVICE).any(exists),
+        masked: there(SERVICE).chain(there(SOCKET)).any(masks),
+        enabled: there(&format!("sockets.target.wants/{SOCKET}")).any(exists),
+    }
+}
+
+impl Caller {
+    fn of_process() -> Self {
+        let (uid, gid) = (geteuid(), getegid());
+        let user = User::from_uid(uid).ok().flatten();
+        let numbers = |gids: Vec<Gid>| Vec::from_iter(gids.into_iter().map(Gid::as_raw));
+        let database = user.as_ref().and_then(|user| {
+            let name = std::ffi::CString::new(user.name.as_bytes()).ok()?;
+            getgrouplist(&name, user.gid).ok()
+        });
+        let mut groups = numbers(getgroups().unwrap_or_default());
+        groups.push(gid.as_raw());
+        Self {
+            uid: uid.as_raw(),
+            name: user.map(|user| user.name),
+            groups,
+            database: numbers(database.unwrap_or_default()),
+        }
+    }
+}
+
+fn look(path: &Path) -> Found {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => Found::Socket {
+            mode: metadata.mode() & 0o777,
+            owner: metadata.uid(),
+            gid: metadata.gid(),
+            group: group_name(metadata.gid()),
+        },
+        Ok(_) => Found::Other,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Nothing,
+        Err(error) => Found::Hidden(error.to_string()),
+    }
+}
+
+fn group_name(gid: u32) -> Option<String> {
+    Group::from_gid(Gid::from_raw(gid)).ok().flatten().map(|group| group.name)
+}
+
+impl NamedGroup {
+    fn of(name: &str) -> Self {
+        let found = || Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
+        Self { name: name.to_owned(), gid: name.parse().ok().or_else(found) }
+    }
+}
+
+async fn ask(socket: &Path) -> Result<Told, Silence> {
+    let mut client = in_time(Client::connect(socket)).await?;
+    let status: Value = in_time(client.get("/status")).await?;
+    let sandbox = status.get("sandbox").filter(|value| !value.is_null()).cloned();
+    let status: Status = serde_json::from_value(status)
+        .map_err(|error| Silence::Broken(format!("its status is not understood: {error}")))?;
+    let memory = in_time(client.get("/api/memory/status")).await?;
+    let unready = match in_time(client.send(Request::get("/readyz"), Body::empty())).await {
+        Ok(_) => None,
+        Err(Silence::Broken(why)) => Some(why),
+        Err(silence) => return Err(silence),
+    };
+    Ok(Told { status, memory, unready, sandbox })
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Silence> {
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(ClientError::Unreachable { source, path })) => Err(match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Silence::Absent,
+            io::ErrorKind::PermissionDenied => Silence::Denied,
+            _ => Silence::Broken(format!("cannot connect to {}: {source}", path.display())),
+        }),
+        Ok(Err(error)) => Err(Silence::Broken(chain(&error))),
+        Err(_elapsed) => {
+            Err(Silence::Broken(format!("it does not answer within {} s", PATIENCE.as_secs())))
+        }
+    }
+}
+
+impl Process {
+    /// Reads `/proc/PID`: proc_pid_status(5), cgroups(7).
+    fn read(directory: &Path) -> Option<Self> {
+        let status = fs::read_to_string(directory.join("status")).ok()?;
+        let numbers = |key: &str| -> Vec<u32> {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            line.unwrap_or_default().split_whitespace().filter_map(|it| it.parse().ok()).collect()
+        };
+        // Real, effective, saved and of the file system.
+        let (uids, gids) = (numbers("Uid:"), numbers("Gid:"));
+        let mut groups = numbers("Groups:");
+        groups.extend(gids.get(1));
+        let cgroup = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
+        Some(Self { uid: *uids.get(1)?, groups, cgroup })
+    }
+
+    /// Whether systemd runs it as our service.
+    pub(super) fn is_service(&self) -> bool {
+        self.cgroup.lines().any(|line| line.split('/').any(|name| name == SERVICE))
+    }
+}
+
+impl DropDirectory {
+    fn of(path: PathBuf) -> Self {
+        let found = fs::metadata(&path).map(|metadata| Owned::of(&metadata));
+        Self { found: found.map_err(|error| error.kind()), path }
+    }
+}
+
+impl Owned {
+    fn of(metadata: &Metadata) -> Self {
+        Self { mode: metadata.mode() & 0o777, uid: metadata.uid(), gid: metadata.gid() }
+    }
+
+    /// The bits of `rwx` that `process` has; access control lists are not looked at.
+    pub(super) fn bits(&self, process: &Process) -> u32 {
+        if Uid::from_raw(process.uid).is_root() {
+            return 0o7;
+        }
+        let class = if process.uid == self.uid {
+            6
+        } else if process.groups.contains(&self.gid) {
+            3
+        } else {
+            0
+        };
+        self.mode >> class & 0o7
+    }
+}
+
+impl Disk {
+    /// The disk on which `directory` is or will be.
+    fn of(directory: &Path) -> Result<Self, String> {
+        let mut why = String::new();
+        for path in directory.ancestors() {
+            match statvfs(path) {
+                Ok(found) => {
+                    let free_bytes = found.blocks_available().saturating_mul(found.fragment_size());
+                    let read_only = found.flags().contains(FsFlags::ST_RDONLY);
+                    return Ok(Self { path: path.to_owned(), free_bytes, read_only });
+                }
+                Err(error) => why = format!("cannot examine {}: {error}", path.display()),
+            }
+        }
+        Err(why)
+    }
+}
+
+impl PressureFile {
+    fn read(path: &Path) -> Self {
+        match fs::read(path) {
+            Ok(_) => Self::Counted,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::Absent,
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Self::Disabled,
+            Err(error) => Self::Unreadable(format!("cannot read {}: {error}", path.display())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn write(root: &Path, name: &str, text: &str) {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn units_are_installed_enabled_and_masked_by_files() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        assert_eq!(units(root.path()), Units::default());
+        write(root.path(), "usr/lib/systemd/system/caxton.service", "");
+        fs::create_dir_all(at("etc/systemd/system/sockets.target.wants")).unwrap();
+        let wants = at("etc/systemd/system/sockets.target.wants/caxton.socket");
+        symlink("/usr/lib/systemd/system/caxton.socket", wants).unwrap();
+        let expected = Units { installed: true, masked: false, enabled: true };
+        assert_eq!(units(root.path()), expected);
+        symlink("/dev/null", at("etc/systemd/system/caxton.service")).unwrap();
+        assert!(units(root.path()).masked);
+    }
+
+    #[test]
+    fn a_process_has_effective_ids_supplementary_groups_and_a_control_group() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(Process::read(root.path()), None);
+        let status = "Name:\tcaxtond\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \n";
+        write(root.path(), "status", status);
+        write(root.path(), "cgroup", "0::/caxton.slice/caxton.service\n");
+        let process = Process::read(root.path()).unwrap();
+        assert_eq!((process.uid, &process.groups[..]), (2, &[9, 10, 6][..]));
+        assert!(process.is_service());
+        let other = Process { cgroup: "0::/my-caxton.service.d".to_owned(), ..process };
+        assert!(!other.is_service());
+    }
+
+    #[test]
+    fn a_directory_gives_the_bits_of_the_class_that_fits_first() {
+        let owned = Owned { mode: 0o754, uid: 1, gid: 2 };
+        let process =
+            |uid, groups: &[u32]| Process { uid, groups: groups.to_vec(), cgroup: String::new() };
+        for (uid, groups, expected) in
+            [(0, &[][..], 0o7), (1, &[2], 0o7), (3, &[2], 0o5), (3, &[4], 0o4)]
+        {
+            assert_eq!(owned.bits(&process(uid, groups)), expected, "{uid} {groups:?}");
+        }
+    }
+
+    #[test]
+    fn the_disk_of_what_is_not_there_yet_is_that_of_what_is_above() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::of(&root.path().join("not/there")).unwrap();
+        assert_eq!(disk.path, root.path());
+        assert!(!disk.read_only);
+    }
+
+    #[tokio::test]
+    async fn a_socket_without_a_listener_is_told_from_none_and_from_a_file() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("s");
+        assert_eq!(look(&path), Found::Nothing);
+        assert_eq!(ask(&path).await.err(), Some(Silence::Absent));
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(matches!(look(&path), Found::Socket { .. }));
+        assert_eq!(ask(&path).await.err(), Some(Silence::Absent));
+        assert_eq!(look(root.path()), Found::Other);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_listens_and_says_nothing_is_not_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let silence = ask(&path).await.err();
+        assert_eq!(silence, Some(Silence::Broken("it does not answer within 5 s".to_owned())));
+    }
+
+    #[test]
+    fn this_process_is_in_its_own_group() {
+        let caller = Caller::of_process();
+        assert!(caller.groups.contains(&getegid().as_raw()));
+    }
+}

@@ -1,0 +1,56 @@
+//! What the tests of the checks share: a daemon's words, and the comparison.
+
+use serde_json::json;
+
+use super::facts::Told;
+use super::{Check, Verdict};
+
+/// `check` has this verdict, says `found`, and says `mend` if anything is to be done.
+pub(super) fn assert(check: &Check, verdict: Verdict, found: &str, mend: Option<&str>) {
+    assert_eq!(check.verdict, verdict, "{check:?}");
+    assert!(check.found.contains(found), "{found}: {check:?}");
+    assert_eq!(check.mend.is_some(), mend.is_some(), "{check:?}");
+    if let (Some(expected), Some(mend)) = (mend, &check.mend) {
+        assert!(mend.contains(expected), "{expected}: {check:?}");
+    }
+}
+
+/// What a daemon tells whose models have these ids, states and sizes on disk; the first is its default model.
+pub(super) fn told(models: &[(&str, &str, u64)]) -> Told {
+    let packages = models.iter().map(|(id, residency, size)| {
+        json!({
+            "id": id, "version": "1", "revision": "", "current": true, "origin": "dropped",
+            "status": "available", "residency": residency, "resident_bytes": 0,
+            "arithmetic": null, "waiting": 0, "dimensions": 1, "max_sequence_length": 1,
+            "precision": "f32", "architecture": "", "embedding_space": "", "prompts": {},
+            "languages": [], "license": "", "source": null, "size_bytes": size,
+            "package_sha256": "", "installed_at": 0, "last_validated_at": 0, "access_count": 0,
+            "last_access_at": null,
+        })
+    });
+    let status = json!({
+        "version": env!("CARGO_PKG_VERSION"), "pid": 1, "uptime_seconds": 0, "ready": true,
+        "default_model": models.first().map_or("", |model| model.0), "threads": 1,
+        "resident_memory_bytes": null, "memory_level": "normal",
+        "memory_pressure_source": "polling", "queue_size": 1, "machine_memory_bytes": null,
+        "machine_memory_available_bytes": null,
+        "configuration": { "files": [], "generation": 1, "problems": [], "restart_needed": [] },
+        "tenants": [], "quarantine": [], "packages": Vec::from_iter(packages),
+    });
+    let memory = json!({
+        "level": "normal", "cause": null, "source": "polling", "shedding": false,
+        "room_bytes": 1000, "unreclaimable_bytes": 0, "process_bytes": 0, "mapped_bytes": 0,
+        "swap_bytes": 0, "pressure": null, "configured_limit_bytes": null, "limits": [],
+        "system": {
+            "total_bytes": null, "available_bytes": null, "swap_total_bytes": 0,
+            "swap_free_bytes": 0, "pressure": null,
+        },
+        "models": [], "actions": [],
+    });
+    Told {
+        status: serde_json::from_value(status).unwrap(),
+        memory: serde_json::from_value(memory).unwrap(),
+        unready: None,
+        sandbox: None,
+    }
+}

@@ -1,0 +1,306 @@
+//! What the machine gives: memory and word of its shortage, isolation, instructions, the journal, the clock, watches.
+//!
+//! Pure: facts to verdicts.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+use super::Check;
+use super::facts::{Inotify, Journal, PressureFile, Told};
+use crate::api::wire::Package;
+use crate::engine::Report;
+use crate::units::Bytes;
+
+/// What the daemon takes of each: one for the configuration and one for the drop directory.
+const INSTANCES: u64 = 2;
+/// The configuration's three directories and their conf.d, or the parents of those that are not there, and the drop
+/// directory, twice over.
+const WATCHES: u64 = 16;
+
+/// The limits on the daemon's memory, against what its models take at least: their files.
+pub(super) fn memory(told: Option<&Told>) -> Check {
+    const NAME: &str = "memory";
+    const LIMIT: &str = "sudo systemctl edit caxton.service";
+    let Some(Told { status, memory, .. }) = told else { return Check::needs_daemon(NAME) };
+    let resident = |package: &Package| package.residency.as_deref() == Some("resident");
+    let room = Bytes(memory.room_bytes);
+    let default = status.packages.iter().find(|it| it.current && it.id == status.default_model);
+    if let Some(default) = default.filter(|it| !resident(it) && it.size_bytes > room.0) {
+        let (id, size) = (&default.id, Bytes(default.size_bytes));
+        let found = format!("{id} takes {size} at least, and there is room for {room}");
+        return Check::fail(NAME, found, format!("give it more MemoryMax=: {LIMIT}"));
+    }
+    if memory.shedding {
+        let found = format!("requests are refused: memory is short ({} left)", room);
+        return Check::warn(NAME, found, "caxton memory status");
+    }
+    let largest = status.packages.iter().max_by_key(|package| package.size_bytes);
+    let tightest = memory.limits.iter().min_by_key(|limit| limit.bytes);
+    if let (Some(model), Some(limit)) = (largest, tightest)
+        && model.size_bytes > limit.bytes
+    {
+        let (id, size, bytes) = (&model.id, Bytes(model.size_bytes), Bytes(limit.bytes));
+        let found = format!("{id} takes {size} at least, and {} allows {bytes}", limit.file);
+        // Above memory.high the kernel slows the daemon down where it cannot give pages back.
+        let key = if limit.file.ends_with("memory.high") { "MemoryHigh" } else { "MemoryMax" };
+        return Check::warn(NAME, found, format!("give it more {key}=: {LIMIT}"));
+    }
+    let limit = match tightest {
+        Some(limit) => format!("{} by {}", Bytes(limit.bytes), limit.file),
+        None => "none but the machine's memory".to_owned(),
+    };
+    Check::pass(NAME, format!("limit: {limit}; room for models: {room}"))
+}
+
+/// Whether the daemon hears of memory pressure, or has to look now and then.
+pub(super) fn pressure(file: &PressureFile, source: Option<&str>) -> Check {
+    const NAME: &str = "pressure";
+    let polls = source.is_some_and(|source| source.starts_with("polling"));
+    let kernel = match file {
+        PressureFile::Counted => None,
+        PressureFile::Absent => {
+            Some("the kernel does not count memory pressure (CONFIG_PSI)".to_owned())
+        }
+        PressureFile::Disabled => {
+            Some("the kernel was started without counting memory pressure".to_owned())
+        }
+        PressureFile::Unreadable(why) => Some(why.clone()),
+    };
+    let mend = match file {
+        PressureFile::Counted => "MemoryPressureWatch=on: sudo systemctl edit caxton.service",
+        _ => "add psi=1 to the kernel's command line and start the machine again",
+    };
+    match (source, kernel) {
+        (Some(source), None) if polls => {
+            Check::warn(NAME, format!("the daemon has to look every second ({source})"), mend)
+        }
+        (Some(_), Some(kernel)) if polls => {
+            Check::warn(NAME, format!("{kernel}; the daemon has to look every second"), mend)
+        }
+        (Some(source), _) => Check::pass(NAME, format!("heard from {source}")),
+        (None, Some(kernel)) => Check::warn(NAME, kernel, mend),
+        (None, None) => Check::pass(NAME, "counted by the kernel"),
+    }
+}
+
+/// How far the daemon is shut in; the outer `None` is a daemon that does not answer, the inner one that does not tell.
+pub(super) fn sandbox(told: Option<Option<&Value>>) -> Check {
+    const NAME: &str = "sandbox";
+    match told {
+        None => Check::needs_daemon(NAME),
+        Some(None) => Check::skipped(NAME, "not reported by this daemon"),
+        Some(Some(parts)) => {
+            let parts = Vec::from_iter(parts.as_object().into_iter().flatten());
+            let word = |part: &Value, key: &str| part[key].as_str().map(str::to_owned);
+            let off =
+                parts.iter().filter(|(_, part)| part["state"] == "off").map(|(name, part)| {
+                    format!("{name} is off: {}", word(part, "reason").unwrap_or_default())
+                });
+            let off = Vec::from_iter(off);
+            if !off.is_empty() {
+                let mend = "a kernel from 5.19 on, with landlock among the names of /sys/kernel/security/lsm";
+                return Check::warn(NAME, off.join("; "), mend);
+            }
+            let on = parts.iter().map(|(name, part)| {
+                let abi = part["abi"].as_u64().map(|abi| format!(" {abi}")).unwrap_or_default();
+                format!("{name}{abi} {}", word(part, "state").unwrap_or_default())
+            });
+            Check::pass(NAME, Vec::from_iter(on).join(", "))
+        }
+    }
+}
+
+/// What models would be computed in: those whose weights are values, and those of integers.
+pub(super) fn processor([values, integers]: &[Report; 2], extensions: &[&str]) -> Check {
+    const NAME: &str = "processor";
+    let text = |report: &Report| format!("{} with {}", report.precision, report.isa);
+    let found = format!(
+        "{}; of packages in int8: {}; it has {}",
+        text(values),
+        text(integers),
+        if extensions.is_empty() {
+            "none of the extensions used".to_owned()
+        } else {
+            extensions.join(" ")
+        }
+    );
+    if values.isa == "scalar" {
+        return Check::warn(
+            NAME,
+            format!("slow, without AVX2: {found}"),
+            "in a virtual machine, pass the processor of the host on (for QEMU: -cpu host)",
+        );
+    }
+    Check::pass(NAME, found)
+}
+
+/// Whether what the daemon says is kept.
+pub(super) fn journal(journal: &Journal) -> Check {
+    const NAME: &str = "journal";
+    if !journal.runs {
+        return Check::skipped(NAME, "journald does not run here: the daemon logs to stderr");
+    }
+    if journal.heard == Some(false) {
+        return Check::warn(
+            NAME,
+            "the daemon that answers does not log to the journal",
+            "run it as a service: sudo systemctl restart caxton",
+        );
+    }
+    if !journal.persistent {
+        return Check::warn(
+            NAME,
+            "it is kept in memory and lost when the machine starts again",
+            "sudo mkdir -p /var/log/journal && sudo systemctl restart systemd-journald",
+        );
+    }
+    Check::pass(NAME, "kept on disk: journalctl -u caxton")
+}
+
+/// Whether the clock can be right: it is not before this program was written. Times in the store, the hours of use and
+/// the journal are made of it; durations are not.
+pub(super) fn clock(now: SystemTime, built: Option<SystemTime>) -> Check {
+    const NAME: &str = "clock";
+    let date = humantime::format_rfc3339_seconds(now);
+    // What a file system rounds.
+    let since = built.map(|built| built - Duration::from_secs(2));
+    if since.is_some_and(|since| now < since) {
+        let found = format!("{date} is before this program was installed");
+        return Check::warn(NAME, found, "sudo timedatectl set-time 'YYYY-MM-DD HH:MM:SS'");
+    }
+    Check::pass(NAME, date.to_string())
+}
+
+/// Whether the kernel lets the daemon watch its directories.
+pub(super) fn inotify(inotify: &Inotify) -> Check {
+    const NAME: &str = "inotify";
+    let (Some(instances), Some(watches)) = (inotify.instances, inotify.watches) else {
+        return Check::skipped(NAME, "the kernel does not tell its limits");
+    };
+    let found = format!("{instances} instances and {watches} watches for each user");
+    let keys = [
+        (instances < INSTANCES, format!("fs.inotify.max_user_instances={}", 64 * INSTANCES)),
+        (watches < WATCHES, format!("fs.inotify.max_user_watches={}", 512 * WATCHES)),
+    ];
+    let keys = Vec::from_iter(keys.into_iter().filter(|(low, _)| *low).map(|(_, key)| key));
+    if keys.is_empty() {
+        return Check::pass(NAME, found);
+    }
+    Check::warn(
+        NAME,
+        format!("{found}: changes are seen once a minute only"),
+        format!("sudo sysctl -w {}", keys.join(" ")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Verdict::{Fail, Pass, Skipped, Warn};
+    use super::super::fixture::{assert, told};
+    use super::*;
+    use crate::api::wire::memory::MemoryLimit;
+    use crate::engine::Precision;
+
+    #[test]
+    fn models_fit_into_the_memory_that_there_is() {
+        let limit = |file: &str, bytes| MemoryLimit {
+            bytes,
+            unreclaimable_bytes: 0,
+            file: format!("/sys/fs/cgroup/{file}"),
+        };
+        assert(&memory(None), Skipped, "does not answer", None);
+        let mut facts = told(&[("a", "absent", 1001)]);
+        assert(&memory(Some(&facts)), Fail, "a takes 1001 B at least", Some("MemoryMax="));
+        facts.memory.room_bytes = 2048;
+        assert(&memory(Some(&facts)), Pass, "none but the machine's", None);
+        facts.memory.limits = vec![limit("memory.max", 4096), limit("memory.high", 1002)];
+        assert(&memory(Some(&facts)), Pass, "1002 B by /sys/fs/cgroup/memory.high", None);
+        facts.memory.limits[1].bytes = 1000;
+        assert(&memory(Some(&facts)), Warn, "memory.high allows 1000 B", Some("MemoryHigh="));
+        facts.memory.limits[0].bytes = 999;
+        assert(&memory(Some(&facts)), Warn, "memory.max allows 999 B", Some("MemoryMax="));
+        facts.memory.shedding = true;
+        assert(&memory(Some(&facts)), Warn, "refused", Some("caxton memory status"));
+        // What is in memory has its room.
+        let facts = told(&[("a", "resident", 1001)]);
+        assert(&memory(Some(&facts)), Pass, "1000 B", None);
+    }
+
+    #[test]
+    fn pressure_is_heard_or_looked_for() {
+        use PressureFile::{Absent, Counted, Disabled, Unreadable};
+        let trigger = Some("systemd's trigger /x");
+        let cases = [
+            (Counted, trigger, Pass, "systemd's trigger", None),
+            (Absent, trigger, Pass, "systemd's trigger", None),
+            (Counted, Some("polling"), Warn, "every second", Some("MemoryPressureWatch")),
+            (Disabled, Some("polling"), Warn, "started without", Some("psi=1")),
+            (Absent, None, Warn, "CONFIG_PSI", Some("psi=1")),
+            (Unreadable("cannot read".to_owned()), None, Warn, "cannot read", Some("psi=1")),
+            (Counted, None, Pass, "counted", None),
+        ];
+        for (file, source, verdict, found, mend) in cases {
+            assert(&pressure(&file, source), verdict, found, mend);
+        }
+    }
+
+    #[test]
+    fn a_sandbox_is_told_or_not() {
+        assert(&sandbox(None), Skipped, "does not answer", None);
+        assert(&sandbox(Some(None)), Skipped, "not reported", None);
+        let mut parts = json!({
+            "landlock": { "state": "on", "abi": 7 },
+            "seccomp": { "state": "on" },
+        });
+        assert(&sandbox(Some(Some(&parts))), Pass, "landlock 7 on, seccomp on", None);
+        parts["landlock"] = json!({ "state": "off", "reason": "too old" });
+        let check = sandbox(Some(Some(&parts)));
+        assert(&check, Warn, "landlock is off: too old", Some("kernel"));
+    }
+
+    #[test]
+    fn a_processor_without_vectors_is_slow() {
+        let report = |precision, isa| Report { precision, isa, reason: String::new() };
+        let fast = [report(Precision::F32, "avx2"), report(Precision::Int8, "avx-vnni")];
+        let check = processor(&fast, &["avx2", "avxvnni"]);
+        assert(&check, Pass, "f32 with avx2; of packages in int8: int8 with avx-vnni", None);
+        let slow = [report(Precision::F32, "scalar"), report(Precision::F32, "scalar")];
+        assert(&processor(&slow, &[]), Warn, "slow, without AVX2", Some("-cpu host"));
+    }
+
+    #[test]
+    fn a_journal_is_kept_and_the_daemon_is_in_it() {
+        let facts = |runs, persistent, heard| Journal { runs, persistent, heard };
+        let cases = [
+            (facts(false, true, None), Skipped, "stderr", None),
+            (facts(true, true, Some(false)), Warn, "does not log", Some("restart caxton")),
+            (facts(true, false, Some(true)), Warn, "in memory", Some("mkdir")),
+            (facts(true, true, None), Pass, "journalctl -u caxton", None),
+        ];
+        for (facts, verdict, found, mend) in cases {
+            assert(&journal(&facts), verdict, found, mend);
+        }
+    }
+
+    #[test]
+    fn a_clock_is_not_before_this_program() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert(&clock(at(100), Some(at(2000))), Warn, "1970-01-01T00:01:40Z", Some("set-time"));
+        assert(&clock(at(2000), Some(at(2001))), Pass, "1970-01-01T00:33:20Z", None);
+        assert(&clock(at(100), None), Pass, "1970", None);
+        // A file of the year zero of all clocks is before any of them.
+        assert(&clock(at(0), Some(at(0))), Pass, "1970", None);
+    }
+
+    #[test]
+    fn watches_are_enough_or_raised() {
+        let facts = |instances, watches| Inotify { instances, watches };
+        assert(&inotify(&facts(Some(128), Some(8192))), Pass, "128 instances", None);
+        assert(&inotify(&facts(Some(1), Some(8192))), Warn, "once a minute", Some("instances=128"));
+        assert(&inotify(&facts(Some(2), Some(4))), Warn, "4 watches", Some("watches=8192"));
+        assert(&inotify(&facts(None, Some(4))), Skipped, "does not tell", None);
+    }
+}

@@ -1,0 +1,39 @@
+//! The command line of `caxtond`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use super::run;
+use crate::config::Source;
+use crate::exit::Exit;
+
+/// Serves text embeddings over a Unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "caxtond", version)]
+struct Arguments {
+    /// Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and
+    /// /usr/lib/caxton.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// The command line as clap sees it, for what is made of it: the manual.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// The whole of `caxtond`: reads the command line and runs the daemon.
+pub fn main() -> ExitCode {
+    match Arguments::try_parse() {
+        Ok(Arguments { config: Some(file) }) => run(Source::File(file)),
+        Ok(Arguments { config: None }) => run(Source::Layers { root: PathBuf::from("/") }),
+        Err(error) => {
+            // A closed stdout or stderr leaves nobody to tell.
+            drop(error.print());
+            if error.use_stderr() { Exit::Usage } else { Exit::Ok }
+        }
+    }
+    .into()
+}

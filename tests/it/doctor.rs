@@ -1,0 +1,166 @@
+//! `caxton doctor` against real daemons: healthy, absent, closed to the caller, with a refused package and a damaged
+//! model.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+
+use nix::unistd::geteuid;
+use serde_json::{Value, json};
+
+use crate::support::packages::{
+    ask, dropped, entry, flip_a_bit, flip_a_bit_of, until_answers, until_quarantined,
+};
+use crate::support::{Root, STRANGER, pack, skipped};
+
+/// The exit code and the report of `doctor`, which has `--json` added.
+fn report(doctor: &mut Command) -> (i32, Value) {
+    let Output { status, stdout, stderr } = doctor.args(["doctor", "--json"]).output().unwrap();
+    assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
+    (status.code().unwrap(), serde_json::from_slice(&stdout).unwrap())
+}
+
+fn check<'r>(report: &'r Value, name: &str) -> &'r Value {
+    let checks = report["checks"].as_array().unwrap();
+    checks.iter().find(|check| check["name"] == name).unwrap_or(&Value::Null)
+}
+
+fn assert_check(report: &Value, name: &str, verdict: &str, found: &str) {
+    let check = check(report, name);
+    assert_eq!(check["verdict"], verdict, "{report:#}");
+    assert!(check["found"].as_str().unwrap().contains(found), "{found}: {check}");
+}
+
+#[test]
+fn nothing_fails_for_a_healthy_daemon_and_people_get_a_line_a_check() {
+    let daemon = Root::new().start();
+    let (code, healthy) = report(&mut daemon.cli());
+    // The machine that runs the tests may have its own warnings, about its journal for one.
+    assert_eq!((code, &healthy["healthy"]), (0, &json!(true)), "{healthy:#}");
+    for (name, found) in [
+        ("configuration", "caxton.yaml"),
+        ("socket", "caxton.sock"),
+        ("daemon", "is ready"),
+        ("models", "1 installed, 1 in memory"),
+        ("packages", "none was refused"),
+        ("drop directory", "read and written"),
+    ] {
+        assert_check(&healthy, name, "pass", found);
+    }
+    let output = daemon.cli().arg("doctor").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let checks = healthy["checks"].as_array().unwrap();
+    for check in checks {
+        let name = check["name"].as_str().unwrap();
+        assert!(text.lines().any(|line| line.contains(&format!("  {name} "))), "{name}: {text}");
+    }
+    assert!(text.contains(&format!("{} checks: ", checks.len())), "{text}");
+    daemon.stop();
+}
+
+#[test]
+fn without_a_daemon_it_says_how_to_start_one_and_looks_at_the_rest() {
+    let root = Root::new();
+    let (code, report) = report(&mut root.cli());
+    assert_eq!((code, &report["healthy"]), (1, &json!(false)));
+    assert_check(&report, "socket", "fail", "there is nothing at");
+    let start = format!("caxtond --config {}", root.config().display());
+    assert_eq!(check(&report, "daemon")["mend"], start);
+    for name in ["models", "packages", "memory", "sandbox"] {
+        assert_check(&report, name, "skipped", "does not answer");
+    }
+    assert_check(
+        &report,
+        "processor",
+        check(&report, "processor")["verdict"].as_str().unwrap(),
+        " with ",
+    );
+}
+
+#[test]
+fn a_wrong_configuration_is_said_with_its_place() {
+    let root = Root::new();
+    root.write_config("memory: { min_free: 12 }\n");
+    let (code, report) = report(&mut root.cli());
+    assert_eq!(code, 1);
+    assert_check(&report, "configuration", "fail", "caxton.yaml:1:21: memory.min_free");
+    assert_eq!(check(&report, "configuration")["mend"], "caxton check");
+}
+
+#[test]
+fn a_stranger_is_told_how_to_become_a_member_and_what_only_root_may_see() {
+    let test = "a_stranger_is_told_how_to_become_a_member_and_what_only_root_may_see";
+    if !geteuid().is_root() {
+        return skipped(test, "root");
+    }
+    let daemon = Root::new().with("socket.group", json!("0")).start();
+    // The directories are the caller's to pass; the socket is not, nor the drop directory.
+    for (path, mode) in [(daemon.path().to_owned(), 0o755), (daemon.drop_directory(), 0o700)] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    }
+    let mut doctor = daemon.cli();
+    let (code, report) = report(doctor.current_dir("/").uid(STRANGER).gid(STRANGER));
+    assert_eq!(code, 1);
+    assert_check(&report, "group", "fail", "may not connect");
+    let mend = check(&report, "group")["mend"].as_str().unwrap();
+    assert!(mend.starts_with("sudo usermod -aG root "), "{mend}");
+    assert_check(&report, "daemon", "fail", "may not connect");
+    daemon.stop();
+}
+
+#[test]
+fn a_refused_package_is_a_warning_with_its_reason() {
+    let daemon = Root::new().start();
+    let mut flipped = pack("tiny-bert-mean", "m", "1");
+    flip_a_bit(&mut flipped);
+    fs::write(dropped(&daemon, "m"), flipped).unwrap();
+    let reason = until_quarantined(&daemon, "m");
+    assert_eq!(
+        daemon.status()["quarantine"],
+        json!([{ "file": "m.model.tar.zst", "reason": reason.trim_end() }])
+    );
+    let (code, report) = report(&mut daemon.cli());
+    assert_eq!(code, 0);
+    assert_check(&report, "packages", "warn", "1 refused, lastly m.model.tar.zst: ");
+    let mend = check(&report, "packages")["mend"].as_str().unwrap();
+    assert!(mend.contains("drop/quarantine/m.model.tar.zst*"), "{mend}");
+    daemon.stop();
+}
+
+#[test]
+fn a_damaged_model_is_a_failure_and_what_is_said_mends_it() {
+    // Another of the same weights would answer in its place.
+    let daemon = Root::new().with("memory.fallback_strategy", json!("strict")).start();
+    let package = dropped(&daemon, "m");
+    fs::write(&package, pack("tiny-bert-mean", "m", "1")).unwrap();
+    until_answers(&daemon, "m");
+    let answer = daemon.connect().request("DELETE", "/api/memory/models/m", &[], b"");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    flip_a_bit_of(&entry(&daemon, "m").join("model.safetensors"));
+    assert_eq!(ask(&daemon, "m").status, 503);
+    let (code, damaged) = report(&mut daemon.cli());
+    assert_eq!(code, 1);
+    assert_check(&damaged, "models", "fail", "m@1: ");
+    let mend = check(&damaged, "models")["mend"].as_str().unwrap();
+    let command = mend.split(';').next().unwrap().strip_prefix("sudo caxton ").unwrap();
+    let removed = daemon.cli().args(command.split(' ')).output().unwrap();
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    fs::write(&package, pack("tiny-bert-mean", "m", "1")).unwrap();
+    until_answers(&daemon, "m");
+    let (code, report) = report(&mut daemon.cli());
+    assert_eq!(code, 0, "{report:#}");
+    daemon.stop();
+}
+
+#[test]
+fn a_named_socket_is_not_taken_for_that_of_the_system() {
+    let daemon = Root::new().start();
+    let mut doctor = crate::support::cli();
+    let (_, report) = report(doctor.env("CAXTON_SOCKET", daemon.socket()));
+    assert_check(&report, "daemon", "pass", "is ready");
+    assert_check(&report, "drop directory", "skipped", "--config");
+    assert_check(&report, "disk", "skipped", "--config");
+    daemon.stop();
+}
