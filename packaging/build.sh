@@ -60,8 +60,7 @@ lay_out() {
     put 644 "$share/man/man5" packaging/man/*.5
     put 644 "$share/man/man8" packaging/man/*.8
     gzip -9n "$share"/man/man?/*
-    put 644 "$share/bash-completion/completions" packaging/completions/caxton.bash
-    mv "$share/bash-completion/completions/caxton.bash" "$share/bash-completion/completions/caxton"
+    install -D -m 644 packaging/completions/caxton.bash "$share/bash-completion/completions/caxton"
     put 644 "$share/fish/vendor_completions.d" packaging/completions/caxton.fish
     put 644 "$doc" README.md "$stage/THIRD-PARTY"
     put 644 "$doc/examples" packaging/prometheus/caxton.rules.yaml packaging/systemd/examples/*
@@ -100,7 +99,7 @@ debian_package() {
     local arch=$1 package=$dist/caxton_$version-${revision}_$1.deb root=$stage/root unpacked=$stage/deb
     lay_out "$root" "$arch"
     put 644 "$root/usr/share/zsh/vendor-completions" packaging/completions/_caxton
-    put 644 "$root/usr/share/lintian/overrides" packaging/debian/caxton
+    install -D -m 644 packaging/debian/lintian-overrides "$root/usr/share/lintian/overrides/caxton"
     gzip -9nc CHANGELOG.md >"$root/usr/share/doc/caxton/changelog.gz"
     packaging/changelog debian "$version-$revision" >"$stage/changelog.Debian"
     # cargo-deb would have the slice started and stopped like a service.
@@ -177,9 +176,11 @@ third_party() {
 }
 
 bill_of_materials() {
-    cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --target all --override-filename caxton.cdx
+    local arch=$1
+    cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --target "${triple_of[$arch]}" \
+        --override-filename caxton.cdx
     # Paths of this checkout are no part of it.
-    sed "s|path+file://$checkout|path+file://$source_path|g" caxton.cdx.json >"$dist/caxton_$version.cdx.json"
+    sed "s|path+file://$checkout|path+file://$source_path|g" caxton.cdx.json >"$dist/caxton_$version-${revision}_$arch.cdx.json"
     rm caxton.cdx.json
 }
 
@@ -208,8 +209,8 @@ main() {
     fi
     install -d "$dist" "$stage"
     third_party
-    bill_of_materials
     for arch in "${wanted[@]}"; do
+        bill_of_materials "$arch"
         split "$arch"
         debian_package "$arch"
         rpm_packages "$arch"
