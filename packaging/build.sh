@@ -1,0 +1,221 @@
+#!/usr/bin/env bash
+# Makes what is published, in target/dist: packages for Debian and for Fedora, their debug symbols, the bill of
+# materials, and SHA256SUMS. Both packages of an architecture come from one build. The same commit gives the same bytes
+# wherever the checkout lies; packaging/reproducible.sh proves it. Runs on an x86-64 Debian machine with cargo.
+#
+#   packaging/build.sh [--arch amd64|arm64|all] [--programs]
+#
+# Without --arch: amd64, and arm64 too when its compilers are there. --programs stops after the compiler.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. packaging/environment.sh
+
+usage() {
+    sed -n 's/^#   //p' "$0" >&2
+    exit 64
+}
+
+# Bit for bit the same wherever it is run: paths are taken out of the programs, and times are the commit's.
+compile() {
+    local arch=$1 triple=${triple_of[$1]} c_flags rust_flags
+    c_flags="-ffile-prefix-map=$checkout=$source_path -ffile-prefix-map=$cargo_home=/usr/src/cargo"
+    c_flags+=' -fstack-protector-strong -D_FORTIFY_SOURCE=2'
+    # What rustc sets by itself (PIE, RELRO, BIND_NOW, no executable stack) is not set again: packaging/check.sh looks.
+    rust_flags=(
+        "--remap-path-prefix=$checkout=$source_path"
+        "--remap-path-prefix=$cargo_home=/usr/src/cargo"
+        "--remap-path-prefix=$target=$source_path/target"
+        -C 'link-arg=-Wl,--build-id=sha1'
+        # Names the package in a core dump: https://uapi-group.org/specifications/specs/package_metadata_for_executable_files/
+        -C 'link-arg=-Xlinker' -C "link-arg=--package-metadata=$(note "$arch")"
+    )
+    local -x CARGO_ENCODED_RUSTFLAGS
+    CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${rust_flags[*]}")
+    local -x "CFLAGS_${triple//-/_}=$c_flags"
+    if [ "$arch" = arm64 ]; then
+        # Debian's compiler, because Debian has the standard library of both architectures for it.
+        local -x RUSTC=/usr/bin/rustc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
+        local -x CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    fi
+    # Writes the list of crates into the programs, where scanners of vulnerabilities find it.
+    cargo auditable build --locked --release --bins --target "$triple"
+}
+note() {
+    printf '{"type":"caxton","name":"caxton","version":"%s","architecture":"%s"}' "$version" "${machine_of[$1]}"
+}
+
+# Lays out in $1 what is the same in every package: the only list of what is installed where.
+lay_out() {
+    local root=$1 arch=$2 share=$1/usr/share doc=$1/usr/share/doc/caxton
+    rm -rf "$root"
+    put 755 "$root/usr/bin" "$stage/$arch/caxtond" "$stage/$arch/caxton"
+    put 644 "$root/usr/lib/systemd/system" packaging/systemd/caxton.{service,socket,slice}
+    put 644 "$root/usr/lib/systemd/system-preset" packaging/preset/90-caxton.preset
+    put 644 "$root/usr/lib/sysusers.d" packaging/sysusers.d/caxton.conf
+    put 644 "$root/usr/lib/tmpfiles.d" packaging/tmpfiles.d/caxton.conf
+    put 644 "$root/usr/lib/systemd/catalog" packaging/journal/caxton.catalog
+    put 644 "$root/etc/caxton" etc/caxton/caxton.yaml
+    put 644 "$share/caxton/models" bundled-models/bundled-mini-*.model.tar.zst{,.sha256}
+    put 644 "$share/man/man1" packaging/man/*.1
+    put 644 "$share/man/man5" packaging/man/*.5
+    put 644 "$share/man/man8" packaging/man/*.8
+    gzip -9n "$share"/man/man?/*
+    install -D -m 644 packaging/completions/caxton.bash "$share/bash-completion/completions/caxton"
+    put 644 "$share/fish/vendor_completions.d" packaging/completions/caxton.fish
+    put 644 "$doc" README.md "$stage/THIRD-PARTY"
+    put 644 "$doc/examples" packaging/prometheus/caxton.rules.yaml packaging/systemd/examples/*
+    gzip -9n "$doc/THIRD-PARTY"
+}
+put() {
+    local mode=$1 directory=$2
+    shift 2
+    install -d "$directory"
+    install -m "$mode" -t "$directory" "$@"
+}
+
+# Splits the debug symbols off; `$stage/$arch` has the programs, `$stage/$arch/debug` what debuggers look for.
+split() {
+    local arch=$1 prefix=${tools_of[$1]} program built id file
+    rm -rf "${stage:?}/$arch"
+    install -d "$stage/$arch"
+    for program in caxtond caxton; do
+        built=$target/${triple_of[$arch]}/release/$program
+        id=$(build_id "$built")
+        file=$stage/$arch/debug/usr/lib/debug/.build-id/${id:0:2}/${id:2}.debug
+        install -d "$(dirname "$file")"
+        "${prefix}objcopy" --only-keep-debug --compress-debug-sections=zlib "$built" "$file"
+        chmod 644 "$file"
+        "${prefix}objcopy" --strip-unneeded --remove-section=.comment --add-gnu-debuglink="$file" "$built" "$stage/$arch/$program"
+    done
+}
+build_id() {
+    local id
+    id=$(readelf --notes "$1" | sed -n 's/^ *Build ID: //p')
+    [ -n "$id" ] || fail "$1 has no build-id"
+    printf '%s\n' "$id"
+}
+
+debian_package() {
+    local arch=$1 package=$dist/caxton_$version-${revision}_$1.deb root=$stage/root unpacked=$stage/deb
+    lay_out "$root" "$arch"
+    put 644 "$root/usr/share/zsh/vendor-completions" packaging/completions/_caxton
+    install -D -m 644 packaging/debian/lintian-overrides "$root/usr/share/lintian/overrides/caxton"
+    gzip -9nc CHANGELOG.md >"$root/usr/share/doc/caxton/changelog.gz"
+    packaging/changelog debian "$version-$revision" >"$stage/changelog.Debian"
+    # cargo-deb would have the slice started and stopped like a service.
+    rm "$root/usr/lib/systemd/system/caxton.slice"
+    cargo deb --locked --quiet --no-build --no-strip --no-separate-debug-symbols --target "${triple_of[$arch]}" \
+        --fast --deb-revision "$revision" --output "$stage/plain.deb" >/dev/null
+    rm -rf "$unpacked"
+    dpkg-deb --raw-extract "$stage/plain.deb" "$unpacked"
+    put 644 "$unpacked/usr/lib/systemd/system" packaging/systemd/caxton.slice
+    # cargo-deb makes none, and `dpkg --verify` would have nothing to compare with.
+    (cd "$unpacked" && find usr -type f | sort | xargs -d '\n' md5sum >DEBIAN/md5sums)
+    pack "$unpacked" "$package" xz
+    debian_symbols "$arch"
+}
+debian_symbols() {
+    local arch=$1 root=$stage/$1/debug package=$dist/caxton-dbgsym_$version-${revision}_$1.deb ids
+    ids=$(cd "$root/usr/lib/debug/.build-id" && find . -name '*.debug' | sed 's|[./]||g; s|debug$||' | sort | paste -sd ' ')
+    rm -rf "$stage/dbgsym"
+    cp -r "$root" "$stage/dbgsym"
+    install -d "$stage/dbgsym/DEBIAN" "$stage/dbgsym/usr/share/doc"
+    ln -s caxton "$stage/dbgsym/usr/share/doc/caxton-dbgsym"
+    cat >"$stage/dbgsym/DEBIAN/control" <<END
+Package: caxton-dbgsym
+Source: caxton
+Version: $version-$revision
+Auto-Built-Package: debug-symbols
+Architecture: $arch
+Maintainer: $maintainer
+Installed-Size: $(du -k --summarize --apparent-size "$root" | cut -f 1)
+Depends: caxton (= $version-$revision)
+Section: debug
+Priority: optional
+Description: debug symbols for caxton
+Build-Ids: $ids
+END
+    (cd "$stage/dbgsym" && find usr -type f | sort | xargs -d '\n' md5sum >DEBIAN/md5sums)
+    # The sections are compressed already.
+    pack "$stage/dbgsym" "$package" none
+}
+pack() {
+    dpkg-deb --root-owner-group -Z"$3" --build "$1" "$2.part" >/dev/null
+    mv "$2.part" "$2"
+}
+
+rpm_packages() {
+    local arch=$1 machine=${machine_of[$1]} root=$stage/root top=$stage/rpm
+    rm -rf "$top"
+    lay_out "$root" "$arch"
+    put 644 "$root/usr/share/zsh/site-functions" packaging/completions/_caxton
+    put 644 "$root/usr/share/licenses/caxton" LICENSE
+    put 644 "$root/usr/share/doc/caxton" CHANGELOG.md
+    cp -r "$stage/$arch/debug/usr/lib/debug" "$root/usr/lib/debug"
+    install -d "$top"
+    { cat packaging/rpm/caxton.spec && packaging/changelog rpm "$version-$revision"; } >"$top/caxton.spec"
+    # The times and the host of the build are in the header of an .rpm: the commit's, and none.
+    rpmbuild -bb --quiet --target "$machine-linux" --define "_topdir $top" --define "_rpmdir $top" \
+        --define "caxton_version $version" --define "caxton_release $revision" --define "caxton_root $root" \
+        --define "caxton_packager $maintainer" --define "caxton_license $(licenses)" \
+        --define '_buildhost reproducible' --define 'use_source_date_epoch_as_buildtime 1' \
+        --define 'clamp_mtime_to_source_date_epoch 1' --define '_binary_payload w19.zstdio' \
+        --define '_build_id_links none' --define 'debug_package %{nil}' --define '__os_install_post %{nil}' \
+        "$top/caxton.spec"
+    mv "$top/$machine"/*.rpm "$dist"
+}
+# Everything that is linked in, as one expression of SPDX.
+licenses() {
+    jq --raw-output '[.licenses[].id] + ["Apache-2.0"] | unique | join(" AND ")' "$stage/third-party.json"
+}
+third_party() {
+    local about=(cargo about generate --frozen --fail --config packaging/about.toml)
+    cargo fetch --locked --quiet
+    "${about[@]}" --format json --output-file "$stage/third-party.json"
+    "${about[@]}" --output-file "$stage/THIRD-PARTY" packaging/about.hbs
+}
+
+bill_of_materials() {
+    local arch=$1
+    cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --target "${triple_of[$arch]}" \
+        --override-filename caxton.cdx
+    # Paths of this checkout are no part of it.
+    sed "s|path+file://$checkout|path+file://$source_path|g" caxton.cdx.json >"$dist/caxton_$version-${revision}_$arch.cdx.json"
+    rm caxton.cdx.json
+}
+
+main() {
+    local wanted='' programs_only=false arch
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --arch) wanted=${2:?--arch amd64, arm64 or all}; shift ;;
+            --programs) programs_only=true ;;
+            *) usage ;;
+        esac
+        shift
+    done
+    case $wanted in
+        amd64 | arm64) wanted=("$wanted") ;;
+        all) wanted=(amd64 arm64) ;;
+        '') wanted=(amd64); cross_tools_present && wanted+=(arm64) ;;
+        *) usage ;;
+    esac
+    tools "${wanted[@]}"
+    for arch in "${wanted[@]}"; do
+        compile "$arch"
+    done
+    if $programs_only; then
+        return
+    fi
+    install -d "$dist" "$stage"
+    third_party
+    for arch in "${wanted[@]}"; do
+        bill_of_materials "$arch"
+        split "$arch"
+        debian_package "$arch"
+        rpm_packages "$arch"
+    done
+    (cd "$dist" && rm -f SHA256SUMS && sha256sum -- * >SHA256SUMS.part && mv SHA256SUMS.part SHA256SUMS)
+    ls -l "$dist"
+}
+main "$@"

@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034  # what is set here is used by the scripts that read this
+# Read by the scripts beside it, at the top of the checkout: what is built, with what, where it goes.
+
+checkout=$PWD
+cargo_home=${CARGO_HOME:-$HOME/.cargo}
+target=${CARGO_TARGET_DIR:-$checkout/target}
+# Cargo.toml knows these by name, so they do not move with CARGO_TARGET_DIR.
+stage=$checkout/target/package
+dist=$checkout/target/dist
+# Where debuggers are told that the sources lie.
+source_path=/usr/src/caxton
+
+version=$(sed -n '0,/^version = /s/^version = "\(.*\)"$/\1/p' Cargo.toml)
+revision=1
+maintainer='Caxton maintainers <maintainers@caxton.example>'
+
+declare -A triple_of=([amd64]=x86_64-unknown-linux-gnu [arm64]=aarch64-unknown-linux-gnu)
+declare -A machine_of=([amd64]=x86_64 [arm64]=aarch64)
+declare -A tools_of=([amd64]='' [arm64]=aarch64-linux-gnu-)
+
+# With the versions that the packages were checked with; others may lay bytes out differently.
+declare -A cargo_tools=([cargo-auditable]=0.7.7 [cargo-deb]=3.8.0 [cargo-cyclonedx]=0.5.9 [cargo-about]=0.9.3)
+
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH TZ=UTC LC_ALL=C.UTF-8 CARGO_TERM_COLOR=never
+export CARGO_TARGET_DIR=$target
+export PATH=$target/tools/bin:$PATH
+umask 022
+
+fail() {
+    printf '%s: %s\n' "$0" "$1" >&2
+    exit 1
+}
+
+# Debian's packages in `$@`, unless they are there.
+debian_tools() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query --show --showformat='${db:Status-Abbrev}\n' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")
+    done
+    if [ ${#missing[@]} -gt 0 ]; then
+        apt-get update -q
+        DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+    fi
+}
+cross_tools_present() {
+    [ -x /usr/bin/rustc ] && [ -d "/usr/lib/rustlib/${triple_of[arm64]}/lib" ] && command -v aarch64-linux-gnu-gcc >/dev/null
+}
+cross_tools() {
+    if ! cross_tools_present; then
+        dpkg --add-architecture arm64
+        debian_tools rustc-web libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu binutils-aarch64-linux-gnu libc6-dev-arm64-cross
+    fi
+}
+# They run for seconds: what their own build takes counts more than how fast they are.
+cargo_install() {
+    local tool=$1 wanted=$2 features=()
+    if [ "$("$target/tools/bin/$tool" --version 2>/dev/null | grep -oE '[0-9]+(\.[0-9]+)+')" != "$wanted" ]; then
+        [ "$tool" != cargo-about ] || features=(--features cli)
+        CARGO_TARGET_DIR=$target/tools/build CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+            CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=false \
+            cargo install --locked --quiet --root "$target/tools" --version "$wanted" "$tool" "${features[@]}"
+    fi
+}
+# What building for the architectures `$@` takes.
+tools() {
+    local tool
+    debian_tools rpm jq binutils gcc python3
+    [[ " $* " != *' arm64 '* ]] || cross_tools
+    for tool in "${!cargo_tools[@]}"; do
+        cargo_install "$tool" "${cargo_tools[$tool]}"
+    done
+}
