@@ -19,6 +19,9 @@ _caxton() {
             caxton,bench)
                 cmd="caxton__subcmd__bench"
                 ;;
+            caxton,cat-config)
+                cmd="caxton__subcmd__cat__subcmd__config"
+                ;;
             caxton,check)
                 cmd="caxton__subcmd__check"
                 ;;
@@ -51,6 +54,9 @@ _caxton() {
                 ;;
             caxton__subcmd__help,bench)
                 cmd="caxton__subcmd__help__subcmd__bench"
+                ;;
+            caxton__subcmd__help,cat-config)
+                cmd="caxton__subcmd__help__subcmd__cat__subcmd__config"
                 ;;
             caxton__subcmd__help,check)
                 cmd="caxton__subcmd__help__subcmd__check"
@@ -236,7 +242,7 @@ _caxton() {
 
     case "${cmd}" in
         caxton)
-            opts="-h -V --socket --config --help --version embed model memory status events top bench check doctor demo help"
+            opts="-h -V --socket --config --help --version embed model memory status events top bench check cat-config doctor demo help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -307,8 +313,30 @@ _caxton() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        caxton__subcmd__cat__subcmd__config)
+            opts="-h --json --socket --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         caxton__subcmd__check)
-            opts="-h --socket --config --help"
+            opts="-h --diff --defaults --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -434,7 +462,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__help)
-            opts="embed model memory status events top bench check doctor demo help"
+            opts="embed model memory status events top bench check cat-config doctor demo help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -448,6 +476,20 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__help__subcmd__bench)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        caxton__subcmd__help__subcmd__cat__subcmd__config)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

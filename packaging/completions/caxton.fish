@@ -36,6 +36,7 @@ complete -c caxton -n "__fish_caxton_needs_command" -f -a "events" -d 'Show what
 complete -c caxton -n "__fish_caxton_needs_command" -f -a "top" -d 'Watch models, memory, queue, throughput and events; load, unload and pin models by key'
 complete -c caxton -n "__fish_caxton_needs_command" -f -a "bench" -d 'Measure how fast a model is on this machine, without a daemon'
 complete -c caxton -n "__fish_caxton_needs_command" -f -a "check" -d 'Show every problem of a configuration with its file, line and column, without starting anything'
+complete -c caxton -n "__fish_caxton_needs_command" -f -a "cat-config" -d 'Print every value that the files give, and where it was written'
 complete -c caxton -n "__fish_caxton_needs_command" -f -a "doctor" -d 'Find out what is wrong on this machine, and how to mend it'
 complete -c caxton -n "__fish_caxton_needs_command" -f -a "demo" -d 'Start a daemon in a temporary place, embed a dozen sentences through its socket, clean up'
 complete -c caxton -n "__fish_caxton_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -189,7 +190,13 @@ complete -c caxton -n "__fish_caxton_using_subcommand bench" -l json -d 'Print J
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c caxton -n "__fish_caxton_using_subcommand check" -l socket -d 'The daemon\'s socket [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand check" -l config -d 'Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
+complete -c caxton -n "__fish_caxton_using_subcommand check" -l diff -d 'Show what would change if the daemon reloaded now'
+complete -c caxton -n "__fish_caxton_using_subcommand check" -l defaults -d 'Show what differs from the defaults, whatever a daemon has in force'
 complete -c caxton -n "__fish_caxton_using_subcommand check" -s h -l help -d 'Print help'
+complete -c caxton -n "__fish_caxton_using_subcommand cat-config" -l socket -d 'The daemon\'s socket [default: socket.path of the configuration]' -r -F
+complete -c caxton -n "__fish_caxton_using_subcommand cat-config" -l config -d 'Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
+complete -c caxton -n "__fish_caxton_using_subcommand cat-config" -l json -d 'Print it in JSON'
+complete -c caxton -n "__fish_caxton_using_subcommand cat-config" -s h -l help -d 'Print help'
 complete -c caxton -n "__fish_caxton_using_subcommand doctor" -l socket -d 'The daemon\'s socket [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand doctor" -l config -d 'Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand doctor" -l json -d 'Print JSON, for programs'
@@ -199,17 +206,18 @@ complete -c caxton -n "__fish_caxton_using_subcommand demo" -l socket -d 'The da
 complete -c caxton -n "__fish_caxton_using_subcommand demo" -l config -d 'Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand demo" -l wait -d 'Keep the daemon until Ctrl-C, so that the curl line can be tried'
 complete -c caxton -n "__fish_caxton_using_subcommand demo" -s h -l help -d 'Print help'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "embed" -d 'Print the vectors of texts, one line each; without TEXT, of the lines of standard input'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "model" -d 'Install, verify, list and pack models'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "memory" -d 'Show and change what is in memory'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "status" -d 'Show what the daemon is doing'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "events" -d 'Show what happens to models, memory, packages and the configuration'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "top" -d 'Watch models, memory, queue, throughput and events; load, unload and pin models by key'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "bench" -d 'Measure how fast a model is on this machine, without a daemon'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "check" -d 'Show every problem of a configuration with its file, line and column, without starting anything'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "doctor" -d 'Find out what is wrong on this machine, and how to mend it'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "demo" -d 'Start a daemon in a temporary place, embed a dozen sentences through its socket, clean up'
-complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check doctor demo help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "embed" -d 'Print the vectors of texts, one line each; without TEXT, of the lines of standard input'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "model" -d 'Install, verify, list and pack models'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "memory" -d 'Show and change what is in memory'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "status" -d 'Show what the daemon is doing'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "events" -d 'Show what happens to models, memory, packages and the configuration'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "top" -d 'Watch models, memory, queue, throughput and events; load, unload and pin models by key'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "bench" -d 'Measure how fast a model is on this machine, without a daemon'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "check" -d 'Show every problem of a configuration with its file, line and column, without starting anything'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "cat-config" -d 'Print every value that the files give, and where it was written'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "doctor" -d 'Find out what is wrong on this machine, and how to mend it'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "demo" -d 'Start a daemon in a temporary place, embed a dozen sentences through its socket, clean up'
+complete -c caxton -n "__fish_caxton_using_subcommand help; and not __fish_seen_subcommand_from embed model memory status events top bench check cat-config doctor demo help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "pack" -d 'Make a package from a sentence-transformers directory'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "install" -d 'Install a package, or a directory that is packed first; for administrators'
 complete -c caxton -n "__fish_caxton_using_subcommand help; and __fish_seen_subcommand_from model" -f -a "verify" -d 'Check a package file, or every file of an installed model, against its digests'

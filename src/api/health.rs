@@ -57,7 +57,11 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
 async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<Quarantined>>, ApiError> {
     let read = tokio::task::spawn_blocking(move || quarantined(&drop_directory)).await;
     let read = read.map_err(|error| {
-        tracing::error!(%error, "the quarantine could not be read");
+        tracing::error!(
+            name: Message::InternalFault.name(),
+            %error,
+            "the quarantine could not be read"
+        );
         ApiError::lost()
     })?;
     match read {
@@ -65,7 +69,11 @@ async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<Quarantined>>,
             packages.into_iter().map(|(file, reason)| Quarantined { file, reason }),
         ))),
         Err(error) => {
-            tracing::warn!(error = chain(&error), "the quarantine cannot be read");
+            tracing::warn!(
+                name: Message::DirectoryUnreadable.name(),
+                error = chain(&error),
+                "the quarantine cannot be read"
+            );
             Ok(None)
         }
     }

@@ -48,11 +48,12 @@ impl Start {
             Err(error) => error,
         };
         for problem in &error.problems {
-            tracing::error!("{problem}");
+            tracing::error!(name: Message::ConfigurationProblem.name(), "{problem}");
         }
         match last_good.load() {
             Ok(Some(loaded)) => {
                 tracing::error!(
+                    name: Message::LastGoodUsed.name(),
                     files = ?loaded.files,
                     "the configuration is wrong: started with the last good one, which was kept on disk; `caxton \
                      check` shows what is wrong, and what is mended is applied at once"
@@ -60,11 +61,15 @@ impl Start {
                 Ok(Self { loaded, problems: texts(&error) })
             }
             Ok(None) => {
-                tracing::error!("the configuration is wrong; `caxton check` shows this list, too");
+                tracing::error!(
+                    name: Message::ConfigurationRefused.name(),
+                    "the configuration is wrong; `caxton check` shows this list, too"
+                );
                 Err(NothingGood)
             }
             Err(error) => {
                 tracing::error!(
+                    name: Message::ConfigurationRefused.name(),
                     error = chain(&error),
                     "the configuration is wrong, and the last good one cannot be used; `caxton check` shows what is wrong"
                 );
@@ -154,6 +159,7 @@ impl Reloader {
             .and_then(|kept: Result<(), LastGoodError>| kept.map_err(|error| chain(&error)));
         match (kept, self.last_good.path()) {
             (Err(error), _) => tracing::warn!(
+                name: Message::LastGoodNotKept.name(),
                 error,
                 "the configuration is not kept on disk: a restart with wrong files would not start"
             ),

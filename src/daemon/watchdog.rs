@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::serve::Turn;
 use super::systemd;
+use crate::log::Message;
 use crate::models::{Handle, Stuck};
 
 /// How often within the interval life is shown; every proof has as long.
@@ -67,13 +68,20 @@ impl Voice {
         let was_silent = std::mem::replace(&mut self.is_silent, proof.is_err());
         match proof {
             Ok(()) if was_silent => {
-                tracing::info!("the daemon lives again; systemd is told so");
+                tracing::info!(
+                    name: Message::WatchdogAnswered.name(),
+                    "the daemon lives again; systemd is told so"
+                );
                 true
             }
             Ok(()) => true,
             Err(dead) => {
                 if !was_silent {
-                    tracing::error!(reason = %dead, "systemd is not told that the daemon lives");
+                    tracing::error!(
+                        name: Message::WatchdogMissed.name(),
+                        reason = %dead,
+                        "systemd is not told that the daemon lives"
+                    );
                 }
                 false
             }

@@ -94,7 +94,7 @@ fn a_socket_of_another_name_or_kind_ends_the_start_with_what_to_look_at() {
     let root = Root::new();
     let (socket, _path) = held(&root);
     let daemon = activate(root, socket, "http");
-    daemon.wait_log("a socket called \"http\"; expected FileDescriptorName=caxton.socket");
+    daemon.wait_log(r#"a socket called \"http\"; expected FileDescriptorName=caxton.socket"#);
     let (code, root) = daemon.wait_exit();
     assert_eq!(code, 71);
     let datagrams = UnixDatagram::bind(root.path().join("datagrams.sock")).unwrap();

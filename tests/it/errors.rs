@@ -207,7 +207,8 @@ fn a_model_that_cannot_answer_is_503_on_every_route() {
 
 #[test]
 fn a_model_that_does_not_fit_is_503_on_every_route_and_not_to_be_asked_again() {
-    let daemon = Root::new().with("memory.memory_limit", json!("1MiB")).start();
+    let installed = Root::new().start().stop();
+    let daemon = installed.with("memory.memory_limit", json!("1MiB")).start();
     daemon.wait_notified("does not fit into memory");
     let row = Row {
         case: "memory",

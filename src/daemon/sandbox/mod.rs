@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::api::wire::sandbox::Sandbox;
 use crate::config::{Settings, Source};
 use crate::exit::Exit;
+use crate::log::Message;
 
 /// What is written beside what the settings name.
 pub(super) struct Writes<'a> {
@@ -43,7 +44,11 @@ pub(super) fn enter(
 fn report(sandbox: &Sandbox, is_required: bool) -> Result<(), Exit> {
     let Sandbox { landlock, seccomp } = sandbox;
     if landlock.is_on() && seccomp.is_on() {
-        tracing::info!(landlock_abi = landlock.abi, "in the sandbox");
+        tracing::info!(
+            name: Message::SandboxEntered.name(),
+            landlock_abi = landlock.abi,
+            "in the sandbox"
+        );
         return Ok(());
     }
     let parts = [("Landlock", landlock), ("seccomp", seccomp)];
@@ -52,10 +57,14 @@ fn report(sandbox: &Sandbox, is_required: bool) -> Result<(), Exit> {
     });
     let missing = Vec::from_iter(missing).join("; ");
     if is_required {
-        tracing::error!(missing, "the sandbox is not whole, and require_sandbox is set");
+        tracing::error!(
+            name: Message::StartFailed.name(),
+            error = missing,
+            "the sandbox is not whole, and require_sandbox is set"
+        );
         return Err(Exit::Config);
     }
-    tracing::warn!(missing, "the sandbox is not whole");
+    tracing::warn!(name: Message::SandboxDegraded.name(), missing, "the sandbox is not whole");
     Ok(())
 }
 
