@@ -1,0 +1,100 @@
+# shellcheck shell=bash disable=SC2154
+# The unit as the system runs it: what it may, what it is told, and that it comes back.
+
+check the_units_are_verified 300
+the_units_are_verified() {
+    local said
+    said=$(systemd-analyze verify --man=no caxton.service caxton.socket caxton.slice 2>&1) || fail "$said"
+    # This systemd knows nothing yet of two settings that later ones follow.
+    equal 'what is said of the units' '' \
+        "$(grep -v "Unknown key name 'MemoryPressure[A-Za-z]*' in section 'Service', ignoring" <<<"$said" || true)"
+}
+
+check its_exposure_is_low 300
+its_exposure_is_low() {
+    local said
+    said=$(systemd-analyze security --no-pager --threshold=5 caxton.service) || fail "$(tail -n 1 <<<"$said")"
+    note "$(tail -n 1 <<<"$said")"
+}
+
+check it_runs_confined 300
+it_runs_confined() {
+    local pid
+    pid=$(property MainPID)
+    equal 'network interfaces' lo "$(awk -F: 'NR > 2 { gsub(/ /, "", $1); print $1 }' "/proc/$pid/net/dev")"
+    equal 'capabilities' 0000000000000000 "$(awk '/^CapEff/ { print $2 }' "/proc/$pid/status")"
+    equal 'NoNewPrivs' 1 "$(awk '/^NoNewPrivs/ { print $2 }' "/proc/$pid/status")"
+    equal 'Seccomp' 2 "$(awk '/^Seccomp:/ { print $2 }' "/proc/$pid/status")"
+    [ "$(awk '/^Uid/ { print $2 }' "/proc/$pid/status")" -ge 61184 ] || fail 'its user is not a dynamic one'
+    equal 'the slice' caxton.slice "$(property Slice)"
+}
+
+check it_tells_how_it_is_confined 300
+it_tells_how_it_is_confined() {
+    local sandbox started
+    started=$(now)
+    systemctl restart caxton
+    sandbox=$(ask GET /status | jq -c .sandbox)
+    [ "$sandbox" != null ] || fail 'there is no "sandbox" in /status'
+    note "sandbox $sandbox"
+    happened "$started" sandbox-entered || happened "$started" sandbox-degraded ||
+        fail 'the journal says nothing of it'
+}
+
+check pressure_is_heard_from_the_kernel 300
+pressure_is_heard_from_the_kernel() {
+    local source
+    source=$(ask GET /api/memory/status | jq -r .source)
+    note "source \"$source\"; STATUS \"$(property StatusText)\""
+    case $source in
+        *memory.events* | *memory.pressure* | */proc/pressure/memory*) ;;
+        *) fail "the source is \"$source\"" ;;
+    esac
+    grep -qF "$source" <<<"$(property StatusText)" || fail 'STATUS does not name the source'
+    note "with bundled-mini: anon $(mebibytes "$(counter memory.stat anon)")," \
+        "file $(mebibytes "$(counter memory.stat file)")"
+}
+
+check it_comes_back_when_it_is_killed 300
+it_comes_back_when_it_is_killed() {
+    local pid
+    pid=$(property MainPID)
+    kill -KILL "$pid"
+    until_true 'another process' has_other_pid "$pid"
+    equal 'the answer' 200 "$(embedding bundled-mini)"
+}
+
+check the_watchdog_ends_a_frozen_daemon_and_it_comes_back 360
+the_watchdog_ends_a_frozen_daemon_and_it_comes_back() {
+    local pid cursor began
+    unit_drop_in <<<$'[Service]\nWatchdogSec=8s'
+    began=$SECONDS
+    pid=$(property MainPID)
+    cursor=$(now)
+    kill -STOP "$pid"
+    until_true 'another process' has_other_pid "$pid"
+    note "$((SECONDS - began)) s to the next process, with WatchdogSec=8s and TimeoutAbort $(property TimeoutAbortUSec)"
+    journal "$cursor" --output=cat --grep='Watchdog timeout' >/dev/null || fail 'systemd did not name the watchdog'
+    equal 'the answer' 200 "$(embedding bundled-mini)"
+}
+
+check the_watchdog_leaves_a_busy_daemon_alone 360
+the_watchdog_leaves_a_busy_daemon_alone() {
+    local pid
+    unit_drop_in <<<$'[Service]\nWatchdogSec=8s'
+    pid=$(property MainPID)
+    clients --seconds 25 --clients 8 --model bundled-mini=0.998
+    equal 'the process' "$pid" "$(property MainPID)"
+}
+
+check a_restart_loses_no_connection 360
+a_restart_loses_no_connection() {
+    local answered=/tmp/answered
+    clients --seconds 30 --clients 4 --model bundled-mini=0.998 --fresh --ready $answered &
+    local asking=$! _
+    until_true 'the first answer' [ -e $answered ]
+    for _ in 1 2 3; do
+        systemctl restart caxton
+    done
+    wait "$asking"
+}

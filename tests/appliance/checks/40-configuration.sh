@@ -1,0 +1,133 @@
+# shellcheck shell=bash disable=SC2154
+# The configuration, edited well and badly while the service runs, and found bad when it starts.
+
+generation() {
+    ask GET /status | jq .configuration.generation
+}
+
+has_generation_above() {
+    [ "$(generation)" -gt "$1" ]
+}
+
+has_problems() {
+    [ "$(ask GET /status | jq '.configuration.problems | length')" -gt 0 ]
+}
+
+has_no_problems() {
+    ! has_problems
+}
+
+# edited WHAT COMMAND...: after COMMAND the configuration is another one.
+edited() {
+    local what=$1 before
+    shift
+    before=$(generation)
+    "$@"
+    until_true "the change by $what" has_generation_above "$before"
+    equal 'the process' "$pid" "$(property MainPID)"
+}
+
+write_batch() {
+    printf 'embedding: { batch_tokens: %s }\n' "$1" >"$override"
+}
+
+swap_link() {
+    printf 'embedding: { batch_tokens: %s }\n' "$1" >"$state/linked.yaml"
+    chmod 644 "$state/linked.yaml"
+    cp "$state/linked.yaml" /etc/caxton/linked
+    ln -sf ../linked "$override.link"
+    mv -T "$override.link" "$override"
+}
+
+# make_bad: a configuration that is refused, and seen.
+make_bad() {
+    configure <<<$'embedding:\n  batch_tokens: many'
+    until_true 'the problem in /status' has_problems
+}
+
+check changes_are_applied_whatever_the_editor 360
+changes_are_applied_whatever_the_editor() {
+    local pid cursor
+    pid=$(property MainPID)
+    cursor=$(now)
+    edited 'a new file' write_batch 2048
+    edited 'truncating and writing' write_batch 2049
+    edited 'sed -i' sed -i s/2049/2050/ "$override"
+    edited 'vim' vim.tiny -u NONE -es -c 's/2050/2051/' -c wq "$override"
+    edited 'a link that is swapped' swap_link 2052
+    edited 'removing the file' rm "$override"
+    rm /etc/caxton/linked
+    until_event "$cursor" configuration-applied
+}
+
+check a_bad_change_is_refused_and_the_last_good_one_stays 300
+a_bad_change_is_refused_and_the_last_good_one_stays() {
+    local cursor
+    cursor=$(now)
+    make_bad
+    until_event "$cursor" configuration-refused
+    records "$cursor" configuration-problem | tee "$state/said"
+    grep -qE '90-check\.yaml:2:[0-9]+' "$state/said" || fail 'the journal does not name file and line'
+    grep -q batch_tokens "$state/said" || fail 'the journal does not name the key'
+    refused caxton check
+    grep -q 'configuration' <<<"$(property StatusText)" || fail "STATUS is \"$(property StatusText)\""
+    equal 'the answer' 200 "$(embedding bundled-mini)"
+}
+
+check a_reload_with_a_bad_configuration_says_so_and_does_not_hang 300
+a_reload_with_a_bad_configuration_says_so_and_does_not_hang() {
+    local pid
+    make_bad
+    pid=$(property MainPID)
+    refused timeout 60 systemctl reload caxton
+    is_active || fail 'it is not active any more'
+    equal 'the process' "$pid" "$(property MainPID)"
+}
+
+check a_start_with_a_bad_configuration_uses_the_last_good_one 300
+a_start_with_a_bad_configuration_uses_the_last_good_one() {
+    local cursor
+    make_bad
+    cursor=$(now)
+    systemctl restart caxton || fail 'it does not start'
+    equal 'the answer' 200 "$(embedding bundled-mini)"
+    has_problems || fail '/status tells of no problem'
+    equal 'the priority of last-good-used' 3 "$(records "$cursor" last-good-used | jq -r .PRIORITY)"
+}
+
+check a_good_change_ends_the_trouble 300
+a_good_change_ends_the_trouble() {
+    make_bad
+    configure <<<'embedding: { batch_tokens: 4096 }'
+    until_true 'no problem any more' has_no_problems
+    timeout 60 systemctl reload caxton
+}
+
+# starts CURSOR: how often the unit was begun to be started since then.
+starts() {
+    journal "$1" --output=cat --grep='^Starting ' | wc -l
+}
+
+# no_more_starts CURSOR: there was none for some seconds.
+no_more_starts() {
+    local before
+    before=$(starts "$1")
+    sleep 5
+    [ "$(starts "$1")" = "$before" ]
+}
+
+check a_start_that_fails_is_not_repeated_without_end 400
+a_start_that_fails_is_not_repeated_without_end() {
+    local cursor
+    # Nothing to go back to, and a client that waits: the socket starts the service again for as long as he does.
+    systemctl stop caxton.service
+    configure <<<$'embedding:\n  batch_tokens: many'
+    rm -f "$store"/last-good*
+    cursor=$(now)
+    as_member curl --silent --max-time 300 --unix-socket "$socket" http://caxton/livez &
+    until_true 'an end of the starts' no_more_starts "$cursor"
+    note "$(starts "$cursor") starts"
+    (($(starts "$cursor") > 0)) || fail 'it was never started'
+    # Where the service has given up, the client has been told.
+    wait $! || echo 'the connection was closed'
+}

@@ -1,0 +1,135 @@
+# shellcheck shell=bash disable=SC2154
+# Memory under a real control group: what leaves is freed, what does not fit is refused, nobody is killed.
+
+large=(large-a large-b large-c large-d)
+
+# used: bytes that the service holds, which is what leaves with a model: its heap and its mapped files.
+used() {
+    echo $(($(counter memory.stat anon) + $(counter memory.stat file_mapped)))
+}
+
+resident() {
+    ask GET /api/memory/status | jq --exit-status --arg id "$1" 'any(.models[]; .id == $id)'
+}
+
+not_resident() {
+    ! resident "$1"
+}
+
+available() {
+    ask GET /api/packages |
+        jq --exit-status --arg id "$1" 'any(.packages[]; .id == $id and .status == "available")'
+}
+
+check large_models_are_installed_from_the_drop_directory 900
+large_models_are_installed_from_the_drop_directory() {
+    local model peak
+    for model in "${large[@]}"; do
+        drop_package "$model"
+    done
+    for model in "${large[@]}"; do
+        until_true "$model" available "$model"
+    done
+    peak=$(<"$group/memory.peak" 2>/dev/null) || peak=0
+    note "peak of the control group $(mebibytes "$peak")"
+}
+
+check an_unloaded_model_gives_its_memory_back 360
+an_unloaded_model_gives_its_memory_back() {
+    local before loaded after size bound
+    # Once, so that what stays of the first model ever is not counted.
+    caxton memory load large-a
+    caxton memory unload large-a
+    before=$(used)
+    caxton memory load large-a
+    loaded=$(used)
+    caxton memory unload large-a
+    sleep 1
+    after=$(used)
+    size=$((loaded - before))
+    note "$(mebibytes "$before"), loaded $(mebibytes "$loaded"), unloaded $(mebibytes "$after")"
+    ((size > 32 << 20)) || fail "it took no more than $(mebibytes $size)"
+    bound=$((size / 20 > 5 << 20 ? size / 20 : 5 << 20))
+    ((after - before <= bound)) || fail "$(mebibytes $((after - before))) stayed"
+}
+
+check an_idle_service_is_small 300
+an_idle_service_is_small() {
+    caxton memory flush
+    local resident
+    resident=$(awk '/^VmRSS/ { print $2 * 1024 }' "/proc/$(property MainPID)/status")
+    note "without a model: resident $(mebibytes "$resident"), anon $(mebibytes "$(counter memory.stat anon)")"
+}
+
+check pressure_makes_a_model_leave_at_once 540
+pressure_makes_a_model_leave_at_once() {
+    local round times=() slowest=0 taken cursor
+    configure <<<'memory: { pressure: { reload_cooldown: 0s, quiet: 1s } }'
+    until_answers bundled-mini
+    for round in 1 2 3 4 5; do
+        until_true 'large-a in memory' caxton memory load large-a
+        until_true 'an end of the shortage' is_calm
+        cursor=$(now)
+        taken=$(python3 "$payload/release_time.py" "$group" $((32 << 20))) || fail "round $round: $taken"
+        until_true 'large-a to leave' not_resident large-a
+        times+=("$taken")
+        ((taken <= slowest)) || slowest=$taken
+        until_event "$cursor" pressure-entered
+    done
+    note "from memory.high to 32 MiB less: ${times[*]} ms"
+    ((slowest < 5000)) || fail "it took $slowest ms"
+}
+
+is_calm() {
+    [ "$(ask GET /api/memory/status | jq -r .level)" = normal ]
+}
+
+# kills GROUP: how many processes of the control group the kernel has killed.
+kills() {
+    awk '$1 == "oom_kill" || $1 == "oom_group_kill" { sum += $2 } END { print sum + 0 }' "$1/memory.events"
+}
+
+# shellcheck disable=SC2154 # The host decides how long.
+check too_little_memory_for_its_models_kills_nobody $((pressure_seconds + 600))
+too_little_memory_for_its_models_kills_nobody() {
+    local slice=/sys/fs/cgroup/caxton.slice pid events gap wrong=
+    # A limit below what is in use would have the kernel kill at once: nobody could do anything about that.
+    systemctl stop caxton.service
+    systemctl set-property --runtime caxton.slice MemoryMax=304M MemorySwapMax=0
+    systemctl set-property --runtime caxton.service MemoryMax=256M
+    systemctl start caxton.service
+    pid=$(property MainPID)
+    events=$(kills "$slice")
+    systemd-run --quiet --unit=bystander --slice=caxton.slice --property=Type=exec \
+        python3 "$payload/bystander.py" 24 "$state/gap"
+    # shellcheck disable=SC2046 # One argument for each model.
+    (clients --seconds "$pressure_seconds" --clients 8 --model bundled-mini=0.998 \
+        $(printf -- '--model %s=0.99999 ' "${large[@]}")) || wrong=$(<"$state/reason")
+    note "in $pressure_seconds s: $(paste -s -d ';' "$state/clients")"
+    note "peak $(mebibytes "$(cat "$group/memory.peak" 2>/dev/null || echo 0)") of 256 MiB; $(tr '\n' ' ' <"$group/memory.events")"
+    note "loads: $(ask GET /api/models/stats | jq -c '[.models[] | {(.id): .loads}] | add')"
+    gap=$(<"$state/gap")
+    note "longest gap of the bystander $gap ms"
+    equal 'what was wrong with answers' '' "$wrong"
+    equal 'kills in the slice' "$events" "$(kills "$slice")"
+    equal 'the process' "$pid" "$(property MainPID)"
+    equal 'the bystander' active "$(systemctl is-active bystander.service)"
+    ((gap < 5000)) || fail "the bystander stood still for $gap ms"
+    systemctl stop bystander.service
+}
+
+check after_the_shortage_everything_is_as_before 360
+after_the_shortage_everything_is_as_before() {
+    systemctl revert caxton.service caxton.slice
+    systemctl daemon-reload
+    systemctl restart caxton
+    # The cool-down is over with the old process.
+    until_answers large-a
+    local model
+    for model in "${large[@]}"; do
+        rm "$drop/$model.model.tar.zst"
+    done
+    for model in "${large[@]}"; do
+        until_true "$model to leave" unknown "$model"
+    done
+}

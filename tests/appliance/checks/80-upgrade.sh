@@ -1,0 +1,84 @@
+# shellcheck shell=bash disable=SC2154
+# Another version over it and back, removed, installed again, purged: what changes and what stays.
+
+etc=/etc/caxton/caxton.yaml
+
+# install DIRECTORY: the package that lies there, as a machine that updates itself unattended does.
+install_from() {
+    apt-get install -y --allow-downgrades -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \
+        "$payload/$1"/caxton_*.deb
+}
+
+version() {
+    dpkg-query --show --showformat='${Version}' caxton
+}
+
+check an_upgrade_keeps_the_edited_configuration_and_restarts_once 540
+an_upgrade_keeps_the_edited_configuration_and_restarts_once() {
+    local cursor pid before
+    before=$(version)
+    echo '# edited by the operator' >>"$etc"
+    pid=$(property MainPID)
+    cursor=$(now)
+    install_from newer
+    dpkg --compare-versions "$(version)" gt "$before" || fail "it is still version $(version)"
+    equal 'the last line of the configuration' '# edited by the operator' "$(tail -n 1 "$etc")"
+    grep -q '^# of the newer version$' "$etc.dpkg-dist" || fail 'the new configuration is not beside it'
+    [ "$(property MainPID)" != "$pid" ] || fail 'the old process still runs'
+    equal 'starts' 1 "$(starts "$cursor")"
+    equal 'the answer' 200 "$(embedding bundled-mini)"
+    equal 'the model that was installed' 200 "$(embedding small)"
+}
+
+check a_downgrade_works 540
+a_downgrade_works() {
+    local cursor
+    cursor=$(now)
+    install_from packages
+    rm -f "$etc.dpkg-dist"
+    equal 'starts' 1 "$(starts "$cursor")"
+    equal 'the answer' 200 "$(embedding small)"
+}
+
+check an_upgrade_with_a_bad_configuration_keeps_the_old_process 540
+an_upgrade_with_a_bad_configuration_keeps_the_old_process() {
+    local pid
+    configure <<<'embedding: { batch_tokens: many }'
+    pid=$(property MainPID)
+    install_from newer | tee "$state/said"
+    equal 'the process' "$pid" "$(property MainPID)"
+    grep -q '90-check.yaml' "$state/said" || fail 'nobody is told of the problem'
+    equal 'the answer' 200 "$(embedding bundled-mini)"
+    rm "$override"
+    systemctl restart caxton
+    equal 'the answer' 200 "$(embedding bundled-mini)"
+}
+
+check removed_it_leaves_configuration_and_models 360
+removed_it_leaves_configuration_and_models() {
+    apt-get remove -y caxton
+    [ ! -e /usr/bin/caxtond ] || fail 'the daemon is still there'
+    [ ! -e "$socket" ] || fail 'the socket is still there'
+    refused pgrep -x caxtond
+    # Debian masks the units of what is removed, so that nothing starts what is left of them.
+    equal 'what systemd has loaded' masked "$(property LoadState)"
+    equal 'the last line of the configuration' '# edited by the operator' "$(tail -n 1 "$etc")"
+    compgen -G "$store/models/small@*" || fail 'the models have gone'
+    equal 'units that have failed' '' "$(systemctl --failed --quiet --no-legend)"
+}
+
+check installed_again_it_is_as_before 540
+installed_again_it_is_as_before() {
+    install_from packages
+    systemctl start caxton
+    until_answers small
+    equal 'the last line of the configuration' '# edited by the operator' "$(tail -n 1 "$etc")"
+}
+
+check purged_it_leaves_nothing 540
+purged_it_leaves_nothing() {
+    apt-get purge -y caxton
+    equal 'files with its name' '' \
+        "$(find / -xdev \( -path "$payload" -o -path "$state" \) -prune -o -name '*caxton*' -print | head -n 5)"
+    equal 'units that have failed' '' "$(systemctl --failed --quiet --no-legend)"
+}

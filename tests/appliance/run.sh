@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# The packages of target/dist on a whole machine: systemd, control groups, dpkg and rpm in a virtual machine.
+# Usage: tests/appliance/run.sh [CHECK...]   all checks, or those and what they cannot do without
+# Prints a line for each; ends with 1 when one has failed or none has run. See tests/appliance/README.md.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+work=$target/appliance
+dist=${APPLIANCE_DIST:-$target/dist}
+# Seconds of the run under a limit, kills and resets amid an installation, and seconds for everything.
+pressure_seconds=${APPLIANCE_PRESSURE_SECONDS:-60}
+kills=${APPLIANCE_KILLS:-17}
+resets=${APPLIANCE_RESETS:-3}
+longest=${APPLIANCE_SECONDS:-2400}
+
+fail() {
+    echo "tests/appliance/run.sh: $*" >&2
+    exit 1
+}
+
+# only_file PATTERN: the file that matches, of which there must be one.
+only_file() {
+    local found
+    mapfile -t found < <(compgen -G "$1" || true)
+    [ ${#found[@]} = 1 ] || fail "${#found[@]} files match $1; packaging/build.sh makes it"
+    echo "${found[0]}"
+}
+
+# What a later version would be: the same, but for its number and its configuration.
+make_newer() {
+    local deb=$1 output=$2 tree=$work/newer version
+    rm -rf "$tree"
+    dpkg-deb --raw-extract "$deb" "$tree"
+    version=$(sed -n 's/^Version: //p' "$tree/DEBIAN/control")
+    sed -i "s/^Version: .*/Version: $version+newer/" "$tree/DEBIAN/control"
+    echo '# of the newer version' >>"$tree/etc/caxton/caxton.yaml"
+    (cd "$tree" && find . -type f -not -path './DEBIAN/*' -printf '%P\0' | LC_ALL=C sort -z |
+        xargs -0 md5sum >DEBIAN/md5sums)
+    dpkg-deb --root-owner-group -Zzstd -z1 --build "$tree" "$output/caxton_${version}+newer_amd64.deb" >/dev/null
+    rm -rf "$tree"
+}
+
+# The models that are dropped, made by the caxton of the package.
+make_models() {
+    local caxton=$1 output=$2 weights=${CAXTON_MODELS:-} name
+    weights=${weights:+$weights/all-MiniLM-L6-v2}
+    [ -n "$weights" ] || weights=$("$root/bundled-models/fetch")
+    pack() { "$caxton" model pack --source "$1" --model-id "$2" "${@:3}" --output "$output/$2.model.tar.zst" >/dev/null; }
+    pack "$root/tests/golden/tiny-bert-mean" small
+    pack "$root/tests/golden/tiny-bert-cls" other
+    pack "$weights" medium --original all-MiniLM-L6-v2 --precision int8
+    for name in large-a large-b large-c large-d; do
+        pack "$weights" "$name" --original all-MiniLM-L6-v2 --precision f32
+    done
+}
+
+# The second disk: what is tested, and what tests it.
+make_payload() {
+    local deb=$1 rpm=$2 tree=$work/payload
+    rm -rf "$tree"
+    mkdir -p "$tree"/{packages,newer,models,golden}
+    cp "$deb" "$rpm" "$tree/packages/"
+    cp -R "$here"/{guest.sh,words.sh,checks} "$here"/*.py "$tree/"
+    cp "$root/tests/golden/texts_real.jsonl" "$root/tests/golden/all-MiniLM-L6-v2/reference.safetensors" \
+        "$tree/golden/"
+    make_newer "$deb" "$tree/newer"
+    dpkg-deb --fsys-tarfile "$deb" | tar -C "$work" --strip-components=3 -xf - ./usr/bin/caxton
+    make_models "$work/caxton" "$tree/models"
+    {
+        echo "pressure_seconds=$pressure_seconds kills=$kills resets=$resets"
+        echo "deadline=$(($(date +%s) + longest))"
+        printf 'only=(%s)\n' "${only[*]}"
+    } >"$tree/parameters"
+    rm -f "$work/payload.img"
+    truncate -s 1G "$work/payload.img"
+    mkfs.ext4 -q -F -O ^has_journal -E root_owner=0:0 -d "$tree" "$work/payload.img"
+    rm -rf "$tree" "$work/caxton"
+}
+
+# Starts the machine, and prints its results as they come. Emulated on purpose: the same everywhere, with and without
+# virtualisation. The processor is one without AVX: an emulated fused multiplication takes a call of a function for each
+# number, and a model ten times as long. Without the check of the timer, which a busy host fails. What the machine has
+# flushed has to outlive its own reset, not the host's: no flush goes through to the host's disk.
+boot() {
+    local image=$1
+    truncate -s 0 "$work/results" "$work/console.log"
+    truncate -s 64M "$work/kept.img"
+    # The guest ends by itself before that; what hangs while it starts does not.
+    timeout --kill-after=10 $((longest + 120)) qemu-system-x86_64 -nodefaults -accel tcg,thread=multi -cpu Westmere -smp 2 \
+        -m 2G -display none -kernel "$image/vmlinuz" -initrd "$image/initrd.img" \
+        -append 'root=/dev/vda rw console=ttyS0 psi=1 panic=10 no_timer_check' \
+        -drive "file=$image/disk.img,if=virtio,format=raw,snapshot=on,cache=unsafe" \
+        -drive "file=$work/payload.img,if=virtio,format=raw,readonly=on" \
+        -drive "file=$work/kept.img,if=virtio,format=raw,cache=unsafe" \
+        -serial "file:$work/console.log" -serial "file:$work/results" &
+    local machine=$!
+    tail --follow --lines=+1 --pid="$machine" --sleep-interval=1 "$work/results" | sed -u '/^end$/d'
+    wait "$machine" || echo "the machine ended with $?; see $work/console.log" >&2
+    rm -rf "$work/log"
+    mkdir -p "$work/log"
+    tar -C "$work/log" -xf "$work/kept.img" || echo "the machine kept no logs; see $work/console.log" >&2
+    rm -f "$work/kept.img"
+}
+
+count() {
+    grep -c "^$1 " "$work/results" || true
+}
+
+main() {
+    local deb rpm image
+    deb=$(only_file "$dist/caxton_*_amd64.deb")
+    rpm=$(only_file "$dist/caxton-*.x86_64.rpm")
+    mkdir -p "$work"
+    image=$("$here/image.sh" "$work")
+    echo "image: $SECONDS s"
+    make_payload "$deb" "$rpm"
+    echo "image and second disk: $SECONDS s"
+    boot "$image"
+    echo "everything: $SECONDS s; logs in $work/log, the console in $work/console.log"
+    local passed failed skipped
+    passed=$(count pass) failed=$(count fail) skipped=$(count skip)
+    # A machine that stopped half-way has not passed.
+    grep -qx end "$work/results" || failed=$((failed + 1))
+    echo "$passed passed, $failed failed, $skipped skipped"
+    ((failed == 0 && passed > 0))
+}
+
+only=("$@")
+main
