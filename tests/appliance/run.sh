@@ -7,7 +7,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 work=$target/appliance
-dist=${APPLIANCE_DIST:-$target/dist}
+# Where packaging/build.sh puts them, wherever the rest of the build lies.
+dist=${APPLIANCE_DIST:-$root/target/dist}
 # Seconds of the run under a limit, kills and resets amid an installation, and seconds for everything.
 pressure_seconds=${APPLIANCE_PRESSURE_SECONDS:-60}
 kills=${APPLIANCE_KILLS:-17}
