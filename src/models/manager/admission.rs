@@ -175,6 +175,8 @@ impl Manager {
             self.answer(waiting);
         }
         self.readmit();
+        // It may be the default model, and was taken to be on its way when the store told of it.
+        self.load_default();
     }
 
     /// Looks again whether those fit that wait for others to leave.
