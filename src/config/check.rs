@@ -240,12 +240,12 @@ mod tests {
             (
                 "clients: []",
                 "f:1:1: unknown key \"clients\"; known here: socket, memory, packages, embedding, models, aliases, \
-                 tenants, log",
+                 tenants, require_sandbox, log",
             ),
             (
                 "log.level: info",
                 "f:1:1: unknown key \"log.level\"; known here: socket, memory, packages, embedding, models, aliases, \
-                 tenants, log",
+                 tenants, require_sandbox, log",
             ),
             (
                 "log: &l { level: info }\nmemory: { <<: *l }",

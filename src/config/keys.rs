@@ -539,6 +539,7 @@ mod tests {
                     "[{ name: a, user: b }]",
                 ],
             ),
+            ("require_sandbox", &["true", "false"], &["yes", "1", "\"true\""]),
             ("log.level", &["error", "trace"], &["verbose", "3"]),
         ];
         for (name, good, bad) in cases {

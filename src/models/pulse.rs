@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     fn key() -> Key {
-        "a@1".parse().unwrap()
+        "a@1+0123456789ab".parse().unwrap()
     }
 
     #[test]
@@ -142,7 +142,10 @@ mod tests {
             assert_eq!(of(tokens, seconds), lives, "{tokens} tokens for {seconds} s");
         }
         let idle = judge(&key(), None, asked, now).unwrap_err();
-        assert_eq!(idle.to_string(), "the worker of a@1 has begun no forward pass for 10s");
+        assert_eq!(
+            idle.to_string(),
+            "the worker of a@1+0123456789ab has begun no forward pass for 10s"
+        );
     }
 
     #[tokio::test(start_paused = true)]

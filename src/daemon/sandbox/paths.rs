@@ -220,11 +220,11 @@ mod tests {
                     kind(fs::remove_file(at("none/file"))),
                     kind(fs::write(at("read/file"), "")),
                     kind(fs::write(at("read/new"), "")),
-                    kind(fs::rename(at("write/file"), at("read/other")).or_else(|error| {
+                    kind(fs::rename(at("write/file"), at("read/other")).map_err(|error| {
                         // The kernel says EXDEV where a rename is not granted on one side only.
                         match error.kind() {
-                            ErrorKind::CrossesDevices => Err(ErrorKind::PermissionDenied.into()),
-                            _ => Err(error),
+                            ErrorKind::CrossesDevices => ErrorKind::PermissionDenied.into(),
+                            _ => error,
                         }
                     })),
                 ];
