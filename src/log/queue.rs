@@ -1,7 +1,8 @@
 //! What waits for journald, and the one thread that writes it.
 //!
 //! Owns the thread, which begins later than the log: what a process takes from itself for its safety holds only for
-//! the threads that are to come. Until then records wait. Whoever logs takes a lock for as long as a record takes to move, and never waits for journald.
+//! the threads that are to come. Until then records wait. Whoever logs takes a lock for as long as a record takes to
+//! move, and never waits for journald.
 //!
 //! Invariants:
 //! 1. At most [`MAX_RECORDS`] and, but for a single larger one, [`MAX_BYTES`] wait.

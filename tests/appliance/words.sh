@@ -122,17 +122,16 @@ has_other_pid() {
     is_active && [ "$(property MainPID)" != "$1" ]
 }
 
-# now: where the journal ends.
+# now: the time, for `journal`. Not a cursor: journalctl of 252 leaves out the first record that matches after one.
 now() {
-    journalctl --sync
-    journalctl --quiet --no-pager --lines=0 --show-cursor | sed -n 's/^-- cursor: //p'
+    date +%s.%6N
 }
 
-# journal CURSOR ARGUMENT...: the journal of the service since then.
+# journal TIME ARGUMENT...: the journal of the service since then.
 journal() {
-    local cursor=$1
+    local since=$1
     shift
-    journalctl --quiet --no-pager --unit=caxton.service --after-cursor="$cursor" "$@"
+    journalctl --quiet --no-pager --unit=caxton.service --since="@$since" "$@"
 }
 
 # id_of KIND: the MESSAGE_ID of a kind of event; the catalog has its name above it.
@@ -143,19 +142,19 @@ id_of() {
     echo "$id"
 }
 
-# records CURSOR KIND: what the journal has of such events since then, one JSON object a line.
+# records TIME KIND: what the journal has of such events since then, one JSON object a line.
 records() {
     local id
     id=$(id_of "$2")
     journal "$1" --output=json "MESSAGE_ID=$id"
 }
 
-# happened CURSOR KIND [TEXT]: such an event is in the journal, and has TEXT in one of its fields.
+# happened TIME KIND [TEXT]: such an event is in the journal, and has TEXT in one of its fields.
 happened() {
     records "$1" "$2" | grep -qF "${3:-}"
 }
 
-# until_event CURSOR KIND [TEXT]
+# until_event TIME KIND [TEXT]
 until_event() {
     until_true "the event $2 in the journal" happened "$@"
 }

@@ -1,8 +1,8 @@
 //! Files: what the daemon may open, by Landlock.
 //!
 //! It may read what its settings name, its configuration, the system's files and the kernel's, and write to its store,
-//! its drop directory, that of the last good configuration and, if it makes the socket, that one's. It may execute nothing, connect to no TCP port,
-//! and signal no other process.
+//! its drop directory, that of the last good configuration and, if it makes the socket, that one's. It may execute
+//! nothing, connect to no TCP port, and signal no other process.
 //!
 //! A rule is about a directory that exists, not about a name. So the directory above one that operators remove, make
 //! again or mount is granted with it; never the root of the file system.

@@ -68,15 +68,15 @@ it_comes_back_when_it_is_killed() {
 
 check the_watchdog_ends_a_frozen_daemon_and_it_comes_back 360
 the_watchdog_ends_a_frozen_daemon_and_it_comes_back() {
-    local pid cursor began
+    local pid since began
     unit_drop_in <<<$'[Service]\nWatchdogSec=8s'
     began=$SECONDS
     pid=$(property MainPID)
-    cursor=$(now)
+    since=$(now)
     kill -STOP "$pid"
     until_true 'another process' has_other_pid "$pid"
     note "$((SECONDS - began)) s to the next process, with WatchdogSec=8s and TimeoutAbort $(property TimeoutAbortUSec)"
-    until_true "systemd's word of the watchdog" named_watchdog "$cursor"
+    until_true "systemd's word of the watchdog" named_watchdog "$since"
     equal 'the answer' 200 "$(embedding bundled-mini)"
 }
 

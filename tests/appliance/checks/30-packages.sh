@@ -9,11 +9,11 @@ quarantined() {
 check a_package_is_served_when_it_is_dropped 300
 a_package_is_served_when_it_is_dropped() {
     unknown small || fail 'it is there already'
-    local cursor
-    cursor=$(now)
+    local since
+    since=$(now)
     drop_package small
     until_answers small
-    until_event "$cursor" package-accepted small
+    until_event "$since" package-accepted small
 }
 
 check a_corrupt_package_is_put_into_quarantine 300
@@ -22,23 +22,23 @@ a_corrupt_package_is_put_into_quarantine() {
     cp "$payload/models/small.model.tar.zst" "$copy"
     half=$(($(stat --format=%s "$copy") / 2))
     printf '\0\1\2\3' | dd of="$copy" bs=1 seek="$half" conv=notrunc status=none
-    local cursor
-    cursor=$(now)
+    local since
+    since=$(now)
     mv "$copy" "$drop/"
     until_true 'corrupt in quarantine' quarantined corrupt
     cat "$drop/quarantine/corrupt.model.tar.zst.reason"
-    until_event "$cursor" package-refused corrupt.model.tar.zst
-    equal 'its priority' 3 "$(records "$cursor" package-refused | jq -r .PRIORITY)"
+    until_event "$since" package-refused corrupt.model.tar.zst
+    equal 'its priority' 3 "$(records "$since" package-refused | jq -r .PRIORITY)"
     answers small || fail 'the good one has gone'
 }
 
 check half_a_package_is_waited_for 300
 half_a_package_is_waited_for() {
-    local from=$payload/models/other.model.tar.zst to=$drop/other.model.tar.zst half cursor
+    local from=$payload/models/other.model.tar.zst to=$drop/other.model.tar.zst half since
     half=$(($(stat --format=%s "$from") / 2))
-    cursor=$(now)
+    since=$(now)
     head --bytes="$half" "$from" >"$to"
-    until_event "$cursor" package-incomplete other.model.tar.zst
+    until_event "$since" package-incomplete other.model.tar.zst
     unknown other || fail 'half of it is served'
     if quarantined other; then fail 'it was put into quarantine at once'; fi
     tail --bytes=+"$((half + 1))" "$from" >>"$to"

@@ -47,9 +47,9 @@ make_bad() {
 
 check changes_are_applied_whatever_the_editor 360
 changes_are_applied_whatever_the_editor() {
-    local pid cursor
+    local pid since
     pid=$(property MainPID)
-    cursor=$(now)
+    since=$(now)
     edited 'a new file' write_batch 2048
     edited 'truncating and writing' write_batch 2049
     edited 'sed -i' sed -i s/2049/2050/ "$override"
@@ -57,16 +57,16 @@ changes_are_applied_whatever_the_editor() {
     edited 'a link that is swapped' swap_link 2052
     edited 'removing the file' rm "$override"
     rm /etc/caxton/linked
-    until_event "$cursor" configuration-applied
+    until_event "$since" configuration-applied
 }
 
 check a_bad_change_is_refused_and_the_last_good_one_stays 300
 a_bad_change_is_refused_and_the_last_good_one_stays() {
-    local cursor
-    cursor=$(now)
+    local since
+    since=$(now)
     make_bad
-    until_event "$cursor" configuration-refused
-    records "$cursor" configuration-problem | tee "$state/said"
+    until_event "$since" configuration-refused
+    records "$since" configuration-problem | tee "$state/said"
     grep -qE '90-check\.yaml:2:[0-9]+' "$state/said" || fail 'the journal does not name file and line'
     grep -q batch_tokens "$state/said" || fail 'the journal does not name the key'
     refused caxton check
@@ -86,13 +86,13 @@ a_reload_with_a_bad_configuration_says_so_and_does_not_hang() {
 
 check a_start_with_a_bad_configuration_uses_the_last_good_one 300
 a_start_with_a_bad_configuration_uses_the_last_good_one() {
-    local cursor
+    local since
     make_bad
-    cursor=$(now)
+    since=$(now)
     systemctl restart caxton || fail 'it does not start'
     equal 'the answer' 200 "$(embedding bundled-mini)"
     has_problems || fail '/status tells of no problem'
-    equal 'the priority of last-good-used' 3 "$(records "$cursor" last-good-used | jq -r .PRIORITY)"
+    equal 'the priority of last-good-used' 3 "$(records "$since" last-good-used | jq -r .PRIORITY)"
 }
 
 check a_good_change_ends_the_trouble 300
@@ -118,16 +118,16 @@ no_more_starts() {
 
 check a_start_that_fails_is_not_repeated_without_end 400
 a_start_that_fails_is_not_repeated_without_end() {
-    local cursor
+    local since
     # Nothing to go back to, and a client that waits: the socket starts the service again for as long as he does.
     systemctl stop caxton.service
     configure <<<$'embedding:\n  batch_tokens: many'
     rm -f "$store"/last-good*
-    cursor=$(now)
+    since=$(now)
     as_member curl --silent --max-time 300 --unix-socket "$socket" http://caxton/livez &
-    until_true 'an end of the starts' no_more_starts "$cursor"
-    note "$(starts "$cursor") starts"
-    (($(starts "$cursor") > 0)) || fail 'it was never started'
+    until_true 'an end of the starts' no_more_starts "$since"
+    note "$(starts "$since") starts"
+    (($(starts "$since") > 0)) || fail 'it was never started'
     # Where the service has given up, the client has been told.
     wait $! || echo 'the connection was closed'
 }

@@ -63,18 +63,18 @@ an_idle_service_is_small() {
 
 check pressure_makes_a_model_leave_at_once 540
 pressure_makes_a_model_leave_at_once() {
-    local round times=() slowest=0 taken cursor
+    local round times=() slowest=0 taken since
     configure <<<'memory: { pressure: { reload_cooldown: 0s, quiet: 1s } }'
     until_answers bundled-mini
     for round in 1 2 3 4 5; do
         until_true 'large-a in memory' caxton memory load large-a
         until_true 'an end of the shortage' is_calm
-        cursor=$(now)
+        since=$(now)
         taken=$(python3 "$payload/release_time.py" "$group" $((32 << 20))) || fail "round $round: $taken"
         until_true 'large-a to leave' not_resident large-a
         times+=("$taken")
         ((taken <= slowest)) || slowest=$taken
-        until_event "$cursor" pressure-entered
+        until_event "$since" pressure-entered
     done
     note "from memory.high to 32 MiB less: ${times[*]} ms"
     ((slowest < 5000)) || fail "it took $slowest ms"

@@ -15,28 +15,28 @@ version() {
 
 check an_upgrade_keeps_the_edited_configuration_and_restarts_once 540
 an_upgrade_keeps_the_edited_configuration_and_restarts_once() {
-    local cursor pid before
+    local since pid before
     before=$(version)
     echo '# edited by the operator' >>"$etc"
     pid=$(property MainPID)
-    cursor=$(now)
+    since=$(now)
     install_from newer
     dpkg --compare-versions "$(version)" gt "$before" || fail "it is still version $(version)"
     equal 'the last line of the configuration' '# edited by the operator' "$(tail -n 1 "$etc")"
     grep -q '^# of the newer version$' "$etc.dpkg-dist" || fail 'the new configuration is not beside it'
     [ "$(property MainPID)" != "$pid" ] || fail 'the old process still runs'
-    equal 'starts' 1 "$(starts "$cursor")"
+    equal 'starts' 1 "$(starts "$since")"
     equal 'the answer' 200 "$(embedding bundled-mini)"
     equal 'the model that was installed' 200 "$(embedding small)"
 }
 
 check a_downgrade_works 540
 a_downgrade_works() {
-    local cursor
-    cursor=$(now)
+    local since
+    since=$(now)
     install_from packages
     rm -f "$etc.dpkg-dist"
-    equal 'starts' 1 "$(starts "$cursor")"
+    equal 'starts' 1 "$(starts "$since")"
     equal 'the answer' 200 "$(embedding small)"
 }
 
