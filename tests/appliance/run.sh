@@ -111,7 +111,7 @@ count() {
 main() {
     local deb rpm image
     deb=$(only_file "$dist/caxton_*_amd64.deb")
-    rpm=$(only_file "$dist/caxton-*.x86_64.rpm")
+    rpm=$(only_file "$dist/caxton-[0-9]*.x86_64.rpm")
     mkdir -p "$work"
     image=$("$here/image.sh" "$work")
     echo "image: $SECONDS s"
