@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How long the service takes from a signal of pressure until its memory is released.
 
-Usage: release_time.py GROUP BYTES   Puts memory.high of the control group GROUP below what it uses, and prints the
-milliseconds until BYTES less are in use. memory.high is what it was before when it ends, 1 when that took too long.
+Usage: release_time.py GROUP BYTES   Puts memory.high of the control group GROUP below what it uses beside the pages of
+files, which the kernel would take first, and prints the milliseconds until BYTES less are in use. memory.high is what it was before when it ends, 1 when that took too long.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ def main():
     high = group / "memory.high"
     before, kept = used(group), high.read_text()
     began = time.monotonic()
-    high.write_text(str(int((group / "memory.current").read_text()) - STEP))
+    high.write_text(str(before - STEP))
     try:
         while used(group) > before - amount:
             if time.monotonic() - began > LONGEST:
