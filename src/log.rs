@@ -1,7 +1,7 @@
 //! The log: to journald with structured fields under systemd, to stderr elsewhere.
 //!
 //! Owns the process's one subscriber and the thread that writes to the journal. What is worth a word to an operator has
-//! a [`Message`], which a `tracing` event names (`name: Message::Ready.name()`); `tests/it/journal.rs` holds every event
+//! a [`Message`], which a `tracing` event names (`name: Message::Ready.name()`); `tests/it/catalog.rs` holds every event
 //! at info and above to that. Texts and vectors of requests are never given to the log.
 //!
 //! Under systemd nobody waits for journald: records go through a bounded queue, and what does not fit is dropped and

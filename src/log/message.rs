@@ -3,7 +3,7 @@
 //! Owns the list. `packaging/journal/caxton.catalog` explains every kind by the same id, which never changes: scripts
 //! and `journalctl -x` find the kind by it. A new kind gets an id from `systemd-id128 new`.
 //!
-//! Invariants, held by `tests/it/journal.rs`:
+//! Invariants, held by `tests/it/catalog.rs`:
 //! 1. Ids here and in the catalog are the same.
 //! 2. Every event at info and above names its kind, at the level of its [`Priority`], with all of
 //!    [`Message::fields`], so that the catalog may use them.

@@ -6,6 +6,7 @@ mod aliases;
 mod bench;
 mod bundled;
 mod bundled_directory;
+mod catalog;
 mod command_line;
 mod config_edits;
 mod configuration;

@@ -1,0 +1,274 @@
+//! The kinds of events: what the source tells, and what the catalog explains, hold the same list.
+
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use caxton::log::{Message, Priority};
+
+use crate::support::skipped;
+
+/// Fields of journald itself that the catalog may use.
+const OWN: &[&str] = &["MESSAGE", "CODE_FILE", "CODE_LINE", "CODE_MODULE"];
+
+fn source(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// One `tracing` event of the source.
+#[derive(Debug, PartialEq, Eq)]
+struct Told {
+    level: &'static str,
+    kind: Option<String>,
+    fields: BTreeSet<String>,
+}
+
+/// The arguments of the macro whose parenthesis `text` begins behind.
+fn arguments(text: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut in_text, mut escaped) = (0, 0, false, false);
+    let mut found = Vec::new();
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' if depth == 0 => {
+                found.push(text[start..at].trim());
+                return found;
+            }
+            b')' | b']' | b'}' => depth -= 1,
+            b',' if depth == 0 => {
+                found.push(text[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    panic!("a macro does not end: {text}");
+}
+
+/// The events of `text` at info and above, outside tests.
+fn told(text: &str) -> Vec<Told> {
+    let code = text.split("\n#[cfg(test)]").next().unwrap();
+    let levels =
+        [("error", "tracing::error!("), ("warn", "tracing::warn!("), ("info", "tracing::info!(")];
+    let mut found = Vec::new();
+    for (level, begin) in levels {
+        for (at, _) in code.match_indices(begin) {
+            let arguments = arguments(&code[at + begin.len()..]);
+            let named =
+                |argument: &&str| argument.strip_prefix("name: Message::").map(str::to_owned);
+            let kind = arguments.first().and_then(named);
+            let kind = kind.map(|kind| kind.trim_end_matches(".name()").to_owned());
+            let fields = arguments.iter().take_while(|argument| !argument.starts_with('"'));
+            let fields = fields.filter(|argument| !argument.starts_with("name:"));
+            let name = |argument: &&str| {
+                let name = argument.trim_start_matches(['%', '?']);
+                name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                    .next()
+                    .unwrap()
+                    .to_owned()
+            };
+            found.push(Told { level, kind, fields: fields.map(name).collect() });
+        }
+    }
+    found
+}
+
+fn level(priority: Priority) -> &'static str {
+    match priority {
+        Priority::Critical | Priority::Error => "error",
+        Priority::Warning => "warn",
+        Priority::Informational => "info",
+        Priority::Debug => "debug",
+    }
+}
+
+/// What is wrong with an event of the source.
+fn wrong(told: &Told) -> Option<String> {
+    let of = |kind: &String| Message::ALL.iter().find(|message| format!("{message:?}") == *kind);
+    let Some(message) = told.kind.as_ref().and_then(of) else {
+        return Some("has no kind".to_owned());
+    };
+    if level(message.priority()) != told.level {
+        return Some(format!("is at {}, its kind at {:?}", told.level, message.priority()));
+    }
+    let missing: Vec<_> =
+        message.fields().iter().filter(|field| !told.fields.contains(**field)).collect();
+    (!missing.is_empty()).then(|| format!("lacks {missing:?}"))
+}
+
+/// Every event of the source by its file.
+fn all_told() -> Vec<(PathBuf, Told)> {
+    let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut found = Vec::new();
+    while let Some(directory) = directories.pop() {
+        for child in fs::read_dir(directory).unwrap() {
+            let path = child.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                let text = fs::read_to_string(&path).unwrap();
+                found.extend(told(&text).into_iter().map(|told| (path.clone(), told)));
+            }
+        }
+    }
+    assert!(found.len() > 70, "the source was not found");
+    found
+}
+
+#[test]
+fn every_event_names_its_kind_and_has_its_level_and_its_fields() {
+    let told = all_told();
+    let problems = told
+        .iter()
+        .filter_map(|(path, told)| Some(format!("{}: {told:?} {}", path.display(), wrong(told)?)));
+    let problems: Vec<String> = problems.collect();
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+    let kinds: BTreeSet<&str> = told.iter().filter_map(|(_, told)| told.kind.as_deref()).collect();
+    let untold = Message::ALL.iter().filter(|message| {
+        // The thread that writes makes it itself, since it cannot log.
+        **message != Message::RecordsLost && !kinds.contains(format!("{message:?}").as_str())
+    });
+    assert_eq!(Vec::from_iter(untold), [] as [&Message; 0], "kinds that nothing tells");
+}
+
+#[test]
+fn what_is_wrong_with_an_event_is_seen() {
+    let read = |text: &str| told(text).remove(0);
+    let right =
+        "tracing::error!(\n  name: Message::StoreFailed.name(),\n  error = f(a, \"x, )\"), \"b\");";
+    assert_eq!(wrong(&read(right)), None);
+    for text in [
+        "tracing::info!(model, \"no kind\");",
+        "tracing::info!(name: Message::None.name(), \"unknown kind\");",
+        "tracing::warn!(name: Message::Stopped.name(), \"wrong level\");",
+        "tracing::info!(name: Message::Stopping.name(), \"{signal} is no field\");",
+    ] {
+        assert!(wrong(&read(text)).is_some(), "{text}");
+    }
+    assert!(told("a\n#[cfg(test)]\ntracing::info!(\"a\");").is_empty());
+}
+
+/// An entry of the catalog.
+#[derive(Debug)]
+pub(super) struct Explained {
+    pub(super) id: String,
+    headers: BTreeMap<String, String>,
+    body: String,
+}
+
+pub(super) fn catalog() -> Vec<Explained> {
+    let text = source("packaging/journal/caxton.catalog");
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let text = lines.join("\n");
+    let entries = text.split("\n-- ").skip(1).map(|entry| {
+        let (head, body) = entry.split_once("\n\n").unwrap();
+        let mut lines = head.lines();
+        let id = lines.next().unwrap().to_owned();
+        let header = |line: &str| {
+            let (name, value) = line.split_once(": ").unwrap();
+            (name.to_owned(), value.to_owned())
+        };
+        Explained { id, headers: lines.map(header).collect(), body: body.trim().to_owned() }
+    });
+    entries.collect()
+}
+
+impl Explained {
+    /// The fields that it takes from the record.
+    pub(super) fn used(&self) -> BTreeSet<String> {
+        let text = format!("{}\n{}", self.headers["Subject"], self.body);
+        text.split('@').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    pub(super) fn message(&self) -> Message {
+        let found = Message::ALL.iter().find(|message| message.id() == self.id);
+        *found.unwrap_or_else(|| panic!("{} is the id of nothing", self.id))
+    }
+}
+
+pub(super) fn in_journal(field: &str) -> String {
+    format!("CAXTON_{}", field.to_uppercase())
+}
+
+#[test]
+fn the_catalog_explains_every_kind_by_fields_that_each_of_its_records_has() {
+    let catalog = catalog();
+    let ids: Vec<&str> = catalog.iter().map(|explained| explained.id.as_str()).collect();
+    let all: Vec<&str> = Message::ALL.iter().map(|message| message.id()).collect();
+    assert_eq!(ids, all);
+    for explained in &catalog {
+        let message = explained.message();
+        let fields: BTreeSet<String> =
+            message.fields().iter().map(|field| in_journal(field)).collect();
+        for used in explained.used() {
+            let is_there = OWN.contains(&used.as_str()) || fields.contains(&used);
+            assert!(is_there, "{message:?} has no {used}");
+        }
+        assert_eq!(explained.headers["Defined-By"], "Caxton");
+        for pointer in ["Support", "Documentation"] {
+            assert!(explained.headers[pointer].starts_with("man:"), "{message:?}");
+        }
+        assert!(!explained.body.is_empty() && !explained.body.contains("://"), "{message:?}");
+    }
+}
+
+#[test]
+fn the_catalog_describes_every_field_and_no_other() {
+    let text = source("packaging/journal/caxton.catalog");
+    let described = text.lines().filter_map(|line| {
+        line.strip_prefix("#   CAXTON_")?.split_whitespace().next().map(str::to_lowercase)
+    });
+    let described: BTreeSet<String> = described.collect();
+    let told = all_told().into_iter().flat_map(|(_, told)| told.fields);
+    let mut fields: BTreeSet<String> = told.filter(|field| field != "errno").collect();
+    let declared = Message::ALL.iter().flat_map(|message| message.fields());
+    fields.extend(declared.chain(&["event"]).map(ToString::to_string));
+    let missing: Vec<_> = fields.difference(&described).collect();
+    let unknown: Vec<_> = described.difference(&fields).collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "missing {missing:?}, unknown {unknown:?}");
+}
+
+#[test]
+fn systemd_reads_the_catalog() {
+    let test = "systemd_reads_the_catalog";
+    let Ok(version) = Command::new("journalctl").arg("--version").output() else {
+        return skipped(test, "journalctl");
+    };
+    assert!(version.status.success());
+    let root = tempfile::tempdir().unwrap();
+    let place = root.path().join("usr/lib/systemd/catalog");
+    fs::create_dir_all(&place).unwrap();
+    fs::write(place.join("caxton.catalog"), source("packaging/journal/caxton.catalog")).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new("journalctl");
+        let output = command.arg("--root").arg(root.path()).args(arguments).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.is_empty(), "{arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["--update-catalog"]);
+    let list = run(&["--list-catalog"]);
+    assert_eq!(list.lines().count(), Message::ALL.len(), "{list}");
+    for explained in catalog() {
+        let dumped = run(&["--dump-catalog", &explained.id]);
+        assert!(dumped.contains(&explained.headers["Subject"]), "{dumped}");
+        assert!(dumped.contains(explained.body.lines().last().unwrap()), "{dumped}");
+    }
+}
+
+#[test]
+fn the_id_of_the_readme_is_that_of_a_kind() {
+    let text = source("README.md");
+    let ids: Vec<&str> = text.split("MESSAGE_ID=").skip(1).map(|rest| &rest[..32]).collect();
+    assert!(!ids.is_empty());
+    for id in ids {
+        assert!(Message::ALL.iter().any(|message| message.id() == id), "{id}");
+    }
+}
