@@ -3,7 +3,7 @@
 //! A daemon that takes this test for journald is started in a mount namespace of its own, where the test's socket lies
 //! at journald's place.
 
-#![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::fs;
