@@ -86,7 +86,7 @@ pub fn start(level: LevelFilter) -> Result<Level, TryInitError> {
 /// process can leave what it does not need while it has one thread.
 ///
 /// # Errors
-/// When the system refuses a thread.
+/// When the system refuses a thread, as stderr has been told.
 pub fn begin() -> io::Result<()> {
     QUEUE.get().map_or(Ok(()), Queue::begin)
 }
@@ -99,7 +99,7 @@ pub fn lost() -> u64 {
 /// Waits until journald has what was logged, but not for long. Nothing is written afterwards.
 ///
 /// # Errors
-/// When nothing can be written, because the system refuses a thread.
+/// When nothing can be written, because the system refuses a thread, as stderr has been told.
 pub fn finish() -> io::Result<()> {
     QUEUE.get().map_or(Ok(()), |queue| queue.finish(FINISH_TIMEOUT))
 }

@@ -91,14 +91,18 @@ impl Queue {
     /// Starts the thread, unless it has been started.
     ///
     /// # Errors
-    /// When the system refuses a thread. Nothing is written then.
+    /// When the system refuses a thread. Nothing is written then, but why: to stderr.
     pub(super) fn begin(&self) -> io::Result<()> {
         let Some(sink) = self.shared.state().sink.take() else { return Ok(()) };
         let (writer, encode) = (Arc::clone(&self.shared), self.encode);
         let write = move || writer.write(&sink, encode);
         let thread = thread::Builder::new().name("journal".to_owned()).spawn(write);
         // It ends after `finish`; at the latest with the process.
-        thread.map(drop).inspect_err(|_error| self.shared.state().ended = true)
+        thread.map(drop).inspect_err(|error| {
+            self.shared.state().ended = true;
+            // The priority is that of sd-daemon(3). When not even this is taken, the exit code is what tells.
+            drop(writeln!(io::stderr(), "<3>the log cannot be written: no thread: {error}"));
+        })
     }
 
     /// Has `record` written, or counts it as lost when too many wait. Takes a few microseconds.
