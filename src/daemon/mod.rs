@@ -76,7 +76,7 @@ pub fn run(source: Source) -> Exit {
     let exit = run_until_stopped(source).err().unwrap_or(Exit::Ok);
     match log::finish() {
         Ok(()) => exit,
-        // Nobody can be told.
+        // The log has told why.
         Err(_error) if exit == Exit::Ok => Exit::System,
         Err(_error) => exit,
     }
@@ -108,7 +108,7 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     let store = open_store(settings)?;
     let writes = sandbox::Writes { last_good: last_good.path(), socket: listen::binds() };
     let sandbox = sandbox::enter(settings, &source, files, &writes)?;
-    // From here on there is more than one thread.
+    // From here on there is more than one thread. A log that cannot begin has told why.
     log::begin().map_err(|_error| Exit::System)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
@@ -197,8 +197,6 @@ struct Daemon {
     preloads: JoinSet<()>,
     reloader: Reloader,
     ticks: mpsc::Receiver<()>,
-    /// How long connections may take to end, as they were told at the start.
-    drain_timeout: Duration,
     /// Ends connections.
     stop_serving: CancellationToken,
     /// Ends everything else.
@@ -283,7 +281,7 @@ impl Daemon {
             listener,
             api::router(app.clone()),
             settings.socket.max_connections,
-            settings.socket.drain_timeout,
+            app.settings.clone(),
             turned,
             stop_serving.clone(),
         );
@@ -296,7 +294,6 @@ impl Daemon {
             preloads: JoinSet::new(),
             reloader,
             ticks,
-            drain_timeout: settings.socket.drain_timeout,
             stop_serving,
             stop_all,
             _bound: bound,
@@ -394,7 +391,8 @@ impl Daemon {
 
     async fn stop(mut self, signal: &str) -> Result<(), Exit> {
         tracing::info!(name: Message::Stopping.name(), signal, "draining");
-        systemd::stopping(self.drain_timeout + WORKERS_TIMEOUT + REST_OF_STOP);
+        let drain_timeout = self.app.settings.borrow().socket.drain_timeout;
+        systemd::stopping(drain_timeout + WORKERS_TIMEOUT + REST_OF_STOP);
         self.stop_serving.cancel();
         // The tasks end in no particular order; only connections end before the rest is told to.
         let mut outcome = Ok(());

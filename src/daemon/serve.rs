@@ -24,13 +24,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use nix::errno::Errno;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use crate::api::{self, ConnectionId, Peer};
+use crate::config::Settings;
 use crate::log::Message;
 
 /// How long a connection may take to send the head of its next request.
@@ -51,7 +52,7 @@ const MAX_HEADER_BYTES: usize = 32 << 10;
 pub(super) type Turn = oneshot::Sender<()>;
 
 /// Serves connections of `listener` until `cancel`, at most `max_connections` at a time; then lets requests in flight
-/// finish for at most `drain_timeout`. Answers `turns` meanwhile.
+/// finish for at most the drain timeout that is in force by then. Answers `turns` meanwhile.
 ///
 /// Returns how many connections had to be cut off.
 ///
@@ -61,7 +62,7 @@ pub(super) async fn serve(
     listener: UnixListener,
     router: Router,
     max_connections: usize,
-    drain_timeout: Duration,
+    settings: watch::Receiver<Arc<Settings>>,
     mut turns: mpsc::Receiver<Turn>,
     cancel: CancellationToken,
 ) -> io::Result<usize> {
@@ -131,6 +132,7 @@ pub(super) async fn serve(
     }
     drop((listener, turns));
     connections.close();
+    let drain_timeout = settings.borrow().socket.drain_timeout;
     let drained = tokio::time::timeout(drain_timeout, graceful.shutdown()).await;
     let left = if drained.is_ok() { 0 } else { connections.len() };
     cut.cancel();

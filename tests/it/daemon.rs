@@ -76,8 +76,11 @@ fn a_signal_before_it_is_ready_stops_it_with_0() {
 }
 
 #[test]
-fn a_drain_that_takes_too_long_is_cut_off() {
-    let daemon = Root::new().with("socket.drain_timeout", json!("100ms")).start();
+fn a_drain_that_takes_longer_than_is_in_force_is_cut_off() {
+    let mut daemon = Root::new().with("socket.drain_timeout", json!("10m")).start();
+    daemon.root_mut().set("socket.drain_timeout", json!("100ms"));
+    daemon.write_settings();
+    daemon.wait_log("configuration applied");
     let mut connection = daemon.connect();
     connection.send(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{");
     assert_eq!(daemon.get("/livez").status, 200);
