@@ -87,14 +87,12 @@ impl Listening {
     pub(super) fn open(settings: &Socket) -> Result<Self, ListenError> {
         let names = std::env::var("LISTEN_FDNAMES").ok();
         let mut passed = ListenFd::from_env();
-        let count = passed.len();
-        let (listener, bound) = match count {
-            0 => bind(settings).map(|(listener, bound)| (listener, Some(bound)))?,
-            _ => {
-                check_passed(count, names.as_deref())?;
-                let listener = passed.take_unix_listener(0).map_err(ListenError::Kind)?;
-                (listener.ok_or(ListenError::Passed(0))?, None)
-            }
+        if passed.len() > 0 {
+            check_passed(passed.len(), names.as_deref())?;
+        }
+        let (listener, bound) = match passed.take_unix_listener(0).map_err(ListenError::Kind)? {
+            Some(listener) => (listener, None),
+            None => bind(settings).map(|(listener, bound)| (listener, Some(bound)))?,
         };
         listener.set_nonblocking(true).map_err(FileError::new("listen on", &settings.path))?;
         Ok(Self { listener, bound })

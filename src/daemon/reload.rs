@@ -47,9 +47,7 @@ impl Start {
             Ok(loaded) => return Ok(Self { loaded, problems: Vec::new() }),
             Err(error) => error,
         };
-        for problem in &error.problems {
-            tracing::error!(name: Message::ConfigurationProblem.name(), "{problem}");
-        }
+        let problems = tell(&error);
         match last_good.load() {
             Ok(Some(loaded)) => {
                 tracing::error!(
@@ -58,7 +56,7 @@ impl Start {
                     "the configuration is wrong: started with the last good one, which was kept on disk; `caxton \
                      check` shows what is wrong, and what is mended is applied at once"
                 );
-                Ok(Self { loaded, problems: texts(&error) })
+                Ok(Self { loaded, problems })
             }
             Ok(None) => {
                 tracing::error!(
@@ -200,14 +198,11 @@ impl Reloader {
         match read {
             Ok(loaded) => self.accept(loaded),
             Err(error) => {
-                for problem in &error.problems {
-                    tracing::error!(name: Message::ConfigurationProblem.name(), "{problem}");
-                }
+                let problems = tell(&error);
                 tracing::error!(
                     name: Message::ConfigurationRefused.name(),
                     "configuration rejected: the last good one stays in force"
                 );
-                let problems = texts(&error);
                 self.events.send(Event::ConfigurationRefused { problems: problems.clone() });
                 self.configuration.send_modify(|seen| seen.problems = problems);
             }
@@ -254,6 +249,15 @@ impl Reloader {
 
 fn names(files: &[PathBuf]) -> Vec<String> {
     files.iter().map(|file| file.display().to_string()).collect()
+}
+
+/// Has each problem in the log, and returns them.
+fn tell(error: &ConfigError) -> Vec<String> {
+    let problems = texts(error);
+    for problem in &problems {
+        tracing::error!(name: Message::ConfigurationProblem.name(), "{problem}");
+    }
+    problems
 }
 
 fn texts(error: &ConfigError) -> Vec<String> {
