@@ -17,7 +17,7 @@ use axum::response::Response;
 use super::App;
 use super::error::ApiError;
 use super::peer::Peer;
-use super::tenants::Visit;
+use super::tenants::{Tenant, Visit};
 use crate::config::TenantSettings;
 use crate::models::{Priority, REQUEST_TIMEOUT, Ticket};
 
@@ -105,11 +105,27 @@ impl FromRequestParts<App> for Caller {
         };
         let began = Instant::now();
         let deadline = began + timeout;
-        let peer = parts.extensions.get::<Peer>().copied().unwrap_or(Peer::STRANGER);
-        let tenant = app.tenants.find(peer, header(headers, &TENANT)?).await?;
+        let tenant = tenant(parts, app).await?;
         let tenant = tenant.map(Visit::begin).transpose()?.map(Arc::new);
         Ok(Self { connection, allow_fallback, priority, tenant, began, deadline })
     }
+}
+
+/// Who asks what there is: the tenant, of which this is no request in flight.
+#[derive(Debug)]
+pub(super) struct Viewer(pub(super) Option<Arc<Tenant>>);
+
+impl FromRequestParts<App> for Viewer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        tenant(parts, app).await.map(Self)
+    }
+}
+
+async fn tenant(parts: &Parts, app: &App) -> Result<Option<Arc<Tenant>>, ApiError> {
+    let peer = parts.extensions.get::<Peer>().copied().unwrap_or(Peer::STRANGER);
+    app.tenants.find(peer, header(&parts.headers, &TENANT)?).await
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {

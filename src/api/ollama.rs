@@ -17,11 +17,11 @@ use axum::routing::{any, get, post};
 use axum::{Json, Router, middleware};
 
 use super::App;
-use super::caller::Caller;
+use super::caller::{Caller, Viewer};
 use super::error::ApiError;
 use super::input::read_json;
-use super::openai::available;
 use super::request::{self, Embedded};
+use super::target;
 use super::wire::Input;
 use super::wire::ollama::{
     Details, EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, Failure, Running,
@@ -219,16 +219,17 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-async fn tags(State(app): State<App>) -> Json<Tags> {
-    let models = available(&app).into_iter().map(|Entry { manifest, record, .. }| Tag {
-        name: tag(&manifest),
-        model: tag(&manifest),
-        modified_at: time(record.installed_at.0),
-        size: manifest.total_size(),
-        digest: record.package_digest.to_string(),
-        details: details(&manifest),
-        capabilities: CAPABILITIES.to_vec(),
-    });
+async fn tags(State(app): State<App>, viewer: Viewer) -> Json<Tags> {
+    let models =
+        target::visible(&app, &viewer).into_iter().map(|Entry { manifest, record, .. }| Tag {
+            name: tag(&manifest),
+            model: tag(&manifest),
+            modified_at: time(record.installed_at.0),
+            size: manifest.total_size(),
+            digest: record.package_digest.to_string(),
+            details: details(&manifest),
+            capabilities: CAPABILITIES.to_vec(),
+        });
     Json(Tags { models: models.collect() })
 }
 
@@ -254,14 +255,18 @@ async fn running(State(app): State<App>) -> Result<Json<Running>, ApiError> {
     Ok(Json(Running { models: models.collect() }))
 }
 
-async fn show(State(app): State<App>, body: Body) -> Result<Json<ShowResponse>, ApiError> {
+async fn show(
+    State(app): State<App>,
+    viewer: Viewer,
+    body: Body,
+) -> Result<Json<ShowResponse>, ApiError> {
     let limit = app.settings.borrow().socket.max_body;
     let request: ShowRequest = read_json(body, limit).await?;
     let Some(asked) = request.model.or(request.name) else {
         let message = "model is missing; expected the name of a model".to_owned();
         return Err(ApiError::invalid(Some("model".to_owned()), message));
     };
-    let entries = available(&app);
+    let entries = target::visible(&app, &viewer);
     let Some(Entry { manifest, record, .. }) = choose(&entries, &model_name(&asked)) else {
         return Err(ApiError::unknown_package(asked, &entries));
     };

@@ -11,17 +11,18 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::future::try_join_all;
 
 use super::App;
-use super::caller::Caller;
+use super::caller::{Caller, Viewer};
 use super::error::ApiError;
 use super::input::{Name, read_json};
 use super::request::{self, EmbedRequest, Embedded, Prompt};
+use super::target;
 use super::wire::{
     AdditionalEmbeddings, Embedding, EmbeddingsRequest, EmbeddingsResponse, Model, ModelList,
     Usage, Vector,
 };
 use crate::config::AliasSettings;
 use crate::models::{ModelInfo, alias};
-use crate::package::{Entry, Status, choose};
+use crate::package::{Entry, choose};
 
 /// Models beside the one that is asked for: a migration needs one; each holds a copy of the texts.
 const MAX_ADDITIONAL: usize = 3;
@@ -152,8 +153,8 @@ fn usage(embedded: &Embedded) -> Usage {
     Usage { prompt_tokens: used, total_tokens: used }
 }
 
-pub(super) async fn models(State(app): State<App>) -> Json<ModelList> {
-    let entries = available(&app);
+pub(super) async fn models(State(app): State<App>, viewer: Viewer) -> Json<ModelList> {
+    let entries = target::visible(&app, &viewer);
     let settings = app.settings.borrow().clone();
     let data = entries.iter().map(|entry| describe(entry, &entries, &settings.aliases)).collect();
     Json(ModelList { object: "list".to_owned(), data })
@@ -161,24 +162,14 @@ pub(super) async fn models(State(app): State<App>) -> Json<ModelList> {
 
 pub(super) async fn model(
     State(app): State<App>,
+    viewer: Viewer,
     Name(name): Name,
 ) -> Result<Json<Model>, ApiError> {
-    let entries = available(&app);
+    let entries = target::visible(&app, &viewer);
     let settings = app.settings.borrow().clone();
     let entry = choose(&entries, &alias::meant(&settings.aliases, &name));
     let entry = entry.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
     Ok(Json(describe(entry, &entries, &settings.aliases)))
-}
-
-/// The models that can be asked for.
-pub(super) fn available(app: &App) -> Vec<Entry> {
-    let mut entries = app.handle.store().entries();
-    let bundled_only = app.settings.borrow().memory.model_cache.bundled_only;
-    entries.retain(|entry| {
-        entry.record.status == Status::Available
-            && (!bundled_only || entry.record.origin.is_bundled())
-    });
-    entries
 }
 
 fn describe(entry: &Entry, entries: &[Entry], aliases: &BTreeMap<String, AliasSettings>) -> Model {

@@ -1,16 +1,45 @@
 //! Which model a request means: the one it names, or that of its tenant, or the default; behind an alias, perhaps the
-//! canary. And whether its tenant may ask for it.
+//! canary. And whether its tenant may ask for it, and so sees it.
 //!
 //! Owns the order of these. Decided before anything is loaded, so that nothing is loaded for a request that is refused.
 
 use super::App;
-use super::caller::Caller;
+use super::caller::{Caller, Viewer};
 use super::error::ApiError;
 use super::tenants::Visit;
 use super::wire::Input;
+use crate::config::TenantSettings;
 use crate::models::ModelInfo;
 use crate::models::alias::{self, Target, Texts};
-use crate::package::choose;
+use crate::package::{Entry, Status, choose};
+
+/// The models that can be asked for, by this tenant if it is held to some.
+pub(super) fn visible(app: &App, Viewer(tenant): &Viewer) -> Vec<Entry> {
+    let mut entries = app.handle.store().entries();
+    let settings = app.settings.borrow().clone();
+    let bundled_only = settings.memory.model_cache.bundled_only;
+    entries.retain(|entry| {
+        entry.record.status == Status::Available
+            && (!bundled_only || entry.record.origin.is_bundled())
+    });
+    let tenant = tenant.as_deref().map(|tenant| &tenant.settings);
+    if let Some(TenantSettings { model, allowed_models: Some(allowed), .. }) = tenant {
+        let names = allowed.iter().chain(model).map(|name| alias::meant(&settings.aliases, name));
+        let meant = names.filter_map(|name| choose(&entries, &name).map(|entry| entry.key.clone()));
+        let meant = Vec::from_iter(meant);
+        entries.retain(|entry| {
+            meant.contains(&entry.key) || allowed.iter().any(|name| entry.is_named(name))
+        });
+    }
+    entries
+}
+
+/// What a request means that names no model, apart from canaries.
+pub(super) fn default_of(app: &App, Viewer(tenant): &Viewer) -> String {
+    let settings = app.settings.borrow().clone();
+    let own = tenant.as_deref().and_then(|tenant| tenant.settings.model.as_deref());
+    alias::meant(&settings.aliases, own.unwrap_or_else(|| settings.default_model()))
+}
 
 /// Whether a tenant that is held to some models may be answered by this one in place of its own.
 pub(super) fn may_stand_in(app: &App, caller: &Caller, info: &ModelInfo) -> bool {

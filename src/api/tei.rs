@@ -17,12 +17,12 @@ use axum::{Json, Router, middleware};
 use tokio::runtime::Handle;
 
 use super::App;
-use super::caller::Caller;
+use super::caller::{Caller, Viewer};
 use super::error::ApiError;
 use super::input::read_json;
-use super::openai::available;
 use super::rank;
 use super::request::{self, EMBEDDING_SPACE, EmbedRequest, Embedded, MAX_INPUTS, Prompt, Wanted};
+use super::target;
 use super::wire::{Input, tei};
 use crate::engine::{self, Truncation};
 use crate::models::Residency;
@@ -134,9 +134,10 @@ async fn predict() -> ApiError {
     ApiError::wrong_task("no installed model is a classifier".to_owned())
 }
 
-async fn info(State(app): State<App>) -> Result<Json<tei::Info>, ApiError> {
-    let default = app.handle.default_model();
-    let entries = available(&app);
+/// Of the model that the caller gets without naming one: this dialect has no place for a name.
+async fn info(State(app): State<App>, viewer: Viewer) -> Result<Json<tei::Info>, ApiError> {
+    let default = target::default_of(&app, &viewer);
+    let entries = target::visible(&app, &viewer);
     let entry = choose(&entries, &default).ok_or_else(|| ApiError::not_ready(&default))?;
     let residency = app.handle.residency().await?;
     let dtype = match residency.get(&entry.key) {

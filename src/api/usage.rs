@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::{RawQuery, State};
 
+use super::caller::Viewer;
 use super::error::ApiError;
 use super::wire::{
     ModelStats, ModelStatsList, NextUse, Percentiles, Recommendation, Recommendations,
 };
-use super::{App, openai};
+use super::{App, target};
 use crate::models::Residency;
 use crate::models::usage::recommend::{Candidate, Memory, Query, recommend};
 use crate::models::usage::{self, Stats};
@@ -73,13 +74,14 @@ fn millis(duration: Duration) -> f64 {
 
 pub(super) async fn recommendations(
     State(app): State<App>,
+    viewer: Viewer,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Recommendations>, ApiError> {
     let query = parse(query.as_deref().unwrap_or_default())?;
     let residency = app.handle.residency().await?;
     let room = app.handle.memory().await?.room;
     let usage = app.handle.usage();
-    let entries = openai::available(&app);
+    let entries = target::visible(&app, &viewer);
     let candidates = entries.iter().map(|entry| Candidate {
         key: &entry.key,
         manifest: &entry.manifest,

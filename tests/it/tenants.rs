@@ -57,6 +57,26 @@ fn a_tenant_has_its_own_default_model_and_gets_only_what_it_may_ask_for() {
         let named = model.unwrap_or("bundled-mini");
         refused(&answer, 403, "model_not_allowed", Some("model"), &[tenant, named]);
     }
+    // What there is to ask for, is what it may ask for. Looking is no request.
+    let view = |tenant: &str, path: &str| {
+        let answer = daemon.connect().request("GET", path, &[("x-caxton-tenant", tenant)], b"");
+        let ids = |list: &Value, name: &str| -> Vec<String> {
+            let rows = list.as_array().into_iter().flatten();
+            rows.map(|row| row[name].as_str().unwrap().to_owned()).collect()
+        };
+        (answer.status, [ids(&answer.json()["data"], "id"), ids(&answer.json()["models"], "name")])
+    };
+    for (tenant, ids, tags) in [
+        ("free", vec!["bundled-mini", "other"], vec!["bundled-mini:1", "other:2"]),
+        ("bound", vec!["bundled-mini", "other"], vec!["bundled-mini:1", "other:2"]),
+        ("versions", vec!["other"], vec!["other:2"]),
+    ] {
+        let list = |names: Vec<&str>| Vec::from_iter(names.into_iter().map(str::to_owned));
+        assert_eq!(view(tenant, "/v1/models"), (200, [list(ids), Vec::new()]), "{tenant}");
+        assert_eq!(view(tenant, "/api/tags"), (200, [Vec::new(), list(tags)]), "{tenant}");
+    }
+    assert_eq!(view("versions", "/v1/models/bundled-mini").0, 404);
+    assert_eq!(view("free", "/v1/models/bundled-mini").0, 200);
     let seen = daemon.status()["tenants"].clone();
     let expected = json!([
         { "name": "free", "model": "bundled-mini", "allowed_models": null, "priority": 8,
