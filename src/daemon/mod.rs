@@ -43,8 +43,8 @@ use crate::exit::Exit;
 use crate::files;
 use crate::log::{self, Message};
 use crate::memory::monitor::{Gauge, Reading, monitor};
-use crate::memory::release;
 use crate::memory::source::{self, Environment};
+use crate::memory::{release, resident};
 use crate::metrics::Metrics;
 use crate::models::install::Installer;
 use crate::models::intake::Intake;
@@ -64,6 +64,9 @@ use signal::Signals;
 const ROOT: &str = "/";
 /// Threads of the runtime: they only wait and copy; models compute on their own.
 const RUNTIME_THREADS: usize = 2;
+/// How long a thread that may block stays without work: longer than the memory monitor pauses. To make one when memory
+/// is short would take some.
+const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// After the drain, models get this long to finish the pass that they are in.
 const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a stop takes beside the drain and the models, at most.
@@ -86,6 +89,7 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     let started = Instant::now();
     // Before there is a second thread.
     let gives_back = release::give_back_large_blocks();
+    let kept = resident::keep_program();
     // Before the configuration is read, so that its problems are logged.
     let level = log::start(LevelFilter::INFO).map_err(|_already| Exit::Software)?;
     let last_good = LastGood::of_process();
@@ -96,6 +100,13 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         tracing::info!(
             name: Message::MemoryKept.name(),
             "this C library may keep memory that models have left"
+        );
+    }
+    if let Err(error) = kept {
+        tracing::info!(
+            name: Message::ProgramNotKept.name(),
+            errno = error as i32, %error,
+            "the kernel may take the program's own pages when memory is short: LimitMEMLOCK= is too low"
         );
     }
     let files = &start.loaded.files;
@@ -112,6 +123,7 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     log::begin().map_err(|_error| Exit::System)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
+        .thread_keep_alive(BLOCKING_THREAD_KEEP_ALIVE)
         .enable_all()
         .build()
         .map_err(|error| start_failed("cannot start the runtime", &error))?;

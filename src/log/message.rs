@@ -174,6 +174,8 @@ messages! {
     MemoryLimitSet: Informational, "memory-limit-set", "28f751a0c6954c8ab7974bf6780e6d42", [limit];
     /// The allocator may keep memory that models have left.
     MemoryKept: Informational, "memory-kept", "04492ea83a474d0b9daf150253df5841", [];
+    /// The kernel may take the pages of the program.
+    ProgramNotKept: Informational, "program-not-kept", "b755ae386c04428690b897a9ea696f3b", [];
     /// Another model answers for one that cannot.
     Fallback: Warning, "fallback", "751bd15250c243c3a511cf8d927056cf", [model, fallback, error];
     /// A model answers itself again.

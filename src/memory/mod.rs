@@ -13,5 +13,6 @@ pub mod monitor;
 pub mod plan;
 mod psi;
 pub mod release;
+pub mod resident;
 pub mod sample;
 pub mod source;
