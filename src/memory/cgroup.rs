@@ -66,17 +66,15 @@ pub(super) struct Groups {
     pub(super) unified: Option<Hierarchy>,
 }
 
-/// The text of `/proc/self/cgroup`: while it stays, this process is where it was.
-pub(super) fn membership(root: &Path) -> Result<String, FileError> {
-    read(&root.join("proc/self/cgroup"))
-}
+/// The file that says which groups this process is in: while its text stays, it is where it was.
+pub(super) const MEMBERSHIP: &str = "proc/self/cgroup";
 
 /// The groups that `membership` names, as far as they are mounted.
 pub(super) fn find(root: &Path, membership: &str) -> Result<Groups, FileError> {
     Ok(groups(root, membership, &read(&root.join("proc/self/mountinfo"))?))
 }
 
-/// The content of a file of the kernel. Bytes that are not UTF-8 become a sign that no parser here accepts.
+/// The content of a file of the kernel that is read once. Bytes that are not UTF-8 become a sign that no parser here accepts.
 pub(super) fn read(path: &Path) -> Result<String, FileError> {
     Ok(String::from_utf8_lossy(&files::read_limited(path, MAX_FILE)?).into_owned())
 }

@@ -7,6 +7,7 @@
 mod cgroup;
 #[cfg(test)]
 mod fixture;
+mod handles;
 mod keyed;
 pub mod level;
 pub mod monitor;

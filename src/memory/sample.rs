@@ -1,7 +1,7 @@
 //! A sample: what this process may use of the machine's memory, what it uses, and how hard the kernel works for it.
 //!
-//! Reads the files of the kernel below a root directory, which is `/` but in tests, and holds no handle: a process may
-//! be moved to another control group at any time. Nothing is decided here.
+//! Reads the files of the kernel below a root directory, which is `/` but in tests, and finds its control group again
+//! when the process was moved. Nothing is decided here.
 //!
 //! A file that is absent is normal, as kernels and arrangements differ. One that cannot be read or understood is told
 //! once in the journal; the part that it would have given is left out, and what is left out limits nothing.
@@ -11,6 +11,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use super::cgroup::{self, Groups, Hierarchy, Version};
+use super::handles::Handles;
 use super::keyed::{Malformed, kibibytes, limit, number, only, required, sum};
 pub use super::psi::Psi;
 use crate::errors::chain;
@@ -209,7 +210,8 @@ pub struct Reader {
 impl Reader {
     /// A reader of the files below `root`, which is `/` but in tests.
     pub fn new(root: &Path) -> Self {
-        let kernel = Kernel { root: root.to_owned(), told: HashSet::new() };
+        let kernel =
+            Kernel { root: root.to_owned(), files: Handles::default(), told: HashSet::new() };
         Self { kernel, membership: String::new(), groups: Groups::default() }
     }
 
@@ -244,8 +246,11 @@ impl Reader {
     /// Finds the groups again when this process was moved.
     fn locate(&mut self) {
         let kernel = &mut self.kernel;
-        let found = cgroup::membership(&kernel.root).and_then(|membership| {
+        let membership = kernel.files.read(&kernel.root.join(cgroup::MEMBERSHIP));
+        let found = membership.and_then(|membership| {
             if membership != self.membership {
+                // Those of other groups are not needed any more.
+                kernel.files = Handles::default();
                 self.groups = cgroup::find(&kernel.root, &membership)?;
                 self.membership = membership;
             }
@@ -267,6 +272,7 @@ impl Reader {
 #[derive(Debug)]
 struct Kernel {
     root: PathBuf,
+    files: Handles,
     /// Problems that are in the journal. They name files and no content, so that they are few.
     told: HashSet<String>,
 }
@@ -300,7 +306,8 @@ impl Kernel {
         path: &Path,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
-        let text = self.known(cgroup::read(path))?;
+        let read = self.files.read(path);
+        let text = self.known(read)?;
         match parse(&text) {
             Ok(parsed) => Some(parsed),
             Err(error) => {
@@ -577,7 +584,8 @@ mod tests {
     fn pressure_that_is_turned_off_and_a_removed_group_are_errors_that_are_told_once() {
         // The kernel gives these when the file is read, which no file of a tree can imitate.
         for errno in [nix::errno::Errno::EOPNOTSUPP, nix::errno::Errno::ENODEV] {
-            let mut kernel = Kernel { root: PathBuf::new(), told: HashSet::new() };
+            let mut kernel =
+                Kernel { root: PathBuf::new(), files: Handles::default(), told: HashSet::new() };
             for _ in 0..3 {
                 let failed = FileError::new("read", "memory.pressure")(errno.into());
                 assert_eq!(kernel.known::<()>(Err(failed)), None);

@@ -194,7 +194,7 @@ impl Source {
     /// `None` where there is nothing to try.
     fn try_open(&self, step: Step) -> Result<Option<Listener>, SourceError> {
         // Asked for each time: a source may have died because this process was moved.
-        let groups = || match cgroup::membership(&self.root) {
+        let groups = || match cgroup::read(&self.root.join(cgroup::MEMBERSHIP)) {
             Ok(membership) => cgroup::find(&self.root, &membership),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Groups::default()),
             Err(error) => Err(error),
