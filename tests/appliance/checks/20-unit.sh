@@ -43,6 +43,21 @@ told_of_sandbox() {
     happened "$1" sandbox-entered || happened "$1" sandbox-degraded
 }
 
+check with_half_a_sandbox_it_starts_only_where_it_may 360
+with_half_a_sandbox_it_starts_only_where_it_may() {
+    local since
+    since=$(now)
+    configure <<<'require_sandbox: true'
+    refused unit_drop_in <<<$'[Service]\nSystemCallFilter=~landlock_create_ruleset'
+    equal 'the exit code' 78 "$(property ExecMainStatus)"
+    until_event "$since" start-failed 'Landlock is off'
+    since=$(now)
+    configure <<<'require_sandbox: false'
+    systemctl start caxton
+    until_event "$since" sandbox-degraded 'Landlock is off'
+    equal 'the answer' 200 "$(embedding bundled-mini)"
+}
+
 check pressure_is_heard_from_the_kernel 300
 pressure_is_heard_from_the_kernel() {
     local source

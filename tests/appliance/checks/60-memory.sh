@@ -9,7 +9,8 @@ used() {
 }
 
 resident() {
-    ask GET /api/memory/status | jq --exit-status --arg id "$1" 'any(.models[]; .id == $id)'
+    ask GET /api/memory/status |
+        jq --exit-status --arg id "$1" 'any(.models[]; .id == $id and .residency == "resident")'
 }
 
 not_resident() {
@@ -77,7 +78,8 @@ pressure_makes_a_model_leave_at_once() {
         until_event "$since" pressure-entered
     done
     note "from memory.high to 32 MiB less: ${times[*]} ms"
-    ((slowest < 5000)) || fail "it took $slowest ms"
+    # Nobody tells an idle group that its limit was lowered: the daemon looks by itself every ten seconds.
+    ((slowest < 15000)) || fail "it took $slowest ms"
 }
 
 is_calm() {
