@@ -121,8 +121,10 @@ fn groups(root: &Path, membership: &str, mountinfo: &str) -> Groups {
 fn below<'a>(root: &str, path: &'a str) -> Option<&'a str> {
     let rest = path.strip_prefix(root.trim_end_matches('/'))?;
     let rest = if rest.is_empty() { rest } else { rest.strip_prefix('/')? };
-    // `/..` is above the namespace; `root` may begin with it, but what is below `root` has names.
-    rest.split('/').all(|name| name != "..").then_some(rest)
+    // `/..` is above the namespace; `root` may begin with it, but what is below `root` has names. Without one, what
+    // follows a slash would be a path from the top.
+    let has_names = || rest.split('/').all(|name| !matches!(name, "" | ".."));
+    (rest.is_empty() || has_names()).then_some(rest)
 }
 
 /// A mounted hierarchy that may have to do with memory.
@@ -215,6 +217,7 @@ mod tests {
                 Some((Two, "/sys/fs/cgroup/a:b")),
             ),
             ("nothing mounted", "0::/a\n", "", None, None),
+            ("a name is missing", "0:://a\n", UNIFIED, None, None),
             ("nothing said", "", HYBRID, None, None),
             ("half a line", "0:\n4:memory\n\n:::\n", HYBRID, None, None),
         ] {
