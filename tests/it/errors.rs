@@ -4,6 +4,8 @@
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use serde_json::{Value, json};
 
@@ -225,4 +227,76 @@ fn a_model_that_does_not_fit_is_503_on_every_route_and_not_to_be_asked_again() {
     flat(&health, (503, "Unhealthy"), "not ready");
     assert_eq!(health.header("retry-after"), Some("1"));
     daemon.stop();
+}
+
+/// A failure of Ollama's routes: its sentence, after a look at its shape.
+fn ollamas(answer: &Answer, status: u16, case: &str) -> String {
+    let error = answer.json();
+    assert_eq!((answer.status, error.as_object().unwrap().len()), (status, 1), "{case}: {error}");
+    error["error"].as_str().unwrap_or_else(|| panic!("{case}: {error}")).to_owned()
+}
+
+#[test]
+fn a_full_queue_is_told_in_every_dialect() {
+    let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
+    // Ids need no tokenizing: the model is the slowest part, so that requests wait for it.
+    let long = json!({ "input": vec![vec![5; 48]; 2048] }).to_string();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                // Ends without the test, too, when that has failed.
+                for _ in 0..100 {
+                    if done.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    daemon.connect().request("POST", EMBEDDINGS, &[], long.as_bytes());
+                }
+            });
+        }
+        let refused = |path, texts_field: &str| {
+            daemon.until("a refusal", || {
+                let answer = daemon.post(path, &json!({ texts_field: "a" }));
+                (answer.status != 200).then_some(answer)
+            })
+        };
+        let openai = refused(EMBEDDINGS, "input");
+        let tei = refused("/embed", "inputs");
+        let ollama = refused("/api/embed", "input");
+        done.store(true, Ordering::Relaxed);
+        for said in [
+            nested(&openai, (429, "overloaded"), "overload"),
+            flat(&tei, (429, "Overloaded"), "overload"),
+            ollamas(&ollama, 503, "overload"),
+        ] {
+            assert!(said.contains("bundled-mini"), "{said}");
+        }
+        for answer in [openai, tei, ollama] {
+            for header in ["retry-after", "retry-after-ms"] {
+                assert!(answer.header(header).is_some(), "{header}: {answer:?}");
+            }
+        }
+    });
+    daemon.stop();
+}
+
+#[test]
+fn a_model_that_is_loading_is_told_in_every_dialect() {
+    for (path, texts_field) in
+        [(EMBEDDINGS, "input"), ("/embed", "inputs"), ("/api/embed", "input")]
+    {
+        let daemon = Root::with_other().start();
+        let body = json!({ texts_field: "a", "model": "other" }).to_string();
+        // Nobody waits: no load is as fast as that.
+        let at_once = [("x-caxton-timeout-ms", "0"), ("x-caxton-allow-fallback", "false")];
+        let answer = daemon.connect().request("POST", path, &at_once, body.as_bytes());
+        let said = match path {
+            "/embed" => flat(&answer, (503, "Unhealthy"), "loading"),
+            "/api/embed" => ollamas(&answer, 503, "loading"),
+            _ => nested(&answer, (503, "model_loading"), "loading"),
+        };
+        assert!(said.contains("other"), "{said}");
+        assert_eq!(answer.header("retry-after"), Some("1"), "{answer:?}");
+        daemon.stop();
+    }
 }
