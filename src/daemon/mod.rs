@@ -106,7 +106,7 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         tracing::info!(
             name: Message::ProgramNotKept.name(),
             errno = error as i32, %error,
-            "the kernel may take the program's own pages when memory is short: LimitMEMLOCK= is too low"
+            "LimitMEMLOCK= is too low: the kernel may take the pages of the program when memory is short"
         );
     }
     let files = &start.loaded.files;
