@@ -14,6 +14,8 @@ pressure_seconds=${APPLIANCE_PRESSURE_SECONDS:-60}
 kills=${APPLIANCE_KILLS:-17}
 resets=${APPLIANCE_RESETS:-3}
 longest=${APPLIANCE_SECONDS:-2400}
+# Whether the checks that take a minute or more run, too.
+slow_too=${APPLIANCE_SLOW:-yes}
 
 fail() {
     echo "tests/appliance/run.sh: $*" >&2
@@ -69,7 +71,7 @@ make_payload() {
     dpkg-deb --fsys-tarfile "$deb" | tar -C "$work" --strip-components=3 -xf - ./usr/bin/caxton
     make_models "$work/caxton" "$tree/models"
     {
-        echo "pressure_seconds=$pressure_seconds kills=$kills resets=$resets"
+        echo "pressure_seconds=$pressure_seconds kills=$kills resets=$resets slow_too=$slow_too"
         echo "deadline=$(($(date +%s) + longest))"
         printf 'only=(%s)\n' "${only[*]}"
     } >"$tree/parameters"

@@ -99,7 +99,7 @@ named_watchdog() {
     journal "$1" --output=cat | grep -qF 'Watchdog timeout'
 }
 
-check the_watchdog_leaves_a_busy_daemon_alone 360
+slow_check the_watchdog_leaves_a_busy_daemon_alone 360
 the_watchdog_leaves_a_busy_daemon_alone() {
     local pid
     unit_drop_in <<<$'[Service]\nWatchdogSec=8s'

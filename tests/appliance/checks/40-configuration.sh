@@ -116,7 +116,7 @@ no_more_starts() {
     [ "$(starts "$1")" = "$before" ]
 }
 
-check a_start_that_fails_is_not_repeated_without_end 400
+slow_check a_start_that_fails_is_not_repeated_without_end 400
 a_start_that_fails_is_not_repeated_without_end() {
     local since
     # Nothing to go back to, and a client that waits: the socket starts the service again for as long as he does.
