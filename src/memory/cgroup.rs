@@ -74,7 +74,8 @@ pub(super) fn find(root: &Path, membership: &str) -> Result<Groups, FileError> {
     Ok(groups(root, membership, &read(&root.join("proc/self/mountinfo"))?))
 }
 
-/// The content of a file of the kernel that is read once. Bytes that are not UTF-8 become a sign that no parser here accepts.
+/// The content of a file of the kernel that is read once. Bytes that are not UTF-8 become a sign that no parser here
+/// accepts.
 pub(super) fn read(path: &Path) -> Result<String, FileError> {
     Ok(String::from_utf8_lossy(&files::read_limited(path, MAX_FILE)?).into_owned())
 }
