@@ -31,16 +31,16 @@ pub(super) struct Handles {
 impl Handles {
     /// What the regular file `path` says now. Bytes that are not UTF-8 become a sign that no parser here accepts.
     pub(super) fn read(&mut self, path: &Path) -> Result<String, FileError> {
-        let found = fs::symlink_metadata(path).map_err(FileError::new("examine", path));
-        let found = found.inspect_err(|_gone| drop(self.open.remove(path)))?;
-        let kept = self.open.get(path).filter(|file| is_same(file, &found));
-        if kept.is_none() {
-            self.open.insert(path.to_owned(), files::open_regular(path)?);
-        }
         let Self { open, buffer } = self;
-        if let Some(file) = open.get(path) {
-            read_all(file, buffer).map_err(FileError::new("read", path))?;
-        }
+        // Out of the map while it is looked at: what is not put back is gone.
+        let kept = open.remove(path);
+        let found = fs::symlink_metadata(path).map_err(FileError::new("examine", path))?;
+        let file = match kept.filter(|file| is_same(file, &found)) {
+            Some(file) => file,
+            None => files::open_regular(path)?,
+        };
+        read_all(&file, buffer).map_err(FileError::new("read", path))?;
+        open.insert(path.to_owned(), file);
         Ok(String::from_utf8_lossy(buffer).into_owned())
     }
 }
