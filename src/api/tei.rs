@@ -138,7 +138,13 @@ async fn predict() -> ApiError {
 async fn info(State(app): State<App>, viewer: Viewer) -> Result<Json<tei::Info>, ApiError> {
     let default = target::default_of(&app, &viewer);
     let entries = target::visible(&app, &viewer);
-    let entry = choose(&entries, &default).ok_or_else(|| ApiError::not_ready(&default))?;
+    let entry = choose(&entries, &default).ok_or_else(|| match &viewer {
+        // As it is told when it asks for vectors.
+        Viewer(Some(tenant)) if tenant.settings.allowed_models.is_some() => {
+            ApiError::model_not_allowed(&tenant.name, &default)
+        }
+        Viewer(_) => ApiError::not_ready(&default),
+    })?;
     let residency = app.handle.residency().await?;
     let dtype = match residency.get(&entry.key) {
         Some(Residency::Resident { report, .. }) => computed_dtype(report.precision),

@@ -57,26 +57,6 @@ fn a_tenant_has_its_own_default_model_and_gets_only_what_it_may_ask_for() {
         let named = model.unwrap_or("bundled-mini");
         refused(&answer, 403, "model_not_allowed", Some("model"), &[tenant, named]);
     }
-    // What there is to ask for, is what it may ask for. Looking is no request.
-    let view = |tenant: &str, path: &str| {
-        let answer = daemon.connect().request("GET", path, &[("x-caxton-tenant", tenant)], b"");
-        let ids = |list: &Value, name: &str| -> Vec<String> {
-            let rows = list.as_array().into_iter().flatten();
-            rows.map(|row| row[name].as_str().unwrap().to_owned()).collect()
-        };
-        (answer.status, [ids(&answer.json()["data"], "id"), ids(&answer.json()["models"], "name")])
-    };
-    for (tenant, ids, tags) in [
-        ("free", vec!["bundled-mini", "other"], vec!["bundled-mini:1", "other:2"]),
-        ("bound", vec!["bundled-mini", "other"], vec!["bundled-mini:1", "other:2"]),
-        ("versions", vec!["other"], vec!["other:2"]),
-    ] {
-        let list = |names: Vec<&str>| Vec::from_iter(names.into_iter().map(str::to_owned));
-        assert_eq!(view(tenant, "/v1/models"), (200, [list(ids), Vec::new()]), "{tenant}");
-        assert_eq!(view(tenant, "/api/tags"), (200, [Vec::new(), list(tags)]), "{tenant}");
-    }
-    assert_eq!(view("versions", "/v1/models/bundled-mini").0, 404);
-    assert_eq!(view("free", "/v1/models/bundled-mini").0, 200);
     let seen = daemon.status()["tenants"].clone();
     let expected = json!([
         { "name": "free", "model": "bundled-mini", "allowed_models": null, "priority": 8,
@@ -95,6 +75,60 @@ fn a_tenant_has_its_own_default_model_and_gets_only_what_it_may_ask_for() {
     assert_eq!(columns, ["bound", "other", "5", "5", "0", "-", "2"]);
     let unknown = ask_as(&daemon, "none-such", None);
     refused(&unknown, 400, "invalid_request", Some("x-caxton-tenant"), &["free, bound, versions"]);
+    daemon.stop();
+}
+
+#[test]
+fn a_tenant_sees_what_it_may_ask_for() {
+    let tenants = json!([
+        { "name": "free" },
+        { "name": "bound", "model": "other", "allowed_models": ["short"] },
+        { "name": "versions", "allowed_models": ["other@2"] },
+    ]);
+    let daemon = Root::with_other()
+        .with("tenants", tenants)
+        .with("aliases", json!({ "short": { "model": "bundled-mini" } }))
+        .start();
+    let ask = |tenant: &str, method: &str, path: &str, body: &Value| {
+        let headers = [("x-caxton-tenant", tenant)];
+        daemon.connect().request(method, path, &headers, body.to_string().as_bytes())
+    };
+    let get = |tenant: &str, path: &str| ask(tenant, "GET", path, &Value::Null);
+    let named = |list: &Value, name: &str| -> Vec<String> {
+        list.as_array().unwrap().iter().map(|row| row[name].as_str().unwrap().to_owned()).collect()
+    };
+    for (tenant, ids, tags) in [
+        ("free", &["bundled-mini", "other"][..], &["bundled-mini:1", "other:2"][..]),
+        ("bound", &["bundled-mini", "other"], &["bundled-mini:1", "other:2"]),
+        ("versions", &["other"], &["other:2"]),
+    ] {
+        assert_eq!(named(&get(tenant, "/v1/models").json()["data"], "id"), ids, "{tenant}");
+        assert_eq!(named(&get(tenant, "/api/tags").json()["models"], "name"), tags, "{tenant}");
+    }
+    for (tenant, model, status) in [
+        ("free", "bundled-mini", 200),
+        ("versions", "other", 200),
+        ("versions", "bundled-mini", 404),
+    ] {
+        let one = get(tenant, &format!("/v1/models/{model}"));
+        let shown = ask(tenant, "POST", "/api/show", &json!({ "model": model }));
+        assert_eq!((one.status, shown.status), (status, status), "{tenant} {model}");
+        // The names of what there is are those of what it sees.
+        let said = shown.json().to_string();
+        assert!(status == 200 || !said.contains("bundled-mini, other"), "{said}");
+    }
+    for (tenant, model) in [("free", "bundled-mini"), ("bound", "other")] {
+        assert_eq!(get(tenant, "/info").json()["model_id"], model, "{tenant}");
+    }
+    let hidden = get("versions", "/info");
+    assert_eq!(hidden.status, 403, "{hidden:?}");
+    // Looking is no request, and no request that was refused.
+    for tenant in ["free", "bound", "versions"] {
+        assert_eq!(
+            (&seen(&daemon, tenant)["requests"], &seen(&daemon, tenant)["refused"]),
+            (&0.into(), &0.into())
+        );
+    }
     daemon.stop();
 }
 
