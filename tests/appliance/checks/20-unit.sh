@@ -58,6 +58,15 @@ with_half_a_sandbox_it_starts_only_where_it_may() {
     equal 'the answer' 200 "$(embedding bundled-mini)"
 }
 
+check it_tells_when_its_pages_are_not_kept 300
+it_tells_when_its_pages_are_not_kept() {
+    local since
+    since=$(now)
+    unit_drop_in <<<$'[Service]\nLimitMEMLOCK=64K'
+    until_event "$since" program-not-kept LimitMEMLOCK
+    equal 'the answer' 200 "$(embedding bundled-mini)"
+}
+
 check pressure_is_heard_from_the_kernel 300
 pressure_is_heard_from_the_kernel() {
     local source
