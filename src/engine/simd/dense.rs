@@ -22,6 +22,10 @@ pub(in crate::engine) struct Product<'a> {
     /// `[groups, 32]`.
     pub(in crate::engine) strip: &'a [[u32; STRIP]],
     /// What is multiplied next, to be fetched meanwhile; may be empty.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only kernels of x86-64 ask for it")
+    )]
     pub(in crate::engine) ahead: &'a [[u32; STRIP]],
     /// The results, rows `out_stride` apart.
     pub(in crate::engine) out: &'a mut [f32],
