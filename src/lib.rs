@@ -21,7 +21,7 @@
 //! to and from the store · *model*: an installed thing with an id · *load, unload*: store to and from memory ·
 //! *drain*: finish what is in flight, take no more · *resident*: weights in memory · *lease*: the right to send
 //! requests to a resident model · *evict*: unload because memory is short · *shed*: refuse requests · *pinned*: may not
-//! be evicted · *worker*: the thread that owns one · *sample, level, plan*: measured, judged, to do · *file, settings*:
+//! be evicted · *worker*: the thread that owns one, and what it starts · *sample, level, plan*: measured, judged, to do · *file, settings*:
 //! configuration as written, as checked · *wire*: a type that clients see · *embedding space*: the identity under which
 //! two vectors may be compared.
 //!
@@ -55,7 +55,8 @@
 //! token ids into the worker's queue, which is bounded by requests and tokens; when it is full the answer is 429, with
 //! the time that what waits takes at the rate of late. The worker takes whole requests of several connections up to the
 //! token budget, interactive ones before bulk ones and no connection twice before others had their turn; a long request
-//! is computed in parts. What nobody waits for any more is dropped. [`engine::Embedder`] sees token ids and gives
+//! is computed in parts. While many wait, it takes several batches at a time, which share the engine's threads. What
+//! nobody waits for any more is dropped. [`engine::Embedder`] sees token ids and gives
 //! vectors, or the [`engine::Output`] they are made of, whatever runs the [`engine::Architecture`]: the fused encoder, candle-transformers, or a table.
 //!
 //! # One forward pass

@@ -131,11 +131,10 @@ impl Bench {
             batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
             precision: self.precision.unwrap_or(defaults.precision),
         };
-        let (mut model, load_time, first_vector) =
-            self.load(&settings, options, &texts[0], started)?;
+        let (model, load_time, first_vector) = self.load(&settings, options, &texts[0], started)?;
         let seconds = Duration::from_secs(self.seconds);
-        let throughput = measure::throughput(&mut model, &texts, options.batch_tokens, seconds)?;
-        let latencies = measure::latencies(&mut model, &texts, seconds.min(LATENCY_TIME))?;
+        let throughput = measure::throughput(&model, &texts, options.batch_tokens, seconds)?;
+        let latencies = measure::latencies(&model, &texts, seconds.min(LATENCY_TIME))?;
         // Before the vectors are laid out as a file.
         let peak_rss_bytes = peak_rss()?;
         let peak = model.embedder.matrix_peak().context("cannot measure the processors")?;
@@ -196,12 +195,12 @@ impl Bench {
         };
         let begun = Instant::now();
         let read = |options| load::load_from::<InstallError>(store, &key, options);
-        let (manifest, mut model) =
+        let (manifest, model) =
             read(options).or_else(|error| read(error.fall_back(&key, options).ok_or(error)?))?;
         let load_time = begun.elapsed();
-        load::embed_plain(&mut model, text)?;
+        load::embed_plain(&model, text)?;
         let first_vector = started.elapsed();
-        load::self_test(&manifest, &mut model).map_err(InstallError::from)?;
+        load::self_test(&manifest, &model).map_err(InstallError::from)?;
         Ok((model, load_time, first_vector))
     }
 }

@@ -99,6 +99,6 @@ impl Source {
 fn vector_of(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
     // Others are held to this vector.
     let exact = Options { precision: engine::Precision::F32, ..options(&Settings::default()) };
-    let mut model = load(manifest, contents.clone(), exact)?;
-    Ok(embed_plain(&mut model, &manifest.self_test.text)?)
+    let model = load(manifest, contents.clone(), exact)?;
+    Ok(embed_plain(&model, &manifest.self_test.text)?)
 }

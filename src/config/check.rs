@@ -152,13 +152,6 @@ impl Walk<'_> {
                 "this appliance never downloads; copy a package into the drop directory instead"
                     .to_owned(),
             ),
-            (Kind::OneAtATime, Value::Integer(_)) => self.problem(
-                node.place,
-                key,
-                "always 1: a pass uses all threads, another beside it would only take more memory; \
-                 embedding.batch_tokens is how much a pass has"
-                    .to_owned(),
-            ),
             (kind, value) => {
                 self.problem(node.place, key, format!("expected {kind}, found {value}"));
             }
@@ -391,16 +384,6 @@ mod tests {
         }
         let word = problems("memory: { download: { enabled: yes } }");
         assert_eq!(word, "f:1:32: memory.download.enabled: expected false, found \"yes\"");
-    }
-
-    #[test]
-    fn a_second_pass_at_a_time_is_refused_with_the_reason() {
-        let refused = problems("embedding: { parallel_batches: 2 }");
-        let start = "f:1:32: embedding.parallel_batches: always 1: a pass uses all threads";
-        assert!(refused.starts_with(start), "{refused}");
-        assert_eq!(problems("embedding: { parallel_batches: 1 }"), "");
-        let word = problems("embedding: { parallel_batches: auto }");
-        assert_eq!(word, "f:1:32: embedding.parallel_batches: expected 1, found \"auto\"");
     }
 
     #[test]

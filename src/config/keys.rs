@@ -129,7 +129,7 @@ pub(super) static KEYS: &[Key] = &[
     live("embedding.queue_size", Kind::Count(1, 100_000)),
     live("embedding.queue_tokens", Kind::Count(512, 100_000_000)),
     live("embedding.max_batch_wait_ms", Kind::Count(0, 1000)),
-    fixed("embedding.parallel_batches", Kind::OneAtATime),
+    live("embedding.parallel_batches", Kind::Or("auto", &Kind::Count(1, 64))),
     live("models.<model>.memory_priority", Kind::Count(1, 5)),
     live("models.<model>.max_idle_time", Kind::Or("never", &Kind::Time(SECOND, YEAR))),
     live("models.<model>.preload", Kind::Flag),
@@ -163,8 +163,6 @@ pub(super) enum Kind {
     Flag,
     /// `false`; `true` would promise what an offline appliance cannot do.
     NoDownload,
-    /// `1`: a pass has all threads, so that another beside it could only take its time and memory of its own.
-    OneAtATime,
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// A whole number.
@@ -216,7 +214,6 @@ impl Kind {
         match (self, value) {
             (Self::Flag, Value::Bool(flag)) => Some(Checked::from(*flag)),
             (Self::NoDownload, Value::Bool(false)) => Some(Checked::from(false)),
-            (Self::OneAtATime, Value::Integer(1)) => Some(Checked::from(1_u64)),
             (Self::OneOf(words), Value::Text(text)) => {
                 words.contains(&text.as_str()).then(|| Checked::from(text.as_str()))
             }
@@ -272,7 +269,6 @@ impl Kind {
         match self {
             Self::OneOf([only]) => Some(only),
             Self::NoDownload => Some("false"),
-            Self::OneAtATime => Some("1"),
             _ => None,
         }
     }
@@ -330,7 +326,6 @@ impl fmt::Display for Kind {
         match self {
             Self::Flag => f.write_str("true or false"),
             Self::NoDownload => f.write_str("false"),
-            Self::OneAtATime => f.write_str("1"),
             Self::OneOf([only]) => f.write_str(only),
             Self::OneOf(words) => write!(f, "one of {}", words.join(", ")),
             Self::Count(least, most) => write!(f, "{least} to {most}"),
@@ -499,7 +494,7 @@ mod tests {
             ("embedding.queue_size", &["1", "100000"], &["0", "100001"]),
             ("embedding.queue_tokens", &["512", "100000000"], &["511", "100000001"]),
             ("embedding.max_batch_wait_ms", &["0", "1000"], &["1001", "2ms"]),
-            ("embedding.parallel_batches", &["1"], &["0", "2", "auto", "1.0", "~"]),
+            ("embedding.parallel_batches", &["auto", "1", "64"], &["0", "65", "1.0", "~"]),
             ("models.<model>.memory_priority", &["1", "5"], &["0", "6", "high", "~"]),
             (
                 "models.<model>.max_idle_time",

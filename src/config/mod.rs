@@ -386,7 +386,7 @@ packages:
   { drop_directory: /p, bundled_directory: /b, keys_directory: /k, remove_with_file: false,
     incomplete_timeout: 5s, max_package_size: 1GB }
 embedding: { precision: int8, threads: 4, batch_tokens: 1024, queue_size: 9, queue_tokens: 512,
-  max_batch_wait_ms: 7 }
+  max_batch_wait_ms: 7, parallel_batches: 3 }
 models:
   m.1@2.0: { memory_priority: 5, max_idle_time: 5m, preload: true, pinned: true }
 aliases:
@@ -454,6 +454,7 @@ log: { level: trace }
                 queue_size: 9,
                 queue_tokens: 512,
                 max_batch_wait_ms: 7,
+                parallel_batches: Some(3),
             },
             models: BTreeMap::from([(
                 "m.1@2.0".to_owned(),

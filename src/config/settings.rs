@@ -310,6 +310,8 @@ pub struct Embedding {
     pub queue_tokens: usize,
     /// How many milliseconds after a batch of several requests the next one may be gathered.
     pub max_batch_wait_ms: usize,
+    /// Batches of one model that are computed at a time; `None` means as many as threads, but no more than 4.
+    pub parallel_batches: Option<usize>,
 }
 
 /// The arithmetic of a model's products, as asked for.
@@ -406,6 +408,7 @@ impl Default for Settings {
                 queue_size: 1000,
                 queue_tokens: 1_048_576,
                 max_batch_wait_ms: 2,
+                parallel_batches: None,
             },
             models: BTreeMap::new(),
             aliases: BTreeMap::new(),

@@ -20,7 +20,7 @@ pub(super) fn value(kind: &Kind, value: &Checked) -> Option<String> {
         (Kind::AccountOrNone, Checked::Empty(..)) => Some("null".to_owned()),
         (Kind::Or(_, inner), held) => self::value(inner, held),
         (Kind::Flag | Kind::NoDownload, held) => held.to_bool().map(|flag| flag.to_string()),
-        (Kind::Count(..) | Kind::OneAtATime, held) => Some(held.to_u128()?.to_string()),
+        (Kind::Count(..), held) => Some(held.to_u128()?.to_string()),
         (Kind::Size(..), held) => Some(size(held.to_u128()?)),
         (Kind::Percent, held) => Some(format!("{}%", held.to_u128()?)),
         (Kind::Gigabytes, held) => Some(gigabytes(held.to_u128()?)),

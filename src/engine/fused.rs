@@ -2,14 +2,17 @@
 //!
 //! Many texts are cut into passes of whole texts, which the threads take one after the other, the
 //! costliest first. A text that would leave threads idle is split by rows instead: the threads meet
-//! twice a layer.
+//! twice a layer. Calls at the same time share the threads: each is cut for its share of them, and none
+//! waits for a thread that has the other's pass.
 //!
 //! Owns the threads, parked while there is nothing to do, and an arena for each.
+//!
+//! Invariant: whoever holds an arena waits for no thread, except the one call that holds them all.
 
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 
 use super::config::EncoderConfig;
 use super::encoder::Encoder;
@@ -37,6 +40,10 @@ pub(super) struct Fused {
     head: Head,
     threads: rayon::ThreadPool,
     arenas: Vec<Mutex<Arena>>,
+    /// Calls that compute now.
+    calls: AtomicUsize,
+    /// Held in common by calls whose passes take an arena each, and alone by one that takes all.
+    all_arenas: RwLock<()>,
     limits: Limits,
     dimensions: usize,
     batch_tokens: usize,
@@ -51,6 +58,23 @@ struct Arena {
 
 /// Texts that go through the encoder together, by their numbers.
 type Pass = Vec<usize>;
+
+/// A call that computes, counted until it is over.
+struct Call<'a>(&'a AtomicUsize);
+
+impl<'a> Call<'a> {
+    /// Counts one more; gives how many there are.
+    fn begin(calls: &'a AtomicUsize) -> (Self, usize) {
+        let others = calls.fetch_add(1, Ordering::Relaxed);
+        (Self(calls), others + 1)
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Fused {
     /// The encoder of `config` with the weights in the safetensors `file`, followed by `head`.
@@ -77,6 +101,8 @@ impl Fused {
             head,
             arenas: (0..threads.current_num_threads()).map(|_| Mutex::default()).collect(),
             threads,
+            calls: AtomicUsize::new(0),
+            all_arenas: RwLock::new(()),
             limits: Limits { vocabulary: config.vocab_size, min: 1, max: spec.max_sequence_length },
             config,
             dimensions: spec.dimensions,
@@ -124,7 +150,16 @@ impl Fused {
         self.outputs(pass.iter().map(|&text| texts[text].len()), states, output)
     }
 
-    /// What is wanted of `text`, whose rows all threads share.
+    /// The right to take all arenas, unless others compute.
+    fn try_alone(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        match self.all_arenas.try_write() {
+            Ok(alone) => Some(alone),
+            Err(TryLockError::Poisoned(alone)) => Some(alone.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// What is wanted of `text`, whose rows all threads share. The caller is alone with the arenas.
     fn run_split(&self, text: &[u32], output: Output) -> Vec<f32> {
         let encoder = &self.encoder;
         let mut arenas: Vec<_> = (0..self.arenas.len()).map(|thread| self.arena(thread)).collect();
@@ -194,18 +229,19 @@ impl Fused {
         }
     }
 
-    /// What is wanted of `texts`, all threads taking pass after pass.
-    fn run_passes(&self, texts: &[&[u32]], output: Output) -> Vec<f32> {
+    /// What is wanted of `texts`, cut for `threads` threads, which take pass after pass.
+    fn run_passes(&self, texts: &[&[u32]], output: Output, threads: usize) -> Vec<f32> {
         let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
-        let passes = passes(&lengths, self.batch_tokens, self.arenas.len());
-        let next = AtomicUsize::new(0);
-        let shares = self.threads.broadcast(|thread| {
-            let mut arena = self.arena(thread.index());
-            let mut done = Vec::new();
-            while let Some(pass) = passes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                done.push((pass, self.run(texts, pass, output, &mut arena)));
+        let passes = passes(&lengths, self.batch_tokens, threads);
+        let mut found = vec![Vec::new(); passes.len()];
+        self.threads.in_place_scope(|scope| {
+            for (pass, found) in passes.iter().zip(&mut found) {
+                scope.spawn(move |_| {
+                    // Only the pool's threads come here, and each has its own arena.
+                    let mut arena = self.arena(rayon::current_thread_index().unwrap_or_default());
+                    *found = self.run(texts, pass, output, &mut arena);
+                });
             }
-            done
         });
         let mut starts = Vec::with_capacity(lengths.len());
         let mut total = 0;
@@ -214,7 +250,7 @@ impl Fused {
             total += self.width(length, output);
         }
         let mut outputs = vec![0.0; total];
-        for (pass, found) in shares.into_iter().flatten() {
+        for (pass, found) in passes.iter().zip(&found) {
             let mut rest = found.as_slice();
             for &text in pass {
                 let (own, others) = rest.split_at(self.width(lengths[text], output));
@@ -227,18 +263,24 @@ impl Fused {
 }
 
 impl Embedder for Fused {
-    fn compute(&mut self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
+    fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
         self.limits.check(texts)?;
-        let this = &*self;
-        let threads = this.arenas.len();
+        let (_call, calls) = Call::begin(&self.calls);
+        let threads = (self.arenas.len() / calls).max(1);
         let outputs = match texts {
-            [text] if threads > 1 && text.len() >= threads * SPLIT_TOKENS => {
-                this.run_split(text, output)
+            [text]
+                if threads > 1
+                    && text.len() >= threads * SPLIT_TOKENS
+                    && let Some(_alone) = self.try_alone() =>
+            {
+                self.run_split(text, output)
             }
-            [_] => this.run(texts, &vec![0], output, &mut this.arena(0)),
-            _ => this.run_passes(texts, output),
+            _ => {
+                let _together = self.all_arenas.read().unwrap_or_else(PoisonError::into_inner);
+                self.run_passes(texts, output, threads)
+            }
         };
-        finite(outputs, this.report.precision.name())
+        finite(outputs, self.report.precision.name())
     }
 
     fn dimensions(&self) -> usize {
@@ -253,8 +295,8 @@ impl Embedder for Fused {
         self.encoder.words.mapped_bytes()
     }
 
-    fn release_scratch(&mut self) {
-        self.arenas.iter_mut().for_each(|arena| *arena = Mutex::default());
+    fn release_scratch(&self) {
+        (0..self.arenas.len()).for_each(|thread| *self.arena(thread) = Arena::default());
     }
 
     fn matrix_operations(&self, tokens: usize) -> u64 {
@@ -279,8 +321,9 @@ fn share(total: usize, threads: usize) -> usize {
 ///
 /// A pass of several texts is at most the share and half of its shortest text, which is at most half
 /// of the pass: so no more than 4/3 of the share.
-fn longest_pass(longest: usize, budget: usize, threads: usize) -> usize {
-    let share = share(budget, threads);
+fn longest_pass(longest: usize, budget: usize) -> usize {
+    // That of a call whose share of the threads is one.
+    let share = share(budget, 1);
     let several = share + (share * 2 / 3).min(longest) / 2;
     several.min(budget).max(longest)
 }
@@ -296,7 +339,7 @@ pub(super) fn scratch_bytes(
 ) -> u64 {
     let widths = Widths::new(config);
     let shape = RowShape { widths, format: choice.format, attention: choice.attention };
-    threads as u64 * shape.arena_bytes(longest_pass(longest, budget, threads), longest)
+    threads as u64 * shape.arena_bytes(longest_pass(longest, budget), longest)
 }
 
 /// The passes for texts of `lengths` tokens, the costliest first: enough of them for all threads, none
@@ -370,7 +413,7 @@ mod tests {
         let head = Head::read(&spec, &[]).unwrap();
         let choice = precision::choose(Precision::F32, false);
         let options = Options { threads: 2, batch_tokens: 1000, precision: Precision::F32 };
-        let mut model = Fused::new(&spec, config, files.weights, head, choice, options).unwrap();
+        let model = Fused::new(&spec, config, files.weights, head, choice, options).unwrap();
         let text: &[u32] = &[1, 2, 3, 4, 0, 1, 2, 3, 4, 0];
         let many = model.embed(&[text; 60]).unwrap();
         let most = rows_bytes(&model);
@@ -403,7 +446,7 @@ mod tests {
                 let tokens: usize = pass.iter().map(|&text| lengths[text]).sum();
                 prop_assert!(pass.len() == 1 || tokens <= budget);
                 let longest = lengths.iter().copied().max().unwrap_or(0);
-                prop_assert!(tokens <= longest_pass(longest, budget, threads));
+                prop_assert!(tokens <= longest_pass(longest, budget));
             }
         }
 

@@ -70,8 +70,8 @@ use static_embedding::{StaticConfig, StaticEmbedder};
 
 /// A loaded encoder: token ids in, vectors out.
 ///
-/// One thread owns it; `&mut` because an implementation may keep scratch memory.
-pub trait Embedder: Send {
+/// One thread owns it; several may compute with it at a time, and share its threads.
+pub trait Embedder: Send + Sync {
     /// What is wanted of each of `texts`, one behind the other in their order: `[texts.len(),
     /// dimensions]` for vectors, `[tokens of all texts, hidden]` for token states; row-major.
     ///
@@ -81,13 +81,13 @@ pub trait Embedder: Send {
     /// # Errors
     /// When an id is outside the vocabulary, a text is empty or too long, the model has nothing of the
     /// kind, or the arithmetic fails.
-    fn compute(&mut self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError>;
+    fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError>;
 
     /// The vectors of `texts`, `[texts.len(), dimensions]`: [`Embedder::compute`] for what a model is for.
     ///
     /// # Errors
     /// Those of [`Embedder::compute`].
-    fn embed(&mut self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
+    fn embed(&self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
         self.compute(texts, Output::Vector)
     }
 
@@ -105,7 +105,9 @@ pub trait Embedder: Send {
 
     /// Gives back the memory that passes need beside the weights, which is as much as the longest pass
     /// so far took. The next pass allocates what it needs.
-    fn release_scratch(&mut self);
+    ///
+    /// Waits for the passes that run.
+    fn release_scratch(&self);
 
     /// Operations a second of its products on its threads when operands are in the first cache.
     ///

@@ -118,7 +118,7 @@ fn canonical(name: &str) -> Option<String> {
 }
 
 impl Embedder for StaticEmbedder {
-    fn compute(&mut self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
+    fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
         if output == Output::TokenStates {
             return Err(EngineError::NoTokenStates);
         }
@@ -141,7 +141,7 @@ impl Embedder for StaticEmbedder {
     }
 
     /// Nothing: a pass has two rows of its own.
-    fn release_scratch(&mut self) {}
+    fn release_scratch(&self) {}
 
     /// None.
     fn matrix_operations(&self, _tokens: usize) -> u64 {
@@ -208,7 +208,7 @@ mod tests {
         };
         let model2vec = file(&[(MODEL2VEC_TABLE, Dtype::F32, &[3, 2], f32s(&ROWS))]);
         for stored in [table(), model2vec, int8(TABLE), int8(MODEL2VEC_TABLE)] {
-            let mut embedder = new(&static_spec(), stored, &[]).unwrap();
+            let embedder = new(&static_spec(), stored, &[]).unwrap();
             let texts: [&[u32]; 4] = [&[0], &[0, 1], &[], &[2, 2, 0, 1]];
             let expected = [1.0, -1.0, 2.0, 2.0, 0.0, 0.0, 1.0, 1.25];
             assert_eq!(embedder.embed(&texts).unwrap(), expected);
@@ -226,7 +226,7 @@ mod tests {
             ("linear.weight", Dtype::F32, &[1, 2], f32s(&[1.0, 1.0])),
             ("linear.bias", Dtype::F32, &[1], f32s(&[-4.0])),
         ]);
-        let mut embedder = new(&spec, table(), &[layer]).unwrap();
+        let embedder = new(&spec, table(), &[layer]).unwrap();
         assert_eq!(embedder.embed(&[&[], &[1]]).unwrap(), [-1.0, 1.0]);
         let unnormalized = embedder.compute(&[&[], &[1]], Output::Unnormalized).unwrap();
         assert_eq!(unnormalized, [-4.0, 4.0]);
@@ -236,25 +236,22 @@ mod tests {
 
     #[test]
     fn there_are_no_token_states_in_a_table() {
-        let mut embedder = new(&static_spec(), table(), &[]).unwrap();
+        let embedder = new(&static_spec(), table(), &[]).unwrap();
         let error = embedder.compute(&[&[0]], Output::TokenStates).unwrap_err();
         assert!(matches!(error, EngineError::NoTokenStates), "{error}");
     }
 
     #[test]
     fn an_id_or_a_length_beyond_the_limits_is_refused() {
-        let mut embedder = new(&static_spec(), table(), &[]).unwrap();
-        let refusal = |embedder: &mut StaticEmbedder, text: &[u32]| {
+        let embedder = new(&static_spec(), table(), &[]).unwrap();
+        let refusal = |embedder: &StaticEmbedder, text: &[u32]| {
             embedder.embed(&[&[0], text]).unwrap_err().to_string()
         };
         assert_eq!(
-            refusal(&mut embedder, &[3]),
+            refusal(&embedder, &[3]),
             "token id 3 is outside the model's vocabulary of 3 tokens"
         );
-        assert_eq!(
-            refusal(&mut embedder, &[0; 11]),
-            "a text of 11 tokens; this model takes 0 to 10"
-        );
+        assert_eq!(refusal(&embedder, &[0; 11]), "a text of 11 tokens; this model takes 0 to 10");
     }
 
     #[test]

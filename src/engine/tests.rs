@@ -77,7 +77,7 @@ fn refusal(spec: &ModelSpec, files: ModelFiles) -> String {
 #[test]
 fn a_text_that_no_encoder_takes_is_refused_before_the_others_are_computed() {
     let (spec, files) = constant_bert(0.5);
-    let Loaded { mut embedder, .. } = load(&spec, files, OPTIONS).unwrap();
+    let Loaded { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
     let cases: [(&[u32], &str); 3] = [
         (&[], "a text of 0 tokens; this model takes 1 to 10"),
         (&[1; 11], "a text of 11 tokens; this model takes 1 to 10"),
@@ -94,7 +94,7 @@ fn a_text_that_no_encoder_takes_is_refused_before_the_others_are_computed() {
 fn a_vector_that_is_not_finite_is_an_error() {
     // Every sum of products is beyond f32.
     let (spec, files) = constant_bert(f32::MAX);
-    let Loaded { mut embedder, .. } = load(&spec, files, OPTIONS).unwrap();
+    let Loaded { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
     let error = embedder.embed(&[&[1, 2]]).unwrap_err();
     assert!(matches!(error, EngineError::NotFinite { precision: "f32" }), "{error}");
 }
@@ -120,7 +120,7 @@ fn the_table_of_static_embeddings_must_cover_the_tokenizer() {
     let spec = spec(Architecture::Static);
     let message = "tokenizer.json has 6 tokens, model.safetensors has word embeddings for 5";
     assert_eq!(refusal(&spec, files(6)), message);
-    let Loaded { tokenizer, mut embedder } = load(&spec, files(5), OPTIONS).unwrap();
+    let Loaded { tokenizer, embedder } = load(&spec, files(5), OPTIONS).unwrap();
     let ids = ["", "w4 w1"].map(|text| tokenizer.encode("", text).unwrap().ids);
     let vectors = embedder.embed(&[&ids[0], &ids[1]]).unwrap();
     assert_eq!(vectors, [[0.0; 8], [0.5; 8]].concat());
@@ -229,7 +229,7 @@ fn of_a_mapped_file_all_but_the_words_is_forgotten_and_they_are_read_in_place() 
     let length = file.0.len();
     let tensors = safetensors::SafeTensors::deserialize(&file.0).unwrap().len();
     let files = ModelFiles { weights: Box::new(file), ..files };
-    let mut embedder = load(&spec, files, OPTIONS).unwrap().embedder;
+    let embedder = load(&spec, files, OPTIONS).unwrap().embedder;
     // Five words of eight values.
     assert_eq!((embedder.mapped_bytes(), in_memory.mapped_bytes()), (5 * 8 * 4, 0));
     assert_eq!(embedder.weight_bytes(), in_memory.weight_bytes() - length as u64);
@@ -295,8 +295,8 @@ fn a_vector_is_what_is_made_of_the_states_of_its_tokens() {
     let modernbert = ("tiny-modernbert", Architecture::ModernBert);
     // Mean pooling, but for the odd one.
     for (name, architecture) in FUSED.into_iter().chain([modernbert]) {
-        let mut embedder = golden(name, architecture);
-        let mut compute = |output| embedder.compute(&[text], output).unwrap();
+        let embedder = golden(name, architecture);
+        let compute = |output| embedder.compute(&[text], output).unwrap();
         let (vector, raw) = (compute(Output::Vector), compute(Output::Unnormalized));
         let length = raw.iter().map(|value| value * value).sum::<f32>().sqrt();
         assert!((length - 1.0).abs() > 1e-2, "{name}: {length}");
@@ -330,7 +330,7 @@ proptest! {
     ) {
         let modernbert = ("tiny-modernbert", Architecture::ModernBert);
         for (name, architecture) in FUSED.into_iter().chain([modernbert]) {
-            let mut embedder = golden(name, architecture);
+            let embedder = golden(name, architecture);
             let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
             for output in [Output::Vector, Output::Unnormalized, Output::TokenStates] {
                 let together = embedder.compute(&texts, output).unwrap();
@@ -351,7 +351,7 @@ proptest! {
         texts in prop::collection::vec(prop::collection::vec(0_u32..240, 1..40), 1..6),
     ) {
         for (name, architecture) in FUSED {
-            let mut embedder = golden(name, architecture);
+            let embedder = golden(name, architecture);
             let spec = golden_spec(name, architecture);
             let config = fused(&golden_file(name, "config.json"), &spec).unwrap();
             let reference = Reference::read(&config, &golden_file(name, "model.safetensors"));

@@ -223,8 +223,8 @@ fn test(
     rules: &Rules,
     options: engine::Options,
 ) -> Result<Vec<Entry>, InstallError> {
-    let (manifest, mut model) = load::load_from::<InstallError>(store, key, options)?;
-    load::self_test(&manifest, &mut model)?;
+    let (manifest, model) = load::load_from::<InstallError>(store, key, options)?;
+    load::self_test(&manifest, &model)?;
     let kept = rules.keeps(&store.entries());
     Ok(store.make_available(key, rules.quota, |entry| kept.contains(&entry.key))?)
 }
@@ -311,8 +311,8 @@ mod tests {
 
     /// The vector of the self-test, truly computed.
     fn computed(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
-        let mut model = load::load(manifest, contents.clone(), OPTIONS)?;
-        Ok(load::embed_plain(&mut model, &manifest.self_test.text)?)
+        let model = load::load(manifest, contents.clone(), OPTIONS)?;
+        Ok(load::embed_plain(&model, &manifest.self_test.text)?)
     }
 
     /// A package of a model that works, whose manifest promises what `vector` says.

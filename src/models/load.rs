@@ -157,12 +157,12 @@ pub fn load_from<E: From<StoreError> + From<LoadError>>(
     options: Options,
 ) -> Result<(Arc<Manifest>, Loaded), E> {
     let (manifest, contents) = store.read(key)?;
-    let mut model = load(&manifest, contents, options)?;
+    let model = load(&manifest, contents, options)?;
     let picked = model.embedder.report().precision;
     if options.precision != Precision::Auto || picked == Precision::F32 {
         return Ok((manifest, model));
     }
-    self_test(&manifest, &mut model)?;
+    self_test(&manifest, &model)?;
     Ok((manifest, model))
 }
 
@@ -205,7 +205,7 @@ impl WeightsFile for Weights {
 ///
 /// # Errors
 /// When the model cannot compute it.
-pub fn embed_plain(model: &mut Loaded, text: &str) -> Result<Vec<f32>, EngineError> {
+pub fn embed_plain(model: &Loaded, text: &str) -> Result<Vec<f32>, EngineError> {
     let tokens = model.tokenizer.encode("", text)?;
     model.embedder.embed(&[&tokens.ids])
 }
@@ -214,7 +214,7 @@ pub fn embed_plain(model: &mut Loaded, text: &str) -> Result<Vec<f32>, EngineErr
 ///
 /// # Errors
 /// When it gives another one or none.
-pub fn self_test(manifest: &Manifest, model: &mut Loaded) -> Result<(), LoadError> {
+pub fn self_test(manifest: &Manifest, model: &Loaded) -> Result<(), LoadError> {
     let vector = embed_plain(model, &manifest.self_test.text)?;
     let cosine = cosine(&vector, &manifest.self_test.vector);
     let precision = model.embedder.report().precision;
@@ -314,8 +314,8 @@ mod tests {
 
     /// The vector of the self-test, truly computed.
     fn computed(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
-        let mut model = load(manifest, contents.clone(), OPTIONS)?;
-        Ok(embed_plain(&mut model, &manifest.self_test.text)?)
+        let model = load(manifest, contents.clone(), OPTIONS)?;
+        Ok(embed_plain(&model, &manifest.self_test.text)?)
     }
 
     #[test]
@@ -455,10 +455,10 @@ mod tests {
         let mut picked = None;
         for precision in [Precision::F32, Precision::Int8, Precision::Bf16, Precision::Auto] {
             let options = Options { precision, ..OPTIONS };
-            let mut model = load(&manifest, contents.clone(), options).unwrap();
+            let model = load(&manifest, contents.clone(), options).unwrap();
             // Of a processor without bf16, f32.
             let used = model.embedder.report().precision;
-            let tested = self_test(&manifest, &mut model);
+            let tested = self_test(&manifest, &model);
             assert_eq!(tested.is_ok(), used == Precision::F32, "{precision}: {tested:?}");
             picked = Some(used);
         }
@@ -472,8 +472,8 @@ mod tests {
         let loaded = tracing::subscriber::with_default(subscriber, || {
             read(options).or_else(|error| read(error.fall_back(&key, options).ok_or(error)?))
         });
-        let (_, mut model) = loaded.unwrap();
-        self_test(&manifest, &mut model).unwrap();
+        let (_, model) = loaded.unwrap();
+        self_test(&manifest, &model).unwrap();
         let report = model.embedder.report();
         assert_eq!(report.precision, Precision::F32);
         let log = fs::read_to_string(log).unwrap();

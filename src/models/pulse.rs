@@ -4,7 +4,7 @@
 //! longer than the slowest machine would take. What waits in its queue does not matter: it is asked between passes.
 //! Pure but for the waiting in [`Beat::prove`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -31,25 +31,31 @@ impl Running {
     }
 }
 
-/// What a worker's thread says of itself. The lock is held for a move in memory only.
+/// What a worker's threads say of themselves: the passes that they are in. The lock is held for a move in memory only.
 #[derive(Debug, Default)]
-pub(super) struct Pulse(Mutex<Option<Running>>);
+pub(super) struct Pulse(Mutex<Vec<Running>>);
 
 impl Pulse {
     /// Does `work`, a pass of `tokens`.
     pub(super) fn pass<T>(&self, tokens: usize, work: impl FnOnce() -> T) -> T {
-        self.set(Some(Running { since: Instant::now(), tokens }));
+        let running = Running { since: Instant::now(), tokens };
+        self.lock().push(running);
         let done = work();
-        self.set(None);
+        let mut passes = self.lock();
+        // Passes that are alike may stand for each other.
+        if let Some(own) = passes.iter().position(|pass| *pass == running) {
+            passes.swap_remove(own);
+        }
         done
     }
 
-    fn set(&self, running: Option<Running>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = running;
+    fn lock(&self) -> MutexGuard<'_, Vec<Running>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn running(&self) -> Option<Running> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The pass that has least of its time left, or is longest beyond it.
+    fn latest(&self) -> Option<Running> {
+        self.lock().iter().copied().min_by_key(|pass| pass.since.checked_add(pass.patience()))
     }
 }
 
@@ -88,15 +94,18 @@ pub enum Stuck {
 }
 
 impl Beat {
-    /// Waits for the pass, for `patience` at most. A worker that has left is no stuck one.
+    /// Waits for the pass, for `patience` at most. A worker that has left is no stuck one; one that makes the pass beside
+    /// another that takes too long is.
     ///
     /// # Errors
     /// When the worker neither makes a pass nor is in one that may still take its time.
     pub async fn prove(self, patience: Duration) -> Result<(), Stuck> {
         let Self { key, pulse, asked, answer } = self;
-        match tokio::time::timeout(patience, answer).await {
-            Ok(Ok(()) | Err(_)) => Ok(()),
-            Err(_elapsed) => judge(&key, pulse.running(), asked, Instant::now()),
+        let answered = tokio::time::timeout(patience, answer).await;
+        match (answered, pulse.latest()) {
+            // The worker has left, or made the pass.
+            (Ok(Err(_)), _) | (Ok(Ok(())), None) => Ok(()),
+            (_, latest) => judge(&key, latest, asked, Instant::now()),
         }
     }
 }
@@ -166,7 +175,14 @@ mod tests {
         let (_done, silent) = beat(&pulse);
         silent.prove(patience).await.unwrap_err();
         let (_done, busy) = beat(&pulse);
-        pulse.set(Some(Running { since: Instant::now(), tokens: 1 }));
+        pulse.lock().push(Running { since: Instant::now(), tokens: 1 });
         assert_eq!(busy.prove(patience).await, Ok(()));
+        let Some(long_ago) = Instant::now().checked_sub(Duration::from_secs(3600)) else { return };
+        pulse.lock().push(Running { since: long_ago, tokens: 1 });
+        let (done, beside) = beat(&pulse);
+        done.send(()).unwrap();
+        assert!(matches!(beside.prove(patience).await, Err(Stuck::InPass { tokens: 1, .. })));
+        assert_eq!(pulse.pass(2, || pulse.lock().len()), 3);
+        assert_eq!(pulse.lock().len(), 2);
     }
 }

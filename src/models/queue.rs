@@ -1,4 +1,4 @@
-//! The queue of one worker: requests go in from the runtime, batches come out on the worker's thread.
+//! The queue of one worker: requests go in from the runtime, batches come out on the worker's threads.
 //!
 //! Owns what waits, how fast it is computed, and from both when a client that is refused should come back. The order
 //! is decided in [`order`]. The lock is held for moves in memory only, never while something is computed or awaited.
@@ -6,11 +6,13 @@
 //! Invariants:
 //! 1. It never grows beyond its bounds; what is refused learns when to come again.
 //! 2. It ends when every [`Sender`] is gone and everything that waited has been taken.
-//! 3. When the [`Receiver`] is gone, whoever waits or comes is told at once.
+//! 3. When the last [`Receiver`] is gone, or one of them in a panic, whoever waits or comes is told at once.
+//! 4. One batch of bulk requests at most is computed at a time, so that interactive ones never wait for several.
 
 mod order;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -41,6 +43,8 @@ pub(super) struct Limits {
     pub(super) tokens: usize,
     /// How long after a batch of several requests the next one may be gathered.
     pub(super) wait: Duration,
+    /// Batches that are computed at a time.
+    pub(super) batches: usize,
 }
 
 /// One request while it waits and is computed.
@@ -101,7 +105,11 @@ struct State {
     /// Who wants to see a pass. Whoever comes later takes the place of one that still waits.
     proof: Option<oneshot::Sender<()>>,
     senders: usize,
-    is_received: bool,
+    receivers: usize,
+    /// Batches that are computed now.
+    batches: usize,
+    /// Whether one of them is of bulk requests.
+    has_bulk: bool,
     /// Tokens a second, a mean in which the last batches count most.
     rate: Option<f64>,
 }
@@ -127,11 +135,13 @@ pub(super) fn channel(limits: Limits) -> (Sender, Receiver) {
         scratch: Vec::new(),
         proof: None,
         senders: 1,
-        is_received: true,
+        receivers: 1,
+        batches: 0,
+        has_bulk: false,
         rate: None,
     };
     let shared = Arc::new(Shared { limits, state: Mutex::new(state), arrived: Condvar::new() });
-    let receiver = Receiver { shared: Arc::clone(&shared), last: Last::default() };
+    let receiver = Receiver { shared: Arc::clone(&shared), last: Last::default(), computes: None };
     (Sender { shared }, receiver)
 }
 
@@ -196,7 +206,7 @@ impl Sender {
         let Limits { requests, tokens, .. } = self.shared.limits;
         let bounds = Bounds { requests, tokens };
         let mut state = self.shared.lock();
-        if !state.is_received {
+        if state.receivers == 0 {
             return Err(PushError::Closed);
         }
         if !state.order.has_room(&terms, bounds) {
@@ -220,7 +230,7 @@ impl Sender {
     pub(super) fn release_scratch(&self) -> oneshot::Receiver<()> {
         let (done, released) = oneshot::channel();
         let mut state = self.shared.lock();
-        if state.is_received {
+        if state.receivers > 0 {
             state.scratch.push(done);
             self.shared.arrived.notify_one();
         }
@@ -232,7 +242,7 @@ impl Sender {
     pub(super) fn prove(&self) -> oneshot::Receiver<()> {
         let (done, proof) = oneshot::channel();
         let mut state = self.shared.lock();
-        if state.is_received {
+        if state.receivers > 0 {
             state.proof = Some(done);
             self.shared.arrived.notify_one();
         }
@@ -251,11 +261,20 @@ impl Sender {
 
     /// Whether the worker is gone.
     pub(super) fn is_closed(&self) -> bool {
-        !self.shared.lock().is_received
+        self.shared.lock().receivers == 0
     }
 }
 
 impl State {
+    /// A batch of this class is over. Whether another may be begun that could not before.
+    fn end_batch(&mut self, batch: Option<Priority>) -> bool {
+        let Some(priority) = batch else { return false };
+        self.batches = self.batches.saturating_sub(1);
+        let bulk = priority == Priority::Bulk;
+        self.has_bulk &= !bulk;
+        bulk && self.order.is_ready(true)
+    }
+
     /// How long what waits in `lane` probably takes.
     fn wait(&self, lane: &Lane) -> Option<Duration> {
         // Below 2^53, and a quotient that is clamped before it becomes a duration.
@@ -266,24 +285,43 @@ impl State {
     }
 }
 
-/// The last batch.
+/// The last batch of a receiver.
 #[derive(Debug, Default)]
 struct Last {
     requests: usize,
     ended: Option<Instant>,
 }
 
-/// Takes batches out. When it is dropped, whoever waits learns that nobody will answer.
+/// Takes batches out, one after the other; clones take others at the same time. When the last is dropped, or one by a
+/// panic, whoever waits learns that nobody will answer.
 #[derive(Debug)]
 pub(super) struct Receiver {
     shared: Arc<Shared>,
     last: Last,
+    /// The class of the batch that it took and has not come back from.
+    computes: Option<Priority>,
+}
+
+impl Clone for Receiver {
+    fn clone(&self) -> Self {
+        self.shared.lock().receivers += 1;
+        Self { shared: Arc::clone(&self.shared), last: Last::default(), computes: None }
+    }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.is_received = false;
+        state.end_batch(self.computes.take());
+        state.receivers = state.receivers.saturating_sub(1);
+        if thread::panicking() {
+            // The others end with it.
+            state.receivers = 0;
+            self.shared.arrived.notify_all();
+        }
+        if state.receivers > 0 {
+            return;
+        }
         state.scratch.clear();
         state.proof = None;
         let order = std::mem::take(&mut state.order);
@@ -297,7 +335,13 @@ impl Receiver {
     /// tokens together, or one of which a part is to be computed.
     pub(super) fn next(&mut self, budget: usize) -> Option<Next> {
         let mut state = self.shared.lock();
+        if state.end_batch(self.computes.take()) {
+            self.shared.arrived.notify_one();
+        }
         loop {
+            if state.receivers == 0 {
+                return None;
+            }
             if let Some(proof) = state.proof.take() {
                 return Some(Next::Prove(proof));
             }
@@ -305,8 +349,11 @@ impl Receiver {
                 return Some(Next::ReleaseScratch(std::mem::take(&mut state.scratch)));
             }
             let load = state.order.total();
-            if load.requests == 0 {
-                if state.senders == 0 {
+            let may_be_bulk = !state.has_bulk;
+            if !state.order.is_ready(may_be_bulk) {
+                if state.senders == 0 && load.requests == 0 {
+                    // Another receiver may wait for a turn that was the last.
+                    self.shared.arrived.notify_all();
                     return None;
                 }
                 state = self.shared.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -323,9 +370,12 @@ impl Receiver {
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
-            let batch = state.order.take(budget, |job| job.is_wanted(now));
-            if !batch.is_empty() {
+            let batch = state.order.take(budget, may_be_bulk, |job| job.is_wanted(now));
+            if let Some(first) = batch.first() {
                 self.last.requests = batch.len();
+                self.computes = Some(first.terms.priority);
+                state.batches += 1;
+                state.has_bulk |= first.terms.priority == Priority::Bulk;
                 return Some(Next::Batch(batch));
             }
         }
@@ -345,7 +395,7 @@ impl Receiver {
         }
         // Far below 2^53.
         #[expect(clippy::cast_precision_loss, reason = "a mean")]
-        let rate = tokens as f64 / took.as_secs_f64().max(1e-6);
+        let rate = (state.batches.max(1) * tokens) as f64 / took.as_secs_f64().max(1e-6);
         if tokens > 0 {
             let mean = state.rate.map_or(rate, |mean| mean + RATE_WEIGHT * (rate - mean));
             state.rate = Some(mean);
@@ -357,7 +407,7 @@ impl Receiver {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { requests: 2, tokens: 100, wait: Duration::ZERO };
+    const LIMITS: Limits = Limits { requests: 2, tokens: 100, wait: Duration::ZERO, batches: 1 };
 
     type Answer = oneshot::Receiver<Result<Computed, EngineError>>;
 
@@ -445,7 +495,7 @@ mod tests {
         receiver.computed(2, Duration::from_secs(1), None);
         let _second = push(&sender, 1, PATIENT).unwrap();
         // Would not come back within a thousand seconds if it did not see the other one arrive.
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let gathered = scope.spawn(|| take(&mut receiver, 10).len());
             let _third = push(&sender, 1, PATIENT).unwrap();
             assert_eq!(gathered.join().unwrap(), 2);
@@ -453,5 +503,48 @@ mod tests {
         receiver.last.requests = 1;
         let _fourth = push(&sender, 1, PATIENT).unwrap();
         assert_eq!(take(&mut receiver, 10).len(), 1);
+    }
+
+    #[test]
+    fn one_batch_of_bulk_requests_is_computed_at_a_time() {
+        let (sender, mut first) = channel(Limits { requests: 10, ..LIMITS });
+        let mut second = first.clone();
+        let push = |priority| {
+            let (reply, answer) = oneshot::channel();
+            let priority = Some(priority);
+            let deadline = Instant::now() + PATIENT;
+            let ticket = Ticket { connection: 0, priority, deadline, tenant: None, weight: 1 };
+            sender.push(vec![vec![0; 10]], Output::Vector, &ticket, reply).unwrap();
+            answer
+        };
+        let class = |batch: Vec<Turn<Job>>| batch[0].terms.priority;
+        let _bulk = [push(Priority::Bulk), push(Priority::Bulk)];
+        assert_eq!(class(take(&mut first, 10)), Priority::Bulk);
+        let ready = |receiver: &Receiver| {
+            let state = receiver.shared.lock();
+            state.order.is_ready(!state.has_bulk)
+        };
+        assert!(!ready(&second));
+        let _interactive = push(Priority::Interactive);
+        assert_eq!(class(take(&mut second, 10)), Priority::Interactive);
+        assert!(!ready(&second));
+        // Back from its batch, the first may take the other.
+        assert_eq!(class(take(&mut first, 10)), Priority::Bulk);
+        assert_eq!(first.shared.lock().batches, 2);
+        drop((first, sender));
+        assert!(second.next(10).is_none());
+        assert_eq!(second.shared.lock().batches, 0);
+    }
+
+    #[test]
+    fn the_rate_is_that_of_all_batches_at_a_time() {
+        let (sender, mut first) = channel(LIMITS);
+        let mut second = first.clone();
+        let _kept = [push(&sender, 10, PATIENT).unwrap(), push(&sender, 10, PATIENT).unwrap()];
+        for receiver in [&mut first, &mut second] {
+            take(receiver, 10);
+        }
+        first.computed(10, Duration::from_secs(1), None);
+        assert_eq!(first.shared.lock().rate, Some(20.0));
     }
 }

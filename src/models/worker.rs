@@ -1,8 +1,9 @@
 //! The worker: the one OS thread that owns a resident model's weights, from loading to dropping them.
 //!
 //! Requests come in batches through a bounded queue. One that is longer than a batch is computed in parts, between which
-//! others have their turn. The thread ends when every sender of the queue is gone, so that unloading is: drop the queue,
-//! join.
+//! others have their turn. While many wait, several batches are computed at a time, each on its own of the engine's
+//! threads, so that none idles until the slowest is done; what is beside the first is taken by threads that the worker
+//! starts and joins. It ends when every sender of the queue is gone, so that unloading is: drop the queue, join.
 //!
 //! Invariants:
 //! 1. Weights are allocated and dropped on the worker's own thread.
@@ -12,7 +13,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -152,7 +153,13 @@ pub(super) fn spawn(
                     };
                     // When nobody waits any more the queue is closed too, and `serve` ends at once.
                     drop(announce.send(Ok(ready)));
-                    serve(embedder, jobs, &pass.tokens, &pulse, &metrics);
+                    let worker = Serving {
+                        embedder,
+                        tokens: &pass.tokens,
+                        pulse: &pulse,
+                        metrics: &metrics,
+                    };
+                    worker.serve(jobs, limits.batches);
                 }
             }
         })
@@ -164,99 +171,111 @@ fn read_and_load(store: &Store, key: &Key, options: Options) -> Result<Loaded, W
     Ok(load::load_from::<WorkerError>(store, key, options)?.1)
 }
 
-fn serve(
-    mut embedder: Box<dyn Embedder>,
-    mut queue: Receiver,
-    tokens: &AtomicUsize,
-    pulse: &Pulse,
-    metrics: &Metrics,
-) {
-    loop {
-        let budget = tokens.load(Ordering::Relaxed);
-        match queue.next(budget) {
-            None => return,
-            Some(Next::Batch(batch)) => {
-                compute(&mut *embedder, &mut queue, batch, budget, pulse, metrics);
-            }
-            Some(Next::Prove(done)) => {
-                let passed = pulse.pass(1, || embedder.compute(&[&[ANY]], Output::Vector));
-                if let Err(error) = passed {
-                    // It shows life all the same; what is wrong, a request is told.
-                    tracing::debug!(%error, "a pass of one token failed");
+/// A model that serves.
+struct Serving<'a> {
+    embedder: Box<dyn Embedder>,
+    /// How many a pass may have.
+    tokens: &'a AtomicUsize,
+    pulse: &'a Pulse,
+    metrics: &'a Metrics,
+}
+
+impl Serving<'_> {
+    /// Computes what comes, `batches` batches at a time at most, until the queue has ended.
+    fn serve(&self, queue: Receiver, batches: usize) {
+        thread::scope(|scope| {
+            for _ in 1..batches {
+                let queue = queue.clone();
+                let started = Builder::new()
+                    .name("worker-batch".to_owned())
+                    .spawn_scoped(scope, || self.take_batches(queue));
+                if let Err(error) = started {
+                    // Then fewer batches are computed at a time.
+                    tracing::debug!(%error, "no thread for another batch");
                 }
-                // Whoever asked may have stopped waiting.
-                let (Ok(()) | Err(())) = done.send(());
             }
-            Some(Next::ReleaseScratch(waiting)) => {
-                embedder.release_scratch();
-                for done in waiting {
+            self.take_batches(queue);
+        });
+    }
+
+    fn take_batches(&self, mut queue: Receiver) {
+        loop {
+            let budget = self.tokens.load(Ordering::Relaxed);
+            match queue.next(budget) {
+                None => return,
+                Some(Next::Batch(batch)) => self.compute(&mut queue, batch, budget),
+                Some(Next::Prove(done)) => {
+                    let pass = || self.embedder.compute(&[&[ANY]], Output::Vector);
+                    if let Err(error) = self.pulse.pass(1, pass) {
+                        // It shows life all the same; what is wrong, a request is told.
+                        tracing::debug!(%error, "a pass of one token failed");
+                    }
                     // Whoever asked may have stopped waiting.
                     let (Ok(()) | Err(())) = done.send(());
                 }
-            }
-        }
-    }
-}
-
-/// Computes one pass and answers the requests that it finishes.
-fn compute(
-    embedder: &mut dyn Embedder,
-    queue: &mut Receiver,
-    mut batch: Vec<Turn<Job>>,
-    budget: usize,
-    pulse: &Pulse,
-    metrics: &Metrics,
-) {
-    let began = Instant::now();
-    for turn in &mut batch {
-        turn.job.began.get_or_insert(began);
-    }
-    // Only a request that is alone in its batch has more than the budget.
-    let parts: Vec<usize> = batch.iter().map(|turn| pass(&turn.job.texts, budget)).collect();
-    let texts: Vec<&[u32]> = batch
-        .iter()
-        .zip(&parts)
-        .flat_map(|(turn, part)| turn.job.texts.iter().take(*part).map(Vec::as_slice))
-        .collect();
-    let tokens: usize = texts.iter().map(|text| text.len()).sum();
-    metrics.batch(texts.len(), tokens);
-    // A batch is of one kind.
-    let output = batch.first().map_or(Output::Vector, |turn| turn.job.output);
-    let rows = if output == Output::TokenStates { tokens } else { texts.len() };
-    let outcome = pulse.pass(tokens, || embedder.compute(&texts, output));
-    let took = began.elapsed();
-    let mut unfinished = None;
-    match outcome {
-        Ok(vectors) => {
-            let width = vectors.len() / rows.max(1);
-            let mut rest = vectors.as_slice();
-            for (mut turn, part) in batch.into_iter().zip(parts) {
-                let done: usize = turn.job.texts.drain(..part).map(|text| text.len()).sum();
-                let own_rows = if output == Output::TokenStates { done } else { part };
-                let (own, others) = rest.split_at(own_rows * width);
-                rest = others;
-                turn.job.vectors.extend_from_slice(own);
-                match turn.job.texts.is_empty() {
-                    true => answer(turn.job),
-                    false => unfinished = Some((turn, done)),
+                Some(Next::ReleaseScratch(waiting)) => {
+                    self.embedder.release_scratch();
+                    for done in waiting {
+                        // Whoever asked may have stopped waiting.
+                        let (Ok(()) | Err(())) = done.send(());
+                    }
                 }
             }
         }
-        Err(error) => {
-            let last = batch.pop();
-            if !batch.is_empty() {
-                // One of them is at fault: each by itself.
-                let alone = batch.into_iter().chain(last).map(|turn| vec![turn]);
-                return alone
-                    .for_each(|batch| compute(embedder, queue, batch, budget, pulse, metrics));
+    }
+
+    /// Computes one pass and answers the requests that it finishes.
+    fn compute(&self, queue: &mut Receiver, mut batch: Vec<Turn<Job>>, budget: usize) {
+        let began = Instant::now();
+        for turn in &mut batch {
+            turn.job.began.get_or_insert(began);
+        }
+        // Only a request that is alone in its batch has more than the budget.
+        let parts: Vec<usize> = batch.iter().map(|turn| pass(&turn.job.texts, budget)).collect();
+        let texts: Vec<&[u32]> = batch
+            .iter()
+            .zip(&parts)
+            .flat_map(|(turn, part)| turn.job.texts.iter().take(*part).map(Vec::as_slice))
+            .collect();
+        let tokens: usize = texts.iter().map(|text| text.len()).sum();
+        self.metrics.batch(texts.len(), tokens);
+        // A batch is of one kind.
+        let output = batch.first().map_or(Output::Vector, |turn| turn.job.output);
+        let rows = if output == Output::TokenStates { tokens } else { texts.len() };
+        let outcome = self.pulse.pass(tokens, || self.embedder.compute(&texts, output));
+        let took = began.elapsed();
+        let mut unfinished = None;
+        match outcome {
+            Ok(vectors) => {
+                let width = vectors.len() / rows.max(1);
+                let mut rest = vectors.as_slice();
+                for (mut turn, part) in batch.into_iter().zip(parts) {
+                    let done: usize = turn.job.texts.drain(..part).map(|text| text.len()).sum();
+                    let own_rows = if output == Output::TokenStates { done } else { part };
+                    let (own, others) = rest.split_at(own_rows * width);
+                    rest = others;
+                    turn.job.vectors.extend_from_slice(own);
+                    match turn.job.texts.is_empty() {
+                        true => answer(turn.job),
+                        false => unfinished = Some((turn, done)),
+                    }
+                }
             }
-            // The client may leave at any time; then nobody reads this.
-            if let Some(turn) = last {
-                drop(turn.job.reply.send(Err(error)));
+            Err(error) => {
+                let last = batch.pop();
+                if !batch.is_empty() {
+                    // One of them is at fault: each by itself.
+                    let alone = batch.into_iter().chain(last).map(|turn| vec![turn]);
+                    return alone.for_each(|batch| self.compute(queue, batch, budget));
+                }
+                // The client may leave at any time; then nobody reads this.
+                if let Some(turn) = last {
+                    drop(turn.job.reply.send(Err(error)));
+                }
             }
         }
+        queue.computed(tokens, took, unfinished);
     }
-    queue.computed(tokens, took, unfinished);
 }
 
 fn answer(Job { vectors, queued, began, reply, .. }: Job) {
@@ -280,24 +299,36 @@ fn pass(texts: &[Vec<u32>], tokens: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Condvar, Mutex};
 
     use super::super::{Priority, Ticket};
     use super::*;
     use crate::engine::{EngineError, Precision};
 
+    type Meet = Box<dyn Fn(&[u32]) + Send + Sync>;
+
     /// The vector of a text is its first id, twice; the id [`BAD`] cannot be computed.
     struct Fake {
         passes: Arc<Mutex<Vec<Vec<u32>>>>,
         report: Report,
+        /// Called in each pass with the first ids of its texts.
+        meet: Meet,
+    }
+
+    impl Default for Fake {
+        fn default() -> Self {
+            let report = Report { precision: Precision::F32, isa: "none", reason: String::new() };
+            Self { passes: Arc::default(), report, meet: Box::new(|_| {}) }
+        }
     }
 
     const BAD: u32 = 666;
 
     impl Embedder for Fake {
-        fn compute(&mut self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
+        fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
             let firsts: Vec<u32> = texts.iter().map(|text| text[0]).collect();
             self.passes.lock().unwrap().push(firsts.clone());
+            (self.meet)(&firsts);
             if firsts.contains(&BAD) {
                 return Err(EngineError::NotFinite { precision: "f32" });
             }
@@ -319,7 +350,7 @@ mod tests {
             0
         }
 
-        fn release_scratch(&mut self) {
+        fn release_scratch(&self) {
             self.passes.lock().unwrap().push(Vec::new());
         }
 
@@ -336,6 +367,14 @@ mod tests {
         }
     }
 
+    /// Computes what waits in `queue` until it has ended.
+    fn serve(model: impl Embedder + 'static, queue: Receiver, budget: usize, batches: usize) {
+        let (tokens, metrics) = (AtomicUsize::new(budget), Metrics::new(&[]));
+        let (embedder, pulse): (Box<dyn Embedder>, _) = (Box::new(model), Pulse::default());
+        Serving { embedder, tokens: &tokens, pulse: &pulse, metrics: &metrics }
+            .serve(queue, batches);
+    }
+
     type Answer = oneshot::Receiver<Result<Computed, EngineError>>;
     type Vectors = Result<Vec<f32>, String>;
 
@@ -348,7 +387,7 @@ mod tests {
 
     impl Waiting {
         fn new() -> Self {
-            let limits = Limits { requests: 100, tokens: 10_000, wait: Duration::ZERO };
+            let limits = Limits { requests: 100, tokens: 10_000, wait: Duration::ZERO, batches: 1 };
             let (sender, receiver) = queue::channel(limits);
             Self { sender, receiver, answers: Vec::new() }
         }
@@ -374,12 +413,10 @@ mod tests {
 
         /// What a worker with passes of `budget` tokens does until all is done: its passes, and the answers.
         fn serve(self, budget: usize) -> (Vec<Vec<u32>>, Vec<Option<Vectors>>) {
-            let passes = Arc::new(Mutex::new(Vec::new()));
-            let report = Report { precision: Precision::F32, isa: "none", reason: String::new() };
-            let fake = Fake { passes: Arc::clone(&passes), report };
+            let fake = Fake::default();
+            let passes = Arc::clone(&fake.passes);
             drop(self.sender);
-            let (tokens, metrics) = (AtomicUsize::new(budget), Metrics::new(&[]));
-            serve(Box::new(fake), self.receiver, &tokens, &Pulse::default(), &metrics);
+            serve(fake, self.receiver, budget, 1);
             let answers = self.answers.into_iter().map(|answer| {
                 let answer = answer?.blocking_recv().unwrap();
                 Some(answer.map(|computed| computed.vectors).map_err(|error| error.to_string()))
@@ -444,6 +481,43 @@ mod tests {
         let (_, answers) = waiting.serve(10);
         let ok: Vec<bool> = answers.into_iter().map(|answer| answer.unwrap().is_ok()).collect();
         assert_eq!(ok, [true, false, true]);
+    }
+
+    #[test]
+    fn several_batches_are_computed_at_a_time() {
+        let mut waiting = Waiting::new();
+        for id in 1..=3 {
+            waiting.ask(&[id], 4, Priority::Interactive);
+        }
+        // None ends before there are three.
+        let (passes, came) = (Mutex::new(0), Condvar::new());
+        let meet = move |_: &[u32]| {
+            let mut passes = passes.lock().unwrap();
+            *passes += 1;
+            came.notify_all();
+            let (patience, alone) = (Duration::from_secs(60), |passes: &mut usize| *passes < 3);
+            let (passes, waited) = came.wait_timeout_while(passes, patience, alone).unwrap();
+            assert!(!waited.timed_out(), "{} passes at a time", *passes);
+        };
+        drop(waiting.sender);
+        serve(Fake { meet: Box::new(meet), ..Fake::default() }, waiting.receiver, 4, 3);
+        for (answer, id) in waiting.answers.into_iter().zip([1.0, 2.0, 3.0]) {
+            let answer = answer.unwrap().blocking_recv().unwrap().unwrap();
+            assert_eq!(answer.vectors, [id; 2]);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_one_of_several_batches_ends_them_all() {
+        let mut waiting = Waiting::new();
+        waiting.ask(&[BAD], 1, Priority::Interactive);
+        let Waiting { sender, receiver, mut answers } = waiting;
+        let panics = |firsts: &[u32]| assert!(!firsts.contains(&BAD), "a bad id");
+        let fake = Fake { meet: Box::new(panics), ..Fake::default() };
+        // Its sender is there still: nothing but the panic ends it.
+        assert!(thread::spawn(move || serve(fake, receiver, 1, 3)).join().is_err());
+        assert!(answers[0].take().unwrap().blocking_recv().is_err());
+        assert!(sender.is_closed());
     }
 
     #[test]

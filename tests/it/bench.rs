@@ -115,7 +115,7 @@ fn the_report_is_whole_and_the_vectors_are_those_of_the_engine_in_the_order_of_t
     assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, &[texts.len(), 64][..]));
     let values: Vec<f32> =
         tensor.data().as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect();
-    let mut model = golden::load(&MEAN, &golden::golden().join(MEAN.name), Precision::F32);
+    let model = golden::load(&MEAN, &golden::golden().join(MEAN.name), Precision::F32);
     for (index, (text, found)) in texts.iter().zip(values.chunks_exact(64)).enumerate() {
         let ids = model.tokenizer.encode("", text).unwrap().ids;
         let expected = model.embedder.embed(&[&ids]).unwrap();

@@ -31,8 +31,8 @@ fn bundled_mini_is_small_whole_and_near_its_original() {
     let staged = store.stage(File::open(&path).unwrap(), &limits).unwrap();
     let admitted = store.admit(staged, Origin::Installed, quota, |_| false).unwrap();
     let (manifest, contents) = store.read(&admitted.entry.key).unwrap();
-    let mut model = load(&manifest, contents, options(&Settings::default())).unwrap();
-    self_test(&manifest, &mut model).unwrap();
+    let model = load(&manifest, contents, options(&Settings::default())).unwrap();
+    self_test(&manifest, &model).unwrap();
 
     let tokens: Vec<Vec<u32>> = texts("texts_real.jsonl")
         .iter()

@@ -111,7 +111,6 @@ fn measure(directory: &Path, precision: Precision) -> Figures {
         let (manifest, model) = load::load_from::<WorkerError>(&store, &key, options).unwrap();
         (model, manifest)
     });
-    let mut model = model;
     let words = u32::try_from(model.tokenizer.vocabulary_size()).unwrap();
     // One word of each eight pages: the kernel maps what is around.
     let step = u64::from(words) * 8 * 4096 / mapped_bytes.max(1);
@@ -202,8 +201,8 @@ fn packed(source: &Path, stored: package::Precision) -> Vec<u8> {
     };
     let run = |manifest: &Manifest, contents: &Contents| {
         let options = Options { precision: Precision::F32, ..OPTIONS };
-        let mut model = load::load(manifest, contents.clone(), options)?;
-        Ok(load::embed_plain(&mut model, &manifest.self_test.text)?)
+        let model = load::load(manifest, contents.clone(), options)?;
+        Ok(load::embed_plain(&model, &manifest.self_test.text)?)
     };
     let mut package = Vec::new();
     pack(&request, &run, &|_, _| {}, &mut package).unwrap();

@@ -174,7 +174,7 @@ pub(super) fn max_difference(a: &[f32], b: &[f32]) -> f32 {
 
 /// Every text of `case` that is not as the reference says, and the largest difference of all.
 fn compare(case: &Case, directory: &Path, texts: &[String]) -> (Vec<String>, f32) {
-    let mut model = load(case, directory, Precision::F32);
+    let model = load(case, directory, Precision::F32);
     let ids = read(golden().join(case.name).join("reference_ids.json"));
     let ids: Vec<Vec<u32>> = serde_json::from_slice(&ids).unwrap();
     assert_eq!(ids.len(), texts.len());
@@ -258,16 +258,16 @@ fn every_tiny_model_is_packed_in_every_precision() {
             let loaded = RefCell::new(None);
             let run = |manifest: &Manifest, contents: &Contents| {
                 let options = Options { threads: 2, batch_tokens: 512, precision: Precision::F32 };
-                let mut model = load::load(manifest, contents.clone(), options)?;
-                let vector = load::embed_plain(&mut model, &manifest.self_test.text)?;
+                let model = load::load(manifest, contents.clone(), options)?;
+                let vector = load::embed_plain(&model, &manifest.self_test.text)?;
                 *loaded.borrow_mut() = Some(model);
                 Ok(vector)
             };
             package::pack(&request, &run, &|_, _| {}, io::sink()).unwrap();
-            let mut model = loaded.into_inner().unwrap();
+            let model = loaded.into_inner().unwrap();
             let mut least = 1.0_f32;
             for (text, expected) in texts.iter().zip(&expected) {
-                let found = load::embed_plain(&mut model, text).unwrap();
+                let found = load::embed_plain(&model, text).unwrap();
                 let (Some(found), Some(expected)) = (unit(&found), unit(expected)) else {
                     assert_eq!(&found, expected, "{} {text:?}", case.name);
                     continue;
@@ -310,7 +310,7 @@ fn all_minilm_l6_v2_in_rounded_precisions_stays_near_f32() {
     let texts = texts("texts_real.jsonl");
     let expected = reference(&MINI_LM, "embedding");
     for (precision, mean_bound, least_bound) in ROUNDED {
-        let mut model = load(&MINI_LM, &directory, precision);
+        let model = load(&MINI_LM, &directory, precision);
         if model.embedder.report().precision != precision {
             let test =
                 format!("all_minilm_l6_v2_in_rounded_precisions_stays_near_f32: {precision}");

@@ -76,7 +76,7 @@ fn a_model_leaves_the_page_cache_when_it_was_installed_checked_or_unloaded() {
     assert!(left("verified") <= RESIDUE);
 
     let options = Options { threads: 2, batch_tokens: 512, precision: Precision::Auto };
-    let (_, mut model) = load::load_from::<WorkerError>(&store, &key, options).unwrap();
+    let (_, model) = load::load_from::<WorkerError>(&store, &key, options).unwrap();
     let table = model.embedder.mapped_bytes();
     assert!(left("loaded") <= table + RESIDUE);
 

@@ -62,7 +62,7 @@ struct Pass {
 /// # Errors
 /// When a text cannot be tokenized or embedded, or there is no thread.
 pub(super) fn throughput(
-    model: &mut Loaded,
+    model: &Loaded,
     texts: &[String],
     batch_tokens: usize,
     at_least: Duration,
@@ -75,7 +75,7 @@ pub(super) fn throughput(
             .name("tokenizer".to_owned())
             .spawn_scoped(scope, || tokenize_rounds(tokenizer, texts, batch_tokens, passes))
             .context("cannot start a thread")?;
-        let embedded = embed_rounds(embedder.as_mut(), texts.len(), incoming, started, at_least);
+        let embedded = embed_rounds(embedder.as_ref(), texts.len(), incoming, started, at_least);
         // The channel is closed by now, which is how the thread learns that it is over.
         ahead.join().map_err(|_panic| anyhow!("the tokenizer's thread ended unexpectedly"))?;
         embedded
@@ -83,7 +83,7 @@ pub(super) fn throughput(
 }
 
 fn embed_rounds(
-    embedder: &mut dyn Embedder,
+    embedder: &dyn Embedder,
     texts: usize,
     incoming: Receiver<Result<Pass, EngineError>>,
     started: Instant,
@@ -164,7 +164,7 @@ fn tokenize_rounds(
 /// # Errors
 /// When a text cannot be tokenized or embedded.
 pub(super) fn latencies(
-    model: &mut Loaded,
+    model: &Loaded,
     texts: &[String],
     at_least: Duration,
 ) -> Result<Vec<Duration>, EngineError> {

@@ -11,6 +11,7 @@ mod modernbert;
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -33,6 +34,8 @@ pub(super) struct CandleEmbedder {
     config: ModernBertConfig,
     head: Head,
     threads: rayon::ThreadPool,
+    /// Held by the one call that computes.
+    alone: Mutex<()>,
     limits: Limits,
     dimensions: usize,
     weight_bytes: u64,
@@ -68,6 +71,7 @@ impl CandleEmbedder {
             model: ModernBert::load(weights, &config.for_candle(spec)).map_err(unread)?,
             head,
             threads: threads::start(options.threads)?,
+            alone: Mutex::new(()),
             limits: Limits {
                 vocabulary: config.vocab_size(),
                 min: 1,
@@ -105,18 +109,19 @@ fn report(spec: &ModelSpec, wanted: Precision) -> Report {
 }
 
 impl Embedder for CandleEmbedder {
-    fn compute(&mut self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
+    fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
         self.limits.check(texts)?;
-        let this = &*self;
+        // What candle takes for a pass is counted once. It keeps nothing of one that panicked.
+        let _alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
         // Always begun by the first thread, which the others help: an allocator keeps some of what was
         // freed for the thread that had it, and would do so for each of them.
-        let vectors = this.threads.broadcast(|thread| {
-            let vectors = texts.iter().map(|text| this.run(text, output));
+        let vectors = self.threads.broadcast(|thread| {
+            let vectors = texts.iter().map(|text| self.run(text, output));
             (thread.index() == 0).then(|| vectors.collect::<candle_core::Result<Vec<_>>>())
         });
         let vectors = vectors.into_iter().flatten().collect::<candle_core::Result<Vec<_>>>();
         let vectors = vectors.map_err(|source| EngineError::Forward(source.into()))?;
-        finite(vectors.concat().concat(), this.report.precision.name())
+        finite(vectors.concat().concat(), self.report.precision.name())
     }
 
     fn dimensions(&self) -> usize {
@@ -133,7 +138,7 @@ impl Embedder for CandleEmbedder {
     }
 
     /// Nothing: what candle takes for a pass it gives back behind it.
-    fn release_scratch(&mut self) {}
+    fn release_scratch(&self) {}
 
     fn matrix_operations(&self, tokens: usize) -> u64 {
         self.config.matrix_operations(tokens)

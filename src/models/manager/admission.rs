@@ -26,6 +26,10 @@ use crate::metrics::FailureType;
 use crate::package::{Key, StoreError};
 use crate::units::{Bytes, milliseconds};
 
+/// The most batches of a model that are computed at a time unless the settings say more: of many small ones each would
+/// have a text or two.
+const MOST_BATCHES: usize = 4;
+
 /// Who wants a model.
 pub(super) enum Wanted {
     /// These requests, or nobody yet whom it is to be there for.
@@ -296,6 +300,7 @@ impl Manager {
             requests: embedding.queue_size,
             tokens: embedding.queue_tokens,
             wait: Duration::from_millis(embedding.max_batch_wait_ms as u64),
+            batches: embedding.parallel_batches.unwrap_or(options.threads.min(MOST_BATCHES)),
         };
         let store = Arc::clone(&self.parts.store);
         let metrics = self.parts.metrics.clone();

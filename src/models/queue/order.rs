@@ -167,12 +167,23 @@ impl<J> Order<J> {
         }
     }
 
+    /// Whether there is something to take.
+    pub(super) fn is_ready(&self, may_be_bulk: bool) -> bool {
+        !self.interactive.turns.is_empty() || may_be_bulk && !self.bulk.turns.is_empty()
+    }
+
     /// Takes the requests of the next pass: as many as fit into `budget` tokens, or one that does not. Those that are
-    /// no longer `wanted` are dropped. Empty when nothing waits.
-    pub(super) fn take(&mut self, budget: usize, wanted: impl Fn(&J) -> bool) -> Vec<Turn<J>> {
+    /// no longer `wanted` are dropped. Empty when nothing waits, or only what may not be taken now.
+    pub(super) fn take(
+        &mut self,
+        budget: usize,
+        may_be_bulk: bool,
+        wanted: impl Fn(&J) -> bool,
+    ) -> Vec<Turn<J>> {
         let mut taken = Vec::new();
         let mut rest = budget;
-        let bulk = !self.bulk.turns.is_empty()
+        let bulk = may_be_bulk
+            && !self.bulk.turns.is_empty()
             && (self.interactive.turns.is_empty() || self.passes + 1 >= BULK_TURN);
         let priority = if bulk { Priority::Bulk } else { Priority::Interactive };
         while let Some((_, first)) = self.class(priority).turns.first_key_value() {
@@ -248,7 +259,7 @@ mod tests {
     }
 
     fn take(order: &mut Order<usize>, budget: usize) -> Vec<usize> {
-        order.take(budget, |_| true).into_iter().map(|turn| turn.job).collect()
+        order.take(budget, true, |_| true).into_iter().map(|turn| turn.job).collect()
     }
 
     fn all(order: &mut Order<usize>, budget: usize) -> Vec<Vec<usize>> {
@@ -283,6 +294,18 @@ mod tests {
     }
 
     #[test]
+    fn bulk_that_may_not_be_taken_keeps_its_place() {
+        let mut order = order(&[terms(4, Bulk, 1), terms(4, Interactive, 2)]);
+        assert!(order.is_ready(false));
+        let numbers =
+            |taken: Vec<Turn<usize>>| Vec::from_iter(taken.into_iter().map(|turn| turn.job));
+        assert_eq!(numbers(order.take(8, false, |_| true)), [1]);
+        assert!(!order.is_ready(false) && order.is_ready(true));
+        assert_eq!(numbers(order.take(8, false, |_| true)), Vec::<usize>::new());
+        assert_eq!(numbers(order.take(8, true, |_| true)), [0]);
+    }
+
+    #[test]
     fn bulk_waits_for_interactive_but_not_for_ever() {
         let bulk = (0..3).map(|_| terms(4, Bulk, 1));
         let interactive = (0..9).map(|_| terms(4, Interactive, 2));
@@ -295,7 +318,7 @@ mod tests {
     fn a_request_that_is_put_back_lets_others_go_first() {
         let mut order = order(&[terms(100, Bulk, 1), terms(100, Bulk, 2)]);
         let mut seen = Vec::new();
-        while let Some(turn) = order.take(25, |_| true).pop() {
+        while let Some(turn) = order.take(25, true, |_| true).pop() {
             seen.push(turn.job);
             if turn.terms.tokens > 25 {
                 order.put_back(turn, 25);
@@ -325,7 +348,7 @@ mod tests {
     #[test]
     fn what_nobody_wants_is_dropped_and_takes_no_place() {
         let mut order = order(&[4, 400, 4].map(|tokens| terms(tokens, Interactive, 0)));
-        let taken = order.take(8, |number| *number != 1);
+        let taken = order.take(8, true, |number| *number != 1);
         assert_eq!(taken.into_iter().map(|turn| turn.job).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(order.total(), Load::default());
     }
@@ -353,7 +376,7 @@ mod tests {
             prop_assert_eq!(order.total(), Load { requests: requests.len(), tokens: total });
             let mut seen = Vec::new();
             loop {
-                let batch = order.take(budget, |_| true);
+                let batch = order.take(budget, true, |_| true);
                 if batch.is_empty() {
                     break;
                 }
