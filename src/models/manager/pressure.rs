@@ -192,10 +192,14 @@ impl Manager {
         self.resident().for_each(|resident| resident.ready.limit_pass());
     }
 
-    /// Has every worker let its scratch memory go, then gives what is free back to the kernel.
+    /// Has every worker let its scratch memory go, then gives what is free back to the kernel. One that is busy does it
+    /// after its pass and is not waited for: it would be waited for again when it has to leave.
     fn release_caches(&mut self) {
-        let released: Vec<_> =
-            self.resident().map(|resident| resident.worker.queue.release_scratch()).collect();
+        let idle = self.resident().filter_map(|resident| {
+            let released = resident.worker.queue.release_scratch();
+            (!resident.is_busy()).then_some(released)
+        });
+        let released: Vec<_> = idle.collect();
         self.releasing.spawn(async move {
             let all = async {
                 for released in released {
@@ -203,7 +207,7 @@ impl Manager {
                     drop(released.await);
                 }
             };
-            // One that is in a long pass does it later.
+            // One that has begun a long pass meanwhile does it later.
             drop(tokio::time::timeout(SCRATCH_TIMEOUT, all).await);
             if let Err(error) = tokio::task::spawn_blocking(release::trim).await {
                 tracing::error!(
