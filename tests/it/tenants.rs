@@ -31,17 +31,22 @@ fn seen(daemon: &Daemon, tenant: &str) -> Value {
     tenants.iter().find(|seen| seen["name"] == tenant).cloned().unwrap()
 }
 
-#[test]
-fn a_tenant_has_its_own_default_model_and_gets_only_what_it_may_ask_for() {
+/// A daemon with two models and three tenants: one free, two held to some models by an alias and by a version.
+fn with_tenants() -> Daemon {
     let tenants = json!([
         { "name": "free", "priority": 8, "dedicated_queue": true },
         { "name": "bound", "model": "other", "allowed_models": ["short"] },
         { "name": "versions", "allowed_models": ["other@2"] },
     ]);
-    let daemon = Root::with_other()
+    Root::with_other()
         .with("tenants", tenants)
         .with("aliases", json!({ "short": { "model": "bundled-mini" } }))
-        .start();
+        .start()
+}
+
+#[test]
+fn a_tenant_has_its_own_default_model_and_gets_only_what_it_may_ask_for() {
+    let daemon = with_tenants();
     assert_eq!(model_of(&ask_as(&daemon, "free", None)), Some("bundled-mini@1"));
     assert_eq!(model_of(&ask_as(&daemon, "bound", None)), Some("other@2"));
     assert_eq!(model_of(&ask_as(&daemon, "bound", Some("other"))), Some("other@2"));
@@ -80,15 +85,7 @@ fn a_tenant_has_its_own_default_model_and_gets_only_what_it_may_ask_for() {
 
 #[test]
 fn a_tenant_sees_what_it_may_ask_for() {
-    let tenants = json!([
-        { "name": "free" },
-        { "name": "bound", "model": "other", "allowed_models": ["short"] },
-        { "name": "versions", "allowed_models": ["other@2"] },
-    ]);
-    let daemon = Root::with_other()
-        .with("tenants", tenants)
-        .with("aliases", json!({ "short": { "model": "bundled-mini" } }))
-        .start();
+    let daemon = with_tenants();
     let ask = |tenant: &str, method: &str, path: &str, body: &Value| {
         let headers = [("x-caxton-tenant", tenant)];
         daemon.connect().request(method, path, &headers, body.to_string().as_bytes())
@@ -122,6 +119,8 @@ fn a_tenant_sees_what_it_may_ask_for() {
     }
     let hidden = get("versions", "/info");
     assert_eq!(hidden.status, 403, "{hidden:?}");
+    let said = hidden.json()["error"].to_string();
+    assert!(said.contains("versions") && said.contains("bundled-mini"), "{said}");
     // Looking is no request, and no request that was refused.
     for tenant in ["free", "bound", "versions"] {
         assert_eq!(
