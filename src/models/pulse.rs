@@ -54,7 +54,7 @@ impl Pulse {
     }
 
     /// The pass that has least of its time left, or is longest beyond it.
-    fn latest(&self) -> Option<Running> {
+    fn most_overdue(&self) -> Option<Running> {
         self.lock().iter().copied().min_by_key(|pass| pass.since.checked_add(pass.patience()))
     }
 }
@@ -102,10 +102,10 @@ impl Beat {
     pub async fn prove(self, patience: Duration) -> Result<(), Stuck> {
         let Self { key, pulse, asked, answer } = self;
         let answered = tokio::time::timeout(patience, answer).await;
-        match (answered, pulse.latest()) {
+        match (answered, pulse.most_overdue()) {
             // The worker has left, or made the pass.
             (Ok(Err(_)), _) | (Ok(Ok(())), None) => Ok(()),
-            (_, latest) => judge(&key, latest, asked, Instant::now()),
+            (_, pass) => judge(&key, pass, asked, Instant::now()),
         }
     }
 }
@@ -177,7 +177,7 @@ mod tests {
         let (_done, busy) = beat(&pulse);
         pulse.lock().push(Running { since: Instant::now(), tokens: 1 });
         assert_eq!(busy.prove(patience).await, Ok(()));
-        let Some(long_ago) = Instant::now().checked_sub(Duration::from_secs(3600)) else { return };
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap();
         pulse.lock().push(Running { since: long_ago, tokens: 1 });
         let (done, beside) = beat(&pulse);
         done.send(()).unwrap();

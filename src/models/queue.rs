@@ -34,7 +34,7 @@ const UNKNOWN_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The weight of the last batch in the mean of the rates: some ten batches count.
 const RATE_WEIGHT: f64 = 0.2;
 
-/// How a queue is bounded and how long it gathers.
+/// How a queue is bounded, how long it gathers, and how many batches are taken from it at a time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Requests that may wait in a lane.
