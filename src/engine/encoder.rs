@@ -14,6 +14,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use super::EngineError;
 use super::WeightsFile;
 use super::attention::{Attended, Heads};
+use super::buffer::Buffer;
 use super::config::{EncoderConfig, HiddenActivation};
 use super::integers;
 use super::layer::{Layer, Norm, Packing, Widths, tensor};
@@ -219,20 +220,23 @@ impl Encoder {
         }
     }
 
-    /// The token vectors in rows of `x`, `[rows, hidden]`.
-    pub(super) fn token_vectors(&self, x: &[f32], vectors: &mut Vec<f32>) {
+    /// The token vectors in rows of `x`, `[rows, hidden]`, which lie in `vectors`.
+    pub(super) fn token_vectors<'a>(&self, x: &[f32], vectors: &'a mut Buffer) -> &'a [f32] {
         let Widths { row, hidden, .. } = self.packing.widths;
-        vectors.clear();
-        vectors.reserve_exact(x.len() / row * hidden);
-        for x in x.chunks_exact(row) {
-            let start = vectors.len();
-            vectors.extend_from_slice(&x[..hidden]);
-            if self.packing.format == Format::Int8 {
-                for (&value, &channel) in x.iter().zip(&self.packing.order) {
-                    vectors[start + channel] = value;
+        let values = x.len() / row * hidden;
+        vectors.reserve(values);
+        let vectors = &mut vectors.f32s_mut()[..values];
+        for (x, vector) in x.chunks_exact(row).zip(vectors.chunks_exact_mut(hidden)) {
+            match self.packing.format {
+                Format::F32 | Format::Bf16 => vector.copy_from_slice(&x[..hidden]),
+                Format::Int8 => {
+                    for (&value, &channel) in x.iter().zip(&self.packing.order) {
+                        vector[channel] = value;
+                    }
                 }
             }
         }
+        vectors
     }
 
     /// Queries, keys and values of `count` rows of `x` into `heads`, for layer `layer`.

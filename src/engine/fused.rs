@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 
+use super::buffer::Buffer;
 use super::config::EncoderConfig;
 use super::encoder::Encoder;
 use super::layer::Widths;
@@ -147,7 +148,8 @@ impl Fused {
             let attended = states.attended.groups();
             encoder.finish(layer, &session, work, attended, rows, states.x.f32s_mut());
         }
-        self.outputs(pass.iter().map(|&text| texts[text].len()), states, output)
+        let lengths = pass.iter().map(|&text| texts[text].len());
+        self.outputs(lengths, states, &mut work.vectors, output)
     }
 
     /// The right to take all arenas, unless others compute.
@@ -199,24 +201,25 @@ impl Fused {
                 }
             });
         }
-        self.outputs([length].into_iter(), states, output)
+        self.outputs([length].into_iter(), states, &mut works[0].vectors, output)
     }
 
     /// What is wanted of texts of `lengths` whose rows lie in `states` one behind the other.
+    /// `vectors` is scratch memory.
     fn outputs(
         &self,
         lengths: impl Iterator<Item = usize>,
         states: &States,
+        vectors: &mut Buffer,
         output: Output,
     ) -> Vec<f32> {
         let mut rest = states.x.f32s();
         let mut outputs = Vec::new();
-        let mut tokens = Vec::new();
         for length in lengths {
             let (rows, others) = rest.split_at(length * self.encoder.row());
             rest = others;
-            self.encoder.token_vectors(rows, &mut tokens);
-            outputs.extend(self.head.apply(&tokens, self.encoder.hidden(), output));
+            let tokens = self.encoder.token_vectors(rows, vectors);
+            outputs.extend(self.head.apply(tokens, self.encoder.hidden(), output));
         }
         outputs
     }

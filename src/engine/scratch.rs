@@ -148,6 +148,8 @@ pub(super) struct Work {
     pub(super) wide: Buffer,
     pub(super) block: Buffer,
     pub(super) attention: Memory,
+    /// The token vectors of a text, before they are pooled.
+    pub(super) vectors: Buffer,
 }
 
 /// What the rows of a pass need.
