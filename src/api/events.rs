@@ -50,7 +50,8 @@ pub(super) async fn follow(
         number(LAST_EVENT_ID.as_str(), id)
     });
     let since = last.transpose()?.or(since);
-    let telling = Telling { listener: app.events.listen(since), follow, draining: app.draining };
+    let draining = app.draining.clone();
+    let telling = Telling { listener: app.events.listen(since), follow, draining };
     Ok(Sse::new(stream::unfold(telling, |mut telling| async move {
         let event = telling.next().await?;
         Some((Ok(event), telling))

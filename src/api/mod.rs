@@ -28,6 +28,7 @@ mod tenants;
 mod usage;
 pub mod wire;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,9 +60,27 @@ pub use tenants::Tenants;
 /// without it took half of the throughput of those that were served.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 
-/// What every route may use.
+/// What every route may use. Every layer of the router clones it for every request: that is one count.
 #[derive(Clone, Debug)]
-pub struct App {
+pub struct App(Arc<Parts>);
+
+impl From<Parts> for App {
+    fn from(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What an [`App`] is made of.
+#[derive(Debug)]
+pub struct Parts {
     /// The way to the models.
     pub handle: Handle,
     /// The way to install and remove packages.

@@ -111,14 +111,14 @@ async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Res
         let Answered { model, load, embedded } = answered;
         let of = |embedded: &Embedded| (rows(embedded), embedded.used());
         let (embeddings, prompt_eval_count) = embedded.as_ref().map(of).unwrap_or_default();
-        let mut response = Json(EmbedResponse {
+        let answer = EmbedResponse {
             model,
             embeddings,
             total_duration: nanoseconds(caller.began.elapsed()),
             load_duration: nanoseconds(load),
             prompt_eval_count,
-        })
-        .into_response();
+        };
+        let mut response = request::json(values, &answer);
         if let Some(embedded) = embedded {
             embedded.label(&caller, &mut response);
         }
@@ -146,7 +146,8 @@ async fn embeddings(
         return Ok(Json(EmbeddingsResponse { embedding: Vec::new() }).into_response());
     };
     let embedding = embedded.vectors.clone();
-    let mut response = Json(EmbeddingsResponse { embedding }).into_response();
+    let values = embedding.len();
+    let mut response = request::json(values, &EmbeddingsResponse { embedding });
     embedded.label(&caller, &mut response);
     Ok(response)
 }

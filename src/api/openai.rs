@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::try_join_all;
@@ -71,7 +71,7 @@ pub(super) async fn embeddings(
     let others = additional.iter().map(|embedded| embedded.vectors.len());
     let values = embedded.vectors.len() + others.sum::<usize>();
     let write = move || {
-        let mut response = Json(answer(&embedded, &additional, encoding)).into_response();
+        let mut response = request::json(values, &answer(&embedded, &additional, encoding));
         embedded.label(&caller, &mut response);
         response
     };
@@ -119,8 +119,8 @@ fn beside(embedded: &Embedded, encoding: Encoding) -> AdditionalEmbeddings {
     AdditionalEmbeddings {
         model: manifest.id.to_string(),
         version: manifest.version.to_string(),
-        revision: revision.clone(),
-        embedding_space: embedding_space.clone(),
+        revision: revision.to_string(),
+        embedding_space: embedding_space.to_string(),
         dimensions: embedded.dimensions,
         data: data(embedded, encoding),
         usage: usage(embedded),

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use tokio::task::JoinError;
 
 use super::App;
@@ -32,6 +33,10 @@ const MAX_TOKEN_STATES: usize = MAX_INPUTS;
 pub(super) const EMBEDDING_SPACE: &str = "x-caxton-embedding-space";
 /// Up to so many numbers are written as text on the runtime's own thread: about 0.1 ms.
 const INLINE_VALUES: usize = 2048;
+/// What a number of a vector takes as text, at most in most answers: a sign, nine digits after "0.0", a comma.
+const NUMBER_BYTES: usize = 14;
+/// What an answer takes beside its numbers, at most in most answers.
+const ANSWER_BYTES: usize = 512;
 /// Up to so many bytes are tokenized on the runtime's own thread: about 0.1 ms, what handing them over costs.
 const INLINE_BYTES: usize = 2048;
 
@@ -100,6 +105,18 @@ pub(super) async fn write(
         return Ok(write());
     }
     tokio::task::spawn_blocking(write).await.map_err(lost)
+}
+
+/// An answer with about so many numbers, as JSON.
+pub(super) fn json(values: usize, answer: &impl Serialize) -> Response {
+    let mut text = Vec::with_capacity(ANSWER_BYTES + values * NUMBER_BYTES);
+    match serde_json::to_writer(&mut text, answer) {
+        Ok(()) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(error) => {
+            tracing::error!(name: Message::InternalFault.name(), %error, "an answer could not be written");
+            ApiError::lost().into_response()
+        }
+    }
 }
 
 /// Tokens of one text, special tokens included.
@@ -265,7 +282,7 @@ fn described(info: &ModelInfo, wanted: Wanted) -> ModelInfo {
         && normalize != info.manifest.normalize
     {
         let manifest = Manifest { normalize, ..Manifest::clone(&info.manifest) };
-        info.embedding_space = manifest.embedding_space();
+        info.embedding_space = manifest.embedding_space().into();
         info.manifest = Arc::new(manifest);
     }
     info
@@ -435,23 +452,25 @@ impl Embedded {
         // For what is measured of requests.
         response.extensions_mut().insert(self.timings);
         let headers = response.headers_mut();
+        let count = |number: usize| HeaderValue::from(number);
+        let time = |duration| HeaderValue::from(milliseconds(duration));
         for (name, value) in [
-            ("x-caxton-truncated-inputs", truncated.to_string()),
-            ("x-compute-characters", self.characters.to_string()),
-            ("x-compute-tokens", self.used().to_string()),
-            ("x-tokenization-time", milliseconds(tokenization).to_string()),
-            ("x-queue-time", milliseconds(queue).to_string()),
-            ("x-inference-time", milliseconds(inference).to_string()),
-            ("x-total-time", milliseconds(caller.began.elapsed()).to_string()),
+            ("x-caxton-truncated-inputs", count(truncated)),
+            ("x-compute-characters", count(self.characters)),
+            ("x-compute-tokens", count(self.used())),
+            ("x-tokenization-time", time(tokenization)),
+            ("x-queue-time", time(queue)),
+            ("x-inference-time", time(inference)),
+            ("x-total-time", time(caller.began.elapsed())),
         ] {
-            insert(headers, name, value);
+            headers.insert(HeaderName::from_static(name), value);
         }
         let stand_in = self.stands_in.as_ref().map(|stand_in| {
             let StandIn { wanted, error } = &**stand_in;
             format!("{wanted}; reason={}", ApiError::from(error).code())
         });
         if let Some(stand_in) = stand_in {
-            insert(headers, "x-caxton-fallback-for", stand_in);
+            insert(headers, "x-caxton-fallback-for", &stand_in);
         }
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
@@ -461,17 +480,17 @@ impl Embedded {
 pub(super) fn label_model(info: &ModelInfo, response: &mut Response) {
     let ModelInfo { manifest, embedding_space, revision, alias } = info;
     let headers = response.headers_mut();
-    insert(headers, "x-caxton-model", format!("{}@{}", manifest.id, manifest.version));
-    insert(headers, "x-caxton-revision", revision.clone());
-    insert(headers, EMBEDDING_SPACE, embedding_space.clone());
+    insert(headers, "x-caxton-model", &format!("{}@{}", manifest.id, manifest.version));
+    insert(headers, "x-caxton-revision", revision);
+    insert(headers, EMBEDDING_SPACE, embedding_space);
     if let Some(alias) = alias {
-        insert(headers, "x-caxton-alias", alias.to_string());
+        insert(headers, "x-caxton-alias", &alias.to_string());
     }
 }
 
 /// Ids, versions, digests and numbers are visible ASCII; anything else would be left out, not panic.
-fn insert(headers: &mut HeaderMap, name: &'static str, value: String) {
-    if let Ok(value) = HeaderValue::try_from(value) {
+fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);
     }
 }

@@ -50,7 +50,7 @@ pub(super) fn may_stand_in(app: &App, caller: &Caller, info: &ModelInfo) -> bool
     let entries = app.handle.store().entries();
     let entry = entries.iter().find(|entry| {
         entry.manifest.id == info.manifest.id
-            && entry.record.manifest_digest.short() == info.revision
+            && entry.record.manifest_digest.short() == *info.revision
     });
     entry.is_some_and(|entry| allowed.iter().any(|allowed| entry.is_named(allowed)))
 }

@@ -60,7 +60,7 @@ async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Res
     };
     let embedded = request::embed(&app, &caller, request.model.as_deref(), embed).await?;
     write(caller, embedded, |embedded| {
-        Json(tei::Embeddings(embedded.rows().collect())).into_response()
+        request::json(embedded.vectors.len(), &tei::Embeddings(embedded.rows().collect()))
     })
     .await
 }
@@ -86,7 +86,7 @@ async fn embed_all(
     let mut response = write(caller, embedded, |embedded| {
         let mut rows = embedded.rows();
         let texts = embedded.tokens.iter().map(|tokens| rows.by_ref().take(tokens.used).collect());
-        Json(tei::TokenStates(texts.collect())).into_response()
+        request::json(embedded.vectors.len(), &tei::TokenStates(texts.collect()))
     })
     .await?;
     // States of tokens are no vectors of a text: they are of no embedding space.

@@ -272,7 +272,7 @@ impl Daemon {
         tasks.spawn(ending("drop directory watcher", drop_watch));
         tasks.spawn(ending("configuration watcher", config_watch));
 
-        let app = App {
+        let app = App::from(api::Parts {
             handle,
             installer,
             tenants: Arc::new(Tenants::new(follow.settings.clone())),
@@ -285,7 +285,7 @@ impl Daemon {
             metrics,
             events,
             draining: stop_serving.clone(),
-        };
+        });
         let listener = UnixListener::from_std(listener)
             .map_err(|error| start_failed("cannot listen", &error))?;
         let (turns, turned) = mpsc::channel(TURNS);

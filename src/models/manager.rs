@@ -30,8 +30,7 @@ use super::error::ModelError;
 use super::slot::{Admitting, KeepAlive, LeaseReply, ReserveReply, Slot, Waiting};
 use super::worker::{Ready, WorkerError};
 use super::{
-    ActionRecord, Beat, DefaultState, Flushed, Lease, MemoryView, ModelInfo, Overview, Parts,
-    Residency,
+    ActionRecord, Beat, DefaultState, Flushed, Lease, MemoryView, Overview, Parts, Residency,
 };
 use crate::engine::Options;
 use crate::errors::{chain, errno};
@@ -275,7 +274,7 @@ impl Manager {
                 let lease = Lease {
                     name,
                     key: key.clone(),
-                    info: ModelInfo::new(&entry),
+                    info: resident.ready.info.clone(),
                     stands_in: None,
                     tokenizer: Arc::clone(&resident.ready.tokenizer),
                     queue: resident.worker.queue.clone(),

@@ -34,7 +34,7 @@ pub use worker::WorkerError;
 
 use crate::engine::{EngineError, Output, Piece, Report, Tokenizer, Tokens, Truncation};
 use crate::memory::level::Level;
-use crate::package::{Entry, Key, Manifest};
+use crate::package::{Key, Manifest};
 use alias::Alias;
 use queue::{PushError, Sender};
 use usage::{Served, Usage};
@@ -156,22 +156,19 @@ pub struct ModelInfo {
     /// What it says of itself.
     pub manifest: Arc<Manifest>,
     /// The identity under which two vectors may be compared.
-    pub embedding_space: String,
+    pub embedding_space: Arc<str>,
     /// The revision: the digest of its manifest, shortened.
-    pub revision: String,
+    pub revision: Arc<str>,
     /// The alias that it was asked for by.
     pub alias: Option<Alias>,
 }
 
 impl ModelInfo {
-    /// What a client may know of `entry`.
-    pub fn new(entry: &Entry) -> Self {
-        Self {
-            manifest: Arc::clone(&entry.manifest),
-            embedding_space: entry.manifest.embedding_space(),
-            revision: entry.record.manifest_digest.short(),
-            alias: None,
-        }
+    /// What a client may know of the model `key` with this manifest.
+    fn new(key: &Key, manifest: Arc<Manifest>) -> Self {
+        let (_id, _version, revision) = key.parts();
+        let embedding_space = manifest.embedding_space().into();
+        Self { manifest, embedding_space, revision: revision.into(), alias: None }
     }
 }
 

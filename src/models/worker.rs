@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::Computed;
 use super::load::{self, LoadError};
 use super::pulse::Pulse;
 use super::queue::{self, Job, Limits, Next, Receiver, Sender, Turn};
+use super::{Computed, ModelInfo};
 use crate::engine::{Embedder, Loaded, Options, Output, Report, Tokenizer};
 use crate::metrics::{FailureType, Metrics};
 use crate::package::{Key, Store, StoreError};
@@ -71,6 +71,8 @@ impl WorkerError {
 /// What a worker has loaded.
 #[derive(Debug)]
 pub(super) struct Ready {
+    /// What clients may know of it.
+    pub(super) info: ModelInfo,
     /// Turns texts into token ids.
     pub(super) tokenizer: Arc<Tokenizer>,
     /// Memory of this process that the weights take, in bytes.
@@ -133,16 +135,17 @@ pub(super) fn spawn(
         .name("worker".to_owned())
         .spawn(move || {
             let started = Instant::now();
-            let loaded = read_and_load(&store, &key, options);
+            let loaded = load::load_from::<WorkerError>(&store, &key, options);
             // The files' bytes and the store are not needed while the model serves.
             drop(store);
             match loaded {
                 Err(error) => drop(announce.send(Err(error))),
-                Ok(Loaded { tokenizer, embedder }) => {
+                Ok((manifest, Loaded { tokenizer, embedder })) => {
                     let usual = options.batch_tokens;
                     let pass = Arc::new(Pass { usual, tokens: AtomicUsize::new(usual) });
                     let pulse = Arc::default();
                     let ready = Ready {
+                        info: ModelInfo::new(&key, manifest),
                         tokenizer: Arc::new(tokenizer),
                         weight_bytes: embedder.weight_bytes(),
                         mapped_bytes: embedder.mapped_bytes(),
@@ -165,10 +168,6 @@ pub(super) fn spawn(
         })
         .map_err(WorkerError::Thread)?;
     Ok(Worker { queue, ready, thread })
-}
-
-fn read_and_load(store: &Store, key: &Key, options: Options) -> Result<Loaded, WorkerError> {
-    Ok(load::load_from::<WorkerError>(store, key, options)?.1)
 }
 
 /// A model that serves.
