@@ -232,6 +232,7 @@ pub(super) async fn embed_with(
     check_input(&request.input, request.param)?;
     let dimensions = dimensions(request.dimensions, lease.info.manifest.dimensions)?;
     let prompt = prompt(&request.prompt, lease)?;
+    lease.check_queue(&caller.ticket())?;
     let began = Instant::now();
     let input = Arc::new(request.input);
     let tokenized = tokenize(lease, &prompt, &input, request.param, request.truncation).await?;

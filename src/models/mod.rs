@@ -274,6 +274,31 @@ impl Lease {
         self.tokenizer.encode_ids(ids, truncation)
     }
 
+    /// Whether a request with this ticket could wait now, however short: before texts are tokenized for nothing. It is
+    /// counted in [`Usage`] when it could not.
+    ///
+    /// # Errors
+    /// When too many requests wait already.
+    pub fn check_queue(&self, ticket: &Ticket) -> Result<(), ModelError> {
+        let began = Instant::now();
+        self.queue.check(ticket).map_err(|error| {
+            let latency = began.elapsed();
+            let outcome = Served { texts: 0, tokens: 0, latency, ok: false };
+            self.usage.record(&self.key, outcome, SystemTime::now());
+            self.refused(error)
+        })
+    }
+
+    fn refused(&self, error: PushError) -> ModelError {
+        let name = self.name.clone();
+        match error {
+            PushError::Full { waiting, retry_after } => {
+                ModelError::Overloaded { name, waiting, retry_after }
+            }
+            PushError::Closed => ModelError::Ended(name),
+        }
+    }
+
     /// What is wanted of `texts`; counted in [`Usage`].
     ///
     /// Cancelling drops the request: it is not begun, or stops after the pass that is being computed. It is not
@@ -303,12 +328,8 @@ impl Lease {
         ticket: Ticket,
     ) -> Result<Computed, ModelError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.push(texts, output, &ticket, reply).map_err(|error| match error {
-            PushError::Full { waiting, retry_after } => {
-                ModelError::Overloaded { name: self.name.clone(), waiting, retry_after }
-            }
-            PushError::Closed => ModelError::Ended(self.name.clone()),
-        })?;
+        let pushed = self.queue.push(texts, output, &ticket, reply);
+        pushed.map_err(|error| self.refused(error))?;
         let patience = ticket.deadline.saturating_duration_since(Instant::now());
         let answer = tokio::time::timeout(patience, answer).await;
         let answer = answer.map_err(|_elapsed| ModelError::Timeout(patience))?;

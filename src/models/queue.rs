@@ -169,6 +169,15 @@ impl Drop for Sender {
 }
 
 impl Sender {
+    /// Whether a request with this ticket could wait, were it a token long: for who has work to do before it is put in.
+    ///
+    /// # Errors
+    /// As [`Sender::push`].
+    pub(super) fn check(&self, ticket: &Ticket) -> Result<(), PushError> {
+        let limits = self.shared.limits;
+        self.shared.lock().admit(&ticket.tenant, 1, limits, ticket.deadline, Instant::now())
+    }
+
     /// Lets `texts` wait.
     ///
     /// # Errors
@@ -203,22 +212,8 @@ impl Sender {
             deadline: ticket.deadline,
             reply,
         };
-        let Limits { requests, tokens, .. } = self.shared.limits;
-        let bounds = Bounds { requests, tokens };
         let mut state = self.shared.lock();
-        if state.receivers == 0 {
-            return Err(PushError::Closed);
-        }
-        if !state.order.has_room(&terms, bounds) {
-            state.order.sweep(|job| job.is_wanted(now));
-        }
-        let in_time = state.wait(&terms.lane).is_none_or(|wait| now + wait < job.deadline);
-        if !state.order.has_room(&terms, bounds) || !in_time {
-            let retry_after = state.wait(&terms.lane).unwrap_or(UNKNOWN_RETRY_AFTER);
-            let retry_after = retry_after.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
-            let waiting = state.order.load(&terms.lane).requests;
-            return Err(PushError::Full { waiting, retry_after });
-        }
+        state.admit(&terms.lane, terms.tokens, self.shared.limits, job.deadline, now)?;
         state.order.push(terms, job);
         drop(state);
         self.shared.arrived.notify_one();
@@ -266,6 +261,33 @@ impl Sender {
 }
 
 impl State {
+    /// Whether `tokens` more may wait in `lane`, and be computed by `deadline`.
+    fn admit(
+        &mut self,
+        lane: &Lane,
+        tokens: usize,
+        limits: Limits,
+        deadline: Instant,
+        now: Instant,
+    ) -> Result<(), PushError> {
+        if self.receivers == 0 {
+            return Err(PushError::Closed);
+        }
+        let bounds = Bounds { requests: limits.requests, tokens: limits.tokens };
+        if !self.order.has_room(lane, tokens, bounds) {
+            self.order.sweep(|job| job.is_wanted(now));
+        }
+        let wait = self.wait(lane);
+        if self.order.has_room(lane, tokens, bounds)
+            && wait.is_none_or(|wait| now + wait < deadline)
+        {
+            return Ok(());
+        }
+        let retry_after = wait.unwrap_or(UNKNOWN_RETRY_AFTER);
+        let retry_after = retry_after.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
+        Err(PushError::Full { waiting: self.order.load(lane).requests, retry_after })
+    }
+
     /// A batch of this class is over. Whether another may be begun that could not before.
     fn end_batch(&mut self, batch: Option<Priority>) -> bool {
         let Some(priority) = batch else { return false };
@@ -411,11 +433,15 @@ mod tests {
 
     type Answer = oneshot::Receiver<Result<Computed, EngineError>>;
 
+    fn ticket(patience: Duration) -> Ticket {
+        let deadline = Instant::now() + patience;
+        Ticket { connection: 0, priority: None, deadline, tenant: None, weight: 1 }
+    }
+
     fn push(sender: &Sender, tokens: usize, patience: Duration) -> Result<Answer, PushError> {
         let (reply, answer) = oneshot::channel();
-        let deadline = Instant::now() + patience;
-        let ticket = Ticket { connection: 0, priority: None, deadline, tenant: None, weight: 1 };
-        sender.push(vec![vec![0; tokens]], Output::Vector, &ticket, reply).map(|()| answer)
+        let texts = vec![vec![0; tokens]];
+        sender.push(texts, Output::Vector, &ticket(patience), reply).map(|()| answer)
     }
 
     const PATIENT: Duration = Duration::from_secs(1000);
@@ -433,11 +459,13 @@ mod tests {
         let kept = [push(&sender, 1, PATIENT).unwrap(), push(&sender, 60, PATIENT).unwrap()];
         let unknown = PushError::Full { waiting: 2, retry_after: UNKNOWN_RETRY_AFTER };
         assert_eq!(push(&sender, 1, PATIENT).unwrap_err(), unknown);
+        assert_eq!(sender.check(&ticket(PATIENT)).unwrap_err(), unknown);
         take(&mut receiver, 1);
         receiver.computed(20, Duration::from_secs(1), None);
         let by_rate = PushError::Full { waiting: 1, retry_after: Duration::from_secs(3) };
         assert_eq!(push(&sender, 41, PATIENT).unwrap_err(), by_rate);
         receiver.computed(0, Duration::ZERO, None);
+        sender.check(&ticket(PATIENT)).unwrap();
         assert!(push(&sender, 1, PATIENT).is_ok());
         drop(kept);
     }

@@ -127,11 +127,10 @@ impl<J> Default for Order<J> {
 }
 
 impl<J> Order<J> {
-    /// Whether a request may wait on these terms.
-    pub(super) fn has_room(&self, terms: &Terms, bounds: Bounds) -> bool {
-        self.loads.get(&terms.lane).is_none_or(|load| {
-            load.requests < bounds.requests
-                && load.tokens.saturating_add(terms.tokens) <= bounds.tokens
+    /// Whether a request of so many tokens may wait in this lane.
+    pub(super) fn has_room(&self, lane: &Lane, tokens: usize, bounds: Bounds) -> bool {
+        self.loads.get(lane).is_none_or(|load| {
+            load.requests < bounds.requests && load.tokens.saturating_add(tokens) <= bounds.tokens
         })
     }
 
@@ -194,7 +193,7 @@ impl<J> Order<J> {
                 break;
             }
             let Some(turn) = self.class(priority).pop() else { break };
-            self.unload(&turn.terms);
+            unload(&mut self.loads, &turn.terms);
             if wanted(&turn.job) {
                 rest = rest.saturating_sub(turn.terms.tokens);
                 taken.push(turn);
@@ -206,21 +205,15 @@ impl<J> Order<J> {
 
     /// Drops the requests that are no longer `wanted`.
     pub(super) fn sweep(&mut self, wanted: impl Fn(&J) -> bool) {
-        for priority in [Priority::Interactive, Priority::Bulk] {
-            let turns = std::mem::take(&mut self.class(priority).turns);
-            let (kept, dropped): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                turns.into_iter().partition(|(_, turn)| wanted(&turn.job));
-            self.class(priority).turns = kept;
-            dropped.values().for_each(|turn| self.unload(&turn.terms));
-        }
-    }
-
-    fn unload(&mut self, terms: &Terms) {
-        let Some(load) = self.loads.get_mut(&terms.lane) else { return };
-        load.requests = load.requests.saturating_sub(1);
-        load.tokens = load.tokens.saturating_sub(terms.tokens);
-        if load.requests == 0 {
-            self.loads.remove(&terms.lane);
+        let Self { interactive, bulk, loads, .. } = self;
+        for class in [interactive, bulk] {
+            class.turns.retain(|_, turn| {
+                let kept = wanted(&turn.job);
+                if !kept {
+                    unload(loads, &turn.terms);
+                }
+                kept
+            });
         }
     }
 
@@ -235,6 +228,16 @@ impl<J> Order<J> {
             requests: sum.requests + load.requests,
             tokens: sum.tokens + load.tokens,
         })
+    }
+}
+
+/// Takes a request out of what waits in its lane.
+fn unload(loads: &mut BTreeMap<Lane, Load>, terms: &Terms) {
+    let Some(load) = loads.get_mut(&terms.lane) else { return };
+    load.requests = load.requests.saturating_sub(1);
+    load.tokens = load.tokens.saturating_sub(terms.tokens);
+    if load.requests == 0 {
+        loads.remove(&terms.lane);
     }
 }
 
@@ -333,16 +336,16 @@ mod tests {
         let bounds = Bounds { requests: 2, tokens: 10 };
         let mut order = Order::default();
         let own = Terms { lane: Some("own".into()), ..terms(4, Interactive, 2) };
-        assert!(order.has_room(&terms(1000, Bulk, 1), bounds));
+        assert!(order.has_room(&None, 1000, bounds));
         order.push(terms(8, Interactive, 1), 0);
-        assert!(!order.has_room(&terms(3, Interactive, 1), bounds));
-        assert!(order.has_room(&terms(2, Interactive, 1), bounds));
+        assert!(!order.has_room(&None, 3, bounds));
+        assert!(order.has_room(&None, 2, bounds));
         order.push(terms(1, Interactive, 1), 1);
-        assert!(!order.has_room(&terms(1, Interactive, 1), bounds));
-        assert!(order.has_room(&own, bounds));
+        assert!(!order.has_room(&None, 1, bounds));
+        assert!(order.has_room(&own.lane, own.tokens, bounds));
         order.sweep(|number| *number != 0);
         assert_eq!(order.load(&None), Load { requests: 1, tokens: 1 });
-        assert!(order.has_room(&terms(3, Interactive, 1), bounds));
+        assert!(order.has_room(&None, 3, bounds));
     }
 
     #[test]
@@ -369,7 +372,7 @@ mod tests {
                 .collect();
             let mut order = Order::default();
             for (number, terms) in requests.iter().enumerate() {
-                prop_assert!(order.has_room(terms, WIDE));
+                prop_assert!(order.has_room(&terms.lane, terms.tokens, WIDE));
                 order.push(terms.clone(), number);
             }
             let total: usize = requests.iter().map(|terms| terms.tokens).sum();
