@@ -278,7 +278,7 @@ impl Lease {
     /// counted in [`Usage`] when it could not.
     ///
     /// # Errors
-    /// When too many requests wait already.
+    /// When too many requests wait already, or the model has ended.
     pub fn check_queue(&self, ticket: &Ticket) -> Result<(), ModelError> {
         let began = Instant::now();
         self.queue.check(ticket).map_err(|error| {
