@@ -310,7 +310,7 @@ pub struct Embedding {
     pub queue_tokens: usize,
     /// How many milliseconds after a batch of several requests the next one may be gathered.
     pub max_batch_wait_ms: usize,
-    /// Batches of one model that are computed at a time; `None` means as many as threads, but no more than 4.
+    /// Batches of one model that are taken at a time; `None` means one more than threads, but no more than 5.
     pub parallel_batches: Option<usize>,
 }
 

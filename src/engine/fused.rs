@@ -269,7 +269,8 @@ impl Embedder for Fused {
     fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
         self.limits.check(texts)?;
         let (_call, calls) = Call::begin(&self.calls);
-        let threads = (self.arenas.len() / calls).max(1);
+        // Rounded up: passes that wait for a thread cost nothing, threads that wait for a pass do.
+        let threads = self.arenas.len().div_ceil(calls);
         let outputs = match texts {
             [text]
                 if threads > 1

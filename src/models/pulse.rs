@@ -21,12 +21,15 @@ const PASS_PATIENCE: Duration = Duration::from_secs(30);
 struct Running {
     since: Instant,
     tokens: usize,
+    /// Of the passes that had begun before it, for whose threads it may have to wait.
+    tokens_before: usize,
 }
 
 impl Running {
     /// The longest that it may take on any machine.
     fn patience(self) -> Duration {
-        let tokens = u64::try_from(self.tokens).unwrap_or(u64::MAX);
+        let tokens = self.tokens.saturating_add(self.tokens_before);
+        let tokens = u64::try_from(tokens).unwrap_or(u64::MAX);
         PASS_PATIENCE.saturating_add(Duration::from_secs(tokens / SLOWEST_TOKENS_PER_SECOND))
     }
 }
@@ -38,8 +41,12 @@ pub(super) struct Pulse(Mutex<Vec<Running>>);
 impl Pulse {
     /// Does `work`, a pass of `tokens`.
     pub(super) fn pass<T>(&self, tokens: usize, work: impl FnOnce() -> T) -> T {
-        let running = Running { since: Instant::now(), tokens };
-        self.lock().push(running);
+        let mut passes = self.lock();
+        let before = passes.iter().map(|pass| pass.tokens);
+        let tokens_before = before.fold(0, usize::saturating_add);
+        let running = Running { since: Instant::now(), tokens, tokens_before };
+        passes.push(running);
+        drop(passes);
         let done = work();
         let mut passes = self.lock();
         // Passes that are alike may stand for each other.
@@ -136,19 +143,23 @@ mod tests {
     fn a_worker_that_is_silent_lives_as_long_as_its_pass_may_take() {
         let now = Instant::now() + Duration::from_secs(3600);
         let asked = now - Duration::from_secs(10);
-        let of = |tokens, seconds| {
-            let running = Running { since: now - Duration::from_secs(seconds), tokens };
+        let of = |tokens, tokens_before, seconds| {
+            let since = now - Duration::from_secs(seconds);
+            let running = Running { since, tokens, tokens_before };
             judge(&key(), Some(running), asked, now).is_ok()
         };
         let cases = [
-            (1, 30, true),
-            (1, 31, false),
-            (4096, 230, true),
-            (4096, 240, false),
-            (usize::MAX, 3000, true),
+            (1, 0, 30, true),
+            (1, 0, 31, false),
+            (4096, 0, 230, true),
+            (4096, 0, 240, false),
+            (1, 4095, 230, true),
+            (1, 4095, 240, false),
+            (usize::MAX, 1, 3000, true),
         ];
-        for (tokens, seconds, lives) in cases {
-            assert_eq!(of(tokens, seconds), lives, "{tokens} tokens for {seconds} s");
+        for (tokens, before, seconds, lives) in cases {
+            let told = format!("{tokens} tokens behind {before} for {seconds} s");
+            assert_eq!(of(tokens, before, seconds), lives, "{told}");
         }
         let idle = judge(&key(), None, asked, now).unwrap_err();
         assert_eq!(
@@ -175,14 +186,15 @@ mod tests {
         let (_done, silent) = beat(&pulse);
         silent.prove(patience).await.unwrap_err();
         let (_done, busy) = beat(&pulse);
-        pulse.lock().push(Running { since: Instant::now(), tokens: 1 });
+        pulse.lock().push(Running { since: Instant::now(), tokens: 1, tokens_before: 0 });
         assert_eq!(busy.prove(patience).await, Ok(()));
         let long_ago = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap();
-        pulse.lock().push(Running { since: long_ago, tokens: 1 });
+        pulse.lock().push(Running { since: long_ago, tokens: 1, tokens_before: 0 });
         let (done, beside) = beat(&pulse);
         done.send(()).unwrap();
         assert!(matches!(beside.prove(patience).await, Err(Stuck::InPass { tokens: 1, .. })));
-        assert_eq!(pulse.pass(2, || pulse.lock().len()), 3);
+        let begun = pulse.pass(2, || pulse.lock().clone());
+        assert_eq!(begun.iter().map(|pass| pass.tokens_before).collect::<Vec<_>>(), [0, 0, 2]);
         assert_eq!(pulse.lock().len(), 2);
     }
 }

@@ -7,7 +7,7 @@
 //! 1. It never grows beyond its bounds; what is refused learns when to come again.
 //! 2. It ends when every [`Sender`] is gone and everything that waited has been taken.
 //! 3. When the last [`Receiver`] is gone, or one of them in a panic, whoever waits or comes is told at once.
-//! 4. One batch of bulk requests at most is computed at a time, so that interactive ones never wait for several.
+//! 4. One batch of bulk requests at most is taken at a time, so that interactive ones never wait for several.
 
 mod order;
 
@@ -43,7 +43,7 @@ pub(super) struct Limits {
     pub(super) tokens: usize,
     /// How long after a batch of several requests the next one may be gathered.
     pub(super) wait: Duration,
-    /// Batches that are computed at a time.
+    /// Batches that are taken at a time: computed, or ready for the first free thread.
     pub(super) batches: usize,
 }
 
@@ -106,7 +106,7 @@ struct State {
     proof: Option<oneshot::Sender<()>>,
     senders: usize,
     receivers: usize,
-    /// Batches that are computed now.
+    /// Batches that are taken and not done.
     batches: usize,
     /// Whether one of them is of bulk requests.
     has_bulk: bool,

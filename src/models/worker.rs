@@ -1,9 +1,10 @@
 //! The worker: the one OS thread that owns a resident model's weights, from loading to dropping them.
 //!
 //! Requests come in batches through a bounded queue. One that is longer than a batch is computed in parts, between which
-//! others have their turn. While many wait, several batches are computed at a time, each on its own of the engine's
-//! threads, so that none idles until the slowest is done; what is beside the first is taken by threads that the worker
-//! starts and joins. It ends when every sender of the queue is gone, so that unloading is: drop the queue, join.
+//! others have their turn. While many wait, several batches are taken at a time, each for its share of the engine's
+//! threads and one more, so that no thread idles until the slowest is done or the next batch is gathered; what is beside
+//! the first is taken by threads that the worker starts and joins. It ends when every sender of the queue is gone, so
+//! that unloading is: drop the queue, join.
 //!
 //! Invariants:
 //! 1. Weights are allocated and dropped on the worker's own thread.

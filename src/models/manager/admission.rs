@@ -27,7 +27,7 @@ use crate::package::{Key, StoreError};
 use crate::units::{Bytes, milliseconds};
 
 /// The most batches of a model that are computed at a time unless the settings say more: of many small ones each would
-/// have a text or two.
+/// have a text or two. One more is taken, so that the first thread that is free has its next pass at once.
 const MOST_BATCHES: usize = 4;
 
 /// Who wants a model.
@@ -300,7 +300,7 @@ impl Manager {
             requests: embedding.queue_size,
             tokens: embedding.queue_tokens,
             wait: Duration::from_millis(embedding.max_batch_wait_ms as u64),
-            batches: embedding.parallel_batches.unwrap_or(options.threads.min(MOST_BATCHES)),
+            batches: embedding.parallel_batches.unwrap_or(options.threads.min(MOST_BATCHES) + 1),
         };
         let store = Arc::clone(&self.parts.store);
         let metrics = self.parts.metrics.clone();
