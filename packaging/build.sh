@@ -169,10 +169,11 @@ licenses() {
     jq --raw-output '[.licenses[].id] + ["Apache-2.0"] | unique | join(" AND ")' "$stage/third-party.json"
 }
 third_party() {
-    local about=(cargo about generate --frozen --fail --config packaging/about.toml)
     cargo fetch --locked --quiet
-    "${about[@]}" --format json --output-file "$stage/third-party.json"
-    "${about[@]}" --output-file "$stage/THIRD-PARTY" packaging/about.hbs
+    # Looks through all texts of all crates, which takes a minute: once, not again for a template.
+    cargo about generate --frozen --fail --config packaging/about.toml --format json \
+        --output-file "$stage/third-party.json"
+    jq --raw-output --from-file packaging/third-party.jq "$stage/third-party.json" >"$stage/THIRD-PARTY"
 }
 
 bill_of_materials() {
