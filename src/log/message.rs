@@ -206,6 +206,8 @@ messages! {
     SandboxEntered: Informational, "sandbox-entered", "4e152ffd193242dca22f22cae74c3273", [];
     /// The daemon proves again that it works.
     WatchdogAnswered: Informational, "watchdog-answered", "31b9fa1b6f724d8f9240e0f49f04a445", [];
+    /// The system gave no thread for another batch of a model.
+    BatchesLimited: Warning, "batches-limited", "ba72fe75a22b4a018c1955456830f0e1", [batches, error];
     /// The configuration in force is not kept for the next start.
     LastGoodNotKept: Warning, "last-good-not-kept", "7949418ce94348bfa0e34f6762b12443", [error];
 }

@@ -24,6 +24,7 @@ use super::pulse::Pulse;
 use super::queue::{self, Job, Limits, Next, Receiver, Sender, Turn};
 use super::{Computed, ModelInfo};
 use crate::engine::{Embedder, Loaded, Options, Output, Report, Tokenizer};
+use crate::log::Message;
 use crate::metrics::{FailureType, Metrics};
 use crate::package::{Key, Store, StoreError};
 
@@ -184,14 +185,18 @@ impl Serving<'_> {
     /// Computes what comes, `batches` batches at a time at most, until the queue has ended.
     fn serve(&self, queue: Receiver, batches: usize) {
         thread::scope(|scope| {
-            for _ in 1..batches {
+            for taken in 1..batches {
                 let queue = queue.clone();
                 let started = Builder::new()
                     .name("worker-batch".to_owned())
                     .spawn_scoped(scope, || self.take_batches(queue));
                 if let Err(error) = started {
-                    // Then fewer batches are computed at a time.
-                    tracing::debug!(%error, "no thread for another batch");
+                    tracing::warn!(
+                        name: Message::BatchesLimited.name(),
+                        batches = taken, %error,
+                        "the system gives no thread for another batch"
+                    );
+                    break;
                 }
             }
             self.take_batches(queue);
