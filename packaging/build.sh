@@ -15,23 +15,45 @@ usage() {
     exit 64
 }
 
-# Bit for bit the same wherever it is run: paths are taken out of the programs, and times are the commit's.
+# in_place ARGUMENT...: this script with these arguments, in a mount namespace where checkout, cargo home and target
+# directory lie where they lie for everybody. Bytes depend on paths in more ways than compilers can be told to forget:
+# cargo names what it compiles, and rustc symbols, after the flags, the paths of the tools and of what build scripts wrote.
+in_place() {
+    local mounts user=() status=0
+    [ "$(id -u)" = 0 ] || user=(--map-root-user)
+    unshare --mount "${user[@]}" true ||
+        fail 'no mount namespace: allow one here (in a container, CAP_SYS_ADMIN), or the packages would depend on paths'
+    mkdir -p "$target"
+    mounts=$(mktemp -d)
+    # shellcheck disable=SC2016  # expanded in there
+    unshare --mount "${user[@]}" bash -euc '
+        mounts=$1 place=$2
+        mount -t tmpfs -o mode=755 caxton "$mounts"
+        mkdir "$mounts"/{caxton,cargo,target}
+        mount --bind "$3" "$mounts/caxton"
+        mount --bind "$4" "$mounts/cargo"
+        mount --bind "$5" "$mounts/target"
+        mount --rbind "$mounts" "$place"
+        shift 5
+        export CARGO_HOME=$place/cargo CARGO_TARGET_DIR=$place/target
+        exec "$place/caxton/packaging/build.sh" "$@"
+    ' - "$mounts" "$place" "$checkout" "$cargo_home" "$target" "$@" || status=$?
+    rmdir "$mounts"
+    return "$status"
+}
+
+# Bit for bit the same wherever it is run: paths are those of `in_place`, and times are the commit's.
 compile() {
-    local arch=$1 triple=${triple_of[$1]} c_flags rust_flags
-    c_flags="-ffile-prefix-map=$checkout=$source_path -ffile-prefix-map=$cargo_home=/usr/src/cargo"
-    c_flags+=' -fstack-protector-strong -D_FORTIFY_SOURCE=2'
+    local arch=$1 triple=${triple_of[$1]} rust_flags
     # What rustc sets by itself (PIE, RELRO, BIND_NOW, no executable stack) is not set again: packaging/check.sh looks.
     rust_flags=(
-        "--remap-path-prefix=$checkout=$source_path"
-        "--remap-path-prefix=$cargo_home=/usr/src/cargo"
-        "--remap-path-prefix=$target=$source_path/target"
         -C 'link-arg=-Wl,--build-id=sha1'
         # Names the package in a core dump: https://uapi-group.org/specifications/specs/package_metadata_for_executable_files/
         -C 'link-arg=-Xlinker' -C "link-arg=--package-metadata=$(note "$arch")"
     )
     local -x CARGO_ENCODED_RUSTFLAGS
     CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${rust_flags[*]}")
-    local -x "CFLAGS_${triple//-/_}=$c_flags"
+    local -x "CFLAGS_${triple//-/_}=-fstack-protector-strong -D_FORTIFY_SOURCE=2"
     if [ "$arch" = arm64 ]; then
         # Debian's compiler, because Debian has the standard library of both architectures for it.
         local -x RUSTC=/usr/bin/rustc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
@@ -180,13 +202,11 @@ bill_of_materials() {
     local arch=$1
     cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --target "${triple_of[$arch]}" \
         --override-filename caxton.cdx
-    # Paths of this checkout are no part of it.
-    sed "s|path+file://$checkout|path+file://$source_path|g" caxton.cdx.json >"$dist/caxton_$version-${revision}_$arch.cdx.json"
-    rm caxton.cdx.json
+    mv caxton.cdx.json "$dist/caxton_$version-${revision}_$arch.cdx.json"
 }
 
 main() {
-    local wanted='' programs_only=false arch
+    local wanted='' programs_only=false arch arguments=("$@")
     while [ $# -gt 0 ]; do
         case $1 in
             --arch) wanted=${2:?--arch amd64, arm64 or all}; shift ;;
@@ -202,6 +222,10 @@ main() {
         *) usage ;;
     esac
     tools "${wanted[@]}"
+    if [ "$checkout $cargo_home $target" != "$place/caxton $place/cargo $place/target" ]; then
+        in_place "${arguments[@]}"
+        return
+    fi
     for arch in "${wanted[@]}"; do
         compile "$arch"
     done

@@ -8,8 +8,8 @@ target=${CARGO_TARGET_DIR:-$checkout/target}
 # Cargo.toml knows these by name, so they do not move with CARGO_TARGET_DIR.
 stage=$checkout/target/package
 dist=$checkout/target/dist
-# Where debuggers are told that the sources lie.
-source_path=/usr/src/caxton
+# Where packaging/build.sh compiles, and debuggers look for the sources.
+place=/usr/src
 
 version=$(sed -n '0,/^version = /s/^version = "\(.*\)"$/\1/p' Cargo.toml)
 revision=1

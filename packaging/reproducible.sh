@@ -14,7 +14,8 @@ clone=$elsewhere/some/other/place
 git clone --quiet --no-hardlinks "$checkout" "$clone"
 install -d "$elsewhere/cargo" "$clone/target"
 ln -s "$cargo_home/registry" "$elsewhere/cargo/registry"
-ln -s "$target/tools" "$clone/target/tools"
+install -d "$clone/target/tools"
+cp -R "$target/tools/bin" "$clone/target/tools/bin"
 for arch in amd64 arm64; do
     if [ -e "$dist/caxton_$version-${revision}_$arch.deb" ]; then
         env --unset CARGO_TARGET_DIR CARGO_HOME="$elsewhere/cargo" CARGO_NET_OFFLINE=true \
