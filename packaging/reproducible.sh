@@ -12,10 +12,9 @@ elsewhere=$(mktemp -d)
 trap 'rm -rf "$elsewhere"' EXIT
 clone=$elsewhere/some/other/place
 git clone --quiet --no-hardlinks "$checkout" "$clone"
-install -d "$elsewhere/cargo" "$clone/target"
+install -d "$elsewhere/cargo" "$clone/target/tools"
 ln -s "$cargo_home/registry" "$elsewhere/cargo/registry"
-install -d "$clone/target/tools"
-cp -R "$target/tools/bin" "$clone/target/tools/bin"
+cp -R "$target/tools"/{bin,.crates.toml,.crates2.json} "$clone/target/tools"
 for arch in amd64 arm64; do
     if [ -e "$dist/caxton_$version-${revision}_$arch.deb" ]; then
         env --unset CARGO_TARGET_DIR CARGO_HOME="$elsewhere/cargo" CARGO_NET_OFFLINE=true \
