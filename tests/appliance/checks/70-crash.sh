@@ -63,7 +63,7 @@ a_kill_amid_an_installation_leaves_it_whole_or_undone() {
 }
 
 # shellcheck disable=SC2154 # The host decides how often.
-slow_check a_reset_amid_an_installation_leaves_it_whole_or_undone $((resets * 300 + 300))
+check a_reset_amid_an_installation_leaves_it_whole_or_undone $((resets * 300 + 300))
 a_reset_amid_an_installation_leaves_it_whole_or_undone() {
     local round=0 takes
     if [ -e "$state/round" ]; then
