@@ -182,7 +182,7 @@ struct Serving<'a> {
 }
 
 impl Serving<'_> {
-    /// Computes what comes, `batches` batches at a time at most, until the queue has ended.
+    /// Computes what comes, with `batches` batches taken at a time at most, until the queue has ended.
     fn serve(&self, queue: Receiver, batches: usize) {
         thread::scope(|scope| {
             for taken in 1..batches {
