@@ -40,6 +40,16 @@ impl Hierarchy {
         self.own.ancestors().take_while(|directory| directory.starts_with(&self.mount))
     }
 
+    /// The files that limit the memory of the group in `directory`, whether they are there or not.
+    pub(super) fn limits(&self, directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+        let names: &[&str] = match self.version {
+            Version::One => &["memory.limit_in_bytes"],
+            Version::Two => &["memory.max", "memory.high"],
+        };
+        let directory = directory.to_owned();
+        names.iter().map(move |name| directory.join(name))
+    }
+
     /// Whether `path` can be seen through this mount, in whatever group.
     pub(super) fn shows(&self, path: &Path) -> bool {
         path.starts_with(&self.mount)

@@ -17,7 +17,7 @@ use crate::units::Bytes;
 
 /// How often a sample is taken while memory is short, so that the end of the shortage is seen.
 const SHORT: Duration = Duration::from_secs(1);
-/// How often otherwise: limits may be lowered without any pressure to hear of.
+/// How often otherwise: what is left may go without any pressure to hear of.
 const ENOUGH: Duration = Duration::from_secs(10);
 /// What a limit of the configuration is called where other limits name their file.
 const CONFIGURED: &str = "memory.memory_limit";

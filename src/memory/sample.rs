@@ -341,15 +341,10 @@ impl Kernel {
     ///
     /// Where a group does not tell what it holds, it holds `least` at least: what this process is known to.
     fn limits(&mut self, memory: &Hierarchy, own: Option<Charge>, least: Charge) -> Vec<Limit> {
-        let names: &[&str] = match memory.version {
-            Version::Two => &["memory.max", "memory.high"],
-            Version::One => &["memory.limit_in_bytes"],
-        };
         let mut limits = Vec::new();
         for directory in memory.directories() {
             let mut charge = own.filter(|_| directory == memory.own());
-            for name in names {
-                let file = directory.join(name);
+            for file in memory.limits(directory) {
                 let Some(Some(bytes)) = self.parsed(&file, limit) else { continue };
                 // Only groups with a limit are measured: the kernel sums memory.stat up when it is read.
                 charge = charge.or_else(|| self.charge(memory.version, directory));

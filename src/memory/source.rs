@@ -1,5 +1,5 @@
 //! Where pressure is heard: systemd's trigger, the control group's own, the events at its limits, the machine's
-//! trigger, or, when nothing of that can be had, a clock.
+//! trigger, or, when nothing of that can be had, a clock. Beside each of them, that somebody wrote to a limit.
 //!
 //! Owns one open source and knows what comes after it. It measures nothing and decides nothing: a signal says "take a
 //! sample now", and one too many does no harm, while one too few would.
@@ -8,12 +8,14 @@
 //! that fails is closed, told in the journal and replaced by the next; the clock never fails.
 
 mod events;
+mod limits;
 mod stream;
 mod systemd;
 mod trigger;
 
 use std::fmt;
 use std::fs::File;
+use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
@@ -32,6 +34,7 @@ use crate::errors::chain;
 use crate::files::FileError;
 use crate::log::Message;
 use events::EventCounts;
+use limits::Limits;
 use stream::Stream;
 pub use systemd::Environment;
 use systemd::Wish;
@@ -93,6 +96,8 @@ pub struct Source {
     /// What comes after `listener`.
     rest: slice::Iter<'static, Step>,
     listener: Listener,
+    /// `None` where there are none, or none that can be watched.
+    limits: Option<Limits>,
     /// Until when nothing is listened to.
     held_until: Instant,
 }
@@ -120,29 +125,31 @@ impl Source {
             environment,
             rest: STEPS.iter(),
             listener: Listener::Clock(""),
+            limits: None,
             held_until: Instant::now(),
         };
         source.advance();
         source
     }
 
-    /// Waits until memory is under pressure, or until it is time to look.
+    /// Waits until memory is under pressure, until a limit was written to, or until it is time to look.
     ///
     /// A source that dies is replaced on the way. May be cancelled at any time: what was not yet heard is heard by
     /// the next call.
     pub async fn next(&mut self) {
         loop {
             sleep_until(self.held_until).await;
-            let heard = match &mut self.listener {
-                Listener::Trigger(trigger) => trigger.heard().await,
-                Listener::Events(counts) => counts.heard().await,
-                Listener::Stream(stream) => stream.heard().await,
-                Listener::Clock(_) => {
-                    self.held_until = Instant::now() + POLLING;
-                    return;
+            let heard = tokio::select! {
+                heard = self.listener.heard() => heard,
+                written = written(&mut self.limits) => {
+                    if let Err(error) = written {
+                        self.limits = None;
+                        tell_unwatched(&error);
+                    }
+                    Ok(true)
                 }
             };
-            self.held_until = Instant::now() + HOLD_OFF;
+            self.held_until = Instant::now() + self.listener.hold_off();
             match heard {
                 Ok(true) => return,
                 Ok(false) => {}
@@ -161,6 +168,7 @@ impl Source {
     /// Closes what is listened to and opens the next that can be.
     fn advance(&mut self) {
         self.listener = Listener::Clock("");
+        self.limits = self.watch_limits();
         while let Some(step) = self.rest.next() {
             match self.try_open(*step) {
                 Ok(Some(listener)) => {
@@ -193,20 +201,14 @@ impl Source {
 
     /// `None` where there is nothing to try.
     fn try_open(&self, step: Step) -> Result<Option<Listener>, SourceError> {
-        // Asked for each time: a source may have died because this process was moved.
-        let groups = || match cgroup::read(&self.root.join(cgroup::MEMBERSHIP)) {
-            Ok(membership) => cgroup::find(&self.root, &membership),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Groups::default()),
-            Err(error) => Err(error),
-        };
-        let own = |name| groups().map(|groups| Some(groups.unified?.own().join(name)));
+        let own = |name| self.groups().map(|groups| Some(groups.unified?.own().join(name)));
         let arm = |path: &Path, name| {
             let file = trigger::open(path, true)?;
             let trigger = Trigger::arm(file, path, name, trigger::default_payload().as_bytes())?;
             Ok(Some(Listener::Trigger(trigger)))
         };
         match step {
-            Step::Systemd => match self.environment.wish(&self.root, groups)? {
+            Step::Systemd => match self.environment.wish(&self.root, || self.groups())? {
                 Wish::Nothing => Ok(None),
                 Wish::Off => Ok(Some(Listener::Clock(", because $MEMORY_PRESSURE_WATCH says off"))),
                 Wish::Trigger(trigger) => Ok(Some(Listener::Trigger(trigger))),
@@ -223,6 +225,60 @@ impl Source {
             Step::Machine => arm(&self.root.join("proc/pressure/memory"), "the machine's trigger"),
         }
     }
+
+    fn watch_limits(&self) -> Option<Limits> {
+        let memory = self.groups().map(|groups| groups.memory);
+        let watched = memory.and_then(|memory| memory.as_ref().map(Limits::watch).transpose());
+        watched.unwrap_or_else(|error| {
+            tell_unwatched(&error);
+            None
+        })
+    }
+
+    /// Asked for each time: a source may have died because this process was moved.
+    fn groups(&self) -> Result<Groups, FileError> {
+        match cgroup::read(&self.root.join(cgroup::MEMBERSHIP)) {
+            Ok(membership) => cgroup::find(&self.root, &membership),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Groups::default()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Listener {
+    /// Waits for what may be pressure; whether it is.
+    async fn heard(&mut self) -> Result<bool, SourceError> {
+        match self {
+            Self::Trigger(trigger) => trigger.heard().await,
+            Self::Events(counts) => counts.heard().await,
+            Self::Stream(stream) => stream.heard().await,
+            Self::Clock(_) => Ok(true),
+        }
+    }
+
+    /// How long nothing is listened to after something was heard.
+    fn hold_off(&self) -> Duration {
+        match self {
+            Self::Trigger(_) | Self::Events(_) | Self::Stream(_) => HOLD_OFF,
+            Self::Clock(_) => POLLING,
+        }
+    }
+}
+
+/// Waits until a limit was written to: for ever, where none is watched.
+async fn written(limits: &mut Option<Limits>) -> Result<(), FileError> {
+    match limits {
+        Some(limits) => limits.written().await,
+        None => pending().await,
+    }
+}
+
+fn tell_unwatched(error: &FileError) {
+    tracing::warn!(
+        name: Message::PressureSourceFailed.name(),
+        "that a limit of memory was lowered is seen after ten seconds only: {}",
+        chain(error)
+    );
 }
 
 impl fmt::Display for Source {
@@ -285,7 +341,7 @@ mod tests {
     use tokio::runtime::Handle;
     use tokio::time::timeout;
 
-    use super::super::fixture::{Journal, MACHINE, Tree, V2_OWN, v2};
+    use super::super::fixture::{Journal, MACHINE, Tree, V2_OWN, v1, v2};
     use super::*;
 
     /// Only bounds a failure.
@@ -442,6 +498,43 @@ mod tests {
             signal(&mut source, "a byte in the FIFO").await;
         }
         assert!(source.to_string().starts_with("systemd's FIFO"));
+    }
+
+    #[tokio::test]
+    async fn a_limit_that_is_written_to_is_heard_beside_what_is_listened_to() {
+        for (tree, limit) in [
+            (v2(), format!("{V2_OWN}/memory.high")),
+            (v2(), format!("{V2_OWN}/memory.max")),
+            (v1(), "sys/fs/cgroup/memory/a/memory.limit_in_bytes".to_owned()),
+        ] {
+            fifo(&tree, "pressure");
+            let mut source = Source::open(tree.root(), environment("/pressure", None));
+            for _ in 0..2 {
+                tree.write(&limit, "1000");
+                signal(&mut source, &limit).await;
+            }
+        }
+        // A group above is limited later than it is made.
+        let tree = v2();
+        let above = "sys/fs/cgroup/system.slice/memory.max";
+        tree.write(above, "max");
+        fifo(&tree, "pressure");
+        let mut source = Source::open(tree.root(), environment("/pressure", None));
+        tree.write(above, "1000");
+        signal(&mut source, above).await;
+    }
+
+    #[tokio::test]
+    async fn limits_that_cannot_be_watched_are_told() {
+        let (journal, _guard) = Journal::record();
+        let tree = v2();
+        let limit = tree.path(V2_OWN).join("memory.high");
+        fs::remove_file(&limit).unwrap();
+        symlink(&limit, &limit).unwrap();
+        Source::open(tree.root(), Environment::default());
+        let text = journal.text();
+        let problem = format!("after ten seconds only: cannot watch {}", limit.display());
+        assert!(text.contains(&problem), "{text}");
     }
 
     #[tokio::test]

@@ -237,7 +237,7 @@ fn without_inotify_it_says_so_and_sighup_still_works() {
         daemon.write_config(&text);
         daemon.signal(Signal::SIGHUP);
         until_queue(&daemon, 6, limit);
-        let said = daemon.log().iter().filter(|line| line.contains("cannot watch")).count();
+        let said = daemon.log().iter().filter(|line| line.contains("every 60 s instead")).count();
         assert_eq!(said, 2, "once for each directory");
         daemon.stop();
     }

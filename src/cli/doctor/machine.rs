@@ -12,11 +12,11 @@ use crate::api::wire::Package;
 use crate::engine::Report;
 use crate::units::Bytes;
 
-/// What the daemon takes of each: one for the configuration and one for the drop directory.
-const INSTANCES: u64 = 2;
-/// The configuration's three directories and their conf.d, or the parents of those that are not there, and the drop
-/// directory, twice over.
-const WATCHES: u64 = 16;
+/// What the daemon takes of each: one for the configuration, one for the drop directory, one for limits of memory.
+const INSTANCES: u64 = 3;
+/// The configuration's three directories and their conf.d, or the parents of those that are not there, the drop
+/// directory, and two limits of each of four control groups, twice over.
+const WATCHES: u64 = 32;
 
 /// The limits on the daemon's memory, against what its models take at least: their files.
 pub(super) fn memory(told: Option<&Told>) -> Check {
@@ -299,8 +299,8 @@ mod tests {
     fn watches_are_enough_or_raised() {
         let facts = |instances, watches| Inotify { instances, watches };
         assert(&inotify(&facts(Some(128), Some(8192))), Pass, "128 instances", None);
-        assert(&inotify(&facts(Some(1), Some(8192))), Warn, "once a minute", Some("instances=128"));
-        assert(&inotify(&facts(Some(2), Some(4))), Warn, "4 watches", Some("watches=8192"));
+        assert(&inotify(&facts(Some(1), Some(8192))), Warn, "once a minute", Some("instances=192"));
+        assert(&inotify(&facts(Some(3), Some(4))), Warn, "4 watches", Some("watches=16384"));
         assert(&inotify(&facts(None, Some(4))), Skipped, "does not tell", None);
     }
 }
