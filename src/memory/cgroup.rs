@@ -27,6 +27,8 @@ pub(super) struct Hierarchy {
     pub(super) version: Version,
     mount: PathBuf,
     own: PathBuf,
+    /// Whether the group at the mount point is that of all.
+    is_whole: bool,
 }
 
 impl Hierarchy {
@@ -38,6 +40,11 @@ impl Hierarchy {
     /// The directories of this process's group and of all that hold it, its own first.
     pub(super) fn directories(&self) -> impl Iterator<Item = &Path> {
         self.own.ancestors().take_while(|directory| directory.starts_with(&self.mount))
+    }
+
+    /// The directories of those that can have limits: the group of all cannot.
+    pub(super) fn limited(&self) -> impl Iterator<Item = &Path> {
+        self.directories().filter(|directory| !self.is_whole || *directory != self.mount)
     }
 
     /// The files that limit the memory of the group in `directory`, whether they are there or not.
@@ -56,13 +63,18 @@ impl Hierarchy {
     }
 
     /// Whether this process is in the group of all, whose figures are those of the machine.
-    ///
-    /// That the path is `/` does not say so, as it is in every namespace; that files are there which the kernel
-    /// makes in the topmost group only (version 1), or in all but it (version 2), does.
     pub(super) fn is_topmost(&self) -> bool {
+        self.is_whole && self.own == self.mount
+    }
+
+    /// Whether the group at the mount point is that of all.
+    ///
+    /// That its path is `/` does not say so, as it is in every namespace; that files are there which the kernel
+    /// makes in the topmost group only (version 1), or in all but it (version 2), does.
+    fn shows_all(&self) -> bool {
         match self.version {
-            Version::One => self.own.join("cgroup.sane_behavior").exists(),
-            Version::Two => !self.own.join("cgroup.events").exists(),
+            Version::One => self.mount.join("cgroup.sane_behavior").exists(),
+            Version::Two => !self.mount.join("cgroup.events").exists(),
         }
     }
 }
@@ -81,7 +93,12 @@ pub(super) const MEMBERSHIP: &str = "proc/self/cgroup";
 
 /// The groups that `membership` names, as far as they are mounted.
 pub(super) fn find(root: &Path, membership: &str) -> Result<Groups, FileError> {
-    Ok(groups(root, membership, &read(&root.join("proc/self/mountinfo"))?))
+    let mut groups = groups(root, membership, &read(&root.join("proc/self/mountinfo"))?);
+    // Here and not with each sample: to look for a file that is not there is an allocation of the kernel.
+    for hierarchy in [&mut groups.memory, &mut groups.unified].into_iter().flatten() {
+        hierarchy.is_whole = hierarchy.shows_all();
+    }
+    Ok(groups)
 }
 
 /// The content of a file of the kernel that is read once. Bytes that are not UTF-8 become a sign that no parser here
@@ -102,7 +119,7 @@ fn groups(root: &Path, membership: &str, mountinfo: &str) -> Groups {
             .min_by_key(|(mount, _)| mount.root.len())?;
         let mount = root.join(mount.point.trim_start_matches('/'));
         let own = if below.is_empty() { mount.clone() } else { mount.join(below) };
-        Some(Hierarchy { version, mount, own })
+        Some(Hierarchy { version, mount, own, is_whole: false })
     };
     let mut first = None;
     let mut second = None;

@@ -4,15 +4,17 @@
 //! each allocation with a pause of some tenths of a second
 //! (<https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files>), and a sample opens a dozen files:
 //! whoever has to let memory go could not measure what to let go. Reading from a handle that has been read before takes
-//! nothing.
+//! nothing. To look for a file that is not there does: the kernel remembers its name, until it needs the memory.
 //!
-//! Invariant: what is read is what the path names now, as if it had been opened anew.
+//! Invariant: what is read is what the path names now, as if it had been opened anew; but a file that was not there is
+//! found up to [`ABSENT`] late.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::files::{self, FileError};
 
@@ -20,21 +22,37 @@ use crate::files::{self, FileError};
 const MAX_FILE: usize = 1 << 20;
 /// How much is read at a time: all of a file, but for the longest.
 const CHUNK: usize = 8 << 10;
+/// How long a file is not looked for after it was not there. While memory is not short, samples are that far apart.
+const ABSENT: Duration = Duration::from_secs(10);
 
-/// The handles.
+/// The handles, and when other files were not there.
 #[derive(Debug, Default)]
 pub(super) struct Handles {
     open: HashMap<PathBuf, File>,
+    absent: HashMap<PathBuf, Instant>,
     buffer: Vec<u8>,
 }
 
 impl Handles {
     /// What the regular file `path` says now. Bytes that are not UTF-8 become a sign that no parser here accepts.
     pub(super) fn read(&mut self, path: &Path) -> Result<String, FileError> {
-        let Self { open, buffer } = self;
-        // Out of the map while it is looked at: what is not put back is gone.
+        let Self { open, absent, buffer } = self;
+        let failed = FileError::new("examine", path);
+        if absent.get(path).is_some_and(|since| since.elapsed() < ABSENT) {
+            return Err(failed(io::ErrorKind::NotFound.into()));
+        }
+        // Out of the maps while it is looked at: what is not put back is gone.
         let kept = open.remove(path);
-        let found = fs::symlink_metadata(path).map_err(FileError::new("examine", path))?;
+        absent.remove(path);
+        let found = match fs::symlink_metadata(path) {
+            Ok(found) => found,
+            Err(error) => {
+                if error.kind() == io::ErrorKind::NotFound {
+                    absent.insert(path.to_owned(), Instant::now());
+                }
+                return Err(failed(error));
+            }
+        };
         let file = match kept.filter(|file| is_same(file, &found)) {
             Some(file) => file,
             None => files::open_regular(path)?,
@@ -89,6 +107,22 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert_eq!(handles.read(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert!(handles.open.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_was_not_there_is_looked_for_again_after_a_while() {
+        let tree = Tree::new(&[]);
+        let (path, mut handles) = (tree.path("a"), Handles::default());
+        let is_absent = |handles: &mut Handles| {
+            handles.read(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        assert!(is_absent(&mut handles));
+        tree.write("a", "1");
+        assert!(is_absent(&mut handles));
+        let long_ago = Instant::now().checked_sub(ABSENT).unwrap();
+        handles.absent.values_mut().for_each(|since| *since = long_ago);
+        assert_eq!(handles.read(&path).unwrap(), "1");
+        assert!(handles.absent.is_empty());
     }
 
     #[test]

@@ -342,7 +342,7 @@ impl Kernel {
     /// Where a group does not tell what it holds, it holds `least` at least: what this process is known to.
     fn limits(&mut self, memory: &Hierarchy, own: Option<Charge>, least: Charge) -> Vec<Limit> {
         let mut limits = Vec::new();
-        for directory in memory.directories() {
+        for directory in memory.limited() {
             let mut charge = own.filter(|_| directory == memory.own());
             for file in memory.limits(directory) {
                 let Some(Some(bytes)) = self.parsed(&file, limit) else { continue };

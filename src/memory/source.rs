@@ -275,7 +275,7 @@ async fn written(limits: &mut Option<Limits>) -> Result<(), FileError> {
 
 fn tell_unwatched(error: &FileError) {
     tracing::warn!(
-        name: Message::PressureSourceFailed.name(),
+        name: Message::MemoryUnknown.name(),
         "that a limit of memory was lowered is seen after ten seconds only: {}",
         chain(error)
     );

@@ -4,8 +4,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -19,51 +18,45 @@ use crate::memory::sample::Events;
 /// How often the file is read although it told of no change: the kernel does not tell when its group is removed.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// How the file tells of a change: as of an error, too.
+const CHANGE: Interest = Interest::PRIORITY.add(Interest::ERROR);
+
 /// A `memory.events` file and what it said last.
 #[derive(Debug)]
 pub(super) struct EventCounts {
     path: PathBuf,
-    file: File,
+    /// Stays registered: to register is an allocation of the kernel, for which a group over its limit waits. A storm
+    /// wakes the runtime a hundred times a second at most, as often as the kernel tells of changes
+    /// (<https://github.com/torvalds/linux/blob/v6.1/kernel/cgroup/cgroup.c>, `CGROUP_FILE_NOTIFY_MIN_INTV`).
+    changes: AsyncFd<File>,
     seen: Events,
 }
 
 impl EventCounts {
     pub(super) fn open(path: PathBuf) -> Result<Self, SourceError> {
         let file = File::open(&path).map_err(FileError::new("open", &path))?;
-        let mut counts = Self { path, file, seen: Events::default() };
-        counts.seen = counts.read()?;
-        drop(counts.registered()?);
-        Ok(counts)
+        let seen = read(&file, &path)?;
+        let changes = registered(file, CHANGE, &path)?;
+        Ok(Self { path, changes, seen })
     }
 
-    /// Waits for a change; whether a count has changed.
+    /// Waits for a change; whether a count has changed. May be cancelled at any time.
     pub(super) async fn heard(&mut self) -> Result<bool, SourceError> {
-        // Registered for the wait only: while this is held off, a storm does not wake the runtime. Nothing is lost, as
-        // the file remembers whether it has changed since it was read.
-        let registered = self.registered()?;
-        // An error is how the file tells of any change; that the group is gone is seen when it is read.
-        let ready = timeout(LOOK, registered.ready(Interest::PRIORITY | Interest::ERROR)).await;
-        let ready = ready.map(|ready| ready.map(|mut ready| ready.retain_ready()));
-        drop(registered);
-        match ready {
-            Ok(ready) => ready.map_err(FileError::new("wait for events of", &self.path))?,
-            Err(_elapsed) => {}
+        // That the group is gone is seen when the file is read.
+        if let Ok(ready) = timeout(LOOK, self.changes.ready(CHANGE)).await {
+            ready.map_err(FileError::new("wait for events of", &self.path))?.clear_ready();
         }
         // Without reading, it would tell of the same change for ever.
-        let now = self.read()?;
+        let now = read(self.changes.get_ref(), &self.path)?;
         let changed = now != self.seen;
         self.seen = now;
         Ok(changed)
     }
+}
 
-    fn registered(&self) -> Result<AsyncFd<BorrowedFd<'_>>, FileError> {
-        registered(self.file.as_fd(), Interest::PRIORITY | Interest::ERROR, &self.path)
-    }
-
-    fn read(&self) -> Result<Events, SourceError> {
-        let text = read_again(&self.file, &self.path)?;
-        Events::parse(&text).map_err(|error| SourceError::Events(self.path.clone(), error))
-    }
+fn read(file: &File, path: &Path) -> Result<Events, SourceError> {
+    let text = read_again(file, path)?;
+    Events::parse(&text).map_err(|error| SourceError::Events(path.to_owned(), error))
 }
 
 impl fmt::Display for EventCounts {

@@ -25,13 +25,13 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Watches those that are there: the topmost group has none.
+    /// Watches those that are there: the controller may be off in groups above.
     pub(super) fn watch(memory: &Hierarchy) -> Result<Self, FileError> {
         let group = memory.own().to_owned();
         let failed = |path: &Path, errno: Errno| FileError::new("watch", path)(errno.into());
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
             .map_err(|errno| failed(&group, errno))?;
-        for file in memory.directories().flat_map(|directory| memory.limits(directory)) {
+        for file in memory.limited().flat_map(|directory| memory.limits(directory)) {
             match inotify.add_watch(&file, AddWatchFlags::IN_MODIFY) {
                 Ok(_) | Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(failed(&file, errno)),
