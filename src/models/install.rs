@@ -223,6 +223,8 @@ fn test(
     rules: &Rules,
     options: engine::Options,
 ) -> Result<Vec<Entry>, InstallError> {
+    // What no version here can run is refused by its configuration, before the rest is read into memory for nothing.
+    load::footprint::<InstallError>(store, key, options)?;
     let (manifest, model) = load::load_from::<InstallError>(store, key, options)?;
     load::self_test(&manifest, &model)?;
     let kept = rules.keeps(&store.entries());

@@ -26,6 +26,13 @@ pub const WEIGHTS: &str = "model.safetensors";
 /// Longest `max_sequence_length` in tokens; that of models which have none of their own.
 pub(super) const MAX_SEQUENCE_LENGTH: usize = 65_536;
 
+/// The most bytes of a JSON file but the tokenizer; configurations have a few kilobytes.
+pub(super) const MAX_JSON: u64 = 4 << 20;
+/// The most bytes of a tokenizer; the largest in use (250,000 pieces) has 17 MB.
+pub(super) const MAX_TOKENIZER: u64 = 64 << 20;
+/// The most bytes of a dense layer.
+pub(super) const MAX_DENSE: u64 = 256 << 20;
+
 const MAX_NAME_LENGTH: usize = 96;
 const MAX_TEXT_LENGTH: usize = 1024;
 /// Far above every sentence encoder there is; keeps products of shapes far from overflow.
@@ -418,13 +425,14 @@ impl Manifest {
     fn check_files(&self) -> Result<(), ManifestError> {
         let mut expected: BTreeSet<String> = [CONFIG, TOKENIZER, WEIGHTS].map(str::to_owned).into();
         expected.extend((0..self.dense.len()).map(dense_file));
-        let mut seen = BTreeSet::new();
+        let (mut folded, mut seen) = (BTreeSet::new(), BTreeSet::new());
         // One more than expected is enough to refuse; the message does not grow with the manifest.
         for file in self.files.iter().take(expected.len() + 1) {
             // Folded, because a case-insensitive file system would overwrite one with the other.
-            if !seen.insert(file.path.as_str().to_ascii_lowercase()) {
+            if !folded.insert(file.path.as_str().to_ascii_lowercase()) {
                 return Err(ManifestError(format!("files: {} appears twice", file.path)));
             }
+            seen.insert(file.path.as_str().to_owned());
         }
         if seen != expected {
             return Err(ManifestError(format!(
@@ -433,7 +441,22 @@ impl Manifest {
                 Vec::from_iter(seen).join(", ")
             )));
         }
-        Ok(())
+        // Weights are mapped; all else is read into memory, some of it before anybody has asked how much there is.
+        let most = |file: &Member| match file.path.as_str() {
+            WEIGHTS => u64::MAX,
+            TOKENIZER => MAX_TOKENIZER,
+            CONFIG => MAX_JSON,
+            _dense => MAX_DENSE,
+        };
+        match self.files.iter().find(|file| file.size > most(file)) {
+            Some(file) => Err(ManifestError(format!(
+                "files: {} has {} bytes, at most {} are read",
+                file.path,
+                file.size,
+                most(file)
+            ))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -464,7 +487,7 @@ mod tests {
     #[test]
     fn every_broken_rule_is_named() {
         type Change = fn(&mut Value);
-        let cases: [(Change, &str); 17] = [
+        let cases: [(Change, &str); 20] = [
             (|m| m["format"] = json!(2), "format 2 is not known"),
             (|m| m["surprise"] = json!(1), "unknown field `surprise`"),
             (|m| m["files"][0]["mode"] = json!(1), "unknown field `mode`"),
@@ -475,6 +498,9 @@ mod tests {
             (|m| m["files"][0]["path"] = json!("../config.json"), "is no member name"),
             (|m| m["files"][0]["path"] = json!("other"), "files: expected exactly"),
             (|m| m["files"][1]["path"] = json!("Config.json"), "Config.json appears twice"),
+            (|m| m["files"][0]["path"] = json!("Config.json"), "files: expected exactly"),
+            (|m| m["files"][0]["size"] = json!(5 << 20), "config.json has 5242880 bytes, at most"),
+            (|m| m["files"][1]["size"] = json!(65 << 20), "tokenizer.json has 68157440 bytes"),
             (|m| m["files"][0]["sha256"] = json!("00"), "expected a SHA-256 digest"),
             (|m| m["files"][0]["size"] = json!(-1), "invalid value: integer `-1`"),
             (|m| m["dimensions"] = json!(0), "dimensions: expected 1 to"),

@@ -6,13 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::file::{
-    MAX_JSON, SourceError, is_missing, parse, read_file, read_json_if_present, unsupported,
-};
-use crate::package::manifest::{CONFIG, TOKENIZER};
-
-/// The largest tokenizer in use (250,000 pieces) is 17 MB.
-const MAX_TOKENIZER: u64 = 64 << 20;
+use super::file::{SourceError, is_missing, parse, read_file, read_json_if_present, unsupported};
+use crate::package::manifest::{CONFIG, MAX_JSON, MAX_TOKENIZER, TOKENIZER};
 
 /// The configuration of the transformer module has had these names; the first that exists is read,
 /// as sentence-transformers does.

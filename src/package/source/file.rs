@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use serde::de::DeserializeOwned;
 
-/// Configurations are a few kilobytes.
-pub(super) const MAX_JSON: u64 = 4 << 20;
+use crate::package::manifest::MAX_JSON;
 
 /// Why a model directory cannot be packed.
 #[derive(Debug, thiserror::Error)]

@@ -24,10 +24,9 @@ use serde_json::Value;
 use self::encoder::Encoder;
 pub use self::file::SourceError;
 use self::file::{is_missing, read_file, read_json, read_json_if_present, unsupported};
-use super::manifest::{CONFIG, DenseLayer, WEIGHTS};
+use super::manifest::{CONFIG, DenseLayer, MAX_DENSE, WEIGHTS};
 
 const MAX_WEIGHTS: u64 = 4 << 30;
-const MAX_DENSE: u64 = 256 << 20;
 
 /// What torch wrote before there were safetensors.
 const TORCH_WEIGHTS: &str = "pytorch_model.bin";
@@ -349,8 +348,8 @@ mod tests {
 
     use serde_json::json;
 
-    use self::file::MAX_JSON;
     use super::super::directory_fixture::{Layout, model_directory, write_json};
+    use super::super::manifest::MAX_JSON;
     use super::*;
 
     fn refusal(directory: &Path) -> String {
