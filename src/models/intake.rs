@@ -333,6 +333,9 @@ impl Intake {
 
     async fn quarantine(&mut self, file: String, reason: String) {
         self.tell_refused(&file, reason.clone());
+        // First: after a crash in between, or when it cannot be moved, the file is still there and refused again. The
+        // other way round its predecessor would leave with it.
+        self.part(&file).await;
         let directory = self.drop_directory.clone();
         let (name, why) = (file.clone(), reason.clone());
         match off_runtime(move || drop::quarantine(&directory, &name, &why)).await {
@@ -343,7 +346,6 @@ impl Intake {
                     file, reason, quarantined,
                     "package refused"
                 );
-                self.part(&file, path).await;
             }
             Some(Err(error)) => {
                 tracing::error!(
@@ -362,9 +364,9 @@ impl Intake {
         self.installer.handle().events().send(refused);
     }
 
-    /// Decides on the models that came with `name`, which is in quarantine now: one that the refused package itself
-    /// gave leaves; one that it was to replace stays, although it has no file any more. One with another file stays.
-    async fn part(&self, name: &str, quarantined: PathBuf) {
+    /// Decides on the models that came with `name`, which is refused: one that the refused package itself gave leaves;
+    /// one that it was to replace stays, although it has no file any more. One with another file stays.
+    async fn part(&self, name: &str) {
         let mut entries = Vec::new();
         for entry in self.dropped(name) {
             if !self.let_go(&entry.key, name).await {
@@ -374,7 +376,8 @@ impl Intake {
         if entries.is_empty() {
             return;
         }
-        let digest = match off_runtime(move || drop::digest(&quarantined)).await {
+        let refused = self.drop_directory.join(name);
+        let digest = match off_runtime(move || drop::digest(&refused)).await {
             Some(Ok(digest)) => Some(digest),
             Some(Err(error)) => {
                 tracing::warn!(

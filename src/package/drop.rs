@@ -88,7 +88,7 @@ pub struct Round {
     pub ready: Vec<(String, Fingerprint)>,
     /// Files to quarantine now, with the reason.
     pub refused: Vec<(String, String)>,
-    /// Files that were installed and are there no more.
+    /// Files that are there no more, of which models may have come.
     pub gone: Vec<String>,
     /// When to look again even if nothing changes.
     pub next: Option<Instant>,
@@ -110,7 +110,9 @@ impl Ledger {
 
     /// Has `name` read again although it has not changed.
     pub fn forget(&mut self, name: &str) {
-        self.files.remove(name);
+        if let Some(seen) = self.files.get_mut(name) {
+            seen.state = State::Settling;
+        }
     }
 
     /// Compares `listing` with what is known and says what to do at `now`.
@@ -121,9 +123,10 @@ impl Ledger {
         now: Instant,
     ) -> Round {
         let mut round = Round::default();
-        self.files.retain(|name, seen| {
+        self.files.retain(|name, _seen| {
             let stays = listing.contains_key(name);
-            if !stays && matches!(seen.state, State::Judged(Verdict::Accepted)) {
+            // Whatever it was last: one that was installed may have been overwritten before it was removed.
+            if !stays {
                 round.gone.push(name.clone());
             }
             stays
@@ -197,13 +200,18 @@ pub fn list(directory: &Path) -> Result<BTreeMap<String, Fingerprint>, FileError
         for file in files {
             match fs::symlink_metadata(&file) {
                 Ok(found) => metadata.push(found),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // A package's name may be so long that no sidecar's is possible.
+                Err(error) if is_absent(&error) => {}
                 Err(error) => return Err(FileError::new("examine", file)(error)),
             }
         }
         listing.insert(name, Fingerprint::of(&metadata));
     }
     Ok(listing)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename)
 }
 
 /// The digest of the package at `path`. Reads all of it.
@@ -231,7 +239,7 @@ pub fn quarantine(directory: &Path, name: &str, reason: &str) -> Result<PathBuf,
     for ending in SIDECARS {
         let sidecar = format!("{name}{ending}");
         match fs::rename(directory.join(&sidecar), quarantine.join(&sidecar)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error) if !is_absent(&error) => {
                 return Err(FileError::new("move to quarantine", directory.join(&sidecar))(error));
             }
             _ => {}
@@ -324,7 +332,32 @@ mod tests {
         assert!(replaced.ready.is_empty() && replaced.next.is_some());
         ledger.remember(NAME, Fingerprint("3".to_owned()), now);
         let gone = ledger.observe(BTreeMap::new(), TIMEOUT, now);
-        assert_eq!(gone, Round { gone: vec![NAME.to_owned()], ..Round::default() });
+        let is_gone = Round { gone: vec![NAME.to_owned()], ..Round::default() };
+        assert_eq!(gone, is_gone);
+        // Overwritten first, and removed before that came to anything.
+        ledger.remember(NAME, Fingerprint("3".to_owned()), now);
+        ledger.observe(listing("4"), TIMEOUT, now);
+        assert_eq!(ledger.observe(BTreeMap::new(), TIMEOUT, now), is_gone);
+    }
+
+    #[test]
+    fn a_file_that_is_forgotten_is_read_again_and_still_missed() {
+        let start = Instant::now();
+        let now = start + QUIET;
+        let mut ledger = Ledger::default();
+        ledger.remember(NAME, Fingerprint("1".to_owned()), start);
+        assert_eq!(ledger.observe(listing("1"), TIMEOUT, now), Round::default());
+        ledger.forget(NAME);
+        assert_eq!(ledger.observe(listing("1"), TIMEOUT, now), ready("1"));
+        assert_eq!(ledger.observe(BTreeMap::new(), TIMEOUT, now).gone, [NAME]);
+    }
+
+    #[test]
+    fn a_name_may_be_too_long_for_sidecars() {
+        let directory = tempfile::tempdir().unwrap();
+        let name = format!("{}{SUFFIX}", "a".repeat(255 - SUFFIX.len()));
+        fs::write(directory.path().join(&name), "").unwrap();
+        assert_eq!(list(directory.path()).unwrap().into_keys().next(), Some(name));
     }
 
     #[test]
