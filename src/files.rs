@@ -198,7 +198,7 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
 /// Replaces `path` by a file with `bytes`: after a crash it holds the old content or the new.
 ///
 /// # Errors
-/// When writing, renaming or syncing fails; the old content is then still there.
+/// When writing, renaming or syncing fails; but for a failed sync of the directory the old content is then still there.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
@@ -244,6 +244,8 @@ pub fn lock(path: &Path) -> Result<Option<Flock<File>>, FileError> {
         .write(true)
         .create(true)
         .truncate(false)
+        // Root may open what another user's directory holds: no link of theirs is followed.
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
         .open(path)
         .map_err(FileError::new("open", path))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -281,7 +283,8 @@ pub fn own(path: &Path, directory: &Path) -> Result<(), FileError> {
         return Ok(());
     }
     let owner = fs::metadata(directory).map_err(FileError::new("examine", directory))?;
-    std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
+    // Not what a link there leads to: who owns the directory may have put one.
+    std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid()))
         .map_err(FileError::new("change the owner of", path))
 }
 
@@ -364,6 +367,16 @@ mod tests {
         drop(held);
         assert!(lock(&path).unwrap().is_some());
         assert!(lock(&root.path().join("absent/lock")).is_err());
+    }
+
+    #[test]
+    fn no_link_is_locked_in_the_place_of_a_file() {
+        let root = tempfile::tempdir().unwrap();
+        let (link, target) = (root.path().join("lock"), root.path().join("target"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert!(lock(&link).is_err());
+        assert!(!target.exists());
+        assert!(lock(&target).unwrap().is_some());
     }
 
     #[test]

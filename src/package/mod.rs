@@ -8,7 +8,7 @@
 //!    store file is hashed through the handle that its contents are then taken from, the weights in the very
 //!    mapping that is then used.
 //! 2. The store changes by one rename: at any moment it holds the old state or the new.
-//! 3. Nothing is trusted by its presence: a refused package is remembered by its digest.
+//! 3. Nothing is trusted by its presence: every package is verified, wherever it lies.
 
 mod archive;
 mod digest;
