@@ -20,7 +20,7 @@ use crate::units::Bytes;
 
 /// The longest that a body may take to arrive, so that a client which stops in the middle does not keep its connection,
 /// of which there are only so many.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Reads a JSON body of at most `limit`.
 ///

@@ -11,11 +11,12 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::TryStreamExt;
+use tokio_io_timeout::TimeoutReader;
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 
 use super::App;
 use super::error::ApiError;
-use super::input::{Name, read_optional_json};
+use super::input::{BODY_TIMEOUT, Name, read_optional_json};
 use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageList};
 use crate::errors::{chain, errno};
 use crate::events::Event;
@@ -58,7 +59,10 @@ pub(super) async fn install(
 ) -> Result<Json<InstalledPackage>, ApiError> {
     let sidecars = sidecars(&headers)?;
     let stream = body.into_data_stream().map_err(io::Error::other);
-    let source = SyncIoBridge::new(StreamReader::new(stream));
+    // Who stops sending is not waited for: everybody else who changes the store is.
+    let mut reader = TimeoutReader::new(StreamReader::new(stream));
+    reader.set_timeout(Some(BODY_TIMEOUT));
+    let source = SyncIoBridge::new(Box::pin(reader));
     let installed =
         app.installer.install(source, sidecars, Origin::Installed).await.inspect_err(|error| {
             let reason = chain(error);
