@@ -367,6 +367,10 @@ impl From<&EngineError> for ApiError {
                 let error = Self::of(StatusCode::BAD_REQUEST, "invalid_request", error);
                 Self { param: Some("input".to_owned()), ..error }
             }
+            EngineError::Endless { .. } => {
+                let error = Self::of(StatusCode::PAYLOAD_TOO_LARGE, "too_much_text", error);
+                Self { param: Some("input".to_owned()), ..error }
+            }
             EngineError::NoTokenStates => {
                 Self::of(StatusCode::FAILED_DEPENDENCY, "wrong_task", error)
             }

@@ -25,6 +25,7 @@ mod request;
 mod target;
 mod tei;
 mod tenants;
+mod tokenize;
 mod usage;
 pub mod wire;
 

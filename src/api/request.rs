@@ -17,8 +17,9 @@ use super::App;
 use super::caller::Caller;
 use super::error::ApiError;
 use super::target;
+use super::tokenize::{Tokenized, count, tokenize};
 use super::wire::Input;
-use crate::engine::{EngineError, Output, Tokens, Truncation};
+use crate::engine::{Output, Truncation};
 use crate::log::Message;
 use crate::models::alias::Target;
 use crate::models::{Fallback, Lease, ModelInfo, StandIn};
@@ -37,8 +38,6 @@ const INLINE_VALUES: usize = 2048;
 const NUMBER_BYTES: usize = 14;
 /// What an answer takes beside its numbers, at most in most answers.
 const ANSWER_BYTES: usize = 512;
-/// Up to so many bytes are tokenized on the runtime's own thread: about 0.1 ms, what handing them over costs.
-const INLINE_BYTES: usize = 2048;
 
 /// Texts of which somebody wants vectors.
 #[derive(Clone, Debug, Default)]
@@ -318,91 +317,6 @@ pub(super) fn prompt(prompt: &Prompt, lease: &Lease) -> Result<String, ApiError>
     let names = usual.iter().copied().chain(manifest.default_prompt.as_deref());
     let found = names.into_iter().find_map(|name| manifest.prompts.get(name));
     Ok(found.cloned().unwrap_or_default())
-}
-
-struct Tokenized {
-    ids: Vec<Vec<u32>>,
-    /// Tokens of each whole text; `None` when its end was cut off unseen.
-    whole: Vec<Option<usize>>,
-    characters: usize,
-}
-
-/// Tokenizes on the blocking pool what would keep others waiting.
-async fn tokenize(
-    lease: &Lease,
-    prompt: &str,
-    input: &Arc<Input>,
-    param: &'static str,
-    truncation: Truncation,
-) -> Result<Tokenized, ApiError> {
-    let bytes = match &**input {
-        Input::Texts(texts) => texts.iter().map(|text| prompt.len() + text.len()).sum(),
-        Input::Ids(lists) => lists.iter().map(|ids| size_of_val(ids.as_slice())).sum::<usize>(),
-    };
-    if bytes <= INLINE_BYTES {
-        return tokenize_now(lease, prompt, input, param, truncation);
-    }
-    let (lease, prompt, input) = (lease.clone(), prompt.to_owned(), Arc::clone(input));
-    let work = move || tokenize_now(&lease, &prompt, &input, param, truncation);
-    tokio::task::spawn_blocking(work).await.map_err(lost)?
-}
-
-fn tokenize_now(
-    lease: &Lease,
-    prompt: &str,
-    input: &Input,
-    param: &str,
-    truncation: Truncation,
-) -> Result<Tokenized, ApiError> {
-    let about = |index: usize| {
-        move |error: EngineError| ApiError::from(error).about(format!("{param}[{index}]"))
-    };
-    let tokens: Vec<Tokens> = match input {
-        Input::Texts(texts) => {
-            let tokens = texts.iter().enumerate().map(|(index, text)| {
-                lease.tokenize(prompt, text, truncation).map_err(about(index))
-            });
-            tokens.collect::<Result<_, _>>()?
-        }
-        Input::Ids(lists) => {
-            let tokens = lists
-                .iter()
-                .enumerate()
-                .map(|(index, ids)| lease.check_ids(ids, truncation).map_err(about(index)));
-            tokens.collect::<Result<_, _>>()?
-        }
-    };
-    let characters = match input {
-        Input::Texts(texts) => texts.iter().map(|text| text.chars().count()).sum(),
-        Input::Ids(_) => 0,
-    };
-    let whole = tokens.iter().map(|tokens| tokens.whole).collect();
-    Ok(Tokenized { ids: tokens.into_iter().map(|tokens| tokens.ids).collect(), whole, characters })
-}
-
-/// Tokens of each whole text, those counted that are not known yet.
-async fn count(
-    lease: &Lease,
-    prompt: String,
-    input: Arc<Input>,
-    whole: Vec<Option<usize>>,
-    param: &'static str,
-) -> Result<Vec<usize>, ApiError> {
-    if let Some(known) = whole.iter().copied().collect() {
-        return Ok(known);
-    }
-    let lease = lease.clone();
-    let count = move || {
-        let of = |(index, whole): (usize, Option<usize>)| match (whole, &*input) {
-            (Some(whole), _) => Ok(whole),
-            (None, Input::Texts(texts)) => lease
-                .count_tokens(&prompt, &texts[index])
-                .map_err(|error| ApiError::from(error).about(format!("{param}[{index}]"))),
-            (None, Input::Ids(lists)) => Ok(lists[index].len()),
-        };
-        whole.into_iter().enumerate().map(of).collect()
-    };
-    tokio::task::spawn_blocking(count).await.map_err(lost)?
 }
 
 /// An internal error for work that was lost: a panic, or the daemon is stopping.

@@ -40,6 +40,17 @@ pub enum EngineError {
     /// A text could not be turned into tokens.
     #[error("the text cannot be tokenized")]
     Tokenize(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A text is too long and has too few words to be cut before it is turned into tokens.
+    #[error(
+        "the text has {bytes} bytes, and too few words in {most} of them to fill the model's length: it is no text, or \
+         has to be sent in parts"
+    )]
+    Endless {
+        /// Its length.
+        bytes: usize,
+        /// How much of it was looked at, at most.
+        most: usize,
+    },
     /// Token states were asked of a model that has none.
     #[error("static embeddings have no token states: nothing is computed for a token")]
     NoTokenStates,

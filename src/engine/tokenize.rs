@@ -27,6 +27,9 @@ const WIDENING: usize = 4;
 /// the whole text: a cut may split a word, a grapheme before its normalisation, a run of spaces or
 /// a special token, and all but the word (which is looked at as a whole) are shorter than this.
 const CUT_MARGIN: usize = 1024;
+/// The longest text, or part of one, that the library is given at once unless the model takes more tokens than that: it
+/// takes a hundred times the memory.
+const MOST_AT_ONCE: usize = 1 << 20;
 /// Bytes of a text that are counted at once.
 const COUNTED_BYTES: usize = 64 << 10;
 /// Stands for the text where the special tokens around it are found out. No vocabulary has this id.
@@ -173,10 +176,11 @@ impl Tokenizer {
     ///
     /// Of a long text only the part at the kept side is tokenized: one in which more tokens than fit lie
     /// wholly beyond what the cut can have changed. When it has not enough, a longer one is taken. So
-    /// the cost is that of the text which matters, except that a word without end matters wholly.
+    /// the cost is that of the text which matters, except that a word without end matters wholly, up to a mebibyte.
     ///
     /// # Errors
-    /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the text.
+    /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the text, [`EngineError::Endless`] when
+    /// so much of it is one word, or none, that the tokens at the kept side cannot be told.
     pub fn encode_truncated(
         &self,
         prompt: &str,
@@ -185,6 +189,7 @@ impl Tokenizer {
     ) -> Result<Tokens, EngineError> {
         let text = with_prompt(prompt, text);
         let mut cut = self.room.saturating_mul(BYTES_PER_TOKEN).saturating_add(self.cut_margin);
+        let most = cut.max(MOST_AT_ONCE);
         while cut < text.len() {
             let part = match truncation {
                 Truncation::Right => &text[..text.floor_char_boundary(cut)],
@@ -203,7 +208,10 @@ impl Tokenizer {
                 let ids = &tokens.get_ids()[settled];
                 return Ok(Tokens { whole: None, ..self.wrap(ids, truncation) });
             }
-            cut = cut.saturating_mul(WIDENING);
+            if cut == most {
+                return Err(EngineError::Endless { bytes: text.len(), most });
+            }
+            cut = cut.saturating_mul(WIDENING).min(most);
         }
         let whole =
             self.library.encode_fast(text.as_ref(), false).map_err(EngineError::Tokenize)?;
@@ -582,6 +590,21 @@ mod tests {
         let expected = whole_truncated(BERT, &text[..2000], TruncationDirection::Left);
         assert_eq!((end.ids, end.whole), (expected.ids, None));
         assert_eq!(tokenizer.count("", &text[..2_000_000]).unwrap(), 400_002);
+    }
+
+    #[test]
+    fn what_has_no_words_is_refused_before_it_takes_a_hundred_times_its_memory() {
+        let tokenizer = Tokenizer::from_bytes(BERT, MAX).unwrap();
+        for text in ["a", " ", "\0"].map(|character| character.repeat(MOST_AT_ONCE + 1)) {
+            for truncation in [Truncation::Right, Truncation::Left] {
+                let error = tokenizer.encode_truncated("", &text, truncation).unwrap_err();
+                let bytes = text.len();
+                assert!(
+                    matches!(error, EngineError::Endless { bytes: told, most: MOST_AT_ONCE } if told == bytes)
+                );
+            }
+        }
+        assert_eq!(tokenizer.encode("", &"a".repeat(100_000)).unwrap().ids.len(), 3);
     }
 
     /// Pieces that a cut, a normaliser or a word splitter may trip over.
