@@ -69,7 +69,7 @@ impl Caller {
         let tenant = self.tenant.as_deref().map(Visit::tenant);
         let own_queue = tenant.filter(|tenant| tenant.settings.dedicated_queue);
         Ticket {
-            connection: self.connection,
+            flow: tenant.map_or(self.connection, |tenant| tenant.flow().0),
             priority: self.priority,
             deadline: self.deadline,
             tenant: own_queue.map(|tenant| Arc::clone(&tenant.name)),

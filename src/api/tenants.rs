@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::caller::ConnectionId;
 use super::error::ApiError;
 use super::peer::Peer;
 use super::request;
@@ -59,6 +60,8 @@ pub(super) struct Tenant {
     pub(super) name: Arc<str>,
     /// What holds for it.
     pub(super) settings: TenantSettings,
+    /// Whose turns its requests take, over however many connections they come: an id that no connection has.
+    flow: ConnectionId,
     counts: Arc<Counts>,
 }
 
@@ -163,8 +166,9 @@ impl Current {
         let tenant = |settings: &TenantSettings| {
             let same = before.iter().find(|tenant| tenant.settings.name == settings.name);
             let counts = same.map(|tenant| Arc::clone(&tenant.counts)).unwrap_or_default();
+            let flow = same.map_or_else(ConnectionId::next, |tenant| tenant.flow);
             let name = settings.name.as_str().into();
-            Arc::new(Tenant { name, settings: settings.clone(), counts })
+            Arc::new(Tenant { name, settings: settings.clone(), flow, counts })
         };
         let tenants = settings.tenants.iter().map(tenant).collect();
         Self { settings, tenants, known: HashMap::new() }
@@ -172,6 +176,11 @@ impl Current {
 }
 
 impl Tenant {
+    /// Whose turns its requests take, in the place of their connections'.
+    pub(super) fn flow(&self) -> ConnectionId {
+        self.flow
+    }
+
     fn members(&self) -> Admins {
         let TenantSettings { users, groups, .. } = &self.settings;
         Admins { users: users.clone(), groups: groups.clone() }

@@ -184,8 +184,8 @@ pub enum Priority {
 /// What a request brings along to the queue.
 #[derive(Clone, Debug)]
 pub struct Ticket {
-    /// The connection that it came over: no connection takes the turns of others.
-    pub connection: u64,
+    /// Its tenant, or the connection that it came over, as a number: none takes the turns of others.
+    pub flow: u64,
     /// Before or after others; by the number of tokens when absent.
     pub priority: Option<Priority>,
     /// When nobody waits for the answer any more.

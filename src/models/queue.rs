@@ -198,7 +198,7 @@ impl Sender {
             tokens,
             output,
             priority: ticket.priority.unwrap_or(by_size),
-            flow: ticket.connection,
+            flow: ticket.flow,
             weight: u32::from(ticket.weight),
             lane: ticket.tenant.clone(),
         };
@@ -435,7 +435,7 @@ mod tests {
 
     fn ticket(patience: Duration) -> Ticket {
         let deadline = Instant::now() + patience;
-        Ticket { connection: 0, priority: None, deadline, tenant: None, weight: 1 }
+        Ticket { flow: 0, priority: None, deadline, tenant: None, weight: 1 }
     }
 
     fn push(sender: &Sender, tokens: usize, patience: Duration) -> Result<Answer, PushError> {
@@ -541,7 +541,7 @@ mod tests {
             let (reply, answer) = oneshot::channel();
             let priority = Some(priority);
             let deadline = Instant::now() + PATIENT;
-            let ticket = Ticket { connection: 0, priority, deadline, tenant: None, weight: 1 };
+            let ticket = Ticket { flow: 0, priority, deadline, tenant: None, weight: 1 };
             sender.push(vec![vec![0; 10]], Output::Vector, &ticket, reply).unwrap();
             answer
         };

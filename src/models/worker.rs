@@ -406,7 +406,7 @@ mod tests {
             let (reply, answer) = oneshot::channel();
             let texts = ids.iter().map(|id| vec![*id; length]).collect();
             let ticket = Ticket {
-                connection: self.answers.len() as u64,
+                flow: self.answers.len() as u64,
                 priority: Some(priority),
                 deadline: Instant::now() + Duration::from_secs(1000),
                 tenant: None,
