@@ -179,9 +179,11 @@ async fn answer(
     let fallback = Fallback::Vectors(caller.allow_fallback);
     let lease = request::open(app, caller, named.as_deref(), &embed.input, fallback).await?;
     let load = began.elapsed();
-    if let Some(keep_alive) = keep_alive {
-        // The model that was asked for, even if another one answers for it.
-        let name = named.unwrap_or_else(|| app.handle.default_model());
+    // The model that was meant: one that stands in was not asked for, and what it stands in for is not in memory.
+    if let Some(keep_alive) = keep_alive
+        && lease.stands_in.is_none()
+    {
+        let name = format!("{}@{}", lease.info.manifest.id, lease.info.revision);
         app.handle.keep_alive(&name, keep_alive).await?;
     }
     let model = answered_name(model, &lease.info);
@@ -234,9 +236,9 @@ async fn tags(State(app): State<App>, viewer: Viewer) -> Json<Tags> {
     Json(Tags { models: models.collect() })
 }
 
-async fn running(State(app): State<App>) -> Result<Json<Running>, ApiError> {
+async fn running(State(app): State<App>, viewer: Viewer) -> Result<Json<Running>, ApiError> {
     let view = app.handle.memory().await?;
-    let entries = app.handle.store().entries();
+    let entries = target::visible(&app, &viewer);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let models = view.models.into_iter().filter_map(|model| {
         let Residency::Resident { weight_bytes, .. } = model.residency else { return None };
