@@ -18,6 +18,7 @@ mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -95,7 +96,7 @@ pub(super) struct Manager {
     estimates: JoinSet<Estimate>,
     /// Each ends with an installation's trial of a model.
     reserved: JoinSet<Key>,
-    loads: JoinSet<(Key, Result<Ready, WorkerError>)>,
+    loads: JoinSet<(Key, ThreadId, Result<Ready, WorkerError>)>,
     ending: JoinSet<Left>,
     /// Memory being released without a model leaving.
     releasing: JoinSet<()>,
@@ -159,7 +160,7 @@ impl Manager {
                     ),
                 },
                 Some(loaded) = self.loads.join_next() => match loaded {
-                    Ok((key, outcome)) => self.loaded(key, outcome),
+                    Ok((key, thread, outcome)) => self.loaded(key, thread, outcome),
                     Err(error) => tracing::error!(
                         name: Message::InternalFault.name(),
                         %error,

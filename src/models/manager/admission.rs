@@ -4,6 +4,7 @@
 //! An installation that tries a model asks for the memory in the same way, and gives it back.
 
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -107,7 +108,7 @@ impl Manager {
         let claimed = self.claimed_before(admitting.since);
         let footprint = match footprint {
             Ok(footprint) => footprint,
-            // Trying it will say the same.
+            // Trying it will say the same, before it takes memory.
             Err(_no_model) if is_tried => return self.reserve(key, Footprint::default()),
             Err(error) => {
                 let waiting = self.waiting(&key);
@@ -312,20 +313,28 @@ impl Manager {
                     model = %key, bytes = needed(&footprint).0,
                     "loading"
                 );
+                let id = thread.thread().id();
                 let worker = Running { queue, thread };
                 self.slots.insert(key.clone(), Slot::Loading { since, waiting, worker, footprint });
-                self.loads
-                    .spawn(async move { (key, ready.await.unwrap_or(Err(WorkerError::Ended))) });
+                self.loads.spawn(async move {
+                    (key, id, ready.await.unwrap_or(Err(WorkerError::Ended)))
+                });
             }
             Err(error) => self.fail(key, error, waiting),
         }
     }
 
-    pub(super) fn loaded(&mut self, key: Key, outcome: Result<Ready, WorkerError>) {
-        // A model that was forgotten while it was loading has no slot any more.
-        let Some(Slot::Loading { waiting, worker, footprint, .. }) = self.slots.remove(&key) else {
-            return;
-        };
+    pub(super) fn loaded(
+        &mut self,
+        key: Key,
+        thread: ThreadId,
+        outcome: Result<Ready, WorkerError>,
+    ) {
+        // A model that was forgotten while it was loading has no slot any more; or another one, if it came back.
+        let slot = self.slots.get(&key);
+        let is_its = matches!(slot, Some(Slot::Loading { worker, .. }) if worker.thread.thread().id() == thread);
+        let slot = is_its.then(|| self.slots.remove(&key)).flatten();
+        let Some(Slot::Loading { waiting, worker, footprint, .. }) = slot else { return };
         let ready = match outcome {
             Ok(ready) => ready,
             Err(error) => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::alias;
 use super::super::slot::Slot;
@@ -75,6 +76,8 @@ impl Manager {
         let since = match self.slots.get(&key) {
             Some(Slot::Admitting(admitting)) => admitting.since,
             Some(Slot::Loading { since, .. } | Slot::Reserved { since, .. }) => *since,
+            // It is there; the deadline was over before it was asked for.
+            Some(Slot::Resident(_)) => return super::ModelError::Timeout(Duration::ZERO),
             _ => tokio::time::Instant::now(),
         };
         let expected = self.parts.usage.reload_cost(&key);
