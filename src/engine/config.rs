@@ -206,8 +206,11 @@ impl EncoderConfig {
                 Family::Bert => file.type_vocab_size.unwrap_or(2),
                 Family::Roberta | Family::XlmRoberta => file.type_vocab_size.unwrap_or(1),
             },
-            // The default of every architecture here; DistilBERT has it fixed.
-            layer_norm_eps: file.layer_norm_eps.unwrap_or(1e-12),
+            // The default of every architecture here; DistilBERT has it fixed, whatever its file says.
+            layer_norm_eps: match family {
+                Family::DistilBert => 1e-12,
+                _ => file.layer_norm_eps.unwrap_or(1e-12),
+            },
             padding_id: match family {
                 Family::Bert | Family::DistilBert => file.pad_token_id.unwrap_or(0),
                 Family::Mpnet => MPNET_PADDING_ID,

@@ -360,6 +360,13 @@ impl<'a> Views<'_, 'a> {
             outliers.push((index / columns, index % columns, value));
         }
         outliers.sort_by_key(|&(row, column, _)| (row, column));
+        // One precision would take the last of them, another their sum.
+        let twice =
+            outliers.windows(2).find(|pair| (pair[0].0, pair[0].1) == (pair[1].0, pair[1].1));
+        if let Some(&[(row, column, _), _]) = twice {
+            let what = format!("points at {} twice", row * columns + column);
+            return Err(self.refuse(&format!("{name}.outlier.index"), &what));
+        }
         Ok(Quantization { scales, outliers })
     }
 
@@ -443,6 +450,7 @@ pub(super) mod tests {
         assert_eq!(with(Dtype::U32, &[1, 2], &[9.5, -7.0]), Ok(vec![1.0, 9.5, -7.0, 4.0]));
         for (dtype, index, values, expected) in [
             (Dtype::U32, &[4][..], &[1.0][..], "\"a.outlier.index\" points at 4"),
+            (Dtype::U32, &[1, 1], &[1.0, 2.0], "points at 1 twice"),
             (Dtype::F32, &[1], &[1.0], "is F32, expected U32"),
             (Dtype::U32, &[1], &[1.0, 2.0], "has shape [2], expected [1]"),
             (Dtype::U32, &[1], &[f32::NAN], "has NaN"),

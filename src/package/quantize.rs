@@ -136,7 +136,8 @@ pub(super) fn convert(weights: &[u8], precision: Precision) -> Result<Vec<u8>, Q
             (Precision::F16, [_, _]) => {
                 output.insert(name.to_owned(), to_f16(name, &tensor)?);
             }
-            (Precision::Int8, &[rows, columns]) if rows >= MIN_INT8_ROWS => {
+            // Without columns there may be more rows than memory, in a file of a hundred bytes.
+            (Precision::Int8, &[rows, columns]) if rows >= MIN_INT8_ROWS && columns > 0 => {
                 for (suffix, part) in to_int8(name, &tensor, rows, columns)? {
                     let part_name = format!("{name}{suffix}");
                     if !suffix.is_empty() && input.tensor(&part_name).is_ok() {
@@ -248,10 +249,8 @@ fn to_int8(
     let mut quantized = Vec::with_capacity(values.len());
     let mut scales = Vec::with_capacity(rows * size_of::<f32>());
     let (mut indices, mut outliers) = (Vec::new(), Vec::new());
-    // A matrix without columns has no chunks, yet one scale for each row.
-    let mut chunks = values.chunks(columns.max(1));
-    for row_index in 0..rows {
-        let mut row = chunks.next().unwrap_or_default().to_vec();
+    for (row_index, row) in values.chunks(columns).enumerate() {
+        let mut row = row.to_vec();
         for column in outlier_columns(&row) {
             let index = u32::try_from(row_index * columns + column)
                 .map_err(|_too_large| QuantizeError::Large(name.to_owned()))?;
