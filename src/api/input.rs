@@ -1,8 +1,8 @@
 //! Reading requests: bodies within their limit, JSON whose errors name the field, the four forms of `input`, names in
 //! paths.
 //!
-//! Nothing here trusts the client: lengths are bounded before memory is taken, and nothing is built that is larger
-//! than the body it came from.
+//! Nothing here trusts the client: a body is bounded before memory is taken, and what is built of it takes at most some
+//! twenty times as much (lists of short lists are the worst) until it is counted.
 
 use std::fmt;
 use std::time::Duration;

@@ -197,7 +197,7 @@ pub struct Package {
     /// Why it is corrupt or could not be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// `absent`, `loading`, `resident` or `failed`; `null` when no daemon runs.
+    /// `absent`, `loading`, `resident`, `leaving`, `unloaded`, `evicted` or `failed`; `null` when no daemon runs.
     pub residency: Option<String>,
     /// Memory that its weights take, in bytes; without the table of words, which is read in place from the store.
     pub resident_bytes: u64,
@@ -277,7 +277,7 @@ pub struct Status {
     pub pid: u32,
     /// How long it has been running.
     pub uptime_seconds: u64,
-    /// Whether the default model can answer at once.
+    /// Whether the default model can answer: at once, or once it is loaded again.
     pub ready: bool,
     /// The model that answers when a request names none.
     pub default_model: String,

@@ -33,7 +33,7 @@ use measure::Throughput;
 
 /// Name of the tensor of `--output`, as in the golden files of the tests.
 const TENSOR: &str = "embedding";
-/// Single texts are timed at most this long, however long `--seconds` is.
+/// Single texts are timed at most this long, however long `--seconds` is, or until there are enough of them.
 const LATENCY_TIME: Duration = Duration::from_secs(2);
 
 /// What is measured, and how.

@@ -48,7 +48,7 @@ impl Amx {
         if refused { Err("the kernel does not permit AMX") } else { Ok(Self(())) }
     }
 
-    /// Configures the tiles of this thread.
+    /// Configures the tiles of this thread, which must hold no others: the first to be dropped takes them from both.
     pub(super) fn tiles(self) -> Tiles {
         let mut config = Config { bytes: [0; 64] };
         config.bytes[0] = 1;

@@ -4,8 +4,8 @@
 //! Owns the sum. What a structure takes is said beside the structure, by the sizes that it is made with;
 //! what libraries take (the tokenizer) is measured here. Reads the configuration, and no other file.
 //!
-//! Invariant: without outliers and the tokenizer, [`Footprint::weight_bytes`] are those of the
-//! [`Embedder`](super::Embedder) that is loaded afterwards, to the byte.
+//! Invariant: without outliers, the tokenizer and ModernBERT's tables of rotations, [`Footprint::weight_bytes`] are
+//! those of the [`Embedder`](super::Embedder) that is loaded afterwards, to the byte.
 
 use super::candle_runtime::ModernBertConfig;
 use super::config::EncoderConfig;

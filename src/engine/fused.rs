@@ -26,8 +26,8 @@ use super::precision::{Choice, Report};
 use super::scratch::{RowShape, States, Work};
 use super::{Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, threads};
 
-/// Tokens of a pass: enough that reading the weights costs little beside the products, few enough that
-/// the rows stay in the second cache.
+/// Tokens of a pass: enough that reading the weights costs little beside the products; of more, the rows leave the
+/// caches between two layers.
 const PASS_TOKENS: usize = 384;
 /// Tokens of each thread for which it is worth to split a text.
 const SPLIT_TOKENS: usize = 32;

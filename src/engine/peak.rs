@@ -11,8 +11,7 @@ use super::linear::{Format, Linear, Machine, Operand};
 use super::simd::rows::Quantization;
 use super::simd::{Isa, STRIP};
 
-/// Groups of a row, and rows: with one strip of weights 24 KiB, of 32 KiB that the smallest first caches
-/// have.
+/// Groups of a row, and rows: with one strip of weights less than the 32 KiB that the smallest first caches have.
 const GROUPS: usize = 64;
 const ROWS: usize = 12;
 /// Products between two looks at the clock: tens of microseconds.

@@ -20,8 +20,8 @@ pub enum Precision {
     Auto,
     /// Exact: products and everything else in f32.
     F32,
-    /// Products of 8-bit integers: weights with a scale for each output, activations with a scale and
-    /// an offset for each token and block of at most 128 channels.
+    /// Products of 8-bit integers: weights with a scale for each output and block of channels, activations with a
+    /// scale and an offset for each token and block. A block has at most 128 channels; what the heads give is one.
     Int8,
     /// Products of bf16, summed in f32, where the processor has them.
     Bf16,
