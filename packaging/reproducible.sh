@@ -13,7 +13,8 @@ trap 'rm -rf "$elsewhere"' EXIT
 clone=$elsewhere/some/other/place
 git clone --quiet --no-hardlinks "$checkout" "$clone"
 install -d "$elsewhere/cargo" "$clone/target/tools"
-ln -s "$cargo_home/registry" "$elsewhere/cargo/registry"
+# Copied: compilers of C write down where a link leads to.
+cp -R "$cargo_home/registry" "$elsewhere/cargo"
 cp -R "$target/tools"/{bin,.crates.toml,.crates2.json} "$clone/target/tools"
 for arch in amd64 arm64; do
     if [ -e "$dist/caxton_$version-${revision}_$arch.deb" ]; then
@@ -21,5 +22,9 @@ for arch in amd64 arm64; do
             "$clone/packaging/build.sh" --arch "$arch"
     fi
 done
-diff "$dist/SHA256SUMS" "$clone/target/dist/SHA256SUMS" || fail 'two builds of one commit differ in what is listed above'
+if ! diff "$dist/SHA256SUMS" "$clone/target/dist/SHA256SUMS"; then
+    rm -rf "$dist-elsewhere"
+    mv "$clone/target/dist" "$dist-elsewhere"
+    fail "two builds of one commit differ in what is listed above; the other is in $dist-elsewhere"
+fi
 printf 'the same, byte for byte: %s files\n' "$(wc -l <"$dist/SHA256SUMS")"
