@@ -1,7 +1,6 @@
 //! Leaving: by request, for want of use, with the package. And loading ahead of expected use.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
@@ -18,7 +17,7 @@ use crate::memory::level::Level;
 use crate::memory::release;
 use crate::memory::sample::Sample;
 use crate::metrics::Departure;
-use crate::package::{Entry, Key, Status};
+use crate::package::Key;
 use crate::units::{Bytes, milliseconds};
 
 /// How soon a model in use that may hardly be idle is looked at again: nothing says when its last request is finished.
@@ -322,14 +321,9 @@ impl Manager {
         }
         for expected in self.parts.usage.expected(AHEAD, SystemTime::now()) {
             let absent = matches!(self.slots.get(&expected.key), None | Some(Slot::Unloaded));
-            let settings = Arc::clone(&self.parts.settings.borrow());
-            let bundled_only = settings.memory.model_cache.bundled_only;
-            let is_usable = |entry: &Entry| {
-                entry.key == expected.key
-                    && entry.record.status == Status::Available
-                    && (!bundled_only || entry.record.origin.is_bundled())
-            };
-            if absent && self.parts.store.entries().iter().any(is_usable) {
+            let (id, _version, revision) = expected.key.parts();
+            let found = self.find(&format!("{id}@{revision}"));
+            if absent && found.is_ok_and(|entry| entry.key == expected.key) {
                 tracing::info!(
                     name: Message::ModelLoading.name(),
                     model = %expected.key, probability = expected.probability,
