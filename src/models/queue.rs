@@ -518,6 +518,8 @@ mod tests {
     fn after_a_batch_of_several_the_next_is_gathered_but_an_idle_worker_begins_at_once() {
         let wait = Duration::from_secs(1000);
         let (sender, mut receiver) = channel(Limits { wait, ..LIMITS });
+        // With nobody else to send, nothing is gathered.
+        let _other = sender.clone();
         let _first = [push(&sender, 1, PATIENT).unwrap(), push(&sender, 1, PATIENT).unwrap()];
         assert_eq!(take(&mut receiver, 10).len(), 2);
         receiver.computed(2, Duration::from_secs(1), None);
