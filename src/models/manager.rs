@@ -22,7 +22,7 @@ use std::thread::ThreadId;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -100,6 +100,8 @@ pub(super) struct Manager {
     ending: JoinSet<Left>,
     /// Memory being released without a model leaving.
     releasing: JoinSet<()>,
+    /// The counts being written, which may wait for the disk.
+    writing: JoinSet<()>,
     /// Of the last reading.
     level: Level,
     episode: Option<Episode>,
@@ -121,6 +123,7 @@ impl Manager {
             loads: JoinSet::new(),
             ending: JoinSet::new(),
             releasing: JoinSet::new(),
+            writing: JoinSet::new(),
             level: Level::Normal,
             episode: None,
             flushes: Vec::new(),
@@ -185,10 +188,17 @@ impl Manager {
                     }
                     self.acted();
                 }
+                Some(written) = self.writing.join_next() => {
+                    counts_written(written);
+                    continue;
+                }
                 Ok(()) = self.parts.readings.changed() => self.pressed(),
                 () = at(idle), if idle.is_some() => self.unload_idle(),
                 _ = flush.tick() => {
-                    self.flush_counts().await;
+                    // A disk that takes longer than a minute is not asked again before it answers.
+                    if self.writing.is_empty() {
+                        self.write_counts();
+                    }
                     self.load_ahead();
                 }
                 Ok(()) = self.parts.settings.changed() => self.load_default(),
@@ -207,7 +217,10 @@ impl Manager {
             self.forget(&key);
         }
         while self.ending.join_next().await.is_some() {}
-        self.flush_counts().await;
+        self.write_counts();
+        while let Some(written) = self.writing.join_next().await {
+            counts_written(written);
+        }
     }
 
     /// Says whether what others see of the manager may be other than before.
@@ -392,12 +405,13 @@ impl Manager {
         self.actions.push_front(record);
     }
 
-    async fn flush_counts(&mut self) {
+    /// Begins to write how often and when models were used.
+    fn write_counts(&mut self) {
         let installed = self.parts.store.entries().into_iter().map(|entry| entry.key).collect();
         self.parts.usage.keep_installed(&installed, SystemTime::now());
         let accessed = std::mem::take(&mut self.accessed);
         let (store, usage) = (Arc::clone(&self.parts.store), Arc::clone(&self.parts.usage));
-        let written = tokio::task::spawn_blocking(move || {
+        self.writing.spawn_blocking(move || {
             if let Err(error) = usage.save() {
                 tracing::warn!(
                     name: Message::UsageNotKept.name(),
@@ -415,13 +429,16 @@ impl Manager {
                 );
             }
         });
-        if let Err(error) = written.await {
-            tracing::error!(
-                name: Message::InternalFault.name(),
-                %error,
-                "the counts are not written"
-            );
-        }
+    }
+}
+
+fn counts_written(written: Result<(), JoinError>) {
+    if let Err(error) = written {
+        tracing::error!(
+            name: Message::InternalFault.name(),
+            %error,
+            "the counts are not written"
+        );
     }
 }
 

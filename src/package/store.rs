@@ -11,9 +11,12 @@
 //!    leaves the old state or the new.
 //! 2. Contents leave this module only after their digests were compared, through the handle that they came from.
 //! 3. One process at a time: the lock is taken before anything is read.
+//! 4. Whoever changes an entry holds `writing` until the change is on the disk, and nobody holds the index while the
+//!    disk is waited for: it is asked at each request, by the runtime.
 //!
-//! Everything here blocks. The index lock is never held while file contents are read.
+//! Everything here blocks, but for [`Store::entries`] and [`Store::count_access`].
 
+mod disk;
 mod rollback;
 
 use std::collections::BTreeMap;
@@ -25,9 +28,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::fcntl::Flock;
 use tempfile::TempDir;
 
-use super::digest::Digest;
 use super::entry::{Entry, Key};
-use super::manifest::{CONFIG, MANIFEST, Manifest, WEIGHTS};
+use super::manifest::{CONFIG, Manifest, WEIGHTS};
 use super::member;
 use super::pack::Contents;
 use super::record::{Occupant, Origin, Quota, Record, Status, StoreFull, Timestamp, victims};
@@ -36,11 +38,6 @@ use super::weights::Weights;
 use crate::errors::chain;
 use crate::files::{self, FileError};
 pub use rollback::{Rollback, RollbackError, RolledBack};
-
-const RECORD: &str = "record.json";
-/// A record has a dozen short fields; a manifest in the store is one that the reader accepted.
-const MAX_RECORD: u64 = 64 << 10;
-const MAX_MANIFEST: u64 = 1 << 20;
 
 /// A package that was read and verified but is not installed: dropping it leaves nothing behind.
 #[derive(Debug)]
@@ -95,6 +92,8 @@ pub enum StoreError {
 pub struct Store {
     directory: PathBuf,
     durability: Durability,
+    /// One change at a time.
+    writing: Mutex<()>,
     index: Mutex<BTreeMap<Key, Entry>>,
     _lock: Flock<File>,
 }
@@ -123,7 +122,7 @@ impl Store {
         durability: Durability,
     ) -> Result<(Self, Vec<String>), StoreError> {
         files::create_directory(directory)?;
-        let lock = lock(directory)?;
+        let lock = disk::lock(directory)?;
         let staging = directory.join("staging");
         files::remove(&staging)?;
         let models = directory.join("models");
@@ -135,14 +134,14 @@ impl Store {
         let mut damaged = Vec::new();
         for child in fs::read_dir(&models).map_err(FileError::new("list", &models))? {
             let path = child.map_err(FileError::new("list", &models))?.path();
-            match read_entry(&path) {
+            match disk::read_entry(&path) {
                 Ok(entry) => drop(index.insert(entry.key.clone(), entry)),
                 Err(reason) => damaged.push(format!("{}: {reason}", path.display())),
             }
         }
         let directory = directory.to_owned();
-        let store = Self { directory, durability, index: Mutex::new(index), _lock: lock };
-        Ok((store, damaged))
+        let (writing, index) = (Mutex::default(), Mutex::new(index));
+        Ok((Self { directory, durability, writing, index, _lock: lock }, damaged))
     }
 
     /// Every entry, in the order of the keys.
@@ -179,24 +178,26 @@ impl Store {
     ) -> Result<Admitted, StoreError> {
         let Staged { directory, unpacked } = staged;
         let key = Key::new(&unpacked.manifest, unpacked.manifest_digest);
-        let mut index = self.index();
-        if let Some(entry) = index.get_mut(&key)
-            && !matches!(entry.record.status, Status::Corrupt(_))
-        {
-            let origin = entry.record.origin.clone().and(origin);
-            if entry.record.origin != origin {
-                entry.record.origin = origin;
-                self.write_record(entry)?;
+        let _writing = self.writing();
+        let index = self.index().clone();
+        let corrupt = match index.get(&key) {
+            Some(entry) if matches!(entry.record.status, Status::Corrupt(_)) => Some(&entry.record),
+            Some(entry) => {
+                let origin = entry.record.origin.clone().and(origin);
+                let entry = match entry.record.origin == origin {
+                    true => entry.clone(),
+                    false => self.change(&key, |record| record.origin = origin)?,
+                };
+                return Ok(Admitted { entry, existed: true });
             }
-            return Ok(Admitted { entry: entry.clone(), existed: true });
-        }
+            None => None,
+        };
         let now = rollback::turn(index.values(), &unpacked.manifest.id);
-        let corrupt = index.get(&key).map(|corrupt| &corrupt.record);
         let record = Record::untested(&unpacked, origin, now, corrupt);
         let manifest = Arc::new(unpacked.manifest);
         let entry = Entry { key: key.clone(), manifest, record };
         leaving(&index, &entry, quota, keep)?;
-        write_record(directory.path(), &entry.record, self.durability)?;
+        disk::write_record(directory.path(), &entry.record, self.durability)?;
         files::own_all(directory.path(), &self.directory)?;
         // What stands there now is corrupt or was never readable.
         self.discard(&key)?;
@@ -204,7 +205,7 @@ impl Store {
         let staged = directory.keep();
         fs::rename(&staged, &target).map_err(FileError::new("install", &target))?;
         self.sync_models()?;
-        index.insert(key, entry.clone());
+        self.index().insert(key, entry.clone());
         Ok(Admitted { entry, existed: false })
     }
 
@@ -213,12 +214,11 @@ impl Store {
     /// # Errors
     /// When there is none, or the disk fails.
     pub fn remove(&self, key: &Key) -> Result<Entry, StoreError> {
-        let mut index = self.index();
-        if !index.contains_key(key) {
-            return Err(StoreError::Unknown(key.clone()));
-        }
+        let _writing = self.writing();
+        let entry = self.entry(key)?;
         self.discard(key)?;
-        index.remove(key).ok_or_else(|| StoreError::Unknown(key.clone()))
+        self.index().remove(key);
+        Ok(entry)
     }
 
     /// Takes the directory of `key` out of the store by one rename, then deletes it.
@@ -325,16 +325,23 @@ impl Store {
         quota: Quota,
         keep: impl Fn(&Entry) -> bool,
     ) -> Result<Vec<Entry>, StoreError> {
-        let mut index = self.index();
-        let mut entry = index.get(key).cloned().ok_or_else(|| StoreError::Unknown(key.clone()))?;
-        let mut removed = Vec::new();
-        for key in leaving(&index, &entry, quota, keep)? {
+        let _writing = self.writing();
+        let index = self.index().clone();
+        let mut entry = self.entry(key)?;
+        let mut gone = Vec::new();
+        let discarded = leaving(&index, &entry, quota, keep)?.into_iter().try_for_each(|key| {
             self.discard(&key)?;
-            removed.extend(index.remove(&key));
-        }
+            gone.push(key);
+            Ok(())
+        });
         entry.record.status = Status::Available;
-        self.write_record(&entry)?;
-        index.insert(key.clone(), entry);
+        let done = discarded.and_then(|()| self.write_record(&entry));
+        let mut index = self.index();
+        let removed = gone.iter().filter_map(|key| index.remove(key)).collect();
+        done?;
+        if let Some(entry) = index.get_mut(key) {
+            entry.record.status = Status::Available;
+        }
         Ok(removed)
     }
 
@@ -352,14 +359,13 @@ impl Store {
     /// # Errors
     /// When there is no such entry, or the disk fails.
     pub fn let_go(&self, key: &Key, file: &str) -> Result<bool, StoreError> {
-        let mut index = self.index();
-        let entry = index.get_mut(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
-        let Origin::Dropped { files } = &mut entry.record.origin else { return Ok(true) };
+        let _writing = self.writing();
+        let Origin::Dropped { mut files } = self.entry(key)?.record.origin else { return Ok(true) };
         if files.keys().all(|name| name == file) {
             return Ok(false);
         }
         if files.remove(file).is_some() {
-            self.write_record(entry)?;
+            self.change(key, |record| record.origin = Origin::Dropped { files })?;
         }
         Ok(true)
     }
@@ -378,8 +384,11 @@ impl Store {
     /// When the disk fails.
     pub fn flush(&self, keys: impl IntoIterator<Item = Key>) -> Result<(), StoreError> {
         for key in keys {
-            if let Some(entry) = self.index().get(&key) {
-                self.write_record(entry)?;
+            let _writing = self.writing();
+            match self.entry(&key) {
+                Ok(entry) => self.write_record(&entry)?,
+                // It was removed since.
+                Err(_unknown) => {}
             }
         }
         Ok(())
@@ -390,16 +399,26 @@ impl Store {
     }
 
     fn update(&self, key: &Key, change: impl FnOnce(&mut Record)) -> Result<(), StoreError> {
-        let mut index = self.index();
-        let entry = index.get_mut(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
-        change(&mut entry.record);
-        self.write_record(entry)
+        let _writing = self.writing();
+        self.change(key, change).map(drop)
+    }
+
+    /// Changes a record, in memory first: that holds whatever the disk says. For the holder of `writing`.
+    fn change(&self, key: &Key, change: impl FnOnce(&mut Record)) -> Result<Entry, StoreError> {
+        let entry = {
+            let mut index = self.index();
+            let entry = index.get_mut(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
+            change(&mut entry.record);
+            entry.clone()
+        };
+        self.write_record(&entry)?;
+        Ok(entry)
     }
 
     fn write_record(&self, entry: &Entry) -> Result<(), StoreError> {
         let directory = self.path(&entry.key);
-        write_record(&directory, &entry.record, self.durability)?;
-        Ok(files::own(&directory.join(RECORD), &self.directory)?)
+        disk::write_record(&directory, &entry.record, self.durability)?;
+        Ok(files::own(&directory.join(disk::RECORD), &self.directory)?)
     }
 
     fn models(&self) -> PathBuf {
@@ -408,6 +427,11 @@ impl Store {
 
     fn path(&self, key: &Key) -> PathBuf {
         self.models().join(key.as_str())
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        // A panic while it was held leaves the index whole, as below, and on disk the old state or the new.
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn index(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
@@ -448,55 +472,18 @@ fn replaces(new: &Entry, old: &Entry) -> bool {
     same && new.record.origin.is_bundled() && old.record.origin.is_bundled()
 }
 
-fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
-    let path = directory.join("lock");
-    let lock = files::lock(&path)?.ok_or_else(|| StoreError::Locked(directory.to_owned()))?;
-    files::own(&path, directory)?;
-    Ok(lock)
-}
-
-fn read_entry(path: &Path) -> Result<Entry, String> {
-    let read = |name: &str, limit| {
-        files::read_limited(&path.join(name), limit).map_err(|error| chain(&error))
-    };
-    let record: Record =
-        serde_json::from_slice(&read(RECORD, MAX_RECORD)?).map_err(|error| chain(&error))?;
-    let bytes = read(MANIFEST, MAX_MANIFEST)?;
-    if Digest::of(&bytes) != record.manifest_digest {
-        return Err("manifest.json is not the one that was installed".to_owned());
-    }
-    let manifest = Manifest::parse(&bytes).map_err(|error| chain(&error))?;
-    let key = Key::new(&manifest, record.manifest_digest);
-    if path.file_name().and_then(|name| name.to_str()) != Some(key.as_str()) {
-        return Err(format!("it holds {key}"));
-    }
-    Ok(Entry { key, manifest: Arc::new(manifest), record })
-}
-
-fn write_record(
-    directory: &Path,
-    record: &Record,
-    durability: Durability,
-) -> Result<(), FileError> {
-    let path = directory.join(RECORD);
-    let json = serde_json::to_vec_pretty(record)
-        .map_err(|error| FileError::new("write", &path)(error.into()))?;
-    match durability {
-        Durability::Synced => files::write_atomic(&path, &json),
-        Durability::Volatile => fs::write(&path, &json).map_err(FileError::new("write", &path)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
     use std::io::{Seek, Write};
     use std::os::unix::fs::symlink;
 
+    use super::disk::RECORD;
     use super::*;
     use crate::package::choose;
+    use crate::package::digest::Digest;
     use crate::package::fixture::{Builder, package};
-    use crate::package::manifest::TOKENIZER;
+    use crate::package::manifest::{MANIFEST, TOKENIZER};
     use crate::package::record::Cleanup;
     use crate::units::Bytes;
 
@@ -849,6 +836,16 @@ mod tests {
         assert_eq!((&entry.key, &entry.record.status), (&key, &Status::Untested));
         store.verify(&key, |_| {}).unwrap();
         place.assert_staging_is_empty();
+    }
+
+    #[test]
+    fn a_change_that_waits_for_the_disk_keeps_nobody_from_asking() {
+        let place = Place::new();
+        let store = place.open();
+        let key = install(&store, &package("m", "1"));
+        let _writing = store.writing();
+        store.count_access(&key);
+        assert_eq!(store.entries()[0].record.access_count, 1);
     }
 
     #[test]

@@ -105,12 +105,14 @@ impl Store {
     }
 
     fn mark(&self, key: &Key, chosen_at: Option<Timestamp>) -> Result<(), StoreError> {
-        let mut index = self.index();
-        let mut entry = index.get(key).cloned().ok_or_else(|| StoreError::Unknown(key.clone()))?;
+        let _writing = self.writing();
+        let mut entry = self.entry(key)?;
         entry.record.chosen_at = chosen_at;
         // First the disk: what is not there must not hold until the next start only.
         self.write_record(&entry)?;
-        index.insert(key.clone(), entry);
+        if let Some(entry) = self.index().get_mut(key) {
+            entry.record.chosen_at = chosen_at;
+        }
         Ok(())
     }
 }
