@@ -15,15 +15,15 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use memmap2::{Mmap, UncheckedAdvice};
 
 use super::digest::{Digest, Hasher};
 use crate::files;
 
-/// Bytes that are hashed before their pages are given back: few beside any model, many beside the
-/// cost of a system call.
-const CHUNK: usize = 1 << 20;
+/// Bytes that are read at a time: few beside any model, many beside the cost of a system call.
+const CHUNK: usize = 256 << 10;
 
 /// A file of the store, mapped.
 #[derive(Debug)]
@@ -50,8 +50,9 @@ impl Mapping {
         // daemon's own directory: nobody else may write there, a file in it is never written again
         // after the rename that put it there, and its lock keeps a second process of ours away.
         // Who breaks that (root alone can) breaks no type: bytes are read as numbers, each of
-        // which is checked or harmless. When the file is cut, an access behind its new end raises
-        // SIGBUS: the process ends and is started anew, and finds the entry corrupt.
+        // which is checked or harmless. When the file is cut, or the disk fails to give a page that it
+        // gave when the digest was computed, an access raises SIGBUS: the process ends and is started
+        // anew, and finds the entry corrupt or unreadable.
         //
         // JUSTIFICATION: read into memory the weights would count twice while they are packed,
         // and the table of words would stay there whole, of which few rows are used.
@@ -64,15 +65,17 @@ impl Mapping {
         &self.map
     }
 
-    /// The digest of the bytes. No more than [`CHUNK`] of them are resident for it at a time.
-    pub(super) fn digest(&self) -> Digest {
+    /// The digest of the bytes, read through the handle that is mapped: a page that the disk does not give
+    /// is an error there, and the end of the process in the mapping.
+    pub(super) fn digest(&self) -> io::Result<Digest> {
         let mut hasher = Hasher::default();
+        let mut chunk = vec![0; self.map.len().min(CHUNK)];
         for start in (0..self.map.len()).step_by(CHUNK) {
-            let range = start..self.map.len().min(start + CHUNK);
-            hasher.update(&self.map[range.clone()]);
-            self.release(range);
+            let chunk = &mut chunk[..CHUNK.min(self.map.len() - start)];
+            self.file.0.read_exact_at(chunk, start as u64)?;
+            hasher.update(chunk);
         }
-        hasher.finish()
+        Ok(hasher.finish())
     }
 
     /// Says that `range` will not be read for a while. Its pages leave the process and stay in the page
@@ -131,26 +134,27 @@ mod tests {
         for length in [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 5] {
             let content: Vec<u8> = (0..=250).cycle().take(length).collect();
             let mapping = mapped(&content);
-            assert_eq!(mapping.digest(), Digest::of(&content), "{length}");
+            assert_eq!(mapping.digest().unwrap(), Digest::of(&content), "{length}");
             assert_eq!(mapping.bytes(), content, "{length}");
         }
     }
 
     #[test]
-    fn what_was_hashed_or_released_is_resident_no_more_and_still_readable() {
-        let content = vec![7; 8 * CHUNK];
+    fn what_was_hashed_or_released_is_not_resident_and_still_readable() {
+        const HUGE: u64 = 2 << 20;
+        let content = vec![7; 32 * CHUNK];
         let mapping = mapped(&content);
         let address = mapping.bytes().as_ptr().addr();
-        mapping.digest();
+        mapping.digest().unwrap();
         assert_eq!(resident(address), 0);
         assert_eq!(mapping.bytes(), content);
         assert_eq!(resident(address), content.len() as u64);
         mapping.release(CHUNK..content.len());
         // Of a huge page more than was asked for leaves.
-        assert!(resident(address) <= CHUNK as u64);
+        assert!(resident(address) <= HUGE);
         assert_eq!(mapping.bytes(), content);
         mapping.forget(3..content.len() - 3);
-        assert!(resident(address) <= CHUNK as u64);
+        assert!(resident(address) <= HUGE);
         assert_eq!(mapping.bytes(), content);
     }
 }

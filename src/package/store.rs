@@ -30,7 +30,7 @@ use tempfile::TempDir;
 
 use super::entry::{Entry, Key};
 use super::manifest::{CONFIG, Manifest, WEIGHTS};
-use super::member;
+use super::member::{self, MemberError};
 use super::pack::Contents;
 use super::record::{Occupant, Origin, Quota, Record, Status, StoreFull, Timestamp, victims};
 use super::unpack::{Durability, Limits, UnpackError, Unpacked, unpack};
@@ -285,23 +285,34 @@ impl Store {
         Ok((manifest, config))
     }
 
-    /// Hashes every file of an entry; calls `progress` with the bytes hashed so far.
+    /// Hashes every file of an entry; calls `progress` with the bytes hashed so far. Returns whether it was marked
+    /// corrupt before, which it is no more.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when a file is missing or not what it was; the entry is marked so.
-    pub fn verify(&self, key: &Key, progress: impl FnMut(u64)) -> Result<(), StoreError> {
+    pub fn verify(&self, key: &Key, progress: impl FnMut(u64)) -> Result<bool, StoreError> {
         let mut counter = member::Counter { bytes: 0, progress };
         for member in &self.entry(key)?.manifest.files {
             self.intact(key, member::copy(&self.path(key), member, &mut counter))?;
         }
-        self.update(key, |record| record.last_validated_at = Timestamp::now())
+        let mut was_corrupt = false;
+        self.update(key, |record| {
+            record.last_validated_at = Timestamp::now();
+            was_corrupt = matches!(record.status, Status::Corrupt(_));
+            if was_corrupt {
+                record.status = Status::Available;
+            }
+        })?;
+        Ok(was_corrupt)
     }
 
     /// What was `found` of a member; marks the entry corrupt when it is not what was installed.
-    fn intact<T>(&self, key: &Key, found: Result<T, String>) -> Result<T, StoreError> {
+    fn intact<T>(&self, key: &Key, found: Result<T, MemberError>) -> Result<T, StoreError> {
         let mut reason = match found {
             Ok(found) => return Ok(found),
-            Err(reason) => reason,
+            // A disk or a permission that can be put right; nothing is known of the bytes.
+            Err(MemberError::Unread(error)) => return Err(error.into()),
+            Err(MemberError::Differs(reason)) => reason,
         };
         let status = Status::Corrupt(reason.clone());
         // Whatever else is wrong with the disk, the caller hears first that these bytes are not to be used.
@@ -839,6 +850,22 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_whose_files_are_right_again_may_be_used_again() {
+        let place = Place::new();
+        let store = place.open();
+        let key = install(&store, &package("m", "1"));
+        let weights = place.models().join(key.as_str()).join(WEIGHTS);
+        flip_a_bit(&weights);
+        store.verify(&key, |_| {}).unwrap_err();
+        flip_a_bit(&weights);
+        assert!(store.verify(&key, |_| {}).unwrap());
+        assert_eq!(status(&store, &key), Status::Available);
+        assert!(!store.verify(&key, |_| {}).unwrap());
+        drop(store);
+        assert_eq!(status(&place.open(), &key), Status::Available);
+    }
+
+    #[test]
     fn a_change_that_waits_for_the_disk_keeps_nobody_from_asking() {
         let place = Place::new();
         let store = place.open();
@@ -977,7 +1004,7 @@ mod tests {
         for unknown in [
             store.remove(&key).map(drop),
             store.read(&key).map(drop),
-            store.verify(&key, |_| {}),
+            store.verify(&key, |_| {}).map(drop),
             store.make_available(&key, QUOTA, |_| false).map(drop),
         ] {
             assert!(matches!(unknown, Err(StoreError::Unknown(found)) if found == key));

@@ -224,10 +224,10 @@ impl Installer {
         self.blocking(move |store| store.let_go(&key, &file)).await
     }
 
-    /// Hashes every file of an entry; lets the manager let go of it when it is corrupt.
+    /// Hashes every file of an entry; lets the manager know when it is corrupt, or no more.
     ///
     /// # Errors
-    /// When it is corrupt or gone; `None` when the daemon is stopping.
+    /// When it is corrupt, gone or cannot be read; `None` when the daemon is stopping.
     pub async fn verify(&self, key: Key) -> Option<Result<(), StoreError>> {
         let checked = key.clone();
         let verified = self.blocking(move |store| store.verify(&checked, |_bytes| {})).await?;
@@ -246,9 +246,17 @@ impl Installer {
                 model = %key, errno = errno(error), error = chain(error),
                 "validation failed"
             ),
-            Ok(()) => {}
+            Ok(true) => {
+                tracing::info!(
+                    name: Message::PackageAccepted.name(),
+                    model = %key,
+                    "its files are right again"
+                );
+                self.handle.store_changed(Vec::new()).await;
+            }
+            Ok(false) => {}
         }
-        Some(verified)
+        Some(verified.map(drop))
     }
 
     /// Runs `work` on the blocking pool when it is its turn; `None` when the daemon is stopping or `work` panicked.
