@@ -290,11 +290,25 @@ impl Intake {
     /// Removes the models that came with `name` alone, except the one that comes with it now.
     async fn discard_dropped(&self, name: &str, except: Option<&Key>) {
         let removes = self.schedule.borrow().remove_with_file;
-        for entry in self.dropped(name) {
-            if Some(&entry.key) != except && !self.let_go(&entry.key, name).await && removes {
-                records::removed(name, &entry.key, "removed with its file");
-                self.discard(entry.key).await;
+        for Entry { key, .. } in self.dropped(name) {
+            if Some(&key) == except {
+                continue;
             }
+            if removes {
+                self.remove_with(name, &key).await;
+            } else {
+                self.let_go(&key, name).await;
+            }
+        }
+    }
+
+    /// Removes a model that the file `name` alone gave.
+    async fn remove_with(&self, name: &str, key: &Key) {
+        match self.installer.remove_with_file(key.clone(), name.to_owned()).await {
+            Some(Ok(true)) => records::stays(name, key, "stays: it has another file"),
+            Some(Ok(false)) => records::removed(name, key, "removed with its file"),
+            Some(Err(error)) => records::store_failed(key, &error, "cannot be removed"),
+            None => {}
         }
     }
 
@@ -391,8 +405,7 @@ impl Intake {
         };
         for entry in entries {
             if Some(entry.record.package_digest) == digest {
-                records::removed(name, &entry.key, "removed with its file");
-                self.discard(entry.key).await;
+                self.remove_with(name, &entry.key).await;
                 continue;
             }
             match self.installer.adopt(entry.key.clone()).await {

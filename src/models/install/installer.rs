@@ -183,7 +183,8 @@ impl Installer {
         Some(removed)
     }
 
-    /// Removes an entry whose file is there no more, and lets the manager let go of the model.
+    /// Removes an entry that came with the appliance, which brings it no more, and lets the manager let go of the
+    /// model.
     ///
     /// # Errors
     /// When the disk fails; `None` when the daemon is stopping.
@@ -192,6 +193,32 @@ impl Installer {
         let removed = self.blocking(move |store| store.remove(&discarded)).await?;
         self.handle.store_changed(vec![key]).await;
         Some(removed)
+    }
+
+    /// Says that `file` of the drop directory does not give an entry any more, and removes one that nothing else gives.
+    /// Returns whether it stays.
+    ///
+    /// # Errors
+    /// When there is no such entry or the disk fails; `None` when the daemon is stopping.
+    pub async fn remove_with_file(
+        &self,
+        key: Key,
+        file: String,
+    ) -> Option<Result<bool, StoreError>> {
+        let parted = key.clone();
+        // In one turn: an administrator may give it in between.
+        let stays = self.blocking(move |store| {
+            let stays = store.let_go(&parted, &file)?;
+            if !stays {
+                store.remove(&parted)?;
+            }
+            Ok(stays)
+        });
+        let stays = stays.await?;
+        if matches!(stays, Ok(false)) {
+            self.handle.store_changed(vec![key]).await;
+        }
+        Some(stays)
     }
 
     /// Makes `id` mean another of its versions; requests in flight are answered by the one that it meant.
