@@ -23,7 +23,7 @@ use crate::engine::{Output, Truncation};
 use crate::log::Message;
 use crate::models::alias::Target;
 use crate::models::{Fallback, Lease, ModelInfo, StandIn};
-use crate::package::Manifest;
+use crate::package::{Entry, Manifest};
 use crate::units::milliseconds;
 
 /// As many as OpenAI takes.
@@ -206,14 +206,11 @@ pub(super) async fn open(
     let Target { name, alias } = target::find(app, caller, model, input)?;
     // What an alias or the settings name is the operator's choice, whose clients go on without it.
     let named = model.is_some() && alias.is_none();
-    match app.handle.lease_for(&name, named, fallback, caller.deadline).await {
+    let is_allowed = |entry: &Entry| target::may_stand_in(caller, entry);
+    match app.handle.lease_for(&name, named, fallback, is_allowed, caller.deadline).await {
         Ok(mut lease) => {
             lease.info.alias = alias;
             if let Some(stand_in) = &lease.stands_in {
-                if !target::may_stand_in(app, caller, &lease.info) {
-                    let error = ApiError::from(&stand_in.error);
-                    return Err(error.through(lease.info.alias.as_ref()));
-                }
                 app.metrics.fallback(ApiError::from(&stand_in.error).code());
             }
             Ok(lease)

@@ -9,7 +9,6 @@ use super::error::ApiError;
 use super::tenants::Visit;
 use super::wire::Input;
 use crate::config::TenantSettings;
-use crate::models::ModelInfo;
 use crate::models::alias::{self, Target, Texts};
 use crate::package::{Entry, Status, choose};
 
@@ -41,18 +40,11 @@ pub(super) fn default_of(app: &App, Viewer(tenant): &Viewer) -> String {
     alias::meant(&settings.aliases, own.unwrap_or_else(|| settings.default_model()))
 }
 
-/// Whether a tenant that is held to some models may be answered by this one in place of its own.
-pub(super) fn may_stand_in(app: &App, caller: &Caller, info: &ModelInfo) -> bool {
+/// Whether the caller, if it is a tenant that is held to some models, may be answered by this one in place of its own.
+pub(super) fn may_stand_in(caller: &Caller, entry: &Entry) -> bool {
     let tenant = caller.tenant.as_deref().map(Visit::tenant);
-    let Some(allowed) = tenant.and_then(|tenant| tenant.settings.allowed_models.as_ref()) else {
-        return true;
-    };
-    let entries = app.handle.store().entries();
-    let entry = entries.iter().find(|entry| {
-        entry.manifest.id == info.manifest.id
-            && entry.record.manifest_digest.short() == *info.revision
-    });
-    entry.is_some_and(|entry| allowed.iter().any(|allowed| entry.is_named(allowed)))
+    let allowed = tenant.and_then(|tenant| tenant.settings.allowed_models.as_ref());
+    allowed.is_none_or(|allowed| allowed.iter().any(|allowed| entry.is_named(allowed)))
 }
 
 /// What `model` means for a request with this input.

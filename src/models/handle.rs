@@ -24,7 +24,7 @@ use crate::errors::chain;
 use crate::events::{Event, Events};
 use crate::memory::monitor::{Gauge, Reading};
 use crate::metrics::Metrics;
-use crate::package::{Key, Store};
+use crate::package::{Entry, Key, Store, choose};
 use crate::units::Bytes;
 
 /// Requests that wait for the manager; it answers within microseconds, so that this is never reached but in bursts.
@@ -116,8 +116,8 @@ impl Handle {
     }
 
     /// The same by `deadline`, and for no longer than [`LOAD_PATIENCE`] while the model is loading; when it cannot
-    /// answer, a model that may stand in for it, as [`Lease::stands_in`] says. `named` by the request itself, a model that is
-    /// not installed is a mistake.
+    /// answer, a model that may stand in for it, as [`Lease::stands_in`] says, of those that `is_allowed`. `named` by the
+    /// request itself, a model that is not installed is a mistake.
     ///
     /// # Errors
     /// Those of the model that was asked for, when no other may or can answer.
@@ -126,6 +126,7 @@ impl Handle {
         wanted: &str,
         named: bool,
         fallback: Fallback,
+        is_allowed: impl Fn(&Entry) -> bool,
         deadline: Instant,
     ) -> Result<Lease, ModelError> {
         let error = match self.lease_by(wanted, deadline).await {
@@ -137,7 +138,10 @@ impl Handle {
             Err(error) => return Err(error),
         };
         let settings = Arc::clone(&self.settings.borrow());
-        let (entries, aliases) = (self.store.entries(), &settings.aliases);
+        let (mut entries, aliases) = (self.store.entries(), &settings.aliases);
+        // The one that was asked for says what is like it.
+        let preferred = choose(&entries, wanted).map(|entry| entry.key.clone());
+        entries.retain(|entry| Some(&entry.key) == preferred.as_ref() || is_allowed(entry));
         let stand_ins = fallback::stand_ins(wanted, &entries, fallback, &settings.memory, aliases);
         for stand_in in stand_ins {
             // Nobody waits any more: nothing is loaded for nobody.
