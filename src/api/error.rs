@@ -73,8 +73,8 @@ impl ApiError {
     }
 
     /// More inputs than a request may have.
-    pub(super) fn too_many_inputs(found: usize, max: usize) -> Self {
-        let message = format!("{found} inputs; a request takes at most {max}");
+    pub(super) fn too_many_inputs(max: usize) -> Self {
+        let message = format!("more than the {max} inputs that a request may have");
         let error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_inputs", message);
         Self { param: Some("input".to_owned()), ..error }
     }
@@ -93,11 +93,10 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_tokens", message).about(param.to_owned())
     }
 
-    /// More text than a request may have shown as tokens.
+    /// More text than a request may have shown as tokens, or ranked by keyword.
     pub(super) fn too_much_text(param: &str, found: usize, max: usize) -> Self {
         let (found, max) = (Bytes(found as u64), Bytes(max as u64));
-        let message =
-            format!("{param} has {found} of text; this route takes at most {max} a request");
+        let message = format!("{param} has {found} of text; here a request may have at most {max}");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_much_text", message).about(param.to_owned())
     }
 

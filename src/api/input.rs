@@ -1,8 +1,8 @@
 //! Reading requests: bodies within their limit, JSON whose errors name the field, the four forms of `input`, names in
 //! paths.
 //!
-//! Nothing here trusts the client: a body is bounded before memory is taken, and what is built of it takes at most some
-//! twenty times as much (lists of short lists are the worst) until it is counted.
+//! Nothing here trusts the client: a body is bounded before memory is taken, and of a list only as many items are kept as
+//! tell that they are too many, so that what is built of a body is at most some three times as long.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,12 +12,17 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, SeqAccess, Visitor};
+use serde::de::{
+    self, Deserialize, DeserializeOwned, Deserializer, IgnoredAny, SeqAccess, Visitor,
+};
 
 use super::error::ApiError;
 use super::wire::Input;
+use super::wire::ollama::Texts;
 use crate::units::Bytes;
 
+/// Texts, or lists of token ids, that a request may have: as many as OpenAI takes.
+pub(super) const MAX_INPUTS: usize = 2048;
 /// The longest that a body may take to arrive, so that a client which stops in the middle does not keep its connection,
 /// of which there are only so many.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -120,7 +125,8 @@ impl<'de> Visitor<'de> for InputVisitor {
         let mut texts = Vec::new();
         let mut ids = Vec::new();
         let mut lists = Vec::new();
-        while let Some(item) = items.next_element()? {
+        while texts.len().max(lists.len()) <= MAX_INPUTS {
+            let Some(item) = items.next_element()? else { break };
             match item {
                 Item::Text(text) => texts.push(text),
                 Item::Id(id) => ids.push(id),
@@ -132,10 +138,66 @@ impl<'de> Visitor<'de> for InputVisitor {
                 return Err(de::Error::custom(format!("expected {EXPECTED}, not a mixture")));
             }
         }
+        skip(items)?;
         if !ids.is_empty() {
             lists.push(ids);
         }
         Ok(if lists.is_empty() { Input::Texts(texts) } else { Input::Ids(lists) })
+    }
+}
+
+/// Reads what is left of a list, and keeps nothing of it.
+fn skip<'de, A: SeqAccess<'de>>(mut items: A) -> Result<(), A::Error> {
+    while items.next_element::<IgnoredAny>()?.is_some() {}
+    Ok(())
+}
+
+/// Reads a list of texts; when there are more than [`MAX_INPUTS`], one more than that.
+pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    deserializer.deserialize_seq(TextsVisitor)
+}
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OneOrMore).map(Self)
+    }
+}
+
+struct TextsVisitor;
+
+impl<'de> Visitor<'de> for TextsVisitor {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of strings")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<String>, A::Error> {
+        let mut texts = Vec::new();
+        while texts.len() <= MAX_INPUTS {
+            let Some(text) = items.next_element()? else { break };
+            texts.push(text);
+        }
+        skip(items)?;
+        Ok(texts)
+    }
+}
+
+struct OneOrMore;
+
+impl<'de> Visitor<'de> for OneOrMore {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a list of strings")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<String>, E> {
+        Ok(Vec::from_iter((!text.is_empty()).then(|| text.to_owned())))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Vec<String>, A::Error> {
+        TextsVisitor.visit_seq(items)
     }
 }
 
@@ -225,6 +287,25 @@ mod tests {
             let message = read(json).unwrap_err();
             assert!(message.contains(expected), "{json}: {message}");
         }
+    }
+
+    #[test]
+    fn of_a_list_only_one_item_too_many_is_kept() {
+        let list = |item: &str, count: usize| format!("[{}]", vec![item; count].join(","));
+        for count in [MAX_INPUTS, MAX_INPUTS + 1, 3 * MAX_INPUTS] {
+            let kept = count.min(MAX_INPUTS + 1);
+            assert_eq!(read(&list("[7]", count)), Ok(Input::Ids(vec![vec![7]; kept])));
+            assert_eq!(read(&list("\"a\"", count)), Ok(Input::Texts(vec!["a".to_owned(); kept])));
+            let Texts(texts) = serde_json::from_str(&list("\"a\"", count)).unwrap();
+            assert_eq!(texts.len(), kept);
+            // Of one text, all.
+            assert_eq!(read(&list("7", count)), Ok(Input::Ids(vec![vec![7; count]])));
+        }
+        let Texts(none) = serde_json::from_str("\"\"").unwrap();
+        assert_eq!(none, Vec::<String>::new());
+        // What is not kept must be JSON nevertheless.
+        let broken = list("[7]", MAX_INPUTS + 2).replace("[7]]", "[7}]");
+        assert!(read(&broken).is_err());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,8 @@
 //! Ranking by the words that a query and a document have in common, for when no model can answer and for hybrid ranking.
 //!
 //! Owns what a word is: runs of letters and digits by Unicode's rules, in lower case, in every language alike; no stems
-//! and no stop words, which would need to know the language. Scores are BM25's. Pure, and takes up to seconds of
-//! processor time for the largest bodies: not for the runtime's threads.
+//! and no stop words, which would need to know the language. Scores are BM25's. Pure, and takes up to a second of
+//! processor time and fifty times the memory of the documents: not for the runtime's threads, and for one at a time.
 
 use std::collections::BTreeSet;
 

@@ -91,12 +91,7 @@ async fn version() -> Json<Version> {
 async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Response, ApiError> {
     let limit = app.settings.borrow().socket.max_body;
     let request: EmbedRequest = read_json(body, limit).await?;
-    let texts = match request.input {
-        None => Vec::new(),
-        Some(Texts::One(text)) if text.is_empty() => Vec::new(),
-        Some(Texts::One(text)) => vec![text],
-        Some(Texts::Many(texts)) => texts,
-    };
+    let texts = request.input.map_or_else(Vec::new, |Texts(texts)| texts);
     let embed = request::EmbedRequest {
         input: Input::Texts(texts),
         param: "input",

@@ -10,6 +10,8 @@ use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
+use tokio::sync::Semaphore;
+
 use super::caller::Caller;
 use super::error::ApiError;
 use super::input::read_json;
@@ -24,6 +26,10 @@ const MODE: HeaderName = HeaderName::from_static("x-caxton-mode");
 /// Dampens the first ranks when two rankings are fused, as in Cormack, Clarke and Büttcher 2009,
 /// <https://doi.org/10.1145/1571941.1572114>.
 const RANK_OFFSET: f32 = 60.0;
+/// What is ranked by keyword, in bytes: words take some fifty times their memory meanwhile.
+const MAX_WORDS: usize = 2 << 20;
+/// One request at a time, for the same reason.
+static KEYWORDS: Semaphore = Semaphore::const_new(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -76,12 +82,15 @@ pub(super) async fn rank(
     let (query, documents) = (request.query, request.documents);
     let questions = questions(&query, &documents, "documents", false);
     check(&query, &questions.1)?;
+    if mode != Mode::Semantic {
+        check_words("documents", &documents)?;
+    }
     let scores = match mode {
-        Mode::Keyword => by_keyword(query, documents.clone()).await?,
+        Mode::Keyword => by_keyword("documents", query, documents.clone()).await?,
         Mode::Semantic => compare(&app, &caller, model, questions).await?,
         Mode::Hybrid => match compare(&app, &caller, model, questions).await? {
             cosines if cosines.mode == Mode::Semantic => {
-                let keywords = by_keyword(query, documents.clone()).await?;
+                let keywords = by_keyword("documents", query, documents.clone()).await?;
                 let scores = fused(&cosines.scores, &keywords.scores);
                 Scores { mode: Mode::Hybrid, scores, ..cosines }
             }
@@ -176,13 +185,14 @@ pub(super) async fn compare(
         Input::Ids(_) => Vec::new(),
     };
     let (query_text, document_texts) = (texts(&query).concat(), texts(&documents));
+    let param = documents.param;
     match by_model(app, caller, model, query, documents).await {
         Ok((query, documents)) => {
             let scores = cosines(&query, &documents);
             Ok(Scores { mode: Mode::Semantic, scores, embedded: Some((query, documents)) })
         }
         Err(error) if error.is_degraded() && caller.allow_fallback != Some(false) => {
-            by_keyword(query_text, document_texts).await
+            by_keyword(param, query_text, document_texts).await
         }
         Err(error) => Err(error),
     }
@@ -204,8 +214,27 @@ async fn by_model(
     )
 }
 
-async fn by_keyword(query: String, documents: Vec<String>) -> Result<Scores, ApiError> {
-    let score = move || keyword::scores(&query, &documents);
+fn check_words(param: &str, documents: &[String]) -> Result<(), ApiError> {
+    let found = documents.iter().map(String::len).sum();
+    if found > MAX_WORDS {
+        return Err(ApiError::too_much_text(param, found, MAX_WORDS));
+    }
+    Ok(())
+}
+
+/// `param` is what the request calls the documents.
+async fn by_keyword(
+    param: &str,
+    query: String,
+    documents: Vec<String>,
+) -> Result<Scores, ApiError> {
+    check_words(param, &documents)?;
+    // Given back by the work, which goes on when the client leaves. It fails only when it is closed, which nobody does.
+    let turn = KEYWORDS.acquire().await.ok();
+    let score = move || {
+        let _turn = turn;
+        keyword::scores(&query, &documents)
+    };
     let scores = tokio::task::spawn_blocking(score).await.map_err(request::lost)?;
     Ok(Scores { mode: Mode::Keyword, scores, embedded: None })
 }

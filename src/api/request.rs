@@ -16,6 +16,7 @@ use tokio::task::JoinError;
 use super::App;
 use super::caller::Caller;
 use super::error::ApiError;
+use super::input::MAX_INPUTS;
 use super::target;
 use super::tokenize::{Tokenized, count, tokenize};
 use super::wire::Input;
@@ -26,8 +27,6 @@ use crate::models::{Fallback, Lease, ModelInfo, StandIn};
 use crate::package::{Entry, Manifest};
 use crate::units::milliseconds;
 
-/// As many as OpenAI takes.
-pub(super) const MAX_INPUTS: usize = 2048;
 /// Tokens of which a request may want the states: as many rows as it may have vectors.
 const MAX_TOKEN_STATES: usize = MAX_INPUTS;
 /// The identity under which the vectors of an answer may be compared with others.
@@ -168,7 +167,7 @@ pub(super) fn check_input(input: &Input, param: &str) -> Result<(), ApiError> {
         return Err(ApiError::invalid(Some(param.to_owned()), message));
     }
     if count > MAX_INPUTS {
-        return Err(ApiError::too_many_inputs(count, MAX_INPUTS).about(param.to_owned()));
+        return Err(ApiError::too_many_inputs(MAX_INPUTS).about(param.to_owned()));
     }
     match empty {
         Some(index) => {

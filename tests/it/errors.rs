@@ -84,7 +84,7 @@ fn a_wrong_request_gets_the_status_of_its_dialect() {
             fields: none(),
             openai: (413, "too_many_inputs"),
             tei: (422, "Validation"),
-            message: "2049 inputs",
+            message: "more than the 2048 inputs",
         },
         Row {
             case: "body too large",

@@ -105,6 +105,20 @@ fn order(answer: &Answer) -> Vec<u64> {
 }
 
 #[test]
+fn more_text_than_keywords_may_have_is_refused_before_anything_is_computed() {
+    let daemon = Root::new().start();
+    let documents = json!(["oil ".repeat(1 << 19), "x"]);
+    for mode in ["keyword", "hybrid"] {
+        let answer = rank(&daemon, json!({ "mode": mode, "documents": documents }));
+        refused(&answer, 413, "too_much_text", Some("documents"), &["at most 2.0 MiB"]);
+    }
+    let most = json!(["oil ".repeat((1 << 19) - 1), "oil"]);
+    let answer = rank(&daemon, json!({ "mode": "keyword", "documents": most }));
+    assert_eq!(order(&answer).len(), 2);
+    daemon.stop();
+}
+
+#[test]
 fn documents_are_ranked_by_the_cosines_that_the_vectors_have() {
     let daemon = Root::new().start();
     let vectors =

@@ -212,8 +212,8 @@ fn a_failure_is_one_flat_text() {
     let many = json!({ "input": vec!["a"; 2049] }).to_string();
     let large = json!({ "input": "a".repeat(40_000) }).to_string();
     for (method, path, body, status, message) in [
-        ("POST", EMBED, r#"{"input": 5}"#, 400, "input: expected a string or a list of strings"),
-        ("POST", EMBED, r#"{"input": [1, 2]}"#, 400, "input: expected a string or a list"),
+        ("POST", EMBED, r#"{"input": 5}"#, 400, "expected a string or a list of strings"),
+        ("POST", EMBED, r#"{"input": [1, 2]}"#, 400, "input[0]: invalid type: integer `1`"),
         ("POST", EMBED, r#"{"input": ["a", ""]}"#, 400, "input 1 is empty"),
         ("POST", EMBED, r#"{"input": [""]}"#, 400, "input 0 is empty"),
         ("POST", EMBED, r#"{"input": "a", "model": 5}"#, 400, "model: invalid type"),
@@ -229,7 +229,7 @@ fn a_failure_is_one_flat_text() {
         ("POST", EMBED, r#"{"input": "a""#, 400, "EOF"),
         ("POST", EMBED, "", 400, "EOF"),
         ("POST", EMBED, r#"["a"]"#, 400, "is a list"),
-        ("POST", EMBED, &many, 413, "2049 inputs"),
+        ("POST", EMBED, &many, 413, "more than the 2048 inputs"),
         ("POST", EMBED, &large, 413, "socket.max_body"),
         ("POST", "/api/embeddings", r#"{"prompt": ["a"]}"#, 400, "prompt: invalid type"),
         ("POST", "/api/show", "{}", 400, "model is missing"),

@@ -23,7 +23,7 @@ fn bad_requests_name_the_field_and_load_nothing() {
         (input(json!("")), 400, bad, Some("input[0]"), "input 0 is empty"),
         (input(json!(["a", "", "b"])), 400, bad, Some("input[1]"), "input 1 is empty"),
         (input(json!([[1], []])), 400, bad, Some("input[1]"), "input 1 is empty"),
-        (input(many(2049)), 413, "too_many_inputs", Some("input"), "2049 inputs"),
+        (input(many(2049)), 413, "too_many_inputs", Some("input"), "more than the 2048 inputs"),
         (input(json!(5)), 400, bad, Some("input"), "expected a string, a list"),
         (input(Value::Null), 400, bad, Some("input"), "expected a string, a list"),
         (input(json!({ "text": "a" })), 400, bad, Some("input"), "expected a string, a list"),

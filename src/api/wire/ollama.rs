@@ -34,15 +34,9 @@ pub struct EmbedRequest {
     pub options: Option<IgnoredAny>,
 }
 
-/// One text or several.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a string or a list of strings")]
-pub enum Texts {
-    /// One.
-    One(String),
-    /// Several.
-    Many(Vec<String>),
-}
+/// One text or several; none for an empty one.
+#[derive(Debug)]
+pub struct Texts(pub Vec<String>);
 
 /// Answer of `POST /api/embed`.
 #[derive(Debug, Serialize)]

@@ -5,12 +5,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::super::input;
+
 /// Body of `POST /v1/rank`.
 #[derive(Debug, Deserialize)]
 pub struct RankRequest {
     /// What is looked for.
     pub query: String,
     /// Where.
+    #[serde(deserialize_with = "input::texts")]
     pub documents: Vec<String>,
     /// How many of the best to give; all when absent.
     #[serde(default)]
@@ -62,6 +65,7 @@ pub struct RerankRequest {
     /// What is looked for.
     pub query: String,
     /// Where.
+    #[serde(deserialize_with = "input::texts")]
     pub texts: Vec<String>,
     /// Whether scores are cosines; from 0 to 1 otherwise.
     #[serde(default)]

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::super::input;
 use super::Input;
 
 /// Body of `POST /embed`.
@@ -71,6 +72,7 @@ pub struct SimilarityInputs {
     /// What the others are compared with.
     pub source_sentence: String,
     /// The others.
+    #[serde(deserialize_with = "input::texts")]
     pub sentences: Vec<String>,
 }
 
