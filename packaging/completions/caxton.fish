@@ -179,7 +179,7 @@ complete -c caxton -n "__fish_caxton_using_subcommand bench" -l input -d 'The te
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l precision -d 'What to compute in [default: embedding.precision of the configuration]' -r -f -a "auto\t'The fastest here that keeps near f32: bf16, or int8 for a package of integers, or f32'
 f32\t'Exact'
 int8\t'Weights and activations as integers of 8 bits'
-bf16\t'On a processor with AMX; f32 on others'"
+bf16\t'On a processor with AMX or AVX-512 BF16; f32 on others'"
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l threads -d 'Threads of the engine [default: embedding.threads of the configuration]' -r
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l batch-tokens -d 'Tokens of one pass [default: embedding.batch_tokens of the configuration]' -r
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l seconds -d 'How long to go over all texts; the round that is begun is finished, one at least' -r

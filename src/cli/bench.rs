@@ -74,7 +74,7 @@ fn precisions() -> impl TypedValueParser<Value = Precision> {
             }
             Precision::F32 => "Exact",
             Precision::Int8 => "Weights and activations as integers of 8 bits",
-            Precision::Bf16 => "On a processor with AMX; f32 on others",
+            Precision::Bf16 => "On a processor with AMX or AVX-512 BF16; f32 on others",
         })
     });
     PossibleValuesParser::new(values).try_map(|name| name.parse::<Precision>())

@@ -178,7 +178,8 @@ pub fn layer_norm(rows: usize) -> impl FnMut() {
     }
 }
 
-/// The attention of one text of `tokens` tokens, all heads. In [`Precision::Int8`] it is that of f32.
+/// The attention of one text of `tokens` tokens, all heads. In [`Precision::Int8`] it is that of bf16 where the
+/// processor has it, else that of f32.
 pub fn attention(precision: Precision, tokens: usize) -> Option<impl FnMut()> {
     let Choice { machine, attention: format, .. } = choice(precision)?;
     let session = machine.session();

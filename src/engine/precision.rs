@@ -1,7 +1,9 @@
 //! Which arithmetic a model is run in.
 //!
 //! Pure but for the detection of the processor. `auto` picks int8 only for a package of integers: who
-//! packed it has accepted what they cost, and the self-test of the package is tried in them.
+//! packed it has accepted what they cost, and the self-test of the package is tried in them. It prefers
+//! bf16 in tiles to integers, and those to pairs of bf16: in the order of what a processor multiplies in a
+//! cycle.
 
 use std::fmt;
 use std::str::FromStr;
@@ -64,8 +66,8 @@ impl fmt::Display for Precision {
 pub struct Report {
     /// The precision of its products; never [`Precision::Auto`].
     pub precision: Precision,
-    /// The instructions that multiply: `amx-bf16`, `avx512-vnni`, `avx512`, `avx-vnni`, `avx2`, `neon`
-    /// or `scalar`; `candle` where that library chooses them, `none` where nothing is multiplied.
+    /// The instructions that multiply: `amx-bf16`, `avx512-bf16`, `avx512-vnni`, `avx512`, `avx-vnni`,
+    /// `avx2`, `neon` or `scalar`; `candle` where that library chooses them, `none` where nothing is multiplied.
     pub isa: &'static str,
     /// Why this precision, in words for an operator.
     pub reason: String,
@@ -123,12 +125,15 @@ fn proved(amx: Amx) -> Result<Amx, &'static str> {
 }
 
 fn decide(wanted: Precision, integers: bool, isa: Isa, amx: Result<Amx, &'static str>) -> Choice {
+    let pairs = isa.multiplies_bf16();
+    let without = |why| format!("{why}, and there is no AVX512-BF16");
     let (precision, reason) = match (wanted, amx) {
         (Precision::F32, _) => (Precision::F32, "exact".to_owned()),
         (Precision::Int8, _) => (Precision::Int8, "asked for".to_owned()),
         (Precision::Bf16, Ok(_)) => (Precision::Bf16, "asked for".to_owned()),
+        (Precision::Bf16, Err(why)) if pairs => (Precision::Bf16, format!("asked for; {why}")),
         (Precision::Bf16, Err(why)) => {
-            (Precision::F32, format!("bf16 was asked for, but {why}; f32 is exact"))
+            (Precision::F32, format!("bf16 was asked for, but {}; f32 is exact", without(why)))
         }
         (Precision::Auto, Ok(_)) => {
             (Precision::Bf16, "the fastest here: the processor multiplies bf16 in tiles".to_owned())
@@ -136,19 +141,25 @@ fn decide(wanted: Precision, integers: bool, isa: Isa, amx: Result<Amx, &'static
         (Precision::Auto, Err(_)) if integers && isa.multiplies_bytes() => {
             (Precision::Int8, "the package has integers, and the processor multiplies them".into())
         }
-        (Precision::Auto, Err(why)) => (Precision::F32, format!("exact; {why}")),
+        (Precision::Auto, Err(_)) if pairs => {
+            (Precision::Bf16, "the fastest here: the processor multiplies pairs of bf16".to_owned())
+        }
+        (Precision::Auto, Err(why)) => (Precision::F32, format!("exact; {}", without(why))),
     };
     let slow = isa.name() == "scalar";
     let reason = if slow { format!("{reason}; slow: no AVX2") } else { reason };
-    let (format, attention, tiles) = match precision {
-        Precision::Auto | Precision::F32 => (Format::F32, Format::F32, None),
-        Precision::Bf16 => (Format::Bf16, Format::Bf16, Some("amx-bf16")),
-        Precision::Int8 => (Format::Int8, Format::F32, None),
+    // What was not asked for is refused here, too: without use for tiles none are configured.
+    let tiles = amx.ok().filter(|_| precision == Precision::Bf16);
+    let (format, attention, name) = match precision {
+        Precision::Auto | Precision::F32 => (Format::F32, Format::F32, isa.name()),
+        Precision::Bf16 if tiles.is_some() => (Format::Bf16, Format::Bf16, "amx-bf16"),
+        Precision::Bf16 => (Format::Bf16, Format::Bf16, "avx512-bf16"),
+        // What attention adds to the error of integers is far below it.
+        Precision::Int8 if pairs => (Format::Int8, Format::Bf16, isa.name()),
+        Precision::Int8 => (Format::Int8, Format::F32, isa.name()),
     };
-    // Without use for tiles none are configured.
-    let machine = Machine { isa, amx: amx.ok().filter(|_| tiles.is_some()) };
-    let report = Report { precision, isa: tiles.unwrap_or(isa.name()), reason };
-    Choice { machine, format, attention, report }
+    let report = Report { precision, isa: name, reason };
+    Choice { machine: Machine { isa, amx: tiles }, format, attention, report }
 }
 
 #[cfg(test)]
@@ -164,30 +175,50 @@ mod tests {
         assert_eq!(error, "unknown precision \"f64\"; known: auto, f32, int8, bf16");
     }
 
+    const NO_AMX: Result<Amx, &str> = Err("the processor has no AMX");
+
+    fn decided(wanted: Precision, integers: bool, isa: Isa) -> Report {
+        decide(wanted, integers, isa, NO_AMX).report
+    }
+
     #[test]
-    fn without_tiles_f32_is_run_unless_int8_is_asked_for_or_stored() {
-        let none = Err("the processor has no AMX");
+    fn without_bf16_f32_is_run_unless_int8_is_asked_for_or_stored() {
         let cases = [
-            (Precision::Auto, Precision::F32, "exact; the processor has no AMX"),
+            (Precision::Auto, Precision::F32, "exact; the processor has no AMX, and"),
             (Precision::F32, Precision::F32, "exact"),
             (Precision::Int8, Precision::Int8, "asked for"),
             (
                 Precision::Bf16,
                 Precision::F32,
-                "bf16 was asked for, but the processor has no AMX; f32 is exact",
+                "bf16 was asked for, but the processor has no AMX, and there is no AVX512-BF16; f32",
             ),
         ];
         for (wanted, expected, reason) in cases {
-            let report = decide(wanted, false, Isa::baseline(), none).report;
+            let report = decided(wanted, false, Isa::baseline());
             assert_eq!(report.precision, expected, "{wanted}");
             assert!(report.reason.starts_with(reason), "{}", report.reason);
         }
-        let report = decide(Precision::Auto, true, Isa::baseline(), none).report;
+        let report = decided(Precision::Auto, true, Isa::baseline());
         assert_eq!(report.precision, Precision::F32);
         assert_eq!(report.reason.ends_with("slow: no AVX2"), report.isa == "scalar");
         for isa in Isa::all().into_iter().filter(|isa| isa.multiplies_bytes()) {
-            let report = decide(Precision::Auto, true, isa, none).report;
+            let report = decided(Precision::Auto, true, isa);
             assert_eq!(report.precision, Precision::Int8, "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn pairs_of_bf16_are_run_where_the_processor_multiplies_them_and_the_package_has_no_integers() {
+        for isa in Isa::all().into_iter().filter(|isa| isa.multiplies_bf16()) {
+            for (wanted, reason) in
+                [(Precision::Auto, "the fastest here"), (Precision::Bf16, "asked for; ")]
+            {
+                let report = decided(wanted, false, isa);
+                assert_eq!((report.precision, report.isa), (Precision::Bf16, "avx512-bf16"));
+                assert!(report.reason.starts_with(reason), "{}", report.reason);
+            }
+            let choice = decide(Precision::Int8, true, isa, NO_AMX);
+            assert_eq!((choice.format, choice.attention), (Format::Int8, Format::Bf16));
         }
     }
 }

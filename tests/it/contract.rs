@@ -77,6 +77,8 @@ fn every_recorded_request_is_answered_as_recorded() {
     let mut wrong = Vec::new();
     for dialect in dialects {
         let daemon = Root::with_other()
+            // What a model is computed in is told, too, and is another with each processor.
+            .with("embedding.precision", json!("f32"))
             .with("memory.preload_models", json!(["bundled-mini"]))
             .with("socket.max_body", json!(MAX_BODY))
             .start();

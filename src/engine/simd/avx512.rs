@@ -3,12 +3,15 @@
 //! Their scalar twins are in [`super::dense`] and [`super::rows`].
 
 use std::arch::x86_64::{
-    __mmask16, _mm_mask_storeu_epi8, _mm512_cvtepi32_ps, _mm512_cvtps_epi32,
-    _mm512_cvtusepi32_epi8, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fpclass_ps_mask,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_max_epi32, _mm512_max_ps,
-    _mm512_min_ps, _mm512_mul_ps, _mm512_reduce_max_ps, _mm512_reduce_min_ps, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
+    __m512, __m512bh, __m512i, __mmask16, _mm_mask_storeu_epi8, _mm512_cvtepi32_ps,
+    _mm512_cvtps_epi32, _mm512_cvtusepi32_epi8, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
+    _mm512_fmadd_ps, _mm512_fpclass_ps_mask, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_maskz_loadu_ps, _mm512_max_epi32, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
+    _mm512_reduce_max_ps, _mm512_reduce_min_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
 };
+
+use std::mem::transmute;
 
 use super::STRIP;
 use super::ahead::Ahead;
@@ -51,6 +54,61 @@ unsafe fn f32_rows<const R: usize>(
                 }
             }
         }
+        store(product, first, sums);
+    }
+}
+
+/// `R` rows of a product of pairs of bf16. The instruction takes denormals for zeros.
+///
+/// # Safety
+/// `product.fits(first + R)`.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn bf16_rows<const R: usize>(
+    product: &mut Product<'_>,
+    _: (),
+    first: usize,
+    ahead: &mut Ahead<'_>,
+) {
+    let (stride, groups) = (product.stride, product.strip.len());
+    let strip: *const [u32; STRIP] = product.strip.as_ptr();
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    // SAFETY: as in `f32_rows`, with groups in place of values; both types of a transmutation are 64
+    // bytes in which every bit counts.
+    // JUSTIFICATION: as in `f32_rows`; no intrinsic turns integers into pairs of bf16.
+    unsafe {
+        let pairs = |groups: __m512i| transmute::<__m512i, __m512bh>(groups);
+        let rows = product.operand.as_ptr().add(first * stride);
+        for start in (0..groups).step_by(ahead.every) {
+            ahead.look();
+            for group in start..groups.min(start + ahead.every) {
+                let weights = strip.add(group).cast::<u32>();
+                let weights = [
+                    pairs(_mm512_loadu_si512(weights.cast())),
+                    pairs(_mm512_loadu_si512(weights.add(16).cast())),
+                ];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let pair = (*rows.add(row * stride + group)).cast_signed();
+                    let pair = pairs(_mm512_set1_epi32(pair));
+                    for (sum, weights) in sums.iter_mut().zip(weights) {
+                        *sum = _mm512_dpbf16_ps(*sum, pair, weights);
+                    }
+                }
+            }
+        }
+        store(product, first, sums);
+    }
+}
+
+/// Puts sums of `R` rows from `first` on into their places.
+///
+/// # Safety
+/// `product.fits(first + R)`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store<const R: usize>(product: &mut Product<'_>, first: usize, sums: [[__m512; 2]; R]) {
+    // SAFETY: `fits` puts 32 results of each row within `out`.
+    // JUSTIFICATION: as in `f32_rows`.
+    unsafe {
         let out = product.out.as_mut_ptr().add(first * product.out_stride);
         for (row, sums) in sums.into_iter().enumerate() {
             for (half, sum) in sums.into_iter().enumerate() {
@@ -168,6 +226,15 @@ macro_rules! in_blocks {
 #[target_feature(enable = "avx512f")]
 pub(super) fn f32(product: &mut Product<'_>) {
     in_blocks!(product, (), f32_rows);
+}
+
+/// Products of pairs of bf16.
+///
+/// # Panics
+/// When the product does not fit its slices.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn bf16(product: &mut Product<'_>) {
+    in_blocks!(product, (), bf16_rows);
 }
 
 /// Products of bytes.

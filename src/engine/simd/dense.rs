@@ -217,7 +217,7 @@ pub(in crate::engine) fn int8(isa: Isa, product: &mut Product<'_>, integers: &In
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above; it found VNNI too.
         // JUSTIFICATION: as above.
-        Level::Avx512 { vnni: true } => unsafe { avx512::int8(product, integers) },
+        Level::Avx512 { vnni: true, .. } => unsafe { avx512::int8(product, integers) },
         // SAFETY: as above.
         // JUSTIFICATION: as above.
         #[cfg(target_arch = "x86_64")]
@@ -226,9 +226,15 @@ pub(in crate::engine) fn int8(isa: Isa, product: &mut Product<'_>, integers: &In
     }
 }
 
-/// Products of bf16; the scalar twin of the tiles'.
+/// Products of pairs of bf16, summed in f32. The baseline's is the scalar twin of the tiles', too.
 pub(in crate::engine) fn bf16(isa: Isa, product: &mut Product<'_>) {
-    portable_bf16(isa, product);
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above; it found pairs of bf16 too.
+        // JUSTIFICATION: as above.
+        Level::Avx512 { bf16: true, .. } => unsafe { avx512::bf16(product) },
+        _ => portable_bf16(isa, product),
+    }
 }
 
 #[cfg(test)]
@@ -331,12 +337,17 @@ pub(in crate::engine) mod tests {
         for shape in SHAPES {
             let baseline = Isa::baseline();
             let expected = results(shape, Format::F32, |product| f32(baseline, product));
+            let pairs = results(shape, Format::Bf16, |product| bf16(baseline, product));
             let integers =
                 results(shape, Format::Int8, |product| int8_in_blocks(baseline, product, 0));
             let largest = integers.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             for isa in Isa::all() {
                 let found = results(shape, Format::F32, |product| f32(isa, product));
                 for (a, b) in found.iter().zip(&expected) {
+                    assert!((a - b).abs() <= 1e-4, "{isa:?} {shape:?}: {a} not {b}");
+                }
+                let found = results(shape, Format::Bf16, |product| bf16(isa, product));
+                for (a, b) in found.iter().zip(&pairs) {
                     assert!((a - b).abs() <= 1e-4, "{isa:?} {shape:?}: {a} not {b}");
                 }
                 let found = results(shape, Format::Int8, |product| int8_in_blocks(isa, product, 0));

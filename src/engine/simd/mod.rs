@@ -37,6 +37,7 @@ enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx512 {
         vnni: bool,
+        bf16: bool,
     },
 }
 
@@ -51,8 +52,10 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                 {
-                    let vnni = is_x86_feature_detected!("avx512vnni");
-                    return Self(Level::Avx512 { vnni });
+                    return Self(Level::Avx512 {
+                        vnni: is_x86_feature_detected!("avx512vnni"),
+                        bf16: is_x86_feature_detected!("avx512bf16"),
+                    });
                 }
                 return Self(Level::Avx2 { vnni: is_x86_feature_detected!("avxvnni") });
             }
@@ -69,9 +72,9 @@ impl Isa {
     pub(super) const fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 { vnni: true } => "avx512-vnni",
+            Level::Avx512 { vnni: true, .. } => "avx512-vnni",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 { vnni: false } => "avx512",
+            Level::Avx512 { vnni: false, .. } => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 { vnni: true } => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
@@ -85,7 +88,18 @@ impl Isa {
     pub(super) const fn multiplies_bytes(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 { vnni } | Level::Avx512 { vnni } => vnni,
+            Level::Avx2 { vnni } | Level::Avx512 { vnni, .. } => vnni,
+            Level::Baseline => false,
+        }
+    }
+
+    /// Whether two products of bf16 are one instruction, so that they are faster than those of f32.
+    pub(super) const fn multiplies_bf16(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 { bf16, .. } => bf16,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 { .. } => false,
             Level::Baseline => false,
         }
     }
@@ -107,9 +121,9 @@ impl Isa {
                     all.push(Self(Level::Avx2 { vnni: true }));
                 }
             }
-            if let Level::Avx512 { vnni } = best.0 {
-                all.push(Self(Level::Avx512 { vnni: false }));
-                all.extend(vnni.then_some(best));
+            if let Level::Avx512 { vnni, bf16 } = best.0 {
+                all.push(Self(Level::Avx512 { vnni: false, bf16: false }));
+                all.extend((vnni || bf16).then_some(best));
             }
         }
         all
@@ -124,6 +138,7 @@ pub(super) fn extensions() -> Vec<&'static str> {
         ("fma", is_x86_feature_detected!("fma")),
         ("avx512", Isa::detect().name().starts_with("avx512")),
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
         ("avxvnni", is_x86_feature_detected!("avxvnni")),
     ];
     #[cfg(not(target_arch = "x86_64"))]
