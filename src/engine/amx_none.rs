@@ -2,6 +2,9 @@
 
 use super::simd::dense::Product;
 
+/// Rows of a tile.
+pub(super) const TILE_ROWS: usize = 16;
+
 /// Never exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Amx {}

@@ -19,7 +19,7 @@ use super::config::EncoderConfig;
 use super::encoder::Encoder;
 use super::layer::Widths;
 use super::limits::{Limits, finite};
-use super::linear::{Machine, ROWS};
+use super::linear::Machine;
 use super::peak;
 use super::pool::Head;
 use super::precision::{Choice, Report};
@@ -30,7 +30,7 @@ use super::{Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, thre
 /// caches between two layers.
 const PASS_TOKENS: usize = 384;
 /// Tokens of each thread for which it is worth to split a text.
-const SPLIT_TOKENS: usize = 32;
+const SPLIT_TOKENS: usize = 8;
 
 /// A model in memory.
 pub(super) struct Fused {
@@ -161,7 +161,7 @@ impl Fused {
         }
     }
 
-    /// What is wanted of `text`, whose rows all threads share. The caller is alone with the arenas.
+    /// What is wanted of `text`, whose rows the threads share. For one of them, which is alone with the arenas.
     fn run_split(&self, text: &[u32], output: Output) -> Vec<f32> {
         let encoder = &self.encoder;
         let mut arenas: Vec<_> = (0..self.arenas.len()).map(|thread| self.arena(thread)).collect();
@@ -172,12 +172,12 @@ impl Fused {
         let length = text.len();
         states.reserve(encoder.shape(), length);
         encoder.embed(&self.machine.session(), works[0], text, states.x.f32s_mut());
-        let ranges = split_rows(length, works.len());
+        let ranges = split_rows(length, works.len(), self.machine.rows_at_once());
         let (row, stride) = (encoder.row(), encoder.heads_stride());
         for layer in encoder.layers() {
             let heads = parts(&ranges, stride, states.heads.groups_mut());
             let x = states.x.f32s();
-            self.threads.in_place_scope(|scope| {
+            rayon::scope(|scope| {
                 for ((range, heads), work) in ranges.iter().zip(heads).zip(&mut works) {
                     scope.spawn(move |_| {
                         let session = self.machine.session();
@@ -189,7 +189,7 @@ impl Fused {
             let attended = parts(&ranges, encoder.attended_stride(), states.attended.groups_mut());
             let x = parts(&ranges, row, states.x.f32s_mut());
             let heads = states.heads.groups();
-            self.threads.in_place_scope(|scope| {
+            rayon::scope(|scope| {
                 let shares = ranges.iter().zip(attended).zip(x).zip(&mut works);
                 for (((range, attended), x), work) in shares {
                     scope.spawn(move |_| {
@@ -273,11 +273,11 @@ impl Embedder for Fused {
         let threads = self.arenas.len().div_ceil(calls);
         let outputs = match texts {
             [text]
-                if threads > 1
-                    && text.len() >= threads * SPLIT_TOKENS
+                if threads.min(text.len() / SPLIT_TOKENS) > 1
                     && let Some(_alone) = self.try_alone() =>
             {
-                self.run_split(text, output)
+                // On the pool: a thread that has a part to do and waits for the others is awake when the next part comes.
+                self.threads.install(|| self.run_split(text, output))
             }
             _ => {
                 let _together = self.all_arenas.read().unwrap_or_else(PoisonError::into_inner);
@@ -372,10 +372,10 @@ fn passes(lengths: &[usize], budget: usize, threads: usize) -> Vec<Pass> {
     passes
 }
 
-/// `count` ranges of `length` rows, each but the last of whole blocks.
-fn split_rows(length: usize, count: usize) -> Vec<Range<usize>> {
-    let blocks = length.div_ceil(ROWS);
-    let starts = (0..=count).map(|part| (blocks * part / count * ROWS).min(length));
+/// Ranges of `length` rows for at most `threads` threads, of nearly one size, each but the last a multiple of `step`.
+fn split_rows(length: usize, threads: usize, step: usize) -> Vec<Range<usize>> {
+    let count = (length / SPLIT_TOKENS.max(step)).clamp(1, threads);
+    let starts = (0..=count).map(|part| (length * part / count).next_multiple_of(step).min(length));
     let starts: Vec<usize> = starts.collect();
     starts.windows(2).map(|pair| pair[0]..pair[1]).collect()
 }
@@ -402,6 +402,7 @@ mod tests {
 
     use super::*;
     use crate::engine::config::tests::fused;
+    use crate::engine::linear::ROWS;
     use crate::engine::tests::constant_bert;
     use crate::engine::{Precision, precision};
 
@@ -455,14 +456,20 @@ mod tests {
         }
 
         #[test]
-        fn rows_are_split_into_whole_blocks(length in 1_usize..600, count in 1_usize..9) {
-            let ranges = split_rows(length, count);
-            prop_assert_eq!(ranges.len(), count);
-            prop_assert_eq!((ranges[0].start, ranges[count - 1].end), (0, length));
+        fn rows_are_split_into_parts_of_nearly_one_size(
+            length in 1_usize..600,
+            threads in 1_usize..9,
+            step in prop::sample::select(vec![1, 16]),
+        ) {
+            let ranges = split_rows(length, threads, step);
+            prop_assert!((1..=threads).contains(&ranges.len()));
+            prop_assert_eq!((ranges[0].start, ranges[ranges.len() - 1].end), (0, length));
             for pair in ranges.windows(2) {
                 prop_assert_eq!(pair[0].end, pair[1].start);
-                prop_assert!(pair[1].start.is_multiple_of(ROWS) || pair[1].is_empty());
+                prop_assert!(pair[1].start.is_multiple_of(step) && !pair[1].is_empty());
             }
+            let share = length.div_ceil(ranges.len());
+            prop_assert!(ranges.iter().all(|range| range.len() < share + step));
             let mut memory = vec![0; length.next_multiple_of(ROWS) * 3];
             let parts = parts(&ranges, 3, &mut memory);
             let fits = parts.iter().zip(&ranges).all(|(part, range)| part.len() >= range.len() * 3);

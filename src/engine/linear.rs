@@ -3,7 +3,7 @@
 //! Owns the packed form: strips of 32 outputs, `[strips, groups, 32]`, in which a group is four bytes
 //! along the inputs. Inputs and outputs are padded with zeros to whole tiles.
 
-use super::amx::{Amx, Tiles};
+use super::amx::{Amx, TILE_ROWS, Tiles};
 use super::buffer::Buffer;
 use super::integers::IntegerRow;
 use super::simd::dense::{self, Integers, Product};
@@ -48,6 +48,11 @@ pub(super) struct Machine {
 }
 
 impl Machine {
+    /// Rows that are multiplied at once: a part of an operand begins at a multiple of it.
+    pub(super) const fn rows_at_once(&self) -> usize {
+        if self.amx.is_some() { TILE_ROWS } else { 1 }
+    }
+
     /// Prepares this thread.
     pub(super) fn session(&self) -> Session {
         Session { isa: self.isa, tiles: self.amx.map(Amx::tiles) }
