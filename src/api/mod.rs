@@ -26,6 +26,7 @@ mod target;
 mod tei;
 mod tenants;
 mod tokenize;
+mod turn;
 mod usage;
 pub mod wire;
 

@@ -16,6 +16,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::input::read_json;
 use super::request::{self, EmbedRequest, Embedded, Prompt};
+use super::turn::turn;
 use super::wire::Input;
 use super::wire::rank::{RankRequest, RankResponse, Ranked, RerankRequest, Reranked};
 use super::{App, keyword};
@@ -86,11 +87,11 @@ pub(super) async fn rank(
         check_words("documents", &documents)?;
     }
     let scores = match mode {
-        Mode::Keyword => by_keyword("documents", query, documents.clone()).await?,
+        Mode::Keyword => by_keyword(&caller, "documents", query, documents.clone()).await?,
         Mode::Semantic => compare(&app, &caller, model, questions).await?,
         Mode::Hybrid => match compare(&app, &caller, model, questions).await? {
             cosines if cosines.mode == Mode::Semantic => {
-                let keywords = by_keyword("documents", query, documents.clone()).await?;
+                let keywords = by_keyword(&caller, "documents", query, documents.clone()).await?;
                 let scores = fused(&cosines.scores, &keywords.scores);
                 Scores { mode: Mode::Hybrid, scores, ..cosines }
             }
@@ -192,7 +193,7 @@ pub(super) async fn compare(
             Ok(Scores { mode: Mode::Semantic, scores, embedded: Some((query, documents)) })
         }
         Err(error) if error.is_degraded() && caller.allow_fallback != Some(false) => {
-            by_keyword(param, query_text, document_texts).await
+            by_keyword(caller, param, query_text, document_texts).await
         }
         Err(error) => Err(error),
     }
@@ -224,13 +225,13 @@ fn check_words(param: &str, documents: &[String]) -> Result<(), ApiError> {
 
 /// `param` is what the request calls the documents.
 async fn by_keyword(
+    caller: &Caller,
     param: &str,
     query: String,
     documents: Vec<String>,
 ) -> Result<Scores, ApiError> {
     check_words(param, &documents)?;
-    // Given back by the work, which goes on when the client leaves. It fails only when it is closed, which nobody does.
-    let turn = KEYWORDS.acquire().await.ok();
+    let turn = turn(&KEYWORDS, caller.deadline).await?;
     let score = move || {
         let _turn = turn;
         keyword::scores(&query, &documents)

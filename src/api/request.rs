@@ -230,7 +230,8 @@ pub(super) async fn embed_with(
     lease.check_queue(&caller.ticket())?;
     let began = Instant::now();
     let input = Arc::new(request.input);
-    let tokenized = tokenize(lease, &prompt, &input, request.param, request.truncation).await?;
+    let (param, truncation) = (request.param, request.truncation);
+    let tokenized = tokenize(lease, &prompt, &input, param, truncation, caller.deadline).await?;
     let tokenization = began.elapsed();
     let Tokenized { ids, whole, characters } = tokenized;
     let used: Vec<usize> = ids.iter().map(Vec::len).collect();

@@ -4,11 +4,13 @@
 //! Owns how much is tokenized where, and how much at a time; the tokenizer is the model's.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
 use super::error::ApiError;
 use super::request::lost;
+use super::turn::turn;
 use super::wire::Input;
 use crate::engine::{EngineError, Tokens, Truncation};
 use crate::models::Lease;
@@ -29,13 +31,14 @@ pub(super) struct Tokenized {
     pub(super) characters: usize,
 }
 
-/// Tokenizes on the blocking pool what would keep others waiting.
+/// Tokenizes on the blocking pool what would keep others waiting; a large text when it is its turn, by `deadline`.
 pub(super) async fn tokenize(
     lease: &Lease,
     prompt: &str,
     input: &Arc<Input>,
     param: &'static str,
     truncation: Truncation,
+    deadline: Instant,
 ) -> Result<Tokenized, ApiError> {
     let bytes = match &**input {
         Input::Texts(texts) => texts.iter().map(|text| prompt.len() + text.len()).sum(),
@@ -48,8 +51,7 @@ pub(super) async fn tokenize(
         Input::Texts(texts) => texts.iter().any(|text| text.len() > LARGE_TEXT),
         Input::Ids(_) => false,
     };
-    // Given back by the work, which goes on when the client leaves. It fails only when it is closed, which nobody does.
-    let turn = if is_large { LARGE.acquire().await.ok() } else { None };
+    let turn = if is_large { Some(turn(&LARGE, deadline).await?) } else { None };
     let (lease, prompt, input) = (lease.clone(), prompt.to_owned(), Arc::clone(input));
     let work = move || {
         let _turn = turn;
