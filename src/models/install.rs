@@ -15,11 +15,11 @@ use super::alias;
 use super::load::{self, LoadError};
 use crate::config::{CleanupPolicy, Settings};
 use crate::engine;
-use crate::files::{self, FileError};
+use crate::files::FileError;
 use crate::metrics::FailureType;
 use crate::package::{
     Admitted, Cleanup, Entry, Key, Keys, Limits, Origin, Quota, Sidecars, SignatureError,
-    SignatureStatus, Status, Store, StoreError, UnpackError, choose, earlier,
+    SignatureStatus, Status, Store, StoreError, UnpackError, choose, drop, earlier,
 };
 
 /// What an installation is held to.
@@ -259,7 +259,7 @@ pub fn remove(store: &Store, name: &str, rules: &Rules) -> Result<Entry, RemoveE
         Origin::Bundled { .. } => return Err(RemoveError::Bundled(name.to_owned())),
         Origin::Dropped { files } => {
             for file in files.keys() {
-                files::remove(&rules.drop_directory.join(file))?;
+                drop::remove(&rules.drop_directory, file)?;
             }
         }
         Origin::Installed => {}
@@ -423,12 +423,16 @@ mod tests {
         let place = Place::new();
         let package = package("1", computed);
         let files = ["file", "copy"].map(|name| place.root.path().join(name));
+        let sidecars = ["file.sha256", "copy.minisig"].map(|name| place.root.path().join(name));
+        for sidecar in &sidecars {
+            fs::write(sidecar, "of the package").unwrap();
+        }
         for (file, name) in files.iter().zip(["file", "copy"]) {
             fs::write(file, "package").unwrap();
             place.install(&package, dropped(name)).unwrap();
         }
         remove(&place.store, "tiny-bert-mean@1", &place.rules).unwrap();
-        assert!(files.iter().all(|file| !file.exists()));
+        assert!(files.iter().chain(&sidecars).all(|file| !file.exists()));
         let again = remove(&place.store, "tiny-bert-mean@1", &place.rules);
         assert!(matches!(again, Err(RemoveError::Unknown(_))), "{again:?}");
         place.install(&package, bundled()).unwrap();

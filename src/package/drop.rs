@@ -253,6 +253,27 @@ pub fn quarantine(directory: &Path, name: &str, reason: &str) -> Result<PathBuf,
     Ok(target)
 }
 
+/// Removes a package and its sidecars, which would be held against the next package of its name. None need be there.
+///
+/// # Errors
+/// When something of it stays.
+pub fn remove(directory: &Path, name: &str) -> Result<(), FileError> {
+    files::remove(&directory.join(name))?;
+    for ending in SIDECARS {
+        let sidecar = directory.join(format!("{name}{ending}"));
+        match fs::remove_file(&sidecar) {
+            Err(error) if !is_absent(&error) => {
+                return Err(FileError::new("remove", sidecar)(error));
+            }
+            _ => {}
+        }
+    }
+    match files::sync_directory(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
 /// The packages in the quarantine of `directory` and why each is there, the last one first; none when there is no
 /// quarantine. A reason that somebody took away is empty.
 ///
