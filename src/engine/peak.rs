@@ -11,7 +11,8 @@ use super::linear::{Format, Linear, Machine, Operand};
 use super::simd::rows::Quantization;
 use super::simd::{Isa, STRIP};
 
-/// Groups of a row, and rows: with one strip of weights less than the 32 KiB that the smallest first caches have.
+/// Groups of a row, and rows where no tiles take more: with one strip of weights less than the 32 KiB that the smallest
+/// first caches have.
 const GROUPS: usize = 64;
 const ROWS: usize = 12;
 /// Products between two looks at the clock: tens of microseconds.
@@ -56,17 +57,19 @@ fn median_rate(machine: Machine, format: Format) -> f64 {
         Format::Int8 => Linear::integers(STRIP, &[inputs]),
         Format::F32 | Format::Bf16 => Linear::floats(format, STRIP, inputs),
     };
-    let groups = vec![0; ROWS.next_multiple_of(super::linear::ROWS) * GROUPS];
-    let mut block = vec![0.0; ROWS.next_multiple_of(super::linear::ROWS) * STRIP];
+    // Tiles that are not full take as long.
+    let rows = if machine.amx.is_some() { super::linear::ROWS } else { ROWS };
+    let groups = vec![0; super::linear::ROWS * GROUPS];
+    let mut block = vec![0.0; super::linear::ROWS * STRIP];
     let quantization = [Quantization { scale: 1.0, zero: 0.0 }; ROWS];
     let operand = Operand {
         groups: &groups,
         stride: GROUPS,
-        rows: ROWS,
+        rows,
         quantization: &quantization,
         values: (&[], 1),
     };
-    let operations = 2 * PRODUCTS * ROWS * inputs * STRIP;
+    let operations = 2 * PRODUCTS * rows * inputs * STRIP;
     let started = Instant::now();
     let mut rates = Vec::new();
     loop {

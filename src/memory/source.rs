@@ -276,7 +276,7 @@ async fn written(limits: &mut Option<Limits>) -> Result<(), FileError> {
 fn tell_unwatched(error: &FileError) {
     tracing::warn!(
         name: Message::MemoryUnknown.name(),
-        "that a limit of memory was lowered is seen after ten seconds only: {}",
+        "that a limit of memory was lowered is seen up to ten seconds later: {}",
         chain(error)
     );
 }
@@ -533,7 +533,7 @@ mod tests {
         symlink(&limit, &limit).unwrap();
         Source::open(tree.root(), Environment::default());
         let text = journal.text();
-        let problem = format!("after ten seconds only: cannot watch {}", limit.display());
+        let problem = format!("up to ten seconds later: cannot watch {}", limit.display());
         assert!(text.contains(&problem), "{text}");
     }
 

@@ -43,7 +43,7 @@ pub(super) enum Slot {
     Resident(Resident),
     /// Its worker finishes what it has, then lets the weights go.
     Leaving(Leaving),
-    /// It left because nobody used it, or somebody said so; it comes back when it is asked for.
+    /// It left because nobody used it, or somebody said so; it comes back when it is asked for, or soon will be.
     Unloaded,
     /// It left because memory was short, and stays away for a while.
     Away {

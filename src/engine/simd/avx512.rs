@@ -58,7 +58,8 @@ unsafe fn f32_rows<const R: usize>(
     }
 }
 
-/// `R` rows of a product of pairs of bf16. The instruction takes denormals for zeros.
+/// `R` rows of a product of pairs of bf16, of which the instruction takes denormals for zeros:
+/// <https://www.felixcloutier.com/x86/vdpbf16ps>.
 ///
 /// # Safety
 /// `product.fits(first + R)`.
