@@ -327,11 +327,14 @@ pub(super) mod tests {
         let file = json!({
             "model_type": "distilbert", "vocab_size": 5, "dim": 8, "n_layers": 1, "n_heads": 2,
             "hidden_dim": 4, "activation": "relu", "max_position_embeddings": 10,
+            "layer_norm_eps": 0.5,
         });
         let config = read(&file, &spec(Architecture::DistilBert)).unwrap();
         assert_eq!((config.hidden_size, config.layers, config.heads), (8, 1, 2));
         assert_eq!((config.intermediate_size, config.type_vocab_size), (4, 0));
         assert_eq!(config.activation, HiddenActivation::Relu);
+        // What transformers computes with, whatever is written there.
+        assert!((config.layer_norm_eps - 1e-12).abs() < f64::EPSILON * 1e-12);
     }
 
     #[test]

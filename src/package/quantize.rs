@@ -429,6 +429,16 @@ mod tests {
     }
 
     #[test]
+    fn a_matrix_without_columns_gets_no_scales_however_many_rows_it_has() {
+        let shape = [usize::MAX / 8, 0];
+        let packed = convert(&file("empty.weight", Dtype::F32, &shape, &[]), Precision::Int8);
+        let packed = packed.unwrap();
+        let tensors = SafeTensors::deserialize(&packed).unwrap();
+        assert_eq!(tensors.names(), ["empty.weight"]);
+        assert_eq!(tensors.tensor("empty.weight").unwrap().shape(), shape);
+    }
+
+    #[test]
     fn the_native_precision_loses_nothing() {
         for (dtype, expected) in [
             (Dtype::F32, Precision::F32),

@@ -132,6 +132,31 @@ fn a_tenant_sees_what_it_may_ask_for() {
 }
 
 #[test]
+fn ollama_shows_and_lets_go_what_is_the_tenants_own() {
+    let daemon = with_tenants();
+    assert_eq!(model_of(&ask_as(&daemon, "bound", None)), Some("other@2"));
+    let running = |tenant: &str| -> Vec<String> {
+        let headers = [("x-caxton-tenant", tenant)];
+        let answer = daemon.connect().request("GET", "/api/ps", &headers, &[]).json();
+        let models = answer["models"].as_array().unwrap().iter();
+        models.map(|model| model["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(running("free"), ["bundled-mini:1", "other:2"]);
+    assert_eq!(running("versions"), ["other:2"]);
+
+    // A tenant's default is what it means without a name, not the daemon's, which it may not even ask for.
+    let count = daemon.log().len();
+    let headers = [("x-caxton-tenant", "bound")];
+    let body = json!({ "keep_alive": 0 }).to_string();
+    let answer = daemon.connect().request("POST", "/api/embed", &headers, body.as_bytes());
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let said = daemon.wait_log_after(count, "not used for 0s, its keep_alive");
+    assert!(said.contains("other@2+"), "{said}");
+    assert_eq!(running("free"), ["bundled-mini:1"]);
+    daemon.stop();
+}
+
+#[test]
 fn one_request_too_many_is_told_to_come_again_and_a_reload_changes_how_many_are() {
     let tenants = |most: u64| json!([{ "name": "t", "max_concurrent": most }]);
     let mut daemon = Root::new().with("tenants", tenants(1)).start();
