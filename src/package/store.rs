@@ -215,10 +215,18 @@ impl Store {
     /// When there is none, or the disk fails.
     pub fn remove(&self, key: &Key) -> Result<Entry, StoreError> {
         let _writing = self.writing();
-        let entry = self.entry(key)?;
-        self.discard(key)?;
-        self.index().remove(key);
-        Ok(entry)
+        self.take_out(key)
+    }
+
+    /// Takes an entry out of the index, so that nobody asks for it any more, then out of the store. One that could not
+    /// leave is there again. For the holder of `writing`.
+    fn take_out(&self, key: &Key) -> Result<Entry, StoreError> {
+        let entry = self.index().remove(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
+        let discarded = self.discard(key);
+        if discarded.is_err() && self.path(key).try_exists().unwrap_or(true) {
+            self.index().insert(key.clone(), entry.clone());
+        }
+        discarded.map(|()| entry)
     }
 
     /// Takes the directory of `key` out of the store by one rename, then deletes it.
@@ -325,8 +333,8 @@ impl Store {
     /// Says that an entry passed its self-test; removes, and returns, what it replaces and what must leave to make
     /// room.
     ///
-    /// Others see all of that at once. After a crash in between the entry is still untested: whoever opens the store
-    /// tests it again and comes back here.
+    /// What leaves does so first. After a crash in between the entry is still untested: whoever opens the store tests it
+    /// again and comes back here.
     ///
     /// # Errors
     /// When there is no such entry, no room, or the disk fails.
@@ -337,20 +345,12 @@ impl Store {
         keep: impl Fn(&Entry) -> bool,
     ) -> Result<Vec<Entry>, StoreError> {
         let _writing = self.writing();
-        let index = self.index().clone();
         let mut entry = self.entry(key)?;
-        let mut gone = Vec::new();
-        let discarded = leaving(&index, &entry, quota, keep)?.into_iter().try_for_each(|key| {
-            self.discard(&key)?;
-            gone.push(key);
-            Ok(())
-        });
+        let leaving = leaving(&self.index(), &entry, quota, keep)?;
+        let removed = leaving.iter().map(|key| self.take_out(key)).collect::<Result<_, _>>()?;
         entry.record.status = Status::Available;
-        let done = discarded.and_then(|()| self.write_record(&entry));
-        let mut index = self.index();
-        let removed = gone.iter().filter_map(|key| index.remove(key)).collect();
-        done?;
-        if let Some(entry) = index.get_mut(key) {
+        self.write_record(&entry)?;
+        if let Some(entry) = self.index().get_mut(key) {
             entry.record.status = Status::Available;
         }
         Ok(removed)
@@ -1009,6 +1009,19 @@ mod tests {
         ] {
             assert!(matches!(unknown, Err(StoreError::Unknown(found)) if found == key));
         }
+    }
+
+    #[test]
+    fn an_entry_that_cannot_leave_is_there_again() {
+        let place = Place::new();
+        let store = place.open();
+        let key = install(&store, &package("m", "1"));
+        let staging = place.0.path().join("staging");
+        fs::remove_dir_all(&staging).unwrap();
+        fs::write(&staging, "in the way").unwrap();
+        let failed = store.remove(&key);
+        assert!(matches!(failed, Err(StoreError::File(_))), "{failed:?}");
+        store.verify(&key, |_| {}).unwrap();
     }
 
     #[test]
