@@ -30,7 +30,7 @@ an_upgrade_keeps_the_edited_configuration_and_restarts_once() {
     equal 'the model that was installed' 200 "$(embedding small)"
 }
 
-slow_check a_downgrade_works 540
+check a_downgrade_works 540
 a_downgrade_works() {
     local since
     since=$(now)
@@ -40,7 +40,7 @@ a_downgrade_works() {
     equal 'the answer' 200 "$(embedding small)"
 }
 
-slow_check an_upgrade_with_a_bad_configuration_keeps_the_old_process 540
+check an_upgrade_with_a_bad_configuration_keeps_the_old_process 540
 an_upgrade_with_a_bad_configuration_keeps_the_old_process() {
     local pid
     configure <<<'embedding: { batch_tokens: many }'

@@ -32,7 +32,7 @@ the_rpm_is_installed_in_another_root() {
     chroot "$root" caxton --version
 }
 
-slow_check the_rpm_keeps_an_edited_configuration 360
+check the_rpm_keeps_an_edited_configuration 360
 the_rpm_keeps_an_edited_configuration() {
     mountpoint -q "$root" || skip 'there is no second root'
     echo '# edited by the operator' >>"$root/etc/caxton/caxton.yaml"
