@@ -10,7 +10,6 @@ use std::arch::x86_64::{
     _mm512_reduce_max_ps, _mm512_reduce_min_ps, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
 };
-
 use std::mem::transmute;
 
 use super::STRIP;
@@ -21,83 +20,67 @@ use super::rows::Quantization;
 /// Rows of one block: 12 × 32 sums are 24 of 32 registers.
 const ROWS: usize = 12;
 
-/// `R` rows of a product of f32.
-///
-/// # Safety
-/// `product.fits(first + R)`.
-#[target_feature(enable = "avx512f")]
-unsafe fn f32_rows<const R: usize>(
-    product: &mut Product<'_>,
-    _: (),
-    first: usize,
-    ahead: &mut Ahead<'_>,
-) {
-    let (stride, groups) = (product.stride, product.strip.len());
-    let strip: *const [u32; STRIP] = product.strip.as_ptr();
-    let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    // SAFETY: `fits` puts row `first + R - 1` and `groups` values of it within the operand; the strip
-    // has `groups` times 32 values; and 32 results of each row lie within `out`.
-    // JUSTIFICATION: with slices, the bounds of twelve rows are compared in every round of the
-    // innermost loop.
-    unsafe {
-        let rows = product.operand.as_ptr().add(first * stride);
-        for start in (0..groups).step_by(ahead.every) {
-            ahead.look();
-            for group in start..groups.min(start + ahead.every) {
-                let weights = strip.add(group).cast::<f32>();
-                let weights = [_mm512_loadu_ps(weights), _mm512_loadu_ps(weights.add(16))];
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let value = _mm512_set1_ps(f32::from_bits(*rows.add(row * stride + group)));
-                    for (sum, weights) in sums.iter_mut().zip(weights) {
-                        *sum = _mm512_fmadd_ps(value, weights, *sum);
+/// Defines a kernel of `R` rows of floats: `$load` takes 16 groups of the strip, `$spread` one group of a row to all
+/// lanes, and `$add` their products to the sums.
+macro_rules! float_rows {
+    ($(#[$meta:meta])* $name:ident, $features:literal, $load:expr, $spread:expr, $add:expr) => {
+        $(#[$meta])*
+        ///
+        /// # Safety
+        /// `product.fits(first + R)`.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const R: usize>(
+            product: &mut Product<'_>,
+            _: (),
+            first: usize,
+            ahead: &mut Ahead<'_>,
+        ) {
+            let (stride, groups) = (product.stride, product.strip.len());
+            let strip: *const [u32; STRIP] = product.strip.as_ptr();
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
+            // SAFETY: `fits` puts row `first + R - 1` and `groups` groups of it within the operand; the strip
+            // has `groups` times 32; and 32 results of each row lie within `out`. Both types of a
+            // transmutation are 64 bytes in which every bit counts.
+            // JUSTIFICATION: with slices, the bounds of twelve rows are compared in every round of the
+            // innermost loop; no intrinsic turns integers into pairs of bf16.
+            unsafe {
+                let rows = product.operand.as_ptr().add(first * stride);
+                for start in (0..groups).step_by(ahead.every) {
+                    ahead.look();
+                    for group in start..groups.min(start + ahead.every) {
+                        let weights = strip.add(group).cast::<u32>();
+                        let weights = [$load(weights), $load(weights.add(16))];
+                        for (row, sums) in sums.iter_mut().enumerate() {
+                            let value = $spread(*rows.add(row * stride + group));
+                            for (sum, weights) in sums.iter_mut().zip(weights) {
+                                *sum = $add(*sum, value, weights);
+                            }
+                        }
                     }
                 }
+                store(product, first, sums);
             }
         }
-        store(product, first, sums);
-    }
+    };
 }
 
-/// `R` rows of a product of pairs of bf16, of which the instruction takes denormals for zeros:
-/// <https://www.felixcloutier.com/x86/vdpbf16ps>.
-///
-/// # Safety
-/// `product.fits(first + R)`.
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn bf16_rows<const R: usize>(
-    product: &mut Product<'_>,
-    _: (),
-    first: usize,
-    ahead: &mut Ahead<'_>,
-) {
-    let (stride, groups) = (product.stride, product.strip.len());
-    let strip: *const [u32; STRIP] = product.strip.as_ptr();
-    let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    // SAFETY: as in `f32_rows`, with groups in place of values; both types of a transmutation are 64
-    // bytes in which every bit counts.
-    // JUSTIFICATION: as in `f32_rows`; no intrinsic turns integers into pairs of bf16.
-    unsafe {
-        let pairs = |groups: __m512i| transmute::<__m512i, __m512bh>(groups);
-        let rows = product.operand.as_ptr().add(first * stride);
-        for start in (0..groups).step_by(ahead.every) {
-            ahead.look();
-            for group in start..groups.min(start + ahead.every) {
-                let weights = strip.add(group).cast::<u32>();
-                let weights = [
-                    pairs(_mm512_loadu_si512(weights.cast())),
-                    pairs(_mm512_loadu_si512(weights.add(16).cast())),
-                ];
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let pair = (*rows.add(row * stride + group)).cast_signed();
-                    let pair = pairs(_mm512_set1_epi32(pair));
-                    for (sum, weights) in sums.iter_mut().zip(weights) {
-                        *sum = _mm512_dpbf16_ps(*sum, pair, weights);
-                    }
-                }
-            }
-        }
-        store(product, first, sums);
-    }
+float_rows! {
+    /// `R` rows of a product of f32.
+    f32_rows,
+    "avx512f",
+    |groups: *const u32| _mm512_loadu_ps(groups.cast()),
+    |group: u32| _mm512_set1_ps(f32::from_bits(group)),
+    |sum, value, weights| _mm512_fmadd_ps(value, weights, sum)
+}
+
+float_rows! {
+    /// `R` rows of a product of pairs of bf16, of which the instruction takes denormals for zeros:
+    /// <https://www.felixcloutier.com/x86/vdpbf16ps>.
+    bf16_rows,
+    "avx512f,avx512bf16",
+    |groups: *const u32| transmute::<__m512i, __m512bh>(_mm512_loadu_si512(groups.cast())),
+    |group: u32| transmute::<__m512i, __m512bh>(_mm512_set1_epi32(group.cast_signed())),
+    |sum, pair, weights| _mm512_dpbf16_ps(sum, pair, weights)
 }
 
 /// Puts sums of `R` rows from `first` on into their places.
@@ -108,7 +91,7 @@ unsafe fn bf16_rows<const R: usize>(
 #[target_feature(enable = "avx512f")]
 unsafe fn store<const R: usize>(product: &mut Product<'_>, first: usize, sums: [[__m512; 2]; R]) {
     // SAFETY: `fits` puts 32 results of each row within `out`.
-    // JUSTIFICATION: as in `f32_rows`.
+    // JUSTIFICATION: as in `float_rows!`.
     unsafe {
         let out = product.out.as_mut_ptr().add(first * product.out_stride);
         for (row, sums) in sums.into_iter().enumerate() {
@@ -135,7 +118,7 @@ unsafe fn int8_rows<const R: usize>(
     // SAFETY: `fits` puts row `first + R - 1` and all groups of it within the operand; the strip has
     // as many times 32 values, and no end of a block is beyond them; and 32 results of each row lie
     // within `out`. `fit` gives each row and block what the bytes stand for.
-    // JUSTIFICATION: as in `f32_rows`.
+    // JUSTIFICATION: as in `float_rows!`.
     unsafe {
         let halves = |values: &[f32; STRIP]| {
             [_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))]
