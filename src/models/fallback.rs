@@ -55,13 +55,14 @@ pub(super) fn is_called_for(error: &ModelError, named: bool) -> bool {
 
 /// Names of the models that may stand in for `wanted`, the best first: those of its embedding space, then those of its
 /// length in the order of `memory.fallback_models`, then the others of the list. A name of the list may be an alias; its
-/// canary is not looked at.
+/// canary is not looked at. None that the caller may not have: `is_allowed`.
 pub(super) fn stand_ins(
     wanted: &str,
     entries: &[Entry],
     allowed: Fallback,
     memory: &Memory,
     aliases: &BTreeMap<String, AliasSettings>,
+    is_allowed: impl Fn(&Entry) -> bool,
 ) -> Vec<String> {
     let (Fallback::Vectors(said) | Fallback::Comparison(said)) = allowed;
     if memory.fallback_strategy == FallbackStrategy::Strict || said == Some(false) {
@@ -109,6 +110,7 @@ pub(super) fn stand_ins(
         .filter(|entry| entry.record.status == Status::Available)
         .filter(|entry| preferred.is_none_or(|preferred| preferred.key != entry.key))
         .filter(|entry| !memory.model_cache.bundled_only || entry.record.origin.is_bundled())
+        .filter(|entry| is_allowed(entry))
         .filter_map(rank)
         .collect();
     ranked.sort();
@@ -170,7 +172,7 @@ mod tests {
 
     /// What stands in where there is no alias.
     fn found(wanted: &str, entries: &[Entry], allowed: Fallback, memory: &Memory) -> Vec<String> {
-        stand_ins(wanted, entries, allowed, memory, &BTreeMap::new())
+        stand_ins(wanted, entries, allowed, memory, &BTreeMap::new(), |_| true)
     }
 
     /// Models by name, dimensions and what makes their embedding space.
@@ -235,7 +237,7 @@ mod tests {
         ]);
         let manual = memory(FallbackStrategy::Manual, &["nothing", "spare", "old"]);
         let allowed = Fallback::Vectors(Some(true));
-        let find = |aliases| stand_ins("wanted", &entries, allowed, &manual, aliases);
+        let find = |aliases| stand_ins("wanted", &entries, allowed, &manual, aliases, |_| true);
         assert_eq!(find(&aliases), ["wanted@0.9", "listed@1"]);
         assert!(find(&BTreeMap::new()).is_empty());
     }

@@ -24,7 +24,7 @@ use crate::errors::chain;
 use crate::events::{Event, Events};
 use crate::memory::monitor::{Gauge, Reading};
 use crate::metrics::Metrics;
-use crate::package::{Entry, Key, Store, choose};
+use crate::package::{Entry, Key, Store};
 use crate::units::Bytes;
 
 /// Requests that wait for the manager; it answers within microseconds, so that this is never reached but in bursts.
@@ -138,11 +138,10 @@ impl Handle {
             Err(error) => return Err(error),
         };
         let settings = Arc::clone(&self.settings.borrow());
-        let (mut entries, aliases) = (self.store.entries(), &settings.aliases);
-        // The one that was asked for says what is like it.
-        let preferred = choose(&entries, wanted).map(|entry| entry.key.clone());
-        entries.retain(|entry| Some(&entry.key) == preferred.as_ref() || is_allowed(entry));
-        let stand_ins = fallback::stand_ins(wanted, &entries, fallback, &settings.memory, aliases);
+        let (entries, aliases, memory) =
+            (self.store.entries(), &settings.aliases, &settings.memory);
+        let stand_ins =
+            fallback::stand_ins(wanted, &entries, fallback, memory, aliases, is_allowed);
         for stand_in in stand_ins {
             // Nobody waits any more: nothing is loaded for nobody.
             if Instant::now() >= deadline {
