@@ -9,7 +9,6 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-
 use tokio::sync::Semaphore;
 
 use super::caller::Caller;
@@ -83,7 +82,8 @@ pub(super) async fn rank(
     let (query, documents) = (request.query, request.documents);
     let questions = questions(&query, &documents, "documents", false);
     check(&query, &questions.1)?;
-    if mode != Mode::Semantic {
+    // Before the vectors are computed in vain.
+    if mode == Mode::Hybrid {
         check_words("documents", &documents)?;
     }
     let scores = match mode {

@@ -148,7 +148,7 @@ fn decide(wanted: Precision, integers: bool, isa: Isa, amx: Result<Amx, &'static
     };
     let slow = isa.name() == "scalar";
     let reason = if slow { format!("{reason}; slow: no AVX2") } else { reason };
-    // What was not asked for is refused here, too: without use for tiles none are configured.
+    // Without use for tiles none are configured.
     let tiles = amx.ok().filter(|_| precision == Precision::Bf16);
     let (format, attention, name) = match precision {
         Precision::Auto | Precision::F32 => (Format::F32, Format::F32, isa.name()),

@@ -212,7 +212,7 @@ fn a_failure_is_one_flat_text() {
     let many = json!({ "input": vec!["a"; 2049] }).to_string();
     let large = json!({ "input": "a".repeat(40_000) }).to_string();
     for (method, path, body, status, message) in [
-        ("POST", EMBED, r#"{"input": 5}"#, 400, "expected a string or a list of strings"),
+        ("POST", EMBED, r#"{"input": 5}"#, 400, "input: invalid type: integer `5`"),
         ("POST", EMBED, r#"{"input": [1, 2]}"#, 400, "input[0]: invalid type: integer `1`"),
         ("POST", EMBED, r#"{"input": ["a", ""]}"#, 400, "input 1 is empty"),
         ("POST", EMBED, r#"{"input": [""]}"#, 400, "input 0 is empty"),

@@ -71,7 +71,7 @@ fn an_int8_package_under_auto_says_which_precision_was_picked_and_why() {
     assert_eq!(daemon.package("bundled-mini")["precision"], "int8");
     let found = arithmetic(&daemon);
     let (isa, reason) = match found["precision"].as_str().unwrap() {
-        "bf16" => ("-bf16", "the processor multiplies "),
+        "bf16" => ("amx-bf16", "the processor multiplies bf16"),
         "int8" => ("vnni", "the package has integers"),
         _ => ("", "exact; "),
     };
