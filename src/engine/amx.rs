@@ -182,21 +182,28 @@ impl Tiles {
 }
 
 #[cfg(test)]
-#[expect(clippy::print_stderr, reason = "a skip is printed by name")]
-mod tests {
+mod emulator;
+
+#[cfg(test)]
+#[expect(clippy::print_stderr, reason = "what is not the processor's own is said")]
+pub(super) mod tests {
     use super::*;
     use crate::engine::linear::Format;
     use crate::engine::simd::Isa;
     use crate::engine::simd::dense;
     use crate::engine::simd::dense::tests::{SHAPES, results};
 
+    /// Tiles of this processor, or emulated ones.
+    pub(in crate::engine) fn tiles() -> Amx {
+        Amx::request().unwrap_or_else(|why| {
+            eprintln!("tiles are emulated, because {why}");
+            emulator::start()
+        })
+    }
+
     #[test]
     fn tiles_give_what_their_scalar_twin_gives() {
-        let amx = match Amx::request() {
-            Ok(amx) => amx,
-            Err(why) => return eprintln!("skipped: tiles, because {why}"),
-        };
-        let (tiles, isa) = (amx.tiles(), Isa::baseline());
+        let (tiles, isa) = (tiles().tiles(), Isa::baseline());
         for shape in SHAPES {
             let expected = results(shape, Format::Bf16, |product| dense::bf16(isa, product));
             let found = results(shape, Format::Bf16, |product| tiles.bf16(product));

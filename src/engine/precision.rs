@@ -94,7 +94,7 @@ pub(super) fn choose(wanted: Precision, integers: bool) -> Choice {
 }
 
 /// `amx`, when its tiles give on this machine what their scalar twin gives.
-fn proved(amx: Amx) -> Result<Amx, &'static str> {
+pub(super) fn proved(amx: Amx) -> Result<Amx, &'static str> {
     const ROWS: usize = 48;
     const GROUPS: usize = 32;
     // Small integers, whose sums are exact in any order.
@@ -124,7 +124,13 @@ fn proved(amx: Amx) -> Result<Amx, &'static str> {
     if results(Some(amx)) == results(None) { Ok(amx) } else { Err("its AMX gives wrong products") }
 }
 
-fn decide(wanted: Precision, integers: bool, isa: Isa, amx: Result<Amx, &'static str>) -> Choice {
+/// The choice for `wanted` of a processor that has `isa`, and `amx` or a reason why not.
+pub(super) fn decide(
+    wanted: Precision,
+    integers: bool,
+    isa: Isa,
+    amx: Result<Amx, &'static str>,
+) -> Choice {
     let pairs = isa.multiplies_bf16();
     let without = |why| format!("{why}, and there is no AVX512-BF16");
     let (precision, reason) = match (wanted, amx) {

@@ -7,9 +7,17 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use serde_json::json;
 
+#[cfg(target_arch = "x86_64")]
+use crate::engine::amx;
 use crate::engine::config::tests::{bert, fused, spec};
+#[cfg(target_arch = "x86_64")]
+use crate::engine::fused::Fused;
 use crate::engine::pool::Head;
+#[cfg(target_arch = "x86_64")]
+use crate::engine::precision;
 use crate::engine::reference::Reference;
+#[cfg(target_arch = "x86_64")]
+use crate::engine::simd::Isa;
 use crate::engine::weights::tests::{f32s, file};
 use crate::engine::{
     Activation, Architecture, Dense, Embedder, EngineError, Loaded, ModelFiles, ModelSpec, Options,
@@ -282,6 +290,36 @@ fn int8_weights_give_nearly_the_vectors_of_f32() {
     });
     let cosine: f32 = exact.iter().zip(&near).map(|(a, b)| a * b).sum();
     assert!(cosine > 0.999 && exact != near, "{cosine}");
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn in_tiles_every_encoder_gives_its_vectors_for_each_text_alone() {
+    let amx = amx::tests::tiles();
+    precision::proved(amx).unwrap();
+    // Of one row, of parts that two threads share, and of more than a tile.
+    let texts: Vec<Vec<u32>> = [1_u32, 3, 16, 31, 33, 40]
+        .map(|length| (0..length).map(|token| (token * 37 + length) % 240).collect())
+        .into();
+    let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+    for (name, architecture) in FUSED {
+        let spec = golden_spec(name, architecture);
+        let config = fused(&golden_file(name, "config.json"), &spec).unwrap();
+        let choice = precision::decide(Precision::Bf16, false, Isa::detect(), Ok(amx));
+        assert_eq!(choice.report.isa, "amx-bf16");
+        let weights = Box::new(golden_file(name, "model.safetensors"));
+        let head = Head::read(&spec, &[]).unwrap();
+        let tiled = Fused::new(&spec, config, weights, head, choice, OPTIONS).unwrap();
+        let exact = golden(name, architecture);
+        let together = tiled.embed(&texts).unwrap();
+        let mut cosines = Vec::new();
+        for (text, found) in texts.iter().zip(together.chunks(spec.dimensions)) {
+            assert_eq!(tiled.embed(&[text]).unwrap(), found, "{name}: {} tokens", text.len());
+            let expected = exact.embed(&[text]).unwrap();
+            cosines.push(found.iter().zip(&expected).map(|(a, b)| a * b).sum::<f32>());
+        }
+        assert!(cosines.iter().all(|cosine| *cosine >= 0.9995), "{name}: {cosines:?}");
+    }
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
