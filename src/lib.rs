@@ -39,7 +39,7 @@
 //! | [`config`] | files to checked settings |
 //! | [`metrics`] | what is counted, and how Prometheus is told |
 //! | [`events`] | what happened, for whoever listens |
-//! | [`watch`], [`files`], [`errors`], [`units`], [`log`], [`exit`] | the ground floor |
+//! | [`watch`], [`files`], [`errors`], [`units`], `integers`, [`log`], [`exit`] | the ground floor |
 //!
 //! Directions, tested by `tests/it/tidy.rs`: binaries → `daemon`, `cli` → `api` → `models` → `engine`, `memory`,
 //! `package`, `config` → the ground floor, to which `metrics` and `events` belong. Only `package` names the archive's format, only `config::file` the YAML
@@ -122,6 +122,7 @@ pub mod errors;
 pub mod events;
 pub mod exit;
 pub mod files;
+mod integers;
 pub mod log;
 pub mod memory;
 pub mod metrics;

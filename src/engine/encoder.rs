@@ -16,7 +16,6 @@ use super::WeightsFile;
 use super::attention::{Attended, Heads};
 use super::buffer::Buffer;
 use super::config::{EncoderConfig, HiddenActivation};
-use super::integers;
 use super::layer::{Layer, Norm, Packing, Widths, tensor};
 use super::layout::{self, LayerNames};
 use super::linear::{Format, Operand, Session};
@@ -25,6 +24,7 @@ use super::scratch::{BLOCK, RowShape, Work};
 use super::simd::{STRIP, rows};
 use super::spec::Family;
 use super::weights::{self, Table, Tensors};
+use crate::integers;
 
 /// The weights of an encoder.
 pub(super) struct Encoder {
@@ -67,8 +67,6 @@ fn channel_order(tensors: &Tensors<'_>, channels: usize) -> Vec<usize> {
             norms.push([weight.values(), bias.values()]);
         }
     }
-    let norms: Vec<(&[f32], &[f32])> =
-        norms.iter().map(|[weight, bias]| (weight.as_slice(), bias.as_slice())).collect();
     integers::channel_order(&norms, channels)
 }
 

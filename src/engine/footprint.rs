@@ -15,6 +15,7 @@ use super::pool::Head;
 use super::spec::{Family, Runtime};
 use super::static_embedding::{self, StaticConfig};
 use super::{Architecture, EngineError, ModelSpec, Options, fused, precision, weights};
+use crate::integers::input_blocks;
 
 /// How matrices are stored in `model.safetensors`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub enum Stored {
     F32,
     /// Values of 16 bits.
     F16,
-    /// Integers of 8 bits, a scale for each row, and outliers.
+    /// Integers of 8 bits, a scale for each row and block of columns, and outliers.
     Int8,
 }
 
@@ -114,7 +115,7 @@ fn of_encoder(
     options: Options,
 ) -> Result<(usize, Footprint), EngineError> {
     let config = EncoderConfig::read(config, family, spec)?;
-    let rest = sizes.rest(config.layers, |layers| {
+    let rest = sizes.rest(config.layers, config.hidden_size, |layers| {
         layout::encoder_tensors(&EncoderConfig { layers, ..config.clone() }).collect()
     })?;
     let choice = precision::choose(options.precision, sizes.stored == Stored::Int8);
@@ -138,7 +139,7 @@ fn of_candle(
 ) -> Result<(usize, Footprint), EngineError> {
     let config = ModernBertConfig::read(config, spec)?;
     let tensors = |layers| config.tensors_of(layers).collect();
-    sizes.rest(config.layers(), tensors)?;
+    sizes.rest(config.layers(), 0, tensors)?;
     let longest = spec.max_sequence_length;
     let values = saturated(of_layers(config.layers(), tensors, elements));
     let weights = values.saturating_mul(size_of::<f32>() as u64);
@@ -159,18 +160,20 @@ fn of_table(
 ) -> Result<(usize, Footprint), EngineError> {
     let StaticConfig { vocab_size, hidden_size } = StaticConfig::read(config, spec)?;
     let shape = [vocab_size, hidden_size];
-    let rest = sizes.rest(0, |_| vec![Expected::new(static_embedding::TABLE, shape)])?;
+    let rest = sizes.rest(0, 0, |_| vec![Expected::new(static_embedding::TABLE, shape)])?;
     Ok((vocab_size, sizes.table(vocab_size, hidden_size, rest)))
 }
 
 impl FileSizes {
-    /// Bytes of the weights' file that are neither values nor scales: its header, and outliers.
+    /// Bytes of the weights' file that are neither values nor scales: its header, and outliers. Hidden are
+    /// `channels`.
     ///
     /// Refuses a configuration of more values than the file has bytes, so that what follows need not be
     /// afraid of its numbers.
     fn rest(
         &self,
         layers: usize,
+        channels: usize,
         tensors: impl Fn(usize) -> Vec<Expected>,
     ) -> Result<u64, EngineError> {
         let values = of_layers(layers, &tensors, elements);
@@ -181,8 +184,11 @@ impl FileSizes {
             )));
         }
         let stored = of_layers(layers, &tensors, |tensor| match tensor.shape[..] {
-            [rows, _] => {
-                let scales = if self.stored == Stored::Int8 { 4 * rows as u128 } else { 0 };
+            [rows, columns] => {
+                let scales = match self.stored {
+                    Stored::Int8 => scale_bytes(&tensor.name, rows, columns, channels),
+                    Stored::F32 | Stored::F16 => 0,
+                };
                 elements(tensor) * u128::from(self.stored.value_bytes()) + scales
             }
             _ => elements(tensor) * 4,
@@ -204,6 +210,13 @@ impl FileSizes {
             loading_bytes: 0,
         }
     }
+}
+
+/// Bytes of the scales of a matrix of integers, and of the blocks that have them.
+fn scale_bytes(name: &str, rows: usize, columns: usize, channels: usize) -> u128 {
+    let ends = input_blocks(name, columns, channels);
+    let blocks = if ends.len() > 1 { columns } else { 0 };
+    4 * (rows as u128 * ends.len() as u128 + blocks as u128)
 }
 
 fn elements(tensor: &Expected) -> u128 {

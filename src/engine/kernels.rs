@@ -9,11 +9,11 @@ use std::hint::black_box;
 use super::attention::{Attended, Heads, Memory};
 use super::buffer::Buffer;
 use super::config::HiddenActivation;
-use super::integers::{self, IntegerRow};
 use super::linear::{Format, Linear, Operand, ROWS};
 use super::precision::{self, Choice, Precision};
 use super::simd::rows::{self, Quantization};
 use super::simd::{Isa, STRIP};
+use crate::integers::{self, IntegerRow};
 
 const HIDDEN: usize = 384;
 const INTERMEDIATE: usize = 1536;

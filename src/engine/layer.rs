@@ -5,11 +5,11 @@
 
 use super::EngineError;
 use super::config::EncoderConfig;
-use super::integers::{self, IntegerRow};
 use super::layout::LayerNames;
 use super::linear::{Format, Linear, Session};
 use super::simd::{STRIP, rows};
 use super::weights::{StoredIntegers, Tensor, Tensors};
+use crate::integers::{self, IntegerRow};
 
 /// Weight and bias of a LayerNorm.
 pub(super) struct Norm {
@@ -156,26 +156,41 @@ impl<'t, 'a> Source<'t, 'a> {
         })
     }
 
-    /// Packs output `output`, times `factor`, as output `packed_output`, with the input of `places[i]`
-    /// at `i`.
+    /// How its inputs go to `places` of `packed`.
+    fn arrangement<'p>(&self, places: &'p [Option<usize>], packed: &Linear) -> Arrangement<'p> {
+        let ends = packed.blocks().unwrap_or_default();
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let blocks = starts.zip(ends).map(|(start, &end)| {
+            let mut blocks =
+                places[start..end].iter().flatten().map(|&place| self.weight.block(place));
+            // Of padding alone there are only zeros, to any scale.
+            let first = blocks.next().unwrap_or(Some(0))?;
+            blocks.all(|block| block == Some(first)).then_some(first)
+        });
+        Arrangement { places, blocks: blocks.collect() }
+    }
+
+    /// Packs output `output`, times `factor`, as output `packed_output`.
     fn pack(
         &self,
         output: usize,
         factor: f32,
-        places: &[Option<usize>],
+        arrangement: &Arrangement<'_>,
         packed: &mut Linear,
         packed_output: usize,
     ) {
+        let Arrangement { places, blocks } = arrangement;
         let bias = self.bias[output] * factor;
         let floats = || -> Vec<f32> {
             let row = self.row(output);
             places.iter().map(|place| place.map_or(0.0, |place| row[place] * factor)).collect()
         };
+        let stored = || Some((self.weight.integers(output)?, blocks.as_ref()?));
         match packed.blocks() {
             None => packed.set_floats(packed_output, &floats(), bias),
             Some(ends) => {
-                let row = match self.weight.integers(output) {
-                    Some(stored) => arranged(stored, factor, places, ends.len()),
+                let row = match stored() {
+                    Some((stored, blocks)) => arranged(&stored, factor, places, blocks),
                     None => IntegerRow::round(&floats(), ends),
                 };
                 packed.set_integers(packed_output, &row, bias);
@@ -195,20 +210,29 @@ impl<'t, 'a> Source<'t, 'a> {
     }
 }
 
-/// A stored row times `factor`, with the input of `places[i]` at `i`.
+/// Where the inputs of a stored matrix go.
+struct Arrangement<'p> {
+    /// The stored input of each packed one; none pads.
+    places: &'p [Option<usize>],
+    /// The stored block that has the scale of each packed one; `None` when inputs of one were stored with different
+    /// scales, or as floats.
+    blocks: Option<Vec<usize>>,
+}
+
+/// A stored row times `factor`, with the input of `places[i]` at `i`, and the scales of `blocks`.
 fn arranged(
-    stored: StoredIntegers,
+    stored: &StoredIntegers<'_>,
     factor: f32,
     places: &[Option<usize>],
-    blocks: usize,
+    blocks: &[usize],
 ) -> IntegerRow {
-    let StoredIntegers { integers, scale, outliers } = stored;
-    let outliers = outliers.into_iter().filter_map(|(input, weight)| {
+    let StoredIntegers { integers, scales, outliers } = stored;
+    let outliers = outliers.iter().filter_map(|&(input, weight)| {
         Some((places.iter().position(|&place| place == Some(input))?, weight * factor))
     });
     IntegerRow {
         integers: places.iter().map(|place| place.map_or(0, |place| integers[place])).collect(),
-        scales: vec![scale * factor; blocks],
+        scales: blocks.iter().map(|&block| scales[block] * factor).collect(),
         outliers: outliers.collect(),
     }
 }
@@ -267,9 +291,10 @@ impl Packing {
         let scale = 1.0 / (head as f32).sqrt();
         for (part, source) in states.iter().enumerate() {
             let factor = if part == 0 { scale } else { 1.0 };
+            let arrangement = source.arrangement(&places, &packed);
             for output in 0..hidden {
                 let padded = (part * heads + output / head) * padded_head + output % head;
-                source.pack(output, factor, &places, &mut packed, padded);
+                source.pack(output, factor, &arrangement, &mut packed, padded);
             }
             source.forget();
         }
@@ -282,8 +307,9 @@ impl Packing {
 
     fn wide(&self, source: &Source<'_, '_>, mut packed: Linear) -> Linear {
         let places = self.hidden_places();
+        let arrangement = source.arrangement(&places, &packed);
         for output in 0..self.widths.intermediate {
-            source.pack(output, 1.0, &places, &mut packed, output);
+            source.pack(output, 1.0, &arrangement, &mut packed, output);
         }
         source.forget();
         packed
@@ -301,8 +327,9 @@ impl Packing {
         places: &[Option<usize>],
         mut packed: Linear,
     ) -> Linear {
+        let arrangement = source.arrangement(places, &packed);
         for (place, &channel) in self.order.iter().enumerate() {
-            source.pack(channel, 1.0, places, &mut packed, place);
+            source.pack(channel, 1.0, &arrangement, &mut packed, place);
         }
         source.forget();
         packed

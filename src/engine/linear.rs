@@ -5,10 +5,10 @@
 
 use super::amx::{Amx, TILE_ROWS, Tiles};
 use super::buffer::Buffer;
-use super::integers::IntegerRow;
 use super::simd::dense::{self, Integers, Product};
 use super::simd::rows::{self, Quantization};
 use super::simd::{Isa, STRIP};
+use crate::integers::IntegerRow;
 
 /// Groups in a row of an operand are a multiple of this: a cache line, and a row of a tile.
 const GROUPS: usize = 16;

@@ -25,7 +25,6 @@ mod encoder;
 mod error;
 mod footprint;
 mod fused;
-mod integers;
 #[cfg(feature = "bench-kernels")]
 #[doc(hidden)]
 pub mod kernels;

@@ -249,47 +249,69 @@ fn of_a_mapped_file_all_but_the_words_is_forgotten_and_they_are_read_in_place() 
     assert_eq!(embedder.embed(&[&[1, 2]]).unwrap().len(), 8);
 }
 
-#[test]
-fn int8_weights_give_nearly_the_vectors_of_f32() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-bert-mean");
-    let read = |file| std::fs::read(directory.join(file)).unwrap();
-    let original = read("model.safetensors");
-    let tensors = safetensors::SafeTensors::deserialize(&original).unwrap();
+/// The safetensors file `original` with its matrices in int8; `blocks` is how many blocks of columns have scales of
+/// their own, of which the second's is twice as large as it need be, and so on.
+fn quantized(original: &[u8], blocks: usize) -> Vec<u8> {
+    let tensors = safetensors::SafeTensors::deserialize(original).unwrap();
     let mut quantized = Vec::new();
     for (name, view) in tensors.iter() {
         let values: Vec<f32> =
             view.data().as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect();
-        let &[_, columns] = view.shape() else {
+        let &[rows, columns] = view.shape() else {
             quantized.push((name.to_owned(), view.dtype(), view.shape().to_vec(), f32s(&values)));
             continue;
         };
-        let (mut rows, mut scales) = (Vec::new(), Vec::new());
+        let (mut integers, mut scales) = (Vec::new(), Vec::new());
         for row in values.chunks_exact(columns) {
             let largest = row.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
             let scale = if largest == 0.0 { 1.0 } else { largest / 127.0 };
-            scales.push(scale);
+            let of_block = |block| scale * (1 + block) as f32;
+            scales.extend((0..blocks).map(of_block));
             #[expect(clippy::cast_possible_truncation, reason = "at most 127")]
-            rows.extend(row.iter().map(|value| ((value / scale).round() as i8).to_le_bytes()[0]));
+            integers.extend(row.iter().enumerate().map(|(column, value)| {
+                ((value / of_block(column % blocks)).round() as i8).to_le_bytes()[0]
+            }));
         }
-        let shape = vec![scales.len()];
-        quantized.push((name.to_owned(), safetensors::Dtype::I8, view.shape().to_vec(), rows));
+        let shape = if blocks == 1 { vec![rows] } else { vec![rows, blocks] };
+        quantized.push((name.to_owned(), safetensors::Dtype::I8, vec![rows, columns], integers));
         quantized.push((format!("{name}.scale"), safetensors::Dtype::F32, shape, f32s(&scales)));
+        if blocks > 1 {
+            let block = |column| u32::try_from(column % blocks).unwrap().to_le_bytes();
+            let data = (0..columns).flat_map(block).collect();
+            quantized.push((format!("{name}.block"), safetensors::Dtype::U32, vec![columns], data));
+        }
     }
     let quantized: Vec<_> = quantized
         .iter()
         .map(|(name, dtype, shape, data)| (&name[..], *dtype, &shape[..], data.clone()))
         .collect();
-    let mut spec = spec(Architecture::Bert);
-    (spec.dimensions, spec.max_sequence_length, spec.normalize) = (64, 48, true);
+    file(&quantized)
+}
+
+#[test]
+fn int8_weights_give_nearly_the_vectors_of_f32() {
+    let original = golden_file("tiny-bert-mean", "model.safetensors");
     let text: &[u32] = &[2, 220, 512, 449, 288, 465, 480, 3];
-    let [exact, near] = [original.clone(), file(&quantized)].map(|weights| {
-        let (config, tokenizer) = (read("config.json"), read("tokenizer.json"));
-        let weights = Box::new(weights);
-        let files = ModelFiles { config, tokenizer, weights, dense: Vec::new() };
-        load(&spec, files, OPTIONS).unwrap().embedder.embed(&[text]).unwrap()
-    });
-    let cosine: f32 = exact.iter().zip(&near).map(|(a, b)| a * b).sum();
-    assert!(cosine > 0.999 && exact != near, "{cosine}");
+    let embed = |weights: Vec<u8>, precision| {
+        let files = ModelFiles {
+            config: golden_file("tiny-bert-mean", "config.json"),
+            tokenizer: golden_file("tiny-bert-mean", "tokenizer.json"),
+            weights: Box::new(weights),
+            dense: Vec::new(),
+        };
+        let spec = golden_spec("tiny-bert-mean", Architecture::Bert);
+        let options = Options { precision, ..OPTIONS };
+        load(&spec, files, options).unwrap().embedder.embed(&[text]).unwrap()
+    };
+    let exact = embed(original.clone(), Precision::F32);
+    for precision in [Precision::F32, Precision::Int8] {
+        // Of two, which are not the engine's own, the columns are mixed in every block.
+        for blocks in [1, 2] {
+            let near = embed(quantized(&original, blocks), precision);
+            let cosine: f32 = exact.iter().zip(&near).map(|(a, b)| a * b).sum();
+            assert!(cosine > 0.999 && exact != near, "{precision} {blocks}: {cosine}");
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

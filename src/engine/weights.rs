@@ -1,8 +1,9 @@
 //! Reads a safetensors file, and its tensors as f32.
 //!
 //! Stored are f32, f16 or bf16; or int8, where a matrix `NAME` of `[rows, columns]` has beside it
-//! `NAME.scale`, f32 of `[rows]`, and a value is `q · scale[row]`; but for outliers, which are kept
-//! exactly: `NAME.outlier.index`, u32 of `[n]`, positions in the row-major matrix, and
+//! `NAME.scale`, f32 of `[rows]`, and a value is `q · scale[row]`. Where columns have scales of their
+//! own, that is of `[rows, blocks]`, and `NAME.block`, u32 of `[columns]`, is the block of each column.
+//! Outliers are kept exactly: `NAME.outlier.index`, u32 of `[n]`, positions in the row-major matrix, and
 //! `NAME.outlier.value`, f32 of `[n]`.
 //!
 //! Owns the decoding and the refusals. Never knows what a tensor is for: names and shapes are
@@ -42,10 +43,11 @@ enum Stored {
 }
 
 /// A row of a matrix of integers.
-pub(super) struct StoredIntegers {
+pub(super) struct StoredIntegers<'t> {
     /// 0 for an outlier.
     pub(super) integers: Vec<i8>,
-    pub(super) scale: f32,
+    /// Of each block.
+    pub(super) scales: &'t [f32],
     /// Column and value of what is kept exactly.
     pub(super) outliers: Vec<(usize, f32)>,
 }
@@ -53,8 +55,12 @@ pub(super) struct StoredIntegers {
 /// What makes values of a matrix of integers.
 #[derive(Clone, Debug)]
 struct Quantization {
-    /// Of each row.
+    /// Of each row and block, `[rows, blocks]`.
     scales: Vec<f32>,
+    /// The block of each column; none: all are of one.
+    blocks: Vec<u32>,
+    /// How many blocks there are.
+    block_count: usize,
     /// Row, column and value of what is kept exactly, ascending.
     outliers: Vec<(usize, usize, f32)>,
 }
@@ -65,6 +71,11 @@ pub(super) const OUTLIER_FILE_BYTES: u64 = 8;
 pub(super) const OUTLIER_BYTES: u64 = size_of::<(usize, usize, f32)>() as u64;
 
 impl Quantization {
+    /// The scales of `row`, of each block.
+    fn scales(&self, row: usize) -> &[f32] {
+        &self.scales[row * self.block_count..][..self.block_count]
+    }
+
     /// Column and value of the outliers of `row`.
     fn outliers(&self, row: usize) -> impl Iterator<Item = (usize, f32)> {
         let first = self.outliers.partition_point(|outlier| outlier.0 < row);
@@ -89,8 +100,14 @@ impl Stored {
             Self::F16 => fill(out, words(data).map(|word| f16::from_le_bytes(word).to_f32())),
             Self::Bf16 => fill(out, words(data).map(|word| bf16::from_le_bytes(word).to_f32())),
             Self::Int8(quantization) => {
-                let scale = quantization.scales[row];
-                fill(out, data.iter().map(|&q| f32::from(i8::from_le_bytes([q])) * scale));
+                let scales = quantization.scales(row);
+                let values = data.iter().map(|&q| f32::from(i8::from_le_bytes([q])));
+                if let &[scale] = scales {
+                    fill(out, values.map(|value| value * scale));
+                } else {
+                    let values = values.zip(&quantization.blocks);
+                    fill(out, values.map(|(value, &block)| value * scales[block as usize]));
+                }
                 quantization.outliers(row).for_each(|(column, value)| out[column] = value);
             }
         }
@@ -116,14 +133,20 @@ impl<'a> Tensor<'a> {
     }
 
     /// The integers of `row`, where the tensor is stored in integers.
-    pub(super) fn integers(&self, row: usize) -> Option<StoredIntegers> {
+    pub(super) fn integers(&self, row: usize) -> Option<StoredIntegers<'_>> {
         let Stored::Int8(quantization) = &self.stored else { return None };
         let columns = self.columns();
         let data = &self.data[row * columns..][..columns];
         let mut integers: Vec<i8> = data.iter().map(|&q| i8::from_le_bytes([q])).collect();
         let outliers: Vec<(usize, f32)> = quantization.outliers(row).collect();
         outliers.iter().for_each(|&(column, _)| integers[column] = 0);
-        Some(StoredIntegers { integers, scale: quantization.scales[row], outliers })
+        Some(StoredIntegers { integers, scales: quantization.scales(row), outliers })
+    }
+
+    /// The block of `column`, where the tensor is stored in integers.
+    pub(super) fn block(&self, column: usize) -> Option<usize> {
+        let Stored::Int8(quantization) = &self.stored else { return None };
+        Some(quantization.blocks.get(column).map_or(0, |&block| block as usize))
     }
 
     /// All values, row-major.
@@ -223,8 +246,9 @@ impl Table {
     /// Memory of this process that the table takes with its file, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         let scales = match &self.place.stored {
-            Stored::Int8(Quantization { scales, outliers }) => {
-                size_of_val(scales.as_slice()) + size_of_val(outliers.as_slice())
+            Stored::Int8(Quantization { scales, blocks, outliers, .. }) => {
+                let scales = size_of_val(scales.as_slice()) + size_of_val(blocks.as_slice());
+                scales + size_of_val(outliers.as_slice())
             }
             _ => 0,
         };
@@ -345,10 +369,14 @@ impl<'a> Views<'_, 'a> {
             let what = format!("is {:?}, expected F32", view.dtype());
             return Err(self.refuse(&scale_name, &what));
         }
-        let scales = self.take(&scale_name, &[rows])?.values();
+        let (blocks, block_count) = self.take_blocks(name, columns)?;
+        let with_blocks = [rows, block_count];
+        let shape_of_scales = if blocks.is_empty() { &with_blocks[..1] } else { &with_blocks };
+        let scales = self.take(&scale_name, shape_of_scales)?.values();
         // A row of zeros has scale 1: zero and below never come out of a quantizer.
-        if let Some(row) = scales.iter().position(|&scale| scale <= 0.0) {
-            let what = format!("is {} for row {row}, expected above 0", scales[row]);
+        if let Some(at) = scales.iter().position(|&scale| scale <= 0.0) {
+            let row = at / block_count;
+            let what = format!("is {} for row {row}, expected above 0", scales[at]);
             return Err(self.refuse(&scale_name, &what));
         }
         let mut outliers = Vec::new();
@@ -367,7 +395,29 @@ impl<'a> Views<'_, 'a> {
             let what = format!("points at {} twice", row * columns + column);
             return Err(self.refuse(&format!("{name}.outlier.index"), &what));
         }
-        Ok(Quantization { scales, outliers })
+        Ok(Quantization { scales, blocks, block_count, outliers })
+    }
+
+    /// The block of each column of `name`, and how many blocks there are; none for a single one.
+    fn take_blocks(
+        &mut self,
+        name: &str,
+        columns: usize,
+    ) -> Result<(Vec<u32>, usize), EngineError> {
+        let block_name = format!("{name}.block");
+        let Some(view) = self.tensors.remove(&block_name) else { return Ok((Vec::new(), 1)) };
+        if view.dtype() != Dtype::U32 || view.shape() != [columns] || columns == 0 {
+            let what = format!("is {:?} of {:?}, expected U32 of", view.dtype(), view.shape());
+            return Err(self.refuse(&block_name, &format!("{what} [{columns}]")));
+        }
+        let blocks: Vec<u32> = words(view.data()).map(u32::from_le_bytes).collect();
+        let last = blocks.iter().copied().max().unwrap_or(0) as usize;
+        // Each has a column, or the scales could be more than the values.
+        if last >= columns {
+            let what = format!("has block {last}, expected less than {columns}");
+            return Err(self.refuse(&block_name, &what));
+        }
+        Ok((blocks, last + 1))
     }
 
     /// Positions and values of the outliers of `name`, none if it has none.
@@ -467,6 +517,32 @@ pub(super) mod tests {
             ("a.scale", Dtype::F32, &[2], f32s(&[0.5, 2.0])),
         ]);
         assert_eq!(values, Ok(vec![63.5, -64.0, 6.0, 0.0]));
+    }
+
+    #[test]
+    fn columns_of_int8_have_the_scales_of_their_blocks() {
+        let with = |dtype: Dtype, blocks: &[u32], scales: &[usize]| {
+            let data = blocks.iter().flat_map(|block| block.to_le_bytes()).collect();
+            let values: Vec<f32> = (0..scales.iter().product()).map(|at| 1.0 + at as f32).collect();
+            read_a(&[
+                ("a", Dtype::I8, &[2, 2], i8s(&[10, 20, 30, 40])),
+                ("a.scale", Dtype::F32, scales, f32s(&values)),
+                ("a.block", dtype, &[blocks.len()], data),
+            ])
+        };
+        assert_eq!(with(Dtype::U32, &[1, 0], &[2, 2]), Ok(vec![20.0, 20.0, 120.0, 120.0]));
+        assert_eq!(with(Dtype::U32, &[0, 0], &[2, 1]), Ok(vec![10.0, 20.0, 60.0, 80.0]));
+        for (dtype, blocks, scales, expected) in [
+            (Dtype::U32, &[0, 1][..], &[2][..], "\"a.scale\" has shape [2], expected [2, 2]"),
+            (Dtype::U32, &[0, 1], &[2, 3], "\"a.scale\" has shape [2, 3], expected [2, 2]"),
+            (Dtype::U32, &[0, 2], &[2, 3], "\"a.block\" has block 2, expected less than 2"),
+            (Dtype::U32, &[0, u32::MAX], &[2, 2], "has block 4294967295"),
+            (Dtype::U32, &[0], &[2, 1], "\"a.block\" is U32 of [1], expected U32 of [2]"),
+            (Dtype::F32, &[0, 1], &[2, 2], "\"a.block\" is F32 of [2], expected U32 of [2]"),
+        ] {
+            let message = with(dtype, blocks, scales).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 
     #[test]

@@ -154,7 +154,7 @@ pub enum Precision {
     F32,
     /// 16-bit floating point.
     F16,
-    /// 8-bit integers, with one f32 scale for each row.
+    /// 8-bit integers, with an f32 scale for each row and block of columns.
     Int8,
 }
 

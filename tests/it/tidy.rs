@@ -33,15 +33,16 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
             "units",
         ],
     ),
-    ("engine", &["units"]),
+    ("engine", &["integers", "units"]),
     ("memory", &["log", "files", "errors", "units"]),
-    ("package", &["files", "errors", "units"]),
+    ("package", &["integers", "files", "errors", "units"]),
     ("config", &["units"]),
     // Its tests go through the configuration's loader.
     ("watch", &["config", "log"]),
     ("metrics", &[]),
     ("events", &[]),
     ("files", &[]),
+    ("integers", &[]),
     // Its test makes an error of a file.
     ("errors", &["files"]),
     ("units", &[]),

@@ -1,13 +1,14 @@
-//! Integers in place of values: how rows of weights and of activations are rounded, and which channels
-//! share a scale.
+//! Integers in place of weights: how a row is rounded, and which channels share a scale.
 //!
 //! A weight is `integer · scale` of its output and block of inputs, but for the few that are far larger
-//! than the others, which are kept as they are. An activation is `(byte − zero) · scale`; a token has such a pair for
-//! each block of its channels, so that a large channel costs those of its own block their steps and no
-//! others.
+//! than the others, which are kept as they are. The engine gives its activations the same blocks, so that a
+//! large channel costs those of its own block their steps and no others.
 //!
-//! Pure. Knows nothing of the packed form.
+//! Packages are rounded by the same rules as weights that are loaded as floats, so that both give the same
+//! integers. Pure: knows neither files nor the packed form.
 
+/// The largest integer: as far as a byte goes to both sides.
+pub(crate) const STEPS: f32 = 127.0;
 /// Most outliers of one output.
 const OUTLIERS: usize = 4;
 /// How much larger than the next an outlier is.
@@ -19,18 +20,23 @@ const LARGE: usize = 16;
 
 /// The weights of one output.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct IntegerRow {
+pub(crate) struct IntegerRow {
     /// One for each input; 0 for an outlier.
-    pub(super) integers: Vec<i8>,
+    pub(crate) integers: Vec<i8>,
     /// Of each block of inputs.
-    pub(super) scales: Vec<f32>,
+    pub(crate) scales: Vec<f32>,
     /// Input and weight of what is kept as it is.
-    pub(super) outliers: Vec<(usize, f32)>,
+    pub(crate) outliers: Vec<(usize, f32)>,
 }
 
 impl IntegerRow {
     /// Rounds `weights`, in blocks of inputs that end at `ends`.
-    pub(super) fn round(weights: &[f32], ends: &[usize]) -> Self {
+    pub(crate) fn round(weights: &[f32], ends: &[usize]) -> Self {
+        Self::round_to(STEPS, weights, ends)
+    }
+
+    /// [`round`](Self::round) with the largest weight of a block at most `steps`, which are at most [`STEPS`].
+    pub(crate) fn round_to(steps: f32, weights: &[f32], ends: &[usize]) -> Self {
         let mut inliers = weights.to_vec();
         let mut outliers = Vec::new();
         for input in outlier_inputs(weights) {
@@ -40,8 +46,7 @@ impl IntegerRow {
         let mut start = 0;
         for &end in ends {
             let block = &inliers[start..end];
-            let largest = block.iter().fold(0.0_f32, |max, weight| max.max(weight.abs()));
-            let scale = if largest > 0.0 { largest / 127.0 } else { 1.0 };
+            let scale = step(block, steps);
             for (integer, weight) in row.integers[start..end].iter_mut().zip(block) {
                 #[expect(clippy::cast_possible_truncation, reason = "at most 127")]
                 {
@@ -53,6 +58,22 @@ impl IntegerRow {
         }
         row
     }
+}
+
+/// The step between two integers of `block`, whose largest magnitude is at most `steps` of it.
+///
+/// Rounded up to a bf16, so that the zeros at its end compress: this saves 0.5 % of a package of
+/// all-MiniLM-L6-v2 and raises the relative error of its matrices from 0.00879 to 0.00882.
+fn step(block: &[f32], steps: f32) -> f32 {
+    const DROPPED: u32 = (1 << 16) - 1;
+    let largest = block.iter().fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
+    let step = largest / steps;
+    // A block of zeros, and one so small that its step would lose bits: with this step it becomes zeros.
+    if !step.is_normal() {
+        return 1.0;
+    }
+    // The bits of positive floats are in the order of their values, and a carry goes into the exponent.
+    f32::from_bits((step.to_bits() + DROPPED) & !DROPPED)
 }
 
 /// The inputs of the outliers among the weights of one output: as few as leave none that stands out.
@@ -78,14 +99,11 @@ fn outlier_inputs(weights: &[f32]) -> Vec<usize> {
 /// with `z` seldom beyond 3.
 ///
 /// A LayerNorm is given as weight and bias, each one value a channel.
-pub(super) fn channel_order(norms: &[(&[f32], &[f32])], channels: usize) -> Vec<usize> {
+pub(crate) fn channel_order(norms: &[[Vec<f32>; 2]], channels: usize) -> Vec<usize> {
     let mut sizes = vec![0.0_f32; channels];
-    for (weight, bias) in norms {
-        let of_norm: Vec<f32> = weight
-            .iter()
-            .zip(*bias)
-            .map(|(weight, bias)| 3.0 * weight.abs() + bias.abs())
-            .collect();
+    for [weight, bias] in norms {
+        let of_norm: Vec<f32> =
+            weight.iter().zip(bias).map(|(weight, bias)| 3.0 * weight.abs() + bias.abs()).collect();
         let mut sorted = of_norm.clone();
         sorted.sort_unstable_by(f32::total_cmp);
         let median = sorted.get(channels / 2).copied().unwrap_or(1.0).max(f32::MIN_POSITIVE);
@@ -100,8 +118,36 @@ pub(super) fn channel_order(norms: &[(&[f32], &[f32])], channels: usize) -> Vec<
     order
 }
 
+/// Whether the matrix `name` multiplies rows of the `channels` hidden channels, in the order of [`channel_order`], as
+/// one with as many inputs is taken to; but a row of a table of embeddings is read alone.
+pub(crate) fn reads_hidden(name: &str, inputs: usize, channels: usize) -> bool {
+    inputs == channels && !is_table(name) && !reads_heads(name)
+}
+
+/// Ends of the blocks of inputs that share a scale in the matrix `name` of an encoder with `channels` hidden channels.
+pub(crate) fn input_blocks(name: &str, inputs: usize, channels: usize) -> Vec<usize> {
+    if is_table(name) || reads_heads(name) {
+        vec![inputs]
+    } else if reads_hidden(name, inputs, channels) {
+        hidden_blocks(inputs)
+    } else {
+        even_blocks(inputs)
+    }
+}
+
+fn is_table(name: &str) -> bool {
+    name.contains("embedding")
+}
+
+/// Whether the inputs are what the heads give, whose channels are all of one size; by the names of all families.
+fn reads_heads(name: &str) -> bool {
+    ["attention.output.dense.weight", "out_lin.weight", "attn.o.weight", "attn.Wo.weight"]
+        .iter()
+        .any(|suffix| name.ends_with(suffix))
+}
+
 /// Ends of the blocks of hidden channels in the order of [`channel_order`].
-pub(super) fn hidden_blocks(channels: usize) -> Vec<usize> {
+pub(crate) fn hidden_blocks(channels: usize) -> Vec<usize> {
     let large = LARGE.min(channels);
     let mut ends = vec![large];
     ends.extend(even_blocks(channels - large).into_iter().map(|end| large + end));
@@ -109,7 +155,7 @@ pub(super) fn hidden_blocks(channels: usize) -> Vec<usize> {
 }
 
 /// Ends of blocks of nearly one size, each a multiple of 4 but for the last.
-pub(super) fn even_blocks(channels: usize) -> Vec<usize> {
+pub(crate) fn even_blocks(channels: usize) -> Vec<usize> {
     let blocks = channels.div_ceil(BLOCK);
     (1..=blocks)
         .map(|block| (channels * block / blocks).next_multiple_of(4).min(channels))
@@ -125,7 +171,10 @@ mod tests {
         let row = IntegerRow::round(&[0.5, -1.27, 0.0, 9.0, 2.54, -0.02], &[4, 6]);
         assert_eq!(row.integers, [50, -127, 0, 0, 127, -1]);
         assert_eq!(row.outliers, [(3, 9.0)]);
-        assert!((row.scales[0] - 0.01).abs() < 1e-6 && (row.scales[1] - 0.02).abs() < 1e-6);
+        // 0.01 and 0.02, and the next bf16 above.
+        assert_eq!(row.scales.iter().map(|scale| scale.to_bits() & 0xffff).max(), Some(0));
+        assert!((0.01..0.010_04).contains(&row.scales[0]), "{:?}", row.scales);
+        assert!((0.02..0.020_08).contains(&row.scales[1]), "{:?}", row.scales);
         let zeros = IntegerRow::round(&[0.0; 3], &[3]);
         assert_eq!(
             (zeros.integers.as_slice(), zeros.scales.as_slice()),
@@ -135,18 +184,56 @@ mod tests {
     }
 
     #[test]
+    fn outliers_are_the_fewest_that_leave_an_even_row() {
+        let cases: [(&[f32], &[usize]); 8] = [
+            (&[0.1, 6.0, -0.2, 0.15], &[1]),
+            (&[0.1, 6.0, -0.2, -5.0], &[1, 3]),
+            (&[1.0, 0.6, -0.9, 0.55], &[]),
+            (&[1.0, 0.5], &[0]),
+            (&[7.0, 0.0, 0.0], &[]),
+            (&[7.0], &[]),
+            (&[], &[]),
+            // Five equals are no outliers: the row is of their size.
+            (&[9.0, 9.0, 9.0, 9.0, 9.0, 0.1], &[]),
+        ];
+        for (row, expected) in cases {
+            let mut found = outlier_inputs(row);
+            found.sort_unstable();
+            assert_eq!(found, expected, "{row:?}");
+        }
+    }
+
+    #[test]
     fn large_channels_come_first_and_the_others_stay_in_order() {
         let weight: Vec<f32> =
             (0..40).map(|channel| if channel == 30 { 9.0 } else { 1.0 }).collect();
         let bias: Vec<f32> =
             (0..40).map(|channel| if channel == 20 { -90.0 } else { 0.0 }).collect();
-        let order = channel_order(&[(&weight, &bias)], 40);
+        let order = channel_order(&[[weight, bias]], 40);
         assert_eq!(order[..4], [20, 30, 0, 1]);
         assert!(order[LARGE..].is_sorted());
         let mut all = order;
         all.sort_unstable();
         assert_eq!(all, (0..40).collect::<Vec<_>>());
         assert_eq!(channel_order(&[], 3), [0, 1, 2]);
+    }
+
+    #[test]
+    fn the_inputs_of_a_matrix_are_known_by_its_name_and_their_number() {
+        for (name, inputs, expected) in [
+            ("encoder.layer.0.attention.self.query.weight", 384, hidden_blocks(384)),
+            ("encoder.layer.0.output.dense.weight", 1536, even_blocks(1536)),
+            ("encoder.layer.0.attention.output.dense.weight", 384, vec![384]),
+            ("transformer.layer.0.attention.out_lin.weight", 384, vec![384]),
+            ("encoder.layer.0.attention.attn.o.weight", 384, vec![384]),
+            ("embeddings.word_embeddings.weight", 384, vec![384]),
+            ("embedding.weight", 256, vec![256]),
+            ("embeddings", 256, vec![256]),
+        ] {
+            assert_eq!(input_blocks(name, inputs, 384), expected, "{name}");
+            let hidden = reads_hidden(name, inputs, 384);
+            assert_eq!(hidden, expected == hidden_blocks(384), "{name}");
+        }
     }
 
     #[test]
