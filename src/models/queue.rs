@@ -106,6 +106,10 @@ struct State {
     proof: Option<oneshot::Sender<()>>,
     senders: usize,
     receivers: usize,
+    /// Receivers that wait for anything to do.
+    idle: usize,
+    /// When those that gather go on: at so many requests, or so many tokens.
+    enough: Option<Load>,
     /// Batches that are taken and not done.
     batches: usize,
     /// Whether one of them is of bulk requests.
@@ -136,6 +140,8 @@ pub(super) fn channel(limits: Limits) -> (Sender, Receiver) {
         proof: None,
         senders: 1,
         receivers: 1,
+        idle: 0,
+        enough: None,
         batches: 0,
         has_bulk: false,
         rate: None,
@@ -215,8 +221,15 @@ impl Sender {
         let mut state = self.shared.lock();
         state.admit(&terms.lane, terms.tokens, self.shared.limits, job.deadline, now)?;
         state.order.push(terms, job);
+        // Nobody is woken for nothing: that is a system call, and two changes of threads while one gathers.
+        let (is_enough, is_idle) = (state.has_enough(), state.idle > 0);
         drop(state);
-        self.shared.arrived.notify_one();
+        if is_enough {
+            // Others may have waited for longer.
+            self.shared.arrived.notify_all();
+        } else if is_idle {
+            self.shared.arrived.notify_one();
+        }
         Ok(())
     }
 
@@ -286,6 +299,14 @@ impl State {
         let retry_after = wait.unwrap_or(UNKNOWN_RETRY_AFTER);
         let retry_after = retry_after.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
         Err(PushError::Full { waiting: self.order.load(lane).requests, retry_after })
+    }
+
+    /// Whether somebody who gathers can go on; says so once.
+    fn has_enough(&mut self) -> bool {
+        let load = self.order.total();
+        let is_met =
+            |enough: &mut Load| load.requests >= enough.requests || load.tokens >= enough.tokens;
+        self.enough.take_if(is_met).is_some()
     }
 
     /// A batch of this class is over. Whether another may be begun that could not before.
@@ -378,7 +399,9 @@ impl Receiver {
                     self.shared.arrived.notify_all();
                     return None;
                 }
+                state.idle += 1;
                 state = self.shared.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
                 continue;
             }
             let now = Instant::now();
@@ -388,6 +411,10 @@ impl Receiver {
                 && let Some(ended) = self.last.ended
                 && let Some(left) = self.shared.limits.wait.checked_sub(now - ended)
             {
+                let own = Load { requests: self.last.requests, tokens: budget };
+                let enough = state.enough.get_or_insert(own);
+                enough.requests = enough.requests.min(own.requests);
+                enough.tokens = enough.tokens.min(own.tokens);
                 let waited = self.shared.arrived.wait_timeout(state, left);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 continue;
@@ -533,6 +560,38 @@ mod tests {
         receiver.last.requests = 1;
         let _fourth = push(&sender, 1, PATIENT).unwrap();
         assert_eq!(take(&mut receiver, 10).len(), 1);
+    }
+
+    /// Nothing but being woken ends the waiting of these within a thousand seconds.
+    #[test]
+    fn who_is_idle_is_woken_by_one_request_and_who_gathers_by_enough_of_them_or_of_tokens() {
+        let wait = Duration::from_secs(1000);
+        let (sender, mut receiver) = channel(Limits { wait, requests: 10, ..LIMITS });
+        let _other = sender.clone();
+        let until = |waits: fn(&State) -> bool| {
+            while !waits(&sender.shared.lock()) {
+                thread::yield_now();
+            }
+        };
+        thread::scope(|scope| {
+            let idle = scope.spawn(|| take(&mut receiver, 10).len());
+            until(|state| state.idle == 1);
+            let _answer = push(&sender, 1, PATIENT).unwrap();
+            assert_eq!(idle.join().unwrap(), 1);
+        });
+        // Three of five tokens are more than a batch of eleven takes.
+        for (last, tokens, taken) in [(3, 1, 3), (9, 5, 2)] {
+            receiver.last = Last { requests: last, ended: Some(Instant::now()) };
+            let _first = push(&sender, tokens, PATIENT).unwrap();
+            thread::scope(|scope| {
+                let gathers = scope.spawn(|| take(&mut receiver, 11).len());
+                until(|state| state.enough.is_some());
+                let _second = push(&sender, tokens, PATIENT).unwrap();
+                assert!(sender.shared.lock().enough.is_some());
+                let _third = push(&sender, tokens, PATIENT).unwrap();
+                assert_eq!(gathers.join().unwrap(), taken);
+            });
+        }
     }
 
     #[test]
