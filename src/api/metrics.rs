@@ -5,9 +5,8 @@
 
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, State};
 use axum::http::{HeaderMap, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
@@ -151,14 +150,13 @@ fn stalls(psi: Option<Psi>) -> Vec<Stall> {
 
 /// Counts each request when its answer begins, when it panicked, or when its client has left.
 pub(super) async fn count(
-    State(metrics): State<Metrics>,
-    request: Request,
-    next: Next,
+    metrics: Metrics,
+    route: Option<MatchedPath>,
+    answer: impl Future<Output = Response>,
 ) -> Response {
     let began = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().cloned();
     let mut asked = Asked { metrics, route, answered: false };
-    let response = next.run(request).await;
+    let response = answer.await;
     asked.answered = true;
     asked.tell(outcome(&response));
     if let Some(Timings { tokenization, queue, inference }) = response.extensions().get().copied() {

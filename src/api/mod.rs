@@ -143,8 +143,7 @@ pub fn router(app: App) -> Router {
         .merge(ollama::router())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn(caller::give_request_id))
-        .layer(middleware::from_fn_with_state(app.metrics.clone(), metrics::count))
+        .layer(middleware::from_fn_with_state(app.metrics.clone(), around))
         .with_state(app)
 }
 
@@ -162,6 +161,12 @@ pub fn refuse_connections(most: usize) -> Router {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response
     })
+}
+
+/// What is done about every request. One layer, since each is cloned with all that is within it for every request.
+async fn around(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    metrics::count(metrics, route, caller::give_request_id(request, next)).await
 }
 
 async fn no_route(method: Method, uri: Uri) -> ApiError {
