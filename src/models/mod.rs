@@ -22,8 +22,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::oneshot;
-
 pub use error::ModelError;
 pub use fallback::{Fallback, StandIn};
 pub use handle::{Handle, Parts};
@@ -327,9 +325,8 @@ impl Lease {
         output: Output,
         ticket: Ticket,
     ) -> Result<Computed, ModelError> {
-        let (reply, answer) = oneshot::channel();
-        let pushed = self.queue.push(texts, output, &ticket, reply);
-        pushed.map_err(|error| self.refused(error))?;
+        let pushed = self.queue.push(texts, output, &ticket);
+        let answer = pushed.map_err(|error| self.refused(error))?;
         let patience = ticket.deadline.saturating_duration_since(Instant::now());
         let answer = tokio::time::timeout(patience, answer).await;
         let answer = answer.map_err(|_elapsed| ModelError::Timeout(patience))?;

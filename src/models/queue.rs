@@ -9,6 +9,7 @@
 //! 3. When the last [`Receiver`] is gone, or one of them in a panic, whoever waits or comes is told at once.
 //! 4. One batch of bulk requests at most is taken at a time, so that interactive ones never wait for several.
 
+mod answer;
 mod order;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,8 +18,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Computed, Priority, Ticket};
-use crate::engine::{EngineError, Output};
+use super::{Priority, Ticket};
+use crate::engine::Output;
+pub(super) use answer::Answer;
+#[cfg(test)]
+pub(super) use answer::tests::wait;
+use answer::{Departures, Reply};
 pub(super) use order::Turn;
 use order::{Bounds, Lane, Load, Order, Terms};
 
@@ -63,7 +68,7 @@ pub(super) struct Job {
     /// When nobody waits for it any more.
     pub(super) deadline: Instant,
     /// Where the vectors go; closed when the client has left.
-    pub(super) reply: oneshot::Sender<Result<Computed, EngineError>>,
+    pub(super) reply: oneshot::Sender<Reply>,
 }
 
 impl Job {
@@ -100,6 +105,7 @@ pub(super) enum Next {
 #[derive(Debug)]
 struct State {
     order: Order<Job>,
+    departures: Arc<Departures>,
     /// Who waits for scratch memory to be released.
     scratch: Vec<oneshot::Sender<()>>,
     /// Who wants to see a pass. Whoever comes later takes the place of one that still waits.
@@ -136,6 +142,7 @@ impl Shared {
 pub(super) fn channel(limits: Limits) -> (Sender, Receiver) {
     let state = State {
         order: Order::default(),
+        departures: Arc::default(),
         scratch: Vec::new(),
         proof: None,
         senders: 1,
@@ -184,7 +191,7 @@ impl Sender {
         self.shared.lock().admit(&ticket.tenant, 1, limits, ticket.deadline, Instant::now())
     }
 
-    /// Lets `texts` wait.
+    /// Lets `texts` wait. Who waits for the answer drops it at the ticket's deadline at the latest.
     ///
     /// # Errors
     /// When too much waits already, or more than can be computed by the ticket's deadline; or the worker is gone.
@@ -193,8 +200,7 @@ impl Sender {
         texts: Vec<Vec<u32>>,
         output: Output,
         ticket: &Ticket,
-        reply: oneshot::Sender<Result<Computed, EngineError>>,
-    ) -> Result<(), PushError> {
+    ) -> Result<Answer, PushError> {
         let tokens = texts.iter().map(Vec::len).sum();
         let by_size = match tokens <= INTERACTIVE_TOKENS {
             true => Priority::Interactive,
@@ -208,18 +214,12 @@ impl Sender {
             weight: u32::from(ticket.weight),
             lane: ticket.tenant.clone(),
         };
-        let now = Instant::now();
-        let job = Job {
-            texts,
-            output,
-            vectors: Vec::new(),
-            queued: now,
-            began: None,
-            deadline: ticket.deadline,
-            reply,
-        };
+        let (now, deadline) = (Instant::now(), ticket.deadline);
         let mut state = self.shared.lock();
-        state.admit(&terms.lane, terms.tokens, self.shared.limits, job.deadline, now)?;
+        state.admit(&terms.lane, terms.tokens, self.shared.limits, deadline, now)?;
+        let (reply, answer) = Answer::channel(&state.departures);
+        let vectors = Vec::new();
+        let job = Job { texts, output, vectors, queued: now, began: None, deadline, reply };
         state.order.push(terms, job);
         // Nobody is woken for nothing: that is a system call, and two changes of threads while one gathers.
         let (is_enough, is_idle) = (state.has_enough(), state.idle > 0);
@@ -230,7 +230,7 @@ impl Sender {
         } else if is_idle {
             self.shared.arrived.notify_one();
         }
-        Ok(())
+        Ok(answer)
     }
 
     /// Has the worker let its scratch memory go, after the pass that it is in. Answers when it has; closed when the
@@ -287,7 +287,7 @@ impl State {
             return Err(PushError::Closed);
         }
         let bounds = Bounds { requests: limits.requests, tokens: limits.tokens };
-        if !self.order.has_room(lane, tokens, bounds) {
+        if !self.order.has_room(lane, tokens, bounds) && self.departures.take() {
             self.order.sweep(|job| job.is_wanted(now));
         }
         let wait = self.wait(lane);
@@ -458,17 +458,13 @@ mod tests {
 
     const LIMITS: Limits = Limits { requests: 2, tokens: 100, wait: Duration::ZERO, batches: 1 };
 
-    type Answer = oneshot::Receiver<Result<Computed, EngineError>>;
-
     fn ticket(patience: Duration) -> Ticket {
         let deadline = Instant::now() + patience;
         Ticket { flow: 0, priority: None, deadline, tenant: None, weight: 1 }
     }
 
     fn push(sender: &Sender, tokens: usize, patience: Duration) -> Result<Answer, PushError> {
-        let (reply, answer) = oneshot::channel();
-        let texts = vec![vec![0; tokens]];
-        sender.push(texts, Output::Vector, &ticket(patience), reply).map(|()| answer)
+        sender.push(vec![vec![0; tokens]], Output::Vector, &ticket(patience))
     }
 
     const PATIENT: Duration = Duration::from_secs(1000);
@@ -522,7 +518,7 @@ mod tests {
         let waiting = push(&sender, 1, PATIENT).unwrap();
         assert!(!sender.is_closed());
         drop(receiver);
-        assert!(waiting.blocking_recv().is_err());
+        assert!(wait(waiting).is_err());
         assert!(sender.is_closed());
         assert_eq!(push(&sender, 1, PATIENT).unwrap_err(), PushError::Closed);
         assert!(sender.release_scratch().blocking_recv().is_err());
@@ -599,12 +595,10 @@ mod tests {
         let (sender, mut first) = channel(Limits { requests: 10, ..LIMITS });
         let mut second = first.clone();
         let push = |priority| {
-            let (reply, answer) = oneshot::channel();
             let priority = Some(priority);
             let deadline = Instant::now() + PATIENT;
             let ticket = Ticket { flow: 0, priority, deadline, tenant: None, weight: 1 };
-            sender.push(vec![vec![0; 10]], Output::Vector, &ticket, reply).unwrap();
-            answer
+            sender.push(vec![vec![0; 10]], Output::Vector, &ticket).unwrap()
         };
         let class = |batch: Vec<Turn<Job>>| batch[0].terms.priority;
         let _bulk = [push(Priority::Bulk), push(Priority::Bulk)];

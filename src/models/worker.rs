@@ -306,6 +306,7 @@ fn pass(texts: &[Vec<u32>], tokens: usize) -> usize {
 mod tests {
     use std::sync::{Condvar, Mutex};
 
+    use super::super::queue::{Answer, wait};
     use super::super::{Priority, Ticket};
     use super::*;
     use crate::engine::{EngineError, Precision};
@@ -380,7 +381,6 @@ mod tests {
             .serve(queue, batches);
     }
 
-    type Answer = oneshot::Receiver<Result<Computed, EngineError>>;
     type Vectors = Result<Vec<f32>, String>;
 
     /// Requests that wait for a worker which was not started yet.
@@ -403,7 +403,6 @@ mod tests {
         }
 
         fn ask_for(&mut self, output: Output, ids: &[u32], length: usize, priority: Priority) {
-            let (reply, answer) = oneshot::channel();
             let texts = ids.iter().map(|id| vec![*id; length]).collect();
             let ticket = Ticket {
                 flow: self.answers.len() as u64,
@@ -412,7 +411,7 @@ mod tests {
                 tenant: None,
                 weight: 1,
             };
-            self.sender.push(texts, output, &ticket, reply).unwrap();
+            let answer = self.sender.push(texts, output, &ticket).unwrap();
             self.answers.push(Some(answer));
         }
 
@@ -423,7 +422,7 @@ mod tests {
             drop(self.sender);
             serve(fake, self.receiver, budget, 1);
             let answers = self.answers.into_iter().map(|answer| {
-                let answer = answer?.blocking_recv().unwrap();
+                let answer = wait(answer?).unwrap();
                 Some(answer.map(|computed| computed.vectors).map_err(|error| error.to_string()))
             });
             (std::mem::take(&mut passes.lock().unwrap()), answers.collect())
@@ -507,7 +506,7 @@ mod tests {
         drop(waiting.sender);
         serve(Fake { meet: Box::new(meet), ..Fake::default() }, waiting.receiver, 4, 3);
         for (answer, id) in waiting.answers.into_iter().zip([1.0, 2.0, 3.0]) {
-            let answer = answer.unwrap().blocking_recv().unwrap().unwrap();
+            let answer = wait(answer.unwrap()).unwrap().unwrap();
             assert_eq!(answer.vectors, [id; 2]);
         }
     }
@@ -521,7 +520,7 @@ mod tests {
         let fake = Fake { meet: Box::new(panics), ..Fake::default() };
         // Its sender is there still: nothing but the panic ends it.
         assert!(thread::spawn(move || serve(fake, receiver, 1, 3)).join().is_err());
-        assert!(answers[0].take().unwrap().blocking_recv().is_err());
+        assert!(wait(answers[0].take().unwrap()).is_err());
         assert!(sender.is_closed());
     }
 
