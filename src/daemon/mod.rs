@@ -62,8 +62,10 @@ use signal::Signals;
 
 /// Where the kernel's files are.
 const ROOT: &str = "/";
-/// Threads of the runtime: they only wait and copy; models compute on their own.
-const RUNTIME_THREADS: usize = 2;
+/// Processors for which the runtime has one thread: it waits, copies and tokenizes what is short, while models compute on
+/// threads of their own, as many as there are processors. What it takes when more comes than can be computed, the models
+/// lack.
+const PROCESSORS_PER_RUNTIME_THREAD: usize = 4;
 /// How long a thread that may block stays without work: longer than the memory monitor pauses. To make one when memory
 /// is short would take some.
 const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(60);
@@ -122,7 +124,7 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     // From here on there is more than one thread. A log that cannot begin has told why.
     log::begin().map_err(|_error| Exit::System)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(RUNTIME_THREADS)
+        .worker_threads(runtime_threads())
         .thread_keep_alive(BLOCKING_THREAD_KEEP_ALIVE)
         .enable_all()
         .build()
@@ -153,6 +155,12 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     // Work that could not be cancelled (an installation) is left behind; its staging is emptied at the next start.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
+}
+
+fn runtime_threads() -> usize {
+    // Affinity and the cgroup's quota are counted; one processor where they cannot be.
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors.div_ceil(PROCESSORS_PER_RUNTIME_THREAD)
 }
 
 /// Says why the daemon cannot start.
