@@ -124,7 +124,7 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     // From here on there is more than one thread. A log that cannot begin has told why.
     log::begin().map_err(|_error| Exit::System)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(runtime_threads())
+        .worker_threads(load::processors().div_ceil(PROCESSORS_PER_RUNTIME_THREAD))
         .thread_keep_alive(BLOCKING_THREAD_KEEP_ALIVE)
         .enable_all()
         .build()
@@ -155,12 +155,6 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
     // Work that could not be cancelled (an installation) is left behind; its staging is emptied at the next start.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
-}
-
-fn runtime_threads() -> usize {
-    // Affinity and the cgroup's quota are counted; one processor where they cannot be.
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    processors.div_ceil(PROCESSORS_PER_RUNTIME_THREAD)
 }
 
 /// Says why the daemon cannot start.

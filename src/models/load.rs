@@ -84,12 +84,16 @@ pub fn spec(manifest: &Manifest) -> Result<ModelSpec, UnknownName> {
     })
 }
 
+/// How many processors this process may use: affinity and the cgroup's quota are counted by the standard library. One
+/// where it cannot tell.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// How models are run under `settings`: with as many threads as processors may be used, unless they say otherwise.
 pub fn options(settings: &Settings) -> Options {
-    // Affinity and the cgroup's quota are counted by the standard library.
-    let available = || std::thread::available_parallelism().map_or(1, usize::from);
     Options {
-        threads: settings.embedding.threads.unwrap_or_else(available),
+        threads: settings.embedding.threads.unwrap_or_else(processors),
         batch_tokens: settings.embedding.batch_tokens,
         precision: match settings.embedding.precision {
             config::Precision::Auto => Precision::Auto,
