@@ -412,7 +412,7 @@ impl<'a> Views<'_, 'a> {
         }
         let blocks: Vec<u32> = words(view.data()).map(u32::from_le_bytes).collect();
         let last = blocks.iter().copied().max().unwrap_or(0) as usize;
-        // Each has a column, or the scales could be more than the values.
+        // No more blocks than columns, or the scales could be more than the values.
         if last >= columns {
             let what = format!("has block {last}, expected less than {columns}");
             return Err(self.refuse(&block_name, &what));

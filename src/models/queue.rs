@@ -1,7 +1,8 @@
 //! The queue of one worker: requests go in from the runtime, batches come out on the worker's threads.
 //!
 //! Owns what waits, how fast it is computed, and from both when a client that is refused should come back. The order
-//! is decided in [`order`]. The lock is held for moves in memory only, never while something is computed or awaited.
+//! is decided in [`order`], and whether a client has left is known in [`answer`]. The lock is held for moves in memory
+//! only, never while something is computed or awaited.
 //!
 //! Invariants:
 //! 1. It never grows beyond its bounds; what is refused learns when to come again.
@@ -105,6 +106,7 @@ pub(super) enum Next {
 #[derive(Debug)]
 struct State {
     order: Order<Job>,
+    /// Whether a client has left since all that waits was looked through.
     departures: Arc<Departures>,
     /// Who waits for scratch memory to be released.
     scratch: Vec<oneshot::Sender<()>>,
