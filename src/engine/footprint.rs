@@ -343,7 +343,7 @@ mod tests {
                 let (kept, _) =
                     TokenizerKind::guess(architecture, sizes.tokenizer, 1 << 20).word_bytes();
                 let told = told.weight_bytes - words * kept;
-                let files = ModelFiles {
+                let files: ModelFiles = ModelFiles {
                     config: config.clone(),
                     tokenizer: golden(name, "tokenizer.json"),
                     weights: Box::new(weights),

@@ -167,6 +167,21 @@ pub fn processor_extensions() -> Vec<&'static str> {
 /// and the tensor or both values.
 pub fn load(spec: &ModelSpec, files: ModelFiles, options: Options) -> Result<Loaded, EngineError> {
     let ModelFiles { config, tokenizer, weights, dense } = files;
+    let weights = || Ok(weights);
+    load_with(spec, ModelFiles { config, tokenizer, weights, dense }, options)
+}
+
+/// [`load`] with the weights that `files.weights` gives: it is called at most once, on this thread, while another reads
+/// the tokenizer, so that what has to be done before they can be given costs no time of its own.
+///
+/// # Errors
+/// Those of [`load`], and that of `files.weights`.
+pub fn load_with<E: From<EngineError>>(
+    spec: &ModelSpec,
+    files: ModelFiles<impl FnOnce() -> Result<Box<dyn WeightsFile>, E>>,
+    options: Options,
+) -> Result<Loaded, E> {
+    let ModelFiles { config, tokenizer, weights, dense } = files;
     let head = Head::read(spec, &dense)?;
     let length = spec.max_sequence_length;
     let tokenizer = &tokenizer;
@@ -174,36 +189,39 @@ pub fn load(spec: &ModelSpec, files: ModelFiles, options: Options) -> Result<Loa
         Runtime::Fused(family) => {
             let config = EncoderConfig::read(&config, family, spec)?;
             let rows = config.vocab_size;
-            let integers = weights::has_integers(weights.bytes());
-            let choice = precision::choose(options.precision, integers);
             let tokenizer = || Tokenizer::from_bytes(tokenizer, length);
-            load_both(tokenizer, rows, || Fused::new(spec, config, weights, head, choice, options))
+            load_both(tokenizer, rows, || {
+                let weights = weights()?;
+                let integers = weights::has_integers(weights.bytes());
+                let choice = precision::choose(options.precision, integers);
+                Ok(Fused::new(spec, config, weights, head, choice, options)?)
+            })
         }
         Runtime::ModernBert => {
             let config = ModernBertConfig::read(&config, spec)?;
             let rows = config.vocab_size();
             let tokenizer = || Tokenizer::from_bytes(tokenizer, length);
             load_both(tokenizer, rows, || {
-                CandleEmbedder::new(spec, config, &*weights, head, options)
+                Ok(CandleEmbedder::new(spec, config, &*weights()?, head, options)?)
             })
         }
         Runtime::Static => {
             let config = StaticConfig::read(&config, spec)?;
             let rows = config.vocab_size;
             let tokenizer = || Tokenizer::without_special_tokens(tokenizer, length);
-            load_both(tokenizer, rows, || StaticEmbedder::new(spec, config, weights, head))
+            load_both(tokenizer, rows, || Ok(StaticEmbedder::new(spec, config, weights()?, head)?))
         }
     }
 }
 
 /// A tokenizer for a table of `rows` word embeddings, and an embedder, read side by side: the tokenizer
-/// takes half of the time of a small model's load, and the weights are read by one thread before as
+/// takes half of the time of a small model's load, and the weights are verified and read by one thread before as
 /// many as there are pack them.
-fn load_both<E: Embedder + 'static>(
+fn load_both<M: Embedder + 'static, E: From<EngineError>>(
     tokenizer: impl FnOnce() -> Result<Tokenizer, EngineError> + Send,
     rows: usize,
-    embedder: impl FnOnce() -> Result<E, EngineError>,
-) -> Result<Loaded, EngineError> {
+    embedder: impl FnOnce() -> Result<M, E>,
+) -> Result<Loaded, E> {
     let (tokenizer, embedder) = thread::scope(|scope| {
         let tokenizer = thread::Builder::new()
             .name("tokenizer".to_owned())
@@ -216,9 +234,10 @@ fn load_both<E: Embedder + 'static>(
     let tokenizer = tokenizer?;
     let tokens = tokenizer.vocabulary_size();
     if tokens > rows {
-        return Err(EngineError::Mismatch(format!(
+        let mismatch = format!(
             "tokenizer.json has {tokens} tokens, model.safetensors has word embeddings for {rows}"
-        )));
+        );
+        return Err(EngineError::Mismatch(mismatch).into());
     }
     Ok(Loaded { tokenizer, embedder: Box::new(embedder?) })
 }

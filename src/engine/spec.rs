@@ -244,7 +244,7 @@ impl WeightsFile for Vec<u8> {
 /// The verified contents of a model's files.
 ///
 /// Bytes and not paths: what was checked is what is used.
-pub struct ModelFiles {
+pub struct ModelFiles<W = Box<dyn WeightsFile>> {
     /// `config.json` of transformers; of static embeddings `model_type`, `vocab_size` and
     /// `hidden_size` alone.
     pub config: Vec<u8>,
@@ -252,7 +252,7 @@ pub struct ModelFiles {
     pub tokenizer: Vec<u8>,
     /// `model.safetensors`: f32, f16, bf16, or int8 with a `.scale` beside each int8 tensor. Kept as
     /// long as the model: the table of words is read in place.
-    pub weights: Box<dyn WeightsFile>,
+    pub weights: W,
     /// One safetensors file for each [`Dense`] of the [`ModelSpec`], in its order.
     pub dense: Vec<Vec<u8>>,
 }

@@ -39,7 +39,7 @@ fn golden_spec(name: &str, architecture: Architecture) -> ModelSpec {
 }
 
 fn golden(name: &str, architecture: Architecture) -> Box<dyn Embedder> {
-    let files = ModelFiles {
+    let files: ModelFiles = ModelFiles {
         config: golden_file(name, "config.json"),
         tokenizer: golden_file(name, "tokenizer.json"),
         weights: Box::new(golden_file(name, "model.safetensors")),
@@ -119,7 +119,7 @@ fn word_embeddings_must_cover_the_tokenizer() {
 fn the_table_of_static_embeddings_must_cover_the_tokenizer() {
     let config = json!({ "model_type": "static", "vocab_size": 5, "hidden_size": 8 });
     let table = ("embedding.weight", safetensors::Dtype::F32, &[5, 8][..], f32s(&[0.5; 40]));
-    let files = |words| ModelFiles {
+    let files = |words| ModelFiles::<Box<dyn WeightsFile>> {
         config: config.to_string().into_bytes(),
         tokenizer: tokenizer(words),
         weights: Box::new(file(std::slice::from_ref(&table))),
@@ -141,7 +141,7 @@ fn weights_of_modernbert_must_be_those_of_the_configuration() {
         let config = golden_file(name, "config.json");
         let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
         change(&mut config);
-        let files = ModelFiles {
+        let files: ModelFiles = ModelFiles {
             config: config.to_string().into_bytes(),
             tokenizer: golden_file(name, "tokenizer.json"),
             weights: Box::new(golden_file(name, "model.safetensors")),
@@ -236,7 +236,7 @@ fn of_a_mapped_file_all_but_the_words_is_forgotten_and_they_are_read_in_place() 
     let file = Mapped(files.weights.bytes().to_vec(), Arc::clone(&noted));
     let length = file.0.len();
     let tensors = safetensors::SafeTensors::deserialize(&file.0).unwrap().len();
-    let files = ModelFiles { weights: Box::new(file), ..files };
+    let files: ModelFiles = ModelFiles { weights: Box::new(file), ..files };
     let embedder = load(&spec, files, OPTIONS).unwrap().embedder;
     // Five words of eight values.
     assert_eq!((embedder.mapped_bytes(), in_memory.mapped_bytes()), (5 * 8 * 4, 0));
@@ -293,7 +293,7 @@ fn int8_weights_give_nearly_the_vectors_of_f32() {
     let original = golden_file("tiny-bert-mean", "model.safetensors");
     let text: &[u32] = &[2, 220, 512, 449, 288, 465, 480, 3];
     let embed = |weights: Vec<u8>, precision| {
-        let files = ModelFiles {
+        let files: ModelFiles = ModelFiles {
             config: golden_file("tiny-bert-mean", "config.json"),
             tokenizer: golden_file("tiny-bert-mean", "tokenizer.json"),
             weights: Box::new(weights),

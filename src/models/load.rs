@@ -115,8 +115,30 @@ pub fn load(
     options: Options,
 ) -> Result<Loaded, LoadError> {
     let Contents { config, tokenizer, weights, dense } = contents;
-    let files = ModelFiles { config, tokenizer, weights: Box::new(weights), dense };
-    Ok(engine::load(&spec(manifest)?, files, options)?)
+    load_with(manifest, Contents { config, tokenizer, weights: || Ok(weights), dense }, options)
+}
+
+/// An error of [`load_with`]'s caller, which an error of the engine can become.
+struct Failed<E>(E);
+
+impl<E: From<LoadError>> From<EngineError> for Failed<E> {
+    fn from(error: EngineError) -> Self {
+        Self(LoadError::from(error).into())
+    }
+}
+
+/// [`load`] with weights that are verified while the tokenizer is read.
+fn load_with<E: From<LoadError>>(
+    manifest: &Manifest,
+    contents: Contents<impl FnOnce() -> Result<Weights, E>>,
+    options: Options,
+) -> Result<Loaded, E> {
+    let Contents { config, tokenizer, weights, dense } = contents;
+    let weights =
+        || -> Result<Box<dyn WeightsFile>, _> { Ok(Box::new(weights().map_err(Failed)?)) };
+    let files = ModelFiles { config, tokenizer, weights, dense };
+    let spec = spec(manifest).map_err(LoadError::from)?;
+    engine::load_with(&spec, files, options).map_err(|Failed(error)| error)
 }
 
 /// What loading the model `key` of `store` with `options` will take. Reads `config.json` alone, and of the
@@ -160,8 +182,10 @@ pub fn load_from<E: From<StoreError> + From<LoadError>>(
     key: &Key,
     options: Options,
 ) -> Result<(Arc<Manifest>, Loaded), E> {
-    let (manifest, contents) = store.read(key)?;
-    let model = load(&manifest, contents, options)?;
+    let (manifest, contents) = store.read_without_weights(key)?;
+    let Contents { config, tokenizer, weights: (), dense } = contents;
+    let weights = || Ok::<_, E>(store.read_weights(key)?);
+    let model = load_with(&manifest, Contents { config, tokenizer, weights, dense }, options)?;
     let picked = model.embedder.report().precision;
     if options.precision != Precision::Auto || picked == Precision::F32 {
         return Ok((manifest, model));

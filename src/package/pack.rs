@@ -59,22 +59,22 @@ pub struct PackRequest {
 
 /// The contents of a package's files, as they are packed.
 #[derive(Clone, Debug)]
-pub struct Contents {
+pub struct Contents<W = Weights> {
     /// `config.json`.
     pub config: Vec<u8>,
     /// `tokenizer.json`.
     pub tokenizer: Vec<u8>,
     /// `model.safetensors`.
-    pub weights: Weights,
+    pub weights: W,
     /// `dense.N.safetensors`, in order.
     pub dense: Vec<Vec<u8>>,
 }
 
-impl Contents {
+impl<W> Contents<W> {
     /// Contents of `weights` and members that are given by name; `dense` is the number of dense
     /// layers.
     pub(super) fn from_members(
-        weights: Weights,
+        weights: W,
         mut take: impl FnMut(&str) -> Vec<u8>,
         dense: usize,
     ) -> Self {
@@ -85,7 +85,9 @@ impl Contents {
             dense: (0..dense).map(|index| take(&dense_file(index))).collect(),
         }
     }
+}
 
+impl Contents {
     /// Names and contents, in the order of the archive.
     fn members(&self) -> Vec<(String, &[u8])> {
         let mut members = vec![

@@ -124,7 +124,7 @@ pub(super) fn load(case: &Case, directory: &Path, precision: Precision) -> Loade
         dense: case.dense.into_iter().collect(),
         normalize: case.normalize,
     };
-    let files = ModelFiles {
+    let files: ModelFiles = ModelFiles {
         config: match case.architecture {
             // sentence-transformers writes none; this is what a package has.
             Architecture::Static => {

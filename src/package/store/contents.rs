@@ -25,22 +25,44 @@ impl Store {
     /// # Errors
     /// [`StoreError::Corrupt`] when a file is missing or not what it was; the entry is marked so.
     pub fn read(&self, key: &Key) -> Result<(Arc<Manifest>, Contents), StoreError> {
+        let (manifest, contents) = self.read_without_weights(key)?;
+        let Contents { config, tokenizer, weights: (), dense } = contents;
+        let weights = self.read_weights(key)?;
+        Ok((manifest, Contents { config, tokenizer, weights, dense }))
+    }
+
+    /// The weights of [`read`](Self::read) alone.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn read_weights(&self, key: &Key) -> Result<Weights, StoreError> {
+        let manifest = self.entry(key)?.manifest;
+        let mut weights = Weights::from(Vec::new());
+        for member in manifest.files.iter().filter(|member| member.path.as_str() == WEIGHTS) {
+            let mapping = self.intact(key, member::map(&self.path(key), member))?;
+            weights = Weights::Mapped(Arc::new(mapping));
+        }
+        Ok(weights)
+    }
+
+    /// [`read`](Self::read) without the weights, which are by far the largest file.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn read_without_weights(
+        &self,
+        key: &Key,
+    ) -> Result<(Arc<Manifest>, Contents<()>), StoreError> {
         let manifest = self.entry(key)?.manifest;
         let mut files = BTreeMap::new();
-        let mut weights = Weights::from(Vec::new());
-        for member in &manifest.files {
-            if member.path.as_str() == WEIGHTS {
-                let mapping = self.intact(key, member::map(&self.path(key), member))?;
-                weights = Weights::Mapped(Arc::new(mapping));
-                continue;
-            }
+        for member in manifest.files.iter().filter(|member| member.path.as_str() != WEIGHTS) {
             // Exactly as large as it will be: growing would copy, and hold twice as much.
             let mut content = Vec::with_capacity(usize::try_from(member.size).unwrap_or(0));
             self.intact(key, member::copy(&self.path(key), member, &mut content))?;
             files.insert(member.path.as_str(), content);
         }
         let contents = Contents::from_members(
-            weights,
+            (),
             |name| files.remove(name).unwrap_or_default(),
             manifest.dense.len(),
         );
