@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::mem;
 use std::panic::resume_unwind;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -152,15 +153,21 @@ impl<R: Read> Read for HashingReader<R> {
     }
 }
 
-/// Parts that wait for the thread that hashes.
-const PARTS_AHEAD: usize = 4;
+/// Bytes of a part for the thread that hashes: many beside the cost of waking it, few enough to stay in a cache.
+const PART: usize = 256 << 10;
 
-/// A reader whose bytes a thread beside the reader's hashes: whoever hashes what it makes of them
-/// needs half the time.
+/// A reader whose bytes a thread beside the reader's hashes: whoever makes something of them, and whoever hashes what
+/// that is, loses no time by it.
+///
+/// Holds three parts at most: one is filled, one waits, one is hashed.
 #[derive(Debug)]
 pub(super) struct BackgroundHashingReader<R> {
     inner: R,
-    parts: SyncSender<Vec<u8>>,
+    /// What was read since a part was sent.
+    part: Vec<u8>,
+    full: SyncSender<Vec<u8>>,
+    /// Parts that were hashed, to be filled again.
+    hashed: Receiver<Vec<u8>>,
     thread: JoinHandle<Digest>,
     bytes_read: u64,
 }
@@ -171,13 +178,21 @@ impl<R: Read> BackgroundHashingReader<R> {
     /// # Errors
     /// When the system gives no thread.
     pub(super) fn new(inner: R) -> io::Result<Self> {
-        let (parts, incoming) = sync_channel::<Vec<u8>>(PARTS_AHEAD);
+        let (full, parts) = sync_channel::<Vec<u8>>(1);
+        // Room for all that there are, so that it never holds up the thread.
+        let (done, hashed) = sync_channel(3);
         let thread = Builder::new().name("digest".to_owned()).spawn(move || {
             let mut hasher = Hasher::default();
-            incoming.iter().for_each(|part| hasher.update(&part));
+            for mut part in parts {
+                hasher.update(&part);
+                part.clear();
+                // The reader may want no more of them.
+                drop(done.send(part));
+            }
             hasher.finish()
         })?;
-        Ok(Self { inner, parts, thread, bytes_read: 0 })
+        let part = Vec::with_capacity(PART);
+        Ok(Self { inner, part, full, hashed, thread, bytes_read: 0 })
     }
 
     /// Bytes read so far.
@@ -187,17 +202,27 @@ impl<R: Read> BackgroundHashingReader<R> {
 
     /// The digest of everything read so far; waits for the thread.
     pub(super) fn finish(self) -> Digest {
+        let Self { part, full, hashed, thread, .. } = self;
+        // The thread is not held up by parts that nobody takes.
+        drop(hashed);
+        // Where the thread is gone, joining it tells why.
+        drop(full.send(part));
         // Closed, which is how the thread learns that it has all.
-        drop(self.parts);
-        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        drop(full);
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 
 impl<R: Read> Read for BackgroundHashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        let sent = self.parts.send(buffer[..read].to_vec());
-        sent.map_err(|_closed| io::Error::other("the thread that hashes ended unexpectedly"))?;
+        if self.part.len() + read > self.part.capacity() {
+            let sent = self.full.send(mem::take(&mut self.part));
+            sent.map_err(|_closed| io::Error::other("the thread that hashes ended unexpectedly"))?;
+            let empty = self.hashed.try_recv();
+            self.part = empty.unwrap_or_else(|_none| Vec::with_capacity(PART));
+        }
+        self.part.extend_from_slice(&buffer[..read]);
         self.bytes_read += read as u64;
         Ok(read)
     }
@@ -268,11 +293,16 @@ mod tests {
 
     #[test]
     fn reading_hashes_all_of_it_on_a_thread_too() {
-        let content = vec![7; 1 << 20];
-        let mut reader = BackgroundHashingReader::new(&content[..]).unwrap();
-        io::copy(&mut reader, &mut io::sink()).unwrap();
-        assert_eq!(reader.bytes_read(), 1 << 20);
-        assert_eq!(reader.finish(), Digest::of(&content));
+        for length in [0, 1, PART - 1, PART, PART + 1, 5 * PART + 7] {
+            let content: Vec<u8> = (0..=250).cycle().take(length).collect();
+            for at_a_time in [1000, PART, 2 * PART] {
+                let mut reader = BackgroundHashingReader::new(&content[..]).unwrap();
+                let mut buffer = vec![0; at_a_time];
+                while reader.read(&mut buffer).unwrap() > 0 {}
+                assert_eq!(reader.bytes_read(), length as u64);
+                assert_eq!(reader.finish(), Digest::of(&content), "{length} {at_a_time}");
+            }
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::archive::{Archive, ArchiveError, Entry};
-use super::digest::{Digest, HashingReader};
+use super::digest::{BackgroundHashingReader, Digest};
 use super::frame::{Frame, FrameError};
 use super::manifest::{MANIFEST, Manifest, Member};
 use crate::files::WriteOnce;
@@ -212,7 +212,8 @@ impl<R: Read> Unpacking<'_, R> {
         check_size(name, expected.size, entry.size)?;
         let path = self.staging.join(name);
         let mut file = create(&path, self.durability)?;
-        let mut content = HashingReader::new(&mut self.archive);
+        let content = BackgroundHashingReader::new(&mut self.archive);
+        let mut content = content.map_err(failed("get a thread to hash", &path))?;
         let mut buffer = vec![0; COPY_BUFFER];
         loop {
             match content.read(&mut buffer) {
