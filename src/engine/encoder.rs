@@ -325,16 +325,7 @@ impl Encoder {
         let Work { inputs, wide, block, .. } = work;
         let block = block.f32s_mut();
         let attended = match self.packing.format {
-            Format::Bf16 => {
-                let stride = self.attended_stride();
-                Operand {
-                    groups: attended,
-                    stride,
-                    rows: count,
-                    quantization: &[],
-                    values: (&[], 0),
-                }
-            }
+            Format::Bf16 => Operand::floats(attended, self.attended_stride(), count),
             _ => {
                 let values = bytemuck::cast_slice(attended);
                 inputs.operand(session, &layer.attended, values, inner, count)
@@ -354,13 +345,7 @@ impl Encoder {
             store(session, between, wide_rows, stride, strip, (results, bias), activation);
         });
         let operand = match self.packing.format {
-            Format::Bf16 => Operand {
-                groups: wide.groups(),
-                stride,
-                rows: count,
-                quantization: &[],
-                values: (&[], 0),
-            },
+            Format::Bf16 => Operand::floats(wide.groups(), stride, count),
             _ => inputs.operand(session, &layer.narrow, wide.f32s(), stride, count),
         };
         layer.narrow.apply(session, operand, block, |strip, results, bias| {

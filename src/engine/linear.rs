@@ -98,6 +98,13 @@ pub(super) struct Operand<'a> {
     pub(super) values: (&'a [f32], usize),
 }
 
+impl<'a> Operand<'a> {
+    /// `rows` rows of f32 or bf16, `stride` groups apart.
+    pub(super) const fn floats(groups: &'a [u32], stride: usize, rows: usize) -> Self {
+        Self { groups, stride, rows, quantization: &[], values: (&[], 0) }
+    }
+}
+
 /// A weight that is multiplied in f32.
 struct Outlier {
     column: usize,

@@ -99,23 +99,13 @@ impl Inputs {
         let groups = linear.format().groups(width);
         let padded = count.next_multiple_of(ROWS);
         match linear.format() {
-            Format::F32 => {
-                let groups = bytemuck::cast_slice(values);
-                Operand { groups, stride, rows: count, quantization: &[], values: (&[], 0) }
-            }
+            Format::F32 => Operand::floats(bytemuck::cast_slice(values), stride, count),
             Format::Bf16 => {
                 let groups = groups.max(stride / 2);
                 self.groups.reserve(padded * groups);
                 let halves = bytemuck::cast_slice_mut(self.groups.groups_mut());
                 rows::to_bf16(session.isa, &values[..count * stride], halves);
-                let operand = self.groups.groups();
-                Operand {
-                    groups: operand,
-                    stride: groups,
-                    rows: count,
-                    quantization: &[],
-                    values: (&[], 0),
-                }
+                Operand::floats(self.groups.groups(), groups, count)
             }
             Format::Int8 => {
                 self.groups.reserve(padded * groups);
