@@ -190,46 +190,48 @@ pub fn load_with<E: From<EngineError>>(
             let config = EncoderConfig::read(&config, family, spec)?;
             let rows = config.vocab_size;
             let tokenizer = || Tokenizer::from_bytes(tokenizer, length);
-            load_both(tokenizer, rows, || {
-                let weights = weights()?;
+            load_both(tokenizer, rows, weights, |weights| {
                 let integers = weights::has_integers(weights.bytes());
                 let choice = precision::choose(options.precision, integers);
-                Ok(Fused::new(spec, config, weights, head, choice, options)?)
+                Fused::new(spec, config, weights, head, choice, options)
             })
         }
         Runtime::ModernBert => {
             let config = ModernBertConfig::read(&config, spec)?;
             let rows = config.vocab_size();
             let tokenizer = || Tokenizer::from_bytes(tokenizer, length);
-            load_both(tokenizer, rows, || {
-                Ok(CandleEmbedder::new(spec, config, &*weights()?, head, options)?)
+            load_both(tokenizer, rows, weights, |weights| {
+                CandleEmbedder::new(spec, config, &*weights, head, options)
             })
         }
         Runtime::Static => {
             let config = StaticConfig::read(&config, spec)?;
             let rows = config.vocab_size;
             let tokenizer = || Tokenizer::without_special_tokens(tokenizer, length);
-            load_both(tokenizer, rows, || Ok(StaticEmbedder::new(spec, config, weights()?, head)?))
+            load_both(tokenizer, rows, weights, |weights| {
+                StaticEmbedder::new(spec, config, weights, head)
+            })
         }
     }
 }
 
 /// A tokenizer for a table of `rows` word embeddings, and an embedder, read side by side: the tokenizer
 /// takes half of the time of a small model's load, and the weights are verified and read by one thread before as
-/// many as there are pack them.
+/// many as there are pack them. What keeps the weights away is told before all else.
 fn load_both<M: Embedder + 'static, E: From<EngineError>>(
     tokenizer: impl FnOnce() -> Result<Tokenizer, EngineError> + Send,
     rows: usize,
-    embedder: impl FnOnce() -> Result<M, E>,
+    weights: impl FnOnce() -> Result<Box<dyn WeightsFile>, E>,
+    embedder: impl FnOnce(Box<dyn WeightsFile>) -> Result<M, EngineError>,
 ) -> Result<Loaded, E> {
     let (tokenizer, embedder) = thread::scope(|scope| {
         let tokenizer = thread::Builder::new()
             .name("tokenizer".to_owned())
             .spawn_scoped(scope, tokenizer)
             .map_err(|source| EngineError::Threads { threads: 1, source: source.into() })?;
-        let embedder = embedder();
+        let embedder = embedder(weights()?);
         let tokenizer = tokenizer.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
-        Ok::<_, EngineError>((tokenizer, embedder))
+        Ok::<_, E>((tokenizer, embedder))
     })?;
     let tokenizer = tokenizer?;
     let tokens = tokenizer.vocabulary_size();

@@ -21,7 +21,7 @@ use crate::engine::simd::Isa;
 use crate::engine::weights::tests::{f32s, file};
 use crate::engine::{
     Activation, Architecture, Dense, Embedder, EngineError, Loaded, ModelFiles, ModelSpec, Options,
-    Output, Precision, WeightsFile, load,
+    Output, Precision, WeightsFile, load, load_with,
 };
 
 const OPTIONS: Options = Options { threads: 2, batch_tokens: 64, precision: Precision::F32 };
@@ -113,6 +113,22 @@ fn word_embeddings_must_cover_the_tokenizer() {
     files.tokenizer = tokenizer(6);
     let message = "tokenizer.json has 6 tokens, model.safetensors has word embeddings for 5";
     assert_eq!(refusal(&spec, files), message);
+}
+
+#[test]
+fn what_keeps_the_weights_away_is_told_before_what_is_wrong_with_the_tokenizer() {
+    for (architecture, name) in
+        [(Architecture::Bert, "tiny-bert-mean"), (Architecture::ModernBert, "tiny-modernbert")]
+    {
+        let files = ModelFiles {
+            config: golden_file(name, "config.json"),
+            tokenizer: b"no tokenizer".to_vec(),
+            weights: || Err(EngineError::Mismatch("no weights".to_owned())),
+            dense: Vec::new(),
+        };
+        let error = load_with(&golden_spec(name, architecture), files, OPTIONS).err().unwrap();
+        assert_eq!(error.to_string(), "no weights", "{name}");
+    }
 }
 
 #[test]
