@@ -277,7 +277,8 @@ pub(super) type Tensors<'a> = BTreeMap<String, Tensor<'a>>;
 /// Every value is read once, to see that it is finite, and the memory of a mapped file released
 /// behind.
 ///
-/// # Errors When a tensor is missing, unknown, of another shape or of a type that is not stored, or
+/// # Errors
+/// When a tensor is missing, unknown, of another shape or of a type that is not stored, or
 /// has a value that is not finite: by name, with the shapes.
 pub(super) fn read<'a>(
     name: &str,

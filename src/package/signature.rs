@@ -102,7 +102,8 @@ pub struct Keys(BTreeMap<KeyId, PublicKey>);
 impl Keys {
     /// Loads every `*.pub` file of `directory`; a missing directory holds no keys.
     ///
-    /// # Errors When the directory or one key cannot be read: trusting fewer keys than configured,
+    /// # Errors
+    /// When the directory or one key cannot be read: trusting fewer keys than configured,
     /// down to none at all, would drop the requirement of a signature silently.
     pub fn load(directory: &Path) -> Result<Self, SignatureError> {
         let failed = |source| SignatureError::Io { path: directory.to_owned(), source };

@@ -132,7 +132,8 @@ pub enum UnpackError {
 /// choice), the manifest and some buffers. Files get mode 0644 less the umask; when all are good
 /// they are synced, then the directory, if `durability` asks for it.
 ///
-/// # Errors When the package is incomplete or bad, over a limit, or cannot be read, or staging
+/// # Errors
+/// When the package is incomplete or bad, over a limit, or cannot be read, or staging
 /// cannot be written. Files may be left in `staging`.
 pub fn unpack(
     source: impl Read,
