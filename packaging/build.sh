@@ -84,7 +84,7 @@ lay_out() {
     gzip -9n "$share"/man/man?/*
     install -D -m 644 packaging/completions/caxton.bash "$share/bash-completion/completions/caxton"
     put 644 "$share/fish/vendor_completions.d" packaging/completions/caxton.fish
-    put 644 "$doc" README.md "$stage/THIRD-PARTY"
+    put 644 "$doc" README.md SECURITY.md "$stage/THIRD-PARTY"
     put 644 "$doc/examples" packaging/prometheus/caxton.rules.yaml packaging/systemd/examples/*
     gzip -9n "$doc/THIRD-PARTY"
 }

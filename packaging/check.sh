@@ -69,7 +69,7 @@ installed_paths=(
     usr/share/caxton/models/bundled-mini-1.0.0.model.tar.zst{,.sha256}
     usr/share/man/man1/caxton.1.gz usr/share/man/man8/caxtond.8.gz usr/share/man/man5/caxton{.yaml,-package}.5.gz
     usr/share/bash-completion/completions/caxton usr/share/fish/vendor_completions.d/caxton.fish
-    usr/share/doc/caxton/{README.md,THIRD-PARTY.gz} usr/share/doc/caxton/examples/caxton.rules.yaml
+    usr/share/doc/caxton/{README.md,SECURITY.md,THIRD-PARTY.gz} usr/share/doc/caxton/examples/caxton.rules.yaml
 )
 contents() {
     local root=$1 path

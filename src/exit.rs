@@ -26,6 +26,24 @@ pub enum Exit {
     Config = 78,
 }
 
+impl Exit {
+    /// The meaning of the exit code of another process of this program; [`Exit::Failure`] for one that it does not have,
+    /// and for none.
+    pub fn of_code(code: Option<i32>) -> Self {
+        let all = [
+            Self::Ok,
+            Self::Usage,
+            Self::Data,
+            Self::Unavailable,
+            Self::Software,
+            Self::System,
+            Self::Permission,
+            Self::Config,
+        ];
+        all.into_iter().find(|exit| Some(i32::from(*exit as u8)) == code).unwrap_or(Self::Failure)
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

@@ -2,22 +2,32 @@
 //!
 //! Owns no state. Everything here blocks: callers on the runtime go through its blocking pool.
 
-use std::fs::{self, File, OpenOptions};
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::sys::stat::Mode;
 
 /// Bytes of a file that [`Window`] lets into the page cache: many beside the cost of a sync, few beside
 /// the memory of a device.
 const WINDOW: u64 = 8 << 20;
+/// Where a process finds its own handles: proc_pid_fd(5).
+const HANDLES: &str = "/proc/self/fd";
+
+/// Random characters in the name of a temporary file.
+const TEMPORARY_LENGTH: usize = 6;
 
 /// A failed operation on a path.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} {}", path.display())]
+#[error("cannot {operation} {}", shown(path).display())]
 pub struct FileError {
     operation: &'static str,
     path: PathBuf,
@@ -38,6 +48,81 @@ impl FileError {
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
+
+    /// Returns whether the disk failed: see [`disk_failed`].
+    pub fn disk_failed(&self) -> bool {
+        disk_failed(&self.source)
+    }
+}
+
+/// Returns whether the disk failed, not the caller: it is full, read-only, or does not read or write.
+pub fn disk_failed(error: &io::Error) -> bool {
+    const DISK: [i32; 8] = [
+        libc::EROFS,
+        libc::ENOSPC,
+        libc::EDQUOT,
+        libc::EIO,
+        // What a damaged file system says: of a checksum, and of its structure.
+        libc::EBADMSG,
+        libc::EUCLEAN,
+        libc::ENODEV,
+        libc::ESTALE,
+    ];
+    // An error may be wrapped in one that names the path.
+    let error: &(dyn std::error::Error + 'static) = error;
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    let mut numbers = causes.filter_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error());
+    numbers.any(|number| DISK.contains(&number))
+}
+
+/// Returns `path` as a person knows it: a path below a handle of this process (`/proc/self/fd/N/…`) becomes a path
+/// below the file that the handle is of. Every other path stays as it is.
+pub fn shown(path: &Path) -> Cow<'_, Path> {
+    let Ok(below) = path.strip_prefix(HANDLES) else { return path.into() };
+    let mut parts = below.components();
+    let Some(handle) = parts.next() else { return path.into() };
+    match fs::read_link(Path::new(HANDLES).join(handle)) {
+        Ok(target) => target.join(parts.as_path()).into(),
+        Err(_closed) => path.into(),
+    }
+}
+
+/// Returns a path that leads to `directory` as it is now, whatever the rights of this process become and whatever
+/// takes the directory's place: below its handle, which stays open until the process ends. A program that this
+/// process starts inherits the handle, so that the path holds there as well.
+///
+/// # Errors
+/// When it is no directory or cannot be opened.
+pub fn pinned(directory: &Path) -> Result<(PathBuf, Metadata), FileError> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let handle = nix::fcntl::open(directory, flags, Mode::empty())
+        .map(File::from)
+        .map_err(|errno| FileError::new("open", directory)(errno.into()))?;
+    let metadata = handle.metadata().map_err(FileError::new("examine", directory))?;
+    let path = Path::new(HANDLES).join(handle.into_raw_fd().to_string());
+    Ok((path, metadata))
+}
+
+/// Opens `directory`, which must be no symbolic link, and returns its handle with a path that leads to it for as long as
+/// the handle is open, whatever takes its place meanwhile.
+///
+/// # Errors
+/// When it is a symbolic link or no directory, or cannot be opened.
+pub fn held(directory: &Path) -> Result<(File, PathBuf), FileError> {
+    let found = fs::symlink_metadata(directory).map_err(FileError::new("examine", directory))?;
+    let not_followed = |source: io::Error| match found.is_dir() {
+        true => source,
+        false => io::Error::new(
+            io::ErrorKind::NotADirectory,
+            "it is a symbolic link or another file, not a directory: remove it",
+        ),
+    };
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let handle = nix::fcntl::open(directory, flags, Mode::empty())
+        .map(File::from)
+        .map_err(|errno| FileError::new("open", directory)(not_followed(errno.into())))?;
+    let path = Path::new(HANDLES).join(handle.as_raw_fd().to_string());
+    Ok((handle, path))
 }
 
 /// Opens a regular file for reading, without following a link in its last component.
@@ -201,17 +286,36 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
 /// When writing, renaming or syncing fails; but for a failed sync of the directory the old content is then still there.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".")
-        .tempfile_in(directory)
-        .map_err(FileError::new("create a file in", directory))?;
+    let mut file = temporary(directory)?;
     let mut write = || -> io::Result<()> {
-        file.write_all(bytes)?;
+        file.as_file_mut().write_all(bytes)?;
         file.as_file().sync_all()
     };
     write().map_err(FileError::new("write", path))?;
     file.persist(path).map_err(|error| FileError::new("replace", path)(error.error))?;
     sync_directory(directory)
+}
+
+/// Returns whether `name` is one that [`temporary`] gives.
+pub fn is_temporary(name: &OsStr) -> bool {
+    let random = name.as_bytes().strip_prefix(b".").unwrap_or_default();
+    random.len() == TEMPORARY_LENGTH && random.iter().all(u8::is_ascii_alphanumeric)
+}
+
+/// Creates a file in `directory` that is removed when it is dropped. Its errors have the numbers of the system, which
+/// those of [`tempfile::NamedTempFile`] itself hide.
+///
+/// # Errors
+/// When it cannot be created.
+pub fn temporary(directory: &Path) -> Result<tempfile::NamedTempFile, FileError> {
+    tempfile::Builder::new()
+        .prefix(".")
+        .rand_bytes(TEMPORARY_LENGTH)
+        .make_in(directory, |path| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(true).mode(0o600).open(path)
+        })
+        .map_err(FileError::new("create a file in", directory))
 }
 
 /// Makes renames and removals in `directory` survive a power cut.
@@ -235,19 +339,39 @@ pub fn create_directory(directory: &Path) -> Result<(), FileError> {
 /// Locks the file at `path`, creating it if need be; `None` while another process holds it.
 ///
 /// The kernel drops the lock with its holder, however that ends. The file itself stays: a lock on a file that was
-/// removed keeps nobody out.
+/// removed keeps nobody out. A file system that takes no writes does not matter when the file is there.
 ///
 /// # Errors
 /// When it cannot be opened or locked.
 pub fn lock(path: &Path) -> Result<Option<Flock<File>>, FileError> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        // Root may open what another user's directory holds: no link of theirs is followed.
-        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
-        .open(path)
-        .map_err(FileError::new("open", path))?;
+    let open = |write: bool| {
+        OpenOptions::new()
+            .read(!write)
+            .write(write)
+            .create(write)
+            .truncate(false)
+            // Root may open what another user's directory holds: no link of theirs is followed.
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
+            .open(path)
+    };
+    let file = match open(true) {
+        // For writing first: some network file systems lock nothing else.
+        Err(error) if disk_failed(&error) => open(false).or(Err(error)),
+        file => file,
+    };
+    hold(file.map_err(FileError::new("open", path))?, path)
+}
+
+/// Locks the directory at `path` itself; `None` while another process holds it. For a directory in which no file for
+/// [`lock`] can be created.
+///
+/// # Errors
+/// When it cannot be opened or locked.
+pub fn lock_directory(path: &Path) -> Result<Option<Flock<File>>, FileError> {
+    hold(File::open(path).map_err(FileError::new("open", path))?, path)
+}
+
+fn hold(file: File, path: &Path) -> Result<Option<Flock<File>>, FileError> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),
         Err((_file, Errno::EWOULDBLOCK)) => Ok(None),
@@ -283,6 +407,11 @@ pub fn own(path: &Path, directory: &Path) -> Result<(), FileError> {
         return Ok(());
     }
     let owner = fs::metadata(directory).map_err(FileError::new("examine", directory))?;
+    let found = fs::symlink_metadata(path).map_err(FileError::new("examine", path))?;
+    // Nothing to change, which a read-only file system would refuse.
+    if (found.uid(), found.gid()) == (owner.uid(), owner.gid()) {
+        return Ok(());
+    }
     // Not what a link there leads to: who owns the directory may have put one.
     std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid()))
         .map_err(FileError::new("change the owner of", path))
@@ -311,10 +440,33 @@ mod tests {
         let link = root.path().join("link");
         std::os::unix::fs::symlink(&file, &link).unwrap();
         let fifo = root.path().join("fifo");
-        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        nix::unistd::mkfifo(&fifo, Mode::S_IRUSR).unwrap();
         assert!(open_regular(&file).is_ok());
         for other in [&link, &fifo, &root.path().to_owned(), &root.path().join("absent")] {
             assert!(open_regular(other).is_err(), "{}", other.display());
+        }
+    }
+
+    #[test]
+    fn a_pinned_directory_is_reached_after_it_was_moved_and_errors_name_where_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let (directory, moved) = (root.path().join("a"), root.path().join("b"));
+        fs::create_dir(&directory).unwrap();
+        let (path, metadata) = pinned(&directory).unwrap();
+        assert!(metadata.is_dir());
+        fs::rename(&directory, &moved).unwrap();
+        fs::create_dir(&directory).unwrap();
+        write_atomic(&path.join("file"), b"content").unwrap();
+        assert_eq!(fs::read(moved.join("file")).unwrap(), b"content");
+        let error = open_regular(&path.join("absent")).unwrap_err();
+        let expected = moved.canonicalize().unwrap().join("absent");
+        assert_eq!(error.to_string(), format!("cannot open {}", expected.display()));
+        assert_eq!(shown(&moved), moved);
+        let file = moved.join("file");
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink("/nowhere", &link).unwrap();
+        for other in [&file, &link, &root.path().join("absent")] {
+            assert!(pinned(other).is_err(), "{}", other.display());
         }
     }
 
@@ -356,6 +508,19 @@ mod tests {
         write_atomic(&file, b"new").unwrap();
         assert_eq!(fs::read(&file).unwrap(), b"new");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failing_disk_is_told_from_other_failures() {
+        let of = |number| io::Error::from_raw_os_error(number);
+        for number in [libc::EIO, libc::ENOSPC, libc::EROFS, libc::EDQUOT] {
+            assert!(disk_failed(&of(number)), "{number}");
+        }
+        assert!(!disk_failed(&of(libc::EACCES)) && !disk_failed(&io::Error::other("no number")));
+        // As tempfile wraps it.
+        let wrapped = FileError::new("write", "/a")(of(libc::EROFS));
+        let wrapped = io::Error::new(wrapped.kind(), wrapped);
+        assert!(wrapped.raw_os_error().is_none() && disk_failed(&wrapped));
     }
 
     #[test]

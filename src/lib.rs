@@ -39,7 +39,7 @@
 //! | [`config`] | files to checked settings |
 //! | [`metrics`] | what is counted, and how Prometheus is told |
 //! | [`events`] | what happened, for whoever listens |
-//! | [`watch`], [`files`], [`errors`], [`units`], `integers`, [`log`], [`exit`] | the ground floor |
+//! | [`watch`], [`files`], [`errors`], [`units`], [`printable`], `integers`, [`log`], [`exit`] | the ground floor |
 //!
 //! Directions, tested by `tests/it/tidy.rs`: binaries → `daemon`, `cli` → `api` → `models` → `engine`, `memory`,
 //! `package`, `config` → the ground floor, to which `metrics` and `events` belong. Only `package` names the archive's format, only `config::file` the YAML
@@ -51,10 +51,11 @@
 //! A connection ([`daemon`]) carries a request to [`api`], which finds out whose it is and checks sizes and counts before
 //! anything is queued. A dialect turns its JSON into the one internal request, which asks [`models::Handle::lease_for`]
 //! for the model that the name means ([`models::alias`]), or one that may stand in for it; it is loaded first if need be.
-//! Texts are tokenized with the lease's tokenizer, on the blocking pool when they are long, and go as
+//! Its bytes are charged to its user before they are read, until the answer is written; large JSON is parsed, and texts
+//! are tokenized with the lease's tokenizer, on the blocking pool, where users take turns; what is short is done at once. They go as
 //! token ids into the worker's queue, which is bounded by requests and tokens; when it is full the answer is 429, with
 //! the time that what waits takes at the rate of late. The worker takes whole requests of several connections up to the
-//! token budget, interactive ones before bulk ones and no connection twice before others had their turn; a long request
+//! token budget, interactive ones before bulk ones, and no user twice before others had their turn; a long request
 //! is computed in parts. While many wait, it takes several batches at a time, which share the engine's threads. What
 //! nobody waits for any more is dropped. [`engine::Embedder`] sees token ids and gives
 //! vectors, or the [`engine::Output`] they are made of, whatever runs the [`engine::Architecture`]: the fused encoder, candle-transformers, or a table.
@@ -104,11 +105,16 @@
 //!
 //! # One package
 //!
-//! A file appears in the drop directory. [`watch`] says "look"; [`package::drop::Ledger`] says when the file has been
-//! quiet for long enough; [`models::install::install`] reads it once: through the signature's and the digest's
-//! readers, the decompressor and the strict archive reader into private staging, every member hashed against the
-//! manifest. One rename makes it an entry of the [`package::Store`]; the self-test makes the entry available. What is
-//! wrong is moved to the quarantine; what is incomplete is waited for.
+//! A package is discovered, settled, staged, verified, admitted, self-tested and available, or it is quarantined. A file
+//! appears in the drop directory. [`watch`] says "look"; [`package::drop::Ledger`] says when the file has been quiet for
+//! long enough. [`models::install::Driver`] does the rest, for the daemon and the command line. It reads the package once;
+//! where keys are configured, it reads it a first time for its signature alone. [`package::Store::ask`] and the manager
+//! decide from the manifest whether there is room. The store counts the attempt on disk before the package is read, and a
+//! file whose unpacking began twice without an end is quarantined. The digest's reader, the decompressor and the strict archive reader
+//! write into private staging, and every member is hashed against the manifest. One rename makes it an entry of the
+//! [`package::Store`]. The store counts the attempt on disk; [`models::selftest`] tests the model in a child process; then
+//! the entry is available. An entry whose self-test began twice without an end is quarantined. A wrong file is moved to the
+//! quarantine of the drop directory; the ledger waits for more of an incomplete one.
 //!
 //! Versions, and contents of one version, stay side by side. Which of them a name means is one function,
 //! [`package::choose`]; a rollback is a mark in one record that it looks at.
@@ -128,5 +134,6 @@ pub mod memory;
 pub mod metrics;
 pub mod models;
 pub mod package;
+pub mod printable;
 pub mod units;
 pub mod watch;

@@ -15,6 +15,7 @@ mod message;
 mod queue;
 mod record;
 mod socket;
+mod throttle;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -30,6 +31,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, reload};
 
 pub use message::{Message, Priority};
+pub use throttle::refusal;
 
 use queue::{Queue, Sink};
 use record::Record;

@@ -7,17 +7,19 @@
 //! Directories are watched and not files, because editors and mounts replace files; parents of directories that do not
 //! exist yet, because they may.
 //!
-//! Who reads whole files wants a tick when they are finished, not while somebody writes them: [`Writes`].
+//! A reader of whole files needs a tick when a file is finished, not during the write: [`Writes`]. The reader of the
+//! drop directory also needs the names of completed files: [`Completed`].
 //!
 //! Invariant: a tick is sent after the watches were renewed, so nothing written after the tick's load goes unnoticed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout_at};
@@ -34,19 +36,70 @@ const LATEST: Duration = Duration::from_secs(2);
 /// How often a tick comes without any event.
 const RESCAN: Duration = Duration::from_secs(60);
 
+/// How many completed files are remembered; the others wait like those that grow.
+const MOST_COMPLETED: usize = 1024;
+
 /// How often the directories may change while they are being watched before the rescan has to make up for it.
 const ATTEMPTS: usize = 3;
 
 /// Which writes to a file give a tick. A file that comes, goes or changes its name, owner or mode always gives one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Writes {
-    /// Each: of what grows slowly, the growing is of interest.
-    Each,
+    /// Each: of what grows slowly, the growing is of interest. A tick for a completed file comes at once.
+    Each(Completed),
     /// The last: when it is closed. What was begun and not ended would be read as if it were all, and an emptied file
     /// as one that says nothing. A file that somebody writes and never closes is seen with the next rescan. A new one
     /// gives a tick when it appears, since a link is then complete: should writing it take longer than [`QUIET`], it
     /// may be read half, and is read again when it is closed.
     Finished,
+}
+
+/// Names of files that were closed after they were written, or renamed, and not written since. Cheap to clone: all
+/// clones share the names.
+#[derive(Clone, Debug, Default)]
+pub struct Completed(Arc<Mutex<Names>>);
+
+#[derive(Debug, Default)]
+struct Names {
+    names: BTreeSet<String>,
+    /// A name was added since the last tick.
+    is_news: bool,
+}
+
+impl Completed {
+    /// Takes all names.
+    pub fn take(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.lock().names)
+    }
+
+    /// Returns whether a name was added since this was called last.
+    fn take_news(&self) -> bool {
+        std::mem::take(&mut self.lock().is_news)
+    }
+
+    fn hear(&self, event: &Event) {
+        let name = event.paths.last().and_then(|path| path.file_name()?.to_str());
+        let Some(name) = name else { return };
+        let Names { names, is_news } = &mut *self.lock();
+        match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write))
+            | EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))
+                if names.len() < MOST_COMPLETED =>
+            {
+                *is_news |= names.insert(name.to_owned());
+            }
+            EventKind::Create(_)
+            | EventKind::Remove(_)
+            | EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Name(RenameMode::From)) => {
+                names.remove(name);
+            }
+            _ => {}
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Names> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Sends a tick when something in `wanted`, directories, may have changed, until cancelled or until nobody receives.
@@ -60,8 +113,12 @@ pub async fn watch(
     ticks: mpsc::Sender<()>,
     cancel: CancellationToken,
 ) {
-    let renew = move |wanted: &_, events: &_| Watches::new(wanted, writes, events);
-    let watching = run(wanted.into(), ticks, renew);
+    let completed = match &writes {
+        Writes::Each(completed) => completed.clone(),
+        Writes::Finished => Completed::default(),
+    };
+    let renew = move |wanted: &_, events: &_| Watches::new(wanted, &writes, events);
+    let watching = run(wanted.into(), completed, ticks, renew);
     tokio::select! {
         () = cancel.cancelled() => {}
         () = watching => {}
@@ -69,7 +126,7 @@ pub async fn watch(
 }
 
 /// The loop of [`watch`]; `renew` makes the watches, so that a test can have it fail.
-async fn run<R>(wanted: Arc<[PathBuf]>, ticks: mpsc::Sender<()>, renew: R)
+async fn run<R>(wanted: Arc<[PathBuf]>, completed: Completed, ticks: mpsc::Sender<()>, renew: R)
 where
     R: Fn(&Arc<[PathBuf]>, &Arc<Notify>) -> Watches + Clone + Send + 'static,
 {
@@ -111,17 +168,17 @@ where
             return;
         }
         if timeout_at(Instant::now() + RESCAN, events.notified()).await.is_ok() {
-            settle(&events).await;
+            settle(&events, &completed).await;
             // Not compared: a directory removed and made again may have the inode number it had before.
             watches = None;
         }
     }
 }
 
-/// Returns when events have been quiet for [`QUIET`], but after [`LATEST`] even if they have not.
-async fn settle(events: &Notify) {
+/// Returns when events have been quiet for [`QUIET`] or a file is completed, but after [`LATEST`] in any case.
+async fn settle(events: &Notify, completed: &Completed) {
     let latest = Instant::now() + LATEST;
-    while Instant::now() < latest {
+    while Instant::now() < latest && !completed.take_news() {
         let quiet = (Instant::now() + QUIET).min(latest);
         if timeout_at(quiet, events.notified()).await.is_err() {
             return;
@@ -146,7 +203,7 @@ struct Watches {
 
 impl Watches {
     /// Watches what exists now, and looks once more: a directory made meanwhile would not be heard of.
-    fn new(wanted: &Arc<[PathBuf]>, writes: Writes, events: &Arc<Notify>) -> Self {
+    fn new(wanted: &Arc<[PathBuf]>, writes: &Writes, events: &Arc<Notify>) -> Self {
         let mut watches = Self::once(wanted, writes, events);
         for _ in 1..ATTEMPTS {
             if watches.failure.is_some() || watches.hold(wanted) {
@@ -157,13 +214,18 @@ impl Watches {
         watches
     }
 
-    fn once(wanted: &Arc<[PathBuf]>, writes: Writes, events: &Arc<Notify>) -> Self {
+    fn once(wanted: &Arc<[PathBuf]>, writes: &Writes, events: &Arc<Notify>) -> Self {
         let directories = existing(wanted);
-        let (wanted, events) = (Arc::clone(wanted), Arc::clone(events));
+        let (wanted, events, writes) = (Arc::clone(wanted), Arc::clone(events), writes.clone());
         let handler = move |event: notify::Result<Event>| match event {
-            Ok(event) if !matters(&event, &wanted, writes) => {}
+            Ok(event) if !matters(&event, &wanted, &writes) => {}
             // An error of the queue is answered like a change: by looking.
-            Ok(_) | Err(_) => events.notify_one(),
+            heard => {
+                if let (Ok(event), Writes::Each(completed)) = (heard, &writes) {
+                    completed.hear(&event);
+                }
+                events.notify_one();
+            }
         };
         let mut watcher = match notify::recommended_watcher(handler) {
             Ok(watcher) => watcher,
@@ -203,7 +265,7 @@ fn directory(path: &Path) -> Option<Directory> {
 /// Loading opens and reads files, which is heard as well: it must not lead to the next load. The name of a file says
 /// nothing, because mounts swap links to directories beside it; but what happens beside a directory that is only
 /// waited for has nothing to do with it.
-fn matters(event: &Event, wanted: &[PathBuf], writes: Writes) -> bool {
+fn matters(event: &Event, wanted: &[PathBuf], writes: &Writes) -> bool {
     if let (Writes::Finished, EventKind::Modify(ModifyKind::Data(_))) = (writes, event.kind) {
         return false;
     }
@@ -390,7 +452,8 @@ mod tests {
         };
         let (sender, mut ticks) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
-        tasks.spawn(run([PathBuf::from("/nowhere")].into(), sender, exhausted));
+        let completed = Completed::default();
+        tasks.spawn(run([PathBuf::from("/nowhere")].into(), completed, sender, exhausted));
         ticks.recv().await.unwrap();
         for _ in 0..3 {
             let before = Instant::now();
@@ -412,12 +475,12 @@ mod tests {
             }
         });
         let before = Instant::now();
-        settle(&events).await;
+        settle(&events, &Completed::default()).await;
         assert!((LATEST..LATEST + QUIET).contains(&before.elapsed()), "{:?}", before.elapsed());
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
         let before = Instant::now();
-        settle(&Notify::new()).await;
+        settle(&Notify::new(), &Completed::default()).await;
         assert!((QUIET..QUIET * 2).contains(&before.elapsed()), "{:?}", before.elapsed());
     }
 
@@ -438,17 +501,55 @@ mod tests {
             (created, "/etc/resolv.conf", false),
             (created, "/etc/caxton-2", false),
         ];
+        let each = Writes::Each(Completed::default());
         for (kind, path, expected) in cases {
             let event = Event::new(kind).add_path(path.into());
-            for writes in [Writes::Each, Writes::Finished] {
+            for writes in [&each, &Writes::Finished] {
                 assert_eq!(matters(&event, &wanted, writes), expected, "{event:?}");
             }
         }
         let overflow = Event::new(EventKind::Other).set_flag(Flag::Rescan);
-        assert!(matters(&overflow, &wanted, Writes::Finished));
+        assert!(matters(&overflow, &wanted, &Writes::Finished));
         let growing = Event::new(EventKind::Modify(ModifyKind::Data(DataChange::Any)))
             .add_path("/etc/caxton/caxton.yaml".into());
-        assert!(matters(&growing, &wanted, Writes::Each));
-        assert!(!matters(&growing, &wanted, Writes::Finished));
+        assert!(matters(&growing, &wanted, &each));
+        assert!(!matters(&growing, &wanted, &Writes::Finished));
+    }
+
+    #[tokio::test]
+    async fn files_that_were_written_to_their_end_are_named_at_once() {
+        let place = TempDir::new().unwrap();
+        let (sender, mut ticks) = mpsc::channel(1);
+        let (cancel, completed) = (CancellationToken::new(), Completed::default());
+        let mut tasks = JoinSet::new();
+        let writes = Writes::Each(completed.clone());
+        tasks.spawn(watch(vec![place.path().to_owned()], writes, sender, cancel.clone()));
+        timeout(BOUND, ticks.recv()).await.unwrap().unwrap();
+        let mut until = async |name: &str| {
+            let named = async {
+                while !completed.take().contains(name) {
+                    ticks.recv().await.unwrap()
+                }
+            };
+            timeout(BOUND, named).await.expect(name);
+        };
+        let (written, renamed) = (place.path().join("written"), place.path().join("renamed"));
+        fs::write(&written, "content").unwrap();
+        until("written").await;
+        fs::rename(&written, &renamed).unwrap();
+        until("renamed").await;
+
+        // Nothing is known of a file that is written again.
+        let of = |kind| Event::new(kind).add_path(renamed.clone());
+        let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
+        completed.hear(&of(closed));
+        completed.hear(&of(EventKind::Modify(ModifyKind::Data(DataChange::Any))));
+        assert_eq!(completed.take(), BTreeSet::new());
+        for number in 0..2 * MOST_COMPLETED {
+            completed.hear(&Event::new(closed).add_path(place.path().join(number.to_string())));
+        }
+        assert_eq!(completed.take().len(), MOST_COMPLETED);
+        cancel.cancel();
+        tasks.join_all().await;
     }
 }

@@ -1300,7 +1300,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__model__subcmd__install)
-            opts="-h --source --model-id --original --model-version --precision --license --revision --validate-checksums --socket --config --help"
+            opts="-h --source --model-id --original --model-version --precision --license --revision --replace --allow-downgrade --validate-checksums --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -84,6 +84,8 @@ complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_sub
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l revision -d 'The revision of the directory where it comes from' -r
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l socket -d 'The daemon\'s socket [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l config -d 'Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l replace -d 'Let the id have another embedding space; vectors made before and after must not be compared'
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l allow-downgrade -d 'Install a signed package although a higher version of it was installed; the id still means the highest'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -l validate-checksums -d 'Hash every installed file once more afterwards; digests are always checked during the installation'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from install" -s h -l help -d 'Print help'
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from verify" -l socket -d 'The daemon\'s socket [default: socket.path of the configuration]' -r -F
@@ -109,7 +111,7 @@ complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_sub
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from remove" -l socket -d 'The daemon\'s socket [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from remove" -l config -d 'Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help'
-complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from export" -l output -d 'The package to write; it appears when it is complete' -r -F
+complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from export" -l output -d 'The package to write, which appears when it is complete; `-` is standard output' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from export" -l socket -d 'The daemon\'s socket [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from export" -l config -d 'Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand model; and __fish_seen_subcommand_from export" -s h -l help -d 'Print help'

@@ -15,11 +15,13 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::App;
+use super::budget::Charge;
 use super::error::ApiError;
 use super::peer::Peer;
+use super::sight::Sight;
 use super::tenants::{Tenant, Visit};
 use crate::config::TenantSettings;
-use crate::models::{Priority, REQUEST_TIMEOUT, Ticket};
+use crate::models::{Flow, Owner, Priority, REQUEST_TIMEOUT, Ticket, User};
 
 /// The id of a request, given back with its answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -46,15 +48,42 @@ impl ConnectionId {
     }
 }
 
+/// Who is on the other end of a connection, and whether a request of theirs is in another's name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sender {
+    pub(super) peer: Peer,
+    /// Whether the request names a tenant: it may what that tenant may, and no more.
+    pub(super) names_tenant: bool,
+}
+
+impl Sender {
+    fn of(parts: &Parts) -> Self {
+        // Whoever forgets to pass the peer on shows nobody anything: the safe side.
+        let peer = parts.extensions.get::<Peer>().copied().unwrap_or(Peer::STRANGER);
+        Self { peer, names_tenant: parts.headers.contains_key(&TENANT) }
+    }
+
+    /// Returns whether this is an administrator who speaks for themselves. May ask the user database, off the runtime.
+    pub(super) async fn is_admin(self, app: &App) -> bool {
+        !self.names_tenant && app.tenants.is_admin(self.peer).await
+    }
+}
+
 /// Who asks, and how.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     /// Its connection: requests of one do not take the turns of others.
     pub(super) connection: u64,
+    /// Its user: requests of one do not take the turns of other users.
+    pub(super) uid: u32,
+    /// What the request holds of the budget of bytes, until the last copy of this is dropped and its answer written.
+    pub(super) charge: Arc<Charge>,
     /// Whether another model than the one asked for may answer; as the settings say when absent.
     pub(super) allow_fallback: Option<bool>,
     /// Before or after others; by the number of tokens when absent.
     pub(super) priority: Option<Priority>,
+    /// Who is on the other end, and in whose name.
+    pub(super) sender: Sender,
     /// The tenant whose request it is. It counts as in flight until the last copy of this is dropped.
     pub(super) tenant: Option<Arc<Visit>>,
     /// When the request was read.
@@ -64,12 +93,25 @@ pub(super) struct Caller {
 }
 
 impl Caller {
+    /// Returns the user that the request is counted for.
+    pub(super) fn user(&self) -> User {
+        let tenant = self.tenant.as_deref().filter(|_| self.sender.names_tenant);
+        tenant.map_or_else(
+            || User::of_uid(self.sender.peer.uid),
+            |visit| User::of_tenant(visit.tenant().flow().0),
+        )
+    }
+
     /// What the request brings along to a model's queue.
     pub(super) fn ticket(&self) -> Ticket {
         let tenant = self.tenant.as_deref().map(Visit::tenant);
         let own_queue = tenant.filter(|tenant| tenant.settings.dedicated_queue);
         Ticket {
-            flow: tenant.map_or(self.connection, |tenant| tenant.flow().0),
+            flow: Flow {
+                owner: tenant
+                    .map_or(Owner::User(self.uid), |tenant| Owner::Tenant(tenant.flow().0)),
+                connection: self.connection,
+            },
             priority: self.priority,
             deadline: self.deadline,
             tenant: own_queue.map(|tenant| Arc::clone(&tenant.name)),
@@ -105,9 +147,22 @@ impl FromRequestParts<App> for Caller {
         };
         let began = Instant::now();
         let deadline = began + timeout;
+        let sender = Sender::of(parts);
         let tenant = tenant(parts, app).await?;
         let tenant = tenant.map(Visit::begin).transpose()?.map(Arc::new);
-        Ok(Self { connection, allow_fallback, priority, tenant, began, deadline })
+        let uid = parts.extensions.get::<Peer>().unwrap_or(&Peer::STRANGER).uid;
+        let charge = Arc::new(app.budget.request(uid));
+        Ok(Self {
+            connection,
+            uid,
+            charge,
+            allow_fallback,
+            priority,
+            sender,
+            tenant,
+            began,
+            deadline,
+        })
     }
 }
 
@@ -123,8 +178,18 @@ impl FromRequestParts<App> for Viewer {
     }
 }
 
+impl FromRequestParts<App> for Sight {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let is_admin = Sender::of(parts).is_admin(app).await;
+        let tenant = tenant(parts, app).await?;
+        Ok(Self::new(app, tenant, is_admin))
+    }
+}
+
 async fn tenant(parts: &Parts, app: &App) -> Result<Option<Arc<Tenant>>, ApiError> {
-    let peer = parts.extensions.get::<Peer>().copied().unwrap_or(Peer::STRANGER);
+    let Sender { peer, .. } = Sender::of(parts);
     app.tenants.find(peer, header(&parts.headers, &TENANT)?).await
 }
 

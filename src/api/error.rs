@@ -3,6 +3,8 @@
 //! Invariant: no `_` arm over an error of this crate, so that a new one cannot get a status by accident. Clients see
 //! the chain of a failure that is theirs; failures of the appliance are in the log, too.
 
+mod packages;
+
 use std::time::Duration;
 
 use axum::Json;
@@ -14,12 +16,13 @@ use crate::engine::EngineError;
 use crate::errors::chain;
 use crate::models::ModelError;
 use crate::models::alias::Alias;
-use crate::models::install::{InstallError, RemoveError};
-use crate::package::{Entry, RollbackError, StoreError, UnpackError};
+use crate::package::Entry;
 use crate::units::{Bytes, milliseconds};
 
 /// Code of a daemon that is stopping.
 const DRAINING: &str = "draining";
+/// Code of a request that does not fit into the budget of bytes.
+const TOO_MANY_BYTES: &str = "too_many_bytes";
 /// When to ask again for a model that is loading for the first time.
 const UNKNOWN_LOAD: Duration = Duration::from_secs(1);
 /// The least to wait for a model that is loading.
@@ -123,6 +126,36 @@ impl ApiError {
             .after(Duration::from_secs(1))
     }
 
+    /// The caller follows as many event streams as it may, or, with `is_shared`, all callers together do.
+    pub(super) fn too_many_streams(held: usize, is_shared: bool) -> Self {
+        let (status, whose) = match is_shared {
+            true => (StatusCode::SERVICE_UNAVAILABLE, "of all users"),
+            false => (StatusCode::TOO_MANY_REQUESTS, "of this user"),
+        };
+        let message = format!(
+            "{held} event streams {whose} are open already; close one, or ask again and again with follow=false"
+        );
+        Self::new(status, "too_many_event_streams", message).after(Duration::from_secs(10))
+    }
+
+    /// Requests of the caller in flight hold so many bytes that this one does not fit into `size`.
+    pub(super) fn too_many_bytes(held: u64, size: u64) -> Self {
+        let (held, size) = (Bytes(held), Bytes(size));
+        let message = format!(
+            "requests in flight of this user hold {held} of the {size} for all users; send less at a time, and read the \
+             answers"
+        );
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY_BYTES, message)
+            .after(Duration::from_secs(1))
+    }
+
+    /// So many requests of the caller wait for a processor already.
+    pub(super) fn too_much_work(waiting: usize) -> Self {
+        let message = format!("{waiting} requests of this user wait already to be read or written");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
+            .after(Duration::from_secs(1))
+    }
+
     /// No such route.
     pub(super) fn no_route(method: &str, path: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("there is no {method} {path}"))
@@ -195,6 +228,15 @@ impl ApiError {
             .after(Duration::from_secs(1))
     }
 
+    /// Says what else does not work as it should.
+    pub(super) fn beside(mut self, degraded: &[String]) -> Self {
+        for what in degraded {
+            self.message.push_str("; degraded: ");
+            self.message.push_str(what);
+        }
+        self
+    }
+
     /// Work was lost: a panic, or the daemon is stopping.
     pub(super) fn lost() -> Self {
         let message = "the request was lost; the log has the cause".to_owned();
@@ -223,7 +265,8 @@ impl ApiError {
 
     /// Whether the reason is that no model can answer just now, and not the request.
     pub(super) fn is_degraded(&self) -> bool {
-        self.status == StatusCode::SERVICE_UNAVAILABLE && self.code != DRAINING
+        self.status == StatusCode::SERVICE_UNAVAILABLE
+            && ![DRAINING, TOO_MANY_BYTES].contains(&self.code)
     }
 
     /// The message, with the field's name where it does not name it: for dialects whose errors are one text.
@@ -297,6 +340,9 @@ impl From<&ModelError> for ApiError {
             },
             ModelError::Corrupt { .. } => {
                 Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_corrupt", error)
+            }
+            ModelError::Disabled { .. } => {
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_disabled", error)
             }
             ModelError::Failed { retry_after, .. } => {
                 let wait = *retry_after;
@@ -381,79 +427,6 @@ impl From<&EngineError> for ApiError {
             | EngineError::Forward(_)
             | EngineError::NotFinite { .. } => Self::of(internal, "inference_failed", error),
         }
-    }
-}
-
-impl From<InstallError> for ApiError {
-    fn from(error: InstallError) -> Self {
-        match &error {
-            InstallError::Unpack(UnpackError::Io { .. }) => {
-                Self::of(StatusCode::INSUFFICIENT_STORAGE, "store_failed", &error)
-            }
-            InstallError::Unpack(UnpackError::TooSlow { .. } | UnpackError::Source(_)) => {
-                Self::of(StatusCode::REQUEST_TIMEOUT, "package_incomplete", &error)
-            }
-            InstallError::Unpack(UnpackError::Truncated { .. } | UnpackError::Refused { .. }) => {
-                Self::of(StatusCode::BAD_REQUEST, "package_refused", &error)
-            }
-            InstallError::Signature(_) => {
-                Self::of(StatusCode::BAD_REQUEST, "signature_refused", &error)
-            }
-            InstallError::Keys(_) => {
-                Self::of(StatusCode::INTERNAL_SERVER_ERROR, "keys_unusable", &error)
-            }
-            InstallError::Load(_) => Self::of(StatusCode::BAD_REQUEST, "package_refused", &error),
-            InstallError::BundledOnly => Self::of(StatusCode::FORBIDDEN, "bundled_only", &error),
-            InstallError::Stopping => {
-                let wait = Duration::from_secs(5);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, DRAINING, &error).after(wait)
-            }
-            InstallError::Store(_) | InstallError::Untried(_) => match error {
-                InstallError::Store(error) => error.into(),
-                InstallError::Untried(error) => error.into(),
-                other => Self::of(StatusCode::INTERNAL_SERVER_ERROR, "internal", &other),
-            },
-        }
-    }
-}
-
-impl From<StoreError> for ApiError {
-    fn from(error: StoreError) -> Self {
-        let (status, code) = match &error {
-            StoreError::Unknown(_) => (StatusCode::NOT_FOUND, "model_not_found"),
-            StoreError::Corrupt { .. } => (StatusCode::CONFLICT, "model_corrupt"),
-            StoreError::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "store_full"),
-            StoreError::Locked(_) | StoreError::File(_) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "store_failed")
-            }
-        };
-        Self::of(status, code, &error)
-    }
-}
-
-impl From<RollbackError> for ApiError {
-    fn from(error: RollbackError) -> Self {
-        let (status, code) = match error {
-            RollbackError::Unknown(_) => (StatusCode::NOT_FOUND, "model_not_found"),
-            RollbackError::NoVersion { .. } => (StatusCode::NOT_FOUND, "version_not_found"),
-            RollbackError::NamesVersion(_) => (StatusCode::BAD_REQUEST, "invalid_request"),
-            RollbackError::NoEarlier(_) => (StatusCode::CONFLICT, "no_earlier_version"),
-            RollbackError::Store(error) => return error.into(),
-        };
-        Self::of(status, code, &error)
-    }
-}
-
-impl From<RemoveError> for ApiError {
-    fn from(error: RemoveError) -> Self {
-        let (status, code) = match &error {
-            RemoveError::Unknown(_) => (StatusCode::NOT_FOUND, "model_not_found"),
-            RemoveError::Bundled(_) => (StatusCode::CONFLICT, "bundled"),
-            RemoveError::Store(_) | RemoveError::File(_) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "store_failed")
-            }
-        };
-        Self::of(status, code, &error)
     }
 }
 

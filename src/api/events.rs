@@ -6,16 +6,18 @@
 use std::convert::Infallible;
 use std::time::{Duration, UNIX_EPOCH};
 
+use axum::Extension;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderName};
-use axum::response::Sse;
-use axum::response::sse;
-use futures_util::Stream;
+use axum::response::{IntoResponse, Response, Sse, sse};
 use futures_util::stream;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::error::ApiError;
+use super::peer::Peer;
+use super::sight::Sight;
+use super::streams::{Endless, Following};
 use super::wire;
 use crate::events::{Event, Heard, Listener, Record};
 use crate::log::Message;
@@ -41,45 +43,67 @@ struct Wanted {
 /// after that one, 0 meaning all. With `follow=false` the answer ends with these.
 pub(super) async fn follow(
     State(app): State<App>,
+    sight: Sight,
     RawQuery(query): RawQuery,
+    peer: Option<Extension<Peer>>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, ApiError> {
+) -> Result<Response, ApiError> {
     let Wanted { since, follow } = parse(query.as_deref().unwrap_or_default())?;
     let last = headers.get(&LAST_EVENT_ID).map(|id| {
         let id = id.to_str().unwrap_or_default();
         number(LAST_EVENT_ID.as_str(), id)
     });
     let since = last.transpose()?.or(since);
+    // What is only remembered has an end.
+    let place = match follow {
+        true => Some(app.streams.open(peer.map_or(Peer::STRANGER, |Extension(peer)| peer))?),
+        false => None,
+    };
     let draining = app.draining.clone();
-    let telling = Telling { listener: app.events.listen(since), follow, draining };
-    Ok(Sse::new(stream::unfold(telling, |mut telling| async move {
+    let telling =
+        Telling { listener: app.events.listen(since), sight, follow, draining, _place: place };
+    let events = stream::unfold(telling, |mut telling| async move {
         let event = telling.next().await?;
-        Some((Ok(event), telling))
-    })))
+        Some((Ok::<_, Infallible>(event), telling))
+    });
+    let mut response = Sse::new(events).into_response();
+    if follow {
+        response.extensions_mut().insert(Endless);
+    }
+    Ok(response)
 }
 
 /// One client's answer.
 struct Telling {
     listener: Listener,
+    sight: Sight,
     follow: bool,
     draining: CancellationToken,
+    /// Free again when the stream ends.
+    _place: Option<Following>,
 }
 
 impl Telling {
     async fn next(&mut self) -> Option<sse::Event> {
-        let heard = if self.follow {
-            tokio::select! {
-                biased;
-                () = self.draining.cancelled() => return None,
-                heard = self.listener.next() => heard?,
-                () = tokio::time::sleep(KEEP_ALIVE) => {
-                    return Some(sse::Event::default().comment("still here"));
+        // Events that the client is not shown are no sign of life for it.
+        let mut quiet = std::pin::pin!(tokio::time::sleep(KEEP_ALIVE));
+        let event = loop {
+            let heard = if self.follow {
+                tokio::select! {
+                    biased;
+                    () = self.draining.cancelled() => return None,
+                    () = &mut quiet => {
+                        return Some(sse::Event::default().comment("still here"));
+                    }
+                    heard = self.listener.next() => heard?,
                 }
+            } else {
+                self.listener.remembered()?
+            };
+            if let Some(event) = self.sight.event(show(&heard)) {
+                break event;
             }
-        } else {
-            self.listener.remembered()?
         };
-        let event = show(&heard);
         let mut told = sse::Event::default().event(&event.kind);
         if let Some(id) = event.id {
             told = told.id(id.to_string());

@@ -1,16 +1,19 @@
 //! Whether the daemon lives, whether it can answer, and what it is doing.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
 use super::error::ApiError;
-use super::wire::{Quarantined, Status};
+use super::sight::Sight;
+use super::wire::{Quarantined, Status, StoreCondition};
 use super::{App, packages};
 use crate::errors::chain;
 use crate::log::Message;
+use crate::package::Verity;
 use crate::package::drop::quarantined;
 
 /// The event loop turns.
@@ -18,26 +21,31 @@ pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// The default model is in memory.
-pub(super) async fn readyz(State(app): State<App>) -> Result<&'static str, ApiError> {
-    if app.handle.overview().borrow().is_ready() {
-        return Ok("ok\n");
+/// The default model is in memory. Below `ok` there is a line for each thing that is degraded.
+pub(super) async fn readyz(State(app): State<App>) -> Result<String, ApiError> {
+    let overview = app.handle.overview().borrow().clone();
+    if !overview.is_ready() {
+        let error = ApiError::not_ready(&app.handle.default_model());
+        return Err(error.beside(&overview.degraded));
     }
-    Err(ApiError::not_ready(&app.handle.default_model()))
+    let lines = overview.degraded.iter().map(|what| format!("degraded: {what}\n"));
+    Ok(std::iter::once("ok\n".to_owned()).chain(lines).collect())
 }
 
-pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiError> {
-    let packages = packages::describe_all(&app).await?;
+pub(super) async fn status(State(app): State<App>, sight: Sight) -> Result<Json<Status>, ApiError> {
+    let packages = packages::describe_all(&app, &sight).await?;
     let measured = measure().await?;
     let drop_directory = app.settings.borrow().packages.drop_directory.clone();
-    let quarantine = quarantine(drop_directory).await?;
+    let quarantine = sight.quarantine(quarantine(drop_directory).await?);
     let overview = app.handle.overview().borrow().clone();
+    let unsigned = packages::unsigned(&app);
+    let store = store(&app).await?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_seconds: app.started.elapsed().as_secs(),
         ready: overview.is_ready(),
-        default_model: app.handle.default_model(),
+        default_model: sight.default_model(&app),
         threads: app.threads,
         resident_memory_bytes: measured.resident,
         memory_level: overview.level.name().to_owned(),
@@ -45,12 +53,39 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
         queue_size: app.settings.borrow().embedding.queue_size,
         machine_memory_bytes: measured.total,
         machine_memory_available_bytes: measured.available,
+        degraded: overview.degraded,
+        store,
         sandbox: app.sandbox.clone(),
-        configuration: app.configuration.borrow().clone(),
-        tenants: app.tenants.view(),
+        configuration: sight.configuration(&app),
+        tenants: sight.tenants(&app),
         quarantine,
+        unsigned,
         packages,
     }))
+}
+
+/// What the disk of the store does.
+async fn store(app: &App) -> Result<StoreCondition, ApiError> {
+    let store = Arc::clone(app.handle.store());
+    let condition = tokio::task::spawn_blocking(move || store.condition()).await;
+    let condition = condition.map_err(|error| {
+        tracing::error!(
+            name: Message::InternalFault.name(),
+            %error,
+            "the store could not be examined"
+        );
+        ApiError::lost()
+    })?;
+    let (verity, verity_reason) = match condition.verity {
+        Verity::On => (true, None),
+        Verity::Off(reason) => (false, Some(reason)),
+    };
+    Ok(StoreCondition {
+        file_system: condition.file_system,
+        writable: condition.unwritable.is_none(),
+        verity,
+        verity_reason,
+    })
 }
 
 /// What is in the quarantine of a drop directory; `None` when that cannot be read.

@@ -11,11 +11,14 @@ use axum::body::{Body, HttpBody as _};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use serde::de::{
     self, Deserialize, DeserializeOwned, Deserializer, IgnoredAny, SeqAccess, Visitor,
 };
 
+use super::App;
+use super::budget::{BODY_FACTOR, Charge};
+use super::caller::Caller;
 use super::error::ApiError;
 use super::wire::Input;
 use super::wire::ollama::Texts;
@@ -23,38 +26,98 @@ use crate::units::Bytes;
 
 /// Texts, or lists of token ids, that a request may have: as many as OpenAI takes.
 pub(super) const MAX_INPUTS: usize = 2048;
+/// A body of more bytes is parsed off the runtime: parsing takes a millisecond then.
+const INLINE_JSON: usize = 64 << 10;
 /// The longest that a body may take to arrive, so that a client which stops in the middle does not keep its connection,
 /// of which there are only so many.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Reads a JSON body of at most `limit`.
+/// Reads the JSON body of a request, of at most `socket.max_body`. What is large is parsed off the runtime, in turns.
 ///
 /// # Errors
-/// 413 when it is longer, 408 when it does not arrive in time, 400 when it is no JSON or a field has the wrong type;
-/// the error names the field.
-pub(super) async fn read_json<T: DeserializeOwned>(
+/// 413 when it is longer, 408 when it does not arrive in time, 503 when it does not fit into what the user's requests
+/// may hold, 429 and 504 when too many others are before it, 400 when it is no JSON or a field has the wrong type; the
+/// error names the field.
+pub(super) async fn read_json<T: DeserializeOwned + Send + 'static>(
+    app: &App,
+    caller: &Caller,
+    body: Body,
+) -> Result<T, ApiError> {
+    let limit = app.settings.borrow().socket.max_body;
+    let bytes = receive(body, limit, Some(&caller.charge)).await?;
+    if bytes.len() <= INLINE_JSON {
+        return parse(&bytes);
+    }
+    let parse = move || parse(&bytes);
+    app.places.parsing.run(caller.uid, caller.deadline, parse).await?
+}
+
+/// Reads a JSON body of at most `limit`, which is small: it is charged to nobody.
+///
+/// # Errors
+/// 413, 408 and 400 as [`read_json`].
+pub(super) async fn read_small_json<T: DeserializeOwned>(
     body: Body,
     limit: Bytes,
 ) -> Result<T, ApiError> {
-    let limit_bytes = usize::try_from(limit.0).unwrap_or(usize::MAX);
-    let body = Limited::new(body, limit_bytes).collect();
-    let body = tokio::time::timeout(BODY_TIMEOUT, body)
-        .await
-        .map_err(|_elapsed| ApiError::body_timeout(BODY_TIMEOUT))?;
-    let body = body.map_err(|error| {
-        if error.downcast_ref::<LengthLimitError>().is_some() {
-            ApiError::body_too_large(limit)
-        } else {
-            ApiError::invalid(None, "the request body did not arrive completely".to_owned())
+    parse(&receive(body, limit, None).await?)
+}
+
+/// Reads a JSON body of at most `limit`, which is small, or none at all.
+///
+/// # Errors
+/// As [`read_small_json`].
+pub(super) async fn read_optional_json<T: DeserializeOwned>(
+    body: Body,
+    limit: Bytes,
+) -> Result<Option<T>, ApiError> {
+    if body.is_end_stream() { Ok(None) } else { read_small_json(body, limit).await.map(Some) }
+}
+
+/// Reads a body of at most `limit`. Its bytes are charged before they are read: all at once when the client says how
+/// many there are, otherwise as they come.
+async fn receive(
+    mut body: Body,
+    limit: Bytes,
+    charge: Option<&Charge>,
+) -> Result<Vec<u8>, ApiError> {
+    let grow = |length: u64| charge.map_or(Ok(()), |charge| charge.grow(length * BODY_FACTOR));
+    let declared = body.size_hint().exact();
+    let length = declared.unwrap_or(0);
+    if length > limit.0 {
+        return Err(ApiError::body_too_large(limit));
+    }
+    grow(length)?;
+    let receive = async {
+        // At most the limit: on a machine where that is no usize, there is no such body either.
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_broken| {
+                let message = "the request body did not arrive completely";
+                ApiError::invalid(None, message.to_owned())
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            if (bytes.len() + data.len()) as u64 > limit.0 {
+                return Err(ApiError::body_too_large(limit));
+            }
+            if declared.is_none() {
+                grow(data.len() as u64)?;
+            }
+            bytes.extend_from_slice(&data);
         }
-    })?;
-    let bytes = body.to_bytes();
+        Ok(bytes)
+    };
+    let received = tokio::time::timeout(BODY_TIMEOUT, receive).await;
+    received.map_err(|_elapsed| ApiError::body_timeout(BODY_TIMEOUT))?
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     // Serde would take the items of a list as the fields of a request, in their order.
     if bytes.trim_ascii_start().starts_with(b"[") {
         let message = "the request body is a list; expected an object with its fields".to_owned();
         return Err(ApiError::invalid(None, message));
     }
-    let mut json = serde_json::Deserializer::from_slice(&bytes);
+    let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
@@ -71,17 +134,6 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     })?;
     json.end().map_err(|error| ApiError::invalid(None, error.to_string()))?;
     Ok(value)
-}
-
-/// Reads a JSON body of at most `limit`, or none at all.
-///
-/// # Errors
-/// As [`read_json`].
-pub(super) async fn read_optional_json<T: DeserializeOwned>(
-    body: Body,
-    limit: Bytes,
-) -> Result<Option<T>, ApiError> {
-    if body.is_end_stream() { Ok(None) } else { read_json(body, limit).await.map(Some) }
 }
 
 /// The one name in a path, unescaped. What axum refuses is text by itself; here it is JSON as everything else.
@@ -311,7 +363,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_that_does_not_arrive_in_time_is_408() {
         let stalled = futures_util::stream::pending::<Result<&[u8], std::io::Error>>();
-        let read = read_json::<Input>(Body::from_stream(stalled), Bytes::mib(1)).await;
+        let read = receive(Body::from_stream(stalled), Bytes::mib(1), None).await;
         assert_eq!(read.unwrap_err(), ApiError::body_timeout(BODY_TIMEOUT));
     }
 

@@ -1,4 +1,4 @@
-//! Memory: shown to everybody, changed by administrators.
+//! Memory: shown as [`Sight`] says, changed by administrators.
 
 use std::time::{Instant, UNIX_EPOCH};
 
@@ -8,7 +8,8 @@ use axum::extract::State;
 
 use super::App;
 use super::error::ApiError;
-use super::input::{Name, read_json, read_optional_json};
+use super::input::{Name, read_optional_json, read_small_json};
+use super::sight::Sight;
 use super::wire::memory::{
     Flushed, LoadModel, MeasuredMemory, MemoryAction, MemoryLimit, MemoryStatus, ModelMemory,
     ModelMoved, Pressure, SetLimit, SystemMemory,
@@ -24,13 +25,21 @@ const MAX_BODY: Bytes = Bytes(4096);
 /// What sets no limit beside those of the kernel.
 const AUTO: &str = "auto";
 
-pub(super) async fn status(State(app): State<App>) -> Result<Json<MemoryStatus>, ApiError> {
+pub(super) async fn status(
+    State(app): State<App>,
+    sight: Sight,
+) -> Result<Json<MemoryStatus>, ApiError> {
     let view = app.handle.memory().await?;
     let reading = view.reading;
     let limits = reading.sample.limits.iter().map(|limit| MemoryLimit {
         bytes: limit.bytes.0,
         unreclaimable_bytes: limit.unreclaimable.0,
         file: limit.file.display().to_string(),
+    });
+    let models = view.models.into_iter().filter(|model| sight.shows(&model.key));
+    let actions = view.actions.into_iter().filter_map(|record| {
+        let key = record.model.clone();
+        sight.action(key.as_ref(), action(record))
     });
     let machine = &reading.sample.machine;
     // The machine is not known where the system does not tell.
@@ -51,8 +60,8 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<MemoryStatus>,
             swap_free_bytes: machine.swap_free.0,
             pressure: machine.psi.as_ref().map(pressure),
         },
-        models: view.models.into_iter().map(model).collect(),
-        actions: view.actions.into_iter().map(action).collect(),
+        models: models.map(model).collect(),
+        actions: actions.collect(),
     }))
 }
 
@@ -156,7 +165,7 @@ pub(super) async fn set_limit(
     State(app): State<App>,
     body: Body,
 ) -> Result<Json<SetLimit>, ApiError> {
-    let SetLimit { limit } = read_json(body, MAX_BODY).await?;
+    let SetLimit { limit } = read_small_json(body, MAX_BODY).await?;
     let bytes = match limit.as_str() {
         AUTO => None,
         size => Some(size.parse::<Bytes>().map_err(|error| {

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
 use super::request::{self, Timings};
+use super::sight::Sight;
 use super::{App, health};
 use crate::log::{self, Message};
 use crate::memory::level::Level;
@@ -64,6 +65,7 @@ pub const ROUTES: &[&str] = &[
 /// Everything that is counted and measured, in the text format that the client accepts.
 pub(super) async fn scrape(
     State(app): State<App>,
+    sight: Sight,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let view = app.handle.memory().await?;
@@ -71,7 +73,7 @@ pub(super) async fn scrape(
     let format = Format::accepted(accept);
     let render = move || {
         let observed = Observed { resident: health::resident_memory(), ..observe(&app, view) };
-        app.metrics.render(&observed, format)
+        app.metrics.render(&observed, format).map(|text| sight.metrics(text))
     };
     let text = tokio::task::spawn_blocking(render).await.map_err(request::lost)?;
     let text = text.map_err(|error| {
@@ -100,6 +102,8 @@ fn observe(app: &App, view: MemoryView) -> Observed {
         room: room.0,
         pressure_level: rank(reading.level),
         shedding,
+        requests_held: app.budget.held(),
+        requests_limit: app.budget.size(),
         log_records_lost: log::lost(),
         stalls: stalls(sample.psi.or(sample.machine.psi)),
         cache: entries.iter().map(|entry| entry.manifest.total_size()).sum(),

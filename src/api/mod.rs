@@ -6,6 +6,7 @@
 //! Invariant: every answer that is not a success is JSON with a nested `error`, on every route but those of a dialect
 //! with a shape of its own, where it has that shape.
 
+mod budget;
 mod caller;
 mod configuration;
 mod error;
@@ -22,6 +23,8 @@ mod packages;
 mod peer;
 mod rank;
 mod request;
+mod sight;
+mod streams;
 mod target;
 mod tei;
 mod tenants;
@@ -45,18 +48,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
 use crate::events::Events;
-use crate::log::Message;
+use crate::log::{self, Message};
 use crate::metrics::Metrics;
 use crate::models::Handle;
 use crate::models::install::Installer;
 use error::ApiError;
 
+pub use budget::Budget;
 pub use caller::ConnectionId;
 pub use configuration::describe as describe_value;
 pub use metrics::ROUTES;
-pub use packages::{MINISIG_HEADER, NAME_HEADER, SHA256_HEADER, describe};
+pub use packages::{
+    ALLOW_DOWNGRADE, MINISIG_HEADER, NAME_HEADER, REPLACE, SHA256_HEADER, describe,
+};
 pub use peer::Peer;
+pub use streams::{Endless, Streams};
 pub use tenants::Tenants;
+pub use turn::Places;
 
 /// How long a connection beyond the limit waits for its refusal. Of 2,000 clients that came again at once, refusals
 /// without it took half of the throughput of those that were served.
@@ -105,6 +113,12 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Where things are told.
     pub events: Events,
+    /// What requests in flight may hold.
+    pub budget: Budget,
+    /// Whose turn it is to be worked for.
+    pub places: Places,
+    /// Who follows events.
+    pub streams: Streams,
     /// No request is taken any more: answers that have no end of their own end now.
     pub draining: CancellationToken,
 }
@@ -152,21 +166,33 @@ pub fn lost() -> Response {
     ApiError::lost().into_response()
 }
 
-/// Answers everything with the word that there are `most` connections already, and ends the connection; not at once, so
-/// that clients which come again without waiting do not take the processor from those that are served.
-pub fn refuse_connections(most: usize) -> Router {
-    Router::new().fallback(move || async move {
+/// Answers a connection for which there is no place among `most`: the health routes as ever, everything else with 503.
+/// Ends the connection after one answer. The refusal comes a little later, so that clients which come again without
+/// waiting do not take the processor from those that are served.
+pub fn refuse_connections(app: App, most: usize) -> Router {
+    let refuse = move || async move {
         tokio::time::sleep(REFUSAL_PAUSE).await;
-        let mut response = ApiError::too_many_connections(most).into_response();
+        ApiError::too_many_connections(most)
+    };
+    let close = |mut response: Response| async {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response
-    })
+    };
+    Router::new()
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .merge(tei::health_route())
+        .fallback(refuse)
+        .layer(middleware::map_response(close))
+        .layer(middleware::from_fn_with_state(app.metrics.clone(), around))
+        .with_state(app)
 }
 
 /// What is done about every request. One layer, since each is cloned with all that is within it for every request.
 async fn around(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
-    metrics::count(metrics, route, caller::give_request_id(request, next)).await
+    let response = metrics::count(metrics, route, caller::give_request_id(request, next)).await;
+    budget::hold_until_written(response)
 }
 
 async fn no_route(method: Method, uri: Uri) -> ApiError {
@@ -184,21 +210,19 @@ async fn only_admins(
 ) -> Result<Response, ApiError> {
     // Whoever forgets to pass the peer on refuses everybody: the safe side.
     let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::STRANGER);
-    if !peer.is_owner() {
-        let admins = app.settings.borrow().socket.admins.clone();
-        let is_admin = tokio::task::spawn_blocking(move || peer.is_one_of(&admins)).await;
-        if !is_admin.is_ok_and(|is_admin| is_admin) {
-            let Peer { uid, gid, pid } = peer;
-            let method = request.method();
-            // As it was registered: what a stranger sends is not written.
-            let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    if !app.tenants.is_admin(peer).await {
+        let Peer { uid, gid, pid } = peer;
+        let method = request.method();
+        // As it was registered: what a stranger sends is not written.
+        let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        if let Some(suppressed) = log::refusal(Message::AccessRefused, uid) {
             tracing::warn!(
                 name: Message::AccessRefused.name(),
-                uid, gid, pid, %method, path,
+                uid, gid, pid, %method, path, suppressed,
                 "refused: not an administrator"
             );
-            return Err(ApiError::forbidden(uid));
         }
+        return Err(ApiError::forbidden(uid));
     }
     Ok(next.run(request).await)
 }

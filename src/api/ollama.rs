@@ -7,6 +7,7 @@
 //! own `/api/embeddings` does not scale its vectors.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
@@ -19,7 +20,7 @@ use axum::{Json, Router, middleware};
 use super::App;
 use super::caller::{Caller, Viewer};
 use super::error::ApiError;
-use super::input::read_json;
+use super::input::{read_json, read_small_json};
 use super::request::{self, Embedded};
 use super::target;
 use super::wire::Input;
@@ -27,8 +28,9 @@ use super::wire::ollama::{
     Details, EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, Failure, Running,
     RunningModel, ShowRequest, ShowResponse, Tag, Tags, Texts, Version,
 };
-use crate::models::{Fallback, KeepAlive, ModelInfo, Residency};
+use crate::models::{Fallback, KeepAlive, ModelInfo, Residency, Wish};
 use crate::package::{Entry, Manifest, choose};
+use crate::units::Bytes;
 
 /// What every model here can do, in Ollama's words.
 const CAPABILITIES: [&str; 1] = ["embedding"];
@@ -37,6 +39,8 @@ const CAPABILITIES: [&str; 1] = ["embedding"];
 const NEVER: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
 /// The last second of the year 9999, in seconds since 1970: RFC 3339 ends there.
 const LAST_SECOND: u64 = 253_402_300_799;
+/// The longest body of `/api/show`, which has a name.
+const MAX_SHOW: Bytes = Bytes(64 << 10);
 /// Routes of Ollama that there are not. Its clients call them by themselves, and read failures in one shape only.
 const ABSENT: [&str; 8] = [
     "/api/pull",
@@ -89,11 +93,10 @@ async fn version() -> Json<Version> {
 }
 
 async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Response, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: EmbedRequest = read_json(body, limit).await?;
+    let request: EmbedRequest = read_json(&app, &caller, body).await?;
     let texts = request.input.map_or_else(Vec::new, |Texts(texts)| texts);
     let embed = request::EmbedRequest {
-        input: Input::Texts(texts),
+        input: Arc::new(Input::Texts(texts)),
         param: "input",
         refuse_long: request.truncate == Some(false),
         dimensions: request.dimensions.filter(|dimensions| *dimensions > 0),
@@ -102,7 +105,7 @@ async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Res
     let model = request.model.as_deref();
     let answered = answer(&app, &caller, model, request.keep_alive, embed).await?;
     let values = answered.embedded.as_ref().map_or(0, |embedded| embedded.vectors.len());
-    let write = move || {
+    let write = move |caller: &Caller| {
         let Answered { model, load, embedded } = answered;
         let of = |embedded: &Embedded| (rows(embedded), embedded.used());
         let (embeddings, prompt_eval_count) = embedded.as_ref().map(of).unwrap_or_default();
@@ -115,11 +118,11 @@ async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Res
         };
         let mut response = request::json(values, &answer);
         if let Some(embedded) = embedded {
-            embedded.label(&caller, &mut response);
+            embedded.label(caller, &mut response);
         }
         response
     };
-    request::write(values, write).await
+    request::write(&app, &caller, values, write).await
 }
 
 async fn embeddings(
@@ -127,11 +130,10 @@ async fn embeddings(
     caller: Caller,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: EmbeddingsRequest = read_json(body, limit).await?;
+    let request: EmbeddingsRequest = read_json(&app, &caller, body).await?;
     let text = request.prompt.filter(|prompt| !prompt.is_empty());
     let embed = request::EmbedRequest {
-        input: Input::Texts(text.into_iter().collect()),
+        input: Arc::new(Input::Texts(text.into_iter().collect())),
         param: "prompt",
         ..request::EmbedRequest::default()
     };
@@ -165,7 +167,7 @@ async fn answer(
     keep_alive: Option<KeepAlive>,
     embed: request::EmbedRequest,
 ) -> Result<Answered, ApiError> {
-    let has_texts = embed.input != Input::default();
+    let has_texts = *embed.input != Input::default();
     if has_texts {
         request::check_input(&embed.input, embed.param)?;
     }
@@ -179,11 +181,13 @@ async fn answer(
         && lease.stands_in.is_none()
     {
         let name = format!("{}@{}", lease.info.manifest.id, lease.info.revision);
-        app.handle.keep_alive(&name, keep_alive).await?;
+        let is_admin = caller.sender.is_admin(app).await;
+        let wish = Wish { user: caller.user(), is_admin, keep_alive };
+        app.handle.keep_alive(&name, wish).await?;
     }
     let model = answered_name(model, &lease.info);
     let embedded = match has_texts {
-        true => Some(request::embed_with(&lease, caller, embed).await?),
+        true => Some(request::embed_with(app, lease, caller, embed).await?),
         false => None,
     };
     Ok(Answered { model, load, embedded })
@@ -258,8 +262,8 @@ async fn show(
     viewer: Viewer,
     body: Body,
 ) -> Result<Json<ShowResponse>, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: ShowRequest = read_json(body, limit).await?;
+    let limit = app.settings.borrow().socket.max_body.min(MAX_SHOW);
+    let request: ShowRequest = read_small_json(body, limit).await?;
     let Some(asked) = request.model.or(request.name) else {
         let message = "model is missing; expected the name of a model".to_owned();
         return Err(ApiError::invalid(Some("model".to_owned()), message));

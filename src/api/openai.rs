@@ -1,6 +1,7 @@
 //! OpenAI's dialect: `POST /v1/embeddings`, `GET /v1/models`, `GET /v1/models/{name}`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
@@ -22,9 +23,9 @@ use super::wire::{
 };
 use crate::config::AliasSettings;
 use crate::models::{ModelInfo, alias};
-use crate::package::{Entry, choose};
+use crate::package::{EmbeddingSpace, Entry, Key, choose};
 
-/// Models beside the one that is asked for: a migration needs one; each holds a copy of the texts.
+/// Models beside the one that is asked for: a migration needs one.
 const MAX_ADDITIONAL: usize = 3;
 
 #[derive(Clone, Copy)]
@@ -38,14 +39,13 @@ pub(super) async fn embeddings(
     caller: Caller,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: EmbeddingsRequest = read_json(body, limit).await?;
+    let request: EmbeddingsRequest = read_json(&app, &caller, body).await?;
     let encoding = encoding(request.encoding_format.as_deref())?;
     let prompt = prompt(request.prompt_name, request.input_type.as_deref())?;
     let caller =
         Caller { allow_fallback: request.allow_fallback.or(caller.allow_fallback), ..caller };
     let embed = EmbedRequest {
-        input: request.input,
+        input: Arc::new(request.input),
         param: "input",
         prompt,
         refuse_long: request.truncate == Some(false),
@@ -70,12 +70,12 @@ pub(super) async fn embeddings(
     let (embedded, additional) = tokio::try_join!(embedded, additional)?;
     let others = additional.iter().map(|embedded| embedded.vectors.len());
     let values = embedded.vectors.len() + others.sum::<usize>();
-    let write = move || {
+    let write = move |caller: &Caller| {
         let mut response = request::json(values, &answer(&embedded, &additional, encoding));
-        embedded.label(&caller, &mut response);
+        embedded.label(caller, &mut response);
         response
     };
-    request::write(values, write).await
+    request::write(&app, &caller, values, write).await
 }
 
 fn encoding(format: Option<&str>) -> Result<Encoding, ApiError> {
@@ -153,11 +153,16 @@ fn usage(embedded: &Embedded) -> Usage {
     Usage { prompt_tokens: used, total_tokens: used }
 }
 
-pub(super) async fn models(State(app): State<App>, viewer: Viewer) -> Json<ModelList> {
-    let entries = target::visible(&app, &viewer);
+pub(super) async fn models(State(app): State<App>, viewer: Viewer) -> Result<Response, ApiError> {
     let settings = app.settings.borrow().clone();
-    let data = entries.iter().map(|entry| describe(entry, &entries, &settings.aliases)).collect();
-    Json(ModelList { object: "list".to_owned(), data })
+    // Of a thousand models each is compared with each: not on the threads that serve connections.
+    let describe = move || {
+        let entries = target::visible(&app, &viewer);
+        let described = Described::new(&entries, &settings.aliases);
+        let data = (0..entries.len()).map(|at| described.model(at)).collect();
+        request::json(0, &ModelList { object: "list".to_owned(), data })
+    };
+    tokio::task::spawn_blocking(describe).await.map_err(request::lost)
 }
 
 pub(super) async fn model(
@@ -168,38 +173,68 @@ pub(super) async fn model(
     let entries = target::visible(&app, &viewer);
     let settings = app.settings.borrow().clone();
     let entry = choose(&entries, &alias::meant(&settings.aliases, &name));
-    let entry = entry.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
-    Ok(Json(describe(entry, &entries, &settings.aliases)))
+    let at = entry.and_then(|entry| entries.iter().position(|other| other.key == entry.key));
+    let at = at.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
+    let describe = move || Described::new(&entries, &settings.aliases).model(at);
+    Ok(Json(tokio::task::spawn_blocking(describe).await.map_err(request::lost)?))
 }
 
-fn describe(entry: &Entry, entries: &[Entry], aliases: &BTreeMap<String, AliasSettings>) -> Model {
-    let manifest = &entry.manifest;
-    let embedding_space = manifest.embedding_space();
-    let is_meant = |name: &str| choose(entries, name).is_some_and(|meant| meant.key == entry.key);
-    let named = |means: &dyn Fn(&str, &AliasSettings) -> bool| -> Vec<String> {
-        let names = aliases.iter().filter(|(name, alias)| means(name, alias));
-        names.map(|(name, _)| name.clone()).collect()
-    };
-    let others = |fits: &dyn Fn(&Entry) -> bool| -> Vec<String> {
-        let others = entries.iter().filter(|other| other.key != entry.key && fits(other));
-        others.map(|other| name_of(other, entries)).collect()
-    };
-    Model {
-        id: name_of(entry, entries),
-        object: "model".to_owned(),
-        created: entry.record.installed_at.0,
-        owned_by: "caxton".to_owned(),
-        version: manifest.version.to_string(),
-        revision: entry.record.manifest_digest.short(),
-        current: is_meant(manifest.id.as_str()),
-        aliases: named(&|name, _| is_meant(&alias::meant(aliases, name))),
-        canary_of: named(&|_, alias| alias::canary(alias).is_some_and(|name| is_meant(&name))),
-        dimensions: manifest.dimensions,
-        max_sequence_length: manifest.max_sequence_length,
-        compatible_dimensions: others(&|other| other.manifest.dimensions == manifest.dimensions),
-        compatible_vectors: others(&|other| other.manifest.embedding_space() == embedding_space),
-        embedding_space,
-        prompts: manifest.prompts.keys().cloned().collect(),
+/// What is shown of models, each of which is described by comparing it with the others.
+struct Described<'a> {
+    entries: &'a [Entry],
+    /// Of each entry: its shortest name, and its embedding space, which is a hash.
+    names: Vec<String>,
+    spaces: Vec<EmbeddingSpace>,
+    /// Each alias, the model that it means, and that of its canary.
+    aliases: Vec<(&'a String, Option<&'a Key>, Option<&'a Key>)>,
+}
+
+impl<'a> Described<'a> {
+    fn new(entries: &'a [Entry], aliases: &'a BTreeMap<String, AliasSettings>) -> Self {
+        let meant = |name: &str| choose(entries, name).map(|entry| &entry.key);
+        let of_alias = |(name, alias): (&'a String, &AliasSettings)| {
+            let canary = alias::canary(alias).and_then(|canary| meant(&canary));
+            (name, meant(&alias::meant(aliases, name)), canary)
+        };
+        Self {
+            entries,
+            names: entries.iter().map(|entry| name_of(entry, entries)).collect(),
+            spaces: entries.iter().map(|entry| entry.manifest.space()).collect(),
+            aliases: aliases.iter().map(of_alias).collect(),
+        }
+    }
+
+    /// Returns what is shown of the entry at `at`.
+    fn model(&self, at: usize) -> Model {
+        let entry = &self.entries[at];
+        let manifest = &entry.manifest;
+        let is_it = |key: Option<&Key>| key == Some(&entry.key);
+        let others = |fits: &dyn Fn(usize) -> bool| -> Vec<String> {
+            let others = (0..self.entries.len()).filter(|other| *other != at && fits(*other));
+            others.map(|other| self.names[other].clone()).collect()
+        };
+        let aliases = self.aliases.iter().filter(|(_, meant, _)| is_it(*meant));
+        let canaries = self.aliases.iter().filter(|(.., canary)| is_it(*canary));
+        let current = choose(self.entries, manifest.id.as_str());
+        Model {
+            id: self.names[at].clone(),
+            object: "model".to_owned(),
+            created: entry.record.installed_at.0,
+            owned_by: "caxton".to_owned(),
+            version: manifest.version.to_string(),
+            revision: entry.record.manifest_digest.short(),
+            current: is_it(current.map(|current| &current.key)),
+            aliases: aliases.map(|(name, ..)| (*name).clone()).collect(),
+            canary_of: canaries.map(|(name, ..)| (*name).clone()).collect(),
+            dimensions: manifest.dimensions,
+            max_sequence_length: manifest.max_sequence_length,
+            compatible_dimensions: others(&|other| {
+                self.entries[other].manifest.dimensions == manifest.dimensions
+            }),
+            compatible_vectors: others(&|other| self.spaces[other] == self.spaces[at]),
+            embedding_space: self.spaces[at].to_string(),
+            prompts: manifest.prompts.keys().cloned().collect(),
+        }
     }
 }
 

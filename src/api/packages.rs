@@ -1,11 +1,11 @@
-//! Installed packages: shown to everybody, changed by administrators.
+//! Installed packages: shown as [`Sight`] says, changed by administrators.
 
 use std::collections::BTreeMap;
 use std::io;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -17,6 +17,7 @@ use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 use super::App;
 use super::error::ApiError;
 use super::input::{BODY_TIMEOUT, Name, read_optional_json};
+use super::sight::Sight;
 use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageList};
 use crate::errors::{chain, errno};
 use crate::events::Event;
@@ -24,7 +25,7 @@ use crate::log::Message;
 use crate::models::Residency;
 use crate::models::install::{InstallError, Installed};
 use crate::package::{
-    Entry, Key, Origin, Rollback, RolledBack, Sidecars, SignatureStatus, Status, choose,
+    Consent, Entry, Key, Origin, Rollback, RolledBack, Sidecars, SignatureStatus, Status, choose,
     write_package,
 };
 use crate::units::Bytes;
@@ -33,46 +34,57 @@ use crate::units::Bytes;
 pub const SHA256_HEADER: &str = "x-caxton-sha256";
 /// Header with the content of the package's `.minisig` file, in base64.
 pub const MINISIG_HEADER: &str = "x-caxton-minisig";
+/// Parameter of an installation: the id may have another embedding space.
+pub const REPLACE: &str = "replace";
+/// Parameter of an installation: the version may be lower than one that was installed with a signature.
+pub const ALLOW_DOWNGRADE: &str = "allow_downgrade";
 /// Longest body of a rollback.
 const MAX_ROLLBACK: Bytes = Bytes(4096);
 /// Header with the package's file name, which its `.sha256` file must name.
 pub const NAME_HEADER: &str = "x-caxton-file-name";
 
-pub(super) async fn list(State(app): State<App>) -> Result<Json<PackageList>, ApiError> {
-    Ok(Json(PackageList { packages: describe_all(&app).await? }))
+pub(super) async fn list(
+    State(app): State<App>,
+    sight: Sight,
+) -> Result<Json<PackageList>, ApiError> {
+    Ok(Json(PackageList { packages: describe_all(&app, &sight).await? }))
 }
 
 pub(super) async fn show(
     State(app): State<App>,
+    sight: Sight,
     Name(name): Name,
 ) -> Result<Json<Package>, ApiError> {
-    let entry = find(&app, &name)?;
+    let entries = sight.entries(&app);
+    let entry = choose(&entries, &name);
+    let entry = entry.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
     let residency = app.handle.residency().await?;
-    let entries = app.handle.store().entries();
-    Ok(Json(describe(&entry, &entries, Some(&residency))))
+    Ok(Json(describe(entry, &entries, Some(&residency))))
 }
 
 pub(super) async fn install(
     State(app): State<App>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<InstalledPackage>, ApiError> {
+    let consent = consent(query.as_deref())?;
     let sidecars = sidecars(&headers)?;
     let stream = body.into_data_stream().map_err(io::Error::other);
     // Who stops sending is not waited for: everybody else who changes the store is.
     let mut reader = TimeoutReader::new(StreamReader::new(stream));
     reader.set_timeout(Some(BODY_TIMEOUT));
     let source = SyncIoBridge::new(Box::pin(reader));
-    let installed =
-        app.installer.install(source, sidecars, Origin::Installed).await.inspect_err(|error| {
-            let reason = chain(error);
-            tracing::error!(
-                name: Message::PackageRefused.name(),
-                reason, errno = errno(error),
-                "package refused"
-            );
-            app.events.send(Event::PackageRefused { file: None, reason });
-        })?;
+    let installed = app.installer.install(source, sidecars, Origin::Installed, consent);
+    let installed = installed.await.inspect_err(|error| {
+        let reason = chain(error);
+        tracing::error!(
+            name: Message::PackageRefused.name(),
+            reason, errno = errno(error),
+            "package refused"
+        );
+        app.events.send(Event::PackageRefused { file: None, reason });
+    })?;
     let Installed { entry, existed, .. } = &installed;
     tracing::info!(
         name: Message::PackageAccepted.name(),
@@ -104,6 +116,33 @@ impl InstalledPackage {
             },
         }
     }
+}
+
+/// What an administrator says for this installation: `replace=true`, `allow_downgrade=true`.
+fn consent(query: Option<&str>) -> Result<Consent, ApiError> {
+    let mut consent = Consent::default();
+    for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        let said = match name {
+            REPLACE => &mut consent.replace,
+            ALLOW_DOWNGRADE => &mut consent.allow_downgrade,
+            _ => {
+                let message = format!(
+                    "there is no parameter {name:?}; there are {REPLACE} and {ALLOW_DOWNGRADE}"
+                );
+                return Err(ApiError::invalid(None, message));
+            }
+        };
+        *said = match value {
+            "true" => true,
+            "false" => false,
+            _ => {
+                let message = format!("{name}: expected true or false");
+                return Err(ApiError::invalid(Some(name.to_owned()), message));
+            }
+        };
+    }
+    Ok(consent)
 }
 
 fn sidecars(headers: &HeaderMap) -> Result<Sidecars, ApiError> {
@@ -164,11 +203,12 @@ fn rollback(body: wire::rollback::RollBack) -> Result<Rollback, ApiError> {
 
 pub(super) async fn verify(
     State(app): State<App>,
+    sight: Sight,
     Name(name): Name,
 ) -> Result<Json<Package>, ApiError> {
     let entry = find(&app, &name)?;
     app.installer.verify(entry.key).await.ok_or_else(ApiError::lost)??;
-    show(State(app), Name(name)).await
+    show(State(app), sight, Name(name)).await
 }
 
 /// The package, made anew from its verified contents.
@@ -201,10 +241,24 @@ fn find(app: &App, name: &str) -> Result<Entry, ApiError> {
         .ok_or_else(|| ApiError::unknown_package(name.to_owned(), &entries))
 }
 
-pub(super) async fn describe_all(app: &App) -> Result<Vec<Package>, ApiError> {
+pub(super) async fn describe_all(app: &App, sight: &Sight) -> Result<Vec<Package>, ApiError> {
     let residency = app.handle.residency().await?;
-    let entries = app.handle.store().entries();
+    let entries = sight.entries(app);
     Ok(entries.iter().map(|entry| describe(entry, &entries, Some(&residency))).collect())
+}
+
+/// The packages that no signature vouches for although keys are configured, as `id@version`: those that were installed
+/// before there were keys.
+pub(super) fn unsigned(app: &App) -> Vec<String> {
+    let store = app.handle.store();
+    if !store.wants_signatures() {
+        return Vec::new();
+    }
+    let entries = store.entries();
+    let unsigned = entries
+        .iter()
+        .filter(|entry| entry.record.signer.is_none() && !entry.record.origin.is_bundled());
+    unsigned.map(|entry| entry.key.name().to_owned()).collect()
 }
 
 /// What is shown of an installed package, one of `entries`; without `residency` there is no daemon that could hold it in
@@ -214,12 +268,15 @@ pub fn describe(
     entries: &[Entry],
     residency: Option<&BTreeMap<Key, Residency>>,
 ) -> Package {
-    let Entry { key, manifest, record } = entry;
+    let Entry { key, manifest, record, disabled } = entry;
     let current = choose(entries, manifest.id.as_str());
     let mut problem = match &record.status {
-        Status::Corrupt(reason) => Some(reason.clone()),
+        Status::Corrupt(reason) | Status::Quarantined(reason) => Some(reason.clone()),
         Status::Untested | Status::Available => None,
     };
+    if let Some(disabled) = disabled {
+        problem = Some(disabled.to_string());
+    }
     let (mut resident_bytes, mut queued, mut arithmetic) = (0, 0, None);
     let residency = residency.map(|residency| match residency.get(key) {
         None => "absent",
@@ -250,9 +307,11 @@ pub fn describe(
         }
         .to_owned(),
         status: match record.status {
+            Status::Available if disabled.is_some() => "disabled",
             Status::Untested => "untested",
             Status::Available => "available",
             Status::Corrupt(_) => "corrupt",
+            Status::Quarantined(_) => "quarantined",
         }
         .to_owned(),
         problem,
@@ -271,6 +330,8 @@ pub fn describe(
         source: manifest.source.clone(),
         size_bytes: manifest.total_size(),
         package_sha256: record.package_digest.to_string(),
+        manifest_sha256: record.manifest_digest.to_string(),
+        signed_by: record.signer.as_ref().map(ToString::to_string),
         installed_at: record.installed_at.0,
         last_validated_at: record.last_validated_at.0,
         access_count: record.access_count,

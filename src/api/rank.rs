@@ -4,18 +4,18 @@
 //! Vectors are compared within one answer alone, so that any model may stand in for the one that was asked for. When none
 //! can answer, keywords do, and the answer says so.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::Semaphore;
 
 use super::caller::Caller;
 use super::error::ApiError;
 use super::input::read_json;
 use super::request::{self, EmbedRequest, Embedded, Prompt};
-use super::turn::turn;
 use super::wire::Input;
 use super::wire::rank::{RankRequest, RankResponse, Ranked, RerankRequest, Reranked};
 use super::{App, keyword};
@@ -28,8 +28,8 @@ const MODE: HeaderName = HeaderName::from_static("x-caxton-mode");
 const RANK_OFFSET: f32 = 60.0;
 /// What is ranked by keyword, in bytes: words take some fifty times their memory meanwhile.
 const MAX_WORDS: usize = 2 << 20;
-/// One request at a time, for the same reason.
-static KEYWORDS: Semaphore = Semaphore::const_new(1);
+/// What a document is charged that the answer has: its text, and that as JSON.
+const RETURNED_FACTOR: u64 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -73,25 +73,28 @@ pub(super) async fn rank(
     caller: Caller,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: RankRequest = read_json(body, limit).await?;
+    let request: RankRequest = read_json(&app, &caller, body).await?;
     let mode = Mode::read(request.mode.as_deref())?;
     let allow_fallback = request.allow_fallback.or(caller.allow_fallback);
     let caller = Caller { allow_fallback, ..caller };
     let model = request.model.as_deref();
-    let (query, documents) = (request.query, request.documents);
-    let questions = questions(&query, &documents, "documents", false);
-    check(&query, &questions.1)?;
+    let questions = questions(request.query, request.documents, "documents", false);
+    check(&questions)?;
+    let (query, documents) = questions.clone();
     // Before the vectors are computed in vain.
     if mode == Mode::Hybrid {
-        check_words("documents", &documents)?;
+        check_words("documents", texts(&documents.input))?;
+    }
+    if request.return_documents {
+        let bytes: usize = texts(&documents.input).iter().map(String::len).sum();
+        caller.charge.grow((bytes as u64).saturating_mul(RETURNED_FACTOR))?;
     }
     let scores = match mode {
-        Mode::Keyword => by_keyword(&caller, "documents", query, documents.clone()).await?,
+        Mode::Keyword => by_keyword(&app, &caller, &query, &documents).await?,
         Mode::Semantic => compare(&app, &caller, model, questions).await?,
         Mode::Hybrid => match compare(&app, &caller, model, questions).await? {
             cosines if cosines.mode == Mode::Semantic => {
-                let keywords = by_keyword(&caller, "documents", query, documents.clone()).await?;
+                let keywords = by_keyword(&app, &caller, &query, &documents).await?;
                 let scores = fused(&cosines.scores, &keywords.scores);
                 Scores { mode: Mode::Hybrid, scores, ..cosines }
             }
@@ -102,7 +105,7 @@ pub(super) async fn rank(
     let ranked = best.into_iter().take(request.top_n.unwrap_or(usize::MAX)).map(|index| Ranked {
         index,
         score: scores.scores[index],
-        document: request.return_documents.then(|| documents[index].clone()),
+        document: returned(request.return_documents, &documents, index),
     });
     let used = scores.used();
     let answer = RankResponse {
@@ -120,11 +123,15 @@ pub(super) async fn rerank(
     caller: Caller,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: RerankRequest = read_json(body, limit).await?;
+    let request: RerankRequest = read_json(&app, &caller, body).await?;
     let refuse_long = request.truncate == Some(false);
-    let questions = questions(&request.query, &request.texts, "texts", refuse_long);
-    check(&request.query, &questions.1)?;
+    let questions = questions(request.query, request.texts, "texts", refuse_long);
+    check(&questions)?;
+    let documents = questions.1.clone();
+    if request.return_text {
+        let bytes: usize = texts(&documents.input).iter().map(String::len).sum();
+        caller.charge.grow((bytes as u64).saturating_mul(RETURNED_FACTOR))?;
+    }
     let scores = compare(&app, &caller, request.model.as_deref(), questions).await?;
     let shown = match (request.raw_scores, scores.mode) {
         (true, _) => scores.scores.clone(),
@@ -138,39 +145,49 @@ pub(super) async fn rerank(
         .into_iter()
         .map(|index| Reranked {
             index,
-            text: request.return_text.then(|| request.texts[index].clone()),
+            text: returned(request.return_text, &documents, index),
             score: shown[index],
         })
         .collect();
     Ok(scores.label(&caller, Json(answer).into_response()))
 }
 
+/// The text of a document for the answer, if it is wanted.
+fn returned(is_wanted: bool, documents: &EmbedRequest, index: usize) -> Option<String> {
+    texts(&documents.input).get(index).filter(|_| is_wanted).cloned()
+}
+
 /// Before a model is loaded for them.
-fn check(query: &str, documents: &EmbedRequest) -> Result<(), ApiError> {
-    if query.is_empty() {
+fn check((query, documents): &(EmbedRequest, EmbedRequest)) -> Result<(), ApiError> {
+    if texts(&query.input).iter().all(String::is_empty) {
         return Err(ApiError::empty("query".to_owned()));
     }
     request::check_input(&documents.input, documents.param)
 }
 
+fn texts(input: &Input) -> &[String] {
+    match input {
+        Input::Texts(texts) => texts,
+        Input::Ids(_) => &[],
+    }
+}
+
 /// A query and documents, each with the model's prompt for it.
 fn questions(
-    query: &str,
-    documents: &[String],
+    query: String,
+    documents: Vec<String>,
     param: &'static str,
     refuse_long: bool,
 ) -> (EmbedRequest, EmbedRequest) {
     let embed = |texts, param, prompt| EmbedRequest {
-        input: Input::Texts(texts),
+        input: Arc::new(Input::Texts(texts)),
         param,
         prompt,
         refuse_long,
+        compared: true,
         ..EmbedRequest::default()
     };
-    (
-        embed(vec![query.to_owned()], "query", Prompt::Query),
-        embed(documents.to_vec(), param, Prompt::Passage),
-    )
+    (embed(vec![query], "query", Prompt::Query), embed(documents, param, Prompt::Passage))
 }
 
 /// Compares the text of the first request with each of the second: by the cosines of their vectors, or by their words
@@ -181,19 +198,13 @@ pub(super) async fn compare(
     model: Option<&str>,
     (query, documents): (EmbedRequest, EmbedRequest),
 ) -> Result<Scores, ApiError> {
-    let texts = |request: &EmbedRequest| match &request.input {
-        Input::Texts(texts) => texts.clone(),
-        Input::Ids(_) => Vec::new(),
-    };
-    let (query_text, document_texts) = (texts(&query).concat(), texts(&documents));
-    let param = documents.param;
-    match by_model(app, caller, model, query, documents).await {
+    match by_model(app, caller, model, query.clone(), documents.clone()).await {
         Ok((query, documents)) => {
             let scores = cosines(&query, &documents);
             Ok(Scores { mode: Mode::Semantic, scores, embedded: Some((query, documents)) })
         }
         Err(error) if error.is_degraded() && caller.allow_fallback != Some(false) => {
-            by_keyword(caller, param, query_text, document_texts).await
+            by_keyword(app, caller, &query, &documents).await
         }
         Err(error) => Err(error),
     }
@@ -210,8 +221,8 @@ async fn by_model(
     // A canary is drawn by the query, so that one query is answered alike whatever the documents.
     let lease = request::open(app, caller, model, &query.input, fallback).await?;
     tokio::try_join!(
-        request::embed_with(&lease, caller, query),
-        request::embed_with(&lease, caller, documents),
+        request::embed_with(app, lease.clone(), caller, query),
+        request::embed_with(app, lease, caller, documents),
     )
 }
 
@@ -223,20 +234,16 @@ fn check_words(param: &str, documents: &[String]) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// `param` is what the request calls the documents.
 async fn by_keyword(
+    app: &App,
     caller: &Caller,
-    param: &str,
-    query: String,
-    documents: Vec<String>,
+    query: &EmbedRequest,
+    documents: &EmbedRequest,
 ) -> Result<Scores, ApiError> {
-    check_words(param, &documents)?;
-    let turn = turn(&KEYWORDS, caller.deadline).await?;
-    let score = move || {
-        let _turn = turn;
-        keyword::scores(&query, &documents)
-    };
-    let scores = tokio::task::spawn_blocking(score).await.map_err(request::lost)?;
+    check_words(documents.param, texts(&documents.input))?;
+    let (query, documents) = (Arc::clone(&query.input), Arc::clone(&documents.input));
+    let score = move || keyword::scores(&texts(&query).concat(), texts(&documents));
+    let scores = app.places.keywords.run(caller.uid, caller.deadline, score).await?;
     Ok(Scores { mode: Mode::Keyword, scores, embedded: None })
 }
 
@@ -307,6 +314,7 @@ impl Scores {
             documents.characters += query.characters;
             documents.label(caller, &mut response);
         }
+        response.extensions_mut().insert(Arc::clone(&caller.charge));
         response.headers_mut().insert(MODE, HeaderValue::from_static(self.mode.name()));
         response
     }

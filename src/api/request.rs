@@ -18,7 +18,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::input::MAX_INPUTS;
 use super::target;
-use super::tokenize::{Tokenized, count, tokenize};
+use super::tokenize::{Job, Tokenized, count, tokenize};
 use super::wire::Input;
 use crate::engine::{Output, Truncation};
 use crate::log::Message;
@@ -41,8 +41,8 @@ const ANSWER_BYTES: usize = 512;
 /// Texts of which somebody wants vectors.
 #[derive(Clone, Debug, Default)]
 pub(super) struct EmbedRequest {
-    /// The texts, or their token ids.
-    pub(super) input: Input,
+    /// The texts, or their token ids. Copies of a request share them.
+    pub(super) input: Arc<Input>,
     /// What the dialect calls the field of the texts, for its errors.
     pub(super) param: &'static str,
     /// What is wanted of each text.
@@ -55,6 +55,8 @@ pub(super) struct EmbedRequest {
     pub(super) truncation: Truncation,
     /// Cut vectors to this length, and scale them to length 1 again if the model gives such.
     pub(super) dimensions: Option<usize>,
+    /// Whether the vectors are compared with each other, and none is written.
+    pub(super) compared: bool,
 }
 
 /// What is wanted of each text.
@@ -94,15 +96,18 @@ pub(super) enum Prompt {
     Passage,
 }
 
-/// Writes an answer with so many numbers on the blocking pool if it would keep others waiting.
+/// Writes an answer with so many numbers; on the blocking pool, in turns of the users, if it would keep others waiting.
 pub(super) async fn write(
+    app: &App,
+    caller: &Caller,
     values: usize,
-    write: impl FnOnce() -> Response + Send + 'static,
+    write: impl FnOnce(&Caller) -> Response + Send + 'static,
 ) -> Result<Response, ApiError> {
     if values <= INLINE_VALUES {
-        return Ok(write());
+        return Ok(write(caller));
     }
-    tokio::task::spawn_blocking(write).await.map_err(lost)
+    let (uid, deadline, caller) = (caller.uid, caller.deadline, caller.clone());
+    app.places.work.run(uid, deadline, move || write(&caller)).await
 }
 
 /// An answer with about so many numbers, as JSON.
@@ -190,7 +195,7 @@ pub(super) async fn embed(
     check_input(&request.input, request.param)?;
     let fallback = Fallback::Vectors(caller.allow_fallback);
     let lease = open(app, caller, model, &request.input, fallback).await?;
-    embed_with(&lease, caller, request).await
+    embed_with(app, lease, caller, request).await
 }
 
 /// The right to ask the model that `model` means, or what stands for it when the request names none: several requests by
@@ -208,6 +213,7 @@ pub(super) async fn open(
     let is_allowed = |entry: &Entry| target::may_stand_in(caller, entry);
     match app.handle.lease_for(&name, named, fallback, is_allowed, caller.deadline).await {
         Ok(mut lease) => {
+            lease.used_by(caller.user());
             lease.info.alias = alias;
             if let Some(stand_in) = &lease.stands_in {
                 app.metrics.fallback(ApiError::from(&stand_in.error).code());
@@ -218,20 +224,22 @@ pub(super) async fn open(
     }
 }
 
-/// The vectors of `request` by the model of `lease`.
+/// The vectors of `request` by the model of `lease`, which is given back while the request waits for its turn to be
+/// tokenized.
 pub(super) async fn embed_with(
-    lease: &Lease,
+    app: &App,
+    lease: Lease,
     caller: &Caller,
     request: EmbedRequest,
 ) -> Result<Embedded, ApiError> {
     check_input(&request.input, request.param)?;
     let dimensions = dimensions(request.dimensions, lease.info.manifest.dimensions)?;
-    let prompt = prompt(&request.prompt, lease)?;
+    let prompt = prompt(&request.prompt, &lease)?.into();
     lease.check_queue(&caller.ticket())?;
     let began = Instant::now();
-    let input = Arc::new(request.input);
-    let (param, truncation) = (request.param, request.truncation);
-    let tokenized = tokenize(lease, &prompt, &input, param, truncation, caller.deadline).await?;
+    let EmbedRequest { input, param, truncation, .. } = request;
+    let job = Job { prompt, input, param, truncation };
+    let (lease, tokenized) = tokenize(app, caller, lease, job.clone()).await?;
     let tokenization = began.elapsed();
     let Tokenized { ids, whole, characters } = tokenized;
     let used: Vec<usize> = ids.iter().map(Vec::len).collect();
@@ -246,11 +254,14 @@ pub(super) async fn embed_with(
     if request.wanted == Wanted::TokenStates && total > MAX_TOKEN_STATES {
         return Err(ApiError::too_many_tokens(request.param, total, MAX_TOKEN_STATES));
     }
+    let rows = if request.wanted == Wanted::TokenStates { total } else { used.len() };
+    let numbers = rows.saturating_mul(lease.info.manifest.dimensions);
+    caller.charge.grow_numbers(numbers, request.compared)?;
     let output = request.wanted.output(lease.info.manifest.normalize);
     // What was cut off unseen is counted while the rest is computed.
     let (computed, provided) = tokio::try_join!(
         async { Ok(lease.embed(ids, output, caller.ticket()).await?) },
-        count(lease, prompt, input, whole, request.param),
+        count(app, caller, lease.clone(), job, whole),
     )?;
     let tokens = provided.into_iter().zip(used);
     let tokens = tokens.map(|(provided, used)| Counted { provided, used }).collect();
@@ -361,8 +372,9 @@ impl Embedded {
         label_model(&self.info, response);
         let truncated = self.tokens.iter().filter(|tokens| tokens.used < tokens.provided).count();
         let Timings { tokenization, queue, inference } = self.timings;
-        // For what is measured of requests.
+        // For what is measured of requests, and until the answer is written.
         response.extensions_mut().insert(self.timings);
+        response.extensions_mut().insert(Arc::clone(&caller.charge));
         let headers = response.headers_mut();
         let count = |number: usize| HeaderValue::from(number);
         let time = |duration| HeaderValue::from(milliseconds(duration));

@@ -6,29 +6,22 @@
 use super::App;
 use super::caller::{Caller, Viewer};
 use super::error::ApiError;
+use super::sight::Held;
 use super::tenants::Visit;
 use super::wire::Input;
-use crate::config::TenantSettings;
 use crate::models::alias::{self, Target, Texts};
-use crate::package::{Entry, Status, choose};
+use crate::package::{Entry, choose};
 
 /// The models that can be asked for, by this tenant if it is held to some.
 pub(super) fn visible(app: &App, Viewer(tenant): &Viewer) -> Vec<Entry> {
     let mut entries = app.handle.store().entries();
     let settings = app.settings.borrow().clone();
     let bundled_only = settings.memory.model_cache.bundled_only;
-    entries.retain(|entry| {
-        entry.record.status == Status::Available
-            && (!bundled_only || entry.record.origin.is_bundled())
-    });
+    entries
+        .retain(|entry| entry.is_usable() && (!bundled_only || entry.record.origin.is_bundled()));
     let tenant = tenant.as_deref().map(|tenant| &tenant.settings);
-    if let Some(TenantSettings { model, allowed_models: Some(allowed), .. }) = tenant {
-        let names = allowed.iter().chain(model).map(|name| alias::meant(&settings.aliases, name));
-        let meant = names.filter_map(|name| choose(&entries, &name).map(|entry| entry.key.clone()));
-        let meant = Vec::from_iter(meant);
-        entries.retain(|entry| {
-            meant.contains(&entry.key) || allowed.iter().any(|name| entry.is_named(name))
-        });
+    if let Some(held) = Held::of(&settings, &entries, tenant) {
+        entries.retain(|entry| held.has(entry));
     }
     entries
 }
@@ -73,6 +66,17 @@ pub(super) fn find(
         if !entry.is_some_and(|entry| allowed.iter().any(|allowed| entry.is_named(allowed))) {
             tenant.refuse();
             return Err(ApiError::model_not_allowed(&tenant.name, name));
+        }
+    }
+    // Said here, where it is known which models may be named in the answer.
+    if let Some(tenant) = tenant {
+        let mut entries = app.handle.store().entries();
+        if let Some(held) = Held::of(&settings, &entries, Some(&tenant.settings))
+            && choose(&entries, &target.name).is_none()
+            && model.is_some()
+        {
+            entries.retain(|entry| held.has(entry));
+            return Err(ApiError::unknown_package(target.name, &entries));
         }
     }
     Ok(target)

@@ -9,6 +9,8 @@
 mod errors;
 mod tokens;
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -45,21 +47,26 @@ pub(super) fn routes() -> Router<App> {
         .layer(middleware::map_response(errors::flatten))
 }
 
+/// The health route alone.
+pub(super) fn health_route() -> Router<App> {
+    Router::new().route("/health", get(health)).layer(middleware::map_response(errors::flatten))
+}
+
 async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Response, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: tei::EmbedRequest = read_json(body, limit).await?;
+    let request: tei::EmbedRequest = read_json(&app, &caller, body).await?;
     check_not_empty(&request.inputs, "inputs")?;
     let embed = EmbedRequest {
-        input: request.inputs,
+        input: Arc::new(request.inputs),
         param: "inputs",
         wanted: request.normalize.map_or(Wanted::Vector, Wanted::Normalized),
         prompt: prompt(request.prompt_name),
         refuse_long: request.truncate == Some(false),
         truncation: truncation(request.truncation_direction),
         dimensions: request.dimensions,
+        compared: false,
     };
     let embedded = request::embed(&app, &caller, request.model.as_deref(), embed).await?;
-    write(caller, embedded, |embedded| {
+    write(&app, &caller, embedded, |embedded| {
         request::json(embedded.vectors.len(), &tei::Embeddings(embedded.rows().collect()))
     })
     .await
@@ -70,20 +77,20 @@ async fn embed_all(
     caller: Caller,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: tei::EmbedAllRequest = read_json(body, limit).await?;
+    let request: tei::EmbedAllRequest = read_json(&app, &caller, body).await?;
     check_not_empty(&request.inputs, "inputs")?;
     let embed = EmbedRequest {
-        input: request.inputs,
+        input: Arc::new(request.inputs),
         param: "inputs",
         wanted: Wanted::TokenStates,
         prompt: prompt(request.prompt_name),
         refuse_long: request.truncate == Some(false),
         truncation: truncation(request.truncation_direction),
         dimensions: None,
+        compared: false,
     };
     let embedded = request::embed(&app, &caller, request.model.as_deref(), embed).await?;
-    let mut response = write(caller, embedded, |embedded| {
+    let mut response = write(&app, &caller, embedded, |embedded| {
         let mut rows = embedded.rows();
         let texts = embedded.tokens.iter().map(|tokens| rows.by_ref().take(tokens.used).collect());
         request::json(embedded.vectors.len(), &tei::TokenStates(texts.collect()))
@@ -99,8 +106,7 @@ async fn similarity(
     caller: Caller,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: tei::SimilarityRequest = read_json(body, limit).await?;
+    let request: tei::SimilarityRequest = read_json(&app, &caller, body).await?;
     let tei::SimilarityInputs { source_sentence, sentences } = request.inputs;
     let tei::SimilarityParameters { truncate, truncation_direction, prompt_name } =
         request.parameters.unwrap_or_default();
@@ -108,11 +114,12 @@ async fn similarity(
         let input = Input::Texts(texts);
         check_not_empty(&input, param)?;
         Ok::<_, ApiError>(EmbedRequest {
-            input,
+            input: Arc::new(input),
             param,
             prompt: prompt(prompt_name.clone()),
             refuse_long: truncate == Some(false),
             truncation: truncation(truncation_direction),
+            compared: true,
             ..EmbedRequest::default()
         })
     };
@@ -218,15 +225,16 @@ fn truncation(direction: Option<tei::TruncationDirection>) -> Truncation {
 
 /// Makes an answer of vectors.
 async fn write(
-    caller: Caller,
+    app: &App,
+    caller: &Caller,
     embedded: Embedded,
     answer: impl FnOnce(&Embedded) -> Response + Send + 'static,
 ) -> Result<Response, ApiError> {
     let values = embedded.vectors.len();
-    let write = move || {
+    let write = move |caller: &Caller| {
         let mut response = answer(&embedded);
-        embedded.label(&caller, &mut response);
+        embedded.label(caller, &mut response);
         response
     };
-    request::write(values, write).await
+    request::write(app, caller, values, write).await
 }

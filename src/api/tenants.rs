@@ -22,6 +22,8 @@ use super::wire;
 use crate::config::{Admins, Settings, TenantSettings};
 use crate::units::milliseconds;
 
+/// Stands in a list of users for all users but administrators. The last tenant may have it; then every user has one.
+const EVERYBODY: &str = "*";
 /// How long it is believed who a user is: groups change.
 const BELIEVED: Duration = Duration::from_secs(60);
 /// Users that are remembered; a device has a few dozen.
@@ -82,6 +84,13 @@ impl Tenants {
         Self { settings, current: Mutex::new(current) }
     }
 
+    /// Returns whether `peer` may change the appliance: root, the daemon's own user, and the administrators of the
+    /// settings, for which the user database is asked, off the runtime.
+    pub(super) async fn is_admin(&self, peer: Peer) -> bool {
+        let admins = self.settings.borrow().socket.admins.clone();
+        is_admin(peer, admins).await
+    }
+
     /// The tenant of a caller: the one it names, if it is trusted, or the first that has its user or group.
     ///
     /// # Errors
@@ -96,8 +105,7 @@ impl Tenants {
             (Arc::clone(&current.settings), Arc::clone(&current.tenants))
         };
         if let Some(name) = named {
-            let admins = settings.socket.admins.clone();
-            if !peer.is_owner() && !off_runtime(move || peer.is_one_of(&admins)).await? {
+            if !is_admin(peer, settings.socket.admins.clone()).await {
                 return Err(ApiError::tenant_not_yours(peer.uid));
             }
             let names = || Vec::from_iter(tenants.iter().map(|tenant| &*tenant.name));
@@ -117,8 +125,12 @@ impl Tenants {
         {
             return Ok(known.tenant.clone());
         }
+        let admins = settings.socket.admins.clone();
         let tenant = off_runtime(move || {
-            let fits = |tenant: &&Arc<Tenant>| peer.is_one_of(&tenant.members());
+            let is_admin = peer.is_owner() || peer.is_one_of(&admins);
+            let fits = |tenant: &&Arc<Tenant>| {
+                tenant.has_everybody() && !is_admin || peer.is_one_of(&tenant.members())
+            };
             tenants.iter().find(fits).cloned()
         })
         .await?;
@@ -134,11 +146,12 @@ impl Tenants {
         Ok(tenant)
     }
 
-    /// Every tenant, in the order of the settings.
-    pub(super) fn view(&self) -> Vec<wire::tenants::Tenant> {
+    /// Returns the tenants that `is_shown` holds for, in the order of the settings.
+    pub(super) fn view(&self, is_shown: impl Fn(&Tenant) -> bool) -> Vec<wire::tenants::Tenant> {
         let current = self.current();
         let default = current.settings.default_model();
-        current.tenants.iter().map(|tenant| tenant.view(default)).collect()
+        let shown = current.tenants.iter().filter(|tenant| is_shown(tenant));
+        shown.map(|tenant| tenant.view(default)).collect()
     }
 
     /// What holds now.
@@ -152,6 +165,15 @@ impl Tenants {
         }
         current
     }
+}
+
+async fn is_admin(peer: Peer, admins: Admins) -> bool {
+    if peer.is_owner() {
+        return true;
+    }
+    let is_empty = admins.users.is_empty() && admins.groups.is_empty();
+    // A question that was lost makes nobody an administrator.
+    !is_empty && off_runtime(move || peer.is_one_of(&admins)).await.is_ok_and(|is_admin| is_admin)
 }
 
 /// The answer of the user database, which may be slow.
@@ -179,6 +201,11 @@ impl Tenant {
     /// Whose turns its requests take, in the place of their connections'.
     pub(super) fn flow(&self) -> ConnectionId {
         self.flow
+    }
+
+    /// Whether everybody is this tenant who is no administrator.
+    fn has_everybody(&self) -> bool {
+        self.settings.users.iter().any(|user| user == EVERYBODY)
     }
 
     fn members(&self) -> Admins {
@@ -315,6 +342,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_star_is_whoever_is_listed_nowhere_and_is_no_administrator() {
+        let everybody = TenantSettings {
+            name: "rest".to_owned(),
+            users: vec![EVERYBODY.to_owned()],
+            ..Default::default()
+        };
+        let mut settings = Settings {
+            tenants: vec![tenant("a", &[4_000_001], None), everybody],
+            ..Settings::default()
+        };
+        settings.socket.admins.users = vec!["4000003".to_owned()];
+        let (_send, receive) = watch::channel(Arc::new(settings));
+        let tenants = Tenants::new(receive);
+        for (uid, expected) in
+            [(4_000_001, Some("a")), (4_000_002, Some("rest")), (4_000_003, None), (0, None)]
+        {
+            assert_eq!(name(&tenants, uid, None).await.unwrap().as_deref(), expected, "{uid}");
+        }
+    }
+
+    #[tokio::test]
     async fn only_the_trusted_may_name_a_tenant() {
         let mut with_admin =
             Settings { tenants: vec![tenant("a", &[], None)], ..Settings::default() };
@@ -340,13 +388,13 @@ mod tests {
         Visit::begin(find().await).unwrap_err();
         drop(first);
         let third = Visit::begin(find().await).unwrap();
-        let view = || tenants.view().remove(0);
+        let view = || tenants.view(|_| true).remove(0);
         assert_eq!((view().requests, view().in_flight, view().refused), (4, 2, 1));
         send.send_replace(settings(vec![tenant("b", &[8], None), tenant("a", &[7], Some(1))]));
         Visit::begin(find().await).unwrap_err();
         drop((second, third));
         let last = Visit::begin(find().await).unwrap();
-        let seen = tenants.view();
+        let seen = tenants.view(|_| true);
         let seen: Vec<_> =
             seen.iter().map(|t| (t.name.as_str(), t.requests, t.in_flight, t.refused)).collect();
         assert_eq!(seen, [("b", 0, 0, 0), ("a", 6, 1, 2)]);

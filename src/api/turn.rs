@@ -1,44 +1,303 @@
-//! What is done for one request at a time because of the memory that it takes.
+//! Work on the processors is done in turns of the users: tokenizing, parsing and writing what is large, ranking words.
 //!
-//! Owns no turn; each is a semaphore beside the work that it is for.
+//! Owns the places for such work and who gets the next one: users with work that waits go round, and of one user the
+//! request that waits longest. Long work gives its place back after a [`SLICE`] when others wait, and waits again.
+//!
+//! Invariants:
+//! 1. No more work is done at a time than there are places.
+//! 2. A user waits for one piece of work of each other user at most before its next turn.
+//! 3. A user has at most [`MAX_WAITING`] requests that wait.
 
-use std::time::Instant;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::oneshot;
 
 use super::error::ApiError;
+use super::request::lost;
 use crate::models::ModelError;
 
-/// Waits for a turn of `semaphore`, which nobody closes, until `deadline`. To be given back by the work itself, which
-/// goes on when the client leaves.
-///
-/// # Errors
-/// 504 when the turn did not come in time.
-pub(super) async fn turn(
-    semaphore: &'static Semaphore,
-    deadline: Instant,
-) -> Result<SemaphorePermit<'static>, ApiError> {
-    let patience = deadline.saturating_duration_since(Instant::now());
-    let permit = tokio::time::timeout(patience, semaphore.acquire()).await;
-    let permit = permit.map_err(|_elapsed| ModelError::Timeout(patience))?;
-    permit.map_err(|_closed| ApiError::lost())
+/// How long work goes on while others wait.
+const SLICE: Duration = Duration::from_millis(5);
+/// Requests of one user that may wait for a place.
+const MAX_WAITING: usize = 1024;
+
+/// Every kind of place. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// For tokenizing, and for writing large answers: as many as there are processors.
+    pub(super) work: Turns,
+    /// For large JSON.
+    pub(super) parsing: Turns,
+    /// For large texts: the tokenizer takes a hundred times the memory of what it is given at once.
+    pub(super) large: Turns,
+    /// For ranking by keyword, which takes fifty times the memory of the documents.
+    pub(super) keywords: Turns,
+}
+
+impl Places {
+    /// The places on a machine with so many processors.
+    pub fn new(processors: usize) -> Self {
+        Self {
+            work: Turns::new(processors),
+            parsing: Turns::new(2),
+            large: Turns::new(1),
+            keywords: Turns::new(1),
+        }
+    }
+}
+
+/// Places of one kind. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Turns(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    free: usize,
+    /// Users with requests that wait; the first is next.
+    users: VecDeque<u32>,
+    waiting: HashMap<u32, VecDeque<Waiting>>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    id: u64,
+    reply: oneshot::Sender<Place>,
+}
+
+impl State {
+    /// Whose turn it is. A user with more requests goes to the end.
+    fn pop(&mut self) -> Option<Waiting> {
+        let uid = self.users.pop_front()?;
+        let own = self.waiting.get_mut(&uid)?;
+        let waiting = own.pop_front();
+        if own.is_empty() {
+            self.waiting.remove(&uid);
+        } else {
+            self.users.push_back(uid);
+        }
+        waiting
+    }
+
+    fn remove(&mut self, uid: u32, id: u64) {
+        let Some(own) = self.waiting.get_mut(&uid) else { return };
+        own.retain(|waiting| waiting.id != id);
+        if own.is_empty() {
+            self.waiting.remove(&uid);
+            self.users.retain(|user| *user != uid);
+        }
+    }
+}
+
+impl Turns {
+    fn new(places: usize) -> Self {
+        let free = places.max(1);
+        let state = State { free, users: VecDeque::new(), waiting: HashMap::new(), next: 0 };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics between two steps of a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place, if one is free now.
+    pub(super) fn try_take(&self) -> Option<Place> {
+        let mut state = self.lock();
+        state.free = state.free.checked_sub(1)?;
+        Some(Place { turns: self.clone() })
+    }
+
+    /// Waits for the turn of a request of `uid`. Cancelling gives it up.
+    ///
+    /// # Errors
+    /// 429 when too many requests of the user wait, 504 when the turn does not come by `deadline`.
+    pub(super) async fn take(&self, uid: u32, deadline: Instant) -> Result<Place, ApiError> {
+        let (mut reply, id) = {
+            let mut state = self.lock();
+            if let Some(free) = state.free.checked_sub(1) {
+                state.free = free;
+                return Ok(Place { turns: self.clone() });
+            }
+            let waiting = state.waiting.get(&uid).map_or(0, VecDeque::len);
+            if waiting >= MAX_WAITING {
+                return Err(ApiError::too_much_work(waiting));
+            }
+            let id = state.next;
+            state.next += 1;
+            let (sender, reply) = oneshot::channel();
+            state.waiting.entry(uid).or_default().push_back(Waiting { id, reply: sender });
+            if waiting == 0 {
+                state.users.push_back(uid);
+            }
+            (reply, id)
+        };
+        let _given_up = GivenUp { turns: self, uid, id };
+        let patience = deadline.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(patience, &mut reply).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_closed)) => Err(ApiError::lost()),
+            Err(_elapsed) => Err(ModelError::Timeout(patience).into()),
+        }
+    }
+
+    /// Runs `work` on the blocking pool in a turn of `uid`. The place is given back by the work itself, which goes on
+    /// when the client leaves.
+    ///
+    /// # Errors
+    /// As [`Self::take`], or 500 when the work panicked.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        uid: u32,
+        deadline: Instant,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let place = self.take(uid, deadline).await?;
+        let work = move || {
+            let _place = place;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(lost)
+    }
+}
+
+/// Takes a request that nobody waits for any more out of the queue.
+struct GivenUp<'a> {
+    turns: &'a Turns,
+    uid: u32,
+    id: u64,
+}
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        self.turns.lock().remove(self.uid, self.id);
+    }
+}
+
+/// The right to work, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    turns: Turns,
+}
+
+impl Place {
+    /// Whether work that began at `since` should be interrupted because others wait.
+    pub(super) fn is_over(&self, since: Instant) -> bool {
+        since.elapsed() >= SLICE && !self.turns.lock().users.is_empty()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.turns.lock();
+        match state.pop() {
+            None => state.free += 1,
+            Some(Waiting { reply, .. }) => {
+                drop(state);
+                // One that has just left gives the place back at once, to the next.
+                drop(reply.send(Self { turns: self.turns.clone() }));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use proptest::prelude::*;
+    use tokio::task::JoinSet;
 
     use super::*;
 
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
+
+    /// The users of `requests` in the order of their turns.
+    async fn order(turns: &Turns, requests: &[u32]) -> Vec<u32> {
+        let held = turns.take(99, later()).await.unwrap();
+        let (sender, mut taken) = tokio::sync::mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        for uid in requests.iter().copied() {
+            let (turns, sender) = (turns.clone(), sender.clone());
+            tasks.spawn(async move {
+                let place = turns.take(uid, later()).await.unwrap();
+                sender.send(uid).unwrap();
+                drop(place);
+            });
+            tokio::task::yield_now().await;
+        }
+        drop((held, sender));
+        let mut order = Vec::new();
+        while let Some(uid) = taken.recv().await {
+            order.push(uid);
+        }
+        order
+    }
+
+    #[tokio::test]
+    async fn users_take_turns_however_many_requests_one_has() {
+        let turns = Turns::new(1);
+        assert_eq!(order(&turns, &[1, 1, 1, 1, 2, 3, 2]).await, [1, 2, 3, 1, 2, 1, 1]);
+        let state = turns.lock();
+        assert_eq!((state.free, state.users.len(), state.waiting.len()), (1, 0, 0));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_turn_that_does_not_come_in_time_is_told() {
-        static ONE: Semaphore = Semaphore::const_new(1);
-        let patience = Duration::from_secs(3600);
-        let held = turn(&ONE, Instant::now() + patience).await.unwrap();
-        let refused = turn(&ONE, Instant::now() + patience).await.unwrap_err();
+        let turns = Turns::new(1);
+        let held = turns.take(1, later()).await.unwrap();
+        assert!(turns.try_take().is_none());
+        let refused = turns.take(2, later()).await.unwrap_err();
         assert_eq!(refused.code(), "timeout");
+        assert!(turns.lock().waiting.is_empty());
         drop(held);
         // One that is free is given to whoever comes late, too.
-        drop(turn(&ONE, Instant::now()).await.unwrap());
+        drop(turns.take(2, Instant::now()).await.unwrap());
+        drop(turns.try_take().unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded_for_each_user_and_leaves_with_its_client() {
+        let turns = Turns::new(1);
+        let held = turns.take(1, later()).await.unwrap();
+        let mut tasks = JoinSet::new();
+        for _ in 0..MAX_WAITING {
+            let turns = turns.clone();
+            tasks.spawn(async move { drop(turns.take(1, later()).await) });
+        }
+        while turns.lock().waiting.get(&1).map_or(0, VecDeque::len) < MAX_WAITING {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(turns.take(1, later()).await.unwrap_err().code(), "overloaded");
+        assert!(!held.is_over(Instant::now()));
+        assert!(held.is_over(Instant::now().checked_sub(SLICE).unwrap()));
+        tasks.shutdown().await;
+        assert!(turns.lock().waiting.is_empty() && turns.lock().users.is_empty());
+        assert!(!held.is_over(Instant::now().checked_sub(SLICE).unwrap()));
+    }
+
+    proptest! {
+        #[test]
+        fn every_request_has_its_turn_and_no_user_two_before_another_that_waits(
+            requests in prop::collection::vec(0_u32..5, 0..60),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let taken = runtime.block_on(order(&Turns::new(1), &requests));
+            let mut left: HashMap<u32, usize> = HashMap::new();
+            for uid in &requests {
+                *left.entry(*uid).or_default() += 1;
+            }
+            let mut since: HashMap<u32, usize> = HashMap::new();
+            for (at, uid) in taken.iter().enumerate() {
+                let users = left.values().filter(|count| **count > 0).count();
+                if let Some(before) = since.insert(*uid, at) {
+                    prop_assert!(at - before >= users, "{taken:?}");
+                }
+                *left.get_mut(uid).unwrap() -= 1;
+            }
+            prop_assert!(left.values().all(|count| *count == 0));
+        }
     }
 }

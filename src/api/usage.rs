@@ -8,6 +8,7 @@ use axum::extract::{RawQuery, State};
 
 use super::caller::Viewer;
 use super::error::ApiError;
+use super::sight::Sight;
 use super::wire::{
     ModelStats, ModelStatsList, NextUse, Percentiles, Recommendation, Recommendations,
 };
@@ -21,7 +22,7 @@ use crate::units::Bytes;
 /// The parameters of [`recommendations`].
 const PARAMETERS: [&str; 3] = ["task_type", "complexity", "max_latency_ms"];
 
-pub(super) async fn stats(State(app): State<App>) -> Json<ModelStatsList> {
+pub(super) async fn stats(State(app): State<App>, sight: Sight) -> Json<ModelStatsList> {
     let mut stats = app.handle.usage().stats(SystemTime::now());
     let installed = app.handle.store().entries().into_iter().map(|entry| entry.key);
     let installed = installed.map(|key| {
@@ -30,6 +31,7 @@ pub(super) async fn stats(State(app): State<App>) -> Json<ModelStatsList> {
     });
     let mut models = Vec::from_iter(installed);
     models.extend(stats.into_iter().map(|(key, stats)| (key, stats, false)));
+    models.retain(|(key, ..)| sight.shows(key));
     models.sort_by(|(a, ..), (b, ..)| a.cmp(b));
     let models = models.into_iter().map(|(key, stats, installed)| show(&key, stats, installed));
     Json(ModelStatsList { models: models.collect() })

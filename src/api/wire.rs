@@ -192,9 +192,9 @@ pub struct Package {
     pub current: bool,
     /// `bundled`, `dropped` or `installed`.
     pub origin: String,
-    /// `untested`, `available` or `corrupt`.
+    /// `untested`, `available`, `disabled`, `corrupt` or `quarantined`.
     pub status: String,
-    /// Why it is corrupt or could not be loaded.
+    /// Why it is corrupt, disabled or quarantined, or could not be loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// `absent`, `loading`, `resident`, `leaving`, `unloaded`, `evicted` or `failed`; `null` when no daemon runs.
@@ -227,6 +227,13 @@ pub struct Package {
     pub size_bytes: u64,
     /// SHA-256 of the package it was installed from.
     pub package_sha256: String,
+    /// SHA-256 of its manifest, which names its content: the revision with all digits.
+    #[serde(default)]
+    pub manifest_sha256: String,
+    /// The key that vouched for it and the file of that key, as `KEY (FILE)`; `null` when no key was configured then, or
+    /// it came with the appliance.
+    #[serde(default)]
+    pub signed_by: Option<String>,
     /// When it was installed, in seconds since 1970.
     pub installed_at: u64,
     /// When its files were last found to be right, in seconds since 1970.
@@ -295,6 +302,12 @@ pub struct Status {
     pub machine_memory_bytes: Option<u64>,
     /// Memory of the machine that programs may still get.
     pub machine_memory_available_bytes: Option<u64>,
+    /// What does not work as it should while models are served, a sentence each.
+    #[serde(default)]
+    pub degraded: Vec<String>,
+    /// The disk of the store.
+    #[serde(default)]
+    pub store: StoreCondition,
     /// What the daemon has taken from itself.
     #[serde(default)]
     pub sandbox: sandbox::Sandbox,
@@ -305,8 +318,24 @@ pub struct Status {
     /// Packages that were refused and are kept, the last one first; `null` when the drop directory cannot be read.
     #[serde(default)]
     pub quarantine: Option<Vec<Quarantined>>,
+    /// Packages that were installed without a signature, though keys are configured now, as `id@version`.
+    #[serde(default)]
+    pub unsigned: Vec<String>,
     /// Every installed package.
     pub packages: Vec<Package>,
+}
+
+/// The disk of the store.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct StoreCondition {
+    /// The kind of its file system.
+    pub file_system: String,
+    /// Whether it takes writes.
+    pub writable: bool,
+    /// Whether the kernel checks the files of models by fs-verity.
+    pub verity: bool,
+    /// Why it does not.
+    pub verity_reason: Option<String>,
 }
 
 /// A package that was refused.

@@ -19,7 +19,8 @@ use serde::Serialize;
 
 use super::model::open_store;
 use super::output::Output;
-use super::scratch::Scratch;
+use super::owner::Owner;
+use super::scratch::{Given, Scratch};
 use super::{Connection, NotInstalled, print_json, print_table};
 use crate::config::Settings;
 use crate::engine::{Loaded, Options, Precision};
@@ -183,11 +184,17 @@ impl Bench {
             );
         } else if self.model.is_file() {
             scratch = Scratch::create(settings)?;
-            let Installed { entry, .. } = scratch.admit(&self.model)?;
+            let Installed { entry, .. } = scratch.admit(Given::open(&self.model)?)?;
             (&scratch.store, entry.key)
         } else {
             let id = self.model.to_string_lossy();
-            installed = open_store(settings)
+            if self.output.is_some() && Owner::of_store(settings)?.is_some() {
+                bail!(
+                    "--output cannot be written by the owner of the store, which root becomes to read {id}; give \
+                     --model the package file, or leave --output out"
+                );
+            }
+            (installed, _) = open_store(settings)
                 .with_context(|| format!("there is no file {id}, so the store was to be used"))?;
             let entries = installed.entries();
             let entry = choose(&entries, &id).ok_or_else(|| NotInstalled(id.to_string()))?;

@@ -2,11 +2,11 @@
 //!
 //! What is printed is a file of the configuration itself: checked, it gives the same settings.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use clap::Args;
 
-use super::{Connection, print_json};
+use super::{Connection, print_json, terminal};
 use crate::api::describe_value;
 use crate::api::wire::configuration::{File, Files};
 use crate::config::{self, Explained, Fate, Found, KeyValue, Origin};
@@ -26,7 +26,7 @@ impl CatConfig {
         if self.json {
             print_json(&json(&explained))?;
         } else {
-            write!(io::stdout().lock(), "{}", text(&explained))?;
+            write!(terminal::json(), "{}", text(&explained))?;
         }
         Ok(Exit::Ok)
     }

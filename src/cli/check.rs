@@ -1,13 +1,13 @@
 //! `caxton check`: the configuration's problems, all at once, without a daemon; and what it would change.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 
 use super::client::{Client, ClientError};
-use super::{Connection, tell};
+use super::{Connection, tell, terminal};
 use crate::api::describe_value;
 use crate::api::wire::configuration::{InForce, Value};
 use crate::config::{self, Explained, Settings, Source};
@@ -40,7 +40,7 @@ impl Check {
                 return Ok(Exit::Config);
             }
         };
-        let mut out = io::stdout().lock();
+        let mut out = terminal::out();
         match explained.loaded.files.as_slice() {
             [] => writeln!(out, "ok: no files, the defaults hold")?,
             files => {
@@ -67,7 +67,7 @@ impl Check {
             }
         };
         let new: Vec<_> = explained.values.iter().map(describe_value).collect();
-        let mut out = io::stdout().lock();
+        let mut out = terminal::out();
         writeln!(out, "compared with {name}:")?;
         let differences = differences(&old, &new);
         if differences.is_empty() {

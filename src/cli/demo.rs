@@ -4,7 +4,7 @@
 //! stops it as systemd would.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 
 use super::client::Client;
-use super::tell;
+use super::{tell, terminal};
 use crate::api::wire::{EmbeddingsResponse, Vector};
 use crate::exit::Exit;
 use crate::models::load::cosine;
@@ -191,7 +191,7 @@ async fn show(daemon: &Daemon, start: Duration, waits: bool) -> anyhow::Result<(
     if vectors.len() != SENTENCES.len() {
         bail!("{} sentences gave {} vectors", SENTENCES.len(), vectors.len());
     }
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     writeln!(
         out,
         "{} verified and ready in {} ms; {} sentences, {} tokens, {} numbers each, in {} ms\n",

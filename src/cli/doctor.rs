@@ -11,16 +11,17 @@ mod facts;
 mod fixture;
 mod machine;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::{Connection, print_json};
+use super::{Connection, print_json, terminal};
 use crate::engine;
 use crate::exit::Exit;
 use crate::models::load::options;
+use crate::printable;
 use facts::Facts;
 
 /// What the doctor prints, and for whom.
@@ -104,13 +105,14 @@ struct Report {
 
 impl Doctor {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
-        let facts = Facts::gather(Path::new("/"), connection).await;
+        let mut facts = Facts::gather(Path::new("/"), connection).await;
+        facts.examine_store();
         let checks = judge(&facts);
         let healthy = checks.iter().all(|check| check.verdict != Verdict::Fail);
         if self.json {
             print_json(&Report { version: env!("CARGO_PKG_VERSION"), healthy, checks })?;
         } else {
-            io::stdout().lock().write_all(screen(&checks).as_bytes())?;
+            terminal::out().write_all(screen(&checks).as_bytes())?;
         }
         Ok(if healthy { Exit::Ok } else { Exit::Failure })
     }
@@ -130,7 +132,10 @@ fn judge(facts: &Facts) -> Vec<Check> {
         access::socket(&facts.socket, &facts.start),
         access::group(&facts.socket, facts.group.as_ref(), &facts.caller),
         access::daemon(&facts.told, &facts.start),
-        contents::models(status, &settings.packages.drop_directory),
+        contents::condition(status),
+        contents::models(status),
+        contents::store(facts.store.as_ref(), &facts.caller),
+        contents::signatures(status),
         contents::quarantine(status, &settings.packages.drop_directory),
         contents::drop_directory(facts.drop_directory.as_ref(), facts.process.as_ref()),
         contents::disk(
@@ -153,9 +158,9 @@ fn screen(checks: &[Check]) -> String {
     let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for Check { name, verdict, found, mend } in checks {
-        let verdict = verdict.name();
+        let (verdict, found) = (verdict.name(), printable::line(found));
         text.push_str(&format!("{verdict:7}  {name:width$}  {found}\n"));
-        if let Some(mend) = mend {
+        if let Some(mend) = mend.as_deref().map(printable::line) {
             text.push_str(&format!("{:7}  {:width$}  mend: {mend}\n", "", ""));
         }
     }

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use anyhow::Context;
 use clap::Args;
 
-use super::{Connection, print_json, progress, tell};
+use super::{Connection, print_json, progress, tell, terminal};
 use crate::api::wire::{Embedding, EmbeddingsResponse, Vector};
 use crate::exit::Exit;
 
@@ -76,7 +76,7 @@ impl Embed {
 }
 
 fn print_vector(embedding: &Embedding) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     match &embedding.embedding {
         Vector::Float(values) => {
             let values = Vec::from_iter(values.iter().map(ToString::to_string));

@@ -1,6 +1,6 @@
 //! `caxton events`: what happens, a line each.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::body::Body;
@@ -8,10 +8,11 @@ use axum::http::Request;
 use clap::Args;
 use http_body_util::BodyExt;
 
-use super::Connection;
 use super::client::broken;
+use super::{Connection, terminal};
 use crate::api::wire::events::Event;
 use crate::exit::Exit;
+use crate::printable;
 use crate::units::Bytes;
 
 /// Longest line of an answer; the daemon's are under 64 KiB, but who answers may not be the daemon.
@@ -53,14 +54,16 @@ impl Events {
 
     fn print(&self, json: &str) -> anyhow::Result<()> {
         let event: Event = serde_json::from_str(json).map_err(broken)?;
-        let mut out = io::stdout().lock();
-        if self.json {
-            writeln!(out, "{json}")?;
-        } else {
-            writeln!(out, "{}", line(&event))?;
-        }
         // Somebody is waiting for it, be it at the other end of a pipe.
-        Ok(out.flush()?)
+        if self.json {
+            let mut out = terminal::json();
+            writeln!(out, "{json}")?;
+            Ok(out.flush()?)
+        } else {
+            let mut out = terminal::out();
+            writeln!(out, "{}", line(&event))?;
+            Ok(out.flush()?)
+        }
     }
 }
 
@@ -102,7 +105,9 @@ fn when(event: &Event) -> String {
 /// What happened, in one line.
 pub(super) fn what(event: &Event) -> String {
     let mut words = vec![event.kind.replace('_', " ")];
-    words.extend(event.model.iter().chain(&event.file).map(|name| printable(name)));
+    words.extend(
+        event.model.iter().chain(&event.file).map(|name| printable::line(name).into_owned()),
+    );
     words.extend(event.answered_by.as_ref().map(|model| format!("answered by {model}")));
     if let Some(level) = &event.level {
         words.push(level.clone());
@@ -114,16 +119,11 @@ pub(super) fn what(event: &Event) -> String {
     words.extend(event.missed.map(|missed| format!("{missed} events are not told")));
     let mut line = words.join(" ");
     let reasons = event.reason.iter().chain(&event.problems);
-    let reasons = Vec::from_iter(reasons.map(|reason| printable(reason))).join("; ");
+    let reasons = Vec::from_iter(reasons.map(|reason| printable::line(reason))).join("; ");
     if !reasons.is_empty() {
         line = format!("{line}: {reasons}");
     }
     line
-}
-
-/// `text` on one line and without what a terminal would obey: names of files and messages of parsers may hold anything.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -162,7 +162,7 @@ mod tests {
                     problems: vec!["one".to_owned(), "two\nlines".to_owned()],
                     ..event("package_refused")
                 },
-                "2026-11-21T14:31:13Z  package refused a [31m : one; two lines",
+                "2026-11-21T14:31:13Z  package refused a\\u{1b}[31m\\n: one; two\\nlines",
             ),
             (
                 Event { at: None, missed: Some(7), ..event("lagged") },

@@ -1,6 +1,6 @@
 //! `caxton memory`: what is used, what may be, and what is to leave.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 
 use super::bar::share;
 use super::client::segment;
-use super::{Connection, print_json, print_table};
+use super::{Connection, print_json, print_table, terminal};
 use crate::api::wire::memory::{
     Flushed, LoadModel, MemoryLimit, MemoryStatus, ModelMemory, ModelMoved, SetLimit,
 };
@@ -107,7 +107,7 @@ impl Status {
         }
         print_table(&["MEMORY", ""], &facts)?;
         if !status.models.is_empty() {
-            writeln!(io::stdout().lock())?;
+            writeln!(terminal::out())?;
             let headings = ["MODEL", "VERSION", "STATE", "WEIGHTS", "PRIORITY", "IDLE", "LEAVES"];
             print_table(&headings, &status.models.iter().map(row).collect::<Vec<_>>())?;
         }

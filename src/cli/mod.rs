@@ -12,18 +12,23 @@ mod demo;
 mod doctor;
 mod embed;
 mod events;
+mod known;
 mod memory;
 mod model;
 mod output;
+mod owner;
 mod pack;
 mod progress;
 mod rollback;
 mod scratch;
+mod shell;
 mod stats;
 mod status;
+mod terminal;
 mod top;
+mod upload;
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -34,9 +39,12 @@ use crate::config::{self, ConfigError, Settings, Source};
 use crate::exit::Exit;
 use crate::files::FileError;
 use crate::models::install::{InstallError, RemoveError};
+use crate::models::selftest;
 use crate::package::{PackError, RollbackError, StoreError, UnpackError};
+use crate::printable;
 use bench::InputError;
 use client::{Client, ClientError};
+use owner::StayedRoot;
 
 /// Text embeddings for every program on this device.
 #[derive(Debug, Parser)]
@@ -169,11 +177,18 @@ impl Connection {
 /// Runs one command; the whole of `caxton`. `run_daemon` is for `caxton demo`, which needs no second program.
 pub fn main(run_daemon: RunDaemon) -> ExitCode {
     let started = Instant::now();
+    if let Some(code) = selftest::run_if_asked() {
+        return code;
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // A closed stdout or stderr leaves nobody to tell.
-            drop(error.print());
+            // The words of the command line are in it. A closed stdout or stderr leaves nobody to tell.
+            let text = error.render().to_string();
+            drop(match error.use_stderr() {
+                true => terminal::err().write_all(text.as_bytes()),
+                false => terminal::out().write_all(text.as_bytes()),
+            });
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
         }
     };
@@ -181,7 +196,7 @@ pub fn main(run_daemon: RunDaemon) -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) => {
             let exit = exit_of(&error);
-            if !is_closed_pipe(&error) {
+            if !is_closed_pipe(&error) && !error.is::<Told>() {
                 tell(&format!("caxton: {}", chain_lines(&error)));
             }
             exit.into()
@@ -216,12 +231,14 @@ fn run(
 
 /// The causes of `error`, one a line.
 fn chain_lines(error: &anyhow::Error) -> String {
-    Vec::from_iter(error.chain().map(ToString::to_string)).join("\n  because ")
+    // An end of a line in a cause must not begin what looks like a line of ours.
+    let causes = error.chain().map(|cause| cause.to_string().replace('\n', "\n    "));
+    Vec::from_iter(causes).join("\n  because ")
 }
 
 /// Writes a line to stderr; when that is closed nobody is there to be told.
 fn tell(line: &str) {
-    drop(writeln!(io::stderr().lock(), "{line}"));
+    drop(writeln!(terminal::err(), "{line}"));
 }
 
 /// Whether the reader of our output has left, as `head` does: no fault of anybody.
@@ -237,7 +254,13 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     if is_closed_pipe(error) {
         return Exit::Ok;
     }
+    if let Some(Told(exit)) = error.downcast_ref() {
+        return *exit;
+    }
     let causes = || error.chain();
+    if causes().any(|cause| cause.is::<StayedRoot>()) {
+        return Exit::Permission;
+    }
     if causes().any(|cause| cause.is::<ConfigError>()) {
         return Exit::Config;
     }
@@ -295,9 +318,14 @@ fn exit_of(error: &anyhow::Error) -> Exit {
 
 fn exit_of_store(error: &StoreError) -> Exit {
     match error {
-        StoreError::Unknown(_) | StoreError::Corrupt { .. } => Exit::Data,
+        StoreError::Unknown(_) | StoreError::LooksAlike(_) | StoreError::Corrupt { .. } => {
+            Exit::Data
+        }
         StoreError::Locked(_) => Exit::Unavailable,
-        StoreError::File(_) | StoreError::Full(_) => Exit::System,
+        StoreError::File(_)
+        | StoreError::Full(_)
+        | StoreError::NoSpace(_)
+        | StoreError::TooManyVersions(_) => Exit::System,
     }
 }
 
@@ -306,24 +334,33 @@ fn exit_of_store(error: &StoreError) -> Exit {
 #[error("\"{0}\" is not installed; `caxton model list` shows what is")]
 struct NotInstalled(String);
 
+/// Another process of this program has failed, and has said why.
+#[derive(Debug, thiserror::Error)]
+#[error("failed, as was said")]
+struct Told(Exit);
+
 /// Writes JSON for programs: indented, one final newline.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = BufWriter::new(terminal::json());
     serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
     writeln!(out)?;
-    Ok(())
+    Ok(out.flush()?)
 }
 
 /// Writes rows under their headings, columns aligned, two spaces between them.
 fn print_table(headings: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+    let escape = |row: &Vec<String>| {
+        Vec::from_iter(row.iter().map(|cell| printable::line(cell).into_owned()))
+    };
+    let rows = Vec::from_iter(rows.iter().map(escape));
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([headings[column].chars().count()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..headings.len()).map(width).collect();
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     let headings: Vec<String> = headings.iter().map(ToString::to_string).collect();
-    for row in std::iter::once(&headings).chain(rows) {
+    for row in std::iter::once(&headings).chain(&rows) {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         writeln!(out, "{}", Vec::from_iter(cells).join("  ").trim_end())?;
     }

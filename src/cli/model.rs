@@ -4,38 +4,36 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use axum::body::Body;
 use axum::http::{Method, Request};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
-use futures_util::TryStreamExt;
 use http_body_util::BodyExt;
-use hyper::body::Bytes;
-use tokio_util::io::ReaderStream;
 
 use super::client::{Client, segment};
-use super::output::Output;
+use super::output::{Output, Target};
+use super::owner::{self, Owner};
 use super::pack::{Pack, Source};
 use super::rollback::Rollback;
-use super::scratch::Scratch;
+use super::scratch::{Given, Scratch};
 use super::stats::Stats;
 use super::status::print_packages;
-use super::{Connection, NotInstalled, file_name, print_json, progress, tell};
+use super::upload::upload;
+use super::{Connection, NotInstalled, Told, print_json, progress, tell, terminal};
 use crate::api::describe;
 use crate::api::wire::{InstalledPackage, Package, PackageList};
-use crate::api::{MINISIG_HEADER, NAME_HEADER, SHA256_HEADER};
 use crate::config::Settings;
+use crate::errors::chain;
 use crate::exit::Exit;
-use crate::files::{self, FileError, ReadOnce};
-use crate::models::install::{Installed, Rules, install, remove, try_out};
+use crate::files::FileError;
+use crate::models::install::{Driver, Installed, Rules, remove};
 use crate::models::load::options;
-use crate::package::{
-    Key, Origin, SIDECARS, Sidecars, SignatureStatus, Store, StoreError, choose, known_models,
-    write_package,
-};
+use crate::models::selftest::Tester;
+use crate::models::trust;
+use crate::package::{Consent, Key, Origin, SignatureStatus, Store, choose, write_package};
+use crate::printable;
 
 const PACK_EXAMPLES: &str = "Examples:
   caxton model pack --source ./bge-small --output bge-small-1.model.tar.zst";
@@ -89,6 +87,12 @@ pub(super) struct Install {
     source: Option<PathBuf>,
     #[command(flatten)]
     what: Source,
+    /// Let the id have another embedding space; vectors made before and after must not be compared.
+    #[arg(long)]
+    replace: bool,
+    /// Install a signed package although a higher version of it was installed; the id still means the highest.
+    #[arg(long)]
+    allow_downgrade: bool,
     /// Hash every installed file once more afterwards; digests are always checked during the installation.
     #[arg(long)]
     validate_checksums: bool,
@@ -132,7 +136,7 @@ pub(super) struct Remove {
 pub(super) struct Export {
     /// The model, as `id`, `id@version` or `id@revision`.
     id: String,
-    /// The package to write; it appears when it is complete.
+    /// The package to write, which appears when it is complete; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }
@@ -144,18 +148,30 @@ pub(super) enum Place {
 }
 
 impl Place {
+    /// Connects to the daemon, or opens its store when none runs. What only the caller may open is opened before: see
+    /// [`Place::store`].
     pub(super) async fn open(connection: &Connection) -> anyhow::Result<Self> {
+        match Self::daemon(connection).await? {
+            Some(client) => Ok(Self::Daemon(client)),
+            None => Self::store(connection),
+        }
+    }
+
+    /// Connects to the daemon; `None` when none runs, and its store is to be used.
+    async fn daemon(connection: &Connection) -> anyhow::Result<Option<Client>> {
         match Client::connect(&connection.socket()?).await {
-            Ok(client) => Ok(Self::Daemon(client)),
+            Ok(client) => Ok(Some(client)),
             // A socket that was named is meant.
-            Err(error) if error.is_unreachable() && connection.socket.is_none() => {
-                let settings = connection.settings()?;
-                let store = open_store(&settings)
-                    .context("no daemon answers, so its store was to be used")?;
-                Ok(Self::Store(Box::new((store, settings))))
-            }
+            Err(error) if error.is_unreachable() && connection.socket.is_none() => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Opens the store of the daemon. Root becomes the owner of the store, for good.
+    fn store(connection: &Connection) -> anyhow::Result<Self> {
+        let opened = open_store(&connection.settings()?)
+            .context("no daemon answers, so its store was to be used")?;
+        Ok(Self::Store(Box::new(opened)))
     }
 
     async fn package(&mut self, id: &str) -> anyhow::Result<Package> {
@@ -172,13 +188,18 @@ impl Place {
     }
 }
 
-/// The store of `settings`, locked; tells which of its entries cannot be read.
-pub(super) fn open_store(settings: &Settings) -> Result<Store, StoreError> {
+/// Opens and locks the store of `settings`; root becomes its owner before, for good. Returns it with the settings that
+/// hold for that user, and tells which entries cannot be read.
+pub(super) fn open_store(settings: &Settings) -> anyhow::Result<(Store, Settings)> {
+    let settings = owner::leave_root(settings)?;
     let (store, damaged) = Store::open(&settings.memory.model_cache.directory)?;
     for entry in damaged {
         tell(&format!("caxton: an entry of the store cannot be read: {entry}"));
     }
-    Ok(store)
+    for error in trust::Roots::from(&settings).judge(&store).1 {
+        tell(&format!("caxton: a key cannot be used: {}", chain(&error)));
+    }
+    Ok((store, settings))
 }
 
 impl Model {
@@ -193,7 +214,7 @@ impl Model {
             Self::Rollback(command) => command.run(connection).await,
             Self::Remove(command) => command.run(connection).await,
             Self::Export(command) => command.run(connection).await,
-            Self::Known => known(),
+            Self::Known => super::known::print(),
         }?;
         Ok(Exit::Ok)
     }
@@ -201,70 +222,57 @@ impl Model {
 
 impl Install {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let mut place = Place::open(connection).await?;
-        // Kept until the end: dropping it removes the package that was made here.
-        let scratch;
+        let consent = Consent { replace: self.replace, allow_downgrade: self.allow_downgrade };
+        let daemon = Place::daemon(connection).await?;
+        // Dropping it removes the package that was made here.
+        let mut scratch = None;
         let file = match (self.file, self.source) {
             (Some(file), None) => file,
             (None, Some(directory)) => {
-                scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
-                let file = scratch.path().join(format!("packed{}", crate::package::SUFFIX));
+                let made = tempfile::tempdir().context("cannot create a temporary directory")?;
+                let file = made.path().join(format!("packed{}", crate::package::SUFFIX));
                 self.what.pack(&directory, &file)?;
+                scratch = Some(made);
                 file
             }
             _ => bail!("give a FILE or --source DIR"),
         };
-        let installed = match &mut place {
-            Place::Daemon(client) => upload(client, &file).await?,
-            Place::Store(here) => install_here(&here.0, &here.1, &file)?,
+        let (installed, mut place) = match daemon {
+            Some(mut client) => (upload(&mut client, &file, consent).await?, Place::Daemon(client)),
+            None => {
+                // The user that this process becomes may neither read the one nor remove the other.
+                let package = Given::open(&file)?;
+                drop(scratch.take());
+                let (store, settings) = open_store(&connection.settings()?)
+                    .context("no daemon answers, so its store was to be used")?;
+                let installed = install_here(&store, &settings, package, consent)?;
+                (installed, Place::Store(Box::new((store, settings))))
+            }
         };
         let package = &installed.package;
         let name = format!("{}@{}", package.id, package.version);
-        let mut out = io::stdout().lock();
+        let mut out = terminal::out();
         let verb = if installed.existed { "was installed already" } else { "installed" };
-        writeln!(out, "{verb}: {name}, signature: {}", installed.signature)?;
+        let what = format!("{verb}: {name}, signature: {}", installed.signature);
+        writeln!(out, "{}", printable::line(&what))?;
         for left in &installed.removed {
-            writeln!(out, "left the store: {left}")?;
+            writeln!(out, "left the store: {}", printable::line(left))?;
         }
         drop(out);
         if self.validate_checksums { verify_installed(&mut place, &name).await } else { Ok(()) }
     }
 }
 
-/// Sends a package and what stands beside it to the daemon.
-async fn upload(client: &mut Client, path: &Path) -> anyhow::Result<InstalledPackage> {
-    // Not followed if it is a link, and no FIFO: the same rule as for the drop directory.
-    let file = files::open_regular(path)?;
-    let length = file.metadata().map_err(FileError::new("examine", path))?.len();
-    let bar = progress::bytes(length, "sending");
-    let sent = bar.clone();
-    let stream = ReaderStream::new(tokio::fs::File::from_std(file))
-        .inspect_ok(move |chunk: &Bytes| sent.inc(chunk.len() as u64));
-    let mut request = Request::post("/api/packages").header(NAME_HEADER, file_name(path));
-    for (ending, header) in SIDECARS.into_iter().zip([SHA256_HEADER, MINISIG_HEADER]) {
-        let mut sidecar = path.as_os_str().to_owned();
-        sidecar.push(ending);
-        let sidecar = PathBuf::from(sidecar);
-        if sidecar.exists() {
-            let text = files::read_limited(&sidecar, 4096)?;
-            request = request.header(header, STANDARD.encode(text));
-        }
-    }
-    let response = client.send(request, Body::from_stream(stream)).await?;
-    bar.finish_and_clear();
-    let body = super::client::collect(response).await?;
-    serde_json::from_slice(&body).context("the daemon's answer cannot be read")
-}
-
 fn install_here(
     store: &Store,
     settings: &Settings,
-    path: &Path,
+    Given { file, sidecars }: Given,
+    consent: Consent,
 ) -> anyhow::Result<InstalledPackage> {
-    let file = ReadOnce::new(files::open_regular(path)?);
-    let sidecars = Sidecars::read(path)?;
-    let rules = Rules::from(settings);
-    let installed = install(store, file, &sidecars, Origin::Installed, &rules, options(settings))?;
+    let rules = Rules::from(settings).with(consent);
+    let tester = Tester::unstoppable();
+    let driver = Driver::alone(store, &rules, options(settings), &tester);
+    let installed = driver.install(file, &sidecars, Origin::Installed)?;
     Ok(InstalledPackage::new(&installed, &store.entries(), None))
 }
 
@@ -280,10 +288,14 @@ impl Verify {
 
     /// Does everything that an installation does, in a place that is thrown away.
     fn verify_file(&self, connection: &Connection) -> anyhow::Result<()> {
-        let settings = connection.settings()?;
+        let package = Given::open(&self.what)?;
+        // Nothing is known of the package yet: it is not read with the rights of root.
+        let settings = owner::leave_root(&connection.settings()?)?;
         let scratch = Scratch::create(&settings)?;
-        let Installed { entry, signature, .. } = scratch.admit(&self.what)?;
-        try_out(&scratch.store, &entry.key, &scratch.rules, options(&settings))?;
+        let Installed { entry, signature, .. } = scratch.admit(package)?;
+        let tester = Tester::unstoppable();
+        Driver::alone(&scratch.store, &scratch.rules, options(&settings), &tester)
+            .finish(&entry.key)?;
         let signature = match signature {
             SignatureStatus::Absent => "no signature".to_owned(),
             SignatureStatus::Unchecked => "a signature that no key here can check".to_owned(),
@@ -291,7 +303,7 @@ impl Verify {
         };
         let name = format!("{}@{}", entry.manifest.id, entry.manifest.version);
         writeln!(
-            io::stdout().lock(),
+            terminal::out(),
             "ok: {name}, {} files, self-test passed, {signature}, SHA-256 {}",
             entry.manifest.files.len(),
             entry.record.package_digest
@@ -317,7 +329,8 @@ async fn verify_installed(place: &mut Place, id: &str) -> anyhow::Result<()> {
     let package = place.package(id).await?;
     let (name, version) = (&package.id, &package.version);
     let size = crate::units::Bytes(package.size_bytes);
-    writeln!(io::stdout().lock(), "ok: every file of {name}@{version} holds its digest, {size}")?;
+    let what = format!("ok: every file of {name}@{version} holds its digest, {size}");
+    writeln!(terminal::out(), "{}", printable::line(&what))?;
     Ok(())
 }
 
@@ -347,7 +360,7 @@ impl Show {
         if self.json {
             return print_json(&package);
         }
-        let mut out = io::stdout().lock();
+        let mut out = terminal::out();
         // The fields of the JSON answer are the documentation; one place for both.
         let fields = serde_json::to_value(&package)?;
         for (name, value) in fields.as_object().into_iter().flatten() {
@@ -355,7 +368,7 @@ impl Show {
                 serde_json::Value::String(text) => text.clone(),
                 other => other.to_string(),
             };
-            writeln!(out, "{name:20} {text}")?;
+            writeln!(out, "{name:20} {}", printable::line(&text))?;
         }
         Ok(())
     }
@@ -373,17 +386,29 @@ impl Remove {
                 describe(&remove(&store, &self.id, &Rules::from(&settings))?, &[], None)
             }
         };
-        writeln!(io::stdout().lock(), "removed: {}@{}", package.id, package.version)?;
+        let name = format!("{}@{}", package.id, package.version);
+        writeln!(terminal::out(), "removed: {}", printable::line(&name))?;
         Ok(())
     }
 }
 
 impl Export {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let mut place = Place::open(connection).await?;
+        let to_file = self.output != Path::new("-");
+        let mut place = match Place::daemon(connection).await? {
+            Some(client) => Place::Daemon(client),
+            // The owner of the store may not write where root may.
+            None if to_file && Owner::of_store(&connection.settings()?)?.is_some() => {
+                return self.run_as_owner(connection);
+            }
+            None => Place::store(connection)?,
+        };
         let package = place.package(&self.id).await?;
         let bar = progress::bytes(package.size_bytes, "writing");
-        let mut output = Output::create(&self.output)?;
+        let mut output = match to_file {
+            true => Target::File(Output::create(&self.output)?),
+            false => Target::Stdout(terminal::bytes()),
+        };
         match place {
             Place::Daemon(mut client) => {
                 let path = format!("/api/packages/{}/export", segment(&self.id));
@@ -391,10 +416,7 @@ impl Export {
                 while let Some(frame) = body.frame().await {
                     let frame = frame.context("the export ended early")?;
                     if let Some(chunk) = frame.data_ref() {
-                        output
-                            .temporary
-                            .write_all(chunk)
-                            .map_err(FileError::new("write", &self.output))?;
+                        output.write_all(chunk).map_err(FileError::new("write", &self.output))?;
                         bar.inc(chunk.len() as u64);
                     }
                 }
@@ -404,32 +426,42 @@ impl Export {
                 let (key, _size) = find(store, &self.id)?;
                 let (manifest, contents) = store.read(&key)?;
                 let done = |done, _total| bar.set_position(done);
-                let out = BufWriter::new(&mut output.temporary);
+                let out = BufWriter::new(&mut output);
                 write_package(&manifest, &contents, &done, out)?;
             }
         }
         bar.finish_and_clear();
-        output.keep()?;
-        writeln!(io::stdout().lock(), "written: {}", self.output.display())?;
+        if output.keep()? {
+            writeln!(terminal::out(), "written: {}", self.output.display())?;
+        }
         Ok(())
     }
-}
 
-fn known() -> anyhow::Result<()> {
-    let rows: Vec<Vec<String>> = known_models()
-        .iter()
-        .map(|model| {
-            vec![
-                model.id.to_owned(),
-                model.tier.name().to_owned(),
-                model.dimensions.to_string(),
-                model.f32_size.to_string(),
-                model.int8_size.to_string(),
-                model.license.unwrap_or("unknown").to_owned(),
-                model.description.to_owned(),
-            ]
-        })
-        .collect();
-    let headings = ["MODEL", "TIER", "DIMENSIONS", "F32", "INT8", "LICENSE", "DESCRIPTION"];
-    Ok(super::print_table(&headings, &rows)?)
+    /// Has this program, which becomes the owner of the store, write the package into a pipe, and the pipe into the
+    /// file.
+    fn run_as_owner(&self, connection: &Connection) -> anyhow::Result<()> {
+        let mut output = Output::create(&self.output)?;
+        let mut program = Command::new("/proc/self/exe");
+        if let Some(config) = &connection.config {
+            program.arg("--config").arg(config);
+        }
+        let mut child = program
+            .args(["model", "export", "--output", "-", "--"])
+            .arg(&self.id)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start this program again as the owner of the store")?;
+        let pipe = child.stdout.take();
+        // The end of the pipe is closed before the wait: whoever writes into it ends.
+        let copied = pipe.map(|mut pipe| io::copy(&mut pipe, &mut output.temporary)).transpose();
+        let status = child.wait().context("the export did not end")?;
+        if !status.success() {
+            return Err(Told(Exit::of_code(status.code())).into());
+        }
+        copied.map_err(FileError::new("write", &self.output))?;
+        output.keep()?;
+        writeln!(terminal::out(), "written: {}", self.output.display())?;
+        Ok(())
+    }
 }

@@ -1,5 +1,6 @@
 //! Files that the command line writes: they appear under their name when they are complete.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::files::FileError;
@@ -25,10 +26,43 @@ impl Output {
         Ok(Self { temporary, path: path.to_owned() })
     }
 
+    /// Gives the file its name.
     pub(super) fn keep(self) -> anyhow::Result<()> {
         let Self { temporary, path } = self;
         temporary.as_file().sync_all().map_err(FileError::new("write", &path))?;
         temporary.persist(&path).map_err(|error| FileError::new("name", &path)(error.error))?;
         Ok(())
+    }
+}
+
+/// Where a package is written to.
+pub(super) enum Target {
+    File(Output),
+    Stdout(io::StdoutLock<'static>),
+}
+
+impl Target {
+    /// Ends the writing. Returns whether it was a file, which then has its name.
+    pub(super) fn keep(self) -> anyhow::Result<bool> {
+        match self {
+            Self::File(output) => output.keep().map(|()| true),
+            Self::Stdout(mut out) => Ok(out.flush().map(|()| false)?),
+        }
+    }
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::File(output) => output.temporary.write(bytes),
+            Self::Stdout(out) => out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(output) => output.temporary.flush(),
+            Self::Stdout(out) => out.flush(),
+        }
     }
 }

@@ -1,12 +1,12 @@
 //! `caxton model pack`, and the packing that an installation from a directory begins with.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
 use super::output::Output;
-use super::progress;
+use super::{progress, terminal};
 use crate::config::Settings;
 use crate::engine::{self, Options};
 use crate::models::load::{embed_plain, load, options};
@@ -60,7 +60,7 @@ pub(super) struct Pack {
 impl Pack {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let packed = self.what.pack(&self.source, &self.output)?;
-        let mut out = io::stdout().lock();
+        let mut out = terminal::out();
         writeln!(out, "{}  {}", packed.package_digest, self.output.display())?;
         Ok(())
     }

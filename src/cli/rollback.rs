@@ -1,15 +1,16 @@
 //! `caxton model rollback`: which version an id means, on the daemon or on its store.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use clap::Args;
 
-use super::Connection;
 use super::client::segment;
 use super::model::Place;
+use super::{Connection, terminal};
 use crate::api::describe;
 use crate::api::wire::rollback::{RollBack, RolledBack};
 use crate::package;
+use crate::printable;
 
 /// Let an id mean another version.
 #[derive(Debug, Args)]
@@ -44,12 +45,11 @@ impl Rollback {
                 RolledBack { from, to }
             }
         };
-        let mut out = io::stdout().lock();
-        writeln!(
-            out,
+        let what = format!(
             "{} means version {}, revision {}; it meant {}, revision {}",
             to.id, to.version, to.revision, from.version, from.revision
-        )?;
+        );
+        writeln!(terminal::out(), "{}", printable::line(&what))?;
         Ok(())
     }
 }

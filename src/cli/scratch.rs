@@ -2,15 +2,16 @@
 //!
 //! Owns that store and nothing else; what an installation checks is in [`crate::models::install`].
 
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::Context;
 use tempfile::TempDir;
 
 use crate::config::Settings;
-use crate::files::{self, ReadOnce};
+use crate::files;
 use crate::models::install::{InstallError, Installed, Rules, admit};
-use crate::package::{Origin, Sidecars, Store};
+use crate::package::{Origin, PackageBytes, Sidecars, Store};
 
 /// A store in a temporary directory, gone when this is dropped.
 pub(super) struct Scratch {
@@ -26,15 +27,32 @@ impl Scratch {
     pub(super) fn create(settings: &Settings) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
         let store = Store::volatile(directory.path())?;
-        let rules = Rules { bundled_only: false, ..Rules::from(settings) };
+        // Nothing is installed, so that no id is taken.
+        let bundled_directory = directory.path().join("bundled");
+        let rules = Rules { bundled_only: false, bundled_directory, ..Rules::from(settings) };
         Ok(Self { store, rules, _directory: directory })
     }
 
-    /// Verifies the package at `path` with what stands beside it, as an installation does, and
-    /// unpacks it; its model is not tried.
-    pub(super) fn admit(&self, path: &Path) -> anyhow::Result<Installed> {
-        let file = ReadOnce::new(files::open_regular(path)?);
+    /// Verifies `package`, as an installation does, and unpacks it; its model is not tried.
+    pub(super) fn admit(&self, package: Given) -> anyhow::Result<Installed> {
+        let Given { file, sidecars } = package;
+        Ok(admit(&self.store, file, &sidecars, Origin::Installed, &self.rules, |_| Ok(()))?)
+    }
+}
+
+/// A package file that was given on the command line, open, with what stands beside it.
+pub(super) struct Given {
+    /// The package.
+    pub(super) file: PackageBytes<File>,
+    /// What its digest and signature files say.
+    pub(super) sidecars: Sidecars,
+}
+
+impl Given {
+    /// Opens the package at `path`, with the rights of the caller.
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        let file = PackageBytes::of(files::open_regular(path)?);
         let sidecars = Sidecars::read(path).map_err(InstallError::from)?;
-        Ok(admit(&self.store, file, &sidecars, Origin::Installed, &self.rules)?)
+        Ok(Self { file, sidecars })
     }
 }

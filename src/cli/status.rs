@@ -1,17 +1,18 @@
 //! `caxton status`: what the daemon is doing, in one screen.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::bar::{bar, share, speaks_unicode};
 use super::memory::nearest_limit;
-use super::{Connection, print_json, print_table};
+use super::{Connection, print_json, print_table, terminal};
 use crate::api::wire::memory::MemoryStatus;
 use crate::api::wire::tenants::Tenant;
 use crate::api::wire::{self, Arithmetic, Package};
 use crate::exit::Exit;
+use crate::printable;
 use crate::units::Bytes;
 
 /// Show what the daemon is doing.
@@ -41,11 +42,13 @@ const BAR: usize = 24;
 
 fn print(status: &wire::Status, memory: &MemoryStatus) -> anyhow::Result<()> {
     let unicode = speaks_unicode();
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     let ready = if status.ready { "ready" } else { "not ready" };
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
-    writeln!(out, "caxtond {} (pid {}), up {uptime}", status.version, status.pid)?;
-    writeln!(out, "default model  {}, {ready}, {} threads", status.default_model, status.threads)?;
+    let [version, default] =
+        [&status.version, &status.default_model].map(|text| printable::line(text));
+    writeln!(out, "caxtond {version} (pid {}), up {uptime}", status.pid)?;
+    writeln!(out, "default model  {default}, {ready}, {} threads", status.threads)?;
     if let Some(resident) = status.resident_memory_bytes {
         writeln!(out, "memory         {} resident", Bytes(resident))?;
     }
@@ -55,37 +58,66 @@ fn print(status: &wire::Status, memory: &MemoryStatus) -> anyhow::Result<()> {
     }
     if let Some(longest) = status.packages.iter().max_by_key(|package| package.waiting) {
         let bar = bar(share(longest.waiting as u64, status.queue_size as u64), BAR, unicode);
-        let of = if longest.waiting == 0 { String::new() } else { format!(" for {}", longest.id) };
+        let of = if longest.waiting == 0 {
+            String::new()
+        } else {
+            format!(" for {}", printable::line(&longest.id))
+        };
         let (waiting, size) = (longest.waiting, status.queue_size);
         writeln!(out, "queue          {bar} {waiting} of {size} wait{of}")?;
     }
-    let (level, source) = (&status.memory_level, &status.memory_pressure_source);
+    let [level, source] =
+        [&status.memory_level, &status.memory_pressure_source].map(|text| printable::line(text));
     writeln!(out, "pressure       {level}, heard from {source}")?;
     if let (Some(available), Some(total)) =
         (status.machine_memory_available_bytes, status.machine_memory_bytes)
     {
         writeln!(out, "machine        {} of {} available", Bytes(available), Bytes(total))?;
     }
-    writeln!(out, "sandbox        {}", sandbox(&status.sandbox))?;
+    writeln!(out, "store          {}", printable::line(&store(&status.store)))?;
+    for what in &status.degraded {
+        writeln!(out, "  degraded     {}", printable::line(what))?;
+    }
+    writeln!(out, "sandbox        {}", printable::line(&sandbox(&status.sandbox)))?;
+    if !status.unsigned.is_empty() {
+        let names = status.unsigned.join(", ");
+        let names = printable::line(&names);
+        writeln!(out, "unsigned       {names}: installed before there were keys")?;
+    }
     let configuration = &status.configuration;
     let files = match configuration.files.is_empty() {
         true => "no files, defaults".to_owned(),
-        false => configuration.files.join(", "),
+        false => printable::line(&configuration.files.join(", ")).into_owned(),
     };
-    writeln!(out, "configuration  {files} (applied {} times)", configuration.generation)?;
+    match configuration.generation {
+        // The daemon has applied one before it answers anybody.
+        0 => writeln!(out, "configuration  shown to administrators")?,
+        times => writeln!(out, "configuration  {files} (applied {times} times)")?,
+    }
     if configuration.last_good {
         writeln!(out, "  last good    kept on disk: the files were wrong at the start")?;
     }
     for problem in &configuration.problems {
-        writeln!(out, "  rejected     {problem}")?;
+        writeln!(out, "  rejected     {}", printable::line(problem))?;
     }
     for key in &configuration.restart_needed {
-        writeln!(out, "  needs restart {key}")?;
+        writeln!(out, "  needs restart {}", printable::line(key))?;
     }
     writeln!(out)?;
     drop(out);
     print_packages(&status.packages)?;
     print_tenants(&status.tenants)
+}
+
+/// `ext4, fs-verity`, or why there is none.
+fn store(store: &wire::StoreCondition) -> String {
+    let verity = match (store.verity, &store.verity_reason) {
+        (true, _) => "fs-verity".to_owned(),
+        (false, None) => "fs-verity off".to_owned(),
+        (false, Some(reason)) => format!("fs-verity off ({reason})"),
+    };
+    let writable = if store.writable { "" } else { ", cannot be written" };
+    format!("{}, {verity}{writable}", store.file_system)
 }
 
 /// `Landlock 7, seccomp`, or what is off and why.
@@ -116,7 +148,7 @@ fn print_tenants(tenants: &[Tenant]) -> anyhow::Result<()> {
             tenant.refused.to_string(),
         ]
     };
-    writeln!(io::stdout().lock())?;
+    writeln!(terminal::out())?;
     let headings = ["TENANT", "MODEL", "PRIORITY", "REQUESTS", "IN FLIGHT", "MOST", "REFUSED"];
     Ok(print_table(&headings, &Vec::from_iter(tenants.iter().map(row)))?)
 }
@@ -136,20 +168,24 @@ pub(super) fn print_packages(packages: &[Package]) -> anyhow::Result<()> {
         "ORIGIN",
     ];
     print_table(&headings, &rows)?;
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     for package in packages {
         if let Some(Arithmetic { precision, isa, reason }) = &package.arithmetic {
-            writeln!(out, "{}: computed in {precision} with {isa}: {reason}", package.id)?;
+            let why = format!("{}: computed in {precision} with {isa}: {reason}", package.id);
+            writeln!(out, "{}", printable::line(&why))?;
         }
         if !package.current {
             let Package { id, version, revision, .. } = package;
-            writeln!(
-                out,
-                "{id}: version {version}, revision {revision}, is not what \"{id}\" means"
-            )?;
+            let what =
+                format!("{id}: version {version}, revision {revision}, is not what \"{id}\" means");
+            writeln!(out, "{}", printable::line(&what))?;
+        }
+        if let Some(signer) = &package.signed_by {
+            let what = format!("{}@{}: signed with key {signer}", package.id, package.version);
+            writeln!(out, "{}", printable::line(&what))?;
         }
         if let Some(problem) = &package.problem {
-            writeln!(out, "{}: {problem}", package.id)?;
+            writeln!(out, "{}", printable::line(&format!("{}: {problem}", package.id)))?;
         }
     }
     Ok(())

@@ -29,7 +29,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::bar::speaks_unicode;
 use super::client::{Client, broken, collect, segment};
-use super::{Connection, chain_lines};
+use super::{Connection, chain_lines, terminal};
 use crate::api::wire;
 use crate::api::wire::events::Event;
 use crate::api::wire::memory::{LoadModel, MemoryStatus, ModelMoved};
@@ -58,7 +58,7 @@ impl Top {
         let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty());
         let paint = Paint { colour: !set("NO_COLOR"), unicode: speaks_unicode() };
-        if dumb || !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        if dumb || !io::stdin().is_terminal() || !terminal::is_interactive() {
             print(&state, Paint { colour: false, ..paint })?;
             return Ok(Exit::Ok);
         }
@@ -195,7 +195,7 @@ fn print(state: &State, paint: Paint) -> io::Result<()> {
     let area = Rect::new(0, 0, WIDTH, view::height(state));
     let mut buffer = Buffer::empty(area);
     view::draw(state, paint, area, &mut buffer);
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     for line in view::lines(&buffer) {
         writeln!(out, "{line}")?;
     }

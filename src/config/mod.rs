@@ -383,7 +383,8 @@ memory:
     { directory: /d, max_size_gb: 0.5, max_models: 3, cleanup_policy: manual,
       validation_interval: 1h, validation_on_startup: false, bundled_only: true }
 packages:
-  { drop_directory: /p, bundled_directory: /b, keys_directory: /k, remove_with_file: false,
+  { drop_directory: /p, bundled_directory: /b, keys_directory: /k, replace_embedding_space: true,
+    remove_with_file: false,
     incomplete_timeout: 5s, max_package_size: 1GB }
 embedding: { precision: int8, threads: 4, batch_tokens: 1024, queue_size: 9, queue_tokens: 512,
   max_batch_wait_ms: 7, parallel_batches: 3 }
@@ -443,6 +444,7 @@ log: { level: trace }
                 drop_directory: "/p".into(),
                 bundled_directory: "/b".into(),
                 keys_directory: "/k".into(),
+                replace_embedding_space: true,
                 remove_with_file: false,
                 incomplete_timeout: Duration::from_secs(5),
                 max_package_size: Bytes(1_000_000_000),

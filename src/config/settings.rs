@@ -283,9 +283,11 @@ pub struct Packages {
     pub drop_directory: PathBuf,
     /// Packages that came with the appliance; never written to. Needs a restart.
     pub bundled_directory: PathBuf,
-    /// minisign public keys (`*.pub`); when there is one, every package needs a signature by one of them. Needs a
-    /// restart.
+    /// minisign public keys (`*.pub`); when there is one, every package needs a signature by one of them, but for those
+    /// of the bundled directory. Needs a restart.
     pub keys_directory: PathBuf,
+    /// Whether a package may give a model id another embedding space without an administrator's word.
+    pub replace_embedding_space: bool,
     /// Whether a model leaves the store when its file leaves the drop directory.
     pub remove_with_file: bool,
     /// How long a half-copied package may stay without growing before it is quarantined.
@@ -397,6 +399,7 @@ impl Default for Settings {
                 drop_directory: "/var/lib/caxton/packages".into(),
                 bundled_directory: "/usr/share/caxton/models".into(),
                 keys_directory: "/etc/caxton/keys.d".into(),
+                replace_embedding_space: false,
                 remove_with_file: true,
                 incomplete_timeout: Duration::from_secs(600),
                 max_package_size: Bytes::mib(4096),

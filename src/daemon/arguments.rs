@@ -8,6 +8,7 @@ use clap::{CommandFactory, Parser};
 use super::run;
 use crate::config::Source;
 use crate::exit::Exit;
+use crate::models::selftest;
 
 /// Serves text embeddings over a Unix socket.
 #[derive(Debug, Parser)]
@@ -26,6 +27,9 @@ pub fn command() -> clap::Command {
 
 /// The whole of `caxtond`: reads the command line and runs the daemon.
 pub fn main() -> ExitCode {
+    if let Some(code) = selftest::run_if_asked() {
+        return code;
+    }
     match Arguments::try_parse() {
         Ok(Arguments { config: Some(file) }) => run(Source::File(file)),
         Ok(Arguments { config: None }) => run(Source::Layers { root: PathBuf::from("/") }),

@@ -3,15 +3,19 @@
 //! Owns every task. A task that ends before it was told to ends the daemon with an error, so that it never lives on
 //! without one of its parts.
 //!
-//! - Start: log → configuration → store → sandbox → threads → socket → bundled packages → connections → default model
-//!   → READY=1. While packages are hashed, systemd is asked for more time. A default model that is not installed or
-//!   does not load does not hold READY=1 back: the operator can then see why in `STATUS=`, and mend it by dropping a
-//!   package; `/readyz` says 503 until it answers. Wrong files do not hold it back either, when a good configuration was
-//!   kept on disk.
+//! - Start: log → configuration → store → sandbox → threads → socket → connections → default model → READY=1 → untested
+//!   entries, bundled packages, drop directory. Models that are available serve before anything is tested. A store
+//!   without a usable default model is the one exception: the first connection and READY=1 wait up to ten seconds
+//!   ([`ahead`]) until that of the bundled directory is unpacked and tested. While files are hashed, systemd is asked for
+//!   more time. A default model that is not installed or does not load does not hold READY=1 back: the operator can then
+//!   see why in `STATUS=`, and mend it by dropping a package; `/readyz` says 503 until it answers. Wrong files do not hold
+//!   it back either, when a good configuration was kept on disk.
 //! - Reload: a tick of the watcher and SIGHUP do the same: read all, check all, apply all or nothing.
 //! - Stop: STOPPING=1 → no more connections → requests in flight until `socket.drain_timeout` → models → exit.
 
+mod ahead;
 mod arguments;
+mod connections;
 mod last_good;
 mod listen;
 mod reload;
@@ -19,18 +23,18 @@ mod sandbox;
 mod serve;
 mod signal;
 mod systemd;
+mod tasks;
 mod watchdog;
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch as channel};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
@@ -47,18 +51,21 @@ use crate::memory::source::{self, Environment};
 use crate::memory::{release, resident};
 use crate::metrics::Metrics;
 use crate::models::install::Installer;
-use crate::models::intake::Intake;
+use crate::models::intake::{self, Intake};
+use crate::models::selftest::Tester;
 use crate::models::usage::{self, Usage};
-use crate::models::{Handle, Parts, load};
+use crate::models::{Handle, Parts, load, trust};
 use crate::package::{self, Store, StoreError};
 use crate::units::milliseconds;
-use crate::watch::{self, Writes};
+use crate::watch::{self, Completed, Writes};
+use ahead::{default_is_there, load_ahead, load_default};
 pub use arguments::{command, main};
 use last_good::LastGood;
 use listen::{Bound, Listening};
 use reload::{NothingGood, Reloader, Start};
 use serve::Turn;
 use signal::Signals;
+use tasks::{ending, report, served};
 
 /// Where the kernel's files are.
 const ROOT: &str = "/";
@@ -117,12 +124,19 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         version = env!("CARGO_PKG_VERSION"), ?files,
         "starting"
     );
+    let draining = CancellationToken::new();
+    // What it writes to is out of reach within the sandbox.
+    let tester = Tester::new(draining.clone());
     // Makes the directories that the sandbox then lets the daemon into.
     let store = open_store(settings)?;
     let writes = sandbox::Writes { last_good: last_good.path(), socket: listen::binds() };
     let sandbox = sandbox::enter(settings, &source, files, &writes)?;
     // From here on there is more than one thread. A log that cannot begin has told why.
     log::begin().map_err(|_error| Exit::System)?;
+    // This reads packages and keys, so it belongs within the sandbox, and before the first request. The follower of keys
+    // reports their errors at its first look.
+    let (changed, _errors) = trust::Roots::from(settings).judge(&store);
+    trust::tell(&changed);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(load::processors().div_ceil(PROCESSORS_PER_RUNTIME_THREAD))
         .thread_keep_alive(BLOCKING_THREAD_KEEP_ALIVE)
@@ -138,7 +152,8 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         Listening::open(&settings.socket).map_err(|error| start_failed("cannot listen", &error))?;
     let configuration = ReadConfiguration { source, start, last_good, level };
     let outcome = runtime.block_on(async {
-        let start = Daemon::start(started, configuration, store, sandbox, listening);
+        let testing = Testing { tester, draining };
+        let start = Daemon::start(started, configuration, store, sandbox, listening, testing);
         let daemon = tokio::select! {
             daemon = start => daemon?,
             signal = signals.stop.recv() => {
@@ -199,6 +214,12 @@ struct ReadConfiguration {
     level: log::Level,
 }
 
+/// Runs self-tests, until the daemon drains.
+struct Testing {
+    tester: Tester,
+    draining: CancellationToken,
+}
+
 struct Daemon {
     app: App,
     /// Each runs until it is cancelled; the name of one that ended, and whether it ended well.
@@ -211,7 +232,9 @@ struct Daemon {
     preloads: JoinSet<()>,
     reloader: Reloader,
     ticks: mpsc::Receiver<()>,
-    /// Ends connections.
+    /// Shared with the intake.
+    intake: intake::Start,
+    /// Ends connections and self-tests.
     stop_serving: CancellationToken,
     /// Ends everything else.
     stop_all: CancellationToken,
@@ -226,10 +249,11 @@ impl Daemon {
         store: Arc<Store>,
         sandbox: Sandbox,
         Listening { listener, bound }: Listening,
+        Testing { tester, draining: stop_serving }: Testing,
     ) -> Result<Self, Exit> {
         let settings = start.loaded.settings.clone();
         let options = load::options(&settings);
-        let (stop_serving, stop_all) = (CancellationToken::new(), CancellationToken::new());
+        let stop_all = CancellationToken::new();
         let (config_ticks, ticks) = mpsc::channel(1);
         let (drop_ticks, dropped) = mpsc::channel(1);
         let config_watch = watch::watch(
@@ -239,8 +263,12 @@ impl Daemon {
             stop_all.clone(),
         );
         let drop_directory = settings.packages.drop_directory.clone();
-        let drop_watch =
-            watch::watch(vec![drop_directory.clone()], Writes::Each, drop_ticks, stop_all.clone());
+        let (looked_at, completed) = (vec![drop_directory.clone()], Completed::default());
+        let writes = Writes::Each(completed.clone());
+        let drop_watch = watch::watch(looked_at, writes, drop_ticks, stop_all.clone());
+        let (key_ticks, keys_changed) = mpsc::channel(1);
+        let keys = vec![settings.packages.keys_directory.clone()];
+        let keys_watch = watch::watch(keys, Writes::Finished, key_ticks, stop_all.clone());
 
         let (metrics, events) = (Metrics::new(api::ROUTES), Events::new(SystemTime::now()));
         let (reloader, follow) = Reloader::new(source, start, last_good, level, events.clone());
@@ -249,6 +277,7 @@ impl Daemon {
         let source = source::Source::open(Path::new(ROOT), Environment::of_process());
         let monitor = monitor(gauge.clone(), source, follow.thresholds, told, stop_all.clone());
         let usage = settings.memory.model_cache.directory.join(usage::FILE);
+        let budget = api::Budget::new(readings.clone(), follow.settings.clone());
         let parts = Parts {
             store,
             options,
@@ -260,17 +289,23 @@ impl Daemon {
             events: events.clone(),
         };
         let (handle, manager) = Handle::new(parts, stop_all.clone());
-        let installer = Installer::new(handle.clone(), follow.rules, options);
+        let installer = Installer::new(handle.clone(), follow.rules, options, tester);
         let bundled_directory = settings.packages.bundled_directory.clone();
-        let mut intake =
+        let intake =
             Intake::new(installer.clone(), follow.schedule, bundled_directory, drop_directory);
         let mut extending = JoinSet::new();
         extending.spawn(systemd::extend_start(package::hashed));
         let mut tasks = JoinSet::new();
         tasks.spawn(ending("memory monitor", monitor));
         tasks.spawn(ending("manager", manager));
-        intake.prepare().await;
-        tasks.spawn(ending("intake", intake.run(dropped, stop_all.clone())));
+        let trust =
+            trust::follow(handle.clone(), (&settings).into(), keys_changed, stop_all.clone());
+        tasks.spawn(ending("trust", trust));
+        tasks.spawn(ending("keys watcher", keys_watch));
+        let together = intake::Start::default();
+        let take_completed = move || completed.take();
+        let run = intake.run(dropped, take_completed, together.clone(), stop_all.clone());
+        tasks.spawn(ending("intake", run));
         tasks.spawn(ending("drop directory watcher", drop_watch));
         tasks.spawn(ending("configuration watcher", config_watch));
 
@@ -286,20 +321,28 @@ impl Daemon {
             threads: options.threads,
             metrics,
             events,
+            budget,
+            places: api::Places::new(load::processors()),
+            streams: api::Streams::default(),
             draining: stop_serving.clone(),
         });
         let listener = UnixListener::from_std(listener)
             .map_err(|error| start_failed("cannot listen", &error))?;
         let (turns, turned) = mpsc::channel(TURNS);
+        let most = settings.socket.max_connections;
         let serving = serve::serve(
             listener,
-            api::router(app.clone()),
-            settings.socket.max_connections,
+            (api::router(app.clone()), api::refuse_connections(app.clone(), most)),
+            most,
             app.settings.clone(),
             turned,
             stop_serving.clone(),
         );
-        tasks.spawn(async move { ("connections", served(serving.await)) });
+        let first = default_is_there(together.default_is_there.clone(), stop_serving.clone());
+        tasks.spawn(async move {
+            first.await;
+            ("connections", served(serving.await))
+        });
         Ok(Self {
             app,
             tasks,
@@ -308,6 +351,7 @@ impl Daemon {
             preloads: JoinSet::new(),
             reloader,
             ticks,
+            intake: together,
             stop_serving,
             stop_all,
             _bound: bound,
@@ -315,7 +359,9 @@ impl Daemon {
     }
 
     async fn run(mut self, mut signals: Signals) -> Result<(), Exit> {
-        let default = load_ahead(self.app.handle.clone(), self.app.handle.default_model());
+        let there =
+            default_is_there(self.intake.default_is_there.clone(), self.stop_serving.clone());
+        let default = load_default(self.app.handle.clone(), there);
         let mut default = std::pin::pin!(default);
         let mut ready = false;
         let mut overview = self.app.handle.overview();
@@ -333,6 +379,7 @@ impl Daemon {
                     );
                     self.extending.shutdown().await;
                     systemd::ready(&status);
+                    self.intake.is_ready.cancel();
                     self.watch();
                     self.preload();
                     self.reloader.keep().await;
@@ -431,61 +478,9 @@ impl Daemon {
                 tracing::warn!(name: Message::DrainTimeout.name(), "models did not finish in time")
             }
         }
+        // The next start unpacks it from the beginning; that it was interrupted says nothing of it.
+        self.app.handle.store().end_unpacking();
         tracing::info!(name: Message::Stopped.name(), "stopped");
         outcome
-    }
-}
-
-async fn ending(
-    name: &'static str,
-    task: impl Future<Output = ()>,
-) -> (&'static str, Result<(), Exit>) {
-    task.await;
-    (name, Ok(()))
-}
-
-fn served(outcome: io::Result<usize>) -> Result<(), Exit> {
-    match outcome {
-        Ok(0) => Ok(()),
-        Ok(cut) => {
-            tracing::warn!(
-                name: Message::DrainTimeout.name(),
-                cut,
-                "connections were cut off: the drain took too long"
-            );
-            Ok(())
-        }
-        Err(error) => {
-            tracing::error!(
-                name: Message::ServingFailed.name(),
-                errno = error.raw_os_error(), %error,
-                "the socket failed"
-            );
-            Err(Exit::System)
-        }
-    }
-}
-
-fn report(ended: &Result<(&'static str, Result<(), Exit>), JoinError>) -> Result<(), Exit> {
-    match ended {
-        Ok((name, outcome)) => {
-            tracing::debug!(task = name, ok = outcome.is_ok(), "ended");
-            *outcome
-        }
-        Err(error) => {
-            tracing::error!(name: Message::InternalFault.name(), %error, "a task panicked");
-            Err(Exit::Software)
-        }
-    }
-}
-
-/// Loads a model before anybody asks. What goes wrong is logged here; a request will see it again.
-async fn load_ahead(handle: Handle, name: String) {
-    if let Err(error) = handle.lease(Some(&name)).await {
-        tracing::error!(
-            name: Message::ModelFailed.name(),
-            model = name, error = chain(&error),
-            "cannot be loaded ahead"
-        );
     }
 }

@@ -49,12 +49,16 @@ impl Start {
         };
         let problems = tell(&error);
         match last_good.load() {
-            Ok(Some(loaded)) => {
+            Ok(Some(mut loaded)) => {
+                // The file lies in the daemon's own directory: whoever wrote to it must not have made themselves an
+                // administrator.
+                loaded.settings.socket.admins = Settings::default().socket.admins;
                 tracing::error!(
                     name: Message::LastGoodUsed.name(),
                     files = ?loaded.files,
                     "the configuration is wrong: started with the last good one, which was kept on disk; `caxton \
-                     check` shows what is wrong, and what is mended is applied at once"
+                     check` shows what is wrong, and what is mended is applied at once; until then root alone is an \
+                     administrator"
                 );
                 Ok(Self { loaded, problems })
             }
@@ -224,6 +228,7 @@ impl Reloader {
         let packages = self.at_start.packages.clone();
         let rules = Rules {
             keys_directory: packages.keys_directory,
+            bundled_directory: packages.bundled_directory,
             drop_directory: packages.drop_directory,
             ..Rules::from(&settings)
         };

@@ -1,15 +1,17 @@
-//! Connections: served up to a limit, each by its own task, drained when the daemon stops. One beyond the limit is told
-//! to come again, so that nobody waits for an answer without end.
+//! Connections: served up to a limit, each by its own task, drained when the daemon stops.
 //!
-//! Owns those tasks. A connection that sends no request for [`IDLE_TIMEOUT`] or takes nothing of its answer for
-//! [`WRITE_TIMEOUT`] is closed, so that such ones cannot keep others out. How long a body may take is bounded where
-//! bodies are read.
+//! Owns those tasks. Which user's connection is served when the places are taken is decided in [`super::connections`];
+//! a connection without a place gets a refusal, and the health routes. A connection that sends no request for
+//! [`IDLE_TIMEOUT`] or takes nothing of its answer for [`WRITE_TIMEOUT`] is closed. How long a body may take is bounded
+//! where bodies are read.
 
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,22 +19,24 @@ use axum::body::Body;
 use axum::http::Request;
 use axum::response::Response;
 use futures_util::FutureExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use nix::errno::Errno;
+use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
-use crate::api::{self, ConnectionId, Peer};
+use super::connections::{Admission, Connections, Entry, Holder, LEAVE_TIMEOUT, Phase, Refusal};
+use crate::api::{self, ConnectionId, Endless, Peer};
 use crate::config::Settings;
-use crate::log::Message;
+use crate::log::{self, Message};
 
 /// How long a connection may take to send the head of its next request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -41,10 +45,15 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The system has no more files or memory for connections: try again after this long.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-/// Connections beyond the limit that are answered at a time; more wait in the kernel's queue until their turn.
-const MAX_REFUSALS: usize = 64;
 /// How long a connection beyond the limit may take to send its request.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that are closed without an answer, a little later, so that clients which come again without waiting do
+/// not take the processor from those that are served. More are closed at once.
+const MAX_DROPPED: usize = 512;
+/// How much later.
+const DROP_PAUSE: Duration = Duration::from_millis(50);
+/// How often a connection that was told to leave is looked at.
+const LEAVING_CHECK: Duration = Duration::from_secs(1);
 /// A request's head; OpenAI's clients send under 2 KiB.
 const MAX_HEADER_BYTES: usize = 32 << 10;
 
@@ -52,7 +61,8 @@ const MAX_HEADER_BYTES: usize = 32 << 10;
 pub(super) type Turn = oneshot::Sender<()>;
 
 /// Serves connections of `listener` until `cancel`, at most `max_connections` at a time; then lets requests in flight
-/// finish for at most the drain timeout that is in force by then. Answers `turns` meanwhile.
+/// finish for at most the drain timeout that is in force by then. Answers `turns` meanwhile. Connections beyond the
+/// limit are served by `refuse`.
 ///
 /// Returns how many connections had to be cut off.
 ///
@@ -60,20 +70,19 @@ pub(super) type Turn = oneshot::Sender<()>;
 /// When the socket fails for good.
 pub(super) async fn serve(
     listener: UnixListener,
-    router: Router,
+    (router, refuse): (Router, Router),
     max_connections: usize,
     settings: watch::Receiver<Arc<Settings>>,
     mut turns: mpsc::Receiver<Turn>,
     cancel: CancellationToken,
 ) -> io::Result<usize> {
-    let free = Arc::new(Semaphore::new(max_connections));
-    let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
-    let refuse = api::refuse_connections(max_connections);
-    let graceful = GracefulShutdown::new();
+    let places = Connections::new(max_connections, geteuid().as_raw());
+    let dropped = Arc::new(Semaphore::new(MAX_DROPPED));
     let connections = TaskTracker::new();
+    // Ends every connection after its request in flight.
+    let drain = CancellationToken::new();
     // Ends every connection that is left when the drain's time is over.
     let cut = CancellationToken::new();
-    let mut is_full = false;
     loop {
         let accepted = tokio::select! {
             () = cancel.cancelled() => break,
@@ -81,59 +90,56 @@ pub(super) async fn serve(
                 answer(turn);
                 continue;
             }
-            permit = either(&free, &refusals) => {
-                let (permit, is_served) = permit.map_err(io::Error::other)?;
-                tokio::select! {
-                    () = cancel.cancelled() => break,
-                    Some(turn) = turns.recv() => {
-                        answer(turn);
-                        continue;
-                    }
-                    accepted = listener.accept() => {
-                        accepted.map(|(stream, _address)| (stream, permit, is_served))
-                    }
-                }
-            },
+            accepted = listener.accept() => accepted,
         };
-        let (stream, permit, is_served) = match accepted {
-            Ok(accepted) => accepted,
+        let stream = match accepted {
+            Ok((stream, _address)) => stream,
             Err(error) => {
                 survive(error).await?;
                 continue;
             }
         };
-        // A place may have become free while nobody came.
-        let late = (!is_served).then(|| Arc::clone(&free).try_acquire_owned().ok()).flatten();
-        let is_served = is_served || late.is_some();
-        let permit = late.unwrap_or(permit);
-        // Told once, until half of the connections are free again.
-        if is_served {
-            is_full &= free.available_permits() * 2 + 1 < max_connections;
-        } else if !std::mem::replace(&mut is_full, true) {
-            tracing::warn!(
-                name: Message::ConnectionLimit.name(),
-                limit = max_connections,
-                "no more connections are served than this; others are told to come again"
-            );
-        }
-        let (router, idle) = match is_served {
-            true => (router.clone(), IDLE_TIMEOUT),
-            false => (refuse.clone(), REFUSAL_TIMEOUT),
+        let Some(peer) = peer(&stream) else { continue };
+        let (place, router, idle) = match places.admit(peer.uid, Instant::now()) {
+            Admission::Served(entry, gives) => {
+                if let Some(holder) = gives {
+                    tell(peer.uid, max_connections, holder);
+                }
+                (Place::Served(Arc::new(entry)), router.clone(), IDLE_TIMEOUT)
+            }
+            Admission::Refused(refusal, holder) => {
+                tell(peer.uid, max_connections, holder);
+                (Place::Refused(refusal), refuse.clone(), REFUSAL_TIMEOUT)
+            }
+            Admission::Dropped(holder) => {
+                tell(peer.uid, max_connections, holder);
+                if let Ok(permit) = Arc::clone(&dropped).try_acquire_owned() {
+                    let cut = cut.clone();
+                    connections.spawn(async move {
+                        tokio::select! {
+                            () = cut.cancelled() => {}
+                            () = tokio::time::sleep(DROP_PAUSE) => {}
+                        }
+                        drop((stream, permit));
+                    });
+                }
+                continue;
+            }
         };
-        let connection = connection(stream, router, idle, graceful.watcher());
+        let connection = connection(stream, peer, router, idle, place, drain.clone());
         let cut = cut.clone();
         connections.spawn(async move {
             tokio::select! {
                 () = cut.cancelled() => {}
                 () = connection => {}
             }
-            drop(permit);
         });
     }
     drop((listener, turns));
     connections.close();
+    drain.cancel();
     let drain_timeout = settings.borrow().socket.drain_timeout;
-    let drained = tokio::time::timeout(drain_timeout, graceful.shutdown()).await;
+    let drained = tokio::time::timeout(drain_timeout, connections.wait()).await;
     let left = if drained.is_ok() { 0 } else { connections.len() };
     cut.cancel();
     connections.wait().await;
@@ -145,15 +151,15 @@ fn answer(turn: Turn) {
     let (Ok(()) | Err(())) = turn.send(());
 }
 
-/// A place to be served, or else one to be refused.
-async fn either(
-    free: &Arc<Semaphore>,
-    refusals: &Arc<Semaphore>,
-) -> Result<(OwnedSemaphorePermit, bool), AcquireError> {
-    tokio::select! {
-        biased;
-        permit = Arc::clone(free).acquire_owned() => permit.map(|permit| (permit, true)),
-        permit = Arc::clone(refusals).acquire_owned() => permit.map(|permit| (permit, false)),
+/// Logs that `uid` wanted a connection when all were taken.
+fn tell(uid: u32, limit: usize, holder: Holder) {
+    if let Some(suppressed) = log::refusal(Message::ConnectionLimit, uid) {
+        let Holder { uid: holder, held } = holder;
+        tracing::warn!(
+            name: Message::ConnectionLimit.name(),
+            limit, uid, holder, held, suppressed,
+            "all {limit} connections are taken: user {uid} wanted another, user {holder} holds {held}"
+        );
     }
 }
 
@@ -174,24 +180,57 @@ async fn survive(error: io::Error) -> io::Result<()> {
     }
 }
 
-async fn connection(stream: UnixStream, router: Router, idle: Duration, watcher: Watcher) {
-    let peer = match stream.peer_cred() {
-        Ok(cred) => Peer { uid: cred.uid(), gid: cred.gid(), pid: cred.pid() },
+fn peer(stream: &UnixStream) -> Option<Peer> {
+    match stream.peer_cred() {
+        Ok(cred) => Some(Peer { uid: cred.uid(), gid: cred.gid(), pid: cred.pid() }),
         Err(error) => {
-            return tracing::warn!(
+            tracing::warn!(
                 name: Message::PeerUnknown.name(),
                 errno = error.raw_os_error(), %error,
                 "a connection without credentials was closed"
             );
+            None
         }
+    }
+}
+
+/// What a connection was given.
+enum Place {
+    /// It is one of those that are served.
+    Served(Arc<Entry>),
+    /// It gets a refusal.
+    Refused(Refusal),
+}
+
+/// Serves one connection until its client or [`Connections`] ends it, or until `drain` and the end of its request.
+async fn connection(
+    stream: UnixStream,
+    peer: Peer,
+    router: Router,
+    idle: Duration,
+    place: Place,
+    drain: CancellationToken,
+) {
+    let (entry, _refusal) = match place {
+        Place::Served(entry) => (Some(entry), None),
+        Place::Refused(refusal) => (None, Some(refusal)),
     };
     let id = ConnectionId::next();
+    let of_request = entry.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let mut request = request.map(Body::new);
+        let entry = of_request.clone();
+        let mut request = request.map(|body| Body::new(Arriving::new(body, entry.clone())));
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(id);
         let answer = router.clone().call(request);
-        async move { Ok::<_, Infallible>(caught(answer).await) }
+        async move {
+            let response = caught(answer).await;
+            if let Some(entry) = &entry {
+                let is_endless = response.extensions().get::<Endless>().is_some();
+                entry.set(if is_endless { Phase::Streaming } else { Phase::Writing });
+            }
+            Ok::<_, Infallible>(response.map(|body| Leaving { body, entry }))
+        }
     });
     // Only writes are timed: between requests and while one is computed there is nothing to write.
     let mut stream = TimeoutWriter::new(stream);
@@ -201,7 +240,28 @@ async fn connection(stream: UnixStream, router: Router, idle: Duration, watcher:
         .header_read_timeout(idle)
         .max_buf_size(MAX_HEADER_BYTES)
         .serve_connection(TokioIo::new(Box::pin(stream)), service);
-    match watcher.watch(served).await {
+    let mut served = pin!(served);
+    let mut left = pin!(leave(entry.as_deref()));
+    let mut overdue = pin!(overdue(entry.as_deref()));
+    let (mut is_draining, mut is_leaving) = (false, false);
+    let ended = loop {
+        tokio::select! {
+            ended = &mut served => break ended,
+            () = drain.cancelled(), if !is_draining => {
+                is_draining = true;
+                served.as_mut().graceful_shutdown();
+            }
+            end = &mut left, if !is_leaving => {
+                if end == End::Now {
+                    return;
+                }
+                is_leaving = true;
+                served.as_mut().graceful_shutdown();
+            }
+            () = &mut overdue, if is_leaving => return,
+        }
+    };
+    match ended {
         Err(error) if is_unread(&error) => tracing::warn!(
             name: Message::ClientStalled.name(),
             uid = peer.uid, pid = peer.pid,
@@ -212,6 +272,126 @@ async fn connection(stream: UnixStream, router: Router, idle: Duration, watcher:
             tracing::debug!(uid = peer.uid, pid = peer.pid, %error, "a connection ended early");
         }
         Ok(()) => {}
+    }
+}
+
+/// How a connection ends that was told to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It has nothing that its client could miss.
+    Now,
+    /// After the answer in flight.
+    AfterAnswer,
+}
+
+/// Waits until the connection is told to leave; for ever when it has no place.
+async fn leave(entry: Option<&Entry>) -> End {
+    let Some(entry) = entry else { return std::future::pending().await };
+    entry.told_to_leave().await;
+    match entry.phase().0 {
+        Phase::Streaming | Phase::Receiving => End::Now,
+        // An answer may still lie in the buffer of a connection that seems idle.
+        Phase::Idle | Phase::Writing | Phase::Computing => End::AfterAnswer,
+    }
+}
+
+/// Waits until a connection that was told to leave has done nothing but write for [`LEAVE_TIMEOUT`].
+async fn overdue(entry: Option<&Entry>) {
+    let Some(entry) = entry else { return std::future::pending().await };
+    entry.told_to_leave().await;
+    let told = Instant::now();
+    loop {
+        tokio::time::sleep(LEAVING_CHECK).await;
+        let (phase, since) = entry.phase();
+        if phase != Phase::Computing && since.max(told).elapsed() >= LEAVE_TIMEOUT {
+            return;
+        }
+    }
+}
+
+/// The body of a request. Notes when it has arrived, or when nobody reads it any more.
+struct Arriving {
+    body: Incoming,
+    entry: Option<Arc<Entry>>,
+}
+
+impl Arriving {
+    fn new(body: Incoming, entry: Option<Arc<Entry>>) -> Self {
+        let has_arrived = body.is_end_stream();
+        if let Some(entry) = &entry {
+            entry.set(if has_arrived { Phase::Computing } else { Phase::Receiving });
+        }
+        Self { body, entry: entry.filter(|_| !has_arrived) }
+    }
+
+    fn arrived(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            entry.change(Phase::Receiving, Phase::Computing);
+        }
+    }
+}
+
+impl HttpBody for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.arrived();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.arrived();
+    }
+}
+
+/// The body of an answer. Notes when it was given to the connection's buffer.
+struct Leaving {
+    body: Body,
+    entry: Option<Arc<Entry>>,
+}
+
+impl HttpBody for Leaving {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if let Some(entry) = &self.entry {
+            entry.set(Phase::Idle);
+        }
     }
 }
 
@@ -236,7 +416,6 @@ mod tests {
 
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::time::Instant;
 
     use super::*;
 
@@ -284,11 +463,15 @@ mod tests {
         let (mut client, server) = UnixStream::pair().unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
         client.write_all(request.as_bytes()).await.unwrap();
-        let graceful = GracefulShutdown::new();
+        let peer = peer(&server).unwrap();
+        let Admission::Served(entry, None) = Connections::new(1, 0).admit(0, Instant::now()) else {
+            panic!("a free place is not given");
+        };
+        let (place, drain) = (Place::Served(Arc::new(entry)), CancellationToken::new());
         let start = Instant::now();
         let served = async {
             tokio::join!(
-                connection(server, router, IDLE_TIMEOUT, graceful.watcher()),
+                connection(server, peer, router, IDLE_TIMEOUT, place, drain),
                 read(&mut client)
             )
         };

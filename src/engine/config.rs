@@ -10,6 +10,7 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::quote::{escaped, quoted};
 use super::spec::Family;
 use super::{EngineError, ModelSpec};
 
@@ -45,7 +46,7 @@ impl HiddenActivation {
         Self::NAMES.into_iter().find(|known| known.0 == name).map(|known| known.1).ok_or_else(
             || {
                 let known = Self::NAMES.map(|known| known.0).join(", ");
-                mismatch(format!("unknown activation \"{name}\"; known: {known}"))
+                mismatch(format!("unknown activation {}; known: {known}", quoted(name)))
             },
         )
     }
@@ -118,13 +119,14 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], spec: &ModelSpec) -> Resu
     }
     let unreadable = |source: serde_json::Error| EngineError::File {
         file: FILE.to_owned(),
-        source: source.into(),
+        source: escaped(source).into(),
     };
     let kind: Kind = serde_json::from_slice(bytes).map_err(unreadable)?;
     if kind.model_type != spec.architecture.name() {
         return Err(mismatch(format!(
-            "model_type is \"{}\", the model is said to be \"{}\"",
-            kind.model_type, spec.architecture
+            "model_type is {}, the model is said to be \"{}\"",
+            quoted(&kind.model_type),
+            spec.architecture
         )));
     }
     serde_json::from_slice(bytes).map_err(unreadable)
@@ -219,7 +221,10 @@ impl EncoderConfig {
         };
         // Each of these changes the arithmetic into one that no encoder here has.
         if let Some(other) = file.position_embedding_type.filter(|name| name != "absolute") {
-            return Err(mismatch(format!("position_embedding_type \"{other}\" is not supported")));
+            return Err(mismatch(format!(
+                "position_embedding_type {} is not supported",
+                quoted(&other)
+            )));
         }
         if file.is_decoder {
             return Err(mismatch("is_decoder is true; only encoders are supported"));

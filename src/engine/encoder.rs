@@ -23,7 +23,7 @@ use super::relative;
 use super::scratch::{BLOCK, RowShape, Work};
 use super::simd::{STRIP, rows};
 use super::spec::Family;
-use super::weights::{self, Table, Tensors};
+use super::weights::{self, Header, Table, Tensors};
 use crate::integers;
 
 /// The weights of an encoder.
@@ -71,7 +71,7 @@ fn channel_order(tensors: &Tensors<'_>, channels: usize) -> Vec<usize> {
 }
 
 impl Encoder {
-    /// The encoder of `config` with the weights in the safetensors `file`, for texts of at most `reach`
+    /// The encoder of `config` with the weights in the safetensors `file` with its `header`, for texts of at most `reach`
     /// tokens; `formats` are those of linear layers and of attention.
     ///
     /// Packs on the rayon threads that it is called in, and forgets what was packed. `file` is kept for
@@ -82,11 +82,12 @@ impl Encoder {
     pub(super) fn read(
         config: &EncoderConfig,
         reach: usize,
-        file: Box<dyn WeightsFile>,
+        (file, header): (Box<dyn WeightsFile>, Header),
         (format, attention): (Format, Format),
     ) -> Result<Self, EngineError> {
-        let tensors = weights::read(
-            "model.safetensors",
+        let tensors = weights::read_with(
+            &header,
+            weights::WEIGHTS,
             &*file,
             |name| layout::canonical(config.family, name),
             layout::encoder_tensors(config),

@@ -1,8 +1,12 @@
 //! What a model will take, told before its weights are read: whoever loads it asks first whether there
 //! is room.
 //!
-//! Owns the sum. What a structure takes is said beside the structure, by the sizes that it is made with;
-//! what libraries take (the tokenizer) is measured here. Reads the configuration, and no other file.
+//! Owns the sum. What a structure takes is said beside the structure, by the sizes that it is made with. Reads the
+//! configuration and the tokenizer, and no other file.
+//!
+//! Words are counted in `tokenizer.json`, up to the number in the configuration: loading refuses a tokenizer that has
+//! more ([`Tokenizer`](super::Tokenizer)), before it takes memory for them. Where the file is not there yet, typical
+//! words are taken for it. The header of the weights is counted as large as loading accepts it.
 //!
 //! Invariant: without outliers, the tokenizer and ModernBERT's tables of rotations, [`Footprint::weight_bytes`] are
 //! those of the [`Embedder`](super::Embedder) that is loaded afterwards, to the byte.
@@ -14,8 +18,13 @@ use super::layout::{self, Expected};
 use super::pool::Head;
 use super::spec::{Family, Runtime};
 use super::static_embedding::{self, StaticConfig};
+use super::tokenize::Memory;
 use super::{Architecture, EngineError, ModelSpec, Options, fused, precision, weights};
 use crate::integers::input_blocks;
+
+/// Bytes of the largest `tokenizer.json` in which words are counted; a larger one takes as much as one can. Gemma's has
+/// 33 million.
+pub const COUNTED_BYTES: u64 = 40 << 20;
 
 /// How matrices are stored in `model.safetensors`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +87,8 @@ impl Footprint {
 /// What the model that `spec` and its `config.json` describe will take when it is loaded from files of
 /// `sizes` with `options`.
 ///
+/// `tokenizer` is the content of `tokenizer.json`, where that is known.
+///
 /// Outliers of weights that are rounded to integers while they are packed are not counted: they are 3
 /// in 1,000 outputs (62 of 21,248 in all-MiniLM-L6-v2).
 ///
@@ -86,6 +97,7 @@ impl Footprint {
 pub fn footprint(
     spec: &ModelSpec,
     config: &[u8],
+    tokenizer: Option<&[u8]>,
     sizes: FileSizes,
     options: Options,
 ) -> Result<Footprint, EngineError> {
@@ -94,14 +106,23 @@ pub fn footprint(
         Runtime::ModernBert => of_candle(spec, config, sizes),
         Runtime::Static => of_table(spec, config, sizes),
     }?;
-    let tokenizer = TokenizerKind::guess(spec.architecture, sizes.tokenizer, vocabulary);
-    let (kept, most) = tokenizer.word_bytes();
-    let words = |bytes| (vocabulary as u64).saturating_mul(bytes);
-    let beside_weights = words(kept).saturating_add(Head::bytes_of(spec));
+    let counted = tokenizer.and_then(|tokenizer| Memory::of(tokenizer, vocabulary));
+    let tokenizer = counted.unwrap_or_else(|| match sizes.tokenizer > COUNTED_BYTES {
+        true => Memory::most(vocabulary),
+        false => {
+            let kind = TokenizerKind::guess(spec.architecture, sizes.tokenizer, vocabulary);
+            let words = |bytes| (vocabulary as u64).saturating_mul(bytes);
+            let (kept, reading) = kind.word_bytes();
+            Memory { kept: words(kept), reading: words(reading) }
+        }
+    });
+    let beside_weights = tokenizer.kept.saturating_add(Head::bytes_of(spec));
     Ok(Footprint {
         weight_bytes: of_weights.weight_bytes.saturating_add(beside_weights),
-        loading_bytes: words(most - kept)
-            .saturating_add(sizes.tokenizer.saturating_add(sizes.dense)),
+        loading_bytes: tokenizer
+            .reading
+            .saturating_add(sizes.tokenizer.saturating_add(sizes.dense))
+            .saturating_add(of_weights.loading_bytes),
         ..of_weights
     })
 }
@@ -125,6 +146,9 @@ fn of_encoder(
     let weights = Encoder::bytes_of(&config, longest, choice.format);
     let footprint = Footprint {
         weight_bytes: table.weight_bytes.saturating_add(weights),
+        loading_bytes: of_header(config.layers, |layers| {
+            layout::encoder_tensors(&EncoderConfig { layers, ..config.clone() }).collect()
+        }),
         scratch_bytes: fused::scratch_bytes(&config, &choice, longest, budget, threads),
         ..table
     };
@@ -147,7 +171,7 @@ fn of_candle(
         weight_bytes: weights.saturating_add(config.rotation_bytes(longest)),
         mapped_bytes: 0,
         scratch_bytes: config.scratch_bytes(longest),
-        loading_bytes: 0,
+        loading_bytes: of_header(config.layers(), tensors),
     };
     Ok((config.vocab_size(), footprint))
 }
@@ -161,7 +185,8 @@ fn of_table(
     let StaticConfig { vocab_size, hidden_size } = StaticConfig::read(config, spec)?;
     let shape = [vocab_size, hidden_size];
     let rest = sizes.rest(0, 0, |_| vec![Expected::new(static_embedding::TABLE, shape)])?;
-    Ok((vocab_size, sizes.table(vocab_size, hidden_size, rest)))
+    let loading_bytes = weights::header_memory(1);
+    Ok((vocab_size, Footprint { loading_bytes, ..sizes.table(vocab_size, hidden_size, rest) }))
 }
 
 impl FileSizes {
@@ -239,6 +264,11 @@ fn of_layers(
     one.saturating_add((two - one).saturating_mul(layers.saturating_sub(1) as u128))
 }
 
+/// Memory that parsing the header of the weights takes.
+fn of_header(layers: usize, tensors: impl Fn(usize) -> Vec<Expected>) -> u64 {
+    weights::header_memory(of_layers(layers, tensors, |_| 1))
+}
+
 /// What a tokenizer does with words; its memory goes by their number, as the file may be indented or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenizerKind {
@@ -262,23 +292,23 @@ impl TokenizerKind {
         }
     }
 
-    /// Memory for each word as long as the tokenizer is there, and the most while its file is parsed.
+    /// Returns the bytes for each typical word: kept with the tokenizer, and needed beside them during the read.
     ///
     /// Measured with glibc as anonymous memory of a process, of `tokenizer.json` with
     ///
-    /// | words | kind | file | kept | most |
+    /// | words | kind | file | kept | reading |
     /// | --- | --- | --- | --- | --- |
-    /// | 30,522 (all-MiniLM-L6-v2) | WordPiece | 0.47 MB | 266 | 409 |
-    /// | 119,547 | WordPiece | 1.9 MB | 318 | 463 |
-    /// | 50,265 | BPE, merges as pairs | 1.5 MB | 639 | 777 |
-    /// | 50,265 | BPE, merges as texts | 1.3 MB | 417 | 418 |
-    /// | 50,000 | Unigram | 1.6 MB | 896 | 984 |
-    /// | 250,000 | Unigram | 8.0 MB | 800 | 940 |
+    /// | 30,522 (all-MiniLM-L6-v2) | WordPiece | 0.47 MB | 210 | 0 |
+    /// | 50,000 | BPE, a merge a word | 1.9 MB | 222 | 48 |
+    /// | 250,000 | BPE, a merge a word | 9.9 MB | 307 | 48 |
+    /// | 120,000 | BPE, two merges a word | 10 MB | 381 | 98 |
+    /// | 32,000 (a T5) | Unigram | 1.4 MB | 975 | 0 |
+    /// | 250,000 | Unigram | 7.2 MB | 1134 | 0 |
     const fn word_bytes(self) -> (u64, u64) {
         match self {
-            Self::WordPiece => (270, 410),
-            Self::Bpe => (640, 780),
-            Self::Unigram => (820, 960),
+            Self::WordPiece => (210, 0),
+            Self::Bpe => (310, 50),
+            Self::Unigram => (1000, 0),
         }
     }
 }
@@ -339,7 +369,7 @@ mod tests {
                 let options = Options { precision, ..OPTIONS };
                 let weights = golden(name, "model.safetensors");
                 let sizes = FileSizes { weights: weights.len() as u64, ..SIZES };
-                let told = footprint(&spec, &config, sizes, options).unwrap();
+                let told = footprint(&spec, &config, None, sizes, options).unwrap();
                 let (kept, _) =
                     TokenizerKind::guess(architecture, sizes.tokenizer, 1 << 20).word_bytes();
                 let told = told.weight_bytes - words * kept;
@@ -371,7 +401,9 @@ mod tests {
         let config = bert().to_string().into_bytes();
         let scratch = |threads, batch_tokens| {
             let options = Options { threads, batch_tokens, ..OPTIONS };
-            footprint(&spec(Architecture::Bert), &config, SIZES, options).unwrap().scratch_bytes
+            footprint(&spec(Architecture::Bert), &config, None, SIZES, options)
+                .unwrap()
+                .scratch_bytes
         };
         assert_eq!(scratch(4, 4096), 4 * scratch(1, 4096));
         assert!(scratch(1, 64) < scratch(1, 256));
@@ -392,7 +424,7 @@ mod tests {
             config[key] = value.into();
             let config = config.to_string().into_bytes();
             let spec = spec(Architecture::Bert);
-            let error = footprint(&spec, &config, SIZES, OPTIONS).unwrap_err().to_string();
+            let error = footprint(&spec, &config, None, SIZES, OPTIONS).unwrap_err().to_string();
             assert!(error.ends_with(" weights, model.safetensors has 1048576 bytes"), "{error}");
         }
     }
@@ -402,7 +434,7 @@ mod tests {
         let sizes = FileSizes { weights: 40_000, stored: Stored::Int8, ..SIZES };
         let config = json!({ "model_type": "static", "vocab_size": 1000, "hidden_size": 8 });
         let config = config.to_string().into_bytes();
-        let told = footprint(&spec(Architecture::Static), &config, sizes, OPTIONS).unwrap();
+        let told = footprint(&spec(Architecture::Static), &config, None, sizes, OPTIONS).unwrap();
         assert_eq!(told.mapped_bytes, 8000);
         // What is neither a value nor a scale may be outliers, which are three times as large in memory.
         let (kept, _) = TokenizerKind::WordPiece.word_bytes();
@@ -424,5 +456,28 @@ mod tests {
         ] {
             assert_eq!(TokenizerKind::guess(architecture, bytes, words), expected);
         }
+    }
+
+    #[test]
+    fn words_are_counted_in_the_tokenizer_where_it_is_known() {
+        // As many words as the configuration allows, short ones, in a file that looks like WordPiece's by its size.
+        let words: Vec<_> = (0..10_000).map(|id| json!([format!("{id:04x}zzzzz"), 0])).collect();
+        let file = json!({ "model": { "vocab": words } }).to_string();
+        let mut config = json!({ "model_type": "static", "vocab_size": 10_000, "hidden_size": 8 });
+        let sizes = FileSizes { tokenizer: file.len() as u64, ..SIZES };
+        let told = |config: &Value, tokenizer, sizes| {
+            let config = config.to_string().into_bytes();
+            footprint(&spec(Architecture::Static), &config, tokenizer, sizes, OPTIONS).unwrap()
+        };
+        let typical = told(&config, None, sizes).weight_bytes;
+        assert_eq!(typical, 10_000 * TokenizerKind::WordPiece.word_bytes().0);
+        let counted = told(&config, Some(file.as_bytes()), sizes).weight_bytes;
+        assert!(counted > 9 * typical, "{counted} {typical}");
+        // What is too large to be counted takes as much as any.
+        let large = FileSizes { tokenizer: COUNTED_BYTES + 1, ..sizes };
+        assert!(told(&config, None, large).weight_bytes > counted);
+        // Words beyond the configuration are refused, not kept.
+        config["vocab_size"] = 100.into();
+        assert!(told(&config, Some(file.as_bytes()), sizes).weight_bytes < counted / 50);
     }
 }

@@ -24,6 +24,7 @@ use super::peak;
 use super::pool::Head;
 use super::precision::{Choice, Report};
 use super::scratch::{RowShape, States, Work};
+use super::weights::Header;
 use super::{Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, threads};
 
 /// Tokens of a pass: enough that reading the weights costs little beside the products; of more, the rows leave the
@@ -78,7 +79,7 @@ impl Drop for Call<'_> {
 }
 
 impl Fused {
-    /// The encoder of `config` with the weights in the safetensors `file`, followed by `head`.
+    /// The encoder of `config` with the weights in the safetensors `file`, whose header was read, followed by `head`.
     ///
     /// # Errors
     /// [`EngineError::Threads`] when the threads cannot be started, [`EngineError::Mismatch`] when the
@@ -86,7 +87,7 @@ impl Fused {
     pub(super) fn new(
         spec: &ModelSpec,
         config: EncoderConfig,
-        file: Box<dyn WeightsFile>,
+        file: (Box<dyn WeightsFile>, Header),
         head: Head,
         choice: Choice,
         options: Options,
@@ -403,7 +404,7 @@ mod tests {
     use super::*;
     use crate::engine::config::tests::fused;
     use crate::engine::linear::ROWS;
-    use crate::engine::tests::constant_bert;
+    use crate::engine::tests::{constant_bert, opened};
     use crate::engine::{Precision, precision};
 
     /// Memory of the residual streams of all threads.
@@ -418,7 +419,8 @@ mod tests {
         let head = Head::read(&spec, &[]).unwrap();
         let choice = precision::choose(Precision::F32, false);
         let options = Options { threads: 2, batch_tokens: 1000, precision: Precision::F32 };
-        let model = Fused::new(&spec, config, files.weights, head, choice, options).unwrap();
+        let file = opened(files.weights, &config);
+        let model = Fused::new(&spec, config, file, head, choice, options).unwrap();
         let text: &[u32] = &[1, 2, 3, 4, 0, 1, 2, 3, 4, 0];
         let many = model.embed(&[text; 60]).unwrap();
         let most = rows_bytes(&model);

@@ -36,6 +36,7 @@ mod output;
 mod peak;
 mod pool;
 mod precision;
+mod quote;
 #[cfg(test)]
 mod reference;
 mod relative;
@@ -50,7 +51,7 @@ mod tokenize;
 mod weights;
 
 pub use error::EngineError;
-pub use footprint::{FileSizes, Footprint, Stored, footprint};
+pub use footprint::{COUNTED_BYTES, FileSizes, Footprint, Stored, footprint};
 pub use output::Output;
 pub use precision::{Precision, Report};
 pub use spec::{
@@ -66,6 +67,7 @@ use fused::Fused;
 use pool::Head;
 use spec::Runtime;
 use static_embedding::{StaticConfig, StaticEmbedder};
+use weights::{Header, WEIGHTS};
 
 /// A loaded encoder: token ids in, vectors out.
 ///
@@ -189,38 +191,38 @@ pub fn load_with<E: From<EngineError>>(
         Runtime::Fused(family) => {
             let config = EncoderConfig::read(&config, family, spec)?;
             let rows = config.vocab_size;
-            let tokenizer = || Tokenizer::from_bytes(tokenizer, length);
-            load_both(tokenizer, rows, weights, |weights| {
-                let integers = weights::has_integers(weights.bytes());
-                let choice = precision::choose(options.precision, integers);
-                Fused::new(spec, config, weights, head, choice, options)
+            let tokenizer = || Tokenizer::for_rows(tokenizer, length, rows);
+            load_both(tokenizer, weights, |weights| {
+                let tensors = layout::encoder_tensors(&config);
+                let header = Header::read(WEIGHTS, weights.bytes(), tensors)?;
+                let choice = precision::choose(options.precision, header.has_integers());
+                Fused::new(spec, config, (weights, header), head, choice, options)
             })
         }
         Runtime::ModernBert => {
             let config = ModernBertConfig::read(&config, spec)?;
             let rows = config.vocab_size();
-            let tokenizer = || Tokenizer::from_bytes(tokenizer, length);
-            load_both(tokenizer, rows, weights, |weights| {
+            let tokenizer = || Tokenizer::for_rows(tokenizer, length, rows);
+            load_both(tokenizer, weights, |weights| {
                 CandleEmbedder::new(spec, config, &*weights, head, options)
             })
         }
         Runtime::Static => {
             let config = StaticConfig::read(&config, spec)?;
             let rows = config.vocab_size;
-            let tokenizer = || Tokenizer::without_special_tokens(tokenizer, length);
-            load_both(tokenizer, rows, weights, |weights| {
+            let tokenizer = || Tokenizer::without_special_tokens(tokenizer, length, rows);
+            load_both(tokenizer, weights, |weights| {
                 StaticEmbedder::new(spec, config, weights, head)
             })
         }
     }
 }
 
-/// A tokenizer for a table of `rows` word embeddings, and an embedder, read side by side: the tokenizer
+/// A tokenizer and an embedder, read side by side: the tokenizer
 /// takes half of the time of a small model's load, and the weights are verified and read by one thread before as
 /// many as there are pack them. What keeps the weights away is told before all else.
 fn load_both<M: Embedder + 'static, E: From<EngineError>>(
     tokenizer: impl FnOnce() -> Result<Tokenizer, EngineError> + Send,
-    rows: usize,
     weights: impl FnOnce() -> Result<Box<dyn WeightsFile>, E>,
     embedder: impl FnOnce(Box<dyn WeightsFile>) -> Result<M, EngineError>,
 ) -> Result<Loaded, E> {
@@ -233,13 +235,5 @@ fn load_both<M: Embedder + 'static, E: From<EngineError>>(
         let tokenizer = tokenizer.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
         Ok::<_, E>((tokenizer, embedder))
     })?;
-    let tokenizer = tokenizer?;
-    let tokens = tokenizer.vocabulary_size();
-    if tokens > rows {
-        let mismatch = format!(
-            "tokenizer.json has {tokens} tokens, model.safetensors has word embeddings for {rows}"
-        );
-        return Err(EngineError::Mismatch(mismatch).into());
-    }
-    Ok(Loaded { tokenizer, embedder: Box::new(embedder?) })
+    Ok(Loaded { tokenizer: tokenizer?, embedder: Box::new(embedder?) })
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 #[cfg(target_arch = "x86_64")]
 use crate::engine::amx;
+use crate::engine::config::EncoderConfig;
 use crate::engine::config::tests::{bert, fused, spec};
 #[cfg(target_arch = "x86_64")]
 use crate::engine::fused::Fused;
@@ -18,6 +19,7 @@ use crate::engine::precision;
 use crate::engine::reference::Reference;
 #[cfg(target_arch = "x86_64")]
 use crate::engine::simd::Isa;
+use crate::engine::weights::Header;
 use crate::engine::weights::tests::{f32s, file};
 use crate::engine::{
     Activation, Architecture, Dense, Embedder, EngineError, Loaded, ModelFiles, ModelSpec, Options,
@@ -59,6 +61,22 @@ fn tokenizer(words: usize) -> Vec<u8> {
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
     });
     json.to_string().into_bytes()
+}
+
+/// An error with its causes, as the edge prints them.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// `file` with its header, for the encoder of `config`.
+pub(super) fn opened(
+    file: Box<dyn WeightsFile>,
+    config: &EncoderConfig,
+) -> (Box<dyn WeightsFile>, Header) {
+    let tensors = super::layout::encoder_tensors(config);
+    let header = Header::read("model.safetensors", file.bytes(), tensors).unwrap();
+    (file, header)
 }
 
 /// The BERT of `config::tests`, with every weight `value`.
@@ -345,7 +363,7 @@ fn in_tiles_every_encoder_gives_its_vectors_for_each_text_alone() {
         let config = fused(&golden_file(name, "config.json"), &spec).unwrap();
         let choice = precision::decide(Precision::Bf16, false, Isa::detect(), Ok(amx));
         assert_eq!(choice.report.isa, "amx-bf16");
-        let weights = Box::new(golden_file(name, "model.safetensors"));
+        let weights = opened(Box::new(golden_file(name, "model.safetensors")), &config);
         let head = Head::read(&spec, &[]).unwrap();
         let tiled = Fused::new(&spec, config, weights, head, choice, OPTIONS).unwrap();
         let exact = golden(name, architecture);

@@ -8,13 +8,25 @@
 //!    is cut first; see [`Tokenizer::encode_truncated`].
 //! 2. [`Tokens::ids`] are at most `max_sequence_length`, each below [`Tokenizer::vocabulary_size`].
 
+mod charsmap;
+mod file;
+#[cfg(test)]
+mod hostile;
+mod memory;
+mod model;
+mod parts;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Token};
+use tokenizers::Encoding;
 
 use super::EngineError;
+use super::quote::escaped;
+use file::TokenizerFile;
+pub(super) use memory::Memory;
+use parts::Around;
 
 /// Name of the file in messages.
 const FILE: &str = "tokenizer.json";
@@ -32,8 +44,8 @@ const CUT_MARGIN: usize = 1024;
 const MOST_AT_ONCE: usize = 1 << 20;
 /// Bytes of a text that are counted at once.
 const COUNTED_BYTES: usize = 64 << 10;
-/// Stands for the text where the special tokens around it are found out. No vocabulary has this id.
-const PROBE: u32 = u32::MAX;
+/// Tokens of a vocabulary, where the number of word embeddings is not known.
+const MOST_TOKENS: usize = 1 << 22;
 
 /// Which end of a text that is too long is left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,8 +95,9 @@ pub struct Tokenizer {
     cut_margin: usize,
 }
 
-fn unreadable(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EngineError {
-    EngineError::File { file: FILE.to_owned(), source: source.into() }
+/// The file is no tokenizer, in the words of a library, which may repeat the file's.
+fn unreadable(source: impl fmt::Display) -> EngineError {
+    EngineError::File { file: FILE.to_owned(), source: escaped(source).into() }
 }
 
 fn mismatch(what: impl fmt::Display) -> EngineError {
@@ -101,38 +114,45 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer in the bytes of a `tokenizer.json`, for texts of at most `max_sequence_length`
+    /// Reads the tokenizer in the bytes of a `tokenizer.json`, for texts of at most `max_sequence_length`
     /// tokens.
     ///
     /// # Errors
-    /// When the bytes are no tokenizer, or its special tokens leave no room for a text.
+    /// When the bytes are no tokenizer, ask for a part that Caxton does not run, or its special tokens leave no room
+    /// for a text.
     pub fn from_bytes(bytes: &[u8], max_sequence_length: usize) -> Result<Self, EngineError> {
-        let library = tokenizers::Tokenizer::from_bytes(bytes).map_err(unreadable)?;
-        let around = special_tokens(library.get_post_processor())?;
-        Self::new(library, around, max_sequence_length)
+        Self::for_rows(bytes, max_sequence_length, MOST_TOKENS)
     }
 
-    /// The same, for texts that have no special tokens around them: their ids may be none.
+    /// Reads a tokenizer as [`Tokenizer::from_bytes`] does, for a table of `rows` word embeddings.
     ///
     /// # Errors
-    /// When the bytes are no tokenizer.
-    pub fn without_special_tokens(
+    /// Those of [`Tokenizer::from_bytes`], and when it has more tokens than `rows`: memory is taken for `rows` at most.
+    pub(super) fn for_rows(
         bytes: &[u8],
         max_sequence_length: usize,
+        rows: usize,
     ) -> Result<Self, EngineError> {
-        let library = tokenizers::Tokenizer::from_bytes(bytes).map_err(unreadable)?;
-        Self::new(library, (Vec::new(), Vec::new()), max_sequence_length)
+        Self::new(file::read(bytes, rows)?, max_sequence_length)
     }
 
-    fn new(
-        mut library: tokenizers::Tokenizer,
-        (prefix, suffix): (Vec<u32>, Vec<u32>),
+    /// Reads a tokenizer as [`Tokenizer::for_rows`] does, for texts that have no special tokens around them: their ids
+    /// may be none.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::for_rows`].
+    pub(super) fn without_special_tokens(
+        bytes: &[u8],
         max_sequence_length: usize,
+        rows: usize,
     ) -> Result<Self, EngineError> {
-        library.with_padding(None).with_truncation(None).map_err(unreadable)?;
-        library.with_post_processor(None::<PostProcessorWrapper>);
-        let vocabulary = library.get_vocab(true);
-        let vocabulary_size = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
+        let file = file::read(bytes, rows)?;
+        Self::new(TokenizerFile { around: Around::default(), ..file }, max_sequence_length)
+    }
+
+    fn new(file: TokenizerFile, max_sequence_length: usize) -> Result<Self, EngineError> {
+        let TokenizerFile { library, around, ids: vocabulary_size, longest_added } = file;
+        let Around { prefix, suffix } = around;
         let around = prefix.len() + suffix.len();
         if around >= max_sequence_length {
             return Err(mismatch(format!(
@@ -147,15 +167,13 @@ impl Tokenizer {
                 "special token {id} is outside the vocabulary of {vocabulary_size} tokens"
             )));
         }
-        let longest_added = library.get_added_tokens_decoder();
-        let longest_added = longest_added.values().map(|token| token.content.len()).max();
         Ok(Self {
             library,
             prefix,
             suffix,
             room: max_sequence_length - around,
             vocabulary_size,
-            cut_margin: CUT_MARGIN + longest_added.unwrap_or(0),
+            cut_margin: CUT_MARGIN + longest_added,
         })
     }
 
@@ -230,12 +248,21 @@ impl Tokenizer {
         let text = with_prompt(prompt, text);
         let (mut rest, mut count) = (text.as_ref(), self.around());
         while !rest.is_empty() {
-            let (piece, after) = rest.split_at(end_of_piece(rest));
-            let piece = self.library.encode_fast(piece, false).map_err(EngineError::Tokenize)?;
-            count += piece.len();
-            rest = after;
+            let (tokens, length) = self.count_piece(rest)?;
+            count += tokens;
+            rest = &rest[length..];
         }
         Ok(count)
+    }
+
+    /// Counts the first piece of a text that is not empty: its tokens, without special ones, and its length in bytes.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the piece.
+    pub fn count_piece(&self, text: &str) -> Result<(usize, usize), EngineError> {
+        let piece = &text[..end_of_piece(text)];
+        let tokens = self.library.encode_fast(piece, false).map_err(EngineError::Tokenize)?;
+        Ok((tokens.len(), piece.len()))
     }
 
     /// The tokens that a client sent as `ids`, with special tokens around them unless it has sent
@@ -319,7 +346,7 @@ impl Tokenizer {
     }
 
     /// How many special tokens lie around a text.
-    fn around(&self) -> usize {
+    pub fn around(&self) -> usize {
         self.prefix.len() + self.suffix.len()
     }
 }
@@ -340,24 +367,6 @@ fn end_of_piece(text: &str) -> usize {
     match text[..end].rfind(char::is_whitespace) {
         Some(space) if space > 0 => space,
         _ => end,
-    }
-}
-
-/// What `processor` puts before and after one text.
-fn special_tokens(
-    processor: Option<&PostProcessorWrapper>,
-) -> Result<(Vec<u32>, Vec<u32>), EngineError> {
-    let Some(processor) = processor else { return Ok((Vec::new(), Vec::new())) };
-    let probe = Encoding::from_tokens(vec![Token::new(PROBE, String::new(), (0, 0))], 0);
-    let wrapped = processor.process(probe, None, true).map_err(unreadable)?;
-    // The encoders here give every token the type 0.
-    if wrapped.get_type_ids().iter().any(|&type_id| type_id != 0) {
-        return Err(mismatch("the post-processor gives a single text token types other than 0"));
-    }
-    let mut parts = wrapped.get_ids().split(|&id| id == PROBE);
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some(prefix), Some(suffix), None) => Ok((prefix.to_vec(), suffix.to_vec())),
-        _ => Err(mismatch("the post-processor does not take a single text exactly once")),
     }
 }
 
@@ -428,7 +437,7 @@ mod tests {
 
     #[test]
     fn without_special_tokens_a_text_may_have_none_at_all() {
-        let tokenizer = Tokenizer::without_special_tokens(BERT, 2).unwrap();
+        let tokenizer = Tokenizer::without_special_tokens(BERT, 2, MOST_TOKENS).unwrap();
         assert!(tokenizer.encode("", "").unwrap().ids.is_empty());
         let with = Tokenizer::from_bytes(BERT, MAX).unwrap().encode("", "a a").unwrap().ids;
         let ids = |text: &str| tokenizer.encode("", text).unwrap();

@@ -12,16 +12,22 @@
 //! Invariant: [`Tensors`] are exactly the tensors that were expected, in their shapes, every value
 //! finite.
 
+mod header;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use half::{bf16, f16};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 
 use super::layout::Expected;
+use super::quote::quoted;
 use super::{EngineError, WeightsFile};
+use header::tensors_of_header;
+pub(super) use header::{Header, header_memory};
 
+/// Name of the file of an encoder or a table in messages.
+pub(super) const WEIGHTS: &str = "model.safetensors";
 /// A tensor of a file, as it is stored; decoded where it is used.
 #[derive(Clone)]
 pub(super) struct Tensor<'a> {
@@ -261,11 +267,25 @@ impl Table {
     }
 }
 
-/// Whether a tensor of the safetensors file `bytes` is stored in integers; of what is no such file
-/// [`read`] tells.
-pub(super) fn has_integers(bytes: &[u8]) -> bool {
-    SafeTensors::deserialize(bytes)
-        .is_ok_and(|file| file.iter().any(|(_, tensor)| tensor.dtype() == Dtype::I8))
+/// A tensor of a file, unread.
+struct View<'a> {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    const fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    const fn data(&self) -> &'a [u8] {
+        self.data
+    }
 }
 
 /// Tensors by canonical name.
@@ -284,16 +304,35 @@ pub(super) fn read<'a>(
     name: &str,
     file: &'a dyn WeightsFile,
     canonical: impl Fn(&str) -> Option<String>,
+    mut expected: impl Iterator<Item = Expected>,
+) -> Result<Tensors<'a>, EngineError> {
+    let needed = tensors_of_header(file.bytes());
+    let first: Vec<Expected> = expected.by_ref().take(needed).collect();
+    let header = Header::read(name, file.bytes(), first.iter())?;
+    read_with(&header, name, file, canonical, first.into_iter().chain(expected))
+}
+
+/// Reads tensors as [`read`] does, from a file whose `header` was parsed before.
+///
+/// # Errors
+/// Those of [`read`].
+pub(super) fn read_with<'a>(
+    header: &Header,
+    name: &str,
+    file: &'a dyn WeightsFile,
+    canonical: impl Fn(&str) -> Option<String>,
     expected: impl Iterator<Item = Expected>,
 ) -> Result<Tensors<'a>, EngineError> {
-    let tensors = SafeTensors::deserialize(file.bytes())
-        .map_err(|source| EngineError::File { file: name.to_owned(), source: source.into() })?;
     let mut views = Views { name, file, tensors: BTreeMap::new() };
-    for (name, view) in tensors.iter() {
-        let Some(name) = canonical(name) else { continue };
+    for (name, tensor) in header.metadata.tensors() {
+        let Some(name) = canonical(&name) else { continue };
         if views.tensors.contains_key(&name) {
             return Err(views.refuse(&name, "is there twice, under two spellings"));
         }
+        let (begin, end) = tensor.data_offsets;
+        let data = file.bytes().get(header.start + begin..header.start + end);
+        let data = data.ok_or_else(|| views.refuse(&name, "lies outside the file"))?;
+        let view = View { dtype: tensor.dtype, shape: tensor.shape.clone(), data };
         views.tensors.insert(name, view);
     }
     let mut found = Tensors::new();
@@ -312,12 +351,12 @@ pub(super) fn read<'a>(
 struct Views<'n, 'a> {
     name: &'n str,
     file: &'a dyn WeightsFile,
-    tensors: BTreeMap<String, TensorView<'a>>,
+    tensors: BTreeMap<String, View<'a>>,
 }
 
 impl<'a> Views<'_, 'a> {
     fn refuse(&self, name: &str, what: &str) -> EngineError {
-        EngineError::Mismatch(format!("{}: tensor \"{name}\" {what}", self.name))
+        EngineError::Mismatch(format!("{}: tensor {} {what}", self.name, quoted(name)))
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, EngineError> {
@@ -446,6 +485,8 @@ fn words<const N: usize>(data: &[u8]) -> impl Iterator<Item = [u8; N]> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use safetensors::tensor::TensorView;
+
     use super::*;
 
     /// A safetensors file.
@@ -639,6 +680,48 @@ pub(super) mod tests {
             read("m.safetensors", &bytes, |name| Some(name.to_owned()), expected).err().unwrap();
         let message = "m.safetensors: tensor \"a\" is I8 of [2]; only matrices may be";
         assert_eq!(error.to_string(), message);
+    }
+
+    #[test]
+    fn a_header_larger_than_its_tensors_need_is_refused_before_it_is_parsed() {
+        let with = |padding: usize, tensors: usize| {
+            let names: Vec<String> = (0..tensors).map(|index| format!("t{index}")).collect();
+            let all: Vec<(&str, Dtype, &[usize], Vec<u8>)> = names
+                .iter()
+                .map(|name| (name.as_str(), Dtype::F32, [1].as_slice(), f32s(&[1.0])))
+                .collect();
+            let mut bytes = file(&all);
+            let length = u64::from_le_bytes(*bytes.first_chunk().unwrap());
+            bytes[..8].copy_from_slice(&(length + padding as u64).to_le_bytes());
+            let end = usize::try_from(8 + length).unwrap();
+            bytes.splice(end..end, std::iter::repeat_n(b' ', padding));
+            let expected = (0..tensors).map(|index| Expected::new(format!("t{index}"), [1]));
+            let read = read("m.safetensors", &bytes, |name| Some(name.to_owned()), expected);
+            read.map(|tensors| tensors.len()).map_err(|error| crate::engine::tests::chain(&error))
+        };
+        assert_eq!(with(0, 3), Ok(3));
+        assert_eq!(with(64 << 10, 3), Ok(3));
+        assert_eq!(with((64 << 10) + 2 * 1024, 3), Ok(3));
+        let error = with((64 << 10) + 3 * 1024, 3).unwrap_err();
+        assert_eq!(
+            error,
+            "m.safetensors cannot be read: its header is larger than 3 tensors need, which is \
+             68608 bytes at most"
+        );
+        assert!(with(10 << 20, 3).unwrap_err().contains("larger than 3 tensors need"));
+    }
+
+    #[test]
+    fn the_name_of_a_tensor_is_told_without_what_a_terminal_obeys() {
+        let evil = format!("\u{1b}[2J{}", "x".repeat(2000));
+        let error = read_a(&[
+            ("a", Dtype::F32, &[2, 2], f32s(&[1.0; 4])),
+            (&evil, Dtype::F32, &[1], f32s(&[1.0])),
+        ])
+        .unwrap_err();
+        assert!(error.starts_with("m.safetensors: tensor \"\\u{1b}[2Jxxx"), "{error}");
+        assert!(error.ends_with("xxx…\" [1] is not part of this model"), "{error}");
+        assert!(error.len() < 250, "{error}");
     }
 
     #[test]

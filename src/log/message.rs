@@ -120,6 +120,12 @@ messages! {
     PackageKeptOut: Warning, "package-kept-out", "c5f244e94fc4468f98d4333ae564a015", [file];
     /// A model left the store.
     PackageRemoved: Informational, "package-removed", "7f56454226624bdea2dc497794f0db2a", [model];
+    /// A model may not be used any more, because of the keys.
+    PackageDisabled: Warning, "package-disabled", "5996d46ae4554cedb51350a36bf2d063", [model, reason];
+    /// A model that was disabled may be used again.
+    PackageEnabled: Informational, "package-enabled", "c511de06802840cdba1193c66db4110e", [model];
+    /// A key for packages, or the directory of keys, cannot be used.
+    KeyUnusable: Error, "key-unusable", "2676aa3e4cb1452cb96114a1bb101361", [error];
     /// A model stays although its file does not give it any more.
     PackageStays: Warning, "package-stays", "ab537f2d805f482b825124128e87a34f", [file];
     /// An id means another version than before.
@@ -130,10 +136,16 @@ messages! {
     StoreFailed: Error, "store-failed", "02b9709612f2444aa8d40762a480e077", [error];
     /// An entry of the store cannot be read.
     StoreEntryDamaged: Error, "store-entry-damaged", "3b4ad9458a77453591a632014b43f4c7", [entry];
+    /// The disk of the store fails in part, or does so no more; what it gives is served.
+    StoreDegraded: Warning, "store-degraded", "7c0e6b9d1f6a4b5c9a0d3e4b81c7f2a6", [reason];
+    /// A file is missing from the drop directory, which is another directory than the one it was seen in.
+    DropDirectoryReplaced: Warning, "drop-directory-replaced", "e2b4d08c57a14f3b8b6f1a9c40d7e35f", [file, model];
     /// A stored model is not what was installed.
     IntegrityFailure: Critical, "integrity-failure", "32d2a2dd8e534a58a2ac04b8523faa6d", [model, error];
     /// A directory for packages cannot be read or made.
     DirectoryUnreadable: Warning, "directory-unreadable", "598f8988c2654475a9ade878c5346eb6", [error];
+    /// A directory that did not exist at the start is outside the sandbox.
+    DirectoryNotGranted: Warning, "directory-not-granted", "ab837d09e62d4be39d513a9ac2d6493f", [directory];
     /// An export ended before its last byte.
     ExportFailed: Warning, "export-failed", "f916b53c33d343dfad904985eacb8ece", [model, error];
     /// A model is on its way into memory.
@@ -180,8 +192,12 @@ messages! {
     Fallback: Warning, "fallback", "751bd15250c243c3a511cf8d927056cf", [model, fallback, error];
     /// A model answers itself again.
     FallbackEnded: Informational, "fallback-ended", "ae192051dcb047bb9c2165432250896d", [model];
-    /// As many connections are open as there may be.
-    ConnectionLimit: Warning, "connection-limit", "d4b51b1644794c3e99c489092e8886ef", [limit];
+    /// As many connections are open as there may be: one was refused, or another user's was closed for it.
+    ConnectionLimit: Warning, "connection-limit", "d4b51b1644794c3e99c489092e8886ef", [limit, uid, holder, held, suppressed];
+    /// A user was refused an event stream.
+    StreamsRefused: Warning, "streams-refused", "385acde342044c09a652875236a2cb81", [uid, held, suppressed];
+    /// A user was refused a request because of the bytes that its requests hold.
+    BytesRefused: Warning, "bytes-refused", "3d151f7e62864671aaa8bd9ec27b8c5c", [uid, held_bytes, limit_bytes, suppressed];
     /// The system has no files or memory for another connection.
     ConnectionsExhausted: Warning, "connections-exhausted", "948214f1accd4e02a9b778d0776aaa4b", [error];
     /// A client took nothing of its answer and was cut off.
@@ -189,7 +205,7 @@ messages! {
     /// The kernel does not say who a client is.
     PeerUnknown: Warning, "peer-unknown", "0049e331dff74b30be0a5a62f1824946", [error];
     /// Somebody asked for what only administrators may.
-    AccessRefused: Warning, "access-refused", "2938a85883b5474e84ce54afe1814173", [uid, gid, pid, method, path];
+    AccessRefused: Warning, "access-refused", "2938a85883b5474e84ce54afe1814173", [uid, gid, pid, method, path, suppressed];
     /// Changes of files are not told by the kernel.
     WatchFailed: Warning, "watch-failed", "079bc8a6b81e49af8c927f7899dd2487", [error];
     /// systemd cannot be told of the daemon's state.

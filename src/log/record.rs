@@ -8,6 +8,7 @@ use std::fmt;
 use tracing::field::{Field, Visit};
 
 use super::message::{Message, Priority};
+use crate::printable;
 
 /// `SYSLOG_IDENTIFIER`, which journalctl shows before the text.
 const IDENTIFIER: &str = "caxtond";
@@ -70,7 +71,7 @@ impl Record {
         put(&mut out, "PRIORITY", &(self.priority as u8).to_string());
         put(&mut out, "SYSLOG_IDENTIFIER", IDENTIFIER);
         put(&mut out, "TID", &self.thread.to_string());
-        put(&mut out, "MESSAGE", &escaped(&self.text, true));
+        put(&mut out, "MESSAGE", &printable::lines(&self.text));
         if let Some(message) = self.message {
             put(&mut out, "MESSAGE_ID", message.id());
             put(&mut out, "CAXTON_EVENT", message.name());
@@ -88,16 +89,16 @@ impl Record {
             put(&mut out, "CODE_MODULE", module);
         }
         for (name, value) in &self.fields {
-            put(&mut out, &field_name(name), &escaped(value, false));
+            put(&mut out, &field_name(name), &printable::line(value));
         }
         out
     }
 
     /// As a line for stderr with the prefix that gives systemd the priority (sd-daemon(3)).
     pub(super) fn line(&self) -> Vec<u8> {
-        let mut out = format!("<{}>{}", self.priority as u8, escaped(&self.text, false));
+        let mut out = format!("<{}>{}", self.priority as u8, printable::line(&self.text));
         for (name, value) in &self.fields {
-            out.push_str(&format!(" {name}={}", escaped(value, false)));
+            out.push_str(&format!(" {name}={}", printable::line(value)));
         }
         out.push('\n');
         out.into_bytes()
@@ -145,21 +146,6 @@ fn put(out: &mut Vec<u8>, name: &str, value: &str) {
     }
     out.extend_from_slice(value.as_bytes());
     out.push(b'\n');
-}
-
-/// `value` with control characters as escapes; tabs and ends of lines stay where `lines` says so. So are the characters
-/// that turn the direction of what follows: a terminal would show the text in another order.
-fn escaped(value: &str, lines: bool) -> String {
-    let mut out = String::with_capacity(value.len());
-    for c in value.chars() {
-        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if lines && matches!(c, '\n' | '\t') || !(c.is_control() || turns) {
-            out.push(c);
-        } else {
-            out.extend(c.escape_default());
-        }
-    }
-    out
 }
 
 #[cfg(test)]

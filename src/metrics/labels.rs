@@ -99,6 +99,8 @@ pub enum FailureType {
     Digest,
     /// The package is not signed by a key that is trusted, or its signature is wrong.
     Signature,
+    /// The package may not have its id, its embedding space or its version.
+    Identity,
     /// The files are no model that this version can run.
     Incompatible,
     /// The model gives another vector than its manifest says.
@@ -106,11 +108,12 @@ pub enum FailureType {
 }
 
 impl FailureType {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Corrupt,
         Self::Malformed,
         Self::Digest,
         Self::Signature,
+        Self::Identity,
         Self::Incompatible,
         Self::SelfTest,
     ];
@@ -122,6 +125,7 @@ impl FailureType {
             Self::Malformed => "malformed",
             Self::Digest => "digest",
             Self::Signature => "signature",
+            Self::Identity => "identity",
             Self::Incompatible => "incompatible",
             Self::SelfTest => "self_test",
         }

@@ -42,6 +42,10 @@ pub struct Observed {
     pub pressure_level: u8,
     /// Whether requests are refused because memory is short.
     pub shedding: bool,
+    /// What requests and answers in flight hold, as far as it is charged.
+    pub requests_held: u64,
+    /// What they may hold.
+    pub requests_limit: u64,
     /// Time lost to memory; empty where it is not counted.
     pub stalls: Vec<Stall>,
     /// Sum of the files of installed models.
@@ -142,6 +146,16 @@ impl Observed {
             "memory_room_bytes",
             "What a model may take without any other leaving",
             self.room,
+        );
+        add.bytes(
+            "request_held_bytes",
+            "What bodies and answers of requests in flight are charged",
+            self.requests_held,
+        );
+        add.bytes(
+            "request_limit_bytes",
+            "What bodies and answers of requests in flight may be charged",
+            self.requests_limit,
         );
         if !self.stalls.is_empty() {
             let stalls = Family::<StallLabels, Number>::default();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::slot::Refusal;
 use super::worker::WorkerError;
 use crate::engine::EngineError;
-use crate::package::Entry;
+use crate::package::{Disabled, Entry};
 use crate::units::milliseconds;
 
 /// Why a request got no vectors. Small, and by what the caller can do about it; causes are in `source`.
@@ -36,6 +36,14 @@ pub enum ModelError {
         name: String,
         /// Which file, and how.
         reason: String,
+    },
+    /// Its files are right, and it may not be used.
+    #[error("the model \"{name}\" may not be used: {reason}")]
+    Disabled {
+        /// What was asked for.
+        name: String,
+        /// Why.
+        reason: Disabled,
     },
     /// It could not be loaded; it is tried again after a while.
     #[error("the model \"{name}\" cannot be loaded")]

@@ -12,7 +12,7 @@ use super::{ModelError, alias};
 use crate::config::{AliasSettings, FallbackStrategy, Memory};
 use crate::errors::chain;
 use crate::log::Message;
-use crate::package::{Entry, Key, Status, choose};
+use crate::package::{Entry, Key, choose};
 
 /// What a request may be answered with when its model cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,7 @@ pub(super) fn is_called_for(error: &ModelError, named: bool) -> bool {
     match error {
         ModelError::Unknown { .. } | ModelError::BundledOnly(_) => !named,
         ModelError::Corrupt { .. }
+        | ModelError::Disabled { .. }
         | ModelError::Failed { .. }
         | ModelError::MemoryLimit { .. }
         | ModelError::Evicted { .. }
@@ -53,7 +54,7 @@ pub(super) fn is_called_for(error: &ModelError, named: bool) -> bool {
     }
 }
 
-/// Names of the models that may stand in for `wanted`, the best first: those of its embedding space, then those of its
+/// Returns the models that may stand in for `wanted`, the best first: those of its embedding space, then those of its
 /// length in the order of `memory.fallback_models`, then the others of the list. A name of the list may be an alias; its
 /// canary is not looked at. None that the caller may not have: `is_allowed`.
 pub(super) fn stand_ins(
@@ -63,7 +64,7 @@ pub(super) fn stand_ins(
     memory: &Memory,
     aliases: &BTreeMap<String, AliasSettings>,
     is_allowed: impl Fn(&Entry) -> bool,
-) -> Vec<String> {
+) -> Vec<Key> {
     let (Fallback::Vectors(said) | Fallback::Comparison(said)) = allowed;
     if memory.fallback_strategy == FallbackStrategy::Strict || said == Some(false) {
         return Vec::new();
@@ -75,7 +76,7 @@ pub(super) fn stand_ins(
         Fallback::Comparison(_) => (true, true),
     };
     let preferred = choose(entries, wanted);
-    let space = preferred.map(|entry| entry.manifest.embedding_space());
+    let space = preferred.map(|entry| entry.manifest.space());
     let dimensions = preferred.map(|entry| entry.manifest.dimensions);
     let listed = |entry: &Entry| {
         let chosen = |name: &String| choose(entries, name).is_some_and(|it| it.key == entry.key);
@@ -84,7 +85,7 @@ pub(super) fn stand_ins(
     let rank = |entry: &Entry| -> Option<(u8, usize, Key)> {
         let place = listed(entry);
         let place_or_last = place.unwrap_or(usize::MAX);
-        let same_space = space.as_ref() == Some(&entry.manifest.embedding_space());
+        let same_space = space == Some(entry.manifest.space());
         let same_length = dimensions == Some(entry.manifest.dimensions);
         let may = match memory.fallback_strategy {
             FallbackStrategy::Auto => true,
@@ -107,18 +108,14 @@ pub(super) fn stand_ins(
     };
     let mut ranked: Vec<_> = entries
         .iter()
-        .filter(|entry| entry.record.status == Status::Available)
+        .filter(|entry| entry.is_usable())
         .filter(|entry| preferred.is_none_or(|preferred| preferred.key != entry.key))
         .filter(|entry| !memory.model_cache.bundled_only || entry.record.origin.is_bundled())
         .filter(|entry| is_allowed(entry))
         .filter_map(rank)
         .collect();
     ranked.sort();
-    let name = |key: &Key| {
-        let (id, version, _) = key.parts();
-        format!("{id}@{version}")
-    };
-    ranked.iter().map(|(_, _, key)| name(key)).collect()
+    ranked.into_iter().map(|(_, _, key)| key).collect()
 }
 
 /// Who stands in for whom, as the journal was told: once, not with each request.
@@ -172,7 +169,11 @@ mod tests {
 
     /// What stands in where there is no alias.
     fn found(wanted: &str, entries: &[Entry], allowed: Fallback, memory: &Memory) -> Vec<String> {
-        stand_ins(wanted, entries, allowed, memory, &BTreeMap::new(), |_| true)
+        names(stand_ins(wanted, entries, allowed, memory, &BTreeMap::new(), |_| true))
+    }
+
+    fn names(keys: Vec<Key>) -> Vec<String> {
+        keys.iter().map(|key| key.name().to_owned()).collect()
     }
 
     /// Models by name, dimensions and what makes their embedding space.
@@ -237,7 +238,8 @@ mod tests {
         ]);
         let manual = memory(FallbackStrategy::Manual, &["nothing", "spare", "old"]);
         let allowed = Fallback::Vectors(Some(true));
-        let find = |aliases| stand_ins("wanted", &entries, allowed, &manual, aliases, |_| true);
+        let find =
+            |aliases: &_| names(stand_ins("wanted", &entries, allowed, &manual, aliases, |_| true));
         assert_eq!(find(&aliases), ["wanted@0.9", "listed@1"]);
         assert!(find(&BTreeMap::new()).is_empty());
     }

@@ -12,14 +12,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::fallback::{self, Fallback, StandIn, Told};
 use super::manager::{Command, Manager};
+use super::needs::Wish;
 use super::slot::Reservation;
 use super::usage::Usage;
 use super::{
-    Beat, Flushed, KeepAlive, Lease, MemoryView, ModelError, Overview, REQUEST_TIMEOUT, Residency,
+    Absent, Beat, Flushed, Lease, MemoryView, ModelError, Overview, REQUEST_TIMEOUT, Residency,
     alias,
 };
 use crate::config::Settings;
-use crate::engine::Options;
+use crate::engine::{Footprint, Options};
 use crate::errors::chain;
 use crate::events::{Event, Events};
 use crate::memory::monitor::{Gauge, Reading};
@@ -147,12 +148,18 @@ impl Handle {
             if Instant::now() >= deadline {
                 break;
             }
-            match self.lease_by(&stand_in, deadline).await {
+            // By its content: another of its version may be of another embedding space.
+            let (id, _version, revision) = stand_in.parts();
+            let name = stand_in.name();
+            match self.lease_by(&format!("{id}@{revision}"), deadline).await {
+                Ok(lease) if lease.key != stand_in => {
+                    tracing::debug!(model = %stand_in, "cannot stand in: its revision is a version");
+                }
                 Ok(lease) => {
-                    if self.told.stands_in(wanted, &stand_in, &error) {
+                    if self.told.stands_in(wanted, name, &error) {
                         self.events.send(Event::Fallback {
                             model: wanted.to_owned(),
-                            answered_by: stand_in,
+                            answered_by: name.to_owned(),
                             reason: chain(&error),
                         });
                     }
@@ -161,7 +168,7 @@ impl Handle {
                     return Ok(Lease { stands_in, ..lease });
                 }
                 Err(error) => {
-                    tracing::debug!(model = stand_in, error = chain(&error), "cannot stand in");
+                    tracing::debug!(model = %stand_in, error = chain(&error), "cannot stand in");
                 }
             }
         }
@@ -179,6 +186,44 @@ impl Handle {
         options: Options,
     ) -> Result<Reservation, ModelError> {
         self.ask(|reply| Command::Reserve { key, options, reply }).await?
+    }
+
+    /// Returns an error when a model of `footprint`, called `name`, will not fit into memory however often it is tried,
+    /// with everything gone that may leave. Blocks until memory was measured and the manager answered.
+    ///
+    /// # Errors
+    /// When it does not fit, with the numbers, and when the daemon is stopping.
+    pub(super) fn could_fit(&self, name: String, footprint: Footprint) -> Result<(), ModelError> {
+        let sample = self.gauge.sample();
+        let (reply, answer) = oneshot::channel();
+        let command = Command::CouldFit { footprint, sample, reply };
+        self.commands.blocking_send(command).map_err(|_closed| ModelError::Draining)?;
+        let answer = answer.blocking_recv().map_err(|_closed| ModelError::Draining)?;
+        answer.map_err(|refusal| ModelError::MemoryLimit { name, refusal: Arc::new(refusal) })
+    }
+
+    /// What bounds the memory of models: the limits of the system and the settings. Any change of them changes the text.
+    pub(super) fn memory_limits(&self) -> String {
+        let settings = self.settings.borrow();
+        let sample = &self.readings.borrow().sample;
+        let limits = Vec::from_iter(sample.limits.iter().map(|limit| limit.bytes));
+        let total = sample.machine.total;
+        format!("{total:?} {limits:?} {:?} {:?}", settings.memory, settings.models)
+    }
+
+    /// A lease of the same model as one that was given back, by `deadline`; loads the model first if need be.
+    ///
+    /// # Errors
+    /// When the model is not installed any more, does not fit into memory, or cannot be loaded in time.
+    pub async fn renew(&self, absent: &Absent, deadline: Instant) -> Result<Lease, ModelError> {
+        let Absent { name, key, info, stands_in } = absent.clone();
+        let lease =
+            self.lease_by(&format!("{}@{}", info.manifest.id, info.revision), deadline).await?;
+        // The revision is short: it may mean another content by now.
+        if lease.key != key {
+            return Err(ModelError::Ended(name));
+        }
+        Ok(Lease { name, info, stands_in, ..lease })
     }
 
     async fn lease_by(&self, name: &str, deadline: Instant) -> Result<Lease, ModelError> {
@@ -226,14 +271,14 @@ impl Handle {
         self.ask(|reply| Command::Pin { name, pinned, reply }).await?
     }
 
-    /// Has `name` stay in memory for so long after each use, in place of its `max_idle_time`, until it leaves; nothing
-    /// when it is not there. Pins and the memory plan go before it.
+    /// Tells for how long a user needs `name` after each use, until it leaves memory; nothing when it is not there. It
+    /// stays until the need of every user who used it is over. Pins and the memory plan go before it.
     ///
     /// # Errors
     /// When there is no such model.
-    pub async fn keep_alive(&self, name: &str, keep_alive: KeepAlive) -> Result<(), ModelError> {
+    pub async fn keep_alive(&self, name: &str, wish: Wish) -> Result<(), ModelError> {
         let name = name.to_owned();
-        self.ask(|reply| Command::KeepAlive { name, keep_alive, reply }).await?
+        self.ask(|reply| Command::KeepAlive { name, wish, reply }).await?
     }
 
     /// Lets `name` finish what it has and leave memory; waits until it has. Says whether it was there. Cancelling gives
@@ -274,6 +319,12 @@ impl Handle {
     pub async fn store_changed(&self, gone: Vec<Key>) {
         // A manager that has ended has let go of everything.
         drop(self.commands.send(Command::StoreChanged { gone }).await);
+    }
+
+    /// Tells the manager what does not work as it should while models are served: a sentence each.
+    pub async fn degraded(&self, degraded: Vec<String>) {
+        // A manager that has ended announces nothing any more.
+        drop(self.commands.send(Command::Degraded { degraded }).await);
     }
 
     /// What models are used for how much.

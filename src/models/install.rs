@@ -1,13 +1,27 @@
-//! Installation: a package is read, verified, put into the store and tried before anybody may use it.
+//! Installation: a package is read, verified, put into the store and tested before anybody may use it.
 //!
-//! [`install`] is one blocking function, for a command line that works without a daemon. [`Installer`] does the same for
-//! the daemon.
+//! | state | what happens next | where it is kept |
+//! | --- | --- | --- |
+//! | discovered | the ledger waits until the file is quiet ([`crate::package::drop::Ledger`]); what comes by the API or the command line is settled at once | drop directory |
+//! | settled | the attempt is counted on the disk ([`Store::begin_unpacking`]), then [`Store::stage`] unpacks the package and compares every digest | drop directory |
+//! | staged | the signature and the digest of the package are compared ([`admit`]) | staging |
+//! | verified | the quota is asked, and one rename makes it an entry ([`Store::admit`]) | staging |
+//! | admitted | the attempt is counted on the disk, then the self-test runs in a child ([`Driver::finish`]) | [`Status::Untested`](crate::package::Status::Untested) |
+//! | self-tested | what it replaces leaves ([`Store::make_available`]) | [`Status::Untested`](crate::package::Status::Untested) |
+//! | available | models may be loaded | [`Status::Available`](crate::package::Status::Available) |
+//! | quarantined | nothing, until the file changes or an administrator acts | drop directory's quarantine, or [`Status::Quarantined`](crate::package::Status::Quarantined) |
+//!
+//! A refusal leads to the quarantine from every state. [`Driver`] is the one sequence of these steps: the command line
+//! runs it on a store that no daemon holds, [`Installer`] runs it for the drop directory, the bundled directory and the
+//! API, with memory reserved for the self-test.
 
+mod driver;
 mod installer;
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
+pub use driver::Driver;
 pub use installer::Installer;
 
 use super::ModelError;
@@ -18,15 +32,18 @@ use crate::engine;
 use crate::files::FileError;
 use crate::metrics::FailureType;
 use crate::package::{
-    Admitted, Cleanup, Entry, Key, Keys, Limits, Origin, Quota, Sidecars, SignatureError,
-    SignatureStatus, Status, Store, StoreError, UnpackError, choose, drop, earlier,
+    Admitted, Announced, Claim, Cleanup, Consent, Entry, Key, Keys, Limits, Origin, PackageBytes,
+    Quota, Reserved, Sidecars, SignatureError, SignatureStatus, Staged, Store, StoreError,
+    TrustError, UnpackError, choose, choose_any, drop, earlier, permit,
 };
 
 /// What an installation is held to.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Public keys; when there is one, every package needs a signature.
+    /// Public keys; when there is one, every package needs a signature, but for those that came with the appliance.
     pub keys_directory: PathBuf,
+    /// Packages that came with the appliance, whose ids no other may have.
+    pub bundled_directory: PathBuf,
     /// Where operators put packages.
     pub drop_directory: PathBuf,
     /// Bounds of one package.
@@ -37,6 +54,8 @@ pub struct Rules {
     pub kept: Vec<String>,
     /// Whether only packages that came with the appliance are accepted.
     pub bundled_only: bool,
+    /// What an administrator has said.
+    pub consent: Consent,
 }
 
 impl From<&Settings> for Rules {
@@ -46,6 +65,7 @@ impl From<&Settings> for Rules {
         kept.extend(alias::meant_by(settings));
         Self {
             keys_directory: settings.packages.keys_directory.clone(),
+            bundled_directory: settings.packages.bundled_directory.clone(),
             drop_directory: settings.packages.drop_directory.clone(),
             limits: Limits::for_size(settings.packages.max_package_size),
             quota: Quota {
@@ -59,11 +79,23 @@ impl From<&Settings> for Rules {
             },
             kept,
             bundled_only: cache.bundled_only,
+            consent: Consent {
+                replace: settings.packages.replace_embedding_space,
+                allow_downgrade: false,
+            },
         }
     }
 }
 
 impl Rules {
+    /// These, with what an administrator says for one installation.
+    #[must_use]
+    pub fn with(mut self, consent: Consent) -> Self {
+        self.consent.replace |= consent.replace;
+        self.consent.allow_downgrade |= consent.allow_downgrade;
+        self
+    }
+
     /// Those of `entries` that do not leave the store to make room: what the kept names mean, and what a rollback of them
     /// would lead to.
     fn keeps(&self, entries: &[Entry]) -> Vec<Key> {
@@ -85,15 +117,36 @@ pub enum InstallError {
     /// The keys that packages are checked with are not usable; nothing is known of the package.
     #[error("packages cannot be checked: a configured key cannot be used")]
     Keys(#[source] SignatureError),
+    /// It is intact, and may not have the id that it claims.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The store did not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Its contents are verified but are no working model.
     #[error("the package is intact but its model does not work")]
     Load(#[from] LoadError),
+    /// Its self-test began as often as it may, and the process ended each time.
+    #[error("the daemon ended while testing it")]
+    GivenUp,
+    /// Its unpacking began as often as it may, and the process ended each time.
+    #[error("the daemon ended while unpacking it")]
+    NotUnpacked,
+    /// The work on it panicked; the cause is in the log.
+    #[error("its model made the engine panic")]
+    Panicked,
+    /// Its self-test ended in another way than by a result.
+    #[error("its self-test {0}")]
+    Crashed(String),
+    /// Its self-test could not run.
+    #[error("the package is intact, but its self-test could not run")]
+    NotTested(#[source] io::Error),
     /// It could not be tried.
     #[error("the package is intact, but its model was not tried")]
     Untried(#[source] ModelError),
+    /// Its model would not fit into memory. Nothing of it was written.
+    #[error("the package was not unpacked, because its model could not be tried")]
+    NoMemory(#[source] ModelError),
     /// The configuration allows bundled packages only.
     #[error(
         "memory.model_cache.bundled_only is set: only packages that came with the appliance are accepted"
@@ -108,20 +161,27 @@ impl InstallError {
     /// What is wrong with the package; `None` when it is not to blame, or more of it may come.
     pub fn failure(&self) -> Option<FailureType> {
         match self {
-            Self::Unpack(UnpackError::Refused { .. }) => Some(FailureType::Malformed),
+            Self::Unpack(UnpackError::Refused { .. }) | Self::NotUnpacked => {
+                Some(FailureType::Malformed)
+            }
             Self::Signature(SignatureError::WrongDigest { .. }) => Some(FailureType::Digest),
             Self::Signature(
                 SignatureError::Malformed { .. }
                 | SignatureError::UnknownKey(_)
                 | SignatureError::Legacy
-                | SignatureError::Invalid(_),
+                | SignatureError::Invalid(_)
+                | SignatureError::NotCovered { .. },
             ) => Some(FailureType::Signature),
+            Self::Trust(_) | Self::Store(StoreError::LooksAlike(_)) => Some(FailureType::Identity),
             Self::Load(error) => error.failure(),
+            Self::GivenUp | Self::Panicked | Self::Crashed(_) => Some(FailureType::SelfTest),
             Self::Unpack(_)
             | Self::Signature(_)
             | Self::Keys(_)
             | Self::Store(_)
+            | Self::NotTested(_)
             | Self::Untried(_)
+            | Self::NoMemory(_)
             | Self::BundledOnly
             | Self::Stopping => None,
         }
@@ -149,86 +209,83 @@ pub struct Installed {
     pub signature: SignatureStatus,
 }
 
-/// Reads a package from `source`, verifies it, puts it into `store` and tries it.
+/// Does the part of [`Driver::install`] before the self-test: a new entry is [`Status::Untested`](crate::package::Status::Untested).
 ///
-/// Blocks: reads the package once, writes and syncs its files, loads the model and computes one vector.
-///
-/// # Errors
-/// When any of that fails; the store then holds what it held before.
-pub fn install(
-    store: &Store,
-    source: impl Read,
-    sidecars: &Sidecars,
-    origin: Origin,
-    rules: &Rules,
-    options: engine::Options,
-) -> Result<Installed, InstallError> {
-    let mut installed = admit(store, source, sidecars, origin, rules)?;
-    let entry = &mut installed.entry;
-    if entry.record.status == Status::Untested {
-        installed.removed = try_out(store, &entry.key, rules, options)?;
-        entry.record.status = Status::Available;
-    }
-    Ok(installed)
-}
-
-/// Does the part of [`install`] before the model is tried: a new entry is [`Status::Untested`].
+/// Calls `fits` with what the package says of itself, after the store has agreed and before a byte is written.
 ///
 /// # Errors
 /// When the package is incomplete, refused or not vouched for, or the store does not take it.
 pub fn admit(
     store: &Store,
-    source: impl Read,
+    source: PackageBytes<impl Read>,
     sidecars: &Sidecars,
     origin: Origin,
     rules: &Rules,
+    fits: impl FnOnce(&Announced<'_>) -> Result<(), InstallError>,
 ) -> Result<Installed, InstallError> {
     if rules.bundled_only && !origin.is_bundled() {
         return Err(InstallError::BundledOnly);
     }
-    let keys = Keys::load(&rules.keys_directory).map_err(InstallError::Keys)?;
-    let mut reader = sidecars.verifier(&keys, source)?;
-    let staged = store.stage(&mut reader, &rules.limits)?;
-    let signature = reader.finish(staged.unpacked().package_digest)?;
+    let keys = keys_for(&origin, rules)?;
+    // Before anything of it is read: reading alone may end the process.
+    let _unpacking = store.begin_unpacking(&origin).ok_or(InstallError::NotUnpacked)?;
+    let kept = rules.keeps(&store.entries());
+    let keep = |entry: &Entry| kept.contains(&entry.key);
+    let approve = |announced: &Announced<'_>| -> Result<(), InstallError> {
+        trust(store, announced, sidecars, &keys, &origin, rules)?;
+        store.ask(announced, &origin, rules.quota, keep)?;
+        fits(announced)
+    };
+    let (staged, signature) =
+        store.stage_verified(source, sidecars, &keys, &rules.limits, approve)?;
+    let staged = vouch(staged, signature, &origin, rules)?;
     let kept = rules.keeps(&store.entries());
     let keep = |entry: &Entry| kept.contains(&entry.key);
     let Admitted { entry, existed } = store.admit(staged, origin, rules.quota, keep)?;
     Ok(Installed { entry, existed, removed: Vec::new(), signature })
 }
 
-/// Makes an entry available if its model works, and removes it if not. Returns what left for it.
-///
-/// # Errors
-/// When it does not work.
-pub fn try_out(
-    store: &Store,
-    key: &Key,
-    rules: &Rules,
-    options: engine::Options,
-) -> Result<Vec<Entry>, InstallError> {
-    let tested = test(store, key, rules, options).or_else(|error| {
-        let options = error.fall_back(key, options).ok_or(error)?;
-        test(store, key, rules, options)
-    });
-    if tested.is_err() {
-        store.remove(key)?;
+/// Returns the keys that a package from `origin` is checked with: none for what came with the appliance. That lies in a
+/// directory of the operating system, which vouches for it.
+fn keys_for(origin: &Origin, rules: &Rules) -> Result<Keys, InstallError> {
+    match origin.is_bundled() {
+        true => Ok(Keys::default()),
+        false => Keys::load(&rules.keys_directory).map_err(InstallError::Keys),
     }
-    tested
 }
 
-/// Makes an entry available if its model works with `options`.
-fn test(
+/// Decides whether a package may have the id that it claims, before a byte of it is written. With keys its signature was
+/// verified before.
+fn trust(
     store: &Store,
-    key: &Key,
+    announced: &Announced<'_>,
+    sidecars: &Sidecars,
+    keys: &Keys,
+    origin: &Origin,
     rules: &Rules,
-    options: engine::Options,
-) -> Result<Vec<Entry>, InstallError> {
-    // What no version here can run is refused by its configuration, before the rest is read into memory for nothing.
-    load::footprint::<InstallError>(store, key, options)?;
-    let (manifest, model) = load::load_from::<InstallError>(store, key, options)?;
-    load::self_test(&manifest, &model)?;
-    let kept = rules.keeps(&store.entries());
-    Ok(store.make_available(key, rules.quota, |entry| kept.contains(&entry.key))?)
+) -> Result<(), InstallError> {
+    let Announced { manifest, manifest_digest, .. } = *announced;
+    if !keys.is_empty()
+        && let Some(key) = sidecars.key()
+    {
+        keys.signer(SignatureStatus::Valid(key), &manifest.id)?;
+    }
+    let claim = Claim { manifest, manifest_digest, origin, is_signed: !keys.is_empty() };
+    let reserved = Reserved::read(&rules.bundled_directory);
+    let highest = store.highest_signed(&manifest.id, keys);
+    Ok(permit(&claim, &store.entries(), &reserved, highest, rules.consent)?)
+}
+
+/// Says who vouches for a package. Reads the keys again: one that was removed while a large package was unpacked vouches
+/// no more.
+fn vouch(
+    staged: Staged,
+    signature: SignatureStatus,
+    origin: &Origin,
+    rules: &Rules,
+) -> Result<Staged, InstallError> {
+    let signer = keys_for(origin, rules)?.signer(signature, &staged.unpacked().manifest.id)?;
+    Ok(staged.signed_by(signer))
 }
 
 /// Why a model was not removed.
@@ -248,21 +305,26 @@ pub enum RemoveError {
     File(#[from] FileError),
 }
 
-/// Removes `name` from the store, and all its files from the drop directory: it would come back otherwise.
+/// Removes `name`, whatever its status, from the store, and all its files from the drop directory: it would come back
+/// otherwise.
+///
+/// A bundled entry whose self-test has not passed may be removed: its package is read and tested again at the next start.
 ///
 /// # Errors
-/// When there is no such model, it came with the appliance, or the disk fails.
+/// When there is no such model, it came with the appliance and works, or the disk fails.
 pub fn remove(store: &Store, name: &str, rules: &Rules) -> Result<Entry, RemoveError> {
     let entries = store.entries();
-    let entry = choose(&entries, name).ok_or_else(|| RemoveError::Unknown(name.to_owned()))?;
+    let entry = choose_any(&entries, name).ok_or_else(|| RemoveError::Unknown(name.to_owned()))?;
     match &entry.record.origin {
-        Origin::Bundled { .. } => return Err(RemoveError::Bundled(name.to_owned())),
+        Origin::Bundled { .. } if entry.record.status.is_tested() => {
+            return Err(RemoveError::Bundled(name.to_owned()));
+        }
         Origin::Dropped { files } => {
             for file in files.keys() {
                 drop::remove(&rules.drop_directory, file)?;
             }
         }
-        Origin::Installed => {}
+        Origin::Bundled { .. } | Origin::Installed => {}
     }
     Ok(store.remove(&entry.key)?)
 }
@@ -276,7 +338,8 @@ mod tests {
 
     use super::*;
     use crate::errors::chain;
-    use crate::package::{BoxError, Contents, Manifest, PackRequest, fixture, pack};
+    use crate::models::selftest::Tester;
+    use crate::package::{BoxError, Contents, Manifest, PackRequest, Status, fixture, pack};
     use crate::units::Bytes;
 
     const OPTIONS: engine::Options =
@@ -295,13 +358,44 @@ mod tests {
             assert!(damaged.is_empty());
             let mut rules = Rules::from(&Settings::default());
             rules.keys_directory = root.path().join("keys.d");
+            rules.bundled_directory = root.path().join("bundled");
             rules.drop_directory = root.path().to_owned();
+            Self { root, store, rules }
+        }
+
+        /// The same after the process has ended and another one has begun.
+        fn reopened(self) -> Self {
+            let Self { root, store, rules } = self;
+            // Its lock goes with it.
+            drop(store);
+            let (store, damaged) = Store::open(&root.path().join("store")).unwrap();
+            assert!(damaged.is_empty(), "{damaged:?}");
             Self { root, store, rules }
         }
 
         fn install(&self, package: &[u8], origin: Origin) -> Result<Installed, InstallError> {
             let sidecars = Sidecars::parse(Path::new("m"), None, None).unwrap();
-            install(&self.store, package, &sidecars, origin, &self.rules, OPTIONS)
+            self.driver(&Tester::here(), |driver| {
+                driver.install(PackageBytes::Stream(package), &sidecars, origin)
+            })
+        }
+
+        fn driver<T>(&self, tester: &Tester, work: impl FnOnce(&Driver<'_>) -> T) -> T {
+            work(&Driver::alone(&self.store, &self.rules, OPTIONS, tester))
+        }
+
+        fn finish(&self, key: &Key) -> Result<Vec<Entry>, InstallError> {
+            self.driver(&Tester::here(), |driver| driver.finish(key))
+        }
+
+        /// Installs `package` up to its self-test.
+        fn admit(&self, package: &[u8]) -> Key {
+            let sidecars = Sidecars::parse(Path::new("m"), None, None).unwrap();
+            let package = PackageBytes::Stream(package);
+            let (store, rules) = (&self.store, &self.rules);
+            let admitted =
+                admit(store, package, &sidecars, Origin::Installed, rules, |_| Ok(())).unwrap();
+            admitted.entry.key
         }
 
         fn names(&self) -> Vec<String> {
@@ -333,7 +427,8 @@ mod tests {
     }
 
     fn bundled() -> Origin {
-        let origin = serde_json::json!({ "bundled": { "file": "file", "fingerprint": "" } });
+        let origin =
+            serde_json::json!({ "bundled": { "file": "file.model.tar.zst", "fingerprint": "" } });
         serde_json::from_value(origin).unwrap()
     }
 
@@ -405,6 +500,89 @@ mod tests {
         }
         place.install(&package, bundled()).unwrap();
         assert_eq!(place.names(), ["tiny-bert-mean@1"]);
+    }
+
+    #[test]
+    fn a_self_test_that_ended_the_process_twice_does_not_begin_again() {
+        let mut place = Place::new();
+        let package = package("1", computed);
+        let key = place.admit(&package);
+        for attempts in 1..=2 {
+            place.store.begin_test(&key).unwrap();
+            // The process ends here.
+            place = place.reopened();
+            let entries = place.store.entries();
+            assert_eq!((entries.len(), entries[0].record.attempts), (1, attempts));
+        }
+        let given_up = place.finish(&key);
+        assert!(matches!(given_up, Err(InstallError::GivenUp)), "{given_up:?}");
+        let given_up = place.install(&package, Origin::Installed);
+        assert!(matches!(given_up, Err(InstallError::GivenUp)), "{given_up:?}");
+        place.store.quarantine(&key, "why".to_owned()).unwrap();
+        place = place.reopened();
+        let entries = place.store.entries();
+        assert_eq!(entries[0].record.status, Status::Quarantined("why".to_owned()));
+        assert!(choose(&entries, "tiny-bert-mean").is_none());
+        // An administrator who installs it again has it tested again.
+        let installed = place.install(&package, Origin::Installed).unwrap();
+        assert!(!installed.existed);
+        assert_eq!(place.reopened().store.entries()[0].record.attempts, 0);
+    }
+
+    #[test]
+    fn a_self_test_that_was_stopped_on_purpose_does_not_count() {
+        let place = Place::new();
+        let key = place.admit(&package("1", computed));
+        place.store.begin_test(&key).unwrap();
+        place.store.cancel_test(&key).unwrap();
+        let place = place.reopened();
+        assert_eq!(place.store.entries()[0].record.attempts, 0);
+        place.finish(&key).unwrap();
+        assert_eq!(place.store.entries()[0].record.status, Status::Available);
+    }
+
+    #[test]
+    fn an_entry_is_removed_in_every_state_by_every_name() {
+        let package = package("1", computed);
+        let status = |place: &Place, status: &str| {
+            let directory = place.root.path().join("store/models");
+            let entry = fs::read_dir(directory).unwrap().next().unwrap().unwrap().path();
+            let path = entry.join("record.json");
+            let mut record: serde_json::Value =
+                serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            record["status"] = serde_json::from_str(status).unwrap();
+            fs::write(path, record.to_string()).unwrap();
+        };
+        for found in ["\"untested\"", r#"{"quarantined": "why"}"#, r#"{"corrupt": "how"}"#] {
+            for origin in [Origin::Installed, dropped("file.model.tar.zst"), bundled()] {
+                for name in ["tiny-bert-mean", "tiny-bert-mean@1", "revision"] {
+                    let place = Place::new();
+                    let installed = place.install(&package, origin.clone()).unwrap();
+                    status(&place, found);
+                    let place = place.reopened();
+                    let revision = installed.entry.record.manifest_digest.short();
+                    let name = name.replace("revision", &format!("tiny-bert-mean@{revision}"));
+                    let removed = remove(&place.store, &name, &place.rules);
+                    if origin.is_bundled() && found.contains("corrupt") {
+                        assert!(matches!(removed, Err(RemoveError::Bundled(_))), "{removed:?}");
+                        continue;
+                    }
+                    assert_eq!(removed.unwrap().key, installed.entry.key, "{found} {name}");
+                    assert_eq!(place.reopened().names(), Vec::<String>::new());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_name_means_is_removed_before_what_is_not_tested() {
+        let place = Place::new();
+        place.install(&package("1", computed), Origin::Installed).unwrap();
+        place.admit(&package("2", computed));
+        let removed = remove(&place.store, "tiny-bert-mean", &place.rules).unwrap();
+        assert_eq!(removed.manifest.version.as_str(), "1");
+        let removed = remove(&place.store, "tiny-bert-mean", &place.rules).unwrap();
+        assert_eq!(removed.manifest.version.as_str(), "2");
     }
 
     #[test]

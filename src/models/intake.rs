@@ -3,24 +3,28 @@
 //! Owns the drop directory's ledger and the schedule of validations. Every event is only a reason to look: a look
 //! at the directory decides, so that a lost event costs time, never correctness.
 
+mod healing;
+mod places;
 mod records;
+mod refusal;
+mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::install::{InstallError, Installer};
-use super::load::LoadError;
 use crate::config::Settings;
-use crate::engine::EngineError;
 use crate::errors::{chain, errno};
-use crate::events::Event;
 use crate::log::Message;
 use crate::package::drop::{self, Fingerprint, Ledger, Round, Verdict};
-use crate::package::{Entry, Key, Origin, SignatureError, Status, UnpackError};
+use crate::package::{Entry, Key, Origin, Status, choose};
+use healing::Healing;
+use verdict::{capacity, judge};
 
 /// A look without an event: bounds what a lost or impossible notification costs.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -50,6 +54,16 @@ impl From<&Settings> for Schedule {
     }
 }
 
+/// What the intake and the start of the daemon wait for: models that are available are served before anything is
+/// tested.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// Cancelled when the default model can be used, or no bundled package gives it.
+    pub default_is_there: CancellationToken,
+    /// Cancelled when the daemon has said that it is ready.
+    pub is_ready: CancellationToken,
+}
+
 /// The intake's own state; see the module.
 pub struct Intake {
     installer: Installer,
@@ -61,6 +75,14 @@ pub struct Intake {
     unreadable: bool,
     /// Files that `bundled_only` keeps out; said once each.
     kept_out: BTreeSet<String>,
+    /// The store calls: an entry is damaged, or the disk fails.
+    attention: Arc<Notify>,
+    healing: Healing,
+    /// Files that are missing from another drop directory than the one that they were seen in, and the models that stay
+    /// without them; said once each.
+    held: BTreeSet<(String, Key)>,
+    /// What the manager was told last of what is degraded.
+    degraded: Vec<String>,
 }
 
 impl Intake {
@@ -71,6 +93,9 @@ impl Intake {
         bundled_directory: PathBuf,
         drop_directory: PathBuf,
     ) -> Self {
+        let attention = Arc::new(Notify::new());
+        let called = Arc::clone(&attention);
+        installer.handle().store().on_attention(move || called.notify_one());
         Self {
             installer,
             schedule,
@@ -79,16 +104,48 @@ impl Intake {
             ledger: Ledger::default(),
             unreadable: false,
             kept_out: BTreeSet::new(),
+            attention,
+            healing: Healing::default(),
+            held: BTreeSet::new(),
+            degraded: Vec::new(),
+        }
+    }
+
+    /// Installs packages of the bundled directory until the default model can be used; does nothing when it can be used
+    /// already.
+    async fn install_default(&self) {
+        let handle = self.installer.handle();
+        let default = handle.default_model();
+        let is_usable = || {
+            let entries = handle.store().entries();
+            choose(&entries, &default).is_some_and(|entry| entry.record.status == Status::Available)
+        };
+        if is_usable() {
+            return;
+        }
+        let Some(listing) = self.list_bundled().await else { return };
+        let id = default.split('@').next().unwrap_or_default();
+        let (likely, others): (Vec<_>, Vec<_>) =
+            listing.iter().partition(|(file, _)| file.starts_with(id));
+        for (file, fingerprint) in likely.into_iter().chain(others) {
+            self.install_bundled_file(file, fingerprint).await;
+            if is_usable() {
+                return;
+            }
         }
     }
 
     /// Finishes what a crash interrupted, and installs what is new in the bundled directory.
     ///
-    /// Afterwards every bundled model can be loaded. Takes as long as unpacking what is new.
-    pub async fn prepare(&mut self) {
+    /// Afterwards every bundled model can be loaded. Takes as long as unpacking and testing what is new.
+    async fn prepare(&mut self) {
         let entries = self.installer.handle().store().entries();
         for entry in entries.iter().filter(|entry| entry.record.status == Status::Untested) {
-            match self.installer.try_out(entry.key.clone()).await {
+            if entry.record.is_given_up() {
+                self.give_up(entry).await;
+                continue;
+            }
+            match self.installer.finish(entry.key.clone()).await {
                 Ok(removed) => {
                     tracing::info!(
                         name: Message::PackageAccepted.name(),
@@ -97,12 +154,19 @@ impl Intake {
                     );
                     records::left(&removed);
                 }
+                Err(InstallError::Stopping) => return,
                 Err(error) => {
                     tracing::error!(
                         name: Message::PackageRefused.name(),
                         model = %entry.key, reason = chain(&error),
-                        "removed"
+                        "its installation could not be finished"
                     );
+                    // Not read once more, to be refused once more.
+                    if let (Verdict::Refused(reason), Origin::Dropped { files }) =
+                        (judge(&error), &entry.record.origin)
+                    {
+                        self.quarantine_files(files, &reason).await;
+                    }
                 }
             }
         }
@@ -112,8 +176,9 @@ impl Intake {
         entries.sort_by_key(|entry| entry.record.installed_at);
         let mut dropped = BTreeMap::new();
         for entry in entries {
+            // The file of a quarantined entry could not be moved away: it is not to be read again either.
             if let Origin::Dropped { files } = entry.record.origin
-                && entry.record.status == Status::Available
+                && matches!(entry.record.status, Status::Available | Status::Quarantined(_))
             {
                 for (file, fingerprint) in files {
                     dropped.insert(file, (fingerprint, entry.key.clone()));
@@ -122,48 +187,67 @@ impl Intake {
         }
         for (file, (fingerprint, key)) in dropped {
             // A crash may have come between a package and what it replaces.
-            self.discard_dropped(&file, Some(&key)).await;
+            self.discard_dropped(&file, Some(&key), fingerprint.place()).await;
             self.ledger.remember(&file, fingerprint, now);
         }
     }
 
-    async fn install_bundled(&self) {
-        let directory = &self.bundled_directory;
-        let listed = directory.clone();
-        let listing = match off_runtime(move || drop::list(&listed)).await {
-            Some(Ok(listing)) => listing,
-            Some(Err(error)) => {
-                return records::unreadable("there are no bundled models", &error);
-            }
-            None => return,
-        };
-        let entries = self.installer.handle().store().entries();
-        for (file, fingerprint) in &listing {
-            let origin = Origin::Bundled { file: file.clone(), fingerprint: fingerprint.clone() };
-            let known = entries.iter().any(|entry| {
-                entry.record.origin == origin && entry.record.status == Status::Available
-            });
-            if known {
-                continue;
-            }
-            match self.installer.install_file(directory.join(file), origin).await {
-                Ok(installed) => records::accepted(file, &installed),
-                Err(error) => {
-                    let reason = chain(&error);
-                    tracing::error!(
-                        name: Message::PackageRefused.name(),
-                        file, reason, errno = errno(&error),
-                        "a bundled package was refused"
-                    );
-                    self.tell_refused(file, reason);
-                }
+    async fn list_bundled(&self) -> Option<BTreeMap<String, Fingerprint>> {
+        let listed = self.bundled_directory.clone();
+        let listing = off_runtime(move || drop::list(&listed)).await?;
+        let listing = listing.inspect_err(|error| {
+            records::unreadable("there are no bundled models", error);
+        });
+        listing.ok()
+    }
+
+    /// Installs a bundled package unless exactly this file is installed and readable, or
+    /// quarantined.
+    async fn install_bundled_file(&self, file: &str, fingerprint: &Fingerprint) {
+        let origin = Origin::Bundled { file: file.to_owned(), fingerprint: fingerprint.clone() };
+        let store = self.installer.handle().store();
+        let unreadable = store.unreadable_keys();
+        let known = store.entries().iter().any(|entry| {
+            entry.record.origin == origin
+                && matches!(entry.record.status, Status::Available | Status::Quarantined(_))
+                && !unreadable.contains(&entry.key)
+        });
+        if known {
+            return;
+        }
+        match self.installer.install_file(self.bundled_directory.join(file), origin).await {
+            Ok(installed) => records::accepted(file, &installed),
+            Err(InstallError::Stopping) => {}
+            Err(error) => {
+                let reason = chain(&error);
+                tracing::error!(
+                    name: Message::PackageRefused.name(),
+                    file, reason, errno = errno(&error),
+                    "a bundled package was refused"
+                );
+                self.tell_refused(file, reason);
             }
         }
+    }
+
+    /// Installs what is new, corrupt or unreadable of the bundled directory; returns what is in it.
+    async fn install_missing_bundled(&self) -> Option<BTreeMap<String, Fingerprint>> {
+        let listing = self.list_bundled().await?;
+        for (file, fingerprint) in &listing {
+            self.install_bundled_file(file, fingerprint).await;
+        }
+        Some(listing)
+    }
+
+    async fn install_bundled(&self) {
+        let Some(listing) = self.install_missing_bundled().await else { return };
         // An upgrade of the appliance took packages away or put others in their place. What was there stays while its
-        // successor is refused.
+        // successor is refused. A directory without a package that is installed is none that an upgrade made: its file
+        // system is not mounted.
         let entries = self.installer.handle().store().entries();
         let current: BTreeSet<_> = entries
             .iter()
+            .filter(|entry| entry.record.status.is_tested())
             .filter_map(|entry| match &entry.record.origin {
                 Origin::Bundled { file, fingerprint } => {
                     (listing.get(file) == Some(fingerprint)).then_some(file)
@@ -171,36 +255,68 @@ impl Intake {
                 _ => None,
             })
             .collect();
+        let mut stay = 0;
         for entry in &entries {
             if let Origin::Bundled { file, fingerprint } = &entry.record.origin
                 && listing.get(file) != Some(fingerprint)
                 && (current.contains(file) || !listing.contains_key(file))
             {
+                if current.is_empty() {
+                    stay += 1;
+                    continue;
+                }
                 records::removed(file, &entry.key, "removed: the appliance brings it no more");
                 self.discard(entry.key.clone()).await;
             }
         }
+        if stay > 0 {
+            records::without_bundled(&self.bundled_directory, stay);
+        }
     }
 
-    /// Looks at the drop directory whenever `ticks` says so, and validates on schedule, until `cancel`.
-    pub async fn run(mut self, mut ticks: mpsc::Receiver<()>, cancel: CancellationToken) {
+    /// Installs the bundled default model if there is none, and says so in `start`; takes up everything else when the
+    /// daemon is ready. Then looks at the drop directory whenever `ticks` says so, without waiting for files
+    /// whose names `take_completed` gives, and validates on schedule, until `cancel`.
+    pub async fn run(
+        mut self,
+        mut ticks: mpsc::Receiver<()>,
+        take_completed: impl Fn() -> BTreeSet<String>,
+        start: Start,
+        cancel: CancellationToken,
+    ) {
+        let started = async {
+            self.install_default().await;
+            start.default_is_there.cancel();
+            start.is_ready.cancelled().await;
+            self.prepare().await;
+        };
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = started => {}
+        }
+        tracing::debug!("looked at every bundled package");
         let mut validate_at = match self.schedule.borrow().validation_on_startup {
             true => Instant::now(),
             false => Instant::now() + self.schedule.borrow().validation_interval,
         };
         loop {
+            let heal_at = self.heal().await;
+            self.ledger.complete(take_completed());
             let mut next = self.look().await;
+            self.tell_condition().await;
             if Instant::now() >= validate_at {
                 self.validate(&cancel).await;
                 validate_at = Instant::now() + self.schedule.borrow().validation_interval;
                 next = Some(Instant::now());
             }
             let rescan = Instant::now() + RESCAN;
-            let wake = next.unwrap_or(rescan).min(rescan).min(validate_at);
+            let due = [next, heal_at].into_iter().flatten();
+            let wake = due.chain([rescan, validate_at]).min().unwrap_or(rescan);
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep_until(wake.into()) => {}
                 tick = ticks.recv() => if tick.is_none() { return },
+                () = self.attention.notified() => {}
                 // What was kept out may be let in now. The rules change before the schedule does.
                 Ok(()) = self.schedule.changed() => {}
             }
@@ -210,8 +326,8 @@ impl Intake {
     /// One look at the drop directory; returns when the next is due even if nothing happens.
     async fn look(&mut self) -> Option<Instant> {
         let directory = self.drop_directory.clone();
-        let listing = match off_runtime(move || drop::list(&directory)).await? {
-            Ok(listing) => listing,
+        let (place, listing) = match off_runtime(move || drop::look(&directory)).await? {
+            Ok(found) => found,
             Err(error) => {
                 if !std::mem::replace(&mut self.unreadable, true) {
                     records::unreadable("the drop directory cannot be read", &error);
@@ -225,21 +341,25 @@ impl Intake {
             return None;
         }
         self.kept_out.clear();
+        self.remember_places(&listing).await;
         let timeout = self.schedule.borrow().incomplete_timeout;
+        let (handle, rules) = (self.installer.handle().clone(), self.installer.rules());
+        let capacity = off_runtime(move || capacity(&handle, rules)).await?;
         let Round { ready, refused, gone, next } =
-            self.ledger.observe(listing, timeout, Instant::now());
+            self.ledger.observe(listing, timeout, &capacity, Instant::now());
+        let left = !gone.is_empty();
         for name in gone {
-            self.discard_dropped(&name, None).await;
+            self.missing(&name, &place).await;
         }
-        for (name, reason) in refused {
-            self.quarantine(name, reason).await;
+        for (name, fingerprint, reason) in refused {
+            self.quarantine(name, fingerprint, reason).await;
         }
         let tried = !ready.is_empty();
         for (name, fingerprint) in ready {
             self.attempt(name, fingerprint).await;
         }
-        // A verdict may have set a new time to look.
-        if tried { Some(Instant::now()) } else { next }
+        // A verdict may have set a new time to look, and a model that left makes room.
+        if tried || left { Some(Instant::now()) } else { next }
     }
 
     fn keep_out(&mut self, files: BTreeSet<String>) {
@@ -254,44 +374,53 @@ impl Intake {
     }
 
     async fn attempt(&mut self, file: String, fingerprint: Fingerprint) {
+        let (directory, name) = (self.drop_directory.clone(), file.clone());
+        // What cannot be examined cannot be opened either, and is told then.
+        let Some(fault) = off_runtime(move || drop::fault(&directory, &name)).await else { return };
+        if let Ok(Some(reason)) = fault {
+            self.ledger.judge(&file, &fingerprint, Verdict::Refused(reason), Instant::now());
+            return;
+        }
         let origin = Origin::dropped(file.clone(), fingerprint.clone());
-        let verdict =
-            match self.installer.install_file(self.drop_directory.join(&file), origin).await {
-                Ok(installed) => {
-                    records::accepted(&file, &installed);
-                    self.discard_dropped(&file, Some(&installed.entry.key)).await;
-                    Verdict::Accepted
-                }
-                Err(error) => {
-                    let verdict = judge(&error);
-                    match &verdict {
-                        Verdict::Incomplete(reason) => {
-                            tracing::info!(
-                                name: Message::PackageIncomplete.name(),
-                                file, reason,
-                                "waiting"
-                            );
-                        }
-                        Verdict::Failed(reason) => {
-                            tracing::error!(
-                                name: Message::PackageNotInstalled.name(),
-                                file, reason, errno = errno(&error),
-                                "cannot be installed now"
-                            );
-                        }
-                        _ => {}
-                    }
-                    verdict
-                }
-            };
-        self.ledger.judge(&file, &fingerprint, verdict, Instant::now());
+        let path = self.drop_directory.join(&file);
+        let error = match self.installer.install_file(path, origin).await {
+            Ok(installed) => {
+                records::accepted(&file, &installed);
+                let key = &installed.entry.key;
+                self.discard_dropped(&file, Some(key), fingerprint.place()).await;
+                self.ledger.judge(&file, &fingerprint, Verdict::Accepted, Instant::now());
+                return;
+            }
+            Err(error) => error,
+        };
+        let verdict = judge(&error);
+        let is_news = self.ledger.judge(&file, &fingerprint, verdict.clone(), Instant::now());
+        match verdict {
+            Verdict::Incomplete(reason) => {
+                tracing::info!(
+                    name: Message::PackageIncomplete.name(),
+                    file, reason,
+                    "waiting"
+                );
+            }
+            Verdict::Failed { reason, .. } if is_news => {
+                tracing::error!(
+                    name: Message::PackageNotInstalled.name(),
+                    file, reason, errno = errno(&error),
+                    "cannot be installed now"
+                );
+            }
+            _ => {}
+        }
     }
 
-    /// Removes the models that came with `name` alone, except the one that comes with it now.
-    async fn discard_dropped(&self, name: &str, except: Option<&Key>) {
+    /// Removes the models that came with `name` of the directory `place` alone, except the one that comes with it now.
+    async fn discard_dropped(&self, name: &str, except: Option<&Key>, place: Option<&str>) {
         let removes = self.schedule.borrow().remove_with_file;
-        for Entry { key, .. } in self.dropped(name) {
-            if Some(&key) == except {
+        for Entry { key, record, .. } in self.dropped(name) {
+            let Origin::Dropped { files } = record.origin else { continue };
+            let is_of_place = files.get(name).is_some_and(|known| known.place() == place);
+            if Some(&key) == except || !is_of_place {
                 continue;
             }
             if removes {
@@ -344,134 +473,6 @@ impl Intake {
             records::store_failed(&key, &error, "cannot be removed");
         }
     }
-
-    async fn quarantine(&mut self, file: String, reason: String) {
-        self.tell_refused(&file, reason.clone());
-        // First: after a crash in between, or when it cannot be moved, the file is still there and refused again. The
-        // other way round its predecessor would leave with it.
-        self.part(&file).await;
-        let directory = self.drop_directory.clone();
-        let (name, why) = (file.clone(), reason.clone());
-        match off_runtime(move || drop::quarantine(&directory, &name, &why)).await {
-            Some(Ok(path)) => {
-                let quarantined = path.display().to_string();
-                tracing::error!(
-                    name: Message::PackageRefused.name(),
-                    file, reason, quarantined,
-                    "package refused"
-                );
-            }
-            Some(Err(error)) => {
-                tracing::error!(
-                    name: Message::PackageRefused.name(),
-                    file, reason, errno = errno(&error), error = chain(&error),
-                    "package refused, left where it is"
-                );
-                self.ledger.ignore(&file);
-            }
-            None => {}
-        }
-    }
-
-    fn tell_refused(&self, file: &str, reason: String) {
-        let refused = Event::PackageRefused { file: Some(file.to_owned()), reason };
-        self.installer.handle().events().send(refused);
-    }
-
-    /// Decides on the models that came with `name`, which is refused: one that the refused package itself gave leaves;
-    /// one that it was to replace stays, although it has no file any more. One with another file stays.
-    async fn part(&self, name: &str) {
-        let mut entries = Vec::new();
-        for entry in self.dropped(name) {
-            if !self.let_go(&entry.key, name).await {
-                entries.push(entry);
-            }
-        }
-        if entries.is_empty() {
-            return;
-        }
-        let refused = self.drop_directory.join(name);
-        let digest = match off_runtime(move || drop::digest(&refused)).await {
-            Some(Ok(digest)) => Some(digest),
-            Some(Err(error)) => {
-                tracing::warn!(
-                    name: Message::PackageStays.name(),
-                    file = name, errno = errno(&error), error = chain(&error),
-                    "its models stay"
-                );
-                None
-            }
-            None => return,
-        };
-        for entry in entries {
-            if Some(entry.record.package_digest) == digest {
-                self.remove_with(name, &entry.key).await;
-                continue;
-            }
-            match self.installer.adopt(entry.key.clone()).await {
-                Some(Ok(())) => {
-                    records::stays(name, &entry.key, "stays: its successor was refused");
-                }
-                Some(Err(error)) => {
-                    records::store_failed(&entry.key, &error, "cannot be kept");
-                }
-                None => return,
-            }
-        }
-    }
-
-    /// Hashes every installed file; what is corrupt is installed again from its package, where that still is.
-    async fn validate(&mut self, cancel: &CancellationToken) {
-        for entry in self.installer.handle().store().entries() {
-            if cancel.is_cancelled() {
-                return;
-            }
-            match self.installer.verify(entry.key.clone()).await {
-                Some(Ok(())) => tracing::debug!(model = %entry.key, "validated"),
-                // It is in the journal.
-                Some(Err(_error)) => {}
-                None => return,
-            }
-        }
-        let mut entries = self.installer.handle().store().entries();
-        entries.retain(|entry| matches!(entry.record.status, Status::Corrupt(_)));
-        if entries.iter().any(|entry| entry.record.origin.is_bundled()) {
-            self.install_bundled().await;
-        }
-        for entry in entries {
-            if let Origin::Dropped { files } = &entry.record.origin {
-                files.keys().for_each(|file| self.ledger.forget(file));
-            }
-        }
-    }
-}
-
-/// Whether more bytes, another file or another time may help.
-fn judge(error: &InstallError) -> Verdict {
-    let reason = chain(error);
-    match error {
-        InstallError::Unpack(UnpackError::Truncated { .. })
-        | InstallError::Signature(SignatureError::Missing) => Verdict::Incomplete(reason),
-        InstallError::Unpack(
-            UnpackError::Io { .. } | UnpackError::Source(_) | UnpackError::TooSlow { .. },
-        )
-        | InstallError::Signature(SignatureError::Io { .. })
-        | InstallError::Keys(_)
-        | InstallError::Load(LoadError::Engine(EngineError::Threads { .. }))
-        | InstallError::Store(_)
-        | InstallError::Untried(_)
-        | InstallError::BundledOnly
-        | InstallError::Stopping => Verdict::Failed(reason),
-        InstallError::Unpack(UnpackError::Refused { .. })
-        | InstallError::Signature(
-            SignatureError::Malformed { .. }
-            | SignatureError::WrongDigest { .. }
-            | SignatureError::UnknownKey(_)
-            | SignatureError::Legacy
-            | SignatureError::Invalid(_),
-        )
-        | InstallError::Load(_) => Verdict::Refused(reason),
-    }
 }
 
 /// Runs `work`, which touches the disk, on the blocking pool; `None` when it panicked or the runtime is going down.
@@ -485,68 +486,4 @@ async fn off_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
         )
     })
     .ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io;
-    use std::path::Path;
-
-    use super::*;
-    use crate::engine::Precision;
-    use crate::files::FileError;
-    use crate::package::{Digest, StoreError};
-
-    /// What a package is not to blame for must not put it into quarantine.
-    #[test]
-    fn only_what_is_wrong_with_the_package_itself_is_refused() {
-        let path = || PathBuf::from("/path");
-        let full = || io::Error::from(io::ErrorKind::StorageFull);
-        let unpack = InstallError::Unpack;
-        let signature = InstallError::Signature;
-        let engine = |error| InstallError::Load(LoadError::Engine(error));
-        let malformed = || SignatureError::Malformed { path: path(), reason: String::new() };
-        let incomplete =
-            [unpack(UnpackError::Truncated { bytes: 1 }), signature(SignatureError::Missing)];
-        let refused = [
-            unpack(UnpackError::Refused { member: None, reason: String::new() }),
-            signature(malformed()),
-            signature(SignatureError::Legacy),
-            signature(SignatureError::WrongDigest {
-                expected: Digest::of(b""),
-                found: Digest::of(b"a"),
-            }),
-            InstallError::Load(LoadError::SelfTest { cosine: 0.5, precision: Precision::F32 }),
-            engine(EngineError::Mismatch(String::new())),
-        ];
-        let failed = [
-            unpack(UnpackError::Io { operation: "write", path: path(), source: full() }),
-            unpack(UnpackError::Source(full())),
-            unpack(UnpackError::TooSlow { limit: Duration::from_secs(1) }),
-            signature(SignatureError::Io { path: path(), source: full() }),
-            InstallError::Keys(malformed()),
-            engine(EngineError::Threads { threads: 1, source: full().into() }),
-            InstallError::Store(StoreError::Locked(path())),
-            InstallError::Store(FileError::new("write", Path::new("/path"))(full()).into()),
-            InstallError::BundledOnly,
-            InstallError::Stopping,
-        ];
-        for error in incomplete {
-            assert!(matches!(judge(&error), Verdict::Incomplete(_)), "{error:?}");
-        }
-        for error in refused {
-            assert!(matches!(judge(&error), Verdict::Refused(_)), "{error:?}");
-        }
-        for error in failed {
-            assert!(matches!(judge(&error), Verdict::Failed(_)), "{error:?}");
-        }
-    }
-
-    #[test]
-    fn a_verdict_says_all_that_is_known() {
-        let error =
-            InstallError::Load(LoadError::SelfTest { cosine: 0.5, precision: Precision::F32 });
-        let Verdict::Refused(reason) = judge(&error) else { panic!("not refused") };
-        assert!(reason.contains("does not work") && reason.contains("cosine 0.5"), "{reason}");
-    }
 }

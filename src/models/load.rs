@@ -33,6 +33,9 @@ pub enum LoadError {
     /// The manifest names something that this version does not have.
     #[error("the manifest asks for what this version does not have")]
     Unsupported(#[from] UnknownName),
+    /// The process that tested the model says that it does not work.
+    #[error("{0}")]
+    Tested(String),
     /// The files are no model.
     #[error("the files are not a model that can be loaded")]
     Engine(#[from] EngineError),
@@ -55,7 +58,9 @@ impl LoadError {
     pub fn failure(&self) -> Option<FailureType> {
         match self {
             Self::Engine(EngineError::Threads { .. }) => None,
-            Self::Unsupported(_) | Self::Engine(_) => Some(FailureType::Incompatible),
+            Self::Unsupported(_) | Self::Tested(_) | Self::Engine(_) => {
+                Some(FailureType::Incompatible)
+            }
             Self::SelfTest { .. } => Some(FailureType::SelfTest),
         }
     }
@@ -141,21 +146,42 @@ fn load_with<E: From<LoadError>>(
     engine::load_with(&spec, files, options).map_err(|Failed(error)| error)
 }
 
-/// What loading the model `key` of `store` with `options` will take. Reads `config.json` alone, and of the
-/// other files their sizes in the manifest.
+/// What loading the model `key` of `store` with `options` will take. Reads `config.json` and, unless it is very large,
+/// `tokenizer.json`, and of the other files their sizes in the manifest.
 ///
 /// # Errors
-/// When `config.json` is not the one that was installed, or describes no model that this version can run.
+/// When one of them is not the one that was installed, or describes no model that this version can run.
 pub fn footprint<E: From<StoreError> + From<LoadError>>(
     store: &Store,
     key: &Key,
     options: Options,
 ) -> Result<Footprint, E> {
     let (manifest, config) = store.config(key)?;
-    let size = |name: &str| {
-        let member = manifest.files.iter().find(|member| member.path.as_str() == name);
-        member.map_or(0, |member| member.size)
+    let tokenizer = match size(&manifest, TOKENIZER) > engine::COUNTED_BYTES {
+        true => None,
+        false => Some(store.tokenizer(key)?),
     };
+    Ok(footprint_of(&manifest, &config, tokenizer.as_deref(), options)?)
+}
+
+/// The bytes of the file `name` of a model.
+fn size(manifest: &Manifest, name: &str) -> u64 {
+    let member = manifest.files.iter().find(|member| member.path.as_str() == name);
+    member.map_or(0, |member| member.size)
+}
+
+/// What loading the model of `manifest` and `config`, the content of its `config.json`, with `options` will take.
+/// Of a `tokenizer` that is not known yet, typical words are counted.
+///
+/// # Errors
+/// When `config` describes no model that this version can run.
+pub fn footprint_of(
+    manifest: &Manifest,
+    config: &[u8],
+    tokenizer: Option<&[u8]>,
+    options: Options,
+) -> Result<Footprint, LoadError> {
+    let size = |name: &str| size(manifest, name);
     let sizes = FileSizes {
         tokenizer: size(TOKENIZER),
         weights: size(WEIGHTS),
@@ -166,10 +192,7 @@ pub fn footprint<E: From<StoreError> + From<LoadError>>(
             package::Precision::Int8 => Stored::Int8,
         },
     };
-    let footprint = spec(&manifest)
-        .map_err(LoadError::from)
-        .and_then(|spec| Ok(engine::footprint(&spec, &config, sizes, options)?))?;
-    Ok(footprint)
+    Ok(engine::footprint(&spec(manifest)?, config, tokenizer, sizes, options)?)
 }
 
 /// Loads the model `key` of `store`. Where [`Precision::Auto`] picks another precision than f32, the self-test

@@ -28,15 +28,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::alias;
 use super::error::ModelError;
-use super::slot::{Admitting, KeepAlive, LeaseReply, ReserveReply, Slot, Waiting};
+use super::needs::Wish;
+use super::slot::{Admitting, LeaseReply, Refusal, ReserveReply, Slot, Waiting};
+use super::usage::Kept;
 use super::worker::{Ready, WorkerError};
 use super::{
     ActionRecord, Beat, DefaultState, Flushed, Lease, MemoryView, Overview, Parts, Residency,
 };
-use crate::engine::Options;
+use crate::engine::{Footprint, Options};
 use crate::errors::{chain, errno};
 use crate::log::Message;
 use crate::memory::level::Level;
+use crate::memory::sample::Sample;
 use crate::metrics::Sought;
 use crate::package::{Entry, Key, Status, choose};
 use admission::{Estimate, Wanted};
@@ -57,6 +60,8 @@ pub(super) enum Command {
     Lease { name: String, reply: LeaseReply },
     /// Keep memory for a model that an installation tries with these options.
     Reserve { key: Key, options: Options, reply: ReserveReply },
+    /// Say whether a model could be let in at best, of which nothing but this is known.
+    CouldFit { footprint: Footprint, sample: Sample, reply: oneshot::Sender<Result<(), Refusal>> },
     /// Say why a model did not answer in time.
     Loading { name: String, reply: oneshot::Sender<ModelError> },
     /// Say which models are in memory.
@@ -67,14 +72,12 @@ pub(super) enum Command {
     Memory { reply: oneshot::Sender<MemoryView> },
     /// Look at the store again, and let go of the models that are in it no more.
     StoreChanged { gone: Vec<Key> },
+    /// Announce what does not work as it should.
+    Degraded { degraded: Vec<String> },
     /// Keep a model in memory whatever happens, or no longer; until the next start.
     Pin { name: String, pinned: bool, reply: oneshot::Sender<Result<(), ModelError>> },
     /// Keep a model that is in memory for so long after each use.
-    KeepAlive {
-        name: String,
-        keep_alive: KeepAlive,
-        reply: oneshot::Sender<Result<(), ModelError>>,
-    },
+    KeepAlive { name: String, wish: Wish, reply: oneshot::Sender<Result<(), ModelError>> },
     /// Let a model go. Answers when it has gone.
     Unload { name: String, reply: oneshot::Sender<Result<Unloading, ModelError>> },
     /// Let all models go that are not pinned. Answers when they have gone.
@@ -91,6 +94,8 @@ pub(super) struct Manager {
     slots: BTreeMap<Key, Slot>,
     /// What administrators said, over the settings.
     pins: BTreeMap<Key, bool>,
+    /// When a user had a model leave before its time; for a minute.
+    cut_short: BTreeMap<Key, Instant>,
     /// Models whose self-test failed in what `auto` picks.
     f32_only: BTreeSet<Key>,
     estimates: JoinSet<Estimate>,
@@ -108,6 +113,10 @@ pub(super) struct Manager {
     flushes: Vec<Flush>,
     actions: VecDeque<ActionRecord>,
     accessed: BTreeSet<Key>,
+    /// What does not work as it should, a sentence each.
+    degraded: Vec<String>,
+    uses_kept: Arc<Kept>,
+    accesses_kept: Arc<Kept>,
 }
 
 impl Manager {
@@ -117,6 +126,7 @@ impl Manager {
             overview,
             slots: BTreeMap::new(),
             pins: BTreeMap::new(),
+            cut_short: BTreeMap::new(),
             f32_only: BTreeSet::new(),
             estimates: JoinSet::new(),
             reserved: JoinSet::new(),
@@ -129,6 +139,9 @@ impl Manager {
             flushes: Vec::new(),
             actions: VecDeque::new(),
             accessed: BTreeSet::new(),
+            degraded: Vec::new(),
+            uses_kept: Arc::default(),
+            accesses_kept: Arc::default(),
         }
     }
 
@@ -247,17 +260,24 @@ impl Manager {
             Command::Reserve { key, options, reply } => {
                 self.admit(key, Wanted::ByInstallation(options, reply));
             }
+            Command::CouldFit { footprint, sample, reply } => {
+                drop(reply.send(self.could_fit(&footprint, &sample)));
+                return false;
+            }
             Command::Beats { reply } => {
                 drop(reply.send(self.beats()));
                 return false;
             }
             Command::StoreChanged { gone } => {
                 gone.iter().for_each(|key| self.forget(key));
+                // Files that could not be read may have been written anew.
+                self.slots.retain(|_key, slot| !slot.failed_in_store());
                 self.load_default();
             }
+            Command::Degraded { degraded } => self.degraded = degraded,
             Command::Pin { name, pinned, reply } => drop(reply.send(self.pin(&name, pinned))),
-            Command::KeepAlive { name, keep_alive, reply } => {
-                drop(reply.send(self.keep_alive(&name, keep_alive)));
+            Command::KeepAlive { name, wish, reply } => {
+                drop(reply.send(self.keep_alive(&name, wish)));
             }
             Command::Unload { name, reply } => drop(reply.send(self.unload(&name))),
             Command::Flush { reply } => self.flush_models(reply),
@@ -293,6 +313,7 @@ impl Manager {
                     tokenizer: Arc::clone(&resident.ready.tokenizer),
                     queue: resident.worker.queue.clone(),
                     usage: Arc::clone(&self.parts.usage),
+                    uses: Arc::clone(resident.needs.uses()),
                 };
                 self.parts.store.count_access(&key);
                 self.accessed.insert(key.clone());
@@ -372,13 +393,18 @@ impl Manager {
             if choose(&hidden, name).is_some() {
                 return Err(ModelError::BundledOnly(name.to_owned()));
             }
+            let mut named = entries.iter().filter(|entry| entry.is_named(name));
+            if let Some(reason) = named.find_map(|entry| entry.disabled.clone()) {
+                return Err(ModelError::Disabled { name: name.to_owned(), reason });
+            }
             return Err(ModelError::unknown(name.to_owned(), &entries));
         };
         match &entry.record.status {
             Status::Corrupt(reason) => {
                 Err(ModelError::Corrupt { name: name.to_owned(), reason: reason.clone() })
             }
-            Status::Untested | Status::Available => Ok(entry.clone()),
+            // `choose` gives no other.
+            Status::Untested | Status::Quarantined(_) | Status::Available => Ok(entry.clone()),
         }
     }
 
@@ -411,8 +437,10 @@ impl Manager {
         self.parts.usage.keep_installed(&installed, SystemTime::now());
         let accessed = std::mem::take(&mut self.accessed);
         let (store, usage) = (Arc::clone(&self.parts.store), Arc::clone(&self.parts.usage));
+        let uses_kept = Arc::clone(&self.uses_kept);
+        let accesses_kept = Arc::clone(&self.accesses_kept);
         self.writing.spawn_blocking(move || {
-            if let Err(error) = usage.save() {
+            if let Some(error) = uses_kept.failure(usage.save()) {
                 tracing::warn!(
                     name: Message::UsageNotKept.name(),
                     errno = errno(&error), error = chain(&error),
@@ -420,7 +448,7 @@ impl Manager {
                 );
             }
             if !accessed.is_empty()
-                && let Err(error) = store.flush(accessed)
+                && let Some(error) = accesses_kept.failure(store.flush(accessed))
             {
                 tracing::warn!(
                     name: Message::UsageNotKept.name(),

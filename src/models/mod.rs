@@ -12,9 +12,12 @@ pub mod intake;
 pub mod load;
 mod manager;
 mod memory;
+mod needs;
 mod pulse;
 mod queue;
+pub mod selftest;
 mod slot;
+pub mod trust;
 pub mod usage;
 mod worker;
 
@@ -26,6 +29,7 @@ pub use error::ModelError;
 pub use fallback::{Fallback, StandIn};
 pub use handle::{Handle, Parts};
 pub use memory::{ActionRecord, Flushed, MemoryView, ModelView, thresholds};
+pub use needs::{User, Wish};
 pub use pulse::{Beat, Stuck};
 pub use slot::{KeepAlive, Refusal};
 pub use worker::WorkerError;
@@ -34,6 +38,7 @@ use crate::engine::{EngineError, Output, Piece, Report, Tokenizer, Tokens, Trunc
 use crate::memory::level::Level;
 use crate::package::{Key, Manifest};
 use alias::Alias;
+use needs::Uses;
 use queue::{PushError, Sender};
 use usage::{Served, Usage};
 
@@ -88,6 +93,8 @@ pub enum DefaultState {
     NotInstalled,
     /// Its files changed after they were installed.
     Corrupt,
+    /// It may not be used, because of the keys.
+    Disabled,
     /// Installed and not in memory.
     Absent,
     /// On its way into memory.
@@ -117,6 +124,8 @@ pub struct Overview {
     pub level: Level,
     /// Where pressure is heard.
     pub source: String,
+    /// What does not work as it should while models are served, a sentence each.
+    pub degraded: Vec<String>,
 }
 
 impl Overview {
@@ -128,10 +137,11 @@ impl Overview {
 
 impl fmt::Display for Overview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { default_model, state, installed, level, source } = self;
+        let Self { default_model, state, installed, level, source, degraded } = self;
         let state = match state {
             DefaultState::NotInstalled => "not installed",
             DefaultState::Corrupt => "corrupt",
+            DefaultState::Disabled => "disabled",
             DefaultState::Absent => "not loaded",
             DefaultState::Loading => "loading",
             DefaultState::Ready => "ready",
@@ -144,7 +154,11 @@ impl fmt::Display for Overview {
         write!(
             f,
             "{default_model} {state}, {installed} {models} installed, memory {level} (heard from {source})"
-        )
+        )?;
+        if !degraded.is_empty() {
+            write!(f, "; degraded: {}", degraded.join("; "))?;
+        }
+        Ok(())
     }
 }
 
@@ -179,11 +193,29 @@ pub enum Priority {
     Bulk,
 }
 
+/// Whose turns requests take: owners take turns, and so do the connections of one owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// The user or the tenant.
+    pub owner: Owner,
+    /// The connection, as a number.
+    pub connection: u64,
+}
+
+/// Who takes turns with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A user, by its id.
+    User(u32),
+    /// A tenant, by a number of its own.
+    Tenant(u64),
+}
+
 /// What a request brings along to the queue.
 #[derive(Clone, Debug)]
 pub struct Ticket {
-    /// Its tenant, or the connection that it came over, as a number: none takes the turns of others.
-    pub flow: u64,
+    /// Whose turn it takes.
+    pub flow: Flow,
     /// Before or after others; by the number of tokens when absent.
     pub priority: Option<Priority>,
     /// When nobody waits for the answer any more.
@@ -205,6 +237,15 @@ pub struct Computed {
     pub inference: Duration,
 }
 
+/// A lease that was given back for a while. The model may leave memory meanwhile.
+#[derive(Clone, Debug)]
+pub struct Absent {
+    name: String,
+    key: Key,
+    info: ModelInfo,
+    stands_in: Option<Arc<StandIn>>,
+}
+
 /// The right to send requests to one resident model. While it lives the model stays in memory.
 #[derive(Clone, Debug)]
 pub struct Lease {
@@ -217,9 +258,15 @@ pub struct Lease {
     tokenizer: Arc<Tokenizer>,
     queue: Sender,
     usage: Arc<Usage>,
+    uses: Arc<Uses>,
 }
 
 impl Lease {
+    /// Notes that `user` uses the model now: it does not leave for want of use while that user needs it.
+    pub fn used_by(&self, user: User) {
+        self.uses.note(user, tokio::time::Instant::now());
+    }
+
     /// Turns a text into token ids. Takes up to milliseconds of processor time: not for the runtime's threads.
     ///
     /// # Errors
@@ -255,13 +302,23 @@ impl Lease {
         self.tokenizer.decode(ids, skip_special)
     }
 
-    /// How many tokens a text has, special tokens included, however long it is. Takes the more processor time the longer
-    /// the text: not for the runtime's threads.
+    /// Counts the first piece of a text that is not empty: its tokens, without special ones, and its length in bytes.
+    /// Takes milliseconds: not for the runtime's threads.
     ///
     /// # Errors
     /// When the tokenizer fails.
-    pub fn count_tokens(&self, prompt: &str, text: &str) -> Result<usize, EngineError> {
-        self.tokenizer.count(prompt, text)
+    pub fn count_piece(&self, text: &str) -> Result<(usize, usize), EngineError> {
+        self.tokenizer.count_piece(text)
+    }
+
+    /// How many special tokens lie around a text.
+    pub fn special_tokens(&self) -> usize {
+        self.tokenizer.around()
+    }
+
+    /// Gives the lease back. [`Handle::renew`] takes it again.
+    pub fn give_back(self) -> Absent {
+        Absent { name: self.name, key: self.key, info: self.info, stands_in: self.stands_in }
     }
 
     /// Checks token ids that a client made itself, and puts the model's special tokens around them.

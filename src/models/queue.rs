@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Priority, Ticket};
+use super::{Owner, Priority, Ticket};
 use crate::engine::Output;
 pub(super) use answer::Answer;
 #[cfg(test)]
@@ -190,7 +190,14 @@ impl Sender {
     /// As [`Sender::push`].
     pub(super) fn check(&self, ticket: &Ticket) -> Result<(), PushError> {
         let limits = self.shared.limits;
-        self.shared.lock().admit(&ticket.tenant, 1, limits, ticket.deadline, Instant::now())
+        self.shared.lock().admit(
+            &ticket.tenant,
+            ticket.flow.owner,
+            1,
+            limits,
+            ticket.deadline,
+            Instant::now(),
+        )
     }
 
     /// Lets `texts` wait. Who waits for the answer drops it at the ticket's deadline at the latest.
@@ -218,7 +225,8 @@ impl Sender {
         };
         let (now, deadline) = (Instant::now(), ticket.deadline);
         let mut state = self.shared.lock();
-        state.admit(&terms.lane, terms.tokens, self.shared.limits, deadline, now)?;
+        let owner = terms.flow.owner;
+        state.admit(&terms.lane, owner, terms.tokens, self.shared.limits, deadline, now)?;
         let (reply, answer) = Answer::channel(&state.departures);
         let vectors = Vec::new();
         let job = Job { texts, output, vectors, queued: now, began: None, deadline, reply };
@@ -276,10 +284,12 @@ impl Sender {
 }
 
 impl State {
-    /// Whether `tokens` more may wait in `lane`, and be computed by `deadline`.
+    /// Whether `tokens` more of `owner` may wait in `lane`, and be computed by `deadline`. One request of an owner that
+    /// has none may always wait: however many others have, it has its turn after one of each.
     fn admit(
         &mut self,
         lane: &Lane,
+        owner: Owner,
         tokens: usize,
         limits: Limits,
         deadline: Instant,
@@ -287,6 +297,9 @@ impl State {
     ) -> Result<(), PushError> {
         if self.receivers == 0 {
             return Err(PushError::Closed);
+        }
+        if !self.order.has(owner) && now < deadline {
+            return Ok(());
         }
         let bounds = Bounds { requests: limits.requests, tokens: limits.tokens };
         if !self.order.has_room(lane, tokens, bounds) && self.departures.take() {
@@ -456,13 +469,15 @@ impl Receiver {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Flow;
     use super::*;
 
+    const FLOW: Flow = Flow { owner: Owner::User(0), connection: 0 };
     const LIMITS: Limits = Limits { requests: 2, tokens: 100, wait: Duration::ZERO, batches: 1 };
 
     fn ticket(patience: Duration) -> Ticket {
         let deadline = Instant::now() + patience;
-        Ticket { flow: 0, priority: None, deadline, tenant: None, weight: 1 }
+        Ticket { flow: FLOW, priority: None, deadline, tenant: None, weight: 1 }
     }
 
     fn push(sender: &Sender, tokens: usize, patience: Duration) -> Result<Answer, PushError> {
@@ -599,7 +614,7 @@ mod tests {
         let push = |priority| {
             let priority = Some(priority);
             let deadline = Instant::now() + PATIENT;
-            let ticket = Ticket { flow: 0, priority, deadline, tenant: None, weight: 1 };
+            let ticket = Ticket { flow: FLOW, priority, deadline, tenant: None, weight: 1 };
             sender.push(vec![vec![0; 10]], Output::Vector, &ticket).unwrap()
         };
         let class = |batch: Vec<Turn<Job>>| batch[0].terms.priority;

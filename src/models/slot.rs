@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::error::ModelError;
+use super::needs::{Need, Needs, Wish};
 use super::queue::Sender;
 use super::worker::{Ready, WorkerError};
 use super::{Lease, Residency};
@@ -127,23 +128,23 @@ pub(super) struct Resident {
     since: Instant,
     /// When it was last seen in use.
     used: Instant,
-    /// What the last client that said so wants; forgotten with the rest when the model leaves.
-    pub(super) keep_alive: Option<KeepAlive>,
+    /// What its users need; forgotten with the rest when the model leaves.
+    pub(super) needs: Box<Needs>,
 }
 
 impl Resident {
     pub(super) fn new(ready: Ready, worker: Running, footprint: Footprint, now: Instant) -> Self {
-        Self { ready, worker, footprint, since: now, used: now, keep_alive: None }
+        Self { ready, worker, footprint, since: now, used: now, needs: Box::default() }
     }
 
-    /// How long it may be idle, where the settings say `max_idle_time` and a client may have said otherwise; `None`
-    /// means for ever.
-    pub(super) fn max_idle_time(&self, max_idle_time: Option<Duration>) -> Option<Duration> {
-        match self.keep_alive {
-            None => max_idle_time,
-            Some(KeepAlive::For(time)) => Some(time),
-            Some(KeepAlive::Forever) => None,
-        }
+    /// Returns the need that ends last. The settings give `max_idle_time`; the `keep_alive` of a user overrides it for
+    /// that user. `None` means without end.
+    pub(super) fn need(&self, max_idle_time: Option<Duration>) -> Option<Need> {
+        self.needs.last(self.used, max_idle_time)
+    }
+
+    pub(super) fn wish(&mut self, wish: Wish) {
+        self.needs.wish(wish);
     }
 
     /// Whether its worker still takes work: it may have panicked.

@@ -15,6 +15,7 @@ mod counts;
 mod file;
 mod habit;
 mod histogram;
+mod kept;
 pub mod recommend;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,7 @@ use crate::log::Message;
 use crate::package::{Key, Timestamp};
 use counts::Counts;
 use habit::Hour;
+pub(super) use kept::Kept;
 
 /// Name of the file in the store's directory.
 pub const FILE: &str = "usage.json";
@@ -207,6 +209,16 @@ impl Usage {
     pub fn keep_installed(&self, installed: &BTreeSet<Key>, now: SystemTime) {
         let mut state = self.state();
         let State { models, changed } = &mut *state;
+        for key in installed {
+            // Older files have the first digits of the digest.
+            let shortened = key.shortened();
+            if shortened != *key
+                && let Some(counts) = models.remove(&shortened)
+            {
+                models.insert(key.clone(), counts);
+                *changed = true;
+            }
+        }
         models.retain(|key, counts| {
             let unseen = counts.unseen_for(now);
             if installed.contains(key) {

@@ -307,7 +307,7 @@ mod tests {
     use std::sync::{Condvar, Mutex};
 
     use super::super::queue::{Answer, wait};
-    use super::super::{Priority, Ticket};
+    use super::super::{Flow, Owner, Priority, Ticket};
     use super::*;
     use crate::engine::{EngineError, Precision};
 
@@ -405,7 +405,7 @@ mod tests {
         fn ask_for(&mut self, output: Output, ids: &[u32], length: usize, priority: Priority) {
             let texts = ids.iter().map(|id| vec![*id; length]).collect();
             let ticket = Ticket {
-                flow: self.answers.len() as u64,
+                flow: Flow { owner: Owner::Tenant(self.answers.len() as u64), connection: 0 },
                 priority: Some(priority),
                 deadline: Instant::now() + Duration::from_secs(1000),
                 tenant: None,

@@ -40,6 +40,9 @@ impl Digest {
         u64::from_be_bytes(*first)
     }
 
+    /// Digits of a digest.
+    pub(super) const DIGITS: usize = 64;
+
     /// Digits of [`Digest::short`].
     pub(super) const SHORT: usize = 12;
 
@@ -139,7 +142,12 @@ impl<R: Read> HashingReader<R> {
 
     /// The digest of everything read so far.
     pub fn finish(self) -> Digest {
-        Digest(self.hasher.finalize().into())
+        self.into_parts().1
+    }
+
+    /// The reader inside, and the digest of everything read so far.
+    pub(super) fn into_parts(self) -> (R, Digest) {
+        (self.inner, Digest(self.hasher.finalize().into()))
     }
 }
 

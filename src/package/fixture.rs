@@ -66,14 +66,17 @@ pub(crate) fn entry(id: &str, version: &str, dimensions: usize, weights: &str) -
         manifest_digest,
         origin: Origin::Installed,
         status: Status::Available,
+        attempts: 0,
         installed_at: Timestamp(0),
         last_validated_at: Timestamp(0),
         access_count: 0,
         last_access_at: None,
         chosen_at: None,
+        signer: None,
+        verity: std::collections::BTreeMap::new(),
     };
     let key = super::Key::new(&manifest, manifest_digest);
-    super::Entry { key, manifest: Arc::new(manifest), record }
+    super::Entry { key, manifest: Arc::new(manifest), record, disabled: None }
 }
 
 /// One member as it stands in the archive, its header sealed with [`Entry::seal`].

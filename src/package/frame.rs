@@ -26,8 +26,9 @@ const HEADER: usize = MAGIC.len() + 1;
 /// manifest.
 const DESCRIPTOR_MASK: u8 = 0b0001_1111;
 const DESCRIPTOR: u8 = 0b0000_0100;
-/// Windows over 128 MiB are refused: the decoder allocates as much.
-const MAX_WINDOW_LOG: u32 = 27;
+/// The format allows windows of at most 8 MiB: the decoder allocates the declared window before anything is known of the
+/// package. `zstd` stays below this up to level 19, and the packer of this crate needs 4 MiB.
+pub(super) const MAX_WINDOW_LOG: u32 = 23;
 /// Output up to here has no ratio: a few kilobytes may well be all zeros.
 const RATIO_FREE: u64 = 1 << 20;
 
@@ -56,8 +57,8 @@ impl From<FrameError> for io::Error {
 /// The content of the one zstd frame that `R` must be.
 ///
 /// [`Read::read`] gives 0 only after the checksum held and the source was seen to end there; its
-/// errors hold a [`FrameError`]. Needs the frame's window in memory, at most 128 MiB, and less than a
-/// mebibyte.
+/// errors hold a [`FrameError`]. Needs the frame's window in memory, at most 8 MiB, and less than 2 MiB of
+/// buffers beside it.
 pub(super) struct Frame<'l, R, C> {
     source: BackgroundHashingReader<R>,
     limits: &'l Limits,
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_over_128_mib_is_refused() {
+    fn a_window_over_8_mib_is_refused() {
         // The window descriptor: five bits of exponent less 10, three bits of mantissa.
         let frame = |descriptor| {
             let mut frame = compress(b"content");
@@ -262,8 +263,8 @@ mod tests {
             frame[5] = descriptor;
             read(&frame)
         };
-        assert_eq!(frame((27 - 10) << 3).as_deref(), Ok(&b"content"[..]));
-        for over in [(27 - 10) << 3 | 1, (28 - 10) << 3] {
+        assert_eq!(frame((23 - 10) << 3).as_deref(), Ok(&b"content"[..]));
+        for over in [(23 - 10) << 3 | 1, (24 - 10) << 3, (27 - 10) << 3] {
             assert_eq!(
                 frame(over),
                 Err("zstd: Frame requires too much memory for decoding".into())

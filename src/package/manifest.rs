@@ -286,6 +286,17 @@ where
     deserializer.deserialize_map(UniquePrompts)
 }
 
+/// The identity under which two vectors may be compared: a digest over the weights, the tokenizer and every step that
+/// changes a vector. Compared whole, and shown with its first 16 digits; the store has no two that are shown alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EmbeddingSpace(Digest);
+
+impl fmt::Display for EmbeddingSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0.leading())
+    }
+}
+
 impl Manifest {
     /// Reads and checks a manifest.
     ///
@@ -320,9 +331,13 @@ impl Manifest {
         self.files.iter().fold(0, |sum, file| sum.saturating_add(file.size))
     }
 
-    /// The identity under which two vectors may be compared: 16 hexadecimal digits of a digest over the weights,
-    /// the tokenizer and every step that changes a vector.
+    /// The identity under which two vectors may be compared, as clients see it: [`EmbeddingSpace`] as text.
     pub fn embedding_space(&self) -> String {
+        self.space().to_string()
+    }
+
+    /// The identity under which two vectors may be compared. Serializes some kilobytes and hashes them.
+    pub fn space(&self) -> EmbeddingSpace {
         let files: Vec<_> =
             self.files.iter().map(|file| (file.path.as_str(), file.sha256)).collect();
         let identity = serde_json::json!({
@@ -336,7 +351,7 @@ impl Manifest {
             "pooling": self.pooling,
             "prompts": self.prompts,
         });
-        Digest::of(identity.to_string().as_bytes()).to_string()[..16].to_owned()
+        EmbeddingSpace(Digest::of(identity.to_string().as_bytes()))
     }
 
     fn check(&self) -> Result<(), ManifestError> {

@@ -69,13 +69,19 @@ impl Mapping {
     /// is an error there, and the end of the process in the mapping.
     pub(super) fn digest(&self) -> io::Result<Digest> {
         let mut hasher = Hasher::default();
+        self.read_through(|chunk| hasher.update(chunk))?;
+        Ok(hasher.finish())
+    }
+
+    /// Reads all bytes through the handle that is mapped, in their order.
+    pub(super) fn read_through(&self, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let mut chunk = vec![0; self.map.len().min(CHUNK)];
         for start in (0..self.map.len()).step_by(CHUNK) {
             let chunk = &mut chunk[..CHUNK.min(self.map.len() - start)];
             self.file.0.read_exact_at(chunk, start as u64)?;
-            hasher.update(chunk);
+            each(chunk);
         }
-        Ok(hasher.finish())
+        Ok(())
     }
 
     /// Says that `range` will not be read for a while. Its pages leave the process and stay in the page

@@ -2,35 +2,38 @@
 //!
 //! Owns the comparison with the manifest. What follows from a difference is the store's business.
 //!
-//! Invariant: what is given was hashed through the one handle that was opened for it.
+//! Invariant: what is given was hashed through the one handle that was opened for it, or is read through a handle whose
+//! pages the kernel checks against what was hashed.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
 use super::digest::{Digest, HashingReader};
 use super::manifest::Member;
 use super::mapping::Mapping;
+use super::verity;
 use crate::errors::{chain, errno};
 use crate::files::{self, FileError, ReadOnce};
 
 /// Why a member is not given.
 #[derive(Debug)]
 pub(super) enum MemberError {
-    /// It is not what was installed, in words about the file: other bytes, another kind of file, none, or one that the
-    /// disk does not give.
+    /// It is not what was installed, in words about the file: other bytes, another kind of file, or none.
     Differs(String),
-    /// It could not be looked at, for want of rights, handles or memory: nothing is known of it.
+    /// It could not be read: the disk failed, or rights, handles or memory are missing. Nothing is known of its bytes.
     Unread(FileError),
 }
 
 impl From<FileError> for MemberError {
     fn from(error: FileError) -> Self {
-        const OURS: [i32; 5] =
-            [libc::EACCES, libc::EPERM, libc::EMFILE, libc::ENFILE, libc::ENOMEM];
-        if errno(&error).is_some_and(|number| OURS.contains(&number)) {
-            Self::Unread(error)
-        } else {
+        // No file, a link or a directory in its place; without a number, another kind of file.
+        const DIFFERENT: [i32; 4] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EISDIR];
+        if errno(&error).is_none_or(|number| DIFFERENT.contains(&number)) {
             Self::Differs(chain(&error))
+        } else {
+            Self::Unread(error)
         }
     }
 }
@@ -53,28 +56,60 @@ impl<F: FnMut(u64)> Write for Counter<F> {
     }
 }
 
-/// Copies a member into `sink`, which takes everything, while hashing it.
+/// The digests of an entry's files that the kernel checks, by name.
+pub(super) type Kept = BTreeMap<String, String>;
+
+/// Returns whether `file` is the member that had the kernel's digest of `kept` when it was hashed. The kernel then checks
+/// each page that it reads, and this process need not.
+fn is_kept(file: &File, member: &Member, kept: &Kept) -> bool {
+    kept.get(member.path.as_str())
+        .is_some_and(|digest| verity::measure(file).as_ref() == Some(digest))
+}
+
+/// Copies a member into `sink`, which takes everything, while hashing it, unless the kernel checks it as in `kept`.
 pub(super) fn copy(
     directory: &Path,
     member: &Member,
+    kept: &Kept,
     sink: &mut impl Write,
 ) -> Result<(), MemberError> {
     let path = directory.join(member.path.as_str());
     let file = files::open_regular(&path)?;
     // One byte more than expected shows a file that has grown, without reading all that was added.
-    let mut reader = HashingReader::new(ReadOnce::new(file).take(member.size.saturating_add(1)));
+    let limit = member.size.saturating_add(1);
+    if is_kept(&file, member, kept) {
+        let mut reader = ReadOnce::new(file).take(limit);
+        let copied = io::copy(&mut reader, sink).map_err(FileError::new("read", &path))?;
+        return check_size(member, copied);
+    }
+    let mut reader = HashingReader::new(ReadOnce::new(file).take(limit));
     io::copy(&mut reader, sink).map_err(FileError::new("read", &path))?;
     check_size(member, reader.bytes_read())?;
     check_digest(member, reader.finish())
 }
 
-/// Maps a member and hashes it.
-pub(super) fn map(directory: &Path, member: &Member) -> Result<Mapping, MemberError> {
+/// Hashes `file`, which was opened at `path` as the member.
+pub(super) fn check(file: File, path: &Path, member: &Member) -> Result<(), MemberError> {
+    let limit = member.size.saturating_add(1);
+    let mut reader = HashingReader::new(ReadOnce::new(file).take(limit));
+    io::copy(&mut reader, &mut io::sink()).map_err(FileError::new("read", path))?;
+    check_size(member, reader.bytes_read())?;
+    check_digest(member, reader.finish())
+}
+
+/// Maps a member and hashes it, unless the kernel checks it as in `kept`: then it is read once, so that a page which is
+/// wrong is an error here and not the end of the process later.
+pub(super) fn map(directory: &Path, member: &Member, kept: &Kept) -> Result<Mapping, MemberError> {
     let path = directory.join(member.path.as_str());
     let file = files::open_regular(&path)?;
+    let is_kept = is_kept(&file, member, kept);
     let mapping = Mapping::of(file).map_err(FileError::new("map", &path))?;
     check_size(member, mapping.bytes().len() as u64)?;
-    check_digest(member, mapping.digest().map_err(FileError::new("read", &path))?)?;
+    if is_kept {
+        mapping.read_through(|_chunk| {}).map_err(FileError::new("read", &path))?;
+    } else {
+        check_digest(member, mapping.digest().map_err(FileError::new("read", &path))?)?;
+    }
     Ok(mapping)
 }
 
@@ -100,12 +135,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_disk_does_not_give_differs_and_what_the_process_was_refused_is_unknown() {
+    fn a_file_that_is_not_there_differs_and_one_that_cannot_be_read_is_unknown() {
         for (errno, differs) in [
-            (libc::EIO, true),
             (libc::ENOENT, true),
             (libc::ELOOP, true),
-            (libc::EUCLEAN, true),
+            (libc::EIO, false),
+            (libc::EUCLEAN, false),
             (libc::EACCES, false),
             (libc::EMFILE, false),
             (libc::ENOMEM, false),
@@ -128,8 +163,10 @@ mod tests {
             "path": "mem", "size": 1, "sha256": Digest::of(b""),
         }))
         .unwrap();
-        let found = copy(Path::new("/proc/self"), &member, &mut Vec::new());
-        let Err(MemberError::Differs(reason)) = found else { panic!("{found:?}") };
+        let found = copy(Path::new("/proc/self"), &member, &Kept::new(), &mut Vec::new());
+        let Err(MemberError::Unread(error)) = found else { panic!("{found:?}") };
+        assert!(error.disk_failed());
+        let reason = chain(&error);
         assert!(reason.starts_with("cannot read /proc/self/mem: "), "{reason}");
     }
 }

@@ -29,15 +29,17 @@ mod registry;
 mod signature;
 mod source;
 mod store;
+mod trust;
 mod unpack;
 mod ustar;
+mod verity;
 mod weights;
 
 pub use digest::{Digest, HashingReader, ParseDigestError, hashed};
-pub use entry::{Entry, Key, ParseKeyError, choose, earlier};
+pub use entry::{Entry, Key, ParseKeyError, choose, choose_any, earlier};
 pub use manifest::{
-    CONFIG, DenseLayer, FORMAT, MANIFEST, Manifest, ManifestError, Member, MemberName, ModelId,
-    Precision, SelfTest, TOKENIZER, Version, WEIGHTS, dense_file,
+    CONFIG, DenseLayer, EmbeddingSpace, FORMAT, MANIFEST, Manifest, ManifestError, Member,
+    MemberName, ModelId, Precision, SelfTest, TOKENIZER, Version, WEIGHTS, dense_file,
 };
 pub use pack::{
     BoxError, Contents, PackError, PackRequest, Packed, RunSelfTest, pack, write_package,
@@ -47,8 +49,12 @@ pub use record::{Cleanup, Origin, Quota, Record, Status, StoreFull, Timestamp};
 pub use registry::{KnownModel, Task, Tier, known, known_models};
 pub use signature::{KeyId, Keys, Sidecars, SignatureError, SignatureStatus, VerifyingReader};
 pub use source::SourceError;
-pub use store::{Admitted, Rollback, RollbackError, RolledBack, Staged, Store, StoreError};
-pub use unpack::{Durability, Limits, UnpackError, Unpacked, unpack};
+pub use store::{
+    Admitted, Changed, Condition, Examined, FreeSpace, NoSpace, PackageBytes, Rollback,
+    RollbackError, RolledBack, Staged, Store, StoreError, StoreUse, Unpacking, Verity,
+};
+pub use trust::{Claim, Consent, Disabled, Reserved, Signer, TrustError, Trusted, permit};
+pub use unpack::{Announced, Durability, Limits, UnpackError, Unpacked, unpack, unpack_if};
 pub use weights::Weights;
 
 /// Endings of the files that may stand beside a package: its digest and its signature.

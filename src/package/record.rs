@@ -5,10 +5,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::digest::Digest;
-use super::drop::Fingerprint;
+use super::drop::{Fingerprint, is_package_name};
+use super::trust::Signer;
 use super::unpack::Unpacked;
 use crate::units::Bytes;
 
@@ -30,6 +32,7 @@ pub enum Origin {
     /// A package that came with the appliance.
     Bundled {
         /// Its name in the bundled directory.
+        #[serde(deserialize_with = "package_name")]
         file: String,
         /// What it was when it was read.
         fingerprint: Fingerprint,
@@ -37,10 +40,38 @@ pub enum Origin {
     /// Files of the drop directory, one or several of the same content.
     Dropped {
         /// Their names there, and what each was when it was read. Never empty.
+        #[serde(deserialize_with = "package_names")]
         files: BTreeMap<String, Fingerprint>,
     },
     /// Given by an administrator.
     Installed,
+}
+
+/// Reads the name of a package. A record lies in the daemon's directory, and others act on what it names: `model remove`
+/// deletes the files.
+fn package_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    check_name(&name).map_err(D::Error::custom)?;
+    Ok(name)
+}
+
+/// Reads the names of packages, one at least: see [`package_name`].
+fn package_names<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Fingerprint>, D::Error> {
+    let names: BTreeMap<String, Fingerprint> = BTreeMap::deserialize(deserializer)?;
+    if names.is_empty() {
+        return Err(D::Error::custom("an origin without files"));
+    }
+    names.keys().try_for_each(|name| check_name(name)).map_err(D::Error::custom)?;
+    Ok(names)
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    match is_package_name(name) {
+        true => Ok(()),
+        false => Err(format!("{name:?} is not the name of a package file")),
+    }
 }
 
 impl Origin {
@@ -80,7 +111,23 @@ pub enum Status {
     Available,
     /// Its files are not what they were when it was installed; says which and how.
     Corrupt(String),
+    /// Its self-test must not run again; says why. It stays until an administrator removes it or installs its package
+    /// again.
+    Quarantined(String),
 }
+
+impl Status {
+    /// Returns whether the self-test has passed once: only such an entry may be named by a request.
+    pub fn is_tested(&self) -> bool {
+        match self {
+            Self::Available | Self::Corrupt(_) => true,
+            Self::Untested | Self::Quarantined(_) => false,
+        }
+    }
+}
+
+/// Self-tests that may begin without an end before the entry is quarantined: a power cut may end one of them.
+const MAX_ATTEMPTS: u32 = 2;
 
 /// What the store knows of an installed model beside its manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,27 +152,56 @@ pub struct Record {
     /// When its id was made to mean this version, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen_at: Option<Timestamp>,
+    /// Who vouched for it, when keys were configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Signer>,
+    /// How many self-tests of it have begun without an end.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempts: u32,
+    /// The kernel's digests of its files, by name, where it checks them: see [`verity`](super::verity).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub verity: BTreeMap<String, String>,
+}
+
+fn is_zero(attempts: &u32) -> bool {
+    *attempts == 0
 }
 
 impl Record {
-    /// The record of an entry at `now`, before it was tested. What it replaces because that is corrupt was as old as it
-    /// was, and chosen when it was: putting it right is no new installation.
+    /// Returns whether the self-test must not begin again.
+    pub fn is_given_up(&self) -> bool {
+        self.status == Status::Untested && self.attempts >= MAX_ATTEMPTS
+    }
+
+    /// The record of an entry at `now`, before it was tested. What it replaces because that is corrupt or cannot be read
+    /// was as old as it was, and chosen when it was: putting it right is no new installation. It has the same content, so
+    /// that it needs no other test when it has passed one.
     pub(super) fn untested(
         unpacked: &Unpacked,
         origin: Origin,
+        signer: Option<Signer>,
         now: Timestamp,
         corrupt: Option<&Self>,
     ) -> Self {
+        let was_tested = |old: &&Self| matches!(old.status, Status::Available | Status::Corrupt(_));
         Self {
             package_digest: unpacked.package_digest,
             manifest_digest: unpacked.manifest_digest,
-            origin,
-            status: Status::Untested,
+            origin: match corrupt {
+                // A file puts it right, but does not take it from the administrator.
+                Some(old) if old.origin == Origin::Installed => Origin::Installed,
+                Some(old) => old.origin.clone().and(origin),
+                None => origin,
+            },
+            status: corrupt.filter(was_tested).map_or(Status::Untested, |_| Status::Available),
             installed_at: corrupt.map_or(now, |corrupt| corrupt.installed_at),
             last_validated_at: now,
             access_count: 0,
             last_access_at: None,
             chosen_at: corrupt.and_then(|corrupt| corrupt.chosen_at),
+            attempts: 0,
+            signer: signer.or_else(|| corrupt.and_then(|corrupt| corrupt.signer.clone())),
+            verity: BTreeMap::new(),
         }
     }
 }
@@ -142,7 +218,7 @@ pub enum Cleanup {
 }
 
 /// How much the store may hold, models that came with the appliance not counted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     /// Largest sum of the sizes of all files.
     pub max_size: Bytes,
@@ -234,12 +310,67 @@ mod tests {
             access_count: 0,
             last_access_at: last_access_at.map(Timestamp),
             chosen_at: None,
+            attempts: 0,
+            signer: None,
+            verity: BTreeMap::new(),
         }
     }
 
     fn bundled_origin() -> Origin {
         let fingerprint = serde_json::from_str("\"\"").unwrap();
         Origin::Bundled { file: String::new(), fingerprint }
+    }
+
+    #[test]
+    fn a_record_names_package_files_and_nothing_else() {
+        let read = |origin: serde_json::Value| {
+            let mut json = serde_json::to_value(record(1, None)).unwrap();
+            json["origin"] = origin;
+            serde_json::from_value::<Record>(json)
+        };
+        let bundled =
+            |name: &str| serde_json::json!({"bundled": {"file": name, "fingerprint": ""}});
+        let dropped = |name: &str| serde_json::json!({"dropped": {"files": {name: ""}}});
+        for good in [bundled("a.model.tar.zst"), dropped("b.model.tar.zst")] {
+            assert_eq!(serde_json::to_value(read(good.clone()).unwrap().origin).unwrap(), good);
+        }
+        for name in [
+            "/etc",
+            "/etc/a.model.tar.zst",
+            "../a.model.tar.zst",
+            "",
+            ".",
+            "a",
+            "a\n.model.tar.zst",
+        ] {
+            for origin in [bundled(name), dropped(name)] {
+                let error = read(origin).unwrap_err().to_string();
+                assert!(error.contains("is not the name of a package file"), "{name:?}: {error}");
+                assert!(!error.contains(char::is_control), "{error:?}");
+            }
+        }
+        let none = read(serde_json::json!({"dropped": {"files": {}}})).unwrap_err();
+        assert!(none.to_string().contains("without files"), "{none}");
+    }
+
+    #[test]
+    fn a_record_of_an_older_version_has_no_attempts_and_two_are_enough_to_give_up() {
+        let old = serde_json::to_value(record(1, None)).unwrap();
+        assert!(old.get("attempts").is_none(), "{old}");
+        let mut record: Record = serde_json::from_value(old).unwrap();
+        assert_eq!(record.attempts, 0);
+        for (status, attempts, given_up) in [
+            (Status::Untested, 0, false),
+            (Status::Untested, 1, false),
+            (Status::Untested, 2, true),
+            (Status::Untested, 3, true),
+            (Status::Available, 2, false),
+        ] {
+            (record.status, record.attempts) = (status, attempts);
+            let json = serde_json::to_vec(&record).unwrap();
+            let read: Record = serde_json::from_slice(&json).unwrap();
+            assert_eq!((read.is_given_up(), &read), (given_up, &record));
+        }
     }
 
     #[test]

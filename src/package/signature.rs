@@ -3,8 +3,9 @@
 //! Owns the formats of `<file>.sha256` (sha256sum's) and `<file>.minisig` (minisign's, pre-hashed
 //! only), and the rule that decides: every sidecar that is present must hold; as soon as any key is
 //! configured, a signature by one of the keys is required. It never reads the package itself:
-//! [`VerifyingReader`] passes on the bytes that are unpacked, so what was signed and what is
-//! installed are the same bytes.
+//! [`VerifyingReader`] passes on the bytes that whoever installs reads. With keys these are read
+//! again to be unpacked, and [`Store::stage_verified`](super::Store::stage_verified) compares both
+//! passes, so what was signed and what is installed are the same bytes.
 //!
 //! Decisions:
 //! - A signature is not an error where no key is configured: nobody could check it. It is reported
@@ -13,7 +14,11 @@
 //!   manifest, which the signature covers; a file name could only repeat or contradict it.
 //! - The sum of a `.sha256` file is for the file of that name: another name is a mistake and an
 //!   error.
-//! - A key is revoked by removing its file, and rotated by adding the new one first.
+//! - A key is revoked by removing its file, and rotated by adding the new one first. What a revoked key signed is
+//!   disabled: see [`super::trust`].
+//! - A key may sign packages of all ids, or of those that begin as the lines `prefix: TEXT` after the two lines of its
+//!   file say. They stand in the same file as the key, so that no copy or removal can part them. Any other line refuses
+//!   the file.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -27,16 +32,45 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use minisign_verify::{PublicKey, Signature, StreamVerifier};
 use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
 
 use super::SIDECARS;
 use super::digest::Digest;
+use super::manifest::ModelId;
+use super::trust::{Signer, plain};
 
 /// A key has about 120 bytes, a signature about 350, a sum about 200.
 const MAX_SIDECAR: u64 = 4096;
 
+/// What a line that restricts a key to some ids begins with.
+const PREFIX: &str = "prefix: ";
+
 /// The identifier of a key pair, as minisign prints it: 16 upper-case hexadecimal digits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct KeyId([u8; 8]);
+
+/// A text that is no [`KeyId`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected the identifier of a key: 16 upper-case hexadecimal digits")]
+pub struct ParseKeyIdError;
+
+impl TryFrom<String> for KeyId {
+    type Error = ParseKeyIdError;
+
+    fn try_from(text: String) -> Result<Self, ParseKeyIdError> {
+        let good =
+            text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'));
+        let number = good.then(|| u64::from_str_radix(&text, 16).ok()).flatten();
+        number.map(|number| Self(number.to_le_bytes())).ok_or(ParseKeyIdError)
+    }
+}
+
+impl From<KeyId> for String {
+    fn from(id: KeyId) -> Self {
+        id.to_string()
+    }
+}
 
 impl KeyId {
     /// Takes the identifier from the second line of a key or a signature:
@@ -90,14 +124,57 @@ pub enum SignatureError {
     /// The signature was made over the content itself, not its hash.
     #[error("the signature is in minisign's legacy format: sign again without -l")]
     Legacy,
-    /// The signature does not match the package.
-    #[error("the signature by key {0} does not match the package")]
+    /// The signature does not match the package. A package that is still being copied looks like this: nothing of it is
+    /// parsed before the signature holds, so that its end is not known.
+    #[error(
+        "the signature by key {0} does not match the package: copy all of it, or sign it again"
+    )]
     Invalid(KeyId),
+    /// What was verified is not what was unpacked.
+    #[error("the package changed while it was read: copy it under another name and rename it")]
+    Changed,
+    /// The key may not sign packages of this id.
+    #[error(
+        "signed with key {key}, which may not sign \"{id}\": its file {file} names ids that begin with {}",
+        prefixes.join(", ")
+    )]
+    NotCovered {
+        /// The key.
+        key: KeyId,
+        /// Its file.
+        file: String,
+        /// The id of the package.
+        id: ModelId,
+        /// What ids must begin with.
+        prefixes: Vec<String>,
+    },
+}
+
+/// A key that packages may be signed with.
+#[derive(Clone, Debug)]
+struct Trusted {
+    public: PublicKey,
+    /// SHA-256 of the algorithm, the identifier and the key.
+    fingerprint: Digest,
+    /// The name of its file, as a record keeps it.
+    file: String,
+    /// What the ids begin with that it may sign; any id when there is none.
+    prefixes: Vec<String>,
+}
+
+impl Trusted {
+    fn covers(&self, id: &ModelId) -> bool {
+        let begins = |prefix: &String| id.as_str().starts_with(prefix.as_str());
+        self.prefixes.is_empty() || self.prefixes.iter().any(begins)
+    }
 }
 
 /// The public keys that packages may be signed with.
 #[derive(Clone, Debug, Default)]
-pub struct Keys(BTreeMap<KeyId, PublicKey>);
+pub struct Keys(BTreeMap<KeyId, Trusted>);
+
+/// The keys that can be used, and what is wrong with the files of the others, by the name that a record has of them.
+pub(super) type EachKey = (Keys, BTreeMap<String, SignatureError>);
 
 impl Keys {
     /// Loads every `*.pub` file of `directory`; a missing directory holds no keys.
@@ -106,30 +183,90 @@ impl Keys {
     /// When the directory or one key cannot be read: trusting fewer keys than configured,
     /// down to none at all, would drop the requirement of a signature silently.
     pub fn load(directory: &Path) -> Result<Self, SignatureError> {
+        let (keys, errors) = Self::load_each(directory)?;
+        errors.into_values().next().map_or(Ok(keys), Err)
+    }
+
+    /// Loads every `*.pub` file of `directory` that can be used, in the order of their names.
+    ///
+    /// # Errors
+    /// When the directory is there and cannot be listed.
+    pub(super) fn load_each(directory: &Path) -> Result<EachKey, SignatureError> {
         let failed = |source| SignatureError::Io { path: directory.to_owned(), source };
         let entries = match fs::read_dir(directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(EachKey::default()),
             entries => entries.map_err(failed)?,
         };
-        let mut keys = BTreeMap::new();
+        let mut paths = Vec::new();
         for entry in entries {
             let path = entry.map_err(failed)?.path();
-            if path.extension() != Some(OsStr::new("pub")) {
-                continue;
-            }
-            // Links are followed: who writes this directory decides what is trusted.
-            let text = read_small(&path, OFlag::empty())?.ok_or_else(|| SignatureError::Io {
-                path: path.clone(),
-                source: io::ErrorKind::NotFound.into(),
-            })?;
-            let (id, key) = parse_key(&text).ok_or_else(|| {
-                malformed(&path, "not a minisign public key of two lines".to_owned())
-            })?;
-            if keys.insert(id, key.clone()).is_some_and(|other| other != key) {
-                return Err(malformed(&path, format!("another key has the identifier {id} too")));
+            if path.extension() == Some(OsStr::new("pub")) {
+                paths.push(path);
             }
         }
-        Ok(Self(keys))
+        paths.sort();
+        let (mut keys, mut errors) = (Self::default(), BTreeMap::new());
+        for path in paths {
+            let file = path.file_name().map(OsStr::to_string_lossy).unwrap_or_default();
+            let file = plain(&file);
+            if let Err(error) = keys.add(&path, file.clone()) {
+                errors.insert(file, error);
+            }
+        }
+        Ok((keys, errors))
+    }
+
+    /// Adds the key in the file at `path`.
+    fn add(&mut self, path: &Path, file: String) -> Result<(), SignatureError> {
+        // Links are followed: who writes this directory decides what is trusted.
+        let text = read_small(path, OFlag::empty())?.ok_or_else(|| SignatureError::Io {
+            path: path.to_owned(),
+            source: io::ErrorKind::NotFound.into(),
+        })?;
+        let (id, key) = parse_key(&text, file).map_err(|reason| malformed(path, reason))?;
+        match self.0.get(&id) {
+            None => drop(self.0.insert(id, key)),
+            Some(other) if other.fingerprint != key.fingerprint => {
+                return Err(malformed(path, format!("another key has the identifier {id} too")));
+            }
+            Some(other) if other.prefixes != key.prefixes => {
+                let reason = format!("the same key stands in {}, with other prefixes", other.file);
+                return Err(malformed(path, reason));
+            }
+            Some(_same) => {}
+        }
+        Ok(())
+    }
+
+    /// Returns who gave a package of this id the signature that was checked with these keys; `None` where none was
+    /// checked.
+    ///
+    /// # Errors
+    /// When the key may not sign packages of this id.
+    pub fn signer(
+        &self,
+        status: SignatureStatus,
+        id: &ModelId,
+    ) -> Result<Option<Signer>, SignatureError> {
+        let SignatureStatus::Valid(key) = status else { return Ok(None) };
+        let trusted = self.0.get(&key).ok_or(SignatureError::UnknownKey(key))?;
+        let Trusted { fingerprint, file, prefixes, .. } = trusted;
+        if !trusted.covers(id) {
+            let (file, prefixes) = (file.clone(), prefixes.clone());
+            return Err(SignatureError::NotCovered { key, file, id: id.clone(), prefixes });
+        }
+        Ok(Some(Signer { key, fingerprint: *fingerprint, file: file.clone() }))
+    }
+
+    /// Whether the key with this fingerprint is one of them.
+    pub(super) fn have(&self, fingerprint: Digest) -> bool {
+        self.0.values().any(|key| key.fingerprint == fingerprint)
+    }
+
+    /// Whether the key of `signer` may sign packages of `id`; `None` when it is not among these.
+    pub(super) fn covers(&self, signer: &Signer, id: &ModelId) -> Option<bool> {
+        let trusted = self.0.get(&signer.key)?;
+        (trusted.fingerprint == signer.fingerprint).then(|| trusted.covers(id))
     }
 
     /// Whether no key is configured, so that no signature is required.
@@ -189,6 +326,11 @@ impl Sidecars {
         Ok(Self { sha256: sha256.transpose()?, minisig: minisig.transpose()? })
     }
 
+    /// The key that the signature says it is by, right or not.
+    pub fn key(&self) -> Option<KeyId> {
+        self.minisig.as_ref().map(|(key, _signature)| *key)
+    }
+
     /// Starts the check: the package must then be read through the reader that is given, to its
     /// end.
     ///
@@ -206,8 +348,10 @@ impl Sidecars {
             Some((id, signature)) => {
                 let key = keys.0.get(id).ok_or(SignatureError::UnknownKey(*id))?;
                 // The identifiers are equal, so only the legacy format is left to refuse.
-                let verifier =
-                    key.verify_stream(signature).map_err(|_legacy| SignatureError::Legacy)?;
+                let verifier = key
+                    .public
+                    .verify_stream(signature)
+                    .map_err(|_legacy| SignatureError::Legacy)?;
                 PendingSignature::Pending(*id, Box::new(verifier))
             }
         };
@@ -246,16 +390,19 @@ impl<R> VerifyingReader<'_, R> {
     /// # Errors
     /// When a sidecar does not match what was read; so also when that was not all of the package.
     pub fn finish(self, package_digest: Digest) -> Result<SignatureStatus, SignatureError> {
-        if let Some(expected) = self.sha256.filter(|expected| *expected != package_digest) {
-            return Err(SignatureError::WrongDigest { expected, found: package_digest });
-        }
-        match self.signature {
-            PendingSignature::Absent => Ok(SignatureStatus::Absent),
-            PendingSignature::Unchecked => Ok(SignatureStatus::Unchecked),
+        // The signature comes first: one that does not match may be that of a copy under way, of which a wrong digest says
+        // nothing.
+        let signature = match self.signature {
+            PendingSignature::Absent => SignatureStatus::Absent,
+            PendingSignature::Unchecked => SignatureStatus::Unchecked,
             PendingSignature::Pending(id, mut verifier) => match verifier.finalize() {
-                Ok(()) => Ok(SignatureStatus::Valid(id)),
-                Err(_mismatch) => Err(SignatureError::Invalid(id)),
+                Ok(()) => SignatureStatus::Valid(id),
+                Err(_mismatch) => return Err(SignatureError::Invalid(id)),
             },
+        };
+        match self.sha256.filter(|expected| *expected != package_digest) {
+            Some(expected) => Err(SignatureError::WrongDigest { expected, found: package_digest }),
+            None => Ok(signature),
         }
     }
 }
@@ -303,8 +450,28 @@ fn parse_sum(text: &str, name: &str) -> Option<Digest> {
     (found == name).then(|| digest.parse().ok())?
 }
 
-fn parse_key(text: &str) -> Option<(KeyId, PublicKey)> {
-    Some((KeyId::of_second_line(text)?, PublicKey::decode(text).ok()?))
+/// The key in a file of this name, or what is wrong with its text.
+fn parse_key(text: &str, file: String) -> Result<(KeyId, Trusted), String> {
+    let lines = Vec::from_iter(text.lines());
+    let key = || {
+        let key = lines.get(..2)?.join("\n");
+        let bytes = STANDARD.decode(lines.get(1)?).ok()?;
+        Some((KeyId::of_second_line(&key)?, PublicKey::decode(&key).ok()?, Digest::of(&bytes)))
+    };
+    let (id, public, fingerprint) =
+        key().ok_or_else(|| "not a minisign public key of two lines".to_owned())?;
+    let mut prefixes = Vec::new();
+    for (at, line) in lines.iter().enumerate().skip(2).filter(|(_, line)| !line.is_empty()) {
+        let prefix = line.strip_prefix(PREFIX).filter(|prefix| prefix.parse::<ModelId>().is_ok());
+        let prefix = prefix.ok_or_else(|| {
+            let number = at + 1;
+            format!("line {number}: expected \"{PREFIX}\" and what the ids begin with that this key may sign")
+        })?;
+        prefixes.push(prefix.to_owned());
+    }
+    prefixes.sort();
+    prefixes.dedup();
+    Ok((id, Trusted { public, fingerprint, file, prefixes }))
 }
 
 fn parse_signature(text: &str) -> Option<(KeyId, Signature)> {
@@ -545,6 +712,64 @@ mod tests {
     }
 
     #[test]
+    fn a_key_signs_the_ids_that_its_file_names_and_any_other_line_refuses_the_file() {
+        let drop = Drop::new();
+        let key = key();
+        let text = key.pk.to_box().unwrap().into_string();
+        let text = text.trim_end();
+        let id = |id: &str| id.parse::<ModelId>().unwrap();
+        let valid = SignatureStatus::Valid(self::id(&key));
+        for (lines, signs, does_not) in [
+            ("", &["a", "acme-1"][..], &[][..]),
+            ("\nprefix: acme-\n", &["acme-1", "acme-"], &["acme", "Acme-1", "xacme-1"]),
+            ("\n\nprefix: b\nprefix: acme\n\n", &["acme", "b", "bb"], &["a"]),
+        ] {
+            drop.write("keys.d/a.pub", format!("{text}{lines}"));
+            let keys = drop.keys().unwrap();
+            for name in signs {
+                let signer = keys.signer(valid, &id(name)).unwrap().unwrap();
+                assert_eq!((signer.key, &*signer.file), (self::id(&key), "a.pub"));
+                assert_eq!(keys.covers(&signer, &id(name)), Some(true), "{name}");
+            }
+            for name in does_not {
+                let error = keys.signer(valid, &id(name)).unwrap_err();
+                let said = error.to_string();
+                assert!(matches!(error, SignatureError::NotCovered { .. }), "{said}");
+                assert!(said.contains("a.pub") && said.contains("acme"), "{said}");
+            }
+            assert!(keys.signer(SignatureStatus::Absent, &id("x")).unwrap().is_none());
+        }
+        for bad in [
+            "prefix:acme",
+            "prefix: ",
+            "prefix: *",
+            "prefix: acme-*",
+            "prefix: a b",
+            "prefix: a ",
+            "Prefix: a",
+            " prefix: a",
+            "id: a",
+            "# prefix: a",
+            "ids: a, b",
+            "prefix: -a",
+        ] {
+            drop.write("keys.d/a.pub", format!("{text}\n{bad}\n"));
+            let error = drop.keys().unwrap_err().to_string();
+            assert!(error.contains("a.pub: line 3: expected \"prefix: \""), "{bad}: {error}");
+            let (keys, errors) = Keys::load_each(&drop.path("keys.d")).unwrap();
+            assert!(keys.is_empty() && errors.contains_key("a.pub"), "{bad}");
+        }
+        // Twice, with different rights, is a mistake.
+        drop.write("keys.d/a.pub", format!("{text}\nprefix: a\n"));
+        drop.write("keys.d/b.pub", text);
+        let error = drop.keys().unwrap_err().to_string();
+        assert!(
+            error.contains("b.pub: the same key stands in a.pub, with other prefixes"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn two_keys_under_one_identifier_are_refused() {
         let drop = Drop::new();
         let (one, two) = (key(), key());
@@ -563,6 +788,13 @@ mod tests {
         // it.
         let key = "untrusted comment: minisign public key E7620F1842B4E81F\n\
                    RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3\n";
-        assert_eq!(parse_key(key).unwrap().0.to_string(), "E7620F1842B4E81F");
+        let id = parse_key(key, String::new()).unwrap().0;
+        assert_eq!(id.to_string(), "E7620F1842B4E81F");
+        assert_eq!(KeyId::try_from(id.to_string()), Ok(id));
+        for bad in
+            ["", "E7620F1842B4E81", "E7620F1842B4E81f", "+7620F1842B4E81F", "E7620F1842B4E81FF"]
+        {
+            assert_eq!(KeyId::try_from(bad.to_owned()), Err(ParseKeyIdError), "{bad}");
+        }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! <directory>/lock                              held by the one process that may change the store
-//! <directory>/models/<id>@<version>+<digest>/   manifest.json, record.json and the manifest's files
+//! <directory>/models/<id>@<version>+<digest>/   manifest.json, record.json and the manifest's files; 12 digits
+//! <directory>/versions.json                     the highest version of each id that was installed with a signature
+//! <directory>/unpacking.json                     files whose unpacking began and has not ended
 //! <directory>/staging/                          what is not installed yet or not removed yet; emptied at start
 //! ```
 //!
@@ -13,39 +15,71 @@
 //! 3. One process at a time: the lock is taken before anything is read.
 //! 4. Whoever changes an entry holds `writing` until the change is on the disk, and nobody holds the index while the
 //!    disk is waited for: it is asked at each request, by the runtime.
+//! 5. A disk that fails takes nothing away that it still gives: see [`medium`].
 //!
 //! Everything here blocks, but for [`Store::entries`] and [`Store::count_access`].
 
+mod attempts;
 mod contents;
 mod disk;
+mod error;
+mod files_given;
+mod lent;
+mod medium;
 mod rollback;
+mod room;
+mod trust;
+mod unpacking;
+mod uses;
+mod verified;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::fcntl::Flock;
 use tempfile::TempDir;
 
 use super::entry::{Entry, Key};
-use super::record::{Occupant, Origin, Quota, Record, Status, StoreFull, Timestamp, victims};
-use super::unpack::{Durability, Limits, UnpackError, Unpacked, unpack};
+use super::record::{Origin, Quota, Record, Status};
+use super::trust::{Signer, Trusted};
+use super::unpack::{Announced, Durability, Limits, UnpackError, Unpacked, unpack_if};
+use crate::errors::chain;
 use crate::files::{self, FileError};
+pub use disk::Examined;
+use disk::{Locks, unless_disk_failed};
+pub use error::StoreError;
+pub use medium::{Condition, Verity};
+use medium::{Medium, make_directories};
 pub use rollback::{Rollback, RollbackError, RolledBack};
+pub use room::{FreeSpace, NoSpace, StoreUse};
+use room::{Incoming, leaving};
+pub use trust::Changed;
+pub use unpacking::Unpacking;
+pub use verified::PackageBytes;
+
+/// The name of the directory of the entries, in the store.
+const MODELS: &str = "models";
 
 /// A package that was read and verified but is not installed: dropping it leaves nothing behind.
 #[derive(Debug)]
 pub struct Staged {
     directory: TempDir,
     unpacked: Unpacked,
+    signer: Option<Signer>,
 }
 
 impl Staged {
     /// What was read.
     pub fn unpacked(&self) -> &Unpacked {
         &self.unpacked
+    }
+
+    /// Says who vouches for it.
+    #[must_use]
+    pub fn signed_by(self, signer: Option<Signer>) -> Self {
+        Self { signer, ..self }
     }
 }
 
@@ -58,31 +92,6 @@ pub struct Admitted {
     pub existed: bool,
 }
 
-/// Why the store did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process holds the store.
-    #[error("the store in {} is in use by another process, probably the daemon", .0.display())]
-    Locked(PathBuf),
-    /// A file operation failed.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// There is no room.
-    #[error(transparent)]
-    Full(#[from] StoreFull),
-    /// No such entry.
-    #[error("{0} is not installed")]
-    Unknown(Key),
-    /// A file is not what it was when it was installed.
-    #[error("{key} is corrupt: {reason}")]
-    Corrupt {
-        /// The entry.
-        key: Key,
-        /// Which file, and how it differs.
-        reason: String,
-    },
-}
-
 /// The store of one appliance.
 #[derive(Debug)]
 pub struct Store {
@@ -91,18 +100,36 @@ pub struct Store {
     /// One change at a time.
     writing: Mutex<()>,
     index: Mutex<BTreeMap<Key, Entry>>,
-    _lock: Flock<File>,
+    /// Entries that could not be removed to make room. Bounded by their number.
+    stuck: Mutex<Vec<(Key, StoreError)>>,
+    /// Of each id the highest version that was installed with a signature.
+    highest: Mutex<trust::Highest>,
+    /// What entries were judged by last. Taken before the index.
+    trusted: Mutex<Option<Trusted>>,
+    /// The file that is being unpacked; held while its attempts are written.
+    unpacking: Mutex<Option<String>>,
+    medium: Medium,
+    /// `None` for [`Store::lend`].
+    locks: Option<Locks>,
 }
 
 impl Store {
     /// Opens the store in `directory`, creating it if need be: takes its lock, empties staging, reads the index.
     ///
-    /// Entries that cannot be read are left out; they come back as the second value, with the reason.
+    /// Entries that cannot be read are left out; they come back as the second value, with the reason. A disk that takes no
+    /// writes is no error, nor are entries that cannot be listed: see [`Store::condition`].
     ///
     /// # Errors
-    /// When another process holds it, or a directory cannot be created or read.
+    /// When another process holds it, `directory` cannot be created, or one in it not be created for another reason than
+    /// a failing disk.
     pub fn open(directory: &Path) -> Result<(Self, Vec<String>), StoreError> {
         Self::open_as(directory, Durability::Synced)
+    }
+
+    /// Reads what lies in the store in `directory`, without its lock: an entry that comes or leaves meanwhile may be
+    /// among those that cannot be read.
+    pub fn examine(directory: &Path) -> Examined {
+        disk::read_entries(&directory.join(MODELS))
     }
 
     /// A store in `directory`, which is thrown away with it: nothing waits for the disk.
@@ -118,26 +145,41 @@ impl Store {
         durability: Durability,
     ) -> Result<(Self, Vec<String>), StoreError> {
         files::create_directory(directory)?;
-        let lock = disk::lock(directory)?;
-        let staging = directory.join("staging");
-        files::remove(&staging)?;
-        let models = directory.join("models");
-        for path in [&staging, &models] {
-            files::create_directory(path)?;
-            files::own(path, directory)?;
-        }
-        let mut index = BTreeMap::new();
-        let mut damaged = Vec::new();
-        for child in fs::read_dir(&models).map_err(FileError::new("list", &models))? {
-            let path = child.map_err(FileError::new("list", &models))?.path();
-            match disk::read_entry(&path) {
-                Ok(entry) => drop(index.insert(entry.key.clone(), entry)),
-                Err(reason) => damaged.push(format!("{}: {reason}", path.display())),
-            }
+        let locks = disk::lock(directory)?;
+        let medium = Medium::default();
+        let emptied = files::remove(&directory.join("staging"));
+        let emptied = emptied.and_then(|()| disk::remove_unfinished(directory));
+        let prepared = medium.wrote(emptied.and_then(|()| make_directories(directory)));
+        prepared.or_else(unless_disk_failed)?;
+        let Examined { entries, unreadable, unlisted } =
+            disk::read_entries(&directory.join(MODELS));
+        let index = entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+        let (highest, problem) = trust::read(directory);
+        let mut damaged = Vec::from_iter(problem);
+        damaged.extend(unlisted.as_ref().map(|error| chain(error)));
+        medium.set_unlisted(unlisted.as_ref());
+        for (path, reason) in unreadable {
+            damaged.push(format!("{}: {reason}", path.display()));
+            medium.leave_out(&path, reason);
         }
         let directory = directory.to_owned();
         let (writing, index) = (Mutex::default(), Mutex::new(index));
-        Ok((Self { directory, durability, writing, index, _lock: lock }, damaged))
+        let (stuck, highest) = (Mutex::default(), Mutex::new(highest));
+        let trusted = Mutex::default();
+        let store = Self {
+            directory,
+            durability,
+            writing,
+            index,
+            stuck,
+            highest,
+            trusted,
+            unpacking: Mutex::default(),
+            medium,
+            locks: Some(locks),
+        };
+        store.forget_unpacked();
+        Ok((store, damaged))
     }
 
     /// Every entry, in the order of the keys.
@@ -150,17 +192,40 @@ impl Store {
     /// # Errors
     /// When the package is incomplete or refused, or the disk fails; staging is then empty again.
     pub fn stage(&self, source: impl Read, limits: &Limits) -> Result<Staged, UnpackError> {
+        self.stage_if(source, limits, |_announced| Ok(()))
+    }
+
+    /// Does [`Store::stage`] if `approve` agrees to what the package announces, before a byte of it is written.
+    ///
+    /// # Errors
+    /// Those of [`Store::stage`], and that of `approve`.
+    pub fn stage_if<E: From<UnpackError>>(
+        &self,
+        source: impl Read,
+        limits: &Limits,
+        approve: impl FnOnce(&Announced<'_>) -> Result<(), E>,
+    ) -> Result<Staged, E> {
         let staging = self.directory.join("staging");
+        if !self.medium.is_writable() || self.medium.unlisted().is_some() {
+            // Its file system may take writes again, and may be listed again.
+            self.recover();
+        }
+        if let Some(why) = self.medium.unlisted() {
+            // Nobody knows what is installed, and how much of the quota it takes.
+            let source = io::Error::other(why);
+            return Err(UnpackError::Io { operation: "list", path: self.models(), source }.into());
+        }
         let directory =
             tempfile::Builder::new().prefix("install-").tempdir_in(&staging).map_err(|source| {
                 UnpackError::Io { operation: "create a directory in", path: staging, source }
             })?;
-        let unpacked = unpack(source, limits, directory.path(), self.durability)?;
-        Ok(Staged { directory, unpacked })
+        let unpacked = unpack_if(source, limits, directory.path(), self.durability, approve)?;
+        Ok(Staged { directory, unpacked, signer: None })
     }
 
     /// Installs what was staged, as [`Status::Untested`]; a package that is installed already stays as it is unless
-    /// it is corrupt. Nothing leaves to make room before the self-test has passed: see
+    /// it is corrupt, quarantined or cannot be read. Then it is written anew, and available if it was tested before.
+    /// Nothing leaves to make room before the self-test has passed: see
     /// [`Store::make_available`]. `keep` says which entries may not leave then.
     ///
     /// # Errors
@@ -172,37 +237,75 @@ impl Store {
         quota: Quota,
         keep: impl Fn(&Entry) -> bool,
     ) -> Result<Admitted, StoreError> {
-        let Staged { directory, unpacked } = staged;
+        let Staged { directory, unpacked, signer } = staged;
         let key = Key::new(&unpacked.manifest, unpacked.manifest_digest);
         let _writing = self.writing();
         let index = self.index().clone();
+        if let Some(other) = index.keys().find(|other| **other != key && other.looks_like(&key)) {
+            return Err(StoreError::LooksAlike(other.clone()));
+        }
         let corrupt = match index.get(&key) {
-            Some(entry) if matches!(entry.record.status, Status::Corrupt(_)) => Some(&entry.record),
+            Some(entry)
+                if matches!(entry.record.status, Status::Corrupt(_) | Status::Quarantined(_))
+                    || self.medium.is_unread(&key) =>
+            {
+                Some(&entry.record)
+            }
             Some(entry) => {
-                let origin = entry.record.origin.clone().and(origin);
-                let entry = match entry.record.origin == origin {
-                    true => entry.clone(),
-                    false => self.change(&key, |record| record.origin = origin)?,
-                };
+                let entry = self.give_again(entry.clone(), origin, signer)?;
                 return Ok(Admitted { entry, existed: true });
             }
             None => None,
         };
         let now = rollback::turn(index.values(), &unpacked.manifest.id);
-        let record = Record::untested(&unpacked, origin, now, corrupt);
+        let vouched = signer.is_some() || origin.is_bundled();
+        let disabled = index.get(&key).and_then(|entry| entry.disabled.clone());
+        let disabled = trust::after_vouching(disabled, vouched);
+        let record = Record::untested(&unpacked, origin, signer, now, corrupt);
         let manifest = Arc::new(unpacked.manifest);
-        let entry = Entry { key: key.clone(), manifest, record };
-        leaving(&index, &entry, quota, keep)?;
-        disk::write_record(directory.path(), &entry.record, self.durability)?;
+        let mut entry = Entry { key: key.clone(), manifest, record, disabled };
+        if entry.record.status == Status::Untested {
+            leaving(&index, Incoming::from(&entry), quota, keep)?;
+        } else {
+            entry.record.verity = self.protect(directory.path(), &entry)?;
+        }
+        self.medium.wrote(disk::write_record(directory.path(), &entry.record, self.durability))?;
         files::own_all(directory.path(), &self.directory)?;
-        // What stands there now is corrupt or was never readable.
-        self.discard(&key)?;
-        let target = self.path(&key);
-        let staged = directory.keep();
-        fs::rename(&staged, &target).map_err(FileError::new("install", &target))?;
-        self.sync_models()?;
+        // What stands there now is corrupt, quarantined or was never readable.
+        self.put_in(directory, &key)?;
+        self.medium.forget(&key);
         self.index().insert(key, entry.clone());
         Ok(Admitted { entry, existed: false })
+    }
+
+    /// Moves a staged directory to the place of `key` by one rename. An entry that stands there, which is corrupt or was
+    /// never readable, leaves only if that succeeds. For the holder of `writing`.
+    fn put_in(&self, directory: TempDir, key: &Key) -> Result<(), StoreError> {
+        let target = self.path(key);
+        let aside = self.set_aside(key)?;
+        let put_back = || {
+            if let Some(aside) = &aside {
+                // When that fails too, what is lost could not be used.
+                drop(fs::rename(aside, &target));
+            }
+        };
+        if let Err(error) = fs::rename(directory.path(), &target) {
+            put_back();
+            // The staged directory is removed with its handle.
+            return Err(FileError::new("install", &target)(error).into());
+        }
+        if let Err(error) = self.sync_models() {
+            // Back under the name with which it is removed: an entry that nobody was told of must not stay.
+            drop(fs::rename(&target, directory.path()));
+            put_back();
+            return Err(error.into());
+        }
+        // It is not there any more, so that nothing is removed.
+        let _moved = directory.keep();
+        if let Some(aside) = aside {
+            files::remove(&aside)?;
+        }
+        Ok(())
     }
 
     /// Removes an entry.
@@ -210,6 +313,10 @@ impl Store {
     /// # Errors
     /// When there is none, or the disk fails.
     pub fn remove(&self, key: &Key) -> Result<Entry, StoreError> {
+        if !self.medium.is_writable() {
+            // Its file system may take writes again.
+            self.recover();
+        }
         let _writing = self.writing();
         self.take_out(key)
     }
@@ -221,21 +328,35 @@ impl Store {
         let discarded = self.discard(key);
         if discarded.is_err() && self.path(key).try_exists().unwrap_or(true) {
             self.index().insert(key.clone(), entry.clone());
+        } else {
+            self.medium.forget(key);
         }
         discarded.map(|()| entry)
     }
 
     /// Takes the directory of `key` out of the store by one rename, then deletes it.
     fn discard(&self, key: &Key) -> Result<(), StoreError> {
-        let path = self.path(key);
-        let bin = self.directory.join("staging").join(format!("removed-{key}"));
-        files::remove(&bin)?;
-        match fs::rename(&path, &bin) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            result => result.map_err(FileError::new("remove", &path))?,
-        }
+        let Some(aside) = self.set_aside(key)? else { return Ok(()) };
         self.sync_models()?;
-        Ok(files::remove(&bin)?)
+        Ok(files::remove(&aside)?)
+    }
+
+    /// Moves the directory of `key` into staging by one rename; returns where it is, or `None` when there is none.
+    fn set_aside(&self, key: &Key) -> Result<Option<PathBuf>, StoreError> {
+        let path = self.path(key);
+        let aside = self.directory.join("staging").join(format!("removed-{key}"));
+        files::remove(&aside)?;
+        match fs::rename(&path, &aside) {
+            Ok(()) => Ok(Some(aside)),
+            // Staging may be what is not there: a disk that takes no writes did not let it be made.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    && path.try_exists().is_ok_and(|there| !there) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(FileError::new("remove", &path)(error).into()),
+        }
     }
 
     /// Makes what appeared in the store and left it survive a power cut.
@@ -246,14 +367,15 @@ impl Store {
         }
     }
 
-    /// Says that an entry passed its self-test; removes, and returns, what it replaces and what must leave to make
-    /// room.
+    /// Marks an entry that passed its self-test as available; removes, and returns, what it replaces and what must leave
+    /// to make room.
     ///
-    /// What leaves does so first. After a crash in between the entry is still untested: whoever opens the store tests it
-    /// again and comes back here.
+    /// The new record is written first: when that fails, or after a crash in between, everything that was available
+    /// still is. An entry that cannot be removed stays, as [`Store::take_stuck`] tells, and so do all after a crash in
+    /// between: the store then holds more than its quota until the next installation makes room.
     ///
     /// # Errors
-    /// When there is no such entry, no room, or the disk fails.
+    /// When there is no such entry, no room, or the record cannot be written. Nothing leaves then.
     pub fn make_available(
         &self,
         key: &Key,
@@ -262,63 +384,36 @@ impl Store {
     ) -> Result<Vec<Entry>, StoreError> {
         let _writing = self.writing();
         let mut entry = self.entry(key)?;
-        let leaving = leaving(&self.index(), &entry, quota, keep)?;
-        let removed = leaving.iter().map(|key| self.take_out(key)).collect::<Result<_, _>>()?;
+        let leaving = leaving(&self.index(), Incoming::from(&entry), quota, keep)?;
+        let verity = self.protect(&self.path(key), &entry)?;
+        self.remember_version(&entry)?;
         entry.record.status = Status::Available;
+        entry.record.attempts = 0;
+        entry.record.verity.clone_from(&verity);
         self.write_record(&entry)?;
-        if let Some(entry) = self.index().get_mut(key) {
-            entry.record.status = Status::Available;
+        if let Some(there) = self.index().get_mut(key) {
+            there.record.status = Status::Available;
+            there.record.attempts = 0;
+            there.record.verity = verity;
+        }
+        let mut removed = Vec::new();
+        for key in leaving {
+            let Ok(entry) = self.entry(&key) else { continue };
+            let taken_out = self.take_out(&key);
+            // Its directory may be out of the store although it could not be deleted.
+            if self.entry(&key).is_err() {
+                removed.push(entry);
+            }
+            if let Err(error) = taken_out {
+                self.stuck().push((key, error));
+            }
         }
         Ok(removed)
     }
 
-    /// Makes an entry independent of the file that it came from: it stays until an administrator removes it.
-    ///
-    /// # Errors
-    /// When there is no such entry, or the disk fails.
-    pub fn adopt(&self, key: &Key) -> Result<(), StoreError> {
-        self.update(key, |record| record.origin = Origin::Installed)
-    }
-
-    /// Says that `file` of the drop directory does not give an entry any more. Returns whether the entry may stay:
-    /// when another file gives it, or an administrator did. If not, nothing changes; the caller decides.
-    ///
-    /// # Errors
-    /// When there is no such entry, or the disk fails.
-    pub fn let_go(&self, key: &Key, file: &str) -> Result<bool, StoreError> {
-        let _writing = self.writing();
-        let Origin::Dropped { mut files } = self.entry(key)?.record.origin else { return Ok(true) };
-        if files.keys().all(|name| name == file) {
-            return Ok(false);
-        }
-        if files.remove(file).is_some() {
-            self.change(key, |record| record.origin = Origin::Dropped { files })?;
-        }
-        Ok(true)
-    }
-
-    /// Counts one use of an entry, in memory; [`Store::flush`] writes it.
-    pub fn count_access(&self, key: &Key) {
-        if let Some(entry) = self.index().get_mut(key) {
-            entry.record.access_count += 1;
-            entry.record.last_access_at = Some(Timestamp::now());
-        }
-    }
-
-    /// Writes the counts of accesses.
-    ///
-    /// # Errors
-    /// When the disk fails.
-    pub fn flush(&self, keys: impl IntoIterator<Item = Key>) -> Result<(), StoreError> {
-        for key in keys {
-            let _writing = self.writing();
-            match self.entry(&key) {
-                Ok(entry) => self.write_record(&entry)?,
-                // It was removed since.
-                Err(_unknown) => {}
-            }
-        }
-        Ok(())
+    /// Returns the entries that could not be removed to make room since the last call, with the reasons.
+    pub fn take_stuck(&self) -> Vec<(Key, StoreError)> {
+        std::mem::take(&mut self.stuck())
     }
 
     fn entry(&self, key: &Key) -> Result<Entry, StoreError> {
@@ -344,21 +439,26 @@ impl Store {
 
     fn write_record(&self, entry: &Entry) -> Result<(), StoreError> {
         let directory = self.path(&entry.key);
-        disk::write_record(&directory, &entry.record, self.durability)?;
+        self.medium.wrote(disk::write_record(&directory, &entry.record, self.durability))?;
         Ok(files::own(&directory.join(disk::RECORD), &self.directory)?)
     }
 
     fn models(&self) -> PathBuf {
-        self.directory.join("models")
+        self.directory.join(MODELS)
     }
 
     fn path(&self, key: &Key) -> PathBuf {
-        self.models().join(key.as_str())
+        self.models().join(key.directory())
     }
 
     fn writing(&self) -> MutexGuard<'_, ()> {
         // A panic while it was held leaves the index whole, as below, and on disk the old state or the new.
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stuck(&self) -> MutexGuard<'_, Vec<(Key, StoreError)>> {
+        // A panic while it was held leaves a list that is whole.
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn index(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
@@ -367,52 +467,19 @@ impl Store {
     }
 }
 
-/// What leaves when `entry` becomes available: what it replaces, and what is in the way.
-fn leaving(
-    index: &BTreeMap<Key, Entry>,
-    entry: &Entry,
-    quota: Quota,
-    keep: impl Fn(&Entry) -> bool,
-) -> Result<Vec<Key>, StoreFull> {
-    let others = index.values().filter(|other| other.key != entry.key);
-    let (replaced, others): (Vec<_>, Vec<_>) = others.partition(|other| replaces(entry, other));
-    let mut leaving = Vec::from_iter(replaced.into_iter().map(|other| other.key.clone()));
-    if !entry.record.origin.is_bundled() {
-        let occupants = others.iter().map(|other| Occupant {
-            key: &other.key,
-            size: other.manifest.total_size(),
-            record: &other.record,
-            kept: keep(other),
-        });
-        let incoming = entry.manifest.total_size();
-        let victims = victims(&Vec::from_iter(occupants), incoming, quota)?;
-        leaving.extend(victims.into_iter().cloned());
-    }
-    Ok(leaving)
-}
-
-/// Whether `new` takes the place of `old`: another content of the same id and version, both of which came with the
-/// appliance. No limit counts those, so that they would pile up. Others stay side by side.
-fn replaces(new: &Entry, old: &Entry) -> bool {
-    let same =
-        (&new.manifest.id, &new.manifest.version) == (&old.manifest.id, &old.manifest.version);
-    same && new.record.origin.is_bundled() && old.record.origin.is_bundled()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs::OpenOptions;
+    use std::fs::{File, OpenOptions};
     use std::io::{Seek, Write};
     use std::os::unix::fs::symlink;
 
     use super::disk::RECORD;
     use super::*;
-    use crate::errors::chain;
     use crate::package::choose;
     use crate::package::digest::Digest;
     use crate::package::fixture::{Builder, package};
     use crate::package::manifest::{MANIFEST, TOKENIZER, WEIGHTS};
-    use crate::package::record::Cleanup;
+    use crate::package::record::{Cleanup, Timestamp};
     use crate::package::weights::Weights;
     use crate::units::Bytes;
 
@@ -483,7 +550,7 @@ mod tests {
 
     fn bundled(file: &str) -> Origin {
         let fingerprint = serde_json::from_str("\"\"").unwrap();
-        Origin::Bundled { file: file.to_owned(), fingerprint }
+        Origin::Bundled { file: format!("{file}.model.tar.zst"), fingerprint }
     }
 
     #[test]
@@ -528,7 +595,7 @@ mod tests {
         assert_eq!(contents.weights.bytes(), b"not really weights");
         assert!(matches!(contents.weights, Weights::Mapped(_)));
         let files = ["config.json", MANIFEST, WEIGHTS, RECORD, TOKENIZER];
-        assert_eq!(names(&place.models().join(entry.key.as_str())), files);
+        assert_eq!(names(&place.models().join(entry.key.directory())), files);
     }
 
     #[test]
@@ -647,7 +714,7 @@ mod tests {
                 let place = Place::new();
                 let store = place.open();
                 let key = install(&store, &package);
-                damage(&place.models().join(key.as_str()).join(file));
+                damage(&place.models().join(key.directory()).join(file));
                 let error = store.read(&key).unwrap_err();
                 let reason = match &error {
                     StoreError::Corrupt { reason, .. } => reason,
@@ -745,7 +812,7 @@ mod tests {
         let place = Place::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
-        fs::remove_dir_all(place.models().join(key.as_str())).unwrap();
+        fs::remove_dir_all(place.models().join(key.directory())).unwrap();
         let error = store.read(&key).unwrap_err();
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
         assert!(matches!(status(&store, &key), Status::Corrupt(_)));
@@ -759,12 +826,31 @@ mod tests {
         let store = place.open();
         let package = package("m", "1");
         let key = install(&store, &package);
-        flip_a_bit(&place.models().join(key.as_str()).join(WEIGHTS));
+        flip_a_bit(&place.models().join(key.directory()).join(WEIGHTS));
         store.verify(&key, |_| {}).unwrap_err();
         let entry = admit(&store, &package);
-        assert_eq!((&entry.key, &entry.record.status), (&key, &Status::Untested));
+        // The same content has passed its self-test.
+        assert_eq!((&entry.key, &entry.record.status), (&key, &Status::Available));
         store.verify(&key, |_| {}).unwrap();
         place.assert_staging_is_empty();
+    }
+
+    #[test]
+    fn an_untested_entry_does_not_become_available_by_a_file_that_is_right_again() {
+        let place = Place::new();
+        let store = place.open();
+        let key = admit(&store, &package("m", "1")).key;
+        let file = place.models().join(key.directory()).join(TOKENIZER);
+        let right = fs::read(&file).unwrap();
+        flip_a_bit(&file);
+        let corrupt = store.read(&key).unwrap_err();
+        assert!(matches!(corrupt, StoreError::Corrupt { .. }), "{corrupt}");
+        fs::write(&file, right).unwrap();
+        store.verify(&key, |_| {}).unwrap();
+        assert_eq!(status(&store, &key), Status::Untested);
+        store.quarantine(&key, "why".to_owned()).unwrap();
+        store.verify(&key, |_| {}).unwrap();
+        assert_eq!(status(&store, &key), Status::Quarantined("why".to_owned()));
     }
 
     #[test]
@@ -772,7 +858,7 @@ mod tests {
         let place = Place::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
-        let weights = place.models().join(key.as_str()).join(WEIGHTS);
+        let weights = place.models().join(key.directory()).join(WEIGHTS);
         flip_a_bit(&weights);
         store.verify(&key, |_| {}).unwrap_err();
         flip_a_bit(&weights);
@@ -846,7 +932,7 @@ mod tests {
             let key = install(&store, &package);
             let good = install(&store, &crate::package::fixture::package("good", "1"));
             drop(store);
-            change(&place.models().join(key.as_str()));
+            change(&place.models().join(key.directory()));
             let (store, damaged) = Store::open(place.0.path()).unwrap();
             assert_eq!(keys(&store), [good.to_string()], "{name}");
             assert!(damaged.len() == 1 && damaged[0].contains(word), "{name}: {damaged:?}");
@@ -889,7 +975,7 @@ mod tests {
                 |place, store, package| {
                     let key = install(store, package);
                     let bin = place.0.path().join(format!("staging/removed-{key}"));
-                    fs::rename(place.models().join(key.as_str()), bin).unwrap();
+                    fs::rename(place.models().join(key.directory()), bin).unwrap();
                 },
                 0,
             ),
@@ -947,13 +1033,14 @@ mod tests {
         let place = Place::new();
         let store = place.open();
         let fingerprint = || serde_json::from_value("".into()).unwrap();
-        let dropped = |file: &str| Origin::dropped(file.to_owned(), fingerprint());
+        let name = |file: &str| format!("{file}.model.tar.zst");
+        let dropped = |file: &str| Origin::dropped(name(file), fingerprint());
         for file in ["a", "b", "c"] {
             admit_as(&store, &package("m", "1"), dropped(file), QUOTA);
         }
         let key = store.entries()[0].key.clone();
         for (file, stays) in [("other", true), ("c", true), ("a", true), ("b", false)] {
-            assert_eq!(store.let_go(&key, file).unwrap(), stays, "{file}");
+            assert_eq!(store.let_go(&key, &name(file)).unwrap(), stays, "{file}");
         }
         assert_eq!(store.entry(&key).unwrap().record.origin, dropped("b"));
         drop(store);
@@ -1021,6 +1108,121 @@ mod tests {
     }
 
     #[test]
+    fn a_package_is_refused_before_it_is_written_as_it_would_be_when_it_is_installed() {
+        let place = Place::new();
+        let store = place.open();
+        let none = Quota { max_models: 1, max_size: Bytes(1), cleanup: Cleanup::Manual };
+        let ask = |package: &[u8], origin: &Origin, quota| {
+            let approve = |announced: &Announced<'_>| -> Result<(), Asked> {
+                Ok(store.ask(announced, origin, quota, |_| false)?)
+            };
+            match store.stage_if(package, &limits(), approve) {
+                Ok(_staged) => Ok(()),
+                Err(Asked::Store(error)) => Err(error),
+                Err(Asked::Unpack(error)) => panic!("{error:?}"),
+            }
+        };
+        let (a, b) = (package("a", "1"), package("b", "1"));
+        let full = ask(&a, &Origin::Installed, none).unwrap_err();
+        assert!(matches!(full, StoreError::Full(_)), "{full:?}");
+        place.assert_staging_is_empty();
+        ask(&a, &bundled("a"), none).unwrap();
+        ask(&a, &Origin::Installed, QUOTA).unwrap();
+        // What is there already needs no room, unless it is corrupt.
+        let key = install(&store, &a);
+        ask(&a, &Origin::Installed, none).unwrap();
+        ask(&b, &Origin::Installed, none).unwrap_err();
+        flip_a_bit(&place.models().join(key.directory()).join(WEIGHTS));
+        store.verify(&key, |_| {}).unwrap_err();
+        ask(&a, &Origin::Installed, none).unwrap_err();
+        let used = store.in_use(none);
+        assert_eq!((used.models, used.size), (1, Bytes(store.entries()[0].manifest.total_size())));
+        place.assert_staging_is_empty();
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    enum Asked {
+        #[error(transparent)]
+        Unpack(#[from] UnpackError),
+        #[error(transparent)]
+        Store(#[from] StoreError),
+    }
+
+    #[test]
+    fn a_rename_that_fails_leaves_nothing_in_staging_and_the_old_state() {
+        let place = Place::new();
+        let store = place.open();
+        let staged = store.stage(&package("m", "1")[..], &limits()).unwrap();
+        fs::remove_dir(place.models()).unwrap();
+        let error = store.admit(staged, Origin::Installed, QUOTA, |_| false).unwrap_err();
+        assert!(chain(&error).starts_with("cannot install"), "{error:?}");
+        place.assert_staging_is_empty();
+        assert!(store.entries().is_empty());
+        fs::create_dir(place.models()).unwrap();
+        // One that is corrupt stays where it is when its successor cannot take its place.
+        let key = install(&store, &package("m", "1"));
+        let entry = place.models().join(key.directory());
+        flip_a_bit(&entry.join(WEIGHTS));
+        store.verify(&key, |_| {}).unwrap_err();
+        let staged = store.stage(&package("m", "1")[..], &limits()).unwrap();
+        // What is moved is no directory any more, so that it cannot be renamed to where one was.
+        let directory = staged.directory.path().to_owned();
+        fs::remove_dir_all(&directory).unwrap();
+        store.put_in(staged.directory, &key).unwrap_err();
+        assert!(entry.join(WEIGHTS).exists());
+        place.assert_staging_is_empty();
+    }
+
+    #[test]
+    fn nobody_leaves_for_a_model_whose_record_cannot_be_written() {
+        let place = Place::new();
+        let store = place.open();
+        let old = install(&store, &package("old", "1"));
+        let quota = Quota { max_models: 1, cleanup: Cleanup::Lru, ..QUOTA };
+        let new = admit_as(&store, &package("new", "1"), Origin::Installed, quota).entry.key;
+        let record = place.models().join(new.directory());
+        let elsewhere = place.0.path().join("elsewhere");
+        fs::rename(&record, &elsewhere).unwrap();
+        store.make_available(&new, quota, |_| false).unwrap_err();
+        assert_eq!(store.entry(&old).unwrap().record.status, Status::Available);
+        assert_eq!(store.entry(&new).unwrap().record.status, Status::Untested);
+        store.read(&old).unwrap();
+        fs::rename(&elsewhere, &record).unwrap();
+        let removed = store.make_available(&new, quota, |_| false).unwrap();
+        assert_eq!(removed.len(), 1);
+        assert_eq!(keys(&store), [new.to_string()]);
+    }
+
+    #[test]
+    fn a_model_is_available_although_another_cannot_leave_for_it() {
+        let place = Place::new();
+        let store = place.open();
+        let old = install(&store, &package("old", "1"));
+        let quota = Quota { max_models: 1, cleanup: Cleanup::Lru, ..QUOTA };
+        let new = admit_as(&store, &package("new", "1"), Origin::Installed, quota).entry.key;
+        // No place to move it to.
+        let staging = place.0.path().join("staging");
+        fs::remove_dir(&staging).unwrap();
+        fs::write(&staging, "").unwrap();
+        assert!(store.make_available(&new, quota, |_| false).unwrap().is_empty());
+        let stuck = store.take_stuck();
+        assert_eq!(stuck.len(), 1);
+        assert!(stuck[0].0 == old && chain(&stuck[0].1).contains("cannot remove"), "{stuck:?}");
+        assert!(store.take_stuck().is_empty());
+        for key in [&old, &new] {
+            assert_eq!(store.entry(key).unwrap().record.status, Status::Available);
+            store.read(key).unwrap();
+        }
+        // The next one makes room for itself and for what could not leave.
+        fs::remove_file(&staging).unwrap();
+        fs::create_dir(&staging).unwrap();
+        let next = admit_as(&store, &package("next", "1"), Origin::Installed, quota).entry.key;
+        let removed = store.make_available(&next, quota, |_| false).unwrap();
+        assert_eq!(removed.len(), 2);
+        assert_eq!(keys(&store), [next.to_string()]);
+    }
+
+    #[test]
     fn bundled_packages_find_room_in_a_full_store() {
         let place = Place::new();
         let store = place.open();
@@ -1070,7 +1272,7 @@ mod tests {
             assert_eq!(chosen(unknown), None, "{unknown}");
         }
         // Corrupt is not absent: whoever asks for it is told.
-        flip_a_bit(&place.models().join(new.as_str()).join(WEIGHTS));
+        flip_a_bit(&place.models().join(new.directory()).join(WEIGHTS));
         store.verify(&new, |_| {}).unwrap_err();
         assert_eq!(chosen("m"), Some(new));
     }
@@ -1169,7 +1371,7 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         store.roll_back("m", &Rollback::Earlier).unwrap();
-        let weights = place.models().join(two.as_str()).join(WEIGHTS);
+        let weights = place.models().join(two.directory()).join(WEIGHTS);
         flip_a_bit(&weights);
         store.verify(&two, |_| {}).unwrap_err();
         assert!(!admit_as(&store, &package("m", "2"), Origin::Installed, QUOTA).existed);
@@ -1177,7 +1379,7 @@ mod tests {
         assert_eq!(choose(&store.entries(), "m").unwrap().key, one);
 
         store.roll_back("m", &Rollback::Clear).unwrap();
-        flip_a_bit(&place.models().join(one.as_str()).join(WEIGHTS));
+        flip_a_bit(&place.models().join(one.directory()).join(WEIGHTS));
         store.verify(&one, |_| {}).unwrap_err();
         for rollback in [Rollback::Earlier, Rollback::To("1".to_owned())] {
             store.roll_back("m", &rollback).unwrap_err();

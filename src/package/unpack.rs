@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use super::archive::{Archive, ArchiveError, Entry};
 use super::digest::{BackgroundHashingReader, Digest};
 use super::frame::{Frame, FrameError};
-use super::manifest::{MANIFEST, Manifest, Member};
-use crate::files::WriteOnce;
+use super::manifest::{CONFIG, MANIFEST, Manifest, Member};
+use crate::files::{self, WriteOnce};
 use crate::units::Bytes;
 
 /// Bytes copied at a time.
@@ -72,6 +72,19 @@ pub enum Durability {
     Volatile,
 }
 
+/// What a package says of itself at its beginning. Nothing of it is written yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Announced<'a> {
+    /// The checked manifest, which has the size of every file.
+    pub manifest: &'a Manifest,
+    /// Digest of the manifest's bytes.
+    pub manifest_digest: Digest,
+    /// Length of the manifest in bytes.
+    pub manifest_bytes: u64,
+    /// The content of `config.json`; its digest is the one in the manifest.
+    pub config: &'a [u8],
+}
+
 /// A package that is now in staging.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unpacked {
@@ -115,7 +128,7 @@ pub enum UnpackError {
     #[error("cannot read the package")]
     Source(#[source] io::Error),
     /// Staging cannot be written, or memory is short; nothing is known of the package.
-    #[error("cannot {operation} {}", path.display())]
+    #[error("cannot {operation} {}", files::shown(path).display())]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -128,9 +141,9 @@ pub enum UnpackError {
 
 /// Unpacks the package `source` into `staging`, which exists, is empty and private.
 ///
-/// Reads `source` to its end, once. Memory: the zstd window (at most 128 MiB, by the package's
-/// choice), the manifest and some buffers. Files get mode 0644 less the umask; when all are good
-/// they are synced, then the directory, if `durability` asks for it.
+/// Reads `source` to its end, once. Memory: the zstd window (at most 8 MiB, by the package's
+/// choice), the manifest, `config.json` and less than 2 MiB of buffers. Files get mode 0644 less the
+/// umask; when all are good they are synced, then the directory, if `durability` asks for it.
 ///
 /// # Errors
 /// When the package is incomplete or bad, over a limit, or cannot be read, or staging
@@ -141,36 +154,83 @@ pub fn unpack(
     staging: &Path,
     durability: Durability,
 ) -> Result<Unpacked, UnpackError> {
-    unpack_timed(source, limits, staging, durability, Instant::now)
+    unpack_if(source, limits, staging, durability, |_announced| Ok(()))
 }
 
-fn unpack_timed(
+/// Reads the manifest at the beginning of the package `source` and no more of it, with the digest of its bytes; `None`
+/// when it cannot be read or breaks a rule. For packages that are trusted: nothing else of it is checked.
+pub(super) fn peek(source: impl Read) -> Option<(Manifest, Digest)> {
+    let limits = Limits::for_size(Bytes(u64::MAX));
+    let mut archive = Archive::new(Frame::open(source, &limits, Instant::now).ok()?);
+    let entry = archive.next_entry().ok()??;
+    if entry.name.as_str() != MANIFEST || entry.size > limits.max_manifest {
+        return None;
+    }
+    let mut json = Vec::new();
+    archive.read_to_end(&mut json).ok()?;
+    Some((Manifest::parse(&json).ok()?, Digest::of(&json)))
+}
+
+/// Does [`unpack`] if `approve` agrees to what the package announces.
+///
+/// Calls `approve` once, after the manifest and `config.json` were read and checked, and before a byte is
+/// written.
+///
+/// # Errors
+/// Those of [`unpack`], and that of `approve`; `staging` is then still empty.
+pub fn unpack_if<E: From<UnpackError>>(
     source: impl Read,
     limits: &Limits,
     staging: &Path,
     durability: Durability,
+    approve: impl FnOnce(&Announced<'_>) -> Result<(), E>,
+) -> Result<Unpacked, E> {
+    unpack_timed(source, limits, staging, durability, approve, Instant::now)
+}
+
+fn unpack_timed<E: From<UnpackError>>(
+    source: impl Read,
+    limits: &Limits,
+    staging: &Path,
+    durability: Durability,
+    approve: impl FnOnce(&Announced<'_>) -> Result<(), E>,
     now: impl FnMut() -> Instant,
-) -> Result<Unpacked, UnpackError> {
+) -> Result<Unpacked, E> {
     let frame =
         Frame::open(source, limits, now).map_err(|error| frame_error(error, None, staging))?;
     let archive = Archive::new(frame);
     let mut unpacking = Unpacking { archive, staging, durability, files: Vec::new() };
     let (manifest, json) = unpacking.manifest(limits)?;
-    for member in &manifest.files {
+    let manifest_digest = Digest::of(&json);
+    let (config, others) = match manifest.files.split_first() {
+        Some((first, others)) if first.path.as_str() == CONFIG => {
+            (unpacking.small_member(first)?, others)
+        }
+        // What the model takes is known from this file, and is asked before anything is written.
+        _ => {
+            let reason = format!("{CONFIG} must be the first of the files");
+            return Err(refused(MANIFEST, reason).into());
+        }
+    };
+    let manifest_bytes = json.len() as u64;
+    approve(&Announced { manifest: &manifest, manifest_digest, manifest_bytes, config: &config })?;
+    unpacking.write(MANIFEST, &json)?;
+    unpacking.write(CONFIG, &config)?;
+    for member in others {
         unpacking.member(member)?;
     }
     if let Some(entry) = unpacking.next_entry()? {
-        return Err(refused(entry.name, "the manifest does not name it".to_owned()));
+        return Err(refused(entry.name, "the manifest does not name it".to_owned()).into());
     }
     if durability == Durability::Synced {
         unpacking.sync()?;
     }
     let (package_digest, package_bytes) = unpacking.archive.into_inner().finish();
     Ok(Unpacked {
-        manifest_digest: Digest::of(&json),
+        manifest_digest,
         package_digest,
         package_bytes,
-        unpacked_bytes: manifest.total_size() + json.len() as u64,
+        unpacked_bytes: manifest.total_size() + manifest_bytes,
         manifest,
     })
 }
@@ -184,7 +244,7 @@ struct Unpacking<'a, R> {
 }
 
 impl<R: Read> Unpacking<'_, R> {
-    /// Reads, checks and writes the manifest; gives it with its bytes.
+    /// Reads and checks the manifest; returns it with its bytes.
     fn manifest(&mut self, limits: &Limits) -> Result<(Manifest, Vec<u8>), UnpackError> {
         let entry = self.expect_entry(MANIFEST)?;
         if entry.size > limits.max_manifest {
@@ -199,11 +259,30 @@ impl<R: Read> Unpacking<'_, R> {
         let manifest =
             Manifest::parse(&json).map_err(|error| refused(MANIFEST, error.reason().to_owned()))?;
         check_limits(&manifest, entry.size, limits)?;
-        let path = self.staging.join(MANIFEST);
-        let mut file = create(&path, self.durability)?;
-        file.write_all(&json).map_err(failed("write", &path))?;
-        self.files.push((path, file));
         Ok((manifest, json))
+    }
+
+    /// Reads the next member of the archive, which must be `expected`, into memory. The manifest bounds its size.
+    fn small_member(&mut self, expected: &Member) -> Result<Vec<u8>, UnpackError> {
+        let name = expected.path.as_str();
+        let entry = self.expect_entry(name)?;
+        check_size(name, expected.size, entry.size)?;
+        let mut content = Vec::new();
+        self.archive
+            .read_to_end(&mut content)
+            .map_err(|error| self.read_error(error, Some(name)))?;
+        check_size(name, expected.size, content.len() as u64)?;
+        check_digest(expected, Digest::of(&content))?;
+        Ok(content)
+    }
+
+    /// Writes a file that was read and checked.
+    fn write(&mut self, name: &str, content: &[u8]) -> Result<(), UnpackError> {
+        let path = self.staging.join(name);
+        let mut file = create(&path, self.durability)?;
+        file.write_all(content).map_err(failed("write", &path))?;
+        self.files.push((path, file));
+        Ok(())
     }
 
     /// Writes the next member of the archive, which must be `expected`.
@@ -224,11 +303,7 @@ impl<R: Read> Unpacking<'_, R> {
             }
         }
         check_size(name, expected.size, content.bytes_read())?;
-        let found = content.finish();
-        if found != expected.sha256 {
-            let reason = format!("SHA-256 {found}, the manifest says {}", expected.sha256);
-            return Err(refused(name, reason));
-        }
+        check_digest(expected, content.finish())?;
         self.files.push((path, file));
         Ok(())
     }
@@ -292,6 +367,14 @@ fn check_size(member: &str, expected: u64, found: u64) -> Result<(), UnpackError
         return Ok(());
     }
     Err(refused(member, format!("{found} bytes, expected {expected}")))
+}
+
+fn check_digest(expected: &Member, found: Digest) -> Result<(), UnpackError> {
+    if found == expected.sha256 {
+        return Ok(());
+    }
+    let reason = format!("SHA-256 {found}, the manifest says {}", expected.sha256);
+    Err(refused(expected.path.as_str(), reason))
 }
 
 /// Checks what the manifest announces, before any of it is written.
@@ -541,6 +624,55 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_approved_is_not_written_and_the_rest_of_it_is_not_read() {
+        struct Counting<'a>(&'a [u8], usize);
+        impl Read for Counting<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let read = self.0.read(buffer)?;
+                self.1 += read;
+                Ok(read)
+            }
+        }
+        // Noise, so that the weights are most of the package.
+        let mut noise = Digest::of(b"seed").leading();
+        let weights: Vec<u8> = std::iter::repeat_with(|| {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            noise.to_be_bytes()[0]
+        })
+        .take(8 << 20)
+        .collect();
+        let package = Builder::new("m", "1", &weights).compress();
+        let limits = Limits::for_size(Bytes::mib(16));
+        let staging = Staging::new();
+        let mut source = Counting(&package, 0);
+        let mut announced = None;
+        let refusal = |it: &Announced<'_>| {
+            announced = Some((it.manifest.clone(), it.manifest_digest, it.config.to_owned()));
+            assert_eq!(it.manifest_bytes, it.manifest.to_json().unwrap().len() as u64);
+            Err(UnpackError::Source(io::ErrorKind::QuotaExceeded.into()))
+        };
+        let error = unpack_if(&mut source, &limits, &staging.path(), Durability::Synced, refusal)
+            .unwrap_err();
+        assert!(matches!(&error, UnpackError::Source(_)), "{error:?}");
+        assert_eq!(Staging::names(&staging.path()), BTreeSet::new());
+        assert!(source.1 < 1 << 20, "{} bytes were read", source.1);
+        let (manifest, digest, config) = announced.unwrap();
+        assert_eq!(digest, Digest::of(&manifest.to_json().unwrap()));
+        assert_eq!((manifest.total_size(), config), ((8 << 20) + 4, b"{}".to_vec()));
+    }
+
+    #[test]
+    fn config_json_is_the_first_of_the_files() {
+        let package = package_with("m", "1", |builder| {
+            builder.change_manifest(|json| json["files"].as_array_mut().unwrap().swap(0, 1));
+            builder.entries.swap(1, 2);
+        });
+        let (member, reason) = refusal(unpack_small(&package));
+        assert_eq!(member.as_deref(), Some(MANIFEST));
+        assert!(reason.contains("config.json must be the first"), "{reason}");
+    }
+
+    #[test]
     fn each_limit_holds_to_the_unit() {
         let package = package("m", "1");
         let good = unpack_small(&package).unwrap();
@@ -579,7 +711,9 @@ mod tests {
         let unpack_after = |elapsed| {
             let mut times = [start].into_iter().chain(std::iter::repeat(start + elapsed));
             let now = move || times.next().unwrap();
-            unpack_timed(&package[..], &limits, &Staging::new().path(), Durability::Synced, now)
+            let staging = Staging::new();
+            let any = |_: &Announced<'_>| Ok(());
+            unpack_timed(&package[..], &limits, &staging.path(), Durability::Synced, any, now)
         };
         assert!(unpack_after(limits.time).is_ok());
         let result = unpack_after(limits.time + Duration::from_nanos(1));

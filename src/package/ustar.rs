@@ -99,9 +99,21 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::package::frame::MAX_WINDOW_LOG;
 
     fn archive(members: &[(String, &[u8])]) -> Vec<u8> {
         write_archive(members, &|_, _| {}, Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn a_large_archive_has_a_window_that_the_format_allows() {
+        let contents = vec![0; 40 << 20];
+        let packed = archive(&[("a".to_owned(), &contents)]);
+        // No single segment, which would make the window as large as the archive.
+        assert_eq!(packed[4] & 0b0010_0000, 0);
+        // Five bits of exponent less 10, three bits of mantissa.
+        let (exponent, mantissa) = (u32::from(packed[5] >> 3) + 10, packed[5] & 7);
+        assert!(exponent + u32::from(mantissa > 0) <= MAX_WINDOW_LOG, "{exponent} {mantissa}");
     }
 
     #[test]

@@ -79,7 +79,7 @@ make_image() {
     cp "$root"/boot/vmlinuz-* "$directory/vmlinuz"
     cp "$root"/boot/initrd.img-* "$directory/initrd.img"
     truncate -s 6G "$directory/disk.img"
-    mkfs.ext4 -q -F -d "$root" "$directory/disk.img"
+    mkfs.ext4 -q -F -O verity -d "$root" "$directory/disk.img"
     rm -rf "$root"
 }
 

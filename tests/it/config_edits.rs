@@ -233,12 +233,13 @@ fn without_inotify_it_says_so_and_sighup_still_works() {
         let line = daemon.wait_log(&format!("cannot watch {config};"));
         assert!(line.contains("WARN") && line.contains("every 60 s instead"), "{line}");
         daemon.wait_log(&format!("cannot watch {config}/drop;"));
+        daemon.wait_log(&format!("cannot watch {config}/keys.d;"));
         let text = with_queue(&settings(&daemon), 6);
         daemon.write_config(&text);
         daemon.signal(Signal::SIGHUP);
         until_queue(&daemon, 6, limit);
         let said = daemon.log().iter().filter(|line| line.contains("every 60 s instead")).count();
-        assert_eq!(said, 2, "once for each directory");
+        assert_eq!(said, 3, "once for each directory");
         daemon.stop();
     }
 }

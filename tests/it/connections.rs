@@ -193,14 +193,20 @@ fn connections_over_the_limit_are_told_to_come_again() {
     assert_eq!(second.request("GET", "/livez", &[], b"").status, 200);
     for _ in 0..20 {
         let mut third = daemon.connect();
-        let answer = third.request("GET", "/livez", &[], b"");
+        let answer = third.request("GET", "/v1/models", &[], b"");
         refused(&answer, 503, "too_many_connections", None, &["socket.max_connections"]);
         assert_eq!(answer.header("retry-after"), Some("1"));
         assert!(third.until_closed().is_empty());
     }
+    // The health routes have room.
+    for path in ["/livez", "/readyz", "/health"] {
+        let mut third = daemon.connect();
+        assert_eq!(third.request("GET", path, &[], b"").status, 200, "{path}");
+        assert!(third.until_closed().is_empty());
+    }
     assert_eq!(first.request("GET", "/livez", &[], b"").status, 200);
     drop(first);
-    daemon.until("a free place", || (daemon.get("/livez").status == 200).then_some(()));
+    daemon.until("a free place", || (daemon.get("/v1/models").status == 200).then_some(()));
     drop(second);
     daemon.stop();
 }

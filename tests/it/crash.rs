@@ -1,4 +1,4 @@
-//! The daemon killed while it installs a package: what the store holds then, and after the next start.
+//! The daemon killed while it installs or removes a package: what the store holds then, and after the next start.
 
 #![expect(
     clippy::print_stderr,
@@ -6,15 +6,21 @@
     reason = "a test fails by panicking, and what was hit is printed"
 )]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use caxton::package::{Entry, Status, Store};
 use notify::Watcher as _;
 use serde_json::json;
 
-use crate::support::packages::{ask, dropped, entry, names, stored, until_answers};
-use crate::support::{BOUND, Root, pack};
+use crate::support::packages::{
+    ask, dropped, entry, names, repacked, stored, until_answers, until_gone, until_quarantined,
+};
+use crate::support::selftest::{SelfTest, until_none_of};
+use crate::support::{BOUND, Daemon, Root, pack};
 
 /// Every change of a file in the store, while this lives.
 struct Changes {
@@ -132,4 +138,207 @@ fn killed_at_any_moment_of_an_installation_the_store_holds_the_old_state_or_the_
          self-test had passed, {available} after"
     );
     assert!(unpacking > 0 && available > 0, "the kills do not cover an installation");
+}
+
+/// Kills by default; `CAXTON_KILLS` sets another number.
+const KILLS: usize = 50;
+/// Models in the store beyond which one is removed.
+const MOST_MODELS: usize = 5;
+
+/// Everything in the state directory beside the entries, when nothing is being written.
+const OTHER_FILES: [&str; 4] = ["lock", "models", "staging", "usage.json"];
+/// Everything in the directory of an entry.
+const ENTRY_FILES: [&str; 5] =
+    ["config.json", "manifest.json", "model.safetensors", "record.json", "tokenizer.json"];
+
+/// Random numbers by SplitMix64: the same after the same seed.
+struct Random(u64);
+
+impl Random {
+    /// Returns a number from 1 to `most`.
+    fn up_to(&mut self, most: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let most = u64::try_from(most).unwrap();
+        usize::try_from((mixed ^ (mixed >> 31)) % most).unwrap() + 1
+    }
+}
+
+/// Returns the number in the variable `name` of the environment, if it is set.
+fn number_of(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|number| number.parse().unwrap())
+}
+
+/// Kills the daemon. No self-test outlives it, nor one that was `caught`, and every entry of the store is whole.
+fn kill(daemon: Daemon, caught: Option<SelfTest>) -> (Root, Vec<Entry>) {
+    let pid = daemon.pid();
+    let root = daemon.kill();
+    if let Some(caught) = caught {
+        caught.resume();
+    }
+    until_none_of(pid);
+    let found = Store::examine(&root.state());
+    assert!(found.unlisted.is_none(), "{:?}", found.unlisted);
+    assert_eq!(found.unreadable, []);
+    assert_eq!(found.entries.len(), stored(&root).len());
+    (root, found.entries)
+}
+
+/// Every file and directory below `directory`, by its path there.
+fn below(directory: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for name in names(directory) {
+        let child = directory.join(&name);
+        if child.is_dir() {
+            found.extend(below(&child).into_iter().map(|inner| format!("{name}/{inner}")));
+        }
+        found.insert(name);
+    }
+    found
+}
+
+fn paths(paths: &[&str]) -> BTreeSet<String> {
+    paths.iter().copied().map(str::to_owned).collect()
+}
+
+/// The files of the state directory that belong to no entry, and those that one entry has.
+fn files(root: &Root) -> (BTreeSet<String>, BTreeSet<BTreeSet<String>>) {
+    let models = root.state().join("models");
+    let entries = names(&models).iter().map(|name| below(&models.join(name))).collect();
+    let mut others = below(&root.state());
+    others.retain(|path| !path.starts_with("models/"));
+    (others, entries)
+}
+
+/// The store at every kill and after it; the seed that is printed repeats the choices with `CAXTON_SEED`.
+#[test]
+fn killed_at_random_again_and_again_the_store_stays_whole_and_nothing_is_left_behind() {
+    let kills = number_of("CAXTON_KILLS").map_or(KILLS, |kills| usize::try_from(kills).unwrap());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seed = number_of("CAXTON_SEED").unwrap_or_else(|| u64::from(now.subsec_nanos()));
+    eprintln!("CAXTON_SEED={seed}");
+    let began = Instant::now();
+    let mut random = Random(seed);
+    let mut daemon = Root::new()
+        .with("memory.model_cache.max_models", json!(100))
+        .with("memory.model_cache.validation_on_startup", json!(false))
+        .with("memory.fallback_strategy", json!("strict"))
+        .with("memory.max_loaded_models", json!(20))
+        .start();
+    let package = pack("tiny-bert-mean", "whole", "1");
+    let drop_one = |daemon: &Root, id: &str| {
+        fs::write(dropped(daemon, id), repacked(&package, id)).unwrap();
+    };
+    // How many changes an installation makes, and a removal.
+    let changes = Changes::of(&daemon.state());
+    let said = daemon.log().len();
+    drop_one(&daemon, "first");
+    daemon.wait_log_after(said, "package accepted");
+    let installing = changes.count(&daemon.state());
+    let changes = Changes::of(&daemon.state());
+    fs::remove_file(dropped(&daemon, "first")).unwrap();
+    until_gone(&daemon, "first");
+    let removing = changes.count(&daemon.state());
+    fs::remove_file(daemon.state().join("last")).unwrap();
+    drop_one(&daemon, "whole");
+    until_answers(&daemon, "whole");
+    let vectors = ask(&daemon, "whole").vectors();
+    let mut live = BTreeSet::from(["whole".to_owned()]);
+    let (mut killed, mut round) = (0, 0);
+    let (mut unpacking, mut untested, mut available, mut tests, mut given_up) = (0, 0, 0, 0, 0);
+    let mut removals = [0, 0];
+    while killed < kills {
+        round += 1;
+        killed += 1;
+        let changes = Changes::of(&daemon.state());
+        if live.len() > MOST_MODELS {
+            let nth = random.up_to(live.len() - 1) - 1;
+            let id = live.iter().filter(|id| *id != "whole").nth(nth).unwrap().clone();
+            fs::remove_file(dropped(&daemon, &id)).unwrap();
+            changes.wait(random.up_to(removing));
+            let (root, entries) = kill(daemon, None);
+            removals
+                [usize::from(entries.iter().any(|entry| entry.manifest.id.to_string() == id))] += 1;
+            live.remove(&id);
+            daemon = root.start();
+            until_gone(&daemon, &id);
+        } else {
+            let id = format!("m{round}");
+            let in_test = random.up_to(3) == 1;
+            let moment = random.up_to(installing * 11 / 12);
+            drop_one(&daemon, &id);
+            let mut caught = None;
+            if in_test {
+                caught = SelfTest::wait(&daemon, || ask(&daemon, &id).status == 200);
+                tests += usize::from(caught.is_some());
+            } else {
+                changes.wait(moment);
+            }
+            let is_caught = caught.is_some();
+            let (mut root, entries) = kill(daemon, caught);
+            let found = |entries: &[Entry]| {
+                entries.iter().find(|entry| entry.manifest.id.to_string() == id).cloned()
+            };
+            match found(&entries).map(|entry| entry.record.status) {
+                None => unpacking += 1,
+                Some(Status::Untested) => untested += 1,
+                Some(Status::Available) => available += 1,
+                Some(status) => panic!("round {round}: {status:?}"),
+            }
+            let mut is_given_up = false;
+            if is_caught && random.up_to(2) == 1 {
+                // The same self-test is interrupted again.
+                daemon = root.spawn();
+                let again = SelfTest::wait(&daemon, || ask(&daemon, &id).status == 200);
+                daemon.wait_notified("READY=1");
+                let (killed_again, entries) = kill(daemon, again);
+                killed += 1;
+                is_given_up = found(&entries).unwrap().record.is_given_up();
+                root = killed_again;
+            }
+            daemon = root.start();
+            if is_given_up {
+                given_up += 1;
+                let reason = until_quarantined(&daemon, &id);
+                assert_eq!(reason, "the daemon ended while testing it\n");
+                until_gone(&daemon, &id);
+                let other = format!("{id}-again");
+                drop_one(&daemon, &other);
+                until_answers(&daemon, &other);
+                live.insert(other);
+            } else {
+                until_answers(&daemon, &id);
+                live.insert(id);
+            }
+        }
+        for id in &live {
+            let answer = ask(&daemon, id);
+            assert_eq!(answer.status, 200, "round {round}, {id}: {answer:?}");
+            assert_eq!(answer.vectors(), vectors, "round {round}, {id}");
+        }
+        assert_eq!(stored(&daemon).len(), live.len() + 1, "round {round}");
+        let damaged = daemon.log().into_iter().find(|line| line.contains("an entry of the store"));
+        assert_eq!(damaged, None, "round {round}");
+        until_staging_is_empty(&daemon);
+    }
+    // A stop does not wait for every write; the next start removes what such a write left.
+    let daemon = daemon.stop().start();
+    let expected = (paths(&OTHER_FILES), BTreeSet::from([paths(&ENTRY_FILES)]));
+    daemon.until("the files of a store at rest", || {
+        let found = files(&daemon);
+        if found != expected {
+            eprintln!("{found:?}");
+        }
+        (found == expected).then_some(())
+    });
+    eprintln!(
+        "{killed} kills in {:?}, over {installing} changes of an installation and {removing} of a \
+         removal: {unpacking} before the entry, {untested} before the self-test had passed, {available} \
+         after; {tests} in a self-test, {given_up} twice; {} removals done, {} not",
+        began.elapsed(),
+        removals[0],
+        removals[1],
+    );
+    assert!(kills < KILLS || tests > 0, "no self-test was caught");
 }

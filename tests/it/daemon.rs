@@ -244,19 +244,23 @@ fn what_is_no_socket_is_not_replaced() {
 
 #[test]
 fn a_default_model_that_is_replaced_or_newly_named_is_ready_by_itself() {
-    let mut daemon = Root::new().start();
-    let newer = pack("tiny-e5", "bundled-mini", "2");
-    fs::write(daemon.drop_directory().join("newer.model.tar.zst"), newer).unwrap();
-    daemon.wait_notified("STATUS=bundled-mini ready, 2 models installed");
-    let answer = daemon.post("/v1/embeddings", &json!({ "input": "a" }));
-    assert_eq!(answer.header("x-caxton-model"), Some("bundled-mini@2"));
+    let root = Root::new().with("memory.embedding_model", json!("m"));
+    let mut daemon = root.with("packages.replace_embedding_space", json!(true)).start();
+    for (version, model, installed) in [("1", "tiny-bert-mean", 2), ("2", "tiny-e5", 3)] {
+        let newer = pack(model, "m", version);
+        let file = daemon.drop_directory().join(format!("m-{version}.model.tar.zst"));
+        fs::write(file, newer).unwrap();
+        daemon.wait_notified(&format!("STATUS=m ready, {installed} models installed"));
+        let answer = daemon.post("/v1/embeddings", &json!({ "input": "a" }));
+        assert_eq!(answer.header("x-caxton-model"), Some(&*format!("m@{version}")));
+    }
 
     let other = pack("tiny-e5", "other", "1");
     fs::write(daemon.drop_directory().join("other.model.tar.zst"), other).unwrap();
-    daemon.wait_notified("STATUS=bundled-mini ready, 3 models installed");
+    daemon.wait_notified("STATUS=m ready, 4 models installed");
     assert_eq!(daemon.package("other")["residency"], "absent");
     daemon.root_mut().set("memory.embedding_model", json!("other"));
-    daemon.wait_notified("STATUS=other ready, 3 models installed");
+    daemon.wait_notified("STATUS=other ready, 4 models installed");
     assert_eq!(daemon.get("/readyz").status, 200);
     daemon.stop();
 }

@@ -16,7 +16,7 @@ use crate::support::packages::{
 use crate::support::{Root, STRANGER, pack, skipped};
 
 /// The exit code and the report of `doctor`, which has `--json` added.
-fn report(doctor: &mut Command) -> (i32, Value) {
+pub(crate) fn report(doctor: &mut Command) -> (i32, Value) {
     let Output { status, stdout, stderr } = doctor.args(["doctor", "--json"]).output().unwrap();
     assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
     (status.code().unwrap(), serde_json::from_slice(&stdout).unwrap())
@@ -27,7 +27,7 @@ fn check<'r>(report: &'r Value, name: &str) -> &'r Value {
     checks.iter().find(|check| check["name"] == name).unwrap_or(&Value::Null)
 }
 
-fn assert_check(report: &Value, name: &str, verdict: &str, found: &str) {
+pub(crate) fn assert_check(report: &Value, name: &str, verdict: &str, found: &str) {
     let check = check(report, name);
     assert_eq!(check["verdict"], verdict, "{report:#}");
     assert!(check["found"].as_str().unwrap().contains(found), "{found}: {check}");

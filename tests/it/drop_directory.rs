@@ -80,7 +80,7 @@ fn a_dropped_package_answers_within_two_seconds_of_its_last_byte() {
 
 #[test]
 fn a_model_leaves_with_its_file_and_is_replaced_with_it() {
-    let daemon = Root::new().start();
+    let daemon = Root::new().with("packages.replace_embedding_space", json!(true)).start();
     let path = dropped(&daemon, "m");
     let vector = |daemon: &Daemon| ask(daemon, "m").vectors();
     fs::write(&path, pack("tiny-bert-mean", "m", "1")).unwrap();
@@ -172,7 +172,7 @@ fn a_copy_of_a_bundled_package_may_come_and_go() {
 
 #[test]
 fn a_restart_reads_only_what_changed_while_the_daemon_was_down() {
-    let daemon = Root::new().start();
+    let daemon = Root::new().with("packages.replace_embedding_space", json!(true)).start();
     for id in ["same", "replaced", "removed"] {
         until_looked(&daemon, id);
     }

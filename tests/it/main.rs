@@ -3,6 +3,7 @@
 mod activation;
 mod admin;
 mod aliases;
+mod attacks;
 mod bench;
 mod bundled;
 mod bundled_directory;
@@ -21,6 +22,7 @@ mod embeddings;
 mod errors;
 mod events;
 mod fallback;
+mod faults;
 mod footprint;
 mod golden;
 mod journal;

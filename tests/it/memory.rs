@@ -180,6 +180,7 @@ fn models_leave_under_pressure_and_the_last_fallback_answers_on() {
     let daemon = Daemon::spawn(root, program);
     let ready = daemon.wait_notified("READY=1");
     assert!(ready.contains(&format!("{}", fifo.display())), "{ready}");
+    daemon.wait_log("looked at every bundled package");
     assert_eq!(embed(&daemon, "other").status, 200);
     let process = memory(&daemon)["process_bytes"].as_u64().unwrap();
 

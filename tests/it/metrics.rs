@@ -75,6 +75,7 @@ fn every_series_is_there_at_the_first_scrape_which_wakes_nobody() {
         r#"caxton_resident_memory_bytes"#,
         r#"caxton_memory_process_bytes"#,
         r#"caxton_memory_room_bytes"#,
+        r#"caxton_request_limit_bytes"#,
         r#"caxton_uptime_seconds"#,
         concat!(r#"caxton_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#),
     ] {

@@ -12,7 +12,7 @@ use crate::support::{Answer, Daemon, Root, pack, refused};
 /// Installs a package of the model in `tests/golden/{name}`; the revision.
 fn install(daemon: &Daemon, name: &str, id: &str, version: &str) -> String {
     let package = pack(name, id, version);
-    let answer = daemon.connect().request("POST", "/api/packages", &[], &package);
+    let answer = daemon.connect().request("POST", "/api/packages?replace=true", &[], &package);
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.json()["removed"], json!([]));
     answer.json()["package"]["revision"].as_str().unwrap().to_owned()
@@ -119,20 +119,21 @@ fn a_rollback_holds_at_once_and_after_a_restart_until_it_is_cleared() {
 
 #[test]
 fn the_default_model_that_was_rolled_back_is_ready_and_a_newer_package_ends_it() {
-    let daemon = Root::new().start();
-    install(&daemon, "tiny-e5", "bundled-mini", "2");
+    let root = Root::new().with("memory.embedding_model", json!("m"));
+    let daemon = root.with("packages.replace_embedding_space", json!(true)).start();
+    install(&daemon, "tiny-bert-mean", "m", "1");
+    install(&daemon, "tiny-e5", "m", "2");
     let answered = || {
         let answer = daemon.embeddings(&json!({ "input": "a" }));
         (answer.status == 200).then(|| who(&answer).0.to_owned())
     };
-    assert_eq!(answered().unwrap(), "bundled-mini@2");
-    assert_eq!(roll_back(&daemon, "bundled-mini", &json!({})).status, 200);
+    assert_eq!(answered().unwrap(), "m@2");
+    assert_eq!(roll_back(&daemon, "m", &json!({})).status, 200);
     daemon.until("the default to be ready", || (daemon.get("/readyz").status == 200).then_some(()));
-    assert_eq!(answered().unwrap(), "bundled-mini@1");
-    let newer = pack("tiny-bert-cls", "bundled-mini", "3");
+    assert_eq!(answered().unwrap(), "m@1");
+    let newer = pack("tiny-bert-cls", "m", "3");
     fs::write(daemon.drop_directory().join("newer.model.tar.zst"), newer).unwrap();
-    daemon
-        .until("the newer one", || (answered().as_deref() == Some("bundled-mini@3")).then_some(()));
+    daemon.until("the newer one", || (answered().as_deref() == Some("m@3")).then_some(()));
     daemon.stop();
 }
 

@@ -3,6 +3,8 @@
 //! Nothing is computed, and nothing is truncated: what is too long for the model is shown whole. The tokenizer comes
 //! with the model, which is loaded first if need be.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -14,6 +16,7 @@ use crate::api::caller::Caller;
 use crate::api::error::ApiError;
 use crate::api::input::read_json;
 use crate::api::request;
+use crate::api::tokenize::turn;
 use crate::api::wire::{Input, tei};
 use crate::engine::Piece;
 use crate::models::{Fallback, Lease};
@@ -25,14 +28,17 @@ const SAME: Fallback = Fallback::Vectors(Some(false));
 const MAX_TEXT: usize = 64 << 10;
 /// Token ids of one request.
 const MAX_IDS: usize = 64 << 10;
+/// What a byte of text is charged for the tokens of the answer: one may be a token, with its place in the text.
+const BYTES_PER_CHARACTER: u64 = 64;
+/// What a token is charged for its text.
+const BYTES_PER_TOKEN: u64 = 16;
 
 pub(super) async fn tokenize(
     State(app): State<App>,
     caller: Caller,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: tei::TokenizeRequest = read_json(body, limit).await?;
+    let request: tei::TokenizeRequest = read_json(&app, &caller, body).await?;
     check(&request.inputs, "inputs")?;
     let Input::Texts(texts) = request.inputs else {
         return Err(wrong("inputs", "token ids", "a string or a list of strings"));
@@ -45,7 +51,9 @@ pub(super) async fn tokenize(
     let Input::Texts(texts) = input else { return Err(ApiError::lost()) };
     let prompt = request::prompt(&prompt(request.prompt_name), &lease)?;
     check_size(&texts, &prompt)?;
-    answer(lease, move |lease| {
+    let bytes: usize = texts.iter().map(String::len).sum();
+    caller.charge.grow((bytes as u64).saturating_mul(BYTES_PER_CHARACTER))?;
+    answer(&app, &caller, lease, move |lease| {
         let texts = texts.iter().enumerate().map(|(index, text)| {
             let pieces = lease.pieces(&prompt, text, special);
             let pieces = pieces.map_err(|error| about(error.into(), "inputs", index))?;
@@ -61,8 +69,7 @@ pub(super) async fn decode(
     caller: Caller,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let limit = app.settings.borrow().socket.max_body;
-    let request: tei::DecodeRequest = read_json(body, limit).await?;
+    let request: tei::DecodeRequest = read_json(&app, &caller, body).await?;
     check(&request.ids, "ids")?;
     let Input::Ids(lists) = request.ids else {
         return Err(wrong("ids", "text", "a list of token ids or a list of such lists"));
@@ -75,7 +82,8 @@ pub(super) async fn decode(
     let input = Input::Ids(lists);
     let lease = request::open(&app, &caller, request.model.as_deref(), &input, SAME).await?;
     let Input::Ids(lists) = input else { return Err(ApiError::lost()) };
-    answer(lease, move |lease| {
+    caller.charge.grow((found as u64).saturating_mul(BYTES_PER_TOKEN))?;
+    answer(&app, &caller, lease, move |lease| {
         let texts = lists.iter().enumerate().map(|(index, ids)| {
             let text = lease.decode(ids, skip_special);
             text.map_err(|error| about(error.into(), "ids", index))
@@ -112,14 +120,20 @@ fn token(piece: Piece) -> tei::Token {
     tei::Token { id, text, special: start.is_none(), start, stop }
 }
 
-/// Makes an answer on the blocking pool, which says of which model it is.
+/// Makes an answer on the blocking pool, in turns of the users. It says of which model it is.
 async fn answer(
+    app: &App,
+    caller: &Caller,
     lease: Lease,
     work: impl FnOnce(&Lease) -> Result<Response, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
+    let (place, lease) = turn(app, caller, &app.places.work, lease).await?;
+    let charge = Arc::clone(&caller.charge);
     let work = move || {
+        let _place = place;
         let mut response = work(&lease)?;
         request::label_model(&lease.info, &mut response);
+        response.extensions_mut().insert(charge);
         Ok(response)
     };
     tokio::task::spawn_blocking(work).await.map_err(request::lost)?

@@ -2,6 +2,7 @@
 //!
 //! Pure: facts to verdicts.
 
+use super::super::shell::quoted;
 use super::Check;
 use super::facts::{
     Caller, Found, NamedGroup, Process, SERVICE, SOCKET, Silence, SocketFile, Told, Units,
@@ -133,9 +134,10 @@ pub(super) fn group(file: &SocketFile, configured: Option<&NamedGroup>, caller: 
     }
     if caller.database.contains(&gid) {
         let found = format!("{user} is in {group}, but not in this login, which is older");
-        return Check::fail(NAME, found, format!("log in again, or: newgrp {group}"));
+        return Check::fail(NAME, found, format!("log in again, or: newgrp {}", quoted(&group)));
     }
-    let mend = format!("sudo usermod -aG {group} {user}  (then log in again)");
+    let (to, who) = (quoted(&group), quoted(&user));
+    let mend = format!("sudo usermod -aG {to} {who}  (then log in again)");
     Check::fail(NAME, format!("{user} is not in {group} and may not connect"), mend)
 }
 

@@ -5,22 +5,47 @@
 use std::io;
 use std::path::Path;
 
+use super::super::shell::quoted;
 use super::Check;
-use super::facts::{Disk, DropDirectory, Process};
-use crate::api::wire::{Package, Status};
+use super::facts::{Caller, Disk, DropDirectory, Process};
+use crate::api::wire;
+use crate::api::wire::Package;
+use crate::errors::chain;
+use crate::package::{Entry, Examined, Status};
 use crate::units::Bytes;
 
 /// Why directories are not looked at.
 const ANOTHER: &str = "the socket is not that of this configuration; --config names another one";
 
+/// What helps where a directory of the store cannot be used.
+const MEND_DIRECTORY: &str = "mend the file system, or the owner and mode of that directory; journalctl -k tells of a failing disk";
+
+/// Checks the degraded parts that the running daemon reports, above all its disk.
+pub(super) fn condition(status: Option<&wire::Status>) -> Check {
+    const NAME: &str = "condition";
+    let Some(status) = status else { return Check::needs_daemon(NAME) };
+    match &status.degraded[..] {
+        [] => Check::pass(NAME, "nothing is degraded"),
+        degraded => Check::warn(
+            NAME,
+            format!("degraded: {}", degraded.join("; ")),
+            "mend what it names, most often the disk or a mount; the daemon looks again within a minute, without a \
+             restart",
+        ),
+    }
+}
+
 /// The installed models: none damaged, none that does not load.
-pub(super) fn models(status: Option<&Status>, drop_directory: &Path) -> Check {
+pub(super) fn models(status: Option<&wire::Status>) -> Check {
     const NAME: &str = "models";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
     let packages = &status.packages;
     if packages.is_empty() {
-        let mend = format!("sudo cp PACKAGE.model.tar.zst {}", drop_directory.display());
-        return Check::fail(NAME, "none is installed", mend);
+        return Check::fail(
+            NAME,
+            "none is installed",
+            "sudo caxton model install PACKAGE.model.tar.zst",
+        );
     }
     let broken = |package: &&Package| package.status == "corrupt" || package.problem.is_some();
     let broken = Vec::from_iter(packages.iter().filter(broken));
@@ -32,14 +57,24 @@ pub(super) fn models(status: Option<&Status>, drop_directory: &Path) -> Check {
         } else {
             String::new()
         };
+        let name = quoted(format!("{id}@{version}"));
         let mend = match first.status.as_str() {
-            "corrupt" => format!(
-                "sudo caxton model remove {id}@{version}; then put its package into {} again",
-                drop_directory.display()
+            "corrupt" => {
+                format!("sudo caxton model remove {name}; then install its package once more")
+            }
+            "disabled" => format!(
+                "put the key back, or install it signed with another; else: sudo caxton model remove {name}"
             ),
-            _ => format!("sudo caxton memory load {id}@{version}; journalctl -u caxton -e"),
+            _ => format!("sudo caxton memory load {name}; journalctl -u caxton -e"),
         };
-        return Check::fail(NAME, format!("{id}@{version}: {why}{more}"), mend);
+        let found = format!("{id}@{version}: {why}{more}");
+        // A key that was removed on purpose is no fault; a model that answers no more is to be known of.
+        let is_wanted = broken.iter().all(|package| package.status == "disabled");
+        return if is_wanted {
+            Check::warn(NAME, found, mend)
+        } else {
+            Check::fail(NAME, found, mend)
+        };
     }
     let resident =
         packages.iter().filter(|package| package.residency.as_deref() == Some("resident")).count();
@@ -47,8 +82,66 @@ pub(super) fn models(status: Option<&Status>, drop_directory: &Path) -> Check {
     Check::pass(NAME, format!("{count} installed, {resident} in memory; {default} is the default"))
 }
 
+/// The entries of the store: each can be read, and has passed its self-test. What has not is named with the command that
+/// removes it.
+pub(super) fn store(store: Option<&Result<Examined, String>>, caller: &Caller) -> Check {
+    const NAME: &str = "store";
+    let examined = match store {
+        None => return Check::skipped(NAME, ANOTHER),
+        Some(Err(why)) if caller.uid != 0 => {
+            return Check::skipped(NAME, format!("{why}; root may: sudo caxton doctor"));
+        }
+        Some(Err(why)) => return Check::fail(NAME, why, MEND_DIRECTORY),
+        Some(Ok(examined)) => examined,
+    };
+    if let Some(error) = &examined.unlisted {
+        let why = chain(error);
+        return match caller.uid {
+            0 => Check::fail(NAME, why, MEND_DIRECTORY),
+            _ => Check::skipped(NAME, format!("{why}; root may: sudo caxton doctor")),
+        };
+    }
+    let mut found = Vec::new();
+    let mut mend = Vec::new();
+    for (path, reason) in &examined.unreadable {
+        found.push(format!("{} cannot be read: {reason}", path.display()));
+        mend.push(format!("sudo rm -r {}", quoted(path)));
+    }
+    for Entry { key, record, .. } in &examined.entries {
+        let state = match &record.status {
+            Status::Available | Status::Corrupt(_) => continue,
+            Status::Untested => "has not passed its self-test yet".to_owned(),
+            Status::Quarantined(reason) => format!("is quarantined: {reason}"),
+        };
+        let (id, version, revision) = key.parts();
+        found.push(format!("{id}@{version} {state}"));
+        mend.push(format!("sudo caxton model remove {}", quoted(format!("{id}@{revision}"))));
+    }
+    if found.is_empty() {
+        return Check::pass(NAME, format!("{} entries can be read", examined.entries.len()));
+    }
+    Check::warn(NAME, found.join("; "), format!("to be rid of it: {}", mend.join("; ")))
+}
+
+/// The models that no signature vouches for although keys are configured.
+pub(super) fn signatures(status: Option<&wire::Status>) -> Check {
+    const NAME: &str = "signatures";
+    let Some(status) = status else { return Check::needs_daemon(NAME) };
+    match &status.unsigned[..] {
+        [] => Check::pass(NAME, "no model lacks one that the keys ask for"),
+        unsigned => Check::warn(
+            NAME,
+            format!("installed before there were keys, without one: {}", unsigned.join(", ")),
+            format!(
+                "install the signed package, or: sudo caxton model remove {}",
+                quoted(&unsigned[0])
+            ),
+        ),
+    }
+}
+
 /// The packages that were refused.
-pub(super) fn quarantine(status: Option<&Status>, drop_directory: &Path) -> Check {
+pub(super) fn quarantine(status: Option<&wire::Status>, drop_directory: &Path) -> Check {
     const NAME: &str = "packages";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
     let Some(refused) = &status.quarantine else {
@@ -60,9 +153,8 @@ pub(super) fn quarantine(status: Option<&Status>, drop_directory: &Path) -> Chec
         NAME,
         format!("{} refused, lastly {}: {}", refused.len(), last.file, last.reason),
         format!(
-            "copy it once more; when it is right: sudo rm {}/{}*",
-            quarantine.display(),
-            last.file
+            "copy it once more; when it is right: sudo rm {}*",
+            quoted(quarantine.join(&last.file))
         ),
     )
 }
@@ -98,7 +190,8 @@ pub(super) fn drop_directory(directory: Option<&DropDirectory>, daemon: Option<&
     let Some(daemon) = daemon else { return Check::pass(NAME, format!("{path} is there")) };
     let bits = owned.bits(daemon);
     let uid = daemon.uid;
-    let mend = format!("sudo chown {uid} {path} && sudo chmod u+rwx {path}");
+    let quoted = quoted(&directory.path);
+    let mend = format!("sudo chown {uid} {quoted} && sudo chmod u+rwx {quoted}");
     if bits & 0o5 != 0o5 {
         return Check::fail(
             NAME,
@@ -130,6 +223,11 @@ pub(super) fn disk(
         let mend = format!("sudo mount -o remount,rw the file system of {path}");
         return Check::fail(NAME, format!("{path} is read-only"), mend);
     }
+    if *free_bytes == 0 {
+        let mend =
+            format!("free space on the disk of {path}: nothing can be installed or recorded");
+        return Check::fail(NAME, format!("{path} is full"), mend);
+    }
     let sizes = || packages.unwrap_or_default().iter().map(|package| package.size_bytes);
     let (stored, largest) = (sizes().fold(0, u64::saturating_add), sizes().max().unwrap_or(0));
     let grows = Bytes(max_size.0.saturating_sub(stored));
@@ -158,9 +256,9 @@ mod tests {
 
     #[test]
     fn models_are_there_and_right() {
-        let judge = |status: &Status| models(Some(status), Path::new(DROP));
-        assert(&models(None, Path::new(DROP)), Skipped, "does not answer", None);
-        assert(&judge(&told(&[]).status), Fail, "none", Some("/drop"));
+        let judge = |status: &wire::Status| models(Some(status));
+        assert(&models(None), Skipped, "does not answer", None);
+        assert(&judge(&told(&[]).status), Fail, "none", Some("caxton model install"));
         let mut status = told(&[("a", "resident", 1), ("b", "absent", 1)]).status;
         assert(&judge(&status), Pass, "2 installed, 1 in memory; a", None);
         status.packages[1].problem = Some("its weights cannot be read".to_owned());
@@ -170,13 +268,77 @@ mod tests {
     }
 
     #[test]
+    fn what_the_daemon_says_of_its_condition_is_a_warning() {
+        let mut status = told(&[("a", "resident", 1)]).status;
+        assert(&condition(None), Skipped, "does not answer", None);
+        assert(&condition(Some(&status)), Pass, "nothing is degraded", None);
+        status.degraded = vec!["the store cannot be written".to_owned(), "other".to_owned()];
+        let found = "degraded: the store cannot be written; other";
+        assert(&condition(Some(&status)), Warn, found, Some("the disk"));
+    }
+
+    #[test]
+    fn a_store_is_listed_and_its_entries_are_read_and_tested() {
+        use crate::files::FileError;
+        use crate::package::fixture::package;
+        use crate::package::{Cleanup, Limits, Origin, Quota, Store};
+
+        let user = |uid| Caller { uid, name: None, groups: Vec::new(), database: Vec::new() };
+        let (root, stranger) = (user(0), user(1000));
+        let judge = |examined, caller| store(Some(&Ok(examined)), caller);
+        assert(&store(None, &root), Skipped, "--config", None);
+        let closed = Err("cannot open /store".to_owned());
+        assert(&store(Some(&closed), &root), Fail, "/store", Some("owner and mode"));
+        assert(&store(Some(&closed), &stranger), Skipped, "sudo caxton doctor", None);
+        let unlisted = || {
+            let error = FileError::new("list", "/models")(io::Error::from_raw_os_error(5));
+            Examined { unlisted: Some(error), ..Examined::default() }
+        };
+        assert(&judge(unlisted(), &root), Fail, "cannot list /models: Input/output", Some("disk"));
+        assert(&judge(unlisted(), &stranger), Skipped, "root may", None);
+
+        let place = tempfile::tempdir().unwrap();
+        let installed = Store::volatile(place.path()).unwrap();
+        assert(&judge(Store::examine(place.path()), &root), Pass, "0 entries", None);
+        let quota = Quota { max_size: Bytes::mib(9), max_models: 9, cleanup: Cleanup::Manual };
+        let bytes = package("m", "1");
+        let staged = installed.stage(&bytes[..], &Limits::for_size(Bytes::mib(8))).unwrap();
+        let key = installed.admit(staged, Origin::Installed, quota, |_| false).unwrap().entry.key;
+        let check = judge(Store::examine(place.path()), &root);
+        assert(&check, Warn, "m@1 has not passed", Some("caxton model remove m@"));
+        installed.make_available(&key, quota, |_| false).unwrap();
+        assert(&judge(Store::examine(place.path()), &root), Pass, "1 entries", None);
+        std::fs::write(Store::directory_of(place.path(), &key).join("record.json"), "{").unwrap();
+        let check = judge(Store::examine(place.path()), &root);
+        assert(&check, Warn, "cannot be read", Some("sudo rm -r "));
+    }
+
+    #[test]
+    fn models_that_keys_disable_or_that_no_key_vouches_for_are_named() {
+        let mut status = told(&[("a", "absent", 1), ("b", "absent", 1)]).status;
+        assert(&signatures(Some(&status)), Pass, "no model lacks one", None);
+        assert(&signatures(None), Skipped, "does not answer", None);
+        status.unsigned = vec!["a@1".to_owned(), "b@1".to_owned()];
+        assert(&signatures(Some(&status)), Warn, "a@1, b@1", Some("remove a@1"));
+        status.packages[1].status = "disabled".to_owned();
+        status.packages[1].problem = Some("its key was removed".to_owned());
+        let judge = |status: &wire::Status| models(Some(status));
+        assert(&judge(&status), Warn, "b@1: its key was removed", Some("remove b@1"));
+        status.packages[0].status = "corrupt".to_owned();
+        assert(&judge(&status), Fail, "a@1: it is damaged (and 1 more)", Some("remove a@1"));
+    }
+
+    #[test]
     fn refused_packages_are_shown_with_the_last_reason() {
         let mut status = told(&[]).status;
-        let judge = |status: &Status| quarantine(Some(status), Path::new(DROP));
+        let judge = |status: &wire::Status| quarantine(Some(status), Path::new(DROP));
         assert(&judge(&status), Pass, "none", None);
         let refused = |file: &str| Quarantined { file: file.to_owned(), reason: "half".to_owned() };
         status.quarantine = Some(vec![refused("b"), refused("a")]);
         assert(&judge(&status), Warn, "2 refused, lastly b: half", Some("/drop/quarantine/b*"));
+        status.quarantine = Some(vec![refused("x;touch pwned;.model.tar.zst")]);
+        let quoted = Some("sudo rm '/drop/quarantine/x;touch pwned;.model.tar.zst'*");
+        assert(&judge(&status), Warn, "1 refused", quoted);
         status.quarantine = None;
         assert(&judge(&status), Skipped, "does not tell", None);
         assert(&quarantine(None, Path::new(DROP)), Skipped, "does not answer", None);
@@ -211,6 +373,7 @@ mod tests {
             (found(60, false), Pass, "may take 60 B more", None),
             (found(59, false), Warn, "59 B free on /var", Some("max_size_gb")),
             (found(29, false), Fail, "a model of 30 B", Some("free space")),
+            (found(0, false), Fail, "/var is full", Some("free space")),
             (found(60, true), Fail, "read-only", Some("remount")),
             (Err("gone".to_owned()), Fail, "gone", Some("mend")),
         ];

@@ -17,10 +17,13 @@ use serde_json::Value;
 
 use super::super::Connection;
 use super::super::client::{Client, ClientError};
+use super::super::owner::leave_root;
+use super::super::shell::quoted;
 use crate::api::wire::Status;
 use crate::api::wire::memory::MemoryStatus;
 use crate::config::{self, ConfigError, Loaded, Settings, Source};
 use crate::errors::chain;
+use crate::package::{Examined, Store};
 
 /// How long the daemon may take for one answer: it computes nothing for any of these.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -57,6 +60,8 @@ pub(super) struct Facts {
     pub(super) drop_directory: Option<DropDirectory>,
     /// As the drop directory.
     pub(super) disk: Option<Result<Disk, String>>,
+    /// As the drop directory. Looked at last: see [`Facts::examine_store`].
+    pub(super) store: Option<Result<Examined, String>>,
     pub(super) pressure: PressureFile,
     pub(super) journal: Journal,
     pub(super) clock: SystemTime,
@@ -218,7 +223,7 @@ impl Facts {
         let start = match (&connection.config, &units) {
             (None, Some(_)) => format!("sudo systemctl enable --now {SOCKET} {SERVICE}"),
             (None, None) => "caxtond".to_owned(),
-            (Some(file), _) => format!("caxtond --config {}", file.display()),
+            (Some(file), _) => format!("caxtond --config {}", quoted(file)),
         };
         let told = ask(&path).await;
         let pid = told.as_ref().ok().map(|told| told.status.pid);
@@ -233,6 +238,7 @@ impl Facts {
             drop_directory: is_configured
                 .then(|| DropDirectory::of(settings.packages.drop_directory.clone())),
             disk: is_configured.then(|| Disk::of(&settings.memory.model_cache.directory)),
+            store: None,
             pressure: PressureFile::read(&root.join("proc/pressure/memory")),
             journal: Journal {
                 runs: root.join("run/systemd/journal/socket").exists(),
@@ -254,6 +260,22 @@ impl Facts {
             settings,
             config,
         }
+    }
+}
+
+impl Facts {
+    /// Reads the entries of the store. Root becomes the owner of the store before, for good, so that this is the last
+    /// thing to look at.
+    pub(super) fn examine_store(&mut self) {
+        if self.disk.is_none() {
+            return;
+        }
+        let examined = leave_root(&self.settings)
+            .map(|settings| Store::examine(&settings.memory.model_cache.directory));
+        self.store = Some(examined.map_err(|error| {
+            let causes = Vec::from_iter(error.chain().map(ToString::to_string));
+            causes.join(": ")
+        }));
     }
 }
 

@@ -16,6 +16,7 @@ use super::super::bar::{bar, share};
 use super::keys;
 use super::state::{Rates, Row, State};
 use crate::api::wire::memory::MemoryStatus;
+use crate::printable::is_printable;
 use crate::units::Bytes;
 
 /// Lines above the table of models.
@@ -64,6 +65,16 @@ pub(super) fn height(state: &State) -> u16 {
 
 /// Draws all of `area`.
 pub(super) fn draw(state: &State, paint: Paint, area: Rect, buffer: &mut Buffer) {
+    draw_all(state, paint, area, buffer);
+    // Names and reasons may hold anything.
+    for cell in &mut buffer.content {
+        if !cell.symbol().chars().all(is_printable) {
+            cell.set_symbol("?");
+        }
+    }
+}
+
+fn draw_all(state: &State, paint: Paint, area: Rect, buffer: &mut Buffer) {
     let foot = Layout::vertical([Constraint::Min(0), Constraint::Length(1)]);
     let [body, foot] = foot.areas(area);
     footer(state, paint).render(foot, buffer);

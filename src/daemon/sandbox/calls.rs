@@ -1,164 +1,82 @@
-//! System calls: what the daemon may not ask of the kernel, by seccomp.
+//! System calls: what the daemon may ask of the kernel, by seccomp.
 //!
-//! A list of what is denied, not of what is allowed: the unit has such a list, kept by systemd, and one of our own
-//! would break with the next C library. Denied is what a program that serves a Unix socket never does and whoever takes
-//! it over would: sockets of any other family, other programs, other processes' memory, mounts, namespaces, modules,
-//! io_uring (which goes around this filter), memory that is both written and executed. Every denied call fails with
-//! EPERM. <https://docs.kernel.org/userspace-api/seccomp_filter.html>
+//! The filter is a list of what is allowed ([`allowed`]); every other call fails with EPERM and has no effect. Two
+//! kinds of calls fail with ENOSYS instead, because the C library then uses an older call: `clone3`, whose flags a
+//! filter cannot see, and every call that is younger than the list.
+//!
+//! A denied call is not silent: the kernel writes a record of type 1326 (`AUDIT_SECCOMP`) with the number of the call
+//! to the audit log, or to its own log when no audit daemon runs. The quiet filter has no such records, since every
+//! thread that is started would make one.
+//!
+//! The filter holds for the child that tests a model, too. It does not hold systemd's part: the unit has a filter of its
+//! own, and a call must pass both. <https://docs.kernel.org/userspace-api/seccomp_filter.html>
 
-use std::collections::BTreeMap;
+mod allowed;
+mod install;
+
+use std::error::Error;
 
 use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch,
+    BackendError, BpfProgram, SeccompAction, SeccompFilter, TargetArch, sock_filter,
 };
 
 use crate::api::wire::sandbox::Part;
 use crate::errors::chain;
+use install::install;
 
-/// Denied whatever their arguments.
-const DENIED: &[i64] = &[
-    // Other programs, other processes.
-    libc::SYS_execve,
-    libc::SYS_execveat,
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_pidfd_getfd,
-    libc::SYS_kcmp,
-    // Ways around a filter, and into the kernel.
-    libc::SYS_io_uring_setup,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-    libc::SYS_userfaultfd,
-    libc::SYS_bpf,
-    libc::SYS_perf_event_open,
-    libc::SYS_add_key,
-    libc::SYS_keyctl,
-    libc::SYS_request_key,
-    libc::SYS_init_module,
-    libc::SYS_finit_module,
-    libc::SYS_delete_module,
-    libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
-    // Other views of the file system. truncate: Landlock holds it from its third version on only.
-    libc::SYS_mount,
-    libc::SYS_umount2,
-    libc::SYS_pivot_root,
-    libc::SYS_chroot,
-    libc::SYS_open_tree,
-    libc::SYS_move_mount,
-    libc::SYS_fsopen,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fspick,
-    libc::SYS_mount_setattr,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_mknodat,
-    libc::SYS_truncate,
-    libc::SYS_fanotify_init,
-    libc::SYS_quotactl,
-    // Other namespaces, other users.
-    libc::SYS_setns,
-    libc::SYS_unshare,
-    libc::SYS_personality,
-    libc::SYS_setuid,
-    libc::SYS_setgid,
-    libc::SYS_setreuid,
-    libc::SYS_setregid,
-    libc::SYS_setresuid,
-    libc::SYS_setresgid,
-    libc::SYS_setfsuid,
-    libc::SYS_setfsgid,
-    libc::SYS_setgroups,
-    // The machine.
-    libc::SYS_reboot,
-    libc::SYS_swapon,
-    libc::SYS_swapoff,
-    libc::SYS_acct,
-    libc::SYS_syslog,
-    libc::SYS_adjtimex,
-    libc::SYS_clock_adjtime,
-    libc::SYS_clock_settime,
-    libc::SYS_settimeofday,
-    libc::SYS_sethostname,
-    libc::SYS_setdomainname,
-];
+/// The youngest call that [`allowed`] was compared with: `file_setattr` of Linux 6.17. Numbers from 424 on are the same
+/// on every machine.
+const YOUNGEST: u32 = 469;
 
-/// Denied where they exist.
-#[cfg(target_arch = "x86_64")]
-const DENIED_HERE: &[i64] =
-    &[libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt, libc::SYS_mknod];
-#[cfg(not(target_arch = "x86_64"))]
-const DENIED_HERE: &[i64] = &[];
-
-/// Denies all threads of this process, and those to come, what is denied.
+/// Leaves all threads of this process, and those to come, what is allowed.
 pub(super) fn restrict() -> Part {
-    let applied = filter().map_err(|error| chain(&error)).and_then(|filter| {
-        seccompiler::apply_filter_all_threads(&filter).map_err(|error| chain(&error))
-    });
-    match applied {
+    match apply(libc::SECCOMP_FILTER_FLAG_TSYNC) {
         Ok(()) => Part::on(None),
-        Err(reason) => Part::off(None, reason),
+        Err(error) => Part::off(None, chain(&*error)),
     }
 }
 
+/// Gives both filters to the kernel, with `flags`.
+fn apply(flags: libc::c_ulong) -> Result<(), Box<dyn Error>> {
+    install(&filter()?, flags | libc::SECCOMP_FILTER_FLAG_LOG)?;
+    // Of filters that deny alike the last one says how.
+    install(&quiet(), flags)?;
+    Ok(())
+}
+
+/// Returns the filter that denies what is not allowed.
 fn filter() -> Result<BpfProgram, BackendError> {
-    let mut rules = BTreeMap::new();
-    for call in DENIED.iter().chain(DENIED_HERE) {
-        rules.insert(*call, Vec::new());
-    }
-    let executable = (libc::PROT_WRITE | libc::PROT_EXEC).unsigned_abs();
-    let unix = rule(0, SeccompCmpOp::Ne, libc::AF_UNIX.unsigned_abs())?;
-    let written = rule(2, SeccompCmpOp::MaskedEq(executable.into()), executable)?;
-    let exec = libc::PROT_EXEC.unsigned_abs();
-    let made_executable = rule(2, SeccompCmpOp::MaskedEq(exec.into()), exec)?;
-    rules.insert(libc::SYS_socket, vec![unix.clone()]);
-    rules.insert(libc::SYS_socketpair, vec![unix]);
-    rules.insert(libc::SYS_mmap, vec![written]);
-    rules.insert(libc::SYS_mprotect, vec![made_executable.clone()]);
-    rules.insert(libc::SYS_pkey_mprotect, vec![made_executable]);
     let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, denied, architecture)?;
-    Ok([other_numbers(), filter.try_into()?].concat())
+    SeccompFilter::new(allowed::rules()?, denied, SeccompAction::Allow, architecture)?.try_into()
 }
 
-/// Denies a call by one of its arguments.
-fn rule(argument: u8, operator: SeccompCmpOp, value: u32) -> Result<SeccompRule, BackendError> {
-    // The kernel looks at the lower half of each of these arguments.
-    let condition =
-        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value.into())?;
-    SeccompRule::new(vec![condition])
-}
-
-/// Denies the second set of numbers under which an x86-64 kernel may know every call, x32: a list of denied numbers
-/// would not hold for those.
-#[cfg(target_arch = "x86_64")]
-fn other_numbers() -> BpfProgram {
-    use seccompiler::sock_filter;
-
+/// Returns the filter that says ENOSYS to `clone3` and to calls younger than the list.
+fn quiet() -> BpfProgram {
     // linux/bpf_common.h, linux/seccomp.h, asm/unistd.h.
     const LOAD_WORD: u16 = 0x20;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const JUMP_IF_GREATER: u16 = 0x25;
     const JUMP_IF_NOT_LESS: u16 = 0x35;
     const RETURN: u16 = 0x06;
     const OFFSET_OF_NUMBER: u32 = 0;
+    /// The numbers of a second set that an x86-64 kernel may have, x32. The other filter allows none of them.
     const X32: u32 = 0x4000_0000;
-    let error = libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs();
+    let clone3 = u32::try_from(libc::SYS_clone3).unwrap_or(u32::MAX);
+    let error = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
     vec![
         sock_filter { code: LOAD_WORD, jt: 0, jf: 0, k: OFFSET_OF_NUMBER },
-        sock_filter { code: JUMP_IF_NOT_LESS, jt: 0, jf: 1, k: X32 },
+        sock_filter { code: JUMP_IF_EQUAL, jt: 3, jf: 0, k: clone3 },
+        sock_filter { code: JUMP_IF_NOT_LESS, jt: 1, jf: 0, k: X32 },
+        sock_filter { code: JUMP_IF_GREATER, jt: 1, jf: 0, k: YOUNGEST },
+        sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
         sock_filter { code: RETURN, jt: 0, jf: 0, k: error },
     ]
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn other_numbers() -> BpfProgram {
-    Vec::new()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::io::ErrorKind;
     use std::os::unix::net::UnixStream;
     use std::process::Command;
@@ -169,11 +87,133 @@ mod tests {
 
     use super::*;
 
-    /// What `tried` gives in a thread under the filter, which stays the thread's alone.
+    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+    const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs();
+    const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
+
+    /// Returns what the kernel does with a call, as `seccomp_run_filters` of kernel/seccomp.c decides it.
+    fn decided(call: i64, arguments: &[u64]) -> u32 {
+        let filters = [quiet(), filter().unwrap()];
+        let decisions = filters.map(|filter| run(&filter, call, arguments));
+        let graver = |a: u32, b: u32| if b & 0xffff_0000 < a & 0xffff_0000 { b } else { a };
+        decisions.into_iter().reduce(graver).unwrap()
+    }
+
+    /// Runs `filter`: the few instructions that filters for calls have.
+    fn run(filter: &[sock_filter], call: i64, arguments: &[u64]) -> u32 {
+        const X86_64: u32 = 0xc000_003e;
+        const AARCH64: u32 = 0xc000_00b7;
+        let architecture = if cfg!(target_arch = "x86_64") { X86_64 } else { AARCH64 };
+        // struct seccomp_data: the number, the machine, the address of the call, six arguments.
+        let mut data = [u32::try_from(call).unwrap(), architecture, 0, 0].to_vec();
+        for at in 0..6 {
+            let argument = arguments.get(at).copied().unwrap_or(0);
+            data.extend([(argument & 0xffff_ffff) as u32, (argument >> 32) as u32]);
+        }
+        let (mut at, mut value) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = filter[at];
+            let jump = |holds: bool| usize::from(if holds { jt } else { jf });
+            at += 1;
+            match code {
+                0x20 => value = data[k as usize / 4],
+                0x54 => value &= k,
+                0x05 => at += k as usize,
+                0x15 => at += jump(value == k),
+                0x25 => at += jump(value > k),
+                0x35 => at += jump(value >= k),
+                0x06 => return k,
+                _ => panic!("instruction {code:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_call_is_decided_by_the_table_and_its_arguments() {
+        let (read, write, exec) = (1, 2, 4);
+        let anonymous = 0x22;
+        let namespaces =
+            [0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
+        let thread = 0x003d_0f00;
+        let mut cases: Vec<(i64, Vec<u64>, u32)> = vec![
+            (libc::SYS_read, vec![], ALLOW),
+            (libc::SYS_futex, vec![], ALLOW),
+            (libc::SYS_execve, vec![], ALLOW),
+            (452, vec![], ALLOW),
+            // Unix sockets only; the kernel takes the lower half.
+            (libc::SYS_socket, vec![1], ALLOW),
+            (libc::SYS_socket, vec![1 << 32 | 1], ALLOW),
+            (libc::SYS_socket, vec![2], EPERM),
+            (libc::SYS_socket, vec![1 << 32 | 10], EPERM),
+            (libc::SYS_socket, vec![16], EPERM),
+            (libc::SYS_socketpair, vec![40], EPERM),
+            (libc::SYS_mmap, vec![0, 0, read | write, anonymous], ALLOW),
+            (libc::SYS_mmap, vec![0, 0, read | exec, 2], ALLOW),
+            (libc::SYS_mmap, vec![0, 0, read | exec, anonymous], EPERM),
+            (libc::SYS_mmap, vec![0, 0, write | exec, 2], EPERM),
+            (libc::SYS_mmap, vec![0, 0, read | write | exec, anonymous], EPERM),
+            (libc::SYS_mprotect, vec![0, 0, read | write], ALLOW),
+            (libc::SYS_mprotect, vec![0, 0, read | exec], EPERM),
+            (libc::SYS_pkey_mprotect, vec![0, 0, read | exec], EPERM),
+            (libc::SYS_shmat, vec![0, 0, 0o100_000], EPERM),
+            (libc::SYS_clone, vec![thread], ALLOW),
+            // posix_spawn: CLONE_VM, CLONE_VFORK, SIGCHLD.
+            (libc::SYS_clone, vec![0x4100 | 17], ALLOW),
+            (libc::SYS_clone3, vec![], ENOSYS),
+            (libc::SYS_unshare, vec![0x1000_0000], EPERM),
+            (libc::SYS_setns, vec![], EPERM),
+            (libc::SYS_ioctl, vec![3, 0x5421], ALLOW),
+            (libc::SYS_ioctl, vec![3, 0x4080_6685], ALLOW),
+            // TIOCSTI: words for the terminal of another.
+            (libc::SYS_ioctl, vec![3, 0x5412], EPERM),
+            (libc::SYS_prctl, vec![15], ALLOW),
+            (libc::SYS_prctl, vec![22], EPERM),
+            (libc::SYS_prlimit64, vec![0, 7], ALLOW),
+            (libc::SYS_prlimit64, vec![1, 7], EPERM),
+            (libc::SYS_memfd_create, vec![0, 3], ALLOW),
+            (libc::SYS_memfd_create, vec![0, 0x13], EPERM),
+            (libc::SYS_io_uring_setup, vec![], EPERM),
+            (libc::SYS_ptrace, vec![], EPERM),
+            (libc::SYS_bpf, vec![], EPERM),
+            (libc::SYS_setresuid, vec![], EPERM),
+            (libc::SYS_truncate, vec![], EPERM),
+            (libc::SYS_execveat, vec![], EPERM),
+            (i64::from(YOUNGEST), vec![], EPERM),
+            (i64::from(YOUNGEST) + 1, vec![], ENOSYS),
+        ];
+        cases.extend(namespaces.map(|flag| (libc::SYS_clone, vec![flag | 17], EPERM)));
+        #[cfg(target_arch = "x86_64")]
+        cases.extend([
+            // x32, under whose numbers the same calls may be found.
+            (0x4000_0000 | libc::SYS_execve, vec![], EPERM),
+            (0x4000_0000 | 520, vec![], EPERM),
+            (libc::SYS_arch_prctl, vec![0x1023, 18], ALLOW),
+            (libc::SYS_arch_prctl, vec![0x2001], EPERM),
+        ]);
+        for (call, arguments, expected) in cases {
+            let decided = decided(call, &arguments);
+            assert_eq!(decided, expected, "{call} {arguments:x?}: {decided:#x}");
+        }
+    }
+
+    #[test]
+    fn no_more_calls_are_allowed_than_the_table_has() {
+        let rules = allowed::rules().unwrap();
+        let allowed =
+            (0..=i64::from(YOUNGEST)).filter(|call| run(&filter().unwrap(), *call, &[]) == ALLOW);
+        let unconditional =
+            rules.iter().filter(|(_, rules)| rules.is_empty()).map(|(call, _)| *call);
+        let conditional = BTreeSet::from_iter(rules.keys().copied());
+        let allowed = BTreeSet::from_iter(allowed);
+        assert!(allowed.is_superset(&BTreeSet::from_iter(unconditional)), "{allowed:?}");
+        assert!(allowed.is_subset(&conditional), "{allowed:?}");
+    }
+
+    /// What `tried` gives in a thread under the filters, which stay the thread's alone.
     fn under_filter<T: Send>(tried: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                seccompiler::apply_filter(&filter().unwrap()).unwrap();
+                apply(0).unwrap();
                 tried()
             });
             thread.join().unwrap()
@@ -196,14 +236,24 @@ mod tests {
     }
 
     #[test]
-    fn no_other_program_can_be_started() {
-        let started = under_filter(|| Command::new("/bin/true").status().map(drop));
-        assert_eq!(started.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    fn a_program_that_is_started_stays_under_the_filter() {
+        // Landlock decides which programs can be started, and is not in force here.
+        let started = under_filter(|| {
+            Command::new("/bin/sh").args(["-c", "grep Seccomp: /proc/self/status"]).output()
+        });
+        let said = String::from_utf8(started.unwrap().stdout).unwrap();
+        assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["Seccomp:", "2"]);
     }
 
     #[test]
     fn a_thread_can_be_started_and_looks_up_users() {
         let found = under_filter(|| thread::spawn(|| nix::unistd::User::from_uid(0.into())).join());
         assert_eq!(found.unwrap().unwrap().unwrap().name, "root");
+    }
+
+    #[test]
+    fn a_filter_that_is_too_long_is_an_error() {
+        let error = install(&vec![quiet()[0].clone(); 70_000], 0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Other);
     }
 }

@@ -1,7 +1,7 @@
 //! The sandbox: what the daemon takes from itself before it has a second thread and before anybody can talk to it.
 //!
-//! Landlock leaves it the files that its settings name ([`paths`]), seccomp the system calls of a program that serves
-//! a Unix socket ([`calls`]). Both are for good, and hold for every thread and child. It comes on top of what
+//! Landlock leaves it the files that its settings name ([`paths`]), seccomp the system calls that it makes
+//! ([`calls`]). Both are for good, and hold for every thread and child. It comes on top of what
 //! the unit does, and is there without a unit, too. What an older kernel cannot give is left out and said: in the log, in
 //! `/status`, and by refusing to start when `require_sandbox` is set.
 
@@ -35,8 +35,16 @@ pub(super) fn enter(
 ) -> Result<Sandbox, Exit> {
     let watched = std::env::var_os("MEMORY_PRESSURE_WATCH").map(PathBuf::from);
     let grants = paths::Grants::new(settings, source, files, writes, watched);
-    // Landlock first: seccomp could not deny what Landlock needs, but the order says that it need not allow it.
     let sandbox = Sandbox { landlock: paths::restrict(&grants), seccomp: calls::restrict() };
+    if sandbox.landlock.is_on() {
+        for directory in grants.absent(settings) {
+            tracing::warn!(
+                name: Message::DirectoryNotGranted.name(),
+                directory = %directory.display(),
+                "the directory does not exist; when it is made, caxtond has to be started again to use it"
+            );
+        }
+    }
     report(&sandbox, settings.require_sandbox).map(|()| sandbox)
 }
 

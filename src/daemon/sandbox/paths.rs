@@ -1,12 +1,14 @@
 //! Files: what the daemon may open, by Landlock.
 //!
-//! It may read what its settings name, its configuration, the system's files and the kernel's, and write to its store,
-//! its drop directory, that of the last good configuration and, if it makes the socket, that one's. It may execute
-//! nothing, connect to no TCP port, and signal no other process.
+//! The daemon may read the directories that its settings name, its configuration, the system's files and the kernel's.
+//! It may write to its store, its drop directory, the directory of the last good configuration and, if it makes the
+//! socket, the socket's directory. It may execute its own program and that program's loader, connect to no TCP port, and
+//! signal no process but its children.
 //!
-//! A rule is about a directory that exists, not about a name. So the directory above one that operators remove, make
-//! again or mount is granted with it; never the root of the file system.
-//! <https://docs.kernel.org/userspace-api/landlock.html>
+//! Landlock ties a rule to a directory that exists, not to a name. A directory that operators remove and make again, or
+//! on which they mount a volume, is another directory, and the daemon cannot use it before it is started again. The
+//! directory above is not granted instead, because it holds what is not the daemon's. [`Grants::absent`] names the
+//! directories that are not there at the start. <https://docs.kernel.org/userspace-api/landlock.html>
 
 use std::fs;
 use std::io;
@@ -43,11 +45,22 @@ const SYSTEM: [&str; 9] = [
 /// Written to by whoever wants to hear of pressure: `memory.pressure` of the control group, or `memory` of the machine.
 const PRESSURE: [&str; 2] = ["/proc/pressure", "/sys/fs/cgroup"];
 
+/// The program, as the kernel holds it: an upgrade may replace the file, and then the path leads to another one.
+const PROGRAM: &str = "/proc/self/exe";
+/// Where the interface of each machine says that the loader of a program is; the kernel executes it, too.
+const LOADERS: [&str; 3] = [
+    "/lib64/ld-linux-x86-64.so.2",
+    "/lib/ld-linux-aarch64.so.1",
+    "/lib/ld-linux-riscv64-lp64d.so.1",
+];
+
 /// What is left to the daemon; what does not exist is left out.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Grants {
     read: Vec<PathBuf>,
     write: Vec<PathBuf>,
+    /// Files that may be read and executed.
+    execute: Vec<PathBuf>,
     /// Files beneath are written to in place; none is made or removed.
     pressure: Vec<PathBuf>,
     /// Whether systemd listens on an abstract socket, as it may in a container.
@@ -66,19 +79,18 @@ impl Grants {
     ) -> Self {
         let packages = &settings.packages;
         let mut read: Vec<PathBuf> = SYSTEM.map(PathBuf::from).into();
-        for directory in config::directories(source) {
-            read.extend(with_above(&directory));
-        }
+        let configuration = config::directories(source);
+        read.extend(configuration.iter().filter_map(|directory| not_the_root(directory)));
         for directory in [&packages.bundled_directory, &packages.keys_directory] {
-            read.extend(with_above(directory));
+            read.extend(not_the_root(directory));
         }
-        // A file may be a link to another place, or lie in the root.
+        // A file may be a link to another place, or lie in the root. Its directory, because editors replace files.
         for file in files.iter().filter_map(|file| fs::canonicalize(file).ok()) {
             read.extend(file.parent().and_then(not_the_root));
             read.push(file);
         }
         let mut write = vec![settings.memory.model_cache.directory.clone()];
-        write.extend(with_above(&packages.drop_directory));
+        write.extend(not_the_root(&packages.drop_directory));
         write.extend(writes.last_good.and_then(Path::parent).map(Path::to_owned));
         if writes.socket {
             write.extend(settings.socket.path.parent().map(Path::to_owned));
@@ -86,16 +98,30 @@ impl Grants {
         let pressure = PRESSURE.map(PathBuf::from).into_iter().chain(watched).collect();
         let speaks_abstract =
             std::env::var("NOTIFY_SOCKET").is_ok_and(|socket| socket.starts_with('@'));
-        Self { read, write, pressure, speaks_abstract }
+        let execute = [PROGRAM].into_iter().chain(LOADERS).map(PathBuf::from).collect();
+        Self { read, write, execute, pressure, speaks_abstract }
+    }
+
+    /// Returns the directories for packages and keys of `settings` that do not exist and lie in none that is granted.
+    /// When one is made, the daemon can use it after its next start only.
+    pub(super) fn absent<'a>(&self, settings: &'a Settings) -> Vec<&'a Path> {
+        let packages = &settings.packages;
+        let named = [
+            (&packages.drop_directory, &self.write),
+            (&packages.bundled_directory, &self.read),
+            (&packages.keys_directory, &self.read),
+        ];
+        let is_within = |directory: &Path, granted: &[PathBuf]| {
+            granted.iter().any(|above| above.is_dir() && directory.starts_with(above))
+        };
+        let absent = named.into_iter().filter(|(directory, granted)| {
+            !is_within(directory, granted) && !is_within(directory, &self.write)
+        });
+        absent.map(|(directory, _)| directory.as_path()).collect()
     }
 }
 
-/// A directory, and what makes another one at its place accessible.
-fn with_above(directory: &Path) -> impl Iterator<Item = PathBuf> {
-    let above = directory.ancestors().skip(1).find(|above| above.is_dir());
-    [Some(directory), above].into_iter().flatten().filter_map(not_the_root)
-}
-
+/// Returns `directory` unless it is the root of the file system.
 fn not_the_root(directory: &Path) -> Option<PathBuf> {
     directory.parent().map(|_above| directory.to_owned())
 }
@@ -158,6 +184,7 @@ fn ruleset(grants: &Grants) -> Result<landlock::RulesetCreated, RulesetError> {
     made.set_compatibility(CompatLevel::BestEffort)
         .add_rules(path_beneath_rules(&grants.read, reading))?
         .add_rules(path_beneath_rules(&grants.write, writing))?
+        .add_rules(path_beneath_rules(&grants.execute, AccessFs::ReadFile | AccessFs::Execute))?
         .add_rules(path_beneath_rules(&grants.pressure, reading | AccessFs::WriteFile))
 }
 
@@ -169,15 +196,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_is_never_granted_and_a_directory_that_is_not_there_by_what_is_above_it() {
+    fn neither_the_root_nor_what_is_above_a_directory_is_granted_and_what_is_absent_is_told() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path();
-        let found = |directory: &Path| Vec::from_iter(with_above(directory));
-        assert_eq!(found(&path.join("a/b")), [path.join("a/b"), path.to_owned()]);
-        assert_eq!(found(Path::new("/nowhere/at/all")), [Path::new("/nowhere/at/all")]);
-        assert_eq!(found(Path::new("/etc")), [Path::new("/etc")]);
         let mut settings = Settings::default();
-        settings.packages.drop_directory = "/no-such-directory".into();
+        settings.packages.drop_directory = path.join("volume/drop");
+        settings.packages.keys_directory = path.join("keys.d");
+        settings.packages.bundled_directory = "/usr/share/caxton/models".into();
+        fs::create_dir(path.join("keys.d")).unwrap();
         let source = Source::File("/caxton.yaml".into());
         let watched = PathBuf::from("/run/pressure");
         let writes = Writes { last_good: Some(Path::new("/state/last-good")), socket: true };
@@ -185,8 +211,13 @@ mod tests {
         assert!(grants.write.contains(&PathBuf::from("/state")), "the last good configuration's");
         assert!(grants.pressure.contains(&watched));
         assert!(grants.write.contains(&PathBuf::from("/run/caxton")), "the socket's");
-        let all = [grants.read, grants.write, grants.pressure].concat();
-        assert!(!all.contains(&PathBuf::from("/")), "{all:?}");
+        assert_eq!(grants.absent(&settings), [path.join("volume/drop")]);
+        fs::create_dir_all(path.join("volume/drop")).unwrap();
+        assert!(grants.absent(&settings).is_empty());
+        let all = [grants.read, grants.write, grants.execute, grants.pressure].concat();
+        for above in [Path::new("/"), path, &path.join("volume")] {
+            assert!(!all.contains(&above.to_owned()), "{all:?}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::engine::config::{
     check_heads, check_lengths, check_not_zero, check_positions, mismatch, parse,
 };
 use crate::engine::layout::Expected;
+use crate::engine::quote::quoted;
 use crate::engine::{EngineError, ModelSpec};
 
 const GLOBAL: &str = "full_attention";
@@ -136,8 +137,8 @@ impl File {
     fn check_arithmetic(&self) -> Result<(), EngineError> {
         if self.hidden_activation != gelu() {
             return Err(mismatch(format!(
-                "unknown activation \"{}\"; known for ModernBERT: {}",
-                self.hidden_activation,
+                "unknown activation {}; known for ModernBERT: {}",
+                quoted(&self.hidden_activation),
                 gelu()
             )));
         }
@@ -155,7 +156,7 @@ impl File {
         let ropes = [&self.rope_parameters.full_attention, &self.rope_parameters.sliding_attention];
         match ropes.into_iter().filter_map(|rope| rope.rope_type.as_ref()).find(|k| *k != "default")
         {
-            Some(kind) => Err(mismatch(format!("rope_type \"{kind}\" is not supported"))),
+            Some(kind) => Err(mismatch(format!("rope_type {} is not supported", quoted(kind)))),
             None => Ok(()),
         }
     }

@@ -1,26 +1,31 @@
-//! Installing for the daemon: one at a time, off the runtime, with memory reserved for the trial of a model.
+//! Installing for the daemon: one at a time, off the runtime, with memory reserved for the self-test of a model.
 //!
 //! Owns whose turn it is. What is begun goes on when nobody waits for it any more. Tells the manager what left.
 
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use tokio::runtime;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinError;
 use tokio_util::task::TaskTracker;
 
-use super::{InstallError, Installed, RemoveError, Rules, admit, remove, test};
+use super::{Driver, InstallError, Installed, RemoveError, Rules, remove};
 use crate::engine;
 use crate::errors::{chain, errno};
 use crate::events::Event;
-use crate::files::{self, ReadOnce};
+use crate::files;
 use crate::log::Message;
 use crate::metrics::FailureType;
+use crate::models::load::footprint_of;
+use crate::models::selftest::Tester;
 use crate::models::{Handle, ModelError};
+use crate::package::drop::Fingerprint;
 use crate::package::{
-    Entry, Key, Origin, Rollback, RollbackError, RolledBack, Sidecars, Status, Store, StoreError,
+    Announced, Consent, Entry, Key, Origin, PackageBytes, Rollback, RollbackError, RolledBack,
+    Sidecars, Store, StoreError,
 };
 
 /// Installs and removes for the daemon. Cheap to clone.
@@ -29,6 +34,7 @@ pub struct Installer {
     handle: Handle,
     rules: watch::Receiver<Rules>,
     options: engine::Options,
+    tester: Tester,
     /// One at a time: an installation may hold a whole model in memory.
     permit: Arc<Semaphore>,
     /// What is begun. Not waited for at the end: the next start takes away what is half done.
@@ -37,11 +43,17 @@ pub struct Installer {
 
 impl Installer {
     /// An installer into the store of `handle`.
-    pub fn new(handle: Handle, rules: watch::Receiver<Rules>, options: engine::Options) -> Self {
+    pub fn new(
+        handle: Handle,
+        rules: watch::Receiver<Rules>,
+        options: engine::Options,
+        tester: Tester,
+    ) -> Self {
         Self {
             handle,
             rules,
             options,
+            tester,
             permit: Arc::new(Semaphore::new(1)),
             work: TaskTracker::new(),
         }
@@ -57,31 +69,33 @@ impl Installer {
         &self.handle
     }
 
-    /// Waits for its turn, then does [`install`](super::install). Cancelling while it waits gives up; afterwards it goes on.
+    /// Waits for its turn, then does [`Driver::install`]. Cancelling while it waits gives up; afterwards it goes on.
     ///
     /// # Errors
-    /// As [`install`](super::install).
+    /// As [`Driver::install`].
     pub async fn install(
         &self,
         source: impl Read + Send + 'static,
         sidecars: Sidecars,
         origin: Origin,
+        consent: Consent,
     ) -> Result<Installed, InstallError> {
-        self.install_with(origin, move || Ok((source, sidecars))).await
+        let open = move || Ok((PackageBytes::Stream(source), sidecars));
+        self.install_with(origin, consent, open).await
     }
 
     /// Does [`Installer::install`] with the package at `path` and the sidecars beside it.
     ///
     /// # Errors
-    /// As [`install`](super::install), and when a file cannot be read.
+    /// As [`Driver::install`], and when a file cannot be read.
     pub async fn install_file(
         &self,
         path: PathBuf,
         origin: Origin,
     ) -> Result<Installed, InstallError> {
-        self.install_with(origin, move || {
+        self.install_with(origin, Consent::default(), move || {
             let package = files::open_regular(&path).map_err(StoreError::from)?;
-            Ok((ReadOnce::new(package), Sidecars::read(&path)?))
+            Ok((PackageBytes::of(package), Sidecars::read(&path)?))
         })
         .await
     }
@@ -89,20 +103,26 @@ impl Installer {
     async fn install_with<R: Read>(
         &self,
         origin: Origin,
-        open: impl FnOnce() -> Result<(R, Sidecars), InstallError> + Send + 'static,
+        consent: Consent,
+        open: impl FnOnce() -> Result<(PackageBytes<R>, Sidecars), InstallError> + Send + 'static,
     ) -> Result<Installed, InstallError> {
         let installer = self.clone();
         self.in_turn(async move {
             let file = file_of(&origin);
-            let installed = installer.install_now(origin, open).await;
+            let began = Instant::now();
+            let installed = installer.drive(consent, move |driver| {
+                let (source, sidecars) = open()?;
+                driver.install(source, &sidecars, origin)
+            });
+            let installed = installed.await;
             let metrics = installer.handle.metrics();
-            let (installed, took) = installed.inspect_err(|error| {
+            let installed = installed.inspect_err(|error| {
                 if let Some(failure) = error.failure() {
                     metrics.validation_failed(None, failure);
                 }
             })?;
             if !installed.existed {
-                metrics.installed(took);
+                metrics.installed(began.elapsed());
                 let model = installed.entry.key.name().to_owned();
                 installer.handle.events().send(Event::PackageAccepted { model, file });
             }
@@ -114,60 +134,65 @@ impl Installer {
         .ok_or(InstallError::Stopping)?
     }
 
-    /// Does [`install`](super::install), with memory reserved for the trial, and says how long it took.
-    async fn install_now<R: Read>(
-        &self,
-        origin: Origin,
-        open: impl FnOnce() -> Result<(R, Sidecars), InstallError> + Send + 'static,
-    ) -> Result<(Installed, Duration), InstallError> {
-        let rules = self.rules();
-        let began = Instant::now();
-        let admitted = self.off_runtime(move |store| {
-            open().and_then(|(source, sidecars)| admit(&store, source, &sidecars, origin, &rules))
-        });
-        let mut installed = admitted.await.ok_or(InstallError::Stopping)??;
-        let entry = &mut installed.entry;
-        if entry.record.status == Status::Untested {
-            installed.removed = self.try_now(entry.key.clone()).await?;
-            entry.record.status = Status::Available;
-        }
-        Ok((installed, began.elapsed()))
-    }
-
-    /// Waits for its turn, then does [`try_out`](super::try_out) with memory reserved for it.
+    /// Waits for its turn, then does [`Driver::finish`] for an entry that an earlier process left untested.
     ///
     /// # Errors
-    /// As [`try_out`](super::try_out), and when the model does not fit into memory.
-    pub async fn try_out(&self, key: Key) -> Result<Vec<Entry>, InstallError> {
+    /// As [`Driver::finish`].
+    pub async fn finish(&self, key: Key) -> Result<Vec<Entry>, InstallError> {
         let installer = self.clone();
-        let tried = self.in_turn(async move { installer.try_now(key).await }).await;
-        tried.ok_or(InstallError::Stopping)?
+        self.in_turn(async move {
+            let removed =
+                installer.drive(Consent::default(), move |driver| driver.finish(&key)).await?;
+            let gone = removed.iter().map(|entry| entry.key.clone()).collect();
+            installer.handle.store_changed(gone).await;
+            Ok(removed)
+        })
+        .await
+        .ok_or(InstallError::Stopping)?
     }
 
-    async fn try_now(&self, key: Key) -> Result<Vec<Entry>, InstallError> {
-        let mut tested = self.test(key.clone(), self.options).await;
-        if let Err(error) = &tested
-            && let Some(options) = error.fall_back(&key, self.options)
-        {
-            tested = self.test(key.clone(), options).await;
-        }
-        if tested.is_err() {
-            let removed = self.off_runtime(move |store| store.remove(&key)).await;
-            removed.ok_or(InstallError::Stopping)??;
-        }
-        tested
-    }
-
-    async fn test(&self, key: Key, options: engine::Options) -> Result<Vec<Entry>, InstallError> {
-        let reserved = self.handle.reserve(key.clone(), options).await;
-        let reservation = reserved.map_err(|error| match error {
+    /// Returns an error when the model of a package would not fit into memory however often it is tried. Blocks.
+    fn could_fit(&self, announced: &Announced<'_>) -> Result<(), InstallError> {
+        let Announced { manifest, config, .. } = *announced;
+        // What no version here can run is refused by the trial, with its reason.
+        let Ok(footprint) = footprint_of(manifest, config, None, self.options) else {
+            return Ok(());
+        };
+        let name = format!("{}@{}", manifest.id, manifest.version);
+        self.handle.could_fit(name, footprint).map_err(|error| match error {
             ModelError::Draining => InstallError::Stopping,
-            error => InstallError::Untried(error),
-        })?;
-        let rules = self.rules();
-        let tested = self.off_runtime(move |store| test(&store, &key, &rules, options)).await;
-        drop(reservation);
-        tested.ok_or(InstallError::Stopping)?
+            error => InstallError::NoMemory(error),
+        })
+    }
+
+    /// Runs `work` with the driver on the blocking pool, with memory reserved for each self-test.
+    async fn drive<T: Send + 'static>(
+        &self,
+        consent: Consent,
+        work: impl FnOnce(&Driver<'_>) -> Result<T, InstallError> + Send + 'static,
+    ) -> Result<T, InstallError> {
+        let installer = self.clone();
+        let rules = self.rules().with(consent);
+        let runtime = runtime::Handle::current();
+        let done = tokio::task::spawn_blocking(move || {
+            let handle = &installer.handle;
+            let reserve = |key: &Key, options| {
+                let reserved = runtime.block_on(handle.reserve(key.clone(), options));
+                reserved.map(Some).map_err(|error| match error {
+                    ModelError::Draining => InstallError::Stopping,
+                    error => InstallError::Untried(error),
+                })
+            };
+            let fits = |announced: &Announced<'_>| installer.could_fit(announced);
+            let Self { options, tester, .. } = &installer;
+            let driver = Driver::alone(handle.store(), &rules, *options, tester);
+            work(&driver.reserving(&fits, &reserve))
+        });
+        done.await.unwrap_or_else(|error| {
+            lost(&error);
+            let panicked = error.is_panic();
+            Err(if panicked { InstallError::Panicked } else { InstallError::Stopping })
+        })
     }
 
     /// Does [`remove`], and lets the manager let go of the model.
@@ -181,6 +206,14 @@ impl Installer {
             self.handle.store_changed(vec![entry.key.clone()]).await;
         }
         Some(removed)
+    }
+
+    /// Marks an entry as quarantined because of `reason`: see [`Store::quarantine`].
+    ///
+    /// # Errors
+    /// When there is no such entry or the disk fails; `None` when the daemon is stopping.
+    pub async fn quarantine(&self, key: Key, reason: String) -> Option<Result<(), StoreError>> {
+        self.blocking(move |store| store.quarantine(&key, reason)).await
     }
 
     /// Removes an entry that came with the appliance, which brings it no more, and lets the manager let go of the
@@ -233,6 +266,19 @@ impl Installer {
         let done = self.blocking(move |store| store.roll_back(&id, &rollback)).await?;
         self.handle.store_changed(Vec::new()).await;
         Some(done)
+    }
+
+    /// Remembers the fingerprint with which `file` of the drop directory was seen: see [`Store::saw`].
+    ///
+    /// # Errors
+    /// When there is no such entry or the disk fails; `None` when the daemon is stopping.
+    pub async fn saw(
+        &self,
+        key: Key,
+        file: String,
+        fingerprint: Fingerprint,
+    ) -> Option<Result<(), StoreError>> {
+        self.blocking(move |store| store.saw(&key, &file, fingerprint)).await
     }
 
     /// Makes an entry independent of the file that it came from.

@@ -231,7 +231,20 @@ impl Manager {
         (!victims.is_empty()).then_some(victims)
     }
 
-    fn refuse(&mut self, key: Key, needed: Bytes, room: Bytes, sample: &Sample) {
+    /// Returns an error when a model of `footprint` will not fit even when everything has left that may.
+    pub(super) fn could_fit(
+        &mut self,
+        footprint: &Footprint,
+        sample: &Sample,
+    ) -> Result<(), Refusal> {
+        let refusal = self.refusal(needed(footprint), self.room(sample), sample);
+        match refusal.needed <= refusal.most {
+            true => Ok(()),
+            false => Err(refusal),
+        }
+    }
+
+    fn refusal(&mut self, needed: Bytes, room: Bytes, sample: &Sample) -> Refusal {
         let residents = self.residents();
         let loading = self.slots.values().filter_map(|slot| match slot {
             Slot::Loading { footprint, .. } | Slot::Reserved { footprint, .. } => {
@@ -246,14 +259,17 @@ impl Manager {
             Some(limit) => format!("the {} of {}", limit.bytes, limit.file.display()),
             None => format!("the {} of this machine", sample.machine.total),
         };
-        let refusal = Refusal {
+        Refusal {
             needed,
             room,
             most: Bytes(most),
             limit,
             retry_after: could_fit.then_some(plan::RESIDENCY),
-        };
-        let refusal = Arc::new(refusal);
+        }
+    }
+
+    fn refuse(&mut self, key: Key, needed: Bytes, room: Bytes, sample: &Sample) {
+        let refusal = Arc::new(self.refusal(needed, room, sample));
         if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(&key)
             && let Some(reply) = admitting.reserve.take()
         {

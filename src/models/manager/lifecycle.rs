@@ -7,7 +7,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::error::ModelError;
-use super::super::slot::{KeepAlive, Leaving, Running, Slot, Why};
+use super::super::needs::{Need, Wish};
+use super::super::slot::{Leaving, Running, Slot, Why};
 use super::super::{ActionRecord, Flushed};
 use super::admission::Wanted;
 use super::{Manager, Unloading};
@@ -24,6 +25,9 @@ use crate::units::{Bytes, milliseconds};
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long before its expected use a model is loaded.
 const AHEAD: Duration = Duration::from_secs(300);
+/// How often users who are no administrators may have a model leave before its time, at most: each time it is loaded
+/// again, it is read from the disk.
+const CUT_SHORT_EVERY: Duration = Duration::from_secs(60);
 
 /// A model that has left, as it was measured on the thread that waited for it.
 pub(super) struct Left {
@@ -197,15 +201,13 @@ impl Manager {
     /// When the next model will have been idle for as long as it may.
     pub(super) fn next_idle(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        self.max_idle_times()
+        self.needs(now)
             .into_iter()
-            .filter_map(|(key, most)| match self.slots.get_mut(&key) {
+            .filter_map(|(key, need)| match self.slots.get(&key) {
                 Some(Slot::Resident(resident)) if resident.is_busy() => {
-                    now.checked_add(most.max(LOOK_AGAIN))
+                    now.checked_add(need.time.max(LOOK_AGAIN))
                 }
-                Some(Slot::Resident(resident)) => {
-                    now.checked_add(most.saturating_sub(resident.idle(now)))
-                }
+                Some(Slot::Resident(_)) => Some(need.until),
                 _ => None,
             })
             .min()
@@ -213,44 +215,54 @@ impl Manager {
 
     pub(super) fn unload_idle(&mut self) {
         let now = Instant::now();
-        for (key, most) in self.max_idle_times() {
-            if let Some(Slot::Resident(resident)) = self.slots.get_mut(&key)
-                && resident.idle(now) >= most
+        for (key, need) in self.needs(now) {
+            if let Some(Slot::Resident(resident)) = self.slots.get(&key)
+                && now >= need.until
                 && !resident.is_busy()
             {
-                let time = humantime::format_duration(most);
-                let reason = match resident.keep_alive {
-                    Some(_) => format!("not used for {time}, its keep_alive"),
-                    None => format!("not used for {time}"),
+                if need.is_cut_short {
+                    self.cut_short.retain(|_, at| now.duration_since(*at) < CUT_SHORT_EVERY);
+                    self.cut_short.insert(key.clone(), now);
+                }
+                let time = humantime::format_duration(need.time);
+                let reason = match need.is_wish {
+                    true => format!("not used for {time}, its keep_alive"),
+                    false => format!("not used for {time}"),
                 };
                 self.leave(&key, Why::Idle, reason);
             }
         }
     }
 
-    /// Models in memory that may be idle for so long, and are not pinned.
-    fn max_idle_times(&self) -> Vec<(Key, Duration)> {
-        let resident = self.slots.iter().filter_map(|(key, slot)| match slot {
-            Slot::Resident(resident) => Some((key, resident)),
-            _ => None,
-        });
-        resident
-            .filter(|(key, _)| !self.is_pinned(key))
-            .filter_map(|(key, resident)| {
-                let settings = self.model_settings(key);
-                Some((key.clone(), resident.max_idle_time(settings.max_idle_time)?))
-            })
-            .collect()
+    /// Models in memory that are not needed for ever, and are not pinned.
+    fn needs(&mut self, now: Instant) -> Vec<(Key, Need)> {
+        let resident = self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Resident(_)));
+        let keys = Vec::from_iter(resident.map(|(key, _)| key.clone()));
+        keys.into_iter().filter_map(|key| Some((key.clone(), self.need(&key, now)?))).collect()
     }
 
-    pub(super) fn keep_alive(
-        &mut self,
-        name: &str,
-        keep_alive: KeepAlive,
-    ) -> Result<(), ModelError> {
+    /// Returns what `key` is needed for last; `None` when it is not in memory, is pinned, or is needed for ever.
+    pub(super) fn need(&mut self, key: &Key, now: Instant) -> Option<Need> {
+        if self.is_pinned(key) {
+            return None;
+        }
+        let max_idle_time = self.model_settings(key).max_idle_time;
+        let Some(Slot::Resident(resident)) = self.slots.get_mut(key) else { return None };
+        // Notes the end of what is in flight.
+        resident.idle(now);
+        let need = resident.need(max_idle_time)?;
+        let again = self.cut_short.get(key).and_then(|at| at.checked_add(CUT_SHORT_EVERY));
+        let until = match again {
+            Some(again) if need.is_cut_short => need.until.max(again),
+            _ => need.until,
+        };
+        Some(Need { until, ..need })
+    }
+
+    pub(super) fn keep_alive(&mut self, name: &str, wish: Wish) -> Result<(), ModelError> {
         let key = self.find(name)?.key;
         if let Some(Slot::Resident(resident)) = self.slots.get_mut(&key) {
-            resident.keep_alive = Some(keep_alive);
+            resident.wish(wish);
         }
         Ok(())
     }
@@ -321,8 +333,7 @@ impl Manager {
         }
         for expected in self.parts.usage.expected(AHEAD, SystemTime::now()) {
             let absent = matches!(self.slots.get(&expected.key), None | Some(Slot::Unloaded));
-            let (id, _version, revision) = expected.key.parts();
-            let found = self.find(&format!("{id}@{revision}"));
+            let found = self.find(&expected.key.exact_name());
             if absent && found.is_ok_and(|entry| entry.key == expected.key) {
                 tracing::info!(
                     name: Message::ModelLoading.name(),

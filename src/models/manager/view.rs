@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::super::alias;
 use super::super::slot::Slot;
+use super::super::worker::WorkerError;
 use super::super::{Beat, DefaultState, MemoryView, ModelView, Overview, Residency};
 use super::Manager;
 use crate::config::ModelSettings;
-use crate::package::{Entry, Key, Status, choose};
+use crate::package::{Entry, Key, choose};
 
 impl Manager {
     pub(super) fn residency(&self) -> BTreeMap<Key, Residency> {
@@ -42,16 +43,12 @@ impl Manager {
             let slot = self.slots.get_mut(&key)?;
             let residency = slot.residency();
             let (mut idle, mut footprint) = (None, None);
-            let mut max_idle_time = settings.max_idle_time;
             if let Slot::Resident(resident) = slot {
-                max_idle_time = resident.max_idle_time(max_idle_time);
                 idle = Some(resident.idle(now));
                 footprint = Some(resident.footprint);
             }
-            let expires = match (idle, max_idle_time) {
-                (Some(idle), Some(most)) if !pinned => Some(most.saturating_sub(idle)),
-                _ => None,
-            };
+            let need = self.need(&key, now);
+            let expires = need.map(|need| need.until.saturating_duration_since(now));
             let priority = settings.memory_priority;
             Some(ModelView { key, residency, footprint, priority, pinned, idle, expires })
         });
@@ -107,10 +104,11 @@ impl Manager {
         let state = match self.find(&default_model) {
             Ok(entry) => self.default_state(&entry),
             Err(super::ModelError::Corrupt { .. }) => DefaultState::Corrupt,
+            Err(super::ModelError::Disabled { .. }) => DefaultState::Disabled,
             Err(_not_served) => DefaultState::NotInstalled,
         };
         let entries = self.parts.store.entries();
-        let tested = entries.iter().filter(|entry| entry.record.status != Status::Untested);
+        let tested = entries.iter().filter(|entry| entry.record.status.is_tested());
         let reading = self.parts.readings.borrow();
         let overview = Overview {
             default_model,
@@ -118,6 +116,7 @@ impl Manager {
             installed: tested.count(),
             level: reading.level,
             source: reading.source.clone(),
+            degraded: self.degraded.clone(),
         };
         drop(reading);
         self.overview.send_if_modified(|was| {
@@ -155,6 +154,11 @@ impl Slot {
     /// Whether it takes memory, or soon will.
     pub(super) fn is_in_memory(&self) -> bool {
         matches!(self, Self::Loading { .. } | Self::Resident(_) | Self::Leaving(_))
+    }
+
+    /// Whether its last load failed because the store did not give its files.
+    pub(super) fn failed_in_store(&self) -> bool {
+        matches!(self, Self::Failed { error, .. } if matches!(**error, WorkerError::Store(_)))
     }
 
     pub(super) fn is_leaving(&self) -> bool {

@@ -1,19 +1,19 @@
 //! In which order requests are taken, and how many may wait. Pure: it knows no threads and no clock.
 //!
 //! Within a class requests are taken by start-time fair queueing (Goyal, Vin and Cheng 1996,
-//! <https://doi.org/10.1145/248156.248171>): each flow, a connection, gets tokens in proportion to its weight, however
-//! many requests it has waiting. Interactive requests go before bulk ones, which get one pass in [`BULK_TURN`] while both
+//! <https://doi.org/10.1145/248156.248171>), twice: each owner, a user or a tenant, gets tokens in proportion to its
+//! weight, however many connections it has, and of an owner each connection, however many requests it has waiting. Interactive requests go before bulk ones, which get one pass in [`BULK_TURN`] while both
 //! wait.
 //!
 //! Invariants:
 //! 1. A batch has requests of one class and one kind, at least one, and no more tokens than its budget unless it is of one request.
-//! 2. What waits in a lane is within its bounds, except that a lane with nothing waiting takes any request.
+//! 2. What waits in a lane is within its bounds, except that an owner with nothing waiting may have one request wait.
 //! 3. Every request is taken after finitely many passes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::super::Priority;
+use super::super::{Flow, Owner, Priority};
 use crate::engine::Output;
 
 /// One pass of so many is for bulk requests while interactive ones wait, too.
@@ -36,8 +36,8 @@ pub(super) struct Terms {
     /// Before or after others.
     pub(super) priority: Priority,
     /// Whose turn it takes.
-    pub(super) flow: u64,
-    /// The share of its flow beside others; 0 is taken as 1.
+    pub(super) flow: Flow,
+    /// The share of its owner beside others; 0 is taken as 1.
     pub(super) weight: u32,
     /// Whose bound it counts for.
     pub(super) lane: Lane,
@@ -75,31 +75,121 @@ pub(in crate::models) struct Load {
     pub(in crate::models) tokens: usize,
 }
 
-/// The requests of one class.
+/// The requests of one owner in one class.
 #[derive(Debug)]
-struct Class<J> {
+struct Own<J> {
+    /// Where the owner stands in [`Class::owners`].
+    place: (u64, u64),
     /// By start, then by arrival.
     turns: BTreeMap<(u64, u64), Turn<J>>,
-    /// When the last request of each flow ends; those that lie in the past are dropped.
+    /// When the last request of each connection ends; those that lie in the past are dropped.
     ends: HashMap<u64, u64>,
     now: u64,
 }
 
+/// The requests of one class.
+#[derive(Debug)]
+struct Class<J> {
+    /// Owners with requests that wait, by the start of their next one, then by arrival.
+    owners: BTreeMap<(u64, u64), Owner>,
+    own: HashMap<Owner, Own<J>>,
+    /// When the last request of an owner with nothing waiting ends; those that lie in the past are dropped.
+    ends: HashMap<Owner, u64>,
+    now: u64,
+    /// Owners that were put in, so far.
+    arrivals: u64,
+}
+
 impl<J> Default for Class<J> {
     fn default() -> Self {
-        Self { turns: BTreeMap::new(), ends: HashMap::new(), now: 0 }
+        let (owners, own, ends) = (BTreeMap::new(), HashMap::new(), HashMap::new());
+        Self { owners, own, ends, now: 0, arrivals: 0 }
     }
 }
 
 impl<J> Class<J> {
+    fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
+    /// The request that is next.
+    fn first(&self) -> Option<&Turn<J>> {
+        let (_, owner) = self.owners.first_key_value()?;
+        self.own.get(owner)?.turns.first_key_value().map(|(_, turn)| turn)
+    }
+
+    /// Where a connection's next request starts among those of its owner.
+    fn start(&mut self, terms: &Terms) -> u64 {
+        let Some(own) = self.own.get_mut(&terms.flow.owner) else { return 0 };
+        let end = own.ends.entry(terms.flow.connection).or_default();
+        let start = own.now.max(*end);
+        *end = start.saturating_add(terms.virtual_time(terms.tokens));
+        start
+    }
+
+    /// Makes sure that the owner of `terms` stands among those that wait.
+    fn enter(&mut self, owner: Owner) -> &mut Own<J> {
+        let start = self.now.max(self.ends.remove(&owner).unwrap_or(0));
+        let Self { owners, own, arrivals, .. } = self;
+        own.entry(owner).or_insert_with(|| {
+            *arrivals += 1;
+            let place = (start, *arrivals);
+            owners.insert(place, owner);
+            Own { place, turns: BTreeMap::new(), ends: HashMap::new(), now: 0 }
+        })
+    }
+
+    fn insert(&mut self, arrival: u64, turn: Turn<J>) {
+        let own = self.enter(turn.terms.flow.owner);
+        own.turns.insert((turn.start, arrival), turn);
+    }
+
+    /// Takes back what an owner was charged for tokens that were not computed.
+    fn refund(&mut self, owner: Owner, time: u64) {
+        if let Some(end) = self.ends.get_mut(&owner) {
+            *end = end.saturating_sub(time);
+        } else if let Some(own) = self.own.get_mut(&owner) {
+            self.owners.remove(&own.place);
+            own.place.0 = own.place.0.saturating_sub(time);
+            self.owners.insert(own.place, owner);
+        }
+    }
+
     fn pop(&mut self) -> Option<Turn<J>> {
-        let ((start, _), turn) = self.turns.pop_first()?;
-        self.now = self.now.max(start);
-        // Connections come and go for as long as the daemon runs.
-        if self.ends.len() > 2 * self.turns.len() + SPARE_ENDS {
-            self.ends.retain(|_, end| *end > self.now);
+        let (place, owner) = self.owners.pop_first()?;
+        let own = self.own.get_mut(&owner)?;
+        let ((start, _), turn) = own.turns.pop_first()?;
+        own.now = own.now.max(start);
+        // Connections come and go for as long as an owner has something waiting.
+        if own.ends.len() > 2 * own.turns.len() + SPARE_ENDS {
+            own.ends.retain(|_, end| *end > own.now);
+        }
+        self.now = self.now.max(place.0);
+        let end = place.0.saturating_add(turn.terms.virtual_time(turn.terms.tokens));
+        if own.turns.is_empty() {
+            self.own.remove(&owner);
+            self.ends.insert(owner, end);
+            if self.ends.len() > 2 * self.own.len() + SPARE_ENDS {
+                self.ends.retain(|_, end| *end > self.now);
+            }
+        } else {
+            self.arrivals += 1;
+            own.place = (end, self.arrivals);
+            self.owners.insert(own.place, owner);
         }
         Some(turn)
+    }
+
+    fn retain(&mut self, mut kept: impl FnMut(&Turn<J>) -> bool) {
+        let Self { owners, own, .. } = self;
+        own.retain(|_, own| {
+            own.turns.retain(|_, turn| kept(turn));
+            let has_more = !own.turns.is_empty();
+            if !has_more {
+                owners.remove(&own.place);
+            }
+            has_more
+        });
     }
 }
 
@@ -134,12 +224,16 @@ impl<J> Order<J> {
         })
     }
 
+    /// Whether a request of this owner waits.
+    pub(super) fn has(&self, owner: Owner) -> bool {
+        [&self.interactive, &self.bulk].iter().any(|class| class.own.contains_key(&owner))
+    }
+
     /// Lets a request wait.
     pub(super) fn push(&mut self, terms: Terms, job: J) {
         let class = self.class(terms.priority);
-        let end = class.ends.entry(terms.flow).or_default();
-        let start = class.now.max(*end);
-        *end = start.saturating_add(terms.virtual_time(terms.tokens));
+        class.enter(terms.flow.owner);
+        let start = class.start(&terms);
         self.insert(Turn { terms, job, start });
     }
 
@@ -147,6 +241,8 @@ impl<J> Order<J> {
     pub(super) fn put_back(&mut self, mut turn: Turn<J>, computed: usize) {
         turn.start = turn.start.saturating_add(turn.terms.virtual_time(computed));
         turn.terms.tokens = turn.terms.tokens.saturating_sub(computed);
+        let (owner, left) = (turn.terms.flow.owner, turn.terms.virtual_time(turn.terms.tokens));
+        self.class(turn.terms.priority).refund(owner, left);
         self.insert(turn);
     }
 
@@ -155,8 +251,8 @@ impl<J> Order<J> {
         load.requests += 1;
         load.tokens += turn.terms.tokens;
         self.arrivals += 1;
-        let key = (turn.start, self.arrivals);
-        self.class(turn.terms.priority).turns.insert(key, turn);
+        let arrival = self.arrivals;
+        self.class(turn.terms.priority).insert(arrival, turn);
     }
 
     fn class(&mut self, priority: Priority) -> &mut Class<J> {
@@ -168,7 +264,7 @@ impl<J> Order<J> {
 
     /// Whether there is something to take.
     pub(super) fn is_ready(&self, may_be_bulk: bool) -> bool {
-        !self.interactive.turns.is_empty() || may_be_bulk && !self.bulk.turns.is_empty()
+        !self.interactive.is_empty() || may_be_bulk && !self.bulk.is_empty()
     }
 
     /// Takes the requests of the next pass: as many as fit into `budget` tokens, or one that does not. Those that are
@@ -182,10 +278,10 @@ impl<J> Order<J> {
         let mut taken = Vec::new();
         let mut rest = budget;
         let bulk = may_be_bulk
-            && !self.bulk.turns.is_empty()
-            && (self.interactive.turns.is_empty() || self.passes + 1 >= BULK_TURN);
+            && !self.bulk.is_empty()
+            && (self.interactive.is_empty() || self.passes + 1 >= BULK_TURN);
         let priority = if bulk { Priority::Bulk } else { Priority::Interactive };
-        while let Some((_, first)) = self.class(priority).turns.first_key_value() {
+        while let Some(first) = self.class(priority).first() {
             let joins = taken.first().is_none_or(|head: &Turn<J>| {
                 first.terms.tokens <= rest && first.terms.output == head.terms.output
             });
@@ -207,7 +303,7 @@ impl<J> Order<J> {
     pub(super) fn sweep(&mut self, wanted: impl Fn(&J) -> bool) {
         let Self { interactive, bulk, loads, .. } = self;
         for class in [interactive, bulk] {
-            class.turns.retain(|_, turn| {
+            class.retain(|turn| {
                 let kept = wanted(&turn.job);
                 if !kept {
                     unload(loads, &turn.terms);
@@ -248,7 +344,9 @@ mod tests {
 
     const WIDE: Bounds = Bounds { requests: 1000, tokens: 1_000_000 };
 
+    /// Of a connection of an owner of its own.
     fn terms(tokens: usize, priority: Priority, flow: u64) -> Terms {
+        let flow = Flow { owner: Owner::Tenant(flow), connection: flow };
         Terms { tokens, output: Output::Vector, priority, flow, weight: 1, lane: None }
     }
 
@@ -282,6 +380,29 @@ mod tests {
     fn a_connection_with_many_requests_does_not_keep_others_waiting() {
         let many = (0..10).map(|_| terms(4, Interactive, 1));
         let few = (0..2).map(|_| terms(4, Interactive, 2));
+        let mut order = order(&many.chain(few).collect::<Vec<_>>());
+        assert_eq!(all(&mut order, 4)[..4], [vec![0], vec![10], vec![1], vec![11]]);
+    }
+
+    #[test]
+    fn an_owner_with_many_connections_does_not_keep_others_waiting() {
+        let of = |connection| Flow { owner: Owner::User(1), connection };
+        let many = (0..10).map(|number| Terms { flow: of(number % 5), ..terms(4, Interactive, 0) });
+        let few = (0..2).map(|_| terms(4, Interactive, 2));
+        let mut order = order(&many.chain(few).collect::<Vec<_>>());
+        assert!(order.has(Owner::User(1)) && order.has(Owner::Tenant(2)));
+        let taken = all(&mut order, 4);
+        assert_eq!(taken[..4], [vec![0], vec![10], vec![1], vec![11]]);
+        // Connections of one owner take turns.
+        assert_eq!(taken[4..].concat(), [2, 3, 4, 5, 6, 7, 8, 9]);
+        assert!(!order.has(Owner::User(1)));
+    }
+
+    #[test]
+    fn a_connection_does_not_keep_others_of_its_owner_waiting() {
+        let of = |connection| Flow { owner: Owner::User(1), connection };
+        let many = (0..10).map(|_| Terms { flow: of(1), ..terms(4, Interactive, 0) });
+        let few = (0..2).map(|_| Terms { flow: of(2), ..terms(4, Interactive, 0) });
         let mut order = order(&many.chain(few).collect::<Vec<_>>());
         assert_eq!(all(&mut order, 4)[..4], [vec![0], vec![10], vec![1], vec![11]]);
     }

@@ -7,8 +7,8 @@
 //! instruction is refused.
 //!
 //! Invariants:
-//! 1. Memory and time are bounded by the length of the pickle: each instruction makes at most one
-//!    value, values refer to each other by number, and none but the few axes of a tensor is copied.
+//! 1. Memory and time are bounded, by the length of the pickle and by [`MOST_VALUES`]: each instruction makes at most
+//!    one value, values refer to each other by number, and none but the few axes of a tensor is copied.
 //! 2. No value is trusted to have a kind or a size before it was looked at.
 
 use std::collections::HashMap;
@@ -36,6 +36,12 @@ const STORAGES: [(&str, Dtype); 9] = [
 
 /// No model's tensor has more; the one thing that is copied for each tensor.
 const MAX_AXES: usize = 8;
+
+/// Values, places of the stack and of the memo that a pickle may have: a hundred megabytes of memory. Each tensor of a
+/// model has about 30.
+const MOST_VALUES: usize = 1 << 20;
+/// Instructions that a pickle may have.
+const MOST_STEPS: usize = 4 * MOST_VALUES;
 
 /// A name that a pickle may use.
 #[derive(Clone, Copy)]
@@ -86,7 +92,15 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Vec<(&str, Tensor<'_>)>, Refusal> 
         marks: Vec::new(),
         memo: HashMap::new(),
     };
-    while machine.step()? {}
+    let mut steps = 0;
+    while machine.step()? {
+        steps += 1;
+        if steps > MOST_STEPS || machine.size_of_state() > MOST_VALUES {
+            return Err(format!(
+                "holds a pickle of more than {MOST_VALUES} values, which no model needs"
+            ));
+        }
+    }
     let top = machine.pop()?;
     let Value::Dict(entries) = &machine.values[top] else {
         return Err("holds no dictionary of tensors: save the model's state_dict()".to_owned());
@@ -191,6 +205,13 @@ impl<'p> Machine<'p> {
             }
         }
         Ok(true)
+    }
+
+    /// Entries of the largest of the machine's memories.
+    fn size_of_state(&self) -> usize {
+        [self.values.len(), self.stack.len(), self.marks.len(), self.memo.len()]
+            .into_iter()
+            .fold(0, usize::max)
     }
 
     fn take(&mut self, count: usize) -> Result<&'p [u8], Refusal> {
@@ -413,6 +434,25 @@ mod tests {
         pickle.extend(b"q\0h\0\x86".repeat(1000));
         pickle.push(b'.');
         assert!(tensors(&pickle).is_err());
+    }
+
+    #[test]
+    fn a_pickle_of_many_values_is_refused_before_it_takes_a_hundred_times_its_memory() {
+        // Values, places of the stack, marks, slots of the memo, instructions that leave nothing.
+        let slots = (0..=u32::try_from(MOST_VALUES).unwrap()).flat_map(|slot| {
+            let [a, b, c, d] = slot.to_le_bytes();
+            [b'r', a, b, c, d]
+        });
+        for pickle in [
+            b"N".repeat(MOST_VALUES + 2),
+            [b"Nq\0".to_vec(), b"h\0".repeat(MOST_VALUES + 2)].concat(),
+            b"(".repeat(MOST_VALUES + 2),
+            [b"N".to_vec(), slots.collect()].concat(),
+            b"\x80\x02".repeat(MOST_STEPS + 2),
+        ] {
+            let refusal = tensors(&pickle).unwrap_err();
+            assert!(refusal.contains("of more than 1048576 values"), "{refusal}");
+        }
     }
 
     proptest! {

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::entry::Key;
-use super::super::manifest::{CONFIG, Manifest, WEIGHTS};
+use super::super::entry::{Entry, Key};
+use super::super::manifest::{CONFIG, Manifest, TOKENIZER, WEIGHTS};
 use super::super::member::{self, MemberError};
 use super::super::pack::Contents;
 use super::super::record::{Status, Timestamp};
@@ -36,10 +36,11 @@ impl Store {
     /// # Errors
     /// Those of [`read`](Self::read).
     pub fn read_weights(&self, key: &Key) -> Result<Weights, StoreError> {
-        let manifest = self.entry(key)?.manifest;
+        let Entry { manifest, record, .. } = self.entry(key)?;
         let mut weights = Weights::from(Vec::new());
         for member in manifest.files.iter().filter(|member| member.path.as_str() == WEIGHTS) {
-            let mapping = self.intact(key, member::map(&self.path(key), member))?;
+            let mapped = member::map(&self.path(key), member, &record.verity);
+            let mapping = self.intact(key, WEIGHTS, mapped)?;
             weights = Weights::Mapped(Arc::new(mapping));
         }
         Ok(weights)
@@ -53,13 +54,15 @@ impl Store {
         &self,
         key: &Key,
     ) -> Result<(Arc<Manifest>, Contents<()>), StoreError> {
-        let manifest = self.entry(key)?.manifest;
+        let Entry { manifest, record, .. } = self.entry(key)?;
         let mut files = BTreeMap::new();
         for member in manifest.files.iter().filter(|member| member.path.as_str() != WEIGHTS) {
             // Exactly as large as it will be: growing would copy, and hold twice as much.
             let mut content = Vec::with_capacity(usize::try_from(member.size).unwrap_or(0));
-            self.intact(key, member::copy(&self.path(key), member, &mut content))?;
-            files.insert(member.path.as_str(), content);
+            let name = member.path.as_str();
+            let copied = member::copy(&self.path(key), member, &record.verity, &mut content);
+            self.intact(key, name, copied)?;
+            files.insert(name, content);
         }
         let contents = Contents::from_members(
             (),
@@ -74,12 +77,26 @@ impl Store {
     /// # Errors
     /// [`StoreError::Corrupt`] when the file is missing or not what it was; the entry is marked so.
     pub fn config(&self, key: &Key) -> Result<(Arc<Manifest>, Vec<u8>), StoreError> {
-        let manifest = self.entry(key)?.manifest;
-        let mut config = Vec::new();
-        for member in manifest.files.iter().filter(|member| member.path.as_str() == CONFIG) {
-            self.intact(key, member::copy(&self.path(key), member, &mut config))?;
+        Ok((self.entry(key)?.manifest, self.member(key, CONFIG)?))
+    }
+
+    /// The `tokenizer.json` of an entry, whose digest holds.
+    ///
+    /// # Errors
+    /// Those of [`config`](Self::config).
+    pub fn tokenizer(&self, key: &Key) -> Result<Vec<u8>, StoreError> {
+        self.member(key, TOKENIZER)
+    }
+
+    fn member(&self, key: &Key, name: &str) -> Result<Vec<u8>, StoreError> {
+        let Entry { manifest, record, .. } = self.entry(key)?;
+        let mut content = Vec::new();
+        for member in manifest.files.iter().filter(|member| member.path.as_str() == name) {
+            content.reserve_exact(usize::try_from(member.size).unwrap_or(0));
+            let copied = member::copy(&self.path(key), member, &record.verity, &mut content);
+            self.intact(key, name, copied)?;
         }
-        Ok((manifest, config))
+        Ok(content)
     }
 
     /// Hashes every file of an entry; calls `progress` with the bytes hashed so far. Returns whether it was marked
@@ -90,32 +107,61 @@ impl Store {
     pub fn verify(&self, key: &Key, progress: impl FnMut(u64)) -> Result<bool, StoreError> {
         let mut counter = member::Counter { bytes: 0, progress };
         for member in &self.entry(key)?.manifest.files {
-            self.intact(key, member::copy(&self.path(key), member, &mut counter))?;
+            // Every byte, whoever checks it at each load.
+            let copied = member::copy(&self.path(key), member, &BTreeMap::new(), &mut counter);
+            self.intact(key, member.path.as_str(), copied)?;
         }
+        // It was installed before the file system, or this version, had it.
+        let entry = self.entry(key)?;
+        let verity = match entry.record.verity.is_empty() {
+            true => self.protect(&self.path(key), &entry)?,
+            false => entry.record.verity,
+        };
         let mut was_corrupt = false;
-        self.update(key, |record| {
+        let written = self.update(key, |record| {
             record.last_validated_at = Timestamp::now();
+            record.verity = verity;
             was_corrupt = matches!(record.status, Status::Corrupt(_));
             if was_corrupt {
                 record.status = Status::Available;
             }
-        })?;
+        });
+        match written {
+            // The files are right, whether that can be written down or not.
+            Err(StoreError::File(error)) if error.disk_failed() => {}
+            written => written?,
+        }
         Ok(was_corrupt)
     }
 
-    /// What was `found` of a member; marks the entry corrupt when it is not what was installed.
-    fn intact<T>(&self, key: &Key, found: Result<T, MemberError>) -> Result<T, StoreError> {
+    /// What was `found` of the file `name`; marks the entry corrupt when it is not what was installed. The one place where
+    /// that is found out: it calls for attention.
+    pub(super) fn intact<T>(
+        &self,
+        key: &Key,
+        name: &str,
+        found: Result<T, MemberError>,
+    ) -> Result<T, StoreError> {
         let mut reason = match found {
-            Ok(found) => return Ok(found),
+            Ok(found) => {
+                self.medium.read(key, name);
+                return Ok(found);
+            }
             // A disk or a permission that can be put right; nothing is known of the bytes.
-            Err(MemberError::Unread(error)) => return Err(error.into()),
+            Err(MemberError::Unread(error)) => {
+                self.medium.unread(key, name, &error);
+                return Err(error.into());
+            }
             Err(MemberError::Differs(reason)) => reason,
         };
+        // Whatever else is wrong with the disk, the caller hears first that these bytes are not to be used. An entry that
+        // has not passed its self-test keeps its status: a corrupt one whose files are right again becomes available.
+        let is_tested = self.entry(key).is_ok_and(|entry| entry.record.status.is_tested());
         let status = Status::Corrupt(reason.clone());
-        // Whatever else is wrong with the disk, the caller hears first that these bytes are not to be used.
-        if let Err(error) = self.update(key, |record| record.status = status) {
+        if is_tested && let Err(error) = self.update(key, |record| record.status = status) {
             reason = format!("{reason}; that could not be recorded: {}", chain(&error));
         }
+        self.medium.attract();
         Err(StoreError::Corrupt { key: key.clone(), reason })
     }
 }

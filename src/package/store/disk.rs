@@ -3,8 +3,9 @@
 //! Owns their names and limits. What an entry means is the index's business.
 
 use std::fs::{self, File};
-use std::path::Path;
-use std::sync::Arc;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::Flock;
 
@@ -22,12 +23,84 @@ pub(super) const RECORD: &str = "record.json";
 const MAX_RECORD: u64 = 64 << 10;
 const MAX_MANIFEST: u64 = 1 << 20;
 
-/// The lock of the store in `directory`.
-pub(super) fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
+/// The lock of the store in `directory`. The directory itself is locked where the disk takes no file that is not there
+/// yet: such a store is not changed before it was opened again or [`own_lock`] was taken.
+pub(super) fn lock(directory: &Path) -> Result<Locks, StoreError> {
+    let of_directory = match own_lock(directory) {
+        Err(StoreError::File(error)) if error.disk_failed() => files::lock_directory(directory)?,
+        file => return Ok(Locks { _directory: None, file: Mutex::new(Some(file?)) }),
+    };
+    let locked = of_directory.ok_or_else(|| StoreError::Locked(directory.to_owned()))?;
+    Ok(Locks { _directory: Some(locked), file: Mutex::default() })
+}
+
+/// What keeps other processes from the store.
+#[derive(Debug)]
+pub(super) struct Locks {
+    _directory: Option<Flock<File>>,
+    file: Mutex<Option<Flock<File>>>,
+}
+
+impl Locks {
+    /// Takes the lock on the file of the store in `directory`, if only the directory is locked so far. Before anything is
+    /// written.
+    pub(super) fn complete(&self, directory: &Path) -> Result<(), StoreError> {
+        // A panic while it was held leaves a lock or none.
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if file.is_none() {
+            *file = Some(own_lock(directory)?);
+        }
+        Ok(())
+    }
+}
+
+/// The lock of the store in `directory` on its own file.
+pub(super) fn own_lock(directory: &Path) -> Result<Flock<File>, StoreError> {
     let path = directory.join("lock");
     let lock = files::lock(&path)?.ok_or_else(|| StoreError::Locked(directory.to_owned()))?;
     files::own(&path, directory)?;
     Ok(lock)
+}
+
+/// Removes the temporary files in `directory` of writes that the process did not live to finish. For the owner of the
+/// lock.
+///
+/// # Errors
+/// When the directory cannot be listed, or a file not be removed.
+pub(super) fn remove_unfinished(directory: &Path) -> Result<(), FileError> {
+    let children = fs::read_dir(directory).and_then(Iterator::collect);
+    let children: Vec<fs::DirEntry> = children.map_err(FileError::new("list", directory))?;
+    for child in children {
+        let is_file = child.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && files::is_temporary(&child.file_name()) {
+            files::remove(&child.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// What lies in a store: see [`Store::examine`](super::Store::examine).
+#[derive(Debug, Default)]
+pub struct Examined {
+    /// The entries that can be read.
+    pub entries: Vec<Entry>,
+    /// The others: where each lies, and why it cannot be read.
+    pub unreadable: Vec<(PathBuf, String)>,
+    /// Why there may be more of both: their directory cannot be listed, or not to its end.
+    pub unlisted: Option<FileError>,
+}
+
+/// Reads every entry in `models`, as far as the disk gives them.
+pub(super) fn read_entries(models: &Path) -> Examined {
+    let (children, unlisted) = children(models);
+    let mut found = Examined { unlisted, ..Examined::default() };
+    for path in children {
+        match read_entry(&path) {
+            Ok(entry) => found.entries.push(entry),
+            Err(reason) => found.unreadable.push((files::shown(&path).into_owned(), reason)),
+        }
+    }
+    found
 }
 
 /// The entry whose directory is `path`; says why there is none.
@@ -43,10 +116,33 @@ pub(super) fn read_entry(path: &Path) -> Result<Entry, String> {
     }
     let manifest = Manifest::parse(&bytes).map_err(|error| chain(&error))?;
     let key = Key::new(&manifest, record.manifest_digest);
-    if path.file_name().and_then(|name| name.to_str()) != Some(key.as_str()) {
+    if path.file_name().and_then(|name| name.to_str()) != Some(key.directory().as_str()) {
         return Err(format!("it holds {key}"));
     }
-    Ok(Entry { key, manifest: Arc::new(manifest), record })
+    Ok(Entry { key, manifest: Arc::new(manifest), record, disabled: None })
+}
+
+/// Nothing when the disk failed, which the store opens in spite of.
+pub(super) fn unless_disk_failed(error: FileError) -> Result<(), FileError> {
+    if error.disk_failed() { Ok(()) } else { Err(error) }
+}
+
+/// Returns what is in `directory`, as far as it can be listed, and why there may be more. A directory that does not exist
+/// is empty: a disk that takes no writes did not let it be made.
+fn children(directory: &Path) -> (Vec<PathBuf>, Option<FileError>) {
+    let listed = match fs::read_dir(directory) {
+        Ok(listed) => listed,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return (Vec::new(), None),
+        Err(error) => return (Vec::new(), Some(FileError::new("list", directory)(error))),
+    };
+    let (mut children, mut failed) = (Vec::new(), None);
+    for child in listed {
+        match child {
+            Ok(child) => children.push(child.path()),
+            Err(error) => failed = Some(FileError::new("list", directory)(error)),
+        }
+    }
+    (children, failed)
 }
 
 /// Writes the record of the entry whose directory is `directory`.

@@ -5,7 +5,7 @@
 
 use super::super::entry::{Entry, Key, choose, earlier};
 use super::super::manifest::ModelId;
-use super::super::record::{Status, Timestamp};
+use super::super::record::Timestamp;
 use super::{Store, StoreError};
 
 /// What an id is to mean.
@@ -74,7 +74,7 @@ impl Store {
         entries.retain(|entry| entry.is_named(id));
         let from = choose(&entries, id).ok_or_else(|| RollbackError::Unknown(id.to_owned()))?;
         let from = from.clone();
-        let usable = |entry: &&Entry| entry.record.status == Status::Available;
+        let usable = |entry: &&Entry| entry.is_usable();
         match rollback {
             Rollback::Earlier => {
                 let to = earlier(&entries, id);

@@ -16,6 +16,14 @@ a_package_is_served_when_it_is_dropped() {
     until_event "$since" package-accepted small
 }
 
+check the_kernel_checks_the_files_of_models 60
+the_kernel_checks_the_files_of_models() {
+    caxton status --json | jq -e '.store.file_system == "ext4" and .store.verity' ||
+        fail "$(caxton status)"
+    find /var/lib -path '*/models/small@*/record.json' -exec grep -l '"verity"' {} + ||
+        fail 'no digest of the kernel is recorded'
+}
+
 check a_corrupt_package_is_put_into_quarantine 300
 a_corrupt_package_is_put_into_quarantine() {
     local copy=$state/corrupt.model.tar.zst half

@@ -224,6 +224,15 @@ impl Daemon {
         answer.json()
     }
 
+    /// Returns whether Landlock is on. Only a kernel without it is a reason for the opposite.
+    pub(crate) fn has_landlock(&self) -> bool {
+        let landlock = self.status()["sandbox"]["landlock"].clone();
+        let is_on = landlock["state"] == "on";
+        let reason = landlock["reason"].as_str().unwrap_or_default();
+        assert!(is_on || reason.contains("the kernel"), "{landlock}");
+        is_on
+    }
+
     /// What `/status` says of the package of model `id`; `Null` when it is not installed.
     pub(crate) fn package(&self, id: &str) -> Value {
         let status = self.status();

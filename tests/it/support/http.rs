@@ -19,10 +19,15 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn open(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(BOUND)).unwrap();
-        stream.set_write_timeout(Some(BOUND)).unwrap();
-        Self { stream: BufReader::new(stream) }
+        Self::try_open(socket).unwrap()
+    }
+
+    /// A connection, unless the daemon has left.
+    pub(crate) fn try_open(socket: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(BOUND))?;
+        stream.set_write_timeout(Some(BOUND))?;
+        Ok(Self { stream: BufReader::new(stream) })
     }
 
     /// Sends a request with a `host` and a `content-length`, and reads its answer.

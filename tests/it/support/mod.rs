@@ -11,10 +11,15 @@
     reason = "a test fails by panicking"
 )]
 
+pub(crate) mod attacker;
 mod daemon;
 mod http;
+pub(crate) mod mounts;
 pub(crate) mod packages;
 mod root;
+pub(crate) mod selftest;
+pub(crate) mod signing;
+pub(crate) mod tokenizers;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

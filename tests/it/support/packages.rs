@@ -4,7 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use caxton::package::{
+    CONFIG, Contents, Durability, Limits, TOKENIZER, WEIGHTS, Weights, unpack, write_package,
+};
+use caxton::units::Bytes;
+use serde_json::{Value, json};
 
 use super::{Answer, Daemon, Root, pack};
 
@@ -20,6 +24,25 @@ pub(crate) fn ask(daemon: &Daemon, model: &str) -> Answer {
     daemon.embeddings(&json!({ "input": "a text", "model": model }))
 }
 
+/// `package`, which has no dense layers, under another id.
+pub(crate) fn repacked(package: &[u8], id: &str) -> Vec<u8> {
+    let place = tempfile::tempdir().unwrap();
+    let limits = Limits::for_size(Bytes::mib(64));
+    let unpacked = unpack(package, &limits, place.path(), Durability::Volatile).unwrap();
+    let read = |name: &str| fs::read(place.path().join(name)).unwrap();
+    let contents = Contents {
+        config: read(CONFIG),
+        tokenizer: read(TOKENIZER),
+        weights: Weights::from(read(WEIGHTS)),
+        dense: Vec::new(),
+    };
+    let mut manifest = unpacked.manifest;
+    manifest.id = id.parse().unwrap();
+    let mut out = Vec::new();
+    write_package(&manifest, &contents, &|_, _| {}, &mut out).unwrap();
+    out
+}
+
 /// Waits until `model` answers.
 pub(crate) fn until_answers(daemon: &Daemon, model: &str) {
     daemon.until(&format!("an answer of {model}"), || {
@@ -33,8 +56,8 @@ pub(crate) fn until_gone(daemon: &Daemon, model: &str) {
     assert_eq!((answer.status, answer.error()["code"].as_str()), (404, Some("model_not_found")));
 }
 
-/// Drops another package and waits until it answers: by then the daemon has looked at everything
-/// that was there before.
+/// Drops another package and waits until it answers: by then the daemon has looked at everything that was dropped
+/// before while it ran.
 pub(crate) fn until_looked(daemon: &Daemon, id: &str) {
     fs::write(dropped(daemon, id), pack("tiny-bert-mean", id, "1")).unwrap();
     until_answers(daemon, id);
@@ -54,6 +77,14 @@ pub(crate) fn until_quarantined(daemon: &Daemon, id: &str) -> String {
     reason
 }
 
+/// Runs `caxton model install` on `file`; its exit code and what it wrote to standard error.
+pub(crate) fn install(root: &Root, file: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = root.cli();
+    command.args(["model", "install"]).args(arguments).arg(file);
+    let output = command.output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
 /// The names of the entries in the store.
 pub(crate) fn stored(root: &Root) -> Vec<String> {
     names(&root.state().join("models"))
@@ -67,11 +98,28 @@ pub(crate) fn names(directory: &Path) -> Vec<String> {
     names
 }
 
+/// Waits until staging is empty. The daemon writes an empty file there when it looks whether the file system has
+/// fs-verity, so that a single look may find that file.
+pub(crate) fn until_staging_is_empty(daemon: &Daemon) {
+    let staging = daemon.state().join("staging");
+    daemon.until("an empty staging directory", || names(&staging).is_empty().then_some(()));
+}
+
 /// The directory of the only version of `id` in the store.
 pub(crate) fn entry(root: &Root, id: &str) -> PathBuf {
     let models = root.state().join("models");
     let found = stored(root).into_iter().find(|name| name.starts_with(&format!("{id}@")));
     models.join(found.expect(id))
+}
+
+/// Changes `fields` of the record of the entry in `directory`, as a daemon that ended early would have left it.
+pub(crate) fn set_record(directory: &Path, fields: Value) {
+    let path = directory.join("record.json");
+    let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (name, value) in fields.as_object().unwrap() {
+        record[name] = value.clone();
+    }
+    fs::write(path, record.to_string()).unwrap();
 }
 
 pub(crate) fn flip_a_bit(bytes: &mut [u8]) {

@@ -94,10 +94,14 @@ impl Root {
         fs::rename(new, self.config()).unwrap();
     }
 
-    /// Starts the daemon and waits until it says READY=1.
+    /// Starts the daemon and waits until it says READY=1, and has looked at every bundled package.
     pub(crate) fn start(self) -> Daemon {
+        let is_said = self.settings["log"]["level"] == "debug";
         let daemon = self.spawn();
         daemon.wait_notified("READY=1");
+        if is_said {
+            daemon.wait_log("looked at every bundled package");
+        }
         daemon
     }
 

@@ -1,0 +1,336 @@
+//! One budget of bytes for the requests and answers in flight, shared between users.
+//!
+//! Owns what each request holds. A request is charged before its body is read, again before its vectors are computed,
+//! and holds its charge until the last byte of its answer was written. What does not fit is refused: nothing waits, so
+//! that a charge never waits for another one.
+//!
+//! The budget is an eighth of the memory limit in force. A user may hold as much as is left for the others then: one
+//! user alone gets half, two get a third each, and something is always left for a user that comes (dynamic thresholds,
+//! Choudhury and Hahne 1998, <https://doi.org/10.1109/90.664262>).
+//!
+//! Invariant: what is held is at most the budget, but for requests that are the only one of their user: a small one
+//! always fits, a large one while the others hold next to nothing.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::body::{Body, Bytes, HttpBody as _};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use http_body_util::BodyExt as _;
+use tokio::sync::watch;
+
+use super::error::ApiError;
+use crate::config::Settings;
+use crate::log::{self, Message};
+use crate::memory::monitor::Reading;
+
+/// The share of the memory limit that is the budget.
+const SHARE_OF_LIMIT: u64 = 8;
+/// What a body is charged, times its length: the bytes that arrived, and what is parsed of them. Afterwards the first
+/// part pays for the tokens.
+pub(super) const BODY_FACTOR: u64 = 2;
+/// What a number of a vector is charged: 4 bytes as it is computed, 4 in its row, and 14 as text.
+pub(super) const NUMBER_BYTES: u64 = 22;
+/// The same of a vector that is compared and not written.
+pub(super) const COMPARED_NUMBER_BYTES: u64 = 8;
+/// The largest body and what is made of it fit twice into the least budget: once for each of two users.
+const LEAST_BODIES: u64 = 2;
+/// A request of this size is let through when it is the only one of its user.
+const SMALL: u64 = 64 << 10;
+/// A large request that is the only one of its user is let through while others hold this part of the budget.
+const NEXT_TO_NOTHING: u64 = 8;
+
+/// The budget. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    readings: watch::Receiver<Reading>,
+    settings: watch::Receiver<Arc<Settings>>,
+    ledger: Mutex<Ledger>,
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    held: HashMap<u32, u64>,
+    total: u64,
+}
+
+impl Ledger {
+    fn held(&self, uid: u32) -> u64 {
+        self.held.get(&uid).copied().unwrap_or(0)
+    }
+
+    /// Returns whether a request of `uid` that holds `own` bytes may hold `more` bytes of a budget of `size` bytes.
+    fn admits(&self, uid: u32, own: u64, more: u64, size: u64) -> bool {
+        let held = self.held(uid);
+        let (after, total) = (held.saturating_add(more), self.total.saturating_add(more));
+        if after <= size.saturating_sub(total) {
+            return true;
+        }
+        let is_only = held == own;
+        is_only && (after <= SMALL || self.total - held <= size / NEXT_TO_NOTHING)
+    }
+
+    fn add(&mut self, uid: u32, bytes: u64) {
+        if bytes > 0 {
+            *self.held.entry(uid).or_default() += bytes;
+            self.total += bytes;
+        }
+    }
+
+    fn give_back(&mut self, uid: u32, bytes: u64) {
+        if let Some(held) = self.held.get_mut(&uid) {
+            *held = held.saturating_sub(bytes);
+            self.total = self.total.saturating_sub(bytes);
+            if *held == 0 {
+                self.held.remove(&uid);
+            }
+        }
+    }
+}
+
+impl Budget {
+    /// Makes a budget that follows the memory limits of `readings` and the largest body of `settings`.
+    pub fn new(
+        readings: watch::Receiver<Reading>,
+        settings: watch::Receiver<Arc<Settings>>,
+    ) -> Self {
+        Self(Arc::new(Shared { readings, settings, ledger: Mutex::default() }))
+    }
+
+    /// Returns the size of the budget in bytes, for all requests in flight.
+    pub(super) fn size(&self) -> u64 {
+        let reading = self.0.readings.borrow();
+        let limits = reading.sample.limits.iter().map(|limit| limit.bytes.0);
+        let limit = limits.fold(reading.sample.machine.total.0, u64::min);
+        let largest = self.0.settings.borrow().socket.max_body.0.saturating_mul(BODY_FACTOR);
+        (limit / SHARE_OF_LIMIT).max(largest.saturating_mul(LEAST_BODIES))
+    }
+
+    /// Returns the bytes that all requests in flight hold.
+    pub(super) fn held(&self) -> u64 {
+        self.ledger().total
+    }
+
+    /// Begins the charge of a request of `uid`; it holds no bytes yet.
+    pub(super) fn request(&self, uid: u32) -> Charge {
+        Charge { budget: self.clone(), uid, bytes: AtomicU64::new(0) }
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // Nothing panics between two steps of a change.
+        self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one request holds of the budget, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Charge {
+    budget: Budget,
+    uid: u32,
+    /// Changed under the ledger's lock alone.
+    bytes: AtomicU64,
+}
+
+impl Charge {
+    /// Holds `more` bytes. Logs a refusal.
+    ///
+    /// # Errors
+    /// 503 when they do not fit; the request holds what it held.
+    pub(super) fn grow(&self, more: u64) -> Result<(), ApiError> {
+        let size = self.budget.size();
+        let mut ledger = self.budget.ledger();
+        let own = self.bytes.load(Ordering::Relaxed);
+        if ledger.admits(self.uid, own, more, size) {
+            ledger.add(self.uid, more);
+            self.bytes.store(own.saturating_add(more), Ordering::Relaxed);
+            return Ok(());
+        }
+        let held = ledger.held(self.uid);
+        drop(ledger);
+        let uid = self.uid;
+        if let Some(suppressed) = log::refusal(Message::BytesRefused, uid) {
+            tracing::warn!(
+                name: Message::BytesRefused.name(),
+                uid, held_bytes = held, limit_bytes = size, asked_bytes = more, suppressed,
+                "user {uid} was refused a request: its requests in flight hold {held} of {size} bytes"
+            );
+        }
+        Err(ApiError::too_many_bytes(held, size))
+    }
+
+    /// Does [`Self::grow`] for this count of numbers in vectors, and for their text in JSON unless they are only
+    /// `compared`.
+    ///
+    /// # Errors
+    /// As [`Self::grow`].
+    pub(super) fn grow_numbers(&self, numbers: usize, compared: bool) -> Result<(), ApiError> {
+        let each = if compared { COMPARED_NUMBER_BYTES } else { NUMBER_BYTES };
+        self.grow(u64::try_from(numbers).unwrap_or(u64::MAX).saturating_mul(each))
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        if bytes > 0 {
+            self.budget.ledger().give_back(self.uid, bytes);
+        }
+    }
+}
+
+/// Bytes of an answer, and what the request holds until they were written.
+struct Written {
+    bytes: Bytes,
+    _charge: Arc<Charge>,
+}
+
+impl AsRef<[u8]> for Written {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Lets the charge that a response brings along live as long as the bytes of its body, which wait for the client in the
+/// buffer of its connection.
+pub(super) fn hold_until_written(mut response: Response) -> Response {
+    let Some(charge) = response.extensions_mut().remove::<Arc<Charge>>() else { return response };
+    let length = response.body().size_hint().exact();
+    if let Some(length) = length {
+        // The length of the body is not seen through what follows.
+        let headers = response.headers_mut();
+        headers.entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
+    }
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let of = |bytes| Bytes::from_owner(Written { bytes, _charge: Arc::clone(&charge) });
+            frame.map_data(of)
+        }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::sample::{Limit, Sample};
+    use crate::units::Bytes;
+
+    fn budget(limit: u64, max_body: u64) -> Budget {
+        let limit = Limit { bytes: Bytes(limit), unreclaimable: Bytes(0), file: "a limit".into() };
+        let sample = Sample { limits: vec![limit], ..Sample::default() };
+        let (_, readings) = watch::channel(Reading { sample, ..Reading::default() });
+        let mut settings = Settings::default();
+        settings.socket.max_body = Bytes(max_body);
+        Budget::new(readings, watch::channel(Arc::new(settings)).1)
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn the_budget_is_an_eighth_of_the_limit_and_holds_two_of_the_largest_bodies() {
+        assert_eq!(budget(512 * MIB, 16 * MIB).size(), 64 * MIB);
+        assert_eq!(budget(64 * MIB, 16 * MIB).size(), 64 * MIB);
+        assert_eq!(budget(8192 * MIB, 16 * MIB).size(), 1024 * MIB);
+        // The largest body of one user, and of another at the same time.
+        let budget = budget(64 * MIB, 16 * MIB);
+        let (first, second) = (budget.request(1), budget.request(2));
+        first.grow(32 * MIB).unwrap();
+        second.grow(16 * MIB).unwrap();
+        assert_eq!(first.grow(MIB).unwrap_err().code(), "too_many_bytes");
+        drop(first);
+        second.grow(8 * MIB).unwrap();
+        drop(second);
+        assert_eq!((budget.held(), budget.ledger().held.len()), (0, 0));
+    }
+
+    #[test]
+    fn numbers_that_are_compared_are_charged_without_their_text() {
+        let budget = budget(512 * MIB, MIB);
+        let (written, compared) = (budget.request(1), budget.request(2));
+        written.grow_numbers(1000, false).unwrap();
+        assert_eq!(budget.held(), 22_000);
+        compared.grow_numbers(1000, true).unwrap();
+        assert_eq!(budget.held(), 22_000 + 8_000);
+    }
+
+    #[test]
+    fn one_user_never_has_all_however_many_requests_it_sends() {
+        let budget = budget(512 * MIB, 16 * MIB);
+        let all = Vec::from_iter((0..200).map(|_| budget.request(1)));
+        let fine = all.iter().filter(|request| request.grow(4 * MIB).is_ok()).count();
+        assert_eq!(fine, 8, "half of the budget");
+        let other = budget.request(2);
+        other.grow(16 * MIB).unwrap();
+        // A third finds the half of what is left, and a small request always fits.
+        budget.request(3).grow(8 * MIB).unwrap();
+        for uid in 4..100 {
+            budget.request(uid).grow(SMALL).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_request_larger_than_the_budget_is_let_through_alone() {
+        let budget = budget(512 * MIB, 16 * MIB);
+        let (large, small) = (budget.request(1), budget.request(2));
+        small.grow(8 * MIB).unwrap();
+        large.grow(200 * MIB).unwrap();
+        assert!(budget.request(1).grow(1).is_err(), "it is not alone then");
+        assert!(budget.request(3).grow(SMALL + 1).is_err());
+        budget.request(3).grow(SMALL).unwrap();
+        drop((large, small));
+        let busy = budget.request(2);
+        busy.grow(9 * MIB).unwrap();
+        assert!(budget.request(1).grow(200 * MIB).is_err());
+    }
+
+    #[tokio::test]
+    async fn an_answer_holds_its_charge_until_its_last_byte_is_gone() {
+        let budget = budget(512 * MIB, MIB);
+        let charge = Arc::new(budget.request(1));
+        charge.grow(100).unwrap();
+        let mut response = Response::new(Body::from("an answer"));
+        response.extensions_mut().insert(charge);
+        let response = hold_until_written(response);
+        assert_eq!(response.headers()["content-length"], "9");
+        let mut body = response.into_body();
+        let bytes = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(body.frame().await.is_none());
+        drop(body);
+        assert_eq!((&bytes[..], budget.held()), (&b"an answer"[..], 100));
+        drop(bytes);
+        assert_eq!(budget.held(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_and_the_bounds_hold(
+            steps in prop::collection::vec((0_u32..4, 0_u64..40, any::<bool>()), 0..100),
+        ) {
+            let budget = budget(512 * MIB, 16 * MIB);
+            let size = budget.size();
+            let mut requests: Vec<Charge> = Vec::new();
+            for (uid, mib, drops) in steps {
+                if drops && !requests.is_empty() {
+                    requests.remove(uid as usize % requests.len());
+                    continue;
+                }
+                let request = budget.request(uid);
+                let is_only = budget.ledger().held(uid) == 0;
+                if request.grow(mib * MIB).is_ok() {
+                    let total = budget.held();
+                    let free = size.saturating_sub(total);
+                    prop_assert!(is_only || budget.ledger().held(uid) <= free);
+                    requests.push(request);
+                }
+            }
+            drop(requests);
+            prop_assert_eq!((budget.held(), budget.ledger().held.len()), (0, 0));
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Limits event streams: an answer without an end holds its connection for as long as its client wants.
+//!
+//! Owns the count of open streams of each user. Streams are bounded by themselves and are no requests in flight: they
+//! count for no tenant.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::error::ApiError;
+use super::peer::Peer;
+use crate::log::{self, Message};
+
+/// Streams of all users.
+const MAX_STREAMS: usize = 16;
+/// Streams of all users but root and the daemon's own user.
+const MAX_OTHERS: usize = 14;
+/// Streams of one user; root and the daemon's own user may have more.
+const MAX_PER_USER: usize = 2;
+
+/// Marks an answer without an end.
+#[derive(Clone, Copy, Debug)]
+pub struct Endless;
+
+/// The open event streams. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Streams(Arc<Mutex<HashMap<u32, usize>>>);
+
+impl Streams {
+    /// A place for a stream of `peer`. Logs a refusal.
+    ///
+    /// # Errors
+    /// 429 when the user has as many as it may, 503 when all users together do.
+    pub(super) fn open(&self, peer: Peer) -> Result<Following, ApiError> {
+        let uid = peer.uid;
+        let (held, total, is_shared) = {
+            let mut open = self.lock();
+            let (held, total) = (open.get(&uid).copied().unwrap_or(0), open.values().sum());
+            match refusal(held, total, peer.is_owner()) {
+                Some(is_shared) => (held, total, is_shared),
+                None => {
+                    *open.entry(uid).or_default() += 1;
+                    return Ok(Following { streams: self.clone(), uid });
+                }
+            }
+        };
+        if let Some(suppressed) = log::refusal(Message::StreamsRefused, uid) {
+            tracing::warn!(
+                name: Message::StreamsRefused.name(),
+                uid, held, streams = total, suppressed,
+                "user {uid} was refused another event stream: it holds {held} of {total}"
+            );
+        }
+        Err(ApiError::too_many_streams(if is_shared { total } else { held }, is_shared))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
+        // Nothing panics between two steps of a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a user with `held` of `total` streams is refused another: `Some(true)` because of the total.
+fn refusal(held: usize, total: usize, is_owner: bool) -> Option<bool> {
+    if !is_owner && held >= MAX_PER_USER {
+        return Some(false);
+    }
+    (total >= if is_owner { MAX_STREAMS } else { MAX_OTHERS }).then_some(true)
+}
+
+/// The place of one event stream, which is free when this is dropped.
+#[derive(Debug)]
+pub(super) struct Following {
+    streams: Streams,
+    uid: u32,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let mut open = self.streams.lock();
+        if let Some(held) = open.get_mut(&self.uid) {
+            *held -= 1;
+            if *held == 0 {
+                open.remove(&self.uid);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(uid: u32) -> Peer {
+        Peer { uid, gid: uid, pid: None }
+    }
+
+    #[test]
+    fn a_user_has_two_and_all_have_sixteen_of_which_two_are_kept_for_root() {
+        let streams = Streams::default();
+        let code = |uid| streams.open(peer(uid)).map_err(|error| error.status().as_u16());
+        let mut open: Vec<_> = (4_000_000..4_000_007)
+            .flat_map(|uid| [code(uid).unwrap(), code(uid).unwrap()])
+            .collect();
+        assert_eq!(code(4_000_000).unwrap_err(), 429);
+        assert_eq!(code(4_000_008).unwrap_err(), 503);
+        open.extend([code(0).unwrap(), code(0).unwrap()]);
+        assert_eq!(code(0).unwrap_err(), 503);
+        // A stream that ends is free for others.
+        open.truncate(13);
+        open.push(code(4_000_008).unwrap());
+        drop(open);
+        assert!(streams.lock().is_empty());
+        let _many: Vec<_> = (0..MAX_STREAMS).map(|_| code(0).unwrap()).collect();
+    }
+}

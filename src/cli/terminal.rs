@@ -1,0 +1,143 @@
+//! Standard output and standard error: the one place where the command line writes to either.
+//!
+//! Invariant: a control character, a bidirectional or an invisible one never comes through, but for the ends of lines
+//! and tabs of our own layout. Much of what is printed comes from packages, names of files and the daemon, which may be
+//! in foreign hands.
+
+use std::io::{self, IsTerminal, StderrLock, StdoutLock, Write};
+
+use crate::printable::is_printable;
+
+/// Standard output, for text.
+pub(super) fn out() -> Escaping<StdoutLock<'static>> {
+    Escaping::new(io::stdout().lock(), Form::Text)
+}
+
+/// Standard output, for JSON and for files of the configuration: escapes are those of JSON.
+pub(super) fn json() -> Escaping<StdoutLock<'static>> {
+    Escaping::new(io::stdout().lock(), Form::Json)
+}
+
+/// Standard error.
+pub(super) fn err() -> Escaping<StderrLock<'static>> {
+    Escaping::new(io::stderr().lock(), Form::Text)
+}
+
+/// Standard output for bytes that no person reads: a package.
+pub(super) fn bytes() -> StdoutLock<'static> {
+    io::stdout().lock()
+}
+
+/// Whether standard output is a terminal.
+pub(super) fn is_interactive() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// What an escape looks like.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    /// `\u{1b}`.
+    Text,
+    /// `\u001b`, which is the same string to whoever reads the JSON.
+    Json,
+}
+
+/// A writer of text that escapes what is not printable.
+pub(super) struct Escaping<W: Write> {
+    inner: W,
+    form: Form,
+    /// The beginning of a character whose rest comes with the next write.
+    begun: Vec<u8>,
+}
+
+impl<W: Write> Escaping<W> {
+    fn new(inner: W, form: Form) -> Self {
+        Self { inner, form, begun: Vec::new() }
+    }
+
+    fn escaped(&self, text: &str, out: &mut String) {
+        for c in text.chars() {
+            match (is_printable(c) || matches!(c, '\n' | '\t'), self.form) {
+                (true, _) => out.push(c),
+                (false, Form::Text) => out.extend(c.escape_default()),
+                (false, Form::Json) => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        out.push_str(&format!("\\u{unit:04x}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<W: Write> Write for Escaping<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut all = std::mem::take(&mut self.begun);
+        all.extend_from_slice(bytes);
+        let mut out = String::with_capacity(all.len());
+        let mut chunks = all.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            self.escaped(chunk.valid(), &mut out);
+            let invalid = chunk.invalid();
+            // At the end it may be the first bytes of a character.
+            let is_begun = chunks.peek().is_none() && invalid.len() < 4 && begins(invalid);
+            if is_begun {
+                self.begun = invalid.to_vec();
+            } else if !invalid.is_empty() {
+                out.push(char::REPLACEMENT_CHARACTER);
+            }
+        }
+        self.inner.write_all(out.as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Whether `bytes`, which are no character, become one when more follow.
+fn begins(bytes: &[u8]) -> bool {
+    str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(form: Form, pieces: &[&[u8]]) -> String {
+        let mut writer = Escaping::new(Vec::new(), form);
+        pieces.iter().for_each(|piece| writer.write_all(piece).unwrap());
+        String::from_utf8(writer.inner).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_printable_is_escaped_in_text_and_in_json() {
+        let hostile = "a\u{1b}[2J\u{9b}\u{202e}\n\tb\u{e0041}".as_bytes();
+        assert_eq!(written(Form::Text, &[hostile]), "a\\u{1b}[2J\\u{9b}\\u{202e}\n\tb\\u{e0041}");
+        let json = "\"\u{9b}\u{202e}\u{e0041}\"";
+        let shown = written(Form::Json, &[json.as_bytes()]);
+        assert_eq!(shown, r#""\u009b\u202e\udb40\udc41""#);
+        assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), "\u{9b}\u{202e}\u{e0041}");
+    }
+
+    #[test]
+    fn a_character_may_come_in_pieces_and_half_of_one_is_marked() {
+        let text = "ü€🦀".as_bytes();
+        for at in 0..text.len() {
+            assert_eq!(written(Form::Text, &[&text[..at], &text[at..]]), "ü€🦀", "{at}");
+        }
+        assert_eq!(written(Form::Text, &[b"\xc3", b"a\xff"]), "\u{fffd}a\u{fffd}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_comes_out_printable(pieces: Vec<Vec<u8>>) {
+            let pieces = Vec::from_iter(pieces.iter().map(Vec::as_slice));
+            let shown = written(Form::Text, &pieces);
+            prop_assert!(shown.chars().all(|c| is_printable(c) || "\n\t".contains(c)), "{:?}", shown);
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! Shares the places for connections between users.
+//!
+//! Owns the list of open connections with the user and the phase of each, and decides who gets a place. Pure but for
+//! the tokens that tell a connection to leave: it opens and closes nothing. `serve` does what is decided here.
+//!
+//! Invariants:
+//! 1. No more than the limit are served, and [`MAX_LEAVING`] that were told to leave and have not left yet.
+//! 2. Root and the daemon's own user find a reserve of places that no other user takes.
+//! 3. A user gives up a connection only for a user that has fewer, and keeps at least as many as that user then has.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Places for root and the daemon's own user alone; a quarter of the limit when that is less.
+const RESERVE: usize = 8;
+/// Connections that were told to leave and are still open. They end when they are idle, when their answer is written,
+/// or after [`LEAVE_TIMEOUT`].
+const MAX_LEAVING: usize = 64;
+/// How long a connection that was told to leave may take to have its answer read. The time to compute it does not count.
+pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections of one user beyond the limit that are answered with a refusal at a time.
+const MAX_REFUSALS: usize = 64;
+/// Connections of all users beyond the limit that are answered at a time.
+const MAX_ALL_REFUSALS: usize = 256;
+
+/// What a connection does. The order is that in which a user's connections are given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// It has no request: a new connection, one between two requests, or one whose head is not complete.
+    Idle,
+    /// Its answer is a stream of events, which has no end.
+    Streaming,
+    /// The body of its request is arriving.
+    Receiving,
+    /// Its answer is being written.
+    Writing,
+    /// Its answer is being made.
+    Computing,
+}
+
+#[derive(Debug)]
+struct Open {
+    uid: u32,
+    phase: Phase,
+    since: Instant,
+    /// Cancelled when it was told to leave.
+    leave: CancellationToken,
+    is_leaving: bool,
+}
+
+/// The user that holds the most connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Holder {
+    /// Its user id.
+    pub(super) uid: u32,
+    /// Its connections, without those that were told to leave.
+    pub(super) held: usize,
+}
+
+/// What becomes of a new connection.
+#[derive(Debug)]
+pub(super) enum Admission {
+    /// It is served. When the places were taken, the holder gives one up.
+    Served(Entry, Option<Holder>),
+    /// It is answered with a refusal.
+    Refused(Refusal, Holder),
+    /// It is closed: its user has as many refusals under way as it may.
+    Dropped(Holder),
+}
+
+#[derive(Debug)]
+struct Table {
+    most: usize,
+    reserve: usize,
+    /// The daemon's own user, which shares the reserve with root.
+    own: u32,
+    next: u64,
+    open: BTreeMap<u64, Open>,
+    /// Connections of each user that were not told to leave.
+    held: HashMap<u32, usize>,
+    /// The sum of `held`.
+    total: usize,
+    refusals: HashMap<u32, usize>,
+}
+
+impl Table {
+    fn new(most: usize, own: u32) -> Self {
+        Self {
+            most,
+            reserve: RESERVE.min(most / 4),
+            own,
+            next: 0,
+            open: BTreeMap::new(),
+            held: HashMap::new(),
+            total: 0,
+            refusals: HashMap::new(),
+        }
+    }
+
+    fn is_owner(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.own
+    }
+
+    fn held(&self, uid: u32) -> usize {
+        self.held.get(&uid).copied().unwrap_or(0)
+    }
+
+    fn owners(&self) -> usize {
+        self.held(0) + if self.own == 0 { 0 } else { self.held(self.own) }
+    }
+
+    /// What counts of a user's connections when users are compared: those of root and the daemon's own user only beyond
+    /// the reserve.
+    fn counted(&self, uid: u32) -> usize {
+        let reserve = if self.is_owner(uid) { self.reserve } else { 0 };
+        self.held(uid).saturating_sub(reserve)
+    }
+
+    fn has_room(&self, uid: u32) -> bool {
+        match self.is_owner(uid) {
+            true => self.total < self.most,
+            false => self.total - self.owners().min(self.reserve) < self.most - self.reserve,
+        }
+    }
+
+    fn holder(&self) -> Holder {
+        let most = self.held.keys().max_by_key(|uid| (self.counted(**uid), **uid));
+        let uid = most.copied().unwrap_or(0);
+        Holder { uid, held: self.held(uid) }
+    }
+
+    /// The connection that is given up for one of `uid`.
+    fn yielding(&self, uid: u32) -> Option<u64> {
+        let leaving = self.open.len() - self.total;
+        let holder = self.holder().uid;
+        if leaving >= MAX_LEAVING || self.counted(holder) <= self.counted(uid) + 1 {
+            return None;
+        }
+        let theirs = self.open.iter().filter(|(_, open)| open.uid == holder && !open.is_leaving);
+        theirs.min_by_key(|(id, open)| (open.phase, open.since, **id)).map(|(id, _)| *id)
+    }
+
+    /// A place for a connection of `uid`, and who gives up one for it.
+    fn admit(
+        &mut self,
+        uid: u32,
+        now: Instant,
+    ) -> Result<(u64, CancellationToken, Option<Holder>), Holder> {
+        let holder = self.holder();
+        let mut gives = None;
+        if !self.has_room(uid) {
+            let id = self.yielding(uid).ok_or(holder)?;
+            if let Some(open) = self.open.get_mut(&id) {
+                open.is_leaving = true;
+                open.leave.cancel();
+                let uid = open.uid;
+                self.uncount(uid);
+            }
+            gives = Some(holder);
+        }
+        let id = self.next;
+        self.next += 1;
+        let leave = CancellationToken::new();
+        let open =
+            Open { uid, phase: Phase::Idle, since: now, leave: leave.clone(), is_leaving: false };
+        self.open.insert(id, open);
+        *self.held.entry(uid).or_default() += 1;
+        self.total += 1;
+        Ok((id, leave, gives))
+    }
+
+    fn uncount(&mut self, uid: u32) {
+        self.total -= 1;
+        decrement(&mut self.held, uid);
+    }
+
+    fn remove(&mut self, id: u64) {
+        if let Some(open) = self.open.remove(&id)
+            && !open.is_leaving
+        {
+            self.uncount(open.uid);
+        }
+    }
+
+    fn refuse(&mut self, uid: u32) -> bool {
+        let all: usize = self.refusals.values().sum();
+        let own = self.refusals.entry(uid).or_default();
+        if *own >= MAX_REFUSALS || all >= MAX_ALL_REFUSALS {
+            return false;
+        }
+        *own += 1;
+        true
+    }
+}
+
+fn decrement(counts: &mut HashMap<u32, usize>, uid: u32) {
+    if let Some(count) = counts.get_mut(&uid) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&uid);
+        }
+    }
+}
+
+/// The open connections. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Connections(Arc<Mutex<Table>>);
+
+impl Connections {
+    /// No connection yet, of at most `most`. `own` is the daemon's own user.
+    pub(super) fn new(most: usize, own: u32) -> Self {
+        Self(Arc::new(Mutex::new(Table::new(most, own))))
+    }
+
+    /// Decides about a new connection of `uid`. Takes time in proportion to the connections when no place is free.
+    pub(super) fn admit(&self, uid: u32, now: Instant) -> Admission {
+        let mut table = self.lock();
+        match table.admit(uid, now) {
+            Ok((id, leave, gives)) => {
+                Admission::Served(Entry { connections: self.clone(), id, leave }, gives)
+            }
+            Err(holder) if table.refuse(uid) => {
+                Admission::Refused(Refusal { connections: self.clone(), uid }, holder)
+            }
+            Err(holder) => Admission::Dropped(holder),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // Nothing panics between two steps of a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of one connection, which is free when this is dropped.
+#[derive(Debug)]
+pub(super) struct Entry {
+    connections: Connections,
+    id: u64,
+    leave: CancellationToken,
+}
+
+impl Entry {
+    /// Notes what the connection does now.
+    pub(super) fn set(&self, phase: Phase) {
+        if let Some(open) = self.connections.lock().open.get_mut(&self.id) {
+            open.phase = phase;
+            open.since = Instant::now();
+        }
+    }
+
+    /// Notes `to` if the connection does `from`.
+    pub(super) fn change(&self, from: Phase, to: Phase) {
+        if let Some(open) = self.connections.lock().open.get_mut(&self.id)
+            && open.phase == from
+        {
+            open.phase = to;
+            open.since = Instant::now();
+        }
+    }
+
+    /// What the connection does, and since when.
+    pub(super) fn phase(&self) -> (Phase, Instant) {
+        let table = self.connections.lock();
+        let open = table.open.get(&self.id);
+        open.map_or((Phase::Idle, Instant::now()), |open| (open.phase, open.since))
+    }
+
+    /// Waits until the connection is told to leave.
+    pub(super) async fn told_to_leave(&self) {
+        self.leave.cancelled().await;
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.connections.lock().remove(self.id);
+    }
+}
+
+/// The place of one refusal, which is free when this is dropped.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    connections: Connections,
+    uid: u32,
+}
+
+impl Drop for Refusal {
+    fn drop(&mut self) {
+        decrement(&mut self.connections.lock().refusals, self.uid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OWN: u32 = 7;
+
+    struct Fixture {
+        connections: Connections,
+        start: Instant,
+        age: u64,
+    }
+
+    impl Fixture {
+        fn new(most: usize) -> Self {
+            Self { connections: Connections::new(most, OWN), start: Instant::now(), age: 0 }
+        }
+
+        /// Each connection a second younger than the one before.
+        fn admit(&mut self, uid: u32) -> Admission {
+            self.age += 1;
+            self.connections.admit(uid, self.start + Duration::from_secs(self.age))
+        }
+
+        fn served(&mut self, uid: u32) -> Entry {
+            match self.admit(uid) {
+                Admission::Served(entry, None) => entry,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn many(&mut self, uid: u32, count: usize) -> Vec<Entry> {
+            (0..count).map(|_| self.served(uid)).collect()
+        }
+
+        fn refused(&mut self, uid: u32) -> Holder {
+            match self.admit(uid) {
+                Admission::Refused(_, holder) => holder,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn left(entries: &[Entry]) -> Vec<usize> {
+        let left = entries.iter().enumerate().filter(|(_, entry)| entry.leave.is_cancelled());
+        left.map(|(index, _)| index).collect()
+    }
+
+    #[test]
+    fn one_user_takes_all_but_the_reserve_which_is_for_root_and_the_daemons_own_user() {
+        let mut places = Fixture::new(256);
+        let hog = places.many(65_534, 248);
+        assert_eq!(places.refused(65_534), Holder { uid: 65_534, held: 248 });
+        let owners = [places.many(0, 4), places.many(OWN, 4)];
+        assert_eq!(left(&hog), [0_usize; 0]);
+        drop(owners);
+        // A small limit has a small reserve.
+        for (most, reserve) in [(1, 0), (2, 0), (4, 1), (32, 8)] {
+            assert_eq!(Table::new(most, OWN).reserve, reserve, "{most}");
+        }
+    }
+
+    #[test]
+    fn the_longest_idle_connection_of_the_user_with_the_most_is_given_up() {
+        let mut places = Fixture::new(16);
+        let hog = places.many(1, 10);
+        let _other = places.many(2, 2);
+        for (entry, phase) in hog.iter().zip([Phase::Computing, Phase::Writing, Phase::Receiving]) {
+            entry.set(phase);
+        }
+        hog[3].set(Phase::Streaming);
+        let holder = Holder { uid: 1, held: 10 };
+        let Admission::Served(_third, Some(gives)) = places.admit(3) else { panic!() };
+        assert_eq!((gives, left(&hog)), (holder, vec![4]));
+        // Then the next idle ones, the stream, the slow body, the slow answer, and last what is being computed.
+        let mut newcomers = Vec::new();
+        for uid in 10..17 {
+            newcomers.push(places.admit(uid));
+        }
+        assert_eq!(left(&hog), [2, 3, 4, 5, 6, 7, 8, 9]);
+        newcomers.extend([places.admit(18), places.admit(19)]);
+        assert_eq!(left(&hog), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        // Each user has one.
+        assert_eq!(places.refused(20).held, 1);
+    }
+
+    #[test]
+    fn a_user_never_takes_from_one_that_has_hardly_more() {
+        let mut places = Fixture::new(4);
+        let first = places.many(1, 2);
+        let _second = places.many(2, 1);
+        assert_eq!(places.refused(2), Holder { uid: 1, held: 2 });
+        assert_eq!(places.refused(1).uid, 1);
+        assert_eq!(left(&first), [0_usize; 0]);
+        // Root has its reserve.
+        drop(places.served(0));
+        let Admission::Served(_, Some(_)) = places.admit(3) else { panic!() };
+        assert_eq!(left(&first), [0]);
+    }
+
+    #[test]
+    fn those_that_leave_and_those_that_are_refused_are_bounded() {
+        let mut places = Fixture::new(1024);
+        let hog = places.many(1, 1016);
+        let mut newcomers = Vec::new();
+        for uid in 100..100 + u32::try_from(MAX_LEAVING).unwrap() {
+            newcomers.push(places.admit(uid));
+        }
+        assert_eq!(left(&hog).len(), MAX_LEAVING);
+        assert_eq!(places.refused(99).uid, 1);
+        let refusals: Vec<_> = (0..MAX_REFUSALS).map(|_| places.admit(1)).collect();
+        assert!(matches!(places.admit(1), Admission::Dropped(Holder { uid: 1, .. })));
+        places.refused(2);
+        drop(refusals);
+        places.refused(1);
+    }
+
+    proptest! {
+        #[test]
+        fn the_bounds_hold_and_nobody_is_robbed(
+            most in 1_usize..40,
+            steps in prop::collection::vec((0_u32..6, 0_u8..8), 0..200),
+        ) {
+            let mut places = Fixture::new(most);
+            let mut entries: Vec<(u32, Entry)> = Vec::new();
+            for (uid, what) in steps {
+                let before = places.connections.lock().held.clone();
+                let counted = |uid: u32| places.connections.lock().counted(uid);
+                match what {
+                    0 if !entries.is_empty() => drop(entries.swap_remove(uid as usize % entries.len())),
+                    _ => {
+                        let own = counted(uid);
+                        match places.admit(uid) {
+                            Admission::Served(entry, gives) => {
+                                if let Some(holder) = gives {
+                                    prop_assert_ne!(holder.uid, uid);
+                                    let after = places.connections.lock().counted(holder.uid);
+                                    prop_assert!(after > own, "{} {}", after, own);
+                                    prop_assert_eq!(holder.held, before[&holder.uid]);
+                                }
+                                entries.push((uid, entry));
+                            }
+                            Admission::Refused(_, holder) | Admission::Dropped(holder) => {
+                                prop_assert_eq!(holder.held, before[&holder.uid]);
+                            }
+                        }
+                    }
+                }
+                let table = places.connections.lock();
+                prop_assert!(table.total <= most);
+                prop_assert!(table.open.len() - table.total <= MAX_LEAVING);
+                prop_assert_eq!(table.held.values().sum::<usize>(), table.total);
+                let others = table.total - table.owners();
+                prop_assert!(others <= most - table.reserve);
+                let uids: BTreeSet<u32> = table.held.keys().copied().collect();
+                prop_assert!(uids.iter().all(|uid| table.held(*uid) > 0));
+            }
+            entries.clear();
+            prop_assert_eq!(places.connections.lock().open.len(), 0);
+            prop_assert!(places.connections.lock().held.is_empty());
+        }
+    }
+}

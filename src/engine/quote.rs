@@ -1,0 +1,70 @@
+//! Quotes text of a package for a message.
+//!
+//! A package may name a tensor with terminal escapes, or with a megabyte. A message has neither: it goes to terminals,
+//! to the journal and into files.
+
+use std::fmt::Display;
+
+/// Characters that a message repeats of one text.
+const MOST_CHARACTERS: usize = 80;
+/// Characters of a library's message, which may repeat a text or two.
+const MOST_TOLD: usize = 400;
+
+/// Returns `text` in double quotes, escaped as in a Rust literal and cut after [`MOST_CHARACTERS`].
+///
+/// Control characters and those that change the direction of writing are escaped.
+pub(super) fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    push_escaped(&mut out, text, MOST_CHARACTERS, |character| character == '\'');
+    out.push('"');
+    out
+}
+
+/// Returns the words of a library about a package: escaped as in [`quoted`], cut after [`MOST_TOLD`], without quotes
+/// around them. What was quoted before stays as it is.
+pub(super) fn escaped(message: impl Display) -> String {
+    let mut out = String::new();
+    let plain = |character| matches!(character, '\'' | '"' | '\\');
+    push_escaped(&mut out, &message.to_string(), MOST_TOLD, plain);
+    out
+}
+
+fn push_escaped(out: &mut String, text: &str, most: usize, plain: impl Fn(char) -> bool) {
+    for (count, character) in text.chars().enumerate() {
+        match character {
+            _ if count == most => {
+                out.push('…');
+                return;
+            }
+            _ if plain(character) => out.push(character),
+            _ => out.extend(character.escape_debug()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_left() {
+        assert_eq!(quoted("silu"), "\"silu\"");
+        assert_eq!(quoted("it's \"x\"\\"), r#""it's \"x\"\\""#);
+        for evil in ["\u{1b}[2J", "\u{9b}2J", "a\nb", "\u{202e}gnp", "\u{2066}", "\u{200f}", "\0"] {
+            for told in [quoted(evil), escaped(evil)] {
+                assert!(told.is_ascii(), "{told}");
+                assert!(!told.chars().any(char::is_control), "{told:?}");
+            }
+        }
+        assert_eq!(escaped("unknown variant `\u{1b}`, \"x\""), "unknown variant `\\u{1b}`, \"x\"");
+    }
+
+    #[test]
+    fn a_long_text_is_cut() {
+        let told = quoted(&"é".repeat(1_000_000));
+        assert_eq!(told.chars().count(), MOST_CHARACTERS + 3);
+        assert!(told.ends_with("é…\""));
+        let told = escaped(format!("{} is no word", quoted(&"\u{1b}".repeat(1_000_000))));
+        assert!(told.starts_with("\"\\u{1b}\\u{1b}") && told.chars().count() == MOST_TOLD + 1);
+    }
+}

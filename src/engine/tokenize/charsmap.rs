@@ -1,0 +1,245 @@
+//! Checks the charsmap of SentencePiece: the double array that maps bytes of a text to what they are normalised to.
+//!
+//! The library that runs it (`spm_precompiled`) allocates by a length in the data and indexes by its offsets without
+//! checks of its own. The data is `[u32: bytes of the array][array of u32][texts, each ended by a zero]`, little-endian.
+//! A unit of the array has its label in the low eight bits (bit 31 marks a value), bit 8 says that a value follows,
+//! and the rest is the offset to its children:
+//! <https://github.com/google/sentencepiece/blob/v0.2.0/third_party/darts_clone/darts.h>.
+//!
+//! Invariants of a charsmap that passed:
+//! 1. No search leaves the array, whatever the text.
+//! 2. Each value is the start of a text in the block, at a boundary of characters.
+//! 3. What is normalised has at most [`MOST_EXPANSION`] times as many characters as the text has bytes, but for
+//!    [`MOST_LONG`] keys.
+
+/// Bytes of a charsmap. Those of SentencePiece have a quarter of this.
+const MOST_BYTES: usize = 1 << 20;
+/// A node's children lie in one block of units.
+const BLOCK: usize = 256;
+/// Characters that a key may become for each of its bytes. NFKC needs two, but for the keys of [`MOST_LONG`].
+const MOST_EXPANSION: usize = 2;
+/// Keys that may become more: two Arabic ligatures do, U+FDFA 18 characters and U+FDFB 8.
+const MOST_LONG: usize = 8;
+/// Characters that one of them may become.
+const MOST_LONG_CHARACTERS: usize = 18;
+/// The library looks up at most five bytes at once.
+const LONGEST_KEY: usize = 5;
+
+const LEAF: u32 = 1 << 31;
+
+/// The offset from a unit to its children.
+const fn offset(unit: u32) -> usize {
+    ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize
+}
+
+const fn has_value(unit: u32) -> bool {
+    unit & (1 << 8) != 0
+}
+
+/// Checks the charsmap in `bytes`. Takes time and memory in proportion to them.
+///
+/// # Errors
+/// What is wrong, to stand behind "the charsmap".
+pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
+    if bytes.len() > MOST_BYTES {
+        return Err(format!("has {} bytes, more than {MOST_BYTES}", bytes.len()));
+    }
+    let Some((length, rest)) = bytes.split_first_chunk() else {
+        return Err(format!("has {} bytes, too few for its length", bytes.len()));
+    };
+    let length = u32::from_le_bytes(*length) as usize;
+    let Some((array, texts)) = rest.split_at_checked(length) else {
+        return Err(format!("says {length} bytes for its array, and has {}", rest.len()));
+    };
+    let (units, []) = array.as_chunks() else {
+        return Err(format!("has an array of {length} bytes, which is no multiple of 4"));
+    };
+    let units: Vec<u32> = units.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
+    if units.is_empty() || !units.len().is_multiple_of(BLOCK) {
+        return Err(format!("has an array of {} units, no multiple of {BLOCK}", units.len()));
+    }
+    let texts = str::from_utf8(texts).map_err(|_invalid| "has texts that are not UTF-8")?;
+    check_places(&units, texts)?;
+    check_expansion(&units, texts)
+}
+
+/// Checks that no unit has children or a value outside the array, reached or not.
+fn check_places(units: &[u32], texts: &str) -> Result<(), String> {
+    // A search takes the children of the root, whatever it is.
+    if units[0] & LEAF != 0 {
+        return Err("has a value for its root".to_owned());
+    }
+    for (at, &unit) in units.iter().enumerate().filter(|(_, unit)| *unit & LEAF == 0) {
+        let children = at ^ offset(unit);
+        let Some(&value) = units.get(children).filter(|_| children | (BLOCK - 1) < units.len())
+        else {
+            return Err(format!("points at unit {children} of {}", units.len()));
+        };
+        if has_value(unit) && text_at(texts, value).is_none() {
+            let place = value & !LEAF;
+            return Err(format!("points at byte {place} of {} bytes of texts", texts.len()));
+        }
+    }
+    Ok(())
+}
+
+/// The text at the place that `value` tells.
+fn text_at(texts: &str, value: u32) -> Option<&str> {
+    let text = texts.get((value & !LEAF) as usize..).filter(|text| !text.is_empty())?;
+    // No further than is of interest, or many values in one long text would take its square.
+    let end = text.floor_char_boundary(4 * (MOST_LONG_CHARACTERS + 1));
+    let text = &text[..end];
+    Some(text.split_once('\0').map_or(text, |(text, _)| text))
+}
+
+/// Checks how long the text of each key is. Goes through the keys by their length, each unit once: what is reached by
+/// several keys is checked for the shortest.
+fn check_expansion(units: &[u32], texts: &str) -> Result<(), String> {
+    let mut seen = vec![false; units.len()];
+    let mut long = 0;
+    let mut nodes = vec![offset(units[0])];
+    for length in 1..=LONGEST_KEY {
+        let mut next = Vec::new();
+        for children in nodes {
+            for label in 1..BLOCK {
+                let at = children ^ label;
+                let unit = units[at];
+                if (unit & (LEAF | 0xff)) as usize != label || seen[at] {
+                    continue;
+                }
+                seen[at] = true;
+                let below = at ^ offset(unit);
+                next.push(below);
+                if !has_value(unit) {
+                    continue;
+                }
+                let characters =
+                    text_at(texts, units[below]).map_or(0, |text| text.chars().count());
+                long += usize::from(characters > MOST_EXPANSION * length);
+                if characters > MOST_LONG_CHARACTERS
+                    || long > MOST_LONG
+                    || (length < 3 && characters > MOST_EXPANSION * length)
+                {
+                    return Err(format!("turns {length} bytes into {characters} characters"));
+                }
+            }
+        }
+        nodes = next;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(in crate::engine) mod tests {
+    use super::*;
+
+    /// A charsmap of keys of one byte each, every key with its text.
+    pub(in crate::engine) fn charsmap(entries: &[(u8, &str)]) -> Vec<u8> {
+        // The root's children are in the first block; a value behind unit u is at u ^ 0x200, in the third.
+        let mut units = vec![0_u32; 4 * BLOCK];
+        let mut texts = Vec::new();
+        for &(key, text) in entries {
+            let place = u32::try_from(texts.len()).unwrap();
+            units[usize::from(key)] = u32::from(key) | 1 << 8 | 0x200 << 10;
+            units[usize::from(key) ^ 0x200] = place | LEAF;
+            texts.extend(text.bytes().chain([0]));
+        }
+        let length = u32::try_from(units.len() * 4).unwrap().to_le_bytes();
+        let units = units.iter().flat_map(|unit| unit.to_le_bytes());
+        length.into_iter().chain(units).chain(texts).collect()
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        check(bytes).unwrap_err()
+    }
+
+    #[test]
+    fn what_passes_is_what_the_library_runs() {
+        let bytes = charsmap(&[(b'a', "b"), (b'\t', " "), (b'x', ""), (b'!', "ﬁ½")]);
+        check(&bytes).unwrap();
+        let library = tokenizers::normalizers::Precompiled::from(&bytes).unwrap();
+        assert_eq!(library.normalize_string("a\tax!ü"), "b bﬁ½ü");
+    }
+
+    #[test]
+    fn lengths_that_the_data_does_not_have_are_refused() {
+        // The library would reserve eight gigabytes for this one.
+        assert_eq!(refusal(b"\xff\xff\xff\xff"), "says 4294967295 bytes for its array, and has 0");
+        assert_eq!(refusal(b"\x04\0"), "has 2 bytes, too few for its length");
+        assert!(refusal(&[0; 4]).contains("array of 0 units"));
+        assert!(refusal(b"\x01\0\0\0a").contains("no multiple of 4"));
+        assert!(refusal(b"\x04\0\0\0abcd").contains("array of 1 units"));
+        assert!(refusal(&vec![0; MOST_BYTES + 1]).contains("more than"));
+        let mut bytes = charsmap(&[(b'a', "b")]);
+        bytes.push(0xff);
+        assert_eq!(refusal(&bytes), "has texts that are not UTF-8");
+    }
+
+    /// A charsmap with one unit changed.
+    fn changed(at: usize, unit: u32) -> Vec<u8> {
+        let mut bytes = charsmap(&[(b'a', "é"), (b'b', "c")]);
+        bytes[4 + 4 * at..][..4].copy_from_slice(&unit.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn offsets_that_leave_the_array_or_the_texts_are_refused() {
+        let a = usize::from(b'a');
+        assert!(refusal(&changed(a, u32::from(b'a') | 0x400 << 10)).contains("of 1024"));
+        assert!(refusal(&changed(0, 0x001f_ffff << 10)).starts_with("points at unit"));
+        // Behind the last byte, in the middle of a character, far away.
+        for place in [5, 6, 1, u32::MAX >> 1] {
+            let bytes = changed(a ^ 0x200, LEAF | place);
+            assert!(refusal(&bytes).starts_with("points at byte"), "{place}");
+        }
+        assert!(check(&changed(a ^ 0x200, LEAF | 3)).is_ok());
+    }
+
+    #[test]
+    fn what_multiplies_a_text_is_refused() {
+        assert!(check(&charsmap(&[(b'a', "bc")])).is_ok());
+        assert_eq!(refusal(&charsmap(&[(b'a', "bcd")])), "turns 1 bytes into 3 characters");
+        assert_eq!(
+            refusal(&charsmap(&[(b'a', &"b".repeat(1000))])),
+            "turns 1 bytes into 76 characters"
+        );
+    }
+
+    #[test]
+    fn a_double_array_that_turns_in_circles_ends() {
+        // Each unit of the first block is a child of the root and has the same children.
+        let mut bytes = charsmap(&[(b'a', "b")]);
+        for label in 1..BLOCK {
+            let unit = u32::try_from(label | label << 10).unwrap();
+            bytes[4 + 4 * label..][..4].copy_from_slice(&unit.to_le_bytes());
+        }
+        assert!(check(&bytes).is_ok());
+    }
+
+    #[test]
+    fn a_root_that_is_a_value_is_refused() {
+        let mut bytes = charsmap(&[(b'a', "b")]);
+        bytes[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(refusal(&bytes), "has a value for its root");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_charsmap_that_passes_makes_the_library_panic(
+            changes in proptest::collection::vec((0_usize..1030, proptest::num::u32::ANY), 0..8),
+            text in "[ab\t é½\u{300}a-z]{0,40}",
+        ) {
+            let mut bytes = charsmap(&[(b'a', "bc"), (b'\t', " "), (b'b', ""), (0xc3, "é")]);
+            for (at, value) in changes {
+                if let Some(unit) = bytes.get_mut(4 * at..4 * at + 4) {
+                    unit.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            if check(&bytes).is_ok() {
+                let library = tokenizers::normalizers::Precompiled::from(&bytes).unwrap();
+                let longer = library.normalize_string(&text).chars().count();
+                proptest::prop_assert!(longer <= text.len() * MOST_LONG_CHARACTERS);
+            }
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! Estimates the memory of a tokenizer from its `tokenizer.json`, before the tokenizer is read.
+//!
+//! Owns the sizes of the library's structures. The count keeps neither words nor prefixes. It accepts any file: the
+//! reader refuses a wrong one.
+
+use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
+
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::file::Added;
+use super::model::{FEW, MOST_NODES};
+
+/// Bytes of an entry in the library's table from words to ids, and as many in the one from ids to words.
+const TABLE_ENTRY: u64 = 33;
+/// Bytes of an entry in the library's table of merges.
+const MERGE_ENTRY: u64 = 17;
+/// Bytes of a merge that the allocator keeps after the list of merges is gone; measured 48 to 72.
+const MERGE_KEPT: u64 = 72;
+/// Bytes of a merge beside them while the list of merges is there.
+const MERGE_READ: u64 = 50;
+/// Bytes of a word and its score in the library's list.
+const SCORED: u64 = 32;
+/// Bytes of an inner node of the library's trie with at most three children.
+const NODE: u64 = 352;
+/// Bytes that each word may add to the node above it; measured 45 to 152.
+const LEAF: u64 = 160;
+/// Bytes of an added token, and for each byte of its text, as long as the tokenizer is there.
+const ADDED: (u64, u64) = (260, 14);
+/// The same beside them while the search for added tokens is made.
+const ADDED_READ: (u64, u64) = (60, 66);
+
+/// Bytes that a tokenizer takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::engine) struct Memory {
+    /// As long as it is there.
+    pub(in crate::engine) kept: u64,
+    /// Beside them while its file is read.
+    pub(in crate::engine) reading: u64,
+}
+
+impl Memory {
+    /// Returns an upper bound for a tokenizer of `rows` words, whose words share few prefixes.
+    pub(in crate::engine) fn most(rows: usize) -> Self {
+        const WORD: u64 = 400 + LEAF + NODE * MOST_NODES as u64;
+        let (rows, few) = (rows as u64, (FEW as u64).saturating_mul(NODE));
+        Self { kept: rows.saturating_mul(WORD).saturating_add(few), reading: few }
+    }
+
+    /// Returns the memory of the tokenizer in `bytes` for a table of `rows` word embeddings; `None` when the file has no
+    /// readable vocabulary.
+    pub(in crate::engine) fn of(bytes: &[u8], rows: usize) -> Option<Self> {
+        let Written { added_tokens, model } = serde_json::from_slice(bytes).ok()?;
+        let model: Model<'_> = serde_json::from_str(model.get()).ok()?;
+        let mut words = Words { rows, ..Words::default() };
+        let is_list = model.vocab.get().starts_with('[');
+        if is_list {
+            // No file has more beginnings than bytes.
+            words.nodes = Some(Nodes::new(rows.saturating_mul(MOST_NODES).min(bytes.len())));
+        }
+        let mut reader = serde_json::Deserializer::from_str(model.vocab.get());
+        if is_list {
+            reader.deserialize_seq(&mut words).ok()?;
+        } else {
+            reader.deserialize_map(&mut words).ok()?;
+        }
+        let mut merges = Elements(0);
+        if let Some(section) = model.merges {
+            merges = serde_json::from_str(section.get()).ok()?;
+        }
+        let mut memory = match &words.nodes {
+            None => words.in_dictionary(merges.0),
+            Some(nodes) => words.in_trie(nodes.count()),
+        };
+        // Both are bounded by the reader of added tokens.
+        let (tokens, bytes) = (added_tokens.0.len() as u64, added_tokens.bytes());
+        memory.kept = memory.kept.saturating_add(ADDED.0 * tokens + ADDED.1 * bytes);
+        memory.reading =
+            memory.reading.saturating_add(ADDED_READ.0 * tokens + ADDED_READ.1 * bytes);
+        Some(memory)
+    }
+}
+
+/// The parts of a file that take memory.
+#[derive(Deserialize)]
+struct Written<'a> {
+    #[serde(default)]
+    added_tokens: Added,
+    #[serde(borrow)]
+    model: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Model<'a> {
+    #[serde(borrow)]
+    vocab: &'a RawValue,
+    #[serde(borrow)]
+    merges: Option<&'a RawValue>,
+}
+
+/// The words that are kept: the reader keeps none when there are more than `rows`.
+#[derive(Default)]
+struct Words {
+    rows: usize,
+    count: u64,
+    /// Bytes that the allocator gives for them.
+    allocated: u64,
+    /// Of a list of words with their scores.
+    nodes: Option<Nodes>,
+}
+
+impl Words {
+    fn add(&mut self, word: &[u8]) {
+        if self.count < self.rows as u64 {
+            self.count += 1;
+            // Eight bytes of glibc's own, in steps of 16; none is shorter than 32.
+            self.allocated += ((word.len() as u64 + 8).next_multiple_of(16)).max(32);
+            if let Some(nodes) = &mut self.nodes {
+                nodes.add(word);
+            }
+        }
+    }
+
+    /// Returns what two tables and the `merges` take.
+    fn in_dictionary(&self, merges: u64) -> Memory {
+        let tables = buckets(self.count).saturating_mul(2 * TABLE_ENTRY);
+        let words = self.allocated.saturating_mul(2);
+        let merged = buckets(merges).saturating_mul(MERGE_ENTRY);
+        let merged = merged.saturating_add(merges.saturating_mul(MERGE_KEPT));
+        Memory {
+            kept: tables.saturating_add(words).saturating_add(merged),
+            reading: merges.saturating_mul(MERGE_READ),
+        }
+    }
+
+    /// Returns what a list, a table and a trie with `nodes` inner nodes take.
+    fn in_trie(&self, nodes: u64) -> Memory {
+        let lists = self.count.saturating_mul(SCORED + LEAF);
+        let table = buckets(self.count).saturating_mul(TABLE_ENTRY);
+        let words = self.allocated.saturating_mul(2);
+        let trie = nodes.saturating_mul(NODE);
+        let kept = lists.saturating_add(table).saturating_add(words).saturating_add(trie);
+        Memory { kept, reading: 0 }
+    }
+}
+
+/// Returns the places of a hash table with `entries` entries: a power of two, of which an eighth stays free.
+fn buckets(entries: u64) -> u64 {
+    match entries {
+        0 => 0,
+        _ => entries.saturating_mul(8).div_ceil(7).checked_next_power_of_two().unwrap_or(u64::MAX),
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Words {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("words")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_key_seed(Word(&mut *self))?.is_some() {
+            map.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element_seed(Scored(&mut *self))?.is_some() {}
+        Ok(())
+    }
+}
+
+/// A word.
+struct Word<'a>(&'a mut Words);
+
+impl<'de> DeserializeSeed<'de> for Word<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
+        reader.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Word<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a word")
+    }
+
+    fn visit_str<E>(self, word: &str) -> Result<(), E> {
+        self.0.add(word.as_bytes());
+        Ok(())
+    }
+}
+
+/// A word with its score.
+struct Scored<'a>(&'a mut Words);
+
+impl<'de> DeserializeSeed<'de> for Scored<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
+        reader.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Scored<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a word with its score")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<(), A::Error> {
+        pair.next_element_seed(Word(self.0))?;
+        while pair.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+}
+
+/// The number of elements of a list.
+struct Elements(u64);
+
+impl<'de> Deserialize<'de> for Elements {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        struct Counter;
+
+        impl<'de> Visitor<'de> for Counter {
+            type Value = Elements;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Elements, A::Error> {
+                let mut count = 0;
+                while list.next_element::<IgnoredAny>()?.is_some() {
+                    count += 1;
+                }
+                Ok(Elements(count))
+            }
+        }
+
+        reader.deserialize_seq(Counter)
+    }
+}
+
+/// Counts the different prefixes of words, within a hundredth. Each hash sets a bit of a table (linear counting, Whang
+/// and others 1990, <https://doi.org/10.1145/78922.78925>). The hash is secret: a package cannot choose prefixes that
+/// collide.
+struct Nodes {
+    bits: Vec<u64>,
+    start: u64,
+    factor: u64,
+}
+
+impl Nodes {
+    /// Creates a table for about `most` prefixes.
+    fn new(most: usize) -> Self {
+        let words = most.max(FEW).div_ceil(64).next_power_of_two();
+        let keys = RandomState::new();
+        Self { bits: vec![0; words], start: keys.hash_one(0), factor: keys.hash_one(1) | 1 }
+    }
+
+    fn add(&mut self, word: &[u8]) {
+        // Only the high bits of the product depend on all bytes.
+        const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut hash = self.start;
+        for &byte in &word[..word.len().saturating_sub(1)] {
+            hash = hash.wrapping_add(u64::from(byte) + 1).wrapping_mul(self.factor);
+            let mixed = (hash ^ (hash >> 32)).wrapping_mul(MIX);
+            let place = (mixed >> 32) % (self.bits.len() as u64 * 64);
+            if let Some(bits) =
+                usize::try_from(place / 64).ok().and_then(|at| self.bits.get_mut(at))
+            {
+                *bits |= 1 << (place % 64);
+            }
+        }
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the estimate is positive and far below the largest number"
+    )]
+    fn count(&self) -> u64 {
+        let set: u64 = self.bits.iter().map(|bits| u64::from(bits.count_ones())).sum();
+        let all = self.bits.len() as u64 * 64;
+        let free = (all - set).max(1);
+        // One percent more, because the result must not be too low.
+        (all as f64 * (all as f64 / free as f64).ln() * 1.01) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn memory(model: &Value, rows: usize) -> Memory {
+        let file = json!({ "added_tokens": [], "model": model }).to_string();
+        Memory::of(file.as_bytes(), rows).unwrap()
+    }
+
+    fn unigram(words: impl Iterator<Item = String>) -> Value {
+        let words: Vec<_> = words.map(|word| json!([word, -1.5])).collect();
+        json!({ "type": "Unigram", "unk_id": 0, "vocab": words })
+    }
+
+    fn dictionary(words: impl Iterator<Item = String>) -> Value {
+        words.zip(0_u32..).map(|(word, id)| (word, Value::from(id))).collect()
+    }
+
+    /// Measured with glibc: kept 211 bytes a word.
+    #[test]
+    fn words_of_a_dictionary_are_told_by_number_and_length() {
+        let short = json!({ "vocab": dictionary((0..30_000).map(|id| format!("{id:x}"))) });
+        let told = memory(&short, 30_000);
+        assert_eq!(told, Memory { kept: 65_536 * 66 + 30_000 * 64, reading: 0 });
+        let long = json!({ "vocab": dictionary((0..30_000).map(|id| format!("{id:0200}"))) });
+        assert_eq!(memory(&long, 30_000).kept, 65_536 * 66 + 30_000 * 416);
+        // No more are kept than there are word embeddings.
+        assert_eq!(memory(&long, 0).kept, 0);
+    }
+
+    /// Measured with glibc: kept 381 bytes a word of two merges, and 98 more while they were read.
+    #[test]
+    fn merges_are_counted() {
+        let merges = vec![["a", "b"]; 120_000];
+        let vocab = dictionary((0..60_000).map(|id| format!("{id:x}")));
+        let with = memory(&json!({ "vocab": vocab, "merges": merges }), 60_000);
+        assert!((381..440).contains(&(with.kept / 60_000)), "{with:?}");
+        assert_eq!(with.reading, 120_000 * MERGE_READ);
+    }
+
+    /// Measured with glibc: kept 1,020 bytes a word with a tail of two letters, 2,076 with five.
+    #[test]
+    fn words_of_a_trie_are_told_by_their_beginnings() {
+        for (tail, measured) in [(2, 1020), (5, 2076)] {
+            let words = (0..100_000).map(|id| format!("{id:05x}{}", "z".repeat(tail)));
+            let told = memory(&unigram(words), 100_000).kept / 100_000;
+            assert!((measured..measured * 6 / 5).contains(&told), "{told} for {measured}");
+            assert!(Memory::most(100_000).kept / 100_000 > told);
+        }
+    }
+
+    #[test]
+    fn beginnings_are_counted_within_some_hundredths() {
+        for number in [10_u64, 1000, 200_000] {
+            let words: Vec<_> = (0..number).map(|id| format!("{:x}", id * id * 7919)).collect();
+            let mut nodes = Nodes::new(words.len() * MOST_NODES);
+            let mut beginnings = HashSet::new();
+            for word in &words {
+                nodes.add(word.as_bytes());
+                beginnings.extend((1..word.len()).map(|end| &word[..end]));
+            }
+            let (told, there) = (nodes.count(), beginnings.len() as u64);
+            assert!(told + 20 > there && told < there + there / 25 + 20, "{told} {there}");
+        }
+    }
+
+    #[test]
+    fn added_tokens_are_counted_and_what_is_no_tokenizer_is_not() {
+        let added = |id: u32| json!({ "id": id, "content": format!("<{id:06}>") });
+        let file = json!({
+            "added_tokens": (0..1000).map(added).collect::<Vec<_>>(), "model": { "vocab": {} },
+        });
+        let told = Memory::of(file.to_string().as_bytes(), 1000).unwrap();
+        assert_eq!(told.kept, 1000 * (ADDED.0 + 8 * ADDED.1));
+        for bytes in ["", "{}", r#"{"model": 1}"#, r#"{"model": {"vocab": 1}}"#, "\u{0}"] {
+            assert_eq!(Memory::of(bytes.as_bytes(), 1000), None, "{bytes}");
+        }
+    }
+}

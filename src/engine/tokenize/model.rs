@@ -1,0 +1,489 @@
+//! Reads the part of `tokenizer.json` that turns a word into tokens: the kind of model, its words and its merges.
+//!
+//! Owns the bounds of a vocabulary: their number, which is that of the word embeddings; the length of a word, on which
+//! the time of a text depends; the bytes of all, on which memory depends.
+//!
+//! Words beyond the bound are counted and not kept, so that a file of millions takes no memory.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use tokenizers::ModelWrapper;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::models::unigram::Unigram;
+use tokenizers::models::wordlevel::WordLevel;
+use tokenizers::models::wordpiece::WordPiece;
+
+use super::super::EngineError;
+use super::super::quote::{escaped, quoted};
+use super::{mismatch, unreadable};
+
+/// Bytes of a word. Llama 3 has one of 128 spaces, which byte-level BPE writes in 256 bytes.
+const MOST_WORD_BYTES: usize = 512;
+/// Bytes of a word of a Unigram model: the library compares each place of a text with the words of all lengths.
+/// SentencePiece makes words of at most 16 characters.
+const MOST_UNIGRAM_WORD_BYTES: usize = 64;
+/// Bytes of a word, on average of all words. Languages have 5 to 12.
+const MOST_MEAN_BYTES: usize = 24;
+/// Inner nodes of the library's trie for each word of a Unigram model, on average. A node takes 340 bytes; words of
+/// languages share their beginnings and have two.
+pub(super) const MOST_NODES: usize = 6;
+/// Bytes of words and nodes of a trie that are no matter however few words there are.
+pub(super) const FEW: usize = 16 << 10;
+/// Merges for each word. Gemma has two.
+const MOST_MERGES: usize = 4;
+/// Characters of a word that WordPiece looks at; the time is the square.
+const MOST_WORD_PIECE_CHARACTERS: usize = 100;
+/// The only prefix that BERT's vocabularies have for the middle of a word.
+const CONTINUING: &str = "##";
+
+/// The model of a tokenizer and the number of ids that it has.
+pub(super) struct Model {
+    pub(super) library: ModelWrapper,
+    /// Every id is below.
+    pub(super) ids: usize,
+}
+
+/// The section as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written<'a> {
+    r#type: Option<String>,
+    #[serde(borrow)]
+    vocab: &'a RawValue,
+    #[serde(borrow)]
+    merges: Option<&'a RawValue>,
+    unk_token: Option<String>,
+    unk_id: Option<usize>,
+    dropout: Option<f32>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    max_input_chars_per_word: Option<usize>,
+    #[serde(default)]
+    fuse_unk: Option<bool>,
+    #[serde(default)]
+    byte_fallback: Option<bool>,
+    #[serde(default)]
+    ignore_merges: Option<bool>,
+}
+
+/// Reads the `model` of a tokenizer for `rows` word embeddings.
+///
+/// # Errors
+/// When it is of another kind, or contradicts itself or the bounds.
+pub(super) fn read(section: &RawValue, rows: usize) -> Result<Model, EngineError> {
+    let written: Written<'_> = serde_json::from_str(section.get()).map_err(unreadable)?;
+    let kind = match written.r#type.as_deref() {
+        Some(kind) => kind,
+        // Files of 2020 do not say: the library takes the first that has all its fields.
+        None if written.merges.is_some() => "BPE",
+        None if written.max_input_chars_per_word.is_some() => "WordPiece",
+        None if written.unk_token.is_some() => "WordLevel",
+        None => "Unigram",
+    };
+    match kind {
+        "WordPiece" => written.word_piece(rows),
+        "BPE" => written.bpe(rows),
+        "Unigram" => written.unigram(rows),
+        "WordLevel" => written.word_level(rows),
+        other => Err(mismatch(format!(
+            "the model {} is not one that Caxton runs; it runs WordPiece, BPE, Unigram and WordLevel",
+            quoted(other)
+        ))),
+    }
+}
+
+impl Written<'_> {
+    fn word_piece(self, rows: usize) -> Result<Model, EngineError> {
+        match self.continuing_subword_prefix.as_deref() {
+            Some(CONTINUING) => {}
+            other => {
+                let other = quoted(other.unwrap_or_default());
+                return Err(mismatch(format!(
+                    "continuing_subword_prefix is {other}; Caxton runs \"{CONTINUING}\""
+                )));
+            }
+        }
+        let characters = self.max_input_chars_per_word.unwrap_or(100);
+        if characters > MOST_WORD_PIECE_CHARACTERS {
+            return Err(mismatch(format!(
+                "max_input_chars_per_word is {characters}, more than {MOST_WORD_PIECE_CHARACTERS}"
+            )));
+        }
+        let words = dictionary(self.vocab, rows)?;
+        let unknown = self.unknown(&words.vocabulary)?;
+        let model = WordPiece::builder()
+            .vocab(words.vocabulary)
+            .unk_token(unknown)
+            .continuing_subword_prefix(CONTINUING.to_owned())
+            .max_input_chars_per_word(characters)
+            .build()
+            .map_err(unreadable)?;
+        Ok(Model { library: model.into(), ids: words.ids })
+    }
+
+    fn word_level(self, rows: usize) -> Result<Model, EngineError> {
+        let words = dictionary(self.vocab, rows)?;
+        let unknown = self.unknown(&words.vocabulary)?;
+        let model = WordLevel::builder()
+            .vocab(words.vocabulary)
+            .unk_token(unknown)
+            .build()
+            .map_err(unreadable)?;
+        Ok(Model { library: model.into(), ids: words.ids })
+    }
+
+    fn bpe(self, rows: usize) -> Result<Model, EngineError> {
+        for (name, affix) in [
+            ("continuing_subword_prefix", &self.continuing_subword_prefix),
+            ("end_of_word_suffix", &self.end_of_word_suffix),
+        ] {
+            // The library cuts merges at the length of a prefix, whatever character is there.
+            if let Some(affix) = affix.as_deref().filter(|affix| !affix.is_empty()) {
+                return Err(mismatch(format!("{name} is {}; Caxton runs none", quoted(affix))));
+            }
+        }
+        if self.dropout.is_some_and(|dropout| dropout != 0.0) {
+            return Err(mismatch("dropout is not 0: a text would have other tokens each time"));
+        }
+        let words = dictionary(self.vocab, rows)?;
+        let merges = match self.merges {
+            Some(merges) => {
+                let most = words.vocabulary.len().saturating_mul(MOST_MERGES).saturating_add(FEW);
+                let seed = Merges { longest: words.longest, most };
+                parse(merges, seed)?
+            }
+            None => return Err(mismatch("the model BPE has no merges")),
+        };
+        let unknown =
+            if self.unk_token.is_some() { Some(self.unknown(&words.vocabulary)?) } else { None };
+        let mut builder = BPE::builder()
+            .vocab_and_merges(words.vocabulary, merges)
+            .fuse_unk(self.fuse_unk.unwrap_or_default())
+            .byte_fallback(self.byte_fallback.unwrap_or_default())
+            .ignore_merges(self.ignore_merges.unwrap_or_default());
+        if let Some(unknown) = unknown {
+            builder = builder.unk_token(unknown);
+        }
+        Ok(Model { library: builder.build().map_err(unreadable)?.into(), ids: words.ids })
+    }
+
+    fn unigram(self, rows: usize) -> Result<Model, EngineError> {
+        let List { words, seen, .. } = parse(self.vocab, ListSeed { rows })?;
+        too_many(seen, rows)?;
+        let Some(unknown) = self.unk_id.filter(|&unknown| unknown < seen) else {
+            return Err(mismatch(format!(
+                "unk_id is {:?}, and the vocabulary has {seen} words",
+                self.unk_id
+            )));
+        };
+        let byte_fallback = self.byte_fallback.unwrap_or_default();
+        let model = Unigram::from(words, Some(unknown), byte_fallback).map_err(unreadable)?;
+        Ok(Model { library: model.into(), ids: seen })
+    }
+
+    /// The word that stands for what has no token; it must be one of the vocabulary.
+    fn unknown(&self, vocabulary: &Vocab) -> Result<String, EngineError> {
+        match &self.unk_token {
+            Some(unknown) if vocabulary.contains_key(unknown.as_str()) => Ok(unknown.clone()),
+            Some(unknown) => {
+                Err(mismatch(format!("unk_token {} is not in the vocabulary", quoted(unknown))))
+            }
+            None => Err(mismatch("unk_token is missing")),
+        }
+    }
+}
+
+/// Refuses more ids than there are word embeddings.
+pub(super) fn too_many(ids: usize, rows: usize) -> Result<(), EngineError> {
+    if ids <= rows {
+        return Ok(());
+    }
+    Err(EngineError::Mismatch(format!(
+        "tokenizer.json has {ids} tokens, model.safetensors has word embeddings for {rows}"
+    )))
+}
+
+fn parse<'a, S: DeserializeSeed<'a>>(
+    section: &'a RawValue,
+    seed: S,
+) -> Result<S::Value, EngineError> {
+    let mut reader = serde_json::Deserializer::from_str(section.get());
+    seed.deserialize(&mut reader).map_err(unreadable)
+}
+
+fn dictionary(section: &RawValue, rows: usize) -> Result<Dictionary, EngineError> {
+    let words = parse(section, DictionarySeed { rows })?;
+    too_many(words.ids.max(words.seen), rows)?;
+    Ok(words)
+}
+
+/// Bytes of words so far.
+#[derive(Default)]
+struct Lengths {
+    bytes: usize,
+    longest: usize,
+}
+
+impl Lengths {
+    fn add<E: serde::de::Error>(&mut self, word: &str, most: usize) -> Result<(), E> {
+        if word.len() > most {
+            let length = word.len();
+            let word = quoted(word);
+            return Err(E::custom(format!("a word has {length} bytes, more than {most}: {word}")));
+        }
+        self.bytes += word.len();
+        self.longest = self.longest.max(word.len());
+        Ok(())
+    }
+
+    /// Checks the mean of `words` words.
+    fn check<E: serde::de::Error>(&self, words: usize) -> Result<(), E> {
+        if self.bytes > words.saturating_mul(MOST_MEAN_BYTES).saturating_add(FEW) {
+            return Err(E::custom(format!(
+                "the {words} words have {} bytes, more than {MOST_MEAN_BYTES} a word",
+                self.bytes
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Words with their ids.
+struct Dictionary {
+    vocabulary: Vocab,
+    /// Every id is below.
+    ids: usize,
+    /// How many words there are; more than are kept when they are too many.
+    seen: usize,
+    /// Bytes of the longest word.
+    longest: usize,
+}
+
+struct DictionarySeed {
+    rows: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for DictionarySeed {
+    type Value = Dictionary;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Dictionary, D::Error> {
+        reader.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for DictionarySeed {
+    type Value = Dictionary;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("words with their ids")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Dictionary, A::Error> {
+        let mut words = Dictionary { vocabulary: Vocab::new(), ids: 0, seen: 0, longest: 0 };
+        let mut lengths = Lengths::default();
+        let mut taken: Vec<bool> = Vec::new();
+        while let Some((word, id)) = map.next_entry::<String, u32>()? {
+            lengths.add(&word, MOST_WORD_BYTES)?;
+            let id_of_word = id as usize;
+            words.seen += 1;
+            words.ids = words.ids.max(id_of_word.saturating_add(1));
+            if words.seen > self.rows || words.ids > self.rows {
+                words.vocabulary = Vocab::new();
+                continue;
+            }
+            if taken.len() <= id_of_word {
+                taken.resize(id_of_word + 1, false);
+            }
+            if std::mem::replace(&mut taken[id_of_word], true) {
+                return Err(A::Error::custom(format!("two words have the id {id}")));
+            }
+            if words.vocabulary.contains_key(word.as_str()) {
+                return Err(A::Error::custom(format!("the word {} is there twice", quoted(&word))));
+            }
+            words.vocabulary.insert(word, id);
+        }
+        lengths.check(words.seen)?;
+        words.longest = lengths.longest;
+        Ok(words)
+    }
+}
+
+/// Words with their scores; the id of a word is its place.
+struct List {
+    words: Vec<(String, f64)>,
+    /// How many words there are; more than are kept when they are too many.
+    seen: usize,
+}
+
+struct ListSeed {
+    rows: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for ListSeed {
+    type Value = List;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<List, D::Error> {
+        reader.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ListSeed {
+    type Value = List;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("words with their scores")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<List, A::Error> {
+        let mut words = List { words: Vec::new(), seen: 0 };
+        let mut lengths = Lengths::default();
+        let mut nodes = Nodes::default();
+        while let Some((word, score)) = list.next_element::<(String, f64)>()? {
+            lengths.add(&word, MOST_UNIGRAM_WORD_BYTES)?;
+            if !score.is_finite() {
+                return Err(A::Error::custom(format!("the score of {} is {score}", quoted(&word))));
+            }
+            words.seen += 1;
+            if words.seen > self.rows {
+                words.words = Vec::new();
+                nodes = Nodes::default();
+                continue;
+            }
+            nodes.add(word.as_bytes());
+            words.words.push((word, score));
+        }
+        lengths.check(words.seen)?;
+        let (count, most) = (nodes.0.len(), words.words.len() * MOST_NODES + FEW);
+        if count > most {
+            return Err(A::Error::custom(format!(
+                "the {} words have {count} different beginnings, more than {most}",
+                words.seen
+            )));
+        }
+        Ok(words)
+    }
+}
+
+/// The inner nodes of a trie of words: their beginnings, by a hash of each.
+#[derive(Default)]
+struct Nodes(HashSet<u64, BuildHasherDefault<Same>>);
+
+impl Nodes {
+    fn add(&mut self, word: &[u8]) {
+        // FNV-1a. A file whose beginnings are made to collide has fewer nodes counted than there are; they are bounded
+        // by the bytes of its words.
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for &byte in &word[..word.len().saturating_sub(1)] {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            self.0.insert(hash);
+        }
+    }
+}
+
+/// The hash of what is a hash.
+#[derive(Default)]
+struct Same(u64);
+
+impl Hasher for Same {
+    fn finish(&self) -> u64 {
+        // The high bits choose the group of a table, and FNV-1a mixes the low ones better.
+        self.0.rotate_left(32)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 << 8) | u64::from(byte);
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = value;
+    }
+}
+
+/// Pairs that are merged, in the order of their ranks.
+struct Merges {
+    /// Bytes of the longest word: a pair that is longer is none.
+    longest: usize,
+    most: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for Merges {
+    type Value = Vec<(String, String)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
+        reader.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Merges {
+    type Value = Vec<(String, String)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("pairs of words")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut merges = Vec::new();
+        while let Some(Merge(pair)) = list.next_element()? {
+            // The first line of a file that the merges were taken from.
+            let Some((left, right)) = pair else { continue };
+            if merges.len() == self.most {
+                return Err(A::Error::custom(format!("there are more than {} merges", self.most)));
+            }
+            // The library copies both into memory for the longest word.
+            if left.len() + right.len() > self.longest {
+                let (left, right) = (quoted(&left), quoted(&right));
+                return Err(A::Error::custom(format!("a merge is no word: {left} and {right}")));
+            }
+            merges.push((left, right));
+        }
+        Ok(merges)
+    }
+}
+
+/// A merge, as two words or as one text with a space between them; none for a comment.
+struct Merge(Option<(String, String)>);
+
+impl<'de> Deserialize<'de> for Merge {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        struct Pair;
+
+        impl<'de> Visitor<'de> for Pair {
+            type Value = Merge;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a pair of words")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Merge, E> {
+                if text.starts_with("#version") {
+                    return Ok(Merge(None));
+                }
+                let pair = text.split_once(' ').filter(|(_, right)| !right.contains(' '));
+                let (left, right) = pair
+                    .ok_or_else(|| E::custom(format!("the merge {} is no pair", quoted(text))))?;
+                Ok(Merge(Some((left.to_owned(), right.to_owned()))))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<Merge, A::Error> {
+                let short = || A::Error::custom("a merge is no pair");
+                let left = pair.next_element()?.ok_or_else(short)?;
+                let right = pair.next_element()?.ok_or_else(short)?;
+                match pair.next_element::<String>()? {
+                    None => Ok(Merge(Some((left, right)))),
+                    Some(third) => {
+                        Err(A::Error::custom(format!("a merge goes on with {}", escaped(third))))
+                    }
+                }
+            }
+        }
+
+        reader.deserialize_any(Pair)
+    }
+}

@@ -1,0 +1,381 @@
+//! The parts of a tokenizer that Caxton runs: normalizers, pre-tokenizers, post-processors and decoders.
+//!
+//! Each is read into an enum that has exactly what the tokenizers of the supported architectures have; regular
+//! expressions and what replaces their matches are compared by value. A part that is not here is refused by name.
+//!
+//! Invariants of what passed:
+//! 1. Time for a text is in proportion to its length: each regular expression is known, and each takes a text in one pass.
+//! 2. A normalizer makes at most a few characters of a byte: none that multiplies stands twice, and a charsmap stands
+//!    beside no other that does.
+
+mod around;
+mod decoder;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{
+    BertNormalizer, Lowercase, NFC, NFD, NFKC, NFKD, Nmt, Precompiled, Prepend, Replace,
+    Sequence as NormalizerSequence, Strip, StripAccents,
+};
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizerSequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::pre_tokenizers::whitespace::{Whitespace, WhitespaceSplit};
+use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+
+pub(super) use around::{Around, around};
+pub(super) use decoder::decoder;
+
+use super::super::EngineError;
+use super::super::quote::{escaped, quoted};
+use super::{charsmap, mismatch, unreadable};
+
+/// What stands for a space in the words of SentencePiece.
+const SPACE: &str = "▁";
+/// Normalizers of one tokenizer. model2vec has one for each of 32 punctuation marks, and a few.
+const MOST_NORMALIZERS: usize = 48;
+/// The regular expressions that cut a text into words, with the models that have them.
+const WORDS: [&str; 3] = [
+    // GPT-2, RoBERTa, ModernBERT.
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    // Qwen 2 and 3.
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    // Llama 3, EuroBERT.
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+];
+
+/// The regular expressions that a normalizer replaces, with what it puts there.
+const REPLACED_EXPRESSIONS: [(&str, &str); 4] =
+    [(" {2,}", SPACE), (" {2,}", " "), (r"\s+", " "), (r"\s{2,}", " ")];
+/// The texts that a normalizer replaces, with what it puts there.
+const REPLACED_TEXTS: [(&str, &str); 5] =
+    [(" ", SPACE), ("\t", " "), ("\n", " "), ("\r", " "), (SPACE, " ")];
+
+/// What is searched for: a text or a regular expression.
+#[derive(Debug, Deserialize)]
+enum Pattern {
+    String(String),
+    Regex(String),
+}
+
+impl Pattern {
+    fn told(&self) -> String {
+        match self {
+            Self::String(text) => format!("the text {}", quoted(text)),
+            Self::Regex(expression) => format!("the regular expression {}", quoted(expression)),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+enum Normalizer {
+    #[serde(rename = "BertNormalizer")]
+    Bert {
+        clean_text: bool,
+        handle_chinese_chars: bool,
+        strip_accents: Option<bool>,
+        lowercase: bool,
+    },
+    #[serde(rename = "NFC")]
+    Nfc,
+    #[serde(rename = "NFD")]
+    Nfd,
+    #[serde(rename = "NFKC")]
+    Nfkc,
+    #[serde(rename = "NFKD")]
+    Nfkd,
+    Nmt,
+    Lowercase,
+    StripAccents,
+    Strip {
+        strip_left: bool,
+        strip_right: bool,
+    },
+    Precompiled {
+        precompiled_charsmap: Option<String>,
+    },
+    Replace {
+        pattern: Pattern,
+        content: String,
+    },
+    Prepend {
+        prepend: String,
+    },
+    Sequence {
+        normalizers: Vec<Normalizer>,
+    },
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+enum Scheme {
+    First,
+    Never,
+    Always,
+}
+
+/// A pre-tokenizer and a decoder that are written alike.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenByteLevel {
+    add_prefix_space: bool,
+    trim_offsets: bool,
+    use_regex: Option<bool>,
+}
+
+impl WrittenByteLevel {
+    fn build(self) -> ByteLevel {
+        ByteLevel::new(self.add_prefix_space, self.trim_offsets, self.use_regex.unwrap_or(true))
+    }
+}
+
+/// A pre-tokenizer and a decoder that are written alike.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenMetaspace {
+    replacement: char,
+    prepend_scheme: Option<Scheme>,
+    split: Option<bool>,
+    add_prefix_space: Option<bool>,
+    #[serde(rename = "str_rep")]
+    _str_rep: Option<String>,
+}
+
+impl WrittenMetaspace {
+    fn build(self) -> Result<Metaspace, EngineError> {
+        if !SPACE.contains(self.replacement) {
+            let replacement = quoted(&self.replacement.to_string());
+            return Err(refused(&format!("Metaspace with {replacement} for a space")));
+        }
+        let scheme = match (self.prepend_scheme, self.add_prefix_space) {
+            (None | Some(Scheme::Never), Some(false)) | (Some(Scheme::Never), _) => {
+                PrependScheme::Never
+            }
+            (Some(Scheme::First), Some(true) | None) => PrependScheme::First,
+            (None | Some(Scheme::Always), Some(true) | None) => PrependScheme::Always,
+            (Some(_), Some(false)) => {
+                return Err(mismatch("add_prefix_space does not match declared prepend_scheme"));
+            }
+        };
+        Ok(Metaspace::new(self.replacement, scheme, self.split.unwrap_or(true)))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+enum PreTokenizer {
+    #[serde(rename = "BertPreTokenizer")]
+    Bert,
+    ByteLevel(WrittenByteLevel),
+    Metaspace(WrittenMetaspace),
+    Split {
+        pattern: Pattern,
+        behavior: SplitDelimiterBehavior,
+        invert: bool,
+    },
+    Whitespace,
+    WhitespaceSplit,
+    Sequence {
+        pretokenizers: Vec<PreTokenizer>,
+    },
+}
+
+/// Reads a part of the kind that messages call `kind`.
+fn known<T: DeserializeOwned>(kind: &str, section: &RawValue) -> Result<T, EngineError> {
+    #[derive(Deserialize)]
+    struct Tag {
+        r#type: Option<String>,
+    }
+    serde_json::from_str(section.get()).map_err(|error| {
+        let tag = serde_json::from_str::<Tag>(section.get()).ok().and_then(|tag| tag.r#type);
+        let name = tag.map_or_else(|| "without a type".to_owned(), |tag| quoted(&tag));
+        mismatch(format!("the {kind} {name} is not one that Caxton runs: {}", escaped(error)))
+    })
+}
+
+fn refused(what: &str) -> EngineError {
+    mismatch(format!(
+        "{what} is not one that Caxton runs; caxton-package(5) lists the tokenizers that it runs"
+    ))
+}
+
+/// Reads a normalizer; none where it has no steps.
+///
+/// # Errors
+/// When it is not one of those here: by name.
+pub(super) fn normalizer(section: &RawValue) -> Result<Option<NormalizerWrapper>, EngineError> {
+    let mut steps = Vec::new();
+    flatten(known("normalizer", section)?, &mut steps);
+    if steps.len() > MOST_NORMALIZERS {
+        return Err(refused(&format!("a sequence of {} normalizers", steps.len())));
+    }
+    let charsmaps = steps.iter().filter(|step| matches!(step, Normalizer::Precompiled { .. }));
+    let compositions =
+        steps.iter().filter(|step| matches!(step, Normalizer::Nfkc | Normalizer::Nfkd));
+    if charsmaps.count() + compositions.count() > 1 {
+        return Err(refused(
+            "a sequence of normalizers with more than one of Precompiled, NFKC, NFKD",
+        ));
+    }
+    let mut replaced = Vec::new();
+    let mut built = Vec::with_capacity(steps.len());
+    for step in steps {
+        built.extend(build_normalizer(step, &mut replaced)?);
+    }
+    // A sequence of one would be the same, and slower.
+    match built.len() {
+        0 => Ok(None),
+        1 => Ok(built.pop()),
+        _ => Ok(Some(NormalizerSequence::new(built).into())),
+    }
+}
+
+fn flatten(normalizer: Normalizer, steps: &mut Vec<Normalizer>) {
+    match normalizer {
+        Normalizer::Sequence { normalizers } => {
+            normalizers.into_iter().for_each(|step| flatten(step, steps));
+        }
+        step => steps.push(step),
+    }
+}
+
+/// Builds one step; `replaced` are the patterns of the steps before.
+fn build_normalizer(
+    step: Normalizer,
+    replaced: &mut Vec<String>,
+) -> Result<Option<NormalizerWrapper>, EngineError> {
+    Ok(Some(match step {
+        Normalizer::Bert { clean_text, handle_chinese_chars, strip_accents, lowercase } => {
+            BertNormalizer::new(clean_text, handle_chinese_chars, strip_accents, lowercase).into()
+        }
+        Normalizer::Nfc => NFC.into(),
+        Normalizer::Nfd => NFD.into(),
+        Normalizer::Nfkc => NFKC.into(),
+        Normalizer::Nfkd => NFKD.into(),
+        Normalizer::Nmt => Nmt.into(),
+        Normalizer::Lowercase => Lowercase.into(),
+        Normalizer::StripAccents => StripAccents.into(),
+        Normalizer::Strip { strip_left, strip_right } => Strip::new(strip_left, strip_right).into(),
+        // SentencePiece has no charsmap where nothing is normalised.
+        Normalizer::Precompiled { precompiled_charsmap } => {
+            match precompiled_charsmap.as_deref().unwrap_or_default() {
+                "" => return Ok(None),
+                written => build_charsmap(written)?.into(),
+            }
+        }
+        Normalizer::Replace { pattern, content } => {
+            let told = pattern.told();
+            if !is_replaced(&pattern, &content) {
+                let content = quoted(&content);
+                return Err(refused(&format!(
+                    "the normalizer Replace with {told} and the content {content}"
+                )));
+            }
+            if replaced.contains(&told) {
+                return Err(refused(&format!("the normalizer Replace with {told} twice")));
+            }
+            replaced.push(told);
+            let pattern = match pattern {
+                Pattern::String(text) => ReplacePattern::String(text),
+                Pattern::Regex(expression) => ReplacePattern::Regex(expression),
+            };
+            Replace::new(pattern, content).map_err(unreadable)?.into()
+        }
+        Normalizer::Prepend { prepend } if prepend == SPACE => Prepend::new(prepend).into(),
+        Normalizer::Prepend { prepend } => {
+            return Err(refused(&format!("the normalizer Prepend with {}", quoted(&prepend))));
+        }
+        Normalizer::Sequence { .. } => return Ok(None),
+    }))
+}
+
+fn is_replaced(pattern: &Pattern, content: &str) -> bool {
+    match pattern {
+        Pattern::Regex(expression) => {
+            REPLACED_EXPRESSIONS.contains(&(expression.as_str(), content))
+        }
+        Pattern::String(text) => {
+            // model2vec puts spaces around punctuation.
+            let mut characters = text.chars();
+            let spaced = characters.next().is_some_and(|mark| mark.is_ascii_punctuation())
+                && characters.next().is_none()
+                && content.strip_prefix(' ').and_then(|rest| rest.strip_suffix(' ')) == Some(text);
+            spaced || REPLACED_TEXTS.contains(&(text.as_str(), content))
+        }
+    }
+}
+
+fn build_charsmap(written: &str) -> Result<Precompiled, EngineError> {
+    let bytes = STANDARD
+        .decode(written)
+        .map_err(|error| mismatch(format!("the charsmap is no base64: {error}")))?;
+    charsmap::check(&bytes).map_err(|what| mismatch(format!("the charsmap {what}")))?;
+    Precompiled::from(&bytes).map_err(|error| unreadable(error.to_string()))
+}
+
+/// Reads a pre-tokenizer; none where it has no steps.
+///
+/// # Errors
+/// When it is not one of those here: by name.
+pub(super) fn pre_tokenizer(
+    section: &RawValue,
+) -> Result<Option<PreTokenizerWrapper>, EngineError> {
+    match known("pre-tokenizer", section)? {
+        PreTokenizer::Sequence { pretokenizers } => {
+            use PreTokenizer::{ByteLevel, Metaspace, Split, WhitespaceSplit};
+            match pretokenizers.as_slice() {
+                // Each byte is written as a character once: a second time would double a text.
+                [] | [_] | [Split { .. }, ByteLevel(_)] | [WhitespaceSplit, Metaspace(_)] => {}
+                _ => {
+                    let count = pretokenizers.len();
+                    return Err(refused(&format!(
+                        "this sequence of {count} pre-tokenizers, neither Split and ByteLevel nor \
+                         WhitespaceSplit and Metaspace,"
+                    )));
+                }
+            }
+            let mut built: Vec<PreTokenizerWrapper> =
+                pretokenizers.into_iter().map(build_pre_tokenizer).collect::<Result<_, _>>()?;
+            match built.len() {
+                0 | 1 => Ok(built.pop()),
+                _ => Ok(Some(PreTokenizerSequence::new(built).into())),
+            }
+        }
+        one => build_pre_tokenizer(one).map(Some),
+    }
+}
+
+fn build_pre_tokenizer(one: PreTokenizer) -> Result<PreTokenizerWrapper, EngineError> {
+    Ok(match one {
+        PreTokenizer::Bert => BertPreTokenizer.into(),
+        PreTokenizer::ByteLevel(written) => written.build().into(),
+        PreTokenizer::Metaspace(written) => written.build()?.into(),
+        PreTokenizer::Split { pattern, behavior, invert } => {
+            let known = match &pattern {
+                Pattern::Regex(expression) => WORDS.contains(&expression.as_str()),
+                Pattern::String(text) => text == " ",
+            };
+            if !known || invert {
+                let (told, inverted) = (pattern.told(), if invert { ", inverted," } else { "" });
+                return Err(refused(&format!("the pre-tokenizer Split with {told}{inverted}")));
+            }
+            let pattern = match pattern {
+                Pattern::String(text) => SplitPattern::String(text),
+                Pattern::Regex(expression) => SplitPattern::Regex(expression),
+            };
+            Split::new(pattern, behavior, false).map_err(unreadable)?.into()
+        }
+        PreTokenizer::Whitespace => Whitespace {}.into(),
+        PreTokenizer::WhitespaceSplit => WhitespaceSplit.into(),
+        PreTokenizer::Sequence { .. } => {
+            return Err(refused("a sequence of pre-tokenizers in another"));
+        }
+    })
+}

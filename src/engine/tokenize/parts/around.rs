@@ -1,0 +1,155 @@
+//! Post-processors: the special tokens that stand around one text.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::super::mismatch;
+use super::known;
+use crate::engine::EngineError;
+use crate::engine::quote::quoted;
+
+/// Special tokens before or after a text.
+const MOST_AROUND: usize = 16;
+
+#[derive(Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+enum PostProcessor {
+    BertProcessing {
+        sep: (String, u32),
+        cls: (String, u32),
+    },
+    RobertaProcessing {
+        sep: (String, u32),
+        cls: (String, u32),
+        #[serde(rename = "trim_offsets")]
+        _trim_offsets: Option<bool>,
+        #[serde(rename = "add_prefix_space")]
+        _add_prefix_space: Option<bool>,
+    },
+    ByteLevel {
+        #[serde(rename = "add_prefix_space")]
+        _add_prefix_space: Option<bool>,
+        #[serde(rename = "trim_offsets")]
+        _trim_offsets: Option<bool>,
+        #[serde(rename = "use_regex")]
+        _use_regex: Option<bool>,
+    },
+    TemplateProcessing {
+        single: Vec<Piece>,
+        /// For two texts at once, which are not taken.
+        #[serde(rename = "pair")]
+        _pair: serde::de::IgnoredAny,
+        special_tokens: BTreeMap<String, SpecialToken>,
+    },
+    Sequence {
+        processors: Vec<PostProcessor>,
+    },
+}
+
+#[derive(Deserialize)]
+enum Piece {
+    Sequence { id: SequenceId, type_id: u32 },
+    SpecialToken { id: String, type_id: u32 },
+}
+
+#[derive(Deserialize, PartialEq, Eq)]
+enum SequenceId {
+    A,
+    B,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SpecialToken {
+    id: String,
+    ids: Vec<u32>,
+    tokens: Vec<String>,
+}
+
+/// Token ids before and behind a text.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(in crate::engine::tokenize) struct Around {
+    pub(in crate::engine::tokenize) prefix: Vec<u32>,
+    pub(in crate::engine::tokenize) suffix: Vec<u32>,
+}
+
+/// Reads what a post-processor puts around one text.
+///
+/// # Errors
+/// When it is not one of those here, or does not take a single text exactly once.
+pub(in crate::engine::tokenize) fn around(section: &RawValue) -> Result<Around, EngineError> {
+    let around = around_of(known("post-processor", section)?)?;
+    if around.prefix.len().max(around.suffix.len()) > MOST_AROUND {
+        return Err(mismatch(format!(
+            "more than {MOST_AROUND} special tokens on a side of a text"
+        )));
+    }
+    Ok(around)
+}
+
+fn around_of(processor: PostProcessor) -> Result<Around, EngineError> {
+    match processor {
+        PostProcessor::BertProcessing { sep, cls }
+        | PostProcessor::RobertaProcessing { sep, cls, .. } => {
+            Ok(Around { prefix: vec![cls.1], suffix: vec![sep.1] })
+        }
+        PostProcessor::ByteLevel { .. } => Ok(Around::default()),
+        PostProcessor::TemplateProcessing { single, special_tokens, .. } => {
+            template(&single, &special_tokens)
+        }
+        PostProcessor::Sequence { processors } => {
+            let mut all = Around::default();
+            for processor in processors {
+                let outer = around_of(processor)?;
+                all.prefix.splice(0..0, outer.prefix);
+                all.suffix.extend(outer.suffix);
+            }
+            Ok(all)
+        }
+    }
+}
+
+fn template(
+    single: &[Piece],
+    special_tokens: &BTreeMap<String, SpecialToken>,
+) -> Result<Around, EngineError> {
+    for (name, token) in special_tokens {
+        if *name != token.id || token.ids.len() != token.tokens.len() || token.ids.is_empty() {
+            return Err(mismatch(format!(
+                "the special token {} of the post-processor has {} ids and {} tokens",
+                quoted(name),
+                token.ids.len(),
+                token.tokens.len()
+            )));
+        }
+    }
+    let once = || mismatch("the post-processor does not take a single text exactly once");
+    let (mut prefix, mut suffix, mut taken) = (Vec::new(), Vec::new(), false);
+    for piece in single {
+        let type_id = match piece {
+            Piece::Sequence { id: SequenceId::A, type_id } if !taken => {
+                taken = true;
+                *type_id
+            }
+            Piece::Sequence { .. } => return Err(once()),
+            Piece::SpecialToken { id, type_id } => {
+                let token = special_tokens.get(id).ok_or_else(|| {
+                    let id = quoted(id);
+                    mismatch(format!("the post-processor does not define its special token {id}"))
+                })?;
+                let side = if taken { &mut suffix } else { &mut prefix };
+                side.extend(&token.ids);
+                *type_id
+            }
+        };
+        // The encoders here give every token the type 0.
+        if type_id != 0 {
+            return Err(mismatch(
+                "the post-processor gives a single text token types other than 0",
+            ));
+        }
+    }
+    if taken { Ok(Around { prefix, suffix }) } else { Err(once()) }
+}

@@ -1,0 +1,78 @@
+//! Decoders: what makes a text of tokens again.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokenizers::DecoderWrapper;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence;
+use tokenizers::decoders::strip::Strip;
+use tokenizers::decoders::wordpiece::WordPiece;
+use tokenizers::normalizers::Replace;
+
+use super::super::unreadable;
+use super::{Pattern, SPACE, WrittenByteLevel, WrittenMetaspace, known, refused};
+use crate::engine::EngineError;
+use crate::engine::quote::quoted;
+
+/// Decoders of a sequence.
+const MOST_DECODERS: usize = 16;
+
+#[derive(Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+enum Decoder {
+    WordPiece { prefix: String, cleanup: bool },
+    ByteLevel(WrittenByteLevel),
+    Metaspace(WrittenMetaspace),
+    ByteFallback,
+    Fuse,
+    Strip { content: char, start: usize, stop: usize },
+    Replace { pattern: Pattern, content: String },
+    Sequence { decoders: Vec<Decoder> },
+}
+
+/// Reads a decoder, which makes a text of tokens.
+///
+/// # Errors
+/// When it is not one of those here: by name.
+pub(in crate::engine::tokenize) fn decoder(
+    section: &RawValue,
+) -> Result<DecoderWrapper, EngineError> {
+    match known("decoder", section)? {
+        Decoder::Sequence { decoders } if decoders.len() <= MOST_DECODERS => {
+            let built = decoders.into_iter().map(build_decoder).collect::<Result<_, _>>()?;
+            Ok(Sequence::new(built).into())
+        }
+        one => build_decoder(one),
+    }
+}
+
+fn build_decoder(one: Decoder) -> Result<DecoderWrapper, EngineError> {
+    Ok(match one {
+        Decoder::WordPiece { prefix, cleanup } if prefix == "##" => {
+            WordPiece::new(prefix, cleanup).into()
+        }
+        Decoder::WordPiece { prefix, .. } => {
+            return Err(refused(&format!("the decoder WordPiece with {}", quoted(&prefix))));
+        }
+        Decoder::ByteLevel(written) => written.build().into(),
+        Decoder::Metaspace(written) => written.build()?.into(),
+        Decoder::ByteFallback => ByteFallback::new().into(),
+        Decoder::Fuse => Fuse::new().into(),
+        // The library panics on tokens shorter than what it strips from their end.
+        Decoder::Strip { content: ' ', start: start @ 0..=1, stop: 0 } => {
+            Strip::new(' ', start, 0).into()
+        }
+        Decoder::Strip { .. } => return Err(refused("this decoder Strip")),
+        Decoder::Replace { pattern: Pattern::String(text), content }
+            if text == SPACE && content == " " =>
+        {
+            Replace::new(text, content).map_err(unreadable)?.into()
+        }
+        Decoder::Replace { pattern, content } => {
+            let (told, content) = (pattern.told(), quoted(&content));
+            return Err(refused(&format!("the decoder Replace with {told} and {content}")));
+        }
+        Decoder::Sequence { .. } => return Err(refused("this sequence of decoders")),
+    })
+}

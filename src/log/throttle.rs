@@ -1,0 +1,109 @@
+//! Limits how often a refusal is logged.
+//!
+//! A client can be refused thousands of times a second. journald limits the rate of a service and then drops all of its
+//! records, so each kind of refusal is logged once a minute for each user, with the number of refusals between.
+
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Message;
+
+/// The time between two records of one kind about one user.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Pairs of kind and user that are kept. When the table is full, pairs that were not logged within [`INTERVAL`] leave.
+const MAX_PAIRS: usize = 1024;
+
+static REFUSALS: LazyLock<Mutex<Throttle>> = LazyLock::new(Mutex::default);
+
+/// Counts a refusal of `kind` to the user `uid`. Returns the number of refusals since the last record when it is time
+/// for another record, `None` otherwise. Costs less than a microsecond.
+pub fn refusal(kind: Message, uid: u32) -> Option<u64> {
+    // A panic cannot happen between two steps of a change.
+    let mut throttle = REFUSALS.lock().unwrap_or_else(PoisonError::into_inner);
+    throttle.admit((kind.name(), uid), Instant::now())
+}
+
+#[derive(Debug, Default)]
+struct Throttle {
+    pairs: HashMap<(&'static str, u32), Told>,
+    /// Refusals of pairs for which the table has no room, as if of one pair.
+    others: Option<Told>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    at: Instant,
+    suppressed: u64,
+}
+
+impl Throttle {
+    fn admit(&mut self, pair: (&'static str, u32), now: Instant) -> Option<u64> {
+        if !self.pairs.contains_key(&pair) && self.pairs.len() >= MAX_PAIRS {
+            self.pairs.retain(|_, told| now.duration_since(told.at) < INTERVAL);
+        }
+        if self.pairs.len() >= MAX_PAIRS && !self.pairs.contains_key(&pair) {
+            return match &mut self.others {
+                Some(told) => told.again(now),
+                None => {
+                    self.others = Some(Told { at: now, suppressed: 0 });
+                    Some(0)
+                }
+            };
+        }
+        match self.pairs.get_mut(&pair) {
+            Some(told) => told.again(now),
+            None => {
+                self.pairs.insert(pair, Told { at: now, suppressed: 0 });
+                Some(0)
+            }
+        }
+    }
+}
+
+impl Told {
+    fn again(&mut self, now: Instant) -> Option<u64> {
+        if now.duration_since(self.at) < INTERVAL {
+            self.suppressed = self.suppressed.saturating_add(1);
+            return None;
+        }
+        self.at = now;
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_refusal_is_logged_and_then_one_a_minute_with_the_count_between() {
+        let (mut throttle, start) = (Throttle::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(throttle.admit(("a", 1), at(0)), Some(0));
+        for second in 1..60 {
+            assert_eq!(throttle.admit(("a", 1), at(second)), None, "{second}");
+        }
+        // Another user and another kind are pairs of their own.
+        assert_eq!(throttle.admit(("a", 2), at(1)), Some(0));
+        assert_eq!(throttle.admit(("b", 1), at(1)), Some(0));
+        assert_eq!(throttle.admit(("a", 1), at(60)), Some(59));
+        assert_eq!(throttle.admit(("a", 1), at(61)), None);
+        assert_eq!(throttle.admit(("a", 1), at(500)), Some(1));
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_pairs_without_room_are_throttled_together() {
+        let (mut throttle, start) = (Throttle::default(), Instant::now());
+        let most = u32::try_from(MAX_PAIRS).unwrap();
+        for uid in 0..most {
+            assert_eq!(throttle.admit(("a", uid), start), Some(0));
+        }
+        assert_eq!(throttle.admit(("a", most), start), Some(0));
+        assert_eq!(throttle.admit(("a", most + 1), start), None);
+        assert_eq!(throttle.pairs.len(), MAX_PAIRS);
+        // Old pairs leave.
+        assert_eq!(throttle.admit(("a", most), start + INTERVAL), Some(0));
+        assert_eq!(throttle.pairs.len(), 1);
+    }
+}

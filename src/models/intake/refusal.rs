@@ -1,0 +1,172 @@
+//! Refused packages: they leave the drop directory for its quarantine, and what they gave is parted from them.
+
+use std::collections::BTreeMap;
+
+use super::{Intake, off_runtime, records};
+use crate::errors::{chain, errno};
+use crate::events::Event;
+use crate::log::Message;
+use crate::models::install::InstallError;
+use crate::package::drop::{self, Fingerprint, Quarantined};
+use crate::package::{Entry, Origin};
+use crate::units::Bytes;
+
+/// A refused file is still in the drop directory; the journal says why.
+#[derive(Debug)]
+struct NotMoved;
+
+impl Intake {
+    /// Quarantines an entry whose self-tests never ended: with its files, when it was dropped and all of them can be moved
+    /// away; in the store otherwise.
+    ///
+    /// The files leave first: after a crash in between the entry is given up again.
+    pub(super) async fn give_up(&mut self, entry: &Entry) {
+        let (key, reason) = (&entry.key, chain(&InstallError::GivenUp));
+        tracing::error!(
+            name: Message::PackageRefused.name(),
+            model = %key, reason,
+            "quarantined"
+        );
+        let mut moved = false;
+        if let Origin::Dropped { files } = &entry.record.origin {
+            moved = self.quarantine_files(files, &reason).await;
+        }
+        if moved {
+            self.discard(key.clone()).await;
+        } else if let Some(Err(error)) = self.installer.quarantine(key.clone(), reason).await {
+            records::store_failed(key, &error, "cannot be quarantined");
+        }
+    }
+
+    /// Moves `files` of the drop directory into its quarantine, as far as they are those that were read. Returns whether
+    /// none of them is left.
+    pub(super) async fn quarantine_files(
+        &self,
+        files: &BTreeMap<String, Fingerprint>,
+        reason: &str,
+    ) -> bool {
+        let listed = self.drop_directory.clone();
+        let Some(Ok(listing)) = off_runtime(move || drop::list(&listed)).await else {
+            return false;
+        };
+        let mut moved = true;
+        for (file, fingerprint) in files {
+            // A file that was replaced meanwhile is another package.
+            if listing.get(file) == Some(fingerprint) {
+                let (refused, reason) = (fingerprint.clone(), reason.to_owned());
+                moved &= self.move_to_quarantine(file, refused, reason).await.is_ok();
+            }
+        }
+        moved
+    }
+
+    pub(super) async fn quarantine(
+        &mut self,
+        file: String,
+        fingerprint: Fingerprint,
+        reason: String,
+    ) {
+        let (directory, name, refused) =
+            (self.drop_directory.clone(), file.clone(), fingerprint.clone());
+        // Another file has its name by now: the next look judges that one.
+        let is_still = off_runtime(move || drop::is_still(&directory, &name, &refused)).await;
+        if !matches!(is_still, Some(Ok(true) | Err(_))) {
+            return;
+        }
+        self.tell_refused(&file, reason.clone());
+        // First: after a crash in between, or when it cannot be moved, the file is still there and refused again. The
+        // other way round its predecessor would leave with it.
+        self.part(&file).await;
+        if let Err(NotMoved) = self.move_to_quarantine(&file, fingerprint, reason).await {
+            self.ledger.ignore(&file);
+        }
+    }
+
+    /// Moves a refused file into the quarantine, and says so in the journal.
+    async fn move_to_quarantine(
+        &self,
+        file: &str,
+        fingerprint: Fingerprint,
+        reason: String,
+    ) -> Result<(), NotMoved> {
+        let directory = self.drop_directory.clone();
+        let (name, why) = (file.to_owned(), reason.clone());
+        let most = Bytes(self.installer.rules().limits.max_compressed);
+        let moved = move || drop::quarantine(&directory, &name, &fingerprint, &why, most);
+        match off_runtime(moved).await {
+            Some(Ok(Quarantined::Replaced)) => {
+                tracing::info!(
+                    name: Message::PackageIncomplete.name(),
+                    file, reason,
+                    "another file took the place of a refused one, which is looked at next"
+                );
+                Ok(())
+            }
+            Some(Ok(Quarantined::Moved(path))) => {
+                let quarantined = path.display().to_string();
+                tracing::error!(
+                    name: Message::PackageRefused.name(),
+                    file, reason, quarantined,
+                    "package refused"
+                );
+                Ok(())
+            }
+            Some(Err(error)) => {
+                tracing::error!(
+                    name: Message::PackageRefused.name(),
+                    file, reason, errno = errno(&error), error = chain(&error),
+                    "package refused, left where it is"
+                );
+                Err(NotMoved)
+            }
+            None => Err(NotMoved),
+        }
+    }
+
+    pub(super) fn tell_refused(&self, file: &str, reason: String) {
+        let refused = Event::PackageRefused { file: Some(file.to_owned()), reason };
+        self.installer.handle().events().send(refused);
+    }
+
+    /// Decides on the models that came with `name`, which is refused: one that the refused package itself gave leaves;
+    /// one that it was to replace stays, although it has no file any more. One with another file stays.
+    async fn part(&self, name: &str) {
+        let mut entries = Vec::new();
+        for entry in self.dropped(name) {
+            if !self.let_go(&entry.key, name).await {
+                entries.push(entry);
+            }
+        }
+        if entries.is_empty() {
+            return;
+        }
+        let refused = self.drop_directory.join(name);
+        let digest = match off_runtime(move || drop::digest(&refused)).await {
+            Some(Ok(digest)) => Some(digest),
+            Some(Err(error)) => {
+                tracing::warn!(
+                    name: Message::PackageStays.name(),
+                    file = name, errno = errno(&error), error = chain(&error),
+                    "its models stay"
+                );
+                None
+            }
+            None => return,
+        };
+        for entry in entries {
+            if Some(entry.record.package_digest) == digest {
+                self.remove_with(name, &entry.key).await;
+                continue;
+            }
+            match self.installer.adopt(entry.key.clone()).await {
+                Some(Ok(())) => {
+                    records::stays(name, &entry.key, "stays: its successor was refused");
+                }
+                Some(Err(error)) => {
+                    records::store_failed(&entry.key, &error, "cannot be kept");
+                }
+                None => return,
+            }
+        }
+    }
+}

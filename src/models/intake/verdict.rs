@@ -1,0 +1,164 @@
+//! What a failed installation means for the file that it came from, and when it may succeed.
+
+use super::super::install::{InstallError, Rules};
+use super::super::load::LoadError;
+use super::super::{Handle, ModelError};
+use crate::engine::EngineError;
+use crate::errors::chain;
+use crate::package::drop::{Capacity, Lack, Verdict};
+use crate::package::{SignatureError, StoreError, UnpackError};
+
+/// Returns what the appliance can take now. Blocks.
+pub(super) fn capacity(handle: &Handle, rules: Rules) -> Capacity {
+    let store = handle.store();
+    Capacity {
+        store: Some(store.in_use(rules.quota)),
+        kept: rules.kept,
+        // What cannot be measured is told when a package is to be written.
+        space: store.free_space().ok(),
+        memory: handle.memory_limits(),
+    }
+}
+
+/// Whether more bytes, another file or another time may help.
+pub(super) fn judge(error: &InstallError) -> Verdict {
+    let reason = chain(error);
+    let lack = match error {
+        InstallError::Unpack(UnpackError::Truncated { .. })
+        | InstallError::Signature(
+            // Nothing but the signature tells that a package is not complete yet.
+            SignatureError::Missing | SignatureError::Invalid(_) | SignatureError::Changed,
+        ) => return Verdict::Incomplete(reason),
+        InstallError::Unpack(UnpackError::Refused { .. })
+        | InstallError::Signature(
+            SignatureError::Malformed { .. }
+            | SignatureError::WrongDigest { .. }
+            | SignatureError::UnknownKey(_)
+            | SignatureError::Legacy
+            | SignatureError::NotCovered { .. },
+        )
+        | InstallError::Trust(_)
+        | InstallError::Store(StoreError::LooksAlike(_)) => return Verdict::Refused(reason),
+        InstallError::Load(error) => match error {
+            LoadError::Engine(EngineError::Threads { .. }) => Lack::Other,
+            _ => return Verdict::Refused(reason),
+        },
+        InstallError::GivenUp
+        | InstallError::NotUnpacked
+        | InstallError::Crashed(_)
+        | InstallError::Panicked => return Verdict::Refused(reason),
+        InstallError::Store(StoreError::Full(_)) => Lack::Quota,
+        InstallError::Store(StoreError::NoSpace(needed)) => Lack::Space(needed.clone()),
+        InstallError::NoMemory(_) | InstallError::Untried(ModelError::MemoryLimit { .. }) => {
+            Lack::Memory
+        }
+        InstallError::Keys(_) => Lack::Keys,
+        InstallError::Unpack(
+            UnpackError::Io { .. } | UnpackError::Source(_) | UnpackError::TooSlow { .. },
+        )
+        | InstallError::Signature(SignatureError::Io { .. })
+        | InstallError::Store(_)
+        | InstallError::NotTested(_)
+        | InstallError::Untried(_)
+        | InstallError::BundledOnly
+        | InstallError::Stopping => Lack::Other,
+    };
+    Verdict::Failed { reason, lack }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::Precision;
+    use crate::files::FileError;
+    use crate::models::slot::Refusal;
+    use crate::package::{Digest, TrustError};
+    use crate::units::Bytes;
+
+    /// What a package is not to blame for must not put it into quarantine.
+    #[test]
+    fn only_what_is_wrong_with_the_package_itself_is_refused() {
+        let path = || PathBuf::from("/path");
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let unpack = InstallError::Unpack;
+        let signature = InstallError::Signature;
+        let engine = |error| InstallError::Load(LoadError::Engine(error));
+        let malformed = || SignatureError::Malformed { path: path(), reason: String::new() };
+        let incomplete = [
+            unpack(UnpackError::Truncated { bytes: 1 }),
+            signature(SignatureError::Missing),
+            signature(SignatureError::Changed),
+        ];
+        let refused = [
+            unpack(UnpackError::Refused { member: None, reason: String::new() }),
+            signature(malformed()),
+            signature(SignatureError::Legacy),
+            InstallError::Trust(TrustError::Reserved("m".parse().unwrap())),
+            signature(SignatureError::WrongDigest {
+                expected: Digest::of(b""),
+                found: Digest::of(b"a"),
+            }),
+            InstallError::Load(LoadError::SelfTest { cosine: 0.5, precision: Precision::F32 }),
+            InstallError::GivenUp,
+            InstallError::NotUnpacked,
+            InstallError::Crashed("was ended by signal 6".to_owned()),
+            InstallError::Panicked,
+            engine(EngineError::Mismatch(String::new())),
+        ];
+        let failed = [
+            unpack(UnpackError::Io { operation: "write", path: path(), source: full() }),
+            unpack(UnpackError::Source(full())),
+            unpack(UnpackError::TooSlow { limit: Duration::from_secs(1) }),
+            signature(SignatureError::Io { path: path(), source: full() }),
+            InstallError::Keys(malformed()),
+            engine(EngineError::Threads { threads: 1, source: full().into() }),
+            InstallError::Store(StoreError::Locked(path())),
+            InstallError::Store(FileError::new("write", Path::new("/path"))(full()).into()),
+            InstallError::NotTested(io::Error::other("no process")),
+            InstallError::BundledOnly,
+            InstallError::Stopping,
+        ];
+        for error in incomplete {
+            assert!(matches!(judge(&error), Verdict::Incomplete(_)), "{error:?}");
+        }
+        for error in refused {
+            assert!(matches!(judge(&error), Verdict::Refused(_)), "{error:?}");
+        }
+        for error in failed {
+            assert!(matches!(judge(&error), Verdict::Failed { .. }), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_failure_says_what_was_lacking() {
+        let refusal = || {
+            let (needed, room, most) = (Bytes(2), Bytes(1), Bytes(1));
+            let limit = "limit".to_owned();
+            let refusal = Refusal { needed, room, most, limit, retry_after: None };
+            ModelError::MemoryLimit { name: "m".to_owned(), refusal: Arc::new(refusal) }
+        };
+        for (error, expected) in [
+            (InstallError::NoMemory(refusal()), Lack::Memory),
+            (InstallError::Untried(refusal()), Lack::Memory),
+            (InstallError::Untried(ModelError::Draining), Lack::Other),
+            (InstallError::Keys(SignatureError::Legacy), Lack::Keys),
+            (InstallError::Store(StoreError::Locked(PathBuf::new())), Lack::Other),
+        ] {
+            let Verdict::Failed { lack, .. } = judge(&error) else { panic!("{error:?}") };
+            assert_eq!(lack, expected, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_verdict_says_all_that_is_known() {
+        let error =
+            InstallError::Load(LoadError::SelfTest { cosine: 0.5, precision: Precision::F32 });
+        let Verdict::Refused(reason) = judge(&error) else { panic!("not refused") };
+        assert!(reason.contains("does not work") && reason.contains("cosine 0.5"), "{reason}");
+    }
+}

@@ -1,0 +1,242 @@
+//! How long the users of a model need it in memory.
+//!
+//! Owns the rule: each user has a need of their own, which lasts for a time after their last use; the model may leave
+//! when the need of every user is over. So a user who wants it gone takes nothing from the others, and one who wants it
+//! to stay holds nothing for longer than [`LONGEST_WISH`]. Memory pressure does not ask here: it evicts whom it must.
+//!
+//! Pure, apart from the lock of [`Uses`].
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::slot::KeepAlive;
+
+/// Users of one model that are told apart. Those beyond count as one, who wishes nothing.
+const MAX_USERS: usize = 64;
+/// The longest need of a user who is no administrator, after their last use.
+const LONGEST_WISH: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A user of models: who is one and who is another, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct User(u64);
+
+impl User {
+    /// The user of a process.
+    pub fn of_uid(uid: u32) -> Self {
+        Self(u64::from(uid))
+    }
+
+    /// A tenant that a trusted client asks for, by a number that is the tenant's alone.
+    pub fn of_tenant(number: u64) -> Self {
+        Self(1 << 63 | number)
+    }
+}
+
+/// How long a user wants a model to stay after each use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Whose wish it is.
+    pub user: User,
+    /// Whether the user is an administrator, who decides for everybody.
+    pub is_admin: bool,
+    /// For how long.
+    pub keep_alive: KeepAlive,
+}
+
+/// When each user last used a model since it was loaded.
+#[derive(Debug, Default)]
+pub(super) struct Uses(Mutex<Used>);
+
+#[derive(Debug, Default)]
+struct Used {
+    last: BTreeMap<User, Instant>,
+    /// Whether there were more users than are told apart.
+    others: bool,
+}
+
+impl Uses {
+    /// Remembers that `user` uses the model at `now`.
+    pub(super) fn note(&self, user: User, now: Instant) {
+        // What is remembered is whole whatever panicked while it was held.
+        let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if used.last.len() >= MAX_USERS && !used.last.contains_key(&user) {
+            used.others = true;
+            let oldest = used.last.iter().min_by_key(|(_, last)| **last).map(|(user, _)| *user);
+            oldest.and_then(|oldest| used.last.remove(&oldest));
+        }
+        used.last.insert(user, now);
+    }
+}
+
+/// The last need of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Need {
+    /// When it is over.
+    pub(super) until: Instant,
+    /// How long it lasts after a use.
+    pub(super) time: Duration,
+    /// Whether a user said so, and not the settings.
+    pub(super) is_wish: bool,
+    /// Whether it is shorter than the settings or an administrator would have it.
+    pub(super) is_cut_short: bool,
+}
+
+/// What the users of a model in memory need; forgotten when it leaves.
+#[derive(Debug, Default)]
+pub(super) struct Needs {
+    uses: Arc<Uses>,
+    /// The last `keep_alive` of an administrator: it holds for all users.
+    of_all: Option<KeepAlive>,
+    /// The last `keep_alive` of each other user.
+    wishes: BTreeMap<User, KeepAlive>,
+}
+
+impl Needs {
+    /// Where uses are noted.
+    pub(super) fn uses(&self) -> &Arc<Uses> {
+        &self.uses
+    }
+
+    /// Puts `wish` in the place of what its user wished before; that of an administrator in the place of all wishes.
+    pub(super) fn wish(&mut self, wish: Wish) {
+        if wish.is_admin {
+            self.of_all = Some(wish.keep_alive);
+            self.wishes.clear();
+        } else if self.wishes.len() < MAX_USERS || self.wishes.contains_key(&wish.user) {
+            self.wishes.insert(wish.user, wish.keep_alive);
+        }
+    }
+
+    /// Returns the need that is over last, when the settings say `max_idle_time`, for a model that was last used at
+    /// `used` by whomever; `None` when one is never over.
+    pub(super) fn last(&self, used: Instant, max_idle_time: Option<Duration>) -> Option<Need> {
+        let rule = match self.of_all {
+            None => max_idle_time,
+            Some(KeepAlive::For(time)) => Some(time),
+            Some(KeepAlive::Forever) => None,
+        };
+        if rule.is_none() && self.wishes.is_empty() {
+            return None;
+        }
+        let by_rule = |last| {
+            rule.map(|time| Need {
+                until: after(last, time),
+                time,
+                is_wish: self.of_all.is_some(),
+                is_cut_short: false,
+            })
+        };
+        let by_wish = |last, wish: &KeepAlive| {
+            let time = match wish {
+                KeepAlive::For(time) => (*time).min(LONGEST_WISH),
+                KeepAlive::Forever => LONGEST_WISH,
+            };
+            let is_cut_short = rule.is_none_or(|rule| time < rule);
+            Some(Need { until: after(last, time), time, is_wish: true, is_cut_short })
+        };
+        let known = self.uses.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A long request is use until it ends, which `used` knows: it is that of the latest user.
+        let latest = known.last.iter().max_by_key(|(_, last)| **last).map(|(user, _)| *user);
+        let nobody = (known.last.is_empty() || known.others).then(|| by_rule(used));
+        let needs = known.last.iter().map(|(user, last)| {
+            let last = if latest == Some(*user) { used.max(*last) } else { *last };
+            self.wishes.get(user).map_or_else(|| by_rule(last), |wish| by_wish(last, wish))
+        });
+        let mut latest: Option<Need> = None;
+        for need in nobody.into_iter().chain(needs) {
+            // One that is never over is that of all.
+            let need = need?;
+            latest = latest.filter(|latest| latest.until >= need.until).or(Some(need));
+        }
+        latest
+    }
+}
+
+/// The moment `time` after `last`, or one that is as far away as the clock can tell.
+fn after(last: Instant, time: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+    last.checked_add(time.min(FAR)).unwrap_or(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+    const DAY: Duration = LONGEST_WISH;
+
+    fn member(uid: u32, keep_alive: KeepAlive) -> Wish {
+        Wish { user: User::of_uid(uid), is_admin: false, keep_alive }
+    }
+
+    /// The time from `used` until the model may leave.
+    fn stays(needs: &Needs, used: Instant, rule: Option<Duration>) -> Option<Duration> {
+        needs.last(used, rule).map(|need| need.until.saturating_duration_since(used))
+    }
+
+    #[test]
+    fn a_wish_is_about_the_need_of_its_user_alone() {
+        let (mut needs, now) = (Needs::default(), Instant::now());
+        needs.uses().note(User::of_uid(1), now);
+        let nothing = KeepAlive::For(Duration::ZERO);
+        needs.wish(member(1, nothing));
+        let alone = needs.last(now, Some(HOUR)).unwrap();
+        assert_eq!((alone.until, alone.is_wish, alone.is_cut_short), (now, true, true));
+        // Somebody else uses it: their need is that of the settings.
+        needs.uses().note(User::of_uid(2), now);
+        assert_eq!(stays(&needs, now, Some(HOUR)), Some(HOUR));
+        assert_eq!(stays(&needs, now, None), None);
+        // It ends with their wish, not with that of the first.
+        needs.wish(member(2, KeepAlive::For(HOUR * 2)));
+        assert_eq!(stays(&needs, now, None), Some(HOUR * 2));
+    }
+
+    #[test]
+    fn a_wish_for_ever_lasts_for_a_day_after_the_last_use_of_its_user() {
+        let (mut needs, start) = (Needs::default(), Instant::now());
+        needs.uses().note(User::of_uid(1), start);
+        needs.wish(member(1, KeepAlive::Forever));
+        assert_eq!(stays(&needs, start, Some(HOUR)), Some(DAY));
+        needs.uses().note(User::of_uid(2), start + HOUR * 23);
+        assert_eq!(stays(&needs, start + HOUR * 23, Some(HOUR / 2)), Some(HOUR));
+        needs.wish(member(1, KeepAlive::For(Duration::MAX)));
+        assert_eq!(stays(&needs, start + HOUR * 23, Some(HOUR / 2)), Some(HOUR));
+    }
+
+    #[test]
+    fn an_administrator_decides_for_all_until_one_says_otherwise_for_themselves() {
+        let (mut needs, now) = (Needs::default(), Instant::now());
+        needs.uses().note(User::of_uid(1), now);
+        needs.wish(member(1, KeepAlive::For(HOUR)));
+        let of_all = |keep_alive| Wish { user: User::of_uid(0), is_admin: true, keep_alive };
+        needs.wish(of_all(KeepAlive::For(Duration::ZERO)));
+        let need = needs.last(now, None).unwrap();
+        assert_eq!((need.until, need.is_wish, need.is_cut_short), (now, true, false));
+        needs.wish(of_all(KeepAlive::Forever));
+        assert_eq!(stays(&needs, now, Some(HOUR)), None);
+        needs.wish(member(1, KeepAlive::For(HOUR)));
+        assert_eq!(stays(&needs, now, Some(HOUR * 9)), Some(HOUR));
+    }
+
+    #[test]
+    fn a_model_that_nobody_used_yet_stays_as_the_settings_say() {
+        let (mut needs, now) = (Needs::default(), Instant::now());
+        needs.wish(member(1, KeepAlive::For(Duration::ZERO)));
+        assert_eq!(stays(&needs, now, Some(HOUR)), Some(HOUR));
+    }
+
+    #[test]
+    fn users_and_wishes_are_bounded_and_those_beyond_are_not_forgotten() {
+        let (mut needs, now) = (Needs::default(), Instant::now());
+        for uid in 0..1_000 {
+            needs.uses().note(User::of_uid(uid), now + Duration::from_secs(uid.into()));
+            needs.wish(member(uid, KeepAlive::For(Duration::ZERO)));
+        }
+        assert_eq!(needs.wishes.len(), MAX_USERS);
+        assert_eq!(needs.uses.0.lock().unwrap().last.len(), MAX_USERS);
+        assert_eq!(stays(&needs, now + HOUR, Some(HOUR)), Some(HOUR));
+    }
+}

@@ -1,0 +1,79 @@
+//! The child: the own program, started for the self-test of one entry.
+//!
+//! It has one thread until it is confined. It ends with its answer.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::{ARGUMENT, Answer, Task, confine};
+use crate::engine::{EngineError, Options};
+use crate::errors::chain;
+use crate::models::install::InstallError;
+use crate::models::load::{self, LoadError};
+use crate::package::{Key, Store, StoreError};
+
+/// The directory of the store: the handle that is standard input.
+const STORE: &str = "/proc/self/fd/0";
+
+/// Runs the self-test and returns the exit code, when the program was started for one; `None` otherwise.
+///
+/// To be called first in `main`, before there is a second thread.
+pub fn run_if_asked() -> Option<ExitCode> {
+    let mut arguments = env::args_os().skip(1);
+    if arguments.next()? != ARGUMENT {
+        return None;
+    }
+    let answer = match prepare(arguments) {
+        Ok((key, options)) => match Store::lend(Path::new(STORE), &key) {
+            Ok(store) => test(&store, &key, options),
+            Err(reason) => Answer::Corrupt(reason),
+        },
+        Err(reason) => Answer::NotTested(reason),
+    };
+    let written = serde_json::to_vec(&answer).map_err(io::Error::from).and_then(|mut line| {
+        line.push(b'\n');
+        let mut out = io::stdout().lock();
+        out.write_all(&line)?;
+        out.flush()
+    });
+    Some(if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Reads the task and gives up all rights that it does not need.
+fn prepare(mut arguments: impl Iterator<Item = OsString>) -> Result<(Key, Options), String> {
+    let task = arguments.next().unwrap_or_default();
+    let task: Task =
+        serde_json::from_slice(task.as_encoded_bytes()).map_err(|error| chain(&error))?;
+    let key: Key = task.key.parse().map_err(|error| chain(&error))?;
+    let precision = task.precision.parse().map_err(|error| chain(&error))?;
+    confine::enter(&task, &Store::directory_of(Path::new(STORE), &key))?;
+    let options = Options { threads: task.threads, batch_tokens: task.batch_tokens, precision };
+    Ok((key, options))
+}
+
+/// Loads the model and compares its vector with the manifest's.
+pub(super) fn test(store: &Store, key: &Key, options: Options) -> Answer {
+    let tested = panic::catch_unwind(AssertUnwindSafe(|| {
+        let (manifest, model) = load::load_from::<InstallError>(store, key, options)?;
+        Ok::<_, InstallError>(load::self_test(&manifest, &model)?)
+    }));
+    match tested {
+        Err(_panic) => Answer::Panicked,
+        Ok(Ok(())) => Answer::Passed,
+        Ok(Err(InstallError::Load(LoadError::SelfTest { cosine, precision }))) => {
+            // JSON has no other numbers.
+            let cosine = if cosine.is_finite() { cosine } else { 0.0 };
+            Answer::WrongVector { cosine, precision: precision.name().to_owned() }
+        }
+        Ok(Err(InstallError::Load(error @ LoadError::Engine(EngineError::Threads { .. })))) => {
+            Answer::NotTested(chain(&error))
+        }
+        Ok(Err(InstallError::Load(error))) => Answer::Refused(chain(&error)),
+        Ok(Err(InstallError::Store(StoreError::Corrupt { reason, .. }))) => Answer::Corrupt(reason),
+        Ok(Err(error)) => Answer::NotTested(chain(&error)),
+    }
+}

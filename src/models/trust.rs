@@ -1,0 +1,106 @@
+//! Trust while the daemon runs: a change of the keys takes effect on installed models at once.
+//!
+//! Owns when the keys are read again. What they mean for an entry is decided in [`crate::package::Trusted`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Handle;
+use crate::config::Settings;
+use crate::errors::{chain, errno};
+use crate::log::Message;
+use crate::package::{Changed, SignatureError, Store, Trusted};
+
+/// Where trust comes from.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    keys_directory: PathBuf,
+    bundled_directory: PathBuf,
+}
+
+impl From<&Settings> for Roots {
+    fn from(settings: &Settings) -> Self {
+        let packages = &settings.packages;
+        Self {
+            keys_directory: packages.keys_directory.clone(),
+            bundled_directory: packages.bundled_directory.clone(),
+        }
+    }
+}
+
+impl Roots {
+    /// Reads the keys and decides for every entry of `store` whether it may be used. Returns those for which that
+    /// changed, and what cannot be used of the keys. While their directory cannot be listed nothing changes: a failing
+    /// disk takes no key away. Blocks on reading small files.
+    pub fn judge(&self, store: &Store) -> (Changed, Vec<SignatureError>) {
+        match Trusted::read(&self.keys_directory, &self.bundled_directory) {
+            Ok((trusted, errors)) => (store.judge(&trusted), errors),
+            Err(error) => (Changed::default(), vec![error]),
+        }
+    }
+}
+
+/// Tells the journal which entries are disabled and enabled.
+pub fn tell(changed: &Changed) {
+    for entry in &changed.disabled {
+        let reason = entry.disabled.as_ref().map(ToString::to_string).unwrap_or_default();
+        tracing::warn!(
+            name: Message::PackageDisabled.name(),
+            model = %entry.key, reason,
+            "may not be used any more"
+        );
+    }
+    for entry in &changed.enabled {
+        tracing::info!(
+            name: Message::PackageEnabled.name(),
+            model = %entry.key,
+            "may be used again"
+        );
+    }
+}
+
+/// Judges the entries again at each of `ticks`, which say that the directory of keys has changed, until `cancel`. Models
+/// that are disabled leave memory; what they have begun is finished.
+pub async fn follow(
+    handle: Handle,
+    roots: Roots,
+    mut ticks: mpsc::Receiver<()>,
+    cancel: CancellationToken,
+) {
+    let mut told = Vec::new();
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            tick = ticks.recv() => if tick.is_none() { return },
+        }
+        let (roots, store) = (roots.clone(), Arc::clone(handle.store()));
+        let judged = tokio::task::spawn_blocking(move || roots.judge(&store)).await;
+        let (changed, errors) = match judged {
+            Ok(judged) => judged,
+            Err(error) => {
+                tracing::error!(name: Message::InternalFault.name(), %error, "keys were not read");
+                continue;
+            }
+        };
+        // Said once, not at every look.
+        let texts = Vec::from_iter(errors.iter().map(|error| chain(error)));
+        if texts != told {
+            for error in &errors {
+                tracing::error!(
+                    name: Message::KeyUnusable.name(),
+                    errno = errno(error), error = chain(error),
+                    "no package is installed before this is mended"
+                );
+            }
+            told = texts;
+        }
+        tell(&changed);
+        if !changed.disabled.is_empty() || !changed.enabled.is_empty() {
+            let gone = changed.disabled.into_iter().map(|entry| entry.key).collect();
+            handle.store_changed(gone).await;
+        }
+    }
+}

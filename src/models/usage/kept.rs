@@ -1,0 +1,34 @@
+//! Whether counts reach the disk. They are written each minute; a disk that takes no writes is told of once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What the last write came to.
+#[derive(Debug, Default)]
+pub(in crate::models) struct Kept {
+    failed: AtomicBool,
+}
+
+impl Kept {
+    /// Remembers what a write came to. Returns its error if the write before it succeeded.
+    pub(in crate::models) fn failure<E>(&self, written: Result<(), E>) -> Option<E> {
+        let had_failed = self.failed.swap(written.is_err(), Ordering::Relaxed);
+        written.err().filter(|_error| !had_failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_takes_no_writes_is_told_of_once_until_it_takes_them_again() {
+        let kept = Kept::default();
+        assert_eq!(kept.failure::<&str>(Ok(())), None);
+        assert_eq!(kept.failure(Err("read-only")), Some("read-only"));
+        for _minute in 0..60 {
+            assert_eq!(kept.failure(Err("read-only")), None);
+        }
+        assert_eq!(kept.failure::<&str>(Ok(())), None);
+        assert_eq!(kept.failure(Err("full")), Some("full"));
+    }
+}

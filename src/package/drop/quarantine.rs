@@ -1,0 +1,491 @@
+//! The quarantine: refused packages, moved out of the way with the reason beside each.
+//!
+//! Owns the names in it and its bounds. What is moved there is what was refused: a file that took its place in the
+//! meantime is put back.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use super::{Digest, Fingerprint, SIDECARS, SUFFIX, is_absent, list};
+use crate::errors::chain;
+use crate::files::{self, FileError};
+use crate::printable::{self, is_printable};
+use crate::units::Bytes;
+
+/// Name of the directory, inside the drop directory, that refused packages are moved to.
+const QUARANTINE: &str = "quarantine";
+/// What the name of the file beside a refused package, which says why, ends with.
+const REASON: &str = ".reason";
+/// Bytes of a reason that are read. It quotes a few names of a package at most.
+const MAX_REASON: u64 = 64 << 10;
+/// Refused packages that are kept at most.
+const MAX_QUARANTINED: usize = 8;
+/// Refused packages are kept up to this size, or that of one package if that may be larger.
+const LEAST_BOUND: Bytes = Bytes::mib(1024);
+/// Bytes of the longest name of a package: with every ending that is put behind it, a file system takes it.
+pub const MAX_NAME: usize = 240;
+
+/// What became of a refused package.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Quarantined {
+    /// It is here now.
+    Moved(PathBuf),
+    /// Another file has its name now, and nothing was moved.
+    Replaced,
+}
+
+/// Returns why the file `name` of `directory` can be no package whatever it holds, or `None`.
+///
+/// # Errors
+/// When it cannot be examined.
+pub fn fault(directory: &Path, name: &str) -> Result<Option<String>, FileError> {
+    if name.len() > MAX_NAME {
+        let reason = format!("its name has {} bytes, at most {MAX_NAME} are allowed", name.len());
+        return Ok(Some(reason));
+    }
+    // The record of an entry could not name it: see `is_package_name`.
+    if !name.chars().all(is_printable) {
+        return Ok(Some("its name has characters that are not printable".to_owned()));
+    }
+    let path = directory.join(name);
+    let found = fs::symlink_metadata(&path).map_err(FileError::new("examine", &path))?;
+    let kind = found.file_type();
+    let what = if kind.is_file() {
+        return Ok(None);
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_symlink() {
+        "a symbolic link"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    };
+    Ok(Some(format!("it is {what}, not a regular file: copy the package itself")))
+}
+
+/// Whether the file `name` of `directory` is the one that was `refused`.
+///
+/// # Errors
+/// When it cannot be examined.
+pub fn is_still(directory: &Path, name: &str, refused: &Fingerprint) -> Result<bool, FileError> {
+    let path = directory.join(name);
+    match fs::symlink_metadata(&path) {
+        Ok(found) => Ok(refused.is_of(&found)),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(FileError::new("examine", path)(error)),
+    }
+}
+
+/// Moves the package that was refused, and its sidecars, into the quarantine, with the reason beside it; then deletes
+/// the oldest packages there beyond the bounds.
+///
+/// `refused` is the fingerprint of what was refused. `max_package` is the size of the largest package. A name that is too
+/// long is shortened. A package of the same name that is in the quarantine is replaced.
+///
+/// # Errors
+/// When the drop directory cannot be written, the package is a directory or is larger than all of the quarantine may be;
+/// the package then stays where it is.
+pub fn quarantine(
+    directory: &Path,
+    name: &str,
+    refused: &Fingerprint,
+    reason: &str,
+    max_package: Bytes,
+) -> Result<Quarantined, FileError> {
+    let named = directory.join(QUARANTINE);
+    let path = directory.join(name);
+    let bound = max_package.max(LEAST_BOUND);
+    if !is_still(directory, name, refused)? {
+        return Ok(Quarantined::Replaced);
+    }
+    let found = fs::symlink_metadata(&path).map_err(FileError::new("examine", &path))?;
+    let stays = |why: String| {
+        FileError::new("move to quarantine", &path)(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            why,
+        ))
+    };
+    if found.is_dir() {
+        // The quarantine deletes what is oldest, and what is in a directory may be anything.
+        return Err(stays("it is a directory: move it away by hand".to_owned()));
+    }
+    if found.size() > bound.0 {
+        let size = Bytes(found.size());
+        return Err(stays(format!(
+            "it has {size}, the quarantine holds {bound}: remove it by hand"
+        )));
+    }
+    // Every writer of the drop directory may create a link here. Following it would write and delete elsewhere.
+    match fs::symlink_metadata(&named) {
+        Err(error) if is_absent(&error) => files::create_directory(&named)?,
+        _there => {}
+    }
+    let (_handle, quarantine) = files::held(&named)?;
+    let kept_as = shortened(name);
+    if !move_one(&path, &quarantine.join(&kept_as), refused)? {
+        return Ok(Quarantined::Replaced);
+    }
+    for ending in SIDECARS {
+        let sidecar = directory.join(format!("{name}{ending}"));
+        move_one(&sidecar, &quarantine.join(format!("{kept_as}{ending}")), refused)?;
+    }
+    files::write_atomic(
+        &quarantine.join(format!("{kept_as}{REASON}")),
+        // It is shown by `cat`, and it may quote what the package holds.
+        format!("{}\n", printable::line(reason)).as_bytes(),
+    )?;
+    prune(&quarantine, MAX_QUARANTINED, bound)?;
+    Ok(Quarantined::Moved(named.join(kept_as)))
+}
+
+/// The name under which a package is kept: its own, or a beginning of it and a digest of all of it.
+fn shortened(name: &str) -> String {
+    if name.len() <= MAX_NAME {
+        return name.to_owned();
+    }
+    let digest = Digest::of(name.as_bytes()).short();
+    let mut end = MAX_NAME - SUFFIX.len() - digest.len() - 1;
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}-{digest}{SUFFIX}", &name[..end])
+}
+
+/// Renames `from` to `to` if it is one of the `refused` files, and puts back another file that came in between. Returns
+/// whether it was moved.
+fn move_one(from: &Path, to: &Path, refused: &Fingerprint) -> Result<bool, FileError> {
+    move_with(from, to, refused, || {})
+}
+
+/// Does [`move_one`], with `between` after the file was examined and before it is renamed.
+fn move_with(
+    from: &Path,
+    to: &Path,
+    refused: &Fingerprint,
+    between: impl FnOnce(),
+) -> Result<bool, FileError> {
+    let failed = |error| FileError::new("move to quarantine", from)(error);
+    let is_refused = |found: io::Result<Metadata>| match found {
+        Ok(found) => Ok(refused.is_of(&found)),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(failed(error)),
+    };
+    if !is_refused(fs::symlink_metadata(from))? {
+        return Ok(false);
+    }
+    between();
+    match fs::rename(from, to) {
+        Err(error) if is_absent(&error) => return Ok(false),
+        result => result.map_err(failed)?,
+    }
+    if is_refused(fs::symlink_metadata(to))? {
+        return Ok(true);
+    }
+    // A third file may have come, which is newer than both and stays.
+    renameat2(AT_FDCWD, to, AT_FDCWD, from, RenameFlags::RENAME_NOREPLACE)
+        .map_err(|errno| FileError::new("move back from quarantine", to)(errno.into()))?;
+    Ok(false)
+}
+
+/// The packages in the quarantine of `directory` and why each is there, the last one first; none when there is no
+/// quarantine. A reason that somebody took away is empty. No link is followed.
+///
+/// # Errors
+/// When the quarantine cannot be read.
+pub fn quarantined(directory: &Path) -> Result<Vec<(String, String)>, FileError> {
+    let (_handle, quarantine) = match files::held(&directory.join(QUARANTINE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        held => held?,
+    };
+    let reason = |name: String| {
+        let path = quarantine.join(format!("{name}{REASON}"));
+        let reason = match files::read_limited(&path, MAX_REASON) {
+            Ok(reason) => String::from_utf8_lossy(&reason).trim_end().to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => printable::line(&chain(&error)).into_owned(),
+        };
+        (name, reason)
+    };
+    let packages = oldest_first(&quarantine)?.into_iter().rev();
+    Ok(packages.map(|(name, _size)| reason(name)).collect())
+}
+
+/// Deletes the oldest packages until no more than `count` of them and no more than `bound` are left.
+fn prune(quarantine: &Path, count: usize, bound: Bytes) -> Result<(), FileError> {
+    let packages = oldest_first(quarantine)?;
+    let mut left = packages.len();
+    let mut size = packages.iter().fold(0, |sum: u64, (_, size)| sum.saturating_add(*size));
+    for (name, its_size) in packages {
+        if left <= count && size <= bound.0 {
+            break;
+        }
+        for ending in endings() {
+            files::remove(&quarantine.join(format!("{name}{ending}")))?;
+        }
+        left -= 1;
+        size = size.saturating_sub(its_size);
+    }
+    Ok(())
+}
+
+/// What the names of the files of one refused package end with.
+fn endings() -> impl Iterator<Item = &'static str> {
+    ["", REASON].into_iter().chain(SIDECARS)
+}
+
+/// The packages in `quarantine` with the size of all files of each, the one that came first before the others.
+fn oldest_first(quarantine: &Path) -> Result<Vec<(String, u64)>, FileError> {
+    let mut packages = Vec::new();
+    for name in list(quarantine)?.into_keys() {
+        let path = quarantine.join(&name);
+        let metadata = fs::symlink_metadata(&path).map_err(FileError::new("examine", &path))?;
+        let sizes = endings().filter_map(|ending| {
+            fs::symlink_metadata(quarantine.join(format!("{name}{ending}"))).ok()
+        });
+        let size = sizes.fold(0, |sum: u64, file| sum.saturating_add(file.size()));
+        packages.push((metadata.ctime(), metadata.ctime_nsec(), name, size));
+    }
+    packages.sort();
+    Ok(Vec::from_iter(packages.into_iter().map(|(_, _, name, size)| (name, size))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const NAME: &str = "a.model.tar.zst";
+    const PACKAGE: Bytes = Bytes::mib(1);
+
+    struct Place(TempDir);
+
+    impl Place {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn write(&self, name: &str, content: &str) {
+            fs::write(self.path(name), content).unwrap();
+        }
+
+        fn fingerprint(&self, name: &str) -> Fingerprint {
+            list(self.0.path()).unwrap()[name].clone()
+        }
+
+        fn quarantine(&self, name: &str) -> Result<Quarantined, FileError> {
+            quarantine(self.0.path(), name, &self.fingerprint(name), "why", PACKAGE)
+        }
+
+        fn in_quarantine(&self, name: &str) -> PathBuf {
+            self.0.path().join(QUARANTINE).join(name)
+        }
+    }
+
+    #[test]
+    fn the_quarantine_takes_the_sidecars_and_keeps_the_newest() {
+        let root = Place::new();
+        root.write(".half.model.tar.zst", "");
+        root.write("readme.txt", "");
+        assert_eq!(quarantined(root.0.path()).unwrap(), []);
+        for index in 0..=MAX_QUARANTINED {
+            let name = format!("{index}{SUFFIX}");
+            root.write(&name, &name);
+            root.write(&format!("{name}.sha256"), "sum");
+            let before = list(root.0.path()).unwrap();
+            assert_eq!(before.keys().collect::<Vec<_>>(), [&name]);
+            root.write(&format!("{name}.sha256 "), "");
+            let moved = root.quarantine(&name).unwrap();
+            assert_eq!(moved, Quarantined::Moved(root.in_quarantine(&name)));
+            assert!(list(root.0.path()).unwrap().is_empty());
+            fs::remove_file(root.path(&format!("{name}.sha256 "))).unwrap();
+        }
+        let quarantine = root.path(QUARANTINE);
+        assert_eq!(list(&quarantine).unwrap().len(), MAX_QUARANTINED);
+        assert!(!quarantine.join(format!("0{SUFFIX}.reason")).exists());
+        let last = format!("{MAX_QUARANTINED}{SUFFIX}");
+        assert_eq!(fs::read_to_string(quarantine.join(format!("{last}.reason"))).unwrap(), "why\n");
+        assert!(quarantine.join(format!("{last}.sha256")).exists());
+        let found = quarantined(root.0.path()).unwrap();
+        assert_eq!(found.len(), MAX_QUARANTINED);
+        assert_eq!(found[0], (last.clone(), "why".to_owned()));
+        fs::remove_file(quarantine.join(format!("{last}.reason"))).unwrap();
+        assert_eq!(quarantined(root.0.path()).unwrap()[0], (last, String::new()));
+    }
+
+    #[test]
+    fn the_quarantine_is_bounded_in_bytes_with_the_sidecars() {
+        let root = Place::new();
+        let kept = |count, bound| {
+            prune(&root.path(QUARANTINE), count, Bytes(bound)).unwrap();
+            Vec::from_iter(quarantined(root.0.path()).unwrap().into_iter().map(|(name, _)| name))
+        };
+        for name in ["a", "b", "c"].map(|id| format!("{id}{SUFFIX}")) {
+            root.write(&name, &"x".repeat(100));
+            root.write(&format!("{name}.minisig"), &"x".repeat(95));
+            root.quarantine(&name).unwrap();
+        }
+        // 100 bytes, 95 of the signature, and "why\n" with the end of its line.
+        assert_eq!(kept(8, 3 * 199).len(), 3);
+        assert_eq!(kept(8, 3 * 199 - 1), ["c.model.tar.zst", "b.model.tar.zst"]);
+        assert_eq!(kept(1, u64::MAX), ["c.model.tar.zst"]);
+        assert_eq!(kept(8, 198), Vec::<String>::new());
+        assert_eq!(fs::read_dir(root.path(QUARANTINE)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_larger_than_the_quarantine_stays() {
+        let root = Place::new();
+        let file = File::create(root.path(NAME)).unwrap();
+        file.set_len(LEAST_BOUND.0 + 1).unwrap();
+        root.quarantine(NAME).unwrap_err();
+        assert!(root.path(NAME).exists());
+        // A larger package is allowed, and so the quarantine is larger.
+        let fingerprint = root.fingerprint(NAME);
+        let larger = Bytes(LEAST_BOUND.0 + 1000);
+        quarantine(root.0.path(), NAME, &fingerprint, "why", larger).unwrap();
+        assert!(root.in_quarantine(NAME).exists());
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_named_and_moved_but_for_directories() {
+        let root = Place::new();
+        let at = |kind: &str| format!("{kind}{SUFFIX}");
+        root.write(&at("file"), "");
+        fs::create_dir(root.path(&at("directory"))).unwrap();
+        symlink("nowhere", root.path(&at("link"))).unwrap();
+        mkfifo(&root.path(&at("fifo")), Mode::S_IRWXU).unwrap();
+        let _socket = UnixListener::bind(root.path(&at("socket"))).unwrap();
+        assert_eq!(fault(root.0.path(), &at("file")).unwrap(), None);
+        for (kind, what) in [
+            ("directory", "a directory"),
+            ("link", "a symbolic link"),
+            ("fifo", "a FIFO"),
+            ("socket", "a socket"),
+        ] {
+            let reason = fault(root.0.path(), &at(kind)).unwrap().unwrap();
+            assert!(reason.contains(what), "{reason}");
+            let moved = root.quarantine(&at(kind));
+            let there = fs::symlink_metadata(root.in_quarantine(&at(kind))).is_ok();
+            assert_eq!(
+                (moved.is_ok(), there),
+                (kind != "directory", kind != "directory"),
+                "{kind}"
+            );
+        }
+        assert!(root.path(&at("directory")).is_dir());
+    }
+
+    #[test]
+    fn no_link_of_a_lesser_user_is_followed() {
+        let (root, foreign) = (Place::new(), Place::new());
+        for index in 0..=MAX_QUARANTINED {
+            foreign.write(&format!("{index}{SUFFIX}"), "foreign");
+        }
+        symlink(foreign.0.path(), root.path(QUARANTINE)).unwrap();
+        root.write(NAME, "bad");
+        let told = chain(&root.quarantine(NAME).unwrap_err());
+        assert!(told.contains("quarantine: it is a symbolic link"), "{told}");
+        assert!(root.path(NAME).exists());
+        quarantined(root.0.path()).unwrap_err();
+        let left = fs::read_dir(foreign.0.path()).unwrap().count();
+        assert_eq!(left, MAX_QUARANTINED + 1);
+
+        // Nor one that leads nowhere, and none in the quarantine itself.
+        fs::remove_file(root.path(QUARANTINE)).unwrap();
+        symlink(root.path("nowhere"), root.path(QUARANTINE)).unwrap();
+        root.quarantine(NAME).unwrap_err();
+        assert!(!root.path("nowhere").exists());
+        fs::remove_file(root.path(QUARANTINE)).unwrap();
+        root.quarantine(NAME).unwrap();
+        let reason = root.in_quarantine(&format!("{NAME}{REASON}"));
+        fs::remove_file(&reason).unwrap();
+        foreign.write("secret", "secret");
+        symlink(foreign.path("secret"), &reason).unwrap();
+        let listed = quarantined(root.0.path()).unwrap();
+        assert!(listed[0].1.contains("cannot open"), "{listed:?}");
+        // A FIFO would have held the reader for ever.
+        fs::remove_file(&reason).unwrap();
+        mkfifo(&reason, Mode::S_IRWXU).unwrap();
+        let listed = quarantined(root.0.path()).unwrap();
+        assert!(listed[0].1.contains("not a regular file"), "{listed:?}");
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_shortened() {
+        let root = Place::new();
+        for name in [
+            format!("{}{SUFFIX}", "a".repeat(MAX_NAME + 1 - SUFFIX.len())),
+            format!("{}{SUFFIX}", "a".repeat(255 - SUFFIX.len())),
+            format!("{}b{SUFFIX}", "ä".repeat((254 - SUFFIX.len()) / 2)),
+        ] {
+            root.write(&name, "content");
+            let reason = fault(root.0.path(), &name).unwrap().unwrap();
+            assert!(reason.contains("at most 240"), "{reason}");
+            let Quarantined::Moved(path) = root.quarantine(&name).unwrap() else { panic!("stays") };
+            let kept_as = path.file_name().unwrap().to_str().unwrap();
+            assert!(kept_as.len() <= MAX_NAME && kept_as.ends_with(SUFFIX), "{kept_as}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), "content");
+            assert!(root.in_quarantine(&format!("{kept_as}.reason")).exists());
+        }
+        assert_eq!(quarantined(root.0.path()).unwrap().len(), 3);
+        let longest = format!("{}{SUFFIX}", "a".repeat(MAX_NAME - SUFFIX.len()));
+        root.write(&longest, "");
+        assert_eq!(fault(root.0.path(), &longest).unwrap(), None);
+    }
+
+    #[test]
+    fn another_file_in_the_place_of_the_refused_one_is_not_moved() {
+        let root = Place::new();
+        let target = root.path("target");
+        let replace = |content: &str| {
+            root.write("new", content);
+            fs::rename(root.path("new"), root.path(NAME)).unwrap();
+        };
+        let content = |path: &Path| fs::read_to_string(path).ok();
+
+        // Before it is looked at again.
+        root.write(NAME, "bad");
+        let refused = root.fingerprint(NAME);
+        replace("good");
+        let moved = quarantine(root.0.path(), NAME, &refused, "why", PACKAGE).unwrap();
+        assert_eq!(moved, Quarantined::Replaced);
+        assert_eq!(content(&root.path(NAME)).as_deref(), Some("good"));
+        assert!(!root.path(QUARANTINE).exists());
+
+        // Between that and the rename.
+        let refused = root.fingerprint(NAME);
+        let moved = move_with(&root.path(NAME), &target, &refused, || replace("better"));
+        assert!(!moved.unwrap());
+        assert_eq!(content(&root.path(NAME)).as_deref(), Some("better"));
+        assert_eq!(content(&target), None);
+
+        // It goes away in between.
+        let refused = root.fingerprint(NAME);
+        let leave = || fs::remove_file(root.path(NAME)).unwrap();
+        assert!(!move_with(&root.path(NAME), &target, &refused, leave).unwrap());
+
+        // Undisturbed.
+        root.write(NAME, "bad");
+        let refused = root.fingerprint(NAME);
+        assert!(move_with(&root.path(NAME), &target, &refused, || {}).unwrap());
+        assert_eq!(content(&target).as_deref(), Some("bad"));
+    }
+}

@@ -1,0 +1,45 @@
+//! Why the store did not do what it was asked.
+
+use std::path::PathBuf;
+
+use super::super::entry::Key;
+use super::super::record::StoreFull;
+use super::room::NoSpace;
+use crate::files::{self, FileError};
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process holds the store.
+    #[error("the store in {} is in use by another process, probably the daemon", files::shown(.0).display())]
+    Locked(PathBuf),
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// There is no room.
+    #[error(transparent)]
+    Full(#[from] StoreFull),
+    /// The file system has too little space.
+    #[error(transparent)]
+    NoSpace(#[from] NoSpace),
+    /// No such entry.
+    #[error("{0} is not installed")]
+    Unknown(Key),
+    /// Another entry of the same id is shown alike.
+    #[error(
+        "another package of the same short name is installed: {0} has the same first digits of its digest and another \
+         content; make the package again, with another version"
+    )]
+    LooksAlike(Key),
+    /// Too many ids were installed with a signature.
+    #[error("signed packages of too many ids were installed: {} has no room for another version", .0.display())]
+    TooManyVersions(PathBuf),
+    /// A file is not what it was when it was installed.
+    #[error("{key} is corrupt: {reason}")]
+    Corrupt {
+        /// The entry.
+        key: Key,
+        /// Which file, and how it differs.
+        reason: String,
+    },
+}

@@ -1,0 +1,541 @@
+//! The disk below the store: whether it takes writes, which entries it does not give, and whether it has fs-verity.
+//!
+//! A failing disk costs what it does not give and nothing else: the store opens, serves what it can read, and tries
+//! again. Nothing here is written down; it is found out again after each start.
+//!
+//! Invariant: the locks here are held over no I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use nix::sys::statfs::{FsType, statfs};
+use nix::sys::statvfs::{FsFlags, statvfs};
+
+use super::super::entry::{Entry, Key};
+use super::super::verity;
+use super::{Store, disk};
+use crate::errors::chain;
+use crate::files::{self, FileError};
+
+/// Whether the kernel checks the files of the store when it reads them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verity {
+    /// It does, for entries that became available since the file system has it.
+    On,
+    /// It does not; says why.
+    Off(String),
+}
+
+/// What the disk below a store does and does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// The kind of the file system.
+    pub file_system: String,
+    /// Whether it has fs-verity.
+    pub verity: Verity,
+    /// Why nothing can be written.
+    pub unwritable: Option<String>,
+    /// Why it is not known which entries there are.
+    pub unlisted: Option<String>,
+    /// How many entries, or files of them, cannot be read.
+    pub unreadable: usize,
+}
+
+impl Condition {
+    /// Returns a sentence for each thing that does not work as it should, without names of models or files.
+    pub fn degraded(&self) -> Vec<String> {
+        let unwritable = self
+            .unwritable
+            .iter()
+            .map(|why| format!("the store cannot be written ({why}); installed models are served"));
+        let unlisted = self.unlisted.iter().map(|why| {
+            format!("the models in the store cannot be listed ({why}) and are not served")
+        });
+        let unreadable = match self.unreadable {
+            0 => None,
+            1 => Some("1 entry of the store cannot be read".to_owned()),
+            more => Some(format!("{more} entries of the store cannot be read")),
+        };
+        unwritable.chain(unlisted).chain(unreadable).collect()
+    }
+}
+
+/// What is known of the disk.
+#[derive(Default)]
+pub(super) struct Medium {
+    known: Mutex<Known>,
+    /// Called when something was found that may be put right at once.
+    attention: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+#[derive(Default)]
+struct Known {
+    unwritable: Option<String>,
+    /// Why the entries cannot be listed.
+    unlisted: Option<String>,
+    /// By the name of the entry's directory: what could not be read when the store was opened.
+    left_out: BTreeMap<String, String>,
+    /// By entry and file: what could not be read later.
+    unread: BTreeMap<Key, BTreeMap<String, String>>,
+    verity: Option<Verity>,
+}
+
+impl fmt::Debug for Medium {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Medium").finish_non_exhaustive()
+    }
+}
+
+impl Medium {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // A panic while it was held leaves maps that are whole.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls for attention.
+    pub(super) fn attract(&self) {
+        if let Some(attention) = self.attention.get() {
+            attention();
+        }
+    }
+
+    /// Remembers what a write came to.
+    pub(super) fn wrote<T>(&self, written: Result<T, FileError>) -> Result<T, FileError> {
+        match &written {
+            Ok(_) => {
+                let was = self.known().unwritable.take();
+                if was.is_some() {
+                    self.attract();
+                }
+            }
+            Err(error) if error.disk_failed() => self.refuses(cause(error)),
+            Err(_not_the_disk) => {}
+        }
+        written
+    }
+
+    fn refuses(&self, why: String) {
+        let was = self.known().unwritable.replace(why);
+        if was.is_none() {
+            self.attract();
+        }
+    }
+
+    pub(super) fn is_writable(&self) -> bool {
+        self.known().unwritable.is_none()
+    }
+
+    /// Remembers whether the entries could be listed.
+    pub(super) fn set_unlisted(&self, error: Option<&FileError>) {
+        self.known().unlisted = error.map(cause);
+    }
+
+    /// Returns why the entries cannot be listed.
+    pub(super) fn unlisted(&self) -> Option<String> {
+        self.known().unlisted.clone()
+    }
+
+    /// Remembers that the entry in the directory `path` is left out.
+    pub(super) fn leave_out(&self, path: &Path, reason: String) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        self.known().left_out.insert(name.into_owned(), reason);
+    }
+
+    /// Remembers that `file` of an entry could not be read.
+    pub(super) fn unread(&self, key: &Key, file: &str, error: &FileError) {
+        if !error.disk_failed() {
+            return;
+        }
+        let reason = chain(error);
+        self.known().unread.entry(key.clone()).or_default().insert(file.to_owned(), reason);
+        self.attract();
+    }
+
+    /// Remembers that `file` of an entry was read.
+    pub(super) fn read(&self, key: &Key, file: &str) {
+        let mut known = self.known();
+        if let Some(files) = known.unread.get_mut(key) {
+            files.remove(file);
+            if files.is_empty() {
+                known.unread.remove(key);
+            }
+        }
+    }
+
+    pub(super) fn is_unread(&self, key: &Key) -> bool {
+        self.known().unread.contains_key(key)
+    }
+
+    /// Forgets what is known of an entry that left the store or was written anew.
+    pub(super) fn forget(&self, key: &Key) {
+        let mut known = self.known();
+        known.unread.remove(key);
+        known.left_out.remove(&key.directory());
+    }
+
+    /// Remembers whether fs-verity could be turned on.
+    pub(super) fn tried_verity(&self, tried: Result<(), nix::errno::Errno>) {
+        use nix::errno::Errno;
+        let verity = match tried {
+            Ok(()) => Verity::On,
+            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => {
+                Verity::Off("the file system or the kernel does not have it".to_owned())
+            }
+            Err(errno) => Verity::Off(errno.desc().to_owned()),
+        };
+        self.known().verity = Some(verity);
+    }
+}
+
+/// The innermost cause, without a path.
+fn cause(error: &FileError) -> String {
+    let error: &(dyn std::error::Error + 'static) = error;
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.last().map_or_else(String::new, ToString::to_string)
+}
+
+impl Store {
+    /// Has `attention` called, from any thread, when an entry is found to be corrupt or unreadable, or when the disk
+    /// begins to refuse writes. The first call counts.
+    pub fn on_attention(&self, attention: impl Fn() + Send + Sync + 'static) {
+        drop(self.medium.attention.set(Box::new(attention)));
+    }
+
+    /// Returns what the disk does and does not. Blocks for two system calls.
+    pub fn condition(&self) -> Condition {
+        let file_system = match statfs(&self.directory) {
+            Ok(found) => name_of(found.filesystem_type()),
+            Err(errno) => format!("unknown ({})", errno.desc()),
+        };
+        let unwritable = self.takes_nothing();
+        let is_kept = self.index().values().any(|entry| !entry.record.verity.is_empty());
+        let known = self.medium.known();
+        let off = || Verity::Off("not tried yet".to_owned());
+        Condition {
+            file_system,
+            verity: known
+                .verity
+                .clone()
+                .unwrap_or_else(|| if is_kept { Verity::On } else { off() }),
+            unwritable: unwritable.or_else(|| known.unwritable.clone()),
+            unlisted: known.unlisted.clone(),
+            unreadable: known.left_out.len() + known.unread.len(),
+        }
+    }
+
+    /// Returns why the entry cannot be read, when that was so the last time.
+    pub fn unreadable(&self, key: &Key) -> Option<String> {
+        self.medium.known().unread.get(key).and_then(|files| files.values().next().cloned())
+    }
+
+    /// Returns the entries with a file that could not be read the last time.
+    pub fn unreadable_keys(&self) -> BTreeSet<Key> {
+        self.medium.known().unread.keys().cloned().collect()
+    }
+
+    /// Tries again what failed: makes the store writable when its file system takes writes again, lists the entries, and
+    /// reads those that were left out. Returns the entries that are there again. Blocks; writes only after a write has
+    /// failed.
+    pub fn recover(&self) -> Vec<Key> {
+        let _writing = self.writing();
+        if !self.medium.is_writable() && self.takes_nothing().is_none() {
+            // A success is remembered, and so is a failure.
+            drop(self.try_to_write());
+        }
+        if self.medium.known().verity.is_none() && self.medium.is_writable() {
+            self.probe_verity();
+        }
+        let mut found = Vec::new();
+        if self.medium.unlisted().is_some() {
+            self.list_again(&mut found);
+        }
+        let left_out = Vec::from_iter(self.medium.known().left_out.keys().cloned());
+        for name in left_out {
+            let path = self.models().join(&name);
+            match disk::read_entry(&path) {
+                Ok(entry) => {
+                    self.medium.known().left_out.remove(&name);
+                    found.push(entry.key.clone());
+                    self.enter(entry);
+                }
+                Err(_) if path.symlink_metadata().is_err_and(is_absent) => {
+                    self.medium.known().left_out.remove(&name);
+                }
+                Err(reason) => self.medium.leave_out(&path, reason),
+            }
+        }
+        found
+    }
+
+    /// Lists the entries once more, and adds those that were not known to `found`. For the holder of `writing`.
+    fn list_again(&self, found: &mut Vec<Key>) {
+        let disk::Examined { entries, unreadable, unlisted } = disk::read_entries(&self.models());
+        self.medium.set_unlisted(unlisted.as_ref());
+        for (path, reason) in unreadable {
+            self.medium.leave_out(&path, reason);
+        }
+        for entry in entries {
+            if !self.index().contains_key(&entry.key) {
+                found.push(entry.key.clone());
+                self.enter(entry);
+            }
+        }
+    }
+
+    /// Finds out whether the file system has fs-verity, with an empty file.
+    fn probe_verity(&self) {
+        let staging = self.directory.join("staging");
+        // A file that is open for writing cannot have it.
+        let Ok(path) = files::temporary(&staging).map(tempfile::NamedTempFile::into_temp_path)
+        else {
+            return;
+        };
+        if let Ok(file) = files::open_regular(&path) {
+            self.medium.tried_verity(verity::enable(&file));
+        }
+    }
+
+    /// Why the file system takes no writes, if it says so itself.
+    fn takes_nothing(&self) -> Option<String> {
+        let found = statvfs(&self.directory).ok()?;
+        let why = if found.flags().contains(FsFlags::ST_RDONLY) {
+            "its file system is mounted read-only"
+        } else if found.blocks() > 0 && found.blocks_available() == 0 {
+            "its file system is full"
+        } else {
+            return None;
+        };
+        Some(why.to_owned())
+    }
+
+    /// Makes what opening the store could not make, and writes and removes a file.
+    fn try_to_write(&self) -> Result<(), FileError> {
+        // A store that was lent is never written to.
+        let Some(locks) = &self.locks else { return Ok(()) };
+        let staging = self.directory.join("staging");
+        match locks.complete(&self.directory) {
+            Err(super::StoreError::File(error)) => return self.medium.wrote(Err(error)),
+            // Another process has opened the store since: it is not ours to write to.
+            Err(_locked) => return Ok(()),
+            Ok(()) => {}
+        }
+        let tried = make_directories(&self.directory).and_then(|()| {
+            let file = files::temporary(&staging)?;
+            fs::write(file.path(), [0]).map_err(FileError::new("write", file.path()))?;
+            file.as_file().sync_all().map_err(FileError::new("sync", file.path()))
+        });
+        self.medium.wrote(tried)
+    }
+
+    /// Has the kernel check the files of the entry in `directory` from now on, and hashes each of them through its
+    /// handle. Returns the kernel's digests by file: none where the file system does not have fs-verity.
+    pub(super) fn protect(
+        &self,
+        directory: &Path,
+        entry: &Entry,
+    ) -> Result<BTreeMap<String, String>, super::StoreError> {
+        use super::super::member;
+        let mut digests = BTreeMap::new();
+        for member in &entry.manifest.files {
+            let path = directory.join(member.path.as_str());
+            let file = files::open_regular(&path)?;
+            let tried = verity::enable(&file);
+            self.medium.tried_verity(tried);
+            if tried.is_err() {
+                return Ok(BTreeMap::new());
+            }
+            let Some(digest) = verity::measure(&file) else { return Ok(BTreeMap::new()) };
+            // Now that nothing can change it: the digest of the kernel stands for these bytes.
+            let name = member.path.as_str();
+            self.intact(&entry.key, name, member::check(file, &path, member))?;
+            digests.insert(name.to_owned(), digest);
+        }
+        Ok(digests)
+    }
+}
+
+fn is_absent(error: io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+/// Makes the directories of the store in `directory`, with its owner. Staging may have something in it.
+pub(super) fn make_directories(directory: &Path) -> Result<(), FileError> {
+    for name in ["staging", "models"] {
+        let path = directory.join(name);
+        files::create_directory(&path)?;
+        files::own(&path, directory)?;
+    }
+    Ok(())
+}
+
+/// The name of a kind of file system, as mount(8) has it.
+fn name_of(kind: FsType) -> String {
+    const KNOWN: [(i64, &str); 9] = [
+        (0xef53, "ext4"),
+        (0x9123_683e, "btrfs"),
+        (0xf2f5_2010, "f2fs"),
+        (0x5846_5342, "xfs"),
+        (0x0102_1994, "tmpfs"),
+        (0x794c_7630, "overlay"),
+        (0x7371_7368, "squashfs"),
+        (0x6969, "nfs"),
+        (0x4d44, "vfat"),
+    ];
+    #[allow(clippy::unnecessary_cast, reason = "the type differs between architectures")]
+    let number = kind.0 as i64;
+    let known = KNOWN.iter().find(|(magic, _)| *magic == number);
+    known.map_or_else(|| format!("file system {number:#x}"), |(_, name)| (*name).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(number: i32) -> FileError {
+        FileError::new("write", "/store/x")(io::Error::from_raw_os_error(number))
+    }
+
+    #[test]
+    fn a_write_that_succeeds_ends_what_a_failed_one_began() {
+        let medium = Medium::default();
+        for number in [libc::EROFS, libc::ENOSPC, libc::EIO] {
+            drop(medium.wrote::<()>(Err(failed(number))));
+            assert!(!medium.is_writable(), "{number}");
+            medium.wrote(Ok(())).unwrap();
+            assert!(medium.is_writable(), "{number}");
+        }
+        drop(medium.wrote::<()>(Err(failed(libc::EACCES))));
+        assert!(medium.is_writable(), "the disk is not to blame for missing rights");
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_stays_available_and_is_written_anew_from_its_package() {
+        use crate::package::Limits;
+        use crate::package::fixture::package;
+        use crate::package::member::MemberError;
+        use crate::package::record::{Cleanup, Origin, Quota, Status};
+        use crate::units::Bytes;
+
+        let quota = Quota { max_size: Bytes::mib(64), max_models: 9, cleanup: Cleanup::Manual };
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::volatile(place.path()).unwrap();
+        let bytes = package("m", "1");
+        let admit = || {
+            let staged = store.stage(&bytes[..], &Limits::for_size(Bytes::mib(8))).unwrap();
+            store.admit(staged, Origin::Installed, quota, |_| false).unwrap()
+        };
+        let key = admit().entry.key;
+        store.make_available(&key, quota, |_| false).unwrap();
+        assert!(admit().existed);
+        let calls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let called = std::sync::Arc::clone(&calls);
+        store.on_attention(move || {
+            called.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        });
+        let error = store.intact::<()>(&key, "w", Err(MemberError::Unread(failed(libc::EIO))));
+        assert!(matches!(error, Err(super::super::StoreError::File(_))), "{error:?}");
+        assert_eq!(store.entries()[0].record.status, Status::Available);
+        assert!(store.unreadable(&key).is_some());
+        assert_eq!(store.condition().unreadable, 1);
+        assert_eq!(calls.load(std::sync::atomic::Ordering::Relaxed), 1);
+        let healed = admit();
+        assert!(!healed.existed);
+        assert_eq!(healed.entry.record.status, Status::Available);
+        assert_eq!((store.unreadable(&key), store.condition().unreadable), (None, 0));
+        store.read(&key).unwrap();
+        // Missing rights are no fault of the disk.
+        drop(store.intact::<()>(&key, "w", Err(MemberError::Unread(failed(libc::EACCES)))));
+        assert_eq!(store.unreadable(&key), None);
+    }
+
+    #[test]
+    fn what_is_degraded_is_said_without_names() {
+        let whole = Condition {
+            file_system: "ext4".to_owned(),
+            verity: Verity::On,
+            unwritable: None,
+            unlisted: None,
+            unreadable: 0,
+        };
+        assert_eq!(whole.degraded(), Vec::<String>::new());
+        let why = cause(&failed(libc::EROFS));
+        assert!(why.starts_with("Read-only file system"), "{why}");
+        let failing = Condition { unwritable: Some(why), unreadable: 2, ..whole };
+        let said = failing.degraded();
+        assert!(said[0].contains("Read-only") && !said[0].contains("/store"), "{said:?}");
+        assert_eq!(said[1], "2 entries of the store cannot be read");
+    }
+
+    /// What the disk or a wrong mode does to the directory of the entries at start.
+    #[test]
+    fn entries_that_cannot_be_listed_come_back_without_opening_the_store_again() {
+        use std::os::unix::fs::PermissionsExt;
+
+        use nix::unistd::{Uid, chown, geteuid, setfsuid};
+
+        use crate::package::fixture::package;
+        use crate::package::record::{Cleanup, Origin, Quota};
+        use crate::package::{Limits, Trusted};
+        use crate::units::Bytes;
+
+        let quota = Quota { max_size: Bytes::mib(64), max_models: 9, cleanup: Cleanup::Manual };
+        let place = tempfile::tempdir().unwrap();
+        let bytes = package("m", "1");
+        let stage = |store: &Store| store.stage(&bytes[..], &Limits::for_size(Bytes::mib(8)));
+        {
+            let store = Store::volatile(place.path()).unwrap();
+            store.admit(stage(&store).unwrap(), Origin::Installed, quota, |_| false).unwrap();
+        }
+        let models = place.path().join("models");
+        let mode = |mode| fs::set_permissions(&models, PermissionsExt::from_mode(mode)).unwrap();
+        // The file system takes this thread for another user, for whom modes count.
+        let other = geteuid().is_root().then(|| Uid::from_raw(65_534));
+        let opened = std::thread::scope(|scope| {
+            let user = scope.spawn(|| {
+                if let Some(other) = other {
+                    let all = ["", "lock", "models", "staging"].map(|name| place.path().join(name));
+                    let entries = fs::read_dir(&models).unwrap().map(|child| child.unwrap().path());
+                    for path in all.into_iter().chain(Vec::from_iter(entries)) {
+                        chown(&path, Some(other), None).unwrap();
+                        for child in path.read_dir().into_iter().flatten() {
+                            chown(&child.unwrap().path(), Some(other), None).unwrap();
+                        }
+                    }
+                    setfsuid(other);
+                }
+                mode(0o000);
+                let (store, damaged) = Store::open(place.path()).unwrap();
+                assert!(
+                    damaged[0].starts_with("cannot list ") && damaged.len() == 1,
+                    "{damaged:?}"
+                );
+                store.judge(&Trusted::default());
+                assert_eq!(store.recover(), []);
+                let degraded = store.condition().degraded();
+                assert!(
+                    degraded[0].contains("cannot be listed (Permission denied"),
+                    "{degraded:?}"
+                );
+                // What is installed is not known, and so nothing is.
+                let error = chain(&stage(&store).unwrap_err());
+                assert!(error.contains("models: Permission denied"), "{error}");
+                assert!(Store::examine(place.path()).unlisted.is_some());
+
+                mode(0o700);
+                let found = store.recover();
+                assert_eq!(found, Vec::from_iter(store.entries().into_iter().map(|it| it.key)));
+                assert_eq!(found.len(), 1);
+                assert_eq!(store.condition().degraded(), Vec::<String>::new());
+                assert_eq!(store.recover(), []);
+                stage(&store).unwrap();
+            });
+            user.join()
+        });
+        mode(0o700);
+        opened.unwrap();
+    }
+}

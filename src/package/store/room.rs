@@ -1,0 +1,271 @@
+//! Room: whether the store and its file system can take a package. Asked before a byte of the package is written.
+//!
+//! Owns the reserve of the file system, and the decision which entries leave for another one: asked here and again when
+//! the package is installed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::statvfs;
+
+use super::super::entry::Key;
+use super::super::manifest::Manifest;
+use super::super::record::{Occupant, Origin, Quota, Status, StoreFull, victims};
+use super::super::unpack::Announced;
+use super::{Entry, Store, StoreError};
+use crate::files::FileError;
+use crate::units::Bytes;
+
+/// A twentieth of a file system stays free for others, but not less than [`LEAST_RESERVE`] and not more than
+/// [`MOST_RESERVE`].
+const RESERVE_SHARE: u64 = 20;
+const LEAST_RESERVE: Bytes = Bytes::mib(64);
+const MOST_RESERVE: Bytes = Bytes::mib(1024);
+/// Files that an entry has beside those of the manifest: its directory, manifest.json, record.json, and record.json
+/// under the name that it has until it is complete.
+const FILES_BESIDE: u64 = 4;
+
+/// What the store holds, and what it may hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreUse {
+    /// The limits.
+    pub quota: Quota,
+    /// The number of entries, models that came with the appliance not counted.
+    pub models: usize,
+    /// The size of their files.
+    pub size: Bytes,
+}
+
+/// What a package may take of a file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FreeSpace {
+    /// Bytes that are free for users without privileges.
+    pub free: Bytes,
+    /// Bytes of these that no package takes.
+    pub reserve: Bytes,
+    /// Files that can be created; `None` where the file system has no such limit.
+    pub files: Option<u64>,
+}
+
+/// The file system of the store has too little space.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the file system of {} has {} and {} files free, of which {} stay free for others; the package takes {} and {} \
+     files: free space there, or move the store with memory.model_cache.directory",
+    directory.display(), space.free, Count(space.files), space.reserve, needed, files
+)]
+pub struct NoSpace {
+    directory: PathBuf,
+    space: FreeSpace,
+    needed: Bytes,
+    files: u64,
+}
+
+/// A number of files that may be unlimited.
+struct Count(Option<u64>);
+
+impl std::fmt::Display for Count {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(count) => count.fmt(f),
+            None => f.write_str("any number of"),
+        }
+    }
+}
+
+impl NoSpace {
+    /// One that needs so much space.
+    #[cfg(test)]
+    pub(in super::super) fn for_test(needed: Bytes) -> Self {
+        Self { directory: PathBuf::new(), space: FreeSpace::default(), needed, files: 1 }
+    }
+
+    /// Whether `space` is enough for the package.
+    pub fn is_met_by(&self, space: &FreeSpace) -> bool {
+        space.fits(self.needed, self.files)
+    }
+}
+
+impl FreeSpace {
+    /// Measures the file system of `directory`.
+    ///
+    /// # Errors
+    /// When the directory cannot be examined.
+    pub(super) fn of(directory: &Path) -> Result<Self, FileError> {
+        let found = statvfs(directory).map_err(|errno| {
+            FileError::new("measure the file system of", directory)(errno.into())
+        })?;
+        let unit = found.fragment_size();
+        let whole = Bytes(found.blocks().saturating_mul(unit));
+        Ok(Self {
+            free: Bytes(found.blocks_available().saturating_mul(unit)),
+            reserve: reserve(whole),
+            // Some file systems make files as they need them, and say 0.
+            files: (found.files() > 0).then(|| found.files_available()),
+        })
+    }
+
+    fn fits(&self, needed: Bytes, files: u64) -> bool {
+        let usable = self.free.0.saturating_sub(self.reserve.0);
+        needed.0 <= usable && self.files.is_none_or(|free| files <= free)
+    }
+}
+
+fn reserve(whole: Bytes) -> Bytes {
+    Bytes(whole.0 / RESERVE_SHARE).clamp(LEAST_RESERVE, MOST_RESERVE)
+}
+
+impl Store {
+    /// Returns an error when the store would not take the package, so that it need not be written: by the quota, which
+    /// is applied again when the package is installed, and by the free space of the file system.
+    ///
+    /// What came with the appliance has no quota and no reserve.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] and [`StoreError::NoSpace`], and when the file system cannot be measured.
+    pub fn ask(
+        &self,
+        announced: &Announced<'_>,
+        origin: &Origin,
+        quota: Quota,
+        keep: impl Fn(&Entry) -> bool,
+    ) -> Result<(), StoreError> {
+        let key = Key::new(announced.manifest, announced.manifest_digest);
+        let index = self.index().clone();
+        let is_bundled = origin.is_bundled();
+        let is_there = |entry: &Entry| !matches!(entry.record.status, Status::Corrupt(_));
+        if !index.get(&key).is_some_and(is_there) {
+            let incoming = Incoming { key: &key, manifest: announced.manifest, is_bundled };
+            leaving(&index, incoming, quota, keep)?;
+        }
+        let mut space = FreeSpace::of(&self.directory)?;
+        if is_bundled {
+            space.reserve = Bytes(0);
+        }
+        let sizes = announced.manifest.files.iter().map(|file| file.size);
+        self.check_space(space, sizes.chain([announced.manifest_bytes]))
+    }
+
+    /// Returns an error when the file system of the store has no space for files of `sizes` beside its reserve.
+    pub(super) fn check_space(
+        &self,
+        space: FreeSpace,
+        sizes: impl Iterator<Item = u64>,
+    ) -> Result<(), StoreError> {
+        /// The block of most file systems. A file takes whole ones.
+        const BLOCK: u64 = 4096;
+        let (mut needed, mut files) = (FILES_BESIDE * BLOCK, FILES_BESIDE - 1);
+        for size in sizes {
+            needed = needed.saturating_add(size.checked_next_multiple_of(BLOCK).unwrap_or(size));
+            files += 1;
+        }
+        let needed = Bytes(needed);
+        if space.fits(needed, files) {
+            return Ok(());
+        }
+        Err(NoSpace { directory: self.directory.clone(), space, needed, files }.into())
+    }
+
+    /// Returns what the store holds and may hold.
+    pub fn in_use(&self, quota: Quota) -> StoreUse {
+        let index = self.index();
+        let counted = || index.values().filter(|entry| !entry.record.origin.is_bundled());
+        let size = counted().map(|entry| entry.manifest.total_size()).fold(0, u64::saturating_add);
+        StoreUse { quota, models: counted().count(), size: Bytes(size) }
+    }
+
+    /// Measures the file system of the store.
+    ///
+    /// # Errors
+    /// When it cannot be measured.
+    pub fn free_space(&self) -> Result<FreeSpace, StoreError> {
+        Ok(FreeSpace::of(&self.directory)?)
+    }
+}
+
+/// A package that is to become an entry.
+#[derive(Clone, Copy)]
+pub(super) struct Incoming<'a> {
+    key: &'a Key,
+    manifest: &'a Manifest,
+    is_bundled: bool,
+}
+
+impl<'a> From<&'a Entry> for Incoming<'a> {
+    fn from(entry: &'a Entry) -> Self {
+        let is_bundled = entry.record.origin.is_bundled();
+        Self { key: &entry.key, manifest: &entry.manifest, is_bundled }
+    }
+}
+
+/// Returns the entries that leave when `incoming` becomes available: those that it replaces, and those that are in the
+/// way.
+pub(super) fn leaving(
+    index: &BTreeMap<Key, Entry>,
+    incoming: Incoming<'_>,
+    quota: Quota,
+    keep: impl Fn(&Entry) -> bool,
+) -> Result<Vec<Key>, StoreFull> {
+    let others = index.values().filter(|other| other.key != *incoming.key);
+    let (replaced, others): (Vec<_>, Vec<_>) = others.partition(|other| replaces(incoming, other));
+    let mut leaving = Vec::from_iter(replaced.into_iter().map(|other| other.key.clone()));
+    if !incoming.is_bundled {
+        let occupants = others.iter().map(|other| Occupant {
+            key: &other.key,
+            size: other.manifest.total_size(),
+            record: &other.record,
+            kept: keep(other),
+        });
+        let size = incoming.manifest.total_size();
+        let victims = victims(&Vec::from_iter(occupants), size, quota)?;
+        leaving.extend(victims.into_iter().cloned());
+    }
+    Ok(leaving)
+}
+
+/// Whether `new` takes the place of `old`: another content of the same id and version, both of which came with the
+/// appliance. No limit counts those, so that they would pile up. Others stay side by side.
+fn replaces(new: Incoming<'_>, old: &Entry) -> bool {
+    let same =
+        (&new.manifest.id, &new.manifest.version) == (&old.manifest.id, &old.manifest.version);
+    same && new.is_bundled && old.record.origin.is_bundled()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserve_is_a_twentieth_between_two_bounds() {
+        for (whole, expected) in [
+            (Bytes(0), LEAST_RESERVE),
+            (Bytes::mib(1280), LEAST_RESERVE),
+            (Bytes::mib(4000), Bytes::mib(200)),
+            (Bytes::mib(20_480), MOST_RESERVE),
+            (Bytes::mib(1 << 20), MOST_RESERVE),
+        ] {
+            assert_eq!(reserve(whole), expected, "{whole}");
+        }
+    }
+
+    #[test]
+    fn space_is_enough_to_the_byte_and_the_file() {
+        let space = FreeSpace { free: Bytes(100), reserve: Bytes(40), files: Some(3) };
+        for (needed, files, expected) in
+            [(60, 3, true), (61, 3, false), (60, 4, false), (u64::MAX, 0, false), (0, 0, true)]
+        {
+            assert_eq!(space.fits(Bytes(needed), files), expected, "{needed} {files}");
+        }
+        let unlimited = FreeSpace { files: None, ..space };
+        assert!(unlimited.fits(Bytes(60), u64::MAX));
+        // Less is free than what stays free.
+        assert!(!FreeSpace { free: Bytes(39), ..space }.fits(Bytes(1), 0));
+        let error = NoSpace { directory: "/store".into(), space, needed: Bytes(61), files: 3 };
+        assert!(!error.is_met_by(&space));
+        assert!(error.is_met_by(&FreeSpace { free: Bytes(101), ..space }));
+        let text = error.to_string();
+        for part in ["/store", "100 B", "40 B", "61 B", "3 files", "memory.model_cache.directory"] {
+            assert!(text.contains(part), "{text} lacks {part}");
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Trust in the store: the disabled entries, and the highest version of each id that was installed with a signature.
+//!
+//! Owns the file of these versions, `<directory>/versions.json`: `{"format":1,"highest":{"<id>":{"<key>":"<version>"}}}`,
+//! where a key stands as its fingerprint. It is written before an entry becomes available, so that no crash lets a version
+//! go down.
+//!
+//! Only versions that configured keys have signed count. A thief of a key that was removed could have signed any
+//! number, and no genuine package would be new enough.
+//!
+//! A file that cannot be read is moved aside: what is lost are the versions of packages that were removed. The versions
+//! of installed packages are in their records.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::digest::Digest;
+use super::super::entry::{Entry, natural};
+use super::super::manifest::{ModelId, Version};
+use super::super::record::{Origin, Status};
+use super::super::signature::Keys;
+use super::super::trust::{Disabled, Signer, Trusted};
+use super::super::unpack::Durability;
+use super::{Store, StoreError};
+use crate::errors::chain;
+use crate::files::{self, FileError};
+
+/// Name of the file.
+const FILE: &str = "versions.json";
+/// The one format that this version reads and writes.
+const FORMAT: u32 = 1;
+/// Versions that are remembered. A package that needs one more is refused: to forget one would let it go down.
+const MAX_VERSIONS: usize = 4096;
+/// Above what [`MAX_VERSIONS`] take: 96 characters for an id and a version each, 64 for a key.
+const MAX_SIZE: u64 = 2 << 20;
+
+/// The highest version of each id that each key has signed.
+pub(super) type Highest = BTreeMap<ModelId, BTreeMap<Digest, Version>>;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    format: u32,
+    highest: Highest,
+}
+
+/// What a change of the keys did to entries.
+#[derive(Debug, Default)]
+pub struct Changed {
+    /// Those that may not be used any more.
+    pub disabled: Vec<Entry>,
+    /// Those that may be used again.
+    pub enabled: Vec<Entry>,
+}
+
+/// Reads the versions below the store's `directory`. Says what is wrong with a file that cannot be used.
+pub(super) fn read(directory: &Path) -> (Highest, Option<String>) {
+    let path = directory.join(FILE);
+    let bytes = match files::read_limited(&path, MAX_SIZE) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Default::default(),
+        Err(error) => return (Highest::new(), Some(chain(&error))),
+    };
+    let reason = match serde_json::from_slice(&bytes) {
+        Ok(Contents { format: FORMAT, highest }) => return (highest, None),
+        Ok(Contents { format, .. }) => format!("its format is {format}, expected {FORMAT}"),
+        Err(error) => error.to_string(),
+    };
+    let aside = path.with_added_extension("unreadable");
+    let moved = match std::fs::rename(&path, &aside) {
+        Ok(()) => format!("it is now {}", aside.display()),
+        Err(error) => format!("it cannot be moved aside: {error}"),
+    };
+    (Highest::new(), Some(format!("{}: {reason}; {moved}", path.display())))
+}
+
+impl Store {
+    /// Decides for every entry whether it may be used with what is trusted now. Returns those for which that changed.
+    /// Does not block on the disk.
+    pub fn judge(&self, trusted: &Trusted) -> Changed {
+        let mut judged = self.trusted();
+        *judged = Some(trusted.clone());
+        let mut changed = Changed::default();
+        for entry in self.index().values_mut() {
+            let disabled = trusted.disables(&entry.manifest, &entry.record);
+            let was = std::mem::replace(&mut entry.disabled, disabled);
+            match (was, &entry.disabled) {
+                (None, Some(_)) => changed.disabled.push(entry.clone()),
+                (Some(_), None) => changed.enabled.push(entry.clone()),
+                _ => {}
+            }
+        }
+        changed
+    }
+
+    /// Whether keys were configured when [`Store::judge`] was called last.
+    pub fn wants_signatures(&self) -> bool {
+        self.trusted().as_ref().is_some_and(Trusted::wants_signatures)
+    }
+
+    /// Puts an entry that was found later into the index, unless it is there already, and decides whether it may be used
+    /// as [`Store::judge`] did last for the others. For the holder of `writing`.
+    pub(super) fn enter(&self, mut entry: Entry) {
+        let judged = self.trusted();
+        entry.disabled =
+            judged.as_ref().and_then(|trusted| trusted.disables(&entry.manifest, &entry.record));
+        self.index().entry(entry.key.clone()).or_insert(entry);
+    }
+
+    fn trusted(&self) -> MutexGuard<'_, Option<Trusted>> {
+        // A panic while it was held leaves what was trusted before or now.
+        self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The highest version of `id` that was installed with a signature by one of `keys`, whether it is there or not.
+    pub fn highest_signed(&self, id: &ModelId, keys: &Keys) -> Option<Version> {
+        let remembered = self.highest().get(id).cloned().unwrap_or_default();
+        let index = self.index();
+        let tested = index
+            .values()
+            .filter(|entry| entry.manifest.id == *id && entry.record.status.is_tested());
+        let signed = tested.filter_map(|entry| {
+            let signer = entry.record.signer.as_ref()?;
+            Some((signer.fingerprint, entry.manifest.version.clone()))
+        });
+        let versions = remembered.into_iter().chain(signed);
+        let versions = versions.filter(|(key, _)| keys.have(*key)).map(|(_, version)| version);
+        versions.max_by(|a, b| natural(a.as_str(), b.as_str()))
+    }
+
+    /// Remembers the version of an entry that is signed, if it is the highest. For the holder of `writing`.
+    ///
+    /// # Errors
+    /// When the file cannot be written or is full; what was remembered stays.
+    pub(super) fn remember_version(&self, entry: &Entry) -> Result<(), StoreError> {
+        let Some(signer) = &entry.record.signer else { return Ok(()) };
+        let (id, version) = (&entry.manifest.id, &entry.manifest.version);
+        let mut highest = self.highest().clone();
+        let of_id = highest.entry(id.clone()).or_default();
+        let known = of_id.get(&signer.fingerprint);
+        if known.is_some_and(|known| natural(known.as_str(), version.as_str()).is_ge()) {
+            return Ok(());
+        }
+        of_id.insert(signer.fingerprint, version.clone());
+        if highest.values().map(BTreeMap::len).sum::<usize>() > MAX_VERSIONS {
+            return Err(StoreError::TooManyVersions(self.versions_file()));
+        }
+        let contents = Contents { format: FORMAT, highest };
+        self.write_versions(&contents)?;
+        *self.highest() = contents.highest;
+        Ok(())
+    }
+
+    /// Says that the package of an entry that is right was given once more, from `origin`. One that is vouched for is not
+    /// disabled any more. For the holder of `writing`.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn give_again(
+        &self,
+        mut entry: Entry,
+        origin: Origin,
+        signer: Option<Signer>,
+    ) -> Result<Entry, StoreError> {
+        let vouched = signer.is_some() || origin.is_bundled();
+        let origin = entry.record.origin.clone().and(origin);
+        let signer = signer.or_else(|| entry.record.signer.clone());
+        if (&entry.record.origin, &entry.record.signer) != (&origin, &signer) {
+            entry = self.change(&entry.key, |record| {
+                record.origin = origin;
+                record.signer = signer;
+            })?;
+        }
+        if entry.record.status == Status::Available {
+            self.remember_version(&entry)?;
+        }
+        entry.disabled = after_vouching(entry.disabled, vouched);
+        if let Some(indexed) = self.index().get_mut(&entry.key) {
+            indexed.disabled.clone_from(&entry.disabled);
+        }
+        Ok(entry)
+    }
+
+    fn write_versions(&self, contents: &Contents) -> Result<(), FileError> {
+        if self.durability == Durability::Volatile {
+            return Ok(());
+        }
+        let path = self.versions_file();
+        let json = serde_json::to_vec(contents)
+            .map_err(|error| FileError::new("write", &path)(error.into()))?;
+        files::write_atomic(&path, &json)?;
+        files::own(&path, &self.directory)
+    }
+
+    fn versions_file(&self) -> PathBuf {
+        self.directory.join(FILE)
+    }
+
+    fn highest(&self) -> MutexGuard<'_, Highest> {
+        // A panic while it was held leaves a map that is whole: it is replaced in one step.
+        self.highest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is left of `disabled` once an entry was vouched for again.
+pub(super) fn after_vouching(disabled: Option<Disabled>, vouched: bool) -> Option<Disabled> {
+    disabled.filter(|_| !vouched)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use minisign::KeyPair;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::package::fixture::package;
+    use crate::package::record::{Cleanup, Quota};
+    use crate::package::{Key, Limits, SignatureStatus};
+    use crate::units::Bytes;
+
+    const QUOTA: Quota =
+        Quota { max_size: Bytes::mib(64), max_models: 9, cleanup: Cleanup::Manual };
+
+    struct Place {
+        root: TempDir,
+        keys: Keys,
+        signer: Signer,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let pair = KeyPair::generate_unencrypted_keypair().unwrap();
+            fs::create_dir(root.path().join("keys.d")).unwrap();
+            let text = pair.pk.to_box().unwrap().into_string();
+            fs::write(root.path().join("keys.d/a.pub"), text).unwrap();
+            let keys = Keys::load(&root.path().join("keys.d")).unwrap();
+            let number = u64::from_le_bytes(pair.pk.keynum().try_into().unwrap());
+            let status = SignatureStatus::Valid(format!("{number:016X}").try_into().unwrap());
+            let signer = keys.signer(status, &"m".parse().unwrap()).unwrap().unwrap();
+            Self { root, keys, signer }
+        }
+
+        fn store(&self) -> (Store, Vec<String>) {
+            Store::open(&self.root.path().join("store")).unwrap()
+        }
+
+        fn file(&self) -> PathBuf {
+            self.root.path().join("store").join(FILE)
+        }
+    }
+
+    fn admit(store: &Store, version: &str, signer: Option<Signer>) -> Key {
+        let limits = Limits::for_size(Bytes::mib(8));
+        let staged = store.stage(&package("m", version)[..], &limits).unwrap().signed_by(signer);
+        store.admit(staged, Origin::Installed, QUOTA, |_| false).unwrap().entry.key
+    }
+
+    fn install(store: &Store, version: &str, signer: Option<Signer>) -> Key {
+        let key = admit(store, version, signer);
+        store.make_available(&key, QUOTA, |_| false).unwrap();
+        key
+    }
+
+    fn highest(store: &Store, keys: &Keys) -> Option<String> {
+        let highest = store.highest_signed(&"m".parse().unwrap(), keys);
+        highest.map(|version| version.as_str().to_owned())
+    }
+
+    #[test]
+    fn the_highest_signed_version_outlives_its_package_and_not_its_key() {
+        let place = Place::new();
+        let (store, _) = place.store();
+        install(&store, "3", None);
+        assert_eq!(highest(&store, &place.keys), None);
+        let untested = admit(&store, "4", Some(place.signer.clone()));
+        assert_eq!(highest(&store, &place.keys), None);
+        store.remove(&untested).unwrap();
+        let newer = install(&store, "1.10", Some(place.signer.clone()));
+        install(&store, "1.9", Some(place.signer.clone()));
+        store.remove(&newer).unwrap();
+        assert_eq!(highest(&store, &place.keys), Some("1.10".to_owned()));
+        drop(store);
+        let (store, damaged) = place.store();
+        assert_eq!(damaged, Vec::<String>::new());
+        assert_eq!(highest(&store, &place.keys), Some("1.10".to_owned()));
+        assert_eq!(highest(&store, &Keys::default()), None);
+        // Vouched for later than it was installed.
+        let vouched = admit(&store, "3", Some(place.signer.clone()));
+        assert_eq!(highest(&store, &place.keys), Some("3".to_owned()));
+        store.remove(&vouched).unwrap();
+        assert_eq!(highest(&store, &place.keys), Some("3".to_owned()));
+    }
+
+    #[test]
+    fn a_file_of_versions_that_cannot_be_read_keeps_no_store_closed() {
+        for bad in ["", "{}", r#"{"format":2,"highest":{}}"#, r#"{"format":1,"highest":{"m":1}}"#] {
+            let place = Place::new();
+            let (store, _) = place.store();
+            install(&store, "2", Some(place.signer.clone()));
+            assert!(place.file().exists());
+            drop(store);
+            fs::write(place.file(), bad).unwrap();
+            let (store, damaged) = place.store();
+            assert!(damaged.len() == 1 && damaged[0].contains(FILE), "{damaged:?}");
+            // The version of what is installed is in its record.
+            assert_eq!(highest(&store, &place.keys), Some("2".to_owned()));
+            install(&store, "3", Some(place.signer.clone()));
+            drop(store);
+            assert_eq!(place.store().1, Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn there_is_a_bound_for_the_versions_that_are_remembered() {
+        let place = Place::new();
+        let (store, _) = place.store();
+        let ids = (0..MAX_VERSIONS).map(|number| format!("m{number}").parse().unwrap());
+        let of_one = BTreeMap::from([(place.signer.fingerprint, "1".parse().unwrap())]);
+        *store.highest() = ids.map(|id| (id, of_one.clone())).collect();
+        let key = admit(&store, "1", Some(place.signer.clone()));
+        let full = store.make_available(&key, QUOTA, |_| false).unwrap_err();
+        assert!(matches!(full, StoreError::TooManyVersions(_)), "{full}");
+        // As long as they may be, they fit into the file that is read.
+        let long = |number: usize| format!("{number:a>96}").parse().unwrap();
+        let version: Version = "v".repeat(96).parse().unwrap();
+        let of_one = BTreeMap::from([(place.signer.fingerprint, version)]);
+        let highest = (0..MAX_VERSIONS).map(|number| (long(number), of_one.clone())).collect();
+        let json = serde_json::to_vec(&Contents { format: FORMAT, highest }).unwrap();
+        assert!((json.len() as u64) < MAX_SIZE, "{}", json.len());
+    }
+
+    #[test]
+    fn what_is_trusted_decides_which_entries_may_be_used() {
+        let place = Place::new();
+        let (store, _) = place.store();
+        let key = install(&store, "1", Some(place.signer.clone()));
+        let nowhere = place.root.path().join("bundled");
+        let judge = |keys: &str| {
+            let (trusted, _) = Trusted::read(&place.root.path().join(keys), &nowhere).unwrap();
+            store.judge(&trusted)
+        };
+        let changed = judge("keys.d");
+        assert!(changed.disabled.is_empty() && changed.enabled.is_empty());
+        assert!(store.wants_signatures());
+        let changed = judge("none");
+        assert_eq!(changed.disabled.len(), 1);
+        assert!(!store.entries()[0].is_usable() && !store.wants_signatures());
+        assert!(crate::package::choose(&store.entries(), "m").is_none());
+        assert!(judge("none").disabled.is_empty(), "said once");
+        // The same package without a signature does not undo it, one that is signed does.
+        admit(&store, "1", None);
+        assert!(!store.entries()[0].is_usable());
+        admit(&store, "1", Some(place.signer.clone()));
+        assert!(store.entries()[0].is_usable());
+        judge("none");
+        assert_eq!(judge("keys.d").enabled[0].key, key);
+    }
+}

@@ -1,0 +1,247 @@
+//! Counts attempts to unpack a file: the store refuses a file whose unpacking ended the daemon twice.
+//!
+//! Owns `<directory>/unpacking.json`: each file whose unpacking began and has not ended, with its fingerprint and the
+//! number of attempts. The store writes and syncs it before it reads a byte of the package. Success, refusal, a panic and
+//! a stop on purpose remove the file from the list. A package without a file is not counted, because no restart repeats
+//! it.
+//!
+//! A disk that refuses writes prevents no attempt.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::PoisonError;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::drop::Fingerprint;
+use super::super::record::Origin;
+use super::super::unpack::Durability;
+use super::Store;
+use crate::errors::{chain, errno};
+use crate::files::{self, FileError};
+use crate::log::Message;
+
+const FILE: &str = "unpacking.json";
+/// How often the unpacking of a file may begin without an end: a power cut may have ended one.
+const MOST_ATTEMPTS: u32 = 2;
+/// The most files in the list. A file stays there only when its unpacking ended the daemon.
+const MOST_FILES: usize = 64;
+/// The largest list: above the size of [`MOST_FILES`] names and fingerprints.
+const MAX_SIZE: u64 = 256 << 10;
+
+/// Unpacking that began and has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Begun {
+    fingerprint: Fingerprint,
+    attempts: u32,
+}
+
+/// By the name of the file.
+type Files = BTreeMap<String, Begun>;
+
+/// A package that is being unpacked, until this is dropped.
+#[derive(Debug)]
+pub struct Unpacking<'a> {
+    store: &'a Store,
+}
+
+impl Drop for Unpacking<'_> {
+    fn drop(&mut self) {
+        self.store.end_unpacking();
+    }
+}
+
+impl Store {
+    /// Counts an attempt to unpack the package from `origin`, on the disk. Returns `None` when the file has used all its
+    /// attempts: the caller must not unpack it until it changes.
+    pub fn begin_unpacking(&self, origin: &Origin) -> Option<Unpacking<'_>> {
+        let unpacking = Unpacking { store: self };
+        let (file, fingerprint) = match origin {
+            Origin::Bundled { file, fingerprint } => (file, fingerprint),
+            Origin::Dropped { files } => match files.first_key_value() {
+                Some(named) => named,
+                None => return Some(unpacking),
+            },
+            Origin::Installed => return Some(unpacking),
+        };
+        let mut current = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.read_unpacking();
+        let begun = Begun { fingerprint: fingerprint.clone(), attempts: 0 };
+        let begun = match files.remove(file).filter(|begun| begun.fingerprint == *fingerprint) {
+            Some(begun) if begun.attempts >= MOST_ATTEMPTS => return None,
+            Some(begun) => begun,
+            None => begun,
+        };
+        while files.len() >= MOST_FILES {
+            files.pop_first();
+        }
+        files.insert(file.clone(), Begun { attempts: begun.attempts + 1, ..begun });
+        self.write_unpacking(&files);
+        *current = Some(file.clone());
+        Some(unpacking)
+    }
+
+    /// Removes the current file from the list: its unpacking has ended, or the daemon stops on purpose.
+    pub fn end_unpacking(&self) {
+        let mut current = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = current.take() else { return };
+        let mut files = self.read_unpacking();
+        if files.remove(&file).is_some() {
+            self.write_unpacking(&files);
+        }
+    }
+
+    /// Removes the files that have become entries: the process ended between the two steps.
+    pub(super) fn forget_unpacked(&self) {
+        let mut files = self.read_unpacking();
+        let before = files.len();
+        let entries = self.entries();
+        files.retain(|file, begun| {
+            !entries.iter().any(|entry| match &entry.record.origin {
+                Origin::Bundled { file: of, fingerprint } => {
+                    of == file && *fingerprint == begun.fingerprint
+                }
+                Origin::Dropped { files } => files.get(file) == Some(&begun.fingerprint),
+                Origin::Installed => false,
+            })
+        });
+        if files.len() < before {
+            self.write_unpacking(&files);
+        }
+    }
+
+    fn read_unpacking(&self) -> Files {
+        let path = self.directory.join(FILE);
+        let read = files::read_limited(&path, MAX_SIZE).and_then(|bytes| {
+            serde_json::from_slice(&bytes)
+                .map_err(|error| FileError::new("read", &path)(error.into()))
+        });
+        match read {
+            Ok(files) => files,
+            Err(error) => {
+                // The next attempt writes the list again.
+                if error.kind() != io::ErrorKind::NotFound {
+                    tell(&error, "attempts to unpack packages are not known");
+                }
+                Files::new()
+            }
+        }
+    }
+
+    fn write_unpacking(&self, files: &Files) {
+        if self.durability == Durability::Volatile {
+            return;
+        }
+        let path = self.directory.join(FILE);
+        let written = match files.is_empty() {
+            true => files::remove(&path).and_then(|()| files::sync_directory(&self.directory)),
+            false => serde_json::to_vec(files)
+                .map_err(|error| FileError::new("write", &path)(error.into()))
+                .and_then(|json| files::write_atomic(&path, &json))
+                .and_then(|()| files::own(&path, &self.directory)),
+        };
+        if let Err(error) = self.medium.wrote(written) {
+            tell(&error, "attempts to unpack packages cannot be counted");
+        }
+    }
+}
+
+fn tell(error: &FileError, what: &str) {
+    tracing::error!(
+        name: Message::StoreFailed.name(),
+        errno = errno(error), error = chain(error),
+        "{what}"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn origin(file: &str, fingerprint: &str) -> Origin {
+        let fingerprint = serde_json::from_value(fingerprint.into()).unwrap();
+        Origin::dropped(file.to_owned(), fingerprint)
+    }
+
+    fn open(directory: &TempDir) -> Store {
+        Store::open(directory.path()).unwrap().0
+    }
+
+    /// Begins, and ends as a process does that is killed.
+    fn killed(directory: &TempDir, origin: &Origin) -> bool {
+        let store = open(directory);
+        let unpacking = store.begin_unpacking(origin);
+        let began = unpacking.is_some();
+        std::mem::forget(unpacking);
+        began
+    }
+
+    #[test]
+    fn what_ended_the_process_twice_does_not_begin_again_until_it_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = origin("a.model.tar.zst", "1");
+        assert!(killed(&directory, &file));
+        // Another file between them changes nothing.
+        drop(open(&directory).begin_unpacking(&origin("b.model.tar.zst", "1")).unwrap());
+        assert!(killed(&directory, &file));
+        assert!(!killed(&directory, &file) && !killed(&directory, &file));
+        assert!(killed(&directory, &origin("a.model.tar.zst", "2")));
+        for _ in 0..3 {
+            assert!(killed(&directory, &Origin::Installed));
+        }
+    }
+
+    #[test]
+    fn what_an_interrupted_write_leaves_is_removed_when_the_store_is_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let left = files::temporary(directory.path()).unwrap().into_temp_path();
+        let [other, inner] = [".keep", ".abc123"].map(|name| directory.path().join(name));
+        fs::write(&other, "").unwrap();
+        fs::create_dir(&inner).unwrap();
+        open(&directory);
+        assert!(!left.exists() && other.exists() && inner.exists());
+        std::mem::forget(left);
+    }
+
+    #[test]
+    fn every_orderly_end_takes_the_attempts_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = origin("a.model.tar.zst", "1");
+        for _ in 0..2 {
+            assert!(killed(&directory, &file));
+            drop(open(&directory).begin_unpacking(&file).unwrap());
+            assert!(!directory.path().join(FILE).exists());
+            // Stopped on purpose while it is still being unpacked.
+            let store = open(&directory);
+            let unpacking = store.begin_unpacking(&file);
+            store.end_unpacking();
+            std::mem::forget(unpacking);
+        }
+        assert!(!directory.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_a_damaged_file_is_written_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE);
+        for number in 0..MOST_FILES + 5 {
+            assert!(killed(&directory, &origin(&format!("{number}.model.tar.zst"), "1")));
+        }
+        let files: Files = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(files.len(), MOST_FILES);
+        fs::write(&path, "{").unwrap();
+        let file = origin("a.model.tar.zst", "1");
+        assert!(killed(&directory, &file) && killed(&directory, &file));
+        assert!(!killed(&directory, &file));
+        // Where nothing can be written, everything begins.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        for _ in 0..3 {
+            assert!(killed(&directory, &file));
+        }
+    }
+}

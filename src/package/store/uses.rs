@@ -1,0 +1,31 @@
+//! How often entries are used: counted in memory, written now and then.
+
+use super::super::entry::Key;
+use super::super::record::Timestamp;
+use super::{Store, StoreError};
+
+impl Store {
+    /// Counts one use of an entry, in memory; [`Store::flush`] writes it.
+    pub fn count_access(&self, key: &Key) {
+        if let Some(entry) = self.index().get_mut(key) {
+            entry.record.access_count += 1;
+            entry.record.last_access_at = Some(Timestamp::now());
+        }
+    }
+
+    /// Writes the counts of accesses.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn flush(&self, keys: impl IntoIterator<Item = Key>) -> Result<(), StoreError> {
+        for key in keys {
+            let _writing = self.writing();
+            match self.entry(&key) {
+                Ok(entry) => self.write_record(&entry)?,
+                // It was removed since.
+                Err(_unknown) => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+//! What may be shown to a person: text without characters that a terminal obeys or that nobody sees.
+//!
+//! Names of files, messages of parsers and strings of packages may hold anything. A control character can move the
+//! cursor, colour the screen or set the title; a bidirectional one shows the text in another order; an invisible one
+//! makes two names look alike.
+
+use std::borrow::Cow;
+
+/// Whether `c` may be shown as it is: no control character (C0, C1, DEL), no end of a line or paragraph of Unicode, no
+/// bidirectional character, none that cannot be seen.
+pub fn is_printable(c: char) -> bool {
+    let hidden = matches!(
+        c,
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{3164}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
+    );
+    !(hidden || c.is_control())
+}
+
+/// `text` on one line: every character that is not printable becomes an escape, such as `\n` or `\u{1b}`.
+pub fn line(text: &str) -> Cow<'_, str> {
+    escaped(text, |_| false)
+}
+
+/// `text` with its own ends of lines and tabs; every other character that is not printable becomes an escape.
+pub fn lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| matches!(c, '\n' | '\t'))
+}
+
+fn escaped(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let shown = |c: char| is_printable(c) || stays(c);
+    if text.chars().all(shown) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if shown(c) {
+            out.push(c);
+        } else {
+            out.extend(c.escape_default());
+        }
+    }
+    out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_and_what_nobody_sees_is_escaped() {
+        for (text, expected) in [
+            ("plain text, größer 日本語 🦀", "plain text, größer 日本語 🦀"),
+            ("\u{1b}[2J", "\\u{1b}[2J"),
+            ("\u{9b}2J\u{7f}", "\\u{9b}2J\\u{7f}"),
+            ("a\u{202e}b\u{2066}c\u{200b}d\u{e0041}", "a\\u{202e}b\\u{2066}c\\u{200b}d\\u{e0041}"),
+            ("a\r\n\tb", "a\\r\\n\\tb"),
+        ] {
+            assert_eq!(line(text), expected);
+        }
+        assert_eq!(lines("a\r\n\tb\u{2028}c"), "a\\r\n\tb\\u{2028}c");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_else_is_left(text: String) {
+            prop_assert!(line(&text).chars().all(is_printable));
+            prop_assert!(lines(&text).chars().all(|c| is_printable(c) || "\n\t".contains(c)));
+        }
+    }
+}

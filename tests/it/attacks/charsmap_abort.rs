@@ -1,0 +1,28 @@
+//! A charsmap says that its array has four gigabytes: the library that reads it reserved twice that, and the daemon
+//! ended wherever that is more than there is.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::Root;
+use crate::support::tokenizers::tokenizer_refused;
+
+#[test]
+fn a_charsmap_with_a_length_that_it_does_not_have_is_refused_by_name() {
+    let daemon = Root::new().start();
+    let reason = tokenizer_refused(&daemon, "charsmap", |tokenizer: &mut Value| {
+        tokenizer["normalizer"] =
+            json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="});
+    });
+    assert!(
+        reason.contains("tokenizer.json: the charsmap says 4294967295 bytes for its array"),
+        "{reason}"
+    );
+    // Nothing is left that a restart would try again.
+    let root = daemon.stop();
+    assert_eq!(fs::read_dir(root.state().join("models")).unwrap().count(), 1);
+    let daemon = root.start();
+    assert_eq!(daemon.get("/livez").status, 200);
+    daemon.stop();
+}

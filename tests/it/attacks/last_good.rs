@@ -1,0 +1,55 @@
+//! The daemon's user rewrites the configuration that is kept for a start with wrong files.
+
+use std::fs;
+
+use caxton::package::Digest;
+use nix::unistd::geteuid;
+use serde_json::json;
+
+use crate::support::{Root, STRANGER, skipped};
+
+#[test]
+fn a_forged_last_good_configuration_makes_nobody_an_administrator() {
+    let test = "a_forged_last_good_configuration_makes_nobody_an_administrator";
+    if !geteuid().is_root() {
+        return skipped(test, "root");
+    }
+    let root = Root::new().with("socket.mode", json!("0666"));
+    let kept = root.path().join("kept");
+    fs::create_dir(&kept).unwrap();
+    // What the directory is closed to, the socket in it is closed to.
+    fs::set_permissions(root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let start = |root: Root| {
+        let daemon = root.spawn_with(|program| {
+            program.env("STATE_DIRECTORY", &kept);
+        });
+        daemon.wait_notified("READY=1");
+        daemon
+    };
+    let daemon = start(root.with("socket.admins", json!({ "users": [0], "groups": [] })));
+    daemon.wait_log("the configuration is kept");
+    let root = daemon.stop();
+
+    let file = kept.join("last-good.yaml");
+    let good = fs::read_to_string(&file).unwrap();
+    let (_, body) = good.split_once('\n').unwrap();
+    let forged = body.replace("users: [\"0\"]", &format!("users: [\"0\", \"{STRANGER}\"]"));
+    assert_ne!(forged, body, "{body}");
+    let digest = Digest::of(forged.as_bytes()).to_string();
+    fs::write(&file, format!("# caxton-last-good 1 sha256:{digest}\n{forged}")).unwrap();
+
+    root.write_config("no_such_key: 1\n");
+    let daemon = start(root);
+    daemon.wait_log("started with the last good one");
+    let output = daemon.cli_as_stranger(&["memory", "flush"]);
+    assert_eq!(output.status.code(), Some(77), "{}", String::from_utf8_lossy(&output.stderr));
+    // Root still may, and everybody is answered.
+    assert_eq!(daemon.connect().request("POST", "/api/memory/flush", &[], b"").status, 200);
+    daemon.embed(json!("a text"));
+    // What the administrator mends is in force at once, their own administrators included.
+    daemon.write_settings();
+    daemon.until("the mended configuration", || {
+        (daemon.status()["configuration"]["last_good"] == false).then_some(())
+    });
+    daemon.stop();
+}

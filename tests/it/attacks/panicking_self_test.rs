@@ -1,0 +1,42 @@
+//! A post-processor contradicts itself, so that the library of tokenizers panicked in the self-test: the package was not
+//! refused, and was tested again for ever.
+
+use serde_json::{Value, json};
+
+use crate::support::Root;
+use crate::support::packages::{file_name, stored, until_looked, until_staging_is_empty};
+use crate::support::tokenizers::tokenizer_refused;
+
+#[test]
+fn a_post_processor_that_made_a_library_panic_is_refused_by_name_and_not_tried_again() {
+    let daemon = Root::new().start();
+    let reason = tokenizer_refused(&daemon, "panic", |tokenizer: &mut Value| {
+        // One token that has no id.
+        tokenizer["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [],
+            "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [], "tokens": ["[CLS]"]}},
+        });
+    });
+    let expected = "the special token \"[CLS]\" of the post-processor has 0 ids and 1 tokens";
+    assert!(reason.contains(expected), "{reason}");
+    assert_eq!(daemon.embed(json!("a text")).len(), 1);
+    // Later looks at the drop directory find nothing to try again.
+    until_looked(&daemon, "next");
+    let told: Vec<_> =
+        daemon.log().into_iter().filter(|line| line.contains(&file_name("panic"))).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+
+    until_staging_is_empty(&daemon);
+    let root = daemon.stop();
+    assert!(!stored(&root).iter().any(|name| name.starts_with("panic@")), "{:?}", stored(&root));
+    // Nor does a restart.
+    let daemon = root.start();
+    until_looked(&daemon, "after");
+    assert!(!daemon.log().iter().any(|line| line.contains("panic")), "{:?}", daemon.log());
+    daemon.stop();
+}

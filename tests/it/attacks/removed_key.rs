@@ -1,0 +1,74 @@
+//! A key is known to be stolen, and its file is taken away: what the thief has signed and installed goes on answering.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::support::packages::{ask, dropped, until_answers};
+use crate::support::signing::Signer;
+use crate::support::{Daemon, Root, pack};
+
+fn status(daemon: &Daemon) -> String {
+    daemon.package("m")["status"].as_str().unwrap_or_default().to_owned()
+}
+
+fn until_disabled(daemon: &Daemon) {
+    daemon.until("m to be disabled", || (status(daemon) == "disabled").then_some(()));
+}
+
+#[test]
+fn what_a_removed_key_signed_is_disabled_at_once_and_comes_back_with_the_key() {
+    // Installed before there was a key.
+    let daemon = Root::new().with("memory.fallback_strategy", json!("strict")).start();
+    fs::write(dropped(&daemon, "old"), pack("tiny-bert-mean", "old", "1")).unwrap();
+    until_answers(&daemon, "old");
+    let (stolen, other) = (Signer::new(), Signer::new());
+    stolen.trust(&daemon, "stolen.pub", "");
+    other.trust(&daemon, "other.pub", "");
+    stolen.drop(&daemon, "m", &pack("tiny-bert-mean", "m", "1"));
+    until_answers(&daemon, "m");
+    let signer = daemon.package("m")["signed_by"].as_str().unwrap().to_owned();
+    assert!(signer.ends_with("(stolen.pub)") && signer.len() > 16, "{signer}");
+    assert_eq!(daemon.package("m")["residency"], "resident");
+    daemon.until("the unsigned model to be named", || {
+        (daemon.status()["unsigned"] == json!(["old@1"])).then_some(())
+    });
+
+    let key = daemon.keys().join("stolen.pub");
+    let aside = daemon.path().join("aside");
+    fs::rename(&key, &aside).unwrap();
+    until_disabled(&daemon);
+    let answer = ask(&daemon, "m");
+    assert_eq!((answer.status, &answer.error()["code"]), (503, &json!("model_disabled")));
+    let message = answer.error()["message"].to_string();
+    assert!(message.contains("its key was removed") && message.contains("stolen.pub"), "{message}");
+    assert_ne!(daemon.package("m")["residency"], "resident");
+    assert!(daemon.wait_log("may not be used any more").contains("m@1+"));
+    assert_eq!(ask(&daemon, "old").status, 200);
+    let models = daemon.get("/v1/models").json()["data"].to_string();
+    assert!(!models.contains("\"m\""), "{models}");
+
+    // Another key under the same name and file is another key, and a restart forgets nothing.
+    Signer::new().trust(&daemon, "stolen.pub", "");
+    let root = daemon.stop();
+    let listed = root.cli().args(["model", "list"]).output().unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.contains("disabled") && listed.contains("its key was removed"), "{listed}");
+    let daemon = root.start();
+    assert_eq!((status(&daemon).as_str(), ask(&daemon, "m").status), ("disabled", 503));
+
+    // A key file that cannot be read takes nothing away, and gives nothing back.
+    fs::write(&key, "no key").unwrap();
+    daemon.wait_log("no package is installed before this is mended");
+    // The key returns.
+    fs::rename(&aside, &key).unwrap();
+    until_answers(&daemon, "m");
+    assert_eq!(status(&daemon), "available");
+
+    // Its last key is removed: no key at all is no trust in everything.
+    fs::remove_file(&key).unwrap();
+    fs::remove_file(daemon.keys().join("other.pub")).unwrap();
+    until_disabled(&daemon);
+    assert_eq!(ask(&daemon, "m").status, 503);
+    daemon.stop();
+}

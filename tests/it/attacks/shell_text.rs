@@ -1,0 +1,50 @@
+//! The name of a dropped file becomes part of a command that the administrator is told to run.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::Root;
+
+/// What `caxton doctor` says to do about refused packages.
+fn mend(root: &Root) -> String {
+    let output = root.cli().args(["doctor", "--json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["name"] == "packages").unwrap();
+    check["mend"].as_str().unwrap().to_owned()
+}
+
+/// Runs the command that `mend` suggests, as somebody who copies it does, with a `sudo` that does nothing more.
+fn obey(mend: &str, place: &Path) {
+    let (_words, command) = mend.split_once("sudo ").unwrap();
+    let status = Command::new("sh").args(["-c", command]).current_dir(place).status().unwrap();
+    assert!(status.success(), "{command}");
+}
+
+#[test]
+fn the_suggested_command_removes_the_file_and_does_nothing_else() {
+    for name in ["x;touch pwned;", "$(touch pwned)", "`touch pwned`", "a b'c\"d\\", "-rf *", "~"] {
+        let daemon = Root::new().start();
+        let file = format!("{name}.model.tar.zst");
+        fs::write(daemon.drop_directory().join(&file), "no package").unwrap();
+        let quarantine = daemon.drop_directory().join("quarantine");
+        let reason = quarantine.join(format!("{file}.reason"));
+        let beside = quarantine.join("other.txt");
+        daemon.until("the quarantine", || reason.exists().then_some(()));
+        fs::write(&beside, "stays").unwrap();
+        let mend = daemon.until("the doctor to know", || {
+            let mend = mend(&daemon);
+            mend.contains("sudo rm").then_some(mend)
+        });
+        let place = tempfile::tempdir().unwrap();
+        obey(&mend, place.path());
+        assert!(!quarantine.join(&file).exists() && !reason.exists(), "{mend}");
+        assert!(beside.exists() && fs::read_dir(place.path()).unwrap().next().is_none(), "{mend}");
+        daemon.stop();
+    }
+}

@@ -1,0 +1,185 @@
+//! An attacker controls the daemon and makes system calls. The test stops the daemon's first thread and has it make
+//! them, as a debugger can.
+
+#![cfg(target_arch = "x86_64")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::libc::{self, c_long, user_regs_struct};
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::support::{Daemon, Root, skipped};
+
+/// `syscall`, as the processor reads it.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+/// Below the stack pointer the compiler keeps 128 bytes; what the attacker writes lies further down.
+const SCRATCH: u64 = 16 << 10;
+
+/// The daemon's first thread in the hands of an attacker.
+struct Taken {
+    thread: Pid,
+    before: user_regs_struct,
+}
+
+impl Taken {
+    /// Stops the first thread of `daemon`, which waits in a system call. `None` where the machine does not let root.
+    fn over(daemon: &Daemon) -> Option<Self> {
+        let thread = Pid::from_raw(daemon.pid().try_into().unwrap());
+        ptrace::attach(thread).ok()?;
+        stopped(thread);
+        // A child that it should not get dies with the test.
+        let options = ptrace::Options::PTRACE_O_EXITKILL
+            | ptrace::Options::PTRACE_O_TRACECLONE
+            | ptrace::Options::PTRACE_O_TRACEFORK
+            | ptrace::Options::PTRACE_O_TRACEVFORK;
+        ptrace::setoptions(thread, options).unwrap();
+        let before = ptrace::getregs(thread).unwrap();
+        let taken = Self { thread, before };
+        let bytes = ptrace::read(thread, address(before.rip - 2)).unwrap().to_ne_bytes();
+        assert_eq!(bytes[..2], SYSCALL, "the first thread does not wait");
+        Some(taken)
+    }
+
+    /// Makes the call of number `call`.
+    fn call(&self, call: c_long, arguments: &[u64]) -> Result<u64, Errno> {
+        let mut registers = self.before;
+        registers.rip -= 2;
+        registers.rax = call.cast_unsigned();
+        // The call that it waits in is not made again before this one.
+        registers.orig_rax = u64::MAX;
+        let argument = |at: usize| arguments.get(at).copied().unwrap_or(0);
+        registers.rdi = argument(0);
+        registers.rsi = argument(1);
+        registers.rdx = argument(2);
+        registers.r10 = argument(3);
+        registers.r8 = argument(4);
+        registers.r9 = argument(5);
+        ptrace::setregs(self.thread, registers).unwrap();
+        ptrace::step(self.thread, None).unwrap();
+        stopped(self.thread);
+        let answer = ptrace::getregs(self.thread).unwrap().rax;
+        match i32::try_from(answer.cast_signed()) {
+            Ok(error @ -4095..=-1) => Err(Errno::from_raw(-error)),
+            _ => Ok(answer),
+        }
+    }
+
+    /// Writes `path` into the daemon's memory, and an array of its address and of nothing behind it. Returns where
+    /// the two are.
+    fn path(&self, path: &Path) -> (u64, u64) {
+        let mut bytes = path.to_str().unwrap().as_bytes().to_vec();
+        bytes.resize((bytes.len() / 8 + 1) * 8, 0);
+        let text = self.before.rsp - SCRATCH;
+        let array = text - 16;
+        let words = bytes.chunks(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap()));
+        for (at, word) in (array..).step_by(8).zip([text, 0].into_iter().chain(words)) {
+            ptrace::write(self.thread, address(at), word.cast_signed()).unwrap();
+        }
+        (text, array)
+    }
+
+    /// Lets the thread go on as if nothing had been.
+    fn release(self) {
+        ptrace::setregs(self.thread, self.before).unwrap();
+        ptrace::detach(self.thread, None).unwrap();
+    }
+}
+
+fn stopped(thread: Pid) {
+    let status = waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    let is_stopped = matches!(status, WaitStatus::Stopped(..) | WaitStatus::PtraceEvent(..));
+    assert!(is_stopped, "{status:?}");
+}
+
+fn address(value: u64) -> ptrace::AddressType {
+    std::ptr::with_exposed_provenance_mut(usize::try_from(value).unwrap())
+}
+
+#[test]
+fn a_daemon_that_was_taken_over_cannot_leave_its_sandbox() {
+    // Not below the directory of the socket, which the daemon may write to.
+    let outside = tempfile::tempdir().unwrap();
+    let drop_directory = outside.path().join("drop");
+    fs::create_dir(&drop_directory).unwrap();
+    let root = Root::new().with("packages.drop_directory", json!(drop_directory));
+    let daemon = root.start();
+    let has_landlock = daemon.has_landlock();
+    let Some(taken) = Taken::over(&daemon) else {
+        return skipped("a_daemon_that_was_taken_over_cannot_leave_its_sandbox", "ptrace");
+    };
+    assert_eq!(taken.call(libc::SYS_getpid, &[]), Ok(u64::from(daemon.pid())));
+
+    let (read, write, execute) = (libc::PROT_READ, libc::PROT_WRITE, libc::PROT_EXEC);
+    let map = |protection: i32| {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let [protection, flags] = [protection, flags].map(|bits| u64::from(bits.cast_unsigned()));
+        taken.call(libc::SYS_mmap, &[0, 4096, protection, flags, u64::MAX, 0])
+    };
+    let page = map(read | write).unwrap();
+    let denied = Err(Errno::EPERM);
+    assert_eq!(map(read | write | execute), denied, "memory that is written and executed");
+    assert_eq!(map(read | execute), denied, "memory of no file that is executed");
+    let executable = [page, 4096, u64::from((read | execute).cast_unsigned())];
+    assert_eq!(taken.call(libc::SYS_mprotect, &executable), denied, "written, then executed");
+    assert_eq!(taken.call(libc::SYS_shmget, &[0, 4096, 0o1600]), denied, "shared memory");
+
+    let child = u64::from(libc::SIGCHLD.cast_unsigned());
+    for namespace in [
+        libc::CLONE_NEWUSER,
+        libc::CLONE_NEWNS,
+        libc::CLONE_NEWNET,
+        libc::CLONE_NEWPID,
+        libc::CLONE_NEWUTS,
+        libc::CLONE_NEWIPC,
+        libc::CLONE_NEWCGROUP,
+    ] {
+        let namespace = u64::from(namespace.cast_unsigned());
+        assert_eq!(taken.call(libc::SYS_clone, &[namespace | child]), denied, "{namespace:#x}");
+        assert_eq!(taken.call(libc::SYS_unshare, &[namespace]), denied, "{namespace:#x}");
+    }
+    // Its flags lie in memory, where a filter does not look. glibc uses the older call then.
+    assert_eq!(taken.call(libc::SYS_clone3, &[page, 88]), Err(Errno::ENOSYS));
+
+    for family in [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_VSOCK] {
+        let family = u64::from(family.cast_unsigned());
+        assert_eq!(taken.call(libc::SYS_socket, &[family, 1]), denied, "family {family}");
+    }
+    for call in [
+        libc::SYS_ptrace,
+        libc::SYS_process_vm_writev,
+        libc::SYS_mount,
+        libc::SYS_bpf,
+        libc::SYS_io_uring_setup,
+        libc::SYS_userfaultfd,
+        libc::SYS_keyctl,
+        libc::SYS_setresuid,
+        libc::SYS_execveat,
+        // The number that x32 has for execve.
+        0x4000_0000 + 520,
+    ] {
+        assert_eq!(taken.call(call, &[]), denied, "call {call}");
+    }
+
+    if has_landlock {
+        let (text, array) = taken.path(Path::new("/bin/true"));
+        let executed = taken.call(libc::SYS_execve, &[text, array, 0]);
+        assert_eq!(executed, Err(Errno::EACCES), "another program");
+        let open = |path: &Path| {
+            let flags = u64::from((libc::O_CREAT | libc::O_WRONLY).cast_unsigned());
+            taken.call(libc::SYS_open, &[taken.path(path).0, flags, 0o600])
+        };
+        let above = open(&outside.path().join("above"));
+        assert_eq!(above, Err(Errno::EACCES), "the directory above the drop directory");
+        open(&drop_directory.join("within")).unwrap();
+        assert!(drop_directory.join("within").exists());
+    }
+    taken.release();
+    daemon.embed(json!("it serves as before"));
+    daemon.stop();
+}

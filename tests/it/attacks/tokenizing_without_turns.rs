@@ -1,0 +1,64 @@
+//! One member has long texts tokenized over many connections, and everybody else waits for it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::attacker::Attacker;
+use crate::support::packages::until_answers;
+use crate::support::{Daemon, Root, STRANGER, skipped};
+
+/// A daemon of which a member has texts tokenized by the model `other`, over a hundred connections.
+fn attacked() -> (Daemon, Attacker) {
+    let root = Root::with_other().with("socket.mode", json!("0666"));
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let daemon = root.start();
+    until_answers(&daemon, "other");
+    let body = json!({ "inputs": "a few words ".repeat(5 << 10), "model": "other" }).to_string();
+    let length = body.len();
+    let request = format!("POST /tokenize HTTP/1.1\r\ncontent-length: {length}\r\n\r\n{body}");
+    let flood = Attacker::flood(&daemon, STRANGER, 100, request.as_bytes());
+    (daemon, flood)
+}
+
+#[test]
+fn texts_of_others_are_tokenized_in_turn() {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("texts_of_others_are_tokenized_in_turn", "root");
+    }
+    let (daemon, flood) = attacked();
+    // Long enough to need a turn.
+    let text = "a few words ".repeat(100);
+    let mut took: Vec<Duration> = (0..10)
+        .map(|_| {
+            let began = Instant::now();
+            assert_eq!(daemon.embed(json!(text)).len(), 1);
+            began.elapsed()
+        })
+        .collect();
+    drop(flood);
+    took.sort();
+    // It would be the time of a hundred texts of 60 KiB.
+    assert!(took[5] < Duration::from_millis(1000), "{took:?}");
+    daemon.stop();
+}
+
+#[test]
+fn a_request_that_waits_for_its_turn_keeps_no_model_in_memory() {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("a_request_that_waits_for_its_turn_keeps_no_model_in_memory", "root");
+    }
+    let (daemon, flood) = attacked();
+    let began = Instant::now();
+    let unload = daemon.connect().request("DELETE", "/api/memory/models/other", &[], b"");
+    assert_eq!(unload.status, 200, "{unload:?}");
+    let took = began.elapsed();
+    drop(flood);
+    // The time of the two texts that are being tokenized, not of the hundred that wait.
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    daemon.stop();
+}

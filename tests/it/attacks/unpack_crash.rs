@@ -1,0 +1,95 @@
+//! A package whose unpacking ends the daemon: the next starts must not repeat it without end.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use caxton::package::{
+    Contents, Digest, Durability, Limits, Manifest, WEIGHTS, Weights, unpack, write_package,
+};
+use caxton::units::Bytes;
+use notify::Watcher as _;
+use serde_json::json;
+
+use crate::support::packages::{ask, dropped, stored, until_quarantined};
+use crate::support::{BOUND, Root, pack};
+
+/// Takes so long to unpack that it is not done when it is seen to have begun.
+const WEIGHT_BYTES: usize = 48 << 20;
+
+/// A package of a model whose weights are noise.
+fn large(id: &str) -> Vec<u8> {
+    let small = pack("tiny-bert-mean", id, "1");
+    let place = tempfile::tempdir().unwrap();
+    let limits = Limits::for_size(Bytes::mib(64));
+    let unpacked = unpack(small.as_slice(), &limits, place.path(), Durability::Volatile).unwrap();
+    let mut noise = 1_u64;
+    let weights = std::iter::repeat_with(|| {
+        noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        noise.to_be_bytes()[0]
+    });
+    let weights: Vec<u8> = weights.take(WEIGHT_BYTES).collect();
+    let mut manifest: Manifest = unpacked.manifest;
+    let member = manifest.files.iter_mut().find(|member| member.path.as_str() == WEIGHTS).unwrap();
+    (member.size, member.sha256) = (WEIGHT_BYTES as u64, Digest::of(&weights));
+    let read = |name: &str| fs::read(place.path().join(name)).unwrap();
+    let contents = Contents {
+        config: read("config.json"),
+        tokenizer: read("tokenizer.json"),
+        weights: Weights::from(weights),
+        dense: Vec::new(),
+    };
+    let mut package = Vec::new();
+    write_package(&manifest, &contents, &|_, _| {}, &mut package).unwrap();
+    package
+}
+
+/// Calls back when a package begins to be unpacked into the store in `state`.
+fn unpacking(state: &Path) -> (mpsc::Receiver<()>, notify::RecommendedWatcher) {
+    let (sender, begun) = mpsc::channel();
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // The mark stands under its own name when it has been written as a whole.
+        let is_mark = |path: &PathBuf| path.ends_with("unpacking.json");
+        let event = event.unwrap();
+        // That it is read says nothing.
+        if !event.kind.is_access() && event.paths.iter().any(is_mark) {
+            // Nobody listens any more when the test has gone on.
+            sender.send(()).unwrap_or_default();
+        }
+    })
+    .unwrap();
+    watcher.watch(state, notify::RecursiveMode::NonRecursive).unwrap();
+    (begun, watcher)
+}
+
+#[test]
+fn a_dropped_package_whose_unpacking_ended_the_daemon_twice_is_quarantined() {
+    let package = large("m");
+    let mut daemon = Root::new().start();
+    let before = stored(&daemon);
+    let (begun, watcher) = unpacking(&daemon.state());
+    fs::write(dropped(&daemon, "m"), &package).unwrap();
+    begun.recv_timeout(BOUND).unwrap();
+    drop(watcher);
+    let mut root = daemon.kill();
+    assert_eq!(stored(&root), before);
+
+    let (begun, watcher) = unpacking(&root.state());
+    daemon = root.start();
+    begun.recv_timeout(BOUND).unwrap();
+    drop(watcher);
+    root = daemon.kill();
+    assert_eq!(stored(&root), before);
+
+    daemon = root.start();
+    assert_eq!(daemon.embed(json!("a text")).len(), 1);
+    assert_eq!(until_quarantined(&daemon, "m"), "the daemon ended while unpacking it\n");
+    assert_eq!(ask(&daemon, "m").status, 404);
+    assert_eq!(stored(&daemon), before);
+    // What is right is installed as before.
+    fs::write(dropped(&daemon, "n"), pack("tiny-bert-mean", "n", "1")).unwrap();
+    daemon.wait_log("package accepted");
+    daemon.stop();
+}
