@@ -3,6 +3,7 @@
 //! Owns the drop directory's ledger and the schedule of validations. Every event is only a reason to look: a look
 //! at the directory decides, so that a lost event costs time, never correctness.
 
+mod bundled;
 mod healing;
 mod places;
 mod records;
@@ -21,8 +22,9 @@ use super::install::{InstallError, Installer};
 use crate::config::Settings;
 use crate::errors::{chain, errno};
 use crate::log::Message;
-use crate::package::drop::{self, Fingerprint, Ledger, Round, Verdict};
-use crate::package::{Entry, Key, Origin, Status, choose};
+use crate::package::drop::{self, Capacity, Fingerprint, Ledger, Round, Verdict};
+use crate::package::{Entry, Key, Origin, Status};
+use bundled::Bundled;
 use healing::Healing;
 use verdict::{capacity, judge};
 
@@ -68,7 +70,7 @@ pub struct Start {
 pub struct Intake {
     installer: Installer,
     schedule: watch::Receiver<Schedule>,
-    bundled_directory: PathBuf,
+    bundled: Bundled,
     drop_directory: PathBuf,
     ledger: Ledger,
     /// Said once, not at every look.
@@ -99,7 +101,7 @@ impl Intake {
         Self {
             installer,
             schedule,
-            bundled_directory,
+            bundled: Bundled::new(bundled_directory),
             drop_directory,
             ledger: Ledger::default(),
             unreadable: false,
@@ -108,30 +110,6 @@ impl Intake {
             healing: Healing::default(),
             held: BTreeSet::new(),
             degraded: Vec::new(),
-        }
-    }
-
-    /// Installs packages of the bundled directory until the default model can be used; does nothing when it can be used
-    /// already.
-    async fn install_default(&self) {
-        let handle = self.installer.handle();
-        let default = handle.default_model();
-        let is_usable = || {
-            let entries = handle.store().entries();
-            choose(&entries, &default).is_some_and(|entry| entry.record.status == Status::Available)
-        };
-        if is_usable() {
-            return;
-        }
-        let Some(listing) = self.list_bundled().await else { return };
-        let id = default.split('@').next().unwrap_or_default();
-        let (likely, others): (Vec<_>, Vec<_>) =
-            listing.iter().partition(|(file, _)| file.starts_with(id));
-        for (file, fingerprint) in likely.into_iter().chain(others) {
-            self.install_bundled_file(file, fingerprint).await;
-            if is_usable() {
-                return;
-            }
         }
     }
 
@@ -192,90 +170,8 @@ impl Intake {
         }
     }
 
-    async fn list_bundled(&self) -> Option<BTreeMap<String, Fingerprint>> {
-        let listed = self.bundled_directory.clone();
-        let listing = off_runtime(move || drop::list(&listed)).await?;
-        let listing = listing.inspect_err(|error| {
-            records::unreadable("there are no bundled models", error);
-        });
-        listing.ok()
-    }
-
-    /// Installs a bundled package unless exactly this file is installed and readable, or
-    /// quarantined.
-    async fn install_bundled_file(&self, file: &str, fingerprint: &Fingerprint) {
-        let origin = Origin::Bundled { file: file.to_owned(), fingerprint: fingerprint.clone() };
-        let store = self.installer.handle().store();
-        let unreadable = store.unreadable_keys();
-        let known = store.entries().iter().any(|entry| {
-            entry.record.origin == origin
-                && matches!(entry.record.status, Status::Available | Status::Quarantined(_))
-                && !unreadable.contains(&entry.key)
-        });
-        if known {
-            return;
-        }
-        match self.installer.install_file(self.bundled_directory.join(file), origin).await {
-            Ok(installed) => records::accepted(file, &installed),
-            Err(InstallError::Stopping) => {}
-            Err(error) => {
-                let reason = chain(&error);
-                tracing::error!(
-                    name: Message::PackageRefused.name(),
-                    file, reason, errno = errno(&error),
-                    "a bundled package was refused"
-                );
-                self.tell_refused(file, reason);
-            }
-        }
-    }
-
-    /// Installs what is new, corrupt or unreadable of the bundled directory; returns what is in it.
-    async fn install_missing_bundled(&self) -> Option<BTreeMap<String, Fingerprint>> {
-        let listing = self.list_bundled().await?;
-        for (file, fingerprint) in &listing {
-            self.install_bundled_file(file, fingerprint).await;
-        }
-        Some(listing)
-    }
-
-    async fn install_bundled(&self) {
-        let Some(listing) = self.install_missing_bundled().await else { return };
-        // An upgrade of the appliance took packages away or put others in their place. What was there stays while its
-        // successor is refused. A directory without a package that is installed is none that an upgrade made: its file
-        // system is not mounted.
-        let entries = self.installer.handle().store().entries();
-        let current: BTreeSet<_> = entries
-            .iter()
-            .filter(|entry| entry.record.status.is_tested())
-            .filter_map(|entry| match &entry.record.origin {
-                Origin::Bundled { file, fingerprint } => {
-                    (listing.get(file) == Some(fingerprint)).then_some(file)
-                }
-                _ => None,
-            })
-            .collect();
-        let mut stay = 0;
-        for entry in &entries {
-            if let Origin::Bundled { file, fingerprint } = &entry.record.origin
-                && listing.get(file) != Some(fingerprint)
-                && (current.contains(file) || !listing.contains_key(file))
-            {
-                if current.is_empty() {
-                    stay += 1;
-                    continue;
-                }
-                records::removed(file, &entry.key, "removed: the appliance brings it no more");
-                self.discard(entry.key.clone()).await;
-            }
-        }
-        if stay > 0 {
-            records::without_bundled(&self.bundled_directory, stay);
-        }
-    }
-
     /// Installs the bundled default model if there is none, and says so in `start`; takes up everything else when the
-    /// daemon is ready. Then looks at the drop directory whenever `ticks` says so, without waiting for files
+    /// daemon is ready. Then looks at both directories whenever `ticks` says so, without waiting for files
     /// whose names `take_completed` gives, and validates on schedule, until `cancel`.
     pub async fn run(
         mut self,
@@ -301,6 +197,7 @@ impl Intake {
         };
         loop {
             let heal_at = self.heal().await;
+            let bundled_at = self.look_at_bundled().await;
             self.ledger.complete(take_completed());
             let mut next = self.look().await;
             self.tell_condition().await;
@@ -310,7 +207,7 @@ impl Intake {
                 next = Some(Instant::now());
             }
             let rescan = Instant::now() + RESCAN;
-            let due = [next, heal_at].into_iter().flatten();
+            let due = [next, heal_at, bundled_at].into_iter().flatten();
             let wake = due.chain([rescan, validate_at]).min().unwrap_or(rescan);
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -343,8 +240,7 @@ impl Intake {
         self.kept_out.clear();
         self.remember_places(&listing).await;
         let timeout = self.schedule.borrow().incomplete_timeout;
-        let (handle, rules) = (self.installer.handle().clone(), self.installer.rules());
-        let capacity = off_runtime(move || capacity(&handle, rules)).await?;
+        let capacity = self.capacity().await?;
         let Round { ready, refused, gone, next } =
             self.ledger.observe(listing, timeout, &capacity, Instant::now());
         let left = !gone.is_empty();
@@ -360,6 +256,12 @@ impl Intake {
         }
         // A verdict may have set a new time to look, and a model that left makes room.
         if tried || left { Some(Instant::now()) } else { next }
+    }
+
+    /// Returns what the appliance can take now; `None` when the runtime is going down.
+    async fn capacity(&self) -> Option<Capacity> {
+        let (handle, rules) = (self.installer.handle().clone(), self.installer.rules());
+        off_runtime(move || capacity(&handle, rules)).await
     }
 
     fn keep_out(&mut self, files: BTreeSet<String>) {

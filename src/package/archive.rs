@@ -102,6 +102,10 @@ impl<R: Read> Archive<R> {
         Ok(Some(entry))
     }
 
+    pub(super) fn get_ref(&self) -> &R {
+        &self.source
+    }
+
     pub(super) fn into_inner(self) -> R {
         self.source
     }

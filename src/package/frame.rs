@@ -96,6 +96,11 @@ impl<'l, R: Read, C: FnMut() -> Instant> Frame<'l, R, C> {
         Ok(frame)
     }
 
+    /// Memory of the decoder in bytes. It has the declared window once something was read.
+    pub(super) fn decoder_bytes(&self) -> u64 {
+        self.decoder.sizeof() as u64
+    }
+
     /// The digest and the length of the compressed stream, as far as it was read.
     pub(super) fn finish(self) -> (Digest, u64) {
         let bytes = self.source.bytes_read();

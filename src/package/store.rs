@@ -38,6 +38,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
@@ -108,6 +109,7 @@ pub struct Store {
     trusted: Mutex<Option<Trusted>>,
     /// The file that is being unpacked; held while its attempts are written.
     unpacking: Mutex<Option<String>>,
+    opened: Instant,
     medium: Medium,
     /// `None` for [`Store::lend`].
     locks: Option<Locks>,
@@ -175,6 +177,7 @@ impl Store {
             highest,
             trusted,
             unpacking: Mutex::default(),
+            opened: Instant::now(),
             medium,
             locks: Some(locks),
         };

@@ -83,6 +83,8 @@ pub struct Announced<'a> {
     pub manifest_bytes: u64,
     /// The content of `config.json`; its digest is the one in the manifest.
     pub config: &'a [u8],
+    /// Memory of the decoder while the package is unpacked: the declared window and its buffers.
+    pub decoder_bytes: u64,
 }
 
 /// A package that is now in staging.
@@ -213,7 +215,13 @@ fn unpack_timed<E: From<UnpackError>>(
         }
     };
     let manifest_bytes = json.len() as u64;
-    approve(&Announced { manifest: &manifest, manifest_digest, manifest_bytes, config: &config })?;
+    approve(&Announced {
+        manifest: &manifest,
+        manifest_digest,
+        manifest_bytes,
+        config: &config,
+        decoder_bytes: unpacking.archive.get_ref().decoder_bytes(),
+    })?;
     unpacking.write(MANIFEST, &json)?;
     unpacking.write(CONFIG, &config)?;
     for member in others {

@@ -7,6 +7,7 @@ mod corrupt_at_load;
 mod crash_loop;
 mod does_not_fit;
 mod empty_bundled_directory;
+mod failing_disk;
 mod first_key_and_bundled;
 mod json_on_the_runtime;
 mod keep_alive_unload;

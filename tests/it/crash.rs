@@ -18,6 +18,7 @@ use serde_json::json;
 
 use crate::support::packages::{
     ask, dropped, entry, names, repacked, stored, until_answers, until_gone, until_quarantined,
+    until_staging_is_empty,
 };
 use crate::support::selftest::{SelfTest, until_none_of};
 use crate::support::{BOUND, Daemon, Root, pack};

@@ -153,11 +153,13 @@ impl Installer {
 
     /// Returns an error when the model of a package would not fit into memory however often it is tried. Blocks.
     fn could_fit(&self, announced: &Announced<'_>) -> Result<(), InstallError> {
-        let Announced { manifest, config, .. } = *announced;
+        let Announced { manifest, config, decoder_bytes, .. } = *announced;
         // What no version here can run is refused by the trial, with its reason.
-        let Ok(footprint) = footprint_of(manifest, config, None, self.options) else {
+        let Ok(mut footprint) = footprint_of(manifest, config, None, self.options) else {
             return Ok(());
         };
+        // Bounds both steps: the decoder's memory is given back before the model is loaded.
+        footprint.loading_bytes = footprint.loading_bytes.saturating_add(decoder_bytes);
         let name = format!("{}@{}", manifest.id, manifest.version);
         self.handle.could_fit(name, footprint).map_err(|error| match error {
             ModelError::Draining => InstallError::Stopping,

@@ -38,7 +38,7 @@ impl Healing {
 
 impl Intake {
     /// Has entries written anew that are corrupt or cannot be read, if their package is still there; returns when the next
-    /// one is due. Those of the drop directory are read at the next look.
+    /// one is due. Their packages are read at the next look.
     pub(super) async fn heal(&mut self) -> Option<Instant> {
         let store = Arc::clone(self.installer.handle().store());
         let unreadable = store.unreadable_keys();
@@ -49,9 +49,6 @@ impl Intake {
         let damaged = entries.iter().map(|entry| entry.key.clone()).collect();
         let (due, next) = self.healing.due(damaged, Instant::now());
         entries.retain(|entry| due.contains(&entry.key));
-        if entries.iter().any(|entry| entry.record.origin.is_bundled()) {
-            self.install_missing_bundled().await;
-        }
         for entry in entries {
             match &entry.record.origin {
                 Origin::Dropped { files } => {
@@ -59,7 +56,7 @@ impl Intake {
                 }
                 // A copy of what an administrator gave may lie there, too.
                 Origin::Installed => self.forget_copy(&entry).await,
-                Origin::Bundled { .. } => {}
+                Origin::Bundled { file, .. } => self.bundled.ledger.forget(file),
             }
         }
         next

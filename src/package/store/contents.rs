@@ -99,12 +99,13 @@ impl Store {
         Ok(content)
     }
 
-    /// Hashes every file of an entry; calls `progress` with the bytes hashed so far. Returns whether it was marked
-    /// corrupt before, which it is no more.
+    /// Hashes every file of an entry; calls `progress` with the bytes hashed so far. Returns whether it was corrupt or could
+    /// not be read before.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when a file is missing or not what it was; the entry is marked so.
     pub fn verify(&self, key: &Key, progress: impl FnMut(u64)) -> Result<bool, StoreError> {
+        let was_unread = self.medium.is_unread(key);
         let mut counter = member::Counter { bytes: 0, progress };
         for member in &self.entry(key)?.manifest.files {
             // Every byte, whoever checks it at each load.
@@ -131,7 +132,7 @@ impl Store {
             Err(StoreError::File(error)) if error.disk_failed() => {}
             written => written?,
         }
-        Ok(was_corrupt)
+        Ok(was_corrupt || was_unread)
     }
 
     /// What was `found` of the file `name`; marks the entry corrupt when it is not what was installed. The one place where

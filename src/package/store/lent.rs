@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Instant;
 
 use super::super::entry::Key;
 use super::super::unpack::Durability;
@@ -40,6 +41,7 @@ impl Store {
             highest: Mutex::default(),
             trusted: Mutex::default(),
             unpacking: Mutex::default(),
+            opened: Instant::now(),
             medium: Medium::default(),
             locks: None,
         };

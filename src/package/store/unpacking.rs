@@ -5,11 +5,15 @@
 //! a stop on purpose remove the file from the list. A package without a file is not counted, because no restart repeats
 //! it.
 //!
+//! A bundled package gets another attempt when the store has been open for an hour, and after each such attempt for twice
+//! as long, up to a day: power cuts may have ended the attempts before, and nobody can drop that file again.
+//!
 //! A disk that refuses writes prevents no attempt.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +28,9 @@ use crate::log::Message;
 const FILE: &str = "unpacking.json";
 /// How often the unpacking of a file may begin without an end: a power cut may have ended one.
 const MOST_ATTEMPTS: u32 = 2;
+/// How long the store must be open before a bundled package gets its first attempt above [`MOST_ATTEMPTS`], and any.
+const FIRST_PAUSE: Duration = Duration::from_secs(3600);
+const LAST_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// The most files in the list. A file stays there only when its unpacking ended the daemon.
 const MOST_FILES: usize = 64;
 /// The largest list: above the size of [`MOST_FILES`] names and fingerprints.
@@ -53,7 +60,7 @@ impl Drop for Unpacking<'_> {
 
 impl Store {
     /// Counts an attempt to unpack the package from `origin`, on the disk. Returns `None` when the file has used all its
-    /// attempts: the caller must not unpack it until it changes.
+    /// attempts: the caller must not unpack it now.
     pub fn begin_unpacking(&self, origin: &Origin) -> Option<Unpacking<'_>> {
         let unpacking = Unpacking { store: self };
         let (file, fingerprint) = match origin {
@@ -68,14 +75,17 @@ impl Store {
         let mut files = self.read_unpacking();
         let begun = Begun { fingerprint: fingerprint.clone(), attempts: 0 };
         let begun = match files.remove(file).filter(|begun| begun.fingerprint == *fingerprint) {
-            Some(begun) if begun.attempts >= MOST_ATTEMPTS => return None,
+            Some(begun) if !may_begin(origin, begun.attempts, self.opened.elapsed()) => {
+                return None;
+            }
             Some(begun) => begun,
             None => begun,
         };
         while files.len() >= MOST_FILES {
             files.pop_first();
         }
-        files.insert(file.clone(), Begun { attempts: begun.attempts + 1, ..begun });
+        let attempts = begun.attempts.saturating_add(1);
+        files.insert(file.clone(), Begun { attempts, ..begun });
         self.write_unpacking(&files);
         *current = Some(file.clone());
         Some(unpacking)
@@ -146,6 +156,14 @@ impl Store {
     }
 }
 
+/// Returns whether the package from `origin` may be unpacked after so many `attempts` without an end, when the store has
+/// been open for `open`.
+fn may_begin(origin: &Origin, attempts: u32, open: Duration) -> bool {
+    let Some(above) = attempts.checked_sub(MOST_ATTEMPTS) else { return true };
+    let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(above)).min(LAST_PAUSE);
+    origin.is_bundled() && open >= pause
+}
+
 fn tell(error: &FileError, what: &str) {
     tracing::error!(
         name: Message::StoreFailed.name(),
@@ -192,6 +210,25 @@ mod tests {
         assert!(killed(&directory, &origin("a.model.tar.zst", "2")));
         for _ in 0..3 {
             assert!(killed(&directory, &Origin::Installed));
+        }
+    }
+
+    #[test]
+    fn a_bundled_package_gets_another_attempt_after_an_hour_and_then_after_twice_as_long() {
+        let bundled = Origin::Bundled {
+            file: "a.model.tar.zst".to_owned(),
+            fingerprint: serde_json::from_value("1".into()).unwrap(),
+        };
+        let dropped = origin("a.model.tar.zst", "1");
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        for (attempts, pause) in [(2, 1), (3, 2), (4, 4), (6, 16), (7, 24), (u32::MAX, 24)] {
+            let just_before = hours(pause) - Duration::from_nanos(1);
+            assert!(!may_begin(&bundled, attempts, just_before), "{attempts}");
+            assert!(may_begin(&bundled, attempts, hours(pause)), "{attempts}");
+            assert!(!may_begin(&dropped, attempts, hours(1000)), "{attempts}");
+        }
+        for origin in [bundled, dropped] {
+            assert!(may_begin(&origin, 0, Duration::ZERO) && may_begin(&origin, 1, Duration::ZERO));
         }
     }
 

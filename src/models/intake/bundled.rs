@@ -1,0 +1,200 @@
+//! The bundled directory: its packages become models, and leave when an upgrade of the appliance takes their files away.
+//!
+//! Owns what is known of its files, in a [`Ledger`] of their own: a package that cannot be installed now is tried again
+//! as one of the drop directory. No file of this directory is ever moved.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::verdict::judge;
+use super::{Intake, off_runtime, records};
+use crate::errors::{chain, errno};
+use crate::log::Message;
+use crate::models::install::InstallError;
+use crate::package::drop::{self, Fingerprint, LAST_RETRY, Lack, Ledger, Round, Verdict};
+use crate::package::{Origin, Status, choose};
+
+/// The bundled directory, as far as it is known.
+#[derive(Debug)]
+pub(super) struct Bundled {
+    pub(super) directory: PathBuf,
+    pub(super) ledger: Ledger,
+    /// Said once, not at every look.
+    is_unreadable: bool,
+}
+
+impl Bundled {
+    pub(super) fn new(directory: PathBuf) -> Self {
+        Self { directory, ledger: Ledger::default(), is_unreadable: false }
+    }
+}
+
+impl Intake {
+    /// Installs packages of the bundled directory until the default model can be used; does nothing when it can be used
+    /// already.
+    pub(super) async fn install_default(&mut self) {
+        let handle = self.installer.handle().clone();
+        let default = handle.default_model();
+        let is_usable = || {
+            let entries = handle.store().entries();
+            choose(&entries, &default).is_some_and(|entry| entry.record.status == Status::Available)
+        };
+        if is_usable() {
+            return;
+        }
+        let Some((ready, _next)) = self.ready_of_bundled(true).await else { return };
+        let id = default.split('@').next().unwrap_or_default();
+        let (likely, others): (Vec<_>, Vec<_>) =
+            ready.into_iter().partition(|(file, _)| file.starts_with(id));
+        for (file, fingerprint) in likely.into_iter().chain(others) {
+            self.attempt_bundled(&file, &fingerprint).await;
+            if is_usable() {
+                return;
+            }
+        }
+    }
+
+    /// Installs what is new, corrupt or unreadable of the bundled directory, and removes the models that an upgrade of
+    /// the appliance took away.
+    pub(super) async fn install_bundled(&mut self) {
+        let Some((ready, _next)) = self.ready_of_bundled(true).await else { return };
+        for (file, fingerprint) in ready {
+            self.attempt_bundled(&file, &fingerprint).await;
+        }
+        if let Some(listing) = self.list_bundled().await {
+            self.remove_outdated(&listing).await;
+        }
+    }
+
+    /// One look at the bundled directory; returns when the next is due even if nothing happens.
+    pub(super) async fn look_at_bundled(&mut self) -> Option<Instant> {
+        let (ready, next) = self.ready_of_bundled(false).await?;
+        let tried = !ready.is_empty();
+        for (file, fingerprint) in ready {
+            self.attempt_bundled(&file, &fingerprint).await;
+        }
+        if tried { Some(Instant::now()) } else { next }
+    }
+
+    /// Returns the packages that are to be tried now, and when the next one is due. `are_complete` says that new ones
+    /// need not settle: the appliance wrote them before it started the daemon.
+    async fn ready_of_bundled(
+        &mut self,
+        are_complete: bool,
+    ) -> Option<(Vec<(String, Fingerprint)>, Option<Instant>)> {
+        let listing = self.list_bundled().await?;
+        let capacity = self.capacity().await?;
+        let ledger = &mut self.bundled.ledger;
+        if are_complete {
+            ledger.complete(listing.keys().cloned().collect());
+        }
+        let Round { ready, next, .. } =
+            ledger.observe(listing, LAST_RETRY, &capacity, Instant::now());
+        Some((ready, next))
+    }
+
+    async fn list_bundled(&mut self) -> Option<BTreeMap<String, Fingerprint>> {
+        let directory = self.bundled.directory.clone();
+        let listing = off_runtime(move || drop::list(&directory)).await?;
+        let was_unreadable = std::mem::replace(&mut self.bundled.is_unreadable, listing.is_err());
+        if let Err(error) = &listing
+            && !was_unreadable
+        {
+            records::unreadable("there are no bundled models", error);
+        }
+        listing.ok()
+    }
+
+    /// Installs a bundled package unless exactly this file is installed and readable, or quarantined.
+    async fn attempt_bundled(&mut self, file: &str, fingerprint: &Fingerprint) {
+        let origin = Origin::Bundled { file: file.to_owned(), fingerprint: fingerprint.clone() };
+        let error = match self.is_bundled_known(&origin) {
+            true => None,
+            false => {
+                let path = self.bundled.directory.join(file);
+                let installed = self.installer.install_file(path, origin).await;
+                installed.map(|installed| records::accepted(file, &installed)).err()
+            }
+        };
+        let verdict = match &error {
+            None => Verdict::Accepted,
+            Some(InstallError::Stopping) => return,
+            Some(error) => judge_bundled(error),
+        };
+        let is_refused = verdict == Verdict::Ignored;
+        let is_news = self.bundled.ledger.judge(file, fingerprint, verdict, Instant::now());
+        let Some(error) = error else { return };
+        let reason = chain(&error);
+        if is_refused {
+            tracing::error!(
+                name: Message::PackageRefused.name(),
+                file, reason, errno = errno(&error),
+                "a bundled package was refused"
+            );
+            self.tell_refused(file, reason);
+        } else if is_news {
+            tracing::error!(
+                name: Message::PackageNotInstalled.name(),
+                file, reason, errno = errno(&error),
+                "a bundled package cannot be installed now"
+            );
+        }
+    }
+
+    fn is_bundled_known(&self, origin: &Origin) -> bool {
+        let store = self.installer.handle().store();
+        let unreadable = store.unreadable_keys();
+        store.entries().iter().any(|entry| {
+            entry.record.origin == *origin
+                && matches!(entry.record.status, Status::Available | Status::Quarantined(_))
+                && !unreadable.contains(&entry.key)
+        })
+    }
+
+    /// Removes the models whose files an upgrade of the appliance took away or replaced. What was there stays while its
+    /// successor is refused.
+    async fn remove_outdated(&self, listing: &BTreeMap<String, Fingerprint>) {
+        // A directory without a package that is installed is none that an upgrade made: its file system is not mounted.
+        let entries = self.installer.handle().store().entries();
+        let current: BTreeSet<_> = entries
+            .iter()
+            .filter(|entry| entry.record.status.is_tested())
+            .filter_map(|entry| match &entry.record.origin {
+                Origin::Bundled { file, fingerprint } => {
+                    (listing.get(file) == Some(fingerprint)).then_some(file)
+                }
+                _ => None,
+            })
+            .collect();
+        let mut stay = 0;
+        for entry in &entries {
+            if let Origin::Bundled { file, fingerprint } = &entry.record.origin
+                && listing.get(file) != Some(fingerprint)
+                && (current.contains(file) || !listing.contains_key(file))
+            {
+                if current.is_empty() {
+                    stay += 1;
+                    continue;
+                }
+                records::removed(file, &entry.key, "removed: the appliance brings it no more");
+                self.discard(entry.key.clone()).await;
+            }
+        }
+        if stay > 0 {
+            records::without_bundled(&self.bundled.directory, stay);
+        }
+    }
+}
+
+/// Returns what the failed installation of a bundled package comes to. A refused one stays where it is.
+fn judge_bundled(error: &InstallError) -> Verdict {
+    match (judge(error), error) {
+        (failed @ Verdict::Failed { .. }, _) => failed,
+        // The store allows another attempt later.
+        (_, InstallError::NotUnpacked) => {
+            Verdict::Failed { reason: chain(error), lack: Lack::Other }
+        }
+        _ => Verdict::Ignored,
+    }
+}
