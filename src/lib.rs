@@ -107,7 +107,7 @@
 //!
 //! A package is discovered, settled, staged, verified, admitted, self-tested and available, or it is quarantined. A file
 //! appears in the drop directory. [`watch`] says "look"; [`package::drop::Ledger`] says when the file has been quiet for
-//! long enough. [`models::install::Driver`] does the rest, for the daemon and the command line. It reads the package once;
+//! long enough, and when to retry; the bundled directory has another one. [`models::install::Driver`] does the rest, for the daemon and the command line. It reads the package once;
 //! where keys are configured, it reads it a first time for its signature alone. [`package::Store::ask`] and the manager
 //! decide from the manifest whether there is room. The store counts the attempt on disk before the package is read, and a
 //! file whose unpacking began twice without an end is quarantined. The digest's reader, the decompressor and the strict archive reader

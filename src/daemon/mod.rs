@@ -4,12 +4,12 @@
 //! without one of its parts.
 //!
 //! - Start: log → configuration → store → sandbox → threads → socket → connections → default model → READY=1 → untested
-//!   entries, bundled packages, drop directory. Models that are available serve before anything is tested. A store
-//!   without a usable default model is the one exception: the first connection and READY=1 wait up to ten seconds
-//!   ([`ahead`]) until that of the bundled directory is unpacked and tested. While files are hashed, systemd is asked for
-//!   more time. A default model that is not installed or does not load does not hold READY=1 back: the operator can then
-//!   see why in `STATUS=`, and mend it by dropping a package; `/readyz` says 503 until it answers. Wrong files do not hold
-//!   it back either, when a good configuration was kept on disk.
+//!   entries, bundled packages, drop directory. The daemon serves available models before it tests anything. It waits
+//!   with connections and READY=1 only when the store has no usable default model: for at most ten seconds ([`ahead`]),
+//!   while it unpacks and tests the bundled one. It asks systemd for more time while it hashes files. It sends READY=1
+//!   without a default model as well, so that the operator reads the reason in `STATUS=` and can drop a package;
+//!   `/readyz` says 503 until the model answers. Wrong configuration files delay nothing when a good configuration was
+//!   kept on disk.
 //! - Reload: a tick of the watcher and SIGHUP do the same: read all, check all, apply all or nothing.
 //! - Stop: STOPPING=1 → no more connections → requests in flight until `socket.drain_timeout` → models → exit.
 

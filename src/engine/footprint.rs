@@ -1,12 +1,11 @@
-//! What a model will take, told before its weights are read: whoever loads it asks first whether there
-//! is room.
+//! Estimates the memory of a model before its weights are read, so that the manager can decide whether it fits.
 //!
-//! Owns the sum. What a structure takes is said beside the structure, by the sizes that it is made with. Reads the
-//! configuration and the tokenizer, and no other file.
+//! Owns the sum. Each structure computes its own size beside its definition. The estimate reads the configuration and the
+//! tokenizer, and no other file.
 //!
-//! Words are counted in `tokenizer.json`, up to the number in the configuration: loading refuses a tokenizer that has
-//! more ([`Tokenizer`](super::Tokenizer)), before it takes memory for them. Where the file is not there yet, typical
-//! words are taken for it. The header of the weights is counted as large as loading accepts it.
+//! The estimate counts the words in `tokenizer.json`, up to the number in the configuration: loading refuses a tokenizer
+//! with more words ([`Tokenizer`](super::Tokenizer)) before it allocates memory for them. Without the file, the estimate
+//! takes typical words. It takes the largest header of the weights that loading accepts.
 //!
 //! Invariant: without outliers, the tokenizer and ModernBERT's tables of rotations, [`Footprint::weight_bytes`] are
 //! those of the [`Embedder`](super::Embedder) that is loaded afterwards, to the byte.
