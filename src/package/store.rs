@@ -150,7 +150,8 @@ impl Store {
         let locks = disk::lock(directory)?;
         let medium = Medium::default();
         let emptied = files::remove(&directory.join("staging"));
-        let emptied = emptied.and_then(|()| disk::remove_unfinished(directory));
+        let emptied =
+            emptied.and_then(|()| disk::remove_unfinished(directory, &directory.join(MODELS)));
         let prepared = medium.wrote(emptied.and_then(|()| make_directories(directory)));
         prepared.or_else(unless_disk_failed)?;
         let Examined { entries, unreadable, unlisted } =
@@ -564,6 +565,23 @@ mod tests {
         assert!(matches!(&second, StoreError::Locked(path) if path == place.0.path()), "{second}");
         drop(store);
         place.open();
+    }
+
+    #[test]
+    fn the_files_of_interrupted_writes_are_removed_when_the_store_is_opened() {
+        let place = Place::new();
+        let store = place.open();
+        let key = install(&store, &package("m", "1"));
+        let entry = store.path(&key);
+        drop(store);
+        let elsewhere = tempfile::tempdir().unwrap();
+        let linked = place.0.path().join(MODELS).join("linked");
+        symlink(elsewhere.path(), &linked).unwrap();
+        let files = [place.0.path(), &entry, elsewhere.path()].map(|at| at.join(".aB3dE9"));
+        files.iter().for_each(|file| fs::write(file, "half").unwrap());
+        drop(Store::open(place.0.path()).unwrap());
+        assert_eq!(files.map(|file| file.exists()), [false, false, true]);
+        assert!(entry.join(RECORD).exists());
     }
 
     #[test]

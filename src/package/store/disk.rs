@@ -62,21 +62,28 @@ pub(super) fn own_lock(directory: &Path) -> Result<Flock<File>, StoreError> {
     Ok(lock)
 }
 
-/// Removes the temporary files in `directory` of writes that the process did not live to finish. For the owner of the
-/// lock.
+/// Removes the temporary files of writes that the process did not live to finish: in the store's `directory` and in those
+/// of its entries. For the owner of the lock.
 ///
 /// # Errors
 /// When the directory cannot be listed, or a file not be removed.
-pub(super) fn remove_unfinished(directory: &Path) -> Result<(), FileError> {
+pub(super) fn remove_unfinished(directory: &Path, models: &Path) -> Result<(), FileError> {
+    let mut left = temporary_files(directory)?;
+    // A directory that cannot be listed is told when its entry is read.
+    let (entries, _unlisted) = children(models);
+    let entries = entries.iter().filter(|entry| !entry.is_symlink());
+    left.extend(entries.filter_map(|entry| temporary_files(entry).ok()).flatten());
+    left.iter().try_for_each(|file| files::remove(file))
+}
+
+fn temporary_files(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     let children = fs::read_dir(directory).and_then(Iterator::collect);
-    let children: Vec<fs::DirEntry> = children.map_err(FileError::new("list", directory))?;
-    for child in children {
+    let mut children: Vec<fs::DirEntry> = children.map_err(FileError::new("list", directory))?;
+    children.retain(|child| {
         let is_file = child.file_type().is_ok_and(|kind| kind.is_file());
-        if is_file && files::is_temporary(&child.file_name()) {
-            files::remove(&child.path())?;
-        }
-    }
-    Ok(())
+        is_file && files::is_temporary(&child.file_name())
+    });
+    Ok(children.iter().map(fs::DirEntry::path).collect())
 }
 
 /// What lies in a store: see [`Store::examine`](super::Store::examine).
