@@ -10,6 +10,7 @@ use std::process::Command;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
+use crate::support::packages::{until_answers, until_looked};
 use crate::support::{Answer, Daemon, Root, pack, refused};
 
 const MIB: u64 = 1 << 20;
@@ -143,6 +144,22 @@ fn a_package_whose_model_does_not_fit_is_installed_when_it_does() {
     assert_eq!(installed.status, 200, "{installed:?}");
     let answer = embed(&daemon, "small");
     assert_eq!(answer.status, 200, "{answer:?}");
+    daemon.stop();
+}
+
+#[test]
+fn a_bundled_package_whose_model_does_not_fit_is_installed_when_it_does() {
+    let daemon = Root::new().with("memory.memory_limit", json!("1MiB")).start();
+    let said = daemon.wait_log("a bundled package cannot be installed now");
+    assert!(said.contains("bundled-mini") && said.contains("it needs "), "{said}");
+    assert_eq!(daemon.get("/api/packages").json()["packages"], json!([]));
+    set_limit(&daemon, "auto");
+    // The daemon looks at both directories when a file is dropped.
+    until_looked(&daemon, "dropped");
+    until_answers(&daemon, "bundled-mini");
+    assert_eq!(daemon.package("bundled-mini")["origin"], "bundled");
+    let told = |line: &&String| line.contains("a bundled package cannot be installed now");
+    assert_eq!(daemon.log().iter().filter(told).count(), 1);
     daemon.stop();
 }
 
