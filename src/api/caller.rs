@@ -58,7 +58,7 @@ pub(super) struct Sender {
 
 impl Sender {
     fn of(parts: &Parts) -> Self {
-        // Whoever forgets to pass the peer on shows nobody anything: the safe side.
+        // Without a peer the request sees nothing: the safe side.
         let peer = parts.extensions.get::<Peer>().copied().unwrap_or(Peer::STRANGER);
         Self { peer, names_tenant: parts.headers.contains_key(&TENANT) }
     }

@@ -21,7 +21,7 @@ pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// The default model is in memory. Below `ok` there is a line for each thing that is degraded.
+/// Answers 200 when the default model is in memory, with a line below `ok` for each degraded part.
 pub(super) async fn readyz(State(app): State<App>) -> Result<String, ApiError> {
     let overview = app.handle.overview().borrow().clone();
     if !overview.is_ready() {
@@ -64,7 +64,7 @@ pub(super) async fn status(State(app): State<App>, sight: Sight) -> Result<Json<
     }))
 }
 
-/// What the disk of the store does.
+/// Describes the state of the store's disk.
 async fn store(app: &App) -> Result<StoreCondition, ApiError> {
     let store = Arc::clone(app.handle.store());
     let condition = tokio::task::spawn_blocking(move || store.condition()).await;

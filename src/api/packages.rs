@@ -118,7 +118,7 @@ impl InstalledPackage {
     }
 }
 
-/// What an administrator says for this installation: `replace=true`, `allow_downgrade=true`.
+/// Options of an administrator for this installation: `replace=true`, `allow_downgrade=true`.
 fn consent(query: Option<&str>) -> Result<Consent, ApiError> {
     let mut consent = Consent::default();
     for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
