@@ -60,7 +60,7 @@ compile() {
         local -x CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     fi
     # Writes the list of crates into the programs, where scanners of vulnerabilities find it.
-    cargo auditable build --locked --release --bins --target "$triple"
+    cargo auditable build --locked --profile dist --bins --target "$triple"
 }
 note() {
     printf '{"type":"caxton","name":"caxton","version":"%s","architecture":"%s"}' "$version" "${machine_of[$1]}"
@@ -101,7 +101,7 @@ split() {
     rm -rf "${stage:?}/$arch"
     install -d "$stage/$arch"
     for program in caxtond caxton; do
-        built=$target/${triple_of[$arch]}/release/$program
+        built=$target/${triple_of[$arch]}/dist/$program
         id=$(build_id "$built")
         file=$stage/$arch/debug/usr/lib/debug/.build-id/${id:0:2}/${id:2}.debug
         install -d "$(dirname "$file")"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves that target/dist is what anybody gets from this commit: builds it again from a clone that lies elsewhere, deeper,
-# with another cargo home, and compares every file. Takes a whole release build for each architecture in target/dist.
+# with another cargo home, and compares every file. Takes a whole build of the profile dist for each architecture in target/dist.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/environment.sh

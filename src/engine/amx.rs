@@ -94,7 +94,9 @@ impl Tiles {
         let rows = product.rows.next_multiple_of(TILE_ROWS);
         let steps = product.strip.len() / TILE_GROUPS;
         assert!(
-            product.fits(rows) && steps > 0 && product.strip.len().is_multiple_of(TILE_GROUPS),
+            product.fits(rows, product.strip.len())
+                && steps > 0
+                && product.strip.len().is_multiple_of(TILE_GROUPS),
             "the caller gives whole tiles"
         );
         let (stride, out_stride) = (product.stride * 4, product.out_stride * 4);

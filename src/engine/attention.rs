@@ -95,7 +95,7 @@ impl Heads<'_> {
     fn multiply(&self, session: &Session, product: &mut Product<'_>) {
         match self.format {
             Format::Bf16 => session.multiply_bf16(product),
-            Format::F32 | Format::Int8 => session.multiply_f32(product),
+            Format::F32 | Format::Int8(_) => session.multiply_f32(product),
         }
     }
 

@@ -96,7 +96,7 @@ impl Encoder {
         let natural: Vec<usize> = (0..config.hidden_size).collect();
         let norm = Norm::read(&tensors, "embeddings.LayerNorm", &natural)?;
         let order = match format {
-            Format::Int8 => channel_order(&tensors, config.hidden_size),
+            Format::Int8(_) => channel_order(&tensors, config.hidden_size),
             Format::F32 | Format::Bf16 => natural,
         };
         let widths = Widths::new(config);
@@ -207,7 +207,7 @@ impl Encoder {
             x[hidden..].fill(0.0);
         }
         self.norm.apply(session, x, row, self.epsilon);
-        if self.packing.format == Format::Int8 {
+        if matches!(self.packing.format, Format::Int8(_)) {
             work.block.reserve(hidden);
             let natural = &mut work.block.f32s_mut()[..hidden];
             for x in x.chunks_exact_mut(row) {
@@ -228,7 +228,7 @@ impl Encoder {
         for (x, vector) in x.chunks_exact(row).zip(vectors.chunks_exact_mut(hidden)) {
             match self.packing.format {
                 Format::F32 | Format::Bf16 => vector.copy_from_slice(&x[..hidden]),
-                Format::Int8 => {
+                Format::Int8(_) => {
                     for (&value, &channel) in x.iter().zip(&self.packing.order) {
                         vector[channel] = value;
                     }
@@ -287,7 +287,7 @@ impl Encoder {
         };
         let mut attended = match self.packing.format {
             Format::Bf16 => Attended::Bf16(bytemuck::cast_slice_mut(attended)),
-            Format::F32 | Format::Int8 => Attended::F32(bytemuck::cast_slice_mut(attended)),
+            Format::F32 | Format::Int8(_) => Attended::F32(bytemuck::cast_slice_mut(attended)),
         };
         heads.attend(session, &mut work.attention, first, count, &mut attended);
     }

@@ -58,12 +58,12 @@ impl LinearLayer {
     fn packed(self, format: Format) -> Linear {
         let (inputs, outputs) = self.shape();
         let mut linear = match format {
-            Format::Int8 => Linear::integers(outputs, &self.blocks()),
+            Format::Int8(rows) => Linear::integers(rows, outputs, &self.blocks()),
             Format::F32 | Format::Bf16 => Linear::floats(format, outputs, inputs),
         };
         for (output, weights) in values(outputs * inputs).chunks(inputs).enumerate() {
             match format {
-                Format::Int8 => {
+                Format::Int8(_) => {
                     linear.set_integers(output, &IntegerRow::round(weights, &self.blocks()), 0.0)
                 }
                 Format::F32 | Format::Bf16 => linear.set_floats(output, weights, 0.0),
@@ -91,7 +91,7 @@ pub fn product(precision: Precision, layer: LinearLayer, rows: usize) -> Option<
     let (inputs, _) = layer.shape();
     let linear = layer.packed(format);
     let values = values(rows.next_multiple_of(ROWS) * inputs);
-    let stride = format.groups(inputs);
+    let stride = format.row_groups(inputs);
     let mut groups = Buffer::zeroed(rows.next_multiple_of(ROWS) * stride);
     let ends = layer.blocks();
     let mut quantization = vec![Quantization::default(); rows * ends.len()];
@@ -100,13 +100,13 @@ pub fn product(precision: Precision, layer: LinearLayer, rows: usize) -> Option<
         Format::Bf16 => {
             rows::to_bf16(machine.isa, &values, bytemuck::cast_slice_mut(groups.groups_mut()));
         }
-        Format::Int8 => rows::quantize(
+        Format::Int8(_) => rows::quantize(
             machine.isa,
             &values[..rows * inputs],
             inputs,
             &ends,
-            bytemuck::cast_slice_mut(groups.groups_mut()),
-            stride * 4,
+            groups.groups_mut(),
+            stride,
             &mut quantization,
         ),
     }
@@ -129,13 +129,14 @@ pub fn product(precision: Precision, layer: LinearLayer, rows: usize) -> Option<
 pub fn quantize(layer: LinearLayer, rows: usize) -> impl FnMut() {
     let (inputs, _) = layer.shape();
     let values = values(rows * inputs);
-    let mut bytes = vec![0; rows * inputs];
+    let isa = Isa::detect();
+    let stride = Format::Int8(isa.integer_rows()).row_groups(inputs);
+    let mut groups = vec![0; rows * stride];
     let ends = layer.blocks();
     let mut quantization = vec![Quantization::default(); rows * ends.len()];
-    let isa = Isa::detect();
     move || {
-        rows::quantize(isa, &values, inputs, &ends, &mut bytes, inputs, &mut quantization);
-        black_box(&bytes);
+        rows::quantize(isa, &values, inputs, &ends, &mut groups, stride, &mut quantization);
+        black_box(&groups);
     }
 }
 
@@ -192,7 +193,7 @@ pub fn attention(precision: Precision, tokens: usize) -> Option<impl FnMut()> {
         Format::Bf16 => {
             rows::to_bf16(machine.isa, &values, bytemuck::cast_slice_mut(states.groups_mut()));
         }
-        Format::F32 | Format::Int8 => states.f32s_mut().copy_from_slice(&values),
+        Format::F32 | Format::Int8(_) => states.f32s_mut().copy_from_slice(&values),
     }
     let mut memory = Memory::default();
     let mut out = Buffer::zeroed(tokens * HIDDEN);
@@ -208,7 +209,7 @@ pub fn attention(precision: Precision, tokens: usize) -> Option<impl FnMut()> {
         };
         let mut attended = match format {
             Format::Bf16 => Attended::Bf16(bytemuck::cast_slice_mut(out.groups_mut())),
-            Format::F32 | Format::Int8 => Attended::F32(out.f32s_mut()),
+            Format::F32 | Format::Int8(_) => Attended::F32(out.f32s_mut()),
         };
         heads.attend(&session, &mut memory, 0, tokens, &mut attended);
         black_box(out.groups());

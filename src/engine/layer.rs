@@ -80,7 +80,7 @@ impl Packing {
     /// A linear layer of zeros with `outputs` and the ends of the blocks of inputs.
     fn zeroed(&self, (outputs, blocks): (usize, Vec<usize>)) -> Linear {
         match self.format {
-            Format::Int8 => Linear::integers(outputs, &blocks),
+            Format::Int8(rows) => Linear::integers(rows, outputs, &blocks),
             format => Linear::floats(format, outputs, blocks.last().copied().unwrap_or(0)),
         }
     }

@@ -7,7 +7,7 @@ use super::amx::{Amx, TILE_ROWS, Tiles};
 use super::buffer::Buffer;
 use super::simd::dense::{self, Integers, Product};
 use super::simd::rows::{self, Quantization};
-use super::simd::{Isa, STRIP};
+use super::simd::{IntegerRows, Isa, STRIP};
 use crate::integers::IntegerRow;
 
 /// Groups in a row of an operand are a multiple of this: a cache line, and a row of a tile.
@@ -20,23 +20,32 @@ pub(super) const ROWS: usize = 32;
 pub(super) enum Format {
     F32,
     Bf16,
-    /// Rows unsigned with an offset, weights signed.
-    Int8,
+    /// Weights are signed bytes; rows are integers with an offset, which lie as the kernel takes them.
+    Int8(IntegerRows),
 }
 
 impl Format {
-    /// Elements of a group.
+    /// Returns the weights of a group.
     pub(super) const fn per_group(self) -> usize {
         match self {
             Self::F32 => 1,
             Self::Bf16 => 2,
-            Self::Int8 => 4,
+            Self::Int8(_) => 4,
         }
     }
 
-    /// Groups of a row of `elements`, padded.
+    /// Returns the groups of `elements` weights, padded.
     pub(super) const fn groups(self, elements: usize) -> usize {
         elements.div_ceil(self.per_group()).next_multiple_of(GROUPS)
+    }
+
+    /// Returns the groups of a row of `elements`, padded: twice those of the weights where the integers
+    /// of a row take twice the memory.
+    pub(super) const fn row_groups(self, elements: usize) -> usize {
+        match self {
+            Self::Int8(IntegerRows::Wide) => 2 * self.groups(elements),
+            _ => self.groups(elements),
+        }
     }
 }
 
@@ -157,11 +166,11 @@ impl Linear {
         }
     }
 
-    /// Outputs and inputs of zeros, in [`Format::Int8`]; `blocks` are the ends of the blocks of inputs,
-    /// each but the last a multiple of 4.
-    pub(super) fn integers(outputs: usize, blocks: &[usize]) -> Self {
+    /// Makes a layer of zeros in [`Format::Int8`] for `rows`; `blocks` are the ends of the blocks of
+    /// inputs, each but the last a multiple of 4.
+    pub(super) fn integers(rows: IntegerRows, outputs: usize, blocks: &[usize]) -> Self {
         let inputs = blocks.last().copied().unwrap_or(0);
-        let mut linear = Self::floats(Format::Int8, outputs, inputs);
+        let mut linear = Self::floats(Format::Int8(rows), outputs, inputs);
         let strips = linear.bias.len();
         let mut ends: Vec<usize> = blocks.iter().map(|end| end.div_ceil(4)).collect();
         // What pads the last block has weights of zero.
@@ -258,7 +267,7 @@ impl Linear {
     pub(super) fn bytes_of(format: Format, outputs: usize, blocks: &[usize]) -> u64 {
         let strips = outputs.div_ceil(STRIP);
         let groups = format.groups(blocks.last().copied().unwrap_or(0));
-        let scales = if format == Format::Int8 { 2 * blocks.len() } else { 0 };
+        let scales = if matches!(format, Format::Int8(_)) { 2 * blocks.len() } else { 0 };
         let values = strips * (1 + scales) * size_of::<[f32; STRIP]>();
         Buffer::bytes_of(strips * groups * STRIP) + values as u64
     }

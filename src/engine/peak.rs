@@ -54,17 +54,17 @@ fn median_rate(machine: Machine, format: Format) -> f64 {
     let session = machine.session();
     let inputs = GROUPS * format.per_group();
     let linear = match format {
-        Format::Int8 => Linear::integers(STRIP, &[inputs]),
+        Format::Int8(rows) => Linear::integers(rows, STRIP, &[inputs]),
         Format::F32 | Format::Bf16 => Linear::floats(format, STRIP, inputs),
     };
     // Tiles that are not full take as long.
     let rows = if machine.amx.is_some() { super::linear::ROWS } else { ROWS };
-    let groups = vec![0; super::linear::ROWS * GROUPS];
+    let groups = vec![0; super::linear::ROWS * format.row_groups(inputs)];
     let mut block = vec![0.0; super::linear::ROWS * STRIP];
     let quantization = [Quantization { scale: 1.0, zero: 0.0 }; ROWS];
     let operand = Operand {
         groups: &groups,
-        stride: GROUPS,
+        stride: format.row_groups(inputs),
         rows,
         quantization: &quantization,
         values: (&[], 1),
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn every_format_has_a_peak() {
-        for format in [Format::F32, Format::Int8, Format::Bf16] {
+        for format in [Format::F32, Format::Int8(Isa::detect().integer_rows()), Format::Bf16] {
             let machine = Machine { isa: Isa::detect(), amx: None };
             let peak = measure(machine, format, 1).unwrap();
             // From a slow processor without vectors to the fastest with tiles.

@@ -67,7 +67,7 @@ pub struct Report {
     /// The precision of its products; never [`Precision::Auto`].
     pub precision: Precision,
     /// The instructions that multiply: `amx-bf16`, `avx512-bf16`, `avx512-vnni`, `avx512`, `avx-vnni`,
-    /// `avx2`, `neon` or `scalar`; `candle` where that library chooses them, `none` where nothing is multiplied.
+    /// `avx2` or `sse4.2`; `neon-dotprod` or `neon`; `scalar`; `candle` where that library chooses them, `none` where nothing is multiplied.
     pub isa: &'static str,
     /// Why this precision, in words for an operator.
     pub reason: String,
@@ -132,7 +132,7 @@ pub(super) fn decide(
     amx: Result<Amx, &'static str>,
 ) -> Choice {
     let pairs = isa.multiplies_bf16();
-    let without = |why| format!("{why}, and there is no AVX512-BF16");
+    let without = |why| format!("{why}, and the processor has no other instruction for bf16");
     let (precision, reason) = match (wanted, amx) {
         (Precision::F32, _) => (Precision::F32, "exact".to_owned()),
         (Precision::Int8, _) => (Precision::Int8, "asked for".to_owned()),
@@ -153,16 +153,17 @@ pub(super) fn decide(
         (Precision::Auto, Err(why)) => (Precision::F32, format!("exact; {}", without(why))),
     };
     let slow = isa.name() == "scalar";
-    let reason = if slow { format!("{reason}; slow: no AVX2") } else { reason };
+    let reason = if slow { format!("{reason}; slow: no SSE4.2") } else { reason };
     // Without use for tiles none are configured.
     let tiles = amx.ok().filter(|_| precision == Precision::Bf16);
+    let rows = isa.integer_rows();
     let (format, attention, name) = match precision {
         Precision::Auto | Precision::F32 => (Format::F32, Format::F32, isa.name()),
         Precision::Bf16 if tiles.is_some() => (Format::Bf16, Format::Bf16, "amx-bf16"),
         Precision::Bf16 => (Format::Bf16, Format::Bf16, "avx512-bf16"),
         // What attention adds to the error of integers is far below it.
-        Precision::Int8 if pairs => (Format::Int8, Format::Bf16, isa.name()),
-        Precision::Int8 => (Format::Int8, Format::F32, isa.name()),
+        Precision::Int8 if pairs => (Format::Int8(rows), Format::Bf16, isa.name()),
+        Precision::Int8 => (Format::Int8(rows), Format::F32, isa.name()),
     };
     let report = Report { precision, isa: name, reason };
     Choice { machine: Machine { isa, amx: tiles }, format, attention, report }
@@ -196,7 +197,7 @@ mod tests {
             (
                 Precision::Bf16,
                 Precision::F32,
-                "bf16 was asked for, but the processor has no AMX, and there is no AVX512-BF16; f32",
+                "bf16 was asked for, but the processor has no AMX, and the processor has no other instruction for bf16; f32",
             ),
         ];
         for (wanted, expected, reason) in cases {
@@ -206,7 +207,7 @@ mod tests {
         }
         let report = decided(Precision::Auto, true, Isa::baseline());
         assert_eq!(report.precision, Precision::F32);
-        assert_eq!(report.reason.ends_with("slow: no AVX2"), report.isa == "scalar");
+        assert_eq!(report.reason.ends_with("slow: no SSE4.2"), report.isa == "scalar");
         for isa in Isa::all().into_iter().filter(|isa| isa.multiplies_bytes()) {
             let report = decided(Precision::Auto, true, isa);
             assert_eq!(report.precision, Precision::Int8, "{isa:?}");
@@ -224,7 +225,8 @@ mod tests {
                 assert!(report.reason.starts_with(reason), "{}", report.reason);
             }
             let choice = decide(Precision::Int8, true, isa, NO_AMX);
-            assert_eq!((choice.format, choice.attention), (Format::Int8, Format::Bf16));
+            let format = Format::Int8(isa.integer_rows());
+            assert_eq!((choice.format, choice.attention), (format, Format::Bf16));
         }
     }
 }

@@ -33,7 +33,7 @@ impl RowShape {
     pub(super) fn attended_stride(&self) -> usize {
         match self.format {
             Format::Bf16 => self.widths.inner() / 2,
-            Format::F32 | Format::Int8 => self.widths.inner(),
+            Format::F32 | Format::Int8(_) => self.widths.inner(),
         }
     }
 
@@ -53,8 +53,8 @@ impl RowShape {
             Format::F32 => (0, 0),
             // Those behind the first product of a layer are stored as bf16.
             Format::Bf16 => (self.format.groups(self.widths.hidden).max(self.widths.row / 2), 0),
-            Format::Int8 => (
-                inputs.map(|inputs| self.format.groups(inputs)).max().unwrap_or(0),
+            Format::Int8(_) => (
+                inputs.map(|inputs| self.format.row_groups(inputs)).max().unwrap_or(0),
                 linears.iter().map(|(_, ends)| ends.len()).max().unwrap_or(0),
             ),
         }
@@ -96,7 +96,7 @@ impl Inputs {
         count: usize,
     ) -> Operand<'a> {
         let (width, ends) = (linear.inputs(), linear.blocks().unwrap_or_default());
-        let groups = linear.format().groups(width);
+        let groups = linear.format().row_groups(width);
         let padded = count.next_multiple_of(ROWS);
         match linear.format() {
             Format::F32 => Operand::floats(bytemuck::cast_slice(values), stride, count),
@@ -107,16 +107,15 @@ impl Inputs {
                 rows::to_bf16(session.isa, &values[..count * stride], halves);
                 Operand::floats(self.groups.groups(), groups, count)
             }
-            Format::Int8 => {
+            Format::Int8(_) => {
                 self.groups.reserve(padded * groups);
                 let pairs = count * ends.len();
                 self.quantization
                     .resize(pairs.max(self.quantization.len()), Quantization::default());
                 let quantization = &mut self.quantization[..pairs];
-                let bytes = bytemuck::cast_slice_mut(self.groups.groups_mut());
                 let values = &values[..count * stride];
-                let out_stride = groups * 4;
-                rows::quantize(session.isa, values, stride, ends, bytes, out_stride, quantization);
+                let out = self.groups.groups_mut();
+                rows::quantize(session.isa, values, stride, ends, out, groups, quantization);
                 let operand = self.groups.groups();
                 Operand {
                     groups: operand,

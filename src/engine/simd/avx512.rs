@@ -173,7 +173,7 @@ unsafe fn int8_rows<const R: usize>(
 macro_rules! in_blocks {
     ($product:expr, $integers:expr, $kernel:ident) => {{
         let product = $product;
-        assert!(product.fits(product.rows), "the caller gives whole rows");
+        assert!(product.fits(product.rows, product.strip.len()), "the caller gives whole rows");
         let blocks = product.rows.div_ceil(ROWS);
         let mut ahead = Ahead::new(product.ahead, blocks, product.strip.len());
         let mut first = 0;

@@ -24,7 +24,8 @@ const COLUMNS: usize = 16;
 #[target_feature(enable = "avx2,fma,avxvnni")]
 pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     assert!(
-        product.fits(product.rows) && integers.fit(product.rows, product.strip.len()),
+        product.fits(product.rows, product.strip.len())
+            && integers.fit(product.rows, product.strip.len()),
         "the caller gives whole rows and what is theirs"
     );
     let calls = product.rows.div_ceil(ROWS) * (STRIP / COLUMNS);

@@ -9,9 +9,11 @@
 use std::ops::Range;
 
 use super::rows::Quantization;
-use super::{Isa, STRIP, mul_add, vectorised};
+use super::{BASELINE_FMA, Isa, Level, STRIP, mul_add};
 #[cfg(target_arch = "x86_64")]
-use super::{Level, avx_vnni, avx512};
+use super::{avx_vnni, avx2, avx512, sse};
+#[cfg(target_arch = "aarch64")]
+use super::{neon, neon_int8};
 
 /// Rows of a product and where its results go.
 pub(in crate::engine) struct Product<'a> {
@@ -33,20 +35,14 @@ pub(in crate::engine) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Whether everything up to row `rows` lies within its slices.
-    #[cfg(target_arch = "x86_64")]
-    pub(in crate::engine) fn fits(&self, rows: usize) -> bool {
+    /// Whether `rows` rows of `width` groups, and their results, lie within the slices.
+    pub(in crate::engine) fn fits(&self, rows: usize, width: usize) -> bool {
         let Some(last) = rows.checked_sub(1) else { return true };
         let end = |stride: usize, width: usize| last.checked_mul(stride)?.checked_add(width);
-        end(self.stride, self.strip.len()).is_some_and(|end| end <= self.operand.len())
+        end(self.stride, width).is_some_and(|end| end <= self.operand.len())
             && end(self.out_stride, STRIP).is_some_and(|end| end <= self.out.len())
     }
 }
-
-/// Rows of one block in the baseline and AVX2: 6 × 16 sums are 12 of 16 registers.
-const ROWS: usize = 6;
-/// Columns of one block there.
-const COLUMNS: usize = 16;
 
 /// What makes values of a product of bytes.
 pub(in crate::engine) struct Integers<'a> {
@@ -69,145 +65,121 @@ impl Integers<'_> {
             && self.scales.len() == self.ends.len()
             && self.rows.len() >= rows * self.ends.len()
     }
+
+    /// Cuts the blocks into pieces of at most `most` groups.
+    pub(super) fn pieces(&self, most: usize) -> impl Iterator<Item = Piece> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(self.ends).enumerate().flat_map(move |(block, (start, &end))| {
+            (start..end).step_by(most).map(move |start| {
+                let stop = end.min(start + most);
+                Piece { block, groups: start..stop, is_last: stop == end }
+            })
+        })
+    }
 }
 
-/// Sums of the groups `groups` for `R` rows from `first` on, in 16 columns from `column` on.
-#[inline(always)]
-fn sums<const R: usize, T: Copy + Default>(
-    product: &Product<'_>,
-    first: usize,
-    column: usize,
-    groups: Range<usize>,
-    add: impl Fn(u32, u32, T) -> T,
-) -> [[T; COLUMNS]; R] {
-    let mut sums = [[T::default(); COLUMNS]; R];
-    let rows: [&[u32]; R] = std::array::from_fn(|row| {
-        &product.operand[(first + row) * product.stride..][groups.clone()]
-    });
-    for (group, strip) in product.strip[groups].iter().enumerate() {
-        let Some(weights) = strip[column..].first_chunk::<COLUMNS>() else { return sums };
-        for (row, sums) in rows.iter().zip(&mut sums) {
+/// Cuts `rows` rows into blocks of nearly one size, each at most `most`: a block of few rows leaves
+/// the units that multiply waiting for its sums.
+pub(super) fn row_blocks(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let blocks = rows.div_ceil(most);
+    (0..blocks).map(move |block| rows * block / blocks..rows * (block + 1) / blocks)
+}
+
+/// A part of a block of groups.
+pub(super) struct Piece {
+    pub(super) block: usize,
+    /// At least one group.
+    pub(super) groups: Range<usize>,
+    /// Whether the block ends with it: then what the zero of a row adds is subtracted.
+    pub(super) is_last: bool,
+}
+
+/// Adds up the products of each row's groups with the columns: the scalar twin for floats.
+fn scalar(product: &mut Product<'_>, add: impl Fn(u32, u32, f32) -> f32) {
+    for row in 0..product.rows {
+        let values = &product.operand[row * product.stride..];
+        let mut sums = [0.0; STRIP];
+        for (&value, weights) in values.iter().zip(product.strip) {
             for (sum, &weight) in sums.iter_mut().zip(weights) {
-                *sum = add(row[group], weight, *sum);
+                *sum = add(value, weight, *sum);
             }
         }
-    }
-    sums
-}
-
-#[inline(always)]
-fn block<const R: usize>(
-    product: &mut Product<'_>,
-    first: usize,
-    add: impl Fn(u32, u32, f32) -> f32 + Copy,
-) {
-    for column in (0..STRIP).step_by(COLUMNS) {
-        let sums = sums::<R, f32>(product, first, column, 0..product.strip.len(), add);
-        for (row, sums) in sums.iter().enumerate() {
-            let start = (first + row) * product.out_stride + column;
-            product.out[start..][..COLUMNS].copy_from_slice(sums);
-        }
+        product.out[row * product.out_stride..][..STRIP].copy_from_slice(&sums);
     }
 }
 
-#[inline(always)]
-fn blocks(product: &mut Product<'_>, add: impl Fn(u32, u32, f32) -> f32 + Copy) {
-    let mut first = 0;
-    while first + ROWS <= product.rows {
-        block::<ROWS>(product, first, add);
-        first += ROWS;
-    }
-    while first < product.rows {
-        block::<1>(product, first, add);
-        first += 1;
-    }
+fn scalar_f32(product: &mut Product<'_>) {
+    let add = |a, b, sum| mul_add::<BASELINE_FMA>(f32::from_bits(a), f32::from_bits(b), sum);
+    scalar(product, add);
 }
 
-#[inline(always)]
-fn integer_block<const R: usize, const FMA: bool>(
-    product: &mut Product<'_>,
-    integers: &Integers<'_>,
-    first: usize,
-) {
-    let add = |a: u32, b: u32, sum: i32| {
+fn scalar_bf16(product: &mut Product<'_>) {
+    let low = |pair: u32| f32::from_bits(pair << 16);
+    let high = |pair: u32| f32::from_bits(pair & 0xffff_0000);
+    scalar(product, |a, b, sum| {
+        let sum = mul_add::<BASELINE_FMA>(low(a), low(b), sum);
+        mul_add::<BASELINE_FMA>(high(a), high(b), sum)
+    });
+}
+
+/// Multiplies four unsigned bytes with four signed ones, and adds up in i32 within a block and in f32
+/// over the blocks: a sum `s` in a block whose bytes have the offset `zero` and the scale `scale` is
+/// `(s − zero · sum of the column's weights) · scale · column's scale`.
+fn scalar_int8(product: &mut Product<'_>, integers: &Integers<'_>) {
+    let dot = |a: u32, b: u32| {
         let (a, b) = (a.to_le_bytes(), b.to_le_bytes().map(|byte| i8::from_le_bytes([byte])));
-        (0..4).fold(sum, |sum, i| sum.wrapping_add(i32::from(a[i]) * i32::from(b[i])))
+        (0..4).map(|i| i32::from(a[i]) * i32::from(b[i])).sum::<i32>()
     };
     let blocks = integers.ends.len();
-    for column in (0..STRIP).step_by(COLUMNS) {
-        let mut values = [[0.0_f32; COLUMNS]; R];
+    for row in 0..product.rows {
+        let bytes = &product.operand[row * product.stride..][..product.strip.len()];
+        let mut values = [0.0_f32; STRIP];
         let mut start = 0;
         for (block, &end) in integers.ends.iter().enumerate() {
-            let sums = sums::<R, i32>(product, first, column, start..end, add);
-            let weights = &integers.sums[block][column..][..COLUMNS];
-            let scales = &integers.scales[block][column..][..COLUMNS];
-            for (row, (values, sums)) in values.iter_mut().zip(&sums).enumerate() {
-                let Quantization { scale, zero } = integers.rows[(first + row) * blocks + block];
-                for j in 0..COLUMNS {
-                    #[expect(clippy::cast_precision_loss, reason = "rounded once, as f32 does")]
-                    let sum = mul_add::<FMA>(-zero, weights[j], sums[j] as f32);
-                    values[j] = mul_add::<FMA>(sum, scale * scales[j], values[j]);
+            let mut sums = [0_i32; STRIP];
+            for (&value, weights) in bytes[start..end].iter().zip(&product.strip[start..end]) {
+                for (sum, &weight) in sums.iter_mut().zip(weights) {
+                    *sum += dot(value, weight);
                 }
+            }
+            let Quantization { scale, zero } = integers.rows[row * blocks + block];
+            for column in 0..STRIP {
+                #[expect(clippy::cast_precision_loss, reason = "rounded once, as f32 does")]
+                let sum = sums[column] as f32;
+                let sum = mul_add::<BASELINE_FMA>(-zero, integers.sums[block][column], sum);
+                let scale = scale * integers.scales[block][column];
+                values[column] = mul_add::<BASELINE_FMA>(sum, scale, values[column]);
             }
             start = end;
         }
-        for (row, values) in values.iter().enumerate() {
-            let start = (first + row) * product.out_stride + column;
-            product.out[start..][..COLUMNS].copy_from_slice(values);
-        }
+        product.out[row * product.out_stride..][..STRIP].copy_from_slice(&values);
     }
 }
 
-vectorised! {
-    /// f32.
-    fn portable_f32<FMA>(product: &mut Product<'_>) {
-        let add = |a, b, sum| mul_add::<FMA>(f32::from_bits(a), f32::from_bits(b), sum);
-        blocks(product, add);
-    }
-}
-
-vectorised! {
-    /// Pairs of bf16, summed in f32.
-    fn portable_bf16<FMA>(product: &mut Product<'_>) {
-        let low = |pair: u32| f32::from_bits(pair << 16);
-        let high = |pair: u32| f32::from_bits(pair & 0xffff_0000);
-        let add = |a, b, sum| {
-            let sum = mul_add::<FMA>(low(a), low(b), sum);
-            mul_add::<FMA>(high(a), high(b), sum)
-        };
-        blocks(product, add);
-    }
-}
-
-vectorised! {
-    /// Four unsigned bytes times four signed ones, summed in i32 within a block and in f32 over the
-    /// blocks: a sum `s` in a block whose bytes have the offset `zero` and the scale `scale` is
-    /// `(s − zero · sum of the column's weights) · scale · column's scale`.
-    fn portable_int8<FMA>(product: &mut Product<'_>, integers: &Integers<'_>) {
-        let mut first = 0;
-        while first + ROWS <= product.rows {
-            integer_block::<ROWS, FMA>(product, integers, first);
-            first += ROWS;
-        }
-        while first < product.rows {
-            integer_block::<1, FMA>(product, integers, first);
-            first += 1;
-        }
-    }
-}
-
-/// Products of f32.
+/// Computes products of f32.
 pub(in crate::engine) fn f32(isa: Isa, product: &mut Product<'_>) {
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: only `Isa::detect` makes this value, after it found the features.
+        // SAFETY: only `Isa::all` makes this value, after it found the features.
         // JUSTIFICATION: as in `vectorised!`.
         Level::Avx512 { .. } => unsafe { avx512::f32(product) },
-        _ => portable_f32(isa, product),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        // JUSTIFICATION: as above.
+        Level::Avx2 { .. } => unsafe { avx2::f32(product) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        // JUSTIFICATION: as above.
+        Level::Sse42 => unsafe { sse::f32(product) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every 64-bit Arm processor has NEON.
+        // JUSTIFICATION: as above.
+        Level::Neon { .. } => unsafe { neon::f32(product) },
+        Level::Baseline => scalar_f32(product),
     }
 }
 
-/// Products of unsigned bytes with signed ones, as values.
+/// Computes products of bytes as values; the rows are as [`Isa::integer_rows`] says.
 ///
 /// # Panics
 /// When `integers` are not those of the product.
@@ -222,7 +194,25 @@ pub(in crate::engine) fn int8(isa: Isa, product: &mut Product<'_>, integers: &In
         // JUSTIFICATION: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 { vnni: true } => unsafe { avx_vnni::int8(product, integers) },
-        _ => portable_int8(isa, product, integers),
+        // SAFETY: as above; AVX2 and FMA come before AVX-512.
+        // JUSTIFICATION: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 { vnni: false } | Level::Avx512 { vnni: false, .. } => unsafe {
+            avx2::int8(product, integers)
+        },
+        // SAFETY: as above.
+        // JUSTIFICATION: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Sse42 => unsafe { sse::int8(product, integers) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every 64-bit Arm processor has NEON.
+        // JUSTIFICATION: as in `vectorised!`.
+        Level::Neon { dot: false } => unsafe { neon_int8::widening(product, integers) },
+        // SAFETY: only `Isa::all` makes this value, after it found dot products.
+        // JUSTIFICATION: as in `vectorised!`.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon { dot: true } => unsafe { neon_int8::dot_product(product, integers) },
+        Level::Baseline => scalar_int8(product, integers),
     }
 }
 
@@ -233,7 +223,7 @@ pub(in crate::engine) fn bf16(isa: Isa, product: &mut Product<'_>) {
         // SAFETY: as above; it found pairs of bf16 too.
         // JUSTIFICATION: as above.
         Level::Avx512 { bf16: true, .. } => unsafe { avx512::bf16(product) },
-        _ => portable_bf16(isa, product),
+        _ => scalar_bf16(product),
     }
 }
 
@@ -243,6 +233,7 @@ pub(in crate::engine) mod tests {
 
     use super::*;
     use crate::engine::linear::Format;
+    use crate::engine::simd::IntegerRows;
 
     /// Rows and inputs of every odd and every usual shape.
     pub(in crate::engine) const SHAPES: [(usize, usize); 10] = [
@@ -269,7 +260,8 @@ pub(in crate::engine) mod tests {
             state
         };
         let mut value = move || match format {
-            Format::Int8 => next(),
+            // Weights are never −128.
+            Format::Int8(_) => next() | 0x0101_0101,
             // Between -1 and 1, so that no sum is dwarfed.
             Format::F32 => ((next() % 2001) as f32 / 1000.0 - 1.0).to_bits(),
             Format::Bf16 => {
@@ -310,23 +302,58 @@ pub(in crate::engine) mod tests {
 
     type Kernel = fn(Isa, &mut Product<'_>, usize);
 
-    /// Calls `int8` with pseudorandom integers in three blocks, or as many as there are groups for.
+    const INT8: Format = Format::Int8(IntegerRows::Unsigned);
+
+    /// Lays `operand`, rows of unsigned bytes `stride` groups apart, out as the kernel of `isa` takes them;
+    /// returns the rows and their stride.
+    fn laid_out(isa: Isa, operand: &[u32], stride: usize) -> (Vec<u32>, usize) {
+        match isa.integer_rows() {
+            IntegerRows::Unsigned => (operand.to_vec(), stride),
+            IntegerRows::Signed => {
+                (operand.iter().map(|group| group ^ 0x8080_8080).collect(), stride)
+            }
+            IntegerRows::Wide => {
+                let wide = |low: u8, high: u8| u32::from(low) | u32::from(high) << 16;
+                let pairs = operand.iter().map(|group| group.to_le_bytes());
+                (pairs.flat_map(|[a, b, c, d]| [wide(a, b), wide(c, d)]).collect(), 2 * stride)
+            }
+        }
+    }
+
+    /// Returns what the integers of a row stand for as the kernel of `isa` takes them.
+    fn standing_for(isa: Isa, scale: f32, zero: f32) -> Quantization {
+        let shift = if isa.integer_rows() == IntegerRows::Signed { 128.0 } else { 0.0 };
+        Quantization { scale, zero: zero - shift }
+    }
+
+    /// Calls `int8` for rows of unsigned bytes, in four blocks of pseudorandom scales.
     fn int8_in_blocks(isa: Isa, product: &mut Product<'_>, first_row: usize) {
         let groups = product.strip.len();
-        let ends: Vec<usize> = [4, groups / 2, groups].into_iter().filter(|&end| end > 0).collect();
+        let ends = [4, 7, groups / 2 + 1, groups];
+        let (operand, stride) = laid_out(isa, product.operand, product.stride);
+        let product =
+            &mut Product { operand: &operand, stride, out: &mut *product.out, ..*product };
         let value = |index: usize| ((index * 7919) % 101) as f32 / 50.0 - 1.0;
         let row = |row: usize| {
-            let quantization = |block| Quantization {
-                scale: 0.01 + value(row * 3 + block).abs(),
-                zero: (((row + block) * 37) % 256) as f32,
+            let quantization = |block| {
+                let zero = (((row + block) * 37) % 256) as f32;
+                standing_for(isa, 0.01 + value(row * 3 + block).abs(), zero)
             };
             (0..ends.len()).map(quantization).collect::<Vec<_>>()
         };
-        let column = |block: usize| std::array::from_fn(|column| value(block + column) * 300.0);
+        let scales = |block: usize| std::array::from_fn(|column| value(block + 5 + column) * 300.0);
+        let starts = std::iter::once(0).chain(ends);
+        let sums = starts.zip(ends).map(|(start, end)| {
+            std::array::from_fn(|column| {
+                let weights =
+                    product.strip[start..end].iter().flat_map(|group| group[column].to_le_bytes());
+                weights.map(|weight| f32::from(weight.cast_signed())).sum()
+            })
+        });
         let integers = Integers {
             rows: &(first_row..first_row + product.rows).flat_map(row).collect::<Vec<_>>(),
-            sums: &(0..ends.len()).map(column).collect::<Vec<_>>(),
-            scales: &(0..ends.len()).map(|block| column(block + 5)).collect::<Vec<_>>(),
+            sums: &sums.collect::<Vec<_>>(),
+            scales: &(0..ends.len()).map(scales).collect::<Vec<_>>(),
             ends: &ends,
         };
         int8(isa, product, &integers);
@@ -338,8 +365,7 @@ pub(in crate::engine) mod tests {
             let baseline = Isa::baseline();
             let expected = results(shape, Format::F32, |product| f32(baseline, product));
             let pairs = results(shape, Format::Bf16, |product| bf16(baseline, product));
-            let integers =
-                results(shape, Format::Int8, |product| int8_in_blocks(baseline, product, 0));
+            let integers = results(shape, INT8, |product| int8_in_blocks(baseline, product, 0));
             let largest = integers.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             for isa in Isa::all() {
                 let found = results(shape, Format::F32, |product| f32(isa, product));
@@ -350,7 +376,7 @@ pub(in crate::engine) mod tests {
                 for (a, b) in found.iter().zip(&pairs) {
                     assert!((a - b).abs() <= 1e-4, "{isa:?} {shape:?}: {a} not {b}");
                 }
-                let found = results(shape, Format::Int8, |product| int8_in_blocks(isa, product, 0));
+                let found = results(shape, INT8, |product| int8_in_blocks(isa, product, 0));
                 for (a, b) in found.iter().zip(&integers) {
                     assert!((a - b).abs() <= largest * 1e-6, "{isa:?} {shape:?}: {a} not {b}");
                 }
@@ -367,12 +393,14 @@ pub(in crate::engine) mod tests {
         strip[1][7] = u32::from_le_bytes([1, 1, 4, 0]);
         let mut sums = [[0.0; STRIP]; 2];
         (sums[0][7], sums[1][7]) = (0.0, 6.0);
-        let rows = [(2.0, 10.0), (0.5, 1.0)].map(|(scale, zero)| Quantization { scale, zero });
         for isa in Isa::all() {
+            let rows =
+                [(2.0, 10.0), (0.5, 1.0)].map(|(scale, zero)| standing_for(isa, scale, zero));
             let mut out = [f32::NAN; STRIP];
+            let (operand, stride) = laid_out(isa, &operand, 2);
             let mut product = Product {
                 operand: &operand,
-                stride: 2,
+                stride,
                 rows: 1,
                 strip: &strip,
                 ahead: &[],
@@ -412,7 +440,7 @@ pub(in crate::engine) mod tests {
                 for (format, kernel) in [
                     (Format::F32, (|isa, product, _| f32(isa, product)) as Kernel),
                     (Format::Bf16, |isa, product, _| bf16(isa, product)),
-                    (Format::Int8, int8_in_blocks),
+                    (INT8, int8_in_blocks),
                 ] {
                     let all = results((rows, inputs), format, |product| kernel(isa, product, 0));
                     let last = results((rows, inputs), format, |product| {

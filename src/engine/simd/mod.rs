@@ -1,8 +1,9 @@
-//! Vector code: one body for every instruction set, compiled once for each and chosen at run time.
+//! Vector code, chosen at run time for the instruction set of the processor.
 //!
-//! Bodies are loops over arrays of 16 or 32 values that the compiler turns into vector instructions;
-//! `vectorised!` compiles a body for AVX-512, for AVX2 and for the baseline of the architecture
-//! (NEON on aarch64). The baseline on x86-64 is the scalar twin that tests compare with.
+//! Products have a kernel for each instruction set, in intrinsics or inline assembly: [`dense`] calls
+//! them. Everything else is a loop over arrays of 16 or 32 values that the compiler turns into vector
+//! instructions: `vectorised!` compiles the body of a function once for each instruction set. The
+//! baseline is the scalar twin of every kernel, which tests compare with.
 //!
 //! Owns the detection. Knows nothing of models.
 //!
@@ -11,14 +12,25 @@
 // The dispatch to code compiled for instructions that were detected is the one use of `unsafe`.
 #![allow(unsafe_code, reason = "code for detected instructions is called through unsafe")]
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
+
 #[cfg(target_arch = "x86_64")]
 mod ahead;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
 pub(super) mod dense;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_int8;
 pub(super) mod rows;
+#[cfg(target_arch = "x86_64")]
+mod sse;
 
 /// Columns of a strip of packed weights, of a block of results and of every vector loop.
 pub(super) const STRIP: usize = 32;
@@ -31,6 +43,8 @@ pub(super) struct Isa(Level);
 enum Level {
     Baseline,
     #[cfg(target_arch = "x86_64")]
+    Sse42,
+    #[cfg(target_arch = "x86_64")]
     Avx2 {
         vnni: bool,
     },
@@ -39,36 +53,75 @@ enum Level {
         vnni: bool,
         bf16: bool,
     },
+    #[cfg(target_arch = "aarch64")]
+    Neon {
+        dot: bool,
+    },
+}
+
+/// How the rows of a product of bytes lie in memory: as its kernel takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum IntegerRows {
+    /// A byte each, 0 to 255.
+    Unsigned,
+    /// A byte each, −128 to 127; the offset is 128 less, too.
+    #[cfg_attr(
+        not(any(test, target_arch = "aarch64")),
+        expect(dead_code, reason = "only Arm's kernels take it")
+    )]
+    Signed,
+    /// 16 bits each, 0 to 255.
+    #[cfg_attr(
+        not(any(test, target_arch = "x86_64")),
+        expect(dead_code, reason = "only kernels of x86-64 take it")
+    )]
+    Wide,
 }
 
 impl Isa {
-    /// The best that this processor has.
+    /// Detects the best instruction set of this processor.
     pub(super) fn detect() -> Self {
+        Self::all().last().copied().unwrap_or(Self::baseline())
+    }
+
+    /// Returns the scalar twin, which every processor of the architecture runs.
+    pub(super) const fn baseline() -> Self {
+        Self(Level::Baseline)
+    }
+
+    /// Returns every set that this processor has, the best one last.
+    pub(super) fn all() -> Vec<Self> {
+        let mut levels = vec![Level::Baseline];
         #[cfg(target_arch = "x86_64")]
         {
+            levels.extend(is_x86_feature_detected!("sse4.2").then_some(Level::Sse42));
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.push(Level::Avx2 { vnni: false });
+                levels.extend(
+                    is_x86_feature_detected!("avxvnni").then_some(Level::Avx2 { vnni: true }),
+                );
                 if is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                 {
-                    return Self(Level::Avx512 {
-                        vnni: is_x86_feature_detected!("avx512vnni"),
-                        bf16: is_x86_feature_detected!("avx512bf16"),
-                    });
+                    levels.push(Level::Avx512 { vnni: false, bf16: false });
+                    let vnni = is_x86_feature_detected!("avx512vnni");
+                    let bf16 = is_x86_feature_detected!("avx512bf16");
+                    levels.extend((vnni || bf16).then_some(Level::Avx512 { vnni, bf16 }));
                 }
-                return Self(Level::Avx2 { vnni: is_x86_feature_detected!("avxvnni") });
             }
         }
-        Self::baseline()
+        #[cfg(target_arch = "aarch64")]
+        {
+            levels.push(Level::Neon { dot: false });
+            let dot = is_aarch64_feature_detected!("dotprod");
+            levels.extend(dot.then_some(Level::Neon { dot: true }));
+        }
+        levels.into_iter().map(Self).collect()
     }
 
-    /// What every processor of this architecture has.
-    pub(super) const fn baseline() -> Self {
-        Self(Level::Baseline)
-    }
-
-    /// Its name in reports.
+    /// Returns the name in reports.
     pub(super) const fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -79,17 +132,39 @@ impl Isa {
             Level::Avx2 { vnni: true } => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 { vnni: false } => "avx2",
-            Level::Baseline if cfg!(target_arch = "aarch64") => "neon",
+            #[cfg(target_arch = "x86_64")]
+            Level::Sse42 => "sse4.2",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon { dot: false } => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon { dot: true } => "neon-dotprod",
             Level::Baseline => "scalar",
         }
     }
 
-    /// Whether four products of bytes are one instruction, so that they are faster than those of f32.
+    /// Whether products of bytes are no slower than those of f32.
     pub(super) const fn multiplies_bytes(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 { vnni } | Level::Avx512 { vnni, .. } => vnni,
+            Level::Sse42 | Level::Avx2 { .. } | Level::Avx512 { .. } => true,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon { .. } => true,
             Level::Baseline => false,
+        }
+    }
+
+    /// Returns how the kernel for products of bytes takes its rows.
+    pub(super) const fn integer_rows(self) -> IntegerRows {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Sse42 | Level::Avx2 { vnni: false } | Level::Avx512 { vnni: false, .. } => {
+                IntegerRows::Wide
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 { vnni: true } | Level::Avx512 { vnni: true, .. } => IntegerRows::Unsigned,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon { .. } => IntegerRows::Signed,
+            Level::Baseline => IntegerRows::Unsigned,
         }
     }
 
@@ -99,41 +174,20 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 { bf16, .. } => bf16,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 { .. } => false,
+            Level::Sse42 | Level::Avx2 { .. } => false,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon { .. } => false,
             Level::Baseline => false,
         }
     }
-
-    /// Every set that this processor has, for tests that compare them.
-    #[cfg(test)]
-    pub(super) fn all() -> Vec<Self> {
-        #[cfg_attr(
-            not(target_arch = "x86_64"),
-            expect(unused_mut, reason = "other architectures have the baseline alone")
-        )]
-        let mut all = vec![Self::baseline()];
-        #[cfg(target_arch = "x86_64")]
-        {
-            let best = Self::detect();
-            if best != Self::baseline() {
-                all.push(Self(Level::Avx2 { vnni: false }));
-                if is_x86_feature_detected!("avxvnni") {
-                    all.push(Self(Level::Avx2 { vnni: true }));
-                }
-            }
-            if let Level::Avx512 { vnni, bf16 } = best.0 {
-                all.push(Self(Level::Avx512 { vnni: false, bf16: false }));
-                all.extend((vnni || bf16).then_some(best));
-            }
-        }
-        all
-    }
 }
 
-/// The extensions that this processor has, of those that decide on an [`Isa`]; AMX is asked for elsewhere.
+/// Returns the extensions that this processor has, of those that decide on an [`Isa`]; AMX is asked for
+/// elsewhere.
 pub(super) fn extensions() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     let known = [
+        ("sse4.2", is_x86_feature_detected!("sse4.2")),
         ("avx2", is_x86_feature_detected!("avx2")),
         ("fma", is_x86_feature_detected!("fma")),
         ("avx512", Isa::detect().name().starts_with("avx512")),
@@ -141,8 +195,13 @@ pub(super) fn extensions() -> Vec<&'static str> {
         ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
         ("avxvnni", is_x86_feature_detected!("avxvnni")),
     ];
-    #[cfg(not(target_arch = "x86_64"))]
-    let known = [("neon", cfg!(target_arch = "aarch64"))];
+    #[cfg(target_arch = "aarch64")]
+    let known = [
+        ("neon", is_aarch64_feature_detected!("neon")),
+        ("dotprod", is_aarch64_feature_detected!("dotprod")),
+    ];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let known = [];
     known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
 }
 
@@ -168,6 +227,11 @@ macro_rules! vectorised {
             fn body<const $fma: bool>($($arg: $type),*) $body
 
             #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "sse4.2")]
+            fn sse($($arg: $type),*) {
+                body::<false>($($arg),*);
+            }
+            #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             fn avx2($($arg: $type),*) {
                 body::<true>($($arg),*);
@@ -181,12 +245,19 @@ macro_rules! vectorised {
                 $crate::engine::simd::Level::Baseline => {
                     body::<{ $crate::engine::simd::BASELINE_FMA }>($($arg),*)
                 }
-                // SAFETY: only `Isa::detect` makes this value, after it found avx2 and fma.
+                // SAFETY: only `Isa::all` makes this value, after it found SSE4.2.
                 // JUSTIFICATION: a safe call needs the features in the whole binary, which then would
                 // not start on other processors.
                 #[cfg(target_arch = "x86_64")]
+                $crate::engine::simd::Level::Sse42 => unsafe { sse($($arg),*) },
+                // Every processor of the architecture has NEON.
+                #[cfg(target_arch = "aarch64")]
+                $crate::engine::simd::Level::Neon { .. } => body::<true>($($arg),*),
+                // SAFETY: only `Isa::all` makes this value, after it found AVX2 and FMA.
+                // JUSTIFICATION: as above.
+                #[cfg(target_arch = "x86_64")]
                 $crate::engine::simd::Level::Avx2 { .. } => unsafe { avx2($($arg),*) },
-                // SAFETY: only `Isa::detect` makes this value, after it found all five.
+                // SAFETY: only `Isa::all` makes this value, after it found all five.
                 // JUSTIFICATION: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::engine::simd::Level::Avx512 { .. } => unsafe { avx512($($arg),*) },

@@ -3,9 +3,9 @@
 //! A block of results is `[rows, 32]` f32. Every function writes all 32 columns: those beyond the
 //! last of a matrix have weights and bias zero, and stay zero.
 
-use super::{Isa, STRIP, mul_add, vectorised};
 #[cfg(target_arch = "x86_64")]
-use super::{Level, avx512};
+use super::avx512;
+use super::{IntegerRows, Isa, Level, STRIP, mul_add, vectorised};
 use crate::engine::config::HiddenActivation;
 
 /// Values of one vector loop.
@@ -241,7 +241,7 @@ impl Quantization {
 /// The range has 0 in it, so that the offset is a byte. Where a value is not finite the scale is NaN,
 /// so that nothing becomes a value that could be taken for one.
 #[inline(always)]
-fn quantize_block<const FMA: bool>(values: &[f32], out: &mut [u8]) -> Quantization {
+fn quantize_block<const FMA: bool, T: From<u8>>(values: &[f32], out: &mut [T]) -> Quantization {
     let (mut least, mut most) = ([0.0_f32; LANES], [0.0_f32; LANES]);
     let mut poison = [0.0_f32; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
@@ -273,47 +273,80 @@ fn quantize_block<const FMA: bool>(values: &[f32], out: &mut [u8]) -> Quantizati
     let (bytes, rest_bytes) = out.as_chunks_mut::<LANES>();
     for (bytes, chunk) in bytes.iter_mut().zip(chunks) {
         for (out, &value) in bytes.iter_mut().zip(chunk) {
-            *out = byte(value);
+            *out = byte(value).into();
         }
     }
     for (out, &value) in rest_bytes.iter_mut().zip(rest) {
-        *out = byte(value);
+        *out = byte(value).into();
     }
     Quantization { scale: scale + poison, zero }
 }
 
 vectorised! {
-    fn portable_quantize<FMA>(values: &[f32], out: &mut [u8], quantization: &mut Quantization) {
-        *quantization = quantize_block::<FMA>(values, out);
+    fn quantize_bytes<FMA>(values: &[f32], out: &mut [u8], quantization: &mut Quantization) {
+        *quantization = quantize_block::<FMA, u8>(values, out);
     }
 }
 
-/// The rows of `values` as bytes, rows `stride` values and `out_stride` bytes
-/// apart; each block of channels, the ends of which are `ends`, with a scale and an offset of its own,
-/// `[rows, blocks]`.
+vectorised! {
+    fn quantize_signed<FMA>(values: &[f32], out: &mut [u8], quantization: &mut Quantization) {
+        *quantization = quantize_block::<FMA, u8>(values, out);
+        for byte in out {
+            *byte ^= 0x80;
+        }
+        quantization.zero -= 128.0;
+    }
+}
+
+vectorised! {
+    fn quantize_wide<FMA>(values: &[f32], out: &mut [u16], quantization: &mut Quantization) {
+        *quantization = quantize_block::<FMA, u16>(values, out);
+    }
+}
+
+/// Quantizes the rows of `values`, `stride` values apart, into rows of `out`, `out_stride` groups apart, as
+/// [`Isa::integer_rows`] says. Each block of channels, the ends of which are `ends`, gets a scale
+/// and an offset of its own, `[rows, blocks]`.
 pub(in crate::engine) fn quantize(
     isa: Isa,
     values: &[f32],
     stride: usize,
     ends: &[usize],
-    out: &mut [u8],
+    out: &mut [u32],
     out_stride: usize,
     quantization: &mut [Quantization],
 ) {
-    let pairs = values.chunks(stride).zip(out.chunks_mut(out_stride));
-    for ((values, out), row) in pairs.zip(quantization.chunks_mut(ends.len())) {
+    let rows = values.chunks(stride).zip(out.chunks_mut(out_stride));
+    for ((values, out), row) in rows.zip(quantization.chunks_mut(ends.len())) {
         let mut start = 0;
         for (block, &end) in row.iter_mut().zip(ends) {
-            let (values, out) = (&values[start..end], &mut out[start..end]);
-            match isa.0 {
-                // SAFETY: only `Isa::detect` makes this value, after it found the features.
-                // JUSTIFICATION: as in `vectorised!`.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 { .. } => *block = unsafe { avx512::quantize_block(values, out) },
-                _ => portable_quantize(isa, values, out, block),
+            let values = &values[start..end];
+            match isa.integer_rows() {
+                IntegerRows::Wide => {
+                    let out: &mut [u16] = bytemuck::cast_slice_mut(out);
+                    quantize_wide(isa, values, &mut out[start..end], block);
+                }
+                IntegerRows::Signed => {
+                    let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+                    quantize_signed(isa, values, &mut out[start..end], block);
+                }
+                IntegerRows::Unsigned => {
+                    let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+                    quantize_unsigned(isa, values, &mut out[start..end], block);
+                }
             }
             start = end;
         }
+    }
+}
+
+fn quantize_unsigned(isa: Isa, values: &[f32], out: &mut [u8], quantization: &mut Quantization) {
+    match isa.0 {
+        // SAFETY: only `Isa::all` makes this value, after it found the features.
+        // JUSTIFICATION: as in `vectorised!`.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 { .. } => *quantization = unsafe { avx512::quantize_block(values, out) },
+        _ => quantize_bytes(isa, values, out, quantization),
     }
 }
 
@@ -538,6 +571,16 @@ mod tests {
         }
     }
 
+    /// Returns the integers that lie in `groups`.
+    fn integers(isa: Isa, groups: &[u32]) -> Vec<i16> {
+        let bytes: &[u8] = bytemuck::cast_slice(groups);
+        match isa.integer_rows() {
+            IntegerRows::Unsigned => bytes.iter().map(|&byte| i16::from(byte)).collect(),
+            IntegerRows::Signed => bytes.iter().map(|&byte| byte.cast_signed().into()).collect(),
+            IntegerRows::Wide => bytemuck::cast_slice(groups).to_vec(),
+        }
+    }
+
     #[test]
     fn bytes_stand_for_values_within_a_step() {
         for isa in Isa::all() {
@@ -545,14 +588,16 @@ mod tests {
                 let values = values(2 * width);
                 let ends = if width > 16 { vec![16, width] } else { vec![width] };
                 let blocks = ends.len();
-                let mut bytes = vec![0; 2 * (width + 5)];
+                let stride = width.div_ceil(2) + 5;
+                let mut out = vec![0; 2 * stride];
                 let mut rows = vec![Quantization::default(); 2 * blocks];
-                quantize(isa, &values, width, &ends, &mut bytes, width + 5, &mut rows);
+                quantize(isa, &values, width, &ends, &mut out, stride, &mut rows);
                 for row in 0..2 {
                     for i in 0..width {
                         let block = usize::from(i >= 16);
                         let Quantization { scale, zero } = rows[row * blocks + block];
-                        let found = (f32::from(bytes[row * (width + 5) + i]) - zero) * scale;
+                        let integer = integers(isa, &out[row * stride..])[i];
+                        let found = (f32::from(integer) - zero) * scale;
                         let value = values[row * width + i];
                         assert!((found - value).abs() <= scale * 1.01, "{isa:?}");
                     }
@@ -567,7 +612,7 @@ mod tests {
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let values = [[1.0; 16].as_slice(), &[1.0, value, 1.0, 1.0]].concat();
                 let mut rows = [Quantization::default(); 2];
-                quantize(isa, &values, 20, &[16, 20], &mut [0; 20], 20, &mut rows);
+                quantize(isa, &values, 20, &[16, 20], &mut [0; 10], 10, &mut rows);
                 assert_eq!(rows.map(|row| row.scale.is_nan()), [false, true], "{isa:?} {value}");
             }
         }

@@ -1,0 +1,304 @@
+//! Products of bytes with NEON: with `SDOT` where the processor has it, else with `SMULL`.
+//!
+//! `SMULL` and `SMLAL` make 16-bit sums of two products, which do not overflow: rows are −128 to 127,
+//! and weights −127 to 127. `SADALP` adds them in pairs to sums of 32 bits. So a column has two sums.
+//!
+//! The scalar twins are in [`super::dense`].
+
+use std::arch::aarch64::{
+    int8x16_t, int16x8_t, int32x4_t, vaddq_f32, vcvtq_f32_s32, vdupq_laneq_s32, vdupq_n_s32,
+    vget_low_s8, vld1q_f32, vld1q_s8, vmlal_high_s8, vmlal_s8, vmlsq_n_f32, vmull_high_s8,
+    vmull_s8, vmulq_f32, vmulq_n_f32, vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32,
+    vreinterpretq_s32_s8, vst1q_f32,
+};
+use std::arch::asm;
+
+use super::STRIP;
+use super::dense::{Integers, Piece, Product, row_blocks};
+use super::neon::{Block, ROUND, block};
+
+/// Groups that all rows are multiplied with before the next ones: 16 KiB of weights.
+const GROUPS: usize = 128;
+
+/// Loads the next 16 bytes of each row: its values of four groups.
+///
+/// # Safety
+/// The block has four groups from `group` on.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn rounds_of<const R: usize>(block: Block, group: usize) -> [int8x16_t; R] {
+    // SAFETY: the caller says so.
+    // JUSTIFICATION: with slices, every round compares the bounds of its rows.
+    unsafe {
+        std::array::from_fn(|row| vld1q_s8(block.rows.add(row * block.stride + group).cast()))
+    }
+}
+
+/// Loads one group of each row into all lanes.
+///
+/// # Safety
+/// The block has this group.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn groups_of<const R: usize>(block: Block, group: usize) -> [int8x16_t; R] {
+    // SAFETY: the caller says so.
+    // JUSTIFICATION: as above.
+    unsafe {
+        std::array::from_fn(|row| {
+            let four = *block.rows.add(row * block.stride + group);
+            vreinterpretq_s8_s32(vdupq_n_s32(four.cast_signed()))
+        })
+    }
+}
+
+/// Loads the weights of a group for `4 * V` columns.
+///
+/// # Safety
+/// The block has this group.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn weights_of<const V: usize>(block: Block, group: usize) -> [int8x16_t; V] {
+    // SAFETY: the caller says so.
+    // JUSTIFICATION: as above.
+    unsafe {
+        std::array::from_fn(|vector| vld1q_s8(block.weights.add(group * STRIP + vector * 4).cast()))
+    }
+}
+
+/// Adds to each sum the products of four weights with the four bytes in a lane of `row`.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn dot<const LANE: i32>(mut sum: int32x4_t, weights: int8x16_t, row: int8x16_t) -> int32x4_t {
+    // SAFETY: the instruction reads and writes registers alone; this function has the feature.
+    // JUSTIFICATION: stable Rust has no intrinsic for it.
+    unsafe {
+        asm!(
+            "sdot {sum:v}.4s, {weights:v}.16b, {row:v}.4b[{lane}]",
+            sum = inout(vreg) sum,
+            weights = in(vreg) weights,
+            row = in(vreg) row,
+            lane = const LANE,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
+/// Returns the sums of the products of a block, with `SDOT`.
+///
+/// # Safety
+/// The block has `R` rows and `4 * V` columns of its groups.
+#[inline(never)]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn dot_rows<const R: usize, const V: usize>(block: Block) -> [[int32x4_t; V]; R] {
+    let mut sums = [[vdupq_n_s32(0); V]; R];
+    let whole = block.groups - block.groups % ROUND;
+    macro_rules! lane {
+        ($lane:literal, $rows:expr, $weights:expr) => {
+            let weights = $weights;
+            for (sums, row) in sums.iter_mut().zip($rows) {
+                for (sum, weights) in sums.iter_mut().zip(weights) {
+                    *sum = dot::<$lane>(*sum, weights, row);
+                }
+            }
+        };
+    }
+    // SAFETY: no group is beyond those of the block.
+    // JUSTIFICATION: the loads are unsafe.
+    unsafe {
+        for group in (0..whole).step_by(ROUND) {
+            let rows = rounds_of::<R>(block, group);
+            lane!(0, rows, weights_of::<V>(block, group));
+            lane!(1, rows, weights_of::<V>(block, group + 1));
+            lane!(2, rows, weights_of::<V>(block, group + 2));
+            lane!(3, rows, weights_of::<V>(block, group + 3));
+        }
+        for group in whole..block.groups {
+            lane!(0, groups_of::<R>(block, group), weights_of::<V>(block, group));
+        }
+    }
+    sums
+}
+
+/// Returns the sums of the products of a block, with `SMULL` and `SMLAL`.
+///
+/// # Safety
+/// The block has `R` rows and `4 * V` columns of its groups.
+#[inline(never)]
+#[target_feature(enable = "neon")]
+unsafe fn widening_rows<const R: usize, const V: usize>(block: Block) -> [[int32x4_t; V]; R] {
+    /// The sums of the first and of the last two of four columns.
+    type Halves = [int32x4_t; 2];
+    let mut sums: [[Halves; V]; R] = [[[vdupq_n_s32(0); 2]; V]; R];
+    let whole = block.groups - block.groups % ROUND;
+    let add = |sums: &mut Halves, [low, high]: [int16x8_t; 2]| {
+        sums[0] = vpadalq_s16(sums[0], low);
+        sums[1] = vpadalq_s16(sums[1], high);
+    };
+    macro_rules! pair {
+        ($even:literal $odd:literal, $rows:expr, $group:expr) => {
+            let weights = [weights_of::<V>(block, $group), weights_of::<V>(block, $group + 1)];
+            for (sums, row) in sums.iter_mut().zip($rows) {
+                let row = vreinterpretq_s32_s8(row);
+                let even = vreinterpretq_s8_s32(vdupq_laneq_s32::<$even>(row));
+                let odd = vreinterpretq_s8_s32(vdupq_laneq_s32::<$odd>(row));
+                for (vector, sums) in sums.iter_mut().enumerate() {
+                    let [first, second] = [weights[0][vector], weights[1][vector]];
+                    let low = vmull_s8(vget_low_s8(first), vget_low_s8(even));
+                    let low = vmlal_s8(low, vget_low_s8(second), vget_low_s8(odd));
+                    let high = vmull_high_s8(first, even);
+                    add(sums, [low, vmlal_high_s8(high, second, odd)]);
+                }
+            }
+        };
+    }
+    // SAFETY: no group is beyond those of the block.
+    // JUSTIFICATION: the loads are unsafe.
+    unsafe {
+        for group in (0..whole).step_by(ROUND) {
+            let rows = rounds_of::<R>(block, group);
+            pair!(0 1, rows, group);
+            pair!(2 3, rows, group + 2);
+        }
+        for group in whole..block.groups {
+            let weights = weights_of::<V>(block, group);
+            for (sums, row) in sums.iter_mut().zip(groups_of::<R>(block, group)) {
+                for (sums, weights) in sums.iter_mut().zip(weights) {
+                    let low = vmull_s8(vget_low_s8(weights), vget_low_s8(row));
+                    add(sums, [low, vmull_high_s8(weights, row)]);
+                }
+            }
+        }
+    }
+    sums.map(|sums| sums.map(|[low, high]| vpaddq_s32(low, high)))
+}
+
+/// Computes products of bytes with `SMULL`; rows are signed.
+///
+/// # Panics
+/// When the product does not fit its slices, or `integers` not the product.
+#[target_feature(enable = "neon")]
+pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
+    multiply(product, integers, 4, |product, piece, rows| {
+        // SAFETY: `multiply` gives 1 to 4 rows and a piece within the product.
+        // JUSTIFICATION: the kernel needs what its caller promises.
+        unsafe {
+            match rows.len() {
+                1 => widening_block::<1, 4>(product, integers, piece, rows.start),
+                2 => widening_block::<2, 4>(product, integers, piece, rows.start),
+                3 => widening_block::<3, 2>(product, integers, piece, rows.start),
+                _ => widening_block::<4, 2>(product, integers, piece, rows.start),
+            }
+        }
+    });
+}
+
+/// Computes products of bytes with `SDOT`; rows are signed.
+///
+/// # Panics
+/// When the product does not fit its slices, or `integers` not the product.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn dot_product(product: &mut Product<'_>, integers: &Integers<'_>) {
+    multiply(product, integers, 8, |product, piece, rows| {
+        // SAFETY: `multiply` gives 1 to 8 rows and a piece within the product; this function has the
+        // feature.
+        // JUSTIFICATION: the kernel needs what its caller promises.
+        unsafe {
+            match rows.len() {
+                1 => dot_block::<1, 8>(product, integers, piece, rows.start),
+                2 => dot_block::<2, 8>(product, integers, piece, rows.start),
+                3 => dot_block::<3, 4>(product, integers, piece, rows.start),
+                4 => dot_block::<4, 4>(product, integers, piece, rows.start),
+                5 => dot_block::<5, 2>(product, integers, piece, rows.start),
+                6 => dot_block::<6, 2>(product, integers, piece, rows.start),
+                7 => dot_block::<7, 2>(product, integers, piece, rows.start),
+                _ => dot_block::<8, 2>(product, integers, piece, rows.start),
+            }
+        }
+    });
+}
+
+/// Calls `multiply` with each piece and each block of at most `most` rows.
+fn multiply(
+    product: &mut Product<'_>,
+    integers: &Integers<'_>,
+    most: usize,
+    multiply: impl Fn(&mut Product<'_>, &Piece, std::ops::Range<usize>),
+) {
+    let (rows, groups) = (product.rows, product.strip.len());
+    assert!(
+        product.fits(rows, groups) && integers.fit(rows, groups),
+        "the caller gives whole rows and what is theirs"
+    );
+    for piece in integers.pieces(GROUPS) {
+        for rows in row_blocks(rows, most) {
+            multiply(product, &piece, rows);
+        }
+    }
+}
+
+macro_rules! int8_block {
+    ($name:ident $rows_of:ident #[$feature:meta]) => {
+        /// Multiplies `R` rows from `first` on with a piece, and adds the values to the results.
+        ///
+        /// # Safety
+        /// `product.fits(first + R, groups of the strip)`; the piece lies within the strip.
+        #[$feature]
+        unsafe fn $name<const R: usize, const V: usize>(
+            product: &mut Product<'_>,
+            integers: &Integers<'_>,
+            piece: &Piece,
+            first: usize,
+        ) {
+            for column in (0..STRIP).step_by(4 * V) {
+                // SAFETY: `fits` puts the groups of each row within the operand and 32 results of it
+                // within `out`; a strip has 32 columns.
+                // JUSTIFICATION: there is no safe load and store of vectors.
+                unsafe {
+                    let groups = &piece.groups;
+                    let sums =
+                        $rows_of::<R, V>(block(product, first, groups.start, groups.end, column));
+                    for (row, sums) in (first..first + R).zip(sums) {
+                        let out = product.out.as_mut_ptr().add(row * product.out_stride + column);
+                        values(integers, piece, row, column, out, sums);
+                    }
+                }
+            }
+        }
+    };
+}
+
+int8_block!(widening_block widening_rows #[target_feature(enable = "neon")]);
+int8_block!(dot_block dot_rows #[target_feature(enable = "neon,dotprod")]);
+
+/// Makes values of the sums of a row and a piece and adds them to the results, as [`Integers`] says.
+///
+/// # Safety
+/// `out` has `4 * V` results.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn values<const V: usize>(
+    integers: &Integers<'_>,
+    piece: &Piece,
+    row: usize,
+    column: usize,
+    out: *mut f32,
+    sums: [int32x4_t; V],
+) {
+    let weight_sums = &integers.sums[piece.block][column..][..4 * V];
+    let scales = &integers.scales[piece.block][column..][..4 * V];
+    let of_row = integers.rows[row * integers.ends.len() + piece.block];
+    let zero = if piece.is_last { of_row.zero } else { 0.0 };
+    for (vector, sum) in sums.into_iter().enumerate() {
+        // SAFETY: both slices have `4 * V` values; the caller gives as many results.
+        // JUSTIFICATION: there is no safe load and store of vectors.
+        unsafe {
+            let load = |values: &[f32]| vld1q_f32(values.as_ptr().add(vector * 4));
+            let sum = vmlsq_n_f32(vcvtq_f32_s32(sum), load(weight_sums), zero);
+            let value = vmulq_f32(sum, vmulq_n_f32(load(scales), of_row.scale));
+            let out = out.add(vector * 4);
+            let first = piece.groups.start == 0;
+            vst1q_f32(out, if first { value } else { vaddq_f32(value, vld1q_f32(out)) });
+        }
+    }
+}
