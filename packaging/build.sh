@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes what is published, in target/dist: packages for Debian and for Fedora, their debug symbols, the bill of
+# Makes what is published, in target/packages: packages for Debian and for Fedora, their debug symbols, the bill of
 # materials, and SHA256SUMS. Both packages of an architecture come from one build. The same commit gives the same bytes
 # wherever the checkout lies; packaging/reproducible.sh proves it. Runs on an x86-64 Debian machine with cargo.
 #
@@ -118,7 +118,7 @@ build_id() {
 }
 
 debian_package() {
-    local arch=$1 package=$dist/caxton_$version-${revision}_$1.deb root=$stage/root unpacked=$stage/deb
+    local arch=$1 package=$packages/caxton_$version-${revision}_$1.deb root=$stage/root unpacked=$stage/deb
     lay_out "$root" "$arch"
     put 644 "$root/usr/share/zsh/vendor-completions" packaging/completions/_caxton
     install -D -m 644 packaging/debian/lintian-overrides "$root/usr/share/lintian/overrides/caxton"
@@ -137,7 +137,7 @@ debian_package() {
     debian_symbols "$arch"
 }
 debian_symbols() {
-    local arch=$1 root=$stage/$1/debug package=$dist/caxton-dbgsym_$version-${revision}_$1.deb ids
+    local arch=$1 root=$stage/$1/debug package=$packages/caxton-dbgsym_$version-${revision}_$1.deb ids
     ids=$(cd "$root/usr/lib/debug/.build-id" && find . -name '*.debug' | sed 's|[./]||g; s|debug$||' | sort | paste -sd ' ')
     rm -rf "$stage/dbgsym"
     cp -r "$root" "$stage/dbgsym"
@@ -184,7 +184,7 @@ rpm_packages() {
         --define 'clamp_mtime_to_source_date_epoch 1' --define '_binary_payload w19.zstdio' \
         --define '_build_id_links none' --define 'debug_package %{nil}' --define '__os_install_post %{nil}' \
         "$top/caxton.spec"
-    mv "$top/$machine"/*.rpm "$dist"
+    mv "$top/$machine"/*.rpm "$packages"
 }
 # Everything that is linked in, as one expression of SPDX.
 licenses() {
@@ -202,7 +202,7 @@ bill_of_materials() {
     local arch=$1
     cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --target "${triple_of[$arch]}" \
         --override-filename caxton.cdx
-    mv caxton.cdx.json "$dist/caxton_$version-${revision}_$arch.cdx.json"
+    mv caxton.cdx.json "$packages/caxton_$version-${revision}_$arch.cdx.json"
 }
 
 main() {
@@ -232,7 +232,7 @@ main() {
     if $programs_only; then
         return
     fi
-    install -d "$dist" "$stage"
+    install -d "$packages" "$stage"
     third_party
     for arch in "${wanted[@]}"; do
         bill_of_materials "$arch"
@@ -240,7 +240,7 @@ main() {
         debian_package "$arch"
         rpm_packages "$arch"
     done
-    (cd "$dist" && rm -f SHA256SUMS && sha256sum -- * >SHA256SUMS.part && mv SHA256SUMS.part SHA256SUMS)
-    ls -l "$dist"
+    (cd "$packages" && rm -f SHA256SUMS && sha256sum -- * >SHA256SUMS.part && mv SHA256SUMS.part SHA256SUMS)
+    ls -l "$packages"
 }
 main "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks what packaging/build.sh left in target/dist against what packaging/README.md promises. One line a check; the
+# Checks what packaging/build.sh left in target/packages against what packaging/README.md promises. One line a check; the
 # first that fails ends it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -91,11 +91,11 @@ reload_alone() {
 
 debian() {
     local arch=$1 root=$work/deb symbols=$work/dbgsym
-    local file=$dist/caxton_$version-${revision}_$arch.deb
+    local file=$packages/caxton_$version-${revision}_$arch.deb
     subject=$(basename "$file")
     rm -rf "$root" "$symbols"
     dpkg-deb --raw-extract "$file" "$root"
-    dpkg-deb --extract "$dist/caxton-dbgsym_$version-${revision}_$arch.deb" "$symbols"
+    dpkg-deb --extract "$packages/caxton-dbgsym_$version-${revision}_$arch.deb" "$symbols"
     check "at most $largest_deb bytes" test "$(stat -c %s "$file")" -le "$largest_deb"
     check 'has what it is to have' contents "$root"
     check 'zsh finds its completions' test -s "$root/usr/share/zsh/vendor-completions/_caxton"
@@ -129,10 +129,10 @@ programs() {
 
 rpm_package() {
     local machine=${machine_of[$1]} root=$work/rpm symbols=$work/debuginfo
-    local file=$dist/caxton-$version-$revision.$machine.rpm
+    local file=$packages/caxton-$version-$revision.$machine.rpm
     subject=$(basename "$file")
     unpack_rpm "$file" "$root"
-    unpack_rpm "$dist/caxton-debuginfo-$version-$revision.$machine.rpm" "$symbols"
+    unpack_rpm "$packages/caxton-debuginfo-$version-$revision.$machine.rpm" "$symbols"
     check 'digests hold' rpmkeys --checksig --nosignature "$file"
     check "at most $largest_rpm bytes" test "$(stat -c %s "$file")" -le "$largest_rpm"
     check 'has what it is to have' contents "$root"
@@ -165,11 +165,11 @@ rpm_lint() {
 bill_of_materials() {
     subject=caxton_$version-${revision}_$1.cdx.json
     check 'is CycloneDX, with more than a hundred crates' \
-        grep -qx true <(jq '.bomFormat == "CycloneDX" and (.components | length > 100)' "$dist/$subject")
-    check 'no path of the building machine' pathless "$dist/$subject"
+        grep -qx true <(jq '.bomFormat == "CycloneDX" and (.components | length > 100)' "$packages/$subject")
+    check 'no path of the building machine' pathless "$packages/$subject"
 }
 digests_hold() {
-    (cd "$dist" && sha256sum --quiet --check SHA256SUMS)
+    (cd "$packages" && sha256sum --quiet --check SHA256SUMS)
 }
 
 debian_tools lintian rpmlint rpm cpio binutils jq
@@ -177,9 +177,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 subject=SHA256SUMS
 check 'digests hold' digests_hold
-check 'everything has a digest' test "$(wc -l <"$dist/SHA256SUMS")" -eq "$(find "$dist" -type f ! -name SHA256SUMS | wc -l)"
+check 'everything has a digest' test "$(wc -l <"$packages/SHA256SUMS")" -eq "$(find "$packages" -type f ! -name SHA256SUMS | wc -l)"
 for arch in amd64 arm64; do
-    if [ -e "$dist/caxton_$version-${revision}_$arch.deb" ]; then
+    if [ -e "$packages/caxton_$version-${revision}_$arch.deb" ]; then
         bill_of_materials "$arch"
         debian "$arch"
         rpm_package "$arch"

@@ -7,7 +7,7 @@ cargo_home=${CARGO_HOME:-$HOME/.cargo}
 target=${CARGO_TARGET_DIR:-$checkout/target}
 # Cargo.toml knows these by name, so they do not move with CARGO_TARGET_DIR.
 stage=$checkout/target/package
-dist=$checkout/target/dist
+packages=$checkout/target/packages
 # Where packaging/build.sh compiles, and debuggers look for the sources.
 place=/usr/src
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Proves that target/dist is what anybody gets from this commit: builds it again from a clone that lies elsewhere, deeper,
-# with another cargo home, and compares every file. Takes a whole build of the profile dist for each architecture in target/dist.
+# Proves that target/packages is what anybody gets from this commit: builds it again from a clone that lies elsewhere, deeper,
+# with another cargo home, and compares every file. Takes a whole build of the profile dist for each architecture in target/packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/environment.sh
 
-[ -s "$dist/SHA256SUMS" ] || fail "$dist/SHA256SUMS is missing: run packaging/build.sh first"
+[ -s "$packages/SHA256SUMS" ] || fail "$packages/SHA256SUMS is missing: run packaging/build.sh first"
 [ -z "$(git status --porcelain)" ] || fail 'there are changes that no commit has: what was built from them cannot be cloned'
 
 elsewhere=$(mktemp -d)
@@ -17,14 +17,14 @@ install -d "$elsewhere/cargo" "$clone/target/tools"
 cp -R "$cargo_home/registry" "$elsewhere/cargo"
 cp -R "$target/tools"/{bin,.crates.toml,.crates2.json} "$clone/target/tools"
 for arch in amd64 arm64; do
-    if [ -e "$dist/caxton_$version-${revision}_$arch.deb" ]; then
+    if [ -e "$packages/caxton_$version-${revision}_$arch.deb" ]; then
         env --unset CARGO_TARGET_DIR CARGO_HOME="$elsewhere/cargo" CARGO_NET_OFFLINE=true \
             "$clone/packaging/build.sh" --arch "$arch"
     fi
 done
-if ! diff "$dist/SHA256SUMS" "$clone/target/dist/SHA256SUMS"; then
-    rm -rf "$dist-elsewhere"
-    mv "$clone/target/dist" "$dist-elsewhere"
-    fail "two builds of one commit differ in what is listed above; the other is in $dist-elsewhere"
+if ! diff "$packages/SHA256SUMS" "$clone/target/packages/SHA256SUMS"; then
+    rm -rf "$packages-elsewhere"
+    mv "$clone/target/packages" "$packages-elsewhere"
+    fail "two builds of one commit differ in what is listed above; the other is in $packages-elsewhere"
 fi
-printf 'the same, byte for byte: %s files\n' "$(wc -l <"$dist/SHA256SUMS")"
+printf 'the same, byte for byte: %s files\n' "$(wc -l <"$packages/SHA256SUMS")"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The packages of target/dist on a whole machine: systemd, control groups, dpkg and rpm in a virtual machine.
+# The packages of target/packages on a whole machine: systemd, control groups, dpkg and rpm in a virtual machine.
 # Usage: tests/appliance/run.sh [CHECK...]   all checks, or those and what they cannot do without
 # Prints a line for each; ends with 1 when one has failed or none has run. See tests/appliance/README.md.
 set -euo pipefail
@@ -8,7 +8,7 @@ root=$(cd "$here/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 work=$target/appliance
 # Where packaging/build.sh puts them, wherever the rest of the build lies.
-dist=${APPLIANCE_DIST:-$root/target/dist}
+packages=${APPLIANCE_PACKAGES:-$root/target/packages}
 # Seconds of the run under a limit, kills and resets amid an installation, and seconds for everything.
 pressure_seconds=${APPLIANCE_PRESSURE_SECONDS:-60}
 kills=${APPLIANCE_KILLS:-17}
@@ -112,8 +112,8 @@ count() {
 
 main() {
     local deb rpm image
-    deb=$(only_file "$dist/caxton_*_amd64.deb")
-    rpm=$(only_file "$dist/caxton-[0-9]*.x86_64.rpm")
+    deb=$(only_file "$packages/caxton_*_amd64.deb")
+    rpm=$(only_file "$packages/caxton-[0-9]*.x86_64.rpm")
     mkdir -p "$work"
     image=$("$here/image.sh" "$work")
     echo "image: $SECONDS s"
