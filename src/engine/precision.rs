@@ -67,7 +67,8 @@ pub struct Report {
     /// The precision of its products; never [`Precision::Auto`].
     pub precision: Precision,
     /// The instructions that multiply: `amx-bf16`, `avx512-bf16`, `avx512-vnni`, `avx512`, `avx-vnni`,
-    /// `avx2` or `sse4.2`; `neon-dotprod` or `neon`; `scalar`; `candle` where that library chooses them, `none` where nothing is multiplied.
+    /// `avx2` or `sse4.2`; `neon-bf16`, `neon-i8mm`, `neon-dotprod` or `neon`; `scalar`;
+    /// `candle` where that library chooses them, `none` where nothing is multiplied.
     pub isa: &'static str,
     /// Why this precision, in words for an operator.
     pub reason: String,
@@ -160,7 +161,7 @@ pub(super) fn decide(
     let (format, attention, name) = match precision {
         Precision::Auto | Precision::F32 => (Format::F32, Format::F32, isa.name()),
         Precision::Bf16 if tiles.is_some() => (Format::Bf16, Format::Bf16, "amx-bf16"),
-        Precision::Bf16 => (Format::Bf16, Format::Bf16, "avx512-bf16"),
+        Precision::Bf16 => (Format::Bf16, Format::Bf16, isa.bf16_name()),
         // What attention adds to the error of integers is far below it.
         Precision::Int8 if pairs => (Format::Int8(rows), Format::Bf16, isa.name()),
         Precision::Int8 => (Format::Int8(rows), Format::F32, isa.name()),
@@ -221,7 +222,7 @@ mod tests {
                 [(Precision::Auto, "the fastest here"), (Precision::Bf16, "asked for; ")]
             {
                 let report = decided(wanted, false, isa);
-                assert_eq!((report.precision, report.isa), (Precision::Bf16, "avx512-bf16"));
+                assert_eq!((report.precision, report.isa), (Precision::Bf16, isa.bf16_name()));
                 assert!(report.reason.starts_with(reason), "{}", report.reason);
             }
             let choice = decide(Precision::Int8, true, isa, NO_AMX);

@@ -28,6 +28,7 @@ macro_rules! float_rows {
         ///
         /// # Safety
         /// `product.fits(first + R)`.
+        #[inline(never)]
         #[target_feature(enable = $features)]
         unsafe fn $name<const R: usize>(
             product: &mut Product<'_>,
@@ -106,6 +107,7 @@ unsafe fn store<const R: usize>(product: &mut Product<'_>, first: usize, sums: [
 ///
 /// # Safety
 /// `product.fits(first + R)` and `integers.fit(first + R, groups of the strip)`.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn int8_rows<const R: usize>(
     product: &mut Product<'_>,

@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 
 use super::STRIP;
 use super::ahead::Ahead;
-use super::dense::{Integers, Product};
+use super::dense::{Integers, Product, row_blocks};
 
 /// Rows of one block: 6 × 16 sums are 12 of 16 registers.
 const ROWS: usize = 6;
@@ -30,15 +30,14 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     );
     let calls = product.rows.div_ceil(ROWS) * (STRIP / COLUMNS);
     let mut ahead = Ahead::new(product.ahead, calls, product.strip.len());
-    let mut first = 0;
-    while first < product.rows {
-        let rows = ROWS.min(product.rows - first);
+    for rows in row_blocks(product.rows, ROWS) {
+        let first = rows.start;
         for column in (0..STRIP).step_by(COLUMNS) {
             // SAFETY: this function has the features; both were just asserted for all rows, and
-            // `first + rows` is never beyond; `column` is 0 or 16.
+            // `rows` are of them; `column` is 0 or 16.
             // JUSTIFICATION: as in `int8_rows`.
             unsafe {
-                match rows {
+                match rows.len() {
                     1 => int8_rows::<1>(product, integers, first, column, &mut ahead),
                     2 => int8_rows::<2>(product, integers, first, column, &mut ahead),
                     3 => int8_rows::<3>(product, integers, first, column, &mut ahead),
@@ -48,7 +47,6 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
                 }
             }
         }
-        first += rows;
     }
 }
 
@@ -57,6 +55,7 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
 /// # Safety
 /// `product.fits(first + R)`, `integers.fit(first + R, groups of the strip)`, and `column + 16` is at
 /// most 32.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,avxvnni")]
 unsafe fn int8_rows<const R: usize>(
     product: &mut Product<'_>,

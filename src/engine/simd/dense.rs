@@ -10,10 +10,10 @@ use std::ops::Range;
 
 use super::rows::Quantization;
 use super::{BASELINE_FMA, Isa, Level, STRIP, mul_add};
+#[cfg(target_arch = "aarch64")]
+use super::{NeonIntegers, neon, neon_int8, neon_matrix};
 #[cfg(target_arch = "x86_64")]
 use super::{avx_vnni, avx2, avx512, sse};
-#[cfg(target_arch = "aarch64")]
-use super::{neon, neon_int8};
 
 /// Rows of a product and where its results go.
 pub(in crate::engine) struct Product<'a> {
@@ -174,6 +174,12 @@ pub(in crate::engine) fn f32(isa: Isa, product: &mut Product<'_>) {
         #[cfg(target_arch = "aarch64")]
         // SAFETY: every 64-bit Arm processor has NEON.
         // JUSTIFICATION: as above.
+        Level::Neon { integers: NeonIntegers::Widening, .. } => unsafe {
+            neon::f32_in_turns(product)
+        },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        // JUSTIFICATION: as above.
         Level::Neon { .. } => unsafe { neon::f32(product) },
         Level::Baseline => scalar_f32(product),
     }
@@ -205,13 +211,17 @@ pub(in crate::engine) fn int8(isa: Isa, product: &mut Product<'_>, integers: &In
         #[cfg(target_arch = "x86_64")]
         Level::Sse42 => unsafe { sse::int8(product, integers) },
         #[cfg(target_arch = "aarch64")]
-        // SAFETY: every 64-bit Arm processor has NEON.
-        // JUSTIFICATION: as in `vectorised!`.
-        Level::Neon { dot: false } => unsafe { neon_int8::widening(product, integers) },
-        // SAFETY: only `Isa::all` makes this value, after it found dot products.
-        // JUSTIFICATION: as in `vectorised!`.
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon { dot: true } => unsafe { neon_int8::dot_product(product, integers) },
+        Level::Neon { integers: instruction, .. } => match instruction {
+            // SAFETY: every 64-bit Arm processor has NEON.
+            // JUSTIFICATION: as in `vectorised!`.
+            NeonIntegers::Widening => unsafe { neon_int8::widening(product, integers) },
+            // SAFETY: only `Isa::all` makes this value, after it found dot products.
+            // JUSTIFICATION: as in `vectorised!`.
+            NeonIntegers::Dot => unsafe { neon_int8::dot_product(product, integers) },
+            // SAFETY: as above; it found products of matrices, too.
+            // JUSTIFICATION: as in `vectorised!`.
+            NeonIntegers::Matrix => unsafe { neon_matrix::int8(product, integers) },
+        },
         Level::Baseline => scalar_int8(product, integers),
     }
 }
@@ -223,6 +233,10 @@ pub(in crate::engine) fn bf16(isa: Isa, product: &mut Product<'_>) {
         // SAFETY: as above; it found pairs of bf16 too.
         // JUSTIFICATION: as above.
         Level::Avx512 { bf16: true, .. } => unsafe { avx512::bf16(product) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: only `Isa::all` makes this value, after it found products of bf16.
+        // JUSTIFICATION: as in `vectorised!`.
+        Level::Neon { bf16: true, .. } => unsafe { neon_matrix::bf16(product) },
         _ => scalar_bf16(product),
     }
 }

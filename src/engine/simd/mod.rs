@@ -28,6 +28,8 @@ pub(super) mod dense;
 mod neon;
 #[cfg(target_arch = "aarch64")]
 mod neon_int8;
+#[cfg(target_arch = "aarch64")]
+mod neon_matrix;
 pub(super) mod rows;
 #[cfg(target_arch = "x86_64")]
 mod sse;
@@ -55,8 +57,21 @@ enum Level {
     },
     #[cfg(target_arch = "aarch64")]
     Neon {
-        dot: bool,
+        integers: NeonIntegers,
+        bf16: bool,
     },
+}
+
+/// What multiplies bytes on Arm.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NeonIntegers {
+    /// `SMULL`, which every processor has.
+    Widening,
+    /// `SDOT`.
+    Dot,
+    /// `SMMLA`, beside `SDOT`.
+    Matrix,
 }
 
 /// How the rows of a product of bytes lie in memory: as its kernel takes them.
@@ -114,9 +129,14 @@ impl Isa {
         }
         #[cfg(target_arch = "aarch64")]
         {
-            levels.push(Level::Neon { dot: false });
-            let dot = is_aarch64_feature_detected!("dotprod");
-            levels.extend(dot.then_some(Level::Neon { dot: true }));
+            levels.push(Level::Neon { integers: NeonIntegers::Widening, bf16: false });
+            if is_aarch64_feature_detected!("dotprod") {
+                levels.push(Level::Neon { integers: NeonIntegers::Dot, bf16: false });
+                let matrix = is_aarch64_feature_detected!("i8mm");
+                let integers = if matrix { NeonIntegers::Matrix } else { NeonIntegers::Dot };
+                let bf16 = is_aarch64_feature_detected!("bf16");
+                levels.extend((matrix || bf16).then_some(Level::Neon { integers, bf16 }));
+            }
         }
         levels.into_iter().map(Self).collect()
     }
@@ -135,9 +155,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Sse42 => "sse4.2",
             #[cfg(target_arch = "aarch64")]
-            Level::Neon { dot: false } => "neon",
+            Level::Neon { integers: NeonIntegers::Widening, .. } => "neon",
             #[cfg(target_arch = "aarch64")]
-            Level::Neon { dot: true } => "neon-dotprod",
+            Level::Neon { integers: NeonIntegers::Dot, .. } => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon { integers: NeonIntegers::Matrix, .. } => "neon-i8mm",
             Level::Baseline => "scalar",
         }
     }
@@ -176,9 +198,14 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Sse42 | Level::Avx2 { .. } => false,
             #[cfg(target_arch = "aarch64")]
-            Level::Neon { .. } => false,
+            Level::Neon { bf16, .. } => bf16,
             Level::Baseline => false,
         }
+    }
+
+    /// Returns the name in reports where bf16 is multiplied.
+    pub(super) const fn bf16_name(self) -> &'static str {
+        if cfg!(target_arch = "aarch64") { "neon-bf16" } else { "avx512-bf16" }
     }
 }
 
@@ -199,6 +226,8 @@ pub(super) fn extensions() -> Vec<&'static str> {
     let known = [
         ("neon", is_aarch64_feature_detected!("neon")),
         ("dotprod", is_aarch64_feature_detected!("dotprod")),
+        ("i8mm", is_aarch64_feature_detected!("i8mm")),
+        ("bf16", is_aarch64_feature_detected!("bf16")),
     ];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let known = [];

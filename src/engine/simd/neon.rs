@@ -3,9 +3,16 @@
 //! A round takes four groups. It loads 16 bytes of each row, which have the values of all four, and
 //! multiplies each vector of weights with one lane of them.
 //!
+//! Compilers order instructions for processors that reorder them again. Cores that execute in order
+//! (Cortex-A53, A55) run them as they are written, and a load at the wrong place costs as much as
+//! several multiplications. So the loads are volatile and each multiplication is an assembly of its
+//! own: neither is moved across the other.
+//!
 //! The scalar twins are in [`super::dense`].
 
-use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vfmaq_laneq_f32, vld1q_f32, vst1q_f32};
+use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vld1q_f32, vst1q_f32};
+use std::arch::asm;
+use std::ops::Range;
 
 use super::STRIP;
 use super::dense::{Product, row_blocks};
@@ -28,141 +35,280 @@ pub(super) struct Block {
     pub(super) groups: usize,
 }
 
-/// Calls `$call` with the number of rows, and the vectors of columns that are multiplied with them at once:
-/// as many as the registers hold.
-macro_rules! with_rows {
-    ($rows:expr, $call:ident $arguments:tt) => {
-        match $rows {
-            1 => $call::<1, 8> $arguments,
-            2 => $call::<2, 8> $arguments,
-            3 => $call::<3, 4> $arguments,
-            4 => $call::<4, 4> $arguments,
-            5 => $call::<5, 2> $arguments,
-            6 => $call::<6, 2> $arguments,
-            7 => $call::<7, 2> $arguments,
-            _ => $call::<8, 2> $arguments,
-        }
-    };
-}
-
-/// Adds the products of one lane of each row with a group of weights.
-macro_rules! lane {
-    ($lane:literal, $sums:ident, $rows:ident, $weights:expr, $load:expr, $multiply:ident) => {
-        let weights: [_; V] =
-            std::array::from_fn(|vector| $load($weights.add($lane * STRIP + vector * 4)));
-        for (sums, row) in $sums.iter_mut().zip($rows) {
-            for (sum, weights) in sums.iter_mut().zip(weights) {
-                *sum = $multiply::<$lane>(*sum, weights, row);
+/// Multiplies `4 * $vectors` columns of weights with one lane of each row.
+macro_rules! multiply_lane {
+    ($instruction:literal, $lane:literal, $sums:ident, $weights:expr, $rows:expr, $vectors:expr, |$index:ident| $then:expr) => {
+        for (row, sums) in $sums.iter_mut().enumerate() {
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                asm!(
+                    $instruction,
+                    sum = inout(vreg) *sum,
+                    weights = in(vreg) $weights[vector],
+                    row = in(vreg) $rows[row],
+                    lane = const $lane,
+                    options(nomem, nostack, preserves_flags),
+                );
+                let $index = row * $vectors + vector;
+                $then
             }
         }
     };
 }
+pub(super) use multiply_lane;
 
-/// Adds the products of a block of f32 to the sums.
-///
-/// # Safety
-/// The block has `R` rows, `4 * V` columns, and as many groups of them.
-#[inline(never)]
-#[target_feature(enable = "neon")]
-unsafe fn f32_rows<const R: usize, const V: usize>(
-    mut sums: [[float32x4_t; V]; R],
-    block: Block,
-) -> [[float32x4_t; V]; R] {
-    // SAFETY: a round reads four groups of each row and of the weights, which the caller gives.
-    // JUSTIFICATION: with slices, every round compares the bounds of its rows.
-    unsafe {
-        for group in (0..block.groups).step_by(ROUND) {
-            let rows: [_; R] = std::array::from_fn(|row| {
-                vld1q_f32(block.rows.add(row * block.stride + group).cast())
-            });
-            let weights = block.weights.add(group * STRIP);
-            let load = |weights: *const u32| vld1q_f32(weights.cast());
-            lane!(0, sums, rows, weights, load, vfmaq_laneq_f32);
-            lane!(1, sums, rows, weights, load, vfmaq_laneq_f32);
-            lane!(2, sums, rows, weights, load, vfmaq_laneq_f32);
-            lane!(3, sums, rows, weights, load, vfmaq_laneq_f32);
+/// Defines a kernel that multiplies while it loads: the weights of the next lane, and the next values of
+/// a row behind the multiplications with its last lane.
+macro_rules! while_loading {
+    ($(#[$meta:meta])* $name:ident, $vector:ty, #[$feature:meta], $instruction:literal) => {
+        $(#[$meta])*
+        ///
+        /// # Safety
+        /// The block has `R` rows, `4 * V` columns, and at least one round of groups; groups beyond the
+        /// last whole round are not multiplied.
+        #[inline(never)]
+        #[$feature]
+        pub(super) unsafe fn $name<const R: usize, const V: usize>(
+            all_sums: &mut [[$vector; V]; R],
+            block: Block,
+        ) {
+            let mut sums = *all_sums;
+            // SAFETY: the loads read groups of the block alone: those of the round after the last one
+            // are those of the first one again. The assembly reads and writes registers, with
+            // instructions that this function has.
+            // JUSTIFICATION: intrinsics do not keep their place, and there is none for `SDOT`.
+            unsafe {
+                let load = |at: *const u32| at.cast::<$vector>().read_volatile();
+                let starts: [*const u32; R] =
+                    std::array::from_fn(|row| block.rows.add(row * block.stride));
+                let mut rows: [$vector; R] = starts.map(load);
+                let mut weights: [$vector; V] =
+                    std::array::from_fn(|vector| load(block.weights.add(4 * vector)));
+                let mut next_group = 0;
+                let mut at = block.weights.add(STRIP);
+                for left in (0..block.groups / ROUND).rev() {
+                    macro_rules! lane {
+                        ($lane:literal) => {
+                            let mut next = weights;
+                            $crate::engine::simd::neon::multiply_lane!(
+                                $instruction, $lane, sums, weights, rows, V,
+                                |index| {
+                                    // A load for every `R` multiplications.
+                                    if index % R == 0 {
+                                        next[index / R] = load(at.add(4 * (index / R)));
+                                    }
+                                    if $lane == 3 && index % V == V - 1 {
+                                        rows[index / V] = load(starts[index / V].add(next_group));
+                                    }
+                                }
+                            );
+                            weights = next;
+                            at = at.add(STRIP);
+                        };
+                    }
+                    lane!(0);
+                    lane!(1);
+                    lane!(2);
+                    next_group += ROUND;
+                    if left == 0 {
+                        next_group = 0;
+                        at = block.weights;
+                    }
+                    lane!(3);
+                }
+            }
+            *all_sums = sums;
         }
-    }
-    sums
+    };
+}
+pub(super) use while_loading;
+
+while_loading! {
+    /// Adds the products of a block of f32 to the sums.
+    f32_rows, float32x4_t, #[target_feature(enable = "neon")],
+    "fmla {sum:v}.4s, {weights:v}.4s, {row:v}.s[{lane}]"
 }
 
-/// Computes products of f32.
+/// Adds the products of a block of f32 to the sums, on cores that do not multiply while they load 128
+/// bits: the weights of `L` lanes are loaded, then multiplied.
+///
+/// # Safety
+/// The block has `R` rows, `4 * V` columns and whole rounds of groups.
+#[inline(never)]
+#[target_feature(enable = "neon")]
+unsafe fn f32_rows_in_turns<const R: usize, const V: usize, const L: usize>(
+    all_sums: &mut [[float32x4_t; V]; R],
+    block: Block,
+) {
+    let mut sums = *all_sums;
+    // SAFETY: the loads read groups of the block. The assembly reads and writes registers, but for a
+    // load of a row.
+    // JUSTIFICATION: as in `while_loading!`.
+    unsafe {
+        let starts: [*const u32; R] = std::array::from_fn(|row| block.rows.add(row * block.stride));
+        let mut at = block.weights;
+        for group in (0..block.groups).step_by(ROUND) {
+            // With a volatile load, the compiler would compute each address from that of the row before.
+            let rows: [float32x4_t; R] = starts.map(|start| {
+                let values;
+                asm!(
+                    "ldr {values:q}, [{start}, {offset}]",
+                    values = lateout(vreg) values,
+                    start = in(reg) start,
+                    offset = in(reg) group * size_of::<u32>(),
+                    options(nostack, readonly, preserves_flags),
+                );
+                values
+            });
+            macro_rules! lanes {
+                ($($lane:literal)*) => {
+                    let weights: [[float32x4_t; V]; L] = std::array::from_fn(|lane| {
+                        let at = at.add(lane * STRIP);
+                        std::array::from_fn(|vector| {
+                            at.add(4 * vector).cast::<float32x4_t>().read_volatile()
+                        })
+                    });
+                    at = at.add(L * STRIP);
+                    $(multiply_lane!(
+                        "fmla {sum:v}.4s, {weights:v}.4s, {row:v}.s[{lane}]",
+                        $lane, sums, weights[$lane % L], rows, V, |_index| ()
+                    );)*
+                };
+            }
+            if L == 4 {
+                lanes!(0 1 2 3);
+            } else if L == 2 {
+                lanes!(0 1);
+                lanes!(2 3);
+            } else {
+                lanes!(0);
+                lanes!(1);
+                lanes!(2);
+                lanes!(3);
+            }
+        }
+    }
+    *all_sums = sums;
+}
+
+/// Computes products of f32 on processors that multiply while they load.
 ///
 /// # Panics
 /// When the product does not fit its slices, or its groups are not whole rounds.
 #[target_feature(enable = "neon")]
 pub(super) fn f32(product: &mut Product<'_>) {
-    assert_whole(product);
-    let groups = product.strip.len();
-    for start in (0..groups).step_by(GROUPS) {
-        for rows in row_blocks(product.rows, ROWS) {
-            let end = groups.min(start + GROUPS);
-            // SAFETY: `fits` was just asserted for all rows; the piece lies within the groups.
-            // JUSTIFICATION: as in `f32_block`.
-            unsafe { with_rows!(rows.len(), f32_block(product, rows.start, start, end)) };
+    in_pieces(product, |product, rows, groups| {
+        // SAFETY: `in_pieces` gives rows and groups of the product, and 1 to 8 rows.
+        // JUSTIFICATION: as in `f32_block`.
+        unsafe {
+            match rows.len() {
+                1 => f32_block::<1, 8, 0>(product, rows, groups),
+                2 => f32_block::<2, 8, 0>(product, rows, groups),
+                3 => f32_block::<3, 4, 0>(product, rows, groups),
+                4 => f32_block::<4, 4, 0>(product, rows, groups),
+                5 => f32_block::<5, 2, 0>(product, rows, groups),
+                6 => f32_block::<6, 2, 0>(product, rows, groups),
+                7 => f32_block::<7, 2, 0>(product, rows, groups),
+                _ => f32_block::<8, 2, 0>(product, rows, groups),
+            }
         }
-    }
+    });
 }
 
-/// Asserts that a kernel may multiply all rows of `product`.
-fn assert_whole(product: &Product<'_>) {
+/// Computes products of f32 on processors without dot products: the Cortex-A53 among them does not
+/// multiply while it loads, and the others reorder.
+///
+/// # Panics
+/// As [`f32`].
+#[target_feature(enable = "neon")]
+pub(super) fn f32_in_turns(product: &mut Product<'_>) {
+    in_pieces(product, |product, rows, groups| {
+        // SAFETY: as above.
+        // JUSTIFICATION: as above.
+        unsafe {
+            match rows.len() {
+                1 => f32_block::<1, 8, 2>(product, rows, groups),
+                2 => f32_block::<2, 8, 1>(product, rows, groups),
+                3 => f32_block::<3, 4, 2>(product, rows, groups),
+                4 => f32_block::<4, 4, 2>(product, rows, groups),
+                5 => f32_block::<5, 2, 4>(product, rows, groups),
+                6 => f32_block::<6, 2, 4>(product, rows, groups),
+                7 => f32_block::<7, 2, 4>(product, rows, groups),
+                _ => f32_block::<8, 2, 4>(product, rows, groups),
+            }
+        }
+    });
+}
+
+/// Calls `multiply` with at most [`ROWS`] rows and at most [`GROUPS`] groups, until all were multiplied.
+fn in_pieces(
+    product: &mut Product<'_>,
+    multiply: impl Fn(&mut Product<'_>, Range<usize>, Range<usize>),
+) {
     let groups = product.strip.len();
     assert!(
         product.fits(product.rows, groups) && groups.is_multiple_of(ROUND),
         "the caller gives whole rows of whole lines"
     );
+    for start in (0..groups).step_by(GROUPS) {
+        for rows in row_blocks(product.rows, ROWS) {
+            multiply(product, rows, start..groups.min(start + GROUPS));
+        }
+    }
 }
 
-/// Returns the block of rows from `first` on with the groups from `start` to `end` and the columns from
-/// `column` on.
+/// Returns the block of rows from `first` on with `groups` and the columns from `column` on.
 ///
 /// # Safety
 /// All are within the product.
 pub(super) unsafe fn block(
     product: &Product<'_>,
     first: usize,
-    start: usize,
-    end: usize,
+    groups: &Range<usize>,
     column: usize,
 ) -> Block {
     // SAFETY: the caller says so.
-    // JUSTIFICATION: as in `f32_rows`.
+    // JUSTIFICATION: with slices, every round compares the bounds of its rows.
     unsafe {
         Block {
-            rows: product.operand.as_ptr().add(first * product.stride + start),
+            rows: product.operand.as_ptr().add(first * product.stride + groups.start),
             stride: product.stride,
-            weights: product.strip.as_ptr().add(start).cast::<u32>().add(column),
-            groups: end - start,
+            weights: product.strip.as_ptr().add(groups.start).cast::<u32>().add(column),
+            groups: groups.len(),
         }
     }
 }
 
-/// Multiplies `R` rows from `first` on with the groups from `start` to `end`.
+/// Multiplies the `R` rows of `rows` with `groups`; while it loads when `L` is 0, else the weights of `L`
+/// lanes at a time.
 ///
 /// # Safety
-/// `product.fits(first + R, groups of the strip)`; the strip has whole rounds of groups up to `end`.
+/// `product.fits(rows.end, groups of the strip)`; `groups` are whole rounds within the strip.
 #[target_feature(enable = "neon")]
-unsafe fn f32_block<const R: usize, const V: usize>(
+unsafe fn f32_block<const R: usize, const V: usize, const L: usize>(
     product: &mut Product<'_>,
-    first: usize,
-    start: usize,
-    end: usize,
+    rows: Range<usize>,
+    groups: Range<usize>,
 ) {
     for column in (0..STRIP).step_by(4 * V) {
         // SAFETY: `fits` puts the groups of each row within the operand and 32 results of it within `out`;
         // a strip has 32 columns.
         // JUSTIFICATION: there is no safe load and store of vectors.
         unsafe {
-            let out = product.out.as_mut_ptr().add(first * product.out_stride + column);
+            let out = product.out.as_mut_ptr().add(rows.start * product.out_stride + column);
             let mut sums = [[vdupq_n_f32(0.0); V]; R];
-            if start > 0 {
+            if groups.start > 0 {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     for (vector, sum) in sums.iter_mut().enumerate() {
                         *sum = vld1q_f32(out.add(row * product.out_stride + vector * 4));
                     }
                 }
             }
-            let sums = f32_rows::<R, V>(sums, block(product, first, start, end, column));
+            let block = block(product, rows.start, &groups, column);
+            if L == 0 {
+                f32_rows::<R, V>(&mut sums, block);
+            } else {
+                f32_rows_in_turns::<R, V, L>(&mut sums, block);
+            }
             for (row, sums) in sums.into_iter().enumerate() {
                 for (vector, sum) in sums.into_iter().enumerate() {
                     vst1q_f32(out.add(row * product.out_stride + vector * 4), sum);

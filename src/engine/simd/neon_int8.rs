@@ -15,10 +15,10 @@ use std::arch::asm;
 
 use super::STRIP;
 use super::dense::{Integers, Piece, Product, row_blocks};
-use super::neon::{Block, ROUND, block};
+use super::neon::{Block, ROUND, block, multiply_lane, while_loading};
 
 /// Groups that all rows are multiplied with before the next ones: 16 KiB of weights.
-const GROUPS: usize = 128;
+pub(super) const GROUPS: usize = 128;
 
 /// Loads the next 16 bytes of each row: its values of four groups.
 ///
@@ -65,56 +65,37 @@ unsafe fn weights_of<const V: usize>(block: Block, group: usize) -> [int8x16_t; 
     }
 }
 
-/// Adds to each sum the products of four weights with the four bytes in a lane of `row`.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-fn dot<const LANE: i32>(mut sum: int32x4_t, weights: int8x16_t, row: int8x16_t) -> int32x4_t {
-    // SAFETY: the instruction reads and writes registers alone; this function has the feature.
-    // JUSTIFICATION: stable Rust has no intrinsic for it.
-    unsafe {
-        asm!(
-            "sdot {sum:v}.4s, {weights:v}.16b, {row:v}.4b[{lane}]",
-            sum = inout(vreg) sum,
-            weights = in(vreg) weights,
-            row = in(vreg) row,
-            lane = const LANE,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sum
+while_loading! {
+    /// Adds the products of a block of bytes to the sums, with `SDOT`.
+    dot_rounds, int32x4_t, #[target_feature(enable = "neon,dotprod")],
+    "sdot {sum:v}.4s, {weights:v}.16b, {row:v}.4b[{lane}]"
 }
 
 /// Returns the sums of the products of a block, with `SDOT`.
 ///
 /// # Safety
 /// The block has `R` rows and `4 * V` columns of its groups.
-#[inline(never)]
+#[inline]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn dot_rows<const R: usize, const V: usize>(block: Block) -> [[int32x4_t; V]; R] {
     let mut sums = [[vdupq_n_s32(0); V]; R];
-    let whole = block.groups - block.groups % ROUND;
-    macro_rules! lane {
-        ($lane:literal, $rows:expr, $weights:expr) => {
-            let weights = $weights;
-            for (sums, row) in sums.iter_mut().zip($rows) {
-                for (sum, weights) in sums.iter_mut().zip(weights) {
-                    *sum = dot::<$lane>(*sum, weights, row);
-                }
-            }
-        };
-    }
     // SAFETY: no group is beyond those of the block.
     // JUSTIFICATION: the loads are unsafe.
     unsafe {
-        for group in (0..whole).step_by(ROUND) {
-            let rows = rounds_of::<R>(block, group);
-            lane!(0, rows, weights_of::<V>(block, group));
-            lane!(1, rows, weights_of::<V>(block, group + 1));
-            lane!(2, rows, weights_of::<V>(block, group + 2));
-            lane!(3, rows, weights_of::<V>(block, group + 3));
+        if block.groups >= ROUND {
+            dot_rounds::<R, V>(&mut sums, block);
         }
-        for group in whole..block.groups {
-            lane!(0, groups_of::<R>(block, group), weights_of::<V>(block, group));
+        for group in block.groups - block.groups % ROUND..block.groups {
+            let (rows, weights) = (groups_of::<R>(block, group), weights_of::<V>(block, group));
+            multiply_lane!(
+                "sdot {sum:v}.4s, {weights:v}.16b, {row:v}.4b[{lane}]",
+                0,
+                sums,
+                weights,
+                rows,
+                V,
+                |_index| ()
+            );
         }
     }
     sums
@@ -179,18 +160,19 @@ unsafe fn widening_rows<const R: usize, const V: usize>(block: Block) -> [[int32
 /// When the product does not fit its slices, or `integers` not the product.
 #[target_feature(enable = "neon")]
 pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
-    multiply(product, integers, 4, |product, piece, rows| {
-        // SAFETY: `multiply` gives 1 to 4 rows and a piece within the product.
-        // JUSTIFICATION: the kernel needs what its caller promises.
-        unsafe {
-            match rows.len() {
-                1 => widening_block::<1, 4>(product, integers, piece, rows.start),
-                2 => widening_block::<2, 4>(product, integers, piece, rows.start),
-                3 => widening_block::<3, 2>(product, integers, piece, rows.start),
-                _ => widening_block::<4, 2>(product, integers, piece, rows.start),
+    for piece in pieces(product, integers) {
+        for rows in row_blocks(product.rows, 3) {
+            // SAFETY: 1 to 3 rows and a piece of the product.
+            // JUSTIFICATION: the kernel needs what its caller promises.
+            unsafe {
+                match rows.len() {
+                    1 => widening_block::<1, 4>(product, integers, &piece, rows.start),
+                    2 => widening_block::<2, 4>(product, integers, &piece, rows.start),
+                    _ => widening_block::<3, 2>(product, integers, &piece, rows.start),
+                }
             }
         }
-    });
+    }
 }
 
 /// Computes products of bytes with `SDOT`; rows are signed.
@@ -199,10 +181,26 @@ pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
 /// When the product does not fit its slices, or `integers` not the product.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) fn dot_product(product: &mut Product<'_>, integers: &Integers<'_>) {
-    multiply(product, integers, 8, |product, piece, rows| {
-        // SAFETY: `multiply` gives 1 to 8 rows and a piece within the product; this function has the
-        // feature.
-        // JUSTIFICATION: the kernel needs what its caller promises.
+    for piece in pieces(product, integers) {
+        // SAFETY: a piece of the product.
+        // JUSTIFICATION: as above.
+        unsafe { dot_product_of_piece(product, integers, &piece) };
+    }
+}
+
+/// Multiplies all rows with a piece, and adds the values to the results.
+///
+/// # Safety
+/// `integers` and the piece are those of the product.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn dot_product_of_piece(
+    product: &mut Product<'_>,
+    integers: &Integers<'_>,
+    piece: &Piece,
+) {
+    for rows in row_blocks(product.rows, 8) {
+        // SAFETY: 1 to 8 rows of the product; the caller says the rest.
+        // JUSTIFICATION: as above.
         unsafe {
             match rows.len() {
                 1 => dot_block::<1, 8>(product, integers, piece, rows.start),
@@ -215,26 +213,20 @@ pub(super) fn dot_product(product: &mut Product<'_>, integers: &Integers<'_>) {
                 _ => dot_block::<8, 2>(product, integers, piece, rows.start),
             }
         }
-    });
+    }
 }
 
-/// Calls `multiply` with each piece and each block of at most `most` rows.
-fn multiply(
-    product: &mut Product<'_>,
-    integers: &Integers<'_>,
-    most: usize,
-    multiply: impl Fn(&mut Product<'_>, &Piece, std::ops::Range<usize>),
-) {
+/// Asserts that the slices have what a kernel reads and writes, and returns the pieces.
+pub(super) fn pieces<'a>(
+    product: &Product<'_>,
+    integers: &'a Integers<'_>,
+) -> impl Iterator<Item = Piece> + use<'a> {
     let (rows, groups) = (product.rows, product.strip.len());
     assert!(
         product.fits(rows, groups) && integers.fit(rows, groups),
         "the caller gives whole rows and what is theirs"
     );
-    for piece in integers.pieces(GROUPS) {
-        for rows in row_blocks(rows, most) {
-            multiply(product, &piece, rows);
-        }
-    }
+    integers.pieces(GROUPS)
 }
 
 macro_rules! int8_block {
@@ -256,8 +248,7 @@ macro_rules! int8_block {
                 // JUSTIFICATION: there is no safe load and store of vectors.
                 unsafe {
                     let groups = &piece.groups;
-                    let sums =
-                        $rows_of::<R, V>(block(product, first, groups.start, groups.end, column));
+                    let sums = $rows_of::<R, V>(block(product, first, groups, column));
                     for (row, sums) in (first..first + R).zip(sums) {
                         let out = product.out.as_mut_ptr().add(row * product.out_stride + column);
                         values(integers, piece, row, column, out, sums);
@@ -277,7 +268,7 @@ int8_block!(dot_block dot_rows #[target_feature(enable = "neon,dotprod")]);
 /// `out` has `4 * V` results.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn values<const V: usize>(
+pub(super) unsafe fn values<const V: usize>(
     integers: &Integers<'_>,
     piece: &Piece,
     row: usize,

@@ -1,0 +1,80 @@
+//! What the kernels are in, and name.
+
+pub(in crate::engine) mod config {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[allow(dead_code, reason = "the tests name the variants")]
+    pub(in crate::engine) enum HiddenActivation {
+        Gelu,
+        GeluTanh,
+        Relu,
+    }
+}
+
+#[cfg(test)]
+pub(in crate::engine) mod linear {
+    use super::simd::IntegerRows;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(in crate::engine) enum Format {
+        F32,
+        Bf16,
+        Int8(IntegerRows),
+    }
+
+    impl Format {
+        pub(in crate::engine) const fn groups(self, elements: usize) -> usize {
+            let per_group = match self {
+                Self::F32 => 1,
+                Self::Bf16 => 2,
+                Self::Int8(_) => 4,
+            };
+            elements.div_ceil(per_group).next_multiple_of(16)
+        }
+    }
+}
+
+#[path = "../../../src/engine/simd/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the encoder uses more of it than this package")]
+mod simd;
+
+use std::hint::black_box;
+
+use simd::dense::{self, Integers, Product};
+use simd::rows::Quantization;
+use simd::{Isa, STRIP};
+
+/// Multiplies one row of ones with one strip of ones by each kernel of this processor, and returns the
+/// first results.
+pub fn multiply() -> Vec<(&'static str, [f32; 3])> {
+    const GROUPS: usize = 16;
+    let product = |isa: Isa, one: u32, multiply: &dyn Fn(Isa, &mut Product<'_>)| {
+        let mut out = [0.0; STRIP];
+        let mut product = Product {
+            operand: &[one; 2 * GROUPS],
+            stride: GROUPS,
+            // Unknown to the compiler, which else leaves the blocks of more rows out.
+            rows: black_box(1),
+            strip: &[[one; STRIP]; GROUPS],
+            ahead: &[],
+            out: &mut out,
+            out_stride: STRIP,
+        };
+        multiply(isa, &mut product);
+        out[0]
+    };
+    let integers = Integers {
+        ends: &[GROUPS],
+        rows: &[Quantization { scale: 1.0, zero: 0.0 }],
+        sums: &[[0.0; STRIP]],
+        scales: &[[1.0; STRIP]],
+    };
+    let int8 = |isa, product: &mut Product<'_>| dense::int8(isa, product, &integers);
+    let of = |isa: Isa| {
+        [
+            product(isa, 1.0_f32.to_bits(), &|isa, product| dense::f32(isa, product)),
+            product(isa, 0x3f80_3f80, &|isa, product| dense::bf16(isa, product)),
+            product(isa, 0x0101_0101, &int8),
+        ]
+    };
+    Isa::all().into_iter().map(|isa| (isa.name(), of(isa))).collect()
+}

@@ -1,0 +1,5 @@
+//! The engine's kernels and their property tests without the rest of the engine.
+//!
+//! The sources are those of the root package. This file has the two types of the engine that they name.
+
+pub mod engine;
