@@ -47,6 +47,8 @@ compile() {
     local arch=$1 triple=${triple_of[$1]} rust_flags
     # What rustc sets by itself (PIE, RELRO, BIND_NOW, no executable stack) is not set again: packaging/check.sh looks.
     rust_flags=(
+        # Names of functions with their parameters: tests/kernels/cycles.py tells kernels apart by them.
+        -C symbol-mangling-version=v0
         -C 'link-arg=-Wl,--build-id=sha1'
         # Names the package in a core dump: https://uapi-group.org/specifications/specs/package_metadata_for_executable_files/
         -C 'link-arg=-Xlinker' -C "link-arg=--package-metadata=$(note "$arch")"
