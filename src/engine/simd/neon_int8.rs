@@ -2,20 +2,24 @@
 //!
 //! `SMULL` and `SMLAL` make 16-bit sums of two products, which do not overflow: rows are −128 to 127,
 //! and weights −127 to 127. `SADALP` adds them in pairs to sums of 32 bits. So a column has two sums.
+//! Where the rows are worth it, the weights are [`transposed`] first.
 //!
 //! The scalar twins are in [`super::dense`].
 
+mod transposed;
+
 use std::arch::aarch64::{
-    int8x16_t, int16x8_t, int32x4_t, vaddq_f32, vcvtq_f32_s32, vdupq_laneq_s32, vdupq_n_s32,
-    vget_low_s8, vld1q_f32, vld1q_s8, vmlal_high_s8, vmlal_s8, vmlsq_n_f32, vmull_high_s8,
-    vmull_s8, vmulq_f32, vmulq_n_f32, vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32,
-    vreinterpretq_s32_s8, vst1q_f32,
+    int8x16_t, int16x8_t, int32x4_t, vaddq_f32, vaddq_s32, vcvtq_f32_s32, vdupq_laneq_s32,
+    vdupq_n_s32, vget_low_s8, vld1q_f32, vld1q_s8, vmlal_high_s8, vmlal_s8, vmlsq_n_f32,
+    vmull_high_s8, vmull_s8, vmulq_f32, vmulq_n_f32, vpadalq_s16, vpaddlq_s16, vpaddq_s32,
+    vreinterpretq_s8_s32, vreinterpretq_s32_s8, vst1q_f32,
 };
 use std::arch::asm;
 
 use super::STRIP;
 use super::dense::{Integers, Piece, Product, row_blocks};
 use super::neon::{Block, ROUND, block, multiply_lane, while_loading};
+use transposed::{COLUMNS, Weights};
 
 /// Groups that all rows are multiplied with before the next ones: 16 KiB of weights.
 pub(super) const GROUPS: usize = 128;
@@ -154,21 +158,67 @@ unsafe fn widening_rows<const R: usize, const V: usize>(block: Block) -> [[int32
     sums.map(|sums| sums.map(|[low, high]| vpaddq_s32(low, high)))
 }
 
+/// Multiplies `R` rows from `first` on with a piece whose whole rounds were transposed, and adds the
+/// values to the results.
+///
+/// # Safety
+/// As of `widening_block`; `weights` are those of the piece; `R` is 2 to 4.
+#[target_feature(enable = "neon")]
+unsafe fn transposed_block<const R: usize>(
+    product: &mut Product<'_>,
+    integers: &Integers<'_>,
+    (piece, weights): (&Piece, &Weights),
+    first: usize,
+) {
+    for column in (0..STRIP).step_by(COLUMNS) {
+        // SAFETY: as in `int8_block!`.
+        // JUSTIFICATION: as in `int8_block!`.
+        unsafe {
+            let block = block(product, first, &piece.groups, column);
+            let mut sums = weights.multiply::<R>(block, column);
+            for group in block.groups - block.groups % ROUND..block.groups {
+                let [weights] = weights_of::<{ COLUMNS / 4 }>(block, group);
+                for (sum, row) in sums.iter_mut().zip(groups_of::<R>(block, group)) {
+                    let low = vpaddlq_s16(vmull_s8(vget_low_s8(weights), vget_low_s8(row)));
+                    let high = vpaddlq_s16(vmull_high_s8(weights, row));
+                    *sum = vaddq_s32(*sum, vpaddq_s32(low, high));
+                }
+            }
+            for (row, sum) in (first..).zip(sums) {
+                let out = product.out.as_mut_ptr().add(row * product.out_stride + column);
+                values(integers, piece, row, column, out, [sum]);
+            }
+        }
+    }
+}
+
 /// Computes products of bytes with `SMULL`; rows are signed.
 ///
 /// # Panics
 /// When the product does not fit its slices, or `integers` not the product.
 #[target_feature(enable = "neon")]
 pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
+    let mut weights = Weights::new();
     for piece in pieces(product, integers) {
-        for rows in row_blocks(product.rows, 3) {
-            // SAFETY: 1 to 3 rows and a piece of the product.
-            // JUSTIFICATION: the kernel needs what its caller promises.
-            unsafe {
-                match rows.len() {
-                    1 => widening_block::<1, 4>(product, integers, &piece, rows.start),
-                    2 => widening_block::<2, 4>(product, integers, &piece, rows.start),
-                    _ => widening_block::<3, 2>(product, integers, &piece, rows.start),
+        // SAFETY: 1 to 4 rows and a piece of the product, whose weights were transposed for those who take
+        // them.
+        // JUSTIFICATION: the kernel needs what its caller promises.
+        unsafe {
+            match product.rows {
+                0 => {}
+                1 => widening_block::<1, 4>(product, integers, &piece, 0),
+                2 => widening_block::<2, 4>(product, integers, &piece, 0),
+                3 => widening_block::<3, 2>(product, integers, &piece, 0),
+                _ => {
+                    weights.fill(&product.strip[piece.groups.clone()]);
+                    let piece = (&piece, &weights);
+                    for rows in row_blocks(product.rows, transposed::ROWS) {
+                        match rows.len() {
+                            2 => transposed_block::<2>(product, integers, piece, rows.start),
+                            3 => transposed_block::<3>(product, integers, piece, rows.start),
+                            _ => transposed_block::<4>(product, integers, piece, rows.start),
+                        }
+                    }
                 }
             }
         }

@@ -1,0 +1,235 @@
+//! Products of bytes with `SMULL` for four rows or more: of weights that were transposed.
+//!
+//! A strip has four bytes of a column in a vector, and a row's four must be repeated to meet them. Here
+//! a vector has 16 bytes of one column, as it has of one row: `SMULL` and `SMLAL2` multiply both halves,
+//! and nothing is repeated. The four lanes of a sum are added up at the end.
+//!
+//! The Cortex-A53 begins and ends instructions in order. What is loaded is ready before an addition that
+//! began a cycle earlier, so the loads stand together: in front of the last additions of the round before.
+
+use std::arch::aarch64::{int32x4_t, uint32x4x4_t, vdupq_n_s32, vld1q_u32, vpaddq_s32, vst4q_u32};
+use std::arch::asm;
+use std::mem::MaybeUninit;
+
+use super::super::STRIP;
+use super::super::neon::{Block, ROUND};
+use super::GROUPS;
+
+/// Rows of a block at most.
+pub(super) const ROWS: usize = 4;
+/// Columns that are multiplied at once.
+pub(super) const COLUMNS: usize = 4;
+
+/// What four columns have in the four groups of a round, column by column.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Round([u32; COLUMNS * ROUND]);
+
+/// The whole rounds of a piece, `[32 / COLUMNS, rounds]`: 16 KiB.
+pub(super) struct Weights {
+    weights: [MaybeUninit<Round>; STRIP / COLUMNS * GROUPS / ROUND],
+    rounds: usize,
+}
+
+impl Weights {
+    pub(super) const fn new() -> Self {
+        Self { weights: [MaybeUninit::uninit(); STRIP / COLUMNS * GROUPS / ROUND], rounds: 0 }
+    }
+
+    /// Transposes the whole rounds of `groups`, of which there are at most [`GROUPS`].
+    #[target_feature(enable = "neon")]
+    pub(super) fn fill(&mut self, groups: &[[u32; STRIP]]) {
+        let (rounds, _) = groups.as_chunks::<ROUND>();
+        self.rounds = rounds.len();
+        for (index, groups) in rounds.iter().enumerate() {
+            for block in 0..STRIP / COLUMNS {
+                let of_group = |group: usize| &groups[group][block * COLUMNS..][..COLUMNS];
+                let round = self.weights[block * rounds.len() + index].as_mut_ptr();
+                // SAFETY: a group has four values from the first column of a block on, and a round 16.
+                // JUSTIFICATION: there is no safe load and store of vectors.
+                unsafe {
+                    let load = |group| vld1q_u32(of_group(group).as_ptr());
+                    vst4q_u32(round.cast(), uint32x4x4_t(load(0), load(1), load(2), load(3)));
+                }
+            }
+        }
+    }
+
+    /// Multiplies the rows of a block with the rounds, and returns the sums of the columns from `column`
+    /// on.
+    ///
+    /// # Safety
+    /// The block has `R` rows, 2 to 4, of the groups that were transposed last. `column` is a multiple of
+    /// [`COLUMNS`] below 32.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) unsafe fn multiply<const R: usize>(
+        &self,
+        rows: Block,
+        column: usize,
+    ) -> [int32x4_t; R] {
+        let mut sums = [[vdupq_n_s32(0); COLUMNS]; ROWS];
+        if self.rounds > 0 {
+            let weights = self.weights[column / COLUMNS * self.rounds..][..self.rounds].as_ptr();
+            // SAFETY: the caller gives as many rows; the rounds of the columns were transposed.
+            // JUSTIFICATION: the loops need what their callers promise.
+            unsafe {
+                match R {
+                    2 => two_rows(&mut sums, rows, weights.cast(), self.rounds),
+                    3 => three_rows(&mut sums, rows, weights.cast(), self.rounds),
+                    _ => four_rows(&mut sums, rows, weights.cast(), self.rounds),
+                }
+            }
+        }
+        std::array::from_fn(|row| {
+            let [a, b, c, d] = sums[row];
+            vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d))
+        })
+    }
+}
+
+/// Multiplies rows with columns: products of both halves of each into 16 bits. All first halves come
+/// first, since a sum is ready six cycles later.
+macro_rules! products {
+    ($($product:tt $row:tt $column:tt),+) => {
+        concat!(
+            $("smull ", $product, ".8h, ", $row, ".8b, ", $column, ".8b\n",)+
+            $("smlal2 ", $product, ".8h, ", $row, ".16b, ", $column, ".16b\n",)+
+        )
+    };
+}
+
+macro_rules! additions {
+    ($($sum:tt $product:tt),+) => {
+        concat!($("sadalp ", $sum, ".4s, ", $product, ".8h\n",)+)
+    };
+}
+
+/// Defines `$name`, which multiplies so many rows with four columns.
+///
+/// The last products of a round are added in the next one, behind its loads.
+macro_rules! rows {
+    ($(#[$meta:meta])* $name:ident
+     sums [$($sum:tt $of_row:tt $of_column:tt),+] products [$($product:tt),+]
+     rows [$($row:tt $pointer:tt $number:tt),+; $last_row:tt $last_pointer:tt $last_number:tt]
+     round [$($step:expr),+] last [$($first:tt)+] [$($other:tt)+]) => {
+        $(#[$meta])*
+        ///
+        /// # Safety
+        /// The block has this number of rows and as many rounds of groups; `weights` are those of four
+        /// columns in each round. There is a round.
+        #[inline(never)]
+        #[target_feature(enable = "neon")]
+        unsafe fn $name(
+            sums: &mut [[int32x4_t; COLUMNS]; ROWS],
+            block: Block,
+            weights: *const Round,
+            rounds: usize,
+        ) {
+            // SAFETY: each round reads 16 bytes of each row and 64 of the weights, which the caller gives.
+            // The rest writes registers alone.
+            // JUSTIFICATION: the compiler gives intrinsics another order, in which additions wait.
+            unsafe {
+                asm!(
+                    "2:",
+                    $(concat!("ldr ", $row, ", [", $pointer, ", {offset}]"),)+
+                    "subs {rounds}, {rounds}, #1",
+                    concat!("ldr ", $last_row, ", [", $last_pointer, ", {offset}]"),
+                    "add {offset}, {offset}, #16",
+                    additions!($($first)+),
+                    "ld1 {{v20.16b - v23.16b}}, [{weights}]",
+                    additions!($($other)+),
+                    $($step,)+
+                    "add {weights}, {weights}, #64",
+                    "b.ne 2b",
+                    additions!($($first)+),
+                    additions!($($other)+),
+                    offset = inout(reg) 0_usize => _,
+                    weights = inout(reg) weights => _,
+                    rounds = inout(reg) rounds => _,
+                    $(in($pointer) block.rows.add($number * block.stride),)+
+                    in($last_pointer) block.rows.add($last_number * block.stride),
+                    $(inout($sum) sums[$of_row][$of_column],)+
+                    $(inout($product) vdupq_n_s32(0) => _,)+
+                    out("v16") _,
+                    out("v17") _,
+                    out("v18") _,
+                    out("v19") _,
+                    out("v20") _,
+                    out("v21") _,
+                    out("v22") _,
+                    out("v23") _,
+                    options(nostack, readonly),
+                );
+            }
+        }
+    };
+}
+
+rows! {
+    /// Adds the products of two rows to the sums.
+    two_rows
+    sums ["v0" 0 0, "v1" 0 1, "v2" 0 2, "v3" 0 3, "v4" 1 0, "v5" 1 1, "v6" 1 2, "v7" 1 3]
+    products ["v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31"]
+    rows ["q16" "x0" 0; "q17" "x1" 1]
+    round [
+        products!(
+            "v24" "v16" "v20", "v25" "v17" "v20", "v26" "v16" "v21", "v27" "v17" "v21",
+            "v28" "v16" "v22", "v29" "v17" "v22", "v30" "v16" "v23", "v31" "v17" "v23"
+        )
+    ]
+    last ["v0" "v24", "v4" "v25"]
+        ["v1" "v26", "v5" "v27", "v2" "v28", "v6" "v29", "v3" "v30", "v7" "v31"]
+}
+
+rows! {
+    /// Adds the products of three rows to the sums.
+    three_rows
+    sums [
+        "v0" 0 0, "v1" 0 1, "v2" 0 2, "v3" 0 3, "v4" 1 0, "v5" 1 1, "v6" 1 2, "v7" 1 3,
+        "v8" 2 0, "v9" 2 1, "v10" 2 2, "v11" 2 3
+    ]
+    products [
+        "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31", "v12", "v13", "v14", "v15"
+    ]
+    rows ["q16" "x0" 0, "q17" "x1" 1; "q18" "x2" 2]
+    round [
+        products!(
+            "v24" "v16" "v20", "v25" "v17" "v20", "v26" "v18" "v20",
+            "v27" "v16" "v21", "v28" "v17" "v21", "v29" "v18" "v21",
+            "v30" "v16" "v22", "v31" "v17" "v22", "v12" "v18" "v22",
+            "v13" "v16" "v23", "v14" "v17" "v23", "v15" "v18" "v23"
+        )
+    ]
+    last ["v0" "v24", "v4" "v25"] [
+        "v8" "v26", "v1" "v27", "v5" "v28", "v9" "v29", "v2" "v30", "v6" "v31", "v10" "v12",
+        "v3" "v13", "v7" "v14", "v11" "v15"
+    ]
+}
+
+rows! {
+    /// Adds the products of four rows to the sums.
+    four_rows
+    sums [
+        "v0" 0 0, "v1" 0 1, "v2" 0 2, "v3" 0 3, "v4" 1 0, "v5" 1 1, "v6" 1 2, "v7" 1 3,
+        "v8" 2 0, "v9" 2 1, "v10" 2 2, "v11" 2 3, "v12" 3 0, "v13" 3 1, "v14" 3 2, "v15" 3 3
+    ]
+    products ["v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31"]
+    rows ["q16" "x0" 0, "q17" "x1" 1, "q18" "x2" 2; "q19" "x3" 3]
+    round [
+        products!(
+            "v24" "v16" "v20", "v25" "v17" "v20", "v26" "v18" "v20", "v27" "v19" "v20",
+            "v28" "v16" "v21", "v29" "v17" "v21", "v30" "v18" "v21", "v31" "v19" "v21"
+        ),
+        additions!(
+            "v0" "v24", "v4" "v25", "v8" "v26", "v12" "v27",
+            "v1" "v28", "v5" "v29", "v9" "v30", "v13" "v31"
+        ),
+        products!(
+            "v24" "v16" "v22", "v25" "v17" "v22", "v26" "v18" "v22", "v27" "v19" "v22",
+            "v28" "v16" "v23", "v29" "v17" "v23", "v30" "v18" "v23", "v31" "v19" "v23"
+        )
+    ]
+    last ["v2" "v24", "v6" "v25"]
+        ["v10" "v26", "v14" "v27", "v3" "v28", "v7" "v29", "v11" "v30", "v15" "v31"]
+}
