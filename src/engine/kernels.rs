@@ -9,11 +9,12 @@ use std::hint::black_box;
 use super::attention::{Attended, Heads, Memory};
 use super::buffer::Buffer;
 use super::config::HiddenActivation;
+use super::linear::strip::Strip;
 use super::linear::{Format, Linear, Operand, ROWS};
 use super::precision::{self, Choice, Precision};
 use super::simd::rows::{self, Quantization};
 use super::simd::{Isa, STRIP};
-use crate::integers::{self, IntegerRow};
+use crate::integers::{self, IntegerRow, STEPS};
 
 const HIDDEN: usize = 384;
 const INTERMEDIATE: usize = 1536;
@@ -61,13 +62,18 @@ impl LinearLayer {
             Format::Int8(rows) => Linear::integers(rows, outputs, &self.blocks()),
             Format::F32 | Format::Bf16 => Linear::floats(format, outputs, inputs),
         };
-        for (output, weights) in values(outputs * inputs).chunks(inputs).enumerate() {
-            match format {
-                Format::Int8(_) => {
-                    linear.set_integers(output, &IntegerRow::round(weights, &self.blocks()), 0.0)
+        let mut strip = Strip::new(&linear);
+        for (index, rows) in values(outputs * inputs).chunks(STRIP * inputs).enumerate() {
+            for weights in rows.chunks(inputs) {
+                match format {
+                    Format::Int8(_) => {
+                        let row = IntegerRow::round_to(STEPS, weights, &self.blocks());
+                        strip.push_integers(&row, 0.0);
+                    }
+                    Format::F32 | Format::Bf16 => strip.push_floats(weights, 0.0),
                 }
-                Format::F32 | Format::Bf16 => linear.set_floats(output, weights, 0.0),
             }
+            linear.pack(index, &mut strip);
         }
         linear
     }
@@ -185,10 +191,10 @@ pub fn attention(precision: Precision, tokens: usize) -> Option<impl FnMut()> {
     let Choice { machine, attention: format, .. } = choice(precision)?;
     let session = machine.session();
     let width = HIDDEN / HEADS;
-    let stride = 3 * HEADS * format.groups(width);
     let rows = tokens.next_multiple_of(ROWS) + ROWS;
+    let stride = rows * format.groups(width);
     let values = values(rows * 3 * HIDDEN);
-    let mut states = Buffer::zeroed(rows * stride);
+    let mut states = Buffer::zeroed(3 * HEADS * stride);
     match format {
         Format::Bf16 => {
             rows::to_bf16(machine.isa, &values, bytemuck::cast_slice_mut(states.groups_mut()));
@@ -207,11 +213,16 @@ pub fn attention(precision: Precision, tokens: usize) -> Option<impl FnMut()> {
             length: tokens,
             bias: None,
         };
-        let mut attended = match format {
-            Format::Bf16 => Attended::Bf16(bytemuck::cast_slice_mut(out.groups_mut())),
-            Format::F32 | Format::Int8(_) => Attended::F32(out.f32s_mut()),
-        };
-        heads.attend(&session, &mut memory, 0, tokens, &mut attended);
+        for head in 0..HEADS {
+            let start = head * width;
+            let mut attended = match format {
+                Format::Bf16 => {
+                    Attended::Bf16(&mut bytemuck::cast_slice_mut(out.groups_mut())[start..])
+                }
+                Format::F32 | Format::Int8(_) => Attended::F32(&mut out.f32s_mut()[start..]),
+            };
+            heads.attend(&session, &mut memory, head, 0..tokens, &mut attended, HIDDEN);
+        }
         black_box(out.groups());
     })
 }

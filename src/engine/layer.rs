@@ -3,9 +3,13 @@
 //! Owns the arrangement: queries, keys and values in one product, heads padded to whole strips, hidden
 //! channels in the order of the encoder. Never computes.
 
+#[cfg(test)]
+mod tests;
+
 use super::EngineError;
 use super::config::EncoderConfig;
 use super::layout::LayerNames;
+use super::linear::strip::Strip;
 use super::linear::{Format, Linear, Session};
 use super::simd::{STRIP, rows};
 use super::weights::{StoredIntegers, Tensor, Tensors};
@@ -85,12 +89,17 @@ impl Packing {
         }
     }
 
-    /// The hidden channels, as places of inputs.
+    /// The hidden channels, as places of inputs or outputs.
     fn hidden_places(&self) -> Vec<Option<usize>> {
         self.order.iter().copied().map(Some).collect()
     }
 
-    /// The channels of all heads, each head padded, as places of inputs.
+    /// The channels between the products of a feed-forward layer, as places of inputs or outputs.
+    fn intermediate_places(&self) -> Vec<Option<usize>> {
+        (0..self.widths.intermediate).map(Some).collect()
+    }
+
+    /// The channels of all heads, each head padded to whole strips, as places of inputs or outputs.
     fn head_places(&self) -> Vec<Option<usize>> {
         let Widths { heads, head, padded_head, .. } = self.widths;
         let place = |head_index, place| (place < head).then_some(head_index * head + place);
@@ -156,84 +165,149 @@ impl<'t, 'a> Source<'t, 'a> {
         })
     }
 
-    /// How its inputs go to `places` of `packed`.
-    fn arrangement<'p>(&self, places: &'p [Option<usize>], packed: &Linear) -> Arrangement<'p> {
-        let ends = packed.blocks().unwrap_or_default();
+    /// Packs the stored `outputs` in their order, times `factor`, in the strips of `packed` from `first` on, and says
+    /// that the weight was packed. An output that is `None` pads the end of its strip.
+    fn pack(
+        &self,
+        outputs: &[Option<usize>],
+        inputs: &Inputs,
+        factor: f32,
+        packed: &mut Linear,
+        first: usize,
+    ) {
+        let ends = packed.blocks().map(<[usize]>::to_vec);
+        let blocks = ends.as_ref().and_then(|ends| inputs.blocks(self.weight, ends));
+        let mut row = Row::new(self.weight.shape[1], inputs);
+        let mut strip = Strip::new(packed);
+        for (index, outputs) in (first..).zip(outputs.chunks(STRIP)) {
+            for &output in outputs.iter().flatten() {
+                let bias = self.bias[output] * factor;
+                let stored = || Some((self.weight.integers(output)?, blocks.as_ref()?));
+                let Some(ends) = &ends else {
+                    row.read(self.weight, output, inputs, factor);
+                    strip.push_floats(&row.floats, bias);
+                    continue;
+                };
+                match stored() {
+                    Some((stored, blocks)) => row.arrange(&stored, factor, inputs, blocks),
+                    None => {
+                        row.read(self.weight, output, inputs, factor);
+                        row.integers.round(integers::STEPS, &mut row.floats, ends);
+                    }
+                }
+                strip.push_integers(&row.integers, bias);
+            }
+            packed.pack(index, &mut strip);
+        }
+        self.weight.forget();
+    }
+}
+
+/// Inputs that lie one behind the other, both where they are stored and where they are packed.
+struct Run {
+    stored: usize,
+    packed: usize,
+    length: usize,
+}
+
+/// Where the inputs of a stored matrix go.
+struct Inputs {
+    /// The stored input of each packed one; none pads.
+    places: Vec<Option<usize>>,
+    /// The same, without what pads.
+    runs: Vec<Run>,
+}
+
+impl Inputs {
+    fn new(places: Vec<Option<usize>>) -> Self {
+        let mut runs: Vec<Run> = Vec::new();
+        for (packed, place) in places.iter().enumerate() {
+            let Some(stored) = *place else { continue };
+            match runs.last_mut() {
+                Some(run)
+                    if (run.stored + run.length, run.packed + run.length) == (stored, packed) =>
+                {
+                    run.length += 1;
+                }
+                _ => runs.push(Run { stored, packed, length: 1 }),
+            }
+        }
+        Self { places, runs }
+    }
+
+    /// The stored block that has the scale of each block of packed inputs that ends at one of `ends`; `None` when inputs
+    /// of one were stored with different scales, or as floats.
+    fn blocks(&self, weight: &Tensor<'_>, ends: &[usize]) -> Option<Vec<usize>> {
         let starts = std::iter::once(0).chain(ends.iter().copied());
         let blocks = starts.zip(ends).map(|(start, &end)| {
-            let mut blocks =
-                places[start..end].iter().flatten().map(|&place| self.weight.block(place));
+            let of_block = self.places[start..end].iter().flatten();
+            let mut blocks = of_block.map(|&place| weight.block(place));
             // Of padding alone there are only zeros, to any scale.
             let first = blocks.next().unwrap_or(Some(0))?;
             blocks.all(|block| block == Some(first)).then_some(first)
         });
-        Arrangement { places, blocks: blocks.collect() }
+        blocks.collect()
     }
 
-    /// Packs output `output`, times `factor`, as output `packed_output`.
-    fn pack(
-        &self,
-        output: usize,
-        factor: f32,
-        arrangement: &Arrangement<'_>,
-        packed: &mut Linear,
-        packed_output: usize,
-    ) {
-        let Arrangement { places, blocks } = arrangement;
-        let bias = self.bias[output] * factor;
-        let floats = || -> Vec<f32> {
-            let row = self.row(output);
-            places.iter().map(|place| place.map_or(0.0, |place| row[place] * factor)).collect()
-        };
-        let stored = || Some((self.weight.integers(output)?, blocks.as_ref()?));
-        match packed.blocks() {
-            None => packed.set_floats(packed_output, &floats(), bias),
-            Some(ends) => {
-                let row = match stored() {
-                    Some((stored, blocks)) => arranged(&stored, factor, places, blocks),
-                    None => IntegerRow::round(&floats(), ends),
-                };
-                packed.set_integers(packed_output, &row, bias);
-            }
+    /// Copies a `stored` row to where it is packed; what pads stays as it is.
+    fn copy<T: Copy>(&self, stored: &[T], packed: &mut [T]) {
+        for &Run { stored: from, packed: to, length } in &self.runs {
+            packed[to..][..length].copy_from_slice(&stored[from..][..length]);
         }
     }
 
-    /// Says that the weight was packed.
-    fn forget(&self) {
-        self.weight.forget();
-    }
-
-    fn row(&self, output: usize) -> Vec<f32> {
-        let mut row = vec![0.0; self.weight.shape[1]];
-        self.weight.read_row(output, &mut row);
-        row
+    /// The place of the `stored` input.
+    fn place(&self, stored: usize) -> Option<usize> {
+        let holds = |run: &&Run| (run.stored..run.stored + run.length).contains(&stored);
+        self.runs.iter().find(holds).map(|run| run.packed + stored - run.stored)
     }
 }
 
-/// Where the inputs of a stored matrix go.
-struct Arrangement<'p> {
-    /// The stored input of each packed one; none pads.
-    places: &'p [Option<usize>],
-    /// The stored block that has the scale of each packed one; `None` when inputs of one were stored with different
-    /// scales, or as floats.
-    blocks: Option<Vec<usize>>,
+/// Memory for the weights of one output, kept from one to the next.
+struct Row {
+    /// In the order in which they are stored.
+    stored: Vec<f32>,
+    /// In the order in which they are packed.
+    floats: Vec<f32>,
+    /// In the order in which they are packed.
+    integers: IntegerRow,
 }
 
-/// A stored row times `factor`, with the input of `places[i]` at `i`, and the scales of `blocks`.
-fn arranged(
-    stored: &StoredIntegers<'_>,
-    factor: f32,
-    places: &[Option<usize>],
-    blocks: &[usize],
-) -> IntegerRow {
-    let StoredIntegers { integers, scales, outliers } = stored;
-    let outliers = outliers.iter().filter_map(|&(input, weight)| {
-        Some((places.iter().position(|&place| place == Some(input))?, weight * factor))
-    });
-    IntegerRow {
-        integers: places.iter().map(|place| place.map_or(0, |place| integers[place])).collect(),
-        scales: blocks.iter().map(|&block| scales[block] * factor).collect(),
-        outliers: outliers.collect(),
+impl Row {
+    /// Makes rows of zeros, of `stored` weights and for `inputs`.
+    fn new(stored: usize, inputs: &Inputs) -> Self {
+        let packed = inputs.places.len();
+        let integers = IntegerRow { integers: vec![0; packed], ..IntegerRow::default() };
+        Self { stored: vec![0.0; stored], floats: vec![0.0; packed], integers }
+    }
+
+    /// Reads row `output` of `weight`, times `factor`, as floats.
+    fn read(&mut self, weight: &Tensor<'_>, output: usize, inputs: &Inputs, factor: f32) {
+        weight.read_row(output, &mut self.stored);
+        inputs.copy(&self.stored, &mut self.floats);
+        if factor != 1.0 {
+            self.floats.iter_mut().for_each(|weight| *weight *= factor);
+        }
+    }
+
+    /// Takes the integers of a `stored` row, times `factor`, with the scales of `blocks`.
+    fn arrange(
+        &mut self,
+        stored: &StoredIntegers<'_>,
+        factor: f32,
+        inputs: &Inputs,
+        blocks: &[usize],
+    ) {
+        let IntegerRow { integers, scales, outliers } = &mut self.integers;
+        inputs.copy(stored.integers, integers);
+        scales.clear();
+        scales.extend(blocks.iter().map(|&block| stored.scales[block] * factor));
+        outliers.clear();
+        for &(_, input, weight) in stored.outliers {
+            let Some(place) = inputs.place(input) else { continue };
+            integers[place] = 0;
+            outliers.push((place, weight * factor));
+        }
     }
 }
 
@@ -285,53 +359,33 @@ impl Layer {
 impl Packing {
     /// Queries, keys and values; the queries divided by the square root of a head's width.
     fn states(&self, states: &[Source<'_, '_>; 3], mut packed: Linear) -> Linear {
-        let Widths { hidden, heads, head, padded_head, .. } = self.widths;
-        let places = self.hidden_places();
+        let (outputs, inputs) = (self.head_places(), Inputs::new(self.hidden_places()));
         #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
-        let scale = 1.0 / (head as f32).sqrt();
+        let scale = 1.0 / (self.widths.head as f32).sqrt();
+        let strips = self.widths.inner() / STRIP;
         for (part, source) in states.iter().enumerate() {
             let factor = if part == 0 { scale } else { 1.0 };
-            let arrangement = source.arrangement(&places, &packed);
-            for output in 0..hidden {
-                let padded = (part * heads + output / head) * padded_head + output % head;
-                source.pack(output, factor, &arrangement, &mut packed, padded);
-            }
-            source.forget();
+            source.pack(&outputs, &inputs, factor, &mut packed, part * strips);
         }
         packed
     }
 
-    fn attended(&self, source: &Source<'_, '_>, packed: Linear) -> Linear {
-        self.to_hidden(source, &self.head_places(), packed)
+    /// What the heads give, back to hidden channels.
+    fn attended(&self, source: &Source<'_, '_>, mut packed: Linear) -> Linear {
+        let inputs = Inputs::new(self.head_places());
+        source.pack(&self.hidden_places(), &inputs, 1.0, &mut packed, 0);
+        packed
     }
 
     fn wide(&self, source: &Source<'_, '_>, mut packed: Linear) -> Linear {
-        let places = self.hidden_places();
-        let arrangement = source.arrangement(&places, &packed);
-        for output in 0..self.widths.intermediate {
-            source.pack(output, 1.0, &arrangement, &mut packed, output);
-        }
-        source.forget();
+        let inputs = Inputs::new(self.hidden_places());
+        source.pack(&self.intermediate_places(), &inputs, 1.0, &mut packed, 0);
         packed
     }
 
-    fn narrow(&self, source: &Source<'_, '_>, packed: Linear) -> Linear {
-        let places: Vec<Option<usize>> = (0..self.widths.intermediate).map(Some).collect();
-        self.to_hidden(source, &places, packed)
-    }
-
-    /// A layer whose outputs are the hidden channels.
-    fn to_hidden(
-        &self,
-        source: &Source<'_, '_>,
-        places: &[Option<usize>],
-        mut packed: Linear,
-    ) -> Linear {
-        let arrangement = source.arrangement(places, &packed);
-        for (place, &channel) in self.order.iter().enumerate() {
-            source.pack(channel, 1.0, &arrangement, &mut packed, place);
-        }
-        source.forget();
+    fn narrow(&self, source: &Source<'_, '_>, mut packed: Linear) -> Linear {
+        let inputs = Inputs::new(self.intermediate_places());
+        source.pack(&self.hidden_places(), &inputs, 1.0, &mut packed, 0);
         packed
     }
 }

@@ -3,12 +3,13 @@
 //! Owns the packed form: strips of 32 outputs, `[strips, groups, 32]`, in which a group is four bytes
 //! along the inputs. Inputs and outputs are padded with zeros to whole tiles.
 
-use super::amx::{Amx, TILE_ROWS, Tiles};
+pub(super) mod strip;
+
+use super::amx::{Amx, Tiles};
 use super::buffer::Buffer;
 use super::simd::dense::{self, Integers, Product};
-use super::simd::rows::{self, Quantization};
+use super::simd::rows::Quantization;
 use super::simd::{IntegerRows, Isa, STRIP};
-use crate::integers::IntegerRow;
 
 /// Groups in a row of an operand are a multiple of this: a cache line, and a row of a tile.
 const GROUPS: usize = 16;
@@ -57,11 +58,6 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Rows that are multiplied at once: a part of an operand begins at a multiple of it.
-    pub(super) const fn rows_at_once(&self) -> usize {
-        if self.amx.is_some() { TILE_ROWS } else { 1 }
-    }
-
     /// Prepares this thread.
     pub(super) fn session(&self) -> Session {
         Session { isa: self.isa, tiles: self.amx.map(Amx::tiles) }
@@ -111,6 +107,19 @@ impl<'a> Operand<'a> {
     /// `rows` rows of f32 or bf16, `stride` groups apart.
     pub(super) const fn floats(groups: &'a [u32], stride: usize, rows: usize) -> Self {
         Self { groups, stride, rows, quantization: &[], values: (&[], 0) }
+    }
+
+    /// Returns the rows from `first` on, `rows` of them.
+    pub(super) fn part(&self, first: usize, rows: usize) -> Self {
+        let (values, stride) = self.values;
+        let blocks = self.quantization.len() / self.rows;
+        Self {
+            groups: &self.groups[first * self.stride..],
+            stride: self.stride,
+            rows,
+            quantization: &self.quantization[first * blocks..],
+            values: (&values[first * stride..], stride),
+        }
     }
 }
 
@@ -187,60 +196,6 @@ impl Linear {
         linear
     }
 
-    /// The groups of an output.
-    fn packed(&mut self, output: usize) -> impl Iterator<Item = &mut u32> {
-        let (strip, column) = (output / STRIP, output % STRIP);
-        let strip = &mut self.weights.groups_mut()[strip * self.groups * STRIP..];
-        strip[..self.groups * STRIP].iter_mut().skip(column).step_by(STRIP)
-    }
-
-    /// Sets the weights of an output, one for each input, and its bias.
-    pub(super) fn set_floats(&mut self, output: usize, weights: &[f32], bias: f32) {
-        self.bias[output / STRIP][output % STRIP] = bias;
-        if self.format == Format::F32 {
-            for (group, weight) in self.packed(output).zip(weights) {
-                *group = weight.to_bits();
-            }
-        } else {
-            for (group, pair) in self.packed(output).zip(weights.chunks(2)) {
-                let high = pair.get(1).map_or(0, |&weight| rows::bf16(weight));
-                *group = u32::from(rows::bf16(pair[0])) | u32::from(high) << 16;
-            }
-        }
-    }
-
-    /// Sets the weights of an output, one for each input, and its bias.
-    pub(super) fn set_integers(&mut self, output: usize, weights: &IntegerRow, bias: f32) {
-        let (strip, column) = (output / STRIP, output % STRIP);
-        self.bias[strip][column] = bias;
-        for (group, four) in self.packed(output).zip(weights.integers.chunks(4)) {
-            let mut bytes = [0_u8; 4];
-            for (byte, weight) in bytes.iter_mut().zip(four) {
-                *byte = weight.to_le_bytes()[0];
-            }
-            *group = u32::from_le_bytes(bytes);
-        }
-        let Some(Scales { inputs, scales, sums, outliers, .. }) = &mut self.integers else {
-            return;
-        };
-        let first = strip * inputs.len();
-        for (scales, scale) in scales[first..].iter_mut().zip(&weights.scales) {
-            scales[column] = *scale;
-        }
-        let mut start = 0;
-        for (sums, &end) in sums[first..].iter_mut().zip(&*inputs) {
-            let sum: i32 =
-                weights.integers[start..end].iter().map(|&weight| i32::from(weight)).sum();
-            #[expect(clippy::cast_precision_loss, reason = "a block has fewer than 2^17 inputs")]
-            {
-                sums[column] = sum as f32;
-            }
-            start = end;
-        }
-        let of_output = weights.outliers.iter();
-        outliers[strip].extend(of_output.map(|&(input, weight)| Outlier { column, input, weight }));
-    }
-
     /// Ends of the blocks of inputs that share scales; none in formats of floats.
     pub(super) fn blocks(&self) -> Option<&[usize]> {
         self.integers.as_ref().map(|scales| scales.inputs.as_slice())
@@ -272,7 +227,23 @@ impl Linear {
         Buffer::bytes_of(strips * groups * STRIP) + values as u64
     }
 
-    /// Multiplies, and gives each strip of 32 outputs to `take`: its number, its results
+    /// Returns the strips of 32 outputs.
+    pub(super) fn strips(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// Returns the bias of the outputs of `strip`.
+    pub(super) fn bias(&self, strip: usize) -> &[f32; STRIP] {
+        &self.bias[strip]
+    }
+
+    /// Returns the weights of `strip`, `[groups, 32]`; of one that is not there, none.
+    fn weights(&self, strip: usize) -> &[[u32; STRIP]] {
+        let (weights, _) = self.weights.groups().as_chunks::<STRIP>();
+        weights.chunks_exact(self.groups).nth(strip).unwrap_or_default()
+    }
+
+    /// Multiplies with every strip of 32 outputs, and gives each to `take`: its number, its results
     /// `[rows, 32]` without bias, and its bias.
     ///
     /// `block` is memory for `[rows padded, 32]`.
@@ -283,27 +254,40 @@ impl Linear {
         block: &mut [f32],
         mut take: impl FnMut(usize, &[[f32; STRIP]], &[f32; STRIP]),
     ) {
-        let (weights, _) = self.weights.groups().as_chunks::<STRIP>();
-        let mut strips = weights.chunks_exact(self.groups).enumerate().peekable();
-        while let Some((strip, weights)) = strips.next() {
-            let ahead = strips.peek().map_or(&[][..], |(_, next)| next);
-            let mut product = Product {
-                operand: operand.groups,
-                stride: operand.stride,
-                rows: operand.rows,
-                strip: weights,
-                ahead,
-                out: block,
-                out_stride: STRIP,
-            };
-            match (&self.integers, self.format) {
-                (Some(scales), _) => scales.multiply(session, strip, &operand, &mut product),
-                (None, Format::Bf16) => session.multiply_bf16(&mut product),
-                (None, _) => session.multiply_f32(&mut product),
-            }
-            let (results, _) = block.as_chunks::<STRIP>();
-            take(strip, &results[..operand.rows], &self.bias[strip]);
+        for strip in 0..self.strips() {
+            let (results, bias) = self.apply_strip(session, operand, block, strip, strip + 1);
+            take(strip, results, bias);
         }
+    }
+
+    /// Multiplies with the 32 outputs of `strip`. Returns the results `[rows, 32]` without bias, and the
+    /// bias. Meanwhile prefetches the weights of the strip `next`, if there is one.
+    ///
+    /// `block` is memory for `[rows padded, 32]`.
+    pub(super) fn apply_strip<'a>(
+        &'a self,
+        session: &Session,
+        operand: Operand<'_>,
+        block: &'a mut [f32],
+        strip: usize,
+        next: usize,
+    ) -> (&'a [[f32; STRIP]], &'a [f32; STRIP]) {
+        let mut product = Product {
+            operand: operand.groups,
+            stride: operand.stride,
+            rows: operand.rows,
+            strip: self.weights(strip),
+            ahead: self.weights(next),
+            out: block,
+            out_stride: STRIP,
+        };
+        match (&self.integers, self.format) {
+            (Some(scales), _) => scales.multiply(session, strip, &operand, &mut product),
+            (None, Format::Bf16) => session.multiply_bf16(&mut product),
+            (None, _) => session.multiply_f32(&mut product),
+        }
+        let (results, _) = block.as_chunks::<STRIP>();
+        (&results[..operand.rows], &self.bias[strip])
     }
 }
 

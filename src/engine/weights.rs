@@ -48,14 +48,14 @@ enum Stored {
     Int8(Quantization),
 }
 
-/// A row of a matrix of integers.
+/// A row of a matrix of integers, as it is stored.
 pub(super) struct StoredIntegers<'t> {
-    /// 0 for an outlier.
-    pub(super) integers: Vec<i8>,
+    /// Of an outlier, anything.
+    pub(super) integers: &'t [i8],
     /// Of each block.
     pub(super) scales: &'t [f32],
-    /// Column and value of what is kept exactly.
-    pub(super) outliers: Vec<(usize, f32)>,
+    /// Row, column and value of what is kept exactly.
+    pub(super) outliers: &'t [(usize, usize, f32)],
 }
 
 /// What makes values of a matrix of integers.
@@ -82,11 +82,11 @@ impl Quantization {
         &self.scales[row * self.block_count..][..self.block_count]
     }
 
-    /// Column and value of the outliers of `row`.
-    fn outliers(&self, row: usize) -> impl Iterator<Item = (usize, f32)> {
+    /// Row, column and value of the outliers of `row`.
+    fn outliers(&self, row: usize) -> &[(usize, usize, f32)] {
         let first = self.outliers.partition_point(|outlier| outlier.0 < row);
-        let of_row = self.outliers[first..].iter().take_while(move |outlier| outlier.0 == row);
-        of_row.map(|&(_, column, value)| (column, value))
+        let behind = &self.outliers[first..];
+        &behind[..behind.partition_point(|outlier| outlier.0 == row)]
     }
 }
 
@@ -114,7 +114,9 @@ impl Stored {
                     let values = values.zip(&quantization.blocks);
                     fill(out, values.map(|(value, &block)| value * scales[block as usize]));
                 }
-                quantization.outliers(row).for_each(|(column, value)| out[column] = value);
+                for &(_, column, value) in quantization.outliers(row) {
+                    out[column] = value;
+                }
             }
         }
     }
@@ -142,11 +144,11 @@ impl<'a> Tensor<'a> {
     pub(super) fn integers(&self, row: usize) -> Option<StoredIntegers<'_>> {
         let Stored::Int8(quantization) = &self.stored else { return None };
         let columns = self.columns();
-        let data = &self.data[row * columns..][..columns];
-        let mut integers: Vec<i8> = data.iter().map(|&q| i8::from_le_bytes([q])).collect();
-        let outliers: Vec<(usize, f32)> = quantization.outliers(row).collect();
-        outliers.iter().for_each(|&(column, _)| integers[column] = 0);
-        Some(StoredIntegers { integers, scales: quantization.scales(row), outliers })
+        Some(StoredIntegers {
+            integers: bytemuck::cast_slice(&self.data[row * columns..][..columns]),
+            scales: quantization.scales(row),
+            outliers: quantization.outliers(row),
+        })
     }
 
     /// The block of `column`, where the tensor is stored in integers.

@@ -398,7 +398,7 @@ mod tests {
         let integers = packed.tensor("x.dense.weight").unwrap();
         for (row, values) in linear.chunks(200).enumerate() {
             let ordered: Vec<f32> = order.iter().map(|&column| values[column]).collect();
-            let expected = IntegerRow::round(&ordered, &ends);
+            let expected = IntegerRow::round_to(integers::STEPS, &ordered, &ends);
             assert_eq!(scales[row * ends.len()..][..ends.len()], expected.scales);
             for (place, &column) in order.iter().enumerate() {
                 let block = ends.partition_point(|&end| end <= place);

@@ -1,0 +1,213 @@
+//! The outputs of a strip on their way to the packed form.
+//!
+//! Owns the order in which memory is written: a strip is filled output by output, as weights are stored,
+//! and then packed line after line, so that each cache line of the packed weights is written once.
+
+use super::{Format, GROUPS, Linear, Outlier};
+use crate::engine::buffer::Buffer;
+use crate::engine::simd::{STRIP, rows};
+use crate::integers::IntegerRow;
+
+/// Outputs that are packed at once: together they fill a vector.
+const OUTPUTS: usize = 4;
+
+/// Up to 32 outputs of a layer, in their order, which lie one behind the other. Its memory is kept from
+/// strip to strip.
+pub(in crate::engine) struct Strip {
+    format: Format,
+    /// Outputs that are there.
+    outputs: usize,
+    /// `[32, groups]`.
+    rows: Buffer,
+    groups: usize,
+    /// Ends of the blocks of inputs that share scales; none in formats of floats.
+    ends: Vec<usize>,
+    bias: [f32; STRIP],
+    /// Of each block.
+    scales: Vec<[f32; STRIP]>,
+    /// Of each block.
+    sums: Vec<[f32; STRIP]>,
+    outliers: Vec<Outlier>,
+}
+
+impl Strip {
+    /// Makes a strip for `linear` without outputs.
+    pub(in crate::engine) fn new(linear: &Linear) -> Self {
+        let ends = linear.blocks().unwrap_or_default().to_vec();
+        Self {
+            format: linear.format,
+            outputs: 0,
+            rows: Buffer::zeroed(STRIP * linear.groups),
+            groups: linear.groups,
+            bias: [0.0; STRIP],
+            scales: vec![[0.0; STRIP]; ends.len()],
+            sums: vec![[0.0; STRIP]; ends.len()],
+            ends,
+            outliers: Vec::new(),
+        }
+    }
+
+    /// Begins the next output, and gives its number.
+    fn next(&mut self, bias: f32) -> usize {
+        let column = self.outputs;
+        self.outputs += 1;
+        self.bias[column] = bias;
+        column
+    }
+
+    /// The groups of output `column`. Those that pad it are zero, as nothing sets them.
+    fn row(&mut self, column: usize) -> &mut [u32] {
+        &mut self.rows.groups_mut()[column * self.groups..][..self.groups]
+    }
+
+    /// Adds an output of a format of floats: its weights, one for each input, and its bias.
+    pub(in crate::engine) fn push_floats(&mut self, weights: &[f32], bias: f32) {
+        let column = self.next(bias);
+        if self.format == Format::F32 {
+            let row: &mut [f32] = bytemuck::cast_slice_mut(self.row(column));
+            row[..weights.len()].copy_from_slice(weights);
+        } else {
+            let row: &mut [u16] = bytemuck::cast_slice_mut(self.row(column));
+            for (value, &weight) in row.iter_mut().zip(weights) {
+                *value = rows::bf16(weight);
+            }
+        }
+    }
+
+    /// Adds an output of [`Format::Int8`]: its weights, one for each input, and its bias.
+    pub(in crate::engine) fn push_integers(&mut self, weights: &IntegerRow, bias: f32) {
+        let column = self.next(bias);
+        let IntegerRow { integers, scales, outliers } = weights;
+        let row: &mut [i8] = bytemuck::cast_slice_mut(self.row(column));
+        row[..integers.len()].copy_from_slice(integers);
+        let mut start = 0;
+        for (block, &end) in self.ends.iter().enumerate() {
+            self.scales[block][column] = scales[block];
+            self.sums[block][column] = sum(&integers[start..end]);
+            start = end;
+        }
+        let of_output = outliers.iter();
+        self.outliers.extend(of_output.map(|&(input, weight)| Outlier { column, input, weight }));
+    }
+}
+
+/// Returns the sum of the integers of a block.
+fn sum(integers: &[i8]) -> f32 {
+    let sum: i32 = integers.iter().map(|&weight| i32::from(weight)).sum();
+    #[expect(clippy::cast_precision_loss, reason = "a block has fewer than 2^17 inputs")]
+    {
+        sum as f32
+    }
+}
+
+impl Linear {
+    /// Packs the outputs of `strip` as strip `index`, and takes them out of it. What is behind the last of them
+    /// becomes zeros.
+    pub(in crate::engine) fn pack(&mut self, index: usize, strip: &mut Strip) {
+        let filled = std::mem::take(&mut strip.outputs);
+        strip.rows.groups_mut()[filled * self.groups..].fill(0);
+        strip.bias[filled..].fill(0.0);
+        self.bias[index] = strip.bias;
+        let (weights, _) = self.weights.groups_mut().as_chunks_mut::<STRIP>();
+        let weights = &mut weights[index * self.groups..][..self.groups];
+        transpose(strip.rows.groups(), self.groups, weights);
+        let Some(integers) = &mut self.integers else { return };
+        let blocks = strip.ends.len();
+        for of_block in strip.scales.iter_mut().chain(&mut strip.sums) {
+            of_block[filled..].fill(0.0);
+        }
+        integers.scales[index * blocks..][..blocks].copy_from_slice(&strip.scales);
+        integers.sums[index * blocks..][..blocks].copy_from_slice(&strip.sums);
+        integers.outliers[index] = strip.outliers.drain(..).collect();
+    }
+}
+
+/// Writes `rows`, `[32, groups]`, as `[groups, 32]`: for a cache line of every row the lines in which its
+/// groups go, which stay in the first cache meanwhile.
+fn transpose(rows: &[u32], groups: usize, packed: &mut [[u32; STRIP]]) {
+    let (parts, _) = packed.as_chunks_mut::<GROUPS>();
+    for (part, packed) in parts.iter_mut().enumerate() {
+        for (place, rows) in rows.chunks_exact(OUTPUTS * groups).enumerate() {
+            let (lines, _) = rows.as_chunks::<GROUPS>();
+            let line = |row: usize| &lines[row * (groups / GROUPS) + part];
+            let lines: [&[u32; GROUPS]; OUTPUTS] = std::array::from_fn(line);
+            for (group, packed) in packed.iter_mut().enumerate() {
+                let (places, _) = packed.as_chunks_mut::<OUTPUTS>();
+                places[place] = lines.map(|line| line[group]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(in crate::engine) mod tests {
+    use super::super::Scales;
+    use super::*;
+    use crate::engine::simd::IntegerRows;
+
+    /// What a layer has of one output, to the last bit.
+    #[derive(Debug, PartialEq)]
+    pub(in crate::engine) struct Output {
+        /// The bytes of all groups.
+        pub(in crate::engine) weights: Vec<u8>,
+        pub(in crate::engine) bias: u32,
+        /// Scale and sum of each block.
+        pub(in crate::engine) blocks: Vec<(u32, u32)>,
+        /// Input and weight.
+        pub(in crate::engine) outliers: Vec<(usize, u32)>,
+    }
+
+    /// Reads one output where the packed form has it.
+    pub(in crate::engine) fn output(linear: &Linear, output: usize) -> Output {
+        let (strip, column) = (output / STRIP, output % STRIP);
+        let groups = &linear.weights.groups()[strip * linear.groups * STRIP..];
+        let groups = groups.iter().skip(column).step_by(STRIP).take(linear.groups);
+        let (mut blocks, mut outliers) = (Vec::new(), Vec::new());
+        if let Some(Scales { ends, scales, sums, outliers: of_strips, .. }) = &linear.integers {
+            let of_block = |block: usize| {
+                let at = strip * ends.len() + block;
+                (scales[at][column].to_bits(), sums[at][column].to_bits())
+            };
+            blocks.extend((0..ends.len()).map(of_block));
+            let of_output = of_strips[strip].iter().filter(|outlier| outlier.column == column);
+            outliers.extend(of_output.map(|outlier| (outlier.input, outlier.weight.to_bits())));
+        }
+        Output {
+            weights: groups.flat_map(|group| group.to_ne_bytes()).collect(),
+            bias: linear.bias[strip][column].to_bits(),
+            blocks,
+            outliers,
+        }
+    }
+
+    #[test]
+    fn a_strip_that_is_not_full_ends_in_zeros_whatever_was_in_it_before() {
+        let row = IntegerRow::round_to(127.0, &[1.0, 9.0, -3.0, 2.0, 1.0], &[4, 5]);
+        assert_eq!(row.outliers.len(), 1);
+        let mut integers = Linear::integers(IntegerRows::Unsigned, 2 * STRIP, &[4, 5]);
+        let mut floats = Linear::floats(Format::Bf16, 2 * STRIP, 3);
+        let (mut strip, mut of_floats) = (Strip::new(&integers), Strip::new(&floats));
+        for (index, filled) in [STRIP, 3].into_iter().enumerate() {
+            for _ in 0..filled {
+                strip.push_integers(&row, 0.5);
+                of_floats.push_floats(&[1.0, 2.0, 3.0], 0.5);
+            }
+            integers.pack(index, &mut strip);
+            floats.pack(index, &mut of_floats);
+        }
+        for linear in [&integers, &floats] {
+            let first = output(linear, 0);
+            assert_eq!((first.bias, first.weights[..4] == [0; 4]), (0.5_f32.to_bits(), false));
+            let zeros = Output {
+                weights: vec![0; first.weights.len()],
+                bias: 0,
+                blocks: vec![(0, 0); first.blocks.len()],
+                outliers: Vec::new(),
+            };
+            for at in 0..2 * STRIP {
+                let expected = if at < STRIP + 3 { &first } else { &zeros };
+                assert_eq!(output(linear, at), *expected, "{at}");
+            }
+        }
+    }
+}
