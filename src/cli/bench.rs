@@ -23,14 +23,14 @@ use super::owner::Owner;
 use super::scratch::{Given, Scratch};
 use super::{Connection, NotInstalled, print_json, print_table};
 use crate::config::Settings;
-use crate::engine::{Loaded, Options, Precision};
+use crate::engine::{EngineError, Loaded, Options, Precision};
 use crate::exit::Exit;
 use crate::files::FileError;
 use crate::models::install::{InstallError, Installed};
 use crate::models::load;
 use crate::package::{BoxError, Key, Store, choose};
 use crate::units::Bytes;
-use measure::Throughput;
+use measure::{Length, Throughput};
 
 /// Name of the tensor of `--output`, as in the golden files of the tests.
 const TENSOR: &str = "embedding";
@@ -58,6 +58,9 @@ pub(super) struct Bench {
     /// How long to go over all texts; the round that is begun is finished, one at least.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     seconds: u64,
+    /// Go over all texts exactly N times and measure nothing else, for emulators and profilers.
+    #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    rounds: Option<u64>,
     /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
@@ -104,9 +107,9 @@ pub(super) enum InputError {
 struct Report {
     texts_per_second: f64,
     tokens_per_second: f64,
-    p50_ms: f64,
-    p95_ms: f64,
-    p99_ms: f64,
+    /// What single texts take; not measured by `--rounds`.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    single: Option<Single>,
     /// Reading the model's files from the store with their digests, and loading them.
     load_ms: f64,
     /// From the first instruction of `main` to the vector of the first text. The kernel tells the
@@ -116,9 +119,30 @@ struct Report {
     peak_rss_bytes: u64,
     precision: &'static str,
     isa: &'static str,
-    /// Operations of the model's matrix products in a second, of the most that the same kernels do
-    /// on operands in the first cache.
-    matrix_peak_fraction: f64,
+    /// Operations of the model's matrix products in a second, of the most that the processors do with
+    /// the best instruction and all operands in registers; not measured by `--rounds`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matrix_peak_fraction: Option<f64>,
+}
+
+/// How long one text alone takes.
+#[derive(Debug, Serialize)]
+struct Single {
+    p50_ms: f64,
+    p95_ms: f64,
+    p99_ms: f64,
+}
+
+impl Single {
+    fn measure(model: &Loaded, texts: &[String], at_least: Duration) -> Result<Self, EngineError> {
+        let latencies = measure::latencies(model, texts, at_least)?;
+        let percentile = |percent| milliseconds(measure::percentile(&latencies, percent));
+        Ok(Self { p50_ms: percentile(50), p95_ms: percentile(95), p99_ms: percentile(99) })
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 impl Bench {
@@ -134,26 +158,32 @@ impl Bench {
         };
         let (model, load_time, first_vector) = self.load(&settings, options, &texts[0], started)?;
         let seconds = Duration::from_secs(self.seconds);
-        let throughput = measure::throughput(&model, &texts, options.batch_tokens, seconds)?;
-        let latencies = measure::latencies(&model, &texts, seconds.min(LATENCY_TIME))?;
+        let length = self.rounds.map_or(Length::Time(seconds), Length::Rounds);
+        let throughput = measure::throughput(&model, &texts, options.batch_tokens, length)?;
+        let single = match length {
+            Length::Time(time) => Some(Single::measure(&model, &texts, time.min(LATENCY_TIME))?),
+            Length::Rounds(_) => None,
+        };
         // Before the vectors are laid out as a file.
         let peak_rss_bytes = peak_rss()?;
-        let peak = model.embedder.matrix_peak().context("cannot measure the processors")?;
+        let peak = match length {
+            Length::Time(_) => {
+                Some(model.embedder.matrix_peak().context("cannot measure the processors' peak")?)
+            }
+            Length::Rounds(_) => None,
+        };
         let engine = model.embedder.report();
-        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-        let percentile = |percent| milliseconds(measure::percentile(&latencies, percent));
         let report = Report {
             texts_per_second: throughput.per_second(throughput.texts),
             tokens_per_second: throughput.per_second(throughput.tokens),
-            p50_ms: percentile(50),
-            p95_ms: percentile(95),
-            p99_ms: percentile(99),
+            single,
             load_ms: milliseconds(load_time),
             first_vector_ms: milliseconds(first_vector),
             peak_rss_bytes,
             precision: engine.precision.name(),
             isa: engine.isa,
-            matrix_peak_fraction: throughput.per_second(throughput.operations) / peak,
+            matrix_peak_fraction: peak
+                .map(|peak| throughput.per_second(throughput.operations) / peak),
         };
         if let Some(path) = &self.output {
             write_vectors(path, &throughput, texts.len())?;
@@ -215,20 +245,29 @@ impl Bench {
 impl Report {
     fn print(&self) -> io::Result<()> {
         let milliseconds = |value: f64| format!("{value:.2} ms");
-        let rows = [
+        let mut rows = vec![
             ("texts a second", format!("{:.1}", self.texts_per_second)),
             ("tokens a second", format!("{:.0}", self.tokens_per_second)),
-            ("one text, p50", milliseconds(self.p50_ms)),
-            ("one text, p95", milliseconds(self.p95_ms)),
-            ("one text, p99", milliseconds(self.p99_ms)),
+        ];
+        if let Some(single) = &self.single {
+            rows.extend([
+                ("one text, p50", milliseconds(single.p50_ms)),
+                ("one text, p95", milliseconds(single.p95_ms)),
+                ("one text, p99", milliseconds(single.p99_ms)),
+            ]);
+        }
+        rows.extend([
             ("loading", milliseconds(self.load_ms)),
             ("start to first vector", milliseconds(self.first_vector_ms)),
             ("peak memory (RSS)", Bytes(self.peak_rss_bytes).to_string()),
             ("precision", self.precision.to_owned()),
             ("instruction set", self.isa.to_owned()),
-            ("of the processors' peak", format!("{:.1} %", self.matrix_peak_fraction * 100.0)),
-        ];
-        let rows = rows.map(|(name, value)| vec![name.to_owned(), value]);
+        ]);
+        if let Some(fraction) = self.matrix_peak_fraction {
+            rows.push(("of the processors' peak", format!("{:.1} %", fraction * 100.0)));
+        }
+        let rows =
+            Vec::from_iter(rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]));
         print_table(&["MEASURE", "VALUE"], &rows)
     }
 }

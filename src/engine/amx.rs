@@ -183,6 +183,36 @@ impl Tiles {
     }
 }
 
+impl Tiles {
+    /// Multiplies tiles of zeros for `rounds` rounds, at least one. Returns the number of
+    /// multiplications.
+    #[expect(clippy::unused_self, reason = "proves that the tiles are configured")]
+    pub(super) fn multiply(&self, rounds: usize) -> usize {
+        // A tile has 16 rows and columns of sums, of 32 products each.
+        const OF_TILE: usize = TILE_ROWS * 16 * 2 * TILE_GROUPS;
+        // SAFETY: `Tiles` prove that the tiles are configured. The assembly touches no memory.
+        // JUSTIFICATION: there are no stable intrinsics.
+        unsafe {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                rounds = inout(reg) rounds.max(1) => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, nomem),
+            );
+        }
+        4 * OF_TILE * rounds.max(1)
+    }
+}
+
 #[cfg(test)]
 mod emulator;
 
@@ -201,6 +231,11 @@ pub(super) mod tests {
             eprintln!("tiles are emulated, because {why}");
             emulator::start()
         })
+    }
+
+    #[test]
+    fn tiles_multiply_whole_rounds() {
+        assert_eq!(tiles().tiles().multiply(3), 3 * 4 * 16 * 16 * 32);
     }
 
     #[test]

@@ -1,31 +1,26 @@
-//! What the kernels can do at most on this machine, to measure the encoders against.
+//! What the processors of this machine multiply at most, to measure the encoders against.
 //!
-//! Owns one product that stays in the first cache. It takes no part in computing vectors.
+//! Owns the threads and the clock. It takes no part in computing vectors.
 
-use std::hint::black_box;
 use std::io;
 use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
-use super::linear::{Format, Linear, Machine, Operand};
-use super::simd::rows::Quantization;
-use super::simd::{Isa, STRIP};
+use super::linear::{Format, Machine};
+use super::simd::Isa;
+use super::simd::registers::{self, Values};
 
-/// Groups of a row, and rows where no tiles take more: with one strip of weights less than the 32 KiB that the smallest
-/// first caches have.
-const GROUPS: usize = 64;
-const ROWS: usize = 12;
-/// Products between two looks at the clock: tens of microseconds.
-const PRODUCTS: usize = 200;
+/// Rounds between two looks at the clock: tens of microseconds.
+const ROUNDS: usize = 4096;
 /// How long each thread tries.
 const DURATION: Duration = Duration::from_millis(250);
 
-/// The operations a second, multiplications and additions, of products in `format` on `threads` threads
-/// of this machine when their operands are in the first cache.
+/// Returns the operations a second, multiplications and additions, that `threads` threads of this machine do at
+/// once in `format`, with the best instruction of `machine` and all operands in registers.
 ///
-/// The sum over the threads, which run at once, of what each one does in the median of many tens of
-/// microseconds: as another program takes a processor for milliseconds, this is the processor's own
-/// limit, not what others leave of it. Blocks for a quarter of a second.
+/// This is the sum over the threads of what each one does in the median of many tens of microseconds: as
+/// another program takes a processor for milliseconds, this is the processor's own limit, not what others leave of
+/// it. Blocks for a quarter of a second.
 ///
 /// # Errors
 /// When the system gives no threads.
@@ -45,39 +40,27 @@ pub(super) fn measure(machine: Machine, format: Format, threads: usize) -> io::R
     })
 }
 
-/// [`measure`] for f32, of this processor's best kernels.
+/// [`measure`] for f32, of this processor's best instructions.
 pub(super) fn f32(threads: usize) -> io::Result<f64> {
     measure(Machine { isa: Isa::detect(), amx: None }, Format::F32, threads)
 }
 
 fn median_rate(machine: Machine, format: Format) -> f64 {
-    let session = machine.session();
-    let inputs = GROUPS * format.per_group();
-    let linear = match format {
-        Format::Int8(rows) => Linear::integers(rows, STRIP, &[inputs]),
-        Format::F32 | Format::Bf16 => Linear::floats(format, STRIP, inputs),
+    let values = match format {
+        Format::F32 => Values::F32,
+        Format::Bf16 => Values::Bf16,
+        Format::Int8(_) => Values::Bytes,
     };
-    // Tiles that are not full take as long.
-    let rows = if machine.amx.is_some() { super::linear::ROWS } else { ROWS };
-    let groups = vec![0; super::linear::ROWS * format.row_groups(inputs)];
-    let mut block = vec![0.0; super::linear::ROWS * STRIP];
-    let quantization = [Quantization { scale: 1.0, zero: 0.0 }; ROWS];
-    let operand = Operand {
-        groups: &groups,
-        stride: format.row_groups(inputs),
-        rows,
-        quantization: &quantization,
-        values: (&[], 1),
-    };
-    let operations = 2 * PRODUCTS * rows * inputs * STRIP;
+    let tiles = machine.amx.filter(|_| format == Format::Bf16).map(|amx| amx.tiles());
     let started = Instant::now();
     let mut rates = Vec::new();
     loop {
         let begun = Instant::now();
-        for _ in 0..PRODUCTS {
-            linear.apply(&session, operand, black_box(&mut block), |_, _, _| ());
-        }
-        rates.push(operations as f64 / begun.elapsed().as_secs_f64());
+        let multiplications = match &tiles {
+            Some(tiles) => tiles.multiply(ROUNDS),
+            None => registers::multiply(machine.isa, values, ROUNDS),
+        };
+        rates.push(2.0 * multiplications as f64 / begun.elapsed().as_secs_f64());
         if started.elapsed() >= DURATION {
             break;
         }

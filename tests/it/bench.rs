@@ -142,6 +142,24 @@ fn an_installed_model_is_measured_by_its_name_and_people_get_a_table() {
 }
 
 #[test]
+fn rounds_are_counted_and_nothing_else_is_measured() {
+    let place = Place::new();
+    let input = place.input("\"a fox\"\n\"a dog\"\n");
+    let options = [("--model", place.package()), ("--input", input)];
+    let options = options.each_ref().map(|(name, path)| (*name, path.as_path()));
+    let output = place.run(&["bench", "--rounds", "3", "--json"], &options);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = report.as_object().unwrap();
+    for name in NUMBERS {
+        let measured = !["p50_ms", "p95_ms", "p99_ms", "matrix_peak_fraction"].contains(&name);
+        assert_eq!(report.contains_key(name), measured, "{name}: {report:?}");
+    }
+    let both = place.run(&["bench", "--rounds", "3", "--seconds", "1"], &options);
+    assert_eq!(both.status.code(), Some(64), "{}", stderr(&both));
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused_with_its_place() {
     let place = Place::new();
     let package = place.package();

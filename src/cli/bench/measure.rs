@@ -57,7 +57,34 @@ struct Pass {
     ends_round: bool,
 }
 
-/// Goes over `texts`, at least one of them, for whole rounds until `at_least` is over.
+/// How long to go over all texts.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Length {
+    /// Whole rounds, the last of which ends when this time is over, or later.
+    Time(Duration),
+    /// This many rounds, whatever the clock says.
+    Rounds(u64),
+}
+
+impl Length {
+    /// Whether it is over after `rounds` rounds, which took `time`.
+    fn is_over(self, rounds: u64, time: Duration) -> bool {
+        match self {
+            Self::Time(least) => time >= least,
+            Self::Rounds(count) => rounds >= count,
+        }
+    }
+
+    /// Returns the most rounds.
+    fn most(self) -> u64 {
+        match self {
+            Self::Time(_) => u64::MAX,
+            Self::Rounds(count) => count,
+        }
+    }
+}
+
+/// Goes over `texts`, at least one of them, for `length`.
 ///
 /// # Errors
 /// When a text cannot be tokenized or embedded, or there is no thread.
@@ -65,7 +92,7 @@ pub(super) fn throughput(
     model: &Loaded,
     texts: &[String],
     batch_tokens: usize,
-    at_least: Duration,
+    length: Length,
 ) -> anyhow::Result<Throughput> {
     let Loaded { tokenizer, embedder } = model;
     thread::scope(|scope| {
@@ -73,9 +100,11 @@ pub(super) fn throughput(
         let started = Instant::now();
         let ahead = Builder::new()
             .name("tokenizer".to_owned())
-            .spawn_scoped(scope, || tokenize_rounds(tokenizer, texts, batch_tokens, passes))
+            .spawn_scoped(scope, || {
+                tokenize_rounds(tokenizer, texts, batch_tokens, length.most(), passes)
+            })
             .context("cannot start a thread")?;
-        let embedded = embed_rounds(embedder.as_ref(), texts.len(), incoming, started, at_least);
+        let embedded = embed_rounds(embedder.as_ref(), texts.len(), incoming, started, length);
         // The channel is closed by now, which is how the thread learns that it is over.
         ahead.join().map_err(|_panic| anyhow!("the tokenizer's thread ended unexpectedly"))?;
         embedded
@@ -87,7 +116,7 @@ fn embed_rounds(
     texts: usize,
     incoming: Receiver<Result<Pass, EngineError>>,
     started: Instant,
-    at_least: Duration,
+    length: Length,
 ) -> anyhow::Result<Throughput> {
     let dimensions = embedder.dimensions();
     let bar = progress::texts(texts as u64, "embedding");
@@ -98,6 +127,7 @@ fn embed_rounds(
         time: Duration::ZERO,
         vectors: vec![0.0; texts * dimensions],
     };
+    let mut rounds = 0;
     for pass in incoming {
         let pass = pass?;
         let ids: Vec<&[u32]> = pass.ids.iter().map(Vec::as_slice).collect();
@@ -110,10 +140,11 @@ fn embed_rounds(
         done.operations += ids.iter().map(|ids| embedder.matrix_operations(ids.len())).sum::<u64>();
         done.time = started.elapsed();
         bar.inc(ids.len() as u64);
-        if pass.ends_round && done.time >= at_least {
-            break;
-        }
         if pass.ends_round {
+            rounds += 1;
+            if length.is_over(rounds, done.time) {
+                break;
+            }
             bar.reset();
         }
     }
@@ -121,18 +152,20 @@ fn embed_rounds(
     Ok(done)
 }
 
-/// Sends the passes of one round after the other until nobody takes them or a text has no tokens.
+/// Sends the passes of `rounds` rounds, one after the other, until the receiver is gone or a text has no
+/// tokens.
 fn tokenize_rounds(
     tokenizer: &Tokenizer,
     texts: &[String],
     batch_tokens: usize,
+    rounds: u64,
     passes: SyncSender<Result<Pass, EngineError>>,
 ) {
     // Texts of like length go together, and the shortest last, so that the threads of the engine
     // end the round together. Bytes stand for tokens, which are not known yet.
     let mut order: Vec<usize> = (0..texts.len()).collect();
     order.sort_by_key(|&text| Reverse(texts[text].len()));
-    loop {
+    for _ in 0..rounds {
         let mut pass = Pass::default();
         for &text in &order {
             let ids = match tokenizer.encode("", &texts[text]) {

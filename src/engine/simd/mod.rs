@@ -30,6 +30,7 @@ mod neon;
 mod neon_int8;
 #[cfg(target_arch = "aarch64")]
 mod neon_matrix;
+pub(super) mod registers;
 pub(super) mod rows;
 #[cfg(target_arch = "x86_64")]
 mod sse;
