@@ -69,8 +69,9 @@
 //! is admitted again and loaded in f32.
 //!
 //! A pass is cut into parts of whole texts, which a fixed pool of threads takes one after the other, the costliest
-//! first; the threads share the rows of a text that is alone and long enough. Tokens of many texts lie one behind the
-//! other without padding. Queries, keys and values are one product, with the softmax's scale in the weights; bias and
+//! first. The threads compute a small pass together, and every pass where some processors are slower than others: they
+//! share the outputs of each product, the heads of attention and the rows of each other step, item by item. Tokens of
+//! many texts lie one behind the other without padding. Queries, keys and values are one product, with the softmax's scale in the weights; bias and
 //! activation, or bias and residual, are applied to each block of results while it is in the cache. The residual,
 //! softmax, LayerNorm and activations are f32 in every precision. Every thread has an arena of its own, which grows to
 //! the longest part and stays. Each kernel is compiled for every instruction set and chosen when the program runs; its

@@ -3,6 +3,8 @@
 //! Scores of 32 queries with all keys are whole rows, so that softmax needs no second look. Keys and
 //! values of a head are packed as weights are, and multiplied by the same kernels.
 
+use std::ops::Range;
+
 use super::buffer::Buffer;
 use super::linear::{Format, ROWS, Session};
 use super::simd::dense::Product;
@@ -16,10 +18,10 @@ pub(super) struct Heads<'a> {
     pub(super) heads: usize,
     /// Values of a head, padded to whole strips.
     pub(super) width: usize,
-    /// Queries, keys and values of the text and, behind it, of as many rows as pad it:
-    /// `[rows, 3, heads, width]`.
+    /// Queries of all heads, then keys, then values: of each head the rows of the text and, behind them,
+    /// of as many rows as pad it, `[3, heads, rows, width]`.
     pub(super) states: &'a [u32],
-    /// Groups from one row to the next.
+    /// Groups from one head to the next.
     pub(super) stride: usize,
     /// Tokens of the text.
     pub(super) length: usize,
@@ -28,7 +30,7 @@ pub(super) struct Heads<'a> {
     pub(super) bias: Option<&'a [Vec<f32>]>,
 }
 
-/// Where the attended values of the queries go, `[queries, heads, width]`.
+/// Where the attended values of the queries go, rows of them.
 pub(super) enum Attended<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [u16]),
@@ -72,23 +74,24 @@ impl Memory {
 }
 
 impl Heads<'_> {
-    /// Attends for the queries from `first` on, `count` of them.
+    /// Attends for the queries in `queries` of one head. `out` begins with the first query's values, and
+    /// has those of the next one `out_stride` values behind.
     pub(super) fn attend(
         &self,
         session: &Session,
         memory: &mut Memory,
-        first: usize,
-        count: usize,
+        head: usize,
+        queries: Range<usize>,
         out: &mut Attended<'_>,
+        out_stride: usize,
     ) {
         memory.reserve(self.format, self.width, self.length);
-        for head in 0..self.heads {
-            self.pack_keys(head, memory.keys.groups_mut());
-            self.pack_values(head, memory.values.groups_mut());
-            for query in (0..count).step_by(ROWS) {
-                let rows = ROWS.min(count - query);
-                self.attend_rows(session, memory, head, first + query, query, rows, out);
-            }
+        self.pack_keys(head, memory.keys.groups_mut());
+        self.pack_values(head, memory.values.groups_mut());
+        for first in queries.clone().step_by(ROWS) {
+            let block = first..queries.end.min(first + ROWS);
+            let start = (first - queries.start) * out_stride;
+            self.attend_rows(session, memory, head, block, out, (start, out_stride));
         }
     }
 
@@ -104,10 +107,14 @@ impl Heads<'_> {
         self.format.groups(self.width)
     }
 
-    /// The groups of a row: `part` is 0 for queries, 1 for keys, 2 for values.
+    /// The rows from `row` on: `part` is 0 for queries, 1 for keys, 2 for values.
+    fn rows(&self, row: usize, part: usize, head: usize) -> &[u32] {
+        &self.states[(part * self.heads + head) * self.stride + row * self.groups()..]
+    }
+
+    /// The groups of a row.
     fn row(&self, row: usize, part: usize, head: usize) -> &[u32] {
-        let groups = self.groups();
-        &self.states[row * self.stride + (part * self.heads + head) * groups..][..groups]
+        &self.rows(row, part, head)[..self.groups()]
     }
 
     /// Strips of 32 keys, `[strips, groups, 32]`; those that pad are zero.
@@ -159,28 +166,29 @@ impl Heads<'_> {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "places of one block in four arrays")]
+    /// Attends for at most [`ROWS`] queries of one head. The values of the first one go to `start` of
+    /// `out`, those of the next one `stride` values behind.
     fn attend_rows(
         &self,
         session: &Session,
         memory: &mut Memory,
         head: usize,
-        query: usize,
-        out_row: usize,
-        rows: usize,
+        queries: Range<usize>,
         out: &mut Attended<'_>,
+        (start, stride): (usize, usize),
     ) {
+        let rows = queries.len();
         let padded = self.length.next_multiple_of(STRIP);
         let (groups, key_groups) = (self.groups(), self.format.groups(padded));
-        let queries = &self.states[query * self.stride + head * groups..];
+        let operand = self.rows(queries.start, 0, head);
         let scores = &mut memory.scores.f32s_mut()[..ROWS * padded];
         let (keys, _) = memory.keys.groups().as_chunks::<STRIP>();
         for (strip, keys) in keys.chunks_exact(groups).take(padded / STRIP).enumerate() {
             self.multiply(
                 session,
                 &mut Product {
-                    operand: queries,
-                    stride: self.stride,
+                    operand,
+                    stride: groups,
                     rows,
                     strip: keys,
                     ahead: &[],
@@ -190,10 +198,10 @@ impl Heads<'_> {
             );
         }
         let mut inverses = [0.0; ROWS];
-        // Row `i` of the block takes the bias from the place of `reach - 1 - (query + i)`.
+        // Row `i` of the block takes the bias from the place of `reach - 1 - (queries.start + i)`.
         let bias = self.bias.map(|bias| {
             let bias = bias[head].as_slice();
-            (bias, bias.len() / 2 - query)
+            (bias, bias.len() / 2 - queries.start)
         });
         rows::softmax(
             session.isa,
@@ -229,8 +237,7 @@ impl Heads<'_> {
                 },
             );
             let block = &block.as_chunks::<STRIP>().0[..rows];
-            let stride = self.heads * self.width;
-            let start = out_row * stride + head * self.width + strip * STRIP;
+            let start = start + strip * STRIP;
             match out {
                 Attended::F32(out) => {
                     rows::scale_f32(session.isa, block, &inverses, &mut out[start..], stride);

@@ -9,6 +9,8 @@
 //!
 //! Invariant: the vectors of a text depend on its ids alone, to the last bit.
 
+mod together;
+
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::EngineError;
@@ -25,6 +27,7 @@ use super::simd::{STRIP, rows};
 use super::spec::Family;
 use super::weights::{self, Header, Table, Tensors};
 use crate::integers;
+pub(super) use together::Team;
 
 /// The weights of an encoder.
 pub(super) struct Encoder {
@@ -176,11 +179,6 @@ impl Encoder {
         &self.shape
     }
 
-    /// Groups of queries, keys and values in a row.
-    pub(super) fn heads_stride(&self) -> usize {
-        self.shape.heads_stride()
-    }
-
     /// Groups in a row of what the heads give.
     pub(super) fn attended_stride(&self) -> usize {
         self.shape.attended_stride()
@@ -238,7 +236,7 @@ impl Encoder {
         vectors
     }
 
-    /// Queries, keys and values of `count` rows of `x` into `heads`, for layer `layer`.
+    /// Writes queries, keys and values of `count` rows of `x` into `heads`, for layer `layer`.
     pub(super) fn project(
         &self,
         layer: usize,
@@ -248,7 +246,7 @@ impl Encoder {
         count: usize,
         heads: &mut [u32],
     ) {
-        let stride = self.heads_stride();
+        let stride = self.shape.head_stride(count);
         let row = self.packing.widths.row;
         work.block.reserve(BLOCK * STRIP);
         for first in (0..count).step_by(BLOCK) {
@@ -256,40 +254,73 @@ impl Encoder {
             let x = &x[first * row..];
             let states = &self.layers[layer].states;
             let operand = work.inputs.operand(session, states, x, row, count);
-            let heads = &mut heads[first * stride..];
             let block = work.block.f32s_mut();
             states.apply(session, operand, block, |strip, results, bias| {
-                store(session, self.shape.attention, heads, stride, strip, (results, bias), None);
+                let (head, strip) = self.place_of_states(strip);
+                let heads = &mut heads[head * stride..];
+                self.store_states(session, heads, first, strip, (results, bias));
             });
         }
     }
 
-    /// The attention of one text, for its queries from `first` on, `count` of them.
-    ///
-    /// `heads` are the text's rows and those that pad it; `attended` are the rows of the queries.
+    /// Returns the head that `strip` of the product for queries, keys and values belongs to, counted
+    /// over all three, and its number within the head.
+    fn place_of_states(&self, strip: usize) -> (usize, usize) {
+        let strips = self.packing.widths.padded_head / STRIP;
+        (strip / strips, strip % strips)
+    }
+
+    /// Stores a strip of queries, keys or values into the rows of its head from `first` on.
+    fn store_states(
+        &self,
+        session: &Session,
+        head: &mut [u32],
+        first: usize,
+        strip: usize,
+        results: (&[[f32; STRIP]], &[f32; STRIP]),
+    ) {
+        let groups = self.shape.head_groups();
+        let head = &mut head[first * groups..];
+        store(session, self.shape.attention, head, groups, strip, results, None);
+    }
+
+    /// Returns the heads of a text of `length` tokens, whose rows in a pass of `rows` rows begin where
+    /// `states` does.
+    fn heads<'a>(&'a self, states: &'a [u32], rows: usize, length: usize) -> Heads<'a> {
+        Heads {
+            format: self.shape.attention,
+            heads: self.packing.widths.heads,
+            width: self.packing.widths.padded_head,
+            states,
+            stride: self.shape.head_stride(rows),
+            length,
+            bias: self.relative_bias.as_deref(),
+        }
+    }
+
+    /// Attends for a text of `length` tokens in a pass of `rows` rows. `states` are queries, keys and
+    /// values from the text's first row on; `attended` are the text's rows.
     pub(super) fn attend(
         &self,
         session: &Session,
         work: &mut Work,
-        heads: &[u32],
-        length: usize,
-        (first, count): (usize, usize),
+        states: &[u32],
+        (rows, length): (usize, usize),
         attended: &mut [u32],
     ) {
-        let heads = Heads {
-            format: self.shape.attention,
-            heads: self.packing.widths.heads,
-            width: self.packing.widths.padded_head,
-            states: heads,
-            stride: self.heads_stride(),
-            length,
-            bias: self.relative_bias.as_deref(),
-        };
-        let mut attended = match self.packing.format {
-            Format::Bf16 => Attended::Bf16(bytemuck::cast_slice_mut(attended)),
-            Format::F32 | Format::Int8(_) => Attended::F32(bytemuck::cast_slice_mut(attended)),
-        };
-        heads.attend(session, &mut work.attention, first, count, &mut attended);
+        let heads = self.heads(states, rows, length);
+        let inner = self.packing.widths.inner();
+        for head in 0..heads.heads {
+            let start = head * heads.width;
+            let mut attended = match self.packing.format {
+                Format::Bf16 => Attended::Bf16(&mut bytemuck::cast_slice_mut(attended)[start..]),
+                Format::F32 | Format::Int8(_) => {
+                    Attended::F32(&mut bytemuck::cast_slice_mut(attended)[start..])
+                }
+            };
+            let memory = &mut work.attention;
+            heads.attend(session, memory, head, 0..length, &mut attended, inner);
+        }
     }
 
     /// The rest of layer `layer` for `count` rows of `x`, in place.

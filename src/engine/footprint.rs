@@ -404,7 +404,12 @@ mod tests {
                 .unwrap()
                 .scratch_bytes
         };
-        assert_eq!(scratch(4, 4096), 4 * scratch(1, 4096));
+        // Several threads share the memory of a pass that they compute together.
+        let thread = scratch(3, 4096) - scratch(2, 4096);
+        assert_eq!(thread, scratch(1, 4096));
+        let shared = scratch(2, 4096) - 2 * thread;
+        assert!((1..thread).contains(&shared), "{shared} of {thread}");
+        assert_eq!(scratch(4, 4096), 4 * thread + shared);
         assert!(scratch(1, 64) < scratch(1, 256));
         // No pass is longer than what stays in the cache.
         assert_eq!(scratch(1, 4096), scratch(1, 1 << 20));

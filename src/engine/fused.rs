@@ -1,37 +1,35 @@
 //! The embedder: texts over a fixed pool of threads through the [`Encoder`], then the [`Head`].
 //!
 //! Many texts are cut into passes of whole texts, which the threads take one after the other, the
-//! costliest first. A text that would leave threads idle is split by rows instead: the threads meet
-//! twice a layer. Calls at the same time share the threads: each is cut for its share of them, and none
-//! waits for a thread that has the other's pass.
+//! costliest first. A call that is too small for that is one pass, which all threads compute together; so
+//! is every pass where the processors are of unequal speed, because a slow one would be the last. Calls at
+//! the same time share the threads: each is cut for its share of them, and none waits for a thread that has
+//! the other's pass.
 //!
 //! Owns the threads, parked while there is nothing to do, and an arena for each.
 //!
 //! Invariant: whoever holds an arena waits for no thread, except the one call that holds them all.
 
 use std::io;
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 
 use super::buffer::Buffer;
 use super::config::EncoderConfig;
-use super::encoder::Encoder;
+use super::encoder::{Encoder, Team};
 use super::layer::Widths;
 use super::limits::{Limits, finite};
 use super::linear::Machine;
 use super::peak;
 use super::pool::Head;
 use super::precision::{Choice, Report};
-use super::scratch::{RowShape, States, Work};
+use super::scratch::{RowShape, Shared, States, Work};
 use super::weights::Header;
 use super::{Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, threads};
 
 /// Tokens of a pass: enough that reading the weights costs little beside the products; of more, the rows leave the
 /// caches between two layers.
 const PASS_TOKENS: usize = 384;
-/// Tokens of each thread for which it is worth to split a text.
-const SPLIT_TOKENS: usize = 8;
 
 /// A model in memory.
 pub(super) struct Fused {
@@ -45,7 +43,9 @@ pub(super) struct Fused {
     /// Calls that compute now.
     calls: AtomicUsize,
     /// Held in common by calls whose passes take an arena each, and alone by one that takes all.
-    all_arenas: RwLock<()>,
+    all_arenas: RwLock<Shared>,
+    /// Whether some threads run on slower processors than others.
+    unequal: bool,
     limits: Limits,
     dimensions: usize,
     batch_tokens: usize,
@@ -104,7 +104,8 @@ impl Fused {
             arenas: (0..threads.current_num_threads()).map(|_| Mutex::default()).collect(),
             threads,
             calls: AtomicUsize::new(0),
-            all_arenas: RwLock::new(()),
+            all_arenas: RwLock::default(),
+            unequal: threads::processors_are_unequal(),
             limits: Limits { vocabulary: config.vocab_size, min: 1, max: spec.max_sequence_length },
             config,
             dimensions: spec.dimensions,
@@ -140,10 +141,10 @@ impl Fused {
             let mut first = 0;
             for &text in pass {
                 let length = texts[text].len();
-                let heads = &states.heads.groups()[first * encoder.heads_stride()..];
+                let heads = &states.heads.groups()[first * encoder.shape().head_groups()..];
                 let attended = first * encoder.attended_stride();
                 let attended = &mut states.attended.groups_mut()[attended..];
-                encoder.attend(&session, work, heads, length, (0, length), attended);
+                encoder.attend(&session, work, heads, (rows, length), attended);
                 first += length;
             }
             let attended = states.attended.groups();
@@ -154,7 +155,7 @@ impl Fused {
     }
 
     /// The right to take all arenas, unless others compute.
-    fn try_alone(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+    fn try_alone(&self) -> Option<RwLockWriteGuard<'_, Shared>> {
         match self.all_arenas.try_write() {
             Ok(alone) => Some(alone),
             Err(TryLockError::Poisoned(alone)) => Some(alone.into_inner()),
@@ -162,47 +163,24 @@ impl Fused {
         }
     }
 
-    /// What is wanted of `text`, whose rows the threads share. For one of them, which is alone with the arenas.
-    fn run_split(&self, text: &[u32], output: Output) -> Vec<f32> {
-        let encoder = &self.encoder;
+    /// What is wanted of the texts of `pass`, which all threads compute together. For one of them.
+    fn run_together(
+        &self,
+        texts: &[&[u32]],
+        pass: &Pass,
+        output: Output,
+        shared: &mut Shared,
+    ) -> Vec<f32> {
+        let texts: Vec<&[u32]> = pass.iter().map(|&text| texts[text]).collect();
         let mut arenas: Vec<_> = (0..self.arenas.len()).map(|thread| self.arena(thread)).collect();
         let Some((owner, others)) = arenas.split_first_mut() else { return Vec::new() };
         let Arena { states, work } = &mut **owner;
-        let mut works: Vec<&mut Work> = vec![work];
+        let mut works = vec![work];
         works.extend(others.iter_mut().map(|arena| &mut arena.work));
-        let length = text.len();
-        states.reserve(encoder.shape(), length);
-        encoder.embed(&self.machine.session(), works[0], text, states.x.f32s_mut());
-        let ranges = split_rows(length, works.len(), self.machine.rows_at_once());
-        let (row, stride) = (encoder.row(), encoder.heads_stride());
-        for layer in encoder.layers() {
-            let heads = parts(&ranges, stride, states.heads.groups_mut());
-            let x = states.x.f32s();
-            rayon::scope(|scope| {
-                for ((range, heads), work) in ranges.iter().zip(heads).zip(&mut works) {
-                    scope.spawn(move |_| {
-                        let session = self.machine.session();
-                        let x = &x[range.start * row..];
-                        encoder.project(layer, &session, work, x, range.len(), heads);
-                    });
-                }
-            });
-            let attended = parts(&ranges, encoder.attended_stride(), states.attended.groups_mut());
-            let x = parts(&ranges, row, states.x.f32s_mut());
-            let heads = states.heads.groups();
-            rayon::scope(|scope| {
-                let shares = ranges.iter().zip(attended).zip(x).zip(&mut works);
-                for (((range, attended), x), work) in shares {
-                    scope.spawn(move |_| {
-                        let session = self.machine.session();
-                        let queries = (range.start, range.len());
-                        encoder.attend(&session, work, heads, length, queries, attended);
-                        encoder.finish(layer, &session, work, attended, range.len(), x);
-                    });
-                }
-            });
-        }
-        self.outputs([length].into_iter(), states, &mut works[0].vectors, output)
+        let mut team = Team { machine: &self.machine, works };
+        self.encoder.run_together(&mut team, &texts, states, shared);
+        let vectors = &mut team.works[0].vectors;
+        self.outputs(texts.iter().map(|text| text.len()), states, vectors, output)
     }
 
     /// What is wanted of texts of `lengths` whose rows lie in `states` one behind the other.
@@ -233,10 +211,8 @@ impl Fused {
         }
     }
 
-    /// What is wanted of `texts`, cut for `threads` threads, which take pass after pass.
-    fn run_passes(&self, texts: &[&[u32]], output: Output, threads: usize) -> Vec<f32> {
-        let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
-        let passes = passes(&lengths, self.batch_tokens, threads);
+    /// What is wanted of the texts of each of `passes`, which the threads take one after the other.
+    fn run_passes(&self, texts: &[&[u32]], passes: &[Pass], output: Output) -> Vec<Vec<f32>> {
         let mut found = vec![Vec::new(); passes.len()];
         self.threads.in_place_scope(|scope| {
             for (pass, found) in passes.iter().zip(&mut found) {
@@ -247,14 +223,25 @@ impl Fused {
                 });
             }
         });
+        found
+    }
+
+    /// What was `found` of each of `passes`, in the order of texts of `lengths`.
+    fn in_order(
+        &self,
+        lengths: &[usize],
+        passes: &[Pass],
+        found: &[Vec<f32>],
+        output: Output,
+    ) -> Vec<f32> {
         let mut starts = Vec::with_capacity(lengths.len());
         let mut total = 0;
-        for &length in &lengths {
+        for &length in lengths {
             starts.push(total);
             total += self.width(length, output);
         }
         let mut outputs = vec![0.0; total];
-        for (pass, found) in passes.iter().zip(&found) {
+        for (pass, found) in passes.iter().zip(found) {
             let mut rest = found.as_slice();
             for &text in pass {
                 let (own, others) = rest.split_at(self.width(lengths[text], output));
@@ -272,19 +259,27 @@ impl Embedder for Fused {
         let (_call, calls) = Call::begin(&self.calls);
         // Rounded up: passes that wait for a thread cost nothing, threads that wait for a pass do.
         let threads = self.arenas.len().div_ceil(calls);
-        let outputs = match texts {
-            [text]
-                if threads.min(text.len() / SPLIT_TOKENS) > 1
-                    && let Some(_alone) = self.try_alone() =>
-            {
-                // On the pool: a thread that has a part to do and waits for the others is awake when the next part comes.
-                self.threads.install(|| self.run_split(text, output))
-            }
-            _ => {
-                let _together = self.all_arenas.read().unwrap_or_else(PoisonError::into_inner);
-                self.run_passes(texts, output, threads)
-            }
+        let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+        let together = self.unequal || lengths.iter().sum::<usize>() <= PASS_TOKENS;
+        let (passes, found) = if threads > 1
+            && together
+            && let Some(mut shared) = self.try_alone()
+        {
+            let passes = passes(&lengths, self.batch_tokens, 1);
+            let shared = &mut *shared;
+            // On the pool: a thread that waits for the others is awake when the next step comes.
+            let found = self.threads.install(|| {
+                let run = |pass| self.run_together(texts, pass, output, shared);
+                passes.iter().map(run).collect()
+            });
+            (passes, found)
+        } else {
+            let _in_common = self.all_arenas.read().unwrap_or_else(PoisonError::into_inner);
+            let passes = passes(&lengths, self.batch_tokens, threads);
+            let found = self.run_passes(texts, &passes, output);
+            (passes, found)
         };
+        let outputs = self.in_order(&lengths, &passes, &found, output);
         finite(outputs, self.report.precision.name())
     }
 
@@ -302,6 +297,7 @@ impl Embedder for Fused {
 
     fn release_scratch(&self) {
         (0..self.arenas.len()).for_each(|thread| *self.arena(thread) = Arena::default());
+        *self.all_arenas.write().unwrap_or_else(PoisonError::into_inner) = Shared::default();
     }
 
     fn matrix_operations(&self, tokens: usize) -> u64 {
@@ -344,7 +340,10 @@ pub(super) fn scratch_bytes(
 ) -> u64 {
     let widths = Widths::new(config);
     let shape = RowShape { widths, format: choice.format, attention: choice.attention };
-    threads as u64 * shape.arena_bytes(longest_pass(longest, budget), longest)
+    let arena = shape.arena_bytes(longest_pass(longest, budget), longest);
+    // A thread alone computes nothing together with others.
+    let shared = if threads > 1 { Shared::bytes_of(&shape) } else { 0 };
+    threads as u64 * arena + shared
 }
 
 /// The passes for texts of `lengths` tokens, the costliest first: enough of them for all threads, none
@@ -373,37 +372,12 @@ fn passes(lengths: &[usize], budget: usize, threads: usize) -> Vec<Pass> {
     passes
 }
 
-/// Ranges of `length` rows for at most `threads` threads, of nearly one size, each but the last a multiple of `step`.
-fn split_rows(length: usize, threads: usize, step: usize) -> Vec<Range<usize>> {
-    let count = (length / SPLIT_TOKENS.max(step)).clamp(1, threads);
-    let starts = (0..=count).map(|part| (length * part / count).next_multiple_of(step).min(length));
-    let starts: Vec<usize> = starts.collect();
-    starts.windows(2).map(|pair| pair[0]..pair[1]).collect()
-}
-
-/// The rows of `ranges` in `memory`, rows `stride` apart; the last with all that pads it.
-fn parts<'a, T>(
-    ranges: &[Range<usize>],
-    stride: usize,
-    mut memory: &'a mut [T],
-) -> Vec<&'a mut [T]> {
-    let mut parts = Vec::with_capacity(ranges.len());
-    for (index, range) in ranges.iter().enumerate() {
-        let end = if index + 1 == ranges.len() { memory.len() } else { range.len() * stride };
-        let (part, rest) = std::mem::take(&mut memory).split_at_mut(end);
-        parts.push(part);
-        memory = rest;
-    }
-    parts
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::engine::config::tests::fused;
-    use crate::engine::linear::ROWS;
     use crate::engine::tests::{constant_bert, opened};
     use crate::engine::{Precision, precision};
 
@@ -455,27 +429,6 @@ mod tests {
                 let longest = lengths.iter().copied().max().unwrap_or(0);
                 prop_assert!(tokens <= longest_pass(longest, budget));
             }
-        }
-
-        #[test]
-        fn rows_are_split_into_parts_of_nearly_one_size(
-            length in 1_usize..600,
-            threads in 1_usize..9,
-            step in prop::sample::select(vec![1, 16]),
-        ) {
-            let ranges = split_rows(length, threads, step);
-            prop_assert!((1..=threads).contains(&ranges.len()));
-            prop_assert_eq!((ranges[0].start, ranges[ranges.len() - 1].end), (0, length));
-            for pair in ranges.windows(2) {
-                prop_assert_eq!(pair[0].end, pair[1].start);
-                prop_assert!(pair[1].start.is_multiple_of(step) && !pair[1].is_empty());
-            }
-            let share = length.div_ceil(ranges.len());
-            prop_assert!(ranges.iter().all(|range| range.len() < share + step));
-            let mut memory = vec![0; length.next_multiple_of(ROWS) * 3];
-            let parts = parts(&ranges, 3, &mut memory);
-            let fits = parts.iter().zip(&ranges).all(|(part, range)| part.len() >= range.len() * 3);
-            prop_assert!(fits);
         }
     }
 }

@@ -24,9 +24,14 @@ pub(super) struct RowShape {
 }
 
 impl RowShape {
-    /// Groups of queries, keys and values.
-    pub(super) fn heads_stride(&self) -> usize {
-        3 * self.widths.heads * self.attention.groups(self.widths.padded_head)
+    /// Groups in a row of one head's queries, keys or values.
+    pub(super) fn head_groups(&self) -> usize {
+        self.attention.groups(self.widths.padded_head)
+    }
+
+    /// Groups from one head's queries, keys or values to the next in a pass of `rows` rows.
+    pub(super) fn head_stride(&self, rows: usize) -> usize {
+        padded(rows) * self.head_groups()
     }
 
     /// Groups of what the heads give: bf16 when the next product takes it, else f32.
@@ -63,16 +68,20 @@ impl RowShape {
     /// Memory of the arena of one thread, in bytes, which has seen passes of `rows` rows and texts of
     /// `length` tokens.
     pub(super) fn arena_bytes(&self, rows: usize, length: usize) -> u64 {
-        let (groups, blocks) = self.inputs();
         let states = States::sizes(self, rows).iter().sum::<usize>();
         let wide = BLOCK * self.between().1;
         let block = self.widths.hidden.max(BLOCK * STRIP);
         // The token vectors of a text, before they are pooled.
         let vectors = length * self.widths.hidden;
-        let quantization = (BLOCK * blocks * size_of::<Quantization>()) as u64;
-        let buffers = Buffer::bytes_of(states + BLOCK * groups + wide + block + vectors);
+        let buffers = Buffer::bytes_of(states + wide + block + vectors);
         let attention = Memory::bytes_of(self.attention, self.widths.padded_head, length);
-        buffers + quantization + attention
+        buffers + self.inputs_bytes() + attention
+    }
+
+    /// Memory of the [`Inputs`] of a block of rows, in bytes.
+    fn inputs_bytes(&self) -> u64 {
+        let (groups, blocks) = self.inputs();
+        Buffer::bytes_of(BLOCK * groups) + (BLOCK * blocks * size_of::<Quantization>()) as u64
     }
 }
 
@@ -83,10 +92,91 @@ pub(super) struct Inputs {
     quantization: Vec<Quantization>,
 }
 
+/// Some rows of [`Inputs`], to be made ready.
+pub(super) struct InputRows<'a> {
+    groups: &'a mut [u32],
+    quantization: &'a mut [Quantization],
+}
+
+impl InputRows<'_> {
+    /// Makes `values`, rows of them `stride` apart, ready for `linear`. f32 is not copied.
+    pub(super) fn fill(self, session: &Session, linear: &Linear, values: &[f32], stride: usize) {
+        match linear.format() {
+            Format::F32 => {}
+            Format::Bf16 => {
+                rows::to_bf16(session.isa, values, bytemuck::cast_slice_mut(self.groups));
+            }
+            Format::Int8(_) => {
+                let ends = linear.blocks().unwrap_or_default();
+                let groups = linear.format().row_groups(linear.inputs());
+                let Self { groups: out, quantization } = self;
+                rows::quantize(session.isa, values, stride, ends, out, groups, quantization);
+            }
+        }
+    }
+}
+
 impl Inputs {
-    /// `count` rows of `values`, `stride` apart, as an operand of `linear`.
-    ///
-    /// f32 is not copied. `values` reach over the rows that pad the last.
+    /// Returns groups of a row that is made ready for `linear`, and blocks with a [`Quantization`] each.
+    /// `stride` is that of the values.
+    fn shape(linear: &Linear, stride: usize) -> (usize, usize) {
+        match linear.format() {
+            Format::F32 => (0, 0),
+            Format::Bf16 => (stride / 2, 0),
+            format @ Format::Int8(_) => {
+                (format.row_groups(linear.inputs()), linear.blocks().map_or(0, <[usize]>::len))
+            }
+        }
+    }
+
+    /// Makes room for `count` rows for `linear`, and returns them, `each` rows at a time.
+    pub(super) fn rows_mut(
+        &mut self,
+        linear: &Linear,
+        stride: usize,
+        count: usize,
+        each: usize,
+    ) -> Vec<InputRows<'_>> {
+        let (row, blocks) = Self::shape(linear, stride);
+        self.groups.reserve(count.next_multiple_of(ROWS) * row);
+        let pairs = (count * blocks).max(self.quantization.len());
+        self.quantization.resize(pairs, Quantization::default());
+        let mut groups = self.groups.groups_mut();
+        let mut quantization = self.quantization.as_mut_slice();
+        let rows = (0..count).step_by(each).map(|first| {
+            let rows = each.min(count - first);
+            InputRows {
+                groups: groups.split_off_mut(..rows * row).unwrap_or_default(),
+                quantization: quantization.split_off_mut(..rows * blocks).unwrap_or_default(),
+            }
+        });
+        rows.collect()
+    }
+
+    /// Returns `count` rows of `values`, `stride` apart, which were made ready, as an operand of `linear`.
+    pub(super) fn ready<'a>(
+        &'a self,
+        linear: &Linear,
+        values: &'a [f32],
+        stride: usize,
+        count: usize,
+    ) -> Operand<'a> {
+        let (row, blocks) = Self::shape(linear, stride);
+        match linear.format() {
+            Format::F32 => Operand::floats(bytemuck::cast_slice(values), stride, count),
+            Format::Bf16 => Operand::floats(self.groups.groups(), row, count),
+            Format::Int8(_) => Operand {
+                groups: self.groups.groups(),
+                stride: row,
+                rows: count,
+                quantization: &self.quantization[..count * blocks],
+                values: (&values[..count * stride], stride),
+            },
+        }
+    }
+
+    /// Makes `count` rows of `values`, `stride` apart, an operand of `linear`. `values` reach over the rows
+    /// that pad the last.
     pub(super) fn operand<'a>(
         &'a mut self,
         session: &Session,
@@ -95,37 +185,41 @@ impl Inputs {
         stride: usize,
         count: usize,
     ) -> Operand<'a> {
-        let (width, ends) = (linear.inputs(), linear.blocks().unwrap_or_default());
-        let groups = linear.format().row_groups(width);
-        let padded = count.next_multiple_of(ROWS);
-        match linear.format() {
-            Format::F32 => Operand::floats(bytemuck::cast_slice(values), stride, count),
-            Format::Bf16 => {
-                let groups = groups.max(stride / 2);
-                self.groups.reserve(padded * groups);
-                let halves = bytemuck::cast_slice_mut(self.groups.groups_mut());
-                rows::to_bf16(session.isa, &values[..count * stride], halves);
-                Operand::floats(self.groups.groups(), groups, count)
-            }
-            Format::Int8(_) => {
-                self.groups.reserve(padded * groups);
-                let pairs = count * ends.len();
-                self.quantization
-                    .resize(pairs.max(self.quantization.len()), Quantization::default());
-                let quantization = &mut self.quantization[..pairs];
-                let values = &values[..count * stride];
-                let out = self.groups.groups_mut();
-                rows::quantize(session.isa, values, stride, ends, out, groups, quantization);
-                let operand = self.groups.groups();
-                Operand {
-                    groups: operand,
-                    stride: groups,
-                    rows: count,
-                    quantization,
-                    values: (values, stride),
-                }
-            }
+        for rows in self.rows_mut(linear, stride, count, count.max(1)) {
+            rows.fill(session, linear, &values[..count * stride], stride);
         }
+        self.ready(linear, values, stride, count)
+    }
+}
+
+/// The memory of a pass that all threads compute together, beside that of each.
+#[derive(Default)]
+pub(super) struct Shared {
+    /// Results of a product, `[strips, rows, 32]`.
+    pub(super) results: Buffer,
+    /// Rows that were gathered from them.
+    pub(super) gathered: Buffer,
+    pub(super) inputs: Inputs,
+}
+
+impl Shared {
+    /// Groups of the results and of the gathered rows.
+    fn sizes(shape: &RowShape) -> [usize; 2] {
+        let Widths { row, padded_intermediate, .. } = shape.widths;
+        let gathered = padded_intermediate.max(shape.widths.inner());
+        [BLOCK * row.max(padded_intermediate), BLOCK * gathered]
+    }
+
+    /// Makes room for a block of rows.
+    pub(super) fn reserve(&mut self, shape: &RowShape) {
+        let [results, gathered] = Self::sizes(shape);
+        self.results.reserve(results);
+        self.gathered.reserve(gathered);
+    }
+
+    /// Memory of it, in bytes.
+    pub(super) fn bytes_of(shape: &RowShape) -> u64 {
+        Buffer::bytes_of(Self::sizes(shape).iter().sum()) + shape.inputs_bytes()
     }
 }
 
@@ -146,18 +240,23 @@ pub(super) struct Work {
 pub(super) struct States {
     /// The residual stream, `[rows, row]` f32.
     pub(super) x: Buffer,
-    /// Queries, keys and values.
+    /// Queries, keys and values, `[3, heads, rows padded, head]`.
     pub(super) heads: Buffer,
     /// What the heads give.
     pub(super) attended: Buffer,
 }
 
+/// Returns `rows` and as many more as a block of the last may touch.
+const fn padded(rows: usize) -> usize {
+    rows.next_multiple_of(ROWS) + ROWS
+}
+
 impl States {
-    /// Groups of each buffer, in their order, for `rows` rows, and as many more as a block of the last
-    /// may touch.
+    /// Groups of each buffer, in their order, for `rows` rows. What the heads give is f32 in a pass that
+    /// all threads compute together.
     fn sizes(shape: &RowShape, rows: usize) -> [usize; 3] {
-        let rows = rows.next_multiple_of(ROWS) + ROWS;
-        [shape.widths.row, shape.heads_stride(), shape.attended_stride()].map(|row| rows * row)
+        let heads = 3 * shape.widths.heads * shape.head_groups();
+        [shape.widths.row, heads, shape.widths.inner()].map(|row| padded(rows) * row)
     }
 
     /// Makes room for `rows` rows.

@@ -41,13 +41,17 @@ fn golden_spec(name: &str, architecture: Architecture) -> ModelSpec {
 }
 
 fn golden(name: &str, architecture: Architecture) -> Box<dyn Embedder> {
+    golden_with(name, architecture, OPTIONS)
+}
+
+fn golden_with(name: &str, architecture: Architecture, options: Options) -> Box<dyn Embedder> {
     let files: ModelFiles = ModelFiles {
         config: golden_file(name, "config.json"),
         tokenizer: golden_file(name, "tokenizer.json"),
         weights: Box::new(golden_file(name, "model.safetensors")),
         dense: Vec::new(),
     };
-    load(&golden_spec(name, architecture), files, OPTIONS).unwrap().embedder
+    load(&golden_spec(name, architecture), files, options).unwrap().embedder
 }
 
 /// A word-level tokenizer with `words` words and no special tokens.
@@ -414,6 +418,31 @@ const FUSED: [(&str, Architecture); 6] = [
     ("tiny-xlm-roberta", Architecture::XlmRoberta),
     ("tiny-mpnet", Architecture::Mpnet),
 ];
+
+#[test]
+fn threads_that_compute_a_pass_together_give_the_vectors_of_one() {
+    // Fewer rows than threads, rows that no step divides, and more rows than a block has.
+    let lengths: [&[usize]; 5] = [&[1], &[5], &[40], &[23, 2, 9], &[40, 39, 40, 38, 40, 37, 40]];
+    for (name, architecture) in FUSED {
+        for precision in [Precision::F32, Precision::Int8, Precision::Bf16] {
+            let [one, three] = [1, 3].map(|threads| {
+                golden_with(name, architecture, Options { threads, batch_tokens: 300, precision })
+            });
+            for lengths in lengths {
+                let texts: Vec<Vec<u32>> = (1..)
+                    .zip(lengths)
+                    .map(|(text, &length)| {
+                        (0_u32..).take(length).map(|id| (id * text * 7) % 240).collect()
+                    })
+                    .collect();
+                let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+                let expected = one.compute(&texts, Output::TokenStates).unwrap();
+                let found = three.compute(&texts, Output::TokenStates).unwrap();
+                assert!(found == expected, "{name} {precision} {lengths:?}");
+            }
+        }
+    }
+}
 
 proptest! {
     // Each case loads every model.

@@ -1,0 +1,341 @@
+//! A pass that all threads compute together.
+//!
+//! Each step of a layer is cut into items, and the threads take one item after the other: a thread on a
+//! slow core takes fewer. A product is cut by outputs, so that every weight is read once, by one thread,
+//! for all rows; attention is cut by heads and queries; what is done to whole rows, by rows.
+//!
+//! The threads write the results of a product strip by strip. A step by rows gathers them.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use super::super::attention::Attended;
+use super::super::config::HiddenActivation;
+use super::super::layer::{Layer, Norm, Widths};
+use super::super::linear::{Linear, Machine, Operand, ROWS, Session};
+use super::super::scratch::{BLOCK, Inputs, Shared, States, Work};
+use super::super::simd::{STRIP, rows};
+use super::Encoder;
+
+/// Rows of an item, at least: a thread needs about as long for them as to fetch the item.
+const LEAST_ROWS: usize = 8;
+/// Items for each thread, at least, where there are enough: so that all threads end a step together.
+const ITEMS: usize = 3;
+
+/// The threads, each with its memory.
+pub(in crate::engine) struct Team<'a> {
+    pub(in crate::engine) machine: &'a Machine,
+    /// Of each thread; the first is that of the caller.
+    pub(in crate::engine) works: Vec<&'a mut Work>,
+}
+
+impl Team<'_> {
+    /// Runs `run` for each of `items`. Returns when all are done; a thread that was late does not delay it.
+    fn each<T: Send>(
+        &mut self,
+        items: impl ExactSizeIterator<Item = T> + Send,
+        run: impl Fn(&Session, &mut Work, T) + Sync,
+    ) {
+        let threads = self.works.len();
+        let Some((own, others)) = self.works.split_first_mut() else { return };
+        if others.is_empty() || items.len() <= 1 {
+            let session = self.machine.session();
+            return items.for_each(|item| run(&session, own, item));
+        }
+        let items = Mutex::new(items);
+        // Many items at a time at first, one at the end.
+        let take = || {
+            let mut items = items.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = (items.len() / (2 * threads)).max(1);
+            items.by_ref().take(count).collect::<Vec<T>>()
+        };
+        let member = |work: &mut Work| {
+            let session = self.machine.session();
+            loop {
+                let taken = take();
+                if taken.is_empty() {
+                    break;
+                }
+                taken.into_iter().for_each(|item| run(&session, work, item));
+            }
+        };
+        rayon::scope(|scope| {
+            for work in others {
+                scope.spawn(|_| member(work));
+            }
+            member(own);
+        });
+    }
+
+    /// Returns the rows of an item, for a step over `count` rows.
+    fn rows_each(&self, count: usize) -> usize {
+        count.div_ceil(ITEMS * self.works.len()).max(LEAST_ROWS)
+    }
+
+    /// Returns how many rows of `rows` an item has, a multiple of [`ROWS`], so that `others` times as many
+    /// items are enough for all threads.
+    fn rows_of_part(&self, rows: usize, others: usize) -> usize {
+        let parts = (ITEMS * self.works.len()).div_ceil(others.max(1));
+        rows.div_ceil(parts).next_multiple_of(ROWS)
+    }
+
+    /// Makes `values` ready as an operand of `linear`.
+    fn operand<'a>(
+        &mut self,
+        linear: &Linear,
+        values: &'a [f32],
+        stride: usize,
+        count: usize,
+        inputs: &'a mut Inputs,
+    ) -> Operand<'a> {
+        let each = self.rows_each(count);
+        let rows = inputs.rows_mut(linear, stride, count, each);
+        let items = rows.into_iter().zip(values[..count * stride].chunks(each * stride));
+        self.each(items, |session, _, (rows, values)| rows.fill(session, linear, values, stride));
+        inputs.ready(linear, values, stride, count)
+    }
+
+    /// Multiplies with every strip of `linear`. Writes the results to `results`, `[strips, padded rows, 32]`:
+    /// without bias when there is no `activation`.
+    fn multiply(
+        &mut self,
+        linear: &Linear,
+        operand: &Operand<'_>,
+        results: &mut [f32],
+        activation: Option<HiddenActivation>,
+    ) {
+        let padded = operand.rows.next_multiple_of(ROWS);
+        let step = self.rows_of_part(padded, linear.strips());
+        let strips = results[..linear.strips() * padded * STRIP].chunks_mut(padded * STRIP);
+        let items: Vec<_> = strips
+            .enumerate()
+            .flat_map(|(strip, results)| {
+                let parts = results.chunks_mut(step * STRIP).zip((0..operand.rows).step_by(step));
+                parts.map(move |(results, first)| (strip, first, results))
+            })
+            .collect();
+        self.each(items.into_iter(), |session, work, (strip, first, results)| {
+            let operand = operand.part(first, step.min(operand.rows - first));
+            match activation {
+                None => {
+                    linear.apply_strip(session, operand, results, strip, strip + 1);
+                }
+                Some(_) => {
+                    work.block.reserve(BLOCK * STRIP);
+                    let block = work.block.f32s_mut();
+                    let (block, bias) =
+                        linear.apply_strip(session, operand, block, strip, strip + 1);
+                    rows::store_f32(session.isa, block, bias, activation, results, STRIP);
+                }
+            }
+        });
+    }
+}
+
+/// Copies `rows` of `parts`, `[parts, stride, width]`, into rows of `out`, `[rows, parts, width]`.
+fn gather(parts: &[f32], stride: usize, width: usize, rows: Range<usize>, out: &mut [f32]) {
+    let count = out.len() / rows.len() / width;
+    for (row, out) in rows.zip(out.chunks_exact_mut(count * width)) {
+        for (part, out) in out.chunks_exact_mut(width).enumerate() {
+            out.copy_from_slice(&parts[part * stride + row * width..][..width]);
+        }
+    }
+}
+
+impl Encoder {
+    /// Computes the token vectors of `texts`, one behind the other, into the residual stream of `states`.
+    ///
+    /// Runs on a thread of the pool that the others of `team` are in.
+    pub(in crate::engine) fn run_together(
+        &self,
+        team: &mut Team<'_>,
+        texts: &[&[u32]],
+        states: &mut States,
+        shared: &mut Shared,
+    ) {
+        let count = texts.iter().map(|text| text.len()).sum();
+        states.reserve(&self.shape, count);
+        shared.reserve(&self.shape);
+        let mut x = states.x.f32s_mut();
+        let texts_x: Vec<_> = texts
+            .iter()
+            .map(|&text| (text, x.split_off_mut(..text.len() * self.row()).unwrap_or_default()))
+            .collect();
+        team.each(texts_x.into_iter(), |session, work, (text, x)| {
+            self.embed(session, work, text, x);
+        });
+        for layer in &self.layers {
+            self.project_together(team, layer, count, states, &mut shared.inputs);
+            self.attend_together(team, texts, count, states);
+            for first in (0..count).step_by(BLOCK) {
+                let block = first..count.min(first + BLOCK);
+                self.finish_together(team, layer, count, block, states, shared);
+            }
+        }
+    }
+
+    /// Writes queries, keys and values of `count` rows.
+    fn project_together(
+        &self,
+        team: &mut Team<'_>,
+        layer: &Layer,
+        count: usize,
+        states: &mut States,
+        inputs: &mut Inputs,
+    ) {
+        let row = self.row();
+        let stride = self.shape.head_stride(count);
+        let strips = self.packing.widths.padded_head / STRIP;
+        let linear = &layer.states;
+        for first in (0..count).step_by(BLOCK) {
+            let block_rows = BLOCK.min(count - first);
+            let x = &states.x.f32s()[first * row..];
+            let operand = team.operand(linear, x, row, block_rows, inputs);
+            let heads = states.heads.groups_mut().chunks_mut(stride);
+            let heads = heads.take(3 * self.packing.widths.heads).enumerate();
+            team.each(heads, |session, work, (head, states)| {
+                work.block.reserve(BLOCK * STRIP);
+                for strip in 0..strips {
+                    let of_all = head * strips + strip;
+                    let block = work.block.f32s_mut();
+                    let results = linear.apply_strip(session, operand, block, of_all, of_all + 1);
+                    self.store_states(session, states, first, strip, results);
+                }
+            });
+        }
+    }
+
+    /// Attends for all texts. The values go to `[heads, count, width]`, in f32.
+    fn attend_together(
+        &self,
+        team: &mut Team<'_>,
+        texts: &[&[u32]],
+        count: usize,
+        states: &mut States,
+    ) {
+        let Widths { heads, padded_head: width, .. } = self.packing.widths;
+        let groups = self.shape.head_groups();
+        let attended = states.attended.f32s_mut().chunks_mut(count * width).take(heads);
+        let mut items = Vec::new();
+        for (head, mut attended) in attended.enumerate() {
+            let mut first = 0;
+            for text in texts {
+                let step = team.rows_of_part(text.len(), heads * texts.len());
+                for query in (0..text.len()).step_by(step) {
+                    let queries = query..text.len().min(query + step);
+                    let out = attended.split_off_mut(..queries.len() * width).unwrap_or_default();
+                    items.push((head, first, text.len(), queries, out));
+                }
+                first += text.len();
+            }
+        }
+        let states = states.heads.groups();
+        team.each(items.into_iter(), |session, work, (head, first, length, queries, out)| {
+            let heads = self.heads(&states[first * groups..], count, length);
+            let memory = &mut work.attention;
+            heads.attend(session, memory, head, queries, &mut Attended::F32(out), width);
+        });
+    }
+
+    /// Computes the rest of a layer for the rows of `block`, in place.
+    fn finish_together(
+        &self,
+        team: &mut Team<'_>,
+        layer: &Layer,
+        count: usize,
+        block: Range<usize>,
+        states: &mut States,
+        shared: &mut Shared,
+    ) {
+        let Widths { row, padded_head, padded_intermediate, .. } = self.packing.widths;
+        let inner = self.packing.widths.inner();
+        let Shared { results, gathered, inputs } = shared;
+        let (first, rows) = (block.start, block.len());
+        let padded = rows.next_multiple_of(ROWS);
+        let x = &mut states.x.f32s_mut()[first * row..][..padded * row];
+        let results = results.f32s_mut();
+
+        let attended = &states.attended.f32s()[first * padded_head..];
+        let gathered = gathered.f32s_mut();
+        let source = (attended, count * padded_head, padded_head);
+        let operand =
+            gather_together(team, &layer.attended, source, gathered, (inner, rows), inputs);
+        team.multiply(&layer.attended, &operand, results, None);
+        let add = Added { linear: &layer.attended, norm: &layer.attended_norm, results };
+        self.add_together(team, &add, x, rows, Some((&layer.wide, inputs)));
+
+        let operand = inputs.ready(&layer.wide, x, row, rows);
+        team.multiply(&layer.wide, &operand, results, Some(self.activation));
+        let source = (&*results, padded * STRIP, STRIP);
+        let width = padded_intermediate;
+        let operand = gather_together(team, &layer.narrow, source, gathered, (width, rows), inputs);
+        team.multiply(&layer.narrow, &operand, results, None);
+        let add = Added { linear: &layer.narrow, norm: &layer.norm, results };
+        self.add_together(team, &add, x, rows, None);
+    }
+
+    /// Adds the results of a product to `rows` rows of `x`, normalises them, and makes them ready for the next
+    /// product, if there is one.
+    fn add_together(
+        &self,
+        team: &mut Team<'_>,
+        added: &Added<'_>,
+        x: &mut [f32],
+        rows: usize,
+        next: Option<(&Linear, &mut Inputs)>,
+    ) {
+        let row = self.row();
+        let each = team.rows_each(rows);
+        let padded = rows.next_multiple_of(ROWS);
+        let (results, _) = added.results.as_chunks::<STRIP>();
+        let (linear, inputs) = match next {
+            Some((linear, inputs)) => (Some(linear), inputs.rows_mut(linear, row, rows, each)),
+            None => (None, Vec::new()),
+        };
+        let inputs = inputs.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        let items: Vec<_> =
+            x[..rows * row].chunks_mut(each * row).zip(inputs).enumerate().collect();
+        team.each(items.into_iter(), |session, _, (index, (x, inputs))| {
+            let (first, count) = (index * each, x.len() / row);
+            for strip in 0..added.linear.strips() {
+                let results = &results[strip * padded + first..][..count];
+                let bias = added.linear.bias(strip);
+                rows::add_f32(session.isa, results, bias, &mut x[strip * STRIP..], row);
+            }
+            added.norm.apply(session, x, row, self.epsilon);
+            if let (Some(linear), Some(inputs)) = (linear, inputs) {
+                inputs.fill(session, linear, x, row);
+            }
+        });
+    }
+}
+
+/// What is added to the residual stream.
+struct Added<'a> {
+    linear: &'a Linear,
+    /// What is applied to the sum.
+    norm: &'a Norm,
+    /// `[strips, padded rows, 32]`, without bias.
+    results: &'a [f32],
+}
+
+/// Gathers `rows` rows of `parts`, `stride` values apart and `part` wide, into `gathered`, rows of `width` values, and
+/// makes them an operand of `linear`.
+fn gather_together<'a>(
+    team: &mut Team<'_>,
+    linear: &Linear,
+    (parts, stride, part): (&[f32], usize, usize),
+    gathered: &'a mut [f32],
+    (width, rows): (usize, usize),
+    inputs: &'a mut Inputs,
+) -> Operand<'a> {
+    let each = team.rows_each(rows);
+    let inputs_rows = inputs.rows_mut(linear, width, rows, each);
+    let items = gathered[..rows * width].chunks_mut(each * width).zip(inputs_rows).enumerate();
+    team.each(items, |session, _, (index, (out, inputs))| {
+        let first = index * each;
+        gather(parts, stride, part, first..first + out.len() / width, out);
+        inputs.fill(session, linear, out, width);
+    });
+    inputs.ready(linear, gathered, width, rows)
+}
