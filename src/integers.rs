@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
 
-    /// Rounds as the documentation of this module says, value by value.
+    /// Rounds value by value, by the definition in the documentation of this module.
     fn defined(steps: f32, weights: &[f32], ends: &[usize]) -> IntegerRow {
         let mut inputs: Vec<usize> = (0..weights.len()).collect();
         inputs.sort_by(|&a, &b| weights[b].abs().total_cmp(&weights[a].abs()));

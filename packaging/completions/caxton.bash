@@ -264,7 +264,7 @@ _caxton() {
             return 0
             ;;
         caxton__subcmd__bench)
-            opts="-h --model --input --precision --threads --batch-tokens --seconds --json --output --socket --config --help"
+            opts="-h --model --input --precision --threads --batch-tokens --seconds --rounds --json --output --socket --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -291,6 +291,10 @@ _caxton() {
                     return 0
                     ;;
                 --seconds)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --rounds)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

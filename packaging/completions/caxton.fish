@@ -185,6 +185,7 @@ bf16\t'On a processor with AMX or AVX-512 BF16; f32 on others'"
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l threads -d 'Threads of the engine [default: embedding.threads of the configuration]' -r
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l batch-tokens -d 'Tokens of one pass [default: embedding.batch_tokens of the configuration]' -r
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l seconds -d 'How long to go over all texts; the round that is begun is finished, one at least' -r
+complete -c caxton -n "__fish_caxton_using_subcommand bench" -l rounds -d 'Go over all texts exactly N times and measure nothing else, for emulators and profilers' -r
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l output -d 'Write the vectors to this safetensors file: "embedding", f32, a row for each text in order' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l socket -d 'The daemon\'s socket [default: socket.path of the configuration]' -r -F
 complete -c caxton -n "__fish_caxton_using_subcommand bench" -l config -d 'Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton' -r -F

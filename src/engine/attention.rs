@@ -107,12 +107,12 @@ impl Heads<'_> {
         self.format.groups(self.width)
     }
 
-    /// The rows from `row` on: `part` is 0 for queries, 1 for keys, 2 for values.
+    /// Returns the rows from `row` on: `part` is 0 for queries, 1 for keys, 2 for values.
     fn rows(&self, row: usize, part: usize, head: usize) -> &[u32] {
         &self.states[(part * self.heads + head) * self.stride + row * self.groups()..]
     }
 
-    /// The groups of a row.
+    /// Returns the groups of a row.
     fn row(&self, row: usize, part: usize, head: usize) -> &[u32] {
         &self.rows(row, part, head)[..self.groups()]
     }

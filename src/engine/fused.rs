@@ -118,7 +118,7 @@ impl Fused {
         self.arenas[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is wanted of the texts of `pass`, one behind the other.
+    /// Computes `output` of the texts of `pass` on this thread.
     fn run(&self, texts: &[&[u32]], pass: &Pass, output: Output, arena: &mut Arena) -> Vec<f32> {
         let encoder = &self.encoder;
         let session = self.machine.session();
@@ -163,7 +163,7 @@ impl Fused {
         }
     }
 
-    /// What is wanted of the texts of `pass`, which all threads compute together. For one of them.
+    /// Computes `output` of the texts of `pass` with all threads together. Runs on one of them.
     fn run_together(
         &self,
         texts: &[&[u32]],
@@ -183,7 +183,7 @@ impl Fused {
         self.outputs(texts.iter().map(|text| text.len()), states, vectors, output)
     }
 
-    /// What is wanted of texts of `lengths` whose rows lie in `states` one behind the other.
+    /// Returns `output` of texts of `lengths` whose rows lie in `states` one behind the other.
     /// `vectors` is scratch memory.
     fn outputs(
         &self,
@@ -211,7 +211,7 @@ impl Fused {
         }
     }
 
-    /// What is wanted of the texts of each of `passes`, which the threads take one after the other.
+    /// Computes `output` of the texts of each of `passes`, which the threads take one after the other.
     fn run_passes(&self, texts: &[&[u32]], passes: &[Pass], output: Output) -> Vec<Vec<f32>> {
         let mut found = vec![Vec::new(); passes.len()];
         self.threads.in_place_scope(|scope| {
@@ -226,7 +226,7 @@ impl Fused {
         found
     }
 
-    /// What was `found` of each of `passes`, in the order of texts of `lengths`.
+    /// Returns the values that were `found` for each of `passes` in the order of the texts, which have `lengths`.
     fn in_order(
         &self,
         lengths: &[usize],

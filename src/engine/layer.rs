@@ -89,17 +89,17 @@ impl Packing {
         }
     }
 
-    /// The hidden channels, as places of inputs or outputs.
+    /// Returns the hidden channels, as places of inputs or outputs.
     fn hidden_places(&self) -> Vec<Option<usize>> {
         self.order.iter().copied().map(Some).collect()
     }
 
-    /// The channels between the products of a feed-forward layer, as places of inputs or outputs.
+    /// Returns the channels between the products of a feed-forward layer, as places of inputs or outputs.
     fn intermediate_places(&self) -> Vec<Option<usize>> {
         (0..self.widths.intermediate).map(Some).collect()
     }
 
-    /// The channels of all heads, each head padded to whole strips, as places of inputs or outputs.
+    /// Returns the channels of all heads, each head padded to whole strips, as places of inputs or outputs.
     fn head_places(&self) -> Vec<Option<usize>> {
         let Widths { heads, head, padded_head, .. } = self.widths;
         let place = |head_index, place| (place < head).then_some(head_index * head + place);
@@ -165,8 +165,8 @@ impl<'t, 'a> Source<'t, 'a> {
         })
     }
 
-    /// Packs the stored `outputs` in their order, times `factor`, in the strips of `packed` from `first` on, and says
-    /// that the weight was packed. An output that is `None` pads the end of its strip.
+    /// Packs the stored `outputs` in their order, times `factor`, in the strips of `packed` from `first` on, and
+    /// releases the stored weight. An output that is `None` pads the end of its strip.
     fn pack(
         &self,
         outputs: &[Option<usize>],
@@ -235,7 +235,7 @@ impl Inputs {
         Self { places, runs }
     }
 
-    /// The stored block that has the scale of each block of packed inputs that ends at one of `ends`; `None` when inputs
+    /// Returns the stored block that has the scale of each block of packed inputs that ends at one of `ends`; `None` when inputs
     /// of one were stored with different scales, or as floats.
     fn blocks(&self, weight: &Tensor<'_>, ends: &[usize]) -> Option<Vec<usize>> {
         let starts = std::iter::once(0).chain(ends.iter().copied());
@@ -256,7 +256,7 @@ impl Inputs {
         }
     }
 
-    /// The place of the `stored` input.
+    /// Returns the place of the `stored` input.
     fn place(&self, stored: usize) -> Option<usize> {
         let holds = |run: &&Run| (run.stored..run.stored + run.length).contains(&stored);
         self.runs.iter().find(holds).map(|run| run.packed + stored - run.stored)
@@ -370,7 +370,7 @@ impl Packing {
         packed
     }
 
-    /// What the heads give, back to hidden channels.
+    /// Packs the product from attended values back to hidden channels.
     fn attended(&self, source: &Source<'_, '_>, mut packed: Linear) -> Linear {
         let inputs = Inputs::new(self.head_places());
         source.pack(&self.hidden_places(), &inputs, 1.0, &mut packed, 0);

@@ -1,4 +1,4 @@
-//! What the processors of this machine multiply at most, to measure the encoders against.
+//! The most that the processors of this machine multiply, to measure the encoders against.
 //!
 //! Owns the threads and the clock. It takes no part in computing vectors.
 

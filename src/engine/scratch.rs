@@ -24,12 +24,12 @@ pub(super) struct RowShape {
 }
 
 impl RowShape {
-    /// Groups in a row of one head's queries, keys or values.
+    /// Returns the groups in a row of one head's queries, keys or values.
     pub(super) fn head_groups(&self) -> usize {
         self.attention.groups(self.widths.padded_head)
     }
 
-    /// Groups from one head's queries, keys or values to the next in a pass of `rows` rows.
+    /// Returns the groups from one head's queries, keys or values to the next head's in a pass of `rows` rows.
     pub(super) fn head_stride(&self, rows: usize) -> usize {
         padded(rows) * self.head_groups()
     }
@@ -78,7 +78,7 @@ impl RowShape {
         buffers + self.inputs_bytes() + attention
     }
 
-    /// Memory of the [`Inputs`] of a block of rows, in bytes.
+    /// Returns the memory of the [`Inputs`] of a block of rows, in bytes.
     fn inputs_bytes(&self) -> u64 {
         let (groups, blocks) = self.inputs();
         Buffer::bytes_of(BLOCK * groups) + (BLOCK * blocks * size_of::<Quantization>()) as u64
@@ -197,13 +197,13 @@ impl Inputs {
 pub(super) struct Shared {
     /// Results of a product, `[strips, rows, 32]`.
     pub(super) results: Buffer,
-    /// Rows that were gathered from them.
+    /// Whole rows, gathered from the results.
     pub(super) gathered: Buffer,
     pub(super) inputs: Inputs,
 }
 
 impl Shared {
-    /// Groups of the results and of the gathered rows.
+    /// Returns the groups of the results and of the gathered rows.
     fn sizes(shape: &RowShape) -> [usize; 2] {
         let Widths { row, padded_intermediate, .. } = shape.widths;
         let gathered = padded_intermediate.max(shape.widths.inner());
@@ -217,7 +217,7 @@ impl Shared {
         self.gathered.reserve(gathered);
     }
 
-    /// Memory of it, in bytes.
+    /// Returns the memory for a model of `shape`, in bytes.
     pub(super) fn bytes_of(shape: &RowShape) -> u64 {
         Buffer::bytes_of(Self::sizes(shape).iter().sum()) + shape.inputs_bytes()
     }
@@ -242,18 +242,18 @@ pub(super) struct States {
     pub(super) x: Buffer,
     /// Queries, keys and values, `[3, heads, rows padded, head]`.
     pub(super) heads: Buffer,
-    /// What the heads give.
+    /// Attended values.
     pub(super) attended: Buffer,
 }
 
-/// Returns `rows` and as many more as a block of the last may touch.
+/// Returns `rows`, and as many more as a block of the last one may touch.
 const fn padded(rows: usize) -> usize {
     rows.next_multiple_of(ROWS) + ROWS
 }
 
 impl States {
-    /// Groups of each buffer, in their order, for `rows` rows. What the heads give is f32 in a pass that
-    /// all threads compute together.
+    /// Returns the groups of each buffer, in their order, for `rows` rows. The attended values are f32, as in a
+    /// pass that all threads compute together.
     fn sizes(shape: &RowShape, rows: usize) -> [usize; 3] {
         let heads = 3 * shape.widths.heads * shape.head_groups();
         [shape.widths.row, heads, shape.widths.inner()].map(|row| padded(rows) * row)

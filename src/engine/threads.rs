@@ -8,11 +8,11 @@ use super::EngineError;
 /// Where the kernel describes the processors:
 /// <https://github.com/torvalds/linux/blob/v6.12/Documentation/ABI/testing/sysfs-devices-system-cpu>.
 const PROCESSORS: &str = "/sys/devices/system/cpu";
-/// What the kernel knows of a processor's speed, the better file first: what it computes in a time, and its highest
+/// Files with the speed of a processor, the better one first: its capacity relative to the others, and its highest
 /// frequency.
 const SPEEDS: [&str; 2] = ["cpu_capacity", "cpufreq/cpuinfo_max_freq"];
 
-/// A pool of `count` threads; 0 is taken as 1.
+/// Starts a pool of `count` threads; 0 is taken as 1.
 ///
 /// # Errors
 /// [`EngineError::Threads`] when the operating system refuses them.
@@ -25,8 +25,8 @@ pub(super) fn start(count: usize) -> Result<rayon::ThreadPool, EngineError> {
         .map_err(|source| EngineError::Threads { threads: count, source: source.into() })
 }
 
-/// Returns whether some processors of this machine are much slower than others, as on big.LITTLE. Takes
-/// them for equal where the kernel does not tell.
+/// Returns whether some processors of this machine are much slower than others, as on big.LITTLE; `false` when
+/// the kernel has no figures.
 pub(super) fn processors_are_unequal() -> bool {
     are_unequal(Path::new(PROCESSORS))
 }
@@ -74,7 +74,7 @@ mod tests {
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
                 fs::write(path, format!("{speed}\n")).unwrap();
             }
-            // What is beside them is not read.
+            // A directory that belongs to no processor.
             fs::create_dir(root.path().join("cpufreq")).unwrap();
             assert_eq!(are_unequal(root.path()), expected, "{file} {speeds:?}");
         }

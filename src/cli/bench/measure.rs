@@ -67,7 +67,7 @@ pub(super) enum Length {
 }
 
 impl Length {
-    /// Whether it is over after `rounds` rounds, which took `time`.
+    /// Returns whether it is over after `rounds` rounds, which took `time`.
     fn is_over(self, rounds: u64, time: Duration) -> bool {
         match self {
             Self::Time(least) => time >= least,

@@ -47,7 +47,7 @@ impl Strip {
         }
     }
 
-    /// Begins the next output, and gives its number.
+    /// Begins the next output, and returns its number.
     fn next(&mut self, bias: f32) -> usize {
         let column = self.outputs;
         self.outputs += 1;
@@ -55,7 +55,7 @@ impl Strip {
         column
     }
 
-    /// The groups of output `column`. Those that pad it are zero, as nothing sets them.
+    /// Returns the groups of output `column`. Those that pad it are zero: nothing sets them.
     fn row(&mut self, column: usize) -> &mut [u32] {
         &mut self.rows.groups_mut()[column * self.groups..][..self.groups]
     }
@@ -101,8 +101,8 @@ fn sum(integers: &[i8]) -> f32 {
 }
 
 impl Linear {
-    /// Packs the outputs of `strip` as strip `index`, and takes them out of it. What is behind the last of them
-    /// becomes zeros.
+    /// Packs the outputs of `strip` as strip `index`, and takes them out of it. Outputs behind the last of them
+    /// become zeros.
     pub(in crate::engine) fn pack(&mut self, index: usize, strip: &mut Strip) {
         let filled = std::mem::take(&mut strip.outputs);
         strip.rows.groups_mut()[filled * self.groups..].fill(0);

@@ -10,7 +10,7 @@ use std::hint::black_box;
 use super::NeonIntegers;
 use super::{Isa, Level};
 
-/// What is multiplied.
+/// The type of the multiplied values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Values {
     F32,
@@ -85,9 +85,9 @@ macro_rules! x86_loop {
         /// # Safety
         /// The processor has the instructions.
         unsafe fn $name(rounds: usize) -> usize {
-            // SAFETY: the caller says that there are the instructions, which read and write registers that
-            // are declared: the parts of a vector register are one register.
-            // JUSTIFICATION: the compiler computes what intrinsics of zeros give, and runs no loop.
+            // SAFETY: the caller promises the instructions. They read and write declared registers alone: an
+            // `xmm` register stands for the whole vector register.
+            // JUSTIFICATION: with intrinsics, the compiler computes the result of zeros and removes the loop.
             unsafe {
                 asm!(
                     $clear,
@@ -213,9 +213,8 @@ macro_rules! neon_asm {
         /// The processor has the instructions.
         #[$feature]
         unsafe fn $name(rounds: usize) -> usize {
-            // SAFETY: the caller says that there are the instructions, which read and write registers that
-            // are declared.
-            // JUSTIFICATION: the compiler computes what intrinsics of zeros give, and runs no loop.
+            // SAFETY: the caller promises the instructions. They read and write declared registers alone.
+            // JUSTIFICATION: with intrinsics, the compiler computes the result of zeros and removes the loop.
             unsafe {
                 asm!(
                     "movi v30.4s, #0",

@@ -3,9 +3,9 @@
 //! A block of results is `[rows, 32]` f32. Every function writes all 32 columns: those beyond the
 //! last of a matrix have weights and bias zero, and stay zero.
 
+use super::{IntegerRows, Isa, STRIP, mul_add, vectorised};
 #[cfg(target_arch = "x86_64")]
-use super::avx512;
-use super::{IntegerRows, Isa, Level, STRIP, mul_add, vectorised};
+use super::{Level, avx512};
 use crate::engine::config::HiddenActivation;
 
 /// Values of one vector loop.

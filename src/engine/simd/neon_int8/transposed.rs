@@ -1,4 +1,4 @@
-//! Products of bytes with `SMULL` for four rows or more: of weights that were transposed.
+//! Products of bytes with `SMULL` for four rows or more, with transposed weights.
 //!
 //! A strip has four bytes of a column in a vector, and a row's four must be repeated to meet them. Here
 //! a vector has 16 bytes of one column, as it has of one row: `SMULL` and `SMLAL2` multiply both halves,
@@ -20,7 +20,7 @@ pub(super) const ROWS: usize = 4;
 /// Columns that are multiplied at once.
 pub(super) const COLUMNS: usize = 4;
 
-/// What four columns have in the four groups of a round, column by column.
+/// The weights of four columns in the four groups of a round, column by column.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Round([u32; COLUMNS * ROUND]);
