@@ -30,6 +30,8 @@ mod neon;
 mod neon_int8;
 #[cfg(target_arch = "aarch64")]
 mod neon_matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon_rows;
 pub(super) mod registers;
 pub(super) mod rows;
 #[cfg(target_arch = "x86_64")]

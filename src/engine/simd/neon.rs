@@ -56,138 +56,204 @@ macro_rules! multiply_lane {
 }
 pub(super) use multiply_lane;
 
-/// Defines a kernel that multiplies while it loads: the weights of the next lane, and the next values of
-/// a row behind the multiplications with its last lane.
+/// Multiplies a block of `R` rows, `4 * V` columns and at least one round of groups while it loads: the
+/// weights of the next lane, and the next values of a row behind the multiplications with its last lane.
+/// Groups beyond the last whole round are not multiplied.
+///
+/// The loads read groups of the block alone: those of the round after the last one are those of the first
+/// one again. The assembly reads and writes registers.
 macro_rules! while_loading {
-    ($(#[$meta:meta])* $name:ident, $vector:ty, #[$feature:meta], $instruction:literal) => {
-        $(#[$meta])*
-        ///
-        /// # Safety
-        /// The block has `R` rows, `4 * V` columns, and at least one round of groups; groups beyond the
-        /// last whole round are not multiplied.
-        #[inline(never)]
-        #[$feature]
-        pub(super) unsafe fn $name<const R: usize, const V: usize>(
-            all_sums: &mut [[$vector; V]; R],
-            block: Block,
-        ) {
-            let mut sums = *all_sums;
-            // SAFETY: the loads read groups of the block alone: those of the round after the last one
-            // are those of the first one again. The assembly reads and writes registers, with
-            // instructions that this function has.
-            // JUSTIFICATION: intrinsics do not keep their place, and there is none for `SDOT`.
-            unsafe {
-                let load = |at: *const u32| at.cast::<$vector>().read_volatile();
-                let starts: [*const u32; R] =
-                    std::array::from_fn(|row| block.rows.add(row * block.stride));
-                let mut rows: [$vector; R] = starts.map(load);
-                let mut weights: [$vector; V] =
-                    std::array::from_fn(|vector| load(block.weights.add(4 * vector)));
-                let mut next_group = 0;
-                let mut at = block.weights.add(STRIP);
-                for left in (0..block.groups / ROUND).rev() {
-                    macro_rules! lane {
-                        ($lane:literal) => {
-                            let mut next = weights;
-                            $crate::engine::simd::neon::multiply_lane!(
-                                $instruction, $lane, sums, weights, rows, V,
-                                |index| {
-                                    // A load for every `R` multiplications.
-                                    if index % R == 0 {
-                                        next[index / R] = load(at.add(4 * (index / R)));
-                                    }
-                                    if $lane == 3 && index % V == V - 1 {
-                                        rows[index / V] = load(starts[index / V].add(next_group));
-                                    }
-                                }
-                            );
-                            weights = next;
-                            at = at.add(STRIP);
-                        };
-                    }
-                    lane!(0);
-                    lane!(1);
-                    lane!(2);
-                    next_group += ROUND;
-                    if left == 0 {
-                        next_group = 0;
-                        at = block.weights;
-                    }
-                    lane!(3);
-                }
+    ($instruction:literal, $vector:ty, $sums:ident, $block:expr) => {
+        let block = $block;
+        let load = |at: *const u32| at.cast::<$vector>().read_volatile();
+        let starts: [*const u32; R] = std::array::from_fn(|row| block.rows.add(row * block.stride));
+        let mut rows: [$vector; R] = starts.map(load);
+        let mut weights: [$vector; V] =
+            std::array::from_fn(|vector| load(block.weights.add(4 * vector)));
+        let mut next_group = 0;
+        let mut at = block.weights.add(STRIP);
+        for left in (0..block.groups / ROUND).rev() {
+            macro_rules! lane {
+                ($lane:literal) => {
+                    let mut next = weights;
+                    $crate::engine::simd::neon::multiply_lane!(
+                        $instruction,
+                        $lane,
+                        $sums,
+                        weights,
+                        rows,
+                        V,
+                        |index| {
+                            // A load for every `R` multiplications.
+                            if index % R == 0 {
+                                next[index / R] = load(at.add(4 * (index / R)));
+                            }
+                            if $lane == 3 && index % V == V - 1 {
+                                rows[index / V] = load(starts[index / V].add(next_group));
+                            }
+                        }
+                    );
+                    weights = next;
+                    at = at.add(STRIP);
+                };
             }
-            *all_sums = sums;
+            lane!(0);
+            lane!(1);
+            lane!(2);
+            next_group += ROUND;
+            if left == 0 {
+                next_group = 0;
+                at = block.weights;
+            }
+            lane!(3);
         }
     };
 }
 pub(super) use while_loading;
 
-while_loading! {
-    /// Adds the products of a block of f32 to the sums.
-    f32_rows, float32x4_t, #[target_feature(enable = "neon")],
-    "fmla {sum:v}.4s, {weights:v}.4s, {row:v}.s[{lane}]"
-}
-
-/// Adds the products of a block of f32 to the sums, on cores that do not multiply while they load 128
-/// bits: the weights of `L` lanes are loaded, then multiplied.
+/// Returns the sums of `R` rows of the product and `4 * V` columns: zeros, or the results so far when `groups` are
+/// not the first.
 ///
 /// # Safety
-/// The block has `R` rows, `4 * V` columns and whole rounds of groups.
-#[inline(never)]
+/// `out` has `4 * V` results of `R` rows.
+#[inline]
 #[target_feature(enable = "neon")]
-unsafe fn f32_rows_in_turns<const R: usize, const V: usize, const L: usize>(
-    all_sums: &mut [[float32x4_t; V]; R],
-    block: Block,
-) {
-    let mut sums = *all_sums;
-    // SAFETY: the loads read groups of the block. The assembly reads and writes registers, but for a
-    // load of a row.
-    // JUSTIFICATION: as in `while_loading!`.
-    unsafe {
-        let starts: [*const u32; R] = std::array::from_fn(|row| block.rows.add(row * block.stride));
-        let mut at = block.weights;
-        for group in (0..block.groups).step_by(ROUND) {
-            // With a volatile load, the compiler would compute each address from that of the row before.
-            let rows: [float32x4_t; R] = starts.map(|start| {
-                let values;
-                asm!(
-                    "ldr {values:q}, [{start}, {offset}]",
-                    values = lateout(vreg) values,
-                    start = in(reg) start,
-                    offset = in(reg) group * size_of::<u32>(),
-                    options(nostack, readonly, preserves_flags),
-                );
-                values
-            });
-            macro_rules! lanes {
-                ($($lane:literal)*) => {
-                    let weights: [[float32x4_t; V]; L] = std::array::from_fn(|lane| {
-                        let at = at.add(lane * STRIP);
-                        std::array::from_fn(|vector| {
-                            at.add(4 * vector).cast::<float32x4_t>().read_volatile()
-                        })
-                    });
-                    at = at.add(L * STRIP);
-                    $(multiply_lane!(
-                        "fmla {sum:v}.4s, {weights:v}.4s, {row:v}.s[{lane}]",
-                        $lane, sums, weights[$lane % L], rows, V, |_index| ()
-                    );)*
-                };
-            }
-            if L == 4 {
-                lanes!(0 1 2 3);
-            } else if L == 2 {
-                lanes!(0 1);
-                lanes!(2 3);
-            } else {
-                lanes!(0);
-                lanes!(1);
-                lanes!(2);
-                lanes!(3);
+unsafe fn first_sums<const R: usize, const V: usize>(
+    out: *const f32,
+    stride: usize,
+    groups: &Range<usize>,
+) -> [[float32x4_t; V]; R] {
+    let mut sums = [[vdupq_n_f32(0.0); V]; R];
+    if groups.start > 0 {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the caller gives the results.
+                // JUSTIFICATION: there is no safe load of vectors.
+                *sum = unsafe { vld1q_f32(out.add(row * stride + vector * 4)) };
             }
         }
     }
-    *all_sums = sums;
+    sums
+}
+
+/// Writes the sums to the results.
+///
+/// # Safety
+/// `out` has `4 * V` results of `R` rows.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn store<const R: usize, const V: usize>(
+    out: *mut f32,
+    stride: usize,
+    sums: [[float32x4_t; V]; R],
+) {
+    for (row, sums) in sums.into_iter().enumerate() {
+        for (vector, sum) in sums.into_iter().enumerate() {
+            // SAFETY: the caller gives the results.
+            // JUSTIFICATION: there is no safe store of vectors.
+            unsafe { vst1q_f32(out.add(row * stride + vector * 4), sum) };
+        }
+    }
+}
+
+/// Multiplies `R` rows from `first` on with `groups`, and adds the products to the results of groups
+/// before.
+///
+/// # Safety
+/// `product.fits(first + R, groups of the strip)`; `groups` are whole rounds within the strip, at least
+/// one.
+#[inline(never)]
+#[target_feature(enable = "neon")]
+unsafe fn f32_rows<const R: usize, const V: usize>(
+    product: &mut Product<'_>,
+    first: usize,
+    groups: &Range<usize>,
+) {
+    let stride = product.out_stride;
+    for column in (0..STRIP).step_by(4 * V) {
+        // SAFETY: `fits` puts the groups of each row within the operand and 32 results of it within `out`;
+        // a strip has 32 columns. The caller gives at least one round.
+        // JUSTIFICATION: intrinsics do not keep their place.
+        unsafe {
+            let out = product.out.as_mut_ptr().add(first * stride + column);
+            let mut sums = first_sums::<R, V>(out, stride, groups);
+            while_loading!(
+                "fmla {sum:v}.4s, {weights:v}.4s, {row:v}.s[{lane}]",
+                float32x4_t,
+                sums,
+                block(product, first, groups, column)
+            );
+            store::<R, V>(out, stride, sums);
+        }
+    }
+}
+
+/// Multiplies as [`f32_rows`], on cores that do not multiply while they load 128 bits: the weights of `L`
+/// lanes are loaded, then multiplied.
+///
+/// # Safety
+/// As [`f32_rows`].
+#[inline(never)]
+#[target_feature(enable = "neon")]
+unsafe fn f32_rows_in_turns<const R: usize, const V: usize, const L: usize>(
+    product: &mut Product<'_>,
+    first: usize,
+    groups: &Range<usize>,
+) {
+    let stride = product.out_stride;
+    for column in (0..STRIP).step_by(4 * V) {
+        // SAFETY: as in `f32_rows`. The assembly reads and writes registers, but for a load of a row.
+        // JUSTIFICATION: as in `f32_rows`.
+        unsafe {
+            let out = product.out.as_mut_ptr().add(first * stride + column);
+            let mut sums = first_sums::<R, V>(out, stride, groups);
+            let block = block(product, first, groups, column);
+            let starts: [*const u32; R] =
+                std::array::from_fn(|row| block.rows.add(row * block.stride));
+            let mut at = block.weights;
+            for group in (0..block.groups).step_by(ROUND) {
+                // With a volatile load, the compiler would compute each address from that of the row before.
+                let rows: [float32x4_t; R] = starts.map(|start| {
+                    let values;
+                    asm!(
+                        "ldr {values:q}, [{start}, {offset}]",
+                        values = lateout(vreg) values,
+                        start = in(reg) start,
+                        offset = in(reg) group * size_of::<u32>(),
+                        options(nostack, readonly, preserves_flags),
+                    );
+                    values
+                });
+                macro_rules! lanes {
+                    ($($lane:literal)*) => {
+                        let weights: [[float32x4_t; V]; L] = std::array::from_fn(|lane| {
+                            let at = at.add(lane * STRIP);
+                            std::array::from_fn(|vector| {
+                                at.add(4 * vector).cast::<float32x4_t>().read_volatile()
+                            })
+                        });
+                        at = at.add(L * STRIP);
+                        $(multiply_lane!(
+                            "fmla {sum:v}.4s, {weights:v}.4s, {row:v}.s[{lane}]",
+                            $lane, sums, weights[$lane % L], rows, V, |_index| ()
+                        );)*
+                    };
+                }
+                if L == 4 {
+                    lanes!(0 1 2 3);
+                } else if L == 2 {
+                    lanes!(0 1);
+                    lanes!(2 3);
+                } else {
+                    lanes!(0);
+                    lanes!(1);
+                    lanes!(2);
+                    lanes!(3);
+                }
+            }
+            store::<R, V>(out, stride, sums);
+        }
+    }
 }
 
 /// Computes products of f32 on processors that multiply while they load.
@@ -198,17 +264,17 @@ unsafe fn f32_rows_in_turns<const R: usize, const V: usize, const L: usize>(
 pub(super) fn f32(product: &mut Product<'_>) {
     in_pieces(product, |product, rows, groups| {
         // SAFETY: `in_pieces` gives rows and groups of the product, and 1 to 8 rows.
-        // JUSTIFICATION: as in `f32_block`.
+        // JUSTIFICATION: the kernels need what their callers promise.
         unsafe {
             match rows.len() {
-                1 => f32_block::<1, 8, 0>(product, rows, groups),
-                2 => f32_block::<2, 8, 0>(product, rows, groups),
-                3 => f32_block::<3, 4, 0>(product, rows, groups),
-                4 => f32_block::<4, 4, 0>(product, rows, groups),
-                5 => f32_block::<5, 2, 0>(product, rows, groups),
-                6 => f32_block::<6, 2, 0>(product, rows, groups),
-                7 => f32_block::<7, 2, 0>(product, rows, groups),
-                _ => f32_block::<8, 2, 0>(product, rows, groups),
+                1 => f32_rows::<1, 8>(product, rows.start, &groups),
+                2 => f32_rows::<2, 8>(product, rows.start, &groups),
+                3 => f32_rows::<3, 4>(product, rows.start, &groups),
+                4 => f32_rows::<4, 4>(product, rows.start, &groups),
+                5 => f32_rows::<5, 2>(product, rows.start, &groups),
+                6 => f32_rows::<6, 2>(product, rows.start, &groups),
+                7 => f32_rows::<7, 2>(product, rows.start, &groups),
+                _ => f32_rows::<8, 2>(product, rows.start, &groups),
             }
         }
     });
@@ -226,14 +292,14 @@ pub(super) fn f32_in_turns(product: &mut Product<'_>) {
         // JUSTIFICATION: as above.
         unsafe {
             match rows.len() {
-                1 => f32_block::<1, 8, 2>(product, rows, groups),
-                2 => f32_block::<2, 8, 1>(product, rows, groups),
-                3 => f32_block::<3, 4, 2>(product, rows, groups),
-                4 => f32_block::<4, 4, 2>(product, rows, groups),
-                5 => f32_block::<5, 2, 4>(product, rows, groups),
-                6 => f32_block::<6, 2, 4>(product, rows, groups),
-                7 => f32_block::<7, 2, 4>(product, rows, groups),
-                _ => f32_block::<8, 2, 4>(product, rows, groups),
+                1 => f32_rows_in_turns::<1, 8, 2>(product, rows.start, &groups),
+                2 => f32_rows_in_turns::<2, 8, 1>(product, rows.start, &groups),
+                3 => f32_rows_in_turns::<3, 4, 2>(product, rows.start, &groups),
+                4 => f32_rows_in_turns::<4, 4, 2>(product, rows.start, &groups),
+                5 => f32_rows_in_turns::<5, 2, 4>(product, rows.start, &groups),
+                6 => f32_rows_in_turns::<6, 2, 4>(product, rows.start, &groups),
+                7 => f32_rows_in_turns::<7, 2, 4>(product, rows.start, &groups),
+                _ => f32_rows_in_turns::<8, 2, 4>(product, rows.start, &groups),
             }
         }
     });
@@ -274,46 +340,6 @@ pub(super) unsafe fn block(
             stride: product.stride,
             weights: product.strip.as_ptr().add(groups.start).cast::<u32>().add(column),
             groups: groups.len(),
-        }
-    }
-}
-
-/// Multiplies the `R` rows of `rows` with `groups`; while it loads when `L` is 0, else the weights of `L`
-/// lanes at a time.
-///
-/// # Safety
-/// `product.fits(rows.end, groups of the strip)`; `groups` are whole rounds within the strip.
-#[target_feature(enable = "neon")]
-unsafe fn f32_block<const R: usize, const V: usize, const L: usize>(
-    product: &mut Product<'_>,
-    rows: Range<usize>,
-    groups: Range<usize>,
-) {
-    for column in (0..STRIP).step_by(4 * V) {
-        // SAFETY: `fits` puts the groups of each row within the operand and 32 results of it within `out`;
-        // a strip has 32 columns.
-        // JUSTIFICATION: there is no safe load and store of vectors.
-        unsafe {
-            let out = product.out.as_mut_ptr().add(rows.start * product.out_stride + column);
-            let mut sums = [[vdupq_n_f32(0.0); V]; R];
-            if groups.start > 0 {
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    for (vector, sum) in sums.iter_mut().enumerate() {
-                        *sum = vld1q_f32(out.add(row * product.out_stride + vector * 4));
-                    }
-                }
-            }
-            let block = block(product, rows.start, &groups, column);
-            if L == 0 {
-                f32_rows::<R, V>(&mut sums, block);
-            } else {
-                f32_rows_in_turns::<R, V, L>(&mut sums, block);
-            }
-            for (row, sums) in sums.into_iter().enumerate() {
-                for (vector, sum) in sums.into_iter().enumerate() {
-                    vst1q_f32(out.add(row * product.out_stride + vector * 4), sum);
-                }
-            }
         }
     }
 }

@@ -9,16 +9,17 @@
 mod transposed;
 
 use std::arch::aarch64::{
-    int8x16_t, int16x8_t, int32x4_t, vaddq_f32, vaddq_s32, vcvtq_f32_s32, vdupq_laneq_s32,
-    vdupq_n_s32, vget_low_s8, vld1q_f32, vld1q_s8, vmlal_high_s8, vmlal_s8, vmlsq_n_f32,
-    vmull_high_s8, vmull_s8, vmulq_f32, vmulq_n_f32, vpadalq_s16, vpaddlq_s16, vpaddq_s32,
-    vreinterpretq_s8_s32, vreinterpretq_s32_s8, vst1q_f32,
+    float32x4_t, int8x16_t, int16x8_t, int32x4_t, vaddq_f32, vaddq_s32, vcvtq_f32_s32,
+    vdupq_laneq_s32, vdupq_n_f32, vdupq_n_s32, vget_low_s8, vld1q_f32, vld1q_s8, vmlal_high_s8,
+    vmlal_s8, vmlsq_n_f32, vmull_high_s8, vmull_s8, vmulq_f32, vmulq_n_f32, vpadalq_s16,
+    vpaddlq_s16, vpaddq_s32, vreinterpretq_s8_s32, vreinterpretq_s32_s8, vst1q_f32,
 };
 use std::arch::asm;
 
 use super::STRIP;
 use super::dense::{Integers, Piece, Product, row_blocks};
 use super::neon::{Block, ROUND, block, multiply_lane, while_loading};
+use super::rows::Quantization;
 use transposed::{COLUMNS, Weights};
 
 /// Groups that all rows are multiplied with before the next ones: 16 KiB of weights.
@@ -69,40 +70,48 @@ unsafe fn weights_of<const V: usize>(block: Block, group: usize) -> [int8x16_t; 
     }
 }
 
-while_loading! {
-    /// Adds the products of a block of bytes to the sums, with `SDOT`.
-    dot_rounds, int32x4_t, #[target_feature(enable = "neon,dotprod")],
-    "sdot {sum:v}.4s, {weights:v}.16b, {row:v}.4b[{lane}]"
-}
-
-/// Returns the sums of the products of a block, with `SDOT`.
+/// Multiplies `R` rows from `first` on with a piece by `SDOT`, and adds the values to the results.
 ///
 /// # Safety
-/// The block has `R` rows and `4 * V` columns of its groups.
-#[inline]
+/// `product.fits(first + R, groups of the strip)`; `integers` and the piece are those of the product.
+#[inline(never)]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn dot_rows<const R: usize, const V: usize>(block: Block) -> [[int32x4_t; V]; R] {
-    let mut sums = [[vdupq_n_s32(0); V]; R];
-    // SAFETY: no group is beyond those of the block.
-    // JUSTIFICATION: the loads are unsafe.
-    unsafe {
-        if block.groups >= ROUND {
-            dot_rounds::<R, V>(&mut sums, block);
-        }
-        for group in block.groups - block.groups % ROUND..block.groups {
-            let (rows, weights) = (groups_of::<R>(block, group), weights_of::<V>(block, group));
-            multiply_lane!(
-                "sdot {sum:v}.4s, {weights:v}.16b, {row:v}.4b[{lane}]",
-                0,
-                sums,
-                weights,
-                rows,
-                V,
-                |_index| ()
-            );
+unsafe fn dot_rows<const R: usize, const V: usize>(
+    product: &mut Product<'_>,
+    integers: &Integers<'_>,
+    piece: &Piece,
+    first: usize,
+) {
+    for column in (0..STRIP).step_by(4 * V) {
+        let mut sums = [[vdupq_n_s32(0); V]; R];
+        // SAFETY: `fits` puts the groups of each row within the operand and 32 results of it within `out`; a
+        // strip has 32 columns. No group is beyond those of the block.
+        // JUSTIFICATION: intrinsics do not keep their place, and there is none for `SDOT`.
+        unsafe {
+            let block = block(product, first, &piece.groups, column);
+            if block.groups >= ROUND {
+                while_loading!(
+                    "sdot {sum:v}.4s, {weights:v}.16b, {row:v}.4b[{lane}]",
+                    int32x4_t,
+                    sums,
+                    block
+                );
+            }
+            for group in block.groups - block.groups % ROUND..block.groups {
+                let (rows, weights) = (groups_of::<R>(block, group), weights_of::<V>(block, group));
+                multiply_lane!(
+                    "sdot {sum:v}.4s, {weights:v}.16b, {row:v}.4b[{lane}]",
+                    0,
+                    sums,
+                    weights,
+                    rows,
+                    V,
+                    |_index| ()
+                );
+            }
+            add_values(product, integers, piece, (first, column), sums);
         }
     }
-    sums
 }
 
 /// Returns the sums of the products of a block, with `SMULL` and `SMLAL`.
@@ -158,25 +167,26 @@ unsafe fn widening_rows<const R: usize, const V: usize>(block: Block) -> [[int32
     sums.map(|sums| sums.map(|[low, high]| vpaddq_s32(low, high)))
 }
 
-/// Multiplies `R` rows from `first` on with a piece whose whole rounds were transposed, and adds the
-/// values to the results.
+/// Multiplies `R` rows from `first` on with a piece whose rounds were transposed, and adds the values to the
+/// results.
 ///
 /// # Safety
-/// As of `widening_block`; `weights` are those of the piece; `R` is 2 to 4.
+/// As of [`dot_rows`]; `weights` are those of the piece, and the rows have the groups that pad it; `R` is 2 to 4.
+#[inline(never)]
 #[target_feature(enable = "neon")]
-unsafe fn transposed_block<const R: usize>(
+unsafe fn transposed_rows<const R: usize>(
     product: &mut Product<'_>,
     integers: &Integers<'_>,
     (piece, weights): (&Piece, &Weights),
     first: usize,
 ) {
     for column in (0..STRIP).step_by(COLUMNS) {
-        // SAFETY: as in `int8_block!`.
-        // JUSTIFICATION: as in `int8_block!`.
+        // SAFETY: as in `dot_rows`.
+        // JUSTIFICATION: there is no safe load and store of vectors.
         unsafe {
             let block = block(product, first, &piece.groups, column);
             let mut sums = weights.multiply::<R>(block, column);
-            for group in block.groups - block.groups % ROUND..block.groups {
+            for group in weights.groups()..block.groups {
                 let [weights] = weights_of::<{ COLUMNS / 4 }>(block, group);
                 for (sum, row) in sums.iter_mut().zip(groups_of::<R>(block, group)) {
                     let low = vpaddlq_s16(vmull_s8(vget_low_s8(weights), vget_low_s8(row)));
@@ -184,10 +194,7 @@ unsafe fn transposed_block<const R: usize>(
                     *sum = vaddq_s32(*sum, vpaddq_s32(low, high));
                 }
             }
-            for (row, sum) in (first..).zip(sums) {
-                let out = product.out.as_mut_ptr().add(row * product.out_stride + column);
-                values(integers, piece, row, column, out, [sum]);
-            }
+            add_values(product, integers, piece, (first, column), sums.map(|sum| [sum]));
         }
     }
 }
@@ -210,13 +217,16 @@ pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
                 2 => widening_block::<2, 4>(product, integers, &piece, 0),
                 3 => widening_block::<3, 2>(product, integers, &piece, 0),
                 _ => {
-                    weights.fill(&product.strip[piece.groups.clone()]);
+                    // The rows have what the last round reads behind the piece, unless it ends the row.
+                    let end = piece.groups.start + piece.groups.len().next_multiple_of(ROUND);
+                    let padded = end <= product.strip.len();
+                    weights.fill(&product.strip[piece.groups.clone()], padded);
                     let piece = (&piece, &weights);
                     for rows in row_blocks(product.rows, transposed::ROWS) {
                         match rows.len() {
-                            2 => transposed_block::<2>(product, integers, piece, rows.start),
-                            3 => transposed_block::<3>(product, integers, piece, rows.start),
-                            _ => transposed_block::<4>(product, integers, piece, rows.start),
+                            2 => transposed_rows::<2>(product, integers, piece, rows.start),
+                            3 => transposed_rows::<3>(product, integers, piece, rows.start),
+                            _ => transposed_rows::<4>(product, integers, piece, rows.start),
                         }
                     }
                 }
@@ -253,14 +263,14 @@ pub(super) unsafe fn dot_product_of_piece(
         // JUSTIFICATION: as above.
         unsafe {
             match rows.len() {
-                1 => dot_block::<1, 8>(product, integers, piece, rows.start),
-                2 => dot_block::<2, 8>(product, integers, piece, rows.start),
-                3 => dot_block::<3, 4>(product, integers, piece, rows.start),
-                4 => dot_block::<4, 4>(product, integers, piece, rows.start),
-                5 => dot_block::<5, 2>(product, integers, piece, rows.start),
-                6 => dot_block::<6, 2>(product, integers, piece, rows.start),
-                7 => dot_block::<7, 2>(product, integers, piece, rows.start),
-                _ => dot_block::<8, 2>(product, integers, piece, rows.start),
+                1 => dot_rows::<1, 8>(product, integers, piece, rows.start),
+                2 => dot_rows::<2, 8>(product, integers, piece, rows.start),
+                3 => dot_rows::<3, 4>(product, integers, piece, rows.start),
+                4 => dot_rows::<4, 4>(product, integers, piece, rows.start),
+                5 => dot_rows::<5, 2>(product, integers, piece, rows.start),
+                6 => dot_rows::<6, 2>(product, integers, piece, rows.start),
+                7 => dot_rows::<7, 2>(product, integers, piece, rows.start),
+                _ => dot_rows::<8, 2>(product, integers, piece, rows.start),
             }
         }
     }
@@ -279,67 +289,66 @@ pub(super) fn pieces<'a>(
     integers.pieces(GROUPS)
 }
 
-macro_rules! int8_block {
-    ($name:ident $rows_of:ident #[$feature:meta]) => {
-        /// Multiplies `R` rows from `first` on with a piece, and adds the values to the results.
-        ///
-        /// # Safety
-        /// `product.fits(first + R, groups of the strip)`; the piece lies within the strip.
-        #[$feature]
-        unsafe fn $name<const R: usize, const V: usize>(
-            product: &mut Product<'_>,
-            integers: &Integers<'_>,
-            piece: &Piece,
-            first: usize,
-        ) {
-            for column in (0..STRIP).step_by(4 * V) {
-                // SAFETY: `fits` puts the groups of each row within the operand and 32 results of it
-                // within `out`; a strip has 32 columns.
-                // JUSTIFICATION: there is no safe load and store of vectors.
-                unsafe {
-                    let groups = &piece.groups;
-                    let sums = $rows_of::<R, V>(block(product, first, groups, column));
-                    for (row, sums) in (first..first + R).zip(sums) {
-                        let out = product.out.as_mut_ptr().add(row * product.out_stride + column);
-                        values(integers, piece, row, column, out, sums);
-                    }
-                }
-            }
-        }
-    };
-}
-
-int8_block!(widening_block widening_rows #[target_feature(enable = "neon")]);
-int8_block!(dot_block dot_rows #[target_feature(enable = "neon,dotprod")]);
-
-/// Makes values of the sums of a row and a piece and adds them to the results, as [`Integers`] says.
+/// Multiplies `R` rows from `first` on with a piece by `SMULL`, and adds the values to the results.
 ///
 /// # Safety
-/// `out` has `4 * V` results.
-#[inline]
+/// As of [`dot_rows`].
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn values<const V: usize>(
+unsafe fn widening_block<const R: usize, const V: usize>(
+    product: &mut Product<'_>,
     integers: &Integers<'_>,
     piece: &Piece,
-    row: usize,
-    column: usize,
-    out: *mut f32,
-    sums: [int32x4_t; V],
+    first: usize,
 ) {
-    let weight_sums = &integers.sums[piece.block][column..][..4 * V];
-    let scales = &integers.scales[piece.block][column..][..4 * V];
-    let of_row = integers.rows[row * integers.ends.len() + piece.block];
-    let zero = if piece.is_last { of_row.zero } else { 0.0 };
-    for (vector, sum) in sums.into_iter().enumerate() {
-        // SAFETY: both slices have `4 * V` values; the caller gives as many results.
+    for column in (0..STRIP).step_by(4 * V) {
+        // SAFETY: as in `dot_rows`.
         // JUSTIFICATION: there is no safe load and store of vectors.
         unsafe {
-            let load = |values: &[f32]| vld1q_f32(values.as_ptr().add(vector * 4));
-            let sum = vmlsq_n_f32(vcvtq_f32_s32(sum), load(weight_sums), zero);
-            let value = vmulq_f32(sum, vmulq_n_f32(load(scales), of_row.scale));
-            let out = out.add(vector * 4);
-            let first = piece.groups.start == 0;
-            vst1q_f32(out, if first { value } else { vaddq_f32(value, vld1q_f32(out)) });
+            let sums = widening_rows::<R, V>(block(product, first, &piece.groups, column));
+            add_values(product, integers, piece, (first, column), sums);
+        }
+    }
+}
+
+/// Makes values of the sums of `R` rows and `4 * V` columns from `row` and `column` on, and adds them to the results,
+/// as [`Integers`] says.
+///
+/// # Safety
+/// `product.fits(row + R, ..)` and `integers.fit(row + R, ..)`; `column + 4 * V` is at most 32.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn add_values<const R: usize, const V: usize>(
+    product: &mut Product<'_>,
+    integers: &Integers<'_>,
+    piece: &Piece,
+    (row, column): (usize, usize),
+    sums: [[int32x4_t; V]; R],
+) {
+    let blocks = integers.ends.len();
+    let is_first = piece.groups.start == 0;
+    // SAFETY: the caller gives results and quantization of each row; sums and scales have 32 columns.
+    // JUSTIFICATION: there is no safe load and store of vectors; with slices, the bounds of each row are
+    // compared.
+    unsafe {
+        let load = |values: &[f32; STRIP]| -> [float32x4_t; V] {
+            std::array::from_fn(|vector| vld1q_f32(values.as_ptr().add(column + 4 * vector)))
+        };
+        let scales = load(&integers.scales[piece.block]);
+        // The offset is subtracted once, with the last piece of a block.
+        let weight_sums =
+            if piece.is_last { load(&integers.sums[piece.block]) } else { [vdupq_n_f32(0.0); V] };
+        let mut out = product.out.as_mut_ptr().add(row * product.out_stride + column);
+        let mut of_row = integers.rows.as_ptr().add(row * blocks + piece.block);
+        for sums in sums {
+            let Quantization { scale, zero } = *of_row;
+            for (vector, sum) in sums.into_iter().enumerate() {
+                let sum = vmlsq_n_f32(vcvtq_f32_s32(sum), weight_sums[vector], zero);
+                let value = vmulq_f32(sum, vmulq_n_f32(scales[vector], scale));
+                let out = out.add(4 * vector);
+                vst1q_f32(out, if is_first { value } else { vaddq_f32(value, vld1q_f32(out)) });
+            }
+            out = out.add(product.out_stride);
+            of_row = of_row.add(blocks);
         }
     }
 }

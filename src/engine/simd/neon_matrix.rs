@@ -226,8 +226,7 @@ unsafe fn int8_block<const P: usize>(
                         vzip2q_s64(first, second)
                     })
                 });
-                let out = product.out.as_mut_ptr().add(row * product.out_stride + column);
-                neon_int8::values(integers, piece, row, column, out, of_row);
+                neon_int8::add_values(product, integers, piece, (row, column), [of_row]);
             }
         }
     }

@@ -3,9 +3,11 @@
 //! A block of results is `[rows, 32]` f32. Every function writes all 32 columns: those beyond the
 //! last of a matrix have weights and bias zero, and stay zero.
 
-use super::{IntegerRows, Isa, STRIP, mul_add, vectorised};
 #[cfg(target_arch = "x86_64")]
-use super::{Level, avx512};
+use super::avx512;
+#[cfg(target_arch = "aarch64")]
+use super::neon_rows;
+use super::{IntegerRows, Isa, Level, STRIP, mul_add, vectorised};
 use crate::engine::config::HiddenActivation;
 
 /// Values of one vector loop.
@@ -289,7 +291,7 @@ vectorised! {
 }
 
 vectorised! {
-    fn quantize_signed<FMA>(values: &[f32], out: &mut [u8], quantization: &mut Quantization) {
+    fn quantize_signed_bytes<FMA>(values: &[f32], out: &mut [u8], quantization: &mut Quantization) {
         *quantization = quantize_block::<FMA, u8>(values, out);
         for byte in out {
             *byte ^= 0x80;
@@ -337,6 +339,16 @@ pub(in crate::engine) fn quantize(
             }
             start = end;
         }
+    }
+}
+
+fn quantize_signed(isa: Isa, values: &[f32], out: &mut [u8], quantization: &mut Quantization) {
+    match isa.0 {
+        // SAFETY: every 64-bit Arm processor has NEON.
+        // JUSTIFICATION: as in `vectorised!`.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon { .. } => *quantization = unsafe { neon_rows::quantize_block(values, out) },
+        _ => quantize_signed_bytes(isa, values, out, quantization),
     }
 }
 
@@ -601,6 +613,34 @@ mod tests {
                         let value = values[row * width + i];
                         assert!((found - value).abs() <= scale * 1.01, "{isa:?}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_scalar_twin() {
+        let bytes = |isa, width| {
+            let values = values(width);
+            let mut out = vec![0; width.div_ceil(2)];
+            let mut block = [Quantization::default()];
+            let stride = out.len();
+            quantize(isa, &values, width, &[width], &mut out, stride, &mut block);
+            let signed = matches!(isa.integer_rows(), IntegerRows::Signed);
+            let offset = if signed { 128.0 } else { 0.0 };
+            let integers = integers(isa, &out)[..width].to_vec();
+            let integers: Vec<f32> =
+                integers.into_iter().map(|integer| f32::from(integer) + offset).collect();
+            (integers, block[0].scale, block[0].zero + offset)
+        };
+        for isa in Isa::all() {
+            for width in [1, 4, 15, 16, 17, 61, 384] {
+                let (expected, scale, zero) = bytes(Isa::baseline(), width);
+                let (found, found_scale, found_zero) = bytes(isa, width);
+                assert_eq!((found_scale, found_zero), (scale, zero), "{isa:?} {width}");
+                for (found, expected) in found.iter().zip(&expected) {
+                    // One rounding less where multiplying and adding are one instruction.
+                    assert!((found - expected).abs() <= 1.0, "{isa:?} {width}");
                 }
             }
         }

@@ -47,23 +47,24 @@ use simd::{Isa, STRIP};
 /// first results.
 pub fn multiply() -> Vec<(&'static str, [f32; 3])> {
     const GROUPS: usize = 16;
+    // Unknown to the compiler, which else computes loops of its own for these numbers.
+    let (groups, rows) = (black_box(GROUPS), black_box(1));
     let product = |isa: Isa, one: u32, multiply: &dyn Fn(Isa, &mut Product<'_>)| {
         let mut out = [0.0; STRIP];
         let mut product = Product {
             operand: &[one; 2 * GROUPS],
-            stride: GROUPS,
-            // Unknown to the compiler, which else leaves the blocks of more rows out.
-            rows: black_box(1),
-            strip: &[[one; STRIP]; GROUPS],
+            stride: groups,
+            rows,
+            strip: &[[one; STRIP]; GROUPS][..groups],
             ahead: &[],
             out: &mut out,
-            out_stride: STRIP,
+            out_stride: black_box(STRIP),
         };
         multiply(isa, &mut product);
         out[0]
     };
     let integers = Integers {
-        ends: &[GROUPS],
+        ends: &[groups],
         rows: &[Quantization { scale: 1.0, zero: 0.0 }],
         sums: &[[0.0; STRIP]],
         scales: &[[1.0; STRIP]],

@@ -7,7 +7,7 @@
 //! The Cortex-A53 begins and ends instructions in order. What is loaded is ready before an addition that
 //! began a cycle earlier, so the loads stand together: in front of the last additions of the round before.
 
-use std::arch::aarch64::{int32x4_t, uint32x4x4_t, vdupq_n_s32, vld1q_u32, vpaddq_s32, vst4q_u32};
+use std::arch::aarch64::{int32x4_t, uint32x4x4_t, vdupq_n_s32, vld1q_u32, vst4q_u32};
 use std::arch::asm;
 use std::mem::MaybeUninit;
 
@@ -25,7 +25,7 @@ pub(super) const COLUMNS: usize = 4;
 #[repr(C, align(64))]
 struct Round([u32; COLUMNS * ROUND]);
 
-/// The whole rounds of a piece, `[32 / COLUMNS, rounds]`: 16 KiB.
+/// The rounds of a piece, `[32 / COLUMNS, rounds]`: 16 KiB.
 pub(super) struct Weights {
     weights: [MaybeUninit<Round>; STRIP / COLUMNS * GROUPS / ROUND],
     rounds: usize,
@@ -36,31 +36,39 @@ impl Weights {
         Self { weights: [MaybeUninit::uninit(); STRIP / COLUMNS * GROUPS / ROUND], rounds: 0 }
     }
 
-    /// Transposes the whole rounds of `groups`, of which there are at most [`GROUPS`].
+    /// Transposes `groups`, of which there are at most [`GROUPS`], in rounds. Where `padded`, zeros fill the last
+    /// round; else the groups behind the last whole round are left out.
     #[target_feature(enable = "neon")]
-    pub(super) fn fill(&mut self, groups: &[[u32; STRIP]]) {
-        let (rounds, _) = groups.as_chunks::<ROUND>();
-        self.rounds = rounds.len();
-        for (index, groups) in rounds.iter().enumerate() {
+    pub(super) fn fill(&mut self, groups: &[[u32; STRIP]], padded: bool) {
+        let whole = groups.len() / ROUND;
+        self.rounds = if padded { groups.len().div_ceil(ROUND) } else { whole };
+        let zeros = [0; STRIP];
+        for (index, of_round) in groups.chunks(ROUND).take(self.rounds).enumerate() {
+            let groups: [&[u32; STRIP]; ROUND] =
+                std::array::from_fn(|group| of_round.get(group).unwrap_or(&zeros));
             for block in 0..STRIP / COLUMNS {
-                let of_group = |group: usize| &groups[group][block * COLUMNS..][..COLUMNS];
-                let round = self.weights[block * rounds.len() + index].as_mut_ptr();
+                let round = self.weights[block * self.rounds + index].as_mut_ptr();
                 // SAFETY: a group has four values from the first column of a block on, and a round 16.
                 // JUSTIFICATION: there is no safe load and store of vectors.
                 unsafe {
-                    let load = |group| vld1q_u32(of_group(group).as_ptr());
+                    let load = |group: usize| vld1q_u32(groups[group][block * COLUMNS..].as_ptr());
                     vst4q_u32(round.cast(), uint32x4x4_t(load(0), load(1), load(2), load(3)));
                 }
             }
         }
     }
 
+    /// Returns the groups that were transposed, with those that pad them.
+    pub(super) fn groups(&self) -> usize {
+        self.rounds * ROUND
+    }
+
     /// Multiplies the rows of a block with the rounds, and returns the sums of the columns from `column`
     /// on.
     ///
     /// # Safety
-    /// The block has `R` rows, 2 to 4, of the groups that were transposed last. `column` is a multiple of
-    /// [`COLUMNS`] below 32.
+    /// The block has `R` rows, 2 to 4, of the groups that were transposed last, and of those that pad them. `column` is a
+    /// multiple of [`COLUMNS`] below 32.
     #[inline]
     #[target_feature(enable = "neon")]
     pub(super) unsafe fn multiply<const R: usize>(
@@ -68,23 +76,21 @@ impl Weights {
         rows: Block,
         column: usize,
     ) -> [int32x4_t; R] {
-        let mut sums = [[vdupq_n_s32(0); COLUMNS]; ROWS];
-        if self.rounds > 0 {
-            let weights = self.weights[column / COLUMNS * self.rounds..][..self.rounds].as_ptr();
-            // SAFETY: the caller gives as many rows; the rounds of the columns were transposed.
-            // JUSTIFICATION: the loops need what their callers promise.
-            unsafe {
-                match R {
-                    2 => two_rows(&mut sums, rows, weights.cast(), self.rounds),
-                    3 => three_rows(&mut sums, rows, weights.cast(), self.rounds),
-                    _ => four_rows(&mut sums, rows, weights.cast(), self.rounds),
-                }
+        if self.rounds == 0 {
+            return [vdupq_n_s32(0); R];
+        }
+        let weights = self.weights[column / COLUMNS * self.rounds..][..self.rounds].as_ptr();
+        let mut sums = [vdupq_n_s32(0); ROWS];
+        // SAFETY: the caller gives as many rows; the rounds of the columns were transposed.
+        // JUSTIFICATION: the loops need what their callers promise.
+        unsafe {
+            match R {
+                2 => two_rows(&mut sums, rows, weights.cast(), self.rounds),
+                3 => three_rows(&mut sums, rows, weights.cast(), self.rounds),
+                _ => four_rows(&mut sums, rows, weights.cast(), self.rounds),
             }
         }
-        std::array::from_fn(|row| {
-            let [a, b, c, d] = sums[row];
-            vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d))
-        })
+        std::array::from_fn(|row| sums[row])
     }
 }
 
@@ -105,12 +111,23 @@ macro_rules! additions {
     };
 }
 
+/// Adds up the four lanes of each of four sums: the first one has the sums of the columns then.
+macro_rules! lanes {
+    ($($a:tt $b:tt $c:tt $d:tt),+) => {
+        concat!($(
+            "addp ", $a, ".4s, ", $a, ".4s, ", $b, ".4s\n",
+            "addp ", $c, ".4s, ", $c, ".4s, ", $d, ".4s\n",
+            "addp ", $a, ".4s, ", $a, ".4s, ", $c, ".4s\n",
+        )+)
+    };
+}
+
 /// Defines `$name`, which multiplies so many rows with four columns.
 ///
 /// The last products of a round are added in the next one, behind its loads.
 macro_rules! rows {
     ($(#[$meta:meta])* $name:ident
-     sums [$($sum:tt $of_row:tt $of_column:tt),+] products [$($product:tt),+]
+     sums [$($a:tt $b:tt $c:tt $d:tt $of_row:tt),+] products [$($product:tt),+]
      rows [$($row:tt $pointer:tt $number:tt),+; $last_row:tt $last_pointer:tt $last_number:tt]
      round [$($step:expr),+] last [$($first:tt)+] [$($other:tt)+]) => {
         $(#[$meta])*
@@ -118,10 +135,10 @@ macro_rules! rows {
         /// # Safety
         /// The block has this number of rows and as many rounds of groups; `weights` are those of four
         /// columns in each round. There is a round.
-        #[inline(never)]
+        #[inline]
         #[target_feature(enable = "neon")]
         unsafe fn $name(
-            sums: &mut [[int32x4_t; COLUMNS]; ROWS],
+            sums: &mut [int32x4_t; ROWS],
             block: Block,
             weights: *const Round,
             rounds: usize,
@@ -131,6 +148,11 @@ macro_rules! rows {
             // JUSTIFICATION: the compiler gives intrinsics another order, in which additions wait.
             unsafe {
                 asm!(
+                    $(concat!(
+                        "movi ", $a, ".2d, #0\n", "movi ", $b, ".2d, #0\n",
+                        "movi ", $c, ".2d, #0\n", "movi ", $d, ".2d, #0"
+                    ),)+
+                    $(concat!("movi ", $product, ".2d, #0"),)+
                     "2:",
                     $(concat!("ldr ", $row, ", [", $pointer, ", {offset}]"),)+
                     "subs {rounds}, {rounds}, #1",
@@ -144,13 +166,14 @@ macro_rules! rows {
                     "b.ne 2b",
                     additions!($($first)+),
                     additions!($($other)+),
+                    lanes!($($a $b $c $d),+),
                     offset = inout(reg) 0_usize => _,
                     weights = inout(reg) weights => _,
                     rounds = inout(reg) rounds => _,
                     $(in($pointer) block.rows.add($number * block.stride),)+
                     in($last_pointer) block.rows.add($last_number * block.stride),
-                    $(inout($sum) sums[$of_row][$of_column],)+
-                    $(inout($product) vdupq_n_s32(0) => _,)+
+                    $(out($a) sums[$of_row], out($b) _, out($c) _, out($d) _,)+
+                    $(out($product) _,)+
                     out("v16") _,
                     out("v17") _,
                     out("v18") _,
@@ -167,9 +190,9 @@ macro_rules! rows {
 }
 
 rows! {
-    /// Adds the products of two rows to the sums.
+    /// Multiplies two rows.
     two_rows
-    sums ["v0" 0 0, "v1" 0 1, "v2" 0 2, "v3" 0 3, "v4" 1 0, "v5" 1 1, "v6" 1 2, "v7" 1 3]
+    sums ["v0" "v1" "v2" "v3" 0, "v4" "v5" "v6" "v7" 1]
     products ["v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31"]
     rows ["q16" "x0" 0; "q17" "x1" 1]
     round [
@@ -183,12 +206,9 @@ rows! {
 }
 
 rows! {
-    /// Adds the products of three rows to the sums.
+    /// Multiplies three rows.
     three_rows
-    sums [
-        "v0" 0 0, "v1" 0 1, "v2" 0 2, "v3" 0 3, "v4" 1 0, "v5" 1 1, "v6" 1 2, "v7" 1 3,
-        "v8" 2 0, "v9" 2 1, "v10" 2 2, "v11" 2 3
-    ]
+    sums ["v0" "v1" "v2" "v3" 0, "v4" "v5" "v6" "v7" 1, "v8" "v9" "v10" "v11" 2]
     products [
         "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31", "v12", "v13", "v14", "v15"
     ]
@@ -208,11 +228,11 @@ rows! {
 }
 
 rows! {
-    /// Adds the products of four rows to the sums.
+    /// Multiplies four rows.
     four_rows
     sums [
-        "v0" 0 0, "v1" 0 1, "v2" 0 2, "v3" 0 3, "v4" 1 0, "v5" 1 1, "v6" 1 2, "v7" 1 3,
-        "v8" 2 0, "v9" 2 1, "v10" 2 2, "v11" 2 3, "v12" 3 0, "v13" 3 1, "v14" 3 2, "v15" 3 3
+        "v0" "v1" "v2" "v3" 0, "v4" "v5" "v6" "v7" 1, "v8" "v9" "v10" "v11" 2,
+        "v12" "v13" "v14" "v15" 3
     ]
     products ["v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31"]
     rows ["q16" "x0" 0, "q17" "x1" 1, "q18" "x2" 2; "q19" "x3" 3]
