@@ -22,54 +22,76 @@ fn load(values: &[f32; LANES]) -> [float32x4_t; LANES / 4] {
     std::array::from_fn(|vector| unsafe { vld1q_f32(values.as_ptr().add(4 * vector)) })
 }
 
-/// Returns whole rounds of `values`; the last one ends in zeros, which are in every range.
-fn rounds(values: &[f32]) -> impl Iterator<Item = ([f32; LANES], usize)> {
-    values.chunks(LANES).map(|chunk| {
-        let mut round = [0.0; LANES];
-        round[..chunk.len()].copy_from_slice(chunk);
-        (round, chunk.len())
-    })
+/// The least and the largest values of a block, lane by lane, and NaN where one is not finite.
+struct Range {
+    least: [float32x4_t; LANES / 4],
+    most: [float32x4_t; LANES / 4],
+    poison: [float32x4_t; LANES / 4],
+}
+
+impl Range {
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn add(&mut self, values: &[f32; LANES]) {
+        for (vector, value) in load(values).into_iter().enumerate() {
+            // A number wins over NaN.
+            self.least[vector] = vminnmq_f32(self.least[vector], value);
+            self.most[vector] = vmaxnmq_f32(self.most[vector], value);
+            self.poison[vector] = vfmaq_f32(self.poison[vector], value, vdupq_n_f32(0.0));
+        }
+    }
+}
+
+/// Writes signed bytes of 16 values, by the quantization of unsigned ones.
+#[inline]
+#[target_feature(enable = "neon")]
+fn write(values: &[f32; LANES], inverse: float32x4_t, zero: float32x4_t, out: &mut [u8; LANES]) {
+    let (bottom, top) = (vdupq_n_f32(0.0), vdupq_n_f32(255.0));
+    let [a, b, c, d] = load(values).map(|value| {
+        let shifted = vfmaq_f32(zero, value, inverse);
+        vmovn_s32(vcvtnq_s32_f32(vminnmq_f32(vmaxnmq_f32(shifted, bottom), top)))
+    });
+    let bytes = vcombine_s8(vmovn_s16(vcombine_s16(a, b)), vmovn_s16(vcombine_s16(c, d)));
+    // 128 less.
+    let bytes = veorq_s8(bytes, vdupq_n_s8(i8::MIN));
+    // SAFETY: a vector is 16 bytes.
+    // JUSTIFICATION: there is no safe store of vectors.
+    unsafe { vst1q_s8(out.as_mut_ptr().cast(), bytes) };
 }
 
 /// Quantizes a block of `values` to signed bytes, as `quantize_block` of [`super::rows`] does, less 128.
 ///
 /// # Panics
-/// When `out` has fewer bytes than there are values.
+/// When `out` has not a byte for each value.
 #[target_feature(enable = "neon")]
 pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
-    let zeros = vdupq_n_f32(0.0);
-    let (mut least, mut most, mut poison) = ([zeros; 4], [zeros; 4], [zeros; 4]);
-    for (round, _) in rounds(values) {
-        for (vector, value) in load(&round).into_iter().enumerate() {
-            // A number wins over NaN.
-            least[vector] = vminnmq_f32(least[vector], value);
-            most[vector] = vmaxnmq_f32(most[vector], value);
-            poison[vector] = vfmaq_f32(poison[vector], value, zeros);
-        }
+    assert_eq!(values.len(), out.len(), "a byte for each value");
+    let (rounds, rest) = values.as_chunks::<LANES>();
+    // Zeros fill the last round: they are in every range.
+    let mut last = [0.0; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    let zeros = [vdupq_n_f32(0.0); LANES / 4];
+    let mut range = Range { least: zeros, most: zeros, poison: zeros };
+    for round in rounds {
+        range.add(round);
     }
-    let [a, b, c, d] = least;
+    range.add(&last);
+    let [a, b, c, d] = range.least;
     let least = vminnmvq_f32(vminnmq_f32(vminnmq_f32(a, b), vminnmq_f32(c, d)));
-    let [a, b, c, d] = most;
+    let [a, b, c, d] = range.most;
     let most = vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(a, b), vmaxnmq_f32(c, d)));
-    let [a, b, c, d] = poison;
+    let [a, b, c, d] = range.poison;
     let poison = vaddvq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d)));
     let Quantization { scale, zero } = Quantization::of_range(least, most);
-    let (inverse, zeros_at) = (vdupq_n_f32(1.0 / scale), vdupq_n_f32(zero));
-    let (bottom, top) = (vdupq_n_f32(0.0), vdupq_n_f32(255.0));
-    for ((round, length), out) in rounds(values).zip(out.chunks_mut(LANES)) {
-        let [a, b, c, d] = load(&round).map(|value| {
-            let shifted = vfmaq_f32(zeros_at, value, inverse);
-            let shifted = vminnmq_f32(vmaxnmq_f32(shifted, bottom), top);
-            vmovn_s32(vcvtnq_s32_f32(shifted))
-        });
-        let bytes = vcombine_s8(vmovn_s16(vcombine_s16(a, b)), vmovn_s16(vcombine_s16(c, d)));
-        // 128 less.
-        let bytes = veorq_s8(bytes, vdupq_n_s8(i8::MIN));
-        let mut rounded = [0_u8; LANES];
-        // SAFETY: a vector is 16 bytes.
-        // JUSTIFICATION: there is no safe store of vectors.
-        unsafe { vst1q_s8(rounded.as_mut_ptr().cast(), bytes) };
-        out[..length].copy_from_slice(&rounded[..length]);
+    let (inverse, shift) = (vdupq_n_f32(1.0 / scale), vdupq_n_f32(zero));
+    let (out_rounds, out_rest) = out.as_chunks_mut::<LANES>();
+    for (round, out) in rounds.iter().zip(out_rounds) {
+        write(round, inverse, shift, out);
+    }
+    if !rest.is_empty() {
+        let mut bytes = [0; LANES];
+        write(&last, inverse, shift, &mut bytes);
+        out_rest.copy_from_slice(&bytes[..rest.len()]);
     }
     Quantization { scale: scale + poison, zero: zero - 128.0 }
 }
