@@ -406,6 +406,28 @@ mod tests {
     }
 
     #[test]
+    fn threads_of_unequal_speed_compute_every_pass_together() {
+        let (spec, files) = constant_bert(0.5);
+        let config = fused(&files.config, &spec).unwrap();
+        let head = Head::read(&spec, &[]).unwrap();
+        let choice = precision::choose(Precision::F32, false);
+        let options = Options { threads: 3, batch_tokens: 1000, precision: Precision::F32 };
+        let file = opened(files.weights, &config);
+        let mut model = Fused::new(&spec, config, file, head, choice, options).unwrap();
+        let text: &[u32] = &[1, 2, 3, 4, 0, 1, 2, 3, 4, 0];
+        let texts = [text; 60];
+        assert!(texts.concat().len() > PASS_TOKENS);
+        model.unequal = false;
+        let expected = model.embed(&texts).unwrap();
+        model.release_scratch();
+        model.unequal = true;
+        assert_eq!(model.embed(&texts).unwrap(), expected);
+        // Only the thread that began has rows.
+        let rows = |thread: usize| model.arena(thread).states.x.bytes();
+        assert!(rows(0) > 0 && rows(1) == 0 && rows(2) == 0);
+    }
+
+    #[test]
     fn a_batch_is_cut_into_alike_passes_for_all_threads() {
         assert_eq!(passes(&[10; 8], 1000, 2), [vec![0, 1, 2, 3], vec![4, 5, 6, 7]]);
         assert_eq!(passes(&[5, 40, 5], 1000, 2), [vec![1], vec![0, 2]]);

@@ -82,7 +82,12 @@ impl Integers<'_> {
 /// the units that multiply waiting for its sums.
 pub(super) fn row_blocks(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let blocks = rows.div_ceil(most);
-    (0..blocks).map(move |block| rows * block / blocks..rows * (block + 1) / blocks)
+    // One division for all blocks: it takes as long as several rounds of a kernel.
+    let (size, larger) = (rows / blocks.max(1), rows % blocks.max(1));
+    (0..blocks).map(move |block| {
+        let start = block * size + block.min(larger);
+        start..start + size + usize::from(block < larger)
+    })
 }
 
 /// A part of a block of groups.
