@@ -61,13 +61,25 @@ pub(super) use multiply_lane;
 /// Groups beyond the last whole round are not multiplied.
 ///
 /// The loads read groups of the block alone: those of the round after the last one are those of the first
-/// one again. The assembly reads and writes registers.
+/// one again. Weights are aligned, as a strip begins on a cache line; rows need not be.
 macro_rules! while_loading {
     ($instruction:literal, $vector:ty, $sums:ident, $block:expr) => {
         let block = $block;
         let load = |at: *const u32| at.cast::<$vector>().read_volatile();
+        // A piece may begin where rows are not aligned.
+        let load_row = |start: *const u32, group: usize| {
+            let values: $vector;
+            asm!(
+                "ldr {values:q}, [{start}, {offset}]",
+                values = lateout(vreg) values,
+                start = in(reg) start,
+                offset = in(reg) group * size_of::<u32>(),
+                options(nostack, readonly, preserves_flags),
+            );
+            values
+        };
         let starts: [*const u32; R] = std::array::from_fn(|row| block.rows.add(row * block.stride));
-        let mut rows: [$vector; R] = starts.map(load);
+        let mut rows: [$vector; R] = starts.map(|start| load_row(start, 0));
         let mut weights: [$vector; V] =
             std::array::from_fn(|vector| load(block.weights.add(4 * vector)));
         let mut next_group = 0;
@@ -89,7 +101,7 @@ macro_rules! while_loading {
                                 next[index / R] = load(at.add(4 * (index / R)));
                             }
                             if $lane == 3 && index % V == V - 1 {
-                                rows[index / V] = load(starts[index / V].add(next_group));
+                                rows[index / V] = load_row(starts[index / V], next_group);
                             }
                         }
                     );
