@@ -40,7 +40,7 @@ pub(super) fn measure(machine: Machine, format: Format, threads: usize) -> io::R
     })
 }
 
-/// [`measure`] for f32, of this processor's best instructions.
+/// Returns [`measure`] for f32, with this processor's best instructions.
 pub(super) fn f32(threads: usize) -> io::Result<f64> {
     measure(Machine { isa: Isa::detect(), amx: None }, Format::F32, threads)
 }

@@ -2,7 +2,7 @@
 //!
 //! Each step of a layer is cut into items, and the threads take one item after the other: a thread on a
 //! slow core takes fewer. A product is cut by outputs, so that every weight is read once, by one thread,
-//! for all rows; attention is cut by heads and queries; what is done to whole rows, by rows.
+//! for all rows. Attention is cut by heads and queries, and every other step by rows.
 //!
 //! The threads write the results of a product strip by strip. A step by rows gathers them.
 

@@ -74,7 +74,7 @@ impl Case {
         matches!(self.stored, Stored::Int8 | Stored::Blocks { .. })
     }
 
-    /// The stored value.
+    /// Returns the stored value.
     fn value(&self, row: usize, column: usize) -> f32 {
         let at = row * self.columns + column;
         let value = self.values[at];
@@ -132,7 +132,7 @@ impl Case {
         file(&tensors)
     }
 
-    /// The stored block of each block of packed inputs, where each of these has but one.
+    /// Returns the stored block of each block of packed inputs, where each of these has but one.
     fn stored_blocks(&self) -> Option<Vec<usize>> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         let of_block = |(start, &end): (usize, &usize)| {
@@ -144,7 +144,7 @@ impl Case {
         starts.zip(&self.ends).map(of_block).collect::<Option<_>>().filter(|_| self.is_integers())
     }
 
-    /// The integers of stored row `row`.
+    /// Returns the integers of stored row `row`.
     fn integers(&self, row: usize) -> IntegerRow {
         let Some(blocks) = self.stored_blocks() else {
             return IntegerRow::round_to(integers::STEPS, &self.floats(row), &self.ends);
@@ -171,7 +171,7 @@ impl Case {
         self.inputs.iter().map(|place| place.map_or(0.0, value)).collect()
     }
 
-    /// What must be packed of stored row `row`.
+    /// Returns the expected packed form of stored row `row`.
     fn expected(&self, row: usize) -> Output {
         let mut weights = vec![0; 4 * self.format.groups(self.inputs.len())];
         let (mut blocks, mut outliers) = (Vec::new(), Vec::new());
@@ -205,7 +205,7 @@ impl Case {
     }
 }
 
-/// Some of `count` channels in some order, in heads of `width` that are padded to `padded`.
+/// Returns `count` channels in some order, in heads of `width` that are padded to `padded`.
 fn places(
     count: usize,
     moved: &[(Index, Index)],

@@ -4,7 +4,7 @@
 //! a vector has 16 bytes of one column, as it has of one row: `SMULL` and `SMLAL2` multiply both halves,
 //! and nothing is repeated. The four lanes of a sum are added up at the end.
 //!
-//! The Cortex-A53 begins and ends instructions in order. What is loaded is ready before an addition that
+//! The Cortex-A53 begins and ends instructions in order. A loaded value is ready before an addition that
 //! began a cycle earlier, so the loads stand together: in front of the last additions of the round before.
 
 use std::arch::aarch64::{int32x4_t, uint32x4x4_t, vdupq_n_s32, vld1q_u32, vst4q_u32};
