@@ -1,14 +1,18 @@
-//! Rows to bytes in the intrinsics of NEON, where the compiler makes scalar code of the portable loop.
+//! Quantization of rows and GELU in the intrinsics of NEON: the compiler makes scalar code of the portable loop of
+//! the first, and half of its code for the second copies constants.
 //!
-//! The scalar twin is in [`super::rows`].
+//! The scalar twins are in [`super::rows`].
 
 use std::arch::aarch64::{
     float32x4_t, vaddq_f32, vaddvq_f32, vcombine_s8, vcombine_s16, vcvtnq_s32_f32, vdupq_n_f32,
-    vdupq_n_s8, veorq_s8, vfmaq_f32, vld1q_f32, vmaxnmq_f32, vmaxnmvq_f32, vminnmq_f32,
-    vminnmvq_f32, vmovn_s16, vmovn_s32, vst1q_s8,
+    vdupq_n_s8, veorq_s8, vfmaq_f32, vfmaq_laneq_f32, vld1q_f32, vmaxnmq_f32, vmaxnmvq_f32,
+    vmaxq_f32, vminnmq_f32, vminnmvq_f32, vminq_f32, vmovn_s16, vmovn_s32, vmulq_f32, vst1q_f32,
+    vst1q_s8,
 };
+use std::ptr;
 
-use super::rows::Quantization;
+use super::STRIP;
+use super::rows::{GELU, GELU_LIMIT, Quantization};
 
 /// Values of one round.
 const LANES: usize = 16;
@@ -94,4 +98,98 @@ pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
         out_rest.copy_from_slice(&bytes[..rest.len()]);
     }
     Quantization { scale: scale + poison, zero: zero - 128.0 }
+}
+
+/// A constant in each lane of a vector.
+#[repr(C, align(16))]
+struct Lanes([f32; 4]);
+
+/// The constants that `FMLA` adds to: the even coefficients of [`GELU`], then −1 and ½.
+static ADDENDS: [Lanes; 9] = {
+    let mut addends = [const { Lanes([-1.0; 4]) }; 9];
+    let mut i = 0;
+    while i < 7 {
+        addends[i] = Lanes([GELU[2 * i]; 4]);
+        i += 1;
+    }
+    addends[8] = Lanes([0.5; 4]);
+    addends
+};
+
+/// Loads one of [`ADDENDS`] from memory, in each use.
+///
+/// `FMLA` overwrites what it adds to. The compiler keeps a constant in a register, and copies it before each `FMLA`:
+/// the copies take the units that multiply. A load takes a unit that is idle here.
+#[inline]
+#[target_feature(enable = "neon")]
+fn addend(i: usize) -> float32x4_t {
+    // SAFETY: the four values of `Lanes` are a vector, and aligned as one.
+    // JUSTIFICATION: the compiler moves any other load out of the loop.
+    unsafe { ptr::from_ref(&ADDENDS[i]).cast::<float32x4_t>().read_volatile() }
+}
+
+/// Returns coefficient `2i` plus coefficient `2i + 1`, which is a lane of `odd`, times `z`.
+#[inline]
+#[target_feature(enable = "neon")]
+fn pair<const LANE: i32>(i: usize, odd: float32x4_t, z: float32x4_t) -> float32x4_t {
+    vfmaq_laneq_f32::<LANE>(addend(i), z, odd)
+}
+
+/// Returns GELU of 16 values, by the polynomial and the bounds of `gelu` in [`super::rows`].
+///
+/// `FMAX` and `FMIN` return NaN where a value is NaN.
+#[inline]
+#[target_feature(enable = "neon")]
+fn gelu(x: [float32x4_t; LANES / 4]) -> [float32x4_t; LANES / 4] {
+    let limit = vdupq_n_f32(GELU_LIMIT);
+    let scale = vdupq_n_f32(2.0 / (GELU_LIMIT * GELU_LIMIT));
+    let odd = |coefficients: &[f32; 4]| {
+        // SAFETY: four values are a vector.
+        // JUSTIFICATION: there is no safe load of vectors.
+        unsafe { vld1q_f32(coefficients.as_ptr()) }
+    };
+    let low = odd(&[GELU[1], GELU[3], GELU[5], GELU[7]]);
+    let high = odd(&[GELU[9], GELU[11], GELU[13], 0.0]);
+    let outer = x.map(|x| vmaxq_f32(x, vdupq_n_f32(-GELU_LIMIT)));
+    let near = outer.map(|x| vminq_f32(x, limit));
+    let z = near.map(|near| vfmaq_f32(addend(7), vmulq_f32(near, near), scale));
+    // Horner's method in z², two coefficients a step: half as many constants are added to.
+    let square = z.map(|z| vmulq_f32(z, z));
+    let step = |p: [float32x4_t; 4], terms: [float32x4_t; 4]| {
+        std::array::from_fn(|vector| vfmaq_f32(terms[vector], p[vector], square[vector]))
+    };
+    let p = z.map(|z| pair::<2>(6, high, z));
+    let p = step(p, z.map(|z| pair::<1>(5, high, z)));
+    let p = step(p, z.map(|z| pair::<0>(4, high, z)));
+    let p = step(p, z.map(|z| pair::<3>(3, low, z)));
+    let p = step(p, z.map(|z| pair::<2>(2, low, z)));
+    let p = step(p, z.map(|z| pair::<1>(1, low, z)));
+    let p: [float32x4_t; 4] = step(p, z.map(|z| pair::<0>(0, low, z)));
+    std::array::from_fn(|vector| {
+        // At the limit this is 1 − 2⁻²⁴, which is near enough to 1 above it.
+        vmulq_f32(outer[vector], vfmaq_f32(addend(8), near[vector], p[vector]))
+    })
+}
+
+/// Writes GELU of `block + bias` into the rows of `out`, `stride` values apart, as `store_f32` of [`super::rows`] does.
+#[target_feature(enable = "neon")]
+pub(super) fn store_gelu(
+    block: &[[f32; STRIP]],
+    bias: &[f32; STRIP],
+    out: &mut [f32],
+    stride: usize,
+) {
+    for (row, out) in block.iter().zip(out.chunks_mut(stride)) {
+        let Some(out) = out.first_chunk_mut::<STRIP>() else { return };
+        let rounds = row.as_chunks::<LANES>().0.iter().zip(bias.as_chunks::<LANES>().0);
+        for ((row, bias), out) in rounds.zip(out.as_chunks_mut::<LANES>().0) {
+            let (row, bias) = (load(row), load(bias));
+            let x = std::array::from_fn(|vector| vaddq_f32(row[vector], bias[vector]));
+            for (vector, value) in gelu(x).into_iter().enumerate() {
+                // SAFETY: four vectors of four are the 16 values.
+                // JUSTIFICATION: there is no safe store of vectors.
+                unsafe { vst1q_f32(out.as_mut_ptr().add(4 * vector), value) };
+            }
+        }
+    }
 }

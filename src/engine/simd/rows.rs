@@ -23,10 +23,10 @@ const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 /// The polynomial of the same file, highest power first.
 const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
 /// `Φ(x)` is 1 in f32 above it, and `x·Φ(x)` below 1e-6 beneath its negative.
-const GELU_LIMIT: f32 = 5.2;
+pub(super) const GELU_LIMIT: f32 = 5.2;
 /// `(Φ(x) − ½)/x` as a polynomial in `2(x/GELU_LIMIT)² − 1`, lowest power first: minimax in the error of
 /// `x·Φ(x)`, which is 1.5e-7 at most before rounding.
-const GELU: [f32; 14] = [
+pub(super) const GELU: [f32; 14] = [
     0.135_949_98,
     -0.067_743_62,
     0.050_025_616,
@@ -160,9 +160,28 @@ fn activate_bf16<const FMA: bool, const ACTIVATION: u8>(
     }
 }
 
+/// Writes `activation(block + bias)` into the rows of `out`, `stride` values apart.
+pub(in crate::engine) fn store_f32(
+    isa: Isa,
+    block: &[[f32; STRIP]],
+    bias: &[f32; STRIP],
+    activation: Option<HiddenActivation>,
+    out: &mut [f32],
+    stride: usize,
+) {
+    match (isa.0, activation) {
+        // SAFETY: every 64-bit Arm processor has NEON.
+        // JUSTIFICATION: as in `vectorised!`.
+        #[cfg(target_arch = "aarch64")]
+        (Level::Neon { .. }, Some(HiddenActivation::Gelu)) => unsafe {
+            neon_rows::store_gelu(block, bias, out, stride);
+        },
+        _ => store_portable(isa, block, bias, activation, out, stride),
+    }
+}
+
 vectorised! {
-    /// `activation(block + bias)` into the rows of `out`, `stride` values apart.
-    fn store_f32<FMA>(
+    fn store_portable<FMA>(
         block: &[[f32; STRIP]],
         bias: &[f32; STRIP],
         activation: Option<HiddenActivation>,
