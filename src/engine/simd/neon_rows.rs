@@ -112,8 +112,23 @@ static ADDENDS: [Lanes; 9] = {
         addends[i] = Lanes([GELU[2 * i]; 4]);
         i += 1;
     }
-    addends[8] = Lanes([0.5; 4]);
+    addends[HALF] = Lanes([0.5; 4]);
     addends
+};
+
+/// Places of −1 and ½ in [`ADDENDS`].
+const MINUS_ONE: usize = 7;
+const HALF: usize = 8;
+
+/// The odd coefficients of [`GELU`], then zeros.
+const ODD: [f32; LANES] = {
+    let mut odd = [0.0; LANES];
+    let mut i = 0;
+    while i < 7 {
+        odd[i] = GELU[2 * i + 1];
+        i += 1;
+    }
+    odd
 };
 
 /// Loads one of [`ADDENDS`] from memory, in each use.
@@ -143,16 +158,10 @@ fn pair<const LANE: i32>(i: usize, odd: float32x4_t, z: float32x4_t) -> float32x
 fn gelu(x: [float32x4_t; LANES / 4]) -> [float32x4_t; LANES / 4] {
     let limit = vdupq_n_f32(GELU_LIMIT);
     let scale = vdupq_n_f32(2.0 / (GELU_LIMIT * GELU_LIMIT));
-    let odd = |coefficients: &[f32; 4]| {
-        // SAFETY: four values are a vector.
-        // JUSTIFICATION: there is no safe load of vectors.
-        unsafe { vld1q_f32(coefficients.as_ptr()) }
-    };
-    let low = odd(&[GELU[1], GELU[3], GELU[5], GELU[7]]);
-    let high = odd(&[GELU[9], GELU[11], GELU[13], 0.0]);
+    let [low, high, ..] = load(&ODD);
     let outer = x.map(|x| vmaxq_f32(x, vdupq_n_f32(-GELU_LIMIT)));
     let near = outer.map(|x| vminq_f32(x, limit));
-    let z = near.map(|near| vfmaq_f32(addend(7), vmulq_f32(near, near), scale));
+    let z = near.map(|near| vfmaq_f32(addend(MINUS_ONE), vmulq_f32(near, near), scale));
     // Horner's method in z², two coefficients a step: half as many constants are added to.
     let square = z.map(|z| vmulq_f32(z, z));
     let step = |p: [float32x4_t; 4], terms: [float32x4_t; 4]| {
@@ -166,8 +175,8 @@ fn gelu(x: [float32x4_t; LANES / 4]) -> [float32x4_t; LANES / 4] {
     let p = step(p, z.map(|z| pair::<1>(1, low, z)));
     let p: [float32x4_t; 4] = step(p, z.map(|z| pair::<0>(0, low, z)));
     std::array::from_fn(|vector| {
-        // At the limit this is 1 − 2⁻²⁴, which is near enough to 1 above it.
-        vmulq_f32(outer[vector], vfmaq_f32(addend(8), near[vector], p[vector]))
+        // The sum is 1 − 2⁻²⁴ above the limit: within the rounding of a product.
+        vmulq_f32(outer[vector], vfmaq_f32(addend(HALF), near[vector], p[vector]))
     })
 }
 
@@ -187,7 +196,7 @@ pub(super) fn store_gelu(
             let x = std::array::from_fn(|vector| vaddq_f32(row[vector], bias[vector]));
             for (vector, value) in gelu(x).into_iter().enumerate() {
                 // SAFETY: four vectors of four are the 16 values.
-                // JUSTIFICATION: there is no safe store of vectors.
+                // JUSTIFICATION: all stores of vectors are unsafe.
                 unsafe { vst1q_f32(out.as_mut_ptr().add(4 * vector), value) };
             }
         }
