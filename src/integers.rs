@@ -1,50 +1,52 @@
-//! Integers in place of weights: how a row is rounded, and which channels share a scale.
+//! Rounds weights to 8-bit integers: the rounding of a row, and the channels that share a scale.
 //!
-//! A weight is `integer · scale` of its output and block of inputs, but for the few that are far larger
-//! than the others, which are kept as they are. The engine gives its activations the same blocks, so that a
-//! large channel costs those of its own block their steps and no others.
+//! A weight is `integer · scale`, where the scale belongs to one output and one block of inputs.
+//! The few weights that are far larger than the others of their output are outliers and stay exact.
+//! The engine quantizes its activations in the same blocks, so that a large channel makes the steps
+//! of its own block coarser and of no other block.
 //!
-//! Packages are rounded by the same rules as weights that are loaded as floats, so that both give the same
-//! integers. Pure: knows neither files nor the packed form.
+//! The engine rounds weights that are stored as floats by the same rules as `caxton pack`, so that
+//! both give the same integers. This module is pure: it knows neither files nor the packed form.
 
-/// The largest integer: as far as a byte goes to both sides.
+/// Largest magnitude of an integer: the range of an `i8` that is symmetric about 0.
 pub(crate) const STEPS: f32 = 127.0;
-/// Most outliers of one output.
+/// Maximum number of outliers of one output.
 const OUTLIERS: usize = 4;
-/// How much larger than the next an outlier is.
+/// Smallest ratio of an outlier to the weight that is next in magnitude.
 const OUTLIER_RATIO: f32 = 2.0;
-/// Channels of a block at most.
+/// Maximum number of channels in a block.
 const BLOCK: usize = 128;
-/// Hidden channels in the block of the large ones.
+/// Number of hidden channels in the first block, which holds the large ones.
 const LARGE: usize = 16;
 
-/// Weights that are looked at together.
+/// Weights that [`find_outliers`] compares at once.
 const LANES: usize = 16;
-/// A float this far from 0 has integers next to it: adding it rounds, and leaves the integer in the lowest
-/// bits.
+/// The number 1.5 · 2²³. Adjacent f32 values of this magnitude differ by 1, so adding it to a small
+/// float rounds that float to the nearest integer and leaves the integer in the lowest bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// The weights of one output.
+/// Quantized weights of one output.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct IntegerRow {
-    /// One for each input; 0 for an outlier.
+    /// One integer for each input; 0 for an outlier.
     pub(crate) integers: Vec<i8>,
-    /// Of each block of inputs.
+    /// One scale for each block of inputs.
     pub(crate) scales: Vec<f32>,
-    /// Input and weight of what is kept as it is.
+    /// Input and exact weight of each outlier, the largest first.
     pub(crate) outliers: Vec<(usize, f32)>,
 }
 
 impl IntegerRow {
-    /// Rounds `weights`, which are finite, in blocks of inputs that end at `ends`. The largest weight of a block
-    /// becomes at most `steps`, which are at most [`STEPS`].
+    /// Rounds `weights`, which must be finite, in blocks of inputs that end at `ends`. The largest
+    /// weight of a block becomes at most `steps`, which must be at most [`STEPS`].
     pub(crate) fn round_to(steps: f32, weights: &[f32], ends: &[usize]) -> Self {
         let mut row = Self::default();
         row.round(steps, &mut weights.to_vec(), ends);
         row
     }
 
-    /// Rounds as [`round_to`](Self::round_to) into the memory of this row. Outliers become 0 in `weights`.
+    /// Rounds like [`round_to`](Self::round_to) and reuses the memory of this row. Sets outliers to
+    /// 0 in `weights`.
     pub(crate) fn round(&mut self, steps: f32, weights: &mut [f32], ends: &[usize]) {
         find_outliers(weights, &mut self.outliers);
         for &(input, _) in &self.outliers {
@@ -66,28 +68,36 @@ impl IntegerRow {
     }
 }
 
-/// The step between two integers of `block`, whose largest magnitude is at most `steps` of it.
+/// Returns the scale of `block`, the step between two adjacent integers. The largest magnitude in
+/// the block is at most `steps` times the scale.
 ///
-/// Rounded up to a bf16, so that the zeros at its end compress: this saves 0.5 % of a package of
-/// all-MiniLM-L6-v2 and raises the relative error of its matrices from 0.00879 to 0.00882.
+/// The scale is rounded up to a bf16, so that its two zero bytes compress well. This saves 0.5 % of
+/// a package of all-MiniLM-L6-v2 and raises the relative error of its matrices from 0.00879 to
+/// 0.00882.
 fn step(block: &[f32], steps: f32) -> f32 {
     const DROPPED: u32 = (1 << 16) - 1;
-    // The bits of positive floats are in the order of their values, and a carry goes into the exponent.
+    // Positive floats sort like their bits, so the fold may compare bits. In the rounding below, a
+    // carry out of the mantissa correctly increments the exponent.
     let largest = block.iter().fold(0, |largest, weight| weight.abs().to_bits().max(largest));
     let step = f32::from_bits(largest) / steps;
-    // A block of zeros, and one so small that its step would lose bits: with this step it becomes zeros.
+    // The block is zero, or so small that a subnormal scale would lose bits. A scale of 1 rounds it
+    // to zeros.
     if !step.is_normal() {
         return 1.0;
     }
     f32::from_bits((step.to_bits() + DROPPED) & !DROPPED)
 }
 
-/// Finds the outliers among the weights of one output, the largest first: as few as leave none that stands
-/// out.
+/// Finds the outliers among the weights of one output, the largest first.
+///
+/// The outliers are the weights above the first gap: sorted by magnitude, the first weight that is
+/// at least [`OUTLIER_RATIO`] times the next one is the last outlier. At most [`OUTLIERS`] weights
+/// qualify.
 fn find_outliers(weights: &[f32], largest: &mut Vec<(usize, f32)>) {
     largest.clear();
     for (part, of_part) in weights.chunks(LANES).enumerate() {
-        // Only the first parts have more than a few of the largest so far.
+        // Skip a part in which no weight exceeds the fifth largest so far. After the first parts,
+        // this test skips most of them, and it compiles to vector instructions.
         let least = largest.get(OUTLIERS).map_or(-1.0, |(_, weight)| weight.abs());
         if !of_part.iter().fold(false, |larger, weight| larger | (weight.abs() > least)) {
             continue;
@@ -100,7 +110,8 @@ fn find_outliers(weights: &[f32], largest: &mut Vec<(usize, f32)>) {
             }
         }
     }
-    // Of a row with a single value, or of zeros, nothing is gained.
+    // Do not extract an outlier when the next weight is 0: the scale of the block represents a
+    // single value exactly, so an outlier saves nothing.
     let stands_out = |pair: &[(usize, f32)]| {
         let [larger, next] = [pair[0].1.abs(), pair[1].1.abs()];
         next > 0.0 && larger >= OUTLIER_RATIO * next
@@ -108,10 +119,11 @@ fn find_outliers(weights: &[f32], largest: &mut Vec<(usize, f32)>) {
     largest.truncate(largest.windows(2).position(stands_out).map_or(0, |first| first + 1));
 }
 
-/// The hidden channels, those first that some LayerNorm makes large: its output is `weight · z + bias`
-/// with `z` seldom beyond 3.
+/// Returns the order of the hidden channels: first the [`LARGE`] channels that some LayerNorm makes
+/// largest, then the others in their original order.
 ///
-/// A LayerNorm is given as weight and bias, each one value a channel.
+/// The output of a LayerNorm is `weight · z + bias`, where `z` rarely exceeds 3 in magnitude. Each
+/// item of `norms` is the weight and the bias of one LayerNorm, both of length `channels`.
 pub(crate) fn channel_order(norms: &[[Vec<f32>; 2]], channels: usize) -> Vec<usize> {
     let mut sizes = vec![0.0_f32; channels];
     for [weight, bias] in norms {
@@ -126,18 +138,22 @@ pub(crate) fn channel_order(norms: &[[Vec<f32>; 2]], channels: usize) -> Vec<usi
     }
     let mut order: Vec<usize> = (0..channels).collect();
     order.sort_by(|&a, &b| sizes[b].total_cmp(&sizes[a]));
-    // The others keep their order.
+    // Channels outside the first block keep their original order.
     order[LARGE.min(channels)..].sort_unstable();
     order
 }
 
-/// Whether the matrix `name` multiplies rows of the `channels` hidden channels, in the order of [`channel_order`], as
-/// one with as many inputs is taken to; but a row of a table of embeddings is read alone.
+/// Returns whether the matrix `name` multiplies rows of the `channels` hidden channels, which are
+/// in the order of [`channel_order`].
+///
+/// Any matrix with `channels` inputs counts, except an embedding table, whose rows are read one at
+/// a time, and the output product of attention, whose inputs come from the heads.
 pub(crate) fn reads_hidden(name: &str, inputs: usize, channels: usize) -> bool {
     inputs == channels && !is_table(name) && !reads_heads(name)
 }
 
-/// Ends of the blocks of inputs that share a scale in the matrix `name` of an encoder with `channels` hidden channels.
+/// Returns the ends of the blocks of inputs that share a scale in the matrix `name` of an encoder
+/// with `channels` hidden channels.
 pub(crate) fn input_blocks(name: &str, inputs: usize, channels: usize) -> Vec<usize> {
     if is_table(name) || reads_heads(name) {
         vec![inputs]
@@ -152,14 +168,15 @@ fn is_table(name: &str) -> bool {
     name.contains("embedding")
 }
 
-/// Whether the inputs are what the heads give, whose channels are all of one size; by the names of all families.
+/// Returns whether the matrix multiplies the output of the attention heads, whose channels all have
+/// a similar magnitude. The suffixes are the tensor names of all families.
 fn reads_heads(name: &str) -> bool {
     ["attention.output.dense.weight", "out_lin.weight", "attn.o.weight", "attn.Wo.weight"]
         .iter()
         .any(|suffix| name.ends_with(suffix))
 }
 
-/// Ends of the blocks of hidden channels in the order of [`channel_order`].
+/// Returns the ends of the blocks of hidden channels in the order of [`channel_order`].
 pub(crate) fn hidden_blocks(channels: usize) -> Vec<usize> {
     let large = LARGE.min(channels);
     let mut ends = vec![large];
@@ -167,7 +184,7 @@ pub(crate) fn hidden_blocks(channels: usize) -> Vec<usize> {
     ends
 }
 
-/// Ends of blocks of nearly one size, each a multiple of 4 but for the last.
+/// Returns the ends of blocks of nearly equal size. Each end except the last is a multiple of 4.
 pub(crate) fn even_blocks(channels: usize) -> Vec<usize> {
     let blocks = channels.div_ceil(BLOCK);
     (1..=blocks)
@@ -181,7 +198,7 @@ mod tests {
 
     use super::*;
 
-    /// Rounds value by value, by the definition in the documentation of this module.
+    /// Rounds value by value, by the definition in the module documentation.
     fn defined(steps: f32, weights: &[f32], ends: &[usize]) -> IntegerRow {
         let mut inputs: Vec<usize> = (0..weights.len()).collect();
         inputs.sort_by(|&a, &b| weights[b].abs().total_cmp(&weights[a].abs()));
@@ -216,7 +233,8 @@ mod tests {
         row
     }
 
-    /// Weights as they are, of a few steps so that there are halves and equals, and at the ends of f32.
+    /// Returns a strategy for rows of weights: ordinary values, multiples of 0.5 that produce ties
+    /// and equal values, and values at the limits of f32.
     fn weights() -> impl Strategy<Value = Vec<f32>> {
         let weight = prop_oneof![
             8 => -1.0_f32..1.0,
@@ -238,7 +256,7 @@ mod tests {
             steps in prop_oneof![Just(STEPS), Just(31.0_f32)],
             block in 1_usize..20,
         ) {
-            // In the memory of the row before.
+            // Each row reuses the memory of the row before it.
             let mut row = IntegerRow::default();
             for mut weights in rows {
                 let inputs = weights.len();
@@ -256,7 +274,7 @@ mod tests {
         let row = IntegerRow::round_to(STEPS, &[0.5, -1.27, 0.0, 9.0, 2.54, -0.02], &[4, 6]);
         assert_eq!(row.integers, [50, -127, 0, 0, 127, -1]);
         assert_eq!(row.outliers, [(3, 9.0)]);
-        // 0.01 and 0.02, and the next bf16 above.
+        // The exact scales are 0.01 and 0.02; the expected ones are the next bf16 values above.
         assert_eq!(row.scales.iter().map(|scale| scale.to_bits() & 0xffff).max(), Some(0));
         assert!((0.01..0.010_04).contains(&row.scales[0]), "{:?}", row.scales);
         assert!((0.02..0.020_08).contains(&row.scales[1]), "{:?}", row.scales);
@@ -278,7 +296,7 @@ mod tests {
             (&[7.0, 0.0, 0.0], &[]),
             (&[7.0], &[]),
             (&[], &[]),
-            // Five equals are no outliers: the row is of their size.
+            // Five equal weights are not outliers: they set the magnitude of the row.
             (&[9.0, 9.0, 9.0, 9.0, 9.0, 0.1], &[]),
         ];
         for (row, expected) in cases {

@@ -1,14 +1,14 @@
 //! Products of bf16 in AMX tiles, in inline assembly, because Rust has no stable intrinsics.
 //!
-//! Eight tiles of 16 rows of 64 bytes: four of sums (2 × 2, of 32 rows and 32 columns), two of rows, two
-//! of packed columns. <https://www.intel.com/content/www/us/en/developer/articles/technical/intel-sdm.html>,
-//! volume 1, chapter 18.
+//! AMX has eight tiles of 16 rows of 64 bytes. Four of them hold sums (2 × 2 tiles for 32 rows and
+//! 32 columns), two hold rows, and two hold packed columns. See
+//! <https://www.intel.com/content/www/us/en/developer/articles/technical/intel-sdm.html>, volume 1,
+//! chapter 18.
 //!
-//! Owns the permission, which Linux gives to a process that asks:
-//! <https://docs.kernel.org/arch/x86/xstate.html>.
+//! Linux permits a process to use AMX on request: <https://docs.kernel.org/arch/x86/xstate.html>.
 //!
-//! Invariant: an [`Amx`] exists only after the permission was given, [`Tiles`] only while the tiles of
-//! this thread are configured.
+//! Invariant: an [`Amx`] exists only after the kernel granted the permission. [`Tiles`] exist only
+//! while the tiles of their thread are configured.
 
 #![allow(unsafe_code, reason = "tiles are reached through assembly alone")]
 
@@ -20,45 +20,49 @@ use super::simd::dense::Product;
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
-/// Groups of four bytes in a row of a tile.
+/// Lane groups (four bytes each) in a row of a tile.
 pub(super) const TILE_GROUPS: usize = 16;
-/// `ARCH_REQ_XCOMP_PERM` of `arch_prctl`.
+/// Operation `ARCH_REQ_XCOMP_PERM` of `arch_prctl`.
 const REQUEST_PERMISSION: libc::c_int = 0x1023;
-/// The state component of the tiles.
+/// State component of the tile data.
 const TILE_DATA: libc::c_ulong = 18;
 
-/// That this process may use tiles of bf16.
+/// Permission of this process to use AMX tiles for bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Amx(());
 
 impl Amx {
-    /// The permission of this process, asked for when it has none.
+    /// Requests the permission from the kernel. A repeated request succeeds again.
     ///
     /// # Errors
-    /// Why there is none, in words for an operator.
+    /// Returns the reason, in words for an operator, if the processor has no AMX or the kernel
+    /// refuses.
     pub(super) fn request() -> Result<Self, &'static str> {
         const TILE_BF16: u32 = 1 << 24 | 1 << 22;
         if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & TILE_BF16 != TILE_BF16 {
             return Err("the processor has no AMX");
         }
-        // SAFETY: this call of `arch_prctl` takes two integers and touches no memory of the process.
-        // JUSTIFICATION: neither std nor nix has it.
+        // SAFETY: this call of `arch_prctl` takes two integers and does not access the memory of
+        // the process.
+        // JUSTIFICATION: neither std nor nix provides this call.
         let refused =
             unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } != 0;
         if refused { Err("the kernel does not permit AMX") } else { Ok(Self(())) }
     }
 
-    /// Configures the tiles of this thread, which must hold no others: the first to be dropped takes them from both.
+    /// Configures the tiles of this thread. The thread must not have other [`Tiles`]: dropping one
+    /// releases the tiles of both.
     pub(super) fn tiles(self) -> Tiles {
         let mut config = Config { bytes: [0; 64] };
+        // Palette 1. Each of the eight tiles has rows of 64 bytes, and 16 rows.
         config.bytes[0] = 1;
         for tile in 0..8 {
             config.bytes[16 + 2 * tile] = 64;
             config.bytes[48 + tile] = 16;
         }
-        // SAFETY: permission was given; the configuration is 64 bytes, of palette 1, with tiles within
-        // its limits.
-        // JUSTIFICATION: there is no stable intrinsic.
+        // SAFETY: the permission was granted. The configuration has 64 bytes, of palette 1, with
+        // tiles within its limits.
+        // JUSTIFICATION: Rust has no stable intrinsic.
         unsafe {
             asm!("ldtilecfg [{config}]", config = in(reg) &raw const config,
                 options(nostack, preserves_flags, readonly));
@@ -72,23 +76,24 @@ struct Config {
     bytes: [u8; 64],
 }
 
-/// The configured tiles of this thread.
+/// Configured tiles of this thread. The pointer makes the type neither `Send` nor `Sync`.
 pub(super) struct Tiles(PhantomData<*const ()>);
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: `Tiles` exist only where AMX is permitted; nothing else uses tiles.
-        // JUSTIFICATION: there is no stable intrinsic.
+        // SAFETY: `Tiles` exist only where AMX is permitted. No other code uses tiles.
+        // JUSTIFICATION: Rust has no stable intrinsic.
         unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
     }
 }
 
 impl Tiles {
-    /// Products of 32 or 16 rows and 32 columns at a time: rows are rounded up to [`TILE_ROWS`], groups
-    /// are a multiple of [`TILE_GROUPS`].
+    /// Computes products of bf16, 32 or 16 rows and 32 columns at a time. The rows are rounded up
+    /// to a multiple of [`TILE_ROWS`]. The lane groups are a multiple of [`TILE_GROUPS`].
     ///
     /// # Panics
-    /// When the slices are too short for whole tiles.
+    /// Panics if the slices are too short for whole tiles, or if the panel is empty or not a
+    /// multiple of a tile.
     #[expect(clippy::unused_self, reason = "proves that the tiles are configured")]
     pub(super) fn bf16(&self, product: &mut Product<'_>) {
         let rows = product.rows.next_multiple_of(TILE_ROWS);
@@ -103,11 +108,12 @@ impl Tiles {
         let mut first = 0;
         while first < rows {
             let pair = first + 2 * TILE_ROWS <= rows;
-            // SAFETY: `Tiles` prove that the tiles are configured. Loaded are 16 rows of 64 bytes at
-            // each of `steps` places from row `first` (and from row `first + 16` when `pair`),
-            // within the operand by `fits(rows)`; `steps · 16` groups of 128 bytes, the strip; stored
-            // are rows of 128 bytes, within `out` by `fits(rows)`.
-            // JUSTIFICATION: there are no stable intrinsics.
+            // SAFETY: `Tiles` prove that the tiles are configured. In each of the `steps` steps,
+            // the loads read 16 rows of 64 bytes from row `first` on (and from row `first + 16` on
+            // if `pair`); `fits(rows)` puts them within the operand. They also read `steps · 16`
+            // lane groups of 128 bytes, which is the panel. The stores write rows of 128 bytes,
+            // which `fits(rows)` puts within `out`.
+            // JUSTIFICATION: Rust has no stable intrinsics.
             unsafe {
                 let operand = product.operand.as_ptr().add(first * product.stride);
                 let out = product.out.as_mut_ptr().add(first * product.out_stride);
@@ -188,10 +194,10 @@ impl Tiles {
     /// multiplications.
     #[expect(clippy::unused_self, reason = "proves that the tiles are configured")]
     pub(super) fn multiply(&self, rounds: usize) -> usize {
-        // A tile has 16 rows and columns of sums, of 32 products each.
+        // A tile has 16 rows and 16 columns of sums, of 32 products each.
         const OF_TILE: usize = TILE_ROWS * 16 * 2 * TILE_GROUPS;
-        // SAFETY: `Tiles` prove that the tiles are configured. The assembly touches no memory.
-        // JUSTIFICATION: there are no stable intrinsics.
+        // SAFETY: `Tiles` prove that the tiles are configured. The assembly does not access memory.
+        // JUSTIFICATION: Rust has no stable intrinsics.
         unsafe {
             asm!(
                 "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
@@ -225,7 +231,7 @@ pub(super) mod tests {
     use crate::engine::simd::dense;
     use crate::engine::simd::dense::tests::{SHAPES, results};
 
-    /// Tiles of this processor, or emulated ones.
+    /// Returns the tiles of this processor, or emulated ones if it has none.
     pub(in crate::engine) fn tiles() -> Amx {
         Amx::request().unwrap_or_else(|why| {
             eprintln!("tiles are emulated, because {why}");

@@ -1,14 +1,17 @@
-//! AMX where there is none: types without values, so that callers need no second form.
+//! Substitute for AMX on other architectures: types without values, so that callers need only one
+//! form.
 
 use super::simd::dense::Product;
 
-/// Never exists.
+/// Permission that cannot exist on this architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Amx {}
 
 impl Amx {
+    /// Returns an error: this architecture has no AMX.
+    ///
     /// # Errors
-    /// Always.
+    /// Returns an error in every call.
     pub(super) fn request() -> Result<Self, &'static str> {
         Err("the processor has no AMX")
     }
@@ -18,7 +21,7 @@ impl Amx {
     }
 }
 
-/// Never exists.
+/// Tiles that cannot exist on this architecture.
 pub(super) enum Tiles {}
 
 impl Tiles {

@@ -1,7 +1,8 @@
-//! Attention of one text, head by head, on queries, keys and values of its rows.
+//! Attention of one text, head by head, on the queries, keys and values of its rows.
 //!
-//! Scores of 32 queries with all keys are whole rows, so that softmax needs no second look. Keys and
-//! values of a head are packed as weights are, and multiplied by the same kernels.
+//! The scores of up to 32 queries with all keys are whole rows, so softmax does not combine partial
+//! results. The keys and values of a head are packed into panels as weights are, and multiplied by
+//! the same kernels.
 
 use std::ops::Range;
 
@@ -10,27 +11,27 @@ use super::linear::{Format, ROWS, Session};
 use super::simd::dense::Product;
 use super::simd::{STRIP, rows};
 
-/// The rows of one text and what its heads look like.
+/// Queries, keys and values of one text, and the shape of its heads.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a> {
-    /// F32 or Bf16.
+    /// Format of the states: F32 or Bf16.
     pub(super) format: Format,
     pub(super) heads: usize,
-    /// Values of a head, padded to whole strips.
+    /// Number of values of a head, padded to whole panels.
     pub(super) width: usize,
-    /// Queries of all heads, then keys, then values: of each head the rows of the text and, behind them,
-    /// of as many rows as pad it, `[3, heads, rows, width]`.
+    /// Queries of all heads, then keys, then values, `[3, heads, rows, width]`. Each head has the
+    /// rows of the text, followed by the padding rows.
     pub(super) states: &'a [u32],
-    /// Groups from one head to the next.
+    /// Distance between two heads, in lane groups.
     pub(super) stride: usize,
-    /// Tokens of the text.
+    /// Number of tokens of the text.
     pub(super) length: usize,
-    /// What is added to the score of a query and a key, for each head: `2 · reach − 1` values, those of
-    /// the distance 0 in the middle.
+    /// Relative position bias of each head, added to the score of a query and a key. A head has
+    /// `2 · reach − 1` values by distance; distance 0 is in the middle.
     pub(super) bias: Option<&'a [Vec<f32>]>,
 }
 
-/// Where the attended values of the queries go, rows of them.
+/// Destination of the attended values, in rows.
 pub(super) enum Attended<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [u16]),
@@ -47,7 +48,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Groups of each buffer, in their order, for a text of `length` tokens and heads of `width` values.
+    /// Returns the number of lane groups of each buffer, in the order of the fields, for a text of
+    /// `length` tokens and heads of `width` values.
     const fn sizes(format: Format, width: usize, length: usize) -> [usize; 5] {
         let padded = length.next_multiple_of(STRIP);
         [
@@ -67,15 +69,17 @@ impl Memory {
         }
     }
 
-    /// Memory for a text before it is there, in bytes.
+    /// Returns the memory that a text will need, in bytes.
     pub(super) fn bytes_of(format: Format, width: usize, length: usize) -> u64 {
         Self::sizes(format, width, length).map(Buffer::bytes_of).iter().sum()
     }
 }
 
 impl Heads<'_> {
-    /// Attends for the queries in `queries` of one head. `out` begins with the first query's values, and
-    /// has those of the next one `out_stride` values behind.
+    /// Computes the attention of the queries in `queries` of one head. Writes the values of the
+    /// first query to the start of `out`, and those of each next query `out_stride` values further.
+    ///
+    /// Each call packs all keys and values of the head, so few calls with many queries are cheaper.
     pub(super) fn attend(
         &self,
         session: &Session,
@@ -102,26 +106,27 @@ impl Heads<'_> {
         }
     }
 
-    /// Groups of a head.
+    /// Returns the number of lane groups in a row of one head.
     const fn groups(&self) -> usize {
         self.format.groups(self.width)
     }
 
-    /// Returns the rows from `row` on: `part` is 0 for queries, 1 for keys, 2 for values.
+    /// Returns the rows from `row` on. `part` is 0 for queries, 1 for keys, 2 for values.
     fn rows(&self, row: usize, part: usize, head: usize) -> &[u32] {
         &self.states[(part * self.heads + head) * self.stride + row * self.groups()..]
     }
 
-    /// Returns the groups of a row.
+    /// Returns the lane groups of one row.
     fn row(&self, row: usize, part: usize, head: usize) -> &[u32] {
         &self.rows(row, part, head)[..self.groups()]
     }
 
-    /// Strips of 32 keys, `[strips, groups, 32]`; those that pad are zero.
+    /// Packs panels of 32 keys, `[strips, groups, 32]`. Padding keys are zero.
     fn pack_keys(&self, head: usize, packed: &mut [u32]) {
         let groups = self.groups();
         let (packed, _) = packed.as_chunks_mut::<STRIP>();
         for (strip, packed) in packed.chunks_exact_mut(groups).enumerate() {
+            // Transpose: a line of the panel has the same lane group of 32 keys.
             for column in 0..STRIP {
                 let key = strip * STRIP + column;
                 if key < self.length {
@@ -138,7 +143,8 @@ impl Heads<'_> {
         }
     }
 
-    /// Strips of 32 values, `[strips, groups of keys, 32]`; those of keys that pad are zero.
+    /// Packs panels of 32 value channels, `[strips, groups of keys, 32]`. The values of padding
+    /// keys are zero.
     fn pack_values(&self, head: usize, packed: &mut [u32]) {
         let key_groups = self.format.groups(self.length.next_multiple_of(STRIP));
         let (packed, _) = packed.as_chunks_mut::<STRIP>();
@@ -151,6 +157,8 @@ impl Heads<'_> {
                         let row = self.row(group, 2, head)[strip * STRIP..].first_chunk();
                         *row.unwrap_or(&[0; STRIP])
                     }
+                    // A lane group has the values of two adjacent keys, so two rows are
+                    // interleaved.
                     Format::Bf16 if 2 * group < self.length => {
                         let half = |key: usize| {
                             let row = self.row(key, 2, head)[strip * STRIP / 2..].first_chunk();
@@ -166,8 +174,8 @@ impl Heads<'_> {
         }
     }
 
-    /// Attends for at most [`ROWS`] queries of one head. The values of the first one go to `start` of
-    /// `out`, those of the next one `stride` values behind.
+    /// Computes the attention of at most [`ROWS`] queries of one head. Writes the values of the
+    /// first query to `start` of `out`, and those of each next query `stride` values further.
     fn attend_rows(
         &self,
         session: &Session,
@@ -179,6 +187,7 @@ impl Heads<'_> {
     ) {
         let rows = queries.len();
         let padded = self.length.next_multiple_of(STRIP);
+        // First product: the scores of the queries with each panel of 32 keys.
         let (groups, key_groups) = (self.groups(), self.format.groups(padded));
         let operand = self.rows(queries.start, 0, head);
         let scores = &mut memory.scores.f32s_mut()[..ROWS * padded];
@@ -198,7 +207,7 @@ impl Heads<'_> {
             );
         }
         let mut inverses = [0.0; ROWS];
-        // Row `i` of the block takes the bias from the place of `reach - 1 - (queries.start + i)`.
+        // Row `i` of the block adds the bias from index `reach - 1 - (queries.start + i)` on.
         let bias = self.bias.map(|bias| {
             let bias = bias[head].as_slice();
             (bias, bias.len() / 2 - queries.start)
@@ -220,6 +229,8 @@ impl Heads<'_> {
             }
             _ => memory.scores.groups(),
         };
+        // Second product: the probabilities with each panel of 32 value channels. Softmax left out
+        // the division by the sums; the results are scaled instead.
         let (values, _) = memory.values.groups().as_chunks::<STRIP>();
         let strips = values.chunks_exact(key_groups).take(self.width / STRIP);
         for (strip, values) in strips.enumerate() {
@@ -250,7 +261,8 @@ impl Heads<'_> {
     }
 }
 
-/// Pairs of bf16, one of each row: `even` and `odd` are 32 values, two to a group.
+/// Returns pairs of bf16, one value of each row: `even` and `odd` are 32 values each, two in a lane
+/// group.
 fn interleave(even: &[u32; STRIP / 2], odd: &[u32; STRIP / 2]) -> [u32; STRIP] {
     let mut pairs = [0; STRIP];
     for (pairs, (&even, &odd)) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(even.iter().zip(odd))

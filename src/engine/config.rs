@@ -1,11 +1,12 @@
-//! `config.json` of transformers: the shape of an encoder, read once and checked against the
+//! Reads the `config.json` of transformers: the shape of an encoder, checked against the
 //! [`ModelSpec`].
 //!
-//! Owns the names and defaults of that file, for every [`Family`]. Never looks at weights.
+//! This module knows the field names and defaults of that file for every [`Family`]. It does not
+//! read weights.
 //!
-//! Invariant: an [`EncoderConfig`] that [`EncoderConfig::read`] returned divides, multiplies and
-//! indexes safely: no size is zero, the heads divide the hidden size, every position that a text
-//! can reach exists.
+//! Invariant: an [`EncoderConfig`] that [`EncoderConfig::read`] returned is safe to divide by, to
+//! multiply and to index with: no size is zero, the number of heads divides the hidden size, and
+//! every position that a text can reach exists.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -16,25 +17,25 @@ use super::{EngineError, ModelSpec};
 
 /// Name of the file in messages.
 const FILE: &str = "config.json";
-/// MPNet fixes the padding id of its positions, whatever its `config.json` says:
+/// Padding id of MPNet's positions. MPNet fixes it and ignores its `config.json`:
 /// <https://github.com/huggingface/transformers/blob/00099b9f15ad8bea330364709453fc49cbba90e5/src/transformers/models/mpnet/modeling_mpnet.py>
 const MPNET_PADDING_ID: u32 = 1;
-/// MPNet fixes the number of buckets where it computes the bias, whatever its `config.json` says.
+/// Number of buckets of MPNet's position bias. MPNet fixes it and ignores its `config.json`.
 pub(super) const MPNET_BUCKETS: u32 = 32;
 
-/// What an encoder applies between the two products of its feed-forward layer.
+/// Activation between the two products of an encoder's feed-forward layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HiddenActivation {
-    /// `x·Φ(x)` with the error function.
+    /// `x·Φ(x)`, where `Φ` is computed with the error function.
     Gelu,
-    /// The approximation of [`HiddenActivation::Gelu`] with the hyperbolic tangent.
+    /// Approximation of [`HiddenActivation::Gelu`] with the hyperbolic tangent.
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
 }
 
 impl HiddenActivation {
-    /// Names in `config.json`; the second and third are one formula.
+    /// Names in `config.json`. The second and third name mean the same formula.
     const NAMES: [(&'static str, Self); 4] = [
         ("gelu", Self::Gelu),
         ("gelu_new", Self::GeluTanh),
@@ -52,7 +53,7 @@ impl HiddenActivation {
     }
 }
 
-/// `config.json` as written; DistilBERT has its own names for the same sizes.
+/// Fields of `config.json`. DistilBERT has its own names for the same sizes.
 #[derive(Deserialize)]
 struct File {
     vocab_size: usize,
@@ -76,12 +77,12 @@ struct File {
     is_decoder: bool,
 }
 
-/// The shape of an encoder.
+/// Shape of an encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct EncoderConfig {
-    /// The family of encoder.
+    /// Family of the encoder.
     pub(super) family: Family,
-    /// Rows of the table of word embeddings.
+    /// Number of rows of the word embedding table.
     pub(super) vocab_size: usize,
     /// Length of a token vector.
     pub(super) hidden_size: usize,
@@ -91,16 +92,15 @@ pub(super) struct EncoderConfig {
     pub(super) heads: usize,
     /// Length of a token vector between the two products of a feed-forward layer.
     pub(super) intermediate_size: usize,
-    /// What lies between those products.
+    /// Activation between those products.
     pub(super) activation: HiddenActivation,
-    /// Rows of the table of position embeddings.
+    /// Number of rows of the position embedding table.
     pub(super) max_position_embeddings: usize,
-    /// Rows of the table of token type embeddings; 0 for the architectures that have none.
+    /// Number of rows of the token type embedding table; 0 for families without token types.
     pub(super) type_vocab_size: usize,
-    /// Added to the variance in a LayerNorm.
+    /// Epsilon that a LayerNorm adds to the variance.
     pub(super) layer_norm_eps: f64,
-    /// The id that fills a shorter text in a padded batch, and from which RoBERTa and MPNet count
-    /// positions.
+    /// Token id that pads the shorter texts of a batch. RoBERTa and MPNet count positions from it.
     pub(super) padding_id: u32,
 }
 
@@ -108,10 +108,10 @@ pub(super) fn mismatch(what: impl std::fmt::Display) -> EngineError {
     EngineError::Mismatch(format!("{FILE}: {what}"))
 }
 
-/// The JSON in `bytes`, whose `model_type` is the architecture of `spec`.
+/// Parses the JSON in `bytes` and checks that its `model_type` is the architecture of `spec`.
 ///
 /// # Errors
-/// When it is no such JSON, or of another architecture.
+/// Returns an error if the JSON is malformed or describes another architecture.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], spec: &ModelSpec) -> Result<T, EngineError> {
     #[derive(Deserialize)]
     struct Kind {
@@ -132,7 +132,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], spec: &ModelSpec) -> Resu
     serde_json::from_slice(bytes).map_err(unreadable)
 }
 
-/// Refuses a size of zero, by its name.
+/// Checks that each of `sizes`, given with its name, is greater than zero.
 pub(super) fn check_not_zero(sizes: &[(&str, usize)]) -> Result<(), EngineError> {
     match sizes.iter().find(|size| size.1 == 0) {
         Some((name, _)) => Err(mismatch(format!("{name} is 0"))),
@@ -140,7 +140,7 @@ pub(super) fn check_not_zero(sizes: &[(&str, usize)]) -> Result<(), EngineError>
     }
 }
 
-/// Refuses attention heads that do not divide the token vectors.
+/// Checks that the number of attention heads divides the length of the token vectors.
 pub(super) fn check_heads(hidden_size: usize, heads: usize) -> Result<(), EngineError> {
     if hidden_size.is_multiple_of(heads) {
         return Ok(());
@@ -150,7 +150,7 @@ pub(super) fn check_heads(hidden_size: usize, heads: usize) -> Result<(), Engine
     )))
 }
 
-/// Refuses a `spec` whose texts are longer than `positions` tokens.
+/// Checks that `positions` suffice for the longest text of `spec`.
 pub(super) fn check_positions(spec: &ModelSpec, positions: usize) -> Result<(), EngineError> {
     if spec.max_sequence_length <= positions {
         return Ok(());
@@ -161,8 +161,8 @@ pub(super) fn check_positions(spec: &ModelSpec, positions: usize) -> Result<(), 
     )))
 }
 
-/// Refuses a `spec` whose steps after an encoder with token vectors of length `hidden_size` do not
-/// fit together.
+/// Checks that the steps of `spec` after the encoder fit together, given token vectors of length
+/// `hidden_size`.
 pub(super) fn check_lengths(spec: &ModelSpec, hidden_size: usize) -> Result<(), EngineError> {
     let mut length = hidden_size;
     for (index, dense) in spec.dense.iter().enumerate() {
@@ -184,10 +184,11 @@ pub(super) fn check_lengths(spec: &ModelSpec, hidden_size: usize) -> Result<(), 
 }
 
 impl EncoderConfig {
-    /// The configuration in `bytes`, which describes the encoder of `spec`, one of `family`.
+    /// Reads the configuration of an encoder of `family` from `bytes` and checks it against `spec`.
     ///
     /// # Errors
-    /// When it is no such JSON, or contradicts `spec` or itself; the message has both values.
+    /// Returns an error if the JSON is malformed, or contradicts `spec` or itself. The message has
+    /// both values.
     pub(super) fn read(
         bytes: &[u8],
         family: Family,
@@ -208,7 +209,8 @@ impl EncoderConfig {
                 Family::Bert => file.type_vocab_size.unwrap_or(2),
                 Family::Roberta | Family::XlmRoberta => file.type_vocab_size.unwrap_or(1),
             },
-            // The default of every architecture here; DistilBERT has it fixed, whatever its file says.
+            // 1e-12 is the default of every architecture here. DistilBERT fixes this value and
+            // ignores its file.
             layer_norm_eps: match family {
                 Family::DistilBert => 1e-12,
                 _ => file.layer_norm_eps.unwrap_or(1e-12),
@@ -219,7 +221,7 @@ impl EncoderConfig {
                 Family::Roberta | Family::XlmRoberta => file.pad_token_id.unwrap_or(1),
             },
         };
-        // Each of these changes the arithmetic into one that no encoder here has.
+        // Each of these settings selects arithmetic that the encoders here do not implement.
         if let Some(other) = file.position_embedding_type.filter(|name| name != "absolute") {
             return Err(mismatch(format!(
                 "position_embedding_type {} is not supported",
@@ -240,17 +242,18 @@ impl EncoderConfig {
         Ok(config)
     }
 
-    /// Multiplications and additions in the matrix products for one text of `tokens` tokens.
+    /// Returns the number of multiplications and additions in the matrix products for one text of
+    /// `tokens` tokens.
     ///
-    /// A token and layer multiplies `4h²` times for Q, K, V and the output, `2hf` times for the
-    /// feed-forward layer, and `2h` times for each token that it attends to.
+    /// For each token, a layer performs `4h²` multiplications for Q, K, V and the output, `2hf` for
+    /// the feed-forward layer, and `2h` for each token that it attends to.
     pub(super) fn matrix_operations(&self, tokens: usize) -> u64 {
         let [layers, h, f, tokens] =
             [self.layers, self.hidden_size, self.intermediate_size, tokens].map(|n| n as u64);
         2 * layers * tokens * (4 * h * h + 2 * h * f + 2 * h * tokens)
     }
 
-    /// Positions that a text can take.
+    /// Returns the number of positions that a text can occupy.
     fn positions(&self) -> usize {
         match self.family {
             Family::Bert | Family::DistilBert => self.max_position_embeddings,
@@ -312,7 +315,7 @@ pub(super) mod tests {
         })
     }
 
-    /// The configuration of a model that the fused encoder runs.
+    /// Reads the configuration of a model that the fused encoder runs.
     pub(in crate::engine) fn fused(
         bytes: &[u8],
         spec: &ModelSpec,
@@ -338,14 +341,15 @@ pub(super) mod tests {
         assert_eq!((config.hidden_size, config.layers, config.heads), (8, 1, 2));
         assert_eq!((config.intermediate_size, config.type_vocab_size), (4, 0));
         assert_eq!(config.activation, HiddenActivation::Relu);
-        // What transformers computes with, whatever is written there.
+        // transformers computes with this value and ignores the file.
         assert!((config.layer_norm_eps - 1e-12).abs() < f64::EPSILON * 1e-12);
     }
 
     #[test]
     fn the_work_of_a_text_grows_with_its_length_and_that_of_attention_with_the_square() {
         let config = read(&bert(), &spec(Architecture::Bert)).unwrap();
-        // A token: 4·8² + 2·8·4 = 320 multiplications, and 2·8 for each that it attends to.
+        // Each token needs 4·8² + 2·8·4 = 320 multiplications, and 2·8 for each token that it
+        // attends to.
         assert_eq!(config.matrix_operations(0), 0);
         assert_eq!(config.matrix_operations(1), 2 * (320 + 16));
         assert_eq!(config.matrix_operations(3), 2 * 3 * (320 + 48));

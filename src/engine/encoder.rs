@@ -1,13 +1,13 @@
-//! The encoder: token ids to token vectors, for the layers that BERT, DistilBERT, MPNet, RoBERTa and
-//! XLM-RoBERTa have in common.
+//! The encoder: computes token vectors from token ids, for the layers that BERT, DistilBERT, MPNet,
+//! RoBERTa and XLM-RoBERTa have in common.
 //!
-//! Tokens of many texts lie one behind the other, without padding between them. The residual stream is
-//! f32 in every precision; products are in the format of the weights; LayerNorm, softmax and
-//! activations in f32.
+//! The tokens of many texts are concatenated without padding between them. The residual stream is
+//! f32 in every precision. Products are computed in the format of the weights; LayerNorm, softmax
+//! and activations are computed in f32.
 //!
-//! Owns the weights. Knows neither threads nor pooling.
+//! The encoder holds the weights. It knows neither threads nor pooling.
 //!
-//! Invariant: the vectors of a text depend on its ids alone, to the last bit.
+//! Invariant: the vectors of a text depend only on its ids, to the last bit.
 
 mod together;
 
@@ -29,14 +29,15 @@ use super::weights::{self, Header, Table, Tensors};
 use crate::integers;
 pub(super) use together::Team;
 
-/// The weights of an encoder.
+/// Weights of an encoder.
 pub(super) struct Encoder {
     packing: Packing,
     shape: RowShape,
     pub(super) words: Table,
-    /// Position embeddings, the token type's added, `[positions, hidden]`.
+    /// Position embeddings plus the embedding of the first token type, `[positions, hidden]`.
     positions: Vec<f32>,
-    /// Positions count from behind this id, which has its own; `None`: from 0.
+    /// Id of the padding token, for families whose positions begin after this id. A padding token
+    /// has its own id as its position. `None`: positions begin at 0.
     padding_id: Option<u32>,
     norm: Norm,
     epsilon: f32,
@@ -45,7 +46,7 @@ pub(super) struct Encoder {
     layers: Vec<Layer>,
 }
 
-/// Position embeddings with the first token type's added.
+/// Returns the position embeddings plus the embedding of the first token type.
 fn positions(tensors: &Tensors<'_>, hidden: usize) -> Result<Vec<f32>, EngineError> {
     let mut positions = tensor(tensors, "embeddings.position_embeddings.weight")?.values();
     if let Some(types) = tensors.get("embeddings.token_type_embeddings.weight") {
@@ -58,11 +59,12 @@ fn positions(tensors: &Tensors<'_>, hidden: usize) -> Result<Vec<f32>, EngineErr
     Ok(positions)
 }
 
-/// The order of the hidden channels that keeps those together that need a scale of their own.
+/// Returns the order of the hidden channels for int8: large channels, which need a scale of their
+/// own, come first.
 fn channel_order(tensors: &Tensors<'_>, channels: usize) -> Vec<usize> {
     let mut norms: Vec<[Vec<f32>; 2]> = Vec::new();
     for (name, weight) in tensors {
-        // Nothing else in an encoder is a vector of this name.
+        // In an encoder, only LayerNorms have a one-dimensional tensor with this suffix.
         let Some(norm) = name.strip_suffix(".weight").filter(|_| weight.shape.len() == 1) else {
             continue;
         };
@@ -74,14 +76,16 @@ fn channel_order(tensors: &Tensors<'_>, channels: usize) -> Vec<usize> {
 }
 
 impl Encoder {
-    /// The encoder of `config` with the weights in the safetensors `file` with its `header`, for texts of at most `reach`
-    /// tokens; `formats` are those of linear layers and of attention.
+    /// Reads and packs the encoder of `config` for texts of at most `reach` tokens. The weights are
+    /// in the safetensors `file` with its `header`. The formats are those of the linear layers and
+    /// of attention.
     ///
-    /// Packs on the rayon threads that it is called in, and forgets what was packed. `file` is kept for
-    /// the table of words.
+    /// Packs on the rayon pool of the caller, and releases the stored weights after packing. `file`
+    /// is kept for the table of words.
     ///
     /// # Errors
-    /// [`EngineError::Mismatch`] when a tensor is missing, unknown, of another shape or not finite.
+    /// Returns [`EngineError::Mismatch`] if a tensor is missing, unknown, of another shape or not
+    /// finite.
     pub(super) fn read(
         config: &EncoderConfig,
         reach: usize,
@@ -135,7 +139,7 @@ impl Encoder {
         })
     }
 
-    /// Memory of the weights, in bytes.
+    /// Returns the memory of the weights, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         let bias = self.relative_bias.iter().flatten().map(Vec::len).sum::<usize>();
         let floats = self.positions.len() + self.norm.len() + bias;
@@ -143,8 +147,8 @@ impl Encoder {
         self.words.bytes() + (floats * size_of::<f32>()) as u64 + layers
     }
 
-    /// Memory of the weights of `config` before they are there, in bytes: without the table of words,
-    /// and without outliers.
+    /// Returns the memory that the weights of `config` will take, in bytes, without the table of
+    /// words and without outliers.
     pub(super) fn bytes_of(config: &EncoderConfig, reach: usize, format: Format) -> u64 {
         let bias = match config.family {
             Family::Mpnet => config.heads * (2 * reach).saturating_sub(1),
@@ -155,17 +159,17 @@ impl Encoder {
         (floats * size_of::<f32>()) as u64 + layers
     }
 
-    /// Of the operands of its linear layers.
+    /// Returns the format of the operands of the linear layers.
     pub(super) fn format(&self) -> Format {
         self.packing.format
     }
 
-    /// Values of a token vector.
+    /// Returns the number of values of a token vector.
     pub(super) fn hidden(&self) -> usize {
         self.packing.widths.hidden
     }
 
-    /// Values from one row of the residual stream to the next.
+    /// Returns the distance between two rows of the residual stream, in values.
     pub(super) fn row(&self) -> usize {
         self.packing.widths.row
     }
@@ -174,20 +178,20 @@ impl Encoder {
         0..self.layers.len()
     }
 
-    /// What a row takes in a forward pass.
+    /// Returns the sizes and formats of a row in a forward pass.
     pub(super) fn shape(&self) -> &RowShape {
         &self.shape
     }
 
-    /// Groups in a row of what the heads give.
+    /// Returns the number of lane groups in a row of attended values.
     pub(super) fn attended_stride(&self) -> usize {
         self.shape.attended_stride()
     }
 
-    /// The embeddings of `text`, which has tokens of the vocabulary, into rows of `x`.
+    /// Writes the embeddings of `text` to rows of `x`. All ids must be in the vocabulary.
     pub(super) fn embed(&self, session: &Session, work: &mut Work, text: &[u32], x: &mut [f32]) {
         let Widths { row, hidden, .. } = self.packing.widths;
-        // Position ids begin behind the padding id, and pass over tokens that have it:
+        // Position ids begin after the padding id and do not count padding tokens:
         // https://github.com/huggingface/transformers/blob/87b236ba2be8b3e48a7d0c8ca6513302736d2886/src/transformers/models/roberta/modeling_roberta.py
         let mut next = self.padding_id.map_or(0, |id| id as usize + 1);
         let x = &mut x[..text.len() * row];
@@ -201,10 +205,12 @@ impl Encoder {
             };
             let position = &self.positions[position * hidden..][..hidden];
             x.iter_mut().zip(position).for_each(|(value, other)| *value += other);
-            // Memory of another pass may lie there.
+            // Clear the padding: the buffer may contain values of an earlier pass.
             x[hidden..].fill(0.0);
         }
         self.norm.apply(session, x, row, self.epsilon);
+        // Int8 weights expect the channels in the packed order; LayerNorm above used the natural
+        // order.
         if matches!(self.packing.format, Format::Int8(_)) {
             work.block.reserve(hidden);
             let natural = &mut work.block.f32s_mut()[..hidden];
@@ -217,7 +223,8 @@ impl Encoder {
         }
     }
 
-    /// The token vectors in rows of `x`, `[rows, hidden]`, which lie in `vectors`.
+    /// Copies the token vectors from rows of `x` to `vectors`, `[rows, hidden]`, with the channels
+    /// in their natural order. Returns them.
     pub(super) fn token_vectors<'a>(&self, x: &[f32], vectors: &'a mut Buffer) -> &'a [f32] {
         let Widths { row, hidden, .. } = self.packing.widths;
         let values = x.len() / row * hidden;
@@ -236,7 +243,7 @@ impl Encoder {
         vectors
     }
 
-    /// Writes queries, keys and values of `count` rows of `x` into `heads`, for layer `layer`.
+    /// Writes the queries, keys and values of `count` rows of `x` to `heads`, for layer `layer`.
     pub(super) fn project(
         &self,
         layer: usize,
@@ -263,14 +270,15 @@ impl Encoder {
         }
     }
 
-    /// Returns the head that `strip` of the product for queries, keys and values belongs to, counted
-    /// over all three, and its number within the head.
+    /// Returns the head to which panel `strip` of the product for queries, keys and values belongs,
+    /// counted over all three, and the panel's index within the head.
     fn place_of_states(&self, strip: usize) -> (usize, usize) {
         let strips = self.packing.widths.padded_head / STRIP;
         (strip / strips, strip % strips)
     }
 
-    /// Stores a strip of queries, keys or values into the rows of its head from `first` on.
+    /// Stores the results of a panel of queries, keys or values to the rows of its head from
+    /// `first` on.
     fn store_states(
         &self,
         session: &Session,
@@ -284,8 +292,8 @@ impl Encoder {
         store(session, self.shape.attention, head, groups, strip, results, None);
     }
 
-    /// Returns the heads of a text of `length` tokens, whose rows in a pass of `rows` rows begin where
-    /// `states` does.
+    /// Returns the heads of a text of `length` tokens in a pass of `rows` rows. `states` begins at
+    /// the first row of the text.
     fn heads<'a>(&'a self, states: &'a [u32], rows: usize, length: usize) -> Heads<'a> {
         Heads {
             format: self.shape.attention,
@@ -298,8 +306,8 @@ impl Encoder {
         }
     }
 
-    /// Attends for a text of `length` tokens in a pass of `rows` rows. `states` are queries, keys and
-    /// values from the text's first row on; `attended` are the text's rows.
+    /// Computes the attention of a text of `length` tokens in a pass of `rows` rows. `states` are
+    /// queries, keys and values from the text's first row on. `attended` receives the text's rows.
     pub(super) fn attend(
         &self,
         session: &Session,
@@ -323,7 +331,7 @@ impl Encoder {
         }
     }
 
-    /// The rest of layer `layer` for `count` rows of `x`, in place.
+    /// Computes the part of layer `layer` after attention, in place, for `count` rows of `x`.
     pub(super) fn finish(
         &self,
         layer: usize,
@@ -387,7 +395,7 @@ impl Encoder {
     }
 }
 
-/// Stores a strip of results with bias and activation into `rows`, `stride` groups apart.
+/// Stores the results of a panel, with bias and activation, to `rows`, `stride` lane groups apart.
 fn store(
     session: &Session,
     format: Format,

@@ -1,77 +1,76 @@
-//! What can go wrong in the engine.
+//! Errors of the engine.
 
-/// A model that cannot be loaded or a batch that cannot be computed.
+/// Failure to load a model or to compute a batch.
 ///
-/// `Display` names the file or tensor and what is wrong with it; `source` has the library's own
-/// words.
+/// `Display` names the file or tensor and the problem; `source` gives the library's own message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// A file of the model cannot be read as what it should be.
+    /// A file of the model is not readable in its expected format.
     #[error("{file} cannot be read")]
     File {
-        /// Its name in the package.
+        /// Name of the file in the package.
         file: String,
-        /// Why.
+        /// Cause, as reported by the library.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A file of the model contradicts the manifest or another file.
     #[error("{0}")]
     Mismatch(String),
-    /// A token id that the vocabulary does not have.
+    /// A token id is outside the vocabulary.
     #[error("token id {id} is outside the model's vocabulary of {vocabulary} tokens")]
     TokenOutOfRange {
-        /// The offending id.
+        /// Invalid id.
         id: u32,
         /// Number of tokens in the vocabulary.
         vocabulary: usize,
     },
-    /// A text that has fewer or more tokens than the model takes.
+    /// A text has fewer or more tokens than the model accepts.
     #[error("a text of {tokens} tokens; this model takes {min} to {max}")]
     Length {
-        /// Its number of tokens.
+        /// Number of tokens of the text.
         tokens: usize,
         /// The smallest number allowed.
         min: usize,
         /// The largest number allowed.
         max: usize,
     },
-    /// A text could not be turned into tokens.
+    /// The tokenizer has no tokens for a text.
     #[error("the text cannot be tokenized")]
     Tokenize(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A text is too long and has too few words to be cut before it is turned into tokens.
+    /// A text is too long to tokenize whole, and has too few word boundaries to be cut first.
     #[error(
         "the text has {bytes} bytes, and too few words in {most} of them to fill the model's length: it is no text, or \
          has to be sent in parts"
     )]
     Endless {
-        /// Its length.
+        /// Length of the text.
         bytes: usize,
-        /// How much of it was looked at, at most.
+        /// Maximum number of bytes that were tokenized.
         most: usize,
     },
-    /// Token states were asked of a model that has none.
+    /// Token states were requested from a model that has none.
     #[error("static embeddings have no token states: nothing is computed for a token")]
     NoTokenStates,
-    /// The operating system gave the engine no threads.
+    /// The operating system refused to start the engine's threads.
     #[error("the engine's {threads} threads cannot be started")]
     Threads {
-        /// How many were asked for.
+        /// Number of requested threads.
         threads: usize,
-        /// Why.
+        /// Cause, as reported by the operating system or the thread pool.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The library that computes the forward pass gave up.
+    /// The library that computes the forward pass failed.
     #[error("the forward pass failed")]
     Forward(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The forward pass gave a value that is not a number.
+    /// The forward pass produced NaN or infinity.
     #[error(
         "the model gave a vector that is not finite; its weights are damaged or unsuited to {precision}"
     )]
     NotFinite {
-        /// The precision that was computed in.
+        /// Precision of the computation.
         precision: &'static str,
     },
 }

@@ -1,14 +1,17 @@
-//! Estimates the memory of a model before its weights are read, so that the manager can decide whether it fits.
+//! Estimates the memory of a model before its weights are read, so that the manager can decide
+//! whether it fits.
 //!
-//! Owns the sum. Each structure computes its own size beside its definition. The estimate reads the configuration and the
-//! tokenizer, and no other file.
+//! This module adds up the parts; each structure computes its own size next to its definition. The
+//! estimate reads the configuration and the tokenizer, and no other file.
 //!
-//! The estimate counts the words in `tokenizer.json`, up to the number in the configuration: loading refuses a tokenizer
-//! with more words ([`Tokenizer`](super::Tokenizer)) before it allocates memory for them. Without the file, the estimate
-//! takes typical words. It takes the largest header of the weights that loading accepts.
+//! The estimate counts the words in `tokenizer.json`, up to the number in the configuration:
+//! loading refuses a tokenizer with more words ([`Tokenizer`](super::Tokenizer)) before it
+//! allocates memory for them. Without the file, the estimate assumes typical words. It assumes the
+//! largest header of the weights that loading accepts.
 //!
-//! Invariant: without outliers, the tokenizer and ModernBERT's tables of rotations, [`Footprint::weight_bytes`] are
-//! those of the [`Embedder`](super::Embedder) that is loaded afterwards, to the byte.
+//! Invariant: [`Footprint::weight_bytes`] equals the value that the loaded
+//! [`Embedder`](super::Embedder) reports, to the byte, except for outliers, the tokenizer and
+//! ModernBERT's rotation tables.
 
 use super::candle_runtime::ModernBertConfig;
 use super::config::EncoderConfig;
@@ -21,18 +24,18 @@ use super::tokenize::Memory;
 use super::{Architecture, EngineError, ModelSpec, Options, fused, precision, weights};
 use crate::integers::input_blocks;
 
-/// Bytes of the largest `tokenizer.json` in which words are counted; a larger one takes as much as one can. Gemma's has
-/// 33 million.
+/// Size of the largest `tokenizer.json` in which words are counted, in bytes. The estimate for a
+/// larger file is the upper bound. The file of Gemma has 33 million bytes.
 pub const COUNTED_BYTES: u64 = 40 << 20;
 
-/// How matrices are stored in `model.safetensors`.
+/// Storage format of the matrices in `model.safetensors`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     /// Values of 32 bits.
     F32,
     /// Values of 16 bits.
     F16,
-    /// Integers of 8 bits, a scale for each row and block of columns, and outliers.
+    /// Integers of 8 bits, with a scale for each row and block of columns, and with outliers.
     Int8,
 }
 
@@ -46,53 +49,55 @@ impl Stored {
     }
 }
 
-/// What is known of a model's files before they are read: their sizes in bytes.
+/// Facts about a model's files that are known before the files are read; sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileSizes {
-    /// Of `tokenizer.json`.
+    /// Size of `tokenizer.json`.
     pub tokenizer: u64,
-    /// Of `model.safetensors`, which will be mapped.
+    /// Size of `model.safetensors`, which will be mapped.
     pub weights: u64,
-    /// Of the files of all dense layers.
+    /// Total size of the files of all dense layers.
     pub dense: u64,
-    /// How `model.safetensors` stores matrices.
+    /// Storage format of the matrices in `model.safetensors`.
     pub stored: Stored,
 }
 
-/// What a model takes, in bytes.
+/// Memory that a model takes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Memory of this process as long as the model is loaded: packed weights, tables and tokenizer.
+    /// Memory of this process for the lifetime of the model: packed weights, tables and tokenizer.
     pub weight_bytes: u64,
-    /// Read in place from the mapped weights, the most that can be resident: the table of words. The
-    /// system takes it back when memory is short.
+    /// Maximum resident size of the word embedding table, which is read in place from the mapped
+    /// weights. The system reclaims it when memory is short.
     pub mapped_bytes: u64,
-    /// Memory of this process beside the weights when the longest passes have run on all threads, until
+    /// Memory of this process in addition to the weights after the longest passes have run on all
+    /// threads. It stays allocated until
     /// [`Embedder::release_scratch`](super::Embedder::release_scratch).
     pub scratch_bytes: u64,
-    /// Memory of this process beside the weights while the model is loaded: files that are read whole, and
-    /// the tokenizer's JSON in the form of its parser.
+    /// Memory of this process in addition to the weights during loading: files that are read whole,
+    /// and the tokenizer's JSON in the form of its parser.
     pub loading_bytes: u64,
 }
 
 impl Footprint {
-    /// The most memory of this process that the model takes at any time: nothing of it can be given back
-    /// while the model is in use, and [`Footprint::mapped_bytes`] are beside it.
+    /// Returns the maximum memory of this process that the model takes at any time. The process
+    /// cannot give any of it back while the model is in use. [`Footprint::mapped_bytes`] come on
+    /// top.
     pub fn peak_bytes(&self) -> u64 {
         self.weight_bytes.saturating_add(self.scratch_bytes.max(self.loading_bytes))
     }
 }
 
-/// What the model that `spec` and its `config.json` describe will take when it is loaded from files of
-/// `sizes` with `options`.
+/// Estimates the memory of the model that `spec` and its `config.json` describe, if it is loaded
+/// from files of `sizes` with `options`.
 ///
-/// `tokenizer` is the content of `tokenizer.json`, where that is known.
+/// `tokenizer` is the content of `tokenizer.json` if it is known.
 ///
-/// Outliers of weights that are rounded to integers while they are packed are not counted: they are 3
-/// in 1,000 outputs (62 of 21,248 in all-MiniLM-L6-v2).
+/// The estimate omits the outliers of weights that are rounded to integers during packing: about 3
+/// in 1,000 outputs have one (62 of 21,248 in all-MiniLM-L6-v2).
 ///
 /// # Errors
-/// When `config` contradicts `spec`, itself, or the size of the weights.
+/// Returns an error if `config` contradicts `spec`, itself, or the size of the weights.
 pub fn footprint(
     spec: &ModelSpec,
     config: &[u8],
@@ -126,7 +131,8 @@ pub fn footprint(
     })
 }
 
-/// Words, and what the weights take, of a model that the fused encoder runs.
+/// Returns the number of words and the memory of the weights for a model that the fused encoder
+/// runs.
 fn of_encoder(
     spec: &ModelSpec,
     config: &[u8],
@@ -154,7 +160,7 @@ fn of_encoder(
     Ok((config.vocab_size, footprint))
 }
 
-/// Words, and what the weights take, of a model that candle runs.
+/// Returns the number of words and the memory of the weights for a model that candle runs.
 fn of_candle(
     spec: &ModelSpec,
     config: &[u8],
@@ -175,7 +181,7 @@ fn of_candle(
     Ok((config.vocab_size(), footprint))
 }
 
-/// Words, and what the weights take, of static embeddings.
+/// Returns the number of words and the memory of the table for static embeddings.
 fn of_table(
     spec: &ModelSpec,
     config: &[u8],
@@ -189,11 +195,11 @@ fn of_table(
 }
 
 impl FileSizes {
-    /// Bytes of the weights' file that are neither values nor scales: its header, and outliers. Hidden are
-    /// `channels`.
+    /// Returns the bytes of the weights file that are neither values nor scales: its header and
+    /// outliers. `channels` is the number of hidden channels.
     ///
-    /// Refuses a configuration of more values than the file has bytes, so that what follows need not be
-    /// afraid of its numbers.
+    /// Returns an error if the configuration has more values than the file has bytes. So later
+    /// computations cannot overflow with the sizes in the configuration.
     fn rest(
         &self,
         layers: usize,
@@ -220,7 +226,8 @@ impl FileSizes {
         Ok(self.weights.saturating_sub(saturated(stored)))
     }
 
-    /// A table of `rows` words that stays in the file, of which `rest` bytes are outliers at most.
+    /// Returns the memory of a table of `rows` words that stays in the file. At most `rest` bytes
+    /// of the file are outliers.
     fn table(&self, rows: usize, columns: usize, rest: u64) -> Footprint {
         let mapped = (rows as u64).saturating_mul(columns as u64);
         let (scales, outliers) = match self.stored {
@@ -236,7 +243,7 @@ impl FileSizes {
     }
 }
 
-/// Bytes of the scales of a matrix of integers, and of the blocks that have them.
+/// Returns the bytes of the scales of an integer matrix, and of the block numbers of its columns.
 fn scale_bytes(name: &str, rows: usize, columns: usize, channels: usize) -> u128 {
     let ends = input_blocks(name, columns, channels);
     let blocks = if ends.len() > 1 { columns } else { 0 };
@@ -251,8 +258,8 @@ fn saturated(bytes: u128) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
-/// The sum of `size` over the `tensors` of a model with `layers` layers. All layers but the first are
-/// alike, so that an absurd number of them costs nothing.
+/// Returns the sum of `size` over the `tensors` of a model with `layers` layers. All layers except
+/// the first are alike, so the sum over an absurd number of layers costs no more than over two.
 fn of_layers(
     layers: usize,
     tensors: impl Fn(usize) -> Vec<Expected>,
@@ -263,12 +270,13 @@ fn of_layers(
     one.saturating_add((two - one).saturating_mul(layers.saturating_sub(1) as u128))
 }
 
-/// Memory that parsing the header of the weights takes.
+/// Returns the memory for parsing the header of the weights.
 fn of_header(layers: usize, tensors: impl Fn(usize) -> Vec<Expected>) -> u64 {
     weights::header_memory(of_layers(layers, tensors, |_| 1))
 }
 
-/// What a tokenizer does with words; its memory goes by their number, as the file may be indented or not.
+/// Algorithm of a tokenizer. Its memory is estimated from the number of words instead of the file
+/// size, because the file may or may not be indented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenizerKind {
     WordPiece,
@@ -277,11 +285,13 @@ enum TokenizerKind {
 }
 
 impl TokenizerKind {
-    /// Bytes of `tokenizer.json` for each word from which it is no WordPiece: a word, its number and their
-    /// quotes are 15 (24 when indented), a word and its probability 32 and more.
+    /// Bytes of `tokenizer.json` for each word at which the file cannot be a WordPiece. An entry
+    /// with a word, its id and quotes has about 15 bytes (24 if indented); an entry with a word and
+    /// its probability has 32 or more.
     const WORD_PIECE_BELOW: u64 = 28;
 
-    /// The kind that such a model has. BERT's may be a multilingual Unigram.
+    /// Guesses the kind of tokenizer from the architecture and the file size. A BERT may have a
+    /// multilingual Unigram tokenizer.
     fn guess(architecture: Architecture, bytes: u64, vocabulary: usize) -> Self {
         let word_piece = bytes < Self::WORD_PIECE_BELOW.saturating_mul(vocabulary as u64);
         match architecture {
@@ -291,9 +301,10 @@ impl TokenizerKind {
         }
     }
 
-    /// Returns the bytes for each typical word: kept with the tokenizer, and needed beside them during the read.
+    /// Returns the bytes for each typical word: kept with the tokenizer, and additionally needed
+    /// during the read.
     ///
-    /// Measured with glibc as anonymous memory of a process, of `tokenizer.json` with
+    /// Measured with glibc, as anonymous memory of a process, for each word of `tokenizer.json`:
     ///
     /// | words | kind | file | kept | reading |
     /// | --- | --- | --- | --- | --- |
@@ -381,7 +392,8 @@ mod tests {
                 let embedder = load(&spec, files, options).unwrap().embedder;
                 let mut found = embedder.weight_bytes();
                 match architecture {
-                    // Tables that are computed; the file's bytes are dropped.
+                    // `found` lacks the computed rotation tables, and it does not include the file,
+                    // whose bytes are freed after decoding.
                     Architecture::ModernBert => found += 4 * 8 * 40 * 4,
                     _ => found -= sizes.weights,
                 }
@@ -411,7 +423,7 @@ mod tests {
         assert!((1..thread).contains(&shared), "{shared} of {thread}");
         assert_eq!(scratch(4, 4096), 4 * thread + shared);
         assert!(scratch(1, 64) < scratch(1, 256));
-        // No pass is longer than what stays in the cache.
+        // `PASS_TOKENS` limits the size of a pass, so a larger budget needs no more memory.
         assert_eq!(scratch(1, 4096), scratch(1, 1 << 20));
     }
 
@@ -440,7 +452,8 @@ mod tests {
         let config = config.to_string().into_bytes();
         let told = footprint(&spec(Architecture::Static), &config, None, sizes, OPTIONS).unwrap();
         assert_eq!(told.mapped_bytes, 8000);
-        // What is neither a value nor a scale may be outliers, which are three times as large in memory.
+        // Bytes that are neither values nor scales may be outliers, which take three times as many
+        // bytes in memory.
         let (kept, _) = TokenizerKind::WordPiece.word_bytes();
         assert_eq!(told.weight_bytes, 4000 + 3 * (40_000 - 8000 - 4000) + 1000 * kept);
         assert_eq!(told.peak_bytes(), told.weight_bytes + told.loading_bytes);
@@ -464,7 +477,8 @@ mod tests {
 
     #[test]
     fn words_are_counted_in_the_tokenizer_where_it_is_known() {
-        // As many words as the configuration allows, short ones, in a file that looks like WordPiece's by its size.
+        // The file has as many words as the configuration allows. They are short, so that the file
+        // size looks like that of a WordPiece.
         let words: Vec<_> = (0..10_000).map(|id| json!([format!("{id:04x}zzzzz"), 0])).collect();
         let file = json!({ "model": { "vocab": words } }).to_string();
         let mut config = json!({ "model_type": "static", "vocab_size": 10_000, "hidden_size": 8 });
@@ -477,10 +491,10 @@ mod tests {
         assert_eq!(typical, 10_000 * TokenizerKind::WordPiece.word_bytes().0);
         let counted = told(&config, Some(file.as_bytes()), sizes).weight_bytes;
         assert!(counted > 9 * typical, "{counted} {typical}");
-        // What is too large to be counted takes as much as any.
+        // A file that is too large to be counted gets the upper bound.
         let large = FileSizes { tokenizer: COUNTED_BYTES + 1, ..sizes };
         assert!(told(&config, None, large).weight_bytes > counted);
-        // Words beyond the configuration are refused, not kept.
+        // Words beyond the number in the configuration are refused, so they take no memory.
         config["vocab_size"] = 100.into();
         assert!(told(&config, Some(file.as_bytes()), sizes).weight_bytes < counted / 50);
     }

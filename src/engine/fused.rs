@@ -1,14 +1,17 @@
-//! The embedder: texts over a fixed pool of threads through the [`Encoder`], then the [`Head`].
+//! Runs texts through the fused [`Encoder`] and the [`Head`] on a fixed pool of threads.
 //!
-//! Many texts are cut into passes of whole texts, which the threads take one after the other, the
-//! costliest first. A call that is too small for that is one pass, which all threads compute together; so
-//! is every pass where the processors are of unequal speed, because a slow one would be the last. Calls at
-//! the same time share the threads: each is cut for its share of them, and none waits for a thread that has
-//! the other's pass.
+//! A large call is cut into passes of whole texts; the threads take one pass after another, the
+//! costliest first. A call that is too small for that is a single pass, which all threads compute
+//! together. If the processors have unequal speeds, all threads compute every pass together,
+//! because otherwise the last pass on a slow processor would delay the call. Concurrent calls share
+//! the threads: each call is cut for its share of them, and any idle thread takes the next pass of
+//! any call. A call that all threads compute together runs alone; a call that begins meanwhile
+//! waits for its end.
 //!
-//! Owns the threads, parked while there is nothing to do, and an arena for each.
+//! This module owns the threads, which are parked while idle, and one arena for each thread.
 //!
-//! Invariant: whoever holds an arena waits for no thread, except the one call that holds them all.
+//! Invariant: a call that holds an arena never waits for another thread, with the exception of the
+//! one call that holds all arenas.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,11 +30,12 @@ use super::scratch::{RowShape, Shared, States, Work};
 use super::weights::Header;
 use super::{Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, threads};
 
-/// Tokens of a pass: enough that reading the weights costs little beside the products; of more, the rows leave the
-/// caches between two layers.
+/// Target size of a pass in tokens; all threads compute a call of at most this size together. In a
+/// pass of this size, reading the weights costs little relative to the products. In a larger pass,
+/// the rows would leave the caches between two layers.
 const PASS_TOKENS: usize = 384;
 
-/// A model in memory.
+/// A loaded model.
 pub(super) struct Fused {
     encoder: Encoder,
     machine: Machine,
@@ -40,9 +44,11 @@ pub(super) struct Fused {
     head: Head,
     threads: rayon::ThreadPool,
     arenas: Vec<Mutex<Arena>>,
-    /// Calls that compute now.
+    /// Number of calls that are computing now.
     calls: AtomicUsize,
-    /// Held in common by calls whose passes take an arena each, and alone by one that takes all.
+    /// Lock over all arenas: shared by calls whose passes take one arena each, exclusive for a call
+    /// that takes all of them. It guards the memory that threads share while they compute a pass
+    /// together.
     all_arenas: RwLock<Shared>,
     /// Whether some threads run on slower processors than others.
     unequal: bool,
@@ -51,21 +57,21 @@ pub(super) struct Fused {
     batch_tokens: usize,
 }
 
-/// The memory of one thread.
+/// Scratch memory of one thread.
 #[derive(Default)]
 struct Arena {
     states: States,
     work: Work,
 }
 
-/// Texts that go through the encoder together, by their numbers.
+/// Indices of the texts that go through the encoder together.
 type Pass = Vec<usize>;
 
-/// A call that computes, counted until it is over.
+/// Guard that counts a running call.
 struct Call<'a>(&'a AtomicUsize);
 
 impl<'a> Call<'a> {
-    /// Counts one more; gives how many there are.
+    /// Counts a new call. Returns its guard and the number of running calls, this one included.
     fn begin(calls: &'a AtomicUsize) -> (Self, usize) {
         let others = calls.fetch_add(1, Ordering::Relaxed);
         (Self(calls), others + 1)
@@ -79,11 +85,12 @@ impl Drop for Call<'_> {
 }
 
 impl Fused {
-    /// The encoder of `config` with the weights in the safetensors `file`, whose header was read, followed by `head`.
+    /// Builds the encoder of `config` from the weights in the safetensors `file`, which comes with
+    /// its parsed header, followed by `head`.
     ///
     /// # Errors
-    /// [`EngineError::Threads`] when the threads cannot be started, [`EngineError::Mismatch`] when the
-    /// weights are not those of `config`.
+    /// Returns [`EngineError::Threads`] if the threads cannot be started, and
+    /// [`EngineError::Mismatch`] if the weights do not match `config`.
     pub(super) fn new(
         spec: &ModelSpec,
         config: EncoderConfig,
@@ -113,7 +120,8 @@ impl Fused {
         })
     }
 
-    /// An arena holds no state between passes, so a panic leaves nothing wrong in it.
+    /// Locks the arena of `thread`. Ignores poisoning: an arena holds no state between passes, so a
+    /// panic leaves nothing inconsistent in it.
     fn arena(&self, thread: usize) -> MutexGuard<'_, Arena> {
         self.arenas[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,7 +162,7 @@ impl Fused {
         self.outputs(lengths, states, &mut work.vectors, output)
     }
 
-    /// The right to take all arenas, unless others compute.
+    /// Acquires the exclusive right to all arenas. Returns `None` if other calls are computing.
     fn try_alone(&self) -> Option<RwLockWriteGuard<'_, Shared>> {
         match self.all_arenas.try_write() {
             Ok(alone) => Some(alone),
@@ -163,7 +171,8 @@ impl Fused {
         }
     }
 
-    /// Computes `output` of the texts of `pass` with all threads together. Runs on one of them.
+    /// Computes `output` of the texts of `pass` with all threads together. Must run on a thread of
+    /// the pool.
     fn run_together(
         &self,
         texts: &[&[u32]],
@@ -172,6 +181,8 @@ impl Fused {
         shared: &mut Shared,
     ) -> Vec<f32> {
         let texts: Vec<&[u32]> = pass.iter().map(|&text| texts[text]).collect();
+        // Locking all arenas cannot deadlock: the exclusive lock on `all_arenas` keeps out the
+        // passes of other calls, and `release_scratch` holds one arena at a time.
         let mut arenas: Vec<_> = (0..self.arenas.len()).map(|thread| self.arena(thread)).collect();
         let Some((owner, others)) = arenas.split_first_mut() else { return Vec::new() };
         let Arena { states, work } = &mut **owner;
@@ -183,8 +194,8 @@ impl Fused {
         self.outputs(texts.iter().map(|text| text.len()), states, vectors, output)
     }
 
-    /// Returns `output` of texts of `lengths` whose rows lie in `states` one behind the other.
-    /// `vectors` is scratch memory.
+    /// Computes `output` of texts of `lengths` from their rows, which lie in `states` one text
+    /// after another. `vectors` is scratch memory.
     fn outputs(
         &self,
         lengths: impl Iterator<Item = usize>,
@@ -203,7 +214,7 @@ impl Fused {
         outputs
     }
 
-    /// How many values are wanted of a text of `length` tokens.
+    /// Returns the number of output values for a text of `length` tokens.
     fn width(&self, length: usize, output: Output) -> usize {
         match output {
             Output::Vector | Output::Unnormalized => self.dimensions,
@@ -211,13 +222,14 @@ impl Fused {
         }
     }
 
-    /// Computes `output` of the texts of each of `passes`, which the threads take one after the other.
+    /// Computes `output` of the texts of each of `passes`; the threads take the passes in order.
     fn run_passes(&self, texts: &[&[u32]], passes: &[Pass], output: Output) -> Vec<Vec<f32>> {
         let mut found = vec![Vec::new(); passes.len()];
         self.threads.in_place_scope(|scope| {
             for (pass, found) in passes.iter().zip(&mut found) {
                 scope.spawn(move |_| {
-                    // Only the pool's threads come here, and each has its own arena.
+                    // Only threads of the pool run this closure, so the index exists, and each
+                    // thread has its own arena.
                     let mut arena = self.arena(rayon::current_thread_index().unwrap_or_default());
                     *found = self.run(texts, pass, output, &mut arena);
                 });
@@ -226,7 +238,8 @@ impl Fused {
         found
     }
 
-    /// Returns the values that were `found` for each of `passes` in the order of the texts, which have `lengths`.
+    /// Copies the values that were `found` for each of `passes` into the order of the texts, which
+    /// have `lengths`.
     fn in_order(
         &self,
         lengths: &[usize],
@@ -257,7 +270,8 @@ impl Embedder for Fused {
     fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
         self.limits.check(texts)?;
         let (_call, calls) = Call::begin(&self.calls);
-        // Rounded up: passes that wait for a thread cost nothing, threads that wait for a pass do.
+        // Round up: a pass that waits for a thread costs nothing, but a thread that waits for a
+        // pass is idle.
         let threads = self.arenas.len().div_ceil(calls);
         let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
         let together = self.unequal || lengths.iter().sum::<usize>() <= PASS_TOKENS;
@@ -267,7 +281,8 @@ impl Embedder for Fused {
         {
             let passes = passes(&lengths, self.batch_tokens, 1);
             let shared = &mut *shared;
-            // On the pool: a thread that waits for the others is awake when the next step comes.
+            // Run on a thread of the pool: it stays awake while it waits for the others, so the
+            // next step starts at once.
             let found = self.threads.install(|| {
                 let run = |pass| self.run_together(texts, pass, output, shared);
                 passes.iter().map(run).collect()
@@ -313,24 +328,27 @@ impl Embedder for Fused {
     }
 }
 
-/// Tokens of each thread, of `total`.
+/// Returns the number of tokens for each thread if `threads` threads share `total`, at most
+/// [`PASS_TOKENS`].
 fn share(total: usize, threads: usize) -> usize {
     total.div_ceil(threads.max(1)).clamp(1, PASS_TOKENS)
 }
 
-/// The most tokens of one of the [`passes`], for texts of at most `longest` tokens.
+/// Returns the maximum number of tokens of one of the [`passes`], for texts of at most `longest`
+/// tokens.
 ///
-/// A pass of several texts is at most the share and half of its shortest text, which is at most half
-/// of the pass: so no more than 4/3 of the share.
+/// A pass of several texts has at most `share + s / 2` tokens, where `s` is its shortest text. `s`
+/// is at most half of the pass. So the pass has at most 4/3 of the share, and `s` is at most 2/3 of
+/// it.
 fn longest_pass(longest: usize, budget: usize) -> usize {
-    // That of a call whose share of the threads is one.
+    // The longest passes occur in a call whose share is one thread.
     let share = share(budget, 1);
     let several = share + (share * 2 / 3).min(longest) / 2;
     several.min(budget).max(longest)
 }
 
-/// Memory that `threads` threads need beside the weights of the encoder of `config`, in bytes, for texts of
-/// at most `longest` tokens in passes of at most `budget`.
+/// Returns the memory that `threads` threads need in addition to the weights of the encoder of
+/// `config`, in bytes, for texts of at most `longest` tokens in passes of at most `budget`.
 pub(super) fn scratch_bytes(
     config: &EncoderConfig,
     choice: &Choice,
@@ -341,17 +359,18 @@ pub(super) fn scratch_bytes(
     let widths = Widths::new(config);
     let shape = RowShape { widths, format: choice.format, attention: choice.attention };
     let arena = shape.arena_bytes(longest_pass(longest, budget), longest);
-    // A thread alone computes nothing together with others.
+    // A single thread never computes a pass together with others.
     let shared = if threads > 1 { Shared::bytes_of(&shape) } else { 0 };
     threads as u64 * arena + shared
 }
 
-/// The passes for texts of `lengths` tokens, the costliest first: enough of them for all threads, none
-/// above `budget` unless for one text.
+/// Cuts texts of `lengths` tokens into passes, the costliest first. There are enough passes for all
+/// threads. A pass exceeds `budget` only if it is a single text.
 fn passes(lengths: &[usize], budget: usize, threads: usize) -> Vec<Pass> {
     let total: usize = lengths.iter().sum();
     let share = share(total.min(budget), threads);
-    // Alike parts, so that no thread is left with a whole one at the end.
+    // Make the passes equal in size and a multiple of `threads` in number, so that at the end no
+    // thread still computes a whole pass while the others are idle.
     let rounds = total.div_ceil(share * threads).max(1);
     let share = total.div_ceil(rounds * threads);
     let mut order: Vec<usize> = (0..lengths.len()).collect();
@@ -359,9 +378,11 @@ fn passes(lengths: &[usize], budget: usize, threads: usize) -> Vec<Pass> {
     let mut passes: Vec<Pass> = Vec::new();
     let mut tokens = 0;
     for text in order {
+        // `tokens` counts the last pass together with this text.
         tokens += lengths[text];
         match passes.last_mut() {
-            // To the nearest text, but never above the budget.
+            // Round to the nearest text: include it if at least half of it fits into the share.
+            // Never exceed the budget.
             Some(pass) if tokens <= (share + lengths[text] / 2).min(budget) => pass.push(text),
             _ => {
                 tokens = lengths[text];
@@ -381,7 +402,7 @@ mod tests {
     use crate::engine::tests::{constant_bert, opened};
     use crate::engine::{Precision, precision};
 
-    /// Memory of the residual streams of all threads.
+    /// Returns the memory of the residual streams of all threads.
     fn rows_bytes(model: &Fused) -> u64 {
         (0..model.arenas.len()).map(|thread| model.arena(thread).states.x.bytes()).sum()
     }
@@ -422,7 +443,7 @@ mod tests {
         model.release_scratch();
         model.unequal = true;
         assert_eq!(model.embed(&texts).unwrap(), expected);
-        // Only the thread that began has rows.
+        // Only the thread that owns the pass allocates rows.
         let rows = |thread: usize| model.arena(thread).states.x.bytes();
         assert!(rows(0) > 0 && rows(1) == 0 && rows(2) == 0);
     }

@@ -1,8 +1,9 @@
-//! The kernels by themselves, for `benches/kernels.rs`: operands of the shapes that all-MiniLM-L6-v2 gives
-//! them, and one call over them.
+//! Entry points for `benches/kernels.rs`: each kernel with operands of the shapes that
+//! all-MiniLM-L6-v2 has.
 //!
-//! Compiled with the feature `bench-kernels` only; nothing that serves goes through here. Owns no
-//! arithmetic. A kernel is called as the encoder calls it, on the thread that calls.
+//! The module is compiled only with the feature `bench-kernels`, and the serving path does not use
+//! it. It contains no arithmetic of its own. A kernel is called as the encoder calls it, on the
+//! calling thread.
 
 use std::hint::black_box;
 
@@ -20,24 +21,24 @@ const HIDDEN: usize = 384;
 const INTERMEDIATE: usize = 1536;
 const HEADS: usize = 12;
 
-/// A linear layer of all-MiniLM-L6-v2.
+/// Linear layer of all-MiniLM-L6-v2.
 #[derive(Clone, Copy, Debug)]
 pub enum LinearLayer {
     /// Queries, keys and values.
     States,
-    /// What the heads give, back to hidden channels.
+    /// Output projection of attention, back to hidden channels.
     Attended,
-    /// The first of the feed-forward layers.
+    /// First feed-forward layer.
     Wide,
-    /// The second.
+    /// Second feed-forward layer.
     Narrow,
 }
 
 impl LinearLayer {
-    /// All of them, in the order of the encoder.
+    /// All linear layers, in the order of the encoder.
     pub const ALL: [Self; 4] = [Self::States, Self::Attended, Self::Wide, Self::Narrow];
 
-    /// Inputs and outputs.
+    /// Returns the numbers of inputs and outputs.
     pub const fn shape(self) -> (usize, usize) {
         match self {
             Self::States => (HIDDEN, 3 * HIDDEN),
@@ -47,7 +48,7 @@ impl LinearLayer {
         }
     }
 
-    /// Ends of the blocks of inputs that share a scale.
+    /// Returns the ends of the blocks of inputs that share a scale.
     fn blocks(self) -> Vec<usize> {
         match self {
             Self::States | Self::Wide => integers::hidden_blocks(HIDDEN),
@@ -79,18 +80,21 @@ impl LinearLayer {
     }
 }
 
-/// Values between -1 and 1 without an order.
+/// Returns `count` values between −1 and 1 in an irregular order.
 fn values(count: usize) -> Vec<f32> {
     (0..count).map(|index| (index * 7919 % 2003) as f32 / 1001.0 - 1.0).collect()
 }
 
-/// What `precision` is computed with here; `None` where this processor has no instructions for it.
+/// Returns the kernels and formats for `precision`, or `None` if this processor has no instructions
+/// for it.
 fn choice(precision: Precision) -> Option<Choice> {
     let choice = precision::choose(precision, false);
     (choice.report.precision == precision).then_some(choice)
 }
 
-/// The product of `rows` rows with the weights of `layer`; rows are ready, results are dropped.
+/// Returns a closure that multiplies `rows` rows with the weights of `layer`. The rows are prepared
+/// in advance, and the results are dropped. Returns `None` if this processor has no instructions
+/// for `precision`.
 pub fn product(precision: Precision, layer: LinearLayer, rows: usize) -> Option<impl FnMut()> {
     let Choice { machine, format, .. } = choice(precision)?;
     let session = machine.session();
@@ -131,7 +135,7 @@ pub fn product(precision: Precision, layer: LinearLayer, rows: usize) -> Option<
     })
 }
 
-/// Rows that are inputs of `layer` to bytes.
+/// Returns a closure that quantizes `rows` rows of inputs of `layer` to int8.
 pub fn quantize(layer: LinearLayer, rows: usize) -> impl FnMut() {
     let (inputs, _) = layer.shape();
     let values = values(rows * inputs);
@@ -146,7 +150,8 @@ pub fn quantize(layer: LinearLayer, rows: usize) -> impl FnMut() {
     }
 }
 
-/// Results of the first feed-forward layer with bias and exact GELU into their places.
+/// Returns a closure that adds the bias to `rows` rows of results of the first feed-forward layer,
+/// applies exact GELU, and stores them.
 pub fn gelu(rows: usize) -> impl FnMut() {
     let results = values(rows * STRIP);
     let mut out = vec![0.0; rows * INTERMEDIATE];
@@ -162,7 +167,7 @@ pub fn gelu(rows: usize) -> impl FnMut() {
     }
 }
 
-/// Softmax of the scores of 32 queries with `keys` keys, in place.
+/// Returns a closure that applies softmax in place to the scores of 32 queries with `keys` keys.
 pub fn softmax(keys: usize) -> impl FnMut() {
     let stride = keys.next_multiple_of(STRIP);
     let mut scores = values(ROWS * stride);
@@ -174,7 +179,7 @@ pub fn softmax(keys: usize) -> impl FnMut() {
     }
 }
 
-/// LayerNorm of `rows` token vectors, in place.
+/// Returns a closure that applies LayerNorm in place to `rows` token vectors.
 pub fn layer_norm(rows: usize) -> impl FnMut() {
     let mut vectors = values(rows * HIDDEN);
     let (weight, bias) = ([1.0; HIDDEN], [0.1; HIDDEN]);
@@ -185,8 +190,9 @@ pub fn layer_norm(rows: usize) -> impl FnMut() {
     }
 }
 
-/// The attention of one text of `tokens` tokens, all heads. In [`Precision::Int8`] it is that of bf16 where the
-/// processor has it, else that of f32.
+/// Returns a closure that computes the attention of one text of `tokens` tokens in all heads. In
+/// [`Precision::Int8`], attention uses bf16 if the processor has it, otherwise f32. Returns `None`
+/// if this processor has no instructions for `precision`.
 pub fn attention(precision: Precision, tokens: usize) -> Option<impl FnMut()> {
     let Choice { machine, attention: format, .. } = choice(precision)?;
     let session = machine.session();

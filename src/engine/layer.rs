@@ -1,7 +1,8 @@
-//! One layer of the encoder, from stored tensors to packed weights.
+//! Packing of one encoder layer, from stored tensors to panels.
 //!
-//! Owns the arrangement: queries, keys and values in one product, heads padded to whole strips, hidden
-//! channels in the order of the encoder. Never computes.
+//! Queries, keys and values are packed as one product, heads are padded to whole panels, and hidden
+//! channels are in the order of the encoder. This module only arranges weights; it does not compute
+//! layers.
 
 #[cfg(test)]
 mod tests;
@@ -21,21 +22,21 @@ pub(super) struct Norm {
     bias: Vec<f32>,
 }
 
-/// Sizes of rows in values.
+/// Sizes of rows, in values.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Widths {
-    /// Of a token vector.
+    /// Width of a token vector.
     pub(super) hidden: usize,
-    /// Of a token vector with its padding.
+    /// Width of a token vector with its padding.
     pub(super) row: usize,
     pub(super) heads: usize,
-    /// Of a head.
+    /// Width of a head.
     head: usize,
-    /// Of a head with its padding.
+    /// Width of a head with its padding.
     pub(super) padded_head: usize,
-    /// Between the products of a feed-forward layer.
+    /// Width between the products of a feed-forward layer.
     pub(super) intermediate: usize,
-    /// The same with its padding.
+    /// Width between the products of a feed-forward layer, with its padding.
     pub(super) padded_intermediate: usize,
 }
 
@@ -53,35 +54,37 @@ impl Widths {
         }
     }
 
-    /// The linear layers of [`Layer`] in its order: outputs, and ends of the blocks of inputs.
+    /// Returns the shapes of the linear layers of [`Layer`], in its order: the number of outputs,
+    /// and the ends of the blocks of inputs.
     pub(super) fn linears(&self) -> [(usize, Vec<usize>); 4] {
         let hidden = integers::hidden_blocks(self.hidden);
         [
-            // One product for queries, keys and values.
+            // Queries, keys and values are one product.
             (3 * self.inner(), hidden.clone()),
-            // What the heads give is all of one size.
+            // All channels of the heads have a similar magnitude, so they are one block.
             (self.hidden, vec![self.inner()]),
             (self.intermediate, hidden),
             (self.hidden, integers::even_blocks(self.intermediate)),
         ]
     }
 
-    /// Of all heads.
+    /// Returns the width of all heads with their padding.
     pub(super) const fn inner(&self) -> usize {
         self.heads * self.padded_head
     }
 }
 
-/// How the layers are packed.
+/// Description of how the layers are packed.
 pub(super) struct Packing {
     pub(super) format: Format,
     pub(super) widths: Widths,
-    /// The hidden channel at each place of a token vector.
+    /// Hidden channel at each index of a packed token vector.
     pub(super) order: Vec<usize>,
 }
 
 impl Packing {
-    /// A linear layer of zeros with `outputs` and the ends of the blocks of inputs.
+    /// Creates a linear layer of zeros from the number of outputs and the ends of the blocks of
+    /// inputs.
     fn zeroed(&self, (outputs, blocks): (usize, Vec<usize>)) -> Linear {
         match self.format {
             Format::Int8(rows) => Linear::integers(rows, outputs, &blocks),
@@ -89,17 +92,19 @@ impl Packing {
         }
     }
 
-    /// Returns the hidden channels, as places of inputs or outputs.
+    /// Returns the stored hidden channel of each packed index.
     fn hidden_places(&self) -> Vec<Option<usize>> {
         self.order.iter().copied().map(Some).collect()
     }
 
-    /// Returns the channels between the products of a feed-forward layer, as places of inputs or outputs.
+    /// Returns the stored channel between the products of a feed-forward layer of each packed
+    /// index.
     fn intermediate_places(&self) -> Vec<Option<usize>> {
         (0..self.widths.intermediate).map(Some).collect()
     }
 
-    /// Returns the channels of all heads, each head padded to whole strips, as places of inputs or outputs.
+    /// Returns the stored channel of all heads of each packed index, with each head padded to whole
+    /// panels. Padding is `None`.
     fn head_places(&self) -> Vec<Option<usize>> {
         let Widths { heads, head, padded_head, .. } = self.widths;
         let place = |head_index, place| (place < head).then_some(head_index * head + place);
@@ -108,9 +113,9 @@ impl Packing {
     }
 }
 
-/// One layer.
+/// Packed weights of one encoder layer.
 pub(super) struct Layer {
-    /// Queries, scaled, then keys and values; each head padded to whole strips.
+    /// Queries, scaled, then keys and values. Each head is padded to whole panels.
     pub(super) states: Linear,
     pub(super) attended: Linear,
     pub(super) attended_norm: Norm,
@@ -119,7 +124,7 @@ pub(super) struct Layer {
     pub(super) norm: Norm,
 }
 
-/// The tensor `name`.
+/// Returns the tensor `name`.
 pub(super) fn tensor<'t, 'a>(
     tensors: &'t Tensors<'a>,
     name: &str,
@@ -128,7 +133,7 @@ pub(super) fn tensor<'t, 'a>(
 }
 
 impl Norm {
-    /// The LayerNorm `name` with its channels in `order`.
+    /// Reads the LayerNorm `name`, with its channels in `order`.
     pub(super) fn read(
         tensors: &Tensors<'_>,
         name: &str,
@@ -145,13 +150,13 @@ impl Norm {
         rows::layer_norm(session.isa, rows, stride, &self.weight, &self.bias, epsilon);
     }
 
-    /// Values of weight and bias.
+    /// Returns the number of values in weight and bias.
     pub(super) fn len(&self) -> usize {
         self.weight.len() + self.bias.len()
     }
 }
 
-/// A linear layer as it is stored.
+/// Linear layer in its stored form.
 struct Source<'t, 'a> {
     weight: &'t Tensor<'a>,
     bias: Vec<f32>,
@@ -165,8 +170,9 @@ impl<'t, 'a> Source<'t, 'a> {
         })
     }
 
-    /// Packs the stored `outputs` in their order, times `factor`, in the strips of `packed` from `first` on, and
-    /// releases the stored weight. An output that is `None` pads the end of its strip.
+    /// Packs the stored `outputs` in their order, times `factor`, into the panels of `packed` from
+    /// `first` on. Then releases the stored weight. An output that is `None` is padding at the end
+    /// of its panel.
     fn pack(
         &self,
         outputs: &[Option<usize>],
@@ -203,18 +209,18 @@ impl<'t, 'a> Source<'t, 'a> {
     }
 }
 
-/// Inputs that lie one behind the other, both where they are stored and where they are packed.
+/// Sequence of inputs that are adjacent both in the stored and in the packed order.
 struct Run {
     stored: usize,
     packed: usize,
     length: usize,
 }
 
-/// Where the inputs of a stored matrix go.
+/// Mapping from the stored to the packed inputs of a matrix.
 struct Inputs {
-    /// The stored input of each packed one; none pads.
+    /// Stored input of each packed input; `None` is padding.
     places: Vec<Option<usize>>,
-    /// The same, without what pads.
+    /// Runs of adjacent inputs in `places`, without the padding.
     runs: Vec<Run>,
 }
 
@@ -235,53 +241,54 @@ impl Inputs {
         Self { places, runs }
     }
 
-    /// Returns the stored block that has the scale of each block of packed inputs that ends at one of `ends`; `None` when inputs
-    /// of one were stored with different scales, or as floats.
+    /// Returns the stored block whose scale applies to each block of packed inputs that ends at one
+    /// of `ends`. Returns `None` if inputs of one packed block are stored with different scales, or
+    /// as floats.
     fn blocks(&self, weight: &Tensor<'_>, ends: &[usize]) -> Option<Vec<usize>> {
         let starts = std::iter::once(0).chain(ends.iter().copied());
         let blocks = starts.zip(ends).map(|(start, &end)| {
             let of_block = self.places[start..end].iter().flatten();
             let mut blocks = of_block.map(|&place| weight.block(place));
-            // Of padding alone there are only zeros, to any scale.
+            // A block of padding only contains zeros, so any scale is correct.
             let first = blocks.next().unwrap_or(Some(0))?;
             blocks.all(|block| block == Some(first)).then_some(first)
         });
         blocks.collect()
     }
 
-    /// Copies a `stored` row to where it is packed; what pads stays as it is.
+    /// Copies a `stored` row to its packed order. The padding is not written.
     fn copy<T: Copy>(&self, stored: &[T], packed: &mut [T]) {
         for &Run { stored: from, packed: to, length } in &self.runs {
             packed[to..][..length].copy_from_slice(&stored[from..][..length]);
         }
     }
 
-    /// Returns the place of the `stored` input.
+    /// Returns the packed index of the `stored` input.
     fn place(&self, stored: usize) -> Option<usize> {
         let holds = |run: &&Run| (run.stored..run.stored + run.length).contains(&stored);
         self.runs.iter().find(holds).map(|run| run.packed + stored - run.stored)
     }
 }
 
-/// Memory for the weights of one output, kept from one to the next.
+/// Buffers for the weights of one output, reused for the next ones.
 struct Row {
-    /// In the order in which they are stored.
+    /// Weights in the stored order.
     stored: Vec<f32>,
-    /// In the order in which they are packed.
+    /// Weights in the packed order.
     floats: Vec<f32>,
-    /// In the order in which they are packed.
+    /// Quantized weights in the packed order.
     integers: IntegerRow,
 }
 
 impl Row {
-    /// Makes rows of zeros, of `stored` weights and for `inputs`.
+    /// Creates rows of zeros, for `stored` weights and for `inputs`.
     fn new(stored: usize, inputs: &Inputs) -> Self {
         let packed = inputs.places.len();
         let integers = IntegerRow { integers: vec![0; packed], ..IntegerRow::default() };
         Self { stored: vec![0.0; stored], floats: vec![0.0; packed], integers }
     }
 
-    /// Reads row `output` of `weight`, times `factor`, as floats.
+    /// Reads row `output` of `weight` as floats, times `factor`.
     fn read(&mut self, weight: &Tensor<'_>, output: usize, inputs: &Inputs, factor: f32) {
         weight.read_row(output, &mut self.stored);
         inputs.copy(&self.stored, &mut self.floats);
@@ -290,7 +297,8 @@ impl Row {
         }
     }
 
-    /// Takes the integers of a `stored` row, times `factor`, with the scales of `blocks`.
+    /// Copies the integers of a `stored` row to the packed order. The scales are those of `blocks`,
+    /// times `factor`.
     fn arrange(
         &mut self,
         stored: &StoredIntegers<'_>,
@@ -305,6 +313,7 @@ impl Row {
         outliers.clear();
         for &(_, input, weight) in stored.outliers {
             let Some(place) = inputs.place(input) else { continue };
+            // The outlier is added in f32, so its integer must not count.
             integers[place] = 0;
             outliers.push((place, weight * factor));
         }
@@ -312,10 +321,10 @@ impl Row {
 }
 
 impl Layer {
-    /// Layer `index`.
+    /// Reads and packs layer `index`.
     ///
     /// # Errors
-    /// [`EngineError::Mismatch`] when a tensor is missing.
+    /// Returns [`EngineError::Mismatch`] if a tensor is missing.
     pub(super) fn read(
         tensors: &Tensors<'_>,
         names: &LayerNames,
@@ -338,16 +347,16 @@ impl Layer {
         })
     }
 
-    /// Memory of the layer, in bytes.
+    /// Returns the memory of the layer, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         let norms = (self.attended_norm.len() + self.norm.len()) * size_of::<f32>();
         let linears = [&self.states, &self.attended, &self.wide, &self.narrow].map(Linear::bytes);
         norms as u64 + linears.iter().sum::<u64>()
     }
 
-    /// Memory of a layer before it is there, in bytes; without outliers.
+    /// Returns the memory that a layer will take, in bytes, without outliers.
     pub(super) fn bytes_of(format: Format, widths: &Widths) -> u64 {
-        // Weight and bias of two LayerNorms.
+        // Count weight and bias of two LayerNorms.
         let norms = 4 * widths.hidden * size_of::<f32>();
         let linears = widths.linears();
         let linears =
@@ -357,7 +366,8 @@ impl Layer {
 }
 
 impl Packing {
-    /// Queries, keys and values; the queries divided by the square root of a head's width.
+    /// Packs queries, keys and values. The queries are divided by the square root of a head's
+    /// width, which is the scale of softmax.
     fn states(&self, states: &[Source<'_, '_>; 3], mut packed: Linear) -> Linear {
         let (outputs, inputs) = (self.head_places(), Inputs::new(self.hidden_places()));
         #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]

@@ -1,17 +1,17 @@
-//! Which tensors a checkpoint of each [`Family`] holds, by name and shape.
+//! Lists the tensors of a checkpoint of each [`Family`], by name and shape.
 //!
-//! Names are those of transformers without the prefix of the model type; [`canonical`] brings the
-//! spellings of older checkpoints to them. Pure; knows no file format.
+//! The names are those of transformers without the prefix of the model type; [`canonical`] converts
+//! the names in older checkpoints. This module is pure and knows no file format.
 
 use super::config::{EncoderConfig, MPNET_BUCKETS};
 use super::spec::Family;
 
-/// The linear layers and LayerNorms of one encoder layer.
+/// Names of the linear layers and LayerNorms of one encoder layer.
 ///
-/// Every family here is the encoder layer of BERT under other names: self-attention, its
-/// output product, LayerNorm, two products, LayerNorm.
+/// Every family here has the encoder layer of BERT under other names: self-attention, its output
+/// product, LayerNorm, two products, LayerNorm.
 pub(super) struct LayerNames {
-    /// What stands before the number of the layer.
+    /// Prefix before the number of the layer.
     pub(super) layers: &'static str,
     pub(super) query: &'static str,
     pub(super) key: &'static str,
@@ -24,7 +24,7 @@ pub(super) struct LayerNames {
 }
 
 impl LayerNames {
-    /// BERT, RoBERTa and XLM-RoBERTa.
+    /// Names in BERT, RoBERTa and XLM-RoBERTa.
     pub(super) const BERT: Self = Self {
         layers: "encoder.layer",
         query: "attention.self.query",
@@ -36,7 +36,7 @@ impl LayerNames {
         output: "output.dense",
         output_norm: "output.LayerNorm",
     };
-    /// DistilBERT.
+    /// Names in DistilBERT.
     pub(super) const DISTILBERT: Self = Self {
         layers: "transformer.layer",
         query: "attention.q_lin",
@@ -48,7 +48,7 @@ impl LayerNames {
         output: "ffn.lin2",
         output_norm: "output_layer_norm",
     };
-    /// MPNet.
+    /// Names in MPNet.
     pub(super) const MPNET: Self = Self {
         query: "attention.attn.q",
         key: "attention.attn.k",
@@ -66,7 +66,7 @@ impl LayerNames {
         }
     }
 
-    /// Every part, in one order for all families.
+    /// Returns every part, in the same order for all families.
     #[cfg(test)]
     pub(super) const fn parts(&self) -> [&'static str; 8] {
         [
@@ -82,12 +82,12 @@ impl LayerNames {
     }
 }
 
-/// A tensor that must be there.
+/// A required tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Expected {
-    /// Its canonical name.
+    /// Canonical name.
     pub(super) name: String,
-    /// Its shape; a matrix is `[out, in]`.
+    /// Shape; a matrix is `[out, in]`.
     pub(super) shape: Vec<usize>,
 }
 
@@ -108,10 +108,10 @@ fn layer_norm(name: &str, length: usize) -> [Expected; 2] {
     ["weight", "bias"].map(|part| Expected::new(format!("{name}.{part}"), [length]))
 }
 
-/// The tensors of an encoder.
+/// Returns the tensors of an encoder.
 ///
-/// Lazy: a configuration with an absurd number of layers costs nothing before the first missing
-/// tensor.
+/// The iterator is lazy, so a configuration with an absurd number of layers costs nothing: the
+/// caller stops at the first missing tensor.
 pub(super) fn encoder_tensors(config: &EncoderConfig) -> impl Iterator<Item = Expected> {
     let names = LayerNames::of(config.family);
     let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
@@ -148,8 +148,8 @@ pub(super) fn encoder_tensors(config: &EncoderConfig) -> impl Iterator<Item = Ex
     tables.into_iter().chain(layer_norm("embeddings.LayerNorm", hidden)).chain(layers)
 }
 
-/// The canonical name of the tensor that a checkpoint calls `name`; `None` for those that
-/// checkpoints carry and no sentence encoder uses.
+/// Returns the canonical name of the tensor that a checkpoint calls `name`, or `None` for tensors
+/// that checkpoints contain but a sentence encoder does not use.
 pub(super) fn canonical(family: Family, name: &str) -> Option<String> {
     let prefix = match family {
         Family::Bert => "bert.",
@@ -158,11 +158,12 @@ pub(super) fn canonical(family: Family, name: &str) -> Option<String> {
         Family::Roberta | Family::XlmRoberta => "roberta.",
     };
     let name = name.strip_prefix(prefix).unwrap_or(name);
-    // The pooler feeds BERT's sentence-pair objective, and the position ids are 0, 1, 2, ….
+    // The pooler serves only BERT's sentence-pair objective, and the position ids are the constants
+    // 0, 1, 2, ….
     if name == "embeddings.position_ids" || name.starts_with("pooler.") {
         return None;
     }
-    // TensorFlow's names, in checkpoints that were converted from it.
+    // Checkpoints that were converted from TensorFlow keep its names.
     for (old, new) in
         [("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")]
     {

@@ -1,20 +1,20 @@
-//! What every embedder takes and gives, whatever runs it.
+//! Checks inputs and outputs of every embedder, independent of its runtime.
 
 use super::EngineError;
 
-/// The texts that a model takes.
+/// Limits for the texts of a model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Every id is below it.
+    /// Number of tokens in the vocabulary; every id must be smaller.
     pub(super) vocabulary: usize,
-    /// The fewest tokens of a text.
+    /// Minimum number of tokens in a text.
     pub(super) min: usize,
-    /// The most tokens of a text.
+    /// Maximum number of tokens in a text.
     pub(super) max: usize,
 }
 
 impl Limits {
-    /// Refuses `texts` of which one is too short or too long, or has an id that is no token.
+    /// Checks the length and the token ids of each of `texts`.
     pub(super) fn check(&self, texts: &[&[u32]]) -> Result<(), EngineError> {
         let Self { vocabulary, min, max } = *self;
         for text in texts {
@@ -29,7 +29,8 @@ impl Limits {
     }
 }
 
-/// `vectors`, computed in `precision`, unless one of their values is no number.
+/// Returns `vectors`, or [`EngineError::NotFinite`] if a value is NaN or infinite. The error names
+/// the `precision` of the computation.
 pub(super) fn finite(vectors: Vec<f32>, precision: &'static str) -> Result<Vec<f32>, EngineError> {
     if vectors.iter().all(|value| value.is_finite()) {
         Ok(vectors)

@@ -1,7 +1,8 @@
-//! Linear layers: weights packed once, products, and what the caller does with each block of results.
+//! Linear layers: weights that are packed once into panels, and their products.
 //!
-//! Owns the packed form: strips of 32 outputs, `[strips, groups, 32]`, in which a group is four bytes
-//! along the inputs. Inputs and outputs are padded with zeros to whole tiles.
+//! The packed form is panels of 32 outputs, `[strips, groups, 32]`. A lane group is four bytes
+//! along the inputs. Inputs and outputs are padded with zeros to whole tiles. The caller processes
+//! each block of results while it is in the cache.
 
 pub(super) mod strip;
 
@@ -11,22 +12,24 @@ use super::simd::dense::{self, Integers, Product};
 use super::simd::rows::Quantization;
 use super::simd::{IntegerRows, Isa, STRIP};
 
-/// Groups in a row of an operand are a multiple of this: a cache line, and a row of a tile.
+/// Alignment of the length of an operand's row, in lane groups: a cache line, and a row of an AMX
+/// tile.
 const GROUPS: usize = 16;
-/// Rows of operands and results are padded to a multiple of this.
+/// Alignment of the number of rows of operands and results.
 pub(super) const ROWS: usize = 32;
 
-/// The elements of an operand.
+/// Format of the elements of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     F32,
     Bf16,
-    /// Weights are signed bytes; rows are integers with an offset, which lie as the kernel takes them.
+    /// Weights are signed bytes. Rows are integers with a zero point, in the layout that the kernel
+    /// reads.
     Int8(IntegerRows),
 }
 
 impl Format {
-    /// Returns the weights of a group.
+    /// Returns the number of weights in a lane group.
     pub(super) const fn per_group(self) -> usize {
         match self {
             Self::F32 => 1,
@@ -35,13 +38,13 @@ impl Format {
         }
     }
 
-    /// Returns the groups of `elements` weights, padded.
+    /// Returns the number of lane groups of `elements` weights, padded.
     pub(super) const fn groups(self, elements: usize) -> usize {
         elements.div_ceil(self.per_group()).next_multiple_of(GROUPS)
     }
 
-    /// Returns the groups of a row of `elements`, padded: twice those of the weights where the integers
-    /// of a row take twice the memory.
+    /// Returns the number of lane groups of a row of `elements`, padded. It is twice that of the
+    /// weights if the integers of a row take twice the memory.
     pub(super) const fn row_groups(self, elements: usize) -> usize {
         match self {
             Self::Int8(IntegerRows::Wide) => 2 * self.groups(elements),
@@ -50,7 +53,7 @@ impl Format {
     }
 }
 
-/// What multiplies: instructions that this processor has, and may use.
+/// Instructions that this processor has and this process may use.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Machine {
     pub(super) isa: Isa,
@@ -58,25 +61,26 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Prepares this thread.
+    /// Prepares this thread for products: configures its AMX tiles, if there are any.
     pub(super) fn session(&self) -> Session {
         Session { isa: self.isa, tiles: self.amx.map(Amx::tiles) }
     }
 }
 
-/// The kernels on one thread, from a phase's begin to its end.
+/// Kernels of one thread during a phase of a pass. Holds the configured tiles.
 pub(super) struct Session {
     pub(super) isa: Isa,
     tiles: Option<Tiles>,
 }
 
 impl Session {
-    /// One product of f32.
+    /// Computes one product of f32.
     pub(super) fn multiply_f32(&self, product: &mut Product<'_>) {
         dense::f32(self.isa, product);
     }
 
-    /// One product of bf16. Rows and results are there for whole multiples of [`ROWS`].
+    /// Computes one product of bf16. Rows and results must be allocated up to a multiple of
+    /// [`ROWS`].
     pub(super) fn multiply_bf16(&self, product: &mut Product<'_>) {
         match &self.tiles {
             Some(tiles) => tiles.bf16(product),
@@ -84,7 +88,7 @@ impl Session {
         }
     }
 
-    /// One product of bytes.
+    /// Computes one product of bytes.
     pub(super) fn multiply_int8(&self, product: &mut Product<'_>, integers: &Integers<'_>) {
         dense::int8(self.isa, product, integers);
     }
@@ -94,24 +98,26 @@ impl Session {
 #[derive(Clone, Copy)]
 pub(super) struct Operand<'a> {
     pub(super) groups: &'a [u32],
-    /// Groups from one row to the next.
+    /// Distance between two rows, in lane groups.
     pub(super) stride: usize,
     pub(super) rows: usize,
-    /// For rows of bytes, `[rows, blocks]`; empty for other formats.
+    /// Scale and zero point of rows of bytes, `[rows, blocks]`; empty for other formats.
     pub(super) quantization: &'a [Quantization],
-    /// What rows of bytes stand for, and its stride; empty for other formats.
+    /// Values from which rows of bytes were quantized, and their stride; outliers are multiplied
+    /// with them. Empty for other formats.
     pub(super) values: (&'a [f32], usize),
 }
 
 impl<'a> Operand<'a> {
-    /// `rows` rows of f32 or bf16, `stride` groups apart.
+    /// Returns an operand of `rows` rows of f32 or bf16, `stride` lane groups apart.
     pub(super) const fn floats(groups: &'a [u32], stride: usize, rows: usize) -> Self {
         Self { groups, stride, rows, quantization: &[], values: (&[], 0) }
     }
 
-    /// Returns the rows from `first` on, `rows` of them.
+    /// Returns `rows` rows from `first` on.
     pub(super) fn part(&self, first: usize, rows: usize) -> Self {
         let (values, stride) = self.values;
+        // Number of quantization blocks; 0 for float formats.
         let blocks = self.quantization.len() / self.rows;
         Self {
             groups: &self.groups[first * self.stride..],
@@ -123,24 +129,24 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// A weight that is multiplied in f32.
+/// Weight that is multiplied in f32, because it is far larger than the other weights of its output.
 struct Outlier {
     column: usize,
     input: usize,
     weight: f32,
 }
 
-/// What [`Format::Int8`] has beside the weights.
+/// Quantization of the weights of a layer in [`Format::Int8`].
 struct Scales {
-    /// Ends of the blocks of inputs that share scales and an offset.
+    /// Ends of the blocks of inputs that share a scale and a zero point.
     inputs: Vec<usize>,
-    /// The same in groups.
+    /// Ends of the same blocks, in lane groups.
     ends: Vec<usize>,
-    /// Of each strip and block, `[strips, blocks]`: the scale of an output's weights.
+    /// Scales of the weights of each output, `[strips, blocks]`.
     scales: Vec<[f32; STRIP]>,
-    /// Of each strip and block, `[strips, blocks]`: the sum of an output's weights.
+    /// Sums of the weights of each output, `[strips, blocks]`.
     sums: Vec<[f32; STRIP]>,
-    /// Of each strip.
+    /// Outliers of each panel.
     outliers: Vec<Vec<Outlier>>,
 }
 
@@ -151,7 +157,7 @@ impl Scales {
     }
 }
 
-/// The packed weights and bias of one linear layer.
+/// Packed weights and bias of one linear layer.
 pub(super) struct Linear {
     format: Format,
     inputs: usize,
@@ -162,7 +168,7 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// Outputs and inputs of zeros, in a format of floats.
+    /// Creates a layer of zeros in a float format.
     pub(super) fn floats(format: Format, outputs: usize, inputs: usize) -> Self {
         let (strips, groups) = (outputs.div_ceil(STRIP), format.groups(inputs));
         Self {
@@ -175,14 +181,14 @@ impl Linear {
         }
     }
 
-    /// Makes a layer of zeros in [`Format::Int8`] for `rows`; `blocks` are the ends of the blocks of
-    /// inputs, each but the last a multiple of 4.
+    /// Creates a layer of zeros in [`Format::Int8`] for `rows`. `blocks` are the ends of the blocks
+    /// of inputs; each except the last is a multiple of 4.
     pub(super) fn integers(rows: IntegerRows, outputs: usize, blocks: &[usize]) -> Self {
         let inputs = blocks.last().copied().unwrap_or(0);
         let mut linear = Self::floats(Format::Int8(rows), outputs, inputs);
         let strips = linear.bias.len();
         let mut ends: Vec<usize> = blocks.iter().map(|end| end.div_ceil(4)).collect();
-        // What pads the last block has weights of zero.
+        // The padding after the last block has zero weights, so it belongs to that block.
         if let Some(last) = ends.last_mut() {
             *last = linear.groups;
         }
@@ -196,29 +202,29 @@ impl Linear {
         linear
     }
 
-    /// Ends of the blocks of inputs that share scales; none in formats of floats.
+    /// Returns the ends of the blocks of inputs that share scales, or `None` for float formats.
     pub(super) fn blocks(&self) -> Option<&[usize]> {
         self.integers.as_ref().map(|scales| scales.inputs.as_slice())
     }
 
-    /// The elements of its weights and operands.
+    /// Returns the format of the weights and operands.
     pub(super) fn format(&self) -> Format {
         self.format
     }
 
-    /// Number of inputs.
+    /// Returns the number of inputs.
     pub(super) fn inputs(&self) -> usize {
         self.inputs
     }
 
-    /// Memory of the layer, in bytes.
+    /// Returns the memory of the layer, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         let scales = self.integers.as_ref().map_or(0, Scales::bytes);
         self.weights.bytes() + (scales + size_of_val(self.bias.as_slice())) as u64
     }
 
-    /// Memory of a layer before it is there, in bytes; without outliers. `blocks` are those of
-    /// [`Linear::integers`], of which floats have the last end alone.
+    /// Returns the memory that a layer will take, in bytes, without outliers. `blocks` are those of
+    /// [`Linear::integers`]; float formats use only the last end.
     pub(super) fn bytes_of(format: Format, outputs: usize, blocks: &[usize]) -> u64 {
         let strips = outputs.div_ceil(STRIP);
         let groups = format.groups(blocks.last().copied().unwrap_or(0));
@@ -227,24 +233,25 @@ impl Linear {
         Buffer::bytes_of(strips * groups * STRIP) + values as u64
     }
 
-    /// Returns the strips of 32 outputs.
+    /// Returns the number of panels of 32 outputs.
     pub(super) fn strips(&self) -> usize {
         self.bias.len()
     }
 
-    /// Returns the bias of the outputs of `strip`.
+    /// Returns the bias of the outputs of panel `strip`.
     pub(super) fn bias(&self, strip: usize) -> &[f32; STRIP] {
         &self.bias[strip]
     }
 
-    /// Returns the weights of `strip`, `[groups, 32]`; of one that is not there, none.
+    /// Returns the weights of panel `strip`, `[groups, 32]`. Returns an empty slice beyond the last
+    /// panel.
     fn weights(&self, strip: usize) -> &[[u32; STRIP]] {
         let (weights, _) = self.weights.groups().as_chunks::<STRIP>();
         weights.chunks_exact(self.groups).nth(strip).unwrap_or_default()
     }
 
-    /// Multiplies with every strip of 32 outputs, and gives each to `take`: its number, its results
-    /// `[rows, 32]` without bias, and its bias.
+    /// Multiplies with every panel of 32 outputs. Calls `take` for each panel with its number, its
+    /// results `[rows, 32]` without bias, and its bias.
     ///
     /// `block` is memory for `[rows padded, 32]`.
     pub(super) fn apply(
@@ -260,8 +267,8 @@ impl Linear {
         }
     }
 
-    /// Multiplies with the 32 outputs of `strip`. Returns the results `[rows, 32]` without bias, and the
-    /// bias. Meanwhile prefetches the weights of the strip `next`, if there is one.
+    /// Multiplies with the 32 outputs of panel `strip`. Returns the results `[rows, 32]` without
+    /// bias, and the bias. Prefetches the weights of panel `next` meanwhile, if it exists.
     ///
     /// `block` is memory for `[rows padded, 32]`.
     pub(super) fn apply_strip<'a>(
@@ -307,6 +314,7 @@ impl Scales {
             scales: &self.scales[strip * blocks..][..blocks],
         };
         session.multiply_int8(product, &integers);
+        // Add the outliers. They multiply the values before quantization, in f32.
         let (values, stride) = operand.values;
         let (results, _) = product.out.as_chunks_mut::<STRIP>();
         for outlier in &self.outliers[strip] {

@@ -1,19 +1,20 @@
-//! The engine: texts become token ids, token ids become vectors.
+//! The engine: converts texts to token ids, and token ids to vectors.
 //!
-//! Owns the mathematics and nothing else. It knows no sockets, no runtime, no packages and no
-//! paths: bytes that somebody else verified come in ([`ModelFiles`]), vectors go out.
+//! The engine contains only the mathematics. It knows no sockets, no async runtime, no packages and
+//! no paths: the caller passes verified bytes ([`ModelFiles`]) and receives vectors.
 //!
-//! | [`Architecture`] | what runs it, behind one [`Embedder`] |
+//! | [`Architecture`] | runtime behind one [`Embedder`] |
 //! | --- | --- |
-//! | BERT, DistilBERT, MPNet, RoBERTa, XLM-RoBERTa | [`fused`]: own kernels, in every [`Precision`] |
+//! | BERT, DistilBERT, MPNet, RoBERTa, XLM-RoBERTa | [`fused`]: own kernels, every [`Precision`] |
 //! | ModernBERT | [`candle_runtime`]: candle-transformers, in f32 |
-//! | static embeddings | [`static_embedding`]: a look-up in a table that stays as it is stored |
+//! | static embeddings | [`static_embedding`]: lookup in a table that stays in its stored format |
 //!
 //! Invariants:
-//! 1. A vector is what sentence-transformers gives for the same text and weights, within the bounds
-//!    of `tests/golden/README.md`, or an error is returned; never a silent approximation.
-//! 2. No input panics: ids are range-checked before they index a table, shapes when a model is
-//!    loaded.
+//! 1. A vector equals the result of sentence-transformers for the same text and weights, within the
+//!    bounds of `tests/golden/README.md`. Otherwise the engine returns an error; it never
+//!    approximates silently.
+//! 2. No input causes a panic: ids are range-checked before they index a table, and shapes are
+//!    checked when a model is loaded.
 
 #[cfg_attr(not(target_arch = "x86_64"), path = "amx_none.rs")]
 mod amx;
@@ -69,115 +70,123 @@ use spec::Runtime;
 use static_embedding::{StaticConfig, StaticEmbedder};
 use weights::{Header, WEIGHTS};
 
-/// A loaded encoder: token ids in, vectors out.
+/// A loaded model that converts token ids to vectors.
 ///
-/// One thread owns it; several may compute with it at a time, and share its threads.
+/// One thread owns it. Several threads may call it concurrently; the calls share its thread pool.
 pub trait Embedder: Send + Sync {
-    /// What is wanted of each of `texts`, one behind the other in their order: `[texts.len(),
-    /// dimensions]` for vectors, `[tokens of all texts, hidden]` for token states; row-major.
+    /// Computes `output` for each of `texts` and concatenates the results in order, row-major:
+    /// `[texts.len(), dimensions]` for vectors, `[tokens of all texts, hidden]` for token states.
     ///
-    /// Blocks for as long as the forward pass takes. Each text is a sequence of token ids with its
-    /// special tokens, at least one id long unless the model is [`Architecture::Static`].
+    /// Blocks for the duration of the forward pass. Each text is a sequence of token ids, special
+    /// tokens included, with at least one id unless the model is [`Architecture::Static`].
     ///
     /// # Errors
-    /// When an id is outside the vocabulary, a text is empty or too long, the model has nothing of the
-    /// kind, or the arithmetic fails.
+    /// Returns an error if an id is outside the vocabulary, a text is empty or too long, the model
+    /// does not support `output`, or the result is not finite.
     fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError>;
 
-    /// The vectors of `texts`, `[texts.len(), dimensions]`: [`Embedder::compute`] for what a model is for.
+    /// Computes the vectors of `texts`, `[texts.len(), dimensions]`. This is [`Embedder::compute`]
+    /// for [`Output::Vector`].
     ///
     /// # Errors
-    /// Those of [`Embedder::compute`].
+    /// Returns the errors of [`Embedder::compute`].
     fn embed(&self, texts: &[&[u32]]) -> Result<Vec<f32>, EngineError> {
         self.compute(texts, Output::Vector)
     }
 
-    /// Length of one vector.
+    /// Returns the length of one vector.
     fn dimensions(&self) -> usize;
 
-    /// Memory of this process that the weights take, in bytes. What is read in place from a mapped
-    /// file is not counted: see [`Embedder::mapped_bytes`].
+    /// Returns the memory of this process that the weights occupy, in bytes. The count excludes
+    /// weights that are read in place from a mapped file: see [`Embedder::mapped_bytes`].
     fn weight_bytes(&self) -> u64;
 
-    /// Bytes that are read in place from a mapped file: the most that can be resident beside
-    /// [`Embedder::weight_bytes`]. Only the rows of words that were seen are, and the system takes
-    /// them back when memory is short.
+    /// Returns the number of bytes that are read in place from a mapped file: the most that can be
+    /// resident in addition to [`Embedder::weight_bytes`]. Only the rows of words that have
+    /// occurred are resident, and the system reclaims them when memory is short.
     fn mapped_bytes(&self) -> u64;
 
-    /// Gives back the memory that passes need beside the weights, which is as much as the longest pass
-    /// so far took. The next pass allocates what it needs.
+    /// Frees the memory that passes need in addition to the weights, which is as much as the
+    /// largest pass so far needed. The next pass allocates its memory again.
     ///
-    /// Waits for the passes that run.
+    /// Blocks until the running passes end.
     fn release_scratch(&self);
 
-    /// Operations a second of its products on its threads when operands are in the first cache.
+    /// Measures the peak rate of the products on the embedder's threads, in operations per second,
+    /// with operands in the first-level cache.
     ///
     /// Blocks for a quarter of a second.
     ///
     /// # Errors
-    /// When the system gives no threads.
+    /// Returns an error if the system cannot start the threads.
     fn matrix_peak(&self) -> io::Result<f64>;
 
-    /// What it runs in.
+    /// Returns the precision and the instructions that the model runs in, with the reason.
     fn report(&self) -> &Report;
 
-    /// Multiplications and additions in the matrix products for one text of `tokens` tokens: the
-    /// work of the model's shapes, without padding, whatever the precision.
+    /// Returns the number of multiplications and additions in the matrix products for one text of
+    /// `tokens` tokens. The count follows from the model's shapes, without padding, and does not
+    /// depend on the precision.
     fn matrix_operations(&self, tokens: usize) -> u64;
 }
 
-/// How a model is run.
+/// Settings for running a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Threads of the engine; 0 is taken as 1.
+    /// Number of engine threads; 0 counts as 1.
     pub threads: usize,
-    /// Tokens of one forward pass; a longer text goes through alone.
+    /// Maximum number of tokens of one forward pass; a longer text gets a pass of its own.
     pub batch_tokens: usize,
-    /// The arithmetic of its products.
+    /// Requested arithmetic of the products.
     pub precision: Precision,
 }
 
-/// A model ready for use.
+/// Tokenizer and embedder of a loaded model.
 pub struct Loaded {
-    /// Makes token ids of texts, on any thread.
+    /// Tokenizer, which any thread may use.
     pub tokenizer: Tokenizer,
-    /// Makes vectors of token ids, on the thread that owns it.
+    /// Embedder, which belongs to the thread that owns the model.
     pub embedder: Box<dyn Embedder>,
 }
 
-/// What a model asked to run in `wanted` would run in on this processor; `integers` is whether its weights are stored
-/// so. Models that [`load`] gives to another library may differ.
+/// Returns the arithmetic that a model with the requested precision `wanted` would get on this
+/// processor. `integers` states whether its weights are stored as integers. Models that [`load`]
+/// runs in another library may differ.
 ///
-/// Asks the kernel for the permission that AMX needs, as loading does.
+/// Requests the AMX permission from the kernel where `wanted` may use AMX, as loading does.
 pub fn arithmetic(wanted: Precision, integers: bool) -> Report {
     precision::choose(wanted, integers).report
 }
 
-/// The extensions of this processor that some kernel here is made for.
+/// Returns the extensions of this processor for which the engine has a kernel.
 pub fn processor_extensions() -> Vec<&'static str> {
     simd::extensions()
 }
 
 /// Loads the model that `spec` describes from `files`.
 ///
-/// Blocks for as long as packing the weights takes. No second copy of them is made: a tensor is
-/// packed row by row, and its bytes are released when it is done with. The table of words is read in
-/// place for as long as the model lives.
+/// Blocks until the weights are packed. No second copy of the weights exists during packing: each
+/// tensor is packed row by row, and its bytes are released afterwards. The table of word embeddings
+/// is read in place for the lifetime of the model, except in a ModernBERT, whose weights are
+/// decoded.
 ///
 /// # Errors
-/// When a file cannot be read, or contradicts `spec` or another file: the message names the file,
-/// and the tensor or both values.
+/// Returns an error if a file is not readable, or contradicts `spec` or another file. The message
+/// names the file, and the tensor or both values.
 pub fn load(spec: &ModelSpec, files: ModelFiles, options: Options) -> Result<Loaded, EngineError> {
     let ModelFiles { config, tokenizer, weights, dense } = files;
     let weights = || Ok(weights);
     load_with(spec, ModelFiles { config, tokenizer, weights, dense }, options)
 }
 
-/// [`load`] with the weights that `files.weights` gives: it is called at most once, on this thread, while another reads
-/// the tokenizer, so that what has to be done before they can be given costs no time of its own.
+/// Loads a model like [`load`], with the weights that the closure `files.weights` returns.
+///
+/// The closure is called at most once, on the calling thread, while another thread reads the
+/// tokenizer. So the work that it does, such as verification of the weights, overlaps with that
+/// read.
 ///
 /// # Errors
-/// Those of [`load`], and that of `files.weights`.
+/// Returns the errors of [`load`], and the error of `files.weights`.
 pub fn load_with<E: From<EngineError>>(
     spec: &ModelSpec,
     files: ModelFiles<impl FnOnce() -> Result<Box<dyn WeightsFile>, E>>,
@@ -218,9 +227,11 @@ pub fn load_with<E: From<EngineError>>(
     }
 }
 
-/// A tokenizer and an embedder, read side by side: the tokenizer
-/// takes half of the time of a small model's load, and the weights are verified and read by one thread before as
-/// many as there are pack them. What keeps the weights away is told before all else.
+/// Reads a tokenizer and an embedder concurrently.
+///
+/// The tokenizer takes half of the load time of a small model. Meanwhile this thread verifies and
+/// reads the weights, before all threads of the engine pack them. An error of `weights` is returned
+/// in preference to an error of the tokenizer or the embedder.
 fn load_both<M: Embedder + 'static, E: From<EngineError>>(
     tokenizer: impl FnOnce() -> Result<Tokenizer, EngineError> + Send,
     weights: impl FnOnce() -> Result<Box<dyn WeightsFile>, E>,

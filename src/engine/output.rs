@@ -1,16 +1,18 @@
-//! What is wanted of a text: its vector, or what the vector is made of.
+//! The kinds of output that can be requested for a text.
 //!
-//! Pure data. Which runtime has which is the runtimes' business.
+//! Pure data. Each runtime decides which kinds it supports.
 
-/// What an [`Embedder`](super::Embedder) gives for a text.
+/// Result of an [`Embedder`](super::Embedder) for one text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Output {
-    /// Its vector, of length 1 if the model is said to normalise: `[dimensions]`.
+    /// Final vector, `[dimensions]`; scaled to length 1 if the model normalizes.
     #[default]
     Vector,
-    /// Its vector before it is normalised, `[dimensions]`; the same for a model that does not normalise.
+    /// Vector before normalization, `[dimensions]`; equal to [`Output::Vector`] if the model does
+    /// not normalize.
     Unnormalized,
-    /// The states of all its tokens after the last layer, special tokens included: `[tokens, hidden]`.
-    /// `hidden` is the encoder's, which is not `dimensions` where dense layers follow.
+    /// States of all tokens after the last layer, special tokens included: `[tokens, hidden]`.
+    /// `hidden` is the hidden size of the encoder, which may differ from `dimensions` if dense
+    /// layers follow.
     TokenStates,
 }

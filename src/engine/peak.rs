@@ -1,6 +1,7 @@
-//! The most that the processors of this machine multiply, to measure the encoders against.
+//! Measurement of the peak rate of operations of the processors. Reports compare the encoders with
+//! it.
 //!
-//! Owns the threads and the clock. It takes no part in computing vectors.
+//! The embedding path does not use this module.
 
 use std::io;
 use std::thread::{self, Builder};
@@ -10,20 +11,22 @@ use super::linear::{Format, Machine};
 use super::simd::Isa;
 use super::simd::registers::{self, Values};
 
-/// Rounds between two looks at the clock: tens of microseconds.
+/// Rounds of one sample, which takes tens of microseconds.
 const ROUNDS: usize = 4096;
-/// How long each thread tries.
+/// Duration of the measurement in each thread.
 const DURATION: Duration = Duration::from_millis(250);
 
-/// Returns the operations a second, multiplications and additions, that `threads` threads of this machine do at
-/// once in `format`, with the best instruction of `machine` and all operands in registers.
+/// Measures the peak rate of `threads` concurrent threads in `format`, with the best instruction of
+/// `machine` and all operands in registers. Returns the operations (multiplications and additions)
+/// per second.
 ///
-/// This is the sum over the threads of what each one does in the median of many tens of microseconds: as
-/// another program takes a processor for milliseconds, this is the processor's own limit, not what others leave of
-/// it. Blocks for a quarter of a second.
+/// The result is the sum over the threads of the median rate of many samples of tens of
+/// microseconds each. Another program occupies a processor for milliseconds at a time. So the
+/// median is the limit of the processor itself, not the share that other programs leave. Blocks for
+/// a quarter of a second.
 ///
 /// # Errors
-/// When the system gives no threads.
+/// Returns an error if the system cannot create the threads.
 pub(super) fn measure(machine: Machine, format: Format, threads: usize) -> io::Result<f64> {
     thread::scope(|scope| {
         let running: io::Result<Vec<_>> = (0..threads)
@@ -40,7 +43,7 @@ pub(super) fn measure(machine: Machine, format: Format, threads: usize) -> io::R
     })
 }
 
-/// Returns [`measure`] for f32, with this processor's best instructions.
+/// Returns the rate of [`measure`] for f32, with this processor's best instructions.
 pub(super) fn f32(threads: usize) -> io::Result<f64> {
     measure(Machine { isa: Isa::detect(), amx: None }, Format::F32, threads)
 }
@@ -65,7 +68,7 @@ fn median_rate(machine: Machine, format: Format) -> f64 {
             break;
         }
     }
-    // Not the highest, which varies by several percent from run to run.
+    // Use the median. The maximum varies by several percent from run to run.
     let middle = rates.len() / 2;
     *rates.select_nth_unstable_by(middle, f64::total_cmp).1
 }
@@ -79,7 +82,7 @@ mod tests {
         for format in [Format::F32, Format::Int8(Isa::detect().integer_rows()), Format::Bf16] {
             let machine = Machine { isa: Isa::detect(), amx: None };
             let peak = measure(machine, format, 1).unwrap();
-            // From a slow processor without vectors to the fastest with tiles.
+            // The range is from a slow processor without vectors to the fastest one with tiles.
             assert!((1e7..1e14).contains(&peak), "{format:?} {peak:e}");
         }
     }

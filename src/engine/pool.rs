@@ -1,6 +1,6 @@
-//! From the token vectors of a text to its one vector: pooling, dense layers, normalisation.
+//! Computes the vector of a text from its token vectors: pooling, dense layers, normalization.
 //!
-//! Pure arithmetic on f32 slices, the same for every encoder. Formulas are those of the modules
+//! Pure arithmetic on f32 slices, the same for every encoder. The formulas are those of the modules
 //! `Pooling`, `Dense` and `Normalize` of sentence-transformers:
 //! <https://github.com/UKPLab/sentence-transformers/blob/13b4da229038847bad09d663918f0a489cc00775/sentence_transformers/models/Pooling.py>
 
@@ -8,11 +8,11 @@ use super::layout::Expected;
 use super::weights;
 use super::{Activation, Dense, EngineError, ModelSpec, Output, Pooling, WeightsFile};
 
-/// The smallest length that normalisation divides by; the default of
+/// Lower bound of the norm by which normalization divides; the default of
 /// `torch.nn.functional.normalize`.
 const MIN_NORM: f32 = 1e-12;
 
-/// The steps after the encoder.
+/// Steps after the encoder.
 pub(super) struct Head {
     pooling: Pooling,
     dense: Vec<DenseLayer>,
@@ -20,10 +20,10 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// The steps that `spec` asks for, with the safetensors file of each dense layer in `files`.
+    /// Reads the steps of `spec`, with the safetensors file of each dense layer in `files`.
     ///
     /// # Errors
-    /// When a file is missing, or is not what `spec` says of it.
+    /// Returns an error if a file is missing or does not match `spec`.
     pub(super) fn read(spec: &ModelSpec, files: &[Vec<u8>]) -> Result<Self, EngineError> {
         if spec.dense.len() != files.len() {
             return Err(EngineError::Mismatch(format!(
@@ -39,7 +39,7 @@ impl Head {
         Ok(Self { pooling: spec.pooling, dense, normalize: spec.normalize })
     }
 
-    /// What is wanted of a text with token vectors `tokens`, `[length, hidden]` row-major.
+    /// Computes `output` of a text from its token vectors `tokens`, `[length, hidden]` row-major.
     pub(super) fn apply(&self, tokens: &[f32], hidden: usize, output: Output) -> Vec<f32> {
         if output == Output::TokenStates {
             return tokens.to_vec();
@@ -54,7 +54,7 @@ impl Head {
         vector
     }
 
-    /// Memory of the dense layers of `spec` before they are there, in bytes.
+    /// Estimates the memory of the dense layers of `spec` before they are read, in bytes.
     pub(super) fn bytes_of(spec: &ModelSpec) -> u64 {
         let values = |layer: &Dense| {
             let (weights, bias) = (layer.in_features, usize::from(layer.bias));
@@ -64,7 +64,7 @@ impl Head {
         values.saturating_mul(size_of::<f32>() as u64)
     }
 
-    /// Memory of the dense layers, in bytes.
+    /// Returns the memory of the dense layers, in bytes.
     pub(super) fn weight_bytes(&self) -> u64 {
         self.dense
             .iter()
@@ -73,11 +73,11 @@ impl Head {
     }
 }
 
-/// `activation(weight · x + bias)`.
+/// Dense layer that computes `activation(weight · x + bias)`.
 struct DenseLayer {
-    /// `[out, in]`.
+    /// Weights, `[out, in]`.
     weight: Vec<f32>,
-    /// `[out]`, or empty.
+    /// Bias, `[out]`; empty if the layer has none.
     bias: Vec<f32>,
     in_features: usize,
     activation: Activation,
@@ -85,7 +85,7 @@ struct DenseLayer {
 
 impl DenseLayer {
     fn read(index: usize, dense: Dense, file: &dyn WeightsFile) -> Result<Self, EngineError> {
-        // `chunks_exact` in `apply` needs rows of at least one value.
+        // `chunks_exact` in `apply` panics for a length of 0.
         if dense.in_features == 0 {
             return Err(EngineError::Mismatch(format!("dense layer {index} takes no values")));
         }
@@ -121,9 +121,9 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// One vector of length `hidden` from `tokens`, `[length, hidden]` with at least one row.
+/// Pools `tokens`, `[length, hidden]` with at least one row, into one vector of length `hidden`.
 ///
-/// NaN in, NaN out: `f32::max` alone would hide one.
+/// A NaN in `tokens` stays visible in the result; `f32::max` alone would hide it.
 fn pool(pooling: Pooling, tokens: &[f32], hidden: usize) -> Vec<f32> {
     let (first, rest) = tokens.split_at(hidden.min(tokens.len()));
     let mut pooled = first.to_vec();
@@ -160,7 +160,8 @@ fn fold(pooled: &mut [f32], rest: &[f32], with: impl Fn(f32, f32) -> f32) {
     }
 }
 
-/// Scales `vector` to length 1, as `torch.nn.functional.normalize` does: a zero vector stays one.
+/// Scales `vector` to length 1. Like `torch.nn.functional.normalize`, leaves a zero vector
+/// unchanged.
 fn normalize(vector: &mut [f32]) {
     let norm = dot(vector, vector).sqrt().max(MIN_NORM);
     vector.iter_mut().for_each(|value| *value /= norm);

@@ -1,9 +1,9 @@
-//! Which arithmetic a model is run in.
+//! Chooses the arithmetic in which a model runs.
 //!
-//! Pure but for the detection of the processor. `auto` picks int8 only for a package of integers: who
-//! packed it has accepted what they cost, and the self-test of the package is tried in them. It prefers
-//! bf16 in tiles to integers, and those to pairs of bf16: in the order of what a processor multiplies in a
-//! cycle.
+//! The choice is a pure function, except for the detection of the processor. [`Precision::Auto`]
+//! picks int8 only for a package with integer weights: its packer has accepted their error, and the
+//! self-test of the package runs with them. It prefers bf16 in AMX tiles to int8, and int8 to pairs
+//! of bf16, in the order of the products that a processor computes per cycle.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,26 +14,27 @@ use super::linear::{Format, Machine};
 use super::simd::dense::Product;
 use super::simd::{Isa, STRIP, rows};
 
-/// The arithmetic of a model's products.
+/// Arithmetic of a model's products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// The fastest on this processor whose vectors keep close to those of f32.
+    /// The fastest precision on this processor whose vectors stay close to those in f32.
     #[default]
     Auto,
-    /// Exact: products and everything else in f32.
+    /// Products and everything else in f32: the exact precision.
     F32,
-    /// Products of 8-bit integers: weights with a scale for each output and block of channels, activations with a
-    /// scale and an offset for each token and block. A block has at most 128 channels; what the heads give is one.
+    /// Products of 8-bit integers. Weights have a scale for each output and block of channels;
+    /// activations have a scale and an offset for each token and block. A block has at most 128
+    /// channels, except that the output of the attention heads is one block.
     Int8,
-    /// Products of bf16, summed in f32, where the processor has them.
+    /// Products of bf16, summed in f32, if the processor supports them.
     Bf16,
 }
 
 impl Precision {
-    /// Every precision, in the order in which messages list them.
+    /// All precisions, in the order in which messages list them.
     pub const ALL: [Self; 4] = [Self::Auto, Self::F32, Self::Int8, Self::Bf16];
 
-    /// The name in configurations and reports.
+    /// Returns the name that configurations and reports use.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -61,44 +62,46 @@ impl fmt::Display for Precision {
     }
 }
 
-/// What a loaded model runs in.
+/// Arithmetic of a loaded model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// The precision of its products; never [`Precision::Auto`].
+    /// Precision of the products; never [`Precision::Auto`].
     pub precision: Precision,
-    /// The instructions that multiply: `amx-bf16`, `avx512-bf16`, `avx512-vnni`, `avx512`, `avx-vnni`,
-    /// `avx2` or `sse4.2`; `neon-bf16`, `neon-i8mm`, `neon-dotprod` or `neon`; `scalar`;
-    /// `candle` where that library chooses them, `none` where nothing is multiplied.
+    /// Instructions that compute the products: `amx-bf16`, `avx512-bf16`, `avx512-vnni`, `avx512`,
+    /// `avx-vnni`, `avx2` or `sse4.2`; `neon-bf16`, `neon-i8mm`, `neon-dotprod` or `neon`;
+    /// `scalar`; `candle` if that library chooses them; `none` if the model has no products.
     pub isa: &'static str,
-    /// Why this precision, in words for an operator.
+    /// Reason for this precision, in words for an operator.
     pub reason: String,
 }
 
-/// How products are made, and what to say of it.
+/// Chosen arithmetic, with the report about it.
 pub(super) struct Choice {
     pub(super) machine: Machine,
-    /// Of linear layers.
+    /// Format of linear layers.
     pub(super) format: Format,
-    /// Of attention.
+    /// Format of attention.
     pub(super) attention: Format,
     pub(super) report: Report,
 }
 
-/// The choice for `wanted` on this processor; `integers` is whether the weights are stored so.
+/// Chooses the arithmetic for `wanted` on this processor. `integers` states whether the weights are
+/// stored as integers.
 pub(super) fn choose(wanted: Precision, integers: bool) -> Choice {
     let amx = match wanted {
-        // Nothing is asked of the kernel that is not used.
+        // These precisions do not use AMX, so do not request its permission from the kernel.
         Precision::F32 | Precision::Int8 => Err("it was not asked for"),
         Precision::Auto | Precision::Bf16 => Amx::request().and_then(proved),
     };
     decide(wanted, integers, Isa::detect(), amx)
 }
 
-/// `amx`, when its tiles give on this machine what their scalar twin gives.
+/// Returns `amx` if its tiles compute the same products on this machine as their scalar twin.
 pub(super) fn proved(amx: Amx) -> Result<Amx, &'static str> {
     const ROWS: usize = 48;
     const GROUPS: usize = 32;
-    // Small integers, whose sums are exact in any order.
+    // The values are small integers, whose sums are exact in any order. So the comparison may be
+    // bitwise.
     let group = |index: usize| {
         let [low, high] = [index * 3, index * 5 + 1].map(|index| {
             let value = u16::try_from(index % 7).unwrap_or(0);
@@ -125,7 +128,8 @@ pub(super) fn proved(amx: Amx) -> Result<Amx, &'static str> {
     if results(Some(amx)) == results(None) { Ok(amx) } else { Err("its AMX gives wrong products") }
 }
 
-/// The choice for `wanted` of a processor that has `isa`, and `amx` or a reason why not.
+/// Chooses the arithmetic for `wanted` on a processor that has `isa`, and has `amx` or a reason for
+/// its absence.
 pub(super) fn decide(
     wanted: Precision,
     integers: bool,
@@ -155,14 +159,14 @@ pub(super) fn decide(
     };
     let slow = isa.name() == "scalar";
     let reason = if slow { format!("{reason}; slow: no SSE4.2") } else { reason };
-    // Without use for tiles none are configured.
+    // The products need no tiles in other precisions, so do not configure them.
     let tiles = amx.ok().filter(|_| precision == Precision::Bf16);
     let rows = isa.integer_rows();
     let (format, attention, name) = match precision {
         Precision::Auto | Precision::F32 => (Format::F32, Format::F32, isa.name()),
         Precision::Bf16 if tiles.is_some() => (Format::Bf16, Format::Bf16, "amx-bf16"),
         Precision::Bf16 => (Format::Bf16, Format::Bf16, isa.bf16_name()),
-        // What attention adds to the error of integers is far below it.
+        // The error that bf16 attention adds is far smaller than the error of the int8 products.
         Precision::Int8 if pairs => (Format::Int8(rows), Format::Bf16, isa.name()),
         Precision::Int8 => (Format::Int8(rows), Format::F32, isa.name()),
     };

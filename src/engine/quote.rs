@@ -1,13 +1,13 @@
-//! Quotes text of a package for a message.
+//! Quotes text from a package for a message.
 //!
-//! A package may name a tensor with terminal escapes, or with a megabyte. A message has neither: it goes to terminals,
-//! to the journal and into files.
+//! A package may contain a tensor name with terminal escapes, or one of a megabyte. Messages go to
+//! terminals, to the journal and into files, so they must contain neither.
 
 use std::fmt::Display;
 
-/// Characters that a message repeats of one text.
+/// Maximum number of characters of a quoted text.
 const MOST_CHARACTERS: usize = 80;
-/// Characters of a library's message, which may repeat a text or two.
+/// Maximum number of characters of a library's message, which may quote one or two texts.
 const MOST_TOLD: usize = 400;
 
 /// Returns `text` in double quotes, escaped as in a Rust literal and cut after [`MOST_CHARACTERS`].
@@ -20,8 +20,9 @@ pub(super) fn quoted(text: &str) -> String {
     out
 }
 
-/// Returns the words of a library about a package: escaped as in [`quoted`], cut after [`MOST_TOLD`], without quotes
-/// around them. What was quoted before stays as it is.
+/// Returns the message of a library about a package without surrounding quotes, escaped as in
+/// [`quoted`] and cut after [`MOST_TOLD`] characters. Quotes and backslashes stay as they are, so
+/// text that was already quoted does not change.
 pub(super) fn escaped(message: impl Display) -> String {
     let mut out = String::new();
     let plain = |character| matches!(character, '\'' | '"' | '\\');

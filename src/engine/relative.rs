@@ -1,19 +1,21 @@
-//! MPNet's relative position bias: what is added to the score of two tokens for their distance.
+//! Computes MPNet's relative position bias: the value that is added to the attention score of two
+//! tokens according to their distance.
 //!
 //! Follows `MPNetEncoder` of transformers:
 //! <https://github.com/huggingface/transformers/blob/00099b9f15ad8bea330364709453fc49cbba90e5/src/transformers/models/mpnet/modeling_mpnet.py>
 
 use super::config::MPNET_BUCKETS;
 
-/// Buckets for one direction.
+/// Number of buckets for one direction.
 const HALF: u32 = MPNET_BUCKETS / 2;
-/// Distances below it have a bucket each.
+/// Smaller distances have one bucket each; larger ones share logarithmic buckets.
 const EXACT: u32 = HALF / 2;
 
-/// The bucket of the distance from the token at `query` to the one at `key`.
+/// Returns the bucket of the distance from the token at `query` to the token at `key`.
 ///
-/// In integers: for distances of at least 8, `8 + ⌊ln(distance / 8) / ln(128 / 8) · 8⌋` is
-/// `⌊log₂ distance²⌋ + 2`, and exact where the logarithm in f32 has to hit a whole number.
+/// The computation uses integers only. For distances of at least 8, `8 + ⌊ln(distance / 8) / ln(128
+/// / 8) · 8⌋` equals `⌊log₂ distance²⌋ + 2`. The integer form is exact where the f32 logarithm
+/// would have to hit a whole number.
 pub(super) fn bucket(query: u32, key: u32) -> u32 {
     let ahead = if key > query { HALF } else { 0 };
     let distance = query.abs_diff(key);
@@ -24,7 +26,8 @@ pub(super) fn bucket(query: u32, key: u32) -> u32 {
     ahead + (log + 2).min(HALF - 1)
 }
 
-/// For each of `heads`, the bias of the distances `1 − reach` to `reach − 1`, in this order.
+/// Returns, for each of `heads`, the biases of the distances `1 − reach` to `reach − 1`, in this
+/// order.
 ///
 /// `table` is `[buckets, heads]`.
 pub(super) fn by_distance(table: &[f32], heads: usize, reach: u32) -> Vec<Vec<f32>> {
@@ -46,7 +49,8 @@ mod tests {
             let expected = if distance < 8 {
                 distance
             } else {
-                // Nudged over whole numbers, which the quotient misses by a rounding error.
+                // The floating-point quotient can fall just below a whole number because of
+                // rounding, so add a small value before the floor.
                 let log = ((near / 8.0).ln() / 16_f64.ln()).mul_add(8.0, 1e-9);
                 #[expect(
                     clippy::cast_possible_truncation,

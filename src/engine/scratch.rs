@@ -1,6 +1,7 @@
-//! The memory of a forward pass: one arena for each thread, which grows to the longest pass and stays.
+//! Memory of a forward pass: one arena for each thread, which grows to the longest pass and is
+//! kept.
 //!
-//! Owns the sizes, also of what is not there yet.
+//! The module also computes the sizes of arenas in advance.
 
 use super::attention::Memory;
 use super::buffer::Buffer;
@@ -9,32 +10,34 @@ use super::linear::{Format, Linear, Operand, ROWS, Session};
 use super::simd::STRIP;
 use super::simd::rows::{self, Quantization};
 
-/// Rows that go through the feed-forward products together: what lies between them, 1.5 MiB at 3,072 channels, should
-/// stay near the second cache.
+/// Rows that pass through the feed-forward products together. The values between these products,
+/// 1.5 MiB at 3,072 channels, should stay near the second-level cache.
 pub(super) const BLOCK: usize = 128;
 
-/// What one row takes, and in which format.
+/// Widths and formats of one row of a pass.
 #[derive(Clone, Copy)]
 pub(super) struct RowShape {
     pub(super) widths: Widths,
-    /// Of the operands of linear layers.
+    /// Format of the operands of linear layers.
     pub(super) format: Format,
-    /// Of queries, keys and values: F32 or Bf16.
+    /// Format of queries, keys and values: F32 or Bf16.
     pub(super) attention: Format,
 }
 
 impl RowShape {
-    /// Returns the groups in a row of one head's queries, keys or values.
+    /// Returns the number of lane groups in a row of one head's queries, keys or values.
     pub(super) fn head_groups(&self) -> usize {
         self.attention.groups(self.widths.padded_head)
     }
 
-    /// Returns the groups from one head's queries, keys or values to the next head's in a pass of `rows` rows.
+    /// Returns the distance, in lane groups, from one head's queries, keys or values to the next
+    /// head's, in a pass of `rows` rows.
     pub(super) fn head_stride(&self, rows: usize) -> usize {
         padded(rows) * self.head_groups()
     }
 
-    /// Groups of what the heads give: bf16 when the next product takes it, else f32.
+    /// Returns the number of lane groups of a row of attended values: bf16 if the next product
+    /// reads it, otherwise f32.
     pub(super) fn attended_stride(&self) -> usize {
         match self.format {
             Format::Bf16 => self.widths.inner() / 2,
@@ -42,21 +45,23 @@ impl RowShape {
         }
     }
 
-    /// Format and groups of what lies between the products of a feed-forward layer.
+    /// Returns the format and the number of lane groups of a row between the products of a
+    /// feed-forward layer.
     pub(super) fn between(&self) -> (Format, usize) {
         let format = if self.format == Format::Bf16 { Format::Bf16 } else { Format::F32 };
         let values = self.widths.padded_intermediate;
         (format, format.groups(values).max(values / format.per_group()))
     }
 
-    /// Groups of a row that is made ready for a product, and blocks of its inputs with a
-    /// [`Quantization`] each; the most of all products.
+    /// Returns the maximum over all products of two numbers: the lane groups in a row that is
+    /// prepared for the product, and the blocks of its inputs, each with a [`Quantization`].
     fn inputs(&self) -> (usize, usize) {
         let linears = self.widths.linears();
         let inputs = linears.iter().map(|(_, ends)| ends.last().copied().unwrap_or(0));
         match self.format {
             Format::F32 => (0, 0),
-            // Those behind the first product of a layer are stored as bf16.
+            // Only the products with hidden inputs read converted rows. The inputs of the other two
+            // are already stored as bf16.
             Format::Bf16 => (self.format.groups(self.widths.hidden).max(self.widths.row / 2), 0),
             Format::Int8(_) => (
                 inputs.map(|inputs| self.format.row_groups(inputs)).max().unwrap_or(0),
@@ -65,13 +70,13 @@ impl RowShape {
         }
     }
 
-    /// Memory of the arena of one thread, in bytes, which has seen passes of `rows` rows and texts of
-    /// `length` tokens.
+    /// Returns the memory of the arena of one thread, in bytes, after passes of up to `rows` rows
+    /// and texts of up to `length` tokens.
     pub(super) fn arena_bytes(&self, rows: usize, length: usize) -> u64 {
         let states = States::sizes(self, rows).iter().sum::<usize>();
         let wide = BLOCK * self.between().1;
         let block = self.widths.hidden.max(BLOCK * STRIP);
-        // The token vectors of a text, before they are pooled.
+        // Token vectors of a text, before they are pooled.
         let vectors = length * self.widths.hidden;
         let buffers = Buffer::bytes_of(states + wide + block + vectors);
         let attention = Memory::bytes_of(self.attention, self.widths.padded_head, length);
@@ -85,21 +90,22 @@ impl RowShape {
     }
 }
 
-/// Rows made ready for a product.
+/// Rows prepared for a product.
 #[derive(Default)]
 pub(super) struct Inputs {
     groups: Buffer,
     quantization: Vec<Quantization>,
 }
 
-/// Some rows of [`Inputs`], to be made ready.
+/// Some rows of [`Inputs`], to be prepared.
 pub(super) struct InputRows<'a> {
     groups: &'a mut [u32],
     quantization: &'a mut [Quantization],
 }
 
 impl InputRows<'_> {
-    /// Makes `values`, rows of them `stride` apart, ready for `linear`. f32 is not copied.
+    /// Prepares `values`, rows `stride` apart, for `linear`: converts them to bf16 or quantizes
+    /// them to int8. Does nothing for f32, which is read in place.
     pub(super) fn fill(self, session: &Session, linear: &Linear, values: &[f32], stride: usize) {
         match linear.format() {
             Format::F32 => {}
@@ -117,8 +123,8 @@ impl InputRows<'_> {
 }
 
 impl Inputs {
-    /// Returns groups of a row that is made ready for `linear`, and blocks with a [`Quantization`] each.
-    /// `stride` is that of the values.
+    /// Returns the number of lane groups of a row that is prepared for `linear`, and its number of
+    /// blocks with a [`Quantization`] each. `stride` is that of the values.
     fn shape(linear: &Linear, stride: usize) -> (usize, usize) {
         match linear.format() {
             Format::F32 => (0, 0),
@@ -129,7 +135,7 @@ impl Inputs {
         }
     }
 
-    /// Makes room for `count` rows for `linear`, and returns them, `each` rows at a time.
+    /// Reserves memory for `count` rows for `linear`. Returns them in parts of `each` rows.
     pub(super) fn rows_mut(
         &mut self,
         linear: &Linear,
@@ -153,7 +159,8 @@ impl Inputs {
         rows.collect()
     }
 
-    /// Returns `count` rows of `values`, `stride` apart, which were made ready, as an operand of `linear`.
+    /// Returns `count` rows of `values`, `stride` apart, that were prepared before, as an operand
+    /// of `linear`.
     pub(super) fn ready<'a>(
         &'a self,
         linear: &Linear,
@@ -175,8 +182,8 @@ impl Inputs {
         }
     }
 
-    /// Makes `count` rows of `values`, `stride` apart, an operand of `linear`. `values` reach over the rows
-    /// that pad the last.
+    /// Prepares `count` rows of `values`, `stride` apart, and returns them as an operand of
+    /// `linear`. `values` must also contain the padding rows.
     pub(super) fn operand<'a>(
         &'a mut self,
         session: &Session,
@@ -192,7 +199,7 @@ impl Inputs {
     }
 }
 
-/// The memory of a pass that all threads compute together, beside that of each.
+/// Memory of a pass that all threads compute together, in addition to the memory of each thread.
 #[derive(Default)]
 pub(super) struct Shared {
     /// Results of a product, `[strips, rows, 32]`.
@@ -203,14 +210,14 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Returns the groups of the results and of the gathered rows.
+    /// Returns the number of lane groups of the results and of the gathered rows.
     fn sizes(shape: &RowShape) -> [usize; 2] {
         let Widths { row, padded_intermediate, .. } = shape.widths;
         let gathered = padded_intermediate.max(shape.widths.inner());
         [BLOCK * row.max(padded_intermediate), BLOCK * gathered]
     }
 
-    /// Makes room for a block of rows.
+    /// Reserves memory for a block of rows.
     pub(super) fn reserve(&mut self, shape: &RowShape) {
         let [results, gathered] = Self::sizes(shape);
         self.results.reserve(results);
@@ -223,22 +230,22 @@ impl Shared {
     }
 }
 
-/// What one thread needs for a block of rows or a text.
+/// Memory of one thread for a block of rows or a text.
 #[derive(Default)]
 pub(super) struct Work {
     pub(super) inputs: Inputs,
-    /// Between the products of a feed-forward layer.
+    /// Values between the products of a feed-forward layer.
     pub(super) wide: Buffer,
     pub(super) block: Buffer,
     pub(super) attention: Memory,
-    /// The token vectors of a text, before they are pooled.
+    /// Token vectors of a text, before they are pooled.
     pub(super) vectors: Buffer,
 }
 
-/// What the rows of a pass need.
+/// Memory for the rows of a pass.
 #[derive(Default)]
 pub(super) struct States {
-    /// The residual stream, `[rows, row]` f32.
+    /// Residual stream, `[rows, row]` in f32.
     pub(super) x: Buffer,
     /// Queries, keys and values, `[3, heads, rows padded, head]`.
     pub(super) heads: Buffer,
@@ -246,20 +253,22 @@ pub(super) struct States {
     pub(super) attended: Buffer,
 }
 
-/// Returns `rows`, and as many more as a block of the last one may touch.
+/// Returns the number of rows with padding. A text may begin at any row, so the last block of
+/// [`ROWS`] rows of a text may reach beyond the next multiple.
 const fn padded(rows: usize) -> usize {
     rows.next_multiple_of(ROWS) + ROWS
 }
 
 impl States {
-    /// Returns the groups of each buffer, in their order, for `rows` rows. The attended values are f32, as in a
-    /// pass that all threads compute together.
+    /// Returns the number of lane groups of each buffer, in the order of the fields, for `rows`
+    /// rows. The attended values are counted as f32, which a pass that all threads compute together
+    /// needs.
     fn sizes(shape: &RowShape, rows: usize) -> [usize; 3] {
         let heads = 3 * shape.widths.heads * shape.head_groups();
         [shape.widths.row, heads, shape.widths.inner()].map(|row| padded(rows) * row)
     }
 
-    /// Makes room for `rows` rows.
+    /// Reserves memory for `rows` rows.
     pub(super) fn reserve(&mut self, shape: &RowShape, rows: usize) {
         let Self { x, heads, attended } = self;
         for (buffer, size) in [x, heads, attended].into_iter().zip(Self::sizes(shape, rows)) {

@@ -1,15 +1,15 @@
-//! What a model is, as the engine needs to know it: its shape and the steps after the encoder.
+//! Describes a model for the engine: its architecture and the steps after the encoder.
 //!
-//! Pure data. Where it comes from (a manifest, a test) is not the engine's business.
+//! Pure data. The caller may take it from a manifest or build it in a test.
 
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-/// The kind of model, as `model_type` in a transformers `config.json` spells it.
+/// Kind of model, spelled as `model_type` in a transformers `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
-    /// BERT and what shares its tensors (MiniLM, E5, BGE, GTE).
+    /// BERT and the models with its tensors (MiniLM, E5, BGE, GTE).
     Bert,
     /// DistilBERT.
     DistilBert,
@@ -19,14 +19,14 @@ pub enum Architecture {
     Mpnet,
     /// RoBERTa.
     Roberta,
-    /// A table of token vectors and no layers (model2vec, `StaticEmbedding`); transformers has no
-    /// such `model_type`.
+    /// A table of token vectors without layers (model2vec, `StaticEmbedding`). The name is Caxton's
+    /// own: transformers has no `model_type` for it.
     Static,
     /// XLM-RoBERTa.
     XlmRoberta,
 }
 
-/// An [`Architecture`] that is the encoder of BERT but for names, positions and biases.
+/// An [`Architecture`] that differs from the encoder of BERT only in names, positions and biases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
     Bert,
@@ -36,19 +36,19 @@ pub(super) enum Family {
     XlmRoberta,
 }
 
-/// What runs an [`Architecture`].
+/// Code that runs an [`Architecture`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Runtime {
     /// The fused encoder.
     Fused(Family),
     /// candle-transformers' ModernBERT.
     ModernBert,
-    /// A look-up.
+    /// Lookup in the table of [`static_embedding`](super::static_embedding).
     Static,
 }
 
 impl Architecture {
-    /// Every architecture, in the order in which messages list them.
+    /// All architectures, in the order in which messages list them.
     pub const ALL: [Self; 7] = [
         Self::Bert,
         Self::DistilBert,
@@ -59,7 +59,7 @@ impl Architecture {
         Self::XlmRoberta,
     ];
 
-    /// The name in configurations and manifests.
+    /// Returns the name that configurations and manifests use.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bert => "bert",
@@ -85,24 +85,24 @@ impl Architecture {
     }
 }
 
-/// How the token vectors of a text become one vector.
+/// Method that reduces the token vectors of a text to one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pooling {
-    /// The mean over all tokens.
+    /// Mean of all tokens.
     Mean,
-    /// The first token.
+    /// First token.
     Cls,
-    /// The largest value of each dimension over all tokens.
+    /// Maximum of each dimension over all tokens.
     Max,
-    /// The sum over all tokens, divided by the square root of their number.
+    /// Sum of all tokens, divided by the square root of their number.
     MeanSqrtLen,
 }
 
 impl Pooling {
-    /// Every pooling, in the order in which messages list them.
+    /// All poolings, in the order in which messages list them.
     pub const ALL: [Self; 4] = [Self::Mean, Self::Cls, Self::Max, Self::MeanSqrtLen];
 
-    /// The name in manifests.
+    /// Returns the name that manifests use.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Mean => "mean",
@@ -113,20 +113,20 @@ impl Pooling {
     }
 }
 
-/// What a dense layer applies after its product.
+/// Function that a dense layer applies after its product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
-    /// Nothing.
+    /// Identity: no change.
     Identity,
-    /// The hyperbolic tangent.
+    /// Hyperbolic tangent.
     Tanh,
 }
 
 impl Activation {
-    /// Every activation, in the order in which messages list them.
+    /// All activations, in the order in which messages list them.
     pub const ALL: [Self; 2] = [Self::Identity, Self::Tanh];
 
-    /// The name in manifests.
+    /// Returns the name that manifests use.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Identity => "identity",
@@ -135,7 +135,7 @@ impl Activation {
     }
 }
 
-/// A name that none of the known ones equals.
+/// A name that does not match any known name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown {kind} \"{found}\"; known: {known}")]
 pub struct UnknownName {
@@ -175,58 +175,58 @@ names!(Architecture, "architecture");
 names!(Pooling, "pooling");
 names!(Activation, "activation");
 
-/// A linear layer between pooling and normalisation.
+/// A linear layer between pooling and normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dense {
-    /// Length of its input vector.
+    /// Length of the input vector.
     pub in_features: usize,
-    /// Length of its output vector.
+    /// Length of the output vector.
     pub out_features: usize,
-    /// Whether it adds a bias.
+    /// Whether the layer adds a bias.
     pub bias: bool,
-    /// What it applies last.
+    /// Activation after the product and the bias.
     pub activation: Activation,
 }
 
-/// Everything about a model that is not in its files.
+/// Properties of a model that its files do not contain, or that its files must match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelSpec {
-    /// What kind of model it is.
+    /// Kind of model.
     pub architecture: Architecture,
-    /// Length of the vectors that come out at the end.
+    /// Length of the final vectors.
     pub dimensions: usize,
-    /// Longest input in tokens, special tokens included; longer texts are truncated.
+    /// Maximum length of an input in tokens, special tokens included; longer texts are truncated.
     pub max_sequence_length: usize,
-    /// How token vectors become one vector.
+    /// Method that reduces token vectors to one vector.
     pub pooling: Pooling,
     /// Dense layers, in order.
     pub dense: Vec<Dense>,
-    /// Whether the vector is scaled to length 1 at the end.
+    /// Whether the final vector is scaled to length 1.
     pub normalize: bool,
 }
 
-/// The bytes of a weights file, wherever they lie: in memory, or in a file that is mapped.
+/// Bytes of a weights file, in memory or in a mapped file.
 ///
-/// Whoever implements it promises that [`WeightsFile::bytes`] gives the same bytes at the same
-/// place each time, before and after [`WeightsFile::release`] and [`WeightsFile::forget`].
+/// An implementation must guarantee that [`WeightsFile::bytes`] always returns the same bytes at
+/// the same address, also after [`WeightsFile::release`] and [`WeightsFile::forget`].
 pub trait WeightsFile: Send + Sync {
-    /// All bytes.
+    /// Returns all bytes.
     fn bytes(&self) -> &[u8];
 
-    /// Hears that `range` of the bytes will not be read for a while, and may give back the memory that
-    /// it takes.
+    /// Accepts the hint that `range` of the bytes will not be read soon. The implementation may
+    /// free the memory that the range occupies.
     fn release(&self, range: Range<usize>);
 
-    /// Hears that `range` of the bytes will not be read again, and may give back what the system keeps
-    /// of it too.
+    /// Accepts the hint that `range` of the bytes will not be read again. The implementation may
+    /// also drop the range from the page cache of the system.
     fn forget(&self, range: Range<usize>);
 
-    /// Memory of this process that the bytes take, in bytes; without what belongs to a file, from
-    /// which the system reads it again when it is needed.
+    /// Returns the memory of this process that the bytes occupy, in bytes. The count excludes pages
+    /// of a mapped file, because the system can drop them and read them again.
     fn anonymous_bytes(&self) -> u64;
 }
 
-/// In memory: nothing of it can be given back alone.
+/// A file in memory, of which no part can be freed separately.
 impl WeightsFile for Vec<u8> {
     fn bytes(&self) -> &[u8] {
         self
@@ -241,19 +241,20 @@ impl WeightsFile for Vec<u8> {
     }
 }
 
-/// The verified contents of a model's files.
+/// Verified contents of a model's files.
 ///
-/// Bytes and not paths: what was checked is what is used.
+/// The engine takes bytes instead of paths, so that it uses exactly the bytes that were verified.
 pub struct ModelFiles<W = Box<dyn WeightsFile>> {
-    /// `config.json` of transformers; of static embeddings `model_type`, `vocab_size` and
-    /// `hidden_size` alone.
+    /// `config.json` of transformers. For static embeddings, it has only `model_type`, `vocab_size`
+    /// and `hidden_size`.
     pub config: Vec<u8>,
     /// `tokenizer.json` of Hugging Face tokenizers.
     pub tokenizer: Vec<u8>,
-    /// `model.safetensors`: f32, f16, bf16, or int8 with a `.scale` beside each int8 tensor. Kept as
-    /// long as the model: the table of words is read in place.
+    /// `model.safetensors`: f32, f16, bf16, or int8 with a `.scale` tensor for each int8 tensor.
+    /// The file is kept for the lifetime of the model if the table of word embeddings is read in
+    /// place.
     pub weights: W,
-    /// One safetensors file for each [`Dense`] of the [`ModelSpec`], in its order.
+    /// One safetensors file for each [`Dense`] of the [`ModelSpec`], in the same order.
     pub dense: Vec<Vec<u8>>,
 }
 

@@ -1,11 +1,13 @@
-//! Static embeddings: the vector of a text is the mean of its tokens' rows in a table, in the
-//! layout of sentence-transformers' `StaticEmbedding` and of model2vec:
+//! Computes static embeddings: the vector of a text is the mean of the table rows of its tokens.
+//!
+//! The layout is that of sentence-transformers' `StaticEmbedding` and of model2vec:
 //! <https://github.com/huggingface/sentence-transformers/blob/v5.1.0/sentence_transformers/models/StaticEmbedding.py>
 //!
-//! Owns the table, which stays as it is stored. Starts no threads: a text takes less time than
-//! waking one.
+//! The table stays in its stored format. This module starts no threads, because a text takes less
+//! time than it takes to wake one.
 //!
-//! Invariant: a text without tokens has a vector, as it has there: that of zeros.
+//! Invariant: the vector of a text without tokens is zero before the dense layers, as in
+//! sentence-transformers.
 
 use std::io;
 
@@ -20,12 +22,12 @@ use super::precision::{Precision, Report};
 use super::weights::{self, Table};
 use super::{Embedder, EngineError, ModelSpec, Output, Pooling, WeightsFile};
 
-/// Name of the table.
+/// Canonical name of the table.
 pub(super) const TABLE: &str = "embedding.weight";
 /// Name of the table in model2vec's own files.
 const MODEL2VEC_TABLE: &str = "embeddings";
 
-/// The shape of the table, `[vocab_size, hidden_size]`.
+/// Shape of the table, `[vocab_size, hidden_size]`.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(super) struct StaticConfig {
     pub(super) vocab_size: usize,
@@ -33,10 +35,11 @@ pub(super) struct StaticConfig {
 }
 
 impl StaticConfig {
-    /// The configuration in `bytes`, which describes the table of `spec`.
+    /// Reads the configuration of the table from `bytes` and checks it against `spec`.
     ///
     /// # Errors
-    /// When it is no such JSON, or contradicts `spec`; the message has both values.
+    /// Returns an error if the JSON is malformed or contradicts `spec`. The message has both
+    /// values.
     pub(super) fn read(bytes: &[u8], spec: &ModelSpec) -> Result<Self, EngineError> {
         let config: Self = parse(bytes, spec)?;
         check_not_zero(&[("vocab_size", config.vocab_size), ("hidden_size", config.hidden_size)])?;
@@ -51,7 +54,7 @@ impl StaticConfig {
     }
 }
 
-/// A model in memory.
+/// A loaded model.
 pub(super) struct StaticEmbedder {
     table: Table,
     hidden_size: usize,
@@ -62,10 +65,10 @@ pub(super) struct StaticEmbedder {
 }
 
 impl StaticEmbedder {
-    /// The table of `config` in the safetensors `file`, followed by `head`.
+    /// Builds the model from the table of `config` in the safetensors `file`, followed by `head`.
     ///
     /// # Errors
-    /// [`EngineError::Mismatch`] when the file has not exactly this table.
+    /// Returns [`EngineError::Mismatch`] if the file does not contain exactly this table.
     pub(super) fn new(
         spec: &ModelSpec,
         config: StaticConfig,
@@ -94,7 +97,7 @@ impl StaticEmbedder {
         })
     }
 
-    /// What is wanted of `text`; `row` and `mean` are memory for values of a row.
+    /// Computes `output` of `text`. `row` and `mean` are scratch memory for one row each.
     fn vector(&self, text: &[u32], output: Output, row: &mut [f32], mean: &mut [f32]) -> Vec<f32> {
         mean.fill(0.0);
         for &id in text {
@@ -104,13 +107,13 @@ impl StaticEmbedder {
         #[expect(clippy::cast_precision_loss, reason = "a text has far fewer than 2^24 tokens")]
         let length = text.len().max(1) as f32;
         mean.iter_mut().for_each(|sum| *sum /= length);
-        // The mean of one row is that row.
+        // Pass the mean as the only token vector: every pooling of one row returns that row.
         self.head.apply(mean, self.hidden_size, output)
     }
 }
 
-/// The name of a tensor in the layout of sentence-transformers, also of those that belong to an
-/// int8 table.
+/// Returns the canonical name of a tensor, which is its name in sentence-transformers. Also renames
+/// the tensors that belong to an int8 table, such as its scales.
 fn canonical(name: &str) -> Option<String> {
     let part = name.strip_prefix(MODEL2VEC_TABLE);
     let part = part.filter(|part| part.is_empty() || part.starts_with('.'));
@@ -140,10 +143,10 @@ impl Embedder for StaticEmbedder {
         self.table.mapped_bytes()
     }
 
-    /// Nothing: a pass has two rows of its own.
+    /// Does nothing: a pass allocates its two rows and frees them.
     fn release_scratch(&self) {}
 
-    /// None.
+    /// Returns 0, because static embeddings have no matrix products.
     fn matrix_operations(&self, _tokens: usize) -> u64 {
         0
     }

@@ -1,4 +1,4 @@
-//! A model from its files to its vectors, and what is refused on the way.
+//! Tests: models from their files to their vectors, and the errors on the way.
 
 use std::ops::Range;
 use std::path::Path;
@@ -54,7 +54,7 @@ fn golden_with(name: &str, architecture: Architecture, options: Options) -> Box<
     load(&golden_spec(name, architecture), files, options).unwrap().embedder
 }
 
-/// A word-level tokenizer with `words` words and no special tokens.
+/// Builds a word-level tokenizer with `words` words and no special tokens.
 fn tokenizer(words: usize) -> Vec<u8> {
     let vocabulary: serde_json::Map<_, _> =
         (0..words).map(|id| (format!("w{id}"), id.into())).collect();
@@ -67,13 +67,13 @@ fn tokenizer(words: usize) -> Vec<u8> {
     json.to_string().into_bytes()
 }
 
-/// An error with its causes, as the edge prints them.
+/// Joins an error with its causes, in the format of the error messages that the program prints.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// `file` with its header, for the encoder of `config`.
+/// Returns `file` with its parsed header, for the encoder of `config`.
 pub(super) fn opened(
     file: Box<dyn WeightsFile>,
     config: &EncoderConfig,
@@ -83,7 +83,7 @@ pub(super) fn opened(
     (file, header)
 }
 
-/// The BERT of `config::tests`, with every weight `value`.
+/// Builds the BERT of `config::tests` with every weight equal to `value`.
 pub(super) fn constant_bert(value: f32) -> (ModelSpec, ModelFiles) {
     let spec = spec(Architecture::Bert);
     let config = bert().to_string().into_bytes();
@@ -122,7 +122,7 @@ fn a_text_that_no_encoder_takes_is_refused_before_the_others_are_computed() {
 
 #[test]
 fn a_vector_that_is_not_finite_is_an_error() {
-    // Every sum of products is beyond f32.
+    // Every sum of products overflows f32.
     let (spec, files) = constant_bert(f32::MAX);
     let Loaded { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
     let error = embedder.embed(&[&[1, 2]]).unwrap_err();
@@ -221,8 +221,8 @@ fn weights_must_be_those_of_the_configuration() {
 fn every_weight_in_memory_is_counted() {
     let (mut spec, files) = constant_bert(0.5);
     let plain = load(&spec, files, OPTIONS).unwrap().embedder.weight_bytes();
-    // Tables 5 + 10 + 2 rows and LayerNorm; attention and its LayerNorm; feed-forward and its
-    // LayerNorm. Packed they take no less.
+    // The terms are: tables of 5 + 10 + 2 rows and LayerNorm; attention and its LayerNorm;
+    // feed-forward and its LayerNorm. Packing never makes them smaller.
     let encoder = (17 * 8 + 16) + (4 * (64 + 8) + 16) + (8 * 4 + 4 + 4 * 8 + 8 + 16);
     assert!(plain >= 4 * encoder, "{plain}");
     spec.dense = vec![Dense {
@@ -242,7 +242,7 @@ fn every_weight_in_memory_is_counted() {
     assert_eq!(embedder.dimensions(), 3);
 }
 
-/// A file as one that is mapped shows itself; notes what is released, and what is forgotten.
+/// A file that looks like a mapped one, and records the ranges that are released and forgotten.
 struct Mapped(Vec<u8>, Arc<Mutex<(Ranges, Ranges)>>);
 
 type Ranges = Vec<Range<usize>>;
@@ -276,19 +276,21 @@ fn of_a_mapped_file_all_but_the_words_is_forgotten_and_they_are_read_in_place() 
     let tensors = safetensors::SafeTensors::deserialize(&file.0).unwrap().len();
     let files: ModelFiles = ModelFiles { weights: Box::new(file), ..files };
     let embedder = load(&spec, files, OPTIONS).unwrap().embedder;
-    // Five words of eight values.
+    // The word embedding table: five words of eight values.
     assert_eq!((embedder.mapped_bytes(), in_memory.mapped_bytes()), (5 * 8 * 4, 0));
     assert_eq!(embedder.weight_bytes(), in_memory.weight_bytes() - length as u64);
     let (released, forgotten) = &*noted.lock().unwrap();
-    // Each tensor after it was checked; six matrices after they were packed; in the end all.
+    // Each tensor is released after its check. Six matrices are forgotten after packing, and at the
+    // end the parts of the file before and after the word embedding table.
     assert_eq!((released.len(), forgotten.len()), (tensors, 6 + 2));
     let [before, after] = forgotten.last_chunk().unwrap();
     assert_eq!((before.start, after.end, after.start - before.end), (0, length, 5 * 8 * 4));
     assert_eq!(embedder.embed(&[&[1, 2]]).unwrap().len(), 8);
 }
 
-/// The safetensors file `original` with its matrices in int8; `blocks` is how many blocks of columns have scales of
-/// their own, of which the second's is twice as large as it need be, and so on.
+/// Quantizes the matrices of the safetensors file `original` to int8. `blocks` is the number of
+/// column blocks with their own scales. The scale of block `b` is `1 + b` times as large as
+/// necessary.
 fn quantized(original: &[u8], blocks: usize) -> Vec<u8> {
     let tensors = safetensors::SafeTensors::deserialize(original).unwrap();
     let mut quantized = Vec::new();
@@ -343,7 +345,8 @@ fn int8_weights_give_nearly_the_vectors_of_f32() {
     };
     let exact = embed(original.clone(), Precision::F32);
     for precision in [Precision::F32, Precision::Int8] {
-        // Of two, which are not the engine's own, the columns are mixed in every block.
+        // If there are two blocks, the columns alternate between them. So these blocks differ from
+        // the engine's own blocks, each of which gets columns of both.
         for blocks in [1, 2] {
             let near = embed(quantized(&original, blocks), precision);
             let cosine: f32 = exact.iter().zip(&near).map(|(a, b)| a * b).sum();
@@ -357,7 +360,7 @@ fn int8_weights_give_nearly_the_vectors_of_f32() {
 fn in_tiles_every_encoder_gives_its_vectors_for_each_text_alone() {
     let amx = amx::tests::tiles();
     precision::proved(amx).unwrap();
-    // Of one row, of parts that two threads share, and of more than a tile.
+    // The lengths cover one row, rows that two threads share, and more than one tile.
     let texts: Vec<Vec<u32>> = [1_u32, 3, 16, 31, 33, 40]
         .map(|length| (0..length).map(|token| (token * 37 + length) % 240).collect())
         .into();
@@ -391,7 +394,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 fn a_vector_is_what_is_made_of_the_states_of_its_tokens() {
     let text: &[u32] = &[2, 220, 100, 49, 188, 65, 180, 3];
     let modernbert = ("tiny-modernbert", Architecture::ModernBert);
-    // Mean pooling, but for the odd one.
+    // `golden_spec` sets mean pooling for every model.
     for (name, architecture) in FUSED.into_iter().chain([modernbert]) {
         let embedder = golden(name, architecture);
         let compute = |output| embedder.compute(&[text], output).unwrap();
@@ -409,7 +412,7 @@ fn a_vector_is_what_is_made_of_the_states_of_its_tokens() {
     }
 }
 
-/// What the fused encoder runs.
+/// Golden models that the fused encoder runs.
 const FUSED: [(&str, Architecture); 6] = [
     ("tiny-bert-mean", Architecture::Bert),
     ("tiny-bert-odd", Architecture::Bert),
@@ -421,7 +424,8 @@ const FUSED: [(&str, Architecture); 6] = [
 
 #[test]
 fn threads_that_compute_a_pass_together_give_the_vectors_of_one() {
-    // Fewer rows than threads, rows that no step divides, and more rows than a block has.
+    // The cases have fewer rows than threads, rows that no step divides evenly, and more rows than
+    // one block.
     let lengths: [&[usize]; 5] = [&[1], &[5], &[40], &[23, 2, 9], &[40, 39, 40, 38, 40, 37, 40]];
     for (name, architecture) in FUSED {
         for precision in [Precision::F32, Precision::Int8, Precision::Bf16] {
@@ -445,7 +449,7 @@ fn threads_that_compute_a_pass_together_give_the_vectors_of_one() {
 }
 
 proptest! {
-    // Each case loads every model.
+    // Use few cases, because each one loads every model.
     #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]
     fn a_vector_depends_on_its_text_alone(
@@ -485,7 +489,7 @@ proptest! {
                 let expected = head.apply(&states, config.hidden_size, Output::Vector);
                 let difference = largest_difference(&found, &expected);
                 prop_assert!(difference <= 2e-5, "{} differs by {}", name, difference);
-                // LayerNorm scales states to a length of √hidden.
+                // The tolerance is larger, because LayerNorm scales a state to a length of √hidden.
                 let found = embedder.compute(&[text], Output::TokenStates).unwrap();
                 let difference = largest_difference(&found, &states);
                 prop_assert!(difference <= 2e-4, "{} states differ by {}", name, difference);

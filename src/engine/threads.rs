@@ -1,21 +1,23 @@
-//! The threads that a model computes on: a fixed number, parked while there is nothing to do.
+//! Starts the thread pool of a model, and detects processors of unequal speed.
+//!
+//! A pool has a fixed number of threads, which are parked while idle.
 
 use std::fs;
 use std::path::Path;
 
 use super::EngineError;
 
-/// Where the kernel describes the processors:
+/// Directory in which the kernel describes the processors:
 /// <https://github.com/torvalds/linux/blob/v6.12/Documentation/ABI/testing/sysfs-devices-system-cpu>.
 const PROCESSORS: &str = "/sys/devices/system/cpu";
-/// Files with the speed of a processor, the better one first: its capacity relative to the others, and its highest
+/// Files with the speed of a processor: its capacity relative to the others, and its maximum
 /// frequency.
 const SPEEDS: [&str; 2] = ["cpu_capacity", "cpufreq/cpuinfo_max_freq"];
 
-/// Starts a pool of `count` threads; 0 is taken as 1.
+/// Starts a pool of `count` threads; 0 counts as 1.
 ///
 /// # Errors
-/// [`EngineError::Threads`] when the operating system refuses them.
+/// Returns [`EngineError::Threads`] if the operating system refuses to start them.
 pub(super) fn start(count: usize) -> Result<rayon::ThreadPool, EngineError> {
     let count = count.max(1);
     rayon::ThreadPoolBuilder::new()
@@ -25,8 +27,8 @@ pub(super) fn start(count: usize) -> Result<rayon::ThreadPool, EngineError> {
         .map_err(|source| EngineError::Threads { threads: count, source: source.into() })
 }
 
-/// Returns whether some processors of this machine are much slower than others, as on big.LITTLE; `false` when
-/// the kernel has no figures.
+/// Returns whether some processors of this machine are much slower than others, as on big.LITTLE.
+/// Returns `false` if the kernel reports no speeds.
 pub(super) fn processors_are_unequal() -> bool {
     are_unequal(Path::new(PROCESSORS))
 }
@@ -35,12 +37,13 @@ fn are_unequal(processors: &Path) -> bool {
     SPEEDS.iter().any(|file| {
         let speeds = speeds(processors, file);
         let (slowest, fastest) = (speeds.iter().min(), speeds.iter().max());
-        // Favoured cores of one kind differ by some percent.
+        // Preferred cores of the same kind differ by a few percent, so a processor counts as slow
+        // only below four fifths of the fastest.
         slowest.zip(fastest).is_some_and(|(slowest, fastest)| slowest * 5 < fastest * 4)
     })
 }
 
-/// Reads `file` of each processor that has it.
+/// Reads `file` of each processor and skips the processors that lack it.
 fn speeds(processors: &Path, file: &str) -> Vec<u64> {
     let Ok(entries) = fs::read_dir(processors) else { return Vec::new() };
     let is_processor =
@@ -62,7 +65,7 @@ mod tests {
         let cases: [(&str, &[&str], bool); 5] = [
             ("cpu_capacity", &["1024", "1024"], false),
             ("cpu_capacity", &["430", "430", "1024", "1024"], true),
-            // Favoured cores.
+            // Preferred cores of one kind.
             ("cpufreq/cpuinfo_max_freq", &["5100000", "4900000"], false),
             ("cpufreq/cpuinfo_max_freq", &["3800000", "5000000"], true),
             ("cpu_capacity", &["?", "1024"], false),
@@ -74,7 +77,7 @@ mod tests {
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
                 fs::write(path, format!("{speed}\n")).unwrap();
             }
-            // A directory that belongs to no processor.
+            // This directory does not belong to a processor.
             fs::create_dir(root.path().join("cpufreq")).unwrap();
             assert_eq!(are_unequal(root.path()), expected, "{file} {speeds:?}");
         }

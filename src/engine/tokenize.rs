@@ -1,12 +1,13 @@
-//! Texts become token ids, as the transformers library makes them for one text.
+//! Converts texts to token ids, as the transformers library does for a single text.
 //!
-//! Owns the special tokens around a text and the truncation: what `tokenizer.json` says of
-//! truncation and padding is not used. Never pads.
+//! This module adds the special tokens around a text and truncates it. It ignores the truncation
+//! and padding settings in `tokenizer.json`, and never pads.
 //!
 //! Invariants:
-//! 1. The ids of a text are those of tokenizing all of it and truncating then, although a long text
-//!    is cut first; see [`Tokenizer::encode_truncated`].
-//! 2. [`Tokens::ids`] are at most `max_sequence_length`, each below [`Tokenizer::vocabulary_size`].
+//! 1. The ids of a text equal those of tokenizing the whole text and truncating the result,
+//!    although a long text is cut first; see [`Tokenizer::encode_truncated`].
+//! 2. [`Tokens::ids`] has at most `max_sequence_length` ids, each below
+//!    [`Tokenizer::vocabulary_size`].
 
 mod charsmap;
 mod file;
@@ -30,72 +31,77 @@ use parts::Around;
 
 /// Name of the file in messages.
 const FILE: &str = "tokenizer.json";
-/// Bytes of text per token at which the first cut is made. English has 4 to 5; a text of rarer
-/// tokens is cut again further on, which costs a third more at worst.
+/// Bytes of text per token for the first cut of a long text. English has 4 to 5 bytes per token. A
+/// text with longer tokens is cut a second time further on, and so on; the shorter attempts cost at
+/// most a third more.
 const BYTES_PER_TOKEN: usize = 8;
-/// How much further the next cut is.
+/// Factor by which each cut is longer than the one before.
 const WIDENING: usize = 4;
-/// Before this many bytes ahead of a cut, only the word that reaches so far can be other than in
-/// the whole text: a cut may split a word, a grapheme before its normalisation, a run of spaces or
-/// a special token, and all but the word (which is looked at as a whole) are shorter than this.
+/// Margin in bytes next to a cut. A cut may split a word, a grapheme that is normalized as a whole,
+/// a run of spaces or a special token. All of these except words are shorter than the margin. So
+/// beyond the margin, only the word that extends into it can differ from the whole text; that word
+/// is treated as a whole.
 const CUT_MARGIN: usize = 1024;
-/// The longest text, or part of one, that the library is given at once unless the model takes more tokens than that: it
-/// takes a hundred times the memory.
+/// Maximum length of a text, or part of one, that the library tokenizes at once, in bytes; more
+/// only if the model's maximum sequence length requires it. The library needs a hundred times the
+/// memory of its input.
 const MOST_AT_ONCE: usize = 1 << 20;
 /// Bytes of a text that are counted at once.
 const COUNTED_BYTES: usize = 64 << 10;
-/// Tokens of a vocabulary, where the number of word embeddings is not known.
+/// Maximum size of a vocabulary if the number of word embeddings is unknown.
 const MOST_TOKENS: usize = 1 << 22;
 
-/// Which end of a text that is too long is left out.
+/// End at which a text that is too long is truncated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Truncation {
-    /// Its end.
+    /// Removes tokens from the end of the text.
     #[default]
     Right,
-    /// Its beginning, with the prompt.
+    /// Removes tokens from the beginning of the text, including the prompt.
     Left,
 }
 
-/// A token and where it comes from.
+/// A token and its origin in the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Its id.
+    /// Token id.
     pub id: u32,
-    /// The part of the text that it stands for; of a special token, its name.
+    /// Part of the text that the token represents; the name of a special token.
     pub text: String,
-    /// Where that part is, in characters; `None` for a special token around the text.
+    /// Position of that part, in characters; `None` for a special token around the text.
     pub characters: Option<Range<usize>>,
 }
 
-/// The tokens of one text.
+/// Tokens of one text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// Token ids, with the special tokens around them.
+    /// Token ids, including the special tokens around the text.
     pub ids: Vec<u32>,
-    /// How many the whole text has; `None` when its end was cut off unseen.
+    /// Number of tokens of the whole text; `None` if the text was cut before it was tokenized
+    /// completely.
     pub whole: Option<usize>,
 }
 
 impl Tokens {
-    /// Whether tokens beyond `max_sequence_length` were left out.
+    /// Returns whether the text was truncated to `max_sequence_length`.
     pub fn truncated(&self) -> bool {
         self.whole != Some(self.ids.len())
     }
 }
 
-/// A model's tokenizer. Shared between threads; holds no state that a call changes.
+/// Tokenizer of a model. Calls do not change it, so threads may share it.
 pub struct Tokenizer {
     library: tokenizers::Tokenizer,
     prefix: Vec<u32>,
     suffix: Vec<u32>,
-    /// Tokens of a text that fit beside the special ones; at least one.
+    /// Maximum number of tokens of a text, without the special ones; at least one.
     room: usize,
     vocabulary_size: usize,
     cut_margin: usize,
 }
 
-/// The file is no tokenizer, in the words of a library, which may repeat the file's.
+/// Wraps the error of a library that rejected the file. The message is escaped, because it may
+/// quote the file.
 fn unreadable(source: impl fmt::Display) -> EngineError {
     EngineError::File { file: FILE.to_owned(), source: escaped(source).into() }
 }
@@ -105,7 +111,7 @@ fn mismatch(what: impl fmt::Display) -> EngineError {
 }
 
 impl fmt::Debug for Tokenizer {
-    /// Without the vocabulary, which would fill pages.
+    /// Omits the vocabulary, which would fill pages.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokenizer")
             .field("vocabulary_size", &self.vocabulary_size())
@@ -114,20 +120,21 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer in the bytes of a `tokenizer.json`, for texts of at most `max_sequence_length`
-    /// tokens.
+    /// Reads a tokenizer from the bytes of a `tokenizer.json`, for texts of at most
+    /// `max_sequence_length` tokens.
     ///
     /// # Errors
-    /// When the bytes are no tokenizer, ask for a part that Caxton does not run, or its special tokens leave no room
-    /// for a text.
+    /// Returns an error if the bytes are malformed, require a component that Caxton does not
+    /// support, or the special tokens fill `max_sequence_length`.
     pub fn from_bytes(bytes: &[u8], max_sequence_length: usize) -> Result<Self, EngineError> {
         Self::for_rows(bytes, max_sequence_length, MOST_TOKENS)
     }
 
-    /// Reads a tokenizer as [`Tokenizer::from_bytes`] does, for a table of `rows` word embeddings.
+    /// Reads a tokenizer like [`Tokenizer::from_bytes`], for a table of `rows` word embeddings.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::from_bytes`], and when it has more tokens than `rows`: memory is taken for `rows` at most.
+    /// Returns the errors of [`Tokenizer::from_bytes`], and an error if the tokenizer has more
+    /// tokens than `rows`. The memory is bounded by `rows` in that case, too.
     pub(super) fn for_rows(
         bytes: &[u8],
         max_sequence_length: usize,
@@ -136,11 +143,11 @@ impl Tokenizer {
         Self::new(file::read(bytes, rows)?, max_sequence_length)
     }
 
-    /// Reads a tokenizer as [`Tokenizer::for_rows`] does, for texts that have no special tokens around them: their ids
-    /// may be none.
+    /// Reads a tokenizer like [`Tokenizer::for_rows`], but adds no special tokens. So a text may
+    /// have no tokens at all.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::for_rows`].
+    /// Returns the errors of [`Tokenizer::for_rows`].
     pub(super) fn without_special_tokens(
         bytes: &[u8],
         max_sequence_length: usize,
@@ -177,28 +184,32 @@ impl Tokenizer {
         })
     }
 
-    /// Number of tokens in the vocabulary: every id is below it.
+    /// Returns the number of tokens in the vocabulary; every id is smaller.
     pub fn vocabulary_size(&self) -> usize {
         self.vocabulary_size
     }
 
-    /// The tokens of `prompt` followed by `text`, as one text, whose end is left out when it is too long.
+    /// Tokenizes `prompt` followed by `text` as one text, and truncates it at the end if it is too
+    /// long.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::encode_truncated`].
+    /// Returns the errors of [`Tokenizer::encode_truncated`].
     pub fn encode(&self, prompt: &str, text: &str) -> Result<Tokens, EngineError> {
         self.encode_truncated(prompt, text, Truncation::Right)
     }
 
-    /// The tokens of `prompt` followed by `text`, as one text, without what is too long on one side.
+    /// Tokenizes `prompt` followed by `text` as one text, and truncates it on the given side if it
+    /// is too long.
     ///
-    /// Of a long text only the part at the kept side is tokenized: one in which more tokens than fit lie
-    /// wholly beyond what the cut can have changed. When it has not enough, a longer one is taken. So
-    /// the cost is that of the text which matters, except that a word without end matters wholly, up to a mebibyte.
+    /// A long text is first cut, and only the part on the kept side is tokenized. The cut is long
+    /// enough if more tokens than the model accepts lie completely beyond the region that the cut
+    /// can have changed. Otherwise a longer part is tokenized. So the cost depends on the part that
+    /// is kept, with one exception: an endless word is tokenized up to a mebibyte.
     ///
     /// # Errors
-    /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the text, [`EngineError::Endless`] when
-    /// so much of it is one word, or none, that the tokens at the kept side cannot be told.
+    /// Returns [`EngineError::Tokenize`] if the tokenizer has no token for a part of the text.
+    /// Returns [`EngineError::Endless`] if the part that may be tokenized has so few word
+    /// boundaries that the kept tokens are not certain.
     pub fn encode_truncated(
         &self,
         prompt: &str,
@@ -213,7 +224,7 @@ impl Tokenizer {
                 Truncation::Right => &text[..text.floor_char_boundary(cut)],
                 Truncation::Left => &text[text.ceil_char_boundary(text.len() - cut)..],
             };
-            // Not `encode_fast`, which does not tell where in the text a token lies.
+            // `encode_fast` does not compute offsets, which are needed here.
             let tokens = self.library.encode(part, false).map_err(EngineError::Tokenize)?;
             let settled = match truncation {
                 Truncation::Right => {
@@ -221,7 +232,7 @@ impl Tokenizer {
                 }
                 Truncation::Left => unsettled_tokens(&tokens, self.cut_margin)..tokens.len(),
             };
-            // One more than fits, to know that the text is truncated.
+            // More tokens than fit prove that the text is truncated.
             if settled.len() > self.room {
                 let ids = &tokens.get_ids()[settled];
                 return Ok(Tokens { whole: None, ..self.wrap(ids, truncation) });
@@ -236,14 +247,14 @@ impl Tokenizer {
         Ok(self.wrap(whole.get_ids(), truncation))
     }
 
-    /// How many tokens `prompt` followed by `text` has as one text, special tokens included.
+    /// Counts the tokens of `prompt` followed by `text` as one text, special tokens included.
     ///
-    /// The library takes a hundred times the size of what it tokenizes at once, so that a text longer
-    /// than [`COUNTED_BYTES`] is counted piece by piece, each ending before a space: a piece may differ
-    /// from its part of the whole by a token.
+    /// The library needs a hundred times the memory of its input. So a text longer than
+    /// [`COUNTED_BYTES`] is counted in pieces, each of which ends before a space if possible. The
+    /// count of a piece may differ by one token from the count of the same part in the whole text.
     ///
     /// # Errors
-    /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the text.
+    /// Returns [`EngineError::Tokenize`] if the tokenizer has no token for a part of the text.
     pub fn count(&self, prompt: &str, text: &str) -> Result<usize, EngineError> {
         let text = with_prompt(prompt, text);
         let (mut rest, mut count) = (text.as_ref(), self.around());
@@ -255,21 +266,22 @@ impl Tokenizer {
         Ok(count)
     }
 
-    /// Counts the first piece of a text that is not empty: its tokens, without special ones, and its length in bytes.
+    /// Counts the tokens of the first piece of `text`, which must not be empty. Returns the number
+    /// of tokens without special ones, and the length of the piece in bytes.
     ///
     /// # Errors
-    /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the piece.
+    /// Returns [`EngineError::Tokenize`] if the tokenizer has no token for a part of the piece.
     pub fn count_piece(&self, text: &str) -> Result<(usize, usize), EngineError> {
         let piece = &text[..end_of_piece(text)];
         let tokens = self.library.encode_fast(piece, false).map_err(EngineError::Tokenize)?;
         Ok((tokens.len(), piece.len()))
     }
 
-    /// The tokens that a client sent as `ids`, with special tokens around them unless it has sent
-    /// those too.
+    /// Checks and truncates the token `ids` that a client sent. Adds the special tokens around
+    /// them, unless the client has sent these, too.
     ///
     /// # Errors
-    /// [`EngineError::TokenOutOfRange`] for an id that the vocabulary does not have.
+    /// Returns [`EngineError::TokenOutOfRange`] for an id outside the vocabulary.
     pub fn encode_ids(&self, ids: &[u32], truncation: Truncation) -> Result<Tokens, EngineError> {
         self.check_range(ids)?;
         let bare = ids
@@ -278,13 +290,13 @@ impl Tokenizer {
         Ok(self.wrap(bare.unwrap_or(ids), truncation))
     }
 
-    /// The tokens of all of `prompt` followed by `text`, with where they come from; with `special`, those
-    /// around a text as well.
+    /// Tokenizes all of `prompt` followed by `text`, and returns the tokens with their positions.
+    /// Includes the special tokens around the text if `special` is true.
     ///
-    /// Takes a hundred times the memory of the text.
+    /// Needs a hundred times the memory of the text.
     ///
     /// # Errors
-    /// [`EngineError::Tokenize`] when the tokenizer has no token for a part of the text.
+    /// Returns [`EngineError::Tokenize`] if the tokenizer has no token for a part of the text.
     pub fn pieces(
         &self,
         prompt: &str,
@@ -294,7 +306,8 @@ impl Tokenizer {
         let text = with_prompt(prompt, text);
         let tokens = self.library.encode_char_offsets(text.as_ref(), false);
         let tokens = tokens.map_err(EngineError::Tokenize)?;
-        // Where each character begins, so that the cost is not that of a search for every token.
+        // Precompute the byte offset of each character, so that a token's position needs no search
+        // through the text.
         let begins: Vec<usize> =
             text.char_indices().map(|(begin, _)| begin).chain([text.len()]).collect();
         let of_text =
@@ -315,12 +328,11 @@ impl Tokenizer {
         Ok(around(&self.prefix).into_iter().chain(of_text).chain(around(&self.suffix)).collect())
     }
 
-    /// The text that `ids` stand for, as the tokenizer puts tokens together; without special tokens if
-    /// `skip_special`.
+    /// Decodes `ids` to text. Omits special tokens if `skip_special` is true.
     ///
     /// # Errors
-    /// [`EngineError::TokenOutOfRange`] for an id that the vocabulary does not have,
-    /// [`EngineError::Tokenize`] when the tokens make no text.
+    /// Returns [`EngineError::TokenOutOfRange`] for an id outside the vocabulary, and
+    /// [`EngineError::Tokenize`] if the tokens do not form a text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, EngineError> {
         self.check_range(ids)?;
         self.library.decode(ids, skip_special).map_err(EngineError::Tokenize)
@@ -345,7 +357,7 @@ impl Tokenizer {
         }
     }
 
-    /// How many special tokens lie around a text.
+    /// Returns the number of special tokens around a text.
     pub fn around(&self) -> usize {
         self.prefix.len() + self.suffix.len()
     }
@@ -358,7 +370,7 @@ fn with_prompt<'a>(prompt: &str, text: &'a str) -> Cow<'a, str> {
     }
 }
 
-/// Where the first piece of `text` ends that is counted at once; not 0 unless the text is empty.
+/// Returns the end of the first piece of `text` to count at once. Returns 0 only for an empty text.
 fn end_of_piece(text: &str) -> usize {
     if text.len() <= COUNTED_BYTES {
         return text.len();
@@ -370,11 +382,11 @@ fn end_of_piece(text: &str) -> usize {
     }
 }
 
-/// How many tokens of `beginning` are those of the whole text: all before the word that reaches
-/// beyond byte `settled_bytes`.
+/// Returns the number of leading tokens of `beginning` that the whole text has, too: all tokens
+/// before the word that extends beyond byte `settled_bytes`.
 ///
-/// When none does, all before the last word: control characters that the normaliser drops may lie
-/// between it and the cut, and behind the cut its end.
+/// If no token extends so far, the last word is not settled either: between it and the cut there
+/// may be control characters, which the normalizer drops, and the word may continue behind the cut.
 fn settled_tokens(beginning: &Encoding, settled_bytes: usize) -> usize {
     let words = beginning.get_word_ids();
     let open = beginning.get_offsets().iter().position(|&(_, end)| end > settled_bytes);
@@ -383,13 +395,15 @@ fn settled_tokens(beginning: &Encoding, settled_bytes: usize) -> usize {
     open - same_word
 }
 
-/// How many tokens of `end` may be other than those of the whole text: all up to the end of the word
-/// that begins before byte `settled_from`, or of the first word.
+/// Returns the number of leading tokens of `end` that may differ from those of the whole text: all
+/// tokens up to the end of the word that begins before byte `settled_from`. The first word always
+/// counts.
 fn unsettled_tokens(end: &Encoding, settled_from: usize) -> usize {
     let words = end.get_word_ids();
     let begun = end.get_offsets().iter().take_while(|&&(start, _)| start < settled_from).count();
-    // When none does, control characters that the normaliser drops may lie between the cut and the first
-    // word, which goes on before them.
+    // The first word is unsettled even if it begins later: between the cut and the word there may
+    // be control characters, which the normalizer drops, and the word may have begun before the
+    // cut.
     let begun = begun.max(1).min(words.len());
     let Some(&open) = words[..begun].last() else { return 0 };
     begun + words[begun..].iter().take_while(|&&word| word == open).count()
@@ -409,7 +423,7 @@ mod tests {
         [("bert", BERT), ("roberta", ROBERTA), ("xlm-roberta", XLM_ROBERTA)];
     const MAX: usize = 24;
 
-    /// The library's own answer: the whole text, truncated by it.
+    /// Returns the tokens of the library for the whole text, truncated by the library.
     fn whole(bytes: &[u8], text: &str) -> Tokens {
         whole_truncated(bytes, text, TruncationDirection::Right)
     }
@@ -461,11 +475,11 @@ mod tests {
         let ids = |text: &str| tokenizer.encode("", text).unwrap();
         assert_eq!((ids("a a").ids.len(), ids("a a").truncated()), (4, false));
         assert_eq!((ids("a a a").ids.len(), ids("a a a").truncated()), (4, true));
-        // Long enough to be cut, and yet not truncated: spaces are no tokens.
+        // The text is long enough to be cut, but not truncated, because spaces are not tokens.
         let spaces = " ".repeat(100_000);
         assert!(!ids(&format!("a{spaces}a")).truncated());
         assert!(ids(&format!("a{spaces}a{spaces}a")).truncated());
-        // Control characters are dropped: the word goes on behind them.
+        // The normalizer drops control characters, so the word continues behind them.
         let controls = "\u{1}".repeat(5_000);
         let joined = ids(&format!("a quick{controls}brown"));
         assert_eq!(joined, ids("a quickbrown"));
@@ -585,8 +599,8 @@ mod tests {
 
     #[test]
     fn a_long_text_is_cut_before_it_is_tokenized() {
-        // Milliseconds; tokenizing all of it would take minutes, and memory of a hundred times its
-        // size.
+        // This takes milliseconds. Tokenizing the whole text would take minutes and a hundred times
+        // its memory.
         let text = "the quick brown fox ".repeat(4_000_000);
         let tokenizer = Tokenizer::from_bytes(BERT, MAX).unwrap();
         let started = std::time::Instant::now();
@@ -616,7 +630,8 @@ mod tests {
         assert_eq!(tokenizer.encode("", &"a".repeat(100_000)).unwrap().ids.len(), 3);
     }
 
-    /// Pieces that a cut, a normaliser or a word splitter may trip over.
+    /// Returns a strategy for pieces of text that may confuse a cut, a normalizer or a word
+    /// splitter.
     fn piece() -> impl Strategy<Value = String> {
         let fixed = prop::sample::select(vec![
             " ",
@@ -710,7 +725,8 @@ mod tests {
             }
         }
 
-        // Every cut, not only those that `encode` makes, with a margin that the pieces keep.
+        // Tests every cut, not only those that `encode` makes. The margin is longer than every
+        // piece that a cut may split.
         #[test]
         fn tokens_before_any_cut_are_settled(
             pieces in prop::collection::vec(piece(), 0..120),

@@ -1,15 +1,18 @@
-//! Reads a safetensors file, and its tensors as f32.
+//! Reads a safetensors file and decodes its tensors to f32.
 //!
-//! Stored are f32, f16 or bf16; or int8, where a matrix `NAME` of `[rows, columns]` has beside it
-//! `NAME.scale`, f32 of `[rows]`, and a value is `q · scale[row]`. Where columns have scales of their
-//! own, that is of `[rows, blocks]`, and `NAME.block`, u32 of `[columns]`, is the block of each column.
-//! Outliers are kept exactly: `NAME.outlier.index`, u32 of `[n]`, positions in the row-major matrix, and
-//! `NAME.outlier.value`, f32 of `[n]`.
+//! A tensor is stored as f32, f16, bf16 or int8. An int8 matrix `NAME` of shape `[rows, columns]`
+//! has these companions:
 //!
-//! Owns the decoding and the refusals. Never knows what a tensor is for: names and shapes are
-//! given.
+//! - `NAME.scale`, f32 of `[rows]`: a value is `q · scale[row]`. If blocks of columns have their
+//!   own scales, the shape is `[rows, blocks]`.
+//! - `NAME.block`, u32 of `[columns]`: the block of each column. Present only if there are blocks.
+//! - `NAME.outlier.index`, u32 of `[n]`: positions of the outliers in the row-major matrix.
+//! - `NAME.outlier.value`, f32 of `[n]`: exact values of the outliers.
 //!
-//! Invariant: [`Tensors`] are exactly the tensors that were expected, in their shapes, every value
+//! The callers pass the expected names and shapes; this module does not know the purpose of a
+//! tensor.
+//!
+//! Invariant: [`Tensors`] contain exactly the expected tensors, in their shapes, and every value is
 //! finite.
 
 mod header;
@@ -28,18 +31,17 @@ pub(super) use header::{Header, header_memory};
 
 /// Name of the file of an encoder or a table in messages.
 pub(super) const WEIGHTS: &str = "model.safetensors";
-/// A tensor of a file, as it is stored; decoded where it is used.
+/// A tensor of a file in its stored format; decoded on use.
 #[derive(Clone)]
 pub(super) struct Tensor<'a> {
-    /// Its shape.
     pub(super) shape: Vec<usize>,
     stored: Stored,
     data: &'a [u8],
-    /// What `data` is a part of.
+    /// File that contains `data`.
     file: &'a dyn WeightsFile,
 }
 
-/// How a tensor's values are stored.
+/// Storage format of a tensor's values.
 #[derive(Clone, Debug)]
 enum Stored {
     F32,
@@ -48,41 +50,40 @@ enum Stored {
     Int8(Quantization),
 }
 
-/// A row of a matrix of integers, as it is stored.
+/// One row of a matrix of integers, as stored.
 pub(super) struct StoredIntegers<'t> {
-    /// Of an outlier, anything.
+    /// One integer for each column; meaningless for an outlier.
     pub(super) integers: &'t [i8],
-    /// Of each block.
+    /// One scale for each block.
     pub(super) scales: &'t [f32],
-    /// Row, column and value of what is kept exactly.
+    /// Row, column and exact value of each outlier.
     pub(super) outliers: &'t [(usize, usize, f32)],
 }
 
-/// What makes values of a matrix of integers.
+/// Data that converts the integers of a matrix to values.
 #[derive(Clone, Debug)]
 struct Quantization {
-    /// Of each row and block, `[rows, blocks]`.
+    /// Scale of each row and block, `[rows, blocks]`.
     scales: Vec<f32>,
-    /// The block of each column; none: all are of one.
+    /// Block of each column; empty if the matrix is a single block.
     blocks: Vec<u32>,
-    /// How many blocks there are.
     block_count: usize,
-    /// Row, column and value of what is kept exactly, ascending.
+    /// Row, column and exact value of each outlier, in ascending order of position.
     outliers: Vec<(usize, usize, f32)>,
 }
 
 /// Bytes of an outlier in a file: its position and its value.
 pub(super) const OUTLIER_FILE_BYTES: u64 = 8;
-/// Bytes of an outlier in memory, in a table as in a packed layer.
+/// Bytes of an outlier in memory, in a table or in a packed layer.
 pub(super) const OUTLIER_BYTES: u64 = size_of::<(usize, usize, f32)>() as u64;
 
 impl Quantization {
-    /// The scales of `row`, of each block.
+    /// Returns the scales of `row`, one for each block.
     fn scales(&self, row: usize) -> &[f32] {
         &self.scales[row * self.block_count..][..self.block_count]
     }
 
-    /// Row, column and value of the outliers of `row`.
+    /// Returns row, column and value of the outliers of `row`.
     fn outliers(&self, row: usize) -> &[(usize, usize, f32)] {
         let first = self.outliers.partition_point(|outlier| outlier.0 < row);
         let behind = &self.outliers[first..];
@@ -99,7 +100,7 @@ impl Stored {
         }
     }
 
-    /// Decodes `data` of row `row`, as far as `out` goes.
+    /// Decodes `data` of row `row` into `out`.
     fn decode(&self, row: usize, data: &[u8], out: &mut [f32]) {
         match self {
             Self::F32 => fill(out, words(data).map(f32::from_le_bytes)),
@@ -129,7 +130,7 @@ fn fill(out: &mut [f32], values: impl Iterator<Item = f32>) {
 }
 
 impl<'a> Tensor<'a> {
-    /// Length of a row; all values of a vector are one row.
+    /// Returns the length of a row; a vector is a single row.
     fn columns(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
@@ -140,7 +141,7 @@ impl<'a> Tensor<'a> {
         self.stored.decode(row, &self.data[row * bytes..][..bytes], out);
     }
 
-    /// The integers of `row`, where the tensor is stored in integers.
+    /// Returns the integers of `row`, or `None` if the tensor is not stored as integers.
     pub(super) fn integers(&self, row: usize) -> Option<StoredIntegers<'_>> {
         let Stored::Int8(quantization) = &self.stored else { return None };
         let columns = self.columns();
@@ -151,18 +152,18 @@ impl<'a> Tensor<'a> {
         })
     }
 
-    /// The block of `column`, where the tensor is stored in integers.
+    /// Returns the block of `column`, or `None` if the tensor is not stored as integers.
     pub(super) fn block(&self, column: usize) -> Option<usize> {
         let Stored::Int8(quantization) = &self.stored else { return None };
         Some(quantization.blocks.get(column).map_or(0, |&block| block as usize))
     }
 
-    /// All values, row-major.
+    /// Decodes all values, row-major.
     pub(super) fn values(&self) -> Vec<f32> {
         let columns = self.columns();
         let count = self.data.len() / self.stored.value_bytes();
         let mut values = vec![0.0; count];
-        // A matrix without columns has no values, and chunks of 0 would panic.
+        // A matrix without columns has no values, and `chunks_exact_mut(0)` would panic.
         for (row, values) in values.chunks_exact_mut(columns.max(1)).enumerate() {
             self.read_row(row, values);
         }
@@ -173,9 +174,12 @@ impl<'a> Tensor<'a> {
         self.values().into_iter().position(test)
     }
 
-    /// Whether a value is not finite, without decoding all.
+    /// Returns whether the tensor contains a value that is not finite, without decoding all values.
+    /// For integers, the check only compares the scales with the largest integer, so `true` means
+    /// that such a value is possible.
     fn has_non_finite(&self) -> bool {
-        // Adding one to an exponent of all ones reaches the sign.
+        // Infinity and NaN are the values whose exponent bits are all ones. Adding one to the
+        // exponent of such a value carries into the sign bit, which the fold collects.
         match &self.stored {
             Stored::F32 => {
                 words(self.data).fold(0, |all, word| {
@@ -201,43 +205,44 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// Where the data lies in the file.
+    /// Returns the position of the data in the file.
     fn range(&self) -> Range<usize> {
         let start = self.data.as_ptr().addr() - self.file.bytes().as_ptr().addr();
         start..start + self.data.len()
     }
 
-    /// Says that the data will not be read for a while.
+    /// Notifies the file that the data will not be read soon.
     fn release(&self) {
         self.file.release(self.range());
     }
 
-    /// Says that the data will not be read again.
+    /// Notifies the file that the data will not be read again.
     pub(super) fn forget(&self) {
         self.file.forget(self.range());
     }
 
-    /// The tensor without the borrow of its file.
+    /// Returns the location and format of the tensor without the borrow of its file.
     pub(super) fn place(&self) -> Place {
         Place { stored: self.stored.clone(), columns: self.columns(), range: self.range() }
     }
 }
 
-/// Where a matrix lies in its file, and how it is stored there.
+/// Location of a matrix in its file, and its storage format.
 pub(super) struct Place {
     stored: Stored,
     columns: usize,
     range: Range<usize>,
 }
 
-/// A matrix that stays in its file; rows are decoded as they are asked for.
+/// A matrix that stays in its file; each row is decoded on request.
 pub(super) struct Table {
     file: Box<dyn WeightsFile>,
     place: Place,
 }
 
 impl Table {
-    /// The matrix at `place` of `file`, where it was found. The rest of the file is forgotten.
+    /// Creates a table from the matrix at `place`, which was found in `file`. Notifies the file
+    /// that the rest of it will not be read again.
     pub(super) fn new(file: Box<dyn WeightsFile>, place: Place) -> Self {
         file.forget(0..place.range.start);
         file.forget(place.range.end..file.bytes().len());
@@ -251,7 +256,7 @@ impl Table {
         stored.decode(row, &self.file.bytes()[range.clone()][row * bytes..][..bytes], out);
     }
 
-    /// Memory of this process that the table takes with its file, in bytes.
+    /// Returns the memory of this process that the table and its file occupy, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         let scales = match &self.place.stored {
             Stored::Int8(Quantization { scales, blocks, outliers, .. }) => {
@@ -263,13 +268,13 @@ impl Table {
         self.file.anonymous_bytes() + scales as u64
     }
 
-    /// Bytes of the table that are in a mapped file.
+    /// Returns the bytes of the table that are in a mapped file.
     pub(super) fn mapped_bytes(&self) -> u64 {
         if self.file.anonymous_bytes() > 0 { 0 } else { self.place.range.len() as u64 }
     }
 }
 
-/// A tensor of a file, unread.
+/// A tensor of a file that was not checked yet.
 struct View<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
@@ -293,15 +298,16 @@ impl<'a> View<'a> {
 /// Tensors by canonical name.
 pub(super) type Tensors<'a> = BTreeMap<String, Tensor<'a>>;
 
-/// The `expected` tensors of the safetensors `file`, which messages call `name`.
+/// Reads the `expected` tensors of the safetensors `file`; messages call the file `name`.
 ///
-/// `canonical` gives the name under which a stored tensor is expected, or `None` to pass over it.
-/// Every value is read once, to see that it is finite, and the memory of a mapped file released
-/// behind.
+/// `canonical` returns the name under which a stored tensor is expected, or `None` to skip the
+/// tensor. Each value is read once to check that it is finite; then the memory of a mapped file is
+/// released.
 ///
 /// # Errors
-/// When a tensor is missing, unknown, of another shape or of a type that is not stored, or
-/// has a value that is not finite: by name, with the shapes.
+/// Returns an error if a tensor is missing, unknown, of the wrong shape or of an unsupported type,
+/// or has a value that is not finite. The message names the tensor, and its shapes where these
+/// matter.
 pub(super) fn read<'a>(
     name: &str,
     file: &'a dyn WeightsFile,
@@ -314,10 +320,10 @@ pub(super) fn read<'a>(
     read_with(&header, name, file, canonical, first.into_iter().chain(expected))
 }
 
-/// Reads tensors as [`read`] does, from a file whose `header` was parsed before.
+/// Reads tensors like [`read`], from a file with an already parsed `header`.
 ///
 /// # Errors
-/// Those of [`read`].
+/// Returns the errors of [`read`].
 pub(super) fn read_with<'a>(
     header: &Header,
     name: &str,
@@ -349,7 +355,7 @@ pub(super) fn read_with<'a>(
     Ok(found)
 }
 
-/// The tensors of a file that nobody has taken yet.
+/// Tensors of a file that were not taken yet.
 struct Views<'n, 'a> {
     name: &'n str,
     file: &'a dyn WeightsFile,
@@ -415,7 +421,7 @@ impl<'a> Views<'_, 'a> {
         let with_blocks = [rows, block_count];
         let shape_of_scales = if blocks.is_empty() { &with_blocks[..1] } else { &with_blocks };
         let scales = self.take(&scale_name, shape_of_scales)?.values();
-        // A row of zeros has scale 1: zero and below never come out of a quantizer.
+        // The scale of a row of zeros is 1, so a quantizer never writes a scale of zero or less.
         if let Some(at) = scales.iter().position(|&scale| scale <= 0.0) {
             let row = at / block_count;
             let what = format!("is {} for row {row}, expected above 0", scales[at]);
@@ -430,7 +436,8 @@ impl<'a> Views<'_, 'a> {
             outliers.push((index / columns, index % columns, value));
         }
         outliers.sort_by_key(|&(row, column, _)| (row, column));
-        // One precision would take the last of them, another their sum.
+        // A duplicate is ambiguous: decoding to f32 takes the last value, and an int8 product adds
+        // all of them.
         let twice =
             outliers.windows(2).find(|pair| (pair[0].0, pair[0].1) == (pair[1].0, pair[1].1));
         if let Some(&[(row, column, _), _]) = twice {
@@ -440,7 +447,8 @@ impl<'a> Views<'_, 'a> {
         Ok(Quantization { scales, blocks, block_count, outliers })
     }
 
-    /// The block of each column of `name`, and how many blocks there are; none for a single one.
+    /// Takes the block of each column of `name`, and the number of blocks. The list is empty if the
+    /// matrix is a single block.
     fn take_blocks(
         &mut self,
         name: &str,
@@ -454,7 +462,8 @@ impl<'a> Views<'_, 'a> {
         }
         let blocks: Vec<u32> = words(view.data()).map(u32::from_le_bytes).collect();
         let last = blocks.iter().copied().max().unwrap_or(0) as usize;
-        // No more blocks than columns, or the scales could be more than the values.
+        // Require fewer blocks than columns; otherwise the scales could take more memory than the
+        // values.
         if last >= columns {
             let what = format!("has block {last}, expected less than {columns}");
             return Err(self.refuse(&block_name, &what));
@@ -462,7 +471,7 @@ impl<'a> Views<'_, 'a> {
         Ok((blocks, last + 1))
     }
 
-    /// Positions and values of the outliers of `name`, none if it has none.
+    /// Takes positions and values of the outliers of `name`; returns an empty list if it has none.
     fn take_outliers(&mut self, name: &str) -> Result<Vec<(usize, f32)>, EngineError> {
         let (index_name, value_name) =
             (format!("{name}.outlier.index"), format!("{name}.outlier.value"));
@@ -480,7 +489,7 @@ impl<'a> Views<'_, 'a> {
     }
 }
 
-/// The little-endian words of `data`; safetensors guarantees a whole number of them.
+/// Splits `data` into little-endian words; safetensors guarantees that their number is whole.
 fn words<const N: usize>(data: &[u8]) -> impl Iterator<Item = [u8; N]> {
     data.as_chunks::<N>().0.iter().copied()
 }
@@ -491,7 +500,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A safetensors file.
+    /// Builds a safetensors file.
     pub(in crate::engine) fn file(tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) -> Vec<u8> {
         let views = tensors.iter().map(|(name, dtype, shape, data)| {
             (*name, TensorView::new(*dtype, shape.to_vec(), data).unwrap())

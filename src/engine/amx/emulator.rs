@@ -1,11 +1,13 @@
-//! Tiles for the tests on processors without them: the signal of an illegal instruction is answered by
-//! doing what the instruction would have done.
+//! AMX tiles for the tests on processors without them: a handler for SIGILL emulates the illegal
+//! instructions.
 //!
-//! Knows the forms that [`super`] has: tiles of 16 rows of 64 bytes, addresses of a base, a stride and a
-//! displacement. Everything else, and every tile that is not configured, stays the illegal instruction that
-//! it is on such a processor. From Intel's manual, volume 2:
-//! <https://www.intel.com/content/www/us/en/developer/articles/technical/intel-sdm.html>. Sums are in order, and
-//! rounded after each product; a processor may differ in the last bit.
+//! The emulator decodes only the forms that [`super`] uses: tiles of 16 rows of 64 bytes, and
+//! addresses of a base, a stride and a displacement. Other instructions, and instructions on tiles
+//! that are not configured, remain illegal and end the process. The semantics follow Intel's
+//! manual, volume 2:
+//! <https://www.intel.com/content/www/us/en/developer/articles/technical/intel-sdm.html>. The
+//! products are added in order, and every operation is rounded; a processor may differ in the last
+//! bit.
 
 #![expect(
     clippy::cast_sign_loss,
@@ -23,19 +25,20 @@ use super::{Amx, Config, TILE_GROUPS, TILE_ROWS};
 type Tile = [[u32; TILE_GROUPS]; TILE_ROWS];
 
 thread_local! {
-    /// None while they are not configured. Needs no destructor, so that a signal's handler can use it.
+    /// Tiles of the thread; `None` while they are not configured. The type needs no destructor, so
+    /// a signal handler can use it.
     static TILES: Cell<Option<[Tile; 8]>> = const { Cell::new(None) };
 }
 
-/// Emulates tiles in this process from now on.
+/// Starts the emulation of tiles in this process. It never stops.
 pub(in crate::engine) fn start() -> Amx {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
         let handler = SigHandler::SigAction(on_illegal_instruction);
         let action = SigAction::new(handler, SaFlags::SA_SIGINFO, SigSet::empty());
-        // SAFETY: the handler touches its context, a cell of its thread, and what the instruction names; it
-        // neither allocates nor locks.
-        // JUSTIFICATION: only a signal tells of an instruction that the processor has not.
+        // SAFETY: the handler accesses its context, a cell of its thread, and the operands of the
+        // instruction. It neither allocates nor locks.
+        // JUSTIFICATION: a signal is the only notification of an illegal instruction.
         unsafe { sigaction(Signal::SIGILL, &action) }.unwrap();
     });
     Amx(())
@@ -46,19 +49,21 @@ extern "C" fn on_illegal_instruction(
     _info: *mut libc::siginfo_t,
     context: *mut libc::c_void,
 ) {
-    // SAFETY: with SA_SIGINFO the kernel gives a context of this type, which is the handler's alone.
-    // JUSTIFICATION: the registers of the interrupted thread are nowhere else.
+    // SAFETY: with SA_SIGINFO the kernel passes a context of this type, which no other code uses
+    // meanwhile.
+    // JUSTIFICATION: the registers of the interrupted thread are accessible only here.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
     let registers = &mut context.uc_mcontext.gregs;
     if emulate(registers).is_none() {
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-        // SAFETY: the default of a signal runs nothing here; the instruction is met again, and ends the process.
+        // SAFETY: the default action of a signal runs no code here. The instruction is executed
+        // again and ends the process.
         // JUSTIFICATION: as above.
         unsafe { sigaction(Signal::SIGILL, &default) }.unwrap();
     }
 }
 
-/// The registers in the order of their numbers in instructions.
+/// Registers, in the order of their numbers in instructions.
 const REGISTERS: [libc::c_int; 16] = [
     libc::REG_RAX,
     libc::REG_RCX,
@@ -78,18 +83,21 @@ const REGISTERS: [libc::c_int; 16] = [
     libc::REG_R15,
 ];
 
-/// Does what the instruction at `REG_RIP` says, and goes on behind it; `None` when it is none of AMX.
+/// Emulates the instruction at `REG_RIP` and advances `REG_RIP` behind it. Returns `None` if it is
+/// not an AMX instruction of a supported form.
 fn emulate(registers: &mut [libc::greg_t; 23]) -> Option<()> {
     let register = |number: u8| registers[REGISTERS[usize::from(number)] as usize];
     let mut next = registers[libc::REG_RIP as usize] as *const u8;
     let mut byte = || {
-        // SAFETY: the processor has read this instruction, as far as its own bytes tell that it goes.
-        // JUSTIFICATION: code is memory like any other, and no slice of it is known.
+        // SAFETY: the processor has read this instruction. The bytes read so far determine that it
+        // has at least one more.
+        // JUSTIFICATION: code is memory like any other, but Rust has no slice of it.
         let byte = unsafe { next.read() };
         next = next.wrapping_add(1);
         byte
     };
-    // VEX of three bytes, in the map 0F38; the bits of registers are inverted.
+    // The instruction has a three-byte VEX prefix and is in the opcode map 0F38. The prefix stores
+    // register bits inverted.
     if byte() != 0xc4 {
         return None;
     }
@@ -98,13 +106,15 @@ fn emulate(registers: &mut [libc::greg_t; 23]) -> Option<()> {
         return None;
     }
     let last = byte();
-    // Neither 64 bits nor 256.
+    // W and L must be 0: neither 64-bit operands nor 256-bit vectors.
     if last & 0x84 != 0 {
         return None;
     }
     let (third, prefix) = (usize::from(!last >> 3 & 7), last & 3);
     let (operation, form) = (byte(), byte());
     let (tile, other) = (usize::from(form >> 3 & 7), usize::from(form & 7));
+    // Decode a memory operand: a SIB byte if the base is 4, then the displacement. The index
+    // register contains the stride of the rows.
     let place = (form >> 6 != 3).then(|| {
         let (mut base, mut stride) = (form & 7, 0);
         if base == 4 {
@@ -125,8 +135,8 @@ fn emulate(registers: &mut [libc::greg_t; 23]) -> Option<()> {
     match (operation, prefix, place) {
         // LDTILECFG
         (0x49, 0, Some(place)) => {
-            // SAFETY: the instruction reads 64 bytes there.
-            // JUSTIFICATION: its operand is an address.
+            // SAFETY: the instruction reads 64 bytes at this address.
+            // JUSTIFICATION: the operand of the instruction is an address.
             let config = unsafe { place(0).cast::<Config>().read_unaligned() };
             tiles = Some(configured(&config)?);
         }
@@ -163,7 +173,7 @@ fn emulate(registers: &mut [libc::greg_t; 23]) -> Option<()> {
     Some(())
 }
 
-/// Eight tiles of the size that [`super`] uses, if `config` says so.
+/// Returns eight zeroed tiles of the size that [`super`] uses if `config` describes these.
 fn configured(config: &Config) -> Option<[Tile; 8]> {
     let bytes = &config.bytes;
     let whole = |tile: usize| {
@@ -175,7 +185,7 @@ fn configured(config: &Config) -> Option<[Tile; 8]> {
         .then_some([[[0; TILE_GROUPS]; TILE_ROWS]; 8])
 }
 
-/// Adds to `sums` the products of pairs of bf16.
+/// Adds the products of pairs of bf16 to `sums`.
 fn add_products(sums: &mut Tile, rows: &Tile, columns: &Tile) {
     let pair = |group: u32| [group << 16, group & 0xffff_0000].map(f32::from_bits);
     for (sums, row) in sums.iter_mut().zip(rows) {

@@ -1,9 +1,10 @@
-//! The candle runtime: an architecture that the fused encoder does not serve, in candle-transformers.
+//! Runs ModernBERT, which the fused encoder does not support, in candle-transformers.
 //!
-//! f32 whatever precision is asked for: weights stored as int8, f16 or bf16 are decoded when they
-//! are loaded. One text at a time, so that nothing is padded.
+//! The computation is always in f32, whatever precision is requested: weights stored as int8, f16
+//! or bf16 are decoded during loading. Texts run one at a time, so texts are never padded.
 //!
-//! Owns the tensors and the threads. What the architecture's files hold is in [`modernbert`].
+//! This module owns the tensors and the threads. [`modernbert`] describes the files of the
+//! architecture.
 //!
 //! Invariant: the vector of a text depends on its ids alone, to the last bit.
 
@@ -25,16 +26,16 @@ use super::{
     Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, peak, threads, weights,
 };
 
-/// Name of the weights in messages.
+/// Name of the weights file in messages.
 const WEIGHTS: &str = "model.safetensors";
 
-/// A model in memory.
+/// A loaded model.
 pub(super) struct CandleEmbedder {
     model: ModernBert,
     config: ModernBertConfig,
     head: Head,
     threads: rayon::ThreadPool,
-    /// Held by the one call that computes.
+    /// Lock that limits the model to one computing call.
     alone: Mutex<()>,
     limits: Limits,
     dimensions: usize,
@@ -43,11 +44,12 @@ pub(super) struct CandleEmbedder {
 }
 
 impl CandleEmbedder {
-    /// The encoder of `config` with the weights in the safetensors `file`, followed by `head`.
+    /// Builds the encoder of `config` from the weights in the safetensors `file`, followed by
+    /// `head`.
     ///
     /// # Errors
-    /// [`EngineError::Threads`] when the threads cannot be started, [`EngineError::Mismatch`] when the
-    /// weights are not those of `config`.
+    /// Returns [`EngineError::Threads`] if the threads cannot be started, and
+    /// [`EngineError::Mismatch`] if the weights do not match `config`.
     pub(super) fn new(
         spec: &ModelSpec,
         config: ModernBertConfig,
@@ -63,7 +65,8 @@ impl CandleEmbedder {
             tensor.forget();
             weight_bytes += size_of_val(decoded.as_slice()) as u64;
             let decoded = Tensor::from_vec(decoded, tensor.shape, &Device::Cpu).map_err(unread)?;
-            // candle-transformers has the names of the model with a head for masked tokens.
+            // candle-transformers uses the tensor names of the masked language model, which have
+            // this prefix.
             values.insert(format!("model.{name}"), decoded);
         }
         let weights = VarBuilder::from_tensors(values, DType::F32, &Device::Cpu);
@@ -84,7 +87,7 @@ impl CandleEmbedder {
         })
     }
 
-    /// What is wanted of `text`, on the threads that it is called in.
+    /// Computes `output` of `text` on the current thread pool.
     fn run(&self, text: &[u32], output: Output) -> candle_core::Result<Vec<f32>> {
         let shape = (1, text.len());
         let ids = Tensor::from_slice(text, shape, &Device::Cpu)?;
@@ -111,10 +114,12 @@ fn report(spec: &ModelSpec, wanted: Precision) -> Report {
 impl Embedder for CandleEmbedder {
     fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
         self.limits.check(texts)?;
-        // What candle takes for a pass is counted once. It keeps nothing of one that panicked.
+        // Only one call may compute, because the footprint counts the memory of one candle pass.
+        // Poisoning is harmless: candle keeps no state of a pass that panicked.
         let _alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
-        // Always begun by the first thread, which the others help: an allocator keeps some of what was
-        // freed for the thread that had it, and would do so for each of them.
+        // Always start on the first thread, and let the others help. An allocator caches freed
+        // memory for the thread that allocated it, so starting on every thread would keep such
+        // memory for each of them.
         let vectors = self.threads.broadcast(|thread| {
             let vectors = texts.iter().map(|text| self.run(text, output));
             (thread.index() == 0).then(|| vectors.collect::<candle_core::Result<Vec<_>>>())
@@ -132,12 +137,12 @@ impl Embedder for CandleEmbedder {
         self.weight_bytes + self.head.weight_bytes()
     }
 
-    /// None: candle has decoded them.
+    /// Returns 0, because candle holds decoded copies of the weights.
     fn mapped_bytes(&self) -> u64 {
         0
     }
 
-    /// Nothing: what candle takes for a pass it gives back behind it.
+    /// Does nothing: candle frees the memory of a pass at its end.
     fn release_scratch(&self) {}
 
     fn matrix_operations(&self, tokens: usize) -> u64 {

@@ -1,9 +1,9 @@
-//! What the files of a ModernBERT hold: its `config.json`, checked against the [`ModelSpec`], and
+//! Describes the files of a ModernBERT: its `config.json`, checked against the [`ModelSpec`], and
 //! its tensors by name and shape.
 //!
-//! Invariant: candle-transformers computes what a [`ModernBertConfig`] that
-//! [`ModernBertConfig::read`] returned says; it knows no biases, no activation but GELU, and one
-//! order of global and local attention.
+//! Invariant: candle-transformers computes exactly what a [`ModernBertConfig`] from
+//! [`ModernBertConfig::read`] describes. candle-transformers supports no biases, no activation
+//! except GELU, and one order of global and local attention.
 
 use candle_transformers::models::modernbert;
 use serde::Deserialize;
@@ -19,21 +19,23 @@ use crate::engine::{EngineError, ModelSpec};
 const GLOBAL: &str = "full_attention";
 const LOCAL: &str = "sliding_attention";
 
-/// Memory that the attention of one text may take.
+/// Limit for the memory of one text's attention.
 ///
-/// candle holds the scores of all heads at once, several times over: for 8,192 tokens and 12 heads
-/// these are 20 GB.
+/// candle holds the scores of all heads at once, in several copies: for 8,192 tokens and 12 heads
+/// these take 20 GB.
 const MAX_ATTENTION_BYTES: usize = 512 << 20;
-/// How many times candle holds the scores of a head while it computes their softmax: measured are 5.5,
-/// by the peak memory of a process with 12 heads and 1,448 tokens.
+/// Number of copies of a head's scores that candle holds during the softmax. The measured value is
+/// 5.5, from the peak memory of a process with 12 heads and 1,448 tokens.
 const SCORE_COPIES: usize = 6;
-/// Masks of the size of one head's scores.
+/// Number of masks, each of the size of one head's scores.
 const MASKS: usize = 4;
-/// Token vectors that candle holds for a layer while it computes attention: the residual stream, its
-/// norm, queries, keys and values, and these once more, made contiguous and rotated.
+/// Number of copies of the token vectors that candle holds during the attention of a layer: the
+/// residual stream, its norm, queries, keys and values, and the contiguous and rotated copies of
+/// these.
 const VECTOR_COPIES: usize = 12;
 
-/// `config.json` as written, by transformers before and since version 5. Defaults are those of
+/// Fields of `config.json`, as written by transformers before and since version 5. The defaults are
+/// those of
 /// <https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/modernbert/configuration_modernbert.py>
 #[derive(Deserialize)]
 struct File {
@@ -55,19 +57,21 @@ struct File {
     mlp_bias: bool,
     #[serde(default = "local_attention")]
     local_attention: usize,
-    /// Until version 5.
+    /// Written before version 5.
     #[serde(default = "global_attn_every_n_layers")]
     global_attn_every_n_layers: usize,
-    /// Until version 5.
+    /// Written before version 5.
     #[serde(default = "global_rope_theta")]
     global_rope_theta: f64,
-    /// Until version 5.
+    /// Written before version 5.
     #[serde(default = "local_rope_theta")]
     local_rope_theta: f64,
     rope_scaling: Option<Value>,
-    /// Since version 5, [`GLOBAL`] or [`LOCAL`] for each layer; goes before the number of layers.
+    /// [`GLOBAL`] or [`LOCAL`] for each layer, written since version 5; overrides
+    /// `global_attn_every_n_layers`.
     layer_types: Option<Vec<String>>,
-    /// Since version 5; goes before the single values.
+    /// Rotation parameters, written since version 5; override `global_rope_theta` and
+    /// `local_rope_theta`.
     #[serde(default)]
     rope_parameters: RopeParameters,
 }
@@ -111,7 +115,7 @@ const fn local_rope_theta() -> f64 {
 }
 
 impl File {
-    /// The layers from one with global attention to the next; the first has it.
+    /// Returns the distance between layers with global attention; the first layer has it.
     fn global_every(&self) -> Result<usize, EngineError> {
         let Some(types) = &self.layer_types else {
             check_not_zero(&[("global_attn_every_n_layers", self.global_attn_every_n_layers)])?;
@@ -133,7 +137,7 @@ impl File {
         )))
     }
 
-    /// Refuses what would change the arithmetic into one that candle-transformers does not have.
+    /// Checks that candle-transformers implements the arithmetic of this configuration.
     fn check_arithmetic(&self) -> Result<(), EngineError> {
         if self.hidden_activation != gelu() {
             return Err(mismatch(format!(
@@ -162,16 +166,17 @@ impl File {
     }
 }
 
-/// The shape of a ModernBERT.
+/// Shape of a ModernBERT.
 #[derive(Clone, Debug)]
 pub(in crate::engine) struct ModernBertConfig(modernbert::Config);
 
 impl ModernBertConfig {
-    /// The configuration in `bytes`, which describes the encoder of `spec`.
+    /// Reads the configuration from `bytes` and checks it against `spec`.
     ///
     /// # Errors
-    /// When it is no such JSON, contradicts `spec` or itself, asks for what candle-transformers does
-    /// not compute, or for texts so long that their attention takes more than 512 MiB.
+    /// Returns an error if the JSON is malformed, contradicts `spec` or itself, requires arithmetic
+    /// that candle-transformers does not implement, or allows texts whose attention takes more than
+    /// 512 MiB.
     pub(in crate::engine) fn read(bytes: &[u8], spec: &ModelSpec) -> Result<Self, EngineError> {
         let file: File = parse(bytes, spec)?;
         check_not_zero(&[
@@ -203,7 +208,7 @@ impl ModernBertConfig {
             intermediate_size: file.intermediate_size,
             max_position_embeddings: file.max_position_embeddings,
             layer_norm_eps: file.norm_eps,
-            // Nothing is padded.
+            // The value does not matter, because texts are never padded.
             pad_token_id: 0,
             global_attn_every_n_layers: global_every,
             global_rope_theta: theta(&file.rope_parameters.full_attention, file.global_rope_theta)?,
@@ -216,25 +221,27 @@ impl ModernBertConfig {
         }))
     }
 
-    /// Rows of the table of word embeddings.
+    /// Returns the number of rows of the word embedding table.
     pub(in crate::engine) fn vocab_size(&self) -> usize {
         self.0.vocab_size
     }
 
-    /// Length of a token vector.
+    /// Returns the length of a token vector.
     pub(super) fn hidden_size(&self) -> usize {
         self.0.hidden_size
     }
 
-    /// The same, with rotations for no more positions than `spec` has.
+    /// Returns the configuration for candle, with rotations for only as many positions as `spec`
+    /// has.
     pub(super) fn for_candle(&self, spec: &ModelSpec) -> modernbert::Config {
         modernbert::Config { max_position_embeddings: spec.max_sequence_length, ..self.0.clone() }
     }
 
-    /// Multiplications and additions in the matrix products for one text of `tokens` tokens.
+    /// Returns the number of multiplications and additions in the matrix products for one text of
+    /// `tokens` tokens.
     ///
-    /// A token and layer multiplies `4h²` times for Q, K, V and the output, `3hf` times for the gated
-    /// feed-forward layer, and `2h` times for each token that it attends to.
+    /// For each token, a layer performs `4h²` multiplications for Q, K, V and the output, `3hf` for
+    /// the gated feed-forward layer, and `2h` for each token that it attends to.
     pub(super) fn matrix_operations(&self, tokens: usize) -> u64 {
         let config = &self.0;
         let every = config.global_attn_every_n_layers;
@@ -252,12 +259,13 @@ impl ModernBertConfig {
         2 * tokens * (layers * (4 * h * h + 3 * h * f) + 2 * h * attended)
     }
 
-    /// Number of layers.
+    /// Returns the number of layers.
     pub(in crate::engine) fn layers(&self) -> usize {
         self.0.num_hidden_layers
     }
 
-    /// Memory that one text of `tokens` tokens takes in candle, in bytes: that of one layer's attention.
+    /// Returns the memory that candle needs for one text of `tokens` tokens, in bytes. The
+    /// attention of one layer determines it.
     pub(in crate::engine) fn scratch_bytes(&self, tokens: usize) -> u64 {
         let scores = score_values(self.0.num_attention_heads).saturating_mul(tokens);
         let vectors = VECTOR_COPIES.saturating_mul(self.0.hidden_size);
@@ -265,20 +273,21 @@ impl ModernBertConfig {
         (values as u64).saturating_mul(size_of::<f32>() as u64)
     }
 
-    /// Memory of the tables of rotations for texts of at most `tokens` tokens, in bytes: sine and cosine
-    /// for global and for local attention, of each pair of a head's values.
+    /// Returns the memory of the rotation tables for texts of at most `tokens` tokens, in bytes.
+    /// There is a sine and a cosine for global and for local attention, for each pair of a head's
+    /// values.
     pub(in crate::engine) fn rotation_bytes(&self, tokens: usize) -> u64 {
         let pairs = self.0.hidden_size / self.0.num_attention_heads / 2;
         (4 * pairs * tokens * size_of::<f32>()) as u64
     }
 
-    /// The tensors of the encoder.
+    /// Returns the tensors of the encoder.
     pub(super) fn tensors(&self) -> impl Iterator<Item = Expected> {
         self.tensors_of(self.0.num_hidden_layers)
     }
 
-    /// The tensors of the encoder if it had `layers` layers, by the names that transformers gives them;
-    /// lazy, as a configuration may have an absurd number of layers.
+    /// Returns the tensors of an encoder with `layers` layers, by their names in transformers. The
+    /// iterator is lazy, because a configuration may have an absurd number of layers.
     pub(in crate::engine) fn tensors_of(&self, layers: usize) -> impl Iterator<Item = Expected> {
         let (hidden, intermediate) = (self.0.hidden_size, self.0.intermediate_size);
         let norm = move |name: String| Expected::new(format!("{name}.weight"), [hidden]);
@@ -287,7 +296,7 @@ impl ModernBertConfig {
         let words = linear("embeddings.tok_embeddings".to_owned(), self.0.vocab_size, hidden);
         let layers = (0..layers).flat_map(move |index| {
             let full = |part| format!("layers.{index}.{part}");
-            // The embeddings have a norm already.
+            // The first layer has no norm, because the embeddings already have one.
             let first = (index > 0).then(|| norm(full("attn_norm")));
             first.into_iter().chain([
                 linear(full("attn.Wqkv"), hidden.saturating_mul(3), hidden),
@@ -304,12 +313,13 @@ impl ModernBertConfig {
     }
 }
 
-/// Values that candle holds for each pair of tokens while it computes attention.
+/// Returns the number of values that candle holds for each pair of tokens during attention.
 fn score_values(heads: usize) -> usize {
     heads.saturating_mul(SCORE_COPIES).saturating_add(MASKS)
 }
 
-/// Refuses texts so long that candle's attention would take the memory of the device.
+/// Checks that candle's attention over the longest text of `spec` stays below
+/// [`MAX_ATTENTION_BYTES`].
 fn check_attention(spec: &ModelSpec, heads: usize) -> Result<(), EngineError> {
     let fit = (MAX_ATTENTION_BYTES / size_of::<f32>() / score_values(heads)).isqrt();
     if spec.max_sequence_length <= fit {
@@ -323,8 +333,8 @@ fn check_attention(spec: &ModelSpec, heads: usize) -> Result<(), EngineError> {
     )))
 }
 
-/// The name of a tensor without the prefix of the model; `None` for the heads that predict masked
-/// tokens.
+/// Returns the canonical name of a tensor, without the prefix of the model, or `None` for the heads
+/// that predict masked tokens.
 pub(super) fn canonical(name: &str) -> Option<String> {
     let name = name.strip_prefix("model.").unwrap_or(name);
     let unused = name.starts_with("head.") || name.starts_with("decoder.");
@@ -445,8 +455,8 @@ mod tests {
     #[test]
     fn the_work_of_a_layer_with_local_attention_grows_with_the_length_alone() {
         let config = read(&version_4(), &spec(Architecture::ModernBert)).unwrap();
-        // A token and layer: 4·8² + 3·8·6 = 400; to a token attended to 2·8, in 3 layers all, in 2
-        // at most 5.
+        // Each token and layer needs 4·8² + 3·8·6 = 400 multiplications, and 2·8 for each token
+        // attended to: all tokens in 3 layers, at most 5 in 2 layers.
         assert_eq!(config.matrix_operations(0), 0);
         assert_eq!(config.matrix_operations(1), 2 * (5 * 400 + 16 * 5));
         assert_eq!(config.matrix_operations(10), 2 * 10 * (5 * 400 + 16 * (3 * 10 + 2 * 5)));

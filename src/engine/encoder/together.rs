@@ -1,10 +1,12 @@
 //! A pass that all threads compute together.
 //!
-//! Each step of a layer is cut into items, and the threads take one item after the other: a thread on a
-//! slow core takes fewer. A product is cut by outputs, so that every weight is read once, by one thread,
-//! for all rows. Attention is cut by heads and queries, and every other step by rows.
+//! Each step of a layer is divided into items, and the threads take the next item when they are
+//! ready, so a thread on a slow core takes fewer. A product is divided by outputs, so that each
+//! weight is read once, by one thread, for all rows. Attention is divided by heads and queries, and
+//! every other step by rows.
 //!
-//! The threads write the results of a product strip by strip. A step by rows gathers them.
+//! The threads write the results of a product panel by panel. A step that is divided by rows
+//! gathers them first.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -17,20 +19,23 @@ use super::super::scratch::{BLOCK, Inputs, Shared, States, Work};
 use super::super::simd::{STRIP, rows};
 use super::Encoder;
 
-/// Rows of an item, at least: a thread needs about as long for them as to fetch the item.
+/// Minimum number of rows of an item. A thread needs about as long to compute them as to fetch the
+/// item.
 const LEAST_ROWS: usize = 8;
-/// Items for each thread, at least, where there are enough: so that all threads end a step together.
+/// Minimum number of items for each thread, if there are enough, so that all threads finish a step
+/// at about the same time.
 const ITEMS: usize = 3;
 
-/// The threads, each with its memory.
+/// Threads of a pass, each with its memory.
 pub(in crate::engine) struct Team<'a> {
     pub(in crate::engine) machine: &'a Machine,
-    /// Of each thread; the first is that of the caller.
+    /// Memory of each thread. The first one is that of the caller.
     pub(in crate::engine) works: Vec<&'a mut Work>,
 }
 
 impl Team<'_> {
-    /// Runs `run` for each of `items`. Returns when all are done; a thread that was late does not delay it.
+    /// Calls `run` for each of `items`, on all threads. Returns when all items are done. A thread
+    /// that is busy elsewhere and starts late does not delay the return.
     fn each<T: Send>(
         &mut self,
         items: impl ExactSizeIterator<Item = T> + Send,
@@ -43,7 +48,8 @@ impl Team<'_> {
             return items.for_each(|item| run(&session, own, item));
         }
         let items = Mutex::new(items);
-        // Many items at a time at first, one at the end.
+        // Take many items at first, so that the lock is taken rarely, and single ones at the end,
+        // so that all threads finish at about the same time.
         let take = || {
             let mut items = items.lock().unwrap_or_else(PoisonError::into_inner);
             let count = (items.len() / (2 * threads)).max(1);
@@ -67,19 +73,19 @@ impl Team<'_> {
         });
     }
 
-    /// Returns the rows of an item, for a step over `count` rows.
+    /// Returns the number of rows of an item, for a step over `count` rows.
     fn rows_each(&self, count: usize) -> usize {
         count.div_ceil(ITEMS * self.works.len()).max(LEAST_ROWS)
     }
 
-    /// Returns how many rows of `rows` an item has, a multiple of [`ROWS`], so that `others` times as many
-    /// items are enough for all threads.
+    /// Returns the number of rows of an item, a multiple of [`ROWS`], for a step over `rows` rows
+    /// that is also divided into `others` parts. Together these make enough items for all threads.
     fn rows_of_part(&self, rows: usize, others: usize) -> usize {
         let parts = (ITEMS * self.works.len()).div_ceil(others.max(1));
         rows.div_ceil(parts).next_multiple_of(ROWS)
     }
 
-    /// Makes `values` ready as an operand of `linear`.
+    /// Prepares `values` as an operand of `linear`: converts or quantizes its rows on all threads.
     fn operand<'a>(
         &mut self,
         linear: &Linear,
@@ -95,8 +101,9 @@ impl Team<'_> {
         inputs.ready(linear, values, stride, count)
     }
 
-    /// Multiplies with every strip of `linear`. Writes the results to `results`, `[strips, padded rows, 32]`:
-    /// without bias when there is no `activation`.
+    /// Multiplies with every panel of `linear`. Writes the results to `results`,
+    /// `[strips, padded rows, 32]`. Applies bias and activation if there is an `activation`;
+    /// otherwise the results are without bias.
     fn multiply(
         &mut self,
         linear: &Linear,
@@ -132,7 +139,7 @@ impl Team<'_> {
     }
 }
 
-/// Copies `rows` of `parts`, `[parts, stride, width]`, into rows of `out`, `[rows, parts, width]`.
+/// Copies `rows` of `parts`, `[parts, stride, width]`, to rows of `out`, `[rows, parts, width]`.
 fn gather(parts: &[f32], stride: usize, width: usize, rows: Range<usize>, out: &mut [f32]) {
     let count = out.len() / rows.len() / width;
     for (row, out) in rows.zip(out.chunks_exact_mut(count * width)) {
@@ -143,9 +150,9 @@ fn gather(parts: &[f32], stride: usize, width: usize, rows: Range<usize>, out: &
 }
 
 impl Encoder {
-    /// Computes the token vectors of `texts`, one behind the other, into the residual stream of `states`.
+    /// Computes the token vectors of `texts`, concatenated, in the residual stream of `states`.
     ///
-    /// Runs on a thread of the pool that the others of `team` are in.
+    /// The caller runs on a thread of the pool that also has the other threads of `team`.
     pub(in crate::engine) fn run_together(
         &self,
         team: &mut Team<'_>,
@@ -174,7 +181,7 @@ impl Encoder {
         }
     }
 
-    /// Writes queries, keys and values of `count` rows.
+    /// Writes the queries, keys and values of `count` rows.
     fn project_together(
         &self,
         team: &mut Team<'_>,
@@ -205,7 +212,7 @@ impl Encoder {
         }
     }
 
-    /// Attends for all texts. The values go to `[heads, count, width]`, in f32.
+    /// Computes the attention of all texts. Writes the values to `[heads, count, width]`, in f32.
     fn attend_together(
         &self,
         team: &mut Team<'_>,
@@ -237,7 +244,7 @@ impl Encoder {
         });
     }
 
-    /// Computes the rest of a layer for the rows of `block`, in place.
+    /// Computes the part of a layer after attention for the rows of `block`, in place.
     fn finish_together(
         &self,
         team: &mut Team<'_>,
@@ -274,8 +281,8 @@ impl Encoder {
         self.add_together(team, &add, x, rows, None);
     }
 
-    /// Adds the results of a product to `rows` rows of `x`, normalises them, and makes them ready for the next
-    /// product, if there is one.
+    /// Adds the results of a product to `rows` rows of `x`, applies LayerNorm, and prepares the
+    /// rows for the next product, if there is one.
     fn add_together(
         &self,
         team: &mut Team<'_>,
@@ -310,17 +317,17 @@ impl Encoder {
     }
 }
 
-/// What is added to the residual stream.
+/// Results that are added to the residual stream.
 struct Added<'a> {
     linear: &'a Linear,
-    /// What is applied to the sum.
+    /// LayerNorm that is applied to the sum.
     norm: &'a Norm,
-    /// `[strips, padded rows, 32]`, without bias.
+    /// Results without bias, `[strips, padded rows, 32]`.
     results: &'a [f32],
 }
 
-/// Gathers `rows` rows of `parts`, `stride` values apart and `part` wide, into `gathered`, rows of `width` values, and
-/// makes them an operand of `linear`.
+/// Gathers `rows` rows of `parts`, `stride` values apart and `part` wide, into `gathered`, rows of
+/// `width` values. Prepares them as an operand of `linear`.
 fn gather_together<'a>(
     team: &mut Team<'_>,
     linear: &Linear,

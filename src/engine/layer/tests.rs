@@ -1,4 +1,4 @@
-//! Packing, compared with its definition.
+//! Tests that compare packing with its definition.
 
 use std::collections::BTreeMap;
 
@@ -14,21 +14,22 @@ use crate::engine::simd::IntegerRows;
 use crate::engine::weights;
 use crate::engine::weights::tests::{f32s, file};
 
-/// How a matrix is stored.
+/// Stored form of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stored {
     F32,
     F16,
     Bf16,
-    /// A scale for each row.
+    /// Integers with one scale for each row.
     Int8,
-    /// A scale for each row and block of columns, which are the blocks of packed inputs, or not.
+    /// Integers with one scale for each row and block of columns. `fit` is whether the stored
+    /// blocks are the blocks of packed inputs.
     Blocks {
         fit: bool,
     },
 }
 
-/// A stored matrix, and how it is packed.
+/// Stored matrix, and how it is packed.
 #[derive(Debug)]
 struct Case {
     stored: Stored,
@@ -37,7 +38,7 @@ struct Case {
     inputs: Vec<Option<usize>>,
     ends: Vec<usize>,
     factor: f32,
-    /// `[rows, columns]`.
+    /// Values of the matrix, `[rows, columns]`.
     values: Vec<f32>,
     rows: usize,
     columns: usize,
@@ -132,7 +133,8 @@ impl Case {
         file(&tensors)
     }
 
-    /// Returns the stored block of each block of packed inputs, where each of these has but one.
+    /// Returns the stored block of each block of packed inputs. Returns `None` if one of them has
+    /// several, or if the matrix is stored as floats.
     fn stored_blocks(&self) -> Option<Vec<usize>> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         let of_block = |(start, &end): (usize, &usize)| {
@@ -144,7 +146,7 @@ impl Case {
         starts.zip(&self.ends).map(of_block).collect::<Option<_>>().filter(|_| self.is_integers())
     }
 
-    /// Returns the integers of stored row `row`.
+    /// Returns the expected integers of stored row `row`.
     fn integers(&self, row: usize) -> IntegerRow {
         let Some(blocks) = self.stored_blocks() else {
             return IntegerRow::round_to(integers::STEPS, &self.floats(row), &self.ends);
@@ -205,7 +207,8 @@ impl Case {
     }
 }
 
-/// Returns `count` channels in some order, in heads of `width` that are padded to `padded`.
+/// Returns `count` channels in some order, in heads of `width` that are padded to a multiple of
+/// `padded`.
 fn places(
     count: usize,
     moved: &[(Index, Index)],
@@ -270,7 +273,7 @@ fn cases() -> impl Strategy<Value = Case> {
 proptest! {
     #[test]
     fn what_is_packed_is_what_is_stored(case in cases()) {
-        // No more blocks than columns may be stored.
+        // A file may not store more blocks than columns.
         prop_assume!(case.blocks() <= case.columns);
         let bytes = case.file();
         let expected = [
@@ -281,7 +284,7 @@ proptest! {
         let tensors = weights::read("m", &bytes, canonical, expected.into_iter()).unwrap();
         let source = Source::read(&tensors, "a").unwrap();
         let outputs = case.outputs.len();
-        // The first strip is another's.
+        // The first panel belongs to another matrix and must stay unchanged.
         let mut packed = match case.format {
             Format::Int8(rows) => Linear::integers(rows, STRIP + outputs, &case.ends),
             format => Linear::floats(format, STRIP + outputs, case.inputs.len()),

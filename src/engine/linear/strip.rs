@@ -1,37 +1,37 @@
-//! The outputs of a strip on their way to the packed form.
+//! Packing of the outputs of a panel.
 //!
-//! Owns the order in which memory is written: a strip is filled output by output, as weights are stored,
-//! and then packed line after line, so that each cache line of the packed weights is written once.
+//! A [`Strip`] is filled output by output, in the order in which weights are stored. Then it is
+//! transposed line by line, so that each cache line of the packed weights is written once.
 
 use super::{Format, GROUPS, Linear, Outlier};
 use crate::engine::buffer::Buffer;
 use crate::engine::simd::{STRIP, rows};
 use crate::integers::IntegerRow;
 
-/// Outputs that are packed at once: together they fill a vector.
+/// Outputs that are packed at a time. Together they fill a vector.
 const OUTPUTS: usize = 4;
 
-/// Up to 32 outputs of a layer, in their order, which lie one behind the other. Its memory is kept from
-/// strip to strip.
+/// Buffer for the up to 32 adjacent outputs of a panel, in their order. Its memory is reused from
+/// panel to panel.
 pub(in crate::engine) struct Strip {
     format: Format,
-    /// Outputs that are there.
+    /// Number of outputs added so far.
     outputs: usize,
-    /// `[32, groups]`.
+    /// Weights, `[32, groups]`.
     rows: Buffer,
     groups: usize,
-    /// Ends of the blocks of inputs that share scales; none in formats of floats.
+    /// Ends of the blocks of inputs that share scales; empty for float formats.
     ends: Vec<usize>,
     bias: [f32; STRIP],
-    /// Of each block.
+    /// Scales of the outputs, per block.
     scales: Vec<[f32; STRIP]>,
-    /// Of each block.
+    /// Sums of the weights of the outputs, per block.
     sums: Vec<[f32; STRIP]>,
     outliers: Vec<Outlier>,
 }
 
 impl Strip {
-    /// Makes a strip for `linear` without outputs.
+    /// Creates a buffer without outputs for panels of `linear`.
     pub(in crate::engine) fn new(linear: &Linear) -> Self {
         let ends = linear.blocks().unwrap_or_default().to_vec();
         Self {
@@ -47,7 +47,7 @@ impl Strip {
         }
     }
 
-    /// Begins the next output, and returns its number.
+    /// Adds an output with this bias. Returns its column.
     fn next(&mut self, bias: f32) -> usize {
         let column = self.outputs;
         self.outputs += 1;
@@ -55,12 +55,13 @@ impl Strip {
         column
     }
 
-    /// Returns the groups of output `column`. Those that pad it are zero: nothing sets them.
+    /// Returns the lane groups of output `column`. The padding lane groups stay zero, because no
+    /// code writes them.
     fn row(&mut self, column: usize) -> &mut [u32] {
         &mut self.rows.groups_mut()[column * self.groups..][..self.groups]
     }
 
-    /// Adds an output of a format of floats: its weights, one for each input, and its bias.
+    /// Adds an output in a float format: its weights, one for each input, and its bias.
     pub(in crate::engine) fn push_floats(&mut self, weights: &[f32], bias: f32) {
         let column = self.next(bias);
         if self.format == Format::F32 {
@@ -74,7 +75,7 @@ impl Strip {
         }
     }
 
-    /// Adds an output of [`Format::Int8`]: its weights, one for each input, and its bias.
+    /// Adds an output in [`Format::Int8`]: its weights, one for each input, and its bias.
     pub(in crate::engine) fn push_integers(&mut self, weights: &IntegerRow, bias: f32) {
         let column = self.next(bias);
         let IntegerRow { integers, scales, outliers } = weights;
@@ -101,8 +102,8 @@ fn sum(integers: &[i8]) -> f32 {
 }
 
 impl Linear {
-    /// Packs the outputs of `strip` as strip `index`, and takes them out of it. Outputs behind the last of them
-    /// become zeros.
+    /// Packs the outputs of `strip` as panel `index`, and empties `strip`. The missing outputs of a
+    /// panel that is not full become zeros.
     pub(in crate::engine) fn pack(&mut self, index: usize, strip: &mut Strip) {
         let filled = std::mem::take(&mut strip.outputs);
         strip.rows.groups_mut()[filled * self.groups..].fill(0);
@@ -122,8 +123,8 @@ impl Linear {
     }
 }
 
-/// Writes `rows`, `[32, groups]`, as `[groups, 32]`: for a cache line of every row the lines in which its
-/// groups go, which stay in the first cache meanwhile.
+/// Transposes `rows`, `[32, groups]`, to `[groups, 32]`. It processes one cache line of every row
+/// at a time; the lines that this part writes stay in the first-level cache meanwhile.
 fn transpose(rows: &[u32], groups: usize, packed: &mut [[u32; STRIP]]) {
     let (parts, _) = packed.as_chunks_mut::<GROUPS>();
     for (part, packed) in parts.iter_mut().enumerate() {
@@ -145,19 +146,19 @@ pub(in crate::engine) mod tests {
     use super::*;
     use crate::engine::simd::IntegerRows;
 
-    /// What a layer has of one output, to the last bit.
+    /// Packed form of one output, to be compared bit for bit.
     #[derive(Debug, PartialEq)]
     pub(in crate::engine) struct Output {
-        /// The bytes of all groups.
+        /// Bytes of all lane groups.
         pub(in crate::engine) weights: Vec<u8>,
         pub(in crate::engine) bias: u32,
-        /// Scale and sum of each block.
+        /// Scale and sum of each block, as bits.
         pub(in crate::engine) blocks: Vec<(u32, u32)>,
-        /// Input and weight.
+        /// Input and weight of each outlier, the weight as bits.
         pub(in crate::engine) outliers: Vec<(usize, u32)>,
     }
 
-    /// Reads one output where the packed form has it.
+    /// Reads one output from the packed form.
     pub(in crate::engine) fn output(linear: &Linear, output: usize) -> Output {
         let (strip, column) = (output / STRIP, output % STRIP);
         let groups = &linear.weights.groups()[strip * linear.groups * STRIP..];

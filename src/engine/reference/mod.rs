@@ -1,10 +1,11 @@
-//! The reference: encoders in candle, f32, one text at a time.
+//! Reference encoders in candle, in f32, one text at a time.
 //!
-//! BERT and RoBERTa run in candle-transformers. DistilBERT runs there as the BERT that it is, under
+//! BERT and RoBERTa run in candle-transformers. DistilBERT runs there as an equivalent BERT, under
 //! BERT's tensor names and with token types of zero, because candle-transformers' own DistilBERT
-//! has the approximate GELU where the model has the exact one. MPNet is in [`mpnet`].
+//! uses the approximate GELU and the model uses the exact one. MPNet is in [`mpnet`].
 //!
-//! Compiled for tests alone, as the oracle of the fused encoder: it panics where tensors do not fit.
+//! The module is compiled only for tests, which compare the fused encoder with it. It panics if
+//! tensors do not fit.
 
 mod mpnet;
 
@@ -24,13 +25,13 @@ use super::weights;
 /// Tensors by canonical name.
 type Weights = HashMap<String, Tensor>;
 
-/// A model in memory.
+/// A loaded model.
 pub(super) struct Reference {
     encoder: Encoder,
 }
 
 impl Reference {
-    /// The encoder of `config` with the weights in the safetensors `file`.
+    /// Reads the encoder of `config` from the weights in the safetensors `file`.
     pub(super) fn read(config: &EncoderConfig, file: &dyn WeightsFile) -> Self {
         let tensors = weights::read(
             "model.safetensors",
@@ -53,7 +54,7 @@ impl Reference {
         Self { encoder: Encoder::load(config, weights).unwrap() }
     }
 
-    /// Token vectors of `text`, `[tokens, hidden]` row-major.
+    /// Computes the token vectors of `text`, `[tokens, hidden]` row-major.
     pub(super) fn states(&self, text: &[u32]) -> Vec<f32> {
         let shape = (1, text.len());
         let ids = Tensor::from_vec(text.to_vec(), shape, &Device::Cpu).unwrap();
@@ -62,7 +63,7 @@ impl Reference {
     }
 }
 
-/// The encoders, by the code that runs them.
+/// Encoders, grouped by the code that runs them.
 enum Encoder {
     Bert(bert::BertModel),
     Roberta(xlm_roberta::XLMRobertaModel),
@@ -70,7 +71,8 @@ enum Encoder {
 }
 
 impl Encoder {
-    /// `weights` of a DistilBERT are [`under_bert_names`].
+    /// Loads an encoder. The `weights` of a DistilBERT must have been renamed by
+    /// [`under_bert_names`].
     fn load(config: &EncoderConfig, weights: Weights) -> candle_core::Result<Self> {
         let vb = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
         match config.family {
@@ -86,8 +88,8 @@ impl Encoder {
         }
     }
 
-    /// Token vectors `[b, s, h]` of `ids`, u32 `[b, s]`; `mask` is 1 for a token, 0 for padding,
-    /// f32 `[b, s]`.
+    /// Computes the token vectors `[b, s, h]` of `ids`, u32 `[b, s]`. `mask` is 1 for a token and 0
+    /// for padding, f32 `[b, s]`.
     fn forward(&self, ids: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
         match self {
             Self::Bert(model) => model.forward(ids, &ids.zeros_like()?, Some(mask)),
@@ -118,7 +120,7 @@ fn bert_config(config: &EncoderConfig) -> bert::Config {
             HiddenActivation::Relu => bert::HiddenAct::Relu,
         },
         max_position_embeddings: config.max_position_embeddings,
-        // DistilBERT gets one row of zeros.
+        // DistilBERT gets a token type table with one row of zeros.
         type_vocab_size: config.type_vocab_size.max(1),
         layer_norm_eps: config.layer_norm_eps,
         pad_token_id: config.padding_id as usize,
@@ -144,7 +146,7 @@ fn roberta_config(config: &EncoderConfig) -> xlm_roberta::Config {
     }
 }
 
-/// The weights of a DistilBERT as those of the BERT that computes the same.
+/// Renames the weights of a DistilBERT to those of the BERT that computes the same.
 fn under_bert_names(weights: Weights, hidden: usize) -> Weights {
     let (from, to) = (LayerNames::DISTILBERT, LayerNames::BERT);
     let parts: Vec<_> = from.parts().into_iter().zip(to.parts()).collect();

@@ -1,10 +1,10 @@
-//! MPNet in candle's operations: BERT without token types, with a bias for the distance of two
-//! tokens.
+//! Reference MPNet in candle's operations: BERT without token types, with a bias for the distance
+//! of two tokens.
 //!
-//! Formulas are those of transformers' `MPNetModel`:
+//! The formulas are those of transformers' `MPNetModel`:
 //! <https://github.com/huggingface/transformers/blob/00099b9f15ad8bea330364709453fc49cbba90e5/src/transformers/models/mpnet/modeling_mpnet.py>
 //!
-//! Shapes: b texts, s tokens of the longest, h hidden size, n heads, d = h / n.
+//! Shapes: b texts, s tokens of the longest text, h hidden size, n heads, d = h / n.
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::{Activation, Embedding, LayerNorm, Linear, Module, VarBuilder};
@@ -13,12 +13,11 @@ use crate::engine::config::{EncoderConfig, MPNET_BUCKETS};
 use crate::engine::layout::LayerNames;
 use crate::engine::relative::bucket;
 
-/// The encoder.
 pub(super) struct Mpnet {
     words: Embedding,
     positions: Embedding,
     norm: LayerNorm,
-    /// `[buckets, n]`
+    /// Relative position bias, `[buckets, n]`.
     relative_bias: Tensor,
     layers: Vec<Layer>,
     padding_id: u32,
@@ -51,13 +50,13 @@ impl Mpnet {
         })
     }
 
-    /// Token vectors `[b, s, h]` of `ids`, `[b, s]`; `mask` is 1 for a token and 0 for padding, f32
-    /// `[b, s]`.
+    /// Computes the token vectors `[b, s, h]` of `ids`, `[b, s]`. `mask` is 1 for a token and 0 for
+    /// padding, f32 `[b, s]`.
     pub(super) fn forward(&self, ids: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let positions = self.position_ids(ids)?; // [b, s]
         let embeddings = (self.words.forward(ids)? + self.positions.forward(&positions)?)?;
         let mut states = self.norm.forward(&embeddings)?; // [b, s, h]
-        // f32::MIN and not −∞: a row of nothing but −∞ would give NaN.
+        // Use `f32::MIN` instead of −∞: the softmax of a row of only −∞ would be NaN.
         let mask = mask.affine(-f64::from(f32::MIN), f64::from(f32::MIN))?; // [b, s]
         let mask = mask.unsqueeze(1)?.unsqueeze(1)?; // [b, 1, 1, s]
         let bias = self.position_bias(ids.dim(1)?)?.broadcast_add(&mask)?; // [b, n, s, s]
@@ -67,7 +66,8 @@ impl Mpnet {
         Ok(states)
     }
 
-    /// Positions count from the padding id, and skip tokens that have it.
+    /// Returns the position ids. They count from the padding id and skip padding tokens, which keep
+    /// that id.
     fn position_ids(&self, ids: &Tensor) -> Result<Tensor> {
         let rows: Vec<u32> = ids
             .to_vec2::<u32>()?
@@ -83,7 +83,7 @@ impl Mpnet {
         Tensor::from_vec(rows, ids.dims2()?, ids.device())
     }
 
-    /// What is added to the score of each pair of tokens, `[1, n, s, s]`.
+    /// Returns the bias that is added to the score of each pair of tokens, `[1, n, s, s]`.
     fn position_bias(&self, length: usize) -> Result<Tensor> {
         let positions = 0..u32::try_from(length)?;
         let buckets: Vec<u32> = positions
@@ -134,7 +134,8 @@ impl Layer {
         })
     }
 
-    /// `states` are `[b, s, h]`, `bias` is `[b, n, s, s]`.
+    /// Runs the layer on `states`, `[b, s, h]`, with the position bias and mask in `bias`, `[b, n,
+    /// s, s]`.
     fn forward(&self, states: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let attended = self.attention_output.forward(&self.attention(states, bias)?)?;
         let attended = self.attention_norm.forward(&(attended + states)?)?;

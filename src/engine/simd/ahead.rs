@@ -1,38 +1,41 @@
-//! What the next product reads, asked for while this one computes.
+//! Software prefetch of the next panel of weights while the current product is computed.
 //!
-//! The weights of a model are larger than the second cache, so that each strip comes from beyond it once
-//! in a pass. Waited for, that is a fifth of the time of a pass of 128 rows; asked for all at once, it
-//! holds up the loads of the product itself. So kernels ask for a line every few groups.
+//! The weights of a model are larger than the second-level cache, so each panel comes from beyond
+//! it once in a pass. Waiting for these loads costs a fifth of the time of a pass of 128 rows.
+//! Prefetching all lines at once delays the loads of the current product. So the kernels prefetch a
+//! cache line every few lane groups.
 
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::slice;
 
 use super::STRIP;
 
-/// Lines of the next strip that were not asked for yet.
+/// Cache lines of the next panel that are not prefetched yet.
 pub(super) struct Ahead<'a> {
     lines: slice::Iter<'a, [u32; STRIP / 2]>,
-    /// Groups of a kernel's call between two looks here.
+    /// Lane groups that a kernel processes between two calls of [`Self::look`].
     pub(super) every: usize,
-    /// Lines of each look.
+    /// Lines that each call prefetches.
     count: usize,
 }
 
 impl<'a> Ahead<'a> {
-    /// Spreads `strip` over `calls` of a kernel with `groups` each.
+    /// Spreads the prefetches of `strip` over `calls` kernel calls with `groups` lane groups each.
     pub(super) fn new(strip: &'a [[u32; STRIP]], calls: usize, groups: usize) -> Self {
         let (lines, _) = strip.as_flattened().as_chunks();
+        // Few lines: one line every `every` lane groups. Many lines: `count` lines in each lane
+        // group.
         let looks = (groups * calls).max(1);
         let every = (looks / lines.len().max(1)).clamp(1, groups.max(1));
         Self { lines: lines.iter(), every, count: (lines.len() * every).div_ceil(looks) }
     }
 
-    /// Asks for the next lines; to be called every [`Self::every`] groups.
+    /// Prefetches the next lines. The kernel calls it every [`Self::every`] lane groups.
     #[inline(always)]
     pub(super) fn look(&mut self) {
         for line in self.lines.by_ref().take(self.count) {
-            // SAFETY: a hint, which reads nothing and cannot fault.
-            // JUSTIFICATION: there is no safe way to give it.
+            // SAFETY: a prefetch is a hint. It reads no value and cannot fault.
+            // JUSTIFICATION: the prefetch intrinsic is unsafe.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
         }
     }

@@ -1,11 +1,13 @@
-//! Products of f32 and of bytes with AVX2 and FMA.
+//! Micro-kernels for products of f32 and of bytes with AVX2 and FMA.
 //!
-//! The innermost loops are inline assembly, in functions of their own. With intrinsics the compiler keeps the sums in memory once
-//! it links the whole program in one unit, and the loops take five times as long.
+//! The innermost loops are inline assembly, in functions that are not inlined. With intrinsics, the
+//! compiler keeps the sums in memory when the whole program is linked as one unit, and the loops
+//! take five times as long.
 //!
-//! Bytes are multiplied as 16-bit integers: `vpmaddwd` is exact, where `vpmaddubsw` saturates. The rows
-//! come as 16-bit integers ([`IntegerRows::Wide`](super::IntegerRows)). The kernel widens the weights, a
-//! piece at a time, into memory that stays in the first cache, and multiplies all rows with the piece.
+//! Bytes are multiplied as 16-bit integers: `vpmaddwd` is exact, whereas `vpmaddubsw` saturates.
+//! The rows are already 16-bit integers ([`IntegerRows::Wide`](super::IntegerRows)). The kernel
+//! widens the weights piece by piece, into memory that stays in the first-level cache, and
+//! multiplies all rows with a piece.
 //!
 //! The scalar twins are in [`super::dense`].
 
@@ -21,19 +23,22 @@ use super::STRIP;
 use super::ahead::Ahead;
 use super::dense::{Integers, Piece, Product, row_blocks};
 
-/// Rows of one block at most: the sums of 3 rows and 4 vectors are 12 of 16 registers.
+/// Maximum number of rows of a register tile: the sums of 3 rows × 4 vectors take 12 of 16
+/// registers.
 const ROWS: usize = 3;
-/// Groups of f32 that all rows are multiplied with before the next ones: 16 KiB of weights.
+/// Lane groups of f32 that all rows are multiplied with before the next ones: 16 KiB of weights.
 const F32_GROUPS: usize = 128;
-/// Columns of bytes that are multiplied at once.
+/// Columns of an int8 register tile.
 const COLUMNS: usize = 16;
-/// Groups of bytes that are widened at once: 12 KiB of weights.
+/// Lane groups of bytes that are widened at a time: 12 KiB of weights.
 const INT8_GROUPS: usize = 96;
 
-/// Calls `$body` with the registers of a block of one, two and three rows: `[values] [columns] [sums]`.
+/// Calls `$body` with the registers of a tile of one, two and three rows:
+/// `[values] [columns] [sums]`.
 ///
-/// A value is the register and the place of a row's next group. A column is the offset of a vector of
-/// weights in bytes, and each sum of it with the row's value. A sum is a register, its row and its vector.
+/// A value is a register and the address of a row's next lane group. A column is the byte offset of
+/// a vector of weights, followed by the sums that it contributes to, each with the register of the
+/// row's value. A sum is a register, its row and its vector.
 macro_rules! for_blocks {
     ($body:ident: $one:ident, $two:ident, $three:ident) => {
         $body! {
@@ -74,7 +79,7 @@ macro_rules! for_blocks {
     };
 }
 
-/// The instructions for one group of f32.
+/// Generates the instructions for one lane group of f32.
 macro_rules! f32_group {
     ([$($value:tt $place:tt),+] [$($column:tt: $($sum:tt $factor:tt),+);+]) => {
         concat!(
@@ -87,7 +92,8 @@ macro_rules! f32_group {
     };
 }
 
-/// The instructions for the group of bytes at these offsets in bytes.
+/// Generates the instructions for the lane group of bytes at the offsets `$weights` and `$rows`, in
+/// bytes.
 macro_rules! int8_group {
     ($weights:tt $rows:tt [$($value:tt $place:tt),+] [$($column:tt: $($sum:tt $factor:tt),+);+]) => {
         concat!(
@@ -101,18 +107,18 @@ macro_rules! int8_group {
     };
 }
 
-/// A block of rows, and what is multiplied with it.
+/// Operands and results of one micro-kernel call.
 #[derive(Clone, Copy)]
 struct Block {
-    /// The first row, at its first group.
+    /// First row, at its first lane group.
     rows: *const u32,
-    /// From one row to the next.
+    /// Distance between two rows, in `u32`.
     stride: usize,
-    /// 128 bytes for each group.
+    /// Weights of the lane groups, 128 bytes each.
     weights: *const u8,
-    /// At least 1.
+    /// Number of lane groups, at least 1.
     groups: usize,
-    /// The first result of the first row.
+    /// First result of the first row.
     out: *mut f32,
     out_stride: usize,
 }
@@ -120,24 +126,29 @@ struct Block {
 macro_rules! f32_block {
     ($name:ident $count:literal $values:tt $columns:tt
      [$($register:tt $row:tt $vector:tt),+]) => {
-        /// Multiplies the rows with 32 columns; adds to the results unless `fresh`.
+        /// Multiplies the rows with 32 columns. Adds to the results unless `fresh`; overwrites them
+        /// if `fresh`.
         ///
         /// # Safety
-        /// Rows, weights and results are there for as many groups and rows.
+        /// The block's rows, weights and results are valid for its number of lane groups and for
+        /// the rows of this function.
         #[inline(never)]
         #[target_feature(enable = "avx2,fma")]
         unsafe fn $name(block: Block, fresh: bool) {
             let Block { rows, stride, weights, groups, out, out_stride } = block;
             let mut sums = [[_mm256_setzero_ps(); 4]; $count];
-            // SAFETY: the caller gives 32 results for each row. Round `n` of the `groups` rounds reads
-            // value `n` of each row and the weights of group `n`, which the caller gives; the loop
-            // writes registers alone.
-            // JUSTIFICATION: intrinsics leave the sums in memory, see the head of this file.
+            // SAFETY: the caller provides 32 results for each row. Round `n` of the `groups` rounds
+            // reads value `n` of each row and the weights of lane group `n`, which the caller
+            // provides. The loop writes registers alone.
+            // JUSTIFICATION: the compiler keeps the sums of intrinsics in memory; see the head of
+            // this file.
             unsafe {
                 if !fresh {
                     $(sums[$row][$vector] = _mm256_loadu_ps(out.add($row * out_stride + $vector * 8));)+
                 }
                 asm!(
+                    // The assembler comment uses `stride`, which is an error to leave unused in the
+                    // tile of one row.
                     "# rows are {stride} bytes apart",
                     "2:",
                     f32_group!($values $columns),
@@ -163,18 +174,21 @@ for_blocks!(f32_block: f32_1_row, f32_2_rows, f32_3_rows);
 macro_rules! int8_block {
     ($name:ident $count:literal $values:tt $columns:tt
      [$($register:tt $row:tt $vector:tt),+]) => {
-        /// Multiplies rows of 16-bit integers with 16 columns of widened weights: gives two sums for
-        /// each column, of the first and of the last two inputs of all groups.
+        /// Multiplies rows of 16-bit integers with 16 columns of widened weights. Returns two sums
+        /// for each column: one of the first two and one of the last two inputs of all lane groups.
         ///
         /// # Safety
-        /// Rows and weights are there for as many groups and rows.
+        /// The block's rows and weights are valid for its number of lane groups and for the rows of
+        /// this function.
         #[inline(never)]
         #[target_feature(enable = "avx2")]
         unsafe fn $name(block: Block) -> [[__m256i; 4]; $count] {
             let mut sums = [[_mm256_setzero_si256(); 4]; $count];
-            // SAFETY: the first loop reads four groups a round, `groups / 4` times, and the second one
-            // group a round, `groups % 4` times; the caller gives them all. Both write registers alone.
-            // JUSTIFICATION: intrinsics leave the sums in memory, see the head of this file.
+            // SAFETY: the first loop reads four lane groups a round, `groups / 4` times. The second
+            // loop reads one lane group a round, `groups % 4` times. The caller provides them all.
+            // Both loops write registers alone.
+            // JUSTIFICATION: the compiler keeps the sums of intrinsics in memory; see the head of
+            // this file.
             unsafe {
                 asm!(
                     "# rows are {stride} bytes apart",
@@ -217,7 +231,7 @@ for_blocks!(int8_block: int8_1_row, int8_2_rows, int8_3_rows);
 /// Computes products of f32.
 ///
 /// # Panics
-/// When the product does not fit its slices.
+/// Panics if the product does not fit its slices.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn f32(product: &mut Product<'_>) {
     let (rows, groups) = (product.rows, product.strip.len());
@@ -227,8 +241,9 @@ pub(super) fn f32(product: &mut Product<'_>) {
     for start in (0..groups).step_by(F32_GROUPS) {
         for rows in row_blocks(rows, ROWS) {
             ahead.look();
-            // SAFETY: `fits` puts `groups` groups of each row within the operand and 32 results of it
-            // within `out`; the strip has `groups`, and `start` is below them.
+            // SAFETY: `fits` puts `groups` lane groups of each row within the operand and 32
+            // results of it within `out`. The panel has `groups` lane groups, and `start` is below
+            // that number.
             // JUSTIFICATION: with slices, every round of the loop compares the bounds of its rows.
             unsafe {
                 let block = f32_piece(product, rows.start, start);
@@ -242,13 +257,13 @@ pub(super) fn f32(product: &mut Product<'_>) {
     }
 }
 
-/// Returns the block of rows from `first` on and the groups from `start` on.
+/// Returns the operands from row `first` and lane group `start` on.
 ///
 /// # Safety
-/// Row `first` and group `start` are within the product.
+/// Row `first` and lane group `start` are within the product.
 #[inline]
 unsafe fn f32_piece(product: &mut Product<'_>, first: usize, start: usize) -> Block {
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees this.
     // JUSTIFICATION: as in `f32`.
     unsafe {
         Block {
@@ -262,7 +277,7 @@ unsafe fn f32_piece(product: &mut Product<'_>, first: usize, start: usize) -> Bl
     }
 }
 
-/// Weights of 16 columns in 16 bits each: `[groups, 16 columns, 4 inputs]`.
+/// Weights of 16 columns, widened to 16 bits each: `[groups, 16 columns, 4 inputs]`.
 #[repr(C, align(32))]
 struct Widened([MaybeUninit<[i16; 4 * COLUMNS]>; INT8_GROUPS]);
 
@@ -275,8 +290,9 @@ impl Widened {
             let widened: *mut __m256i = widened.as_mut_ptr().cast();
             let (fours, _) = group[column..].as_chunks::<4>();
             for (index, four) in fours[..COLUMNS / 4].iter().enumerate() {
-                // SAFETY: `four` is 16 bytes, and `widened` is four times 32 on a boundary of 32.
-                // JUSTIFICATION: there is no safe load and store of vectors.
+                // SAFETY: `four` has 16 bytes, and `widened` has four times 32 bytes, aligned to
+                // 32.
+                // JUSTIFICATION: all vector loads and stores are unsafe.
                 unsafe {
                     let weights = _mm_loadu_si128(four.as_ptr().cast::<__m128i>());
                     _mm256_store_si256(widened.add(index), _mm256_cvtepi8_epi16(weights));
@@ -286,10 +302,10 @@ impl Widened {
     }
 }
 
-/// Computes products of bytes; the rows are in 16 bits.
+/// Computes products of bytes. The rows have 16 bits per value.
 ///
 /// # Panics
-/// When the product does not fit its slices, or `integers` not the product.
+/// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     let (rows, groups) = (product.rows, product.strip.len());
@@ -307,10 +323,11 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
             for rows in row_blocks(rows, ROWS) {
                 ahead.look();
                 let first = rows.start;
-                // SAFETY: `fits` puts twice `groups` groups of each row within the operand and 32 results
-                // of it within `out`; a piece lies within `groups`, and `widened` has its weights.
-                // `fit` gives all rows what their bytes stand for.
-                // JUSTIFICATION: with slices, every round of the loop compares the bounds of its rows.
+                // SAFETY: `fits` puts twice `groups` elements of each row within the operand and 32
+                // results of it within `out`. A piece lies within `groups`, and `widened` has its
+                // weights. `fit` guarantees a quantization for each row and block.
+                // JUSTIFICATION: with slices, every round of the loop compares the bounds of its
+                // rows.
                 unsafe {
                     let block = int8_piece(product, first, &piece, weights, column);
                     match rows.len() {
@@ -324,7 +341,7 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     }
 }
 
-/// Returns the block of rows from `first` on with `piece`.
+/// Returns the operands from row `first` on for `piece`.
 ///
 /// # Safety
 /// Row `first`, the piece and 16 columns from `column` on are within the product.
@@ -336,7 +353,7 @@ unsafe fn int8_piece(
     weights: *const u8,
     column: usize,
 ) -> Block {
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees this.
     // JUSTIFICATION: as in `int8`.
     unsafe {
         Block {
@@ -350,10 +367,11 @@ unsafe fn int8_piece(
     }
 }
 
-/// Makes values of the sums of a piece and adds them to the results, as [`Integers`] says.
+/// Converts the sums of a piece to f32 and adds them to the results. [`Integers`] has the formula.
 ///
 /// # Safety
-/// `integers.fit(first + R, ..)`; `block` has 16 results of `R` rows; `column + 16` is at most 32.
+/// `integers.fit(first + R, ..)` is true, `block` has 16 results for each of `R` rows, and
+/// `column + 16` is at most 32.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn values<const R: usize>(
@@ -365,9 +383,9 @@ unsafe fn values<const R: usize>(
     sums: [[__m256i; 4]; R],
 ) {
     let blocks = integers.ends.len();
-    // SAFETY: `fit` gives each row and block what the bytes stand for, and each block 32 sums and scales;
-    // the caller gives the results.
-    // JUSTIFICATION: there is no safe load and store of vectors.
+    // SAFETY: `fit` guarantees a quantization for each row and block, and 32 weight sums and scales
+    // for each block. The caller provides the results.
+    // JUSTIFICATION: all vector loads and stores are unsafe.
     unsafe {
         let halves = |values: &[f32; STRIP]| {
             let values = values.as_ptr().add(column);
@@ -380,7 +398,9 @@ unsafe fn values<const R: usize>(
             let zero = if piece.is_last { stands_for.zero } else { 0.0 };
             let (zero, scale) = (_mm256_set1_ps(zero), _mm256_set1_ps(stands_for.scale));
             for (half, sums) in sums.as_chunks::<2>().0.iter().enumerate() {
-                // The sums of a column are next to each other; of 8 columns, 2 and 3 are behind 4 and 5.
+                // `hadd` adds the two adjacent sums of each column. It works in 128-bit halves, so
+                // the sums of columns 2 and 3 follow those of 4 and 5; the permutation restores the
+                // order.
                 let sum =
                     _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(sums[0], sums[1]));
                 let out = block.out.add(row * block.out_stride + half * 8);

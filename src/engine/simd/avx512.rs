@@ -1,6 +1,7 @@
-//! Kernels in the intrinsics of AVX-512, where the compiler makes less of portable code.
+//! Kernels in the intrinsics of AVX-512, where the compiler generates slower code from portable
+//! loops.
 //!
-//! Their scalar twins are in [`super::dense`] and [`super::rows`].
+//! The scalar twins are in [`super::dense`] and [`super::rows`].
 
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, __mmask16, _mm_mask_storeu_epi8, _mm512_cvtepi32_ps,
@@ -17,17 +18,19 @@ use super::ahead::Ahead;
 use super::dense::{Integers, Product};
 use super::rows::Quantization;
 
-/// Rows of one block: 12 × 32 sums are 24 of 32 registers.
+/// Maximum number of rows of a register tile: the sums of 12 rows × 32 columns take 24 of 32
+/// registers.
 const ROWS: usize = 12;
 
-/// Defines a kernel of `R` rows of floats: `$load` takes 16 groups of the strip, `$spread` one group of a row to all
-/// lanes, and `$add` their products to the sums.
+/// Defines a micro-kernel for `R` rows of floats. `$load` loads one lane group of 16 columns of the
+/// panel, `$spread` broadcasts one lane group of a row to all lanes, and `$add` adds their products
+/// to the sums.
 macro_rules! float_rows {
     ($(#[$meta:meta])* $name:ident, $features:literal, $load:expr, $spread:expr, $add:expr) => {
         $(#[$meta])*
         ///
         /// # Safety
-        /// `product.fits(first + R)`.
+        /// `product.fits(first + R, groups of the strip)` is true.
         #[inline(never)]
         #[target_feature(enable = $features)]
         unsafe fn $name<const R: usize>(
@@ -39,11 +42,12 @@ macro_rules! float_rows {
             let (stride, groups) = (product.stride, product.strip.len());
             let strip: *const [u32; STRIP] = product.strip.as_ptr();
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
-            // SAFETY: `fits` puts row `first + R - 1` and `groups` groups of it within the operand; the strip
-            // has `groups` times 32; and 32 results of each row lie within `out`. Both types of a
-            // transmutation are 64 bytes in which every bit counts.
-            // JUSTIFICATION: with slices, the bounds of twelve rows are compared in every round of the
-            // innermost loop; no intrinsic turns integers into pairs of bf16.
+            // SAFETY: `fits` puts row `first + R - 1` and `groups` lane groups of it within the
+            // operand. The panel has `groups` lane groups of 32 columns. 32 results of each row lie
+            // within `out`. Both types of a transmutation have 64 bytes, and all bit patterns are
+            // valid.
+            // JUSTIFICATION: with slices, the bounds of twelve rows are compared in every round of
+            // the innermost loop. No intrinsic converts integers to pairs of bf16.
             unsafe {
                 let rows = product.operand.as_ptr().add(first * stride);
                 for start in (0..groups).step_by(ahead.every) {
@@ -66,7 +70,7 @@ macro_rules! float_rows {
 }
 
 float_rows! {
-    /// `R` rows of a product of f32.
+    /// Multiplies `R` rows of f32.
     f32_rows,
     "avx512f",
     |groups: *const u32| _mm512_loadu_ps(groups.cast()),
@@ -75,7 +79,7 @@ float_rows! {
 }
 
 float_rows! {
-    /// `R` rows of a product of pairs of bf16, of which the instruction takes denormals for zeros:
+    /// Multiplies `R` rows of pairs of bf16. The instruction treats denormals as zeros:
     /// <https://www.felixcloutier.com/x86/vdpbf16ps>.
     bf16_rows,
     "avx512f,avx512bf16",
@@ -84,10 +88,10 @@ float_rows! {
     |sum, pair, weights| _mm512_dpbf16_ps(sum, pair, weights)
 }
 
-/// Puts sums of `R` rows from `first` on into their places.
+/// Writes the sums of `R` rows from `first` on to the results.
 ///
 /// # Safety
-/// `product.fits(first + R)`.
+/// `product.fits(first + R, groups of the strip)` is true.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn store<const R: usize>(product: &mut Product<'_>, first: usize, sums: [[__m512; 2]; R]) {
@@ -103,10 +107,11 @@ unsafe fn store<const R: usize>(product: &mut Product<'_>, first: usize, sums: [
     }
 }
 
-/// `R` rows of a product of bytes.
+/// Multiplies `R` rows of bytes.
 ///
 /// # Safety
-/// `product.fits(first + R)` and `integers.fit(first + R, groups of the strip)`.
+/// `product.fits(first + R, groups of the strip)` and
+/// `integers.fit(first + R, groups of the strip)` are true.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn int8_rows<const R: usize>(
@@ -117,9 +122,9 @@ unsafe fn int8_rows<const R: usize>(
 ) {
     let (stride, blocks) = (product.stride, integers.ends.len());
     let strip: *const [u32; STRIP] = product.strip.as_ptr();
-    // SAFETY: `fits` puts row `first + R - 1` and all groups of it within the operand; the strip has
-    // as many times 32 values, and no end of a block is beyond them; and 32 results of each row lie
-    // within `out`. `fit` gives each row and block what the bytes stand for.
+    // SAFETY: `fits` puts row `first + R - 1` and all its lane groups within the operand. The panel
+    // has as many lane groups of 32 values, and no end of a quantization block is beyond them. 32
+    // results of each row lie within `out`. `fit` guarantees a quantization for each row and block.
     // JUSTIFICATION: as in `float_rows!`.
     unsafe {
         let halves = |values: &[f32; STRIP]| {
@@ -148,6 +153,8 @@ unsafe fn int8_rows<const R: usize>(
                 }
             }
             begin = end;
+            // The block is complete: dequantize its sums as [`Integers`] describes, and add them to
+            // the results.
             let weight_sums = halves(&integers.sums[block]);
             let scales = halves(&integers.scales[block]);
             for (row, sums) in sums.into_iter().enumerate() {
@@ -170,8 +177,8 @@ unsafe fn int8_rows<const R: usize>(
     }
 }
 
-/// Calls a kernel for all rows in blocks of nearly one size: a block of few rows leaves the
-/// multipliers waiting for its sums.
+/// Calls a kernel for all rows, in tiles of nearly equal height. A tile of few rows has too few
+/// independent sums to keep the multipliers busy.
 macro_rules! in_blocks {
     ($product:expr, $integers:expr, $kernel:ident) => {{
         let product = $product;
@@ -181,9 +188,10 @@ macro_rules! in_blocks {
         let mut first = 0;
         for block in 0..blocks {
             let rows = (product.rows - first).div_ceil(blocks - block);
-            // SAFETY: the caller of this function has found the features; `fits` was just asserted for
-            // `product.rows`, as `fit` by the caller, and `first + rows` is never beyond.
-            // JUSTIFICATION: a safe call needs the features in the whole binary.
+            // SAFETY: the caller of this function has detected the features. `fits` was asserted
+            // above for `product.rows`, and the caller asserted `fit`. `first + rows` is never
+            // beyond `product.rows`.
+            // JUSTIFICATION: a safe call needs the features enabled for the whole binary.
             unsafe {
                 match rows {
                     1 => $kernel::<1>(product, $integers, first, &mut ahead),
@@ -205,41 +213,43 @@ macro_rules! in_blocks {
     }};
 }
 
-/// Products of f32.
+/// Computes products of f32.
 ///
 /// # Panics
-/// When the product does not fit its slices.
+/// Panics if the product does not fit its slices.
 #[target_feature(enable = "avx512f")]
 pub(super) fn f32(product: &mut Product<'_>) {
     in_blocks!(product, (), f32_rows);
 }
 
-/// Products of pairs of bf16.
+/// Computes products of pairs of bf16.
 ///
 /// # Panics
-/// When the product does not fit its slices.
+/// Panics if the product does not fit its slices.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) fn bf16(product: &mut Product<'_>) {
     in_blocks!(product, (), bf16_rows);
 }
 
-/// Products of bytes.
+/// Computes products of bytes.
 ///
 /// # Panics
-/// When the product does not fit its slices, or `integers` not the product.
+/// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "avx512f,avx512vnni")]
 pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     assert!(integers.fit(product.rows, product.strip.len()), "the caller gives those of the rows");
     in_blocks!(product, integers, int8_rows);
 }
 
-/// [`super::rows::quantize`] for one block of a row.
+/// Quantizes one block of a row to unsigned bytes, as [`super::rows::quantize`] does for whole
+/// rows.
 ///
 /// # Panics
-/// When there are fewer bytes than values.
+/// Panics if there are fewer bytes than values.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
-    /// NaN and infinities: <https://www.intel.com/content/www/us/en/docs/intrinsics-guide/>, `vfpclassps`.
+    /// Classes of `vfpclassps` for NaN and infinities:
+    /// <https://www.intel.com/content/www/us/en/docs/intrinsics-guide/>.
     const NOT_FINITE: i32 = 0x99;
     const LANES: usize = 16;
     assert!(values.len() <= out.len(), "a byte for each value");
@@ -250,8 +260,9 @@ pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
     let (mut least, mut most) = (_mm512_setzero_ps(), _mm512_setzero_ps());
     let mut wrong: __mmask16 = 0;
     for at in (0..values.len()).step_by(LANES) {
-        // SAFETY: the mask has the lanes of `values` from `at` on; the others are not read.
-        // JUSTIFICATION: there is no safe load with a mask.
+        // SAFETY: the mask selects the lanes of `values` from `at` on. The other lanes are not
+        // read.
+        // JUSTIFICATION: all masked loads are unsafe.
         let chunk = unsafe { _mm512_maskz_loadu_ps(lanes(at), values.as_ptr().add(at)) };
         least = _mm512_min_ps(least, chunk);
         most = _mm512_max_ps(most, chunk);
@@ -262,11 +273,12 @@ pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
     let inverse = _mm512_set1_ps(1.0 / quantization.scale);
     let zero = _mm512_set1_ps(quantization.zero);
     for at in (0..values.len()).step_by(LANES) {
-        // SAFETY: as above; `out` is as long.
+        // SAFETY: as above. `out` is at least as long as `values`.
         // JUSTIFICATION: as above.
         unsafe {
             let chunk = _mm512_maskz_loadu_ps(lanes(at), values.as_ptr().add(at));
             let shifted = _mm512_cvtps_epi32(_mm512_fmadd_ps(chunk, inverse, zero));
+            // `max` clamps to 0 from below; the conversion with unsigned saturation clamps to 255.
             let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(shifted, _mm512_setzero_si512()));
             _mm_mask_storeu_epi8(out.as_mut_ptr().add(at).cast(), lanes(at), bytes);
         }

@@ -1,6 +1,7 @@
-//! The product of bytes in the intrinsics of AVX-VNNI, for processors without AVX-512.
+//! Micro-kernel for products of bytes in the intrinsics of AVX-VNNI, for processors without
+//! AVX-512.
 //!
-//! Its scalar twin is in [`super::dense`].
+//! The scalar twin is in [`super::dense`].
 
 use std::arch::x86_64::{
     _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
@@ -12,15 +13,16 @@ use super::STRIP;
 use super::ahead::Ahead;
 use super::dense::{Integers, Product, row_blocks};
 
-/// Rows of one block: 6 × 16 sums are 12 of 16 registers.
+/// Maximum number of rows of a register tile: the sums of 6 rows × 16 columns take 12 of 16
+/// registers.
 const ROWS: usize = 6;
-/// Columns of one block.
+/// Columns of a register tile.
 const COLUMNS: usize = 16;
 
-/// Products of bytes.
+/// Computes products of bytes.
 ///
 /// # Panics
-/// When the product does not fit its slices, or `integers` not the product.
+/// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "avx2,fma,avxvnni")]
 pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     assert!(
@@ -33,8 +35,8 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     for rows in row_blocks(product.rows, ROWS) {
         let first = rows.start;
         for column in (0..STRIP).step_by(COLUMNS) {
-            // SAFETY: this function has the features; both were just asserted for all rows, and
-            // `rows` are of them; `column` is 0 or 16.
+            // SAFETY: this function has the features. Both conditions were asserted above for all
+            // rows, and `rows` are among them. `column` is 0 or 16.
             // JUSTIFICATION: as in `int8_rows`.
             unsafe {
                 match rows.len() {
@@ -50,11 +52,11 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     }
 }
 
-/// `R` rows of 16 columns from `column` on.
+/// Multiplies `R` rows with 16 columns from `column` on.
 ///
 /// # Safety
-/// `product.fits(first + R)`, `integers.fit(first + R, groups of the strip)`, and `column + 16` is at
-/// most 32.
+/// `product.fits(first + R, groups of the strip)` and
+/// `integers.fit(first + R, groups of the strip)` are true, and `column + 16` is at most 32.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,avxvnni")]
 unsafe fn int8_rows<const R: usize>(
@@ -65,11 +67,11 @@ unsafe fn int8_rows<const R: usize>(
     ahead: &mut Ahead<'_>,
 ) {
     let (stride, blocks) = (product.stride, integers.ends.len());
-    // SAFETY: `fits` puts row `first + R - 1` and all groups of it within the operand; the strip has
-    // as many times 32 values, and no end of a block is beyond them; and 32 results of each row lie
-    // within `out`. `fit` gives each row and block what the bytes stand for.
-    // JUSTIFICATION: with slices, the bounds of six rows are compared in every round of the innermost
-    // loop.
+    // SAFETY: `fits` puts row `first + R - 1` and all its lane groups within the operand. The panel
+    // has as many lane groups of 32 values, and no end of a quantization block is beyond them. 32
+    // results of each row lie within `out`. `fit` guarantees a quantization for each row and block.
+    // JUSTIFICATION: with slices, the bounds of six rows are compared in every round of the
+    // innermost loop.
     unsafe {
         let halves = |values: &[f32; STRIP]| {
             let values = values.as_ptr().add(column);
@@ -99,6 +101,8 @@ unsafe fn int8_rows<const R: usize>(
                 }
             }
             begin = end;
+            // The block is complete: dequantize its sums as [`Integers`] describes, and add them to
+            // the results.
             let weight_sums = halves(&integers.sums[block]);
             let scales = halves(&integers.scales[block]);
             for (row, sums) in sums.into_iter().enumerate() {

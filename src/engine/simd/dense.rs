@@ -1,10 +1,12 @@
-//! Products of a few rows with a strip of 32 packed columns.
+//! Products of a few rows with a panel of 32 packed columns.
 //!
-//! A strip is `[groups, 32]`: for each four bytes of a row (one f32, two bf16, four integers) those
-//! of the 32 columns. The scalar twin of every kernel, own or in [`super::super::amx`], is here.
+//! A panel is `[groups, 32]`. A lane group is four bytes of a row: one f32, two bf16 or four int8.
+//! The panel holds the weights of the 32 columns for each lane group, one behind the other. This
+//! module contains the scalar twins of all kernels for products, also of those in
+//! [`super::super::amx`].
 //!
-//! Invariant: a row's results do not depend on the other rows: each is one chain of sums in the order
-//! of the groups.
+//! Invariant: the results of a row do not depend on the other rows. Each result is one chain of
+//! additions in the order of the lane groups.
 
 use std::ops::Range;
 
@@ -15,27 +17,28 @@ use super::{NeonIntegers, neon, neon_int8, neon_matrix};
 #[cfg(target_arch = "x86_64")]
 use super::{avx_vnni, avx2, avx512, sse};
 
-/// Rows of a product and where its results go.
+/// Operands and results of a product of rows with one panel.
 pub(in crate::engine) struct Product<'a> {
-    /// The rows, `stride` groups apart.
+    /// Rows, `stride` lane groups apart.
     pub(in crate::engine) operand: &'a [u32],
     pub(in crate::engine) stride: usize,
     pub(in crate::engine) rows: usize,
-    /// `[groups, 32]`.
+    /// Packed weights, `[groups, 32]`.
     pub(in crate::engine) strip: &'a [[u32; STRIP]],
-    /// What is multiplied next, to be fetched meanwhile; may be empty.
+    /// Panel of the next product, which the kernel prefetches meanwhile. May be empty.
     #[cfg_attr(
         not(target_arch = "x86_64"),
         expect(dead_code, reason = "only kernels of x86-64 ask for it")
     )]
     pub(in crate::engine) ahead: &'a [[u32; STRIP]],
-    /// The results, rows `out_stride` apart.
+    /// Results, `[rows, 32]`, rows `out_stride` values apart.
     pub(in crate::engine) out: &'a mut [f32],
     pub(in crate::engine) out_stride: usize,
 }
 
 impl Product<'_> {
-    /// Whether `rows` rows of `width` groups, and their results, lie within the slices.
+    /// Returns whether `rows` rows of `width` lane groups, and their results, lie within the
+    /// slices.
     pub(in crate::engine) fn fits(&self, rows: usize, width: usize) -> bool {
         let Some(last) = rows.checked_sub(1) else { return true };
         let end = |stride: usize, width: usize| last.checked_mul(stride)?.checked_add(width);
@@ -44,20 +47,24 @@ impl Product<'_> {
     }
 }
 
-/// What makes values of a product of bytes.
+/// Quantization of the operands of a product of bytes.
+///
+/// The inputs are divided into blocks with their own scales. The sums of a block are exact in i32;
+/// the blocks are added in f32. A sum `s` in a block with the row's `zero` and `scale` contributes
+/// `(s − zero · sum of the column's weights) · scale · column's scale` to the result.
 pub(in crate::engine) struct Integers<'a> {
-    /// Ends of the blocks, in groups; the last is that of the strip.
+    /// Ends of the blocks, in lane groups. The last one is the length of the panel.
     pub(in crate::engine) ends: &'a [usize],
-    /// What the bytes of a row and block stand for, `[rows, blocks]`.
+    /// Scale and zero point of each row and block, `[rows, blocks]`.
     pub(in crate::engine) rows: &'a [Quantization],
-    /// Of each block, the sums of the columns' weights.
+    /// Sums of the weights of each column, per block.
     pub(in crate::engine) sums: &'a [[f32; STRIP]],
-    /// Of each block, the columns' scales.
+    /// Scales of the columns, per block.
     pub(in crate::engine) scales: &'a [[f32; STRIP]],
 }
 
 impl Integers<'_> {
-    /// Whether they are those of a product of `rows` rows and `groups` groups.
+    /// Returns whether the slices fit a product of `rows` rows and `groups` lane groups.
     pub(super) fn fit(&self, rows: usize, groups: usize) -> bool {
         self.ends.is_sorted()
             && self.ends.last() == Some(&groups)
@@ -66,7 +73,7 @@ impl Integers<'_> {
             && self.rows.len() >= rows * self.ends.len()
     }
 
-    /// Cuts the blocks into pieces of at most `most` groups.
+    /// Cuts the blocks into pieces of at most `most` lane groups.
     pub(super) fn pieces(&self, most: usize) -> impl Iterator<Item = Piece> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(self.ends).enumerate().flat_map(move |(block, (start, &end))| {
@@ -78,11 +85,11 @@ impl Integers<'_> {
     }
 }
 
-/// Cuts `rows` rows into blocks of nearly one size, each at most `most`: a block of few rows leaves
-/// the units that multiply waiting for its sums.
+/// Cuts `rows` rows into blocks of nearly equal size, each at most `most`. A block of few rows has
+/// too few independent sums to keep the multipliers busy.
 pub(super) fn row_blocks(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let blocks = rows.div_ceil(most);
-    // One division for all blocks: it takes as long as several rounds of a kernel.
+    // Divide once for all blocks: a division takes as long as several rounds of a kernel.
     let (size, larger) = (rows / blocks.max(1), rows % blocks.max(1));
     (0..blocks).map(move |block| {
         let start = block * size + block.min(larger);
@@ -90,16 +97,18 @@ pub(super) fn row_blocks(rows: usize, most: usize) -> impl Iterator<Item = Range
     })
 }
 
-/// A part of a block of groups.
+/// Part of a quantization block, small enough for the cache.
 pub(super) struct Piece {
     pub(super) block: usize,
-    /// At least one group.
+    /// Range of at least one lane group.
     pub(super) groups: Range<usize>,
-    /// Whether the block ends with it: then what the zero of a row adds is subtracted.
+    /// Whether the piece is the last one of its block. The kernel then subtracts the contribution
+    /// of the row's zero point.
     pub(super) is_last: bool,
 }
 
-/// Adds up the products of each row's groups with the columns: the scalar twin for floats.
+/// Adds up the products of each row's lane groups with the columns. Scalar twin of the kernels for
+/// floats.
 fn scalar(product: &mut Product<'_>, add: impl Fn(u32, u32, f32) -> f32) {
     for row in 0..product.rows {
         let values = &product.operand[row * product.stride..];
@@ -127,9 +136,8 @@ fn scalar_bf16(product: &mut Product<'_>) {
     });
 }
 
-/// Multiplies four unsigned bytes with four signed ones, and adds up in i32 within a block and in f32
-/// over the blocks: a sum `s` in a block whose bytes have the offset `zero` and the scale `scale` is
-/// `(s − zero · sum of the column's weights) · scale · column's scale`.
+/// Multiplies four unsigned bytes with four signed ones. Scalar twin of the kernels for bytes;
+/// [`Integers`] has the formula.
 fn scalar_int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     let dot = |a: u32, b: u32| {
         let (a, b) = (a.to_le_bytes(), b.to_le_bytes().map(|byte| i8::from_le_bytes([byte])));
@@ -165,7 +173,7 @@ fn scalar_int8(product: &mut Product<'_>, integers: &Integers<'_>) {
 pub(in crate::engine) fn f32(isa: Isa, product: &mut Product<'_>) {
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: only `Isa::all` makes this value, after it found the features.
+        // SAFETY: only `Isa::all` constructs this value, after it detected the features.
         // JUSTIFICATION: as in `vectorised!`.
         Level::Avx512 { .. } => unsafe { avx512::f32(product) },
         #[cfg(target_arch = "x86_64")]
@@ -190,22 +198,24 @@ pub(in crate::engine) fn f32(isa: Isa, product: &mut Product<'_>) {
     }
 }
 
-/// Computes products of bytes as values; the rows are as [`Isa::integer_rows`] says.
+/// Computes products of bytes and dequantizes them to f32. The rows have the format that
+/// [`Isa::integer_rows`] returns.
 ///
 /// # Panics
-/// When `integers` are not those of the product.
+/// Panics if `integers` does not fit the product.
 pub(in crate::engine) fn int8(isa: Isa, product: &mut Product<'_>, integers: &Integers<'_>) {
     assert!(integers.fit(product.rows, product.strip.len()), "the caller gives those of the rows");
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above; it found VNNI too.
+        // SAFETY: as above; it detected VNNI, too.
         // JUSTIFICATION: as above.
         Level::Avx512 { vnni: true, .. } => unsafe { avx512::int8(product, integers) },
         // SAFETY: as above.
         // JUSTIFICATION: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 { vnni: true } => unsafe { avx_vnni::int8(product, integers) },
-        // SAFETY: as above; AVX2 and FMA come before AVX-512.
+        // SAFETY: as above. `Isa::all` constructs an AVX-512 level only if it also detected AVX2
+        // and FMA.
         // JUSTIFICATION: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 { vnni: false } | Level::Avx512 { vnni: false, .. } => unsafe {
@@ -220,10 +230,10 @@ pub(in crate::engine) fn int8(isa: Isa, product: &mut Product<'_>, integers: &In
             // SAFETY: every 64-bit Arm processor has NEON.
             // JUSTIFICATION: as in `vectorised!`.
             NeonIntegers::Widening => unsafe { neon_int8::widening(product, integers) },
-            // SAFETY: only `Isa::all` makes this value, after it found dot products.
+            // SAFETY: only `Isa::all` constructs this value, after it detected dot products.
             // JUSTIFICATION: as in `vectorised!`.
             NeonIntegers::Dot => unsafe { neon_int8::dot_product(product, integers) },
-            // SAFETY: as above; it found products of matrices, too.
+            // SAFETY: as above; it detected products of matrices, too.
             // JUSTIFICATION: as in `vectorised!`.
             NeonIntegers::Matrix => unsafe { neon_matrix::int8(product, integers) },
         },
@@ -231,15 +241,16 @@ pub(in crate::engine) fn int8(isa: Isa, product: &mut Product<'_>, integers: &In
     }
 }
 
-/// Products of pairs of bf16, summed in f32. The baseline's is the scalar twin of the tiles', too.
+/// Computes products of pairs of bf16, summed in f32. The kernel of the baseline is also the scalar
+/// twin of the AMX tiles.
 pub(in crate::engine) fn bf16(isa: Isa, product: &mut Product<'_>) {
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above; it found pairs of bf16 too.
+        // SAFETY: as above; it detected pairs of bf16, too.
         // JUSTIFICATION: as above.
         Level::Avx512 { bf16: true, .. } => unsafe { avx512::bf16(product) },
         #[cfg(target_arch = "aarch64")]
-        // SAFETY: only `Isa::all` makes this value, after it found products of bf16.
+        // SAFETY: only `Isa::all` constructs this value, after it detected products of bf16.
         // JUSTIFICATION: as in `vectorised!`.
         Level::Neon { bf16: true, .. } => unsafe { neon_matrix::bf16(product) },
         _ => scalar_bf16(product),
@@ -254,7 +265,7 @@ pub(in crate::engine) mod tests {
     use crate::engine::linear::Format;
     use crate::engine::simd::IntegerRows;
 
-    /// Rows and inputs of every odd and every usual shape.
+    /// Shapes `(rows, inputs)`, usual and odd ones.
     pub(in crate::engine) const SHAPES: [(usize, usize); 10] = [
         (1, 60),
         (1, 384),
@@ -268,7 +279,7 @@ pub(in crate::engine) mod tests {
         (512, 64),
     ];
 
-    /// An operand and a strip of pseudorandom groups, good as any format.
+    /// Returns an operand and a panel of pseudorandom lane groups that are valid in `format`.
     pub(in crate::engine) fn groups(rows: usize, inputs: usize, format: Format) -> [Vec<u32>; 2] {
         let count = format.groups(inputs);
         let mut state = 0x9e37_79b9_u32;
@@ -279,9 +290,9 @@ pub(in crate::engine) mod tests {
             state
         };
         let mut value = move || match format {
-            // Weights are never −128.
+            // Weights are never −128. Every byte is odd, so it cannot be −128 (0x80).
             Format::Int8(_) => next() | 0x0101_0101,
-            // Between -1 and 1, so that no sum is dwarfed.
+            // Values are between −1 and 1, so that no term is lost in a much larger sum.
             Format::F32 => ((next() % 2001) as f32 / 1000.0 - 1.0).to_bits(),
             Format::Bf16 => {
                 let mut half = || {
@@ -296,7 +307,7 @@ pub(in crate::engine) mod tests {
         [(0..rows).map(|_| value()).collect(), (0..count * STRIP).map(|_| value()).collect()]
     }
 
-    /// The results of `multiply`, `[rows, 32]`.
+    /// Returns the results of `multiply`, `[rows, 32]`.
     pub(in crate::engine) fn results(
         (rows, inputs): (usize, usize),
         format: Format,
@@ -323,8 +334,8 @@ pub(in crate::engine) mod tests {
 
     const INT8: Format = Format::Int8(IntegerRows::Unsigned);
 
-    /// Lays `operand`, rows of unsigned bytes `stride` groups apart, out as the kernel of `isa` takes them;
-    /// returns the rows and their stride.
+    /// Converts `operand`, rows of unsigned bytes `stride` lane groups apart, to the format of the
+    /// kernel of `isa`. Returns the rows and their stride.
     fn laid_out(isa: Isa, operand: &[u32], stride: usize) -> (Vec<u32>, usize) {
         match isa.integer_rows() {
             IntegerRows::Unsigned => (operand.to_vec(), stride),
@@ -339,13 +350,14 @@ pub(in crate::engine) mod tests {
         }
     }
 
-    /// Returns what the integers of a row stand for as the kernel of `isa` takes them.
+    /// Returns the quantization of rows in the format of the kernel of `isa`, for unsigned bytes
+    /// with `zero`.
     fn standing_for(isa: Isa, scale: f32, zero: f32) -> Quantization {
         let shift = if isa.integer_rows() == IntegerRows::Signed { 128.0 } else { 0.0 };
         Quantization { scale, zero: zero - shift }
     }
 
-    /// Calls `int8` for rows of unsigned bytes, in four blocks of pseudorandom scales.
+    /// Calls `int8` for rows of unsigned bytes, in four blocks with pseudorandom scales.
     fn int8_in_blocks(isa: Isa, product: &mut Product<'_>, first_row: usize) {
         let groups = product.strip.len();
         let ends = [4, 7, groups / 2 + 1, groups];
@@ -405,7 +417,7 @@ pub(in crate::engine) mod tests {
 
     #[test]
     fn bytes_are_multiplied_as_what_they_stand_for() {
-        // Two blocks of one group, whose bytes stand for 2·(byte − 10) and 0.5·(byte − 1).
+        // Two blocks of one lane group. The bytes represent 2·(byte − 10) and 0.5·(byte − 1).
         let operand = [u32::from_le_bytes([12, 10, 10, 9]), u32::from_le_bytes([1, 1, 3, 1])];
         let mut strip = [[0; STRIP]; 2];
         strip[0][7] = u32::from_le_bytes([3_i8, 1, 1, -5].map(|weight| weight.to_le_bytes()[0]));

@@ -1,15 +1,17 @@
-//! Vector code, chosen at run time for the instruction set of the processor.
+//! Vector code, selected at run time for the instruction set of the processor.
 //!
-//! Products have a kernel for each instruction set, in intrinsics or inline assembly: [`dense`] calls
-//! them. Everything else is a loop over arrays of 16 or 32 values that the compiler turns into vector
-//! instructions: `vectorised!` compiles the body of a function once for each instruction set. The
-//! baseline is the scalar twin of every kernel, which tests compare with.
+//! Each instruction set has its own kernels for products, in intrinsics or inline assembly;
+//! [`dense`] calls them. Most other vector code consists of loops over arrays of 16 or 32 values,
+//! which the compiler vectorizes: `vectorised!` compiles the body of a function once for each
+//! instruction set. Intrinsics replace the few loops that the compiler vectorizes badly. The
+//! baseline is the scalar twin of every kernel; tests compare the kernels with it.
 //!
-//! Owns the detection. Knows nothing of models.
+//! This module detects the instruction set. It does not know models.
 //!
-//! Invariant: an [`Isa`] other than the baseline exists only where its instructions do.
+//! Invariant: an [`Isa`] other than the baseline exists only on a processor that has its
+//! instructions.
 
-// The dispatch to code compiled for instructions that were detected is the one use of `unsafe`.
+// Unsafe code here only calls functions that are compiled for detected instructions.
 #![allow(unsafe_code, reason = "code for detected instructions is called through unsafe")]
 
 #[cfg(target_arch = "aarch64")]
@@ -37,10 +39,10 @@ pub(super) mod rows;
 #[cfg(target_arch = "x86_64")]
 mod sse;
 
-/// Columns of a strip of packed weights, of a block of results and of every vector loop.
+/// Width of a panel of packed weights, of a block of results and of every vector loop, in columns.
 pub(super) const STRIP: usize = 32;
 
-/// An instruction set that this processor has.
+/// Instruction set that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Isa(Level);
 
@@ -65,30 +67,30 @@ enum Level {
     },
 }
 
-/// What multiplies bytes on Arm.
+/// Instruction that multiplies bytes on Arm.
 #[cfg(target_arch = "aarch64")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NeonIntegers {
-    /// `SMULL`, which every processor has.
+    /// `SMULL`. Every processor has it.
     Widening,
     /// `SDOT`.
     Dot,
-    /// `SMMLA`, beside `SDOT`.
+    /// `SMMLA`, in addition to `SDOT`.
     Matrix,
 }
 
-/// How the rows of a product of bytes lie in memory: as its kernel takes them.
+/// Format of the rows of an int8 product, as its kernel reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IntegerRows {
-    /// A byte each, 0 to 255.
+    /// One byte per value, 0 to 255.
     Unsigned,
-    /// A byte each, −128 to 127; the offset is 128 less, too.
+    /// One byte per value, −128 to 127. The zero point is lower by 128, too.
     #[cfg_attr(
         not(any(test, target_arch = "aarch64")),
         expect(dead_code, reason = "only Arm's kernels take it")
     )]
     Signed,
-    /// 16 bits each, 0 to 255.
+    /// 16 bits per value, 0 to 255.
     #[cfg_attr(
         not(any(test, target_arch = "x86_64")),
         expect(dead_code, reason = "only kernels of x86-64 take it")
@@ -107,7 +109,7 @@ impl Isa {
         Self(Level::Baseline)
     }
 
-    /// Returns every set that this processor has, the best one last.
+    /// Returns every instruction set that this processor has, with the best one last.
     pub(super) fn all() -> Vec<Self> {
         let mut levels = vec![Level::Baseline];
         #[cfg(target_arch = "x86_64")]
@@ -144,7 +146,7 @@ impl Isa {
         levels.into_iter().map(Self).collect()
     }
 
-    /// Returns the name in reports.
+    /// Returns the name that reports use.
     pub(super) const fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -167,7 +169,7 @@ impl Isa {
         }
     }
 
-    /// Whether products of bytes are no slower than those of f32.
+    /// Returns whether int8 products are at least as fast as f32 products.
     pub(super) const fn multiplies_bytes(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -178,7 +180,7 @@ impl Isa {
         }
     }
 
-    /// Returns how the kernel for products of bytes takes its rows.
+    /// Returns the format in which the int8 kernel reads its rows.
     pub(super) const fn integer_rows(self) -> IntegerRows {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -193,7 +195,8 @@ impl Isa {
         }
     }
 
-    /// Whether two products of bf16 are one instruction, so that they are faster than those of f32.
+    /// Returns whether one instruction multiplies pairs of bf16. Then bf16 products are faster than
+    /// f32 products.
     pub(super) const fn multiplies_bf16(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -206,14 +209,14 @@ impl Isa {
         }
     }
 
-    /// Returns the name in reports where bf16 is multiplied.
+    /// Returns the name that reports use for kernels that multiply bf16.
     pub(super) const fn bf16_name(self) -> &'static str {
         if cfg!(target_arch = "aarch64") { "neon-bf16" } else { "avx512-bf16" }
     }
 }
 
-/// Returns the extensions that this processor has, of those that decide on an [`Isa`]; AMX is asked for
-/// elsewhere.
+/// Returns the processor's extensions among those that decide on an [`Isa`]. AMX is detected in the
+/// AMX module.
 pub(super) fn extensions() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     let known = [
@@ -240,15 +243,15 @@ pub(super) fn extensions() -> Vec<&'static str> {
 /// Whether the baseline multiplies and adds in one instruction.
 const BASELINE_FMA: bool = cfg!(target_arch = "aarch64");
 
-/// `a · b + c`; in one instruction where `FMA`, which the scalar twin has not (and a library call in
-/// its place would be slower by far).
+/// Returns `a · b + c`. One fused instruction computes it if `FMA`. The scalar twin of x86-64 has
+/// no such instruction, and `f32::mul_add` would call a much slower library function there.
 #[inline(always)]
 fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Compiles the body of a function, generic over `FMA`, for every instruction set, behind a function
-/// of the same name that takes the [`Isa`] first.
+/// Compiles the body of a function, generic over `FMA`, for every instruction set. Defines a
+/// function of the same name that takes the [`Isa`] as its first argument and calls the right copy.
 macro_rules! vectorised {
     ($(#[$meta:meta])* fn $name:ident<$fma:ident>($($arg:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
@@ -277,19 +280,20 @@ macro_rules! vectorised {
                 $crate::engine::simd::Level::Baseline => {
                     body::<{ $crate::engine::simd::BASELINE_FMA }>($($arg),*)
                 }
-                // SAFETY: only `Isa::all` makes this value, after it found SSE4.2.
-                // JUSTIFICATION: a safe call needs the features in the whole binary, which then would
-                // not start on other processors.
+                // SAFETY: only `Isa::all` constructs this value, after it detected SSE4.2.
+                // JUSTIFICATION: a safe call needs the features enabled for the whole binary, which
+                // then would not start on other processors.
                 #[cfg(target_arch = "x86_64")]
                 $crate::engine::simd::Level::Sse42 => unsafe { sse($($arg),*) },
                 // Every processor of the architecture has NEON.
                 #[cfg(target_arch = "aarch64")]
                 $crate::engine::simd::Level::Neon { .. } => body::<true>($($arg),*),
-                // SAFETY: only `Isa::all` makes this value, after it found AVX2 and FMA.
+                // SAFETY: only `Isa::all` constructs this value, after it detected AVX2 and FMA.
                 // JUSTIFICATION: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::engine::simd::Level::Avx2 { .. } => unsafe { avx2($($arg),*) },
-                // SAFETY: only `Isa::all` makes this value, after it found all five.
+                // SAFETY: only `Isa::all` constructs this value, after it detected all five
+                // features.
                 // JUSTIFICATION: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::engine::simd::Level::Avx512 { .. } => unsafe { avx512($($arg),*) },

@@ -1,12 +1,12 @@
-//! Products of f32 with NEON, which every 64-bit Arm processor has.
+//! Micro-kernels for products of f32 with NEON, which every 64-bit Arm processor has.
 //!
-//! A round takes four groups. It loads 16 bytes of each row, which have the values of all four, and
-//! multiplies each vector of weights with one lane of them.
+//! A round processes four lane groups. It loads 16 bytes of each row, which contain the values of
+//! all four lane groups, and multiplies each vector of weights with one lane of them.
 //!
-//! Compilers order instructions for processors that reorder them again. Cores that execute in order
-//! (Cortex-A53, A55) run them as they are written, and a load at the wrong place costs as much as
-//! several multiplications. So the loads are volatile and each multiplication is an assembly of its
-//! own: neither is moved across the other.
+//! Compilers schedule instructions for processors that execute out of order. Cores that execute in
+//! order (Cortex-A53, A55) run them as written, and a load in the wrong position costs as much as
+//! several multiplications. So the loads are volatile, and each multiplication is an `asm!` of its
+//! own: the compiler does not move one across the other.
 //!
 //! The scalar twins are in [`super::dense`].
 
@@ -17,25 +17,26 @@ use std::ops::Range;
 use super::STRIP;
 use super::dense::{Product, row_blocks};
 
-/// Rows of one block at most.
+/// Maximum number of rows of a tile.
 const ROWS: usize = 8;
-/// Groups of a round: the values of a row in one vector.
+/// Lane groups of a round: one vector contains the values of a row.
 pub(super) const ROUND: usize = 4;
-/// Groups that all rows are multiplied with before the next ones: 16 KiB of weights.
+/// Lane groups that all rows are multiplied with before the next ones: 16 KiB of weights.
 const GROUPS: usize = 128;
 
-/// A block of rows, and what is multiplied with it.
+/// Rows and weights of one micro-kernel call.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
-    /// The first row, at its first group.
+    /// First row, at its first lane group.
     pub(super) rows: *const u32,
     pub(super) stride: usize,
-    /// The first column, at the first group.
+    /// First column, at the first lane group.
     pub(super) weights: *const u32,
     pub(super) groups: usize,
 }
 
-/// Multiplies `4 * $vectors` columns of weights with one lane of each row.
+/// Multiplies `4 * $vectors` columns of weights with one lane of each row. Runs `$then` after each
+/// multiplication.
 macro_rules! multiply_lane {
     ($instruction:literal, $lane:literal, $sums:ident, $weights:expr, $rows:expr, $vectors:expr, |$index:ident| $then:expr) => {
         for (row, sums) in $sums.iter_mut().enumerate() {
@@ -56,17 +57,21 @@ macro_rules! multiply_lane {
 }
 pub(super) use multiply_lane;
 
-/// Multiplies a block of `R` rows, `4 * V` columns and at least one round of groups while it loads: the
-/// weights of the next lane, and the next values of a row behind the multiplications with its last lane.
-/// Groups beyond the last whole round are not multiplied.
+/// Multiplies a tile of `R` rows and `4 * V` columns while it loads. The block has at least one
+/// round of lane groups.
 ///
-/// The loads read groups of the block alone: those of the round after the last one are those of the first
-/// one again. Weights are aligned, as a strip begins on a cache line; rows need not be.
+/// The loop is software-pipelined: the loads of the weights of the next lane and of the next values
+/// of the rows are between the multiplications. A row is loaded after the multiplications with its
+/// last lane. Lane groups beyond the last whole round are not multiplied.
+///
+/// All loads are within the block: in the last round, the early loads read the first round again.
+/// Weights are aligned, because a panel begins on a cache line. Rows need not be aligned.
 macro_rules! while_loading {
     ($instruction:literal, $vector:ty, $sums:ident, $block:expr) => {
         let block = $block;
         let load = |at: *const u32| at.cast::<$vector>().read_volatile();
-        // A piece may begin where rows are not aligned.
+        // A piece may begin where a row is not aligned, so a row is loaded by an instruction that
+        // permits this.
         let load_row = |start: *const u32, group: usize| {
             let values: $vector;
             asm!(
@@ -96,7 +101,7 @@ macro_rules! while_loading {
                         rows,
                         V,
                         |index| {
-                            // A load for every `R` multiplications.
+                            // One load for every `R` multiplications.
                             if index % R == 0 {
                                 next[index / R] = load(at.add(4 * (index / R)));
                             }
@@ -113,6 +118,8 @@ macro_rules! while_loading {
             lane!(1);
             lane!(2);
             next_group += ROUND;
+            // The last round: its early loads read the first round again, so they stay within the
+            // block.
             if left == 0 {
                 next_group = 0;
                 at = block.weights;
@@ -123,11 +130,11 @@ macro_rules! while_loading {
 }
 pub(super) use while_loading;
 
-/// Returns the sums of `R` rows of the product and `4 * V` columns: zeros, or the results so far when `groups` are
-/// not the first.
+/// Returns the initial sums of `R` rows and `4 * V` columns of the product: zeros if `groups` are
+/// the first lane groups, otherwise the results so far.
 ///
 /// # Safety
-/// `out` has `4 * V` results of `R` rows.
+/// `out` has `4 * V` results of `R` rows, `stride` values apart.
 #[inline]
 #[target_feature(enable = "neon")]
 unsafe fn first_sums<const R: usize, const V: usize>(
@@ -139,8 +146,8 @@ unsafe fn first_sums<const R: usize, const V: usize>(
     if groups.start > 0 {
         for (row, sums) in sums.iter_mut().enumerate() {
             for (vector, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the caller gives the results.
-                // JUSTIFICATION: there is no safe load of vectors.
+                // SAFETY: the caller provides the results.
+                // JUSTIFICATION: all vector loads are unsafe.
                 *sum = unsafe { vld1q_f32(out.add(row * stride + vector * 4)) };
             }
         }
@@ -151,7 +158,7 @@ unsafe fn first_sums<const R: usize, const V: usize>(
 /// Writes the sums to the results.
 ///
 /// # Safety
-/// `out` has `4 * V` results of `R` rows.
+/// `out` has `4 * V` results of `R` rows, `stride` values apart.
 #[inline]
 #[target_feature(enable = "neon")]
 unsafe fn store<const R: usize, const V: usize>(
@@ -161,19 +168,19 @@ unsafe fn store<const R: usize, const V: usize>(
 ) {
     for (row, sums) in sums.into_iter().enumerate() {
         for (vector, sum) in sums.into_iter().enumerate() {
-            // SAFETY: the caller gives the results.
-            // JUSTIFICATION: there is no safe store of vectors.
+            // SAFETY: the caller provides the results.
+            // JUSTIFICATION: all vector stores are unsafe.
             unsafe { vst1q_f32(out.add(row * stride + vector * 4), sum) };
         }
     }
 }
 
-/// Multiplies `R` rows from `first` on with `groups`, and adds the products to the results of groups
-/// before.
+/// Multiplies `R` rows from `first` on with `groups`. Adds the products to the results of earlier
+/// lane groups.
 ///
 /// # Safety
-/// `product.fits(first + R, groups of the strip)`; `groups` are whole rounds within the strip, at least
-/// one.
+/// `product.fits(first + R, groups of the strip)` is true. `groups` are whole rounds within the
+/// panel, at least one.
 #[inline(never)]
 #[target_feature(enable = "neon")]
 unsafe fn f32_rows<const R: usize, const V: usize>(
@@ -183,9 +190,9 @@ unsafe fn f32_rows<const R: usize, const V: usize>(
 ) {
     let stride = product.out_stride;
     for column in (0..STRIP).step_by(4 * V) {
-        // SAFETY: `fits` puts the groups of each row within the operand and 32 results of it within `out`;
-        // a strip has 32 columns. The caller gives at least one round.
-        // JUSTIFICATION: intrinsics do not keep their place.
+        // SAFETY: `fits` puts the lane groups of each row within the operand and 32 results of it
+        // within `out`. A panel has 32 columns. The caller guarantees at least one round.
+        // JUSTIFICATION: the compiler moves intrinsics to other positions.
         unsafe {
             let out = product.out.as_mut_ptr().add(first * stride + column);
             let mut sums = first_sums::<R, V>(out, stride, groups);
@@ -200,11 +207,11 @@ unsafe fn f32_rows<const R: usize, const V: usize>(
     }
 }
 
-/// Multiplies as [`f32_rows`], on cores that do not multiply while they load 128 bits: the weights of `L`
-/// lanes are loaded, then multiplied.
+/// Multiplies as [`f32_rows`] does, for cores that cannot multiply while they load 128 bits. Loads
+/// the weights of `L` lanes, then multiplies them.
 ///
 /// # Safety
-/// As [`f32_rows`].
+/// The requirements are those of [`f32_rows`].
 #[inline(never)]
 #[target_feature(enable = "neon")]
 unsafe fn f32_rows_in_turns<const R: usize, const V: usize, const L: usize>(
@@ -214,7 +221,8 @@ unsafe fn f32_rows_in_turns<const R: usize, const V: usize, const L: usize>(
 ) {
     let stride = product.out_stride;
     for column in (0..STRIP).step_by(4 * V) {
-        // SAFETY: as in `f32_rows`. The assembly reads and writes registers, but for a load of a row.
+        // SAFETY: as in `f32_rows`. The assembly reads and writes registers, except for the load of
+        // a row.
         // JUSTIFICATION: as in `f32_rows`.
         unsafe {
             let out = product.out.as_mut_ptr().add(first * stride + column);
@@ -224,7 +232,8 @@ unsafe fn f32_rows_in_turns<const R: usize, const V: usize, const L: usize>(
                 std::array::from_fn(|row| block.rows.add(row * block.stride));
             let mut at = block.weights;
             for group in (0..block.groups).step_by(ROUND) {
-                // With a volatile load, the compiler would compute each address from that of the row before.
+                // Load in assembly: for a volatile load, the compiler computes each address from
+                // that of the row before, which makes a chain.
                 let rows: [float32x4_t; R] = starts.map(|start| {
                     let values;
                     asm!(
@@ -271,12 +280,12 @@ unsafe fn f32_rows_in_turns<const R: usize, const V: usize, const L: usize>(
 /// Computes products of f32 on processors that multiply while they load.
 ///
 /// # Panics
-/// When the product does not fit its slices, or its groups are not whole rounds.
+/// Panics if the product does not fit its slices, or if its lane groups are not whole rounds.
 #[target_feature(enable = "neon")]
 pub(super) fn f32(product: &mut Product<'_>) {
     in_pieces(product, |product, rows, groups| {
-        // SAFETY: `in_pieces` gives rows and groups of the product, and 1 to 8 rows.
-        // JUSTIFICATION: the kernels need what their callers promise.
+        // SAFETY: `in_pieces` passes rows and lane groups of the product, and 1 to 8 rows.
+        // JUSTIFICATION: the kernels are unsafe; they rely on these guarantees.
         unsafe {
             match rows.len() {
                 1 => f32_rows::<1, 8>(product, rows.start, &groups),
@@ -292,11 +301,12 @@ pub(super) fn f32(product: &mut Product<'_>) {
     });
 }
 
-/// Computes products of f32 on processors without dot products: the Cortex-A53 among them does not
-/// multiply while it loads, and the others reorder.
+/// Computes products of f32 on processors without dot products. One of them, the Cortex-A53, does
+/// not multiply while it loads. The others execute out of order, so the order of the instructions
+/// matters less.
 ///
 /// # Panics
-/// As [`f32`].
+/// Panics if the product does not fit its slices, or if its lane groups are not whole rounds.
 #[target_feature(enable = "neon")]
 pub(super) fn f32_in_turns(product: &mut Product<'_>) {
     in_pieces(product, |product, rows, groups| {
@@ -317,7 +327,8 @@ pub(super) fn f32_in_turns(product: &mut Product<'_>) {
     });
 }
 
-/// Calls `multiply` with at most [`ROWS`] rows and at most [`GROUPS`] groups, until all were multiplied.
+/// Calls `multiply` with at most [`ROWS`] rows and at most [`GROUPS`] lane groups, until the whole
+/// product is computed.
 fn in_pieces(
     product: &mut Product<'_>,
     multiply: impl Fn(&mut Product<'_>, Range<usize>, Range<usize>),
@@ -334,7 +345,7 @@ fn in_pieces(
     }
 }
 
-/// Returns the block of rows from `first` on with `groups` and the columns from `column` on.
+/// Returns the rows from `first` on and the weights of `groups` from `column` on.
 ///
 /// # Safety
 /// All are within the product.
@@ -344,7 +355,7 @@ pub(super) unsafe fn block(
     groups: &Range<usize>,
     column: usize,
 ) -> Block {
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees this.
     // JUSTIFICATION: with slices, every round compares the bounds of its rows.
     unsafe {
         Block {

@@ -1,8 +1,9 @@
-//! Products of bytes with NEON: with `SDOT` where the processor has it, else with `SMULL`.
+//! Micro-kernels for products of bytes with NEON: with `SDOT` where the processor has it, otherwise
+//! with `SMULL`.
 //!
-//! `SMULL` and `SMLAL` make 16-bit sums of two products, which do not overflow: rows are −128 to 127,
-//! and weights −127 to 127. `SADALP` adds them in pairs to sums of 32 bits. So a column has two sums.
-//! Where the rows are worth it, the weights are [`transposed`] first.
+//! `SMULL` and `SMLAL` make 16-bit sums of two products. These do not overflow: rows are −128 to
+//! 127, and weights are −127 to 127. `SADALP` adds them in pairs to sums of 32 bits, so a column
+//! has two sums. If there are enough rows to pay for it, the weights are [`transposed`] first.
 //!
 //! The scalar twins are in [`super::dense`].
 
@@ -22,31 +23,31 @@ use super::neon::{Block, ROUND, block, multiply_lane, while_loading};
 use super::rows::Quantization;
 use transposed::{COLUMNS, Weights};
 
-/// Groups that all rows are multiplied with before the next ones: 16 KiB of weights.
+/// Lane groups that all rows are multiplied with before the next ones: 16 KiB of weights.
 pub(super) const GROUPS: usize = 128;
 
-/// Loads the next 16 bytes of each row: its values of four groups.
+/// Loads the next 16 bytes of each row: its values in four lane groups.
 ///
 /// # Safety
-/// The block has four groups from `group` on.
+/// The block has four lane groups from `group` on.
 #[inline]
 #[target_feature(enable = "neon")]
 unsafe fn rounds_of<const R: usize>(block: Block, group: usize) -> [int8x16_t; R] {
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees this.
     // JUSTIFICATION: with slices, every round compares the bounds of its rows.
     unsafe {
         std::array::from_fn(|row| vld1q_s8(block.rows.add(row * block.stride + group).cast()))
     }
 }
 
-/// Loads one group of each row into all lanes.
+/// Loads one lane group of each row and broadcasts it to all lanes.
 ///
 /// # Safety
-/// The block has this group.
+/// The block has this lane group.
 #[inline]
 #[target_feature(enable = "neon")]
 unsafe fn groups_of<const R: usize>(block: Block, group: usize) -> [int8x16_t; R] {
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees this.
     // JUSTIFICATION: as above.
     unsafe {
         std::array::from_fn(|row| {
@@ -56,24 +57,26 @@ unsafe fn groups_of<const R: usize>(block: Block, group: usize) -> [int8x16_t; R
     }
 }
 
-/// Loads the weights of a group for `4 * V` columns.
+/// Loads the weights of a lane group for `4 * V` columns.
 ///
 /// # Safety
-/// The block has this group.
+/// The block has this lane group.
 #[inline]
 #[target_feature(enable = "neon")]
 unsafe fn weights_of<const V: usize>(block: Block, group: usize) -> [int8x16_t; V] {
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees this.
     // JUSTIFICATION: as above.
     unsafe {
         std::array::from_fn(|vector| vld1q_s8(block.weights.add(group * STRIP + vector * 4).cast()))
     }
 }
 
-/// Multiplies `R` rows from `first` on with a piece by `SDOT`, and adds the values to the results.
+/// Multiplies `R` rows from `first` on with a piece by `SDOT`, and adds the dequantized sums to the
+/// results.
 ///
 /// # Safety
-/// `product.fits(first + R, groups of the strip)`; `integers` and the piece are those of the product.
+/// `product.fits(first + R, groups of the strip)` is true. `integers` and the piece are those of
+/// the product.
 #[inline(never)]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn dot_rows<const R: usize, const V: usize>(
@@ -84,9 +87,10 @@ unsafe fn dot_rows<const R: usize, const V: usize>(
 ) {
     for column in (0..STRIP).step_by(4 * V) {
         let mut sums = [[vdupq_n_s32(0); V]; R];
-        // SAFETY: `fits` puts the groups of each row within the operand and 32 results of it within `out`; a
-        // strip has 32 columns. No group is beyond those of the block.
-        // JUSTIFICATION: intrinsics do not keep their place, and there is none for `SDOT`.
+        // SAFETY: `fits` puts the lane groups of each row within the operand and 32 results of it
+        // within `out`. A panel has 32 columns. No lane group is beyond those of the block.
+        // JUSTIFICATION: the compiler moves intrinsics to other positions, and `SDOT` has no
+        // intrinsic.
         unsafe {
             let block = block(product, first, &piece.groups, column);
             if block.groups >= ROUND {
@@ -114,14 +118,14 @@ unsafe fn dot_rows<const R: usize, const V: usize>(
     }
 }
 
-/// Returns the sums of the products of a block, with `SMULL` and `SMLAL`.
+/// Returns the sums of the products of a block, computed with `SMULL` and `SMLAL`.
 ///
 /// # Safety
-/// The block has `R` rows and `4 * V` columns of its groups.
+/// The block has `R` rows and `4 * V` columns of its lane groups.
 #[inline(never)]
 #[target_feature(enable = "neon")]
 unsafe fn widening_rows<const R: usize, const V: usize>(block: Block) -> [[int32x4_t; V]; R] {
-    /// The sums of the first and of the last two of four columns.
+    /// Sums of the first two and of the last two of four columns.
     type Halves = [int32x4_t; 2];
     let mut sums: [[Halves; V]; R] = [[[vdupq_n_s32(0); 2]; V]; R];
     let whole = block.groups - block.groups % ROUND;
@@ -146,7 +150,7 @@ unsafe fn widening_rows<const R: usize, const V: usize>(block: Block) -> [[int32
             }
         };
     }
-    // SAFETY: no group is beyond those of the block.
+    // SAFETY: no lane group is beyond those of the block.
     // JUSTIFICATION: the loads are unsafe.
     unsafe {
         for group in (0..whole).step_by(ROUND) {
@@ -167,11 +171,12 @@ unsafe fn widening_rows<const R: usize, const V: usize>(block: Block) -> [[int32
     sums.map(|sums| sums.map(|[low, high]| vpaddq_s32(low, high)))
 }
 
-/// Multiplies `R` rows from `first` on with a piece whose rounds were transposed, and adds the values to the
-/// results.
+/// Multiplies `R` rows from `first` on with a piece whose rounds were transposed. Adds the
+/// dequantized sums to the results.
 ///
 /// # Safety
-/// As of [`dot_rows`]; `weights` are those of the piece, and the rows have the groups that pad it; `R` is 2 to 4.
+/// The requirements are those of [`dot_rows`]. In addition, `weights` are those of the piece, the
+/// rows have the lane groups that pad it, and `R` is 2 to 4.
 #[inline(never)]
 #[target_feature(enable = "neon")]
 unsafe fn transposed_rows<const R: usize>(
@@ -182,10 +187,11 @@ unsafe fn transposed_rows<const R: usize>(
 ) {
     for column in (0..STRIP).step_by(COLUMNS) {
         // SAFETY: as in `dot_rows`.
-        // JUSTIFICATION: there is no safe load and store of vectors.
+        // JUSTIFICATION: all vector loads and stores are unsafe.
         unsafe {
             let block = block(product, first, &piece.groups, column);
             let mut sums = weights.multiply::<R>(block, column);
+            // Multiply the lane groups that are not in the transposed rounds.
             for group in weights.groups()..block.groups {
                 let [weights] = weights_of::<{ COLUMNS / 4 }>(block, group);
                 for (sum, row) in sums.iter_mut().zip(groups_of::<R>(block, group)) {
@@ -199,17 +205,17 @@ unsafe fn transposed_rows<const R: usize>(
     }
 }
 
-/// Computes products of bytes with `SMULL`; rows are signed.
+/// Computes products of bytes with `SMULL`. The rows are signed.
 ///
 /// # Panics
-/// When the product does not fit its slices, or `integers` not the product.
+/// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "neon")]
 pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
     let mut weights = Weights::new();
     for piece in pieces(product, integers) {
-        // SAFETY: 1 to 4 rows and a piece of the product, whose weights were transposed for those who take
-        // them.
-        // JUSTIFICATION: the kernel needs what its caller promises.
+        // SAFETY: the calls have 1 to 4 rows and a piece of the product. Its weights were
+        // transposed for the kernels that read them.
+        // JUSTIFICATION: the kernel is unsafe; it relies on these guarantees.
         unsafe {
             match product.rows {
                 0 => {}
@@ -217,7 +223,8 @@ pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
                 2 => widening_block::<2, 4>(product, integers, &piece, 0),
                 3 => widening_block::<3, 2>(product, integers, &piece, 0),
                 _ => {
-                    // The rows have what the last round reads behind the piece, unless it ends the row.
+                    // The last round reads up to three lane groups after the piece. The rows have
+                    // them, except after the end of the panel.
                     let end = piece.groups.start + piece.groups.len().next_multiple_of(ROUND);
                     let padded = end <= product.strip.len();
                     weights.fill(&product.strip[piece.groups.clone()], padded);
@@ -235,20 +242,20 @@ pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
     }
 }
 
-/// Computes products of bytes with `SDOT`; rows are signed.
+/// Computes products of bytes with `SDOT`. The rows are signed.
 ///
 /// # Panics
-/// When the product does not fit its slices, or `integers` not the product.
+/// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) fn dot_product(product: &mut Product<'_>, integers: &Integers<'_>) {
     for piece in pieces(product, integers) {
-        // SAFETY: a piece of the product.
+        // SAFETY: the piece is one of the product.
         // JUSTIFICATION: as above.
         unsafe { dot_product_of_piece(product, integers, &piece) };
     }
 }
 
-/// Multiplies all rows with a piece, and adds the values to the results.
+/// Multiplies all rows with a piece, and adds the dequantized sums to the results.
 ///
 /// # Safety
 /// `integers` and the piece are those of the product.
@@ -259,7 +266,8 @@ pub(super) unsafe fn dot_product_of_piece(
     piece: &Piece,
 ) {
     for rows in row_blocks(product.rows, 8) {
-        // SAFETY: 1 to 8 rows of the product; the caller says the rest.
+        // SAFETY: the calls have 1 to 8 rows of the product. The caller guarantees the other
+        // requirements.
         // JUSTIFICATION: as above.
         unsafe {
             match rows.len() {
@@ -276,7 +284,7 @@ pub(super) unsafe fn dot_product_of_piece(
     }
 }
 
-/// Asserts that the slices have what a kernel reads and writes, and returns the pieces.
+/// Asserts that the slices contain everything that a kernel reads and writes. Returns the pieces.
 pub(super) fn pieces<'a>(
     product: &Product<'_>,
     integers: &'a Integers<'_>,
@@ -289,10 +297,11 @@ pub(super) fn pieces<'a>(
     integers.pieces(GROUPS)
 }
 
-/// Multiplies `R` rows from `first` on with a piece by `SMULL`, and adds the values to the results.
+/// Multiplies `R` rows from `first` on with a piece by `SMULL`, and adds the dequantized sums to
+/// the results.
 ///
 /// # Safety
-/// As of [`dot_rows`].
+/// The requirements are those of [`dot_rows`].
 #[target_feature(enable = "neon")]
 unsafe fn widening_block<const R: usize, const V: usize>(
     product: &mut Product<'_>,
@@ -302,7 +311,7 @@ unsafe fn widening_block<const R: usize, const V: usize>(
 ) {
     for column in (0..STRIP).step_by(4 * V) {
         // SAFETY: as in `dot_rows`.
-        // JUSTIFICATION: there is no safe load and store of vectors.
+        // JUSTIFICATION: all vector loads and stores are unsafe.
         unsafe {
             let sums = widening_rows::<R, V>(block(product, first, &piece.groups, column));
             add_values(product, integers, piece, (first, column), sums);
@@ -310,11 +319,12 @@ unsafe fn widening_block<const R: usize, const V: usize>(
     }
 }
 
-/// Makes values of the sums of `R` rows and `4 * V` columns from `row` and `column` on, and adds them to the results,
-/// as [`Integers`] says.
+/// Converts the sums of `R` rows and `4 * V` columns from `row` and `column` on to f32, and adds
+/// them to the results. [`Integers`] has the formula.
 ///
 /// # Safety
-/// `product.fits(row + R, ..)` and `integers.fit(row + R, ..)`; `column + 4 * V` is at most 32.
+/// `product.fits(row + R, ..)` and `integers.fit(row + R, ..)` are true, and `column + 4 * V` is at
+/// most 32.
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn add_values<const R: usize, const V: usize>(
@@ -326,15 +336,16 @@ pub(super) unsafe fn add_values<const R: usize, const V: usize>(
 ) {
     let blocks = integers.ends.len();
     let is_first = piece.groups.start == 0;
-    // SAFETY: the caller gives results and quantization of each row; sums and scales have 32 columns.
-    // JUSTIFICATION: there is no safe load and store of vectors; with slices, the bounds of each row are
-    // compared.
+    // SAFETY: the caller provides the results and the quantization of each row. Weight sums and
+    // scales have 32 columns.
+    // JUSTIFICATION: all vector loads and stores are unsafe. With slices, the bounds of each row
+    // are compared.
     unsafe {
         let load = |values: &[f32; STRIP]| -> [float32x4_t; V] {
             std::array::from_fn(|vector| vld1q_f32(values.as_ptr().add(column + 4 * vector)))
         };
         let scales = load(&integers.scales[piece.block]);
-        // The offset is subtracted once, with the last piece of a block.
+        // Subtract the zero point's contribution once, with the last piece of a block.
         let weight_sums =
             if piece.is_last { load(&integers.sums[piece.block]) } else { [vdupq_n_f32(0.0); V] };
         let mut out = product.out.as_mut_ptr().add(row * product.out_stride + column);

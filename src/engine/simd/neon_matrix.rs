@@ -1,8 +1,9 @@
-//! Products of bytes and of bf16 with the matrix instructions of Armv8.6: `SMMLA` and `BFMMLA`.
+//! Micro-kernels for products of bytes and of bf16 with the matrix instructions of Armv8.6: `SMMLA`
+//! and `BFMMLA`.
 //!
-//! An instruction multiplies two rows with two columns, two groups of each, which lie one behind the
-//! other. A strip has the columns of one group in a line. So the groups of a piece are zipped in pairs
-//! first, once for all rows.
+//! An instruction multiplies two rows with two columns. The two lane groups of each must be
+//! adjacent, but a panel has the columns of one lane group in a line. So the lane groups of a piece
+//! are first zipped in pairs, once for all rows.
 //!
 //! The scalar twins are in [`super::dense`].
 
@@ -21,20 +22,22 @@ use super::dense::{Integers, Piece, Product, row_blocks};
 use super::neon::ROUND;
 use super::neon_int8::{self, GROUPS};
 
-/// Columns that are multiplied at once.
+/// Columns of a register tile.
 const COLUMNS: usize = 16;
-/// Sums of two rows and two columns each that they have.
+/// Vectors of sums for these columns. Each vector has the sums of two rows and two columns.
 const VECTORS: usize = COLUMNS / 2;
-/// Pairs of rows that are multiplied at once, at most: their sums fill three quarters of the registers.
+/// Maximum number of pairs of rows of a register tile: their sums fill three quarters of the
+/// registers.
 const PAIRS: usize = 3;
-/// Rows from which on zipping the weights costs less than it saves, for bytes. The sums of bytes are exact,
-/// so that a row has the same values with either kernel.
+/// Number of rows from which zipping the weights costs less than it saves, for bytes. The sums of
+/// bytes are exact, so a row has the same results with either kernel.
 const ROWS: usize = 6;
 
-/// The weights of a piece, `[pairs of groups, pairs of columns]`: of each column two groups.
+/// Zipped weights of a piece, `[pairs of groups, pairs of columns]`: two lane groups of each
+/// column.
 struct Zipped {
     weights: [MaybeUninit<[uint32x4_t; STRIP / 2]>; GROUPS / 2],
-    /// Rounds that are written.
+    /// Number of rounds that are written.
     rounds: usize,
 }
 
@@ -43,10 +46,10 @@ impl Zipped {
         Self { weights: [MaybeUninit::uninit(); GROUPS / 2], rounds: 0 }
     }
 
-    /// Writes the weights of `groups` and, behind them, zeros up to a whole round.
+    /// Writes the weights of `groups`, followed by zeros up to a whole round.
     ///
     /// # Panics
-    /// When there are more than [`GROUPS`].
+    /// Panics if there are more than [`GROUPS`] lane groups.
     #[target_feature(enable = "neon")]
     fn set(&mut self, groups: &[[u32; STRIP]]) {
         let rounds = groups.len().div_ceil(ROUND);
@@ -58,8 +61,8 @@ impl Zipped {
             for (zipped, (even, odd)) in
                 zipped.as_chunks_mut::<2>().0.iter_mut().zip(even.iter().zip(odd))
             {
-                // SAFETY: both have four groups.
-                // JUSTIFICATION: there is no safe load of vectors.
+                // SAFETY: both have four lane groups.
+                // JUSTIFICATION: all vector loads are unsafe.
                 let [even, odd] = unsafe { [vld1q_u32(even.as_ptr()), vld1q_u32(odd.as_ptr())] };
                 *zipped = [vzip1q_u32(even, odd), vzip2q_u32(even, odd)];
             }
@@ -74,13 +77,13 @@ impl Zipped {
     }
 }
 
-/// Where `P` pairs of rows begin; an odd last row stands twice.
+/// Start addresses of `P` pairs of rows. An odd last row is in its pair twice.
 type Starts<const P: usize> = [[*const u64; 2]; P];
 
-/// Returns where the rows of `rows` begin at `group`.
+/// Returns the addresses of `rows` at lane group `group`.
 ///
 /// # Safety
-/// The product has these rows and this group.
+/// The product has these rows and this lane group.
 unsafe fn starts<const P: usize>(
     product: &Product<'_>,
     rows: &Range<usize>,
@@ -89,7 +92,7 @@ unsafe fn starts<const P: usize>(
     std::array::from_fn(|pair| {
         [2 * pair, 2 * pair + 1].map(|row| {
             let row = (rows.start + row).min(rows.end - 1);
-            // SAFETY: the caller says so.
+            // SAFETY: the caller guarantees this.
             // JUSTIFICATION: with slices, every round compares the bounds of its rows.
             unsafe { product.operand.as_ptr().add(row * product.stride + group).cast() }
         })
@@ -101,7 +104,7 @@ macro_rules! kernel {
         $(#[$meta])*
         ///
         /// # Safety
-        /// The rows have `rounds` whole rounds of groups, and so have the weights.
+        /// The rows and the weights have `rounds` whole rounds of lane groups.
         #[inline(never)]
         #[$feature]
         unsafe fn $name<const P: usize>(
@@ -111,9 +114,10 @@ macro_rules! kernel {
             rounds: usize,
         ) {
             let mut sums = *all_sums;
-            // SAFETY: no load is beyond the groups that the caller gives. The assembly reads and writes
-            // registers, with an instruction that this function has.
-            // JUSTIFICATION: there is no stable intrinsic for it.
+            // SAFETY: no load is beyond the lane groups that the caller provides. The assembly
+            // reads and writes registers, with an instruction that this function's target feature
+            // includes.
+            // JUSTIFICATION: the instruction has no stable intrinsic.
             unsafe {
                 for round in 0..rounds {
                     let rows: [[uint64x2_t; 2]; P] = starts.map(|[even, odd]| {
@@ -154,7 +158,7 @@ kernel! {
     "bfmmla {sum:v}.4s, {rows:v}.8h, {weights:v}.8h"
 }
 
-/// Calls `$call` with the number of pairs of rows.
+/// Calls `$call` with the number of pairs of rows as a constant.
 macro_rules! with_pairs {
     ($rows:expr, $call:ident $arguments:tt) => {
         match $rows.len().div_ceil(2) {
@@ -170,36 +174,39 @@ fn pair_blocks(rows: usize) -> impl Iterator<Item = Range<usize>> {
     row_blocks(rows.div_ceil(2), PAIRS).map(move |pairs| 2 * pairs.start..rows.min(2 * pairs.end))
 }
 
-/// Computes products of bytes with `SMMLA`; rows are signed.
+/// Computes products of bytes with `SMMLA`. The rows are signed.
 ///
 /// # Panics
-/// When the product does not fit its slices, or `integers` not the product.
+/// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "neon,dotprod,i8mm")]
 pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     let (rows, groups) = (product.rows, product.strip.len());
     let mut zipped = Zipped::new();
     for piece in neon_int8::pieces(product, integers) {
         let padded = piece.groups.start + piece.groups.len().next_multiple_of(ROUND);
+        // Few rows do not pay for the zipping. At the end of the panel, the rows lack the lane
+        // groups that would pad the last round.
         if rows < ROWS || padded > groups {
-            // SAFETY: a piece of the product.
-            // JUSTIFICATION: the kernel needs what its caller promises.
+            // SAFETY: the piece is one of the product.
+            // JUSTIFICATION: the kernel is unsafe; it relies on this guarantee.
             unsafe { neon_int8::dot_product_of_piece(product, integers, &piece) };
             continue;
         }
         zipped.set(&product.strip[piece.groups.clone()]);
         for rows in pair_blocks(rows) {
-            // SAFETY: the rows are of the product and have the groups of the piece and those behind it up
-            // to a whole round, which are multiplied with zeros.
+            // SAFETY: the rows are those of the product. They have the lane groups of the piece and
+            // the following ones up to a whole round, which are multiplied with zeros.
             // JUSTIFICATION: as above.
             unsafe { with_pairs!(rows, int8_block(product, integers, &piece, &zipped, rows)) };
         }
     }
 }
 
-/// Multiplies `P` pairs of rows with a piece, and adds the values to the results.
+/// Multiplies `P` pairs of rows with a piece, and adds the dequantized sums to the results.
 ///
 /// # Safety
-/// `rows` are 1 to `2 * P` rows of the product, which have the groups of the piece up to a whole round.
+/// `rows` are 1 to `2 * P` rows of the product, which have the lane groups of the piece up to a
+/// whole round.
 #[target_feature(enable = "neon,i8mm")]
 unsafe fn int8_block<const P: usize>(
     product: &mut Product<'_>,
@@ -210,7 +217,7 @@ unsafe fn int8_block<const P: usize>(
 ) {
     for column in (0..STRIP).step_by(COLUMNS) {
         let mut sums = [[vdupq_n_s32(0); VECTORS]; P];
-        // SAFETY: the caller says so; `fits` puts 32 results of each row within `out`.
+        // SAFETY: the caller guarantees the rows. `fits` puts 32 results of each row within `out`.
         // JUSTIFICATION: as in `int8`.
         unsafe {
             let starts = starts::<P>(product, &rows, piece.groups.start);
@@ -235,7 +242,7 @@ unsafe fn int8_block<const P: usize>(
 /// Computes products of pairs of bf16 with `BFMMLA`.
 ///
 /// # Panics
-/// When the product does not fit its slices, or its groups are not whole rounds.
+/// Panics if the product does not fit its slices, or if its lane groups are not whole rounds.
 #[target_feature(enable = "neon,bf16")]
 pub(super) fn bf16(product: &mut Product<'_>) {
     let groups = product.strip.len();
@@ -247,17 +254,18 @@ pub(super) fn bf16(product: &mut Product<'_>) {
     for start in (0..groups).step_by(GROUPS) {
         zipped.set(&product.strip[start..groups.min(start + GROUPS)]);
         for rows in pair_blocks(product.rows) {
-            // SAFETY: the rows are of the product, whose groups are whole rounds.
+            // SAFETY: the rows are those of the product, whose lane groups are whole rounds.
             // JUSTIFICATION: as in `int8`.
             unsafe { with_pairs!(rows, bf16_block(product, &zipped, rows, start)) };
         }
     }
 }
 
-/// Multiplies `P` pairs of rows with the groups from `start` on.
+/// Multiplies `P` pairs of rows with the lane groups from `start` on.
 ///
 /// # Safety
-/// `rows` are 1 to `2 * P` rows of the product, which have the groups of `zipped` from `start` on.
+/// `rows` are 1 to `2 * P` rows of the product, which have the lane groups of `zipped` from `start`
+/// on.
 #[target_feature(enable = "neon,bf16")]
 unsafe fn bf16_block<const P: usize>(
     product: &mut Product<'_>,
@@ -266,7 +274,7 @@ unsafe fn bf16_block<const P: usize>(
     start: usize,
 ) {
     for column in (0..STRIP).step_by(COLUMNS) {
-        // SAFETY: the caller says so; `fits` puts 32 results of each row within `out`.
+        // SAFETY: the caller guarantees the rows. `fits` puts 32 results of each row within `out`.
         // JUSTIFICATION: as in `int8`.
         unsafe {
             let out = |row: usize, vector: usize| -> usize {
@@ -293,7 +301,7 @@ unsafe fn bf16_block<const P: usize>(
                 for (vector, sums) in sums.as_chunks::<2>().0.iter().enumerate() {
                     let [first, second] = sums.map(|sum| vreinterpretq_f64_f32(sum));
                     let results = [vzip1q_f64(first, second), vzip2q_f64(first, second)];
-                    // An odd last row stands twice, and both have its results.
+                    // An odd last row is in its pair twice. Both copies have the same results.
                     for (row, results) in results.into_iter().enumerate() {
                         let out = product.out.as_mut_ptr().add(out(2 * pair + row, vector));
                         vst1q_f32(out, vreinterpretq_f32_f64(results));

@@ -1,5 +1,7 @@
-//! Quantization of rows and GELU in the intrinsics of NEON: the compiler makes scalar code of the portable loop of
-//! the first, and half of its code for the second copies constants.
+//! Quantization of rows and GELU in the intrinsics of NEON.
+//!
+//! The compiler generates scalar code from the portable loop of the quantization. In its code for
+//! the portable GELU, half of the instructions copy constants.
 //!
 //! The scalar twins are in [`super::rows`].
 
@@ -14,19 +16,20 @@ use std::ptr;
 use super::STRIP;
 use super::rows::{GELU, GELU_LIMIT, Quantization};
 
-/// Values of one round.
+/// Number of values in a round.
 const LANES: usize = 16;
 
 /// Loads 16 values.
 #[inline]
 #[target_feature(enable = "neon")]
 fn load(values: &[f32; LANES]) -> [float32x4_t; LANES / 4] {
-    // SAFETY: four vectors of four are the 16 values.
-    // JUSTIFICATION: there is no safe load of vectors.
+    // SAFETY: four vectors of four values are the 16 values.
+    // JUSTIFICATION: all vector loads are unsafe.
     std::array::from_fn(|vector| unsafe { vld1q_f32(values.as_ptr().add(4 * vector)) })
 }
 
-/// The least and the largest values of a block, lane by lane, and NaN where one is not finite.
+/// Least and largest values of a block, lane by lane. `poison` is NaN in a lane with a value that
+/// is not finite.
 struct Range {
     least: [float32x4_t; LANES / 4],
     most: [float32x4_t; LANES / 4],
@@ -38,7 +41,7 @@ impl Range {
     #[target_feature(enable = "neon")]
     fn add(&mut self, values: &[f32; LANES]) {
         for (vector, value) in load(values).into_iter().enumerate() {
-            // A number wins over NaN.
+            // These instructions return the number if one operand is NaN.
             self.least[vector] = vminnmq_f32(self.least[vector], value);
             self.most[vector] = vmaxnmq_f32(self.most[vector], value);
             self.poison[vector] = vfmaq_f32(self.poison[vector], value, vdupq_n_f32(0.0));
@@ -46,7 +49,7 @@ impl Range {
     }
 }
 
-/// Writes signed bytes of 16 values, by the quantization of unsigned ones.
+/// Quantizes 16 values with the quantization of unsigned bytes, and writes them as signed bytes.
 #[inline]
 #[target_feature(enable = "neon")]
 fn write(values: &[f32; LANES], inverse: float32x4_t, zero: float32x4_t, out: &mut [u8; LANES]) {
@@ -56,22 +59,23 @@ fn write(values: &[f32; LANES], inverse: float32x4_t, zero: float32x4_t, out: &m
         vmovn_s32(vcvtnq_s32_f32(vminnmq_f32(vmaxnmq_f32(shifted, bottom), top)))
     });
     let bytes = vcombine_s8(vmovn_s16(vcombine_s16(a, b)), vmovn_s16(vcombine_s16(c, d)));
-    // 128 less.
+    // Subtract 128: flipping the top bit converts an unsigned byte to a signed one.
     let bytes = veorq_s8(bytes, vdupq_n_s8(i8::MIN));
-    // SAFETY: a vector is 16 bytes.
-    // JUSTIFICATION: there is no safe store of vectors.
+    // SAFETY: a vector has 16 bytes.
+    // JUSTIFICATION: all vector stores are unsafe.
     unsafe { vst1q_s8(out.as_mut_ptr().cast(), bytes) };
 }
 
-/// Quantizes a block of `values` to signed bytes, as `quantize_block` of [`super::rows`] does, less 128.
+/// Quantizes a block of `values` to signed bytes. The bytes and the zero point are lower by 128
+/// than those of `quantize_block` in [`super::rows`].
 ///
 /// # Panics
-/// When `out` has not a byte for each value.
+/// Panics if `values` and `out` have different lengths.
 #[target_feature(enable = "neon")]
 pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
     assert_eq!(values.len(), out.len(), "a byte for each value");
     let (rounds, rest) = values.as_chunks::<LANES>();
-    // Zeros fill the last round: they are in every range.
+    // Pad the last round with zeros. Every range includes 0, so they do not change it.
     let mut last = [0.0; LANES];
     last[..rest.len()].copy_from_slice(rest);
     let zeros = [vdupq_n_f32(0.0); LANES / 4];
@@ -100,11 +104,11 @@ pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
     Quantization { scale: scale + poison, zero: zero - 128.0 }
 }
 
-/// A constant in each lane of a vector.
+/// Constant, repeated in each lane of a vector.
 #[repr(C, align(16))]
 struct Lanes([f32; 4]);
 
-/// The constants that `FMLA` adds to: the even coefficients of [`GELU`], then −1 and ½.
+/// Constants that `FMLA` adds to: the even coefficients of [`GELU`], then −1 and ½.
 static ADDENDS: [Lanes; 9] = {
     let mut addends = [const { Lanes([-1.0; 4]) }; 9];
     let mut i = 0;
@@ -116,11 +120,11 @@ static ADDENDS: [Lanes; 9] = {
     addends
 };
 
-/// Places of −1 and ½ in [`ADDENDS`].
+/// Indices of −1 and ½ in [`ADDENDS`].
 const MINUS_ONE: usize = 7;
 const HALF: usize = 8;
 
-/// The odd coefficients of [`GELU`], then zeros.
+/// Odd coefficients of [`GELU`], followed by zeros.
 const ODD: [f32; LANES] = {
     let mut odd = [0.0; LANES];
     let mut i = 0;
@@ -131,28 +135,29 @@ const ODD: [f32; LANES] = {
     odd
 };
 
-/// Loads one of [`ADDENDS`] from memory, in each use.
+/// Loads one of [`ADDENDS`] from memory at each use.
 ///
-/// `FMLA` overwrites what it adds to. The compiler keeps a constant in a register, and copies it before each `FMLA`:
-/// the copies take the units that multiply. A load takes a unit that is idle here.
+/// `FMLA` overwrites its addend. The compiler keeps a constant in a register and copies it before
+/// each `FMLA`. The copies occupy the units that multiply, whereas a load occupies a unit that is
+/// idle here.
 #[inline]
 #[target_feature(enable = "neon")]
 fn addend(i: usize) -> float32x4_t {
-    // SAFETY: the four values of `Lanes` are a vector, and aligned as one.
-    // JUSTIFICATION: the compiler moves any other load out of the loop.
+    // SAFETY: the four values of `Lanes` form a vector and are aligned as one.
+    // JUSTIFICATION: the compiler moves a load that is not volatile out of the loop.
     unsafe { ptr::from_ref(&ADDENDS[i]).cast::<float32x4_t>().read_volatile() }
 }
 
-/// Returns coefficient `2i` plus coefficient `2i + 1`, which is a lane of `odd`, times `z`.
+/// Returns coefficient `2i` plus `z` times coefficient `2i + 1`, which is lane `LANE` of `odd`.
 #[inline]
 #[target_feature(enable = "neon")]
 fn pair<const LANE: i32>(i: usize, odd: float32x4_t, z: float32x4_t) -> float32x4_t {
     vfmaq_laneq_f32::<LANE>(addend(i), z, odd)
 }
 
-/// Returns GELU of 16 values, by the polynomial and the bounds of `gelu` in [`super::rows`].
+/// Returns GELU of 16 values, with the polynomial and the bounds of `gelu` in [`super::rows`].
 ///
-/// `FMAX` and `FMIN` return NaN where a value is NaN.
+/// `FMAX` and `FMIN` propagate NaN.
 #[inline]
 #[target_feature(enable = "neon")]
 fn gelu(x: [float32x4_t; LANES / 4]) -> [float32x4_t; LANES / 4] {
@@ -162,7 +167,8 @@ fn gelu(x: [float32x4_t; LANES / 4]) -> [float32x4_t; LANES / 4] {
     let outer = x.map(|x| vmaxq_f32(x, vdupq_n_f32(-GELU_LIMIT)));
     let near = outer.map(|x| vminq_f32(x, limit));
     let z = near.map(|near| vfmaq_f32(addend(MINUS_ONE), vmulq_f32(near, near), scale));
-    // Horner's method in z², two coefficients a step: half as many constants are added to.
+    // Use Horner's method in z², with two coefficients a step: only half of the steps add to a
+    // constant.
     let square = z.map(|z| vmulq_f32(z, z));
     let step = |p: [float32x4_t; 4], terms: [float32x4_t; 4]| {
         std::array::from_fn(|vector| vfmaq_f32(terms[vector], p[vector], square[vector]))
@@ -175,12 +181,13 @@ fn gelu(x: [float32x4_t; LANES / 4]) -> [float32x4_t; LANES / 4] {
     let p = step(p, z.map(|z| pair::<1>(1, low, z)));
     let p: [float32x4_t; 4] = step(p, z.map(|z| pair::<0>(0, low, z)));
     std::array::from_fn(|vector| {
-        // The sum is 1 − 2⁻²⁴ above the limit: within the rounding of a product.
+        // The sum is 1 − 2⁻²⁴ above the limit. This is within the rounding error of a product.
         vmulq_f32(outer[vector], vfmaq_f32(addend(HALF), near[vector], p[vector]))
     })
 }
 
-/// Writes GELU of `block + bias` into the rows of `out`, `stride` values apart, as `store_f32` of [`super::rows`] does.
+/// Writes GELU of `block + bias` to the rows of `out`, `stride` values apart, as `store_f32` of
+/// [`super::rows`] does.
 #[target_feature(enable = "neon")]
 pub(super) fn store_gelu(
     block: &[[f32; STRIP]],
@@ -195,8 +202,8 @@ pub(super) fn store_gelu(
             let (row, bias) = (load(row), load(bias));
             let x = std::array::from_fn(|vector| vaddq_f32(row[vector], bias[vector]));
             for (vector, value) in gelu(x).into_iter().enumerate() {
-                // SAFETY: four vectors of four are the 16 values.
-                // JUSTIFICATION: all stores of vectors are unsafe.
+                // SAFETY: four vectors of four values are the 16 values.
+                // JUSTIFICATION: all vector stores are unsafe.
                 unsafe { vst1q_f32(out.as_mut_ptr().add(4 * vector), value) };
             }
         }

@@ -1,6 +1,8 @@
-//! The most that a processor multiplies: its best instruction, with all operands in registers.
+//! Loops that measure the peak rate of multiplications: the best instruction of a processor, with
+//! all operands in registers.
 //!
-//! Owns one loop for each instruction set and format. It takes no part in computing vectors.
+//! There is one loop for each instruction set and format. The computation of embeddings does not
+//! use them.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::arch::asm;
@@ -10,7 +12,7 @@ use std::hint::black_box;
 use super::NeonIntegers;
 use super::{Isa, Level};
 
-/// The type of the multiplied values.
+/// Format of the multiplied values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Values {
     F32,
@@ -20,9 +22,10 @@ pub(in crate::engine) enum Values {
 
 /// Multiplies for `rounds` rounds. Returns the number of multiplications.
 pub(in crate::engine) fn multiply(isa: Isa, values: Values, rounds: usize) -> usize {
-    // SAFETY: only `Isa::all` makes a level other than the baseline, after it found the instructions.
-    // JUSTIFICATION: a safe call needs the features in the whole binary, which then would not start on
-    // other processors.
+    // SAFETY: only `Isa::all` constructs a level other than the baseline, after it detected the
+    // instructions.
+    // JUSTIFICATION: a safe call needs the features enabled for the whole binary, which then would
+    // not start on other processors.
     let of_round = unsafe {
         match (isa.0, values) {
             (Level::Baseline, _) => portable(rounds),
@@ -63,7 +66,8 @@ pub(in crate::engine) fn multiply(isa: Isa, values: Values, rounds: usize) -> us
     of_round * rounds
 }
 
-/// Multiplies sums that the compiler keeps in registers.
+/// Multiplies accumulators that the compiler keeps in registers. Returns the multiplications of a
+/// round.
 fn portable(rounds: usize) -> usize {
     const SUMS: usize = 32;
     let (factor, mut sums) = (black_box(0.5_f32), [1.0_f32; SUMS]);
@@ -85,9 +89,11 @@ macro_rules! x86_loop {
         /// # Safety
         /// The processor has the instructions.
         unsafe fn $name(rounds: usize) -> usize {
-            // SAFETY: the caller promises the instructions. They read and write declared registers alone: an
-            // `xmm` register stands for the whole vector register.
-            // JUSTIFICATION: with intrinsics, the compiler computes the result of zeros and removes the loop.
+            // SAFETY: the caller guarantees the instructions. They read and write declared
+            // registers alone: the declaration of an `xmm` register covers the whole vector
+            // register.
+            // JUSTIFICATION: with intrinsics, the compiler computes the result of zeros and removes
+            // the loop.
             unsafe {
                 asm!(
                     $clear,
@@ -109,7 +115,8 @@ macro_rules! x86_loop {
     };
 }
 
-/// Gives an instruction for each of twelve sums.
+/// Generates one instruction for each of twelve accumulators. So many independent chains hide the
+/// latency of the instruction.
 #[cfg(target_arch = "x86_64")]
 macro_rules! sums {
     ($instruction:literal, $factors:literal) => {
@@ -120,7 +127,7 @@ macro_rules! sums {
     };
 }
 
-/// Gives two instructions for each of six sums: one that multiplies, and one that adds.
+/// Generates two instructions for each of six accumulators: a multiplication and an addition.
 #[cfg(target_arch = "x86_64")]
 macro_rules! products_and_sums {
     ($multiply:literal, $factors:literal, $add:literal, $two_operands:tt, $register:literal) => {
@@ -187,7 +194,7 @@ avx_loop! {
 #[cfg(target_arch = "x86_64")]
 avx_loop! { avx512_vnni_bytes, 768, sums!("vpdpbusd zmm", ", zmm14, zmm15") }
 
-/// Defines a loop with an instruction for each of 24 sums.
+/// Defines a loop with one instruction for each of 24 accumulators.
 #[cfg(target_arch = "aarch64")]
 macro_rules! neon_loop {
     ($name:ident, $multiplications:literal, #[$feature:meta], $instruction:literal, $factors:literal) => {
@@ -213,8 +220,10 @@ macro_rules! neon_asm {
         /// The processor has the instructions.
         #[$feature]
         unsafe fn $name(rounds: usize) -> usize {
-            // SAFETY: the caller promises the instructions. They read and write declared registers alone.
-            // JUSTIFICATION: with intrinsics, the compiler computes the result of zeros and removes the loop.
+            // SAFETY: the caller guarantees the instructions. They read and write declared
+            // registers alone.
+            // JUSTIFICATION: with intrinsics, the compiler computes the result of zeros and removes
+            // the loop.
             unsafe {
                 asm!(
                     "movi v30.4s, #0",
@@ -242,7 +251,7 @@ macro_rules! neon_asm {
     };
 }
 
-/// Gives three instructions for each of six sums: two that multiply, and one that adds.
+/// Generates three instructions for each of six accumulators: two multiplications and an addition.
 #[cfg(target_arch = "aarch64")]
 macro_rules! widening {
     ($($sum:literal $products:literal),+) => {

@@ -1,7 +1,8 @@
-//! Element-wise and row-wise arithmetic: activations, LayerNorm, softmax, conversion.
+//! Element-wise and row-wise arithmetic: activations, LayerNorm, softmax, conversions and
+//! quantization.
 //!
-//! A block of results is `[rows, 32]` f32. Every function writes all 32 columns: those beyond the
-//! last of a matrix have weights and bias zero, and stay zero.
+//! A block of results is `[rows, 32]` in f32. Every function writes all 32 columns. The columns
+//! beyond the last one of a matrix have weights and bias zero, so they stay zero.
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
@@ -10,22 +11,23 @@ use super::neon_rows;
 use super::{IntegerRows, Isa, Level, STRIP, mul_add, vectorised};
 use crate::engine::config::HiddenActivation;
 
-/// Values of one vector loop.
+/// Number of values in a round of a vector loop.
 const LANES: usize = 16;
-/// Adding and subtracting it rounds to an integer: 1.5 · 2²³.
+/// Constant 1.5 · 2²³. Adding and subtracting it rounds an f32 to an integer.
 const ROUND: f32 = 12_582_912.0;
-/// Below it, `exp` is no normal f32.
+/// Lower bound of the argument of `exp`. Below it, the result is not a normal f32.
 const EXP_MIN: f32 = -87.0;
-/// Above it, 2ⁿ with the next n is no f32.
+/// Upper bound of the argument of `exp`. Above it, n reaches 128, and 2¹²⁸ overflows f32.
 const EXP_MAX: f32 = 88.0;
 /// ln 2 in two parts, the first with few bits: <https://www.netlib.org/cephes/>, `expf.c`.
 const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-/// The polynomial of the same file, highest power first.
+/// Coefficients of the polynomial in the same file, highest power first.
 const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
-/// `Φ(x)` is 1 in f32 above it, and `x·Φ(x)` below 1e-6 beneath its negative.
+/// Limit of the polynomial for GELU. Above it, `Φ(x)` differs from 1 by less than 1e-7. Below its
+/// negative, the magnitude of `x·Φ(x)` is less than 1e-6.
 pub(super) const GELU_LIMIT: f32 = 5.2;
-/// `(Φ(x) − ½)/x` as a polynomial in `2(x/GELU_LIMIT)² − 1`, lowest power first: minimax in the error of
-/// `x·Φ(x)`, which is 1.5e-7 at most before rounding.
+/// Coefficients of `(Φ(x) − ½)/x` as a polynomial in `2(x/GELU_LIMIT)² − 1`, lowest power first.
+/// The polynomial is minimax in the error of `x·Φ(x)`, which is at most 1.5e-7 before rounding.
 pub(super) const GELU: [f32; 14] = [
     0.135_949_98,
     -0.067_743_62,
@@ -43,11 +45,13 @@ pub(super) const GELU: [f32; 14] = [
     -0.000_388_233_5,
 ];
 
-/// `eˣ`, relative error below 2e-7; from 1e-38 on.
+/// Returns `eˣ` with a relative error below 2e-7. The argument is clamped, so the result is at
+/// least 1e-38.
 #[inline(always)]
 fn exp<const FMA: bool>(x: f32) -> f32 {
     let x = if x > EXP_MIN { x } else { EXP_MIN };
     let x = if x < EXP_MAX { x } else { EXP_MAX };
+    // Range reduction: x = n·ln 2 + r, so eˣ = 2ⁿ·eʳ. `ROUND` makes n an integer.
     let shifted = mul_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = mul_add::<FMA>(n, -LN_2[0], x);
@@ -57,7 +61,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
         p = mul_add::<FMA>(p, r, *coefficient);
     }
     let p = mul_add::<FMA>(p, r * r, r) + 1.0;
-    // The integer lies in the low bits of `shifted`.
+    // The low bits of `shifted` contain n. Biased and shifted, it is the exponent field of 2ⁿ.
     let scale = shifted.to_bits().wrapping_add(127) << 23;
     p * f32::from_bits(scale)
 }
@@ -72,15 +76,15 @@ fn gelu<const FMA: bool>(x: f32) -> f32 {
     for coefficient in GELU[..13].iter().rev() {
         p = mul_add::<FMA>(p, z, *coefficient);
     }
-    // A NaN in `x` must come out, and `near` hides it.
+    // `outer` keeps NaN; the clamping of `near` hides it.
     let outer = if x < -GELU_LIMIT { -GELU_LIMIT } else { x };
-    // Above, 1 is nearer than what the polynomial rounds to.
+    // Use 1 above the limit: it is closer than the rounded polynomial.
     let phi = if x > GELU_LIMIT { 1.0 } else { mul_add::<FMA>(near, p, 0.5) };
     outer * phi
 }
 
-/// <https://github.com/huggingface/transformers/blob/87b236ba2be8b3e48a7d0c8ca6513302736d2886/src/transformers/activations.py>,
-/// `NewGELUActivation`, with `½(1 + tanh u)` as `1/(1 + e⁻²ᵘ)`.
+/// Computes `NewGELUActivation`, with `½(1 + tanh u)` as `1/(1 + e⁻²ᵘ)`:
+/// <https://github.com/huggingface/transformers/blob/87b236ba2be8b3e48a7d0c8ca6513302736d2886/src/transformers/activations.py>.
 #[inline(always)]
 fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
     const SCALE: f32 = -1.595_769_2;
@@ -88,7 +92,7 @@ fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
     x / (1.0 + exp::<FMA>(SCALE * inner))
 }
 
-/// bf16, to the nearest, halves to even; a NaN keeps a bit of its fraction.
+/// Rounds to the nearest bf16, ties to even. A NaN stays a NaN: one bit of its fraction is set.
 #[inline(always)]
 pub(in crate::engine) fn bf16(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -118,7 +122,7 @@ const GELU_EXACT: u8 = 1;
 const GELU_TANH: u8 = 2;
 const RELU: u8 = 3;
 
-/// Calls `$function` with the activation as a constant, so that no loop asks for it.
+/// Calls `$function` with the activation as a constant, so that no loop branches on it.
 macro_rules! with_activation {
     ($activation:expr, $function:ident, $fma:ident, ($($arg:expr),*)) => {
         match $activation {
@@ -160,7 +164,7 @@ fn activate_bf16<const FMA: bool, const ACTIVATION: u8>(
     }
 }
 
-/// Writes `activation(block + bias)` into the rows of `out`, `stride` values apart.
+/// Writes `activation(block + bias)` to the rows of `out`, `stride` values apart.
 pub(in crate::engine) fn store_f32(
     isa: Isa,
     block: &[[f32; STRIP]],
@@ -193,7 +197,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// [`store_f32`] rounded to bf16.
+    /// Writes the values of [`store_f32`], rounded to bf16.
     fn store_bf16<FMA>(
         block: &[[f32; STRIP]],
         bias: &[f32; STRIP],
@@ -218,7 +222,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Each row of `block` times its factor, into the rows of `out`.
+    /// Multiplies each row of `block` by its factor and writes it to the rows of `out`, `stride`
+    /// values apart.
     fn scale_f32<FMA>(block: &[[f32; STRIP]], factors: &[f32], out: &mut [f32], stride: usize) {
         for ((row, factor), out) in block.iter().zip(factors).zip(out.chunks_mut(stride)) {
             let Some(out) = out.first_chunk_mut::<STRIP>() else { return };
@@ -230,7 +235,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// [`scale_f32`] rounded to bf16.
+    /// Writes the values of [`scale_f32`], rounded to bf16.
     fn scale_bf16<FMA>(block: &[[f32; STRIP]], factors: &[f32], out: &mut [u16], stride: usize) {
         for ((row, factor), out) in block.iter().zip(factors).zip(out.chunks_mut(stride)) {
             let Some(out) = out.first_chunk_mut::<STRIP>() else { return };
@@ -241,7 +246,7 @@ vectorised! {
     }
 }
 
-/// How bytes stand for values: `(byte − zero) · scale`.
+/// Scale and zero point of quantized values: a byte represents `(byte − zero) · scale`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(in crate::engine) struct Quantization {
     pub(in crate::engine) scale: f32,
@@ -249,7 +254,7 @@ pub(in crate::engine) struct Quantization {
 }
 
 impl Quantization {
-    /// For values from `least`, at most 0, to `most`, at least 0.
+    /// Returns the quantization of values from `least`, at most 0, to `most`, at least 0.
     #[inline(always)]
     pub(super) fn of_range(least: f32, most: f32) -> Self {
         let scale = ((most - least) / 255.0).max(f32::MIN_POSITIVE);
@@ -257,10 +262,10 @@ impl Quantization {
     }
 }
 
-/// `values` as bytes.
+/// Quantizes `values` to bytes.
 ///
-/// The range has 0 in it, so that the offset is a byte. Where a value is not finite the scale is NaN,
-/// so that nothing becomes a value that could be taken for one.
+/// The range includes 0, so that the zero point is in the range of a byte. The scale is NaN if a
+/// value is not finite, so that the results are NaN, too, and not plausible numbers.
 #[inline(always)]
 fn quantize_block<const FMA: bool, T: From<u8>>(values: &[f32], out: &mut [T]) -> Quantization {
     let (mut least, mut most) = ([0.0_f32; LANES], [0.0_f32; LANES]);
@@ -269,6 +274,7 @@ fn quantize_block<const FMA: bool, T: From<u8>>(values: &[f32], out: &mut [T]) -
     let mut look = |j: usize, value: f32| {
         least[j] = if value < least[j] { value } else { least[j] };
         most[j] = if value > most[j] { value } else { most[j] };
+        // NaN and infinities times 0 are NaN; finite values add 0.
         poison[j] = mul_add::<FMA>(value, 0.0, poison[j]);
     };
     for chunk in chunks {
@@ -288,7 +294,7 @@ fn quantize_block<const FMA: bool, T: From<u8>>(values: &[f32], out: &mut [T]) -
         let shifted = mul_add::<FMA>(value, inverse, zero);
         let shifted = if shifted > 0.0 { shifted } else { 0.0 };
         let shifted = if shifted < 255.0 { shifted } else { 255.0 };
-        // The integer lies in the low bits.
+        // `ROUND` puts the integer in the low bits.
         (shifted + ROUND).to_bits().to_le_bytes()[0]
     };
     let (bytes, rest_bytes) = out.as_chunks_mut::<LANES>();
@@ -325,9 +331,9 @@ vectorised! {
     }
 }
 
-/// Quantizes the rows of `values`, `stride` values apart, into rows of `out`, `out_stride` groups apart, as
-/// [`Isa::integer_rows`] says. Each block of channels, the ends of which are `ends`, gets a scale
-/// and an offset of its own, `[rows, blocks]`.
+/// Quantizes the rows of `values`, `stride` values apart, to rows of `out`, `out_stride` lane
+/// groups apart, in the format that [`Isa::integer_rows`] returns. Each block of channels has its
+/// own scale and zero point, `[rows, blocks]`; `ends` are the ends of the blocks.
 pub(in crate::engine) fn quantize(
     isa: Isa,
     values: &[f32],
@@ -373,7 +379,7 @@ fn quantize_signed(isa: Isa, values: &[f32], out: &mut [u8], quantization: &mut 
 
 fn quantize_unsigned(isa: Isa, values: &[f32], out: &mut [u8], quantization: &mut Quantization) {
     match isa.0 {
-        // SAFETY: only `Isa::all` makes this value, after it found the features.
+        // SAFETY: only `Isa::all` constructs this value, after it detected the features.
         // JUSTIFICATION: as in `vectorised!`.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 { .. } => *quantization = unsafe { avx512::quantize_block(values, out) },
@@ -382,7 +388,8 @@ fn quantize_unsigned(isa: Isa, values: &[f32], out: &mut [u8], quantization: &mu
 }
 
 vectorised! {
-    /// LayerNorm of each row of `x`, `[rows, stride]`, over its first `weight.len()` values, in place.
+    /// Applies LayerNorm in place to each row of `x`, `[rows, stride]`, over its first
+    /// `weight.len()` values.
     fn layer_norm<FMA>(x: &mut [f32], stride: usize, weight: &[f32], bias: &[f32], epsilon: f32) {
         let width = weight.len();
         #[expect(clippy::cast_precision_loss, reason = "a row has fewer than 2^24 values")]
@@ -399,7 +406,7 @@ vectorised! {
     }
 }
 
-/// The sum of `of` each value, in 16 partial sums.
+/// Returns the sum of `of` over the values, computed in 16 partial sums.
 #[inline(always)]
 fn sum<const FMA: bool>(values: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
@@ -415,7 +422,7 @@ fn sum<const FMA: bool>(values: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     reduce(&lanes, |a, b| a + b)
 }
 
-/// Folds the lanes pairwise.
+/// Reduces the lanes pairwise.
 #[inline(always)]
 fn reduce(lanes: &[f32; LANES], with: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = *lanes;
@@ -429,7 +436,7 @@ fn reduce(lanes: &[f32; LANES], with: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// `e^(score − largest)` for a row, in place; returns one over their sum.
+/// Replaces the scores of a row by `e^(score − largest)`. Returns the reciprocal of their sum.
 #[inline(always)]
 fn softmax_row<const FMA: bool>(row: &mut [f32], length: usize, bias: Option<&[f32]>) -> f32 {
     if let Some(bias) = bias {
@@ -437,7 +444,8 @@ fn softmax_row<const FMA: bool>(row: &mut [f32], length: usize, bias: Option<&[f
             *score += bias;
         }
     }
-    // What stands for no key becomes 0 in every use: its value vector is zero too.
+    // Padding columns have no key. Their weights become about 1e-38, and their value vectors are
+    // zero.
     row[length..].fill(f32::MIN);
     let (chunks, _) = row.as_chunks_mut::<LANES>();
     let mut most = [f32::MIN; LANES];
@@ -450,7 +458,8 @@ fn softmax_row<const FMA: bool>(row: &mut [f32], length: usize, bias: Option<&[f
     let mut sums = [0.0_f32; LANES];
     for chunk in chunks {
         for j in 0..LANES {
-            // A NaN must come out, and the bounds of `exp` hide it.
+            // Propagate NaN, which the clamping in `exp` hides: `score * 0.0` is NaN for NaN and
+            // infinities.
             let score = chunk[j] - most;
             let value = exp::<FMA>(score) + score * 0.0;
             chunk[j] = value;
@@ -461,11 +470,11 @@ fn softmax_row<const FMA: bool>(row: &mut [f32], length: usize, bias: Option<&[f
 }
 
 vectorised! {
-    /// Softmax of each row of `scores`, `[rows, stride]`, over its first `length` values, but for the
-    /// division: one over the sum of each row goes to `inverses`.
+    /// Computes the softmax of each row of `scores`, `[rows, stride]`, over its first `length`
+    /// values, without the division. `inverses` receives the reciprocal of the sum of each row.
     ///
-    /// `bias`, with its number of rows before the first of these, is added to the scores first: row `i`
-    /// takes it from the place `start − i`.
+    /// `bias` is a slice and an index, and is added to the scores first: row `i` adds the `length`
+    /// values from index `start − i` on.
     fn softmax<FMA>(
         scores: &mut [f32],
         stride: usize,
@@ -481,7 +490,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// `values` rounded to bf16, as far as both go.
+    /// Rounds `values` to bf16, up to the length of the shorter slice.
     fn to_bf16<FMA>(values: &[f32], out: &mut [u16]) {
         for (out, &value) in out.iter_mut().zip(values) {
             *out = bf16(value);
@@ -501,7 +510,7 @@ mod tests {
         out[STRIP - 1]
     }
 
-    /// The error function by its series and, where that is slow, its continued fraction.
+    /// Computes the error function by its Maclaurin series. Beyond 4 the result is ±1.
     fn erf(x: f64) -> f64 {
         let (mut term, mut sum) = (x, x);
         for n in 1..200 {
@@ -602,7 +611,7 @@ mod tests {
         }
     }
 
-    /// Returns the integers that lie in `groups`.
+    /// Returns the quantized integers in `groups`.
     fn integers(isa: Isa, groups: &[u32]) -> Vec<i16> {
         let bytes: &[u8] = bytemuck::cast_slice(groups);
         match isa.integer_rows() {
@@ -658,7 +667,8 @@ mod tests {
                 let (found, found_scale, found_zero) = bytes(isa, width);
                 assert_eq!((found_scale, found_zero), (scale, zero), "{isa:?} {width}");
                 for (found, expected) in found.iter().zip(&expected) {
-                    // One rounding less where multiplying and adding are one instruction.
+                    // Multiplying and adding in one instruction rounds once less, so a byte may
+                    // differ by 1.
                     assert!((found - expected).abs() <= 1.0, "{isa:?} {width}");
                 }
             }

@@ -1,8 +1,10 @@
-//! Products of f32 and of bytes with SSE4.2, for processors without AVX: Goldmont, Tremont and older.
+//! Products of f32 and of bytes with SSE4.2, for processors without AVX: Goldmont, Tremont and
+//! older.
 //!
-//! SSE has no load that repeats a value, and each shuffle would take a cycle of the unit that multiplies.
-//! So the kernel first copies the rows of a block into a panel, each value repeated, which serves all
-//! columns of the strip. Then [`blocks`] multiplies.
+//! SSE has no load that broadcasts a value, and each shuffle would take a cycle of the unit that
+//! multiplies. So the kernel first copies the rows of a tile into a [`Panel`], with each value
+//! broadcast to a vector. The copy is used for all columns of the panel of weights. The
+//! micro-kernels are in [`blocks`].
 //!
 //! Bytes are multiplied as 16-bit integers, as in [`super::avx2`].
 //!
@@ -23,19 +25,21 @@ use super::ahead::Ahead;
 use super::dense::{Integers, Piece, Product, row_blocks};
 use blocks::{Block, Repeated};
 
-/// Rows of one block at most.
+/// Maximum number of rows of a tile.
 const ROWS: usize = 6;
 /// Vectors of weights that a row is multiplied with: 32 columns of f32, or 16 columns of bytes.
 const VECTORS: usize = 8;
-/// Groups of f32 that all rows are multiplied with before the next ones: 8 KiB of weights and 6 KiB of
-/// values, where the first cache of a Goldmont has 24 KiB.
+/// Lane groups of f32 that all rows are multiplied with before the next ones: 8 KiB of weights and
+/// 6 KiB of values. The first-level cache of a Goldmont has 24 KiB.
 const F32_GROUPS: usize = 64;
-/// Groups of bytes that are widened at once: 12 KiB of weights. The loops take two groups a round.
+/// Lane groups of bytes that are widened at a time: 12 KiB of weights. The loops process two lane
+/// groups a round.
 const INT8_GROUPS: usize = 48;
 /// Columns of bytes in [`VECTORS`].
 const COLUMNS: usize = 16;
 
-/// The values of the rows of a block, `[groups, rows]`, and memory for one group more.
+/// Broadcast values of the rows of a tile, `[groups, rows]`. `GROUPS` includes one lane group that
+/// is not written: the micro-kernel loads the next values ahead.
 struct Panel<const GROUPS: usize>([[MaybeUninit<Repeated>; ROWS]; GROUPS]);
 
 impl<const GROUPS: usize> Panel<GROUPS> {
@@ -43,11 +47,12 @@ impl<const GROUPS: usize> Panel<GROUPS> {
         Self([const { [const { MaybeUninit::uninit() }; ROWS] }; GROUPS])
     }
 
-    /// Copies the values of `groups` groups of each of `rows` rows, each group `size` elements of
-    /// the operand, and `padding` groups more of zeros.
+    /// Copies the values of `groups` lane groups of each of `rows` rows, and appends `padding` lane
+    /// groups of zeros. `load` reads a lane group of the row at the pointer.
     ///
     /// # Safety
-    /// The rows begin at `values` and are as long; there are fewer than `GROUPS` groups.
+    /// `values` points to the first row, the rows have as many lane groups, and `groups + padding`
+    /// is less than `GROUPS`.
     #[inline]
     #[target_feature(enable = "sse4.2")]
     unsafe fn copy(
@@ -60,7 +65,8 @@ impl<const GROUPS: usize> Panel<GROUPS> {
     ) {
         let panel: *mut f32 = self.0.as_mut_ptr().cast();
         for row in 0..rows {
-            // SAFETY: the caller says that the groups are there; the panel has `ROWS` places for each group.
+            // SAFETY: the caller guarantees that the lane groups exist. The panel has `ROWS`
+            // vectors for each lane group.
             // JUSTIFICATION: with slices, both bounds are compared for each value.
             unsafe {
                 let values = values.add(row * stride);
@@ -82,7 +88,7 @@ impl<const GROUPS: usize> Panel<GROUPS> {
 /// Computes products of f32.
 ///
 /// # Panics
-/// When the product does not fit its slices, or has an odd number of groups.
+/// Panics if the product does not fit its slices, or has an odd number of lane groups.
 #[target_feature(enable = "sse4.2")]
 pub(super) fn f32(product: &mut Product<'_>) {
     let (rows, groups) = (product.rows, product.strip.len());
@@ -95,26 +101,27 @@ pub(super) fn f32(product: &mut Product<'_>) {
     for start in (0..groups).step_by(F32_GROUPS) {
         for rows in row_blocks(rows, ROWS) {
             ahead.look();
-            // SAFETY: `fits` was just asserted for all rows; `start` is below the groups.
+            // SAFETY: `fits` was asserted above for all rows. `start` is below the number of lane
+            // groups.
             // JUSTIFICATION: as in `f32_rows`.
             unsafe { f32_rows(product, rows, start) };
         }
     }
 }
 
-/// Multiplies rows with the groups from `start` on.
+/// Multiplies rows with the lane groups from `start` on, at most [`F32_GROUPS`].
 ///
 /// # Safety
-/// `product.fits(rows.end, groups of the strip)`; there are 1 to 6 rows; `start` is one of the groups,
-/// whose number is even.
+/// `product.fits(rows.end, groups of the strip)` is true. There are 1 to 6 rows. `start` is below
+/// the number of lane groups, which is even.
 #[target_feature(enable = "sse4.2")]
 unsafe fn f32_rows(product: &mut Product<'_>, rows: Range<usize>, start: usize) {
     let (stride, out_stride) = (product.stride, product.out_stride);
     let groups = F32_GROUPS.min(product.strip.len() - start);
     let mut panel = Panel::<{ F32_GROUPS + 1 }>::new();
-    // SAFETY: `fits` puts the groups of each row within the operand and 32 results of it within `out`. The
-    // panel has as many groups then, and so has the strip from `start` on.
-    // JUSTIFICATION: there is no safe load and store of vectors.
+    // SAFETY: `fits` puts the lane groups of each row within the operand and 32 results of it
+    // within `out`. The copied panel then has as many lane groups as the weights from `start` on.
+    // JUSTIFICATION: all vector loads and stores are unsafe.
     unsafe {
         let values = product.operand.as_ptr().add(rows.start * stride + start);
         panel.copy((values, stride), rows.len(), groups, 0, |values, group| {
@@ -137,12 +144,12 @@ unsafe fn f32_rows(product: &mut Product<'_>, rows: Range<usize>, start: usize) 
     }
 }
 
-/// Weights of 32 columns in 16 bits each, `[2, groups, 16 columns, 4 inputs]`.
+/// Weights of 32 columns, widened to 16 bits each: `[2, groups, 16 columns, 4 inputs]`.
 #[repr(C, align(16))]
 struct Widened([[MaybeUninit<[i16; 4 * COLUMNS]>; INT8_GROUPS]; STRIP / COLUMNS]);
 
 impl Widened {
-    /// Widens the weights, and appends a group of zeros where the number of groups is odd.
+    /// Widens the weights, and appends a lane group of zeros if their number is odd.
     #[target_feature(enable = "sse4.2")]
     fn fill(&mut self, strip: &[[u32; STRIP]]) {
         let zeros = [[0; STRIP]; 1];
@@ -152,8 +159,9 @@ impl Widened {
                 let widened: *mut __m128i = widened.as_mut_ptr().cast();
                 let (pairs, _) = group[half * COLUMNS..].as_chunks::<2>();
                 for (index, pair) in pairs[..VECTORS].iter().enumerate() {
-                    // SAFETY: `pair` is 8 bytes, and `widened` is eight times 16 on a boundary of 16.
-                    // JUSTIFICATION: there is no safe load and store of vectors.
+                    // SAFETY: `pair` has 8 bytes, and `widened` has eight times 16 bytes, aligned
+                    // to 16.
+                    // JUSTIFICATION: all vector loads and stores are unsafe.
                     unsafe {
                         let weights = _mm_loadl_epi64(pair.as_ptr().cast::<__m128i>());
                         _mm_store_si128(widened.add(index), _mm_cvtepi8_epi16(weights));
@@ -164,10 +172,10 @@ impl Widened {
     }
 }
 
-/// Computes products of bytes; the rows are in 16 bits.
+/// Computes products of bytes. The rows have 16 bits per value.
 ///
 /// # Panics
-/// When the product does not fit its slices, or `integers` not the product.
+/// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "sse4.2")]
 pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
     let (rows, groups) = (product.rows, product.strip.len());
@@ -183,18 +191,20 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
         widened.fill(&product.strip[piece.groups.clone()]);
         for rows in row_blocks(rows, ROWS) {
             ahead.look();
-            // SAFETY: both were just asserted for all rows; `widened` has the weights of the piece.
+            // SAFETY: both conditions were asserted above for all rows. `widened` has the weights
+            // of the piece.
             // JUSTIFICATION: as in `int8_rows`.
             unsafe { int8_rows(product, integers, &piece, &widened, rows) };
         }
     }
 }
 
-/// Multiplies rows with the weights of `piece`, and adds the values to the results.
+/// Multiplies rows with the weights of `piece`, and adds the dequantized sums to the results.
 ///
 /// # Safety
-/// `product.fits(rows.end, twice the groups of the strip)` and `integers.fit(rows.end, groups of the
-/// strip)`; there are 1 to 6 rows; `widened` has the weights of the piece.
+/// `product.fits(rows.end, twice the groups of the strip)` and
+/// `integers.fit(rows.end, groups of the strip)` are true. There are 1 to 6 rows. `widened` has the
+/// weights of the piece.
 #[target_feature(enable = "sse4.2")]
 unsafe fn int8_rows(
     product: &mut Product<'_>,
@@ -207,9 +217,10 @@ unsafe fn int8_rows(
     let groups = piece.groups.len();
     let mut panel = Panel::<{ INT8_GROUPS + 1 }>::new();
     let at_once = blocks::VECTORS[rows.len()];
-    // SAFETY: `fits` puts the groups of each row, two elements each, within the operand and 32 results of
-    // it within `out`. The panel has an even number of groups then, and so has `widened`.
-    // JUSTIFICATION: there is no safe load and store of vectors.
+    // SAFETY: `fits` puts the lane groups of each row, two elements each, within the operand and 32
+    // results of it within `out`. Both the copied panel and `widened` are padded to an even number
+    // of lane groups.
+    // JUSTIFICATION: all vector loads and stores are unsafe.
     unsafe {
         let integers_of_rows =
             product.operand.as_ptr().add(rows.start * stride + 2 * piece.groups.start);
@@ -237,8 +248,9 @@ unsafe fn int8_rows(
     }
 }
 
-/// Makes values of the sums of a row and a piece and adds them to the results, as [`Integers`] says. Two
-/// sums belong to each column: of the first and of the last two inputs of all groups.
+/// Converts the sums of a row and a piece to f32 and adds them to the results. [`Integers`] has the
+/// formula. Each column has two sums: one of the first two and one of the last two inputs of all
+/// lane groups.
 ///
 /// # Safety
 /// `out` has 16 results.
@@ -257,8 +269,8 @@ unsafe fn values(
     let zero = _mm_set1_ps(if piece.is_last { of_row.zero } else { 0.0 });
     let scale = _mm_set1_ps(of_row.scale);
     for (index, sums) in sums.as_chunks::<2>().0.iter().enumerate() {
-        // SAFETY: both slices have 16 values; the caller gives as many results.
-        // JUSTIFICATION: there is no safe load and store of vectors.
+        // SAFETY: both slices have 16 values. The caller provides as many results.
+        // JUSTIFICATION: all vector loads and stores are unsafe.
         unsafe {
             let load = |values: &[f32]| _mm_loadu_ps(values.as_ptr().add(index * 4));
             let sum = _mm_cvtepi32_ps(_mm_hadd_epi32(sums[0], sums[1]));

@@ -1,33 +1,37 @@
-//! Checks the charsmap of SentencePiece: the double array that maps bytes of a text to what they are normalised to.
+//! Checks the charsmap of SentencePiece: a double array that maps byte sequences of a text to their
+//! normalized form.
 //!
-//! The library that runs it (`spm_precompiled`) allocates by a length in the data and indexes by its offsets without
-//! checks of its own. The data is `[u32: bytes of the array][array of u32][texts, each ended by a zero]`, little-endian.
-//! A unit of the array has its label in the low eight bits (bit 31 marks a value), bit 8 says that a value follows,
-//! and the rest is the offset to its children:
+//! The library that applies the charsmap (`spm_precompiled`) allocates by a length in the data and
+//! indexes by its offsets without checks of its own. The format is `[u32: bytes of the array][array
+//! of u32][texts, each ended by a zero]`, little-endian. Each unit of the array has its label in
+//! the low eight bits. Bit 8 states that a value follows. Bits 10 and above are the offset to the
+//! children; bit 9 multiplies it by 256. Bit 31 marks a unit that is a value:
 //! <https://github.com/google/sentencepiece/blob/v0.2.0/third_party/darts_clone/darts.h>.
 //!
-//! Invariants of a charsmap that passed:
+//! Invariants of a charsmap that passed the check:
 //! 1. No search leaves the array, whatever the text.
-//! 2. Each value is the start of a text in the block, at a boundary of characters.
-//! 3. What is normalised has at most [`MOST_EXPANSION`] times as many characters as the text has bytes, but for
-//!    [`MOST_LONG`] keys.
+//! 2. Each value points into the block of texts, at a character boundary before its end.
+//! 3. A normalized text has at most [`MOST_EXPANSION`] times as many characters as the text has
+//!    bytes, except for [`MOST_LONG`] keys.
 
-/// Bytes of a charsmap. Those of SentencePiece have a quarter of this.
+/// Maximum size of a charsmap in bytes. Those of SentencePiece have a quarter of this.
 const MOST_BYTES: usize = 1 << 20;
-/// A node's children lie in one block of units.
+/// Number of units in a block; the children of a node lie in one block.
 const BLOCK: usize = 256;
-/// Characters that a key may become for each of its bytes. NFKC needs two, but for the keys of [`MOST_LONG`].
+/// Maximum number of characters that replace each byte of a key. NFKC needs two, except for the
+/// keys that [`MOST_LONG`] counts.
 const MOST_EXPANSION: usize = 2;
-/// Keys that may become more: two Arabic ligatures do, U+FDFA 18 characters and U+FDFB 8.
+/// Maximum number of keys with a longer replacement. NFKC has two, both Arabic ligatures: U+FDFA
+/// becomes 18 characters and U+FDFB 8.
 const MOST_LONG: usize = 8;
-/// Characters that one of them may become.
+/// Maximum number of characters of a longer replacement.
 const MOST_LONG_CHARACTERS: usize = 18;
-/// The library looks up at most five bytes at once.
+/// Maximum number of bytes that the library looks up at once.
 const LONGEST_KEY: usize = 5;
 
 const LEAF: u32 = 1 << 31;
 
-/// The offset from a unit to its children.
+/// Returns the offset from a unit to its children.
 const fn offset(unit: u32) -> usize {
     ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize
 }
@@ -36,10 +40,10 @@ const fn has_value(unit: u32) -> bool {
     unit & (1 << 8) != 0
 }
 
-/// Checks the charsmap in `bytes`. Takes time and memory in proportion to them.
+/// Checks the charsmap in `bytes`. Takes time and memory in proportion to their number.
 ///
 /// # Errors
-/// What is wrong, to stand behind "the charsmap".
+/// Returns a description of the problem that completes a sentence with the subject "the charsmap".
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     if bytes.len() > MOST_BYTES {
         return Err(format!("has {} bytes, more than {MOST_BYTES}", bytes.len()));
@@ -63,9 +67,10 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     check_expansion(&units, texts)
 }
 
-/// Checks that no unit has children or a value outside the array, reached or not.
+/// Checks that no unit has children or a value outside the array. This includes units that no
+/// search reaches.
 fn check_places(units: &[u32], texts: &str) -> Result<(), String> {
-    // A search takes the children of the root, whatever it is.
+    // A search follows the children of the root without checking its kind.
     if units[0] & LEAF != 0 {
         return Err("has a value for its root".to_owned());
     }
@@ -83,17 +88,20 @@ fn check_places(units: &[u32], texts: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The text at the place that `value` tells.
+/// Returns the text at the position in `value`, or `None` if the position is invalid.
 fn text_at(texts: &str, value: u32) -> Option<&str> {
     let text = texts.get((value & !LEAF) as usize..).filter(|text| !text.is_empty())?;
-    // No further than is of interest, or many values in one long text would take its square.
+    // Limit the search for the final zero. Otherwise, many values that point into one long text
+    // would take quadratic time.
     let end = text.floor_char_boundary(4 * (MOST_LONG_CHARACTERS + 1));
     let text = &text[..end];
     Some(text.split_once('\0').map_or(text, |(text, _)| text))
 }
 
-/// Checks how long the text of each key is. Goes through the keys by their length, each unit once: what is reached by
-/// several keys is checked for the shortest.
+/// Checks the length of the replacement of each key.
+///
+/// The search proceeds by the length of the keys and visits each unit once. So a unit that several
+/// keys reach is checked with the shortest key, which has the strictest limit.
 fn check_expansion(units: &[u32], texts: &str) -> Result<(), String> {
     let mut seen = vec![false; units.len()];
     let mut long = 0;
@@ -102,6 +110,8 @@ fn check_expansion(units: &[u32], texts: &str) -> Result<(), String> {
         let mut next = Vec::new();
         for children in nodes {
             for label in 1..BLOCK {
+                // In bounds: `check_places` has verified that the block of children lies in the
+                // array.
                 let at = children ^ label;
                 let unit = units[at];
                 if (unit & (LEAF | 0xff)) as usize != label || seen[at] {
@@ -116,6 +126,8 @@ fn check_expansion(units: &[u32], texts: &str) -> Result<(), String> {
                 let characters =
                     text_at(texts, units[below]).map_or(0, |text| text.chars().count());
                 long += usize::from(characters > MOST_EXPANSION * length);
+                // Only keys of at least three bytes, such as the two ligatures, may have a longer
+                // replacement.
                 if characters > MOST_LONG_CHARACTERS
                     || long > MOST_LONG
                     || (length < 3 && characters > MOST_EXPANSION * length)
@@ -133,9 +145,10 @@ fn check_expansion(units: &[u32], texts: &str) -> Result<(), String> {
 pub(in crate::engine) mod tests {
     use super::*;
 
-    /// A charsmap of keys of one byte each, every key with its text.
+    /// Builds a charsmap of keys of one byte each, every key with its replacement text.
     pub(in crate::engine) fn charsmap(entries: &[(u8, &str)]) -> Vec<u8> {
-        // The root's children are in the first block; a value behind unit u is at u ^ 0x200, in the third.
+        // The children of the root are in the first block. The value of unit `u` is at `u ^ 0x200`,
+        // in the third block.
         let mut units = vec![0_u32; 4 * BLOCK];
         let mut texts = Vec::new();
         for &(key, text) in entries {
@@ -163,7 +176,7 @@ pub(in crate::engine) mod tests {
 
     #[test]
     fn lengths_that_the_data_does_not_have_are_refused() {
-        // The library would reserve eight gigabytes for this one.
+        // The library would reserve eight gigabytes for this charsmap.
         assert_eq!(refusal(b"\xff\xff\xff\xff"), "says 4294967295 bytes for its array, and has 0");
         assert_eq!(refusal(b"\x04\0"), "has 2 bytes, too few for its length");
         assert!(refusal(&[0; 4]).contains("array of 0 units"));
@@ -175,7 +188,7 @@ pub(in crate::engine) mod tests {
         assert_eq!(refusal(&bytes), "has texts that are not UTF-8");
     }
 
-    /// A charsmap with one unit changed.
+    /// Builds a charsmap with one unit changed.
     fn changed(at: usize, unit: u32) -> Vec<u8> {
         let mut bytes = charsmap(&[(b'a', "é"), (b'b', "c")]);
         bytes[4 + 4 * at..][..4].copy_from_slice(&unit.to_le_bytes());
@@ -187,7 +200,8 @@ pub(in crate::engine) mod tests {
         let a = usize::from(b'a');
         assert!(refusal(&changed(a, u32::from(b'a') | 0x400 << 10)).contains("of 1024"));
         assert!(refusal(&changed(0, 0x001f_ffff << 10)).starts_with("points at unit"));
-        // Behind the last byte, in the middle of a character, far away.
+        // The positions are behind the last byte (twice), in the middle of a character, and far
+        // behind the end.
         for place in [5, 6, 1, u32::MAX >> 1] {
             let bytes = changed(a ^ 0x200, LEAF | place);
             assert!(refusal(&bytes).starts_with("points at byte"), "{place}");
@@ -207,7 +221,7 @@ pub(in crate::engine) mod tests {
 
     #[test]
     fn a_double_array_that_turns_in_circles_ends() {
-        // Each unit of the first block is a child of the root and has the same children.
+        // Each unit of the first block is a child of the root, and they all have the same children.
         let mut bytes = charsmap(&[(b'a', "b")]);
         for label in 1..BLOCK {
             let unit = u32::try_from(label | label << 10).unwrap();

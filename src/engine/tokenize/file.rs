@@ -1,10 +1,11 @@
-//! Reads `tokenizer.json` into the library's tokenizer, part by part.
+//! Reads `tokenizer.json` part by part into the library's tokenizer.
 //!
-//! The library's own reader is not used: it takes whatever the library has, parses the words twice, and panics on some
-//! files. Here each part is read into a type of its own that has what the models of the supported architectures have
-//! ([`super::parts`], [`super::model`]); nothing else can be made of a file.
+//! The library's own reader is unsuitable: it accepts every component of the library, parses the
+//! words twice, and panics on some files. Here each part is read into its own type, which covers
+//! only the components of the supported architectures ([`super::parts`], [`super::model`]). A file
+//! cannot create any other component.
 //!
-//! What the file says of truncation and padding is passed over.
+//! The truncation and padding settings of the file are ignored.
 
 use std::fmt;
 
@@ -20,21 +21,23 @@ use super::{mismatch, model, unreadable};
 
 /// The only version of the format.
 const VERSION: &str = "1.0";
-/// Tokens that are found in a text before it is cut into words. Gemma has 6,414.
+/// Maximum number of added tokens, which are found in a text before it is split into words. Gemma
+/// has 6,414.
 const MOST_ADDED: usize = 16_384;
-/// Bytes of one of them. ModernBERT has one of 24 spaces, Gemma one of 31 characters in 93 bytes.
+/// Maximum length of one added token in bytes. ModernBERT has one of 24 spaces, Gemma one of 31
+/// characters in 93 bytes.
 const MOST_ADDED_BYTES: usize = 128;
-/// Bytes of all of them.
+/// Maximum total length of all added tokens in bytes.
 const MOST_ALL_ADDED_BYTES: usize = 256 << 10;
 
-/// What a file says.
+/// Contents of a tokenizer file.
 pub(super) struct TokenizerFile {
     pub(super) library: tokenizers::Tokenizer,
-    /// The special tokens around a text.
+    /// Special tokens around a text.
     pub(super) around: Around,
-    /// Every id is below.
+    /// Number of ids; every id is smaller.
     pub(super) ids: usize,
-    /// Bytes of the longest added token.
+    /// Length of the longest added token in bytes.
     pub(super) longest_added: usize,
 }
 
@@ -62,10 +65,11 @@ struct Written<'a> {
 
 /// Reads the tokenizer in `bytes` for a table of `rows` word embeddings.
 ///
-/// Takes memory in proportion to `rows` and the bytes of the words that are kept.
+/// The memory is proportional to `rows` and to the bytes of the words that are kept.
 ///
 /// # Errors
-/// When the bytes are no tokenizer, have more tokens than `rows`, or ask for a part that is not run: by its name.
+/// Returns an error if the bytes are malformed, have more tokens than `rows`, or require an
+/// unsupported component. The message names the component.
 pub(super) fn read(bytes: &[u8], rows: usize) -> Result<TokenizerFile, EngineError> {
     let written: Written<'_> = serde_json::from_slice(bytes).map_err(unreadable)?;
     if let Some(version) = written.version.filter(|version| version != VERSION) {
@@ -90,18 +94,19 @@ pub(super) fn read(bytes: &[u8], rows: usize) -> Result<TokenizerFile, EngineErr
     Ok(TokenizerFile { library, around, ids, longest_added })
 }
 
-/// Tokens that are found in a text before it is cut into words.
+/// Tokens that are found in a text before it is split into words.
 #[derive(Default)]
 pub(super) struct Added(pub(super) Vec<AddedToken>);
 
 impl Added {
-    /// Returns the bytes of all of them.
+    /// Returns the total length of the added tokens in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.0.iter().map(|token| token.content.len() as u64).sum()
     }
 }
 
-/// One of them as written. The library gives its own ids; they are the file's where the tokens are in order.
+/// An added token as written in the file. The library ignores the written id and assigns its own,
+/// which equals the written one if the tokens are in order.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenAdded {

@@ -1,4 +1,5 @@
-//! Tests: which tokenizers are read, what others are told, and what the slowest of those that are read take for a text.
+//! Tests: accepted and refused tokenizers, their error messages, and the time of the slowest
+//! accepted tokenizers for a text.
 
 mod refusals;
 
@@ -17,11 +18,11 @@ use crate::engine::tests::chain;
 const BERT: &str = include_str!("../../../tests/golden/tiny-bert-mean/tokenizer.json");
 const ROBERTA: &str = include_str!("../../../tests/golden/tiny-roberta/tokenizer.json");
 const XLM_ROBERTA: &str = include_str!("../../../tests/golden/tiny-xlm-roberta/tokenizer.json");
-/// What a text of [`TEXT`] bytes may take.
+/// Maximum time for a text of [`TEXT`] bytes.
 const MOST: Duration = Duration::from_millis(50);
-/// How often a text is tokenized that takes more than [`MOST`] each time.
+/// Maximum number of attempts, reached if every attempt takes longer than [`MOST`].
 const ATTEMPTS: usize = 100;
-/// How often one is tokenized that takes more than a quarter of [`MOST`].
+/// Minimum number of attempts for a text that takes longer than a quarter of [`MOST`].
 const LEAST_ATTEMPTS: usize = 3;
 const TEXT: usize = 2048;
 
@@ -45,7 +46,7 @@ fn read(json: &Value) -> Result<Tokenizer, EngineError> {
     Tokenizer::from_bytes(json.to_string().as_bytes(), 512)
 }
 
-/// A BPE model over bytes that merges each letter with itself, up to the longest word.
+/// Builds a byte-level BPE model that merges each letter with itself, up to the longest word.
 fn byte_level(pre_tokenizer: &Value, normalizer: Value) -> Value {
     let mut json =
         with(ROBERTA, &[("/pre_tokenizer", pre_tokenizer.clone()), ("/normalizer", normalizer)]);
@@ -80,7 +81,7 @@ fn split(regex: &str) -> Value {
     ]})
 }
 
-/// Words that are all beginnings of each other, for each of `letters`.
+/// Returns words that are all prefixes of each other, for each of `letters`.
 fn nested(letters: &[&str], most_bytes: usize) -> Vec<String> {
     letters
         .iter()
@@ -88,13 +89,14 @@ fn nested(letters: &[&str], most_bytes: usize) -> Vec<String> {
         .collect()
 }
 
-/// A Unigram model of the worst vocabulary: each place of a text is the beginning of as many words as can be.
+/// Builds a Unigram model with the worst vocabulary: at each position of a text, as many words as
+/// possible begin.
 fn unigram(normalizer: Value, pre_tokenizer: Value) -> Value {
     let mut words = vec![json!(["<unk>", 0.0])];
     let letters =
         ["a", "▁", "!", "1", "é", "中", "ص", "ل", "ア", "\u{301}", "🚀", "b", "A", "\n", "ﷺ"];
     words.extend(nested(&letters, 64).into_iter().map(|word| json!([word, -(word.len() as f64)])));
-    // The beginnings of what U+FDFA is in NFKC, written over and over.
+    // Substrings of the NFKC form of U+FDFA, repeated.
     let ligature = "صلى▁الله▁عليه▁وسلم".repeat(3);
     let starts = ligature.char_indices().map(|(at, _)| at).take(18);
     let mut seen = std::collections::BTreeSet::new();
@@ -109,7 +111,7 @@ fn unigram(normalizer: Value, pre_tokenizer: Value) -> Value {
             }
         }
     }
-    // Short words, as a language has them: or the mean would be refused.
+    // Add short words, as a natural language has them; otherwise the mean length would be refused.
     words.extend((0..4000).map(|number| json!([format!("q{number}"), -9.0])));
     json!({
         "version": "1.0", "truncation": null, "padding": null,
@@ -127,14 +129,14 @@ fn metaspace(split: bool) -> Value {
     json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": split})
 }
 
-/// The charsmap that multiplies most: two characters for each byte.
+/// Builds the charsmap with the largest expansion: two characters for each byte.
 fn doubling() -> Value {
     let entries: Vec<(u8, &str)> =
         (1..=127_u8).map(|byte| (byte, if byte == b' ' { "  " } else { "aa" })).collect();
     json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(charsmap(&entries))})
 }
 
-/// The steps that model2vec puts behind a normalizer.
+/// Builds a sequence of the normalizer `first` and the steps that model2vec adds.
 fn model2vec(first: Value) -> Value {
     let mut steps = vec![first];
     for mark in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~".chars() {
@@ -147,7 +149,7 @@ fn model2vec(first: Value) -> Value {
     json!({"type": "Sequence", "normalizers": steps})
 }
 
-/// Gemma's: a BPE model of characters, where the rest is written in bytes.
+/// Builds a tokenizer like Gemma's: a BPE model of characters that falls back to bytes.
 fn gemma() -> Value {
     let mut vocabulary = Map::new();
     for (id, word) in ["<pad>", "<eos>", "<bos>", "<unk>"].iter().enumerate() {
@@ -182,7 +184,8 @@ fn gemma() -> Value {
     })
 }
 
-/// A WordPiece model that goes through each word in steps of one character, and fails at its end.
+/// Builds a WordPiece model that processes each word in steps of one character and fails at its
+/// end.
 fn word_piece(characters: usize, lowercase: bool) -> Value {
     let mut vocabulary = Map::new();
     vocabulary.insert("[UNK]".to_owned(), 0.into());
@@ -205,7 +208,7 @@ fn word_piece(characters: usize, lowercase: bool) -> Value {
     )
 }
 
-/// Tokenizers of each family: the slowest that are read.
+/// Returns the tokenizers of each family, including the slowest accepted ones.
 fn families() -> Vec<(&'static str, Value)> {
     let nfkc = json!({"type": "Sequence", "normalizers": [
         {"type": "NFKC"}, {"type": "Replace", "pattern": {"String": "\t"}, "content": " "}]});
@@ -234,7 +237,7 @@ fn families() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// Texts of [`TEXT`] bytes that cost more than words do.
+/// Returns texts of [`TEXT`] bytes that are more expensive than natural text.
 fn texts() -> Vec<String> {
     let units = [
         "a",
@@ -316,7 +319,7 @@ fn texts() -> Vec<String> {
     ] {
         texts.push(format!("{}{end}", unit.repeat((TEXT - end.len()) / unit.len())));
     }
-    // Words of every length up to what WordPiece looks at.
+    // Words of every length around the limits of WordPiece.
     for length in [99, 100, 199, 200, 201] {
         texts.push(format!("{}z ", "a".repeat(length - 1)).repeat(TEXT / (length + 1)));
         texts.push(format!("{} ", "a".repeat(length)).repeat(TEXT / (length + 1)));
@@ -334,7 +337,7 @@ fn texts() -> Vec<String> {
     texts
 }
 
-/// Returns the processor time of this thread so far: other threads compute beside it.
+/// Returns the processor time of this thread so far. It excludes the time of other threads.
 fn processor_time() -> Duration {
     ClockId::CLOCK_THREAD_CPUTIME_ID.now().unwrap().into()
 }
@@ -347,7 +350,7 @@ fn no_text_of_2_kib_takes_50_milliseconds() {
         let mut worst = (Duration::ZERO, String::new());
         for text in texts() {
             assert!(text.len() <= TEXT);
-            // Other threads share the caches and the core: the best attempt counts.
+            // Other threads compete for the caches and the core, so the best attempt counts.
             let mut best = Duration::MAX;
             for attempt in 1..=ATTEMPTS {
                 let started = processor_time();
@@ -366,7 +369,7 @@ fn no_text_of_2_kib_takes_50_milliseconds() {
         slow.push(format!("{name}: {:?} for {shown:?}", worst.0));
         assert!(worst.0 < MOST, "{slow:#?}");
     }
-    // The figures, for whoever wants to see them.
+    // Set `CAXTON_MEASURE` to see the measured times in a failure.
     assert!(std::env::var_os("CAXTON_MEASURE").is_none(), "{slow:#?}");
 }
 

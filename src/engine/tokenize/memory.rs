@@ -1,7 +1,7 @@
 //! Estimates the memory of a tokenizer from its `tokenizer.json`, before the tokenizer is read.
 //!
-//! Owns the sizes of the library's structures. The count keeps neither words nor prefixes. It accepts any file: the
-//! reader refuses a wrong one.
+//! This module knows the sizes of the library's structures. The count keeps neither words nor
+//! prefixes in memory. It accepts any file, because the reader rejects an invalid one later.
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
@@ -13,51 +13,55 @@ use serde_json::value::RawValue;
 use super::file::Added;
 use super::model::{FEW, MOST_NODES};
 
-/// Bytes of an entry in the library's table from words to ids, and as many in the one from ids to words.
+/// Bytes of an entry in the library's table from words to ids. An entry in the table from ids to
+/// words has the same size.
 const TABLE_ENTRY: u64 = 33;
 /// Bytes of an entry in the library's table of merges.
 const MERGE_ENTRY: u64 = 17;
-/// Bytes of a merge that the allocator keeps after the list of merges is gone; measured 48 to 72.
+/// Bytes for each merge that the allocator retains after the list of merges is freed; measured 48
+/// to 72.
 const MERGE_KEPT: u64 = 72;
-/// Bytes of a merge beside them while the list of merges is there.
+/// Additional bytes for each merge while the list of merges exists.
 const MERGE_READ: u64 = 50;
 /// Bytes of a word and its score in the library's list.
 const SCORED: u64 = 32;
 /// Bytes of an inner node of the library's trie with at most three children.
 const NODE: u64 = 352;
-/// Bytes that each word may add to the node above it; measured 45 to 152.
+/// Bytes that each word may add to its parent node; measured 45 to 152.
 const LEAF: u64 = 160;
-/// Bytes of an added token, and for each byte of its text, as long as the tokenizer is there.
+/// Bytes for each added token, and for each byte of its text, during the lifetime of the tokenizer.
 const ADDED: (u64, u64) = (260, 14);
-/// The same beside them while the search for added tokens is made.
+/// Additional bytes for each added token, and for each byte of its text, while the search structure
+/// for added tokens is built.
 const ADDED_READ: (u64, u64) = (60, 66);
 
-/// Bytes that a tokenizer takes.
+/// Memory of a tokenizer in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) struct Memory {
-    /// As long as it is there.
+    /// Memory for the lifetime of the tokenizer.
     pub(in crate::engine) kept: u64,
-    /// Beside them while its file is read.
+    /// Additional memory while the file is read.
     pub(in crate::engine) reading: u64,
 }
 
 impl Memory {
-    /// Returns an upper bound for a tokenizer of `rows` words, whose words share few prefixes.
+    /// Returns an upper bound for a tokenizer of `rows` words: the estimate for words that share as
+    /// few prefixes as the reader allows.
     pub(in crate::engine) fn most(rows: usize) -> Self {
         const WORD: u64 = 400 + LEAF + NODE * MOST_NODES as u64;
         let (rows, few) = (rows as u64, (FEW as u64).saturating_mul(NODE));
         Self { kept: rows.saturating_mul(WORD).saturating_add(few), reading: few }
     }
 
-    /// Returns the memory of the tokenizer in `bytes` for a table of `rows` word embeddings; `None` when the file has no
-    /// readable vocabulary.
+    /// Returns the memory of the tokenizer in `bytes` for a table of `rows` word embeddings, or
+    /// `None` if the file has no readable vocabulary.
     pub(in crate::engine) fn of(bytes: &[u8], rows: usize) -> Option<Self> {
         let Written { added_tokens, model } = serde_json::from_slice(bytes).ok()?;
         let model: Model<'_> = serde_json::from_str(model.get()).ok()?;
         let mut words = Words { rows, ..Words::default() };
         let is_list = model.vocab.get().starts_with('[');
         if is_list {
-            // No file has more beginnings than bytes.
+            // The number of prefixes cannot exceed the number of bytes in the file.
             words.nodes = Some(Nodes::new(rows.saturating_mul(MOST_NODES).min(bytes.len())));
         }
         let mut reader = serde_json::Deserializer::from_str(model.vocab.get());
@@ -74,7 +78,7 @@ impl Memory {
             None => words.in_dictionary(merges.0),
             Some(nodes) => words.in_trie(nodes.count()),
         };
-        // Both are bounded by the reader of added tokens.
+        // The reader of added tokens bounds both numbers.
         let (tokens, bytes) = (added_tokens.0.len() as u64, added_tokens.bytes());
         memory.kept = memory.kept.saturating_add(ADDED.0 * tokens + ADDED.1 * bytes);
         memory.reading =
@@ -83,7 +87,7 @@ impl Memory {
     }
 }
 
-/// The parts of a file that take memory.
+/// Parts of a file that determine the memory.
 #[derive(Deserialize)]
 struct Written<'a> {
     #[serde(default)]
@@ -100,14 +104,15 @@ struct Model<'a> {
     merges: Option<&'a RawValue>,
 }
 
-/// The words that are kept: the reader keeps none when there are more than `rows`.
+/// Running totals over the kept words. Words beyond `rows` do not count, because the reader keeps
+/// no words if there are more than `rows`.
 #[derive(Default)]
 struct Words {
     rows: usize,
     count: u64,
-    /// Bytes that the allocator gives for them.
+    /// Bytes that the allocator reserves for the words.
     allocated: u64,
-    /// Of a list of words with their scores.
+    /// Prefixes of the words, counted only for a list of words with scores.
     nodes: Option<Nodes>,
 }
 
@@ -115,7 +120,8 @@ impl Words {
     fn add(&mut self, word: &[u8]) {
         if self.count < self.rows as u64 {
             self.count += 1;
-            // Eight bytes of glibc's own, in steps of 16; none is shorter than 32.
+            // glibc adds 8 bytes to each allocation, rounds it up to a multiple of 16, and
+            // allocates at least 32.
             self.allocated += ((word.len() as u64 + 8).next_multiple_of(16)).max(32);
             if let Some(nodes) = &mut self.nodes {
                 nodes.add(word);
@@ -123,7 +129,7 @@ impl Words {
         }
     }
 
-    /// Returns what two tables and the `merges` take.
+    /// Returns the memory of the two word tables and of `merges` merges.
     fn in_dictionary(&self, merges: u64) -> Memory {
         let tables = buckets(self.count).saturating_mul(2 * TABLE_ENTRY);
         let words = self.allocated.saturating_mul(2);
@@ -135,7 +141,7 @@ impl Words {
         }
     }
 
-    /// Returns what a list, a table and a trie with `nodes` inner nodes take.
+    /// Returns the memory of a list, a table and a trie with `nodes` inner nodes.
     fn in_trie(&self, nodes: u64) -> Memory {
         let lists = self.count.saturating_mul(SCORED + LEAF);
         let table = buckets(self.count).saturating_mul(TABLE_ENTRY);
@@ -146,7 +152,8 @@ impl Words {
     }
 }
 
-/// Returns the places of a hash table with `entries` entries: a power of two, of which an eighth stays free.
+/// Returns the number of buckets of a hash table with `entries` entries: a power of two, of which
+/// one eighth stays free.
 fn buckets(entries: u64) -> u64 {
     match entries {
         0 => 0,
@@ -174,7 +181,7 @@ impl<'de> Visitor<'de> for &mut Words {
     }
 }
 
-/// A word.
+/// Visitor that adds one word.
 struct Word<'a>(&'a mut Words);
 
 impl<'de> DeserializeSeed<'de> for Word<'_> {
@@ -198,7 +205,7 @@ impl Visitor<'_> for Word<'_> {
     }
 }
 
-/// A word with its score.
+/// Visitor that adds the word of a pair of word and score.
 struct Scored<'a>(&'a mut Words);
 
 impl<'de> DeserializeSeed<'de> for Scored<'_> {
@@ -223,7 +230,7 @@ impl<'de> Visitor<'de> for Scored<'_> {
     }
 }
 
-/// The number of elements of a list.
+/// Number of elements of a list.
 struct Elements(u64);
 
 impl<'de> Deserialize<'de> for Elements {
@@ -250,9 +257,9 @@ impl<'de> Deserialize<'de> for Elements {
     }
 }
 
-/// Counts the different prefixes of words, within a hundredth. Each hash sets a bit of a table (linear counting, Whang
-/// and others 1990, <https://doi.org/10.1145/78922.78925>). The hash is secret: a package cannot choose prefixes that
-/// collide.
+/// Counter of distinct prefixes of words, with an error of about 1 %. Each hash sets a bit of a
+/// table (linear counting, Whang and others 1990, <https://doi.org/10.1145/78922.78925>). The hash
+/// is keyed with a secret, so a package cannot choose prefixes that collide.
 struct Nodes {
     bits: Vec<u64>,
     start: u64,
@@ -268,7 +275,8 @@ impl Nodes {
     }
 
     fn add(&mut self, word: &[u8]) {
-        // Only the high bits of the product depend on all bytes.
+        // Only the high bits of a product depend on all bits of its factors. So fold the high half
+        // of `hash` into its low half, multiply once more, and use the high half of the result.
         const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
         let mut hash = self.start;
         for &byte in &word[..word.len().saturating_sub(1)] {
@@ -292,7 +300,7 @@ impl Nodes {
         let set: u64 = self.bits.iter().map(|bits| u64::from(bits.count_ones())).sum();
         let all = self.bits.len() as u64 * 64;
         let free = (all - set).max(1);
-        // One percent more, because the result must not be too low.
+        // Add one percent, because the estimate must not be too low.
         (all as f64 * (all as f64 / free as f64).ln() * 1.01) as u64
     }
 }
@@ -319,7 +327,7 @@ mod tests {
         words.zip(0_u32..).map(|(word, id)| (word, Value::from(id))).collect()
     }
 
-    /// Measured with glibc: kept 211 bytes a word.
+    /// Checks the estimate against a measurement with glibc: 211 bytes kept for each word.
     #[test]
     fn words_of_a_dictionary_are_told_by_number_and_length() {
         let short = json!({ "vocab": dictionary((0..30_000).map(|id| format!("{id:x}"))) });
@@ -327,11 +335,12 @@ mod tests {
         assert_eq!(told, Memory { kept: 65_536 * 66 + 30_000 * 64, reading: 0 });
         let long = json!({ "vocab": dictionary((0..30_000).map(|id| format!("{id:0200}"))) });
         assert_eq!(memory(&long, 30_000).kept, 65_536 * 66 + 30_000 * 416);
-        // No more are kept than there are word embeddings.
+        // No more words are kept than there are word embeddings.
         assert_eq!(memory(&long, 0).kept, 0);
     }
 
-    /// Measured with glibc: kept 381 bytes a word of two merges, and 98 more while they were read.
+    /// Checks the estimate against a measurement with glibc: 381 bytes kept for each word with two
+    /// merges, and 98 more during the read.
     #[test]
     fn merges_are_counted() {
         let merges = vec![["a", "b"]; 120_000];
@@ -341,7 +350,8 @@ mod tests {
         assert_eq!(with.reading, 120_000 * MERGE_READ);
     }
 
-    /// Measured with glibc: kept 1,020 bytes a word with a tail of two letters, 2,076 with five.
+    /// Checks the estimate against measurements with glibc: 1,020 bytes kept for each word with a
+    /// tail of two letters, 2,076 with five.
     #[test]
     fn words_of_a_trie_are_told_by_their_beginnings() {
         for (tail, measured) in [(2, 1020), (5, 2076)] {

@@ -1,9 +1,12 @@
-//! Reads the part of `tokenizer.json` that turns a word into tokens: the kind of model, its words and its merges.
+//! Reads the `model` section of `tokenizer.json`: the algorithm that splits a word into tokens, its
+//! words and its merges.
 //!
-//! Owns the bounds of a vocabulary: their number, which is that of the word embeddings; the length of a word, on which
-//! the time of a text depends; the bytes of all, on which memory depends.
+//! This module enforces the limits of a vocabulary. The number of words is bounded by the number of
+//! word embeddings. The length of a word is bounded because the time for a text depends on it. The
+//! total length of all words is bounded because memory depends on it.
 //!
-//! Words beyond the bound are counted and not kept, so that a file of millions takes no memory.
+//! Words beyond the limit are counted but not kept, so that a file with millions of words takes no
+//! memory.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -22,33 +25,36 @@ use super::super::EngineError;
 use super::super::quote::{escaped, quoted};
 use super::{mismatch, unreadable};
 
-/// Bytes of a word. Llama 3 has one of 128 spaces, which byte-level BPE writes in 256 bytes.
+/// Maximum length of a word in bytes. Llama 3 has a word of 128 spaces, which byte-level BPE writes
+/// in 256 bytes.
 const MOST_WORD_BYTES: usize = 512;
-/// Bytes of a word of a Unigram model: the library compares each place of a text with the words of all lengths.
-/// SentencePiece makes words of at most 16 characters.
+/// Maximum length of a word of a Unigram model in bytes. The library compares each position of a
+/// text with the words of all lengths. SentencePiece creates words of at most 16 characters.
 const MOST_UNIGRAM_WORD_BYTES: usize = 64;
-/// Bytes of a word, on average of all words. Languages have 5 to 12.
+/// Maximum mean length of the words in bytes. Words of natural languages have 5 to 12.
 const MOST_MEAN_BYTES: usize = 24;
-/// Inner nodes of the library's trie for each word of a Unigram model, on average. A node takes 340 bytes; words of
-/// languages share their beginnings and have two.
+/// Maximum mean number of inner trie nodes for each word of a Unigram model. A node takes 340
+/// bytes. Words of natural languages share prefixes and have two nodes each.
 pub(super) const MOST_NODES: usize = 6;
-/// Bytes of words and nodes of a trie that are no matter however few words there are.
+/// Allowance on top of the limits per word, so that small vocabularies are not refused: bytes of
+/// words, nodes of a trie, or merges.
 pub(super) const FEW: usize = 16 << 10;
-/// Merges for each word. Gemma has two.
+/// Maximum number of merges for each word. Gemma has two.
 const MOST_MERGES: usize = 4;
-/// Characters of a word that WordPiece looks at; the time is the square.
+/// Maximum number of characters of a word that WordPiece splits; its time grows with the square of
+/// this number.
 const MOST_WORD_PIECE_CHARACTERS: usize = 100;
-/// The only prefix that BERT's vocabularies have for the middle of a word.
+/// The only prefix that BERT's vocabularies use for the continuation of a word.
 const CONTINUING: &str = "##";
 
-/// The model of a tokenizer and the number of ids that it has.
+/// Model of a tokenizer, with its number of ids.
 pub(super) struct Model {
     pub(super) library: ModelWrapper,
-    /// Every id is below.
+    /// Number of ids; every id is smaller.
     pub(super) ids: usize,
 }
 
-/// The section as it is written.
+/// The section as written in the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written<'a> {
@@ -71,15 +77,16 @@ struct Written<'a> {
     ignore_merges: Option<bool>,
 }
 
-/// Reads the `model` of a tokenizer for `rows` word embeddings.
+/// Reads the `model` section of a tokenizer for `rows` word embeddings.
 ///
 /// # Errors
-/// When it is of another kind, or contradicts itself or the bounds.
+/// Returns an error if the model is of another kind, or contradicts itself or the limits.
 pub(super) fn read(section: &RawValue, rows: usize) -> Result<Model, EngineError> {
     let written: Written<'_> = serde_json::from_str(section.get()).map_err(unreadable)?;
     let kind = match written.r#type.as_deref() {
         Some(kind) => kind,
-        // Files of 2020 do not say: the library takes the first that has all its fields.
+        // Files from 2020 have no type. The library then tries the models in this order and takes
+        // the first one whose fields all exist.
         None if written.merges.is_some() => "BPE",
         None if written.max_input_chars_per_word.is_some() => "WordPiece",
         None if written.unk_token.is_some() => "WordLevel",
@@ -142,7 +149,8 @@ impl Written<'_> {
             ("continuing_subword_prefix", &self.continuing_subword_prefix),
             ("end_of_word_suffix", &self.end_of_word_suffix),
         ] {
-            // The library cuts merges at the length of a prefix, whatever character is there.
+            // The library cuts the prefix from the second word of each merge by its length in
+            // bytes, even in the middle of a character.
             if let Some(affix) = affix.as_deref().filter(|affix| !affix.is_empty()) {
                 return Err(mismatch(format!("{name} is {}; Caxton runs none", quoted(affix))));
             }
@@ -186,7 +194,8 @@ impl Written<'_> {
         Ok(Model { library: model.into(), ids: seen })
     }
 
-    /// The word that stands for what has no token; it must be one of the vocabulary.
+    /// Returns the word that replaces parts of a text without tokens, and checks that the
+    /// vocabulary contains it.
     fn unknown(&self, vocabulary: &Vocab) -> Result<String, EngineError> {
         match &self.unk_token {
             Some(unknown) if vocabulary.contains_key(unknown.as_str()) => Ok(unknown.clone()),
@@ -198,7 +207,7 @@ impl Written<'_> {
     }
 }
 
-/// Refuses more ids than there are word embeddings.
+/// Checks that there are no more ids than word embeddings.
 pub(super) fn too_many(ids: usize, rows: usize) -> Result<(), EngineError> {
     if ids <= rows {
         return Ok(());
@@ -222,7 +231,7 @@ fn dictionary(section: &RawValue, rows: usize) -> Result<Dictionary, EngineError
     Ok(words)
 }
 
-/// Bytes of words so far.
+/// Total and maximum length of the words so far, in bytes.
 #[derive(Default)]
 struct Lengths {
     bytes: usize,
@@ -241,7 +250,7 @@ impl Lengths {
         Ok(())
     }
 
-    /// Checks the mean of `words` words.
+    /// Checks the mean length of `words` words.
     fn check<E: serde::de::Error>(&self, words: usize) -> Result<(), E> {
         if self.bytes > words.saturating_mul(MOST_MEAN_BYTES).saturating_add(FEW) {
             return Err(E::custom(format!(
@@ -256,11 +265,11 @@ impl Lengths {
 /// Words with their ids.
 struct Dictionary {
     vocabulary: Vocab,
-    /// Every id is below.
+    /// Number of ids; every id is smaller.
     ids: usize,
-    /// How many words there are; more than are kept when they are too many.
+    /// Number of words in the file. If it exceeds the limit, no words are kept.
     seen: usize,
-    /// Bytes of the longest word.
+    /// Length of the longest word in bytes.
     longest: usize,
 }
 
@@ -313,10 +322,10 @@ impl<'de> Visitor<'de> for DictionarySeed {
     }
 }
 
-/// Words with their scores; the id of a word is its place.
+/// Words with their scores; the id of a word is its index.
 struct List {
     words: Vec<(String, f64)>,
-    /// How many words there are; more than are kept when they are too many.
+    /// Number of words in the file. If it exceeds the limit, no words are kept.
     seen: usize,
 }
 
@@ -369,14 +378,14 @@ impl<'de> Visitor<'de> for ListSeed {
     }
 }
 
-/// The inner nodes of a trie of words: their beginnings, by a hash of each.
+/// Inner nodes of a trie of the words, as a set of prefix hashes.
 #[derive(Default)]
 struct Nodes(HashSet<u64, BuildHasherDefault<Same>>);
 
 impl Nodes {
     fn add(&mut self, word: &[u8]) {
-        // FNV-1a. A file whose beginnings are made to collide has fewer nodes counted than there are; they are bounded
-        // by the bytes of its words.
+        // FNV-1a. A malicious file can make prefixes collide, so that this count is too low. The
+        // true number of nodes is still bounded by the bytes of the words.
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         for &byte in &word[..word.len().saturating_sub(1)] {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
@@ -385,13 +394,14 @@ impl Nodes {
     }
 }
 
-/// The hash of what is a hash.
+/// Hasher for keys that are already hashes.
 #[derive(Default)]
 struct Same(u64);
 
 impl Hasher for Same {
     fn finish(&self) -> u64 {
-        // The high bits choose the group of a table, and FNV-1a mixes the low ones better.
+        // `HashSet` distinguishes the entries of a group by the highest bits, which FNV-1a mixes
+        // worst. So exchange the halves.
         self.0.rotate_left(32)
     }
 
@@ -406,9 +416,9 @@ impl Hasher for Same {
     }
 }
 
-/// Pairs that are merged, in the order of their ranks.
+/// Reader of the pairs of words that are merged, in the order of their ranks.
 struct Merges {
-    /// Bytes of the longest word: a pair that is longer is none.
+    /// Length of the longest word in bytes. A longer pair cannot merge into a word.
     longest: usize,
     most: usize,
 }
@@ -431,12 +441,13 @@ impl<'de> Visitor<'de> for Merges {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
         let mut merges = Vec::new();
         while let Some(Merge(pair)) = list.next_element()? {
-            // The first line of a file that the merges were taken from.
+            // A comment line, which comes from the first line of a merges file.
             let Some((left, right)) = pair else { continue };
             if merges.len() == self.most {
                 return Err(A::Error::custom(format!("there are more than {} merges", self.most)));
             }
-            // The library copies both into memory for the longest word.
+            // The library copies both words into a buffer of the length of the longest word, and
+            // would panic on a longer pair.
             if left.len() + right.len() > self.longest {
                 let (left, right) = (quoted(&left), quoted(&right));
                 return Err(A::Error::custom(format!("a merge is no word: {left} and {right}")));
@@ -447,7 +458,7 @@ impl<'de> Visitor<'de> for Merges {
     }
 }
 
-/// A merge, as two words or as one text with a space between them; none for a comment.
+/// A merge, written as two words or as one text with a space between them; `None` for a comment.
 struct Merge(Option<(String, String)>);
 
 impl<'de> Deserialize<'de> for Merge {

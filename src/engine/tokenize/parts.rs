@@ -1,12 +1,15 @@
-//! The parts of a tokenizer that Caxton runs: normalizers, pre-tokenizers, post-processors and decoders.
+//! Reads the components of a tokenizer that Caxton supports: normalizers, pre-tokenizers,
+//! post-processors and decoders.
 //!
-//! Each is read into an enum that has exactly what the tokenizers of the supported architectures have; regular
-//! expressions and what replaces their matches are compared by value. A part that is not here is refused by name.
+//! Each component is read into an enum that covers exactly the tokenizers of the supported
+//! architectures. Regular expressions and their replacements are compared with lists of known ones.
+//! A component that is not listed here is refused by name.
 //!
-//! Invariants of what passed:
-//! 1. Time for a text is in proportion to its length: each regular expression is known, and each takes a text in one pass.
-//! 2. A normalizer makes at most a few characters of a byte: none that multiplies stands twice, and a charsmap stands
-//!    beside no other that does.
+//! Invariants of the accepted components:
+//! 1. The time for a text is proportional to its length: each regular expression is known, and each
+//!    processes a text in one pass.
+//! 2. A normalizer turns a byte into at most a few characters: a replacement that expands a text
+//!    occurs only once, and at most one of Precompiled, NFKC and NFKD occurs.
 
 mod around;
 mod decoder;
@@ -36,11 +39,12 @@ use super::super::EngineError;
 use super::super::quote::{escaped, quoted};
 use super::{charsmap, mismatch, unreadable};
 
-/// What stands for a space in the words of SentencePiece.
+/// Character that represents a space in the words of SentencePiece.
 const SPACE: &str = "▁";
-/// Normalizers of one tokenizer. model2vec has one for each of 32 punctuation marks, and a few.
+/// Maximum number of normalizers of one tokenizer. model2vec has one for each of 32 punctuation
+/// marks, and a few more.
 const MOST_NORMALIZERS: usize = 48;
-/// The regular expressions that cut a text into words, with the models that have them.
+/// Regular expressions that split a text into words, with the models that use them.
 const WORDS: [&str; 3] = [
     // GPT-2, RoBERTa, ModernBERT.
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -50,14 +54,14 @@ const WORDS: [&str; 3] = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
 
-/// The regular expressions that a normalizer replaces, with what it puts there.
+/// Regular expressions that a normalizer may replace, with their replacements.
 const REPLACED_EXPRESSIONS: [(&str, &str); 4] =
     [(" {2,}", SPACE), (" {2,}", " "), (r"\s+", " "), (r"\s{2,}", " ")];
-/// The texts that a normalizer replaces, with what it puts there.
+/// Texts that a normalizer may replace, with their replacements.
 const REPLACED_TEXTS: [(&str, &str); 5] =
     [(" ", SPACE), ("\t", " "), ("\n", " "), ("\r", " "), (SPACE, " ")];
 
-/// What is searched for: a text or a regular expression.
+/// Search pattern: a text or a regular expression.
 #[derive(Debug, Deserialize)]
 enum Pattern {
     String(String),
@@ -121,7 +125,7 @@ enum Scheme {
     Always,
 }
 
-/// A pre-tokenizer and a decoder that are written alike.
+/// Fields of the pre-tokenizer and of the decoder, which have the same format.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenByteLevel {
@@ -136,7 +140,7 @@ impl WrittenByteLevel {
     }
 }
 
-/// A pre-tokenizer and a decoder that are written alike.
+/// Fields of the pre-tokenizer and of the decoder, which have the same format.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenMetaspace {
@@ -187,7 +191,7 @@ enum PreTokenizer {
     },
 }
 
-/// Reads a part of the kind that messages call `kind`.
+/// Reads a component; error messages call its kind `kind`.
 fn known<T: DeserializeOwned>(kind: &str, section: &RawValue) -> Result<T, EngineError> {
     #[derive(Deserialize)]
     struct Tag {
@@ -206,10 +210,10 @@ fn refused(what: &str) -> EngineError {
     ))
 }
 
-/// Reads a normalizer; none where it has no steps.
+/// Reads a normalizer; returns `None` if it has no steps.
 ///
 /// # Errors
-/// When it is not one of those here: by name.
+/// Returns an error that names the normalizer if it is not supported.
 pub(super) fn normalizer(section: &RawValue) -> Result<Option<NormalizerWrapper>, EngineError> {
     let mut steps = Vec::new();
     flatten(known("normalizer", section)?, &mut steps);
@@ -229,7 +233,7 @@ pub(super) fn normalizer(section: &RawValue) -> Result<Option<NormalizerWrapper>
     for step in steps {
         built.extend(build_normalizer(step, &mut replaced)?);
     }
-    // A sequence of one would be the same, and slower.
+    // A sequence of one normalizer would be equivalent but slower.
     match built.len() {
         0 => Ok(None),
         1 => Ok(built.pop()),
@@ -246,7 +250,8 @@ fn flatten(normalizer: Normalizer, steps: &mut Vec<Normalizer>) {
     }
 }
 
-/// Builds one step; `replaced` are the patterns of the steps before.
+/// Builds one step, or returns `None` for a step without effect. `replaced` collects the patterns
+/// of the steps before.
 fn build_normalizer(
     step: Normalizer,
     replaced: &mut Vec<String>,
@@ -263,7 +268,7 @@ fn build_normalizer(
         Normalizer::Lowercase => Lowercase.into(),
         Normalizer::StripAccents => StripAccents.into(),
         Normalizer::Strip { strip_left, strip_right } => Strip::new(strip_left, strip_right).into(),
-        // SentencePiece has no charsmap where nothing is normalised.
+        // SentencePiece writes no charsmap if it does not normalize.
         Normalizer::Precompiled { precompiled_charsmap } => {
             match precompiled_charsmap.as_deref().unwrap_or_default() {
                 "" => return Ok(None),
@@ -302,7 +307,7 @@ fn is_replaced(pattern: &Pattern, content: &str) -> bool {
             REPLACED_EXPRESSIONS.contains(&(expression.as_str(), content))
         }
         Pattern::String(text) => {
-            // model2vec puts spaces around punctuation.
+            // model2vec adds spaces around punctuation.
             let mut characters = text.chars();
             let spaced = characters.next().is_some_and(|mark| mark.is_ascii_punctuation())
                 && characters.next().is_none()
@@ -320,10 +325,10 @@ fn build_charsmap(written: &str) -> Result<Precompiled, EngineError> {
     Precompiled::from(&bytes).map_err(|error| unreadable(error.to_string()))
 }
 
-/// Reads a pre-tokenizer; none where it has no steps.
+/// Reads a pre-tokenizer; returns `None` if it has no steps.
 ///
 /// # Errors
-/// When it is not one of those here: by name.
+/// Returns an error that names the pre-tokenizer if it is not supported.
 pub(super) fn pre_tokenizer(
     section: &RawValue,
 ) -> Result<Option<PreTokenizerWrapper>, EngineError> {
@@ -331,7 +336,8 @@ pub(super) fn pre_tokenizer(
         PreTokenizer::Sequence { pretokenizers } => {
             use PreTokenizer::{ByteLevel, Metaspace, Split, WhitespaceSplit};
             match pretokenizers.as_slice() {
-                // Each byte is written as a character once: a second time would double a text.
+                // ByteLevel writes each byte as a character. So at most one is allowed: a second
+                // one would double the length of a text.
                 [] | [_] | [Split { .. }, ByteLevel(_)] | [WhitespaceSplit, Metaspace(_)] => {}
                 _ => {
                     let count = pretokenizers.len();

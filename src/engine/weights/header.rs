@@ -1,6 +1,7 @@
-//! Reads the header of a safetensors file, which is JSON in front of the values.
+//! Reads the header of a safetensors file: the JSON before the values.
 //!
-//! Owns its bound: the library takes a hundred megabytes of it, and parsing takes several times its length.
+//! This module bounds the size of the header: the library accepts a hundred megabytes, and parsing
+//! takes several times the length of the JSON.
 
 use std::borrow::Borrow;
 
@@ -11,41 +12,47 @@ use super::super::EngineError;
 use super::super::layout::Expected;
 use super::super::quote::escaped;
 
-/// Bytes of the JSON at the start of a safetensors file that any model may have.
+/// Bytes of the header that are allowed for every model.
 const HEADER_BYTES: usize = 64 << 10;
-/// Bytes of that JSON for each tensor that is expected: those of integers have four more beside them.
+/// Additional bytes of the header for each expected tensor. A tensor of integers has up to four
+/// companions, which this bound covers.
 const HEADER_BYTES_OF_TENSOR: usize = 1 << 10;
-/// Memory for each byte of that JSON while it is parsed. Measured with glibc, of a header of the shortest tensors.
+/// Memory for each byte of the header during parsing. Measured with glibc for a header with the
+/// shortest possible entries.
 const HEADER_MEMORY: u64 = 16;
 
-/// Memory that parsing the largest header of a file with `tensors` tensors takes.
+/// Returns the memory for parsing the largest allowed header of a file with `tensors` tensors.
 pub(in crate::engine) fn header_memory(tensors: u128) -> u64 {
     let bytes = tensors.saturating_mul(HEADER_BYTES_OF_TENSOR as u128);
     let bytes = bytes.saturating_add(HEADER_BYTES as u128);
     u64::try_from(bytes).unwrap_or(u64::MAX).saturating_mul(HEADER_MEMORY)
 }
 
-/// How many tensors make the length of the header of `file` plausible. An absurd number is not counted to its end.
+/// Returns the smallest number of tensors that justifies the length of the header of `file`. The
+/// callers take no more than this number from an iterator of expected tensors, whose length may be
+/// absurd.
 pub(super) fn tensors_of_header(file: &[u8]) -> usize {
     let length = file.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
-    // What is longer than the file is refused by the library, which allocates nothing before.
+    // The library refuses a length beyond the end of the file before it allocates memory, so ignore
+    // it here.
     let length = usize::try_from(length).ok().filter(|&length| length <= file.len());
     length.unwrap_or(0).saturating_sub(HEADER_BYTES).div_ceil(HEADER_BYTES_OF_TENSOR)
 }
 
-/// The header of a safetensors file, parsed: names, types, shapes and places of its tensors, which fill the file
-/// without a hole.
+/// Parsed header of a safetensors file: names, types, shapes and positions of its tensors. The
+/// tensors fill the rest of the file without gaps.
 pub(in crate::engine) struct Header {
     pub(super) metadata: Metadata,
-    /// Where the values begin.
+    /// Offset of the values in the file.
     pub(super) start: usize,
 }
 
 impl Header {
-    /// Parses the header of `file`, which messages call `name`, for the `expected` tensors.
+    /// Parses the header of `file` for the `expected` tensors; messages call the file `name`.
     ///
     /// # Errors
-    /// When it is larger than so many tensors need, or no header of this file.
+    /// Returns an error if the header is larger than the number of tensors justifies, or does not
+    /// match the file.
     pub(in crate::engine) fn read(
         name: &str,
         file: &[u8],
@@ -66,7 +73,7 @@ impl Header {
         Ok(Self { metadata, start: size_of::<u64>() + length })
     }
 
-    /// Whether a tensor is stored in integers.
+    /// Returns whether any tensor is stored as integers.
     pub(in crate::engine) fn has_integers(&self) -> bool {
         self.metadata.tensors().values().any(|tensor| tensor.dtype == Dtype::I8)
     }

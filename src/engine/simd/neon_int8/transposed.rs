@@ -1,11 +1,13 @@
 //! Products of bytes with `SMULL` for four rows or more, with transposed weights.
 //!
-//! A strip has four bytes of a column in a vector, and a row's four must be repeated to meet them. Here
-//! a vector has 16 bytes of one column, as it has of one row: `SMULL` and `SMLAL2` multiply both halves,
-//! and nothing is repeated. The four lanes of a sum are added up at the end.
+//! A panel has four bytes of a column in a vector, so the four bytes of a row must be broadcast to
+//! match them. After the transposition, a vector has 16 bytes of one column, and matches 16 bytes
+//! of one row. `SMULL` and `SMLAL2` multiply both halves, and no broadcast is necessary. The four
+//! lanes of a sum are added up at the end.
 //!
-//! The Cortex-A53 begins and ends instructions in order. A loaded value is ready before an addition that
-//! began a cycle earlier, so the loads stand together: in front of the last additions of the round before.
+//! The Cortex-A53 issues and retires instructions in order. A loaded value is ready earlier than an
+//! addition that was issued a cycle before the load. So the loads are together, before the last
+//! additions of the previous round.
 
 use std::arch::aarch64::{int32x4_t, uint32x4x4_t, vdupq_n_s32, vld1q_u32, vst4q_u32};
 use std::arch::asm;
@@ -15,17 +17,17 @@ use super::super::STRIP;
 use super::super::neon::{Block, ROUND};
 use super::GROUPS;
 
-/// Rows of a block at most.
+/// Maximum number of rows of a tile.
 pub(super) const ROWS: usize = 4;
-/// Columns that are multiplied at once.
+/// Columns of a tile.
 pub(super) const COLUMNS: usize = 4;
 
-/// The weights of four columns in the four groups of a round, column by column.
+/// Weights of four columns in the four lane groups of a round, column by column.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Round([u32; COLUMNS * ROUND]);
 
-/// The rounds of a piece, `[32 / COLUMNS, rounds]`: 16 KiB.
+/// Transposed weights of a piece, `[32 / COLUMNS, rounds]`: 16 KiB.
 pub(super) struct Weights {
     weights: [MaybeUninit<Round>; STRIP / COLUMNS * GROUPS / ROUND],
     rounds: usize,
@@ -36,8 +38,8 @@ impl Weights {
         Self { weights: [MaybeUninit::uninit(); STRIP / COLUMNS * GROUPS / ROUND], rounds: 0 }
     }
 
-    /// Transposes `groups`, of which there are at most [`GROUPS`], in rounds. Where `padded`, zeros fill the last
-    /// round; else the groups behind the last whole round are left out.
+    /// Transposes `groups`, at most [`GROUPS`] lane groups, in rounds. If `padded`, zeros fill the
+    /// last round. Otherwise the lane groups after the last whole round are left out.
     #[target_feature(enable = "neon")]
     pub(super) fn fill(&mut self, groups: &[[u32; STRIP]], padded: bool) {
         let whole = groups.len() / ROUND;
@@ -48,8 +50,9 @@ impl Weights {
                 std::array::from_fn(|group| of_round.get(group).unwrap_or(&zeros));
             for block in 0..STRIP / COLUMNS {
                 let round = self.weights[block * self.rounds + index].as_mut_ptr();
-                // SAFETY: a group has four values from the first column of a block on, and a round 16.
-                // JUSTIFICATION: there is no safe load and store of vectors.
+                // SAFETY: a lane group has four values from the first column of a block on, and a
+                // round has 16.
+                // JUSTIFICATION: all vector loads and stores are unsafe.
                 unsafe {
                     let load = |group: usize| vld1q_u32(groups[group][block * COLUMNS..].as_ptr());
                     vst4q_u32(round.cast(), uint32x4x4_t(load(0), load(1), load(2), load(3)));
@@ -58,17 +61,17 @@ impl Weights {
         }
     }
 
-    /// Returns the groups that were transposed, with those that pad them.
+    /// Returns the number of transposed lane groups, including the padding.
     pub(super) fn groups(&self) -> usize {
         self.rounds * ROUND
     }
 
-    /// Multiplies the rows of a block with the rounds, and returns the sums of the columns from `column`
-    /// on.
+    /// Multiplies the rows of a block with the rounds. Returns the sums of the columns from
+    /// `column` on.
     ///
     /// # Safety
-    /// The block has `R` rows, 2 to 4, of the groups that were transposed last, and of those that pad them. `column` is a
-    /// multiple of [`COLUMNS`] below 32.
+    /// The block has `R` rows, 2 to 4, with the lane groups that were transposed last and the lane
+    /// groups that pad them. `column` is a multiple of [`COLUMNS`] below 32.
     #[inline]
     #[target_feature(enable = "neon")]
     pub(super) unsafe fn multiply<const R: usize>(
@@ -81,8 +84,8 @@ impl Weights {
         }
         let weights = self.weights[column / COLUMNS * self.rounds..][..self.rounds].as_ptr();
         let mut sums = [vdupq_n_s32(0); ROWS];
-        // SAFETY: the caller gives as many rows; the rounds of the columns were transposed.
-        // JUSTIFICATION: the loops need what their callers promise.
+        // SAFETY: the caller provides as many rows. The rounds of the columns were transposed.
+        // JUSTIFICATION: the micro-kernels are unsafe; they rely on these guarantees.
         unsafe {
             match R {
                 2 => two_rows(&mut sums, rows, weights.cast(), self.rounds),
@@ -94,8 +97,8 @@ impl Weights {
     }
 }
 
-/// Multiplies rows with columns: products of both halves of each into 16 bits. All first halves come
-/// first, since a sum is ready six cycles later.
+/// Multiplies rows with columns: adds the products of both halves of each in 16 bits. All `SMULL`
+/// come first, because a product is ready six cycles after it is issued.
 macro_rules! products {
     ($($product:tt $row:tt $column:tt),+) => {
         concat!(
@@ -111,7 +114,8 @@ macro_rules! additions {
     };
 }
 
-/// Adds up the four lanes of each of four sums: the first one has the sums of the columns then.
+/// Adds up the four lanes of each of four sums. The first register then contains the sums of the
+/// four columns.
 macro_rules! lanes {
     ($($a:tt $b:tt $c:tt $d:tt),+) => {
         concat!($(
@@ -122,9 +126,9 @@ macro_rules! lanes {
     };
 }
 
-/// Defines `$name`, which multiplies so many rows with four columns.
+/// Defines `$name`, which multiplies the rows of its table with four columns.
 ///
-/// The last products of a round are added in the next one, behind its loads.
+/// The last products of a round are added in the next round, after its loads.
 macro_rules! rows {
     ($(#[$meta:meta])* $name:ident
      sums [$($a:tt $b:tt $c:tt $d:tt $of_row:tt),+] products [$($product:tt),+]
@@ -133,8 +137,8 @@ macro_rules! rows {
         $(#[$meta])*
         ///
         /// # Safety
-        /// The block has this number of rows and as many rounds of groups; `weights` are those of four
-        /// columns in each round. There is a round.
+        /// The block has the number of rows of this function, with `rounds` rounds of lane groups.
+        /// `weights` are those of four columns in each round. `rounds` is at least 1.
         #[inline]
         #[target_feature(enable = "neon")]
         unsafe fn $name(
@@ -143,9 +147,9 @@ macro_rules! rows {
             weights: *const Round,
             rounds: usize,
         ) {
-            // SAFETY: each round reads 16 bytes of each row and 64 of the weights, which the caller gives.
-            // The rest writes registers alone.
-            // JUSTIFICATION: the compiler gives intrinsics another order, in which additions wait.
+            // SAFETY: each round reads 16 bytes of each row and 64 bytes of the weights, which the
+            // caller provides. All other instructions write registers alone.
+            // JUSTIFICATION: the compiler reorders intrinsics, and additions then wait.
             unsafe {
                 asm!(
                     $(concat!(

@@ -1,43 +1,49 @@
-//! The innermost loops for SSE4.2, in inline assembly.
+//! Micro-kernels for SSE4.2, in inline assembly.
 //!
-//! Goldmont and its kin begin the instructions of a vector unit in order, and a product takes two cycles
-//! of the only unit that multiplies. So each step of a loop loads a value for a product two or three steps
-//! later, makes one product, and adds another one that is ready by then.
+//! Goldmont and related cores issue the instructions of a vector unit in order. A multiplication
+//! occupies the only multiplier for two cycles. So the loops are software-pipelined. Each step
+//! loads a value for a product of a later step, computes one product, and adds an earlier product
+//! that is ready by then.
 
 use std::arch::asm;
 use std::arch::x86_64::{_mm_loadu_ps, _mm_setzero_ps, _mm_storeu_ps};
 
-/// A value of a row, repeated to fill a vector.
+/// Value of a row, broadcast to a vector.
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
 pub(super) struct Repeated([u8; 16]);
 
-/// A block of rows and what it is multiplied with.
+/// Operands and results of one micro-kernel call.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
-    /// 1 to 6.
+    /// Number of rows, 1 to 6.
     pub(super) rows: usize,
-    /// `[2 * rounds, rows]`, and memory for one group more.
+    /// Broadcast values, `[2 * rounds, rows]`, and memory for one more lane group.
     pub(super) panel: *const Repeated,
-    /// `2 * rounds` groups, 128 bytes apart.
+    /// Weights of `2 * rounds` lane groups, 128 bytes apart.
     pub(super) weights: *const u8,
-    /// At least 1.
+    /// Number of rounds of two lane groups, at least 1.
     pub(super) rounds: usize,
-    /// The first result of the first row, which has four for each vector.
+    /// First result of the first row. Each row has four results for each vector.
     pub(super) results: *mut f32,
-    /// From the results of one row to those of the next.
+    /// Distance between the results of two rows, in values.
     pub(super) stride: usize,
 }
 
-/// Vectors of weights that a block of so many rows is multiplied with at once.
+/// Vectors of weights that a tile is multiplied with at once, by its number of rows.
 pub(super) const VECTORS: [usize; 7] = [0, 4, 2, 2, 1, 1, 1];
 
-/// Calls `$body` with the registers and steps of a block of one to six rows.
+/// Calls `$body` with the registers and steps of tiles of one to six rows.
 ///
-/// These are: the sums with their row and vector; the registers of products, those first that are loaded before the loop; the
-/// registers of weights of even and odd groups with their offsets in bytes; and the steps of a round of
-/// two groups. A step loads a value, multiplies a value with weights and adds a product to a sum. What is
-/// `pending` is added behind the loop.
+/// - `sums`: the accumulators, each with its row and vector.
+/// - `loaded`, `zeroed`: the registers of products. Those in `loaded` are loaded before the loop,
+///   with their offsets in bytes.
+/// - `even`, `odd`: the registers of the weights of even and odd lane groups, with their offsets in
+///   bytes.
+/// - `first`, `middle`, `last`: the steps of a round of two lane groups. A step loads a value,
+///   multiplies a value with weights, and adds a product to a sum.
+/// - `pending`: the products that are added after the loop.
+/// - `advance`: the bytes of a round in the copied panel.
 macro_rules! for_blocks {
     ($body:ident: $one:ident $two:ident $three:ident $four:ident $five:ident $six:ident) => {
         $body! {
@@ -207,27 +213,30 @@ macro_rules! steps {
     };
 }
 
-/// Defines `$name`, which multiplies a block of so many rows.
+/// Defines `$name`, which multiplies a tile with as many rows as its table describes.
 macro_rules! block {
     ($name:ident $multiply:tt $add:tt; sums [$($sum:tt $row:tt $column:tt),+]
      loaded [$($loaded:tt $place:tt),+] zeroed [$($zeroed:tt),+]
      even [$($even:tt $even_place:tt),+] odd [$($odd:tt $odd_place:tt),+]
      first $first:tt middle $middle:tt last $last:tt
      pending [$($pending:tt $product:tt),+] advance $advance:tt) => {
-        /// Multiplies the block; adds to the results unless `fresh`.
+        /// Multiplies the tile. Adds to the results unless `fresh`; overwrites them if `fresh`.
         ///
         /// # Safety
-        /// The block has this number of rows, and is as its fields say.
+        /// The block has the number of rows of this function, and its fields are valid as
+        /// documented.
         #[inline(never)]
         #[target_feature(enable = "sse4.2")]
         unsafe fn $name(block: Block, fresh: bool) {
             let Block { panel, weights, rounds, results, stride, .. } = block;
             let mut sums = [[_mm_setzero_ps(); 4]; 6];
-            // SAFETY: each of the `rounds` rounds reads two groups of the panel and of the weights, which the
-            // caller gives, and up to six values of the next group of the panel, which are not used in
-            // the last round. The weights of the next round are those of the first one in the last
-            // round. The loop writes registers alone. The caller gives the results of each row.
-            // JUSTIFICATION: the compiler gives intrinsics another order, in which each product waits.
+            // SAFETY: each of the `rounds` rounds reads two lane groups of the panel and of the
+            // weights, which the caller provides. It also reads up to six values of the next lane
+            // group of the panel; in the last round these are read but not used. In the last round,
+            // `cmovz` makes the early load of the next weights read the first ones again, so the
+            // load stays within the weights. The loop writes registers alone. The caller provides
+            // the results of each row.
+            // JUSTIFICATION: the compiler reorders intrinsics, and each product then waits.
             unsafe {
                 if !fresh {
                     $(sums[$row][$column] = _mm_loadu_ps(results.add($row * stride + $column * 4));)+
@@ -240,6 +249,8 @@ macro_rules! block {
                     steps!($multiply $add $first),
                     $(concat!("movups ", $odd, ", xmmword ptr [{weights} + ", $odd_place, "]"),)+
                     steps!($multiply $add $middle),
+                    // `cmovz` and `jnz` test the result of `dec`. No instruction between them may
+                    // change the flags, so the pointer into the panel advances by `lea`.
                     "add {weights}, 256",
                     "dec {rounds}",
                     "cmovz {weights}, {start}",
@@ -280,14 +291,15 @@ macro_rules! int8_block {
 for_blocks!(f32_block: f32_1_row f32_2_rows f32_3_rows f32_4_rows f32_5_rows f32_6_rows);
 for_blocks!(int8_block: int8_1_row int8_2_rows int8_3_rows int8_4_rows int8_5_rows int8_6_rows);
 
-/// Multiplies f32 with `VECTORS[block.rows]` vectors; adds to the results unless `fresh`.
+/// Multiplies f32 values with `VECTORS[block.rows]` vectors. Adds to the results unless `fresh`;
+/// overwrites them if `fresh`.
 ///
 /// # Safety
-/// The block is as its fields say.
+/// The fields of `block` are valid as documented.
 #[target_feature(enable = "sse4.2")]
 pub(super) unsafe fn f32(block: Block, fresh: bool) {
-    // SAFETY: the caller says the same.
-    // JUSTIFICATION: the loops need what their callers promise.
+    // SAFETY: the caller guarantees the same.
+    // JUSTIFICATION: the micro-kernels are unsafe; they rely on the contract of [`Block`].
     unsafe {
         match block.rows {
             1 => f32_1_row(block, fresh),
@@ -300,13 +312,13 @@ pub(super) unsafe fn f32(block: Block, fresh: bool) {
     }
 }
 
-/// Multiplies 16-bit integers with `VECTORS[block.rows]` vectors; the results are sums of 32 bits.
+/// Multiplies 16-bit integers with `VECTORS[block.rows]` vectors. The results are sums of 32 bits.
 ///
 /// # Safety
-/// The block is as its fields say.
+/// The fields of `block` are valid as documented.
 #[target_feature(enable = "sse4.2")]
 pub(super) unsafe fn int8(block: Block) {
-    // SAFETY: the caller says the same.
+    // SAFETY: the caller guarantees the same.
     // JUSTIFICATION: as above.
     unsafe {
         match block.rows {

@@ -1,4 +1,4 @@
-//! Tests: which tokenizers are refused, and that the message names what is wrong.
+//! Tests: refused tokenizers, and error messages that name the problem.
 
 use serde_json::{Map, Value, json};
 
@@ -131,7 +131,7 @@ fn a_part_that_is_not_run_is_refused_by_name() {
 
 #[test]
 fn a_post_processor_that_contradicts_itself_is_refused() {
-    // The first made the library index what is not there.
+    // The first case made the library index beyond the end of a list.
     let token = |ids: Value| json!({"<s>": {"id": "<s>", "ids": ids, "tokens": ["<s>"]}});
     let single = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
     let second = json!([{"Sequence": {"id": "B", "type_id": 0}}]);
@@ -169,7 +169,7 @@ fn a_vocabulary_is_bounded_by_the_table_of_words() {
         told,
         "tokenizer.json has 245 tokens, model.safetensors has word embeddings for 100"
     );
-    // A token that is in no vocabulary gets an id behind all others.
+    // An added token that the vocabulary does not contain gets the next free id.
     let added = json!([{"id": 0, "content": "<new>"}]);
     let json = with(BERT, &[("/added_tokens", added)]).to_string();
     assert!(Tokenizer::for_rows(json.as_bytes(), 512, size + 1).is_ok());
@@ -205,7 +205,7 @@ fn words_that_would_take_time_or_memory_beyond_their_number_are_refused() {
     assert!(refusal(&list(vec![word(65)], 0.into())).contains("has 65 bytes, more than 64"));
     assert!(refusal(&list(vec![word(1)], 1.into())).contains("unk_id is Some(1)"));
     assert!(refusal(&list(vec![word(1)], Value::Null)).contains("unk_id is None"));
-    // No two words begin alike: each byte would be a node of the library's trie.
+    // No two words share a prefix, so each byte would be a node of the library's trie.
     let apart = (0..9000_u32).map(|number| {
         let start: String =
             number.to_be_bytes().map(|byte| char::from(b'A' + byte % 26)).iter().collect();
@@ -221,7 +221,7 @@ fn merges_are_of_words_and_bounded() {
     let longest =
         parsed(ROBERTA)["model"]["vocab"].as_object().unwrap().keys().map(String::len).max();
     let half = "a".repeat(longest.unwrap());
-    // The library would write behind the end of its memory, and panic.
+    // The library would panic on a write beyond the end of its buffer.
     assert!(merges(json!([[half, "b"]])).contains("a merge is no word"));
     assert!(merges(json!([["a"]])).contains("is no pair"));
     assert!(merges(json!(["a b c"])).contains("is no pair"));

@@ -1,4 +1,4 @@
-//! Post-processors: the special tokens that stand around one text.
+//! Reads post-processors: the special tokens around a single text.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::known;
 use crate::engine::EngineError;
 use crate::engine::quote::quoted;
 
-/// Special tokens before or after a text.
+/// Maximum number of special tokens on one side of a text.
 const MOST_AROUND: usize = 16;
 
 #[derive(Deserialize)]
@@ -38,7 +38,7 @@ enum PostProcessor {
     },
     TemplateProcessing {
         single: Vec<Piece>,
-        /// For two texts at once, which are not taken.
+        /// Template for pairs of texts, which Caxton does not accept.
         #[serde(rename = "pair")]
         _pair: serde::de::IgnoredAny,
         special_tokens: BTreeMap<String, SpecialToken>,
@@ -68,17 +68,18 @@ struct SpecialToken {
     tokens: Vec<String>,
 }
 
-/// Token ids before and behind a text.
+/// Token ids before and after a text.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::engine::tokenize) struct Around {
     pub(in crate::engine::tokenize) prefix: Vec<u32>,
     pub(in crate::engine::tokenize) suffix: Vec<u32>,
 }
 
-/// Reads what a post-processor puts around one text.
+/// Reads the special tokens that a post-processor adds around a single text.
 ///
 /// # Errors
-/// When it is not one of those here, or does not take a single text exactly once.
+/// Returns an error if the post-processor is not supported, or does not use a single text exactly
+/// once.
 pub(in crate::engine::tokenize) fn around(section: &RawValue) -> Result<Around, EngineError> {
     let around = around_of(known("post-processor", section)?)?;
     if around.prefix.len().max(around.suffix.len()) > MOST_AROUND {
@@ -101,6 +102,7 @@ fn around_of(processor: PostProcessor) -> Result<Around, EngineError> {
         }
         PostProcessor::Sequence { processors } => {
             let mut all = Around::default();
+            // Later processors in a sequence add their tokens outside of those of the earlier ones.
             for processor in processors {
                 let outer = around_of(processor)?;
                 all.prefix.splice(0..0, outer.prefix);
@@ -144,7 +146,7 @@ fn template(
                 *type_id
             }
         };
-        // The encoders here give every token the type 0.
+        // The encoders here use token type 0 for every token.
         if type_id != 0 {
             return Err(mismatch(
                 "the post-processor gives a single text token types other than 0",

@@ -1,4 +1,4 @@
-//! Decoders: what makes a text of tokens again.
+//! Reads decoders, which convert tokens back to text.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -15,7 +15,7 @@ use super::{Pattern, SPACE, WrittenByteLevel, WrittenMetaspace, known, refused};
 use crate::engine::EngineError;
 use crate::engine::quote::quoted;
 
-/// Decoders of a sequence.
+/// Maximum number of decoders in a sequence.
 const MOST_DECODERS: usize = 16;
 
 #[derive(Deserialize)]
@@ -31,10 +31,10 @@ enum Decoder {
     Sequence { decoders: Vec<Decoder> },
 }
 
-/// Reads a decoder, which makes a text of tokens.
+/// Reads a decoder.
 ///
 /// # Errors
-/// When it is not one of those here: by name.
+/// Returns an error that names the decoder if it is not supported.
 pub(in crate::engine::tokenize) fn decoder(
     section: &RawValue,
 ) -> Result<DecoderWrapper, EngineError> {
@@ -59,7 +59,8 @@ fn build_decoder(one: Decoder) -> Result<DecoderWrapper, EngineError> {
         Decoder::Metaspace(written) => written.build()?.into(),
         Decoder::ByteFallback => ByteFallback::new().into(),
         Decoder::Fuse => Fuse::new().into(),
-        // The library panics on tokens shorter than what it strips from their end.
+        // The library panics on tokens that are shorter than the part to strip from their end, so
+        // require `stop: 0`.
         Decoder::Strip { content: ' ', start: start @ 0..=1, stop: 0 } => {
             Strip::new(' ', start, 0).into()
         }
