@@ -1,29 +1,28 @@
-//! The archive inside a package: a POSIX ustar stream of flat, regular files, read strictly.
+//! Strict reader of the archive inside a package: a POSIX ustar stream of flat, regular files.
 //!
-//! Owns the header format and nothing else; it writes nothing. What two tar readers could read
-//! differently is refused: extended headers, links, devices, prefixes, base-256 numbers, hidden
-//! bytes, other padding than zeros. The format:
-//! <https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#tag_20_94_13_06>.
+//! The reader rejects everything that two tar readers could interpret differently: extended
+//! headers, links, devices, prefixes, base-256 numbers, hidden bytes, and padding other than zeros.
+//! Format: <https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#tag_20_94_13_06>.
 //!
-//! Invariant: [`Archive::next_entry`] gives `None` only after exactly two zero blocks and the end
+//! Invariant: [`Archive::next_entry`] returns `None` only after exactly two zero blocks and the end
 //! of the source.
 
 use std::io::{self, Read};
 
 use super::manifest::MemberName;
 
-/// Everything in an archive is padded to this many bytes.
+/// Block size in bytes. Headers and contents are padded to a multiple of it.
 pub(super) const BLOCK: usize = 512;
 
-/// The header of one member.
+/// Parsed header of one member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) name: MemberName,
-    /// Length of its content in bytes.
+    /// Length of the content in bytes.
     pub(super) size: u64,
 }
 
-/// What is wrong with an archive.
+/// Violation of the archive format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
     #[error("the header checksum is wrong")]
@@ -53,24 +52,25 @@ pub(super) enum Fault {
     AfterEnd,
 }
 
-/// Why an archive cannot be read on.
+/// Error of [`Archive::next_entry`].
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ArchiveError {
-    /// `member` is printable, whatever the header holds.
+    /// The archive breaks the format. `member` is escaped, so it is printable for any header.
     #[error("{fault}")]
     Refused { member: Option<String>, fault: Fault },
     #[error("the archive cannot be read")]
     Read(#[source] io::Error),
 }
 
-/// Reads the members of an archive in order; [`Read::read`] gives the content of the present one.
+/// Reader of an archive's members in order. [`Read::read`] returns the content of the current
+/// member.
 pub(super) struct Archive<R> {
     source: R,
-    /// The present member, for messages.
+    /// Name of the current member, for messages.
     member: Option<String>,
-    /// Bytes of the present member's content that were not read.
+    /// Unread bytes of the current member's content.
     content: u64,
-    /// Bytes between the present member's content and the next header.
+    /// Bytes between the current member's content and the next header.
     padding: u64,
 }
 
@@ -79,8 +79,7 @@ impl<R: Read> Archive<R> {
         Self { source, member: None, content: 0, padding: 0 }
     }
 
-    /// The next member, or `None` at the end. Content of the present one that was not read is
-    /// skipped.
+    /// Returns the next member, or `None` at the end. Skips unread content of the current member.
     pub(super) fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
         io::copy(self, &mut io::sink()).map_err(ArchiveError::Read)?;
         if self.content > 0 {
@@ -97,7 +96,7 @@ impl<R: Read> Archive<R> {
         self.member = Some(printable_name(&block));
         let entry = parse_header(&block).map_err(|fault| self.refused(fault))?;
         self.content = entry.size;
-        // A header cannot announce so much that this overflows.
+        // The size field has at most 11 octal digits, so it is below 2^33 and this cannot overflow.
         self.padding = entry.size.next_multiple_of(BLOCK as u64) - entry.size;
         Ok(Some(entry))
     }
@@ -128,7 +127,7 @@ impl<R: Read> Archive<R> {
         Ok(())
     }
 
-    /// A whole block, or `None` at the end of the source.
+    /// Reads a whole block; returns `None` at the end of the source.
     fn read_block(&mut self) -> Result<Option<[u8; BLOCK]>, ArchiveError> {
         let mut block = [0; BLOCK];
         match read_full(&mut self.source, &mut block).map_err(ArchiveError::Read)? {
@@ -160,7 +159,7 @@ impl<R: Read> Read for Archive<R> {
     }
 }
 
-/// Fills `buffer`, or as much of it as the source has.
+/// Reads until `buffer` is full or the source ends; returns the number of bytes read.
 fn read_full(source: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -178,7 +177,7 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// The name of a header that may be anything.
+/// Returns the escaped name of a header that is not checked yet.
 fn printable_name(block: &[u8; BLOCK]) -> String {
     let until_nul = |field: &[u8]| {
         let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
@@ -189,9 +188,9 @@ fn printable_name(block: &[u8; BLOCK]) -> String {
 }
 
 fn parse_header(block: &[u8; BLOCK]) -> Result<Entry, Fault> {
-    // The sum is taken with the checksum field itself as spaces. It does not cover that field, so
-    // the field must be spelled as every current writer spells it: no bit of a header can change
-    // unseen.
+    // The sum is computed with the checksum field as spaces, so it does not cover that field. The
+    // field must therefore have the exact spelling that every current writer uses: otherwise bits
+    // of it could change unnoticed.
     let sum: u32 = block[..148].iter().chain(&block[156..]).map(|byte| u32::from(*byte)).sum();
     let sum = sum + 8 * u32::from(b' ');
     if block[148..156] != *format!("{sum:06o}\0 ").as_bytes() {
@@ -205,7 +204,7 @@ fn parse_header(block: &[u8; BLOCK]) -> Result<Entry, Fault> {
     }
     let number = |field, range| octal(&block[range]).ok_or(Fault::Number(field));
     let text = |field, range| terminated(&block[range]).ok_or(Fault::HiddenBytes(field));
-    // Read and ignored: the store sets its own owner, mode and times.
+    // Checked but not used: the store sets its own owner, mode and times.
     number("mode", 100..108)?;
     number("uid", 108..116)?;
     number("gid", 116..124)?;
@@ -228,8 +227,9 @@ fn parse_header(block: &[u8; BLOCK]) -> Result<Entry, Fault> {
     Ok(Entry { name, size: number("size", 124..136)? })
 }
 
-/// Octal digits, then at least one NUL or space up to the end of the field. A field has at most 12
-/// bytes.
+/// Parses octal digits followed by at least one NUL or space up to the end of the field.
+///
+/// A field has at most 12 bytes, so the value fits a `u64`.
 fn octal(field: &[u8]) -> Option<u64> {
     let digits = field.iter().position(|byte| !matches!(byte, b'0'..=b'7'))?;
     let (digits, end) = field.split_at(digits);
@@ -239,7 +239,7 @@ fn octal(field: &[u8]) -> Option<u64> {
     Some(digits.iter().fold(0, |value, digit| value << 3 | u64::from(digit - b'0')))
 }
 
-/// The bytes before the first NUL, when only NULs follow it.
+/// Returns the bytes before the first NUL if only NULs follow it.
 fn terminated(field: &[u8]) -> Option<&[u8]> {
     let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
     let (text, rest) = field.split_at(end);
@@ -253,7 +253,7 @@ mod tests {
     use super::*;
     use crate::package::fixture::Builder;
 
-    /// All members with their contents.
+    /// Returns all members with their contents.
     fn read(archive: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, ArchiveError> {
         let mut archive = Archive::new(archive);
         let mut members = Vec::new();
@@ -399,7 +399,8 @@ mod tests {
             drop(read(&bytes));
         }
 
-        /// A flipped bit is met by the checksum, the padding or the end, or it is content.
+        /// Checks that a flipped bit is detected by the checksum, the padding or the end check, or
+        /// changes only content. Digests protect the content.
         #[test]
         fn one_flipped_bit_is_refused_or_content(
             index in any::<prop::sample::Index>(),
@@ -415,8 +416,8 @@ mod tests {
             }
         }
 
-        /// Whatever a sealed header says, the member is flat, has a safe name and the announced
-        /// length.
+        /// Checks that a member has a safe flat name and the announced length, for any header with
+        /// a valid checksum.
         #[test]
         fn sealed_headers_give_only_flat_names(
             edits in proptest::collection::vec((0..BLOCK, any::<u8>()), 1..6),

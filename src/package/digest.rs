@@ -1,4 +1,4 @@
-//! SHA-256 digests: parsing, printing, and hashing while reading.
+//! SHA-256 digests: parsing, printing, and hashing while reading or writing.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -12,10 +12,12 @@ use std::thread::{Builder, JoinHandle};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
-/// Bytes that this process has hashed, whatever for.
+/// Total bytes hashed by this process.
 static HASHED: AtomicU64 = AtomicU64::new(0);
 
-/// How many bytes this process has hashed until now: who waits for it can tell slow from stuck.
+/// Returns the total number of bytes hashed by this process.
+///
+/// Callers use the count as a progress counter, to distinguish a slow operation from a stuck one.
 pub fn hashed() -> u64 {
     HASHED.load(Ordering::Relaxed)
 }
@@ -24,29 +26,30 @@ fn count(bytes: usize) {
     HASHED.fetch_add(bytes as u64, Ordering::Relaxed);
 }
 
-/// A SHA-256 digest.
+/// SHA-256 digest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Computes the digest of `bytes`. These bytes are not added to [`hashed`].
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// The first 8 bytes as a number, the highest first: as evenly spread as the digest itself.
+    /// Returns the first 8 bytes as a big-endian number, which is as evenly distributed as the
+    /// digest.
     pub fn leading(&self) -> u64 {
         let (first, _rest) = self.0.split_first_chunk().unwrap_or((&[0; 8], &[]));
         u64::from_be_bytes(*first)
     }
 
-    /// Digits of a digest.
+    /// Number of hexadecimal digits of a digest.
     pub(super) const DIGITS: usize = 64;
 
-    /// Digits of [`Digest::short`].
+    /// Number of digits of [`Digest::short`].
     pub(super) const SHORT: usize = 12;
 
-    /// The first 12 hexadecimal digits: enough to name a thing, not to verify it.
+    /// Returns the first 12 hexadecimal digits: enough to name an object, not to verify it.
     pub fn short(&self) -> String {
         self.to_string()[..Self::SHORT].to_owned()
     }
@@ -64,7 +67,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// A text that is not 64 lower-case hexadecimal digits.
+/// Error of parsing a text that is not 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a SHA-256 digest of 64 lower-case hexadecimal digits")]
 pub struct ParseDigestError;
@@ -73,7 +76,7 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // Upper case is refused so that one digest has one spelling.
+        // Upper case is rejected so that a digest has exactly one spelling.
         let digit = |byte: u8| match byte {
             b'0'..=b'9' => Some(byte - b'0'),
             b'a'..=b'f' => Some(byte - b'a' + 10),
@@ -104,7 +107,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Hashes bytes that come in parts.
+/// Incremental hasher.
 #[derive(Debug, Default)]
 pub(super) struct Hasher(Sha256);
 
@@ -115,13 +118,13 @@ impl Hasher {
         count(bytes.len());
     }
 
-    /// The digest of all parts.
+    /// Returns the digest of all parts.
     pub(super) fn finish(self) -> Digest {
         Digest(self.0.finalize().into())
     }
 }
 
-/// A reader that hashes and counts every byte that passes through it.
+/// Reader that hashes and counts every byte that passes through it.
 #[derive(Debug)]
 pub struct HashingReader<R> {
     inner: R,
@@ -130,22 +133,22 @@ pub struct HashingReader<R> {
 }
 
 impl<R: Read> HashingReader<R> {
-    /// Hashes what is read from `inner`, from its present position on.
+    /// Wraps `inner` and hashes all bytes that are read from its current position.
     pub fn new(inner: R) -> Self {
         Self { inner, hasher: Sha256::new(), bytes_read: 0 }
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     pub fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
 
-    /// The digest of everything read so far.
+    /// Returns the digest of all bytes read so far.
     pub fn finish(self) -> Digest {
         self.into_parts().1
     }
 
-    /// The reader inside, and the digest of everything read so far.
+    /// Returns the inner reader, and the digest of all bytes read so far.
     pub(super) fn into_parts(self) -> (R, Digest) {
         (self.inner, Digest(self.hasher.finalize().into()))
     }
@@ -161,40 +164,42 @@ impl<R: Read> Read for HashingReader<R> {
     }
 }
 
-/// Bytes of a part for the thread that hashes: many beside the cost of waking it, few enough to stay in a cache.
+/// Size in bytes of a part for the hashing thread: large enough that waking the thread is cheap in
+/// comparison, small enough to stay in the cache.
 const PART: usize = 256 << 10;
 
-/// A reader whose bytes a thread beside the reader's hashes: whoever makes something of them, and whoever hashes what
-/// that is, loses no time by it.
+/// Reader whose bytes are hashed by a separate thread, in parallel with the work of the reader's
+/// caller.
 ///
-/// Holds three parts at most: one is filled, one waits, one is hashed.
+/// Holds at most three parts: one is being filled, one is queued, and one is being hashed.
 #[derive(Debug)]
 pub(super) struct BackgroundHashingReader<R> {
     inner: R,
-    /// What was read since a part was sent.
+    /// Bytes read since the last part was sent.
     part: Vec<u8>,
     full: SyncSender<Vec<u8>>,
-    /// Parts that were hashed, to be filled again.
+    /// Hashed parts, returned for reuse.
     hashed: Receiver<Vec<u8>>,
     thread: JoinHandle<Digest>,
     bytes_read: u64,
 }
 
 impl<R: Read> BackgroundHashingReader<R> {
-    /// Hashes what is read from `inner`, from its present position on.
+    /// Wraps `inner` and hashes all bytes that are read from its current position.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// When the system cannot start a thread.
     pub(super) fn new(inner: R) -> io::Result<Self> {
         let (full, parts) = sync_channel::<Vec<u8>>(1);
-        // Room for all that there are, so that it never holds up the thread.
+        // The channel has a slot for each of the three parts, so returning a part never blocks the
+        // thread.
         let (done, hashed) = sync_channel(3);
         let thread = Builder::new().name("digest".to_owned()).spawn(move || {
             let mut hasher = Hasher::default();
             for mut part in parts {
                 hasher.update(&part);
                 part.clear();
-                // The reader may want no more of them.
+                // The send fails once the reader has dropped its end. The part is then not needed.
                 drop(done.send(part));
             }
             hasher.finish()
@@ -203,19 +208,20 @@ impl<R: Read> BackgroundHashingReader<R> {
         Ok(Self { inner, part, full, hashed, thread, bytes_read: 0 })
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     pub(super) fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
 
-    /// The digest of everything read so far; waits for the thread.
+    /// Returns the digest of all bytes read so far. Waits for the thread; a panic of the thread
+    /// continues here.
     pub(super) fn finish(self) -> Digest {
         let Self { part, full, hashed, thread, .. } = self;
-        // The thread is not held up by parts that nobody takes.
+        // Drop the receiver, so that the thread never blocks while it returns a part.
         drop(hashed);
-        // Where the thread is gone, joining it tells why.
+        // A failed send means that the thread has panicked. The join below reports the panic.
         drop(full.send(part));
-        // Closed, which is how the thread learns that it has all.
+        // Closing the channel signals the end of the input to the thread.
         drop(full);
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
@@ -225,6 +231,7 @@ impl<R: Read> Read for BackgroundHashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         if self.part.len() + read > self.part.capacity() {
+            // Blocks while another part is queued, so that memory stays bounded.
             let sent = self.full.send(mem::take(&mut self.part));
             sent.map_err(|_closed| io::Error::other("the thread that hashes ended unexpectedly"))?;
             let empty = self.hashed.try_recv();
@@ -236,7 +243,7 @@ impl<R: Read> Read for BackgroundHashingReader<R> {
     }
 }
 
-/// A writer that hashes and counts every byte that passes through it.
+/// Writer that hashes and counts every byte that passes through it.
 #[derive(Debug)]
 pub(super) struct HashingWriter<W> {
     inner: W,
@@ -245,17 +252,17 @@ pub(super) struct HashingWriter<W> {
 }
 
 impl<W: Write> HashingWriter<W> {
-    /// Hashes what is written to `inner` from here on.
+    /// Wraps `inner` and hashes all bytes that are written from now on.
     pub(super) fn new(inner: W) -> Self {
         Self { inner, hasher: Sha256::new(), bytes_written: 0 }
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes written so far.
     pub(super) fn bytes_written(&self) -> u64 {
         self.bytes_written
     }
 
-    /// The digest of everything written so far.
+    /// Returns the digest of all bytes written so far.
     pub(super) fn finish(self) -> Digest {
         Digest(self.hasher.finalize().into())
     }
@@ -315,7 +322,7 @@ mod tests {
 
     #[test]
     fn writing_hashes_only_what_was_taken() {
-        // A writer that takes less than it is given: the rest must not be hashed.
+        // The writer accepts fewer bytes than it gets. The rest must not be hashed.
         let mut room = [0_u8; 3];
         let mut writer = HashingWriter::new(&mut room[..]);
         assert_eq!(writer.write(b"abcdef").unwrap(), 3);

@@ -1,4 +1,4 @@
-//! Model directories for tests: the smallest that say everything, in both layouts.
+//! Model directories for tests: the smallest complete ones, in both layouts.
 
 use std::fs;
 use std::path::Path;
@@ -8,17 +8,17 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Which version of sentence-transformers wrote a directory.
+/// Major version of sentence-transformers whose layout a directory has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     Two,
     Six,
 }
 
-/// A tensor of f32 values.
+/// Name, shape and values of an f32 tensor.
 pub(super) type Values<'a> = (&'a str, Vec<usize>, Vec<f32>);
 
-/// A safetensors file of f32 tensors.
+/// Returns a safetensors file of f32 tensors.
 pub(super) fn safetensors(tensors: &[Values<'_>]) -> Vec<u8> {
     let bytes: Vec<Vec<u8>> = tensors
         .iter()
@@ -36,7 +36,7 @@ pub(super) fn write_json(directory: &Path, name: &str, value: &Value) {
     fs::write(path, value.to_string()).unwrap();
 }
 
-/// A BERT of hidden size 4 with a dense layer to 3 dimensions and prompts.
+/// Creates a directory with a BERT of hidden size 4, a dense layer to 3 dimensions, and prompts.
 pub(super) fn model_directory(layout: Layout) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();

@@ -1,13 +1,18 @@
-//! The drop directory: where operators put packages, and when each of them is looked at.
+//! Scans the drop directory, into which operators copy packages, and decides when each file is
+//! read.
 //!
-//! A copy in progress looks like a damaged package. A file is read when the kernel says that it was renamed, or closed
-//! after a write, and else once it has been quiet for [`QUIET`]. It is waited for while it is only incomplete, and quarantined when it is wrong and has not changed for
-//! [`CONFIRM`] (some tools reserve the space first and fill it later). A file that was judged is not read again
-//! unless it changes. A file that could not be taken is tried again when the appliance can take what it could not take
-//! before, and else after a time that doubles from [`FIRST_RETRY`] to [`LAST_RETRY`].
+//! A copy in progress looks like a damaged package. Therefore:
+//! - A file is read when the kernel reports that it was renamed or closed after a write. Without
+//!   such a report, it is read once it has not changed for [`QUIET`].
+//! - The scanner waits for the rest of an incomplete file.
+//! - A wrong file is quarantined when it has not changed for [`CONFIRM`], because some tools
+//!   reserve the space first and fill it later.
+//! - A file with a [`Verdict`] is not read again unless it changes.
+//! - A file that could not be installed is retried when the capacity that it lacked has changed,
+//!   and otherwise after a time that doubles from [`FIRST_RETRY`] to [`LAST_RETRY`].
 //!
-//! [`Ledger`] is pure: listings and `now` come in. It never opens a package; whoever installs one tells it the
-//! [`Verdict`].
+//! [`Ledger`], the drop scanner, is pure: the caller passes listings and `now`. It never opens a
+//! package; the installer passes it the verdict.
 
 mod quarantine;
 
@@ -29,17 +34,19 @@ use crate::files::{self, FileError, ReadOnce};
 use crate::printable::is_printable;
 pub use quarantine::{MAX_NAME, Quarantined, fault, is_still, quarantine, quarantined};
 
-/// A file this long without a change is read. Well under the two seconds within which a package is to be available.
+/// Time without a change after which a file is read. Well under the two seconds within which a
+/// package should be available.
 pub const QUIET: Duration = Duration::from_millis(300);
-/// A file that is wrong is quarantined when it has not changed for this long.
+/// Time without a change after which a wrong file is quarantined.
 pub const CONFIRM: Duration = Duration::from_secs(3);
-/// A package that could not be taken is tried again after this long, then after twice as long, and so on.
+/// Time after which a package that could not be installed is retried; it doubles with each failure.
 pub const FIRST_RETRY: Duration = Duration::from_secs(600);
-/// The longest time between two attempts.
+/// Longest time between two attempts.
 pub const LAST_RETRY: Duration = Duration::from_secs(24 * 3600);
 
-/// Whether `name` may be the name of a package in the drop directory or the bundled one: one component of a path with a
-/// package's ending, at most 240 bytes, only printable characters, no dot at the beginning.
+/// Returns whether `name` may be the name of a package in the drop directory or the bundled one:
+/// one path component with a package's suffix, at most 240 bytes, only printable characters, no dot
+/// at the beginning.
 pub fn is_package_name(name: &str) -> bool {
     name.ends_with(SUFFIX)
         && !name.starts_with('.')
@@ -47,13 +54,13 @@ pub fn is_package_name(name: &str) -> bool {
         && name.chars().all(|c| c != '/' && is_printable(c))
 }
 
-/// What changes when a package or one of its sidecars changes: inode, size and times of each; of a directory the inode
-/// alone, because what is in it says nothing of a package. Beside it, which does not count when two are compared, the
-/// directory in which they were seen.
+/// Fingerprint of a package and its sidecars: inode, size and times of each. A directory counts by
+/// its inode alone, because its contents do not make it a package. The fingerprint also holds the
+/// directory in which the files were seen, which comparisons ignore.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fingerprint(String);
 
-/// Stands before the directory in the text of a fingerprint. Older versions wrote none.
+/// Separator before the directory in the text of a fingerprint. Older versions wrote no directory.
 const SEEN_IN: &str = " in ";
 
 impl PartialEq for Fingerprint {
@@ -72,7 +79,7 @@ impl Fingerprint {
         }
     }
 
-    /// The directory in which the files were seen, as [`place`] has it.
+    /// Returns the directory in which the files were seen, in the form of [`place`].
     pub fn place(&self) -> Option<&str> {
         self.parts().1
     }
@@ -94,13 +101,13 @@ impl Fingerprint {
         Self(Vec::from_iter(files).join(" "))
     }
 
-    /// What stays the same when `file` is renamed.
+    /// Returns the part of the fingerprint that stays the same when `file` is renamed.
     fn beginning(file: &Metadata) -> String {
         let (modified, modified_ns) = (file.mtime(), file.mtime_nsec());
         format!("{}:{}:{modified}.{modified_ns}:", file.ino(), file.size())
     }
 
-    /// Whether `file`, renamed or not, is one of those that this was made of.
+    /// Returns whether `file`, renamed or not, is one of the files of this fingerprint.
     fn is_of(&self, file: &Metadata) -> bool {
         let beginning = Self::beginning(file);
         self.0.split(' ').any(|part| match file.is_dir() {
@@ -110,21 +117,21 @@ impl Fingerprint {
     }
 }
 
-/// What the appliance can take at a moment.
+/// Capacity of the device for packages at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
-    /// The store; `None` when that is not known.
+    /// Use of the store; `None` when it is not known.
     pub store: Option<StoreUse>,
-    /// The models that do not leave the store for others.
+    /// Models that are not removed from the store for others.
     pub kept: Vec<String>,
-    /// The file system of the store; `None` when it cannot be measured.
+    /// Space of the store's file system; `None` when it cannot be measured.
     pub space: Option<FreeSpace>,
-    /// The limits of memory and the settings that share it among models, in any form that changes when one of them
-    /// does.
+    /// The limits of memory and the settings that share it among models, as text that changes when
+    /// one of them does.
     pub memory: String,
 }
 
-/// Why a package could not be taken. Two failures of the same kind are told once.
+/// Resource that an installation lacked. Two failures of the same kind are logged once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lack {
     /// The quota of the store.
@@ -133,14 +140,15 @@ pub enum Lack {
     Space(NoSpace),
     /// Memory for the model.
     Memory,
-    /// Usable keys. The attempt costs next to nothing.
+    /// Usable keys. An attempt costs next to nothing.
     Keys,
     /// The disk, the system or the time.
     Other,
 }
 
 impl Lack {
-    /// Whether an attempt may succeed `now` that failed with what there was `then`.
+    /// Returns whether an attempt may succeed with the capacity `now` that failed with the capacity
+    /// `then`.
     fn is_met(&self, then: &Capacity, now: &Capacity) -> bool {
         match self {
             Self::Quota => (&then.store, &then.kept) != (&now.store, &now.kept),
@@ -150,10 +158,10 @@ impl Lack {
         }
     }
 
-    /// How long to wait after so many failures of one file.
+    /// Returns the wait after so many failures of one file.
     fn back_off(&self, failures: u32) -> Duration {
         match self {
-            // The file of a key may be put right at any time.
+            // An operator may repair the file of a key at any time, so do not double the wait.
             Self::Keys => FIRST_RETRY,
             _ => {
                 let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
@@ -167,23 +175,23 @@ impl Lack {
     }
 }
 
-/// What an attempt to install a file came to.
+/// Result of an attempt to install a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is installed.
+    /// The package is installed.
     Accepted,
-    /// It may be a copy in progress; says what is missing.
+    /// The file may be a copy in progress. The text describes the missing part.
     Incomplete(String),
-    /// It is wrong; says what.
+    /// The file is wrong. The text is the reason.
     Refused(String),
-    /// The appliance could not take it.
+    /// The device has no capacity for it.
     Failed {
-        /// Why, for people.
+        /// The reason, for operators.
         reason: String,
-        /// What it lacked.
+        /// The resource that it lacked.
         lack: Lack,
     },
-    /// It is wrong and could not be moved away.
+    /// The file is wrong and could not be moved away.
     Ignored,
 }
 
@@ -200,11 +208,11 @@ struct Seen {
     state: State,
     /// Attempts that failed since the file changed.
     failures: u32,
-    /// What there was when it was tried last.
+    /// The capacity at the last attempt.
     tried_with: Capacity,
-    /// Whether it was tried last because the time had come, and not because more can be taken.
+    /// Whether the wait caused the last attempt, and not a change of the capacity.
     tried_by_time: bool,
-    /// What the last failure lacked.
+    /// The resource that the last failure lacked.
     lacked: Option<Lack>,
 }
 
@@ -222,49 +230,49 @@ impl Seen {
     }
 }
 
-/// What is to be done after a look at the directory.
+/// Actions after one scan of the directory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Round {
     /// Files to install now.
     pub ready: Vec<(String, Fingerprint)>,
     /// Files to quarantine now, with the reason.
     pub refused: Vec<(String, Fingerprint, String)>,
-    /// Files that are there no more, of which models may have come.
+    /// Files that disappeared; models may have been installed from them.
     pub gone: Vec<String>,
-    /// When to look again even if nothing changes.
+    /// Instant of the next scan, even if nothing changes.
     pub next: Option<Instant>,
 }
 
-/// What is known of each file of the drop directory.
+/// Drop scanner: the state of each file of the drop directory.
 #[derive(Debug, Default)]
 pub struct Ledger {
     files: BTreeMap<String, Seen>,
-    /// Files that the next look need not wait for.
+    /// Files that the next scan reads at once, without waiting for [`QUIET`].
     completed: BTreeSet<String>,
 }
 
 impl Ledger {
-    /// Remembers that `name`, as it was with `fingerprint`, is installed.
+    /// Records that `name` is installed with the contents of `fingerprint`.
     pub fn remember(&mut self, name: &str, fingerprint: Fingerprint, now: Instant) {
         let state = State::Judged(Verdict::Accepted);
         let seen = Seen { state, ..Seen::new(fingerprint, now) };
         self.files.insert(name.to_owned(), seen);
     }
 
-    /// Has `name` read again although it has not changed.
+    /// Makes the next scan read `name` again although it has not changed.
     pub fn forget(&mut self, name: &str) {
         if let Some(seen) = self.files.get_mut(name) {
             seen.state = State::Settling;
         }
     }
 
-    /// Remembers for the next look that the files of these names were written to their end.
+    /// Records for the next scan that the writers have completed the files of these names.
     pub fn complete(&mut self, names: BTreeSet<String>) {
         self.completed = names;
     }
 
-    /// Compares `listing` with what is known and says what to do at `now`, when the appliance can take what `capacity`
-    /// says.
+    /// Compares `listing` with the known files and returns the actions at `now`, with the current
+    /// `capacity`.
     pub fn observe(
         &mut self,
         listing: BTreeMap<String, Fingerprint>,
@@ -276,7 +284,8 @@ impl Ledger {
         let completed = mem::take(&mut self.completed);
         self.files.retain(|name, _seen| {
             let stays = listing.contains_key(name);
-            // Whatever it was last: one that was installed may have been overwritten before it was removed.
+            // Report a file in any state: an installed one may have been overwritten before it was
+            // removed.
             if !stays {
                 round.gone.push(name.clone());
             }
@@ -289,6 +298,7 @@ impl Ledger {
                 *seen = fresh();
             }
             let mut by_time = true;
+            // `wait` counts from the last change of the file, or from the last failed attempt.
             let (wait, refusal) = match &seen.state {
                 State::Settling if completed.contains(&name) => (Duration::ZERO, None),
                 State::Settling => (QUIET, None),
@@ -317,8 +327,9 @@ impl Ledger {
         round
     }
 
-    /// Remembers what an attempt to install `name`, as it was with `fingerprint`, came to. Returns whether that is news:
-    /// an attempt that fails for the same kind of reason as the one before it, and was not due by the time, is none.
+    /// Records the result of an attempt to install `name` with the contents of `fingerprint`.
+    /// Returns whether the result is worth a log record: a failure of the same kind as the one
+    /// before is not, unless the wait caused the attempt.
     pub fn judge(
         &mut self,
         name: &str,
@@ -348,9 +359,9 @@ impl Ledger {
     }
 }
 
-/// Returns which directory stands at `directory`: its file system and its inode. Another volume in its place, or none
-/// where one was mounted, is another directory. The file system's own id counts, where it has one: it stays the same
-/// when a disk is found under another number.
+/// Returns an identity of the directory at `directory`: its file system and its inode. If another
+/// volume is mounted there, or the volume is unmounted, the identity differs. The file system's own
+/// id is used where it has one, because it stays the same when a disk gets another device number.
 ///
 /// # Errors
 /// When the directory cannot be examined.
@@ -362,7 +373,7 @@ pub fn place(directory: &Path) -> Result<String, FileError> {
     Ok(format!("{:x}:{}", system.filesystem_id(), found.ino()))
 }
 
-/// The packages in `directory`, each with the fingerprint of itself and its sidecars.
+/// Lists the packages in `directory`, each with the fingerprint of itself and its sidecars.
 ///
 /// # Errors
 /// When the directory cannot be read.
@@ -370,7 +381,7 @@ pub fn list(directory: &Path) -> Result<BTreeMap<String, Fingerprint>, FileError
     look(directory).map(|(_place, listing)| listing)
 }
 
-/// Does [`list`], and returns the [`place`] of the directory too.
+/// Lists the packages as [`list`] does, and also returns the [`place`] of the directory.
 ///
 /// # Errors
 /// When the directory cannot be read, or is replaced by another one meanwhile.
@@ -380,7 +391,7 @@ pub fn look(directory: &Path) -> Result<(String, BTreeMap<String, Fingerprint>),
     for child in fs::read_dir(directory).map_err(FileError::new("list", directory))? {
         let child = child.map_err(FileError::new("list", directory))?;
         let Ok(name) = child.file_name().into_string() else { continue };
-        // A leading dot is how rsync, scp and file managers mark what they have not finished.
+        // rsync, scp and file managers mark unfinished files with a leading dot.
         if !name.ends_with(SUFFIX) || name.starts_with('.') {
             continue;
         }
@@ -390,7 +401,7 @@ pub fn look(directory: &Path) -> Result<(String, BTreeMap<String, Fingerprint>),
         for file in files {
             match fs::symlink_metadata(&file) {
                 Ok(found) => metadata.push(found),
-                // A package's name may be so long that no sidecar's is possible.
+                // The name of a package may be so long that the name of a sidecar would be invalid.
                 Err(error) if is_absent(&error) => {}
                 Err(error) => return Err(FileError::new("examine", file)(error)),
             }
@@ -409,7 +420,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename)
 }
 
-/// The digest of the package at `path`. Reads all of it.
+/// Returns the digest of the package at `path`. Reads all of it.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -419,10 +430,11 @@ pub fn digest(path: &Path) -> Result<Digest, FileError> {
     Ok(reader.finish())
 }
 
-/// Removes a package and its sidecars, which would be held against the next package of its name. None need be there.
+/// Removes a package and its sidecars, as far as they exist. Sidecars that stay would be compared
+/// with the next package of this name.
 ///
 /// # Errors
-/// When something of it stays.
+/// When a file of it cannot be removed.
 pub fn remove(directory: &Path, name: &str) -> Result<(), FileError> {
     files::remove(&directory.join(name))?;
     for ending in SIDECARS {
@@ -471,7 +483,7 @@ mod tests {
         ledger.complete(completed());
         assert_eq!(ledger.observe(listing("1"), TIMEOUT, &room(), start), ready("1"));
         ledger.judge(NAME, &Fingerprint("1".to_owned()), Verdict::Accepted, start);
-        // The same for another content; it says nothing of the next one, or of another file.
+        // The same applies to other contents, but not to the next contents or to another file.
         ledger.complete(completed());
         assert_eq!(ledger.observe(listing("2"), TIMEOUT, &room(), start), ready("2"));
         let next = ledger.observe(listing("3"), TIMEOUT, &room(), start).next;
@@ -498,7 +510,7 @@ mod tests {
         let gone = ledger.observe(BTreeMap::new(), TIMEOUT, &room(), now);
         let is_gone = Round { gone: vec![NAME.to_owned()], ..Round::default() };
         assert_eq!(gone, is_gone);
-        // Overwritten first, and removed before that came to anything.
+        // The file was overwritten and then removed before it was read again.
         ledger.remember(NAME, Fingerprint("3".to_owned()), now);
         ledger.observe(listing("4"), TIMEOUT, &room(), now);
         assert_eq!(ledger.observe(BTreeMap::new(), TIMEOUT, &room(), now), is_gone);
@@ -525,7 +537,7 @@ mod tests {
         assert_ne!(here, there);
         assert_eq!(fingerprint.place(), Some(here.as_str()));
         let (files, _place) = fingerprint.parts();
-        // As an older version has written it.
+        // An older version wrote fingerprints without the directory.
         let old = Fingerprint(files.to_owned());
         assert_eq!((&old, old.place()), (&fingerprint, None));
         let elsewhere = old.clone().seen_in(&there);
@@ -550,7 +562,7 @@ mod tests {
         ledger.judge(NAME, &Fingerprint("1".to_owned()), half.clone(), start + QUIET);
         let waiting = ledger.observe(listing("1"), TIMEOUT, &room(), start + QUIET);
         assert_eq!(waiting, Round { next: Some(start + TIMEOUT), ..Round::default() });
-        // More of it comes: the clock starts again.
+        // The file grows, so the timeout starts again.
         ledger.observe(listing("2"), TIMEOUT, &room(), start + TIMEOUT);
         assert_eq!(
             ledger.observe(listing("2"), TIMEOUT, &room(), start + TIMEOUT + QUIET),
@@ -643,7 +655,7 @@ mod tests {
         assert_eq!(attempts[..8], minutes.map(|minutes| 60 * minutes));
         assert_eq!(attempts[9] - attempts[8], LAST_RETRY.as_secs());
         assert_eq!(attempts.len(), 14);
-        // Another content begins anew.
+        // Other contents start with the first wait again.
         ledger.observe(listing("2"), TIMEOUT, &room(), now);
         assert_eq!(ledger.observe(listing("2"), TIMEOUT, &room(), now + QUIET), ready("2"));
         ledger.judge(NAME, &Fingerprint("2".to_owned()), failed(Lack::Other), now);
@@ -712,17 +724,17 @@ mod tests {
                 if !helps {
                     continue;
                 }
-                // The same again is no news, another reason is.
+                // The same failure is not worth another record; another reason is.
                 assert!(!ledger.judge(NAME, &fingerprint, failed(lack.clone()), now));
                 let next = ledger.observe(listing("1"), TIMEOUT, &full, now).next.unwrap();
                 if !matches!(lack, Lack::Space(_)) {
-                    // Back to what there was is a change, too.
+                    // The earlier capacity is a change, too.
                     assert_eq!(next, now + QUIET);
                     ledger.observe(listing("1"), TIMEOUT, &full, now + QUIET);
                     assert!(ledger.judge(NAME, &fingerprint, failed(Lack::Other), now));
                 } else {
                     assert_eq!(next, now + 2 * FIRST_RETRY);
-                    // By its time, it is told again.
+                    // An attempt caused by the wait is logged again.
                     ledger.observe(listing("1"), TIMEOUT, &full, next);
                     assert!(ledger.judge(NAME, &fingerprint, failed(lack.clone()), next));
                 }
@@ -745,7 +757,7 @@ mod tests {
         assert!(before[NAME].is_of(&metadata("a.model.tar.zst.sha256")));
         assert!(!before[NAME].is_of(&metadata("other")));
         assert!(!before[NAME].is_of(&metadata("b.model.tar.zst")));
-        // What is in a directory does not change it.
+        // A change inside a directory does not change its fingerprint.
         fs::write(path("b.model.tar.zst/file"), "").unwrap();
         let after = list(root.path()).unwrap();
         assert_eq!(before["b.model.tar.zst"], after["b.model.tar.zst"]);

@@ -1,4 +1,4 @@
-//! An installed package as others see it, and which one a name means. Pure.
+//! Installed packages as other modules see them, and resolution of names to packages.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -12,59 +12,65 @@ use super::manifest::{Manifest, ModelId, Version};
 use super::record::{Record, Status};
 use super::trust::Disabled;
 
-/// Digits of a revision that are enough to name it: two of a thousand entries begin alike once in thirty times, which
-/// whoever needs more digits sees by the answer's headers.
+/// Minimum number of digits that name a revision.
+///
+/// Among a thousand entries, the probability that two revisions share their first six digits is
+/// about one in thirty. A client detects such a collision by the response headers and can send more
+/// digits.
 const LEAST_REVISION: usize = 6;
 
-/// Identifies one installed package: its id, its version, and the digest of its manifest.
+/// Identity of one installed package: its id, its version, and the digest of its manifest.
 ///
-/// Written to files with all 64 digits of the digest, and shown with the first 12: the store has no two packages of one
-/// id that are shown alike. A key of 12 digits is read as well, because older files have such keys; it equals no key of
-/// an entry.
+/// Files contain the key with all 64 digits of the digest. [`Display`](fmt::Display) prints the
+/// first 12. The store does not keep two packages of one id whose printed keys are equal. Keys with
+/// 12 digits can be parsed too, because older files contain them; such a key is not equal to the
+/// key of any entry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Key(String);
 
 impl Key {
-    /// The key of the package with this manifest.
+    /// Creates the key of the package with this manifest.
     pub(super) fn new(manifest: &Manifest, manifest_digest: Digest) -> Self {
-        // '@' and '+' occur in no id or version, so that no two packages share a key.
+        // Ids and versions contain neither '@' nor '+', so two packages never share a key.
         Self(format!("{}@{}+{manifest_digest}", manifest.id, manifest.version))
     }
 
-    /// The name of the entry's directory: what is shown of the key.
+    /// Returns the name of the entry's directory, which is the printed form of the key.
     pub(super) fn directory(&self) -> String {
         self.to_string()
     }
 
-    /// Whether `other` is shown as this key is, for the same id: their digests begin alike.
+    /// Returns whether `other` has the same id and the same first 12 digits of the digest.
     pub(super) fn looks_like(&self, other: &Self) -> bool {
         let ((id, _, revision), (other_id, _, other_revision)) = (self.parts(), other.parts());
         id == other_id && revision == other_revision
     }
 
-    /// `id@digest` with all digits: the name that means this entry and no other, whatever versions are called.
+    /// Returns `id@digest` with all digits. This name resolves to this entry only, even if a
+    /// version has an equal name.
     pub fn exact_name(&self) -> String {
         let (_, digest) = self.0.split_once('+').unwrap_or((&self.0, ""));
         format!("{}@{digest}", self.id())
     }
 
-    /// The key with 12 digits that older files have for this entry.
+    /// Returns the key with 12 digits that older files contain for this entry.
     pub fn shortened(&self) -> Self {
         Self(self.to_string())
     }
 
-    /// `id@version`, as a request may name it.
+    /// Returns `id@version`, which is a valid model name in a request.
     pub fn name(&self) -> &str {
         self.0.split_once('+').map_or(&self.0, |(name, _revision)| name)
     }
 
-    /// The id alone.
+    /// Returns the id alone.
     pub fn id(&self) -> &str {
         self.parts().0
     }
 
-    /// The id, the version, and the revision: the digest of the manifest, shortened.
+    /// Returns the id, the version, and the revision (the first 12 digits of the manifest's
+    /// digest).
     pub fn parts(&self) -> (&str, &str, &str) {
         let (id, rest) = self.0.split_once('@').unwrap_or((&self.0, ""));
         let (version, revision) = rest.split_once('+').unwrap_or((rest, ""));
@@ -72,7 +78,7 @@ impl Key {
     }
 }
 
-/// A text that is no [`Key`].
+/// Error of parsing a text that is not a [`Key`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected the key of a package, such as \"all-MiniLM-L6-v2@1+0123456789ab\"")]
 pub struct ParseKeyError;
@@ -84,7 +90,7 @@ impl TryFrom<String> for Key {
         let key = Self(text);
         let (id, version, _shown) = key.parts();
         let digest = key.0.split_once('+').map_or("", |(_name, digest)| digest);
-        // A key becomes the name of a directory: what `new` would not have made stays outside.
+        // A key becomes a directory name, so reject every text that `new` could not have created.
         let good = id.parse::<ModelId>().is_ok()
             && version.parse::<Version>().is_ok()
             && [Digest::SHORT, Digest::DIGITS].contains(&digest.len())
@@ -117,29 +123,32 @@ impl fmt::Display for Key {
 /// An installed package.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// What identifies it.
+    /// Identity of the package.
     pub key: Key,
-    /// What it says of itself.
+    /// Content of the package's manifest.
     pub manifest: Arc<Manifest>,
-    /// What the store knows of it.
+    /// State that the store keeps for the package.
     pub record: Record,
-    /// Why it may not be used although its files are right; follows from the keys, and is not kept on disk.
+    /// Reason why the entry must not be used although its files are valid. It is derived from the
+    /// keys and not stored on disk.
     pub disabled: Option<Disabled>,
 }
 
 impl Entry {
-    /// Whether it may answer: it is available and nothing disables it.
+    /// Returns whether the entry can serve requests: it is available and not disabled.
     pub fn is_usable(&self) -> bool {
         self.record.status == Status::Available && self.disabled.is_none()
     }
 
-    /// Whether a name may mean it: it was tested and nothing disables it. One that is corrupt may be meant, so that the
-    /// caller hears of it.
+    /// Returns whether a name can resolve to the entry: its self-test has passed once and it is not
+    /// disabled.
+    ///
+    /// Corrupt entries are included, so that the caller gets an error that names the corruption.
     fn may_be_meant(&self) -> bool {
         self.record.status.is_tested() && self.disabled.is_none()
     }
 
-    /// Whether it is among those that `name` may mean: `id`, `id@version` or `id@revision`.
+    /// Returns whether `name` matches the entry as `id`, `id@version` or `id@revision`.
     pub fn is_named(&self, name: &str) -> bool {
         match name.split_once('@') {
             None => self.manifest.id.as_str() == name,
@@ -159,13 +168,18 @@ impl Entry {
     }
 }
 
-/// The entry that `name` means: `id`, of which the highest version or the one that a rollback chose, `id@version`, or
-/// `id@revision`, of which six digits are enough where no version is called so. All digits mean this content, whatever
-/// versions are called.
+/// Resolves `name` to an entry. Returns `None` if no entry matches.
 ///
-/// Of two with the same id and version the one installed last. Of two whose revisions begin alike the one installed
-/// first: a newcomer does not take the name of what is there. Entries whose self-test has not passed, or that are disabled, are not
-/// there.
+/// - `id` resolves to the highest version, or to the version that a rollback chose.
+/// - `id@version` resolves to that version. If two entries have the same id and version, the one
+///   installed last wins.
+/// - `id@revision` needs at least six digits and is tried after the versions. If several revisions
+///   match, the entry installed first wins, so that a new entry does not take over the name of an
+///   existing one.
+/// - `id@digest` with all 64 digits always resolves to that content, even if a version has an equal
+///   name.
+///
+/// Entries that are disabled, or that have not passed their self-test, are ignored.
 pub fn choose<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
     let meant = || entries.iter().filter(|entry| entry.may_be_meant());
     let last = |named: &dyn Fn(&Entry) -> bool| {
@@ -174,6 +188,8 @@ pub fn choose<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
     match name.split_once('@') {
         None => {
             let highest = last(&|entry| entry.is_named(name))?;
+            // A rollback applies only if it is newer than the installation of the highest version.
+            // A later installation therefore ends the rollback.
             let since = Some(highest.record.installed_at);
             let chosen =
                 meant().filter(|entry| entry.is_named(name) && entry.record.chosen_at > since);
@@ -193,15 +209,18 @@ pub fn choose<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
     }
 }
 
-/// Returns the entry that `name` means, for an administrator who removes it: the one of [`choose`], or, when no such
-/// entry has passed its self-test, the highest version among the others.
+/// Resolves `name` for an administrator who removes an entry.
+///
+/// Returns the entry of [`choose`]. If no matching entry has passed its self-test, returns the
+/// highest version among the others.
 pub fn choose_any<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
     let others =
         || entries.iter().filter(|entry| entry.is_named(name)).max_by(|a, b| by_version(a, b));
     choose(entries, name).or_else(others)
 }
 
-/// The entry before the one that `id` means, by version and time; one that is corrupt is passed over.
+/// Returns the usable entry that precedes the entry of `id`, by version and then by installation
+/// time.
 pub fn earlier<'a>(entries: &'a [Entry], id: &str) -> Option<&'a Entry> {
     let current = choose(entries, id)?;
     let earlier = entries.iter().filter(|entry| {
@@ -212,13 +231,14 @@ pub fn earlier<'a>(entries: &'a [Entry], id: &str) -> Option<&'a Entry> {
     earlier.max_by(|a, b| by_version(a, b))
 }
 
-/// By version, and of the same version by when it was installed.
+/// Compares entries by version, and equal versions by installation time.
 fn by_version(a: &Entry, b: &Entry) -> Ordering {
     let versions = natural(a.manifest.version.as_str(), b.manifest.version.as_str());
     versions.then(a.record.installed_at.cmp(&b.record.installed_at))
 }
 
-/// Compares two versions as people do: runs of digits by their value, so that 1.10 comes after 1.9.
+/// Compares two versions in natural order: runs of digits by their numeric value, so 1.10 follows
+/// 1.9.
 pub(super) fn natural(a: &str, b: &str) -> Ordering {
     let runs = |text: &str| -> Vec<(usize, String)> {
         let digits = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
@@ -226,7 +246,7 @@ pub(super) fn natural(a: &str, b: &str) -> Ordering {
             .chunk_by(|a, b| a.is_ascii_digit() == b.is_ascii_digit())
             .map(|run| String::from_utf8_lossy(run).into_owned())
             .map(|run| match digits(&run) {
-                // Without leading zeros the longer number is the larger.
+                // Without leading zeros, the longer number is the larger one.
                 true => {
                     (run.trim_start_matches('0').len() + 1, run.trim_start_matches('0').to_owned())
                 }
@@ -251,7 +271,7 @@ mod tests {
         assert_eq!(written, format!("m@1.0-rc1+{}", Digest::of(b"")));
         assert_eq!(written.parse(), Ok(key.clone()));
         assert_eq!(key.exact_name(), format!("m@{}", Digest::of(b"")));
-        // What older files have is read, and is another key.
+        // A key with 12 digits from an older file can be parsed, and is a different key.
         assert_eq!(key.to_string().parse(), Ok(key.shortened()));
         assert_ne!(key, key.shortened());
         for bad in [

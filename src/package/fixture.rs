@@ -1,4 +1,4 @@
-//! Packages for tests: small good ones, and every kind of bad one.
+//! Packages for tests: small valid ones, and a builder for invalid ones.
 
 use std::io;
 use std::sync::Arc;
@@ -10,20 +10,19 @@ use super::manifest::{
 };
 use super::record::{Origin, Record, Status, Timestamp};
 
-/// The bytes of a small package whose files are well described and mean nothing to an engine.
+/// Returns the bytes of a small valid package. An engine cannot load its files.
 pub(crate) fn package(id: &str, version: &str) -> Vec<u8> {
     package_with(id, version, |_| {})
 }
 
-/// Such a package after `change`.
+/// Returns the bytes of such a package after `change`.
 pub(crate) fn package_with(id: &str, version: &str, change: impl FnOnce(&mut Builder)) -> Vec<u8> {
     let mut builder = Builder::new(id, version, b"not really weights");
     change(&mut builder);
     builder.compress()
 }
 
-/// A manifest of the files `config.json`, `tokenizer.json` and `model.safetensors` with these
-/// contents.
+/// Returns a manifest of the given files.
 pub(crate) fn manifest(id: &str, version: &str, files: &[(&str, &[u8])]) -> Manifest {
     let member = |(path, content): &(&str, &[u8])| Member {
         path: path.parse().unwrap(),
@@ -52,7 +51,8 @@ pub(crate) fn manifest(id: &str, version: &str, files: &[(&str, &[u8])]) -> Mani
     }
 }
 
-/// An installed model of which only the name, the length of its vectors and what makes its embedding space matter.
+/// Returns an installed model for tests that use only its name, its dimensions and its embedding
+/// space.
 pub(crate) fn entry(id: &str, version: &str, dimensions: usize, weights: &str) -> super::Entry {
     let files: [(&str, &[u8]); 3] =
         [(CONFIG, b""), (WEIGHTS, weights.as_bytes()), (TOKENIZER, b"")];
@@ -79,12 +79,12 @@ pub(crate) fn entry(id: &str, version: &str, dimensions: usize, weights: &str) -
     super::Entry { key, manifest: Arc::new(manifest), record, disabled: None }
 }
 
-/// One member as it stands in the archive, its header sealed with [`Entry::seal`].
+/// One member of the archive. [`Entry::seal`] computes the checksum of its header.
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) header: [u8; BLOCK],
     pub(crate) content: Vec<u8>,
-    /// What stands between the content and the next header.
+    /// Bytes between the content and the next header.
     pub(crate) padding: Vec<u8>,
 }
 
@@ -111,12 +111,12 @@ impl Entry {
         self.set(0, &[0; 100]).set(0, name.as_bytes())
     }
 
-    /// Announces `size` bytes, whatever there are.
+    /// Sets the size in the header to `size`, independent of the content.
     pub(crate) fn resize(&mut self, size: u64) -> &mut Self {
         self.set(124, format!("{size:011o}\0").as_bytes())
     }
 
-    /// Makes the checksum right.
+    /// Computes the checksum of the header.
     pub(crate) fn seal(&mut self) -> &mut Self {
         self.set(148, &[b' '; 8]);
         let sum: u32 = self.header.iter().map(|byte| u32::from(*byte)).sum();
@@ -124,11 +124,11 @@ impl Entry {
     }
 }
 
-/// A package in parts.
+/// Package as separate parts.
 pub(crate) struct Builder {
-    /// The manifest, then its files.
+    /// The manifest, followed by its files.
     pub(crate) entries: Vec<Entry>,
-    /// What stands after the last member.
+    /// Bytes after the last member.
     pub(crate) end: Vec<u8>,
 }
 
@@ -141,7 +141,7 @@ impl Builder {
         Self { entries, end: vec![0; 2 * BLOCK] }
     }
 
-    /// Replaces the manifest by what `change` makes of it, checked or not.
+    /// Replaces the manifest by the result of `change`, without a check.
     pub(crate) fn change_manifest(&mut self, change: impl FnOnce(&mut serde_json::Value)) {
         let mut json = serde_json::from_slice(&self.entries[0].content).unwrap();
         change(&mut json);
@@ -162,7 +162,7 @@ impl Builder {
     }
 }
 
-/// One zstd frame with a checksum.
+/// Compresses `content` into one zstd frame with a checksum.
 pub(crate) fn compress(content: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
     encoder.include_checksum(true).unwrap();

@@ -1,11 +1,10 @@
-//! The compressed layer of a package: exactly one zstd frame, read under limits.
+//! Reads the compressed layer of a package: exactly one zstd frame, under limits.
 //!
-//! Owns the compressed stream: what it hashes is what it decompresses. It knows nothing of the
-//! archive inside.
+//! The hashed bytes are the decompressed bytes. Does not interpret the archive inside the frame.
 //!
-//! Invariants: nothing before, between or after the one frame is accepted; whoever has read to the
-//! end has read a complete frame whose checksum held; a stream that only ends too early is told
-//! apart from a bad one.
+//! Invariants: bytes before or after the one frame are rejected. A reader that reaches the end has
+//! read a complete frame with a correct checksum. A stream that only ends too early is
+//! distinguished from an invalid one.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -21,21 +20,23 @@ use super::unpack::Limits;
 /// <https://www.rfc-editor.org/rfc/rfc8878#section-3.1.1>.
 const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 const HEADER: usize = MAGIC.len() + 1;
-/// The bits of the descriptor that have one right value, and that value: unused and reserved bits
-/// zero, no dictionary, and a checksum, because nothing else inside a package vouches for its
-/// manifest.
+/// Bits of the descriptor that must have a fixed value, and that value: unused and reserved bits
+/// zero, no dictionary, and a checksum. The checksum is required because nothing else inside a
+/// package protects the manifest.
 const DESCRIPTOR_MASK: u8 = 0b0001_1111;
 const DESCRIPTOR: u8 = 0b0000_0100;
-/// The format allows windows of at most 8 MiB: the decoder allocates the declared window before anything is known of the
-/// package. `zstd` stays below this up to level 19, and the packer of this crate needs 4 MiB.
+/// Maximum window size of 8 MiB, as a power of two. The decoder allocates the declared window
+/// before the package is checked. `zstd` stays below this limit up to level 19; the packer of this
+/// crate needs 4 MiB.
 pub(super) const MAX_WINDOW_LOG: u32 = 23;
-/// Output up to here has no ratio: a few kilobytes may well be all zeros.
+/// Output size in bytes up to which the compression ratio is not checked: a few kilobytes of zeros
+/// are normal.
 const RATIO_FREE: u64 = 1 << 20;
 
-/// Why a frame cannot be read on. Travels inside an [`io::Error`] out of [`Frame::read`].
+/// Error of reading a frame. [`Frame::read`] returns it inside an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FrameError {
-    /// Every byte so far is the beginning of a frame.
+    /// All bytes so far are a valid beginning of a frame.
     #[error("the stream ends after {bytes} bytes, inside the zstd frame")]
     Truncated { bytes: u64 },
     #[error("{0}")]
@@ -54,11 +55,11 @@ impl From<FrameError> for io::Error {
     }
 }
 
-/// The content of the one zstd frame that `R` must be.
+/// Reader of the content of a source that must be exactly one zstd frame.
 ///
-/// [`Read::read`] gives 0 only after the checksum held and the source was seen to end there; its
-/// errors hold a [`FrameError`]. Needs the frame's window in memory, at most 8 MiB, and less than 2 MiB of
-/// buffers beside it.
+/// [`Read::read`] returns 0 only after the checksum was verified and the source has ended there.
+/// Its errors contain a [`FrameError`]. Needs memory for the frame's window (at most 8 MiB) and
+/// less than 2 MiB of buffers.
 pub(super) struct Frame<'l, R, C> {
     source: BackgroundHashingReader<R>,
     limits: &'l Limits,
@@ -66,7 +67,7 @@ pub(super) struct Frame<'l, R, C> {
     started: Instant,
     decoder: DCtx<'static>,
     input: Box<[u8]>,
-    /// The part of `input` that the decoder has not taken.
+    /// Range of `input` that the decoder has not consumed.
     pending: Range<usize>,
     consumed: u64,
     produced: u64,
@@ -74,8 +75,7 @@ pub(super) struct Frame<'l, R, C> {
 }
 
 impl<'l, R: Read, C: FnMut() -> Instant> Frame<'l, R, C> {
-    /// Reads the beginning of the frame from `source`; `now` is the clock that `limits.time` is
-    /// measured with.
+    /// Reads the beginning of the frame from `source`. `now` is the clock for `limits.time`.
     pub(super) fn open(source: R, limits: &'l Limits, mut now: C) -> Result<Self, FrameError> {
         let mut decoder = DCtx::try_create().ok_or(FrameError::Memory)?;
         decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG)).map_err(decoder_error)?;
@@ -96,18 +96,19 @@ impl<'l, R: Read, C: FnMut() -> Instant> Frame<'l, R, C> {
         Ok(frame)
     }
 
-    /// Memory of the decoder in bytes. It has the declared window once something was read.
+    /// Returns the memory of the decoder in bytes. It includes the declared window after the first
+    /// read.
     pub(super) fn decoder_bytes(&self) -> u64 {
         self.decoder.sizeof() as u64
     }
 
-    /// The digest and the length of the compressed stream, as far as it was read.
+    /// Returns the digest and the length of the compressed bytes read so far.
     pub(super) fn finish(self) -> (Digest, u64) {
         let bytes = self.source.bytes_read();
         (self.source.finish(), bytes)
     }
 
-    /// Adds to `pending`; false at the end of the source.
+    /// Reads more input into `pending`; returns false at the end of the source.
     fn fill(&mut self) -> Result<bool, FrameError> {
         if self.pending.is_empty() {
             self.pending = 0..0;
@@ -166,6 +167,8 @@ impl<'l, R: Read, C: FnMut() -> Instant> Frame<'l, R, C> {
             if self.complete {
                 return self.check_end().map(|()| 0);
             }
+            // At the end of the source, the decoder is called without input, because it may still
+            // hold output.
             let at_end = self.pending.is_empty() && !self.fill()?;
             let mut input = InBuffer::around(&self.input[self.pending.clone()]);
             let mut output = OutBuffer::around(&mut *buffer);
@@ -176,7 +179,8 @@ impl<'l, R: Read, C: FnMut() -> Instant> Frame<'l, R, C> {
             self.consumed += taken as u64;
             self.produced += written as u64;
             self.check_limits()?;
-            // Zero says that the frame ended, its checksum was right and all of it was handed out.
+            // A hint of zero means that the frame has ended, its checksum is correct and all output
+            // was returned.
             self.complete = hint == 0;
             if written > 0 {
                 return Ok(written);
@@ -208,7 +212,7 @@ fn is_bomb(consumed: u64, produced: u64, max_ratio: u32) -> bool {
     produced > RATIO_FREE && produced > consumed.saturating_mul(max_ratio.into())
 }
 
-/// zstd returns its error codes negated:
+/// Converts an error code of zstd. zstd returns its error codes negated:
 /// <https://github.com/facebook/zstd/blob/v1.5.7/lib/common/error_private.h#L46-L49>.
 fn decoder_error(code: usize) -> FrameError {
     if code.wrapping_neg() == ZSTD_ErrorCode::ZSTD_error_memory_allocation as usize {
@@ -261,7 +265,8 @@ mod tests {
 
     #[test]
     fn a_window_over_8_mib_is_refused() {
-        // The window descriptor: five bits of exponent less 10, three bits of mantissa.
+        // The window descriptor has five bits for the exponent less 10, and three bits for the
+        // mantissa.
         let frame = |descriptor| {
             let mut frame = compress(b"content");
             assert_eq!(frame[4] & 0b0010_0000, 0, "this frame has a window descriptor");

@@ -1,7 +1,8 @@
-//! The manifest: what a package says of itself, and the rules that it must keep.
+//! The manifest of a package, and the rules that it must follow.
 //!
-//! Invariant: a [`Manifest`] in memory has passed [`Manifest::parse`]; nothing past it meets an unknown key, a
-//! path that leaves its directory, a size over the limits or a self-test of another length.
+//! Invariant: a [`Manifest`] that was read has passed [`Manifest::parse`]. Later code never meets
+//! an unknown key, a path that leaves its directory, a size over the limits or a self-test vector
+//! of another length.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,53 +13,58 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::digest::Digest;
 
-/// The one format this version reads and writes.
+/// The only format version that this program reads and writes.
 pub const FORMAT: u32 = 1;
-/// Name of the manifest inside a package; it comes first.
+/// Name of the manifest in a package. It is the first member.
 pub const MANIFEST: &str = "manifest.json";
-/// Name of the transformers configuration inside a package.
+/// Name of the transformers configuration in a package.
 pub const CONFIG: &str = "config.json";
-/// Name of the tokenizer inside a package.
+/// Name of the tokenizer in a package.
 pub const TOKENIZER: &str = "tokenizer.json";
-/// Name of the weights inside a package.
+/// Name of the weights in a package.
 pub const WEIGHTS: &str = "model.safetensors";
 
-/// Longest `max_sequence_length` in tokens; that of models which have none of their own.
+/// Maximum of `max_sequence_length` in tokens, and its value for models without a limit of their
+/// own.
 pub(super) const MAX_SEQUENCE_LENGTH: usize = 65_536;
 
-/// The most bytes of a JSON file but the tokenizer; configurations have a few kilobytes.
+/// Maximum size in bytes of a JSON file other than the tokenizer. Configurations have a few
+/// kilobytes.
 pub(super) const MAX_JSON: u64 = 4 << 20;
-/// The most bytes of a tokenizer; the largest in use (250,000 pieces) has 17 MB.
+/// Maximum size in bytes of a tokenizer. The largest one in use (250,000 pieces) has 17 MB.
 pub(super) const MAX_TOKENIZER: u64 = 64 << 20;
-/// The most bytes of a dense layer.
+/// Maximum size in bytes of a dense layer.
 pub(super) const MAX_DENSE: u64 = 256 << 20;
 
 const MAX_NAME_LENGTH: usize = 96;
 const MAX_TEXT_LENGTH: usize = 1024;
-/// Far above every sentence encoder there is; keeps products of shapes far from overflow.
+/// Far above the width of every existing sentence encoder. Keeps products of shapes far from an
+/// overflow.
 const MAX_DIMENSIONS: usize = 65_536;
 const MAX_DENSE_LAYERS: usize = 8;
 const MAX_PROMPTS: usize = 64;
-/// Characters of a parser's message that are kept: it quotes the manifest, which may be anything.
+/// Number of characters that are kept of a parser's message. The message quotes the manifest, which
+/// can contain any text.
 const MAX_QUOTED: usize = 300;
 
-/// Name of the file that holds dense layer number `index`.
+/// Returns the name of the file that holds dense layer number `index`.
 pub fn dense_file(index: usize) -> String {
     format!("dense.{index}.safetensors")
 }
 
-/// Why a manifest is refused.
+/// Error of an invalid manifest.
 #[derive(Debug, thiserror::Error)]
 #[error("manifest.json: {0}")]
 pub struct ManifestError(String);
 
 impl ManifestError {
-    /// The reason alone, for messages that already name the manifest.
+    /// Returns the reason alone, for messages that already name the manifest.
     pub(super) fn reason(&self) -> &str {
         &self.0
     }
 
-    /// What the JSON parser says, made fit for one line of a journal.
+    /// Converts an error of the JSON parser; escapes and truncates its text to fit one line of a
+    /// journal.
     fn json(error: &serde_json::Error) -> Self {
         let text = error.to_string();
         let mut printable = String::new();
@@ -76,7 +82,8 @@ impl ManifestError {
     }
 }
 
-/// A name that is safe in a path and in a header: letters, digits, `.`, `_`, `-`; a letter or digit first.
+/// Returns whether `text` is safe in a path and in a header: letters, digits, `.`, `_` and `-`,
+/// beginning with a letter or digit.
 fn is_safe_name(text: &str) -> bool {
     text.len() <= MAX_NAME_LENGTH
         && text.starts_with(|first: char| first.is_ascii_alphanumeric())
@@ -91,7 +98,7 @@ macro_rules! safe_name {
         pub struct $type(String);
 
         impl $type {
-            /// The name itself.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -134,19 +141,19 @@ macro_rules! safe_name {
 }
 
 safe_name!(
-    /// The name under which a model is asked for.
+    /// Name by which requests select a model.
     ModelId, "model id"
 );
 safe_name!(
-    /// The version of a package.
+    /// Version of a package.
     Version, "version"
 );
 safe_name!(
-    /// The name of a member of a package: one path component, never `.` or `..`.
+    /// Name of a member of a package: one path component, never `.` or `..`.
     MemberName, "member name"
 );
 
-/// How weights are stored.
+/// Storage format of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -159,7 +166,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The name in manifests and on the command line.
+    /// Returns the name in manifests and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -169,17 +176,17 @@ impl Precision {
     }
 }
 
-/// A dense layer between pooling and normalisation.
+/// Dense layer between pooling and normalisation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DenseLayer {
-    /// Length of its input vector.
+    /// Length of the input vector.
     pub in_features: usize,
-    /// Length of its output vector.
+    /// Length of the output vector.
     pub out_features: usize,
-    /// Whether it adds a bias.
+    /// Whether the layer adds a bias.
     pub bias: bool,
-    /// `identity` or `tanh`.
+    /// Activation function: `identity` or `tanh`.
     pub activation: String,
 }
 
@@ -187,57 +194,57 @@ pub struct DenseLayer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Member {
-    /// Its name.
+    /// Name of the file.
     pub path: MemberName,
-    /// Its length in bytes, uncompressed.
+    /// Uncompressed length in bytes.
     pub size: u64,
-    /// Its digest, uncompressed.
+    /// Digest of the uncompressed content.
     pub sha256: Digest,
 }
 
-/// A text and the vector that the packed model gave for it.
+/// Text and the vector that the packed model computed for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelfTest {
-    /// The text, without any prompt.
+    /// Input text, without a prompt.
     pub text: String,
-    /// Its vector, `[dimensions]`.
+    /// Expected vector, `[dimensions]`.
     pub vector: Vec<f32>,
 }
 
-/// What a package says of itself.
+/// The manifest of a package.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// [`FORMAT`].
+    /// Format version, equal to [`FORMAT`].
     pub format: u32,
-    /// The name under which the model is asked for.
+    /// Name by which requests select the model.
     pub id: ModelId,
-    /// The version of this package.
+    /// Version of the package.
     pub version: Version,
-    /// `model_type` of the encoder, or `static`.
+    /// Architecture: `model_type` of the encoder, or `static`.
     pub architecture: String,
     /// Length of the vectors.
     pub dimensions: usize,
-    /// Longest input in tokens, special tokens included.
+    /// Maximum input length in tokens, special tokens included.
     pub max_sequence_length: usize,
-    /// How the weights are stored.
+    /// Storage format of the weights.
     pub precision: Precision,
-    /// `mean`, `cls`, `max` or `mean_sqrt_len`.
+    /// Pooling: `mean`, `cls`, `max` or `mean_sqrt_len`.
     pub pooling: String,
-    /// Dense layers after pooling, in order; layer `i` is the member `dense.i.safetensors`.
+    /// Dense layers after pooling, in order. Layer `i` is the member `dense.i.safetensors`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dense: Vec<DenseLayer>,
     /// Whether vectors are scaled to length 1.
     pub normalize: bool,
-    /// Texts put before an input, by name.
+    /// Prompts by name. A prompt is a text that is put before an input.
     #[serde(
         default,
         skip_serializing_if = "BTreeMap::is_empty",
         deserialize_with = "unique_prompts"
     )]
     pub prompts: BTreeMap<String, String>,
-    /// The prompt that is used when a request names none.
+    /// Name of the prompt for requests that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_prompt: Option<String>,
     /// Languages, as BCP 47 tags; `mul` for many.
@@ -245,19 +252,20 @@ pub struct Manifest {
     pub languages: Vec<String>,
     /// SPDX expression of the model's licence.
     pub license: String,
-    /// Where the model comes from.
+    /// Source of the model, such as the URL of its repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// The revision there.
+    /// Revision of the model at that source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// The files, in the order in which they stand in the archive.
+    /// Files, in the order of the archive.
     pub files: Vec<Member>,
-    /// A text and its vector, tried before the model is made available.
+    /// Self-test that runs before the model becomes available.
     pub self_test: SelfTest,
 }
 
-/// Reads the prompts; a name that stands twice is refused, where a map alone would keep the last silently.
+/// Deserializes the prompts and rejects duplicate names. A plain map would silently keep the last
+/// one.
 fn unique_prompts<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
 where
     D: Deserializer<'de>,
@@ -286,8 +294,11 @@ where
     deserializer.deserialize_map(UniquePrompts)
 }
 
-/// The identity under which two vectors may be compared: a digest over the weights, the tokenizer and every step that
-/// changes a vector. Compared whole, and shown with its first 16 digits; the store has no two that are shown alike.
+/// Identity under which two vectors may be compared.
+///
+/// A digest over the weights, the tokenizer and every step that changes a vector. Comparisons use
+/// the whole digest. [`Display`](fmt::Display) prints the first 16 digits; the store does not keep
+/// two different spaces with equal printed forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EmbeddingSpace(Digest);
 
@@ -298,10 +309,11 @@ impl fmt::Display for EmbeddingSpace {
 }
 
 impl Manifest {
-    /// Reads and checks a manifest.
+    /// Parses and checks a manifest.
     ///
     /// # Errors
-    /// When it is not JSON, has an unknown, missing or duplicate key, or breaks a rule of the format.
+    /// When it is not JSON, has an unknown, missing or duplicate key, or breaks a rule of the
+    /// format.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let manifest: Self =
             serde_json::from_slice(bytes).map_err(|error| ManifestError::json(&error))?;
@@ -309,10 +321,10 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The manifest as it is written: indented JSON with a final newline.
+    /// Serializes the manifest as indented JSON with a final newline.
     ///
     /// # Errors
-    /// When it breaks a rule of the format, so that nothing is written that would not be read.
+    /// When it breaks a rule of the format, so that no manifest is written that could not be read.
     pub fn to_json(&self) -> Result<Vec<u8>, ManifestError> {
         self.check()?;
         let mut json =
@@ -321,22 +333,22 @@ impl Manifest {
         Ok(json)
     }
 
-    /// The file name of the package: `<id>-<version>.model.tar.zst`.
+    /// Returns the file name of the package: `<id>-<version>.model.tar.zst`.
     pub fn file_name(&self) -> String {
         format!("{}-{}{}", self.id, self.version, super::SUFFIX)
     }
 
-    /// The sum of the sizes of all files, in bytes.
+    /// Returns the total size of all files in bytes, saturated at `u64::MAX`.
     pub fn total_size(&self) -> u64 {
         self.files.iter().fold(0, |sum, file| sum.saturating_add(file.size))
     }
 
-    /// The identity under which two vectors may be compared, as clients see it: [`EmbeddingSpace`] as text.
+    /// Returns the printed form of [`Self::space`], as clients see it.
     pub fn embedding_space(&self) -> String {
         self.space().to_string()
     }
 
-    /// The identity under which two vectors may be compared. Serializes some kilobytes and hashes them.
+    /// Returns the embedding space. Serializes and hashes some kilobytes.
     pub fn space(&self) -> EmbeddingSpace {
         let files: Vec<_> =
             self.files.iter().map(|file| (file.path.as_str(), file.sha256)).collect();
@@ -400,7 +412,7 @@ impl Manifest {
         let activations = self.dense.iter().map(|layer| ("dense.activation", &layer.activation));
         let others = others.into_iter().filter_map(|(key, text)| text.map(|text| (key, text)));
         for (key, text) in languages.chain(prompts).chain(activations).chain(others) {
-            // Control characters would forge lines of the journal.
+            // Control characters could forge lines of the journal.
             if text.len() > MAX_TEXT_LENGTH || text.chars().any(char::is_control) {
                 return Err(ManifestError(format!(
                     "{key}: expected at most {MAX_TEXT_LENGTH} bytes without control characters"
@@ -441,9 +453,11 @@ impl Manifest {
         let mut expected: BTreeSet<String> = [CONFIG, TOKENIZER, WEIGHTS].map(str::to_owned).into();
         expected.extend((0..self.dense.len()).map(dense_file));
         let (mut folded, mut seen) = (BTreeSet::new(), BTreeSet::new());
-        // One more than expected is enough to refuse; the message does not grow with the manifest.
+        // One file more than expected is enough to reject; the message does not grow with the
+        // manifest.
         for file in self.files.iter().take(expected.len() + 1) {
-            // Folded, because a case-insensitive file system would overwrite one with the other.
+            // Compare in lower case: on a case-insensitive file system one file would overwrite the
+            // other.
             if !folded.insert(file.path.as_str().to_ascii_lowercase()) {
                 return Err(ManifestError(format!("files: {} appears twice", file.path)));
             }
@@ -456,7 +470,8 @@ impl Manifest {
                 Vec::from_iter(seen).join(", ")
             )));
         }
-        // Weights are mapped; all else is read into memory, some of it before anybody has asked how much there is.
+        // Weights are mapped. All other files are read into memory, some of them before a check of
+        // the available memory.
         let most = |file: &Member| match file.path.as_str() {
             WEIGHTS => u64::MAX,
             TOKENIZER => MAX_TOKENIZER,
@@ -580,7 +595,7 @@ mod tests {
             drop(Manifest::parse(&bytes));
         }
 
-        /// Whatever is accepted has safe names and is written and read again unchanged.
+        /// Checks that an accepted manifest has safe names and survives a round trip unchanged.
         #[test]
         fn any_edit_is_refused_or_survives_a_round_trip(
             edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),

@@ -1,15 +1,16 @@
-//! A file of the store mapped into memory, read-only.
+//! Read-only memory mapping of a file in the store.
 //!
-//! Owns the mapping and its one `unsafe` premise. Knows nothing of what is in the file.
+//! Contains the mapping and the `unsafe` code that it needs. Does not interpret the content.
 //!
 //! Invariants:
-//! 1. The bytes are those of the file that was opened, to the end of the mapping's life, whatever
-//!    is renamed or removed meanwhile.
-//! 2. Nothing is ever written through it: its pages are the kernel's cache, which it may drop and
-//!    read again from the file.
-//! 3. Once it is gone nothing of the file stays in the page cache, unless another mapping uses it.
+//! 1. The bytes are those of the opened file for the whole life of the mapping, even if the file is
+//!    renamed or deleted in the meantime.
+//! 2. The mapping is never written. Its pages belong to the kernel's page cache, so the kernel can
+//!    drop them and read them again from the file.
+//! 3. After the mapping is dropped, no page of the file stays in the page cache, unless another
+//!    mapping uses it.
 
-// The premise is one about files, which no type can hold.
+// The contract concerns files, so the type system cannot express it.
 #![allow(unsafe_code, reason = "a file is mapped and its pages are given back")]
 
 use std::fs::File;
@@ -22,18 +23,20 @@ use memmap2::{Mmap, UncheckedAdvice};
 use super::digest::{Digest, Hasher};
 use crate::files;
 
-/// Bytes that are read at a time: few beside any model, many beside the cost of a system call.
+/// Bytes per read: small compared with any model, large enough that the cost of the system call
+/// does not matter.
 const CHUNK: usize = 256 << 10;
 
-/// A file of the store, mapped.
+/// Mapped file of the store.
 #[derive(Debug)]
 pub struct Mapping {
-    // Before the file: pages leave the cache only when nobody has them mapped.
+    // Must precede `file`, because fields are dropped in order: the kernel removes pages from the
+    // cache only when they are not mapped.
     map: Mmap,
     file: Uncached,
 }
 
-/// A file that leaves the page cache with its handle.
+/// File whose pages are removed from the page cache when it is dropped.
 #[derive(Debug)]
 struct Uncached(File);
 
@@ -44,36 +47,40 @@ impl Drop for Uncached {
 }
 
 impl Mapping {
-    /// Maps all of `file`, which is one of the store's.
+    /// Maps all of `file`, which must be a file of the store.
     pub(super) fn of(file: File) -> io::Result<Self> {
-        // SAFETY: the bytes behind `&[u8]` must not change while it is borrowed. The store is the
-        // daemon's own directory: nobody else may write there, a file in it is never written again
-        // after the rename that put it there, and its lock keeps a second process of ours away.
-        // Who breaks that (root alone can) breaks no type: bytes are read as numbers, each of
-        // which is checked or harmless. When the file is cut, or the disk fails to give a page that it
-        // gave when the digest was computed, an access raises SIGBUS: the process ends and is started
-        // anew, and finds the entry corrupt or unreadable.
+        // SAFETY: the bytes behind `&[u8]` must not change while they are borrowed. The store is
+        // the daemon's own directory: other users cannot write there, a file is never written after
+        // the rename that put it there, and the lock of the store keeps out a second daemon. Only
+        // root can break this. Even then no type invariant breaks: bytes are read as numbers, and
+        // each number is checked or harmless. If the file is truncated, or the disk fails to return
+        // a page that it returned when the digest was computed, an access raises SIGBUS: the
+        // process ends, is restarted, and finds the entry corrupt or unreadable.
         //
-        // JUSTIFICATION: read into memory the weights would count twice while they are packed,
-        // and the table of words would stay there whole, of which few rows are used.
+        // JUSTIFICATION: the safe way, reading the file into memory, would hold the weights twice
+        // while they are packed, and would keep the whole table of word embeddings in memory, of
+        // which few rows are used.
         let map = unsafe { Mmap::map(&file) }?;
         Ok(Self { map, file: Uncached(file) })
     }
 
-    /// What is in the file.
+    /// Returns the content of the file.
     pub fn bytes(&self) -> &[u8] {
         &self.map
     }
 
-    /// The digest of the bytes, read through the handle that is mapped: a page that the disk does not give
-    /// is an error there, and the end of the process in the mapping.
+    /// Computes the digest of the bytes.
+    ///
+    /// Reads through the handle of the mapped file, not through the mapping: a page that the disk
+    /// fails to return gives an error here, but would end the process (SIGBUS) in the mapping.
     pub(super) fn digest(&self) -> io::Result<Digest> {
         let mut hasher = Hasher::default();
         self.read_through(|chunk| hasher.update(chunk))?;
         Ok(hasher.finish())
     }
 
-    /// Reads all bytes through the handle that is mapped, in their order.
+    /// Reads all bytes in order through the handle of the mapped file; calls `each` for every
+    /// chunk.
     pub(super) fn read_through(&self, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let mut chunk = vec![0; self.map.len().min(CHUNK)];
         for start in (0..self.map.len()).step_by(CHUNK) {
@@ -84,28 +91,28 @@ impl Mapping {
         Ok(())
     }
 
-    /// Says that `range` will not be read for a while. Its pages leave the process and stay in the page
-    /// cache; who reads them finds them unchanged.
+    /// Advises the kernel that `range` will not be read for a while. Its pages leave the process
+    /// but stay in the page cache. The bytes stay readable and unchanged.
     ///
     /// # Panics
     /// When `range` reaches beyond the file.
     pub fn release(&self, range: Range<usize>) {
         let length = self.map[range.clone()].len();
-        // SAFETY: on a shared mapping that is only read MADV_DONTNEED drops entries of the page
-        // table and no content: the next access finds the same bytes in the file,
-        // https://man7.org/linux/man-pages/man2/madvise.2.html. So slices of them stay valid.
+        // SAFETY: for a shared mapping that is only read, MADV_DONTNEED drops page table entries
+        // and no content. The next access finds the same bytes in the file
+        // (https://man7.org/linux/man-pages/man2/madvise.2.html), so borrowed slices stay valid.
         //
-        // JUSTIFICATION: pages that were read once would stay in the resident set as long as
-        // memory is not short, and that is what operators and limits look at.
+        // JUSTIFICATION: without the call, pages that were read once would stay in the resident set
+        // as long as memory is not short. Operators and limits look at the resident set.
         let advised = unsafe {
             self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, length)
         };
-        // Only an advice: when it is not taken the kernel takes the pages when it is short of them.
+        // A failure is harmless: the kernel reclaims the pages anyway when memory is short.
         drop(advised);
     }
 
-    /// Says that `range` will not be read again. Its pages leave the page cache too; who reads them
-    /// nevertheless finds them unchanged, and waits for the disk.
+    /// Advises the kernel that `range` will not be read again. Its pages leave the page cache too.
+    /// The bytes stay readable and unchanged, but a later read waits for the disk.
     ///
     /// # Panics
     /// When `range` reaches beyond the file.
@@ -121,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// Resident bytes of the mapping that begins at `address`.
+    /// Returns the number of resident bytes of the mapping that begins at `address`.
     fn resident(address: usize) -> u64 {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut lines = maps.lines().skip_while(|line| !line.starts_with(&format!("{address:x}-")));
@@ -156,7 +163,7 @@ mod tests {
         assert_eq!(mapping.bytes(), content);
         assert_eq!(resident(address), content.len() as u64);
         mapping.release(KEPT..content.len());
-        // Of a huge page more than was asked for leaves.
+        // At most `KEPT` bytes stay: with huge pages the kernel may release more than the range.
         assert!(resident(address) <= KEPT as u64);
         assert_eq!(mapping.bytes(), content);
         mapping.forget(3..content.len() - 3);

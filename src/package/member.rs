@@ -1,9 +1,9 @@
-//! A file of an installed package, taken out of the store.
+//! Reads a file of an installed package from the store and compares it with the manifest.
 //!
-//! Owns the comparison with the manifest. What follows from a difference is the store's business.
+//! Only reports a difference; the store decides how to react.
 //!
-//! Invariant: what is given was hashed through the one handle that was opened for it, or is read through a handle whose
-//! pages the kernel checks against what was hashed.
+//! Invariant: the returned bytes were hashed through the same handle from which they are read, or
+//! the kernel checks each page of the handle against the hashed content (fs-verity).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,18 +17,21 @@ use super::verity;
 use crate::errors::{chain, errno};
 use crate::files::{self, FileError, ReadOnce};
 
-/// Why a member is not given.
+/// Error of reading a member.
 #[derive(Debug)]
 pub(super) enum MemberError {
-    /// It is not what was installed, in words about the file: other bytes, another kind of file, or none.
+    /// The file differs from the installed one: other bytes, another kind of file, or no file. The
+    /// text describes the difference.
     Differs(String),
-    /// It could not be read: the disk failed, or rights, handles or memory are missing. Nothing is known of its bytes.
+    /// The file could not be read: the disk failed, or permissions, file descriptors or memory are
+    /// missing. The error does not show whether its bytes are correct.
     Unread(FileError),
 }
 
 impl From<FileError> for MemberError {
     fn from(error: FileError) -> Self {
-        // No file, a link or a directory in its place; without a number, another kind of file.
+        // The path is missing, or is a symbolic link or a directory. An error without a number
+        // means another kind of file.
         const DIFFERENT: [i32; 4] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EISDIR];
         if errno(&error).is_none_or(|number| DIFFERENT.contains(&number)) {
             Self::Differs(chain(&error))
@@ -38,7 +41,7 @@ impl From<FileError> for MemberError {
     }
 }
 
-/// A sink that keeps nothing and tells how many bytes have come.
+/// Sink that discards its input and reports the total number of bytes written.
 pub(super) struct Counter<F> {
     pub(super) bytes: u64,
     pub(super) progress: F,
@@ -56,17 +59,21 @@ impl<F: FnMut(u64)> Write for Counter<F> {
     }
 }
 
-/// The digests of an entry's files that the kernel checks, by name.
+/// fs-verity digests by file name, for files of an entry that the kernel checks.
 pub(super) type Kept = BTreeMap<String, String>;
 
-/// Returns whether `file` is the member that had the kernel's digest of `kept` when it was hashed. The kernel then checks
-/// each page that it reads, and this process need not.
+/// Returns whether the kernel checks `file` and measures the digest that `kept` holds for the
+/// member.
+///
+/// The digest was recorded when the member was hashed. The kernel checks each page that it reads,
+/// so this process does not need to hash the file again.
 fn is_kept(file: &File, member: &Member, kept: &Kept) -> bool {
     kept.get(member.path.as_str())
         .is_some_and(|digest| verity::measure(file).as_ref() == Some(digest))
 }
 
-/// Copies a member into `sink`, which takes everything, while hashing it, unless the kernel checks it as in `kept`.
+/// Copies a member into `sink`, which must accept all bytes. Hashes it on the way, unless the
+/// kernel checks the file according to `kept`.
 pub(super) fn copy(
     directory: &Path,
     member: &Member,
@@ -75,7 +82,8 @@ pub(super) fn copy(
 ) -> Result<(), MemberError> {
     let path = directory.join(member.path.as_str());
     let file = files::open_regular(&path)?;
-    // One byte more than expected shows a file that has grown, without reading all that was added.
+    // One byte above the expected size reveals a file that has grown, without reading all added
+    // bytes.
     let limit = member.size.saturating_add(1);
     if is_kept(&file, member, kept) {
         let mut reader = ReadOnce::new(file).take(limit);
@@ -88,7 +96,7 @@ pub(super) fn copy(
     check_digest(member, reader.finish())
 }
 
-/// Hashes `file`, which was opened at `path` as the member.
+/// Hashes `file`, which was opened at `path`, and compares it with the member.
 pub(super) fn check(file: File, path: &Path, member: &Member) -> Result<(), MemberError> {
     let limit = member.size.saturating_add(1);
     let mut reader = HashingReader::new(ReadOnce::new(file).take(limit));
@@ -97,8 +105,10 @@ pub(super) fn check(file: File, path: &Path, member: &Member) -> Result<(), Memb
     check_digest(member, reader.finish())
 }
 
-/// Maps a member and hashes it, unless the kernel checks it as in `kept`: then it is read once, so that a page which is
-/// wrong is an error here and not the end of the process later.
+/// Maps a member and verifies it.
+///
+/// Hashes the file, unless the kernel checks it according to `kept`. In that case the file is read
+/// through once: a bad page then gives an error here, and not a SIGBUS that ends the process later.
 pub(super) fn map(directory: &Path, member: &Member, kept: &Kept) -> Result<Mapping, MemberError> {
     let path = directory.join(member.path.as_str());
     let file = files::open_regular(&path)?;
@@ -158,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_page_that_cannot_be_read_is_told_and_ends_nothing() {
-        // A regular file whose first page is never there.
+        // /proc/self/mem is a regular file whose first page is never mapped.
         let member: Member = serde_json::from_value(serde_json::json!({
             "path": "mem", "size": 1, "sha256": Digest::of(b""),
         }))

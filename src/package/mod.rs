@@ -1,14 +1,14 @@
-//! Model packages: made, verified, installed, kept.
+//! Model packages: packing, verification, installation and storage.
 //!
-//! Owns the archive format, the manifest, the digests, the store on disk and the drop directory's bookkeeping. It
-//! knows nothing of engines: whoever can run a model passes the self-test in.
+//! Covers the archive format, the manifest, the digests, the store on disk and the drop directory.
+//! Does not depend on the engine: the caller passes in the function that runs the self-test.
 //!
 //! Invariants:
-//! 1. Check and use see the same bytes: a package is read once, through one handle, into private staging; a
-//!    store file is hashed through the handle that its contents are then taken from, the weights in the very
-//!    mapping that is then used.
-//! 2. The store changes by one rename: at any moment it holds the old state or the new.
-//! 3. Nothing is trusted by its presence: every package is verified, wherever it lies.
+//! 1. The checked bytes are the bytes that are used. A package is read through one handle into
+//!    private staging. With keys, it is read for its signature first, and both passes are compared.
+//!    A store file is hashed through the handle from which its contents are then read or mapped.
+//! 2. The store changes by one rename. At any moment it holds the old state or the new one.
+//! 3. A file is not trusted because of its location. Every package is verified.
 
 mod archive;
 mod digest;
@@ -57,7 +57,7 @@ pub use trust::{Claim, Consent, Disabled, Reserved, Signer, TrustError, Trusted,
 pub use unpack::{Announced, Durability, Limits, UnpackError, Unpacked, unpack, unpack_if};
 pub use weights::Weights;
 
-/// Endings of the files that may stand beside a package: its digest and its signature.
+/// File name suffixes of a package's sidecars: its digest and its signature.
 pub const SIDECARS: [&str; 2] = [".sha256", ".minisig"];
-/// How the file name of every package ends.
+/// File name suffix of every package.
 pub const SUFFIX: &str = ".model.tar.zst";

@@ -1,13 +1,13 @@
-//! Making a package: a model directory in, one archive out.
+//! Packs a model directory into a package.
 //!
-//! Owns the order of the steps (read, compare with the registry, convert, self-test, describe,
-//! write) and the choice of what the manifest says. Runs no model: whoever can passes the self-test
-//! in.
+//! Reads the directory, compares it with the registry, converts the weights, runs the self-test,
+//! builds the manifest and writes the archive. Does not run models: the caller passes in the
+//! self-test.
 //!
 //! Invariants:
-//! 1. The self-test sees exactly the bytes that are written.
-//! 2. The same directory and request give the same package, byte for byte, whatever the time, the
-//!    place and the user.
+//! 1. The self-test gets exactly the bytes that are written.
+//! 2. The same directory and request give the same package, byte for byte, regardless of time, path
+//!    and user.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -24,55 +24,55 @@ use super::source::{Source, SourceError};
 use super::ustar::write_archive;
 use super::weights::Weights;
 
-/// Accents, capitals, digits, punctuation and another script: what a damaged tokenizer gets wrong
-/// first.
+/// Text of the self-test. Accents, capitals, digits, punctuation and a second script are the first
+/// parts that a damaged tokenizer gets wrong.
 const SELF_TEST_TEXT: &str = "The quick brown fox paid €19.95 in Zürich; 東京 wasn't cheaper.";
 
-/// What SPDX says where a licence is not known.
-/// <https://spdx.github.io/spdx-spec/v2.3/package-information/>
+/// SPDX value for an unknown licence. <https://spdx.github.io/spdx-spec/v2.3/package-information/>
 const UNKNOWN_LICENSE: &str = "NOASSERTION";
 
-/// An error of whoever runs the model.
+/// Error of the caller's code that runs the model.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Computes the vector of the manifest's [`SelfTest::text`] with the contents that will be packed.
+/// Callback that computes the vector of the manifest's [`SelfTest::text`] with the contents to be
+/// packed.
 pub type RunSelfTest<'a> = dyn Fn(&Manifest, &Contents) -> Result<Vec<f32>, BoxError> + 'a;
 
-/// What to pack, and what to call it.
+/// Parameters of [`pack`].
 #[derive(Clone, Debug, Default)]
 pub struct PackRequest {
-    /// A model directory of sentence-transformers.
+    /// Model directory in the format of sentence-transformers.
     pub source: PathBuf,
-    /// The id; without one, the name of the directory.
+    /// Model id; the name of the directory by default.
     pub id: Option<ModelId>,
-    /// The known model that this is, by id or repository, when the id does not say so.
+    /// Id or repository of the known model in the directory, if it differs from the id.
     pub original: Option<String>,
-    /// The version; without one, `1`.
+    /// Version; `1` by default.
     pub version: Option<Version>,
-    /// The precision; without one, that of the directory.
+    /// Precision of the weights; the precision of the directory by default.
     pub precision: Option<Precision>,
-    /// SPDX expression of the licence; without one, what the registry knows.
+    /// SPDX expression of the licence; the licence in the registry by default.
     pub license: Option<String>,
-    /// The revision of the directory in the repository that it comes from.
+    /// Revision of the directory in its source repository.
     pub revision: Option<String>,
 }
 
-/// The contents of a package's files, as they are packed.
+/// Contents of a package's files, as they are packed.
 #[derive(Clone, Debug)]
 pub struct Contents<W = Weights> {
-    /// `config.json`.
+    /// Content of `config.json`.
     pub config: Vec<u8>,
-    /// `tokenizer.json`.
+    /// Content of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
-    /// `model.safetensors`.
+    /// Content of `model.safetensors`.
     pub weights: W,
-    /// `dense.N.safetensors`, in order.
+    /// Contents of `dense.N.safetensors`, in order.
     pub dense: Vec<Vec<u8>>,
 }
 
 impl<W> Contents<W> {
-    /// Contents of `weights` and members that are given by name; `dense` is the number of dense
-    /// layers.
+    /// Builds contents from `weights` and from members that `take` returns by name. `dense` is the
+    /// number of dense layers.
     pub(super) fn from_members(
         weights: W,
         mut take: impl FnMut(&str) -> Vec<u8>,
@@ -88,7 +88,7 @@ impl<W> Contents<W> {
 }
 
 impl Contents {
-    /// Names and contents, in the order of the archive.
+    /// Returns names and contents in the order of the archive.
     fn members(&self) -> Vec<(String, &[u8])> {
         let mut members = vec![
             (CONFIG.to_owned(), self.config.as_slice()),
@@ -101,62 +101,62 @@ impl Contents {
     }
 }
 
-/// A package that was written.
+/// Facts about a written package.
 #[derive(Clone, Debug)]
 pub struct Packed {
-    /// Its manifest.
+    /// Manifest of the package.
     pub manifest: Manifest,
     /// Digest of `manifest.json`.
     pub manifest_digest: Digest,
     /// Digest of the whole package.
     pub package_digest: Digest,
-    /// Size of the whole package.
+    /// Size of the whole package in bytes.
     pub bytes: u64,
 }
 
-/// Why a package cannot be made.
+/// Error of [`pack`].
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// The directory cannot be read, or holds a model that is not supported.
+    /// The directory cannot be read, or its model is not supported.
     #[error("the model directory cannot be packed")]
     Source(#[from] SourceError),
-    /// The name of the directory is no model id, and no other was given.
+    /// The name of the directory is not a model id, and the request has no id.
     #[error("{} gives no model id; choose one with --model-id", path.display())]
     Id {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// What is wrong with its name.
+        /// Fault of the name.
         #[source]
         source: BoxError,
     },
-    /// The directory holds another model than the id says.
+    /// The directory does not hold the known model that the id names.
     #[error(
         "this directory is not {id}: {key} {found} instead of {expected}; \
          choose another id with --model-id"
     )]
     Contradiction {
-        /// The id of a known model.
+        /// Id of the known model.
         id: &'static str,
-        /// The fact that differs.
+        /// Name of the fact that differs.
         key: &'static str,
-        /// What the directory says.
+        /// Value in the directory.
         found: String,
-        /// What is known of the model.
+        /// Value in the registry.
         expected: String,
     },
-    /// Weights cannot be converted.
+    /// The weights cannot be converted.
     #[error("{} cannot be converted", path.display())]
     Weights {
-        /// Their file.
+        /// File of the weights.
         path: PathBuf,
-        /// Why.
+        /// Cause of the failure.
         #[source]
         source: QuantizeError,
     },
     /// The model could not compute the vector of the self-test.
     #[error("the model failed its self-test")]
     SelfTest(#[source] BoxError),
-    /// The original is not one of the known models.
+    /// The requested original is not a known model.
     #[error("\"{0}\" is not a known model; `caxton model known` lists them")]
     Unknown(String),
     /// The manifest would break a rule of the format.
@@ -169,14 +169,14 @@ pub enum PackError {
 
 /// Packs the model of `request` and writes the package to `out`.
 ///
-/// The manifest that `self_test` is given has a vector of zeros. `progress` hears how many bytes of
-/// the archive are done, and how many there are.
+/// The manifest passed to `self_test` has a vector of zeros. `progress` is called with the number
+/// of archive bytes done and the total number.
 ///
-/// Blocks: seconds for 100 MB of weights, besides the self-test. Needs about twice their size in
-/// memory.
+/// Blocks for seconds per 100 MB of weights, plus the time of the self-test. Needs about twice the
+/// size of the weights in memory.
 ///
 /// # Errors
-/// When the directory is not supported, is not the known model whose id it carries, its weights
+/// When the directory is not supported or differs from the known model of its id, the weights
 /// cannot be converted, the self-test fails, or `out` fails.
 pub fn pack(
     request: &PackRequest,
@@ -215,9 +215,10 @@ pub fn pack(
     Ok(Packed { manifest_digest, package_digest: out.finish(), bytes, manifest })
 }
 
-/// Writes the package of `manifest` and the contents that it describes. The same input gives the same bytes.
+/// Writes the package of `manifest` and of the contents that it describes. The same input gives the
+/// same bytes.
 ///
-/// `progress` hears how many bytes of the archive are done, and how many there are.
+/// `progress` is called with the number of archive bytes done and the total number.
 ///
 /// # Errors
 /// When the manifest breaks a rule of the format, or `out` fails.
@@ -233,13 +234,17 @@ pub fn write_package(
     write_archive(&members, progress, out).and_then(|mut out| out.flush()).map_err(PackError::Write)
 }
 
-/// `vector` to three decimal digits of its largest value: enough for a self-test, and without the last bits, in which
-/// processors differ and which would make the same package differ with them.
+/// Rounds `vector` to three decimal digits of its largest absolute value.
+///
+/// This precision is enough for a self-test. The lowest bits differ between processors; rounding
+/// keeps the package independent of the processor that packs it.
 fn rounded(vector: &[f32]) -> Vec<f32> {
     let largest = vector.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
     if largest == 0.0 {
         return vector.to_vec();
     }
+    // The largest value keeps three significant digits: `floor(log10(largest))` is the position of
+    // its first digit.
     let digits = 2.0 - f64::from(largest).log10().floor();
     let steps = 10_f64.powf(digits);
     #[expect(clippy::cast_possible_truncation, reason = "between neighbours of an f32")]
@@ -247,16 +252,16 @@ fn rounded(vector: &[f32]) -> Vec<f32> {
     vector.iter().map(round).collect()
 }
 
-/// The name of a directory, as an id.
+/// Returns the name of a directory as a model id.
 fn id_of(directory: &Path) -> Result<ModelId, PackError> {
     let refuse = |source: BoxError| PackError::Id { path: directory.to_owned(), source };
-    // `.` and `..` have a name too.
+    // Canonicalize first, so that `.` and `..` have a name too.
     let path = directory.canonicalize().map_err(|error| refuse(error.into()))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     name.parse().map_err(|error: ManifestError| refuse(error.into()))
 }
 
-/// Refuses a directory that is not the model whose id it would carry.
+/// Checks that a directory holds the known model whose id it would get.
 fn compare(known: &KnownModel, source: &Source) -> Result<(), PackError> {
     let facts = [
         ("architecture", source.architecture.to_owned(), known.architecture.to_owned()),
@@ -272,7 +277,7 @@ fn compare(known: &KnownModel, source: &Source) -> Result<(), PackError> {
     }
 }
 
-/// The manifest, its self-test still without a vector, and the contents that it describes.
+/// Builds the manifest, with a zero vector for the self-test, and the contents that it describes.
 fn describe(
     request: &PackRequest,
     id: ModelId,
@@ -371,7 +376,7 @@ mod tests {
         Ok((packed, bytes))
     }
 
-    /// Names and contents of an archive.
+    /// Returns the names and contents of an archive.
     fn members(package: &[u8]) -> Vec<(String, Vec<u8>)> {
         let tar = zstd::decode_all(package).unwrap();
         let text = |field: &[u8]| {
@@ -477,7 +482,7 @@ mod tests {
         }
     }
 
-    /// A directory with the shape of multilingual-e5-small, and its prompts left out.
+    /// Returns a directory with the shape of multilingual-e5-small, without its prompts.
     fn e5_directory() -> tempfile::TempDir {
         let directory = model_directory(Layout::Two);
         let path = directory.path();
@@ -572,7 +577,7 @@ mod tests {
         fn what_is_packed_is_unpacked_and_packed_again_byte_for_byte(
             layout in prop::sample::select(vec![Layout::Two, Layout::Six]),
             precision in prop::sample::select(vec![Precision::F32, Precision::F16, Precision::Int8]),
-            // Of the width that the directory's configuration says.
+            // Rows as wide as the directory's configuration requires.
             rows in prop::collection::vec(prop::array::uniform4(-100.0_f32..100.0), 1..300),
         ) {
             let directory = model_directory(layout);

@@ -1,31 +1,33 @@
-//! Weights converted for a package: safetensors in, safetensors out.
+//! Converts weights for a package: safetensors in, safetensors out.
 //!
-//! f32, f16 and bf16 are read; the result is one [`Precision`]. Tensors of any other rank than 2
-//! (biases, layer norms) become f32 in every precision: they are small, and errors in them reach
-//! every token.
+//! Reads f32, f16 and bf16 and writes one [`Precision`]. Tensors of any other rank than 2 (biases,
+//! layer norms) become f32 in every precision: they are small, and an error in them affects every
+//! token.
 //!
-//! Int8 is symmetric and per row, the row being the output channel of a linear layer or the token
-//! of an embedding table: `NAME` becomes I8 `[rows, cols]` beside `NAME.scale` F32 `[rows]`, with
-//! `value ≈ q · scale`, `|q| ≤ 127` and an error of at most half a scale. The columns of a linear layer are
-//! cut into the blocks of [`input_blocks`], in which the engine computes: then `NAME.scale` is `[rows, blocks]`, and
-//! `NAME.block` U32 `[cols]` tells the block of each column. Smaller scales that clip the largest
-//! values were tried (16 for each row, by squared error): on all-MiniLM-L6-v2 no matrix gained more
-//! than 0.5 %, so nothing is clipped.
+//! Int8 is symmetric and per row. A row is an output channel of a linear layer or a token of an
+//! embedding table. `NAME` becomes I8 `[rows, cols]`, and `NAME.scale` F32 `[rows]` is added, with
+//! `value ≈ q · scale`, `|q| ≤ 127` and an error of at most half a scale. The columns of a linear
+//! layer are divided into the blocks of [`input_blocks`], in which the engine computes: then
+//! `NAME.scale` is `[rows, blocks]`, and `NAME.block` U32 `[cols]` contains the block of each
+//! column. Smaller scales that clip the largest values were tried (16 candidates for each row,
+//! chosen by squared error). No matrix of all-MiniLM-L6-v2 improved by more than 0.5 %, so values
+//! are not clipped.
 //!
-//! A single value far above the rest of its row would make the row's scale too coarse for all others
-//! (layer 2 of all-MiniLM-L6-v2 has a 6.2 among values of 0.05: it alone cost 0.003 of the least
-//! cosine). Such outliers stand as 0 in `NAME` and exactly in `NAME.outlier.index`, U32 `[n]`,
-//! ascending positions in the row-major matrix, and `NAME.outlier.value`, F32 `[n]`. A matrix of
-//! fewer than 64 rows stays f32: it is small, and every token passes through the token type's
-//! one row.
+//! A single value far above the rest of its row would make the scale too coarse for all other
+//! values. Layer 2 of all-MiniLM-L6-v2 has a 6.2 among values of 0.05; this value alone reduced the
+//! lowest cosine by 0.003. Such outliers are 0 in `NAME`. They are stored exactly in
+//! `NAME.outlier.index`, U32 `[n]`, with ascending positions in the row-major matrix, and in
+//! `NAME.outlier.value`, F32 `[n]`. A matrix of fewer than 64 rows stays f32: it is small, and an
+//! error in the one used row of the token type table affects every token.
 //!
-//! With one scale for the columns of a row, the vectors of all-MiniLM-L6-v2 computed in int8 had a mean cosine of
-//! 0.99943 over texts of 250 tokens, with blocks 0.99962; over the 100 texts of `tests/golden`, 0.99953 and 0.99969.
+//! With one scale per row, the vectors of all-MiniLM-L6-v2 computed in int8 had a mean cosine of
+//! 0.99943 over texts of 250 tokens; with blocks 0.99962. Over the 100 texts of `tests/golden`:
+//! 0.99953 and 0.99969.
 //!
-//! Left out are buffers that an encoder recomputes (`position_ids`, `token_type_ids`) and the
+//! The output omits buffers that an encoder recomputes (`position_ids`, `token_type_ids`) and the
 //! pooler, which sentence encoders never run.
 //!
-//! Invariant: the same bytes in give the same bytes out, with tensors ordered by type and then by
+//! Invariant: the same input gives the same output bytes, with tensors ordered by type and then by
 //! name.
 
 use std::borrow::Cow;
@@ -38,57 +40,60 @@ use safetensors::{Dtype, SafeTensors};
 use super::manifest::{DenseLayer, Precision};
 use crate::integers::{self, IntegerRow, channel_order, input_blocks, reads_hidden};
 
-/// Below this many rows a matrix stays f32.
+/// Minimum number of rows of an int8 matrix; smaller matrices stay f32.
 const MIN_INT8_ROWS: usize = 64;
-/// The largest integer in the table of words of an encoder, which is half of a small one's values and a fortieth of
-/// its error: of all-MiniLM-L6-v2 this saves 0.6 MB of 21.4, and costs 0.00001 of the mean cosine.
+/// Largest absolute integer in the word embedding table of an encoder.
+///
+/// The table has half the values of a small model but causes only a fortieth of its error, and
+/// fewer steps compress better. For all-MiniLM-L6-v2 this saves 0.6 MB of 21.4 and costs 0.00001 of
+/// the mean cosine.
 const WORD_STEPS: f32 = 96.0;
 
-/// Why weights cannot be converted.
+/// Error of converting weights.
 #[derive(Debug, thiserror::Error)]
 pub enum QuantizeError {
-    /// They are no safetensors file.
+    /// The weights are not a safetensors file.
     #[error("the weights are not in the safetensors format")]
     Format(#[source] SafeTensorError),
-    /// A tensor has a type that is not converted.
+    /// A tensor has an unsupported type.
     #[error("tensor {name} has the type {dtype:?}; expected F32, F16 or BF16")]
     Dtype {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// Its type.
+        /// Type of the tensor.
         dtype: Dtype,
     },
     /// A tensor holds a value that the precision cannot represent.
     #[error("tensor {name} holds {value}, which {precision} cannot represent; {advice}")]
     Value {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// The offending value.
+        /// First such value.
         value: f32,
-        /// The precision asked for.
+        /// Requested precision.
         precision: &'static str,
-        /// What to do.
+        /// Advice for the user.
         advice: &'static str,
     },
-    /// A matrix has more values than an outlier's index can say.
+    /// A matrix has more values than a 32-bit index of an outlier can address.
     #[error("tensor {0} is too large for int8; pack it as f16")]
     Large(String),
-    /// Two tensors would get one name.
+    /// Two tensors of the output would have the same name.
     #[error(
         "tensor {0} stands where the scales, blocks or outliers of another tensor would be written"
     )]
     Name(String),
-    /// A dense layer does not hold the tensors that its configuration promises.
+    /// A dense layer does not hold the tensors that its configuration declares.
     #[error("expected {expected}, found {found}")]
     Shape {
-        /// Names and shapes that the configuration promises.
+        /// Names and shapes that the configuration declares.
         expected: String,
-        /// Names and shapes that were found.
+        /// Names and shapes in the file.
         found: String,
     },
 }
 
-/// A tensor to be written.
+/// Tensor of the output.
 struct Tensor<'data> {
     dtype: Dtype,
     shape: Vec<usize>,
@@ -113,11 +118,12 @@ impl View for &Tensor<'_> {
     }
 }
 
-/// The precision that loses nothing of `weights`: f16 when every matrix is f16, else f32 (bf16 has
-/// a wider range than f16).
+/// Returns the precision that represents `weights` without loss.
+///
+/// Returns f16 if every matrix is f16, and f32 otherwise (bf16 has a wider range than f16).
 ///
 /// # Errors
-/// When they are no safetensors file.
+/// When the weights are not a safetensors file.
 pub(super) fn native_precision(weights: &[u8]) -> Result<Precision, QuantizeError> {
     let tensors = SafeTensors::deserialize(weights).map_err(QuantizeError::Format)?;
     let half = tensors
@@ -127,13 +133,13 @@ pub(super) fn native_precision(weights: &[u8]) -> Result<Precision, QuantizeErro
     Ok(if half { Precision::F16 } else { Precision::F32 })
 }
 
-/// The weights of an encoder in `precision`.
+/// Converts the weights of an encoder to `precision`.
 ///
-/// Needs the memory of its input, its output, and one tensor more.
+/// Needs memory for the input, the output, and one more tensor.
 ///
 /// # Errors
-/// When they are no safetensors file, hold a tensor of another type, or a value that is not finite
-/// or beyond the range of `precision`.
+/// When the weights are not a safetensors file, or hold a tensor of an unsupported type, or a value
+/// that is not finite or exceeds the range of `precision`.
 pub(super) fn convert(weights: &[u8], precision: Precision) -> Result<Vec<u8>, QuantizeError> {
     let input = SafeTensors::deserialize(weights).map_err(QuantizeError::Format)?;
     let order = match precision {
@@ -146,7 +152,8 @@ pub(super) fn convert(weights: &[u8], precision: Precision) -> Result<Vec<u8>, Q
             (Precision::F16, [_, _]) => {
                 output.insert(name.to_owned(), to_f16(name, &tensor)?);
             }
-            // Without columns there may be more rows than memory, in a file of a hundred bytes.
+            // A matrix without columns takes no bytes, so a file of a hundred bytes could declare
+            // more rows than memory can hold scales for.
             (Precision::Int8, &[rows, columns]) if rows >= MIN_INT8_ROWS && columns > 0 => {
                 for (suffix, part) in to_int8(name, &tensor, rows, columns, &order)? {
                     let part_name = format!("{name}{suffix}");
@@ -164,11 +171,11 @@ pub(super) fn convert(weights: &[u8], precision: Precision) -> Result<Vec<u8>, Q
     safetensors::serialize(&output, None).map_err(QuantizeError::Format)
 }
 
-/// The weights of a dense layer in f32, the precision that they are kept in: they are small and
-/// come last, so an error in them is not averaged over tokens.
+/// Converts the weights of a dense layer to f32. Dense layers stay f32 in every package: they are
+/// small, and they come last, so an error in them is not averaged over tokens.
 ///
 /// # Errors
-/// As [`convert`], and when the tensors are not those of `layer`.
+/// The errors of [`convert`], and when the tensors do not match `layer`.
 pub(super) fn convert_dense(weights: &[u8], layer: &DenseLayer) -> Result<Vec<u8>, QuantizeError> {
     let mut expected =
         BTreeSet::from([format!("linear.weight {:?}", [layer.out_features, layer.in_features])]);
@@ -185,14 +192,14 @@ pub(super) fn convert_dense(weights: &[u8], layer: &DenseLayer) -> Result<Vec<u8
     convert(weights, Precision::F32)
 }
 
-/// Whether no sentence encoder reads this tensor.
+/// Returns whether sentence encoders never read this tensor.
 fn is_unused(name: &str) -> bool {
     name.ends_with("position_ids")
         || name.ends_with("token_type_ids")
         || name.split('.').any(|part| part == "pooler")
 }
 
-/// The values of a tensor, all finite.
+/// Decodes the values of a tensor and checks that all are finite.
 fn values(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, QuantizeError> {
     let values: Vec<f32> = match tensor.dtype() {
         Dtype::F32 => {
@@ -248,7 +255,9 @@ fn to_f16<'data>(name: &str, tensor: &TensorView<'data>) -> Result<Tensor<'data>
     Ok(Tensor { dtype: Dtype::F16, shape: tensor.shape().to_vec(), data })
 }
 
-/// The parts of a matrix in int8, each with what is added to the matrix's name. `order` is that of the hidden channels.
+/// Converts a matrix to int8; returns its parts, each with the suffix for the matrix's name.
+///
+/// `order` is the order of the hidden channels, from [`order_of_channels`].
 fn to_int8(
     name: &str,
     tensor: &TensorView<'_>,
@@ -267,6 +276,9 @@ fn to_int8(
     let (mut indices, mut outlier_values) = (Vec::new(), Vec::new());
     for (row_index, row) in values.chunks(columns).enumerate() {
         let start = row_index * columns;
+        // Blocks consist of columns that are adjacent in `order`. Round the reordered row, then
+        // write the integers back to their original columns, so that the stored matrix keeps its
+        // layout.
         let row: Vec<f32> = order.iter().map(|&column| row[column]).collect();
         let IntegerRow { integers, scales: of_row, outliers } =
             IntegerRow::round_to(steps, &row, &ends);
@@ -275,6 +287,7 @@ fn to_int8(
         }
         scales.extend(of_row.into_iter().flat_map(f32::to_le_bytes));
         let outliers = outliers.into_iter().map(|(place, value)| (start + order[place], value));
+        // A `BTreeMap` sorts the outliers by their position in the matrix.
         for (index, value) in outliers.collect::<BTreeMap<_, _>>() {
             let index =
                 u32::try_from(index).map_err(|_too_large| QuantizeError::Large(name.to_owned()))?;
@@ -300,7 +313,7 @@ fn to_int8(
     Ok(parts)
 }
 
-/// The block of each column, where blocks of columns in `order` end at `ends`.
+/// Returns the block of each column. Blocks consist of columns in `order` and end at `ends`.
 fn blocks_of_columns(order: &[usize], ends: &[usize]) -> Vec<u32> {
     let mut blocks = vec![0; order.len()];
     let mut start = 0;
@@ -311,11 +324,12 @@ fn blocks_of_columns(order: &[usize], ends: &[usize]) -> Vec<u32> {
     blocks
 }
 
-/// The order of the hidden channels in which packages and the engine cut blocks; empty where there is no LayerNorm.
+/// Returns the order of the hidden channels in which packages and the engine divide blocks. Empty
+/// if the model has no LayerNorm.
 fn order_of_channels(input: &SafeTensors<'_>) -> Result<Vec<usize>, QuantizeError> {
     let mut norms: Vec<[Vec<f32>; 2]> = Vec::new();
     for (name, weight) in input.iter().filter(|(name, _)| !is_unused(name)) {
-        // TensorFlow's names are in checkpoints that were converted from it.
+        // Checkpoints that were converted from TensorFlow use its names (gamma and beta).
         let norm = name.strip_suffix(".weight").map(|norm| format!("{norm}.bias"));
         let old = || name.strip_suffix(".gamma").map(|norm| format!("{norm}.beta"));
         let Some(bias_name) = norm.or_else(old).filter(|_| weight.shape().len() == 1) else {
@@ -325,7 +339,7 @@ fn order_of_channels(input: &SafeTensors<'_>) -> Result<Vec<usize>, QuantizeErro
             norms.push([values(name, &weight)?, values(&bias_name, &bias)?]);
         }
     }
-    // In an encoder all are of the hidden channels.
+    // In an encoder, all of them have one value per hidden channel.
     let channels = norms.first().map_or(0, |[weight, _]| weight.len());
     norms.retain(|norm| norm.iter().all(|values| values.len() == channels));
     Ok(channel_order(&norms, channels))
@@ -342,7 +356,7 @@ mod tests {
         values("test", tensor).unwrap()
     }
 
-    /// A safetensors file with one tensor of `dtype`.
+    /// Returns a safetensors file with one tensor of `dtype`.
     fn file(name: &str, dtype: Dtype, shape: &[usize], data: &[u8]) -> Vec<u8> {
         let view = TensorView::new(dtype, shape.to_vec(), data).unwrap();
         ::safetensors::serialize([(name, view)], None).unwrap()
@@ -551,7 +565,7 @@ mod tests {
             ("a", vec![2], vec![3.0, 4.0]),
             ("c", vec![2, 1], vec![5.0, 6.0]),
         ];
-        // The writer sorts too: only the precision of one tensor moves another.
+        // The writer sorts too: only different types change the order of the tensors.
         let mixed = |first: Dtype| {
             let half: Vec<u8> =
                 [1.0, 2.0].iter().flat_map(|n| f16::from_f32(*n).to_le_bytes()).collect();
@@ -608,7 +622,8 @@ mod tests {
                 prop_assert!(error <= step * 0.5 * (1.0 + 1e-4), "{value} {step} {error}");
                 largest[block] = largest[block].max(value.abs());
             }
-            // The largest value of a block uses the range: a step at most 1 % larger than it must be.
+            // The largest value of a block uses the range: the step is at most 1 % larger than
+            // necessary.
             for (largest, step) in largest.into_iter().zip(scales) {
                 let exact = largest / 127.0;
                 prop_assert!(!exact.is_normal() || (exact..=exact * 1.01).contains(&step));

@@ -1,6 +1,7 @@
-//! What the store knows of an installed model beside its manifest, and which models leave when it is full.
+//! The store's record of an installed model, and the choice of models to remove when the store is
+//! full.
 //!
-//! Pure but for serialisation; times come in as arguments.
+//! Does no I/O. Times are passed in as arguments, except in [`Timestamp::now`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,43 +20,46 @@ use crate::units::Bytes;
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// The present second; 1970 on a device whose clock stands before it.
+    /// Returns the current time in seconds; zero if the clock of the device is set before 1970.
     pub fn now() -> Self {
         Self(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs())
     }
 }
 
-/// Where an installed model came from.
+/// Source of an installed model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Origin {
     /// A package that came with the appliance.
     Bundled {
-        /// Its name in the bundled directory.
+        /// File name in the bundled directory.
         #[serde(deserialize_with = "package_name")]
         file: String,
-        /// What it was when it was read.
+        /// Fingerprint of the file when it was read.
         fingerprint: Fingerprint,
     },
-    /// Files of the drop directory, one or several of the same content.
+    /// One or several files of the drop directory with the same content.
     Dropped {
-        /// Their names there, and what each was when it was read. Never empty.
+        /// File names in the drop directory, with the fingerprint of each file when it was read.
+        /// Never empty.
         #[serde(deserialize_with = "package_names")]
         files: BTreeMap<String, Fingerprint>,
     },
-    /// Given by an administrator.
+    /// A package that an administrator installed.
     Installed,
 }
 
-/// Reads the name of a package. A record lies in the daemon's directory, and others act on what it names: `model remove`
-/// deletes the files.
+/// Deserializes and checks the name of a package file.
+///
+/// A record lies in the daemon's directory, but other code acts on the names in it: `model remove`
+/// deletes the files. A name must therefore not contain a path.
 fn package_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let name = String::deserialize(deserializer)?;
     check_name(&name).map_err(D::Error::custom)?;
     Ok(name)
 }
 
-/// Reads the names of packages, one at least: see [`package_name`].
+/// Deserializes and checks the names of packages, at least one: see [`package_name`].
 fn package_names<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, Fingerprint>, D::Error> {
@@ -75,20 +79,22 @@ fn check_name(name: &str) -> Result<(), String> {
 }
 
 impl Origin {
-    /// Whether it came with the appliance.
+    /// Returns whether the package came with the appliance.
     pub fn is_bundled(&self) -> bool {
         matches!(self, Self::Bundled { .. })
     }
 
-    /// A file of the drop directory, as it was when it was read.
+    /// Returns the origin of one file of the drop directory, with its fingerprint when it was read.
     pub fn dropped(file: String, fingerprint: Fingerprint) -> Self {
         Self::Dropped { files: BTreeMap::from([(file, fingerprint)]) }
     }
 
-    /// What is true when the same package comes from `other`, too.
+    /// Merges two origins of the same package.
     ///
-    /// What came with the appliance stays when a copy of it is dropped and taken away again; an administrator's word
-    /// and a dropped file replace each other; of dropped files all are remembered.
+    /// - `Bundled` wins over the other kinds, so that a bundled model stays when a copy of it is
+    ///   dropped and then deleted.
+    /// - Two `Dropped` origins are merged: all files are remembered.
+    /// - Otherwise `other`, the later origin, replaces `self`.
     pub(super) fn and(self, other: Self) -> Self {
         match (self, other) {
             (bundled @ Self::Bundled { .. }, other) if !other.is_bundled() => bundled,
@@ -101,23 +107,23 @@ impl Origin {
     }
 }
 
-/// Whether an installed model may be used.
+/// Status of an installed model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Status {
-    /// Its bytes are verified, its self-test has not passed yet.
+    /// The bytes are verified; the self-test has not passed yet.
     Untested,
-    /// It may be used.
+    /// The model can be used.
     Available,
-    /// Its files are not what they were when it was installed; says which and how.
+    /// The files differ from the installed ones. The text names the file and the difference.
     Corrupt(String),
-    /// Its self-test must not run again; says why. It stays until an administrator removes it or installs its package
-    /// again.
+    /// The self-test must not run again; the text gives the reason. The entry stays until an
+    /// administrator removes it or installs its package again.
     Quarantined(String),
 }
 
 impl Status {
-    /// Returns whether the self-test has passed once: only such an entry may be named by a request.
+    /// Returns whether the self-test has passed once. Requests can only name such entries.
     pub fn is_tested(&self) -> bool {
         match self {
             Self::Available | Self::Corrupt(_) => true,
@@ -126,39 +132,41 @@ impl Status {
     }
 }
 
-/// Self-tests that may begin without an end before the entry is quarantined: a power cut may end one of them.
+/// Number of self-tests that may begin without finishing before the entry is quarantined. More than
+/// one, because a power failure can interrupt a test.
 const MAX_ATTEMPTS: u32 = 2;
 
-/// What the store knows of an installed model beside its manifest.
+/// State that the store keeps for an installed model, in addition to its manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
-    /// Digest of the package file it was installed from.
+    /// Digest of the package file from which the model was installed.
     pub package_digest: Digest,
-    /// Digest of its manifest, and through it of all its files.
+    /// Digest of the manifest, which contains the digests of all files.
     pub manifest_digest: Digest,
-    /// Where it came from.
+    /// Source of the model.
     pub origin: Origin,
-    /// Whether it may be used.
+    /// Status of the model.
     pub status: Status,
-    /// When it was installed.
+    /// Time of the installation.
     pub installed_at: Timestamp,
-    /// When its files were last found to be right.
+    /// Time at which the files were last verified.
     pub last_validated_at: Timestamp,
-    /// How many requests have used it.
+    /// Number of requests that have used the model.
     pub access_count: u64,
-    /// When a request last used it.
+    /// Time at which a request last used the model.
     pub last_access_at: Option<Timestamp>,
-    /// When its id was made to mean this version, if it was.
+    /// Time at which a rollback made the id resolve to this version, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen_at: Option<Timestamp>,
-    /// Who vouched for it, when keys were configured.
+    /// Signer of the package, if keys were configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signer: Option<Signer>,
-    /// How many self-tests of it have begun without an end.
+    /// Number of self-tests that began without finishing.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub attempts: u32,
-    /// The kernel's digests of its files, by name, where it checks them: see [`verity`](super::verity).
+    /// fs-verity digests by file name, for files that the kernel checks: see
+    /// [`verity`](super::verity).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub verity: BTreeMap<String, String>,
 }
@@ -173,9 +181,12 @@ impl Record {
         self.status == Status::Untested && self.attempts >= MAX_ATTEMPTS
     }
 
-    /// The record of an entry at `now`, before it was tested. What it replaces because that is corrupt or cannot be read
-    /// was as old as it was, and chosen when it was: putting it right is no new installation. It has the same content, so
-    /// that it needs no other test when it has passed one.
+    /// Creates the record of an entry that is installed at `now` and has not been tested.
+    ///
+    /// `corrupt` is the record of a corrupt or unreadable entry with the same content that this
+    /// entry replaces. The repair is not a new installation: the entry keeps the old times of
+    /// installation and rollback. If the old entry has passed its self-test, the new one is
+    /// available without another test.
     pub(super) fn untested(
         unpacked: &Unpacked,
         origin: Origin,
@@ -188,7 +199,8 @@ impl Record {
             package_digest: unpacked.package_digest,
             manifest_digest: unpacked.manifest_digest,
             origin: match corrupt {
-                // A file puts it right, but does not take it from the administrator.
+                // A dropped file may repair the entry, but the entry still belongs to the
+                // administrator.
                 Some(old) if old.origin == Origin::Installed => Origin::Installed,
                 Some(old) => old.origin.clone().and(origin),
                 None => origin,
@@ -206,42 +218,42 @@ impl Record {
     }
 }
 
-/// Which model leaves when the store is full.
+/// Policy that selects the models to remove when the store is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cleanup {
-    /// The one whose last use (or installation) is longest ago.
+    /// Removes the model whose last use, or installation if it was never used, is the oldest.
     Lru,
-    /// The one installed first.
+    /// Removes the model that was installed first.
     Fifo,
-    /// None.
+    /// Removes no model; the installation fails.
     Manual,
 }
 
-/// How much the store may hold, models that came with the appliance not counted.
+/// Limits of the store. Bundled models do not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// Largest sum of the sizes of all files.
+    /// Maximum total size of all files.
     pub max_size: Bytes,
-    /// Largest number of models.
+    /// Maximum number of models.
     pub max_models: usize,
-    /// What leaves to make room.
+    /// Policy that selects the models to remove.
     pub cleanup: Cleanup,
 }
 
-/// A model that would have to leave, or stays.
+/// Installed model, as [`victims`] sees it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Occupant<'a, K> {
-    /// What the caller knows it by.
+    /// Identifier that the caller uses for the model.
     pub(super) key: K,
-    /// Sum of the sizes of its files.
+    /// Total size of the model's files in bytes.
     pub(super) size: u64,
-    /// What the store knows of it.
+    /// Record of the model.
     pub(super) record: &'a Record,
-    /// Whether it must stay.
+    /// Whether the model must not be removed.
     pub(super) kept: bool,
 }
 
-/// The store cannot make room.
+/// Error of a full store.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the store is full: {models} models of {size}, and {incoming} more would pass the limits of {max_models} models \
@@ -255,11 +267,11 @@ pub struct StoreFull {
     max_size: Bytes,
 }
 
-/// The models that must leave so that one of `incoming` bytes fits beside `occupants`, in the order in which they
-/// leave.
+/// Selects the models to remove so that one of `incoming` bytes fits; returns them in order of
+/// removal.
 ///
 /// # Errors
-/// When even all that may leave would not make room.
+/// When the quota is exceeded even without all removable models.
 pub(super) fn victims<K: Copy>(
     occupants: &[Occupant<'_, K>],
     incoming: u64,
@@ -375,7 +387,7 @@ mod tests {
 
     #[test]
     fn the_policy_chooses_who_leaves() {
-        // Installed first but used last, and the other way round.
+        // The model that was installed first was used last, and vice versa.
         let records = [record(1, Some(9)), record(2, Some(5)), record(3, None)];
         let occupants = || {
             Vec::from_iter(records.iter().enumerate().map(|(key, record)| Occupant {

@@ -1,27 +1,28 @@
-//! The models that Caxton knows by name, with the facts that a directory of theirs does not state.
+//! Table of the models that Caxton knows by name, with facts that their model directories do not
+//! state.
 //!
-//! Owns the table and nothing else: no file is read here and nothing is fetched. Where a directory
-//! states a fact too, the directory is what is packed and the table only tells whether it is the
-//! model it is said to be.
+//! Reads no files and fetches nothing. If a directory also states a fact, the package uses the
+//! value of the directory; the table is then only used to check that the directory holds the named
+//! model.
 //!
-//! Invariant: every field holds what the model's own repository says. What could not be confirmed
-//! there is `None`.
+//! Invariant: every field is a fact from the model's own repository. A fact that the repository
+//! does not confirm is `None`.
 
 use crate::units::Bytes;
 
-/// What a model trades for what.
+/// Trade-off of a model between speed and quality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {
-    /// Few layers, small vectors.
+    /// Few layers and small vectors.
     Fast,
-    /// Between the two.
+    /// Between `Fast` and `Quality`.
     Balanced,
     /// The best vectors, at several times the cost.
     Quality,
 }
 
 impl Tier {
-    /// The name in listings.
+    /// Returns the name in listings.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fast => "fast",
@@ -31,19 +32,19 @@ impl Tier {
     }
 }
 
-/// What a model was trained for.
+/// Task for which a model was trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Task {
     /// Comparing sentences with each other: paraphrases, clusters.
     Similarity,
     /// Finding the passages that answer a query.
     Search,
-    /// Finding code by a description of what it does.
+    /// Finding code by a description of its function.
     CodeSearch,
 }
 
 impl Task {
-    /// The name in listings.
+    /// Returns the name in listings.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Similarity => "similarity",
@@ -53,38 +54,38 @@ impl Task {
     }
 }
 
-/// A model that Caxton knows by name.
+/// Model that Caxton knows by name.
 #[derive(Clone, Copy, Debug)]
 pub struct KnownModel {
-    /// The id under which it is packed and asked for.
+    /// Model id of its packages.
     pub id: &'static str,
-    /// `owner/name` of its repository on huggingface.co.
+    /// Repository on huggingface.co, as `owner/name`.
     pub repository: &'static str,
-    /// `model_type` of the encoder.
+    /// Architecture: `model_type` of the encoder.
     pub architecture: &'static str,
-    /// Length of its vectors.
+    /// Length of the vectors.
     pub dimensions: usize,
-    /// Longest input in tokens, where the repository is clear about it.
+    /// Maximum input length in tokens, if the repository states it clearly.
     pub max_sequence_length: Option<usize>,
-    /// `mean`, `cls`, `max` or `mean_sqrt_len`.
+    /// Pooling: `mean`, `cls`, `max` or `mean_sqrt_len`.
     pub pooling: &'static str,
-    /// Whether its vectors have length 1.
+    /// Whether the vectors have length 1.
     pub normalize: bool,
-    /// Languages, as BCP 47 tags; `mul` for many; empty where the repository names none.
+    /// Languages, as BCP 47 tags; `mul` for many; empty if the repository names none.
     pub languages: &'static [&'static str],
     /// Prompts by name, for repositories whose files do not state them.
     pub prompts: &'static [(&'static str, &'static str)],
-    /// SPDX expression of its licence; `None` where the repository states none.
+    /// SPDX expression of the licence; `None` if the repository states none.
     pub license: Option<&'static str>,
     /// Approximate size of the installed weights in f32.
     pub f32_size: Bytes,
     /// Approximate size of the installed weights in int8.
     pub int8_size: Bytes,
-    /// What it trades for what.
+    /// Trade-off between speed and quality.
     pub tier: Tier,
-    /// What it was trained for.
+    /// Tasks for which the model was trained.
     pub tasks: &'static [Task],
-    /// One line for listings.
+    /// Description for listings, one line.
     pub description: &'static str,
 }
 
@@ -198,7 +199,7 @@ static KNOWN: [KnownModel; 10] = [
         tasks: &[Task::Similarity],
         description: "50 languages, paraphrases across languages",
     },
-    // The three below have the same shape and different weights: they are no aliases of each other.
+    // The next three models have the same shape but different weights, so they are not aliases.
     KnownModel {
         id: "distiluse-base-multilingual-cased",
         repository: "sentence-transformers/distiluse-base-multilingual-cased",
@@ -255,12 +256,12 @@ const DISTILUSE: KnownModel = KnownModel {
     description: "Many languages, compact vectors from a distilled encoder",
 };
 
-/// Every model that Caxton knows by name.
+/// Returns every model that Caxton knows by name.
 pub fn known_models() -> &'static [KnownModel] {
     &KNOWN
 }
 
-/// The model called `name`: its id, or `owner/name` of its repository.
+/// Finds a model by its id, or by the `owner/name` of its repository.
 pub fn known(name: &str) -> Option<&'static KnownModel> {
     KNOWN.iter().find(|model| name == model.id || name == model.repository)
 }

@@ -1,24 +1,24 @@
-//! What vouches for a package from outside: its sidecars, and the keys that this device trusts.
+//! Verifies sidecars of a package: its checksum, and its signature by a key that this device
+//! trusts.
 //!
-//! Owns the formats of `<file>.sha256` (sha256sum's) and `<file>.minisig` (minisign's, pre-hashed
-//! only), and the rule that decides: every sidecar that is present must hold; as soon as any key is
-//! configured, a signature by one of the keys is required. It never reads the package itself:
-//! [`VerifyingReader`] passes on the bytes that whoever installs reads. With keys these are read
-//! again to be unpacked, and [`Store::stage_verified`](super::Store::stage_verified) compares both
-//! passes, so what was signed and what is installed are the same bytes.
+//! The formats are `<file>.sha256` (written by sha256sum) and `<file>.minisig` (minisign,
+//! pre-hashed only). Every sidecar that is present must match. As soon as a key is configured, a
+//! signature by one of the keys is required. This module does not read the package:
+//! [`VerifyingReader`] passes on the bytes that the installer reads. With keys, the package is read
+//! again to unpack it, and [`Store::stage_verified`](super::Store::stage_verified) compares both
+//! passes, so the signed bytes and the installed bytes are the same.
 //!
-//! Decisions:
-//! - A signature is not an error where no key is configured: nobody could check it. It is reported
-//!   as [`SignatureStatus::Unchecked`] for the journal, and it must be well-formed.
-//! - The trusted comment of a signature is not interpreted. Identity and version stand in the
-//!   manifest, which the signature covers; a file name could only repeat or contradict it.
-//! - The sum of a `.sha256` file is for the file of that name: another name is a mistake and an
-//!   error.
-//! - A key is revoked by removing its file, and rotated by adding the new one first. What a revoked key signed is
-//!   disabled: see [`super::trust`].
-//! - A key may sign packages of all ids, or of those that begin as the lines `prefix: TEXT` after the two lines of its
-//!   file say. They stand in the same file as the key, so that no copy or removal can part them. Any other line refuses
-//!   the file.
+//! Rules:
+//! - A signature is not an error if no key is configured, although it cannot be checked. It must be
+//!   well-formed, and it is reported as [`SignatureStatus::Unchecked`] for the journal.
+//! - The trusted comment of a signature is not interpreted. The signature covers the manifest with
+//!   the id and the version; a file name in the comment could only repeat or contradict them.
+//! - The digest in a `.sha256` file applies to the file that it names. Another name is an error.
+//! - To revoke a key, remove its file. To rotate a key, add the new one first. Entries that a
+//!   revoked key signed are disabled: see [`super::trust`].
+//! - A key may sign packages of all ids, or only ids with certain prefixes: lines `prefix: TEXT`
+//!   after the two lines of the key. They are in the same file as the key, so that the key is never
+//!   copied without its restrictions. Any other line makes the file invalid.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -39,18 +39,19 @@ use super::digest::Digest;
 use super::manifest::ModelId;
 use super::trust::{Signer, plain};
 
-/// A key has about 120 bytes, a signature about 350, a sum about 200.
+/// Maximum size in bytes of a key or a sidecar. A key has about 120 bytes, a signature about 350, a
+/// checksum file about 200.
 const MAX_SIDECAR: u64 = 4096;
 
-/// What a line that restricts a key to some ids begins with.
+/// Start of a line that restricts a key to some ids.
 const PREFIX: &str = "prefix: ";
 
-/// The identifier of a key pair, as minisign prints it: 16 upper-case hexadecimal digits.
+/// Identifier of a key pair, printed as in minisign: 16 upper-case hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyId([u8; 8]);
 
-/// A text that is no [`KeyId`].
+/// Error of parsing a text that is not a [`KeyId`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected the identifier of a key: 16 upper-case hexadecimal digits")]
 pub struct ParseKeyIdError;
@@ -73,7 +74,7 @@ impl From<KeyId> for String {
 }
 
 impl KeyId {
-    /// Takes the identifier from the second line of a key or a signature:
+    /// Extracts the identifier from the second line of a key or a signature:
     /// <https://jedisct1.github.io/minisign/#signature-format>.
     fn of_second_line(text: &str) -> Option<Self> {
         let bytes = STANDARD.decode(text.lines().nth(1)?).ok()?;
@@ -87,78 +88,79 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// Why what vouches for a package does not hold, or cannot be read.
+/// Error of reading keys or sidecars, or of verifying a package.
 #[derive(Debug, thiserror::Error)]
 pub enum SignatureError {
     /// A key or a sidecar cannot be read.
     #[error("cannot read {}", path.display())]
     Io {
-        /// The file or directory.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the system.
         source: io::Error,
     },
-    /// A key or a sidecar is not in its format. A sidecar that is still being copied looks like
-    /// this.
+    /// A key or a sidecar does not have its format. A sidecar whose copy is in progress also gives
+    /// this error.
     #[error("{}: {reason}", path.display())]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the fault.
         reason: String,
     },
-    /// The package is not the one that the `.sha256` file was made from.
+    /// The digest of the package differs from its `.sha256` file.
     #[error("the package has SHA-256 {found}, its .sha256 file says {expected}")]
     WrongDigest {
-        /// Of the `.sha256` file.
+        /// Digest in the `.sha256` file.
         expected: Digest,
-        /// Of the package.
+        /// Digest of the package.
         found: Digest,
     },
-    /// A key is configured and there is no `.minisig` file.
+    /// A key is configured, but the `.minisig` file is missing.
     #[error("a signature is required because keys are configured: add the package's .minisig file")]
     Missing,
     /// The signature is by a key that is not configured.
     #[error("signed with key {0}, which is not one of the configured keys")]
     UnknownKey(KeyId),
-    /// The signature was made over the content itself, not its hash.
+    /// The signature covers the content itself instead of its hash.
     #[error("the signature is in minisign's legacy format: sign again without -l")]
     Legacy,
-    /// The signature does not match the package. A package that is still being copied looks like this: nothing of it is
-    /// parsed before the signature holds, so that its end is not known.
+    /// The signature does not match the package. A package whose copy is in progress also gives
+    /// this error: it is not parsed before its signature is verified, so an early end cannot be
+    /// detected.
     #[error(
         "the signature by key {0} does not match the package: copy all of it, or sign it again"
     )]
     Invalid(KeyId),
-    /// What was verified is not what was unpacked.
+    /// The verified bytes differ from the unpacked bytes.
     #[error("the package changed while it was read: copy it under another name and rename it")]
     Changed,
-    /// The key may not sign packages of this id.
+    /// The key must not sign packages of this id.
     #[error(
         "signed with key {key}, which may not sign \"{id}\": its file {file} names ids that begin with {}",
         prefixes.join(", ")
     )]
     NotCovered {
-        /// The key.
+        /// Identifier of the key.
         key: KeyId,
-        /// Its file.
+        /// Name of the key file.
         file: String,
-        /// The id of the package.
+        /// Id of the package.
         id: ModelId,
-        /// What ids must begin with.
+        /// Prefixes of the ids that the key may sign.
         prefixes: Vec<String>,
     },
 }
 
-/// A key that packages may be signed with.
+/// Trusted public key.
 #[derive(Clone, Debug)]
 struct Trusted {
     public: PublicKey,
     /// SHA-256 of the algorithm, the identifier and the key.
     fingerprint: Digest,
-    /// The name of its file, as a record keeps it.
+    /// Name of the key file, in the form that a record keeps.
     file: String,
-    /// What the ids begin with that it may sign; any id when there is none.
+    /// Prefixes of the ids that the key may sign; empty for any id.
     prefixes: Vec<String>,
 }
 
@@ -169,28 +171,28 @@ impl Trusted {
     }
 }
 
-/// The public keys that packages may be signed with.
+/// Public keys that may sign packages.
 #[derive(Clone, Debug, Default)]
 pub struct Keys(BTreeMap<KeyId, Trusted>);
 
-/// The keys that can be used, and what is wrong with the files of the others, by the name that a record has of them.
+/// Usable keys, and an error for each unusable key file, by the name that records contain.
 pub(super) type EachKey = (Keys, BTreeMap<String, SignatureError>);
 
 impl Keys {
-    /// Loads every `*.pub` file of `directory`; a missing directory holds no keys.
+    /// Loads every `*.pub` file of `directory`. A missing directory holds no keys.
     ///
     /// # Errors
-    /// When the directory or one key cannot be read: trusting fewer keys than configured,
-    /// down to none at all, would drop the requirement of a signature silently.
+    /// When the directory or one key cannot be read. Ignoring an unreadable key would be dangerous:
+    /// without any key, packages would silently need no signature.
     pub fn load(directory: &Path) -> Result<Self, SignatureError> {
         let (keys, errors) = Self::load_each(directory)?;
         errors.into_values().next().map_or(Ok(keys), Err)
     }
 
-    /// Loads every `*.pub` file of `directory` that can be used, in the order of their names.
+    /// Loads every usable `*.pub` file of `directory`, in the order of their names.
     ///
     /// # Errors
-    /// When the directory is there and cannot be listed.
+    /// When the directory exists and cannot be listed.
     pub(super) fn load_each(directory: &Path) -> Result<EachKey, SignatureError> {
         let failed = |source| SignatureError::Io { path: directory.to_owned(), source };
         let entries = match fs::read_dir(directory) {
@@ -218,7 +220,7 @@ impl Keys {
 
     /// Adds the key in the file at `path`.
     fn add(&mut self, path: &Path, file: String) -> Result<(), SignatureError> {
-        // Links are followed: who writes this directory decides what is trusted.
+        // Symbolic links are followed: a writer of this directory decides what is trusted anyway.
         let text = read_small(path, OFlag::empty())?.ok_or_else(|| SignatureError::Io {
             path: path.to_owned(),
             source: io::ErrorKind::NotFound.into(),
@@ -238,11 +240,11 @@ impl Keys {
         Ok(())
     }
 
-    /// Returns who gave a package of this id the signature that was checked with these keys; `None` where none was
-    /// checked.
+    /// Returns the signer of a package with this id, after its signature was checked with these
+    /// keys. Returns `None` if no signature was checked.
     ///
     /// # Errors
-    /// When the key may not sign packages of this id.
+    /// When the key must not sign packages of this id.
     pub fn signer(
         &self,
         status: SignatureStatus,
@@ -258,24 +260,25 @@ impl Keys {
         Ok(Some(Signer { key, fingerprint: *fingerprint, file: file.clone() }))
     }
 
-    /// Whether the key with this fingerprint is one of them.
+    /// Returns whether a key with this fingerprint is configured.
     pub(super) fn have(&self, fingerprint: Digest) -> bool {
         self.0.values().any(|key| key.fingerprint == fingerprint)
     }
 
-    /// Whether the key of `signer` may sign packages of `id`; `None` when it is not among these.
+    /// Returns whether the key of `signer` may sign packages of `id`; `None` if it is not among
+    /// these keys.
     pub(super) fn covers(&self, signer: &Signer, id: &ModelId) -> Option<bool> {
         let trusted = self.0.get(&signer.key)?;
         (trusted.fingerprint == signer.fingerprint).then(|| trusted.covers(id))
     }
 
-    /// Whether no key is configured, so that no signature is required.
+    /// Returns whether no key is configured, so that signatures are not required.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// The files beside a package that vouch for it.
+/// Parsed sidecars of a package.
 #[derive(Clone)]
 pub struct Sidecars {
     sha256: Option<Digest>,
@@ -283,7 +286,7 @@ pub struct Sidecars {
 }
 
 impl Sidecars {
-    /// Reads `<package_path>.sha256` and `<package_path>.minisig`, as far as they exist.
+    /// Reads `<package_path>.sha256` and `<package_path>.minisig`, if they exist.
     ///
     /// # Errors
     /// When one exists and is not a regular file of at most 4 KiB in its format.
@@ -291,8 +294,8 @@ impl Sidecars {
         let sidecar = |suffix: &str| {
             let mut path = package_path.as_os_str().to_owned();
             path.push(suffix);
-            // The drop directory may be open to others: a link could point at any file of this
-            // device.
+            // Other users may be able to write into the drop directory: a symbolic link could point
+            // to any file of the device, so links are not followed.
             read_small(&PathBuf::from(path), OFlag::O_NOFOLLOW)
         };
         let [sha256, minisig] = SIDECARS;
@@ -300,10 +303,11 @@ impl Sidecars {
         Self::parse(package_path, sha256.as_deref(), minisig.as_deref())
     }
 
-    /// Reads the texts of the `.sha256` and `.minisig` files of the package `package_path`, as far as they exist.
+    /// Parses the texts of the `.sha256` and `.minisig` files of the package `package_path`, if
+    /// they exist.
     ///
     /// # Errors
-    /// When one is not in its format.
+    /// When one does not have its format.
     pub fn parse(
         package_path: &Path,
         sha256: Option<&str>,
@@ -326,16 +330,17 @@ impl Sidecars {
         Ok(Self { sha256: sha256.transpose()?, minisig: minisig.transpose()? })
     }
 
-    /// The key that the signature says it is by, right or not.
+    /// Returns the key that the signature names, without a check of the signature.
     pub fn key(&self) -> Option<KeyId> {
         self.minisig.as_ref().map(|(key, _signature)| *key)
     }
 
-    /// Starts the check: the package must then be read through the reader that is given, to its
-    /// end.
+    /// Starts the verification. The package must then be read to its end through the returned
+    /// reader.
     ///
     /// # Errors
-    /// When it is already certain that the check will fail, so that the package need not be read.
+    /// When the verification is already certain to fail, so that the package does not need to be
+    /// read.
     pub fn verifier<'a, R: Read>(
         &'a self,
         keys: &'a Keys,
@@ -347,7 +352,7 @@ impl Sidecars {
             Some(_) if keys.is_empty() => PendingSignature::Unchecked,
             Some((id, signature)) => {
                 let key = keys.0.get(id).ok_or(SignatureError::UnknownKey(*id))?;
-                // The identifiers are equal, so only the legacy format is left to refuse.
+                // The identifiers are equal, so only the legacy format remains as a reason to fail.
                 let verifier = key
                     .public
                     .verify_stream(signature)
@@ -359,14 +364,14 @@ impl Sidecars {
     }
 }
 
-/// What is known of the signer of a package.
+/// Result of checking a package's signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignatureStatus {
-    /// There is no signature, and no key that would require one.
+    /// The package has no signature, and no key requires one.
     Absent,
-    /// There is a signature, and no key to check it with.
+    /// The package has a signature, and no key is configured to check it.
     Unchecked,
-    /// Signed with this key.
+    /// The package has a valid signature of this key.
     Valid(KeyId),
 }
 
@@ -376,7 +381,7 @@ enum PendingSignature<'a> {
     Pending(KeyId, Box<StreamVerifier<'a>>),
 }
 
-/// A reader that passes a package on and checks its signature over what it passed.
+/// Reader that passes a package on and verifies its signature over the passed bytes.
 pub struct VerifyingReader<'a, R> {
     source: R,
     sha256: Option<Digest>,
@@ -384,14 +389,15 @@ pub struct VerifyingReader<'a, R> {
 }
 
 impl<R> VerifyingReader<'_, R> {
-    /// Ends the check. `package_digest` is that of all bytes that were read:
+    /// Ends the verification. `package_digest` is the digest of all bytes that were read:
     /// [`Unpacked::package_digest`](super::Unpacked::package_digest).
     ///
     /// # Errors
-    /// When a sidecar does not match what was read; so also when that was not all of the package.
+    /// When a sidecar does not match the bytes that were read, also because they were not the whole
+    /// package.
     pub fn finish(self, package_digest: Digest) -> Result<SignatureStatus, SignatureError> {
-        // The signature comes first: one that does not match may be that of a copy under way, of which a wrong digest says
-        // nothing.
+        // Report a mismatch of the signature first: it can mean that the copy is still in progress,
+        // and is then retried. A wrong digest would be reported as a permanent error.
         let signature = match self.signature {
             PendingSignature::Absent => SignatureStatus::Absent,
             PendingSignature::Unchecked => SignatureStatus::Unchecked,
@@ -421,7 +427,7 @@ fn malformed(path: &Path, reason: String) -> SignatureError {
     SignatureError::Malformed { path: path.to_owned(), reason }
 }
 
-/// The text of a small regular file, or `None` when there is no such file.
+/// Reads the text of a small regular file; returns `None` if the file does not exist.
 fn read_small(path: &Path, flags: OFlag) -> Result<Option<String>, SignatureError> {
     let failed = |source| SignatureError::Io { path: path.to_owned(), source };
     // O_NONBLOCK, because opening a named pipe would wait for its writer.
@@ -441,8 +447,8 @@ fn read_small(path: &Path, flags: OFlag) -> Result<Option<String>, SignatureErro
     String::from_utf8(bytes).map(Some).map_err(|_bytes| malformed(path, "not text".to_owned()))
 }
 
-/// One line of sha256sum for the file `name`, in text (two spaces) or binary mode (a space and an
-/// asterisk).
+/// Parses one line of sha256sum for the file `name`, in text mode (two spaces) or binary mode (a
+/// space and an asterisk).
 fn parse_sum(text: &str, name: &str) -> Option<Digest> {
     let line = text.strip_suffix('\n').unwrap_or(text);
     let (digest, rest) = line.split_once(' ')?;
@@ -450,7 +456,7 @@ fn parse_sum(text: &str, name: &str) -> Option<Digest> {
     (found == name).then(|| digest.parse().ok())?
 }
 
-/// The key in a file of this name, or what is wrong with its text.
+/// Parses the text of a key file; returns the key or a description of the fault.
 fn parse_key(text: &str, file: String) -> Result<(KeyId, Trusted), String> {
     let lines = Vec::from_iter(text.lines());
     let key = || {
@@ -493,7 +499,7 @@ mod tests {
 
     const NAME: &str = "m-1.model.tar.zst";
 
-    /// A directory with keys, and one with a package.
+    /// Directory with keys, and a package with its sidecars.
     struct Drop {
         directory: TempDir,
         package: Vec<u8>,
@@ -529,7 +535,7 @@ mod tests {
             Keys::load(&self.path("keys.d"))
         }
 
-        /// Checks the package as an installation does: in one pass with unpacking it.
+        /// Verifies the package like an installation, in one pass with unpacking.
         fn check(&self) -> Result<SignatureStatus, SignatureError> {
             let keys = self.keys()?;
             let sidecars = Sidecars::read(&self.path(NAME))?;
@@ -569,7 +575,7 @@ mod tests {
             drop.write(&format!("{NAME}.minisig"), drop.sign(signer));
             assert_eq!(drop.check().unwrap(), SignatureStatus::Valid(id(signer)));
         }
-        // Revoked.
+        // Removing the file revokes the key.
         fs::remove_file(drop.path("keys.d/old.pub")).unwrap();
         drop.write(&format!("{NAME}.minisig"), drop.sign(&old));
         assert!(
@@ -600,7 +606,7 @@ mod tests {
         drop.write(&format!("{NAME}.minisig"), &signature);
         drop.package = fixture::package("m", "2");
         assert!(matches!(drop.check(), Err(SignatureError::Invalid(found)) if found == id(&key)));
-        // The comment is signed too.
+        // The signature covers the trusted comment too.
         drop.package = fixture::package("m", "1");
         drop.write(&format!("{NAME}.minisig"), signature.replace("any comment", "new comment"));
         assert!(matches!(drop.check(), Err(SignatureError::Invalid(_))));
@@ -759,7 +765,7 @@ mod tests {
             let (keys, errors) = Keys::load_each(&drop.path("keys.d")).unwrap();
             assert!(keys.is_empty() && errors.contains_key("a.pub"), "{bad}");
         }
-        // Twice, with different rights, is a mistake.
+        // The same key in two files with different prefixes is a mistake.
         drop.write("keys.d/a.pub", format!("{text}\nprefix: a\n"));
         drop.write("keys.d/b.pub", text);
         let error = drop.keys().unwrap_err().to_string();
@@ -784,7 +790,7 @@ mod tests {
 
     #[test]
     fn a_key_identifier_is_printed_as_minisign_prints_it() {
-        // The example key of minisign's documentation, and the identifier that minisign shows for
+        // The example key of minisign's documentation, and the identifier that minisign prints for
         // it.
         let key = "untrusted comment: minisign public key E7620F1842B4E81F\n\
                    RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3\n";

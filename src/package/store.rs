@@ -1,23 +1,27 @@
-//! The store: verified packages, unpacked on disk, and what is known of each.
+//! Store of verified packages, unpacked on disk, with an index of them in memory.
 //!
 //! ```text
-//! <directory>/lock                              held by the one process that may change the store
-//! <directory>/models/<id>@<version>+<digest>/   manifest.json, record.json and the manifest's files; 12 digits
-//! <directory>/versions.json                     the highest version of each id that was installed with a signature
-//! <directory>/unpacking.json                     files whose unpacking began and has not ended
-//! <directory>/staging/                          what is not installed yet or not removed yet; emptied at start
+//! <directory>/lock                held by the one process that may change the store
+//! <directory>/models/<id>@<version>+<digest>/
+//!                                 manifest.json, record.json and the manifest's files; the name
+//!                                 has 12 digits of the digest
+//! <directory>/versions.json       the highest version of each id that was installed signed
+//! <directory>/unpacking.json      files whose unpacking began and has not ended
+//! <directory>/staging/            entries being installed or removed; emptied at start
 //! ```
 //!
 //! Invariants:
-//! 1. An entry appears by one rename out of staging and leaves by one rename into it, so that a crash at any moment
-//!    leaves the old state or the new.
-//! 2. Contents leave this module only after their digests were compared: see [`contents`].
-//! 3. One process at a time: the lock is taken before anything is read.
-//! 4. Whoever changes an entry holds `writing` until the change is on the disk, and nobody holds the index while the
-//!    disk is waited for: it is asked at each request, by the runtime.
-//! 5. A disk that fails takes nothing away that it still gives: see [`medium`].
+//! 1. An entry appears by one rename out of staging and is removed by one rename into it. A crash
+//!    at any moment leaves the old state or the new one.
+//! 2. Contents are returned only after their digests were compared: see [`contents`].
+//! 3. One process at a time uses the store. It takes the lock before it reads anything.
+//! 4. A thread that changes an entry holds `writing` until the change is on the disk. No thread
+//!    holds the index while it waits for the disk, because the runtime reads the index at each
+//!    request.
+//! 5. A failing disk disables only the data that it cannot return: see [`medium`].
 //!
-//! Everything here blocks, but for [`Store::entries`] and [`Store::count_access`].
+//! Most methods block on the disk. [`Store::entries`] and [`Store::count_access`] do not: the
+//! runtime may call them.
 
 mod attempts;
 mod contents;
@@ -60,10 +64,10 @@ pub use trust::Changed;
 pub use unpacking::Unpacking;
 pub use verified::PackageBytes;
 
-/// The name of the directory of the entries, in the store.
+/// Name of the entries' directory in the store.
 const MODELS: &str = "models";
 
-/// A package that was read and verified but is not installed: dropping it leaves nothing behind.
+/// A package that was read and verified but is not installed. Dropping it deletes the staged files.
 #[derive(Debug)]
 pub struct Staged {
     directory: TempDir,
@@ -72,69 +76,74 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// What was read.
+    /// Returns the unpacked package: its manifest and digests.
     pub fn unpacked(&self) -> &Unpacked {
         &self.unpacked
     }
 
-    /// Says who vouches for it.
+    /// Sets the signer that vouches for the package.
     #[must_use]
     pub fn signed_by(self, signer: Option<Signer>) -> Self {
         Self { signer, ..self }
     }
 }
 
-/// What came of an installation.
+/// Result of [`Store::admit`].
 #[derive(Debug)]
 pub struct Admitted {
-    /// The entry, new or already there.
+    /// The entry, new or already installed.
     pub entry: Entry,
-    /// Whether it was there already.
+    /// `true` if the entry was installed already.
     pub existed: bool,
 }
 
-/// The store of one appliance.
+/// The store of one device, with an index of its entries in memory.
 #[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
     durability: Durability,
-    /// One change at a time.
+    /// Allows one change at a time.
     writing: Mutex<()>,
     index: Mutex<BTreeMap<Key, Entry>>,
-    /// Entries that could not be removed to make room. Bounded by their number.
+    /// Entries that could not be removed when another one needed their space. [`Store::take_stuck`]
+    /// empties the list after each installation, so its length is bounded by the number of entries.
     stuck: Mutex<Vec<(Key, StoreError)>>,
-    /// Of each id the highest version that was installed with a signature.
+    /// The highest version of each id that was installed with a signature.
     highest: Mutex<trust::Highest>,
-    /// What entries were judged by last. Taken before the index.
+    /// The keys and bundled packages by which the entries were judged last. Lock order: before the
+    /// index.
     trusted: Mutex<Option<Trusted>>,
-    /// The file that is being unpacked; held while its attempts are written.
+    /// Name of the file that is being unpacked; held while its attempts are written.
     unpacking: Mutex<Option<String>>,
     opened: Instant,
     medium: Medium,
-    /// `None` for [`Store::lend`].
+    /// `None` for a store opened with [`Store::lend`].
     locks: Option<Locks>,
 }
 
 impl Store {
-    /// Opens the store in `directory`, creating it if need be: takes its lock, empties staging, reads the index.
+    /// Opens the store in `directory` and creates it if it does not exist: takes its lock, empties
+    /// staging, reads the index.
     ///
-    /// Entries that cannot be read are left out; they come back as the second value, with the reason. A disk that takes no
-    /// writes is no error, nor are entries that cannot be listed: see [`Store::condition`].
+    /// Entries that cannot be read are not in the index. The second value holds a reason for each.
+    /// A disk that refuses writes is not an error, nor are entries that cannot be listed: see
+    /// [`Store::condition`].
     ///
     /// # Errors
-    /// When another process holds it, `directory` cannot be created, or one in it not be created for another reason than
-    /// a failing disk.
+    /// When another process holds the store, `directory` cannot be created, or a directory in it
+    /// cannot be created for another reason than a failing disk.
     pub fn open(directory: &Path) -> Result<(Self, Vec<String>), StoreError> {
         Self::open_as(directory, Durability::Synced)
     }
 
-    /// Reads what lies in the store in `directory`, without its lock: an entry that comes or leaves meanwhile may be
-    /// among those that cannot be read.
+    /// Reads the entries of the store in `directory`, without its lock. An entry that is installed
+    /// or removed meanwhile may be listed among the unreadable ones.
     pub fn examine(directory: &Path) -> Examined {
         disk::read_entries(&directory.join(MODELS))
     }
 
-    /// A store in `directory`, which is thrown away with it: nothing waits for the disk.
+    /// Opens a store in `directory` that is deleted together with it: no write is synced to the
+    /// disk.
     ///
     /// # Errors
     /// When a directory cannot be created or read.
@@ -186,7 +195,7 @@ impl Store {
         Ok((store, damaged))
     }
 
-    /// Every entry, in the order of the keys.
+    /// Returns every entry, in the order of the keys.
     pub fn entries(&self) -> Vec<Entry> {
         self.index().values().cloned().collect()
     }
@@ -199,7 +208,8 @@ impl Store {
         self.stage_if(source, limits, |_announced| Ok(()))
     }
 
-    /// Does [`Store::stage`] if `approve` agrees to what the package announces, before a byte of it is written.
+    /// Stages a package as [`Store::stage`] does, if `approve` accepts the announced contents.
+    /// Calls `approve` before a byte of the package is written.
     ///
     /// # Errors
     /// Those of [`Store::stage`], and that of `approve`.
@@ -211,11 +221,11 @@ impl Store {
     ) -> Result<Staged, E> {
         let staging = self.directory.join("staging");
         if !self.medium.is_writable() || self.medium.unlisted().is_some() {
-            // Its file system may take writes again, and may be listed again.
+            // The file system may accept writes again, or may be listed again.
             self.recover();
         }
         if let Some(why) = self.medium.unlisted() {
-            // Nobody knows what is installed, and how much of the quota it takes.
+            // Without a list, neither the installed packages nor their part of the quota are known.
             let source = io::Error::other(why);
             return Err(UnpackError::Io { operation: "list", path: self.models(), source }.into());
         }
@@ -227,13 +237,17 @@ impl Store {
         Ok(Staged { directory, unpacked, signer: None })
     }
 
-    /// Installs what was staged, as [`Status::Untested`]; a package that is installed already stays as it is unless
-    /// it is corrupt, quarantined or cannot be read. Then it is written anew, and available if it was tested before.
-    /// Nothing leaves to make room before the self-test has passed: see
-    /// [`Store::make_available`]. `keep` says which entries may not leave then.
+    /// Installs a staged package as [`Status::Untested`].
+    ///
+    /// An installed entry with the same key is kept, unless it is corrupt, quarantined or cannot be
+    /// read. Such an entry is replaced by the staged files. The new entry is available at once if
+    /// its contents passed the self-test before.
+    ///
+    /// Removes no other entry: [`Store::make_available`] does that, when the self-test has passed.
+    /// `keep` returns `true` for entries that must not be removed then.
     ///
     /// # Errors
-    /// When there is no room or the disk fails; nothing is installed then.
+    /// When the quota would be exceeded or the disk fails; nothing is installed then.
     pub fn admit(
         &self,
         staged: Staged,
@@ -268,6 +282,9 @@ impl Store {
         let record = Record::untested(&unpacked, origin, signer, now, corrupt);
         let manifest = Arc::new(unpacked.manifest);
         let mut entry = Entry { key: key.clone(), manifest, record, disabled };
+        // An untested entry only checks the quota now: no other entry is removed before it has
+        // passed its self-test. An entry that replaces a tested one is available at once, so it
+        // gets fs-verity here.
         if entry.record.status == Status::Untested {
             leaving(&index, Incoming::from(&entry), quota, keep)?;
         } else {
@@ -275,36 +292,40 @@ impl Store {
         }
         self.medium.wrote(disk::write_record(directory.path(), &entry.record, self.durability))?;
         files::own_all(directory.path(), &self.directory)?;
-        // What stands there now is corrupt, quarantined or was never readable.
+        // An entry that is in the store under this key now is corrupt, quarantined or was never
+        // readable.
         self.put_in(directory, &key)?;
         self.medium.forget(&key);
         self.index().insert(key, entry.clone());
         Ok(Admitted { entry, existed: false })
     }
 
-    /// Moves a staged directory to the place of `key` by one rename. An entry that stands there, which is corrupt or was
-    /// never readable, leaves only if that succeeds. For the holder of `writing`.
+    /// Moves a staged directory to the path of `key` by one rename. Replaces an entry that is
+    /// there, which is corrupt or was never readable, only if the rename succeeds. The caller holds
+    /// `writing`.
     fn put_in(&self, directory: TempDir, key: &Key) -> Result<(), StoreError> {
         let target = self.path(key);
         let aside = self.set_aside(key)?;
         let put_back = || {
             if let Some(aside) = &aside {
-                // When that fails too, what is lost could not be used.
+                // A failure here is harmless: the old entry could not be used anyway.
                 drop(fs::rename(aside, &target));
             }
         };
         if let Err(error) = fs::rename(directory.path(), &target) {
             put_back();
-            // The staged directory is removed with its handle.
+            // The drop of `directory` removes the staged files.
             return Err(FileError::new("install", &target)(error).into());
         }
         if let Err(error) = self.sync_models() {
-            // Back under the name with which it is removed: an entry that nobody was told of must not stay.
+            // Move the entry back to the path that `directory` removes when it is dropped: an entry
+            // that no caller learns of must not stay.
             drop(fs::rename(&target, directory.path()));
             put_back();
             return Err(error.into());
         }
-        // It is not there any more, so that nothing is removed.
+        // The directory is not at its old path any more, so keep its handle from removing that
+        // path.
         let _moved = directory.keep();
         if let Some(aside) = aside {
             files::remove(&aside)?;
@@ -315,18 +336,18 @@ impl Store {
     /// Removes an entry.
     ///
     /// # Errors
-    /// When there is none, or the disk fails.
+    /// When there is no such entry, or the disk fails.
     pub fn remove(&self, key: &Key) -> Result<Entry, StoreError> {
         if !self.medium.is_writable() {
-            // Its file system may take writes again.
+            // The file system may accept writes again.
             self.recover();
         }
         let _writing = self.writing();
         self.take_out(key)
     }
 
-    /// Takes an entry out of the index, so that nobody asks for it any more, then out of the store. One that could not
-    /// leave is there again. For the holder of `writing`.
+    /// Removes an entry from the index, so that no request finds it, and then from the disk. Puts
+    /// it back into the index if its directory could not be moved away. The caller holds `writing`.
     fn take_out(&self, key: &Key) -> Result<Entry, StoreError> {
         let entry = self.index().remove(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
         let discarded = self.discard(key);
@@ -338,21 +359,23 @@ impl Store {
         discarded.map(|()| entry)
     }
 
-    /// Takes the directory of `key` out of the store by one rename, then deletes it.
+    /// Moves the directory of `key` out of the store by one rename, then deletes it.
     fn discard(&self, key: &Key) -> Result<(), StoreError> {
         let Some(aside) = self.set_aside(key)? else { return Ok(()) };
         self.sync_models()?;
         Ok(files::remove(&aside)?)
     }
 
-    /// Moves the directory of `key` into staging by one rename; returns where it is, or `None` when there is none.
+    /// Moves the directory of `key` into staging by one rename. Returns its new path, or `None`
+    /// when it does not exist.
     fn set_aside(&self, key: &Key) -> Result<Option<PathBuf>, StoreError> {
         let path = self.path(key);
         let aside = self.directory.join("staging").join(format!("removed-{key}"));
         files::remove(&aside)?;
         match fs::rename(&path, &aside) {
             Ok(()) => Ok(Some(aside)),
-            // Staging may be what is not there: a disk that takes no writes did not let it be made.
+            // The missing path may also be staging: it does not exist when the disk refused to
+            // create it.
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound
                     && path.try_exists().is_ok_and(|there| !there) =>
@@ -363,7 +386,8 @@ impl Store {
         }
     }
 
-    /// Makes what appeared in the store and left it survive a power cut.
+    /// Syncs the directory of the entries, so that renames into it and out of it survive a power
+    /// cut.
     fn sync_models(&self) -> Result<(), FileError> {
         match self.durability {
             Durability::Synced => files::sync_directory(&self.models()),
@@ -371,15 +395,17 @@ impl Store {
         }
     }
 
-    /// Marks an entry that passed its self-test as available; removes, and returns, what it replaces and what must leave
-    /// to make room.
+    /// Marks an entry that passed its self-test as available. Removes and returns the entries that
+    /// it replaces and those that are removed to stay within the quota.
     ///
-    /// The new record is written first: when that fails, or after a crash in between, everything that was available
-    /// still is. An entry that cannot be removed stays, as [`Store::take_stuck`] tells, and so do all after a crash in
-    /// between: the store then holds more than its quota until the next installation makes room.
+    /// The new record is written first. When that fails, or after a crash in between, every entry
+    /// that was available still is. An entry that cannot be removed stays and is reported by
+    /// [`Store::take_stuck`]. After a crash all of them stay: the store then exceeds its quota
+    /// until the next installation.
     ///
     /// # Errors
-    /// When there is no such entry, no room, or the record cannot be written. Nothing leaves then.
+    /// When there is no such entry, the quota would be exceeded, or the record cannot be written.
+    /// No entry is removed then.
     pub fn make_available(
         &self,
         key: &Key,
@@ -390,6 +416,7 @@ impl Store {
         let mut entry = self.entry(key)?;
         let leaving = leaving(&self.index(), Incoming::from(&entry), quota, keep)?;
         let verity = self.protect(&self.path(key), &entry)?;
+        // Store the signed version first, so that no crash after this permits a downgrade.
         self.remember_version(&entry)?;
         entry.record.status = Status::Available;
         entry.record.attempts = 0;
@@ -404,7 +431,7 @@ impl Store {
         for key in leaving {
             let Ok(entry) = self.entry(&key) else { continue };
             let taken_out = self.take_out(&key);
-            // Its directory may be out of the store although it could not be deleted.
+            // The directory may be out of the store although it could not be deleted.
             if self.entry(&key).is_err() {
                 removed.push(entry);
             }
@@ -415,7 +442,8 @@ impl Store {
         Ok(removed)
     }
 
-    /// Returns the entries that could not be removed to make room since the last call, with the reasons.
+    /// Returns the entries that could not be removed for another one since the last call, with the
+    /// reasons.
     pub fn take_stuck(&self) -> Vec<(Key, StoreError)> {
         std::mem::take(&mut self.stuck())
     }
@@ -429,7 +457,8 @@ impl Store {
         self.change(key, change).map(drop)
     }
 
-    /// Changes a record, in memory first: that holds whatever the disk says. For the holder of `writing`.
+    /// Changes a record in memory, then writes it. The change in memory stays even if the write
+    /// fails. The caller holds `writing`.
     fn change(&self, key: &Key, change: impl FnOnce(&mut Record)) -> Result<Entry, StoreError> {
         let entry = {
             let mut index = self.index();
@@ -456,17 +485,19 @@ impl Store {
     }
 
     fn writing(&self) -> MutexGuard<'_, ()> {
-        // A panic while it was held leaves the index whole, as below, and on disk the old state or the new.
+        // A panic while the lock is held leaves the index whole, as below, and the old or the new
+        // state on disk.
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stuck(&self) -> MutexGuard<'_, Vec<(Key, StoreError)>> {
-        // A panic while it was held leaves a list that is whole.
+        // A panic while the lock is held leaves the list whole.
         self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn index(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
-        // A panic while it was held leaves a map that is whole: every change is one insert or remove.
+        // A panic while the lock is held leaves the map whole: every change is one insert or
+        // remove.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -494,7 +525,7 @@ mod tests {
         Limits::for_size(Bytes::mib(8))
     }
 
-    /// A store in a directory of its own, in memory where possible.
+    /// A store in a temporary directory, in memory where possible.
     struct Place(TempDir);
 
     impl Place {
@@ -537,7 +568,7 @@ mod tests {
         admitted.entry
     }
 
-    /// Installs a package that passes its self-test.
+    /// Installs a package and marks it as available, as after a self-test.
     fn install(store: &Store, package: &[u8]) -> Key {
         let key = admit(store, package).key;
         store.make_available(&key, QUOTA, |_| false).unwrap();
@@ -654,7 +685,8 @@ mod tests {
             assert_eq!(status(&store, &old), Status::Available);
             let removed = store.make_available(&new, QUOTA, |_| false).unwrap();
             let removed: Vec<_> = removed.into_iter().map(|entry| entry.key).collect();
-            // The one installed last, although both were installed within a second.
+            // The entry that was installed last is chosen, although both were installed within a
+            // second.
             assert_eq!(choose(&store.entries(), "m@1").unwrap().key, new);
             assert_eq!(removed, Vec::from_iter(replaced.then_some(old)));
             assert_eq!(store.entries().len(), 2 - removed.len());
@@ -680,7 +712,7 @@ mod tests {
 
     type Damage = fn(&Path);
 
-    /// Ways in which an installed file can change, and what the reason says of each.
+    /// Changes of an installed file, each with a word that the reported reason contains.
     const DAMAGES: [(&str, Damage, &str); 7] = [
         ("a flipped bit", |file| flip_a_bit(file), "digest"),
         ("more bytes", |file| append(file, b"x"), "more than"),
@@ -751,7 +783,7 @@ mod tests {
         }
     }
 
-    /// A file that somebody changes after its first 64 KiB were read.
+    /// A file that changes after its first 64 KiB were read.
     struct Meddled<F> {
         file: File,
         meddle: Option<F>,
@@ -850,7 +882,7 @@ mod tests {
         flip_a_bit(&place.models().join(key.directory()).join(WEIGHTS));
         store.verify(&key, |_| {}).unwrap_err();
         let entry = admit(&store, &package);
-        // The same content has passed its self-test.
+        // The same contents passed the self-test before.
         assert_eq!((&entry.key, &entry.record.status), (&key, &Status::Available));
         store.verify(&key, |_| {}).unwrap();
         place.assert_staging_is_empty();
@@ -913,7 +945,7 @@ mod tests {
         assert!(record.last_validated_at >= installed.record.last_validated_at);
     }
 
-    /// Each change leaves an entry that cannot be what was installed.
+    /// Checks changes that each leave an entry that cannot be the installed one.
     #[test]
     fn a_damaged_description_is_left_out_reported_and_replaced_by_installing_again() {
         const CHANGES: [(&str, Damage, &str); 7] = [
@@ -1067,7 +1099,7 @@ mod tests {
         drop(store);
         let store = place.open();
         assert_eq!(store.entry(&key).unwrap().record.origin, dropped("b"));
-        // An administrator gave it: no file takes it away.
+        // An administrator adopted the entry, so that no file removes it.
         store.adopt(&key).unwrap();
         assert!(store.let_go(&key, "b").unwrap());
         store.remove(&key).unwrap();
@@ -1099,7 +1131,8 @@ mod tests {
             admit_as(&store, &package("bundled", "1"), bundled("bundled"), QUOTA);
             for (at, id) in ["kept", "a", "b"].iter().enumerate() {
                 let key = install(&store, &package(id, "1"));
-                // Installed within one second, which the record cannot tell apart.
+                // All are installed within one second, the resolution of the record: set distinct
+                // times.
                 let at = Timestamp(at as u64);
                 store.update(&key, |record| record.installed_at = at).unwrap();
                 if *id == "a" {
@@ -1112,7 +1145,7 @@ mod tests {
             place.assert_staging_is_empty();
             match (leaves, admitted) {
                 (Some(id), Ok(Admitted { entry, .. })) => {
-                    // It may yet fail its self-test, and then nobody should have left for it.
+                    // The entry may fail its self-test, so that no other entry is removed yet.
                     assert_eq!(store.entries().len(), 5);
                     let removed = store.make_available(&entry.key, quota, keep).unwrap();
                     let ids = removed.iter().map(|entry| entry.manifest.id.as_str());
@@ -1149,7 +1182,7 @@ mod tests {
         place.assert_staging_is_empty();
         ask(&a, &bundled("a"), none).unwrap();
         ask(&a, &Origin::Installed, QUOTA).unwrap();
-        // What is there already needs no room, unless it is corrupt.
+        // A package that is installed already needs no space, unless its entry is corrupt.
         let key = install(&store, &a);
         ask(&a, &Origin::Installed, none).unwrap();
         ask(&b, &Origin::Installed, none).unwrap_err();
@@ -1180,13 +1213,13 @@ mod tests {
         place.assert_staging_is_empty();
         assert!(store.entries().is_empty());
         fs::create_dir(place.models()).unwrap();
-        // One that is corrupt stays where it is when its successor cannot take its place.
+        // A corrupt entry stays at its path when the rename of its replacement fails.
         let key = install(&store, &package("m", "1"));
         let entry = place.models().join(key.directory());
         flip_a_bit(&entry.join(WEIGHTS));
         store.verify(&key, |_| {}).unwrap_err();
         let staged = store.stage(&package("m", "1")[..], &limits()).unwrap();
-        // What is moved is no directory any more, so that it cannot be renamed to where one was.
+        // The rename fails because the staged directory does not exist any more.
         let directory = staged.directory.path().to_owned();
         fs::remove_dir_all(&directory).unwrap();
         store.put_in(staged.directory, &key).unwrap_err();
@@ -1221,7 +1254,7 @@ mod tests {
         let old = install(&store, &package("old", "1"));
         let quota = Quota { max_models: 1, cleanup: Cleanup::Lru, ..QUOTA };
         let new = admit_as(&store, &package("new", "1"), Origin::Installed, quota).entry.key;
-        // No place to move it to.
+        // The removal fails because staging is a file.
         let staging = place.0.path().join("staging");
         fs::remove_dir(&staging).unwrap();
         fs::write(&staging, "").unwrap();
@@ -1234,7 +1267,7 @@ mod tests {
             assert_eq!(store.entry(key).unwrap().record.status, Status::Available);
             store.read(key).unwrap();
         }
-        // The next one makes room for itself and for what could not leave.
+        // The next installation also removes the entry that could not be removed.
         fs::remove_file(&staging).unwrap();
         fs::create_dir(&staging).unwrap();
         let next = admit_as(&store, &package("next", "1"), Origin::Installed, quota).entry.key;
@@ -1271,7 +1304,7 @@ mod tests {
         let record = store.entry(&key).unwrap().record;
         assert_eq!(record.access_count, 2);
         assert!(record.last_access_at.is_some());
-        // Gone meanwhile: nothing to write, nothing wrong.
+        // A flush ignores an entry that was removed meanwhile.
         store.remove(&key).unwrap();
         store.count_access(&key);
         store.flush([key]).unwrap();
@@ -1292,7 +1325,8 @@ mod tests {
         for unknown in ["m@3", "m@2", "m@", "M", "", "@", "m@1.10@", "m+1"] {
             assert_eq!(chosen(unknown), None, "{unknown}");
         }
-        // Corrupt is not absent: whoever asks for it is told.
+        // A corrupt entry is still chosen, so that its error is reported instead of "not
+        // installed".
         flip_a_bit(&place.models().join(new.directory()).join(WEIGHTS));
         store.verify(&new, |_| {}).unwrap_err();
         assert_eq!(chosen("m"), Some(new));
@@ -1350,7 +1384,7 @@ mod tests {
             (from.key, to.key)
         };
         assert_eq!(roll_back(&store, Rollback::Earlier), (three.clone(), two.clone()));
-        // Again and again, also after opening again.
+        // A rollback can be repeated, also after the store was opened again.
         assert_eq!(roll_back(&store, Rollback::Earlier), (two.clone(), one.clone()));
         drop(store);
         store = place.open();
@@ -1358,13 +1392,13 @@ mod tests {
         let error = store.roll_back("m", &Rollback::Earlier).unwrap_err();
         assert!(matches!(&error, RollbackError::NoEarlier(key) if *key == one), "{error}");
         assert_eq!(choose(&store.entries(), "m@3").unwrap().key, three);
-        // Neither a lower version nor what is there already undoes it.
+        // Neither a lower version nor an installed package undoes the rollback.
         let lower = install(&store, &package("m", "2.5"));
         admit_as(&store, &package("m", "3"), Origin::Installed, QUOTA);
         assert_eq!(chosen(&store), one);
         let to = Rollback::To("2.5".to_owned());
         assert_eq!(roll_back(&store, to), (one, lower.clone()));
-        // An untested one is none yet.
+        // An untested version does not count yet.
         let higher = admit(&store, &package("m", "4")).key;
         assert_eq!(chosen(&store), lower);
         store.make_available(&higher, QUOTA, |_| false).unwrap();
@@ -1408,11 +1442,11 @@ mod tests {
         }
     }
 
-    /// A file system in memory of a given size, unmounted when dropped.
+    /// A tmpfs of a given size, unmounted when dropped.
     struct SmallDisk(TempDir);
 
     impl SmallDisk {
-        /// `None` where this process may not mount.
+        /// Mounts a tmpfs with `options`. Returns `None` where this process may not mount.
         fn mount(options: &str) -> Option<Self> {
             let place = tempfile::tempdir().unwrap();
             let mounted = std::process::Command::new("mount")
@@ -1434,7 +1468,7 @@ mod tests {
     #[expect(clippy::print_stderr, reason = "a skip is printed by name")]
     fn a_full_disk_leaves_the_old_state_and_names_the_path() {
         let old = package("old", "1");
-        // Incompressible or not: what counts is what it takes unpacked, 16 pages and some more.
+        // Compression does not matter: the unpacked size counts, 16 pages and some more.
         let new = Builder::new("new", "1", &[7; 16 << 12]).compress();
         let (mut failed_at, mut installed) = (std::collections::BTreeSet::new(), 0);
         // The store itself and the old package take about 10 inodes and as many pages.

@@ -1,18 +1,22 @@
-//! Trust: which package may have which id, and whose signature still counts.
+//! Trust decisions: which package may use which id, and whose signatures are accepted.
 //!
-//! Owns two decisions. [`permit`] says whether a package that is intact may be installed under the id that it claims.
-//! [`Trusted::disables`] says whether an entry may still be used with the keys that are configured now. Both are pure;
-//! [`Trusted::read`] reads what they need.
+//! Contains two decisions. [`permit`] decides whether an intact package may be installed under the
+//! id in its manifest. [`Trusted::disables`] decides whether an entry may still be used with the
+//! keys that are configured now. Both do no I/O; [`Trusted::read`] reads their input.
 //!
-//! Decisions:
-//! - An id that a bundled package has is reserved: no other content may have it. The bundled directory is part of the
-//!   operating system, and a name that no request gives means its default model.
-//! - A package that would give an id another embedding space needs the administrator's word: vectors that clients have
-//!   kept could not be compared any more. An alias needs none: it is part of the configuration, which is the
-//!   administrator's word, and an alias goes before a model of the same name.
-//! - With keys, the version of an id does not go down, also after the higher one was removed: a signature does not
-//!   become invalid when a fault of its package becomes known.
-//! - What was installed before there were keys has no signer, and no key disables it. `/status` names it.
+//! Rules:
+//! - The id of a bundled package is reserved: no other content may use it. The bundled directory is
+//!   part of the operating system and contains the default model, which answers requests that name
+//!   no model.
+//! - A package that gives an existing id another embedding space needs the consent of the
+//!   administrator, because vectors that clients have stored could not be compared with new ones.
+//!   An alias needs no consent: it is part of the configuration, so the administrator has written
+//!   it. An alias wins over a model of the same name.
+//! - With keys, the version of an id never decreases, even after the higher version was removed. A
+//!   signature stays valid when a flaw of its package becomes known, so an attacker could otherwise
+//!   install the old version.
+//! - A package that was installed before keys were configured has no signer, and keys do not
+//!   disable it. `/status` lists such packages.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -29,23 +33,23 @@ use super::signature::{KeyId, Keys, SignatureError};
 use super::unpack::peek;
 use crate::files;
 
-/// Longest name of a key file that is kept in a record.
+/// Maximum length in characters of a key file's name in a record.
 const MAX_FILE_NAME: usize = 128;
 
-/// The key that vouched for a package when it was installed.
+/// Key that signed a package, as recorded at the installation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signer {
-    /// The identifier of the key, which whoever makes a key chooses.
+    /// Key identifier. The creator of a key chooses it, so it does not identify the key securely.
     pub key: KeyId,
     /// SHA-256 of the key, which identifies it.
     pub fingerprint: Digest,
-    /// The name of its file, without characters that a terminal or a log could take for its own.
+    /// Name of the key file, without characters that a terminal or a log could interpret.
     #[serde(deserialize_with = "plain_file")]
     pub file: String,
 }
 
-/// For people: the key's identifier and file.
+/// Prints the key's identifier and file for messages.
 impl fmt::Display for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.key, self.file)
@@ -56,20 +60,21 @@ fn plain_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::E
     String::deserialize(deserializer).map(|name| plain(&name))
 }
 
-/// `name` with '?' for all but letters, digits, '.', '_', '-' and '@', and not too long.
+/// Replaces all characters except letters, digits, '.', '_', '-' and '@' by '?', and truncates the
+/// name.
 pub(super) fn plain(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-@".contains(c) { c } else { '?' };
     name.chars().take(MAX_FILE_NAME).map(plain).collect()
 }
 
-/// Why an entry whose files are right may not be used.
+/// Reason why an entry with valid files must not be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disabled {
-    /// The key that signed it is not configured any more.
+    /// The key that signed the entry is not configured any more.
     KeyRemoved(Signer),
-    /// The file of the key that signed it does not name its id any more.
+    /// The file of the key that signed the entry does not cover its id any more.
     NotCovered(Signer),
-    /// Its id is that of a bundled package, and it is another.
+    /// A bundled package with other content has the same id.
     Reserved,
 }
 
@@ -93,7 +98,7 @@ impl fmt::Display for Disabled {
     }
 }
 
-/// Why a package that is intact may not have the id that it claims.
+/// Error of [`permit`]: the package may not use the id in its manifest.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
     /// A bundled package has the id.
@@ -101,64 +106,66 @@ pub enum TrustError {
         "the id \"{0}\" is that of a bundled package, and no other package may have it: pack it under another id"
     )]
     Reserved(ModelId),
-    /// The id would mean another embedding space.
+    /// The embedding space of the id would change.
     #[error(
         "\"{id}\" would have another embedding space: {current} has {present}, the package has {new}, and vectors of the \
          two must not be compared; an administrator may want it: `caxton model install --replace`, or \
          packages.replace_embedding_space: true for the drop directory"
     )]
     OtherSpace {
-        /// The id.
+        /// Id of the package.
         id: ModelId,
-        /// What it means now.
+        /// Entry to which the id resolves now.
         current: Key,
-        /// The embedding space that it has now.
+        /// Embedding space of that entry.
         present: String,
-        /// That of the package.
+        /// Embedding space of the package.
         new: String,
     },
-    /// The embedding space would be shown as another one is.
+    /// The printed form of the embedding space equals that of a different embedding space.
     #[error(
         "the embedding space of the package is shown as {shown}, as that of {other} is, and is another one: clients could \
          not tell their vectors apart"
     )]
     SpaceLooksAlike {
-        /// How both are shown.
+        /// Printed form of both embedding spaces.
         shown: String,
-        /// The entry whose embedding space it would be taken for.
+        /// Entry that has the other embedding space.
         other: Key,
     },
-    /// A higher version was installed.
+    /// A higher version was installed before.
     #[error(
         "version {version} of \"{id}\" is older than {highest}, which was installed with a signature; with keys, versions \
          only go up, unless an administrator wants it: `caxton model install --allow-downgrade`"
     )]
     Downgrade {
-        /// The id.
+        /// Id of the package.
         id: ModelId,
-        /// The version of the package.
+        /// Version of the package.
         version: Version,
-        /// The highest that was installed with a signature.
+        /// Highest version that was installed with a signature.
         highest: Version,
     },
 }
 
-/// What an administrator has said for one installation, or for all.
+/// Consent of an administrator, for one installation or for all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Consent {
-    /// The id may have another embedding space.
+    /// Allows the id to change its embedding space.
     pub replace: bool,
-    /// The version may be lower than one that was installed.
+    /// Allows a version that is lower than one that was installed before.
     pub allow_downgrade: bool,
 }
 
-/// The contents that may have the ids of bundled packages.
+/// Reserved ids, each with the digests of the bundled contents that may use it.
 #[derive(Clone, Debug, Default)]
 pub struct Reserved(BTreeSet<(ModelId, Digest)>);
 
 impl Reserved {
-    /// Reads the manifest at the beginning of every package in the bundled `directory`. What cannot be read there
-    /// reserves nothing: it cannot be installed either. Blocks: a few kilobytes of each file are read.
+    /// Reads the manifest at the beginning of every package in the bundled `directory`.
+    ///
+    /// A package that cannot be read reserves no id; it cannot be installed either. Blocks: reads a
+    /// few kilobytes of each file.
     pub fn read(directory: &Path) -> Self {
         let Ok(listing) = drop::list(directory) else { return Self::default() };
         let manifest = |name: &String| {
@@ -169,37 +176,39 @@ impl Reserved {
         Self(packages.map(|(manifest, digest)| (manifest.id, digest)).collect())
     }
 
-    /// Those that `entries` have, too: of packages that were replaced and are used until their successors are tested.
+    /// Returns the reserved ids together with those of the bundled `entries`. These include
+    /// packages that an update has replaced and that are used until their successors are tested.
     fn with(&self, entries: &[Entry]) -> Self {
         let bundled = entries.iter().filter(|entry| entry.record.origin.is_bundled());
         let bundled = bundled.map(|it| (it.manifest.id.clone(), it.record.manifest_digest));
         Self(self.0.iter().cloned().chain(bundled).collect())
     }
 
-    /// Whether content with this manifest may have `id`.
+    /// Returns whether content with this manifest may use `id`.
     fn admits(&self, id: &ModelId, manifest: Digest) -> bool {
         self.0.contains(&(id.clone(), manifest)) || !self.0.iter().any(|(other, _)| other == id)
     }
 }
 
-/// A package that wants to be installed.
+/// Package that is about to be installed.
 #[derive(Debug)]
 pub struct Claim<'a> {
-    /// What it says of itself.
+    /// Manifest of the package.
     pub manifest: &'a Manifest,
-    /// The digest of that.
+    /// Digest of the manifest's bytes.
     pub manifest_digest: Digest,
-    /// Where it comes from.
+    /// Source of the package.
     pub origin: &'a Origin,
-    /// Whether a configured key vouches for it.
+    /// Whether the package has a valid signature of a configured key.
     pub is_signed: bool,
 }
 
-/// Decides whether a package may be installed beside `entries`. `highest` is the highest version of its id that was
-/// installed with a signature.
+/// Decides whether a package may be installed in addition to `entries`.
+///
+/// `highest` is the highest version of its id that was installed with a signature.
 ///
 /// # Errors
-/// When its id is reserved, its embedding space is another, or its version is too low.
+/// When the id is reserved, the embedding space differs, or the version is too low.
 pub fn permit(
     claim: &Claim<'_>,
     entries: &[Entry],
@@ -215,7 +224,7 @@ pub fn permit(
     if !reserved.with(entries).admits(&manifest.id, *manifest_digest) {
         return Err(TrustError::Reserved(manifest.id.clone()));
     }
-    // The same content is there, whole or damaged: nothing new comes.
+    // The same content is already installed, intact or damaged, so it needs no new decision.
     if entries.iter().any(|entry| entry.key == key) {
         return Ok(());
     }
@@ -228,7 +237,8 @@ pub fn permit(
         let other = other.key.clone();
         return Err(TrustError::SpaceLooksAlike { shown: space.to_string(), other });
     }
-    // Of an id whose entries are all disabled, what it would mean if they were not.
+    // If all entries of the id are disabled, compare with the entry to which it would resolve
+    // otherwise. A disabled entry must not allow a change of the embedding space.
     let disabled = || {
         let tested = entries
             .iter()
@@ -259,7 +269,7 @@ pub fn permit(
     }
 }
 
-/// What decides which entries may be used: the keys, and the ids of bundled packages.
+/// Input of the decision which entries may be used: the keys, and the ids of bundled packages.
 #[derive(Clone, Debug, Default)]
 pub struct Trusted {
     keys: Keys,
@@ -269,10 +279,12 @@ pub struct Trusted {
 }
 
 impl Trusted {
-    /// Reads both directories. Returns the key files that cannot be used, too: a fault of one says nothing of the others.
+    /// Reads both directories. Also returns an error for each unusable key file; the other keys
+    /// stay usable.
     ///
     /// # Errors
-    /// When the directory of keys is there and cannot be listed: nothing is known then of any key.
+    /// When the directory of keys exists and cannot be listed: then the state of every key is
+    /// unknown.
     pub fn read(
         keys_directory: &Path,
         bundled_directory: &Path,
@@ -283,13 +295,16 @@ impl Trusted {
         Ok((Self { keys, unread, reserved }, errors))
     }
 
-    /// Whether a key is configured, usable or not, so that packages need signatures.
+    /// Returns whether packages need signatures, because a key file exists, usable or not.
     pub fn wants_signatures(&self) -> bool {
         !self.keys.is_empty() || !self.unread.is_empty()
     }
 
-    /// Why the entry with this manifest and record may not be used. One whose key file is there and cannot be read may: a
-    /// failing disk takes no key away.
+    /// Returns the reason why the entry with this manifest and record must not be used, if there is
+    /// one.
+    ///
+    /// An entry stays enabled if the file of its key exists but cannot be read: a failing disk must
+    /// not revoke a key.
     pub(super) fn disables(&self, manifest: &Manifest, record: &Record) -> Option<Disabled> {
         if record.origin.is_bundled() {
             return None;
@@ -326,7 +341,7 @@ mod tests {
         Origin::Bundled { file: "file".to_owned(), fingerprint }
     }
 
-    /// A directory of keys with one key, and who that is.
+    /// Returns a directory with one key, and the signer of that key.
     fn key(file: &str) -> (TempDir, Signer) {
         let directory = tempfile::tempdir().unwrap();
         let pair = KeyPair::generate_unencrypted_keypair().unwrap();
@@ -339,7 +354,7 @@ mod tests {
         (directory, signer)
     }
 
-    /// What [`permit`] says of `new`, which an administrator gives.
+    /// Calls [`permit`] for `new` with the given consent.
     fn judge(
         new: &Entry,
         entries: &[Entry],
@@ -390,10 +405,11 @@ mod tests {
         assert_eq!(judge(&new, &entries, None, word), Ok(()));
         assert_eq!(judge(&entry("m", "2", 2, "a"), &entries, None, NOBODY), Ok(()));
         assert_eq!(judge(&entry("o", "2", 2, "c"), &entries, None, NOBODY), Ok(()));
-        // What is there already is no news, whatever the id means now.
+        // Content that is already installed is accepted, even if the id now resolves to another
+        // entry.
         let both = [entries[0].clone(), new.clone()];
         assert_eq!(judge(&entries[0], &both, None, NOBODY), Ok(()));
-        // What was never tested, nobody has vectors of.
+        // Clients have no vectors of an entry that was never tested.
         entries[0].record.status = Status::Untested;
         assert_eq!(judge(&new, &entries, None, NOBODY), Ok(()));
     }
@@ -411,7 +427,7 @@ mod tests {
         }
         let word = Consent { allow_downgrade: true, ..NOBODY };
         assert_eq!(judge(&new, &[], Some("2"), word), Ok(()));
-        // One that is there is not installed anew.
+        // An entry that is already installed is not a downgrade.
         assert_eq!(judge(&new, std::slice::from_ref(&new), Some("2"), NOBODY), Ok(()));
     }
 
@@ -429,7 +445,7 @@ mod tests {
         };
         let text = fs::read_to_string(&file).unwrap();
         assert_eq!(disables(&signed), (None, 0));
-        // Unreadable: a directory in its place, or text that is no key.
+        // The key file is unusable: its text is not a key.
         fs::write(&file, "no key").unwrap();
         assert_eq!(disables(&signed), (None, 1));
         fs::rename(&file, directory.path().join("b.pub")).unwrap();
@@ -438,12 +454,12 @@ mod tests {
         fs::remove_file(directory.path().join("b.pub")).unwrap();
         assert_eq!(disables(&signed), (removed, 0));
         assert_eq!(disables(&unsigned), (None, 0));
-        // Another name is the same key; other ids are another right.
+        // The key is recognised under another file name; its prefixes decide which ids it covers.
         fs::write(directory.path().join("c.pub"), format!("{text}\nprefix: x\n")).unwrap();
         assert_eq!(disables(&signed), (Some(Disabled::NotCovered(signer.clone())), 0));
         fs::write(directory.path().join("c.pub"), format!("{text}\nprefix: m\n")).unwrap();
         assert_eq!(disables(&signed), (None, 0));
-        // The same identifier is not the same key.
+        // A key with the same identifier is not necessarily the same key.
         signed.record.signer = Some(Signer { fingerprint: Digest::of(b""), ..signer });
         assert!(matches!(disables(&signed).0, Some(Disabled::KeyRemoved(_))));
         signed.record.origin = bundled();

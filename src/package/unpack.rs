@@ -1,12 +1,12 @@
-//! A package unpacked into staging: read once, checked while it is written.
+//! Unpacks a package into staging: reads it once and checks the content while it is written.
 //!
-//! Owns the order of the checks and the limits. It never follows a name out of staging, never
-//! overwrites, and leaves what a failed attempt wrote to the caller, who owns staging and removes
-//! it.
+//! Never follows a name out of staging and never overwrites a file. A failed attempt leaves its
+//! files in staging; the caller owns staging and removes them.
 //!
-//! Invariants: when [`unpack`] succeeds, staging holds the manifest's exact bytes and exactly the
-//! manifest's files with its sizes and digests, on disk; a stream that is only too short yet is
-//! [`UnpackError::Truncated`], wherever it ends.
+//! Invariants: when [`unpack`] succeeds, staging holds the exact bytes of the manifest, and exactly
+//! the files that the manifest lists, with the listed sizes and digests. They are synced to disk if
+//! [`Durability::Synced`] is requested. A stream that ends too early always gives
+//! [`UnpackError::Truncated`], at any position.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -21,40 +21,42 @@ use super::manifest::{CONFIG, MANIFEST, Manifest, Member};
 use crate::files::{self, WriteOnce};
 use crate::units::Bytes;
 
-/// Bytes copied at a time.
+/// Buffer size in bytes for copying a member.
 const COPY_BUFFER: usize = 1 << 16;
 
-/// What a package may cost before it is refused.
+/// Limits that a package must not exceed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the package file.
+    /// Maximum size of the package file in bytes.
     pub max_compressed: u64,
-    /// Bytes of all members, the manifest included.
+    /// Maximum total size in bytes of all members, the manifest included.
     pub max_total: u64,
-    /// Bytes of one file.
+    /// Maximum size in bytes of one file.
     pub max_file: u64,
-    /// Unpacked bytes for each compressed byte; not judged below one mebibyte.
+    /// Maximum ratio of unpacked to compressed bytes. It is not checked below one mebibyte of
+    /// output.
     pub max_ratio: u32,
-    /// Bytes of the manifest, which is held in memory.
+    /// Maximum size in bytes of the manifest, which is held in memory.
     pub max_manifest: u64,
-    /// Members, the manifest included.
+    /// Maximum number of members, the manifest included.
     pub max_members: usize,
-    /// Time from the first byte to the last.
+    /// Maximum time from the first byte to the last.
     pub time: Duration,
 }
 
 impl Limits {
-    /// The limits of packages that may fill `max_total` on disk.
+    /// Returns the limits of packages whose unpacked size is at most `max_total`.
     pub fn for_size(max_total: Bytes) -> Self {
-        /// The slowest memory cards on sale write 4 MB/s (speed class 4).
+        /// Bytes per second of the slowest memory cards on sale (speed class 4).
         const SLOWEST_DISK: u64 = 4_000_000;
         let Bytes(max_total) = max_total;
         Self {
-            // Incompressible data grows by less than 1/256 in zstd; headers are a few kilobytes.
+            // zstd expands incompressible data by less than 1/256. Headers take a few kilobytes.
             max_compressed: max_total.saturating_add(max_total / 256).saturating_add(1 << 20),
             max_total,
             max_file: max_total,
-            // Weights compress to no less than half, tokenizers to a tenth; zeros go beyond 10,000.
+            // Weights compress to no less than half and tokenizers to a tenth. Zeros exceed a ratio
+            // of 10,000.
             max_ratio: 100,
             max_manifest: 1 << 20,
             max_members: 16,
@@ -63,93 +65,95 @@ impl Limits {
     }
 }
 
-/// Whether what is written must outlive a power cut.
+/// Durability of the unpacked files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// It must: files and directories are synced.
+    /// Files and directories are synced, so they survive a power failure.
     Synced,
-    /// It is thrown away when this process ends.
+    /// The files are deleted when this process ends, so they are not synced.
     Volatile,
 }
 
-/// What a package says of itself at its beginning. Nothing of it is written yet.
+/// Facts that a package announces at its beginning, before any file is written.
 #[derive(Clone, Copy, Debug)]
 pub struct Announced<'a> {
-    /// The checked manifest, which has the size of every file.
+    /// Checked manifest, with the size of every file.
     pub manifest: &'a Manifest,
     /// Digest of the manifest's bytes.
     pub manifest_digest: Digest,
     /// Length of the manifest in bytes.
     pub manifest_bytes: u64,
-    /// The content of `config.json`; its digest is the one in the manifest.
+    /// Content of `config.json`. Its digest matches the manifest.
     pub config: &'a [u8],
-    /// Memory of the decoder while the package is unpacked: the declared window and its buffers.
+    /// Memory of the decoder during unpacking, in bytes: the declared window and the buffers.
     pub decoder_bytes: u64,
 }
 
-/// A package that is now in staging.
+/// Result of unpacking a package into staging.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unpacked {
-    /// What the package says of itself.
+    /// Parsed manifest of the package.
     pub manifest: Manifest,
     /// Digest of the manifest's bytes.
     pub manifest_digest: Digest,
     /// Digest of the package file.
     pub package_digest: Digest,
-    /// Length of the package file.
+    /// Length of the package file in bytes.
     pub package_bytes: u64,
-    /// Bytes of all members, the manifest included.
+    /// Total size in bytes of all members, the manifest included.
     pub unpacked_bytes: u64,
 }
 
-/// Why a package was not unpacked.
+/// Error of [`unpack`].
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// All of it so far is the beginning of a package: a copy that is still under way, or was cut
-    /// short.
+    /// The bytes so far are a valid beginning of a package. The copy is still in progress, or was
+    /// interrupted.
     #[error("the package ends after {bytes} bytes, before it is complete: copy all of it")]
     Truncated {
-        /// Bytes that are there.
+        /// Number of bytes present.
         bytes: u64,
     },
-    /// The package is bad, and will be until its bytes change.
+    /// The package is invalid. A retry fails as long as its bytes do not change.
     #[error("{}{reason}", member.as_ref().map(|name| format!("{name}: ")).unwrap_or_default())]
     Refused {
-        /// The member that is at fault, printable; `None` for the package as a whole.
+        /// Name of the invalid member, escaped for printing; `None` for the package as a whole.
         member: Option<String>,
-        /// What is wrong with it.
+        /// Description of the fault.
         reason: String,
     },
-    /// It took longer than allowed. A slow disk does that too, so the package may be good.
+    /// Unpacking exceeded the time limit. A slow disk can cause this, so the package may be valid.
     #[error("the package was not unpacked within {} seconds", limit.as_secs())]
     TooSlow {
-        /// [`Limits::time`].
+        /// Time limit from [`Limits::time`].
         limit: Duration,
     },
-    /// The package cannot be read; nothing is known of its content.
+    /// The package cannot be read. The error does not show whether its content is valid.
     #[error("cannot read the package")]
     Source(#[source] io::Error),
-    /// Staging cannot be written, or memory is short; nothing is known of the package.
+    /// Staging cannot be written, or memory is short. The error does not show whether the package
+    /// is valid.
     #[error("cannot {operation} {}", files::shown(path).display())]
     Io {
-        /// What was tried.
+        /// Failed operation.
         operation: &'static str,
-        /// On which file or directory.
+        /// File or directory of the operation.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the system.
         source: io::Error,
     },
 }
 
-/// Unpacks the package `source` into `staging`, which exists, is empty and private.
+/// Unpacks the package `source` into `staging`, which must exist and be empty and private.
 ///
-/// Reads `source` to its end, once. Memory: the zstd window (at most 8 MiB, by the package's
-/// choice), the manifest, `config.json` and less than 2 MiB of buffers. Files get mode 0644 less the
-/// umask; when all are good they are synced, then the directory, if `durability` asks for it.
+/// Reads `source` to its end, once. Memory: the zstd window (at most 8 MiB, chosen by the package),
+/// the manifest, `config.json` and less than 2 MiB of buffers. Files get mode 0644 less the umask.
+/// If `durability` is [`Durability::Synced`], the files and then the directory are synced once all
+/// of them are valid.
 ///
 /// # Errors
-/// When the package is incomplete or bad, over a limit, or cannot be read, or staging
-/// cannot be written. Files may be left in `staging`.
+/// When the package is incomplete, invalid, over a limit or cannot be read, or when staging cannot
+/// be written. Files may remain in `staging`.
 pub fn unpack(
     source: impl Read,
     limits: &Limits,
@@ -159,8 +163,11 @@ pub fn unpack(
     unpack_if(source, limits, staging, durability, |_announced| Ok(()))
 }
 
-/// Reads the manifest at the beginning of the package `source` and no more of it, with the digest of its bytes; `None`
-/// when it cannot be read or breaks a rule. For packages that are trusted: nothing else of it is checked.
+/// Reads only the manifest at the beginning of the package `source`; returns it with the digest of
+/// its bytes.
+///
+/// Returns `None` if the manifest cannot be read or breaks a rule. Only for trusted packages: the
+/// rest of the package is not checked.
 pub(super) fn peek(source: impl Read) -> Option<(Manifest, Digest)> {
     let limits = Limits::for_size(Bytes(u64::MAX));
     let mut archive = Archive::new(Frame::open(source, &limits, Instant::now).ok()?);
@@ -173,13 +180,14 @@ pub(super) fn peek(source: impl Read) -> Option<(Manifest, Digest)> {
     Some((Manifest::parse(&json).ok()?, Digest::of(&json)))
 }
 
-/// Does [`unpack`] if `approve` agrees to what the package announces.
+/// Unpacks like [`unpack`], but only if `approve` accepts the announced facts.
 ///
-/// Calls `approve` once, after the manifest and `config.json` were read and checked, and before a byte is
-/// written.
+/// Calls `approve` once, after the manifest and `config.json` were read and checked, and before the
+/// first byte is written.
 ///
 /// # Errors
-/// Those of [`unpack`], and that of `approve`; `staging` is then still empty.
+/// The errors of [`unpack`], and the error of `approve`. After an error of `approve`, `staging` is
+/// still empty.
 pub fn unpack_if<E: From<UnpackError>>(
     source: impl Read,
     limits: &Limits,
@@ -208,7 +216,8 @@ fn unpack_timed<E: From<UnpackError>>(
         Some((first, others)) if first.path.as_str() == CONFIG => {
             (unpacking.small_member(first)?, others)
         }
-        // What the model takes is known from this file, and is asked before anything is written.
+        // The memory estimate needs `config.json`, and `approve` needs the estimate before the
+        // first write.
         _ => {
             let reason = format!("{CONFIG} must be the first of the files");
             return Err(refused(MANIFEST, reason).into());
@@ -247,7 +256,7 @@ struct Unpacking<'a, R> {
     archive: Archive<R>,
     staging: &'a Path,
     durability: Durability,
-    /// What was written, to be synced once all of the package is known to be good.
+    /// Written files, to be synced once the whole package is known to be valid.
     files: Vec<(PathBuf, WriteOnce)>,
 }
 
@@ -270,7 +279,8 @@ impl<R: Read> Unpacking<'_, R> {
         Ok((manifest, json))
     }
 
-    /// Reads the next member of the archive, which must be `expected`, into memory. The manifest bounds its size.
+    /// Reads the next member of the archive, which must be `expected`, into memory. The manifest
+    /// bounds its size.
     fn small_member(&mut self, expected: &Member) -> Result<Vec<u8>, UnpackError> {
         let name = expected.path.as_str();
         let entry = self.expect_entry(name)?;
@@ -284,7 +294,7 @@ impl<R: Read> Unpacking<'_, R> {
         Ok(content)
     }
 
-    /// Writes a file that was read and checked.
+    /// Writes a file that has been read and checked.
     fn write(&mut self, name: &str, content: &[u8]) -> Result<(), UnpackError> {
         let path = self.staging.join(name);
         let mut file = create(&path, self.durability)?;
@@ -385,7 +395,7 @@ fn check_digest(expected: &Member, found: Digest) -> Result<(), UnpackError> {
     Err(refused(expected.path.as_str(), reason))
 }
 
-/// Checks what the manifest announces, before any of it is written.
+/// Checks the sizes and the member count that the manifest announces, before any file is written.
 fn check_limits(
     manifest: &Manifest,
     manifest_size: u64,
@@ -408,7 +418,7 @@ fn check_limits(
 }
 
 fn create(path: &Path, durability: Durability) -> Result<WriteOnce, UnpackError> {
-    // O_EXCL: neither an existing file nor a link in its place is written through.
+    // O_EXCL: never write into an existing file or through a symbolic link.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path);
     let file = file.map_err(failed("create", path))?;
     Ok(match durability {
@@ -436,12 +446,12 @@ mod tests {
 
     const SIZE: Bytes = Bytes::mib(1);
 
-    /// A fresh staging directory, alone in its parent.
+    /// Fresh staging directory, alone in its parent directory.
     struct Staging(TempDir);
 
     impl Staging {
         fn new() -> Self {
-            // In memory where possible: these tests sync a thousand files.
+            // Prefer tmpfs: these tests sync a thousand files.
             let parent = tempfile::tempdir_in("/dev/shm").or_else(|_none| tempfile::tempdir());
             let parent = parent.unwrap();
             fs::create_dir(parent.path().join("staging")).unwrap();
@@ -457,7 +467,7 @@ mod tests {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         }
 
-        /// Nothing was written but the four files of the fixture, into staging.
+        /// Checks that only the four files of the fixture were written, and only into staging.
         fn assert_contained(&self) {
             assert_eq!(Self::names(self.0.path()), BTreeSet::from(["staging".to_owned()]));
             let allowed = ["manifest.json", "config.json", "tokenizer.json", "model.safetensors"];
@@ -479,7 +489,7 @@ mod tests {
         unpack_with(package, &Limits::for_size(SIZE))
     }
 
-    /// The member and the message of a refusal.
+    /// Returns the member and the message of a rejection.
     fn refusal(result: Result<Unpacked, UnpackError>) -> (Option<String>, String) {
         match result {
             Err(UnpackError::Refused { member, reason }) => (member, reason),
@@ -533,9 +543,11 @@ mod tests {
         }
     }
 
-    /// A flip is refused, or lies in one of the few bits that zstd decodes to the same content
-    /// either way (the window size, padding inside an entropy table): then the same files are
-    /// installed, and only a sidecar, which covers the compressed bytes, could tell.
+    /// Checks that a flipped bit is rejected or does not change the content.
+    ///
+    /// zstd decodes a few bits to the same content with either value (the window size, padding
+    /// inside an entropy table). Then the same files are installed, and only a sidecar could detect
+    /// the change, because it covers the compressed bytes.
     #[test]
     fn no_flipped_bit_changes_what_is_installed() {
         let package = package("m", "1");
@@ -594,7 +606,8 @@ mod tests {
             (|b| b.entries.swap(1, 2), Some("tokenizer.json"), "config.json must stand"),
             (|b| b.entries.swap(0, 1), Some("config.json"), "manifest.json must stand"),
             (|b| b.entries.clear(), Some(MANIFEST), "missing"),
-            // One byte more than the manifest says, one less, and one more than there is.
+            // One byte more than the manifest declares, one byte less, and one byte more than the
+            // archive holds.
             (|b| b.entries[3] = Entry::new(WEIGHTS, b"1234567+"), Some(WEIGHTS), "expected 7"),
             (|b| b.entries[3] = Entry::new(WEIGHTS, b"123456"), Some(WEIGHTS), "expected 7"),
             (
@@ -641,7 +654,7 @@ mod tests {
                 Ok(read)
             }
         }
-        // Noise, so that the weights are most of the package.
+        // Use noise, so that the weights make up most of the package.
         let mut noise = Digest::of(b"seed").leading();
         let weights: Vec<u8> = std::iter::repeat_with(|| {
             noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -748,7 +761,7 @@ mod tests {
         let package = package_with("m", "1", |builder| {
             builder.change_manifest(|json| {
                 let files = json["files"].as_array_mut().unwrap();
-                // Only weights may be announced so large.
+                // Only the weights file may have such a large size.
                 for file in files.iter_mut().filter(|file| file["path"] == WEIGHTS) {
                     file["size"] = json!(u64::MAX);
                 }
@@ -776,7 +789,7 @@ mod tests {
             operation(&missing),
             ("create", missing.join(MANIFEST), io::ErrorKind::NotFound)
         );
-        // A link in the place of a file is not written through.
+        // A symbolic link at the path of a file is not followed.
         let outside = staging.0.path().join("outside");
         fs::write(&outside, "precious").unwrap();
         let weights = staging.path().join(WEIGHTS);
@@ -825,7 +838,7 @@ mod tests {
 
     #[test]
     fn a_package_that_tar_and_zstd_made_is_read() {
-        // Made by tests/fuzz/seeds.
+        // The package was made by tests/fuzz/seeds.
         let package = include_bytes!("../../tests/fuzz/corpus/package/valid.tar.zst");
         assert_eq!(unpack_small(package).unwrap().manifest.id.as_str(), "seed");
     }
@@ -837,8 +850,8 @@ mod tests {
             prop_assert!(unpack_small(&fixture::compress(&bytes)).is_err());
         }
 
-        /// Edits of headers and contents, made plausible by new checksums, stay in staging; what is
-        /// accepted has the manifest's digests.
+        /// Checks that edits of headers and contents with recomputed checksums stay in staging, and
+        /// that accepted files have the digests of the manifest.
         #[test]
         fn any_edits_of_an_archive_stay_in_staging(
             edits in proptest::collection::vec((0..4_usize, 0..600_usize, any::<u8>()), 1..8),

@@ -1,35 +1,35 @@
-//! Writing the archive of a package: POSIX ustar inside one zstd frame.
+//! Writes the archive of a package: POSIX ustar inside one zstd frame.
 //!
-//! Every field that could tell where, when or by whom an archive was made has a fixed value, so
+//! Every field that could reveal where, when or by whom an archive was made has a fixed value, so
 //! that the same members give the same bytes. Format: POSIX.1-2017, pax, "ustar Interchange
-//! Format",
-//! <https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html#tag_20_92_13_06>.
+//! Format", <https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html#tag_20_92_13_06>.
 
 use std::io::{self, Write};
 
 use zstd::stream::write::Encoder;
 
 const BLOCK: usize = 512;
-/// The end of an archive: two blocks of zeros.
+/// End of an archive: two blocks of zeros.
 const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
-/// The largest size that eleven octal digits can say.
+/// Largest size that eleven octal digits can represent.
 const MAX_SIZE: u64 = 0o777_7777_7777;
 const MAX_NAME: usize = 100;
-/// How much is handed to the compressor between two reports of progress.
+/// Bytes that are passed to the compressor between two progress reports.
 const CHUNK: usize = 1 << 20;
 
-/// Compression level. Weights are close to noise, so a higher one costs time and gains nothing:
-/// all-MiniLM-L6-v2 in f32 takes 1 s and 82.75 MB at level 12, 40 s and 82.76 MB at level 19; in
-/// int8 the two differ by 0.01 %.
+/// Compression level. Weights are close to noise, so a higher level costs time and saves nothing:
+/// all-MiniLM-L6-v2 in f32 takes 1 s and 82.75 MB at level 12, and 40 s and 82.76 MB at level 19.
+/// In int8 the two levels differ by 0.01 %.
 const LEVEL: i32 = 12;
 
-/// Writes `members`, name and contents, as one compressed archive; returns `out`.
+/// Writes `members`, as pairs of name and contents, as one compressed archive; returns `out`.
 ///
-/// `progress` hears the bytes of archive that went into the compressor, and how many there will be.
+/// `progress` is called with the number of archive bytes that were compressed, and the total
+/// number.
 ///
 /// # Errors
 /// When `out` fails, and for a name over 100 bytes or contents of 8 GiB or more, which the format
-/// cannot say.
+/// cannot represent.
 pub(super) fn write_archive<W: Write>(
     members: &[(String, &[u8])],
     progress: &dyn Fn(u64, u64),
@@ -59,12 +59,12 @@ pub(super) fn write_archive<W: Write>(
     encoder.finish()
 }
 
-/// The zeros that fill the last block of contents of `length` bytes.
+/// Returns the zeros that fill the last block of contents of `length` bytes.
 fn padding(length: usize) -> &'static [u8] {
     &END[..length.next_multiple_of(BLOCK) - length]
 }
 
-/// The header of a regular file.
+/// Returns the header of a regular file.
 fn header(name: &str, size: u64) -> io::Result<[u8; BLOCK]> {
     if name.len() > MAX_NAME || size > MAX_SIZE {
         let message = format!("{name}: {size} bytes cannot be written to a ustar archive");
@@ -78,7 +78,7 @@ fn header(name: &str, size: u64) -> io::Result<[u8; BLOCK]> {
         (116, b"0000000\0"),
         (124, size.as_bytes()),
         (136, b"00000000000\0"),
-        // The checksum is computed with blanks in its own place.
+        // The checksum is computed with spaces in its own field.
         (148, b"        "),
         (156, b"0"),
         (257, b"ustar\x0000"),
@@ -109,9 +109,9 @@ mod tests {
     fn a_large_archive_has_a_window_that_the_format_allows() {
         let contents = vec![0; 40 << 20];
         let packed = archive(&[("a".to_owned(), &contents)]);
-        // No single segment, which would make the window as large as the archive.
+        // The frame is not a single segment; that would make the window as large as the archive.
         assert_eq!(packed[4] & 0b0010_0000, 0);
-        // Five bits of exponent less 10, three bits of mantissa.
+        // Five bits for the exponent less 10, three bits for the mantissa.
         let (exponent, mantissa) = (u32::from(packed[5] >> 3) + 10, packed[5] & 7);
         assert!(exponent + u32::from(mantissa > 0) <= MAX_WINDOW_LOG, "{exponent} {mantissa}");
     }
@@ -149,7 +149,8 @@ mod tests {
         let mut packed = archive(&[("a".to_owned(), &[7; 1000])]);
         let size = (BLOCK + 1024 + END.len()) as u64;
         assert_eq!(zstd::zstd_safe::get_frame_content_size(&packed).ok(), Some(Some(size)));
-        // The checksum is the last four bytes of a frame: without one, this would go unnoticed.
+        // The last four bytes of a frame are the checksum. Without it, this change would be
+        // unnoticed.
         *packed.last_mut().unwrap() ^= 1;
         assert!(zstd::decode_all(&packed[..]).is_err());
     }

@@ -1,8 +1,9 @@
-//! fs-verity: the kernel makes a file read-only for ever and checks every page of it when it reads the page from the
-//! disk. A page that is wrong cannot be read (EIO). <https://docs.kernel.org/filesystems/fsverity.html>
+//! Interface to fs-verity: the kernel makes a file permanently read-only and checks every page that
+//! it reads from the disk. Reading a corrupt page fails with EIO.
+//! <https://docs.kernel.org/filesystems/fsverity.html>
 //!
-//! Owns the two ioctls. The caller binds the kernel's digest to the bytes: it hashes the file after [`enable`], through
-//! the same handle.
+//! Contains the two ioctls. The caller connects the kernel's digest with the bytes: it hashes the
+//! file after [`enable`], through the same handle.
 
 #![allow(unsafe_code, reason = "fs-verity has no interface but ioctl")]
 
@@ -11,11 +12,12 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
-/// FS_VERITY_HASH_ALG_SHA256.
+/// FS_VERITY_HASH_ALG_SHA256 of linux/fsverity.h.
 const SHA256: u16 = 1;
-/// Bytes that one hash of the kernel's tree covers. Every kernel with fs-verity has this size.
+/// Bytes that one hash of the kernel's Merkle tree covers. Every kernel with fs-verity supports
+/// this size.
 const BLOCK: u32 = 4096;
-/// Bytes of the longest digest that a kernel gives: SHA-512.
+/// Length in bytes of the longest digest that the kernel returns (SHA-512).
 const LONGEST: u16 = 64;
 const SHA256_BYTES: usize = 32;
 
@@ -41,7 +43,7 @@ struct DigestHeader {
     size: u16,
 }
 
-/// `struct fsverity_digest` with room for every digest.
+/// `struct fsverity_digest` with space for the longest digest.
 #[repr(C)]
 struct MeasuredDigest {
     header: DigestHeader,
@@ -51,11 +53,14 @@ struct MeasuredDigest {
 nix::ioctl_write_ptr!(enable_verity, b'f', 133, EnableArgument);
 nix::ioctl_readwrite!(measure_verity, b'f', 134, DigestHeader);
 
-/// Turns fs-verity on for `file`, which is open for reading. Does nothing when it is on. Blocks: the kernel reads and
-/// hashes the whole file.
+/// Enables fs-verity for `file`, which must be open for reading only. Does nothing if it is already
+/// enabled.
+///
+/// Blocks while the kernel reads and hashes the whole file.
 ///
 /// # Errors
-/// When the file system or the kernel does not have it, when the file is open for writing, or when the disk fails.
+/// When the file system or the kernel does not support fs-verity, when the file is open for
+/// writing, or when the disk fails.
 pub(super) fn enable(file: &File) -> Result<(), Errno> {
     let argument = EnableArgument {
         version: 1,
@@ -63,9 +68,10 @@ pub(super) fn enable(file: &File) -> Result<(), Errno> {
         block_size: BLOCK,
         ..EnableArgument::default()
     };
-    // SAFETY: the argument has the size and the layout of `struct fsverity_enable_arg` of linux/fsverity.h, 128 bytes.
-    // The kernel reads it during the call and keeps no pointer to it. The salt and the signature have size 0, so that
-    // the kernel does not follow their null pointers. `file` is open during the call.
+    // SAFETY: the argument has the size (128 bytes) and the layout of `struct fsverity_enable_arg`
+    // in linux/fsverity.h. The kernel reads it only during the call and does not keep a pointer to
+    // it. The salt and the signature have size 0, so the kernel does not follow their null
+    // pointers. `file` is open during the call.
     //
     // JUSTIFICATION: neither the standard library nor nix has a safe function for this ioctl.
     match unsafe { enable_verity(file.as_raw_fd(), &raw const argument) } {
@@ -74,14 +80,16 @@ pub(super) fn enable(file: &File) -> Result<(), Errno> {
     }
 }
 
-/// Returns the kernel's digest of `file` in hexadecimal digits; `None` when fs-verity is off for it, or has another
-/// hash than SHA-256.
+/// Returns the kernel's digest of `file` in hexadecimal digits.
+///
+/// Returns `None` if fs-verity is not enabled for the file, or uses another hash than SHA-256.
 pub(super) fn measure(file: &File) -> Option<String> {
     let header = DigestHeader { algorithm: 0, size: LONGEST };
     let mut found = MeasuredDigest { header, bytes: [0; LONGEST as usize] };
-    // SAFETY: the kernel writes `struct fsverity_digest`: a header of two u16 and after it at most as many bytes as the
-    // header's `size` says, which is the length of `bytes`. The pointer is that of the whole structure, so that all of
-    // it may be written through it. `file` is open during the call.
+    // SAFETY: the kernel writes a `struct fsverity_digest`: a header of two u16, followed by at
+    // most as many bytes as the header's `size` field allows. `size` is the length of `bytes`, so
+    // all writes stay inside `found`. The pointer is derived from the whole structure, so all of it
+    // may be written through the pointer. `file` is open during the call.
     //
     // JUSTIFICATION: neither the standard library nor nix has a safe function for this ioctl.
     let measured = unsafe { measure_verity(file.as_raw_fd(), (&raw mut found).cast()) };
@@ -109,7 +117,8 @@ mod tests {
     fn a_file_without_it_has_no_digest() {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(measure(&file), None);
-        // A file that is open for writing cannot have it, on any file system.
+        // The kernel refuses to enable it for a file that is open for writing, on every file
+        // system.
         assert!(enable(&file).is_err());
         assert_eq!(measure(&file), None);
     }

@@ -1,23 +1,23 @@
-//! Weights that were verified, in memory or mapped from the store.
+//! Verified weights of a model, in memory or mapped from the store.
 //!
-//! Owns nothing but the choice between the two: whoever reads them need not know it.
+//! The enum hides this difference from code that reads the weights.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::mapping::Mapping;
 
-/// The verified bytes of `model.safetensors`. Cheap to clone.
+/// Verified bytes of `model.safetensors`. Clones are cheap and share the bytes.
 #[derive(Clone, Debug)]
 pub enum Weights {
-    /// In this process's memory: what was just packed.
+    /// Bytes in this process's memory: weights that were just packed.
     Memory(Arc<Vec<u8>>),
-    /// In a file of the store.
+    /// Mapped file of the store.
     Mapped(Arc<Mapping>),
 }
 
 impl Weights {
-    /// The bytes.
+    /// Returns the bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Memory(bytes) => bytes,
@@ -25,8 +25,8 @@ impl Weights {
         }
     }
 
-    /// Says that `range` will not be read for a while, so that it need not be resident. It stays
-    /// readable, and unchanged.
+    /// Advises the system that `range` will not be read for a while, so that it does not stay
+    /// resident. The bytes stay readable and unchanged.
     ///
     /// # Panics
     /// When `range` reaches beyond the bytes.
@@ -37,8 +37,8 @@ impl Weights {
         }
     }
 
-    /// Says that `range` will not be read again, so that the system need not keep it. It stays readable,
-    /// and unchanged.
+    /// Advises the system that `range` will not be read again, so that it does not stay in the page
+    /// cache. The bytes stay readable and unchanged.
     ///
     /// # Panics
     /// When `range` reaches beyond the bytes.
@@ -49,8 +49,10 @@ impl Weights {
         }
     }
 
-    /// Memory of this process that they take and nobody else can give back, in bytes: all of them
-    /// or none.
+    /// Returns the size in bytes of the process's own memory that holds the weights.
+    ///
+    /// The kernel cannot reclaim this memory. The result is zero for mapped weights, whose pages
+    /// the kernel can reclaim, and otherwise the length of the weights.
     pub fn anonymous_bytes(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,

@@ -1,7 +1,7 @@
-//! The quarantine: refused packages, moved out of the way with the reason beside each.
+//! Quarantine of the drop directory: moves rejected packages into it, each with its reason in a
+//! file beside it.
 //!
-//! Owns the names in it and its bounds. What is moved there is what was refused: a file that took its place in the
-//! meantime is put back.
+//! Only the rejected files are moved. A file that took the name of one in the meantime is put back.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -16,29 +16,31 @@ use crate::files::{self, FileError};
 use crate::printable::{self, is_printable};
 use crate::units::Bytes;
 
-/// Name of the directory, inside the drop directory, that refused packages are moved to.
+/// Name of the quarantine inside the drop directory.
 const QUARANTINE: &str = "quarantine";
-/// What the name of the file beside a refused package, which says why, ends with.
+/// Suffix of the file that holds the reason, beside a rejected package.
 const REASON: &str = ".reason";
-/// Bytes of a reason that are read. It quotes a few names of a package at most.
+/// Bytes of a reason that are read. A reason quotes a few names of a package at most.
 const MAX_REASON: u64 = 64 << 10;
-/// Refused packages that are kept at most.
+/// Maximum number of rejected packages that are kept.
 const MAX_QUARANTINED: usize = 8;
-/// Refused packages are kept up to this size, or that of one package if that may be larger.
+/// Total size up to which rejected packages are kept, unless one package may be larger.
 const LEAST_BOUND: Bytes = Bytes::mib(1024);
-/// Bytes of the longest name of a package: with every ending that is put behind it, a file system takes it.
+/// Longest name of a package, in bytes. With every suffix that is appended to it, a file system
+/// accepts it.
 pub const MAX_NAME: usize = 240;
 
-/// What became of a refused package.
+/// Result of [`quarantine`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Quarantined {
-    /// It is here now.
+    /// The package has this path now.
     Moved(PathBuf),
-    /// Another file has its name now, and nothing was moved.
+    /// Another file has this name now, and nothing was moved.
     Replaced,
 }
 
-/// Returns why the file `name` of `directory` can be no package whatever it holds, or `None`.
+/// Returns the reason why the file `name` of `directory` cannot be a package with any contents, or
+/// `None`.
 ///
 /// # Errors
 /// When it cannot be examined.
@@ -47,7 +49,7 @@ pub fn fault(directory: &Path, name: &str) -> Result<Option<String>, FileError> 
         let reason = format!("its name has {} bytes, at most {MAX_NAME} are allowed", name.len());
         return Ok(Some(reason));
     }
-    // The record of an entry could not name it: see `is_package_name`.
+    // The record of an entry could not hold the name: see `is_package_name`.
     if !name.chars().all(is_printable) {
         return Ok(Some("its name has characters that are not printable".to_owned()));
     }
@@ -70,7 +72,7 @@ pub fn fault(directory: &Path, name: &str) -> Result<Option<String>, FileError> 
     Ok(Some(format!("it is {what}, not a regular file: copy the package itself")))
 }
 
-/// Whether the file `name` of `directory` is the one that was `refused`.
+/// Returns whether the file `name` of `directory` is still the `refused` one.
 ///
 /// # Errors
 /// When it cannot be examined.
@@ -83,15 +85,16 @@ pub fn is_still(directory: &Path, name: &str, refused: &Fingerprint) -> Result<b
     }
 }
 
-/// Moves the package that was refused, and its sidecars, into the quarantine, with the reason beside it; then deletes
-/// the oldest packages there beyond the bounds.
+/// Moves a rejected package and its sidecars into the quarantine and writes the reason beside it.
+/// Then deletes the oldest packages there beyond the bounds.
 ///
-/// `refused` is the fingerprint of what was refused. `max_package` is the size of the largest package. A name that is too
-/// long is shortened. A package of the same name that is in the quarantine is replaced.
+/// `refused` is the fingerprint of the rejected files. `max_package` is the size of the largest
+/// package. A name that is too long is shortened. A package of the same name in the quarantine is
+/// replaced.
 ///
 /// # Errors
-/// When the drop directory cannot be written, the package is a directory or is larger than all of the quarantine may be;
-/// the package then stays where it is.
+/// When the drop directory cannot be written, or the package is a directory or larger than the
+/// whole quarantine may be; the package then stays in the drop directory.
 pub fn quarantine(
     directory: &Path,
     name: &str,
@@ -113,7 +116,7 @@ pub fn quarantine(
         ))
     };
     if found.is_dir() {
-        // The quarantine deletes what is oldest, and what is in a directory may be anything.
+        // The quarantine deletes its oldest packages, and a directory may hold anything.
         return Err(stays("it is a directory: move it away by hand".to_owned()));
     }
     if found.size() > bound.0 {
@@ -122,7 +125,8 @@ pub fn quarantine(
             "it has {size}, the quarantine holds {bound}: remove it by hand"
         )));
     }
-    // Every writer of the drop directory may create a link here. Following it would write and delete elsewhere.
+    // Every writer of the drop directory may create a link under this name. Caxton would write and
+    // delete elsewhere if it followed the link.
     match fs::symlink_metadata(&named) {
         Err(error) if is_absent(&error) => files::create_directory(&named)?,
         _there => {}
@@ -138,14 +142,15 @@ pub fn quarantine(
     }
     files::write_atomic(
         &quarantine.join(format!("{kept_as}{REASON}")),
-        // It is shown by `cat`, and it may quote what the package holds.
+        // Operators print the reason with `cat`, and it may quote contents of the package.
         format!("{}\n", printable::line(reason)).as_bytes(),
     )?;
     prune(&quarantine, MAX_QUARANTINED, bound)?;
     Ok(Quarantined::Moved(named.join(kept_as)))
 }
 
-/// The name under which a package is kept: its own, or a beginning of it and a digest of all of it.
+/// Returns the name of a package in the quarantine: its own, or a prefix of it with a digest of the
+/// whole.
 fn shortened(name: &str) -> String {
     if name.len() <= MAX_NAME {
         return name.to_owned();
@@ -158,13 +163,14 @@ fn shortened(name: &str) -> String {
     format!("{}-{digest}{SUFFIX}", &name[..end])
 }
 
-/// Renames `from` to `to` if it is one of the `refused` files, and puts back another file that came in between. Returns
-/// whether it was moved.
+/// Renames `from` to `to` if it is one of the `refused` files. Puts back another file that replaced
+/// it in between. Returns whether the file was moved.
 fn move_one(from: &Path, to: &Path, refused: &Fingerprint) -> Result<bool, FileError> {
     move_with(from, to, refused, || {})
 }
 
-/// Does [`move_one`], with `between` after the file was examined and before it is renamed.
+/// Moves a file as [`move_one`] does. Calls `between` after the file was examined and before it is
+/// renamed.
 fn move_with(
     from: &Path,
     to: &Path,
@@ -185,17 +191,21 @@ fn move_with(
         Err(error) if is_absent(&error) => return Ok(false),
         result => result.map_err(failed)?,
     }
+    // Another file may have taken the name between the examination and the rename: examine the file
+    // again, and put a wrong one back.
     if is_refused(fs::symlink_metadata(to))? {
         return Ok(true);
     }
-    // A third file may have come, which is newer than both and stays.
+    // A third file may have taken the old name since. It is the newest and stays, so do not replace
+    // it.
     renameat2(AT_FDCWD, to, AT_FDCWD, from, RenameFlags::RENAME_NOREPLACE)
         .map_err(|errno| FileError::new("move back from quarantine", to)(errno.into()))?;
     Ok(false)
 }
 
-/// The packages in the quarantine of `directory` and why each is there, the last one first; none when there is no
-/// quarantine. A reason that somebody took away is empty. No link is followed.
+/// Returns the packages in the quarantine of `directory` with their reasons, the newest first. The
+/// list is empty when there is no quarantine, and a reason is empty when its file was removed. Does
+/// not follow links.
 ///
 /// # Errors
 /// When the quarantine cannot be read.
@@ -217,7 +227,7 @@ pub fn quarantined(directory: &Path) -> Result<Vec<(String, String)>, FileError>
     Ok(packages.map(|(name, _size)| reason(name)).collect())
 }
 
-/// Deletes the oldest packages until no more than `count` of them and no more than `bound` are left.
+/// Deletes the oldest packages until at most `count` packages and at most `bound` bytes remain.
 fn prune(quarantine: &Path, count: usize, bound: Bytes) -> Result<(), FileError> {
     let packages = oldest_first(quarantine)?;
     let mut left = packages.len();
@@ -235,12 +245,12 @@ fn prune(quarantine: &Path, count: usize, bound: Bytes) -> Result<(), FileError>
     Ok(())
 }
 
-/// What the names of the files of one refused package end with.
+/// Returns the suffixes of all files of one rejected package.
 fn endings() -> impl Iterator<Item = &'static str> {
     ["", REASON].into_iter().chain(SIDECARS)
 }
 
-/// The packages in `quarantine` with the size of all files of each, the one that came first before the others.
+/// Returns the packages in `quarantine`, oldest first, each with the size of all its files.
 fn oldest_first(quarantine: &Path) -> Result<Vec<(String, u64)>, FileError> {
     let mut packages = Vec::new();
     for name in list(quarantine)?.into_keys() {
@@ -342,7 +352,7 @@ mod tests {
             root.write(&format!("{name}.minisig"), &"x".repeat(95));
             root.quarantine(&name).unwrap();
         }
-        // 100 bytes, 95 of the signature, and "why\n" with the end of its line.
+        // 100 bytes, 95 of the signature, and "why\n".
         assert_eq!(kept(8, 3 * 199).len(), 3);
         assert_eq!(kept(8, 3 * 199 - 1), ["c.model.tar.zst", "b.model.tar.zst"]);
         assert_eq!(kept(1, u64::MAX), ["c.model.tar.zst"]);
@@ -357,7 +367,7 @@ mod tests {
         file.set_len(LEAST_BOUND.0 + 1).unwrap();
         root.quarantine(NAME).unwrap_err();
         assert!(root.path(NAME).exists());
-        // A larger package is allowed, and so the quarantine is larger.
+        // A larger `max_package` makes the quarantine larger, too.
         let fingerprint = root.fingerprint(NAME);
         let larger = Bytes(LEAST_BOUND.0 + 1000);
         quarantine(root.0.path(), NAME, &fingerprint, "why", larger).unwrap();
@@ -408,7 +418,7 @@ mod tests {
         let left = fs::read_dir(foreign.0.path()).unwrap().count();
         assert_eq!(left, MAX_QUARANTINED + 1);
 
-        // Nor one that leads nowhere, and none in the quarantine itself.
+        // A broken link is not followed either, nor a link inside the quarantine.
         fs::remove_file(root.path(QUARANTINE)).unwrap();
         symlink(root.path("nowhere"), root.path(QUARANTINE)).unwrap();
         root.quarantine(NAME).unwrap_err();
@@ -421,7 +431,7 @@ mod tests {
         symlink(foreign.path("secret"), &reason).unwrap();
         let listed = quarantined(root.0.path()).unwrap();
         assert!(listed[0].1.contains("cannot open"), "{listed:?}");
-        // A FIFO would have held the reader for ever.
+        // A reader without a check would block on a FIFO without end.
         fs::remove_file(&reason).unwrap();
         mkfifo(&reason, Mode::S_IRWXU).unwrap();
         let listed = quarantined(root.0.path()).unwrap();
@@ -461,7 +471,7 @@ mod tests {
         };
         let content = |path: &Path| fs::read_to_string(path).ok();
 
-        // Before it is looked at again.
+        // The file is replaced before `quarantine` examines it.
         root.write(NAME, "bad");
         let refused = root.fingerprint(NAME);
         replace("good");
@@ -470,19 +480,19 @@ mod tests {
         assert_eq!(content(&root.path(NAME)).as_deref(), Some("good"));
         assert!(!root.path(QUARANTINE).exists());
 
-        // Between that and the rename.
+        // The file is replaced between the examination and the rename.
         let refused = root.fingerprint(NAME);
         let moved = move_with(&root.path(NAME), &target, &refused, || replace("better"));
         assert!(!moved.unwrap());
         assert_eq!(content(&root.path(NAME)).as_deref(), Some("better"));
         assert_eq!(content(&target), None);
 
-        // It goes away in between.
+        // The file is removed in between.
         let refused = root.fingerprint(NAME);
         let leave = || fs::remove_file(root.path(NAME)).unwrap();
         assert!(!move_with(&root.path(NAME), &target, &refused, leave).unwrap());
 
-        // Undisturbed.
+        // Nothing happens in between.
         root.write(NAME, "bad");
         let refused = root.fingerprint(NAME);
         assert!(move_with(&root.path(NAME), &target, &refused, || {}).unwrap());

@@ -1,5 +1,4 @@
-//! The transformer module of a model directory: its architecture, its length limit and its
-//! tokenizer.
+//! Reads the transformer module of a model directory: its architecture, length limit and tokenizer.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +8,8 @@ use serde_json::Value;
 use super::file::{SourceError, is_missing, parse, read_file, read_json_if_present, unsupported};
 use crate::package::manifest::{CONFIG, MAX_JSON, MAX_TOKENIZER, TOKENIZER};
 
-/// The configuration of the transformer module has had these names; the first that exists is read,
-/// as sentence-transformers does.
+/// File names of the transformer module's configuration. The first existing one is read, as in
+/// sentence-transformers.
 const TRANSFORMER_CONFIGS: [&str; 4] = [
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
@@ -18,8 +17,8 @@ const TRANSFORMER_CONFIGS: [&str; 4] = [
     "sentence_xlm-roberta_config.json",
 ];
 
-/// `model_type`, and how many rows at the start of the position table no token uses: these families
-/// count positions from the padding index plus one.
+/// Supported values of `model_type`, each with the number of unused rows at the start of its
+/// position table. Families with unused rows count positions from the padding index plus one.
 /// <https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/roberta/modeling_roberta.py>
 const ARCHITECTURES: [(&str, usize); 6] = [
     ("bert", 0),
@@ -30,14 +29,14 @@ const ARCHITECTURES: [(&str, usize); 6] = [
     ("xlm-roberta", 2),
 ];
 
-/// The shortest limit that leaves room for a token between the two special ones.
+/// Smallest usable length limit: one token between the two special tokens.
 const MIN_SEQUENCE_LENGTH: usize = 3;
 
 #[derive(Deserialize)]
 struct Config {
     model_type: String,
     hidden_size: Option<usize>,
-    /// The name that DistilBERT has for it.
+    /// DistilBERT's name for `hidden_size`.
     dim: Option<usize>,
     max_position_embeddings: usize,
 }
@@ -51,13 +50,13 @@ struct TransformerConfig {
 
 #[derive(Default, Deserialize)]
 struct TokenizerConfig {
-    /// A float, because "no limit" is written as 10^30.
+    /// Length limit, as a float, because "no limit" is written as 10^30.
     model_max_length: Option<f64>,
     do_lower_case: Option<bool>,
     truncation_side: Option<String>,
 }
 
-/// What the first module holds, without its weights.
+/// Contents of the first module, without its weights.
 pub(super) struct Encoder {
     pub(super) architecture: &'static str,
     pub(super) hidden_size: usize,
@@ -70,7 +69,7 @@ impl Encoder {
     /// Reads the module in `root`.
     ///
     /// # Errors
-    /// When a file is missing or asks for what Caxton does not support.
+    /// When a file is missing or requires a feature that Caxton does not support.
     pub(super) fn read(root: &Path) -> Result<Self, SourceError> {
         let path = root.join(CONFIG);
         let bytes = read_file(&path, MAX_JSON)?;
@@ -105,9 +104,9 @@ impl Encoder {
     }
 }
 
-/// The smaller of a limit as transformers writes it and of the number of positions.
+/// Returns the smaller of a limit, as transformers writes it, and the number of positions.
 fn no_longer_than(limit: Option<f64>, positions: usize) -> usize {
-    // Compared as numbers first: "no limit" is 10^30, which fits no integer.
+    // Compare as floats first: "no limit" is 10^30, which does not fit an integer.
     match limit {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         #[expect(clippy::cast_precision_loss, reason = "position tables are far below 2^52")]
@@ -131,7 +130,7 @@ fn read_transformer_config(root: &Path) -> Result<(PathBuf, TransformerConfig), 
     Ok((root.join(TRANSFORMER_CONFIGS[0]), TransformerConfig::default()))
 }
 
-/// The tokenizer in `root`; what to do is said when it is missing.
+/// Reads the tokenizer file in `root`. If it is missing, the error contains instructions.
 pub(super) fn read_tokenizer_file(root: &Path) -> Result<Vec<u8>, SourceError> {
     let path = root.join(TOKENIZER);
     match read_file(&path, MAX_TOKENIZER) {
@@ -154,8 +153,8 @@ fn read_tokenizer(root: &Path, config: &TokenizerConfig) -> Result<Vec<u8>, Sour
             "truncation_side must be \"right\": Caxton keeps the start",
         ));
     }
-    // Versions of transformers disagree on which of the two wins, so neither would be the right
-    // vector.
+    // Versions of transformers disagree on which of the two wins, so neither choice would be
+    // certain to give the right vector.
     let lowercases = bert_normalizer(&root.join(TOKENIZER), &bytes)?
         .and_then(|normalizer| normalizer.get("lowercase").and_then(Value::as_bool));
     match (config.do_lower_case, lowercases) {
@@ -170,7 +169,7 @@ fn read_tokenizer(root: &Path, config: &TokenizerConfig) -> Result<Vec<u8>, Sour
     }
 }
 
-/// The normalizers of a tokenizer, with sequences of them flattened.
+/// Returns the normalizers of a tokenizer, with nested sequences flattened.
 fn normalizers(path: &Path, tokenizer: &[u8]) -> Result<Vec<Value>, SourceError> {
     #[derive(Deserialize)]
     struct Tokenizer {
@@ -195,11 +194,12 @@ fn bert_normalizer(path: &Path, tokenizer: &[u8]) -> Result<Option<Value>, Sourc
     Ok(normalizers(path, tokenizer)?.into_iter().find(|one| is_a(one, "BertNormalizer")))
 }
 
-/// `do_lower_case` of sentence-transformers lowercases before the tokenizer does anything.
+/// Checks that the tokenizer lowercases if `do_lower_case` is set.
 ///
-/// Honoured only where the tokenizer lowercases too, so that it changes nothing: otherwise the
-/// tokenizer in the package would have to differ from the one in the directory, and an operator
-/// could not compare the two.
+/// sentence-transformers lowercases a text before it calls the tokenizer. Caxton accepts the flag
+/// only if the tokenizer lowercases too, so that the flag changes nothing. Otherwise the tokenizer
+/// in the package would have to differ from the one in the directory, and an operator could not
+/// compare the two.
 fn check_lower_case(
     path: &Path,
     config: &TransformerConfig,

@@ -1,4 +1,4 @@
-//! Reading the files of a model directory: regular files within a size limit, and JSON in them.
+//! Reads files of a model directory: regular files within a size limit, and JSON.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -10,35 +10,35 @@ use serde::de::DeserializeOwned;
 
 use crate::package::manifest::MAX_JSON;
 
-/// Why a model directory cannot be packed.
+/// Error of reading a model directory.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// A file could not be opened or read.
     #[error("cannot {operation} {}", path.display())]
     Io {
-        /// What was attempted.
+        /// Failed operation.
         operation: &'static str,
-        /// On which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why it failed.
+        /// Error of the system.
         #[source]
         source: io::Error,
     },
-    /// A file is not the JSON it should be.
+    /// A file is not the expected JSON.
     #[error("{} is not what sentence-transformers writes", path.display())]
     Json {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the parser says.
+        /// Error of the parser.
         #[source]
         source: serde_json::Error,
     },
-    /// A file asks for what Caxton does not support, or contradicts another.
+    /// A file requires a feature that Caxton does not support, or contradicts another file.
     #[error("{}: {reason}", path.display())]
     Unsupported {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// Description of the problem and of its solution.
         reason: String,
     },
 }
@@ -69,7 +69,7 @@ pub(super) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T,
         .map_err(|source| SourceError::Json { path: path.to_owned(), source })
 }
 
-/// The contents of a regular file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes.
 pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, SourceError> {
     let failed =
         |operation| move |source| SourceError::Io { operation, path: path.to_owned(), source };
@@ -88,7 +88,7 @@ pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, SourceError>
         return Err(too_large());
     }
     let mut bytes = Vec::new();
-    // One byte more than allowed, so that a file that grows is noticed.
+    // Read one byte more than the limit, to detect a file that grows in the meantime.
     file.take(limit + 1).read_to_end(&mut bytes).map_err(failed("read"))?;
     if bytes.len() as u64 > limit {
         return Err(too_large());

@@ -1,10 +1,11 @@
-//! A model directory of sentence-transformers, read into what a package is made of.
+//! Reads a model directory of sentence-transformers.
 //!
-//! Two layouts are read: the one written up to version 5 (`sentence_transformers.models.*`,
-//! `pooling_mode_*` booleans, the length limit in `sentence_bert_config.json`) and the one written
-//! since version 6 (other class paths, one `pooling_mode`, the length limit in
-//! `tokenizer_config.json`). Extra keys are tolerated, because the format is not ours; anything
-//! that would change a vector and that Caxton does not compute is refused.
+//! Two layouts are supported. The layout up to version 5 has classes
+//! `sentence_transformers.models.*`, booleans `pooling_mode_*` and the length limit in
+//! `sentence_bert_config.json`. The layout since version 6 has other class paths, one key
+//! `pooling_mode` and the length limit in `tokenizer_config.json`. Extra keys are ignored, because
+//! Caxton does not control the format. A key that would change a vector in a way that Caxton does
+//! not compute is an error.
 //!
 //! Invariants: every file is a regular file within its size limit, and no path leaves the
 //! directory.
@@ -28,14 +29,14 @@ use super::manifest::{CONFIG, DenseLayer, MAX_DENSE, WEIGHTS};
 
 const MAX_WEIGHTS: u64 = 4 << 30;
 
-/// What torch wrote before there were safetensors.
+/// File name of weights that torch wrote before safetensors existed.
 const TORCH_WEIGHTS: &str = "pytorch_model.bin";
 
 const MODULES: &str = "modules.json";
 const ORDER: &str =
     "Transformer and Pooling or StaticEmbedding, any number of Dense, at most one Normalize";
 
-/// A dense layer with the contents of its file.
+/// Dense layer with the contents of its file.
 #[derive(Debug)]
 pub(super) struct SourceDense {
     pub(super) layer: DenseLayer,
@@ -43,8 +44,7 @@ pub(super) struct SourceDense {
     pub(super) weights: Vec<u8>,
 }
 
-/// A model directory, read: shapes and steps as the manifest spells them, files as they are on
-/// disk.
+/// Contents of a model directory: shapes and steps as in a manifest, files as on disk.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) architecture: &'static str,
@@ -90,10 +90,10 @@ struct PromptConfig {
 }
 
 impl Source {
-    /// Reads all of `directory`; the weights are held in memory.
+    /// Reads all of `directory`. The weights are held in memory.
     ///
     /// # Errors
-    /// When a file is missing, no regular file, too large or not what it should be, and when the
+    /// When a file is missing, not a regular file, too large or not in its format, or when the
     /// model has a step that Caxton does not compute.
     pub(super) fn read(directory: &Path) -> Result<Self, SourceError> {
         let modules_path = directory.join(MODULES);
@@ -160,15 +160,15 @@ impl Source {
     }
 }
 
-/// The class name and the directory of a module.
+/// Returns the class name and the directory of a module.
 fn located<'a>(root: &Path, module: &'a Module) -> Result<(&'a str, PathBuf), SourceError> {
     let path = Path::new(&module.path);
-    // model2vec writes "." where sentence-transformers writes nothing.
+    // model2vec writes "." in places where sentence-transformers writes an empty path.
     if !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
         let reason = format!("the path {:?} of a module leaves the directory", module.path);
         return Err(unsupported(&root.join(MODULES), reason));
     }
-    // Only the library's own classes: a class of the same name in code that comes with a model may
+    // Accept only the library's own classes: a class of the same name in a model's own code can
     // compute anything.
     let name = module.class.strip_prefix("sentence_transformers.").and_then(|class| {
         let name = class.rsplit('.').next()?;
@@ -207,7 +207,7 @@ fn read_pooling(directory: &Path, hidden_size: usize) -> Result<&'static str, So
     let modes = pooling_modes(&config)
         .ok_or_else(|| unsupported(&path, "pooling_mode is neither a name nor a list of names"))?;
     match modes.as_slice() {
-        // What sentence-transformers does when no mode is on.
+        // The default of sentence-transformers if no mode is enabled.
         [] => Ok("mean"),
         [mode] => match mode.as_str() {
             "mean" | "mean_tokens" => Ok("mean"),
@@ -226,7 +226,9 @@ fn read_pooling(directory: &Path, hidden_size: usize) -> Result<&'static str, So
     }
 }
 
-/// The poolings that are on, in either layout; the newer key wins, as in sentence-transformers.
+/// Returns the enabled poolings of either layout; `None` if `pooling_mode` has an invalid type.
+///
+/// The newer key `pooling_mode` wins, as in sentence-transformers.
 fn pooling_modes(config: &BTreeMap<String, Value>) -> Option<Vec<String>> {
     match config.get("pooling_mode") {
         Some(Value::String(mode)) => Some(vec![mode.clone()]),
@@ -260,7 +262,7 @@ fn read_dense(directory: &Path, in_features: usize) -> Result<SourceDense, Sourc
     }
     let activation = match config.activation_function.as_deref() {
         Some("torch.nn.modules.linear.Identity" | "torch.nn.Identity") => "identity",
-        // The default of the class, where the file names none.
+        // Tanh is the default of the class if the file names no function.
         Some("torch.nn.modules.activation.Tanh" | "torch.nn.Tanh") | None => "tanh",
         Some(other) => {
             let reason = format!("activation_function {other:?} is neither Identity nor Tanh");
@@ -295,9 +297,9 @@ fn check_input(path: &Path, name: Option<&str>) -> Result<(), SourceError> {
     }
 }
 
-/// The prompts and the name of the default one.
+/// Reads the prompts and the name of the default prompt.
 ///
-/// Empty prompts are left out: they change no vector, and version 6 writes them into every model,
+/// Empty prompts are omitted. They do not change a vector. Version 6 writes them into every model,
 /// which would give one model two embedding spaces.
 fn read_prompts(root: &Path) -> Result<(BTreeMap<String, String>, Option<String>), SourceError> {
     let path = root.join("config_sentence_transformers.json");
@@ -316,8 +318,9 @@ fn read_prompts(root: &Path) -> Result<(BTreeMap<String, String>, Option<String>
     Ok((prompts, default))
 }
 
-/// The weights of a module as a safetensors file, and the file that they come from:
-/// `model.safetensors`, or without one `pytorch_model.bin`, in the order of sentence-transformers.
+/// Reads the weights of a module as a safetensors file; returns them with the path of their source.
+///
+/// Prefers `model.safetensors` over `pytorch_model.bin`, like sentence-transformers.
 fn read_weights(directory: &Path, limit: u64) -> Result<(PathBuf, Vec<u8>), SourceError> {
     let path = directory.join(WEIGHTS);
     match read_file(&path, limit) {
@@ -408,7 +411,7 @@ mod tests {
 
     #[test]
     fn the_length_limit_is_the_smallest_that_applies() {
-        // model_type, position rows, max_seq_length, model_max_length, expected
+        // Columns: model_type, position rows, max_seq_length, model_max_length, expected limit
         let cases = [
             ("bert", 64, json!(32), json!(16), 32),
             ("bert", 64, json!(512), json!(16), 64),
@@ -645,7 +648,7 @@ mod tests {
         for (from, module) in [("weights.bin", "."), ("dense.bin", "2_Dense")] {
             fs::copy(torch.join(from), path.join(module).join("pytorch_model.bin")).unwrap();
         }
-        // As in sentence-transformers, which asks for the safetensors first.
+        // sentence-transformers also prefers the safetensors file.
         assert_eq!(Source::read(path).unwrap().weights, untouched.weights);
         for module in [".", "2_Dense"] {
             fs::remove_file(path.join(module).join("model.safetensors")).unwrap();

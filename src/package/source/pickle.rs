@@ -1,27 +1,28 @@
-//! The pickle inside a file of torch, read as data.
+//! Parses the pickle inside a torch file as data, without executing it.
 //!
-//! A pickle is a program for a stack machine that may name any function of Python and call it. This
-//! machine has the instructions of protocol 2 that `torch.save` uses for a dictionary of tensors
-//! (<https://github.com/python/cpython/blob/v3.13.0/Lib/pickletools.py>), knows six kinds of names,
-//! and calls nothing: what a name would do to its arguments is written down here. Any other name or
-//! instruction is refused.
+//! A pickle is a program for a stack machine that may name and call any Python function. This
+//! machine implements only the instructions of protocol 2 that `torch.save` uses for a dictionary
+//! of tensors (<https://github.com/python/cpython/blob/v3.13.0/Lib/pickletools.py>) and a fixed set
+//! of names. It calls nothing: the effect of each name on its arguments is implemented here. Any
+//! other name or instruction is an error.
 //!
 //! Invariants:
-//! 1. Memory and time are bounded, by the length of the pickle and by [`MOST_VALUES`]: each instruction makes at most
-//!    one value, values refer to each other by number, and none but the few axes of a tensor is copied.
-//! 2. No value is trusted to have a kind or a size before it was looked at.
+//! 1. Memory and time are bounded by the length of the pickle and by [`MOST_VALUES`]. Each
+//!    instruction creates at most one value, values refer to each other by number, and only the few
+//!    axes of a tensor are copied.
+//! 2. The kind and the size of a value are always checked before use.
 
 use std::collections::HashMap;
 
 use safetensors::Dtype;
 
-/// What is wrong with a pickle, to stand behind the name of its file.
+/// Description of a pickle's fault, to be printed after the name of its file.
 type Refusal = String;
 
-/// Position of a value in [`Machine::values`].
+/// Index of a value in [`Machine::values`].
 type Id = usize;
 
-/// Classes of `torch` that name the type of a storage's values.
+/// Classes of `torch` that name the element type of a storage.
 const STORAGES: [(&str, Dtype); 9] = [
     ("FloatStorage", Dtype::F32),
     ("HalfStorage", Dtype::F16),
@@ -34,16 +35,17 @@ const STORAGES: [(&str, Dtype); 9] = [
     ("ByteStorage", Dtype::U8),
 ];
 
-/// No model's tensor has more; the one thing that is copied for each tensor.
+/// Maximum number of axes of a tensor, more than any model needs. Axes are the only data copied for
+/// each tensor.
 const MAX_AXES: usize = 8;
 
-/// Values, places of the stack and of the memo that a pickle may have: a hundred megabytes of memory. Each tensor of a
-/// model has about 30.
+/// Maximum number of values, of stack entries, of marks and of memo entries in a pickle: about 100
+/// MB of memory. Each tensor of a model needs about 30 values.
 const MOST_VALUES: usize = 1 << 20;
-/// Instructions that a pickle may have.
+/// Maximum number of instructions in a pickle.
 const MOST_STEPS: usize = 4 * MOST_VALUES;
 
-/// A name that a pickle may use.
+/// Name that a pickle may use.
 #[derive(Clone, Copy)]
 enum Class {
     OrderedDict,
@@ -52,7 +54,7 @@ enum Class {
     Storage(Dtype),
 }
 
-/// A view of a storage, as the pickle says; whether it fits is not checked.
+/// View of a storage, as declared by the pickle. The bounds are not checked here.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Tensor<'p> {
     pub(super) dtype: Dtype,
@@ -60,30 +62,31 @@ pub(super) struct Tensor<'p> {
     pub(super) storage: &'p str,
     /// Number of values in the storage.
     pub(super) stored: usize,
-    /// Position of the first value.
+    /// Index of the first value.
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
-    /// Values from one index to the next, for each axis.
+    /// Distance in values between adjacent indices, for each axis.
     pub(super) strides: Vec<usize>,
 }
 
 enum Value<'p> {
-    /// None, a truth value, a fraction: nothing that a tensor is made of.
+    /// None, a boolean or a float: values that tensors do not need.
     Plain,
     Number(i64),
     Text(&'p str),
     Class(Class),
     Tuple(Vec<Id>),
     Dict(Vec<(Id, Id)>),
-    /// Type, name and number of values.
+    /// Element type, name and number of values.
     Storage(Dtype, &'p str, usize),
     Tensor(Tensor<'p>),
 }
 
-/// The tensors of the dictionary that `bytes` is a pickle of, with their names, in its order.
+/// Returns the tensors of the pickled dictionary in `bytes`, with their names, in its order.
 ///
 /// # Errors
-/// When it is no such dictionary, or names anything that tensors do not need: by that name.
+/// When the pickle is not such a dictionary, or uses a name that tensors do not need. The error
+/// contains the name.
 pub(super) fn tensors(bytes: &[u8]) -> Result<Vec<(&str, Tensor<'_>)>, Refusal> {
     let mut machine = Machine {
         bytes,
@@ -116,11 +119,11 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Vec<(&str, Tensor<'_>)>, Refusal> 
 }
 
 struct Machine<'p> {
-    /// What was not read yet.
+    /// Unread part of the pickle.
     bytes: &'p [u8],
     values: Vec<Value<'p>>,
     stack: Vec<Id>,
-    /// Heights of the stack.
+    /// Heights of the stack at the open marks.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
@@ -130,11 +133,17 @@ fn damaged() -> Refusal {
 }
 
 impl<'p> Machine<'p> {
-    /// Runs the next instruction; false after the last.
+    /// Runs the next instruction; returns false after the last one.
     fn step(&mut self) -> Result<bool, Refusal> {
         let [code] = self.take_array()?;
+        // Opcodes by their names in pickletools.py: 0x80 PROTO, '.' STOP, 'c' GLOBAL, 'N' NONE,
+        // 0x88 NEWTRUE, 0x89 NEWFALSE, 'G' BINFLOAT, 'K' BININT1, 'M' BININT2, 'J' BININT, 0x8a
+        // LONG1, 'X' BINUNICODE, '(' MARK, ')' EMPTY_TUPLE, 't' TUPLE, 0x85 to 0x87 TUPLE1 to
+        // TUPLE3, '}' EMPTY_DICT, 's' SETITEM, 'u' SETITEMS, 'q' BINPUT, 'r' LONG_BINPUT, 'h'
+        // BINGET, 'j' LONG_BINGET, 'Q' BINPERSID, 'R' REDUCE, 'b' BUILD.
         match code {
-            // Its number: an instruction of a later one is refused as such.
+            // Protocol number. It is ignored: an instruction of a later protocol is rejected by
+            // itself.
             0x80 => drop(self.take(1)?),
             b'.' => return Ok(false),
             b'c' => self.name()?,
@@ -207,7 +216,7 @@ impl<'p> Machine<'p> {
         Ok(true)
     }
 
-    /// Entries of the largest of the machine's memories.
+    /// Returns the size of the largest of the machine's collections.
     fn size_of_state(&self) -> usize {
         [self.values.len(), self.stack.len(), self.marks.len(), self.memo.len()]
             .into_iter()
@@ -233,7 +242,8 @@ impl<'p> Machine<'p> {
         str::from_utf8(line).map_err(|_invalid| damaged())
     }
 
-    /// A number of `length` bytes; one of fewer than eight has no sign here, because sizes have none.
+    /// Pushes a number of `length` bytes. Numbers of fewer than eight bytes are read as unsigned,
+    /// because sizes are never negative.
     fn integer(&mut self, length: usize) -> Result<(), Refusal> {
         let mut bytes = [0; 8];
         let taken = self.take(length)?;
@@ -267,7 +277,7 @@ impl<'p> Machine<'p> {
         Ok(())
     }
 
-    /// Puts keys and values, in turn, into the dictionary on top.
+    /// Inserts alternating keys and values into the dictionary on top of the stack.
     fn insert(&mut self, items: &[Id]) -> Result<(), Refusal> {
         let top = *self.stack.last().ok_or_else(damaged)?;
         let (pairs, rest) = items.as_chunks();
@@ -300,7 +310,8 @@ impl<'p> Machine<'p> {
         Ok(())
     }
 
-    /// What torch calls a persistent id: type, class, name, place and number of values of a storage.
+    /// Converts a persistent id of torch to a storage: a tuple of type, class, name, location and
+    /// number of values.
     fn storage(&mut self) -> Result<(), Refusal> {
         let id = self.pop()?;
         let &[_, class, name, _, count] = self.tuple(id)? else { return Err(damaged()) };
@@ -328,6 +339,7 @@ impl<'p> Machine<'p> {
                     strides: self.sizes(strides)?,
                 })
             }
+            // A parameter is represented by the tensor that it wraps.
             (Value::Class(Class::RebuildParameter), &[tensor, ..]) => {
                 self.stack.push(tensor);
                 return Ok(());
@@ -338,7 +350,7 @@ impl<'p> Machine<'p> {
         Ok(())
     }
 
-    /// Attributes of a dictionary, which `state_dict()` notes versions in: passed over.
+    /// Skips the attributes of a dictionary. `state_dict()` stores version numbers there.
     fn attributes(&mut self) -> Result<(), Refusal> {
         self.pop()?;
         let top = *self.stack.last().ok_or_else(damaged)?;
@@ -394,7 +406,7 @@ mod tests {
             ("collections", "defaultdict"),
             ("torch._utils", "_rebuild_tensor_v2.__globals__"),
         ] {
-            // As it stands, and behind what a reader might skip.
+            // The name comes first, or after instructions that are valid.
             for before in [&b"\x80\x02"[..], b"\x80\x02}q\0X\x01\0\0\0a", b"\x80\x02N"] {
                 let pickle = [before, format!("c{module}\n{name}\n)R.").as_bytes()].concat();
                 let refusal = tensors(&pickle).unwrap_err();
@@ -413,11 +425,11 @@ mod tests {
             (b"}K\x01K\x01s.", "damaged"),
             (b"}(K\x01u.", "damaged"),
             (b"(K\x01\x85\x85t0.", "instruction 0x30"),
-            // A text of four gigabytes, a number of 255 bytes, a tuple of more than there is.
+            // A text of four gigabytes, a number of 255 bytes, and a tuple larger than the stack.
             (b"X\xff\xff\xff\xffa.", "damaged"),
             (b"\x8a\xff.", "damaged"),
             (b"\x87.", "damaged"),
-            // A mark above the stack that was emptied below it.
+            // A mark above the top of the stack, after entries below it were popped.
             (b"N(Q", "damaged"),
             (b"ctorch\nFloatStorage\n)R.", "damaged"),
         ];
@@ -429,7 +441,7 @@ mod tests {
 
     #[test]
     fn what_holds_itself_many_times_costs_no_more_than_its_length() {
-        // Each tuple holds the one before twice: the first 2^1000 times.
+        // Each tuple contains the previous one twice, so the first value is contained 2^1000 times.
         let mut pickle = b"N".to_vec();
         pickle.extend(b"q\0h\0\x86".repeat(1000));
         pickle.push(b'.');
@@ -438,7 +450,7 @@ mod tests {
 
     #[test]
     fn a_pickle_of_many_values_is_refused_before_it_takes_a_hundred_times_its_memory() {
-        // Values, places of the stack, marks, slots of the memo, instructions that leave nothing.
+        // Values, stack entries, marks, memo entries, and instructions without a result.
         let slots = (0..=u32::try_from(MOST_VALUES).unwrap()).flat_map(|slot| {
             let [a, b, c, d] = slot.to_le_bytes();
             [b'r', a, b, c, d]
@@ -474,7 +486,7 @@ mod tests {
             let mut pickle = include_bytes!("../../../tests/golden/torch/weights.bin").to_vec();
             let at = at.index(pickle.len());
             pickle[at] = byte;
-            // The pickle lies in the archive as it is.
+            // The archive contains the pickle uncompressed.
             let start = pickle.windows(2).position(|pair| pair == b"\x80\x02");
             if let Some(start) = start {
                 drop(tensors(&pickle[start..]));

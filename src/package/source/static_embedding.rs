@@ -1,8 +1,8 @@
-//! The module of static embeddings in a model directory, in the layout of sentence-transformers
+//! Reads the static embedding module of a model directory, in the layout of sentence-transformers
 //! (`embedding.weight`) or model2vec (`embeddings`).
 //!
-//! Neither has a configuration of transformers, so one is written: it says the shape of the table,
-//! against which the table is checked whenever it is loaded.
+//! Neither layout has a transformers configuration, so this module creates one. It contains the
+//! shape of the table, and the table is checked against it at every load.
 
 use std::path::Path;
 
@@ -14,9 +14,9 @@ use super::encoder::{Encoder, read_tokenizer_file};
 use super::file::{SourceError, parse, unsupported};
 use crate::package::manifest::{MAX_SEQUENCE_LENGTH, TOKENIZER, WEIGHTS};
 
-/// The table, in either layout.
+/// Tensor names of the table in the two layouts.
 const TABLES: [&str; 2] = ["embedding.weight", "embeddings"];
-/// What model2vec keeps beside a table in which tokens share rows.
+/// Additional tensors of model2vec if tokens share rows of the table.
 const SHARED: [&str; 2] = ["mapping", "weights"];
 
 #[derive(Deserialize)]
@@ -30,10 +30,10 @@ struct Truncation {
     direction: Option<String>,
 }
 
-/// Reads the module in `root`, whose weights are `weights`.
+/// Reads the module in `root`; `weights` is the content of its weights file.
 ///
 /// # Errors
-/// When a file is missing or asks for what Caxton does not support.
+/// When a file is missing or requires a feature that Caxton does not support.
 pub(super) fn read(root: &Path, weights: &[u8]) -> Result<Encoder, SourceError> {
     let [rows, hidden_size] = table_shape(&root.join(WEIGHTS), weights)?;
     let tokenizer = read_tokenizer_file(root)?;
@@ -75,8 +75,10 @@ fn table_shape(path: &Path, weights: &[u8]) -> Result<[usize; 2], SourceError> {
     }
 }
 
-/// Without a limit in the tokenizer sentence-transformers takes texts of any length, and the mean of
-/// a longer one is cut here, as every answer says.
+/// Returns the length limit of the tokenizer, or [`MAX_SEQUENCE_LENGTH`] if it has none.
+///
+/// Without a limit, sentence-transformers accepts texts of any length. Caxton truncates longer
+/// texts and states this in its response.
 fn max_sequence_length(path: &Path, tokenizer: &[u8]) -> Result<usize, SourceError> {
     let tokenizer: Tokenizer = parse(path, tokenizer)?;
     let Some(truncation) = tokenizer.truncation else { return Ok(MAX_SEQUENCE_LENGTH) };
@@ -100,7 +102,8 @@ mod tests {
     use super::*;
     use crate::package::directory_fixture::{Values, safetensors, write_json};
 
-    /// Three tokens of length 2, normalised, as model2vec writes them.
+    /// Creates a directory with a table of three tokens and dimension 2 and a Normalize module, in
+    /// the layout of model2vec.
     fn directory(path: &str, tensors: &[Values<'_>], truncation: &Value) -> TempDir {
         let directory = tempfile::tempdir().unwrap();
         let class = |name: &str, path: &str| {

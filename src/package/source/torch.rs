@@ -1,12 +1,12 @@
-//! `pytorch_model.bin`: the tensors that `torch.save` wrote, as the safetensors file that they could
-//! have been.
+//! Converts `pytorch_model.bin`, written by `torch.save`, to a safetensors file.
 //!
-//! Owns the archive around the pickle and the views into its storages. The format: an uncompressed
-//! zip archive with `NAME/data.pkl`, a pickle, and `NAME/data/KEY`, the bytes of each storage
-//! (<https://github.com/pytorch/pytorch/blob/v2.9.0/docs/source/notes/serialization.rst>).
+//! Handles the zip archive around the pickle and the views into its storages. The format is an
+//! uncompressed zip archive with `NAME/data.pkl`, a pickle, and `NAME/data/KEY`, the bytes of each
+//! storage (<https://github.com/pytorch/pytorch/blob/v2.9.0/docs/source/notes/serialization.rst>).
 //!
-//! Invariant: no tensor reaches beyond its storage or has more values than it, and all together
-//! are not larger than the limit, so that a small file cannot ask for much memory.
+//! Invariant: no tensor reaches beyond its storage or has more values than it, and all tensors
+//! together do not exceed the limit. Therefore a small file cannot cause the allocation of much
+//! memory.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,12 +21,12 @@ use super::pickle::{self, Tensor};
 
 const PICKLE: &str = "/data.pkl";
 
-/// The tensors of the file at `path`, at most `limit` bytes, as a safetensors file.
+/// Reads the tensors of the file at `path`, at most `limit` bytes, as a safetensors file.
 ///
-/// Holds both at once.
+/// Holds the input and the output in memory at the same time.
 ///
 /// # Errors
-/// When it cannot be read, is damaged, or is anything but a dictionary of tensors.
+/// When the file cannot be read, is damaged, or is not a dictionary of tensors.
 pub(super) fn read_as_safetensors(path: &Path, limit: u64) -> Result<Vec<u8>, SourceError> {
     let bytes = read_file(path, limit)?;
     convert(&bytes, limit).map_err(|reason| unsupported(path, reason))
@@ -62,11 +62,11 @@ fn convert(bytes: &[u8], limit: u64) -> Result<Vec<u8>, String> {
     safetensors::serialize(views, None).map_err(|error| error.to_string())
 }
 
-/// The zip archive around everything.
+/// The zip archive of a torch file.
 struct Archive<'a> {
     bytes: &'a [u8],
     zip: ZipArchive<Cursor<&'a [u8]>>,
-    /// The folder that all is in.
+    /// Directory in the archive that contains all files.
     folder: String,
 }
 
@@ -90,7 +90,7 @@ impl<'a> Archive<'a> {
         let [folder] = <[String; 1]>::try_from(folders)
             .map_err(|found| format!("holds {} files {PICKLE}, expected one", found.len()))?;
         let mut archive = Self { bytes, zip, folder };
-        // Files without it were written on machines of today's order.
+        // Files without this entry were written on little-endian machines.
         let order = "/byteorder";
         if archive.has(order) && archive.content(order)? != b"little" {
             return Err("was written on a big-endian machine".to_owned());
@@ -102,7 +102,7 @@ impl<'a> Archive<'a> {
         self.zip.index_for_name(&format!("{}{name}", self.folder)).is_some()
     }
 
-    /// The bytes of the file `name` in the folder; its checksum holds.
+    /// Returns the bytes of the file `name` in the directory, after a check of their CRC-32.
     fn content(&mut self, name: &str) -> Result<&'a [u8], String> {
         let name = format!("{}{name}", self.folder);
         let damaged = |what: &dyn std::fmt::Display| format!("{name} in it: {what}");
@@ -110,7 +110,7 @@ impl<'a> Archive<'a> {
         if file.compression() != CompressionMethod::Stored || file.encrypted() {
             return Err(damaged(&"is compressed or encrypted, as torch does not write it"));
         }
-        // Reading all of it compares the checksum.
+        // Reading the whole file makes the zip reader verify the CRC-32.
         let length = io::copy(&mut file, &mut io::sink()).map_err(|error| damaged(&error))?;
         let content = file.data_start().and_then(|start| {
             let start = usize::try_from(start).ok()?;
@@ -120,7 +120,7 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// The values of `tensor` in row-major order, from its `storage`.
+/// Returns the values of `tensor` in row-major order, from its `storage`.
 fn values<'a>(tensor: &Tensor<'_>, storage: &'a [u8]) -> Result<Cow<'a, [u8]>, &'static str> {
     const BEYOND: &str = "reaches beyond its storage";
     let Tensor { dtype, stored, offset, shape, strides, .. } = tensor;
@@ -131,6 +131,8 @@ fn values<'a>(tensor: &Tensor<'_>, storage: &'a [u8]) -> Result<Cow<'a, [u8]>, &
     if shape.len() != strides.len() {
         return Err("has other axes than strides");
     }
+    // All arithmetic on untrusted sizes is checked. After these checks, `last` is the highest
+    // position of any value, so the positions below cannot overflow or leave the storage.
     let count = shape.iter().try_fold(1_usize, |count, length| count.checked_mul(*length));
     let count = count.filter(|count| count <= stored).ok_or("has more values than its storage")?;
     if count == 0 {
@@ -145,6 +147,7 @@ fn values<'a>(tensor: &Tensor<'_>, storage: &'a [u8]) -> Result<Cow<'a, [u8]>, &
     }
     let mut gathered = Vec::with_capacity(count * size);
     for index in 0..count {
+        // `rest` is decomposed into one index per axis, from the last axis to the first.
         let mut rest = index;
         let mut position = *offset;
         for (length, stride) in shape.iter().zip(strides).rev() {
@@ -156,7 +159,8 @@ fn values<'a>(tensor: &Tensor<'_>, storage: &'a [u8]) -> Result<Cow<'a, [u8]>, &
     Ok(Cow::Owned(gathered))
 }
 
-/// Whether values lie one behind the other; the stride of an axis of one index is never used.
+/// Returns whether the values are contiguous in row-major order. Strides of axes with length 1 are
+/// ignored, because they are never used.
 fn is_row_major(shape: &[usize], strides: &[usize]) -> bool {
     let mut expected = 1;
     shape.iter().zip(strides).rev().all(|(&length, &stride)| {

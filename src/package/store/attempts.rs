@@ -1,12 +1,13 @@
-//! Attempts: how often the self-test of an entry has begun without an end.
+//! Counts the self-tests of an entry that began and have not ended.
 
 use super::super::entry::Key;
 use super::super::record::Status;
 use super::{Store, StoreError};
 
 impl Store {
-    /// Counts the beginning of a self-test, on the disk before the test begins: an entry whose test ends the daemon is
-    /// known after the next start. [`Store::make_available`], [`Store::remove`] or [`Store::cancel_test`] follows.
+    /// Counts the start of a self-test on the disk, before the test begins. After a crash caused by
+    /// the test, the next start finds the count. The caller calls [`Store::make_available`],
+    /// [`Store::remove`] or [`Store::cancel_test`] afterwards.
     ///
     /// # Errors
     /// When there is no such entry, or the disk fails; the test must not begin then.
@@ -14,7 +15,7 @@ impl Store {
         self.count_test(key, |attempts| attempts.saturating_add(1))
     }
 
-    /// Takes back what [`Store::begin_test`] counted, for a self-test that was stopped on purpose.
+    /// Takes back one count of [`Store::begin_test`], for a self-test that was stopped on purpose.
     ///
     /// # Errors
     /// When there is no such entry, or the disk fails.
@@ -27,6 +28,8 @@ impl Store {
         let mut entry = self.entry(key)?;
         let attempts = count(entry.record.attempts);
         entry.record.attempts = attempts;
+        // Write the disk first: a count that exists only in memory would not survive the crash that
+        // it is for.
         self.write_record(&entry)?;
         if let Some(entry) = self.index().get_mut(key) {
             entry.record.attempts = attempts;
@@ -37,7 +40,7 @@ impl Store {
     /// Marks an entry as [`Status::Quarantined`] because of `reason`.
     ///
     /// # Errors
-    /// When there is no such entry, or the disk fails; in memory it is marked then, too.
+    /// When there is no such entry, or the disk fails; the entry is then marked in memory only.
     pub fn quarantine(&self, key: &Key, reason: String) -> Result<(), StoreError> {
         self.update(key, |record| record.status = Status::Quarantined(reason))
     }

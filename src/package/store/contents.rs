@@ -1,8 +1,9 @@
-//! Contents: what the files of an entry hold, and whether they are still what was installed.
+//! Reads the files of an entry and compares them with its manifest.
 //!
-//! Owns the comparison of an entry with its manifest, and the mark on one that differs.
+//! An entry whose files differ is marked as corrupt here.
 //!
-//! Invariant: nothing is given before its digest was compared, through the handle that it came from.
+//! Invariant: bytes are returned only after their digest was compared, through the handle that they
+//! were read from.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,13 +18,15 @@ use super::{Store, StoreError};
 use crate::errors::chain;
 
 impl Store {
-    /// The manifest and contents of an entry: every file is hashed, and only bytes whose digest holds are returned.
+    /// Reads the manifest and contents of an entry. Hashes every file, and returns only bytes with
+    /// the right digest.
     ///
-    /// The weights are mapped and hashed in the mapping, which the contents keep; the other files are read into
-    /// memory.
+    /// The weights are mapped and hashed in the mapping, which the contents keep. The other files
+    /// are read into memory.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] when a file is missing or not what it was; the entry is marked so.
+    /// [`StoreError::Corrupt`] when a file is missing or was changed since it was installed; the
+    /// entry is marked so.
     pub fn read(&self, key: &Key) -> Result<(Arc<Manifest>, Contents), StoreError> {
         let (manifest, contents) = self.read_without_weights(key)?;
         let Contents { config, tokenizer, weights: (), dense } = contents;
@@ -31,7 +34,7 @@ impl Store {
         Ok((manifest, Contents { config, tokenizer, weights, dense }))
     }
 
-    /// The weights of [`read`](Self::read) alone.
+    /// Reads the weights alone, as [`read`](Self::read) does.
     ///
     /// # Errors
     /// Those of [`read`](Self::read).
@@ -46,7 +49,8 @@ impl Store {
         Ok(weights)
     }
 
-    /// [`read`](Self::read) without the weights, which are by far the largest file.
+    /// Reads an entry as [`read`](Self::read) does, but without the weights, which are by far the
+    /// largest file.
     ///
     /// # Errors
     /// Those of [`read`](Self::read).
@@ -57,7 +61,8 @@ impl Store {
         let Entry { manifest, record, .. } = self.entry(key)?;
         let mut files = BTreeMap::new();
         for member in manifest.files.iter().filter(|member| member.path.as_str() != WEIGHTS) {
-            // Exactly as large as it will be: growing would copy, and hold twice as much.
+            // Allocate the exact size: a vector that grows copies its bytes and holds both copies
+            // meanwhile.
             let mut content = Vec::with_capacity(usize::try_from(member.size).unwrap_or(0));
             let name = member.path.as_str();
             let copied = member::copy(&self.path(key), member, &record.verity, &mut content);
@@ -72,15 +77,16 @@ impl Store {
         Ok((manifest, contents))
     }
 
-    /// The manifest of an entry and its `config.json`, whose digest holds.
+    /// Reads the manifest of an entry and its `config.json`, whose digest is compared.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] when the file is missing or not what it was; the entry is marked so.
+    /// [`StoreError::Corrupt`] when the file is missing or was changed since it was installed; the
+    /// entry is marked so.
     pub fn config(&self, key: &Key) -> Result<(Arc<Manifest>, Vec<u8>), StoreError> {
         Ok((self.entry(key)?.manifest, self.member(key, CONFIG)?))
     }
 
-    /// The `tokenizer.json` of an entry, whose digest holds.
+    /// Reads the `tokenizer.json` of an entry, whose digest is compared.
     ///
     /// # Errors
     /// Those of [`config`](Self::config).
@@ -99,20 +105,23 @@ impl Store {
         Ok(content)
     }
 
-    /// Hashes every file of an entry; calls `progress` with the bytes hashed so far. Returns whether it was corrupt or could
-    /// not be read before.
+    /// Hashes every file of an entry and calls `progress` with the number of bytes hashed so far.
+    /// Returns `true` if the entry was corrupt or unreadable before.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] when a file is missing or not what it was; the entry is marked so.
+    /// [`StoreError::Corrupt`] when a file is missing or was changed since it was installed; the
+    /// entry is marked so.
     pub fn verify(&self, key: &Key, progress: impl FnMut(u64)) -> Result<bool, StoreError> {
         let was_unread = self.medium.is_unread(key);
         let mut counter = member::Counter { bytes: 0, progress };
         for member in &self.entry(key)?.manifest.files {
-            // Every byte, whoever checks it at each load.
+            // Pass no fs-verity digests: hash every byte here, even where the kernel checks the
+            // file at each read.
             let copied = member::copy(&self.path(key), member, &BTreeMap::new(), &mut counter);
             self.intact(key, member.path.as_str(), copied)?;
         }
-        // It was installed before the file system, or this version, had it.
+        // The entry has no fs-verity digests if it was installed before the file system or Caxton
+        // supported them.
         let entry = self.entry(key)?;
         let verity = match entry.record.verity.is_empty() {
             true => self.protect(&self.path(key), &entry)?,
@@ -128,15 +137,16 @@ impl Store {
             }
         });
         match written {
-            // The files are right, whether that can be written down or not.
+            // The files are right, even if the record cannot be written.
             Err(StoreError::File(error)) if error.disk_failed() => {}
             written => written?,
         }
         Ok(was_corrupt || was_unread)
     }
 
-    /// What was `found` of the file `name`; marks the entry corrupt when it is not what was installed. The one place where
-    /// that is found out: it calls for attention.
+    /// Returns the value in `found` for the file `name`. Marks the entry corrupt when the file
+    /// differs from the installed one. This is the only place that detects corruption, so it calls
+    /// `attract`.
     pub(super) fn intact<T>(
         &self,
         key: &Key,
@@ -148,15 +158,17 @@ impl Store {
                 self.medium.read(key, name);
                 return Ok(found);
             }
-            // A disk or a permission that can be put right; nothing is known of the bytes.
+            // The disk or a permission failed and can be repaired; the bytes themselves are
+            // unknown.
             Err(MemberError::Unread(error)) => {
                 self.medium.unread(key, name, &error);
                 return Err(error.into());
             }
             Err(MemberError::Differs(reason)) => reason,
         };
-        // Whatever else is wrong with the disk, the caller hears first that these bytes are not to be used. An entry that
-        // has not passed its self-test keeps its status: a corrupt one whose files are right again becomes available.
+        // Report the corruption first, even if the disk fails too: the caller must not use these
+        // bytes. An entry that has not passed its self-test keeps its status, because a corrupt
+        // entry becomes available when its files are right again.
         let is_tested = self.entry(key).is_ok_and(|entry| entry.record.status.is_tested());
         let status = Status::Corrupt(reason.clone());
         if is_tested && let Err(error) = self.update(key, |record| record.status = status) {

@@ -1,6 +1,4 @@
-//! The files of the store that it writes itself: its lock, and the record and manifest of an entry.
-//!
-//! Owns their names and limits. What an entry means is the index's business.
+//! Reads and writes the store's own files: its lock, and the record and manifest of an entry.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,12 +17,14 @@ use crate::errors::chain;
 use crate::files::{self, FileError};
 
 pub(super) const RECORD: &str = "record.json";
-/// A record has a dozen short fields; a manifest in the store is one that the reader accepted.
+/// Largest `record.json`: a record has a dozen short fields. The limit of a manifest is that of the
+/// archive reader.
 const MAX_RECORD: u64 = 64 << 10;
 const MAX_MANIFEST: u64 = 1 << 20;
 
-/// The lock of the store in `directory`. The directory itself is locked where the disk takes no file that is not there
-/// yet: such a store is not changed before it was opened again or [`own_lock`] was taken.
+/// Takes the lock of the store in `directory`. Locks the directory itself where the disk refuses to
+/// create the lock file. Such a store must not be changed before [`own_lock`] succeeds or the store
+/// is opened again.
 pub(super) fn lock(directory: &Path) -> Result<Locks, StoreError> {
     let of_directory = match own_lock(directory) {
         Err(StoreError::File(error)) if error.disk_failed() => files::lock_directory(directory)?,
@@ -34,7 +34,7 @@ pub(super) fn lock(directory: &Path) -> Result<Locks, StoreError> {
     Ok(Locks { _directory: Some(locked), file: Mutex::default() })
 }
 
-/// What keeps other processes from the store.
+/// Locks that keep other processes from the store.
 #[derive(Debug)]
 pub(super) struct Locks {
     _directory: Option<Flock<File>>,
@@ -42,10 +42,10 @@ pub(super) struct Locks {
 }
 
 impl Locks {
-    /// Takes the lock on the file of the store in `directory`, if only the directory is locked so far. Before anything is
-    /// written.
+    /// Takes the lock on the file of the store in `directory`, if only the directory is locked so
+    /// far. The caller does this before it writes anything.
     pub(super) fn complete(&self, directory: &Path) -> Result<(), StoreError> {
-        // A panic while it was held leaves a lock or none.
+        // A panic while the mutex is held leaves either `Some` or `None`.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if file.is_none() {
             *file = Some(own_lock(directory)?);
@@ -54,7 +54,7 @@ impl Locks {
     }
 }
 
-/// The lock of the store in `directory` on its own file.
+/// Takes the lock of the store in `directory` on its own file.
 pub(super) fn own_lock(directory: &Path) -> Result<Flock<File>, StoreError> {
     let path = directory.join("lock");
     let lock = files::lock(&path)?.ok_or_else(|| StoreError::Locked(directory.to_owned()))?;
@@ -62,14 +62,14 @@ pub(super) fn own_lock(directory: &Path) -> Result<Flock<File>, StoreError> {
     Ok(lock)
 }
 
-/// Removes the temporary files of writes that the process did not live to finish: in the store's `directory` and in those
-/// of its entries. For the owner of the lock.
+/// Removes the temporary files of interrupted writes in the store's `directory` and in its entries.
+/// The caller owns the lock.
 ///
 /// # Errors
-/// When the directory cannot be listed, or a file not be removed.
+/// When the directory cannot be listed, or a file cannot be removed.
 pub(super) fn remove_unfinished(directory: &Path, models: &Path) -> Result<(), FileError> {
     let mut left = temporary_files(directory)?;
-    // A directory that cannot be listed is told when its entry is read.
+    // A directory that cannot be listed is reported when its entry is read.
     let (entries, _unlisted) = children(models);
     let entries = entries.iter().filter(|entry| !entry.is_symlink());
     left.extend(entries.filter_map(|entry| temporary_files(entry).ok()).flatten());
@@ -86,18 +86,18 @@ fn temporary_files(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     Ok(children.iter().map(fs::DirEntry::path).collect())
 }
 
-/// What lies in a store: see [`Store::examine`](super::Store::examine).
+/// Contents of a store: see [`Store::examine`](super::Store::examine).
 #[derive(Debug, Default)]
 pub struct Examined {
     /// The entries that can be read.
     pub entries: Vec<Entry>,
-    /// The others: where each lies, and why it cannot be read.
+    /// The other entries: the path of each, and why it cannot be read.
     pub unreadable: Vec<(PathBuf, String)>,
-    /// Why there may be more of both: their directory cannot be listed, or not to its end.
+    /// Error that leaves the two lists incomplete: the directory cannot be listed to its end.
     pub unlisted: Option<FileError>,
 }
 
-/// Reads every entry in `models`, as far as the disk gives them.
+/// Reads every entry in `models`, as far as the disk returns them.
 pub(super) fn read_entries(models: &Path) -> Examined {
     let (children, unlisted) = children(models);
     let mut found = Examined { unlisted, ..Examined::default() };
@@ -110,7 +110,7 @@ pub(super) fn read_entries(models: &Path) -> Examined {
     found
 }
 
-/// The entry whose directory is `path`; says why there is none.
+/// Reads the entry whose directory is `path`. The error is the reason why it cannot be used.
 pub(super) fn read_entry(path: &Path) -> Result<Entry, String> {
     let read = |name: &str, limit| {
         files::read_limited(&path.join(name), limit).map_err(|error| chain(&error))
@@ -129,13 +129,14 @@ pub(super) fn read_entry(path: &Path) -> Result<Entry, String> {
     Ok(Entry { key, manifest: Arc::new(manifest), record, disabled: None })
 }
 
-/// Nothing when the disk failed, which the store opens in spite of.
+/// Ignores an error of a failing disk: the store opens despite it.
 pub(super) fn unless_disk_failed(error: FileError) -> Result<(), FileError> {
     if error.disk_failed() { Ok(()) } else { Err(error) }
 }
 
-/// Returns what is in `directory`, as far as it can be listed, and why there may be more. A directory that does not exist
-/// is empty: a disk that takes no writes did not let it be made.
+/// Returns the paths in `directory`, as far as it can be listed, and the error that ended the list.
+/// A directory that does not exist counts as empty: a disk that refuses writes prevented its
+/// creation.
 fn children(directory: &Path) -> (Vec<PathBuf>, Option<FileError>) {
     let listed = match fs::read_dir(directory) {
         Ok(listed) => listed,

@@ -1,4 +1,4 @@
-//! Why the store did not do what it was asked.
+//! Errors of the store.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use super::super::record::StoreFull;
 use super::room::NoSpace;
 use crate::files::{self, FileError};
 
-/// Why the store did not do what it was asked.
+/// Errors of operations on the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process holds the store.
@@ -16,16 +16,17 @@ pub enum StoreError {
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// There is no room.
+    /// The quota would be exceeded.
     #[error(transparent)]
     Full(#[from] StoreFull),
     /// The file system has too little space.
     #[error(transparent)]
     NoSpace(#[from] NoSpace),
-    /// No such entry.
+    /// There is no such entry.
     #[error("{0} is not installed")]
     Unknown(Key),
-    /// Another entry of the same id is shown alike.
+    /// Another entry of the same id has the same first digits of its digest, so that both have the
+    /// same printed name.
     #[error(
         "another package of the same short name is installed: {0} has the same first digits of its digest and another \
          content; make the package again, with another version"
@@ -34,12 +35,12 @@ pub enum StoreError {
     /// Too many ids were installed with a signature.
     #[error("signed packages of too many ids were installed: {} has no room for another version", .0.display())]
     TooManyVersions(PathBuf),
-    /// A file is not what it was when it was installed.
+    /// A file differs from the installed one.
     #[error("{key} is corrupt: {reason}")]
     Corrupt {
         /// The entry.
         key: Key,
-        /// Which file, and how it differs.
+        /// The file, and how it differs.
         reason: String,
     },
 }

@@ -1,6 +1,6 @@
-//! Which files of the drop directory give an entry.
+//! Records from which files of the drop directory an entry comes.
 //!
-//! Owns the changes of an entry's [`Origin`]. Whether an entry leaves with its last file is decided by the caller.
+//! The caller decides whether an entry is removed together with its last file.
 
 use super::super::drop::Fingerprint;
 use super::super::entry::Key;
@@ -8,7 +8,8 @@ use super::super::record::Origin;
 use super::{Store, StoreError};
 
 impl Store {
-    /// Makes an entry independent of the file that it came from: it stays until an administrator removes it.
+    /// Makes an entry independent of the file that it came from: it stays until an administrator
+    /// removes it.
     ///
     /// # Errors
     /// When there is no such entry, or the disk fails.
@@ -16,8 +17,9 @@ impl Store {
         self.update(key, |record| record.origin = Origin::Installed)
     }
 
-    /// Says that `file` of the drop directory does not give an entry any more. Returns whether the entry may stay:
-    /// when another file gives it, or an administrator did. If not, nothing changes; the caller decides.
+    /// Removes `file` of the drop directory from the origin of an entry. Returns `true` if the
+    /// entry may stay, because it has another file or an administrator installed it. Changes
+    /// nothing if it returns `false`; the caller decides then.
     ///
     /// # Errors
     /// When there is no such entry, or the disk fails.
@@ -33,10 +35,12 @@ impl Store {
         Ok(true)
     }
 
-    /// Remembers that `file` of the drop directory, which gave an entry, was seen with `fingerprint`.
+    /// Records that `file` of the drop directory, from which an entry comes, was seen with
+    /// `fingerprint`.
     ///
     /// # Errors
-    /// When there is no such entry, or the disk fails; it is remembered in memory then, too.
+    /// When there is no such entry, or the disk fails; the fingerprint is then recorded in memory
+    /// only.
     pub fn saw(&self, key: &Key, file: &str, fingerprint: Fingerprint) -> Result<(), StoreError> {
         self.update(key, |record| {
             if let Origin::Dropped { files } = &mut record.origin

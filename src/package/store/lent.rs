@@ -1,4 +1,4 @@
-//! An entry lent to a process that this one has started, which reads it while this one holds the store.
+//! Lends an entry to a child process, which reads it while this process holds the store.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +13,8 @@ use super::{MODELS, Store, disk};
 use crate::files::FileError;
 
 impl Store {
-    /// Opens the directory of the store: a handle that another process inherits leads to it wherever it lies.
+    /// Opens the directory of the store. A child process that inherits the handle needs no path to
+    /// the directory.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -21,15 +22,16 @@ impl Store {
         File::open(&self.directory).map_err(FileError::new("open", &self.directory))
     }
 
-    /// Returns where the files of the entry `key` are in a store in `directory`.
+    /// Returns the directory of the entry `key` in the store in `directory`.
     pub fn directory_of(directory: &Path, key: &Key) -> PathBuf {
         directory.join(MODELS).join(key.directory())
     }
 
-    /// Opens the one entry `key` of the store in `directory`, which another process holds. Nothing of it can be changed.
+    /// Opens the one entry `key` of the store in `directory`, which another process holds. The
+    /// entry cannot be changed.
     ///
     /// # Errors
-    /// When it cannot be read; says why.
+    /// When the entry cannot be read; the error is the reason.
     pub fn lend(directory: &Path, key: &Key) -> Result<Self, String> {
         let entry = disk::read_entry(&Self::directory_of(directory, key))?;
         let lent = Self {

@@ -1,9 +1,11 @@
-//! The disk below the store: whether it takes writes, which entries it does not give, and whether it has fs-verity.
+//! Tracks the disk below the store: whether it accepts writes, which entries cannot be read, and
+//! whether it has fs-verity.
 //!
-//! A failing disk costs what it does not give and nothing else: the store opens, serves what it can read, and tries
-//! again. Nothing here is written down; it is found out again after each start.
+//! A failing disk disables only the data that it cannot return. The store opens, serves the entries
+//! that it can read, and retries the others. This state is not stored: it is determined again after
+//! each start.
 //!
-//! Invariant: the locks here are held over no I/O.
+//! Invariant: no lock of this module is held during I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,32 +23,32 @@ use super::{Store, disk};
 use crate::errors::chain;
 use crate::files::{self, FileError};
 
-/// Whether the kernel checks the files of the store when it reads them.
+/// fs-verity of the store's files: the kernel checks them when it reads them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verity {
-    /// It does, for entries that became available since the file system has it.
+    /// On, for entries that became available since the file system supports it.
     On,
-    /// It does not; says why.
+    /// Off, with the reason.
     Off(String),
 }
 
-/// What the disk below a store does and does not.
+/// Condition of the disk below a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
     /// The kind of the file system.
     pub file_system: String,
-    /// Whether it has fs-verity.
+    /// State of fs-verity.
     pub verity: Verity,
-    /// Why nothing can be written.
+    /// Reason why nothing can be written.
     pub unwritable: Option<String>,
-    /// Why it is not known which entries there are.
+    /// Reason why the entries cannot be listed.
     pub unlisted: Option<String>,
-    /// How many entries, or files of them, cannot be read.
+    /// Number of entries that cannot be read, or have a file that cannot be read.
     pub unreadable: usize,
 }
 
 impl Condition {
-    /// Returns a sentence for each thing that does not work as it should, without names of models or files.
+    /// Returns a sentence for each failure, without names of models or files.
     pub fn degraded(&self) -> Vec<String> {
         let unwritable = self
             .unwritable
@@ -64,22 +66,23 @@ impl Condition {
     }
 }
 
-/// What is known of the disk.
+/// Last known state of the disk.
 #[derive(Default)]
 pub(super) struct Medium {
     known: Mutex<Known>,
-    /// Called when something was found that may be put right at once.
+    /// Called when the store finds a failure that can perhaps be repaired at once.
     attention: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
 struct Known {
     unwritable: Option<String>,
-    /// Why the entries cannot be listed.
+    /// Reason why the entries cannot be listed.
     unlisted: Option<String>,
-    /// By the name of the entry's directory: what could not be read when the store was opened.
+    /// Entries that could not be read when the store was opened: the reason, by the name of the
+    /// directory.
     left_out: BTreeMap<String, String>,
-    /// By entry and file: what could not be read later.
+    /// Files that could not be read later: the reason, by entry and file.
     unread: BTreeMap<Key, BTreeMap<String, String>>,
     verity: Option<Verity>,
 }
@@ -92,18 +95,18 @@ impl fmt::Debug for Medium {
 
 impl Medium {
     fn known(&self) -> MutexGuard<'_, Known> {
-        // A panic while it was held leaves maps that are whole.
+        // A panic while the lock is held leaves the maps whole.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls for attention.
+    /// Calls the callback set by [`Store::on_attention`].
     pub(super) fn attract(&self) {
         if let Some(attention) = self.attention.get() {
             attention();
         }
     }
 
-    /// Remembers what a write came to.
+    /// Records whether a write succeeded.
     pub(super) fn wrote<T>(&self, written: Result<T, FileError>) -> Result<T, FileError> {
         match &written {
             Ok(_) => {
@@ -129,23 +132,24 @@ impl Medium {
         self.known().unwritable.is_none()
     }
 
-    /// Remembers whether the entries could be listed.
+    /// Records whether the entries could be listed.
     pub(super) fn set_unlisted(&self, error: Option<&FileError>) {
         self.known().unlisted = error.map(cause);
     }
 
-    /// Returns why the entries cannot be listed.
+    /// Returns the reason why the entries cannot be listed.
     pub(super) fn unlisted(&self) -> Option<String> {
         self.known().unlisted.clone()
     }
 
-    /// Remembers that the entry in the directory `path` is left out.
+    /// Records that the entry in the directory `path` cannot be read.
     pub(super) fn leave_out(&self, path: &Path, reason: String) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         self.known().left_out.insert(name.into_owned(), reason);
     }
 
-    /// Remembers that `file` of an entry could not be read.
+    /// Records that `file` of an entry could not be read. Ignores errors that are not those of the
+    /// disk.
     pub(super) fn unread(&self, key: &Key, file: &str, error: &FileError) {
         if !error.disk_failed() {
             return;
@@ -155,7 +159,7 @@ impl Medium {
         self.attract();
     }
 
-    /// Remembers that `file` of an entry was read.
+    /// Records that `file` of an entry was read.
     pub(super) fn read(&self, key: &Key, file: &str) {
         let mut known = self.known();
         if let Some(files) = known.unread.get_mut(key) {
@@ -170,14 +174,14 @@ impl Medium {
         self.known().unread.contains_key(key)
     }
 
-    /// Forgets what is known of an entry that left the store or was written anew.
+    /// Clears the records of an entry that was removed or written again.
     pub(super) fn forget(&self, key: &Key) {
         let mut known = self.known();
         known.unread.remove(key);
         known.left_out.remove(&key.directory());
     }
 
-    /// Remembers whether fs-verity could be turned on.
+    /// Records whether fs-verity could be enabled.
     pub(super) fn tried_verity(&self, tried: Result<(), nix::errno::Errno>) {
         use nix::errno::Errno;
         let verity = match tried {
@@ -191,7 +195,7 @@ impl Medium {
     }
 }
 
-/// The innermost cause, without a path.
+/// Returns the innermost cause, without a path.
 fn cause(error: &FileError) -> String {
     let error: &(dyn std::error::Error + 'static) = error;
     let causes = std::iter::successors(Some(error), |&error| error.source());
@@ -199,13 +203,14 @@ fn cause(error: &FileError) -> String {
 }
 
 impl Store {
-    /// Has `attention` called, from any thread, when an entry is found to be corrupt or unreadable, or when the disk
-    /// begins to refuse writes. The first call counts.
+    /// Sets a callback that is called when an entry is found to be corrupt or unreadable, and when
+    /// the disk begins to refuse writes or accepts them again. Any thread may call it. Only the
+    /// first callback is kept.
     pub fn on_attention(&self, attention: impl Fn() + Send + Sync + 'static) {
         drop(self.medium.attention.set(Box::new(attention)));
     }
 
-    /// Returns what the disk does and does not. Blocks for two system calls.
+    /// Returns the condition of the disk. Blocks for two system calls.
     pub fn condition(&self) -> Condition {
         let file_system = match statfs(&self.directory) {
             Ok(found) => name_of(found.filesystem_type()),
@@ -227,7 +232,7 @@ impl Store {
         }
     }
 
-    /// Returns why the entry cannot be read, when that was so the last time.
+    /// Returns the reason why the entry could not be read the last time, if it could not.
     pub fn unreadable(&self, key: &Key) -> Option<String> {
         self.medium.known().unread.get(key).and_then(|files| files.values().next().cloned())
     }
@@ -237,13 +242,13 @@ impl Store {
         self.medium.known().unread.keys().cloned().collect()
     }
 
-    /// Tries again what failed: makes the store writable when its file system takes writes again, lists the entries, and
-    /// reads those that were left out. Returns the entries that are there again. Blocks; writes only after a write has
-    /// failed.
+    /// Retries failed operations: makes the store writable when its file system accepts writes
+    /// again, lists the entries, and reads those that could not be read. Returns the recovered
+    /// entries. Blocks; writes only after a write has failed, or to detect fs-verity.
     pub fn recover(&self) -> Vec<Key> {
         let _writing = self.writing();
         if !self.medium.is_writable() && self.takes_nothing().is_none() {
-            // A success is remembered, and so is a failure.
+            // `medium` records success and failure alike.
             drop(self.try_to_write());
         }
         if self.medium.known().verity.is_none() && self.medium.is_writable() {
@@ -271,7 +276,7 @@ impl Store {
         found
     }
 
-    /// Lists the entries once more, and adds those that were not known to `found`. For the holder of `writing`.
+    /// Lists the entries once more and adds new ones to `found`. The caller holds `writing`.
     fn list_again(&self, found: &mut Vec<Key>) {
         let disk::Examined { entries, unreadable, unlisted } = disk::read_entries(&self.models());
         self.medium.set_unlisted(unlisted.as_ref());
@@ -286,10 +291,10 @@ impl Store {
         }
     }
 
-    /// Finds out whether the file system has fs-verity, with an empty file.
+    /// Detects with an empty file whether the file system supports fs-verity.
     fn probe_verity(&self) {
         let staging = self.directory.join("staging");
-        // A file that is open for writing cannot have it.
+        // The kernel refuses fs-verity for a file that is open for writing.
         let Ok(path) = files::temporary(&staging).map(tempfile::NamedTempFile::into_temp_path)
         else {
             return;
@@ -299,7 +304,7 @@ impl Store {
         }
     }
 
-    /// Why the file system takes no writes, if it says so itself.
+    /// Returns the reason why the file system accepts no writes, as far as statvfs(3) reports one.
     fn takes_nothing(&self) -> Option<String> {
         let found = statvfs(&self.directory).ok()?;
         let why = if found.flags().contains(FsFlags::ST_RDONLY) {
@@ -312,14 +317,15 @@ impl Store {
         Some(why.to_owned())
     }
 
-    /// Makes what opening the store could not make, and writes and removes a file.
+    /// Creates the directories that opening the store could not create, then writes and removes a
+    /// file.
     fn try_to_write(&self) -> Result<(), FileError> {
-        // A store that was lent is never written to.
+        // A store opened with [`Store::lend`] is never written to.
         let Some(locks) = &self.locks else { return Ok(()) };
         let staging = self.directory.join("staging");
         match locks.complete(&self.directory) {
             Err(super::StoreError::File(error)) => return self.medium.wrote(Err(error)),
-            // Another process has opened the store since: it is not ours to write to.
+            // Another process has opened the store since, so this one must not write to it.
             Err(_locked) => return Ok(()),
             Ok(()) => {}
         }
@@ -331,8 +337,9 @@ impl Store {
         self.medium.wrote(tried)
     }
 
-    /// Has the kernel check the files of the entry in `directory` from now on, and hashes each of them through its
-    /// handle. Returns the kernel's digests by file: none where the file system does not have fs-verity.
+    /// Enables fs-verity for the files of the entry in `directory`, so that the kernel checks each
+    /// read from now on. Then hashes each file through its handle. Returns the kernel's digests by
+    /// file, or an empty map where the file system does not support fs-verity.
     pub(super) fn protect(
         &self,
         directory: &Path,
@@ -349,7 +356,8 @@ impl Store {
                 return Ok(BTreeMap::new());
             }
             let Some(digest) = verity::measure(&file) else { return Ok(BTreeMap::new()) };
-            // Now that nothing can change it: the digest of the kernel stands for these bytes.
+            // The file cannot change any more, so the kernel's digest now stands for the bytes that
+            // are compared here.
             let name = member.path.as_str();
             self.intact(&entry.key, name, member::check(file, &path, member))?;
             digests.insert(name.to_owned(), digest);
@@ -362,7 +370,8 @@ fn is_absent(error: io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }
 
-/// Makes the directories of the store in `directory`, with its owner. Staging may have something in it.
+/// Creates the directories of the store in `directory` and gives them its owner. Keeps the contents
+/// of staging.
 pub(super) fn make_directories(directory: &Path) -> Result<(), FileError> {
     for name in ["staging", "models"] {
         let path = directory.join(name);
@@ -372,7 +381,7 @@ pub(super) fn make_directories(directory: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// The name of a kind of file system, as mount(8) has it.
+/// Returns the name of a kind of file system, as mount(8) prints it.
 fn name_of(kind: FsType) -> String {
     const KNOWN: [(i64, &str); 9] = [
         (0xef53, "ext4"),
@@ -447,7 +456,7 @@ mod tests {
         assert_eq!(healed.entry.record.status, Status::Available);
         assert_eq!((store.unreadable(&key), store.condition().unreadable), (None, 0));
         store.read(&key).unwrap();
-        // Missing rights are no fault of the disk.
+        // Missing permissions are not a failure of the disk.
         drop(store.intact::<()>(&key, "w", Err(MemberError::Unread(failed(libc::EACCES)))));
         assert_eq!(store.unreadable(&key), None);
     }
@@ -470,7 +479,7 @@ mod tests {
         assert_eq!(said[1], "2 entries of the store cannot be read");
     }
 
-    /// What the disk or a wrong mode does to the directory of the entries at start.
+    /// Checks a store whose entries the disk or a wrong mode hides at start.
     #[test]
     fn entries_that_cannot_be_listed_come_back_without_opening_the_store_again() {
         use std::os::unix::fs::PermissionsExt;
@@ -492,7 +501,7 @@ mod tests {
         }
         let models = place.path().join("models");
         let mode = |mode| fs::set_permissions(&models, PermissionsExt::from_mode(mode)).unwrap();
-        // The file system takes this thread for another user, for whom modes count.
+        // Give this thread another user id in the file system, because modes do not restrict root.
         let other = geteuid().is_root().then(|| Uid::from_raw(65_534));
         let opened = std::thread::scope(|scope| {
             let user = scope.spawn(|| {
@@ -520,7 +529,7 @@ mod tests {
                     degraded[0].contains("cannot be listed (Permission denied"),
                     "{degraded:?}"
                 );
-                // What is installed is not known, and so nothing is.
+                // The store refuses packages while it does not know which are installed.
                 let error = chain(&stage(&store).unwrap_err());
                 assert!(error.contains("models: Permission denied"), "{error}");
                 assert!(Store::examine(place.path()).unlisted.is_some());

@@ -1,17 +1,18 @@
-//! Rollback: which of several versions an id means when it is not to be the highest.
+//! Rollback: makes an id resolve to another of its versions than the highest one.
 //!
-//! Owns the marks in the records. The mark that was set last holds, until a version above all others is installed after
-//! it; so one record is written for a rollback, and a crash at any moment leaves the old choice or the new.
+//! A rollback is a mark in the record of an entry. The newest mark applies, until a version above
+//! all others is installed after it. One rollback writes one record, so a crash at any moment
+//! leaves the old choice or the new one.
 
 use super::super::entry::{Entry, Key, choose, earlier};
 use super::super::manifest::ModelId;
 use super::super::record::Timestamp;
 use super::{Store, StoreError};
 
-/// What an id is to mean.
+/// The version that an id should resolve to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rollback {
-    /// The version before the one that it means.
+    /// The version before the current one.
     Earlier,
     /// This version, or the one with this revision.
     To(String),
@@ -19,41 +20,41 @@ pub enum Rollback {
     Clear,
 }
 
-/// What an id meant and means now.
+/// The entries to which an id resolves before and after a rollback.
 #[derive(Debug)]
 pub struct RolledBack {
-    /// Before.
+    /// The entry before the rollback.
     pub from: Entry,
-    /// Now; the same when there was nothing to clear.
+    /// The entry after it; the same one when the rollback had nothing to clear.
     pub to: Entry,
 }
 
-/// Why an id means what it meant.
+/// Errors of a rollback. The id then resolves as before.
 #[derive(Debug, thiserror::Error)]
 pub enum RollbackError {
-    /// No such model.
+    /// There is no such model.
     #[error("\"{0}\" is not installed")]
     Unknown(String),
-    /// The name says already which version is meant.
+    /// The name already includes a version.
     #[error(
         "\"{0}\" names a version; give the id alone, and the version that it is to mean with --to"
     )]
     NamesVersion(String),
-    /// It is the first.
+    /// The current version is the first one.
     #[error(
         "there is no version before {0} in the store that could be used; install one, or name another with --to"
     )]
     NoEarlier(Key),
-    /// The version is not there, or cannot be used.
+    /// The version is not installed, or cannot be used.
     #[error(
         "\"{id}\" has no version or revision \"{version}\" in the store that can be used; it has: {}", known.join(", ")
     )]
     NoVersion {
         /// The id.
         id: String,
-        /// What was asked for.
+        /// The requested version.
         version: String,
-        /// What there is.
+        /// The versions that can be used.
         known: Vec<String>,
     },
     /// The record was not written.
@@ -62,10 +63,11 @@ pub enum RollbackError {
 }
 
 impl Store {
-    /// Makes `id` mean another of its versions, also after opening again, until a version above all others is installed.
+    /// Makes `id` resolve to another of its versions until a version above all others is installed.
+    /// The choice survives a restart.
     ///
     /// # Errors
-    /// When there is no such model or version, or the disk fails; then it means what it meant.
+    /// When there is no such model or version, or the disk fails; the id then resolves as before.
     pub fn roll_back(&self, id: &str, rollback: &Rollback) -> Result<RolledBack, RollbackError> {
         if id.contains('@') {
             return Err(RollbackError::NamesVersion(id.to_owned()));
@@ -91,7 +93,7 @@ impl Store {
                 self.mark(&to.key, Some(turn(entries.iter(), &from.manifest.id)))?;
             }
             Rollback::Clear => {
-                // The mark that holds goes last: no older one comes into force in between.
+                // Clear the newest mark last, so that an older one never takes effect.
                 entries.retain(|entry| entry.record.chosen_at.is_some());
                 entries.sort_by_key(|entry| entry.record.chosen_at);
                 for entry in &entries {
@@ -108,7 +110,7 @@ impl Store {
         let _writing = self.writing();
         let mut entry = self.entry(key)?;
         entry.record.chosen_at = chosen_at;
-        // First the disk: what is not there must not hold until the next start only.
+        // Write the disk first: a mark that exists only in memory would be lost at the next start.
         self.write_record(&entry)?;
         if let Some(entry) = self.index().get_mut(key) {
             entry.record.chosen_at = chosen_at;
@@ -117,8 +119,9 @@ impl Store {
     }
 }
 
-/// The present second, or a later one, so that of what happens to one id within a second, or before and after a clock
-/// was set back, the later has the later time.
+/// Returns the present second, or one second after the latest event of `id` if that is later. So of
+/// two events of one id the later one has the later time, even within one second or after the clock
+/// was set back.
 pub(super) fn turn<'a>(entries: impl Iterator<Item = &'a Entry>, id: &ModelId) -> Timestamp {
     let of_id = entries.filter(|entry| entry.manifest.id == *id);
     let times = of_id.flat_map(|entry| [Some(entry.record.installed_at), entry.record.chosen_at]);

@@ -1,7 +1,8 @@
-//! Room: whether the store and its file system can take a package. Asked before a byte of the package is written.
+//! Checks whether the store and its file system have space for a package, before a byte of it is
+//! written.
 //!
-//! Owns the reserve of the file system, and the decision which entries leave for another one: asked here and again when
-//! the package is installed.
+//! This module defines the reserve of the file system. It also selects the entries that are removed
+//! for another one; the store asks for them here and again when the package is installed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,34 +17,34 @@ use super::{Entry, Store, StoreError};
 use crate::files::FileError;
 use crate::units::Bytes;
 
-/// A twentieth of a file system stays free for others, but not less than [`LEAST_RESERVE`] and not more than
-/// [`MOST_RESERVE`].
+/// Share of a file system that stays free for others, one twentieth, but not less than
+/// [`LEAST_RESERVE`] and not more than [`MOST_RESERVE`].
 const RESERVE_SHARE: u64 = 20;
 const LEAST_RESERVE: Bytes = Bytes::mib(64);
 const MOST_RESERVE: Bytes = Bytes::mib(1024);
-/// Files that an entry has beside those of the manifest: its directory, manifest.json, record.json, and record.json
-/// under the name that it has until it is complete.
+/// Files of an entry besides those of the manifest: its directory, manifest.json, record.json, and
+/// the temporary file from which record.json is renamed.
 const FILES_BESIDE: u64 = 4;
 
-/// What the store holds, and what it may hold.
+/// Use of the store, and its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUse {
     /// The limits.
     pub quota: Quota,
-    /// The number of entries, models that came with the appliance not counted.
+    /// Number of entries, without bundled ones.
     pub models: usize,
-    /// The size of their files.
+    /// Size of their files.
     pub size: Bytes,
 }
 
-/// What a package may take of a file system.
+/// Free space of a file system, for a package.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FreeSpace {
     /// Bytes that are free for users without privileges.
     pub free: Bytes,
-    /// Bytes of these that no package takes.
+    /// Bytes of these that no package may take.
     pub reserve: Bytes,
-    /// Files that can be created; `None` where the file system has no such limit.
+    /// Number of files that can be created; `None` where the file system has no such limit.
     pub files: Option<u64>,
 }
 
@@ -74,13 +75,13 @@ impl std::fmt::Display for Count {
 }
 
 impl NoSpace {
-    /// One that needs so much space.
+    /// Returns an error for a package that needs `needed` bytes.
     #[cfg(test)]
     pub(in super::super) fn for_test(needed: Bytes) -> Self {
         Self { directory: PathBuf::new(), space: FreeSpace::default(), needed, files: 1 }
     }
 
-    /// Whether `space` is enough for the package.
+    /// Returns whether `space` is enough for the package.
     pub fn is_met_by(&self, space: &FreeSpace) -> bool {
         space.fits(self.needed, self.files)
     }
@@ -100,7 +101,7 @@ impl FreeSpace {
         Ok(Self {
             free: Bytes(found.blocks_available().saturating_mul(unit)),
             reserve: reserve(whole),
-            // Some file systems make files as they need them, and say 0.
+            // Some file systems create inodes on demand and report 0.
             files: (found.files() > 0).then(|| found.files_available()),
         })
     }
@@ -116,13 +117,15 @@ fn reserve(whole: Bytes) -> Bytes {
 }
 
 impl Store {
-    /// Returns an error when the store would not take the package, so that it need not be written: by the quota, which
-    /// is applied again when the package is installed, and by the free space of the file system.
+    /// Checks whether the store has space for the package, so that a package that does not fit is
+    /// never written. Applies the quota, which is applied again at the installation, and the free
+    /// space of the file system.
     ///
-    /// What came with the appliance has no quota and no reserve.
+    /// Bundled packages have no quota and no reserve.
     ///
     /// # Errors
-    /// [`StoreError::Full`] and [`StoreError::NoSpace`], and when the file system cannot be measured.
+    /// [`StoreError::Full`] and [`StoreError::NoSpace`], and when the file system cannot be
+    /// measured.
     pub fn ask(
         &self,
         announced: &Announced<'_>,
@@ -146,14 +149,15 @@ impl Store {
         self.check_space(space, sizes.chain([announced.manifest_bytes]))
     }
 
-    /// Returns an error when the file system of the store has no space for files of `sizes` beside its reserve.
+    /// Checks that the file system of the store has space for files of `sizes` and its reserve.
     pub(super) fn check_space(
         &self,
         space: FreeSpace,
         sizes: impl Iterator<Item = u64>,
     ) -> Result<(), StoreError> {
-        /// The block of most file systems. A file takes whole ones.
+        /// Block size of most file systems. A file takes whole blocks.
         const BLOCK: u64 = 4096;
+        // [`Store::ask`] passes the manifest among `sizes`, so it is not counted as a file here.
         let (mut needed, mut files) = (FILES_BESIDE * BLOCK, FILES_BESIDE - 1);
         for size in sizes {
             needed = needed.saturating_add(size.checked_next_multiple_of(BLOCK).unwrap_or(size));
@@ -166,7 +170,7 @@ impl Store {
         Err(NoSpace { directory: self.directory.clone(), space, needed, files }.into())
     }
 
-    /// Returns what the store holds and may hold.
+    /// Returns the use of the store, and its limits.
     pub fn in_use(&self, quota: Quota) -> StoreUse {
         let index = self.index();
         let counted = || index.values().filter(|entry| !entry.record.origin.is_bundled());
@@ -183,7 +187,7 @@ impl Store {
     }
 }
 
-/// A package that is to become an entry.
+/// A package that will become an entry.
 #[derive(Clone, Copy)]
 pub(super) struct Incoming<'a> {
     key: &'a Key,
@@ -198,8 +202,8 @@ impl<'a> From<&'a Entry> for Incoming<'a> {
     }
 }
 
-/// Returns the entries that leave when `incoming` becomes available: those that it replaces, and those that are in the
-/// way.
+/// Returns the entries that are removed when `incoming` becomes available: those that it replaces,
+/// and those that are removed to stay within the quota.
 pub(super) fn leaving(
     index: &BTreeMap<Key, Entry>,
     incoming: Incoming<'_>,
@@ -223,8 +227,9 @@ pub(super) fn leaving(
     Ok(leaving)
 }
 
-/// Whether `new` takes the place of `old`: another content of the same id and version, both of which came with the
-/// appliance. No limit counts those, so that they would pile up. Others stay side by side.
+/// Returns whether `new` replaces `old`: both are bundled and have the same id and version, but
+/// other contents. No limit counts bundled entries, so that they would accumulate. Other entries
+/// stay side by side.
 fn replaces(new: Incoming<'_>, old: &Entry) -> bool {
     let same =
         (&new.manifest.id, &new.manifest.version) == (&old.manifest.id, &old.manifest.version);
@@ -258,7 +263,7 @@ mod tests {
         }
         let unlimited = FreeSpace { files: None, ..space };
         assert!(unlimited.fits(Bytes(60), u64::MAX));
-        // Less is free than what stays free.
+        // Less is free than the reserve.
         assert!(!FreeSpace { free: Bytes(39), ..space }.fits(Bytes(1), 0));
         let error = NoSpace { directory: "/store".into(), space, needed: Bytes(61), files: 3 };
         assert!(!error.is_met_by(&space));

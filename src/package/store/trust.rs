@@ -1,14 +1,16 @@
-//! Trust in the store: the disabled entries, and the highest version of each id that was installed with a signature.
+//! Trust in the store: the disabled entries, and the highest version of each id that was installed
+//! with a signature.
 //!
-//! Owns the file of these versions, `<directory>/versions.json`: `{"format":1,"highest":{"<id>":{"<key>":"<version>"}}}`,
-//! where a key stands as its fingerprint. It is written before an entry becomes available, so that no crash lets a version
-//! go down.
+//! The versions are in `<directory>/versions.json`:
+//! `{"format":1,"highest":{"<id>":{"<key>":"<version>"}}}`, where `<key>` is the fingerprint of a
+//! key. The file is written before an entry becomes available, so that no crash permits a
+//! downgrade.
 //!
-//! Only versions that configured keys have signed count. A thief of a key that was removed could have signed any
-//! number, and no genuine package would be new enough.
+//! Only versions signed by configured keys count. A thief of a key that was removed could have
+//! signed any number, and no genuine package would be new enough.
 //!
-//! A file that cannot be read is moved aside: what is lost are the versions of packages that were removed. The versions
-//! of installed packages are in their records.
+//! An unreadable file is moved aside. Only the versions of removed packages are lost then: those of
+//! installed packages are in their records.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,13 +30,14 @@ use super::{Store, StoreError};
 use crate::errors::chain;
 use crate::files::{self, FileError};
 
-/// Name of the file.
 const FILE: &str = "versions.json";
-/// The one format that this version reads and writes.
+/// Only format that this version reads and writes.
 const FORMAT: u32 = 1;
-/// Versions that are remembered. A package that needs one more is refused: to forget one would let it go down.
+/// Maximum number of stored versions. A package that needs one more is refused, because dropping a
+/// version would permit a downgrade.
 const MAX_VERSIONS: usize = 4096;
-/// Above what [`MAX_VERSIONS`] take: 96 characters for an id and a version each, 64 for a key.
+/// Maximum size of the file: above the size of [`MAX_VERSIONS`] versions, with 96 characters for an
+/// id and for a version, and 64 for a key.
 const MAX_SIZE: u64 = 2 << 20;
 
 /// The highest version of each id that each key has signed.
@@ -47,16 +50,17 @@ struct Contents {
     highest: Highest,
 }
 
-/// What a change of the keys did to entries.
+/// Entries that a change of the keys disabled or enabled.
 #[derive(Debug, Default)]
 pub struct Changed {
-    /// Those that may not be used any more.
+    /// Entries that may not be used any more.
     pub disabled: Vec<Entry>,
-    /// Those that may be used again.
+    /// Entries that may be used again.
     pub enabled: Vec<Entry>,
 }
 
-/// Reads the versions below the store's `directory`. Says what is wrong with a file that cannot be used.
+/// Reads the versions in the store's `directory`. The second value describes a file that cannot be
+/// used.
 pub(super) fn read(directory: &Path) -> (Highest, Option<String>) {
     let path = directory.join(FILE);
     let bytes = match files::read_limited(&path, MAX_SIZE) {
@@ -78,8 +82,8 @@ pub(super) fn read(directory: &Path) -> (Highest, Option<String>) {
 }
 
 impl Store {
-    /// Decides for every entry whether it may be used with what is trusted now. Returns those for which that changed.
-    /// Does not block on the disk.
+    /// Decides for every entry whether `trusted` permits its use. Returns the entries for which
+    /// that changed. Does not block on the disk.
     pub fn judge(&self, trusted: &Trusted) -> Changed {
         let mut judged = self.trusted();
         *judged = Some(trusted.clone());
@@ -96,13 +100,13 @@ impl Store {
         changed
     }
 
-    /// Whether keys were configured when [`Store::judge`] was called last.
+    /// Returns whether keys were configured at the last call of [`Store::judge`].
     pub fn wants_signatures(&self) -> bool {
         self.trusted().as_ref().is_some_and(Trusted::wants_signatures)
     }
 
-    /// Puts an entry that was found later into the index, unless it is there already, and decides whether it may be used
-    /// as [`Store::judge`] did last for the others. For the holder of `writing`.
+    /// Adds an entry that was found later to the index, unless it is there already. Judges it by
+    /// the same trust as the last [`Store::judge`]. The caller holds `writing`.
     pub(super) fn enter(&self, mut entry: Entry) {
         let judged = self.trusted();
         entry.disabled =
@@ -111,11 +115,12 @@ impl Store {
     }
 
     fn trusted(&self) -> MutexGuard<'_, Option<Trusted>> {
-        // A panic while it was held leaves what was trusted before or now.
+        // A panic while the lock is held leaves the old value or the new one.
         self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The highest version of `id` that was installed with a signature by one of `keys`, whether it is there or not.
+    /// Returns the highest version of `id` that was installed with a signature by one of `keys`.
+    /// The package of this version may have been removed since.
     pub fn highest_signed(&self, id: &ModelId, keys: &Keys) -> Option<Version> {
         let remembered = self.highest().get(id).cloned().unwrap_or_default();
         let index = self.index();
@@ -131,10 +136,10 @@ impl Store {
         versions.max_by(|a, b| natural(a.as_str(), b.as_str()))
     }
 
-    /// Remembers the version of an entry that is signed, if it is the highest. For the holder of `writing`.
+    /// Stores the version of a signed entry, if it is the highest. The caller holds `writing`.
     ///
     /// # Errors
-    /// When the file cannot be written or is full; what was remembered stays.
+    /// When the file cannot be written or is full; the stored versions stay.
     pub(super) fn remember_version(&self, entry: &Entry) -> Result<(), StoreError> {
         let Some(signer) = &entry.record.signer else { return Ok(()) };
         let (id, version) = (&entry.manifest.id, &entry.manifest.version);
@@ -154,8 +159,8 @@ impl Store {
         Ok(())
     }
 
-    /// Says that the package of an entry that is right was given once more, from `origin`. One that is vouched for is not
-    /// disabled any more. For the holder of `writing`.
+    /// Updates an intact entry whose package was given once more, from `origin`. Enables an entry
+    /// for which a signature or the bundled directory vouches. The caller holds `writing`.
     ///
     /// # Errors
     /// When the disk fails.
@@ -200,12 +205,12 @@ impl Store {
     }
 
     fn highest(&self) -> MutexGuard<'_, Highest> {
-        // A panic while it was held leaves a map that is whole: it is replaced in one step.
+        // A panic while the lock is held leaves the map whole, because it is replaced in one step.
         self.highest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What is left of `disabled` once an entry was vouched for again.
+/// Returns `disabled`, or `None` if the entry was vouched for again.
 pub(super) fn after_vouching(disabled: Option<Disabled>, vouched: bool) -> Option<Disabled> {
     disabled.filter(|_| !vouched)
 }
@@ -290,7 +295,7 @@ mod tests {
         assert_eq!(damaged, Vec::<String>::new());
         assert_eq!(highest(&store, &place.keys), Some("1.10".to_owned()));
         assert_eq!(highest(&store, &Keys::default()), None);
-        // Vouched for later than it was installed.
+        // The signature comes with a later copy of the installed package.
         let vouched = admit(&store, "3", Some(place.signer.clone()));
         assert_eq!(highest(&store, &place.keys), Some("3".to_owned()));
         store.remove(&vouched).unwrap();
@@ -308,7 +313,7 @@ mod tests {
             fs::write(place.file(), bad).unwrap();
             let (store, damaged) = place.store();
             assert!(damaged.len() == 1 && damaged[0].contains(FILE), "{damaged:?}");
-            // The version of what is installed is in its record.
+            // The version of an installed package is in its record.
             assert_eq!(highest(&store, &place.keys), Some("2".to_owned()));
             install(&store, "3", Some(place.signer.clone()));
             drop(store);
@@ -326,7 +331,7 @@ mod tests {
         let key = admit(&store, "1", Some(place.signer.clone()));
         let full = store.make_available(&key, QUOTA, |_| false).unwrap_err();
         assert!(matches!(full, StoreError::TooManyVersions(_)), "{full}");
-        // As long as they may be, they fit into the file that is read.
+        // The longest ids and versions fit into the largest file that is read.
         let long = |number: usize| format!("{number:a>96}").parse().unwrap();
         let version: Version = "v".repeat(96).parse().unwrap();
         let of_one = BTreeMap::from([(place.signer.fingerprint, version)]);
@@ -353,7 +358,7 @@ mod tests {
         assert!(!store.entries()[0].is_usable() && !store.wants_signatures());
         assert!(crate::package::choose(&store.entries(), "m").is_none());
         assert!(judge("none").disabled.is_empty(), "said once");
-        // The same package without a signature does not undo it, one that is signed does.
+        // The same package without a signature does not enable the entry, a signed one does.
         admit(&store, "1", None);
         assert!(!store.entries()[0].is_usable());
         admit(&store, "1", Some(place.signer.clone()));

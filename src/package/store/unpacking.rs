@@ -1,12 +1,14 @@
-//! Counts attempts to unpack a file: the store refuses a file whose unpacking ended the daemon twice.
+//! Counts attempts to unpack a file: the store refuses a file whose unpacking ended the daemon
+//! twice.
 //!
-//! Owns `<directory>/unpacking.json`: each file whose unpacking began and has not ended, with its fingerprint and the
-//! number of attempts. The store writes and syncs it before it reads a byte of the package. Success, refusal, a panic and
-//! a stop on purpose remove the file from the list. A package without a file is not counted, because no restart repeats
-//! it.
+//! `<directory>/unpacking.json` lists each file whose unpacking began and has not ended, with its
+//! fingerprint and the number of attempts. The store writes and syncs the list before it reads a
+//! byte of the package. Success, refusal, a panic and a stop on purpose remove the file from the
+//! list. A package without a file is not counted, because no restart repeats it.
 //!
-//! A bundled package gets another attempt when the store has been open for an hour, and after each such attempt for twice
-//! as long, up to a day: power cuts may have ended the attempts before, and nobody can drop that file again.
+//! A bundled package gets another attempt when the store has been open for an hour. After each such
+//! attempt the time doubles, up to a day. The reason: power cuts may have ended the earlier
+//! attempts, and no operator can drop that file again.
 //!
 //! A disk that refuses writes prevents no attempt.
 
@@ -26,24 +28,27 @@ use crate::files::{self, FileError};
 use crate::log::Message;
 
 const FILE: &str = "unpacking.json";
-/// How often the unpacking of a file may begin without an end: a power cut may have ended one.
+/// Maximum number of attempts to unpack a file that ended without a result: a power cut may have
+/// ended one.
 const MOST_ATTEMPTS: u32 = 2;
-/// How long the store must be open before a bundled package gets its first attempt above [`MOST_ATTEMPTS`], and any.
+/// Time for which the store must be open before a bundled package gets its first attempt above
+/// [`MOST_ATTEMPTS`], and the upper bound of this time for later attempts.
 const FIRST_PAUSE: Duration = Duration::from_secs(3600);
 const LAST_PAUSE: Duration = Duration::from_secs(24 * 3600);
-/// The most files in the list. A file stays there only when its unpacking ended the daemon.
+/// Maximum number of files in the list. A file stays there only when its unpacking ended the
+/// daemon.
 const MOST_FILES: usize = 64;
-/// The largest list: above the size of [`MOST_FILES`] names and fingerprints.
+/// Maximum size of the list: above the size of [`MOST_FILES`] names and fingerprints.
 const MAX_SIZE: u64 = 256 << 10;
 
-/// Unpacking that began and has not ended.
+/// An unpacking that began and has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Begun {
     fingerprint: Fingerprint,
     attempts: u32,
 }
 
-/// By the name of the file.
+/// Attempts by the name of the file.
 type Files = BTreeMap<String, Begun>;
 
 /// A package that is being unpacked, until this is dropped.
@@ -59,8 +64,8 @@ impl Drop for Unpacking<'_> {
 }
 
 impl Store {
-    /// Counts an attempt to unpack the package from `origin`, on the disk. Returns `None` when the file has used all its
-    /// attempts: the caller must not unpack it now.
+    /// Counts an attempt to unpack the package from `origin`, on the disk. Returns `None` when the
+    /// file has used all its attempts: the caller must not unpack it now.
     pub fn begin_unpacking(&self, origin: &Origin) -> Option<Unpacking<'_>> {
         let unpacking = Unpacking { store: self };
         let (file, fingerprint) = match origin {
@@ -91,7 +96,8 @@ impl Store {
         Some(unpacking)
     }
 
-    /// Removes the current file from the list: its unpacking has ended, or the daemon stops on purpose.
+    /// Removes the current file from the list: its unpacking has ended, or the daemon stops on
+    /// purpose.
     pub fn end_unpacking(&self) {
         let mut current = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(file) = current.take() else { return };
@@ -101,7 +107,8 @@ impl Store {
         }
     }
 
-    /// Removes the files that have become entries: the process ended between the two steps.
+    /// Removes the files that have become entries: the process ended after the installation and
+    /// before the list was updated.
     pub(super) fn forget_unpacked(&self) {
         let mut files = self.read_unpacking();
         let before = files.len();
@@ -156,8 +163,8 @@ impl Store {
     }
 }
 
-/// Returns whether the package from `origin` may be unpacked after so many `attempts` without an end, when the store has
-/// been open for `open`.
+/// Returns whether the package from `origin` may be unpacked after `attempts` attempts without an
+/// end, when the store has been open for `open`.
 fn may_begin(origin: &Origin, attempts: u32, open: Duration) -> bool {
     let Some(above) = attempts.checked_sub(MOST_ATTEMPTS) else { return true };
     let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(above)).min(LAST_PAUSE);
@@ -189,7 +196,7 @@ mod tests {
         Store::open(directory.path()).unwrap().0
     }
 
-    /// Begins, and ends as a process does that is killed.
+    /// Begins to unpack and does not end, as a killed process does. Returns whether it could begin.
     fn killed(directory: &TempDir, origin: &Origin) -> bool {
         let store = open(directory);
         let unpacking = store.begin_unpacking(origin);
@@ -203,7 +210,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = origin("a.model.tar.zst", "1");
         assert!(killed(&directory, &file));
-        // Another file between them changes nothing.
+        // Another file between the attempts changes nothing.
         drop(open(&directory).begin_unpacking(&origin("b.model.tar.zst", "1")).unwrap());
         assert!(killed(&directory, &file));
         assert!(!killed(&directory, &file) && !killed(&directory, &file));
@@ -252,7 +259,7 @@ mod tests {
             assert!(killed(&directory, &file));
             drop(open(&directory).begin_unpacking(&file).unwrap());
             assert!(!directory.path().join(FILE).exists());
-            // Stopped on purpose while it is still being unpacked.
+            // The store ends the attempt on purpose while the file is being unpacked.
             let store = open(&directory);
             let unpacking = store.begin_unpacking(&file);
             store.end_unpacking();
@@ -274,7 +281,7 @@ mod tests {
         let file = origin("a.model.tar.zst", "1");
         assert!(killed(&directory, &file) && killed(&directory, &file));
         assert!(!killed(&directory, &file));
-        // Where nothing can be written, everything begins.
+        // Every attempt may begin where the list cannot be written.
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         for _ in 0..3 {

@@ -1,11 +1,11 @@
-//! How often entries are used: counted in memory, written now and then.
+//! Counts the uses of entries in memory, and writes the counts from time to time.
 
 use super::super::entry::Key;
 use super::super::record::Timestamp;
 use super::{Store, StoreError};
 
 impl Store {
-    /// Counts one use of an entry, in memory; [`Store::flush`] writes it.
+    /// Counts one use of an entry in memory; [`Store::flush`] writes it.
     pub fn count_access(&self, key: &Key) {
         if let Some(entry) = self.index().get_mut(key) {
             entry.record.access_count += 1;
@@ -13,7 +13,7 @@ impl Store {
         }
     }
 
-    /// Writes the counts of accesses.
+    /// Writes the access counts.
     ///
     /// # Errors
     /// When the disk fails.
@@ -22,7 +22,7 @@ impl Store {
             let _writing = self.writing();
             match self.entry(&key) {
                 Ok(entry) => self.write_record(&entry)?,
-                // It was removed since.
+                // The entry was removed since.
                 Err(_unknown) => {}
             }
         }

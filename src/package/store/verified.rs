@@ -1,8 +1,10 @@
-//! Staging in the right order: with keys, the signature is verified before anything of a package is parsed.
+//! Stages packages in the right order: with keys, the signature is verified before anything of a
+//! package is parsed.
 //!
-//! Owns that order. A package is hashed first; a stream is written to a nameless file on the way, because it cannot be
-//! read twice. The same handle is then read again and unpacked, and the digest of this second pass is compared with that
-//! of the first: what was verified and what is installed are the same bytes.
+//! A package is hashed first. A stream is written to a nameless file meanwhile, because it cannot
+//! be read twice. The same handle is then read again and unpacked, and the digest of this second
+//! pass is compared with that of the first. So the verified bytes and the installed bytes are the
+//! same.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -18,36 +20,38 @@ use crate::units::Bytes;
 
 /// Bytes read at a time.
 const BUFFER: usize = 1 << 16;
-/// Space is asked for so many bytes of a stream at a time.
+/// Bytes of a stream for which free space is checked at a time.
 const SPACE_STEP: u64 = 8 << 20;
-/// A file up to this size stays in the page cache between the two passes.
+/// Largest file that stays in the page cache between the two passes.
 const CACHED: u64 = 64 << 20;
 
-/// The bytes of a package as they come.
+/// The bytes of a package, from a file or a stream.
 #[derive(Debug)]
 pub enum PackageBytes<R> {
     /// A regular file, from its present position on.
     File(File),
-    /// What can be read once.
+    /// A stream that can be read once.
     Stream(R),
 }
 
 impl PackageBytes<File> {
-    /// The bytes of `file`.
+    /// Returns the bytes of `file`.
     pub fn of(file: File) -> Self {
         Self::File(file)
     }
 }
 
 impl Store {
-    /// Does [`Store::stage_if`] with a package that `sidecars` and `keys` must vouch for.
+    /// Stages a package as [`Store::stage_if`] does, after `sidecars` and `keys` have vouched for
+    /// it.
     ///
-    /// Without keys the package is read once. With keys it is read twice, and nothing of it is decompressed or parsed
-    /// before its signature was verified. A stream is then written to a private file in staging, which has no name and
-    /// goes with the handle; its size is bounded by [`Limits::max_compressed`] and the free space.
+    /// Without keys the package is read once. With keys it is read twice, and nothing of it is
+    /// decompressed or parsed before its signature was verified. A stream is then written to a
+    /// private, nameless file in staging, which is deleted with its handle. Its size is bounded by
+    /// [`Limits::max_compressed`] and the free space.
     ///
     /// # Errors
-    /// Those of [`Store::stage_if`], and when a sidecar does not hold.
+    /// Those of [`Store::stage_if`], and when a sidecar does not match the package.
     pub fn stage_verified<E>(
         &self,
         source: PackageBytes<impl Read>,
@@ -104,7 +108,7 @@ impl Store {
         keys: &Keys,
         limits: &Limits,
     ) -> Result<(File, SignatureStatus, Digest), E> {
-        // Certain failures come first, before anything is written.
+        // Fail before anything is written if the sidecars can never match.
         let reader = sidecars.verifier(keys, stream)?;
         let staging = self.directory.join("staging");
         let failed =
@@ -119,7 +123,7 @@ impl Store {
             if written > allowed {
                 allowed = written + SPACE_STEP;
                 let mut space = FreeSpace::of(&staging).map_err(StoreError::from)?;
-                // What is written already is not free any more.
+                // The bytes written already are not free any more.
                 space.free = Bytes(space.free.0.saturating_add(written));
                 self.check_space(space, [allowed].into_iter())?;
             }
@@ -129,7 +133,7 @@ impl Store {
     }
 }
 
-/// Whether what was unpacked is what was verified.
+/// Checks that the unpacked package is the verified one.
 fn same(staged: &Staged, verified: Digest) -> Result<(), SignatureError> {
     match staged.unpacked().package_digest == verified {
         true => Ok(()),
@@ -145,13 +149,15 @@ fn verify_file<E: From<UnpackError> + From<SignatureError>>(
 ) -> Result<(SignatureStatus, Digest), E> {
     let length = file.metadata().map_err(UnpackError::Source)?.len();
     if length <= CACHED {
+        // Read a small file without `ReadOnce`, which would drop it from the page cache before the
+        // second pass.
         return verify(sidecars.verifier(keys, file)?, limits, |_part| Ok(()));
     }
     let handle = file.try_clone().map_err(UnpackError::Source)?;
     verify(sidecars.verifier(keys, ReadOnce::new(handle))?, limits, |_part| Ok(()))
 }
 
-/// Reads `reader` to its end, hands each part to `keep`, and ends the check.
+/// Reads `reader` to its end, passes each part to `keep`, and verifies the signature.
 fn verify<E: From<UnpackError> + From<SignatureError>>(
     reader: VerifyingReader<'_, impl Read>,
     limits: &Limits,
@@ -238,7 +244,7 @@ mod tests {
             status
         }
 
-        /// A file of `content`, to be read from its beginning.
+        /// Returns a file of `content`, positioned at its beginning.
         fn file(&self, content: &[u8]) -> File {
             let path = self.root.path().join("package");
             fs::write(&path, content).unwrap();
@@ -310,8 +316,8 @@ mod tests {
         let sidecars = place.sidecars(&signed);
         let file = place.file(&signed);
         let writer = file.try_clone().unwrap();
-        // All that stays of the signed package is what the decompressor has read already: the file is small. What
-        // follows it is read, and hashed, in the second pass only.
+        // Only the bytes that the decompressor has already read stay of the signed package, because
+        // the file is small. The bytes after them are read and hashed in the second pass only.
         let change = |_: &Announced<'_>| {
             writer.write_all_at(&other, signed.len() as u64).unwrap();
             Ok(())
@@ -319,7 +325,7 @@ mod tests {
         let error = place.stage(PackageBytes::of(file), &sidecars, &limits(), change).unwrap_err();
         assert!(matches!(error, Failed::Unpack(UnpackError::Refused { .. })), "{error:?}");
 
-        // Another whole package in its place, which is good by itself.
+        // Another whole package, valid by itself, replaces the verified one.
         let file = place.file(&signed);
         let path = place.root.path().join("package");
         let (first, digest) = {
