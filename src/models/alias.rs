@@ -1,12 +1,12 @@
-//! Aliases: other names of models, and which of two models answers when an alias has a canary.
+//! Aliases: additional names of models, and the choice between a model and its canary.
 //!
-//! Pure. Owns the hash that decides for the canary; knows neither which models there are nor who asks.
+//! Pure: this module does not know the installed models or the callers.
 //!
 //! Invariants:
-//! 1. What comes out is no alias: the configuration has none that means another.
-//! 2. All texts of one request get the same model, so that no answer mixes embedding spaces, and the same texts get the
-//!    same model again, in every release.
-//! 3. A larger share only adds requests to those that the canary answers.
+//! 1. The result is not an alias: the configuration does not allow an alias of an alias.
+//! 2. All texts of one request get the same model, so that an answer never mixes embedding spaces.
+//!    The same texts get the same model in every release.
+//! 3. A larger share of the canary only adds requests to those that it already answers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,39 +14,40 @@ use std::fmt;
 use crate::config::{AliasSettings, Settings};
 use crate::package::Digest;
 
-/// Texts that are looked at to decide; with [`SAMPLED_BYTES`] it bounds the time that deciding takes, to about 50 µs.
+/// Number of texts that are hashed for the choice. Together with [`SAMPLED_BYTES`] it limits the
+/// time of the choice to about 50 µs.
 const SAMPLED_TEXTS: usize = 64;
-/// Bytes of each of them.
+/// Number of bytes of each text that are hashed.
 const SAMPLED_BYTES: usize = 256;
 
-/// The texts of a request.
+/// Texts of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Texts<'a> {
-    /// As they are.
+    /// Plain texts.
     Plain(&'a [String]),
-    /// As token ids.
+    /// Token ids of each text.
     Ids(&'a [Vec<u32>]),
 }
 
-/// The model that a request means.
+/// Model that a request resolves to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Its name: `id`, `id@version` or `id@revision`.
+    /// Name of the model: `id`, `id@version` or `id@revision`.
     pub name: String,
-    /// The alias that it was asked for by.
+    /// Alias in the request, if it used one.
     pub alias: Option<Alias>,
 }
 
-/// An alias that a request used.
+/// Alias that a request used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alias {
-    /// The alias.
+    /// Name of the alias.
     pub name: String,
-    /// Whether the canary was to answer.
+    /// Whether the canary was chosen.
     pub canary: bool,
 }
 
-/// As the header `x-caxton-alias` says it.
+/// Formats the alias as in the header `x-caxton-alias`.
 impl fmt::Display for Alias {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
@@ -54,14 +55,14 @@ impl fmt::Display for Alias {
     }
 }
 
-/// What `name`, of a model or an alias, means for a request with these texts.
+/// Resolves `name`, of a model or an alias, for a request with these texts.
 pub fn resolve(aliases: &BTreeMap<String, AliasSettings>, name: &str, texts: Texts<'_>) -> Target {
     let Some(AliasSettings { model, revision, canary }) = aliases.get(name) else {
         return Target { name: name.to_owned(), alias: None };
     };
     let alias = |canary| Some(Alias { name: name.to_owned(), canary });
     match &canary.model {
-        // The hash is spared where it decides nothing.
+        // Skip the hash if it cannot change the result.
         Some(model)
             if canary.percent > 0
                 && (canary.percent >= 100 || hundredth(texts) < canary.percent) =>
@@ -72,7 +73,7 @@ pub fn resolve(aliases: &BTreeMap<String, AliasSettings>, name: &str, texts: Tex
     }
 }
 
-/// What `name` means apart from canaries.
+/// Resolves `name` without regard to canaries.
 pub fn meant(aliases: &BTreeMap<String, AliasSettings>, name: &str) -> String {
     match aliases.get(name) {
         Some(alias) => joined(&alias.model, alias.revision.as_deref()),
@@ -80,12 +81,12 @@ pub fn meant(aliases: &BTreeMap<String, AliasSettings>, name: &str) -> String {
     }
 }
 
-/// What may answer some of the requests for `alias` instead.
+/// Returns the canary of an alias, which may answer some of its requests.
 pub fn canary(AliasSettings { canary, .. }: &AliasSettings) -> Option<String> {
     canary.model.as_ref().map(|model| joined(model, canary.revision.as_deref()))
 }
 
-/// Every model that requests may mean without naming it.
+/// Returns every model that requests may resolve to without naming it.
 pub fn meant_by(settings: &Settings) -> Vec<String> {
     let tenants = settings.tenants.iter().filter_map(|tenant| tenant.model.as_deref());
     let defaults = std::iter::once(settings.default_model()).chain(tenants);
@@ -101,8 +102,9 @@ fn joined(id: &str, revision: Option<&str>) -> String {
     revision.map_or_else(|| id.to_owned(), |revision| format!("{id}@{revision}"))
 }
 
-/// The hundredth, from 0 to 99, that these texts fall into: SHA-256 of how many they are, how long each of the first
-/// [`SAMPLED_TEXTS`] is, and how it begins. Numbers are 8 bytes, token ids 4, the lowest first.
+/// Returns the hundredth, from 0 to 99, that these texts belong to. The hash is SHA-256 of the
+/// number of texts, the length of each of the first [`SAMPLED_TEXTS`], and their beginnings.
+/// Numbers are 8 bytes and token ids 4 bytes, in little-endian order.
 fn hundredth(texts: Texts<'_>) -> u8 {
     let mut sample = Vec::with_capacity(4096);
     let length = |length: usize| u64::try_from(length).unwrap_or(u64::MAX).to_le_bytes();
@@ -124,7 +126,7 @@ fn hundredth(texts: Texts<'_>) -> u8 {
             }
         }
     }
-    // The remainder is below 100.
+    // The remainder is below 100, so the conversion cannot fail.
     u8::try_from(Digest::of(&sample).leading() % 100).unwrap_or_default()
 }
 
@@ -178,7 +180,8 @@ mod tests {
         assert_eq!(meant_by(&settings), ["bundled-mini", "t", "m@1", "n@2"]);
     }
 
-    /// Requests go to the same side after an upgrade only while these hold; they were computed by another program.
+    /// Checks the hash against values that another program computed. Requests keep their model
+    /// after an upgrade only if these values stay.
     #[test]
     fn the_draw_is_that_of_every_release() {
         let plain = |of: &[&str]| hundredth(Texts::Plain(&texts(of)));

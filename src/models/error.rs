@@ -1,4 +1,4 @@
-//! Why a model does not answer.
+//! Errors of requests to a model.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,118 +10,119 @@ use crate::engine::EngineError;
 use crate::package::{Disabled, Entry};
 use crate::units::milliseconds;
 
-/// Why a request got no vectors. Small, and by what the caller can do about it; causes are in `source`.
+/// Reason why a request got no vectors. The variants differ in what the caller can do; causes are
+/// in `source`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// No such model is installed.
+    /// No model is installed under this name.
     #[error("the model \"{name}\" is not installed; installed: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })]
     Unknown {
-        /// What was asked for.
+        /// Name in the request.
         name: String,
-        /// What there is.
+        /// Ids of the installed models.
         known: Vec<String>,
     },
-    /// It is installed, but the configuration allows bundled models only.
+    /// The model is installed, but the configuration allows only bundled models.
     #[error(
         "the model \"{0}\" did not come with the appliance, and memory.model_cache.bundled_only is set"
     )]
     BundledOnly(String),
-    /// Its files changed after they were installed.
+    /// The model's files changed after the installation.
     #[error(
         "the model \"{name}\" is corrupt and will not be used: {reason}; install its package again"
     )]
     Corrupt {
-        /// What was asked for.
+        /// Name in the request.
         name: String,
-        /// Which file, and how.
+        /// The changed file, and the kind of the change.
         reason: String,
     },
-    /// Its files are right, and it may not be used.
+    /// The model's files are intact, but it may not be used.
     #[error("the model \"{name}\" may not be used: {reason}")]
     Disabled {
-        /// What was asked for.
+        /// Name in the request.
         name: String,
-        /// Why.
+        /// Reason why it may not be used.
         reason: Disabled,
     },
-    /// It could not be loaded; it is tried again after a while.
+    /// The model could not be loaded; the load is retried after a while.
     #[error("the model \"{name}\" cannot be loaded")]
     Failed {
-        /// What was asked for.
+        /// Name in the request.
         name: String,
-        /// When the next request may make it try again.
+        /// Time after which a request may start another load.
         retry_after: Duration,
-        /// Why.
+        /// Cause of the failure.
         #[source]
         source: Arc<WorkerError>,
     },
-    /// It does not fit into memory beside what has to stay.
+    /// The model does not fit into memory beside the models that must stay.
     #[error("the model \"{name}\" does not fit into memory: {refusal}")]
     MemoryLimit {
-        /// What was asked for.
+        /// Name in the request.
         name: String,
-        /// The numbers.
+        /// Bytes needed and available.
         refusal: Arc<Refusal>,
     },
-    /// It had to leave memory, and stays away for a while.
+    /// The model was evicted and is cooling down.
     #[error("the model \"{name}\" had to leave memory because it is short")]
     Evicted {
-        /// What was asked for.
+        /// Name in the request.
         name: String,
-        /// When it may come back.
+        /// Time after which it may be loaded again.
         retry_after: Duration,
     },
-    /// Memory is short; only the last fallback and pinned models answer.
+    /// Memory is short; only the fallback models and pinned models answer.
     #[error("memory is short: the model \"{name}\" takes no requests")]
     Pressure {
-        /// What was asked for.
+        /// Name in the request.
         name: String,
-        /// When it may be over.
+        /// Time after which the shortage may be over.
         retry_after: Duration,
     },
-    /// It is on its way into memory, and takes longer than requests wait for that.
+    /// The model is loading, and this takes longer than requests wait for it.
     #[error("the model \"{name}\" is loading, for {} ms now{}", milliseconds(*elapsed), match expected {
         Some(expected) => format!(" of {} as usual", milliseconds(*expected)),
         None => String::new(),
     })]
     Loading {
-        /// What was asked for.
+        /// Name in the request.
         name: String,
-        /// For how long it has been loading.
+        /// Time since the load was requested.
         elapsed: Duration,
-        /// How long that usually takes; `None` when it was never loaded.
+        /// Usual load time; `None` if the model was never loaded.
         expected: Option<Duration>,
     },
-    /// It is pinned.
+    /// The model is pinned and cannot be unloaded.
     #[error("the model \"{0}\" is pinned and stays in memory")]
     Pinned(String),
-    /// Too many requests are waiting for it.
+    /// Too many requests wait for the model.
     #[error("{waiting} requests are waiting for the model \"{name}\" already")]
     Overloaded {
-        /// What was asked for.
+        /// Name in the request.
         name: String,
-        /// How many wait.
+        /// Number of waiting requests.
         waiting: usize,
-        /// When there is probably room.
+        /// Estimated time until there is space in the queue.
         retry_after: Duration,
     },
-    /// The request took longer than a request may.
+    /// The request took longer than its timeout.
     #[error("no answer within {} s", .0.as_secs())]
     Timeout(Duration),
-    /// Its worker ended before it answered; the cause is in the log.
+    /// The worker ended before it answered; the cause is in the log.
     #[error("the model \"{0}\" ended before it answered")]
     Ended(String),
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Draining,
-    /// The texts or ids cannot be computed.
+    /// The texts or token ids cannot be computed.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
 
 impl ModelError {
-    /// `name` is none of `entries`, whose ids are told.
+    /// Returns the error for `name`, which is not in `entries`; the error lists their ids.
     pub(crate) fn unknown(name: String, entries: &[Entry]) -> Self {
         let known: BTreeSet<_> =
             entries.iter().map(|entry| entry.manifest.id.to_string()).collect();

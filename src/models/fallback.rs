@@ -1,9 +1,11 @@
-//! Which models may answer for one that cannot, and who was told. Pure, but for what was told.
+//! Fallbacks: the models that may answer for one that is not available, and the log of their use.
+//! Pure except for the log.
 //!
 //! Invariants:
-//! 1. Vectors of another embedding space are given only to those who allowed it, those of another length only if
-//!    `memory.allow_dimension_mismatch` says so. What is compared within one answer alone is free of both.
-//! 2. A name that nobody installed under is an error, not a reason to answer with something else.
+//! 1. Vectors of another embedding space are returned only to clients that allowed it, those of
+//!    another length only if `memory.allow_dimension_mismatch` is set. Neither applies to vectors
+//!    that are compared only within one answer.
+//! 2. A client that names a model that is not installed gets an error, never a fallback.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -14,27 +16,30 @@ use crate::errors::chain;
 use crate::log::Message;
 use crate::package::{Entry, Key, choose};
 
-/// What a request may be answered with when its model cannot.
+/// Kind of fallback that a request accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
-    /// The vectors leave the appliance: those of another model with the same embedding space are the same; those of
-    /// another space are given only if this, or else the settings, say so. No other model at all when this says no.
+    /// The vectors are returned to the client. A model with the same embedding space gives the same
+    /// vectors and may answer. A model with another space may answer only if this value, or else
+    /// the settings, allow it. `Some(false)` allows no fallback at all.
     Vectors(Option<bool>),
-    /// Vectors are compared within the answer alone: any model will do, unless this says no.
+    /// The vectors are compared only within the answer: any model may answer, unless this is
+    /// `Some(false)`.
     Comparison(Option<bool>),
 }
 
-/// For whom a model stands in, and why.
+/// The model that a fallback answers for, and the reason.
 #[derive(Debug)]
 pub struct StandIn {
-    /// The name that was asked for.
+    /// Name in the request.
     pub wanted: String,
-    /// Why it does not answer.
+    /// Error of the wanted model.
     pub error: ModelError,
 }
 
-/// Whether another model may answer after `error`. `named` by the request, a model that is not installed is a mistake;
-/// the default model is one of the operator, whose requests go on.
+/// Returns whether a fallback may answer after `error`. If the client `named` a model that is not
+/// installed, this is the client's mistake. If the settings chose the model, the client cannot
+/// correct it, and a fallback answers.
 pub(super) fn is_called_for(error: &ModelError, named: bool) -> bool {
     match error {
         ModelError::Unknown { .. } | ModelError::BundledOnly(_) => !named,
@@ -54,9 +59,10 @@ pub(super) fn is_called_for(error: &ModelError, named: bool) -> bool {
     }
 }
 
-/// Returns the models that may stand in for `wanted`, the best first: those of its embedding space, then those of its
-/// length in the order of `memory.fallback_models`, then the others of the list. A name of the list may be an alias; its
-/// canary is not looked at. None that the caller may not have: `is_allowed`.
+/// Returns the candidates for a fallback for `wanted`, the best first: models of its embedding
+/// space, then models of its vector length in the order of `memory.fallback_models`, then the
+/// others of that list. The list may hold aliases; their canaries are ignored. Models for which
+/// `is_allowed` returns false are left out.
 pub(super) fn stand_ins(
     wanted: &str,
     entries: &[Entry],
@@ -118,12 +124,14 @@ pub(super) fn stand_ins(
     ranked.into_iter().map(|(_, _, key)| key).collect()
 }
 
-/// Who stands in for whom, as the journal was told: once, not with each request.
+/// Fallbacks that are in use and were logged, by the wanted model: a change is logged once, not
+/// with each request.
 #[derive(Debug, Default)]
 pub(super) struct Told(Mutex<BTreeMap<String, String>>);
 
 impl Told {
-    /// `wanted` cannot answer because of `error`, and `used` does. Says whether that is new.
+    /// Records that `used` answers for `wanted` because of `error`, and logs a change. Returns
+    /// whether it was a change.
     pub(super) fn stands_in(&self, wanted: &str, used: &str, error: &ModelError) -> bool {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = told.get(wanted).is_none_or(|before| before != used);
@@ -138,7 +146,7 @@ impl Told {
         is_new
     }
 
-    /// `wanted` answers itself.
+    /// Records that `wanted` answers for itself, and logs the end of a fallback.
     pub(super) fn answers(&self, wanted: &str) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !told.is_empty() && told.remove(wanted).is_some() {
@@ -167,7 +175,7 @@ mod tests {
         }
     }
 
-    /// What stands in where there is no alias.
+    /// Returns the candidates without any aliases.
     fn found(wanted: &str, entries: &[Entry], allowed: Fallback, memory: &Memory) -> Vec<String> {
         names(stand_ins(wanted, entries, allowed, memory, &BTreeMap::new(), |_| true))
     }
@@ -176,7 +184,7 @@ mod tests {
         keys.iter().map(|key| key.name().to_owned()).collect()
     }
 
-    /// Models by name, dimensions and what makes their embedding space.
+    /// Returns models with different names, versions, dimensions and embedding spaces.
     fn entries() -> Vec<Entry> {
         vec![
             entry("wanted", "1", 384, "a"),

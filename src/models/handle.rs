@@ -1,7 +1,8 @@
-//! The way to the manager: what the rest of the daemon may ask of models.
+//! Handle of the manager: the requests that other modules may send to it.
 //!
-//! Owns no state of its own but what the journal was told of models that stand in for others. Every question has a
-//! bound: the manager answers within microseconds, and what it begins is waited for no longer than a request may take.
+//! Apart from the log of fallbacks, a handle has no state of its own. Every wait is bounded:
+//! the manager replies within microseconds, and the work that it starts is awaited no longer than a
+//! request may take.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,33 +29,35 @@ use crate::metrics::Metrics;
 use crate::package::{Entry, Key, Store};
 use crate::units::Bytes;
 
-/// Requests that wait for the manager; it answers within microseconds, so that this is never reached but in bursts.
+/// Commands that wait for the manager. It replies within microseconds, so that only bursts fill the
+/// channel.
 const COMMANDS: usize = 256;
-/// The longest that a request waits for a model that is loading, before it is told to come again.
+/// Longest time that a request waits for a model that is loading before the client is asked to
+/// retry.
 const LOAD_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a [`Handle`] is made of.
+/// Parts that a [`Handle`] and its manager need.
 #[derive(Debug)]
 pub struct Parts {
     /// The verified packages.
     pub store: Arc<Store>,
-    /// How models are computed.
+    /// Options of the engine.
     pub options: Options,
-    /// The settings that hold now.
+    /// Current settings.
     pub settings: watch::Receiver<Arc<Settings>>,
-    /// Measures memory.
+    /// Sampler of the memory counters.
     pub gauge: Gauge,
-    /// What was measured last.
+    /// Last reading of the memory counters.
     pub readings: watch::Receiver<Reading>,
-    /// What models are used for how much.
+    /// Usage statistics of the models.
     pub usage: Arc<Usage>,
-    /// Where things are counted.
+    /// Metrics.
     pub metrics: Metrics,
-    /// Where things are told.
+    /// Event stream.
     pub events: Events,
 }
 
-/// The way to the manager.
+/// Handle of the manager.
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
@@ -70,8 +73,8 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Makes a manager: the handle, and the future that is its task and ends after `cancel` when every worker has
-    /// finished.
+    /// Creates a manager: its handle, and the future that runs it. The future ends after `cancel`,
+    /// when every worker has finished.
     pub fn new(
         parts: Parts,
         cancel: CancellationToken,
@@ -94,7 +97,7 @@ impl Handle {
         (handle, task)
     }
 
-    /// The answer to a command.
+    /// Sends a command and waits for its reply.
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
@@ -106,8 +109,8 @@ impl Handle {
         answer.map_err(|_closed| ModelError::Draining)
     }
 
-    /// The right to send requests to `name` (`id`, `id@version`, `id@revision` or an alias), or to the default model;
-    /// loads it first if need be. Cancelling gives up waiting; the load goes on.
+    /// Acquires a lease on `name` (`id`, `id@version`, `id@revision` or an alias), or on the
+    /// default model; loads the model first if need be. Cancelling stops the wait, not the load.
     ///
     /// # Errors
     /// When there is no such model, it does not fit into memory, or it cannot be loaded.
@@ -116,12 +119,14 @@ impl Handle {
         self.ask(|reply| Command::Lease { name, reply }).await?
     }
 
-    /// The same by `deadline`, and for no longer than [`LOAD_PATIENCE`] while the model is loading; when it cannot
-    /// answer, a model that may stand in for it, as [`Lease::stands_in`] says, of those that `is_allowed`. `named` by the
-    /// request itself, a model that is not installed is a mistake.
+    /// Acquires a lease on `wanted` by `deadline`, and waits no longer than [`LOAD_PATIENCE`] while
+    /// the model is loading. If the model cannot answer, the lease is on a fallback for which
+    /// `is_allowed` returns true; [`Lease::stands_in`] then describes the fallback. `named` means
+    /// that the client itself named the model: in this case a model that is not installed is an
+    /// error.
     ///
     /// # Errors
-    /// Those of the model that was asked for, when no other may or can answer.
+    /// Those of the wanted model, when no fallback may answer or can.
     pub async fn lease_for(
         &self,
         wanted: &str,
@@ -144,11 +149,12 @@ impl Handle {
         let stand_ins =
             fallback::stand_ins(wanted, &entries, fallback, memory, aliases, is_allowed);
         for stand_in in stand_ins {
-            // Nobody waits any more: nothing is loaded for nobody.
+            // The deadline has passed: do not load a fallback that no client waits for.
             if Instant::now() >= deadline {
                 break;
             }
-            // By its content: another of its version may be of another embedding space.
+            // Ask by revision: another content of the same version may have another embedding
+            // space.
             let (id, _version, revision) = stand_in.parts();
             let name = stand_in.name();
             match self.lease_by(&format!("{id}@{revision}"), deadline).await {
@@ -175,8 +181,9 @@ impl Handle {
         Err(error)
     }
 
-    /// Keeps memory for `key` while it is loaded with `options` outside of the manager, until the reservation is
-    /// dropped; others leave for it as for a request. Cancelling gives up waiting.
+    /// Reserves memory for `key` while it is loaded with `options` outside of the manager, until
+    /// the reservation is dropped. Other models are evicted for it as for a request. Cancelling
+    /// stops the wait.
     ///
     /// # Errors
     /// When it does not fit, with the numbers.
@@ -188,8 +195,9 @@ impl Handle {
         self.ask(|reply| Command::Reserve { key, options, reply }).await?
     }
 
-    /// Returns an error when a model of `footprint`, called `name`, will not fit into memory however often it is tried,
-    /// with everything gone that may leave. Blocks until memory was measured and the manager answered.
+    /// Checks whether a model of `footprint`, called `name`, would fit into memory if every
+    /// evictable model were evicted. Blocks until the memory is measured and the manager has
+    /// replied.
     ///
     /// # Errors
     /// When it does not fit, with the numbers, and when the daemon is stopping.
@@ -202,7 +210,8 @@ impl Handle {
         answer.map_err(|refusal| ModelError::MemoryLimit { name, refusal: Arc::new(refusal) })
     }
 
-    /// What bounds the memory of models: the limits of the system and the settings. Any change of them changes the text.
+    /// Returns a text of all limits on the memory of models, from the system and the settings. The
+    /// text changes when any of them changes.
     pub(super) fn memory_limits(&self) -> String {
         let settings = self.settings.borrow();
         let sample = &self.readings.borrow().sample;
@@ -211,15 +220,17 @@ impl Handle {
         format!("{total:?} {limits:?} {:?} {:?}", settings.memory, settings.models)
     }
 
-    /// A lease of the same model as one that was given back, by `deadline`; loads the model first if need be.
+    /// Acquires a lease on the same model as one that was given back, by `deadline`; loads the
+    /// model first if need be.
     ///
     /// # Errors
-    /// When the model is not installed any more, does not fit into memory, or cannot be loaded in time.
+    /// When the model is no longer installed, does not fit into memory, or cannot be loaded in
+    /// time.
     pub async fn renew(&self, absent: &Absent, deadline: Instant) -> Result<Lease, ModelError> {
         let Absent { name, key, info, stands_in } = absent.clone();
         let lease =
             self.lease_by(&format!("{}@{}", info.manifest.id, info.revision), deadline).await?;
-        // The revision is short: it may mean another content by now.
+        // A revision is shortened, so that it may match another content by now.
         if lease.key != key {
             return Err(ModelError::Ended(name));
         }
@@ -237,7 +248,7 @@ impl Handle {
         }
     }
 
-    /// Which models are in memory.
+    /// Returns the state of every model.
     ///
     /// # Errors
     /// When the daemon is stopping.
@@ -245,8 +256,9 @@ impl Handle {
         self.ask(|reply| Command::Residency { reply }).await
     }
 
-    /// Asks the default model, if it is in memory, and every model that has work for a forward pass before that work. Who
-    /// was asked; the answer alone shows that the manager lives.
+    /// Starts a liveness pass in the default model, if it is resident, and in every model with
+    /// waiting requests; the passes go before those requests. Returns the probes. The reply itself
+    /// shows that the manager is alive.
     ///
     /// # Errors
     /// When the daemon is stopping.
@@ -254,7 +266,7 @@ impl Handle {
         self.ask(|reply| Command::Beats { reply }).await
     }
 
-    /// What is known of memory and of the models in it.
+    /// Returns the state of memory and of the models in it.
     ///
     /// # Errors
     /// When the daemon is stopping.
@@ -262,7 +274,8 @@ impl Handle {
         self.ask(|reply| Command::Memory { reply }).await
     }
 
-    /// Keeps `name` in memory whatever happens once it is there, or no longer; over the settings, until the next start.
+    /// Pins `name` once it is in memory, or unpins it. Overrides the settings until the next start
+    /// of the daemon.
     ///
     /// # Errors
     /// When there is no such model.
@@ -271,8 +284,9 @@ impl Handle {
         self.ask(|reply| Command::Pin { name, pinned, reply }).await?
     }
 
-    /// Tells for how long a user needs `name` after each use, until it leaves memory; nothing when it is not there. It
-    /// stays until the need of every user who used it is over. Pins and the memory plan go before it.
+    /// Sets how long a user needs `name` after each use, until it is unloaded; does nothing if it
+    /// is not in memory. The model stays until the needs of all its users are over. Pins and the
+    /// memory plan override this.
     ///
     /// # Errors
     /// When there is no such model.
@@ -281,8 +295,8 @@ impl Handle {
         self.ask(|reply| Command::KeepAlive { name, wish, reply }).await?
     }
 
-    /// Lets `name` finish what it has and leave memory; waits until it has. Says whether it was there. Cancelling gives
-    /// up waiting.
+    /// Drains and unloads `name`, and waits until it is unloaded. Returns whether it was in memory.
+    /// Cancelling stops the wait.
     ///
     /// # Errors
     /// When there is no such model, it is pinned, or it does not finish in time.
@@ -292,12 +306,14 @@ impl Handle {
             return Ok(false);
         };
         let gone = tokio::time::timeout(REQUEST_TIMEOUT, gone).await;
-        // Closed without a word when it left the store meanwhile: it has gone as well.
+        // The channel closes without a value if the model was removed from the store in the
+        // meantime. It is unloaded as well.
         drop(gone.map_err(|_elapsed| ModelError::Timeout(REQUEST_TIMEOUT))?);
         Ok(true)
     }
 
-    /// Lets all models leave that are not pinned; waits until they have. Cancelling gives up waiting.
+    /// Unloads all models that are not pinned, and waits until they are unloaded. Cancelling stops
+    /// the wait.
     ///
     /// # Errors
     /// When the daemon is stopping, or they do not finish in time.
@@ -305,55 +321,57 @@ impl Handle {
         self.ask(|reply| Command::Flush { reply }).await
     }
 
-    /// Limits the memory of this process from now until the next start; `None` leaves the limits of the kernel alone.
-    /// Waits until memory was measured against it. Cancelling gives up waiting.
+    /// Limits the memory of this process until the next start of the daemon; `None` leaves only the
+    /// limits of the kernel. Waits until memory is measured against the new limit. Cancelling stops
+    /// the wait.
     pub async fn set_memory_limit(&self, limit: Option<Bytes>) {
         let now = Instant::now();
         self.gauge.set_limit(limit);
         let mut readings = self.readings.clone();
-        // A monitor that has ended is that of a daemon that is stopping.
+        // An error means that the monitor has ended, which only happens when the daemon stops.
         drop(readings.wait_for(|reading| reading.at >= now).await);
     }
 
-    /// Tells the manager that the store has changed, and which entries it holds no more.
+    /// Notifies the manager of a change of the store, and of the entries that were removed.
     pub async fn store_changed(&self, gone: Vec<Key>) {
-        // A manager that has ended has let go of everything.
+        // A manager that has ended has dropped all models.
         drop(self.commands.send(Command::StoreChanged { gone }).await);
     }
 
-    /// Tells the manager what does not work as it should while models are served: a sentence each.
+    /// Reports the degraded parts of the daemon to the manager, one sentence each.
     pub async fn degraded(&self, degraded: Vec<String>) {
-        // A manager that has ended announces nothing any more.
+        // A manager that has ended does not announce anything.
         drop(self.commands.send(Command::Degraded { degraded }).await);
     }
 
-    /// What models are used for how much.
+    /// Returns the usage statistics of the models.
     pub fn usage(&self) -> &Usage {
         &self.usage
     }
 
-    /// Where things are counted.
+    /// Returns the metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// Where things are told.
+    /// Returns the event stream.
     pub fn events(&self) -> &Events {
         &self.events
     }
 
-    /// The store.
+    /// Returns the store.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
-    /// The name of the model that answers when a request names none: what an alias means, not its name.
+    /// Returns the name of the model that answers requests without a model name. An alias is
+    /// resolved.
     pub fn default_model(&self) -> String {
         let settings = self.settings.borrow();
         alias::meant(&settings.aliases, settings.default_model())
     }
 
-    /// The models in one line, and changes of that.
+    /// Returns the summary of all models, and its changes.
     pub fn overview(&self) -> watch::Receiver<Overview> {
         self.overview.clone()
     }

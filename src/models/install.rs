@@ -1,19 +1,30 @@
-//! Installation: a package is read, verified, put into the store and tested before anybody may use it.
+//! Installs packages: reads, verifies and tests a package, and adds it to the store.
 //!
-//! | state | what happens next | where it is kept |
-//! | --- | --- | --- |
-//! | discovered | the ledger waits until the file is quiet ([`crate::package::drop::Ledger`]); what comes by the API or the command line is settled at once | drop directory |
-//! | settled | the attempt is counted on the disk ([`Store::begin_unpacking`]), then [`Store::stage`] unpacks the package and compares every digest | drop directory |
-//! | staged | the signature and the digest of the package are compared ([`admit`]) | staging |
-//! | verified | the quota is asked, and one rename makes it an entry ([`Store::admit`]) | staging |
-//! | admitted | the attempt is counted on the disk, then the self-test runs in a child ([`Driver::finish`]) | [`Status::Untested`](crate::package::Status::Untested) |
-//! | self-tested | what it replaces leaves ([`Store::make_available`]) | [`Status::Untested`](crate::package::Status::Untested) |
-//! | available | models may be loaded | [`Status::Available`](crate::package::Status::Available) |
-//! | quarantined | nothing, until the file changes or an administrator acts | drop directory's quarantine, or [`Status::Quarantined`](crate::package::Status::Quarantined) |
+//! An installation passes through these states:
 //!
-//! A refusal leads to the quarantine from every state. [`Driver`] is the one sequence of these steps: the command line
-//! runs it on a store that no daemon holds, [`Installer`] runs it for the drop directory, the bundled directory and the
-//! API, with memory reserved for the self-test.
+//! 1. Discovered: the file is in the drop directory. The drop scanner
+//!    ([`crate::package::drop::Ledger`]) waits until it stops changing. Packages from the API or
+//!    the command line skip this state.
+//! 2. Settled: the package is complete. For a file, the attempt is counted on disk
+//!    ([`Store::begin_unpacking`]). With configured keys, the whole package is read once for its
+//!    signature. Then [`admit`] checks the manifest: trust, quota and memory.
+//!    [`Store::stage_verified`] unpacks the package and compares every digest.
+//! 3. Staged: the files are in the staging directory. The keys are read again, so that a key which
+//!    was removed during unpacking no longer counts.
+//! 4. Verified: the quota is applied, and one rename makes the package an entry ([`Store::admit`]).
+//! 5. Admitted ([`Status::Untested`](crate::package::Status::Untested)): the attempt is counted on
+//!    disk, then the self-test runs in a child process ([`Driver::finish`]).
+//! 6. Self-tested: the entries that it replaces are removed ([`Store::make_available`]).
+//! 7. Available ([`Status::Available`](crate::package::Status::Available)): models may be loaded.
+//!
+//! A rejected file of the drop directory is moved to the quarantine, whichever state it was in. An
+//! entry that cannot be moved away becomes
+//! [`Status::Quarantined`](crate::package::Status::Quarantined). Neither is tried again until the
+//! file changes or an administrator acts.
+//!
+//! [`Driver`] runs these steps. The command line uses it on a store that no daemon has open.
+//! [`Installer`] uses it for the drop directory, the bundled directory and the API, with memory
+//! reserved for the self-test.
 
 mod driver;
 mod installer;
@@ -37,24 +48,26 @@ use crate::package::{
     TrustError, UnpackError, choose, choose_any, drop, earlier, permit,
 };
 
-/// What an installation is held to.
+/// Rules that an installation must obey.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Public keys; when there is one, every package needs a signature, but for those that came with the appliance.
+    /// Directory of the public keys. If it holds a key, every package needs a signature, except
+    /// bundled ones.
     pub keys_directory: PathBuf,
-    /// Packages that came with the appliance, whose ids no other may have.
+    /// Directory of the packages that came with the appliance. Other packages must not have their
+    /// ids.
     pub bundled_directory: PathBuf,
-    /// Where operators put packages.
+    /// Directory into which operators copy packages.
     pub drop_directory: PathBuf,
-    /// Bounds of one package.
+    /// Limits of one package.
     pub limits: Limits,
-    /// Bounds of the store.
+    /// Limits of the store.
     pub quota: Quota,
-    /// Models that do not leave the store to make room, by name.
+    /// Names of the models that are not removed from the store to make space.
     pub kept: Vec<String>,
-    /// Whether only packages that came with the appliance are accepted.
+    /// Whether only bundled packages are accepted.
     pub bundled_only: bool,
-    /// What an administrator has said.
+    /// Permissions that an administrator has given.
     pub consent: Consent,
 }
 
@@ -88,7 +101,7 @@ impl From<&Settings> for Rules {
 }
 
 impl Rules {
-    /// These, with what an administrator says for one installation.
+    /// Returns these rules with the additional permissions of one installation.
     #[must_use]
     pub fn with(mut self, consent: Consent) -> Self {
         self.consent.replace |= consent.replace;
@@ -96,8 +109,8 @@ impl Rules {
         self
     }
 
-    /// Those of `entries` that do not leave the store to make room: what the kept names mean, and what a rollback of them
-    /// would lead to.
+    /// Returns the keys of the `entries` that are not removed from the store to make space: for
+    /// each kept name, the entry that it resolves to and the one that a rollback would select.
     fn keeps(&self, entries: &[Entry]) -> Vec<Key> {
         let kept =
             self.kept.iter().flat_map(|name| [choose(entries, name), earlier(entries, name)]);
@@ -105,46 +118,48 @@ impl Rules {
     }
 }
 
-/// Why a package was not installed.
+/// Reasons for which a package was not installed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// It is incomplete, wrong, or could not be written.
+    /// The package is incomplete or malformed, or it could not be written.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
-    /// What vouches for it does not hold.
+    /// The signature or the checksum does not match the package, or a required signature is
+    /// missing.
     #[error(transparent)]
     Signature(#[from] SignatureError),
-    /// The keys that packages are checked with are not usable; nothing is known of the package.
+    /// A configured key cannot be used, so the package was not checked.
     #[error("packages cannot be checked: a configured key cannot be used")]
     Keys(#[source] SignatureError),
-    /// It is intact, and may not have the id that it claims.
+    /// The package is intact, but it must not have the id that it claims.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// The store did not take it.
+    /// The store rejected the package.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Its contents are verified but are no working model.
+    /// The contents are verified, but the model cannot be loaded or fails its self-test.
     #[error("the package is intact but its model does not work")]
     Load(#[from] LoadError),
-    /// Its self-test began as often as it may, and the process ended each time.
+    /// The self-test has used all its attempts, and the process ended during each of them.
     #[error("the daemon ended while testing it")]
     GivenUp,
-    /// Its unpacking began as often as it may, and the process ended each time.
+    /// The unpacking has used all its attempts, and the process ended during each of them.
     #[error("the daemon ended while unpacking it")]
     NotUnpacked,
-    /// The work on it panicked; the cause is in the log.
+    /// The engine panicked in the self-test, or the installation itself panicked. Only the second
+    /// kind is in the log: standard error of the child is discarded.
     #[error("its model made the engine panic")]
     Panicked,
-    /// Its self-test ended in another way than by a result.
+    /// The self-test ended without a result.
     #[error("its self-test {0}")]
     Crashed(String),
-    /// Its self-test could not run.
+    /// The self-test could not run.
     #[error("the package is intact, but its self-test could not run")]
     NotTested(#[source] io::Error),
-    /// It could not be tried.
+    /// The manager did not reserve memory for the self-test.
     #[error("the package is intact, but its model was not tried")]
     Untried(#[source] ModelError),
-    /// Its model would not fit into memory. Nothing of it was written.
+    /// The model would not fit into memory. No byte of the package was written.
     #[error("the package was not unpacked, because its model could not be tried")]
     NoMemory(#[source] ModelError),
     /// The configuration allows bundled packages only.
@@ -158,7 +173,8 @@ pub enum InstallError {
 }
 
 impl InstallError {
-    /// What is wrong with the package; `None` when it is not to blame, or more of it may come.
+    /// Returns the kind of fault in the package. Returns `None` if the package is not at fault, or
+    /// if it may still be incomplete.
     pub fn failure(&self) -> Option<FailureType> {
         match self {
             Self::Unpack(UnpackError::Refused { .. }) | Self::NotUnpacked => {
@@ -187,7 +203,7 @@ impl InstallError {
         }
     }
 
-    /// See [`load::fall_back`].
+    /// Calls [`load::fall_back`] if the model could not be loaded.
     pub fn fall_back(&self, key: &Key, options: engine::Options) -> Option<engine::Options> {
         match self {
             Self::Load(error) => load::fall_back(key, error, options),
@@ -196,25 +212,28 @@ impl InstallError {
     }
 }
 
-/// What an installation did.
+/// Result of an installation.
 #[derive(Debug)]
 pub struct Installed {
-    /// The model.
+    /// Installed entry.
     pub entry: Entry,
     /// Whether exactly this package was installed already.
     pub existed: bool,
-    /// What left: to make room, or because this one has the same id and version.
+    /// Entries that were removed: to make space, or because the new entry has the same id and
+    /// version.
     pub removed: Vec<Entry>,
-    /// Who vouches for it.
+    /// Signer of the package.
     pub signature: SignatureStatus,
 }
 
-/// Does the part of [`Driver::install`] before the self-test: a new entry is [`Status::Untested`](crate::package::Status::Untested).
+/// Does the part of [`Driver::install`] before the self-test.
 ///
-/// Calls `fits` with what the package says of itself, after the store has agreed and before a byte is written.
+/// A new entry is [`Status::Untested`](crate::package::Status::Untested). Calls `fits` with the
+/// manifest and the sizes that the package declares, after the store has agreed and before a byte
+/// is written.
 ///
 /// # Errors
-/// When the package is incomplete, refused or not vouched for, or the store does not take it.
+/// Fails if the package is incomplete, rejected or not trusted, or if the store rejects it.
 pub fn admit(
     store: &Store,
     source: PackageBytes<impl Read>,
@@ -227,7 +246,7 @@ pub fn admit(
         return Err(InstallError::BundledOnly);
     }
     let keys = keys_for(&origin, rules)?;
-    // Before anything of it is read: reading alone may end the process.
+    // Count the attempt before the first byte is read: reading alone may crash the process.
     let _unpacking = store.begin_unpacking(&origin).ok_or(InstallError::NotUnpacked)?;
     let kept = rules.keeps(&store.entries());
     let keep = |entry: &Entry| kept.contains(&entry.key);
@@ -239,14 +258,16 @@ pub fn admit(
     let (staged, signature) =
         store.stage_verified(source, sidecars, &keys, &rules.limits, approve)?;
     let staged = vouch(staged, signature, &origin, rules)?;
+    // The store may have changed while the package was unpacked.
     let kept = rules.keeps(&store.entries());
     let keep = |entry: &Entry| kept.contains(&entry.key);
     let Admitted { entry, existed } = store.admit(staged, origin, rules.quota, keep)?;
     Ok(Installed { entry, existed, removed: Vec::new(), signature })
 }
 
-/// Returns the keys that a package from `origin` is checked with: none for what came with the appliance. That lies in a
-/// directory of the operating system, which vouches for it.
+/// Returns the keys with which a package from `origin` is checked.
+///
+/// A bundled package needs no key. It is in a directory of the operating system, which is trusted.
 fn keys_for(origin: &Origin, rules: &Rules) -> Result<Keys, InstallError> {
     match origin.is_bundled() {
         true => Ok(Keys::default()),
@@ -254,8 +275,8 @@ fn keys_for(origin: &Origin, rules: &Rules) -> Result<Keys, InstallError> {
     }
 }
 
-/// Decides whether a package may have the id that it claims, before a byte of it is written. With keys its signature was
-/// verified before.
+/// Decides whether a package may have the id that it claims, before a byte of it is written. If
+/// keys are configured, the signature is verified already.
 fn trust(
     store: &Store,
     announced: &Announced<'_>,
@@ -276,8 +297,9 @@ fn trust(
     Ok(permit(&claim, &store.entries(), &reserved, highest, rules.consent)?)
 }
 
-/// Says who vouches for a package. Reads the keys again: one that was removed while a large package was unpacked vouches
-/// no more.
+/// Records the signer of a staged package.
+///
+/// Reads the keys again: a key that was removed while a large package was unpacked must not count.
 fn vouch(
     staged: Staged,
     signature: SignatureStatus,
@@ -288,30 +310,31 @@ fn vouch(
     Ok(staged.signed_by(signer))
 }
 
-/// Why a model was not removed.
+/// Reasons for which a model was not removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
-    /// No such model is installed.
+    /// The model is not installed.
     #[error("\"{0}\" is not installed")]
     Unknown(String),
-    /// It came with the appliance.
+    /// The model came with the appliance.
     #[error("\"{0}\" came with the appliance and would be back at the next start")]
     Bundled(String),
-    /// The store or the drop directory could not be changed.
+    /// The store could not be changed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Its file in the drop directory could not be removed.
+    /// A file of the model in the drop directory could not be removed.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
-/// Removes `name`, whatever its status, from the store, and all its files from the drop directory: it would come back
-/// otherwise.
+/// Removes the entry `name` from the store, in any state, and its files from the drop directory.
 ///
-/// A bundled entry whose self-test has not passed may be removed: its package is read and tested again at the next start.
+/// The files are removed too because the drop scanner would install them again. A bundled entry
+/// that has not passed its self-test may be removed: its package is read and tested again at the
+/// next start.
 ///
 /// # Errors
-/// When there is no such model, it came with the appliance and works, or the disk fails.
+/// Fails if the model is unknown, if it is bundled and works, or if the disk fails.
 pub fn remove(store: &Store, name: &str, rules: &Rules) -> Result<Entry, RemoveError> {
     let entries = store.entries();
     let entry = choose_any(&entries, name).ok_or_else(|| RemoveError::Unknown(name.to_owned()))?;
@@ -363,10 +386,10 @@ mod tests {
             Self { root, store, rules }
         }
 
-        /// The same after the process has ended and another one has begun.
+        /// Simulates a restart of the process.
         fn reopened(self) -> Self {
             let Self { root, store, rules } = self;
-            // Its lock goes with it.
+            // Release the lock of the store before it is opened again.
             drop(store);
             let (store, damaged) = Store::open(&root.path().join("store")).unwrap();
             assert!(damaged.is_empty(), "{damaged:?}");
@@ -388,7 +411,7 @@ mod tests {
             self.driver(&Tester::here(), |driver| driver.finish(key))
         }
 
-        /// Installs `package` up to its self-test.
+        /// Installs `package` without its self-test.
         fn admit(&self, package: &[u8]) -> Key {
             let sidecars = Sidecars::parse(Path::new("m"), None, None).unwrap();
             let package = PackageBytes::Stream(package);
@@ -405,13 +428,13 @@ mod tests {
         }
     }
 
-    /// The vector of the self-test, truly computed.
+    /// Computes the vector of the self-test with the real engine.
     fn computed(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
         let model = load::load(manifest, contents.clone(), OPTIONS)?;
         Ok(load::embed_plain(&model, &manifest.self_test.text)?)
     }
 
-    /// A package of a model that works, whose manifest promises what `vector` says.
+    /// Returns a package of a working model whose manifest declares the result of `vector`.
     fn package(
         version: &str,
         vector: fn(&Manifest, &Contents) -> Result<Vec<f32>, BoxError>,
@@ -470,7 +493,7 @@ mod tests {
             assert_eq!(place.names(), ["tiny-bert-mean@1"]);
             place.store.verify(&old.key, |_| {}).unwrap();
         }
-        // The limits themselves would have let it in.
+        // The limits do allow version 2: only its failed self-test kept it out.
         let new = place.install(&package("2", computed), Origin::Installed).unwrap();
         let left: Vec<_> = new.removed.iter().map(|entry| entry.key.clone()).collect();
         assert_eq!(left, [old.key]);
@@ -509,7 +532,7 @@ mod tests {
         let key = place.admit(&package);
         for attempts in 1..=2 {
             place.store.begin_test(&key).unwrap();
-            // The process ends here.
+            // Simulate the end of the process.
             place = place.reopened();
             let entries = place.store.entries();
             assert_eq!((entries.len(), entries[0].record.attempts), (1, attempts));
@@ -523,7 +546,7 @@ mod tests {
         let entries = place.store.entries();
         assert_eq!(entries[0].record.status, Status::Quarantined("why".to_owned()));
         assert!(choose(&entries, "tiny-bert-mean").is_none());
-        // An administrator who installs it again has it tested again.
+        // An explicit installation by an administrator resets the attempts.
         let installed = place.install(&package, Origin::Installed).unwrap();
         assert!(!installed.existed);
         assert_eq!(place.reopened().store.entries()[0].record.attempts, 0);

@@ -1,7 +1,9 @@
-//! The intake: packages of the bundled and the drop directory become models, and leave when their files leave.
+//! Turns the packages of the bundled directory and the drop directory into models, and removes a
+//! model when its file is removed.
 //!
-//! Owns the drop directory's ledger and the schedule of validations. Every event is only a reason to look: a look
-//! at the directory decides, so that a lost event costs time, never correctness.
+//! A notification only triggers a scan. All decisions follow from the scan of the directory, so
+//! that a lost notification costs time and never correctness. The intake also verifies all
+//! installed files on a schedule.
 
 mod bundled;
 mod healing;
@@ -28,19 +30,20 @@ use bundled::Bundled;
 use healing::Healing;
 use verdict::{capacity, judge};
 
-/// A look without an event: bounds what a lost or impossible notification costs.
+/// Longest time between two scans. It bounds the delay after a lost notification, or on a file
+/// system without notifications.
 const RESCAN: Duration = Duration::from_secs(30);
 
-/// The part of the settings that the intake follows while it runs.
+/// Settings that the intake follows while it runs.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// Whether a model leaves the store when its file leaves the drop directory.
+    /// Whether a model is removed from the store when its file is removed from the drop directory.
     pub remove_with_file: bool,
-    /// How long a half-copied package may stay without growing.
+    /// Time for which an incomplete package may stay without growing.
     pub incomplete_timeout: Duration,
-    /// How often every installed file is hashed again.
+    /// Interval at which every installed file is hashed.
     pub validation_interval: Duration,
-    /// Whether that happens at start, too.
+    /// Whether every installed file is hashed at start, too.
     pub validation_on_startup: bool,
 }
 
@@ -56,39 +59,39 @@ impl From<&Settings> for Schedule {
     }
 }
 
-/// What the intake and the start of the daemon wait for: models that are available are served before anything is
-/// tested.
+/// Events that order the start of the daemon and of the intake: available models are served before
+/// new packages are tested.
 #[derive(Clone, Debug, Default)]
 pub struct Start {
-    /// Cancelled when the default model can be used, or no bundled package gives it.
+    /// Cancelled when the default model can be used, or when no bundled package provides it.
     pub default_is_there: CancellationToken,
-    /// Cancelled when the daemon has said that it is ready.
+    /// Cancelled when the daemon has notified systemd that it is ready.
     pub is_ready: CancellationToken,
 }
 
-/// The intake's own state; see the module.
+/// State of the intake. See the module.
 pub struct Intake {
     installer: Installer,
     schedule: watch::Receiver<Schedule>,
     bundled: Bundled,
     drop_directory: PathBuf,
     ledger: Ledger,
-    /// Said once, not at every look.
+    /// Whether the drop directory could not be read. The failure is logged once, not at every scan.
     unreadable: bool,
-    /// Files that `bundled_only` keeps out; said once each.
+    /// Files that `bundled_only` excludes. Each is logged once.
     kept_out: BTreeSet<String>,
-    /// The store calls: an entry is damaged, or the disk fails.
+    /// Notified by the store when an entry is damaged or the disk fails.
     attention: Arc<Notify>,
     healing: Healing,
-    /// Files that are missing from another drop directory than the one that they were seen in, and the models that stay
-    /// without them; said once each.
+    /// Files that are missing, but were seen in another directory than the current drop directory,
+    /// and the models that stay without them. Each pair is logged once.
     held: BTreeSet<(String, Key)>,
-    /// What the manager was told last of what is degraded.
+    /// Degraded conditions that were reported to the manager last.
     degraded: Vec<String>,
 }
 
 impl Intake {
-    /// An intake for these two directories.
+    /// Creates an intake for the two directories.
     pub fn new(
         installer: Installer,
         schedule: watch::Receiver<Schedule>,
@@ -113,9 +116,10 @@ impl Intake {
         }
     }
 
-    /// Finishes what a crash interrupted, and installs what is new in the bundled directory.
+    /// Finishes installations that a crash interrupted, and installs new packages of the bundled
+    /// directory. Then every bundled model can be loaded.
     ///
-    /// Afterwards every bundled model can be loaded. Takes as long as unpacking and testing what is new.
+    /// Takes as long as unpacking and testing the new packages.
     async fn prepare(&mut self) {
         let entries = self.installer.handle().store().entries();
         for entry in entries.iter().filter(|entry| entry.record.status == Status::Untested) {
@@ -139,7 +143,8 @@ impl Intake {
                         model = %entry.key, reason = chain(&error),
                         "its installation could not be finished"
                     );
-                    // Not read once more, to be refused once more.
+                    // Quarantine the files now. Otherwise the package would be read again and
+                    // rejected again.
                     if let (Verdict::Refused(reason), Origin::Dropped { files }) =
                         (judge(&error), &entry.record.origin)
                     {
@@ -151,10 +156,13 @@ impl Intake {
         self.install_bundled().await;
         let now = Instant::now();
         let mut entries = self.installer.handle().store().entries();
+        // In this order, the latest installation from a file overrides earlier ones in the map
+        // below.
         entries.sort_by_key(|entry| entry.record.installed_at);
         let mut dropped = BTreeMap::new();
         for entry in entries {
-            // The file of a quarantined entry could not be moved away: it is not to be read again either.
+            // The file of a quarantined entry could not be moved away. Remember it, so that it is
+            // not read again.
             if let Origin::Dropped { files } = entry.record.origin
                 && matches!(entry.record.status, Status::Available | Status::Quarantined(_))
             {
@@ -164,15 +172,20 @@ impl Intake {
             }
         }
         for (file, (fingerprint, key)) in dropped {
-            // A crash may have come between a package and what it replaces.
+            // A crash may have happened between the installation of a package and the removal of
+            // its predecessor.
             self.discard_dropped(&file, Some(&key), fingerprint.place()).await;
             self.ledger.remember(&file, fingerprint, now);
         }
     }
 
-    /// Installs the bundled default model if there is none, and says so in `start`; takes up everything else when the
-    /// daemon is ready. Then looks at both directories whenever `ticks` says so, without waiting for files
-    /// whose names `take_completed` gives, and validates on schedule, until `cancel`.
+    /// Runs the intake until `cancel`.
+    ///
+    /// Installs the bundled default model if it is missing, and cancels `start.default_is_there`.
+    /// Handles all other packages when the daemon is ready. Then scans both directories at each
+    /// tick of `ticks`, and hashes all installed files on schedule. `take_completed` returns the
+    /// names of files that are known to be complete: the scan does not wait until they stop
+    /// changing.
     pub async fn run(
         mut self,
         mut ticks: mpsc::Receiver<()>,
@@ -214,13 +227,15 @@ impl Intake {
                 () = tokio::time::sleep_until(wake.into()) => {}
                 tick = ticks.recv() => if tick.is_none() { return },
                 () = self.attention.notified() => {}
-                // What was kept out may be let in now. The rules change before the schedule does.
+                // A reload may have allowed excluded packages. The rules are sent before the
+                // schedule, so they are current here.
                 Ok(()) = self.schedule.changed() => {}
             }
         }
     }
 
-    /// One look at the drop directory; returns when the next is due even if nothing happens.
+    /// Scans the drop directory. Returns the time of the next scan if no notification arrives
+    /// before.
     async fn look(&mut self) -> Option<Instant> {
         let directory = self.drop_directory.clone();
         let (place, listing) = match off_runtime(move || drop::look(&directory)).await? {
@@ -254,11 +269,11 @@ impl Intake {
         for (name, fingerprint) in ready {
             self.attempt(name, fingerprint).await;
         }
-        // A verdict may have set a new time to look, and a model that left makes room.
+        // Scan again at once: a verdict may have set a new time, and a removed model leaves space.
         if tried || left { Some(Instant::now()) } else { next }
     }
 
-    /// Returns what the appliance can take now; `None` when the runtime is going down.
+    /// Measures the capacity of the appliance. Returns `None` if the runtime is shutting down.
     async fn capacity(&self) -> Option<Capacity> {
         let (handle, rules) = (self.installer.handle().clone(), self.installer.rules());
         off_runtime(move || capacity(&handle, rules)).await
@@ -277,7 +292,8 @@ impl Intake {
 
     async fn attempt(&mut self, file: String, fingerprint: Fingerprint) {
         let (directory, name) = (self.drop_directory.clone(), file.clone());
-        // What cannot be examined cannot be opened either, and is told then.
+        // A file that cannot be examined cannot be opened either. The installation below reports
+        // that error.
         let Some(fault) = off_runtime(move || drop::fault(&directory, &name)).await else { return };
         if let Ok(Some(reason)) = fault {
             self.ledger.judge(&file, &fingerprint, Verdict::Refused(reason), Instant::now());
@@ -316,7 +332,8 @@ impl Intake {
         }
     }
 
-    /// Removes the models that came with `name` of the directory `place` alone, except the one that comes with it now.
+    /// Detaches the file `name`, as seen in the directory `place`, from all models except `except`.
+    /// Models without another file are removed if `remove_with_file` is set.
     async fn discard_dropped(&self, name: &str, except: Option<&Key>, place: Option<&str>) {
         let removes = self.schedule.borrow().remove_with_file;
         for Entry { key, record, .. } in self.dropped(name) {
@@ -333,7 +350,7 @@ impl Intake {
         }
     }
 
-    /// Removes a model that the file `name` alone gave.
+    /// Removes a model if `name` is its only file.
     async fn remove_with(&self, name: &str, key: &Key) {
         match self.installer.remove_with_file(key.clone(), name.to_owned()).await {
             Some(Ok(true)) => records::stays(name, key, "stays: it has another file"),
@@ -343,7 +360,7 @@ impl Intake {
         }
     }
 
-    /// The models that came with `name`, be it with other files, too.
+    /// Returns the models that came with the file `name`, possibly with other files too.
     fn dropped(&self, name: &str) -> Vec<Entry> {
         let mut entries = self.installer.handle().store().entries();
         entries.retain(|entry| match &entry.record.origin {
@@ -353,7 +370,7 @@ impl Intake {
         entries
     }
 
-    /// Says that the file `name` does not give a model any more; whether the model stays without it.
+    /// Detaches the file `name` from a model. Returns whether the model stays without the file.
     async fn let_go(&self, key: &Key, name: &str) -> bool {
         match self.installer.let_go(key.clone(), name.to_owned()).await {
             Some(Ok(stays)) => {
@@ -377,7 +394,8 @@ impl Intake {
     }
 }
 
-/// Runs `work`, which touches the disk, on the blocking pool; `None` when it panicked or the runtime is going down.
+/// Runs `work`, which accesses the disk, on the blocking pool. Returns `None` if it panicked or the
+/// runtime is shutting down.
 async fn off_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.inspect_err(|error| {

@@ -1,6 +1,6 @@
-//! From the verified contents of a package to a loaded engine, and the self-test of what came out.
+//! Loads a model from the verified contents of a package, and runs its self-test.
 //!
-//! The only place that sees both a manifest and the engine.
+//! Only this module uses both the manifest and the engine.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,9 +17,10 @@ use crate::package::{
     self, Contents, Key, Manifest, Store, StoreError, TOKENIZER, WEIGHTS, Weights, dense_file,
 };
 
-/// Least cosine between the vector of a self-test and the one that this machine computes: in f32
-/// processors round differently (about 1e-6), the others lose what they may lose of any text; a wrong
-/// tokenizer, pooling or weight shows far below.
+/// Returns the least cosine between the vector of a self-test and the one that this machine
+/// computes. In f32, processors differ by about 1e-6 because they round differently. Lower
+/// precisions lose as much as they may lose on any text. A wrong tokenizer, pooling or weight gives
+/// a far smaller cosine.
 const fn min_cosine(precision: Precision) -> f64 {
     match precision {
         Precision::Int8 => 0.998,
@@ -27,34 +28,34 @@ const fn min_cosine(precision: Precision) -> f64 {
     }
 }
 
-/// Why a package's contents are no working model.
+/// Reasons for which the contents of a package are not a working model.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The manifest names something that this version does not have.
+    /// The manifest names something that this version does not support.
     #[error("the manifest asks for what this version does not have")]
     Unsupported(#[from] UnknownName),
-    /// The process that tested the model says that it does not work.
+    /// The process that ran the self-test reported that the model does not work.
     #[error("{0}")]
     Tested(String),
-    /// The files are no model.
+    /// The files are not a model that can be loaded.
     #[error("the files are not a model that can be loaded")]
     Engine(#[from] EngineError),
-    /// The model gives another vector for the self-test's text.
+    /// The model computes another vector for the text of the self-test.
     #[error(
         "the self-test failed in {precision}: cosine {cosine:.6} to the manifest's vector, at least {} \
          expected",
         min_cosine(*precision)
     )]
     SelfTest {
-        /// What was measured.
+        /// Measured cosine.
         cosine: f64,
-        /// What the model was run in.
+        /// Precision in which the model ran.
         precision: Precision,
     },
 }
 
 impl LoadError {
-    /// What is wrong with the model's bytes; `None` when it is the machine.
+    /// Returns the kind of fault in the model's bytes. Returns `None` if the machine is at fault.
     pub fn failure(&self) -> Option<FailureType> {
         match self {
             Self::Engine(EngineError::Threads { .. }) => None,
@@ -66,10 +67,11 @@ impl LoadError {
     }
 }
 
-/// What the engine needs to know of the model that `manifest` describes.
+/// Converts a manifest to the model specification of the engine.
 ///
 /// # Errors
-/// When it names an architecture, pooling or activation that the engine does not have.
+/// Fails if the manifest names an architecture, pooling or activation that the engine does not
+/// have.
 pub fn spec(manifest: &Manifest) -> Result<ModelSpec, UnknownName> {
     let dense = manifest.dense.iter().map(|layer| {
         Ok(Dense {
@@ -89,13 +91,14 @@ pub fn spec(manifest: &Manifest) -> Result<ModelSpec, UnknownName> {
     })
 }
 
-/// How many processors this process may use: affinity and the cgroup's quota are counted by the standard library. One
-/// where it cannot tell.
+/// Returns the number of processors that this process may use. The standard library respects the
+/// affinity and the quota of the cgroup. Returns 1 if the number is unknown.
 pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// How models are run under `settings`: with as many threads as processors may be used, unless they say otherwise.
+/// Returns the options for running models under `settings`. The default number of threads is the
+/// number of usable processors.
 pub fn options(settings: &Settings) -> Options {
     Options {
         threads: settings.embedding.threads.unwrap_or_else(processors),
@@ -109,11 +112,12 @@ pub fn options(settings: &Settings) -> Options {
     }
 }
 
-/// Loads a model. Blocks for as long as that takes. Weights that are mapped stay so, and their pages
-/// are given back as they are packed.
+/// Loads a model. Blocks.
+///
+/// Mapped weights stay mapped. Their pages are released as they are packed.
 ///
 /// # Errors
-/// When the manifest or a file does not describe a model that this version can run.
+/// Fails if the manifest or a file does not describe a model that this version can run.
 pub fn load(
     manifest: &Manifest,
     contents: Contents,
@@ -123,7 +127,8 @@ pub fn load(
     load_with(manifest, Contents { config, tokenizer, weights: || Ok(weights), dense }, options)
 }
 
-/// An error of [`load_with`]'s caller, which an error of the engine can become.
+/// Wrapper of the error type of [`load_with`]'s caller, so that an error of the engine can be
+/// converted to it.
 struct Failed<E>(E);
 
 impl<E: From<LoadError>> From<EngineError> for Failed<E> {
@@ -132,7 +137,7 @@ impl<E: From<LoadError>> From<EngineError> for Failed<E> {
     }
 }
 
-/// [`load`] with weights that are verified while the tokenizer is read.
+/// Does the same as [`load`], but verifies the weights while the tokenizer is read.
 fn load_with<E: From<LoadError>>(
     manifest: &Manifest,
     contents: Contents<impl FnOnce() -> Result<Weights, E>>,
@@ -146,11 +151,14 @@ fn load_with<E: From<LoadError>>(
     engine::load_with(&spec, files, options).map_err(|Failed(error)| error)
 }
 
-/// What loading the model `key` of `store` with `options` will take. Reads `config.json` and, unless it is very large,
-/// `tokenizer.json`, and of the other files their sizes in the manifest.
+/// Returns the memory that loading the model `key` of `store` with `options` takes.
+///
+/// Reads `config.json` and, unless it is very large, `tokenizer.json`. For the other files it uses
+/// the sizes in the manifest.
 ///
 /// # Errors
-/// When one of them is not the one that was installed, or describes no model that this version can run.
+/// Fails if one of these files differs from the installed one, or does not describe a model that
+/// this version can run.
 pub fn footprint<E: From<StoreError> + From<LoadError>>(
     store: &Store,
     key: &Key,
@@ -164,17 +172,17 @@ pub fn footprint<E: From<StoreError> + From<LoadError>>(
     Ok(footprint_of(&manifest, &config, tokenizer.as_deref(), options)?)
 }
 
-/// The bytes of the file `name` of a model.
+/// Returns the size in bytes of the file `name` of a model. Returns 0 if there is none.
 fn size(manifest: &Manifest, name: &str) -> u64 {
     let member = manifest.files.iter().find(|member| member.path.as_str() == name);
     member.map_or(0, |member| member.size)
 }
 
-/// What loading the model of `manifest` and `config`, the content of its `config.json`, with `options` will take.
-/// Of a `tokenizer` that is not known yet, typical words are counted.
+/// Returns the memory that loading a model with `options` takes. `config` is the content of its
+/// `config.json`. Without a `tokenizer`, a typical vocabulary is assumed.
 ///
 /// # Errors
-/// When `config` describes no model that this version can run.
+/// Fails if `config` does not describe a model that this version can run.
 pub fn footprint_of(
     manifest: &Manifest,
     config: &[u8],
@@ -195,11 +203,14 @@ pub fn footprint_of(
     Ok(engine::footprint(&spec(manifest)?, config, tokenizer, sizes, options)?)
 }
 
-/// Loads the model `key` of `store`. Where [`Precision::Auto`] picks another precision than f32, the self-test
-/// is held against it: whoever loads may then [`fall_back`].
+/// Loads the model `key` of `store`.
+///
+/// If [`Precision::Auto`] chooses another precision than f32, the self-test runs in that precision.
+/// If it fails, the caller may [`fall_back`].
 ///
 /// # Errors
-/// When the files are not those that were installed, no working model, or none in what was picked.
+/// Fails if a file differs from the installed one, or if the model does not work in general or in
+/// the chosen precision.
 pub fn load_from<E: From<StoreError> + From<LoadError>>(
     store: &Store,
     key: &Key,
@@ -217,10 +228,10 @@ pub fn load_from<E: From<StoreError> + From<LoadError>>(
     Ok((manifest, model))
 }
 
-/// The options to load `key` with after `error` came of `options`: f32, when something else was picked and its
-/// self-test failed. Says so in the journal.
+/// Returns the options with which to load `key` again after `error`: f32, if another precision was
+/// chosen and its self-test failed. Logs the fallback.
 ///
-/// f32 takes more memory, so that whoever counts it has to ask again.
+/// f32 takes more memory, so a caller that reserves memory must reserve it again.
 pub fn fall_back(key: &Key, error: &LoadError, options: Options) -> Option<Options> {
     let LoadError::SelfTest { precision, .. } = error else { return None };
     if options.precision != Precision::Auto || *precision == Precision::F32 {
@@ -252,19 +263,19 @@ impl WeightsFile for Weights {
     }
 }
 
-/// The vector of `text` without any prompt, `[dimensions]`.
+/// Computes the vector of `text` without any prompt, of shape `[dimensions]`.
 ///
 /// # Errors
-/// When the model cannot compute it.
+/// Fails if the model cannot compute it.
 pub fn embed_plain(model: &Loaded, text: &str) -> Result<Vec<f32>, EngineError> {
     let tokens = model.tokenizer.encode("", text)?;
     model.embedder.embed(&[&tokens.ids])
 }
 
-/// Checks that a model gives the vector that its manifest promises.
+/// Checks that a model computes the vector that its manifest declares.
 ///
 /// # Errors
-/// When it gives another one or none.
+/// Fails if the model computes another vector or none.
 pub fn self_test(manifest: &Manifest, model: &Loaded) -> Result<(), LoadError> {
     let vector = embed_plain(model, &manifest.self_test.text)?;
     let cosine = cosine(&vector, &manifest.self_test.vector);
@@ -276,7 +287,8 @@ pub fn self_test(manifest: &Manifest, model: &Loaded) -> Result<(), LoadError> {
     }
 }
 
-/// The cosine between two vectors; 0 when one of them has no direction or their lengths differ.
+/// Returns the cosine between two vectors. Returns 0 if one of them is zero or their lengths
+/// differ.
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -304,7 +316,7 @@ mod tests {
 
     const OPTIONS: Options = Options { threads: 1, batch_tokens: 512, precision: Precision::F32 };
 
-    /// Type, shape and data by name.
+    /// Type, shape and data of each tensor, by name.
     type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
     fn change_weights(directory: &Path, change: impl FnOnce(&mut Tensors)) {
@@ -336,7 +348,7 @@ mod tests {
         tensors.get_mut(name).unwrap().2[..4].copy_from_slice(&value.to_le_bytes());
     }
 
-    /// A copy of a model directory that works.
+    /// Returns a copy of a working model directory.
     fn model_directory() -> TempDir {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-bert-mean");
         let directory = tempfile::tempdir().unwrap();
@@ -363,7 +375,7 @@ mod tests {
         }
     }
 
-    /// The vector of the self-test, truly computed.
+    /// Computes the vector of the self-test with the real engine.
     fn computed(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
         let model = load(manifest, contents.clone(), OPTIONS)?;
         Ok(embed_plain(&model, &manifest.self_test.text)?)
@@ -375,7 +387,8 @@ mod tests {
         const BIAS: &str = "encoder.layer.1.output.dense.bias";
         const NORM: &str = "embeddings.LayerNorm.bias";
         type Change = fn(&Path);
-        // What is changed; what packing says, and what loading says of a package made elsewhere.
+        // Each case: the change, the error of packing, and the error of loading a package that was
+        // made without our checks.
         let cases: [(Change, &str, &str); 9] = [
             (
                 |path| change_weights(path, |tensors| drop(tensors.remove(BIAS))),
@@ -476,9 +489,11 @@ mod tests {
         }
     }
 
-    /// A model of integers whose vectors are right in f32 alone: each output of a feed-forward layer has
-    /// a small part, and a large weight times the sum of its inputs, which is 0 behind a LayerNorm
-    /// without weight and bias unless they are rounded.
+    /// Installs an int8 model whose vectors are right only in f32.
+    ///
+    /// Each output of its feed-forward layers is the sum of a small part and of a large weight
+    /// times the sum of the inputs. A LayerNorm with unit weight and zero bias makes that sum 0,
+    /// unless the inputs are rounded.
     fn fragile() -> (TempDir, Store, Key) {
         const LARGE: f32 = 64.0;
         let directory = model_directory();
@@ -507,7 +522,7 @@ mod tests {
         for precision in [Precision::F32, Precision::Int8, Precision::Bf16, Precision::Auto] {
             let options = Options { precision, ..OPTIONS };
             let model = load(&manifest, contents.clone(), options).unwrap();
-            // Of a processor without bf16, f32.
+            // A processor without bf16 products falls back to f32.
             let used = model.embedder.report().precision;
             let tested = self_test(&manifest, &model);
             assert_eq!(tested.is_ok(), used == Precision::F32, "{precision}: {tested:?}");

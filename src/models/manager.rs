@@ -1,15 +1,19 @@
-//! The manager: the one owner of which models are in memory.
+//! The manager: the only task that decides which models are in memory.
 //!
-//! A task that takes commands one at a time; measuring, loading and leaving happen elsewhere, so that it never waits
-//! for one. Nobody else starts or ends a worker. What it decides is in the files beside it: [`admission`] lets models
-//! in, [`pressure`] makes them leave when memory is short, [`lifecycle`] when they are idle or somebody says so.
+//! It handles one command at a time. Measurements, loads and unloads run on other threads, so that
+//! the manager never waits for one. No other code starts or ends a worker. The decisions are in the
+//! files beside this one: [`admission`] loads models, [`pressure`] evicts them when memory is
+//! short, [`lifecycle`] unloads them when they are idle or on request.
 //!
 //! Invariants:
-//! 1. One load at a time for a model, however many requests ask for it, and none before it is known to fit.
-//! 2. A model that failed to load is not tried again before [`LOAD_BACKOFF`] has passed, one that had to leave not
-//!    before `memory.pressure.reload_cooldown` has.
-//! 3. A worker whose entry left the store gets no more requests; what it has is finished.
-//! 4. The default model is in memory or on its way there whenever it is installed, and did not fail or leave.
+//! 1. There is at most one load at a time for a model, however many requests wait for it, and it
+//!    begins only after the model is known to fit.
+//! 2. A model that failed to load is not loaded again within [`LOAD_BACKOFF`], an evicted one not
+//!    within `memory.pressure.reload_cooldown`.
+//! 3. A worker whose entry was removed from the store gets no further requests; it finishes the
+//!    ones that it has.
+//! 4. The default model is in memory or being loaded while it is installed, unless its load failed,
+//!    or it was unloaded or evicted.
 
 mod admission;
 mod lifecycle;
@@ -46,74 +50,77 @@ use admission::{Estimate, Wanted};
 use lifecycle::{Flush, Left};
 use pressure::Episode;
 
-/// A load that failed once fails again at once; this keeps a client's retries from being a loop of loads.
+/// Time after a failed load before the next one. A load that failed usually fails again, and
+/// without this time the retries of a client would become a loop of loads.
 const LOAD_BACKOFF: Duration = Duration::from_secs(30);
-/// How often the counts of accesses and of use are written, and models looked for that will be used soon.
+/// Interval at which the access and usage counts are written, and models are preloaded.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
-/// Actions that are remembered for `/api/memory/status`.
+/// Number of actions that are kept for `/api/memory/status`.
 const ACTIONS: usize = 32;
 
-/// What the manager is asked to do.
+/// Command to the manager.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Give the right to send requests to a model, loading it first if need be.
+    /// Returns the right to send requests to a model, and loads the model first if need be.
     Lease { name: String, reply: LeaseReply },
-    /// Keep memory for a model that an installation tries with these options.
+    /// Reserves memory for a model that an installation tests with these options.
     Reserve { key: Key, options: Options, reply: ReserveReply },
-    /// Say whether a model could be let in at best, of which nothing but this is known.
+    /// Reports whether a model of this footprint could ever be admitted; nothing else is known of
+    /// it.
     CouldFit { footprint: Footprint, sample: Sample, reply: oneshot::Sender<Result<(), Refusal>> },
-    /// Say why a model did not answer in time.
+    /// Reports why a model did not answer in time.
     Loading { name: String, reply: oneshot::Sender<ModelError> },
-    /// Say which models are in memory.
+    /// Returns the state of every model.
     Residency { reply: oneshot::Sender<BTreeMap<Key, Residency>> },
-    /// Ask models for a pass that shows life.
+    /// Starts liveness passes.
     Beats { reply: oneshot::Sender<Vec<Beat>> },
-    /// Say what is known of memory.
+    /// Reports the state of memory.
     Memory { reply: oneshot::Sender<MemoryView> },
-    /// Look at the store again, and let go of the models that are in it no more.
+    /// Handles a change of the store: drops the models that were removed, and loads the default
+    /// model if it was installed.
     StoreChanged { gone: Vec<Key> },
-    /// Announce what does not work as it should.
+    /// Announces the degraded parts of the daemon.
     Degraded { degraded: Vec<String> },
-    /// Keep a model in memory whatever happens, or no longer; until the next start.
+    /// Pins or unpins a model, until the next start of the daemon.
     Pin { name: String, pinned: bool, reply: oneshot::Sender<Result<(), ModelError>> },
-    /// Keep a model that is in memory for so long after each use.
+    /// Sets how long a resident model stays after each use.
     KeepAlive { name: String, wish: Wish, reply: oneshot::Sender<Result<(), ModelError>> },
-    /// Let a model go. Answers when it has gone.
+    /// Unloads a model. The inner receiver ends when it is unloaded.
     Unload { name: String, reply: oneshot::Sender<Result<Unloading, ModelError>> },
-    /// Let all models go that are not pinned. Answers when they have gone.
+    /// Unloads all models that are not pinned. Replies when they are unloaded.
     Flush { reply: oneshot::Sender<Flushed> },
 }
 
-/// Ends when a model has left memory; `None` when it was not there.
+/// End of an unload; `None` when the model was not in memory.
 pub(super) type Unloading = Option<oneshot::Receiver<()>>;
 
-/// The manager's own state; see the module.
+/// State of the manager; see the module.
 pub(super) struct Manager {
     parts: Parts,
     overview: watch::Sender<Overview>,
     slots: BTreeMap<Key, Slot>,
-    /// What administrators said, over the settings.
+    /// Pins that administrators set; they override the settings.
     pins: BTreeMap<Key, bool>,
-    /// When a user had a model leave before its time; for a minute.
+    /// Time at which a user's `keep_alive` unloaded a model early; kept for a minute.
     cut_short: BTreeMap<Key, Instant>,
-    /// Models whose self-test failed in what `auto` picks.
+    /// Models whose self-test failed in the precision that `auto` chose.
     f32_only: BTreeSet<Key>,
     estimates: JoinSet<Estimate>,
-    /// Each ends with an installation's trial of a model.
+    /// Each ends when an installation has finished the self-test of a model.
     reserved: JoinSet<Key>,
     loads: JoinSet<(Key, ThreadId, Result<Ready, WorkerError>)>,
     ending: JoinSet<Left>,
-    /// Memory being released without a model leaving.
+    /// Releases of memory without an unload.
     releasing: JoinSet<()>,
-    /// The counts being written, which may wait for the disk.
+    /// Writes of the counts, which may wait for the disk.
     writing: JoinSet<()>,
-    /// Of the last reading.
+    /// Pressure level of the last reading.
     level: Level,
     episode: Option<Episode>,
     flushes: Vec<Flush>,
     actions: VecDeque<ActionRecord>,
     accessed: BTreeSet<Key>,
-    /// What does not work as it should, a sentence each.
+    /// Degraded parts of the daemon, one sentence each.
     degraded: Vec<String>,
     uses_kept: Arc<Kept>,
     accesses_kept: Arc<Kept>,
@@ -145,17 +152,19 @@ impl Manager {
         }
     }
 
-    /// Serves commands until `cancel`; then drops every queue and waits until the workers have finished.
+    /// Handles commands until `cancel`; then drops every queue and waits until the workers have
+    /// finished.
     pub(super) async fn run(
         mut self,
         mut commands: mpsc::Receiver<Command>,
         cancel: CancellationToken,
     ) {
         let mut flush = tokio::time::interval(FLUSH_INTERVAL);
-        // The first tick is at once, when there is nothing to write.
+        // The first tick comes at once, when there is nothing to write.
         flush.tick().await;
         self.announce();
         loop {
+            // Every event may change how long models are needed, so the timer is computed again.
             let idle = self.next_idle();
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -208,7 +217,7 @@ impl Manager {
                 Ok(()) = self.parts.readings.changed() => self.pressed(),
                 () = at(idle), if idle.is_some() => self.unload_idle(),
                 _ = flush.tick() => {
-                    // A disk that takes longer than a minute is not asked again before it answers.
+                    // A slow disk gets no second write while one is in progress.
                     if self.writing.is_empty() {
                         self.write_counts();
                     }
@@ -217,7 +226,7 @@ impl Manager {
                 Ok(()) = self.parts.settings.changed() => self.load_default(),
                 command = commands.recv() => {
                     let Some(command) = command else { break };
-                    // Most commands ask for a model that is there.
+                    // Most commands ask for a resident model, and change nothing that others see.
                     if !self.obey(command) {
                         continue;
                     }
@@ -225,6 +234,8 @@ impl Manager {
             }
             self.announce();
         }
+        // Close the channel before waiting for the workers: commands in it fail at once with
+        // "draining".
         drop(commands);
         for key in Vec::from_iter(self.slots.keys().cloned()) {
             self.forget(&key);
@@ -236,9 +247,9 @@ impl Manager {
         }
     }
 
-    /// Says whether what others see of the manager may be other than before.
+    /// Handles a command. Returns whether the overview may have changed.
     fn obey(&mut self, command: Command) -> bool {
-        // A client that left hears no answer.
+        // Replies may fail, because a client may have cancelled.
         match command {
             Command::Lease { name, reply } => {
                 let Some((key, sought)) = self.lease(name, reply) else { return false };
@@ -270,7 +281,8 @@ impl Manager {
             }
             Command::StoreChanged { gone } => {
                 gone.iter().for_each(|key| self.forget(key));
-                // Files that could not be read may have been written anew.
+                // Entries whose files could not be read may have been written again, so forget
+                // their failures.
                 self.slots.retain(|_key, slot| !slot.failed_in_store());
                 self.load_default();
             }
@@ -285,7 +297,8 @@ impl Manager {
         true
     }
 
-    /// Answers now, or when the model is there. Says which model it is, and how it was; `None` when there is none.
+    /// Replies now, or when the model is loaded. Returns the model and the outcome of the lookup;
+    /// `None` when there is no such model.
     fn lease(&mut self, name: String, reply: LeaseReply) -> Option<(Key, Sought)> {
         let now = Instant::now();
         let entry = match self.find(&name) {
@@ -296,6 +309,7 @@ impl Manager {
             }
         };
         let key = entry.key.clone();
+        // Only resident models are shed here. For others, admission refuses with the numbers.
         if self.sheds(&key) {
             let retry_after = self.parts.settings.borrow().memory.pressure.quiet;
             drop(reply.send(Err(ModelError::Pressure { name, retry_after })));
@@ -325,7 +339,7 @@ impl Manager {
                 | Slot::Loading { waiting, .. }
                 | Slot::Reserved { waiting, .. },
             ) if waiting.len() >= most_waiting => {
-                // Those that stopped waiting make room.
+                // Requests that were cancelled in the meantime free their slots.
                 waiting.retain(|(_, reply)| !reply.is_closed());
                 if waiting.len() >= most_waiting {
                     drop(reply.send(Err(self.loading(name))));
@@ -335,6 +349,7 @@ impl Manager {
                 Sought::Load
             }
             Some(Slot::Admitting(admitting)) => {
+                // A request waits now, so that other models may be evicted.
                 admitting.ahead = false;
                 admitting.waiting.push((name, reply));
                 Sought::Load
@@ -344,6 +359,7 @@ impl Manager {
                 Sought::Load
             }
             Some(Slot::Leaving(leaving)) if !leaving.why.is_eviction() => {
+                // The model was not unloaded for memory: load it again when its worker has ended.
                 leaving.waiting.push((name, reply));
                 Sought::Load
             }
@@ -357,7 +373,7 @@ impl Manager {
                 drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
                 Sought::Refused
             }
-            // Nothing was measured since: nothing else would come out.
+            // Memory was not sampled again since the refusal, so the decision would be the same.
             Some(Slot::Refused { refusal, at }) if *at >= self.parts.readings.borrow().at => {
                 let refusal = Arc::clone(refusal);
                 drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
@@ -369,7 +385,8 @@ impl Manager {
                 drop(reply.send(Err(ModelError::Failed { name, retry_after, source })));
                 Sought::Refused
             }
-            // Absent, kept away or failed for long enough, asked for again, or its worker died.
+            // The model is absent, its waiting time after an eviction or failure is over, or its
+            // worker died.
             _ => {
                 self.admit(key.clone(), Wanted::Now(vec![(name, reply)]));
                 Sought::Load
@@ -403,12 +420,13 @@ impl Manager {
             Status::Corrupt(reason) => {
                 Err(ModelError::Corrupt { name: name.to_owned(), reason: reason.clone() })
             }
-            // `choose` gives no other.
+            // `choose` returns only available entries besides corrupt ones.
             Status::Untested | Status::Quarantined(_) | Status::Available => Ok(entry.clone()),
         }
     }
 
-    /// Loads the default model unless it is there, on its way, failed, or had to leave.
+    /// Loads the default model unless it is in memory or loading, or failed, or was unloaded or
+    /// evicted.
     fn load_default(&mut self) {
         let name = self.parts.settings.borrow().default_model().to_owned();
         let Ok(entry) = self.find(&name) else { return };
@@ -418,10 +436,10 @@ impl Manager {
         }
     }
 
-    /// Answers those that wait for a model, as those that ask now are answered.
+    /// Replies to the requests that waited for a model in the same way as to new ones.
     fn answer(&mut self, waiting: Waiting) {
         for (name, reply) in waiting {
-            // It was counted when it asked.
+            // The metrics counted it when it arrived.
             self.lease(name, reply);
         }
     }
@@ -431,7 +449,7 @@ impl Manager {
         self.actions.push_front(record);
     }
 
-    /// Begins to write how often and when models were used.
+    /// Starts to write the usage and access counts on the blocking pool.
     fn write_counts(&mut self) {
         let installed = self.parts.store.entries().into_iter().map(|entry| entry.key).collect();
         self.parts.usage.keep_installed(&installed, SystemTime::now());
@@ -470,7 +488,7 @@ fn counts_written(written: Result<(), JoinError>) {
     }
 }
 
-/// Ends at `moment`; never without one.
+/// Sleeps until `moment`; forever if it is `None`.
 async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,

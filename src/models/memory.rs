@@ -1,4 +1,4 @@
-//! What is known of memory and of the models in it, for administrators.
+//! Reports about memory and the models in it, for administrators.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,17 +14,17 @@ use crate::units::Bytes;
 /// Memory and the models in it.
 #[derive(Clone, Debug)]
 pub struct MemoryView {
-    /// What was measured last.
+    /// Last measurement.
     pub reading: Reading,
-    /// The limit on this process beside those of the kernel.
+    /// Limit on this process that was set at run time, in addition to those of the kernel.
     pub configured_limit: Option<Bytes>,
-    /// What a model may take without any other leaving.
+    /// Memory that a model may take without an eviction.
     pub room: Bytes,
-    /// Whether requests are refused because memory is short.
+    /// Whether requests are shed because memory is short.
     pub shedding: bool,
-    /// Models that are in memory, on their way there or away from it, or were refused.
+    /// Models that are in memory, loading or draining, or were refused.
     pub models: Vec<ModelView>,
-    /// What was done last, newest first.
+    /// Last actions, newest first.
     pub actions: Vec<ActionRecord>,
 }
 
@@ -33,53 +33,53 @@ pub struct MemoryView {
 pub struct ModelView {
     /// The model.
     pub key: Key,
-    /// Where it is.
+    /// State of the model.
     pub residency: Residency,
-    /// What it was estimated to take; `None` when it is not in memory.
+    /// Estimated footprint; `None` when the model is not in memory.
     pub footprint: Option<Footprint>,
-    /// From 1, kept longest, to 5, leaves first.
+    /// Eviction priority from 1, evicted last, to 5, evicted first.
     pub priority: u8,
-    /// Whether it stays whatever happens.
+    /// Whether it is excluded from eviction.
     pub pinned: bool,
-    /// How long it was not used; `None` when it is not in memory.
+    /// Time since the last use; `None` when the model is not in memory.
     pub idle: Option<Duration>,
-    /// When it leaves for want of use; `None` when it does not.
+    /// Time until it is unloaded as idle; `None` when it is not.
     pub expires: Option<Duration>,
 }
 
-/// Something that was done for memory's sake.
+/// An action that freed memory, or was meant to.
 #[derive(Clone, Debug)]
 pub struct ActionRecord {
-    /// When it was finished.
+    /// Time at which it was finished.
     pub at: SystemTime,
-    /// `evict`, `unload`, `idle`, `release_caches`, `shrink_batches` or `shed`.
+    /// One of `evict`, `unload`, `idle`, `release_caches`, `shrink_batches` and `shed`.
     pub action: &'static str,
-    /// The model that left.
+    /// The model that was unloaded.
     pub model: Option<Key>,
-    /// How short memory was.
+    /// Pressure level at that time.
     pub level: Level,
-    /// Why, with numbers.
+    /// Reason, with numbers.
     pub reason: String,
-    /// What this process holds less than before; `None` when it was not measured by itself.
+    /// Memory of this process that was freed; `None` when it was not measured separately.
     pub freed: Option<Bytes>,
-    /// From the order to the release.
+    /// Time from the start of the action to the release of the memory.
     pub duration: Duration,
 }
 
-/// What a flush did.
+/// Result of a flush.
 #[derive(Clone, Debug)]
 pub struct Flushed {
-    /// Models that left.
+    /// Models that were unloaded.
     pub unloaded: Vec<Key>,
-    /// Measured before the first left.
+    /// Sample before the first unload.
     pub before: Sample,
-    /// Measured after the last had left.
+    /// Sample after the last unload.
     pub after: Sample,
-    /// From the order to the last release.
+    /// Time from the request to the last release.
     pub duration: Duration,
 }
 
-/// Where the levels begin with these settings.
+/// Returns the thresholds of the pressure levels in these settings.
 pub fn thresholds(settings: &Settings) -> Thresholds {
     let memory = &settings.memory;
     Thresholds {

@@ -1,7 +1,9 @@
-//! Models: which are in memory, who may send them requests, and how packages become models.
+//! Models: the residency of models, the right to send them requests, and the installation of
+//! packages.
 //!
-//! Owns the workers, the manager's table and the rules of installation. Others hold a [`Handle`] (to ask) or a
-//! [`Lease`] (to send requests to one resident model); neither can change a model's state.
+//! This module holds the workers, the manager's table of models, and the rules of installation.
+//! Other modules use a [`Handle`] (to ask the manager) or a [`Lease`] (to send requests to one
+//! resident model). Only the manager changes the state of a model.
 
 pub mod alias;
 mod error;
@@ -42,37 +44,37 @@ use needs::Uses;
 use queue::{PushError, Sender};
 use usage::{Served, Usage};
 
-/// The longest that a request may take, loading the model included.
+/// Longest duration of a request, including the load of the model.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Where a model is.
+/// State of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Residency {
-    /// On its way into memory.
+    /// The model is being loaded.
     Loading,
-    /// In memory.
+    /// The model is in memory.
     Resident {
-        /// Bytes of weights.
+        /// Bytes of the weights.
         weight_bytes: u64,
-        /// What it is computed in.
+        /// Arithmetic of the model.
         report: Report,
-        /// Requests waiting.
+        /// Number of waiting requests.
         waiting: usize,
-        /// Tokens of these.
+        /// Tokens of the waiting requests.
         waiting_tokens: usize,
     },
-    /// Finishing what it has, then letting its memory go.
+    /// The model is draining, and its memory is freed afterwards.
     Leaving,
-    /// It left for want of use or because somebody said so; it is loaded when it is asked for.
+    /// The model was unloaded on request or because it was idle; the next request loads it.
     Unloaded,
-    /// It had to leave because memory is short, and stays away for a while.
+    /// The model was evicted because memory is short, and is cooling down.
     Away,
-    /// The last load failed, with this cause.
+    /// The last load failed with this cause.
     Failed(String),
 }
 
 impl Residency {
-    /// In one word.
+    /// Returns the state as one word.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Loading => "loading",
@@ -85,51 +87,51 @@ impl Residency {
     }
 }
 
-/// Where the default model is.
+/// State of the default model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DefaultState {
     /// Not installed, or not served because of `bundled_only`.
     #[default]
     NotInstalled,
-    /// Its files changed after they were installed.
+    /// The files changed after the installation.
     Corrupt,
-    /// It may not be used, because of the keys.
+    /// The configured keys do not allow its use.
     Disabled,
     /// Installed and not in memory.
     Absent,
-    /// On its way into memory.
+    /// Being loaded.
     Loading,
     /// In memory.
     Ready,
-    /// It left for want of use or because somebody said so; it is loaded when it is asked for.
+    /// Unloaded on request or because it was idle; the next request loads it.
     Unloaded,
-    /// It had to leave because memory is short.
+    /// Evicted because memory is short.
     Evicted,
-    /// It does not fit into memory, with the numbers.
+    /// Too large for the memory; holds the reason with numbers.
     DoesNotFit(String),
     /// The last load failed.
     Failed,
 }
 
-/// The models in one line, for `STATUS=` and readiness.
+/// Summary of all models in one line, for systemd's `STATUS=` and for readiness.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overview {
-    /// The model that answers when a request names none.
+    /// Name of the model that answers requests without a model name.
     pub default_model: String,
-    /// Where it is.
+    /// State of this model.
     pub state: DefaultState,
-    /// How many models are installed.
+    /// Number of installed models.
     pub installed: usize,
-    /// How short memory is.
+    /// Current pressure level.
     pub level: Level,
-    /// Where pressure is heard.
+    /// Source of the pressure events.
     pub source: String,
-    /// What does not work as it should while models are served, a sentence each.
+    /// Degraded parts of the daemon, one sentence each.
     pub degraded: Vec<String>,
 }
 
 impl Overview {
-    /// Whether the default model answers, after loading at most.
+    /// Returns whether the default model can answer, possibly after a load.
     pub fn is_ready(&self) -> bool {
         matches!(self.state, DefaultState::Ready | DefaultState::Unloaded)
     }
@@ -162,21 +164,21 @@ impl fmt::Display for Overview {
     }
 }
 
-/// What a client may know of a model.
+/// Facts about a model that clients may know.
 #[derive(Clone, Debug)]
 pub struct ModelInfo {
-    /// What it says of itself.
+    /// Manifest of the model.
     pub manifest: Arc<Manifest>,
     /// The identity under which two vectors may be compared.
     pub embedding_space: Arc<str>,
-    /// The revision: the digest of its manifest, shortened.
+    /// The revision: the shortened digest of the manifest.
     pub revision: Arc<str>,
-    /// The alias that it was asked for by.
+    /// Alias in the request that resolved to this model.
     pub alias: Option<Alias>,
 }
 
 impl ModelInfo {
-    /// What a client may know of the model `key` with this manifest.
+    /// Returns the facts about the model `key` with this manifest.
     fn new(key: &Key, manifest: Arc<Manifest>) -> Self {
         let (_id, _version, revision) = key.parts();
         let embedding_space = manifest.embedding_space().into();
@@ -184,16 +186,17 @@ impl ModelInfo {
     }
 }
 
-/// Before or after others.
+/// Class of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
-    /// Somebody waits for it.
+    /// A client waits for the answer.
     Interactive,
-    /// It may take its time.
+    /// The client accepts a longer delay.
     Bulk,
 }
 
-/// Whose turns requests take: owners take turns, and so do the connections of one owner.
+/// Flow of a request for fair scheduling: owners share the queue fairly, and so do the connections
+/// of one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flow {
     /// The user or the tenant.
@@ -202,42 +205,42 @@ pub struct Flow {
     pub connection: u64,
 }
 
-/// Who takes turns with others.
+/// Owner of requests for fair scheduling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
-    /// A user, by its id.
+    /// A user, by uid.
     User(u32),
     /// A tenant, by a number of its own.
     Tenant(u64),
 }
 
-/// What a request brings along to the queue.
+/// Scheduling metadata that a request passes to the queue.
 #[derive(Clone, Debug)]
 pub struct Ticket {
-    /// Whose turn it takes.
+    /// Owner and connection, for fair scheduling.
     pub flow: Flow,
-    /// Before or after others; by the number of tokens when absent.
+    /// Class of the request; `None` derives it from the number of tokens.
     pub priority: Option<Priority>,
-    /// When nobody waits for the answer any more.
+    /// Time after which the client no longer waits for the answer.
     pub deadline: Instant,
-    /// The tenant in whose own queue it waits; in that of its connection when absent.
+    /// Tenant in whose own lane the request waits; `None` uses the lane shared by all others.
     pub tenant: Option<Arc<str>>,
-    /// From 1 to 9: the share of the turns of its queue against those of others.
+    /// Share of the owner relative to other owners, from 1 to 9.
     pub weight: u8,
 }
 
-/// What a request comes back with.
+/// Answer to a request.
 #[derive(Debug)]
 pub struct Computed {
-    /// `[texts, dimensions]`, or of token states `[tokens of all texts, hidden]`; row-major.
+    /// Vectors `[texts, dimensions]`, or token states `[tokens of all texts, hidden]`; row-major.
     pub vectors: Vec<f32>,
-    /// How long it waited.
+    /// Time in the queue.
     pub queue: Duration,
-    /// How long it was computed.
+    /// Time of the computation.
     pub inference: Duration,
 }
 
-/// A lease that was given back for a while. The model may leave memory meanwhile.
+/// A lease that was given back for a while. The model may be unloaded in the meantime.
 #[derive(Clone, Debug)]
 pub struct Absent {
     name: String,
@@ -246,14 +249,15 @@ pub struct Absent {
     stands_in: Option<Arc<StandIn>>,
 }
 
-/// The right to send requests to one resident model. While it lives the model stays in memory.
+/// The right to send requests to one resident model. The model stays in memory while the lease
+/// lives.
 #[derive(Clone, Debug)]
 pub struct Lease {
     name: String,
     key: Key,
-    /// The model.
+    /// Facts about the model.
     pub info: ModelInfo,
-    /// For whom it stands in, if it does.
+    /// Set when this model is the fallback for another one.
     pub stands_in: Option<Arc<StandIn>>,
     tokenizer: Arc<Tokenizer>,
     queue: Sender,
@@ -262,12 +266,14 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Notes that `user` uses the model now: it does not leave for want of use while that user needs it.
+    /// Records that `user` uses the model now. The model is not unloaded as idle while that user
+    /// needs it.
     pub fn used_by(&self, user: User) {
         self.uses.note(user, tokio::time::Instant::now());
     }
 
-    /// Turns a text into token ids. Takes up to milliseconds of processor time: not for the runtime's threads.
+    /// Converts a text into token ids. Takes up to milliseconds of processor time, so it must not
+    /// run on the runtime's threads.
     ///
     /// # Errors
     /// When the tokenizer fails.
@@ -280,8 +286,9 @@ impl Lease {
         self.tokenizer.encode_truncated(prompt, text, truncation)
     }
 
-    /// All tokens of a text with where they come from; with `special`, the special tokens around it too. Takes a
-    /// hundred times the memory of the text, and milliseconds: not for the runtime's threads.
+    /// Returns all tokens of a text with their positions in it; with `special`, also the special
+    /// tokens around it. Takes a hundred times the memory of the text, and milliseconds, so it must
+    /// not run on the runtime's threads.
     ///
     /// # Errors
     /// When the tokenizer fails.
@@ -294,7 +301,7 @@ impl Lease {
         self.tokenizer.pieces(prompt, text, special)
     }
 
-    /// The text that token ids stand for. Not for the runtime's threads.
+    /// Converts token ids into text. Must not run on the runtime's threads.
     ///
     /// # Errors
     /// When an id is outside the vocabulary.
@@ -302,8 +309,8 @@ impl Lease {
         self.tokenizer.decode(ids, skip_special)
     }
 
-    /// Counts the first piece of a text that is not empty: its tokens, without special ones, and its length in bytes.
-    /// Takes milliseconds: not for the runtime's threads.
+    /// Counts the first piece of a text that is not empty: its tokens, without special ones, and
+    /// its length in bytes. Takes milliseconds, so it must not run on the runtime's threads.
     ///
     /// # Errors
     /// When the tokenizer fails.
@@ -311,17 +318,17 @@ impl Lease {
         self.tokenizer.count_piece(text)
     }
 
-    /// How many special tokens lie around a text.
+    /// Returns the number of special tokens around a text.
     pub fn special_tokens(&self) -> usize {
         self.tokenizer.around()
     }
 
-    /// Gives the lease back. [`Handle::renew`] takes it again.
+    /// Gives the lease back. [`Handle::renew`] acquires it again.
     pub fn give_back(self) -> Absent {
         Absent { name: self.name, key: self.key, info: self.info, stands_in: self.stands_in }
     }
 
-    /// Checks token ids that a client made itself, and puts the model's special tokens around them.
+    /// Checks token ids that a client sent, and adds the model's special tokens around them.
     ///
     /// # Errors
     /// When an id is outside the vocabulary.
@@ -329,8 +336,9 @@ impl Lease {
         self.tokenizer.encode_ids(ids, truncation)
     }
 
-    /// Whether a request with this ticket could wait now, however short: before texts are tokenized for nothing. It is
-    /// counted in [`Usage`] when it could not.
+    /// Checks whether a request with this ticket could be enqueued now if it were short, so that
+    /// texts are not tokenized for a request that will be rejected. A rejection is counted in
+    /// [`Usage`].
     ///
     /// # Errors
     /// When too many requests wait already, or the model has ended.
@@ -354,10 +362,10 @@ impl Lease {
         }
     }
 
-    /// What is wanted of `texts`; counted in [`Usage`].
+    /// Computes `texts` and returns the results. The request is counted in [`Usage`].
     ///
-    /// Cancelling drops the request: it is not begun, or stops after the pass that is being computed. It is not
-    /// counted then, since it is nobody's success or failure.
+    /// Cancelling drops the request: it is not begun, or it stops after the current pass. A
+    /// cancelled request is not counted, since it neither succeeded nor failed.
     ///
     /// # Errors
     /// When too many requests wait already, or the model does not answer by the ticket's deadline.

@@ -1,8 +1,9 @@
-//! How long the users of a model need it in memory.
+//! The time for which the users of a model need it in memory.
 //!
-//! Owns the rule: each user has a need of their own, which lasts for a time after their last use; the model may leave
-//! when the need of every user is over. So a user who wants it gone takes nothing from the others, and one who wants it
-//! to stay holds nothing for longer than [`LONGEST_WISH`]. Memory pressure does not ask here: it evicts whom it must.
+//! Each user has a need of their own, which lasts for a time after their last use. The model may be
+//! unloaded when the needs of all users are over. So a user who wants it unloaded does not take it
+//! from the others, and a user who wants it to stay keeps it no longer than [`LONGEST_WISH`].
+//! Memory pressure ignores needs.
 //!
 //! Pure, apart from the lock of [`Uses`].
 
@@ -14,53 +15,54 @@ use tokio::time::Instant;
 
 use super::slot::KeepAlive;
 
-/// Users of one model that are told apart. Those beyond count as one, who wishes nothing.
+/// Users of one model that are distinguished. Further ones count as one user without a wish.
 const MAX_USERS: usize = 64;
-/// The longest need of a user who is no administrator, after their last use.
+/// Longest need of a user who is not an administrator, after their last use.
 const LONGEST_WISH: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A user of models: who is one and who is another, and nothing else.
+/// Identity of a user of models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct User(u64);
 
 impl User {
-    /// The user of a process.
+    /// Returns the user of a process.
     pub fn of_uid(uid: u32) -> Self {
         Self(u64::from(uid))
     }
 
-    /// A tenant that a trusted client asks for, by a number that is the tenant's alone.
+    /// Returns the user for a tenant of a trusted client, by a number that belongs to this tenant
+    /// alone.
     pub fn of_tenant(number: u64) -> Self {
         Self(1 << 63 | number)
     }
 }
 
-/// How long a user wants a model to stay after each use.
+/// Time for which a user wants a model to stay after each use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wish {
-    /// Whose wish it is.
+    /// User who sent the wish.
     pub user: User,
-    /// Whether the user is an administrator, who decides for everybody.
+    /// Whether the user is an administrator. The wish of an administrator applies to all users.
     pub is_admin: bool,
-    /// For how long.
+    /// Requested time.
     pub keep_alive: KeepAlive,
 }
 
-/// When each user last used a model since it was loaded.
+/// Time of each user's last use of a model since it was loaded.
 #[derive(Debug, Default)]
 pub(super) struct Uses(Mutex<Used>);
 
 #[derive(Debug, Default)]
 struct Used {
     last: BTreeMap<User, Instant>,
-    /// Whether there were more users than are told apart.
+    /// Whether there were more users than are distinguished.
     others: bool,
 }
 
 impl Uses {
-    /// Remembers that `user` uses the model at `now`.
+    /// Records that `user` uses the model at `now`.
     pub(super) fn note(&self, user: User, now: Instant) {
-        // What is remembered is whole whatever panicked while it was held.
+        // Each change leaves the map consistent, so that a poisoned lock can be used.
         let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if used.last.len() >= MAX_USERS && !used.last.contains_key(&user) {
             used.others = true;
@@ -71,36 +73,37 @@ impl Uses {
     }
 }
 
-/// The last need of a model.
+/// Last need of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Need {
-    /// When it is over.
+    /// End of the need.
     pub(super) until: Instant,
-    /// How long it lasts after a use.
+    /// Duration after a use.
     pub(super) time: Duration,
-    /// Whether a user said so, and not the settings.
+    /// Whether a user set it; otherwise it is from the settings.
     pub(super) is_wish: bool,
-    /// Whether it is shorter than the settings or an administrator would have it.
+    /// Whether it is shorter than the time in the settings or of an administrator.
     pub(super) is_cut_short: bool,
 }
 
-/// What the users of a model in memory need; forgotten when it leaves.
+/// Needs of the users of a resident model; dropped when it is unloaded.
 #[derive(Debug, Default)]
 pub(super) struct Needs {
     uses: Arc<Uses>,
-    /// The last `keep_alive` of an administrator: it holds for all users.
+    /// Last `keep_alive` of an administrator; applies to all users.
     of_all: Option<KeepAlive>,
-    /// The last `keep_alive` of each other user.
+    /// Last `keep_alive` of each other user.
     wishes: BTreeMap<User, KeepAlive>,
 }
 
 impl Needs {
-    /// Where uses are noted.
+    /// Returns the record of uses.
     pub(super) fn uses(&self) -> &Arc<Uses> {
         &self.uses
     }
 
-    /// Puts `wish` in the place of what its user wished before; that of an administrator in the place of all wishes.
+    /// Replaces the previous wish of the same user. The wish of an administrator replaces all
+    /// wishes.
     pub(super) fn wish(&mut self, wish: Wish) {
         if wish.is_admin {
             self.of_all = Some(wish.keep_alive);
@@ -110,8 +113,8 @@ impl Needs {
         }
     }
 
-    /// Returns the need that is over last, when the settings say `max_idle_time`, for a model that was last used at
-    /// `used` by whomever; `None` when one is never over.
+    /// Returns the need that ends last. `max_idle_time` is that of the settings, and `used` is the
+    /// last use of the model by any user. Returns `None` when a need does not end.
     pub(super) fn last(&self, used: Instant, max_idle_time: Option<Duration>) -> Option<Need> {
         let rule = match self.of_all {
             None => max_idle_time,
@@ -138,7 +141,8 @@ impl Needs {
             Some(Need { until: after(last, time), time, is_wish: true, is_cut_short })
         };
         let known = self.uses.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A long request is use until it ends, which `used` knows: it is that of the latest user.
+        // A long request counts as use until it ends. Only `used` shows its end, and it belongs to
+        // the latest user.
         let latest = known.last.iter().max_by_key(|(_, last)| **last).map(|(user, _)| *user);
         let nobody = (known.last.is_empty() || known.others).then(|| by_rule(used));
         let needs = known.last.iter().map(|(user, last)| {
@@ -147,7 +151,7 @@ impl Needs {
         });
         let mut latest: Option<Need> = None;
         for need in nobody.into_iter().chain(needs) {
-            // One that is never over is that of all.
+            // A need that does not end outlasts all others.
             let need = need?;
             latest = latest.filter(|latest| latest.until >= need.until).or(Some(need));
         }
@@ -155,7 +159,8 @@ impl Needs {
     }
 }
 
-/// The moment `time` after `last`, or one that is as far away as the clock can tell.
+/// Returns the time `time` after `last`, at most ten years later so that the clock does not
+/// overflow.
 fn after(last: Instant, time: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
     last.checked_add(time.min(FAR)).unwrap_or(last)
@@ -172,7 +177,7 @@ mod tests {
         Wish { user: User::of_uid(uid), is_admin: false, keep_alive }
     }
 
-    /// The time from `used` until the model may leave.
+    /// Returns the time from `used` until the model may be unloaded.
     fn stays(needs: &Needs, used: Instant, rule: Option<Duration>) -> Option<Duration> {
         needs.last(used, rule).map(|need| need.until.saturating_duration_since(used))
     }
@@ -185,11 +190,11 @@ mod tests {
         needs.wish(member(1, nothing));
         let alone = needs.last(now, Some(HOUR)).unwrap();
         assert_eq!((alone.until, alone.is_wish, alone.is_cut_short), (now, true, true));
-        // Somebody else uses it: their need is that of the settings.
+        // Another user uses it, and has the need of the settings.
         needs.uses().note(User::of_uid(2), now);
         assert_eq!(stays(&needs, now, Some(HOUR)), Some(HOUR));
         assert_eq!(stays(&needs, now, None), None);
-        // It ends with their wish, not with that of the first.
+        // The need ends with the wish of the second user, not with that of the first.
         needs.wish(member(2, KeepAlive::For(HOUR * 2)));
         assert_eq!(stays(&needs, now, None), Some(HOUR * 2));
     }

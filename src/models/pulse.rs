@@ -1,8 +1,9 @@
-//! Signs of life of the manager and the workers, for whoever watches over the daemon.
+//! Liveness of the manager and the workers, for the systemd watchdog.
 //!
-//! A worker lives when it makes a forward pass that it is asked for, or is in the middle of one that has not taken
-//! longer than the slowest machine would take. What waits in its queue does not matter: it is asked between passes.
-//! Pure but for the waiting in [`Beat::prove`].
+//! A worker is alive if it computes the probe, a forward pass of one token, or if it is in a pass
+//! that has not taken longer than the slowest machine would need. The length of its queue does not
+//! matter, since a probe is computed before all waiting requests. Pure except for the waiting in
+//! [`Beat::prove`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,22 +12,24 @@ use tokio::sync::oneshot;
 
 use crate::package::Key;
 
-/// Less than any machine computes of any model: the largest known one on one core of a small board.
+/// Lower bound of the throughput of every machine and model. The largest known model is faster,
+/// even on one core of a small board.
 const SLOWEST_TOKENS_PER_SECOND: u64 = 20;
-/// What a pass may take beside its tokens: pages of weights that come back from a slow disk.
+/// Allowance of a pass in addition to its tokens: pages of the weights may be read again from a
+/// slow disk.
 const PASS_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The pass that a worker is in.
+/// A pass in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Running {
     since: Instant,
     tokens: usize,
-    /// Of the passes that had begun before it, for whose threads it may have to wait.
+    /// Tokens of the passes that began before it. It may have to wait for their threads.
     tokens_before: usize,
 }
 
 impl Running {
-    /// The longest that it may take on any machine.
+    /// Returns the longest time that the pass may take on any machine.
     fn patience(self) -> Duration {
         let tokens = self.tokens.saturating_add(self.tokens_before);
         let tokens = u64::try_from(tokens).unwrap_or(u64::MAX);
@@ -34,12 +37,12 @@ impl Running {
     }
 }
 
-/// What a worker's threads say of themselves: the passes that they are in. The lock is held for a move in memory only.
+/// Passes in progress of one worker's threads. The lock is held only for moves in memory.
 #[derive(Debug, Default)]
 pub(super) struct Pulse(Mutex<Vec<Running>>);
 
 impl Pulse {
-    /// Does `work`, a pass of `tokens`.
+    /// Runs `work`, a pass of `tokens` tokens, and records it as in progress meanwhile.
     pub(super) fn pass<T>(&self, tokens: usize, work: impl FnOnce() -> T) -> T {
         let mut passes = self.lock();
         let before = passes.iter().map(|pass| pass.tokens);
@@ -49,7 +52,7 @@ impl Pulse {
         drop(passes);
         let done = work();
         let mut passes = self.lock();
-        // Passes that are alike may stand for each other.
+        // Two equal entries are interchangeable, so any of them may be removed.
         if let Some(own) = passes.iter().position(|pass| *pass == running) {
             passes.swap_remove(own);
         }
@@ -60,64 +63,64 @@ impl Pulse {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The pass that has least of its time left, or is longest beyond it.
+    /// Returns the pass with the earliest deadline, which may be in the past.
     fn most_overdue(&self) -> Option<Running> {
         self.lock().iter().copied().min_by_key(|pass| pass.since.checked_add(pass.patience()))
     }
 }
 
-/// A worker that has been asked for a forward pass.
+/// A worker that was asked for a liveness pass.
 #[derive(Debug)]
 pub struct Beat {
     pub(super) key: Key,
     pub(super) pulse: Arc<Pulse>,
-    /// When it was asked.
+    /// Time of the request.
     pub(super) asked: Instant,
-    /// Answered after the pass; closed when the worker has ended meanwhile.
+    /// Gets a value after the pass; closed if the worker has ended.
     pub(super) answer: oneshot::Receiver<()>,
 }
 
-/// A worker that does not work.
+/// A worker that does not make progress.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stuck {
-    /// It was asked for a pass and has not begun it.
+    /// The worker was asked for a pass and did not begin it.
     #[error("the worker of {model} has begun no forward pass for {waited:?}")]
     Idle {
         /// The model.
         model: String,
-        /// For how long it was waited.
+        /// Time since the request.
         waited: Duration,
     },
-    /// It is in one that takes too long.
+    /// The worker is in a pass that takes too long.
     #[error("the worker of {model} has been in a forward pass of {tokens} tokens for {running:?}")]
     InPass {
         /// The model.
         model: String,
-        /// Of the pass.
+        /// Tokens of the pass.
         tokens: usize,
-        /// For how long it has been in it.
+        /// Duration of the pass so far.
         running: Duration,
     },
 }
 
 impl Beat {
-    /// Waits for the pass, for `patience` at most. A worker that has left is no stuck one; one that makes the pass beside
-    /// another that takes too long is.
+    /// Waits for the pass, at most for `patience`. A worker that has ended counts as alive. A
+    /// worker that computed the probe is still stuck if another of its passes takes too long.
     ///
     /// # Errors
-    /// When the worker neither makes a pass nor is in one that may still take its time.
+    /// When the worker neither computes the probe nor is in a pass that is within its time.
     pub async fn prove(self, patience: Duration) -> Result<(), Stuck> {
         let Self { key, pulse, asked, answer } = self;
         let answered = tokio::time::timeout(patience, answer).await;
         match (answered, pulse.most_overdue()) {
-            // The worker has left, or made the pass.
+            // The worker has ended, or it computed the pass and has no other in progress.
             (Ok(Err(_)), _) | (Ok(Ok(())), None) => Ok(()),
             (_, pass) => judge(&key, pass, asked, Instant::now()),
         }
     }
 }
 
-/// What is to be said of a worker that was `asked` and has not answered.
+/// Judges a worker that has not answered the probe, or has another pass in progress.
 fn judge(key: &Key, running: Option<Running>, asked: Instant, now: Instant) -> Result<(), Stuck> {
     let model = || key.to_string();
     let Some(pass) = running else {

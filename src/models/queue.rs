@@ -1,14 +1,18 @@
-//! The queue of one worker: requests go in from the runtime, batches come out on the worker's threads.
+//! The queue of one worker. The runtime puts requests in; the worker's threads take batches out.
 //!
-//! Owns what waits, how fast it is computed, and from both when a client that is refused should come back. The order
-//! is decided in [`order`], and whether a client has left is known in [`answer`]. The lock is held for moves in memory
-//! only, never while something is computed or awaited.
+//! The queue holds the waiting requests and the measured throughput. From both it computes when a
+//! rejected client should retry. [`order`] decides the order of the requests, and [`answer`]
+//! detects the clients that cancelled. The lock is held only for moves in memory, never while a
+//! batch is computed or a future is awaited.
 //!
 //! Invariants:
-//! 1. It never grows beyond its bounds; what is refused learns when to come again.
-//! 2. It ends when every [`Sender`] is gone and everything that waited has been taken.
-//! 3. When the last [`Receiver`] is gone, or one of them in a panic, whoever waits or comes is told at once.
-//! 4. One batch of bulk requests at most is taken at a time, so that interactive ones never wait for several.
+//! 1. The queue does not grow beyond its bounds, except that an owner without a waiting request may
+//!    always enqueue one. A rejected request gets a time after which to retry.
+//! 2. The queue ends when every [`Sender`] is dropped and every waiting request has been taken.
+//! 3. When the last [`Receiver`] is dropped, or any of them by a panic, all waiting and all later
+//!    requests fail at once.
+//! 4. At most one batch of bulk requests is computed at a time, so that an interactive request
+//!    never waits for several.
 
 mod answer;
 mod order;
@@ -28,47 +32,48 @@ use answer::{Departures, Reply};
 pub(super) use order::Turn;
 use order::{Bounds, Lane, Load, Order, Terms};
 
-/// A request of at most so many tokens is interactive unless it says otherwise: no more than a long text or two, or a
-/// page of short ones.
+/// Most tokens of a request that is interactive if it does not name its class: one or two long
+/// texts, or a page of short ones.
 const INTERACTIVE_TOKENS: usize = 1024;
-/// The longest that a refused client is told to wait: OpenAI's clients do not wait for longer, but give up.
+/// Longest retry time that a rejected client gets. OpenAI's clients give up instead of waiting
+/// longer.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
-/// The least that a refused client is told to wait.
+/// Shortest retry time that a rejected client gets.
 const MIN_RETRY_AFTER: Duration = Duration::from_millis(50);
-/// What a refused client is told before a batch was ever computed.
+/// Retry time before the first batch was computed, while the throughput is unknown.
 const UNKNOWN_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// The weight of the last batch in the mean of the rates: some ten batches count.
+/// Weight of the last batch in the moving average of the throughput: about ten batches count.
 const RATE_WEIGHT: f64 = 0.2;
 
-/// How a queue is bounded, how long it gathers, and how many batches are taken from it at a time.
+/// Bounds of a queue, its gathering time, and the number of concurrent batches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Requests that may wait in a lane.
+    /// Most requests that may wait in a lane.
     pub(super) requests: usize,
-    /// Tokens that may wait in a lane.
+    /// Most tokens that may wait in a lane.
     pub(super) tokens: usize,
-    /// How long after a batch of several requests the next one may be gathered.
+    /// Time after a batch of several requests during which the next one may be gathered.
     pub(super) wait: Duration,
-    /// Batches that are taken at a time: computed, or ready for the first free thread.
+    /// Batches taken at a time: computed, or ready for the first free thread.
     pub(super) batches: usize,
 }
 
-/// One request while it waits and is computed.
+/// A request while it waits and while it is computed.
 #[derive(Debug)]
 pub(super) struct Job {
-    /// Token ids of the texts that are still to be computed.
+    /// Token ids of the texts that are not computed yet.
     pub(super) texts: Vec<Vec<u32>>,
-    /// What is wanted of each.
+    /// Kind of result for each text.
     pub(super) output: Output,
-    /// Of the texts that are done, one behind the other.
+    /// Results of the finished texts, one after the other.
     pub(super) vectors: Vec<f32>,
-    /// When it was put into the queue.
+    /// Time at which the request was enqueued.
     pub(super) queued: Instant,
-    /// When its first batch was begun.
+    /// Time at which its first batch began.
     pub(super) began: Option<Instant>,
-    /// When nobody waits for it any more.
+    /// Time after which the client no longer waits.
     pub(super) deadline: Instant,
-    /// Where the vectors go; closed when the client has left.
+    /// Channel for the results; closed when the client has cancelled.
     pub(super) reply: oneshot::Sender<Reply>,
 }
 
@@ -78,51 +83,51 @@ impl Job {
     }
 }
 
-/// Why a request cannot wait.
+/// Reason why a request cannot be enqueued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PushError {
-    /// There is no room for it.
+    /// The queue is full.
     Full {
-        /// Requests that wait.
+        /// Number of waiting requests.
         waiting: usize,
-        /// When there probably is.
+        /// Estimated time until there is space.
         retry_after: Duration,
     },
-    /// The worker is gone.
+    /// The worker has ended.
     Closed,
 }
 
-/// What the worker does next.
+/// Next work of a worker.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// Computes these.
+    /// A batch to compute.
     Batch(Vec<Turn<Job>>),
-    /// Lets the memory go that passes need; the next pass takes it again.
+    /// A command to free the scratch memory of passes; the next pass allocates it again.
     ReleaseScratch(Vec<oneshot::Sender<()>>),
-    /// Makes a pass of its own, to show that it can.
+    /// A command to compute a pass for the liveness check.
     Prove(oneshot::Sender<()>),
 }
 
 #[derive(Debug)]
 struct State {
     order: Order<Job>,
-    /// Whether a client has left since all that waits was looked through.
+    /// Set when a client has cancelled since the last sweep of the waiting requests.
     departures: Arc<Departures>,
-    /// Who waits for scratch memory to be released.
+    /// Callers that wait until scratch memory is freed.
     scratch: Vec<oneshot::Sender<()>>,
-    /// Who wants to see a pass. Whoever comes later takes the place of one that still waits.
+    /// Caller that waits for a liveness pass. A later caller replaces it.
     proof: Option<oneshot::Sender<()>>,
     senders: usize,
     receivers: usize,
-    /// Receivers that wait for anything to do.
+    /// Receivers that sleep until there is work.
     idle: usize,
-    /// When those that gather go on: at so many requests, or so many tokens.
+    /// Goal of the gathering receivers: they wake when so many requests or so many tokens wait.
     enough: Option<Load>,
-    /// Batches that are taken and not done.
+    /// Batches that were taken and are not finished.
     batches: usize,
-    /// Whether one of them is of bulk requests.
+    /// Whether one of these batches is of bulk requests.
     has_bulk: bool,
-    /// Tokens a second, a mean in which the last batches count most.
+    /// Throughput in tokens per second: a moving average in which the last batches count most.
     rate: Option<f64>,
 }
 
@@ -134,13 +139,14 @@ struct Shared {
 }
 
 impl Shared {
-    /// What is done under the lock does not panic half way; should it ever, the state is whole all the same.
+    /// Locks the state. A poisoned lock is used as it is: the code under the lock does not panic
+    /// between two related changes, so that the state is consistent.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A queue for one worker.
+/// Creates the queue of one worker.
 pub(super) fn channel(limits: Limits) -> (Sender, Receiver) {
     let state = State {
         order: Order::default(),
@@ -160,7 +166,7 @@ pub(super) fn channel(limits: Limits) -> (Sender, Receiver) {
     (Sender { shared }, receiver)
 }
 
-/// Puts requests in. When the last one is dropped, the queue ends.
+/// Input side of the queue. The queue ends when the last sender is dropped.
 #[derive(Debug)]
 pub(super) struct Sender {
     shared: Arc<Shared>,
@@ -184,10 +190,11 @@ impl Drop for Sender {
 }
 
 impl Sender {
-    /// Whether a request with this ticket could wait, were it a token long: for who has work to do before it is put in.
+    /// Checks whether a request with this ticket could be enqueued if it had one token, so that a
+    /// caller does not do work for a request that will be rejected.
     ///
     /// # Errors
-    /// As [`Sender::push`].
+    /// Same as [`Sender::push`].
     pub(super) fn check(&self, ticket: &Ticket) -> Result<(), PushError> {
         let limits = self.shared.limits;
         self.shared.lock().admit(
@@ -200,10 +207,12 @@ impl Sender {
         )
     }
 
-    /// Lets `texts` wait. Who waits for the answer drops it at the ticket's deadline at the latest.
+    /// Enqueues `texts` and returns a future for the results. Dropping the future cancels the
+    /// request; the caller must drop it by the ticket's deadline.
     ///
     /// # Errors
-    /// When too much waits already, or more than can be computed by the ticket's deadline; or the worker is gone.
+    /// When the queue is full, when the request would not be computed by the ticket's deadline, or
+    /// when the worker has ended.
     pub(super) fn push(
         &self,
         texts: Vec<Vec<u32>>,
@@ -231,11 +240,13 @@ impl Sender {
         let vectors = Vec::new();
         let job = Job { texts, output, vectors, queued: now, began: None, deadline, reply };
         state.order.push(terms, job);
-        // Nobody is woken for nothing: that is a system call, and two changes of threads while one gathers.
+        // Avoid spurious wake-ups: each costs a system call, and two context switches while a
+        // receiver gathers a batch.
         let (is_enough, is_idle) = (state.has_enough(), state.idle > 0);
         drop(state);
         if is_enough {
-            // Others may have waited for longer.
+            // Wake all receivers: `notify_one` could wake one that is idle instead of the one that
+            // gathers.
             self.shared.arrived.notify_all();
         } else if is_idle {
             self.shared.arrived.notify_one();
@@ -243,8 +254,8 @@ impl Sender {
         Ok(answer)
     }
 
-    /// Has the worker let its scratch memory go, after the pass that it is in. Answers when it has; closed when the
-    /// worker is gone.
+    /// Requests that the worker frees its scratch memory after its current pass. The returned
+    /// channel gets a value when this is done, and is closed if the worker has ended.
     pub(super) fn release_scratch(&self) -> oneshot::Receiver<()> {
         let (done, released) = oneshot::channel();
         let mut state = self.shared.lock();
@@ -255,8 +266,9 @@ impl Sender {
         released
     }
 
-    /// Has the worker make a pass of its own after the one that it is in, before everything that waits. Answers when it
-    /// has; closed when the worker is gone.
+    /// Requests that the worker computes a liveness pass after its current pass, before all waiting
+    /// requests. The returned channel gets a value when this is done, and is closed if the worker
+    /// has ended.
     pub(super) fn prove(&self) -> oneshot::Receiver<()> {
         let (done, proof) = oneshot::channel();
         let mut state = self.shared.lock();
@@ -267,25 +279,26 @@ impl Sender {
         proof
     }
 
-    /// What waits.
+    /// Returns the number of waiting requests and of their tokens.
     pub(super) fn waiting(&self) -> Load {
         self.shared.lock().order.total()
     }
 
-    /// Whether anybody else can put requests in.
+    /// Returns whether there is another sender.
     pub(super) fn is_shared(&self) -> bool {
         self.shared.lock().senders > 1
     }
 
-    /// Whether the worker is gone.
+    /// Returns whether the worker has ended.
     pub(super) fn is_closed(&self) -> bool {
         self.shared.lock().receivers == 0
     }
 }
 
 impl State {
-    /// Whether `tokens` more of `owner` may wait in `lane`, and be computed by `deadline`. One request of an owner that
-    /// has none may always wait: however many others have, it has its turn after one of each.
+    /// Checks whether a request of `owner` with `tokens` tokens may wait in `lane`, and can be
+    /// computed by `deadline`. An owner without a waiting request may always enqueue one: however
+    /// many requests others have, fair scheduling takes it after one of each owner.
     fn admit(
         &mut self,
         lane: &Lane,
@@ -302,10 +315,14 @@ impl State {
             return Ok(());
         }
         let bounds = Bounds { requests: limits.requests, tokens: limits.tokens };
+        // A sweep visits every waiting request. So it runs only when the lane is full and a client
+        // has cancelled since the last one.
         if !self.order.has_room(lane, tokens, bounds) && self.departures.take() {
             self.order.sweep(|job| job.is_wanted(now));
         }
         let wait = self.wait(lane);
+        // A request that would expire in the queue is rejected at once. Before the first batch
+        // the wait is unknown, and only the bounds count.
         if self.order.has_room(lane, tokens, bounds)
             && wait.is_none_or(|wait| now + wait < deadline)
         {
@@ -316,7 +333,8 @@ impl State {
         Err(PushError::Full { waiting: self.order.load(lane).requests, retry_after })
     }
 
-    /// Whether somebody who gathers can go on; says so once.
+    /// Returns whether the backlog is large enough for a gathering receiver; returns true once for
+    /// each goal.
     fn has_enough(&mut self) -> bool {
         let load = self.order.total();
         let is_met =
@@ -324,7 +342,8 @@ impl State {
         self.enough.take_if(is_met).is_some()
     }
 
-    /// A batch of this class is over. Whether another may be begun that could not before.
+    /// Records the end of a batch of this class. Returns whether a bulk batch may begin that had to
+    /// wait for it.
     fn end_batch(&mut self, batch: Option<Priority>) -> bool {
         let Some(priority) = batch else { return false };
         self.batches = self.batches.saturating_sub(1);
@@ -333,9 +352,10 @@ impl State {
         bulk && self.order.is_ready(true)
     }
 
-    /// How long what waits in `lane` probably takes.
+    /// Estimates the time until all waiting requests of `lane` are computed.
     fn wait(&self, lane: &Lane) -> Option<Duration> {
-        // Below 2^53, and a quotient that is clamped before it becomes a duration.
+        // Token counts are below 2^53, so the cast is exact. The quotient is clamped because the
+        // conversion to `Duration` panics on values that are too large or not finite.
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let tokens = self.order.load(lane).tokens as f64;
         let seconds = (tokens / self.rate?).clamp(0.0, MAX_RETRY_AFTER.as_secs_f64());
@@ -343,20 +363,20 @@ impl State {
     }
 }
 
-/// The last batch of a receiver.
+/// Last batch of a receiver.
 #[derive(Debug, Default)]
 struct Last {
     requests: usize,
     ended: Option<Instant>,
 }
 
-/// Takes batches out, one after the other; clones take others at the same time. When the last is dropped, or one by a
-/// panic, whoever waits learns that nobody will answer.
+/// Output side of the queue. Each clone takes one batch at a time, concurrently with the others.
+/// When the last receiver is dropped, or any of them by a panic, all waiting requests fail.
 #[derive(Debug)]
 pub(super) struct Receiver {
     shared: Arc<Shared>,
     last: Last,
-    /// The class of the batch that it took and has not come back from.
+    /// Class of the batch that this receiver has taken and not finished.
     computes: Option<Priority>,
 }
 
@@ -373,7 +393,7 @@ impl Drop for Receiver {
         state.end_batch(self.computes.take());
         state.receivers = state.receivers.saturating_sub(1);
         if thread::panicking() {
-            // The others end with it.
+            // A panic ends the whole worker: the other receivers see the closed queue in `next`.
             state.receivers = 0;
             self.shared.arrived.notify_all();
         }
@@ -382,6 +402,7 @@ impl Drop for Receiver {
         }
         state.scratch.clear();
         state.proof = None;
+        // Drop the requests outside the lock, since each dropped reply channel wakes a client.
         let order = std::mem::take(&mut state.order);
         drop(state);
         drop(order);
@@ -389,17 +410,23 @@ impl Drop for Receiver {
 }
 
 impl Receiver {
-    /// Waits for something to do; `None` when the queue has ended. A batch has whole requests of at most `budget`
-    /// tokens together, or one of which a part is to be computed.
+    /// Waits for the next work; returns `None` when the queue has ended. A batch holds whole
+    /// requests with at most `budget` tokens together, or one larger request, of which the caller
+    /// computes a part.
     pub(super) fn next(&mut self, budget: usize) -> Option<Next> {
         let mut state = self.shared.lock();
+        // The previous batch of this receiver ends here. If it was a bulk batch, another receiver
+        // may sleep although bulk requests are waiting: wake one.
         if state.end_batch(self.computes.take()) {
             self.shared.arrived.notify_one();
         }
         loop {
+            // Another receiver panicked and closed the queue.
             if state.receivers == 0 {
                 return None;
             }
+            // Liveness probes and releases of scratch memory go before all batches, so that they
+            // wait for the running passes at most and not for the backlog.
             if let Some(proof) = state.proof.take() {
                 return Some(Next::Prove(proof));
             }
@@ -410,16 +437,24 @@ impl Receiver {
             let may_be_bulk = !state.has_bulk;
             if !state.order.is_ready(may_be_bulk) {
                 if state.senders == 0 && load.requests == 0 {
-                    // Another receiver may wait for a turn that was the last.
+                    // Another receiver may sleep because only bulk requests were left while a bulk
+                    // batch was running. Wake it, so that it sees the end of the queue too.
                     self.shared.arrived.notify_all();
                     return None;
                 }
+                // `push` skips the system call for a wake-up while this counter is 0.
                 state.idle += 1;
                 state = self.shared.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
                 continue;
             }
             let now = Instant::now();
+            // Gather: the clients of the last batch have just got their answers, and many send the
+            // next request at once. If fewer requests wait than the last batch had, wait for the
+            // others, until `limits.wait` after the end of that batch. A fuller pass costs less per
+            // text. Do not wait with a full budget, or if only the manager's own sender is left,
+            // since then no request can arrive. An idle worker starts at once, because its last
+            // batch ended too long ago.
             if load.requests < self.last.requests
                 && load.tokens < budget
                 && state.senders > 1
@@ -427,6 +462,8 @@ impl Receiver {
                 && let Some(left) = self.shared.limits.wait.checked_sub(now - ended)
             {
                 let own = Load { requests: self.last.requests, tokens: budget };
+                // Several receivers may gather at the same time. Keep the smallest goal, so that
+                // `push` wakes them as soon as one of them has enough.
                 let enough = state.enough.get_or_insert(own);
                 enough.requests = enough.requests.min(own.requests);
                 enough.tokens = enough.tokens.min(own.tokens);
@@ -434,6 +471,8 @@ impl Receiver {
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
+            // Cancelled and expired requests are dropped here. If only such requests were waiting,
+            // the batch is empty, and the loop starts again.
             let batch = state.order.take(budget, may_be_bulk, |job| job.is_wanted(now));
             if let Some(first) = batch.first() {
                 self.last.requests = batch.len();
@@ -445,7 +484,8 @@ impl Receiver {
         }
     }
 
-    /// A batch is done: `tokens` were computed in `took`, and `unfinished` goes on after others.
+    /// Records a finished batch: `tokens` were computed in `took`. Enqueues the `unfinished`
+    /// request again, behind the requests of others.
     pub(super) fn computed(
         &mut self,
         tokens: usize,
@@ -457,7 +497,8 @@ impl Receiver {
         if let Some((turn, computed)) = unfinished {
             state.order.put_back(turn, computed);
         }
-        // Far below 2^53.
+        // Concurrent batches drain the queue together, so that the rate of one is multiplied by
+        // their number. The product is far below 2^53, so the cast is exact.
         #[expect(clippy::cast_precision_loss, reason = "a mean")]
         let rate = (state.batches.max(1) * tokens) as f64 / took.as_secs_f64().max(1e-6);
         if tokens > 0 {
@@ -558,13 +599,13 @@ mod tests {
     fn after_a_batch_of_several_the_next_is_gathered_but_an_idle_worker_begins_at_once() {
         let wait = Duration::from_secs(1000);
         let (sender, mut receiver) = channel(Limits { wait, ..LIMITS });
-        // With nobody else to send, nothing is gathered.
+        // A receiver gathers only while there is another sender.
         let _other = sender.clone();
         let _first = [push(&sender, 1, PATIENT).unwrap(), push(&sender, 1, PATIENT).unwrap()];
         assert_eq!(take(&mut receiver, 10).len(), 2);
         receiver.computed(2, Duration::from_secs(1), None);
         let _second = push(&sender, 1, PATIENT).unwrap();
-        // Would not come back within a thousand seconds if it did not see the other one arrive.
+        // Without a wake-up by the second request, this would block for a thousand seconds.
         thread::scope(|scope| {
             let gathered = scope.spawn(|| take(&mut receiver, 10).len());
             let _third = push(&sender, 1, PATIENT).unwrap();
@@ -575,7 +616,7 @@ mod tests {
         assert_eq!(take(&mut receiver, 10).len(), 1);
     }
 
-    /// Nothing but being woken ends the waiting of these within a thousand seconds.
+    /// Checks the wake-ups: without them, each receiver would wait for a thousand seconds.
     #[test]
     fn who_is_idle_is_woken_by_one_request_and_who_gathers_by_enough_of_them_or_of_tokens() {
         let wait = Duration::from_secs(1000);
@@ -592,7 +633,7 @@ mod tests {
             let _answer = push(&sender, 1, PATIENT).unwrap();
             assert_eq!(idle.join().unwrap(), 1);
         });
-        // Three of five tokens are more than a batch of eleven takes.
+        // Three requests of five tokens exceed the budget of eleven, so that only two are taken.
         for (last, tokens, taken) in [(3, 1, 3), (9, 5, 2)] {
             receiver.last = Last { requests: last, ended: Some(Instant::now()) };
             let _first = push(&sender, tokens, PATIENT).unwrap();
@@ -628,7 +669,7 @@ mod tests {
         let _interactive = push(Priority::Interactive);
         assert_eq!(class(take(&mut second, 10)), Priority::Interactive);
         assert!(!ready(&second));
-        // Back from its batch, the first may take the other.
+        // The first receiver has finished its bulk batch, and may take the other one.
         assert_eq!(class(take(&mut first, 10)), Priority::Bulk);
         assert_eq!(first.shared.lock().batches, 2);
         drop((first, sender));

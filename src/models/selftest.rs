@@ -1,23 +1,27 @@
-//! The self-test of an entry that nothing is known of yet, in a process of its own.
+//! Runs the self-test of an untested entry in a child process.
 //!
-//! A hostile model can abort, hang or take all memory while it is loaded. The daemon therefore never loads a model
-//! before its self-test has passed. [`Tester`] executes the own program with a hidden argument, [`run_if_asked`] is
-//! the other side. The child reads one entry of the store, loads the model, computes one vector, and writes one line of
-//! JSON. Whatever else happens to the child is a refusal of the package.
+//! A hostile model can abort, hang or take all memory while it is loaded. Therefore the daemon
+//! never loads a model before its self-test has passed. [`Tester`] executes its own program with a
+//! hidden argument, and [`run_if_asked`] handles that argument. The child reads one entry of the
+//! store, loads the model, computes one vector, and writes one line of JSON. Any other end of the
+//! child rejects the package.
 //!
 //! The child is bounded by:
-//! - `RLIMIT_AS`: what was reserved for the model with a margin, and the files that are mapped ([`Bounds`]).
-//! - `RLIMIT_CPU` and a deadline that the parent holds. The parent kills the child at the deadline and when the daemon
-//!   stops; the kernel kills it when the parent ends.
-//! - Landlock: it reads the directory of its entry and the description of the processor, and writes nothing.
+//! - `RLIMIT_AS`: the memory that was reserved for the model, with a margin, and the mapped files
+//!   ([`Bounds`]).
+//! - `RLIMIT_CPU`, and a deadline that the parent enforces. The parent kills the child at the
+//!   deadline and when the daemon stops. The kernel kills the child when the parent ends.
+//! - Landlock: the child reads the directory of its entry and the description of the processor, and
+//!   writes no file.
 //! - seccomp: no socket, no other program, no other process, no file opened for writing.
-//! - `oom_score_adj`: the kernel takes the child before the daemon when memory is short.
+//! - `oom_score_adj`: when memory is short, the OOM killer kills the child before the daemon.
 //!
-//! Why the program is executed, and no helper is started before the sandbox: a child inherits the Landlock domain and
-//! the seccomp filter of the daemon, so that it never has a right that the daemon lacks, and no second process stays in
-//! memory. The daemon needs the right to execute for that, which Landlock limits to the own program and to the loader
-//! that the kernel starts it with. A daemon that was taken over gains nothing by it: whatever it executes has the
-//! daemon's own rights.
+//! The daemon executes its own program, and does not start a helper before it enters its sandbox,
+//! for two reasons. A child inherits the Landlock domain and the seccomp filter of the daemon, so
+//! that it never has a right that the daemon lacks. And no second process stays in memory. In
+//! return, the daemon needs the right to execute. Landlock limits this right to the daemon's own
+//! program and to the loader with which the kernel starts it. An attacker who controls the daemon
+//! gains nothing by it: an executed program has the rights of the daemon.
 
 mod child;
 mod confine;
@@ -43,30 +47,32 @@ use crate::printable;
 use crate::units::Bytes;
 pub use child::run_if_asked;
 
-/// The hidden argument that makes a program the child; what follows is a [`Task`].
+/// Hidden argument that makes the program the child. The next argument is a [`Task`] in JSON.
 const ARGUMENT: &str = "--self-test-of-an-entry";
-/// The program that runs, whatever its name is now.
+/// Running program, even if its file was renamed or replaced.
 const PROGRAM: &str = "/proc/self/exe";
-/// How long a self-test may take. A board with a slow core needs half a minute for the largest tokenizer.
+/// Timeout of a self-test without its allowance for file size. A board with a slow core needs half
+/// a minute for the largest tokenizer.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// Bytes of files for which there is a second more: a slow card gives that many, hashed on a slow core.
+/// Bytes of files that extend the timeout by one second: the rate at which a slow card is read and
+/// a slow core hashes.
 const BYTES_PER_SECOND: u64 = 8 << 20;
-/// Address space of the child beside the model: buffers, the allocator's own.
+/// Address space of the child in addition to the model: buffers, and overhead of the allocator.
 const BESIDE: u64 = 64 << 20;
-/// Address space of one thread: the stack that the standard library gives it, and a guard.
+/// Address space of one thread: the stack of the standard library, and a guard page.
 const THREAD: u64 = 3 << 20;
-/// Threads beside those of the engine.
+/// Number of threads in addition to those of the engine.
 const THREADS_BESIDE: u64 = 4;
-/// The longest line that a child may answer with.
+/// Largest answer of a child, in bytes.
 const MAX_ANSWER: u64 = 64 << 10;
-/// Characters of it that are told.
+/// Characters of the child's text that are kept in an error.
 const MAX_REASON: usize = 2000;
-/// How often the parent looks whether the daemon stops.
+/// Interval at which the parent checks whether the daemon stops.
 const LOOK: Duration = Duration::from_millis(50);
-/// The kernel takes a process with this score before all others.
+/// Value of `oom_score_adj` that makes the OOM killer choose the process before all others.
 const TAKEN_FIRST: &str = "1000";
 
-/// Runs self-tests, one at a time. Cheap to clone.
+/// Runner of self-tests. Cheap to clone. Only one test may run at a time.
 #[derive(Clone, Debug)]
 pub struct Tester {
     how: How,
@@ -75,18 +81,19 @@ pub struct Tester {
 
 #[derive(Clone, Debug)]
 enum How {
-    /// In a child. Both files are out of reach within the sandbox of the daemon. `score` is this process's
-    /// `oom_score_adj`, which a child inherits; `null` takes what the child writes to standard error.
+    /// Test in a child process. Both files are opened early: the sandbox of the daemon denies
+    /// access to them. `score` is the `oom_score_adj` of this process, which a child inherits.
+    /// `null` discards the standard error of the child.
     Child { score: Option<Arc<Mutex<File>>>, null: Option<Arc<File>> },
-    /// In this process, which is one of unit tests.
+    /// Test in this process, for unit tests.
     #[cfg(test)]
     Here,
 }
 
 impl Tester {
-    /// A tester that kills the running child, and starts no other, when `stop` is cancelled.
+    /// Creates a tester. Cancelling `stop` kills the running child and prevents new ones.
     ///
-    /// To be made before the process enters its sandbox.
+    /// Must be called before the process enters its sandbox.
     pub fn new(stop: CancellationToken) -> Self {
         let score = File::options().read(true).write(true).open("/proc/self/oom_score_adj");
         let score = score.ok().map(|file| Arc::new(Mutex::new(file)));
@@ -94,12 +101,12 @@ impl Tester {
         Self { how: How::Child { score, null }, stop }
     }
 
-    /// A tester that nothing stops but the end of the process.
+    /// Creates a tester that stops only with the process.
     pub fn unstoppable() -> Self {
         Self::new(CancellationToken::new())
     }
 
-    /// A tester for unit tests, whose program is not this one.
+    /// Creates a tester for unit tests. Their program cannot act as the child.
     #[cfg(test)]
     pub(crate) fn here() -> Self {
         Self { how: How::Here, stop: CancellationToken::new() }
@@ -110,10 +117,12 @@ impl Tester {
         self.stop.is_cancelled()
     }
 
-    /// Tests the entry `key` of `store`, which takes `footprint` with these options. Blocks until the test has ended.
+    /// Tests the entry `key` of `store`, whose memory is `footprint` with these options. Blocks
+    /// until the test has ended.
     ///
     /// # Errors
-    /// When the model does not work or ends the child, the child cannot be started, or the daemon stops.
+    /// Fails if the model does not work or crashes the child, if the child cannot be started, or if
+    /// the daemon stops.
     pub(super) fn test(
         &self,
         store: &Store,
@@ -132,6 +141,7 @@ impl Tester {
                 if let Some(null) = null {
                     command.stderr(null.try_clone().map_err(InstallError::NotTested)?);
                 }
+                // Restore the score of this process right after the start, before waiting.
                 let ended = {
                     let _raised = score.as_deref().and_then(Raised::new);
                     Running::start(&mut command)
@@ -145,18 +155,20 @@ impl Tester {
     }
 }
 
-/// What a child may take.
+/// Limits of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bounds {
-    /// Bytes of address space beyond those of the program itself.
+    /// Bytes of address space in addition to those of the program itself.
     address_space: u64,
     deadline: Duration,
 }
 
 impl Bounds {
-    /// The bounds for a model that takes `footprint`, whose files have `size` bytes, on so many threads.
+    /// Returns the limits for a model of `footprint` with `size` bytes of files, on `threads`
+    /// threads.
     ///
-    /// The margin is half of what was reserved: what grows is copied, and the footprint is an estimate.
+    /// The margin is half of the reservation: growing buffers are copied, and the footprint is an
+    /// estimate.
     fn new(footprint: &Footprint, size: u64, threads: usize) -> Self {
         let reserved = footprint.peak_bytes().saturating_add(footprint.mapped_bytes);
         let threads = (threads as u64).saturating_add(THREADS_BESIDE);
@@ -168,18 +180,19 @@ impl Bounds {
     }
 }
 
-/// What the child is told. The directory of the store is its standard input: the path may lead nowhere for the child.
+/// Parameters of the child. The directory of the store is not among them. It is the standard input
+/// of the child, because its path may be unreachable for the child.
 #[derive(Debug, Serialize, Deserialize)]
 struct Task {
-    /// The entry.
+    /// Key of the entry.
     key: String,
-    /// The process that waits for the answer.
+    /// Process id of the parent, which waits for the answer.
     parent: i32,
     threads: usize,
     batch_tokens: usize,
     precision: String,
     address_space: u64,
-    /// The deadline, as seconds of all processors.
+    /// Limit of processor time in seconds, summed over all threads. It equals the deadline.
     processor_seconds: u64,
 }
 
@@ -196,28 +209,29 @@ fn command(directory: File, key: &Key, bounds: &Bounds, options: Options) -> io:
     let task = serde_json::to_string(&task)?;
     let mut command = Command::new(PROGRAM);
     command.arg0("caxton").args([ARGUMENT, &task]).stdin(directory);
-    // Without a reader, where there is no better place for it.
+    // Fallback if `/dev/null` could not be opened: a pipe that is never read.
     command.stderr(Stdio::piped());
-    // With one arena of glibc all address space that is taken is also asked for.
+    // Use one arena: each further arena of glibc reserves address space that it does not use, and
+    // `RLIMIT_AS` counts it.
     command.env_clear().env("MALLOC_ARENA_MAX", "1");
     Ok(command)
 }
 
-/// What the child found out.
+/// Result of a test, as the child reports it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
-    /// The model gives the vector that its manifest promises.
+    /// The model computes the vector that its manifest declares.
     Passed,
-    /// It gives another one.
+    /// The model computes another vector.
     WrongVector { cosine: f64, precision: String },
-    /// The files are no model that this version can run.
+    /// The files are not a model that this version can run.
     Refused(String),
-    /// A file is not what was installed.
+    /// A file differs from the installed one.
     Corrupt(String),
     /// The engine panicked.
     Panicked,
-    /// The machine did not do what the test needs.
+    /// The test could not run because of the machine.
     NotTested(String),
 }
 
@@ -241,24 +255,24 @@ impl Answer {
     }
 }
 
-/// Returns the beginning of what a child said, as it may be shown.
+/// Returns the beginning of a text from a child, with unprintable characters escaped.
 fn printable(text: &str) -> String {
     let beginning: String = text.chars().take(MAX_REASON).collect();
     printable::line(&beginning).into_owned()
 }
 
-/// How a child ended.
+/// End of a child.
 #[derive(Debug)]
 enum Ended {
-    /// It answered, or its end of the pipe was closed.
+    /// The child answered, or it closed its end of the pipe.
     Itself { answer: Vec<u8>, status: ExitStatus },
-    /// It was killed at the deadline.
+    /// The child was killed at the deadline.
     TooLate,
-    /// It was killed because the daemon stops.
+    /// The child was killed because the daemon stops.
     Stopped,
 }
 
-/// Judges what a child did within `bounds`.
+/// Judges the end of a child that ran within `bounds`.
 fn verdict(key: &Key, ended: Ended, bounds: &Bounds) -> Result<(), InstallError> {
     let (answer, status) = match ended {
         Ended::Itself { answer, status } => (answer, status),
@@ -270,7 +284,8 @@ fn verdict(key: &Key, ended: Ended, bounds: &Bounds) -> Result<(), InstallError>
     };
     match serde_json::from_slice::<Answer>(&answer) {
         Ok(answer) => answer.into_result(key),
-        // It was killed for having written something, however it would have ended.
+        // The parent killed the child because it had written something. So its exit status means
+        // nothing.
         Err(_no_answer) if !answer.is_empty() => {
             Err(InstallError::Crashed("wrote a result that cannot be read".to_owned()))
         }
@@ -278,7 +293,7 @@ fn verdict(key: &Key, ended: Ended, bounds: &Bounds) -> Result<(), InstallError>
     }
 }
 
-/// Says how a child ended that did not answer.
+/// Describes the end of a child that did not answer.
 fn how(status: ExitStatus, bounds: &Bounds) -> String {
     let Some(signal) = status.signal() else {
         return format!("ended without a result: {status}");
@@ -298,7 +313,7 @@ fn how(status: ExitStatus, bounds: &Bounds) -> String {
     format!("was ended by signal {signal} ({name}){why}")
 }
 
-/// A child, which does not outlive this.
+/// Running child. Dropping it kills the child.
 struct Running(Child);
 
 impl Running {
@@ -307,9 +322,10 @@ impl Running {
         Ok(Self(child))
     }
 
-    /// Waits for the answer; kills the child then, and at the deadline, and when `stop` is cancelled.
+    /// Waits for the answer, the deadline or `stop`, whichever comes first. Then kills the child.
     ///
-    /// On the thread that started it: the kernel kills the child when that thread ends.
+    /// Must run on the thread that started the child: the kernel kills the child when that thread
+    /// ends.
     fn wait(mut self, deadline: Duration, stop: &CancellationToken) -> io::Result<Ended> {
         let until = Instant::now() + deadline;
         let pipe = self.0.stdout.take().ok_or_else(|| io::Error::other("the child has no pipe"))?;
@@ -317,7 +333,7 @@ impl Running {
         let reader = thread::Builder::new().name("self-test".to_owned()).spawn(move || {
             let mut answer = Vec::new();
             let read = BufReader::new(pipe.take(MAX_ANSWER)).read_until(b'\n', &mut answer);
-            // The parent may have given up.
+            // The parent may have stopped waiting.
             drop(sender.send(read.map(|_bytes| answer)));
         })?;
         let answer = loop {
@@ -334,10 +350,10 @@ impl Running {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
         };
-        // A child that has ended keeps its status: a signal that comes later changes nothing.
+        // Killing a child that has ended changes nothing: its exit status stays the same.
         self.0.kill()?;
         let status = self.0.wait()?;
-        // Its end of the pipe is closed now.
+        // The reader ends now, because the child's end of the pipe is closed.
         drop(reader.join());
         Ok(match answer {
             Ok(answer) => Ended::Itself { answer, status },
@@ -348,14 +364,15 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that was waited for is not there any more.
+        // If the child was waited for already, both calls do nothing.
         drop(self.0.kill());
         drop(self.0.wait());
     }
 }
 
-/// This process with the score of the child that it starts, until this is dropped: less than a millisecond, in which
-/// the kernel would take this process first.
+/// Guard that raises the `oom_score_adj` of this process while it starts a child, which inherits
+/// the value. Dropping the guard restores the value. In between, for less than a millisecond, the
+/// OOM killer would choose this process first.
 struct Raised<'a> {
     score: &'a Mutex<File>,
     was: Vec<u8>,
@@ -443,7 +460,7 @@ mod tests {
         assert!(reason("exit 3").contains("exit status: 3"));
         assert!(reason("exit 3").contains("without a result"));
         assert!(reason("echo nonsense").contains("cannot be read"));
-        // More than an answer may have, without an end.
+        // Exceed the size limit of an answer, without a line end.
         assert!(reason("exec yes x | tr -d '\\n'").contains("cannot be read"));
     }
 

@@ -1,6 +1,6 @@
-//! Where each model is on its way into memory and out of it.
+//! The state of one model between the store and memory, as the manager knows it.
 //!
-//! Owns what the manager knows of one model. Pure: it starts nothing and waits for nothing.
+//! Pure: this module starts no threads and does not wait.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,38 +19,39 @@ use crate::errors::chain;
 use crate::units::Bytes;
 
 pub(super) type LeaseReply = oneshot::Sender<Result<Lease, ModelError>>;
-/// Requests for a model, by the name that each asked for.
+/// Waiting requests for a model, each with the name in the request.
 pub(super) type Waiting = Vec<(String, LeaseReply)>;
 
-/// Where a model is; one that has no slot is in the store alone.
+/// State of a model. A model without a slot is only in the store.
 pub(super) enum Slot {
-    /// It is being found out what it takes, or waited for room.
+    /// The footprint is being estimated, or the model waits for memory.
     Admitting(Admitting),
-    /// Its worker verifies and packs it.
+    /// The worker verifies and packs the weights.
     Loading {
-        /// When it was asked for.
+        /// Start of the admission.
         since: Instant,
         waiting: Waiting,
         worker: Running,
         footprint: Footprint,
     },
-    /// An installation tries it, outside of the manager.
+    /// An installation runs the self-test of the model, outside of the manager.
     Reserved {
         since: Instant,
-        /// Those that asked for it before the manager heard that it was tried.
+        /// Requests that arrived before the self-test was reported as finished.
         waiting: Waiting,
         footprint: Footprint,
     },
     Resident(Resident),
-    /// Its worker finishes what it has, then lets the weights go.
+    /// The worker finishes its requests, and frees the weights afterwards.
     Leaving(Leaving),
-    /// It left because nobody used it, or somebody said so; it comes back when it is asked for, or soon will be.
+    /// The model was unloaded on request or because it was idle. The next request loads it, or a
+    /// preload.
     Unloaded,
-    /// It left because memory was short, and stays away for a while.
+    /// The model was evicted because memory was short, and is cooling down.
     Away {
         until: Instant,
     },
-    /// It did not fit when it was last asked for.
+    /// The model did not fit into memory at the last request.
     Refused {
         refusal: Arc<Refusal>,
         at: std::time::Instant,
@@ -61,15 +62,15 @@ pub(super) enum Slot {
     },
 }
 
-/// The right to hold one model outside of the manager, until it is dropped.
+/// The right to hold one model in memory outside of the manager, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Reservation {
-    /// Closing it is what the manager waits for.
+    /// Dropping it closes the channel, which notifies the manager.
     _held: oneshot::Sender<()>,
 }
 
 impl Reservation {
-    /// A reservation, and what ends when it is dropped.
+    /// Creates a reservation, and the receiver that ends when the reservation is dropped.
     pub(super) fn new() -> (Self, oneshot::Receiver<()>) {
         let (held, dropped) = oneshot::channel();
         (Self { _held: held }, dropped)
@@ -78,57 +79,57 @@ impl Reservation {
 
 pub(super) type ReserveReply = oneshot::Sender<Result<Reservation, ModelError>>;
 
-/// A model that somebody wants.
+/// A model that is being admitted.
 pub(super) struct Admitting {
-    /// When it was asked for.
+    /// Start of the admission; orders the claims of several models.
     pub(super) since: Instant,
     pub(super) waiting: Waiting,
-    /// What it will be loaded with.
+    /// Options of the load.
     pub(super) options: Options,
-    /// The installation that wants to try it; nothing is loaded by the manager then.
+    /// The installation that wants to test the model. In this case the manager does not load it.
     pub(super) reserve: Option<ReserveReply>,
-    /// Whether nobody has asked for it yet: then nothing leaves for it.
+    /// Whether this is a preload, without a request. Nothing is evicted for a preload.
     pub(super) ahead: bool,
-    /// Whether others are leaving to make room for it.
+    /// Whether the model waits until others are unloaded.
     pub(super) blocked: bool,
-    /// What others left for: whoever asks later does not get it.
+    /// Memory that evicted models free for this one. Later requests cannot take it.
     pub(super) claim: Bytes,
-    /// Whether it was refused before, which is in the journal.
+    /// Whether it was refused before; the refusal is then already in the journal.
     pub(super) refused: bool,
 }
 
-/// A worker and the way to it.
+/// Thread of a worker, and the queue of its requests.
 pub(super) struct Running {
     pub(super) queue: Sender,
     pub(super) thread: JoinHandle<()>,
 }
 
 impl Running {
-    /// Whether anybody but the manager can send it work.
+    /// Returns whether there are leases, so that requests can arrive.
     fn is_leased(&self) -> bool {
         self.queue.is_shared()
     }
 }
 
-/// How long a client wants a model to stay after each use.
+/// Time for which a client wants a model to stay after each use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeepAlive {
-    /// For so long; not at all when it is zero.
+    /// This time; zero unloads the model at once.
     For(Duration),
-    /// Until its memory is needed.
+    /// No limit: the model stays until its memory is needed.
     Forever,
 }
 
-/// A model in memory.
+/// A resident model.
 pub(super) struct Resident {
     pub(super) ready: Ready,
     pub(super) worker: Running,
-    /// What it was estimated to take.
+    /// Estimated footprint.
     pub(super) footprint: Footprint,
     since: Instant,
-    /// When it was last seen in use.
+    /// Time of the last use that was seen.
     used: Instant,
-    /// What its users need; forgotten with the rest when the model leaves.
+    /// Needs of its users; dropped when the model is unloaded.
     pub(super) needs: Box<Needs>,
 }
 
@@ -137,8 +138,8 @@ impl Resident {
         Self { ready, worker, footprint, since: now, used: now, needs: Box::default() }
     }
 
-    /// Returns the need that ends last. The settings give `max_idle_time`; the `keep_alive` of a user overrides it for
-    /// that user. `None` means without end.
+    /// Returns the need that ends last. The settings give `max_idle_time`; the `keep_alive` of a
+    /// user overrides it for that user. Returns `None` if the need has no end.
     pub(super) fn need(&self, max_idle_time: Option<Duration>) -> Option<Need> {
         self.needs.last(self.used, max_idle_time)
     }
@@ -147,7 +148,7 @@ impl Resident {
         self.needs.wish(wish);
     }
 
-    /// Whether its worker still takes work: it may have panicked.
+    /// Returns whether the worker still accepts work; false after a panic.
     pub(super) fn is_alive(&self) -> bool {
         !self.worker.queue.is_closed()
     }
@@ -156,7 +157,7 @@ impl Resident {
         self.worker.is_leased()
     }
 
-    /// How long it was not used. Requests in flight are use.
+    /// Returns the time since the last use. A request in progress is a use.
     pub(super) fn idle(&mut self, now: Instant) -> Duration {
         if self.is_busy() {
             self.used = now;
@@ -172,59 +173,59 @@ impl Resident {
         now.saturating_duration_since(self.since)
     }
 
-    /// What comes back when it leaves, as far as the engine knows.
+    /// Returns the memory that is freed with the model, as far as the engine knows.
     pub(super) fn bytes(&self) -> Bytes {
         let Ready { weight_bytes, mapped_bytes, .. } = self.ready;
         Bytes(weight_bytes.saturating_add(mapped_bytes).max(self.footprint.weight_bytes))
     }
 }
 
-/// Why a model leaves memory.
+/// Reason for an unload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
-    /// Somebody said so.
+    /// An administrator requested it.
     Asked,
-    /// Nobody used it for its `max_idle_time`.
+    /// The model was not used for its `max_idle_time`.
     Idle,
     /// Memory is short.
     Pressure,
-    /// Another model needs its place.
+    /// Another model needs the memory.
     Room,
 }
 
 impl Why {
-    /// Whether it stays away for a while.
+    /// Returns whether the model cools down afterwards.
     pub(super) fn is_eviction(self) -> bool {
         matches!(self, Self::Pressure | Self::Room)
     }
 }
 
-/// A model on its way out of memory.
+/// A model that is draining.
 pub(super) struct Leaving {
     pub(super) why: Why,
-    /// Those that asked for it meanwhile.
+    /// Requests that arrived in the meantime.
     pub(super) waiting: Waiting,
-    /// Those that wait until it has left.
+    /// Callers that wait until the model is unloaded.
     pub(super) done: Vec<oneshot::Sender<()>>,
 }
 
-/// Why a model was not loaded.
+/// Reason why a model was not loaded, with numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// What it takes at most.
+    /// Most memory that the model takes.
     pub needed: Bytes,
-    /// What could be had when nothing else leaves.
+    /// Memory that is available without an eviction.
     pub room: Bytes,
-    /// What could be had if everything that may leave did.
+    /// Memory that would be available if every evictable model were evicted.
     pub most: Bytes,
-    /// What bounds that.
+    /// Tightest limit on the memory, as text.
     pub limit: String,
-    /// When to ask again; `None` when it will not fit then either.
+    /// Time after which to retry; `None` when the model will not fit then either.
     pub retry_after: Option<Duration>,
 }
 
 impl Slot {
-    /// What is shown of it.
+    /// Returns the state that is shown to clients.
     pub(super) fn residency(&self) -> Residency {
         match self {
             Self::Admitting(_) | Self::Loading { .. } | Self::Reserved { .. } => Residency::Loading,

@@ -1,6 +1,7 @@
-//! Trust while the daemon runs: a change of the keys takes effect on installed models at once.
+//! Applies changes of the trusted keys to installed models at once.
 //!
-//! Owns when the keys are read again. What they mean for an entry is decided in [`crate::package::Trusted`].
+//! This module decides when the keys are read again. [`crate::package::Trusted`] decides which
+//! entries they allow.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::errors::{chain, errno};
 use crate::log::Message;
 use crate::package::{Changed, SignatureError, Store, Trusted};
 
-/// Where trust comes from.
+/// Directories from which trust is derived.
 #[derive(Clone, Debug)]
 pub struct Roots {
     keys_directory: PathBuf,
@@ -32,9 +33,11 @@ impl From<&Settings> for Roots {
 }
 
 impl Roots {
-    /// Reads the keys and decides for every entry of `store` whether it may be used. Returns those for which that
-    /// changed, and what cannot be used of the keys. While their directory cannot be listed nothing changes: a failing
-    /// disk takes no key away. Blocks on reading small files.
+    /// Reads the keys and decides for every entry of `store` whether it may be used. Returns the
+    /// entries for which this changed, and the errors of unusable keys.
+    ///
+    /// While the directory of the keys cannot be listed, nothing changes: a failing disk must not
+    /// revoke a key. Blocks on reading small files.
     pub fn judge(&self, store: &Store) -> (Changed, Vec<SignatureError>) {
         match Trusted::read(&self.keys_directory, &self.bundled_directory) {
             Ok((trusted, errors)) => (store.judge(&trusted), errors),
@@ -43,7 +46,7 @@ impl Roots {
     }
 }
 
-/// Tells the journal which entries are disabled and enabled.
+/// Logs which entries were disabled and enabled.
 pub fn tell(changed: &Changed) {
     for entry in &changed.disabled {
         let reason = entry.disabled.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -62,8 +65,10 @@ pub fn tell(changed: &Changed) {
     }
 }
 
-/// Judges the entries again at each of `ticks`, which say that the directory of keys has changed, until `cancel`. Models
-/// that are disabled leave memory; what they have begun is finished.
+/// Judges the entries again at each tick of `ticks`, which signal changes in the directory of keys.
+/// Runs until `cancel`.
+///
+/// Disabled models are unloaded after they have finished their requests in progress.
 pub async fn follow(
     handle: Handle,
     roots: Roots,
@@ -85,7 +90,7 @@ pub async fn follow(
                 continue;
             }
         };
-        // Said once, not at every look.
+        // Log the errors once, not at every read.
         let texts = Vec::from_iter(errors.iter().map(|error| chain(error)));
         if texts != told {
             for error in &errors {

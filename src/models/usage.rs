@@ -1,15 +1,16 @@
-//! What models are used for how much, how fast they are, and when they will be used next.
+//! Counts the use of every model, measures latency, and predicts the next use.
 //!
-//! Owns the counts of every model and the file that keeps them across restarts: `usage.json` in the store's directory.
-//! It starts nothing and decides nothing: the manager asks what a model is worth and what to load ahead.
+//! The counts are kept across restarts in the file `usage.json` in the store's directory. This
+//! module only answers questions: the manager decides which models to evict and which to preload.
 //!
 //! Invariants:
-//! 1. The file is a help, never a need: one that is missing, damaged or of another format costs the counts and nothing
-//!    else. It is moved aside, never written over.
-//! 2. Bounded: [`MAX_MODELS`] models of about 2 KiB each, whatever is asked for.
-//! 3. Nothing waits: counting is a few additions under a lock that is never held over I/O.
+//! 1. The file is best effort. If it is missing, damaged or of another format, only the counts are
+//!    lost. An unusable file is moved aside and never overwritten.
+//! 2. Memory is bounded: [`MAX_MODELS`] models of about 2 KiB each, regardless of the requests.
+//! 3. Counting never waits for I/O. It takes a few additions under a lock that is not held during
+//!    I/O.
 //!
-//! Time comes in as an argument. Hours of the week are those of UTC.
+//! The caller passes the time. Hours of the week are in UTC.
 
 mod counts;
 mod file;
@@ -33,86 +34,92 @@ pub(super) use kept::Kept;
 
 /// Name of the file in the store's directory.
 pub const FILE: &str = "usage.json";
-/// As many models are remembered; of more, those of which there was no sign for the longest time are forgotten.
+/// Maximum number of models. Beyond it, the models that were seen least recently are forgotten.
 const MAX_MODELS: usize = 1000;
-/// A model that left the store is forgotten after this long; one that comes back earlier has its habits still.
+/// Time for which the counts of a removed model are kept. A model that is installed again earlier
+/// keeps its weekly profile.
 const KEPT_REMOVED: Duration = Duration::from_secs(30 * 24 * 3600);
-/// How exactly it is known when a model left the store: the file is not written for less.
+/// Precision of the time at which a model was last installed. A smaller change is not worth a write
+/// of the file.
 const SEEN_PRECISION: Duration = Duration::from_secs(24 * 3600);
-/// A model that was used in this hour of the week in so large a share of the past weeks is expected in it.
+/// Least share of the past weeks in which a model was used in an hour of the week, for it to be
+/// expected in that hour.
 const MIN_PROBABILITY: f64 = 0.6;
-/// The furthest that [`Usage::expected`] looks ahead.
+/// Largest time span of [`Usage::expected`].
 pub const MAX_AHEAD: Duration = Duration::from_secs(24 * 3600);
 
-/// What became of one request.
+/// Outcome of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Served {
-    /// Texts that it had.
+    /// Number of texts.
     pub texts: usize,
-    /// Tokens of all texts.
+    /// Number of tokens of all texts.
     pub tokens: usize,
-    /// From the request's entry into the queue to its vectors.
+    /// Time from the enqueueing of the request to its vectors.
     pub latency: Duration,
-    /// Whether it got them. Of failures only the number is kept: they are quicker than answers, or slower.
+    /// Whether the request succeeded. Latencies of failures are not counted, because they do not
+    /// resemble those of answers.
     pub ok: bool,
 }
 
-/// A model that will probably be used.
+/// Model that will probably be used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Expected {
-    /// The model.
+    /// Key of the model.
     pub key: Key,
-    /// The share of the past weeks in which it was used in that hour, later weeks counting more.
+    /// Share of the past weeks in which the model was used in that hour, with more weight for later
+    /// weeks.
     pub probability: f64,
-    /// When the hour begins, or now if it has begun.
+    /// Start of the hour, or the current time if the hour has begun.
     pub at: SystemTime,
 }
 
-/// Half of all requests, and nearly all, were not slower than this.
+/// Percentiles of latency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Percentiles {
-    /// The median.
+    /// Median.
     pub p50: Duration,
-    /// The 95th percentile.
+    /// 95th percentile.
     pub p95: Duration,
 }
 
-/// What is known of a model's use.
+/// Statistics of a model's use.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
-    /// Requests that reached the model, except those whose client left.
+    /// Number of requests that reached the model, without cancelled ones.
     pub requests: u64,
-    /// Of these, those that got no vectors.
+    /// Number of these requests that failed.
     pub failures: u64,
-    /// Texts of the others.
+    /// Number of texts in successful requests.
     pub texts: u64,
-    /// Tokens of the others.
+    /// Number of tokens in successful requests.
     pub tokens: u64,
-    /// Latency of all answers.
+    /// Latency of all successful requests.
     pub latency: Option<Percentiles>,
-    /// See [`Usage::recent_latency`].
+    /// Latency of recent requests. See [`Usage::recent_latency`].
     pub recent_latency: Option<Percentiles>,
-    /// How often it was loaded.
+    /// Number of loads.
     pub loads: u64,
-    /// What loading takes; see [`Usage::reload_cost`].
+    /// Time that a load takes. See [`Usage::reload_cost`].
     pub reload_cost: Option<Duration>,
-    /// See [`Usage::uses_per_hour`].
+    /// Rate of use. See [`Usage::uses_per_hour`].
     pub uses_per_hour: f64,
-    /// For each hour of the week, from Monday 00:00 UTC on, the share of the past weeks in which it was used; none
-    /// before there are three weeks.
+    /// Share of the past weeks in which the model was used, for each hour of the week from Monday
+    /// 00:00 UTC. `None` until three weeks have been observed.
     pub use_by_hour: Option<Vec<f64>>,
-    /// When it will probably be used next, within [`MAX_AHEAD`].
+    /// Expected next use, within [`MAX_AHEAD`].
     pub next_use: Option<Expected>,
-    /// When it was used first.
+    /// Time of the first use.
     pub first_used_at: Option<Timestamp>,
-    /// When it was used last.
+    /// Time of the last use.
     pub last_used_at: Option<Timestamp>,
 }
 
-/// The counts of every model.
+/// Usage counts of all models.
 #[derive(Debug)]
 pub struct Usage {
-    /// None when what stands there could not be read and not be moved: then nothing is written.
+    /// Path of the file. `None` if the existing file could neither be read nor moved aside: then
+    /// the counts are not saved.
     path: Option<PathBuf>,
     state: Mutex<State>,
 }
@@ -120,14 +127,14 @@ pub struct Usage {
 #[derive(Debug, Default)]
 struct State {
     models: BTreeMap<Key, Counts>,
-    /// Since they were written last.
+    /// Whether the counts have changed since the last write.
     changed: bool,
 }
 
 impl Usage {
-    /// The counts in the file at `path`, or none.
+    /// Reads the counts from the file at `path`. Starts without counts if there is none.
     ///
-    /// A file that cannot be used is moved aside to `<path>.unreadable`, with a warning. Blocks on reading.
+    /// An unusable file is moved aside to `<path>.unreadable`, with a warning. Blocks on reading.
     pub fn open(path: &Path) -> Self {
         let (models, path) = match file::read(path) {
             Ok(models) => (models, Some(path.to_owned())),
@@ -148,28 +155,32 @@ impl Usage {
         self.state().counts(key, now).load(duration);
     }
 
-    /// How often a model is used: requests an hour, from how many there were of late or, if that is more, how many
-    /// there usually are in this hour of the week and the next; 0 for a model that was never used.
+    /// Returns the rate of use in requests per hour: the recent rate, or the usual rate in this
+    /// hour of the week and the next, whichever is larger. Returns 0 for a model that was never
+    /// used.
     pub fn uses_per_hour(&self, key: &Key, now: SystemTime) -> f64 {
         self.state().models.get(key).map_or(0.0, |counts| counts.uses_per_hour(now))
     }
 
-    /// What loading a model takes, later loads counting more; none before the first.
+    /// Returns the average time of a load, with more weight for later loads. Returns `None` before
+    /// the first load.
     pub fn reload_cost(&self, key: &Key) -> Option<Duration> {
         self.state().models.get(key).and_then(Counts::reload_cost)
     }
 
-    /// The latency of the last 128 to 256 answers, the last counting more; none before the first.
+    /// Returns the latency of the last 128 to 256 answers, with more weight for later ones. Returns
+    /// `None` before the first answer.
     pub fn recent_latency(&self, key: &Key) -> Option<Percentiles> {
         self.state().models.get(key).and_then(Counts::recent_latency)
     }
 
-    /// The models that will probably be used `within` this time from now (at most [`MAX_AHEAD`]), the soonest first,
-    /// each with the first hour in which it is expected.
+    /// Returns the models that will probably be used `within` this time from now (at most
+    /// [`MAX_AHEAD`]), each with the first hour in which it is expected, in the order of time.
     ///
-    /// The present hour is among them for models that were not used in it yet. A model is expected in an hour when it
-    /// was used in that hour of the week (UTC) in at least 60 % of the past weeks, a week counting a fifth less than
-    /// the one after it, once there are three weeks of it.
+    /// The current hour counts for models that were not used in it yet. A model is expected in an
+    /// hour if it was used in that hour of the week (UTC) in at least 60 % of the past weeks. Each
+    /// earlier week has 20 % less weight than the next one. At least three weeks must have been
+    /// observed.
     pub fn expected(&self, within: Duration, now: SystemTime) -> Vec<Expected> {
         let state = self.state();
         let expected =
@@ -180,9 +191,10 @@ impl Usage {
         expected
     }
 
-    /// Everything that is known, for people and programs that ask.
+    /// Returns the statistics of all models.
     pub fn stats(&self, now: SystemTime) -> BTreeMap<Key, Stats> {
-        // Copied, because hours of the week take a while: counting must not wait.
+        // Copy the counts: the probabilities of a whole week take time, and counting must not wait
+        // for them.
         let models = self.state().models.clone();
         let stats = models.into_iter().map(|(key, counts)| {
             let stats = Stats {
@@ -205,12 +217,13 @@ impl Usage {
         stats.collect()
     }
 
-    /// Says which models are installed: others are forgotten 30 days after they were last.
+    /// Updates the set of installed models. A removed model is forgotten 30 days after it was last
+    /// installed.
     pub fn keep_installed(&self, installed: &BTreeSet<Key>, now: SystemTime) {
         let mut state = self.state();
         let State { models, changed } = &mut *state;
         for key in installed {
-            // Older files have the first digits of the digest.
+            // Older versions wrote keys with a shortened digest. Move their counts to the full key.
             let shortened = key.shortened();
             if shortened != *key
                 && let Some(counts) = models.remove(&shortened)
@@ -234,10 +247,11 @@ impl Usage {
         });
     }
 
-    /// Writes the counts, if they have changed. Blocks on writing; the caller says how often.
+    /// Writes the counts to the file if they have changed. Blocks on writing. The caller chooses
+    /// the interval.
     ///
     /// # Errors
-    /// When the disk fails; the next call tries again.
+    /// Fails if the disk fails. The next call tries again.
     pub fn save(&self) -> Result<(), FileError> {
         let Some(path) = &self.path else { return Ok(()) };
         let models = {
@@ -251,13 +265,13 @@ impl Usage {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic while it was held leaves counts that are whole: at worst one request is counted in part.
+        // A panic under the lock leaves usable counts: at worst one request is counted in part.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// The counts of `key`, to be changed.
+    /// Returns the counts of `key` to be changed. Creates them if needed.
     fn counts(&mut self, key: &Key, now: SystemTime) -> &mut Counts {
         self.changed = true;
         if !self.models.contains_key(key) {
@@ -268,7 +282,7 @@ impl State {
         counts
     }
 
-    /// Forgets the models of which there was no sign for the longest time, until there are at most `count`.
+    /// Forgets the models that were seen least recently, until at most `count` are left.
     fn shrink_to(&mut self, count: usize) {
         while self.models.len() > count {
             let oldest = self.models.iter().min_by_key(|(_, counts)| counts.seen_at());
@@ -279,7 +293,8 @@ impl State {
     }
 }
 
-/// Moves what cannot be read out of the way; where counts may be written then.
+/// Moves an unusable file aside. Returns the path for new counts, or `None` if the file could not
+/// be moved.
 fn put_aside(path: &Path, error: &str) -> Option<PathBuf> {
     let shown = path.display();
     match file::move_aside(path) {
@@ -340,7 +355,7 @@ mod tests {
         Served { texts: 2, tokens: 30, latency: Duration::from_millis(10), ok: true };
     const FAILED: Served = Served { ok: false, ..ANSWERED };
 
-    /// Monday 2026-01-05, 00:00 UTC.
+    /// Returns Monday 2026-01-05, 00:00 UTC.
     fn monday() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_767_571_200)
     }
@@ -349,14 +364,14 @@ mod tests {
         format!("{id}@1+0123456789ab").parse().unwrap()
     }
 
-    /// Counts that are kept in a directory of their own.
+    /// Temporary directory of a usage file.
     struct Place {
         root: TempDir,
     }
 
     impl Place {
         fn new() -> Self {
-            // In memory where possible: a disk takes its time to sync.
+            // Prefer a directory in memory: syncing to a disk is slow.
             let root = tempfile::tempdir_in("/dev/shm").or_else(|_none| tempfile::tempdir());
             Self { root: root.unwrap() }
         }
@@ -473,14 +488,14 @@ mod tests {
         usage.record(&leaves, ANSWERED, monday());
         let one = BTreeSet::from([stays.clone()]);
         let both = BTreeSet::from([stays, leaves]);
-        // Installed and not used for a long time, then removed.
+        // Both models stay installed for a long time without use. Then one is removed.
         (0..100).for_each(|day| usage.keep_installed(&both, monday() + day * DAY));
         usage.keep_installed(&one, monday() + (99 + 29) * DAY);
         assert_eq!(usage.stats(monday()).len(), 2);
         usage.keep_installed(&one, monday() + (99 + 30) * DAY);
         assert_eq!(Vec::from_iter(usage.stats(monday()).into_keys()), Vec::from_iter(one.clone()));
         usage.save().unwrap();
-        // What was seen less than a day ago is not worth a write.
+        // A change of less than a day is not written.
         fs::remove_file(place.path()).unwrap();
         usage.keep_installed(&one, monday() + (99 + 30) * DAY + HOUR);
         usage.save().unwrap();
@@ -492,7 +507,7 @@ mod tests {
         let usage = Place::new().open();
         let model = key("a");
         assert_eq!(usage.uses_per_hour(&model, monday()), 0.0);
-        // Twelve an hour, for half a day.
+        // Twelve requests an hour, for half a day.
         let steady = |index: u32| monday() + index * 5 * MINUTE;
         (0..144).for_each(|index| usage.record(&model, ANSWERED, steady(index)));
         let rate = usage.uses_per_hour(&model, steady(144));
@@ -512,7 +527,8 @@ mod tests {
         assert!((rates[1] - 6.0).abs() < 1e-9 && (rates[2] - 6.0).abs() < 1e-9, "{rates:?}");
     }
 
-    /// Counts of models that were used at a quarter past these hours of these weeks, from Monday on.
+    /// Simulates models that were used at a quarter past the given hour of the week, in the given
+    /// weeks.
     fn simulated(uses: &[(&str, std::ops::Range<u32>, u32)]) -> Usage {
         let usage = Place::new().open();
         for week in 0..20 {
@@ -533,7 +549,7 @@ mod tests {
             (0..2, 2, false),
             (0..3, 3, true),
             (0..10, 10, true),
-            // Given up: for one week it is still expected, in the second it is not.
+            // The weekly use ends: the hour is expected after one week without use, not after two.
             (0..6, 7, true),
             (0..6, 8, false),
         ] {
@@ -569,7 +585,7 @@ mod tests {
         assert_eq!(expected(MINUTE), [(key("a"), now), (key("c"), now)]);
         usage.record(&key("a"), ANSWERED, now);
         assert_eq!(expected(HOUR), [(key("c"), now), (key("b"), hour_of(5, 10))]);
-        // A day ahead at most, however much is asked for.
+        // The span is limited to a day.
         let far = usage.expected(Duration::MAX, hour_of(5, 10) + 20 * MINUTE - 7 * DAY);
         assert!(far.iter().all(|found| found.at < hour_of(5, 11) - 6 * DAY), "{far:?}");
     }

@@ -1,15 +1,17 @@
-//! The worker: the one OS thread that owns a resident model's weights, from loading to dropping them.
+//! The worker: the one OS thread that owns the weights of a resident model, from loading to
+//! dropping them.
 //!
-//! Requests come in batches through a bounded queue. One that is longer than a batch is computed in parts, between which
-//! others have their turn. While many wait, several batches are taken at a time, each for its share of the engine's
-//! threads and one more, so that no thread idles until the slowest is done or the next batch is gathered; what is beside
-//! the first is taken by threads that the worker starts and joins. It ends when every sender of the queue is gone, so
-//! that unloading is: drop the queue, join.
+//! Requests arrive in batches through a bounded queue. A request that is longer than a batch is
+//! computed in parts, with batches of other requests in between. While many requests wait, several
+//! batches are computed concurrently, each on its share of the engine's threads. One batch more is
+//! taken, so that no thread idles until the slowest one is done or the next batch is gathered. The
+//! worker starts and joins a thread for each batch beyond the first. It ends when every sender of
+//! the queue is dropped. So an unload is: drop the queue, then join the thread.
 //!
 //! Invariants:
 //! 1. Weights are allocated and dropped on the worker's own thread.
-//! 2. Work that nobody waits for is not begun, and not continued past a pass.
-//! 3. A request that cannot be computed fails alone, not those that share its batch.
+//! 2. A request that was cancelled is not begun, and not continued after the current pass.
+//! 3. A request that cannot be computed fails alone, not together with the others in its batch.
 
 use std::io;
 use std::sync::Arc;
@@ -28,19 +30,20 @@ use crate::log::Message;
 use crate::metrics::{FailureType, Metrics};
 use crate::package::{Key, Store, StoreError};
 
-/// Tokens of a pass while memory is short: as few as `embedding.batch_tokens` may be.
+/// Tokens of a pass while memory is short: the smallest value that `embedding.batch_tokens` may
+/// have.
 const SHORT_PASS: usize = 512;
 
-/// A token that every vocabulary has.
+/// A token id that every vocabulary has.
 const ANY: u32 = 0;
 
-/// Why a worker ended before it could take requests.
+/// Reason why a worker ended before it accepted requests.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The store did not give the model's files.
+    /// The store could not provide the model's files.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The files are no working model.
+    /// The files are not a working model.
     #[error(transparent)]
     Load(#[from] LoadError),
     /// The thread could not be started.
@@ -52,7 +55,7 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
-    /// What is wrong with the model's bytes, if that is it.
+    /// Returns the kind of fault in the model's bytes, if that is the cause.
     pub(super) fn failure(&self) -> Option<FailureType> {
         match self {
             Self::Store(StoreError::Corrupt { .. }) => Some(FailureType::Corrupt),
@@ -61,7 +64,7 @@ impl WorkerError {
         }
     }
 
-    /// See [`load::fall_back`].
+    /// Returns other options for the load, if they may help; see [`load::fall_back`].
     pub(super) fn fall_back(&self, key: &Key, options: Options) -> Option<Options> {
         match self {
             Self::Load(error) => load::fall_back(key, error, options),
@@ -70,60 +73,61 @@ impl WorkerError {
     }
 }
 
-/// What a worker has loaded.
+/// A loaded model, as the worker reports it.
 #[derive(Debug)]
 pub(super) struct Ready {
-    /// What clients may know of it.
+    /// Facts that clients may know.
     pub(super) info: ModelInfo,
-    /// Turns texts into token ids.
+    /// Converts texts into token ids.
     pub(super) tokenizer: Arc<Tokenizer>,
     /// Memory of this process that the weights take, in bytes.
     pub(super) weight_bytes: u64,
-    /// Bytes that are read in place from the store's file, beside them.
+    /// Bytes of the store's file that are read in place, in addition to `weight_bytes`.
     pub(super) mapped_bytes: u64,
-    /// What it is computed in.
+    /// Arithmetic of the model.
     pub(super) report: Report,
-    /// How long loading took.
+    /// Duration of the load.
     pub(super) took: Duration,
-    /// Whether its thread lives.
+    /// Liveness of its threads.
     pub(super) pulse: Arc<Pulse>,
     pass: Arc<Pass>,
 }
 
 impl Ready {
-    /// Has passes be short from the next one on.
+    /// Makes passes short from the next one on.
     pub(super) fn limit_pass(&self) {
         self.pass.tokens.store(SHORT_PASS.min(self.pass.usual), Ordering::Relaxed);
     }
 
-    /// Has passes be as long as the settings say.
+    /// Makes passes as long as the settings allow.
     pub(super) fn unlimit_pass(&self) {
         self.pass.tokens.store(self.pass.usual, Ordering::Relaxed);
     }
 }
 
-/// How many tokens a pass may have.
+/// Most tokens of a pass.
 #[derive(Debug)]
 struct Pass {
     usual: usize,
     tokens: AtomicUsize,
 }
 
-/// A running worker; dropping `queue` and its clones lets it finish what is queued and end.
+/// A running worker. It finishes its requests and ends when `queue` and all its clones are dropped.
 #[derive(Debug)]
 pub(super) struct Worker {
-    /// Where its requests go.
+    /// Queue of its requests.
     pub(super) queue: Sender,
-    /// Answers once: loaded, or why not.
+    /// Resolves once: to the loaded model, or to the reason of the failure.
     pub(super) ready: oneshot::Receiver<Result<Ready, WorkerError>>,
-    /// Ends after the weights are dropped.
+    /// Thread of the worker, which ends after the weights are dropped.
     pub(super) thread: JoinHandle<()>,
 }
 
-/// Starts a worker that verifies and loads `key`, then serves what waits in its queue, within `limits`.
+/// Starts a worker that verifies and loads `key`, then serves the requests in its queue, within
+/// `limits`.
 ///
 /// # Errors
-/// When the system gives no thread.
+/// When the thread cannot be started.
 pub(super) fn spawn(
     store: Arc<Store>,
     key: Key,
@@ -138,7 +142,7 @@ pub(super) fn spawn(
         .spawn(move || {
             let started = Instant::now();
             let loaded = load::load_from::<WorkerError>(&store, &key, options);
-            // The files' bytes and the store are not needed while the model serves.
+            // The store is not needed while the model serves.
             drop(store);
             match loaded {
                 Err(error) => drop(announce.send(Err(error))),
@@ -156,7 +160,8 @@ pub(super) fn spawn(
                         pulse: Arc::clone(&pulse),
                         pass: Arc::clone(&pass),
                     };
-                    // When nobody waits any more the queue is closed too, and `serve` ends at once.
+                    // If the receiver is gone, the queue is closed as well, and `serve` ends at
+                    // once.
                     drop(announce.send(Ok(ready)));
                     let worker = Serving {
                         embedder,
@@ -172,17 +177,17 @@ pub(super) fn spawn(
     Ok(Worker { queue, ready, thread })
 }
 
-/// A model that serves.
+/// A model that serves requests.
 struct Serving<'a> {
     embedder: Box<dyn Embedder>,
-    /// How many a pass may have.
+    /// Most tokens of a pass.
     tokens: &'a AtomicUsize,
     pulse: &'a Pulse,
     metrics: &'a Metrics,
 }
 
 impl Serving<'_> {
-    /// Computes what comes, with `batches` batches taken at a time at most, until the queue has ended.
+    /// Computes batches until the queue has ended, at most `batches` of them concurrently.
     fn serve(&self, queue: Receiver, batches: usize) {
         thread::scope(|scope| {
             for taken in 1..batches {
@@ -205,6 +210,7 @@ impl Serving<'_> {
 
     fn take_batches(&self, mut queue: Receiver) {
         loop {
+            // Read before each batch: the limit changes with memory pressure.
             let budget = self.tokens.load(Ordering::Relaxed);
             match queue.next(budget) {
                 None => return,
@@ -212,16 +218,17 @@ impl Serving<'_> {
                 Some(Next::Prove(done)) => {
                     let pass = || self.embedder.compute(&[&[ANY]], Output::Vector);
                     if let Err(error) = self.pulse.pass(1, pass) {
-                        // It shows life all the same; what is wrong, a request is told.
+                        // A failed pass shows life as well. Requests report the error to their
+                        // clients.
                         tracing::debug!(%error, "a pass of one token failed");
                     }
-                    // Whoever asked may have stopped waiting.
+                    // The caller may have stopped waiting.
                     let (Ok(()) | Err(())) = done.send(());
                 }
                 Some(Next::ReleaseScratch(waiting)) => {
                     self.embedder.release_scratch();
                     for done in waiting {
-                        // Whoever asked may have stopped waiting.
+                        // The caller may have stopped waiting.
                         let (Ok(()) | Err(())) = done.send(());
                     }
                 }
@@ -235,7 +242,8 @@ impl Serving<'_> {
         for turn in &mut batch {
             turn.job.began.get_or_insert(began);
         }
-        // Only a request that is alone in its batch has more than the budget.
+        // A request above the budget is alone in its batch. Only then is a part smaller than the
+        // request.
         let parts: Vec<usize> = batch.iter().map(|turn| pass(&turn.job.texts, budget)).collect();
         let texts: Vec<&[u32]> = batch
             .iter()
@@ -244,17 +252,21 @@ impl Serving<'_> {
             .collect();
         let tokens: usize = texts.iter().map(|text| text.len()).sum();
         self.metrics.batch(texts.len(), tokens);
-        // A batch is of one kind.
+        // A batch has one kind of output.
         let output = batch.first().map_or(Output::Vector, |turn| turn.job.output);
+        // Token states have one row for each token, vectors one row for each text.
         let rows = if output == Output::TokenStates { tokens } else { texts.len() };
         let outcome = self.pulse.pass(tokens, || self.embedder.compute(&texts, output));
         let took = began.elapsed();
+        // At most one request of a batch is unfinished: the one that is alone in it.
         let mut unfinished = None;
         match outcome {
             Ok(vectors) => {
                 let width = vectors.len() / rows.max(1);
                 let mut rest = vectors.as_slice();
                 for (mut turn, part) in batch.into_iter().zip(parts) {
+                    // `drain` removes the computed texts, so that the rest is in place for the next
+                    // pass.
                     let done: usize = turn.job.texts.drain(..part).map(|text| text.len()).sum();
                     let own_rows = if output == Output::TokenStates { done } else { part };
                     let (own, others) = rest.split_at(own_rows * width);
@@ -269,16 +281,18 @@ impl Serving<'_> {
             Err(error) => {
                 let last = batch.pop();
                 if !batch.is_empty() {
-                    // One of them is at fault: each by itself.
+                    // One request is at fault. Compute each one alone, so that the others succeed.
                     let alone = batch.into_iter().chain(last).map(|turn| vec![turn]);
                     return alone.for_each(|batch| self.compute(queue, batch, budget));
                 }
-                // The client may leave at any time; then nobody reads this.
+                // The client may cancel at any time; then the answer is dropped.
                 if let Some(turn) = last {
                     drop(turn.job.reply.send(Err(error)));
                 }
             }
         }
+        // The time of the whole pass gives the throughput, and so the retry time of rejected
+        // clients.
         queue.computed(tokens, took, unfinished);
     }
 }
@@ -288,11 +302,11 @@ fn answer(Job { vectors, queued, began, reply, .. }: Job) {
     let began = began.unwrap_or(now);
     let queue = began.saturating_duration_since(queued);
     let inference = now.saturating_duration_since(began);
-    // The client may leave at any time; then nobody reads this.
+    // The client may cancel at any time; then the answer is dropped.
     drop(reply.send(Ok(Computed { vectors, queue, inference })));
 }
 
-/// How many of the first of `texts` have at most `tokens` tokens together; one at least.
+/// Returns how many of the first `texts` have at most `tokens` tokens together; at least one.
 fn pass(texts: &[Vec<u32>], tokens: usize) -> usize {
     let mut total = 0;
     let fitting = texts.iter().take_while(|text| {
@@ -313,7 +327,7 @@ mod tests {
 
     type Meet = Box<dyn Fn(&[u32]) + Send + Sync>;
 
-    /// The vector of a text is its first id, twice; the id [`BAD`] cannot be computed.
+    /// Model whose vector of a text is its first id, twice. The id [`BAD`] cannot be computed.
     struct Fake {
         passes: Arc<Mutex<Vec<Vec<u32>>>>,
         report: Report,
@@ -373,7 +387,7 @@ mod tests {
         }
     }
 
-    /// Computes what waits in `queue` until it has ended.
+    /// Computes the requests in `queue` until it has ended.
     fn serve(model: impl Embedder + 'static, queue: Receiver, budget: usize, batches: usize) {
         let (tokens, metrics) = (AtomicUsize::new(budget), Metrics::new(&[]));
         let (embedder, pulse): (Box<dyn Embedder>, _) = (Box::new(model), Pulse::default());
@@ -383,7 +397,7 @@ mod tests {
 
     type Vectors = Result<Vec<f32>, String>;
 
-    /// Requests that wait for a worker which was not started yet.
+    /// Requests that wait for a worker which is not started yet.
     struct Waiting {
         sender: Sender,
         receiver: Receiver,
@@ -397,7 +411,7 @@ mod tests {
             Self { sender, receiver, answers: Vec::new() }
         }
 
-        /// A request of texts that are each `length` times one id.
+        /// Sends a request of texts that each repeat one id `length` times.
         fn ask(&mut self, ids: &[u32], length: usize, priority: Priority) {
             self.ask_for(Output::Vector, ids, length, priority);
         }
@@ -415,7 +429,8 @@ mod tests {
             self.answers.push(Some(answer));
         }
 
-        /// What a worker with passes of `budget` tokens does until all is done: its passes, and the answers.
+        /// Runs a worker with passes of `budget` tokens until all requests are done. Returns its
+        /// passes, and the answers.
         fn serve(self, budget: usize) -> (Vec<Vec<u32>>, Vec<Option<Vectors>>) {
             let fake = Fake::default();
             let passes = Arc::clone(&fake.passes);
@@ -493,7 +508,7 @@ mod tests {
         for id in 1..=3 {
             waiting.ask(&[id], 4, Priority::Interactive);
         }
-        // None ends before there are three.
+        // No pass ends before there are three.
         let (passes, came) = (Mutex::new(0), Condvar::new());
         let meet = move |_: &[u32]| {
             let mut passes = passes.lock().unwrap();
@@ -518,7 +533,7 @@ mod tests {
         let Waiting { sender, receiver, mut answers } = waiting;
         let panics = |firsts: &[u32]| assert!(!firsts.contains(&BAD), "a bad id");
         let fake = Fake { meet: Box::new(panics), ..Fake::default() };
-        // Its sender is there still: nothing but the panic ends it.
+        // The sender still exists, so that only the panic can end it.
         assert!(thread::spawn(move || serve(fake, receiver, 1, 3)).join().is_err());
         assert!(wait(answers[0].take().unwrap()).is_err());
         assert!(sender.is_closed());

@@ -1,6 +1,6 @@
-//! The driver: the one sequence of steps from a package to an available entry, for the daemon and the command line.
+//! Runs the steps from a package to an available entry, for the daemon and the command line.
 //!
-//! Blocks, and owns nothing: what it works on is lent.
+//! All functions block. The driver borrows the store, the rules and the tester.
 
 use std::io::Read;
 
@@ -15,14 +15,14 @@ use crate::package::{
     Announced, Entry, Key, Origin, PackageBytes, Sidecars, Status, Store, StoreError,
 };
 
-/// Reserves memory for the self-test of an entry, until what it returns is dropped.
+/// Function that reserves memory for the self-test of an entry. Dropping the reservation frees it.
 pub(super) type Reserve<'a> =
     &'a dyn Fn(&Key, Options) -> Result<Option<Reservation>, InstallError>;
 
-/// Says whether the model that a package announces could fit into memory.
+/// Function that checks whether the model of an announced package can fit into memory.
 pub(super) type Fits<'a> = &'a dyn Fn(&Announced<'_>) -> Result<(), InstallError>;
 
-/// Brings packages into `store`; see the [module](super) for the states.
+/// Sequence of steps that installs packages into `store`. The [module](super) lists the states.
 pub struct Driver<'a> {
     store: &'a Store,
     rules: &'a Rules,
@@ -33,24 +33,29 @@ pub struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    /// A driver beside which nobody uses memory: that of a command line.
+    /// Creates a driver for a process without loaded models, such as the command line. It reserves
+    /// no memory.
     pub fn alone(store: &'a Store, rules: &'a Rules, options: Options, tester: &'a Tester) -> Self {
         let (fits, reserve): (Fits<'a>, Reserve<'a>) = (&|_| Ok(()), &|_, _| Ok(None));
         Self { store, rules, options, tester, fits, reserve }
     }
 
-    /// A driver that refuses what could never fit before it is unpacked, and reserves memory before each self-test.
+    /// Adds two functions: `fits` rejects a model that can never fit before it is unpacked, and
+    /// `reserve` reserves memory before each self-test.
     pub(super) fn reserving(self, fits: Fits<'a>, reserve: Reserve<'a>) -> Self {
         Self { fits, reserve, ..self }
     }
 
-    /// Reads a package from `source`, verifies it, puts it into the store and tests it.
+    /// Reads a package from `source`, verifies it, adds it to the store and tests it.
     ///
-    /// Blocks: reads the package once, writes and syncs its files, and waits for the self-test.
+    /// Blocks while it reads the package, writes and syncs its files, and waits for the self-test.
+    /// The package is read twice if keys are configured.
     ///
     /// # Errors
-    /// When any of that fails; the store then holds what it held before. When the process is told to stop during the
-    /// self-test, the entry stays untested and the next start tests it.
+    /// Fails if any step fails; the store then holds the same entries as before. Two exceptions
+    /// leave the new entry in the store. If the daemon is stopped during the self-test, the entry
+    /// stays untested, and the next start tests it. If the self-test of a bundled package crashes,
+    /// the entry is quarantined.
     pub fn install(
         &self,
         source: PackageBytes<impl Read>,
@@ -66,18 +71,20 @@ impl<'a> Driver<'a> {
         Ok(installed)
     }
 
-    /// Tests an untested entry and makes it available. Returns what left the store for it.
+    /// Tests an untested entry and makes it available. Returns the entries that were removed for
+    /// it.
     ///
     /// # Errors
-    /// When it does not work: it is removed then, or stays as [`Status::Quarantined`] when it is bundled and its
-    /// self-test crashed. When its self-test began too often, or the process is told to stop, it stays as it is.
+    /// Fails if the model does not work. The entry is then removed, or becomes
+    /// [`Status::Quarantined`] if it is bundled and its self-test crashed. If the self-test has
+    /// used all its attempts, or if the daemon is stopping, the entry is left unchanged.
     pub fn finish(&self, key: &Key) -> Result<Vec<Entry>, InstallError> {
         let entry = self.store.entries().into_iter().find(|entry| entry.key == *key);
         let entry = entry.ok_or_else(|| StoreError::Unknown(key.clone()))?;
         if entry.record.is_given_up() {
             return Err(InstallError::GivenUp);
         }
-        // Before anything of it is read: reading alone may end the process.
+        // Count the attempt before the first byte is read: reading alone may crash the process.
         self.store.begin_test(key)?;
         let tested = self.test(key, self.options).or_else(|error| {
             let options = error.fall_back(key, self.options).ok_or(error)?;
@@ -99,7 +106,8 @@ impl<'a> Driver<'a> {
         match &finished {
             Ok(_left) => {}
             Err(InstallError::Stopping) => self.store.cancel_test(key)?,
-            // It would crash again at each start, and its file cannot be moved away.
+            // A bundled file cannot be moved away. Without the quarantine, the test would crash
+            // again at each start.
             Err(error @ (InstallError::Crashed(_) | InstallError::Panicked))
                 if entry.record.origin.is_bundled() =>
             {
@@ -115,7 +123,8 @@ impl<'a> Driver<'a> {
             return Err(InstallError::Stopping);
         }
         let _reservation = (self.reserve)(key, options)?;
-        // What no version here can run is refused by its configuration, before a child is started.
+        // The configuration reveals a model that this version cannot run: reject it before a child
+        // is started.
         let footprint: Footprint = load::footprint::<InstallError>(self.store, key, options)?;
         self.tester.test(self.store, key, &footprint, options)
     }

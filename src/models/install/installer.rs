@@ -1,6 +1,7 @@
-//! Installing for the daemon: one at a time, off the runtime, with memory reserved for the self-test of a model.
+//! Installs and removes packages for the daemon, with memory reserved for each self-test.
 //!
-//! Owns whose turn it is. What is begun goes on when nobody waits for it any more. Tells the manager what left.
+//! Operations run one at a time, outside the async runtime. An operation that has begun runs to its
+//! end, even if its caller is cancelled. Each operation reports removed entries to the manager.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -28,21 +29,23 @@ use crate::package::{
     Sidecars, Store, StoreError,
 };
 
-/// Installs and removes for the daemon. Cheap to clone.
+/// Installer of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Installer {
     handle: Handle,
     rules: watch::Receiver<Rules>,
     options: engine::Options,
     tester: Tester,
-    /// One at a time: an installation may hold a whole model in memory.
+    /// Permit that allows one operation at a time: an installation may hold a whole model in
+    /// memory.
     permit: Arc<Semaphore>,
-    /// What is begun. Not waited for at the end: the next start takes away what is half done.
+    /// Operations that have begun. Shutdown does not wait for them: the next start cleans up
+    /// incomplete ones.
     work: TaskTracker,
 }
 
 impl Installer {
-    /// An installer into the store of `handle`.
+    /// Creates an installer for the store of `handle`.
     pub fn new(
         handle: Handle,
         rules: watch::Receiver<Rules>,
@@ -59,20 +62,23 @@ impl Installer {
         }
     }
 
-    /// The rules that hold now.
+    /// Returns a copy of the current rules.
     pub fn rules(&self) -> Rules {
         self.rules.borrow().clone()
     }
 
-    /// The way to the manager.
+    /// Returns the handle of the manager.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Waits for its turn, then does [`Driver::install`]. Cancelling while it waits gives up; afterwards it goes on.
+    /// Waits for the permit, then calls [`Driver::install`].
+    ///
+    /// Cancel safety: an installation that is cancelled while it waits does not begin. One that has
+    /// begun runs to its end.
     ///
     /// # Errors
-    /// As [`Driver::install`].
+    /// Returns the errors of [`Driver::install`].
     pub async fn install(
         &self,
         source: impl Read + Send + 'static,
@@ -84,10 +90,10 @@ impl Installer {
         self.install_with(origin, consent, open).await
     }
 
-    /// Does [`Installer::install`] with the package at `path` and the sidecars beside it.
+    /// Calls [`Installer::install`] with the package at `path` and the sidecars beside it.
     ///
     /// # Errors
-    /// As [`Driver::install`], and when a file cannot be read.
+    /// Returns the errors of [`Driver::install`], and fails if a file cannot be read.
     pub async fn install_file(
         &self,
         path: PathBuf,
@@ -134,10 +140,11 @@ impl Installer {
         .ok_or(InstallError::Stopping)?
     }
 
-    /// Waits for its turn, then does [`Driver::finish`] for an entry that an earlier process left untested.
+    /// Waits for the permit, then calls [`Driver::finish`] for an entry that an earlier process
+    /// left untested.
     ///
     /// # Errors
-    /// As [`Driver::finish`].
+    /// Returns the errors of [`Driver::finish`].
     pub async fn finish(&self, key: Key) -> Result<Vec<Entry>, InstallError> {
         let installer = self.clone();
         self.in_turn(async move {
@@ -151,14 +158,15 @@ impl Installer {
         .ok_or(InstallError::Stopping)?
     }
 
-    /// Returns an error when the model of a package would not fit into memory however often it is tried. Blocks.
+    /// Returns an error if the model of a package can never fit into memory. Blocks.
     fn could_fit(&self, announced: &Announced<'_>) -> Result<(), InstallError> {
         let Announced { manifest, config, decoder_bytes, .. } = *announced;
-        // What no version here can run is refused by the trial, with its reason.
+        // A model that this version cannot run is rejected by the self-test, which reports the
+        // reason.
         let Ok(mut footprint) = footprint_of(manifest, config, None, self.options) else {
             return Ok(());
         };
-        // Bounds both steps: the decoder's memory is given back before the model is loaded.
+        // The sum bounds both steps: the memory of the decoder is freed before the model is loaded.
         footprint.loading_bytes = footprint.loading_bytes.saturating_add(decoder_bytes);
         let name = format!("{}@{}", manifest.id, manifest.version);
         self.handle.could_fit(name, footprint).map_err(|error| match error {
@@ -197,10 +205,10 @@ impl Installer {
         })
     }
 
-    /// Does [`remove`], and lets the manager let go of the model.
+    /// Calls [`remove`], and notifies the manager, which unloads the model.
     ///
     /// # Errors
-    /// As [`remove`]; `None` when the daemon is stopping.
+    /// Returns the errors of [`remove`]. Returns `None` if the daemon is stopping.
     pub async fn remove(&self, name: String) -> Option<Result<Entry, RemoveError>> {
         let rules = self.rules();
         let removed = self.blocking(move |store| remove(&store, &name, &rules)).await?;
@@ -210,19 +218,21 @@ impl Installer {
         Some(removed)
     }
 
-    /// Marks an entry as quarantined because of `reason`: see [`Store::quarantine`].
+    /// Marks an entry as quarantined because of `reason`. See [`Store::quarantine`].
     ///
     /// # Errors
-    /// When there is no such entry or the disk fails; `None` when the daemon is stopping.
+    /// Fails if the entry is unknown or the disk fails. Returns `None` if the daemon is stopping.
     pub async fn quarantine(&self, key: Key, reason: String) -> Option<Result<(), StoreError>> {
         self.blocking(move |store| store.quarantine(&key, reason)).await
     }
 
-    /// Removes an entry that came with the appliance, which brings it no more, and lets the manager let go of the
-    /// model.
+    /// Removes an entry, and notifies the manager, which unloads the model.
+    ///
+    /// Unlike [`Installer::remove`], it also removes a bundled entry that the appliance no longer
+    /// ships.
     ///
     /// # Errors
-    /// When the disk fails; `None` when the daemon is stopping.
+    /// Fails if the disk fails. Returns `None` if the daemon is stopping.
     pub async fn discard(&self, key: Key) -> Option<Result<Entry, StoreError>> {
         let discarded = key.clone();
         let removed = self.blocking(move |store| store.remove(&discarded)).await?;
@@ -230,18 +240,19 @@ impl Installer {
         Some(removed)
     }
 
-    /// Says that `file` of the drop directory does not give an entry any more, and removes one that nothing else gives.
-    /// Returns whether it stays.
+    /// Detaches an entry from `file` of the drop directory, and removes the entry if no other file
+    /// provides it. Returns whether the entry stays.
     ///
     /// # Errors
-    /// When there is no such entry or the disk fails; `None` when the daemon is stopping.
+    /// Fails if the entry is unknown or the disk fails. Returns `None` if the daemon is stopping.
     pub async fn remove_with_file(
         &self,
         key: Key,
         file: String,
     ) -> Option<Result<bool, StoreError>> {
         let parted = key.clone();
-        // In one turn: an administrator may give it in between.
+        // Detach and remove under one permit: between two, an administrator could install the same
+        // package.
         let stays = self.blocking(move |store| {
             let stays = store.let_go(&parted, &file)?;
             if !stays {
@@ -256,10 +267,11 @@ impl Installer {
         Some(stays)
     }
 
-    /// Makes `id` mean another of its versions; requests in flight are answered by the one that it meant.
+    /// Makes `id` resolve to another of its versions. Requests in progress are answered by the
+    /// previous one.
     ///
     /// # Errors
-    /// As [`Store::roll_back`]; `None` when the daemon is stopping.
+    /// Returns the errors of [`Store::roll_back`]. Returns `None` if the daemon is stopping.
     pub async fn roll_back(
         &self,
         id: String,
@@ -270,10 +282,10 @@ impl Installer {
         Some(done)
     }
 
-    /// Remembers the fingerprint with which `file` of the drop directory was seen: see [`Store::saw`].
+    /// Stores the fingerprint that `file` of the drop directory has now. See [`Store::saw`].
     ///
     /// # Errors
-    /// When there is no such entry or the disk fails; `None` when the daemon is stopping.
+    /// Fails if the entry is unknown or the disk fails. Returns `None` if the daemon is stopping.
     pub async fn saw(
         &self,
         key: Key,
@@ -283,26 +295,29 @@ impl Installer {
         self.blocking(move |store| store.saw(&key, &file, fingerprint)).await
     }
 
-    /// Makes an entry independent of the file that it came from.
+    /// Detaches an entry from all its files, so that it stays until an administrator removes it.
     ///
     /// # Errors
-    /// When the disk fails; `None` when the daemon is stopping.
+    /// Fails if the disk fails. Returns `None` if the daemon is stopping.
     pub async fn adopt(&self, key: Key) -> Option<Result<(), StoreError>> {
         self.blocking(move |store| store.adopt(&key)).await
     }
 
-    /// Says that `file` of the drop directory does not give an entry any more. Returns whether the entry may stay.
+    /// Detaches an entry from `file` of the drop directory. Returns whether another source provides
+    /// the entry; if not, the store is unchanged and the caller decides.
     ///
     /// # Errors
-    /// When there is no such entry or the disk fails; `None` when the daemon is stopping.
+    /// Fails if the entry is unknown or the disk fails. Returns `None` if the daemon is stopping.
     pub async fn let_go(&self, key: Key, file: String) -> Option<Result<bool, StoreError>> {
         self.blocking(move |store| store.let_go(&key, &file)).await
     }
 
-    /// Hashes every file of an entry; lets the manager know when it is corrupt, or no more.
+    /// Hashes every file of an entry. Notifies the manager if the entry is corrupt, or if it is
+    /// intact again.
     ///
     /// # Errors
-    /// When it is corrupt, gone or cannot be read; `None` when the daemon is stopping.
+    /// Fails if the entry is corrupt, missing or unreadable. Returns `None` if the daemon is
+    /// stopping.
     pub async fn verify(&self, key: Key) -> Option<Result<(), StoreError>> {
         let checked = key.clone();
         let verified = self.blocking(move |store| store.verify(&checked, |_bytes| {})).await?;
@@ -334,7 +349,8 @@ impl Installer {
         Some(verified.map(drop))
     }
 
-    /// Runs `work` on the blocking pool when it is its turn; `None` when the daemon is stopping or `work` panicked.
+    /// Waits for the permit, then runs `work` on the blocking pool. Returns `None` if the daemon is
+    /// stopping or `work` panicked.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(Arc<Store>) -> T + Send + 'static,
@@ -343,8 +359,8 @@ impl Installer {
         self.in_turn(async move { installer.off_runtime(work).await }).await?
     }
 
-    /// Waits until nobody else is at work, then does `work`, which goes on when nobody waits for it any more; `None`
-    /// when the daemon is stopping or `work` panicked.
+    /// Waits for the permit, then runs `work` in a task of its own. The task runs to its end even
+    /// if the caller is cancelled. Returns `None` if the daemon is stopping or `work` panicked.
     async fn in_turn<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -357,7 +373,7 @@ impl Installer {
         done.await.inspect_err(lost).ok()
     }
 
-    /// Runs `work` on the blocking pool; `None` as [`Installer::in_turn`].
+    /// Runs `work` on the blocking pool. Returns `None` in the cases of [`Installer::in_turn`].
     async fn off_runtime<T: Send + 'static>(
         &self,
         work: impl FnOnce(Arc<Store>) -> T + Send + 'static,
@@ -372,7 +388,8 @@ fn lost(error: &JoinError) {
     tracing::error!(name: Message::InternalFault.name(), %error, "work on the store was lost");
 }
 
-/// The file that a package came in, if it came in one.
+/// Returns the name of the file that contained the package. Returns `None` if the package did not
+/// come in a file.
 fn file_of(origin: &Origin) -> Option<String> {
     match origin {
         Origin::Bundled { file, .. } => Some(file.clone()),

@@ -1,7 +1,9 @@
-//! The bundled directory: its packages become models, and leave when an upgrade of the appliance takes their files away.
+//! Installs the packages of the bundled directory, and removes models whose files an upgrade of the
+//! appliance has removed.
 //!
-//! Owns what is known of its files, in a [`Ledger`] of their own: a package that cannot be installed now is tried again
-//! as one of the drop directory. No file of this directory is ever moved.
+//! The directory has a drop scanner of its own ([`Ledger`]): a package that cannot be installed now
+//! is retried in the same way as one of the drop directory. Files of this directory are never
+//! moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -15,12 +17,12 @@ use crate::models::install::InstallError;
 use crate::package::drop::{self, Fingerprint, LAST_RETRY, Lack, Ledger, Round, Verdict};
 use crate::package::{Origin, Status, choose};
 
-/// The bundled directory, as far as it is known.
+/// Bundled directory and the state of its files.
 #[derive(Debug)]
 pub(super) struct Bundled {
     pub(super) directory: PathBuf,
     pub(super) ledger: Ledger,
-    /// Said once, not at every look.
+    /// Whether the directory could not be read. The failure is logged once, not at every scan.
     is_unreadable: bool,
 }
 
@@ -31,8 +33,8 @@ impl Bundled {
 }
 
 impl Intake {
-    /// Installs packages of the bundled directory until the default model can be used; does nothing when it can be used
-    /// already.
+    /// Installs packages of the bundled directory until the default model can be used. Does nothing
+    /// if it can be used already.
     pub(super) async fn install_default(&mut self) {
         let handle = self.installer.handle().clone();
         let default = handle.default_model();
@@ -55,8 +57,8 @@ impl Intake {
         }
     }
 
-    /// Installs what is new, corrupt or unreadable of the bundled directory, and removes the models that an upgrade of
-    /// the appliance took away.
+    /// Installs the new, corrupt or unreadable packages of the bundled directory. Then removes the
+    /// models that an upgrade of the appliance has removed.
     pub(super) async fn install_bundled(&mut self) {
         let Some((ready, _next)) = self.ready_of_bundled(true).await else { return };
         for (file, fingerprint) in ready {
@@ -67,7 +69,8 @@ impl Intake {
         }
     }
 
-    /// One look at the bundled directory; returns when the next is due even if nothing happens.
+    /// Scans the bundled directory. Returns the time of the next scan if no notification arrives
+    /// before.
     pub(super) async fn look_at_bundled(&mut self) -> Option<Instant> {
         let (ready, next) = self.ready_of_bundled(false).await?;
         let tried = !ready.is_empty();
@@ -77,8 +80,11 @@ impl Intake {
         if tried { Some(Instant::now()) } else { next }
     }
 
-    /// Returns the packages that are to be tried now, and when the next one is due. `are_complete` says that new ones
-    /// need not settle: the appliance wrote them before it started the daemon.
+    /// Returns the packages that are to be installed now, and the time at which the next one is
+    /// due.
+    ///
+    /// `are_complete` means that new files need not settle: the appliance wrote them before it
+    /// started the daemon.
     async fn ready_of_bundled(
         &mut self,
         are_complete: bool,
@@ -106,7 +112,8 @@ impl Intake {
         listing.ok()
     }
 
-    /// Installs a bundled package unless exactly this file is installed and readable, or quarantined.
+    /// Installs a bundled package, unless exactly this file is installed and readable, or
+    /// quarantined.
     async fn attempt_bundled(&mut self, file: &str, fingerprint: &Fingerprint) {
         let origin = Origin::Bundled { file: file.to_owned(), fingerprint: fingerprint.clone() };
         let error = match self.is_bundled_known(&origin) {
@@ -152,10 +159,11 @@ impl Intake {
         })
     }
 
-    /// Removes the models whose files an upgrade of the appliance took away or replaced. What was there stays while its
-    /// successor is refused.
+    /// Removes the models whose files an upgrade of the appliance has removed or replaced. A model
+    /// whose file was replaced stays until the new package is installed.
     async fn remove_outdated(&self, listing: &BTreeMap<String, Fingerprint>) {
-        // A directory without a package that is installed is none that an upgrade made: its file system is not mounted.
+        // If no file matches an installed model, assume that the file system is not mounted. An
+        // upgrade would leave at least one package.
         let entries = self.installer.handle().store().entries();
         let current: BTreeSet<_> = entries
             .iter()
@@ -187,7 +195,8 @@ impl Intake {
     }
 }
 
-/// Returns what the failed installation of a bundled package comes to. A refused one stays where it is.
+/// Classifies an error of the installation of a bundled package. The file of a rejected package is
+/// not moved.
 fn judge_bundled(error: &InstallError) -> Verdict {
     match (judge(error), error) {
         (failed @ Verdict::Failed { .. }, _) => failed,

@@ -1,6 +1,7 @@
-//! Healing: when an entry that is corrupt or cannot be read is written anew from its package.
+//! Repairs corrupt or unreadable entries by installing them from their packages again.
 //!
-//! Owns the pauses, in [`Healing`], which is pure: `now` comes in. Also tells what of the store is degraded.
+//! [`Healing`] limits the rate. It is pure: the caller passes the time. This module also reports
+//! degraded conditions to the manager.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,21 +12,21 @@ use tokio_util::sync::CancellationToken;
 use super::{Intake, off_runtime, records};
 use crate::package::{Entry, Key, Origin, Status, drop};
 
-/// An entry is written anew at once, and again no sooner than after this time: a disk that spoils what was just written
-/// must not be worn out.
+/// Least time between two repairs of an entry. The first repair begins at once. The pause protects
+/// a failing disk, which would damage each new copy, from being worn out.
 const PAUSE: Duration = Duration::from_secs(600);
 
-/// When each damaged entry was last written anew, or was to be.
+/// Time at which the last repair of each damaged entry began.
 #[derive(Debug, Default)]
 pub(super) struct Healing {
     begun: BTreeMap<Key, Instant>,
 }
 
 impl Healing {
-    /// Returns those of the `damaged` entries whose turn it is at `now`, and takes their turn to have begun; and when the
-    /// next one is due.
+    /// Returns the `damaged` entries to repair at `now`, and the time at which the next repair is
+    /// due. Records that the returned ones have begun.
     pub(super) fn due(&mut self, damaged: Vec<Key>, now: Instant) -> (Vec<Key>, Option<Instant>) {
-        // Before the others: what was healed may be damaged again within the pause.
+        // Keep the time of a repaired entry for the whole pause: it may be damaged again.
         self.begun.retain(|_key, begun| now.duration_since(*begun) < PAUSE);
         let (waiting, due): (Vec<_>, Vec<_>) =
             damaged.into_iter().partition(|key| self.begun.contains_key(key));
@@ -37,8 +38,10 @@ impl Healing {
 }
 
 impl Intake {
-    /// Has entries written anew that are corrupt or cannot be read, if their package is still there; returns when the next
-    /// one is due. Their packages are read at the next look.
+    /// Schedules the repair of corrupt and unreadable entries whose package still exists. Returns
+    /// the time at which the next repair is due.
+    ///
+    /// The drop scanner forgets their files, so that the next scan installs them again.
     pub(super) async fn heal(&mut self) -> Option<Instant> {
         let store = Arc::clone(self.installer.handle().store());
         let unreadable = store.unreadable_keys();
@@ -54,7 +57,7 @@ impl Intake {
                 Origin::Dropped { files } => {
                     files.keys().for_each(|file| self.ledger.forget(file));
                 }
-                // A copy of what an administrator gave may lie there, too.
+                // The drop directory may hold a copy of a package that an administrator installed.
                 Origin::Installed => self.forget_copy(&entry).await,
                 Origin::Bundled { file, .. } => self.bundled.ledger.forget(file),
             }
@@ -62,7 +65,7 @@ impl Intake {
         next
     }
 
-    /// Has the package of `entry` read again, if it is in the drop directory.
+    /// Makes the drop scanner read the package of `entry` again, if the drop directory holds it.
     async fn forget_copy(&mut self, entry: &Entry) {
         let (directory, wanted) = (self.drop_directory.clone(), entry.record.package_digest);
         let copy = off_runtime(move || {
@@ -77,7 +80,8 @@ impl Intake {
         }
     }
 
-    /// Has the store try again what its disk refused, and tells the manager what is degraded.
+    /// Makes the store retry operations that its disk refused, and reports changes of the degraded
+    /// conditions to the manager.
     pub(super) async fn tell_condition(&mut self) {
         let store = Arc::clone(self.installer.handle().store());
         let looked = off_runtime(move || {
@@ -105,7 +109,8 @@ impl Intake {
         }
     }
 
-    /// Hashes every installed file. What is found to be corrupt is written anew at the next look.
+    /// Hashes every installed file. The next round of the main loop repairs the entries that are
+    /// found to be corrupt.
     pub(super) async fn validate(&mut self, cancel: &CancellationToken) {
         for entry in self.installer.handle().store().entries() {
             if cancel.is_cancelled() {
@@ -113,7 +118,7 @@ impl Intake {
             }
             match self.installer.verify(entry.key.clone()).await {
                 Some(Ok(())) => tracing::debug!(model = %entry.key, "validated"),
-                // It is in the journal.
+                // `Installer::verify` has logged the error.
                 Some(Err(_error)) => {}
                 None => return,
             }
@@ -134,7 +139,7 @@ mod tests {
         assert_eq!(healing.due(Vec::new(), start), (Vec::new(), None));
         let first = healing.due(vec![a.clone()], start);
         assert_eq!(first, (vec![a.clone()], Some(start + PAUSE)));
-        // Spoiled again at once, and another one beside it.
+        // Damage `a` again at once, and `b` too.
         let second = start + Duration::from_secs(1);
         let both = || vec![a.clone(), b.clone()];
         assert_eq!(healing.due(both(), second), (vec![b.clone()], Some(start + PAUSE)));

@@ -1,6 +1,7 @@
-//! Places: files of the drop directory count in the directory in which they were seen.
+//! Decides on models whose file is missing from the drop directory.
 //!
-//! Owns the decision on models whose file is missing.
+//! A missing file counts as removed only if it was last seen in the same directory, identified by
+//! its file system and inode. If another volume is mounted, or no volume, the models stay.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -10,8 +11,8 @@ use crate::package::drop::Fingerprint;
 use crate::package::{Entry, Origin};
 
 impl Intake {
-    /// Has the store remember the directory of the files that are there as they were, where it does not know it or it is
-    /// known under another number since.
+    /// Updates the directory that the store records for each present and unchanged file: if none is
+    /// recorded yet, or if the same directory has another identity now.
     pub(super) async fn remember_places(&mut self, listing: &BTreeMap<String, Fingerprint>) {
         self.held.retain(|(file, _key)| !listing.contains_key(file));
         for entry in self.installer.handle().store().entries() {
@@ -28,9 +29,13 @@ impl Intake {
         }
     }
 
-    /// Decides on the models that came with the file `name`, which is not in the drop directory. They leave when it was
-    /// seen in this very directory, `place`. They stay when it was seen in another one: a volume is not mounted, or was
-    /// replaced. Then the file is missed again at each look, until that directory is back or the models are removed.
+    /// Decides on the models that came with the file `name`, which is missing from the drop
+    /// directory.
+    ///
+    /// A model is removed if the file was seen in this very directory, `place`. A model stays if
+    /// the file was seen in another directory: a volume is not mounted, or was replaced. In this
+    /// case each scan reports the file as missing again, until that directory is back or the models
+    /// are removed.
     pub(super) async fn missing(&mut self, name: &str, place: &str) {
         let mut seen_elsewhere = None;
         for Entry { key, record, .. } in self.dropped(name) {

@@ -1,4 +1,4 @@
-//! What the journal is told by the intake more than once, in one place each.
+//! Writes the log records that several parts of the intake share.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::log::Message;
 use crate::models::install::Installed;
 use crate::package::{Entry, Key, SignatureStatus, StoreError};
 
-/// The package in `file` became a model, for which others may have left.
+/// Logs that the package in `file` became a model, and which entries were removed for it.
 pub(super) fn accepted(file: &str, Installed { entry, existed, removed, signature }: &Installed) {
     let signature = match signature {
         SignatureStatus::Absent => "none".to_owned(),
@@ -23,7 +23,7 @@ pub(super) fn accepted(file: &str, Installed { entry, existed, removed, signatur
     left(removed);
 }
 
-/// These left the store for others.
+/// Logs entries that were removed from the store for others.
 pub(super) fn left(removed: &[Entry]) {
     for entry in removed {
         tracing::info!(
@@ -34,17 +34,18 @@ pub(super) fn left(removed: &[Entry]) {
     }
 }
 
-/// The model leaves with `file`.
+/// Logs that a model was removed because of `file`.
 pub(super) fn removed(file: &str, key: &Key, why: &str) {
     tracing::info!(name: Message::PackageRemoved.name(), file, model = %key, "{why}");
 }
 
-/// The model stays without `file`.
+/// Logs that a model stays without `file`.
 pub(super) fn stays(file: &str, key: &Key, why: &str) {
     tracing::warn!(name: Message::PackageStays.name(), file, model = %key, "{why}");
 }
 
-/// The model stays although `file` is missing: the drop directory is not the one in which it was seen.
+/// Logs that a model stays although `file` is missing, because the drop directory is not the one in
+/// which the file was seen.
 pub(super) fn held(file: &str, key: &Key) {
     tracing::warn!(
         name: Message::DropDirectoryReplaced.name(),
@@ -53,7 +54,7 @@ pub(super) fn held(file: &str, key: &Key) {
     );
 }
 
-/// An entry that the disk did not give is there again.
+/// Logs that an unreadable entry is readable again.
 pub(super) fn readable(key: &Key) {
     tracing::info!(
         name: Message::PackageAccepted.name(),
@@ -62,7 +63,8 @@ pub(super) fn readable(key: &Key) {
     );
 }
 
-/// What does not work as it should, and does not keep models from answering; nothing when all does again.
+/// Logs the degraded conditions. None of them stops models from answering. An empty list means that
+/// all are resolved.
 pub(super) fn degraded(degraded: &[String]) {
     let reason = match degraded {
         [] => "nothing is degraded any more".to_owned(),
@@ -71,7 +73,7 @@ pub(super) fn degraded(degraded: &[String]) {
     tracing::warn!(name: Message::StoreDegraded.name(), reason, "the condition has changed");
 }
 
-/// The store did not do what had to be done with the model.
+/// Logs that an operation of the store on a model failed.
 pub(super) fn store_failed(key: &Key, error: &StoreError, what: &str) {
     tracing::error!(
         name: Message::StoreFailed.name(),
@@ -80,7 +82,8 @@ pub(super) fn store_failed(key: &Key, error: &StoreError, what: &str) {
     );
 }
 
-/// Models of the bundled directory stay although it holds no package of an installed model.
+/// Logs that bundled models stay although the bundled directory holds no package of an installed
+/// model.
 pub(super) fn without_bundled(directory: &Path, models: usize) {
     tracing::warn!(
         name: Message::DirectoryUnreadable.name(),
@@ -90,7 +93,7 @@ pub(super) fn without_bundled(directory: &Path, models: usize) {
     );
 }
 
-/// A directory of packages cannot be read.
+/// Logs that a directory of packages cannot be read.
 pub(super) fn unreadable(what: &str, error: &FileError) {
     tracing::warn!(
         name: Message::DirectoryUnreadable.name(),

@@ -1,4 +1,5 @@
-//! Refused packages: they leave the drop directory for its quarantine, and what they gave is parted from them.
+//! Handles rejected packages: moves them from the drop directory to its quarantine, and detaches
+//! the models that came with them.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +12,16 @@ use crate::package::drop::{self, Fingerprint, Quarantined};
 use crate::package::{Entry, Origin};
 use crate::units::Bytes;
 
-/// A refused file is still in the drop directory; the journal says why.
+/// Error of a rejected file that is still in the drop directory. The journal has the reason.
 #[derive(Debug)]
 struct NotMoved;
 
 impl Intake {
-    /// Quarantines an entry whose self-tests never ended: with its files, when it was dropped and all of them can be moved
-    /// away; in the store otherwise.
+    /// Quarantines an entry whose self-tests never ended. A dropped entry is removed if all its
+    /// files can be moved to the quarantine. Any other entry is quarantined in the store.
     ///
-    /// The files leave first: after a crash in between the entry is given up again.
+    /// The files are moved first: after a crash in between, the entry is still in the store, and
+    /// the next start repeats this.
     pub(super) async fn give_up(&mut self, entry: &Entry) {
         let (key, reason) = (&entry.key, chain(&InstallError::GivenUp));
         tracing::error!(
@@ -38,8 +40,8 @@ impl Intake {
         }
     }
 
-    /// Moves `files` of the drop directory into its quarantine, as far as they are those that were read. Returns whether
-    /// none of them is left.
+    /// Moves `files` of the drop directory to its quarantine if they are still the files that were
+    /// read. Returns whether none of them is left.
     pub(super) async fn quarantine_files(
         &self,
         files: &BTreeMap<String, Fingerprint>,
@@ -68,21 +70,22 @@ impl Intake {
     ) {
         let (directory, name, refused) =
             (self.drop_directory.clone(), file.clone(), fingerprint.clone());
-        // Another file has its name by now: the next look judges that one.
+        // Another file may have this name by now. The next scan judges it.
         let is_still = off_runtime(move || drop::is_still(&directory, &name, &refused)).await;
         if !matches!(is_still, Some(Ok(true) | Err(_))) {
             return;
         }
         self.tell_refused(&file, reason.clone());
-        // First: after a crash in between, or when it cannot be moved, the file is still there and refused again. The
-        // other way round its predecessor would leave with it.
+        // Detach first. After a crash in between, or if the file cannot be moved, it is still there
+        // and is rejected again. In the opposite order, the predecessor of the package would be
+        // removed together with the file.
         self.part(&file).await;
         if let Err(NotMoved) = self.move_to_quarantine(&file, fingerprint, reason).await {
             self.ledger.ignore(&file);
         }
     }
 
-    /// Moves a refused file into the quarantine, and says so in the journal.
+    /// Moves a rejected file to the quarantine and logs it.
     async fn move_to_quarantine(
         &self,
         file: &str,
@@ -128,8 +131,11 @@ impl Intake {
         self.installer.handle().events().send(refused);
     }
 
-    /// Decides on the models that came with `name`, which is refused: one that the refused package itself gave leaves;
-    /// one that it was to replace stays, although it has no file any more. One with another file stays.
+    /// Detaches the models that came with the file `name`, which is rejected.
+    ///
+    /// A model with another file stays. A model that came from exactly the rejected package is
+    /// removed. A predecessor, which the rejected package was to replace, stays although it has no
+    /// file any more.
     async fn part(&self, name: &str) {
         let mut entries = Vec::new();
         for entry in self.dropped(name) {

@@ -1,4 +1,4 @@
-//! What a failed installation means for the file that it came from, and when it may succeed.
+//! Classifies failed installations, and measures the capacity on which a retry depends.
 
 use super::super::install::{InstallError, Rules};
 use super::super::load::LoadError;
@@ -8,25 +8,26 @@ use crate::errors::chain;
 use crate::package::drop::{Capacity, Lack, Verdict};
 use crate::package::{SignatureError, StoreError, UnpackError};
 
-/// Returns what the appliance can take now. Blocks.
+/// Measures the capacity of the appliance. Blocks.
 pub(super) fn capacity(handle: &Handle, rules: Rules) -> Capacity {
     let store = handle.store();
     Capacity {
         store: Some(store.in_use(rules.quota)),
         kept: rules.kept,
-        // What cannot be measured is told when a package is to be written.
+        // An error is ignored here: the installation reports it when it writes the package.
         space: store.free_space().ok(),
         memory: handle.memory_limits(),
     }
 }
 
-/// Whether more bytes, another file or another time may help.
+/// Classifies an installation error: the file is incomplete, permanently rejected, or worth a
+/// retry.
 pub(super) fn judge(error: &InstallError) -> Verdict {
     let reason = chain(error);
     let lack = match error {
         InstallError::Unpack(UnpackError::Truncated { .. })
         | InstallError::Signature(
-            // Nothing but the signature tells that a package is not complete yet.
+            // Only the signature reveals that a package is still incomplete.
             SignatureError::Missing | SignatureError::Invalid(_) | SignatureError::Changed,
         ) => return Verdict::Incomplete(reason),
         InstallError::Unpack(UnpackError::Refused { .. })
@@ -80,7 +81,7 @@ mod tests {
     use crate::package::{Digest, TrustError};
     use crate::units::Bytes;
 
-    /// What a package is not to blame for must not put it into quarantine.
+    /// Tests that a package is not quarantined for a fault outside it.
     #[test]
     fn only_what_is_wrong_with_the_package_itself_is_refused() {
         let path = || PathBuf::from("/path");

@@ -1,7 +1,9 @@
-//! Admission: a model is measured by its manifest before a byte of its weights is read, and loaded when it fits.
+//! Admission: estimates the footprint of a model from its manifest before its weights are read, and
+//! loads the model if it fits.
 //!
-//! What does not fit beside the others makes those leave that may; when these are too few it is refused, with numbers.
-//! An installation that tries a model asks for the memory in the same way, and gives it back.
+//! If it does not fit beside the others, models are evicted for it. If that cannot free enough, it
+//! is refused, with numbers. An installation that runs a self-test reserves the memory in the same
+//! way, and gives it back afterwards.
 
 use std::sync::Arc;
 use std::thread::ThreadId;
@@ -27,21 +29,22 @@ use crate::metrics::FailureType;
 use crate::package::{Key, StoreError};
 use crate::units::{Bytes, milliseconds};
 
-/// The most batches of a model that are computed at a time unless the settings say more: of many small ones each would
-/// have a text or two. One more is taken, so that the first thread that is free has its next pass at once.
+/// Most batches of a model that are computed concurrently, unless the settings allow more: with
+/// many small batches, each would have only a text or two. One batch more is taken from the queue,
+/// so that the first free thread has its next pass at once.
 const MOST_BATCHES: usize = 4;
 
-/// Who wants a model.
+/// Reason for an admission.
 pub(super) enum Wanted {
-    /// These requests, or nobody yet whom it is to be there for.
+    /// Requests for the model; or none, when the default model is loaded.
     Now(Waiting),
-    /// Nobody yet: nothing leaves for it.
+    /// A preload: nothing is evicted for it.
     Ahead,
-    /// An installation, which tries it with these options.
+    /// An installation, which tests the model with these options.
     ByInstallation(Options, ReserveReply),
 }
 
-/// What a model takes, and what there is.
+/// Footprint of a model, and a memory sample taken after it was computed.
 pub(super) struct Estimate {
     key: Key,
     footprint: Result<Footprint, WorkerError>,
@@ -49,12 +52,14 @@ pub(super) struct Estimate {
 }
 
 impl Manager {
-    /// Begins to let `key` in.
+    /// Starts the admission of `key`.
     pub(super) fn admit(&mut self, key: Key, wanted: Wanted) {
         let mut refused = false;
         match self.slots.remove(&key) {
-            // Its worker panicked; what it held is gone.
+            // The worker panicked, and its requests failed with it.
             Some(Slot::Resident(dead)) => self.end(key.clone(), dead.worker),
+            // Remember that the refusal is already logged: the retries of a client must not fill
+            // the journal.
             Some(Slot::Refused { .. }) => refused = true,
             _ => {}
         }
@@ -81,7 +86,7 @@ impl Manager {
         self.estimate(key, options);
     }
 
-    /// What `key` is loaded with.
+    /// Returns the options to load `key` with.
     fn options(&self, key: &Key) -> Options {
         let options = self.parts.options;
         match self.f32_only.contains(key) {
@@ -93,6 +98,7 @@ impl Manager {
     fn estimate(&mut self, key: Key, options: Options) {
         let store = Arc::clone(&self.parts.store);
         let gauge = self.parts.gauge.clone();
+        // On the blocking pool: the store and the memory counters are read from files.
         self.estimates.spawn_blocking(move || {
             let footprint = load::footprint::<WorkerError>(&store, &key, options);
             Estimate { footprint, sample: gauge.sample(), key }
@@ -100,15 +106,17 @@ impl Manager {
     }
 
     pub(super) fn estimated(&mut self, Estimate { key, footprint, sample }: Estimate) {
-        // A model that was forgotten meanwhile has no such slot any more.
+        // A model that was removed in the meantime has no such slot any more.
         let Some(Slot::Admitting(admitting)) = self.slots.get(&key) else { return };
-        // While requests are shed, none makes another model leave.
+        // While requests are shed, no model is evicted for another.
         let may_evict = !admitting.ahead && !self.is_shedding();
         let is_tried = admitting.reserve.is_some();
+        // Memory that was freed for an earlier request is reserved for it. Otherwise a later
+        // request could take it, and the eviction would have been for nothing.
         let claimed = self.claimed_before(admitting.since);
         let footprint = match footprint {
             Ok(footprint) => footprint,
-            // Trying it will say the same, before it takes memory.
+            // The self-test itself will fail with the same error, before it takes memory.
             Err(_no_model) if is_tried => return self.reserve(key, Footprint::default()),
             Err(error) => {
                 let waiting = self.waiting(&key);
@@ -119,6 +127,7 @@ impl Manager {
         let room = Bytes(self.room(&sample).0.saturating_sub(claimed.0));
         let others = self.slots.values().filter(|slot| slot.is_in_memory()).count();
         let most = self.parts.settings.borrow().memory.max_loaded_models;
+        // The limit on the number of loaded models does not apply to self-tests.
         let has_place = is_tried || others < most;
         if needed <= room && has_place {
             return match is_tried {
@@ -130,16 +139,18 @@ impl Manager {
             for victim in victims {
                 self.leave(&victim, Why::Room, format!("{key} needs {needed}"));
             }
-            // Looked at again when they have left.
+            // The estimate is repeated when the evicted models are unloaded.
             return self.block(&key, needed);
         }
+        // Models that drain already may free enough. Wait for them before refusing.
         if self.slots.values().any(Slot::is_leaving) {
             return self.block(&key, Bytes(0));
         }
         self.refuse(key, needed, room, &sample);
     }
 
-    /// Has `key` wait until those have left that are leaving; `claim` of what they leave is for it.
+    /// Makes `key` wait until the draining models are unloaded; `claim` bytes of their memory are
+    /// kept for it.
     fn block(&mut self, key: &Key, claim: Bytes) {
         if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(key) {
             admitting.blocked = true;
@@ -147,7 +158,8 @@ impl Manager {
         }
     }
 
-    /// What others left, or are leaving, for models that were asked for before `since`.
+    /// Returns the memory that was freed, or is being freed, for models that were requested before
+    /// `since`.
     fn claimed_before(&self, since: Instant) -> Bytes {
         let claims = self.slots.values().filter_map(|slot| match slot {
             Slot::Admitting(admitting) if admitting.since < since => Some(admitting.claim.0),
@@ -156,7 +168,7 @@ impl Manager {
         Bytes(claims.fold(0, u64::saturating_add))
     }
 
-    /// Gives the installation that wants to try `key` the right to take what it was estimated to.
+    /// Grants an installation the right to take the estimated memory of `key` for a self-test.
     fn reserve(&mut self, key: Key, footprint: Footprint) {
         let Some(Slot::Admitting(Admitting { since, waiting, reserve: Some(reply), .. })) =
             self.slots.remove(&key)
@@ -166,29 +178,33 @@ impl Manager {
         let (reservation, dropped) = Reservation::new();
         self.slots.insert(key.clone(), Slot::Reserved { since, waiting, footprint });
         self.reserved.spawn(async move {
-            // Nothing is ever sent: it ends when the installation drops its side, or was not waiting any more.
+            // No value is ever sent. The receiver ends when the installation drops its reservation,
+            // or at once if the installation was cancelled.
             drop(dropped.await);
             key
         });
         drop(reply.send(Ok(reservation)));
     }
 
-    /// An installation has let go of `key`, which it tried.
+    /// Handles the end of a reservation: an installation has finished the self-test of `key`.
     pub(super) fn tried(&mut self, key: &Key) {
         let Some(Slot::Reserved { .. }) = self.slots.get(key) else { return };
         if let Some(Slot::Reserved { waiting, .. }) = self.slots.remove(key) {
             self.answer(waiting);
         }
         self.readmit();
-        // It may be the default model, and was taken to be on its way when the store told of it.
+        // The model may be the default one. When the store reported the change, its reservation
+        // looked like a load in progress, so that the load was skipped.
         self.load_default();
     }
 
-    /// Looks again whether those fit that wait for others to leave.
+    /// Repeats the estimates of the models that wait for others to be unloaded.
     pub(super) fn readmit(&mut self) {
         let mut blocked = Vec::new();
         for (key, slot) in &mut self.slots {
             if let Slot::Admitting(admitting) = slot
+                // Clear the flag: a second unload must not start a second estimate of the same
+                // model.
                 && std::mem::take(&mut admitting.blocked)
             {
                 blocked.push((key.clone(), admitting.options));
@@ -197,7 +213,8 @@ impl Manager {
         blocked.into_iter().for_each(|(key, options)| self.estimate(key, options));
     }
 
-    /// What may still be allocated, loads in flight taken to need all that they were estimated to.
+    /// Returns the headroom. Loads in progress count with their whole estimate, because the sample
+    /// does not show all of their memory yet.
     pub(super) fn room(&self, sample: &Sample) -> Bytes {
         let (mut mapped, mut loading) = (0_u64, 0_u64);
         for slot in self.slots.values() {
@@ -214,7 +231,7 @@ impl Manager {
         Bytes(self.thresholds().room(sample, Bytes(mapped)).0.saturating_sub(loading))
     }
 
-    /// Who leaves for `key`; `None` when nobody may, or all that may are too few.
+    /// Chooses the models to evict for `key`. Returns `None` when they would not free enough.
     fn victims(
         &mut self,
         key: &Key,
@@ -223,7 +240,8 @@ impl Manager {
         has_place: bool,
     ) -> Option<Vec<Key>> {
         let missing = Bytes(needed.0.saturating_sub(room.0));
-        // One byte is a way to ask for the place of one model.
+        // If only the number of models is exceeded, ask for 1 byte, so that exactly one model is
+        // evicted.
         let missing = if has_place { missing } else { missing.max(Bytes(1)) };
         let priority = self.model_settings(key).memory_priority;
         let policy = self.policy();
@@ -231,7 +249,7 @@ impl Manager {
         (!victims.is_empty()).then_some(victims)
     }
 
-    /// Returns an error when a model of `footprint` will not fit even when everything has left that may.
+    /// Checks whether a model of `footprint` would fit if every evictable model were evicted.
     pub(super) fn could_fit(
         &mut self,
         footprint: &Footprint,
@@ -253,6 +271,7 @@ impl Manager {
             _ => None,
         });
         let could = plan::could_leave(&residents, self.policy()).0;
+        // A load in progress becomes evictable later, so that its memory counts here.
         let most = loading.fold(room.0.saturating_add(could), u64::saturating_add);
         let could_fit = needed.0 <= most;
         let limit = match sample.tightest() {
@@ -264,6 +283,7 @@ impl Manager {
             room,
             most: Bytes(most),
             limit,
+            // Models that were loaded just now may be evicted after this time.
             retry_after: could_fit.then_some(plan::RESIDENCY),
         }
     }
@@ -275,7 +295,7 @@ impl Manager {
         {
             self.slots.remove(&key);
             let name = key.name().to_owned();
-            // Whoever installs tells it.
+            // The installation reports the refusal itself.
             return drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
         }
         let told = matches!(self.slots.get(&key), Some(Slot::Admitting(it)) if it.refused);
@@ -298,7 +318,7 @@ impl Manager {
         }
     }
 
-    /// Takes those that wait for `key`, which is being admitted.
+    /// Takes the requests that wait for `key`, which is being admitted.
     fn waiting(&mut self, key: &Key) -> Waiting {
         match self.slots.get_mut(key) {
             Some(Slot::Admitting(admitting)) => std::mem::take(&mut admitting.waiting),
@@ -346,7 +366,8 @@ impl Manager {
         thread: ThreadId,
         outcome: Result<Ready, WorkerError>,
     ) {
-        // A model that was forgotten while it was loading has no slot any more; or another one, if it came back.
+        // A model that was removed while it was loading has no slot any more, or the slot of
+        // another load if it was installed again. The thread identifies the load.
         let slot = self.slots.get(&key);
         let is_its = matches!(slot, Some(Slot::Loading { worker, .. }) if worker.thread.thread().id() == thread);
         let slot = is_its.then(|| self.slots.remove(&key)).flatten();
@@ -355,6 +376,8 @@ impl Manager {
             Ok(ready) => ready,
             Err(error) => {
                 self.end(key.clone(), worker);
+                // The self-test failed in the precision that `auto` chose. f32 takes more memory,
+                // so that the model is admitted again with its new footprint.
                 if error.fall_back(&key, self.options(&key)).is_some() {
                     self.f32_only.insert(key.clone());
                     return self.admit(key, Wanted::Now(waiting));
@@ -383,14 +406,16 @@ impl Manager {
             bytes: *weight_bytes,
             duration: *took,
         });
+        // Passes are short during an episode, also those of a model that was loaded in it.
         if self.episode.is_some() {
             ready.limit_pass();
         }
         let resident = Resident::new(ready, worker, footprint, Instant::now());
         self.slots.insert(key, Slot::Resident(resident));
-        // Before anybody hears of it by an answer.
+        // Announce before any client learns of the model from its answer.
         self.announce();
         self.answer(waiting);
+        // The footprint was an upper bound. The real use may leave memory for models that wait.
         self.readmit();
         self.parts.gauge.look();
     }
@@ -420,7 +445,8 @@ impl Manager {
             self.parts.metrics.validation_failed(Some(key.id()), failure);
         }
         self.parts.events.send(Event::ModelFailed { model: key.name().to_owned(), reason });
-        // The store remembers what is corrupt, until its package is installed again: then it is loaded at once.
+        // The store remembers that the entry is corrupt until its package is installed again, and
+        // the model must load at once then. So do not start a backoff.
         if matches!(error, WorkerError::Store(StoreError::Corrupt { .. })) {
             self.slots.remove(&key);
         } else {
@@ -432,7 +458,8 @@ impl Manager {
     }
 }
 
-/// What has to be free for a model: its own memory at its peak, and the pages of its file that it reads in place.
+/// Returns the memory that must be free for a model: its own memory at the peak, and the file pages
+/// that it reads in place.
 fn needed(footprint: &Footprint) -> Bytes {
     Bytes(footprint.peak_bytes().saturating_add(footprint.mapped_bytes))
 }

@@ -1,4 +1,5 @@
-//! Leaving: by request, for want of use, with the package. And loading ahead of expected use.
+//! Unloads: on request, when idle, and after removal from the store. Also preloads before the
+//! expected use.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -21,36 +22,37 @@ use crate::metrics::Departure;
 use crate::package::Key;
 use crate::units::{Bytes, milliseconds};
 
-/// How soon a model in use that may hardly be idle is looked at again: nothing says when its last request is finished.
+/// Interval at which a busy model with a very short `keep_alive` is polled, since the end of its
+/// last request sends no event.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// How long before its expected use a model is loaded.
+/// Time before its expected use at which a model is preloaded.
 const AHEAD: Duration = Duration::from_secs(300);
-/// How often users who are no administrators may have a model leave before its time, at most: each time it is loaded
-/// again, it is read from the disk.
+/// Shortest interval at which users other than administrators may unload a model early. Each load
+/// after it reads the model from the disk again.
 const CUT_SHORT_EVERY: Duration = Duration::from_secs(60);
 
-/// A model that has left, as it was measured on the thread that waited for it.
+/// An unloaded model, measured on the thread that waited for its worker.
 pub(super) struct Left {
     key: Key,
-    /// `None` when nobody cares.
+    /// Reason for the unload; `None` for a worker without a slot, which is not reported.
     why: Option<(Why, String)>,
     before: Sample,
     after: Sample,
     duration: Duration,
 }
 
-/// A flush that is not finished.
+/// A flush in progress.
 pub(super) struct Flush {
     reply: oneshot::Sender<Flushed>,
     leaving: BTreeSet<Key>,
     unloaded: Vec<Key>,
-    /// Before the first of them left.
+    /// Sample before the first unload.
     before: Option<Sample>,
     started: Instant,
 }
 
 impl Manager {
-    /// Lets `key` finish what it has and go, if it is in memory.
+    /// Drains and unloads `key`, if it is resident.
     pub(super) fn leave(&mut self, key: &Key, why: Why, reason: String) {
         let Some(slot) = self.slots.remove(key) else { return };
         let Slot::Resident(resident) = slot else {
@@ -62,7 +64,7 @@ impl Manager {
         self.ending_of(key.clone(), resident.worker, Some((why, reason)));
     }
 
-    /// Lets a worker end that has no slot any more.
+    /// Ends a worker that has no slot any more.
     pub(super) fn end(&mut self, key: Key, worker: Running) {
         self.ending_of(key, worker, None);
     }
@@ -70,6 +72,8 @@ impl Manager {
     fn ending_of(&mut self, key: Key, worker: Running, why: Option<(Why, String)>) {
         let Running { queue, thread } = worker;
         let gauge = self.parts.gauge.clone();
+        // The join takes as long as the requests in progress, so that it runs on the blocking pool.
+        // The worker ends when every sender is dropped: this one and those of the leases.
         self.ending.spawn_blocking(move || {
             let started = std::time::Instant::now();
             let before = gauge.sample();
@@ -81,6 +85,8 @@ impl Manager {
                     "a worker panicked"
                 );
             }
+            // The allocator keeps freed memory. Return it to the kernel first, so that the second
+            // sample shows it.
             release::trim();
             let after = gauge.sample();
             Left { key, why, before, after, duration: started.elapsed() }
@@ -88,6 +94,7 @@ impl Manager {
     }
 
     pub(super) fn left(&mut self, Left { key, why, before, after, duration }: Left) {
+        // A worker without a slot is not reported, but its memory may let a waiting model fit.
         let Some((why, reason)) = why else { return self.readmit() };
         let freed = Bytes(before.process.0.saturating_sub(after.process.0));
         let mapped = Bytes(before.mapped.0.saturating_sub(after.mapped.0));
@@ -124,6 +131,7 @@ impl Manager {
             ),
         }
         self.remember(record);
+        // The slot is missing if the model was removed while it drained.
         if let Some(Slot::Leaving(_)) = self.slots.get(&key)
             && let Some(Slot::Leaving(Leaving { why, waiting, done })) = self.slots.remove(&key)
         {
@@ -135,11 +143,13 @@ impl Manager {
                 self.slots.insert(key.clone(), Slot::Unloaded);
             }
             self.answer(waiting);
-            // Whoever waited may have left.
+            // The caller may have stopped waiting.
             for done in done {
                 let (Ok(()) | Err(())) = done.send(());
             }
         }
+        // The end of the unload is measured: flushes, waiting models and the pressure plan
+        // continue.
         self.flushed(&key, &before, &after);
         self.readmit();
         if is_step {
@@ -167,7 +177,7 @@ impl Manager {
         });
     }
 
-    /// Forgets a model that is in the store no more, or that nobody will ask for again.
+    /// Drops a model that was removed from the store, or every model when the daemon stops.
     pub(super) fn forget(&mut self, key: &Key) {
         self.pins.remove(key);
         self.f32_only.remove(key);
@@ -188,7 +198,7 @@ impl Manager {
                 self.parts.events.send(Event::ModelUnloaded { model, reason, bytes: None });
                 self.end(key.clone(), resident.worker);
             }
-            // Its thread, or the end of its installation, is waited for already.
+            // The end of its thread, or of its installation, is awaited already.
             Some(Slot::Reserved { waiting, .. }) => gone(waiting),
             Some(Slot::Leaving(leaving)) => gone(leaving.waiting),
             Some(
@@ -198,11 +208,13 @@ impl Manager {
         }
     }
 
-    /// When the next model will have been idle for as long as it may.
+    /// Returns the time at which the next model becomes idle for too long.
     pub(super) fn next_idle(&mut self) -> Option<Instant> {
         let now = Instant::now();
         self.needs(now)
             .into_iter()
+            // A busy model is in use until its last request ends, and no event reports that end. So
+            // it is polled.
             .filter_map(|(key, need)| match self.slots.get(&key) {
                 Some(Slot::Resident(resident)) if resident.is_busy() => {
                     now.checked_add(need.time.max(LOOK_AGAIN))
@@ -234,23 +246,26 @@ impl Manager {
         }
     }
 
-    /// Models in memory that are not needed for ever, and are not pinned.
+    /// Returns the needs of the resident models that are not pinned and whose need ends.
     fn needs(&mut self, now: Instant) -> Vec<(Key, Need)> {
         let resident = self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Resident(_)));
         let keys = Vec::from_iter(resident.map(|(key, _)| key.clone()));
         keys.into_iter().filter_map(|key| Some((key.clone(), self.need(&key, now)?))).collect()
     }
 
-    /// Returns what `key` is needed for last; `None` when it is not in memory, is pinned, or is needed for ever.
+    /// Returns the last need of `key`; `None` when the model is not in memory, is pinned, or its
+    /// need does not end.
     pub(super) fn need(&mut self, key: &Key, now: Instant) -> Option<Need> {
         if self.is_pinned(key) {
             return None;
         }
         let max_idle_time = self.model_settings(key).max_idle_time;
         let Some(Slot::Resident(resident)) = self.slots.get_mut(key) else { return None };
-        // Notes the end of what is in flight.
+        // This call records the end of the requests in progress.
         resident.idle(now);
         let need = resident.need(max_idle_time)?;
+        // A user who unloads a model early again and again would make the disk read it for each
+        // request. So an early unload is delayed until `CUT_SHORT_EVERY` after the last one.
         let again = self.cut_short.get(key).and_then(|at| at.checked_add(CUT_SHORT_EVERY));
         let until = match again {
             Some(again) if need.is_cut_short => need.until.max(again),
@@ -312,7 +327,7 @@ impl Manager {
         }
     }
 
-    /// Ends the flushes that waited for `key` alone.
+    /// Finishes the flushes for which `key` was the last model.
     fn flushed(&mut self, key: &Key, before: &Sample, after: &Sample) {
         let (finished, rest) = std::mem::take(&mut self.flushes)
             .into_iter()
@@ -326,7 +341,8 @@ impl Manager {
         finished.into_iter().for_each(|flush| flush.finish(after.clone()));
     }
 
-    /// Loads what will probably be used soon, when memory is not short and nothing has to leave for it.
+    /// Preloads the models that are expected to be used soon, if memory is not short. Nothing is
+    /// evicted for them.
     pub(super) fn load_ahead(&mut self) {
         if self.parts.readings.borrow().level > Level::Normal {
             return;
@@ -351,12 +367,12 @@ impl Flush {
         let Self { reply, unloaded, before, started, .. } = self;
         let duration = started.elapsed();
         let before = before.unwrap_or_else(|| after.clone());
-        // The client may have left.
+        // The client may have cancelled.
         drop(reply.send(Flushed { unloaded, before, after, duration }));
     }
 }
 
-/// Tells those that wait for a model that it is gone.
+/// Rejects the requests that wait for a removed model.
 fn gone(waiting: super::Waiting) {
     for (name, reply) in waiting {
         drop(reply.send(Err(ModelError::Ended(name))));

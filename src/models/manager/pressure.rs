@@ -1,8 +1,9 @@
-//! Pressure: while memory is short the plan names one step after the other, each measured before the next.
+//! Memory pressure: while memory is short, the plan names one step at a time, and each is measured
+//! before the next.
 //!
-//! An episode lasts from the first reading above normal to the next normal one. What it did is one record of the
-//! journal, written when its steps have come to rest, and again when more of them had to follow; each model that leaves
-//! has one, too.
+//! An episode lasts from the first reading above normal to the next normal one. Its steps are
+//! logged as one record when the plan has no further step, and again if more steps had to follow.
+//! Each evicted model has a record of its own, too.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,24 +19,24 @@ use crate::memory::release;
 use crate::package::Key;
 use crate::units::{Bytes, milliseconds};
 
-/// How long workers have to let their scratch memory go, each after the pass that it is in.
+/// Time in which workers free their scratch memory, each after its current pass.
 const SCRATCH_TIMEOUT: Duration = Duration::from_secs(1);
-/// What loading a model again is taken to take when it was not measured yet.
+/// Assumed time to load a model again, if it was not measured yet.
 const RELOAD_COST: Duration = Duration::from_millis(200);
 
-/// Memory is short, and this was done.
+/// An episode of memory pressure.
 pub(super) struct Episode {
     started: std::time::Instant,
     done: Done<Key>,
     shedding: bool,
-    /// A step is on its way.
+    /// Whether a step is in progress.
     acting: bool,
-    /// When the last step was finished: readings from before do not show what it did.
+    /// End of the last step. Readings from before do not show its effect.
     acted: Option<std::time::Instant>,
     report: Report,
 }
 
-/// What the journal was not yet told.
+/// Steps of the episode that were not logged yet.
 #[derive(Default)]
 struct Report {
     steps: usize,
@@ -46,7 +47,7 @@ struct Report {
 }
 
 impl Manager {
-    /// Follows the last reading.
+    /// Handles a new reading of the memory counters.
     pub(super) fn pressed(&mut self) {
         let reading = self.parts.readings.borrow_and_update().clone();
         let before = std::mem::replace(&mut self.level, reading.level);
@@ -69,10 +70,12 @@ impl Manager {
             acted: None,
             report: Report::default(),
         });
+        // Shedding stops below the high level. The other measures stay until the episode ends.
         if reading.level < Level::High {
             episode.shedding = false;
         }
         episode.report.level = episode.report.level.max(reading.level);
+        // The effect of the last step is not measured yet: a second step now might evict too much.
         if episode.acting || episode.acted.is_some_and(|acted| reading.at < acted) {
             return;
         }
@@ -100,6 +103,7 @@ impl Manager {
                 self.release_caches();
                 "release_caches"
             }
+            // These two steps free nothing themselves. The next sample shows whether they helped.
             Action::ShrinkBatches => {
                 self.limit_passes();
                 self.parts.gauge.look();
@@ -128,7 +132,7 @@ impl Manager {
         });
     }
 
-    /// A step is finished: what it did is in the readings from now on.
+    /// Marks the current step as finished. Readings from now on show its effect.
     pub(super) fn acted(&mut self) {
         if let Some(episode) = &mut self.episode {
             episode.acting = false;
@@ -137,21 +141,21 @@ impl Manager {
         self.parts.gauge.look();
     }
 
-    /// Notes a model that left in this episode.
+    /// Adds an evicted model to the report of this episode.
     pub(super) fn evicted(&mut self, record: &ActionRecord) {
         let Some(episode) = &mut self.episode else { return };
         episode.report.freed += record.freed.map_or(0, |freed| freed.0);
         episode.report.evicted.extend(record.model.as_ref().map(ToString::to_string));
     }
 
-    /// Whether a request for `key`, which is in memory, is refused because memory is short. For one that is not,
-    /// admission says so, with numbers.
+    /// Returns whether a request for `key`, which is resident, is shed because memory is short.
+    /// Requests for other models are refused by admission, with numbers.
     pub(super) fn sheds(&self, key: &Key) -> bool {
         let resident = matches!(self.slots.get(key), Some(Slot::Resident(_)));
         self.is_shedding() && resident && !(self.is_fallback(key) || self.is_pinned(key))
     }
 
-    /// Whether requests are refused because memory is short.
+    /// Returns whether requests are shed because memory is short.
     pub(super) fn is_shedding(&self) -> bool {
         self.episode.as_ref().is_some_and(|episode| episode.shedding)
     }
@@ -168,7 +172,7 @@ impl Manager {
         }
     }
 
-    /// Writes what was done since the last report, if anything.
+    /// Logs the steps since the last report, if there were any.
     fn report(&mut self, cause: Option<&str>) {
         let Some(episode) = &mut self.episode else { return };
         let report = std::mem::take(&mut episode.report);
@@ -192,8 +196,9 @@ impl Manager {
         self.resident().for_each(|resident| resident.ready.limit_pass());
     }
 
-    /// Has every worker let its scratch memory go, then gives what is free back to the kernel. One that is busy does it
-    /// after its pass and is not waited for: it would be waited for again when it has to leave.
+    /// Requests that every worker frees its scratch memory, then returns free memory to the kernel.
+    /// A busy worker frees it after its pass and is not waited for: the wait would be repeated if
+    /// the worker had to be evicted.
     fn release_caches(&mut self) {
         let idle = self.resident().filter_map(|resident| {
             let released = resident.worker.queue.release_scratch();
@@ -203,11 +208,13 @@ impl Manager {
         self.releasing.spawn(async move {
             let all = async {
                 for released in released {
-                    // A worker that ends has released it all.
+                    // A worker that ends has freed all of its memory, so that a closed channel is
+                    // fine.
                     drop(released.await);
                 }
             };
-            // One that has begun a long pass meanwhile does it later.
+            // A worker that has begun a long pass in the meantime frees its scratch memory
+            // afterwards.
             drop(tokio::time::timeout(SCRATCH_TIMEOUT, all).await);
             if let Err(error) = tokio::task::spawn_blocking(release::trim).await {
                 tracing::error!(
@@ -226,7 +233,7 @@ impl Manager {
         })
     }
 
-    /// What the plan sees.
+    /// Returns the models in memory or loading, as the plan sees them.
     pub(super) fn residents(&mut self) -> Vec<plan::Resident<Key>> {
         let now = tokio::time::Instant::now();
         let keys: Vec<Key> = self.slots.keys().cloned().collect();
@@ -256,6 +263,7 @@ impl Manager {
             uses_per_hour,
             reload_cost,
         };
+        // Loading models count as busy and cannot be evicted, but the plan must know of them.
         match self.slots.get_mut(&key)? {
             Slot::Resident(resident) => {
                 let idle = resident.idle(now);

@@ -1,4 +1,4 @@
-//! What others see of the manager, and what the settings say of a model.
+//! The manager's state as others see it, and the settings of a model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,7 +64,7 @@ impl Manager {
         }
     }
 
-    /// Why a request for `name` did not get it in time.
+    /// Returns the reason why a request for `name` did not get the model in time.
     pub(super) fn loading(&self, name: String) -> super::ModelError {
         let key = match self.find(&name) {
             Ok(entry) => entry.key,
@@ -73,7 +73,7 @@ impl Manager {
         let since = match self.slots.get(&key) {
             Some(Slot::Admitting(admitting)) => admitting.since,
             Some(Slot::Loading { since, .. } | Slot::Reserved { since, .. }) => *since,
-            // It is there; the deadline was over before it was asked for.
+            // The model is resident: the deadline had passed before the manager was asked.
             Some(Slot::Resident(_)) => return super::ModelError::Timeout(Duration::ZERO),
             _ => tokio::time::Instant::now(),
         };
@@ -87,7 +87,7 @@ impl Manager {
             Some(Slot::Admitting(_) | Slot::Loading { .. } | Slot::Reserved { .. }) => {
                 DefaultState::Loading
             }
-            // Its worker died.
+            // The worker panicked.
             Some(Slot::Resident(resident)) if !resident.is_alive() => DefaultState::Absent,
             Some(Slot::Resident(_)) => DefaultState::Ready,
             Some(Slot::Unloaded) => DefaultState::Unloaded,
@@ -137,7 +137,8 @@ impl Manager {
             match meant.contains('@') {
                 true => choose(&self.parts.store.entries(), &meant)
                     .is_some_and(|entry| entry.key == *key),
-                // Any version of it: one that is in memory need not be loaded for want of another.
+                // Any version counts: a version in memory can answer, so that no other one has to
+                // be loaded.
                 false => meant == key.id(),
             }
         };
@@ -151,12 +152,12 @@ impl Manager {
 }
 
 impl Slot {
-    /// Whether it takes memory, or soon will.
+    /// Returns whether the model takes memory, or soon will.
     pub(super) fn is_in_memory(&self) -> bool {
         matches!(self, Self::Loading { .. } | Self::Resident(_) | Self::Leaving(_))
     }
 
-    /// Whether its last load failed because the store did not give its files.
+    /// Returns whether its last load failed because the store could not read its files.
     pub(super) fn failed_in_store(&self) -> bool {
         matches!(self, Self::Failed { error, .. } if matches!(**error, WorkerError::Store(_)))
     }

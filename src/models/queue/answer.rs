@@ -1,9 +1,11 @@
-//! What a client holds while its request waits and is computed.
+//! The client's end of a request: the future for its answer, and the flag that a client has
+//! cancelled.
 //!
-//! Owns the client's end of the reply, and whether any client has left since that was asked last: a full queue that is
-//! asked for room thousands of times a second looks for requests that nobody wants only when there may be some.
+//! A full queue may get thousands of requests per second. The flag lets it search for cancelled
+//! requests only when there may be some.
 //!
-//! Invariant: when an [`Answer`] has been dropped unanswered, the next [`Departures::take`] says so.
+//! Invariant: after an [`Answer`] was dropped without an answer, the next [`Departures::take`]
+//! returns true.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,23 +17,24 @@ use tokio::sync::oneshot;
 use super::super::Computed;
 use crate::engine::EngineError;
 
-/// What a request comes back with.
+/// Result of a request.
 pub(in crate::models) type Reply = Result<Computed, EngineError>;
 
-/// Whether a client has left unanswered.
+/// Flag that is set when a client cancels its request.
 #[derive(Debug, Default)]
 pub(super) struct Departures(AtomicBool);
 
 impl Departures {
-    /// Whether one has since this was asked last.
+    /// Returns whether a client has cancelled since the last call, and resets the flag.
     pub(super) fn take(&self) -> bool {
-        // Acquires what the client did before it said so: its end of the reply is closed.
+        // `Acquire` pairs with the `Release` in `drop`: a reader that sees the flag also sees the
+        // closed reply channel.
         self.0.swap(false, Ordering::Acquire)
     }
 }
 
-/// The answer to come; an error when the worker is gone. Whoever drops it before has left, and the request is not begun,
-/// or not continued past a pass.
+/// Future for the answer; resolves to an error when the worker has ended. Dropping it cancels the
+/// request: the request is not begun, or not continued after the current pass.
 #[derive(Debug)]
 pub(in crate::models) struct Answer {
     reply: oneshot::Receiver<Reply>,
@@ -40,7 +43,7 @@ pub(in crate::models) struct Answer {
 }
 
 impl Answer {
-    /// The two ends of a reply.
+    /// Creates the two ends of a reply channel.
     pub(super) fn channel(departures: &Arc<Departures>) -> (oneshot::Sender<Reply>, Self) {
         let (sender, reply) = oneshot::channel();
         (sender, Self { reply, departures: Arc::clone(departures), is_answered: false })
@@ -60,7 +63,8 @@ impl Future for Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         if !self.is_answered {
-            // Whoever hears of the departure finds the request unwanted.
+            // Close the channel before the flag is set, so that a sweep that sees the flag finds
+            // the request cancelled.
             self.reply.close();
             self.departures.0.store(true, Ordering::Release);
         }
@@ -73,7 +77,7 @@ pub(in crate::models) mod tests {
 
     use super::*;
 
-    /// Waits for it on a thread that may block.
+    /// Blocks on the answer, on a thread that may block.
     pub(in crate::models) fn wait(answer: Answer) -> Result<Reply, oneshot::error::RecvError> {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(answer)
     }

@@ -1,13 +1,17 @@
-//! In which order requests are taken, and how many may wait. Pure: it knows no threads and no clock.
+//! Fair order of the waiting requests, and the bounds on their number. Pure: without threads and
+//! clock.
 //!
 //! Within a class requests are taken by start-time fair queueing (Goyal, Vin and Cheng 1996,
-//! <https://doi.org/10.1145/248156.248171>), twice: each owner, a user or a tenant, gets tokens in proportion to its
-//! weight, however many connections it has, and of an owner each connection, however many requests it has waiting. Interactive requests go before bulk ones, which get one pass in [`BULK_TURN`] while both
-//! wait.
+//! <https://doi.org/10.1145/248156.248171>) on two levels. Each owner, a user or a tenant, gets
+//! tokens in proportion to its weight, however many connections it has. Within an owner each
+//! connection gets an equal share, however many requests it has waiting. Interactive requests go
+//! before bulk ones, which get one pass in [`BULK_TURN`] while both wait.
 //!
 //! Invariants:
-//! 1. A batch has requests of one class and one kind, at least one, and no more tokens than its budget unless it is of one request.
-//! 2. What waits in a lane is within its bounds, except that an owner with nothing waiting may have one request wait.
+//! 1. A batch has at least one request, all of one class and one kind, and no more tokens than its
+//!    budget unless it is a single request.
+//! 2. The requests waiting in a lane are within its bounds, except that an owner without a waiting
+//!    request may enqueue one.
 //! 3. Every request is taken after finitely many passes.
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,30 +20,32 @@ use std::sync::Arc;
 use super::super::{Flow, Owner, Priority};
 use crate::engine::Output;
 
-/// One pass of so many is for bulk requests while interactive ones wait, too.
+/// One pass in this many is for bulk requests while interactive ones wait.
 const BULK_TURN: usize = 4;
-/// How many ends of flows are kept beside those of flows that wait.
+/// Number of ends in the past that may be kept in addition to those of active flows, so that the
+/// clean-up runs rarely.
 const SPARE_ENDS: usize = 64;
-/// Virtual time of one token at weight 1. Divisible by every weight from 1 to 10, so that shares are exact.
+/// Virtual time of one token at weight 1. Divisible by every weight from 1 to 10, so that shares
+/// are exact.
 const TOKEN_TIME: u64 = 2520;
 
-/// Who shares a bound on what may wait: a tenant with a queue of its own, or all others.
+/// Key of a bound on waiting requests: a tenant with a queue of its own, or `None` for all others.
 pub(super) type Lane = Option<Arc<str>>;
 
-/// On what terms a request waits.
+/// Scheduling metadata of a waiting request.
 #[derive(Clone, Debug)]
 pub(super) struct Terms {
-    /// Tokens that are still to be computed.
+    /// Tokens that are not computed yet.
     pub(super) tokens: usize,
-    /// What is wanted: a pass is of one kind.
+    /// Kind of result. A pass computes one kind.
     pub(super) output: Output,
-    /// Before or after others.
+    /// Class of the request.
     pub(super) priority: Priority,
-    /// Whose turn it takes.
+    /// Owner and connection, for fair scheduling.
     pub(super) flow: Flow,
-    /// The share of its owner beside others; 0 is taken as 1.
+    /// Share of the owner relative to other owners; 0 is taken as 1.
     pub(super) weight: u32,
-    /// Whose bound it counts for.
+    /// Lane whose bound the request counts for.
     pub(super) lane: Lane,
 }
 
@@ -50,53 +56,55 @@ impl Terms {
     }
 }
 
-/// How much may wait in one lane.
+/// Most requests and tokens that may wait in one lane.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// Requests.
+    /// Most requests.
     pub(super) requests: usize,
-    /// Tokens of them all.
+    /// Most tokens of all of them.
     pub(super) tokens: usize,
 }
 
-/// A request and its terms.
+/// A waiting request with its scheduling metadata.
 #[derive(Debug)]
 pub(in crate::models) struct Turn<J> {
     pub(super) terms: Terms,
     pub(in crate::models) job: J,
-    /// Virtual time at which it starts.
+    /// Virtual time at which the request starts.
     start: u64,
 }
 
-/// What waits.
+/// Number of waiting requests and of their tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::models) struct Load {
     pub(in crate::models) requests: usize,
     pub(in crate::models) tokens: usize,
 }
 
-/// The requests of one owner in one class.
+/// Waiting requests of one owner in one class.
 #[derive(Debug)]
 struct Own<J> {
-    /// Where the owner stands in [`Class::owners`].
+    /// Key of the owner in [`Class::owners`].
     place: (u64, u64),
-    /// By start, then by arrival.
+    /// Requests by virtual start time, then by arrival.
     turns: BTreeMap<(u64, u64), Turn<J>>,
-    /// When the last request of each connection ends; those that lie in the past are dropped.
+    /// Virtual end of the last request of each connection. Ends in the past are dropped, since they
+    /// do not affect a start.
     ends: HashMap<u64, u64>,
     now: u64,
 }
 
-/// The requests of one class.
+/// Waiting requests of one class.
 #[derive(Debug)]
 struct Class<J> {
-    /// Owners with requests that wait, by the start of their next one, then by arrival.
+    /// Owners with waiting requests, by the virtual start time of their next one, then by arrival.
     owners: BTreeMap<(u64, u64), Owner>,
     own: HashMap<Owner, Own<J>>,
-    /// When the last request of an owner with nothing waiting ends; those that lie in the past are dropped.
+    /// Virtual end of the last request of each owner without waiting requests. Ends in the past are
+    /// dropped, since they do not affect a start.
     ends: HashMap<Owner, u64>,
     now: u64,
-    /// Owners that were put in, so far.
+    /// Number of insertions into `owners` so far; breaks ties.
     arrivals: u64,
 }
 
@@ -112,23 +120,29 @@ impl<J> Class<J> {
         self.owners.is_empty()
     }
 
-    /// The request that is next.
+    /// Returns the next request.
     fn first(&self) -> Option<&Turn<J>> {
         let (_, owner) = self.owners.first_key_value()?;
         self.own.get(owner)?.turns.first_key_value().map(|(_, turn)| turn)
     }
 
-    /// Where a connection's next request starts among those of its owner.
+    /// Returns the virtual start time of a connection's next request within its owner, and charges
+    /// the request to the connection.
     fn start(&mut self, terms: &Terms) -> u64 {
         let Some(own) = self.own.get_mut(&terms.flow.owner) else { return 0 };
         let end = own.ends.entry(terms.flow.connection).or_default();
+        // A connection that was idle starts at the current virtual time: it does not save up a
+        // share.
         let start = own.now.max(*end);
         *end = start.saturating_add(terms.virtual_time(terms.tokens));
         start
     }
 
-    /// Makes sure that the owner of `terms` stands among those that wait.
+    /// Returns the waiting requests of `owner`, after adding the owner if it had none.
     fn enter(&mut self, owner: Owner) -> &mut Own<J> {
+        // An owner that was idle starts at the current virtual time. One that was served a moment
+        // ago continues at its last end, so that an empty queue in between does not give it a new
+        // share.
         let start = self.now.max(self.ends.remove(&owner).unwrap_or(0));
         let Self { owners, own, arrivals, .. } = self;
         own.entry(owner).or_insert_with(|| {
@@ -144,7 +158,7 @@ impl<J> Class<J> {
         own.turns.insert((turn.start, arrival), turn);
     }
 
-    /// Takes back what an owner was charged for tokens that were not computed.
+    /// Refunds virtual time to an owner, for tokens that were charged and not computed.
     fn refund(&mut self, owner: Owner, time: u64) {
         if let Some(end) = self.ends.get_mut(&owner) {
             *end = end.saturating_sub(time);
@@ -159,12 +173,15 @@ impl<J> Class<J> {
         let (place, owner) = self.owners.pop_first()?;
         let own = self.own.get_mut(&owner)?;
         let ((start, _), turn) = own.turns.pop_first()?;
+        // In start-time fair queueing the virtual time is the start time of the request in service.
         own.now = own.now.max(start);
-        // Connections come and go for as long as an owner has something waiting.
+        // Connections come and go while an owner has requests waiting, so that old ends would pile
+        // up.
         if own.ends.len() > 2 * own.turns.len() + SPARE_ENDS {
             own.ends.retain(|_, end| *end > own.now);
         }
         self.now = self.now.max(place.0);
+        // Charge the whole request to the owner. `put_back` refunds the part that was not computed.
         let end = place.0.saturating_add(turn.terms.virtual_time(turn.terms.tokens));
         if own.turns.is_empty() {
             self.own.remove(&owner);
@@ -193,7 +210,7 @@ impl<J> Class<J> {
     }
 }
 
-/// Everything that waits for one worker.
+/// All waiting requests of one worker.
 #[derive(Debug)]
 pub(super) struct Order<J> {
     interactive: Class<J>,
@@ -217,19 +234,19 @@ impl<J> Default for Order<J> {
 }
 
 impl<J> Order<J> {
-    /// Whether a request of so many tokens may wait in this lane.
+    /// Returns whether a request with so many tokens may wait in this lane.
     pub(super) fn has_room(&self, lane: &Lane, tokens: usize, bounds: Bounds) -> bool {
         self.loads.get(lane).is_none_or(|load| {
             load.requests < bounds.requests && load.tokens.saturating_add(tokens) <= bounds.tokens
         })
     }
 
-    /// Whether a request of this owner waits.
+    /// Returns whether a request of this owner waits.
     pub(super) fn has(&self, owner: Owner) -> bool {
         [&self.interactive, &self.bulk].iter().any(|class| class.own.contains_key(&owner))
     }
 
-    /// Lets a request wait.
+    /// Enqueues a request.
     pub(super) fn push(&mut self, terms: Terms, job: J) {
         let class = self.class(terms.priority);
         class.enter(terms.flow.owner);
@@ -237,7 +254,8 @@ impl<J> Order<J> {
         self.insert(Turn { terms, job, start });
     }
 
-    /// Lets a request wait again of which `computed` tokens are done; its turn comes after that of others.
+    /// Enqueues the rest of a request of which `computed` tokens are done. Its virtual start time
+    /// moves by these tokens, so that the requests of others go first.
     pub(super) fn put_back(&mut self, mut turn: Turn<J>, computed: usize) {
         turn.start = turn.start.saturating_add(turn.terms.virtual_time(computed));
         turn.terms.tokens = turn.terms.tokens.saturating_sub(computed);
@@ -262,13 +280,14 @@ impl<J> Order<J> {
         }
     }
 
-    /// Whether there is something to take.
+    /// Returns whether there is a request that may be taken.
     pub(super) fn is_ready(&self, may_be_bulk: bool) -> bool {
         !self.interactive.is_empty() || may_be_bulk && !self.bulk.is_empty()
     }
 
-    /// Takes the requests of the next pass: as many as fit into `budget` tokens, or one that does not. Those that are
-    /// no longer `wanted` are dropped. Empty when nothing waits, or only what may not be taken now.
+    /// Takes the requests of the next pass: as many as fit into `budget` tokens, or a single larger
+    /// one. Drops the requests that are no longer `wanted`. The result is empty when no wanted
+    /// request waits, or only requests that may not be taken now.
     pub(super) fn take(
         &mut self,
         budget: usize,
@@ -277,14 +296,19 @@ impl<J> Order<J> {
     ) -> Vec<Turn<J>> {
         let mut taken = Vec::new();
         let mut rest = budget;
+        // Bulk requests go when no interactive one waits, and in every fourth pass otherwise, so
+        // that they do not starve.
         let bulk = may_be_bulk
             && !self.bulk.is_empty()
             && (self.interactive.is_empty() || self.passes + 1 >= BULK_TURN);
         let priority = if bulk { Priority::Bulk } else { Priority::Interactive };
         while let Some(first) = self.class(priority).first() {
+            // The first request always joins, even one above the budget: the worker computes a part
+            // of it.
             let joins = taken.first().is_none_or(|head: &Turn<J>| {
                 first.terms.tokens <= rest && first.terms.output == head.terms.output
             });
+            // A request that is no longer wanted is popped and dropped, whether it fits or not.
             if wanted(&first.job) && !joins {
                 break;
             }
@@ -313,12 +337,12 @@ impl<J> Order<J> {
         }
     }
 
-    /// What waits in a lane.
+    /// Returns the load of a lane.
     pub(super) fn load(&self, lane: &Lane) -> Load {
         self.loads.get(lane).copied().unwrap_or_default()
     }
 
-    /// What waits in all lanes.
+    /// Returns the load of all lanes together.
     pub(super) fn total(&self) -> Load {
         self.loads.values().fold(Load::default(), |sum, load| Load {
             requests: sum.requests + load.requests,
@@ -327,7 +351,7 @@ impl<J> Order<J> {
     }
 }
 
-/// Takes a request out of what waits in its lane.
+/// Subtracts a request from the load of its lane.
 fn unload(loads: &mut BTreeMap<Lane, Load>, terms: &Terms) {
     let Some(load) = loads.get_mut(&terms.lane) else { return };
     load.requests = load.requests.saturating_sub(1);
@@ -344,13 +368,14 @@ mod tests {
 
     const WIDE: Bounds = Bounds { requests: 1000, tokens: 1_000_000 };
 
-    /// Of a connection of an owner of its own.
+    /// Returns the terms of a request on a connection and an owner of its own, both numbered
+    /// `flow`.
     fn terms(tokens: usize, priority: Priority, flow: u64) -> Terms {
         let flow = Flow { owner: Owner::Tenant(flow), connection: flow };
         Terms { tokens, output: Output::Vector, priority, flow, weight: 1, lane: None }
     }
 
-    /// An order in which each request is its number.
+    /// Returns an order in which each job is its index in `requests`.
     fn order(requests: &[Terms]) -> Order<usize> {
         let mut order = Order::default();
         for (number, terms) in requests.iter().enumerate() {
@@ -393,7 +418,7 @@ mod tests {
         assert!(order.has(Owner::User(1)) && order.has(Owner::Tenant(2)));
         let taken = all(&mut order, 4);
         assert_eq!(taken[..4], [vec![0], vec![10], vec![1], vec![11]]);
-        // Connections of one owner take turns.
+        // Connections of one owner are served alternately.
         assert_eq!(taken[4..].concat(), [2, 3, 4, 5, 6, 7, 8, 9]);
         assert!(!order.has(Owner::User(1)));
     }
@@ -510,7 +535,7 @@ mod tests {
                 prop_assert!(batch.iter().all(|turn| turn.terms.priority == class));
                 seen.extend(batch.into_iter().map(|turn| turn.job));
             }
-            // Of one flow and class in the order of arrival.
+            // Requests of one flow and class keep their order of arrival.
             for (at, number) in seen.iter().enumerate() {
                 let of = |number: usize| (requests[number].flow, requests[number].priority);
                 prop_assert!(seen[..at].iter().all(|earlier| of(*earlier) != of(*number) || earlier < number));

@@ -1,6 +1,7 @@
-//! The child: the own program, started for the self-test of one entry.
+//! Runs as the child process of a self-test: confines itself, tests one entry, and writes the
+//! answer.
 //!
-//! It has one thread until it is confined. It ends with its answer.
+//! The process has one thread until it is confined.
 
 use std::env;
 use std::ffi::OsString;
@@ -16,12 +17,13 @@ use crate::models::install::InstallError;
 use crate::models::load::{self, LoadError};
 use crate::package::{Key, Store, StoreError};
 
-/// The directory of the store: the handle that is standard input.
+/// Path of the store's directory, which is open as standard input.
 const STORE: &str = "/proc/self/fd/0";
 
-/// Runs the self-test and returns the exit code, when the program was started for one; `None` otherwise.
+/// Runs the self-test and returns the exit code, if the program was started for a self-test.
+/// Returns `None` otherwise.
 ///
-/// To be called first in `main`, before there is a second thread.
+/// Must be called first in `main`, before a second thread exists.
 pub fn run_if_asked() -> Option<ExitCode> {
     let mut arguments = env::args_os().skip(1);
     if arguments.next()? != ARGUMENT {
@@ -43,7 +45,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
     Some(if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Reads the task and gives up all rights that it does not need.
+/// Parses the task and drops all rights that the test does not need.
 fn prepare(mut arguments: impl Iterator<Item = OsString>) -> Result<(Key, Options), String> {
     let task = arguments.next().unwrap_or_default();
     let task: Task =
@@ -55,7 +57,7 @@ fn prepare(mut arguments: impl Iterator<Item = OsString>) -> Result<(Key, Option
     Ok((key, options))
 }
 
-/// Loads the model and compares its vector with the manifest's.
+/// Loads the model and compares its vector with the one of the manifest.
 pub(super) fn test(store: &Store, key: &Key, options: Options) -> Answer {
     let tested = panic::catch_unwind(AssertUnwindSafe(|| {
         let (manifest, model) = load::load_from::<InstallError>(store, key, options)?;
@@ -65,7 +67,7 @@ pub(super) fn test(store: &Store, key: &Key, options: Options) -> Answer {
         Err(_panic) => Answer::Panicked,
         Ok(Ok(())) => Answer::Passed,
         Ok(Err(InstallError::Load(LoadError::SelfTest { cosine, precision }))) => {
-            // JSON has no other numbers.
+            // JSON cannot represent NaN or infinity.
             let cosine = if cosine.is_finite() { cosine } else { 0.0 };
             Answer::WrongVector { cosine, precision: precision.name().to_owned() }
         }

@@ -1,8 +1,9 @@
-//! What a child takes from itself before it reads the first byte of its entry.
+//! Drops the rights of the child before it reads the first byte of its entry.
 //!
-//! It comes on top of what the child inherits from the sandbox of the daemon; a child of the command line has this alone.
-//! Limits, descriptors and the parent's signal are required. Landlock and seccomp are there where the kernel has them: the
-//! daemon itself says which it has.
+//! A child of the daemon inherits the daemon's sandbox in addition. A child of the command line has
+//! only these limits. The child fails if resource limits, closed descriptors or the parent-death
+//! signal cannot be set. Landlock and seccomp apply only if the kernel supports them: the daemon
+//! reports at start which ones it has.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,21 +26,21 @@ use seccompiler::{
 use super::Task;
 use crate::errors::chain;
 
-/// Standard input, output and error.
+/// Highest descriptor of the standard streams (input, output, error).
 const STREAMS: i32 = 2;
-/// Descriptors of the child: those, and a few files at a time.
+/// Limit of open descriptors: the three streams, and a few files at a time.
 const MAX_FILES: u64 = 64;
-/// Where the engine finds the caches of the processor.
+/// Directory in which the engine finds the cache sizes of the processor.
 const PROCESSOR: &str = "/sys/devices/system/cpu";
 
-/// Gives up all but what the test of the entry in `directory` needs.
+/// Drops all rights that the test of the entry in `directory` does not need.
 ///
 /// # Errors
-/// When that is not possible; says why.
+/// Returns the reason if a required limit cannot be set.
 pub(super) fn enter(task: &Task, directory: &Path) -> Result<(), String> {
     close_inherited()?;
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| format!("prctl: {error}"))?;
-    // The parent may have ended before.
+    // The parent may have ended before `prctl`. In this case the signal never comes.
     if getppid().as_raw() != task.parent {
         return Err("the process that asked for the test is not the parent".to_owned());
     }
@@ -50,7 +51,7 @@ pub(super) fn enter(task: &Task, directory: &Path) -> Result<(), String> {
     restrict_calls().map_err(|reason| format!("seccomp: {reason}"))
 }
 
-/// Closes what a parent that was taken over, or a program that started it, has left open.
+/// Closes descriptors that a compromised parent, or the program that started the parent, left open.
 fn close_inherited() -> Result<(), String> {
     let mut open = Vec::new();
     for child in fs::read_dir("/proc/self/fd").map_err(|error| format!("/proc/self/fd: {error}"))? {
@@ -58,7 +59,7 @@ fn close_inherited() -> Result<(), String> {
         open.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
     }
     for descriptor in open.into_iter().filter(|descriptor| *descriptor > STREAMS) {
-        // That of the directory itself is closed already.
+        // The descriptor of `/proc/self/fd` itself is in the list, but it is closed already.
         close(descriptor).unwrap_or(());
     }
     Ok(())
@@ -68,13 +69,14 @@ fn limit(task: &Task) -> Result<(), String> {
     let address_space = program_bytes()?.saturating_add(task.address_space);
     for (resource, most) in [
         (Resource::RLIMIT_CORE, 0),
-        // No file grows.
+        // Files cannot grow.
         (Resource::RLIMIT_FSIZE, 0),
         (Resource::RLIMIT_NOFILE, MAX_FILES),
         (Resource::RLIMIT_CPU, task.processor_seconds),
         (Resource::RLIMIT_AS, address_space),
     ] {
-        // SIGXCPU says more than the SIGKILL of the hard limit.
+        // The soft limit sends SIGXCPU, which the parent can explain. The hard limit sends only
+        // SIGKILL.
         let hard = match resource {
             Resource::RLIMIT_CPU => most.saturating_add(5),
             _ => most,
@@ -84,7 +86,7 @@ fn limit(task: &Task) -> Result<(), String> {
     Ok(())
 }
 
-/// Address space of the program as it was started.
+/// Returns the address space of the program as it was started, in bytes.
 fn program_bytes() -> Result<u64, String> {
     let text = fs::read_to_string("/proc/self/statm").map_err(|error| format!("statm: {error}"))?;
     let pages: Option<u64> = text.split(' ').next().and_then(|pages| pages.parse().ok());
@@ -94,7 +96,7 @@ fn program_bytes() -> Result<u64, String> {
     bytes.ok_or_else(|| format!("statm: \"{}\"", text.trim_end()))
 }
 
-/// Leaves the files of the entry and the description of the processor, to be read.
+/// Restricts file access to reading the entry and the description of the processor.
 fn restrict_files(directory: &Path) -> Result<(), RulesetError> {
     const MOST: ABI = ABI::V7;
     let reading = AccessFs::ReadFile | AccessFs::ReadDir;
@@ -111,7 +113,7 @@ fn restrict_files(directory: &Path) -> Result<(), RulesetError> {
 
 /// Denies sockets, other programs, other processes and files that are opened for writing.
 ///
-/// A list of what is denied: the daemon's own list of what is allowed holds in its children, too.
+/// This is a list of denied calls. The daemon's list of allowed calls also applies to its children.
 fn restrict_calls() -> Result<(), String> {
     let mut denied = BTreeMap::new();
     for call in [
@@ -170,17 +172,20 @@ fn restrict_calls() -> Result<(), String> {
     ] {
         denied.insert(call, Vec::new());
     }
+    // Deny new processes, that is a clone without `CLONE_THREAD`. Threads are allowed.
     denied.insert(libc::SYS_clone, vec![masked(0, libc::CLONE_THREAD, 0)?]);
     denied.insert(libc::SYS_openat, writing(2)?);
     #[cfg(target_arch = "x86_64")]
     denied.insert(libc::SYS_open, writing(1)?);
     apply(denied, libc::EPERM)?;
-    // Their arguments lie in memory, where a filter cannot look. The C library then does without them.
+    // A filter cannot read the flags of these calls, because they are in memory. With ENOSYS the C
+    // library falls back to `clone` and `openat`.
     let hidden = [libc::SYS_clone3, libc::SYS_openat2];
     apply(hidden.into_iter().map(|call| (call, Vec::new())).collect(), libc::ENOSYS)
 }
 
-/// An open for writing, or one that makes or empties a file, by the flags in `argument`.
+/// Returns rules that match an open for writing, creating or truncating, by the flags in
+/// `argument`.
 fn writing(argument: u8) -> Result<Vec<SeccompRule>, String> {
     [
         (libc::O_ACCMODE, libc::O_WRONLY),
@@ -204,7 +209,8 @@ fn masked(argument: u8, mask: i32, value: i32) -> Result<SeccompRule, String> {
 fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> Result<(), String> {
     use seccompiler::Error;
 
-    // A processor or a kernel without filters: the daemon says so, and refuses to start where they are required.
+    // On a processor or kernel without seccomp filters the child runs without them. The daemon
+    // reports this, and refuses to start if the configuration requires them.
     let Ok(architecture) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(()) };
     let denied = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, denied, architecture)

@@ -1,6 +1,6 @@
-//! The counts of one model, as they are in memory and in the file. Pure.
+//! Counts the use of one model, in memory and in the file. Pure.
 //!
-//! Invariant: numbers stay where they are when they are full; no sequence of calls overflows.
+//! Invariant: counters saturate. No sequence of calls overflows.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,38 +11,39 @@ use super::histogram::Histogram;
 use super::{Percentiles, Served};
 use crate::package::Timestamp;
 
-/// A request counts half as much an hour later: between what is used right now and what is used steadily.
+/// Half-life of a request in the recent rate. It is a compromise between models in use right now
+/// and models in steady use.
 const HALF_LIFE: Duration = Duration::from_secs(3600);
 
-/// What is counted of a model.
+/// Usage counts of one model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Counts {
-    /// Requests that were answered or failed.
+    /// Number of requests that were answered or failed.
     pub(super) requests: u64,
-    /// Those that failed.
+    /// Number of failed requests.
     pub(super) failures: u64,
-    /// Texts of those that were answered.
+    /// Number of texts in answered requests.
     pub(super) texts: u64,
-    /// Tokens of those that were answered.
+    /// Number of tokens in answered requests.
     pub(super) tokens: u64,
     latency: Histogram,
     recent_latency: Histogram,
-    /// How often it was loaded.
+    /// Number of loads.
     pub(super) loads: u64,
-    /// What loading takes, in microseconds.
+    /// Average time of a load, in microseconds.
     load_us: Option<u64>,
-    /// Requests, each halved with every [`HALF_LIFE`] since, as of the last use: the combined recency and frequency
-    /// of LRFU, <https://doi.org/10.1109/TC.2001.970573>.
+    /// Sum over all requests, each halved with every [`HALF_LIFE`] since, as of the last use: the
+    /// combined recency and frequency of LRFU, <https://doi.org/10.1109/TC.2001.970573>.
     recent_uses: f64,
-    /// Hours in which it was used.
+    /// Number of distinct hours in which the model was used.
     hours: u64,
     habit: Option<Habit>,
-    /// When it was used first.
+    /// Time of the first use.
     pub(super) first_used_at: Option<Timestamp>,
-    /// When it was used last.
+    /// Time of the last use.
     pub(super) last_used_at: Option<Timestamp>,
-    /// When there was the last sign of it: a use, a load, or that it is installed.
+    /// Time at which the model was last used, loaded or installed.
     seen_at: Option<Timestamp>,
 }
 
@@ -76,47 +77,49 @@ impl Counts {
         }
     }
 
-    /// Counts a load. Its time moves what is known of loads by a quarter of the difference, so that one load from a
-    /// cold disk does not tell of all.
+    /// Counts a load. Moves the average by a quarter of the difference, so that one load from a
+    /// cold disk does not dominate.
     pub(super) fn load(&mut self, duration: Duration) {
         add(&mut self.loads, 1);
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.load_us = Some(self.load_us.map_or(us, |known| known - known / 4 + us / 4));
     }
 
-    /// Remembers that there was a sign of it.
+    /// Records that the model was used, loaded or installed at `now`.
     pub(super) fn see(&mut self, now: SystemTime) {
         self.seen_at = Some(timestamp(now));
     }
 
-    /// When there was the last sign of it.
+    /// Returns the time at which the model was last used, loaded or installed.
     pub(super) fn seen_at(&self) -> Option<Timestamp> {
         self.seen_at
     }
 
-    /// For how long there was no sign of it.
+    /// Returns the time since the model was last used, loaded or installed.
     pub(super) fn unseen_for(&self, now: SystemTime) -> Duration {
         since(self.seen_at, now)
     }
 
-    /// What loading takes.
+    /// Returns the average time of a load.
     pub(super) fn reload_cost(&self) -> Option<Duration> {
         self.load_us.map(Duration::from_micros)
     }
 
-    /// Latency of all answers.
+    /// Returns the latency of all answers.
     pub(super) fn latency(&self) -> Option<Percentiles> {
         percentiles(&self.latency)
     }
 
-    /// Latency of the last answers.
+    /// Returns the latency of recent answers.
     pub(super) fn recent_latency(&self) -> Option<Percentiles> {
         percentiles(&self.recent_latency)
     }
 
-    /// Requests an hour: of late, or as usual in this hour of the week and the next, whichever is more.
+    /// Returns the requests per hour: the recent rate, or the usual rate in this hour of the week
+    /// and the next, whichever is larger.
     pub(super) fn uses_per_hour(&self, now: SystemTime) -> f64 {
-        // With `r` requests an hour the sum of the halved ones settles at r · half-life / ln 2.
+        // At `r` requests per hour, the sum of the halved requests converges to r · half-life / ln
+        // 2.
         let half_life_hours = HALF_LIFE.as_secs_f64() / 3600.0;
         let recent = self.recent_uses(now) * std::f64::consts::LN_2 / half_life_hours;
         let usual = Hour::of(now).and_then(|hour| {
@@ -126,24 +129,25 @@ impl Counts {
         recent.max(usual.unwrap_or(0.0))
     }
 
-    /// Whether it was used in `hour`.
+    /// Returns whether the model was used in `hour`.
     pub(super) fn was_used_in(&self, hour: Hour) -> bool {
         self.habit.as_ref().is_some_and(|habit| habit.was_used(hour))
     }
 
-    /// How likely it is used in `hour`; none before there are enough weeks.
+    /// Returns the probability of use in `hour`. Returns `None` until enough weeks have been
+    /// observed.
     pub(super) fn probability(&self, hour: Hour) -> Option<f64> {
         self.habit.as_ref()?.probability(hour)
     }
 
-    /// How likely it is used in each hour of the week, from Monday 00:00 UTC on.
+    /// Returns the probability of use in each hour of the week, from Monday 00:00 UTC.
     pub(super) fn use_by_hour(&self, now: SystemTime) -> Option<Vec<f64>> {
         self.habit.as_ref()?.probabilities(Hour::of(now)?)
     }
 
     fn recent_uses(&self, now: SystemTime) -> f64 {
         let age = since(self.last_used_at, now).div_duration_f64(HALF_LIFE);
-        // The file may hold any number.
+        // The value may come from the file, which can hold any number.
         self.recent_uses.max(0.0) * (-age).exp2()
     }
 }
@@ -152,7 +156,7 @@ fn add(count: &mut u64, more: impl TryInto<u64>) {
     *count = count.saturating_add(more.try_into().unwrap_or(u64::MAX));
 }
 
-/// Time since `then`; none when the clock was set back.
+/// Returns the time since `then`. Returns zero if the clock was set back.
 fn since(then: Option<Timestamp>, now: SystemTime) -> Duration {
     let then = then.map_or(0, |then| then.0);
     Duration::from_secs(timestamp(now).0.saturating_sub(then))

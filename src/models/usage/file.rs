@@ -1,4 +1,5 @@
-//! The file that keeps counts across restarts: `{"format":1,"models":{"<key>":{…}}}`.
+//! Reads and writes the file that keeps counts across restarts:
+//! `{"format":1,"models":{"<key>":{…}}}`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,22 +11,22 @@ use super::counts::Counts;
 use crate::files::{self, FileError};
 use crate::package::Key;
 
-/// The one format that this version reads and writes.
+/// Version of the file format. Only this version is read and written.
 const FORMAT: u32 = 1;
-/// Several times what [`super::MAX_MODELS`] models take.
+/// Largest file in bytes: several times the size of [`super::MAX_MODELS`] models.
 const MAX_SIZE: u64 = 16 << 20;
 const ASIDE: &str = "unreadable";
 
-/// Why a file cannot be used.
+/// Reasons for which a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// It was written by a version that is newer, or by nobody.
+    /// The file has another format version, such as that of a newer release.
     #[error("its format is {0}; this version reads {FORMAT}")]
     Format(u32),
-    /// It is damaged.
+    /// The file is damaged.
     #[error("it is damaged")]
     Damaged(#[from] serde_json::Error),
 }
@@ -42,10 +43,10 @@ struct Contents {
     models: BTreeMap<Key, Counts>,
 }
 
-/// The counts in the file at `path`; none when there is no file.
+/// Reads the counts from the file at `path`. Returns an empty map if the file does not exist.
 ///
 /// # Errors
-/// When there is one that cannot be used.
+/// Fails if the file exists but cannot be used.
 pub(super) fn read(path: &Path) -> Result<BTreeMap<Key, Counts>, ReadError> {
     match files::read_limited(path, MAX_SIZE) {
         Ok(bytes) => parse(&bytes),
@@ -55,7 +56,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<Key, Counts>, ReadError> {
 }
 
 fn parse(bytes: &[u8]) -> Result<BTreeMap<Key, Counts>, ReadError> {
-    // By itself first: of another format nothing else can be said.
+    // Parse the version by itself first: the rest of another format is unknown.
     let Format { format } = serde_json::from_slice(bytes)?;
     if format != FORMAT {
         return Err(ReadError::Format(format));
@@ -66,9 +67,9 @@ fn parse(bytes: &[u8]) -> Result<BTreeMap<Key, Counts>, ReadError> {
 /// Replaces the file at `path`.
 ///
 /// # Errors
-/// When the disk fails; the old file is then still there.
+/// Fails if the disk fails. The old file is then still there.
 pub(super) fn write(path: &Path, models: BTreeMap<Key, Counts>) -> Result<(), FileError> {
-    // Not indented: most of it are long rows of numbers.
+    // Not indented: most of the file is long rows of numbers.
     let mut json = serde_json::to_vec(&Contents { format: FORMAT, models })
         .map_err(|error| FileError::new("write", path)(error.into()))?;
     json.push(b'\n');
@@ -76,10 +77,11 @@ pub(super) fn write(path: &Path, models: BTreeMap<Key, Counts>) -> Result<(), Fi
     files::own(path, path.parent().unwrap_or(Path::new(".")))
 }
 
-/// Renames the file at `path`, so that it is not written over: where it is now. What was moved there before goes.
+/// Renames the file at `path`, so that it is not overwritten. Replaces a file that was moved aside
+/// earlier. Returns the new path.
 ///
 /// # Errors
-/// When the disk fails, or something stands there that no file can replace.
+/// Fails if the disk fails, or if the new path cannot be replaced by a file.
 pub(super) fn move_aside(path: &Path) -> Result<PathBuf, FileError> {
     let aside = path.with_added_extension(ASIDE);
     fs::rename(path, &aside).map_err(FileError::new("move aside", path))?;

@@ -1,43 +1,45 @@
-//! In which hours of the week a model is used, and how likely it is used in an hour to come. Pure.
+//! Records the hours of the week in which a model is used, and estimates the probability of use in
+//! a future hour. Pure.
 //!
-//! Hours are those of UTC: a habit that follows the clock on the wall moves by an hour twice a year, and is learned
-//! anew within weeks.
+//! Hours are in UTC. A pattern that follows local time moves by an hour twice a year, and is
+//! learned again within weeks.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// Hours of a week; the first begins on Monday at 00:00 UTC.
+/// Hours in a week. The first begins on Monday at 00:00 UTC.
 pub(super) const HOURS: usize = 168;
-/// Fewer weeks than this are no habit.
+/// Weeks to observe before a probability is given.
 const MIN_WEEKS: u64 = 3;
-/// What a week counts beside the one after it: what was given up three weeks ago counts half.
+/// Weight of a week relative to the next one. A week three weeks earlier has half the weight.
 const DECAY: f64 = 0.8;
-/// Weeks that are remembered: the oldest counts 3 % of the last.
+/// Number of weeks that are remembered. The oldest has about 4 % of the weight of the last.
 const MAX_WEEKS: u64 = 15;
-/// 1970 began on a Thursday, 72 hours into its week.
+/// Hour of the week at the Unix epoch: 1970 began on a Thursday, 72 hours after Monday 00:00.
 const EPOCH: u64 = 72;
-/// 2025-01-01. A clock that stands before it was never set; what it says is no hour of the week.
+/// 2025-01-01 in seconds since the Unix epoch. A clock before it was never set, so it does not give
+/// an hour of the week.
 const CLOCK_SET: u64 = 1_735_689_600;
 const HOUR: u64 = 3600;
 
-/// An hour, counted from 1970.
+/// Number of an hour, counted from 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Hour(u64);
 
 impl Hour {
-    /// The hour of `now`; none while the device's clock is not set.
+    /// Returns the hour of `now`. Returns `None` while the clock of the device is not set.
     pub(super) fn of(now: SystemTime) -> Option<Self> {
         let seconds = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
         (seconds >= CLOCK_SET).then_some(Self(seconds / HOUR))
     }
 
-    /// The hour after this one.
+    /// Returns the next hour.
     pub(super) fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// When it begins; none beyond what the system can tell.
+    /// Returns the start of the hour. Returns `None` if the system cannot represent it.
     pub(super) fn begin(self) -> Option<SystemTime> {
         UNIX_EPOCH.checked_add(Duration::from_secs(self.0.checked_mul(HOUR)?))
     }
@@ -52,33 +54,36 @@ impl Hour {
     }
 }
 
-/// In which hours a model was used, for each of the last weeks.
+/// Weekly profile: the hours in which a model was used in each of the last weeks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Habit {
-    /// Bit `k` of an hour: whether it was used in that hour `k` weeks before `week`.
+    /// Bits for each hour of the week. Bit `k` is set if the model was used in that hour `k` weeks
+    /// before `week`.
     used: Hours,
-    /// The week of the last use, counted from 1970.
+    /// Week of the last use, counted from 1970.
     week: u64,
-    /// The hour of the first use.
+    /// Hour of the first use.
     first: Hour,
 }
 
 impl Habit {
-    /// The habit of a model that was used in `hour` for the first time.
+    /// Creates the profile of a model whose first use is in `hour`.
     pub(super) fn begin(hour: Hour) -> Self {
         let mut habit = Self { used: Hours([0; HOURS]), week: hour.week(), first: hour };
         habit.record(hour);
         habit
     }
 
-    /// Remembers a use. Returns whether it is the first in its hour.
+    /// Records a use. Returns whether it is the first one in its hour.
     ///
-    /// A clock that was set back takes what it recorded in the future with it.
+    /// If the clock was set back, the uses that were recorded after `hour`'s week are dropped.
     pub(super) fn record(&mut self, hour: Hour) -> bool {
         let week = hour.week();
         let (forth, back) = (week.saturating_sub(self.week), self.week.saturating_sub(week));
         if (forth, back) != (0, 0) {
+            // Bit `k` means `k` weeks before `week`. So the bits move left when `week` grows, and
+            // right when the clock was set back.
             for bits in &mut self.used.0 {
                 *bits = shift(*bits, forth, u16::checked_shl);
                 *bits = shift(*bits, back, u16::checked_shr);
@@ -92,15 +97,16 @@ impl Habit {
         is_first
     }
 
-    /// Whether it was used in `hour`.
+    /// Returns whether the model was used in `hour`.
     pub(super) fn was_used(&self, hour: Hour) -> bool {
         self.was_used_before(hour, 0)
     }
 
-    /// The share of the past weeks in which it was used in this hour of the week, later weeks counting more; none
-    /// before there are [`MIN_WEEKS`].
+    /// Returns the share of the past weeks in which the model was used in this hour of the week,
+    /// with more weight for later weeks. Returns `None` until [`MIN_WEEKS`] have been observed.
     ///
-    /// With `u_k` 1 when it was used `k` weeks before `hour` and 0 when not: Σ `DECAY^k · u_k` / Σ `DECAY^k`.
+    /// Let `u_k` be 1 if the model was used `k` weeks before `hour`, and 0 otherwise. The result is
+    /// Σ `DECAY^k · u_k` / Σ `DECAY^k`.
     pub(super) fn probability(&self, hour: Hour) -> Option<f64> {
         let weeks = hour.0.saturating_sub(self.first.0) / HOURS as u64;
         if weeks < MIN_WEEKS {
@@ -117,8 +123,8 @@ impl Habit {
         Some(used / all)
     }
 
-    /// [`Self::probability`] of every hour of the week at its next turn, `now` included; none of them before there are
-    /// enough weeks for all.
+    /// Returns [`Self::probability`] of the next 168 hours, ordered by the hour of the week.
+    /// Returns `None` if one of them has not been observed for enough weeks.
     pub(super) fn probabilities(&self, now: Hour) -> Option<Vec<f64>> {
         let mut week = vec![0.0; HOURS];
         let mut hour = now;
@@ -131,7 +137,7 @@ impl Habit {
 
     fn was_used_before(&self, hour: Hour, weeks_ago: u64) -> bool {
         let bits = self.used.0.get(hour.of_week()).copied().unwrap_or(0);
-        // Nothing is known of weeks after the last use.
+        // Weeks after the last use have no bits: the model was not used in them.
         let known = hour.week().checked_sub(weeks_ago).and_then(|week| self.week.checked_sub(week));
         known.is_some_and(|ago| shift(bits, ago, u16::checked_shr) & 1 == 1)
     }
@@ -146,7 +152,7 @@ fn shift(bits: u16, by: u64, direction: fn(u16, u32) -> Option<u16>) -> u16 {
 #[serde(try_from = "Vec<u16>", into = "Vec<u16>")]
 struct Hours([u16; HOURS]);
 
-/// A week of another length.
+/// Error of a list with another number of hours.
 #[derive(Debug, thiserror::Error)]
 #[error("expected {HOURS} hours of the week, found {0}")]
 struct WrongLength(usize);
@@ -174,7 +180,7 @@ mod tests {
     const MONDAY: u64 = 1_767_571_200 / HOUR;
     const WEEK: u64 = HOURS as u64;
 
-    /// The habit of who used a model at nine on Mondays of these weeks.
+    /// Returns the profile of a model that was used at nine on Mondays of these weeks.
     fn nine_on_mondays(weeks: impl IntoIterator<Item = u64>) -> Habit {
         let mut hours = weeks.into_iter().map(|week| Hour(MONDAY + 9 + week * WEEK));
         let mut habit = Habit::begin(hours.next().unwrap());
@@ -203,7 +209,7 @@ mod tests {
             (vec![0, 2], 3, Some((0.8 + 0.512) / 1.952)),
             (vec![0, 1], 3, Some((0.64 + 0.512) / 1.952)),
             (vec![0], 3, Some(0.512 / 1.952)),
-            // Long given up.
+            // Unused for a long time.
             (vec![0, 1, 2, 3], 60, Some(0.0)),
             ((0..40).collect(), 40, Some(1.0)),
         ] {

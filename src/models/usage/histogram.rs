@@ -1,19 +1,22 @@
-//! Latencies in 44 counters, each half an octave wide. Pure.
+//! Counts latencies in 44 counters, each half an octave wide. Pure.
 //!
-//! A quantile is interpolated within its counter: it is off by less than the counter's width, a factor of √2.
+//! A quantile is interpolated within its counter. Its error is less than the width of the counter,
+//! a factor of √2.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// From 0.1 ms to 210 s; what is shorter or longer is in the first or the last.
+/// Number of counters. They cover 0.1 ms to 210 s. The first and the last one also count shorter
+/// and longer latencies.
 const COUNTERS: usize = 44;
-/// Where the second counter begins.
+/// Lower bound of the second counter.
 const LEAST: Duration = Duration::from_micros(100);
-/// A histogram of recent latencies holds at least this many, once there were so many, and fewer than twice as many.
+/// Least number of latencies in a recent histogram, once it has counted as many. It holds fewer
+/// than twice this number.
 const RECENT: u64 = 128;
 
-/// How many requests took how long.
+/// Number of requests by latency.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u64>", into = "Vec<u64>")]
 pub(super) struct Histogram {
@@ -34,10 +37,11 @@ impl Histogram {
         }
     }
 
-    /// Counts a latency, and lets all before it fade: the counters are halved whenever there are twice as many as are
-    /// recent.
+    /// Counts a latency, and reduces the weight of earlier ones: all counters are halved when the
+    /// total reaches twice [`RECENT`].
     pub(super) fn record_recent(&mut self, latency: Duration) {
         self.record(latency);
+        // A loop, because a file may contain counters of any size.
         while self.count() >= u128::from(2 * RECENT) {
             self.counts.iter_mut().for_each(|count| *count /= 2);
         }
@@ -47,7 +51,8 @@ impl Histogram {
         self.counts.iter().map(|count| u128::from(*count)).sum()
     }
 
-    /// The latency that `share` (0 to 1) of all were not above; none without any.
+    /// Returns the latency that `share` (0 to 1) of all requests did not exceed. Returns `None` for
+    /// an empty histogram.
     pub(super) fn quantile(&self, share: f64) -> Option<Duration> {
         let count = self.count();
         if count == 0 {
@@ -63,21 +68,21 @@ impl Histogram {
             }
             below += count;
         }
-        // Rounding, with counts past what f64 holds exactly.
+        // Reached only through rounding, with counts beyond the precision of f64.
         Some(begin(COUNTERS))
     }
 }
 
-/// The counter of `latency`.
+/// Returns the index of the counter for `latency`.
 fn counter(latency: Duration) -> usize {
     let octaves = latency.div_duration_f64(LEAST).log2();
-    // Zero has no logarithm, and its cast saturates as that of every other number does.
+    // The logarithm of zero is minus infinity. The cast saturates it to 0.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
     let half_octaves = (octaves * 2.0 + 1.0).floor() as usize;
     half_octaves.min(COUNTERS - 1)
 }
 
-/// Where `counter` begins.
+/// Returns the lower bound of `counter`.
 fn begin(counter: usize) -> Duration {
     match counter {
         0 => Duration::ZERO,
@@ -85,7 +90,7 @@ fn begin(counter: usize) -> Duration {
     }
 }
 
-/// A histogram of another size.
+/// Error of a list with another number of counters.
 #[derive(Debug, thiserror::Error)]
 #[error("expected {COUNTERS} counters of latencies, found {0}")]
 pub(super) struct WrongSize(usize);
@@ -157,7 +162,7 @@ mod tests {
         #[test]
         fn a_quantile_is_within_a_counter_of_the_true_one(
             micros in prop::collection::vec(100_u64..200_000_000, 1..200),
-            // Of 64: such a share is exact.
+            // Multiples of 1/64 are exact in f64.
             share in 1_usize..=64,
         ) {
             let mut latencies = Vec::from_iter(micros.into_iter().map(Duration::from_micros));

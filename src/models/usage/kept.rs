@@ -1,15 +1,16 @@
-//! Whether counts reach the disk. They are written each minute; a disk that takes no writes is told of once.
+//! Limits the logging of failed writes of the usage file. It is written every minute, and only the
+//! first of several failures in a row is logged.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What the last write came to.
+/// Result of the last write.
 #[derive(Debug, Default)]
 pub(in crate::models) struct Kept {
     failed: AtomicBool,
 }
 
 impl Kept {
-    /// Remembers what a write came to. Returns its error if the write before it succeeded.
+    /// Records the result of a write. Returns its error if the previous write succeeded.
     pub(in crate::models) fn failure<E>(&self, written: Result<(), E>) -> Option<E> {
         let had_failed = self.failed.swap(written.is_err(), Ordering::Relaxed);
         written.err().filter(|_error| !had_failed)

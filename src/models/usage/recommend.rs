@@ -1,8 +1,8 @@
-//! Which installed model to use for what. Pure.
+//! Recommends installed models for a task. Pure.
 //!
-//! A manifest states neither a task nor a quality. What a model was made for comes from the table of known models, by
-//! the model's id or source, or from the names of its prompts; its [`Tier`] from its size. What is not known of a
-//! model does not speak against it.
+//! A manifest declares neither a task nor a quality. The task of a model comes from the table of
+//! known models, by the id or the source of the model, or from the names of its prompts. Its
+//! [`Tier`] comes from its size. Missing knowledge does not count against a model.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,26 +10,26 @@ use std::time::Duration;
 
 use crate::package::{Key, KnownModel, Manifest, Precision, Task, Tier, WEIGHTS, known};
 
-/// What vectors are wanted for.
+/// Task for which vectors are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TaskType {
-    /// Anything; no model is preferred for it.
+    /// Any task. No model is preferred.
     #[default]
     Embedding,
-    /// Comparing texts with each other.
+    /// Comparison of texts with each other.
     Similarity,
-    /// Finding the passages that answer a query; `retrieval` means the same.
+    /// Search for the passages that answer a query. The name `retrieval` is an alias.
     Search,
-    /// Features of a classifier.
+    /// Input features of a classifier.
     Classification,
-    /// Finding groups of like texts.
+    /// Search for groups of similar texts.
     Clustering,
-    /// Finding code by a description of what it does.
+    /// Search for code by a description of its function.
     CodeSearch,
 }
 
 impl TaskType {
-    /// The names that are read.
+    /// Accepted names.
     pub const NAMES: [&str; 7] = [
         "embedding",
         "similarity",
@@ -51,7 +51,8 @@ impl TaskType {
         }
     }
 
-    /// What the table of known models calls it. Groups and classes are told by which texts are alike.
+    /// Returns the task in the terms of the table of known models. Classification and clustering
+    /// depend on the similarity of texts.
     fn task(self) -> Option<Task> {
         match self {
             Self::Embedding => None,
@@ -61,7 +62,7 @@ impl TaskType {
         }
     }
 
-    /// Parts of the names that models give to their prompts for it, as here:
+    /// Returns parts of the prompt names that models use for this task, as in
     /// <https://huggingface.co/nomic-ai/nomic-embed-text-v2-moe/blob/11920f9629c6db4e60eac546b0b6e1743613aeac/config_sentence_transformers.json>.
     fn prompts(self) -> &'static [&'static str] {
         match self {
@@ -75,19 +76,19 @@ impl TaskType {
     }
 }
 
-/// How hard the texts are to tell apart.
+/// Difficulty of telling the texts apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Complexity {
-    /// Short and plain: [`Tier::Fast`] will do.
+    /// Short and plain texts: [`Tier::Fast`] suffices.
     Low,
-    /// [`Tier::Balanced`].
+    /// Ordinary texts: [`Tier::Balanced`].
     Medium,
-    /// Long, or near each other in meaning: [`Tier::Quality`].
+    /// Long texts, or texts of similar meaning: [`Tier::Quality`].
     High,
 }
 
 impl Complexity {
-    /// The names that are read.
+    /// Accepted names.
     pub const NAMES: [&str; 3] = ["low", "medium", "high"];
 
     fn tier(self) -> Tier {
@@ -99,7 +100,7 @@ impl Complexity {
     }
 }
 
-/// A word that is none of those that are read.
+/// Error of a name that is not among the accepted ones.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {}", .0.join(", "))]
 pub struct UnknownWord(&'static [&'static str]);
@@ -133,30 +134,30 @@ impl FromStr for Complexity {
     }
 }
 
-/// What is looked for.
+/// Criteria of a recommendation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Query {
-    /// What for.
+    /// Wanted task.
     pub task_type: TaskType,
-    /// Which tier; without it none is preferred.
+    /// Difficulty, which selects the preferred tier. Without it, no tier is preferred.
     pub complexity: Option<Complexity>,
-    /// Models that are known to be slower than this, at the 95th percentile, are left out.
+    /// Largest 95th percentile of latency. Models that are known to be slower are excluded.
     pub max_latency: Option<Duration>,
 }
 
-/// Whether a model can answer with the memory that there is.
+/// Availability of memory for a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Memory {
-    /// It is in memory.
+    /// The model is in memory.
     Resident,
-    /// There is room for it.
+    /// The model fits into memory.
     Fits,
-    /// There is none; another model would have to leave.
+    /// The model does not fit: another one would have to be evicted.
     DoesNotFit,
 }
 
 impl Memory {
-    /// The name in answers.
+    /// Returns the name used in the API.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Resident => "resident",
@@ -166,49 +167,50 @@ impl Memory {
     }
 }
 
-/// A model that may be recommended.
+/// Model that may be recommended.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
-    /// The model.
+    /// Key of the model.
     pub key: &'a Key,
-    /// What it says of itself.
+    /// Manifest of the model.
     pub manifest: &'a Manifest,
-    /// The 95th percentile of its latest latencies; none before it was used.
+    /// 95th percentile of its recent latencies. `None` before its first use.
     pub p95: Option<Duration>,
-    /// Whether it can answer now.
+    /// Availability of memory for it.
     pub memory: Memory,
 }
 
-/// A model, why, and how well it fits. The first of several is the best.
+/// Recommended model, with the reason. In a list, the first one is the best.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recommendation {
-    /// The model.
+    /// Key of the model.
     pub key: Key,
-    /// What it trades for what.
+    /// Tier: a compromise between speed and quality.
     pub tier: Tier,
-    /// What is known of its use for the task.
+    /// Suitability for the task.
     pub suitability: Suitability,
-    /// The 95th percentile of its latest latencies; none before it was used: then it may be slower than was asked.
+    /// 95th percentile of its recent latencies. `None` before its first use: then it may be slower
+    /// than the query allows.
     pub p95: Option<Duration>,
-    /// Whether it can answer now.
+    /// Availability of memory for it.
     pub memory: Memory,
-    /// All that in a sentence.
+    /// Summary of these facts in one sentence.
     pub reason: String,
 }
 
-/// What is known of a model's use for a task.
+/// Suitability of a model for a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Suitability {
-    /// It was made for it, or the task is any.
+    /// The model was made for the task, or any task is wanted.
     Made,
-    /// Nothing is known.
+    /// The purpose of the model is unknown.
     Unknown,
-    /// It was made for something else.
+    /// The model was made for another task.
     Other,
 }
 
 impl Suitability {
-    /// The name in answers.
+    /// Returns the name used in the API.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Made => "made_for_it",
@@ -218,11 +220,11 @@ impl Suitability {
     }
 }
 
-/// The candidates that `query` allows, the best first.
+/// Returns the candidates that `query` allows, the best first.
 ///
-/// In this order: those that are in memory or fit; when there is a longest latency, those that were measured and keep
-/// it; what they were made for; the nearness of the tier, of two equally near the smaller; those in memory; the
-/// quickest; the smallest.
+/// The criteria, in this order: the model is resident or fits; its latency is measured, if the
+/// query limits latency; its suitability; the distance of its tier from the wanted one (of two
+/// equal distances, the lower tier); it is resident; its latency; its size.
 pub fn recommend(query: Query, candidates: &[Candidate<'_>]) -> Vec<Recommendation> {
     let allowed = candidates.iter().filter(|candidate| match (candidate.p95, query.max_latency) {
         (Some(p95), Some(max)) => p95 <= max,
@@ -240,7 +242,7 @@ pub fn recommend(query: Query, candidates: &[Candidate<'_>]) -> Vec<Recommendati
             suitability,
             distance,
             candidate.memory,
-            // None would be the quickest.
+            // `None` would sort before every latency.
             candidate.p95.unwrap_or(Duration::MAX),
             candidate.manifest.total_size(),
             candidate.key,
@@ -259,11 +261,14 @@ pub fn recommend(query: Query, candidates: &[Candidate<'_>]) -> Vec<Recommendati
     ranked.into_iter().map(|(_, recommendation)| recommendation).collect()
 }
 
-/// What a model trades for what, from its size.
+/// Derives the tier of a model from its size.
 ///
-/// Fast are tables (static embeddings) and encoders of less than 30 million parameters, such as 6 layers of 384; of
-/// quality those of 100 million and more whose vectors have 768 dimensions and more, as 12 layers of 768 have; the rest
-/// is balanced, with it small encoders of many languages, most of which is their table of words.
+/// - Fast: tables (static embeddings), and encoders with less than 30 million parameters, such as 6
+///   layers of 384.
+/// - Quality: encoders with at least 100 million parameters and 768 dimensions, such as 12 layers
+///   of 768.
+/// - Balanced: all others. Among them are small multilingual encoders, most of whose parameters are
+///   word embeddings.
 pub fn tier(manifest: &Manifest) -> Tier {
     let weights = manifest.files.iter().find(|file| file.path.as_str() == WEIGHTS);
     let bytes_each = match manifest.precision {
@@ -295,7 +300,7 @@ fn rank(tier: Tier) -> u8 {
 
 fn suitability(task_type: TaskType, manifest: &Manifest) -> Suitability {
     let Some(task) = task_type.task() else { return Suitability::Made };
-    // An empty prompt is what sentence-transformers writes for models that have none.
+    // sentence-transformers writes an empty prompt for a model without prompts.
     let prompted = manifest.prompts.iter().filter(|(_, text)| !text.is_empty()).any(|(name, _)| {
         let name = name.to_ascii_lowercase();
         task_type.prompts().iter().any(|part| name.contains(part))
@@ -308,7 +313,8 @@ fn suitability(task_type: TaskType, manifest: &Manifest) -> Suitability {
     }
 }
 
-/// The known model that `manifest` describes: by its id, or as what it was packed from.
+/// Returns the known model that `manifest` describes, found by the repository of its source or by
+/// its id.
 fn known_model(manifest: &Manifest) -> Option<&'static KnownModel> {
     let repository = manifest.source.as_deref().and_then(|source| {
         let path = source.strip_prefix("https://huggingface.co/")?;
@@ -341,7 +347,7 @@ fn reason(query: Query, candidate: &Candidate<'_>, tier: Tier, suitability: Suit
     format!("It {made}, is of the {} tier{wanted}, {measured}, and {memory}.", tier.name())
 }
 
-/// Milliseconds, with as many digits as a measurement has.
+/// Duration that is printed in milliseconds, with one decimal below 10 ms.
 struct Millis(Duration);
 
 impl fmt::Display for Millis {
@@ -363,7 +369,7 @@ mod tests {
         format!("{id}@1+0123456789ab").parse().unwrap()
     }
 
-    /// A model of `parameters` in int8.
+    /// Returns a model with `parameters` parameters in int8.
     fn model(id: &str, dimensions: usize, parameters: u64) -> Manifest {
         let mut manifest = fixture::manifest(id, "1", &[(WEIGHTS, b"")]);
         manifest.precision = Precision::Int8;
@@ -380,7 +386,7 @@ mod tests {
         manifest
     }
 
-    /// Ids in the order in which they are recommended.
+    /// Returns the ids in the order of recommendation.
     fn ranked(query: Query, models: &[(Manifest, Option<Duration>, Memory)]) -> Vec<String> {
         let keys = Vec::from_iter(models.iter().map(|(manifest, ..)| key(manifest.id.as_str())));
         let candidates = models.iter().zip(&keys).map(|((manifest, p95, memory), key)| Candidate {
@@ -396,7 +402,7 @@ mod tests {
     #[test]
     fn sizes_give_the_tiers_of_the_known_models() {
         for known in known_models() {
-            // A parameter of int8 is a byte.
+            // A parameter in int8 is one byte.
             let derived = tier_of(known.architecture, known.int8_size.0, known.dimensions);
             assert_eq!(derived, known.tier, "{}", known.id);
         }
@@ -491,7 +497,7 @@ mod tests {
                 vec![(fast(), Some(MS), Resident), (search(), None, DoesNotFit)],
                 vec!["fast", "search"],
             ),
-            // Too slow, not measured, quick enough.
+            // A model that is too slow, one that is not measured, and one that is fast enough.
             (
                 within(10 * MS),
                 vec![
