@@ -1,15 +1,18 @@
-//! One budget of bytes for the requests and answers in flight, shared between users.
+//! Limits the bytes that requests and answers in flight hold, with fair shares for users.
 //!
-//! Owns what each request holds. A request is charged before its body is read, again before its vectors are computed,
-//! and holds its charge until the last byte of its answer was written. What does not fit is refused: nothing waits, so
-//! that a charge never waits for another one.
+//! A request is charged before its body is read and again before its vectors are computed. It holds
+//! its charge until the last byte of its answer was written. A request that does not fit is
+//! refused. It never waits, because requests that wait while they hold a charge could block each
+//! other.
 //!
-//! The budget is an eighth of the memory limit in force. A user may hold as much as is left for the others then: one
-//! user alone gets half, two get a third each, and something is always left for a user that comes (dynamic thresholds,
-//! Choudhury and Hahne 1998, <https://doi.org/10.1109/90.664262>).
+//! The budget is one eighth of the current memory limit. A user may hold as many bytes as then
+//! remain for the others: a single user gets half, two users get a third each. So some bytes are
+//! always free for a new user (dynamic thresholds, Choudhury and Hahne 1998,
+//! <https://doi.org/10.1109/90.664262>).
 //!
-//! Invariant: what is held is at most the budget, but for requests that are the only one of their user: a small one
-//! always fits, a large one while the others hold next to nothing.
+//! Invariant: requests hold at most the budget. The exceptions are requests that are the only one
+//! of their user: a small one is always admitted, and a large one while the other users hold almost
+//! nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,20 +29,22 @@ use crate::config::Settings;
 use crate::log::{self, Message};
 use crate::memory::monitor::Reading;
 
-/// The share of the memory limit that is the budget.
+/// Divisor of the memory limit that gives the budget.
 const SHARE_OF_LIMIT: u64 = 8;
-/// What a body is charged, times its length: the bytes that arrived, and what is parsed of them. Afterwards the first
-/// part pays for the tokens.
+/// Factor for the length of a body that gives its charge: once for the bytes that arrive and once
+/// for the parsed values. Later the first part covers the tokens.
 pub(super) const BODY_FACTOR: u64 = 2;
-/// What a number of a vector is charged: 4 bytes as it is computed, 4 in its row, and 14 as text.
+/// Bytes charged for each number of a vector: 4 as it is computed, 4 in its row, and 14 as text.
 pub(super) const NUMBER_BYTES: u64 = 22;
-/// The same of a vector that is compared and not written.
+/// Bytes charged for each number of a vector that is only compared and not written.
 pub(super) const COMPARED_NUMBER_BYTES: u64 = 8;
-/// The largest body and what is made of it fit twice into the least budget: once for each of two users.
+/// Number of largest bodies, with their parsed values, that the smallest budget can hold: one for
+/// each of two users.
 const LEAST_BODIES: u64 = 2;
-/// A request of this size is let through when it is the only one of its user.
+/// Length of a request that is always admitted if it is the only one of its user.
 const SMALL: u64 = 64 << 10;
-/// A large request that is the only one of its user is let through while others hold this part of the budget.
+/// Divisor of the budget: a large request that is the only one of its user is admitted while the
+/// other users hold at most this part.
 const NEXT_TO_NOTHING: u64 = 8;
 
 /// The budget. Clones share it.
@@ -64,13 +69,16 @@ impl Ledger {
         self.held.get(&uid).copied().unwrap_or(0)
     }
 
-    /// Returns whether a request of `uid` that holds `own` bytes may hold `more` bytes of a budget of `size` bytes.
+    /// Returns whether a request of `uid` that holds `own` bytes may hold `more` bytes of a budget
+    /// of `size` bytes.
     fn admits(&self, uid: u32, own: u64, more: u64, size: u64) -> bool {
         let held = self.held(uid);
         let (after, total) = (held.saturating_add(more), self.total.saturating_add(more));
+        // Dynamic threshold: a user may hold at most as many bytes as then remain free.
         if after <= size.saturating_sub(total) {
             return true;
         }
+        // The user's only bytes are those of this request.
         let is_only = held == own;
         is_only && (after <= SMALL || self.total - held <= size / NEXT_TO_NOTHING)
     }
@@ -94,7 +102,8 @@ impl Ledger {
 }
 
 impl Budget {
-    /// Makes a budget that follows the memory limits of `readings` and the largest body of `settings`.
+    /// Creates a budget that follows the memory limits of `readings` and the largest body of
+    /// `settings`.
     pub fn new(
         readings: watch::Receiver<Reading>,
         settings: watch::Receiver<Arc<Settings>>,
@@ -116,31 +125,31 @@ impl Budget {
         self.ledger().total
     }
 
-    /// Begins the charge of a request of `uid`; it holds no bytes yet.
+    /// Creates the charge of a request of `uid`, with 0 bytes at first.
     pub(super) fn request(&self, uid: u32) -> Charge {
         Charge { budget: self.clone(), uid, bytes: AtomicU64::new(0) }
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        // Nothing panics between two steps of a change.
+        // Changes under the lock do not panic halfway: the values of a poisoned lock are valid.
         self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What one request holds of the budget, until this is dropped.
+/// Bytes that one request holds of the budget, released when this is dropped.
 #[derive(Debug)]
 pub(super) struct Charge {
     budget: Budget,
     uid: u32,
-    /// Changed under the ledger's lock alone.
+    /// Changed only under the lock of `ledger`.
     bytes: AtomicU64,
 }
 
 impl Charge {
-    /// Holds `more` bytes. Logs a refusal.
+    /// Charges `more` bytes. Logs a refusal.
     ///
     /// # Errors
-    /// 503 when they do not fit; the request holds what it held.
+    /// 503 when they do not fit. The charge then stays as it was.
     pub(super) fn grow(&self, more: u64) -> Result<(), ApiError> {
         let size = self.budget.size();
         let mut ledger = self.budget.ledger();
@@ -163,7 +172,7 @@ impl Charge {
         Err(ApiError::too_many_bytes(held, size))
     }
 
-    /// Does [`Self::grow`] for this count of numbers in vectors, and for their text in JSON unless they are only
+    /// Charges `numbers` numbers of vectors, and their text in JSON unless they are only
     /// `compared`.
     ///
     /// # Errors
@@ -183,7 +192,7 @@ impl Drop for Charge {
     }
 }
 
-/// Bytes of an answer, and what the request holds until they were written.
+/// Bytes of an answer with the charge of its request, which they hold until they are written.
 struct Written {
     bytes: Bytes,
     _charge: Arc<Charge>,
@@ -195,13 +204,13 @@ impl AsRef<[u8]> for Written {
     }
 }
 
-/// Lets the charge that a response brings along live as long as the bytes of its body, which wait for the client in the
-/// buffer of its connection.
+/// Keeps the charge of a response until all bytes of its body are dropped. Until then they wait for
+/// the client in the buffer of the connection.
 pub(super) fn hold_until_written(mut response: Response) -> Response {
     let Some(charge) = response.extensions_mut().remove::<Arc<Charge>>() else { return response };
     let length = response.body().size_hint().exact();
     if let Some(length) = length {
-        // The length of the body is not seen through what follows.
+        // Set the length here, because the wrapped body does not report it.
         let headers = response.headers_mut();
         headers.entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
     }
@@ -237,7 +246,7 @@ mod tests {
         assert_eq!(budget(512 * MIB, 16 * MIB).size(), 64 * MIB);
         assert_eq!(budget(64 * MIB, 16 * MIB).size(), 64 * MIB);
         assert_eq!(budget(8192 * MIB, 16 * MIB).size(), 1024 * MIB);
-        // The largest body of one user, and of another at the same time.
+        // One user sends the largest body, and another does so at the same time.
         let budget = budget(64 * MIB, 16 * MIB);
         let (first, second) = (budget.request(1), budget.request(2));
         first.grow(32 * MIB).unwrap();
@@ -267,7 +276,7 @@ mod tests {
         assert_eq!(fine, 8, "half of the budget");
         let other = budget.request(2);
         other.grow(16 * MIB).unwrap();
-        // A third finds the half of what is left, and a small request always fits.
+        // A third user gets half of the remaining bytes, and a small request always fits.
         budget.request(3).grow(8 * MIB).unwrap();
         for uid in 4..100 {
             budget.request(uid).grow(SMALL).unwrap();

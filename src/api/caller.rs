@@ -1,7 +1,7 @@
-//! Who asks: the connection, and what a request says of itself in headers that every dialect takes.
+//! Identifies the caller of a request, and reads the headers that all dialects accept.
 //!
-//! Owns the names of these headers and the id of a request. What they say is checked here; what follows from it is
-//! decided elsewhere.
+//! Defines the names of these headers and the id of a request. Checks the form of their values;
+//! other modules act on them.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,77 +23,82 @@ use super::tenants::{Tenant, Visit};
 use crate::config::TenantSettings;
 use crate::models::{Flow, Owner, Priority, REQUEST_TIMEOUT, Ticket, User};
 
-/// The id of a request, given back with its answer.
+/// Header with the id of a request, which the answer returns.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// `interactive` or `bulk`; by the number of tokens when absent.
+/// Header with the class of the request: `interactive` or `bulk`. If absent, the number of tokens
+/// decides.
 const PRIORITY: HeaderName = HeaderName::from_static("x-caxton-priority");
-/// `true` or `false`: whether another model may answer. As the settings say when absent.
+/// Header that allows or forbids a fallback: `true` or `false`. If absent, the settings decide.
 const ALLOW_FALLBACK: HeaderName = HeaderName::from_static("x-caxton-allow-fallback");
-/// After how many milliseconds nobody waits for the answer any more.
+/// Header with the timeout of the request in milliseconds, at most [`REQUEST_TIMEOUT`].
 const TIMEOUT: HeaderName = HeaderName::from_static("x-caxton-timeout-ms");
-/// The tenant that a trusted user asks for; by the connection's user when absent.
+/// Header with the tenant for which an administrator sends the request. If absent, the user of the
+/// connection determines the tenant.
 pub(super) const TENANT: HeaderName = HeaderName::from_static("x-caxton-tenant");
-/// Longest id of a request that is given back.
+/// Longest id of a request that is returned.
 const MAX_REQUEST_ID: usize = 128;
 
-/// A connection, for as long as the daemon runs.
+/// Id of a connection, unique while the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionId(u64);
 
 impl ConnectionId {
-    /// One that no other connection has.
+    /// Returns an id that no other connection has.
     pub fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 
-/// Who is on the other end of a connection, and whether a request of theirs is in another's name.
+/// Peer of a connection, and whether the request acts for a named tenant.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sender {
     pub(super) peer: Peer,
-    /// Whether the request names a tenant: it may what that tenant may, and no more.
+    /// Whether the request names a tenant. It then has only the rights of that tenant, even if its
+    /// sender is an administrator.
     pub(super) names_tenant: bool,
 }
 
 impl Sender {
     fn of(parts: &Parts) -> Self {
-        // Without a peer the request sees nothing: the safe side.
+        // Without a peer the request has no rights, so that a forgotten extension does no harm.
         let peer = parts.extensions.get::<Peer>().copied().unwrap_or(Peer::STRANGER);
         Self { peer, names_tenant: parts.headers.contains_key(&TENANT) }
     }
 
-    /// Returns whether this is an administrator who speaks for themselves. May ask the user database, off the runtime.
+    /// Returns whether the sender is an administrator that does not act for a tenant. May read the
+    /// user database on the blocking pool.
     pub(super) async fn is_admin(self, app: &App) -> bool {
         !self.names_tenant && app.tenants.is_admin(self.peer).await
     }
 }
 
-/// Who asks, and how.
+/// Caller of a request, with the options from its headers.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
-    /// Its connection: requests of one do not take the turns of others.
+    /// Connection, for fair scheduling among the connections of a user.
     pub(super) connection: u64,
-    /// Its user: requests of one do not take the turns of other users.
+    /// User id, for fair scheduling among users.
     pub(super) uid: u32,
-    /// What the request holds of the budget of bytes, until the last copy of this is dropped and its answer written.
+    /// Bytes that the request holds of the budget. They are released when the last copy is dropped
+    /// and the answer is written.
     pub(super) charge: Arc<Charge>,
-    /// Whether another model than the one asked for may answer; as the settings say when absent.
+    /// Whether a fallback may answer; `None` leaves the decision to the settings.
     pub(super) allow_fallback: Option<bool>,
-    /// Before or after others; by the number of tokens when absent.
+    /// Class of the request; `None` if the number of tokens decides.
     pub(super) priority: Option<Priority>,
-    /// Who is on the other end, and in whose name.
+    /// Peer that sent the request, and whether it acts for a tenant.
     pub(super) sender: Sender,
-    /// The tenant whose request it is. It counts as in flight until the last copy of this is dropped.
+    /// Tenant of the request. The request counts as in flight until the last copy is dropped.
     pub(super) tenant: Option<Arc<Visit>>,
-    /// When the request was read.
+    /// Time when the request was received.
     pub(super) began: Instant,
-    /// When nobody waits for the answer any more.
+    /// Instant at which the request times out.
     pub(super) deadline: Instant,
 }
 
 impl Caller {
-    /// Returns the user that the request is counted for.
+    /// Returns the user on whose account the request is counted.
     pub(super) fn user(&self) -> User {
         let tenant = self.tenant.as_deref().filter(|_| self.sender.names_tenant);
         tenant.map_or_else(
@@ -102,7 +107,7 @@ impl Caller {
         )
     }
 
-    /// What the request brings along to a model's queue.
+    /// Returns the scheduling data of the request for the queue of a model.
     pub(super) fn ticket(&self) -> Ticket {
         let tenant = self.tenant.as_deref().map(Visit::tenant);
         let own_queue = tenant.filter(|tenant| tenant.settings.dedicated_queue);
@@ -166,7 +171,7 @@ impl FromRequestParts<App> for Caller {
     }
 }
 
-/// Who asks what there is: the tenant, of which this is no request in flight.
+/// Tenant of a caller that lists models. Such a request does not count as in flight.
 #[derive(Debug)]
 pub(super) struct Viewer(pub(super) Option<Arc<Tenant>>);
 
@@ -206,7 +211,7 @@ fn wrong(name: &HeaderName, found: &str, expected: &str) -> ApiError {
     ApiError::invalid(Some(name.to_string()), message)
 }
 
-/// Gives every answer the id of its request: the client's own, or a new one.
+/// Adds the id of the request to its answer: the client's own id, or a new one.
 pub(super) async fn give_request_id(request: Request, next: Next) -> Response {
     let id = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= MAX_REQUEST_ID);
     let id = id.cloned().unwrap_or_else(new_request_id);
@@ -219,6 +224,6 @@ fn new_request_id() -> HeaderValue {
     static RUN: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let id = format!("{:016x}-{}", *RUN, NEXT.fetch_add(1, Ordering::Relaxed));
-    // Hexadecimal digits and a hyphen are no other than visible ASCII.
+    // The id contains only hexadecimal digits and a hyphen: the conversion cannot fail.
     HeaderValue::try_from(id).unwrap_or_else(|_never| HeaderValue::from_static("none"))
 }

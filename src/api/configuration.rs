@@ -1,6 +1,6 @@
-//! What is in force, key by key, so that it can be compared with what the files say.
+//! Serves the active configuration key by key, to compare it with the files.
 //!
-//! For administrators: it names the users and groups of every tenant.
+//! Only administrators may read it, because it names the users and groups of every tenant.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(super) async fn in_force(State(app): State<App>) -> Json<InForce> {
     Json(InForce { values: values.iter().map(describe).collect() })
 }
 
-/// A key as clients see it.
+/// Converts a key to its wire type.
 pub fn describe(value: &KeyValue) -> Value {
     let origin = value.origin.as_ref();
     Value {

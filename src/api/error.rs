@@ -1,7 +1,8 @@
-//! Failures as clients see them: one table from every error to its status, its code and when to come back.
+//! Maps every error to a status, a code and a retry time for clients.
 //!
-//! Invariant: no `_` arm over an error of this crate, so that a new one cannot get a status by accident. Clients see
-//! the chain of a failure that is theirs; failures of the appliance are in the log, too.
+//! Invariant: no match over an error of this crate has a `_` arm, so that a new error cannot get a
+//! status by accident. Clients see the whole chain of an error that they can correct. Failures of
+//! the appliance are logged, too.
 
 mod packages;
 
@@ -21,13 +22,13 @@ use crate::units::{Bytes, milliseconds};
 
 /// Code of a daemon that is stopping.
 const DRAINING: &str = "draining";
-/// Code of a request that does not fit into the budget of bytes.
+/// Code of a request that exceeds the budget of bytes.
 const TOO_MANY_BYTES: &str = "too_many_bytes";
-/// When to ask again for a model that is loading for the first time.
+/// Retry time for a model that is being loaded for the first time.
 const UNKNOWN_LOAD: Duration = Duration::from_secs(1);
-/// The least to wait for a model that is loading.
+/// Shortest retry time for a model that is being loaded.
 const LEAST_LOAD: Duration = Duration::from_millis(100);
-/// The most to wait for anything: OpenAI's clients give up when they are told to wait for longer.
+/// Longest retry time: OpenAI's clients do not retry at all if it is longer.
 const MOST_WAIT: Duration = Duration::from_secs(120);
 
 /// A failed request.
@@ -58,57 +59,60 @@ impl ApiError {
         Self { retry_after: Some(wait.min(MOST_WAIT)), ..self }
     }
 
-    /// A request that is wrong in `param`.
+    /// Returns the error of a request with a wrong `param`.
     pub(super) fn invalid(param: Option<String>, message: String) -> Self {
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, "invalid_request", message) }
     }
 
-    /// A body over the limit.
+    /// Returns the error of a body longer than `limit`.
     pub(super) fn body_too_large(limit: Bytes) -> Self {
         let message = format!("the request body is longer than the {limit} of socket.max_body");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     }
 
-    /// A body that is not there after `waited`.
+    /// Returns the error of a body that did not arrive completely within `waited`.
     pub(super) fn body_timeout(waited: Duration) -> Self {
         let message = format!("the request body did not arrive within {} s", waited.as_secs());
         Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
     }
 
-    /// More inputs than a request may have.
+    /// Returns the error of a request with more than `max` inputs.
     pub(super) fn too_many_inputs(max: usize) -> Self {
         let message = format!("more than the {max} inputs that a request may have");
         let error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_inputs", message);
         Self { param: Some("input".to_owned()), ..error }
     }
 
-    /// A request that has nothing to answer, where a dialect tells it from other wrong ones.
+    /// Returns the error of a request without text, for dialects that distinguish it from other
+    /// invalid requests.
     pub(super) fn empty(param: String) -> Self {
         let message =
             format!("{param} is empty; expected at least one text, and none without characters");
         Self::new(StatusCode::BAD_REQUEST, "empty_input", message).about(param)
     }
 
-    /// More tokens than a request may want the states of, or have decoded.
+    /// Returns the error of a request for the states or the text of too many tokens.
     pub(super) fn too_many_tokens(param: &str, found: usize, max: usize) -> Self {
         let message =
             format!("{param} has {found} tokens; this route takes at most {max} a request");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_tokens", message).about(param.to_owned())
     }
 
-    /// More text than a request may have shown as tokens, or ranked by keyword.
+    /// Returns the error of a request with too much text to show as tokens or to rank by keyword.
+    /// `found` and `max` are in bytes.
     pub(super) fn too_much_text(param: &str, found: usize, max: usize) -> Self {
         let (found, max) = (Bytes(found as u64), Bytes(max as u64));
         let message = format!("{param} has {found} of text; here a request may have at most {max}");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_much_text", message).about(param.to_owned())
     }
 
-    /// Something that no model here does.
+    /// Returns the error of a request for a task that no installed model can do.
     pub(super) fn wrong_task(message: String) -> Self {
         Self::new(StatusCode::FAILED_DEPENDENCY, "wrong_task", message)
     }
 
-    /// A text of more tokens than the model takes, from a client that wants it whole.
+    /// Returns the error of a text with more than `most` tokens, for clients that forbid
+    /// truncation.
     pub(super) fn too_long(param: String, found: Option<usize>, most: usize) -> Self {
         let found = found.map_or_else(|| format!("more than {most}"), |found| found.to_string());
         let message = format!(
@@ -117,7 +121,7 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).about(param)
     }
 
-    /// As many connections are served as may be.
+    /// Returns the error of a connection beyond the limit of `most`.
     pub(super) fn too_many_connections(most: usize) -> Self {
         let message = format!(
             "{most} connections are served already, as many as socket.max_connections allows"
@@ -126,7 +130,8 @@ impl ApiError {
             .after(Duration::from_secs(1))
     }
 
-    /// The caller follows as many event streams as it may, or, with `is_shared`, all callers together do.
+    /// Returns the error of an event stream beyond the limit of the user or, with `is_shared`,
+    /// beyond the limit of all users together. `held` streams count towards the limit.
     pub(super) fn too_many_streams(held: usize, is_shared: bool) -> Self {
         let (status, whose) = match is_shared {
             true => (StatusCode::SERVICE_UNAVAILABLE, "of all users"),
@@ -138,7 +143,8 @@ impl ApiError {
         Self::new(status, "too_many_event_streams", message).after(Duration::from_secs(10))
     }
 
-    /// Requests of the caller in flight hold so many bytes that this one does not fit into `size`.
+    /// Returns the error of a request that exceeds the budget of `size` bytes. The user's requests
+    /// in flight hold `held` bytes.
     pub(super) fn too_many_bytes(held: u64, size: u64) -> Self {
         let (held, size) = (Bytes(held), Bytes(size));
         let message = format!(
@@ -149,25 +155,25 @@ impl ApiError {
             .after(Duration::from_secs(1))
     }
 
-    /// So many requests of the caller wait for a processor already.
+    /// Returns the error of a user with too many requests that wait for a permit.
     pub(super) fn too_much_work(waiting: usize) -> Self {
         let message = format!("{waiting} requests of this user wait already to be read or written");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
             .after(Duration::from_secs(1))
     }
 
-    /// No such route.
+    /// Returns the error of an unknown route.
     pub(super) fn no_route(method: &str, path: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "route_not_found", format!("there is no {method} {path}"))
     }
 
-    /// The route exists for other methods.
+    /// Returns the error of a route that exists only for other methods.
     pub(super) fn no_method(method: &str, path: &str) -> Self {
         let message = format!("{path} does not take {method}");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
     }
 
-    /// The caller is no administrator.
+    /// Returns the error of a caller that is not an administrator.
     pub(super) fn forbidden(uid: u32) -> Self {
         let message = format!(
             "user {uid} may not change the appliance; root, the daemon's own user and socket.admins may"
@@ -175,7 +181,7 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "not_an_admin", message)
     }
 
-    /// The caller may not say which tenant it is.
+    /// Returns the error of a caller that names a tenant and is not an administrator.
     pub(super) fn tenant_not_yours(uid: u32) -> Self {
         let message = format!(
             "user {uid} may not name a tenant in x-caxton-tenant; root, the daemon's own user and socket.admins may. \
@@ -184,14 +190,14 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "tenant_not_allowed", message)
     }
 
-    /// A trusted caller named a tenant that there is not.
+    /// Returns the error of an administrator that names an unknown tenant.
     pub(super) fn unknown_tenant(name: &str, known: &[&str]) -> Self {
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         let message = format!("there is no tenant \"{name}\"; configured: {known}");
         Self::invalid(Some("x-caxton-tenant".to_owned()), message)
     }
 
-    /// The tenant may not ask for this model.
+    /// Returns the error of a tenant that may not request `model`.
     pub(super) fn model_not_allowed(tenant: &str, model: &str) -> Self {
         let message = format!(
             "the tenant \"{tenant}\" may not ask for the model \"{model}\"; tenants.allowed_models says for which"
@@ -199,19 +205,20 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "model_not_allowed", message).about("model".to_owned())
     }
 
-    /// The tenant has as many requests in flight as it may; one should be done after `wait`.
+    /// Returns the error of a tenant with `most` requests in flight. One of them should be finished
+    /// after `wait`.
     pub(super) fn tenant_overloaded(tenant: &str, most: usize, wait: Duration) -> Self {
         let message = format!("{most} requests of the tenant \"{tenant}\" are in flight already");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message).after(wait)
     }
 
-    /// Says which of `additional_models` the error is of.
+    /// Adds to the error which of `additional_models` it concerns.
     pub(super) fn of_additional(self, index: usize, name: &str) -> Self {
         let message = format!("the additional model \"{name}\": {}", self.message);
         Self { message, ..self }.about(format!("additional_models[{index}]"))
     }
 
-    /// Says by which alias the model of the error was asked for.
+    /// Adds to the message the alias by which the model was requested.
     pub(super) fn through(self, alias: Option<&Alias>) -> Self {
         match alias {
             Some(alias) => {
@@ -221,14 +228,14 @@ impl ApiError {
         }
     }
 
-    /// The default model is not in memory.
+    /// Returns the error of a default model that is not ready.
     pub(super) fn not_ready(model: &str) -> Self {
         let message = format!("the default model \"{model}\" is not ready");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message)
             .after(Duration::from_secs(1))
     }
 
-    /// Says what else does not work as it should.
+    /// Adds the degraded parts of the daemon to the message.
     pub(super) fn beside(mut self, degraded: &[String]) -> Self {
         for what in degraded {
             self.message.push_str("; degraded: ");
@@ -237,43 +244,46 @@ impl ApiError {
         self
     }
 
-    /// Work was lost: a panic, or the daemon is stopping.
+    /// Returns the error of work that was lost: it panicked, or the daemon is stopping.
     pub(super) fn lost() -> Self {
         let message = "the request was lost; the log has the cause".to_owned();
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
     }
 
-    /// No such package among `entries`.
+    /// Returns the error of a package that is not among `entries`.
     pub(super) fn unknown_package(name: String, entries: &[Entry]) -> Self {
         ModelError::unknown(name, entries).into()
     }
 
-    /// What it is, for programs: one of the words of this table.
+    /// Returns the code of the error, for programs: one of the strings in this table.
     pub(super) fn code(&self) -> &'static str {
         self.code
     }
 
-    /// Says which field an error is about.
+    /// Sets the field of the request that the error concerns.
     pub(super) fn about(self, param: String) -> Self {
         Self { param: Some(param), ..self }
     }
 
-    /// The status, before a dialect has its say.
+    /// Returns the status. A dialect may replace it.
     pub(super) fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// Whether the reason is that no model can answer just now, and not the request.
+    /// Returns whether the request is valid but no model can answer it now. Ranking can then use
+    /// keywords.
     pub(super) fn is_degraded(&self) -> bool {
         self.status == StatusCode::SERVICE_UNAVAILABLE
             && ![DRAINING, TOO_MANY_BYTES].contains(&self.code)
     }
 
-    /// The message, with the field's name where it does not name it: for dialects whose errors are one text.
+    /// Returns the message, preceded by the name of the field if the message does not contain it.
+    /// For dialects whose errors are a single text.
     pub(super) fn sentence(&self) -> String {
         let Self { param, message, .. } = self;
         match param {
-            // Of `input[1]` a message may say `input 1`.
+            // Search only for the name before the bracket: for `input[1]` the message may contain
+            // `input 1`.
             Some(param) if !param.split('[').take(1).any(|name| message.contains(name)) => {
                 format!("{param}: {message}")
             }
@@ -281,7 +291,7 @@ impl ApiError {
         }
     }
 
-    /// For people.
+    /// Returns the message, for people.
     pub(super) fn message(&self) -> &str {
         &self.message
     }
@@ -309,17 +319,18 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, Json(ErrorResponse { error: body })).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
-            // Whole seconds, rounded up: a client that comes back too early is refused again.
+            // Round up to whole seconds: a client that retries too early is refused again.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             let millis = milliseconds(wait);
             headers.insert(HeaderName::from_static("retry-after-ms"), HeaderValue::from(millis));
         } else if self.status.is_server_error() {
-            // OpenAI's clients repeat every 5xx; without a time there is nothing to wait for.
+            // OpenAI's clients retry after every 5xx. An error without a retry time is not
+            // temporary.
             let name = HeaderName::from_static("x-should-retry");
             headers.insert(name, HeaderValue::from_static("false"));
         }
-        // For dialects whose errors have another shape, and for what is counted.
+        // Dialects with another error format, and the metrics, read the error from here.
         response.extensions_mut().insert(self);
         response
     }

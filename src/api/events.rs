@@ -1,7 +1,8 @@
-//! `GET /v1/events`: what happens, as server-sent events
+//! Serves `GET /v1/events`: events of the daemon as server-sent events
 //! (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 //!
-//! Invariant: the answer ends when the daemon drains, so that nobody who listens holds it up.
+//! Invariant: every answer ends when the daemon drains, so that a listening client does not delay
+//! the shutdown.
 
 use std::convert::Infallible;
 use std::time::{Duration, UNIX_EPOCH};
@@ -23,24 +24,26 @@ use crate::events::{Event, Heard, Listener, Record};
 use crate::log::Message;
 use crate::units::milliseconds;
 
-/// The id of the last event that a client has heard, which browsers send by themselves when they connect again.
+/// Header with the id of the last event that the client received. Browsers send it when they
+/// reconnect.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// How long nothing is sent before a comment is, so that a connection that broke is noticed.
+/// Time without an event after which a comment is sent, to detect broken connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// The parameters of [`follow`].
+/// Parameters of [`follow`].
 const PARAMETERS: [&str; 2] = ["since", "follow"];
 
-/// What a client wants to hear.
+/// Parameters of a request for events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Wanted {
-    /// What is remembered of what came after the event with this id.
+    /// Id after which remembered events are sent first.
     since: Option<u64>,
-    /// Whether it waits for what comes.
+    /// Whether the answer continues with new events.
     follow: bool,
 }
 
-/// Events from now on; before that, with `since=ID` or the header `Last-Event-ID`, those that are remembered and came
-/// after that one, 0 meaning all. With `follow=false` the answer ends with these.
+/// Streams new events to the client. With `since=ID` or the header `Last-Event-ID`, it first sends
+/// the remembered events after this id; 0 requests all. With `follow=false`, the answer ends after
+/// the remembered events.
 pub(super) async fn follow(
     State(app): State<App>,
     sight: Sight,
@@ -54,7 +57,7 @@ pub(super) async fn follow(
         number(LAST_EVENT_ID.as_str(), id)
     });
     let since = last.transpose()?.or(since);
-    // What is only remembered has an end.
+    // An answer with only remembered events ends by itself and does not count as an open stream.
     let place = match follow {
         true => Some(app.streams.open(peer.map_or(Peer::STRANGER, |Extension(peer)| peer))?),
         false => None,
@@ -73,19 +76,20 @@ pub(super) async fn follow(
     Ok(response)
 }
 
-/// One client's answer.
+/// State of one client's answer.
 struct Telling {
     listener: Listener,
     sight: Sight,
     follow: bool,
     draining: CancellationToken,
-    /// Free again when the stream ends.
+    /// Slot of the stream, released with the answer.
     _place: Option<Following>,
 }
 
 impl Telling {
     async fn next(&mut self) -> Option<sse::Event> {
-        // Events that the client is not shown are no sign of life for it.
+        // Hidden events do not reset this timer. Otherwise the client could wait for a long time
+        // without any data.
         let mut quiet = std::pin::pin!(tokio::time::sleep(KEEP_ALIVE));
         let event = loop {
             let heard = if self.follow {
@@ -181,7 +185,7 @@ fn show(heard: &Heard) -> wire::events::Event {
     wire::events::Event { id: Some(*id), at: Some(at), ..shown }
 }
 
-/// Reads the query; every parameter may be left out.
+/// Parses the query. Every parameter is optional.
 fn parse(text: &str) -> Result<Wanted, ApiError> {
     let mut wanted = Wanted { since: None, follow: true };
     for (name, value) in form_urlencoded::parse(text.as_bytes()) {

@@ -1,4 +1,4 @@
-//! Whether the daemon lives, whether it can answer, and what it is doing.
+//! Serves liveness, readiness and the status of the daemon.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use crate::log::Message;
 use crate::package::Verity;
 use crate::package::drop::quarantined;
 
-/// The event loop turns.
+/// Answers 200 whenever the event loop runs.
 pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// Answers 200 when the default model is in memory, with a line below `ok` for each degraded part.
+/// Answers 200 when the default model is ready, with a line below `ok` for each degraded part.
 pub(super) async fn readyz(State(app): State<App>) -> Result<String, ApiError> {
     let overview = app.handle.overview().borrow().clone();
     if !overview.is_ready() {
@@ -88,7 +88,7 @@ async fn store(app: &App) -> Result<StoreCondition, ApiError> {
     })
 }
 
-/// What is in the quarantine of a drop directory; `None` when that cannot be read.
+/// Reads the quarantine of a drop directory; `None` when it cannot be read.
 async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<Quarantined>>, ApiError> {
     let read = tokio::task::spawn_blocking(move || quarantined(&drop_directory)).await;
     let read = read.map_err(|error| {
@@ -114,7 +114,7 @@ async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<Quarantined>>,
     }
 }
 
-/// Bytes of memory; `None` where the system does not tell.
+/// Memory in bytes; `None` where the system does not report it.
 #[derive(Default)]
 struct Measured {
     resident: Option<u64>,
@@ -122,7 +122,7 @@ struct Measured {
     available: Option<u64>,
 }
 
-/// Measures memory, off the runtime.
+/// Measures memory on the blocking pool.
 async fn measure() -> Result<Measured, ApiError> {
     tokio::task::spawn_blocking(read).await.map_err(|error| {
         tracing::error!(
@@ -144,7 +144,8 @@ fn read() -> Measured {
     }
 }
 
-/// Resident memory of this process in bytes, where the system tells. Reads files: not for the runtime's threads.
+/// Reads the resident memory of this process in bytes, if the system reports it. Reads files: must
+/// not run on the runtime's threads.
 pub(super) fn resident_memory() -> Option<u64> {
     System::new().ok().and_then(|mut system| resident(&mut system))
 }

@@ -1,8 +1,9 @@
-//! Reading requests: bodies within their limit, JSON whose errors name the field, the four forms of `input`, names in
-//! paths.
+//! Reads requests: bodies within their limit, JSON with errors that name the field, the four forms
+//! of `input`, and names in paths.
 //!
-//! Nothing here trusts the client: a body is bounded before memory is taken, and of a list only as many items are kept as
-//! tell that they are too many, so that what is built of a body is at most some three times as long.
+//! Clients are not trusted. The length of a body is checked before memory is allocated. A list is
+//! cut one item past its limit, which is enough to refuse it. So the values that are parsed from a
+//! body take at most about three times its length.
 
 use std::fmt;
 use std::time::Duration;
@@ -24,20 +25,22 @@ use super::wire::Input;
 use super::wire::ollama::Texts;
 use crate::units::Bytes;
 
-/// Texts, or lists of token ids, that a request may have: as many as OpenAI takes.
+/// Most texts, or lists of token ids, of a request: the same limit as OpenAI's.
 pub(super) const MAX_INPUTS: usize = 2048;
-/// A body of more bytes is parsed off the runtime: parsing takes a millisecond then.
+/// Length in bytes above which a body is parsed on the blocking pool: parsing takes about a
+/// millisecond.
 const INLINE_JSON: usize = 64 << 10;
-/// The longest that a body may take to arrive, so that a client which stops in the middle does not keep its connection,
-/// of which there are only so many.
+/// Timeout for receiving a body, so that a client which stops sending does not keep its connection.
+/// The number of connections is limited.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Reads the JSON body of a request, of at most `socket.max_body`. What is large is parsed off the runtime, in turns.
+/// Reads the JSON body of a request, of at most `socket.max_body`. A large body is parsed on the
+/// blocking pool, scheduled fairly among users.
 ///
 /// # Errors
-/// 413 when it is longer, 408 when it does not arrive in time, 503 when it does not fit into what the user's requests
-/// may hold, 429 and 504 when too many others are before it, 400 when it is no JSON or a field has the wrong type; the
-/// error names the field.
+/// 413 when the body is too long, 408 when it does not arrive in time, 503 when it exceeds the
+/// bytes that the user's requests may hold, 429 and 504 when too many other requests are queued,
+/// 400 when it is not JSON or a field has the wrong type. The error names the field.
 pub(super) async fn read_json<T: DeserializeOwned + Send + 'static>(
     app: &App,
     caller: &Caller,
@@ -52,7 +55,8 @@ pub(super) async fn read_json<T: DeserializeOwned + Send + 'static>(
     app.places.parsing.run(caller.uid, caller.deadline, parse).await?
 }
 
-/// Reads a JSON body of at most `limit`, which is small: it is charged to nobody.
+/// Reads a JSON body of at most `limit`, which must be small because it is not charged to the
+/// budget.
 ///
 /// # Errors
 /// 413, 408 and 400 as [`read_json`].
@@ -63,7 +67,7 @@ pub(super) async fn read_small_json<T: DeserializeOwned>(
     parse(&receive(body, limit, None).await?)
 }
 
-/// Reads a JSON body of at most `limit`, which is small, or none at all.
+/// Reads a JSON body of at most `limit`, which must be small; `None` when there is no body.
 ///
 /// # Errors
 /// As [`read_small_json`].
@@ -74,8 +78,8 @@ pub(super) async fn read_optional_json<T: DeserializeOwned>(
     if body.is_end_stream() { Ok(None) } else { read_small_json(body, limit).await.map(Some) }
 }
 
-/// Reads a body of at most `limit`. Its bytes are charged before they are read: all at once when the client says how
-/// many there are, otherwise as they come.
+/// Reads a body of at most `limit`. Charges its bytes before it reads them: all at once when the
+/// client declares the length, otherwise as they arrive.
 async fn receive(
     mut body: Body,
     limit: Bytes,
@@ -89,7 +93,8 @@ async fn receive(
     }
     grow(length)?;
     let receive = async {
-        // At most the limit: on a machine where that is no usize, there is no such body either.
+        // The declared length is at most `limit`. If it does not fit into a usize, reserve nothing:
+        // such a body cannot arrive.
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_broken| {
@@ -112,7 +117,7 @@ async fn receive(
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    // Serde would take the items of a list as the fields of a request, in their order.
+    // Serde would accept a list as the fields of a struct in their order: refuse it.
     if bytes.trim_ascii_start().starts_with(b"[") {
         let message = "the request body is a list; expected an object with its fields".to_owned();
         return Err(ApiError::invalid(None, message));
@@ -121,7 +126,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
-        // The path is "." when a field is missing or there twice: then the message names it.
+        // The path is "." when a field is missing or duplicated. The message then contains its
+        // name.
         let field = match path.as_str() {
             "." | "?" => {
                 let named =
@@ -136,7 +142,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
-/// The one name in a path, unescaped. What axum refuses is text by itself; here it is JSON as everything else.
+/// The single name in a path, unescaped. Axum's own rejection is plain text; this one is JSON.
 pub(super) struct Name(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Name {
@@ -198,13 +204,13 @@ impl<'de> Visitor<'de> for InputVisitor {
     }
 }
 
-/// Reads what is left of a list, and keeps nothing of it.
+/// Parses the remaining items of a list without keeping them.
 fn skip<'de, A: SeqAccess<'de>>(mut items: A) -> Result<(), A::Error> {
     while items.next_element::<IgnoredAny>()?.is_some() {}
     Ok(())
 }
 
-/// Reads a list of texts; when there are more than [`MAX_INPUTS`], one more than that.
+/// Deserializes a list of texts and cuts it after [`MAX_INPUTS`] + 1 texts.
 pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     deserializer.deserialize_seq(TextsVisitor)
 }
@@ -350,12 +356,12 @@ mod tests {
             assert_eq!(read(&list("\"a\"", count)), Ok(Input::Texts(vec!["a".to_owned(); kept])));
             let Texts(texts) = serde_json::from_str(&list("\"a\"", count)).unwrap();
             assert_eq!(texts.len(), kept);
-            // Of one text, all.
+            // All ids of a single text are kept.
             assert_eq!(read(&list("7", count)), Ok(Input::Ids(vec![vec![7; count]])));
         }
         let Texts(none) = serde_json::from_str("\"\"").unwrap();
         assert_eq!(none, Vec::<String>::new());
-        // What is not kept must be JSON nevertheless.
+        // The items that are dropped must be valid JSON, too.
         let broken = list("[7]", MAX_INPUTS + 2).replace("[7]]", "[7}]");
         assert!(read(&broken).is_err());
     }

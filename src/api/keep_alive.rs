@@ -1,8 +1,9 @@
-//! Reading `keep_alive`: how long a client of Ollama's API wants a model to stay.
+//! Reads `keep_alive`: the time for which a client of Ollama's API wants a model to stay in memory.
 //!
-//! Ollama takes a duration as Go writes it, or a number of seconds; what is negative is for ever
-//! (<https://github.com/ollama/ollama/blob/v0.12.6/api/types.go>, `Duration.UnmarshalJSON`). Here a number in quotes is
-//! a number of seconds, too, since configuration files and environment variables make texts of numbers.
+//! Ollama accepts a duration in Go's syntax or a number of seconds. A negative value has no time
+//! limit (<https://github.com/ollama/ollama/blob/v0.12.6/api/types.go>, `Duration.UnmarshalJSON`).
+//! Here a number in quotes is a number of seconds, too, because configuration files and environment
+//! variables turn numbers into texts.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,10 +14,11 @@ use crate::models::KeepAlive;
 use crate::units::parse_duration;
 
 const EXPECTED: &str = "a duration such as \"10m\" or \"1h30m\", or a number of seconds";
-/// The longest that Go can count in nanoseconds, some 292 years: what is longer is for ever.
+/// Longest duration that Go can represent in nanoseconds, about 292 years. A longer one has no time
+/// limit.
 const LONGEST: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
 
-/// Reads a field that may be `null`.
+/// Reads the field; `None` for `null`.
 pub(super) fn read<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<KeepAlive>, D::Error> {
@@ -58,7 +60,7 @@ impl Visitor<'_> for KeepAliveVisitor {
 }
 
 fn parse(text: &str) -> Option<KeepAlive> {
-    // "inf" and "nan" are numbers to the parser, and no times.
+    // "inf" and "nan" parse as numbers but are not durations.
     let number = text.parse().ok().filter(|number: &f64| number.is_finite());
     if let Some(seconds) = number {
         return Some(of_seconds(seconds));
@@ -75,7 +77,7 @@ fn parse(text: &str) -> Option<KeepAlive> {
 }
 
 fn of_seconds(seconds: f64) -> KeepAlive {
-    // -0 is 0.
+    // Negative zero is converted to zero. Other negative values and values out of range are errors.
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) => at_most_longest(duration),
         Err(_negative_or_too_long) => KeepAlive::Forever,

@@ -1,15 +1,18 @@
-//! Ranking by the words that a query and a document have in common, for when no model can answer and for hybrid ranking.
+//! Ranks documents by the words that they share with a query, for hybrid ranking and for times when
+//! no model can answer.
 //!
-//! Owns what a word is: runs of letters and digits by Unicode's rules, in lower case, in every language alike; no stems
-//! and no stop words, which would need to know the language. Scores are BM25's. Pure, and takes up to a second of
-//! processor time and fifty times the memory of the documents: not for the runtime's threads, and for one at a time.
+//! A word is a run of letters and digits by Unicode's rules, in lower case. Stems and stop words
+//! are not used, because they require the language to be known. Scores are BM25's. The computation
+//! takes up to a second of processor time and fifty times the memory of the documents. It must not
+//! run on the runtime's threads, and only one computation may run at the same time.
 
 use std::collections::BTreeSet;
 
 use bm25::{EmbedderBuilder, Scorer, Tokenizer};
 use unicode_segmentation::UnicodeSegmentation;
 
-/// Different words of a query that count. The cost is that of each word times the length of the documents.
+/// Most distinct words of a query that count. The cost is their number times the length of the
+/// documents.
 const MAX_QUERY_WORDS: usize = 64;
 
 struct Words;
@@ -20,7 +23,8 @@ impl Tokenizer for Words {
     }
 }
 
-/// How well each of `documents` fits `query`: BM25 with its usual constants, 0 when they have no word in common.
+/// Computes how well each document matches `query`: BM25 with its usual constants, 0 without a
+/// common word.
 pub(super) fn scores(query: &str, documents: &[String]) -> Vec<f32> {
     let corpus: Vec<&str> = documents.iter().map(String::as_str).collect();
     let embedder =

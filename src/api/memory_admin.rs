@@ -1,4 +1,4 @@
-//! Memory: shown as [`Sight`] says, changed by administrators.
+//! Shows memory to the extent that [`Sight`] allows, and changes it for administrators.
 
 use std::time::{Instant, UNIX_EPOCH};
 
@@ -22,7 +22,7 @@ use crate::units::{Bytes, milliseconds};
 
 /// Longest body of these routes.
 const MAX_BODY: Bytes = Bytes(4096);
-/// What sets no limit beside those of the kernel.
+/// Value for no limit other than those of the kernel.
 const AUTO: &str = "auto";
 
 pub(super) async fn status(
@@ -42,7 +42,7 @@ pub(super) async fn status(
         sight.action(key.as_ref(), action(record))
     });
     let machine = &reading.sample.machine;
-    // The machine is not known where the system does not tell.
+    // The sample has `u64::MAX` on a system that does not report its memory.
     let known = |bytes: Bytes| (bytes.0 < u64::MAX).then_some(bytes.0);
     Ok(Json(MemoryStatus {
         level: reading.level.name().to_owned(),
@@ -182,7 +182,7 @@ pub(super) async fn set_limit(
     Ok(Json(SetLimit { limit }))
 }
 
-/// Whether the model that `name` means is in memory; false when there is none of that name.
+/// Returns whether the model that `name` means is in memory; false when there is no such model.
 async fn is_resident(app: &App, name: &str) -> Result<bool, ApiError> {
     let name = alias::meant(&app.settings.borrow().aliases, name);
     let entries = app.handle.store().entries();

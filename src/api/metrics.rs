@@ -1,7 +1,7 @@
-//! `GET /metrics`, and the counting of every request.
+//! Serves `GET /metrics`, and counts every request.
 //!
-//! Owns the list of routes that requests are told apart by. What is measured elsewhere is only looked at here: a scrape
-//! loads nothing, and nothing waits for it.
+//! Defines the routes by which requests are counted. Values that other modules measure are only
+//! read here: a scrape does not load a model, and other work never waits for a scrape.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::memory::sample::Psi;
 use crate::metrics::{Format, GONE, INTERNAL, Metrics, OK, Observed, ObservedModel, Stages, Stall};
 use crate::models::{MemoryView, Residency};
 
-/// The paths of all routes as they are registered; requests of others count together.
+/// Paths of all routes as they are registered. Requests for other paths are counted together.
 pub const ROUTES: &[&str] = &[
     "/v1/embeddings",
     "/v1/rank",
@@ -62,7 +62,7 @@ pub const ROUTES: &[&str] = &[
     "/health",
 ];
 
-/// Everything that is counted and measured, in the text format that the client accepts.
+/// Answers with all counters and measurements, in the text format that the client accepts.
 pub(super) async fn scrape(
     State(app): State<App>,
     sight: Sight,
@@ -141,7 +141,8 @@ fn rank(level: Level) -> u8 {
     }
 }
 
-/// Of the control group, or where that does not count, of the machine.
+/// Returns the pressure stall ratios in `psi`. The caller passes those of the control group, or
+/// those of the machine if the group has none.
 fn stalls(psi: Option<Psi>) -> Vec<Stall> {
     let Some(psi) = psi else { return Vec::new() };
     let of = |kind, window, percent: f32| Stall { kind, window, ratio: f64::from(percent) / 100.0 };
@@ -152,7 +153,8 @@ fn stalls(psi: Option<Psi>) -> Vec<Stall> {
     ]
 }
 
-/// Counts each request when its answer begins, when it panicked, or when its client has left.
+/// Counts each request: when its answer begins, when its handler panics, or when its client
+/// disconnects.
 pub(super) async fn count(
     metrics: Metrics,
     route: Option<MatchedPath>,
@@ -179,7 +181,8 @@ fn outcome(response: &Response) -> &'static str {
     }
 }
 
-/// A request that is not answered yet.
+/// A request without an answer so far. If it is dropped in this state, it is counted as panicked or
+/// cancelled.
 struct Asked {
     metrics: Metrics,
     route: Option<MatchedPath>,

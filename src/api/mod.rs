@@ -1,10 +1,11 @@
-//! The endpoint: HTTP/1.1 requests become leases and jobs, results and failures become answers.
+//! Serves HTTP/1.1: turns requests into leases and jobs, and results and errors into answers.
 //!
-//! Owns the routes, the limits on what a client may send, and who may change the appliance. It opens no socket: the
-//! daemon hands it connections. Any `Host` header is fine, since the path to the socket decides who may ask.
+//! Defines the routes, the limits on requests, and the check for administrators. Opens no socket:
+//! the daemon passes connections to it. The `Host` header is ignored, because the permissions of
+//! the socket's path decide who may connect.
 //!
-//! Invariant: every answer that is not a success is JSON with a nested `error`, on every route but those of a dialect
-//! with a shape of its own, where it has that shape.
+//! Invariant: every answer that is not a success is JSON with a nested `error`. The dialects with
+//! another error format use theirs on all of their routes.
 
 mod budget;
 mod caller;
@@ -66,11 +67,12 @@ pub use streams::{Endless, Streams};
 pub use tenants::Tenants;
 pub use turn::Places;
 
-/// How long a connection beyond the limit waits for its refusal. Of 2,000 clients that came again at once, refusals
-/// without it took half of the throughput of those that were served.
+/// Delay before a connection beyond the limit is refused. Without the delay, 2,000 clients that
+/// retried at once halved the throughput of the connections that were served.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 
-/// What every route may use. Every layer of the router clones it for every request: that is one count.
+/// Shared state of all routes. Each layer of the router clones it for each request, which costs one
+/// reference count.
 #[derive(Clone, Debug)]
 pub struct App(Arc<Parts>);
 
@@ -88,42 +90,43 @@ impl Deref for App {
     }
 }
 
-/// What an [`App`] is made of.
+/// Contents of an [`App`].
 #[derive(Debug)]
 pub struct Parts {
-    /// The way to the models.
+    /// Access to the models.
     pub handle: Handle,
-    /// The way to install and remove packages.
+    /// Installs and removes packages.
     pub installer: Installer,
-    /// The settings that hold now.
+    /// Settings that apply now.
     pub settings: watch::Receiver<Arc<Settings>>,
-    /// Those that the daemon started with: a key that needs a restart has its value of then.
+    /// Settings at the start of the daemon. A key that needs a restart keeps the value that it has
+    /// here.
     pub started_with: Arc<Settings>,
-    /// Where they came from and what was wrong.
+    /// Files of the configuration, and their problems.
     pub configuration: watch::Receiver<wire::Configuration>,
-    /// Who asks.
+    /// Tenants, which also know the administrators.
     pub tenants: Arc<Tenants>,
-    /// What the daemon has taken from itself.
+    /// Restrictions that the daemon put on itself.
     pub sandbox: wire::sandbox::Sandbox,
-    /// When the daemon started.
+    /// Start of the daemon.
     pub started: Instant,
     /// Threads that compute one model.
     pub threads: usize,
-    /// Where things are counted.
+    /// Counters and histograms.
     pub metrics: Metrics,
-    /// Where things are told.
+    /// Channel to which events are sent.
     pub events: Events,
-    /// What requests in flight may hold.
+    /// Limit of the bytes that requests in flight may hold.
     pub budget: Budget,
-    /// Whose turn it is to be worked for.
+    /// Fair scheduling of work on the processors.
     pub places: Places,
-    /// Who follows events.
+    /// Open event streams.
     pub streams: Streams,
-    /// No request is taken any more: answers that have no end of their own end now.
+    /// Cancelled when the daemon drains: answers without an end, such as event streams, end then.
     pub draining: CancellationToken,
 }
 
-/// Every route. Requests must carry a [`Peer`] as an extension.
+/// Builds the router with all routes. Requests must carry a [`Peer`] as an extension.
 pub fn router(app: App) -> Router {
     let admin = Router::new()
         .route("/api/packages", post(packages::install))
@@ -161,14 +164,14 @@ pub fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// The answer to a request whose handler panicked.
+/// Returns the answer to a request whose handler panicked.
 pub fn lost() -> Response {
     ApiError::lost().into_response()
 }
 
-/// Answers a connection for which there is no place among `most`: the health routes as ever, everything else with 503.
-/// Ends the connection after one answer. The refusal comes a little later, so that clients which come again without
-/// waiting do not take the processor from those that are served.
+/// Builds the router for connections beyond the limit of `most`: it serves the health routes and
+/// refuses all others with 503. Closes the connection after one answer. The refusal is delayed, so
+/// that clients which retry at once do not take the processor from connections that are served.
 pub fn refuse_connections(app: App, most: usize) -> Router {
     let refuse = move || async move {
         tokio::time::sleep(REFUSAL_PAUSE).await;
@@ -188,7 +191,8 @@ pub fn refuse_connections(app: App, most: usize) -> Router {
         .with_state(app)
 }
 
-/// What is done about every request. One layer, since each is cloned with all that is within it for every request.
+/// Counts each request, gives it an id, and holds its charge until the answer is written. All this
+/// is one layer, because each layer is cloned with its contents for every request.
 async fn around(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let response = metrics::count(metrics, route, caller::give_request_id(request, next)).await;
@@ -208,12 +212,12 @@ async fn only_admins(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    // Whoever forgets to pass the peer on refuses everybody: the safe side.
+    // Refuse requests without a peer: a forgotten extension then gives no rights.
     let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::STRANGER);
     if !app.tenants.is_admin(peer).await {
         let Peer { uid, gid, pid } = peer;
         let method = request.method();
-        // As it was registered: what a stranger sends is not written.
+        // Log the registered path and not the path of the request, which the client controls.
         let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
         if let Some(suppressed) = log::refusal(Message::AccessRefused, uid) {
             tracing::warn!(

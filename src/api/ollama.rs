@@ -1,10 +1,11 @@
-//! Ollama's dialect: `/api/embed`, `/api/embeddings`, `/api/tags`, `/api/ps`, `/api/show`, `/api/version`, and `/`.
+//! Serves Ollama's dialect: `/api/embed`, `/api/embeddings`, `/api/tags`, `/api/ps`, `/api/show`,
+//! `/api/version`, and `/`.
 //!
-//! Owns the way Ollama names models, and the shape of its failures: a flat `{"error": "…"}`, on every route here,
-//! whatever it was that failed. Knows nothing of how vectors are made.
+//! Converts Ollama's model names, and formats every failure on these routes as a flat `{"error":
+//! "…"}`. The module [`request`] computes the vectors.
 //!
-//! Invariant: the same text gets the same vector as on every other route, of length 1 where the model's are; Ollama's
-//! own `/api/embeddings` does not scale its vectors.
+//! Invariant: a text gets the same vector as on every other route, of length 1 if the model
+//! normalizes. Ollama's own `/api/embeddings` does not normalize its vectors.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,16 +33,17 @@ use crate::models::{Fallback, KeepAlive, ModelInfo, Residency, Wish};
 use crate::package::{Entry, Manifest, choose};
 use crate::units::Bytes;
 
-/// What every model here can do, in Ollama's words.
+/// Capabilities of every model, in Ollama's terms.
 const CAPABILITIES: [&str; 1] = ["embedding"];
-/// How far away Ollama's clients are told that a model leaves which does not: the longest that Go can count. They take
-/// what is more than 20 years away for "for ever".
+/// Time until unloading that is reported for a model that is never unloaded: the longest duration
+/// in Go. Ollama's clients show more than 20 years as "Forever".
 const NEVER: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
-/// The last second of the year 9999, in seconds since 1970: RFC 3339 ends there.
+/// Last second of the year 9999, in seconds since 1970: the end of RFC 3339's range.
 const LAST_SECOND: u64 = 253_402_300_799;
-/// The longest body of `/api/show`, which has a name.
+/// Longest body of `/api/show`, which contains only a name.
 const MAX_SHOW: Bytes = Bytes(64 << 10);
-/// Routes of Ollama that there are not. Its clients call them by themselves, and read failures in one shape only.
+/// Routes of Ollama that do not exist here. Its clients call some of them on their own, and parse
+/// failures only in Ollama's format.
 const ABSENT: [&str; 8] = [
     "/api/pull",
     "/api/push",
@@ -65,25 +67,26 @@ pub(super) fn router() -> Router<App> {
     ABSENT
         .into_iter()
         .fold(router, |router, path| router.route(path, any(super::no_route)))
-        // Before the layer, so that it is in it.
+        // Register before `layer`, so that 405 answers get Ollama's format, too.
         .method_not_allowed_fallback(super::no_method)
         .layer(middleware::map_response(flat))
 }
 
-/// Failures in Ollama's shape, and with its status where it has another for the same thing.
+/// Rewrites a failure to Ollama's format and status.
 async fn flat(response: Response) -> Response {
     let Some(error) = response.extensions().get::<ApiError>() else { return response };
     let body = Json(Failure { error: error.sentence() }).into_response().into_body();
     let (mut parts, _nested) = response.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);
-    // A full queue: https://github.com/ollama/ollama/blob/v0.12.6/server/routes.go, `handleScheduleError`.
+    // Ollama answers 503 for a full queue:
+    // https://github.com/ollama/ollama/blob/v0.12.6/server/routes.go, `handleScheduleError`.
     if parts.status == StatusCode::TOO_MANY_REQUESTS {
         parts.status = StatusCode::SERVICE_UNAVAILABLE;
     }
     Response::from_parts(parts, body)
 }
 
-/// Clients ask this to see whether anybody is there.
+/// Answers the request with which clients check that a server is running.
 async fn greeting() -> &'static str {
     "Caxton is running\n"
 }
@@ -149,17 +152,17 @@ async fn embeddings(
     Ok(response)
 }
 
-/// What both routes for vectors answer with.
+/// Result for both routes that compute vectors.
 struct Answered {
-    /// The model's name, for the answer.
+    /// Name of the model for the answer.
     model: String,
-    /// How long it took until the model was in memory.
+    /// Time until the model was in memory.
     load: Duration,
-    /// `None` when there was no text, and the model was to be loaded and no more.
+    /// `None` when the request had no text and only loads the model.
     embedded: Option<Embedded>,
 }
 
-/// Loads the model if need be, has it stay for as long as was asked, and has it embed what there is to embed.
+/// Loads the model, sets its `keep_alive`, and embeds the texts, if there are any.
 async fn answer(
     app: &App,
     caller: &Caller,
@@ -176,7 +179,8 @@ async fn answer(
     let fallback = Fallback::Vectors(caller.allow_fallback);
     let lease = request::open(app, caller, named.as_deref(), &embed.input, fallback).await?;
     let load = began.elapsed();
-    // The model that was meant: one that stands in was not asked for, and what it stands in for is not in memory.
+    // Apply `keep_alive` only to the requested model. A fallback was not requested, and the
+    // requested model is then not in memory.
     if let Some(keep_alive) = keep_alive
         && lease.stands_in.is_none()
     {
@@ -193,7 +197,7 @@ async fn answer(
     Ok(Answered { model, load, embedded })
 }
 
-/// A name in Ollama's form as the name of a model: `id`, `id:latest` and `id:version`.
+/// Converts a name in Ollama's form (`id`, `id:latest` or `id:version`) to the name of a model.
 fn model_name(name: &str) -> String {
     match name.split_once(':') {
         Some((id, "latest")) => id.to_owned(),
@@ -202,12 +206,12 @@ fn model_name(name: &str) -> String {
     }
 }
 
-/// The name of a model in Ollama's form.
+/// Returns the name of a model in Ollama's form.
 fn tag(manifest: &Manifest) -> String {
     format!("{}:{}", manifest.id, manifest.version)
 }
 
-/// The name that an answer carries: what was asked for, unless another model answered.
+/// Returns the model name for the answer: the requested name, unless another model answered.
 fn answered_name(asked: Option<&str>, info: &ModelInfo) -> String {
     let is_it = |asked: &&str| asked.split([':', '@']).next() == Some(info.manifest.id.as_str());
     asked.filter(is_it).map_or_else(|| tag(&info.manifest), str::to_owned)
@@ -241,7 +245,7 @@ async fn running(State(app): State<App>, viewer: Viewer) -> Result<Json<Running>
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let models = view.models.into_iter().filter_map(|model| {
         let Residency::Resident { weight_bytes, .. } = model.residency else { return None };
-        // One that left the store a moment ago is on its way out of memory.
+        // Skip a model that has just left the store: it is being unloaded.
         let Entry { manifest, record, .. } = entries.iter().find(|entry| entry.key == model.key)?;
         Some(RunningModel {
             name: tag(manifest),
@@ -281,7 +285,8 @@ async fn show(
     }))
 }
 
-/// What Ollama's clients look for, under its names, and what they need to know to compare vectors.
+/// Returns the facts that Ollama's clients read, under its names, and the embedding space and
+/// revision, which are needed to compare vectors.
 fn model_info(manifest: &Manifest, revision: String) -> BTreeMap<String, serde_json::Value> {
     let architecture = &manifest.architecture;
     BTreeMap::from([
@@ -304,7 +309,7 @@ fn details(manifest: &Manifest) -> Details {
     }
 }
 
-/// Seconds since 1970 in RFC 3339, in UTC.
+/// Formats seconds since 1970 as RFC 3339 in UTC.
 fn time(at: u64) -> String {
     let at = UNIX_EPOCH + Duration::from_secs(at.min(LAST_SECOND));
     humantime::format_rfc3339_seconds(at).to_string()

@@ -1,4 +1,4 @@
-//! OpenAI's dialect: `POST /v1/embeddings`, `GET /v1/models`, `GET /v1/models/{name}`.
+//! Serves OpenAI's dialect: `POST /v1/embeddings`, `GET /v1/models`, `GET /v1/models/{name}`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::config::AliasSettings;
 use crate::models::{ModelInfo, alias};
 use crate::package::{EmbeddingSpace, Entry, Key, choose};
 
-/// Models beside the one that is asked for: a migration needs one.
+/// Most models in addition to the requested one. A migration to another model needs one.
 const MAX_ADDITIONAL: usize = 3;
 
 #[derive(Clone, Copy)]
@@ -81,7 +81,7 @@ pub(super) async fn embeddings(
 fn encoding(format: Option<&str>) -> Result<Encoding, ApiError> {
     match format {
         None => Ok(Encoding::Float),
-        // Ollama's clients write it as they like.
+        // Ignore case: clients of Ollama write the value in upper or lower case.
         Some(format) if format.eq_ignore_ascii_case("float") => Ok(Encoding::Float),
         Some(format) if format.eq_ignore_ascii_case("base64") => Ok(Encoding::Base64),
         Some(other) => Err(ApiError::invalid(
@@ -155,7 +155,7 @@ fn usage(embedded: &Embedded) -> Usage {
 
 pub(super) async fn models(State(app): State<App>, viewer: Viewer) -> Result<Response, ApiError> {
     let settings = app.settings.borrow().clone();
-    // Of a thousand models each is compared with each: not on the threads that serve connections.
+    // Each of up to a thousand models is compared with each other: run on the blocking pool.
     let describe = move || {
         let entries = target::visible(&app, &viewer);
         let described = Described::new(&entries, &settings.aliases);
@@ -179,13 +179,14 @@ pub(super) async fn model(
     Ok(Json(tokio::task::spawn_blocking(describe).await.map_err(request::lost)?))
 }
 
-/// What is shown of models, each of which is described by comparing it with the others.
+/// Data to describe models, each of which is compared with the others.
 struct Described<'a> {
     entries: &'a [Entry],
-    /// Of each entry: its shortest name, and its embedding space, which is a hash.
+    /// Shortest name of each entry. `spaces` has their embedding spaces, which are hashes and
+    /// therefore computed once.
     names: Vec<String>,
     spaces: Vec<EmbeddingSpace>,
-    /// Each alias, the model that it means, and that of its canary.
+    /// Each alias, the model that it means, and the model of its canary.
     aliases: Vec<(&'a String, Option<&'a Key>, Option<&'a Key>)>,
 }
 
@@ -204,7 +205,7 @@ impl<'a> Described<'a> {
         }
     }
 
-    /// Returns what is shown of the entry at `at`.
+    /// Describes the entry at index `at`.
     fn model(&self, at: usize) -> Model {
         let entry = &self.entries[at];
         let manifest = &entry.manifest;
@@ -238,7 +239,7 @@ impl<'a> Described<'a> {
     }
 }
 
-/// The shortest name that means `entry` and no other of `entries`.
+/// Returns the shortest name that means `entry` and no other of `entries`.
 fn name_of(entry: &Entry, entries: &[Entry]) -> String {
     let (id, version) = (&entry.manifest.id, &entry.manifest.version);
     let names = [id.to_string(), format!("{id}@{version}")];

@@ -1,4 +1,5 @@
-//! Installed packages: shown as [`Sight`] says, changed by administrators.
+//! Shows installed packages to the extent that [`Sight`] allows, and changes them for
+//! administrators.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,13 +35,14 @@ use crate::units::Bytes;
 pub const SHA256_HEADER: &str = "x-caxton-sha256";
 /// Header with the content of the package's `.minisig` file, in base64.
 pub const MINISIG_HEADER: &str = "x-caxton-minisig";
-/// Parameter of an installation: the id may have another embedding space.
+/// Parameter of an installation that lets the id change to another embedding space.
 pub const REPLACE: &str = "replace";
-/// Parameter of an installation: the version may be lower than one that was installed with a signature.
+/// Parameter of an installation that allows a version lower than one that was installed with a
+/// signature.
 pub const ALLOW_DOWNGRADE: &str = "allow_downgrade";
 /// Longest body of a rollback.
 const MAX_ROLLBACK: Bytes = Bytes(4096);
-/// Header with the package's file name, which its `.sha256` file must name.
+/// Header with the package's file name, which its `.sha256` file must contain.
 pub const NAME_HEADER: &str = "x-caxton-file-name";
 
 pub(super) async fn list(
@@ -71,7 +73,8 @@ pub(super) async fn install(
     let consent = consent(query.as_deref())?;
     let sidecars = sidecars(&headers)?;
     let stream = body.into_data_stream().map_err(io::Error::other);
-    // Who stops sending is not waited for: everybody else who changes the store is.
+    // Limit the wait for a client that stops sending: other changes of the store wait for this
+    // installation.
     let mut reader = TimeoutReader::new(StreamReader::new(stream));
     reader.set_timeout(Some(BODY_TIMEOUT));
     let source = SyncIoBridge::new(Box::pin(reader));
@@ -97,8 +100,8 @@ pub(super) async fn install(
 }
 
 impl InstalledPackage {
-    /// What is shown of an installation beside which the store holds `entries`; without `residency` there is no daemon
-    /// that could hold the model in memory.
+    /// Describes an installation. `entries` are all entries of the store. `residency` is `None`
+    /// when no daemon runs that could have the model in memory.
     pub(crate) fn new(
         installed: &Installed,
         entries: &[Entry],
@@ -118,7 +121,8 @@ impl InstalledPackage {
     }
 }
 
-/// Options of an administrator for this installation: `replace=true`, `allow_downgrade=true`.
+/// Parses the administrator's options for this installation: `replace=true`,
+/// `allow_downgrade=true`.
 fn consent(query: Option<&str>) -> Result<Consent, ApiError> {
     let mut consent = Consent::default();
     for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
@@ -211,7 +215,7 @@ pub(super) async fn verify(
     show(State(app), sight, Name(name)).await
 }
 
-/// The package, made anew from its verified contents.
+/// Streams the package, which is packed again from its verified contents.
 pub(super) async fn export(State(app): State<App>, Name(name): Name) -> Result<Response, ApiError> {
     let entry = find(&app, &name)?;
     let store = std::sync::Arc::clone(app.handle.store());
@@ -219,7 +223,7 @@ pub(super) async fn export(State(app): State<App>, Name(name): Name) -> Result<R
     let read = tokio::task::spawn_blocking(move || store.read(&key)).await;
     let (manifest, contents) = read.map_err(|_lost| ApiError::lost())??;
     let (reader, writer) = tokio::io::duplex(64 << 10);
-    // Ends with the last byte, or when the client leaves and the pipe breaks.
+    // The task ends after the last byte, or when the client disconnects and the pipe breaks.
     tokio::task::spawn_blocking(move || {
         let written = write_package(&manifest, &contents, &|_, _| {}, SyncIoBridge::new(writer));
         if let Err(error) = written {
@@ -247,8 +251,8 @@ pub(super) async fn describe_all(app: &App, sight: &Sight) -> Result<Vec<Package
     Ok(entries.iter().map(|entry| describe(entry, &entries, Some(&residency))).collect())
 }
 
-/// The packages that no signature vouches for although keys are configured, as `id@version`: those that were installed
-/// before there were keys.
+/// Returns the packages without a signature, as `id@version`, if keys are configured. They were
+/// installed before there were keys. Bundled packages are not listed.
 pub(super) fn unsigned(app: &App) -> Vec<String> {
     let store = app.handle.store();
     if !store.wants_signatures() {
@@ -261,8 +265,8 @@ pub(super) fn unsigned(app: &App) -> Vec<String> {
     unsigned.map(|entry| entry.key.name().to_owned()).collect()
 }
 
-/// What is shown of an installed package, one of `entries`; without `residency` there is no daemon that could hold it in
-/// memory.
+/// Describes an installed package, one of `entries`. `residency` is `None` when no daemon runs that
+/// could have the model in memory.
 pub fn describe(
     entry: &Entry,
     entries: &[Entry],

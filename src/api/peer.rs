@@ -1,7 +1,9 @@
-//! Who is on the other end of a connection, and whether they may change the appliance.
+//! Identifies the process at the other end of a connection and checks whether it is an
+//! administrator.
 //!
-//! The kernel's word (SO_PEERCRED) and nothing that a client says. Whoever can open the socket may embed;
-//! what changes the appliance is for root, the daemon's own user and the configured administrators.
+//! The identity comes from the kernel (SO_PEERCRED) and never from the client. Every process that
+//! can open the socket may embed. Only root, the daemon's own user and the configured
+//! administrators may change the appliance.
 
 use std::ffi::CString;
 
@@ -9,27 +11,28 @@ use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use crate::config::Admins;
 
-/// The process on the other end, as it was when it connected.
+/// The process at the other end of a connection, as it was when it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its user.
+    /// User id.
     pub uid: u32,
-    /// Its group.
+    /// Group id.
     pub gid: u32,
-    /// Its process id, if the kernel could tell.
+    /// Process id, if the kernel reports it.
     pub pid: Option<i32>,
 }
 
 impl Peer {
-    /// Nobody that anything is allowed to.
+    /// A peer without any rights.
     pub(super) const STRANGER: Self = Self { uid: u32::MAX, gid: u32::MAX, pid: None };
 
-    /// Whether this is root or the daemon's own user.
+    /// Returns whether the peer is root or the daemon's own user.
     pub(super) fn is_owner(&self) -> bool {
         self.uid == 0 || Uid::from_raw(self.uid) == nix::unistd::geteuid()
     }
 
-    /// Whether this is one of `admins`, who are names or numbers. Asks the system's user database, which may block.
+    /// Returns whether the peer is one of `admins`, which are given as names or numbers. Blocks:
+    /// reads the system's user database.
     pub(super) fn is_one_of(&self, admins: &Admins) -> bool {
         let user = User::from_uid(Uid::from_raw(self.uid)).ok().flatten();
         let is_user = |admin: &String| {

@@ -1,8 +1,9 @@
-//! Ranking documents for a query: `POST /v1/rank`, and `POST /rerank` as text-embeddings-inference has it.
+//! Ranks documents for a query: `POST /v1/rank`, and text-embeddings-inference's `POST /rerank`.
 //!
-//! By the cosine of query and document, each with the model's prompt for it; by keywords; or by both, their ranks fused.
-//! Vectors are compared within one answer alone, so that any model may stand in for the one that was asked for. When none
-//! can answer, keywords do, and the answer says so.
+//! The ranking uses the cosine of query and document, each embedded with the model's prompt for it;
+//! or keywords; or both, with fused ranks. Vectors are compared only within one answer. Therefore
+//! any model can be a fallback for the requested one. If no model can answer, documents are ranked
+//! by keyword, and the answer states this mode.
 
 use std::sync::Arc;
 
@@ -21,14 +22,16 @@ use super::wire::rank::{RankRequest, RankResponse, Ranked, RerankRequest, Rerank
 use super::{App, keyword};
 use crate::models::Fallback;
 
-/// How an answer was made.
+/// Header with the mode of the ranking.
 const MODE: HeaderName = HeaderName::from_static("x-caxton-mode");
-/// Dampens the first ranks when two rankings are fused, as in Cormack, Clarke and Büttcher 2009,
-/// <https://doi.org/10.1145/1571941.1572114>.
+/// Constant that dampens the highest ranks when two rankings are fused: Cormack, Clarke and
+/// Büttcher 2009, <https://doi.org/10.1145/1571941.1572114>.
 const RANK_OFFSET: f32 = 60.0;
-/// What is ranked by keyword, in bytes: words take some fifty times their memory meanwhile.
+/// Most bytes of documents that are ranked by keyword. The computation takes about fifty times
+/// their size.
 const MAX_WORDS: usize = 2 << 20;
-/// What a document is charged that the answer has: its text, and that as JSON.
+/// Bytes charged for each byte of a document in the answer: once for its text, once for the text as
+/// JSON.
 const RETURNED_FACTOR: u64 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +63,11 @@ impl Mode {
     }
 }
 
-/// Scores in the order of the documents, and how they came about.
+/// Scores in the order of the documents, with the mode that produced them.
 pub(super) struct Scores {
     mode: Mode,
     scores: Vec<f32>,
-    /// Of the query and of the documents; `None` for keywords.
+    /// Vectors of the query and of the documents; `None` for keywords.
     embedded: Option<(Embedded, Embedded)>,
 }
 
@@ -81,7 +84,7 @@ pub(super) async fn rank(
     let questions = questions(request.query, request.documents, "documents", false);
     check(&questions)?;
     let (query, documents) = questions.clone();
-    // Before the vectors are computed in vain.
+    // Check the size before vectors are computed in vain.
     if mode == Mode::Hybrid {
         check_words("documents", texts(&documents.input))?;
     }
@@ -135,7 +138,7 @@ pub(super) async fn rerank(
     let scores = compare(&app, &caller, request.model.as_deref(), questions).await?;
     let shown = match (request.raw_scores, scores.mode) {
         (true, _) => scores.scores.clone(),
-        // From 0 to 1 in the same order.
+        // Map the scores to 0 to 1 without changing their order.
         (false, Mode::Keyword) => scores.similarities(),
         (false, Mode::Semantic | Mode::Hybrid) => {
             scores.scores.iter().map(|cosine| f32::midpoint(1.0, *cosine)).collect()
@@ -152,12 +155,12 @@ pub(super) async fn rerank(
     Ok(scores.label(&caller, Json(answer).into_response()))
 }
 
-/// The text of a document for the answer, if it is wanted.
+/// Returns the text of a document for the answer if `is_wanted`.
 fn returned(is_wanted: bool, documents: &EmbedRequest, index: usize) -> Option<String> {
     texts(&documents.input).get(index).filter(|_| is_wanted).cloned()
 }
 
-/// Before a model is loaded for them.
+/// Checks the query and the documents before a model is loaded for them.
 fn check((query, documents): &(EmbedRequest, EmbedRequest)) -> Result<(), ApiError> {
     if texts(&query.input).iter().all(String::is_empty) {
         return Err(ApiError::empty("query".to_owned()));
@@ -172,7 +175,7 @@ fn texts(input: &Input) -> &[String] {
     }
 }
 
-/// A query and documents, each with the model's prompt for it.
+/// Builds the requests for the query and the documents, each with the model's prompt for it.
 fn questions(
     query: String,
     documents: Vec<String>,
@@ -190,8 +193,8 @@ fn questions(
     (embed(vec![query], "query", Prompt::Query), embed(documents, param, Prompt::Passage))
 }
 
-/// Compares the text of the first request with each of the second: by the cosines of their vectors, or by their words
-/// when no model can answer and the caller did not forbid it.
+/// Compares the text of the first request with each text of the second: by the cosines of their
+/// vectors, or by keywords if no model can answer and the caller allows it.
 pub(super) async fn compare(
     app: &App,
     caller: &Caller,
@@ -218,7 +221,8 @@ async fn by_model(
     documents: EmbedRequest,
 ) -> Result<(Embedded, Embedded), ApiError> {
     let fallback = Fallback::Comparison(caller.allow_fallback);
-    // A canary is drawn by the query, so that one query is answered alike whatever the documents.
+    // The query alone selects between an alias's model and its canary, so that the same query
+    // always gets the same model.
     let lease = request::open(app, caller, model, &query.input, fallback).await?;
     tokio::try_join!(
         request::embed_with(app, lease.clone(), caller, query),
@@ -247,13 +251,13 @@ async fn by_keyword(
     Ok(Scores { mode: Mode::Keyword, scores, embedded: None })
 }
 
-/// The cosine of the first vector of `query` with each of `documents`.
+/// Returns the cosine of the first vector of `query` with each vector of `documents`.
 fn cosines(query: &Embedded, documents: &Embedded) -> Vec<f32> {
     let Some(query) = query.rows().next() else { return Vec::new() };
     documents.rows().map(|document| cosine(query, document)).collect()
 }
 
-/// The cosine of two vectors; 0 when one has no direction.
+/// Returns the cosine of two vectors, or 0 if one of them is zero.
 fn cosine(a: &[f32], b: &[f32]) -> f32 {
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -267,17 +271,20 @@ fn cosine(a: &[f32], b: &[f32]) -> f32 {
     0.0
 }
 
-/// The sum of the reciprocal ranks in two rankings; a document without any word of the query has no rank by keywords.
+/// Fuses two rankings: returns for each document the sum of its reciprocal ranks. A document with
+/// no word of the query does not have a keyword rank.
 fn fused(cosines: &[f32], keywords: &[f32]) -> Vec<f32> {
     let mut fused = vec![0.0; cosines.len()];
     for scores in [cosines, keywords] {
         let ranked = best_first(scores);
+        // The loop runs twice; the second slice is `keywords`. Compare addresses, because the
+        // contents may be equal.
         let is_keyword = std::ptr::eq(scores, keywords);
         for (rank, index) in ranked.into_iter().enumerate() {
             if is_keyword && scores[index] <= 0.0 {
                 continue;
             }
-            // At most 2048 documents.
+            // There are at most 2048 documents.
             #[expect(clippy::cast_precision_loss, reason = "a small number")]
             let rank = (rank + 1) as f32;
             fused[index] += 1.0 / (RANK_OFFSET + rank);
@@ -286,7 +293,7 @@ fn fused(cosines: &[f32], keywords: &[f32]) -> Vec<f32> {
     fused
 }
 
-/// Positions by score, the highest first; of equal ones the first.
+/// Returns the indices sorted by descending score. Equal scores keep their order.
 fn best_first(scores: &[f32]) -> Vec<usize> {
     let mut positions: Vec<usize> = (0..scores.len()).collect();
     positions.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
@@ -294,8 +301,8 @@ fn best_first(scores: &[f32]) -> Vec<usize> {
 }
 
 impl Scores {
-    /// In the order of the documents, at most 1: cosines; or scores by keyword, which have no end, brought below 1 in the
-    /// same order.
+    /// Returns scores of at most 1 in the order of the documents. Keyword scores have no upper
+    /// bound and are mapped to `score / (1 + score)`, which keeps their order.
     pub(super) fn similarities(&self) -> Vec<f32> {
         match self.mode {
             Mode::Semantic | Mode::Hybrid => self.scores.clone(),
@@ -309,7 +316,7 @@ impl Scores {
 
     pub(super) fn label(mut self, caller: &Caller, mut response: Response) -> Response {
         if let Some((query, documents)) = &mut self.embedded {
-            // The answer is made of both.
+            // The answer consists of both requests: count the query, too.
             documents.tokens.extend(&query.tokens);
             documents.characters += query.characters;
             documents.label(caller, &mut response);

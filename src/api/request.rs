@@ -1,9 +1,10 @@
-//! One internal request: what every dialect turns its JSON into, and what it makes its answer of.
+//! Defines the internal request into which every dialect converts its JSON, and the result from
+//! which it makes its answer.
 //!
-//! Owns the way from texts to vectors: limits, the lease, the prompt, tokenizing, computing, counting, and the headers
-//! that tell the truth about an answer. Knows no dialect.
+//! Contains the steps from texts to vectors: limits, lease, prompt, tokenizing, computing,
+//! counting, and the headers that describe the answer. Does not depend on any dialect.
 //!
-//! Invariant: the same text gets the same vector, whatever the route.
+//! Invariant: a text gets the same vector on every route.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,52 +28,57 @@ use crate::models::{Fallback, Lease, ModelInfo, StandIn};
 use crate::package::{Entry, Manifest};
 use crate::units::milliseconds;
 
-/// Tokens of which a request may want the states: as many rows as it may have vectors.
+/// Most tokens for which a request may get states: as many rows as it may have vectors.
 const MAX_TOKEN_STATES: usize = MAX_INPUTS;
-/// The identity under which the vectors of an answer may be compared with others.
+/// Header with the embedding space, the identity under which the vectors of an answer may be
+/// compared with others.
 pub(super) const EMBEDDING_SPACE: &str = "x-caxton-embedding-space";
-/// Up to so many numbers are written as text on the runtime's own thread: about 0.1 ms.
+/// Number of values up to which an answer is written on the runtime's own thread. This takes about
+/// 0.1 ms.
 const INLINE_VALUES: usize = 2048;
-/// What a number of a vector takes as text, at most in most answers: a sign, nine digits after "0.0", a comma.
+/// Estimated bytes of a number as text, enough in most answers: a sign, nine digits after "0.0", a
+/// comma.
 const NUMBER_BYTES: usize = 14;
-/// What an answer takes beside its numbers, at most in most answers.
+/// Estimated bytes of an answer besides its numbers, enough in most answers.
 const ANSWER_BYTES: usize = 512;
 
-/// Texts of which somebody wants vectors.
+/// A request for vectors of texts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct EmbedRequest {
-    /// The texts, or their token ids. Copies of a request share them.
+    /// Texts, or their token ids. Copies of a request share them.
     pub(super) input: Arc<Input>,
-    /// What the dialect calls the field of the texts, for its errors.
+    /// Name of the input field in the dialect, for errors.
     pub(super) param: &'static str,
-    /// What is wanted of each text.
+    /// Kind of result for each text.
     pub(super) wanted: Wanted,
-    /// Which of the model's prompts goes before each text.
+    /// Prompt to put before each text.
     pub(super) prompt: Prompt,
-    /// Whether a text that is too long is an error; otherwise one end is left out.
+    /// Whether a text that is too long is an error. Otherwise it is truncated.
     pub(super) refuse_long: bool,
-    /// Which end that is.
+    /// End at which a long text is truncated.
     pub(super) truncation: Truncation,
-    /// Cut vectors to this length, and scale them to length 1 again if the model gives such.
+    /// Length to which vectors are cut. They are scaled to length 1 again if the model normalizes.
     pub(super) dimensions: Option<usize>,
-    /// Whether the vectors are compared with each other, and none is written.
+    /// Whether the vectors are only compared with each other and not written.
     pub(super) compared: bool,
 }
 
-/// What is wanted of each text.
+/// Kind of result for each text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// Its vector, as the model's manifest describes it.
+    /// Vector of the text, as the model's manifest describes it.
     #[default]
     Vector,
-    /// Its vector, scaled to length 1 whatever the manifest says, or not scaled.
+    /// Vector of the text, scaled to length 1 (`true`) or not (`false`), whatever the manifest
+    /// declares.
     Normalized(bool),
-    /// The states of all its tokens after the last layer.
+    /// States of all tokens of the text after the last layer.
     TokenStates,
 }
 
 impl Wanted {
-    /// What the engine computes for it, of a model that normalises its vectors or does not.
+    /// Returns the engine's output for this result. `normalizes` is true for a model that
+    /// normalizes its vectors.
     fn output(self, normalizes: bool) -> Output {
         match self {
             Self::Normalized(false) if normalizes => Output::Unnormalized,
@@ -82,21 +88,22 @@ impl Wanted {
     }
 }
 
-/// What goes before each text.
+/// Prompt to put before each text.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Prompt {
-    /// The model's default prompt, if it has one.
+    /// Default prompt of the model, if it has one.
     #[default]
     Default,
-    /// The model's prompt of this name.
+    /// Prompt of the model with this name.
     Named(String),
-    /// The prompt for what is searched with or in: the model's `query` or `passage` (or `document`), or else its default.
+    /// Prompt for a query in a search: the model's `query`, or else its default.
     Query,
-    /// See [`Prompt::Query`].
+    /// Prompt for a document in a search: the model's `passage` or `document`, or else its default.
     Passage,
 }
 
-/// Writes an answer with so many numbers; on the blocking pool, in turns of the users, if it would keep others waiting.
+/// Writes an answer with `values` numbers. A large answer is written on the blocking pool,
+/// scheduled fairly among users.
 pub(super) async fn write(
     app: &App,
     caller: &Caller,
@@ -110,7 +117,8 @@ pub(super) async fn write(
     app.places.work.run(uid, deadline, move || write(&caller)).await
 }
 
-/// An answer with about so many numbers, as JSON.
+/// Returns an answer as JSON. `values` is the approximate count of its numbers, for the initial
+/// size of the buffer.
 pub(super) fn json(values: usize, answer: &impl Serialize) -> Response {
     let mut text = Vec::with_capacity(ANSWER_BYTES + values * NUMBER_BYTES);
     match serde_json::to_writer(&mut text, answer) {
@@ -125,43 +133,44 @@ pub(super) fn json(values: usize, answer: &impl Serialize) -> Response {
 /// Tokens of one text, special tokens included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Counted {
-    /// What was given.
+    /// Tokens of the text before truncation.
     pub(super) provided: usize,
-    /// What the vector is made of.
+    /// Tokens from which the vector is computed.
     pub(super) used: usize,
 }
 
-/// How long the stages of an answer took.
+/// Durations of the stages of an answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Timings {
-    /// Texts to token ids.
+    /// Time to convert texts to token ids.
     pub(super) tokenization: Duration,
-    /// From the queue's beginning to its end.
+    /// Time in the queue.
     pub(super) queue: Duration,
-    /// Token ids to vectors.
+    /// Time to convert token ids to vectors.
     pub(super) inference: Duration,
 }
 
-/// Vectors, and the truth about them.
+/// Vectors with facts about their origin.
 #[derive(Debug)]
 pub(super) struct Embedded {
-    /// The model that answered.
+    /// Model that answered.
     pub(super) info: ModelInfo,
-    /// `[texts, dimensions]`, or of token states `[tokens of all texts, dimensions]`; row-major.
+    /// Vectors `[texts, dimensions]`, or token states `[tokens of all texts, dimensions]`;
+    /// row-major.
     pub(super) vectors: Vec<f32>,
     /// Length of one row.
     pub(super) dimensions: usize,
-    /// Of each text.
+    /// Token counts of each text.
     pub(super) tokens: Vec<Counted>,
-    /// Characters of all texts; none of those that were sent as token ids.
+    /// Number of characters of all texts; 0 for token ids.
     pub(super) characters: usize,
-    /// For whom the model stands in, if it does.
+    /// Model that was requested, and its error, if the answer comes from a fallback.
     pub(super) stands_in: Option<Arc<StandIn>>,
-    /// How long it took.
+    /// Durations of the stages.
     pub(super) timings: Timings,
 }
 
-/// Checks what can be checked without a model, so that nothing is loaded for a request that is wrong.
+/// Checks the input as far as possible without a model, so that an invalid request loads nothing.
 pub(super) fn check_input(input: &Input, param: &str) -> Result<(), ApiError> {
     let (count, empty) = match input {
         Input::Texts(texts) => (texts.len(), texts.iter().position(String::is_empty)),
@@ -183,9 +192,10 @@ pub(super) fn check_input(input: &Input, param: &str) -> Result<(), ApiError> {
     }
 }
 
-/// The vectors of `request` by the model of this name, or by the default model; it is loaded first if need be.
+/// Computes the vectors of `request` with the model `model` or the default model. Loads the model
+/// first if necessary.
 ///
-/// Cancelling drops the request wherever it is.
+/// Dropping the future cancels the request at any stage.
 pub(super) async fn embed(
     app: &App,
     caller: &Caller,
@@ -198,8 +208,9 @@ pub(super) async fn embed(
     embed_with(app, lease, caller, request).await
 }
 
-/// The right to ask the model that `model` means, or what stands for it when the request names none: several requests by
-/// one lease get vectors of one embedding space. `input` decides whether an alias means its canary.
+/// Returns a lease of the model that `model` means; without a name, of the tenant's or the default
+/// model; or of a fallback. All requests with one lease get vectors of one embedding space. The
+/// texts of `input` decide whether an alias selects its canary.
 pub(super) async fn open(
     app: &App,
     caller: &Caller,
@@ -208,7 +219,8 @@ pub(super) async fn open(
     fallback: Fallback,
 ) -> Result<Lease, ApiError> {
     let Target { name, alias } = target::find(app, caller, model, input)?;
-    // What an alias or the settings name is the operator's choice, whose clients go on without it.
+    // A missing model that comes from an alias or from the settings may have a fallback, because it
+    // is the operator's choice. A missing model that the client names is the client's error.
     let named = model.is_some() && alias.is_none();
     let is_allowed = |entry: &Entry| target::may_stand_in(caller, entry);
     match app.handle.lease_for(&name, named, fallback, is_allowed, caller.deadline).await {
@@ -224,8 +236,8 @@ pub(super) async fn open(
     }
 }
 
-/// The vectors of `request` by the model of `lease`, which is given back while the request waits for its turn to be
-/// tokenized.
+/// Computes the vectors of `request` with the model of `lease`. The lease is returned while the
+/// request waits for a permit to tokenize.
 pub(super) async fn embed_with(
     app: &App,
     lease: Lease,
@@ -235,6 +247,7 @@ pub(super) async fn embed_with(
     check_input(&request.input, request.param)?;
     let dimensions = dimensions(request.dimensions, lease.info.manifest.dimensions)?;
     let prompt = prompt(&request.prompt, &lease)?.into();
+    // Refuse early: with a full queue, tokenizing would be wasted.
     lease.check_queue(&caller.ticket())?;
     let began = Instant::now();
     let EmbedRequest { input, param, truncation, .. } = request;
@@ -258,7 +271,7 @@ pub(super) async fn embed_with(
     let numbers = rows.saturating_mul(lease.info.manifest.dimensions);
     caller.charge.grow_numbers(numbers, request.compared)?;
     let output = request.wanted.output(lease.info.manifest.normalize);
-    // What was cut off unseen is counted while the rest is computed.
+    // Count the tokens of truncated texts while the vectors are computed.
     let (computed, provided) = tokio::try_join!(
         async { Ok(lease.embed(ids, output, caller.ticket()).await?) },
         count(app, caller, lease.clone(), job, whole),
@@ -282,8 +295,8 @@ pub(super) async fn embed_with(
     Ok(Embedded { info, vectors, dimensions, tokens, characters, stands_in, timings })
 }
 
-/// The model as if its manifest said of normalisation what is wanted: its vectors are of the embedding space that a
-/// model with such a manifest has.
+/// Returns the model as if its manifest declared the requested normalization. The result has the
+/// embedding space of such a model.
 fn described(info: &ModelInfo, wanted: Wanted) -> ModelInfo {
     let mut info = info.clone();
     if let Wanted::Normalized(normalize) = wanted
@@ -307,7 +320,7 @@ fn dimensions(asked: Option<usize>, available: usize) -> Result<usize, ApiError>
     ))
 }
 
-/// The text that goes before every input.
+/// Returns the text that the prompt puts before every input.
 pub(super) fn prompt(prompt: &Prompt, lease: &Lease) -> Result<String, ApiError> {
     let manifest = &lease.info.manifest;
     let usual: &[&str] = match prompt {
@@ -327,13 +340,14 @@ pub(super) fn prompt(prompt: &Prompt, lease: &Lease) -> Result<String, ApiError>
     Ok(found.cloned().unwrap_or_default())
 }
 
-/// An internal error for work that was lost: a panic, or the daemon is stopping.
+/// Logs that work was lost (it panicked, or the daemon is stopping), and returns an internal error.
 pub(super) fn lost(error: JoinError) -> ApiError {
     tracing::error!(name: Message::InternalFault.name(), %error, "a request was lost");
     ApiError::lost()
 }
 
-/// The first `to` of every `from` numbers; scaled to length 1 if `normalize`.
+/// Cuts each vector of `from` numbers to its first `to`, and scales them to length 1 if
+/// `normalize`.
 fn shorten(vectors: &[f32], from: usize, to: usize, normalize: bool) -> Vec<f32> {
     let mut short = Vec::with_capacity(vectors.len() / from * to);
     for vector in vectors.chunks_exact(from) {
@@ -350,29 +364,29 @@ fn scale_to_one(vector: &mut [f32]) {
     let square: f64 = vector.iter().map(|value| f64::from(*value).powi(2)).sum();
     let length = square.sqrt();
     if length > 0.0 {
-        // Components of a unit vector: the quotient is within f32.
+        // The components of a unit vector are at most 1: each quotient fits into an f32.
         #[expect(clippy::cast_possible_truncation, reason = "a quotient of at most 1")]
         vector.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
     }
 }
 
 impl Embedded {
-    /// The vectors or token states, one after the other.
+    /// Returns the vectors or token states one by one.
     pub(super) fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.vectors.chunks_exact(self.dimensions)
     }
 
-    /// Tokens that were computed.
+    /// Returns the number of tokens that were computed.
     pub(super) fn used(&self) -> usize {
         self.tokens.iter().map(|tokens| tokens.used).sum()
     }
 
-    /// What is said of the answer in headers, on every route.
+    /// Sets the headers that describe the answer, on every route.
     pub(super) fn label(&self, caller: &Caller, response: &mut Response) {
         label_model(&self.info, response);
         let truncated = self.tokens.iter().filter(|tokens| tokens.used < tokens.provided).count();
         let Timings { tokenization, queue, inference } = self.timings;
-        // For what is measured of requests, and until the answer is written.
+        // The metrics read the timings, and the charge must be held until the answer is written.
         response.extensions_mut().insert(self.timings);
         response.extensions_mut().insert(Arc::clone(&caller.charge));
         let headers = response.headers_mut();
@@ -400,7 +414,7 @@ impl Embedded {
     }
 }
 
-/// Says in headers which model an answer is of.
+/// Sets the headers that name the model of an answer.
 pub(super) fn label_model(info: &ModelInfo, response: &mut Response) {
     let ModelInfo { manifest, embedding_space, revision, alias } = info;
     let headers = response.headers_mut();
@@ -412,7 +426,8 @@ pub(super) fn label_model(info: &ModelInfo, response: &mut Response) {
     }
 }
 
-/// Ids, versions, digests and numbers are visible ASCII; anything else would be left out, not panic.
+/// Sets a header. Ids, versions, digests and numbers are visible ASCII; any other value is omitted
+/// instead of causing a panic.
 fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);

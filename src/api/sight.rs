@@ -1,11 +1,12 @@
-//! What a client is shown of models, users and the appliance.
+//! Decides which models, users and facts about the appliance a client may see.
 //!
-//! Owns the rule, for every route that shows something:
+//! The rule applies to every route that shows something:
 //! - An administrator sees everything.
-//! - Other users see every model, and nothing of tenants, of the configuration or of packages that were refused.
-//! - A tenant that is held to some models sees these models and what happens to them. It sees of the tenants itself
-//!   alone, and no reason that could name another model. What it sees of a model is the model's: the counts of one that
-//!   others may ask for, too, are those of all who use it.
+//! - Other users see all models, but nothing of tenants, of the configuration or of refused
+//!   packages.
+//! - A tenant that is restricted to some models sees only these models and their events. Of the
+//!   tenants, it sees only itself. It sees no reason texts that could name another model. The
+//!   counters of a visible model include the requests of all users, not only its own.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,26 +20,27 @@ use crate::config::{Settings, TenantSettings};
 use crate::models::alias;
 use crate::package::{Entry, Key, choose};
 
-/// What one client is shown.
+/// Visibility rules for one client.
 #[derive(Debug)]
 pub(super) struct Sight {
     is_admin: bool,
     tenant: Option<Arc<Tenant>>,
-    /// `None` where every model is shown.
+    /// Models that are visible; `None` when all are.
     held: Option<Held>,
 }
 
-/// The models that a tenant is held to.
+/// The models to which a tenant is restricted.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// As the settings name them.
+    /// Names in the settings.
     names: Vec<String>,
-    /// The entries that the names mean, aliases and the tenant's own model among them.
+    /// Entries that the names mean, including aliases and the tenant's own model.
     meant: BTreeSet<Key>,
 }
 
 impl Held {
-    /// The models of `entries` that `tenant` is held to; `None` where it may ask for all.
+    /// Returns the models of `entries` to which `tenant` is restricted; `None` when it may request
+    /// all.
     pub(super) fn of(
         settings: &Settings,
         entries: &[Entry],
@@ -55,17 +57,18 @@ impl Held {
         Some(Self { names: allowed.clone(), meant })
     }
 
-    /// Whether the tenant may ask for `entry`.
+    /// Returns whether the tenant may request `entry`.
     pub(super) fn has(&self, entry: &Entry) -> bool {
         self.meant.contains(&entry.key) || self.names.iter().any(|name| entry.is_named(name))
     }
 
-    /// The same of a model that may have left the store.
+    /// Does the same check for a model that may have left the store.
     fn has_key(&self, key: &Key) -> bool {
         let (id, version, revision) = key.parts();
         let names_it = |name: &String| match name.split_once('@') {
             None => name == id,
-            // The words of a configuration are longer than what two revisions begin with alike.
+            // Accept the first 6 or more digits of a revision: shorter prefixes could match two
+            // revisions.
             Some((named, rest)) => {
                 named == id && (rest == version || rest.len() >= 6 && revision.starts_with(rest))
             }
@@ -73,7 +76,7 @@ impl Held {
         self.meant.contains(key) || self.names.iter().any(names_it)
     }
 
-    /// The same of a name: `id`, `id@version`, a key, or what a request asked for.
+    /// Does the same check for a name: `id`, `id@version`, a key, or the name in a request.
     fn has_name(&self, name: &str) -> bool {
         let id = name.split('@').next();
         self.meant.iter().any(|key| key.name() == name || key.to_string() == name)
@@ -82,7 +85,7 @@ impl Held {
 }
 
 impl Sight {
-    /// What a client is shown whose requests are those of `tenant`.
+    /// Builds the rules for a client whose requests belong to `tenant`.
     pub(super) fn new(app: &App, tenant: Option<Arc<Tenant>>, is_admin: bool) -> Self {
         let held = match is_admin {
             true => None,
@@ -95,24 +98,24 @@ impl Sight {
         Self { is_admin, tenant, held }
     }
 
-    /// Whether some models are hidden.
+    /// Returns whether some models are hidden.
     pub(super) fn is_held(&self) -> bool {
         self.held.is_some()
     }
 
-    /// Whether the model `key` is shown, in the store or not.
+    /// Returns whether the model `key` is visible. It need not be in the store.
     pub(super) fn shows(&self, key: &Key) -> bool {
         self.held.as_ref().is_none_or(|held| held.has_key(key))
     }
 
-    /// Returns the entries that are shown.
+    /// Returns the visible entries.
     pub(super) fn entries(&self, app: &App) -> Vec<Entry> {
         let mut entries = app.handle.store().entries();
         entries.retain(|entry| self.held.as_ref().is_none_or(|held| held.has(entry)));
         entries
     }
 
-    /// Returns the model that a request without a name means.
+    /// Returns the model that a request without a name means; empty when that model is hidden.
     pub(super) fn default_model(&self, app: &App) -> String {
         let settings = app.settings.borrow().clone();
         let own = self.tenant.as_deref().and_then(|tenant| tenant.settings.model.as_deref());
@@ -126,23 +129,23 @@ impl Sight {
         }
     }
 
-    /// Returns the tenants that are shown.
+    /// Returns the visible tenants.
     pub(super) fn tenants(&self, app: &App) -> Vec<tenants::Tenant> {
         let own = self.tenant.as_ref().map(|tenant| &tenant.name);
         app.tenants.view(|tenant| self.is_admin || own == Some(&tenant.name))
     }
 
-    /// Returns what is shown of the configuration.
+    /// Returns the visible part of the configuration: all of it or nothing.
     pub(super) fn configuration(&self, app: &App) -> Configuration {
         if self.is_admin { app.configuration.borrow().clone() } else { Configuration::default() }
     }
 
-    /// Whether packages that were refused are shown.
+    /// Returns whether refused packages are visible.
     pub(super) fn shows_refused(&self) -> bool {
         self.is_admin
     }
 
-    /// Returns what is shown of `quarantine`.
+    /// Returns the visible part of `quarantine`: all of it or nothing.
     pub(super) fn quarantine(
         &self,
         quarantine: Option<Vec<Quarantined>>,
@@ -150,7 +153,7 @@ impl Sight {
         quarantine.filter(|_| self.shows_refused())
     }
 
-    /// Returns what is shown of `action`, which was about the model `key` if about one.
+    /// Returns the visible part of `action`, which concerns the model `key` if there is one.
     pub(super) fn action(&self, key: Option<&Key>, action: MemoryAction) -> Option<MemoryAction> {
         match &self.held {
             None => Some(action),
@@ -161,7 +164,8 @@ impl Sight {
         }
     }
 
-    /// Returns what is shown of `event`; a kind that this does not know is for administrators.
+    /// Returns the visible part of `event`. Only administrators see events of a kind that is
+    /// unknown here.
     pub(super) fn event(&self, event: Event) -> Option<Event> {
         if self.is_admin {
             return Some(event);
@@ -186,8 +190,8 @@ impl Sight {
         }
     }
 
-    /// Returns what is shown of `metrics` in Prometheus's text form: of a tenant that is held to some models, the series
-    /// of these.
+    /// Returns the visible part of `metrics` in Prometheus's text format. A restricted tenant sees
+    /// only the series of its models.
     pub(super) fn metrics(&self, metrics: String) -> String {
         let Some(held) = &self.held else { return metrics };
         let is_shown = |line: &&str| {

@@ -1,7 +1,8 @@
-//! Limits event streams: an answer without an end holds its connection for as long as its client wants.
+//! Limits event streams: such an answer has no end and keeps its connection for as long as the
+//! client wants.
 //!
-//! Owns the count of open streams of each user. Streams are bounded by themselves and are no requests in flight: they
-//! count for no tenant.
+//! Counts the open streams of each user. Streams have their own limits. They do not count as
+//! requests in flight of a tenant.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,26 +11,26 @@ use super::error::ApiError;
 use super::peer::Peer;
 use crate::log::{self, Message};
 
-/// Streams of all users.
+/// Most streams of all users.
 const MAX_STREAMS: usize = 16;
-/// Streams of all users but root and the daemon's own user.
+/// Most streams of all users while the next one is not for root or the daemon's own user.
 const MAX_OTHERS: usize = 14;
-/// Streams of one user; root and the daemon's own user may have more.
+/// Most streams of one user. Root and the daemon's own user may have more.
 const MAX_PER_USER: usize = 2;
 
-/// Marks an answer without an end.
+/// Marker for an answer without an end, in the extensions of the response.
 #[derive(Clone, Copy, Debug)]
 pub struct Endless;
 
-/// The open event streams. Clones share them.
+/// Open event streams, counted for each user. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Streams(Arc<Mutex<HashMap<u32, usize>>>);
 
 impl Streams {
-    /// A place for a stream of `peer`. Logs a refusal.
+    /// Opens a stream of `peer`. Logs a refusal.
     ///
     /// # Errors
-    /// 429 when the user has as many as it may, 503 when all users together do.
+    /// 429 when the user has reached its limit, 503 when all users together have.
     pub(super) fn open(&self, peer: Peer) -> Result<Following, ApiError> {
         let uid = peer.uid;
         let (held, total, is_shared) = {
@@ -54,12 +55,14 @@ impl Streams {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
-        // Nothing panics between two steps of a change.
+        // Changes under the lock do not panic halfway: the values of a poisoned lock are valid.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether a user with `held` of `total` streams is refused another: `Some(true)` because of the total.
+/// Checks the limits for a user with `held` of `total` streams. Returns `None` if it may open
+/// another one, `Some(true)` if the total limit refuses it, and `Some(false)` if the user's limit
+/// does.
 fn refusal(held: usize, total: usize, is_owner: bool) -> Option<bool> {
     if !is_owner && held >= MAX_PER_USER {
         return Some(false);
@@ -67,7 +70,7 @@ fn refusal(held: usize, total: usize, is_owner: bool) -> Option<bool> {
     (total >= if is_owner { MAX_STREAMS } else { MAX_OTHERS }).then_some(true)
 }
 
-/// The place of one event stream, which is free when this is dropped.
+/// Slot of one event stream, released when this is dropped.
 #[derive(Debug)]
 pub(super) struct Following {
     streams: Streams,
@@ -105,7 +108,7 @@ mod tests {
         assert_eq!(code(4_000_008).unwrap_err(), 503);
         open.extend([code(0).unwrap(), code(0).unwrap()]);
         assert_eq!(code(0).unwrap_err(), 503);
-        // A stream that ends is free for others.
+        // The slot of a closed stream is free for others.
         open.truncate(13);
         open.push(code(4_000_008).unwrap());
         drop(open);

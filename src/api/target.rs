@@ -1,7 +1,8 @@
-//! Which model a request means: the one it names, or that of its tenant, or the default; behind an alias, perhaps the
-//! canary. And whether its tenant may ask for it, and so sees it.
+//! Determines the model that a request means, and checks whether its tenant may request and see it.
 //!
-//! Owns the order of these. Decided before anything is loaded, so that nothing is loaded for a request that is refused.
+//! The model is the one that the request names, or else that of its tenant, or else the default. An
+//! alias may select its canary. All this is decided before a model is loaded, so that a refused
+//! request loads nothing.
 
 use super::App;
 use super::caller::{Caller, Viewer};
@@ -12,7 +13,7 @@ use super::wire::Input;
 use crate::models::alias::{self, Target, Texts};
 use crate::package::{Entry, choose};
 
-/// The models that can be asked for, by this tenant if it is held to some.
+/// Returns the models that can be requested. A restricted tenant gets only its models.
 pub(super) fn visible(app: &App, Viewer(tenant): &Viewer) -> Vec<Entry> {
     let mut entries = app.handle.store().entries();
     let settings = app.settings.borrow().clone();
@@ -26,21 +27,22 @@ pub(super) fn visible(app: &App, Viewer(tenant): &Viewer) -> Vec<Entry> {
     entries
 }
 
-/// What a request means that names no model, apart from canaries.
+/// Returns the name of the model for requests without a model name. Canaries are ignored.
 pub(super) fn default_of(app: &App, Viewer(tenant): &Viewer) -> String {
     let settings = app.settings.borrow().clone();
     let own = tenant.as_deref().and_then(|tenant| tenant.settings.model.as_deref());
     alias::meant(&settings.aliases, own.unwrap_or_else(|| settings.default_model()))
 }
 
-/// Whether the caller, if it is a tenant that is held to some models, may be answered by this one in place of its own.
+/// Returns whether `entry` may be a fallback for this caller. A restricted tenant gets only its
+/// models.
 pub(super) fn may_stand_in(caller: &Caller, entry: &Entry) -> bool {
     let tenant = caller.tenant.as_deref().map(Visit::tenant);
     let allowed = tenant.and_then(|tenant| tenant.settings.allowed_models.as_ref());
     allowed.is_none_or(|allowed| allowed.iter().any(|allowed| entry.is_named(allowed)))
 }
 
-/// What `model` means for a request with this input.
+/// Determines the model that `model` means for a request with this input.
 pub(super) fn find(
     app: &App,
     caller: &Caller,
@@ -68,7 +70,8 @@ pub(super) fn find(
             return Err(ApiError::model_not_allowed(&tenant.name, name));
         }
     }
-    // Said here, where it is known which models may be named in the answer.
+    // Report an unknown model here and not when it is leased: the error lists models, and here it
+    // can list only those that the tenant may see.
     if let Some(tenant) = tenant {
         let mut entries = app.handle.store().entries();
         if let Some(held) = Held::of(&settings, &entries, Some(&tenant.settings))

@@ -1,10 +1,12 @@
-//! The dialect of text-embeddings-inference: `/embed`, `/embed_all`, `/similarity`, `/tokenize`, `/decode`, `/info`,
-//! `/health`, and the routes for which no model is installed here, `/embed_sparse` and `/predict`.
+//! Serves the dialect of text-embeddings-inference (TEI): `/embed`, `/embed_all`, `/similarity`,
+//! `/tokenize`, `/decode`, `/info` and `/health`. `/embed_sparse` and `/predict` exist too, but no
+//! installed model can answer them.
 //!
-//! Owns what is TEI's alone: bare lists as answers, flat errors, its status codes. What it asks goes through
-//! [`request`].
+//! Contains the specifics of TEI: answers that are bare lists, flat errors, and its status codes.
+//! [`request`] computes the vectors.
 //!
-//! Invariant: every failure on these routes is `{"error", "error_type"}`, also those of the body and the method.
+//! Invariant: every failure on these routes has the form `{"error", "error_type"}`, including a
+//! wrong body or method.
 
 mod errors;
 mod tokens;
@@ -30,7 +32,7 @@ use crate::engine::{self, Truncation};
 use crate::models::Residency;
 use crate::package::{Precision, choose};
 
-/// The routes, with errors in TEI's shape.
+/// Builds the routes, with errors in TEI's format.
 pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/embed", post(embed))
@@ -47,7 +49,7 @@ pub(super) fn routes() -> Router<App> {
         .layer(middleware::map_response(errors::flatten))
 }
 
-/// The health route alone.
+/// Builds only the health route.
 pub(super) fn health_route() -> Router<App> {
     Router::new().route("/health", get(health)).layer(middleware::map_response(errors::flatten))
 }
@@ -96,7 +98,7 @@ async fn embed_all(
         request::json(embedded.vectors.len(), &tei::TokenStates(texts.collect()))
     })
     .await?;
-    // States of tokens are no vectors of a text: they are of no embedding space.
+    // Token states are not vectors of a text and do not belong to an embedding space.
     response.headers_mut().remove(EMBEDDING_SPACE);
     Ok(response)
 }
@@ -125,7 +127,7 @@ async fn similarity(
     };
     let source = of(vec![source_sentence], "inputs.source_sentence")?;
     let others = of(sentences, "inputs.sentences")?;
-    // Before a model is loaded for them.
+    // Check the input before a model is loaded for it.
     request::check_input(&others.input, others.param)?;
     let scores = rank::compare(&app, &caller, request.model.as_deref(), (source, others)).await?;
     let response = Json(tei::Similarities(scores.similarities())).into_response();
@@ -141,12 +143,13 @@ async fn predict() -> ApiError {
     ApiError::wrong_task("no installed model is a classifier".to_owned())
 }
 
-/// Of the model that the caller gets without naming one: this dialect has no place for a name.
+/// Describes the model that the caller gets without naming one, because this route has no parameter
+/// for a name.
 async fn info(State(app): State<App>, viewer: Viewer) -> Result<Json<tei::Info>, ApiError> {
     let default = target::default_of(&app, &viewer);
     let entries = target::visible(&app, &viewer);
     let entry = choose(&entries, &default).ok_or_else(|| match &viewer {
-        // As it is told when it asks for vectors.
+        // Return the same error as for a request for vectors.
         Viewer(Some(tenant)) if tenant.settings.allowed_models.is_some() => {
             ApiError::model_not_allowed(&tenant.name, &default)
         }
@@ -178,7 +181,7 @@ async fn info(State(app): State<App>, viewer: Viewer) -> Result<Json<tei::Info>,
     }))
 }
 
-/// As `torch` spells it.
+/// Returns the dtype in the spelling of `torch`.
 fn computed_dtype(precision: engine::Precision) -> &'static str {
     match precision {
         engine::Precision::F32 | engine::Precision::Auto => "float32",
@@ -187,7 +190,7 @@ fn computed_dtype(precision: engine::Precision) -> &'static str {
     }
 }
 
-/// As `torch` spells it.
+/// Returns the dtype in the spelling of `torch`.
 fn stored_dtype(precision: Precision) -> &'static str {
     match precision {
         Precision::F32 => "float32",
@@ -203,7 +206,7 @@ async fn health(State(app): State<App>) -> Result<(), ApiError> {
     Err(ApiError::not_ready(&app.handle.default_model()))
 }
 
-/// TEI tells a request without anything to answer from one that is wrong.
+/// Checks that the input has text. TEI distinguishes an empty request from other invalid ones.
 fn check_not_empty(input: &Input, param: &str) -> Result<(), ApiError> {
     let empty = match input {
         Input::Texts(texts) => texts.is_empty() || texts.iter().any(String::is_empty),
@@ -223,7 +226,7 @@ fn truncation(direction: Option<tei::TruncationDirection>) -> Truncation {
     }
 }
 
-/// Makes an answer of vectors.
+/// Writes an answer with vectors and sets its headers.
 async fn write(
     app: &App,
     caller: &Caller,

@@ -1,11 +1,12 @@
-//! Tenants: who a caller is, and how much of it is in flight.
+//! Determines the tenant of a caller, and counts the tenant's requests in flight.
 //!
-//! Owns what is known of users (the system's user database is asked once a minute for each) and what every tenant is
-//! doing. What it may ask for is held to in [`super::target`], its share of the turns in the models' queues.
+//! The result for a user is cached for a minute, because it comes from the system's user database.
+//! [`super::target`] enforces which models a tenant may request. The queues of the models enforce
+//! its share of the batches.
 //!
 //! Invariants:
-//! 1. A tenant never has more requests in flight than it may, whatever happens to them.
-//! 2. A reload holds for the next request; what a tenant that stays was counted for stays with it.
+//! 1. A tenant never has more requests in flight than its limit.
+//! 2. A reload applies from the next request. Counters of tenants that still exist are kept.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -22,18 +23,20 @@ use super::wire;
 use crate::config::{Admins, Settings, TenantSettings};
 use crate::units::milliseconds;
 
-/// Stands in a list of users for all users but administrators. The last tenant may have it; then every user has one.
+/// Entry in a list of users that means all users except administrators. Only the last tenant may
+/// have it.
 const EVERYBODY: &str = "*";
-/// How long it is believed who a user is: groups change.
+/// Time for which the tenant of a user is cached. Groups of users can change.
 const BELIEVED: Duration = Duration::from_secs(60);
-/// Users that are remembered; a device has a few dozen.
+/// Most users in the cache. A device has a few dozen.
 const MAX_KNOWN: usize = 1024;
-/// When to come back while no request of a tenant has been answered yet, which would tell how long they take.
+/// Retry time before the first request of a tenant was answered, while the duration of its requests
+/// is unknown.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// No client is told to wait longer.
+/// Longest retry time.
 const MAX_WAIT: Duration = Duration::from_secs(120);
 
-/// The tenants of the settings in force.
+/// Tenants of the current settings.
 #[derive(Debug)]
 pub struct Tenants {
     settings: watch::Receiver<Arc<Settings>>,
@@ -42,10 +45,10 @@ pub struct Tenants {
 
 #[derive(Debug)]
 struct Current {
-    /// What the tenants were made of.
+    /// Settings from which `tenants` was made.
     settings: Arc<Settings>,
     tenants: Arc<[Arc<Tenant>]>,
-    /// By user and group.
+    /// Cache of the tenants, by user id and group id.
     known: HashMap<(u32, u32), Known>,
 }
 
@@ -58,11 +61,12 @@ struct Known {
 /// One tenant.
 #[derive(Debug)]
 pub(super) struct Tenant {
-    /// Its name.
+    /// Name of the tenant.
     pub(super) name: Arc<str>,
-    /// What holds for it.
+    /// Settings of the tenant.
     pub(super) settings: TenantSettings,
-    /// Whose turns its requests take, over however many connections they come: an id that no connection has.
+    /// Flow of the tenant's requests in fair scheduling, whichever connections they use. The id is
+    /// different from that of every connection.
     flow: ConnectionId,
     counts: Arc<Counts>,
 }
@@ -72,29 +76,32 @@ struct Counts {
     requests: AtomicU64,
     in_flight: AtomicUsize,
     refused: AtomicU64,
-    /// What a request takes, in milliseconds, the later ones counting more; 0 before the first.
+    /// Smoothed duration of a request in milliseconds, with more weight on later ones; 0 before the
+    /// first.
     mean_ms: AtomicU64,
 }
 
 impl Tenants {
-    /// The tenants of `settings`, now and after every change.
+    /// Creates the tenants of `settings`, and follows its changes.
     pub fn new(settings: watch::Receiver<Arc<Settings>>) -> Self {
         let now = settings.borrow().clone();
         let current = Current::new(now, &[]);
         Self { settings, current: Mutex::new(current) }
     }
 
-    /// Returns whether `peer` may change the appliance: root, the daemon's own user, and the administrators of the
-    /// settings, for which the user database is asked, off the runtime.
+    /// Returns whether `peer` may change the appliance: root, the daemon's own user, and the
+    /// administrators in the settings. Reads the user database on the blocking pool.
     pub(super) async fn is_admin(&self, peer: Peer) -> bool {
         let admins = self.settings.borrow().socket.admins.clone();
         is_admin(peer, admins).await
     }
 
-    /// The tenant of a caller: the one it names, if it is trusted, or the first that has its user or group.
+    /// Returns the tenant of a caller: the named one if the caller is an administrator, or else the
+    /// first tenant with its user or group.
     ///
     /// # Errors
-    /// 403 when it names one and is not trusted, 400 when there is none of that name.
+    /// 403 when it names a tenant and is not an administrator, 400 when the named tenant does not
+    /// exist.
     pub(super) async fn find(
         &self,
         peer: Peer,
@@ -135,7 +142,7 @@ impl Tenants {
         })
         .await?;
         let mut current = self.current();
-        // Otherwise it is a tenant of settings that hold no more.
+        // Do not cache a tenant of settings that were replaced meanwhile.
         if Arc::ptr_eq(&current.settings, &settings) {
             if current.known.len() >= MAX_KNOWN {
                 current.known.clear();
@@ -146,7 +153,7 @@ impl Tenants {
         Ok(tenant)
     }
 
-    /// Returns the tenants that `is_shown` holds for, in the order of the settings.
+    /// Returns the tenants for which `is_shown` returns true, in the order of the settings.
     pub(super) fn view(&self, is_shown: impl Fn(&Tenant) -> bool) -> Vec<wire::tenants::Tenant> {
         let current = self.current();
         let default = current.settings.default_model();
@@ -154,11 +161,12 @@ impl Tenants {
         shown.map(|tenant| tenant.view(default)).collect()
     }
 
-    /// What holds now.
+    /// Locks and returns the current state. Rebuilds it first if the settings were reloaded.
     fn current(&self) -> MutexGuard<'_, Current> {
-        // A panic while it was held leaves what was there, or all of what is new.
+        // A panic under the lock leaves either the old state or the complete new one.
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        // Read under the lock: older settings must not come back over newer ones.
+        // Read the settings under the lock. Otherwise a slow thread could replace the state with an
+        // older one.
         let settings = self.settings.borrow().clone();
         if !Arc::ptr_eq(&current.settings, &settings) {
             *current = Current::new(settings, &current.tenants);
@@ -172,11 +180,11 @@ async fn is_admin(peer: Peer, admins: Admins) -> bool {
         return true;
     }
     let is_empty = admins.users.is_empty() && admins.groups.is_empty();
-    // A question that was lost makes nobody an administrator.
+    // If the lookup is lost, the caller is not an administrator.
     !is_empty && off_runtime(move || peer.is_one_of(&admins)).await.is_ok_and(|is_admin| is_admin)
 }
 
-/// The answer of the user database, which may be slow.
+/// Runs `ask`, a lookup in the user database, on the blocking pool, because it may be slow.
 async fn off_runtime<T: Send + 'static>(
     ask: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -198,12 +206,12 @@ impl Current {
 }
 
 impl Tenant {
-    /// Whose turns its requests take, in the place of their connections'.
+    /// Returns the tenant's flow in fair scheduling, which replaces the flows of its connections.
     pub(super) fn flow(&self) -> ConnectionId {
         self.flow
     }
 
-    /// Whether everybody is this tenant who is no administrator.
+    /// Returns whether all users except administrators belong to this tenant.
     fn has_everybody(&self) -> bool {
         self.settings.users.iter().any(|user| user == EVERYBODY)
     }
@@ -235,7 +243,7 @@ impl Tenant {
     }
 }
 
-/// A request of a tenant. It is in flight until this is dropped.
+/// A request of a tenant, which is in flight until this is dropped.
 #[derive(Debug)]
 pub(super) struct Visit {
     tenant: Arc<Tenant>,
@@ -246,7 +254,7 @@ impl Visit {
     /// Begins a request of `tenant`.
     ///
     /// # Errors
-    /// 429 when it has as many in flight as it may.
+    /// 429 when it has as many requests in flight as its limit.
     pub(super) fn begin(tenant: Arc<Tenant>) -> Result<Self, ApiError> {
         let Counts { requests, in_flight, mean_ms, .. } = &*tenant.counts;
         requests.fetch_add(1, Ordering::Relaxed);
@@ -260,7 +268,7 @@ impl Visit {
         Ok(Self { tenant, began: Instant::now() })
     }
 
-    /// Whose it is.
+    /// Returns the tenant of the request.
     pub(super) fn tenant(&self) -> &Tenant {
         &self.tenant
     }
@@ -270,20 +278,22 @@ impl Drop for Visit {
     fn drop(&mut self) {
         let Counts { in_flight, mean_ms, .. } = &*self.tenant.counts;
         let took = milliseconds(self.began.elapsed()).max(1);
-        // Of two that end at once one may not be counted into the mean: it is an estimate.
+        // Two requests that end at once may overwrite each other's update. The mean is only an
+        // estimate.
         let before = mean_ms.load(Ordering::Relaxed);
         mean_ms.store(mean(before, took), Ordering::Relaxed);
         in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// The mean after a request that took so long: one eighth of the difference is added, as TCP smooths its round-trip time
+/// Returns the smoothed duration after a request that took `took`. One eighth of the difference is
+/// added, as in TCP's smoothed round-trip time
 /// (<https://www.rfc-editor.org/rfc/rfc6298#section-2>).
 fn mean(before: u64, took: u64) -> u64 {
     if before == 0 { took } else { (before - before / 8 + took / 8).max(1) }
 }
 
-/// When one of `most` requests will probably be done, each of which takes `mean_ms`.
+/// Estimates the time until one of `most` requests is finished if each takes `mean_ms`.
 fn wait(mean_ms: u64, most: usize) -> Duration {
     if mean_ms == 0 {
         return FIRST_WAIT;
@@ -305,7 +315,7 @@ mod tests {
         TenantSettings { name: name.to_owned(), users, max_concurrent, ..Default::default() }
     }
 
-    /// A user without a name, in a group without a name.
+    /// Returns a user without a name in a group without a name.
     fn peer(uid: u32) -> Peer {
         Peer { uid, gid: 4_000_000, pid: None }
     }
@@ -327,7 +337,7 @@ mod tests {
             vec![tenant("a", &[4_000_001], None), tenant("b", &[4_000_001, 4_000_002], None)];
         let (send, receive) = watch::channel(settings(list.clone()));
         let tenants = Tenants::new(receive);
-        // The second time it is remembered.
+        // The second round reads the cache.
         for _ in 0..2 {
             for (uid, expected) in
                 [(4_000_001, Some("a")), (4_000_002, Some("b")), (4_000_003, None)]

@@ -1,8 +1,9 @@
-//! The texts of a request as tokens: on the runtime's own threads where that is quick, on the blocking pool, in turns of
-//! the users, where it would keep others waiting.
+//! Tokenizes the texts of a request: short ones on the runtime's own thread, longer ones on the
+//! blocking pool, scheduled fairly among users.
 //!
-//! Owns how much is tokenized where, and how much at a time; the tokenizer is the model's. A request that waits for its
-//! turn gives its lease back meanwhile, so that the model may leave.
+//! Decides how much is tokenized where and at the same time. The tokenizer itself belongs to the
+//! model. A request returns its lease while it waits for a permit, so that the model can be
+//! evicted.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,32 +17,35 @@ use super::wire::Input;
 use crate::engine::{EngineError, Tokens, Truncation};
 use crate::models::Lease;
 
-/// Texts of up to so many bytes together are tokenized on the runtime's own thread: about 25 µs. A tokenizer that takes
-/// the most that is accepted needs 13 ms.
+/// Total length in bytes up to which texts are tokenized on the runtime's own thread. This takes
+/// about 25 µs, or 13 ms with the slowest tokenizer that is accepted.
 const INLINE_BYTES: usize = 512;
-/// The same for token ids, which are only compared with the vocabulary.
+/// Number of token ids up to which they are checked on the runtime's own thread. They are only
+/// compared with the vocabulary.
 const INLINE_IDS: usize = 512;
-/// One text of more bytes is tokenized at a time, of however many clients: it may take a hundred times its memory.
+/// Length in bytes above which only one text is tokenized at the same time, for all clients. The
+/// tokenizer may allocate a hundred times this size.
 const LARGE_TEXT: usize = 64 << 10;
-/// How long a request keeps its turn while its model comes back.
+/// Time for which a request keeps its permit while its model is loaded again.
 const RENEWAL: Duration = Duration::from_millis(50);
 
-/// The texts of a request as tokens.
+/// Texts of a request as tokens.
 #[derive(Debug, Default)]
 pub(super) struct Tokenized {
-    /// Token ids of each text, cut to the model's length.
+    /// Token ids of each text, truncated to the model's length.
     pub(super) ids: Vec<Vec<u32>>,
-    /// Tokens of each whole text; `None` when its end was cut off unseen.
+    /// Number of tokens of each text before truncation; `None` if the end was cut off without
+    /// tokenizing it.
     pub(super) whole: Vec<Option<usize>>,
-    /// Characters of all texts; none of those that were sent as token ids.
+    /// Number of characters of all texts; 0 for token ids.
     pub(super) characters: usize,
 }
 
-/// Waits for a turn of `turns`. A request that has to wait gives its lease back and asks for it again when its turn
-/// comes, so that a model may leave memory while requests wait.
+/// Waits for a permit from `turns`. A request that must wait returns its lease and renews it
+/// afterwards, so that the model can be evicted while requests wait.
 ///
 /// # Errors
-/// As [`Turns::take`], and those of the model when it has left and does not come back.
+/// As [`Turns::take`], and the errors of the model if it was evicted and cannot be loaded again.
 pub(super) async fn turn(
     app: &App,
     caller: &Caller,
@@ -56,9 +60,11 @@ pub(super) async fn turn(
         let place = turns.take(caller.uid, caller.deadline).await?;
         match tokio::time::timeout(RENEWAL, app.handle.renew(&absent, caller.deadline)).await {
             Ok(lease) => return Ok((place, lease?)),
-            // It is being loaded: others work meanwhile.
+            // The model is being loaded: release the permit for others meanwhile.
             Err(_elapsed) => drop(place),
         }
+        // Renew the lease without a permit. If no permit is free then, the lease is dropped again
+        // and the request queues once more.
         let lease = app.handle.renew(&absent, caller.deadline).await?;
         if let Some(place) = turns.try_take() {
             return Ok((place, lease));
@@ -66,8 +72,8 @@ pub(super) async fn turn(
     }
 }
 
-/// Tokenizes on the blocking pool what would keep others waiting; a large text when it is its turn. Gives the lease
-/// back, or one of the same model.
+/// Tokenizes `job`: short texts on the runtime's thread, others on the blocking pool, and a large
+/// text under the permit for large texts. Returns the tokens and a lease of the same model.
 pub(super) async fn tokenize(
     app: &App,
     caller: &Caller,
@@ -107,16 +113,16 @@ pub(super) async fn tokenize(
     }
 }
 
-/// What is to be tokenized.
+/// Input of [`tokenize`] and [`count`].
 #[derive(Clone, Debug)]
 pub(super) struct Job {
-    /// What goes before each text.
+    /// Text to put before each text.
     pub(super) prompt: Arc<str>,
-    /// The texts, or their ids.
+    /// Texts, or their token ids.
     pub(super) input: Arc<Input>,
-    /// What the dialect calls the field of the texts.
+    /// Name of the input field in the dialect, for errors.
     pub(super) param: &'static str,
-    /// Which end of a text that is too long is left out.
+    /// End at which a long text is truncated.
     pub(super) truncation: Truncation,
 }
 
@@ -133,7 +139,7 @@ struct Tokenizing {
 }
 
 impl Tokenizing {
-    /// Tokenizes the next text. Returns whether that was the last one.
+    /// Tokenizes the next text. Returns whether it was the last one.
     fn step(&mut self, lease: &Lease) -> Result<bool, ApiError> {
         let Self { job, done } = self;
         let index = done.ids.len();
@@ -155,7 +161,8 @@ impl Tokenizing {
     }
 }
 
-/// Tokens of each whole text, those counted that are not known yet: piece by piece, in turns.
+/// Returns the number of tokens of each text before truncation. Unknown numbers are counted piece
+/// by piece on the blocking pool, scheduled fairly among users.
 pub(super) async fn count(
     app: &App,
     caller: &Caller,
@@ -189,14 +196,15 @@ pub(super) async fn count(
 struct Counting {
     job: Job,
     whole: Vec<Option<usize>>,
-    /// The text that is looked at.
+    /// Index of the current text.
     at: usize,
-    /// The one that is being counted with its prompt, how much of it is done, and the tokens of that.
+    /// Text that is being counted, with its prompt; the number of its bytes that were counted; the
+    /// tokens in these.
     begun: Option<(String, usize, usize)>,
 }
 
 impl Counting {
-    /// Counts the next piece. Returns whether that was the last one.
+    /// Counts the next piece. Returns whether everything is counted.
     fn step(&mut self, lease: &Lease) -> Result<bool, ApiError> {
         let Self { job, whole, at, begun } = self;
         let Some(count) = whole.get_mut(*at) else { return Ok(true) };

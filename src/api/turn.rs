@@ -1,12 +1,14 @@
-//! Work on the processors is done in turns of the users: tokenizing, parsing and writing what is large, ranking words.
+//! Schedules work on the processors fairly among users: tokenizing, large JSON, large answers,
+//! ranking by keyword.
 //!
-//! Owns the places for such work and who gets the next one: users with work that waits go round, and of one user the
-//! request that waits longest. Long work gives its place back after a [`SLICE`] when others wait, and waits again.
+//! Each kind of work has a number of permits. When all are taken, requests are queued for each
+//! user. A free permit goes to the users in round-robin order, and to the oldest request of that
+//! user. Long work releases its permit after a [`SLICE`] if others wait, and queues again.
 //!
 //! Invariants:
-//! 1. No more work is done at a time than there are places.
-//! 2. A user waits for one piece of work of each other user at most before its next turn.
-//! 3. A user has at most [`MAX_WAITING`] requests that wait.
+//! 1. No more work runs at the same time than there are permits.
+//! 2. While a user waits, each other user gets at most one permit before it.
+//! 3. A user has at most [`MAX_WAITING`] queued requests.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,26 +20,27 @@ use super::error::ApiError;
 use super::request::lost;
 use crate::models::ModelError;
 
-/// How long work goes on while others wait.
+/// Time after which work yields to queued requests.
 const SLICE: Duration = Duration::from_millis(5);
-/// Requests of one user that may wait for a place.
+/// Most queued requests of one user.
 const MAX_WAITING: usize = 1024;
 
-/// Every kind of place. Clones share them.
+/// The permits of all kinds of work. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// For tokenizing, and for writing large answers: as many as there are processors.
+    /// Permits for tokenizing and for writing large answers, one for each processor.
     pub(super) work: Turns,
-    /// For large JSON.
+    /// Permits for parsing large JSON.
     pub(super) parsing: Turns,
-    /// For large texts: the tokenizer takes a hundred times the memory of what it is given at once.
+    /// Permits for tokenizing large texts: the tokenizer allocates a hundred times the size of one
+    /// input.
     pub(super) large: Turns,
-    /// For ranking by keyword, which takes fifty times the memory of the documents.
+    /// Permits for ranking by keyword, which allocates fifty times the size of the documents.
     pub(super) keywords: Turns,
 }
 
 impl Places {
-    /// The places on a machine with so many processors.
+    /// Creates the permits for a machine with so many processors.
     pub fn new(processors: usize) -> Self {
         Self {
             work: Turns::new(processors),
@@ -48,14 +51,14 @@ impl Places {
     }
 }
 
-/// Places of one kind. Clones share them.
+/// Permits of one kind, with the queue for them. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Turns(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// Users with requests that wait; the first is next.
+    /// Users with queued requests; the first one gets the next permit.
     users: VecDeque<u32>,
     waiting: HashMap<u32, VecDeque<Waiting>>,
     next: u64,
@@ -68,7 +71,7 @@ struct Waiting {
 }
 
 impl State {
-    /// Whose turn it is. A user with more requests goes to the end.
+    /// Removes and returns the next queued request. A user with more requests moves to the end.
     fn pop(&mut self) -> Option<Waiting> {
         let uid = self.users.pop_front()?;
         let own = self.waiting.get_mut(&uid)?;
@@ -99,21 +102,23 @@ impl Turns {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics between two steps of a change.
+        // Each change under the lock is complete or cannot panic: the state of a poisoned lock is
+        // valid.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place, if one is free now.
+    /// Returns a permit if one is free now.
     pub(super) fn try_take(&self) -> Option<Place> {
         let mut state = self.lock();
         state.free = state.free.checked_sub(1)?;
         Some(Place { turns: self.clone() })
     }
 
-    /// Waits for the turn of a request of `uid`. Cancelling gives it up.
+    /// Waits for a permit for a request of `uid`. Dropping the future removes the request from the
+    /// queue.
     ///
     /// # Errors
-    /// 429 when too many requests of the user wait, 504 when the turn does not come by `deadline`.
+    /// 429 when too many requests of the user are queued, 504 when `deadline` passes first.
     pub(super) async fn take(&self, uid: u32, deadline: Instant) -> Result<Place, ApiError> {
         let (mut reply, id) = {
             let mut state = self.lock();
@@ -134,6 +139,8 @@ impl Turns {
             }
             (reply, id)
         };
+        // Dropping this future removes the request from the queue. After a grant, the removal has
+        // no effect.
         let _given_up = GivenUp { turns: self, uid, id };
         let patience = deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(patience, &mut reply).await {
@@ -143,8 +150,8 @@ impl Turns {
         }
     }
 
-    /// Runs `work` on the blocking pool in a turn of `uid`. The place is given back by the work itself, which goes on
-    /// when the client leaves.
+    /// Runs `work` on the blocking pool with a permit for `uid`. The work holds the permit until it
+    /// ends, even if the client disconnects first.
     ///
     /// # Errors
     /// As [`Self::take`], or 500 when the work panicked.
@@ -163,7 +170,7 @@ impl Turns {
     }
 }
 
-/// Takes a request that nobody waits for any more out of the queue.
+/// Guard that removes a cancelled request from the queue.
 struct GivenUp<'a> {
     turns: &'a Turns,
     uid: u32,
@@ -176,14 +183,14 @@ impl Drop for GivenUp<'_> {
     }
 }
 
-/// The right to work, until this is dropped.
+/// A permit, released when this is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     turns: Turns,
 }
 
 impl Place {
-    /// Whether work that began at `since` should be interrupted because others wait.
+    /// Returns whether work that began at `since` should yield because others wait.
     pub(super) fn is_over(&self, since: Instant) -> bool {
         since.elapsed() >= SLICE && !self.turns.lock().users.is_empty()
     }
@@ -196,7 +203,9 @@ impl Drop for Place {
             None => state.free += 1,
             Some(Waiting { reply, .. }) => {
                 drop(state);
-                // One that has just left gives the place back at once, to the next.
+                // If the receiver was cancelled, `send` returns the permit. Dropping it passes the
+                // permit to the next request. The lock must be released first, because that drop
+                // locks again.
                 drop(reply.send(Self { turns: self.turns.clone() }));
             }
         }
@@ -214,7 +223,7 @@ mod tests {
         Instant::now() + Duration::from_secs(3600)
     }
 
-    /// The users of `requests` in the order of their turns.
+    /// Queues `requests` and returns their users in the order of the permits.
     async fn order(turns: &Turns, requests: &[u32]) -> Vec<u32> {
         let held = turns.take(99, later()).await.unwrap();
         let (sender, mut taken) = tokio::sync::mpsc::unbounded_channel();
@@ -253,7 +262,7 @@ mod tests {
         assert_eq!(refused.code(), "timeout");
         assert!(turns.lock().waiting.is_empty());
         drop(held);
-        // One that is free is given to whoever comes late, too.
+        // A free permit is granted even when the deadline has passed.
         drop(turns.take(2, Instant::now()).await.unwrap());
         drop(turns.try_take().unwrap());
     }

@@ -1,4 +1,4 @@
-//! What models are used for how much, and which to use for what.
+//! Serves usage statistics of models, and recommends models for a task.
 
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,7 +19,7 @@ use crate::models::usage::{self, Stats};
 use crate::package::{Entry, Key};
 use crate::units::Bytes;
 
-/// The parameters of [`recommendations`].
+/// Parameters of [`recommendations`].
 const PARAMETERS: [&str; 3] = ["task_type", "complexity", "max_latency_ms"];
 
 pub(super) async fn stats(State(app): State<App>, sight: Sight) -> Json<ModelStatsList> {
@@ -69,7 +69,7 @@ fn percentiles(percentiles: usage::Percentiles) -> Percentiles {
     Percentiles { p50: millis(percentiles.p50), p95: millis(percentiles.p95) }
 }
 
-/// To the microsecond.
+/// Returns `duration` in milliseconds, with a resolution of a microsecond.
 fn millis(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
@@ -111,12 +111,13 @@ pub(super) async fn recommendations(
     Ok(Json(Recommendations { recommendations: recommendations.collect() }))
 }
 
-/// Whether the files of a model, which are about what its weights take, fit beside the models that are in memory.
+/// Returns whether the model fits into memory beside the resident models. The total size of its
+/// files approximates the size of its weights.
 fn fits(entry: &Entry, room: Bytes) -> bool {
     entry.manifest.total_size() <= room.0
 }
 
-/// Reads the query of [`recommendations`]; every parameter may be left out.
+/// Parses the query of [`recommendations`]. Every parameter is optional.
 fn parse(text: &str) -> Result<Query, ApiError> {
     let mut query = Query::default();
     let mut seen = Vec::new();

@@ -1,4 +1,4 @@
-//! What clients see: the only types that are read from and written to requests and answers.
+//! Defines the wire types: requests and answers contain only these types.
 //!
 //! OpenAI's fields and their meaning: <https://platform.openai.com/docs/api-reference/embeddings>.
 
@@ -19,39 +19,42 @@ use serde::{Deserialize, Serialize};
 /// Body of `POST /v1/embeddings`.
 #[derive(Debug, Deserialize)]
 pub struct EmbeddingsRequest {
-    /// What to embed. Nothing at all is refused as an empty list is, so that the error names the field.
+    /// Texts or token ids to embed. A missing field is refused like an empty list, so that the
+    /// error names the field.
     #[serde(default)]
     pub input: Input,
-    /// Which model; the default one when absent.
+    /// Name of the model; the default model when absent.
     #[serde(default)]
     pub model: Option<String>,
-    /// `float` (the default) or `base64`.
+    /// Format of the vectors: `float` (the default) or `base64`.
     #[serde(default)]
     pub encoding_format: Option<String>,
-    /// Cut vectors to this length and scale them to length 1 again.
+    /// Length to which vectors are cut; they are scaled to length 1 again.
     #[serde(default)]
     pub dimensions: Option<usize>,
-    /// An identifier of the client's own user; accepted and not used.
+    /// Identifier of the client's own user; accepted and ignored.
     #[serde(default)]
     pub user: Option<String>,
-    /// Which of the model's prompts to put before each text; beyond OpenAI.
+    /// Name of the model's prompt to put before each text; not in OpenAI's API.
     #[serde(default)]
     pub prompt_name: Option<String>,
-    /// `query` or `passage`: the model's prompt for it, when no name is given; beyond OpenAI.
+    /// `query` or `passage`: selects the model's prompt for it if `prompt_name` is absent; not in
+    /// OpenAI's API.
     #[serde(default)]
     pub input_type: Option<String>,
-    /// `false` refuses texts that are too long, whose end is left out otherwise; beyond OpenAI.
+    /// `false` refuses texts that are too long. Otherwise their end is cut off. Not in OpenAI's
+    /// API.
     #[serde(default)]
     pub truncate: Option<bool>,
-    /// Whether another model may answer when this one cannot; beyond OpenAI.
+    /// Whether a fallback may answer when the model is not available; not in OpenAI's API.
     #[serde(default)]
     pub allow_fallback: Option<bool>,
-    /// Models whose vectors of the same texts are wanted as well; beyond OpenAI.
+    /// Models that embed the same texts in addition; not in OpenAI's API.
     #[serde(default)]
     pub additional_models: Option<Vec<String>>,
 }
 
-/// One text or several, as texts or as token ids.
+/// One or more inputs, as texts or as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     /// Texts.
@@ -69,209 +72,214 @@ impl Default for Input {
 /// Answer of `POST /v1/embeddings`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct EmbeddingsResponse {
-    /// `list`.
+    /// Constant `list`.
     pub object: String,
-    /// One for each input, in its order.
+    /// One vector for each input, in the same order.
     pub data: Vec<Embedding>,
-    /// The model that answered.
+    /// Id of the model that answered.
     pub model: String,
-    /// What was counted.
+    /// Token counts.
     pub usage: Usage,
-    /// What `additional_models` gave, in their order; beyond OpenAI.
+    /// Vectors of `additional_models`, in the same order; not in OpenAI's API.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub additional: Vec<AdditionalEmbeddings>,
 }
 
-/// The vectors of the same texts by another model.
+/// Vectors of the same texts by another model.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct AdditionalEmbeddings {
-    /// The model that answered.
+    /// Id of the model that answered.
     pub model: String,
-    /// Its version.
+    /// Version of the model.
     pub version: String,
-    /// The beginning of the digest of its manifest.
+    /// First digits of the digest of the manifest.
     pub revision: String,
-    /// The identity under which two vectors may be compared.
+    /// Identity under which two vectors may be compared.
     pub embedding_space: String,
     /// Length of one vector.
     pub dimensions: usize,
-    /// One for each input, in its order.
+    /// One vector for each input, in the same order.
     pub data: Vec<Embedding>,
-    /// What was counted.
+    /// Token counts.
     pub usage: Usage,
 }
 
 /// One vector.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Embedding {
-    /// `embedding`.
+    /// Constant `embedding`.
     pub object: String,
-    /// The position of its input.
+    /// Index of the input.
     pub index: usize,
     /// The vector.
     pub embedding: Vector,
-    /// Tokens of the text, special tokens included; beyond OpenAI.
+    /// Tokens of the text, special tokens included; not in OpenAI's API.
     pub tokens_provided: usize,
-    /// Of these, those that the vector is made of; beyond OpenAI.
+    /// Tokens from which the vector is computed, at most `tokens_provided`; not in OpenAI's API.
     pub tokens_used: usize,
 }
 
-/// A vector in the form that was asked for.
+/// A vector in the requested format.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Vector {
     /// Numbers, `[dimensions]`.
     Float(Vec<f32>),
-    /// The same as little-endian f32 in base64.
+    /// Numbers as little-endian f32 in base64, `[dimensions]`.
     Base64(String),
 }
 
-/// What was counted.
+/// Token counts of an answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Usage {
     /// Tokens computed, special tokens included.
     pub prompt_tokens: usize,
-    /// The same.
+    /// Same number as `prompt_tokens`.
     pub total_tokens: usize,
 }
 
 /// Answer of `GET /v1/models`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ModelList {
-    /// `list`.
+    /// Constant `list`.
     pub object: String,
-    /// Every model that can be asked for.
+    /// All models that can be requested.
     pub data: Vec<Model>,
 }
 
 /// One model.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Model {
-    /// The name to ask for it: its id, or `id@version` or `id@revision` where the id means another.
+    /// Name for requests: the id, or `id@version` or `id@revision` if the id alone means another
+    /// model.
     pub id: String,
-    /// `model`.
+    /// Constant `model`.
     pub object: String,
-    /// When it was installed, in seconds since 1970.
+    /// Time of the installation, in seconds since 1970.
     pub created: u64,
-    /// `caxton`.
+    /// Constant `caxton`.
     pub owned_by: String,
-    /// Its version.
+    /// Version of the model.
     pub version: String,
-    /// The beginning of the digest of its manifest.
+    /// First digits of the digest of the manifest.
     pub revision: String,
-    /// Whether it is what the id alone means.
+    /// Whether the id alone means this model.
     pub current: bool,
-    /// Aliases that mean it.
+    /// Aliases that mean this model.
     pub aliases: Vec<String>,
-    /// Aliases some of whose requests it answers.
+    /// Aliases for which this model is the canary and answers a part of the requests.
     pub canary_of: Vec<String>,
-    /// Length of its vectors.
+    /// Length of the vectors.
     pub dimensions: usize,
     /// Longest input in tokens.
     pub max_sequence_length: usize,
-    /// The identity under which two vectors may be compared.
+    /// Identity under which two vectors may be compared.
     pub embedding_space: String,
-    /// Other models whose vectors have the same length: they fit into the same index.
+    /// Other models whose vectors have the same length, so that they fit into the same index.
     pub compatible_dimensions: Vec<String>,
-    /// Of these, those of the same embedding space: their vectors may be compared.
+    /// Other models of the same embedding space, so that their vectors may be compared.
     pub compatible_vectors: Vec<String>,
-    /// Names of its prompts.
+    /// Names of the prompts.
     pub prompts: Vec<String>,
 }
 
 /// An installed package, as `/status` and `/api/packages` show it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Package {
-    /// The name to ask for it.
+    /// Id of the model, for requests.
     pub id: String,
-    /// Its version.
+    /// Version of the model.
     pub version: String,
-    /// The beginning of the digest of its manifest.
+    /// First digits of the digest of the manifest.
     pub revision: String,
-    /// Whether it is what the id alone means.
+    /// Whether the id alone means this model.
     pub current: bool,
-    /// `bundled`, `dropped` or `installed`.
+    /// Origin: `bundled`, `dropped` or `installed`.
     pub origin: String,
-    /// `untested`, `available`, `disabled`, `corrupt` or `quarantined`.
+    /// State in the store: `untested`, `available`, `disabled`, `corrupt` or `quarantined`.
     pub status: String,
-    /// Why it is corrupt, disabled or quarantined, or could not be loaded.
+    /// Reason why the package is corrupt, disabled or quarantined, or why the model could not be
+    /// loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// `absent`, `loading`, `resident`, `leaving`, `unloaded`, `evicted` or `failed`; `null` when no daemon runs.
+    /// State in memory: `absent`, `loading`, `resident`, `leaving` (it drains), `unloaded`,
+    /// `evicted` or `failed`; `null` when no daemon runs.
     pub residency: Option<String>,
-    /// Memory that its weights take, in bytes; without the table of words, which is read in place from the store.
+    /// Memory of the weights in bytes, without the word embeddings, which are read in place from
+    /// the store.
     pub resident_bytes: u64,
-    /// What it is computed in, while it is in memory.
+    /// Arithmetic of the resident model; `null` when the model is not in memory.
     pub arithmetic: Option<Arithmetic>,
-    /// Requests waiting.
+    /// Requests in the queue of the model.
     pub waiting: usize,
-    /// Length of its vectors.
+    /// Length of the vectors.
     pub dimensions: usize,
     /// Longest input in tokens.
     pub max_sequence_length: usize,
-    /// How its weights are stored.
+    /// Type of the stored weights: `f32`, `f16` or `int8`.
     pub precision: String,
     /// `model_type` of the encoder.
     pub architecture: String,
-    /// The identity under which two vectors may be compared.
+    /// Identity under which two vectors may be compared.
     pub embedding_space: String,
-    /// Its prompts.
+    /// Prompts by name.
     pub prompts: BTreeMap<String, String>,
-    /// Languages, as BCP 47 tags.
+    /// Languages as BCP 47 tags.
     pub languages: Vec<String>,
     /// Licence of the model.
     pub license: String,
-    /// Where the model comes from.
+    /// Origin of the model before it was packed, from the manifest.
     pub source: Option<String>,
-    /// Sum of the sizes of its files.
+    /// Sum of the sizes of the package's files.
     pub size_bytes: u64,
-    /// SHA-256 of the package it was installed from.
+    /// SHA-256 of the installed package.
     pub package_sha256: String,
-    /// SHA-256 of its manifest, which names its content: the revision with all digits.
+    /// SHA-256 of the manifest, which identifies the contents: the revision with all digits.
     #[serde(default)]
     pub manifest_sha256: String,
-    /// The key that vouched for it and the file of that key, as `KEY (FILE)`; `null` when no key was configured then, or
-    /// it came with the appliance.
+    /// Key that signed the package, with the file of that key, as `KEY (FILE)`. `null` if no key
+    /// was configured at the installation, or if the package is bundled.
     #[serde(default)]
     pub signed_by: Option<String>,
-    /// When it was installed, in seconds since 1970.
+    /// Time of the installation, in seconds since 1970.
     pub installed_at: u64,
-    /// When its files were last found to be right, in seconds since 1970.
+    /// Time of the last successful verification of the files, in seconds since 1970.
     pub last_validated_at: u64,
-    /// How many requests have used it.
+    /// Number of requests that used the model.
     pub access_count: u64,
-    /// When a request last used it, in seconds since 1970.
+    /// Time of the last request that used the model, in seconds since 1970.
     pub last_access_at: Option<u64>,
 }
 
-/// What a model is computed in.
+/// Arithmetic of a resident model.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Arithmetic {
-    /// `f32`, `int8` or `bf16`.
+    /// Precision: `f32`, `int8` or `bf16`.
     pub precision: String,
-    /// The instructions that multiply, such as `avx2`.
+    /// Instruction set of the products, such as `avx2`.
     pub isa: String,
-    /// Why this precision.
+    /// Reason for the precision.
     pub reason: String,
 }
 
 /// Answer of `POST /api/packages`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct InstalledPackage {
-    /// What is installed now.
+    /// The installed package.
     pub package: Package,
-    /// Whether exactly this was installed already.
+    /// Whether the same contents were already installed.
     pub existed: bool,
-    /// What left the store for it, as `id@version`.
+    /// Packages that were removed, as `id@version`: to make space in the store, or because they
+    /// have the same id and version.
     pub removed: Vec<String>,
-    /// `none`, `unchecked`, or the key that signed it.
+    /// `none`, `unchecked` (no key is configured), or the key that signed the package.
     pub signature: String,
 }
 
 /// Answer of `GET /api/packages`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PackageList {
-    /// Every installed package.
+    /// All installed packages.
     pub packages: Vec<Package>,
 }
 
@@ -280,215 +288,221 @@ pub struct PackageList {
 pub struct Status {
     /// Version of the daemon.
     pub version: String,
-    /// Its process id.
+    /// Process id of the daemon.
     pub pid: u32,
-    /// How long it has been running.
+    /// Time since the start of the daemon, in seconds.
     pub uptime_seconds: u64,
-    /// Whether the default model can answer: at once, or once it is loaded again.
+    /// Whether the default model can answer, at once or after it is loaded again.
     pub ready: bool,
-    /// The model that answers when a request names none.
+    /// Name of the model that answers requests without a model name.
     pub default_model: String,
     /// Threads that compute one model.
     pub threads: usize,
     /// Resident memory of the daemon.
     pub resident_memory_bytes: Option<u64>,
-    /// How short memory is: `normal`, `moderate`, `high` or `critical`.
+    /// Pressure level: `normal`, `moderate`, `high` or `critical`.
     pub memory_level: String,
-    /// Where memory pressure is heard.
+    /// Source of notifications about memory pressure.
     pub memory_pressure_source: String,
-    /// Requests that may wait for one model.
+    /// Longest queue of one model, in requests.
     pub queue_size: usize,
     /// Memory of the machine.
     pub machine_memory_bytes: Option<u64>,
-    /// Memory of the machine that programs may still get.
+    /// Memory of the machine that is available to programs.
     pub machine_memory_available_bytes: Option<u64>,
-    /// What does not work as it should while models are served, a sentence each.
+    /// Degraded parts of the daemon, one sentence each. Models are served nevertheless.
     #[serde(default)]
     pub degraded: Vec<String>,
-    /// The disk of the store.
+    /// Condition of the store's disk.
     #[serde(default)]
     pub store: StoreCondition,
-    /// What the daemon has taken from itself.
+    /// Restrictions that the daemon put on itself.
     #[serde(default)]
     pub sandbox: sandbox::Sandbox,
-    /// The configuration.
+    /// State of the configuration.
     pub configuration: Configuration,
-    /// Every tenant.
+    /// All tenants.
     pub tenants: Vec<tenants::Tenant>,
-    /// Packages that were refused and are kept, the last one first; `null` when the drop directory cannot be read.
+    /// Rejected packages in the quarantine, newest first; `null` when the drop directory cannot be
+    /// read.
     #[serde(default)]
     pub quarantine: Option<Vec<Quarantined>>,
-    /// Packages that were installed without a signature, though keys are configured now, as `id@version`.
+    /// Packages that were installed without a signature although keys are configured now, as
+    /// `id@version`.
     #[serde(default)]
     pub unsigned: Vec<String>,
-    /// Every installed package.
+    /// All installed packages.
     pub packages: Vec<Package>,
 }
 
-/// The disk of the store.
+/// Condition of the store's disk.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct StoreCondition {
-    /// The kind of its file system.
+    /// Type of the file system.
     pub file_system: String,
-    /// Whether it takes writes.
+    /// Whether the file system can be written.
     pub writable: bool,
-    /// Whether the kernel checks the files of models by fs-verity.
+    /// Whether the kernel verifies the files of models with fs-verity.
     pub verity: bool,
-    /// Why it does not.
+    /// Reason why the kernel does not verify them.
     pub verity_reason: Option<String>,
 }
 
-/// A package that was refused.
+/// A rejected package.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Quarantined {
-    /// The name of its file.
+    /// Name of the package file.
     pub file: String,
-    /// Why.
+    /// Reason for the rejection.
     pub reason: String,
 }
 
-/// The configuration that is in force.
+/// State of the configuration that is applied.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Configuration {
-    /// The files it was read from, in the order in which they were applied.
+    /// Files of the configuration, in the order in which they were applied.
     pub files: Vec<String>,
-    /// Whether it is the one that was kept on disk, because the files were wrong when the daemon started.
+    /// Whether the daemon uses the saved last good configuration, because the files were wrong at
+    /// its start.
     #[serde(default)]
     pub last_good: bool,
-    /// How often it has been applied.
+    /// Number of times that a configuration was applied.
     pub generation: u64,
-    /// What was wrong with the files when they were last read; the last good configuration is in force then.
+    /// Problems of the files when they were last read. If there are any, the last good
+    /// configuration stays applied.
     pub problems: Vec<String>,
-    /// Keys whose new value waits for a restart.
+    /// Keys with a new value that needs a restart.
     pub restart_needed: Vec<String>,
 }
 
 /// Answer of `GET /api/models/stats`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ModelStatsList {
-    /// Every installed model, and those that left in the last 30 days and were used.
+    /// All installed models, and models that were used and were removed in the last 30 days.
     pub models: Vec<ModelStats>,
 }
 
-/// How much a model is used, how fast it is, and when it will be used next.
+/// Usage and latency of a model, and its expected next use.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ModelStats {
-    /// The name to ask for it.
+    /// Id of the model, for requests.
     pub id: String,
-    /// Its version.
+    /// Version of the model.
     pub version: String,
-    /// The beginning of the digest of its manifest.
+    /// First digits of the digest of the manifest.
     pub revision: String,
-    /// Whether it is installed now.
+    /// Whether the model is installed now.
     pub installed: bool,
-    /// Requests that reached it, except those whose client left.
+    /// Requests that reached the model, without those that their client cancelled.
     pub requests: u64,
-    /// Of these, those that got no vectors.
+    /// Requests among `requests` that got no vectors.
     pub failures: u64,
-    /// Share of those that got vectors; `null` before the first.
+    /// Share of `requests` that got vectors; `null` before the first request.
     pub success_rate: Option<f64>,
-    /// Texts of those that got vectors.
+    /// Texts of the successful requests.
     pub texts: u64,
-    /// Tokens of those that got vectors.
+    /// Tokens of the successful requests.
     pub tokens: u64,
-    /// Of all that got vectors, from the queue to the vectors.
+    /// Latency of all successful requests, from the queue to the vectors.
     pub latency_ms: Option<Percentiles>,
-    /// Of the last 128 to 256 of them, the last counting more.
+    /// Latency of the last 128 to 256 successful requests, with more weight on later ones.
     pub recent_latency_ms: Option<Percentiles>,
-    /// How often it was loaded.
+    /// Number of times that the model was loaded.
     pub loads: u64,
-    /// What loading takes, later loads counting more.
+    /// Smoothed duration of a load, with more weight on later loads.
     pub load_ms: Option<f64>,
-    /// Requests an hour: of late, or as usual in this hour of the week and the next, whichever is more.
+    /// Requests an hour: the recent rate, or the usual rate in this or the next hour of the week if
+    /// that is higher.
     pub uses_per_hour: f64,
-    /// For each hour of the week, from Monday 00:00 UTC on, the share of the past weeks in which it was used, later
-    /// weeks counting more; `null` before there are three weeks.
+    /// Share of the past weeks in which the model was used, for each hour of the week from Monday
+    /// 00:00 UTC. Later weeks have more weight. `null` for the first three weeks.
     pub use_by_hour: Option<Vec<f64>>,
-    /// When it will probably be used next, within a day.
+    /// Expected next use within a day.
     pub next_use: Option<NextUse>,
-    /// When it was used first, in seconds since 1970.
+    /// Time of the first use, in seconds since 1970.
     pub first_used_at: Option<u64>,
-    /// When it was used last, in seconds since 1970.
+    /// Time of the last use, in seconds since 1970.
     pub last_used_at: Option<u64>,
 }
 
-/// Percentiles of a time, in milliseconds; off by a factor of √2 at most.
+/// Percentiles of a duration in milliseconds, exact to a factor of √2.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Percentiles {
-    /// The median.
+    /// Median.
     pub p50: f64,
-    /// The 95th percentile.
+    /// 95th percentile.
     pub p95: f64,
 }
 
 /// An hour in which a model will probably be used.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NextUse {
-    /// When it begins, in seconds since 1970; now if it has begun.
+    /// Start of the hour in seconds since 1970; the current time if it has begun.
     pub at: u64,
-    /// The share of the past weeks in which the model was used in it.
+    /// Share of the past weeks in which the model was used in this hour.
     pub probability: f64,
 }
 
 /// Answer of `GET /api/models/recommendations`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Recommendations {
-    /// Models that can be asked for, the best first.
+    /// Models that can be requested, the best one first.
     pub recommendations: Vec<Recommendation>,
 }
 
-/// A model, and why.
+/// A recommended model, with reasons.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Recommendation {
-    /// The name to ask for it.
+    /// Id of the model, for requests.
     pub id: String,
-    /// Its version.
+    /// Version of the model.
     pub version: String,
     /// `made_for_it`, `unknown` or `made_for_another`.
     pub suitability: String,
     /// `fast`, `balanced` or `quality`.
     pub tier: String,
-    /// Whether its latency was measured on this device; if not it may be slower than was asked.
+    /// Whether the latency was measured on this device. Otherwise it may be longer than requested.
     pub measured: bool,
-    /// The 95th percentile of its latest latencies.
+    /// 95th percentile of the recent latency, in milliseconds.
     pub p95_ms: Option<f64>,
     /// `resident`, `fits` or `does_not_fit`.
     pub memory: String,
-    /// All that in a sentence.
+    /// All facts in one sentence.
     pub reason: String,
 }
 
-/// Every failure.
+/// Body of every failure.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ErrorResponse {
-    /// What went wrong.
+    /// The error.
     pub error: ErrorBody,
 }
 
-/// What went wrong, in OpenAI's shape.
+/// An error in OpenAI's format.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// For people.
+    /// Message for people.
     pub message: String,
-    /// `invalid_request_error`, `permission_error`, `not_found_error`, `rate_limit_error` or `server_error`.
+    /// `invalid_request_error`, `permission_error`, `not_found_error`, `rate_limit_error` or
+    /// `server_error`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The field that is wrong.
+    /// Name of the wrong field.
     pub param: Option<String>,
-    /// For programs.
+    /// Code for programs.
     pub code: String,
-    /// How far the load is that keeps the model from answering.
+    /// Progress of the load, if the model cannot answer because it is being loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loading: Option<Loading>,
 }
 
-/// A model on its way into memory.
+/// Progress of a load.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loading {
-    /// The name that was asked for.
+    /// Requested name of the model.
     pub model: String,
-    /// For how long it has been loading.
+    /// Time since the load began.
     pub elapsed_ms: u64,
-    /// How long that usually takes; `null` when it was never loaded.
+    /// Usual duration of the load; `null` when the model was never loaded.
     pub expected_ms: Option<u64>,
 }

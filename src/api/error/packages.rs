@@ -1,4 +1,4 @@
-//! Statuses and codes of failures of packages and of the store.
+//! Maps errors of packages and of the store to statuses and codes.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
-//! Failures in TEI's shape and with its status codes.
+//! Converts failures to TEI's format and status codes.
 //!
-//! Owns the one table from Caxton's codes to TEI's. Headers stay, so that a client learns when to come back.
+//! Contains the only mapping from Caxton's codes to TEI's. Headers stay, so that a client sees the
+//! retry time.
 
 use axum::Json;
 use axum::http::{StatusCode, header};
@@ -9,19 +10,20 @@ use axum::response::{IntoResponse, Response};
 use crate::api::error::ApiError;
 use crate::api::wire::tei::{ErrorResponse, ErrorType};
 
-/// Rewrites an answer that is a failure; every other passes.
+/// Rewrites an answer that is a failure. All other answers stay unchanged.
 pub(super) async fn flatten(response: Response) -> Response {
     let Some(error) = response.extensions().get::<ApiError>().cloned() else { return response };
     let (status, error_type) = status_and_type(error.status(), error.code());
     let body = ErrorResponse { error: error.message().to_owned(), error_type };
     let (mut parts, _nested) = response.into_parts();
     parts.status = status;
-    // Of the body that was there before.
+    // Remove the length of the old body.
     parts.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(parts, Json(body).into_response().into_body())
 }
 
-/// TEI answers 422 to what is 400 elsewhere, and 424 to what is 500:
+/// Returns TEI's status and type of a failure. TEI answers 422 where others answer 400, and 424
+/// where others answer 500:
 /// <https://github.com/huggingface/text-embeddings-inference/blob/009f0677559979c106efe30347ae99cb911a2f66/router/src/http/server.rs>
 fn status_and_type(status: StatusCode, code: &str) -> (StatusCode, ErrorType) {
     match (status, code) {

@@ -1,7 +1,8 @@
-//! `POST /tokenize` and `POST /decode`: texts to tokens and back, by the model's own tokenizer.
+//! Serves `POST /tokenize` and `POST /decode`: converts texts to tokens and back with the model's
+//! tokenizer.
 //!
-//! Nothing is computed, and nothing is truncated: what is too long for the model is shown whole. The tokenizer comes
-//! with the model, which is loaded first if need be.
+//! No vectors are computed. Texts longer than the model's limit are not truncated. The tokenizer is
+//! loaded with the model, if the model is not in memory.
 
 use std::sync::Arc;
 
@@ -21,16 +22,17 @@ use crate::api::wire::{Input, tei};
 use crate::engine::Piece;
 use crate::models::{Fallback, Lease};
 
-/// The tokens of a model are its own: only one of the same embedding space has them, too.
+/// No fallback: token ids are only valid for the vocabulary of the requested model.
 const SAME: Fallback = Fallback::Vectors(Some(false));
-/// Text of one request, in bytes: the tokenizer takes a hundred times the memory of what it tokenizes, and the answer
-/// about as much.
+/// Most text of one request in bytes. The tokenizer allocates a hundred times the size of its
+/// input, and the answer takes about as much.
 const MAX_TEXT: usize = 64 << 10;
-/// Token ids of one request.
+/// Most token ids of one request.
 const MAX_IDS: usize = 64 << 10;
-/// What a byte of text is charged for the tokens of the answer: one may be a token, with its place in the text.
+/// Bytes charged for the answer for each byte of text: a byte can be a token of its own, with its
+/// position in the text.
 const BYTES_PER_CHARACTER: u64 = 64;
-/// What a token is charged for its text.
+/// Bytes charged for the text of each token.
 const BYTES_PER_TOKEN: u64 = 16;
 
 pub(super) async fn tokenize(
@@ -43,7 +45,8 @@ pub(super) async fn tokenize(
     let Input::Texts(texts) = request.inputs else {
         return Err(wrong("inputs", "token ids", "a string or a list of strings"));
     };
-    // Before a model is loaded for it.
+    // Check the size before a model is loaded, without the prompt, which only the model knows. A
+    // second check follows with it.
     check_size(&texts, "")?;
     let special = request.add_special_tokens.unwrap_or(true);
     let input = Input::Texts(texts);
@@ -120,7 +123,8 @@ fn token(piece: Piece) -> tei::Token {
     tei::Token { id, text, special: start.is_none(), start, stop }
 }
 
-/// Makes an answer on the blocking pool, in turns of the users. It says of which model it is.
+/// Makes an answer on the blocking pool with a permit for the user, and sets the headers that name
+/// the model.
 async fn answer(
     app: &App,
     caller: &Caller,

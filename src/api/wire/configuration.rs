@@ -1,53 +1,55 @@
-//! The configuration key by key: what is in force, and what the files say.
+//! Defines the wire types of the configuration: applied values, and values in the files.
 
 use serde::{Deserialize, Serialize};
 
 /// Answer of `GET /api/configuration`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct InForce {
-    /// Every key, in the order of the shipped file. One that waits for a restart has the value of the start.
+    /// All keys, in the order of the shipped file. A key that needs a restart has its value at the
+    /// start.
     pub values: Vec<Value>,
 }
 
-/// What `caxton cat-config --json` prints.
+/// Output of `caxton cat-config --json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Files {
-    /// Every file that was found, each applied over those before it.
+    /// All files that were found. Each one overrides the earlier ones.
     pub files: Vec<File>,
-    /// Every key, in the order of the shipped file.
+    /// All keys, in the order of the shipped file.
     pub values: Vec<Value>,
 }
 
-/// A file of the configuration.
+/// A configuration file.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct File {
-    /// Where it lies.
+    /// Path of the file.
     pub path: String,
-    /// `applied`; `empty`, which masks what it replaces; or `replaced`, by a file of its name in a higher directory.
+    /// `applied`; `empty`, which masks the file that it replaces; or `replaced` by a file with the
+    /// same name in a higher directory.
     pub state: String,
-    /// The file that replaces it.
+    /// Path of the file that replaces it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replaced_by: Option<String>,
 }
 
-/// A key and what holds for it.
+/// A key with its value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value {
-    /// Its dotted name.
+    /// Dotted name of the key.
     pub key: String,
-    /// What holds, as a file says it.
+    /// Value in the syntax of the files.
     pub value: String,
-    /// What holds when no file says anything of it.
+    /// Value if no file sets the key.
     pub default: String,
-    /// Whether a change waits for the next start.
+    /// Whether a change needs a restart.
     pub restart: bool,
-    /// The file in which it was written; missing when the default holds, and in the answer of a daemon.
+    /// File that sets the key. Absent for a default value, and in the answer of a daemon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The line, from 1.
+    /// Line, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
-    /// The column, from 1, in characters.
+    /// Column in characters, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<u64>,
 }

@@ -1,53 +1,54 @@
-//! What happened, as clients see it.
+//! Defines the wire type of events.
 
 use serde::{Deserialize, Serialize};
 
-/// The data of one event of `GET /v1/events`. What an event has nothing to say of is left out.
+/// Data of one event of `GET /v1/events`. Fields without a value are omitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Event {
-    /// Its place: larger than that of every event before. `lagged` has none.
+    /// Id, larger than the ids of all earlier events. `lagged` has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
-    /// When it happened, in seconds since 1970.
+    /// Time of the event, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<u64>,
-    /// `model_loaded`, `model_unloaded`, `model_evicted`, `model_failed`, `pressure_changed`, `package_accepted`,
-    /// `package_refused`, `configuration_applied`, `configuration_refused`, `fallback`, or `lagged` when the client
-    /// reads too slowly or asks for what is forgotten. There may be more in later versions.
+    /// `model_loaded`, `model_unloaded`, `model_evicted`, `model_failed`, `pressure_changed`,
+    /// `package_accepted`, `package_refused`, `configuration_applied`, `configuration_refused`,
+    /// `fallback`, or `lagged` when the client reads too slowly or requests events that are no
+    /// longer remembered. Later versions may add types.
     #[serde(rename = "type")]
     pub kind: String,
     /// The model, as `id@version`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The model that answers in its place.
+    /// Fallback that answers instead of `model`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answered_by: Option<String>,
-    /// The file of the package.
+    /// Name of the package file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// How short memory is.
+    /// New pressure level.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
-    /// How short memory was.
+    /// Previous pressure level.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level_before: Option<String>,
-    /// Why.
+    /// Reason, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What is wrong with the configuration.
+    /// Problems of the configuration, one sentence each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
-    /// How often settings have been put in force.
+    /// Number of times that settings were applied since the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
-    /// Memory that was taken or given back, in bytes.
+    /// Memory that was allocated or freed, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// How long it took.
+    /// Duration in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
-    /// How many events are not told.
+    /// Number of events that were lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missed: Option<u64>,
 }

@@ -1,162 +1,165 @@
-//! Memory as clients see it.
+//! Defines the wire types of memory.
 
 use serde::{Deserialize, Serialize};
 
 /// Answer of `GET /api/memory/status`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MemoryStatus {
-    /// `normal`, `moderate`, `high` or `critical`.
+    /// Pressure level: `normal`, `moderate`, `high` or `critical`.
     pub level: String,
-    /// What last was a reason for the level; `null` when it is normal.
+    /// Last cause of the level; `null` when it is `normal`.
     pub cause: Option<String>,
-    /// Where pressure is heard.
+    /// Source of notifications about memory pressure.
     pub source: String,
-    /// Whether requests are refused because memory is short.
+    /// Whether requests are shed because memory is short.
     pub shedding: bool,
-    /// What a model may take without any other leaving.
+    /// Headroom: memory that a model may take without an eviction.
     pub room_bytes: u64,
-    /// What is used, and what may be.
+    /// Memory in use.
     #[serde(flatten)]
     pub measured: MeasuredMemory,
-    /// The limit of the configuration or of `PUT /api/memory/limit`; `null` when only the kernel limits.
+    /// Limit of the configuration or of `PUT /api/memory/limit`; `null` when only the kernel's
+    /// limits apply.
     pub configured_limit_bytes: Option<u64>,
-    /// The limits of the control group and of those above it, and the configured one.
+    /// Limits of the control group and of its parents, and the configured limit.
     pub limits: Vec<MemoryLimit>,
-    /// The machine.
+    /// Memory of the machine.
     pub system: SystemMemory,
-    /// Models that are in memory, on their way there or away from it, or were refused.
+    /// Models that are resident, are being loaded or unloaded, or were refused.
     pub models: Vec<ModelMemory>,
-    /// What was done last, newest first.
+    /// Last actions against pressure, newest first.
     pub actions: Vec<MemoryAction>,
 }
 
 /// Memory of this process and its control group, in bytes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MeasuredMemory {
-    /// Of the control group: what the kernel cannot take back.
+    /// Memory of the control group that the kernel cannot reclaim.
     pub unreclaimable_bytes: u64,
-    /// Of this process: anonymous and shared memory.
+    /// Anonymous and shared memory of this process.
     pub process_bytes: u64,
-    /// Of the control group: pages of mapped files, such as weights.
+    /// Pages of mapped files in the control group, such as weights.
     pub mapped_bytes: u64,
-    /// Of the control group: in swap.
+    /// Swap used by the control group.
     pub swap_bytes: u64,
-    /// Of the control group: time lost to memory.
+    /// Time that the control group lost waiting for memory.
     pub pressure: Option<Pressure>,
 }
 
 /// A limit.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MemoryLimit {
-    /// Where it lies.
+    /// Size of the limit.
     pub bytes: u64,
-    /// What counts towards it.
+    /// Memory that counts towards the limit.
     pub unreclaimable_bytes: u64,
-    /// The file or the key that says so.
+    /// File or configuration key that sets the limit.
     pub file: String,
 }
 
-/// Share of the time in which tasks waited for memory, in percent.
+/// Share of time in which tasks waited for memory, in percent.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Pressure {
-    /// Some task, over the last 10 s.
+    /// Share for at least one task, over the last 10 s.
     pub some_avg10_percent: f32,
-    /// Some task, over the last 60 s.
+    /// Share for at least one task, over the last 60 s.
     pub some_avg60_percent: f32,
-    /// All tasks, over the last 10 s.
+    /// Share for all tasks at once, over the last 10 s.
     pub full_avg10_percent: f32,
 }
 
 /// Memory of the machine, in bytes.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SystemMemory {
-    /// All of it; `null` where the system does not tell.
+    /// Total memory; `null` where the system does not report it.
     pub total_bytes: Option<u64>,
-    /// What programs can have without swapping.
+    /// Memory that programs can get without swapping.
     pub available_bytes: Option<u64>,
-    /// All swap.
+    /// Total swap.
     pub swap_total_bytes: u64,
     /// Free swap.
     pub swap_free_bytes: u64,
-    /// Time lost to memory.
+    /// Time that the machine lost waiting for memory.
     pub pressure: Option<Pressure>,
 }
 
-/// A model and its memory.
+/// Memory of one model.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ModelMemory {
-    /// The name to ask for it.
+    /// Id of the model, for requests.
     pub id: String,
-    /// Its version.
+    /// Version of the model.
     pub version: String,
-    /// `loading`, `resident`, `leaving`, `unloaded`, `evicted` or `failed`.
+    /// `loading`, `resident`, `leaving` (it drains), `unloaded`, `evicted` or `failed`.
     pub residency: String,
-    /// Why it is not in memory, if it failed or did not fit.
+    /// Reason why the model is not in memory, if it failed or did not fit.
     pub problem: Option<String>,
-    /// What its weights take.
+    /// Memory of the weights.
     pub weight_bytes: u64,
-    /// What it was estimated to take at most, with the memory of its longest passes.
+    /// Estimated maximum of its memory, including the longest passes.
     pub peak_bytes: u64,
-    /// From 1, kept longest, to 5, leaves first.
+    /// Priority from 1 (evicted last) to 5 (evicted first).
     pub priority: u8,
-    /// Whether it stays whatever happens.
+    /// Whether the model is excluded from eviction.
     pub pinned: bool,
-    /// How long it was not used; `null` when it is not in memory.
+    /// Time since the last use; `null` when the model is not in memory.
     pub idle_seconds: Option<u64>,
-    /// In how long it leaves for want of use; `null` when it does not.
+    /// Time until the model is unloaded because it is idle; `null` when it is not unloaded for that
+    /// reason.
     pub expires_in_seconds: Option<u64>,
 }
 
-/// Something that was done for memory's sake.
+/// An action against memory pressure.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MemoryAction {
-    /// When it was finished, in seconds since 1970.
+    /// Time of its end, in seconds since 1970.
     pub at: u64,
     /// `evict`, `unload`, `idle`, `release_caches`, `shrink_batches` or `shed`.
     pub action: String,
-    /// The model that left.
+    /// Model that was unloaded.
     pub model: Option<String>,
-    /// How short memory was.
+    /// Pressure level at that time.
     pub level: String,
-    /// Why.
+    /// Reason, for people.
     pub reason: String,
-    /// What this process held less afterwards.
+    /// Bytes by which the memory of this process shrank.
     pub freed_bytes: Option<u64>,
-    /// From the order to the release.
+    /// Time from the decision to the release of the memory.
     pub duration_ms: u64,
 }
 
 /// Answer of `POST /api/memory/flush`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Flushed {
-    /// Models that left.
+    /// Models that were unloaded.
     pub unloaded: Vec<String>,
-    /// Measured before the first left.
+    /// Memory before the first model was unloaded.
     pub before: MeasuredMemory,
-    /// Measured after the last had left.
+    /// Memory after the last model was unloaded.
     pub after: MeasuredMemory,
-    /// What this process holds less.
+    /// Bytes by which the memory of this process shrank.
     pub freed_bytes: u64,
-    /// From the order to the last release.
+    /// Time from the request to the last release.
     pub duration_ms: u64,
 }
 
-/// Body of `POST /api/memory/models/{id}/load`; may be left out.
+/// Body of `POST /api/memory/models/{id}/load`; optional.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoadModel {
-    /// Whether it stays whatever happens, from now until the next start; left out, the configuration decides.
+    /// Whether the model is excluded from eviction until the next start. If absent, the
+    /// configuration decides.
     pub pinned: Option<bool>,
 }
 
 /// Answer of `POST` and `DELETE` on `/api/memory/models/{id}`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ModelMoved {
-    /// The model.
+    /// Name of the model.
     pub model: String,
-    /// Whether it was in memory before.
+    /// Whether the model was in memory before.
     pub was_resident: bool,
-    /// How long it took.
+    /// Duration in milliseconds.
     pub duration_ms: u64,
 }
 
@@ -164,6 +167,6 @@ pub struct ModelMoved {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetLimit {
-    /// A size with its unit, such as `"512MiB"`, or `"auto"` to have only the kernel's limits.
+    /// Size with a unit, such as `"512MiB"`, or `"auto"` for only the kernel's limits.
     pub limit: String,
 }

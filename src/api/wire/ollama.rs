@@ -1,7 +1,7 @@
-//! What clients of Ollama's API see.
+//! Defines the wire types of Ollama's dialect.
 //!
-//! Fields and their meaning: <https://github.com/ollama/ollama/blob/v0.12.6/api/types.go>. Durations are in nanoseconds,
-//! times in RFC 3339, and the model's name ends in `:version`.
+//! Fields and their meaning: <https://github.com/ollama/ollama/blob/v0.12.6/api/types.go>.
+//! Durations are in nanoseconds, times in RFC 3339, and the names of models end in `:version`.
 
 use std::collections::BTreeMap;
 
@@ -14,40 +14,40 @@ use crate::models::KeepAlive;
 /// Body of `POST /api/embed`.
 #[derive(Debug, Deserialize)]
 pub struct EmbedRequest {
-    /// Which model, with or without a tag; the default one when absent.
+    /// Name of the model, with or without a tag; the default model when absent.
     #[serde(default)]
     pub model: Option<String>,
-    /// What to embed; an empty text, an empty list or nothing loads the model and no more.
+    /// Texts to embed. An empty text, an empty list or a missing field only loads the model.
     #[serde(default)]
     pub input: Option<Texts>,
-    /// `false` refuses texts that are too long, whose end is left out otherwise.
+    /// `false` refuses texts that are too long. Otherwise their end is cut off.
     #[serde(default)]
     pub truncate: Option<bool>,
-    /// Cut vectors to this length and scale them to length 1 again; 0 is as if absent.
+    /// Length to which vectors are cut; they are scaled to length 1 again. 0 has no effect.
     #[serde(default)]
     pub dimensions: Option<usize>,
-    /// How long the model stays after this request and later ones.
+    /// Time for which the model stays in memory after this request and later ones.
     #[serde(default, deserialize_with = "keep_alive::read")]
     pub keep_alive: Option<KeepAlive>,
-    /// How Ollama is to run the model; accepted and not used.
+    /// Runtime options of Ollama; accepted and ignored.
     #[serde(default)]
     pub options: Option<IgnoredAny>,
 }
 
-/// One text or several; none for an empty one.
+/// Zero or more texts, read from a string or a list. An empty string gives zero texts.
 #[derive(Debug)]
 pub struct Texts(pub Vec<String>);
 
 /// Answer of `POST /api/embed`.
 #[derive(Debug, Serialize)]
 pub struct EmbedResponse {
-    /// The model as it was asked for; another one's name when another one answered.
+    /// Requested name of the model, or the name of the fallback that answered.
     pub model: String,
-    /// One vector for each text, in its order.
+    /// One vector for each text, in the same order.
     pub embeddings: Vec<Vec<f32>>,
-    /// From the request to its answer.
+    /// Time from the request to its answer.
     pub total_duration: u64,
-    /// Of that, until the model was in memory.
+    /// Part of that time until the model was in memory.
     pub load_duration: u64,
     /// Tokens computed, special tokens included.
     pub prompt_eval_count: usize,
@@ -56,16 +56,16 @@ pub struct EmbedResponse {
 /// Body of `POST /api/embeddings`, which Ollama has replaced by `/api/embed`.
 #[derive(Debug, Deserialize)]
 pub struct EmbeddingsRequest {
-    /// Which model, with or without a tag; the default one when absent.
+    /// Name of the model, with or without a tag; the default model when absent.
     #[serde(default)]
     pub model: Option<String>,
-    /// The text; an empty one loads the model and no more.
+    /// Text to embed. An empty text only loads the model.
     #[serde(default)]
     pub prompt: Option<String>,
-    /// How long the model stays after this request and later ones.
+    /// Time for which the model stays in memory after this request and later ones.
     #[serde(default, deserialize_with = "keep_alive::read")]
     pub keep_alive: Option<KeepAlive>,
-    /// How Ollama is to run the model; accepted and not used.
+    /// Runtime options of Ollama; accepted and ignored.
     #[serde(default)]
     pub options: Option<IgnoredAny>,
 }
@@ -73,76 +73,77 @@ pub struct EmbeddingsRequest {
 /// Answer of `POST /api/embeddings`.
 #[derive(Debug, Serialize)]
 pub struct EmbeddingsResponse {
-    /// The vector; empty when there was no text.
+    /// The vector; empty for a request without text.
     pub embedding: Vec<f32>,
 }
 
 /// Answer of `GET /api/tags`.
 #[derive(Debug, Serialize)]
 pub struct Tags {
-    /// Every version of every model that can be asked for.
+    /// All versions of all models that can be requested.
     pub models: Vec<Tag>,
 }
 
-/// A model that can be asked for.
+/// A model that can be requested.
 #[derive(Debug, Serialize)]
 pub struct Tag {
-    /// `id:version`.
+    /// Name in the form `id:version`.
     pub name: String,
-    /// The same.
+    /// Same value as `name`.
     pub model: String,
-    /// When it was installed.
+    /// Time of the installation.
     pub modified_at: String,
-    /// Sum of the sizes of its files, in bytes.
+    /// Sum of the sizes of the model's files, in bytes.
     pub size: u64,
-    /// SHA-256 of the package it was installed from.
+    /// SHA-256 of the installed package.
     pub digest: String,
-    /// What it is.
+    /// Details of the model.
     pub details: Details,
-    /// `embedding`.
+    /// Constant `embedding`.
     pub capabilities: Vec<&'static str>,
 }
 
-/// What a model is.
+/// Details of a model.
 #[derive(Debug, Serialize)]
 pub struct Details {
-    /// Empty: no model is made of another.
+    /// Always empty: packages do not name a parent model.
     pub parent_model: &'static str,
-    /// `safetensors`.
+    /// Constant `safetensors`.
     pub format: &'static str,
     /// `model_type` of the encoder.
     pub family: String,
-    /// The same.
+    /// Only the value of `family`.
     pub families: Vec<String>,
-    /// Empty: packages do not state how many parameters a model has.
+    /// Always empty: packages do not state the number of parameters.
     pub parameter_size: &'static str,
-    /// How its weights are stored: `f32`, `f16` or `int8`.
+    /// Type of the stored weights: `f32`, `f16` or `int8`.
     pub quantization_level: &'static str,
 }
 
 /// Answer of `GET /api/ps`.
 #[derive(Debug, Serialize)]
 pub struct Running {
-    /// Every model in memory.
+    /// All models in memory.
     pub models: Vec<RunningModel>,
 }
 
 /// A model in memory.
 #[derive(Debug, Serialize)]
 pub struct RunningModel {
-    /// `id:version`.
+    /// Name in the form `id:version`.
     pub name: String,
-    /// The same.
+    /// Same value as `name`.
     pub model: String,
-    /// Memory that its weights take, in bytes.
+    /// Memory of the weights, in bytes.
     pub size: u64,
-    /// SHA-256 of the package it was installed from.
+    /// SHA-256 of the installed package.
     pub digest: String,
-    /// What it is.
+    /// Details of the model.
     pub details: Details,
-    /// When it leaves for want of use; some 292 years from now when it does not.
+    /// Time at which the model is unloaded because it is idle; about 292 years in the future when
+    /// it is not unloaded for that reason.
     pub expires_at: String,
-    /// 0: no model is in a graphics card's memory.
+    /// Always 0: models do not use the memory of a graphics card.
     pub size_vram: u64,
     /// Longest input in tokens.
     pub context_length: usize,
@@ -151,10 +152,10 @@ pub struct RunningModel {
 /// Body of `POST /api/show`.
 #[derive(Debug, Deserialize)]
 pub struct ShowRequest {
-    /// Which model, with or without a tag.
+    /// Name of the model, with or without a tag.
     #[serde(default)]
     pub model: Option<String>,
-    /// The same, from older clients.
+    /// Name of the model in the field that older clients use.
     #[serde(default)]
     pub name: Option<String>,
 }
@@ -162,28 +163,28 @@ pub struct ShowRequest {
 /// Answer of `POST /api/show`.
 #[derive(Debug, Serialize)]
 pub struct ShowResponse {
-    /// SPDX expression of its licence.
+    /// SPDX expression of the licence.
     pub license: String,
-    /// What it is.
+    /// Details of the model.
     pub details: Details,
-    /// More of what it is, by name.
+    /// Further facts about the model, by name.
     pub model_info: BTreeMap<String, serde_json::Value>,
-    /// `embedding`.
+    /// Constant `embedding`.
     pub capabilities: Vec<&'static str>,
-    /// When it was installed.
+    /// Time of the installation.
     pub modified_at: String,
 }
 
 /// Answer of `GET /api/version`.
 #[derive(Debug, Serialize)]
 pub struct Version {
-    /// Version of the daemon, which is Caxton's and not Ollama's.
+    /// Version of Caxton, not of Ollama.
     pub version: &'static str,
 }
 
-/// Every failure.
+/// Body of every failure.
 #[derive(Debug, Serialize)]
 pub struct Failure {
-    /// For people.
+    /// Message for people.
     pub error: String,
 }

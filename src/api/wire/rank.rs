@@ -1,4 +1,4 @@
-//! What clients see of ranking.
+//! Defines the wire types of ranking.
 //!
 //! The fields of `/rerank` are those of text-embeddings-inference:
 //! <https://huggingface.github.io/text-embeddings-inference/>.
@@ -10,24 +10,25 @@ use super::super::input;
 /// Body of `POST /v1/rank`.
 #[derive(Debug, Deserialize)]
 pub struct RankRequest {
-    /// What is looked for.
+    /// Text of the query.
     pub query: String,
-    /// Where.
+    /// Documents to rank.
     #[serde(deserialize_with = "input::texts")]
     pub documents: Vec<String>,
-    /// How many of the best to give; all when absent.
+    /// Number of best documents in the answer; all when absent.
     #[serde(default)]
     pub top_n: Option<usize>,
-    /// Which model; the default one when absent.
+    /// Name of the model; the default model when absent.
     #[serde(default)]
     pub model: Option<String>,
     /// `semantic` (the default), `hybrid` or `keyword`.
     #[serde(default)]
     pub mode: Option<String>,
-    /// Whether the answer has the documents.
+    /// Whether the answer contains the documents.
     #[serde(default)]
     pub return_documents: bool,
-    /// Whether another model, or keywords, may answer when this one cannot; they may when absent.
+    /// Whether a fallback model or keywords may answer when the model is not available; allowed
+    /// when absent.
     #[serde(default)]
     pub allow_fallback: Option<bool>,
 }
@@ -35,26 +36,27 @@ pub struct RankRequest {
 /// Answer of `POST /v1/rank`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RankResponse {
-    /// `list`.
+    /// Constant `list`.
     pub object: String,
-    /// The model that answered; `null` for keywords.
+    /// Id of the model that answered; `null` for keywords.
     pub model: Option<String>,
-    /// `semantic`, `hybrid` or `keyword`: `keyword` also when no model could answer.
+    /// `semantic`, `hybrid` or `keyword`. `keyword` is also the mode when no model could answer.
     pub mode: String,
-    /// The best first.
+    /// Ranked documents, the best one first.
     pub results: Vec<Ranked>,
-    /// What was counted.
+    /// Token counts.
     pub usage: super::Usage,
 }
 
-/// A document and how well it fits.
+/// A ranked document.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Ranked {
-    /// Its position in the request.
+    /// Index of the document in the request.
     pub index: usize,
-    /// Higher is better: the cosine, the fused reciprocal ranks, or BM25's score, by the mode.
+    /// Score, higher is better: the cosine, the fused reciprocal ranks, or BM25's score, depending
+    /// on the mode.
     pub score: f32,
-    /// The document, if it was asked for.
+    /// The document, if it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub document: Option<String>,
 }
@@ -62,33 +64,33 @@ pub struct Ranked {
 /// Body of `POST /rerank`.
 #[derive(Debug, Deserialize)]
 pub struct RerankRequest {
-    /// What is looked for.
+    /// Text of the query.
     pub query: String,
-    /// Where.
+    /// Texts to rank.
     #[serde(deserialize_with = "input::texts")]
     pub texts: Vec<String>,
-    /// Whether scores are cosines; from 0 to 1 otherwise.
+    /// Whether scores are cosines. Otherwise they are mapped to 0 to 1.
     #[serde(default)]
     pub raw_scores: bool,
-    /// Whether the answer has the texts.
+    /// Whether the answer contains the texts.
     #[serde(default)]
     pub return_text: bool,
     /// `false` refuses texts that are too long.
     #[serde(default)]
     pub truncate: Option<bool>,
-    /// Which model; beyond text-embeddings-inference.
+    /// Name of the model; the default model when absent; not in TEI's API.
     #[serde(default)]
     pub model: Option<String>,
 }
 
-/// One of the answer of `POST /rerank`, the best first.
+/// A ranked text. The answer of `POST /rerank` is a list of these, the best one first.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Reranked {
-    /// Its position in the request.
+    /// Index of the text in the request.
     pub index: usize,
-    /// The text, if it was asked for.
+    /// The text, if it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Higher is better.
+    /// Score, higher is better.
     pub score: f32,
 }

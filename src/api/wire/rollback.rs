@@ -1,17 +1,17 @@
-//! Rollback: which version an id means.
+//! Defines the wire types of a rollback, which selects the version that an id means.
 
 use serde::{Deserialize, Serialize};
 
 use super::Package;
 
-/// Body of `POST /api/packages/{id}/rollback`; without one the id means its version before.
+/// Body of `POST /api/packages/{id}/rollback`. Without a body, the id means its previous version.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RollBack {
-    /// The version, or the beginning of the revision, that it is to mean.
+    /// New version of the id, or the first digits of its revision.
     #[serde(default)]
     pub to: Option<String>,
-    /// Whether it is to mean its highest version again.
+    /// Whether the id means its highest version again.
     #[serde(default)]
     pub clear: bool,
 }
@@ -19,8 +19,8 @@ pub struct RollBack {
 /// Answer of `POST /api/packages/{id}/rollback`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RolledBack {
-    /// What the id meant.
+    /// Package that the id meant before.
     pub from: Package,
-    /// What it means now.
+    /// Package that the id means now.
     pub to: Package,
 }

@@ -1,41 +1,41 @@
-//! What the daemon has taken from itself, as `/status` shows it.
+//! Defines the wire types of the daemon's sandbox, as `/status` shows it.
 
 use serde::{Deserialize, Serialize};
 
-/// The sandbox that the daemon made for itself at its start.
+/// Sandbox that the daemon made for itself at its start.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Sandbox {
-    /// Which files it may open.
+    /// Restriction of the files that the daemon may open.
     pub landlock: Part,
-    /// Which system calls it may make.
+    /// Restriction of the system calls that the daemon may make.
     pub seccomp: Part,
 }
 
-/// One part of it.
+/// One part of the sandbox.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Part {
-    /// `on`, or `off` when the kernel does not give it or not all of it.
+    /// `on`, or `off` when the kernel does not support the part sufficiently.
     pub state: String,
-    /// Of Landlock, the version of what the kernel gives; a later one holds more.
+    /// Version of Landlock in the kernel; a later version restricts more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abi: Option<u32>,
-    /// Why it is off.
+    /// Reason why the part is off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
 impl Part {
-    /// A part that holds.
+    /// Returns a part that is active.
     pub fn on(abi: Option<u32>) -> Self {
         Self { state: "on".to_owned(), abi, reason: None }
     }
 
-    /// A part that does not.
+    /// Returns a part that is not active, with the reason.
     pub fn off(abi: Option<u32>, reason: String) -> Self {
         Self { state: "off".to_owned(), abi, reason: Some(reason) }
     }
 
-    /// Whether it holds.
+    /// Returns whether the part is active.
     pub fn is_on(&self) -> bool {
         self.reason.is_none()
     }

@@ -1,7 +1,8 @@
-//! The dialect of text-embeddings-inference as clients see it.
+//! Defines the wire types of text-embeddings-inference's (TEI's) dialect.
 //!
 //! Fields, their defaults and the answers:
-//! <https://huggingface.github.io/text-embeddings-inference/>. Beyond it every request takes `model`.
+//! <https://huggingface.github.io/text-embeddings-inference/>. Every request also accepts `model`,
+//! which TEI's API does not have.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,25 +12,25 @@ use super::Input;
 /// Body of `POST /embed`.
 #[derive(Debug, Deserialize)]
 pub struct EmbedRequest {
-    /// What to embed.
+    /// Texts or token ids to embed.
     pub inputs: Input,
-    /// Which model; the default one when absent; beyond TEI.
+    /// Name of the model; the default model when absent; not in TEI's API.
     #[serde(default)]
     pub model: Option<String>,
-    /// `false` refuses texts that are too long, of which one end is left out otherwise.
+    /// `false` refuses texts that are too long. Otherwise one end is cut off.
     #[serde(default)]
     pub truncate: Option<bool>,
-    /// Which end that is.
+    /// End that is cut off.
     #[serde(default)]
     pub truncation_direction: Option<TruncationDirection>,
-    /// Which of the model's prompts to put before each text.
+    /// Name of the model's prompt to put before each text.
     #[serde(default)]
     pub prompt_name: Option<String>,
-    /// `true`: vectors of length 1. `false`: vectors before they are normalised. Absent: as the model's own are, so that
-    /// a text has the same vector on every route.
+    /// `true` normalizes vectors to length 1, `false` returns them before the normalization. If
+    /// absent, the model decides, so that a text has the same vector on every route.
     #[serde(default)]
     pub normalize: Option<bool>,
-    /// Cut vectors to this length.
+    /// Length to which vectors are cut.
     #[serde(default)]
     pub dimensions: Option<usize>,
 }
@@ -37,18 +38,18 @@ pub struct EmbedRequest {
 /// Body of `POST /embed_all`.
 #[derive(Debug, Deserialize)]
 pub struct EmbedAllRequest {
-    /// The texts of whose tokens the states are wanted.
+    /// Texts or token ids for whose tokens the states are returned.
     pub inputs: Input,
-    /// Which model; the default one when absent; beyond TEI.
+    /// Name of the model; the default model when absent; not in TEI's API.
     #[serde(default)]
     pub model: Option<String>,
-    /// `false` refuses texts that are too long, of which one end is left out otherwise.
+    /// `false` refuses texts that are too long. Otherwise one end is cut off.
     #[serde(default)]
     pub truncate: Option<bool>,
-    /// Which end that is.
+    /// End that is cut off.
     #[serde(default)]
     pub truncation_direction: Option<TruncationDirection>,
-    /// Which of the model's prompts to put before each text.
+    /// Name of the model's prompt to put before each text.
     #[serde(default)]
     pub prompt_name: Option<String>,
 }
@@ -56,49 +57,49 @@ pub struct EmbedAllRequest {
 /// Body of `POST /similarity`.
 #[derive(Debug, Deserialize)]
 pub struct SimilarityRequest {
-    /// What to compare.
+    /// Texts to compare.
     pub inputs: SimilarityInputs,
-    /// How.
+    /// Options of the comparison.
     #[serde(default)]
     pub parameters: Option<SimilarityParameters>,
-    /// Which model; the default one when absent; beyond TEI.
+    /// Name of the model; the default model when absent; not in TEI's API.
     #[serde(default)]
     pub model: Option<String>,
 }
 
-/// What `POST /similarity` compares.
+/// Texts that `POST /similarity` compares.
 #[derive(Debug, Deserialize)]
 pub struct SimilarityInputs {
-    /// What the others are compared with.
+    /// Text with which all `sentences` are compared.
     pub source_sentence: String,
-    /// The others.
+    /// Texts to compare with it.
     #[serde(deserialize_with = "input::texts")]
     pub sentences: Vec<String>,
 }
 
-/// How `POST /similarity` compares.
+/// Options of `POST /similarity`.
 #[derive(Debug, Default, Deserialize)]
 pub struct SimilarityParameters {
-    /// `false` refuses texts that are too long, of which one end is left out otherwise.
+    /// `false` refuses texts that are too long. Otherwise one end is cut off.
     #[serde(default)]
     pub truncate: Option<bool>,
-    /// Which end that is.
+    /// End that is cut off.
     #[serde(default)]
     pub truncation_direction: Option<TruncationDirection>,
-    /// Which of the model's prompts to put before each text.
+    /// Name of the model's prompt to put before each text.
     #[serde(default)]
     pub prompt_name: Option<String>,
 }
 
-/// Which end of a text that is too long is left out. TEI's documentation writes it in lower case, and its program reads
-/// it in upper case: both are taken.
+/// End at which a text that is too long is cut off. TEI's documentation writes the value in lower
+/// case and its program reads it capitalized: both forms are accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TruncationDirection {
-    /// Its beginning.
+    /// Beginning of the text.
     #[serde(alias = "Left")]
     Left,
-    /// Its end.
+    /// End of the text.
     #[default]
     #[serde(alias = "Right")]
     Right,
@@ -107,15 +108,15 @@ pub enum TruncationDirection {
 /// Body of `POST /tokenize`.
 #[derive(Debug, Deserialize)]
 pub struct TokenizeRequest {
-    /// Texts.
+    /// Texts to tokenize; token ids are refused.
     pub inputs: Input,
-    /// Whether those around a text are shown, too; they are when it is absent.
+    /// Whether the answer contains the special tokens around a text; true when absent.
     #[serde(default)]
     pub add_special_tokens: Option<bool>,
-    /// Which of the model's prompts to put before each text.
+    /// Name of the model's prompt to put before each text.
     #[serde(default)]
     pub prompt_name: Option<String>,
-    /// Which model; the default one when absent; beyond TEI.
+    /// Name of the model; the default model when absent; not in TEI's API.
     #[serde(default)]
     pub model: Option<String>,
 }
@@ -123,21 +124,21 @@ pub struct TokenizeRequest {
 /// Body of `POST /decode`.
 #[derive(Debug, Deserialize)]
 pub struct DecodeRequest {
-    /// Token ids.
+    /// Token ids to decode; texts are refused.
     pub ids: Input,
-    /// Whether special tokens are left out; they are when it is absent.
+    /// Whether special tokens are omitted; true when absent.
     #[serde(default)]
     pub skip_special_tokens: Option<bool>,
-    /// Which model; the default one when absent; beyond TEI.
+    /// Name of the model; the default model when absent; not in TEI's API.
     #[serde(default)]
     pub model: Option<String>,
 }
 
-/// Answer of `POST /embed`: a vector for each text.
+/// Answer of `POST /embed`: a vector for each text, `[texts, dimensions]`.
 #[derive(Debug, Serialize)]
 pub struct Embeddings<'a>(pub Vec<&'a [f32]>);
 
-/// Answer of `POST /embed_all`: for each text a state for each of its tokens.
+/// Answer of `POST /embed_all`: a state for each token of each text, `[texts, tokens, dimensions]`.
 #[derive(Debug, Serialize)]
 pub struct TokenStates<'a>(pub Vec<Vec<&'a [f32]>>);
 
@@ -145,22 +146,22 @@ pub struct TokenStates<'a>(pub Vec<Vec<&'a [f32]>>);
 #[derive(Debug, Serialize)]
 pub struct Similarities(pub Vec<f32>);
 
-/// Answer of `POST /tokenize`: for each text its tokens.
+/// Answer of `POST /tokenize`: the tokens of each text.
 #[derive(Debug, Serialize)]
 pub struct Tokenized(pub Vec<Vec<Token>>);
 
 /// A token.
 #[derive(Debug, Serialize)]
 pub struct Token {
-    /// Its id.
+    /// Id of the token.
     pub id: u32,
-    /// The part of the text that it stands for; of a special token, its name.
+    /// Part of the text that the token represents, or the name of a special token.
     pub text: String,
-    /// Whether it is not of the text, but around it.
+    /// Whether the token is a special token around the text.
     pub special: bool,
-    /// Where its part of the text begins, in characters; `null` when it is special.
+    /// Position in the text at which the token begins, in characters; `null` for a special token.
     pub start: Option<usize>,
-    /// Where it ends.
+    /// Position at which the token ends, in characters; `null` for a special token.
     pub stop: Option<usize>,
 }
 
@@ -168,74 +169,74 @@ pub struct Token {
 #[derive(Debug, Serialize)]
 pub struct Decoded(pub Vec<String>);
 
-/// Answer of `GET /info`: the default model, and the limits.
+/// Answer of `GET /info`: the default model and the limits.
 #[derive(Debug, Serialize)]
 pub struct Info {
-    /// Its id.
+    /// Id of the model.
     pub model_id: String,
-    /// Its revision.
+    /// Revision of the model.
     pub model_sha: String,
-    /// What it is computed in while it is in memory, or else how its weights are stored.
+    /// Precision of the resident model, or else the type of its stored weights.
     pub model_dtype: String,
-    /// The name to ask for it.
+    /// Name for requests.
     pub served_model_name: String,
-    /// What it does.
+    /// Task of the model.
     pub model_type: ModelType,
-    /// Requests that may wait.
+    /// Longest queue of the model, in requests.
     pub max_concurrent_requests: usize,
     /// Longest input in tokens.
     pub max_input_length: usize,
-    /// Tokens of one forward pass.
+    /// Most tokens of one forward pass.
     pub max_batch_tokens: usize,
-    /// Texts of one forward pass: `null`, since tokens are what counts.
+    /// Most texts of one forward pass: always `null`, because passes are limited by tokens.
     pub max_batch_requests: Option<usize>,
-    /// Inputs of one request.
+    /// Most inputs of one request.
     pub max_client_batch_size: usize,
-    /// Whether texts that are too long are cut when a request says nothing.
+    /// Whether texts that are too long are truncated by default.
     pub auto_truncate: bool,
-    /// Threads that tokenize short texts; long ones have threads of their own.
+    /// Threads that tokenize short texts. Long texts use other threads.
     pub tokenization_workers: usize,
     /// Version of Caxton.
     pub version: String,
-    /// Of the source of TEI: `null`.
+    /// Commit of TEI's source: always `null`.
     pub sha: Option<String>,
-    /// Of TEI's image: `null`.
+    /// Label of TEI's image: always `null`.
     pub docker_label: Option<String>,
 }
 
-/// What a model does.
+/// Task of a model.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelType {
     /// Vectors of texts.
     Embedding {
-        /// How the states of the tokens become one vector.
+        /// Method by which the states of the tokens become one vector.
         pooling: String,
     },
 }
 
-/// Every failure on the routes of this dialect.
+/// Body of every failure on the routes of this dialect.
 #[derive(Debug, Serialize)]
 pub struct ErrorResponse {
-    /// For people.
+    /// Message for people.
     pub error: String,
-    /// For programs.
+    /// Type for programs.
     pub error_type: ErrorType,
 }
 
-/// What kind of failure it is.
+/// Type of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum ErrorType {
-    /// Nothing can be answered now.
+    /// No model can answer now.
     Unhealthy,
-    /// The model cannot do it, or failed.
+    /// The model cannot do the task, or it failed.
     Backend,
-    /// Too many requests wait.
+    /// Too many requests are queued.
     Overloaded,
-    /// The request is wrong.
+    /// The request is invalid.
     Validation,
     /// The text cannot be tokenized.
     Tokenizer,
-    /// There is nothing to answer.
+    /// The request has no input.
     Empty,
 }

@@ -1,23 +1,24 @@
-//! Tenants as `/status` shows them.
+//! Defines the wire type of tenants, as `/status` shows them.
 
 use serde::{Deserialize, Serialize};
 
-/// Who asks, what it may, and what it does.
+/// A tenant with its limits and counters.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Tenant {
-    /// Its name.
+    /// Name of the tenant.
     pub name: String,
-    /// The model, or the alias of one, that answers when a request of it names none.
+    /// Name or alias of the model that answers the tenant's requests without a model name.
     pub model: String,
-    /// What it may ask for beside that; `null` means everything.
+    /// Models that the tenant may request in addition; `null` means all.
     pub allowed_models: Option<Vec<String>>,
-    /// Its share of the turns when requests wait, from 1 to 9.
+    /// Share of the queue from 1 to 9, compared with other tenants.
     pub priority: u8,
-    /// Whether it waits in a queue of its own.
+    /// Whether the tenant has a queue of its own.
     pub dedicated_queue: bool,
-    /// Most requests at a time; `null` means as many as there are connections.
+    /// Most requests in flight at the same time; `null` means that only the number of connections
+    /// limits them.
     pub max_concurrent: Option<usize>,
-    /// Requests since the daemon started, those refused included.
+    /// Requests since the daemon started, including refused ones.
     pub requests: u64,
     /// Requests that are not answered yet.
     pub in_flight: usize,
