@@ -1,4 +1,4 @@
-//! Models that are loaded before anybody asks for them.
+//! Preloads models before they are requested.
 
 use std::time::Duration;
 
@@ -8,32 +8,33 @@ use crate::errors::chain;
 use crate::log::Message;
 use crate::models::Handle;
 
-/// How long the first connection and READY=1 wait for the bundled default model to be unpacked and tested when the store
-/// has no default model.
+/// Longest delay of the first connection and of READY=1 while the bundled default model is unpacked
+/// and tested. It applies only if the store has no default model.
 const FIRST_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Waits until the default model `is_there`, which it is at once when the store has it; for at most
-/// [`FIRST_TEST_TIMEOUT`], and not when the daemon is `stopping`.
+/// Waits until the default model `is_there`, until [`FIRST_TEST_TIMEOUT`] has passed, or until the
+/// daemon is `stopping`. Returns at once if the store has the model.
 ///
-/// A client that came before the first start waits in the queue of the socket meanwhile: it would be told that there is no
-/// model.
+/// Meanwhile, clients wait in the queue of the socket. Otherwise a client that connects before the
+/// first start has finished would get an error because the model is missing.
 pub(super) async fn default_is_there(is_there: CancellationToken, stopping: CancellationToken) {
     tokio::select! {
         () = is_there.cancelled() => {}
         () = stopping.cancelled() => {}
-        // The intake goes on: the model is loaded when its self-test has passed.
+        // The intake continues: the model is loaded when its self-test has passed.
         () = tokio::time::sleep(FIRST_TEST_TIMEOUT) => {}
     }
 }
 
-/// Loads the default model when `there` has ended.
+/// Loads the default model when the future `there` is ready.
 pub(super) async fn load_default(handle: Handle, there: impl Future<Output = ()>) {
     there.await;
     let name = handle.default_model();
     load_ahead(handle, name).await;
 }
 
-/// Loads a model before anybody asks. What goes wrong is logged here; a request will see it again.
+/// Loads a model before it is requested. Errors are logged here. A later request tries again and
+/// gets the error.
 pub(super) async fn load_ahead(handle: Handle, name: String) {
     if let Err(error) = handle.lease(Some(&name)).await {
         tracing::error!(

@@ -1,4 +1,4 @@
-//! The command line of `caxtond`.
+//! Parses the command line of `caxtond`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,12 +20,12 @@ struct Arguments {
     config: Option<PathBuf>,
 }
 
-/// The command line as clap sees it, for what is made of it: the manual.
+/// Returns the clap command, from which the manual page is made.
 pub fn command() -> clap::Command {
     Arguments::command()
 }
 
-/// The whole of `caxtond`: reads the command line and runs the daemon.
+/// Runs `caxtond`: parses the command line and runs the daemon.
 pub fn main() -> ExitCode {
     if let Some(code) = selftest::run_if_asked() {
         return code;
@@ -34,7 +34,8 @@ pub fn main() -> ExitCode {
         Ok(Arguments { config: Some(file) }) => run(Source::File(file)),
         Ok(Arguments { config: None }) => run(Source::Layers { root: PathBuf::from("/") }),
         Err(error) => {
-            // A closed stdout or stderr leaves nobody to tell.
+            // An error of printing is ignored: if stdout and stderr are closed, the message cannot
+            // be shown.
             drop(error.print());
             if error.use_stderr() { Exit::Usage } else { Exit::Ok }
         }

@@ -1,12 +1,15 @@
-//! Shares the places for connections between users.
+//! Shares the slots for connections fairly between users.
 //!
-//! Owns the list of open connections with the user and the phase of each, and decides who gets a place. Pure but for
-//! the tokens that tell a connection to leave: it opens and closes nothing. `serve` does what is decided here.
+//! Holds the list of open connections with the user and the phase of each, and decides which
+//! connections get a slot. This module does not open or close connections: it cancels a token to
+//! ask a connection to close, and `serve` does the rest.
 //!
 //! Invariants:
-//! 1. No more than the limit are served, and [`MAX_LEAVING`] that were told to leave and have not left yet.
-//! 2. Root and the daemon's own user find a reserve of places that no other user takes.
-//! 3. A user gives up a connection only for a user that has fewer, and keeps at least as many as that user then has.
+//! 1. The number of served connections does not exceed the limit, plus at most [`MAX_LEAVING`]
+//!    connections that were asked to close and are still open.
+//! 2. Root and the daemon's own user have a reserve of slots that other users cannot take.
+//! 3. A user loses a connection only to a user with fewer connections, and keeps at least as many
+//!    as that user then has.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,30 +18,34 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Places for root and the daemon's own user alone; a quarter of the limit when that is less.
+/// Slots that only root and the daemon's own user can take. A quarter of the limit if that is less.
 const RESERVE: usize = 8;
-/// Connections that were told to leave and are still open. They end when they are idle, when their answer is written,
-/// or after [`LEAVE_TIMEOUT`].
+/// Largest number of connections that were asked to close and are still open. They close when they
+/// are idle, when their answer is written, or after [`LEAVE_TIMEOUT`].
 const MAX_LEAVING: usize = 64;
-/// How long a connection that was told to leave may take to have its answer read. The time to compute it does not count.
+/// Timeout for a connection that was asked to close. The client must have read its answer by then.
+/// Time for computing the answer does not count.
 pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections of one user beyond the limit that are answered with a refusal at a time.
+/// Largest number of simultaneous refusals for one user. A refusal serves a connection beyond the
+/// limit.
 const MAX_REFUSALS: usize = 64;
-/// Connections of all users beyond the limit that are answered at a time.
+/// Largest number of simultaneous refusals for all users.
 const MAX_ALL_REFUSALS: usize = 256;
 
-/// What a connection does. The order is that in which a user's connections are given up.
+/// Phase of a connection. When a user must give up a connection, phases that come first are chosen
+/// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
-    /// It has no request: a new connection, one between two requests, or one whose head is not complete.
+    /// No request: a new connection, one between two requests, or one whose request head is
+    /// incomplete.
     Idle,
-    /// Its answer is a stream of events, which has no end.
+    /// The answer is an endless stream of events.
     Streaming,
-    /// The body of its request is arriving.
+    /// The body of the request is arriving.
     Receiving,
-    /// Its answer is being written.
+    /// The answer is being written.
     Writing,
-    /// Its answer is being made.
+    /// The answer is being computed.
     Computing,
 }
 
@@ -47,28 +54,28 @@ struct Open {
     uid: u32,
     phase: Phase,
     since: Instant,
-    /// Cancelled when it was told to leave.
+    /// Cancelled to ask the connection to close.
     leave: CancellationToken,
     is_leaving: bool,
 }
 
-/// The user that holds the most connections.
+/// User that holds the most connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Holder {
-    /// Its user id.
+    /// User id.
     pub(super) uid: u32,
-    /// Its connections, without those that were told to leave.
+    /// Number of its connections, without those that were asked to close.
     pub(super) held: usize,
 }
 
-/// What becomes of a new connection.
+/// Decision on a new connection.
 #[derive(Debug)]
 pub(super) enum Admission {
-    /// It is served. When the places were taken, the holder gives one up.
+    /// The connection is served. If all slots were taken, the holder gives one up.
     Served(Entry, Option<Holder>),
-    /// It is answered with a refusal.
+    /// The connection is answered with a refusal.
     Refused(Refusal, Holder),
-    /// It is closed: its user has as many refusals under way as it may.
+    /// The connection is closed without an answer: too many refusals are in progress already.
     Dropped(Holder),
 }
 
@@ -76,13 +83,13 @@ pub(super) enum Admission {
 struct Table {
     most: usize,
     reserve: usize,
-    /// The daemon's own user, which shares the reserve with root.
+    /// User of the daemon, which shares the reserve with root.
     own: u32,
     next: u64,
     open: BTreeMap<u64, Open>,
-    /// Connections of each user that were not told to leave.
+    /// Number of connections of each user, without those that were asked to close.
     held: HashMap<u32, usize>,
-    /// The sum of `held`.
+    /// Sum of `held`.
     total: usize,
     refusals: HashMap<u32, usize>,
 }
@@ -113,8 +120,8 @@ impl Table {
         self.held(0) + if self.own == 0 { 0 } else { self.held(self.own) }
     }
 
-    /// What counts of a user's connections when users are compared: those of root and the daemon's own user only beyond
-    /// the reserve.
+    /// Returns the number of connections for comparisons between users. For root and the daemon's
+    /// own user, connections within the reserve do not count.
     fn counted(&self, uid: u32) -> usize {
         let reserve = if self.is_owner(uid) { self.reserve } else { 0 };
         self.held(uid).saturating_sub(reserve)
@@ -133,10 +140,13 @@ impl Table {
         Holder { uid, held: self.held(uid) }
     }
 
-    /// The connection that is given up for one of `uid`.
+    /// Returns the connection to give up for a new one of `uid`. Returns `None` if that would not
+    /// be fair, or if too many connections are closing already.
     fn yielding(&self, uid: u32) -> Option<u64> {
         let leaving = self.open.len() - self.total;
         let holder = self.holder().uid;
+        // The holder must have at least two connections more than `uid`: then it keeps at least as
+        // many as `uid` has with the new one.
         if leaving >= MAX_LEAVING || self.counted(holder) <= self.counted(uid) + 1 {
             return None;
         }
@@ -144,7 +154,11 @@ impl Table {
         theirs.min_by_key(|(id, open)| (open.phase, open.since, **id)).map(|(id, _)| *id)
     }
 
-    /// A place for a connection of `uid`, and who gives up one for it.
+    /// Takes a slot for a connection of `uid`. Also returns the user that gives up a connection for
+    /// it, if any.
+    ///
+    /// # Errors
+    /// Returns the user that holds the most connections if a slot cannot be given.
     fn admit(
         &mut self,
         uid: u32,
@@ -206,17 +220,18 @@ fn decrement(counts: &mut HashMap<u32, usize>, uid: u32) {
     }
 }
 
-/// The open connections. Clones share them.
+/// Table of the open connections. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Connections(Arc<Mutex<Table>>);
 
 impl Connections {
-    /// No connection yet, of at most `most`. `own` is the daemon's own user.
+    /// Creates a table for at most `most` connections. `own` is the user id of the daemon.
     pub(super) fn new(most: usize, own: u32) -> Self {
         Self(Arc::new(Mutex::new(Table::new(most, own))))
     }
 
-    /// Decides about a new connection of `uid`. Takes time in proportion to the connections when no place is free.
+    /// Decides on a new connection of `uid`. When no slot is free, the cost is linear in the number
+    /// of connections.
     pub(super) fn admit(&self, uid: u32, now: Instant) -> Admission {
         let mut table = self.lock();
         match table.admit(uid, now) {
@@ -231,12 +246,13 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // Nothing panics between two steps of a change.
+        // Changes of the table do not panic half-way, so it is consistent even after a panic
+        // elsewhere.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The place of one connection, which is free when this is dropped.
+/// Slot of one connection. Dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct Entry {
     connections: Connections,
@@ -245,7 +261,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Notes what the connection does now.
+    /// Sets the phase of the connection.
     pub(super) fn set(&self, phase: Phase) {
         if let Some(open) = self.connections.lock().open.get_mut(&self.id) {
             open.phase = phase;
@@ -253,7 +269,7 @@ impl Entry {
         }
     }
 
-    /// Notes `to` if the connection does `from`.
+    /// Changes the phase of the connection to `to` if it is `from`.
     pub(super) fn change(&self, from: Phase, to: Phase) {
         if let Some(open) = self.connections.lock().open.get_mut(&self.id)
             && open.phase == from
@@ -263,14 +279,14 @@ impl Entry {
         }
     }
 
-    /// What the connection does, and since when.
+    /// Returns the phase of the connection and the time at which it began.
     pub(super) fn phase(&self) -> (Phase, Instant) {
         let table = self.connections.lock();
         let open = table.open.get(&self.id);
         open.map_or((Phase::Idle, Instant::now()), |open| (open.phase, open.since))
     }
 
-    /// Waits until the connection is told to leave.
+    /// Waits until the connection is asked to close.
     pub(super) async fn told_to_leave(&self) {
         self.leave.cancelled().await;
     }
@@ -282,7 +298,7 @@ impl Drop for Entry {
     }
 }
 
-/// The place of one refusal, which is free when this is dropped.
+/// Slot of one refusal. Dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct Refusal {
     connections: Connections,
@@ -316,7 +332,7 @@ mod tests {
             Self { connections: Connections::new(most, OWN), start: Instant::now(), age: 0 }
         }
 
-        /// Each connection a second younger than the one before.
+        /// Admits a connection that is a second younger than the previous one.
         fn admit(&mut self, uid: u32) -> Admission {
             self.age += 1;
             self.connections.admit(uid, self.start + Duration::from_secs(self.age))
@@ -354,7 +370,7 @@ mod tests {
         let owners = [places.many(0, 4), places.many(OWN, 4)];
         assert_eq!(left(&hog), [0_usize; 0]);
         drop(owners);
-        // A small limit has a small reserve.
+        // The reserve of a small limit is small.
         for (most, reserve) in [(1, 0), (2, 0), (4, 1), (32, 8)] {
             assert_eq!(Table::new(most, OWN).reserve, reserve, "{most}");
         }
@@ -372,7 +388,8 @@ mod tests {
         let holder = Holder { uid: 1, held: 10 };
         let Admission::Served(_third, Some(gives)) = places.admit(3) else { panic!() };
         assert_eq!((gives, left(&hog)), (holder, vec![4]));
-        // Then the next idle ones, the stream, the slow body, the slow answer, and last what is being computed.
+        // Next come the other idle connections, the stream, the slow body and the slow answer. A
+        // connection that computes is last.
         let mut newcomers = Vec::new();
         for uid in 10..17 {
             newcomers.push(places.admit(uid));
@@ -380,7 +397,7 @@ mod tests {
         assert_eq!(left(&hog), [2, 3, 4, 5, 6, 7, 8, 9]);
         newcomers.extend([places.admit(18), places.admit(19)]);
         assert_eq!(left(&hog), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
-        // Each user has one.
+        // Every user has one connection now.
         assert_eq!(places.refused(20).held, 1);
     }
 
@@ -392,7 +409,7 @@ mod tests {
         assert_eq!(places.refused(2), Holder { uid: 1, held: 2 });
         assert_eq!(places.refused(1).uid, 1);
         assert_eq!(left(&first), [0_usize; 0]);
-        // Root has its reserve.
+        // Root uses its reserve.
         drop(places.served(0));
         let Admission::Served(_, Some(_)) = places.admit(3) else { panic!() };
         assert_eq!(left(&first), [0]);

@@ -1,15 +1,20 @@
-//! The last good configuration, kept on disk: with wrong files a restart begins with it instead of not at all.
+//! Keeps the last good configuration on disk, so that a restart with wrong files uses it instead of
+//! failing.
 //!
-//! Owns `last-good.yaml` in the state directory, the first of `$STATE_DIRECTORY`, which systemd sets
-//! (<https://www.freedesktop.org/software/systemd/man/252/systemd.exec.html#RuntimeDirectory=>). It cannot lie below
-//! `memory.model_cache.directory`: with wrong files nobody knows what that is. Without the variable nothing is kept.
+//! The file is `last-good.yaml` in the state directory, the first directory of `$STATE_DIRECTORY`,
+//! which systemd sets
+//! (<https://www.freedesktop.org/software/systemd/man/252/systemd.exec.html#RuntimeDirectory=>). It
+//! cannot be below `memory.model_cache.directory`, because that path is unknown when the files are
+//! wrong. Without the variable, no configuration is kept.
 //!
-//! The file has every key with its value, as a file of the configuration says it, below a line with the SHA-256 of all
-//! that follows. It is read by the same loader with the same limits as every file.
+//! The first line of the file has the SHA-256 of the rest. The rest lists every key with its value,
+//! in the syntax of a configuration file. It is read by the same loader with the same limits as
+//! every configuration file.
 //!
 //! Invariants:
-//! 1. What is written was read back first and found to be the same settings.
-//! 2. What does not have its digest, or is wrong for this version, is not used: there is no guess at what was meant.
+//! 1. Before a file is written, its content is parsed and must give the same settings.
+//! 2. A file with a wrong digest, or with settings that are wrong for this version, is not used at
+//!    all.
 
 use std::path::{Path, PathBuf};
 
@@ -17,58 +22,58 @@ use crate::config::{self, ConfigError, Settings};
 use crate::files::{self, FileError};
 use crate::package::Digest;
 
-/// Its name in the state directory.
+/// Name of the file in the state directory.
 const NAME: &str = "last-good.yaml";
-/// What its first line says before the digest; another format has another number.
+/// Start of the first line, before the digest. The number is the version of the format.
 const MARK: &str = "# caxton-last-good 1 sha256:";
-/// Largest content in bytes: several files of the configuration at their largest.
+/// Largest file in bytes. It holds several configuration files of the largest allowed size.
 const LARGEST: u64 = 8 << 20;
-/// What people should know who find the file.
+/// Explanation for people who open the file.
 const ABOUT: &str = "\
 # The configuration that caxtond has applied last. caxtond writes this file when it applies another, and starts with it
 # when the files of the configuration are wrong. Change those; this one does not count when it was edited.
 ";
 
-/// Why there is no last good configuration, or none was kept.
+/// Reasons for which the last good configuration cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LastGoodError {
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// It is not what was written.
+    /// The file does not match its digest.
     #[error("{} is damaged or was edited: its first line does not have the digest of the rest; remove it", .0.display())]
     Damaged(PathBuf),
-    /// It is what was written, by a version that had other keys.
+    /// The file matches its digest, but a version with other keys wrote it.
     #[error("{} was kept by another version of caxton, which had other keys; remove it", path.display())]
     OtherVersion {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The keys.
+        /// Problems of the keys.
         source: ConfigError,
     },
-    /// It would not come back as it is.
+    /// The configuration could not be read back unchanged.
     #[error("the configuration is too large to be kept in one file")]
     TooLarge,
 }
 
-/// Where the last good configuration is kept.
+/// Location of the last good configuration.
 #[derive(Clone, Debug)]
 pub(super) struct LastGood {
     path: Option<PathBuf>,
 }
 
 impl LastGood {
-    /// That of the state directory that systemd gave this process.
+    /// Returns the location in the state directory that systemd gave to this process.
     pub(super) fn of_process() -> Self {
         let directories = std::env::var_os("STATE_DIRECTORY");
         let first = directories.and_then(|all| std::env::split_paths(&all).next());
         Self { path: first.filter(|path| path.is_absolute()).map(|path| path.join(NAME)) }
     }
 
-    /// Reads it. `None` when none was kept.
+    /// Reads the last good configuration. Returns `None` if none was kept.
     ///
     /// # Errors
-    /// When there is one that cannot be used.
+    /// Fails if the file exists but cannot be used.
     pub(super) fn load(&self) -> Result<Option<config::Loaded>, LastGoodError> {
         let Some(path) = &self.path else { return Ok(None) };
         let content = match files::read_limited(path, LARGEST) {
@@ -81,10 +86,11 @@ impl LastGood {
         Ok(Some(config::Loaded { settings, files: vec![path.clone()] }))
     }
 
-    /// Keeps `settings`; writes nothing when they are kept already. Blocks until they are on the disk.
+    /// Keeps `settings` on disk. Writes nothing if the file holds them already. Blocks until they
+    /// are on disk.
     ///
     /// # Errors
-    /// When they cannot be kept; what was kept before then still is.
+    /// Fails if the settings cannot be kept. The old file is then still there.
     pub(super) fn keep(&self, settings: &Settings) -> Result<(), LastGoodError> {
         let Some(path) = &self.path else { return Ok(()) };
         let content = content(settings);
@@ -95,7 +101,8 @@ impl LastGood {
         if !fits || !body(content.as_bytes()).is_some_and(same) {
             return Err(LastGoodError::TooLarge);
         }
-        // Flash is worn by writing, not by reading. What cannot be read is replaced.
+        // Compare before writing, because writing wears out flash memory. An unreadable file is
+        // replaced.
         let kept = files::read_limited(path, LARGEST);
         if kept.is_ok_and(|kept| kept == content.as_bytes()) {
             return Ok(());
@@ -103,7 +110,7 @@ impl LastGood {
         Ok(files::write_atomic(path, content.as_bytes())?)
     }
 
-    /// Where it is kept.
+    /// Returns the path of the file.
     pub(super) fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
@@ -114,7 +121,8 @@ fn content(settings: &Settings) -> String {
     format!("{MARK}{}\n{body}", Digest::of(body.as_bytes()))
 }
 
-/// What follows the first line; `None` when it is not what that line says.
+/// Returns the content after the first line. Returns `None` if it does not match the digest in that
+/// line.
 fn body(content: &[u8]) -> Option<&[u8]> {
     let rest = content.strip_prefix(MARK.as_bytes())?;
     let end = rest.iter().position(|byte| *byte == b'\n')?;
@@ -162,7 +170,7 @@ mod tests {
         let before = inode();
         below(&directory).keep(&settings()).unwrap();
         assert_eq!(inode(), before);
-        // Old and new file are there at the same time, so that their numbers differ.
+        // The old and the new file exist at the same time, so their inode numbers differ.
         below(&directory).keep(&Settings::default()).unwrap();
         assert_ne!(inode(), before);
     }
@@ -187,7 +195,7 @@ mod tests {
             fs::write(&path, &content).unwrap();
             let error = below(&directory).load().unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
-            // The next good configuration takes its place.
+            // The next good configuration replaces the file.
             below(&directory).keep(&settings()).unwrap();
             assert_eq!(below(&directory).load().unwrap().unwrap().settings, settings());
         }

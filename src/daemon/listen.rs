@@ -1,8 +1,8 @@
-//! The listening socket: passed by systemd, or bound here.
+//! Opens the listening socket: takes it from systemd, or binds it here.
 //!
-//! A bound socket is ready before it has its name: it is made under another name, gets its mode and group, and is
-//! then renamed, so that no connection can arrive under other permissions. Whether a socket that stands at the path
-//! is stale is decided by a lock beside it and never guessed: the kernel drops the lock with its holder.
+//! A socket that is bound here gets its mode and group under a temporary name, and is then renamed.
+//! So no connection can arrive under other permissions. A lock file beside the socket decides
+//! whether an existing socket is stale. The kernel releases the lock when its holder ends.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -18,48 +18,48 @@ use crate::config::Socket;
 use crate::files::{self, FileError};
 use crate::log::Message;
 
-/// What the socket unit calls the socket; systemd's default for a unit of this name.
+/// Name of the socket that systemd passes. It is systemd's default for a socket unit of this name.
 const NAME: &str = "caxton.socket";
 
-/// Why there is no socket to listen on.
+/// Reasons for which the daemon cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ListenError {
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The directory is not there.
+    /// The directory of the socket does not exist.
     #[error("the directory of socket.path, {}, does not exist", .0.display())]
     NoDirectory(PathBuf),
-    /// Another daemon listens there.
+    /// Another daemon listens on the path.
     #[error("another daemon listens on {}", .0.display())]
     Taken(PathBuf),
-    /// Something else stands at the path.
+    /// The path exists and is not a socket.
     #[error("{} exists and is not a socket; remove it or change socket.path", .0.display())]
     NotASocket(PathBuf),
-    /// The group is unknown.
+    /// The configured group is unknown.
     #[error("socket.group: there is no group \"{0}\"")]
     NoGroup(String),
     /// systemd passed more than one socket.
     #[error("systemd passed {0} sockets; expected one: see `systemctl cat caxton.socket`")]
     Passed(usize),
-    /// systemd passed a socket that is not meant to be served.
+    /// systemd passed a socket with an unexpected name.
     #[error("systemd passed a socket called {0:?}; expected FileDescriptorName={NAME}")]
     Name(String),
-    /// systemd passed something else.
+    /// systemd passed a descriptor of another kind.
     #[error("what systemd passed is not a Unix stream socket that listens; see ListenStream=")]
     Kind(#[source] io::Error),
 }
 
-/// A socket that is listened on.
+/// Listening socket.
 #[derive(Debug)]
 pub(super) struct Listening {
-    /// The socket, non-blocking.
+    /// Socket in non-blocking mode.
     pub(super) listener: UnixListener,
-    /// Removes the path when it is dropped; `None` when systemd owns the socket.
+    /// Guard that removes the path when it is dropped. `None` if systemd owns the socket.
     pub(super) bound: Option<Bound>,
 }
 
-/// The path of a socket that was bound here, and the right to it.
+/// Path of a socket that was bound here, with its lock.
 #[derive(Debug)]
 pub(super) struct Bound {
     path: PathBuf,
@@ -69,7 +69,7 @@ pub(super) struct Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        // Another daemon may have replaced it if somebody deleted our lock.
+        // Another daemon may have replaced the socket, if the lock file was deleted.
         if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode)
             && let Err(error) = fs::remove_file(&self.path)
         {
@@ -99,8 +99,8 @@ impl Listening {
     }
 }
 
-/// Whether what systemd passed is the one socket, by their number and names (sd_listen_fds(3)). Who passes sockets
-/// without names passes the right one.
+/// Checks that systemd passed exactly the one expected socket, by number and names
+/// (sd_listen_fds(3)). A socket that is passed without names is accepted.
 fn check_passed(count: usize, names: Option<&str>) -> Result<(), ListenError> {
     match (count, names) {
         (1, None | Some(NAME)) => Ok(()),
@@ -109,7 +109,8 @@ fn check_passed(count: usize, names: Option<&str>) -> Result<(), ListenError> {
     }
 }
 
-/// Whether the socket is made here: systemd passes none to this process (sd_listen_fds(3)).
+/// Returns whether this process must bind the socket, because systemd does not pass one
+/// (sd_listen_fds(3)).
 pub(super) fn binds() -> bool {
     let passed = std::env::var("LISTEN_PID").ok().and_then(|pid| pid.parse().ok());
     passed != Some(std::process::id())
@@ -132,6 +133,7 @@ fn bind(settings: &Socket) -> Result<(UnixListener, Bound), ListenError> {
         _ => {}
     }
     let unnamed = directory.join(format!(".caxton-{}.sock", std::process::id()));
+    // An earlier process with the same id may have been killed before its rename.
     files::remove(&unnamed)?;
     let listener = UnixListener::bind(&unnamed).map_err(FileError::new("bind", &unnamed))?;
     if let Some(name) = &settings.group {
@@ -202,7 +204,7 @@ mod tests {
     fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("caxton.sock");
-        // What a killed daemon leaves: the socket, nobody's lock.
+        // Create the remains of a killed daemon: the socket without a lock.
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let live = Listening::open(&settings(path.clone())).unwrap();

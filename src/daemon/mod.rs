@@ -1,17 +1,20 @@
-//! The daemon: where everything is put together, and the order in which it starts, reloads and stops.
+//! Assembles the daemon from its parts, and starts, reloads and stops it.
 //!
-//! Owns every task. A task that ends before it was told to ends the daemon with an error, so that it never lives on
-//! without one of its parts.
+//! The daemon starts and supervises every task. A task that ends too early ends the daemon with an
+//! error, so that the daemon never runs without one of its parts.
 //!
-//! - Start: log → configuration → store → sandbox → threads → socket → connections → default model → READY=1 → untested
-//!   entries, bundled packages, drop directory. The daemon serves available models before it tests anything. It waits
-//!   with connections and READY=1 only when the store has no usable default model: for at most ten seconds ([`ahead`]),
-//!   while it unpacks and tests the bundled one. It asks systemd for more time while it hashes files. It sends READY=1
-//!   without a default model as well, so that the operator reads the reason in `STATUS=` and can drop a package;
-//!   `/readyz` says 503 until the model answers. Wrong configuration files delay nothing when a good configuration was
-//!   kept on disk.
-//! - Reload: a tick of the watcher and SIGHUP do the same: read all, check all, apply all or nothing.
-//! - Stop: STOPPING=1 → no more connections → requests in flight until `socket.drain_timeout` → models → exit.
+//! - Start: log → configuration → store → sandbox → threads → socket → connections → default model
+//!   → READY=1 → untested entries, bundled packages, drop directory. Available models are served
+//!   before any package is tested. If the store has no usable default model, connections and
+//!   READY=1 wait for at most ten seconds ([`ahead`]), while the bundled one is unpacked and
+//!   tested. While files are hashed, the daemon asks systemd for more time. READY=1 is sent without
+//!   a default model as well, so that the operator can read the reason in `STATUS=` and can drop a
+//!   package. `/readyz` answers 503 until the model answers. Wrong configuration files do not delay
+//!   the start if the last good configuration was kept on disk.
+//! - Reload: on SIGHUP, or when the watcher reports a change, the daemon reads and checks all
+//!   files, and applies all of them or none.
+//! - Stop: STOPPING=1 → no new connections → requests in progress, until `socket.drain_timeout` →
+//!   models → exit.
 
 mod ahead;
 mod arguments;
@@ -67,20 +70,21 @@ use serve::Turn;
 use signal::Signals;
 use tasks::{ending, report, served};
 
-/// Where the kernel's files are.
+/// Root of the paths of the kernel's files.
 const ROOT: &str = "/";
-/// Processors for which the runtime has one thread: it waits, copies and tokenizes what is short, while models compute on
-/// threads of their own, as many as there are processors. What it takes when more comes than can be computed, the models
-/// lack.
+/// Number of processors per thread of the async runtime. The runtime waits, copies and tokenizes
+/// short texts. Models compute on threads of their own, one for each processor. Under overload, a
+/// larger runtime would take processor time from the models.
 const PROCESSORS_PER_RUNTIME_THREAD: usize = 4;
-/// How long a thread that may block stays without work: longer than the memory monitor pauses. To make one when memory
-/// is short would take some.
+/// Time after which an idle thread of the blocking pool ends. It is longer than the interval of the
+/// memory monitor, because starting a new thread when memory is short would take some memory.
 const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(60);
-/// After the drain, models get this long to finish the pass that they are in.
+/// Time after the drain in which workers may finish their current pass.
 const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a stop takes beside the drain and the models, at most.
+/// Longest time of a stop in addition to the drain and the workers.
 const REST_OF_STOP: Duration = Duration::from_secs(5);
-/// Questions of the watchdog that wait for the loop that serves connections; it asks one at a time.
+/// Capacity of the channel for liveness checks of the accept loop. The watchdog sends one at a
+/// time.
 const TURNS: usize = 1;
 
 /// Runs the daemon with the configuration of `source` until SIGTERM or SIGINT.
@@ -88,7 +92,7 @@ pub fn run(source: Source) -> Exit {
     let exit = run_until_stopped(source).err().unwrap_or(Exit::Ok);
     match log::finish() {
         Ok(()) => exit,
-        // The log has told why.
+        // The log has printed the error to stderr.
         Err(_error) if exit == Exit::Ok => Exit::System,
         Err(_error) => exit,
     }
@@ -96,10 +100,11 @@ pub fn run(source: Source) -> Exit {
 
 fn run_until_stopped(source: Source) -> Result<(), Exit> {
     let started = Instant::now();
-    // Before there is a second thread.
+    // Call both before a second thread exists.
     let gives_back = release::give_back_large_blocks();
     let kept = resident::keep_program();
-    // Before the configuration is read, so that its problems are logged.
+    // Start the log before the configuration is read, so that problems of the configuration are
+    // logged.
     let level = log::start(LevelFilter::INFO).map_err(|_already| Exit::Software)?;
     let last_good = LastGood::of_process();
     let start = Start::read(&source, &last_good).map_err(|NothingGood| Exit::Config)?;
@@ -125,16 +130,17 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         "starting"
     );
     let draining = CancellationToken::new();
-    // What it writes to is out of reach within the sandbox.
+    // The sandbox denies access to the files that the tester opens here.
     let tester = Tester::new(draining.clone());
-    // Makes the directories that the sandbox then lets the daemon into.
+    // Opening the store creates the directories to which the sandbox then grants access.
     let store = open_store(settings)?;
     let writes = sandbox::Writes { last_good: last_good.path(), socket: listen::binds() };
     let sandbox = sandbox::enter(settings, &source, files, &writes)?;
-    // From here on there is more than one thread. A log that cannot begin has told why.
+    // The process has more than one thread from here on. If the log cannot begin, it has printed
+    // the error to stderr.
     log::begin().map_err(|_error| Exit::System)?;
-    // This reads packages and keys, so it belongs within the sandbox, and before the first request. The follower of keys
-    // reports their errors at its first look.
+    // Packages and keys are untrusted input, so they are read inside the sandbox. They are read
+    // before the first request. The task that follows the keys logs their errors at its first read.
     let (changed, _errors) = trust::Roots::from(settings).judge(&store);
     trust::tell(&changed);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -143,7 +149,8 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         .enable_all()
         .build()
         .map_err(|error| start_failed("cannot start the runtime", &error))?;
-    // Heard before there is anything to clean up, and while what is bundled is unpacked on a slow disk.
+    // Install the handlers early: a signal may arrive while a bundled package is unpacked on a slow
+    // disk.
     let mut signals = {
         let _entered = runtime.enter();
         Signals::listen().map_err(|error| start_failed("cannot listen to signals", &error))?
@@ -167,12 +174,13 @@ fn run_until_stopped(source: Source) -> Result<(), Exit> {
         };
         daemon.run(signals).await
     });
-    // Work that could not be cancelled (an installation) is left behind; its staging is emptied at the next start.
+    // Work that cannot be cancelled, such as an installation, is abandoned. The next start empties
+    // the staging directory.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-/// Says why the daemon cannot start.
+/// Logs the error that prevents the start, and returns the exit status.
 fn start_failed(what: &str, error: &(dyn Error + 'static)) -> Exit {
     tracing::error!(
         name: Message::StartFailed.name(),
@@ -195,7 +203,7 @@ fn open_store(settings: &Settings) -> Result<Arc<Store>, Exit> {
             "an entry of the store cannot be read and is not used"
         );
     }
-    // An operator may have given another place that is not ours to make.
+    // The operator may have configured a directory that the daemon cannot create.
     if let Err(error) = files::create_directory(&settings.packages.drop_directory) {
         tracing::warn!(
             name: Message::DirectoryUnreadable.name(),
@@ -206,7 +214,7 @@ fn open_store(settings: &Settings) -> Result<Arc<Store>, Exit> {
     Ok(Arc::new(store))
 }
 
-/// The configuration as it was read, and what it takes to read it again.
+/// Configuration as it was read at start, and the means to read it again.
 struct ReadConfiguration {
     source: Source,
     start: Start,
@@ -214,7 +222,7 @@ struct ReadConfiguration {
     level: log::Level,
 }
 
-/// Runs self-tests, until the daemon drains.
+/// Runner of self-tests, and the token that stops it when the daemon drains.
 struct Testing {
     tester: Tester,
     draining: CancellationToken,
@@ -222,23 +230,23 @@ struct Testing {
 
 struct Daemon {
     app: App,
-    /// Each runs until it is cancelled; the name of one that ended, and whether it ended well.
+    /// Supervised tasks. Each runs until it is cancelled, and returns its name and result.
     tasks: JoinSet<(&'static str, Result<(), Exit>)>,
-    /// Asks systemd for more time, until the daemon is ready.
+    /// Task that asks systemd for more time, until the daemon is ready.
     extending: JoinSet<()>,
-    /// To the loop that serves connections, for the watchdog.
+    /// Channel for the watchdog's liveness checks of the accept loop.
     turns: mpsc::Sender<Turn>,
-    /// Loads of models that nobody has asked for yet.
+    /// Loads of models that were not requested yet.
     preloads: JoinSet<()>,
     reloader: Reloader,
     ticks: mpsc::Receiver<()>,
-    /// Shared with the intake.
+    /// Tokens shared with the intake.
     intake: intake::Start,
-    /// Ends connections and self-tests.
+    /// Stops connections and self-tests.
     stop_serving: CancellationToken,
-    /// Ends everything else.
+    /// Stops all other tasks.
     stop_all: CancellationToken,
-    /// The socket's path, removed last.
+    /// Guard of the socket's path. The last field, so that the path is removed last.
     _bound: Option<Bound>,
 }
 
@@ -369,7 +377,7 @@ impl Daemon {
             tokio::select! {
                 () = &mut default, if !ready => {
                     ready = true;
-                    // What is said now need not be said again.
+                    // The status that is sent now does not need to be sent again.
                     overview.mark_unchanged();
                     let status = self.status();
                     tracing::info!(
@@ -405,7 +413,7 @@ impl Daemon {
         }
     }
 
-    /// Starts the watchdog: systemd counts from READY=1 on.
+    /// Starts the watchdog. Called after READY=1, because systemd measures the interval from then.
     fn watch(&mut self) {
         let (handle, turns) = (self.app.handle.clone(), self.turns.clone());
         let watchdog = watchdog::watch(handle, turns, self.stop_all.clone());
@@ -417,7 +425,7 @@ impl Daemon {
         let mut names: BTreeSet<String> = settings.memory.preload_models.iter().cloned().collect();
         let models = settings.models.iter().filter(|(_, model)| model.preload);
         names.extend(models.map(|(name, _)| name.clone()));
-        // The default model is there or has said why not.
+        // The default model is resident, or its error is logged already.
         names.remove(settings.default_model());
         for name in names {
             self.preloads.spawn(load_ahead(self.app.handle.clone(), name));
@@ -432,7 +440,7 @@ impl Daemon {
         self.reloader.keep().await;
     }
 
-    /// What `systemctl status` shows.
+    /// Returns the status text for `systemctl status`.
     fn status(&self) -> String {
         let overview = self.app.handle.overview().borrow().clone();
         let configuration = self.app.configuration.borrow();
@@ -455,7 +463,8 @@ impl Daemon {
         let drain_timeout = self.app.settings.borrow().socket.drain_timeout;
         systemd::stopping(drain_timeout + WORKERS_TIMEOUT + REST_OF_STOP);
         self.stop_serving.cancel();
-        // The tasks end in no particular order; only connections end before the rest is told to.
+        // Tasks end in any order. Wait for the connections to drain before the other tasks are
+        // cancelled.
         let mut outcome = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
             outcome = outcome.and(report(&ended));
@@ -478,7 +487,8 @@ impl Daemon {
                 tracing::warn!(name: Message::DrainTimeout.name(), "models did not finish in time")
             }
         }
-        // The next start unpacks it from the beginning; that it was interrupted says nothing of it.
+        // The next start unpacks an interrupted package from the beginning. An orderly stop must
+        // not count as a failed attempt.
         self.app.handle.store().end_unpacking();
         tracing::info!(name: Message::Stopped.name(), "stopped");
         outcome

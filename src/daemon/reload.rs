@@ -1,8 +1,9 @@
-//! Reloading: one path for SIGHUP and for the watcher, which both only say "look".
+//! Reloads the configuration, on SIGHUP or when the watcher reports a change.
 //!
-//! Invariant: all settings change together or not at all; on any problem the last good ones stay in force, and what
-//! is wrong is in the log and in `/status` until it is mended. That includes problems at the start, when the last good
-//! ones are those that were kept on disk.
+//! Invariant: all settings change together or none does. If there is any problem, the last good
+//! settings stay in effect, and the problems are in the log and in `/status` until they are fixed.
+//! This includes problems at start. In this case the last good settings are those that were kept on
+//! disk.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::models;
 use crate::models::install::Rules;
 use crate::models::intake::Schedule;
 
-/// What the parts of the daemon follow.
+/// Channels from which the parts of the daemon receive the settings.
 pub(super) struct Follow {
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) configuration: watch::Receiver<Configuration>,
@@ -30,18 +31,19 @@ pub(super) struct Follow {
     pub(super) schedule: watch::Receiver<Schedule>,
 }
 
-/// What the daemon starts with.
+/// Configuration with which the daemon starts.
 pub(super) struct Start {
     pub(super) loaded: Loaded,
-    /// What is wrong with the files; then `loaded` is the last good configuration, and else there is nothing.
+    /// Problems of the files. If there are any, `loaded` is the last good configuration.
     pub(super) problems: Vec<String>,
 }
 
 impl Start {
-    /// What the files of `source` say, or when they are wrong what was kept by `last_good`. Says what is wrong.
+    /// Reads the files of `source`. If they have problems, logs the problems, and reads the
+    /// configuration that was kept by `last_good` instead.
     ///
     /// # Errors
-    /// When there is nothing to start with.
+    /// Fails if neither configuration can be used. The reason is logged.
     pub(super) fn read(source: &Source, last_good: &LastGood) -> Result<Self, NothingGood> {
         let error = match config::load(source) {
             Ok(loaded) => return Ok(Self { loaded, problems: Vec::new() }),
@@ -50,8 +52,8 @@ impl Start {
         let problems = tell(&error);
         match last_good.load() {
             Ok(Some(mut loaded)) => {
-                // The file lies in the daemon's own directory: whoever wrote to it must not have made themselves an
-                // administrator.
+                // The file is in the daemon's own directory. A user who managed to write to it must
+                // not become an administrator.
                 loaded.settings.socket.admins = Settings::default().socket.admins;
                 tracing::error!(
                     name: Message::LastGoodUsed.name(),
@@ -81,15 +83,16 @@ impl Start {
     }
 }
 
-/// The files are wrong and no good configuration was kept, as the log says.
+/// Error of a start with wrong files and without a usable last good configuration. The reason is in
+/// the log.
 #[derive(Debug)]
 pub(super) struct NothingGood;
 
-/// The one writer of the settings in force.
+/// Owner of the current settings. All changes are sent from here.
 pub(super) struct Reloader {
     source: Source,
     level: log::Level,
-    /// The settings that the daemon started with; what needs a restart is measured against them.
+    /// Settings with which the daemon started. A key that needs a restart is compared with them.
     at_start: Arc<Settings>,
     last_good: LastGood,
     settings: watch::Sender<Arc<Settings>>,
@@ -101,7 +104,7 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    /// Puts what was read at the start in force.
+    /// Applies the configuration that was read at start. Returns the channels to follow.
     pub(super) fn new(
         source: Source,
         Start { loaded, problems }: Start,
@@ -144,12 +147,12 @@ impl Reloader {
         (reloader, follow)
     }
 
-    /// The settings that the daemon started with.
+    /// Returns the settings with which the daemon started.
     pub(super) fn at_start(&self) -> Arc<Settings> {
         Arc::clone(&self.at_start)
     }
 
-    /// Keeps what is in force on disk, when the files say it.
+    /// Keeps the current settings on disk, unless the files have problems.
     pub(super) async fn keep(&self) {
         if !self.configuration.borrow().problems.is_empty() {
             return;
@@ -172,7 +175,7 @@ impl Reloader {
         }
     }
 
-    /// Reads the files again. Returns whether anything is different: settings, files or problems.
+    /// Reads the files again. Returns `None` if settings, files and problems are all unchanged.
     pub(super) async fn read(&self) -> Option<Result<Loaded, ConfigError>> {
         let source = self.source.clone();
         let read = tokio::task::spawn_blocking(move || config::load(&source)).await;
@@ -197,7 +200,7 @@ impl Reloader {
         (!same).then_some(read)
     }
 
-    /// Puts what was read in force, or says why not.
+    /// Applies the configuration that was read, or logs its problems.
     pub(super) fn apply(&self, read: Result<Loaded, ConfigError>) {
         match read {
             Ok(loaded) => self.accept(loaded),
@@ -224,7 +227,8 @@ impl Reloader {
         }
         self.level.set(level(&settings));
         self.thresholds.send_replace(models::thresholds(&settings));
-        // The sandbox lets the daemon into these alone.
+        // These directories need a restart: the sandbox grants access to the directories of the
+        // start only.
         let packages = self.at_start.packages.clone();
         let rules = Rules {
             keys_directory: packages.keys_directory,
@@ -232,6 +236,8 @@ impl Reloader {
             drop_directory: packages.drop_directory,
             ..Rules::from(&settings)
         };
+        // Send the rules before the schedule: the intake wakes up on the schedule and reads the
+        // rules.
         self.rules.send_replace(rules);
         self.schedule.send_replace(Schedule::from(&settings));
         self.settings.send_replace(Arc::new(settings));
@@ -256,7 +262,7 @@ fn names(files: &[PathBuf]) -> Vec<String> {
     files.iter().map(|file| file.display().to_string()).collect()
 }
 
-/// Has each problem in the log, and returns them.
+/// Logs each problem, and returns all of them.
 fn tell(error: &ConfigError) -> Vec<String> {
     let problems = texts(error);
     for problem in &problems {
@@ -269,7 +275,7 @@ fn texts(error: &ConfigError) -> Vec<String> {
     error.problems.iter().map(ToString::to_string).collect()
 }
 
-/// The filter that lets `settings.log.level` through.
+/// Returns the log filter for `settings.log.level`.
 pub(super) fn level(settings: &Settings) -> LevelFilter {
     match settings.log.level {
         LogLevel::Error => LevelFilter::ERROR,

@@ -1,9 +1,10 @@
-//! Connections: served up to a limit, each by its own task, drained when the daemon stops.
+//! Accepts and serves connections up to a limit, each in its own task, and drains them when the
+//! daemon stops.
 //!
-//! Owns those tasks. Which user's connection is served when the places are taken is decided in [`super::connections`];
-//! a connection without a place gets a refusal, and the health routes. A connection that sends no request for
-//! [`IDLE_TIMEOUT`] or takes nothing of its answer for [`WRITE_TIMEOUT`] is closed. How long a body may take is bounded
-//! where bodies are read.
+//! [`super::connections`] decides which connection is served when all slots are taken. A connection
+//! without a slot can use the health routes and gets 503 for all others. A connection is closed if
+//! it does not send a request for [`IDLE_TIMEOUT`], or if its client does not read the answer for
+//! [`WRITE_TIMEOUT`]. The timeout of a request body is enforced where bodies are read.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -38,36 +39,38 @@ use crate::api::{self, ConnectionId, Endless, Peer};
 use crate::config::Settings;
 use crate::log::{self, Message};
 
-/// How long a connection may take to send the head of its next request.
+/// Timeout for the head of the next request on a connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a client may take nothing of an answer that is larger than the socket's buffer. The kernel wakes a writer
-/// when three quarters of that are free, so that a client has to read at least 2 to 3 KiB a second.
+/// Timeout of a blocked write: the client does not read an answer that is larger than the socket's
+/// buffer. The kernel wakes a writer when three quarters of the buffer are free, so a client must
+/// read at least 2 to 3 KiB per second.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The system has no more files or memory for connections: try again after this long.
+/// Pause before the next accept when the system has no more files or memory for connections.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-/// How long a connection beyond the limit may take to send its request.
+/// Timeout for the request of a connection beyond the limit.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections that are closed without an answer, a little later, so that clients which come again without waiting do
-/// not take the processor from those that are served. More are closed at once.
+/// Number of connections that are closed after a short pause, without an answer. The pause keeps
+/// clients that reconnect at once from taking the processor from served ones. Connections beyond
+/// this number are closed at once.
 const MAX_DROPPED: usize = 512;
-/// How much later.
+/// Pause before such a connection is closed.
 const DROP_PAUSE: Duration = Duration::from_millis(50);
-/// How often a connection that was told to leave is looked at.
+/// Interval at which a connection that was asked to close is checked.
 const LEAVING_CHECK: Duration = Duration::from_secs(1);
-/// A request's head; OpenAI's clients send under 2 KiB.
+/// Largest head of a request, in bytes. OpenAI's clients send less than 2 KiB.
 const MAX_HEADER_BYTES: usize = 32 << 10;
 
-/// Answered when the loop that accepts connections turns.
+/// Liveness check of the accept loop, which answers it in its next iteration.
 pub(super) type Turn = oneshot::Sender<()>;
 
-/// Serves connections of `listener` until `cancel`, at most `max_connections` at a time; then lets requests in flight
-/// finish for at most the drain timeout that is in force by then. Answers `turns` meanwhile. Connections beyond the
-/// limit are served by `refuse`.
+/// Serves connections of `listener` until `cancel`, at most `max_connections` at a time. `refuse`
+/// serves connections beyond the limit. Answers the liveness checks from `turns`.
 ///
-/// Returns how many connections had to be cut off.
+/// After `cancel`, requests in progress may finish until the current drain timeout. Returns the
+/// number of connections that were cut off.
 ///
 /// # Errors
-/// When the socket fails for good.
+/// Fails if the socket fails permanently.
 pub(super) async fn serve(
     listener: UnixListener,
     (router, refuse): (Router, Router),
@@ -79,9 +82,9 @@ pub(super) async fn serve(
     let places = Connections::new(max_connections, geteuid().as_raw());
     let dropped = Arc::new(Semaphore::new(MAX_DROPPED));
     let connections = TaskTracker::new();
-    // Ends every connection after its request in flight.
+    // Cancelled to end every connection after its request in progress.
     let drain = CancellationToken::new();
-    // Ends every connection that is left when the drain's time is over.
+    // Cancelled to end the remaining connections when the drain timeout has passed.
     let cut = CancellationToken::new();
     loop {
         let accepted = tokio::select! {
@@ -135,6 +138,7 @@ pub(super) async fn serve(
             }
         });
     }
+    // Close `turns` too: the watchdog then sees that the loop has ended, and is not stuck.
     drop((listener, turns));
     connections.close();
     drain.cancel();
@@ -147,11 +151,11 @@ pub(super) async fn serve(
 }
 
 fn answer(turn: Turn) {
-    // Whoever asked may have stopped waiting.
+    // The watchdog may have stopped waiting.
     let (Ok(()) | Err(())) = turn.send(());
 }
 
-/// Logs that `uid` wanted a connection when all were taken.
+/// Logs that `uid` wanted a connection when all slots were taken.
 fn tell(uid: u32, limit: usize, holder: Holder) {
     if let Some(suppressed) = log::refusal(Message::ConnectionLimit, uid) {
         let Holder { uid: holder, held } = holder;
@@ -163,7 +167,7 @@ fn tell(uid: u32, limit: usize, holder: Holder) {
     }
 }
 
-/// Decides whether accepting can go on after `error`, and waits if it must.
+/// Decides whether the loop can accept again after `error`, and pauses if resources are short.
 async fn survive(error: io::Error) -> io::Result<()> {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ECONNABORTED | Errno::EINTR) => Ok(()),
@@ -194,15 +198,16 @@ fn peer(stream: &UnixStream) -> Option<Peer> {
     }
 }
 
-/// What a connection was given.
+/// Slot of a connection, or its refusal.
 enum Place {
-    /// It is one of those that are served.
+    /// The connection is served.
     Served(Arc<Entry>),
-    /// It gets a refusal.
+    /// The connection gets a refusal.
     Refused(Refusal),
 }
 
-/// Serves one connection until its client or [`Connections`] ends it, or until `drain` and the end of its request.
+/// Serves one connection until its client or [`Connections`] ends it. After `drain`, the connection
+/// ends with its current request.
 async fn connection(
     stream: UnixStream,
     peer: Peer,
@@ -232,7 +237,8 @@ async fn connection(
             Ok::<_, Infallible>(response.map(|body| Leaving { body, entry }))
         }
     });
-    // Only writes are timed: between requests and while one is computed there is nothing to write.
+    // Only writes have this timeout: between requests, and while an answer is computed, there is
+    // nothing to write.
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(WRITE_TIMEOUT));
     let served = http1::Builder::new()
@@ -267,7 +273,7 @@ async fn connection(
             uid = peer.uid, pid = peer.pid,
             "closed a connection: its client has read nothing for {WRITE_TIMEOUT:?}"
         ),
-        // Clients leave in the middle of things; that is theirs to know.
+        // Clients may disconnect at any time, which is not a fault of the daemon.
         Err(error) => {
             tracing::debug!(uid = peer.uid, pid = peer.pid, %error, "a connection ended early");
         }
@@ -275,27 +281,28 @@ async fn connection(
     }
 }
 
-/// How a connection ends that was told to leave.
+/// Way to end a connection that was asked to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// It has nothing that its client could miss.
+    /// The connection ends at once: its client loses no answer.
     Now,
-    /// After the answer in flight.
+    /// The connection ends after the current answer.
     AfterAnswer,
 }
 
-/// Waits until the connection is told to leave; for ever when it has no place.
+/// Waits until the connection is asked to close. Never returns for a connection without a slot.
 async fn leave(entry: Option<&Entry>) -> End {
     let Some(entry) = entry else { return std::future::pending().await };
     entry.told_to_leave().await;
     match entry.phase().0 {
         Phase::Streaming | Phase::Receiving => End::Now,
-        // An answer may still lie in the buffer of a connection that seems idle.
+        // A connection that seems idle may still have a part of its answer in the buffer.
         Phase::Idle | Phase::Writing | Phase::Computing => End::AfterAnswer,
     }
 }
 
-/// Waits until a connection that was told to leave has done nothing but write for [`LEAVE_TIMEOUT`].
+/// Waits until a connection that was asked to close has exceeded [`LEAVE_TIMEOUT`]. Time for
+/// computing an answer does not count.
 async fn overdue(entry: Option<&Entry>) {
     let Some(entry) = entry else { return std::future::pending().await };
     entry.told_to_leave().await;
@@ -309,7 +316,8 @@ async fn overdue(entry: Option<&Entry>) {
     }
 }
 
-/// The body of a request. Notes when it has arrived, or when nobody reads it any more.
+/// Body of a request. It changes the phase of the connection when the body has arrived or is
+/// dropped unread.
 struct Arriving {
     body: Incoming,
     entry: Option<Arc<Entry>>,
@@ -361,7 +369,8 @@ impl Drop for Arriving {
     }
 }
 
-/// The body of an answer. Notes when it was given to the connection's buffer.
+/// Body of an answer. It sets the phase of the connection to idle when it is dropped, after its
+/// last frame was moved to the connection's buffer.
 struct Leaving {
     body: Body,
     entry: Option<Arc<Entry>>,
@@ -395,13 +404,15 @@ impl Drop for Leaving {
     }
 }
 
-/// Whether a write took longer than [`WRITE_TIMEOUT`]: a Unix socket has no timeout of its own.
+/// Returns whether a write took longer than [`WRITE_TIMEOUT`]. Unix sockets never report `TimedOut`
+/// themselves, so the error comes from [`TimeoutWriter`].
 fn is_unread(error: &hyper::Error) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
 }
 
-/// The answer, or an internal error when the handler panicked: one request's fault must not take others along.
+/// Returns the answer, or an internal error if the handler panicked: a fault of one request must
+/// not affect others.
 async fn caught(answer: impl Future<Output = Result<Response, Infallible>>) -> Response {
     match AssertUnwindSafe(answer).catch_unwind().await {
         Ok(Ok(response)) => response,
@@ -419,7 +430,7 @@ mod tests {
 
     use super::*;
 
-    /// More than the socket's buffers hold, and more than hyper's.
+    /// Larger than the buffers of the socket and of hyper together.
     const LARGE: usize = 4 << 20;
 
     #[derive(Clone, Default)]
@@ -437,7 +448,7 @@ mod tests {
     }
 
     impl Log {
-        /// What the current thread logs while the guard lives.
+        /// Captures the log records of the current thread while the guard lives.
         fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
             let log = Self::default();
             let writer = log.clone();
@@ -450,8 +461,8 @@ mod tests {
         }
     }
 
-    /// Asks for `path` over a connection that is served until `read`, the rest of the client, has ended; then until
-    /// the daemon closes it. How long that took.
+    /// Requests `path` over a connection. The connection is served until `read`, the rest of the
+    /// client, has ended and the daemon has closed it. Returns the elapsed time.
     async fn ask(path: &str, read: impl AsyncFnOnce(&mut UnixStream)) -> Duration {
         let router = Router::new().route("/large", get(|| async { vec![b'a'; LARGE] })).route(
             "/late",
@@ -504,7 +515,7 @@ mod tests {
             client.read_to_end(&mut answer).await.unwrap();
             assert!(answer.ends_with(b"at last"));
         });
-        // The answer, and then no other request.
+        // The answer is received, and then the idle timeout passes without another request.
         assert!(took.await >= 2 * WRITE_TIMEOUT + IDLE_TIMEOUT);
         assert_eq!(log.text(), "");
     }

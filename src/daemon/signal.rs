@@ -1,28 +1,28 @@
-//! The signals that the daemon follows: SIGTERM and SIGINT stop it, SIGHUP has it look at its configuration.
+//! Receives signals: SIGTERM and SIGINT stop the daemon, SIGHUP reloads the configuration.
 //!
-//! Owns their handlers, from the first one on for as long as the process lives.
+//! The handlers stay installed until the process ends.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that the daemon follows.
+/// Streams of the signals that the daemon handles.
 pub(super) struct Signals {
     pub(super) stop: Stop,
     pub(super) reload: Signal,
 }
 
-/// The orders to stop.
+/// Streams of the signals that stop the daemon.
 pub(super) struct Stop {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// Signals from now on.
+    /// Installs the handlers. Signals that arrive later are received.
     ///
     /// # Errors
-    /// When the system does not let them be caught.
+    /// Fails if the system rejects a handler.
     pub(super) fn listen() -> io::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
         let interrupt = signal(SignalKind::interrupt())?;
@@ -32,7 +32,8 @@ impl Signals {
 }
 
 impl Stop {
-    /// Waits for a signal to stop; cancelling loses none.
+    /// Waits for a signal that stops the daemon, and returns its name. Cancel safe: no signal is
+    /// lost.
     pub(super) async fn recv(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

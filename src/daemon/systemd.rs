@@ -1,6 +1,6 @@
-//! What systemd is told: ready, reloading, stopping, and one line of status that is always true.
+//! Notifies systemd of the daemon's state: ready, reloading, stopping, and a line of status.
 //!
-//! Without systemd (`$NOTIFY_SOCKET` unset) nothing is sent.
+//! Sends nothing if `$NOTIFY_SOCKET` is not set.
 
 use std::time::{Duration, Instant};
 
@@ -8,27 +8,27 @@ use sd_notify::NotifyState;
 
 use crate::log::Message;
 
-/// How often it is looked whether a start goes on.
+/// Interval at which the progress of a start is checked.
 const LOOK: Duration = Duration::from_millis(50);
-/// How often systemd is asked for more time, while it does.
+/// Least time between two requests for more time.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// How long a start may take from a moment on at which it went on: what follows the hashing of a large model, the
-/// packing of its weights, included.
+/// Extension of the start timeout, counted from the last progress. It must cover the packing of a
+/// large model's weights, which follows the hashing without visible progress.
 const EXTENSION: Duration = Duration::from_secs(120);
 
-/// The daemon answers.
+/// Notifies systemd that the daemon is ready.
 pub(super) fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// The status has changed.
+/// Sends a new status.
 pub(super) fn status(status: &str) {
     send(&[NotifyState::Status(status)]);
 }
 
-/// The configuration is being read again; [`ready`] must follow.
+/// Notifies systemd that the configuration is being reloaded. A call of [`ready`] must follow.
 pub(super) fn reloading() {
-    // With Type=notify-reload systemd ignores the message without the time it was sent.
+    // systemd ignores the message for `Type=notify-reload` if it lacks the time of sending.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => send(&[NotifyState::Reloading, now]),
         Err(error) => {
@@ -41,18 +41,18 @@ pub(super) fn reloading() {
     }
 }
 
-/// The daemon takes no more requests, and ends within `longest`.
+/// Notifies systemd that the daemon drains and ends within `longest`.
 pub(super) fn stopping(longest: Duration) {
     send(&[NotifyState::Stopping, NotifyState::Status("draining"), extension(longest)]);
 }
 
-/// The daemon lives.
+/// Sends a keep-alive for the watchdog.
 pub(super) fn alive() {
     send(&[NotifyState::Watchdog]);
 }
 
-/// Asks for more time to start for as long as `done`, a count of bytes, grows. Never ends: to be dropped when the daemon
-/// is ready.
+/// Asks systemd for more time to start, as long as `done`, a count of bytes, grows. Never returns:
+/// drop the future when the daemon is ready.
 pub(super) async fn extend_start(done: impl Fn() -> u64) {
     let mut asking = Asking::default();
     loop {
@@ -63,16 +63,17 @@ pub(super) async fn extend_start(done: impl Fn() -> u64) {
     }
 }
 
-/// When to ask for more time.
+/// Rate limit of the requests for more time.
 #[derive(Debug, Default)]
 struct Asking {
-    /// How much was done when it was asked last.
+    /// Progress at the last request.
     done: u64,
     asked: Option<Instant>,
 }
 
 impl Asking {
-    /// Whether something was done since it was asked last, and that is some time ago.
+    /// Returns whether there was progress since the last request, and that request is old enough.
+    /// If so, records a request at `now`.
     fn is_due(&mut self, done: u64, now: Instant) -> bool {
         let is_due = done > self.done && self.asked.is_none_or(|asked| now - asked >= ASK_AGAIN);
         if is_due {

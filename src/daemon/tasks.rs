@@ -1,4 +1,4 @@
-//! How the tasks of the daemon end.
+//! Reports the ends of the daemon's tasks.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use tokio::task::JoinError;
 use crate::exit::Exit;
 use crate::log::Message;
 
-/// Runs a task that ends well only when it is told to, under its name.
+/// Runs a task that ends only when it is cancelled. Returns its name with success.
 pub(super) async fn ending(
     name: &'static str,
     task: impl Future<Output = ()>,
@@ -16,7 +16,7 @@ pub(super) async fn ending(
     (name, Ok(()))
 }
 
-/// Says how the loop that serves connections ended.
+/// Logs the end of the accept loop, and converts it to an exit status.
 pub(super) fn served(outcome: io::Result<usize>) -> Result<(), Exit> {
     match outcome {
         Ok(0) => Ok(()),
@@ -39,7 +39,7 @@ pub(super) fn served(outcome: io::Result<usize>) -> Result<(), Exit> {
     }
 }
 
-/// Logs how a task ended, and returns it.
+/// Logs the end of a task, and returns its result.
 pub(super) fn report(
     ended: &Result<(&'static str, Result<(), Exit>), JoinError>,
 ) -> Result<(), Exit> {

@@ -1,11 +1,13 @@
-//! The watchdog: systemd is told that the daemon lives when it has just shown that it does, and not otherwise.
+//! Sends keep-alives to systemd's watchdog, each after a check that the daemon still works.
 //!
-//! Three times an interval of `WatchdogSec=` the loop that serves connections has to turn, the manager to answer, and
-//! the worker of the default model, and of every model with requests, to make a forward pass (see
-//! [`crate::models::Beat`]). Each has a third of the interval, so that between two words there is less than one interval
-//! as long as all of them live. Whatever does not answer is named in the log, once, before systemd ends the daemon.
+//! There are three checks in each interval of `WatchdogSec=`. In a check, the accept loop must
+//! answer, the manager must answer, and some workers must make a forward pass (see
+//! [`crate::models::Beat`]): the worker of the default model, and every worker with requests. The
+//! timeout of each step is a third of the interval, so that two keep-alives are at most an interval
+//! apart while all parts work. A part that does not answer is logged once, before systemd ends the
+//! daemon.
 //!
-//! Does nothing without `$WATCHDOG_USEC`, or when `$WATCHDOG_PID` is another process.
+//! Does nothing without `$WATCHDOG_USEC`, or if `$WATCHDOG_PID` is another process.
 
 use std::time::Duration;
 
@@ -18,24 +20,25 @@ use super::systemd;
 use crate::log::Message;
 use crate::models::{Handle, Stuck};
 
-/// How often within the interval life is shown; every proof has as long.
+/// Number of checks in an interval. The timeout of a step is the interval divided by this number.
 const PROOFS: u32 = 3;
 
-/// What does not live.
+/// Parts that failed a check.
 #[derive(Debug, thiserror::Error)]
 enum Dead {
-    /// The accept loop.
+    /// The accept loop did not answer.
     #[error("the loop that serves connections has not turned for {0:?}")]
     Connections(Duration),
-    /// The manager.
+    /// The manager did not answer.
     #[error("the manager of models has not answered for {0:?}")]
     Manager(Duration),
-    /// A worker.
+    /// A worker did not make a forward pass.
     #[error(transparent)]
     Worker(#[from] Stuck),
 }
 
-/// Shows life to systemd until `cancel`, when it wants that. `turns` leads to the loop that serves connections.
+/// Sends keep-alives to systemd until `cancel`, if the watchdog is enabled. `turns` is the channel
+/// to the accept loop.
 pub(super) async fn watch(handle: Handle, turns: mpsc::Sender<Turn>, cancel: CancellationToken) {
     let Some(interval) = sd_notify::watchdog_enabled() else { return cancel.cancelled().await };
     let patience = interval / PROOFS;
@@ -55,15 +58,16 @@ pub(super) async fn watch(handle: Handle, turns: mpsc::Sender<Turn>, cancel: Can
     }
 }
 
-/// What is told of one proof after the other.
+/// State of the keep-alives, which logs each change once.
 #[derive(Debug, Default)]
 struct Voice {
-    /// Whether the last proof failed, which is in the log.
+    /// Whether the last check failed. That failure is in the log.
     is_silent: bool,
 }
 
 impl Voice {
-    /// Whether systemd is to be told that the daemon lives. Why not is logged once.
+    /// Returns whether a keep-alive may be sent. Logs the first of several failures, and the
+    /// recovery.
     fn speaks(&mut self, proof: Result<(), Dead>) -> bool {
         let was_silent = std::mem::replace(&mut self.is_silent, proof.is_err());
         match proof {
@@ -89,8 +93,9 @@ impl Voice {
     }
 }
 
-/// Fails unless everything that answers requests has just shown that it can, within `patience` altogether but for the
-/// wait for a pass that may take longer.
+/// Checks that all parts that serve requests work. The accept loop and the manager each have
+/// `patience` to answer. The workers must answer within `patience` from the start of the check. A
+/// worker that is in a longer pass does not fail the check until that pass exceeds its own limit.
 async fn prove(
     handle: &Handle,
     turns: &mpsc::Sender<Turn>,
@@ -98,7 +103,7 @@ async fn prove(
 ) -> Result<(), Dead> {
     let deadline = Instant::now() + patience;
     turn(turns, patience).await?;
-    // While the daemon stops, the manager may have ended before this task.
+    // The manager may have ended already, if the daemon is stopping. This is not a failure.
     let beats =
         timeout(patience, handle.beats()).await.map_err(|_elapsed| Dead::Manager(patience))?;
     for beat in beats.unwrap_or_default() {
@@ -107,13 +112,13 @@ async fn prove(
     Ok(())
 }
 
-/// Waits for a turn of the loop that serves connections. One that has ended is no dead one: the daemon drains, or ends
-/// because of it.
+/// Waits for an answer of the accept loop. A loop that has ended is not a failure: the daemon
+/// drains, or ends because of it.
 async fn turn(turns: &mpsc::Sender<Turn>, patience: Duration) -> Result<(), Dead> {
     let (turned, turn) = oneshot::channel();
     let turning = async {
         if turns.send(turned).await.is_ok() {
-            // Dropped unanswered when the loop ends.
+            // The sender is dropped unanswered when the loop ends.
             let (Ok(()) | Err(_)) = turn.await;
         }
     };
@@ -143,7 +148,7 @@ mod tests {
         proof.unwrap();
         let dead = turn(&turns, PATIENCE).await.unwrap_err();
         assert_eq!(dead.to_string(), "the loop that serves connections has not turned for 10s");
-        // The question that was never answered fills the channel.
+        // The unanswered check still fills the channel.
         turn(&turns, PATIENCE).await.unwrap_err();
         drop(asked);
         turn(&turns, PATIENCE).await.unwrap();

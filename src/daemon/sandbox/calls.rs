@@ -1,15 +1,16 @@
-//! System calls: what the daemon may ask of the kernel, by seccomp.
+//! Restricts the system calls that the daemon may make, with seccomp.
 //!
-//! The filter is a list of what is allowed ([`allowed`]); every other call fails with EPERM and has no effect. Two
-//! kinds of calls fail with ENOSYS instead, because the C library then uses an older call: `clone3`, whose flags a
-//! filter cannot see, and every call that is younger than the list.
+//! The filter is a list of allowed calls ([`allowed`]). Every other call fails with EPERM and has
+//! no effect. Two kinds of calls fail with ENOSYS instead, because the C library then falls back to
+//! an older call: `clone3`, whose flags a filter cannot read, and every call that is newer than the
+//! list.
 //!
-//! A denied call is not silent: the kernel writes a record of type 1326 (`AUDIT_SECCOMP`) with the number of the call
-//! to the audit log, or to its own log when no audit daemon runs. The quiet filter has no such records, since every
-//! thread that is started would make one.
+//! Denied calls are logged: the kernel writes a record of type 1326 (`AUDIT_SECCOMP`) with the
+//! number of the call to the audit log, or to the kernel log if no audit daemon runs. The ENOSYS
+//! filter does not write records, because every start of a thread would cause one.
 //!
-//! The filter holds for the child that tests a model, too. It does not hold systemd's part: the unit has a filter of its
-//! own, and a call must pass both. <https://docs.kernel.org/userspace-api/seccomp_filter.html>
+//! The filter also applies to the child of a self-test. It does not include the filter of the
+//! systemd unit: a call must pass both. <https://docs.kernel.org/userspace-api/seccomp_filter.html>
 
 mod allowed;
 mod install;
@@ -24,11 +25,11 @@ use crate::api::wire::sandbox::Part;
 use crate::errors::chain;
 use install::install;
 
-/// The youngest call that [`allowed`] was compared with: `file_setattr` of Linux 6.17. Numbers from 424 on are the same
-/// on every machine.
+/// Number of the newest call that [`allowed`] was compared with: `file_setattr` of Linux 6.17.
+/// Numbers from 424 on are the same on every machine.
 const YOUNGEST: u32 = 469;
 
-/// Leaves all threads of this process, and those to come, what is allowed.
+/// Restricts all current and future threads of this process to the allowed calls.
 pub(super) fn restrict() -> Part {
     match apply(libc::SECCOMP_FILTER_FLAG_TSYNC) {
         Ok(()) => Part::on(None),
@@ -36,34 +37,37 @@ pub(super) fn restrict() -> Part {
     }
 }
 
-/// Gives both filters to the kernel, with `flags`.
+/// Installs both filters with `flags`.
 fn apply(flags: libc::c_ulong) -> Result<(), Box<dyn Error>> {
     install(&filter()?, flags | libc::SECCOMP_FILTER_FLAG_LOG)?;
-    // Of filters that deny alike the last one says how.
+    // If several filters return an error, the kernel uses the result of the last one installed. So
+    // the ENOSYS filter comes last.
     install(&quiet(), flags)?;
     Ok(())
 }
 
-/// Returns the filter that denies what is not allowed.
+/// Returns the filter that denies all calls outside the list with EPERM.
 fn filter() -> Result<BpfProgram, BackendError> {
     let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(allowed::rules()?, denied, SeccompAction::Allow, architecture)?.try_into()
 }
 
-/// Returns the filter that says ENOSYS to `clone3` and to calls younger than the list.
+/// Returns the filter that answers `clone3` and calls newer than the list with ENOSYS.
 fn quiet() -> BpfProgram {
-    // linux/bpf_common.h, linux/seccomp.h, asm/unistd.h.
+    // Constants of linux/bpf_common.h, linux/seccomp.h and asm/unistd.h.
     const LOAD_WORD: u16 = 0x20;
     const JUMP_IF_EQUAL: u16 = 0x15;
     const JUMP_IF_GREATER: u16 = 0x25;
     const JUMP_IF_NOT_LESS: u16 = 0x35;
     const RETURN: u16 = 0x06;
     const OFFSET_OF_NUMBER: u32 = 0;
-    /// The numbers of a second set that an x86-64 kernel may have, x32. The other filter allows none of them.
+    /// Start of the x32 call numbers, a second set that an x86-64 kernel may have. This filter lets
+    /// them pass, and the other filter denies them.
     const X32: u32 = 0x4000_0000;
     let clone3 = u32::try_from(libc::SYS_clone3).unwrap_or(u32::MAX);
     let error = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
+    // `jt` and `jf` are the numbers of instructions to skip if the condition is true or false.
     vec![
         sock_filter { code: LOAD_WORD, jt: 0, jf: 0, k: OFFSET_OF_NUMBER },
         sock_filter { code: JUMP_IF_EQUAL, jt: 3, jf: 0, k: clone3 },
@@ -91,7 +95,8 @@ mod tests {
     const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs();
     const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
 
-    /// Returns what the kernel does with a call, as `seccomp_run_filters` of kernel/seccomp.c decides it.
+    /// Returns the decision of the kernel on a call, as `seccomp_run_filters` in kernel/seccomp.c
+    /// makes it.
     fn decided(call: i64, arguments: &[u64]) -> u32 {
         let filters = [quiet(), filter().unwrap()];
         let decisions = filters.map(|filter| run(&filter, call, arguments));
@@ -99,12 +104,13 @@ mod tests {
         decisions.into_iter().reduce(graver).unwrap()
     }
 
-    /// Runs `filter`: the few instructions that filters for calls have.
+    /// Runs `filter`. Supports only the few instructions that seccomp filters use here.
     fn run(filter: &[sock_filter], call: i64, arguments: &[u64]) -> u32 {
         const X86_64: u32 = 0xc000_003e;
         const AARCH64: u32 = 0xc000_00b7;
         let architecture = if cfg!(target_arch = "x86_64") { X86_64 } else { AARCH64 };
-        // struct seccomp_data: the number, the machine, the address of the call, six arguments.
+        // Layout of `struct seccomp_data`: call number, architecture, instruction pointer, six
+        // arguments.
         let mut data = [u32::try_from(call).unwrap(), architecture, 0, 0].to_vec();
         for at in 0..6 {
             let argument = arguments.get(at).copied().unwrap_or(0);
@@ -140,7 +146,7 @@ mod tests {
             (libc::SYS_futex, vec![], ALLOW),
             (libc::SYS_execve, vec![], ALLOW),
             (452, vec![], ALLOW),
-            // Unix sockets only; the kernel takes the lower half.
+            // Only Unix sockets are allowed. The kernel reads the lower half of the argument.
             (libc::SYS_socket, vec![1], ALLOW),
             (libc::SYS_socket, vec![1 << 32 | 1], ALLOW),
             (libc::SYS_socket, vec![2], EPERM),
@@ -157,14 +163,14 @@ mod tests {
             (libc::SYS_pkey_mprotect, vec![0, 0, read | exec], EPERM),
             (libc::SYS_shmat, vec![0, 0, 0o100_000], EPERM),
             (libc::SYS_clone, vec![thread], ALLOW),
-            // posix_spawn: CLONE_VM, CLONE_VFORK, SIGCHLD.
+            // Flags of `posix_spawn`: CLONE_VM, CLONE_VFORK, SIGCHLD.
             (libc::SYS_clone, vec![0x4100 | 17], ALLOW),
             (libc::SYS_clone3, vec![], ENOSYS),
             (libc::SYS_unshare, vec![0x1000_0000], EPERM),
             (libc::SYS_setns, vec![], EPERM),
             (libc::SYS_ioctl, vec![3, 0x5421], ALLOW),
             (libc::SYS_ioctl, vec![3, 0x4080_6685], ALLOW),
-            // TIOCSTI: words for the terminal of another.
+            // TIOCSTI inserts input into another process's terminal.
             (libc::SYS_ioctl, vec![3, 0x5412], EPERM),
             (libc::SYS_prctl, vec![15], ALLOW),
             (libc::SYS_prctl, vec![22], EPERM),
@@ -184,7 +190,7 @@ mod tests {
         cases.extend(namespaces.map(|flag| (libc::SYS_clone, vec![flag | 17], EPERM)));
         #[cfg(target_arch = "x86_64")]
         cases.extend([
-            // x32, under whose numbers the same calls may be found.
+            // x32 numbers, under which the same calls may be found.
             (0x4000_0000 | libc::SYS_execve, vec![], EPERM),
             (0x4000_0000 | 520, vec![], EPERM),
             (libc::SYS_arch_prctl, vec![0x1023, 18], ALLOW),
@@ -209,7 +215,8 @@ mod tests {
         assert!(allowed.is_subset(&conditional), "{allowed:?}");
     }
 
-    /// What `tried` gives in a thread under the filters, which stay the thread's alone.
+    /// Returns the result of `tried` in a thread under the filters, which apply to that thread
+    /// only.
     fn under_filter<T: Send>(tried: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -237,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_program_that_is_started_stays_under_the_filter() {
-        // Landlock decides which programs can be started, and is not in force here.
+        // Landlock decides which programs can be started. It is not active in this test.
         let started = under_filter(|| {
             Command::new("/bin/sh").args(["-c", "grep Seccomp: /proc/self/status"]).output()
         });

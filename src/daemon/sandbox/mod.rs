@@ -1,9 +1,10 @@
-//! The sandbox: what the daemon takes from itself before it has a second thread and before anybody can talk to it.
+//! Confines the daemon before it has a second thread and before it accepts connections.
 //!
-//! Landlock leaves it the files that its settings name ([`paths`]), seccomp the system calls that it makes
-//! ([`calls`]). Both are for good, and hold for every thread and child. It comes on top of what
-//! the unit does, and is there without a unit, too. What an older kernel cannot give is left out and said: in the log, in
-//! `/status`, and by refusing to start when `require_sandbox` is set.
+//! Landlock restricts the files to those that the settings name ([`paths`]). seccomp restricts the
+//! system calls to those that the daemon makes ([`calls`]). Both are permanent, and apply to every
+//! thread and child. They add to the restrictions of the systemd unit, and also apply without a
+//! unit. A restriction that an older kernel does not support is skipped. This is reported in the
+//! log and in `/status`. With `require_sandbox`, the daemon refuses to start instead.
 
 mod calls;
 mod paths;
@@ -15,18 +16,19 @@ use crate::config::{Settings, Source};
 use crate::exit::Exit;
 use crate::log::Message;
 
-/// What is written beside what the settings name.
+/// Paths that are written in addition to those that the settings name.
 pub(super) struct Writes<'a> {
-    /// Where the last good configuration is kept.
+    /// Path of the last good configuration.
     pub(super) last_good: Option<&'a Path>,
-    /// Whether the socket is made here.
+    /// Whether this process binds the socket.
     pub(super) socket: bool,
 }
 
-/// Enters the sandbox for `writes` and for what `settings` name, read from `files` of `source`.
+/// Enters the sandbox. It grants access to `writes` and to the paths that `settings` name.
+/// `settings` were read from `files` of `source`.
 ///
 /// # Errors
-/// When the sandbox is not whole and the settings require it.
+/// Fails if the sandbox is incomplete and the settings require it.
 pub(super) fn enter(
     settings: &Settings,
     source: &Source,
@@ -48,7 +50,7 @@ pub(super) fn enter(
     report(&sandbox, settings.require_sandbox).map(|()| sandbox)
 }
 
-/// Tells the log what was reached, and whether that is enough.
+/// Logs the parts of the sandbox that are active, and fails if they do not suffice.
 fn report(sandbox: &Sandbox, is_required: bool) -> Result<(), Exit> {
     let Sandbox { landlock, seccomp } = sandbox;
     if landlock.is_on() && seccomp.is_on() {

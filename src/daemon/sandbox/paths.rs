@@ -1,14 +1,16 @@
-//! Files: what the daemon may open, by Landlock.
+//! Restricts the files that the daemon may open, with Landlock.
 //!
-//! The daemon may read the directories that its settings name, its configuration, the system's files and the kernel's.
-//! It may write to its store, its drop directory, the directory of the last good configuration and, if it makes the
-//! socket, the socket's directory. It may execute its own program and that program's loader, connect to no TCP port, and
-//! signal no process but its children.
+//! The daemon may read the directories that its settings name, its configuration, and files of the
+//! system and the kernel. It may write to its store, its drop directory, the directory of the last
+//! good configuration and, if it binds the socket, the directory of the socket. It may execute its
+//! own program and the loader of that program. It cannot connect to TCP ports, and cannot signal
+//! processes other than its children.
 //!
-//! Landlock ties a rule to a directory that exists, not to a name. A directory that operators remove and make again, or
-//! on which they mount a volume, is another directory, and the daemon cannot use it before it is started again. The
-//! directory above is not granted instead, because it holds what is not the daemon's. [`Grants::absent`] names the
-//! directories that are not there at the start. <https://docs.kernel.org/userspace-api/landlock.html>
+//! A Landlock rule belongs to an existing directory, not to a name. If operators remove and create
+//! a directory again, or mount a volume on it, it is another directory, and the daemon cannot use
+//! it before a restart. The parent directory is not granted instead, because it also holds other
+//! files. [`Grants::absent`] lists the directories that do not exist at start.
+//! <https://docs.kernel.org/userspace-api/landlock.html>
 
 use std::fs;
 use std::io;
@@ -24,13 +26,14 @@ use crate::api::wire::sandbox::Part;
 use crate::config::{self, Settings, Source};
 use crate::errors::chain;
 
-/// What it takes to be on: the first version, of Linux 5.13, lets no file be renamed from one directory to another, which
-/// is how packages get into the store.
+/// Least version of Landlock. The first version, in Linux 5.13, does not allow a rename from one
+/// directory to another. The store installs packages by such renames.
 const LEAST: ABI = ABI::V2;
-/// What is asked for beyond it: the rights that this program was tried with.
+/// Newest version whose rights are used. The program was tested with them.
 const MOST: ABI = ABI::V7;
 
-/// Read by libraries that look up users and groups, of which some are not in /etc, and by what counts processors.
+/// Directories that libraries read to look up users and groups, some of which are outside /etc, and
+/// to count processors.
 const SYSTEM: [&str; 9] = [
     "/etc",
     "/lib",
@@ -42,34 +45,37 @@ const SYSTEM: [&str; 9] = [
     "/var/lib/extrausers",
     "/var/lib/sss",
 ];
-/// Written to by whoever wants to hear of pressure: `memory.pressure` of the control group, or `memory` of the machine.
+/// Directories in which a process writes to a file to subscribe to memory pressure:
+/// `memory.pressure` of the control group, or `memory` of the machine.
 const PRESSURE: [&str; 2] = ["/proc/pressure", "/sys/fs/cgroup"];
 
-/// The program, as the kernel holds it: an upgrade may replace the file, and then the path leads to another one.
+/// Program file as the kernel holds it. After an upgrade, the path of the program leads to another
+/// file.
 const PROGRAM: &str = "/proc/self/exe";
-/// Where the interface of each machine says that the loader of a program is; the kernel executes it, too.
+/// Loaders of programs, at the paths that the ABI of each machine fixes. The kernel executes the
+/// loader too.
 const LOADERS: [&str; 3] = [
     "/lib64/ld-linux-x86-64.so.2",
     "/lib/ld-linux-aarch64.so.1",
     "/lib/ld-linux-riscv64-lp64d.so.1",
 ];
 
-/// What is left to the daemon; what does not exist is left out.
+/// Paths that the daemon may access. Paths that do not exist are skipped.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Grants {
     read: Vec<PathBuf>,
     write: Vec<PathBuf>,
     /// Files that may be read and executed.
     execute: Vec<PathBuf>,
-    /// Files beneath are written to in place; none is made or removed.
+    /// Directories whose files may be written in place, but not created or removed.
     pressure: Vec<PathBuf>,
     /// Whether systemd listens on an abstract socket, as it may in a container.
     speaks_abstract: bool,
 }
 
 impl Grants {
-    /// For `writes` and for `settings` that were read from `files` of `source`. `watched` is where systemd tells of
-    /// pressure.
+    /// Creates the grants for `writes` and for `settings`, which were read from `files` of
+    /// `source`. `watched` is the file through which systemd reports memory pressure.
     pub(super) fn new(
         settings: &Settings,
         source: &Source,
@@ -84,7 +90,8 @@ impl Grants {
         for directory in [&packages.bundled_directory, &packages.keys_directory] {
             read.extend(not_the_root(directory));
         }
-        // A file may be a link to another place, or lie in the root. Its directory, because editors replace files.
+        // A file may be a link to another directory, or be in the root directory. Its directory is
+        // granted too, because editors replace files.
         for file in files.iter().filter_map(|file| fs::canonicalize(file).ok()) {
             read.extend(file.parent().and_then(not_the_root));
             read.push(file);
@@ -102,8 +109,8 @@ impl Grants {
         Self { read, write, execute, pressure, speaks_abstract }
     }
 
-    /// Returns the directories for packages and keys of `settings` that do not exist and lie in none that is granted.
-    /// When one is made, the daemon can use it after its next start only.
+    /// Returns the directories for packages and keys that do not exist and are not inside a granted
+    /// directory. If one is created later, the daemon can use it only after a restart.
     pub(super) fn absent<'a>(&self, settings: &'a Settings) -> Vec<&'a Path> {
         let packages = &settings.packages;
         let named = [
@@ -126,9 +133,10 @@ fn not_the_root(directory: &Path) -> Option<PathBuf> {
     directory.parent().map(|_above| directory.to_owned())
 }
 
-/// Leaves the calling thread, and what it will start, with `grants`. Blocks for as long as opening some directories takes.
+/// Restricts the calling thread, and all threads and processes that it starts, to `grants`. Blocks
+/// while some directories are opened.
 pub(super) fn restrict(grants: &Grants) -> Part {
-    // Other threads would go on without.
+    // Landlock restricts only the calling thread, so existing threads would stay unrestricted.
     match threads() {
         Ok(1) => {}
         Ok(threads) => {
@@ -234,7 +242,7 @@ mod tests {
             write: vec![at("write")],
             ..Grants::default()
         };
-        // Landlock is the thread's alone.
+        // Landlock applies only to this thread.
         let tried = thread::scope(|scope| {
             let tried = scope.spawn(|| {
                 let part = apply(&grants);
@@ -252,7 +260,7 @@ mod tests {
                     kind(fs::write(at("read/file"), "")),
                     kind(fs::write(at("read/new"), "")),
                     kind(fs::rename(at("write/file"), at("read/other")).map_err(|error| {
-                        // The kernel says EXDEV where a rename is not granted on one side only.
+                        // The kernel returns EXDEV if a rename is denied on one side only.
                         match error.kind() {
                             ErrorKind::CrossesDevices => ErrorKind::PermissionDenied.into(),
                             _ => error,
@@ -276,7 +284,7 @@ mod tests {
 
     #[test]
     fn with_other_threads_it_is_off_and_says_why() {
-        // A test has the thread that runs the tests beside it.
+        // A test runs beside the main thread of the test harness.
         let part = restrict(&Grants::default());
         assert!(part.reason.is_some_and(|reason| reason.contains("there before it")));
     }

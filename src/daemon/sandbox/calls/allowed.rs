@@ -1,20 +1,21 @@
-//! The table of the system calls that the daemon may make, grouped by purpose.
+//! Lists the system calls that the daemon may make, grouped by purpose.
 //!
-//! The table comes from traces of the integration tests and from the sources of glibc 2.34 to 2.42, the Rust standard
-//! library and the crates that the daemon uses. Each group says which part of the daemon needs it. A call that a group
-//! does not name is denied, see [`super`].
+//! The table comes from traces of the integration tests and from the sources of glibc 2.34 to 2.42,
+//! the Rust standard library and the crates that the daemon uses. The comment of a group names the
+//! part of the daemon that needs it. A call outside the groups is denied, see [`super`].
 
 use std::collections::BTreeMap;
 
 use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
-/// Calls that are allowed whatever their arguments are.
+/// Calls that are allowed with any arguments.
 const GROUPS: &[&[i64]] = &[
     MEMORY, THREADS, SIGNALS, PROCESSES, TIME, READING, WRITING, STORE, SOCKETS, EVENTS, IDENTITY,
     SANDBOX, HERE,
 ];
 
-/// The allocator, mapped weights, pages that stay in memory (`mlock`), and pages that go back to the kernel.
+/// Memory: the allocator, mapped weights, locked pages (`mlock`), and pages that are returned to
+/// the kernel.
 const MEMORY: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_munmap,
@@ -29,8 +30,8 @@ const MEMORY: &[i64] = &[
     libc::SYS_mseal,
 ];
 
-/// Threads of the runtime, of the engine and of workers, and what the C library does when one starts, waits or ends.
-/// `clone` is in [`conditional`].
+/// Threads of the runtime, the engine and the workers, and calls of the C library when a thread
+/// starts, waits or ends. `clone` is in [`conditional`].
 const THREADS: &[i64] = &[
     libc::SYS_exit,
     libc::SYS_exit_group,
@@ -47,7 +48,7 @@ const THREADS: &[i64] = &[
     libc::SYS_restart_syscall,
 ];
 
-/// Handlers of the runtime, stacks for them, and `abort`.
+/// Signals: handlers of the runtime, their stacks, and `abort`.
 const SIGNALS: &[i64] = &[
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
@@ -59,8 +60,8 @@ const SIGNALS: &[i64] = &[
     libc::SYS_tgkill,
 ];
 
-/// The child that tests a model: it is started from this program's own file, watched, and ended. Landlock decides which
-/// files can be executed. The new program stays under this filter.
+/// Start, supervision and end of the self-test's child, which runs this program's own file.
+/// Landlock decides which files can be executed. The new program stays under this filter.
 const PROCESSES: &[i64] = &[
     libc::SYS_execve,
     libc::SYS_wait4,
@@ -72,7 +73,7 @@ const PROCESSES: &[i64] = &[
     libc::SYS_getrusage,
 ];
 
-/// Clocks where the kernel gives none in user space, and timers.
+/// Clocks on kernels that do not provide them in user space, and timers.
 const TIME: &[i64] = &[
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
@@ -84,7 +85,7 @@ const TIME: &[i64] = &[
     libc::SYS_timerfd_gettime,
 ];
 
-/// Opening and reading files. Landlock decides which.
+/// Opening and reading of files. Landlock decides which files.
 const READING: &[i64] = &[
     libc::SYS_openat,
     libc::SYS_openat2,
@@ -113,7 +114,8 @@ const READING: &[i64] = &[
     libc::SYS_getcwd,
 ];
 
-/// Writing to what is open: files, pipes, the journal's memory file (see [`conditional`] for `memfd_create`).
+/// Writing to open files, pipes, and the memory file for the journal (see [`conditional`] for
+/// `memfd_create`).
 const WRITING: &[i64] = &[
     libc::SYS_write,
     libc::SYS_writev,
@@ -132,7 +134,8 @@ const WRITING: &[i64] = &[
     libc::SYS_pipe2,
 ];
 
-/// Changes of directories: staging, installation, removal, quarantine, the socket's file, locks and owners.
+/// Changes of directories: staging, installation, removal, quarantine, the file of the socket,
+/// locks and owners.
 const STORE: &[i64] = &[
     libc::SYS_mkdirat,
     libc::SYS_unlinkat,
@@ -149,8 +152,8 @@ const STORE: &[i64] = &[
     libc::SYS_umask,
 ];
 
-/// The daemon's socket, systemd's, the journal's and those of the user database. [`conditional`] decides which sockets
-/// can be made.
+/// Sockets of the daemon, of systemd, of the journal and of the user database. [`conditional`]
+/// decides which sockets can be created.
 const SOCKETS: &[i64] = &[
     libc::SYS_bind,
     libc::SYS_listen,
@@ -170,7 +173,7 @@ const SOCKETS: &[i64] = &[
     libc::SYS_recvmmsg,
 ];
 
-/// The runtime's poll, the watches of directories, and the wait for memory pressure.
+/// Events: polling by the runtime, directory watches, and the wait for memory pressure.
 const EVENTS: &[i64] = &[
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
@@ -185,7 +188,7 @@ const EVENTS: &[i64] = &[
     libc::SYS_inotify_rm_watch,
 ];
 
-/// Who this process is, on which machine, and random numbers.
+/// Identity of this process and machine, and random numbers.
 const IDENTITY: &[i64] = &[
     libc::SYS_getuid,
     libc::SYS_geteuid,
@@ -202,7 +205,8 @@ const IDENTITY: &[i64] = &[
     libc::SYS_getrandom,
 ];
 
-/// The child that tests a model takes more from itself. These calls can only take.
+/// Further restrictions that the child of a self-test applies to itself. These calls can only
+/// remove rights.
 const SANDBOX: &[i64] = &[
     libc::SYS_seccomp,
     libc::SYS_landlock_create_ruleset,
@@ -210,7 +214,7 @@ const SANDBOX: &[i64] = &[
     libc::SYS_landlock_restrict_self,
 ];
 
-/// Older forms of calls above, which x86-64 alone has and C libraries still use.
+/// Older forms of the calls above. Only x86-64 has them, and C libraries still use them.
 #[cfg(target_arch = "x86_64")]
 const HERE: &[i64] = &[
     libc::SYS_open,
@@ -242,7 +246,8 @@ const HERE: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const HERE: &[i64] = &[];
 
-// The crate `libc` does not name these three on every machine. The numbers are those of asm-generic/unistd.h.
+// The `libc` crate does not have these three on every machine. The numbers are those of
+// asm-generic/unistd.h.
 #[cfg(target_arch = "x86_64")]
 const RENAMEAT: i64 = libc::SYS_renameat;
 #[cfg(not(target_arch = "x86_64"))]
@@ -251,14 +256,14 @@ const RENAMEAT: i64 = 38;
 const SYNC_FILE_RANGE: i64 = libc::SYS_sync_file_range;
 #[cfg(not(target_arch = "x86_64"))]
 const SYNC_FILE_RANGE: i64 = 84;
-/// glibc 2.39 and later asks for it first.
+/// Call that glibc 2.39 and later tries first for `fchmodat`.
 const FCHMODAT2: i64 = 452;
 
-/// Every namespace that `clone` can make; that of time has no flag there.
+/// Flags of all namespaces that `clone` can create. The time namespace has no flag there.
 const NEW_NAMESPACES: u32 = 0x7e02_0000;
 
-/// `prctl`: names of threads and memory areas, the child that ends with its parent, taking rights away, and what
-/// modules of the user database ask for when they are loaded.
+/// Options of `prctl`: names of threads and memory areas, the parent-death signal, dropping of
+/// rights, and options that modules of the user database use when they are loaded.
 const PRCTL: &[i32] = &[
     libc::PR_SET_PDEATHSIG,
     libc::PR_GET_PDEATHSIG,
@@ -270,9 +275,10 @@ const PRCTL: &[i32] = &[
     libc::PR_CAPBSET_READ,
 ];
 
-/// `ioctl`: sockets that do not block, how much an inotify descriptor holds, close-on-exec, whether a descriptor is a
-/// terminal, and fs-verity: its flag, its digest, and enabling it. The numbers of fs-verity are those of
-/// linux/fsverity.h and linux/fs.h, the same on every 64-bit machine with little-endian numbers.
+/// Commands of `ioctl`: non-blocking sockets, the number of readable bytes of an inotify
+/// descriptor, close-on-exec, the check for a terminal, and fs-verity (its flag, its digest,
+/// enabling it). The numbers of fs-verity are those of linux/fsverity.h and linux/fs.h, the same on
+/// every little-endian 64-bit machine.
 const IOCTL: &[u32] = &[
     0x5401,      // TCGETS
     0x541b,      // FIONREAD
@@ -284,8 +290,8 @@ const IOCTL: &[u32] = &[
     0xc004_6686, // FS_IOC_MEASURE_VERITY
 ];
 
-/// `arch_prctl` of x86-64: the storage of threads, shadow stacks of glibc, and the permission for AMX.
-/// <https://docs.kernel.org/arch/x86/xstate.html>
+/// Codes of `arch_prctl` on x86-64: thread-local storage, shadow stacks of glibc, and the
+/// permission for AMX. <https://docs.kernel.org/arch/x86/xstate.html>
 #[cfg(target_arch = "x86_64")]
 const ARCH_PRCTL: &[u32] = &[
     0x1002, // ARCH_SET_FS
@@ -299,8 +305,8 @@ const ARCH_PRCTL: &[u32] = &[
     0x5005, // ARCH_SHSTK_STATUS
 ];
 
-/// Returns the rules of every allowed call. A call with an empty list is allowed whatever its arguments are; any other
-/// call is allowed when one rule of its list holds.
+/// Returns the rules of every allowed call. A call with an empty list is allowed with any
+/// arguments. Any other call is allowed if one rule of its list matches.
 pub(super) fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let mut rules = BTreeMap::new();
     for call in GROUPS.iter().copied().flatten() {
@@ -310,7 +316,7 @@ pub(super) fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     Ok(rules)
 }
 
-/// Returns the calls that are allowed with some arguments only.
+/// Returns the calls that are allowed only with some arguments.
 fn conditional() -> Result<Vec<(i64, Vec<SeccompRule>)>, BackendError> {
     let unix = vec![rule(&[(0, is(libc::AF_UNIX.unsigned_abs()))])?];
     let executable = libc::PROT_EXEC.unsigned_abs();
@@ -318,11 +324,12 @@ fn conditional() -> Result<Vec<(i64, Vec<SeccompRule>)>, BackendError> {
     let anonymous = libc::MAP_ANONYMOUS.unsigned_abs();
     let sealing = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     let calls = [
-        // No network, and no channel into the kernel such as netlink.
+        // Deny network sockets, and channels into the kernel such as netlink.
         (libc::SYS_socket, unix.clone()),
         (libc::SYS_socketpair, unix),
-        // Code comes from files alone: the loader and the modules of the user database map them. No memory is both
-        // written and executed, and none becomes executable later.
+        // Executable code comes only from files: the loader and the modules of the user database
+        // map them. A mapping with PROT_EXEC must be neither writable nor anonymous, and `mprotect`
+        // cannot make memory executable later.
         (
             libc::SYS_mmap,
             vec![
@@ -331,11 +338,12 @@ fn conditional() -> Result<Vec<(i64, Vec<SeccompRule>)>, BackendError> {
             ],
         ),
         (libc::SYS_mprotect, vec![rule(&[(2, none_of(executable))])?]),
-        // Threads, and the child that tests a model; no namespace.
+        // Allow threads and the self-test's child, without new namespaces.
         (libc::SYS_clone, vec![rule(&[(0, none_of(NEW_NAMESPACES))])?]),
-        // The limits of the calling process alone.
+        // Allow only the limits of the calling process.
         (libc::SYS_prlimit64, vec![rule(&[(0, is(0))])?]),
-        // A record that is too large for the journal's socket goes there as a sealed memory file.
+        // A log record that is too large for the journal's socket is passed as a sealed memory
+        // file.
         (libc::SYS_memfd_create, vec![rule(&[(1, none_of(!sealing))])?]),
         (libc::SYS_prctl, one_of(0, PRCTL.iter().map(|option| option.cast_unsigned()))?),
         (libc::SYS_ioctl, one_of(1, IOCTL.iter().copied())?),
@@ -345,17 +353,18 @@ fn conditional() -> Result<Vec<(i64, Vec<SeccompRule>)>, BackendError> {
     Ok(calls.into())
 }
 
-/// Returns a rule that holds when every condition does; each is an argument's position and what its lower half must be.
+/// Returns a rule that matches if all conditions are true. A condition consists of the position of
+/// an argument and the required lower half of its value.
 fn rule(conditions: &[(u8, (SeccompCmpOp, u32))]) -> Result<SeccompRule, BackendError> {
     let conditions = conditions.iter().map(|(argument, (operator, value))| {
-        // The kernel looks at the lower half of each of these arguments.
+        // The kernel uses only the lower half of each of these arguments.
         let length = SeccompCmpArgLen::Dword;
         SeccompCondition::new(*argument, length, operator.clone(), u64::from(*value))
     });
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
-/// Returns a rule for each of `values` that the argument may have.
+/// Returns one rule for each of the `values` that the argument may have.
 fn one_of(
     argument: u8,
     values: impl Iterator<Item = u32>,

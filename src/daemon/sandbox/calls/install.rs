@@ -1,4 +1,4 @@
-//! Gives a filter to the kernel.
+//! Installs a seccomp filter.
 
 #![allow(unsafe_code, reason = "the kernel takes a filter by its address")]
 
@@ -6,20 +6,22 @@ use std::io;
 
 use seccompiler::BpfProgramRef;
 
-/// Gives `filter` to the kernel with the flags of `seccomp(2)`; it holds for the calling thread, and with
-/// `SECCOMP_FILTER_FLAG_TSYNC` for every thread of the process. It holds for good.
+/// Installs `filter` with the flags of `seccomp(2)`. It applies permanently to the calling thread
+/// and, with `SECCOMP_FILTER_FLAG_TSYNC`, to every thread of the process.
 ///
 /// # Errors
-/// The filter has more instructions than a number of 16 bits counts, or the kernel refuses it.
+/// Fails if the filter has more than 65535 instructions, or if the kernel rejects it.
 pub(super) fn install(filter: BpfProgramRef<'_>, flags: libc::c_ulong) -> io::Result<()> {
     let len = u16::try_from(filter.len()).map_err(io::Error::other)?;
-    // The kernel wants it of a process without privileges.
+    // The kernel requires this from a process without privileges.
     nix::sys::prctl::set_no_new_privs()?;
     let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut().cast() };
-    // SAFETY: the kernel reads `len` instructions at `filter` and does not write to them. Both that slice and `program`
-    // live until the call returns. `seccompiler::sock_filter` and `libc::sock_filter` are both `repr(C)` with the fields
-    // of `struct sock_filter` of linux/filter.h.
-    // JUSTIFICATION: neither std nor nix has this call, and seccompiler gives no way to set SECCOMP_FILTER_FLAG_LOG.
+    // SAFETY: the kernel reads `len` instructions at `filter` and does not write to them. Both the
+    // slice and `program` live until the call returns. `seccompiler::sock_filter` and
+    // `libc::sock_filter` are both `repr(C)` with the fields of `struct sock_filter` in
+    // linux/filter.h.
+    // JUSTIFICATION: neither std nor nix has this call, and seccompiler offers no way to set
+    // SECCOMP_FILTER_FLAG_LOG.
     let outcome = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
