@@ -1,18 +1,19 @@
-//! Where this process is among the kernel's control groups, and which directories show it.
+//! Finds the control groups of this process and the directories that show them.
 //!
-//! Reads `/proc/self/cgroup` (which group) and `/proc/self/mountinfo` (where it can be seen), below a root directory
-//! that tests replace. Three arrangements exist: version 2 alone; version 1, with a hierarchy for each controller;
-//! and both, "hybrid", where version 2 is mounted without the memory controller and has pressure but no limits.
+//! The module reads `/proc/self/cgroup` (the groups) and `/proc/self/mountinfo` (the mounts), below
+//! a root directory that tests replace. Three setups exist: version 2 alone; version 1, with one
+//! hierarchy per controller; and "hybrid", where version 2 is mounted besides version 1 without the
+//! memory controller, so that it has pressure but no limits.
 //!
-//! Paths in `/proc/self/cgroup` and the roots of mounts are both given as seen from this process's cgroup namespace
-//! (<https://man7.org/linux/man-pages/man7/cgroup_namespaces.7.html>), so that one is a prefix of the other exactly
-//! when the mount shows the group.
+//! Paths in `/proc/self/cgroup` and the roots of mounts are both relative to this process's cgroup
+//! namespace (<https://man7.org/linux/man-pages/man7/cgroup_namespaces.7.html>). A mount therefore
+//! shows a group exactly when its root is a prefix of the group's path.
 
 use std::path::{Path, PathBuf};
 
 use crate::files::{self, FileError};
 
-/// Longest file read here. A machine with thousands of mounts has a `mountinfo` of a megabyte.
+/// Longest file read here. On a machine with thousands of mounts, `mountinfo` has a megabyte.
 const MAX_FILE: u64 = 8 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,33 +22,34 @@ pub(super) enum Version {
     Two,
 }
 
-/// The visible part of a hierarchy, from the mount point down to this process's group.
+/// Visible part of a hierarchy, from the mount point down to this process's group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hierarchy {
     pub(super) version: Version,
     mount: PathBuf,
     own: PathBuf,
-    /// Whether the group at the mount point is that of all.
+    /// The group at the mount point is the root group of the system.
     is_whole: bool,
 }
 
 impl Hierarchy {
-    /// The directory of this process's group.
+    /// Returns the directory of this process's group.
     pub(super) fn own(&self) -> &Path {
         &self.own
     }
 
-    /// The directories of this process's group and of all that hold it, its own first.
+    /// Returns the directories of this process's group and of its ancestors, its own first.
     pub(super) fn directories(&self) -> impl Iterator<Item = &Path> {
         self.own.ancestors().take_while(|directory| directory.starts_with(&self.mount))
     }
 
-    /// The directories of those that can have limits: the group of all cannot.
+    /// Returns the directories of the groups that can have limits. The root group cannot.
     pub(super) fn limited(&self) -> impl Iterator<Item = &Path> {
         self.directories().filter(|directory| !self.is_whole || *directory != self.mount)
     }
 
-    /// The files that limit the memory of the group in `directory`, whether they are there or not.
+    /// Returns the paths of the files that limit the memory of the group in `directory`; they need
+    /// not exist.
     pub(super) fn limits(&self, directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
         let names: &[&str] = match self.version {
             Version::One => &["memory.limit_in_bytes"],
@@ -57,20 +59,20 @@ impl Hierarchy {
         names.iter().map(move |name| directory.join(name))
     }
 
-    /// Whether `path` can be seen through this mount, in whatever group.
+    /// Returns whether `path` is visible through this mount, in any group.
     pub(super) fn shows(&self, path: &Path) -> bool {
         path.starts_with(&self.mount)
     }
 
-    /// Whether this process is in the group of all, whose figures are those of the machine.
+    /// Returns whether this process is in the root group, whose figures are those of the machine.
     pub(super) fn is_topmost(&self) -> bool {
         self.is_whole && self.own == self.mount
     }
 
-    /// Whether the group at the mount point is that of all.
+    /// Returns whether the group at the mount point is the root group of the system.
     ///
-    /// That its path is `/` does not say so, as it is in every namespace; that files are there which the kernel
-    /// makes in the topmost group only (version 1), or in all but it (version 2), does.
+    /// Its path does not answer this: the root of every namespace is `/`. But the kernel creates
+    /// certain files only in the root group (version 1) or in all groups but the root (version 2).
     fn shows_all(&self) -> bool {
         match self.version {
             Version::One => self.mount.join("cgroup.sane_behavior").exists(),
@@ -79,30 +81,32 @@ impl Hierarchy {
     }
 }
 
-/// The groups of this process that have to do with memory.
+/// Memory-related groups of this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Groups {
-    /// Where memory is charged and limited.
+    /// Hierarchy in which memory is charged and limited.
     pub(super) memory: Option<Hierarchy>,
-    /// Version 2, where pressure is counted; the same as `memory` where that is version 2.
+    /// Hierarchy of version 2, in which pressure is counted. Equal to `memory` if that is version
+    /// 2.
     pub(super) unified: Option<Hierarchy>,
 }
 
-/// The file that says which groups this process is in: while its text stays, it is where it was.
+/// File with the groups of this process. As long as its content is the same, the process was not
+/// moved.
 pub(super) const MEMBERSHIP: &str = "proc/self/cgroup";
 
-/// The groups that `membership` names, as far as they are mounted.
+/// Finds the groups in `membership` that are mounted.
 pub(super) fn find(root: &Path, membership: &str) -> Result<Groups, FileError> {
     let mut groups = groups(root, membership, &read(&root.join("proc/self/mountinfo"))?);
-    // Here and not with each sample: to look for a file that is not there is an allocation of the kernel.
+    // Check this once and not for each sample: looking for an absent file allocates kernel memory.
     for hierarchy in [&mut groups.memory, &mut groups.unified].into_iter().flatten() {
         hierarchy.is_whole = hierarchy.shows_all();
     }
     Ok(groups)
 }
 
-/// The content of a file of the kernel that is read once. Bytes that are not UTF-8 become a sign that no parser here
-/// accepts.
+/// Reads a kernel file that is needed once. Bytes that are not UTF-8 become U+FFFD, which every
+/// parser here rejects.
 pub(super) fn read(path: &Path) -> Result<String, FileError> {
     Ok(String::from_utf8_lossy(&files::read_limited(path, MAX_FILE)?).into_owned())
 }
@@ -111,8 +115,8 @@ fn groups(root: &Path, membership: &str, mountinfo: &str) -> Groups {
     let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
     let hierarchy = |version, path: &str| {
         let shown = mounts.iter().filter(|mount| mount.version == version);
-        // The mount that shows the most groups above ours has the shortest root; of two on one place, the later one
-        // covers the other.
+        // The mount with the shortest root shows the most groups above ours. A later mount on the
+        // same path covers an earlier one, so search from the end.
         let (mount, below) = shown
             .filter_map(|mount| Some((mount, below(&mount.root, path)?)))
             .rev()
@@ -137,7 +141,7 @@ fn groups(root: &Path, membership: &str, mountinfo: &str) -> Groups {
         }
     }
     let unified = second.and_then(|path| hierarchy(Version::Two, path));
-    // A controller is in one hierarchy at a time.
+    // A controller belongs to one hierarchy at a time.
     let memory = match first {
         Some(path) => hierarchy(Version::One, path),
         None => unified.clone(),
@@ -145,26 +149,29 @@ fn groups(root: &Path, membership: &str, mountinfo: &str) -> Groups {
     Groups { memory, unified }
 }
 
-/// What of the group `path` is below the group `root`; `None` when `root` does not hold it.
+/// Returns the path of the group `path` relative to the group `root`; `None` if `root` does not
+/// contain it.
 fn below<'a>(root: &str, path: &'a str) -> Option<&'a str> {
     let rest = path.strip_prefix(root.trim_end_matches('/'))?;
     let rest = if rest.is_empty() { rest } else { rest.strip_prefix('/')? };
-    // `/..` is above the namespace; `root` may begin with it, but what is below `root` has names. Without one, what
-    // follows a slash would be a path from the top.
+    // `/..` is above the namespace. `root` may begin with it, but every component below `root` must
+    // be a name. An empty component would make the rest an absolute path, and `join` would then
+    // leave the mount.
     let has_names = || rest.split('/').all(|name| !matches!(name, "" | ".."));
     (rest.is_empty() || has_names()).then_some(rest)
 }
 
-/// A mounted hierarchy that may have to do with memory.
+/// Mounted hierarchy that may be related to memory.
 struct Mount {
     version: Version,
-    /// The group that stands at the mount point.
+    /// Group at the mount point.
     root: String,
     point: String,
 }
 
 impl Mount {
-    /// Reads a line of `mountinfo` (<https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>).
+    /// Parses a line of `mountinfo`
+    /// (<https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>).
     fn parse(line: &str) -> Option<Self> {
         let (before, after) = line.split_once(" - ")?;
         let mut after = after.split(' ');
@@ -178,7 +185,7 @@ impl Mount {
     }
 }
 
-/// Undoes the octal escapes of what would split a field.
+/// Decodes the octal escapes of characters that would split a field.
 fn unescape(field: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
@@ -258,15 +265,17 @@ mod tests {
     #[test]
     fn a_group_is_found_through_whatever_part_of_the_hierarchy_is_mounted() {
         for (root, path, found) in [
-            // A namespace of its own: the group is the root of what is mounted.
+            // The process has its own namespace: the mount shows its group as the root.
             ("/", "/", Some("/sys/fs/cgroup")),
             ("/", "/sub", Some("/sys/fs/cgroup/sub")),
-            // A container without one: its part is mounted, paths are those of the host.
+            // A container without its own namespace: a part of the tree is mounted, and paths are
+            // those of the host.
             ("/docker/1", "/docker/1", Some("/sys/fs/cgroup")),
             ("/docker/1", "/docker/1/sub", Some("/sys/fs/cgroup/sub")),
             ("/docker/1", "/docker/12", None),
             ("/docker/1", "/", None),
-            // Moved out of the namespace, or the host's hierarchy mounted within it.
+            // The process was moved out of the namespace, or the host's hierarchy is mounted within
+            // it.
             ("/", "/..", None),
             ("/", "/../other", None),
             ("/../..", "/../..", Some("/sys/fs/cgroup")),

@@ -1,4 +1,4 @@
-//! Trees of files that stand in for the kernel's, and a journal that can be read.
+//! Test fixtures: file trees in place of the kernel's, and a log that tests can read.
 
 use std::fs;
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tracing::Dispatch;
 use tracing::subscriber::DefaultGuard;
 
-/// A tree that stands in for `/`.
+/// File tree used in place of `/`.
 pub(super) struct Tree(TempDir);
 
 impl Tree {
@@ -36,15 +36,17 @@ impl Tree {
     }
 }
 
-/// What this thread logs.
+/// Log records of this thread.
 #[derive(Clone, Default)]
 pub(super) struct Journal(Arc<Mutex<Vec<u8>>>);
 
 impl Journal {
-    /// Records until the guard is dropped.
+    /// Records the log until the guard is dropped.
     pub(super) fn record() -> (Self, DefaultGuard) {
-        // With a single subscriber, whether a line is logged at all is decided by the thread that comes to it
-        // first, and remembered: a test without one would turn the line off for this one.
+        // tracing caches for each call site whether it is enabled. With a single subscriber, the
+        // first thread that reaches the site decides; a test without a subscriber would disable the
+        // record for this one. With a second dispatcher, tracing asks all dispatchers instead of
+        // the thread's own.
         static ANOTHER: LazyLock<Dispatch> =
             LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
         LazyLock::force(&ANOTHER);
@@ -72,7 +74,7 @@ impl Write for Journal {
     }
 }
 
-/// Files of a process and a machine without control groups.
+/// Files of a process on a machine without control groups.
 pub(super) const MACHINE: &[(&str, &str)] = &[
     (
         "proc/meminfo",
@@ -83,13 +85,13 @@ pub(super) const MACHINE: &[(&str, &str)] = &[
     ("proc/self/status", "RssAnon: 100 kB\nRssFile: 50 kB\nRssShmem: 20 kB\nVmSwap: 3 kB\n"),
 ];
 
-/// Where version 2 is mounted.
+/// Mount of version 2.
 pub(super) const V2_MOUNT: (&str, &str) =
     ("proc/self/mountinfo", "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
-/// The group of the process in [`v2`].
+/// Group of the process in [`v2`].
 pub(super) const V2_OWN: &str = "sys/fs/cgroup/system.slice/caxton.service";
 
-/// Version 2: a service with a limit.
+/// Creates a tree with version 2: a service with a limit.
 pub(super) fn v2() -> Tree {
     let tree = Tree::new(MACHINE);
     tree.write(V2_MOUNT.0, V2_MOUNT.1);
@@ -114,7 +116,7 @@ pub(super) fn v2() -> Tree {
     tree
 }
 
-/// Hybrid: version 1 with a limit, version 2 with pressure.
+/// Creates a hybrid tree: version 1 with a limit, version 2 with pressure.
 pub(super) fn v1() -> Tree {
     let tree = Tree::new(MACHINE);
     tree.write(

@@ -1,13 +1,14 @@
-//! Files of the kernel that are read again and again, each through a handle that stays open.
+//! Reads kernel files again and again through handles that stay open.
 //!
-//! To open a file takes memory of this process's control group. When that is over its `memory.high` the kernel answers
-//! each allocation with a pause of some tenths of a second
-//! (<https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files>), and a sample opens a dozen files:
-//! whoever has to let memory go could not measure what to let go. Reading from a handle that has been read before takes
-//! nothing. To look for a file that is not there does: the kernel remembers its name, until it needs the memory.
+//! Opening a file allocates memory in this process's control group. When the group is over its
+//! `memory.high`, the kernel throttles each allocation for tenths of a second
+//! (<https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files>), and a sample
+//! reads a dozen files. With a new handle for each read, the daemon could hardly measure the
+//! shortage that it has to end. Reading again from an open handle allocates nothing. Looking for an
+//! absent file does: the kernel caches the name until it needs the memory.
 //!
-//! Invariant: what is read is what the path names now, as if it had been opened anew; but a file that was not there is
-//! found up to [`ABSENT`] late.
+//! Invariant: a read returns the content that the path names now, as if the file had just been
+//! opened. Only a file that was absent is found up to [`ABSENT`] late.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -18,14 +19,15 @@ use std::time::{Duration, Instant};
 
 use crate::files::{self, FileError};
 
-/// Longest file that is read; the longest of the kernel's has a few kilobytes.
+/// Longest file that is read. The longest of the kernel's files has a few kilobytes.
 const MAX_FILE: usize = 1 << 20;
-/// How much is read at a time: all of a file, but for the longest.
+/// Size of one read. All files but the longest fit in it.
 const CHUNK: usize = 8 << 10;
-/// How long a file is not looked for after it was not there. While memory is not short, samples are that far apart.
+/// Time for which an absent file is not looked for again. While memory is not short, samples are
+/// this far apart.
 const ABSENT: Duration = Duration::from_secs(10);
 
-/// The handles, and when other files were not there.
+/// Open handles, and the instants at which other files were absent.
 #[derive(Debug, Default)]
 pub(super) struct Handles {
     open: HashMap<PathBuf, File>,
@@ -34,14 +36,16 @@ pub(super) struct Handles {
 }
 
 impl Handles {
-    /// What the regular file `path` says now. Bytes that are not UTF-8 become a sign that no parser here accepts.
+    /// Returns the current content of the regular file `path`. Bytes that are not UTF-8 become
+    /// U+FFFD, which every parser here rejects.
     pub(super) fn read(&mut self, path: &Path) -> Result<String, FileError> {
         let Self { open, absent, buffer } = self;
         let failed = FileError::new("examine", path);
         if absent.get(path).is_some_and(|since| since.elapsed() < ABSENT) {
             return Err(failed(io::ErrorKind::NotFound.into()));
         }
-        // Out of the maps while it is looked at: what is not put back is gone.
+        // Take the handle out of the map while it is checked. Every early return below thereby
+        // drops a handle that may be stale.
         let kept = open.remove(path);
         absent.remove(path);
         let found = match fs::symlink_metadata(path) {
@@ -63,13 +67,14 @@ impl Handles {
     }
 }
 
-/// Whether `file` is what was `found` under its name: a control group that was made anew has other files.
+/// Returns whether `file` is the file that was `found` under its name. A control group that was
+/// removed and created again has other files.
 fn is_same(file: &File, found: &Metadata) -> bool {
     let is = |kept: Metadata| (kept.dev(), kept.ino()) == (found.dev(), found.ino());
     file.metadata().is_ok_and(is)
 }
 
-/// Fills `buffer` with all of `file`, from its beginning.
+/// Fills `buffer` with the whole content of `file`, from its beginning.
 fn read_all(file: &File, buffer: &mut Vec<u8>) -> io::Result<()> {
     buffer.clear();
     loop {
@@ -100,7 +105,7 @@ mod tests {
         assert_eq!(handles.read(&path).unwrap(), "1");
         tree.write("group/a", "22");
         assert_eq!(handles.read(&path).unwrap(), "22");
-        // The same group made anew, and none.
+        // The group is replaced by another one of the same name, then the file is removed.
         fs::rename(tree.path("group"), tree.path("old")).unwrap();
         fs::rename(tree.path("other"), tree.path("group")).unwrap();
         assert_eq!(handles.read(&path).unwrap(), "3");

@@ -1,12 +1,12 @@
-//! Numbers in the kernel's text files: one alone, as in `memory.max`, or lines of a key and a number, as in
-//! `memory.stat`, `memory.events`, `/proc/meminfo` and `/proc/self/status`.
+//! Parses numbers in the kernel's text files: a single number, as in `memory.max`, or lines with a
+//! key and a number, as in `memory.stat`, `memory.events`, `/proc/meminfo` and `/proc/self/status`.
 //!
-//! Pure. Keys include the colon where the file has one.
+//! The functions are pure. Keys include the colon where the file has one.
 
-/// A text that does not say what it should.
+/// Error for a text without the expected content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Malformed {
-    /// What stands there is not a whole number below 2^64.
+    /// The value is not a whole number below 2^64.
     #[error("{0} is not a number")]
     NotANumber(&'static str),
     /// The line is missing.
@@ -14,15 +14,16 @@ pub(super) enum Malformed {
     Missing(&'static str),
 }
 
-/// From here on a limit is none: version 1 gives the largest whole number of pages in 63 bits for "no limit".
+/// Smallest value that means "no limit". Version 1 writes the largest whole number of pages in 63
+/// bits for it.
 const NO_LIMIT: u64 = 1 << 62;
 
-/// The number that is the whole text.
+/// Parses a text that is a single number.
 pub(super) fn only(text: &str) -> Result<u64, Malformed> {
     text.trim_ascii().parse().map_err(|_cause| Malformed::NotANumber("its content"))
 }
 
-/// The limit that is the whole text, in bytes; `None` where that says that there is none.
+/// Parses a text that is a single limit in bytes; `None` means that there is no limit.
 pub(super) fn limit(text: &str) -> Result<Option<u64>, Malformed> {
     if text.trim_ascii() == "max" {
         return Ok(None);
@@ -30,7 +31,8 @@ pub(super) fn limit(text: &str) -> Result<Option<u64>, Malformed> {
     Ok(Some(only(text)?).filter(|limit| *limit < NO_LIMIT))
 }
 
-/// The number behind `key`; `None` without such a line, as kernels differ in what they count.
+/// Returns the number after `key`; `None` without such a line, because kernels report different
+/// keys.
 pub(super) fn number(text: &str, key: &'static str) -> Result<Option<u64>, Malformed> {
     for line in text.lines() {
         let mut words = line.split_ascii_whitespace();
@@ -42,18 +44,18 @@ pub(super) fn number(text: &str, key: &'static str) -> Result<Option<u64>, Malfo
     Ok(None)
 }
 
-/// The number behind a `key` that every kernel has.
+/// Returns the number after a `key` that every kernel reports.
 pub(super) fn required(text: &str, key: &'static str) -> Result<u64, Malformed> {
     number(text, key)?.ok_or(Malformed::Missing(key))
 }
 
-/// The numbers behind those of `keys` that are there, added up.
+/// Returns the sum of the numbers after `keys`. Absent keys count as 0.
 pub(super) fn sum(text: &str, keys: &[&'static str]) -> Result<u64, Malformed> {
     keys.iter()
         .try_fold(0_u64, |sum, key| Ok(sum.saturating_add(number(text, key)?.unwrap_or_default())))
 }
 
-/// Bytes of a number of `kB`, by which the kernel means 1024 bytes.
+/// Converts kilobytes to bytes. The kernel's `kB` means 1024 bytes.
 pub(super) fn kibibytes(number: u64) -> u64 {
     number.saturating_mul(1024)
 }
@@ -82,7 +84,7 @@ mod tests {
     fn a_limit_is_a_number_or_none() {
         assert_eq!(limit("268435456\n"), Ok(Some(268_435_456)));
         assert_eq!(limit("0\n"), Ok(Some(0)));
-        // Of pages of 4 KiB and of 64 KiB.
+        // The values of kernels with pages of 4 KiB and of 64 KiB.
         for none in ["max\n", "9223372036854771712\n", "9223372036854710272\n"] {
             assert_eq!(limit(none), Ok(None), "{none}");
         }

@@ -1,11 +1,13 @@
-//! The level: how short memory is, judged from one sample after the other.
+//! Judges from one sample after the other how short memory is.
 //!
-//! Pure: samples and moments in, a level out. It rises at once and falls one step after each quiet time, so that what
-//! was given up is not taken back while the shortage is only catching its breath.
+//! The judge is pure: samples and instants go in, a level comes out. The level rises at once and
+//! falls one step after each quiet time. So a shortage that pauses for a moment does not make the
+//! daemon take memory again.
 //!
-//! Two answers: the *level*, which is held that long and says what may begin (loads ahead of their use) and must go on
-//! (shedding); and what the last sample alone is *pressing* for, which says whether more must be given up. A plan that
-//! followed the held level would empty the memory during a quiet time for a shortage that one step has ended.
+//! There are two results. The *level* is held for the quiet time; it decides what may start
+//! (preloading) and what must continue (shedding). The *pressing* level is justified by the last
+//! sample alone; it decides whether more memory must be freed. A plan that followed the held level
+//! would empty the memory during the quiet time, although one step had already ended the shortage.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,22 +16,22 @@ use std::time::{Duration, Instant};
 use super::sample::{Events, Limit, Psi, Sample};
 use crate::units::{Bytes, Percent};
 
-/// How short memory is.
+/// Judged shortage of memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// There is enough.
+    /// Memory is sufficient.
     #[default]
     Normal,
-    /// What is not used should go.
+    /// Unused memory should be freed.
     Moderate,
-    /// What is used should go too.
+    /// Memory in use should be freed, too.
     High,
-    /// What can go, goes.
+    /// Everything that can be freed must be freed.
     Critical,
 }
 
 impl Level {
-    /// In lower case.
+    /// Returns the name in lower case.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Normal => "normal",
@@ -54,30 +56,33 @@ impl fmt::Display for Level {
     }
 }
 
-/// Where the levels begin.
+/// Thresholds of the levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
-    /// [`Level::Moderate`], as a share of what is [usable](Self::usable) of a limit.
+    /// Start of [`Level::Moderate`], as a share of the [usable](Self::usable) part of a limit.
     pub moderate: Percent,
-    /// [`Level::High`].
+    /// Start of [`Level::High`], likewise.
     pub high: Percent,
-    /// [`Level::Critical`].
+    /// Start of [`Level::Critical`], likewise.
     pub critical: Percent,
-    /// What is kept free of every limit and of the machine's memory.
+    /// Bytes to keep free of every limit and of the machine's memory.
     pub min_free: Bytes,
-    /// How long a level needs to have no reason before the next lower one holds.
+    /// Time without a cause after which the level falls one step.
     pub quiet: Duration,
 }
 
 impl Thresholds {
-    /// What of `limit` may be used: all but `min_free`, of which no more than a quarter of the limit counts. Under a
-    /// limit near or below `min_free` next to nothing would be usable otherwise, and an idle daemon critical for ever.
+    /// Returns the usable part of `limit`: all but `min_free`, which counts for at most a quarter
+    /// of the limit. Otherwise almost nothing would be usable under a limit near or below
+    /// `min_free`, and an idle daemon would always be at the critical level.
     pub fn usable(&self, limit: Bytes) -> Bytes {
         Bytes(limit.0.saturating_sub(self.kept_free(limit).0))
     }
 
-    /// What may be allocated before [`Level::High`] begins: a model that is let in with more would be told to leave at
-    /// once. The `mapped` bytes that are read in place count as used: to read them again and again is no room.
+    /// Returns the headroom: the bytes that may be allocated before [`Level::High`] begins. A model
+    /// that was admitted with more would be evicted at once. The `mapped` bytes of weights that are
+    /// read in place count as used: the kernel could reclaim them, but they would be read again and
+    /// again.
     pub fn room(&self, sample: &Sample, mapped: Bytes) -> Bytes {
         let below = |limit: &Limit| {
             let used = limit.unreclaimable.0.saturating_add(mapped.0);
@@ -92,7 +97,7 @@ impl Thresholds {
         self.min_free.min(Bytes(whole.0 / 4))
     }
 
-    /// The level of `used` bytes under `limit`. A limit of 0 is always exceeded.
+    /// Returns the level of `used` bytes under `limit`. A limit of 0 is always exceeded.
     fn level(&self, used: Bytes, limit: Bytes) -> Level {
         let usable = self.usable(limit);
         let from = [
@@ -105,56 +110,60 @@ impl Thresholds {
     }
 }
 
-/// How long stalls are added up before they are forgotten: the window of the triggers that the shares below are from.
+/// Time over which stalls are summed up. The thresholds in [`STALLS`] are taken from triggers with
+/// this window.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Samples further apart than this tell nothing of the last moment; the kernel's average over this time does.
+/// Longest time between two samples whose difference is used. A longer one does not show the last
+/// moment; the kernel's average over 10 s does.
 const AVERAGED: Duration = Duration::from_secs(10);
 
-/// From which percent of [`WINDOW`] with some task waiting for memory which level holds.
+/// Percentages of [`WINDOW`] with some task waiting for memory, and the levels that begin there.
 ///
-/// Android's lmkd hears of low memory at 70 ms of 1 s and of medium shortage at 100 ms
+/// Android's lmkd is notified of low memory pressure at 70 ms of 1 s and of medium pressure at
+/// 100 ms
 /// (<https://android.googlesource.com/platform/system/memory/lmkd/+/f8fa4a6ef7325447f3d8551f2badbb5c9ae308b5/lmkd.cpp>,
-/// `psi_thresholds`); the latter is also the share at which systemd tells services, 200 ms of 2 s
-/// (<https://github.com/systemd/systemd/blob/v257/docs/MEMORY_PRESSURE.md>). At 60 % systemd-oomd kills when it lasts
-/// for 30 s (<https://www.freedesktop.org/software/systemd/man/257/oomd.conf.html>, `DefaultMemoryPressureLimit=`); it
-/// looks at the time in which all tasks wait, which is never more than that in which some do.
+/// `psi_thresholds`). The latter is also the share at which systemd notifies services, 200 ms of
+/// 2 s (<https://github.com/systemd/systemd/blob/v257/docs/MEMORY_PRESSURE.md>). systemd-oomd kills
+/// when 60 % lasts for 30 s (<https://www.freedesktop.org/software/systemd/man/257/oomd.conf.html>,
+/// `DefaultMemoryPressureLimit=`). It uses the time in which all tasks wait, which is never more
+/// than the time in which some do.
 const STALLS: [(f32, Level); 3] =
     [(60.0, Level::Critical), (10.0, Level::High), (7.0, Level::Moderate)];
 
-/// Why a level is what it is.
+/// Cause of a level.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cause {
     /// A limit is near.
     Limit {
-        /// What the group that has it holds and the kernel cannot take back.
+        /// Bytes of the limited group that the kernel cannot reclaim.
         unreclaimable: Bytes,
-        /// Where it lies.
+        /// The limit.
         limit: Bytes,
-        /// What says so.
+        /// File that contains the limit.
         file: PathBuf,
     },
-    /// The machine has little left.
+    /// The machine has little memory left.
     Machine {
-        /// What it has left.
+        /// Available bytes.
         available: Bytes,
-        /// What should be.
+        /// Bytes that should be available.
         kept_free: Bytes,
     },
     /// Tasks wait for memory.
     Stall {
-        /// Percent of the time in which some did.
+        /// Percentage of the time in which some task waited.
         share: f32,
-        /// Whether it is the whole machine's time, for want of this group's own.
+        /// The time is that of the whole machine, because the figure of this group is not known.
         machine: bool,
     },
-    /// This group came to its limits, this many times since the last sample.
+    /// This group reached its limits since the last sample.
     Events {
-        /// To `memory.high`, where the kernel slows it down.
+        /// Number of times at `memory.high`, where the kernel throttles the group.
         high: u64,
-        /// To `memory.max`, where the kernel takes pages from it.
+        /// Number of times at `memory.max`, where the kernel reclaims pages of the group.
         max: u64,
-        /// There was nothing left to take.
+        /// Number of times without anything left to reclaim.
         oom: u64,
     },
 }
@@ -185,13 +194,13 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Judges samples. One for the life of the process; see the module.
+/// Judge of the samples, one for the life of the process. See the module documentation.
 #[derive(Debug, Default)]
 pub struct Judge {
     level: Level,
     pressing: Level,
     cause: Option<Cause>,
-    /// When the level last had a reason, or was stepped down to.
+    /// Instant at which the level last had a cause or fell one step.
     since: Option<Instant>,
     own_stalls: Stalls,
     machine_stalls: Stalls,
@@ -199,12 +208,13 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// One that has seen nothing and says [`Level::Normal`].
+    /// Creates a judge without samples, at [`Level::Normal`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The level from `sample` on. To be called about once a second, and after each thing that was given up.
+    /// Judges `sample` and returns the new level. Call this about once a second, and after each
+    /// step of a plan.
     pub fn judge(&mut self, sample: &Sample, thresholds: &Thresholds, now: Instant) -> Level {
         let (pressing, cause) = match self.press(sample, thresholds, now) {
             Some((level, cause)) => (level, Some(cause)),
@@ -212,6 +222,7 @@ impl Judge {
         };
         self.pressing = pressing;
         let quiet = |since: Instant| now.saturating_duration_since(since) >= thresholds.quiet;
+        // Equal levels restart the quiet time, too: the cause still exists.
         if pressing >= self.level {
             (self.level, self.cause, self.since) = (pressing, cause, Some(now));
         } else if self.since.is_none_or(quiet) {
@@ -221,17 +232,19 @@ impl Judge {
         self.level
     }
 
-    /// The level that the last sample alone has reason for: never above the level. [`super::plan::next`] goes by it.
+    /// Returns the level that the last sample alone justifies; it never exceeds the held level.
+    /// [`super::plan::next`] uses it.
     pub fn pressing(&self) -> Level {
         self.pressing
     }
 
-    /// What last was a reason for the level, for the journal; `None` at [`Level::Normal`].
+    /// Returns the last cause of the level, for the journal; `None` at [`Level::Normal`].
     pub fn cause(&self) -> Option<&Cause> {
         self.cause.as_ref()
     }
 
-    /// The highest level that `sample` has reason for; of several reasons the first.
+    /// Returns the highest level that `sample` justifies, with its cause. The first of several
+    /// equal causes counts.
     fn press(
         &mut self,
         sample: &Sample,
@@ -248,11 +261,12 @@ impl Judge {
         reasons.reduce(|first, next| if next.0 > first.0 { next } else { first })
     }
 
-    /// What happened at the group's limits since the last sample.
+    /// Judges the events at the group's limits since the last sample.
     ///
-    /// Pages of files count against `memory.max` and `memory.high` too, and a package that is read drives a group to
-    /// them without any harm. So coming there counts only when what the group needs, mapped weights included, is a
-    /// moderate share of a limit; stalls tell when the kernel has trouble.
+    /// Pages of files count against `memory.max` and `memory.high`, too, so merely reading a
+    /// package drives a group to them without harm. An event therefore counts only when the needed
+    /// memory of the group, mapped weights included, reaches the moderate threshold of a limit.
+    /// Real trouble of the kernel shows in the stalls.
     fn at_events(&mut self, sample: &Sample, thresholds: &Thresholds) -> Option<(Level, Cause)> {
         let now = sample.events?;
         let before = self.events.replace(now)?;
@@ -264,7 +278,7 @@ impl Judge {
             let needed = Bytes(limit.unreclaimable.0.saturating_add(sample.mapped.0));
             thresholds.level(needed, limit.bytes)
         });
-        // A limit that cannot be seen is taken to be near.
+        // A limit that is not visible counts as near.
         let near = needed.max().is_none_or(|level| level > Level::Normal);
         let level = if oom > 0 {
             Level::Critical
@@ -276,8 +290,9 @@ impl Judge {
         Some((level, Cause::Events { high, max, oom }))
     }
 
-    /// Time lost by this group; by the machine when its own is not told, and then only if the machine's memory is in
-    /// fact short: others may stall within limits of their own, and nothing given up here would help them.
+    /// Judges the stalls of this group, or of the machine if those of the group are not known. The
+    /// machine's stalls count only when its memory is short: other groups may stall within their
+    /// own limits, and freeing memory here would not help them.
     fn at_stalls(
         &mut self,
         sample: &Sample,
@@ -296,7 +311,7 @@ impl Judge {
     }
 }
 
-/// Each limit, of this group and of those above.
+/// Judges each limit, of this group and of the groups above it.
 fn at_limits<'a>(
     sample: &'a Sample,
     thresholds: &'a Thresholds,
@@ -308,7 +323,8 @@ fn at_limits<'a>(
     })
 }
 
-/// What the machine has left: high below what is to be kept free, critical when that is nearly gone.
+/// Judges the available memory of the machine: high below the bytes to keep free, critical below a
+/// quarter of them.
 fn at_machine(sample: &Sample, thresholds: &Thresholds) -> Option<(Level, Cause)> {
     let available = sample.machine.available;
     let kept_free = thresholds.kept_free(sample.machine.total);
@@ -319,10 +335,12 @@ fn at_machine(sample: &Sample, thresholds: &Thresholds) -> Option<(Level, Cause)
     Some((level, Cause::Machine { available, kept_free }))
 }
 
-/// Stalls, added up in windows as the kernel's triggers do: each level is reported at most once a window.
+/// Stalls, summed up in windows as the kernel's triggers do. Each level is reported at most once
+/// per window.
 ///
-/// The kernel's average over 10 s is no measure for what to do next. It takes seconds to rise, and after one step has
-/// ended the shortage it takes as long to fall, in which everything would be given up.
+/// The kernel's average over 10 s cannot guide the next step. It takes seconds to rise, and after
+/// one step has ended the shortage it takes as long to fall. In that time the plan would free
+/// everything.
 #[derive(Debug, Default)]
 struct Stalls {
     window: Option<Window>,
@@ -331,17 +349,17 @@ struct Stalls {
 #[derive(Clone, Copy, Debug)]
 struct Window {
     begin: Instant,
-    /// The kernel's counter then.
+    /// Counter of the kernel at `begin`.
     total_us: u64,
-    /// What was reported of it.
+    /// Highest level that was reported in this window.
     reported: Level,
 }
 
 impl Stalls {
-    /// The level that has not been reported of this window yet, and the share in percent.
+    /// Returns the level, unless it was already reported in this window, and the share in percent.
     fn level(&mut self, psi: &Psi, now: Instant) -> (Level, f32) {
         let fresh = Window { begin: now, total_us: psi.some_total_us, reported: Level::Normal };
-        // A counter that went back is another group's.
+        // A counter that went back belongs to another group.
         let window = self.window.filter(|window| {
             window.total_us <= psi.some_total_us
                 && now.saturating_duration_since(window.begin) <= AVERAGED
@@ -352,6 +370,8 @@ impl Stalls {
         };
         let elapsed = now.saturating_duration_since(window.begin);
         let stalled = Duration::from_micros(psi.some_total_us - window.total_us);
+        // Dividing by at least WINDOW keeps a short burst at the start of a window from looking
+        // like a long stall.
         let share = 100.0 * stalled.as_secs_f32() / elapsed.max(WINDOW).as_secs_f32();
         let level = of_share(share);
         let reported = window.reported.max(level);
@@ -412,11 +432,11 @@ mod tests {
             (vec![mib(911, 1024)], High),
             (vec![mib(912, 1024)], Critical),
             (vec![mib(9999, 1024)], Critical),
-            // Whichever of them it is, and however small its share of the whole.
+            // The worst limit decides, whatever its position and its size.
             (vec![mib(10, 1024), mib(3500, 4096)], High),
             (vec![mib(3500, 4096), mib(10, 1024)], High),
             (vec![], Normal),
-            // Of a small limit no more than a quarter is kept free.
+            // At most a quarter of a small limit is kept free.
             (vec![mib(15, 64)], Normal),
             (vec![mib(35, 64)], Normal),
             (vec![mib(36, 64)], Moderate),
@@ -438,7 +458,7 @@ mod tests {
             (1024, 63, High),
             (1024, 16, High),
             (1024, 15, Critical),
-            // Of a small machine no more than a quarter is kept free.
+            // At most a quarter of a small machine is kept free.
             (128, 32, Normal),
             (128, 31, High),
         ];
@@ -450,7 +470,8 @@ mod tests {
         }
     }
 
-    /// What stalls are pressing for, from samples as pairs of milliseconds: when, and stalled until then.
+    /// Returns the pressing levels for samples given as pairs of milliseconds: the time, and the
+    /// stalls until then.
     fn pressing(stalls: &[(u64, u64)], sample: impl Fn(Option<Psi>) -> Sample) -> Vec<Level> {
         let (mut judge, start) = (Judge::new(), Instant::now());
         let judged = stalls.iter().map(|&(at, total)| {
@@ -558,7 +579,7 @@ mod tests {
     #[test]
     fn a_level_rises_at_once_and_falls_a_step_after_each_quiet_time() {
         use Level::{Critical, High, Moderate, Normal};
-        // Seconds, used MiB of 1024 with 64 kept free, the level, what is pressed for.
+        // Columns: seconds, used MiB of 1024 with 64 kept free, the level, the pressing level.
         let steps = [
             (0, 0, Normal, Normal),
             (1, 950, Critical, Critical),
@@ -571,7 +592,7 @@ mod tests {
             (39, 0, Moderate, Normal),
             (40, 0, Normal, Normal),
             (41, 730, Moderate, Moderate),
-            // A long time without a sample is one quiet time.
+            // A long time without a sample counts as one quiet time.
             (99, 950, Critical, Critical),
             (999, 0, High, Normal),
         ];

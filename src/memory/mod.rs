@@ -1,8 +1,13 @@
-//! Memory: what this process may use, what it uses, when the kernel runs short, and what to give up then.
+//! Measures and judges the memory of this process and of the machine, and plans the response to a
+//! shortage.
 //!
-//! Owns the sources of pressure, the measuring, the levels and the plan. It knows no models, no requests and no configuration: whoever
-//! decides what to give up is told numbers and moments. Nothing here fails for what a kernel file says or does not say:
-//! what is not known is left out, told once in the journal, and limits nothing.
+//! The submodules read the kernel's counters ([`sample`]), wait for signals of pressure
+//! ([`source`]), judge the samples ([`level`], [`monitor`]) and choose the next action ([`plan`]).
+//! They know nothing of models, requests or the configuration; the model manager passes numbers and
+//! instants in, and performs the steps.
+//!
+//! An absent, unreadable or malformed kernel file never causes an error here. The missing figure is
+//! left out and limits nothing. A file that exists but is unusable is logged once.
 
 mod cgroup;
 #[cfg(test)]

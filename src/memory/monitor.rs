@@ -1,6 +1,8 @@
-//! The monitor: takes a sample when a source speaks, when somebody asks and once in a while, judges it, and tells.
+//! Takes memory samples on a signal of the source, on request and at intervals, judges them, and
+//! publishes the readings.
 //!
-//! Owns the source and the judge. It decides nothing: what a level means is the business of who follows the readings.
+//! The monitor owns the source and the judge. It takes no action on a level; the receivers of the
+//! readings do.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,14 +17,16 @@ use super::source::Source;
 use crate::log::Message;
 use crate::units::Bytes;
 
-/// How often a sample is taken while memory is short, so that the end of the shortage is seen.
+/// Interval of samples while memory is short, so that the end of the shortage is noticed.
 const SHORT: Duration = Duration::from_secs(1);
-/// How often otherwise: what is left may go without any pressure to hear of.
+/// Interval of samples otherwise. Memory can run low without any pressure that a source would
+/// report.
 const ENOUGH: Duration = Duration::from_secs(10);
-/// What a limit of the configuration is called where other limits name their file.
+/// Name of the configured limit, used where other limits name their file.
 const CONFIGURED: &str = "memory.memory_limit";
 
-/// Measures memory, with a limit of this daemon's own beside those of the kernel. Clones measure together.
+/// Sampler of memory, with an optional limit of the configuration besides those of the kernel.
+/// Clones share the reader and the limit.
 #[derive(Clone, Debug)]
 pub struct Gauge(Arc<Inner>);
 
@@ -34,7 +38,8 @@ struct Inner {
 }
 
 impl Gauge {
-    /// A gauge of the files below `root`, which is `/` but in tests, and a limit on this process.
+    /// Creates a sampler for the kernel files below `root` (`/`, except in tests) with a `limit` on
+    /// this process.
     pub fn new(root: &Path, limit: Option<Bytes>) -> Self {
         Self(Arc::new(Inner {
             reader: Mutex::new(Reader::new(root)),
@@ -43,7 +48,8 @@ impl Gauge {
         }))
     }
 
-    /// What is so now; the configured limit is one of the limits. Blocks as [`Reader::sample`] does.
+    /// Takes a sample and adds the configured limit to its limits. Blocks as [`Reader::sample`]
+    /// does.
     pub fn sample(&self) -> Sample {
         let mut reader = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sample = reader.sample();
@@ -55,42 +61,42 @@ impl Gauge {
         sample
     }
 
-    /// The limit on this process beside those of the kernel.
+    /// Returns the configured limit on this process.
     pub fn limit(&self) -> Option<Bytes> {
         *self.0.limit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes [`Self::limit`], and has the monitor look at once.
+    /// Changes [`Self::limit`] and wakes the monitor.
     pub fn set_limit(&self, limit: Option<Bytes>) {
         *self.0.limit.lock().unwrap_or_else(PoisonError::into_inner) = limit;
         self.look();
     }
 
-    /// Has the monitor take a sample now.
+    /// Wakes the monitor, which takes a sample at once.
     pub fn look(&self) {
         self.0.asked.notify_one();
     }
 }
 
-/// What was measured and judged last.
+/// The last sample and its judgement.
 #[derive(Clone, Debug)]
 pub struct Reading {
-    /// When it was begun: what was done after that is not in it.
+    /// Instant before the measurement: the effect of later actions is not in the sample.
     pub at: Instant,
-    /// What was measured.
+    /// The sample.
     pub sample: Sample,
     /// The level, which falls slowly.
     pub level: Level,
-    /// What this sample alone is pressing for.
+    /// Level that this sample alone justifies.
     pub pressing: Level,
-    /// What last was a reason for the level.
+    /// Last cause of the level.
     pub cause: Option<String>,
-    /// Where pressure is heard.
+    /// Name of the source of pressure signals.
     pub source: String,
 }
 
 impl Default for Reading {
-    /// Before the first sample.
+    /// Returns the reading before the first sample.
     fn default() -> Self {
         Self {
             at: Instant::now(),
@@ -103,7 +109,7 @@ impl Default for Reading {
     }
 }
 
-/// Tells `readings` until `cancel`.
+/// Publishes `readings` until `cancel`.
 pub async fn monitor(
     gauge: Gauge,
     mut source: Source,
@@ -115,7 +121,7 @@ pub async fn monitor(
     loop {
         let at = Instant::now();
         let measuring = gauge.clone();
-        // Reading may wait while the kernel reclaims.
+        // Reading can block while the kernel reclaims memory.
         match tokio::task::spawn_blocking(move || measuring.sample()).await {
             Ok(sample) => {
                 let limits = *thresholds.borrow_and_update();

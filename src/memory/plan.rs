@@ -1,12 +1,18 @@
-//! The plan: what to give up next when memory is short, and what to evict so that a load fits.
+//! Chooses the next step against memory pressure, and the models to evict so that a load fits.
 //!
-//! Pure: what there is, what was done and a moment in, one step out. The caller performs the step, measures, and asks
-//! again with what the new sample is [pressing](super::level::Judge::pressing) for, so that nothing more leaves than
-//! has to. The order is that of what a step costs those who use the models: caches, smaller passes, models that nobody
-//! uses, models in use, requests; in extremity all but one fallback.
+//! Everything here is pure: the models in memory, the record of earlier steps and an instant go in,
+//! one step comes out. The caller performs the step, takes a new sample, and asks again with the
+//! level that the new sample [justifies](super::level::Judge::pressing). Because each step is
+//! measured before the next one, a shortage never costs more than it must. The steps are ordered by
+//! their cost to clients: release caches, shrink passes, evict idle models, evict models in use,
+//! shed requests, and at the critical level evict every model but one fallback.
 //!
-//! Invariants: pinned models and models on their way into memory never leave; of the fallbacks in memory one always
-//! stays; a plan ends, because each step is taken out of what is left to do.
+//! Invariants:
+//!
+//! - A pinned model and a model that is still being loaded are never evicted.
+//! - One of the fallback models in memory always stays.
+//! - A plan ends, because [`Done`] records every step and no step is chosen twice, except that
+//!   caches are released again when they had time to refill.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -15,92 +21,99 @@ use std::time::{Duration, Instant};
 use super::level::Level;
 use crate::units::Bytes;
 
-/// How long without a request makes a model idle, so that it leaves at [`Level::Moderate`] already: as long as a client
-/// that polls once a minute needs to be recognised as one that comes back.
+/// Time without a request after which a model counts as idle, so that it may be evicted at
+/// [`Level::Moderate`] already. A client that polls once a minute must not lose its model between
+/// two polls.
 pub const IDLE: Duration = Duration::from_secs(60);
 
-/// How long a model stays after it was loaded, except at [`Level::Critical`]. With the time for which an evicted model
-/// stays away it bounds how often two models that do not fit together can take turns.
+/// Time for which a loaded model may not be evicted, except at [`Level::Critical`]. Together with
+/// the cool-down of an evicted model, it limits how often two models that do not fit together
+/// replace each other.
 pub const RESIDENCY: Duration = Duration::from_secs(30);
 
-/// How long without a request ends what a better priority protects from: the load of a model of a worse one.
+/// Time without a request after which a model of a better priority may be evicted for the load of
+/// one of a worse priority.
 pub const CLAIM: Duration = Duration::from_secs(600);
 
-/// Caches fill again while a shortage lasts; before this time it is not worth while to empty them once more.
+/// Time after which released caches are worth releasing again: they refill while a shortage lasts.
 const REFILLED: Duration = Duration::from_secs(60);
 
-/// How long a model that was told to leave is waited for before another one is, below [`Level::Critical`].
+/// Time that a draining model gets, below [`Level::Critical`], before the plan evicts another one.
 const DRAINED: Duration = Duration::from_secs(5);
 
-/// Something in memory, or on its way there.
+/// A model that is in memory or is being loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resident<K> {
-    /// What it is called.
+    /// Identity of the model.
     pub key: K,
-    /// What comes back when it leaves.
+    /// Memory that its eviction frees.
     pub bytes: Bytes,
-    /// How long ago its last request ended, or it was loaded; nothing while it is busy.
+    /// Time since its last request ended, or since it was loaded if it had none. Zero while it is
+    /// busy.
     pub idle: Duration,
-    /// How long ago it was loaded.
+    /// Time since it was loaded.
     pub resident_for: Duration,
-    /// Whether it stays whatever happens.
+    /// Excluded from eviction.
     pub pinned: bool,
-    /// Whether requests are in flight, which it finishes before it leaves.
+    /// Requests are in progress; it finishes them before it is unloaded.
     pub busy: bool,
-    /// Whether it is still on its way into memory.
+    /// The load is not finished yet.
     pub loading: bool,
-    /// Whether it may answer for others; one of these stays.
+    /// May answer for other models. One such model always stays in memory.
     pub fallback: bool,
-    /// From 1, kept longest, to 5, leaves first.
+    /// Priority from 1 (evicted last) to 5 (evicted first).
     pub priority: u8,
-    /// Requests an hour, as counted or expected.
+    /// Requests per hour, counted or expected.
     pub uses_per_hour: f64,
-    /// How long loading it again takes.
+    /// Duration of loading it again.
     pub reload_cost: Duration,
 }
 
-/// Which model leaves first.
+/// Order of eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// That of the worst priority; of these one that is not busy, of these the one worth least.
+    /// Worst priority first; among equals a model that is not busy, then the one that is worth
+    /// least per byte (see `value`).
     MemoryPressure,
-    /// The one idle for the longest time. Priorities do not count.
+    /// Longest idle time first. Priorities are ignored.
     Lru,
-    /// The one loaded first. Priorities do not count.
+    /// Earliest load first. Priorities are ignored.
     Fifo,
-    /// None ever.
+    /// Models are never evicted.
     Manual,
 }
 
-/// Something to do.
+/// An action that frees memory or saves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action<K> {
-    /// Give back scratch memory and what the allocator keeps.
+    /// Release scratch memory and the free memory that the allocator keeps.
     ReleaseCaches,
-    /// Compute fewer tokens at a time until the level is normal again.
+    /// Compute fewer tokens in one pass until the level is normal again.
     ShrinkBatches,
-    /// Drain this one and drop its weights.
+    /// Drain this model and drop its weights.
     Evict(K),
-    /// Refuse requests, with when to come again, until the level is lower again.
+    /// Reject requests, with the time after which to retry, until the level falls below
+    /// [`Level::High`].
     Shed,
 }
 
-/// What to do next, and why.
+/// The next action and its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step<K> {
-    /// What to do.
+    /// The action to perform.
     pub action: Action<K>,
-    /// A sentence with numbers, for the journal.
+    /// Sentence with the figures behind the action, for the journal.
     pub reason: String,
 }
 
-/// What was done since the level was last normal; a new one begins with every such episode.
+/// Record of the actions since the level was last normal. Each such episode of pressure starts with
+/// an empty record.
 #[derive(Clone, Debug)]
 pub struct Done<K> {
     caches: Option<Instant>,
     batches: bool,
     shed: bool,
-    /// Each model once, with when it was told to leave last.
+    /// One entry per model, with the instant of its last eviction order.
     evicted: Vec<(K, Instant)>,
 }
 
@@ -111,7 +124,7 @@ impl<K> Default for Done<K> {
 }
 
 impl<K: Clone + PartialEq> Done<K> {
-    /// Remembers that `action` was ordered, whether or not it is finished.
+    /// Records that `action` was ordered, whether or not it is finished.
     pub fn record(&mut self, action: &Action<K>, now: Instant) {
         match action {
             Action::ReleaseCaches => self.caches = Some(now),
@@ -124,19 +137,26 @@ impl<K: Clone + PartialEq> Done<K> {
         }
     }
 
-    /// How long ago `resident` was told to leave; `None` when it was not, or left and came back.
+    /// Returns the time since the eviction of `resident` was ordered. `None` when it was not
+    /// ordered, or when the model was unloaded since and loaded again.
     fn leaving_for(&self, resident: &Resident<K>, now: Instant) -> Option<Duration> {
         let (_, at) = self.evicted.iter().find(|(key, _)| *key == resident.key)?;
         let ago = now.saturating_duration_since(*at);
+        // A model that is younger than the order is a new load of the same key, so the order was
+        // carried out and it may be evicted again.
         (resident.resident_for >= ago).then_some(ago)
     }
 }
 
-/// The next step at what the last sample is `pressing` for; `None` when nothing more is needed or left, or when a model
-/// that was told to leave is still finishing its requests.
+/// Returns the next step for the level that the last sample justifies, `pressing`. Returns `None`
+/// when no step is needed, when no step is left, or while a model that was ordered to unload still
+/// finishes its requests.
 ///
-/// At moderate, caches, passes and models idle for [`IDLE`]. At high also models in use that are no younger than
-/// [`RESIDENCY`], then requests. At critical also younger ones, until only one fallback is left, the smallest.
+/// - Moderate: release caches, shrink passes, evict models that have been idle for [`IDLE`].
+/// - High: also evict models in use that were loaded at least [`RESIDENCY`] ago, then shed
+///   requests.
+/// - Critical: also evict younger models, until only the smallest fallback is left, besides pinned
+///   and loading models.
 pub fn next<K: Clone + PartialEq + fmt::Display>(
     pressing: Level,
     residents: &[Resident<K>],
@@ -147,6 +167,8 @@ pub fn next<K: Clone + PartialEq + fmt::Display>(
     if pressing == Level::Normal {
         return None;
     }
+    // The order of the checks below is the order of the steps. Each check returns, so the caller
+    // measures the effect before it asks for the next step.
     let scene = Scene { pressing, residents, done, policy, now };
     if done.caches.is_none_or(|at| now.saturating_duration_since(at) >= REFILLED) {
         return Some(
@@ -156,25 +178,35 @@ pub fn next<K: Clone + PartialEq + fmt::Display>(
     if !done.batches {
         return Some(scene.step(Action::ShrinkBatches, "smaller passes need less"));
     }
+    // A draining model frees its memory only when its requests are finished, so the next sample may
+    // still show the shortage that its eviction will end. A second eviction now would give up more
+    // than necessary. At critical there is no time to wait: the kernel may kill the process first.
     if pressing < Level::Critical && scene.is_waiting() {
         return None;
     }
+    // The age needs no check here: IDLE is longer than RESIDENCY.
     if let Some(idle) = scene.evict(|resident| !resident.busy && resident.idle >= IDLE) {
         return Some(idle);
     }
     if pressing == Level::Moderate {
         return None;
     }
+    // The minimum age prevents thrashing. Without it, two models that clients use in turn would be
+    // loaded and evicted as fast as requests arrive.
     if let Some(used) = scene.evict(|resident| resident.resident_for >= RESIDENCY) {
         return Some(used);
     }
+    // Requests are shed before young models are evicted: a rejected client can retry, and the load
+    // of a young model was paid a moment ago.
     if !done.shed {
         return Some(scene.step(Action::Shed, "no other may leave, so requests have to wait"));
     }
+    // At critical the age does not protect either: being killed by the kernel would cost every
+    // model.
     if pressing == Level::Critical { scene.evict(|_| true) } else { None }
 }
 
-/// The arguments of [`next`].
+/// Arguments of [`next`].
 struct Scene<'a, K> {
     pressing: Level,
     residents: &'a [Resident<K>],
@@ -185,12 +217,16 @@ struct Scene<'a, K> {
 
 impl<K: Clone + PartialEq + fmt::Display> Scene<'_, K> {
     fn is_waiting(&self) -> bool {
+        // A model that drains for longer than DRAINED stays in the list, but no longer delays the
+        // next step.
         let leaving = |resident| self.done.leaving_for(resident, self.now);
         self.residents.iter().any(|resident| leaving(resident).is_some_and(|ago| ago < DRAINED))
     }
 
-    /// The eviction of the first in the order of the policy of those that are `ready`.
+    /// Returns the eviction of the first `ready` model in the order of the policy.
     fn evict(&self, ready: impl Fn(&Resident<K>) -> bool) -> Option<Step<K>> {
+        // A model that drains for longer than DRAINED is still in `residents`. It must not be
+        // chosen twice, or the plan would never end.
         let there = |resident: &Resident<K>| self.done.leaving_for(resident, self.now).is_none();
         let victims = movable(self.residents, self.policy).filter(|r| there(r) && ready(r));
         let victim = victims.min_by(|a, b| order(self.policy, a, b))?;
@@ -198,7 +234,7 @@ impl<K: Clone + PartialEq + fmt::Display> Scene<'_, K> {
         Some(Step { action: Action::Evict(victim.key.clone()), reason })
     }
 
-    /// A step that is no model's.
+    /// Returns a step that concerns all models, with their number and size in its reason.
     fn step(&self, action: Action<K>, why: &str) -> Step<K> {
         let held = Bytes(self.residents.iter().fold(0, |sum, r| r.bytes.0.saturating_add(sum)));
         let count = self.residents.len();
@@ -212,7 +248,7 @@ fn describe<K: fmt::Display>(victim: &Resident<K>) -> String {
     let use_of_it = if victim.busy {
         "is in use and finishes its requests first".to_owned()
     } else {
-        // Fractions of a second say nothing here.
+        // Show whole seconds: the fraction does not help the reader.
         let idle = Duration::from_secs(victim.idle.as_secs());
         format!("was not used for {}", humantime::format_duration(idle))
     };
@@ -224,16 +260,22 @@ fn describe<K: fmt::Display>(victim: &Resident<K>) -> String {
     )
 }
 
-/// What to evict so that a load of a model of this `priority` gets `needed` bytes more: first those that the policy
-/// names first, and of these none that the others make unnecessary. `None` when that much cannot leave now; whether it
-/// ever could is told by [`could_leave`].
+/// Returns the models to evict so that a load of a model of this `priority` gets `needed` more
+/// bytes. The order of the policy decides, and the result contains no model that the others make
+/// unnecessary. Returns `None` when so many bytes cannot be freed now; [`could_leave`] returns the
+/// bytes that could ever be freed.
 ///
-/// A load is one client's wish, so it is given less than a shortage is. Models younger than [`RESIDENCY`] stay. Busy
-/// ones may leave, as under steady use no model would get its turn otherwise, but after those that are not. Under
-/// [`Policy::MemoryPressure`] a model of a better priority stays, unless nobody has used it for [`CLAIM`]: what was
-/// marked as important yesterday must not keep out what is asked for today.
+/// A load is the wish of one client, so it may evict less than a shortage may:
 ///
-/// One byte is a way to ask for the place of one model.
+/// - Models younger than [`RESIDENCY`] stay.
+/// - Busy models may be evicted, too; otherwise a model under steady use would keep every other one
+///   out. Among models of one priority they come last, except under [`Policy::Fifo`].
+/// - Under [`Policy::MemoryPressure`] a model of a better priority stays, unless it has been idle
+///   for [`CLAIM`]: a model that was important yesterday must not keep out the one that a client
+///   needs today.
+///
+/// The caller passes 1 byte when only the number of models is exceeded, so that exactly one model
+/// is evicted.
 pub fn victims_for<K: Clone>(
     needed: Bytes,
     priority: u8,
@@ -261,7 +303,9 @@ pub fn victims_for<K: Clone>(
     if freed < needed.0 {
         return None;
     }
-    // Backwards, so that of two that could stay it is the one worth more.
+    // Drop the victims that are not needed: a small early one may be superfluous once a large later
+    // one is on the list. Walk backwards, because the later victims are worth more and should be
+    // the first to be spared.
     for index in (0..victims.len()).rev() {
         let rest = victims.iter().enumerate().filter(|(other, _)| *other != index);
         let rest = rest.fold(0_u64, |sum, (_, victim)| sum.saturating_add(victim.bytes.0));
@@ -272,8 +316,9 @@ pub fn victims_for<K: Clone>(
     Some(victims.into_iter().map(|victim| victim.key.clone()).collect())
 }
 
-/// What [`victims_for`] could free at best, once all that are being loaded, young or better have had their time: a
-/// load that needs more than this will not fit however often it is tried.
+/// Returns the bytes that [`victims_for`] could free at best, once no model is loading, young or
+/// protected by its priority any more. A load that needs more will never fit, however often it is
+/// retried.
 pub fn could_leave<K>(residents: &[Resident<K>], policy: Policy) -> Bytes {
     let stays = staying_fallback(residents);
     let leaves = residents.iter().enumerate().filter(|(index, resident)| {
@@ -282,7 +327,7 @@ pub fn could_leave<K>(residents: &[Resident<K>], policy: Policy) -> Bytes {
     Bytes(leaves.fold(0, |sum, (_, resident)| resident.bytes.0.saturating_add(sum)))
 }
 
-/// Those that may leave at all.
+/// Returns the models that may be evicted at all.
 fn movable<K>(residents: &[Resident<K>], policy: Policy) -> impl Iterator<Item = &Resident<K>> {
     let stays = staying_fallback(residents);
     residents.iter().enumerate().filter_map(move |(index, resident)| {
@@ -292,18 +337,21 @@ fn movable<K>(residents: &[Resident<K>], policy: Policy) -> impl Iterator<Item =
     })
 }
 
-/// The fallback that always stays: the smallest, or a pinned one, which stays anyway and makes the others free to go.
+/// Returns the index of the fallback that always stays: a pinned one if there is one, otherwise the
+/// smallest. A pinned fallback stays in any case, so no other one has to.
 fn staying_fallback<K>(residents: &[Resident<K>]) -> Option<usize> {
     let fallbacks = residents.iter().enumerate().filter(|(_, r)| r.fallback && !r.loading);
     fallbacks.min_by_key(|(_, r)| (!r.pinned, r.bytes)).map(|(index, _)| index)
 }
 
-/// Less is who leaves first.
+/// Compares two models; the lesser one is evicted first.
 fn order<K>(policy: Policy, a: &Resident<K>, b: &Resident<K>) -> Ordering {
     let longest_idle = || b.idle.cmp(&a.idle);
     let not_busy = || a.busy.cmp(&b.busy);
     match policy {
         Policy::MemoryPressure => (b.priority.cmp(&a.priority))
+            // Priority outranks busy: a busy model of a worse priority is drained before an idle
+            // model of a better one.
             .then_with(not_busy)
             .then_with(|| value(a).total_cmp(&value(b)))
             .then_with(longest_idle),
@@ -313,16 +361,20 @@ fn order<K>(policy: Policy, a: &Resident<K>, b: &Resident<K>) -> Ordering {
     }
 }
 
-/// What keeping a byte of it in memory saves: expected uses an hour × the time that loading it again takes ÷ its bytes.
+/// Returns the saving per byte of keeping a model in memory: expected uses per hour × reload time ÷
+/// size.
 ///
-/// It is the value of GreedyDual-Size-Frequency, frequency × cost ÷ size (Cherkasova 1998,
-/// <https://www.hpl.hp.com/techreports/98/HPL-98-69R1.html>); in place of its clock, time itself makes what was used
-/// often once worth less. The 1 that is added makes one that was never counted be told by how long ago it was used.
+/// This is the value of GreedyDual-Size-Frequency, frequency × cost ÷ size (Cherkasova 1998,
+/// <https://www.hpl.hp.com/techreports/98/HPL-98-69R1.html>). The original ages its entries with a
+/// clock value; here the idle time itself lowers the value of a model that was used often in the
+/// past. Adding 1 to the uses separates models without any counted use by their idle time:
+/// otherwise all of them would be worth 0.
 fn value<K>(resident: &Resident<K>) -> f64 {
     let hours_idle = resident.idle.as_secs_f64() / 3600.0;
-    // What is not a number counts as 0.
+    // `f64::max` returns the other operand for NaN, so NaN counts as 0.
     let uses = (resident.uses_per_hour.max(0.0) + 1.0) / (1.0 + hours_idle);
-    // What takes no time to load is still worth more the smaller it is.
+    // A reload cost of zero would make the value zero for every size; the smaller model must still
+    // be worth more per byte.
     let cost = resident.reload_cost.as_secs_f64().max(0.001);
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let bytes = resident.bytes.0.max(1) as f64;
@@ -337,7 +389,7 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// One that may leave at once: 100 MiB, loaded an hour ago, used a second ago.
+    /// Returns a model that may be evicted at once: 100 MiB, loaded an hour ago, used a second ago.
     fn model(key: &'static str) -> Resident<&'static str> {
         Resident {
             key,
@@ -354,7 +406,7 @@ mod tests {
         }
     }
 
-    /// All steps until there is none, each model leaving at once.
+    /// Runs the plan to its end and returns all actions; every evicted model is unloaded at once.
     fn steps(
         pressing: Level,
         residents: &[Resident<&'static str>],
@@ -391,13 +443,13 @@ mod tests {
         assert_eq!(of(Level::Moderate), cheap);
         assert_eq!(of(Level::High), [&cheap[..], &used].concat());
         assert_eq!(of(Level::Critical), [&cheap[..], &used, &last].concat());
-        // Whoever wants no evictions has requests refused instead.
+        // The manual policy evicts nothing, so requests are shed instead.
         let manual = [ReleaseCaches, ShrinkBatches, Shed];
         assert_eq!(steps(Level::Critical, &residents, Policy::Manual), manual);
         assert_eq!(steps(Level::Moderate, &residents, Policy::Manual), manual[..2]);
     }
 
-    /// In which order the models leave at high.
+    /// Returns the keys in the order of their eviction at the high level.
     fn leaving(policy: Policy, residents: &[Resident<&'static str>]) -> Vec<&'static str> {
         let evicted = steps(Level::High, residents, policy).into_iter();
         evicted.filter_map(|a| if let Action::Evict(key) = a { Some(key) } else { None }).collect()
@@ -452,7 +504,7 @@ mod tests {
         let pinned = Resident { pinned: true, ..of("pinned", 300) };
         let loading = Resident { loading: true, ..of("loading", 1) };
         let all = [of("large", 200), of("small", 20), of("medium", 100), loading, pinned];
-        // Of equal use and cost per byte the largest is worth least.
+        // Uses and cost are equal, so the largest model is worth least per byte.
         assert_eq!(leaving(Policy::MemoryPressure, &all[..4]), ["large", "medium"]);
         assert_eq!(leaving(Policy::MemoryPressure, &all), ["large", "medium", "small"]);
         assert_eq!(leaving(Policy::MemoryPressure, &all[..1]), [""; 0]);
@@ -475,7 +527,8 @@ mod tests {
         assert_eq!(next(Level::High, &residents, 5), Some(Action::Evict("b")));
         assert_eq!(next(Level::High, &residents[1..], 1), Some(Action::Evict("b")));
         assert_eq!(next(Level::High, &residents[..1], 5), Some(Action::Shed));
-        // One that left and came back is as good a victim as any; caches have filled again by then.
+        // A model that was evicted and loaded again is a victim like any other. After 60 s the
+        // caches have refilled.
         let back = [Resident { resident_for: Duration::from_secs(31), ..model("a") }];
         assert_eq!(next(Level::High, &back, 50), Some(Action::Evict("a")));
         assert_eq!(next(Level::High, &back, 60), Some(Action::ReleaseCaches));
@@ -516,7 +569,7 @@ mod tests {
         let of = |key, mib, priority| Resident {
             bytes: Bytes::mib(mib),
             priority,
-            // Of equal value a byte, so that priorities and the order below decide.
+            // The value per byte is equal for all, so that priority and position decide.
             reload_cost: Duration::from_secs(mib),
             ..model(key)
         };
@@ -527,7 +580,7 @@ mod tests {
             (10, 3, Some(&["tiny"])),
             (11, 3, Some(&["mid"])),
             (110, 3, Some(&["tiny", "mid"])),
-            // All three are needed to get there, but then the first two can stay.
+            // The greedy pass needs all three to reach 300 MiB; then the first two are spared.
             (300, 3, Some(&["big"])),
             (305, 3, Some(&["tiny", "big"])),
             (410, 3, Some(&["tiny", "mid", "big"])),
@@ -555,7 +608,7 @@ mod tests {
         let pinned = Resident { pinned: true, ..model("pinned") };
         let fallback = Resident { fallback: true, ..model("fallback") };
         let busy = Resident { busy: true, ..model("busy") };
-        // Who is there, whether one may leave now, and what may leave some day in MiB.
+        // Columns: models in memory, the victim now, MiB that could be freed at some time.
         let cases: &[(&[&Resident<_>], Option<&str>, u64)] = &[
             (&[&young], None, 100),
             (&[&claimed], None, 100),
@@ -578,7 +631,8 @@ mod tests {
 
     #[test]
     fn two_models_that_do_not_fit_together_take_turns_no_faster_than_the_residency() {
-        // There is room for one of them; requests for the two alternate each second for ten minutes.
+        // Only one of the two models fits. Requests alternate between them every second for ten
+        // minutes.
         let mut there: Option<(&str, u64)> = None;
         let mut loads = 0;
         for second in 0..600_u64 {
@@ -653,7 +707,7 @@ mod tests {
                 done.record(&step.action, now);
                 if let Action::Evict(key) = step.action {
                     prop_assert!(!residents[key].pinned && !residents[key].loading);
-                    // Those that never finish are told once, too.
+                    // A model that never finishes its requests is ordered to unload only once, too.
                     left.retain(|resident| !leaves || resident.key != key);
                 }
                 steps += 1;

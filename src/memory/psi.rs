@@ -1,27 +1,28 @@
-//! Pressure stall information: the share of time that tasks lost waiting for memory.
+//! Parses pressure stall information: the share of time in which tasks waited for memory.
 //!
-//! Pure. The format is that of <https://docs.kernel.org/accounting/psi.html>.
+//! The format is described in <https://docs.kernel.org/accounting/psi.html>.
 
-/// Time lost to memory: of a control group, or of the whole machine.
+/// Time lost to memory stalls in a control group or on the whole machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Psi {
-    /// Share of the last 10 s in which some task waited, in percent.
+    /// Percentage of the last 10 s in which some task waited.
     pub some_avg10: f32,
-    /// The same of the last 60 s.
+    /// Percentage of the last 60 s in which some task waited.
     pub some_avg60: f32,
-    /// Share of the last 10 s in which all tasks waited, in percent; 0 on kernels that do not count it.
+    /// Percentage of the last 10 s in which all tasks waited; 0 on kernels that do not count it.
     pub full_avg10: f32,
-    /// How long some task has waited since the start of the machine or group, in microseconds.
+    /// Microseconds in which some task waited, since the start of the machine or the creation of
+    /// the group.
     pub some_total_us: u64,
 }
 
-/// A text that is not that of a pressure file.
+/// Error for a text that is not a pressure file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it does not have the form of a pressure file")]
 pub(super) struct NotPressure;
 
 impl Psi {
-    /// Reads a `memory.pressure` file.
+    /// Parses a `memory.pressure` file.
     pub(super) fn parse(text: &str) -> Result<Self, NotPressure> {
         Self::read(text).ok_or(NotPressure)
     }
@@ -47,7 +48,7 @@ fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.split_ascii_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
-/// Not a number and infinity are no shares, though they can be parsed.
+/// Parses a percentage. Rejects NaN and infinity, which `parse` accepts.
 fn percent(line: &str, key: &str) -> Option<f32> {
     value(line, key)?.parse().ok().filter(|percent| (0.0..=100.0).contains(percent))
 }

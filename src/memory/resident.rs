@@ -1,22 +1,24 @@
-//! The program's own pages: kept in memory, so that it can act when there is none.
+//! Locks the pages of the program in memory, so that the daemon can act when memory is short.
 //!
-//! Code is read from the disk page by page as it is needed, and the kernel takes such pages first when memory is short.
-//! With `memory.high` below what cannot be taken, every page that comes back takes others away and is paid for with a
-//! pause: the daemon would do nothing but wait for its own code, and could not let a model go.
+//! Code is read from disk page by page, and the kernel reclaims such pages first. Suppose that
+//! `memory.high` is below the group's unreclaimable memory: then every page that is read back
+//! pushes another one out, and the kernel throttles the process for it. The daemon would only wait
+//! for its own code and could not evict a model.
 
 use nix::errno::Errno;
 use nix::libc::{MCL_CURRENT, MCL_ONFAULT};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 
-/// Has the kernel leave the pages that this process has mapped so far, each from its first use on: the program, its
-/// libraries, its first stack. What is mapped later is not touched: weights may be taken and come back.
+/// Locks all pages that are mapped now (the program, its libraries, the first stack), each from its
+/// first use on. Later mappings are not locked: the kernel may reclaim weights and read them again.
 ///
-/// To be called before any other thread runs and anything large is mapped: `LimitMEMLOCK=` has to hold all that is
-/// mapped (mlockall(2): <https://man7.org/linux/man-pages/man2/mlockall.2.html>).
+/// Call this before any other thread runs and before anything large is mapped: `LimitMEMLOCK=` must
+/// cover all mapped bytes (mlockall(2): <https://man7.org/linux/man-pages/man2/mlockall.2.html>).
 ///
 /// # Errors
-/// When the limit is lower, or the call is refused.
+/// Fails when the limit is lower, or when the kernel rejects the call.
 pub fn keep_program() -> Result<(), Errno> {
-    // nix has no name for the second flag.
+    // nix has no name for MCL_ONFAULT. The flag locks pages when they are first used, instead of
+    // reading all of them now.
     mlockall(MlockAllFlags::from_bits_retain(MCL_CURRENT | MCL_ONFAULT))
 }

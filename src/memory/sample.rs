@@ -1,10 +1,11 @@
-//! A sample: what this process may use of the machine's memory, what it uses, and how hard the kernel works for it.
+//! Takes a sample: how much memory this process may use, how much it uses, and how hard the kernel
+//! works for it.
 //!
-//! Reads the files of the kernel below a root directory, which is `/` but in tests, and finds its control group again
-//! when the process was moved. Nothing is decided here.
+//! The reader reads the kernel's files below a root directory (`/`, except in tests). It finds its
+//! control group again when the process was moved. It decides nothing.
 //!
-//! A file that is absent is normal, as kernels and arrangements differ. One that cannot be read or understood is told
-//! once in the journal; the part that it would have given is left out, and what is left out limits nothing.
+//! An absent file is normal, because kernels and setups differ. A file that cannot be read or
+//! parsed is logged once. The missing part is left out of the sample and limits nothing.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -19,63 +20,67 @@ use crate::files::FileError;
 use crate::log::Message;
 use crate::units::Bytes;
 
-/// Memory as it was at one moment.
+/// One reading of the memory counters.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
-    /// What the kernel cannot take back from this process's control group but by killing or swapping: anonymous and
-    /// shared memory, and the kernel's own for it, with the buffers of sockets and without the slabs that can shrink.
+    /// Bytes of this process's control group that the kernel cannot free without killing or
+    /// swapping. They are anonymous and shared memory, and kernel memory for the group, including
+    /// socket buffers but without reclaimable slabs.
     ///
-    /// Without a memory control group it is the anonymous and shared memory of this process. In version 1 all of
-    /// the kernel's memory counts, because that does not tell which can be taken back.
+    /// Without a memory control group: the anonymous and shared memory of this process. In version
+    /// 1 all kernel memory counts, because that version does not report the reclaimable part.
     pub unreclaimable: Bytes,
-    /// The anonymous and shared memory of this process alone.
+    /// Anonymous and shared memory of this process alone.
     pub process: Bytes,
-    /// Pages of files that are mapped, such as weights: the kernel can take them back, and reads them again.
+    /// Mapped pages of files, such as weights. The kernel can reclaim them and reads them again on
+    /// access.
     pub mapped: Bytes,
-    /// What is in swap; limits on it are not looked at.
+    /// Swapped bytes. Limits on swap are not read.
     pub swap: Bytes,
-    /// Limits of this process's control group first, then of every group above it that can be seen.
+    /// Limits of this process's control group, followed by those of every visible group above it.
     pub limits: Vec<Limit>,
-    /// Time lost to memory by this process's control group; `None` where it is not counted.
+    /// Stalls of this process's control group; `None` where they are not counted.
     pub psi: Option<Psi>,
-    /// What happened at the limits of this process's control group, since it was made; `None` in version 1.
+    /// Events at the limits of this process's control group since its creation; `None` in version
+    /// 1.
     pub events: Option<Events>,
-    /// The machine around.
+    /// The whole machine.
     pub machine: Machine,
 }
 
-/// A limit on the memory of a control group.
+/// Limit on the memory of a control group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// Where it lies.
+    /// The limit.
     pub bytes: Bytes,
-    /// What the group that has it holds and the kernel cannot take back, other processes' included.
+    /// Bytes of the limited group that the kernel cannot reclaim, those of other processes
+    /// included.
     pub unreclaimable: Bytes,
-    /// The file that says so.
+    /// File that contains the limit.
     pub file: PathBuf,
 }
 
-/// What happened at the limits of a control group, counted since it was made, the groups below it included.
+/// Numbers of events at the limits of a control group and the groups below it, since its creation.
 ///
 /// <https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files>
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
-    /// Memory was taken although protected by `memory.low`.
+    /// Reclaims below the protection of `memory.low`.
     pub low: u64,
-    /// A task was slowed down at `memory.high`.
+    /// Tasks throttled at `memory.high`.
     pub high: u64,
-    /// An allocation came to `memory.max`.
+    /// Allocations that reached `memory.max`.
     pub max: u64,
-    /// An allocation was about to fail.
+    /// Allocations that were about to fail.
     pub oom: u64,
-    /// A process was killed.
+    /// Processes killed.
     pub oom_kill: u64,
 }
 
 impl Events {
     pub(super) fn parse(text: &str) -> Result<Self, Malformed> {
         Ok(Self {
-            // Kernels before 4.20 begin with fewer.
+            // Kernels before 4.20 report fewer keys.
             low: sum(text, &["low"])?,
             high: sum(text, &["high"])?,
             max: required(text, "max")?,
@@ -87,24 +92,24 @@ impl Events {
 
 /// Memory of the whole machine.
 ///
-/// With `/proc/meminfo` hidden (`ProcSubset=pid`) nothing tells what is available: it is then given as all there is,
-/// so that the limits of control groups decide alone.
+/// When `/proc/meminfo` is hidden (`ProcSubset=pid`), the available memory is not known. It then
+/// equals the total memory, so that only the limits of control groups count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Machine {
-    /// All memory; [`u64::MAX`] when not even that is known.
+    /// Total memory; [`u64::MAX`] when it is not known.
     pub total: Bytes,
-    /// What programs can have without swapping, as the kernel estimates it.
+    /// Memory that programs can get without swapping, as estimated by the kernel.
     pub available: Bytes,
-    /// All swap.
+    /// Total swap.
     pub swap_total: Bytes,
-    /// Swap that is free.
+    /// Free swap.
     pub swap_free: Bytes,
-    /// Time lost to memory by the machine; `None` where it is not counted.
+    /// Stalls of the machine; `None` where they are not counted.
     pub psi: Option<Psi>,
 }
 
 impl Default for Machine {
-    /// A machine that is not known, which limits nothing.
+    /// Returns an unknown machine, which limits nothing.
     fn default() -> Self {
         let (unknown, none) = (Bytes(u64::MAX), Bytes(0));
         Self { total: unknown, available: unknown, swap_total: none, swap_free: none, psi: None }
@@ -112,9 +117,10 @@ impl Default for Machine {
 }
 
 impl Sample {
-    /// The limit of which the greatest share is in use: that of a group above may be larger and yet nearer.
+    /// Returns the limit with the greatest share in use. A limit of a group above may be larger and
+    /// still be nearer.
     pub fn tightest(&self) -> Option<&Limit> {
-        // A limit of 0 is fully used.
+        // A limit of 0 counts as fully used.
         #[expect(clippy::cast_precision_loss, reason = "a share need not be exact")]
         let share = |limit: &Limit| limit.unreclaimable.0 as f64 / limit.bytes.0.max(1) as f64;
         self.limits.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
@@ -133,9 +139,10 @@ impl Machine {
         })
     }
 
-    /// What the kernel tells without `/proc/meminfo`: how much there is, but not how much of it is available.
+    /// Returns the figures that the kernel gives without `/proc/meminfo`: total memory, but not the
+    /// available part.
     fn untold(root: &Path) -> Self {
-        // The system call knows nothing of a tree that stands in for the real one.
+        // The system call describes the real machine, not the tree of a test.
         match nix::sys::sysinfo::sysinfo() {
             Ok(info) if root == Path::new("/") => Self {
                 total: Bytes(info.ram_total()),
@@ -149,7 +156,7 @@ impl Machine {
     }
 }
 
-/// What one group, or this process, is charged for.
+/// Memory charged to one group, or held by this process.
 #[derive(Clone, Copy, Default)]
 struct Charge {
     unreclaimable: Bytes,
@@ -158,11 +165,11 @@ struct Charge {
 }
 
 impl Charge {
-    /// From `memory.stat`; swap is in a file of its own.
+    /// Parses `memory.stat` of version 2. Swap is in another file.
     fn of_version_2(text: &str) -> Result<Self, Malformed> {
         let kernel = match number(text, "kernel")? {
             Some(kernel) => kernel.saturating_sub(sum(text, &["slab_reclaimable"])?),
-            // Before Linux 5.18 only its parts are told.
+            // Kernels before 5.18 report only the parts of `kernel`.
             None => sum(text, &["kernel_stack", "pagetables", "percpu", "slab_unreclaimable"])?,
         };
         let others = sum(text, &["shmem", "sock"])?.saturating_add(kernel);
@@ -173,7 +180,7 @@ impl Charge {
         })
     }
 
-    /// From `memory.stat`, without the kernel's memory, which is in a file of its own.
+    /// Parses `memory.stat` of version 1. Kernel memory is in another file.
     fn of_version_1(text: &str) -> Result<Self, Malformed> {
         let anonymous = required(text, "total_rss")?;
         Ok(Self {
@@ -183,7 +190,7 @@ impl Charge {
         })
     }
 
-    /// From `/proc/self/status`.
+    /// Parses `/proc/self/status`.
     fn of_process(text: &str) -> Result<Self, Malformed> {
         let bytes = |kibi| Bytes(kibibytes(kibi));
         let anonymous = required(text, "RssAnon:")?;
@@ -195,27 +202,27 @@ impl Charge {
     }
 }
 
-/// Takes samples.
+/// Reader of samples.
 ///
-/// One takes some 0.2 ms: about a dozen small files that the kernel makes up as they are read, and no disk. Where
-/// memory is being reclaimed, reading may have to wait for that.
+/// One sample takes about 0.2 ms: it reads a dozen small files that the kernel generates, without
+/// any disk access. While the kernel reclaims memory, reading may block.
 #[derive(Debug)]
 pub struct Reader {
     kernel: Kernel,
-    /// `/proc/self/cgroup` when `groups` were found.
+    /// Content of `/proc/self/cgroup` from which `groups` was found.
     membership: String,
     groups: Groups,
 }
 
 impl Reader {
-    /// A reader of the files below `root`, which is `/` but in tests.
+    /// Creates a reader for the files below `root` (`/`, except in tests).
     pub fn new(root: &Path) -> Self {
         let kernel =
             Kernel { root: root.to_owned(), files: Handles::default(), told: HashSet::new() };
         Self { kernel, membership: String::new(), groups: Groups::default() }
     }
 
-    /// What is so now. Blocks.
+    /// Takes a sample. Blocks.
     pub fn sample(&mut self) -> Sample {
         self.locate();
         let Self { kernel, groups, .. } = self;
@@ -237,7 +244,8 @@ impl Reader {
             machine: kernel.machine(),
         };
         if memory.is_some() && own.is_none() {
-            // The group may have gone with its mount, which the membership does not tell.
+            // The group may have vanished with its mount, which `membership` does not show. Search
+            // again next time.
             self.membership.clear();
         }
         sample
@@ -249,7 +257,7 @@ impl Reader {
         let membership = kernel.files.read(&kernel.root.join(cgroup::MEMBERSHIP));
         let found = membership.and_then(|membership| {
             if membership != self.membership {
-                // Those of other groups are not needed any more.
+                // The handles belong to files of other groups, so drop them.
                 kernel.files = Handles::default();
                 self.groups = cgroup::find(&kernel.root, &membership)?;
                 self.membership = membership;
@@ -268,12 +276,12 @@ impl Reader {
     }
 }
 
-/// The kernel's files, and what has been said about them.
+/// Kernel files, and the problems already logged about them.
 #[derive(Debug)]
 struct Kernel {
     root: PathBuf,
     files: Handles,
-    /// Problems that are in the journal. They name files and no content, so that they are few.
+    /// Logged problems. Their texts contain file names but no file content, so the set stays small.
     told: HashSet<String>,
 }
 
@@ -288,7 +296,7 @@ impl Kernel {
         }
     }
 
-    /// What was read; a failure other than absence is told.
+    /// Returns the value that was read. Logs every error but absence.
     fn known<T>(&mut self, read: Result<T, FileError>) -> Option<T> {
         match read {
             Ok(read) => Some(read),
@@ -300,7 +308,7 @@ impl Kernel {
         }
     }
 
-    /// What `parse` makes of a file, if it is there and can be understood.
+    /// Reads and parses a file; returns `None` if it is absent or unusable.
     fn parsed<T, E: Error + 'static>(
         &mut self,
         path: &Path,
@@ -317,7 +325,7 @@ impl Kernel {
         }
     }
 
-    /// What the group in `directory` is charged for, the groups below it included.
+    /// Returns the memory charged to the group in `directory` and the groups below it.
     fn charge(&mut self, version: Version, directory: &Path) -> Option<Charge> {
         let stat = directory.join("memory.stat");
         match version {
@@ -337,16 +345,18 @@ impl Kernel {
         }
     }
 
-    /// The limits of every group from this process's own upwards.
+    /// Returns the limits of every group from this process's own upwards.
     ///
-    /// Where a group does not tell what it holds, it holds `least` at least: what this process is known to.
+    /// A group that does not report its memory is assumed to hold `least`, the known memory of this
+    /// process.
     fn limits(&mut self, memory: &Hierarchy, own: Option<Charge>, least: Charge) -> Vec<Limit> {
         let mut limits = Vec::new();
         for directory in memory.limited() {
             let mut charge = own.filter(|_| directory == memory.own());
             for file in memory.limits(directory) {
                 let Some(Some(bytes)) = self.parsed(&file, limit) else { continue };
-                // Only groups with a limit are measured: the kernel sums memory.stat up when it is read.
+                // Measure only groups that have a limit: reading memory.stat makes the kernel sum
+                // up the whole subtree.
                 charge = charge.or_else(|| self.charge(memory.version, directory));
                 let unreclaimable = charge.unwrap_or(least).unreclaimable;
                 limits.push(Limit { bytes: Bytes(bytes), unreclaimable, file });
@@ -355,7 +365,7 @@ impl Kernel {
         limits
     }
 
-    /// What this process holds, whatever group it is in.
+    /// Returns the memory of this process, independent of its group.
     fn process(&mut self) -> Option<Charge> {
         let path = self.root.join("proc/self/status");
         self.parsed(&path, Charge::of_process)
@@ -387,7 +397,8 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    /// What could still be allocated before a limit or the end of the machine's memory is reached.
+    /// Returns the bytes that can be allocated before a limit or the end of the machine's memory is
+    /// reached.
     fn headroom(sample: &Sample) -> Bytes {
         let left = |limit: &Limit| Bytes(limit.bytes.0.saturating_sub(limit.unreclaimable.0));
         sample.limits.iter().map(left).fold(sample.machine.available, Bytes::min)
@@ -397,7 +408,7 @@ mod tests {
         Reader::new(tree.root()).sample()
     }
 
-    /// Everything told while one reader takes some samples.
+    /// Returns the log of one reader that takes three samples.
     fn told(tree: &Tree) -> String {
         let (journal, _guard) = Journal::record();
         let mut reader = Reader::new(tree.root());
@@ -577,7 +588,7 @@ mod tests {
 
     #[test]
     fn pressure_that_is_turned_off_and_a_removed_group_are_errors_that_are_told_once() {
-        // The kernel gives these when the file is read, which no file of a tree can imitate.
+        // The kernel returns these errors from the read, which an ordinary file cannot imitate.
         for errno in [nix::errno::Errno::EOPNOTSUPP, nix::errno::Errno::ENODEV] {
             let mut kernel =
                 Kernel { root: PathBuf::new(), files: Handles::default(), told: HashSet::new() };
@@ -620,7 +631,7 @@ mod tests {
         tree.write("proc/self/cgroup", "0::/other");
         let sample = reader.sample();
         assert_eq!((sample.limits[0].bytes, sample.unreclaimable), (Bytes::mib(2), Bytes(9)));
-        // Its hierarchy is mounted elsewhere.
+        // The hierarchy is mounted at another path.
         tree.write("proc/self/mountinfo", V2_MOUNT.1.replace("/sys/fs/cgroup", "/moved"));
         fs::rename(tree.path("sys/fs/cgroup"), tree.path("moved")).unwrap();
         reader.sample();

@@ -1,11 +1,15 @@
-//! Where pressure is heard: systemd's trigger, the control group's own, the events at its limits, the machine's
-//! trigger, or, when nothing of that can be had, a clock. Beside each of them, that somebody wrote to a limit.
+//! Waits for signals of memory pressure.
 //!
-//! Owns one open source and knows what comes after it. It measures nothing and decides nothing: a signal says "take a
-//! sample now", and one too many does no harm, while one too few would.
+//! The sources, best first: systemd's trigger, the trigger of the control group, the events at its
+//! limits, the trigger of the machine, and finally polling. Besides each of them, writes to the
+//! limits of the groups are watched.
 //!
-//! Invariants: what a signal wakes is at most one wait every [`HOLD_OFF`], however often the source speaks; a source
-//! that fails is closed, told in the journal and replaced by the next; the clock never fails.
+//! A [`Source`] measures nothing and decides nothing: a signal means "take a sample now". A signal
+//! too many does no harm; a missed one would.
+//!
+//! Invariants: however often a source signals, a waiting caller is woken at most once every
+//! [`HOLD_OFF`]. A source that fails is closed, logged and replaced by the next one. Polling never
+//! fails.
 
 mod events;
 mod limits;
@@ -40,13 +44,14 @@ pub use systemd::Environment;
 use systemd::Wish;
 use trigger::Trigger;
 
-/// How long a source is not listened to after it has spoken.
+/// Time after a signal in which the source is ignored.
 ///
-/// Kernels have been seen to give fifty events a second (<https://github.com/systemd/systemd/issues/39469>) in spite
-/// of their promise of one for each window, and a group at its limit has an event with every pass of reclaim.
+/// Kernels have been seen to send fifty events a second
+/// (<https://github.com/systemd/systemd/issues/39469>), although they promise one per window. A
+/// group at its limit has an event with every pass of reclaim.
 const HOLD_OFF: Duration = Duration::from_millis(500);
 
-/// How often the clock says "look".
+/// Interval of polling.
 const POLLING: Duration = Duration::from_secs(1);
 
 /// The sources, best first.
@@ -55,13 +60,13 @@ const STEPS: &[Step] = &[Step::Systemd, Step::Trigger, Step::Events, Step::Machi
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Systemd,
-    /// The pressure file of this process's control group.
+    /// Pressure file of this process's control group.
     Trigger,
     Events,
     Machine,
 }
 
-/// Why a source cannot be used, or no longer.
+/// Reason why a source cannot be used, or cannot be used any longer.
 #[derive(Debug, thiserror::Error)]
 enum SourceError {
     #[error(transparent)]
@@ -79,7 +84,8 @@ enum SourceError {
 }
 
 impl SourceError {
-    /// Whether the source is one that this machine does not have, or not for this user: nothing to act on.
+    /// Returns whether this machine simply does not have the source, or not for this user. Such an
+    /// error needs no action.
     fn is_normal(&self) -> bool {
         matches!(self, Self::File(error) if matches!(
             error.kind(),
@@ -88,17 +94,18 @@ impl SourceError {
     }
 }
 
-/// What is listened to. `Display` names it for the journal, `/status` and systemd's status line.
+/// The current source of signals. `Display` names it for the journal, `/status` and systemd's
+/// status line.
 #[derive(Debug)]
 pub struct Source {
     root: PathBuf,
     environment: Environment,
-    /// What comes after `listener`.
+    /// Sources to try after `listener`.
     rest: slice::Iter<'static, Step>,
     listener: Listener,
-    /// `None` where there are none, or none that can be watched.
+    /// `None` without limits, or when they cannot be watched.
     limits: Option<Limits>,
-    /// Until when nothing is listened to.
+    /// End of the hold-off time.
     held_until: Instant,
 }
 
@@ -107,18 +114,19 @@ enum Listener {
     Trigger(Trigger),
     Events(EventCounts),
     Stream(Stream),
-    /// With the reason, when somebody wants it so.
+    /// Polling, with the reason if the environment requests it.
     Clock(&'static str),
 }
 
 impl Source {
-    /// Opens the best source that there is, with the files of the kernel below `root`, which is `/` but in tests.
+    /// Opens the best available source, with the kernel's files below `root` (`/`, except in
+    /// tests).
     ///
-    /// Never fails: where nothing tells of pressure, the clock does. Sources that cannot be used are told in
-    /// the journal. Reads a few of the kernel's files.
+    /// Never fails: without any source, it polls. Unusable sources are logged. Reads a few of the
+    /// kernel's files.
     ///
     /// # Panics
-    /// Outside of a Tokio runtime with I/O and time.
+    /// Panics outside of a Tokio runtime with I/O and time.
     pub fn open(root: &Path, environment: Environment) -> Self {
         let mut source = Self {
             root: root.to_owned(),
@@ -132,10 +140,10 @@ impl Source {
         source
     }
 
-    /// Waits until memory is under pressure, until a limit was written to, or until it is time to look.
+    /// Waits for memory pressure, for a write to a limit, or for the next poll.
     ///
-    /// A source that dies is replaced on the way. May be cancelled at any time: what was not yet heard is heard by
-    /// the next call.
+    /// Replaces a source that fails. May be cancelled at any time; the next call receives a signal
+    /// that this one missed.
     pub async fn next(&mut self) {
         loop {
             sleep_until(self.held_until).await;
@@ -165,7 +173,7 @@ impl Source {
         }
     }
 
-    /// Closes what is listened to and opens the next that can be.
+    /// Closes the current source and opens the next usable one.
     fn advance(&mut self) {
         self.listener = Listener::Clock("");
         self.limits = self.watch_limits();
@@ -179,7 +187,7 @@ impl Source {
                     break;
                 }
                 Ok(None) => {}
-                // What the environment asks for should be there.
+                // A source requested by the environment should exist, so its absence is a warning.
                 Err(error) if error.is_normal() && !matches!(step, Step::Systemd) => {
                     tracing::debug!("not used to hear of memory pressure: {}", chain(&error));
                 }
@@ -199,7 +207,7 @@ impl Source {
         );
     }
 
-    /// `None` where there is nothing to try.
+    /// Opens one source; returns `None` where it does not apply.
     fn try_open(&self, step: Step) -> Result<Option<Listener>, SourceError> {
         let own = |name| self.groups().map(|groups| Some(groups.unified?.own().join(name)));
         let arm = |path: &Path, name| {
@@ -235,7 +243,8 @@ impl Source {
         })
     }
 
-    /// Asked for each time: a source may have died because this process was moved.
+    /// Finds the groups of this process. The result is not cached: a source may have failed because
+    /// the process was moved.
     fn groups(&self) -> Result<Groups, FileError> {
         match cgroup::read(&self.root.join(cgroup::MEMBERSHIP)) {
             Ok(membership) => cgroup::find(&self.root, &membership),
@@ -246,7 +255,7 @@ impl Source {
 }
 
 impl Listener {
-    /// Waits for what may be pressure; whether it is.
+    /// Waits for a signal and returns whether it may mean pressure.
     async fn heard(&mut self) -> Result<bool, SourceError> {
         match self {
             Self::Trigger(trigger) => trigger.heard().await,
@@ -256,7 +265,7 @@ impl Listener {
         }
     }
 
-    /// How long nothing is listened to after something was heard.
+    /// Returns the time to ignore the source after a signal.
     fn hold_off(&self) -> Duration {
         match self {
             Self::Trigger(_) | Self::Events(_) | Self::Stream(_) => HOLD_OFF,
@@ -265,7 +274,7 @@ impl Listener {
     }
 }
 
-/// Waits until a limit was written to: for ever, where none is watched.
+/// Waits for a write to a limit. Never returns if no limit is watched.
 async fn written(limits: &mut Option<Limits>) -> Result<(), FileError> {
     match limits {
         Some(limits) => limits.written().await,
@@ -292,7 +301,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// `file`, the one at `path`, registered with the runtime.
+/// Registers `file`, which was opened at `path`, with the runtime.
 #[expect(
     deprecated,
     reason = "its successor is unsafe, for types whose descriptor may change; those of a File or a borrowed one do not"
@@ -305,7 +314,7 @@ fn registered<T: AsFd + AsRawFd>(
     AsyncFd::with_interest(file, interest).map_err(FileError::new("wait for", path))
 }
 
-/// The beginning of a file that the kernel makes up anew for each read from its start.
+/// Reads the beginning of a file that the kernel generates for each read from offset 0.
 fn read_again(file: &File, path: &Path) -> Result<String, FileError> {
     // Both kinds of file read here are shorter than 200 bytes.
     let mut buffer = [0; 512];
@@ -314,7 +323,7 @@ fn read_again(file: &File, path: &Path) -> Result<String, FileError> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-/// `call`, again as often as a signal interrupts it.
+/// Repeats `call` until no signal interrupts it.
 fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -344,7 +353,7 @@ mod tests {
     use super::super::fixture::{Journal, MACHINE, Tree, V2_OWN, v1, v2};
     use super::*;
 
-    /// Only bounds a failure.
+    /// Timeout that only a failing test reaches.
     const BOUND: Duration = Duration::from_secs(20);
     const PRESSURE: &str = "proc/pressure/memory";
 
@@ -367,7 +376,8 @@ mod tests {
         timeout(BOUND, source.next()).await.expect(step);
     }
 
-    /// Puts the machine's own pressure file at `path`; `false`, and told, where no trigger can be armed on it.
+    /// Links the machine's own pressure file at `path`. Prints a message and returns `false` where
+    /// no trigger can be armed on it.
     #[expect(clippy::print_stderr, reason = "a skip is printed by name")]
     fn real_pressure(tree: &Tree, path: &str, test: &str) -> bool {
         let real = Path::new("/proc/pressure/memory");
@@ -450,11 +460,11 @@ mod tests {
         let mut source = Source::open(tree.root(), Environment::default());
         let own = tree.path(&own);
         assert_eq!(source.to_string(), format!("the control group's trigger {}", own.display()));
-        // The payload of systemd is written as it is, and the kernel takes it.
+        // systemd's payload is written unchanged, and the kernel accepts it.
         let wish = environment(&format!("/{PRESSURE}"), Some(b"some 200000 2000000\0"));
         let systemd = Source::open(tree.root(), wish);
         assert_eq!(systemd.to_string(), format!("systemd's trigger {}", machine.display()));
-        // That the machine is under pressure now is possible, but a failed trigger is not.
+        // The machine may really be under pressure now, but the trigger must not have failed.
         let (journal, _guard) = Journal::record();
         tokio::select! {
             biased;
@@ -472,7 +482,8 @@ mod tests {
         if !real_pressure(&tree, PRESSURE, "a real trigger that dies") {
             return;
         }
-        // Without anything written to it, the kernel reports on the file as if its group were gone.
+        // Without a written trigger, the kernel reports an error on the file, as if its group were
+        // gone.
         let mut source = Source::open(tree.root(), environment(&path, None));
         assert!(source.to_string().starts_with("systemd's trigger "), "{source}");
         fs::remove_file(tree.path(PRESSURE)).unwrap();
@@ -492,7 +503,7 @@ mod tests {
         let mut written = [0; 11];
         OpenOptions::new().read(true).open(&path).unwrap().read_exact(&mut written).unwrap();
         assert_eq!(&written, payload);
-        // Who writes may come and go.
+        // A writer may close the FIFO, and another one may open it.
         for _ in 0..2 {
             writer(&path).write_all(b"x").unwrap();
             signal(&mut source, "a byte in the FIFO").await;
@@ -514,7 +525,7 @@ mod tests {
                 signal(&mut source, &limit).await;
             }
         }
-        // A group above is limited later than it is made.
+        // A group above gets its limit later than the service starts.
         let tree = v2();
         let above = "sys/fs/cgroup/system.slice/memory.max";
         tree.write(above, "max");
@@ -594,7 +605,7 @@ mod tests {
             (wish(&format!("/sys/../{file}")), "not an absolute path"),
             (wish(""), "not an absolute path"),
             (wish("/sys/fs/cgroup"), "no pressure file, FIFO or socket"),
-            // It is in the right place, but not the kernel's.
+            // The path is right, but the file is not the kernel's.
             (wish(&own), "no pressure file, FIFO or socket"),
             (not_base64, "$MEMORY_PRESSURE_WRITE is not base64"),
         ] {
@@ -635,7 +646,7 @@ mod tests {
         let mut source = Source::open(tree.root(), environment("/pressure", None));
         let (mut storm, written) = (writer(&path), Arc::new(AtomicU64::new(0)));
         let counter = Arc::clone(&written);
-        // Ends when the source is dropped, and with it the last reader of the FIFO.
+        // The thread ends when the source is dropped, because it is the last reader of the FIFO.
         let storm = thread::spawn(move || {
             while storm.write_all(b"x").is_ok() {
                 counter.fetch_add(1, Ordering::Relaxed);
@@ -650,7 +661,8 @@ mod tests {
         let (waited, parked) = (before.elapsed(), metrics.worker_park_count(0) - parked);
         drop(source);
         storm.join().unwrap();
-        // Not in terms of HOLD_OFF, which would be right with any value.
+        // The bound is not computed from HOLD_OFF, because the assertion would then hold for any
+        // value of it.
         assert!(waited >= Duration::from_millis(500) * SIGNALS, "{waited:?}");
         assert!(parked <= u64::from(SIGNALS) * 10, "{parked}");
         let written = written.load(Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! The events at the limits of a control group: anybody who may read them is woken when they change.
+//! Waits for events at the limits of a control group. Every process that may read the file can wait
+//! for them.
 //!
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files>
 
@@ -15,19 +16,22 @@ use super::{SourceError, read_again, registered};
 use crate::files::FileError;
 use crate::memory::sample::Events;
 
-/// How often the file is read although it told of no change: the kernel does not tell when its group is removed.
+/// Interval at which the file is read without an event: the kernel sends none when the group is
+/// removed.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// How the file tells of a change: as of an error, too.
+/// Readiness that signals a change. The kernel reports it as an error condition, too.
 const CHANGE: Interest = Interest::PRIORITY.add(Interest::ERROR);
 
-/// A `memory.events` file and what it said last.
+/// A `memory.events` file and its last content.
 #[derive(Debug)]
 pub(super) struct EventCounts {
     path: PathBuf,
-    /// Stays registered: to register is an allocation of the kernel, for which a group over its limit waits. A storm
-    /// wakes the runtime a hundred times a second at most, as often as the kernel tells of changes
-    /// (<https://github.com/torvalds/linux/blob/v6.1/kernel/cgroup/cgroup.c>, `CGROUP_FILE_NOTIFY_MIN_INTV`).
+    /// Stays registered, because registering allocates kernel memory, for which a group over its
+    /// limit is throttled. A storm of events wakes the runtime at most a hundred times a second,
+    /// because the kernel limits its notifications
+    /// (<https://github.com/torvalds/linux/blob/v6.1/kernel/cgroup/cgroup.c>,
+    /// `CGROUP_FILE_NOTIFY_MIN_INTV`).
     changes: AsyncFd<File>,
     seen: Events,
 }
@@ -40,13 +44,13 @@ impl EventCounts {
         Ok(Self { path, changes, seen })
     }
 
-    /// Waits for a change; whether a count has changed. May be cancelled at any time.
+    /// Waits for an event and returns whether a count has changed. May be cancelled at any time.
     pub(super) async fn heard(&mut self) -> Result<bool, SourceError> {
-        // That the group is gone is seen when the file is read.
+        // Ignore the timeout: if the group is gone, the read below fails.
         if let Ok(ready) = timeout(LOOK, self.changes.ready(CHANGE)).await {
             ready.map_err(FileError::new("wait for events of", &self.path))?.clear_ready();
         }
-        // Without reading, it would tell of the same change for ever.
+        // Reading the file also resets the event. Without it, the next wait would return at once.
         let now = read(self.changes.get_ref(), &self.path)?;
         let changed = now != self.seen;
         self.seen = now;

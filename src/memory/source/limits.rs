@@ -1,6 +1,7 @@
-//! Writes to the limits of the control groups. Of a limit that was lowered the kernel tells nothing until the group
-//! allocates again, and an idle one does not: the files themselves are watched, which inotify(7) does for what processes
-//! write to them.
+//! Watches writes to the limits of the control groups.
+//!
+//! The kernel does not signal a lowered limit until the group allocates again, and an idle group
+//! does not allocate. So inotify(7) watches the files themselves; it reports writes by processes.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,16 +17,18 @@ use super::registered;
 use crate::files::FileError;
 use crate::memory::cgroup::Hierarchy;
 
-/// The limits of a group and of all that hold it, watched for as long as this is held.
+/// Watch on the limits of a group and its ancestors; dropping it ends the watch.
 #[derive(Debug)]
 pub(super) struct Limits {
     group: PathBuf,
-    /// Stays registered: to register is an allocation of the kernel, which a group over its limit waits for.
+    /// Stays registered, because registering allocates kernel memory, for which a group over its
+    /// limit is throttled.
     writes: AsyncFd<File>,
 }
 
 impl Limits {
-    /// Watches those that are there: the controller may be off in groups above.
+    /// Watches the existing limit files. Files may be absent, because groups above can lack the
+    /// controller.
     pub(super) fn watch(memory: &Hierarchy) -> Result<Self, FileError> {
         let group = memory.own().to_owned();
         let failed = |path: &Path, errno: Errno| FileError::new("watch", path)(errno.into());
@@ -41,9 +44,10 @@ impl Limits {
         Ok(Self { group, writes })
     }
 
-    /// Waits until a process has written to one of them. May be cancelled at any time.
+    /// Waits until a process writes to one of the limits. May be cancelled at any time.
     pub(super) async fn written(&mut self) -> Result<(), FileError> {
-        // Which one is no matter: all are read for a sample. What does not fit is read by the next call.
+        // The event's file does not matter, because a sample reads all limits. Events beyond the
+        // buffer wake the next call.
         let mut events = [0; 1024];
         let read = self.writes.async_io_mut(Interest::READABLE, |file| file.read(&mut events));
         read.await.map(drop).map_err(FileError::new("read writes to the limits of", &self.group))

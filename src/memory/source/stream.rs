@@ -1,5 +1,6 @@
-//! A FIFO or a Unix socket through which somebody tells of pressure, byte by byte: for tests of a whole system, and
-//! for managers that know more than the kernel.
+//! Receives signals of pressure as bytes through a FIFO or a Unix socket.
+//!
+//! This serves tests of a whole system, and service managers that know more than the kernel.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -15,28 +16,30 @@ use tokio::net::UnixStream;
 use super::{SourceError, registered, uninterrupted};
 use crate::files::FileError;
 
-/// What is discarded with one signal, at most: all that a FIFO holds by default. What is left gives the next one.
+/// Bytes discarded per signal at most: the default capacity of a FIFO. Remaining bytes cause the
+/// next signal.
 const DISCARDED: usize = 64 << 10;
 
-/// A stream of bytes without meaning, each of which says "pressure".
+/// Stream of bytes, each of which signals pressure. Their values have no meaning.
 #[derive(Debug)]
 pub(super) struct Stream {
     path: PathBuf,
     kind: &'static str,
     payload: Vec<u8>,
-    /// `None` until the socket is connected, which may have to be waited for.
+    /// `None` until the socket is connected, which may take time.
     file: Option<File>,
 }
 
 impl Stream {
-    /// A FIFO, open for writing too: so it does not end when who writes leaves, and comes again.
+    /// Opens a FIFO. It is opened for writing, too, so that the stream does not end when the writer
+    /// closes it; another writer may open it later.
     pub(super) fn fifo(path: &Path, payload: &[u8]) -> Result<Self, SourceError> {
         let open = |write| {
             let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
             OpenOptions::new().read(true).write(write).custom_flags(flags.bits()).open(path)
         };
         let file = match open(true) {
-            // Who may only read it hears of the end, too.
+            // Without write permission, the stream ends when the last writer closes the FIFO.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && payload.is_empty() => {
                 open(false)
             }
@@ -47,20 +50,20 @@ impl Stream {
         Ok(Self { path: path.to_owned(), kind: "FIFO", payload: Vec::new(), file: Some(file) })
     }
 
-    /// A socket, to be connected when it is first waited for.
+    /// Creates a stream from a socket that is connected by the first wait.
     pub(super) fn socket(path: &Path, payload: Vec<u8>) -> Self {
         Self { path: path.to_owned(), kind: "socket", payload, file: None }
     }
 
-    /// Waits for bytes and discards them.
+    /// Waits for bytes and discards them. Returns whether there were any.
     pub(super) async fn heard(&mut self) -> Result<bool, SourceError> {
         let Self { path, payload, file, .. } = self;
         let file = match file {
             Some(file) => file,
             unconnected => unconnected.insert(connect(path, payload).await?),
         };
-        // Registered for the wait only: while this is held off, a storm does not wake the runtime. Nothing is lost, as
-        // the bytes stay where they are.
+        // Register for the wait only, so that a storm of bytes does not wake the runtime during the
+        // hold-off time. No signal is lost, because the bytes stay in the FIFO or socket.
         let registered = registered(file.as_fd(), Interest::READABLE, path)?;
         let ready = registered.readable().await.map(|mut ready| ready.retain_ready());
         drop(registered);
@@ -94,13 +97,13 @@ enum Discarded {
     End,
 }
 
-/// Reads what is there, up to [`DISCARDED`] bytes.
+/// Discards the available bytes, up to [`DISCARDED`].
 fn discard(file: &mut File) -> io::Result<Discarded> {
     let mut buffer = [0; 4096];
     let mut discarded = Discarded::Nothing;
     for _ in 0..DISCARDED / buffer.len() {
         match uninterrupted(|| file.read(&mut buffer)) {
-            // What was read before the end is heard first; the end is there at the next read, too.
+            // Report the bytes before the end of the stream. The next read finds the end again.
             Ok(0) if matches!(discarded, Discarded::Nothing) => return Ok(Discarded::End),
             Ok(0) => break,
             Ok(_) => discarded = Discarded::Some,

@@ -1,8 +1,8 @@
-//! What systemd asks for in the environment: <https://systemd.io/PRESSURE/>.
+//! Implements systemd's memory pressure protocol: <https://systemd.io/PRESSURE/>.
 //!
-//! Owns the rules for `$MEMORY_PRESSURE_WATCH` and `$MEMORY_PRESSURE_WRITE`. Whatever they name and does not belong to
-//! this process is refused, because children of a service inherit them: a shell of a desktop would be told of
-//! the pressure of its terminal.
+//! The module checks `$MEMORY_PRESSURE_WATCH` and `$MEMORY_PRESSURE_WRITE`. It rejects files that
+//! do not belong to this process, because children of a service inherit the variables: the shell of
+//! a desktop would receive the pressure of its terminal.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -20,36 +20,37 @@ use super::trigger::{self, Trigger};
 use crate::files::FileError;
 use crate::memory::cgroup::Groups;
 
-/// The value of `$MEMORY_PRESSURE_WATCH` that turns the protocol off.
+/// Value of `$MEMORY_PRESSURE_WATCH` that turns the protocol off.
 const OFF: &str = "/dev/null";
 
 /// The two variables of the protocol.
 ///
-/// They stay in the environment of this process, which starts no other that could take them for its own.
+/// They stay in the environment, because this process starts no other one that could take them for
+/// its own.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    /// `$MEMORY_PRESSURE_WATCH`: a pressure file, a FIFO or a Unix socket, by its absolute path.
+    /// `$MEMORY_PRESSURE_WATCH`: absolute path of a pressure file, a FIFO or a Unix socket.
     pub watch: Option<OsString>,
-    /// `$MEMORY_PRESSURE_WRITE`: in base64, what is written to it when it was opened.
+    /// `$MEMORY_PRESSURE_WRITE`: the bytes to write to it after opening, in base64.
     pub write: Option<OsString>,
 }
 
 impl Environment {
-    /// The variables of this process.
+    /// Returns the variables of this process.
     pub fn of_process() -> Self {
         let value = |name| std::env::var_os(name);
         Self { watch: value("MEMORY_PRESSURE_WATCH"), write: value("MEMORY_PRESSURE_WRITE") }
     }
 
-    /// Opens what is asked for; `groups` finds those of this process.
+    /// Opens the requested source; `groups` finds the groups of this process.
     pub(super) fn wish(
         &self,
         root: &Path,
         groups: impl FnOnce() -> Result<Groups, FileError>,
     ) -> Result<Wish, SourceError> {
         let Some(watch) = &self.watch else { return Ok(Wish::Nothing) };
-        // Off is off for the triggers of the machine and the group, too. The clock stays: it costs what a sample
-        // costs, and without it nothing would keep this process from its limit.
+        // Off also disables the triggers of the machine and the group. Polling stays: it costs only
+        // the samples, and without it the process would not notice that it reaches its limit.
         if watch == OFF {
             return Ok(Wish::Off);
         }
@@ -76,7 +77,7 @@ impl Environment {
     }
 }
 
-/// What the environment asks for.
+/// Source requested by the environment.
 #[derive(Debug)]
 pub(super) enum Wish {
     Nothing,
@@ -85,7 +86,7 @@ pub(super) enum Wish {
     Stream(Stream),
 }
 
-/// A wish that cannot be granted.
+/// Error of a requested source that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EnvironmentError {
     #[error(
@@ -100,7 +101,8 @@ pub(super) enum EnvironmentError {
     Kind(PathBuf),
 }
 
-/// Whether `path` is absolute and says nothing in a roundabout way, which could hide where it leads.
+/// Returns whether `path` is absolute and without empty, `.` and `..` components, which could hide
+/// its target.
 fn is_normal(path: &OsStr) -> bool {
     let mut parts = path.as_bytes().split(|byte| *byte == b'/');
     parts.next() == Some(b"")
@@ -108,7 +110,8 @@ fn is_normal(path: &OsStr) -> bool {
         && parts.all(|part| !matches!(part, b"" | b"." | b".."))
 }
 
-/// Arms a trigger on what must be the pressure file of the machine, of a group of this process or of one above it.
+/// Arms a trigger on a pressure file. The file must be that of the machine, of this process's group
+/// or of an ancestor.
 fn arm(path: &Path, payload: &[u8], groups: &Groups) -> Result<Trigger, SourceError> {
     let unified = groups.unified.as_ref();
     let is_own =
@@ -123,7 +126,7 @@ fn arm(path: &Path, payload: &[u8], groups: &Groups) -> Result<Trigger, SourceEr
         PROC_SUPER_MAGIC => {}
         CGROUP2_SUPER_MAGIC if is_own => {}
         CGROUP2_SUPER_MAGIC => return Err(foreign().into()),
-        // A write into any other file would change it.
+        // The payload must not be written: it would change a file that is not a pressure file.
         _ => return Err(EnvironmentError::Kind(path.to_owned()).into()),
     }
     Trigger::arm(file, path, "systemd's trigger", payload)

@@ -1,4 +1,5 @@
-//! A trigger on a pressure file: the kernel wakes whoever waits when tasks have lost enough time in a window.
+//! Arms a trigger on a pressure file. The kernel wakes the waiting process when tasks have stalled
+//! for long enough in a window.
 //!
 //! <https://docs.kernel.org/accounting/psi.html#monitoring-for-pressure-thresholds>
 
@@ -16,24 +17,26 @@ use super::{SourceError, read_again, registered};
 use crate::files::FileError;
 use crate::memory::psi::Psi;
 
-/// How long tasks must have waited for memory within a window. systemd's default of 200 ms is meant for giving up
-/// caches; what is given up here takes longer, so it begins earlier.
+/// Stall time within a window that fires the trigger. systemd's default of 200 ms is meant for
+/// releasing caches. Evicting a model takes longer, so the daemon starts earlier.
 const THRESHOLD_US: u64 = 150_000;
 
-/// The only windows that the kernel gives to processes without CAP_SYS_RESOURCE are multiples of two seconds.
+/// Window of the trigger. Without CAP_SYS_RESOURCE, the kernel accepts only multiples of two
+/// seconds.
 const WINDOW_US: u64 = 2_000_000;
 
-/// A trigger that is armed for as long as it is held.
+/// Trigger that stays armed until it is dropped.
 #[derive(Debug)]
 pub(super) struct Trigger {
     name: &'static str,
-    /// Stays registered: asking whether it has fired is what resets it, and registering asks.
+    /// Stays registered, because polling the file resets the trigger, and registering polls it.
     armed: AsyncFd<File>,
     stall: Stall,
 }
 
 impl Trigger {
-    /// Arms a trigger of `payload`, as the kernel takes it, on the pressure file at `path`, [`open`].
+    /// Arms a trigger with `payload`, in the format of the kernel, on the pressure file at `path`,
+    /// opened by [`open`].
     pub(super) fn arm(
         mut file: File,
         path: &Path,
@@ -42,12 +45,13 @@ impl Trigger {
     ) -> Result<Self, SourceError> {
         let stall = Stall::until_now(path, threshold(payload))?;
         file.write_all(payload).map_err(FileError::new("arm a trigger on", path))?;
-        // The kernel reports on a file without a trigger that it has failed: written before, not after.
+        // Write the payload first: the kernel reports an error condition on a file without a
+        // trigger.
         let armed = registered(file, Interest::PRIORITY | Interest::ERROR, path)?;
         Ok(Self { name, armed, stall })
     }
 
-    /// Waits for an event; whether it is one of pressure.
+    /// Waits for an event and returns whether it means pressure.
     pub(super) async fn heard(&mut self) -> Result<bool, SourceError> {
         let path = &self.stall.path;
         let mut ready = (self.armed.ready(Interest::PRIORITY | Interest::ERROR).await)
@@ -67,7 +71,8 @@ impl fmt::Display for Trigger {
     }
 }
 
-/// Opens what may be a pressure file; for reading alone it can be looked at, but no trigger be armed.
+/// Opens a file that may be a pressure file. A trigger can be armed only if it is opened for
+/// writing.
 pub(super) fn open(path: &Path, write: bool) -> Result<File, FileError> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     let mut options = OpenOptions::new();
@@ -75,29 +80,30 @@ pub(super) fn open(path: &Path, write: bool) -> Result<File, FileError> {
     options.open(path).map_err(FileError::new("open", path))
 }
 
-/// What is written to arm a trigger without systemd.
+/// Returns the payload of a trigger that systemd did not configure.
 ///
-/// The kernel cuts the last byte off as if it always were the end of a C string: without one, a window of 2 s would
-/// become one of 200 ms.
+/// The kernel always cuts off the last byte, as if it were the end of a C string. Without the NUL
+/// byte, a window of 2 s would become one of 200 ms.
 pub(super) fn default_payload() -> String {
     format!("some {THRESHOLD_US} {WINDOW_US}\0")
 }
 
-/// The threshold of a payload, in microseconds; of one that is not understood, the least there is.
+/// Returns the threshold of a payload in microseconds, or 1 if the payload cannot be parsed.
 fn threshold(payload: &[u8]) -> u64 {
     let text = String::from_utf8_lossy(payload);
     text.split_ascii_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(1)
 }
 
-/// Time lost since the trigger was armed.
+/// Stall time since the trigger was armed.
 ///
-/// The kernel measures the first window of an unprivileged trigger from the start of the machine, so that its first
-/// event comes with the first stall, however short. An event counts when since arming at least the threshold was lost;
-/// after the first that does, all do. Counted is `some`, which is never less than `full`.
+/// The kernel starts the first window of an unprivileged trigger at the boot of the machine, so its
+/// first event comes with the first stall, however short. An event therefore counts only when the
+/// stall time since arming reaches the threshold; all events after that count. The counter is
+/// `some`, which is never less than `full`.
 #[derive(Debug)]
 struct Stall {
     path: PathBuf,
-    /// Not the handle that is waited for: systemd's protocol forbids to read from that.
+    /// Separate handle, because systemd's protocol forbids reading from the one that is polled.
     file: File,
     at_arming: u64,
     threshold: u64,
