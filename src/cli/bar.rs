@@ -1,8 +1,10 @@
-//! Bars of characters: how much of something is used, readable without colour and without Unicode.
+//! Bars of characters that show how much of something is used, readable without colour and without
+//! Unicode.
 
 use std::env;
 
-/// `[####----]`, `width` characters in all; anything above nothing shows, and only all of it fills the bar.
+/// Returns a bar such as `[####----]`, `width` characters in all. Any share above zero shows at
+/// least one mark, and only a full share fills the bar.
 pub(super) fn bar(share: f64, width: usize, unicode: bool) -> String {
     let (full, free) = if unicode { ('█', '░') } else { ('#', '-') };
     let inner = width.saturating_sub(2);
@@ -20,12 +22,13 @@ pub(super) fn bar(share: f64, width: usize, unicode: bool) -> String {
     format!("[{inner}]")
 }
 
-/// The part of `whole` that `used` is; all of it when there is no whole.
+/// Returns the part of `whole` that `used` is; 1 if `whole` is 0.
 pub(super) fn share(used: u64, whole: u64) -> f64 {
     if whole == 0 { 1.0 } else { used as f64 / whole as f64 }
 }
 
-/// Whether the locale is one of UTF-8: the first of these that is set says so, as for the C library.
+/// Returns whether the locale uses UTF-8. The first of these variables that is set decides, as in
+/// the C library.
 pub(super) fn speaks_unicode() -> bool {
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()

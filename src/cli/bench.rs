@@ -1,7 +1,7 @@
-//! `caxton bench`: how fast a model is on this machine, without a daemon.
+//! `caxton bench`: measures the speed of a model on this machine, without a daemon.
 //!
-//! Owns the question and the answer: which model, which texts, what is reported and how. The clock
-//! is in [`measure`].
+//! This module chooses the model and the texts, and prints the report. The measurements are in
+//! [`measure`].
 
 mod measure;
 
@@ -34,7 +34,8 @@ use measure::{Length, Throughput};
 
 /// Name of the tensor of `--output`, as in the golden files of the tests.
 const TENSOR: &str = "embedding";
-/// Single texts are timed at most this long, however long `--seconds` is, or until there are enough of them.
+/// Time for which single texts are measured, unless `--seconds` is shorter. Measuring continues
+/// after it until there are enough samples.
 const LATENCY_TIME: Duration = Duration::from_secs(2);
 
 /// What is measured, and how.
@@ -69,7 +70,7 @@ pub(super) struct Bench {
     output: Option<PathBuf>,
 }
 
-/// What `--precision` may be.
+/// Returns the parser of `--precision`.
 fn precisions() -> impl TypedValueParser<Value = Precision> {
     let values = Precision::ALL.map(|precision| {
         PossibleValue::new(precision.name()).help(match precision {
@@ -84,48 +85,48 @@ fn precisions() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(values).try_map(|name| name.parse::<Precision>())
 }
 
-/// Why the texts cannot be embedded.
+/// Reason why the texts cannot be embedded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InputError {
-    /// A line is not what it should be.
+    /// A line is not a JSON string.
     #[error("line {line} of {} is not a JSON string", path.display())]
     Line {
         /// The file.
         path: PathBuf,
-        /// Counted from 1.
+        /// Line number from 1.
         line: usize,
-        /// What is wrong with it.
+        /// Error of the JSON parser.
         source: BoxError,
     },
-    /// There is nothing to measure with.
+    /// The file holds no text.
     #[error("{} holds no text; give one JSON string a line", .0.display())]
     Empty(PathBuf),
 }
 
-/// What `--json` prints.
+/// Output of `--json`.
 #[derive(Debug, Serialize)]
 struct Report {
     texts_per_second: f64,
     tokens_per_second: f64,
-    /// What single texts take; not measured by `--rounds`.
+    /// Times of single texts; not measured with `--rounds`.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     single: Option<Single>,
-    /// Reading the model's files from the store with their digests, and loading them.
+    /// Time to read the model's files from the store, check their digests, and load the model.
     load_ms: f64,
-    /// From the first instruction of `main` to the vector of the first text. The kernel tells the
-    /// start of a process in hundredths of a second, too coarse to count from.
+    /// Time from the first instruction of `main` to the vector of the first text. The kernel
+    /// reports the start of a process in hundredths of a second, which is too coarse.
     first_vector_ms: f64,
-    /// Of the whole process: VmHWM.
+    /// Peak of the whole process: VmHWM.
     peak_rss_bytes: u64,
     precision: &'static str,
     isa: &'static str,
-    /// Operations of the model's matrix products in a second, of the most that the processors do with
-    /// the best instruction and all operands in registers; not measured by `--rounds`.
+    /// Rate of the operations in matrix products, divided by the rate that the processors reach
+    /// with the best instruction and all operands in registers. Not measured with `--rounds`.
     #[serde(skip_serializing_if = "Option::is_none")]
     matrix_peak_fraction: Option<f64>,
 }
 
-/// How long one text alone takes.
+/// Times of one text alone.
 #[derive(Debug, Serialize)]
 struct Single {
     p50_ms: f64,
@@ -146,7 +147,7 @@ fn milliseconds(time: Duration) -> f64 {
 }
 
 impl Bench {
-    /// `started` is when the program did.
+    /// Runs the benchmark. `started` is the time at which the program started.
     pub(super) fn run(self, connection: &Connection, started: Instant) -> anyhow::Result<Exit> {
         let texts = read_texts(&self.input)?;
         let settings = connection.settings()?;
@@ -164,7 +165,7 @@ impl Bench {
             Length::Time(time) => Some(Single::measure(&model, &texts, time.min(LATENCY_TIME))?),
             Length::Rounds(_) => None,
         };
-        // Before the vectors are laid out as a file.
+        // Read the peak before the vectors are copied into a file, so that the copy does not count.
         let peak_rss_bytes = peak_rss()?;
         let peak = match length {
             Length::Time(_) => {
@@ -196,7 +197,8 @@ impl Bench {
         Ok(Exit::Ok)
     }
 
-    /// The model, how long it took to load, and when after `started` it had the vector of `text`.
+    /// Loads the model. Returns it, the time of the load, and the time from `started` to the vector
+    /// of `text`.
     fn load(
         &self,
         settings: &Settings,
@@ -204,7 +206,7 @@ impl Bench {
         text: &str,
         started: Instant,
     ) -> anyhow::Result<(Loaded, Duration, Duration)> {
-        // Kept while the store in it is read.
+        // These two keep the store alive while it is read.
         let scratch;
         let installed;
         let (store, key): (&Store, Key) = if self.model.is_dir() {
@@ -272,9 +274,9 @@ impl Report {
     }
 }
 
-/// The texts of `path`, in order; at least one.
+/// Reads the texts of `path` in order; there is at least one.
 fn read_texts(path: &Path) -> anyhow::Result<Vec<String>> {
-    // Not only a regular file: a pipe of texts is as good.
+    // Not only regular files are accepted, so that the texts may come from a pipe.
     let file = File::open(path).map_err(FileError::new("open", path))?;
     let mut texts = Vec::new();
     for (line, text) in (1..).zip(BufReader::new(file).split(b'\n')) {
@@ -302,8 +304,8 @@ fn write_vectors(path: &Path, throughput: &Throughput, texts: usize) -> anyhow::
     output.keep()
 }
 
-/// The most memory that this process has had, from the kernel.
-/// <https://www.kernel.org/doc/html/v6.12/filesystems/proc.html>
+/// Returns the peak memory of this process, from the kernel:
+/// <https://www.kernel.org/doc/html/v6.12/filesystems/proc.html>.
 fn peak_rss() -> anyhow::Result<u64> {
     const STATUS: &str = "/proc/self/status";
     let status = std::fs::read_to_string(STATUS).map_err(FileError::new("read", STATUS))?;

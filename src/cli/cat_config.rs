@@ -1,6 +1,7 @@
-//! `caxton cat-config`: what the files say, every value with where it was written, without a daemon.
+//! `caxton cat-config`: prints every value of the configuration files with its origin, without a
+//! daemon.
 //!
-//! What is printed is a file of the configuration itself: checked, it gives the same settings.
+//! The output is itself a configuration file that gives the same settings.
 
 use std::io::Write;
 
@@ -56,7 +57,7 @@ fn text(Explained { values, found, .. }: &Explained) -> String {
             Fate::Empty => format!("{path}: empty, masks what it replaces"),
             Fate::ReplacedBy(by) => format!("{path}: not read, replaced by {}", by.display()),
         };
-        // A path may have any character, and a line of its own would be read as a key.
+        // A path may hold a line break, and the rest of it would be read as a key.
         text.push_str(&format!("# {}\n", line.replace(char::is_control, "?")));
     }
     if found.is_empty() {

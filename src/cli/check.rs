@@ -1,4 +1,5 @@
-//! `caxton check`: the configuration's problems, all at once, without a daemon; and what it would change.
+//! `caxton check`: lists all problems of the configuration, and its changes, without starting a
+//! daemon.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -77,7 +78,8 @@ impl Check {
         Ok(())
     }
 
-    /// What the daemon has in force; `None` when none runs or nobody wants to know.
+    /// Fetches the values that apply in the running daemon; `None` when no daemon runs, or with
+    /// `--defaults`.
     async fn daemon(
         &self,
         connection: &Connection,
@@ -100,7 +102,8 @@ impl Check {
     }
 }
 
-/// One line for each key whose value differs. A model or alias that only one side names has the defaults on the other.
+/// Returns one line for each key whose value differs. If only one side has a model or alias, it is
+/// compared with the defaults.
 fn differences(old: &[Value], new: &[Value]) -> Vec<String> {
     let by_key = |values: &'_ [Value]| {
         let pairs = values.iter().map(|value| (value.key.clone(), value.value.clone()));
@@ -118,7 +121,7 @@ fn differences(old: &[Value], new: &[Value]) -> Vec<String> {
     changed.chain(gone).collect()
 }
 
-/// `embedding.queue_size: 1000 → 9 (/etc/caxton/conf.d/50-site.yaml:2:15)`
+/// Formats a difference: `embedding.queue_size: 1000 → 9 (/etc/caxton/conf.d/50-site.yaml:2:15)`.
 fn line(Value { key, restart, file, line, column, .. }: &Value, old: &str, new: &str) -> String {
     let origin = match (file, line, column) {
         (Some(file), Some(line), Some(column)) => format!("{file}:{line}:{column}"),

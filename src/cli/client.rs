@@ -1,4 +1,4 @@
-//! HTTP over the Unix socket, and nothing else: this is the only way in which the command line talks to anything.
+//! HTTP client over the Unix socket of the daemon. The command line uses no other connection.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,50 +19,51 @@ use tokio::task::JoinSet;
 
 use crate::api::wire::{ErrorBody, ErrorResponse};
 
-/// Answers are read into memory; the largest is that of 2,048 vectors of 65,536 numbers as text.
+/// Largest answer, since answers are read into memory: that of 2,048 vectors of 65,536 numbers as
+/// text.
 const MAX_ANSWER: usize = 4 << 30;
 
-/// Why there is no answer.
+/// Error of a request to the daemon.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    /// Nothing listens there.
+    /// Cannot connect to the socket.
     #[error("cannot connect to {}; is caxtond running, and are you in the socket's group?", path.display())]
     Unreachable {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// Cause of the failure.
         source: io::Error,
     },
-    /// The daemon said no.
+    /// The daemon rejected the request.
     #[error("{}", .body.message)]
     Refused {
-        /// The status of its answer.
+        /// HTTP status of the answer.
         status: StatusCode,
-        /// What it said.
+        /// Error in the answer.
         body: ErrorBody,
     },
-    /// The connection broke or carried something else.
+    /// The connection broke, or the answer is not one of a daemon.
     #[error("the conversation with the daemon failed")]
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl ClientError {
-    /// Whether no daemon runs, as opposed to one that says no.
+    /// Returns whether no daemon is running; false when a daemon rejected the request.
     pub(super) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { source, .. }
             if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
     }
 }
 
-/// What came back is not what a daemon sends.
+/// Returns the error for an answer that is not one of a daemon.
 pub(super) fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
     ClientError::Broken(error.into())
 }
 
-/// A connection to the daemon.
+/// Connection to the daemon.
 pub(super) struct Client {
     sender: http1::SendRequest<Body>,
-    /// Moves the bytes; ends with the client.
+    /// Task that moves the bytes; ends with the client.
     _connection: JoinSet<()>,
 }
 
@@ -75,19 +76,19 @@ impl Client {
         Self::over(stream).await
     }
 
-    /// The client of a stream that is connected already.
+    /// Creates a client over a connected stream.
     async fn over(stream: UnixStream) -> Result<Self, ClientError> {
         let (sender, connection) =
             http1::handshake(TokioIo::new(Patient(stream))).await.map_err(broken)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            // The sender sees the same failure.
+            // The sender reports the same failure.
             drop(connection.await);
         });
         Ok(Self { sender, _connection: tasks })
     }
 
-    /// Sends a request; an answer that is no success is an error.
+    /// Sends a request. An answer without a success status is an error.
     pub(super) async fn send(
         &mut self,
         request: axum::http::request::Builder,
@@ -105,12 +106,12 @@ impl Client {
         Err(ClientError::Refused { status, body: error })
     }
 
-    /// `GET path`, answered in JSON.
+    /// Sends `GET path` and parses the JSON answer.
     pub(super) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
         self.call(Method::GET, path, Body::empty()).await
     }
 
-    /// `method path` with `body`, answered in JSON.
+    /// Sends `method path` with `body` and parses the JSON answer.
     pub(super) async fn call<T: DeserializeOwned>(
         &mut self,
         method: Method,
@@ -121,7 +122,7 @@ impl Client {
         serde_json::from_slice(&collect(response).await?).map_err(broken)
     }
 
-    /// `POST path` with `body` in JSON, answered in JSON.
+    /// Sends `POST path` with `body` as JSON and parses the JSON answer.
     pub(super) async fn post<T: DeserializeOwned>(
         &mut self,
         path: &str,
@@ -130,7 +131,7 @@ impl Client {
         self.send_json(Method::POST, path, body).await
     }
 
-    /// `method path` with `body` in JSON, answered in JSON.
+    /// Sends `method path` with `body` as JSON and parses the JSON answer.
     pub(super) async fn send_json<T: DeserializeOwned>(
         &mut self,
         method: Method,
@@ -142,8 +143,9 @@ impl Client {
     }
 }
 
-/// A stream on which sending goes on when the daemon has left: one that refuses an upload answers and closes, and
-/// the answer is still there to be read, which hyper does not do after a failed write.
+/// A stream whose writes succeed even if the daemon has closed the connection. A daemon that
+/// rejects an upload answers and closes at once. The answer can still be read, but hyper does not
+/// read it after a failed write.
 struct Patient(UnixStream);
 
 impl AsyncRead for Patient {
@@ -179,14 +181,14 @@ impl AsyncWrite for Patient {
     }
 }
 
-/// The whole body of an answer.
+/// Reads the whole body of an answer.
 pub(super) async fn collect(response: Response<Incoming>) -> Result<Bytes, ClientError> {
     let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER);
     Ok(body.collect().await.map_err(broken)?.to_bytes())
 }
 
-/// `name` as one segment of a path: ids and versions need nothing but `@`, which a path may hold; everything else
-/// that a person may type is escaped.
+/// Encodes `name` as one segment of a path. Ids and versions need only `@` besides letters, digits,
+/// dots, dashes and underscores; all other bytes are escaped.
 pub(super) fn segment(name: &str) -> String {
     name.bytes()
         .map(|byte| match byte {

@@ -1,7 +1,8 @@
-//! `caxton demo`: the main job from start to end, in a temporary place that is cleaned up.
+//! `caxton demo`: shows embeddings from start to end, in a temporary directory that is removed
+//! afterwards.
 //!
-//! Starts this very program as a daemon, waits until it says that it is ready, embeds through its real socket, and
-//! stops it as systemd would.
+//! Starts this program as a daemon, waits until it reports that it is ready, sends texts through
+//! its real socket, and stops it like systemd does.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -23,7 +24,8 @@ use crate::exit::Exit;
 use crate::models::load::cosine;
 use crate::package::SUFFIX;
 
-/// Unpacking, verifying and trying the bundled model takes about a second; a slow disk gets this long.
+/// Longest time until the daemon is ready. Unpacking, verifying and testing the bundled model takes
+/// about a second, and longer on a slow disk.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 const SENTENCES: [&str; 12] = [
@@ -77,8 +79,8 @@ impl Demo {
     }
 }
 
-/// The directory of bundled packages: where a package installs it, or that of a source tree around the working
-/// directory or this program.
+/// Finds the directory of bundled packages: the one that a package installs, or that of a source
+/// tree around the working directory or this program.
 fn find_bundled(installed: &Path) -> anyhow::Result<PathBuf> {
     let here = std::env::current_dir().ok();
     let program = std::env::current_exe().ok();
@@ -118,7 +120,7 @@ impl Daemon {
                 "keys_directory": place.join("keys.d"),
             },
         });
-        // JSON is YAML.
+        // A JSON document is also a YAML document.
         fs::write(&config, text.to_string()).context("cannot write the configuration")?;
         let notify = place.join("notify");
         let ready = UnixDatagram::bind(&notify).context("cannot make the notification socket")?;
@@ -164,7 +166,7 @@ impl Daemon {
         anyhow::anyhow!("{what}; its log:\n{log}")
     }
 
-    /// Stops the daemon as systemd would, and waits for it.
+    /// Stops the daemon like systemd does, and waits for it.
     async fn stop(&mut self) -> anyhow::Result<()> {
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             kill(Pid::from_raw(pid), Signal::SIGTERM).context("cannot stop the daemon")?;

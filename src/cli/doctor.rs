@@ -1,8 +1,9 @@
-//! `caxton doctor`: what is right, what is not, and how to mend it.
+//! `caxton doctor`: reports faults of the installation, and how to repair them.
 //!
-//! Owns the order of the checks, what they look like, and the exit code. Facts are gathered in [`facts`] and judged in
-//! [`access`], [`contents`] and [`machine`], which are pure. It looks and asks; it changes nothing, starts no program,
-//! and needs neither a daemon nor systemd nor root: what cannot be seen is skipped, and says why.
+//! This module defines the order of the checks, their output and the exit code. Facts are gathered
+//! in [`facts`] and judged in [`access`], [`contents`] and [`machine`], which are pure. The doctor
+//! only reads: it does not change anything or start programs, and needs neither a daemon nor
+//! systemd nor root. Checks without access to their facts are skipped with the reason.
 
 mod access;
 mod contents;
@@ -32,17 +33,17 @@ pub(super) struct Doctor {
     json: bool,
 }
 
-/// What a check came to.
+/// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
-    /// It is as it should be.
+    /// The object is in order.
     Pass,
-    /// It works, but not as well as it could, or not for long.
+    /// The object works, but not as well as it could, or not for long.
     Warn,
-    /// Something does not work.
+    /// The object does not work.
     Fail,
-    /// It could not be looked at.
+    /// The object could not be examined.
     Skipped,
 }
 
@@ -59,14 +60,14 @@ impl Verdict {
     }
 }
 
-/// One thing that was looked at.
+/// A check and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Check {
     name: &'static str,
     verdict: Verdict,
-    /// What was found; for a skipped one, why nothing was.
+    /// Finding; for a skipped check, the reason.
     found: String,
-    /// What to do, most often a command; `None` when there is nothing to.
+    /// Repair, most often a command; `None` when there is nothing to repair.
     mend: Option<String>,
 }
 
@@ -87,18 +88,18 @@ impl Check {
         Self { name, verdict: Verdict::Skipped, found: why.into(), mend: None }
     }
 
-    /// A check for which the daemon would have to answer.
+    /// Returns a skipped check that needs an answer of the daemon.
     fn needs_daemon(name: &'static str) -> Self {
         Self::skipped(name, "the daemon does not answer")
     }
 }
 
-/// What `--json` prints.
+/// Output of `--json`.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// Of this program.
+    /// Version of this program.
     version: &'static str,
-    /// Whether nothing failed.
+    /// Whether no check failed.
     healthy: bool,
     checks: Vec<Check>,
 }
@@ -118,7 +119,8 @@ impl Doctor {
     }
 }
 
-/// Every check, in the order in which faults explain each other: what is wrong first is to be mended first.
+/// Runs all checks. A fault may be the cause of later ones, so the first fault must be repaired
+/// first.
 fn judge(facts: &Facts) -> Vec<Check> {
     let told = facts.told.as_ref().ok();
     let status = told.map(|told| &told.status);
@@ -153,7 +155,7 @@ fn judge(facts: &Facts) -> Vec<Check> {
     ]
 }
 
-/// A line for each check, a second one for what to do, and how many there are of each kind.
+/// Formats one line for each check, one more with its repair, and the count of each verdict.
 fn screen(checks: &[Check]) -> String {
     let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! `caxton embed`: texts in, vectors out.
+//! `caxton embed`: prints the vectors of texts.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -9,7 +9,8 @@ use super::{Connection, print_json, progress, tell, terminal};
 use crate::api::wire::{Embedding, EmbeddingsResponse, Vector};
 use crate::exit::Exit;
 
-/// Lines of standard input that go into one request: enough to keep the daemon busy, few enough to see progress.
+/// Lines of standard input that go into one request: enough to keep the daemon busy, few enough to
+/// show progress.
 const LINES: usize = 128;
 
 /// Print the vectors of texts.
@@ -37,7 +38,7 @@ impl Embed {
             }
             let lines: Result<Vec<String>, _> = io::stdin().lock().lines().collect();
             self.texts = lines.context("cannot read standard input")?;
-            // An empty line has no meaning to embed.
+            // The API rejects empty texts, so skip empty lines.
             self.texts.retain(|line| !line.is_empty());
         }
         let mut client = connection.connect().await?;

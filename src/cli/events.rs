@@ -1,4 +1,4 @@
-//! `caxton events`: what happens, a line each.
+//! `caxton events`: prints events, one line each.
 
 use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
@@ -15,7 +15,8 @@ use crate::exit::Exit;
 use crate::printable;
 use crate::units::Bytes;
 
-/// Longest line of an answer; the daemon's are under 64 KiB, but who answers may not be the daemon.
+/// Longest line of an answer. Those of the daemon are under 64 KiB, but another program may listen
+/// on the socket.
 const MAX_LINE: usize = 1 << 20;
 
 /// Show what happens to models, memory, packages and the configuration.
@@ -54,7 +55,7 @@ impl Events {
 
     fn print(&self, json: &str) -> anyhow::Result<()> {
         let event: Event = serde_json::from_str(json).map_err(broken)?;
-        // Somebody is waiting for it, be it at the other end of a pipe.
+        // Flush after each event, since the reader of a pipe waits for it.
         if self.json {
             let mut out = terminal::json();
             writeln!(out, "{json}")?;
@@ -67,12 +68,12 @@ impl Events {
     }
 }
 
-/// The lines of an answer that comes in pieces.
+/// Splitter of a streamed answer into lines.
 #[derive(Default)]
 struct Lines(Vec<u8>);
 
 impl Lines {
-    /// The lines that `data` ends.
+    /// Appends `data` and returns the lines that are complete.
     fn feed(&mut self, data: &[u8]) -> anyhow::Result<Vec<String>> {
         let mut lines = Vec::new();
         for piece in data.split_inclusive(|byte| *byte == b'\n') {
@@ -89,12 +90,12 @@ impl Lines {
     }
 }
 
-/// An event as a person reads it: when, what, which, why.
+/// Formats an event for a terminal: time, kind, model or file, reason.
 fn line(event: &Event) -> String {
     format!("{}  {}", when(event), what(event))
 }
 
-/// The time of an event in UTC, to the second.
+/// Formats the time of an event in UTC, to the second.
 fn when(event: &Event) -> String {
     match event.at.and_then(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at))) {
         Some(at) => humantime::format_rfc3339_seconds(at).to_string(),
@@ -102,7 +103,7 @@ fn when(event: &Event) -> String {
     }
 }
 
-/// What happened, in one line.
+/// Formats an event in one line, without its time.
 pub(super) fn what(event: &Event) -> String {
     let mut words = vec![event.kind.replace('_', " ")];
     words.extend(

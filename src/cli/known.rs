@@ -1,8 +1,8 @@
-//! `caxton model known`: the models whose names, prompts and licences are built in.
+//! `caxton model known`: lists the models whose names, prompts and licences are built in.
 
 use crate::package::known_models;
 
-/// Prints a table of them.
+/// Prints a table of the known models.
 pub(super) fn print() -> anyhow::Result<()> {
     let rows: Vec<Vec<String>> = known_models()
         .iter()

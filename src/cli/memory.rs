@@ -1,4 +1,4 @@
-//! `caxton memory`: what is used, what may be, and what is to leave.
+//! `caxton memory`: shows memory usage and limits, and loads and unloads models.
 
 use std::io::Write;
 use std::time::Duration;
@@ -186,8 +186,8 @@ impl Limit {
     }
 }
 
-/// The limit of which the greatest share is used: how many bytes are used of how many, and what says so; the machine's
-/// memory when there is none.
+/// Returns the limit of which the largest share is used: used bytes, limit in bytes, and its name.
+/// Without any limit, returns the machine's memory.
 pub(super) fn nearest_limit(status: &MemoryStatus) -> Option<(u64, u64, &str)> {
     let used = |limit: &MemoryLimit| share(limit.unreclaimable_bytes, limit.bytes);
     match status.limits.iter().max_by(|a, b| used(a).total_cmp(&used(b))) {

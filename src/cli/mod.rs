@@ -1,7 +1,8 @@
-//! The command line: what a person types becomes requests over the socket, or work on the store while no daemon runs.
+//! The command line: commands become requests over the socket, or work on the store while no daemon
+//! runs.
 //!
-//! Owns the terminal: answers on stdout, progress and errors on stderr, one line a cause. It opens no socket but the
-//! daemon's.
+//! Answers go to standard output, progress and errors to standard error, with one line for each
+//! cause. The only socket that is opened is the daemon's.
 
 mod bar;
 mod bench;
@@ -65,7 +66,7 @@ const EMBED_EXAMPLES: &str = "Examples:
   caxton embed 'The pump runs hot.'
   caxton embed --model bundled-mini --json < texts.txt";
 
-/// The heading of what may stand before and behind every command.
+/// Heading of the options that every command accepts.
 const GLOBAL: &str = "Global options";
 
 /// How to find the daemon, or its store while it does not run.
@@ -132,12 +133,13 @@ enum Command {
     Daemon,
 }
 
-/// The command line as clap sees it, for what is made of it: the manual and the completions.
+/// Returns the command line as clap sees it, from which the manual and the completions are
+/// generated.
 pub fn command() -> clap::Command {
     Arguments::command()
 }
 
-/// What runs the daemon with the configuration of a source.
+/// Function that runs the daemon with the configuration of a source.
 pub type RunDaemon = fn(Source) -> Exit;
 
 impl Connection {
@@ -158,7 +160,8 @@ impl Connection {
         }
         match self.settings() {
             Ok(settings) => Ok(settings.socket.path),
-            // The daemon goes on with the last good configuration, and now of all times people want to ask it.
+            // The daemon runs with the last good configuration then, and this is when its state
+            // matters most.
             Err(_) if self.config.is_none() => {
                 tell(
                     "caxton: the configuration is wrong, `caxton check` says how; trying the default socket",
@@ -174,7 +177,7 @@ impl Connection {
     }
 }
 
-/// Runs one command; the whole of `caxton`. `run_daemon` is for `caxton demo`, which needs no second program.
+/// Runs `caxton`. `run_daemon` is for `caxton demo`, so that it needs no second program.
 pub fn main(run_daemon: RunDaemon) -> ExitCode {
     let started = Instant::now();
     if let Some(code) = selftest::run_if_asked() {
@@ -183,7 +186,8 @@ pub fn main(run_daemon: RunDaemon) -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // The words of the command line are in it. A closed stdout or stderr leaves nobody to tell.
+            // The text repeats arguments of the command line, so that it must be escaped. An error
+            // of a closed stdout or stderr cannot be reported anywhere.
             let text = error.render().to_string();
             drop(match error.use_stderr() {
                 true => terminal::err().write_all(text.as_bytes()),
@@ -229,19 +233,19 @@ fn run(
     }
 }
 
-/// The causes of `error`, one a line.
+/// Formats the causes of `error`, one in each line.
 fn chain_lines(error: &anyhow::Error) -> String {
-    // An end of a line in a cause must not begin what looks like a line of ours.
+    // Indent line breaks within a cause, so that their text cannot look like a line of ours.
     let causes = error.chain().map(|cause| cause.to_string().replace('\n', "\n    "));
     Vec::from_iter(causes).join("\n  because ")
 }
 
-/// Writes a line to stderr; when that is closed nobody is there to be told.
+/// Writes a line to standard error; ignores errors, since they could not be reported.
 fn tell(line: &str) {
     drop(writeln!(terminal::err(), "{line}"));
 }
 
-/// Whether the reader of our output has left, as `head` does: no fault of anybody.
+/// Returns whether the reader of our output has closed it, as `head` does. This is not an error.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
@@ -329,17 +333,17 @@ fn exit_of_store(error: &StoreError) -> Exit {
     }
 }
 
-/// No such model is installed.
+/// Error: no such model is installed.
 #[derive(Debug, thiserror::Error)]
 #[error("\"{0}\" is not installed; `caxton model list` shows what is")]
 struct NotInstalled(String);
 
-/// Another process of this program has failed, and has said why.
+/// Another process of this program failed and has printed its error.
 #[derive(Debug, thiserror::Error)]
 #[error("failed, as was said")]
 struct Told(Exit);
 
-/// Writes JSON for programs: indented, one final newline.
+/// Prints indented JSON with a final newline.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     let mut out = BufWriter::new(terminal::json());
     serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
@@ -347,7 +351,7 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
-/// Writes rows under their headings, columns aligned, two spaces between them.
+/// Prints rows below their headings, in aligned columns with two spaces in between.
 fn print_table(headings: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let escape = |row: &Vec<String>| {
         Vec::from_iter(row.iter().map(|cell| printable::line(cell).into_owned()))
@@ -367,7 +371,7 @@ fn print_table(headings: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     Ok(())
 }
 
-/// The last component of `path` as text.
+/// Returns the last component of `path` as text.
 fn file_name(path: &Path) -> String {
     path.file_name()
         .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())

@@ -1,6 +1,7 @@
-//! `caxton model`: packages made, installed, verified, shown, removed, exported.
+//! `caxton model`: packs, installs, verifies, shows, removes and exports models.
 //!
-//! Through the daemon when one runs; otherwise on its store, which is locked meanwhile.
+//! The commands use the daemon when one runs. Otherwise they use its store, which is locked
+//! meanwhile.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -141,15 +142,15 @@ pub(super) struct Export {
     output: PathBuf,
 }
 
-/// Where installed models are reached.
+/// Access to the installed models.
 pub(super) enum Place {
     Daemon(Client),
     Store(Box<(Store, Settings)>),
 }
 
 impl Place {
-    /// Connects to the daemon, or opens its store when none runs. What only the caller may open is opened before: see
-    /// [`Place::store`].
+    /// Connects to the daemon, or opens its store when none runs. Files that only the caller may
+    /// open must be opened before; see [`Place::store`].
     pub(super) async fn open(connection: &Connection) -> anyhow::Result<Self> {
         match Self::daemon(connection).await? {
             Some(client) => Ok(Self::Daemon(client)),
@@ -157,17 +158,18 @@ impl Place {
         }
     }
 
-    /// Connects to the daemon; `None` when none runs, and its store is to be used.
+    /// Connects to the daemon. Returns `None` when no daemon runs, so that its store must be used.
     async fn daemon(connection: &Connection) -> anyhow::Result<Option<Client>> {
         match Client::connect(&connection.socket()?).await {
             Ok(client) => Ok(Some(client)),
-            // A socket that was named is meant.
+            // A missing daemon is an error if the caller named the socket.
             Err(error) if error.is_unreachable() && connection.socket.is_none() => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Opens the store of the daemon. Root becomes the owner of the store, for good.
+    /// Opens the store of the daemon. A process of root changes to the owner of the store
+    /// permanently.
     fn store(connection: &Connection) -> anyhow::Result<Self> {
         let opened = open_store(&connection.settings()?)
             .context("no daemon answers, so its store was to be used")?;
@@ -188,8 +190,9 @@ impl Place {
     }
 }
 
-/// Opens and locks the store of `settings`; root becomes its owner before, for good. Returns it with the settings that
-/// hold for that user, and tells which entries cannot be read.
+/// Opens and locks the store of `settings`. A process of root changes to the owner of the store
+/// before, permanently. Returns the store with the settings whose directories this user can reach.
+/// Prints the entries that cannot be read and the keys that cannot be used.
 pub(super) fn open_store(settings: &Settings) -> anyhow::Result<(Store, Settings)> {
     let settings = owner::leave_root(settings)?;
     let (store, damaged) = Store::open(&settings.memory.model_cache.directory)?;
@@ -224,7 +227,7 @@ impl Install {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
         let consent = Consent { replace: self.replace, allow_downgrade: self.allow_downgrade };
         let daemon = Place::daemon(connection).await?;
-        // Dropping it removes the package that was made here.
+        // The directory of the package that is made here; removed on drop.
         let mut scratch = None;
         let file = match (self.file, self.source) {
             (Some(file), None) => file,
@@ -240,7 +243,8 @@ impl Install {
         let (installed, mut place) = match daemon {
             Some(mut client) => (upload(&mut client, &file, consent).await?, Place::Daemon(client)),
             None => {
-                // The user that this process becomes may neither read the one nor remove the other.
+                // Open the package now: the user that this process changes to may be unable to read
+                // it, and to remove the directory.
                 let package = Given::open(&file)?;
                 drop(scratch.take());
                 let (store, settings) = open_store(&connection.settings()?)
@@ -286,10 +290,10 @@ impl Verify {
         verify_installed(&mut place, &id).await
     }
 
-    /// Does everything that an installation does, in a place that is thrown away.
+    /// Verifies a package like an installation does, including the self-test, in a temporary store.
     fn verify_file(&self, connection: &Connection) -> anyhow::Result<()> {
         let package = Given::open(&self.what)?;
-        // Nothing is known of the package yet: it is not read with the rights of root.
+        // The package is not trusted yet, so it is not parsed with the rights of root.
         let settings = owner::leave_root(&connection.settings()?)?;
         let scratch = Scratch::create(&settings)?;
         let Installed { entry, signature, .. } = scratch.admit(package)?;
@@ -361,7 +365,7 @@ impl Show {
             return print_json(&package);
         }
         let mut out = terminal::out();
-        // The fields of the JSON answer are the documentation; one place for both.
+        // The names of the JSON fields are documented, so print the same names here.
         let fields = serde_json::to_value(&package)?;
         for (name, value) in fields.as_object().into_iter().flatten() {
             let text = match value {
@@ -397,7 +401,7 @@ impl Export {
         let to_file = self.output != Path::new("-");
         let mut place = match Place::daemon(connection).await? {
             Some(client) => Place::Daemon(client),
-            // The owner of the store may not write where root may.
+            // The owner of the store may lack the right to write where root may.
             None if to_file && Owner::of_store(&connection.settings()?)?.is_some() => {
                 return self.run_as_owner(connection);
             }
@@ -437,8 +441,8 @@ impl Export {
         Ok(())
     }
 
-    /// Has this program, which becomes the owner of the store, write the package into a pipe, and the pipe into the
-    /// file.
+    /// Runs this program again to write the package into a pipe, and copies the pipe into the file.
+    /// The child changes to the owner of the store; this process keeps the rights to the file.
     fn run_as_owner(&self, connection: &Connection) -> anyhow::Result<()> {
         let mut output = Output::create(&self.output)?;
         let mut program = Command::new("/proc/self/exe");
@@ -453,7 +457,7 @@ impl Export {
             .spawn()
             .context("cannot start this program again as the owner of the store")?;
         let pipe = child.stdout.take();
-        // The end of the pipe is closed before the wait: whoever writes into it ends.
+        // The pipe is closed before the wait, so that a child that still writes fails and ends.
         let copied = pipe.map(|mut pipe| io::copy(&mut pipe, &mut output.temporary)).transpose();
         let status = child.wait().context("the export did not end")?;
         if !status.success() {

@@ -1,4 +1,4 @@
-//! Files that the command line writes: they appear under their name when they are complete.
+//! Files that the command line writes. They appear under their name only when they are complete.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use crate::files::FileError;
 
 /// A file that appears under its name when it is complete.
 pub(super) struct Output {
-    /// Where the content goes meanwhile.
+    /// Temporary file for the content.
     pub(super) temporary: tempfile::NamedTempFile,
     path: PathBuf,
 }
@@ -26,23 +26,24 @@ impl Output {
         Ok(Self { temporary, path: path.to_owned() })
     }
 
-    /// Gives the file its name.
+    /// Syncs the file and renames it to its final name.
     pub(super) fn keep(self) -> anyhow::Result<()> {
         let Self { temporary, path } = self;
+        // Sync before the rename, so that a crash cannot leave a partial file under the name.
         temporary.as_file().sync_all().map_err(FileError::new("write", &path))?;
         temporary.persist(&path).map_err(|error| FileError::new("name", &path)(error.error))?;
         Ok(())
     }
 }
 
-/// Where a package is written to.
+/// Destination of a package.
 pub(super) enum Target {
     File(Output),
     Stdout(io::StdoutLock<'static>),
 }
 
 impl Target {
-    /// Ends the writing. Returns whether it was a file, which then has its name.
+    /// Completes the output. Returns whether it is a file, which has its final name now.
     pub(super) fn keep(self) -> anyhow::Result<bool> {
         match self {
             Self::File(output) => output.keep().map(|()| true),

@@ -1,12 +1,13 @@
-//! The rights of root, given up before the store is touched.
+//! Drop of root's rights before the store is used.
 //!
-//! The store and the drop directory belong to the daemon's user. Whoever took that user over may have put links, names
-//! and damaged packages there, which a process with the rights of root would follow, delete and parse. So the command
-//! line changes to the owner of the store for good; what only root may open (the configuration, a package on the command
-//! line, the place of an exported file) is opened before.
+//! The store and the drop directory belong to the daemon's user. An attacker who controls this user
+//! may have put links, names and damaged packages there, and a process with the rights of root
+//! would follow, delete and parse them. So the command line changes to the owner of the store
+//! permanently. Files that only root may open (the configuration, a package on the command line,
+//! the target of an export) are opened before.
 //!
-//! The directories themselves are held by handles: with `DynamicUser=` they lie below `/var/lib/private`, which root
-//! alone may enter.
+//! The directories themselves are reached through open handles: with `DynamicUser=` they are below
+//! `/var/lib/private`, which only root may enter.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +18,7 @@ use nix::unistd::{Gid, Uid, geteuid, getresuid, setgroups, setresgid, setresuid}
 use crate::config::Settings;
 use crate::files::{self, FileError};
 
-/// Why the rights of root were not given up; nothing of the store was touched.
+/// Error: the rights of root were not dropped. The store was not used.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot change to user {uid}, the owner of {}", directory.display())]
 pub(super) struct StayedRoot {
@@ -26,19 +27,20 @@ pub(super) struct StayedRoot {
     source: io::Error,
 }
 
-/// The user that the store belongs to, when that is another one than this process, which is root.
+/// Owner of the store, when it differs from the user of this process, which is root.
 pub(super) struct Owner {
     uid: Uid,
     gid: Gid,
     /// The store, or the nearest directory above it that exists.
     directory: PathBuf,
-    /// The store, below a handle.
+    /// Path of the store below an open handle.
     store: PathBuf,
 }
 
 impl Owner {
-    /// Finds the owner of the store of `settings`; of the nearest directory above it when there is no store yet. `None`
-    /// when this process is not root, or root is the owner.
+    /// Finds the owner of the store of `settings`, or of the nearest directory above it when the
+    /// store does not exist yet. Returns `None` when this process does not run as root, or root is
+    /// the owner.
     ///
     /// # Errors
     /// When the directory cannot be opened.
@@ -56,16 +58,19 @@ impl Owner {
         Ok(Some(Self { uid, gid, directory: directory.to_owned(), store }))
     }
 
-    /// Changes to this user, for good. Returns `settings` whose directories this user reaches.
+    /// Changes to this user permanently. Returns `settings` with directories that this user can
+    /// reach.
     ///
     /// # Errors
-    /// When a directory cannot be opened, or the system refuses; then the process is still root, and is to end.
+    /// When a directory cannot be opened, or the system call fails; the process still runs as root
+    /// then, and must end.
     pub(super) fn become_it(self, settings: &Settings) -> anyhow::Result<Settings> {
         let mut settings = settings.clone();
         let cache = &mut settings.memory.model_cache.directory;
         let dropped = &mut settings.packages.drop_directory;
         *dropped = match dropped.strip_prefix(&*cache) {
-            // Below the store its owner decides what the name leads to, so that it is followed with the owner's rights.
+            // The owner of the store controls the path below the store, so it is followed with the
+            // owner's rights, not with those of root.
             Ok(below) => self.store.join(below),
             Err(_elsewhere) => {
                 let (directory, path, _metadata) = nearest(dropped)?;
@@ -74,6 +79,7 @@ impl Owner {
         };
         *cache = self.store;
         let Self { uid, gid, directory, .. } = self;
+        // Order matters: groups first, since changing them needs the rights of root.
         let changed = setgroups(&[gid])
             .and_then(|()| setresgid(gid, gid, gid))
             .and_then(|()| setresuid(uid, uid, uid))
@@ -84,11 +90,12 @@ impl Owner {
     }
 }
 
-/// Changes to the owner of the store of `settings` when this process is root and the owner is not. Returns `settings`
-/// whose directories the user reaches that this process then has.
+/// Changes to the owner of the store of `settings` when this process runs as root and the owner is
+/// another user. Returns `settings` with directories that the resulting user can reach.
 ///
 /// # Errors
-/// When a directory cannot be opened, or the system refuses; then the process is still root, and is to end.
+/// When a directory cannot be opened, or the system call fails; the process still runs as root
+/// then, and must end.
 pub(super) fn leave_root(settings: &Settings) -> anyhow::Result<Settings> {
     match Owner::of_store(settings)? {
         Some(owner) => owner.become_it(settings),
@@ -96,7 +103,7 @@ pub(super) fn leave_root(settings: &Settings) -> anyhow::Result<Settings> {
     }
 }
 
-/// `path`, which is `directory` or lies below it, by way of the handle of `directory`.
+/// Returns the path of `path`, which is `directory` or below it, through the handle of `directory`.
 fn reached(path: &Path, directory: &Path, handle: PathBuf) -> PathBuf {
     match path.strip_prefix(directory) {
         Ok(rest) if rest != Path::new("") => handle.join(rest),
@@ -104,7 +111,7 @@ fn reached(path: &Path, directory: &Path, handle: PathBuf) -> PathBuf {
     }
 }
 
-/// Whether this process has the rights of `uid` alone, and none to come back.
+/// Checks that this process has only the rights of `uid`, and cannot regain those of root.
 fn is_for_good(uid: Uid) -> io::Result<()> {
     let found = getresuid()?;
     let root = Uid::from_raw(0);
@@ -115,7 +122,8 @@ fn is_for_good(uid: Uid) -> io::Result<()> {
     Err(io::Error::other("the rights of root are still there"))
 }
 
-/// The nearest of `path` and the directories above it that exists, pinned.
+/// Returns the nearest existing directory of `path` and its ancestors, with the path of an open
+/// handle.
 fn nearest(path: &Path) -> Result<(&Path, PathBuf, std::fs::Metadata), FileError> {
     let mut ancestors = path.ancestors().filter(|path| *path != Path::new(""));
     loop {

@@ -1,4 +1,4 @@
-//! `caxton model pack`, and the packing that an installation from a directory begins with.
+//! `caxton model pack`, and the packing step of an installation from a directory.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -95,9 +95,9 @@ impl Source {
     }
 }
 
-/// The vector of the self-test, computed with the contents that will be packed.
+/// Computes the vector of the self-test with the contents that will be packed.
 fn vector_of(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
-    // Others are held to this vector.
+    // Every machine compares its own vector with this one, so it is computed in f32.
     let exact = Options { precision: engine::Precision::F32, ..options(&Settings::default()) };
     let model = load(manifest, contents.clone(), exact)?;
     Ok(embed_plain(&model, &manifest.self_test.text)?)

@@ -1,22 +1,22 @@
-//! Progress of long work, on stderr, and only when that is a terminal.
+//! Progress bars of long work on standard error, shown only on a terminal.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Below this many bytes (or texts) work is over before a bar could be read.
+/// Fewest bytes (or texts) for a bar. Less work is over before the bar could be read.
 const WORTH_SHOWING: u64 = 64;
 
-/// A bar over `total` bytes; invisible unless stderr is a terminal.
+/// Creates a bar over `total` bytes; invisible unless standard error is a terminal.
 pub(super) fn bytes(total: u64, what: &str) -> ProgressBar {
     bar(total, what, "{msg} {wide_bar} {bytes}/{total_bytes} {eta}")
 }
 
-/// A bar over `total` texts; invisible unless stderr is a terminal.
+/// Creates a bar over `total` texts; invisible unless standard error is a terminal.
 pub(super) fn texts(total: u64, what: &str) -> ProgressBar {
     bar(total, what, "{msg} {wide_bar} {pos}/{len} {eta}")
 }
 
 fn bar(total: u64, what: &str, template: &str) -> ProgressBar {
-    // indicatif draws nothing when stderr is not a terminal.
+    // indicatif draws nothing unless standard error is a terminal.
     let target = match total {
         0..WORTH_SHOWING => ProgressDrawTarget::hidden(),
         _ => ProgressDrawTarget::stderr(),

@@ -1,4 +1,5 @@
-//! `caxton model rollback`: which version an id means, on the daemon or on its store.
+//! `caxton model rollback`: changes the version that an id resolves to, in the daemon or in its
+//! store.
 
 use std::io::Write;
 

@@ -1,12 +1,13 @@
-//! Commands that are suggested: what is put into one is a word of it, whatever it holds.
+//! Quoting of words for suggested shell commands: each stays one word, whatever it contains.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::printable::is_printable;
 
-/// `word` as a shell reads it back: as it is where nothing in it means anything to a shell, else in quotes. What cannot
-/// be printed becomes an escape between `$'` and `'`, which bash, zsh, ksh and POSIX shells of 2024 know.
+/// Quotes `word` for a shell: unchanged if no character in it is special to a shell, otherwise in
+/// quotes. Characters that cannot be printed become escapes between `$'` and `'`, which bash, zsh,
+/// ksh and shells of POSIX 2024 support.
 pub(super) fn quoted(word: impl AsRef<OsStr>) -> String {
     let bytes = word.as_ref().as_bytes();
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_@%+:,./-".contains(byte);
@@ -70,7 +71,7 @@ mod tests {
 
         #[test]
         fn a_shell_reads_the_word_back(word in prop::collection::vec(1_u8..=255, 0..24)) {
-            // Where there is bash; the words that need no escape are checked by every shell.
+            // Checks the words that need an escape only in bash, the others in `sh`.
             let word = OsStr::from_bytes(&word);
             let quoted = quoted(word);
             let shell = if quoted.starts_with('$') { "bash" } else { "sh" };

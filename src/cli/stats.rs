@@ -1,4 +1,4 @@
-//! `caxton model stats`: how much each model is used, how fast it is, and when it will be used next.
+//! `caxton model stats`: shows the use and speed of each model, and its next expected use.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -35,7 +35,7 @@ fn row(model: &ModelStats) -> Vec<String> {
     let loading = model.load_ms.map(|load| format!("{load:.0} ms"));
     vec![
         model.id.clone(),
-        // What is left of one that was removed.
+        // The counts of a removed model remain.
         if model.installed { model.version.clone() } else { format!("{} (gone)", model.version) },
         model.requests.to_string(),
         model.failures.to_string(),
@@ -59,10 +59,10 @@ fn or_dash(cell: Option<String>) -> String {
     cell.unwrap_or_else(|| "-".to_owned())
 }
 
-/// RFC 3339, in UTC; a number that is no time as it is.
+/// Formats a time in RFC 3339, in UTC; a number that is out of range is printed unchanged.
 fn time(at: u64) -> String {
     match UNIX_EPOCH.checked_add(Duration::from_secs(at)) {
-        // Later than humantime can show.
+        // Later times are beyond the year 9999, which humantime cannot format.
         Some(time) if at < 253_402_300_800 => humantime::format_rfc3339_seconds(time).to_string(),
         _ => at.to_string(),
     }

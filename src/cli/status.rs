@@ -1,4 +1,4 @@
-//! `caxton status`: what the daemon is doing, in one screen.
+//! `caxton status`: shows the state of the daemon on one screen.
 
 use std::io::Write;
 use std::time::Duration;
@@ -90,7 +90,7 @@ fn print(status: &wire::Status, memory: &MemoryStatus) -> anyhow::Result<()> {
         false => printable::line(&configuration.files.join(", ")).into_owned(),
     };
     match configuration.generation {
-        // The daemon has applied one before it answers anybody.
+        // Zero means hidden: the daemon applies a configuration before it answers.
         0 => writeln!(out, "configuration  shown to administrators")?,
         times => writeln!(out, "configuration  {files} (applied {times} times)")?,
     }
@@ -109,7 +109,7 @@ fn print(status: &wire::Status, memory: &MemoryStatus) -> anyhow::Result<()> {
     print_tenants(&status.tenants)
 }
 
-/// `ext4, fs-verity`, or why there is none.
+/// Formats `ext4, fs-verity`, or the reason why fs-verity is off.
 fn store(store: &wire::StoreCondition) -> String {
     let verity = match (store.verity, &store.verity_reason) {
         (true, _) => "fs-verity".to_owned(),
@@ -120,7 +120,7 @@ fn store(store: &wire::StoreCondition) -> String {
     format!("{}, {verity}{writable}", store.file_system)
 }
 
-/// `Landlock 7, seccomp`, or what is off and why.
+/// Formats `Landlock 7, seccomp`, or the parts that are off with their reasons.
 fn sandbox(wire::sandbox::Sandbox { landlock, seccomp }: &wire::sandbox::Sandbox) -> String {
     let part = |name: &str, part: &wire::sandbox::Part| {
         let version = part.abi.map(|abi| format!(" {abi}")).unwrap_or_default();
@@ -153,7 +153,7 @@ fn print_tenants(tenants: &[Tenant]) -> anyhow::Result<()> {
     Ok(print_table(&headings, &Vec::from_iter(tenants.iter().map(row)))?)
 }
 
-/// A table of installed packages.
+/// Prints a table of installed packages.
 pub(super) fn print_packages(packages: &[Package]) -> anyhow::Result<()> {
     let rows: Vec<Vec<String>> = packages.iter().map(row).collect();
     let headings = [

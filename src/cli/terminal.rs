@@ -1,52 +1,52 @@
-//! Standard output and standard error: the one place where the command line writes to either.
+//! Standard output and standard error: the only code of the command line that writes to them.
 //!
-//! Invariant: a control character, a bidirectional or an invisible one never comes through, but for the ends of lines
-//! and tabs of our own layout. Much of what is printed comes from packages, names of files and the daemon, which may be
-//! in foreign hands.
+//! Invariant: control, bidirectional and invisible characters are escaped, except the line breaks
+//! and tabs of our own layout. Much of the output comes from packages, file names and the daemon,
+//! which an attacker may control.
 
 use std::io::{self, IsTerminal, StderrLock, StdoutLock, Write};
 
 use crate::printable::is_printable;
 
-/// Standard output, for text.
+/// Returns standard output for text.
 pub(super) fn out() -> Escaping<StdoutLock<'static>> {
     Escaping::new(io::stdout().lock(), Form::Text)
 }
 
-/// Standard output, for JSON and for files of the configuration: escapes are those of JSON.
+/// Returns standard output for JSON and configuration files; escapes are those of JSON.
 pub(super) fn json() -> Escaping<StdoutLock<'static>> {
     Escaping::new(io::stdout().lock(), Form::Json)
 }
 
-/// Standard error.
+/// Returns standard error.
 pub(super) fn err() -> Escaping<StderrLock<'static>> {
     Escaping::new(io::stderr().lock(), Form::Text)
 }
 
-/// Standard output for bytes that no person reads: a package.
+/// Returns standard output for a package, without escapes.
 pub(super) fn bytes() -> StdoutLock<'static> {
     io::stdout().lock()
 }
 
-/// Whether standard output is a terminal.
+/// Returns whether standard output is a terminal.
 pub(super) fn is_interactive() -> bool {
     io::stdout().is_terminal()
 }
 
-/// What an escape looks like.
+/// Form of an escape.
 #[derive(Clone, Copy, Debug)]
 enum Form {
-    /// `\u{1b}`.
+    /// Rust's form: `\u{1b}`.
     Text,
-    /// `\u001b`, which is the same string to whoever reads the JSON.
+    /// The form of JSON, `\u001b`, which a JSON parser reads as the same string.
     Json,
 }
 
-/// A writer of text that escapes what is not printable.
+/// Writer of text that escapes characters that cannot be printed.
 pub(super) struct Escaping<W: Write> {
     inner: W,
     form: Form,
-    /// The beginning of a character whose rest comes with the next write.
+    /// First bytes of a character that continues in the next write.
     begun: Vec<u8>,
 }
 
@@ -79,7 +79,7 @@ impl<W: Write> Write for Escaping<W> {
         while let Some(chunk) = chunks.next() {
             self.escaped(chunk.valid(), &mut out);
             let invalid = chunk.invalid();
-            // At the end it may be the first bytes of a character.
+            // At the end of the input, this may be the first part of a character.
             let is_begun = chunks.peek().is_none() && invalid.len() < 4 && begins(invalid);
             if is_begun {
                 self.begun = invalid.to_vec();
@@ -96,7 +96,7 @@ impl<W: Write> Write for Escaping<W> {
     }
 }
 
-/// Whether `bytes`, which are no character, become one when more follow.
+/// Returns whether `bytes`, which are not a complete character, can become one with more bytes.
 fn begins(bytes: &[u8]) -> bool {
     str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }

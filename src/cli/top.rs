@@ -1,9 +1,9 @@
-//! `caxton top`: models, memory, queue and events on one screen, as they change.
+//! `caxton top`: shows models, memory, queue and events on one screen, and refreshes it.
 //!
-//! Owns the terminal and the clock. What is known is in [`state`], what it looks like in [`view`], what keys mean in
-//! [`keys`]; these are pure.
+//! This module controls the terminal and the clock. The data is in [`state`], the drawing in
+//! [`view`], the keys in [`keys`]; these are pure.
 //!
-//! Invariant: the terminal is given back as it was on every way out: by key, signal, error and panic.
+//! Invariant: the terminal is restored on every exit: by key, signal, error and panic.
 
 mod keys;
 mod state;
@@ -37,9 +37,9 @@ use crate::exit::Exit;
 use state::{Look, Order, State};
 use view::Paint;
 
-/// How often the daemon is asked.
+/// Interval at which the daemon is polled.
 const REFRESH: Duration = Duration::from_secs(1);
-/// Columns where there is no terminal to tell.
+/// Width of the output without a terminal, in columns.
 const WIDTH: u16 = 80;
 
 /// Watch models, memory, queue, throughput and events; load, unload and pin models by key.
@@ -53,7 +53,8 @@ impl Top {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let socket = connection.socket()?;
         let mut state = State::default();
-        // Before the screen is taken, so that a daemon that is not there is told as always.
+        // Connect before the screen is taken, so that a missing daemon is reported like in other
+        // commands.
         state.update(look(&socket, state.last_event()).await?);
         let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty());
@@ -68,12 +69,12 @@ impl Top {
     }
 }
 
-/// The terminal, taken; dropping it gives it back.
+/// The terminal in full-screen mode; dropping it restores the terminal.
 struct Screen(DefaultTerminal);
 
 impl Screen {
     fn take() -> anyhow::Result<Self> {
-        // What was done before it failed is undone.
+        // Undo the changes that were made before the failure.
         let taken = ratatui::try_init().inspect_err(|_error| drop(ratatui::try_restore()));
         Ok(Self(taken.context("the terminal cannot be used")?))
     }
@@ -90,7 +91,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // A terminal that has gone away needs nothing back.
+        // A terminal that is gone does not need to be restored, so that errors are ignored.
         drop(ratatui::try_restore());
     }
 }
@@ -106,7 +107,8 @@ async fn watch(
     let mut events = EventStream::new();
     let mut ticks = tokio::time::interval(REFRESH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // One of each at a time, so that keys are heard while the daemon takes its time.
+    // One poll and one order run at a time in the background, so that keys work while the daemon is
+    // slow.
     let mut looks = JoinSet::new();
     let mut orders = JoinSet::new();
     loop {
@@ -148,7 +150,7 @@ fn one_line(error: &anyhow::Error) -> String {
     chain_lines(error).replace("\n  because ", ": ")
 }
 
-/// Asks the daemon for all that is shown; events after that with the id `since`.
+/// Fetches everything that is shown, with the events after the id `since`.
 async fn look(socket: &Path, since: u64) -> anyhow::Result<Look> {
     let mut client = Client::connect(socket).await?;
     let status: wire::Status = client.get("/status").await?;
@@ -166,7 +168,7 @@ async fn look(socket: &Path, since: u64) -> anyhow::Result<Look> {
     Ok(Look { at: Instant::now(), status, memory, stats: stats.models, events })
 }
 
-/// Does what was ordered; what came of it.
+/// Executes an order. Returns the result as a message.
 async fn obey(socket: &Path, order: &Order) -> anyhow::Result<String> {
     let mut client = Client::connect(socket).await?;
     let path = |model: &str| format!("/api/memory/models/{}", segment(model));
@@ -190,7 +192,7 @@ async fn obey(socket: &Path, order: &Order) -> anyhow::Result<String> {
     })
 }
 
-/// Prints what is known once, as lines of text.
+/// Prints the state once, as lines of text.
 fn print(state: &State, paint: Paint) -> io::Result<()> {
     let area = Rect::new(0, 0, WIDTH, view::height(state));
     let mut buffer = Buffer::empty(area);

@@ -1,4 +1,4 @@
-//! A package on its way to the daemon.
+//! Upload of a package to the daemon.
 
 use std::path::{Path, PathBuf};
 
@@ -17,13 +17,14 @@ use crate::api::{ALLOW_DOWNGRADE, MINISIG_HEADER, NAME_HEADER, REPLACE, SHA256_H
 use crate::files::{self, FileError};
 use crate::package::{Consent, SIDECARS};
 
-/// Sends a package and what stands beside it to the daemon.
+/// Sends a package and its sidecars to the daemon.
 pub(super) async fn upload(
     client: &mut Client,
     path: &Path,
     consent: Consent,
 ) -> anyhow::Result<InstalledPackage> {
-    // Not followed if it is a link, and no FIFO: the same rule as for the drop directory.
+    // The same rule as in the drop directory: symbolic links are not followed, and a FIFO is
+    // rejected.
     let file = files::open_regular(path)?;
     let length = file.metadata().map_err(FileError::new("examine", path))?.len();
     let bar = progress::bytes(length, "sending");

@@ -1,6 +1,7 @@
-//! One file against the table of keys: every problem with its place, or every setting that the file makes.
+//! Checks one file against the table of keys: returns every problem with its place, or every
+//! setting of the file.
 //!
-//! Pure: a tree in, values or problems out. It knows neither which other files there are nor what they say.
+//! Pure: takes a tree, returns values or problems. Other files and their values do not matter here.
 
 use std::path::Path;
 
@@ -11,23 +12,23 @@ use super::keys::{self, KEYS, Key, Kind};
 use super::records::{self, Wrong};
 use super::{Place, Problem};
 
-/// Most characters of an unknown key that are compared with the known ones; those have at most 24.
+/// Most characters of an unknown key that are compared with the known ones, which have at most 24.
 const LONGEST_COMPARED: usize = 64;
 
-/// A setting as one file makes it.
+/// A setting that a file assigns.
 #[derive(Debug)]
 pub(super) struct Assignment {
     /// The key's name in the table.
     pub(super) key: &'static str,
-    /// The field of [`super::Settings`]: the names on the way to it.
+    /// The field of [`super::Settings`]: the names on the path to it.
     pub(super) setting: Vec<String>,
-    /// Where the value was written.
+    /// Place of the value in the file.
     pub(super) place: Place,
-    /// What it is from now on.
+    /// The new value.
     pub(super) value: Checked,
 }
 
-/// What `root`, the tree of `file`, sets.
+/// Returns the settings in `root`, the tree of `file`.
 ///
 /// # Errors
 /// All problems, in the order of the file.
@@ -40,16 +41,17 @@ pub(super) fn check(file: &Path, root: &Node) -> Result<Vec<Assignment>, Vec<Pro
 /// A key or a section; the whole file by default.
 #[derive(Clone, Default)]
 struct Location {
-    /// Its dotted name in the table.
+    /// Dotted name in the table.
     known: String,
-    /// Its dotted name as written: what the operator gave where the table has a placeholder.
+    /// Dotted name as written, with the operator's name where the table has a placeholder.
     written: String,
-    /// What the operator gave on the way to it, if there is such a place.
+    /// The operator's name for the placeholder on this path; empty if the path has none.
     given: String,
 }
 
 impl Location {
-    /// What is called `key` here, and its name. The error is a sentence for the operator.
+    /// Returns the name and the location of `key` in this section. The error is a sentence for the
+    /// operator.
     fn child<'a>(&self, key: &'a Node) -> Result<(&'a str, Self), String> {
         let Value::Text(name) = &key.value else {
             return Err(format!("expected the name of a key, found {}", key.value));
@@ -79,11 +81,11 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Walks what is below `section`.
+    /// Walks the keys and sections in `section`.
     fn section(&mut self, section: &Location, node: &Node) {
         let entries = match &node.value {
             Value::Section(entries) => entries.as_slice(),
-            // A section whose keys are all commented out.
+            // All keys of this section are commented out.
             Value::Null => return,
             other => {
                 let message = format!("expected a section of keys, found {other}");
@@ -128,7 +130,8 @@ impl Walk<'_> {
         self.assignments.push(Assignment { key, setting, place, value });
     }
 
-    /// Says what was expected; of a list, at each item, and each key of an item, that is not.
+    /// Adds a problem for each wrong value in `node`: for a list, at each wrong item, and at each
+    /// wrong key of an item.
     fn refuse(&mut self, key: &str, kind: &Kind, node: &Node) {
         match (kind, &node.value) {
             (Kind::List(inner), Value::List(items)) => {
@@ -136,7 +139,8 @@ impl Walk<'_> {
                     self.refuse(key, inner, item);
                 }
             }
-            // A word that may stand in its place says nothing of a list that is wrong.
+            // Report the wrong items of the list, and do not mention the word that may replace the
+            // list.
             (Kind::Or(_, inner), Value::List(_)) => self.refuse(key, inner, node),
             (Kind::Records(fields), Value::List(items)) => {
                 for wrong in records::wrong(fields, key, items) {
@@ -168,7 +172,7 @@ fn join(section: &str, name: &str) -> String {
     if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
 }
 
-/// The names directly below `section`, a section of the table, again for each key below them.
+/// Returns the names directly below `section` of the table. Repeats a name for each key below it.
 fn children(section: &str) -> impl Iterator<Item = &'static str> {
     KEYS.iter().filter_map(move |key| {
         let below = match section {
@@ -179,14 +183,14 @@ fn children(section: &str) -> impl Iterator<Item = &'static str> {
     })
 }
 
-/// Says that `name` is no key of `section`, and which key may have been meant.
+/// Returns a message that `name` is not a key of `section`, with a guess of the intended key.
 fn unknown(section: &str, quoted: &Value, name: &str) -> String {
-    // The cost grows with the length, which a file chooses.
+    // Cut the name: the cost grows with its length, which the file chooses.
     let start: String = name.chars().take(LONGEST_COMPARED).collect();
     let distance = |known: &str| strsim::damerau_levenshtein(known, &start);
     let near = children(section)
         .min_by_key(|known| distance(known))
-        // A third of the letters wrong is a slip; more is another word.
+        // Suggest a key only if at most a third of its letters differ.
         .filter(|known| distance(known) * 3 <= known.len());
     let elsewhere = || {
         let last = |key: &&Key| key.name.rsplit('.').next() == Some(name);
@@ -207,7 +211,7 @@ mod tests {
     use super::super::file::parse;
     use super::*;
 
-    /// What is wrong with `yaml`, one problem a line, as an operator sees it.
+    /// Returns the problems of `yaml`, one on each line, as an operator sees them.
     fn problems(yaml: &str) -> String {
         let root = parse(yaml.as_bytes()).expect(yaml);
         match check(Path::new("f"), &root) {

@@ -1,9 +1,11 @@
-//! One file as written: YAML becomes a tree whose every key and value knows its line and column.
+//! Parses one YAML file into a tree whose keys and values have a line and a column.
 //!
-//! The only file that names the YAML crate. A tree and not a struct, because serde stops at the first problem and
-//! an operator wants all of them. What the tree may say is the business of `keys` and `check`.
+//! Only this file names the YAML crate. The result is a tree and not a struct, because serde stops
+//! at the first problem and an operator wants all of them. The modules `keys` and `check` define
+//! the permitted contents.
 //!
-//! Invariant: no bytes make it panic, recurse deeper than [`DEPTH`] or grow beyond [`NODES`], aliases included.
+//! Invariant: on any input, the parser does not panic, recurse deeper than [`DEPTH`] or create more
+//! than [`NODES`] nodes, aliases included.
 
 use std::fmt;
 
@@ -14,25 +16,24 @@ use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageForm
 
 use super::Place;
 
-/// Deepest nesting of lists and sections; the deepest key of the schema is at four.
+/// Deepest nesting of lists and sections; the deepest key of the schema is at level four.
 const DEPTH: usize = 16;
 
-/// Most keys and values in one file, and most of them repeated by aliases.
+/// Most keys and values in one file, and most of them that aliases repeat.
 const NODES: usize = 10_000;
 
 /// Most characters of a text that a message repeats.
 const LONGEST_QUOTE: usize = 60;
 
-/// A value where it was written.
+/// A value and its place in the file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Node {
-    /// Where it begins.
+    /// Place of its first character.
     pub(super) place: Place,
-    /// What it says.
     pub(super) value: Value,
 }
 
-/// What a value says.
+/// A YAML value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     /// Nothing: `key:`, `~` or `null`.
@@ -47,11 +48,11 @@ pub(super) enum Value {
     Text(String),
     /// A list.
     List(Vec<Node>),
-    /// A section: keys and values in the order written, keys that repeat included.
+    /// A section: keys and values in the order written, with repeated keys.
     Section(Vec<(Node, Node)>),
 }
 
-/// How a message names what it found: on one line, cut when long, without control characters.
+/// Text for the values that messages quote: on one line, cut when long, without control characters.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -69,19 +70,19 @@ impl fmt::Display for Value {
     }
 }
 
-/// Why a file is no tree.
+/// Error of the parser.
 #[derive(Debug)]
 pub(super) struct SyntaxError {
-    /// Where, when the parser knows.
+    /// Place of the error, when the parser knows it.
     pub(super) place: Option<Place>,
-    /// What is wrong, on one line.
+    /// The problem, on one line.
     pub(super) message: String,
 }
 
-/// Reads one file's content; an empty one is [`Value::Null`].
+/// Parses the content of a file; an empty one is [`Value::Null`].
 ///
 /// # Errors
-/// At the first place that is no UTF-8 or no YAML, that begins a second document, or that exceeds a limit.
+/// At the first place that is not UTF-8 or not YAML, begins a second document, or exceeds a limit.
 pub(super) fn parse(content: &[u8]) -> Result<Node, SyntaxError> {
     let text = std::str::from_utf8(content).map_err(|error| SyntaxError {
         place: Some(end_of(&content[..error.valid_up_to()])),
@@ -93,7 +94,7 @@ pub(super) fn parse(content: &[u8]) -> Result<Node, SyntaxError> {
     })
 }
 
-/// The place after the last byte of `valid`.
+/// Returns the place after the last byte of `valid`.
 fn end_of(valid: &[u8]) -> Place {
     let text = String::from_utf8_lossy(valid);
     let last = text.rsplit('\n').next().unwrap_or_default();
@@ -104,8 +105,9 @@ fn count(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-/// Words such as `yes` stay text, so that a path or a name never becomes a boolean. Repeated and merge keys reach the
-/// tree, where `check` refuses all of them at once; the parser would stop at the first.
+/// Returns the parser's options. Words such as `yes` stay text, so that a path or a name never
+/// becomes a boolean. Repeated and merge keys reach the tree, where `check` reports all of them at
+/// once; the parser would stop at the first.
 fn options() -> Options {
     serde_saphyr::options! {
         strict_booleans: true,
@@ -127,7 +129,8 @@ fn options() -> Options {
     }
 }
 
-/// The parser quotes what it found; a file must not write control characters to the operator's terminal.
+/// Replaces control characters by spaces. The parser quotes its input, and a file must not write
+/// control characters to the operator's terminal.
 fn one_line(message: &str) -> String {
     message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,8 +1,10 @@
-//! Every key that a file may have: its name, what it may say, the setting it becomes, and whether it needs a restart.
+//! Table of all keys of a configuration file: the name, the permitted values, the setting, and
+//! whether it needs a restart.
 //!
-//! One table, so that what is accepted, what is suggested for a misspelt key, what a reload names and what the shipped
-//! file must contain cannot drift apart. A key that is not here is refused; none is accepted and ignored.
-//! Where a section is named by the operator, its place in the table is held by [`MODEL`] or [`ALIAS`].
+//! One table drives the checks, the suggestions for a misspelt key, the list of keys that a reload
+//! changes, and the test of the shipped file, so that these cannot drift apart. Caxton refuses
+//! unknown keys; it never accepts and ignores one. [`MODEL`] and [`ALIAS`] are placeholders for
+//! sections that the operator names.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,13 +15,14 @@ use super::file::Value;
 use super::records::{self, Field};
 use crate::units::{Bytes, Percent, parse_duration};
 
-/// The section whose name is that of a model, as the operator writes it. No key has it as its name, and no model: `<`
-/// and `>` are not among the characters of either.
+/// Placeholder of a section that has a model's name, written by the operator. Neither a key nor a
+/// model can have this name, because `<` and `>` are not permitted in either.
 pub(super) const MODEL: &str = "<model>";
-/// The section whose name is that of an alias, as [`MODEL`].
+/// Placeholder of a section that has an alias's name, as [`MODEL`].
 pub(super) const ALIAS: &str = "<alias>";
 
-/// What the operator may write in the place of `name`; `None` when that is the name of a key or a section itself.
+/// Returns the kind of name that the operator may write for the placeholder `name`; `None` when
+/// `name` is a key or a section itself.
 pub(super) fn placeholder(name: &str) -> Option<&'static Kind> {
     match name {
         MODEL => Some(&Kind::Model),
@@ -31,14 +34,14 @@ pub(super) fn placeholder(name: &str) -> Option<&'static Kind> {
 /// One key of a file.
 #[derive(Debug)]
 pub(super) struct Key {
-    /// Its sections and its name, joined by dots.
+    /// Names of its sections and its own name, joined by dots.
     pub(super) name: &'static str,
-    /// The field of [`super::Settings`] that it becomes; `None` when only one value is allowed. It has [`MODEL`] or
-    /// [`ALIAS`] where the name has it.
+    /// Path of its field in [`super::Settings`], with the same placeholder; `None` when only one
+    /// value is permitted.
     pub(super) setting: Option<&'static str>,
-    /// What it may say.
+    /// Permitted values.
     pub(super) kind: Kind,
-    /// Whether a change waits for the next start.
+    /// Whether a change takes effect only after a restart.
     pub(super) restart: bool,
     /// Whether it is a second name of the key before it.
     pub(super) alias: bool,
@@ -52,13 +55,13 @@ const fn restart(name: &'static str, kind: Kind) -> Key {
     Key { name, setting: Some(name), kind, restart: true, alias: false }
 }
 
-/// A key whose only allowed value says what is so anyway.
+/// Returns a key with a single permitted value, which states the existing behavior.
 const fn fixed(name: &'static str, kind: Kind) -> Key {
     Key { name, setting: None, kind, restart: false, alias: false }
 }
 
-/// The names on the way to `dotted`, its placeholder being `given`. What an operator gives as a name may have dots: only
-/// here is a name taken apart.
+/// Returns the names on the path `dotted`, with `given` for its placeholder. Only table paths may
+/// be split at dots, because the operator's names may have dots, too.
 pub(super) fn path<'a>(dotted: &'a str, given: &'a str) -> impl Iterator<Item = &'a str> {
     dotted.split('.').map(move |name| if placeholder(name).is_some() { given } else { name })
 }
@@ -67,7 +70,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
-/// As humantime counts it, 365.25 days, so that the bound prints as `1year`.
+/// A year of humantime, 365.25 days, so that the bound prints as `1year`.
 const YEAR: Duration = Duration::from_secs(31_557_600);
 
 const KIB: Bytes = Bytes(1 << 10);
@@ -145,7 +148,7 @@ pub(super) static KEYS: &[Key] = &[
     live("log.level", Kind::OneOf(&["error", "warn", "info", "debug", "trace"])),
 ];
 
-/// The keys of each of `tenants`.
+/// Keys of a section in `tenants`.
 static TENANT: &[Field] = &[
     Field { name: "name", kind: Kind::Name },
     Field { name: "users", kind: Kind::List(&Kind::Account) },
@@ -157,12 +160,12 @@ static TENANT: &[Field] = &[
     Field { name: "dedicated_queue", kind: Kind::Flag },
 ];
 
-/// What a key may say. Bounds are inclusive.
+/// Permitted values of a key. Bounds are inclusive.
 #[derive(Debug)]
 pub(super) enum Kind {
     /// `true` or `false`.
     Flag,
-    /// `false`; `true` would promise what an offline appliance cannot do.
+    /// Only `false`; `true` would promise a download, which an offline device cannot do.
     NoDownload,
     /// One of these words.
     OneOf(&'static [&'static str]),
@@ -170,9 +173,9 @@ pub(super) enum Kind {
     Count(u64, u64),
     /// A size with its unit.
     Size(Bytes, Bytes),
-    /// A share in percent with its sign; not none of it.
+    /// A share in percent with its sign, above 0%.
     Percent,
-    /// A number of 10⁹ bytes above zero; the name of the key is its unit.
+    /// A number of 10⁹ bytes above zero; the key's name states the unit.
     Gigabytes,
     /// A duration with its unit.
     Time(Duration, Duration),
@@ -184,33 +187,35 @@ pub(super) enum Kind {
     SocketPath,
     /// The name of a model, or of an alias.
     Model,
-    /// A name without a version: of a model, an alias or a tenant; also a version or the beginning of a revision.
+    /// A name without a version, of a model, an alias or a tenant. Also a version or the beginning
+    /// of a revision.
     Name,
     /// The name or number of a user or a group.
     Account,
-    /// The same, or nothing.
+    /// An account, or null.
     AccountOrNone,
-    /// This word, which the settings store as nothing, or the other.
+    /// This word, which the settings store as `None`, or a value of the other kind.
     Or(&'static str, &'static Self),
-    /// A list of these.
+    /// A list of values of this kind.
     List(&'static Self),
     /// A list of sections with these keys.
     Records(&'static [Field]),
 }
 
-/// Largest `max_size_gb`: a petabyte. Its bytes fit into 64 bits.
+/// Largest `max_size_gb`: a petabyte. Its number of bytes fits into 64 bits.
 const MOST_GIGABYTES: f64 = 1e6;
 
-/// `sun_path` has 108 bytes and ends with a zero: unix(7).
+/// Length of `sun_path`, 108 bytes, without the final zero: unix(7).
 const LONGEST_SOCKET_PATH: usize = 107;
 
 const LONGEST_MODEL: usize = 96;
 
-/// `LOGIN_NAME_MAX` of Linux, with its final zero.
+/// `LOGIN_NAME_MAX` of Linux, 256, without the final zero.
 const LONGEST_ACCOUNT: usize = 255;
 
 impl Kind {
-    /// What `value` says as the field of the settings stores it, or `None` when it may not say that.
+    /// Converts `value` to the form in which the settings store it. Returns `None` when the value
+    /// is not permitted.
     pub(super) fn check(&self, value: &Value) -> Option<Checked> {
         match (self, value) {
             (Self::Flag, Value::Bool(flag)) => Some(Checked::from(*flag)),
@@ -265,7 +270,7 @@ impl Kind {
 }
 
 impl Kind {
-    /// The only value of a key that has no setting; `None` when there are several.
+    /// Returns the only value of a key that has no setting; `None` when there are several.
     pub(super) fn only(&self) -> Option<&'static str> {
         match self {
             Self::OneOf([only]) => Some(only),
@@ -275,19 +280,20 @@ impl Kind {
     }
 }
 
-/// What `Option::None` is to figment.
+/// Returns figment's form of `Option::None`.
 fn none() -> Checked {
     Checked::Empty(Tag::Default, Empty::None)
 }
 
-/// The fields are those that serde gives a [`Duration`].
+/// Returns figment's form of a [`Duration`], with the fields that serde gives it.
 fn duration(time: Duration) -> Checked {
     let secs = ("secs".to_owned(), Checked::from(time.as_secs()));
     let nanos = ("nanos".to_owned(), Checked::from(time.subsec_nanos()));
     Checked::from(Dict::from([secs, nanos]))
 }
 
-/// To the nearest byte, so that a size that was written out in gigabytes comes back as it was.
+/// Converts gigabytes to the nearest byte, so that a size that was printed in gigabytes is read
+/// back unchanged.
 fn gigabytes(number: &str) -> Option<Checked> {
     let number: f64 = number.parse().ok()?;
     let size: u64 = format!("{:.0}", number * 1e9).parse().ok()?;
@@ -309,18 +315,19 @@ fn is_model(name: &str) -> bool {
     (1..=LONGEST_MODEL).contains(&name.len()) && name.bytes().all(allowed)
 }
 
-/// As the id and the version of a package.
+/// Returns whether `name` is valid as the id or the version of a package.
 fn is_name(name: &str) -> bool {
     is_model(name) && !name.contains('@') && name.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
 
-/// What no name service accepts: blanks, control characters, and what separates the fields of passwd(5) and group(5).
+/// Returns whether `name` can be an account. No name service accepts blanks, control characters, or
+/// the separators of passwd(5) and group(5).
 fn is_account(name: &str) -> bool {
     let refused = |c: char| c.is_whitespace() || c.is_control() || ":,/".contains(c);
     (1..=LONGEST_ACCOUNT).contains(&name.len()) && !name.contains(refused)
 }
 
-/// What is expected, for `expected …, found …`.
+/// Text for messages of the form `expected …, found …`.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = humantime::format_duration;
@@ -374,7 +381,7 @@ mod tests {
     use super::super::file::parse;
     use super::*;
 
-    /// Whether the key called `name` may have what `yaml` says.
+    /// Returns whether the key called `name` accepts the value `yaml`.
     fn accepts(name: &str, yaml: &str) -> bool {
         let key = KEYS.iter().find(|key| key.name == name).expect(name);
         key.kind.check(&parse(yaml.as_bytes()).unwrap().value).is_some()

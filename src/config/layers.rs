@@ -1,17 +1,19 @@
-//! Which files make up the configuration, in which order, and their bytes.
+//! Finds the files of the configuration, in their order, and reads their bytes.
 //!
 //! The rules are those of version 1.0 of the UAPI configuration files specification
-//! (<https://github.com/uapi-group/specifications/blob/1e5924716ae5e6f4c6a11dd132be9b5c989e8696/specs/configuration_files_specification.md>):
-//! the main file is taken from the highest directory that has one; drop-ins of all directories are sorted by name, one
-//! of a higher directory replacing that of the same name below, and are applied over the main file. An empty file or a
-//! link to `/dev/null` masks what it replaces; a masked main file does not mask drop-ins. Directories of drop-ins do
-//! not nest.
+//! (<https://github.com/uapi-group/specifications/blob/1e5924716ae5e6f4c6a11dd132be9b5c989e8696/specs/configuration_files_specification.md>).
+//! The main file is the one in the highest directory that has one. Drop-ins of all directories are
+//! sorted by name and override the main file. A drop-in replaces those of the same name in lower
+//! directories. An empty file or a link to `/dev/null` masks the files that it replaces; a masked
+//! main file does not mask drop-ins. Directories of drop-ins do not nest.
 //!
-//! Two things are our choice. Drop-ins lie in `conf.d` and not in `caxton.yaml.d`: there is one main file, so that there
-//! is nothing to tell apart. `/usr/local/lib` is not looked at: the specification names `/usr`, `/run` and `/etc`, and
-//! what is installed locally on an appliance is the administrator's, whose place is `/etc`.
+//! Caxton makes two choices of its own. Drop-ins are in `conf.d` and not in `caxton.yaml.d`,
+//! because there is only one main file. `/usr/local/lib` is not read: the specification names
+//! `/usr`, `/run` and `/etc`, and local files on a device are the administrator's, which belong in
+//! `/etc`.
 //!
-//! Invariant: reading never blocks and never exceeds [`LARGEST`], whatever lies under the names.
+//! Invariant: reading never blocks and never exceeds [`LARGEST`], with any kind of file under these
+//! names.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -29,7 +31,7 @@ use super::{Problem, Source};
 /// Largest file, in bytes.
 const LARGEST: u64 = 1 << 20;
 
-/// Below the root, highest first.
+/// Directories below the root, highest first.
 const DIRECTORIES: [&str; 3] = ["etc/caxton", "run/caxton", "usr/lib/caxton"];
 
 const MAIN: &str = "caxton.yaml";
@@ -39,17 +41,17 @@ const SUFFIX: &[u8] = b".yaml";
 /// A file of the configuration.
 #[derive(Debug)]
 pub(super) struct Layer {
-    /// Where it lies.
     pub(super) path: PathBuf,
-    /// What it says. An empty one says nothing, and is there to mask.
+    /// Content of the file. An empty file masks others.
     pub(super) content: Vec<u8>,
-    /// What lies under its name in lower directories and is not read, the lowest first.
+    /// Files of the same name in lower directories, which are not read, the lowest first.
     pub(super) replaced: Vec<PathBuf>,
 }
 
-/// The files of `source`, each to be applied over those before it.
+/// Reads the files of `source`; each overrides the earlier ones.
 ///
-/// What cannot be read is added to `problems`; a directory or a main file that does not exist is no problem.
+/// Adds files that cannot be read to `problems`. A directory or a main file that does not exist is
+/// not a problem.
 pub(super) fn read(source: &Source, problems: &mut Vec<Problem>) -> Vec<Layer> {
     let mut layers = Vec::new();
     for Named { path, replaced } in files(source, problems) {
@@ -61,11 +63,12 @@ pub(super) fn read(source: &Source, problems: &mut Vec<Problem>) -> Vec<Layer> {
     layers
 }
 
-/// The directories in which a file may appear, change or go.
+/// Returns the directories in which a file may be created, changed or deleted.
 pub fn directories(source: &Source) -> Vec<PathBuf> {
     match source {
         Source::File(path) => {
-            // A relative path has no parents to fall back on; it stays so when there is no working directory.
+            // Make the path absolute: a relative one has no parents on which the watcher could fall
+            // back. The path stays relative when the process has no working directory.
             let path = std::path::absolute(path).unwrap_or_else(|_no_cwd| path.clone());
             path.parent().map(Path::to_owned).into_iter().collect()
         }
@@ -79,12 +82,13 @@ pub fn directories(source: &Source) -> Vec<PathBuf> {
 /// The highest of the files with one name.
 struct Named {
     path: PathBuf,
-    /// The others, the lowest first.
+    /// The other files, the lowest first.
     replaced: Vec<PathBuf>,
 }
 
 impl Named {
-    /// `paths` are of one name, the lowest first; `None` when there is none.
+    /// Takes the highest of `paths`, which have one name and begin with the lowest; returns `None`
+    /// for an empty list.
     fn highest(mut paths: Vec<PathBuf>) -> Option<Self> {
         paths.pop().map(|path| Self { path, replaced: paths })
     }
@@ -130,7 +134,8 @@ fn drop_ins(root: &Path, problems: &mut Vec<Problem>) -> Vec<Named> {
     by_name.into_values().filter_map(Named::highest).collect()
 }
 
-/// The names of the drop-ins in `directory`; those with a leading dot belong to editors and to mounts.
+/// Returns the names of the drop-ins in `directory`. Ignores names with a leading dot, which belong
+/// to editors and to mounts.
 fn names(directory: &Path) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -142,7 +147,8 @@ fn names(directory: &Path) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// The content of `path`, links followed; nothing for `/dev/null`. The error is a sentence for the operator.
+/// Reads the content of `path` and follows links; returns nothing for `/dev/null`. The error is a
+/// sentence for the operator.
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     // Without O_NONBLOCK, opening a FIFO waits for a writer.
     let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
@@ -152,7 +158,8 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
         .open(path)
         .map_err(|error| failed("open", &error))?;
     let metadata = file.metadata().map_err(|error| failed("look up", &error))?;
-    // The null device is character device 1:3 on every Linux: Documentation/admin-guide/devices.txt.
+    // The null device is character device 1:3 on every Linux:
+    // Documentation/admin-guide/devices.txt.
     if metadata.file_type().is_char_device() && metadata.rdev() == makedev(1, 3) {
         return Ok(Vec::new());
     }
@@ -191,7 +198,7 @@ mod tests {
 
     use super::*;
 
-    /// Paths and their content, which makes a link when it begins with "->".
+    /// Paths and contents; a content that begins with "->" makes a link.
     type Files = &'static [(&'static str, &'static str)];
 
     fn root(files: &[(&str, &str)]) -> TempDir {
@@ -207,7 +214,8 @@ mod tests {
         root
     }
 
-    /// The files below `root` that say something and what is wrong, without the path of the root.
+    /// Returns the files below `root` that are not empty, and the problems, without the path of the
+    /// root.
     fn read_below(root: &TempDir) -> (Vec<String>, Vec<String>) {
         let mut problems = Vec::new();
         let layers = read(&Source::Layers { root: root.path().into() }, &mut problems);
@@ -297,8 +305,8 @@ mod tests {
                 ],
                 &["etc/caxton/conf.d/10-a.yaml"],
             ),
-            // From here on the examples of the specification, with `bar.conf` for the main file and `bar.conf.d` for
-            // the drop-ins, in the order of its text.
+            // The following cases are the examples of the specification, in the order of its text,
+            // with the main file for `bar.conf` and the drop-ins for `bar.conf.d`.
             (
                 "storage: the main file of run goes before that of usr, that of etc before both",
                 &[("usr/lib/caxton/caxton.yaml", "u"), ("etc/caxton/caxton.yaml", "e")],
@@ -365,7 +373,7 @@ mod tests {
                     "etc/caxton/conf.d/c.yaml",
                 ],
             ),
-            // What follows from the rules without being an example.
+            // The following cases result from the rules but are not examples in the specification.
             (
                 "a drop-in of the lowest directory goes over the main file of the highest",
                 &[("etc/caxton/caxton.yaml", "e"), ("usr/lib/caxton/conf.d/00-a.yaml", "u")],

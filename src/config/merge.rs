@@ -1,7 +1,8 @@
-//! All files as one: each is applied over those before it, key by key, and what comes out is held against what must
-//! be so between keys, whichever files they are from.
+//! Merges all files: each one overrides the earlier ones, key by key. Then checks the constraints
+//! between keys, also between keys of different files.
 //!
-//! Invariant: what is not in order is told at the key that was set last, for without it the rest was in order.
+//! Invariant: a violated constraint is reported at the key that was set last. Without this key, the
+//! rest was in order.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,32 +16,32 @@ use super::settings::AliasSettings;
 use super::{Place, Problem, Settings};
 use crate::units::Percent;
 
-/// What the files applied so far set.
+/// Merged values of the files applied so far.
 pub(super) struct Merged {
     values: Figment,
-    /// By the names on the way to the setting.
+    /// Origin of each setting, by the names on the path to it.
     origins: BTreeMap<Vec<String>, Origin>,
     assigned: usize,
 }
 
-/// Where a key was set last.
+/// Place where a key was set last.
 struct Origin {
     /// The key's name in the table.
     key: &'static str,
-    /// The how-manieth of all assignments it was.
+    /// Number of this assignment, counted over all files.
     order: usize,
     file: PathBuf,
     place: Place,
 }
 
 impl Merged {
-    /// What holds without any file.
+    /// Creates the default values, without any file.
     pub(super) fn new() -> Self {
         let values = Figment::from(Serialized::defaults(Settings::default()));
         Self { values, origins: BTreeMap::new(), assigned: 0 }
     }
 
-    /// Puts what `file` sets over what is set.
+    /// Overrides the merged values with the assignments of `file`.
     pub(super) fn apply(&mut self, file: &Path, assignments: Vec<Assignment>) {
         let mut changes = Dict::new();
         for Assignment { key, setting, place, value } in assignments {
@@ -49,16 +50,17 @@ impl Merged {
             let origin = Origin { key, order: self.assigned, file: file.to_owned(), place };
             self.origins.insert(setting, origin);
         }
-        // A copy of the values: figment adds by consuming.
+        // Clone the values, because figment's `merge` consumes them.
         self.values = self.values.clone().merge(Serialized::defaults(changes));
     }
 
-    /// The settings.
+    /// Returns the settings.
     ///
     /// # Errors
     /// When keys contradict each other.
     pub(super) fn settings(&self) -> Result<Settings, Vec<Problem>> {
-        // Every value was checked against the kind of its key; a test extracts each key of the table.
+        // Every value was checked against the kind of its key, and a test extracts each key of the
+        // table.
         let settings: Settings = self.values.extract().map_err(|error| {
             let (file, message) = (PathBuf::from("caxton.yaml"), error.to_string());
             vec![Problem { file, place: None, key: String::new(), message }]
@@ -68,12 +70,15 @@ impl Merged {
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
     }
 
-    /// Where the setting at `path` was written last; `None` when the default holds.
+    /// Returns the place where the setting at `path` was written last; `None` when the default
+    /// applies.
     pub(super) fn origin(&self, path: &[String]) -> Option<(&Path, Place)> {
         self.origins.get(path).map(|origin| (origin.file.as_path(), origin.place))
     }
 
-    /// Thresholds that do not rise: a level with none of its own could never be left by one step.
+    /// Returns a problem for each pressure threshold that is not above the one before. A level
+    /// between equal thresholds would be empty, so the daemon could not leave it one step at a
+    /// time.
     fn out_of_order(&self, settings: &Settings) -> Vec<Problem> {
         let pressure = settings.memory.pressure;
         let rising = [
@@ -88,7 +93,8 @@ impl Merged {
         pairs.collect()
     }
 
-    /// That `lower` is not below `upper`; `None` when neither was set, as the defaults rise.
+    /// Returns the problem that `lower` is not below `upper`; `None` when neither was set, because
+    /// the defaults rise.
     fn contradiction(
         &self,
         lower: (&'static str, Percent),
@@ -118,7 +124,8 @@ impl Merged {
         })
     }
 
-    /// Aliases that mean no model, or another alias: one that means an alias could go round in circles.
+    /// Returns a problem for each alias without a model, and for each that names another alias:
+    /// such aliases could form a cycle.
     fn wrong_aliases(&self, settings: &Settings) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (name, AliasSettings { model, revision, canary }) in &settings.aliases {
@@ -141,7 +148,7 @@ impl Merged {
                 (&["canary", "model"], canary.model.as_ref(), &canary.revision),
             ];
             for (keys, model, revision) in meant {
-                // With a revision it is the name of no alias.
+                // An alias cannot be named with a revision, so this is the id of a model.
                 if let (Some(model), None) = (model, revision)
                     && settings.aliases.contains_key(model)
                 {
@@ -153,7 +160,8 @@ impl Merged {
         problems
     }
 
-    /// A problem of the setting at `path`, told there, or, if it was not set, at what was set last beside it.
+    /// Returns a problem of the setting at `path`. Reports it at the setting, or, if that was not
+    /// set, at the key of the same section that was set last.
     fn problem_at(&self, path: Vec<String>, message: String) -> Option<Problem> {
         let beside = || {
             let section = &path[..path.len().min(2)];
@@ -166,8 +174,8 @@ impl Merged {
     }
 }
 
-/// Puts `value` where `path` leads from `dict`. The names on the way are figment's keys as they are: given as one
-/// dotted text, figment would take those of models apart.
+/// Inserts `value` at `path` into `dict`. Passes the names separately: figment would split a dotted
+/// path at the dots in names of models, too.
 fn insert(dict: &mut Dict, path: &[String], value: Checked) {
     match path {
         [] => {}

@@ -1,10 +1,17 @@
-//! The configuration: files as written become [`Settings`] as checked.
+//! Loads the configuration: reads files, checks them, and returns [`Settings`].
 //!
-//! One place for each step: *layers* (which files, in which order, and their bytes), *file* (YAML to a tree with places;
-//! the only one that names the YAML crate), *keys* (every key and what it may say), *records* (lists of sections), *check*
-//! (a tree against the keys, every problem at once), *merge* (all files over each other, and what must hold between
-//! keys), *settings* (what comes out). [`load`] goes through them. Nothing outside this module sees an unchecked value.
-//! The way back is *values* (settings key by key) and *yaml* (a value, and all of them, as a file says it).
+//! [`load`] uses these modules. No other code sees an unchecked value.
+//!
+//! - *layers* finds the files, in their order, and reads their bytes.
+//! - *file* parses YAML into a tree with places. Only this module names the YAML crate.
+//! - *keys* is the table of all keys and their permitted values.
+//! - *records* checks lists of sections.
+//! - *check* compares a tree with the keys and finds every problem at once.
+//! - *merge* merges all files and checks constraints between keys.
+//! - *settings* holds the result.
+//!
+//! In the other direction, *values* lists settings key by key, and *yaml* formats one value or all
+//! of them as a file.
 //!
 //! Invariant: a reload replaces all settings or none; on any problem the last good ones stay.
 
@@ -34,14 +41,15 @@ pub use settings::{
 pub use values::{KeyValue, Origin, in_force, values};
 pub use yaml::document;
 
-/// Where the configuration comes from.
+/// Source of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// This file and no other.
+    /// This one file.
     File(PathBuf),
-    /// `caxton.yaml` and `conf.d/*.yaml` of `etc/caxton`, over those of `run/caxton`, over those of `usr/lib/caxton`.
+    /// `caxton.yaml` and `conf.d/*.yaml` of `etc/caxton`, which overrides `run/caxton`, which
+    /// overrides `usr/lib/caxton`.
     Layers {
-        /// What these directories are below: `/`, but for tests.
+        /// Directory that contains these three: `/`, except in tests.
         root: PathBuf,
     },
 }
@@ -49,66 +57,69 @@ pub enum Source {
 /// A configuration without problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// What holds.
+    /// The settings.
     pub settings: Settings,
-    /// The files it came from, each applied over those before it; masked ones are not among them.
+    /// The files with these settings; each overrides the earlier ones. Masked files are not listed.
     pub files: Vec<PathBuf>,
 }
 
-/// A configuration without problems, and where it is from.
+/// A configuration without problems, and its origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
-    /// What holds.
+    /// The configuration.
     pub loaded: Loaded,
-    /// Every key with its value and where that was written, in the order of the shipped file.
+    /// Every key with its value and the place where that was written, in the order of the shipped
+    /// file.
     pub values: Vec<KeyValue>,
-    /// Every file that was found, each applied over those before it; before each file those that it replaces.
+    /// Every file that was found; each overrides the earlier ones. A file follows the files that it
+    /// replaces.
     pub found: Vec<Found>,
 }
 
 /// A file of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Where it lies.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What became of it.
+    /// Status of the file.
     pub fate: Fate,
 }
 
-/// What became of a file.
+/// Status of a file: applied, empty or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It was applied.
+    /// The file was applied.
     Applied,
-    /// It is empty or a link to `/dev/null`: it says nothing, and what it replaces says nothing either.
+    /// The file is empty or a link to `/dev/null`: it masks the files that it replaces.
     Empty,
-    /// It was not read, because this file of a higher directory has its name.
+    /// The file was not read, because this file of a higher directory has the same name.
     ReplacedBy(PathBuf),
 }
 
 /// A place in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// From 1.
+    /// Line, from 1.
     pub line: u64,
-    /// From 1, in characters.
+    /// Column, from 1, in characters.
     pub column: u64,
 }
 
-/// Something that an operator has to put right.
+/// A problem that an operator has to correct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// In which file, or directory, it is.
+    /// The file or directory with the problem.
     pub file: PathBuf,
-    /// Where in the file; `None` when it is the whole file.
+    /// The place in the file; `None` when the problem is the whole file.
     pub place: Option<Place>,
-    /// The dotted name of the key or section; empty when it is no key's.
+    /// The dotted name of the key or section; empty when the problem is not one of a key.
     pub key: String,
-    /// What is wrong, what was expected, and the cause when the system gave one: a problem is printed as it is.
+    /// The problem, the expected value, and the cause if the system reported one. A problem is
+    /// printed without changes.
     pub message: String,
 }
 
-/// `caxton.yaml:14:9: memory.model_cache.max_models: expected 1 to 1000, found 0`
+/// Text such as `caxton.yaml:14:9: memory.model_cache.max_models: expected 1 to 1000, found 0`.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.file.display())?;
@@ -122,18 +133,18 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Why there are no settings: every problem of every file.
+/// Error of a configuration: every problem of every file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct ConfigError {
-    /// At least one; files in the order in which they are applied, each from its top.
+    /// At least one problem; files in the order in which they are applied, each from its top.
     pub problems: Vec<Problem>,
 }
 
-/// Reads and checks the whole configuration. Blocks for as long as a few small files take.
+/// Reads and checks the whole configuration. Blocks while it reads a few small files.
 ///
 /// # Errors
-/// When anything in any file is wrong, with all that is.
+/// When anything in any file is wrong, with all problems.
 pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     let mut problems = Vec::new();
     let layers = layers::read(source, &mut problems);
@@ -141,10 +152,10 @@ pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     Ok(Loaded { settings, files: applied(layers) })
 }
 
-/// [`load`], with the origin of everything.
+/// Loads the configuration as [`load`] does, and returns the origin of every value.
 ///
 /// # Errors
-/// As [`load`].
+/// Those of [`load`].
 pub fn explain(source: &Source) -> Result<Explained, ConfigError> {
     let mut problems = Vec::new();
     let layers = layers::read(source, &mut problems);
@@ -154,16 +165,16 @@ pub fn explain(source: &Source) -> Result<Explained, ConfigError> {
     Ok(Explained { loaded: Loaded { settings, files: applied(layers) }, values, found })
 }
 
-/// Reads and checks `content` as the only file there is, and calls it `file` when something is wrong with it.
+/// Checks `content` as the only file. Problems name it `file`.
 ///
 /// # Errors
-/// As [`load`].
+/// Those of [`load`].
 pub fn parse(file: &Path, content: Vec<u8>) -> Result<Settings, ConfigError> {
     let layer = layers::Layer { path: file.to_owned(), content, replaced: Vec::new() };
     Ok(combine(&[layer], Vec::new())?.0)
 }
 
-/// Checks all of `layers` and applies them over each other. `problems` are those that there are already.
+/// Checks all of `layers` and merges them. `problems` are those found already.
 fn combine(
     layers: &[layers::Layer],
     mut problems: Vec<Problem>,
@@ -189,12 +200,12 @@ fn combine(
     }
 }
 
-/// The files that say something.
+/// Returns the files that are not empty.
 fn applied(layers: Vec<layers::Layer>) -> Vec<PathBuf> {
     layers.into_iter().filter(|layer| !layer.content.is_empty()).map(|layer| layer.path).collect()
 }
 
-/// What became of the file of `layer`, after those that it replaces.
+/// Returns the files that `layer` replaces, then its own file, each with its status.
 fn found(layer: &layers::Layer) -> impl Iterator<Item = Found> {
     let replaced = layer.replaced.iter();
     let replaced = replaced
@@ -206,19 +217,19 @@ fn found(layer: &layers::Layer) -> impl Iterator<Item = Found> {
 /// The keys that a reload changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// Those whose new value waits for the next start.
+    /// Keys whose new value takes effect only after a restart.
     pub restart: Vec<String>,
-    /// Those whose new value holds at once.
+    /// Keys whose new value takes effect at once.
     pub live: Vec<String>,
 }
 
-/// Which keys differ between `old` and `new`, in the order of the shipped file and, within a key, of the models or
-/// aliases.
+/// Returns the keys that differ between `old` and `new`, in the order of the shipped file and,
+/// within a key, of the models or aliases.
 pub fn change(old: &Settings, new: &Settings) -> Change {
     let mut change = Change::default();
     let models: BTreeSet<&String> = old.models.keys().chain(new.models.keys()).collect();
     let aliases: BTreeSet<&String> = old.aliases.keys().chain(new.aliases.keys()).collect();
-    // A model or alias that one of the two does not name has the defaults there.
+    // A model or alias that only one of the two names has the defaults in the other.
     let values = |settings: &Settings| {
         let mut settings = settings.clone();
         for model in &models {
@@ -249,7 +260,7 @@ pub fn change(old: &Settings, new: &Settings) -> Change {
     change
 }
 
-/// The value of `setting`, whose placeholder is `given`.
+/// Returns the value of `setting`, with `given` for its placeholder.
 fn find<'a>(settings: &'a Option<Checked>, setting: &str, given: &str) -> Option<&'a Checked> {
     keys::path(setting, given)
         .try_fold(settings.as_ref()?, |value, name| value.as_dict()?.get(name))
@@ -282,7 +293,7 @@ mod tests {
         load_bytes(yaml.as_bytes()).expect(yaml).settings
     }
 
-    /// What is wrong below `root`, one problem a line, without the path of the root.
+    /// Returns the problems below `root`, one on each line, without the path of the root.
     fn below(root: &TempDir) -> String {
         let problems = load(&Source::Layers { root: root.path().into() }).err();
         let text = problems.map(|error| error.to_string()).unwrap_or_default();
@@ -295,7 +306,7 @@ mod tests {
         fs::write(path, content).unwrap();
     }
 
-    /// The dotted names of all keys in the tree.
+    /// Collects the dotted names of all keys in the tree.
     fn names(section: &str, node: &Node, found: &mut Vec<String>) {
         let Value::Section(entries) = &node.value else {
             return found.push(section.to_owned());
@@ -323,7 +334,7 @@ mod tests {
         let alias = AliasSettings { model: "bundled-mini".to_owned(), ..AliasSettings::default() };
         expected.aliases.insert("default".to_owned(), alias);
 
-        // A key that is commented out follows its mark at once, a sentence follows it after a blank.
+        // A key that is commented out directly follows its `#`; a sentence follows after a space.
         let uncomment = |line: &str| match line.split_once('#') {
             Some((indent, key)) if indent.trim().is_empty() && !key.starts_with(' ') => {
                 format!("{indent}{key}\n")
@@ -494,7 +505,8 @@ log: { level: trace }
         };
         assert_eq!(settings, expected);
 
-        // No setting was left out above, and a reload names each key once, in the order of the table.
+        // The value above sets every setting, and a reload names each key once, in the order of the
+        // table.
         let difference = change(&Settings::default(), &settings);
         let keys = |restart| {
             let keys = KEYS.iter().filter(move |k| !k.alias && k.setting.is_some());
@@ -627,7 +639,7 @@ log: { level: trace }
             "/run/caxton/conf.d/50.yaml:1:33: memory.pressure.critical: expected more than \
              memory.pressure.high, which is 96% in /usr/lib/caxton/caxton.yaml:1:29, found 90%"
         );
-        // What a file says may contradict one below it, as long as a later file puts it right.
+        // A file may contradict a lower one, as long as a later file corrects that.
         write(root.path(), "etc/caxton/conf.d/60.yaml", "memory: { pressure: { high: 80% } }");
         assert_eq!(below(&root), "");
     }
@@ -652,7 +664,7 @@ log: { level: trace }
                 "aliases: { a: { model: m, canary: { model: b } }, b: { model: m } }",
                 "f:1:44: aliases.a.canary.model: \"b\" is an alias; expected the id of a model",
             ),
-            // The id itself, held at a version.
+            // The alias has the model's own id, pinned to a version.
             ("aliases: { a: { model: a, revision: v } }", ""),
             ("aliases: { a: }", ""),
         ];
@@ -661,7 +673,7 @@ log: { level: trace }
             write(root.path(), "etc/caxton/caxton.yaml", yaml);
             assert_eq!(below(&root).replace("/etc/caxton/caxton.yaml", "f"), expected, "{yaml}");
         }
-        // A later file changes the share alone.
+        // A later file changes the percentage alone.
         let root = TempDir::new().unwrap();
         let alias = "aliases: { a: { model: m, canary: { model: n, percent: 5 } } }";
         write(root.path(), "etc/caxton/caxton.yaml", alias);
@@ -723,7 +735,8 @@ log: { level: trace }
         );
     }
 
-    /// Documents made of known and unknown keys with values of every kind, so that most get past the parser.
+    /// Generates documents of known and unknown keys with values of every kind, so that most of
+    /// them pass the parser.
     fn documents() -> impl Strategy<Value = String> {
         let key = prop::sample::select(vec![
             "socket",

@@ -1,6 +1,8 @@
-//! Lists of sections, such as `tenants`: what each may have in it, and every problem with its place.
+//! Checks lists of sections, such as `tenants`: the permitted keys of each section, and every
+//! problem with its place.
 //!
-//! Pure, as the table of keys is. A list is one value to whoever merges files: a later file replaces it whole.
+//! Pure, as the table of keys is. For the merge, a list is one value: a later file replaces the
+//! whole list.
 
 use figment::value::{Dict, Value as Checked};
 
@@ -11,22 +13,23 @@ use super::keys::Kind;
 /// One key of a section in a list.
 #[derive(Debug)]
 pub(super) struct Field {
-    /// Its name.
     pub(super) name: &'static str,
-    /// What it may say.
+    /// Permitted values.
     pub(super) kind: Kind,
 }
 
-/// A problem of a list, for the operator.
+/// A problem in a list, for the operator.
 #[derive(Debug)]
 pub(super) enum Wrong<'a> {
-    /// A section or a key of one: where, the dotted name as written, and what is wrong.
+    /// A wrong section, or a wrong key of one: the place, the dotted name as written, and the
+    /// message.
     Section(Place, String, String),
-    /// A value that its key may not have, with the dotted name of the key.
+    /// A value that its key does not permit, with the dotted name of the key.
     Value(&'static Kind, &'a Node, String),
 }
 
-/// The sections of `value` as the settings store them, or `None` when anything in it is wrong.
+/// Converts the sections of `value` to the form in which the settings store them. Returns `None`
+/// when anything in them is wrong.
 pub(super) fn check(fields: &'static [Field], value: &Value) -> Option<Checked> {
     let Value::List(items) = value else { return None };
     if !wrong(fields, "", items).is_empty() {
@@ -43,7 +46,8 @@ pub(super) fn check(fields: &'static [Field], value: &Value) -> Option<Checked> 
     items.iter().map(section).collect::<Option<Vec<_>>>().map(Checked::from)
 }
 
-/// What is wrong with the sections of `list`, in their order. The first field is required and tells them apart.
+/// Returns the problems of the sections in `items`, in their order. The first field is required and
+/// identifies a section.
 pub(super) fn wrong<'a>(fields: &'static [Field], list: &str, items: &'a [Node]) -> Vec<Wrong<'a>> {
     let mut found = Vec::new();
     let mut seen: Vec<(&Value, Place)> = Vec::new();
@@ -74,7 +78,7 @@ pub(super) fn wrong<'a>(fields: &'static [Field], list: &str, items: &'a [Node])
     found
 }
 
-/// What is wrong with the keys of one section, and with their values.
+/// Adds the problems of the keys of one section, and of their values, to `found`.
 fn keys<'a>(
     fields: &'static [Field],
     here: &str,

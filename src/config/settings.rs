@@ -1,7 +1,7 @@
-//! The configuration as the rest of the daemon sees it.
+//! Settings: the checked configuration for the rest of the daemon.
 //!
-//! Serde is here for [`super::load`] alone, which merges checked values and takes the settings out of the merged ones.
-//! Nothing else makes settings from text.
+//! Only [`super::load`] uses serde here: it merges checked values and deserializes the settings
+//! from the result. No other code makes settings from text.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,42 +11,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, Percent};
 
-/// The alias that answers requests which name no model.
+/// The alias that answers requests without a model name.
 const DEFAULT: &str = "default";
 
-/// The configuration, checked. Every value is within its range.
+/// The checked configuration. Every value is within its range.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Where clients connect.
+    /// The socket for clients.
     pub socket: Socket,
-    /// Which models are served and how they are kept.
+    /// Served models, and their use of memory.
     pub memory: Memory,
-    /// Where packages come from.
+    /// Sources of packages.
     pub packages: Packages,
-    /// How texts are computed.
+    /// Computation of texts.
     pub embedding: Embedding,
-    /// What holds for a model of this name, `id` or `id@version`; [`Settings::model`] finds it.
+    /// Settings of single models, by `id` or `id@version`; [`Settings::model`] finds them.
     pub models: BTreeMap<String, ModelSettings>,
-    /// Other names of models, by that name. None of them means another alias.
+    /// Aliases of models, by name. An alias never names another alias.
     pub aliases: BTreeMap<String, AliasSettings>,
-    /// Who asks, and what they may; of several that fit a caller the first holds.
+    /// Tenants and their permissions. The first one that matches a caller applies.
     pub tenants: Vec<TenantSettings>,
-    /// Whether the daemon refuses to start without all of its sandbox. Needs a restart.
+    /// Whether the daemon refuses to start without its complete sandbox. Needs a restart.
     pub require_sandbox: bool,
-    /// What is logged.
+    /// Logging.
     pub log: Log,
 }
 
 impl Settings {
-    /// What answers a request that names no model: the alias called `default` if there is one, else
-    /// [`Memory::embedding_model`]. The name of a model or of an alias.
+    /// Returns the name that answers a request without a model name: the alias called `default` if
+    /// it exists, else [`Memory::embedding_model`], which is the name of a model or of an alias.
     pub fn default_model(&self) -> &str {
         if self.aliases.contains_key(DEFAULT) { DEFAULT } else { &self.memory.embedding_model }
     }
 
-    /// What holds for this version of a model: what is set for the version, else what is set for the model, else the
-    /// default. The whole of it: keys missing for the version do not come from the model.
+    /// Returns the settings of one version of a model: those of the version, else those of the
+    /// model, else the defaults. Does not merge them: keys that the version lacks do not come from
+    /// the model.
     pub fn model(&self, id: &str, version: &str) -> ModelSettings {
         let of_version = self.models.get(&format!("{id}@{version}"));
         of_version.or_else(|| self.models.get(id)).copied().unwrap_or_default()
@@ -57,19 +58,20 @@ impl Settings {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Socket {
-    /// Where it is bound when systemd does not pass it. Needs a restart.
+    /// Path of the socket, if systemd does not pass one. Needs a restart.
     pub path: PathBuf,
-    /// Its permission bits. Needs a restart.
+    /// Permission bits. Needs a restart.
     pub mode: u32,
-    /// Its group; `None` leaves that of the daemon. Needs a restart.
+    /// Group of the socket; `None` leaves that of the daemon. Needs a restart.
     pub group: Option<String>,
-    /// Who, beside root and the daemon's own user, may change the appliance.
+    /// Users who may administer the device, besides root and the daemon's own user.
     pub admins: Admins,
-    /// Connections served at a time; more wait in the kernel's queue. Needs a restart.
+    /// Maximum number of connections. A further one takes the slot of a user with more connections,
+    /// or is refused with 503. Needs a restart.
     pub max_connections: usize,
     /// Largest request body, except for installing a package.
     pub max_body: Bytes,
-    /// How long requests in flight may take after SIGTERM.
+    /// Time for requests in progress to finish after SIGTERM.
     pub drain_timeout: Duration,
 }
 
@@ -83,151 +85,161 @@ pub struct Admins {
     pub groups: Vec<String>,
 }
 
-/// Which models are served and how they are kept.
+/// Served models, and their use of memory.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
-    /// The model, or the alias of one, that answers when a request names none and no alias is called `default`.
+    /// The model, or an alias of one, that answers when a request names no model and no alias is
+    /// called `default`.
     pub embedding_model: String,
-    /// Models, or aliases of models, that answer for others first; the smallest stays in memory when all others have to leave.
+    /// Models, or aliases of models, that are the first choice as fallback. The smallest stays in
+    /// memory when all others are evicted.
     pub fallback_models: Vec<String>,
-    /// Which models may answer for one that cannot.
+    /// Models that may serve as fallback.
     pub fallback_strategy: FallbackStrategy,
-    /// Whether vectors of another embedding space may be given to a request that does not say.
+    /// Whether a fallback may return vectors of another embedding space to a request that neither
+    /// permits nor forbids it.
     pub allow_fallback: bool,
-    /// Whether vectors of another length may be given where those of another embedding space may.
+    /// Whether such vectors may also have another length.
     pub allow_dimension_mismatch: bool,
     /// Models loaded at start.
     pub preload_models: Vec<String>,
-    /// Most models in memory.
+    /// Maximum number of models in memory.
     pub max_loaded_models: usize,
-    /// What this daemon may take; `None` means what the limits of its control group and of those above leave.
+    /// Memory that this daemon may use; `None` means as much as the machine and the limits of its
+    /// control group and of those above it permit.
     pub memory_limit: Option<Bytes>,
-    /// What stays free of every limit and of the machine's memory.
+    /// Memory that stays free below every limit and in the machine. Counts for at most a quarter of
+    /// a limit.
     pub min_free: Bytes,
-    /// Which model leaves memory first.
+    /// Choice of the model that is evicted first.
     pub eviction_policy: EvictionPolicy,
-    /// When memory is short.
+    /// Thresholds of memory pressure.
     pub pressure: Pressure,
     /// The store of verified packages.
     pub model_cache: ModelCache,
 }
 
-/// Which models may answer for one that cannot.
+/// Models that may serve as fallback for one that is not available.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FallbackStrategy {
-    /// Any of the same embedding space, then of the same length, then those of the list.
+    /// Any model of the same embedding space, then of the same length, then those of the list.
     Auto,
-    /// Those of [`Memory::fallback_models`] alone.
+    /// The models of [`Memory::fallback_models`] alone.
     Manual,
-    /// None.
+    /// No model.
     Strict,
 }
 
-/// Which model leaves memory first. Pinned ones never leave.
+/// Choice of the model that is evicted first. Pinned models are never evicted.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EvictionPolicy {
-    /// The one worth least: by priority, then by expected use and by what loading it again takes, for its size.
+    /// The model of the least value: by priority, then by expected use and cost of loading it
+    /// again, for its size.
     MemoryPressure,
-    /// The one whose last use is longest ago.
+    /// The least recently used model.
     Lru,
-    /// The one loaded first.
+    /// The model that was loaded first.
     Fifo,
-    /// None, whatever happens: loads are refused instead.
+    /// No model is ever evicted: loads are refused instead.
     Manual,
 }
 
-/// When memory is short. The shares are of the tightest limit less [`Memory::min_free`], and rise strictly.
+/// Thresholds of memory pressure. The percentages are shares of the tightest limit less
+/// [`Memory::min_free`], and rise strictly.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pressure {
-    /// From where on idle models leave.
+    /// Share of used memory from which idle models are evicted.
     pub moderate: Percent,
-    /// From where on models in use leave too.
+    /// Share of used memory from which models in use are evicted, too.
     pub high: Percent,
-    /// From where on only the smallest fallback and the pinned ones stay.
+    /// Share of used memory from which requests are shed and only the smallest fallback and the
+    /// pinned models stay.
     pub critical: Percent,
-    /// How long it has to be better before it counts as one step better.
+    /// Time of lower pressure after which the level falls by one step.
     pub quiet: Duration,
-    /// How long a model that was evicted stays away.
+    /// Time for which an evicted model cools down, so that it must not be loaded again.
     pub reload_cooldown: Duration,
 }
 
-/// How one model is kept in memory.
+/// Use of memory by one model.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
-    /// From 1, kept longest, to 5, leaves first.
+    /// Priority from 1, evicted last, to 5, evicted first.
     pub memory_priority: u8,
-    /// How long it stays without a request; `None` means until its memory is needed.
+    /// Time without a request after which the model is unloaded; `None` means that it stays until
+    /// its memory is needed.
     pub max_idle_time: Option<Duration>,
-    /// Whether it is loaded at start.
+    /// Whether the model is loaded at start.
     pub preload: bool,
-    /// Whether it stays whatever happens.
+    /// Whether the model is excluded from eviction.
     pub pinned: bool,
 }
 
-/// What holds for a model that no file names.
+/// Settings of a model that no file names.
 impl Default for ModelSettings {
     fn default() -> Self {
         Self { memory_priority: 3, max_idle_time: None, preload: false, pinned: false }
     }
 }
 
-/// What another name of a model means.
+/// Meaning of an alias.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AliasSettings {
     /// The id of the model. Never empty.
     pub model: String,
-    /// Its version, or the beginning of its revision; `None` means what the id means.
+    /// The version, or the beginning of the revision; `None` means the one to which the id
+    /// resolves.
     pub revision: Option<String>,
-    /// What answers some of the requests instead.
+    /// The model that answers some of the requests instead.
     pub canary: Canary,
 }
 
-/// What answers some of the requests for an alias. Without a model it answers none.
+/// Canary of an alias: a model that answers some of its requests. Without a model it answers none.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Canary {
     /// The id of the model.
     pub model: Option<String>,
-    /// As [`AliasSettings::revision`].
+    /// The version or revision, as in [`AliasSettings::revision`].
     pub revision: Option<String>,
-    /// The share of the requests, from 0 to 100.
+    /// The percentage of the requests, from 0 to 100.
     pub percent: u8,
 }
 
-/// Who asks, and what they may.
+/// A tenant and its permissions.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TenantSettings {
-    /// Its name, which no other tenant has.
+    /// The name, which is unique among tenants.
     pub name: String,
-    /// Its users, and [`TenantSettings::groups`] their groups: names or numeric ids.
+    /// Users of the tenant: names or numeric ids, or `*` for all users except administrators.
     pub users: Vec<String>,
-    /// Its groups.
+    /// Groups of the tenant: names or numeric ids.
     pub groups: Vec<String>,
-    /// The model, or the alias of one, that answers when a request of it names none.
+    /// The model, or an alias of one, that answers when a request of the tenant names none.
     pub model: Option<String>,
-    /// What it may ask for beside that: names as in a request. `None` means everything.
+    /// Other models that the tenant may request, by names as in a request. `None` means all.
     pub allowed_models: Option<Vec<String>>,
-    /// From 1 to 9: its share of the turns when requests wait, against those of others.
+    /// Weight in fair scheduling, from 1 to 9, compared with other tenants.
     pub priority: u8,
-    /// Most requests at a time; `None` is as many as there are connections.
+    /// Maximum number of concurrent requests; `None` means as many as there are connections.
     pub max_concurrent: Option<usize>,
-    /// Whether all its connections wait in one queue of its own.
+    /// Whether all connections of the tenant wait in one queue of its own.
     pub dedicated_queue: bool,
 }
 
 impl TenantSettings {
-    /// The share of whoever is no tenant, and of a tenant that is given none.
+    /// Weight of a caller without a tenant, and of a tenant without a priority.
     pub const PRIORITY: u8 = 5;
 }
 
-/// What holds for what is not said of a tenant.
+/// Defaults for the keys that a tenant does not have.
 impl Default for TenantSettings {
     fn default() -> Self {
         Self {
@@ -247,15 +259,15 @@ impl Default for TenantSettings {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelCache {
-    /// The directory that holds it. Needs a restart.
+    /// The directory of the store. Needs a restart.
     pub directory: PathBuf,
-    /// Its largest size on disk.
+    /// Maximum size of the models on disk.
     pub max_size: Bytes,
-    /// Its largest number of models.
+    /// Maximum number of models.
     pub max_models: usize,
-    /// Which model leaves when a limit is reached.
+    /// Choice of the model that is removed when a limit is reached.
     pub cleanup_policy: CleanupPolicy,
-    /// How often every installed file is hashed again.
+    /// Interval at which every installed file is hashed again.
     pub validation_interval: Duration,
     /// Whether every installed file is hashed at start.
     pub validation_on_startup: bool,
@@ -263,46 +275,49 @@ pub struct ModelCache {
     pub bundled_only: bool,
 }
 
-/// Which model leaves the store when it is full.
+/// Choice of the model that is removed from the store when it is full.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CleanupPolicy {
-    /// The one whose last use is longest ago.
+    /// The least recently used model.
     Lru,
-    /// The one installed first.
+    /// The model that was installed first.
     Fifo,
-    /// None: the installation is refused.
+    /// No model is removed: the installation is refused.
     Manual,
 }
 
-/// Where packages come from.
+/// Sources of packages.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Packages {
-    /// Where operators put packages. Needs a restart.
+    /// The drop directory, into which operators copy packages. Needs a restart.
     pub drop_directory: PathBuf,
-    /// Packages that came with the appliance; never written to. Needs a restart.
+    /// Directory of the packages that were shipped with the device. Caxton never writes to it.
+    /// Needs a restart.
     pub bundled_directory: PathBuf,
-    /// minisign public keys (`*.pub`); when there is one, every package needs a signature by one of them, but for those
-    /// of the bundled directory. Needs a restart.
+    /// Directory of minisign public keys (`*.pub`). If there is a key, every package needs a
+    /// signature by one of the keys, except for bundled packages. Needs a restart.
     pub keys_directory: PathBuf,
-    /// Whether a package may give a model id another embedding space without an administrator's word.
+    /// Whether a package may change the embedding space of a model id without an administrator's
+    /// consent.
     pub replace_embedding_space: bool,
-    /// Whether a model leaves the store when its file leaves the drop directory.
+    /// Whether a model is removed from the store when its file is removed from the drop directory.
     pub remove_with_file: bool,
-    /// How long a half-copied package may stay without growing before it is quarantined.
+    /// Time after which an incomplete package that does not grow is quarantined.
     pub incomplete_timeout: Duration,
     /// Largest uncompressed size of a package.
     pub max_package_size: Bytes,
 }
 
-/// How texts are computed.
+/// Computation of texts.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Embedding {
-    /// The arithmetic of the products. Needs a restart.
+    /// The precision of the products. Needs a restart.
     pub precision: Precision,
-    /// Threads; `None` means as many as the processors this process may use. Needs a restart.
+    /// Number of threads; `None` means as many as the processors that this process may use. Needs a
+    /// restart.
     pub threads: Option<usize>,
     /// Tokens computed in one pass.
     pub batch_tokens: usize,
@@ -310,31 +325,33 @@ pub struct Embedding {
     pub queue_size: usize,
     /// Tokens that may wait for one model.
     pub queue_tokens: usize,
-    /// How many milliseconds after a batch of several requests the next one may be gathered.
+    /// Milliseconds for which a worker may gather requests for the next batch, after a batch of
+    /// several requests.
     pub max_batch_wait_ms: usize,
-    /// Batches of one model that are taken at a time; `None` means one more than threads, but no more than 5.
+    /// Maximum number of batches of one model that are computed concurrently; `None` means one more
+    /// than threads, but at most 5.
     pub parallel_batches: Option<usize>,
 }
 
-/// The arithmetic of a model's products, as asked for.
+/// The requested precision of a model's products.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// The fastest whose vectors are as good as they should be.
+    /// The fastest precision whose vectors are accurate enough.
     Auto,
-    /// Exact.
+    /// 32-bit floats, without loss.
     F32,
-    /// Integers of 8 bits.
+    /// 8-bit integers.
     Int8,
-    /// Where the processor multiplies it.
+    /// bfloat16, where the processor multiplies it.
     Bf16,
 }
 
-/// What is logged.
+/// Logging.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
-    /// The least severe level that is written.
+    /// The least severe level that is logged.
     pub level: LogLevel,
 }
 
@@ -344,17 +361,17 @@ pub struct Log {
 pub enum LogLevel {
     /// Failures.
     Error,
-    /// What an operator should look at.
+    /// Events that an operator should examine.
     Warn,
-    /// What happened.
+    /// Events.
     Info,
-    /// What happened inside.
+    /// Internal events.
     Debug,
-    /// Everything.
+    /// All records.
     Trace,
 }
 
-/// What holds without any file.
+/// Defaults without any file.
 impl Default for Settings {
     fn default() -> Self {
         Self {

@@ -1,8 +1,8 @@
-//! Settings, key by key: what holds for each, where it was written, and what it is when nobody says anything.
+//! Lists settings key by key: the value, the place where it was written, and the default.
 //!
-//! The way back from [`Settings`] to the table of keys. Pure.
+//! This is the inverse of loading: from [`Settings`] back to the table of keys. Pure.
 //!
-//! Invariant: the values of settings, put into a file by [`super::document`], load as these settings.
+//! Invariant: a file of these values, written by [`super::document`], loads as the same settings.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,48 +13,48 @@ use super::keys::{self, ALIAS, KEYS, Key, MODEL};
 use super::merge::Merged;
 use super::{AliasSettings, ModelSettings, Place, Settings, find, yaml};
 
-/// What a file calls a model or an alias that is not there, to learn what holds for it.
+/// Name of a model and of an alias that do not exist; their values are the defaults.
 const NOBODY: &str = "nobody";
 
-/// A key and what holds for it.
+/// A key and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyValue {
-    /// The names on the way to it; those of models have dots.
+    /// The names on the path to the key. Names of models may have dots.
     pub path: Vec<String>,
-    /// What holds, as a file says it on one line.
+    /// The value, in the form of a file, on one line.
     pub value: String,
-    /// What holds when no file says anything of it.
+    /// The value when no file sets the key.
     pub default: String,
-    /// Whether a change waits for the next start.
+    /// Whether a change takes effect only after a restart.
     pub restart: bool,
-    /// Whether there is no other value.
+    /// Whether the key has only one possible value.
     pub fixed: bool,
-    /// Where it was written; `None` when the default holds, or nobody knows.
+    /// Place where it was written; `None` when the default applies or the place is unknown.
     pub origin: Option<Origin>,
 }
 
 impl KeyValue {
-    /// Its dotted name.
+    /// Returns the dotted name of the key.
     pub fn key(&self) -> String {
         self.path.join(".")
     }
 }
 
-/// Where a value was written.
+/// Place where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// The file.
     pub file: PathBuf,
-    /// Where in it.
+    /// The place in the file.
     pub place: Place,
 }
 
-/// Every key of `settings`, in the order of the shipped file.
+/// Returns every key of `settings`, in the order of the shipped file.
 pub fn values(settings: &Settings) -> Vec<KeyValue> {
     rows(settings, |_| None)
 }
 
-/// Every key of `settings`, which `merged` gave.
+/// Returns every key of `settings`, with its origin from `merged`.
 pub(super) fn with_origins(settings: &Settings, merged: &Merged) -> Vec<KeyValue> {
     rows(settings, |setting| {
         let (file, place) = merged.origin(setting)?;
@@ -62,8 +62,8 @@ pub(super) fn with_origins(settings: &Settings, merged: &Merged) -> Vec<KeyValue
     })
 }
 
-/// What is in force in a daemon that started with `started` and has applied `applied` since: of keys that need a
-/// restart, the value of the start.
+/// Returns the effective values of a daemon that started with `started` and applied `applied`
+/// since. Keys that need a restart have the value of the start.
 pub fn in_force(started: &Settings, applied: &Settings) -> Vec<KeyValue> {
     let mut values = values(applied);
     let waiting = rows(started, |_| None).into_iter().filter(|value| value.restart);
@@ -80,7 +80,7 @@ fn rows(settings: &Settings, origin: impl Fn(&[String]) -> Option<Origin>) -> Ve
     let mut defaults = Settings::default();
     defaults.models.insert(NOBODY.to_owned(), ModelSettings::default());
     defaults.aliases.insert(NOBODY.to_owned(), AliasSettings::default());
-    // Settings are made of what figment made settings of.
+    // Serializing cannot fail, because figment deserialized these settings.
     let (held, default) = (Checked::serialize(settings).ok(), Checked::serialize(defaults).ok());
     let mut rows = Vec::new();
     for key in KEYS.iter().filter(|key| !key.alias) {
@@ -107,7 +107,7 @@ fn rows(settings: &Settings, origin: impl Fn(&[String]) -> Option<Origin>) -> Ve
     rows
 }
 
-/// What the operator gave in the place of the placeholder of `key`; one empty text when it has none.
+/// Returns the operator's names for the placeholder of `key`; one empty text when the key has none.
 fn given<'a>(key: &Key, settings: &'a Settings) -> Vec<&'a str> {
     if key.name.contains(MODEL) {
         settings.models.keys().map(String::as_str).collect()

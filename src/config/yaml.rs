@@ -1,7 +1,7 @@
-//! What settings are in a file's words: one value on one line, and all of them as a file that says the same.
+//! Writes settings as YAML: one value on one line, or all of them as a file with the same meaning.
 //!
-//! Pure, and the inverse of [`Kind::check`]. It writes no YAML beyond sections, plain and quoted words, and lists on one
-//! line, and asks the parser whether a word needs quotes.
+//! Pure, and the inverse of [`Kind::check`]. Writes only sections, plain and quoted words, and
+//! lists on one line. Asks the parser whether a word needs quotes.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use super::file::{self, Value};
 use super::keys::Kind;
 use super::records::Field;
 
-/// What a key of this kind says when `value` is what the settings have; `None` when that is nothing that it can say.
+/// Formats `value`, in the form of the settings, as a value of this kind in a file. Returns `None`
+/// when the kind cannot express it.
 pub(super) fn value(kind: &Kind, value: &Checked) -> Option<String> {
     match (kind, value) {
         (Kind::Or(word, _), Checked::Empty(..)) => Some((*word).to_owned()),
@@ -47,7 +48,7 @@ pub(super) fn value(kind: &Kind, value: &Checked) -> Option<String> {
     }
 }
 
-/// A section of a list. What has no word for nothing is left out when it is nothing.
+/// Formats a section of a list. Leaves out an empty value if its kind has no word for it.
 fn record(fields: &[Field], section: &Dict) -> Option<String> {
     let mut keys = Vec::new();
     for field in fields {
@@ -61,7 +62,7 @@ fn record(fields: &[Field], section: &Dict) -> Option<String> {
     Some(format!("{{ {} }}", keys.join(", ")))
 }
 
-/// In the largest unit of which it is a whole number.
+/// Formats a size in the largest unit of which it is a whole number.
 fn size(bytes: u128) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     let whole = |(bits, _): &(u32, _)| bytes > 0 && bytes.trailing_zeros() >= *bits;
@@ -71,13 +72,13 @@ fn size(bytes: u128) -> String {
     }
 }
 
-/// Exact: there are 10⁹ bytes in one.
+/// Formats a size in gigabytes, exactly: one gigabyte is 10⁹ bytes.
 fn gigabytes(bytes: u128) -> String {
     let (whole, rest) = (bytes / 1_000_000_000, bytes % 1_000_000_000);
     format!("{whole}.{rest:09}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// The fields are those that serde gives a [`Duration`].
+/// Formats a [`Duration`] from the fields that serde gives it.
 fn duration(fields: &Dict) -> Option<String> {
     let field = |name| fields.get(name)?.to_u128();
     let time =
@@ -85,18 +86,20 @@ fn duration(fields: &Dict) -> Option<String> {
     Some(humantime::format_duration(time).to_string())
 }
 
-/// `text` as it is when the parser reads it as this text wherever it stands, else in quotes.
+/// Returns `text` as it is if the parser reads it back as the same text in any position, else in
+/// quotes.
 fn word(text: &str) -> String {
     let stands_alone = |text: &str| {
         !text.contains([',', '[', ']', '{', '}', ':', '#'])
             && file::parse(text.as_bytes())
                 .is_ok_and(|node| matches!(&node.value, Value::Text(read) if read == text))
     };
-    // A text in JSON is one in YAML; no setting has the control characters for which that is not so.
+    // A JSON string is a YAML string, except for some control characters, which no setting
+    // contains.
     if stands_alone(text) { text.to_owned() } else { serde_json::Value::from(text).to_string() }
 }
 
-/// All of `values` as a file. What `comment` says of each stands behind it.
+/// Formats `values` as a file. Appends the result of `comment` to the line of each value.
 pub fn document(values: &[KeyValue], comment: impl Fn(&KeyValue) -> Option<String>) -> String {
     let mut root = Vec::new();
     for value in values {
@@ -107,13 +110,13 @@ pub fn document(values: &[KeyValue], comment: impl Fn(&KeyValue) -> Option<Strin
     text
 }
 
-/// What stands under a name.
+/// A section or a key of the file.
 enum Below<'a> {
     Section(Vec<(&'a str, Self)>),
     Key(&'a KeyValue),
 }
 
-/// Puts `value` where `path` leads; sections stay in the order in which they were begun.
+/// Inserts `value` at `path`. Sections keep the order in which they were created.
 fn put<'a>(section: &mut Vec<(&'a str, Below<'a>)>, path: &'a [String], value: &'a KeyValue) {
     let [name, rest @ ..] = path else { return };
     if rest.is_empty() {
@@ -137,13 +140,14 @@ fn write(
 ) {
     for (name, below) in section {
         let (indent, name) = ("  ".repeat(depth), word(name));
-        // Writing to a text cannot fail.
+        // Writing to a `String` cannot fail.
         let written = match below {
             Below::Section(_) => writeln!(text, "{indent}{name}:"),
             Below::Key(key) => match comment(key) {
                 None => writeln!(text, "{indent}{name}: {}", key.value),
                 Some(comment) => {
-                    // A path may have any character, and a line of its own would be read as a key.
+                    // Replace control characters: a path may have any, and the rest after a line
+                    // break would be read as a key.
                     let comment = comment.replace(char::is_control, "?");
                     writeln!(text, "{indent}{name}: {}  # {comment}", key.value)
                 }
@@ -169,7 +173,7 @@ mod tests {
         parse(Path::new("f"), yaml.as_bytes().to_vec()).expect(yaml)
     }
 
-    /// What `yaml` sets, written out and read again.
+    /// Returns the settings of `yaml` after they were written and read again, and the written text.
     fn again(yaml: &str) -> (Settings, String) {
         let written = document(&values(&settings(yaml)), |key| Some(format!("of {}", key.key())));
         (settings(&written), written)

@@ -1,10 +1,10 @@
-//! What is timed: rounds over all texts, and texts one at a time.
+//! Measurements: rounds over all texts, and texts one at a time.
 //!
-//! Owns the order of the texts, the thread that tokenizes ahead of the engine, and the clock.
+//! A thread of its own tokenizes ahead of the engine.
 //!
 //! Invariants:
-//! 1. A round takes every text through the engine once, in passes of at most the token budget.
-//! 2. Every text that is counted was tokenized and embedded within the time that is counted.
+//! 1. A round passes every text through the engine once, in passes of at most the token budget.
+//! 2. Every text that is counted was tokenized and embedded within the measured time.
 
 use std::cmp::Reverse;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -17,57 +17,57 @@ use super::super::progress;
 use crate::engine::{Embedder, EngineError, Loaded, Tokenizer};
 use crate::models::load::embed_plain;
 
-/// Passes that wait for the engine, beside the one that the tokenizer is making.
+/// Passes that wait for the engine, in addition to the one that the tokenizer prepares.
 const PASSES_AHEAD: usize = 1;
-/// Below this many the 99th percentile is the slowest of all.
+/// Fewest samples: with fewer than 100, the 99th percentile is the maximum.
 const LEAST_SAMPLES: usize = 100;
 
-/// What whole rounds came to.
+/// Result of whole rounds.
 #[derive(Debug)]
 pub(super) struct Throughput {
     /// Texts of all rounds.
     pub(super) texts: u64,
-    /// Their tokens, with the special ones.
+    /// Tokens of these texts, with the special ones.
     pub(super) tokens: u64,
-    /// Operations of the matrix products for them.
+    /// Operations in the matrix products for these texts.
     pub(super) operations: u64,
-    /// From before the first text was tokenized to the last vector.
+    /// Time from before the first text was tokenized to the last vector.
     pub(super) time: Duration,
-    /// `[texts, dimensions]` of one round, in the order of the input.
+    /// Vectors of one round, `[texts, dimensions]`, in the order of the input.
     pub(super) vectors: Vec<f32>,
 }
 
 impl Throughput {
-    /// `count` by the second.
+    /// Returns `count` per second.
     pub(super) fn per_second(&self, count: u64) -> f64 {
         count as f64 / self.time.as_secs_f64()
     }
 }
 
-/// Texts that go through the engine in one call.
+/// Texts that pass through the engine in one call.
 #[derive(Default)]
 struct Pass {
-    /// Position of each text in the input.
+    /// Index of each text in the input.
     texts: Vec<usize>,
     /// Token ids of each text.
     ids: Vec<Vec<u32>>,
-    /// Tokens of all.
+    /// Tokens of all texts.
     tokens: usize,
-    /// Whether the round is complete with it.
+    /// Whether this is the last pass of a round.
     ends_round: bool,
 }
 
-/// How long to go over all texts.
+/// Duration of the measurement.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Length {
-    /// Whole rounds, the last of which ends when this time is over, or later.
+    /// Whole rounds until this time is over.
     Time(Duration),
-    /// This many rounds, whatever the clock says.
+    /// This many rounds, however long they take.
     Rounds(u64),
 }
 
 impl Length {
-    /// Returns whether it is over after `rounds` rounds, which took `time`.
+    /// Returns whether the measurement is over after `rounds` rounds, which took `time`.
     fn is_over(self, rounds: u64, time: Duration) -> bool {
         match self {
             Self::Time(least) => time >= least,
@@ -75,7 +75,7 @@ impl Length {
         }
     }
 
-    /// Returns the most rounds.
+    /// Returns the largest number of rounds.
     fn most(self) -> u64 {
         match self {
             Self::Time(_) => u64::MAX,
@@ -84,10 +84,10 @@ impl Length {
     }
 }
 
-/// Goes over `texts`, at least one of them, for `length`.
+/// Embeds all of `texts` again and again, for `length`. There must be at least one text.
 ///
 /// # Errors
-/// When a text cannot be tokenized or embedded, or there is no thread.
+/// When a text cannot be tokenized or embedded, or a thread cannot be started.
 pub(super) fn throughput(
     model: &Loaded,
     texts: &[String],
@@ -105,7 +105,7 @@ pub(super) fn throughput(
             })
             .context("cannot start a thread")?;
         let embedded = embed_rounds(embedder.as_ref(), texts.len(), incoming, started, length);
-        // The channel is closed by now, which is how the thread learns that it is over.
+        // The receiver is dropped by now, which ends the thread.
         ahead.join().map_err(|_panic| anyhow!("the tokenizer's thread ended unexpectedly"))?;
         embedded
     })
@@ -152,8 +152,7 @@ fn embed_rounds(
     Ok(done)
 }
 
-/// Sends the passes of `rounds` rounds, one after the other, until the receiver is gone or a text has no
-/// tokens.
+/// Sends the passes of `rounds` rounds, until the receiver is gone or a text cannot be tokenized.
 fn tokenize_rounds(
     tokenizer: &Tokenizer,
     texts: &[String],
@@ -161,8 +160,8 @@ fn tokenize_rounds(
     rounds: u64,
     passes: SyncSender<Result<Pass, EngineError>>,
 ) {
-    // Texts of like length go together, and the shortest last, so that the threads of the engine
-    // end the round together. Bytes stand for tokens, which are not known yet.
+    // Texts of similar length share a pass, and the shortest come last, so that the threads of the
+    // engine end the round together. The sort uses bytes, since the tokens are not known yet.
     let mut order: Vec<usize> = (0..texts.len()).collect();
     order.sort_by_key(|&text| Reverse(texts[text].len()));
     for _ in 0..rounds {
@@ -171,7 +170,8 @@ fn tokenize_rounds(
             let ids = match tokenizer.encode("", &texts[text]) {
                 Ok(tokens) => tokens.ids,
                 Err(error) => {
-                    // When it is not taken, the engine has failed first, and that is told.
+                    // A closed channel means that the engine failed first, and its error is
+                    // reported.
                     drop(passes.send(Err(error)));
                     return;
                 }
@@ -191,8 +191,8 @@ fn tokenize_rounds(
     }
 }
 
-/// How long one text takes alone, from its characters to its vector: sorted, over all texts in turn
-/// until `at_least` is over, [`LEAST_SAMPLES`] at least.
+/// Measures how long one text takes alone, from its characters to its vector. Cycles over the texts
+/// until `at_least` is over, and takes [`LEAST_SAMPLES`] at least. Returns the times sorted.
 ///
 /// # Errors
 /// When a text cannot be tokenized or embedded.
@@ -215,7 +215,8 @@ pub(super) fn latencies(
     Ok(samples)
 }
 
-/// The least of `sorted` that `percent` of all do not exceed; 0 of none.
+/// Returns the smallest value of `sorted` that `percent` per cent of all values do not exceed; 0
+/// for an empty slice.
 pub(super) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()

@@ -1,6 +1,6 @@
-//! Whether the daemon can be reached by this caller: configuration, units, socket, group, answer.
+//! Checks of the caller's access to the daemon: configuration, units, socket, group, answer.
 //!
-//! Pure: facts to verdicts.
+//! Pure: they turn facts into verdicts.
 
 use super::super::shell::quoted;
 use super::Check;
@@ -10,7 +10,7 @@ use super::facts::{
 use crate::api::wire;
 use crate::config::{ConfigError, Loaded};
 
-/// The configuration: as the files say now, and as the daemon has it.
+/// Checks the configuration: the files as they are now, and the settings of the daemon.
 pub(super) fn configuration(
     config: &Result<Loaded, ConfigError>,
     in_force: Option<&wire::Configuration>,
@@ -41,7 +41,7 @@ pub(super) fn configuration(
     )
 }
 
-/// The units, and whether the daemon that answers is the one that systemd runs.
+/// Checks the units, and that the daemon that answers is the one that systemd runs.
 pub(super) fn units(units: Option<&Units>, process: Option<&Process>) -> Check {
     const NAME: &str = "units";
     let Some(units) = units else {
@@ -71,7 +71,7 @@ pub(super) fn units(units: Option<&Units>, process: Option<&Process>) -> Check {
     }
 }
 
-/// The file at the socket's path.
+/// Checks the file at the socket's path.
 pub(super) fn socket(file: &SocketFile, start: &str) -> Check {
     const NAME: &str = "socket";
     let path = file.path.display();
@@ -99,8 +99,9 @@ pub(super) fn socket(file: &SocketFile, start: &str) -> Check {
     }
 }
 
-/// Whether this caller may connect. Writing to a socket's file is what connecting needs: unix(7). `configured` is the
-/// group that the socket is to have, for when there is no socket.
+/// Checks that this caller may connect. To connect, a process needs write permission on the
+/// socket's file: unix(7). `configured` is the group in the configuration, which is used when the
+/// socket does not exist.
 pub(super) fn group(file: &SocketFile, configured: Option<&NamedGroup>, caller: &Caller) -> Check {
     const NAME: &str = "group";
     let user = caller.name.clone().unwrap_or_else(|| caller.uid.to_string());
@@ -108,7 +109,7 @@ pub(super) fn group(file: &SocketFile, configured: Option<&NamedGroup>, caller: 
         (Found::Socket { mode, owner, gid, group }, _) => {
             (*mode, Some(*owner), *gid, group.clone().unwrap_or_else(|| gid.to_string()))
         }
-        // As the units make it.
+        // The units create the socket with this mode.
         (_, Some(NamedGroup { name, gid: Some(gid) })) => (0o660, None, *gid, name.clone()),
         (_, Some(NamedGroup { name, gid: None })) => {
             let found = format!("there is no group {name}, which is to have the socket");
@@ -141,7 +142,7 @@ pub(super) fn group(file: &SocketFile, configured: Option<&NamedGroup>, caller: 
     Check::fail(NAME, format!("{user} is not in {group} and may not connect"), mend)
 }
 
-/// Whether a daemon answers, can serve, and is of this program's version.
+/// Checks that a daemon answers, is ready, and has the version of this program.
 pub(super) fn daemon(told: &Result<Told, Silence>, start: &str) -> Check {
     const NAME: &str = "daemon";
     let told = match told {

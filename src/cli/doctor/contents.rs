@@ -1,6 +1,6 @@
-//! Whether there is something to serve and room for more: models, refused packages, the drop directory, the disk.
+//! Checks of the models and of the space for more: models, refused packages, drop directory, disk.
 //!
-//! Pure: facts to verdicts.
+//! Pure: they turn facts into verdicts.
 
 use std::io;
 use std::path::Path;
@@ -14,10 +14,10 @@ use crate::errors::chain;
 use crate::package::{Entry, Examined, Status};
 use crate::units::Bytes;
 
-/// Why directories are not looked at.
+/// Reason for skipping the checks of directories.
 const ANOTHER: &str = "the socket is not that of this configuration; --config names another one";
 
-/// What helps where a directory of the store cannot be used.
+/// Repair of a directory of the store that cannot be used.
 const MEND_DIRECTORY: &str = "mend the file system, or the owner and mode of that directory; journalctl -k tells of a failing disk";
 
 /// Checks the degraded parts that the running daemon reports, above all its disk.
@@ -35,7 +35,7 @@ pub(super) fn condition(status: Option<&wire::Status>) -> Check {
     }
 }
 
-/// The installed models: none damaged, none that does not load.
+/// Checks the installed models: none may be corrupt or fail to load.
 pub(super) fn models(status: Option<&wire::Status>) -> Check {
     const NAME: &str = "models";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
@@ -68,7 +68,8 @@ pub(super) fn models(status: Option<&wire::Status>) -> Check {
             _ => format!("sudo caxton memory load {name}; journalctl -u caxton -e"),
         };
         let found = format!("{id}@{version}: {why}{more}");
-        // A key that was removed on purpose is no fault; a model that answers no more is to be known of.
+        // An administrator may have removed a key on purpose, so that disabled models are only a
+        // warning.
         let is_wanted = broken.iter().all(|package| package.status == "disabled");
         return if is_wanted {
             Check::warn(NAME, found, mend)
@@ -82,8 +83,8 @@ pub(super) fn models(status: Option<&wire::Status>) -> Check {
     Check::pass(NAME, format!("{count} installed, {resident} in memory; {default} is the default"))
 }
 
-/// The entries of the store: each can be read, and has passed its self-test. What has not is named with the command that
-/// removes it.
+/// Checks the entries of the store: each must be readable and have passed its self-test. Other
+/// entries are listed with the command that removes them.
 pub(super) fn store(store: Option<&Result<Examined, String>>, caller: &Caller) -> Check {
     const NAME: &str = "store";
     let examined = match store {
@@ -123,7 +124,7 @@ pub(super) fn store(store: Option<&Result<Examined, String>>, caller: &Caller) -
     Check::warn(NAME, found.join("; "), format!("to be rid of it: {}", mend.join("; ")))
 }
 
-/// The models that no signature vouches for although keys are configured.
+/// Checks for models without a signature although keys are configured.
 pub(super) fn signatures(status: Option<&wire::Status>) -> Check {
     const NAME: &str = "signatures";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
@@ -140,7 +141,7 @@ pub(super) fn signatures(status: Option<&wire::Status>) -> Check {
     }
 }
 
-/// The packages that were refused.
+/// Checks for packages that were refused.
 pub(super) fn quarantine(status: Option<&wire::Status>, drop_directory: &Path) -> Check {
     const NAME: &str = "packages";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
@@ -159,7 +160,7 @@ pub(super) fn quarantine(status: Option<&wire::Status>, drop_directory: &Path) -
     )
 }
 
-/// The drop directory: the daemon has to read it, and to move what it refuses.
+/// Checks the drop directory: the daemon must be able to read it, and to move refused packages.
 pub(super) fn drop_directory(directory: Option<&DropDirectory>, daemon: Option<&Process>) -> Check {
     const NAME: &str = "drop directory";
     let Some(directory) = directory else { return Check::skipped(NAME, ANOTHER) };
@@ -206,7 +207,8 @@ pub(super) fn drop_directory(directory: Option<&DropDirectory>, daemon: Option<&
     Check::pass(NAME, format!("{path}, read and written by the daemon"))
 }
 
-/// The disk of the store: room for the largest package once more, and for what the store may grow to.
+/// Checks the disk of the store: there must be space to replace the largest package, and for the
+/// configured size of the store.
 pub(super) fn disk(
     disk: Option<&Result<Disk, String>>,
     max_size: Bytes,

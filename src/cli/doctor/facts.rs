@@ -1,7 +1,8 @@
-//! What there is to be seen, before anybody judges it.
+//! Facts about the system, before they are judged.
 //!
-//! Reads files below a root, the caller's own credentials, and what the daemon tells. What may not be read or is not
-//! there is a fact of its own, never an error: the doctor is called when things are broken.
+//! They are read from files below a root, the caller's credentials, and the daemon's answers. A
+//! file that is missing or not readable is a fact too, never an error, since the doctor is needed
+//! when things are broken.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -25,9 +26,9 @@ use crate::config::{self, ConfigError, Loaded, Settings, Source};
 use crate::errors::chain;
 use crate::package::{Examined, Store};
 
-/// How long the daemon may take for one answer: it computes nothing for any of these.
+/// Longest time for one answer of the daemon, which does not compute anything for these requests.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Where units of the system may lie, the first before the others: systemd.unit(5).
+/// Directories of system units, in order of precedence: systemd.unit(5).
 const UNIT_DIRECTORIES: [&str; 5] = [
     "etc/systemd/system",
     "run/systemd/system",
@@ -35,113 +36,114 @@ const UNIT_DIRECTORIES: [&str; 5] = [
     "usr/lib/systemd/system",
     "lib/systemd/system",
 ];
-/// The name of the service's unit.
+/// Name of the service unit.
 pub(super) const SERVICE: &str = "caxton.service";
-/// The name of the socket's unit.
+/// Name of the socket unit.
 pub(super) const SOCKET: &str = "caxton.socket";
 
-/// Everything that the checks look at.
+/// All facts that the checks use.
 pub(super) struct Facts {
     pub(super) config: Result<Loaded, ConfigError>,
-    /// Those of the files, or the defaults when these are wrong.
+    /// Settings from the files, or the defaults when the files are wrong.
     pub(super) settings: Settings,
-    /// What starts the daemon here.
+    /// Command that starts the daemon here.
     pub(super) start: String,
-    /// `None` where systemd does not run.
+    /// State of the units; `None` when systemd does not run.
     pub(super) units: Option<Units>,
     pub(super) caller: Caller,
     pub(super) socket: SocketFile,
-    /// The group that the socket is to have.
+    /// Group of the socket in the configuration.
     pub(super) group: Option<NamedGroup>,
     pub(super) told: Result<Told, Silence>,
-    /// The daemon's process, when it answered and can be seen.
+    /// Process of the daemon, if it answered and is visible.
     pub(super) process: Option<Process>,
-    /// `None` when a socket was named that is not of this configuration: its daemon has another one.
+    /// The drop directory; `None` when the caller named a socket that is not of this configuration,
+    /// whose daemon has other directories.
     pub(super) drop_directory: Option<DropDirectory>,
-    /// As the drop directory.
+    /// Disk of the store; `None` in the same case.
     pub(super) disk: Option<Result<Disk, String>>,
-    /// As the drop directory. Looked at last: see [`Facts::examine_store`].
+    /// Entries of the store; `None` in the same case. Examined last: see [`Facts::examine_store`].
     pub(super) store: Option<Result<Examined, String>>,
     pub(super) pressure: PressureFile,
     pub(super) journal: Journal,
     pub(super) clock: SystemTime,
-    /// When this program's file was written; the clock cannot be right when it is before that.
+    /// Modification time of this program's file. A clock that shows an earlier time is wrong.
     pub(super) built: Option<SystemTime>,
     pub(super) inotify: Inotify,
 }
 
-/// The units as files say it; their state is systemd's own.
+/// Units as their files show them. Their run-time state is known only to systemd.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Units {
     pub(super) installed: bool,
     /// Whether the service or the socket is a link to /dev/null.
     pub(super) masked: bool,
-    /// Whether the socket is there after a boot.
+    /// Whether the socket starts at boot.
     pub(super) enabled: bool,
 }
 
-/// Who asks.
+/// User who runs the doctor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Caller {
     pub(super) uid: u32,
-    /// As the user database has it.
+    /// Name in the user database.
     pub(super) name: Option<String>,
-    /// The groups of this process.
+    /// Groups of this process.
     pub(super) groups: Vec<u32>,
-    /// The groups that the group database gives to the user; a process has them from the next login on.
+    /// Groups of the user in the group database. A process gets them at the next login.
     pub(super) database: Vec<u32>,
 }
 
-/// A group as the configuration names it.
+/// Group in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NamedGroup {
     pub(super) name: String,
-    /// `None` when the group database has no such group.
+    /// Group id; `None` when the group database has no such group.
     pub(super) gid: Option<u32>,
 }
 
-/// What is at the socket's path.
+/// File at the socket's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SocketFile {
     pub(super) path: PathBuf,
     pub(super) found: Found,
 }
 
-/// What a look at a path found.
+/// Result of examining a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Nothing,
-    /// The caller may not look; or looking failed otherwise.
+    /// The caller may not examine it, or this failed for another reason.
     Hidden(String),
-    /// It is no socket.
+    /// The file is not a socket.
     Other,
     Socket {
         mode: u32,
         owner: u32,
         gid: u32,
-        /// The name of `gid`.
+        /// Name of the group `gid`.
         group: Option<String>,
     },
 }
 
-/// Why the daemon told nothing.
+/// Reason why the daemon did not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Silence {
-    /// Nobody listens.
+    /// No process listens.
     Absent,
     /// The caller may not connect.
     Denied,
-    /// It was connected, or should have been; and then?
+    /// The connection failed in another way, or the answer was not understood.
     Broken(String),
 }
 
-/// What the daemon told.
+/// Answers of the daemon.
 pub(super) struct Told {
     pub(super) status: Status,
     pub(super) memory: MemoryStatus,
-    /// Why the default model cannot answer, if it cannot.
+    /// Reason why the default model cannot answer; `None` when it can.
     pub(super) unready: Option<String>,
-    /// As it stands in the status; a daemon of another version may not know it.
+    /// Sandbox in the status, as raw JSON: a daemon of another version may not report it.
     pub(super) sandbox: Option<Value>,
 }
 
@@ -150,7 +152,7 @@ pub(super) struct Told {
 pub(super) struct Process {
     pub(super) uid: u32,
     pub(super) groups: Vec<u32>,
-    /// The path of its control group.
+    /// Path of its control group.
     pub(super) cgroup: String,
 }
 
@@ -161,7 +163,7 @@ pub(super) struct DropDirectory {
     pub(super) found: Result<Owned, io::ErrorKind>,
 }
 
-/// Who may do what with a directory.
+/// Owner, group and mode of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owned {
     pub(super) mode: u32,
@@ -169,38 +171,39 @@ pub(super) struct Owned {
     pub(super) gid: u32,
 }
 
-/// The file system of the store.
+/// File system of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Disk {
-    /// The store, or what is above it and could be seen.
+    /// The store, or the nearest directory above it that could be examined.
     pub(super) path: PathBuf,
     pub(super) free_bytes: u64,
     pub(super) read_only: bool,
 }
 
-/// `/proc/pressure/memory`.
+/// State of `/proc/pressure/memory`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum PressureFile {
     Counted,
     /// The kernel was built without it.
     Absent,
-    /// The kernel has it and was started without: <https://docs.kernel.org/accounting/psi.html>.
+    /// The kernel has it, but it was disabled at boot:
+    /// <https://docs.kernel.org/accounting/psi.html>.
     Disabled,
     Unreadable(String),
 }
 
-/// Where the journal is.
+/// State of the journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Journal {
     /// Whether journald listens.
     pub(super) runs: bool,
     /// Whether it is kept over a restart: journald.conf(5), `Storage=auto`.
     pub(super) persistent: bool,
-    /// Whether the daemon was started with its stderr in the journal; `None` when that cannot be seen.
+    /// Whether the daemon was started with its standard error in the journal; `None` when unknown.
     pub(super) heard: Option<bool>,
 }
 
-/// What the kernel gives to one user: inotify(7).
+/// Limits of the kernel for one user: inotify(7).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Inotify {
     pub(super) instances: Option<u64>,
@@ -208,8 +211,9 @@ pub(super) struct Inotify {
 }
 
 impl Facts {
-    /// Looks at everything, below `root` where it is not the configuration's own. Takes a few milliseconds, and as long
-    /// as the daemon takes to answer: fifteen seconds at most.
+    /// Gathers all facts except the store. System files are read below `root`; paths of the
+    /// configuration are used as they are. Takes a few milliseconds, and the time of the daemon's
+    /// answers: at most fifteen seconds.
     pub(super) async fn gather(root: &Path, connection: &Connection) -> Self {
         let config = match &connection.config {
             Some(file) => config::load(&Source::File(file.clone())),
@@ -264,8 +268,8 @@ impl Facts {
 }
 
 impl Facts {
-    /// Reads the entries of the store. Root becomes the owner of the store before, for good, so that this is the last
-    /// thing to look at.
+    /// Reads the entries of the store. A process of root changes to the owner of the store before,
+    /// permanently, so that this must be the last fact to gather.
     pub(super) fn examine_store(&mut self) {
         if self.disk.is_none() {
             return;
@@ -287,7 +291,7 @@ fn units(root: &Path) -> Units {
     let there =
         |name: &str| UNIT_DIRECTORIES.map(|directory| root.join(directory).join(name)).into_iter();
     let masks = |path: PathBuf| fs::read_link(path).is_ok_and(|to| to == Path::new("/dev/null"));
-    // A link that leads nowhere below another root is still one.
+    // A link counts even if its target is missing below `root`.
     let exists = |path: PathBuf| path.symlink_metadata().is_ok();
     Units {
         installed: there(SERVICE).any(exists),
@@ -379,7 +383,7 @@ impl Process {
             let line = status.lines().find_map(|line| line.strip_prefix(key));
             line.unwrap_or_default().split_whitespace().filter_map(|it| it.parse().ok()).collect()
         };
-        // Real, effective, saved and of the file system.
+        // The columns are the real, effective, saved and file system id.
         let (uids, gids) = (numbers("Uid:"), numbers("Gid:"));
         let mut groups = numbers("Groups:");
         groups.extend(gids.get(1));
@@ -387,7 +391,7 @@ impl Process {
         Some(Self { uid: *uids.get(1)?, groups, cgroup })
     }
 
-    /// Whether systemd runs it as our service.
+    /// Returns whether systemd runs the process as our service.
     pub(super) fn is_service(&self) -> bool {
         self.cgroup.lines().any(|line| line.split('/').any(|name| name == SERVICE))
     }
@@ -405,7 +409,7 @@ impl Owned {
         Self { mode: metadata.mode() & 0o777, uid: metadata.uid(), gid: metadata.gid() }
     }
 
-    /// The bits of `rwx` that `process` has; access control lists are not looked at.
+    /// Returns the bits of `rwx` that `process` has. Access control lists are ignored.
     pub(super) fn bits(&self, process: &Process) -> u32 {
         if Uid::from_raw(process.uid).is_root() {
             return 0o7;
@@ -422,7 +426,7 @@ impl Owned {
 }
 
 impl Disk {
-    /// The disk on which `directory` is or will be.
+    /// Examines the disk that holds `directory`, or will hold it.
     fn of(directory: &Path) -> Result<Self, String> {
         let mut why = String::new();
         for path in directory.ancestors() {

@@ -1,11 +1,11 @@
-//! What the tests of the checks share: a daemon's words, and the comparison.
+//! Helpers of the tests of the checks: answers of a daemon, and the comparison.
 
 use serde_json::json;
 
 use super::facts::Told;
 use super::{Check, Verdict};
 
-/// `check` has this verdict, says `found`, and says `mend` if anything is to be done.
+/// Asserts that `check` has this verdict, and contains `found` and the expected repair, if any.
 pub(super) fn assert(check: &Check, verdict: Verdict, found: &str, mend: Option<&str>) {
     assert_eq!(check.verdict, verdict, "{check:?}");
     assert!(check.found.contains(found), "{found}: {check:?}");
@@ -15,7 +15,8 @@ pub(super) fn assert(check: &Check, verdict: Verdict, found: &str, mend: Option<
     }
 }
 
-/// What a daemon tells whose models have these ids, states and sizes on disk; the first is its default model.
+/// Returns the answers of a daemon with models of these ids, states and sizes on disk. The first
+/// model is the default.
 pub(super) fn told(models: &[(&str, &str, u64)]) -> Told {
     let packages = models.iter().map(|(id, residency, size)| {
         json!({

@@ -1,6 +1,6 @@
-//! What the machine gives: memory and word of its shortage, isolation, instructions, the journal, the clock, watches.
+//! Checks of the machine: memory, pressure events, sandbox, processor, journal, clock, inotify.
 //!
-//! Pure: facts to verdicts.
+//! Pure: they turn facts into verdicts.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,13 +12,15 @@ use crate::api::wire::Package;
 use crate::engine::Report;
 use crate::units::Bytes;
 
-/// What the daemon takes of each: one for the configuration, one for the drop directory, one for limits of memory.
+/// Instances that the daemon uses: for the configuration, the drop directory, and the limits of
+/// memory.
 const INSTANCES: u64 = 3;
-/// The configuration's three directories and their conf.d, or the parents of those that are not there, the drop
-/// directory, and two limits of each of four control groups, twice over.
+/// About twice the watches that the daemon uses: three directories of the configuration and their
+/// conf.d (or the parents of missing ones), the drop directory, and two limits of each of four
+/// control groups.
 const WATCHES: u64 = 32;
 
-/// The limits on the daemon's memory, against what its models take at least: their files.
+/// Checks the limits on the daemon's memory against the least that its models take: their files.
 pub(super) fn memory(told: Option<&Told>) -> Check {
     const NAME: &str = "memory";
     const LIMIT: &str = "sudo systemctl edit caxton.service";
@@ -42,7 +44,7 @@ pub(super) fn memory(told: Option<&Told>) -> Check {
     {
         let (id, size, bytes) = (&model.id, Bytes(model.size_bytes), Bytes(limit.bytes));
         let found = format!("{id} takes {size} at least, and {} allows {bytes}", limit.file);
-        // Above memory.high the kernel slows the daemon down where it cannot give pages back.
+        // Above memory.high the kernel throttles the daemon if it cannot reclaim pages.
         let key = if limit.file.ends_with("memory.high") { "MemoryHigh" } else { "MemoryMax" };
         return Check::warn(NAME, found, format!("give it more {key}=: {LIMIT}"));
     }
@@ -53,7 +55,7 @@ pub(super) fn memory(told: Option<&Told>) -> Check {
     Check::pass(NAME, format!("limit: {limit}; room for models: {room}"))
 }
 
-/// Whether the daemon hears of memory pressure, or has to look now and then.
+/// Checks whether the daemon gets events of memory pressure, or has to poll.
 pub(super) fn pressure(file: &PressureFile, source: Option<&str>) -> Check {
     const NAME: &str = "pressure";
     let polls = source.is_some_and(|source| source.starts_with("polling"));
@@ -84,7 +86,8 @@ pub(super) fn pressure(file: &PressureFile, source: Option<&str>) -> Check {
     }
 }
 
-/// How far the daemon is shut in; the outer `None` is a daemon that does not answer, the inner one that does not tell.
+/// Checks the sandbox of the daemon. The outer `None` means that the daemon does not answer, the
+/// inner one that it does not report the sandbox.
 pub(super) fn sandbox(told: Option<Option<&Value>>) -> Check {
     const NAME: &str = "sandbox";
     match told {
@@ -111,7 +114,7 @@ pub(super) fn sandbox(told: Option<Option<&Value>>) -> Check {
     }
 }
 
-/// What models would be computed in: those whose weights are values, and those of integers.
+/// Checks the arithmetic of models with floating-point weights and of models with integer weights.
 pub(super) fn processor([values, integers]: &[Report; 2], extensions: &[&str]) -> Check {
     const NAME: &str = "processor";
     let text = |report: &Report| format!("{} with {}", report.precision, report.isa);
@@ -135,7 +138,7 @@ pub(super) fn processor([values, integers]: &[Report; 2], extensions: &[&str]) -
     Check::pass(NAME, found)
 }
 
-/// Whether what the daemon says is kept.
+/// Checks that the log of the daemon is kept.
 pub(super) fn journal(journal: &Journal) -> Check {
     const NAME: &str = "journal";
     if !journal.runs {
@@ -158,12 +161,12 @@ pub(super) fn journal(journal: &Journal) -> Check {
     Check::pass(NAME, "kept on disk: journalctl -u caxton")
 }
 
-/// Whether the clock can be right: it is not before this program was written. Times in the store, the hours of use and
-/// the journal are made of it; durations are not.
+/// Checks that the clock is not earlier than the installation of this program. Times in the store,
+/// the hours of use and the journal depend on it; durations do not.
 pub(super) fn clock(now: SystemTime, built: Option<SystemTime>) -> Check {
     const NAME: &str = "clock";
     let date = humantime::format_rfc3339_seconds(now);
-    // What a file system rounds.
+    // Some file systems round times.
     let since = built.map(|built| built - Duration::from_secs(2));
     if since.is_some_and(|since| now < since) {
         let found = format!("{date} is before this program was installed");
@@ -172,7 +175,7 @@ pub(super) fn clock(now: SystemTime, built: Option<SystemTime>) -> Check {
     Check::pass(NAME, date.to_string())
 }
 
-/// Whether the kernel lets the daemon watch its directories.
+/// Checks that the kernel lets the daemon watch its directories.
 pub(super) fn inotify(inotify: &Inotify) -> Check {
     const NAME: &str = "inotify";
     let (Some(instances), Some(watches)) = (inotify.instances, inotify.watches) else {
@@ -224,7 +227,7 @@ mod tests {
         assert(&memory(Some(&facts)), Warn, "memory.max allows 999 B", Some("MemoryMax="));
         facts.memory.shedding = true;
         assert(&memory(Some(&facts)), Warn, "refused", Some("caxton memory status"));
-        // What is in memory has its room.
+        // A resident model needs no further memory.
         let facts = told(&[("a", "resident", 1001)]);
         assert(&memory(Some(&facts)), Pass, "1000 B", None);
     }
@@ -291,7 +294,7 @@ mod tests {
         assert(&clock(at(100), Some(at(2000))), Warn, "1970-01-01T00:01:40Z", Some("set-time"));
         assert(&clock(at(2000), Some(at(2001))), Pass, "1970-01-01T00:33:20Z", None);
         assert(&clock(at(100), None), Pass, "1970", None);
-        // A file of the year zero of all clocks is before any of them.
+        // A file with the time zero is not later than any clock.
         assert(&clock(at(0), Some(at(0))), Pass, "1970", None);
     }
 

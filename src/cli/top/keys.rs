@@ -1,8 +1,8 @@
-//! What keys mean. Pure.
+//! Keys of `caxton top` and their meanings. Pure.
 
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-/// What somebody wants.
+/// Action of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
     Up,
@@ -11,16 +11,16 @@ pub(super) enum Key {
     Unload,
     Pin,
     Help,
-    /// Leave the help, or the program.
+    /// Closes the help, or quits the program.
     Quit,
-    /// Leave the help.
+    /// Closes the help.
     Other,
 }
 
-/// What is said of them at the bottom of the screen.
+/// Summary of the keys at the bottom of the screen.
 pub(super) const SUMMARY: &str = "arrows select  l load  u unload  p pin  ? help  q quit";
 
-/// What is said of them on the page of help.
+/// Keys and their meanings on the help page.
 pub(super) const HELP: &[(&str, &str)] = &[
     ("up, down, j, k", "select a model"),
     ("l", "load it; others may have to leave for it"),
@@ -30,7 +30,7 @@ pub(super) const HELP: &[(&str, &str)] = &[
     ("q, Esc, Ctrl-C", "quit"),
 ];
 
-/// What the event is, if anything is to be done for it.
+/// Returns the action of an event, if it has one.
 pub(super) fn key(event: &Event) -> Option<Key> {
     let Event::Key(KeyEvent {
         code,
@@ -73,7 +73,7 @@ mod tests {
             (KeyCode::Char('?'), KeyModifiers::SHIFT, Some(Key::Help)),
             (KeyCode::Esc, none, Some(Key::Quit)),
             (KeyCode::Char('c'), control, Some(Key::Quit)),
-            // Half a habit of an editor must not unload anything.
+            // A control key of an editor must not unload a model.
             (KeyCode::Char('u'), control, None),
             (KeyCode::Char('x'), none, Some(Key::Other)),
         ] {

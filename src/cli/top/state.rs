@@ -1,4 +1,4 @@
-//! What `caxton top` knows. Pure: looks and keys in, orders out.
+//! State of `caxton top`. Pure: polls and keys change it and may return an order.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,38 +11,38 @@ use crate::api::wire::events::Event;
 use crate::api::wire::memory::{MemoryStatus, ModelMemory};
 use crate::api::wire::{ModelStats, Package, Status};
 
-/// Events that are kept: more than any screen shows.
+/// Number of events that are kept: more than any screen shows.
 const EVENTS: usize = 64;
 
-/// All that the daemon said at one moment.
+/// Answers of the daemon to one poll.
 pub(super) struct Look {
-    /// When it had been said.
+    /// Time of the last answer.
     pub(super) at: Instant,
-    /// `/status`.
+    /// Answer of `/status`.
     pub(super) status: Status,
-    /// `/api/memory/status`.
+    /// Answer of `/api/memory/status`.
     pub(super) memory: MemoryStatus,
-    /// `/api/models/stats`.
+    /// Answer of `/api/models/stats`.
     pub(super) stats: Vec<ModelStats>,
-    /// What happened since the look before.
+    /// Events since the previous poll.
     pub(super) events: Vec<Event>,
 }
 
-/// What is to be done for a key.
+/// Order from a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Leave.
+    /// Quit the program.
     Quit,
-    /// Load a model, and pin it or no longer if that is said.
+    /// Load a model; `pinned` also pins or unpins it.
     Load {
-        /// Which, as `id@version`.
+        /// Model as `id@version`.
         model: String,
-        /// Whether it stays whatever happens.
+        /// Whether to pin or to unpin it; `None` changes nothing.
         pinned: Option<bool>,
     },
-    /// Let a model leave memory.
+    /// Unload a model.
     Unload {
-        /// Which, as `id@version`.
+        /// Model as `id@version`.
         model: String,
     },
 }
@@ -64,14 +64,14 @@ impl fmt::Display for Order {
 pub(super) struct Row {
     pub(super) id: String,
     pub(super) version: String,
-    /// Where it is, in a word.
+    /// State of the model in one word.
     pub(super) residency: String,
-    /// Bytes of its weights, while it is in memory.
+    /// Bytes of the weights, while the model is in memory.
     pub(super) bytes: u64,
-    /// Requests that wait for it.
+    /// Number of waiting requests.
     pub(super) waiting: usize,
     pub(super) pinned: bool,
-    /// Seconds since it was used, while it is in memory.
+    /// Seconds since the last use, while the model is in memory.
     pub(super) idle: Option<u64>,
 }
 
@@ -92,13 +92,13 @@ impl Row {
         }
     }
 
-    /// As a request names it.
+    /// Returns the name of the model for a request.
     pub(super) fn name(&self) -> String {
         format!("{}@{}", self.id, self.version)
     }
 }
 
-/// What is done in a second.
+/// Rates per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rates {
     pub(super) requests: f64,
@@ -126,13 +126,13 @@ impl Totals {
         }
     }
 
-    /// Since `before`, which was so long ago.
+    /// Returns the rates since `before`, which were the totals `elapsed` ago.
     fn since(self, before: Self, elapsed: Duration) -> Option<Rates> {
         let seconds = elapsed.as_secs_f64();
         if seconds <= 0.0 {
             return None;
         }
-        // Models that were forgotten take their counts with them.
+        // The counts of models that were forgotten disappear, so that a total may fall.
         let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
         Some(Rates {
             requests: rate(self.requests, before.requests),
@@ -143,22 +143,22 @@ impl Totals {
     }
 }
 
-/// See the module.
+/// State of the program.
 #[derive(Default)]
 pub(super) struct State {
-    /// What the daemon said last.
+    /// Answers of the last successful poll.
     pub(super) look: Option<Look>,
-    /// Why it says nothing now.
+    /// Error of the last poll, if it failed.
     pub(super) lost: Option<String>,
-    /// Models by name.
+    /// Models in the order of the status.
     pub(super) rows: Vec<Row>,
-    /// Since the look before the last.
+    /// Rates between the last two polls.
     pub(super) rates: Option<Rates>,
-    /// The latest last.
+    /// Events, the latest last.
     pub(super) events: VecDeque<Event>,
-    /// What came of the last key.
+    /// Message about the last key.
     pub(super) said: Option<String>,
-    /// Whether the page of help is shown.
+    /// Whether the help page is shown.
     pub(super) help: bool,
     selected: Option<String>,
     totals: Totals,
@@ -166,18 +166,18 @@ pub(super) struct State {
 }
 
 impl State {
-    /// The id of the last event that is known; 0 before the first.
+    /// Returns the id of the last known event; 0 before the first.
     pub(super) fn last_event(&self) -> u64 {
         self.last_event
     }
 
-    /// Which row is selected.
+    /// Returns the index of the selected row.
     pub(super) fn selected(&self) -> Option<usize> {
         let name = self.selected.as_ref()?;
         self.rows.iter().position(|row| row.name() == *name)
     }
 
-    /// Takes in what the daemon said.
+    /// Applies the answers of a poll.
     pub(super) fn update(&mut self, mut look: Look) {
         let totals = Totals::of(&look.stats);
         if let Some(before) = &self.look {
@@ -192,7 +192,7 @@ impl State {
         };
         let place = self.selected();
         self.rows = look.status.packages.iter().map(of).collect();
-        // The model that was selected may have gone; its place has not.
+        // If the selected model is gone, select the model that is now in its row.
         if self.selected().is_none() {
             let place = place.unwrap_or(0).min(self.rows.len().saturating_sub(1));
             self.selected = self.rows.get(place).map(Row::name);
@@ -208,18 +208,18 @@ impl State {
         self.look = Some(look);
     }
 
-    /// The daemon did not answer.
+    /// Records that a poll failed.
     pub(super) fn lose(&mut self, why: String) {
         self.lost = Some(why);
         self.rates = None;
     }
 
-    /// Something to be read at the bottom of the screen.
+    /// Shows a message at the bottom of the screen.
     pub(super) fn say(&mut self, said: String) {
         self.said = Some(said);
     }
 
-    /// Takes in a key.
+    /// Handles a key.
     pub(super) fn press(&mut self, key: Key) -> Option<Order> {
         self.said = None;
         if self.help {
@@ -250,19 +250,19 @@ impl State {
         self.selected = self.rows.get(place).map(Row::name);
     }
 
-    /// The last events in words, the latest first.
+    /// Returns the last events as text, the latest first.
     pub(super) fn told(&self) -> impl Iterator<Item = (Option<u64>, String)> {
         self.events.iter().rev().map(|event| (event.at, what(event)))
     }
 
-    /// The longest queue: requests that wait, how many may, and for which model.
+    /// Returns the longest queue: its waiting requests, its limit, and its model.
     pub(super) fn queue(&self) -> Option<(usize, usize, &str)> {
         let limit = self.look.as_ref()?.status.queue_size;
         let longest = self.rows.iter().max_by_key(|row| row.waiting)?;
         Some((longest.waiting, limit, &longest.id))
     }
 
-    /// See [`nearest_limit`].
+    /// Returns the limit with the largest used share; see [`nearest_limit`].
     pub(super) fn memory(&self) -> Option<(u64, u64, &str)> {
         nearest_limit(&self.look.as_ref()?.memory)
     }

@@ -1,6 +1,7 @@
-//! What `caxton top` looks like. Pure: what is known goes into a buffer of cells.
+//! Drawing of `caxton top` into a buffer of cells. Pure.
 //!
-//! Everything is said in words and places; colour only repeats it, so that nothing is lost without.
+//! Everything is shown by text and position. Colour only repeats it, so that no information is lost
+//! without colours.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -21,21 +22,21 @@ use crate::units::Bytes;
 
 /// Lines above the table of models.
 const HEAD: u16 = 6;
-/// Lines of events, their heading included, where there is room.
+/// Lines of events, with their heading, if there is space.
 const EVENTS: u16 = 7;
-/// From this many lines on there is room for events.
+/// Lines from which on events are shown.
 const ROOMY: u16 = 16;
-/// From this many columns on a table has all of its own.
+/// Columns from which on the table is complete.
 const WIDE: u16 = 72;
-/// From this many columns on a table says how many requests wait, and what is pinned.
+/// Columns from which on the table shows the waiting requests and the pins.
 const MEDIUM: u16 = 52;
 
-/// What the terminal can show.
+/// Abilities of the terminal.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Paint {
-    /// Whether it has colours, and somebody wants them.
+    /// Whether to use colours.
     pub(super) colour: bool,
-    /// Whether it shows more than ASCII.
+    /// Whether to use characters other than ASCII.
     pub(super) unicode: bool,
 }
 
@@ -44,7 +45,7 @@ impl Paint {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
     }
 
-    /// Of a memory level or of where a model is.
+    /// Returns the style of a pressure level or of the state of a model.
     fn of(self, word: &str) -> Style {
         match word {
             "normal" | "resident" | "ready" => self.coloured(Color::Green),
@@ -57,7 +58,7 @@ impl Paint {
     }
 }
 
-/// Lines that show all there is, for a page without an end.
+/// Returns the number of lines that show everything, for output that is not limited by a screen.
 pub(super) fn height(state: &State) -> u16 {
     let rows = u16::try_from(state.rows.len()).unwrap_or(u16::MAX / 2);
     HEAD.saturating_add(rows).saturating_add(2 + EVENTS)
@@ -66,7 +67,7 @@ pub(super) fn height(state: &State) -> u16 {
 /// Draws all of `area`.
 pub(super) fn draw(state: &State, paint: Paint, area: Rect, buffer: &mut Buffer) {
     draw_all(state, paint, area, buffer);
-    // Names and reasons may hold anything.
+    // Names and reasons may contain any character.
     for cell in &mut buffer.content {
         if !cell.symbol().chars().all(is_printable) {
             cell.set_symbol("?");
@@ -89,7 +90,7 @@ fn draw_all(state: &State, paint: Paint, area: Rect, buffer: &mut Buffer) {
     Paragraph::new(told(state, events.height)).render(events, buffer);
 }
 
-/// The lines of `buffer` as text, without the blanks at their ends and the empty lines at its own.
+/// Returns the lines of `buffer` as text, without trailing blanks and trailing empty lines.
 pub(super) fn lines(buffer: &Buffer) -> Vec<String> {
     let area = buffer.area;
     let mut lines: Vec<String> = (area.top()..area.bottom())
@@ -152,7 +153,7 @@ fn header(state: &State, paint: Paint, width: u16) -> Vec<Line<'static>> {
     ]
 }
 
-/// The share of the time lost to memory by the control group, or by the machine.
+/// Formats the share of time lost to memory stalls in the control group, or else in the machine.
 fn stalls(memory: &MemoryStatus) -> String {
     match memory.measured.pressure.or(memory.system.pressure) {
         Some(psi) => format!(
@@ -179,7 +180,7 @@ fn rates(rates: Option<Rates>) -> String {
     line
 }
 
-/// Three digits or so.
+/// Formats a number with about three digits.
 fn number(value: f64) -> String {
     match value {
         _ if value >= 1e6 => format!("{:.1}M", value / 1e6),
@@ -275,7 +276,7 @@ impl Column {
     }
 }
 
-/// The first two units of a time.
+/// Formats a duration with its two largest units.
 fn short(seconds: u64) -> String {
     let all = humantime::format_duration(Duration::from_secs(seconds)).to_string();
     Vec::from_iter(all.split(' ').take(2)).join(" ")
@@ -289,7 +290,7 @@ fn told(state: &State, height: u16) -> Vec<Line<'static>> {
     let lines = state.told().take(usize::from(height) - 1).map(|(at, what)| {
         let time = at.and_then(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at)));
         let time = time.map(|at| humantime::format_rfc3339_seconds(at).to_string());
-        // Of 2026-11-21T14:31:13Z the time of day.
+        // The time of day in 2026-11-21T14:31:13Z.
         let time = time.as_deref().and_then(|time| time.get(11..19)).unwrap_or("-");
         Line::from(format!("{time}  {what}"))
     });
@@ -485,7 +486,7 @@ rate     250 requests/s  1000 texts/s  2
 
 arrows select  l load  u unload  p pin";
         assert_eq!(text(&state(), PLAIN, 40, 12), expected);
-        // Any size will do.
+        // Drawing must not panic at any size.
         for (width, height) in [(1, 1), (3, 2), (500, 3), (10, 200)] {
             screen(&state(), COLOURED, width, height);
             screen(&State::default(), PLAIN, width, height);
@@ -506,7 +507,7 @@ arrows select  l load  u unload  p pin";
             state.press(Key::Down);
         }
         assert_eq!(state.selected(), Some(2));
-        // The one that was selected has gone.
+        // The selected model is gone.
         let mut fewer = look(Instant::now(), 1500);
         fewer.status.packages.pop();
         state.update(fewer);
@@ -514,7 +515,7 @@ arrows select  l load  u unload  p pin";
 
         assert_eq!(state.press(Key::Help), None);
         assert!(text(&state, PLAIN, 80, 24).starts_with("caxton top: keys"));
-        // Any key leaves the help, and does no more than that.
+        // Any key closes the help, and does nothing else.
         assert_eq!(state.press(Key::Quit), None);
         assert_eq!(state.press(Key::Quit), Some(Order::Quit));
         assert_eq!(State::default().press(Key::Load), None);
