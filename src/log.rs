@@ -1,15 +1,17 @@
-//! The log: to journald with structured fields under systemd, to stderr elsewhere.
+//! Log of the process: to journald with structured fields under systemd, to stderr elsewhere.
 //!
-//! Owns the process's one subscriber and the thread that writes to the journal. What is worth a word to an operator has
-//! a [`Message`], which a `tracing` event names (`name: Message::Ready.name()`); `tests/it/catalog.rs` holds every event
-//! at info and above to that. Texts and vectors of requests are never given to the log.
+//! Contains the process's only subscriber and the thread that writes to the journal. Each record
+//! that matters to an operator has a kind, a [`Message`]. A `tracing` event names its kind, as in
+//! `name: Message::Ready.name()`. `tests/it/catalog.rs` requires this of every event at info and
+//! above. Texts and vectors of requests must never be logged.
 //!
-//! Under systemd nobody waits for journald: records go through a bounded queue, and what does not fit is dropped and
-//! counted. Elsewhere records are written to stderr by whoever logs, in order with everything else that the process
-//! does.
+//! Under systemd, logging never waits for journald: records go through a bounded queue, and records
+//! that exceed it are dropped and counted. Elsewhere the logging thread writes records to stderr
+//! itself, so that they stay in order with other output of the process.
 //!
-//! `tracing-journald` prefixes `MESSAGE_ID`, waits for the socket and hides its errors; `systemd-journal-logger` and
-//! `libsystemd` wait, too. So the protocol, which is a page, is spoken here.
+//! Existing crates do not fit. `tracing-journald` adds a prefix to `MESSAGE_ID`, waits for the
+//! socket and hides its errors; `systemd-journal-logger` and `libsystemd` wait, too. The protocol
+//! is short, so it is implemented here.
 
 mod message;
 mod queue;
@@ -37,20 +39,20 @@ use queue::{Queue, Sink};
 use record::Record;
 use socket::Socket;
 
-/// Where journald takes records (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
+/// Socket of journald (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
 const JOURNAL: &str = "/run/systemd/journal/socket";
-/// How long the end of the process waits for journald to take what it was not yet given.
+/// Maximum time that the end of the process waits for journald to accept the remaining records.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The queue of this process's log, once it writes to the journal.
+/// Queue of this process's log, once the log writes to the journal.
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
-/// Changes the level while the process runs.
+/// Handle that changes the log level while the process runs.
 #[derive(Clone, Debug)]
 pub struct Level(reload::Handle<LevelFilter, Registry>);
 
 impl Level {
-    /// Writes records of `level` and above from now on.
+    /// Sets the level: from now on, records of `level` and above are written.
     pub fn set(&self, level: LevelFilter) {
         if let Err(error) = self.0.modify(|filter| *filter = level) {
             tracing::error!(
@@ -65,7 +67,7 @@ impl Level {
 /// Starts the log.
 ///
 /// # Errors
-/// When the process has one already.
+/// When the log of the process has been started before.
 pub fn start(level: LevelFilter) -> Result<Level, TryInitError> {
     let (filter, handle) = reload::Layer::new(level);
     let (layer, failure) = match stderr_is_the_journal().then(|| Socket::open(Path::new(JOURNAL))) {
@@ -84,35 +86,38 @@ pub fn start(level: LevelFilter) -> Result<Level, TryInitError> {
     Ok(Level(handle))
 }
 
-/// Starts the thread that writes to the journal, if that is where the log goes. Until then records wait, so that the
-/// process can leave what it does not need while it has one thread.
+/// Starts the thread that writes to the journal, if the log goes there. Records are queued until
+/// then.
+///
+/// The caller first enters the sandbox, which must happen while the process has a single thread.
 ///
 /// # Errors
-/// When the system refuses a thread, as stderr has been told.
+/// When the system cannot start a thread. The failure has then been written to stderr.
 pub fn begin() -> io::Result<()> {
     QUEUE.get().map_or(Ok(()), Queue::begin)
 }
 
-/// How many records were dropped since the start because journald took none.
+/// Returns the number of records that were dropped since the start because journald did not accept
+/// them.
 pub fn lost() -> u64 {
     QUEUE.get().map_or(0, Queue::lost)
 }
 
-/// Waits until journald has what was logged, but not for long. Nothing is written afterwards.
+/// Waits until journald has received all records, for at most one second. Later records are lost.
 ///
 /// # Errors
-/// When nothing can be written, because the system refuses a thread, as stderr has been told.
+/// When the system cannot start the writing thread. The failure has then been written to stderr.
 pub fn finish() -> io::Result<()> {
     QUEUE.get().map_or(Ok(()), |queue| queue.finish(FINISH_TIMEOUT))
 }
 
-/// Gives every event to the queue. Spans are not looked at: Caxton has none.
+/// Layer that puts every event into the queue. Spans are ignored, because Caxton does not use them.
 #[derive(Debug)]
 struct Journal(Queue);
 
 impl Journal {
     fn new(sink: Sink) -> Self {
-        // A process has one log: whoever comes second is refused by the registry.
+        // A process has one log: a second subscriber is rejected by the registry.
         Self(QUEUE.get_or_init(|| Queue::new(sink)).clone())
     }
 }
@@ -129,8 +134,10 @@ fn stderr() -> impl Layer<Filtered> {
     tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(false)
 }
 
-/// Whether stderr is the stream that systemd connected to the journal: `$JOURNAL_STREAM` is its device and inode
-/// (systemd.exec(5)). The variable alone says nothing: it is inherited by whoever redirects stderr.
+/// Returns whether stderr is the stream that systemd connected to the journal.
+///
+/// `$JOURNAL_STREAM` contains the device and inode of that stream (systemd.exec(5)). The variable
+/// alone is not sufficient: a process inherits it even if its stderr is redirected.
 fn stderr_is_the_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").ok().and_then(|text| {
         let (device, inode) = text.split_once(':')?;

@@ -1,13 +1,15 @@
-//! What waits for journald, and the one thread that writes it.
+//! Queue of records for journald, and the thread that writes them.
 //!
-//! Owns the thread, which begins later than the log: what a process takes from itself for its safety holds only for
-//! the threads that are to come. Until then records wait. Whoever logs takes a lock for as long as a record takes to
-//! move, and never waits for journald.
+//! The thread starts later than the log: the sandbox applies only to the current thread and to
+//! threads that start later, so the thread must start after the sandbox. Records are queued until
+//! then. A logging thread holds the lock only while it moves one record, and never waits for
+//! journald.
 //!
 //! Invariants:
-//! 1. At most [`MAX_RECORDS`] and, but for a single larger one, [`MAX_BYTES`] wait.
-//! 2. Every record is written or counted as lost. As soon as the journal has taken all that waited, it is told how many
-//!    were lost.
+//! 1. At most [`MAX_RECORDS`] records are queued, with at most [`MAX_BYTES`] in total, except for a
+//!    single larger record.
+//! 2. Every record is written or counted as lost. The number of lost records is reported to the
+//!    journal as soon as it has accepted all queued records.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -18,19 +20,19 @@ use std::time::Duration;
 use super::record::Record;
 use super::socket::Socket;
 
-/// Records that may wait: more than a start with a full drop directory writes.
+/// Maximum number of queued records: more than a start with a full drop directory writes.
 const MAX_RECORDS: usize = 1024;
-/// What they may take together.
+/// Maximum total size of queued records in bytes.
 const MAX_BYTES: usize = 4 << 20;
-/// Nobody listened: try again after this long to tell what was lost.
+/// Interval between attempts to report lost records while the journal is not reachable.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Where records go.
+/// Destination of records.
 #[derive(Debug)]
 pub(super) enum Sink {
-    /// journald's own socket, with fields.
+    /// journald's own socket, with structured fields.
     Journal(Socket),
-    /// The stream that systemd connected to the journal: lines with a priority.
+    /// Stream that systemd connected to the journal: lines with a priority.
     Stderr,
 }
 
@@ -43,7 +45,7 @@ impl Sink {
     }
 }
 
-/// The way to the thread. Clones lead to the same.
+/// Handle of the queue. Clones share one queue.
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
     shared: Arc<Shared>,
@@ -60,24 +62,24 @@ struct Shared {
 struct State {
     waiting: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Since the start.
+    /// Records lost since the start.
     lost: u64,
-    /// Of them, how many the journal was told of.
+    /// Number of lost records that were reported to the journal.
     told: u64,
-    /// Until the thread has it.
+    /// Sink, until the thread takes it.
     sink: Option<Sink>,
     closed: bool,
     ended: bool,
 }
 
-/// What the thread has to do next.
+/// Next task of the writing thread.
 enum Work {
     Record(Vec<u8>),
     TellLost(u64),
 }
 
 impl Queue {
-    /// What will be written to `sink`.
+    /// Creates a queue whose records will be written to `sink`.
     pub(super) fn new(sink: Sink) -> Self {
         let encode = match sink {
             Sink::Journal(_) => Record::native,
@@ -91,24 +93,28 @@ impl Queue {
     /// Starts the thread, unless it has been started.
     ///
     /// # Errors
-    /// When the system refuses a thread. Nothing is written then, but why: to stderr.
+    /// When the system cannot start a thread. The cause is written to stderr; records are not
+    /// written then.
     pub(super) fn begin(&self) -> io::Result<()> {
         let Some(sink) = self.shared.state().sink.take() else { return Ok(()) };
         let (writer, encode) = (Arc::clone(&self.shared), self.encode);
         let write = move || writer.write(&sink, encode);
         let thread = thread::Builder::new().name("journal".to_owned()).spawn(write);
-        // It ends after `finish`; at the latest with the process.
+        // The thread is not joined. It ends after `finish`, or with the process.
         thread.map(drop).inspect_err(|error| {
             self.shared.state().ended = true;
-            // The priority is that of sd-daemon(3). When not even this is taken, the exit code is what tells.
+            // The prefix is a priority of sd-daemon(3). If stderr fails too, only the exit code
+            // shows the failure.
             drop(writeln!(io::stderr(), "<3>the log cannot be written: no thread: {error}"));
         })
     }
 
-    /// Has `record` written, or counts it as lost when too many wait. Takes a few microseconds.
+    /// Queues `record`, or counts it as lost if the queue is full. Takes a few microseconds.
     pub(super) fn push(&self, record: &Record) {
         let record = (self.encode)(record);
         let mut state = self.shared.state();
+        // An empty queue accepts a record of any size, so that a record above `MAX_BYTES` is not
+        // always lost.
         let fits = state.waiting.len() < MAX_RECORDS && state.bytes + record.len() <= MAX_BYTES;
         if state.closed || !(fits || state.waiting.is_empty()) {
             state.lost += 1;
@@ -120,15 +126,15 @@ impl Queue {
         self.shared.changed.notify_all();
     }
 
-    /// How many records were lost since the start.
+    /// Returns the number of records lost since the start.
     pub(super) fn lost(&self) -> u64 {
         self.shared.state().lost
     }
 
-    /// Takes no more, and waits until all is written, for at most `limit`.
+    /// Closes the queue and waits until all records are written, for at most `limit`.
     ///
     /// # Errors
-    /// Those of [`Self::begin`].
+    /// The errors of [`Self::begin`].
     pub(super) fn finish(&self, limit: Duration) -> io::Result<()> {
         self.begin()?;
         let mut state = self.shared.state();
@@ -141,7 +147,7 @@ impl Queue {
 }
 
 impl Shared {
-    /// The thread.
+    /// Runs the writing thread until the queue is closed and empty.
     fn write(&self, sink: &Sink, encode: fn(&Record) -> Vec<u8>) {
         let mut is_reached = true;
         while let Some(work) = self.next(is_reached) {
@@ -149,7 +155,8 @@ impl Shared {
                 Work::Record(record) => sink.send(record),
                 Work::TellLost(count) => sink.send(&encode(&Record::of_lost(*count))),
             };
-            // Why is not known to anybody else: the log itself is what fails. The count tells.
+            // The cause of a failure cannot be logged, because the log itself has failed. Count the
+            // record instead.
             is_reached = sent.is_ok();
             match work {
                 Work::Record(_) if !is_reached => self.state().lost += 1,
@@ -161,7 +168,10 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits for something to do; `None` when nothing more comes. After a failure what was lost is told later.
+    /// Waits for the next task; returns `None` once the queue is closed and empty.
+    ///
+    /// Queued records come first, then the report of lost records. If the last attempt to send
+    /// failed (`is_reached` is false), the report waits for [`RETRY`].
     fn next(&self, is_reached: bool) -> Option<Work> {
         let mut may_tell = is_reached;
         let mut state = self.state();
@@ -174,9 +184,13 @@ impl Shared {
             if untold > 0 && may_tell {
                 return Some(Work::TellLost(untold));
             }
+            // Closed, and the last report of lost records was sent or has failed: do not retry at
+            // the end.
             if state.closed {
                 return None;
             }
+            // The next report after a failure waits for the timeout. A new record wakes the thread
+            // earlier and is sent first.
             if untold > 0 {
                 let waited = self.changed.wait_timeout(state, RETRY);
                 let (after, waited) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -189,7 +203,7 @@ impl Shared {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that can panic happens while it is held.
+        // No code that can panic runs while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -203,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    /// How long a test waits for what takes a millisecond.
+    /// Timeout of a test for operations that take a millisecond.
     const BOUND: Duration = Duration::from_secs(60);
 
     fn journald() -> (TempDir, PathBuf, UnixDatagram) {
@@ -226,7 +240,8 @@ mod tests {
         queue
     }
 
-    /// Reads up to the record that says how many were lost: that, and how many came before it.
+    /// Reads up to the report of lost records; returns the report and the number of records before
+    /// it.
     fn read_to_loss(journald: &UnixDatagram) -> (String, u64) {
         let mut before = 0;
         loop {
@@ -238,7 +253,7 @@ mod tests {
         }
     }
 
-    /// A record that no test takes for the one of a loss.
+    /// Pushes `count` records that differ from a report of lost records.
     fn push(queue: &Queue, count: usize) {
         let plain = Queue { encode: |_| b"MESSAGE=a\n".to_vec(), ..queue.clone() };
         for _ in 0..count {
@@ -250,7 +265,7 @@ mod tests {
     fn while_the_journal_takes_nothing_nobody_waits_and_then_it_is_told_what_was_lost() {
         let (_place, path, journald) = journald();
         let queue = queue(&path);
-        // The socket's own queue is short, and nobody reads.
+        // The socket's own queue is short, and the test does not read from it yet.
         let count = 3 * MAX_RECORDS;
         push(&queue, count);
         let lost = queue.lost();
@@ -258,7 +273,7 @@ mod tests {
         let (told, written) = read_to_loss(&journald);
         assert!(told.contains(&format!("\nCAXTON_LOST={lost}\n")), "{told}");
         assert_eq!(written + lost, count as u64);
-        // Told once.
+        // The loss is reported only once.
         push(&queue, 1);
         assert_eq!(receive(&journald), "MESSAGE=a\n");
     }
@@ -293,7 +308,7 @@ mod tests {
     fn the_bytes_that_wait_are_bounded() {
         let (_place, path, _journald) = journald();
         let large = Queue { encode: |_| vec![b'a'; MAX_BYTES / 4], ..queue(&path) };
-        // The socket takes a few, as memory files; four more may wait.
+        // The socket accepts a few records as memory files; four more can be queued.
         for _ in 0..64 {
             large.push(&Record::of_lost(0));
         }

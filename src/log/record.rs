@@ -1,7 +1,7 @@
-//! One record: an event as the journal takes it, or as a line.
+//! Log record, and its encodings for journald and for stderr.
 //!
-//! Invariant: nothing in a value can begin another field, another record or a terminal's escape sequence. Control
-//! characters are escaped, but for the tabs and ends of lines of a text that has several.
+//! Invariant: a value cannot begin another field, another record or a terminal escape sequence.
+//! Control characters are escaped, except for tabs and line breaks in a text of several lines.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use tracing::field::{Field, Visit};
 use super::message::{Message, Priority};
 use crate::printable;
 
-/// `SYSLOG_IDENTIFIER`, which journalctl shows before the text.
+/// Value of `SYSLOG_IDENTIFIER`, which journalctl prints before the text.
 const IDENTIFIER: &str = "caxtond";
 
-/// What is known of one event.
+/// Content of one log event.
 #[derive(Debug)]
 pub(super) struct Record {
     priority: Priority,
@@ -24,12 +24,13 @@ pub(super) struct Record {
     file: Option<&'static str>,
     line: Option<u32>,
     module: Option<&'static str>,
-    /// By the names that the event gives.
+    /// Other fields, by their names in the event.
     fields: Vec<(&'static str, String)>,
 }
 
 impl Record {
-    /// The record of `event`, made on the thread that it happened on.
+    /// Creates the record of `event`. Must run on the thread that logs the event, because it stores
+    /// the thread id.
     pub(super) fn of(event: &tracing::Event<'_>) -> Self {
         let metadata = event.metadata();
         let message = Message::named(metadata.name());
@@ -48,7 +49,7 @@ impl Record {
         record
     }
 
-    /// The record that says how many were dropped.
+    /// Creates the record that reports the number of lost records.
     pub(super) fn of_lost(lost: u64) -> Self {
         let message = Message::RecordsLost;
         Self {
@@ -64,8 +65,10 @@ impl Record {
         }
     }
 
-    /// In journald's own format (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>). There is no `CODE_FUNC`: `tracing`
-    /// does not know the function.
+    /// Encodes the record in journald's native format
+    /// (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
+    ///
+    /// The result has no `CODE_FUNC`, because `tracing` does not know the function.
     pub(super) fn native(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(512 + self.text.len());
         put(&mut out, "PRIORITY", &(self.priority as u8).to_string());
@@ -94,7 +97,7 @@ impl Record {
         out
     }
 
-    /// As a line for stderr with the prefix that gives systemd the priority (sd-daemon(3)).
+    /// Encodes the record as a line for stderr, with the priority prefix of sd-daemon(3).
     pub(super) fn line(&self) -> Vec<u8> {
         let mut out = format!("<{}>{}", self.priority as u8, printable::line(&self.text));
         for (name, value) in &self.fields {
@@ -129,13 +132,14 @@ impl Visit for Record {
     }
 }
 
-/// `name` as the journal has it: upper case, with the prefix that keeps it apart from those of others.
+/// Returns the journal's name of a field: upper case, with a prefix that avoids collisions with
+/// other fields.
 fn field_name(name: &str) -> String {
     let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
     "CAXTON_".chars().chain(name.chars().map(letter)).collect()
 }
 
-/// Appends a field. What has several lines is preceded by its length in place of `=`.
+/// Appends a field. A value of several lines is preceded by its length instead of `=`.
 fn put(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(name.as_bytes());
     if value.contains('\n') {
@@ -154,7 +158,7 @@ mod tests {
 
     use super::*;
 
-    /// The fields of `bytes`, read as journald reads them.
+    /// Parses the fields of `bytes` like journald.
     fn parse(mut bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
         let mut fields = Vec::new();
         while !bytes.is_empty() {

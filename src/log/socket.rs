@@ -1,4 +1,5 @@
-//! journald's socket: a record a datagram, and what is too large for one in a sealed memory file.
+//! Sends records to journald's socket: one record per datagram, or a sealed memory file for a
+//! larger record.
 //!
 //! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>
 
@@ -13,26 +14,29 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
-/// A way to journald, which may come and go.
+/// Socket for sending to journald, which may stop and restart.
 #[derive(Debug)]
 pub(super) struct Socket {
     socket: UnixDatagram,
-    /// Named with every record: a connection would lead to a journald that has ended.
+    /// Path of journald's socket, used for every send. A connected socket would not reach a
+    /// restarted journald.
     path: PathBuf,
 }
 
 impl Socket {
+    /// Opens a socket and checks that journald listens at `path`.
+    ///
     /// # Errors
-    /// When nobody listens at `path`.
+    /// When no process listens at `path`.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         UnixDatagram::unbound()?.connect(path)?;
         Ok(Self { socket: UnixDatagram::unbound()?, path: path.to_owned() })
     }
 
-    /// Sends `record`; waits for as long as journald takes none.
+    /// Sends `record`. Blocks while journald does not accept records.
     ///
     /// # Errors
-    /// When nobody listens, or there is no memory for a record that is too large for a datagram.
+    /// When no process listens, or memory is missing for a record that is too large for a datagram.
     pub(super) fn send(&self, record: &[u8]) -> io::Result<()> {
         loop {
             return match self.socket.send_to(record, &self.path) {
@@ -44,7 +48,8 @@ impl Socket {
         }
     }
 
-    /// journald takes a memory file only if nobody can change it any more.
+    /// Sends `record` in a memory file. journald accepts the file only if it is sealed against
+    /// changes.
     fn send_file(&self, record: &[u8]) -> io::Result<()> {
         let flags = MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC;
         let mut file = File::from(memfd_create("caxton-journal", flags)?);

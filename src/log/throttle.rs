@@ -1,7 +1,8 @@
 //! Limits how often a refusal is logged.
 //!
-//! A client can be refused thousands of times a second. journald limits the rate of a service and then drops all of its
-//! records, so each kind of refusal is logged once a minute for each user, with the number of refusals between.
+//! A client can cause thousands of refusals per second. journald limits the rate of a service and
+//! then drops all of its records. So each kind of refusal is logged at most once a minute for each
+//! user, with the number of suppressed records.
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -9,17 +10,20 @@ use std::time::{Duration, Instant};
 
 use super::Message;
 
-/// The time between two records of one kind about one user.
+/// Minimum time between two records of one kind about one user.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Pairs of kind and user that are kept. When the table is full, pairs that were not logged within [`INTERVAL`] leave.
+/// Maximum number of stored pairs of kind and user. If the table is full, pairs that were not
+/// logged within [`INTERVAL`] are removed.
 const MAX_PAIRS: usize = 1024;
 
 static REFUSALS: LazyLock<Mutex<Throttle>> = LazyLock::new(Mutex::default);
 
-/// Counts a refusal of `kind` to the user `uid`. Returns the number of refusals since the last record when it is time
-/// for another record, `None` otherwise. Costs less than a microsecond.
+/// Counts a refusal of `kind` to the user `uid`. Takes less than a microsecond.
+///
+/// Returns the number of refusals since the last record if another record is due, and `None`
+/// otherwise.
 pub fn refusal(kind: Message, uid: u32) -> Option<u64> {
-    // A panic cannot happen between two steps of a change.
+    // A panic cannot happen in the middle of a change, so a poisoned lock is still consistent.
     let mut throttle = REFUSALS.lock().unwrap_or_else(PoisonError::into_inner);
     throttle.admit((kind.name(), uid), Instant::now())
 }
@@ -27,7 +31,7 @@ pub fn refusal(kind: Message, uid: u32) -> Option<u64> {
 #[derive(Debug, Default)]
 struct Throttle {
     pairs: HashMap<(&'static str, u32), Told>,
-    /// Refusals of pairs for which the table has no room, as if of one pair.
+    /// Shared state of all pairs that do not fit in the table.
     others: Option<Told>,
 }
 
@@ -84,7 +88,7 @@ mod tests {
         for second in 1..60 {
             assert_eq!(throttle.admit(("a", 1), at(second)), None, "{second}");
         }
-        // Another user and another kind are pairs of their own.
+        // Another user and another kind are different pairs.
         assert_eq!(throttle.admit(("a", 2), at(1)), Some(0));
         assert_eq!(throttle.admit(("b", 1), at(1)), Some(0));
         assert_eq!(throttle.admit(("a", 1), at(60)), Some(59));
@@ -102,7 +106,7 @@ mod tests {
         assert_eq!(throttle.admit(("a", most), start), Some(0));
         assert_eq!(throttle.admit(("a", most + 1), start), None);
         assert_eq!(throttle.pairs.len(), MAX_PAIRS);
-        // Old pairs leave.
+        // Old pairs are removed.
         assert_eq!(throttle.admit(("a", most), start + INTERVAL), Some(0));
         assert_eq!(throttle.pairs.len(), 1);
     }

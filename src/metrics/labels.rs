@@ -1,15 +1,16 @@
-//! The labels of series and the words that are their values: all there are, so that a series cannot have another.
+//! Labels of the series and their possible values. The types and constants here exclude other
+//! values.
 
 use prometheus_client::encoding::EncodeLabelSet;
 
-/// The outcome of a request that was answered as it wished.
+/// Outcome of a request that was answered successfully.
 pub const OK: &str = "ok";
-/// The outcome of a request whose client left, or whose connection was cut, before it was answered.
+/// Outcome of a request whose client left, or whose connection was cut, before the response.
 pub const GONE: &str = "gone";
-/// The outcome of a request that was lost to a panic.
+/// Outcome of a request that was lost because of a panic.
 pub const INTERNAL: &str = "internal";
-/// Outcomes that every route has from the beginning: those that alerts and dashboards ask for. Other codes of errors
-/// appear with their first.
+/// Outcomes that every route has from the start, for alerts and dashboards. Series of other error
+/// codes appear with their first count.
 pub(super) const OUTCOMES: &[&str] = &[
     OK,
     GONE,
@@ -24,9 +25,9 @@ pub(super) const OUTCOMES: &[&str] = &[
     "timeout",
     "draining",
 ];
-/// The route of requests that no route takes, and the label of anything that is not on its list.
+/// Route of requests that match no route, and label of every value that is not in its list.
 pub(super) const OTHER: &str = "other";
-/// Why another model answered: the codes of the errors that the one asked for would have given.
+/// Reasons for a fallback: the error codes that the requested model would have given.
 pub(super) const FALLBACK_REASONS: &[&str] = &[
     "model_not_found",
     "model_corrupt",
@@ -38,14 +39,15 @@ pub(super) const FALLBACK_REASONS: &[&str] = &[
     OTHER,
 ];
 
-/// How a model was when a request asked for it.
+/// State of a model when a request needed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sought {
-    /// It was in memory.
+    /// The model was in memory.
     Hit,
-    /// It had to be loaded, or was being.
+    /// The model was being loaded or had to be loaded.
     Load,
-    /// It was refused at once: it stays away, failed a moment ago, does not fit, or requests are shed.
+    /// The request was refused at once: the model is cooling down, has failed recently or does not
+    /// fit, too many requests wait for it, or requests are shed.
     Refused,
 }
 
@@ -61,16 +63,16 @@ impl Sought {
     }
 }
 
-/// Why a model left memory.
+/// Reason for unloading a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Departure {
-    /// Evicted: memory was short.
+    /// Evicted because memory was short.
     Pressure,
-    /// Evicted: another model needed its place.
+    /// Evicted because another model needed its memory.
     Room,
-    /// Unloaded: nobody used it.
+    /// Unloaded because it was idle.
     Idle,
-    /// Unloaded: an administrator said so.
+    /// Unloaded on request of an administrator.
     Request,
 }
 
@@ -88,22 +90,22 @@ impl Departure {
     }
 }
 
-/// What was wrong with a model's bytes.
+/// Fault of a model's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureType {
-    /// Files of the store are not what was installed.
+    /// Files in the store differ from the installed ones.
     Corrupt,
-    /// The package is no package, or breaks a limit.
+    /// The file is not a valid package, or exceeds a limit.
     Malformed,
-    /// The package is not what its `.sha256` file says.
+    /// The package does not match its `.sha256` file.
     Digest,
-    /// The package is not signed by a key that is trusted, or its signature is wrong.
+    /// The package is not signed by a trusted key, or its signature is wrong.
     Signature,
-    /// The package may not have its id, its embedding space or its version.
+    /// The package must not have its id, its embedding space or its version.
     Identity,
-    /// The files are no model that this version can run.
+    /// The files are not a model that this version can run.
     Incompatible,
-    /// The model gives another vector than its manifest says.
+    /// The model computes another vector than the one in its manifest.
     SelfTest,
 }
 
@@ -118,7 +120,7 @@ impl FailureType {
         Self::SelfTest,
     ];
 
-    /// In one word, as the label has it.
+    /// Returns the value of the label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Corrupt => "corrupt",

@@ -1,14 +1,15 @@
-//! Metrics: what is counted while the daemon runs, and how it is told to Prometheus.
+//! Metrics of the daemon, and their encoding for Prometheus.
 //!
-//! Owns every series, its name, its unit and the values of its labels. Counts and times are recorded as they happen;
-//! what merely is so ([`Observed`]) is given by whoever renders, so that nothing goes stale between two scrapes.
+//! Defines every series with its name, its unit and the values of its labels. Counts and times are
+//! recorded when they happen. Current state ([`Observed`]) is passed in by the caller that renders,
+//! so that it is never stale.
 //!
 //! Invariants:
-//! 1. Labels are bounded: routes are those of [`Metrics::new`], reasons and outcomes are words of this program, and
-//!    models are those that are installed. What a client sends is never a label.
-//! 2. A series is there at zero before the first thing that it counts, since `rate()` does not see a series that
-//!    appears with its first count; the exceptions are outcomes beyond [`OUTCOMES`].
-//! 3. Names end in their base unit and, when they count, in `_total`
+//! 1. Labels are bounded: routes are those of [`Metrics::new`], reasons and outcomes are constants
+//!    of this program, and models are the installed ones. Data from clients is never a label.
+//! 2. A series exists with the value zero before its first count, because `rate()` ignores a series
+//!    that appears with its first count. The exceptions are outcomes that are not in [`OUTCOMES`].
+//! 3. Names end in their base unit, and counters in `_total`
 //!    (<https://prometheus.io/docs/practices/naming/>).
 
 mod labels;
@@ -38,30 +39,32 @@ use labels::{
     model_labels,
 };
 
-/// What every name begins with.
+/// Prefix of every name.
 const PREFIX: &str = "caxton";
-/// How long the stages of an answered request took.
+/// Durations of the stages of an answered request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stages {
-    /// Texts to token ids.
+    /// Conversion of texts to token ids.
     pub tokenization: Duration,
     /// Waiting for the model.
     pub queue: Duration,
-    /// Token ids to vectors.
+    /// Computation of vectors from token ids.
     pub inference: Duration,
-    /// From the head of the request to the head of its answer.
+    /// Total time from the head of the request to the head of its response.
     pub total: Duration,
 }
 
-/// The counts of this daemon. Clones count together; recording takes less than a microsecond and never waits for a
-/// scrape longer than it takes to write one family.
+/// Counters of this daemon. Clones share them.
+///
+/// Recording takes less than a microsecond. A recording waits for a scrape at most while the scrape
+/// writes one family.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
 
 struct Inner {
     routes: &'static [&'static str],
     registry: Registry,
-    /// Models that have series.
+    /// Ids of models that have series.
     models: Mutex<BTreeSet<String>>,
     requests: Family<RequestLabels, Counter>,
     stages: Family<StageLabels, Histogram>,
@@ -83,18 +86,19 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// 100 µs, what a short text takes on a fast machine, to 52 s.
+/// Creates a histogram from 100 µs (a short text on a fast machine) to 52 s.
 fn request_times() -> Histogram {
     Histogram::new(exponential_buckets(100e-6, 2.0, 20))
 }
 
-/// 5 ms, a table of words, to 82 s, a large model from a slow card.
+/// Creates a histogram from 5 ms (a static table) to 82 s (a large model on a slow memory card).
 fn load_times() -> Histogram {
     Histogram::new(exponential_buckets(5e-3, 2.0, 15))
 }
 
 impl Metrics {
-    /// Counts of nothing yet; requests are told apart by `routes`, the paths as they are registered.
+    /// Creates metrics with all counts at zero. `routes` are the registered paths, which become the
+    /// labels of requests.
     pub fn new(routes: &'static [&'static str]) -> Self {
         let inner = Inner {
             routes,
@@ -118,7 +122,7 @@ impl Metrics {
         metrics
     }
 
-    /// Puts at zero what is not of a model.
+    /// Creates the series that do not belong to a model, with the value zero.
     fn begin(&self) {
         let Inner { routes, requests, stages, fallbacks, .. } = &*self.0;
         for route in routes.iter().copied().chain([OTHER]) {
@@ -135,15 +139,15 @@ impl Metrics {
         self.begin_model("");
     }
 
-    /// Counts a request of `route`, a path as it was registered, that had this outcome: [`OK`], [`GONE`],
-    /// [`INTERNAL`] or the code of its error.
+    /// Counts a request of `route`, a registered path. `outcome` is [`OK`], [`GONE`], [`INTERNAL`]
+    /// or the code of its error.
     pub fn request(&self, route: Option<&str>, outcome: &'static str) {
         let known = self.0.routes.iter().copied().find(|known| Some(*known) == route);
         let labels = RequestLabels { route: known.unwrap_or(OTHER), outcome };
         self.0.requests.get_or_create(&labels).inc();
     }
 
-    /// Records how long a request took that got vectors.
+    /// Records the durations of a request that returned vectors.
     pub fn stages(&self, Stages { tokenization, queue, inference, total }: Stages) {
         let stages = [
             ("tokenization", tokenization),
@@ -175,14 +179,16 @@ impl Metrics {
         self.0.loads.get_or_create(&model_labels(id)).observe(took.as_secs_f64());
     }
 
-    /// Counts that the installed model `id` could not be loaded.
+    /// Counts a failed load of the installed model `id`.
     pub fn load_failed(&self, id: &str) {
         self.begin_model(id);
         self.0.load_failures.get_or_create(&model_labels(id)).inc();
     }
 
-    /// Counts bytes that were refused; `id` is that of an installed model, `None` for a package that did not become
-    /// one: what it calls itself is not known to be true.
+    /// Counts bytes that failed validation.
+    ///
+    /// `id` is the id of an installed model, and `None` for a package that was not installed: the
+    /// id that such a package claims is not verified.
     pub fn validation_failed(&self, id: Option<&str>, failure: FailureType) {
         let id = id.unwrap_or_default();
         self.begin_model(id);
@@ -190,7 +196,7 @@ impl Metrics {
         self.0.validation_failures.get_or_create(&labels).inc();
     }
 
-    /// Counts that the installed model `id` has left memory.
+    /// Counts an eviction or unloading of the installed model `id`.
     pub fn left(&self, id: &str, departure: Departure) {
         self.begin_model(id);
         let labels = DepartureLabels { model_id: id.to_owned(), reason: departure.name() };
@@ -200,25 +206,25 @@ impl Metrics {
         };
     }
 
-    /// Records how long it took to install a package.
+    /// Records the duration of a package's installation.
     pub fn installed(&self, took: Duration) {
         self.0.installs.observe(took.as_secs_f64());
     }
 
-    /// Counts a request that another model answered than the one that was asked for; `reason` is the code of the error
-    /// that it would have got.
+    /// Counts a request that a fallback answered. `reason` is the error code that the requested
+    /// model would have given.
     pub fn fallback(&self, reason: &'static str) {
         let known = FALLBACK_REASONS.iter().copied().find(|known| *known == reason);
         let labels = ReasonLabels { reason: known.unwrap_or(OTHER) };
         self.0.fallbacks.get_or_create(&labels).inc();
     }
 
-    /// Every series as text. Drops those of models that are not installed any more.
+    /// Renders every series as text. Removes the series of models that are not installed any more.
     ///
-    /// Takes a processor for about a millisecond: not for the runtime's threads.
+    /// Takes about a millisecond of CPU time, so it must not run on a thread of the async runtime.
     ///
     /// # Errors
-    /// Never, as far as memory lasts; the encoder's signature allows for one.
+    /// Never in practice; the encoder's signature allows an error.
     pub fn render(&self, observed: &Observed, format: Format) -> Result<String, fmt::Error> {
         self.keep_models(observed.models.keys());
         let mut now = Registry::with_prefix(PREFIX);
@@ -230,7 +236,8 @@ impl Metrics {
         Ok(format.of(text))
     }
 
-    /// Has series at zero for all `installed` models, and for no other.
+    /// Creates series at zero for all `installed` models, and removes the series of all other
+    /// models.
     fn keep_models<'a>(&self, installed: impl Iterator<Item = &'a String>) {
         let installed: BTreeSet<&String> = installed.collect();
         installed.iter().for_each(|id| self.begin_model(id));
@@ -244,7 +251,8 @@ impl Metrics {
         gone.iter().for_each(|id| self.0.forget(id));
     }
 
-    /// Puts at zero what is of the model `id`, or of packages that are no model when it is empty.
+    /// Creates the series of the model `id` with the value zero. The empty id means packages that
+    /// were not installed.
     fn begin_model(&self, id: &str) {
         let mut models = self.models();
         if models.contains(id) {
@@ -256,7 +264,7 @@ impl Metrics {
     }
 
     fn models(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        // A set of names is whole whatever panicked while it was held.
+        // The set is consistent even after a panic of a thread that held the lock.
         self.0.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -293,7 +301,7 @@ impl Inner {
         self.load_failures.remove(&model_labels(id));
     }
 
-    /// Names every family.
+    /// Registers every family under its name.
     fn registered(mut self) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let mut add = Adding(&mut registry);
@@ -350,7 +358,7 @@ impl Inner {
     }
 }
 
-/// Registers families under the names above.
+/// Helper that registers families under the given names.
 struct Adding<'a>(&'a mut Registry);
 
 impl Adding<'_> {
@@ -458,7 +466,7 @@ mod tests {
         let left: Vec<_> =
             samples.keys().filter(|series| series.contains("model_id=\"gone\"")).collect();
         assert_eq!(left, [""; 0]);
-        // It counts from nothing when it is back.
+        // The counts start at zero when the model is installed again.
         let samples = scrape(&metrics, &["gone"]);
         let series = r#"caxton_model_lease_total{model_id="gone",residency="load"}"#;
         assert_eq!(samples.get(series), Some(&0.0));

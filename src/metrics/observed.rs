@@ -1,4 +1,4 @@
-//! What is so at the moment of a scrape, and the gauges that tell it.
+//! State of the daemon at the moment of a scrape, and the gauges for it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -15,72 +15,74 @@ use super::labels::{ModelLabels, model_labels};
 type Bytes = Gauge<u64, AtomicU64>;
 type Number = Gauge<f64, AtomicU64>;
 
-/// What is so now. Sizes are in bytes; `None` is what the system does not tell, and gives no series.
+/// State of the daemon now. Sizes are in bytes. `None` means that the system does not report the
+/// value; it gives no series.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// Version of the daemon.
     pub version: &'static str,
-    /// How long it has been running.
+    /// Time since the daemon started.
     pub uptime: Duration,
-    /// Whether the default model answers, after loading at most.
+    /// Whether the default model can answer, at once or after it is loaded.
     pub ready: bool,
-    /// What is wrong with the configuration's files, in number.
+    /// Number of problems in the configuration files.
     pub configuration_problems: usize,
-    /// Records that the journal was not given since the start.
+    /// Log records that were not delivered to the journal since the start.
     pub log_records_lost: u64,
     /// Resident memory of the process.
     pub resident: Option<u64>,
     /// Anonymous and shared memory of the process.
     pub process: u64,
-    /// What the kernel cannot take back from the control group.
+    /// Memory of the control group that the kernel cannot reclaim.
     pub unreclaimable: u64,
-    /// The limit of which the greatest share is in use: where it lies, and what counts towards it.
+    /// Memory limit of which the greatest share is in use: its value, and the memory that counts
+    /// towards it.
     pub limit: Option<(u64, u64)>,
-    /// What a model may take without any other leaving.
+    /// Headroom: memory that a model may take without the eviction of another one.
     pub room: u64,
-    /// 0 normal, 1 moderate, 2 high, 3 critical.
+    /// Pressure level: 0 normal, 1 moderate, 2 high, 3 critical.
     pub pressure_level: u8,
-    /// Whether requests are refused because memory is short.
+    /// Whether requests are shed because memory is short.
     pub shedding: bool,
-    /// What requests and answers in flight hold, as far as it is charged.
+    /// Memory charged for the requests and responses in progress.
     pub requests_held: u64,
-    /// What they may hold.
+    /// Limit of that memory.
     pub requests_limit: u64,
-    /// Time lost to memory; empty where it is not counted.
+    /// Time lost to memory shortage; empty if the kernel does not count it.
     pub stalls: Vec<Stall>,
-    /// Sum of the files of installed models.
+    /// Total size of the files of installed models.
     pub cache: u64,
-    /// What that may be.
+    /// Limit of that size.
     pub cache_limit: u64,
-    /// Requests that may wait for one model.
+    /// Maximum number of queued requests of one model.
     pub queue_limit: usize,
-    /// Tokens that may wait for one model.
+    /// Maximum number of queued tokens of one model.
     pub queue_limit_tokens: usize,
-    /// Installed models by id; versions of one id are added up.
+    /// Installed models by id. Versions of one id are added up.
     pub models: BTreeMap<String, ObservedModel>,
 }
 
-/// A model now.
+/// State of a model now.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ObservedModel {
-    /// Whether it is in memory.
+    /// Whether the model is resident.
     pub resident: bool,
-    /// Memory that its weights take, in bytes.
+    /// Memory of the weights, in bytes.
     pub memory: u64,
-    /// Requests that wait for it.
+    /// Queued requests.
     pub waiting: usize,
-    /// Tokens of these.
+    /// Tokens of the queued requests.
     pub waiting_tokens: usize,
 }
 
-/// A share of the time in which tasks waited for memory.
+/// Share of time in which tasks waited for memory (pressure stall information).
 #[derive(Clone, Copy, Debug)]
 pub struct Stall {
-    /// `some` task, or the `full` set of them.
+    /// Kind: `some` if at least one task waited, `full` if all did.
     pub kind: &'static str,
-    /// The time over which it is averaged, such as `10s`.
+    /// Time over which the share is averaged, such as `10s`.
     pub window: &'static str,
-    /// From 0 to 1.
+    /// Share from 0 to 1.
     pub ratio: f64,
 }
 
@@ -96,7 +98,7 @@ struct StallLabels {
 }
 
 impl Observed {
-    /// Adds a gauge for each of these to `registry`.
+    /// Registers a metric for each of the values in `registry`.
     pub(super) fn register(&self, registry: &mut Registry) {
         let build = Family::<VersionLabels, Bytes>::default();
         build.get_or_create(&VersionLabels { version: self.version }).set(1);
@@ -210,7 +212,7 @@ impl Observed {
     }
 }
 
-/// Registers gauges without labels.
+/// Helper that registers gauges without labels.
 struct Adding<'a> {
     registry: &'a mut Registry,
 }

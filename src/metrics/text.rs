@@ -1,12 +1,14 @@
-//! The two forms in which Prometheus reads metrics as text. Pure.
+//! The two text formats that Prometheus reads.
 //!
-//! OpenMetrics 1.0 is what the encoder writes
-//! (<https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md>). The older form, 0.0.4
-//! (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>), is what everything else reads:
-//! `promtool check metrics`, node_exporter's textfile collector, people. It differs in what is said of a counter, which
-//! has its suffix there too, and has neither units nor an end.
+//! The encoder writes OpenMetrics 1.0
+//! (<https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md>). The
+//! older format, 0.0.4
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>), is read by
+//! all other tools: `promtool check metrics`, node_exporter's textfile collector, and people. It
+//! differs in the metadata of a counter, whose name has the suffix `_total` there too, and has
+//! neither units nor an end marker.
 
-/// How metrics are written.
+/// Text format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Prometheus's text format 0.0.4.
@@ -16,7 +18,8 @@ pub enum Format {
 }
 
 impl Format {
-    /// What a client reads that accepts this; [`Format::Classic`] unless it names the other.
+    /// Selects the format for a client by its `Accept` header: OpenMetrics if the header names it,
+    /// and otherwise [`Format::Classic`].
     pub fn accepted(accept: Option<&str>) -> Self {
         let names = |accept: &str| {
             accept.split(',').any(|range| {
@@ -27,7 +30,7 @@ impl Format {
         if accept.is_some_and(names) { Self::OpenMetrics } else { Self::Classic }
     }
 
-    /// The media type.
+    /// Returns the media type.
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
@@ -35,7 +38,7 @@ impl Format {
         }
     }
 
-    /// This form of `open_metrics`.
+    /// Converts `open_metrics` to this format.
     pub(super) fn of(self, open_metrics: String) -> String {
         match self {
             Self::Classic => classic(&open_metrics),
@@ -46,7 +49,8 @@ impl Format {
 
 fn classic(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
-    // The line about a family's meaning comes before the one that says whether it counts.
+    // A HELP line precedes the TYPE line of its family, but its counter suffix depends on the type.
+    // Keep it until the type is known.
     let mut help = None;
     for line in open_metrics.lines() {
         if let Some(said) = line.strip_prefix("# HELP ") {
@@ -84,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_client_gets_what_it_asks_for() {
-        // What Prometheus 2.42 sends.
+        // The header of Prometheus 2.42.
         let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;\
                           version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
         for (accept, format) in [
