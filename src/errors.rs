@@ -1,15 +1,16 @@
-//! An error with its causes as one line, for the edges where errors become text.
+//! Formats an error with its causes as one line, at the edges of the program.
 
 use std::error::Error;
 use std::io;
 
-/// `error` and its causes, joined by colons: each layer says its own part once.
+/// Returns `error` and its causes, joined by colons. Each error prints only its own part and not
+/// its cause.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |&error| error.source());
     Vec::from_iter(causes.map(ToString::to_string)).join(": ")
 }
 
-/// The number of the system's error that `error` comes from, as journald's `ERRNO` has it.
+/// Returns the errno in the causes of `error`, for journald's field `ERRNO`.
 pub fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
     std::iter::successors(Some(error), |&error| error.source())
         .find_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error())

@@ -1,7 +1,8 @@
-//! Events: what happened to models, memory, packages and the configuration, for whoever listens.
+//! Distributes events about models, memory, packages and the configuration to listeners.
 //!
-//! Owns the order of events and the last [`REMEMBERED`] of them. Sending never waits: who reads too slowly misses some
-//! and is told how many. Nothing here decides anything; what has to be kept is in the journal.
+//! Keeps the order of the events and remembers the last [`REMEMBERED`] of them. Sending never
+//! waits: a listener that reads too slowly loses events and receives their number. Events are not
+//! persistent; the journal has every fact that must be kept.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,115 +10,119 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast::{self, error::RecvError};
 
-/// So many events can be asked for after they happened, and a reader may be so many behind.
+/// Number of events that can be requested after they happened, and by which a listener may lag
+/// behind.
 pub const REMEMBERED: usize = 256;
-/// Ids of a run begin at the second of its start, shifted by this: they grow from one run to the next as long as the
-/// clock does not go back and there are less than 2^20 events a second, and are exact in a JSON number until 2242.
+/// Shift of the start second in the first id of a run. Ids grow from one run to the next as long as
+/// the clock does not go back and there are fewer than 2^20 events a second. Until 2242 an id is
+/// exact in a JSON number (below 2^53).
 const RUN_SHIFT: u32 = 20;
 
-/// Something that happened. Models are named as a request may name them, `id@version`.
+/// An event. A model is named `id@version`, as a request may name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A model is in memory.
+    /// A model was loaded.
     ModelLoaded {
-        /// Which.
+        /// The model, `id@version`.
         model: String,
         /// Bytes of its weights.
         bytes: u64,
-        /// How long loading took.
+        /// Time that loading took.
         duration: Duration,
     },
-    /// A model left memory because nobody used it, or somebody said so.
+    /// A model was unloaded because it was idle or because an operator asked for it.
     ModelUnloaded {
-        /// Which.
+        /// The model, `id@version`.
         model: String,
-        /// Why.
+        /// Reason, for people.
         reason: String,
-        /// Bytes that the process holds less; `None` when it was not measured.
+        /// Bytes by which the memory of the process shrank; `None` when it was not measured.
         bytes: Option<u64>,
     },
-    /// A model had to leave because memory is short or another needed its place.
+    /// A model was evicted because memory is short or because another model needs the memory.
     ModelEvicted {
-        /// Which.
+        /// The model, `id@version`.
         model: String,
-        /// Why, with numbers.
+        /// Reason with numbers, for people.
         reason: String,
-        /// Bytes that the process holds less.
+        /// Bytes by which the memory of the process shrank; `None` when it was not measured.
         bytes: Option<u64>,
     },
     /// A model could not be loaded.
     ModelFailed {
-        /// Which.
+        /// The model, `id@version`.
         model: String,
-        /// Why.
+        /// Reason, for people.
         reason: String,
     },
-    /// Memory is shorter than before, or less short.
+    /// The pressure level changed.
     PressureChanged {
-        /// How short it is: `normal`, `moderate`, `high` or `critical`.
+        /// New level: `normal`, `moderate`, `high` or `critical`.
         level: &'static str,
-        /// How short it was.
+        /// Previous level.
         before: &'static str,
-        /// What is a reason for it; `None` when it is normal.
+        /// Cause of the level; `None` when it is `normal`.
         reason: Option<String>,
     },
-    /// A package became a model.
+    /// A package was installed.
     PackageAccepted {
-        /// Which model.
+        /// The model, `id@version`.
         model: String,
-        /// Its file, when it came in one.
+        /// Name of the package file; `None` when the package did not come as a file.
         file: Option<String>,
     },
-    /// A package was refused.
+    /// A package was rejected.
     PackageRefused {
-        /// Its file, when it came in one.
+        /// Name of the package file; `None` when the package did not come as a file.
         file: Option<String>,
-        /// Why.
+        /// Reason, for people.
         reason: String,
     },
-    /// Other settings are in force.
+    /// New settings were applied.
     ConfigurationApplied {
-        /// How often settings have been put in force.
+        /// Number of times that settings were applied since the start.
         generation: u64,
     },
-    /// The files of the configuration are wrong; the last good settings stay in force.
+    /// The configuration files are wrong; the last good settings stay active.
     ConfigurationRefused {
-        /// What is wrong, a sentence each.
+        /// Problems, one sentence each.
         problems: Vec<String>,
     },
-    /// Another model begins to answer for one that cannot; told when it begins, not for every request, so that a storm
-    /// of them does not drive out everything else.
+    /// A fallback begins to answer for a model that is not available. The event is sent once, at
+    /// the beginning, and not for every request. Otherwise a burst of requests would push all other
+    /// events out of the memory.
     Fallback {
-        /// The one that is asked for.
+        /// The model that was requested.
         model: String,
-        /// The one that answers.
+        /// The model that answers.
         answered_by: String,
-        /// Why.
+        /// Reason, for people.
         reason: String,
     },
 }
 
-/// An event, when it happened, and its place among the others.
+/// An event with its id and time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Larger than that of every event before.
+    /// Id, larger than the ids of all earlier events.
     pub id: u64,
-    /// When it happened.
+    /// Time of the event.
     pub at: SystemTime,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }
 
-/// What a reader hears.
+/// An item that a [`Listener`] receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// An event.
     Record(Arc<Record>),
-    /// So many events between the last one and the next are not told any more.
+    /// Number of events that this listener lost at this point: it was too slow, or it asked for
+    /// events that are no longer remembered.
     Lagged(u64),
 }
 
-/// The way to tell and to hear. Clones share everything.
+/// The event channel, for senders and listeners. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Events(Arc<Inner>);
 
@@ -129,16 +134,17 @@ struct Inner {
 }
 
 impl Events {
-    /// Nothing has happened yet; ids begin with this start.
+    /// Creates a channel without events. `started`, the start of the daemon, determines the first
+    /// id.
     pub fn new(started: SystemTime) -> Self {
         let seconds = started.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        // Anything is greater than 0, which asks for everything.
+        // At least 1: clients pass 0 as the last known id to request all events.
         let first = (seconds << RUN_SHIFT).max(1);
         let remembered = Mutex::new(VecDeque::with_capacity(REMEMBERED));
         Self(Arc::new(Inner { first, remembered, sender: broadcast::Sender::new(REMEMBERED) }))
     }
 
-    /// Tells everybody who listens, and remembers. Takes about a microsecond.
+    /// Sends `event` to all listeners and remembers it. Takes about a microsecond and never waits.
     pub fn send(&self, event: Event) {
         let mut remembered = self.remembered();
         let id = remembered.back().map_or(self.0.first, |last| last.id + 1);
@@ -147,18 +153,23 @@ impl Events {
             remembered.pop_front();
         }
         remembered.push_back(Arc::clone(&record));
-        // Sent before the lock is given back, so that all hear the same order. Nobody may be listening.
+        // Send before the lock is released, so that all listeners see the events in the order of
+        // their ids. An error means that the event has no listener.
         drop(self.0.sender.send(record));
     }
 
-    /// Listens from now on, and first to what is remembered of what came after the event with this id.
+    /// Returns a listener for new events. With `after`, the listener first receives the remembered
+    /// events whose ids are larger than `after`.
     pub fn listen(&self, after: Option<u64>) -> Listener {
+        // The subscription is made under the lock: no event is lost or duplicated between the
+        // remembered events and the new ones.
         let remembered = self.remembered();
         let receiver = self.0.sender.subscribe();
         let mut pending = VecDeque::new();
         if let Some(after) = after {
             let oldest = remembered.front().map_or(self.0.first, |record| record.id);
-            // Of another run nobody knows how many there were.
+            // Count only events of this run. For an id of an earlier run, the number of events
+            // since then is unknown.
             let missed = oldest.saturating_sub(after.max(self.0.first - 1).saturating_add(1));
             if missed > 0 {
                 pending.push_back(Heard::Lagged(missed));
@@ -170,12 +181,12 @@ impl Events {
     }
 
     fn remembered(&self) -> MutexGuard<'_, VecDeque<Arc<Record>>> {
-        // A panic while it was held leaves a queue that is whole.
+        // A panic under the lock cannot leave a damaged queue: use it nevertheless.
         self.0.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Somebody who listens.
+/// A subscription to events.
 #[derive(Debug)]
 pub struct Listener {
     pending: VecDeque<Heard>,
@@ -183,12 +194,12 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// What is left of what was remembered when this listener began; does not wait.
+    /// Returns the next remembered event without waiting; `None` when all were returned.
     pub fn remembered(&mut self) -> Option<Heard> {
         self.pending.pop_front()
     }
 
-    /// Waits for what comes next; `None` when nobody is left who could tell anything. Cancelling loses nothing.
+    /// Waits for the next event; `None` when all senders were dropped. Cancelling loses no event.
     pub async fn next(&mut self) -> Option<Heard> {
         if let Some(heard) = self.remembered() {
             return Some(heard);
@@ -233,7 +244,7 @@ mod tests {
         let mut again = events.listen(Some(7 << RUN_SHIFT));
         assert_eq!(generation(again.remembered()), 2);
         assert_eq!(again.remembered(), None);
-        // A later run than this one, or a client that makes ids up.
+        // An id that is too large comes from a later run or is invented by the client.
         assert_eq!(events.listen(Some(u64::MAX)).remembered(), None);
         drop(events);
         assert_eq!(from_now.next().await, None);

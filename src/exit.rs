@@ -1,14 +1,15 @@
-//! Exit codes, by the meanings of `sysexits.h`, so that systemd and scripts can tell faults apart.
+//! Defines exit codes with the meanings of `sysexits.h`, so that systemd and scripts can
+//! distinguish failures.
 
 use std::process::ExitCode;
 
-/// Why a program ends.
+/// Reason for which a program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Everything was done.
+    /// The command succeeded.
     Ok = 0,
-    /// The answer is "no": a check or a verification failed.
+    /// A check or a verification failed.
     Failure = 1,
     /// The command line is wrong.
     Usage = 64,
@@ -16,19 +17,19 @@ pub enum Exit {
     Data = 65,
     /// The daemon cannot be reached or cannot serve now.
     Unavailable = 69,
-    /// An internal fault.
+    /// An internal error.
     Software = 70,
     /// The system refused a resource: a directory, a socket, a lock.
     System = 71,
-    /// The caller may not do this.
+    /// The caller does not have the permission.
     Permission = 77,
-    /// The configuration is wrong; a restart will not help.
+    /// The configuration is wrong; a restart does not help.
     Config = 78,
 }
 
 impl Exit {
-    /// The meaning of the exit code of another process of this program; [`Exit::Failure`] for one that it does not have,
-    /// and for none.
+    /// Returns the meaning of `code`, with which another process of this program ended. Returns
+    /// [`Exit::Failure`] for an unknown code and for `None` (a signal ended the process).
     pub fn of_code(code: Option<i32>) -> Self {
         let all = [
             Self::Ok,

@@ -1,6 +1,7 @@
-//! Files, read and written so that an error names the operation and the path, and a crash leaves old or new.
+//! Reads and writes files with errors that name the operation and the path. After a crash, a file
+//! has its old or its new content.
 //!
-//! Owns no state. Everything here blocks: callers on the runtime go through its blocking pool.
+//! All functions block: asynchronous callers use the runtime's blocking pool.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -16,13 +17,13 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::Mode;
 
-/// Bytes of a file that [`Window`] lets into the page cache: many beside the cost of a sync, few beside
-/// the memory of a device.
+/// Bytes of a file that [`Window`] leaves in the page cache: many compared with the cost of a sync,
+/// few compared with the memory of a device.
 const WINDOW: u64 = 8 << 20;
-/// Where a process finds its own handles: proc_pid_fd(5).
+/// Directory with the open file descriptors of this process: proc_pid_fd(5).
 const HANDLES: &str = "/proc/self/fd";
 
-/// Random characters in the name of a temporary file.
+/// Number of random characters in the name of a temporary file.
 const TEMPORARY_LENGTH: usize = 6;
 
 /// A failed operation on a path.
@@ -35,7 +36,8 @@ pub struct FileError {
 }
 
 impl FileError {
-    /// An error of `operation` (an infinitive: "open") on `path`; made to stand in `map_err`.
+    /// Returns a function for `map_err` that makes an error of `operation` (an infinitive: "open")
+    /// on `path`.
     pub fn new(
         operation: &'static str,
         path: impl Into<PathBuf>,
@@ -44,7 +46,7 @@ impl FileError {
         move |source| Self { operation, path, source }
     }
 
-    /// What kind of failure it was.
+    /// Returns the kind of the underlying I/O error.
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
@@ -55,28 +57,30 @@ impl FileError {
     }
 }
 
-/// Returns whether the disk failed, not the caller: it is full, read-only, or does not read or write.
+/// Returns whether the cause of an error is the disk and not the caller: it is full, read-only or
+/// damaged.
 pub fn disk_failed(error: &io::Error) -> bool {
     const DISK: [i32; 8] = [
         libc::EROFS,
         libc::ENOSPC,
         libc::EDQUOT,
         libc::EIO,
-        // What a damaged file system says: of a checksum, and of its structure.
+        // Errors of a damaged file system: a wrong checksum, and a wrong structure.
         libc::EBADMSG,
         libc::EUCLEAN,
         libc::ENODEV,
         libc::ESTALE,
     ];
-    // An error may be wrapped in one that names the path.
+    // An error may be wrapped in another one that names the path: search the whole chain.
     let error: &(dyn std::error::Error + 'static) = error;
     let causes = std::iter::successors(Some(error), |&error| error.source());
     let mut numbers = causes.filter_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error());
     numbers.any(|number| DISK.contains(&number))
 }
 
-/// Returns `path` as a person knows it: a path below a handle of this process (`/proc/self/fd/N/…`) becomes a path
-/// below the file that the handle is of. Every other path stays as it is.
+/// Returns the path to show to people. A path below a file descriptor of this process
+/// (`/proc/self/fd/N/…`) becomes a path below the file that the descriptor refers to. All other
+/// paths stay unchanged.
 pub fn shown(path: &Path) -> Cow<'_, Path> {
     let Ok(below) = path.strip_prefix(HANDLES) else { return path.into() };
     let mut parts = below.components();
@@ -87,12 +91,12 @@ pub fn shown(path: &Path) -> Cow<'_, Path> {
     }
 }
 
-/// Returns a path that leads to `directory` as it is now, whatever the rights of this process become and whatever
-/// takes the directory's place: below its handle, which stays open until the process ends. A program that this
-/// process starts inherits the handle, so that the path holds there as well.
+/// Returns a path to `directory` that stays valid even if this process loses rights or another
+/// directory takes its name. The path goes through a file descriptor, which stays open until the
+/// process ends. Child processes inherit the descriptor, so the path is valid for them, too.
 ///
 /// # Errors
-/// When it is no directory or cannot be opened.
+/// When `directory` is not a directory or cannot be opened.
 pub fn pinned(directory: &Path) -> Result<(PathBuf, Metadata), FileError> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
     let handle = nix::fcntl::open(directory, flags, Mode::empty())
@@ -103,12 +107,15 @@ pub fn pinned(directory: &Path) -> Result<(PathBuf, Metadata), FileError> {
     Ok((path, metadata))
 }
 
-/// Opens `directory`, which must be no symbolic link, and returns its handle with a path that leads to it for as long as
-/// the handle is open, whatever takes its place meanwhile.
+/// Opens `directory`, which must not be a symbolic link. Returns a file descriptor and a path
+/// through it. The path leads to this directory while the descriptor is open, even if another one
+/// takes its name.
 ///
 /// # Errors
-/// When it is a symbolic link or no directory, or cannot be opened.
+/// When it is a symbolic link or not a directory, or cannot be opened.
 pub fn held(directory: &Path) -> Result<(File, PathBuf), FileError> {
+    // Only for the text of the error. O_NOFOLLOW below is the check, so a change in between is
+    // harmless.
     let found = fs::symlink_metadata(directory).map_err(FileError::new("examine", directory))?;
     let not_followed = |source: io::Error| match found.is_dir() {
         true => source,
@@ -125,12 +132,13 @@ pub fn held(directory: &Path) -> Result<(File, PathBuf), FileError> {
     Ok((handle, path))
 }
 
-/// Opens a regular file for reading, without following a link in its last component.
+/// Opens a regular file for reading without following a symbolic link in the last component.
 ///
 /// # Errors
-/// When it cannot be opened or is a directory, a device, a socket or a FIFO (which would hang the reader).
+/// When it cannot be opened, or is a directory, a device, a socket or a FIFO (which would block the
+/// reader).
 pub fn open_regular(path: &Path) -> Result<File, FileError> {
-    // O_NONBLOCK: the open of a FIFO returns at once; it has no effect on regular files.
+    // O_NONBLOCK: opening a FIFO returns at once. The flag has no effect on regular files.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = OpenOptions::new()
         .read(true)
@@ -147,22 +155,23 @@ pub fn open_regular(path: &Path) -> Result<File, FileError> {
     )))
 }
 
-/// Takes `range` of `file` out of the page cache, where it counts as memory of this process's cgroup.
+/// Drops `range` of `file` from the page cache, where it counts as memory of this process's cgroup.
 ///
-/// An advice: pages that were written and not synced stay, and so do those that somebody has mapped and
-/// touched; <https://man7.org/linux/man-pages/man2/posix_fadvise.2.html>.
+/// The call is only advice to the kernel: dirty pages and mapped pages that were touched stay. See
+/// <https://man7.org/linux/man-pages/man2/posix_fadvise.2.html>.
 pub fn uncache(file: &File, range: Range<u64>) {
     let [start, length] = [range.start, range.end.saturating_sub(range.start)]
         .map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
-    // A length of 0 would mean all behind the start.
+    // A length of 0 would mean "until the end of the file".
     if length > 0 {
         let advised = posix_fadvise(file, start, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        // Some file systems have no cache to speak of; then there is nothing to take out.
+        // Some file systems do not support the advice. They have no pages to drop.
         advised.unwrap_or(());
     }
 }
 
-/// How far a file was read or written from its beginning, and how far when its pages were last taken out.
+/// Progress through a file: bytes passed from its beginning, and bytes passed when its pages were
+/// last dropped from the page cache.
 #[derive(Debug, Default)]
 struct Window {
     passed: u64,
@@ -170,7 +179,8 @@ struct Window {
 }
 
 impl Window {
-    /// Whether `bytes` more fill it; then it begins anew.
+    /// Counts `bytes` more. Returns whether the window is full, and begins the next window in that
+    /// case.
     fn pass(&mut self, bytes: usize) -> bool {
         self.passed += bytes as u64;
         let full = self.passed - self.uncached >= WINDOW;
@@ -181,7 +191,7 @@ impl Window {
     }
 }
 
-/// A file that is read once: what was read does not stay in the page cache.
+/// A file that is read once and does not stay in the page cache.
 #[derive(Debug)]
 pub struct ReadOnce {
     file: File,
@@ -189,7 +199,7 @@ pub struct ReadOnce {
 }
 
 impl ReadOnce {
-    /// Reads `file` from its beginning.
+    /// Wraps `file`, which is read from its beginning.
     pub fn new(file: File) -> Self {
         Self { file, window: Window::default() }
     }
@@ -199,7 +209,8 @@ impl Read for ReadOnce {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
         if self.window.pass(read) {
-            // From the beginning: of pages that the kernel holds together some reach over windows.
+            // Drop the pages from the beginning of the file, not of the window: a large folio can
+            // span two windows, and the kernel drops it only as a whole.
             uncache(&self.file, 0..self.window.passed);
         }
         Ok(read)
@@ -207,32 +218,33 @@ impl Read for ReadOnce {
 }
 
 impl Drop for ReadOnce {
-    /// Also what the kernel has read ahead.
+    /// Drops all pages from the cache, also those that the kernel read ahead.
     fn drop(&mut self) {
         uncache(&self.file, 0..u64::MAX);
     }
 }
 
-/// A new file that is written once: where it is synced, what was written does not stay in the page cache.
+/// A new file that is written once. In synced mode its pages do not stay in the page cache.
 #[derive(Debug)]
 pub struct WriteOnce {
     file: File,
-    /// `None`: nothing waits for the disk, so that nothing can leave the cache.
+    /// `None` in volatile mode: without syncs the pages stay dirty and cannot be dropped.
     window: Option<Window>,
 }
 
 impl WriteOnce {
-    /// Writes `file` from its beginning, and syncs it on the way.
+    /// Wraps `file`, which is written from its beginning and synced after each window.
     pub fn synced(file: File) -> Self {
         Self { file, window: Some(Window::default()) }
     }
 
-    /// Writes `file` from its beginning, and leaves the rest to the kernel.
+    /// Wraps `file`, which is written from its beginning. The kernel decides when to write it back.
     pub fn volatile(file: File) -> Self {
         Self { file, window: None }
     }
 
-    /// Makes the file survive a power cut.
+    /// Syncs the file to the disk, so that it survives a power cut, and drops its pages from the
+    /// cache.
     ///
     /// # Errors
     /// When the disk fails.
@@ -249,7 +261,7 @@ impl Write for WriteOnce {
         if let Some(window) = &mut self.window
             && window.pass(written)
         {
-            // Only what is on the disk can leave the cache.
+            // The kernel drops only clean pages: sync first.
             self.file.sync_data()?;
             uncache(&self.file, 0..window.passed);
         }
@@ -261,7 +273,7 @@ impl Write for WriteOnce {
     }
 }
 
-/// The whole content of a regular file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
 /// When it cannot be read or is longer.
@@ -280,10 +292,11 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     Ok(bytes)
 }
 
-/// Replaces `path` by a file with `bytes`: after a crash it holds the old content or the new.
+/// Replaces the file at `path` with `bytes`. After a crash, it has the old or the new content.
 ///
 /// # Errors
-/// When writing, renaming or syncing fails; but for a failed sync of the directory the old content is then still there.
+/// When writing, renaming or syncing fails. The old content is then still there, unless the sync of
+/// the directory failed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = temporary(directory)?;
@@ -296,14 +309,14 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     sync_directory(directory)
 }
 
-/// Returns whether `name` is one that [`temporary`] gives.
+/// Returns whether `name` has the form of the names that [`temporary`] gives.
 pub fn is_temporary(name: &OsStr) -> bool {
     let random = name.as_bytes().strip_prefix(b".").unwrap_or_default();
     random.len() == TEMPORARY_LENGTH && random.iter().all(u8::is_ascii_alphanumeric)
 }
 
-/// Creates a file in `directory` that is removed when it is dropped. Its errors have the numbers of the system, which
-/// those of [`tempfile::NamedTempFile`] itself hide.
+/// Creates a file in `directory` that is removed when it is dropped. Errors keep the errno of the
+/// system, which the errors of [`tempfile::NamedTempFile`] itself hide.
 ///
 /// # Errors
 /// When it cannot be created.
@@ -318,7 +331,7 @@ pub fn temporary(directory: &Path) -> Result<tempfile::NamedTempFile, FileError>
         .map_err(FileError::new("create a file in", directory))
 }
 
-/// Makes renames and removals in `directory` survive a power cut.
+/// Syncs `directory`, so that renames and removals in it survive a power cut.
 ///
 /// # Errors
 /// When the directory cannot be opened or synced.
@@ -328,7 +341,7 @@ pub fn sync_directory(directory: &Path) -> Result<(), FileError> {
         .map_err(FileError::new("sync", directory))
 }
 
-/// Creates `directory` and its parents unless it is there.
+/// Creates `directory` and its parents if they do not exist.
 ///
 /// # Errors
 /// When it cannot be created.
@@ -336,10 +349,12 @@ pub fn create_directory(directory: &Path) -> Result<(), FileError> {
     fs::create_dir_all(directory).map_err(FileError::new("create", directory))
 }
 
-/// Locks the file at `path`, creating it if need be; `None` while another process holds it.
+/// Locks the file at `path` and creates it if it does not exist. Returns `None` while another
+/// process holds the lock.
 ///
-/// The kernel drops the lock with its holder, however that ends. The file itself stays: a lock on a file that was
-/// removed keeps nobody out. A file system that takes no writes does not matter when the file is there.
+/// The kernel releases the lock when its holder ends for any reason. The file itself must stay: a
+/// process can create a new file under the name of a removed one, and the lock would exclude
+/// nothing. An existing file can be locked on a read-only file system, too.
 ///
 /// # Errors
 /// When it cannot be opened or locked.
@@ -350,20 +365,22 @@ pub fn lock(path: &Path) -> Result<Option<Flock<File>>, FileError> {
             .write(write)
             .create(write)
             .truncate(false)
-            // Root may open what another user's directory holds: no link of theirs is followed.
+            // Do not follow links: root may open files in a directory of another user, who could
+            // place a link there.
             .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
             .open(path)
     };
     let file = match open(true) {
-        // For writing first: some network file systems lock nothing else.
+        // Open for writing first: some network file systems lock only files that are open for
+        // writing.
         Err(error) if disk_failed(&error) => open(false).or(Err(error)),
         file => file,
     };
     hold(file.map_err(FileError::new("open", path))?, path)
 }
 
-/// Locks the directory at `path` itself; `None` while another process holds it. For a directory in which no file for
-/// [`lock`] can be created.
+/// Locks the directory at `path` itself, for a directory in which [`lock`] cannot create its file.
+/// Returns `None` while another process holds the lock.
 ///
 /// # Errors
 /// When it cannot be opened or locked.
@@ -379,10 +396,10 @@ fn hold(file: File, path: &Path) -> Result<Option<Flock<File>>, FileError> {
     }
 }
 
-/// Removes `path`, a file or a directory with all that is in it; it need not be there.
+/// Removes the file or the directory tree at `path`. A missing path is not an error.
 ///
 /// # Errors
-/// When something of it stays.
+/// When a part of it could not be removed.
 pub fn remove(path: &Path) -> Result<(), FileError> {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
@@ -397,8 +414,8 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Gives `path` the owner of `directory`, when this is root: an administrator may install as root what
-/// the daemon will look after.
+/// Gives `path` the owner of `directory` if this process runs as root. An administrator may install
+/// packages as root that the daemon must manage later.
 ///
 /// # Errors
 /// When the owner cannot be read or set.
@@ -408,19 +425,19 @@ pub fn own(path: &Path, directory: &Path) -> Result<(), FileError> {
     }
     let owner = fs::metadata(directory).map_err(FileError::new("examine", directory))?;
     let found = fs::symlink_metadata(path).map_err(FileError::new("examine", path))?;
-    // Nothing to change, which a read-only file system would refuse.
+    // Skip a change that is not needed: a read-only file system would refuse it.
     if (found.uid(), found.gid()) == (owner.uid(), owner.gid()) {
         return Ok(());
     }
-    // Not what a link there leads to: who owns the directory may have put one.
+    // Do not follow links: the owner of the directory could place one to a file of root.
     std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid()))
         .map_err(FileError::new("change the owner of", path))
 }
 
-/// [`own`] for the directory `path` and what is directly in it.
+/// Calls [`own`] for the directory `path` and for its direct children.
 ///
 /// # Errors
-/// When the directory cannot be listed, or an owner not be read or set.
+/// When the directory cannot be listed, or an owner cannot be read or set.
 pub fn own_all(path: &Path, directory: &Path) -> Result<(), FileError> {
     for child in fs::read_dir(path).map_err(FileError::new("list", path))? {
         own(&child.map_err(FileError::new("list", path))?.path(), directory)?;
@@ -517,7 +534,7 @@ mod tests {
             assert!(disk_failed(&of(number)), "{number}");
         }
         assert!(!disk_failed(&of(libc::EACCES)) && !disk_failed(&io::Error::other("no number")));
-        // As tempfile wraps it.
+        // An error as tempfile wraps it.
         let wrapped = FileError::new("write", "/a")(of(libc::EROFS));
         let wrapped = io::Error::new(wrapped.kind(), wrapped);
         assert!(wrapped.raw_os_error().is_none() && disk_failed(&wrapped));

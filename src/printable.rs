@@ -1,13 +1,14 @@
-//! What may be shown to a person: text without characters that a terminal obeys or that nobody sees.
+//! Makes text safe to show to people: escapes characters that control a terminal or are invisible.
 //!
-//! Names of files, messages of parsers and strings of packages may hold anything. A control character can move the
-//! cursor, colour the screen or set the title; a bidirectional one shows the text in another order; an invisible one
-//! makes two names look alike.
+//! File names, messages of parsers and strings in packages may contain any character. A control
+//! character can move the cursor, change colours or set the title of the terminal. A bidirectional
+//! character changes the order in which text is shown. An invisible character makes two different
+//! names look equal.
 
 use std::borrow::Cow;
 
-/// Whether `c` may be shown as it is: no control character (C0, C1, DEL), no end of a line or paragraph of Unicode, no
-/// bidirectional character, none that cannot be seen.
+/// Returns whether `c` can be shown unchanged. Control characters (C0, C1, DEL), Unicode line and
+/// paragraph separators, bidirectional characters and invisible characters cannot.
 pub fn is_printable(c: char) -> bool {
     let hidden = matches!(
         c,
@@ -31,12 +32,14 @@ pub fn is_printable(c: char) -> bool {
     !(hidden || c.is_control())
 }
 
-/// `text` on one line: every character that is not printable becomes an escape, such as `\n` or `\u{1b}`.
+/// Returns `text` as one line: each character that is not printable becomes an escape such as `\n`
+/// or `\u{1b}`.
 pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
-/// `text` with its own ends of lines and tabs; every other character that is not printable becomes an escape.
+/// Returns `text` with its line feeds and tabs. Each other character that is not printable becomes
+/// an escape.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| matches!(c, '\n' | '\t'))
 }

@@ -1,7 +1,7 @@
-//! Quantities with their units: sizes in bytes, shares in percent.
+//! Defines quantities with units: sizes in bytes and shares in percent.
 //!
-//! They are types because a bare integer loses its unit on the way from a file to a limit.
-//! Durations are [`std::time::Duration`], read with [`parse_duration`].
+//! The types keep the unit of a number on its way from the configuration to a limit. Durations are
+//! [`std::time::Duration`], which [`parse_duration`] reads.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,14 +11,15 @@ use serde::{Deserialize, Serialize};
 
 /// A number of bytes, read from `512MiB` or `1.5GB` and printed as `512.0 MiB`.
 ///
-/// Serde sees the bare number: between programs there is one unit, in a file for people there is none.
+/// Serde sees the bare number, because programs exchange sizes always in bytes. A number in a file
+/// for people needs its unit.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize,
 )]
 pub struct Bytes(pub u64);
 
 impl Bytes {
-    /// `mib` mebibytes.
+    /// Returns `mib` mebibytes.
     pub const fn mib(mib: u64) -> Self {
         Self(mib << 20)
     }
@@ -30,22 +31,22 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A share of a whole in percent, from nothing to all of it; read from `75%` and printed so.
+/// A share of a whole in percent, from 0 to 100, read from `75%` and printed in the same form.
 ///
 /// Serde sees the bare number, as with [`Bytes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct Percent(u8);
 
 impl Percent {
-    /// `percent` of 100; what is above counts as all.
+    /// Returns a share of `percent`; more than 100 becomes 100.
     pub const fn new(percent: u8) -> Self {
         Self(if percent > 100 { 100 } else { percent })
     }
 
-    /// This share of `whole`, rounded down.
+    /// Returns this share of `whole`, rounded down.
     pub fn of(self, whole: Bytes) -> Bytes {
         let share = u128::from(whole.0) * u128::from(self.0) / 100;
-        // A share is no larger than its whole.
+        // The conversion cannot fail, because a share is not larger than its whole.
         Bytes(u64::try_from(share).unwrap_or(whole.0))
     }
 }
@@ -66,7 +67,7 @@ impl FromStr for Percent {
     type Err = ParseUnitError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // Digits alone: the integer's own parser takes a sign.
+        // Accept digits only: the parser of integers also accepts a sign.
         let digits = text.strip_suffix('%').filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
         let percent =
             digits.and_then(|digits| digits.parse().ok()).filter(|&percent| percent <= 100);
@@ -77,7 +78,7 @@ impl FromStr for Percent {
     }
 }
 
-/// A text that is not a quantity.
+/// The error for a text that is not a quantity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}, found \"{found}\"")]
 pub struct ParseUnitError {
@@ -93,7 +94,7 @@ impl FromStr for Bytes {
             expected: "a size with its unit, such as \"512MiB\"",
             found: text.to_owned(),
         };
-        // A bare number would be read as bytes by some and as mebibytes by others.
+        // Require a unit: some people would read a bare number as bytes and others as mebibytes.
         if !text.ends_with(['B', 'b']) {
             return Err(error());
         }
@@ -101,15 +102,15 @@ impl FromStr for Bytes {
     }
 }
 
-/// The whole milliseconds of `duration`, for records and answers.
+/// Returns `duration` in whole milliseconds, rounded down.
 pub fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Reads `250ms`, `10s`, `5m`, `24h` or a sum such as `1h 30m`.
+/// Parses `250ms`, `10s`, `5m`, `24h` or a sum such as `1h 30m`.
 ///
 /// # Errors
-/// Says what was expected when `text` is no duration with its unit.
+/// When `text` is not a duration with a unit. The error states the expected form.
 pub fn parse_duration(text: &str) -> Result<Duration, ParseUnitError> {
     humantime::parse_duration(text).map_err(|_cause| ParseUnitError {
         expected: "a duration with its unit, such as \"10s\"",

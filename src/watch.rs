@@ -1,16 +1,19 @@
-//! When to look at a directory again: the configuration's, the drop directory.
+//! Watches directories and sends a tick when their files may have changed.
 //!
-//! Owns the watches and emits ticks; it neither reads nor parses. A tick says "look", not "changed":
-//! whoever loads compares what came out. So no event has to be understood for the result to be right, only to arrive,
-//! and when none arrives (a full queue, no inotify left, a link whose far end changed) the next rescan makes up for it.
+//! A tick means "read again", not "changed": the receiver reads the files and compares the result.
+//! Therefore the contents of an event do not matter, only its arrival. Some changes give no event:
+//! the kernel's queue is full, inotify has no free watches, or the target of a link changed. The
+//! next rescan detects them.
 //!
-//! Directories are watched and not files, because editors and mounts replace files; parents of directories that do not
-//! exist yet, because they may.
+//! Directories are watched instead of files, because editors and mounts replace files. For a
+//! directory that does not exist yet, its nearest existing parent is watched.
 //!
-//! A reader of whole files needs a tick when a file is finished, not during the write: [`Writes`]. The reader of the
-//! drop directory also needs the names of completed files: [`Completed`].
+//! A reader of whole files needs a tick when a write is complete and not during the write: see
+//! [`Writes`]. The reader of the drop directory also needs the names of completed files: see
+//! [`Completed`].
 //!
-//! Invariant: a tick is sent after the watches were renewed, so nothing written after the tick's load goes unnoticed.
+//! Invariant: each tick is sent after the watches were renewed. A file that changes after the
+//! reader has read it therefore causes another tick.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,52 +30,58 @@ use tokio_util::sync::CancellationToken;
 
 use crate::log::Message;
 
-/// How long events must be quiet before a tick: an editor writes a file in several steps.
+/// Time without events before a tick: an editor writes a file in several steps.
 const QUIET: Duration = Duration::from_millis(250);
 
-/// How long a tick may be held back by events that do not stop.
+/// Longest delay of a tick while events do not stop.
 const LATEST: Duration = Duration::from_secs(2);
 
-/// How often a tick comes without any event.
+/// Interval of ticks without events.
 const RESCAN: Duration = Duration::from_secs(60);
 
-/// How many completed files are remembered; the others wait like those that grow.
+/// Number of completed files that are remembered. The reader treats any further files like files
+/// that still grow.
 const MOST_COMPLETED: usize = 1024;
 
-/// How often the directories may change while they are being watched before the rescan has to make up for it.
+/// Number of attempts to watch directories that change at the same time. After that, the next
+/// rescan detects the changes.
 const ATTEMPTS: usize = 3;
 
-/// Which writes to a file give a tick. A file that comes, goes or changes its name, owner or mode always gives one.
+/// The writes that cause a tick. The creation, removal or renaming of a file and a change of its
+/// owner or mode always cause one.
 #[derive(Clone, Debug)]
 pub enum Writes {
-    /// Each: of what grows slowly, the growing is of interest. A tick for a completed file comes at once.
+    /// Every write, for a reader that observes how files grow. A completed file causes a tick at
+    /// once.
     Each(Completed),
-    /// The last: when it is closed. What was begun and not ended would be read as if it were all, and an emptied file
-    /// as one that says nothing. A file that somebody writes and never closes is seen with the next rescan. A new one
-    /// gives a tick when it appears, since a link is then complete: should writing it take longer than [`QUIET`], it
-    /// may be read half, and is read again when it is closed.
+    /// The last write: the file was closed. During a write, a reader would take an incomplete file
+    /// for a complete one, or an emptied file for one without settings. A file that a program
+    /// writes and never closes is found by the next rescan. A new file causes a tick when it
+    /// appears, because a new link is complete at that time. If writing a new file takes longer
+    /// than [`QUIET`], its reader may see an incomplete file; it gets another tick when the file is
+    /// closed.
     Finished,
 }
 
-/// Names of files that were closed after they were written, or renamed, and not written since. Cheap to clone: all
-/// clones share the names.
+/// Names of files that were closed after writing, or renamed, and not written since. Clones share
+/// the names.
 #[derive(Clone, Debug, Default)]
 pub struct Completed(Arc<Mutex<Names>>);
 
 #[derive(Debug, Default)]
 struct Names {
     names: BTreeSet<String>,
-    /// A name was added since the last tick.
+    /// Whether a name was added since the last tick.
     is_news: bool,
 }
 
 impl Completed {
-    /// Takes all names.
+    /// Returns all names and removes them.
     pub fn take(&self) -> BTreeSet<String> {
         std::mem::take(&mut self.lock().names)
     }
 
-    /// Returns whether a name was added since this was called last.
+    /// Returns whether a name was added since the last call.
     fn take_news(&self) -> bool {
         std::mem::take(&mut self.lock().is_news)
     }
@@ -102,11 +111,13 @@ impl Completed {
     }
 }
 
-/// Sends a tick when something in `wanted`, directories, may have changed, until cancelled or until nobody receives.
+/// Sends a tick when a file in the directories `wanted` may have changed. Returns when `cancel` is
+/// cancelled or the receiver of the ticks is dropped.
 ///
-/// The first tick comes as soon as they are watched: it covers what changed since the caller's own look.
-/// `ticks` should have a capacity of one: a tick that finds another one waiting is dropped, because one look sees
-/// both changes. When the directories cannot be watched, that is logged once and ticks come every minute.
+/// The first tick is sent as soon as the directories are watched, and covers all changes since the
+/// caller last read them. `ticks` should have a capacity of one: a tick is dropped while another
+/// one waits, because one reading covers both changes. If the directories cannot be watched, the
+/// failure is logged once and a tick is sent every minute.
 pub async fn watch(
     wanted: Vec<PathBuf>,
     writes: Writes,
@@ -125,7 +136,7 @@ pub async fn watch(
     }
 }
 
-/// The loop of [`watch`]; `renew` makes the watches, so that a test can have it fail.
+/// Runs the loop of [`watch`]. `renew` makes the watches; tests pass one that fails.
 async fn run<R>(wanted: Arc<[PathBuf]>, completed: Completed, ticks: mpsc::Sender<()>, renew: R)
 where
     R: Fn(&Arc<[PathBuf]>, &Arc<Notify>) -> Watches + Clone + Send + 'static,
@@ -169,13 +180,14 @@ where
         }
         if timeout_at(Instant::now() + RESCAN, events.notified()).await.is_ok() {
             settle(&events, &completed).await;
-            // Not compared: a directory removed and made again may have the inode number it had before.
+            // Always renew the watches after an event instead of comparing directories: a directory
+            // that was removed and created again may have the same inode number as before.
             watches = None;
         }
     }
 }
 
-/// Returns when events have been quiet for [`QUIET`] or a file is completed, but after [`LATEST`] in any case.
+/// Waits until no event arrived for [`QUIET`] or a file is completed, but at most for [`LATEST`].
 async fn settle(events: &Notify, completed: &Completed) {
     let latest = Instant::now() + LATEST;
     while Instant::now() < latest && !completed.take_news() {
@@ -186,7 +198,8 @@ async fn settle(events: &Notify, completed: &Completed) {
     }
 }
 
-/// A directory that exists, with what tells it from another of the same path.
+/// An existing directory. Device and inode distinguish it from another directory with the same
+/// path.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Directory {
     path: PathBuf,
@@ -194,7 +207,7 @@ struct Directory {
     inode: u64,
 }
 
-/// Watches on the directories of a source; dropped, they end.
+/// Watches on a set of directories. Dropping the value ends them.
 struct Watches {
     directories: Vec<Directory>,
     failure: Option<notify::Error>,
@@ -202,7 +215,8 @@ struct Watches {
 }
 
 impl Watches {
-    /// Watches what exists now, and looks once more: a directory made meanwhile would not be heard of.
+    /// Watches the directories that exist now, and repeats this if they changed meanwhile: a
+    /// directory that was created during the setup would not be watched.
     fn new(wanted: &Arc<[PathBuf]>, writes: &Writes, events: &Arc<Notify>) -> Self {
         let mut watches = Self::once(wanted, writes, events);
         for _ in 1..ATTEMPTS {
@@ -219,7 +233,7 @@ impl Watches {
         let (wanted, events, writes) = (Arc::clone(wanted), Arc::clone(events), writes.clone());
         let handler = move |event: notify::Result<Event>| match event {
             Ok(event) if !matters(&event, &wanted, &writes) => {}
-            // An error of the queue is answered like a change: by looking.
+            // An error, such as an overflow of the queue, is treated like a change.
             heard => {
                 if let (Ok(event), Writes::Each(completed)) = (heard, &writes) {
                     completed.hear(&event);
@@ -240,13 +254,14 @@ impl Watches {
         Self { directories, failure, _watcher: Some(watcher) }
     }
 
-    /// Whether they are complete and on the directories that exist now.
+    /// Returns whether all watches were made and are on the directories that exist now.
     fn hold(&self, wanted: &[PathBuf]) -> bool {
         self.failure.is_none() && self.directories == existing(wanted)
     }
 }
 
-/// The directories `wanted`, each or, when it does not exist, the nearest one above it that does.
+/// Returns the directories `wanted`. A directory that does not exist is replaced by its nearest
+/// existing parent.
 fn existing(wanted: &[PathBuf]) -> Vec<Directory> {
     let mut found: Vec<_> =
         wanted.iter().filter_map(|wanted| wanted.ancestors().find_map(directory)).collect();
@@ -260,11 +275,12 @@ fn directory(path: &Path) -> Option<Directory> {
     Some(Directory { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
 }
 
-/// Whether `event` may have changed a file of the directories `wanted`.
+/// Returns whether `event` may have changed a file of the directories `wanted`.
 ///
-/// Loading opens and reads files, which is heard as well: it must not lead to the next load. The name of a file says
-/// nothing, because mounts swap links to directories beside it; but what happens beside a directory that is only
-/// waited for has nothing to do with it.
+/// Loading opens and reads files, which causes events, too. They must not lead to another load. The
+/// name of the file is ignored, because a mount swaps a link to a directory beside the file. Events
+/// in a parent that is watched only until a wanted directory appears are ignored, unless they
+/// concern the path to it.
 fn matters(event: &Event, wanted: &[PathBuf], writes: &Writes) -> bool {
     if let (Writes::Finished, EventKind::Modify(ModifyKind::Data(_))) = (writes, event.kind) {
         return false;
@@ -292,7 +308,8 @@ mod tests {
     use super::*;
     use crate::config::{Source, directories, load};
 
-    /// Only bounds a failure; below [`RESCAN`], so that a rescan cannot stand in for an event.
+    /// Upper bound of a wait in these tests. It is smaller than [`RESCAN`], so that a rescan cannot
+    /// replace a missing event.
     const BOUND: Duration = Duration::from_secs(20);
 
     struct Watching {
@@ -312,7 +329,7 @@ mod tests {
             Self { source, ticks, cancel, tasks }
         }
 
-        /// Waits until a tick after which the configuration says `models`, looking at ticks only.
+        /// Waits for a tick after which the configuration has `models`. Loads it only after ticks.
         async fn until(&mut self, models: usize, step: &str) {
             let seen = async {
                 loop {
@@ -336,7 +353,8 @@ mod tests {
         fs::write(path, yaml(models)).unwrap();
     }
 
-    /// One way in which programs change a file; `usize` is what it has to say afterwards.
+    /// A way in which programs change a file. The `usize` is the value that the file must have
+    /// afterwards.
     type Edit = fn(&Path, usize);
 
     const EDITS: [(&str, Edit); 6] = [
@@ -539,7 +557,7 @@ mod tests {
         fs::rename(&written, &renamed).unwrap();
         until("renamed").await;
 
-        // Nothing is known of a file that is written again.
+        // A file that is written again is no longer known to be complete.
         let of = |kind| Event::new(kind).add_path(renamed.clone());
         let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
         completed.hear(&of(closed));
