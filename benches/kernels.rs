@@ -1,7 +1,8 @@
-//! The engine's kernels one by one, on one thread, at the shapes of all-MiniLM-L6-v2: `cargo bench`.
+//! Benchmarks the engine's kernels one by one, on one thread, at the shapes of all-MiniLM-L6-v2:
+//! `cargo bench`.
 //!
-//! Of products and attention criterion shows multiplications and additions a second, of the others
-//! values a second. How fast a whole model is, `caxton bench` measures.
+//! For products and attention, criterion shows multiplications and additions per second, for the
+//! other kernels values per second. `caxton bench` measures the speed of a whole model.
 
 use caxton::engine::Precision;
 use caxton::engine::kernels::{self, LinearLayer};
@@ -12,7 +13,7 @@ const ROWS: [usize; 3] = [16, 64, 256];
 const TOKENS: [usize; 3] = [16, 128, 256];
 const HIDDEN: usize = 384;
 const INTERMEDIATE: usize = 1536;
-/// Rows of scores that softmax sees at once.
+/// Rows of scores in one call of softmax.
 const QUERIES: usize = 32;
 
 fn bench(
@@ -45,7 +46,7 @@ fn attention(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("attention/{precision}"));
         for tokens in TOKENS {
             let Some(kernel) = kernels::attention(precision, tokens) else { continue };
-            // Scores, and what they weigh.
+            // Scores and weighted sums: 2 * tokens² * HIDDEN operations each.
             bench(
                 &mut group,
                 BenchmarkId::from_parameter(tokens),

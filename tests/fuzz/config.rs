@@ -1,4 +1,4 @@
-//! Any bytes are a `config.json` of a model that gives a vector, or are refused.
+//! Fuzzes `config.json`: any bytes load as a model that computes a vector, or are refused.
 #![no_main]
 
 mod golden;

@@ -1,4 +1,4 @@
-//! The tiny model of `tests/golden/tiny-bert-mean`, with one of its files changed.
+//! Loads the tiny model of `tests/golden/tiny-bert-mean`, with one of its files changed.
 
 #![allow(dead_code, reason = "each target changes one of the files and takes the others from here")]
 
@@ -7,17 +7,19 @@ use caxton::engine::{
     load,
 };
 
-/// The files as they are.
+/// The unchanged files.
 pub const CONFIG: &[u8] = include_bytes!("../golden/tiny-bert-mean/config.json");
 pub const TOKENIZER: &[u8] = include_bytes!("../golden/tiny-bert-mean/tokenizer.json");
 pub const WEIGHTS: &[u8] = include_bytes!("../golden/tiny-bert-mean/model.safetensors");
 
-/// What asks for more is refused by the daemon before it is loaded.
+/// Largest memory of a model that is loaded here. The daemon refuses larger ones before it loads
+/// them, too.
 const MOST_MEMORY: u64 = 256 << 20;
-/// What a damaged tokenizer gets wrong first.
+/// Text with characters that a damaged tokenizer handles wrongly first.
 const TEXT: &str = "The quick brown fox paid €19.95 in Zürich; 東京 wasn't  cheaper.\n\t<s>[MASK]ﷺ½e\u{301}🚀";
 
-/// Asks what the model takes, loads it and computes a vector, as the self-test of a package does.
+/// Computes the footprint of the model, loads it and computes a vector, as the self-test of a
+/// package does.
 pub fn try_model(config: &[u8], tokenizer: &[u8], weights: &[u8]) {
     let spec = ModelSpec {
         architecture: Architecture::Bert,

@@ -1,7 +1,8 @@
-//! Any bytes are the body of a request to any route that takes JSON: it is answered, without a panic and not with 500.
+//! Fuzzes the bodies of requests to all routes that take JSON: each is answered, without a panic
+//! and not with 500.
 //!
-//! The first byte chooses the route, the rest is the body. The whole router runs, with the tiny model in memory and
-//! without a socket.
+//! The first byte chooses the route, the rest is the body. The complete router runs, with the tiny
+//! model in memory and without a socket.
 #![no_main]
 
 use std::future::poll_fn;
@@ -32,7 +33,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-/// Each has seeds in `corpus/http`, whose first byte is `A` and so on.
+/// Fuzzed routes. Each has seeds in `corpus/http`, whose first byte is `A` for the first route, and
+/// so on.
 const ROUTES: [&str; 13] = [
     "/v1/embeddings",
     "/v1/rank",
@@ -144,7 +146,7 @@ fn install(store: &Store) {
         ..PackRequest::default()
     };
     let mut package = Vec::new();
-    // Nothing computes the vector of the self-test here.
+    // Use any vector, because no engine runs here to compute that of the self-test.
     pack(&request, &|_, _| Ok(vec![0.125; 64]), &|_, _| {}, &mut package).unwrap();
     let staged = store.stage(package.as_slice(), &Limits::for_size(Bytes::mib(64))).unwrap();
     let quota = Rules::from(&Settings::default()).quota;

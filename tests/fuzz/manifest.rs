@@ -1,4 +1,5 @@
-//! Any bytes are a manifest or are refused; a manifest is written and read again unchanged.
+//! Fuzzes the manifest: any bytes parse or are refused, and a manifest is written and read again
+//! unchanged.
 #![no_main]
 
 use caxton::package::Manifest;

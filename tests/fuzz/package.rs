@@ -1,7 +1,8 @@
-//! Any bytes are unpacked or refused, and nothing is written outside staging.
+//! Fuzzes packages: any bytes are unpacked or refused, and no file is written outside staging.
 //!
-//! Input that does not begin with a zstd frame is taken as an archive, its header checksums made
-//! right, and compressed: changed at random, a frame seldom decodes and a header seldom passes.
+//! An input that does not begin with a zstd frame is used as an archive: its header checksums are
+//! corrected and it is compressed. Without this, random changes would seldom give a frame that
+//! decodes and a header that is accepted.
 //!
 //! Works in the directory `TMPDIR`, which must be empty; `run` provides it.
 #![no_main]
@@ -61,13 +62,15 @@ fn unpack_contained(
     result
 }
 
-/// Makes the checksum of every header right.
+/// Corrects the checksum of every header.
 fn seal(archive: &mut [u8]) {
     let mut start = 0;
     while let Some(header) = archive.get_mut(start..).and_then(|rest| rest.get_mut(..BLOCK)) {
         if header.iter().all(|byte| *byte == 0) {
             return;
         }
+        // Fields of the ustar header: the size at 124, and at 148 the checksum, which is computed
+        // with spaces in its own field.
         header[148..156].fill(b' ');
         let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
         header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());

@@ -1,5 +1,5 @@
-//! Any bytes are a record of the store or are refused; what a record names stays in its directory; and a store with such
-//! an entry opens.
+//! Fuzzes the records of the store: any bytes parse or are refused, file names in a record stay in
+//! their directory, and a store with such an entry opens.
 //!
 //! Works in the directory `TMPDIR`, which must be empty; `run` provides it.
 #![no_main]
@@ -11,7 +11,7 @@ use std::{env, fs};
 use caxton::package::{Digest, Manifest, Origin, Record, Store};
 use libfuzzer_sys::fuzz_target;
 
-/// Of the entry that every input is the record of.
+/// Manifest of the one entry that gets every input as its record.
 const MANIFEST: &[u8] = include_bytes!("corpus/manifest/valid.json");
 
 fuzz_target!(|bytes: &[u8]| {
@@ -36,7 +36,7 @@ fn assert_contained(name: &str) {
     assert_eq!((components.next(), name.contains('/')), (None, false), "{name:?}");
 }
 
-/// The directory of the entry, made once.
+/// Returns the directory of the entry, which is created once.
 fn entry() -> &'static Path {
     static ENTRY: OnceLock<std::path::PathBuf> = OnceLock::new();
     ENTRY.get_or_init(|| {

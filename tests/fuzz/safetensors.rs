@@ -1,6 +1,7 @@
-//! Any bytes are the header of weights of a model that gives a vector, or are refused.
+//! Fuzzes the header of weights: any bytes load as a model that computes a vector, or are refused.
 //!
-//! Input is the JSON of the header; its length stands before it and the values of a model behind it.
+//! The input is the JSON of the header. Its length is written before it, and the values of a model
+//! after it.
 #![no_main]
 
 mod golden;

@@ -1,4 +1,4 @@
-//! Any bytes are a `tokenizer.json` whose texts have tokens, or are refused.
+//! Fuzzes `tokenizer.json`: any bytes load as a tokenizer that encodes texts, or are refused.
 #![no_main]
 
 mod golden;

@@ -1,7 +1,8 @@
-//! A socket that somebody else listens on: what came while no daemon ran is answered by the next one, by the callers'
-//! credentials.
+//! Tests of socket activation: requests that arrived while no daemon ran are answered by the next
+//! one, under the credentials of the callers.
 //!
-//! The test holds the socket as systemd would, and passes it as the first descriptor that is not a standard one.
+//! The test holds the listening socket as systemd would, and passes it as the first descriptor
+//! after the standard ones.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -18,19 +19,20 @@ use serde_json::json;
 
 use crate::support::{Connection, Daemon, EMBEDDINGS, Root, STRANGER, cli, skipped};
 
-/// The name of the socket as the unit gives it.
+/// Name of the socket in the unit file.
 const NAME: &str = "caxton.socket";
 
-/// A root with a socket beside the one of its settings, which nobody makes.
+/// Creates a listening socket in `root` at another path than the configured one, where no daemon
+/// creates a socket.
 fn held(root: &Root) -> (UnixListener, PathBuf) {
     let path = root.path().join("held.sock");
     (UnixListener::bind(&path).unwrap(), path)
 }
 
-/// Starts the daemon in `root` with `socket`, called `name`.
+/// Starts the daemon in `root` and passes `socket` to it under `name`.
 fn activate(root: Root, socket: impl Into<OwnedFd>, name: &str) -> Daemon {
     let mut program = Command::new("bash");
-    // The process stays the same: its id is what LISTEN_PID has to say.
+    // LISTEN_PID must be the id of the daemon. `exec` keeps the id of the shell.
     let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=$0 exec \"$@\"";
     program.args(["-c", script, name, env!("CARGO_BIN_EXE_caxtond")]);
     Daemon::spawn_with(root, program, socket.into())
@@ -46,7 +48,7 @@ fn what_came_while_no_daemon_ran_is_answered_by_the_next_one() {
         connection.ask("POST", EMBEDDINGS, &[], body.as_bytes());
         connection
     };
-    // Before the first start, then between two, whichever way the daemon ended.
+    // Send requests before the first start, then between two starts, after a stop and after a kill.
     let mut waiting = [ask(), ask()];
     let daemon = activate(root, socket.try_clone().unwrap(), NAME);
     for connection in &mut waiting {

@@ -1,4 +1,5 @@
-//! Who may change the appliance: root, the daemon's own user and the configured administrators; nobody else.
+//! Tests of administration rights: only root, the daemon's own user and the configured
+//! administrators may change the appliance.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,7 +10,7 @@ use serde_json::json;
 
 use crate::support::{Root, STRANGER, skipped, tiny_package};
 
-/// A daemon whose socket everybody may open, below directories that everybody may pass.
+/// Creates a root whose socket every user may open, in directories that every user may enter.
 fn open_root() -> Root {
     let root = Root::new().with("socket.mode", json!("0666"));
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -56,7 +57,7 @@ fn a_stranger_may_embed_and_look_but_change_nothing() {
         assert_eq!(output.status.code(), Some(77), "{refused:?}: {said}");
         assert!(said.contains("user 65534 may not change the appliance"), "{said}");
     }
-    // Refusals of one user are logged once a minute.
+    // Rejections of one user are logged once a minute.
     let logged = daemon.wait_log("refused: not an administrator");
     assert!(logged.contains("uid=65534") && logged.contains("pid="), "{logged}");
     assert_eq!(daemon.package("bundled-mini")["origin"], "bundled");

@@ -1,4 +1,4 @@
-//! Aliases: other names of models, over a real daemon's socket.
+//! Tests of aliases, through the socket of a real daemon.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ fn ask(daemon: &Daemon, model: Option<&str>, input: Value) -> Answer {
     daemon.embeddings(&json!({ "input": input, "model": model }))
 }
 
-/// Which model answered, and what the answer says of the alias.
+/// Returns the model that answered, and the alias that the answer names.
 fn who(answer: &Answer) -> (Option<&str>, Option<&str>) {
     assert_eq!(answer.status, 200, "{answer:?}");
     (answer.header("x-caxton-model"), answer.header("x-caxton-alias"))
@@ -87,7 +87,8 @@ fn a_canary_answers_its_share_and_the_same_texts_always_get_the_same_model() {
         .collect();
     let canaries = sides.iter().filter(|canary| **canary).count();
     assert!((8..=32).contains(&canaries), "{canaries} of {}", sides.len());
-    // Texts of both sides in one request are of one embedding space.
+    // The texts of one request get vectors of one embedding space, even if their single requests go
+    // to both sides.
     let together = ask(&daemon, Some("a"), json!(texts));
     assert_eq!(together.vectors().len(), texts.len());
     assert!(who(&together).1.is_some());

@@ -1,4 +1,5 @@
-//! Attacks: each test is named after one, plays the attacker against a running daemon, and shows what happens now.
+//! Attacks on a running daemon. Each test file is named after one attack, plays the attacker and
+//! checks the result.
 
 mod all_connections;
 mod bodies_in_flight;

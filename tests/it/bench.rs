@@ -1,4 +1,4 @@
-//! `caxton bench` as a person runs it: without a daemon, on a model of the golden files.
+//! Tests of `caxton bench` as a user runs it: without a daemon, on a model of the golden files.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +14,7 @@ use caxton::engine::Precision;
 
 use super::golden::{self, MEAN};
 
-/// Largest difference to the vector of the text alone: batches round differently.
+/// Largest difference to the vector of the text alone, because batches round differently.
 const MAX_DIFFERENCE: f32 = 1e-6;
 const NUMBERS: [&str; 9] = [
     "texts_per_second",
@@ -28,7 +28,8 @@ const NUMBERS: [&str; 9] = [
     "matrix_peak_fraction",
 ];
 
-/// A place with a packed model, and a configuration whose store and socket are there too.
+/// Temporary directory with a packed model, a configuration, and the store and socket that it
+/// names.
 struct Place(TempDir);
 
 impl Place {
@@ -39,7 +40,7 @@ impl Place {
             "memory": { "model_cache": { "directory": place.path("store") } },
             "packages": { "keys_directory": place.path("keys.d") },
         });
-        // JSON is YAML.
+        // JSON is valid YAML.
         fs::write(place.path("caxton.yaml"), config.to_string()).unwrap();
         let source = golden::golden().join(MEAN.name);
         let packed =
@@ -56,7 +57,7 @@ impl Place {
         self.path("tiny.model.tar.zst")
     }
 
-    /// A file of texts.
+    /// Writes a file of texts and returns its path.
     fn input(&self, lines: &str) -> PathBuf {
         let path = self.path("texts.jsonl");
         fs::write(&path, lines).unwrap();
@@ -73,7 +74,7 @@ impl Place {
         command.output().unwrap()
     }
 
-    /// One round over `input` with `model`.
+    /// Runs one round over `input` with `model`.
     fn bench(&self, model: &Path, input: &Path, options: &[&str]) -> Output {
         let words = [&["bench", "--seconds", "0"], options].concat();
         self.run(&words, &[("--model", model), ("--input", input)])
@@ -94,7 +95,7 @@ fn the_report_is_whole_and_the_vectors_are_those_of_the_engine_in_the_order_of_t
     let texts = golden::texts("texts.jsonl");
     let input = place.input(&json_lines(&texts));
     let vectors = place.path("vectors.safetensors");
-    // Few tokens a pass, so that there are many passes.
+    // Few tokens per pass cause many passes.
     let options = ["--json", "--threads", "2", "--batch-tokens", "64", "--precision", "f32"];
     let options = [&options[..], &["--output", vectors.to_str().unwrap()]].concat();
     let output = place.bench(&place.package(), &input, &options);
@@ -120,7 +121,7 @@ fn the_report_is_whole_and_the_vectors_are_those_of_the_engine_in_the_order_of_t
         let ids = model.tokenizer.encode("", text).unwrap().ids;
         let expected = model.embedder.embed(&[&ids]).unwrap();
         let difference = golden::max_difference(found, &expected);
-        // Written so that NaN fails.
+        // `!(a > b)` would accept NaN; this form rejects it.
         assert!(difference <= MAX_DIFFERENCE, "text {index}: {difference:e}");
     }
 }

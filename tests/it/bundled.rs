@@ -1,4 +1,5 @@
-//! The bundled model as it is shipped: its size, its digest, and how near its vectors are to the original's.
+//! Tests of the shipped bundled model: its size, its digest, and the similarity of its vectors to
+//! the original's.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,7 +12,7 @@ use caxton::units::Bytes;
 use crate::golden::{MINI_LM, reference, texts};
 
 const PACKAGE: &str = "bundled-models/bundled-mini-1.0.0.model.tar.zst";
-/// Of int8 weights to the f32 reference.
+/// Least mean cosine of the int8 weights to the f32 reference.
 const MIN_MEAN_COSINE: f64 = 0.9995;
 const MIN_COSINE: f64 = 0.998;
 const MAX_SIZE: u64 = 21_000_000;

@@ -1,4 +1,5 @@
-//! The bundled directory: packages that come and go with the appliance, and an appliance that takes no others.
+//! Tests of the bundled directory: its packages change with the appliance, and an appliance may
+//! accept no others.
 
 use std::fs;
 
@@ -23,7 +24,7 @@ fn bundled_packages_are_found_without_installing_and_leave_with_the_appliance() 
     assert!(daemon.wait_log("a bundled package was refused").contains("bad.model.tar.zst"));
     assert_eq!(names(&daemon.bundled()), before);
 
-    // An upgrade brings another version in the same file, and one package no more.
+    // The upgrade brings another version in the same file and drops one package.
     let root = daemon.stop();
     let mini = pack("tiny-bert-mean", "bundled-mini", "2");
     fs::write(root.bundled().join("bundled-mini-1.model.tar.zst"), mini).unwrap();
@@ -32,7 +33,7 @@ fn bundled_packages_are_found_without_installing_and_leave_with_the_appliance() 
     assert_eq!(daemon.package("bundled-mini")["version"], "2");
     assert_eq!(stored(&daemon).len(), 1);
 
-    // An upgrade that went wrong: what was there stays.
+    // The installed model stays after a failed upgrade.
     let root = daemon.stop();
     flip_a_bit_of(&root.bundled().join("bundled-mini-1.model.tar.zst"));
     let daemon = root.start();

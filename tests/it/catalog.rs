@@ -1,4 +1,5 @@
-//! The kinds of events: what the source tells, and what the catalog explains, hold the same list.
+//! Tests that the log records of the source and the entries of the journal catalog are the same
+//! list.
 
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -18,7 +19,7 @@ fn source(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// One `tracing` event of the source.
+/// One `tracing` event in the source.
 #[derive(Debug, PartialEq, Eq)]
 struct Told {
     level: &'static str,
@@ -26,7 +27,7 @@ struct Told {
     fields: BTreeSet<String>,
 }
 
-/// The arguments of the macro whose parenthesis `text` begins behind.
+/// Returns the arguments of a macro call; `text` begins after its opening parenthesis.
 fn arguments(text: &str) -> Vec<&str> {
     let (mut depth, mut start, mut in_text, mut escaped) = (0, 0, false, false);
     let mut found = Vec::new();
@@ -52,7 +53,7 @@ fn arguments(text: &str) -> Vec<&str> {
     panic!("a macro does not end: {text}");
 }
 
-/// The events of `text` at info and above, outside tests.
+/// Returns the events in `text` at info and above, outside of tests.
 fn told(text: &str) -> Vec<Told> {
     let code = text.split("\n#[cfg(test)]").next().unwrap();
     let levels =
@@ -89,7 +90,7 @@ fn level(priority: Priority) -> &'static str {
     }
 }
 
-/// What is wrong with an event of the source.
+/// Returns the problem of an event, if it has one.
 fn wrong(told: &Told) -> Option<String> {
     let of = |kind: &String| Message::ALL.iter().find(|message| format!("{message:?}") == *kind);
     let Some(message) = told.kind.as_ref().and_then(of) else {
@@ -103,7 +104,7 @@ fn wrong(told: &Told) -> Option<String> {
     (!missing.is_empty()).then(|| format!("lacks {missing:?}"))
 }
 
-/// Every event of the source by its file.
+/// Returns every event of the source with its file.
 fn all_told() -> Vec<(PathBuf, Told)> {
     let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     let mut found = Vec::new();
@@ -132,7 +133,7 @@ fn every_event_names_its_kind_and_has_its_level_and_its_fields() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
     let kinds: BTreeSet<&str> = told.iter().filter_map(|(_, told)| told.kind.as_deref()).collect();
     let untold = Message::ALL.iter().filter(|message| {
-        // The thread that writes makes it itself, since it cannot log.
+        // The writer thread of the log builds this record itself, because it cannot log.
         **message != Message::RecordsLost && !kinds.contains(format!("{message:?}").as_str())
     });
     assert_eq!(Vec::from_iter(untold), [] as [&Message; 0], "kinds that nothing tells");
@@ -155,7 +156,7 @@ fn what_is_wrong_with_an_event_is_seen() {
     assert!(told("a\n#[cfg(test)]\ntracing::info!(\"a\");").is_empty());
 }
 
-/// An entry of the catalog.
+/// Entry of the catalog.
 #[derive(Debug)]
 pub(super) struct Explained {
     pub(super) id: String,
@@ -181,7 +182,7 @@ pub(super) fn catalog() -> Vec<Explained> {
 }
 
 impl Explained {
-    /// The fields that it takes from the record.
+    /// Returns the record fields that the entry uses.
     pub(super) fn used(&self) -> BTreeSet<String> {
         let text = format!("{}\n{}", self.headers["Subject"], self.body);
         text.split('@').skip(1).step_by(2).map(str::to_owned).collect()

@@ -1,4 +1,4 @@
-//! The command line as a person and a script meet it: answers, errors, exit codes.
+//! Tests of the command line as a user and a script see it: answers, errors, exit codes.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -34,7 +34,7 @@ fn embed_prints_a_line_a_text_from_arguments_and_from_standard_input() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // More than one request's worth, and an empty line that has no meaning.
+    // The input is more than one request can hold, and has an empty line, which is ignored.
     let texts: String = (0..300).map(|index| format!("text {index}\n")).collect();
     child.stdin.take().unwrap().write_all(format!("\n{texts}").as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -99,7 +99,7 @@ fn a_reader_that_leaves_is_no_failure() {
     for arguments in
         [&["embed", "a"][..], &["embed", "--json", "a"], &["status"], &["model", "known"]]
     {
-        // Nobody reads from the beginning: the first write fails.
+        // The pipe has no reader from the start, so the first write fails.
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let (code, _, stderr) = run(daemon.cli().args(arguments).stdout(writer));

@@ -1,4 +1,5 @@
-//! How programs change files, and that a running daemon applies each change, whole: editors, `sed -i`, links, mounts.
+//! Tests that a running daemon applies every complete change of its files, with the ways in which
+//! programs change files: editors, `sed -i`, links, mounts.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::packages::{dropped, until_quarantined};
 use crate::support::{Daemon, Root, STRANGER, skipped};
 
-/// The configuration of `daemon` with another size of the queue, which `/status` shows.
+/// Returns the configuration of `daemon` with another queue size, which `/status` shows.
 fn with_queue(settings: &Value, size: u64) -> String {
     let mut settings = settings.clone();
     settings["embedding"]["queue_size"] = json!(size);
@@ -32,8 +33,9 @@ fn rejections(daemon: &Daemon) -> usize {
     daemon.log().iter().filter(|line| line.contains("configuration rejected")).count()
 }
 
-/// What programs do with `$FILE`, in the directory `$DIR`, so that it says what `$NEW` says: a queue of `$SIZE`.
-/// What leaves a link at the path comes last: programs write through links.
+/// Ways in which programs write the content of `$NEW`, with a queue of `$SIZE`, to `$FILE` in the
+/// directory `$DIR`. The ways that leave a link at the path come last, because programs write
+/// through links.
 const EDITS: &[(&str, &str)] = &[
     ("truncated and written", r#"cat "$NEW" > "$FILE""#),
     ("sed -i", r#"sed -i "s/\"queue_size\": [0-9]*/\"queue_size\": $SIZE/" "$FILE""#),
@@ -76,10 +78,10 @@ const EDITS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Runs `script` with what it needs to bring `size` into the configuration.
+/// Runs `script` with the variables that it needs to set the queue to `size`.
 fn edit(daemon: &Daemon, settings: &Value, size: u64, script: &str) {
     let new = daemon.path().join("new");
-    // It may have become the configuration itself, by a hard link.
+    // A hard link may have turned this file into the configuration itself; do not write to it.
     caxton::files::remove(&new).unwrap();
     fs::write(&new, with_queue(settings, size)).unwrap();
     let output = Command::new("sh")
@@ -100,7 +102,7 @@ fn every_way_of_editing_a_file_is_applied() {
     let settings = settings(&daemon);
     let mut size = 1;
     for (name, script) in EDITS {
-        // The second time it begins with what the first has left.
+        // The second round starts with the files that the first one left.
         for round in ["first", "second"] {
             size += 1;
             edit(&daemon, &settings, size, script);
@@ -134,15 +136,18 @@ fn what_vim_writes_is_applied() {
 fn a_file_that_is_still_being_written_is_not_read() {
     let daemon = Root::new().with("packages.incomplete_timeout", json!("1s")).start();
     let text = with_queue(&settings(&daemon), 7);
-    // Both directories are watched in the same way: when this is seen, the looks of the start are over.
+    // The drop directory and the configuration's directory are watched in the same way. Once this
+    // file is quarantined, the scans of the start are over.
     fs::write(dropped(&daemon, "first"), b"not a package").unwrap();
     until_quarantined(&daemon, "first");
     let (half, rest) = text.as_bytes().split_at(text.len() / 2);
-    // Emptied, as a shell's `>` does: an empty file would say that the defaults hold.
+    // Truncate the file first, as `>` in a shell does. Read now, the empty file would mean the
+    // default settings.
     let mut file = File::create(daemon.config()).unwrap();
     file.write_all(half).unwrap();
     file.flush().unwrap();
-    // And when this is seen, the half would have been.
+    // Once this file is quarantined, a daemon that reads incomplete files would have read the half,
+    // too.
     fs::write(dropped(&daemon, "second"), b"no package either").unwrap();
     until_quarantined(&daemon, "second");
     assert_eq!(daemon.status()["configuration"]["generation"], 1);
@@ -156,7 +161,7 @@ fn a_file_that_is_still_being_written_is_not_read() {
     daemon.stop();
 }
 
-/// Starts the daemon as [`STRANGER`], whom permissions bind, if this is root.
+/// Starts the daemon as [`STRANGER`] if this process is root, because permissions do not bind root.
 fn start_bound(root: Root) -> Daemon {
     if !nix::unistd::geteuid().is_root() {
         return root.start();
@@ -206,7 +211,7 @@ fn a_file_that_may_not_be_read_is_named_and_read_when_it_may() {
     daemon.stop();
 }
 
-/// Whether a user namespace can be made in which `limit` is 0.
+/// Returns whether a user namespace can be created in which `limit` is 0.
 fn can_exhaust(limit: &str) -> bool {
     let script = format!("echo 0 > /proc/sys/user/{limit}");
     let output = Command::new("unshare").args(["-Ur", "sh", "-euc", &script]).output();
@@ -257,17 +262,18 @@ fn what_overflows_the_queue_of_events_is_found_by_looking() {
     let text = with_queue(&settings(&daemon), 8);
     let directory = daemon.config().parent().unwrap().to_owned();
     daemon.signal(Signal::SIGSTOP);
-    // Each is two events at least, that it comes and that it goes; with other names none is merged with the next.
+    // Each file causes at least two events, creation and removal. Different names keep the kernel
+    // from merging events.
     for index in 0..=most / 2 {
         let file = directory.join(index.to_string());
         File::create(&file).unwrap();
         fs::remove_file(file).unwrap();
     }
-    // Nothing is heard of it: the queue is full.
+    // This change causes no event, because the queue is full.
     daemon.write_config(&text);
     daemon.signal(Signal::SIGCONT);
     until_queue(&daemon, 8, "what came after the overflow");
-    // And the watch goes on.
+    // The watch still works afterwards.
     daemon.write_config(&text.replace("\"queue_size\": 8", "\"queue_size\": 9"));
     until_queue(&daemon, 9, "what came after the rescan");
     daemon.stop();

@@ -1,4 +1,5 @@
-//! What the files say, what is in force, and the last good configuration: `check --diff`, `cat-config`, restarts.
+//! Tests of the configuration files, the active settings and the last good configuration: `check
+//! --diff`, `cat-config`, restarts.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +17,7 @@ fn run(command: &mut Command) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-/// A configuration that says something of every kind of key.
+/// Configuration with a value for every kind of key.
 const ODD: &str = r#"
 socket: { mode: "0600", group: ~, admins: { users: [root, 1001] }, drain_timeout: 1m 30s }
 memory:
@@ -54,7 +55,7 @@ fn what_cat_config_prints_is_accepted_and_says_the_same() {
         assert!(text.contains(&line), "{line} is not in\n{text}");
     }
 
-    // Value by value, and not by what `check` says.
+    // Compare the values themselves, independently of the output of `check`.
     let values = |config: &PathBuf| {
         let (code, text, _) = run(cli().args(["cat-config", "--json", "--config"]).arg(config));
         assert_eq!(code, 0);
@@ -113,7 +114,7 @@ fn the_difference_is_that_to_the_running_daemon_and_names_what_waits_for_a_resta
         ]
     );
 
-    // Applied, but not yet in force.
+    // The change is applied, but this key needs a restart to take effect.
     daemon.root_mut().set("socket.mode", json!("0600"));
     daemon.wait_log("needs a restart");
     daemon.wait_log("configuration applied");
@@ -149,7 +150,7 @@ fn kept(root: &Root) -> PathBuf {
     root.path().join("kept/last-good.yaml")
 }
 
-/// A daemon that has kept a queue of 8.
+/// Starts a daemon and waits until it has kept a configuration with a queue size of 8.
 fn with_last_good() -> Daemon {
     let mut daemon = spawn_kept(Root::new().with("embedding", json!({ "queue_size": 7 })));
     daemon.wait_notified("READY=1");
@@ -196,7 +197,8 @@ fn a_restart_with_wrong_files_begins_with_the_last_good_configuration_and_says_s
     assert!(text.contains("last good    kept on disk"), "{text}");
     assert_eq!(fs::read(kept(&daemon)).unwrap(), good);
 
-    // What is mended is applied at once; what it needs a restart for is measured against what it started with.
+    // A corrected file is applied at once. Keys that need a restart are compared with the settings
+    // of the start.
     daemon.root_mut().set("socket.mode", json!("0600"));
     daemon.wait_log("needs a restart");
     daemon.wait_log("configuration applied");
@@ -228,7 +230,7 @@ fn without_a_last_good_configuration_that_can_be_used_wrong_files_end_the_start(
     fs::remove_file(kept(&root)).unwrap();
     let (code, root) = spawn_kept(root).wait_exit();
     assert_eq!(code, 78);
-    // A damaged one harms nobody whose files are right, and is replaced.
+    // A damaged last good configuration does not matter while the files are valid, and is replaced.
     fs::write(kept(&root), "").unwrap();
     root.write_settings();
     let daemon = spawn_kept(root);

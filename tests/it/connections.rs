@@ -1,4 +1,5 @@
-//! Connections: what HTTP they may speak, many at once, slow ones, broken ones and more than there may be.
+//! Tests of connections: the accepted HTTP, many connections at once, slow ones, broken ones, and
+//! more than allowed.
 
 use std::sync::Barrier;
 use std::thread;
@@ -40,11 +41,11 @@ fn a_connection_carries_many_requests() {
     let body = json!({ "input": "a" }).to_string();
     for _ in 0..20 {
         assert_eq!(connection.request("POST", EMBEDDINGS, &[], body.as_bytes()).status, 200);
-        // A refused request does not cost the connection.
+        // A rejected request does not close the connection.
         assert_eq!(connection.request("POST", EMBEDDINGS, &[], b"{").status, 400);
         assert_eq!(connection.request("GET", "/nope", &[], b"").status, 404);
     }
-    // Sent at once, answered in order.
+    // Pipelined requests are answered in their order.
     connection.ask("POST", EMBEDDINGS, &[], body.as_bytes());
     connection.ask("GET", "/nope", &[], b"");
     assert_eq!(connection.answer().status, 200);
@@ -76,7 +77,7 @@ fn fifty_clients_at_once_are_all_answered() {
 #[test]
 fn more_requests_than_may_wait_are_told_to_come_again() {
     let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
-    // Ids need no tokenizing: the model is the slowest part, so that requests wait for it.
+    // Token ids need no tokenizing, so the model is the slowest part and requests wait for it.
     let body = json!({ "input": vec![vec![5; 48]; 2048] }).to_string();
     let mut connections: Vec<_> = (0..8).map(|_| daemon.connect()).collect();
     for connection in &mut connections {
@@ -114,7 +115,7 @@ fn clients_that_leave_in_the_middle_hurt_nobody() {
         drop(connection);
     }
     assert_eq!(daemon.embed(json!("a text")).len(), 1);
-    // What was begun for them is given up or finished: nothing waits for ever.
+    // The daemon cancels or finishes the requests of closed connections; none stays in the queue.
     daemon
         .until("an empty queue", || (daemon.package("bundled-mini")["waiting"] == 0).then_some(()));
     daemon.stop();
@@ -198,7 +199,7 @@ fn connections_over_the_limit_are_told_to_come_again() {
         assert_eq!(answer.header("retry-after"), Some("1"));
         assert!(third.until_closed().is_empty());
     }
-    // The health routes have room.
+    // A connection over the limit can still use the health routes.
     for path in ["/livez", "/readyz", "/health"] {
         let mut third = daemon.connect();
         assert_eq!(third.request("GET", path, &[], b"").status, 200, "{path}");

@@ -1,15 +1,18 @@
-//! Recorded pairs of requests and answers, `tests/contract/<dialect>/<name>.json`, asked again: what a client of a dialect
-//! relies on does not change unseen.
+//! Replays recorded pairs of requests and answers, `tests/contract/<dialect>/<name>.json`, so that
+//! a change that would break clients of a dialect is noticed.
 //!
-//! A file is `{"request": {"method", "path", "headers"?, "body"?}, "answer": {"status", "headers"?, "body"?}}`. A body that
-//! is a string is sent as it is, so that it may be no JSON. `{"<repeat>": [VALUE, TIMES]}` in a request stands for a list
-//! of so many. The files of a dialect are asked in the order of their names, of one daemon.
+//! A file is `{"request": REQUEST, "answer": ANSWER}`. The fields of REQUEST are `method`, `path`,
+//! `headers` and `body`; those of ANSWER are `status`, `headers` and `body`. Headers and bodies are
+//! optional. A body that is a string is sent as it is, so it need not be JSON. In a request, the
+//! object `{"<repeat>": [VALUE, TIMES]}` means a list of so many equal values. The files of a
+//! dialect are sent to one daemon, in the order of their names.
 //!
-//! In an answer everything counts, but headers that are not named (`null`: not there), and these:
+//! Everything in an answer is compared, except headers that the file does not name (`null`: the
+//! header must be absent) and these values:
 //!
-//! | written | stands for |
+//! | written | matches |
 //! | --- | --- |
-//! | `"<vector>"` | the vector of the request's next text, as `/v1/embeddings` gives it; numbers or base64 |
+//! | `"<vector>"` | the next text's vector in `/v1/embeddings`, as numbers or base64 |
 //! | `"<numbers N>"` | a list of N finite numbers |
 //! | `"<any>"` | anything but `null` |
 
@@ -26,9 +29,10 @@ use serde_json::{Map, Value, json};
 
 use crate::support::{Daemon, Root};
 
-/// Largest difference of one value between routes, of vectors of length 1: of the same text in another pass.
+/// Largest difference of one value of a unit vector between two routes, which compute the same text
+/// in different passes.
 const MAX_DIFFERENCE: f64 = 1e-6;
-/// What a body may have here, in bytes, so that one that is too large is small.
+/// Configured limit of a body. It is low so that a body that is too large is still small.
 const MAX_BODY: &str = "16KiB";
 
 #[derive(Deserialize)]
@@ -77,7 +81,7 @@ fn every_recorded_request_is_answered_as_recorded() {
     let mut wrong = Vec::new();
     for dialect in dialects {
         let daemon = Root::with_other()
-            // What a model is computed in is told, too, and is another with each processor.
+            // Answers name the precision, which would otherwise depend on the processor.
             .with("embedding.precision", json!("f32"))
             .with("memory.preload_models", json!(["bundled-mini"]))
             .with("socket.max_body", json!(MAX_BODY))
@@ -97,7 +101,7 @@ fn every_recorded_request_is_answered_as_recorded() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Every way in which the answer is another than the recorded one.
+/// Returns all differences between the answer and the recorded one.
 fn differences(daemon: &Daemon, pair: &Pair) -> Vec<String> {
     let Request { method, path, headers, body } = &pair.request;
     let headers: Vec<(&str, &str)> =
@@ -127,7 +131,7 @@ fn differences(daemon: &Daemon, pair: &Pair) -> Vec<String> {
     let text = String::from_utf8_lossy(&answer.body);
     let found = match text.as_ref() {
         "" => Value::Null,
-        // What is no JSON was recorded as a string.
+        // A body that is not JSON was recorded as a string.
         text => serde_json::from_str(text).unwrap_or_else(|_no_json| json!(text)),
     };
     let mut vectors = if recorded.to_string().contains("\"<vector>\"") {
@@ -143,7 +147,7 @@ fn differences(daemon: &Daemon, pair: &Pair) -> Vec<String> {
     wrong
 }
 
-/// `value` with every `{"<repeat>": [VALUE, TIMES]}` written out.
+/// Replaces every `{"<repeat>": [VALUE, TIMES]}` in `value` by the list that it means.
 fn repeated(value: &Value) -> Value {
     match value {
         Value::Object(fields) => match fields.get("<repeat>") {
@@ -160,7 +164,7 @@ fn repeated(value: &Value) -> Value {
     }
 }
 
-/// The vectors that `/v1/embeddings` gives for the texts of `body`, whatever its dialect calls them.
+/// Returns the vectors of `/v1/embeddings` for the texts in `body`, in any dialect.
 fn vectors(daemon: &Daemon, body: &Value) -> Vec<Vec<f32>> {
     let mut request = Map::new();
     for (name, as_openai) in [
@@ -174,7 +178,7 @@ fn vectors(daemon: &Daemon, body: &Value) -> Vec<Vec<f32>> {
             request.insert(as_openai.to_owned(), value.clone());
         }
     }
-    // Ollama's names may have a tag.
+    // A model name of Ollama may have a tag.
     if let Some(model) = body["model"].as_str() {
         let model = model.strip_suffix(":latest").unwrap_or(model);
         request.insert("model".to_owned(), json!(model));
@@ -184,7 +188,8 @@ fn vectors(daemon: &Daemon, body: &Value) -> Vec<Vec<f32>> {
     answer.vectors()
 }
 
-/// Compares `found` at `path` with what was recorded, taking `vectors` from their end.
+/// Compares `found` at `path` with the recorded value, and pops the expected vectors from
+/// `vectors`.
 fn compare(
     found: &Value,
     recorded: &Value,
@@ -239,7 +244,7 @@ fn compare(
     }
 }
 
-/// The finite numbers of a list.
+/// Returns the numbers of a list; `None` unless all are finite numbers.
 fn numbers(value: &Value) -> Option<Vec<f64>> {
     let numbers = value.as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>()?;
     numbers.iter().all(|number| number.is_finite()).then_some(numbers)

@@ -1,4 +1,5 @@
-//! Files of the store that change behind the daemon's back: never used, said, and repaired from their package.
+//! Tests of store files that change while the daemon runs: they are never used, they are logged,
+//! and they are repaired from their package.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +17,7 @@ use crate::support::{Root, pack};
 
 type Damage = fn(&Path);
 
-/// Ways in which an installed file can change behind the daemon's back.
+/// Ways in which an installed file can change without the daemon.
 const DAMAGES: [(&str, Damage); 4] = [
     ("flipped", flip_a_bit_of),
     ("truncated", |path| {
@@ -30,7 +31,7 @@ const DAMAGES: [(&str, Damage); 4] = [
     }),
 ];
 
-/// A root with a bundled package for each of [`DAMAGES`], none of them loaded at start.
+/// Creates a root with a bundled package for each of [`DAMAGES`], none of which is loaded at start.
 fn root_to_damage() -> Root {
     let root = Root::new().with("memory.fallback_strategy", json!("strict"));
     for (id, _) in DAMAGES {
@@ -45,9 +46,9 @@ fn a_store_file_changed_before_loading_is_answered_503_and_a_restart_repairs_a_b
     let daemon = root_to_damage().start();
     for (id, damage) in DAMAGES {
         damage(&entry(&daemon, id).join("model.safetensors"));
-        // Without its package nothing can put it right.
+        // Remove the package, so that the daemon cannot repair the entry.
         fs::remove_file(daemon.bundled().join(file_name(id))).unwrap();
-        // Again and again: the answer does not depend on who asked before.
+        // The answer is the same each time.
         for _ in 0..3 {
             let answer = ask(&daemon, id);
             let error = answer.error();
@@ -64,7 +65,7 @@ fn a_store_file_changed_before_loading_is_answered_503_and_a_restart_repairs_a_b
     for (id, _) in DAMAGES {
         fs::write(daemon.bundled().join(file_name(id)), pack("tiny-bert-mean", id, "1")).unwrap();
     }
-    // An administrator need not wait for a restart, nor a client after that.
+    // An administrator can reinstall the package without a restart, and clients can use it at once.
     let (id, _) = DAMAGES[0];
     let installed = daemon
         .cli()
@@ -88,7 +89,7 @@ fn validation_finds_what_changed_unloads_it_and_installs_it_again_from_its_packa
     let daemon = root_to_damage().start();
     until_looked(&daemon, "m");
     let ids = || DAMAGES.into_iter().map(|(id, _)| id).chain(["m"]);
-    // In memory it is still what it was; on disk it is not.
+    // The model in memory is intact, while its file on disk is damaged.
     assert_eq!(daemon.package("m")["residency"], "resident");
     flip_a_bit_of(&entry(&daemon, "m").join("model.safetensors"));
     assert_eq!(ask(&daemon, "m").status, 200);

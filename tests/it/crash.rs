@@ -1,4 +1,5 @@
-//! The daemon killed while it installs or removes a package: what the store holds then, and after the next start.
+//! Kills the daemon while it installs or removes a package, and checks the store then and after the
+//! next start.
 
 #![expect(
     clippy::print_stderr,
@@ -23,7 +24,7 @@ use crate::support::packages::{
 use crate::support::selftest::{SelfTest, until_none_of};
 use crate::support::{BOUND, Daemon, Root, pack};
 
-/// Every change of a file in the store, while this lives.
+/// Watch on all file changes in the store, until it is dropped.
 struct Changes {
     events: mpsc::Receiver<notify::Event>,
     _watcher: notify::RecommendedWatcher,
@@ -33,7 +34,7 @@ impl Changes {
     fn of(store: &Path) -> Self {
         let (sender, events) = mpsc::channel();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<_>| {
-            // Nobody listens any more when the test has ended.
+            // The send fails when the test has ended.
             drop(sender.send(event.unwrap()));
         })
         .unwrap();
@@ -57,7 +58,7 @@ impl Changes {
         while !self.events.recv_timeout(BOUND).unwrap().paths.iter().any(is_entry) {}
     }
 
-    /// How many there have been, by way of one more in `store`.
+    /// Counts the changes until now. Makes one more change in `store` to find the end of the queue.
     fn count(&self, store: &Path) -> usize {
         let last = store.join("last");
         fs::write(&last, "").unwrap();
@@ -66,18 +67,19 @@ impl Changes {
     }
 }
 
-/// When to kill the daemon.
+/// Moment of the kill.
 enum Moment {
-    /// After so many changes of the store.
+    /// The store has changed this many times.
     Changes(usize),
-    /// When the entry appears, before its self-test.
+    /// The entry appeared, and its self-test has not run yet.
     Entry,
-    /// When the daemon says that the package is accepted.
+    /// The daemon has logged that the package is accepted.
     Accepted,
 }
 
-/// The moments are changes of the store, from the first to the last that an installation makes:
-/// times would hit the installation, a few milliseconds, only by luck.
+/// Checks the store after a kill at any moment of an installation. The moments are counted in
+/// changes of the store, from the first to the last one. Delays would hit the few milliseconds of
+/// an installation only by luck.
 #[test]
 fn killed_at_any_moment_of_an_installation_the_store_holds_the_old_state_or_the_new() {
     const BY_CHANGES: usize = 12;
@@ -141,18 +143,18 @@ fn killed_at_any_moment_of_an_installation_the_store_holds_the_old_state_or_the_
     assert!(unpacking > 0 && available > 0, "the kills do not cover an installation");
 }
 
-/// Kills by default; `CAXTON_KILLS` sets another number.
+/// Number of kills; `CAXTON_KILLS` overrides it.
 const KILLS: usize = 50;
-/// Models in the store beyond which one is removed.
+/// Number of models in the store above which a round removes one.
 const MOST_MODELS: usize = 5;
 
-/// Everything in the state directory beside the entries, when nothing is being written.
+/// Names in the state directory at rest, besides those of entries.
 const OTHER_FILES: [&str; 4] = ["lock", "models", "staging", "usage.json"];
-/// Everything in the directory of an entry.
+/// Names in the directory of an entry.
 const ENTRY_FILES: [&str; 5] =
     ["config.json", "manifest.json", "model.safetensors", "record.json", "tokenizer.json"];
 
-/// Random numbers by SplitMix64: the same after the same seed.
+/// SplitMix64 random number generator, reproducible from its seed.
 struct Random(u64);
 
 impl Random {
@@ -166,12 +168,13 @@ impl Random {
     }
 }
 
-/// Returns the number in the variable `name` of the environment, if it is set.
+/// Returns the number in the environment variable `name`, if it is set.
 fn number_of(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|number| number.parse().unwrap())
 }
 
-/// Kills the daemon. No self-test outlives it, nor one that was `caught`, and every entry of the store is whole.
+/// Kills the daemon and checks that no self-test survives it, not even the `caught` one, and that
+/// every entry is whole.
 fn kill(daemon: Daemon, caught: Option<SelfTest>) -> (Root, Vec<Entry>) {
     let pid = daemon.pid();
     let root = daemon.kill();
@@ -186,7 +189,7 @@ fn kill(daemon: Daemon, caught: Option<SelfTest>) -> (Root, Vec<Entry>) {
     (root, found.entries)
 }
 
-/// Every file and directory below `directory`, by its path there.
+/// Returns the relative paths of all files and directories below `directory`.
 fn below(directory: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for name in names(directory) {
@@ -203,7 +206,7 @@ fn paths(paths: &[&str]) -> BTreeSet<String> {
     paths.iter().copied().map(str::to_owned).collect()
 }
 
-/// The files of the state directory that belong to no entry, and those that one entry has.
+/// Returns the paths in the state directory outside of entries, and the set of paths of each entry.
 fn files(root: &Root) -> (BTreeSet<String>, BTreeSet<BTreeSet<String>>) {
     let models = root.state().join("models");
     let entries = names(&models).iter().map(|name| below(&models.join(name))).collect();
@@ -212,7 +215,8 @@ fn files(root: &Root) -> (BTreeSet<String>, BTreeSet<BTreeSet<String>>) {
     (others, entries)
 }
 
-/// The store at every kill and after it; the seed that is printed repeats the choices with `CAXTON_SEED`.
+/// Checks the store at every kill and after it. The printed seed repeats the same choices through
+/// `CAXTON_SEED`.
 #[test]
 fn killed_at_random_again_and_again_the_store_stays_whole_and_nothing_is_left_behind() {
     let kills = number_of("CAXTON_KILLS").map_or(KILLS, |kills| usize::try_from(kills).unwrap());
@@ -231,7 +235,7 @@ fn killed_at_random_again_and_again_the_store_stays_whole_and_nothing_is_left_be
     let drop_one = |daemon: &Root, id: &str| {
         fs::write(dropped(daemon, id), repacked(&package, id)).unwrap();
     };
-    // How many changes an installation makes, and a removal.
+    // Count the changes of an installation and of a removal.
     let changes = Changes::of(&daemon.state());
     let said = daemon.log().len();
     drop_one(&daemon, "first");
@@ -289,7 +293,7 @@ fn killed_at_random_again_and_again_the_store_stays_whole_and_nothing_is_left_be
             }
             let mut is_given_up = false;
             if is_caught && random.up_to(2) == 1 {
-                // The same self-test is interrupted again.
+                // Interrupt the same self-test a second time.
                 daemon = root.spawn();
                 let again = SelfTest::wait(&daemon, || ask(&daemon, &id).status == 200);
                 daemon.wait_notified("READY=1");
@@ -323,7 +327,7 @@ fn killed_at_random_again_and_again_the_store_stays_whole_and_nothing_is_left_be
         assert_eq!(damaged, None, "round {round}");
         until_staging_is_empty(&daemon);
     }
-    // A stop does not wait for every write; the next start removes what such a write left.
+    // A stop does not wait for every write. The next start removes the remains of such a write.
     let daemon = daemon.stop().start();
     let expected = (paths(&OTHER_FILES), BTreeSet::from([paths(&ENTRY_FILES)]));
     daemon.until("the files of a store at rest", || {

@@ -1,4 +1,4 @@
-//! The daemon from start to end: when it is ready, how it reloads, how it stops, and what it says to systemd.
+//! Tests of the daemon's life: readiness, reload, stop, and its notifications to systemd.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -32,7 +32,7 @@ fn a_daemon_without_its_default_model_says_so_until_it_is_dropped() {
     assert!(answer.header("retry-after").is_some());
     assert_eq!(daemon.get("/livez").status, 200);
     fs::write(daemon.drop_directory().join("a.model.tar.zst"), tiny_package()).unwrap();
-    // Nobody has to ask for it first.
+    // The status is sent without any request.
     daemon.wait_notified("STATUS=bundled-mini ready, 1 model installed");
     assert_eq!(daemon.get("/readyz").status, 200);
     assert_eq!(daemon.embed(json!("a")).len(), 1);
@@ -47,7 +47,7 @@ fn a_daemon_without_its_default_model_says_so_until_it_is_dropped() {
 fn a_request_in_flight_is_answered_while_the_daemon_drains() {
     let daemon = Root::new().start();
     let mut connection = daemon.connect();
-    // The head and half of the body are there; the daemon is told to stop; then the rest comes.
+    // Send the head and half of the body, signal the stop, then send the rest.
     let body = json!({ "input": "a" }).to_string();
     let (first, rest) = body.split_at(5);
     let head = format!(
@@ -55,7 +55,7 @@ fn a_request_in_flight_is_answered_while_the_daemon_drains() {
         body.len()
     );
     connection.send(head.as_bytes());
-    // The daemon has read it when it answers another connection that came later.
+    // The daemon has read the first half of the request when it answers this later connection.
     assert_eq!(daemon.get("/livez").status, 200);
     daemon.signal(Signal::SIGTERM);
     daemon.wait_log("draining");
@@ -69,7 +69,7 @@ fn a_request_in_flight_is_answered_while_the_daemon_drains() {
 #[test]
 fn a_signal_before_it_is_ready_stops_it_with_0() {
     let daemon = Root::new().spawn();
-    // Nothing is served yet, or only just.
+    // The daemon does not serve yet, or has just begun to.
     daemon.until("the socket", || daemon.socket().exists().then_some(()));
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait_exit().0, 0);
@@ -151,7 +151,7 @@ fn a_socket_that_systemd_passes_is_served_and_left_to_it() {
         .arg(&passed)
         .args(["--setenv=NOTIFY_SOCKET", env!("CARGO_BIN_EXE_caxtond")]);
     let daemon = Daemon::spawn(root, program);
-    // The first connection starts the daemon and waits in the kernel until it is served.
+    // The first connection starts the daemon, and waits in the kernel until it is served.
     let stream = daemon.until("the passed socket", || UnixStream::connect(&passed).ok());
     drop(stream);
     daemon.wait_notified("READY=1");
@@ -196,7 +196,7 @@ fn a_good_change_applies_and_a_bad_one_leaves_the_last_good() {
     assert_eq!(problems, 2);
     assert_eq!(daemon.post("/v1/embeddings", &json!({ "input": "a" })).json()["model"], "other");
 
-    // A key that waits for a restart is named; SIGHUP does what the watcher does.
+    // A key that needs a restart is named. SIGHUP has the same effect as the file watch.
     settings["socket"]["mode"] = json!("0600");
     let before = daemon.log().len();
     fs::write(daemon.config(), settings.to_string()).unwrap();
@@ -273,8 +273,8 @@ fn requests_that_wait_for_a_model_are_answered_before_the_end() {
     for connection in &mut connections {
         connection.ask("POST", "/v1/embeddings", &[], body.as_bytes());
     }
-    // Then one is being computed; connections are accepted in their order, so that all have been when the last one
-    // that asked for the status was answered.
+    // One request is being computed then. Connections are accepted in their order, so all earlier
+    // ones were accepted when the status request was answered.
     daemon.until("waiting requests", || {
         daemon.package("bundled-mini")["waiting"].as_u64().filter(|waiting| *waiting > 0)
     });
@@ -292,7 +292,7 @@ fn while_it_drains_idle_connections_end_and_new_ones_are_refused() {
     let daemon = Root::new().start();
     let mut idle = daemon.connect();
     assert_eq!(idle.request("GET", "/livez", &[], b"").status, 200);
-    // The daemon has begun to read this request: it asks for the body.
+    // The daemon has begun to read this request, because it asks for the body.
     let mut request = daemon.connect();
     request.send(
         b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 13\r\n\r\n",
@@ -321,7 +321,7 @@ fn the_log_level_follows_the_configuration() {
     malformed(&daemon);
     daemon.wait_log("a connection ended early");
     daemon.root_mut().set("log.level", json!("warn"));
-    // What was said before, at the level of information, and nothing of this change.
+    // The log has the info records from before, and none about this change.
     daemon.until("the third generation", || {
         (daemon.status()["configuration"]["generation"] == 3).then_some(())
     });

@@ -1,5 +1,5 @@
-//! `caxton doctor` against real daemons: healthy, absent, closed to the caller, with a refused package and a damaged
-//! model.
+//! Tests of `caxton doctor` with real daemons: healthy, absent, inaccessible to the caller, with a
+//! rejected package, and with a damaged model.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,7 +15,7 @@ use crate::support::packages::{
 };
 use crate::support::{Root, STRANGER, pack, skipped};
 
-/// The exit code and the report of `doctor`, which has `--json` added.
+/// Runs `doctor` with `--json` and returns its exit code and its report.
 pub(crate) fn report(doctor: &mut Command) -> (i32, Value) {
     let Output { status, stdout, stderr } = doctor.args(["doctor", "--json"]).output().unwrap();
     assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
@@ -37,7 +37,7 @@ pub(crate) fn assert_check(report: &Value, name: &str, verdict: &str, found: &st
 fn nothing_fails_for_a_healthy_daemon_and_people_get_a_line_a_check() {
     let daemon = Root::new().start();
     let (code, healthy) = report(&mut daemon.cli());
-    // The machine that runs the tests may have its own warnings, about its journal for one.
+    // The machine of the tests may have warnings of its own, for example about its journal.
     assert_eq!((code, &healthy["healthy"]), (0, &json!(true)), "{healthy:#}");
     for (name, found) in [
         ("configuration", "caxton.yaml"),
@@ -96,7 +96,7 @@ fn a_stranger_is_told_how_to_become_a_member_and_what_only_root_may_see() {
         return skipped(test, "root");
     }
     let daemon = Root::new().with("socket.group", json!("0")).start();
-    // The directories are the caller's to pass; the socket is not, nor the drop directory.
+    // The caller may enter the directories, but may not use the socket or the drop directory.
     for (path, mode) in [(daemon.path().to_owned(), 0o755), (daemon.drop_directory(), 0o700)] {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     }
@@ -131,7 +131,7 @@ fn a_refused_package_is_a_warning_with_its_reason() {
 
 #[test]
 fn a_damaged_model_is_a_failure_and_what_is_said_mends_it() {
-    // Another of the same weights would answer in its place.
+    // Without `strict`, another model with the same weights would answer instead.
     let daemon = Root::new().with("memory.fallback_strategy", json!("strict")).start();
     let package = dropped(&daemon, "m");
     fs::write(&package, pack("tiny-bert-mean", "m", "1")).unwrap();

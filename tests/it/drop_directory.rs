@@ -1,5 +1,5 @@
-//! The drop directory, as an operator sees it: a package answers soon after its last byte, and its model leaves with its
-//! file.
+//! Tests of the drop directory as an operator sees it: a package serves soon after its last byte,
+//! and its model is removed together with its file.
 
 #![expect(
     clippy::print_stderr,
@@ -19,10 +19,10 @@ use crate::support::packages::{
 };
 use crate::support::{Daemon, Root, pack, tiny_package};
 
-/// Within this time after its last byte a dropped package answers.
+/// Longest time from the last byte of a dropped package to its first answer.
 const PROMISED: Duration = Duration::from_secs(2);
 
-/// One way in which packages come into a directory; returns when the last byte is there.
+/// Way to bring a package into a directory. Returns when the last byte is written.
 type Way = fn(&Daemon, &Path, &[u8]);
 
 const WAYS: [(&str, Way); 4] = [
@@ -33,7 +33,7 @@ const WAYS: [(&str, Way); 4] = [
         fs::rename(elsewhere, path).unwrap();
     }),
     ("rsync", |_, path, package| {
-        // What rsync calls it while it copies.
+        // rsync uses such a name while it copies.
         let name = format!(".{}.Xa3b9Q", path.file_name().unwrap().to_str().unwrap());
         let temporary = path.with_file_name(name);
         let mut file = File::create(&temporary).unwrap();
@@ -62,7 +62,7 @@ const WAYS: [(&str, Way); 4] = [
 fn a_dropped_package_answers_within_two_seconds_of_its_last_byte() {
     let daemon = Root::new().start();
     for (way, put) in WAYS {
-        // A busy machine may be late; a daemon that is late by itself is so every time.
+        // A busy machine can be slow once. A daemon that is itself too slow fails every try.
         let mut tries = (0..3).map(|attempt| {
             let id = format!("{}-{attempt}", way.replace(' ', "-"));
             let package = pack("tiny-bert-mean", &id, "1");
@@ -87,7 +87,7 @@ fn a_model_leaves_with_its_file_and_is_replaced_with_it() {
     until_answers(&daemon, "m");
     let (first, mean) = (daemon.package("m"), vector(&daemon));
 
-    // The same id and version, another content.
+    // The package has the same id and version, but other content.
     fs::write(&path, pack("tiny-bert-cls", "m", "1")).unwrap();
     daemon.until("the new content", || (ask(&daemon, "m").vectors() != mean).then_some(()));
     daemon.until("the old content to leave", || (stored(&daemon).len() == 2).then_some(()));
@@ -96,14 +96,14 @@ fn a_model_leaves_with_its_file_and_is_replaced_with_it() {
     assert_ne!(first["revision"], second["revision"]);
     assert_eq!(stored(&daemon).len(), 2);
 
-    // Another version: the old one's file is there no more.
+    // The package has another version, and the file of the old version does not exist any more.
     fs::write(&path, pack("tiny-bert-mean", "m", "0.9")).unwrap();
     daemon.until("the old version to leave", || {
         (daemon.package("m")["version"] == "0.9" && stored(&daemon).len() == 2).then_some(())
     });
     assert_eq!(vector(&daemon), mean);
 
-    // Renamed: the file of the old name is gone, that of the new name is there.
+    // A rename removes the file of the old name and adds one of the new name.
     fs::rename(&path, dropped(&daemon, "n")).unwrap();
     daemon.wait_log("removed with its file");
     until_answers(&daemon, "m");
@@ -129,7 +129,7 @@ fn a_model_stays_without_its_file_when_the_configuration_says_so() {
 
 #[test]
 fn a_model_with_two_files_leaves_with_the_last_of_them() {
-    // Which of them was read last must not matter, nor a restart between.
+    // The result must not depend on which file was read last, nor on a restart in between.
     for (first, then) in [("a", "b"), ("b", "a")] {
         let mut daemon = Root::new().start();
         let package = pack("tiny-bert-mean", "m", "1");
@@ -187,7 +187,8 @@ fn a_restart_reads_only_what_changed_while_the_daemon_was_down() {
     let mut accepted = daemon.log();
     accepted.retain(|line| line.contains("package accepted"));
     assert!(!accepted.iter().any(|line| line.contains("same")), "{accepted:#?}");
-    // A file that was read while it was still being written is read again, and then exists.
+    // A file that was read while it was being written is read again; the second read logs
+    // existed=true.
     accepted.retain(|line| line.contains("existed=false"));
     assert!(
         accepted.len() == 2 && accepted[0].contains("replaced") && accepted[1].contains("new"),

@@ -1,4 +1,5 @@
-//! `/v1/embeddings` through the socket of a real daemon: the forms of a request, and what its vectors promise.
+//! Tests of `/v1/embeddings` through the socket of a real daemon: the forms of a request and the
+//! promises about its vectors.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -33,7 +34,7 @@ fn the_four_forms_of_input_agree() {
     daemon.stop();
 }
 
-/// Ids of a text as the reference tokenizer of the tiny model makes them.
+/// Returns the token ids of a text from the reference tokenizer of the tiny model.
 fn ids_of(text: &str) -> Vec<u32> {
     let path = crate::support::golden("tiny-bert-mean").join("tokenizer.json");
     let tokenizer = tokenizers::Tokenizer::from_file(path).unwrap();
@@ -108,7 +109,8 @@ fn an_answer_says_which_model_and_space_it_is_of() {
     assert_eq!(body["object"], "list");
     assert_eq!(body["model"], "bundled-mini");
     assert_eq!(body["data"][1]["object"], "embedding");
-    // The short text and its two special tokens, and as many as the model takes.
+    // The short text has its tokens and two special ones; the long text is cut to the 48 tokens
+    // that the model reads.
     let short = ids_of("a").len();
     assert_eq!(body["usage"], json!({ "prompt_tokens": short + 48, "total_tokens": short + 48 }));
     let package = daemon.package("bundled-mini");

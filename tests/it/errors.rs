@@ -1,5 +1,5 @@
-//! The table of failures: what each gets on OpenAI's routes and on those of text-embeddings-inference, where status and
-//! shape differ but the sentence is one.
+//! Tests of the table of errors: the answer to each on OpenAI's routes and on those of
+//! text-embeddings-inference. Status and shape differ, but the message is the same.
 
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,20 +12,20 @@ use serde_json::{Value, json};
 use crate::support::packages::{entry, file_name, flip_a_bit_of};
 use crate::support::{Answer, Daemon, EMBEDDINGS, Root, pack};
 
-/// Tokens that the tiny models take.
+/// Largest number of tokens that the tiny models read.
 const MOST_TOKENS: usize = 48;
 
-/// A status and OpenAI's `code` or TEI's `error_type`.
+/// Status, and OpenAI's `code` or TEI's `error_type`.
 type Failure = (u16, &'static str);
 
-/// One case: the fields of a request besides its texts, on both routes.
+/// One case: the request's fields besides its texts, for both routes, and the expected errors.
 struct Row {
     case: &'static str,
     texts: Value,
     fields: Value,
     openai: Failure,
     tei: Failure,
-    /// What both say, in part.
+    /// Part of the message on both routes.
     message: &'static str,
 }
 
@@ -35,7 +35,7 @@ fn body(texts_field: &str, row: &Row) -> Value {
     body
 }
 
-/// The message of a failure in TEI's shape, after a look at it: flat, complete, JSON.
+/// Checks that an error has TEI's shape, flat, complete and JSON, and returns its message.
 fn flat(answer: &Answer, (status, error_type): Failure, case: &str) -> String {
     let error = answer.json();
     assert_eq!(
@@ -155,7 +155,8 @@ fn a_wrong_request_gets_the_status_of_its_dialect() {
     daemon.stop();
 }
 
-/// Left out at the end of what is too long unless the client says otherwise, and told.
+/// Checks that a text that is too long is cut at its end by default, and that the answer reports
+/// it.
 #[test]
 fn a_text_that_is_too_long_is_cut_and_the_answer_says_so() {
     let daemon = Root::new().start();
@@ -187,7 +188,7 @@ fn a_task_that_no_model_here_does_is_424() {
 
 #[test]
 fn a_model_that_cannot_answer_is_503_on_every_route() {
-    // Another model of the same embedding space would answer.
+    // Without `strict`, another model of the same embedding space would answer.
     let root = Root::new().with("memory.fallback_strategy", json!("strict"));
     fs::write(root.bundled().join(file_name("broken")), pack("tiny-bert-mean", "broken", "1"))
         .unwrap();
@@ -229,7 +230,7 @@ fn a_model_that_does_not_fit_is_503_on_every_route_and_not_to_be_asked_again() {
     daemon.stop();
 }
 
-/// A failure of Ollama's routes: its sentence, after a look at its shape.
+/// Checks the shape of an error of Ollama's routes, and returns its message.
 fn ollamas(answer: &Answer, status: u16, case: &str) -> String {
     let error = answer.json();
     assert_eq!((answer.status, error.as_object().unwrap().len()), (status, 1), "{case}: {error}");
@@ -239,13 +240,13 @@ fn ollamas(answer: &Answer, status: u16, case: &str) -> String {
 #[test]
 fn a_full_queue_is_told_in_every_dialect() {
     let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
-    // Ids need no tokenizing: the model is the slowest part, so that requests wait for it.
+    // Token ids need no tokenizing, so the model is the slowest part and requests wait for it.
     let long = json!({ "input": vec![vec![5; 48]; 2048] }).to_string();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                // Ends without the test, too, when that has failed.
+                // The bound ends the thread even if the test has failed.
                 for _ in 0..100 {
                     if done.load(Ordering::Relaxed) {
                         return;
@@ -287,7 +288,7 @@ fn a_model_that_is_loading_is_told_in_every_dialect() {
     {
         let daemon = Root::with_other().start();
         let body = json!({ texts_field: "a", "model": "other" }).to_string();
-        // Nobody waits: no load is as fast as that.
+        // The timeout of 0 expires before any load can finish.
         let at_once = [("x-caxton-timeout-ms", "0"), ("x-caxton-allow-fallback", "false")];
         let answer = daemon.connect().request("POST", path, &at_once, body.as_bytes());
         let said = match path {

@@ -1,4 +1,5 @@
-//! Events as clients hear them: what is told, in which order, from where on, and when it ends.
+//! Tests of events as clients receive them: their content and order, where a stream starts, and
+//! when it ends.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::packages::{dropped, until_answers, until_quarantined};
 use crate::support::{Answer, Daemon, Root, pack, refused};
 
-/// The data of the events of an answer.
+/// Returns the data of the events in an answer.
 fn told(answer: &Answer) -> Vec<Value> {
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/event-stream")));
     let text = String::from_utf8(answer.body.clone()).unwrap();
@@ -23,7 +24,7 @@ fn remembered(daemon: &Daemon, since: u64) -> Vec<Value> {
     told(&daemon.get(&format!("/v1/events?follow=false&since={since}")))
 }
 
-/// Waits for an event of this type, and of this model when it is not empty.
+/// Waits for an event of the type `kind`, and of `model` unless it is empty.
 fn wait(daemon: &Daemon, kind: &str, model: &str) -> Value {
     daemon.until(&format!("{kind} {model}"), || {
         let of =
@@ -110,7 +111,8 @@ fn a_client_goes_on_where_it_stopped() {
     until_answers(&daemon, "other");
     let id = last.to_string();
     let mut connection = daemon.connect();
-    // The header goes over the parameter, which a browser repeats as it was.
+    // The header overrides the parameter, because a browser repeats the parameter unchanged when it
+    // reconnects.
     let path = "/v1/events?follow=false&since=0";
     let later = told(&connection.request("GET", path, &[("last-event-id", &id)], b""));
     assert_eq!((later.len(), &later[0]["model"]), (1, &json!("other@2")));
@@ -144,7 +146,7 @@ fn the_command_line_shows_events_as_they_happen() {
             events.find(|event: &Value| event["type"] == "model_loaded" && event["model"] == model);
         assert!(found.is_some(), "{model}");
     };
-    // What was before it came, and then what is after.
+    // The stream has the events from before the connection, followed by later ones.
     until("bundled-mini@1");
     until_answers(&daemon, "other");
     until("other@2");

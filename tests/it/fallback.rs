@@ -1,4 +1,5 @@
-//! When a model cannot answer: who stands in for it, who is told, and what is never done unasked.
+//! Tests of fallback: the model that answers for an unavailable one, the notice to the client, and
+//! the cases without fallback.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Answer, Daemon, EMBEDDINGS, Root, refused};
 
-/// A root whose second model will not fit when the limit is set.
+/// Creates a root whose second model does not fit any more once the limit is set.
 fn root() -> Root {
     Root::with_other()
         .with("memory.min_free", json!("0B"))
@@ -209,7 +210,7 @@ fn without_any_model_words_rank_and_vectors_are_refused() {
 fn a_model_that_is_loading_says_how_far_it_is() {
     let daemon = root().start();
     let body = json!({ "input": "a text", "model": "other" }).to_string();
-    // Nobody waits: no load is as fast as that.
+    // The timeout of 0 expires before any load can finish.
     let at_once = [("x-caxton-timeout-ms", "0")];
     let answer = daemon.connect().request("POST", EMBEDDINGS, &at_once, body.as_bytes());
     refused(&answer, 503, "model_loading", None, &["other"]);

@@ -1,13 +1,15 @@
-//! Each system call that changes the store, or reads it, fails once: with EIO, with ENOSPC and with EROFS.
+//! Tests that one failing system call leaves the store in its old or its new state. Each call that
+//! reads or changes the store fails once, with EIO, ENOSPC or EROFS.
 //!
-//! The calls are made to fail by `strace --inject`: it fails the n-th call of a kind without running it, in a program that
-//! is built as every other one. A preloaded library would need a C compiler here and would miss calls that do not go
-//! through the C library; a supervisor by seccomp notification would have to be written, and would need the same list of
-//! calls. strace counts the calls of each thread by itself, so that a call may fail once in each thread.
+//! `strace --inject` makes the calls fail: it fails the n-th call of a kind without running it, in
+//! an ordinary build of the program. A preloaded library would need a C compiler here, and would
+//! miss calls that bypass the C library. A supervisor with seccomp notifications would have to be
+//! written, and would need the same list of calls. strace counts the calls of each thread
+//! separately, so a call may fail once in each thread.
 //!
-//! A run without a fault tells which calls there are, by their numbers: those with a path below the store. Then each of
-//! them fails in a run of its own, on a copy of the same store. One error for each call, in turns; with `CAXTON_SLOW_TESTS`
-//! set, all errors.
+//! A run without faults finds the calls with a path below the store, and their numbers. Each of
+//! them then fails in a run of its own, on a copy of the same store. The three errors alternate
+//! from call to call; with `CAXTON_SLOW_TESTS` set, each call fails with each error.
 
 #![expect(
     clippy::panic,
@@ -25,12 +27,12 @@ use caxton::package::{Status, Store, choose};
 
 use crate::support::{Root, cli, pack, skipped};
 
-/// What opens, reads, writes, syncs and renames.
+/// Calls that open, list, read, write, sync, rename, create and delete files.
 const CALLS: &str = "openat,read,pread64,write,fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,\
                      rmdir,getdents64,statx,newfstatat,fchmod,chmod,ftruncate";
 const ERRORS: [&str; 3] = ["EIO", "ENOSPC", "EROFS"];
 
-/// What a store holds that requests may use: each available entry, and the one that `m` means.
+/// Usable content of a store: the available entries, and the entry that `m` resolves to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Held {
     available: BTreeSet<String>,
@@ -44,7 +46,7 @@ impl Held {
         let mut entries = store.entries();
         entries.retain(|entry| entry.record.status == Status::Available);
         for entry in &entries {
-            // Whole, not only listed.
+            // Check that the entry is whole, not only listed.
             store.read(&entry.key).unwrap();
         }
         let meant = choose(&entries, "m").map(|entry| entry.key.to_string());
@@ -57,7 +59,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(copied.success());
 }
 
-/// A command on a store without a daemon, and the store before it.
+/// Command on a store without a daemon, and the store before it.
 struct Change<'a> {
     root: &'a Root,
     arguments: Vec<String>,
@@ -65,7 +67,7 @@ struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// Runs it under strace with `options`, on a store that is as before.
+    /// Runs the command under strace with `options`, on a fresh copy of the store.
     fn run(&self, options: &[String]) -> Output {
         caxton::files::remove(&self.root.state()).unwrap();
         copy(self.before, &self.root.state());
@@ -78,8 +80,8 @@ impl Change<'_> {
         command.args(&self.arguments).output().unwrap()
     }
 
-    /// The calls that name a path below the store, as a kind and the number among the thread's calls of that kind;
-    /// `None` where strace cannot be used.
+    /// Returns the calls with a path below the store, each as its kind and its number among the
+    /// thread's calls of that kind; `None` where strace cannot be used.
     fn calls(&self) -> Option<Vec<(String, usize)>> {
         let trace = self.root.path().join("trace");
         let options = ["--decode-fds=path", "-o", trace.to_str().unwrap(), "-e"].map(str::to_owned);
@@ -106,8 +108,8 @@ impl Change<'_> {
     }
 }
 
-/// Runs `arguments` on a store of `before`, once for each call that fails; afterwards the store holds what it held before,
-/// or what it holds when nothing fails.
+/// Runs `arguments` on a copy of the store `before`, once for each failing call. Checks that the
+/// store then holds its old content, or the content of a run without faults.
 fn old_or_new(test: &str, root: &Root, before: &Path, arguments: &[&str]) {
     let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     let change = Change { root, arguments, before };
@@ -142,7 +144,7 @@ fn old_or_new(test: &str, root: &Root, before: &Path, arguments: &[&str]) {
                 _ if held == old => olds += 1,
                 _ => panic!("{test}, {inject}: {held:?} is neither {old:?} nor {new:?}: {said}"),
             }
-            // An answer of success is true.
+            // A command that reports success must have made its change.
             assert!(!done.status.success() || held == new, "{test}, {inject}: {held:?}");
         }
     }
@@ -151,7 +153,7 @@ fn old_or_new(test: &str, root: &Root, before: &Path, arguments: &[&str]) {
         calls.len()
     );
     assert!(failed > 0 && olds > 0, "{test}: no fault was felt");
-    // The next start works on what the last fault left.
+    // The next run works on the store that the last fault left.
     let again = change.run(&[
         "-o".to_owned(),
         "/dev/null".to_owned(),

@@ -1,8 +1,8 @@
-//! What a model is said to take against what it takes: each is loaded and run in a process of its own,
-//! whose memory the kernel counts.
+//! Compares the estimated footprint of a model with the measured one. Each model is loaded and run
+//! in a process of its own, whose memory the kernel counts.
 //!
-//! Peaks of anonymous memory are those that a thread sees which looks without pause. Golden models are
-//! tried as they are, where the bound is [`SLACK`], and grown to a width at which a tenth is more.
+//! A thread that polls without pause finds the peak of anonymous memory. Golden models are measured
+//! as they are, where the bound is [`SLACK`], and enlarged to a width at which a tenth exceeds it.
 
 #![expect(
     clippy::panic,
@@ -33,14 +33,15 @@ use tempfile::TempDir;
 
 use crate::support::{golden, skipped};
 
-/// Tells the test that it is the process to be measured: the store's directory and the precision.
+/// Environment variable that makes the test measure in this process: the precision and the store's
+/// directory.
 const MEASURED: &str = "CAXTON_MEASURED";
-/// What a process that is a few megabytes large may be off by: stacks and allocators' arenas of the
-/// threads, and memory that was free before the load.
+/// Allowed error for a process of a few megabytes: stacks and allocator arenas of the threads, and
+/// memory that was free before the load.
 const SLACK: u64 = 2 << 20;
 const OPTIONS: Options = Options { threads: 2, batch_tokens: 1536, precision: Precision::Auto };
 
-/// A field of a file in `/proc/self`, in bytes.
+/// Returns a field of a file in `/proc/self` in bytes.
 fn kilobytes(lines: &str, field: &str) -> u64 {
     let value = lines.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     value.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
@@ -50,7 +51,7 @@ fn anonymous() -> u64 {
     kilobytes(&fs::read_to_string("/proc/self/status").unwrap(), "RssAnon:")
 }
 
-/// Resident bytes of what is mapped from files of this name.
+/// Returns the resident bytes of mappings of files with this name.
 fn mapped(name: &str) -> u64 {
     let maps = fs::read_to_string("/proc/self/smaps").unwrap();
     let mut all = 0;
@@ -63,7 +64,7 @@ fn mapped(name: &str) -> u64 {
     all
 }
 
-/// What `work` gives, and the most anonymous memory while it ran.
+/// Returns the result of `work`, and the peak of anonymous memory while it ran.
 fn watched<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -84,7 +85,7 @@ fn store_with(package: impl io::Read) -> (TempDir, Manifest) {
     let store = Store::volatile(directory.path()).unwrap();
     let size = Bytes::mib(1024);
     let quota = Quota { max_size: size, max_models: 1, cleanup: package::Cleanup::Manual };
-    // Grown models repeat themselves.
+    // Enlarged models repeat their values, so they compress extremely well.
     let limits = Limits { max_ratio: u32::MAX, ..Limits::for_size(size) };
     let staged = store.stage(package, &limits).unwrap();
     let entry = store.admit(staged, Origin::Installed, quota, |_| false).unwrap().entry;
@@ -95,11 +96,12 @@ fn only_key(store: &Store) -> Key {
     store.entries()[0].key.clone()
 }
 
-/// What the measured process says: estimated weights, mapped, scratch, loading; measured peak and mapped.
+/// Figures of the measured process: estimated weights, mapped, scratch and loading bytes; measured
+/// peak and mapped bytes.
 type Figures = [u64; 6];
 
-/// Loads the model, looks words up all over their table, runs the longest passes on all threads, and
-/// says what it took.
+/// Loads the model, looks up words all over the embedding table, runs the longest passes on all
+/// threads, and returns the figures.
 fn measure(directory: &Path, precision: Precision) -> Figures {
     let options = Options { precision, ..OPTIONS };
     let store = Store::volatile(directory).unwrap();
@@ -112,7 +114,7 @@ fn measure(directory: &Path, precision: Precision) -> Figures {
         (model, manifest)
     });
     let words = u32::try_from(model.tokenizer.vocabulary_size()).unwrap();
-    // One word of each eight pages: the kernel maps what is around.
+    // One word in every eight pages is enough, because the kernel also maps the pages around it.
     let step = u64::from(words) * 8 * 4096 / mapped_bytes.max(1);
     let ids: Vec<u32> = (0..words).step_by(usize::try_from(step).unwrap().max(1)).collect();
     let longest = manifest.max_sequence_length.min(options.batch_tokens);
@@ -120,7 +122,7 @@ fn measure(directory: &Path, precision: Precision) -> Figures {
         for texts in ids.chunks(64.min(longest)).collect::<Vec<_>>().chunks(4) {
             model.embedder.embed(texts).unwrap();
         }
-        // Six texts of 256 tokens make three of the largest passes there are of several texts.
+        // Six texts of 256 tokens make three passes of the largest size that holds several texts.
         for length in BTreeSet::from([longest, longest.min(256)]) {
             let text: Vec<u32> = (0..words).cycle().take(length).collect();
             for _ in 0..2 {
@@ -135,7 +137,7 @@ fn measure(directory: &Path, precision: Precision) -> Figures {
     [weight_bytes, mapped_bytes, scratch_bytes, loading_bytes, peak, mapped(WEIGHTS)]
 }
 
-/// Runs [`measure`] in a process of its own, which is this test with [`MEASURED`].
+/// Runs [`measure`] in a process of its own: this test again, with [`MEASURED`] set.
 fn measured(directory: &Path, precision: Precision) -> Figures {
     let output = Command::new(env::current_exe().unwrap())
         .args(["--exact", "footprint::the_estimate_is_within_a_tenth_of_what_is_measured"])
@@ -151,7 +153,8 @@ fn measured(directory: &Path, precision: Precision) -> Figures {
     serde_json::from_str(figures).unwrap()
 }
 
-/// What is wrong with the estimates of a package that is run in `precision`, if anything is.
+/// Compares the estimate of a package that is run in `precision` with the measurement. Returns a
+/// description if it is wrong.
 fn judge(package: &[u8], precision: Precision) -> Option<String> {
     let (store, manifest) = store_with(package);
     let [weights, mapped, scratch, loading, peak, mapped_peak] = measured(store.path(), precision);
@@ -177,7 +180,7 @@ fn judge(package: &[u8], precision: Precision) -> Option<String> {
     (!within).then_some(line)
 }
 
-/// Golden models, and how much they are grown.
+/// Golden models and the factors by which they are enlarged.
 const GROWN: [(&str, usize); 8] = [
     ("tiny-bert-mean", 8),
     ("tiny-bert-odd", 8),
@@ -188,7 +191,7 @@ const GROWN: [(&str, usize); 8] = [
     ("tiny-static", 64),
     ("tiny-xlm-roberta", 8),
 ];
-/// How they are stored, and what they are run in then.
+/// Stored precision, and the precision in which it is run.
 const RUNS: [(package::Precision, Precision); 2] =
     [(package::Precision::F32, Precision::F32), (package::Precision::Int8, Precision::Int8)];
 
@@ -217,7 +220,8 @@ fn change_json(path: &Path, change: impl FnOnce(&mut Value)) {
     }
 }
 
-/// Copies the golden model `name` with all its vectors `factor` times as long, and for texts of 256 tokens.
+/// Copies the golden model `name` with all vectors `factor` times as long, and for texts of 256
+/// tokens.
 fn grown(name: &str, factor: usize) -> TempDir {
     const POSITIONS: usize = 256;
     let directory = tempfile::Builder::new().prefix(&format!("grown-{name}-")).tempdir().unwrap();
@@ -291,7 +295,7 @@ fn the_estimate_is_within_a_tenth_of_what_is_measured() {
         let told = told.into_string().unwrap();
         let (precision, directory) = told.split_once(' ').unwrap();
         let figures = measure(Path::new(directory), precision.parse().unwrap());
-        // On the line that the harness has begun.
+        // The test harness has already begun a line, so begin another one.
         return writeln!(io::stdout(), "\nfigures: {}", serde_json::to_string(&figures).unwrap())
             .unwrap();
     }

@@ -1,5 +1,5 @@
-//! The engine against the vectors of sentence-transformers; `tests/golden/README.md` has the
-//! bounds.
+//! Compares the engine with the vectors of sentence-transformers, within the bounds of
+//! `tests/golden/README.md`.
 
 #![expect(
     clippy::panic,
@@ -20,11 +20,12 @@ use caxton::models::load;
 use caxton::package::{self, Contents, Manifest, PackRequest};
 use safetensors::SafeTensors;
 
-/// Largest difference of one value, of vectors of length 1.
+/// Largest difference of one value between unit vectors.
 const MAX_DIFFERENCE: f32 = 2e-5;
 /// Least cosine.
 const MIN_COSINE: f32 = 0.999_999;
-/// Real models are not in the repository: each lies under this directory by its name.
+/// Environment variable with the directory of real models, by their names. They are not in the
+/// repository.
 const MODELS: &str = "CAXTON_MODELS";
 
 pub(super) struct Case {
@@ -126,7 +127,8 @@ pub(super) fn load(case: &Case, directory: &Path, precision: Precision) -> Loade
     };
     let files: ModelFiles = ModelFiles {
         config: match case.architecture {
-            // sentence-transformers writes none; this is what a package has.
+            // sentence-transformers writes no such file for static embeddings; a package contains
+            // this one.
             Architecture::Static => {
                 let config = r#"{"model_type": "static", "vocab_size": 537, "hidden_size": 64}"#;
                 config.as_bytes().to_vec()
@@ -145,7 +147,7 @@ pub(super) fn load(case: &Case, directory: &Path, precision: Precision) -> Loade
     engine::load(&spec, files, options).unwrap()
 }
 
-/// The rows of a tensor of the reference file.
+/// Returns the rows of a tensor in the reference file.
 pub(super) fn reference(case: &Case, tensor: &str) -> Vec<Vec<f32>> {
     let bytes = read(golden().join(case.name).join("reference.safetensors"));
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -161,8 +163,8 @@ pub(super) fn reference(case: &Case, tensor: &str) -> Vec<Vec<f32>> {
     values.chunks_exact(case.dimensions).map(<[f32]>::to_vec).collect()
 }
 
-/// `vector` scaled to length 1; `None` for zeros, which static embeddings have for a text without
-/// tokens.
+/// Scales `vector` to length 1. Returns `None` for a vector of zeros, which static embeddings give
+/// for a text without tokens.
 fn unit(vector: &[f32]) -> Option<Vec<f32>> {
     let norm = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
     (norm != 0.0).then(|| vector.iter().map(|value| value / norm).collect())
@@ -172,7 +174,8 @@ pub(super) fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Every text of `case` that is not as the reference says, and the largest difference of all.
+/// Returns the texts of `case` that differ from the reference by more than allowed, and the largest
+/// difference of all.
 fn compare(case: &Case, directory: &Path, texts: &[String]) -> (Vec<String>, f32) {
     let model = load(case, directory, Precision::F32);
     let ids = read(golden().join(case.name).join("reference_ids.json"));
@@ -211,7 +214,7 @@ fn compare(case: &Case, directory: &Path, texts: &[String]) -> (Vec<String>, f32
             let cosine: f32 = found.iter().zip(&expected).map(|(a, b)| a * b).sum();
             worst = worst.max(difference);
             let unnormalised = case.normalize && (length - 1.0).abs() > 1e-5;
-            // Written so that NaN fails.
+            // The negated form also fails for NaN.
             if !(difference <= MAX_DIFFERENCE && cosine >= MIN_COSINE) || unnormalised {
                 failures.push(format!(
                     "{} {tensor} text {index}: difference {difference:e}, cosine {cosine}, \
@@ -236,8 +239,8 @@ fn tiny_models_give_the_vectors_of_sentence_transformers() {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// Least cosine to the vectors of sentence-transformers, by how the package stores the weights. Random
-/// ones make attention sharp, and with it the errors of int8 large.
+/// Least cosine to the vectors of sentence-transformers, for each stored precision. The random
+/// weights of the tiny models make attention sharp, which enlarges the errors of int8.
 const PACKED: [(package::Precision, f32); 3] = [
     (package::Precision::F32, MIN_COSINE),
     (package::Precision::F16, 0.999_99),

@@ -1,7 +1,7 @@
-//! The journal: what is told, with which fields, and what can never be in it.
+//! Tests of the journal: the records and their fields, and the data that they must never contain.
 //!
-//! A daemon that takes this test for journald is started in a mount namespace of its own, where the test's socket lies
-//! at journald's place.
+//! The daemon is started in a mount namespace of its own, in which the test's socket lies at
+//! journald's path.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,10 +19,10 @@ use crate::catalog::{catalog, in_journal};
 use crate::support::packages::{entry, flip_a_bit_of};
 use crate::support::{BOUND, Daemon, Root, skipped};
 
-/// A record as journald gets it.
+/// Fields of a record as journald receives them.
 type Record = BTreeMap<String, String>;
 
-/// Reads a datagram as journald does.
+/// Parses a datagram as journald does.
 fn parse(mut bytes: &[u8]) -> Record {
     let mut fields = Record::new();
     while !bytes.is_empty() {
@@ -48,14 +48,15 @@ fn parse(mut bytes: &[u8]) -> Record {
     fields
 }
 
-/// The test in the place of journald. It takes nothing but when it is asked to.
+/// Test double for journald. It receives a record only when the test requests one.
 struct Journald {
     directory: TempDir,
     socket: Option<UnixDatagram>,
 }
 
 impl Journald {
-    /// `None`, said by the name of `test`, where a mount namespace cannot be made.
+    /// Creates the socket; returns `None` where a mount namespace cannot be created, and prints
+    /// that `test` is skipped.
     fn new(test: &str) -> Option<Self> {
         let unshared = Command::new("unshare").args(["--mount", "true"]).output();
         if !unshared.is_ok_and(|output| output.status.success()) {
@@ -68,7 +69,7 @@ impl Journald {
         Some(Self { directory, socket: Some(socket) })
     }
 
-    /// Nobody listens, and nothing lies at the place.
+    /// Removes the socket, so that no receiver and no file is left at the path.
     fn remove(&mut self) {
         self.socket = None;
         fs::remove_file(self.directory.path().join("socket")).unwrap();
@@ -76,7 +77,8 @@ impl Journald {
 
     /// Starts a daemon that takes its stderr for a stream to the journal.
     fn start(&self, root: Root) -> Daemon {
-        // The place of journald is the same in every namespace of a service, so that there is nothing to configure.
+        // journald's path is the same for every service and cannot be configured, so the test's
+        // socket is mounted there.
         let script = r#"
             mount -t tmpfs tmpfs /run
             mkdir -p /run/systemd/journal
@@ -98,7 +100,7 @@ impl Journald {
         parse(&bytes[..length])
     }
 
-    /// The next record of this kind; `seen` gets it and those before it.
+    /// Returns the next record of this kind, and appends it and the records before it to `seen`.
     fn wait(&self, message: Message, seen: &mut Vec<Record>) -> Record {
         loop {
             let record = self.next();
@@ -188,7 +190,7 @@ fn while_journald_takes_nothing_requests_are_answered_and_then_it_is_told_what_i
         line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
     };
     assert_eq!(lost(), 0);
-    // Each writes a record: more than may wait.
+    // Each request writes a record; together they overflow the queue of records.
     let mut connection = daemon.connect();
     let flushes = (0..40).take_while(|_| {
         for _ in 0..50 {
@@ -223,7 +225,8 @@ fn where_journald_has_no_socket_its_stream_gets_lines_with_priorities() {
     assert!(daemon.wait_log("ready status=").starts_with("<6>"));
 }
 
-/// A name that tries to end its line, to be another field, and to paint the terminal.
+/// File name that contains a line break, field assignments, and control characters for the
+/// terminal.
 const HOSTILE: &str = "bad\nMESSAGE_ID=0\nPRIORITY=0\n\u{1b}[31m\r\u{202e}-1.model.tar.zst";
 
 #[test]
@@ -289,7 +292,7 @@ fn texts_and_vectors_of_requests_are_never_logged() {
     for (path, body) in &bodies {
         succeeded += usize::from(daemon.post(path, body).status == 200);
         let whole = body.to_string();
-        // Malformed: the end is missing; what is there holds the text.
+        // The JSON is malformed, because its end is missing, but it still contains the text.
         let cut = &whole.as_bytes()[..whole.len() - 1];
         let answer = daemon.connect().request("POST", path, &[], cut);
         assert!(answer.status >= 400, "{path}: {answer:?}");
@@ -305,7 +308,7 @@ fn texts_and_vectors_of_requests_are_never_logged() {
     daemon.wait_log("stopped");
     let log = daemon.log();
     assert!(log.iter().any(|line| line.contains("DEBUG")), "the log is at its lowest level");
-    // A short one may be a part of any number.
+    // A short number could be a part of any other number.
     let numbers = vector.iter().map(f32::to_string).filter(|number| number.len() > 8);
     let numbers: Vec<String> = numbers.collect();
     assert!(numbers.len() > vector.len() / 2, "{numbers:?}");

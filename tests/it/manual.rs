@@ -1,7 +1,9 @@
-//! The manual and the completions are what the command line, the configuration and the package format say: each file is
-//! made again and compared. `CAXTON_WRITE_MANUAL=1 cargo test --test it manual` writes them anew.
+//! Tests that the manual and the completions match the command line, the configuration and the
+//! package format. Each file is generated and compared; `CAXTON_WRITE_MANUAL=1 cargo test --test it
+//! manual` writes the files.
 //!
-//! A page is `packaging/man/NAME.in`, written by hand, in which a line `@word@` stands for what is generated.
+//! A page is `packaging/man/NAME.in`, written by hand, in which a line `@word@` is replaced by
+//! generated text.
 
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -18,8 +20,8 @@ use clap_complete::Shell;
 
 use crate::support::{BOUND, Root, golden, skipped};
 
-/// The version that the pages describe and the day they show: of the version, not of the build, so that two builds
-/// give the same bytes.
+/// Version that the pages describe, and its date. The date does not depend on the build, so two
+/// builds give the same bytes.
 const VERSION: (&str, &str) = ("0.1.0", "2026-11-21");
 
 const PAGES: [&str; 4] = ["caxton.1", "caxtond.8", "caxton.yaml.5", "caxton-package.5"];
@@ -35,7 +37,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// What a line `@word@` of a page stands for.
+/// Returns the text that replaces a line `@word@` of a page.
 fn generated(word: &str) -> String {
     match word {
         "caxton-options" => commands::options(&caxton()),
@@ -51,7 +53,7 @@ fn generated(word: &str) -> String {
     }
 }
 
-/// The command line without what is hidden.
+/// Returns the command line without hidden commands and options.
 fn caxton() -> clap::Command {
     let mut whole = caxton::cli::command();
     whole.build();
@@ -77,11 +79,11 @@ fn page(name: &str) -> String {
 
 fn completion(shell: Shell) -> String {
     let mut script = Vec::new();
-    // `caxton daemon` is what `caxton demo` starts, for nobody to type.
+    // Hide `caxton daemon`: `caxton demo` starts it, and users do not type it.
     let mut command = commands::without_hidden(&caxton::cli::command());
     clap_complete::generate(shell, &mut command, "caxton", &mut script);
     let text = String::from_utf8(script).unwrap();
-    // Some lines end in blanks.
+    // Some generated lines end in blanks.
     let lines: Vec<_> = text.lines().map(str::trim_end).collect();
     lines.join("\n") + "\n"
 }
@@ -108,7 +110,7 @@ fn pages_and_completions_are_what_the_types_say() {
     }
 }
 
-/// Whether `program` is there; otherwise the test is skipped.
+/// Returns whether `program` is installed. If not, prints that `test` is skipped.
 fn is_there(program: &str, test: &str) -> bool {
     let found = Command::new(program)
         .arg("--version")
@@ -149,7 +151,7 @@ fn no_formatter_has_a_word_to_say_about_the_pages() {
 fn the_examples_of_the_manual_do_what_they_say() {
     let daemon = Root::new().start();
     let place = tempfile::tempdir().unwrap();
-    // A link would give the model the name of what it leads to.
+    // Copy the directory, because the model would get the name of a link's target.
     let copied = Command::new("cp")
         .arg("-r")
         .arg(golden("tiny-bert-mean"))
@@ -179,7 +181,7 @@ fn the_examples_of_the_manual_do_what_they_say() {
             .output()
             .unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
-        // A doctor finds on the machine of the tests what it finds.
+        // `caxton doctor` may find problems of the machine that runs the tests.
         let code = output.status.code();
         let is_fine = code == Some(0) || (example.starts_with("caxton doctor") && code == Some(1));
         assert!(is_fine, "{example}: {stderr}");
@@ -187,9 +189,9 @@ fn the_examples_of_the_manual_do_what_they_say() {
     daemon.stop();
 }
 
-/// What `script`, run by `shell`, writes.
+/// Runs `script` in `shell` and returns its output.
 fn run_script(shell: &str, arguments: &[&str], script: &str) -> String {
-    // A shell at a terminal that never sees what it waits for does not end by itself.
+    // A shell on a terminal would wait forever for output that never comes.
     let output = Command::new("timeout")
         .args([&BOUND.as_secs().to_string(), shell])
         .args(arguments)
@@ -230,7 +232,7 @@ fn zsh_completes_commands() {
     if !is_there("zsh", test) {
         return;
     }
-    // The completion system works at a terminal only: a second shell gets one.
+    // zsh's completion works only on a terminal, so a second shell gets a pseudo-terminal.
     let script = "zmodload zsh/zpty
         zpty shell zsh -f -i
         zpty -w shell \"PS1=; fpath=($PWD \\$fpath); autoload -Uz compinit; compinit -u -D; print loa''ded\"

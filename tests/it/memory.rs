@@ -1,4 +1,4 @@
-//! Memory under a limit: what is shown, what leaves and when, what is refused, and that the daemon lives on.
+//! Tests of a memory limit: the figures shown, evictions, rejections, and that the daemon survives.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,7 +15,7 @@ use crate::support::{Answer, Daemon, Root, pack, refused};
 
 const MIB: u64 = 1 << 20;
 
-/// A root whose levels fall fast and whose machine counts for nothing.
+/// Creates a root with a short quiet time, in which the machine's own memory does not count.
 fn root() -> Root {
     Root::with_other()
         .with("memory.min_free", json!("0B"))
@@ -72,7 +72,7 @@ fn models_are_loaded_pinned_flushed_and_unloaded_on_request() {
     assert_eq!(model(&status, "bundled-mini")["residency"], "unloaded");
     assert_eq!(model(&status, "other")["residency"], "resident");
     assert_eq!(status["actions"][0]["action"], "unload");
-    // It is loaded when it is asked for, so that nothing is wrong.
+    // An unloaded model is loaded on request, so the daemon is still ready.
     assert_eq!(daemon.get("/readyz").status, 200);
 
     let unpinned = call(&daemon, "POST", "/api/memory/models/other/load", r#"{"pinned":false}"#);
@@ -118,7 +118,8 @@ fn a_limit_below_the_smallest_model_is_told_with_numbers_until_it_is_lifted() {
     daemon.stop();
 }
 
-/// Nothing is installed that was not tried, and nothing is tried that does not fit.
+/// Checks that a package is not installed while its model does not fit: an installation requires a
+/// self-test, and a self-test requires memory.
 #[test]
 fn a_package_whose_model_does_not_fit_is_installed_when_it_does() {
     let daemon = Root::without_bundled()
@@ -154,7 +155,7 @@ fn a_bundled_package_whose_model_does_not_fit_is_installed_when_it_does() {
     assert!(said.contains("bundled-mini") && said.contains("it needs "), "{said}");
     assert_eq!(daemon.get("/api/packages").json()["packages"], json!([]));
     set_limit(&daemon, "auto");
-    // The daemon looks at both directories when a file is dropped.
+    // The daemon scans both directories when a file is dropped.
     until_looked(&daemon, "dropped");
     until_answers(&daemon, "bundled-mini");
     assert_eq!(daemon.package("bundled-mini")["origin"], "bundled");
@@ -174,19 +175,20 @@ fn a_model_that_is_not_used_leaves_and_comes_back() {
     daemon.stop();
 }
 
-/// The load of one more model than there may be makes another one leave, but none that came just now.
+/// Checks that a load beyond the limit of models does not evict a model that was just loaded.
 #[test]
 fn only_so_many_models_are_in_memory() {
     let daemon = root().with("memory.max_loaded_models", json!(1)).start();
     let refusal = embed(&daemon, "other");
     refused(&refusal, 503, "memory_limit", None, &[]);
-    // What is in memory now will have had its time then.
+    // The model in memory may be evicted after this time.
     assert_eq!(refusal.header("retry-after"), Some("30"));
     assert_eq!(embed(&daemon, "bundled-mini").status, 200);
     daemon.stop();
 }
 
-/// Pressure that is heard from a FIFO, under a limit that is lowered while it runs.
+/// Checks the reaction to pressure that is signalled through a FIFO, under a limit that is lowered
+/// at run time.
 #[test]
 fn models_leave_under_pressure_and_the_last_fallback_answers_on() {
     let root = root();
@@ -221,7 +223,7 @@ fn models_leave_under_pressure_and_the_last_fallback_answers_on() {
 
     set_limit(&daemon, "auto");
     daemon.wait_log("memory is not short any more");
-    // It stays away for its cool-down all the same.
+    // The cool-down of the evicted model has not ended yet.
     refused(&embed(&daemon, "other"), 503, "memory_pressure", None, &[]);
     daemon.stop();
 }
@@ -230,7 +232,8 @@ fn signal(fifo: &Path) {
     OpenOptions::new().write(true).open(fifo).unwrap().write_all(b"!").unwrap();
 }
 
-/// Two models of which one fits beside the other's absence alone, asked for in turns.
+/// Checks that alternating requests for two models, of which only one may be loaded, do not make
+/// them replace each other.
 #[test]
 fn taking_turns_does_not_thrash() {
     let daemon = root()

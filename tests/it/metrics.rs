@@ -1,4 +1,5 @@
-//! What Prometheus is told: which series there are, from when on, and what is counted in them.
+//! Tests of the Prometheus metrics: the series, the time of their first appearance, and their
+//! values.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +13,7 @@ use serde_json::json;
 use crate::support::packages::until_quarantined;
 use crate::support::{Daemon, Root, packages};
 
-/// The samples of a scrape by their series.
+/// Returns the samples of a scrape by their series.
 fn scrape(daemon: &Daemon) -> BTreeMap<String, f64> {
     let answer = daemon.get("/metrics");
     let kind = "text/plain; version=0.0.4; charset=utf-8";
@@ -26,7 +27,7 @@ fn scrape(daemon: &Daemon) -> BTreeMap<String, f64> {
     samples.collect()
 }
 
-/// The name of a series, without labels and without what a histogram puts behind it.
+/// Returns the name of a series, without labels and without the suffix of a histogram.
 fn family(series: &str) -> &str {
     let name = series.split('{').next().unwrap();
     ["_bucket", "_sum", "_count"].into_iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name)
@@ -134,7 +135,7 @@ fn a_client_that_leaves_is_counted_and_one_that_asks_for_open_metrics_gets_it() 
     let cut = r#"caxton_requests_total{route="/v1/embeddings",outcome="invalid_request"}"#;
     daemon.until("the client that left to be counted", || {
         let samples = scrape(&daemon);
-        // Whichever is seen first: that the body ends, or that the connection does.
+        // The daemon may notice the end of the body or the end of the connection first.
         (samples[gone] + samples[cut] == 1.0).then_some(())
     });
     let accept = [("accept", "application/openmetrics-text;version=1.0.0,*/*;q=0.1")];
@@ -154,7 +155,7 @@ fn a_scrape_takes_less_than_five_milliseconds() {
         assert_eq!(connection.request("GET", "/metrics", &[], b"").status, 200);
         began.elapsed()
     });
-    // The best of them: others share the machine.
+    // Use the shortest time, because other processes share the machine.
     let best = times.min().unwrap();
     assert!(best < Duration::from_millis(5), "{best:?}");
     daemon.stop();
@@ -184,17 +185,17 @@ fn every_route_is_told_apart() {
     assert_eq!(registered, told, "src/api/metrics.rs lists the routes");
 }
 
-/// The names that begin with `caxton_` in `text`.
+/// Returns the names in `text` that begin with `caxton_`.
 fn named(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-    // A package's file has a version behind it.
+    // Skip the bare prefix, because the README also has the package file `caxton_*.deb`.
     words.filter(|word| word.strip_prefix("caxton_").is_some_and(|rest| !rest.is_empty())).collect()
 }
 
 #[test]
 fn every_metric_of_the_alerts_and_of_the_readme_exists() {
     let daemon = Root::new().start();
-    // What there is where the kernel tells it.
+    // These exist only where the kernel reports the figures.
     let mut families = BTreeSet::from([
         "caxton_memory_pressure_stall_ratio".to_owned(),
         "caxton_memory_limit_bytes".to_owned(),

@@ -1,4 +1,5 @@
-//! `caxton model`, with a running daemon and without: the same words, the same exit codes.
+//! Tests of `caxton model`, with a running daemon and without one: both give the same output and
+//! the same exit codes.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,20 +12,20 @@ use serde_json::Value;
 use crate::support::packages::names;
 use crate::support::{Daemon, Root, golden, pack, tiny_package};
 
-/// The data is wrong, as in `sysexits.h`.
+/// EX_DATAERR of `sysexits.h`: the data is wrong.
 const DATA: i32 = 65;
 const USAGE: i32 = 64;
 const UNAVAILABLE: i32 = 69;
 const SYSTEM: i32 = 71;
 
-/// A root with the daemon that serves it, or with none.
+/// Root with a running daemon, or without one.
 enum Place {
     Served(Box<Daemon>),
     Alone(Root),
 }
 
 impl Place {
-    /// Both, each with the bundled model in its store.
+    /// Creates both, each with the bundled model in its store.
     fn both() -> [Self; 2] {
         let served = Root::new().start();
         let alone = Root::new().start().stop();
@@ -38,21 +39,21 @@ impl Place {
         }
     }
 
-    /// Runs `caxton model` with `arguments`: exit code, stdout, stderr.
+    /// Runs `caxton model` with `arguments` and returns the exit code, stdout and stderr.
     fn model(&self, arguments: &[&str]) -> (i32, String, String) {
         let output = self.root().cli().arg("model").args(arguments).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     }
 
-    /// [`Self::model`] that must succeed and say nothing on stderr: its stdout.
+    /// Runs [`Self::model`], which must succeed without output on stderr, and returns its stdout.
     fn done(&self, arguments: &[&str]) -> String {
         let (code, stdout, stderr) = self.model(arguments);
         assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}: {stdout}");
         stdout
     }
 
-    /// [`Self::model`] that must fail with `code` and say `words` on stderr.
+    /// Runs [`Self::model`], which must fail with `code` and print `words` on stderr.
     fn refused(&self, arguments: &[&str], code: i32, words: &[&str]) {
         let (found, stdout, stderr) = self.model(arguments);
         assert_eq!(found, code, "{arguments:?}: {stdout}{stderr}");
@@ -72,7 +73,7 @@ impl Place {
         self.root().path().join(name).into_os_string().into_string().unwrap()
     }
 
-    /// The models that `list` shows.
+    /// Returns the models in the output of `list`.
     fn listed(&self) -> Vec<String> {
         let list: Value = serde_json::from_str(&self.done(&["list", "--json"])).unwrap();
         let packages = list["packages"].as_array().unwrap();
@@ -83,7 +84,7 @@ impl Place {
     }
 }
 
-/// The package with one bit of a member's content flipped.
+/// Returns the package with one flipped bit in the content of a member.
 fn with_flipped_bit_in(member: &str, package: &[u8]) -> Vec<u8> {
     let mut archive = zstd::decode_all(package).unwrap();
     let header = archive.windows(member.len() + 1).position(|window| {
@@ -153,7 +154,7 @@ fn a_directory_is_packed_and_installed_in_one_step() {
         let said = place.done(&command);
         assert!(said.starts_with("installed: m@1, signature: none\nok: every file"), "{said}");
         assert_eq!(place.listed(), ["bundled-mini@1", "m@1"]);
-        // Known models are what their name says, or they are not installed under it.
+        // A well-known name is accepted only for the model that it names.
         let known = ["install", id, "all-MiniLM-L6-v2", "--source", &source];
         place.refused(&known, DATA, &["this directory is not all-MiniLM-L6-v2", "384"]);
         assert_eq!(place.listed(), ["bundled-mini@1", "m@1"]);
@@ -215,7 +216,7 @@ fn a_bundled_model_is_not_removed() {
 #[test]
 fn an_installed_model_whose_files_changed_fails_its_verification() {
     for place in Place::both() {
-        // What the appliance brings would replace what is corrupt.
+        // Remove the bundled packages, because the daemon would repair the corrupt entry from them.
         for package in names(&place.root().bundled()) {
             fs::remove_file(place.root().bundled().join(package)).unwrap();
         }
@@ -253,7 +254,7 @@ fn other_faults_have_the_exit_codes_of_sysexits() {
 #[test]
 fn the_store_is_not_touched_while_a_daemon_holds_it() {
     let daemon = Root::new().start();
-    // The command line then looks for the daemon at another socket than the one it listens on.
+    // The command line then looks for the daemon at a socket on which it does not listen.
     let elsewhere = daemon.path().join("elsewhere.sock");
     let config = fs::read_to_string(daemon.config()).unwrap();
     let other = daemon.path().join("other.yaml");

@@ -1,4 +1,5 @@
-//! Nothing here reaches a network: no crate that could, no code that names one, and no socket but of AF_UNIX.
+//! Tests that Caxton cannot reach a network: no crate that could, no code that names one, and only
+//! AF_UNIX sockets.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +10,7 @@ use serde_json::json;
 
 use crate::support::{Daemon, Root, golden, skipped, tiny_package};
 
-/// Crates that encrypt for a network, resolve names, or download.
+/// Crates for network encryption, name resolution or downloads.
 const NETWORK_CRATES: &[&str] = &[
     "attohttpc",
     "aws-lc-rs",
@@ -43,7 +44,7 @@ const NETWORK_CRATES: &[&str] = &[
     "webpki-roots",
 ];
 
-/// What a program names that opens a socket of a network.
+/// Names in programs that open a network socket.
 const NETWORK_NAMES: &[&str] = &[
     "TcpStream",
     "TcpListener",
@@ -69,7 +70,7 @@ fn no_crate_of_the_programs_could_use_a_network() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let crates: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
-    // The list is read right.
+    // Check that the list was parsed.
     assert!(crates.contains("candle-core") && crates.contains("hyper"), "{crates:?}");
     let found: Vec<_> = NETWORK_CRATES.iter().filter(|name| crates.contains(*name)).collect();
     assert!(found.is_empty(), "{found:?}");
@@ -96,7 +97,7 @@ fn no_line_of_the_source_names_a_network() {
     assert!(read > 30);
 }
 
-/// The domain of each socket in the output of strace, `AF_UNIX` for one.
+/// Returns the domains of the sockets in the output of strace, such as `AF_UNIX`.
 fn domains(trace: &str) -> BTreeSet<&str> {
     let calls = ["socket(", "socketpair("];
     let lines = trace.lines().filter_map(|line| {
@@ -122,7 +123,8 @@ fn daemon_and_command_line_open_sockets_of_af_unix_only() {
     let place = tempfile::tempdir().unwrap();
     let traced = |name: &str| {
         let mut strace = Command::new("strace");
-        // As a grandchild, so that the program itself is the child that gets the signals.
+        // strace runs as a grandchild, so that the program itself is the child and receives the
+        // signals.
         strace
             .args(["-D", "-f", "-e", "trace=socket,socketpair", "-o"])
             .arg(place.path().join(name))

@@ -1,4 +1,5 @@
-//! Ollama's dialect through the socket of a real daemon: vectors, names, listings, failures, and how long models stay.
+//! Tests of Ollama's dialect through the socket of a real daemon: vectors, names, listings, errors,
+//! and how long models stay loaded.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -18,7 +19,7 @@ fn rows(answer: &Value) -> Vec<Vec<f32>> {
     serde_json::from_value(answer["embeddings"].clone()).unwrap()
 }
 
-/// A failure in Ollama's shape, and nothing else: its message.
+/// Checks that an error has exactly Ollama's shape, and returns its message.
 fn failed(answer: &Answer) -> String {
     assert_eq!(answer.header("content-type"), Some("application/json"), "{answer:?}");
     let body = answer.json();
@@ -27,7 +28,7 @@ fn failed(answer: &Answer) -> String {
     fields["error"].as_str().unwrap().to_owned()
 }
 
-/// What `/api/ps` and `/api/memory/status` say of the model `id`, if it is in memory.
+/// Returns the model `id` in `/api/ps` and in `/api/memory/status`, if it is in memory.
 fn in_memory(daemon: &Daemon, id: &str) -> Option<(Value, Value)> {
     let find = |path: &str, key: &str, name: &dyn Fn(&str) -> bool| {
         let answer = daemon.get(path);
@@ -40,7 +41,8 @@ fn in_memory(daemon: &Daemon, id: &str) -> Option<(Value, Value)> {
     Some((running, memory))
 }
 
-/// In how many seconds `id` leaves memory for want of use; `None` when it does not.
+/// Returns the number of seconds after which `id` is unloaded if it is not used; `None` when it is
+/// not.
 fn expires_in(daemon: &Daemon, id: &str) -> Option<u64> {
     in_memory(daemon, id).unwrap().1["expires_in_seconds"].as_u64()
 }
@@ -172,7 +174,8 @@ fn models_are_listed_as_ollama_lists_them() {
     assert!(in_memory(&daemon, "other").is_none());
     embed(&daemon, json!({ "model": "other" }));
     let (mut running, memory) = in_memory(&daemon, "other").unwrap();
-    // It does not leave by itself: so far away that Ollama's own command line calls it for ever.
+    // The model is never unloaded for being idle. Ollama's own command line prints a date so far
+    // away as "Forever".
     let expires = running["expires_at"].take();
     assert!(expires.as_str().unwrap() > "2300" && expires.as_str().unwrap().ends_with('Z'));
     let expected = json!({
@@ -245,7 +248,7 @@ fn a_failure_is_one_flat_text() {
         let headers: &[_] = if method == "HEAD" { &last } else { &[] };
         connection.ask(method, path, headers, body.as_bytes());
         if method == "HEAD" {
-            // Its length is that of a body which is not sent.
+            // The length in an answer to HEAD belongs to a body that is not sent.
             let answer = String::from_utf8(connection.until_closed()).unwrap();
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
             continue;
@@ -267,10 +270,10 @@ fn a_failure_is_one_flat_text() {
 #[test]
 fn a_full_queue_is_503_with_a_time_to_come_back() {
     let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
-    // Ids need no tokenizing: the model is the slowest part, so that requests wait for it.
+    // Token ids need no tokenizing, so the model is the slowest part and requests wait for it.
     let body = json!({ "input": vec![vec![5; 48]; 512] }).to_string();
     let refusal = daemon.until("a refusal", || {
-        // They leave when this has an answer, and with them their work.
+        // The connections close at the end of this closure, which cancels their requests.
         let mut busy: Vec<_> = (0..4).map(|_| daemon.connect()).collect();
         for connection in &mut busy {
             connection.ask("POST", EMBEDDINGS, &[], body.as_bytes());
@@ -318,7 +321,7 @@ fn keep_alive_holds_until_another_one_or_until_the_model_leaves() {
     let count = daemon.log().len();
     embed(&daemon, json!({ "model": "other", "keep_alive": "1s" }));
     daemon.wait_log_after(count, "not used for 1s, its keep_alive");
-    // What it was told is forgotten with it.
+    // The keep_alive of the client is forgotten when the model is unloaded.
     near(ask(json!(null)), 7_200);
     daemon.stop();
 }
@@ -335,7 +338,7 @@ fn a_keep_alive_of_nothing_unloads_after_the_reply() {
         assert!(said.contains("other@2+"), "{said}");
         assert!(in_memory(&daemon, "other").is_none());
     }
-    // What is not there stays away: it is loaded, which is what the request says, and leaves.
+    // An absent model is loaded, as the request asks, and then unloaded.
     let count = daemon.log().len();
     embed(&daemon, json!({ "model": "other", "keep_alive": 0 }));
     daemon.wait_log_after(count, "not used for 0s, its keep_alive");
@@ -364,7 +367,7 @@ fn a_model_that_others_use_or_that_is_pinned_does_not_leave_for_a_keep_alive_of_
     let pin = |body: &str| daemon.connect().request("POST", path, &[], body.as_bytes()).status;
     assert_eq!(pin(r#"{"pinned": true}"#), 200);
     embed(&daemon, json!({ "model": "other", "input": "a", "keep_alive": 0 }));
-    // It does not leave, and is not on its way out: it is not going to expire.
+    // A pinned model is not unloaded, so it does not expire.
     assert_eq!(expires_in(&daemon, "other"), None);
     let count = daemon.log().len();
     assert_eq!(pin(r#"{"pinned": false}"#), 200);

@@ -1,5 +1,5 @@
-//! What installing, checking, loading and unloading a model leaves in the page cache, which counts as memory
-//! of the service: as `fincore` of util-linux tells it.
+//! Measures with util-linux's `fincore` how much of a model stays in the page cache after it is
+//! installed, checked, loaded and unloaded. The page cache counts as memory of the service.
 
 #![expect(
     clippy::unwrap_used,
@@ -21,10 +21,11 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use crate::support::skipped;
 
-/// What may stay of the files of a model: the ends of pages, and the small files that are read whole.
+/// Bytes of a model's files that may stay: the ends of pages, and the small files that are read
+/// whole.
 const RESIDUE: u64 = 4 << 20;
 
-/// Bytes of `files` in the page cache.
+/// Returns the bytes of `files` in the page cache.
 fn cached(files: &[PathBuf]) -> u64 {
     let output = Command::new("fincore")
         .args(["--bytes", "--noheadings", "--output", "RES"])
@@ -54,7 +55,7 @@ fn a_model_leaves_the_page_cache_when_it_was_installed_checked_or_unloaded() {
         .join("bundled-models/bundled-mini-1.0.0.model.tar.zst");
     let package = place.path().join("package");
     fs::copy(bundled, &package).unwrap();
-    // What is not on the disk yet cannot leave the cache.
+    // The kernel cannot drop pages that are not written to disk yet.
     File::open(&package).unwrap().sync_all().unwrap();
     let source = || ReadOnce::new(files::open_regular(&package).unwrap());
 
@@ -80,7 +81,7 @@ fn a_model_leaves_the_page_cache_when_it_was_installed_checked_or_unloaded() {
     let table = model.embedder.mapped_bytes();
     assert!(left("loaded") <= table + RESIDUE);
 
-    // A word of every page, so that all of the table is in use.
+    // Use one word in every page, so that the whole table is read.
     let words = u32::try_from(model.tokenizer.vocabulary_size()).unwrap();
     let step = usize::try_from(u64::from(words) * 4096 / table).unwrap().max(1);
     let ids: Vec<u32> = (0..words).step_by(step).collect();

@@ -1,4 +1,4 @@
-//! What a model is computed in, as an operator reads it: in the answers, in the journal, on the terminal.
+//! Tests of the reported precision of a model: in answers, in the log and on the terminal.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Daemon, Root, cli, golden, skipped};
 
-/// What the daemon says that its default model is computed in: the same wherever it says so.
+/// Returns the arithmetic of the default model, and checks that the daemon reports it equally
+/// everywhere.
 fn arithmetic(daemon: &Daemon) -> Value {
     let found = daemon.package("bundled-mini")["arithmetic"].clone();
     let field = |name: &str| found[name].as_str().unwrap();
@@ -55,7 +56,7 @@ fn the_precision_of_the_configuration_is_obeyed() {
         let daemon = Root::new().with("embedding.precision", json!(wanted)).start();
         let found = arithmetic(&daemon);
         assert_eq!(found["precision"], wanted, "{found}");
-        // What the processor lacks may follow.
+        // A missing feature of the processor may be named after it.
         assert!(found["reason"].as_str().unwrap().starts_with(reason), "{found}");
         daemon.stop();
     }
@@ -82,7 +83,8 @@ fn an_int8_package_under_auto_says_which_precision_was_picked_and_why() {
     daemon.stop();
 }
 
-/// `weights`, a safetensors file, with every value of the f32 tensors whose name ends with `suffix` changed.
+/// Changes every value of the f32 tensors in `weights`, a safetensors file, whose name ends with
+/// `suffix`.
 fn change(weights: &mut [u8], suffix: &str, value: impl Fn(f32) -> f32) {
     let (length, rest) = weights.split_at_mut(8);
     let length = u64::from_le_bytes(length.try_into().unwrap()).try_into().unwrap();
@@ -98,16 +100,16 @@ fn change(weights: &mut [u8], suffix: &str, value: impl Fn(f32) -> f32) {
     }
 }
 
-/// Makes the vectors of an int8 package of `weights` right in f32 alone: each output of a feed-forward layer has a
-/// large weight times the sum of its inputs, which is 0 behind a LayerNorm without weight and bias unless they are
-/// rounded.
+/// Makes the vectors of an int8 package of `weights` correct in f32 only. The change adds 64 times
+/// the sum of its inputs to each output of a feed-forward layer. After a LayerNorm with weight 1
+/// and bias 0 this sum is 0, unless the inputs are rounded.
 fn make_fragile(weights: &mut [u8]) {
     change(weights, "attention.output.LayerNorm.weight", |_| 1.0);
     change(weights, "attention.output.LayerNorm.bias", |_| 0.0);
     change(weights, "intermediate.dense.weight", |weight| weight + 64.0);
 }
 
-/// An int8 package of a tiny model whose weights are changed before.
+/// Returns an int8 package of a tiny model whose weights are changed first.
 fn integers(id: &str, change: impl Fn(&mut [u8])) -> Vec<u8> {
     let place = tempfile::tempdir().unwrap();
     let source = place.path().join("model");
@@ -148,7 +150,7 @@ fn a_model_that_fails_its_self_test_in_what_auto_picks_is_computed_in_f32() {
     assert_eq!(precision("fragile", &integers("fragile", make_fragile)), "f32");
     let falls = format!("{picked} is not used, but f32 model=fragile@1");
     let log = daemon.log();
-    // When it was installed, and when it was loaded.
+    // The fallback is logged when the package is installed and when the model is loaded.
     assert_eq!(log.iter().filter(|line| line.contains(&falls)).count(), 2, "{log:#?}");
     daemon.stop();
 }

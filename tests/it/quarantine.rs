@@ -1,4 +1,5 @@
-//! Packages that are not accepted: which go to quarantine, which are waited for, and that neither harms the service.
+//! Tests of packages that are not accepted: some go to quarantine, others are waited for, and
+//! neither kind disturbs the service.
 
 #![expect(clippy::print_stderr, reason = "the reasons are printed")]
 
@@ -47,7 +48,7 @@ fn what_is_wrong_goes_to_quarantine_with_the_reason_and_the_service_goes_on() {
     assert_eq!(stored(&daemon).len(), 1);
     until_staging_is_empty(&daemon);
     daemon.embed(json!("a text"));
-    // What was refused is not looked at again, and the same bytes under the same name are.
+    // The rejected files are not read again, and the same bytes are accepted under another name.
     let said = daemon.log().len();
     fs::write(dropped(&daemon, "m"), &good).unwrap();
     until_answers(&daemon, "m");
@@ -70,7 +71,7 @@ fn a_refused_successor_does_not_take_the_model_away() {
     until_looked(&daemon, "n");
     assert_eq!(ask(&daemon, "m").status, 200);
 
-    // Not a successor but the package itself, found to be wrong later.
+    // The package itself, not a successor, is found to be wrong later.
     let quarantine = |id: &str| {
         let sum = daemon.drop_directory().join(format!("{}.sha256", file_name(id)));
         fs::write(sum, format!("{}  {}\n", "0".repeat(64), file_name(id))).unwrap();
@@ -102,7 +103,7 @@ fn what_is_no_regular_file_harms_nothing() {
         Ok(made) if made.status.success() => odd.push("device"),
         _ => skipped("a device in the drop directory", "the right to make one"),
     }
-    // A name that is no UTF-8, and sidecars that are no files.
+    // The file name is not UTF-8, and the sidecar is not a regular file.
     let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xff.model.tar.zst");
     fs::write(root.drop_directory().join(name), "").unwrap();
     mkfifo(&root.drop_directory().join("late.model.tar.zst.sha256"), Mode::S_IRWXU).unwrap();
@@ -118,7 +119,8 @@ fn what_is_no_regular_file_harms_nothing() {
     daemon.embed(json!("a text"));
     assert_eq!(stored(&daemon).len(), 2);
     for id in odd {
-        // What is in a directory may be anything, so that it is not moved to where the oldest is deleted.
+        // A directory stays in place: it may contain anything, and the quarantine deletes its
+        // oldest entries.
         let stays = id == "directory";
         let moved = daemon.drop_directory().join("quarantine").join(file_name(id));
         let there = [dropped(&daemon, id), moved].map(|path| fs::symlink_metadata(path).is_ok());
@@ -129,7 +131,7 @@ fn what_is_no_regular_file_harms_nothing() {
 
 #[test]
 fn with_a_key_a_package_waits_for_its_signature_and_another_key_is_refused() {
-    // Of a package whose signature does not match nobody knows whether it is complete.
+    // A package with a wrong signature may still be incomplete, so the daemon waits for this time.
     let root = Root::without_bundled().with("packages.incomplete_timeout", json!("5s"));
     let generate = || KeyPair::generate_unencrypted_keypair().unwrap();
     let (ours, theirs) = (generate(), generate());

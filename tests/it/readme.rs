@@ -1,4 +1,5 @@
-//! What the README says, run: every `caxton` and `curl` line of its shell blocks, against a daemon of the test's own.
+//! Runs every `caxton` and `curl` line in the shell blocks of the README, with a daemon of the
+//! test's own.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,10 +7,10 @@ use std::{env, fs};
 
 use crate::support::{Root, skipped};
 
-/// The socket that the README names; the test's daemon has another.
+/// Socket in the README; it is replaced by that of the test's daemon.
 const SOCKET: &str = "/run/caxton/caxton.sock";
 
-/// The commands of the shell blocks of `text`, continued lines joined.
+/// Returns the commands in the shell blocks of `text`, with continued lines joined.
 fn commands(text: &str) -> Vec<String> {
     let mut commands = Vec::new();
     let mut in_block = false;
@@ -72,7 +73,7 @@ fn every_command_of_the_readme_does_what_it_says() {
             assert!(vectors.iter().any(|vectors| answer.contains(vectors)), "{answer}");
         }
     }
-    // Nine of `caxton model`, six of `memory`, `status`, `embed`, `bench`, `events`, `top`, two `check`, `cat-config` and
-    // two `curl`: a block that is no longer found would pass unseen.
+    // Nine of `caxton model`, six of `memory`, `status`, `embed`, `bench`, `events`, `top`, two of
+    // `check`, `cat-config` and two of `curl`. The count fails if a block is no longer found.
     assert_eq!(count, 25);
 }

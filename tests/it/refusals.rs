@@ -1,10 +1,10 @@
-//! What a request that cannot be answered gets: a status, a code, the field and what to do, always as JSON.
+//! Tests of rejected requests: each gets a status, a code, the field and a remedy, always as JSON.
 
 use serde_json::{Value, json};
 
 use crate::support::{EMBEDDINGS, Root, refused};
 
-/// Tokens of the vocabulary of the tiny models.
+/// Size of the vocabulary of the tiny models.
 const VOCABULARY: u32 = 540;
 
 #[test]
@@ -61,7 +61,7 @@ fn bad_requests_name_the_field_and_load_nothing() {
     let answer = daemon.connect().request("POST", EMBEDDINGS, &[], invalid_utf8);
     refused(&answer, 400, bad, Some("input"), &[]);
     assert_eq!(daemon.package("other")["residency"], "absent");
-    // The same model answers when it is asked rightly.
+    // The same model answers a valid request.
     assert_eq!(daemon.embeddings(&json!({ "input": "a", "model": "other" })).status, 200);
     assert_eq!(daemon.package("other")["residency"], "resident");
     daemon.stop();
@@ -129,7 +129,7 @@ fn a_body_over_the_limit_is_413_and_the_limit_itself_is_not() {
     assert_eq!(send(&body(2048)).status, 200);
     refused(&send(&body(2049)), 413, "body_too_large", None, &["2.0 KiB", "socket.max_body"]);
 
-    // Without an announced length, and much more than any buffer holds.
+    // The chunked body has no announced length, and is much larger than any buffer.
     let mut connection = daemon.connect();
     connection
         .send(b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");

@@ -1,4 +1,5 @@
-//! Several versions and contents of one model side by side: which one an id means, and how that is changed.
+//! Tests of several versions and contents of one model in the store: which one an id resolves to,
+//! and how to change that.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::packages::{ask, stored};
 use crate::support::{Answer, Daemon, Root, pack, refused};
 
-/// Installs a package of the model in `tests/golden/{name}`; the revision.
+/// Installs a package of the model in `tests/golden/{name}` and returns its revision.
 fn install(daemon: &Daemon, name: &str, id: &str, version: &str) -> String {
     let package = pack(name, id, version);
     let answer = daemon.connect().request("POST", "/api/packages?replace=true", &[], &package);
@@ -18,7 +19,7 @@ fn install(daemon: &Daemon, name: &str, id: &str, version: &str) -> String {
     answer.json()["package"]["revision"].as_str().unwrap().to_owned()
 }
 
-/// The version and the revision that answered.
+/// Returns the version and the revision that answered.
 fn who(answer: &Answer) -> (&str, &str) {
     assert_eq!(answer.status, 200, "{answer:?}");
     (answer.header("x-caxton-model").unwrap(), answer.header("x-caxton-revision").unwrap())
@@ -28,7 +29,7 @@ fn roll_back(daemon: &Daemon, id: &str, body: &Value) -> Answer {
     daemon.post(&format!("/api/packages/{id}/rollback"), body)
 }
 
-/// The ids of `/v1/models`, and which of them are current.
+/// Returns the ids of `/v1/models`, each with whether it is current.
 fn listed(daemon: &Daemon) -> Vec<(String, bool)> {
     let models = daemon.get("/v1/models").json();
     let models = models["data"].as_array().unwrap().iter();
@@ -89,7 +90,7 @@ fn a_rollback_holds_at_once_and_after_a_restart_until_it_is_cleared() {
     let first = roll_back(&daemon, "m", &json!({}));
     refused(&first, 409, "no_earlier_version", None, &["no version before m@1+"]);
 
-    // Without a daemon it is the store's.
+    // Without a daemon, the command line rolls back the store itself.
     let root = daemon.stop();
     let said = cli(&root, &["--to", "2"]);
     assert!(said.contains("means version 2") && said.contains("it meant 1"), "{said}");

@@ -1,4 +1,4 @@
-//! The sandbox of a running daemon, as the kernel and the daemon tell of it.
+//! Tests of a running daemon's sandbox, as the kernel and the daemon report it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,11 +8,11 @@ use serde_json::json;
 
 use crate::support::{Root, skipped};
 
-/// What the kernel says of each thread of process `pid` under `key`.
+/// Returns the value of `key` in the kernel's status of each thread of the process `pid`.
 fn of_threads(pid: u32, key: &str) -> Vec<String> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let values = threads.filter_map(|thread| {
-        // A thread may have ended meanwhile.
+        // The thread may have ended meanwhile.
         let status = fs::read_to_string(thread.unwrap().path().join("status")).ok()?;
         let value = status.lines().find_map(|line| line.strip_prefix(key))?;
         Some(value.trim().to_owned())
@@ -55,7 +55,7 @@ fn what_was_not_named_at_the_start_cannot_be_read() {
     if !daemon.has_landlock() {
         return skipped("what_was_not_named_at_the_start_cannot_be_read", "Landlock");
     }
-    // Only the sandbox keeps root from reading it.
+    // The tests run as root here, so only the sandbox prevents the read.
     let outside = tempfile::tempdir_in("/dev/shm").unwrap();
     let config = outside.path().join("caxton.yaml");
     fs::write(&config, "log: { level: warn }\n").unwrap();

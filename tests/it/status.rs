@@ -1,4 +1,4 @@
-//! What the endpoint says of its models, its health and itself.
+//! Tests of the status endpoint: models, health, and the daemon itself.
 
 use serde_json::json;
 

@@ -1,5 +1,5 @@
-//! The dialect of text-embeddings-inference through the socket: its vectors are those of `/v1/embeddings`, and what it has
-//! beyond them fits together.
+//! Tests of the text-embeddings-inference dialect through the socket: its vectors equal those of
+//! `/v1/embeddings`, and its other outputs are consistent.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -39,7 +39,7 @@ fn length(vector: &[f32]) -> f32 {
     cosine(vector, vector).sqrt()
 }
 
-/// A root with a second model, `raw`, whose vectors are of any length.
+/// Creates a root with a second model, `raw`, whose vectors are not normalised.
 fn with_raw() -> Root {
     let root = Root::new();
     fs::write(root.bundled().join(file_name("raw")), pack("tiny-distilbert", "raw", "1")).unwrap();
@@ -117,7 +117,7 @@ fn a_vector_is_the_mean_of_the_states_of_its_tokens() {
         let mean: Vec<f32> = (0..TINY_DIMENSIONS).map(|at| sum(at) / count).collect();
         assert!(largest_difference(&mean, raw) < 1e-5);
     }
-    // Special tokens and all, as they are tokenized.
+    // Token states include those of special tokens, as `/tokenize` returns them.
     let tokenized = ask(&daemon, "/tokenize", &json!({ "inputs": texts })).json();
     for (states, tokens) in states.iter().zip(tokenized.as_array().unwrap()) {
         assert_eq!(states.len(), tokens.as_array().unwrap().len());
@@ -155,7 +155,7 @@ fn the_end_of_a_text_is_kept_when_its_beginning_is_to_go() {
     let tokens = ask(&daemon, "/tokenize", &json!({ "inputs": long, "add_special_tokens": false }));
     let tokens = tokens.json();
     let ids: Vec<&Value> = tokens[0].as_array().unwrap().iter().map(|token| &token["id"]).collect();
-    // Two of the 48 are special.
+    // Two of the 48 tokens are special.
     let (first, last) = (&ids[..46], &ids[ids.len() - 46..]);
     let answer = ask(&daemon, "/embed", &json!({ "inputs": long, "truncation_direction": "left" }));
     assert_eq!(answer.header("x-caxton-truncated-inputs"), Some("1"));
@@ -163,7 +163,7 @@ fn the_end_of_a_text_is_kept_when_its_beginning_is_to_go() {
     let right = embed(&daemon, &json!({ "inputs": long, "truncation_direction": "right" }));
     assert_eq!(right, openai(&daemon, &json!({ "input": first })));
     assert_ne!(vectors(&answer), right);
-    // Also of ids that the client made itself.
+    // Token ids from the client are cut in the same way.
     let of_ids = embed(&daemon, &json!({ "inputs": ids, "truncation_direction": "left" }));
     assert_eq!(of_ids, vectors(&answer));
     daemon.stop();

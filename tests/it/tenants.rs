@@ -1,4 +1,4 @@
-//! Tenants: whose request it is, and what follows from that.
+//! Tests of tenants: which tenant a request belongs to, and the consequences.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +13,7 @@ fn body(model: Option<&str>) -> Vec<u8> {
     json!({ "input": "a text", "model": model }).to_string().into_bytes()
 }
 
-/// The answer to a request in the name of `tenant`.
+/// Sends a request in the name of `tenant` and returns the answer.
 fn ask_as(daemon: &Daemon, tenant: &str, model: Option<&str>) -> Answer {
     let headers = [("x-caxton-tenant", tenant)];
     daemon.connect().request("POST", EMBEDDINGS, &headers, &body(model))
@@ -24,14 +24,15 @@ fn model_of(answer: &Answer) -> Option<&str> {
     answer.header("x-caxton-model")
 }
 
-/// What `/status` says of `tenant`.
+/// Returns the entry of `tenant` in `/status`.
 fn seen(daemon: &Daemon, tenant: &str) -> Value {
     let status = daemon.status();
     let tenants = status["tenants"].as_array().unwrap();
     tenants.iter().find(|seen| seen["name"] == tenant).cloned().unwrap()
 }
 
-/// A daemon with two models and three tenants: one free, two held to some models by an alias and by a version.
+/// Starts a daemon with two models and three tenants: one unrestricted, one restricted by an alias,
+/// one by a version.
 fn with_tenants() -> Daemon {
     let tenants = json!([
         { "name": "free", "priority": 8, "dedicated_queue": true },
@@ -110,7 +111,7 @@ fn a_tenant_sees_what_it_may_ask_for() {
         let one = get(tenant, &format!("/v1/models/{model}"));
         let shown = ask(tenant, "POST", "/api/show", &json!({ "model": model }));
         assert_eq!((one.status, shown.status), (status, status), "{tenant} {model}");
-        // The names of what there is are those of what it sees.
+        // The error lists only models that the tenant may see.
         let said = shown.json().to_string();
         assert!(status == 200 || !said.contains("bundled-mini, other"), "{said}");
     }
@@ -121,7 +122,7 @@ fn a_tenant_sees_what_it_may_ask_for() {
     assert_eq!(hidden.status, 403, "{hidden:?}");
     let said = hidden.json()["error"].to_string();
     assert!(said.contains("versions") && said.contains("bundled-mini"), "{said}");
-    // Looking is no request, and no request that was refused.
+    // Listing models counts neither as a request nor as a rejected one.
     for tenant in ["free", "bound", "versions"] {
         assert_eq!(
             (&seen(&daemon, tenant)["requests"], &seen(&daemon, tenant)["refused"]),
@@ -144,7 +145,8 @@ fn ollama_shows_and_lets_go_what_is_the_tenants_own() {
     assert_eq!(running("free"), ["bundled-mini:1", "other:2"]);
     assert_eq!(running("versions"), ["other:2"]);
 
-    // A tenant's default is what it means without a name, not the daemon's, which it may not even ask for.
+    // Without a model name, the tenant gets its own default. The daemon's default is not even
+    // allowed for it.
     let count = daemon.log().len();
     let headers = [("x-caxton-tenant", "bound")];
     let body = json!({ "keep_alive": 0 }).to_string();
@@ -160,7 +162,7 @@ fn ollama_shows_and_lets_go_what_is_the_tenants_own() {
 fn one_request_too_many_is_told_to_come_again_and_a_reload_changes_how_many_are() {
     let tenants = |most: u64| json!([{ "name": "t", "max_concurrent": most }]);
     let mut daemon = Root::new().with("tenants", tenants(1)).start();
-    // In flight from its head on; its body comes when the test says so.
+    // The request is in progress from its head on; the test sends the body later.
     let begin = |daemon: &Daemon| {
         let mut connection = daemon.connect();
         let length = body(None).len();
@@ -180,7 +182,7 @@ fn one_request_too_many_is_told_to_come_again_and_a_reload_changes_how_many_are(
     let many = ask_as(&daemon, "t", None);
     refused(&many, 429, "overloaded", None, &["1 requests of the tenant \"t\""]);
     assert!(many.header("retry-after").is_some() && many.header("retry-after-ms").is_some());
-    // Who is no tenant does not wait for one.
+    // A caller without a tenant is not affected by the limit of one.
     assert_eq!(daemon.embeddings(&json!({ "input": "a" })).status, 200);
 
     let count = daemon.log().len();
@@ -194,7 +196,7 @@ fn one_request_too_many_is_told_to_come_again_and_a_reload_changes_how_many_are(
         assert_eq!(model_of(&connection.answer()), Some("bundled-mini@1"));
     }
     until_in_flight(&daemon, 0);
-    // One that leaves in the middle is not in flight any more.
+    // A request whose client disconnects is not in progress any more.
     drop(begin(&daemon));
     until_in_flight(&daemon, 0);
     assert_eq!(ask_as(&daemon, "t", None).status, 200);
@@ -223,7 +225,7 @@ fn a_user_is_the_tenant_that_has_it_and_may_not_name_another() {
         assert!(said.contains("the tenant \"theirs\" may not ask for"), "{said}");
         assert_eq!(seen(&daemon, "theirs")["refused"], 1);
         assert_eq!(seen(&daemon, "nobody-is")["requests"], 0);
-        // The test itself is root: trusted, and no tenant.
+        // The test itself runs as root, which is trusted and belongs to no tenant.
         assert_eq!(model_of(&daemon.embeddings(&json!({ "input": "a" }))), Some("bundled-mini@1"));
         daemon.stop();
     }

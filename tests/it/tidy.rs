@@ -1,6 +1,7 @@
-//! The plan of the house, held: who may use whom, how long a file may be, what every file begins with.
+//! Checks the structure of the source: which module may use which, the length of files, and their
+//! first line.
 //!
-//! Reads the source as lines. Each rule is proved able to fail on a line that breaks it.
+//! The source is read as lines. A test proves for each rule that it rejects a line that breaks it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 const MAX_LINES: usize = 500;
 
-/// What each room of `src` may name with `crate::`. The binaries may name `caxton::daemon` and `caxton::cli`.
+/// Modules that each module of `src` may name with `crate::`. The binaries may name
+/// `caxton::daemon` and `caxton::cli`.
 const DIRECTIONS: &[(&str, &[&str])] = &[
     (
         "daemon",
@@ -60,13 +62,13 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("memory", &["log", "files", "errors", "units"]),
     ("package", &["integers", "log", "files", "errors", "units", "printable"]),
     ("config", &["units"]),
-    // Its tests go through the configuration's loader.
+    // The tests of `watch` use the loader of the configuration.
     ("watch", &["config", "log"]),
     ("metrics", &[]),
     ("events", &[]),
     ("files", &[]),
     ("integers", &[]),
-    // Its test makes an error of a file.
+    // The test of `errors` constructs a file error.
     ("errors", &["files"]),
     ("units", &[]),
     ("log", &["printable"]),
@@ -74,7 +76,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("exit", &[]),
 ];
 
-/// Crates that only these files or rooms may name.
+/// Crates that only these files or modules may name.
 const KEEPERS: &[(&str, &[&str])] = &[
     ("serde_saphyr", &["config/file.rs"]),
     ("figment", &["config/"]),
@@ -107,7 +109,7 @@ const KEEPERS: &[(&str, &[&str])] = &[
 ];
 
 struct Source {
-    /// Relative to `src`, with `/`.
+    /// Path relative to `src`, with `/`.
     path: String,
     text: String,
 }
@@ -132,12 +134,13 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// The room of a file: its folder, or its own name on the ground floor.
+/// Returns the top-level module of a file: its folder, or the file's own name.
 fn room(path: &str) -> &str {
     path.split_once('/').map_or_else(|| path.trim_end_matches(".rs"), |(folder, _)| folder)
 }
 
-/// The names that follow `prefix` in `line`, outside comments; `prefix{a::b, c}` has two.
+/// Returns the names that follow `prefix` in `line`, outside of comments; `prefix{a::b, c}`
+/// contains two.
 fn named<'a>(line: &'a str, prefix: &str) -> Vec<&'a str> {
     let code = line.split("//").next().unwrap_or_default();
     let name = |text: &'a str| {
@@ -158,7 +161,7 @@ fn named<'a>(line: &'a str, prefix: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// How many `super` lead from a file to the crate.
+/// Returns the number of `super` that lead from a file to the crate root.
 fn depth(path: &str) -> usize {
     path.trim_end_matches("/mod.rs").split('/').count()
 }
@@ -175,14 +178,14 @@ fn wrong_directions(source: &Source) -> Vec<String> {
     let mut in_tests = false;
     for (index, line) in source.text.lines().enumerate() {
         in_tests |= line == "#[cfg(test)]";
-        // What is on other lines would not be seen.
+        // Names on the following lines would be missed.
         if line.trim_end().ends_with("crate::{") {
             wrong.push(format!("src/{}:{}: write one `use` a room", source.path, index + 1));
         }
         let above = "super::".repeat(depth(&source.path) + usize::from(in_tests));
         let climbing = named(line, &above);
         for name in named(line, "crate::").into_iter().chain(climbing) {
-            // Macros and the room's own path are no edge.
+            // The module's own path and macros are not dependencies.
             if name != room && !allowed.contains(&name) {
                 wrong.push(format!("src/{}:{}: {room} may not use {name}", source.path, index + 1));
             }
@@ -224,7 +227,8 @@ fn wrong_shape(source: &Source) -> Vec<String> {
     wrong
 }
 
-/// Writers of the command line that would pass by the one that escapes.
+/// Returns the lines of the command line that write without the function that escapes control
+/// characters.
 fn other_writers(source: &Source) -> Vec<String> {
     let is_writer = source.path == "cli/terminal.rs";
     let mut wrong = Vec::new();
@@ -270,7 +274,7 @@ fn the_binaries_only_start_the_daemon_and_the_command_line() {
     }
 }
 
-/// The names behind `attacks/` in a text, where they are marked as code.
+/// Returns the names after `attacks/` in a text, where they are marked as code.
 fn attacks_named(text: &str) -> Vec<&str> {
     let name = |rest: &'_ str| {
         let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');

@@ -1,4 +1,4 @@
-//! What `caxton top` and `caxton status` show of a real daemon to whoever has no terminal.
+//! Tests of `caxton top` and `caxton status` with a real daemon and without a terminal.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! The units: what systemd says of them, and what they say against what the code does.
+//! Tests of the systemd units: systemd accepts them, and they agree with the code.
 
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::support::skipped;
 
-/// In tenths of the exposure level, which goes to 10.0.
+/// Threshold in tenths of the exposure level, which ranges up to 10.0.
 const THRESHOLD: &str = "--threshold=5";
 
 fn packaging() -> PathBuf {
@@ -25,13 +25,13 @@ fn unit(name: &str) -> String {
     fs::read_to_string(packaging().join("systemd").join(name)).unwrap()
 }
 
-/// The values of `key` in a unit, in their order.
+/// Returns the values of `key` in a unit, in their order.
 fn values(unit: &str, key: &str) -> Vec<String> {
     let lines = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     lines.map(str::to_owned).collect()
 }
 
-/// The only value of `key`.
+/// Returns the only value of `key`.
 fn value(unit: &str, key: &str) -> String {
     let mut values = values(unit, key);
     assert_eq!(values.len(), 1, "{key}: {values:?}");
@@ -52,7 +52,7 @@ fn analyze(arguments: &[&str]) -> Option<Output> {
     Command::new("systemd-analyze").args(arguments).output().ok()
 }
 
-/// A root in which what the units name exists, and in which `change` was made to the service.
+/// Creates a root with all files that the units name, and with the service as changed by `change`.
 fn installed(change: impl Fn(String) -> String) -> TempDir {
     let root = tempfile::tempdir().unwrap();
     for program in ["usr/bin/caxtond", "usr/bin/caxton", "bin/sh"] {
@@ -67,7 +67,7 @@ fn installed(change: impl Fn(String) -> String) -> TempDir {
         fs::write(units.join(name), unit(name)).unwrap();
     }
     fs::write(units.join("caxton.service"), change(unit("caxton.service"))).unwrap();
-    // What they wait for, as every system has it.
+    // Create the targets that the units depend on, as every system has them.
     for target in ["sysinit", "basic", "multi-user", "sockets", "shutdown", "network"] {
         let text = format!("[Unit]\nDescription={target}\n");
         fs::write(units.join(format!("{target}.target")), text).unwrap();
@@ -75,7 +75,7 @@ fn installed(change: impl Fn(String) -> String) -> TempDir {
     root
 }
 
-/// What `systemd-analyze verify` has to say.
+/// Returns the output of `systemd-analyze verify`.
 fn verify(root: &TempDir) -> Option<String> {
     let at = format!("--root={}", root.path().display());
     let names = ["caxton.service", "caxton.socket", "caxton.slice"];
@@ -89,7 +89,7 @@ fn systemd_finds_nothing_wrong_with_the_units() {
         return skipped("systemd_finds_nothing_wrong_with_the_units", "systemd-analyze");
     };
     assert_eq!(said, "");
-    // And would, if there were.
+    // Check that a mistake would be found.
     let wrong = installed(|service| service.replace("NotifyAccess=main", "NotifyAcess=main"));
     let said = verify(&wrong).unwrap();
     assert!(said.contains("NotifyAcess"), "{said}");
@@ -116,17 +116,17 @@ fn the_units_say_what_the_code_does() {
     assert_eq!(value(&socket, "ListenStream"), settings.socket.path.display().to_string());
     assert_eq!(value(&socket, "SocketMode"), format!("{:04o}", settings.socket.mode));
     assert_eq!(Some(value(&socket, "SocketGroup")), settings.socket.group);
-    // The name that the daemon takes; see tests/it/activation.rs.
+    // The daemon accepts only this name; see tests/it/activation.rs.
     assert_eq!(value(&socket, "FileDescriptorName"), "caxton.socket");
     let prevent = value(&service, "RestartPreventExitStatus");
     assert_eq!(prevent, (Exit::Config as u8).to_string());
-    // Ten seconds for models after the drain, and five for the rest.
+    // The stop takes ten seconds for models after the drain, and five for the rest.
     let longest = settings.socket.drain_timeout + Duration::from_secs(15);
     assert!(seconds(&value(&service, "TimeoutStopSec")) > longest);
     let state = Path::new("/var/lib").join(value(&service, "StateDirectory"));
     assert_eq!(settings.memory.model_cache.directory, state);
     assert!(settings.packages.drop_directory.starts_with(&state));
-    // The program and its command line, where the packages put them.
+    // The packages install the program and its command line there.
     assert_eq!(value(&service, "ExecStart"), "/usr/bin/caxtond");
     assert_eq!(values(&service, "ExecReload")[0], "/usr/bin/caxton check");
 }
@@ -137,10 +137,10 @@ fn the_group_of_the_socket_is_static_and_is_not_the_name_of_the_user() {
     let group = value(&socket, "SocketGroup");
     let made = fs::read_to_string(packaging().join("sysusers.d/caxton.conf")).unwrap();
     assert!(made.lines().any(|line| line == format!("g {group} -")), "{made}");
-    // A dynamic user brings a group of its own name, which must not be there.
+    // A dynamic user comes with a group of the same name, which must differ from this one.
     assert_eq!(value(&service, "DynamicUser"), "yes");
     assert_ne!(value(&service, "User"), group);
-    // It would be a directory that no client gets to.
+    // A runtime directory of a dynamic user would lie in /run/private, which clients cannot enter.
     assert!(values(&service, "RuntimeDirectory").is_empty());
 }
 

@@ -1,4 +1,5 @@
-//! What the daemon counts of its models, what it recommends, and what becomes of the counts when it restarts.
+//! Tests of the usage counts of models, the recommendations from them, and their persistence over a
+//! restart.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -33,7 +34,7 @@ fn requests_are_counted_and_kept_across_a_restart() {
         let input = json!({ "input": ["a text", "another text"], "model": "other" });
         assert_eq!(daemon.embeddings(&input).status, 200);
     }
-    // Refused before it reaches the model.
+    // The request is rejected before it reaches the model.
     assert_eq!(daemon.embeddings(&json!({ "input": [1 << 20], "model": "other" })).status, 400);
     let after = stats(&daemon, "other");
     for (field, expected) in [("requests", 3), ("failures", 0), ("texts", 6), ("loads", 1)] {
@@ -74,7 +75,7 @@ fn requests_are_counted_and_kept_across_a_restart() {
 #[test]
 fn a_request_that_finds_the_queue_full_is_a_failure_of_the_model() {
     let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
-    // Ids need no tokenizing: the model is the slowest part, so that requests wait for it.
+    // Token ids need no tokenizing, so the model is the slowest part and requests wait for it.
     let body = json!({ "input": vec![vec![5; 48]; 2048] }).to_string();
     let mut crowd = Vec::from_iter((0..8).map(|_| daemon.connect()));
     for connection in &mut crowd {

@@ -1,4 +1,5 @@
-//! Signs of life, and time to start, as systemd hears them.
+//! Tests of the watchdog notifications and of the start and stop timeouts, as systemd receives
+//! them.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +9,8 @@ use serde_json::json;
 
 use crate::support::{Daemon, Root};
 
-/// A daemon that systemd would watch, with `pid` as `$WATCHDOG_PID`, and as its own when it is `None`.
+/// Starts a daemon under a systemd watchdog. `$WATCHDOG_PID` is `pid`, or the daemon's own id for
+/// `None`.
 fn watched(root: Root, pid: Option<u32>) -> Daemon {
     let mut program = Command::new("bash");
     let script = "WATCHDOG_USEC=300000 WATCHDOG_PID=${0/own/$$} exec \"$@\"";
@@ -25,7 +27,7 @@ fn a_daemon_that_answers_says_that_it_lives_with_a_model_in_memory_and_without()
     let wait = || daemon.wait_notified_after(daemon.notifications().len(), "WATCHDOG=1");
     wait();
     wait();
-    // Requests in plenty do not keep a sign of life waiting behind them.
+    // Many requests do not delay a watchdog notification.
     let body = json!({ "input": vec![vec![5; 48]; 512] }).to_string();
     let mut connections: Vec<_> = (0..6).map(|_| daemon.connect()).collect();
     for connection in &mut connections {
@@ -39,7 +41,7 @@ fn a_daemon_that_answers_says_that_it_lives_with_a_model_in_memory_and_without()
     assert_eq!(unloaded.status, 200, "{unloaded:?}");
     wait();
     wait();
-    // A pass that shows life is no request.
+    // The liveness probe does not count as a request, so it does not load the model.
     assert_eq!(daemon.package("bundled-mini")["residency"], "unloaded");
     daemon.stop();
 }
@@ -81,7 +83,7 @@ fn while_packages_are_unpacked_systemd_is_asked_for_more_time() {
 fn a_stop_may_take_as_long_as_the_drain_was_given() {
     let daemon = Root::new().with("socket.drain_timeout", json!("5m")).start();
     daemon.signal(Signal::SIGTERM);
-    // The drain, ten seconds for models and five for the rest.
+    // The drain takes at most 300 s, the models ten, and the rest five.
     let stopping = daemon.wait_notified("STOPPING=1");
     assert!(stopping.contains("EXTEND_TIMEOUT_USEC=315000000"), "{stopping}");
     assert_eq!(daemon.wait_exit().0, 0);

@@ -1,4 +1,4 @@
-//! One member opens as many connections as there may be and keeps them.
+//! Attack: one user opens as many connections as are permitted and holds them.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::support::attacker::Attacker;
 use crate::support::{Daemon, Root, STRANGER, cli, skipped};
 
-/// A user that has done nothing.
+/// A user without earlier requests.
 const VICTIM: u32 = 65_533;
 const EMBED: &[u8] =
     b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: 13\r\n\r\n{\"input\":\"a\"}";
@@ -22,7 +22,7 @@ fn open_to_all() -> Daemon {
     root.start()
 }
 
-/// Root and another user are served, and the log names who holds the most.
+/// Checks that root and another user are served while one user holds many connections.
 fn others_are_served(daemon: &Daemon) {
     assert_eq!(daemon.embed(json!("a")).len(), 1);
     let status = cli().arg("status").arg("--socket").arg(daemon.socket()).output().unwrap();
@@ -74,7 +74,7 @@ fn bodies_that_never_end_yield_to_others() {
     daemon.stop();
 }
 
-/// A connection that is asked to leave finishes what it was asked for.
+/// Checks that a connection that the daemon closes for another user still gets its answer.
 #[test]
 fn an_answer_in_flight_is_not_cut_for_a_newcomer() {
     if !nix::unistd::geteuid().is_root() {

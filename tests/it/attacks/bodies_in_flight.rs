@@ -1,5 +1,5 @@
-//! One member sends the largest bodies over many connections, so that the daemon exceeds its memory limit and other
-//! users' models are evicted.
+//! Attack: one user sends the largest bodies over many connections, so that the daemon exceeds its
+//! memory limit and evicts models of other users.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -28,7 +28,7 @@ fn bodies_of_one_user_hold_no_more_than_its_share() {
     let resident = || daemon.status()["resident_memory_bytes"].as_u64().unwrap();
     let before = resident();
 
-    // Everything but the end of the body, over each of 60 connections.
+    // Send everything but the end of the body, over each of 60 connections.
     let mut body = format!("POST /v1/embeddings HTTP/1.1\r\ncontent-length: {}\r\n\r\n", 16 * MIB);
     body.push_str("{\"input\":\"");
     body.push_str(&"a word ".repeat(2 << 20));
@@ -37,7 +37,7 @@ fn bodies_of_one_user_hold_no_more_than_its_share() {
     assert!(logged.contains("uid=65534"), "{logged}");
     let grown = resident().saturating_sub(before);
     assert!(grown < 80 * MIB, "{} MiB more", grown / MIB);
-    // Nobody else notices: neither the models nor the requests of others.
+    // Other users notice nothing: their models stay and their requests are answered.
     assert_eq!(Attacker::status(&daemon, 65_533, EMBED), 200);
     assert_eq!(daemon.embeddings(&with_other).status, 200);
     assert_eq!(daemon.package("other")["residency"], "resident");

@@ -1,5 +1,5 @@
-//! A charsmap says that its array has four gigabytes: the library that reads it reserved twice that, and the daemon
-//! ended wherever that is more than there is.
+//! Attack: a charsmap declares four gigabytes for its array. The library that reads it reserved
+//! twice as much, and the daemon aborted on every machine with less memory.
 
 use std::fs;
 
@@ -19,7 +19,7 @@ fn a_charsmap_with_a_length_that_it_does_not_have_is_refused_by_name() {
         reason.contains("tokenizer.json: the charsmap says 4294967295 bytes for its array"),
         "{reason}"
     );
-    // Nothing is left that a restart would try again.
+    // No file remains that a restart would try again.
     let root = daemon.stop();
     assert_eq!(fs::read_dir(root.state().join("models")).unwrap().count(), 1);
     let daemon = root.start();

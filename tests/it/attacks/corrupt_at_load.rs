@@ -1,4 +1,4 @@
-//! A bit of a stored model flips while the model is not in memory.
+//! Attack: a bit of a stored model flips while the model is not in memory.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::support::packages::{
 };
 use crate::support::{Root, pack};
 
-/// The longest that a model may stay away whose package is there.
+/// Longest time for which a corrupt model may be unavailable while its package exists.
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
 
 #[test]
@@ -22,13 +22,13 @@ fn a_model_found_corrupt_at_load_answers_again_at_once_when_its_package_is_there
     fs::write(root.bundled().join(file_name("bundled")), package("bundled")).unwrap();
     fs::write(root.drop_directory().join(file_name("dropped")), package("dropped")).unwrap();
     let daemon = root.start();
-    // Given by an administrator; its package is nowhere any more.
+    // An administrator installed this model, and its package does not exist any more.
     let alone = daemon.path().join(file_name("alone"));
     fs::write(&alone, package("alone")).unwrap();
     let installed = daemon.cli().args(["model", "install"]).arg(&alone).output().unwrap();
     assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
     fs::remove_file(&alone).unwrap();
-    // Not by asking them: a model in memory is not read again.
+    // Do not send requests to these models: a model in memory is not read again.
     for id in ["bundled", "dropped"] {
         daemon.until(id, || (daemon.package(id)["status"] == "available").then_some(()));
     }

@@ -1,4 +1,5 @@
-//! A package whose self-test ends the daemon: the next starts must not repeat it without end.
+//! Attack: the self-test of a package kills the daemon. The next starts must not repeat the test
+//! without end.
 
 use std::fs;
 
@@ -9,7 +10,7 @@ use crate::support::packages::{
 };
 use crate::support::{Root, pack};
 
-/// The store as two crashes during the self-test of a dropped package leave it.
+/// Checks a store in the state after two crashes during the self-test of a dropped package.
 #[test]
 fn a_dropped_package_whose_test_ended_the_daemon_twice_is_quarantined() {
     let daemon = Root::new().start();
@@ -25,7 +26,7 @@ fn a_dropped_package_whose_test_ended_the_daemon_twice_is_quarantined() {
     assert_eq!(ask(&daemon, "m").status, 404);
     daemon.until("the entry to leave", || (stored(&daemon).len() == 1).then_some(()));
 
-    // It does not come back by itself, and comes back when it is dropped again.
+    // The package does not return by itself, but it does when it is dropped again.
     let daemon = daemon.stop().start();
     until_looked(&daemon, "n");
     assert_eq!(ask(&daemon, "m").status, 404);
@@ -33,7 +34,7 @@ fn a_dropped_package_whose_test_ended_the_daemon_twice_is_quarantined() {
     until_answers(&daemon, "m");
 }
 
-/// The second attempt is made: a power cut may have ended the first.
+/// Checks that the second attempt is made: a power cut may have ended the first.
 #[test]
 fn a_package_whose_test_was_interrupted_once_is_tested_again() {
     let daemon = Root::new().start();
@@ -47,7 +48,8 @@ fn a_package_whose_test_was_interrupted_once_is_tested_again() {
     assert!(!record.contains("attempts"), "{record}");
 }
 
-/// A bundled package cannot be moved away: its entry stays, is shown, and is not tested again.
+/// Checks that a bundled package, which cannot be moved away, keeps its entry, is listed, and is
+/// not tested again.
 #[test]
 fn a_bundled_package_whose_test_ended_the_daemon_twice_stays_quarantined_in_the_store() {
     let daemon = Root::with_other().start();
@@ -67,7 +69,7 @@ fn a_bundled_package_whose_test_ended_the_daemon_twice_stays_quarantined_in_the_
         assert_eq!(daemon.embed(json!("a text")).len(), 1);
         root = Some(daemon.stop());
     }
-    // Another file is another chance.
+    // A new file gets a new attempt.
     let root = root.unwrap();
     let path = root.bundled().join("other-2.model.tar.zst");
     let package = fs::read(&path).unwrap();

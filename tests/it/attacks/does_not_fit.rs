@@ -1,4 +1,5 @@
-//! A package that cannot be taken lies in the drop directory: it must not be written to the disk again and again.
+//! Attack: a package that cannot be installed lies in the drop directory. It must not be written to
+//! the disk again and again.
 
 #![expect(
     clippy::print_stderr,
@@ -19,10 +20,10 @@ use crate::support::packages::{
 };
 use crate::support::{Daemon, Root, skipped};
 
-/// What may be written for such a package in a day.
+/// Bytes that may be written for such a package in a day.
 const A_DAY: u64 = 1 << 20;
 
-/// all-MiniLM-L6-v2 under another name: 23 MB, and nothing is wrong with it.
+/// Returns all-MiniLM-L6-v2 under another id: a valid package of 23 MB.
 fn large() -> &'static [u8] {
     static PACKAGE: OnceLock<Vec<u8>> = OnceLock::new();
     PACKAGE.get_or_init(|| {
@@ -32,7 +33,8 @@ fn large() -> &'static [u8] {
     })
 }
 
-/// How many times a package that fails is tried within a day: at once, then after times that double.
+/// Returns the number of attempts to install a failing package within a day: one at once, then
+/// after waits that double.
 fn attempts_a_day() -> u64 {
     let (mut at, mut wait, mut attempts) = (0, FIRST_RETRY.as_secs(), 0);
     while at < 24 * 3600 {
@@ -43,14 +45,16 @@ fn attempts_a_day() -> u64 {
     attempts
 }
 
-/// The bytes that the daemon has written until now, to whatever: disks, its log, its socket.
+/// Returns the number of bytes that the daemon has written so far, to disks, its log and its
+/// socket.
 fn written(daemon: &Daemon) -> u64 {
     let io = fs::read_to_string(format!("/proc/{}/io", daemon.pid())).unwrap();
     let wchar = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
     wchar.parse().unwrap()
 }
 
-/// Drops the large package, waits until it was not taken for `reason`, and sums up what was written.
+/// Drops the large package, waits until it is rejected for `reason`, and checks the number of
+/// written bytes.
 fn refuse(daemon: &Daemon, what: &str, reason: &str) {
     let before = written(daemon);
     let said = daemon.log().len();
@@ -81,11 +85,11 @@ fn a_package_that_the_store_has_no_room_for_is_not_written() {
         .start();
     until_looked(&daemon, "first");
     refuse(&daemon, "quota", "the store is full");
-    // Nothing changes for it when the directory is looked at again.
+    // A new scan of the directory changes nothing for the package.
     fs::write(dropped(&daemon, "bad"), "no package").unwrap();
     daemon.wait_log("package refused");
     assert_eq!(times_told(&daemon), 1);
-    // Who uploads it is told, too, although nobody reads the rest of it.
+    // An upload is answered with the reason, too, although the daemon does not read the rest of it.
     let upload = crate::support::cli()
         .args(["model", "install", "--socket"])
         .args([daemon.socket(), dropped(&daemon, "large")])
@@ -93,7 +97,7 @@ fn a_package_that_the_store_has_no_room_for_is_not_written() {
         .unwrap();
     let said = String::from_utf8_lossy(&upload.stderr);
     assert!(!upload.status.success() && said.contains("the store is full"), "{said}");
-    // The store has room again.
+    // The store has space again.
     fs::remove_file(dropped(&daemon, "first")).unwrap();
     until_gone(&daemon, "first");
     until_answers(&daemon, "large");
@@ -103,7 +107,7 @@ fn a_package_that_the_store_has_no_room_for_is_not_written() {
 #[test]
 fn a_package_whose_model_does_not_fit_into_memory_is_not_written() {
     let shares = |high| json!({ "moderate": "10%", "high": high, "critical": "90%" });
-    // Of the 96 MiB that may be used the daemon itself takes some, and the model needs 40.
+    // The daemon itself takes some of the 96 MiB that may be used, and the model needs 40.
     let mut daemon = Root::without_bundled()
         .with("memory.memory_limit", json!("128MiB"))
         .with("memory.pressure", shares("20%"))
@@ -115,7 +119,7 @@ fn a_package_whose_model_does_not_fit_into_memory_is_not_written() {
     assert_eq!(times_told(&daemon), 1);
 }
 
-/// A file system in memory, unmounted when this is dropped.
+/// A tmpfs, unmounted when this is dropped.
 struct Mounted<'a>(&'a Path);
 
 impl<'a> Mounted<'a> {
@@ -140,7 +144,7 @@ impl<'a> Mounted<'a> {
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        // The daemon may still hold it.
+        // The daemon may still use the file system, so unmount it lazily.
         drop(Command::new("umount").args(["--lazy"]).arg(self.0).status());
     }
 }
@@ -154,7 +158,7 @@ fn a_package_that_the_disk_has_no_room_for_is_not_written() {
         return skipped("a disk that is too small for a package", "the right to mount");
     };
     let daemon = root.start();
-    // 80 MiB, of which 64 stay free.
+    // The disk has 80 MiB, of which 64 stay free.
     refuse(&daemon, "disk", "64.0 MiB stay free");
     disk.grow();
     fs::write(dropped(&daemon, "bad"), "no package").unwrap();

@@ -1,4 +1,5 @@
-//! The file system of the bundled packages is not mounted when the daemon starts: every bundled model left the store.
+//! Attack: the file system of the bundled packages is not mounted when the daemon starts. Every
+//! bundled model was removed from the store.
 
 use std::fs;
 
@@ -29,7 +30,7 @@ fn a_bundled_directory_that_is_empty_or_cannot_be_read_removes_nothing() {
     let said = |text: &str| daemon.log().iter().filter(|line| line.contains(text)).count();
     assert_eq!(said("bundled models stay without their files"), 1);
 
-    // Nor does one that is missing, or is no directory.
+    // A directory that is missing, or is a file, removes nothing either.
     let root = daemon.stop();
     fs::remove_dir(root.bundled()).unwrap();
     let daemon = root.start();
@@ -42,7 +43,7 @@ fn a_bundled_directory_that_is_empty_or_cannot_be_read_removes_nothing() {
     let root = daemon.stop();
     fs::remove_file(root.bundled()).unwrap();
 
-    // Nor one with nothing but a package that cannot be used.
+    // A directory with only an invalid package removes nothing either.
     fs::create_dir(root.bundled()).unwrap();
     let bad = root.bundled().join("bad.model.tar.zst");
     fs::copy(aside.join("two-1.model.tar.zst"), &bad).unwrap();
@@ -50,7 +51,7 @@ fn a_bundled_directory_that_is_empty_or_cannot_be_read_removes_nothing() {
     let daemon = root.start();
     both_answer(&daemon);
 
-    // It is mounted again, and an upgrade has taken one away.
+    // The file system is mounted again, and an upgrade has removed a package.
     let root = daemon.stop();
     fs::remove_dir_all(root.bundled()).unwrap();
     fs::rename(&aside, root.bundled()).unwrap();

@@ -1,5 +1,5 @@
-//! Calls of a running daemon fail with EIO: first those that read an entry of the store, then those that write to any
-//! disk. `strace --inject` makes them fail, as in `faults`.
+//! Attack: system calls of a running daemon fail with EIO, first those that read an entry of the
+//! store, then those that write to any disk. `strace --inject` makes them fail, as in `faults`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,15 +17,16 @@ use crate::support::packages::{
 };
 use crate::support::{Answer, Daemon, Root, pack, skipped};
 
-/// A tracer that makes calls of a daemon fail. Dropping it ends it, and calls work again.
+/// A tracer that makes system calls of a daemon fail. Dropping it ends the tracer, and the calls
+/// work again.
 struct Failing {
     tracer: Child,
     _stderr: BufReader<ChildStderr>,
 }
 
 impl Failing {
-    /// Makes each of the `calls` fail with EIO in every thread, for `paths` alone unless there are none; `None` where a
-    /// process cannot be traced.
+    /// Makes each of the `calls` fail with EIO in every thread, only for `paths` unless the list is
+    /// empty. Returns `None` where a process cannot be traced.
     fn begin(test: &str, daemon: &Daemon, calls: &str, paths: &[PathBuf]) -> Option<Self> {
         let mut command = Command::new("strace");
         command.args(["--follow-forks", "-o", "/dev/null", "-p", &daemon.pid().to_string()]);
@@ -41,7 +42,8 @@ impl Failing {
         let mut stderr = BufReader::new(tracer.stderr.take().unwrap());
         let mut line = String::new();
         while stderr.read_line(&mut line).unwrap() > 0 {
-            // It has every thread that there is when it says so, and those that are started later.
+            // strace prints this line when it traces every thread, including those that start
+            // later.
             if line.contains(" attached") {
                 return Some(Self { tracer, _stderr: stderr });
             }
@@ -53,7 +55,7 @@ impl Failing {
         None
     }
 
-    /// Has calls work again.
+    /// Ends the tracer, so that the calls work again.
     fn end(mut self) {
         let pid = Pid::from_raw(self.tracer.id().try_into().unwrap());
         kill(pid, Signal::SIGINT).unwrap();
@@ -97,7 +99,7 @@ fn an_entry_whose_files_cannot_be_read_is_not_corrupt_and_answers_when_they_can(
         .with("memory.model_cache.validation_on_startup", json!(false))
         .start();
     install(&daemon, "m");
-    // A model in memory is not read again.
+    // Restart, because a model in memory is not read again.
     let daemon = daemon.stop().start();
     let directory = entry(&daemon, "m");
     let files = Vec::from_iter(names(&directory).into_iter().map(|name| directory.join(name)));
@@ -113,7 +115,8 @@ fn an_entry_whose_files_cannot_be_read_is_not_corrupt_and_answers_when_they_can(
     daemon.embed(json!("the default model"));
 
     failing.end();
-    // Nobody waits for the next attempt to load it, once its files were read.
+    // A successful `verify` ends the wait for the next load, so that the next request loads the
+    // model at once.
     assert_eq!(verify(&daemon).status, 200);
     assert_eq!(ask(&daemon, "m").status, 200);
     until_whole(&daemon);
@@ -144,7 +147,7 @@ fn while_no_write_succeeds_models_answer_and_packages_wait() {
     install(&daemon, "given");
     until_answers(&daemon, "given");
     until_whole(&daemon);
-    // It need not be dropped again: the daemon tries it at its start.
+    // The file need not be dropped again: the daemon retries it at its start.
     let daemon = daemon.stop().start();
     for id in ["late", "m", "given"] {
         until_answers(&daemon, id);

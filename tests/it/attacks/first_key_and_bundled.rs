@@ -1,5 +1,5 @@
-//! The first key keeps the bundled model out: an administrator who follows the manual ends with a daemon that is never
-//! ready.
+//! Attack: the first key disables the bundled model. An administrator who follows the manual gets a
+//! daemon that never becomes ready.
 
 use std::fs;
 
@@ -18,19 +18,19 @@ fn with_a_key_the_bundled_packages_are_installed_replaced_and_healed_without_a_s
     daemon.embed(json!("a text"));
     assert_eq!(daemon.package("bundled-mini")["signed_by"], json!(null));
     assert_eq!(daemon.status()["unsigned"], json!([]));
-    // The same for everything else: no signature, no model.
+    // Every other package needs a signature.
     let package = pack("tiny-bert-mean", "m", "1");
     let answer = daemon.connect().request("POST", "/api/packages", &[], &package);
     assert_eq!((answer.status, &answer.error()["code"]), (400, &json!("signature_refused")));
 
-    // The system brings another version.
+    // An upgrade of the system brings another version.
     let root = daemon.stop();
     let newer = pack("tiny-bert-mean", "bundled-mini", "2");
     fs::write(root.bundled().join("bundled-mini-1.model.tar.zst"), newer).unwrap();
     let daemon = root.start();
     assert_eq!(daemon.package("bundled-mini")["version"], "2");
 
-    // What is damaged is put right from the bundled directory.
+    // A damaged entry is repaired from the bundled directory.
     let root = daemon.stop();
     flip_a_bit_of(&entry(&root, "bundled-mini").join("model.safetensors"));
     let daemon = root.start();
@@ -38,7 +38,7 @@ fn with_a_key_the_bundled_packages_are_installed_replaced_and_healed_without_a_s
         let answer = daemon.embeddings(&json!({ "input": "a text" }));
         (answer.status == 200).then_some(())
     });
-    // A signature that is not needed does not help a stranger's file either.
+    // A signature by an unknown key does not help a stranger's package either.
     Signer::new().drop(&daemon, "strange", &package);
     assert!(until_quarantined(&daemon, "strange").contains("not one of the configured keys"));
     assert!(!daemon.drop_directory().join(file_name("strange")).exists());

@@ -1,5 +1,5 @@
-//! One member sends large JSON over many connections, which is parsed where everything else is served: the health routes
-//! are silent, and the watchdog kills the daemon.
+//! Attack: one user sends large JSON over many connections. If it is parsed on the runtime, the
+//! health routes do not answer, and the watchdog kills the daemon.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +18,7 @@ fn large_json_does_not_keep_the_health_routes_waiting() {
     let root = Root::new().with("socket.mode", json!("0666"));
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let daemon = root.start();
-    // Wrong at its very end, so that nothing is computed.
+    // The body is wrong at its very end, so that no vector is computed.
     let ids = "1,".repeat(4 << 20);
     let length = ids.len() + 14;
     let body = format!(
@@ -35,7 +35,7 @@ fn large_json_does_not_keep_the_health_routes_waiting() {
         .collect();
     drop(flood);
     took.sort();
-    // One body takes a tenth of a second here, and 24 come again and again.
+    // One body takes a tenth of a second here, and 24 connections repeat it.
     assert!(took[10] < Duration::from_millis(250), "{took:?}");
     daemon.stop();
 }

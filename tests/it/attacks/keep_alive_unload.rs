@@ -1,4 +1,4 @@
-//! A member asks for `keep_alive: 0` again and again, so that the model of another leaves memory.
+//! Attack: a user repeats requests with `keep_alive: 0`, so that another user's model is unloaded.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +13,7 @@ fn embed_as(daemon: &Daemon, tenant: &str, keep_alive: Value) {
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// What is told of the model `other` in memory.
+/// Returns the status of the model `other`, if it is in memory.
 fn in_memory(daemon: &Daemon) -> Option<Value> {
     let status = daemon.get("/api/memory/status").json();
     let models = status["models"].as_array().unwrap().clone();
@@ -36,7 +36,8 @@ fn a_member_ends_only_its_own_need_of_a_model_and_once_a_minute() {
     };
     assert_eq!(left(&daemon), 0);
 
-    // The need of each is over: it leaves. The next time it stays for the rest of a minute.
+    // Neither tenant needs the model any more, so it is unloaded. The next time it stays for the
+    // rest of a minute.
     embed_as(&daemon, "victim", json!(0));
     daemon.wait_log("not used for 0s, its keep_alive");
     let once = left(&daemon);
@@ -45,7 +46,7 @@ fn a_member_ends_only_its_own_need_of_a_model_and_once_a_minute() {
     assert!(stays.is_some_and(|stays| (30..=60).contains(&stays)), "{stays:?}");
     assert_eq!(left(&daemon), once, "it did not leave again");
 
-    // For ever is a day.
+    // A keep_alive without end is limited to a day.
     embed_as(&daemon, "attacker", json!(-1));
     let stays = in_memory(&daemon).unwrap()["expires_in_seconds"].as_u64();
     assert!(stays.is_some_and(|stays| (86_000..=86_400).contains(&stays)), "{stays:?}");

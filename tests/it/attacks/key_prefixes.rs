@@ -1,4 +1,4 @@
-//! Any key may sign any id: the key of one vendor signs a package under the id of another.
+//! Attack: the key of one vendor signs a package under the id of another vendor.
 
 use std::fs;
 
@@ -20,14 +20,14 @@ fn a_key_signs_only_the_ids_that_its_file_names() {
     site.drop(&daemon, "own", &pack("tiny-bert-mean", "own", "1"));
     until_answers(&daemon, "own");
 
-    // A file name is no id.
+    // The id in the manifest counts, not the name of the file.
     let package = pack("tiny-bert-mean", "own", "2");
     vendor.drop(&daemon, "acme-two", &package);
     let reason = until_quarantined(&daemon, "acme-two");
     assert!(reason.contains("may not sign \"own\"") && reason.contains("vendor.pub"), "{reason}");
     assert_eq!(ask(&daemon, "own").header("x-caxton-model"), Some("own@1"));
 
-    // So too by the command line without a daemon.
+    // The command line checks the same without a daemon.
     let root = daemon.stop();
     let file = root.path().join("own.model.tar.zst");
     fs::write(&file, &package).unwrap();
@@ -37,14 +37,15 @@ fn a_key_signs_only_the_ids_that_its_file_names() {
     assert_eq!(refused.status.code(), Some(65), "{said}");
     assert!(said.contains("may not sign \"own\""), "{said}");
 
-    // The vendor's key is restricted further: what it may not sign any more is disabled.
+    // The vendor's key gets a narrower prefix: models that it may not sign any more are disabled.
     let daemon = root.start();
     until_answers(&daemon, "acme-one");
     vendor.trust(&daemon, "vendor.pub", "prefix: acme-x\n");
     daemon.until("acme-one to be disabled", || {
         (daemon.package("acme-one")["status"] == "disabled").then_some(())
     });
-    // A line that nobody understands takes no right away and gives none: nothing is installed.
+    // An unknown line in the key file neither grants nor revokes a permission: no package is
+    // installed.
     vendor.trust(&daemon, "vendor.pub", "prefixes: acme-\n");
     daemon.wait_log("no package is installed before this is mended");
     let package = pack("tiny-bert-mean", "acme-three", "1");

@@ -1,4 +1,4 @@
-//! The daemon's user rewrites the configuration that is kept for a start with wrong files.
+//! Attack: the daemon's user rewrites the configuration that is kept for a start with wrong files.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ fn a_forged_last_good_configuration_makes_nobody_an_administrator() {
     let root = Root::new().with("socket.mode", json!("0666"));
     let kept = root.path().join("kept");
     fs::create_dir(&kept).unwrap();
-    // What the directory is closed to, the socket in it is closed to.
+    // Open the directory: a user without access to it has no access to its socket.
     fs::set_permissions(root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let start = |root: Root| {
         let daemon = root.spawn_with(|program| {
@@ -43,10 +43,10 @@ fn a_forged_last_good_configuration_makes_nobody_an_administrator() {
     daemon.wait_log("started with the last good one");
     let output = daemon.cli_as_stranger(&["memory", "flush"]);
     assert_eq!(output.status.code(), Some(77), "{}", String::from_utf8_lossy(&output.stderr));
-    // Root still may, and everybody is answered.
+    // Root still may, and every user is answered.
     assert_eq!(daemon.connect().request("POST", "/api/memory/flush", &[], b"").status, 200);
     daemon.embed(json!("a text"));
-    // What the administrator mends is in force at once, their own administrators included.
+    // The corrected configuration applies at once, including its administrators.
     daemon.write_settings();
     daemon.until("the mended configuration", || {
         (daemon.status()["configuration"]["last_good"] == false).then_some(())

@@ -1,5 +1,5 @@
-//! What is no package lies in the drop directory under a package's name: it is reported once and moved away, not
-//! tried again for ever.
+//! Attack: the drop directory has entries with a package's name that cannot be packages. Each is
+//! logged once and moved away, and is not retried without end.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -36,7 +36,7 @@ fn what_can_be_no_package_is_refused_once_and_moved_away() {
     for id in odd {
         daemon.until(&format!("a word on {id}"), || (!told(id).is_empty()).then_some(()));
     }
-    // Each look sees all of it.
+    // Each scan sees all of them.
     fs::write(dropped(&daemon, "directory").join("another"), "precious").unwrap();
     until_looked(&daemon, "m");
     until_looked(&daemon, "n");
@@ -55,6 +55,6 @@ fn what_can_be_no_package_is_refused_once_and_moved_away() {
         names(&daemon.drop_directory()).into_iter().filter(|name| *name != "quarantine").collect();
     assert_eq!(left, ["directory", "m", "n"].map(file_name));
     assert_eq!(fs::read(dropped(&daemon, "directory").join("file")).unwrap(), b"precious");
-    // Five, each with its reason.
+    // The quarantine has five files, each with its reason.
     assert_eq!(names(&daemon.drop_directory().join("quarantine")).len(), 10);
 }

@@ -1,5 +1,5 @@
-//! A package gives an id another embedding space: the vectors that clients have kept become useless, and nothing says
-//! so.
+//! Attack: a package gives an id another embedding space. The vectors that clients have stored
+//! become useless, without any warning.
 
 use std::fs;
 
@@ -23,7 +23,7 @@ fn another_embedding_space_needs_the_word_of_the_administrator() {
     until_answers(&daemon, "m");
     let space = ask(&daemon, "m").header("x-caxton-embedding-space").unwrap().to_owned();
 
-    // Neither a higher nor a lower version, nor another content of the same.
+    // Neither a higher nor a lower version may do this, nor other contents of the same version.
     for (file, number) in [("m-2", "2"), ("m-0", "0.1"), ("m-same", "1")] {
         fs::write(dropped(&daemon, file), pack("tiny-bert-cls", "m", number)).unwrap();
         let reason = until_quarantined(&daemon, file);
@@ -31,11 +31,11 @@ fn another_embedding_space_needs_the_word_of_the_administrator() {
         assert!(reason.contains("--replace"), "{reason}");
         assert_eq!(version(&daemon), "m@1");
     }
-    // A new version of the same embedding space passes.
+    // A new version of the same embedding space is installed.
     fs::write(dropped(&daemon, "m-1.1"), pack("tiny-bert-mean", "m", "1.1")).unwrap();
     until_version(&daemon, "m@1.1");
 
-    // An administrator may want it.
+    // An administrator may permit it for one package.
     let file = daemon.path().join("new.model.tar.zst");
     fs::write(&file, pack("tiny-bert-cls", "m", "2")).unwrap();
     let install = |root: &Root, arguments: &[&str]| install(root, &file, arguments);
@@ -48,13 +48,13 @@ fn another_embedding_space_needs_the_word_of_the_administrator() {
     let answer = daemon.connect().request("POST", "/api/packages?replace=yes", &[], b"");
     assert_eq!((answer.status, &answer.error()["param"]), (400, &json!("replace")));
 
-    // Or all of them.
+    // The configuration may permit it for all packages.
     daemon.root_mut().set("packages.replace_embedding_space", json!(true));
     daemon.wait_log("configuration applied");
     fs::write(dropped(&daemon, "m-3"), pack("tiny-e5", "m", "3")).unwrap();
     until_version(&daemon, "m@3");
 
-    // So too without a daemon.
+    // The command line checks the same without a daemon.
     daemon.root_mut().set("packages.replace_embedding_space", json!(false));
     let root = daemon.stop();
     fs::write(&file, pack("tiny-bert-cls", "m", "4")).unwrap();

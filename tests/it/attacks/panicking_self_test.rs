@@ -1,5 +1,5 @@
-//! A post-processor contradicts itself, so that the library of tokenizers panicked in the self-test: the package was not
-//! refused, and was tested again for ever.
+//! Attack: a post-processor contradicts itself, so that the tokenizers library panicked in the
+//! self-test. The package was not refused, and its test was repeated without end.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::support::tokenizers::tokenizer_refused;
 fn a_post_processor_that_made_a_library_panic_is_refused_by_name_and_not_tried_again() {
     let daemon = Root::new().start();
     let reason = tokenizer_refused(&daemon, "panic", |tokenizer: &mut Value| {
-        // One token that has no id.
+        // One token has no id.
         tokenizer["post_processor"] = json!({
             "type": "TemplateProcessing",
             "single": [
@@ -25,7 +25,7 @@ fn a_post_processor_that_made_a_library_panic_is_refused_by_name_and_not_tried_a
     let expected = "the special token \"[CLS]\" of the post-processor has 0 ids and 1 tokens";
     assert!(reason.contains(expected), "{reason}");
     assert_eq!(daemon.embed(json!("a text")).len(), 1);
-    // Later looks at the drop directory find nothing to try again.
+    // Later scans of the drop directory find no file to retry.
     until_looked(&daemon, "next");
     let told: Vec<_> =
         daemon.log().into_iter().filter(|line| line.contains(&file_name("panic"))).collect();
@@ -34,7 +34,7 @@ fn a_post_processor_that_made_a_library_panic_is_refused_by_name_and_not_tried_a
     until_staging_is_empty(&daemon);
     let root = daemon.stop();
     assert!(!stored(&root).iter().any(|name| name.starts_with("panic@")), "{:?}", stored(&root));
-    // Nor does a restart.
+    // A restart does not find one either.
     let daemon = root.start();
     until_looked(&daemon, "after");
     assert!(!daemon.log().iter().any(|line| line.contains("panic")), "{:?}", daemon.log());

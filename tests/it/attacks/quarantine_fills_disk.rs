@@ -1,4 +1,5 @@
-//! Large files that are no packages are dropped one after the other: the quarantine is bounded in bytes, too.
+//! Attack: large invalid files are dropped one after the other. The quarantine is bounded in bytes,
+//! too.
 
 use std::fs::File;
 
@@ -10,7 +11,8 @@ use crate::support::packages::{dropped, file_name, names, until_quarantined};
 #[test]
 fn refused_files_do_not_fill_the_disk() {
     let daemon = Root::new().with("packages.max_package_size", json!("64MiB")).start();
-    // Without blocks on the disk, but the quarantine counts what a file may come to.
+    // The files use no blocks on the disk, but the quarantine counts the size that they may grow
+    // to.
     let drop_file = |id: &str, mib: u64| {
         File::create(dropped(&daemon, id)).unwrap().set_len(mib << 20).unwrap();
     };
@@ -22,7 +24,8 @@ fn refused_files_do_not_fill_the_disk() {
     let [package, reason] = [file_name("b"), format!("{}.reason", file_name("b"))];
     daemon.until("the oldest to leave", || (names(&quarantine).len() == 2).then_some(()));
     assert_eq!(names(&quarantine), [package, reason]);
-    // More than all of the quarantine: it stays where it is, and nothing leaves for it.
+    // The file is larger than the whole quarantine: it stays in the drop directory, and no other
+    // file is deleted for it.
     drop_file("c", 1025);
     let line = daemon.wait_log("left where it is");
     assert!(line.contains(&file_name("c")) && line.contains("remove it by hand"), "{line}");

@@ -1,4 +1,5 @@
-//! The file system of the store takes no writes: it was remounted read-only after an error, or it is full.
+//! Attack: the file system of the store accepts no writes, because it was remounted read-only after
+//! an error, or is full.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,10 +13,10 @@ use crate::support::mounts::Mount;
 use crate::support::packages::{ask, dropped, file_name, until_answers, until_looked};
 use crate::support::{Daemon, Root, pack, skipped};
 
-/// More than the store leaves free for others.
+/// Size of the file system, more than the store leaves free for others.
 const SIZE: &str = "size=256m";
 
-/// A root whose store is on a file system of its own, with the dropped model `m` in it.
+/// Returns a root whose store is on a file system of its own, with the dropped model `m` in it.
 fn root_with_disk(test: &str) -> Option<(Root, Mount)> {
     let root = Root::new().with("memory.fallback_strategy", json!("strict"));
     fs::create_dir(root.state()).unwrap();
@@ -28,7 +29,7 @@ fn root_with_disk(test: &str) -> Option<(Root, Mount)> {
     Some((daemon.stop(), disk))
 }
 
-/// Waits until `/readyz` says with 200 that the store is degraded, by `word`.
+/// Waits until `/readyz` answers 200 and reports the store as degraded, with `word` in the reason.
 fn until_degraded(daemon: &Daemon, word: &str) {
     daemon.until("a degraded store", || {
         let answer = daemon.get("/readyz");
@@ -49,7 +50,8 @@ fn serves(daemon: &Daemon) {
     assert_eq!(verified.status, 200, "{verified:?}");
 }
 
-/// `caxton doctor` names the state of the disk, and fails for it, with the daemon and without.
+/// Checks that `caxton doctor` reports the state of the disk and fails because of it, with the
+/// daemon and without.
 fn doctor_says(root: &Root, daemon: &str, found: &str) {
     let (code, report) = report(&mut root.cli());
     assert_eq!(code, 1, "{report:#}");
@@ -58,7 +60,7 @@ fn doctor_says(root: &Root, daemon: &str, found: &str) {
     assert_check(&report, "store", "pass", "entries can be read");
 }
 
-/// Installs a package with the command line, and waits until nothing is degraded.
+/// Installs a package with the command line, and waits until no component is degraded.
 fn until_whole(daemon: &Daemon) {
     let file = daemon.path().join(file_name("late"));
     fs::write(&file, pack("tiny-bert-mean", "late", "1")).unwrap();

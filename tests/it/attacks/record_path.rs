@@ -1,4 +1,5 @@
-//! The daemon's user plants names and links in the store, and waits for root to run the command line.
+//! Attack: the daemon's user plants names and links in the store, and waits for root to run the
+//! command line.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,12 +13,12 @@ use serde_json::{Value, json};
 use crate::support::packages::{file_name, names, until_answers};
 use crate::support::{Root, STRANGER, pack, skipped};
 
-/// The input data is wrong, and the system refused: see `sysexits.h`.
+/// Exit codes of `sysexits.h` for wrong input data and for an error of the system.
 const DATA: i32 = 65;
 const SYSTEM: i32 = 71;
 
-/// The store of a daemon that has stopped, below a directory that root alone may enter, as with `DynamicUser=`. Store
-/// and drop directory belong to the daemon's user, who is the attacker.
+/// The store of a stopped daemon, below a directory that only root may enter, as with
+/// `DynamicUser=`. Store and drop directory belong to the daemon's user, the attacker.
 struct Place {
     root: Root,
     state: PathBuf,
@@ -25,7 +26,7 @@ struct Place {
 }
 
 impl Place {
-    /// With the model `m`, which came by the drop directory.
+    /// Creates the store with the model `m`, installed from the drop directory.
     fn new() -> Self {
         let root = Root::new();
         let private = root.path().join("private");
@@ -44,7 +45,7 @@ impl Place {
         Self { root, state, drop }
     }
 
-    /// Runs `caxton model` as root: exit code and stderr.
+    /// Runs `caxton model` as root. Returns exit code and stderr.
     fn model(&self, arguments: &[&str]) -> (i32, String) {
         let output = self.root.cli().arg("model").args(arguments).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -59,7 +60,7 @@ impl Place {
     }
 }
 
-/// Gives `path` and all below it to the attacker.
+/// Gives `path` and all files below it to the attacker.
 fn give(path: &Path) {
     chown(path, Some(STRANGER), Some(STRANGER)).unwrap();
     if path.is_dir() {
@@ -69,7 +70,7 @@ fn give(path: &Path) {
     }
 }
 
-/// All below `path` that does not belong to the attacker.
+/// Returns all files below `path` that do not belong to the attacker.
 fn foreign(path: &Path) -> Vec<PathBuf> {
     let metadata = fs::symlink_metadata(path).unwrap();
     let mut found = Vec::new();
@@ -88,7 +89,7 @@ fn a_name_in_a_record_leads_nowhere() {
     let victim = place.root.path().join("victim.model.tar.zst");
     fs::create_dir(&victim).unwrap();
     fs::write(victim.join("file"), "of root").unwrap();
-    // With the attacker's rights it could be deleted: the name alone must not lead there.
+    // The attacker may delete this directory, so only the check of the name protects it.
     give(&victim);
     let path = place.record();
     let good: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -118,7 +119,7 @@ fn root_has_no_more_rights_in_the_store_than_its_owner() {
     symlink(&victim, &place.drop).unwrap();
     let (code, stderr) = place.model(&["remove", "m"]);
     assert_eq!(code, SYSTEM, "{stderr}");
-    // The error names the directory as root knows it, not the handle that it was reached by.
+    // The error names the directory by its path, not by the handle through which it was opened.
     assert!(stderr.contains(place.drop.to_str().unwrap()), "{stderr}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "of root");
 }

@@ -1,4 +1,5 @@
-//! One member is refused as often as it can, so that journald limits the daemon and other records are lost.
+//! Attack: one user sends requests that are refused as fast as it can, so that journald limits the
+//! daemon and other records are lost.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! A regular expression of a package takes hours for the text of its own self-test.
+//! Attack: a regular expression of a package takes hours for the text of its own self-test.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ fn a_regular_expression_that_is_not_known_is_refused_by_name() {
     let expected = "the pre-tokenizer Split with the regular expression \"(?:(([a-z ]|[a-z ]){18})";
     assert!(reason.contains(expected), "{reason}");
     assert!(reason.len() < 1000, "{reason}");
-    // The next package has its turn.
+    // The next package is installed.
     until_looked(&daemon, "next");
     let root = daemon.stop();
     let daemon = root.start();

@@ -1,5 +1,5 @@
-//! A regular expression of a package is quick for the text of its self-test, and takes a second for a word of a member's
-//! request.
+//! Attack: a regular expression of a package is fast for the text of its self-test, but takes a
+//! second for one word of a user's request.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ fn a_short_text_does_not_stall_the_daemon() {
         assert_eq!(daemon.embed(json!(text)).len(), 1);
         assert_eq!(daemon.get("/livez").status, 200);
     }
-    // A text took a minute.
+    // One of these texts took a minute before.
     assert!(started.elapsed() < BOUND.min(Duration::from_secs(10)));
     daemon.stop();
 }

@@ -1,4 +1,5 @@
-//! An entry that no self-test has passed: `caxton model remove` is the way out, with a daemon and without.
+//! An entry that no self-test has passed: `caxton model remove` removes it, with a daemon and
+//! without.
 
 use std::fs;
 
@@ -44,7 +45,7 @@ fn with_a_daemon_a_quarantined_entry_is_removed() {
     let removed = daemon.cli().args(["model", "remove", "other"]).output().unwrap();
     assert!(removed.status.success(), "{removed:?}");
     until_gone(&daemon, "other");
-    // It came with the appliance: the next start tests it again.
+    // The package is bundled, so the next start tests it again.
     let daemon = daemon.stop().start();
     until_answers(&daemon, "other");
 }

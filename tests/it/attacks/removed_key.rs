@@ -1,4 +1,5 @@
-//! A key is known to be stolen, and its file is taken away: what the thief has signed and installed goes on answering.
+//! Attack: a key is stolen, and its file is removed. The packages that the thief has signed and
+//! installed still answer.
 
 use std::fs;
 
@@ -18,7 +19,7 @@ fn until_disabled(daemon: &Daemon) {
 
 #[test]
 fn what_a_removed_key_signed_is_disabled_at_once_and_comes_back_with_the_key() {
-    // Installed before there was a key.
+    // This model is installed before there is a key.
     let daemon = Root::new().with("memory.fallback_strategy", json!("strict")).start();
     fs::write(dropped(&daemon, "old"), pack("tiny-bert-mean", "old", "1")).unwrap();
     until_answers(&daemon, "old");
@@ -48,7 +49,8 @@ fn what_a_removed_key_signed_is_disabled_at_once_and_comes_back_with_the_key() {
     let models = daemon.get("/v1/models").json()["data"].to_string();
     assert!(!models.contains("\"m\""), "{models}");
 
-    // Another key under the same name and file is another key, and a restart forgets nothing.
+    // A different key in a file of the same name is not trusted for the model, and a restart keeps
+    // the model disabled.
     Signer::new().trust(&daemon, "stolen.pub", "");
     let root = daemon.stop();
     let listed = root.cli().args(["model", "list"]).output().unwrap();
@@ -57,7 +59,7 @@ fn what_a_removed_key_signed_is_disabled_at_once_and_comes_back_with_the_key() {
     let daemon = root.start();
     assert_eq!((status(&daemon).as_str(), ask(&daemon, "m").status), ("disabled", 503));
 
-    // A key file that cannot be read takes nothing away, and gives nothing back.
+    // An unreadable key file neither disables nor enables a model.
     fs::write(&key, "no key").unwrap();
     daemon.wait_log("no package is installed before this is mended");
     // The key returns.
@@ -65,7 +67,7 @@ fn what_a_removed_key_signed_is_disabled_at_once_and_comes_back_with_the_key() {
     until_answers(&daemon, "m");
     assert_eq!(status(&daemon), "available");
 
-    // Its last key is removed: no key at all is no trust in everything.
+    // The last key is removed: without any key, signed packages are still not trusted.
     fs::remove_file(&key).unwrap();
     fs::remove_file(daemon.keys().join("other.pub")).unwrap();
     until_disabled(&daemon);

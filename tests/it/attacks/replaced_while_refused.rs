@@ -1,4 +1,5 @@
-//! A good package takes the place of a refused one at the moment when that is moved to the quarantine.
+//! Attack: a good package replaces a refused one at the moment when that is moved to the
+//! quarantine.
 
 use std::fs;
 
@@ -15,7 +16,7 @@ fn a_good_package_is_not_quarantined_in_the_place_of_a_refused_one() {
         fs::write(dropped(&daemon, id), "no package").unwrap();
     }
     let quarantine = daemon.drop_directory().join("quarantine");
-    // They were listed together. When the first is moved, the others are about to be.
+    // The files were listed together. When the first is moved, the others are next.
     daemon.until("the first to be moved", || {
         let moved = fs::read_dir(&quarantine).ok()?.next();
         moved.map(drop)

@@ -1,5 +1,5 @@
-//! A dropped package says that it is the bundled model, in a higher version: requests that name no model are answered
-//! from another embedding space.
+//! Attack: a dropped package declares the id of the bundled model and a higher version. Requests
+//! without a model name would be answered from another embedding space.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::support::{Root, pack, tiny_package};
 fn a_dropped_package_does_not_take_the_id_of_a_bundled_one() {
     let daemon = Root::new().start();
     let vectors = daemon.embed(json!("a text"));
-    // Neither with another model in it, nor with the same one.
+    // Neither another model nor the same one may take the id.
     for (file, model) in [("weather-tiny", "tiny-bert-cls"), ("weather-same", "tiny-bert-mean")] {
         fs::write(dropped(&daemon, file), pack(model, "bundled-mini", "999")).unwrap();
         let reason = until_quarantined(&daemon, file);
@@ -31,12 +31,12 @@ fn a_dropped_package_does_not_take_the_id_of_a_bundled_one() {
     refused(&root);
     assert_eq!(stored(&root).len(), 1);
 
-    // Nor before the bundled package was installed for the first time.
+    // The id is reserved even before the bundled package is installed for the first time.
     fs::remove_dir_all(root.state()).unwrap();
     refused(&root);
     let daemon = root.start();
     assert_eq!(daemon.embed(json!("a text")), vectors);
-    // The bundled package itself may be given once more.
+    // The bundled package itself may be installed once more.
     fs::write(&file, tiny_package()).unwrap();
     let again = daemon.cli().args(["model", "install"]).arg(&file).output().unwrap();
     assert!(String::from_utf8_lossy(&again.stdout).starts_with("was installed already"));

@@ -1,4 +1,5 @@
-//! A package that aborts, hangs or exhausts its self-test: the daemon serves on, and the next start is not later.
+//! Attack: a package aborts, hangs or exhausts its self-test. The daemon still serves, and the next
+//! start is not delayed.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,10 +20,10 @@ fn record(root: &Root, id: &str) -> serde_json::Value {
     serde_json::from_slice(&fs::read(entry(root, id).join("record.json")).unwrap()).unwrap()
 }
 
-/// Ends a self-test by `signal`; the reason that is beside its package in quarantine.
+/// Ends a self-test by `signal`. Returns the reason from the quarantine.
 fn refused_after(daemon: &Daemon, id: &str, signal: Signal) -> String {
     let (id, test) = SelfTest::catch(daemon, id);
-    // One beside it goes on: nobody waits for the test.
+    // Other requests are answered meanwhile: they do not wait for the test.
     assert_eq!(daemon.embed(json!("a text")).len(), 1);
     test.end(signal);
     let reason = until_quarantined(daemon, &id);
@@ -31,20 +32,22 @@ fn refused_after(daemon: &Daemon, id: &str, signal: Signal) -> String {
     reason
 }
 
-/// What a charsmap with a length of 8 GiB does on a board of 4 GB.
+/// Checks the effect of a charsmap with a length of 8 GiB on a board of 4 GB.
 #[test]
 fn a_self_test_that_aborts_is_a_refusal_of_its_package() {
     let daemon = Root::new().start();
     let reason = refused_after(&daemon, "abort", Signal::SIGABRT);
     assert!(reason.contains("its self-test was ended by signal 6 (SIGABRT)"), "{reason}");
-    // Not SIGSEGV: the handler of the standard library ignores one that no access has caused.
+    // Do not use SIGSEGV: the handler of the standard library ignores one that no memory access has
+    // caused.
     let reason = refused_after(&daemon, "crash", Signal::SIGILL);
     assert!(reason.contains("SIGILL"), "{reason}");
     until_looked(&daemon, "good");
     daemon.stop();
 }
 
-/// What the kernel does when memory is short, and what the bounds of the child do before that.
+/// Checks the signals of the kernel when memory is short, and the limits of the child, which apply
+/// earlier.
 #[test]
 fn a_self_test_that_takes_all_memory_is_a_refusal_of_its_package() {
     let daemon = Root::new().start();
@@ -55,7 +58,7 @@ fn a_self_test_that_takes_all_memory_is_a_refusal_of_its_package() {
     until_looked(&daemon, "good");
     let root = daemon.stop();
 
-    // The child itself, with little address space and with enough.
+    // Run the child itself, with little address space and with enough.
     let key = format!("good@1+{}", record(&root, "good")["manifest_digest"].as_str().unwrap());
     let test = |megabytes: u64| {
         let task = json!({
@@ -76,7 +79,7 @@ fn a_self_test_that_takes_all_memory_is_a_refusal_of_its_package() {
     assert!(!String::from_utf8_lossy(&little.stdout).contains("passed"), "{little:?}");
 }
 
-/// What a regular expression that backtracks without end does: the child never answers.
+/// Checks the effect of a regular expression that backtracks without end: the child never answers.
 #[test]
 fn a_self_test_that_hangs_delays_neither_the_daemon_nor_its_stop_nor_its_start() {
     let daemon = Root::new().start();
@@ -84,7 +87,7 @@ fn a_self_test_that_hangs_delays_neither_the_daemon_nor_its_stop_nor_its_start()
     assert_eq!(daemon.get("/livez").status, 200);
     assert_eq!(daemon.embed(json!("a text")).len(), 1);
     assert_eq!(record(&daemon, &id)["attempts"], 1);
-    // A stop on purpose is no fault of the package.
+    // A stop on purpose does not count against the package.
     let root = daemon.stop();
     drop(hanging);
     assert_eq!(record(&root, &id).get("attempts"), None);
@@ -104,7 +107,7 @@ fn a_self_test_is_confined() {
     };
     assert_eq!((of("Seccomp:").as_str(), of("NoNewPrivs:").as_str()), ("2", "1"));
     assert_eq!(test.read("oom_score_adj").trim(), "1000");
-    // The daemon has the score of the child while it starts it.
+    // The daemon has the child's score only while it starts the child.
     let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
     daemon.until("the daemon's own score", || {
         let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", daemon.pid())).unwrap();
@@ -114,19 +117,19 @@ fn a_self_test_is_confined() {
         let known = ["/dev/null", "pipe:", "/proc/"].iter().any(|kind| descriptor.starts_with(kind))
                 || descriptor.starts_with(daemon.state().to_str().unwrap())
                 || descriptor.starts_with("/sys/devices/system/cpu")
-                // It was caught while the dynamic loader opens this.
+                // The child was caught while the dynamic loader opens this file.
                 || descriptor.contains(".so");
         assert!(known, "the child holds {descriptor}");
     }
     assert!(test.read("environ").starts_with("MALLOC_ARENA_MAX=1"));
 }
 
-/// Twice as a power cut would: the third start is the last that knows of it.
+/// Kills the daemon twice, as a power cut would. The third start does not repeat the test.
 #[test]
 fn a_daemon_killed_twice_during_one_self_test_does_not_begin_it_again() {
     let mut daemon = Root::new().start();
     let (id, first) = SelfTest::catch(&daemon, "cut");
-    // The tests before that one was caught have passed.
+    // The tests of packages before this one have passed.
     let others: Vec<_> =
         stored(&daemon).into_iter().filter(|name| !name.starts_with(&format!("{id}@"))).collect();
     let root = daemon.kill();

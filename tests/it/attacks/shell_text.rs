@@ -1,4 +1,5 @@
-//! The name of a dropped file becomes part of a command that the administrator is told to run.
+//! Attack: the name of a dropped file becomes part of a command that Caxton suggests to the
+//! administrator.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::Root;
 
-/// What `caxton doctor` says to do about refused packages.
+/// Returns the advice of `caxton doctor` about refused packages.
 fn mend(root: &Root) -> String {
     let output = root.cli().args(["doctor", "--json"]).output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -19,7 +20,7 @@ fn mend(root: &Root) -> String {
     check["mend"].as_str().unwrap().to_owned()
 }
 
-/// Runs the command that `mend` suggests, as somebody who copies it does, with a `sudo` that does nothing more.
+/// Runs the suggested command, as an administrator would, but without `sudo`.
 fn obey(mend: &str, place: &Path) {
     let (_words, command) = mend.split_once("sudo ").unwrap();
     let status = Command::new("sh").args(["-c", command]).current_dir(place).status().unwrap();

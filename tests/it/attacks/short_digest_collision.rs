@@ -1,8 +1,9 @@
-//! Two packages whose digests begin alike: the harmless one is signed and "was installed already", and the other one
-//! answers.
+//! Attack: two packages have digests with the same first digits. The harmless one is signed and
+//! "was installed already", but the other one answers.
 //!
-//! The manifests beside this file are of one model, and their SHA-256 begin with the same 48 bits: they differ in a prompt
-//! and in the blanks at their end. It took 15 seconds of one processor to find them.
+//! The manifests in the directory of this test are of one model, and their SHA-256 values begin
+//! with the same 48 bits. They differ in a prompt and in the spaces at their end. One processor
+//! found them in 15 seconds.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -18,7 +19,7 @@ use crate::support::{Root, pack};
 const GOOD: &[u8] = include_bytes!("short_digest_collision/good.json");
 const EVIL: &[u8] = include_bytes!("short_digest_collision/evil.json");
 
-/// The package of the model with this manifest.
+/// Returns the package of the model with this manifest.
 fn package(manifest: &[u8]) -> Vec<u8> {
     const BLOCK: usize = 512;
     let archive = zstd::decode_all(&pack("tiny-bert-mean", "m", "1")[..]).unwrap();
@@ -28,6 +29,8 @@ fn package(manifest: &[u8]) -> Vec<u8> {
     };
     let rest = BLOCK + size(&archive).next_multiple_of(BLOCK);
     let mut header = archive[..BLOCK].to_vec();
+    // Fields of the ustar header: the size at 124, and at 148 the checksum, which is computed with
+    // spaces in its own field.
     header[124..136].copy_from_slice(format!("{:011o}\0", manifest.len()).as_bytes());
     header[148..156].fill(b' ');
     let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
@@ -48,7 +51,8 @@ fn a_package_that_is_shown_as_another_one_is_refused() {
     let (good, evil) = (digest(GOOD), digest(EVIL));
     assert!(good != evil && good.short() == evil.short(), "{good} {evil}");
 
-    // The evil one comes first, before there are keys; then the good one, which the administrator's key has signed.
+    // The evil package is installed first, before there are keys. Then the good one is dropped,
+    // signed by the administrator's key.
     let daemon = Root::new().start();
     fs::write(dropped(&daemon, "evil"), package(EVIL)).unwrap();
     until_answers(&daemon, "m");
@@ -59,7 +63,8 @@ fn a_package_that_is_shown_as_another_one_is_refused() {
     until_quarantined(&daemon, "good");
     assert!(!daemon.log().iter().any(|line| line.contains("existed=true")));
 
-    // With every word of the administrator, too: the two cannot be told apart. The signature is good.
+    // The administrator's options do not permit it either, because the two packages cannot be
+    // distinguished. The signature is valid.
     let file = daemon.path().join("good.model.tar.zst");
     fs::write(&file, package(GOOD)).unwrap();
     fs::write(daemon.path().join("good.model.tar.zst.minisig"), signer.sign(&package(GOOD)))
@@ -71,13 +76,13 @@ fn a_package_that_is_shown_as_another_one_is_refused() {
     assert_eq!(ask(&daemon, "m").status, 200);
     assert_eq!(daemon.package("m")["signed_by"], json!(null));
 
-    // Without the evil one the good one is what it is.
+    // Without the evil package, the good one is installed.
     fs::remove_file(dropped(&daemon, "evil")).unwrap();
     daemon.until("the evil one to leave", || daemon.package("m").is_null().then_some(()));
     assert_eq!(install(&daemon), (Some(0), String::new()));
     assert_eq!(daemon.package("m")["manifest_sha256"], json!(good.to_string()));
 
-    // A name with all digits means no other content.
+    // A name with all digits never resolves to the other contents.
     assert_eq!(ask(&daemon, &format!("m@{good}")).status, 200);
     assert_eq!(ask(&daemon, &format!("m@{evil}")).status, 404);
     daemon.stop();

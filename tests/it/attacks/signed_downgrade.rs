@@ -1,4 +1,5 @@
-//! An old signed package with a known fault is dropped again once the newer one is gone: its signature still holds.
+//! Attack: an old signed package with a known fault is dropped again after the newer one was
+//! removed. Its signature is still valid.
 
 use std::fs;
 
@@ -29,7 +30,7 @@ fn an_older_signed_package_is_refused_also_after_the_newer_one_was_removed() {
     assert!(reason.contains("is older than 1.10"), "{reason}");
     assert!(daemon.package("m").is_null());
 
-    // The administrator may want it, with the daemon and without.
+    // The administrator may permit it, with the daemon and without.
     let file = daemon.path().join(file_name("m"));
     fs::write(&file, &old).unwrap();
     fs::write(daemon.path().join(format!("{}.minisig", file_name("m"))), signer.sign(&old))
@@ -43,7 +44,7 @@ fn an_older_signed_package_is_refused_also_after_the_newer_one_was_removed() {
     assert_eq!(install(&root, &["--allow-downgrade"]), (Some(0), String::new()));
     let daemon = root.start();
     until_answers(&daemon, "m");
-    // The same once more is no downgrade; another one is.
+    // The same package once more is not a downgrade; an older one is.
     assert_eq!(install(&daemon, &[]), (Some(0), String::new()));
     signer.drop(&daemon, "between", &pack("tiny-bert-mean", "m", "1.9.1"));
     until_quarantined(&daemon, "between");

@@ -1,5 +1,6 @@
-//! Two contents of one version are installed. A request that allows no other embedding space asks for a model that cannot
-//! answer, and the content of its space may stand in; the other content must not.
+//! Attack: two contents of one version are installed. A request that permits only one embedding
+//! space names a model that is not available. The contents of the same space may serve as fallback;
+//! the other contents must not.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +15,7 @@ fn bundle(root: &Root, file: &str, model: &str, id: &str) {
     fs::write(path, pack(model, id, "1")).unwrap();
 }
 
-/// The embedding space of each installed content of `id`, the last one first.
+/// Returns the embedding space of each installed content of `id`, the current one first.
 fn spaces(daemon: &Daemon, id: &str) -> Vec<String> {
     let list = daemon.get("/api/packages").json();
     let packages = list["packages"].as_array().unwrap().iter();
@@ -36,7 +37,7 @@ fn the_content_that_stands_in_is_the_one_of_the_same_embedding_space() {
     fs::write(daemon.drop_directory().join("a-1.model.tar.zst"), pack("tiny-bert-cls", "a", "1"))
         .unwrap();
     daemon.until("the first content of a@1", || (spaces(&daemon, "a").len() == 1).then_some(()));
-    // Another content of a@1, installed later: `a@1` means it.
+    // Other contents of a@1 are installed later, so `a@1` resolves to them.
     fs::write(daemon.drop_directory().join("a.model.tar.zst"), pack("tiny-bert-mean", "a", "1"))
         .unwrap();
     daemon.until("both contents of a@1", || (spaces(&daemon, "a").len() == 2).then_some(()));

@@ -1,5 +1,5 @@
-//! An attacker controls the daemon and makes system calls. The test stops the daemon's first thread and has it make
-//! them, as a debugger can.
+//! Attack: an attacker controls the daemon and makes system calls. The test stops the daemon's
+//! first thread and makes it execute them, as a debugger can.
 
 #![cfg(target_arch = "x86_64")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -16,24 +16,26 @@ use serde_json::json;
 
 use crate::support::{Daemon, Root, skipped};
 
-/// `syscall`, as the processor reads it.
+/// Machine code of the instruction `syscall`.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
-/// Below the stack pointer the compiler keeps 128 bytes; what the attacker writes lies further down.
+/// Distance of the attacker's data below the stack pointer. The compiler uses the 128 bytes
+/// directly below it (the red zone).
 const SCRATCH: u64 = 16 << 10;
 
-/// The daemon's first thread in the hands of an attacker.
+/// The daemon's first thread, controlled by an attacker.
 struct Taken {
     thread: Pid,
     before: user_regs_struct,
 }
 
 impl Taken {
-    /// Stops the first thread of `daemon`, which waits in a system call. `None` where the machine does not let root.
+    /// Stops the first thread of `daemon`, which waits in a system call. Returns `None` where the
+    /// machine does not permit this.
     fn over(daemon: &Daemon) -> Option<Self> {
         let thread = Pid::from_raw(daemon.pid().try_into().unwrap());
         ptrace::attach(thread).ok()?;
         stopped(thread);
-        // A child that it should not get dies with the test.
+        // If the sandbox fails to prevent a child process, the child dies with the test.
         let options = ptrace::Options::PTRACE_O_EXITKILL
             | ptrace::Options::PTRACE_O_TRACECLONE
             | ptrace::Options::PTRACE_O_TRACEFORK
@@ -46,12 +48,14 @@ impl Taken {
         Some(taken)
     }
 
-    /// Makes the call of number `call`.
+    /// Makes the system call of number `call`.
     fn call(&self, call: c_long, arguments: &[u64]) -> Result<u64, Errno> {
         let mut registers = self.before;
+        // `rip` is after the two bytes of `syscall`: execute the same instruction with other
+        // registers.
         registers.rip -= 2;
         registers.rax = call.cast_unsigned();
-        // The call that it waits in is not made again before this one.
+        // Prevent the kernel from restarting the interrupted call before this one.
         registers.orig_rax = u64::MAX;
         let argument = |at: usize| arguments.get(at).copied().unwrap_or(0);
         registers.rdi = argument(0);
@@ -70,8 +74,8 @@ impl Taken {
         }
     }
 
-    /// Writes `path` into the daemon's memory, and an array of its address and of nothing behind it. Returns where
-    /// the two are.
+    /// Writes `path` and a null-terminated array with its address into the daemon's memory. Returns
+    /// the addresses of both.
     fn path(&self, path: &Path) -> (u64, u64) {
         let mut bytes = path.to_str().unwrap().as_bytes().to_vec();
         bytes.resize((bytes.len() / 8 + 1) * 8, 0);
@@ -84,7 +88,7 @@ impl Taken {
         (text, array)
     }
 
-    /// Lets the thread go on as if nothing had been.
+    /// Restores the thread's registers and lets it continue.
     fn release(self) {
         ptrace::setregs(self.thread, self.before).unwrap();
         ptrace::detach(self.thread, None).unwrap();
@@ -103,7 +107,7 @@ fn address(value: u64) -> ptrace::AddressType {
 
 #[test]
 fn a_daemon_that_was_taken_over_cannot_leave_its_sandbox() {
-    // Not below the directory of the socket, which the daemon may write to.
+    // Do not use a directory below that of the socket, because the daemon may write there.
     let outside = tempfile::tempdir().unwrap();
     let drop_directory = outside.path().join("drop");
     fs::create_dir(&drop_directory).unwrap();
@@ -143,7 +147,8 @@ fn a_daemon_that_was_taken_over_cannot_leave_its_sandbox() {
         assert_eq!(taken.call(libc::SYS_clone, &[namespace | child]), denied, "{namespace:#x}");
         assert_eq!(taken.call(libc::SYS_unshare, &[namespace]), denied, "{namespace:#x}");
     }
-    // Its flags lie in memory, where a filter does not look. glibc uses the older call then.
+    // The flags of clone3 are in memory, which a seccomp filter cannot read. ENOSYS makes glibc use
+    // the older call.
     assert_eq!(taken.call(libc::SYS_clone3, &[page, 88]), Err(Errno::ENOSYS));
 
     for family in [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_VSOCK] {
@@ -160,7 +165,7 @@ fn a_daemon_that_was_taken_over_cannot_leave_its_sandbox() {
         libc::SYS_keyctl,
         libc::SYS_setresuid,
         libc::SYS_execveat,
-        // The number that x32 has for execve.
+        // The number of execve in the x32 ABI.
         0x4000_0000 + 520,
     ] {
         assert_eq!(taken.call(call, &[]), denied, "call {call}");

@@ -1,4 +1,4 @@
-//! A tenant that is held to one model reads every route, to learn what others use.
+//! Attack: a tenant that may use one model reads every route, to learn about the others.
 
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,11 +10,12 @@ use serde_json::json;
 
 use crate::support::{Daemon, EMBEDDINGS, Root};
 
-/// Words that the tenant must not read: the other model, the other tenant, and a package that was refused.
+/// Words that the tenant must not read: the other model, the other tenant, and a refused package.
 const SECRETS: [&str; 3] = ["bundled-mini", "rival", "refused-secret"];
 
-/// How each route is asked by the tenant: its method, what stands for `{name}`, and its body. A route that shows nothing
-/// of models or users is `None`, with the reason beside it. A new route has to be decided here.
+/// Returns the tenant's request to a route: its method, its path with a value for `{name}`, and its
+/// body. Returns `None` for a route that shows nothing of models or users, with the reason in a
+/// comment. A new route needs a decision here.
 fn request(route: &str) -> Option<(&'static str, String, String)> {
     let get = |path: &str| Some(("GET", path.to_owned(), String::new()));
     let post =
@@ -38,9 +39,9 @@ fn request(route: &str) -> Option<(&'static str, String, String)> {
             post(route, json!({ "inputs": { "source_sentence": "a", "sentences": ["b"] } }))
         }
         "/decode" => post(route, json!({ "ids": [[5]] })),
-        // It names the default model of the machine, which is what the word of health is about.
+        // The answer names the machine's default model, whose health it reports.
         "/readyz" => None,
-        // For administrators alone: tests/it/admin.rs.
+        // These routes are only for administrators: tests/it/admin.rs.
         "/api/configuration"
         | "/api/memory/flush"
         | "/api/memory/limit"
@@ -96,7 +97,7 @@ fn a_tenant_reads_nothing_of_others_on_any_route() {
         for secret in SECRETS {
             assert!(!said.contains(secret), "{route} tells {secret}: {said}");
         }
-        // The same words are there for an administrator, or the test would prove nothing.
+        // An administrator must see the same words, or the test would prove nothing.
         let (_, said) = read(&[], &request);
         seen_by_root.extend(SECRETS.into_iter().filter(|secret| said.contains(*secret)));
     }

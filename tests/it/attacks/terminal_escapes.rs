@@ -1,4 +1,4 @@
-//! A hostile package, and a hostile daemon, write to the administrator's terminal.
+//! Attack: a hostile package, and a hostile daemon, write to the administrator's terminal.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,16 +14,17 @@ use serde_json::{Value, json};
 use crate::support::packages::{file_name, until_quarantined};
 use crate::support::{Root, cli, golden, pack, tiny_package};
 
-/// Clears the screen, begins a line that looks like a success, and turns the direction of what follows.
+/// Text that clears the screen, begins a line that looks like a success, and reverses the direction
+/// of the text after it.
 const HOSTILE: &str = "\u{1b}[2J\u{9b}2J\nok: signed with key\u{202e}\u{200b}";
 
-/// A package whose `config.json` names the architecture `HOSTILE`.
+/// Returns a package whose `config.json` names the architecture `HOSTILE`.
 fn hostile_package(place: &Path) -> Vec<u8> {
     let good = pack("tiny-bert-mean", "m", "1");
     let archive = zstd::decode_all(&good[..]).unwrap();
     let unpacked = place.join("unpacked");
     fs::create_dir(&unpacked).unwrap();
-    // The archive is made again by hand: the manifest, then its files, each behind a header.
+    // Write the archive again by hand: the manifest, then its files, each after a header.
     let mut members = members(&archive);
     let (_, manifest) = members.remove(0);
     let mut manifest: Value = serde_json::from_slice(&manifest).unwrap();
@@ -43,10 +44,12 @@ fn hostile_package(place: &Path) -> Vec<u8> {
     members.insert(0, ("manifest.json".to_owned(), serde_json::to_vec(&manifest).unwrap()));
     let mut made = Vec::new();
     for (name, content) in members {
-        // As the packer writes it, with another name and size.
+        // Copy a header of the packer, with another name and size.
         let mut header = archive[..512].to_vec();
         header[..100].fill(0);
         header[..name.len()].copy_from_slice(name.as_bytes());
+        // Fields of the ustar header: the size at 124, and at 148 the checksum, which is computed
+        // with spaces in its own field.
         header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
         header[148..156].fill(b' ');
         let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
@@ -62,7 +65,7 @@ fn hostile_package(place: &Path) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Name and content of each member of an archive.
+/// Returns name and content of each member of an archive.
 fn members(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut rest = archive;
@@ -78,7 +81,7 @@ fn members(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// What is printed to either stream, of which nothing may be obeyed by a terminal.
+/// Checks that the output has no characters that control a terminal. Returns the text.
 fn assert_harmless(what: &str, Output { stdout, stderr, .. }: Output) -> String {
     let text = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
     assert_harmless_text(what, &text);
@@ -90,7 +93,7 @@ fn assert_harmless_text(what: &str, text: &str) {
         c.is_control() && !"\n\t".contains(c) || "\u{202e}\u{200b}\u{2066}\u{feff}".contains(c)
     };
     assert!(!text.contains(obeyed), "{what}: {text:?}");
-    // None of these commands succeeds in a way that says so.
+    // None of these commands prints that it succeeded.
     assert!(!text.lines().any(|line| line.starts_with("ok")), "{what}: {text:?}");
 }
 
@@ -181,7 +184,7 @@ fn what_a_daemon_answers_reaches_no_terminal() {
     answering.join().unwrap();
 }
 
-/// A package as the daemon describes it, every text of which is hostile.
+/// Returns a package as the daemon describes it, with a hostile value for every text.
 fn package() -> Value {
     let daemon = Root::new().start();
     let mut package = daemon.package("bundled-mini");

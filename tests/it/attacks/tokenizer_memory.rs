@@ -1,4 +1,5 @@
-//! `tokenizer.json` has many times the words that `config.json` says, by which memory is reserved.
+//! Attack: `tokenizer.json` has many times more words than `config.json` declares, which is the
+//! number for which memory is reserved.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +13,7 @@ use crate::support::{Daemon, Root};
 /// Words of the attacker: two hundred megabytes in the library's memory.
 const WORDS: usize = 600_000;
 
-/// The most memory that the daemon had, in bytes.
+/// Returns the peak memory of the daemon, in bytes.
 fn peak(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -36,7 +37,7 @@ fn words_beyond_the_table_are_refused_before_they_take_memory() {
         )),
         "{reason}"
     );
-    // The file itself, and what unpacking takes.
+    // The growth includes the file itself and the memory for unpacking.
     let grown = peak(&daemon) - before;
     assert!(grown < bytes + (64 << 20), "{grown} bytes for a file of {bytes}");
     assert_eq!(daemon.get("/livez").status, 200);

@@ -1,4 +1,4 @@
-//! One member has long texts tokenized over many connections, and everybody else waits for it.
+//! Attack: one user has long texts tokenized over many connections, and all other users wait.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +12,7 @@ use crate::support::attacker::Attacker;
 use crate::support::packages::until_answers;
 use crate::support::{Daemon, Root, STRANGER, skipped};
 
-/// A daemon of which a member has texts tokenized by the model `other`, over a hundred connections.
+/// Starts a daemon and a user whose texts the model `other` tokenizes, over a hundred connections.
 fn attacked() -> (Daemon, Attacker) {
     let root = Root::with_other().with("socket.mode", json!("0666"));
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -31,7 +31,7 @@ fn texts_of_others_are_tokenized_in_turn() {
         return skipped("texts_of_others_are_tokenized_in_turn", "root");
     }
     let (daemon, flood) = attacked();
-    // Long enough to need a turn.
+    // The text is long enough to need a permit.
     let text = "a few words ".repeat(100);
     let mut took: Vec<Duration> = (0..10)
         .map(|_| {
@@ -42,7 +42,7 @@ fn texts_of_others_are_tokenized_in_turn() {
         .collect();
     drop(flood);
     took.sort();
-    // It would be the time of a hundred texts of 60 KiB.
+    // Without fair scheduling it would be the time of a hundred texts of 60 KiB.
     assert!(took[5] < Duration::from_millis(1000), "{took:?}");
     daemon.stop();
 }
@@ -58,7 +58,7 @@ fn a_request_that_waits_for_its_turn_keeps_no_model_in_memory() {
     assert_eq!(unload.status, 200, "{unload:?}");
     let took = began.elapsed();
     drop(flood);
-    // The time of the two texts that are being tokenized, not of the hundred that wait.
+    // The bound is the time of the two texts in progress, not of the hundred that wait.
     assert!(took < Duration::from_secs(2), "{took:?}");
     daemon.stop();
 }

@@ -1,4 +1,4 @@
-//! The volume of the drop directory is not mounted any more: an empty directory stands in its place.
+//! Attack: the volume of the drop directory is unmounted, and an empty directory takes its path.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,14 +10,15 @@ use crate::support::mounts::Mount;
 use crate::support::packages::{dropped, until_answers, until_gone, until_looked};
 use crate::support::{Daemon, Root, pack, skipped};
 
-/// Has the daemon look at the drop directory: the kernel does not tell of mounts.
+/// Makes the daemon scan the drop directory, because the kernel does not notify it of mounts.
 fn has_to_look(daemon: &mut Daemon, seconds: u32) {
     let said = daemon.log().len();
     daemon.root_mut().set("packages.incomplete_timeout", json!(format!("{seconds}s")));
     daemon.wait_log_after(said, "configuration");
 }
 
-/// Whether `m` means version 1, to which an administrator rolled it back from version 2.
+/// Returns whether `m` resolves to version 1, to which an administrator rolled it back from version
+/// 2.
 fn is_rolled_back(daemon: &Daemon) -> bool {
     let status = daemon.status();
     let packages = status["packages"].as_array().unwrap();
@@ -47,7 +48,8 @@ fn an_unmounted_drop_directory_removes_nothing_and_undoes_no_rollback() {
     assert!(rolled_back.status.success(), "{}", String::from_utf8_lossy(&rolled_back.stderr));
     assert!(is_rolled_back(&daemon));
 
-    // While it runs, and over a restart; what is dropped into the other directory is installed.
+    // The models stay while the daemon runs, and after a restart. A package that is dropped into
+    // the other directory is installed.
     drop(mount);
     has_to_look(&mut daemon, 601);
     until_looked(&daemon, "n");
@@ -57,11 +59,11 @@ fn an_unmounted_drop_directory_removes_nothing_and_undoes_no_rollback() {
     let mut daemon = daemon.stop().start();
     until_looked(&daemon, "o");
     assert!(is_rolled_back(&daemon));
-    // That directory's own files count.
+    // The files of that directory count.
     fs::remove_file(dropped(&daemon, "n")).unwrap();
     until_gone(&daemon, "n");
 
-    // The volume is back: what is missing there was removed.
+    // The volume is mounted again: a file that is missing there was removed.
     let _mount = Mount::bind(&volume, &daemon.drop_directory()).unwrap();
     fs::remove_file(volume.join("m-2.model.tar.zst")).unwrap();
     has_to_look(&mut daemon, 602);

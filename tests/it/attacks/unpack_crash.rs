@@ -1,4 +1,5 @@
-//! A package whose unpacking ends the daemon: the next starts must not repeat it without end.
+//! Attack: the unpacking of a package kills the daemon. The next starts must not repeat it without
+//! end.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,10 +17,10 @@ use serde_json::json;
 use crate::support::packages::{ask, dropped, stored, until_quarantined};
 use crate::support::{BOUND, Root, pack};
 
-/// Takes so long to unpack that it is not done when it is seen to have begun.
+/// Size of weights that take so long to unpack that the test can kill the daemon meanwhile.
 const WEIGHT_BYTES: usize = 48 << 20;
 
-/// A package of a model whose weights are noise.
+/// Returns a package of a model whose weights are noise.
 fn large(id: &str) -> Vec<u8> {
     let small = pack("tiny-bert-mean", id, "1");
     let place = tempfile::tempdir().unwrap();
@@ -46,16 +47,16 @@ fn large(id: &str) -> Vec<u8> {
     package
 }
 
-/// Calls back when a package begins to be unpacked into the store in `state`.
+/// Sends a message when the store in `state` begins to unpack a package.
 fn unpacking(state: &Path) -> (mpsc::Receiver<()>, notify::RecommendedWatcher) {
     let (sender, begun) = mpsc::channel();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // The mark stands under its own name when it has been written as a whole.
+        // The list of attempts gets this name by a rename, when it is complete.
         let is_mark = |path: &PathBuf| path.ends_with("unpacking.json");
         let event = event.unwrap();
-        // That it is read says nothing.
+        // Ignore reads of the list.
         if !event.kind.is_access() && event.paths.iter().any(is_mark) {
-            // Nobody listens any more when the test has gone on.
+            // The receiver may be gone when the test has continued.
             sender.send(()).unwrap_or_default();
         }
     })
@@ -88,7 +89,7 @@ fn a_dropped_package_whose_unpacking_ended_the_daemon_twice_is_quarantined() {
     assert_eq!(until_quarantined(&daemon, "m"), "the daemon ended while unpacking it\n");
     assert_eq!(ask(&daemon, "m").status, 404);
     assert_eq!(stored(&daemon), before);
-    // What is right is installed as before.
+    // A good package is installed as before.
     fs::write(dropped(&daemon, "n"), pack("tiny-bert-mean", "n", "1")).unwrap();
     daemon.wait_log("package accepted");
     daemon.stop();

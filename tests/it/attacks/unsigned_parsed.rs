@@ -1,4 +1,5 @@
-//! With a key configured, a package without a valid signature reaches neither the decompressor nor a parser.
+//! Attack: a package without a valid signature tries to reach the decompressor or a parser while a
+//! key is configured.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -25,7 +26,7 @@ fn with_key() -> (KeyPair, Daemon) {
     (key, root.start())
 }
 
-/// Bytes that are refused for what they are as soon as anything looks at them.
+/// Bytes that the first parser refuses.
 const NOT_ZSTD: &[u8] = b"not a package at all";
 
 #[test]
@@ -36,7 +37,7 @@ fn a_dropped_package_is_not_parsed_before_its_signature_holds() {
     fs::write(dropped(&daemon, "m"), NOT_ZSTD).unwrap();
     let reason = until_quarantined(&daemon, "m");
     assert!(reason.contains("does not match") && !reason.contains("zstd"), "{reason}");
-    // Signed, it is looked at.
+    // The same bytes are parsed when their signature is valid.
     fs::write(signature("n"), sign(&key, NOT_ZSTD)).unwrap();
     fs::write(dropped(&daemon, "n"), NOT_ZSTD).unwrap();
     let reason = until_quarantined(&daemon, "n");

@@ -1,4 +1,5 @@
-//! A package declares a large zstd window, which the decompressor would allocate before anything else is known.
+//! Attack: a package declares a large zstd window, which the decompressor would allocate before it
+//! reads anything else.
 
 #![expect(
     clippy::print_stderr,
@@ -14,7 +15,7 @@ use serde_json::json;
 use crate::support::packages::{dropped, until_quarantined};
 use crate::support::{Daemon, Root};
 
-/// The most memory that the daemon ever held.
+/// Returns the peak memory of the daemon, in KiB.
 fn peak_kib(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -25,7 +26,7 @@ fn peak_kib(daemon: &Daemon) -> u64 {
 fn a_large_window_takes_no_memory() {
     let daemon = Root::new().with("memory.memory_limit", json!("128MiB")).start();
     let before = peak_kib(&daemon);
-    // Bytes that do not repeat: a window fills only as far as there is content.
+    // Use bytes that do not repeat: a window fills only as far as there is content.
     let mut noise = 1_u64;
     let content = std::iter::repeat_with(|| {
         noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

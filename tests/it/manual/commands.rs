@@ -1,10 +1,10 @@
-//! The command line as the manual shows it: from the types that `--help` is made of.
+//! Generates the command line's part of the manual from the types that `--help` is generated from.
 
 use clap::{Arg, ArgAction, Command};
 
 use super::roff::{escape, item, prose, verbatim};
 
-/// What the help of a command begins its examples with.
+/// Beginning of the examples in the help of a command.
 const EXAMPLES: &str = "Examples:\n";
 
 fn is_shown(arg: &Arg) -> bool {
@@ -15,10 +15,10 @@ fn shown(command: &Command) -> impl Iterator<Item = &Command> {
     command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help")
 }
 
-/// `command` without what is hidden, at any depth.
+/// Returns a copy of `command` without hidden commands and options, at any depth.
 pub(super) fn without_hidden(command: &Command) -> Command {
     let subcommands: Vec<Command> = shown(command).map(without_hidden).collect();
-    // As clap is built here, it takes names that live as long as the program only.
+    // In this build, clap accepts only static names.
     let name: &'static str = command.get_name().to_owned().leak();
     let mut copy = Command::new(name)
         .version(env!("CARGO_PKG_VERSION"))
@@ -31,7 +31,7 @@ pub(super) fn without_hidden(command: &Command) -> Command {
     copy
 }
 
-/// The values of `arg` in italics: `PATH`, `[TEXT]...`.
+/// Returns the values of `arg` in italics: `PATH`, `[TEXT]...`.
 fn values(arg: &Arg) -> String {
     let takes = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
     let names = arg.get_value_names().unwrap_or_default();
@@ -41,7 +41,7 @@ fn values(arg: &Arg) -> String {
     names.iter().map(|name| format!(" \\fI{}\\fR", escape(name))).collect()
 }
 
-/// `text` of a help, whose last sentence has its full stop again.
+/// Adds the full stop that the last sentence of a help text lacks.
 fn sentence(text: &str) -> String {
     let text = text.trim();
     if text.ends_with(['.', ']', ':', '?']) { text.to_owned() } else { format!("{text}.") }
@@ -71,7 +71,7 @@ fn argument(arg: &Arg) -> String {
     item(&term, &text)
 }
 
-/// The options of the whole program.
+/// Returns the options of the whole program.
 pub(super) fn options(command: &Command) -> String {
     let options: String =
         command.get_arguments().filter(|arg| is_shown(arg)).map(argument).collect();
@@ -80,7 +80,7 @@ pub(super) fn options(command: &Command) -> String {
         + &item("\\fB\\-V\\fR, \\fB\\-\\-version\\fR", "Print the version.")
 }
 
-/// A synopsis without the global options: `caxton model install [OPTIONS] FILE`.
+/// Returns a synopsis without the global options: `caxton model install [OPTIONS] FILE`.
 fn synopsis(path: &str, command: &Command) -> String {
     let mut text = format!("\\fB{}\\fR", escape(path));
     let (options, positionals): (Vec<&Arg>, Vec<&Arg>) = command
@@ -106,7 +106,7 @@ fn synopsis(path: &str, command: &Command) -> String {
     text
 }
 
-/// Every command that does something: its path and itself.
+/// Returns every command without subcommands, with its path.
 fn leaves(command: &Command) -> Vec<(String, &Command)> {
     let mut leaves = Vec::new();
     for sub in shown(command) {
@@ -125,7 +125,7 @@ fn leaves_below(command: &Command) -> Vec<(String, &Command)> {
     leaves(command).into_iter().map(|(path, leaf)| (name(path), leaf)).collect()
 }
 
-/// Every command with what it takes.
+/// Returns every command with its arguments.
 pub(super) fn subcommands(command: &Command) -> String {
     let mut text = String::new();
     for (path, leaf) in leaves(command) {
@@ -144,7 +144,7 @@ pub(super) fn subcommands(command: &Command) -> String {
     text
 }
 
-/// The examples of every command's help, in the order of the commands.
+/// Returns the examples in the help of every command, in the order of the commands.
 pub(super) fn example_lines(command: &Command) -> Vec<String> {
     let mut lines = Vec::new();
     for (_, leaf) in leaves(command) {
@@ -155,7 +155,7 @@ pub(super) fn example_lines(command: &Command) -> Vec<String> {
     lines
 }
 
-/// The same as a block.
+/// Returns the same examples as a block.
 pub(super) fn examples(command: &Command) -> String {
     verbatim(example_lines(command).iter().map(String::as_str))
 }

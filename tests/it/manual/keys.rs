@@ -1,15 +1,15 @@
-//! The keys of the configuration: their names, defaults and texts as the shipped file has them, which is tested against
-//! the table of keys.
+//! Generates the configuration keys with their defaults and texts from the shipped file. Another
+//! test compares that file with the table of keys.
 
 use super::read;
 use super::roff::{escape, item, prose};
 
-/// What a line of the shipped file is.
+/// Line of the shipped file.
 #[derive(Debug, PartialEq, Eq)]
 enum Line<'l> {
     Blank,
     Comment(&'l str),
-    /// A key or a section, set or commented out, at a depth of two blanks each.
+    /// Key or section, set or commented out. Each level of depth is indented by two blanks.
     Key {
         depth: usize,
         name: &'l str,
@@ -21,7 +21,7 @@ enum Line<'l> {
 fn line(line: &str) -> Line<'_> {
     let text = line.trim_start();
     let depth = (line.len() - text.len()) / 2;
-    // `# ` begins a comment, `#name:` a key that is not set.
+    // `# ` begins a comment, and `#name:` is a key that is not set.
     match (text.strip_prefix("# "), text.strip_prefix('#').unwrap_or(text)) {
         (Some(comment), _) => Line::Comment(comment),
         (None, "") => Line::Blank,
@@ -32,7 +32,7 @@ fn line(line: &str) -> Line<'_> {
     }
 }
 
-/// The name that the manual shows in the place of one that the operator gives.
+/// Returns the placeholder for a name that the operator chooses.
 fn placeholder(path: &[&str]) -> Option<&'static str> {
     match path {
         ["models", _] => Some("<model>"),
@@ -41,13 +41,14 @@ fn placeholder(path: &[&str]) -> Option<&'static str> {
     }
 }
 
-/// Sections and keys with their defaults.
+/// Returns the sections and keys with their defaults.
 pub(super) fn keys() -> String {
     let file = read("etc/caxton/caxton.yaml");
     let mut path: Vec<&str> = Vec::new();
     let mut comment: Vec<&str> = Vec::new();
     let mut page = String::new();
-    // What the file begins with is about the file, and stands in the page already.
+    // Skip the comment at the head of the file: it describes the file, and the page has its own
+    // introduction.
     let lines = file.lines().map(line).skip_while(|line| !matches!(line, Line::Key { .. }));
     for line in lines {
         let (depth, name, value, is_set) = match line {
@@ -73,7 +74,7 @@ pub(super) fn keys() -> String {
             ("", _) if depth == 0 => page.push_str(&format!("{text}\n")),
             ("", _) => page.push_str(&format!(".PP\n\\fB{dotted}\\fR: {text}\n")),
             (value, is_set) => {
-                // What there is to say of it was said of its section.
+                // A key without a comment is described by its section.
                 let text = if text.is_empty() { "\\&" } else { &text };
                 let how = if is_set { "as shipped: " } else { "" };
                 let term = format!("\\fB{dotted}\\fR ({how}\\fI{}\\fR)", escape(value));
@@ -84,7 +85,7 @@ pub(super) fn keys() -> String {
     page
 }
 
-/// A comment as text; its lines that are set in become a list.
+/// Converts a comment to text. Indented lines become a list.
 fn text(comment: &[&str]) -> String {
     let mut text = String::new();
     let mut running: Vec<&str> = Vec::new();

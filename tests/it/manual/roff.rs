@@ -1,6 +1,6 @@
-//! Text as roff, by the rules of man(7) and groff_char(7).
+//! Converts text to roff, by the rules of man(7) and groff_char(7).
 
-/// `text` in running text: nothing in it is a request, an escape or a hyphen that could be a dash.
+/// Escapes `text` for a paragraph, so that no character is read as a request, an escape or a dash.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::new();
     if text.starts_with(['.', '\'']) {
@@ -21,7 +21,7 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
-/// As [`escape`], with what stands between backquotes in bold.
+/// Escapes `text` as [`escape`] does, with the parts between backquotes in bold.
 pub(super) fn prose(text: &str) -> String {
     let parts: Vec<_> = text.split('`').enumerate().collect();
     let last = parts.len() - 1;
@@ -29,17 +29,18 @@ pub(super) fn prose(text: &str) -> String {
         1 if index < last => format!("\\fB{}\\fR", escape(part)),
         _ => escape(part),
     });
-    // Only the beginning of a line needs protection.
+    // `escape` protects the beginning of each part, although only the beginning of the line needs
+    // it.
     parts.collect::<String>()
 }
 
-/// One item of a list: a term, roff already, and its text.
+/// Returns one item of a list from a term, which is already roff, and its text.
 pub(super) fn item(term: &str, text: &str) -> String {
     let text = if text.is_empty() { "\\&".to_owned() } else { prose(text) };
     format!(".TP\n{term}\n{text}\n")
 }
 
-/// `lines` as they are, in a type of equal widths, set off.
+/// Returns `lines` unchanged as an indented block in a monospaced font.
 pub(super) fn verbatim<'t>(lines: impl IntoIterator<Item = &'t str>) -> String {
     let lines: String = lines.into_iter().map(|line| escape(line) + "\n").collect();
     format!(".PP\n.RS 4\n.nf\n{lines}.fi\n.RE\n")

@@ -1,4 +1,4 @@
-//! What the pages take from the source itself: the documentation of items that have it there and nowhere else.
+//! Generates the parts of the manual that are documented only in the source itself.
 
 use caxton::package::{DenseLayer, Limits, Manifest, Member, SelfTest};
 use caxton::units::Bytes;
@@ -7,19 +7,19 @@ use serde::de::DeserializeOwned;
 use super::roff::{escape, item, prose};
 use super::{read, repository};
 
-/// A field or a variant, as it is declared.
+/// Declaration of a field or a variant.
 struct Declared {
     name: String,
-    /// The type of a field, the value of a variant.
+    /// Type of a field, or value of a variant.
     what: String,
-    /// Its documentation as one line.
+    /// Documentation in one line.
     text: String,
-    /// Whether serde fills it in.
+    /// serde has a default for the field.
     is_optional: bool,
 }
 
-/// The fields or variants of `item`, such as `struct Manifest`, in a file of `src`. Their declarations stand on lines of
-/// their own, as rustfmt has it.
+/// Returns the fields or variants of `item`, such as `struct Manifest`, in a file of `src`. Each
+/// must be declared on lines of its own, as rustfmt formats it.
 fn declared(path: &str, item: &str) -> Vec<Declared> {
     let source = read(path);
     let body = source
@@ -37,7 +37,7 @@ fn declared(path: &str, item: &str) -> Vec<Declared> {
             .strip_suffix(',')
             .and_then(|line| line.split_once(": ").or_else(|| line.split_once(" = ")))
         {
-            // Not what an attribute of several lines has.
+            // Skip the lines of an attribute that spans several lines.
             if name.starts_with("pub ") || name.starts_with(|first: char| first.is_uppercase()) {
                 let text = std::mem::take(&mut text).join(" ");
                 let name = name.trim_start_matches("pub ").to_owned();
@@ -49,7 +49,7 @@ fn declared(path: &str, item: &str) -> Vec<Declared> {
     found
 }
 
-/// What JSON has for a Rust type.
+/// Returns the JSON type of a Rust type.
 fn json_type(rust: &str) -> String {
     let inner = |name: &str| rust.strip_prefix(name)?.strip_suffix('>').map(json_type);
     if let Some(inner) = inner("Vec<") {
@@ -74,7 +74,7 @@ fn json_type(rust: &str) -> String {
     .to_owned()
 }
 
-/// The keys that serde takes for `T`, from what it says of one that it does not.
+/// Returns the keys that serde accepts for `T`, from its error message about an unknown key.
 fn serde_keys<T: DeserializeOwned>() -> Vec<String> {
     let error = serde_json::from_str::<T>(r#"{"?":0}"#).err().unwrap().to_string();
     let known = error.split_once("expected").unwrap().1;
@@ -88,13 +88,13 @@ fn object<T: DeserializeOwned>(name: &str) -> String {
     let field = |Declared { name, what, text, is_optional }: &Declared| {
         let optional = if *is_optional { ", may be missing" } else { "" };
         let term = format!("\\fB{}\\fR ({}{optional})", escape(name), escape(&json_type(what)));
-        // A link of the documentation, to the one number that there is.
+        // Replace a link of the documentation by the only valid format number.
         item(&term, &text.replace("[`FORMAT`]", &format!("Always {}", caxton::package::FORMAT)))
     };
     fields.iter().map(field).collect()
 }
 
-/// The keys of a manifest, and of the objects in it.
+/// Returns the keys of a manifest and of the objects in it.
 pub(super) fn manifest() -> String {
     [
         ("The manifest", object::<Manifest>("Manifest")),
@@ -106,7 +106,7 @@ pub(super) fn manifest() -> String {
     .concat()
 }
 
-/// What a package may have at most, as `packages.max_package_size` is when no file sets it.
+/// Returns the limits of a package at the default of `packages.max_package_size`.
 pub(super) fn limits() -> String {
     let Limits { max_compressed, max_total, max_file, max_ratio, max_manifest, max_members, time } =
         Limits::for_size(caxton::config::Settings::default().packages.max_package_size);
@@ -129,15 +129,15 @@ pub(super) fn limits() -> String {
         .collect()
 }
 
-/// The exit codes.
+/// Returns the exit codes.
 pub(super) fn exit_status() -> String {
     let codes = declared("src/exit.rs", "enum Exit");
     assert!(codes.len() > 5);
     codes.iter().map(|code| item(&format!("\\fB{}\\fR", code.what), &code.text)).collect()
 }
 
-/// The events of the journal's catalog in its order: the name in the comment above, the MESSAGE_ID, the subject.
-/// Format: <https://systemd.io/CATALOG/>.
+/// Returns the records of the journal catalog in its order: the name from the comment above, the
+/// MESSAGE_ID, the subject. The format is described in <https://systemd.io/CATALOG/>.
 pub(super) fn journal() -> String {
     const CATALOG: &str = "packaging/journal/caxton.catalog";
     if !repository(CATALOG).exists() {
@@ -158,7 +158,7 @@ pub(super) fn journal() -> String {
     page
 }
 
-/// `text` of a catalog, where `@CAXTON_MODEL@` becomes MODEL.
+/// Shortens the fields in a text of the catalog: `@CAXTON_MODEL@` becomes MODEL.
 fn without_fields(text: &str) -> String {
     text.split('@').map(|part| part.strip_prefix("CAXTON_").unwrap_or(part)).collect()
 }

@@ -1,7 +1,7 @@
-//! Clients of another user: a child of the test that runs this program again as that user.
+//! Clients of another user: a child process that runs this test program again as that user.
 //!
-//! A thread of the test cannot do it: the C library changes the user of all threads, and the kernel tells the daemon the
-//! user at the moment of connecting.
+//! A thread of the test cannot do it: the C library changes the user of all threads, and the kernel
+//! reports the user at the moment of connecting.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,44 +13,46 @@ use serde_json::{Value, json};
 
 use super::{Connection, Root};
 
-/// What the child is to do, as JSON.
+/// Environment variable with the child's order as JSON.
 const ORDER: &str = "CAXTON_IT_ATTACK";
-/// Begins a line that the child says to the test.
+/// Prefix of the lines that the child sends to the test.
 const SAYS: &str = "attacker says: ";
 
-/// A child with connections to the daemon. They are closed when this is dropped.
+/// Child with connections to the daemon. Dropping it closes them.
 #[derive(Debug)]
 pub(crate) struct Attacker {
     child: Child,
-    /// Closed when the child is to end.
+    /// Closed to end the child.
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Attacker {
-    /// Opens `count` connections as `uid`, sends `bytes` over each and holds them. Returns when all are open.
+    /// Opens `count` connections as `uid`, sends `bytes` on each and holds them. Returns when all
+    /// are open.
     pub(crate) fn hold(root: &Root, uid: u32, count: usize, bytes: &[u8]) -> Self {
         let mut attacker = Self::start(root, uid, "hold", count, bytes);
         assert_eq!(attacker.said(), "ready");
         attacker
     }
 
-    /// Opens `count` connections as `uid`, and asks `bytes` again and again over each until this is dropped. Returns
-    /// when every connection has its first answer, or was closed.
+    /// Opens `count` connections as `uid`, and sends `bytes` as a request on each again and again
+    /// until this is dropped. Returns when every connection has its first answer or was closed.
     pub(crate) fn flood(root: &Root, uid: u32, count: usize, bytes: &[u8]) -> Self {
         let mut attacker = Self::start(root, uid, "flood", count, bytes);
         assert_eq!(attacker.said(), "ready");
         attacker
     }
 
-    /// The status of the answer to `bytes` as `uid`; 0 when the connection was closed without one.
+    /// Returns the status of the answer to `bytes`, sent as `uid`; 0 when the connection was closed
+    /// without an answer.
     pub(crate) fn status(root: &Root, uid: u32, bytes: &[u8]) -> u16 {
         let mut attacker = Self::start(root, uid, "ask", 1, bytes);
         attacker.said().parse().unwrap()
     }
 
     fn start(root: &Root, uid: u32, action: &str, count: usize, bytes: &[u8]) -> Self {
-        // Too large for an environment.
+        // The bytes can be too long for an environment variable.
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
@@ -75,12 +77,12 @@ impl Attacker {
         attacker
     }
 
-    /// The next word of the child.
+    /// Returns the next message of the child.
     fn said(&mut self) -> String {
         loop {
             let mut line = String::new();
             assert!(self.stdout.read_line(&mut line).unwrap() > 0, "the attacker has ended");
-            // The test harness of the child may have begun a line.
+            // The test harness of the child may have begun the line.
             if let Some((_, said)) = line.trim_end().split_once(SAYS) {
                 return said.to_owned();
             }
@@ -91,7 +93,7 @@ impl Attacker {
 impl Drop for Attacker {
     fn drop(&mut self) {
         drop(self.stdin.take());
-        // One that is stuck has no more use.
+        // Kill the child in case it is stuck.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -103,7 +105,7 @@ fn say(what: &str) {
     stdout.flush().unwrap();
 }
 
-/// What the child runs; nothing when it is run as a test.
+/// Runs the child's order. Does nothing when it runs as an ordinary test.
 #[test]
 fn acts() {
     let Ok(order) = std::env::var(ORDER) else { return };
@@ -117,7 +119,7 @@ fn acts() {
             let connections: Vec<UnixStream> = (0..count)
                 .map(|_| {
                     let mut stream = UnixStream::connect(socket).unwrap();
-                    // The daemon may close it at any time.
+                    // The daemon may close the connection at any time.
                     drop(stream.write_all(&bytes));
                     stream
                 })
@@ -129,9 +131,9 @@ fn acts() {
         "ask" => {
             let mut stream = UnixStream::connect(socket).unwrap();
             stream.set_read_timeout(Some(super::BOUND)).unwrap();
-            // The daemon may close it before it has read everything.
+            // The daemon may close the connection before it has read everything.
             drop(stream.write_all(&bytes));
-            // The head alone: an answer may have no end.
+            // Read the first line only, because the answer may be endless.
             let mut line = String::new();
             let read = BufReader::new(stream).read_line(&mut line);
             let status = line.split(' ').nth(1).filter(|_| read.is_ok());
@@ -143,7 +145,7 @@ fn acts() {
                 let (first, bytes, socket) = (first.clone(), bytes.clone(), socket.to_owned());
                 thread::spawn(move || {
                     let mut first = Some(first);
-                    // Until the daemon or the child ends.
+                    // Repeat until the daemon or the child ends.
                     while let Ok(mut connection) = Connection::try_open(socket.as_ref()) {
                         loop {
                             connection.send(&bytes);
@@ -169,6 +171,6 @@ fn acts() {
 }
 
 fn until_told() {
-    // The end of the test closes it.
+    // Stdin is closed when the test ends.
     drop(std::io::stdin().read_to_end(&mut Vec::new()));
 }

@@ -1,4 +1,4 @@
-//! The process of a daemon, and all that it says.
+//! Runs a daemon process and collects its log and its notifications.
 
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Deref;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, BOUND, Connection, EMBEDDINGS, Root, STRANGER, cli};
 
-/// Not everything that a test waits for is said: how long to wait for a word before looking again.
+/// Interval of polling for a state that the daemon neither logs nor notifies.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A running daemon. Dropping it kills it.
@@ -25,7 +25,7 @@ pub(crate) struct Daemon {
     heard: Arc<Heard>,
     notify: UnixDatagram,
     listeners: Vec<JoinHandle<()>>,
-    /// Gone after [`Daemon::end`] only.
+    /// `None` only after [`Daemon::end`].
     root: Option<Root>,
 }
 
@@ -38,15 +38,15 @@ impl Deref for Daemon {
 }
 
 impl Daemon {
-    /// Starts `program`, which is to become the daemon, in `root`.
+    /// Starts `program`, which becomes the daemon, in `root`.
     pub(crate) fn spawn(root: Root, program: Command) -> Self {
         Self::spawn_with(root, program, Stdio::null())
     }
 
-    /// The same with something to read from.
+    /// Starts `program` in `root` with the given standard input.
     pub(crate) fn spawn_with(root: Root, mut program: Command, stdin: impl Into<Stdio>) -> Self {
         let notify_path = root.path().join("notify");
-        // What the daemon before left behind.
+        // Remove the socket of an earlier daemon.
         caxton::files::remove(&notify_path).unwrap();
         let notify = UnixDatagram::bind(&notify_path).unwrap();
         let mut child = program
@@ -73,7 +73,7 @@ impl Daemon {
         Self { child, heard, notify, listeners, root: Some(root) }
     }
 
-    /// The root, to change its configuration.
+    /// Returns the root, to change its configuration.
     pub(crate) fn root_mut(&mut self) -> &mut Root {
         self.root.as_mut().expect("a daemon has its root until it has ended")
     }
@@ -95,13 +95,13 @@ impl Daemon {
         root
     }
 
-    /// Kills the daemon as a power cut would.
+    /// Kills the daemon, as a power failure would.
     pub(crate) fn kill(mut self) -> Root {
         self.child.kill().unwrap();
         self.end().1
     }
 
-    /// Waits until the daemon ends: its exit code, or 128 and the signal that ended it.
+    /// Waits until the daemon ends. Returns its exit code, or 128 plus the signal that ended it.
     pub(crate) fn wait_exit(mut self) -> (i32, Root) {
         self.heard.wait("the end of the daemon", |said| said.ended.then_some(()));
         self.end()
@@ -109,7 +109,7 @@ impl Daemon {
 
     fn end(&mut self) -> (i32, Root) {
         let status = self.child.wait().unwrap();
-        // An empty message is one that no daemon sends.
+        // Wake the listener with an empty message, which no daemon sends.
         self.notify.send_to_addr(&[], &self.notify.local_addr().unwrap()).unwrap();
         for listener in self.listeners.drain(..) {
             listener.join().unwrap();
@@ -118,41 +118,42 @@ impl Daemon {
         (code, self.root.take().unwrap())
     }
 
-    /// The log until now, a record a line.
+    /// Returns the log until now, one record per item.
     pub(crate) fn log(&self) -> Vec<String> {
         self.heard.said.lock().unwrap().log.clone()
     }
 
-    /// The notifications until now, a message each; its lines are assignments.
+    /// Returns the notifications until now. Each consists of lines with assignments.
     pub(crate) fn notifications(&self) -> Vec<String> {
         self.heard.said.lock().unwrap().notified.clone()
     }
 
-    /// Waits for a log line that holds `text`, old or new.
+    /// Waits for a log line that contains `text`, old or new.
     pub(crate) fn wait_log(&self, text: &str) -> String {
         self.wait_log_after(0, text)
     }
 
-    /// Waits for a log line that holds `text`, past the first `count` lines.
+    /// Waits for a log line that contains `text`, after the first `count` lines.
     pub(crate) fn wait_log_after(&self, count: usize, text: &str) -> String {
         self.heard.wait(&format!("the log line \"{text}\""), |said| {
             said.log.iter().skip(count).find(|line| line.contains(text)).cloned()
         })
     }
 
-    /// Waits for a notification that holds `text`, old or new.
+    /// Waits for a notification that contains `text`, old or new.
     pub(crate) fn wait_notified(&self, text: &str) -> String {
         self.wait_notified_after(0, text)
     }
 
-    /// Waits for a notification that holds `text`, past the first `count` ones.
+    /// Waits for a notification that contains `text`, after the first `count` ones.
     pub(crate) fn wait_notified_after(&self, count: usize, text: &str) -> String {
         self.heard.wait(&format!("the notification \"{text}\""), |said| {
             said.notified.iter().skip(count).find(|message| message.contains(text)).cloned()
         })
     }
 
-    /// Looks until `look` finds something: after every word of the daemon, and now and then.
+    /// Calls `look` until it finds something: after every log line and notification, and at short
+    /// intervals.
     pub(crate) fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         let deadline = Instant::now() + BOUND;
         loop {
@@ -185,14 +186,14 @@ impl Daemon {
         self.connect().request("POST", path, &[], body.to_string().as_bytes())
     }
 
-    /// The answer to `bytes` on a connection of their own.
+    /// Sends `bytes` on a new connection and returns the answer.
     pub(crate) fn send(&self, bytes: &[u8]) -> Answer {
         let mut connection = self.connect();
         connection.send(bytes);
         connection.answer()
     }
 
-    /// What `caxton` with `arguments` does as [`STRANGER`]. For tests that run as root.
+    /// Runs `caxton` with `arguments` as [`STRANGER`]. Requires root.
     pub(crate) fn cli_as_stranger(&self, arguments: &[&str]) -> Output {
         cli()
             .args(arguments)
@@ -205,26 +206,26 @@ impl Daemon {
             .unwrap()
     }
 
-    /// The answer of `/v1/embeddings` to `body`.
+    /// Returns the answer of `/v1/embeddings` to `body`.
     pub(crate) fn embeddings(&self, body: &Value) -> Answer {
         self.post(EMBEDDINGS, body)
     }
 
-    /// The vectors of `input` by the default model.
+    /// Returns the vectors of `input` from the default model.
     pub(crate) fn embed(&self, input: Value) -> Vec<Vec<f32>> {
         let answer = self.embeddings(&json!({ "input": input }));
         assert_eq!(answer.status, 200, "{answer:?}");
         answer.vectors()
     }
 
-    /// The answer of `/status`.
+    /// Returns the answer of `/status`.
     pub(crate) fn status(&self) -> Value {
         let answer = self.get("/status");
         assert_eq!(answer.status, 200, "{answer:?}");
         answer.json()
     }
 
-    /// Returns whether Landlock is on. Only a kernel without it is a reason for the opposite.
+    /// Returns whether Landlock is on. Fails if it is off for another reason than the kernel.
     pub(crate) fn has_landlock(&self) -> bool {
         let landlock = self.status()["sandbox"]["landlock"].clone();
         let is_on = landlock["state"] == "on";
@@ -233,7 +234,7 @@ impl Daemon {
         is_on
     }
 
-    /// What `/status` says of the package of model `id`; `Null` when it is not installed.
+    /// Returns the package of model `id` in `/status`; `Null` when it is not installed.
     pub(crate) fn package(&self, id: &str) -> Value {
         let status = self.status();
         let packages = status["packages"].as_array().unwrap();
@@ -244,14 +245,14 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if self.root.is_some() {
-            // A daemon that has ended already is what a failing test may leave.
+            // The daemon may have ended already, for example when a test fails.
             drop(self.child.kill());
             self.end();
         }
     }
 }
 
-/// What a daemon has said.
+/// Output of a daemon, shared with the threads that read it.
 #[derive(Debug, Default)]
 struct Heard {
     said: Mutex<Said>,
@@ -262,7 +263,7 @@ struct Heard {
 struct Said {
     log: Vec<String>,
     notified: Vec<String>,
-    /// The log's pipe is closed: nobody is left who could write to it.
+    /// The log's pipe is closed, so no process is left that could write to it.
     ended: bool,
 }
 
@@ -274,13 +275,15 @@ impl Said {
 
 fn give_up(said: MutexGuard<'_, Said>, what: &str) -> ! {
     let (log, notified) = (said.log.join("\n"), said.notified.join("\n"));
-    // Those who listen still need it.
+    // Unlock before the panic, because the listener threads still need the mutex and a panic would
+    // poison it.
     drop(said);
     panic!("waited in vain for {what}; the log:\n{log}\nthe notifications:\n{notified}");
 }
 
 impl Heard {
-    /// Waits until `look` finds something in what was said. Gives up when nothing more can come.
+    /// Waits until `look` finds something in the output. Fails when the output has ended or the
+    /// time is over.
     fn wait<T>(&self, what: &str, mut look: impl FnMut(&Said) -> Option<T>) -> T {
         let deadline = Instant::now() + BOUND;
         let mut said = self.said.lock().unwrap();

@@ -1,4 +1,4 @@
-//! The least of HTTP/1.1 that a test needs: any bytes can be sent, so that bad ones can be, too.
+//! Minimal HTTP/1.1 client for tests. It can send any bytes, also malformed ones.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::BOUND;
 
-/// A connection to the daemon; it may carry several requests, one after the other.
+/// Connection to the daemon. It can carry several requests, one after the other.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: BufReader<UnixStream>,
@@ -22,7 +22,7 @@ impl Connection {
         Self::try_open(socket).unwrap()
     }
 
-    /// A connection, unless the daemon has left.
+    /// Opens a connection; fails when the daemon does not listen any more.
     pub(crate) fn try_open(socket: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(BOUND))?;
@@ -30,7 +30,7 @@ impl Connection {
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// Sends a request with a `host` and a `content-length`, and reads its answer.
+    /// Sends a request with a `host` and a `content-length`, and reads the answer.
     pub(crate) fn request(
         &mut self,
         method: &str,
@@ -42,7 +42,7 @@ impl Connection {
         self.answer()
     }
 
-    /// Sends a request whose answer is not read yet.
+    /// Sends a request without reading the answer.
     pub(crate) fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: caxton\r\n");
         for (name, value) in headers {
@@ -53,7 +53,7 @@ impl Connection {
         self.send(body);
     }
 
-    /// Sends any bytes. That the daemon has left is seen when the answer is read.
+    /// Sends any bytes. A closed connection is noticed when the answer is read.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         match self.stream.get_mut().write_all(bytes) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => panic!("{error}"),
@@ -66,7 +66,7 @@ impl Connection {
         self.try_answer().unwrap()
     }
 
-    /// Reads one answer, or fails as the connection does.
+    /// Reads one answer, or returns the error of the connection.
     pub(crate) fn try_answer(&mut self) -> io::Result<Answer> {
         let mut lines = Vec::new();
         loop {
@@ -99,7 +99,7 @@ impl Connection {
         Ok(answer)
     }
 
-    /// Says that nothing more is sent.
+    /// Closes the connection for writing.
     pub(crate) fn finish(&self) {
         match self.stream.get_ref().shutdown(Shutdown::Write) {
             Err(error) if error.kind() != ErrorKind::NotConnected => panic!("{error}"),
@@ -107,7 +107,7 @@ impl Connection {
         }
     }
 
-    /// Whether a byte of an answer is there now.
+    /// Returns whether a byte of an answer is available now.
     pub(crate) fn has_answer(&mut self) -> bool {
         self.stream.get_ref().set_nonblocking(true).unwrap();
         let there = self.stream.fill_buf().map(|bytes| !bytes.is_empty());
@@ -118,7 +118,7 @@ impl Connection {
         }
     }
 
-    /// Waits until the daemon closes the connection; what it sent before that.
+    /// Waits until the daemon closes the connection, and returns the bytes that it sent before.
     pub(crate) fn until_closed(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
@@ -136,7 +136,7 @@ impl Connection {
     }
 }
 
-/// An answer.
+/// Answer to a request.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -145,7 +145,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The value of the header `name`, in lower case.
+    /// Returns the value of the header `name`, which is in lower case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
@@ -155,7 +155,8 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
     }
 
-    /// The inner object of a failure, after a look at its shape: nested, complete, JSON.
+    /// Checks that an error has OpenAI's shape, nested, complete and JSON, and returns its inner
+    /// object.
     pub(crate) fn error(&self) -> Value {
         assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
         let body = self.json();
@@ -177,7 +178,7 @@ impl Answer {
         error.clone()
     }
 
-    /// The vectors of an answer of `/v1/embeddings`, in either encoding.
+    /// Returns the vectors in an answer of `/v1/embeddings`, in either encoding.
     pub(crate) fn vectors(&self) -> Vec<Vec<f32>> {
         let body = self.json();
         let rows = body["data"].as_array().unwrap_or_else(|| panic!("{body}"));
@@ -188,7 +189,8 @@ impl Answer {
     }
 }
 
-/// `body` answered with `status` and `code`; `message` and `param` are parts of the error's.
+/// Checks that the answer is an error with `status` and `code`, whose message and param contain the
+/// given parts.
 pub(crate) fn refused(
     answer: &Answer,
     status: u16,

@@ -1,8 +1,7 @@
-//! A real daemon for tests: started in a temporary root of its own, watched by what it says.
+//! Starts a real daemon for a test in a temporary root of its own, and observes its output.
 //!
-//! Owns the root, the process and the ends of its pipes. A test never waits for time: it waits for
-//! a line of the log, a notification or the end of the process, and [`BOUND`] only says when to give
-//! up.
+//! A test never waits for a fixed time. It waits for a line of the log, a notification or the end
+//! of the process; [`BOUND`] only limits the wait of a failing test.
 
 #![expect(
     clippy::expect_used,
@@ -31,29 +30,30 @@ pub(crate) use daemon::Daemon;
 pub(crate) use http::{Answer, Connection, refused};
 pub(crate) use root::Root;
 
-/// When a test gives up: a hundred times what anything here takes on an idle machine.
+/// Time after which a wait fails: a hundred times the duration of anything here on an idle machine.
 pub(crate) const BOUND: Duration = Duration::from_secs(60);
-/// The path of OpenAI's endpoint.
+/// Path of OpenAI's endpoint.
 pub(crate) const EMBEDDINGS: &str = "/v1/embeddings";
 /// Length of the vectors of [`tiny_package`].
 pub(crate) const TINY_DIMENSIONS: usize = 64;
 
-/// The user "nobody" of Debian and Fedora.
+/// User id of "nobody" on Debian and Fedora.
 pub(crate) const STRANGER: u32 = 65_534;
 
-/// The command line, with nothing of the environment that could change what it does.
+/// Returns the command line without the environment variables that could change its behaviour.
 pub(crate) fn cli() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_caxton"));
     command.env_remove("CAXTON_SOCKET").stdin(Stdio::null());
     command
 }
 
-/// A directory of `tests/golden`.
+/// Returns the path of a directory in `tests/golden`.
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-/// Packs the model of `tests/golden/{name}` with the command line: the bytes of the package.
+/// Packs the model in `tests/golden/{name}` with the command line and returns the bytes of the
+/// package.
 pub(crate) fn pack(name: &str, id: &str, version: &str) -> Vec<u8> {
     let place = tempfile::tempdir().unwrap();
     let output = place.path().join("packed.model.tar.zst");
@@ -68,19 +68,20 @@ pub(crate) fn pack(name: &str, id: &str, version: &str) -> Vec<u8> {
     std::fs::read(output).unwrap()
 }
 
-/// The package that stands for the bundled model: `bundled-mini`, version 1, with the tiny model
-/// `tiny-bert-mean` in it.
+/// Returns the package that the tests use as the bundled model: `bundled-mini`, version 1, with the
+/// tiny model `tiny-bert-mean`.
 pub(crate) fn tiny_package() -> &'static [u8] {
     static PACKAGE: OnceLock<Vec<u8>> = OnceLock::new();
     PACKAGE.get_or_init(|| pack("tiny-bert-mean", "bundled-mini", "1"))
 }
 
-/// The cosine of two vectors of length one.
+/// Returns the cosine of two unit vectors.
 pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Says by name that a test was skipped, on the real stderr: what a passing test prints is captured.
+/// Prints to the real stderr that `test` was skipped. The harness captures the ordinary output of a
+/// passing test.
 pub(crate) fn skipped(test: &str, needs: &str) {
     let line = format!("skipped: {test}: needs {needs}\n");
     std::io::stderr().write_all(line.as_bytes()).unwrap();

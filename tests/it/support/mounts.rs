@@ -1,19 +1,19 @@
-//! File systems that a test mounts, where it may.
+//! Mounts file systems for a test, where it has the right to.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A mount, taken away when it is dropped.
+/// A mount, which is unmounted when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Mount(PathBuf);
 
 impl Mount {
-    /// Mounts a file system in memory at `path`; `None` where this process may not mount.
+    /// Mounts a file system in memory at `path`; returns `None` where this process may not mount.
     pub(crate) fn tmpfs(path: &Path, options: &str) -> Option<Self> {
         Self::with(&["-t", "tmpfs", "-o", options, "tmpfs"], path)
     }
 
-    /// Mounts the directory `source` at `path`; `None` where this process may not mount.
+    /// Mounts the directory `source` at `path`; returns `None` where this process may not mount.
     pub(crate) fn bind(source: &Path, path: &Path) -> Option<Self> {
         Self::with(&["--bind", source.to_str().unwrap()], path)
     }
@@ -23,7 +23,7 @@ impl Mount {
         mounted.is_ok_and(|output| output.status.success()).then(|| Self(path.to_owned()))
     }
 
-    /// Mounts it again with other options: `ro` or `rw`.
+    /// Remounts it with another option: `ro` or `rw`.
     pub(crate) fn remount(&self, option: &str) {
         let options = format!("remount,{option}");
         let mounted = Command::new("mount").args(["-o", &options]).arg(&self.0).status();
@@ -33,7 +33,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Lazily: a daemon that a failing test leaves may still use it.
+        // Unmount lazily, because a daemon left by a failing test may still use it.
         let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
         assert!(std::thread::panicking() || unmounted.unwrap().success());
     }

@@ -1,5 +1,5 @@
-//! Packages as an operator handles them: files of the drop directory, entries of the store, and what the daemon comes to
-//! say of them.
+//! Helpers for packages: files of the drop directory, entries of the store, and the states that the
+//! daemon reports.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub(crate) fn ask(daemon: &Daemon, model: &str) -> Answer {
     daemon.embeddings(&json!({ "input": "a text", "model": model }))
 }
 
-/// `package`, which has no dense layers, under another id.
+/// Packs `package`, which has no dense layers, again under another id.
 pub(crate) fn repacked(package: &[u8], id: &str) -> Vec<u8> {
     let place = tempfile::tempdir().unwrap();
     let limits = Limits::for_size(Bytes::mib(64));
@@ -56,14 +56,14 @@ pub(crate) fn until_gone(daemon: &Daemon, model: &str) {
     assert_eq!((answer.status, answer.error()["code"].as_str()), (404, Some("model_not_found")));
 }
 
-/// Drops another package and waits until it answers: by then the daemon has looked at everything that was dropped
-/// before while it ran.
+/// Drops another package and waits until it answers. By then the daemon has scanned every file that
+/// was dropped before while it ran.
 pub(crate) fn until_looked(daemon: &Daemon, id: &str) {
     fs::write(dropped(daemon, id), pack("tiny-bert-mean", id, "1")).unwrap();
     until_answers(daemon, id);
 }
 
-/// Waits until the package `id` is in quarantine; the reason that is beside it.
+/// Waits until the package `id` is in quarantine, and returns the reason beside it.
 pub(crate) fn until_quarantined(daemon: &Daemon, id: &str) -> String {
     let quarantine = daemon.drop_directory().join("quarantine");
     let reason = quarantine.join(format!("{}.reason", file_name(id)));
@@ -77,7 +77,7 @@ pub(crate) fn until_quarantined(daemon: &Daemon, id: &str) -> String {
     reason
 }
 
-/// Runs `caxton model install` on `file`; its exit code and what it wrote to standard error.
+/// Runs `caxton model install` on `file` and returns its exit code and its stderr.
 pub(crate) fn install(root: &Root, file: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = root.cli();
     command.args(["model", "install"]).args(arguments).arg(file);
@@ -85,7 +85,7 @@ pub(crate) fn install(root: &Root, file: &Path, arguments: &[&str]) -> (Option<i
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// The names of the entries in the store.
+/// Returns the names of the entries in the store.
 pub(crate) fn stored(root: &Root) -> Vec<String> {
     names(&root.state().join("models"))
 }
@@ -98,21 +98,22 @@ pub(crate) fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-/// Waits until staging is empty. The daemon writes an empty file there when it looks whether the file system has
-/// fs-verity, so that a single look may find that file.
+/// Waits until staging is empty. One look is not enough: the daemon creates an empty file there for
+/// a moment, to find out whether the file system supports fs-verity.
 pub(crate) fn until_staging_is_empty(daemon: &Daemon) {
     let staging = daemon.state().join("staging");
     daemon.until("an empty staging directory", || names(&staging).is_empty().then_some(()));
 }
 
-/// The directory of the only version of `id` in the store.
+/// Returns the directory of the only version of `id` in the store.
 pub(crate) fn entry(root: &Root, id: &str) -> PathBuf {
     let models = root.state().join("models");
     let found = stored(root).into_iter().find(|name| name.starts_with(&format!("{id}@")));
     models.join(found.expect(id))
 }
 
-/// Changes `fields` of the record of the entry in `directory`, as a daemon that ended early would have left it.
+/// Changes `fields` of the record of the entry in `directory`, to imitate a daemon that ended
+/// early.
 pub(crate) fn set_record(directory: &Path, fields: Value) {
     let path = directory.join("record.json");
     let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! The temporary root of a daemon: its directories and its configuration.
+//! Temporary root of a daemon: its directories and its configuration.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,24 +9,25 @@ use tempfile::TempDir;
 
 use super::{Daemon, cli, pack, tiny_package};
 
-/// A place for one daemon at a time; it may be started there again and again.
+/// Directories of one daemon at a time, in which it may be started repeatedly.
 #[derive(Debug)]
 pub(crate) struct Root {
     directory: TempDir,
-    /// The configuration's path below it.
+    /// Path of the configuration below the root.
     config: PathBuf,
     settings: Value,
 }
 
 impl Root {
-    /// A root whose bundled directory holds [`tiny_package`], and whose daemon logs debug records.
+    /// Creates a root whose bundled directory holds [`tiny_package`], and whose daemon logs debug
+    /// records.
     pub(crate) fn new() -> Self {
         let root = Self::without_bundled();
         fs::write(root.bundled().join("bundled-mini-1.model.tar.zst"), tiny_package()).unwrap();
         root
     }
 
-    /// A root with a second model, `other`, that nobody loads before it is asked for.
+    /// Creates a root with a second model, `other`, which is not loaded before a request for it.
     pub(crate) fn with_other() -> Self {
         let root = Self::new().with("memory.preload_models", json!([]));
         fs::write(root.bundled().join("other-2.model.tar.zst"), pack("tiny-e5", "other", "2"))
@@ -34,7 +35,7 @@ impl Root {
         root
     }
 
-    /// A root without any model.
+    /// Creates a root without any model.
     pub(crate) fn without_bundled() -> Self {
         let directory = tempfile::Builder::new().prefix("caxton-it-").tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
@@ -56,7 +57,7 @@ impl Root {
         root
     }
 
-    /// Sets the key `name`, dotted as in the documentation. A running daemon notices.
+    /// Sets the key `name`, with dots as in the documentation. A running daemon notices the change.
     pub(crate) fn set(&mut self, name: &str, value: Value) {
         let mut at = &mut self.settings;
         for part in name.split('.') {
@@ -66,7 +67,7 @@ impl Root {
         self.write_settings();
     }
 
-    /// Keeps the configuration in a directory of its own.
+    /// Moves the configuration to a directory of its own.
     pub(crate) fn with_config_directory(mut self) -> Self {
         fs::remove_file(self.config()).unwrap();
         self.config = "etc/caxton.yaml".into();
@@ -75,26 +76,28 @@ impl Root {
         self
     }
 
-    /// [`Self::set`], for building.
+    /// Sets a key as [`Self::set`] does and returns the root.
     pub(crate) fn with(mut self, name: &str, value: Value) -> Self {
         self.set(name, value);
         self
     }
 
-    /// Writes the configuration as it was set last, over what [`Self::write_config`] wrote.
+    /// Writes the configuration with all keys that were set. Overwrites a text of
+    /// [`Self::write_config`].
     pub(crate) fn write_settings(&self) {
-        // JSON is YAML.
+        // JSON is valid YAML.
         self.write_config(&serde_json::to_string_pretty(&self.settings).unwrap());
     }
 
-    /// Writes `text` as the configuration, in one step as editors do.
+    /// Writes `text` as the configuration in one step, with a rename as editors do.
     pub(crate) fn write_config(&self, text: &str) {
         let new = self.path().join("caxton.yaml.new");
         fs::write(&new, text).unwrap();
         fs::rename(new, self.config()).unwrap();
     }
 
-    /// Starts the daemon and waits until it says READY=1, and has looked at every bundled package.
+    /// Starts the daemon and waits for READY=1. If it logs debug records, also waits until it has
+    /// scanned the bundled packages.
     pub(crate) fn start(self) -> Daemon {
         let is_said = self.settings["log"]["level"] == "debug";
         let daemon = self.spawn();
@@ -105,12 +108,12 @@ impl Root {
         daemon
     }
 
-    /// Starts the daemon, which may not get far.
+    /// Starts the daemon without waiting; its start may fail.
     pub(crate) fn spawn(self) -> Daemon {
         self.spawn_with(|_| {})
     }
 
-    /// The same, with a command line or an environment that `change` makes.
+    /// Starts the daemon with a command line or an environment that `change` sets.
     pub(crate) fn spawn_with(self, change: impl FnOnce(&mut Command)) -> Daemon {
         let mut program = Command::new(env!("CARGO_BIN_EXE_caxtond"));
         program.env_remove("STATE_DIRECTORY");
@@ -118,7 +121,7 @@ impl Root {
         Daemon::spawn(self, program)
     }
 
-    /// The command line, with the configuration of this root.
+    /// Returns the command line with the configuration of this root.
     pub(crate) fn cli(&self) -> Command {
         let mut command = cli();
         command.arg("--config").arg(self.config());
@@ -137,7 +140,7 @@ impl Root {
         self.path().join("caxton.sock")
     }
 
-    /// `memory.model_cache.directory`.
+    /// Returns `memory.model_cache.directory`.
     pub(crate) fn state(&self) -> PathBuf {
         self.path().join("state")
     }

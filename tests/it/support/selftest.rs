@@ -1,4 +1,5 @@
-//! Self-tests as an attacker or the kernel sees them: processes that a daemon has started.
+//! Observes and disturbs the self-tests of a daemon, as an attacker or the kernel could: they are
+//! child processes.
 
 use std::fs;
 use std::path::Path;
@@ -12,17 +13,19 @@ use super::pack;
 use super::packages::{ask, dropped};
 use super::{BOUND, Daemon};
 
-/// How many packages are dropped before a self-test is caught: each takes a few hundredths of a second.
+/// Number of packages to drop before a self-test must be caught. Each self-test takes a few
+/// hundredths of a second.
 const TRIES: usize = 50;
-/// How the command line of a self-test begins.
+/// Beginning of the command line of a self-test.
 const COMMAND: &str = "caxton\0--self-test";
 
-/// The process of a self-test, stopped. Dropping this kills it.
+/// A stopped self-test process. Dropping this kills it.
 #[derive(Debug)]
 pub(crate) struct SelfTest(Pid);
 
 impl SelfTest {
-    /// Drops packages until the self-test of one is caught; its id, which begins with `prefix`, and the process.
+    /// Drops packages until the self-test of one is caught. Returns its id, which begins with
+    /// `prefix`, and the process.
     pub(crate) fn catch(daemon: &Daemon, prefix: &str) -> (String, Self) {
         for number in 0..TRIES {
             let id = format!("{prefix}{number}");
@@ -36,7 +39,7 @@ impl SelfTest {
         panic!("no self-test was caught");
     }
 
-    /// Waits for a self-test until it is `over`.
+    /// Waits for a self-test until `over` returns true.
     pub(crate) fn wait(daemon: &Daemon, over: impl Fn() -> bool) -> Option<Self> {
         loop {
             for _ in 0..100 {
@@ -56,7 +59,7 @@ impl SelfTest {
         }
     }
 
-    /// Returns whether every thread stands still; waits until it does or the process has ended.
+    /// Waits until every thread is stopped or the process has ended. Returns whether it is stopped.
     fn is_stopped(&self) -> bool {
         loop {
             let states = self.states();
@@ -70,14 +73,14 @@ impl SelfTest {
         }
     }
 
-    /// Returns whether it has written its answer: the daemon then ignores how it ends.
+    /// Returns whether the process has written its answer; the daemon then ignores how it ends.
     fn has_answered(&self) -> bool {
         let io = fs::read_to_string(format!("/proc/{}/io", self.0)).unwrap_or_default();
-        // The answer is all that it writes.
+        // The process writes nothing but its answer.
         !io.lines().any(|line| line == "wchar: 0")
     }
 
-    /// Returns the state of each thread; nothing when the process has ended.
+    /// Returns the state of each thread; empty when the process has ended.
     fn states(&self) -> Vec<char> {
         let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.0)) else {
             return Vec::new();
@@ -86,38 +89,38 @@ impl SelfTest {
         threads.filter_map(|thread| state(thread.ok()?)).collect()
     }
 
-    /// What the kernel says of it in the file `name`.
+    /// Returns the content of the file `name` in its `/proc` directory.
     pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(format!("/proc/{}/{name}", self.0)).unwrap()
     }
 
-    /// What its descriptors are.
+    /// Returns the targets of its file descriptors.
     pub(crate) fn descriptors(&self) -> Vec<String> {
         let links = fs::read_dir(format!("/proc/{}/fd", self.0)).unwrap();
         let target = |link: std::io::Result<fs::DirEntry>| fs::read_link(link.unwrap().path());
         links.map(|link| target(link).unwrap().display().to_string()).collect()
     }
 
-    /// Lets it go on. It may be so young that it does not yet end with its parent by itself.
+    /// Resumes the process. It may be so young that it does not yet end together with its parent.
     pub(crate) fn resume(self) {
-        // It may have ended.
+        // The process may have ended.
         kill(self.0, Signal::SIGCONT).unwrap_or(());
-        // It is not killed.
+        // Skip `drop`, which would kill the process.
         std::mem::forget(self);
     }
 
-    /// Ends it by `signal`, as the kernel or its own fault would.
+    /// Ends the process by `signal`, as the kernel or a crash would.
     pub(crate) fn end(self, signal: Signal) {
         kill(self.0, signal).unwrap();
         kill(self.0, Signal::SIGCONT).unwrap();
-        // It is not killed.
+        // Skip `drop`, which would kill the process.
         std::mem::forget(self);
     }
 }
 
 impl Drop for SelfTest {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         kill(self.0, Signal::SIGKILL).unwrap_or(());
     }
 }
@@ -127,7 +130,7 @@ pub(crate) fn until_none_of(parent: u32) {
     let deadline = Instant::now() + BOUND;
     let parent = format!("\"parent\":{parent},");
     let is_one = |process: std::io::Result<fs::DirEntry>| {
-        // The command line of a process that has ended is empty.
+        // The command line of an ended process is empty.
         let line = fs::read_to_string(process.unwrap().path().join("cmdline"));
         line.is_ok_and(|line| line.starts_with(COMMAND) && line.contains(&parent))
     };
@@ -138,7 +141,7 @@ pub(crate) fn until_none_of(parent: u32) {
 }
 
 fn children(parent: u32) -> Vec<Pid> {
-    // Not every kernel lists them in /proc/PID/task/TID/children.
+    // Some kernels do not provide /proc/PID/task/TID/children.
     let processes = fs::read_dir("/proc").unwrap().filter_map(|process| {
         process.unwrap().file_name().to_str()?.parse().ok().map(Pid::from_raw)
     });
@@ -149,13 +152,15 @@ fn children(parent: u32) -> Vec<Pid> {
     processes.filter(is_child).collect()
 }
 
-/// Returns the fields of the status of a process or thread from the third on: its state, its parent.
+/// Returns the fields of the status of a process or thread from the third one on, which is the
+/// state; the parent follows.
 fn stat(directory: &Path) -> Option<Vec<String>> {
     let stat = fs::read_to_string(directory.join("stat")).ok()?;
     Some(stat.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect())
 }
 
-/// Whether it is executed already: its parent waits for it until then.
+/// Returns whether the process already runs the self-test program. Until then, the parent waits for
+/// its exec.
 fn is_self_test(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(COMMAND))
 }

@@ -1,4 +1,4 @@
-//! Keys and signatures, as the maker of a package has them.
+//! Keys and signatures of a package's author.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use minisign::KeyPair;
 use super::Root;
 use super::packages::{dropped, file_name};
 
-/// A pair of keys.
+/// Key pair.
 pub(crate) struct Signer(KeyPair);
 
 impl Signer {
@@ -15,7 +15,7 @@ impl Signer {
         Self(KeyPair::generate_unencrypted_keypair().unwrap())
     }
 
-    /// Makes the appliance trust the key: its file `name` has `lines` after those of minisign.
+    /// Makes the appliance trust the key. Its file `name` gets `lines` after those of minisign.
     pub(crate) fn trust(&self, root: &Root, name: &str, lines: &str) {
         let key = self.0.pk.to_box().unwrap().into_string();
         fs::write(root.keys().join(name), format!("{}\n{lines}", key.trim_end())).unwrap();
@@ -28,7 +28,7 @@ impl Signer {
         fs::write(dropped(root, file), package).unwrap();
     }
 
-    /// The signature of `package`.
+    /// Returns the signature of `package`.
     pub(crate) fn sign(&self, package: &[u8]) -> String {
         minisign::sign(None, &self.0.sk, package, None, None).unwrap().into_string()
     }

@@ -1,4 +1,4 @@
-//! Packages whose `tokenizer.json` is made by an attacker.
+//! Packages with a `tokenizer.json` made by an attacker.
 
 use std::fs;
 
@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::packages::{dropped, until_quarantined};
 use super::{Daemon, golden};
 
-/// Takes hours for a text of small letters: it tries each way to read them.
+/// Regular expression that takes hours for a text of small letters, because it backtracks through
+/// every way to match them.
 pub(crate) const HANG: &str = r"(?:(([a-z ]|[a-z ]){18})\2*#|(?s:.))";
 
 pub(crate) fn split_by(expression: &str) -> Value {
@@ -17,8 +18,8 @@ pub(crate) fn split_by(expression: &str) -> Value {
     })
 }
 
-/// Drops a package whose `tokenizer.json` was changed, with a self-test that nobody ran. Returns the reason for which
-/// it is refused.
+/// Drops a package with a changed `tokenizer.json` and a self-test that was never run. Returns the
+/// reason for its rejection.
 pub(crate) fn tokenizer_refused(
     daemon: &Daemon,
     id: &str,

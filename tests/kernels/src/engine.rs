@@ -1,4 +1,4 @@
-//! What the kernels are in, and name.
+//! The module that contains the kernels, with the two types of the engine that they name.
 
 pub(in crate::engine) mod config {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +43,11 @@ use simd::dense::{self, Integers, Product};
 use simd::rows::Quantization;
 use simd::{Isa, STRIP};
 
-/// Multiplies one row of ones with one strip of ones by each kernel of this processor, and returns the
+/// Multiplies one row of ones with one panel of ones by each kernel of this processor. Returns the
 /// first results.
 pub fn multiply() -> Vec<(&'static str, [f32; 3])> {
     const GROUPS: usize = 16;
-    // Unknown to the compiler, which else computes loops of its own for these numbers.
+    // Hide the numbers from the compiler, which would otherwise compile special loops for them.
     let (groups, rows) = (black_box(GROUPS), black_box(1));
     let product = |isa: Isa, one: u32, multiply: &dyn Fn(Isa, &mut Product<'_>)| {
         let mut out = [0.0; STRIP];

@@ -1,5 +1,6 @@
 //! The engine's kernels and their property tests without the rest of the engine.
 //!
-//! The sources are those of the root package. This file has the two types of the engine that they name.
+//! The sources are those of the root package. The module `engine` defines the two types of the
+//! engine that they name.
 
 pub mod engine;

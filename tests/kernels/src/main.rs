@@ -1,4 +1,4 @@
-//! Has every kernel in it, for `cycles.py` to measure.
+//! Contains and runs every kernel, so that `cycles.py` can measure them.
 
 fn main() {
     for (name, results) in kernels::engine::multiply() {
