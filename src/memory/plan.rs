@@ -137,6 +137,17 @@ impl<K: Clone + PartialEq> Done<K> {
         }
     }
 
+    /// Returns whether requests are shed.
+    #[must_use]
+    pub fn is_shedding(&self) -> bool {
+        self.shed
+    }
+
+    /// Ends the shedding of requests. The plan orders it again if the level rises again.
+    pub fn stop_shedding(&mut self) {
+        self.shed = false;
+    }
+
     /// Returns the time since the eviction of `resident` was ordered. `None` when it was not
     /// ordered, or when the model was unloaded since and loaded again.
     fn leaving_for(&self, resident: &Resident<K>, now: Instant) -> Option<Duration> {
@@ -532,6 +543,23 @@ mod tests {
         let back = [Resident { resident_for: Duration::from_secs(31), ..model("a") }];
         assert_eq!(next(Level::High, &back, 50), Some(Action::Evict("a")));
         assert_eq!(next(Level::High, &back, 60), Some(Action::ReleaseCaches));
+    }
+
+    #[test]
+    fn shedding_is_ordered_again_after_it_stopped() {
+        let resident = Resident { resident_for: Duration::from_secs(1), ..model("young") };
+        let (mut done, now) = (Done::default(), Instant::now());
+        for action in [Action::ReleaseCaches, Action::ShrinkBatches, Action::Shed] {
+            done.record(&action, now);
+        }
+        let next = |done: &Done<_>| {
+            next(Level::High, std::slice::from_ref(&resident), done, Policy::MemoryPressure, now)
+                .map(|step| step.action)
+        };
+        assert!(done.is_shedding());
+        assert_eq!(next(&done), None);
+        done.stop_shedding();
+        assert_eq!(next(&done), Some(Action::Shed));
     }
 
     #[test]

@@ -28,7 +28,6 @@ const RELOAD_COST: Duration = Duration::from_millis(200);
 pub(super) struct Episode {
     started: std::time::Instant,
     done: Done<Key>,
-    shedding: bool,
     /// Whether a step is in progress.
     acting: bool,
     /// End of the last step. Readings from before do not show its effect.
@@ -65,14 +64,13 @@ impl Manager {
         let episode = self.episode.get_or_insert_with(|| Episode {
             started: now,
             done: Done::default(),
-            shedding: false,
             acting: false,
             acted: None,
             report: Report::default(),
         });
         // Shedding stops below the high level. The other measures stay until the episode ends.
         if reading.level < Level::High {
-            episode.shedding = false;
+            episode.done.stop_shedding();
         }
         episode.report.level = episode.report.level.max(reading.level);
         // The effect of the last step is not measured yet: a second step now might evict too much.
@@ -110,13 +108,11 @@ impl Manager {
                 "shrink_batches"
             }
             Action::Shed => {
-                if !std::mem::replace(&mut episode.shedding, true) {
-                    tracing::warn!(
-                        name: Message::RequestsShed.name(),
-                        %level, reason,
-                        "requests are refused until memory is free"
-                    );
-                }
+                tracing::warn!(
+                    name: Message::RequestsShed.name(),
+                    %level, reason,
+                    "requests are refused until memory is free"
+                );
                 self.parts.gauge.look();
                 "shed"
             }
@@ -157,7 +153,7 @@ impl Manager {
 
     /// Returns whether requests are shed because memory is short.
     pub(super) fn is_shedding(&self) -> bool {
-        self.episode.as_ref().is_some_and(|episode| episode.shedding)
+        self.episode.as_ref().is_some_and(|episode| episode.done.is_shedding())
     }
 
     fn end_episode(&mut self) {
@@ -186,7 +182,7 @@ impl Manager {
             models = report.evicted.join(", "),
             freed_bytes = report.freed,
             duration_ms = milliseconds(episode.started.elapsed()),
-            shedding = episode.shedding,
+            shedding = episode.done.is_shedding(),
             steps = report.reasons.join("; "),
             "memory is short: {cause}"
         );
