@@ -93,8 +93,8 @@ impl Voice {
     }
 }
 
-/// Checks that all parts that serve requests work. The accept loop and the manager each have
-/// `patience` to answer. The workers must answer within `patience` from the start of the check. A
+/// Checks that all parts that serve requests work: the accept loop, the manager and the workers.
+/// They must answer within `patience` from the start of the check, which therefore ends by then. A
 /// worker that is in a longer pass does not fail the check until that pass exceeds its own limit.
 async fn prove(
     handle: &Handle,
@@ -102,10 +102,10 @@ async fn prove(
     patience: Duration,
 ) -> Result<(), Dead> {
     let deadline = Instant::now() + patience;
-    turn(turns, patience).await?;
+    let (turned, beats) = tokio::join!(turn(turns, patience), timeout(patience, handle.beats()));
+    turned?;
     // The manager may have ended already, if the daemon is stopping. This is not a failure.
-    let beats =
-        timeout(patience, handle.beats()).await.map_err(|_elapsed| Dead::Manager(patience))?;
+    let beats = beats.map_err(|_elapsed| Dead::Manager(patience))?;
     for beat in beats.unwrap_or_default() {
         beat.prove(deadline.saturating_duration_since(Instant::now())).await?;
     }
