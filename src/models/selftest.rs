@@ -192,7 +192,7 @@ struct Task {
     batch_tokens: usize,
     precision: String,
     address_space: u64,
-    /// Limit of processor time in seconds, summed over all threads. It equals the deadline.
+    /// Limit of processor time in seconds, summed over all threads.
     processor_seconds: u64,
 }
 
@@ -204,7 +204,8 @@ fn command(directory: File, key: &Key, bounds: &Bounds, options: Options) -> io:
         batch_tokens: options.batch_tokens,
         precision: options.precision.name().to_owned(),
         address_space: bounds.address_space,
-        processor_seconds: bounds.deadline.as_secs(),
+        // The kernel adds up the time of all threads, and the deadline is a time by the clock.
+        processor_seconds: bounds.deadline.as_secs().saturating_mul(options.threads.max(1) as u64),
     };
     let task = serde_json::to_string(&task)?;
     let mut command = Command::new(PROGRAM);
