@@ -226,7 +226,13 @@ impl Shared {
 
     /// Returns the memory for a model of `shape`, in bytes.
     pub(super) fn bytes_of(shape: &RowShape) -> u64 {
-        Buffer::bytes_of(Self::sizes(shape).iter().sum()) + shape.inputs_bytes()
+        let [results, gathered] = Self::sizes(shape);
+        let inputs = match shape.format {
+            // The gathered rows are f32 here, and the product that reads them converts them.
+            Format::Bf16 => shape.inputs_bytes().max(Buffer::bytes_of(gathered / 2)),
+            Format::F32 | Format::Int8(_) => shape.inputs_bytes(),
+        };
+        Buffer::bytes_of(results + gathered) + inputs
     }
 }
 
