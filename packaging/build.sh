@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes what is published, in target/packages: packages for Debian and for Fedora, their debug symbols, the bill of
+# Builds the published files in target/packages: packages for Debian and for Fedora, their debug symbols, the bill of
 # materials, and SHA256SUMS. Both packages of an architecture come from one build. The same commit gives the same bytes
-# wherever the checkout lies; packaging/reproducible.sh proves it. Runs on an x86-64 Debian machine with cargo.
+# in every location of the checkout; packaging/reproducible.sh checks it. Runs on an x86-64 Debian machine with cargo.
 #
 #   packaging/build.sh [--arch amd64|arm64|all] [--programs]
 #
-# Without --arch: amd64, and arm64 too when its compilers are there. --programs stops after the compiler.
+# Without --arch, it builds amd64, and also arm64 if the cross compilers are installed. --programs stops after compilation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/environment.sh
@@ -15,9 +15,9 @@ usage() {
     exit 64
 }
 
-# in_place ARGUMENT...: this script with these arguments, in a mount namespace where checkout, cargo home and target
-# directory lie where they lie for everybody. Bytes depend on paths in more ways than compilers can be told to forget:
-# cargo names what it compiles, and rustc symbols, after the flags, the paths of the tools and of what build scripts wrote.
+# in_place ARGUMENT...: runs this script with these arguments in a mount namespace in which checkout, cargo home and target
+# directory have the same paths on every machine. No compiler option removes every path from the output: the names of
+# cargo's files and of rustc's symbols depend on the flags, on the paths of the tools and on the output of build scripts.
 in_place() {
     local mounts user=() status=0
     [ "$(id -u)" = 0 ] || user=(--map-root-user)
@@ -25,7 +25,7 @@ in_place() {
         fail 'no mount namespace: allow one here (in a container, CAP_SYS_ADMIN), or the packages would depend on paths'
     mkdir -p "$target"
     mounts=$(mktemp -d)
-    # shellcheck disable=SC2016  # expanded in there
+    # shellcheck disable=SC2016  # the inner shell expands the variables
     unshare --mount "${user[@]}" bash -euc '
         mounts=$1 place=$2
         mount -t tmpfs -o mode=755 caxton "$mounts"
@@ -42,12 +42,13 @@ in_place() {
     return "$status"
 }
 
-# Bit for bit the same wherever it is run: paths are those of `in_place`, and times are the commit's.
+# Compiles the programs of one architecture. The output is the same on every machine: `in_place` fixes the paths, and all
+# timestamps are those of the commit.
 compile() {
     local arch=$1 triple=${triple_of[$1]} rust_flags
-    # What rustc sets by itself (PIE, RELRO, BIND_NOW, no executable stack) is not set again: packaging/check.sh looks.
+    # By default, rustc sets PIE, RELRO, BIND_NOW and a non-executable stack; packaging/check.sh checks these.
     rust_flags=(
-        # Names of functions with their parameters: tests/kernels/cycles.py tells kernels apart by them.
+        # The names of functions include their parameters, by which tests/kernels/cycles.py distinguishes kernels.
         -C symbol-mangling-version=v0
         -C 'link-arg=-Wl,--build-id=sha1'
         # Names the package in a core dump: https://uapi-group.org/specifications/specs/package_metadata_for_executable_files/
@@ -57,18 +58,18 @@ compile() {
     CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${rust_flags[*]}")
     local -x "CFLAGS_${triple//-/_}=-fstack-protector-strong -D_FORTIFY_SOURCE=2"
     if [ "$arch" = arm64 ]; then
-        # Debian's compiler, because Debian has the standard library of both architectures for it.
+        # Debian's compiler is used because Debian has its standard library for both architectures.
         local -x RUSTC=/usr/bin/rustc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
         local -x CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     fi
-    # Writes the list of crates into the programs, where scanners of vulnerabilities find it.
+    # cargo auditable adds the list of crates to the programs for vulnerability scanners.
     cargo auditable build --locked --profile dist --bins --target "$triple"
 }
 note() {
     printf '{"type":"caxton","name":"caxton","version":"%s","architecture":"%s"}' "$version" "${machine_of[$1]}"
 }
 
-# Lays out in $1 what is the same in every package: the only list of what is installed where.
+# Lays out in $1 the files that all packages contain. This function is the only list of the installed files.
 lay_out() {
     local root=$1 arch=$2 share=$1/usr/share doc=$1/usr/share/doc/caxton
     rm -rf "$root"
@@ -87,6 +88,7 @@ lay_out() {
     install -D -m 644 packaging/completions/caxton.bash "$share/bash-completion/completions/caxton"
     put 644 "$share/fish/vendor_completions.d" packaging/completions/caxton.fish
     put 644 "$doc" README.md SECURITY.md "$stage/THIRD-PARTY"
+    put 644 "$doc/docs" docs/*.md
     put 644 "$doc/examples" packaging/prometheus/caxton.rules.yaml packaging/systemd/examples/*
     gzip -9n "$doc/THIRD-PARTY"
 }
@@ -97,7 +99,7 @@ put() {
     install -m "$mode" -t "$directory" "$@"
 }
 
-# Splits the debug symbols off; `$stage/$arch` has the programs, `$stage/$arch/debug` what debuggers look for.
+# Splits off the debug symbols: the programs go to `$stage/$arch`, the symbols for debuggers to `$stage/$arch/debug`.
 split() {
     local arch=$1 prefix=${tools_of[$1]} program built id file
     rm -rf "${stage:?}/$arch"
@@ -126,14 +128,14 @@ debian_package() {
     install -D -m 644 packaging/debian/lintian-overrides "$root/usr/share/lintian/overrides/caxton"
     gzip -9nc CHANGELOG.md >"$root/usr/share/doc/caxton/changelog.gz"
     packaging/changelog debian "$version-$revision" >"$stage/changelog.Debian"
-    # cargo-deb would have the slice started and stopped like a service.
+    # The slice is added after cargo-deb, which would add scriptlets that start and stop it like a service.
     rm "$root/usr/lib/systemd/system/caxton.slice"
     cargo deb --locked --quiet --no-build --no-strip --no-separate-debug-symbols --target "${triple_of[$arch]}" \
         --fast --deb-revision "$revision" --output "$stage/plain.deb" >/dev/null
     rm -rf "$unpacked"
     dpkg-deb --raw-extract "$stage/plain.deb" "$unpacked"
     put 644 "$unpacked/usr/lib/systemd/system" packaging/systemd/caxton.slice
-    # cargo-deb makes none, and `dpkg --verify` would have nothing to compare with.
+    # cargo-deb creates no md5sums, which `dpkg --verify` needs.
     (cd "$unpacked" && find usr -type f | sort | xargs -d '\n' md5sum >DEBIAN/md5sums)
     pack "$unpacked" "$package" xz
     debian_symbols "$arch"
@@ -178,7 +180,7 @@ rpm_packages() {
     cp -r "$stage/$arch/debug/usr/lib/debug" "$root/usr/lib/debug"
     install -d "$top"
     { cat packaging/rpm/caxton.spec && packaging/changelog rpm "$version-$revision"; } >"$top/caxton.spec"
-    # The times and the host of the build are in the header of an .rpm: the commit's, and none.
+    # The header of an .rpm contains the time and the host of the build: the time is that of the commit, the host a constant.
     rpmbuild -bb --quiet --target "$machine-linux" --define "_topdir $top" --define "_rpmdir $top" \
         --define "caxton_version $version" --define "caxton_release $revision" --define "caxton_root $root" \
         --define "caxton_packager $maintainer" --define "caxton_license $(licenses)" \
@@ -188,13 +190,13 @@ rpm_packages() {
         "$top/caxton.spec"
     mv "$top/$machine"/*.rpm "$packages"
 }
-# Everything that is linked in, as one expression of SPDX.
+# Prints the licences of all linked crates as one SPDX expression.
 licenses() {
     jq --raw-output '[.licenses[].id] + ["Apache-2.0"] | unique | join(" AND ")' "$stage/third-party.json"
 }
 third_party() {
     cargo fetch --locked --quiet
-    # Looks through all texts of all crates, which takes a minute: once, not again for a template.
+    # cargo-about reads the texts of all crates, which takes a minute, so it runs only once: jq formats its output.
     cargo about generate --frozen --fail --config packaging/about.toml --format json \
         --output-file "$stage/third-party.json"
     jq --raw-output --from-file packaging/third-party.jq "$stage/third-party.json" >"$stage/THIRD-PARTY"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Checks what packaging/build.sh left in target/packages against what packaging/README.md promises. One line a check; the
-# first that fails ends it.
+# Checks the files of packaging/build.sh in target/packages against the statements of packaging/README.md. Prints one line
+# for each check and stops at the first failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/environment.sh
 
-# Bytes, with bundled-mini: 32 MB as people are told, and what zstd makes of the same for Fedora.
+# Limits in bytes, with bundled-mini: the documented 32 MB, and the size of the same files under zstd for Fedora.
 largest_deb=32000000
 largest_rpm=33000000
 
@@ -15,11 +15,11 @@ check() {
     "$@" || fail "$subject: not so: $name"
     printf 'ok: %s: %s\n' "$subject" "$name"
 }
-# `absent PATTERN FILE…`: no line matches.
+# absent PATTERN FILE...: succeeds if no line matches.
 absent() {
     ! grep -nE -- "$@" >&2
 }
-# `only PATTERN FILE`: every line matches.
+# only PATTERN FILE: succeeds if every line matches.
 only() {
     ! grep -nvE -- "$@" >&2
 }
@@ -35,7 +35,7 @@ hardened() {
     check 'all is bound at start' grep -Eq 'BIND_NOW|Flags:.*NOW' <<<"$dynamic"
     check 'no text relocations, no search path' absent 'TEXTREL|RPATH|RUNPATH' <<<"$dynamic"
 }
-# The newest version of the C library that a symbol of a program asks for is the one that the package asks for.
+# Checks that the package requires the newest version of the C library that a symbol of a program requires.
 library_floor() {
     local promised newest
     promised=$(sed -n 's/.*libc6 (>= \([0-9.]*\)).*/\1/p' "$1")
@@ -43,7 +43,7 @@ library_floor() {
     newest=$(readelf --wide --version-info "$@" | grep -oE 'GLIBC_[0-9.]+' | sed 's/GLIBC_//' | sort -uV | tail -n 1)
     [ "$promised" = "$newest" ] || fail "libc6 (>= $promised) is promised, GLIBC_$newest is needed"
 }
-# What a stranger could not have: paths of the machine that built it.
+# Checks that a file contains no path of the machine that built it.
 pathless() {
     local path
     for path in "$checkout" "$cargo_home" "$target"; do
@@ -70,6 +70,7 @@ installed_paths=(
     usr/share/man/man1/caxton.1.gz usr/share/man/man8/caxtond.8.gz usr/share/man/man5/caxton{.yaml,-package}.5.gz
     usr/share/bash-completion/completions/caxton usr/share/fish/vendor_completions.d/caxton.fish
     usr/share/doc/caxton/{README.md,SECURITY.md,THIRD-PARTY.gz} usr/share/doc/caxton/examples/caxton.rules.yaml
+    usr/share/doc/caxton/docs/{api,configuration,memory,models,operations,security}.md
 )
 contents() {
     local root=$1 path
@@ -78,14 +79,15 @@ contents() {
     done
     (cd "$root/usr/share/caxton/models" && sha256sum --quiet --check ./*.sha256)
 }
-# Accounts come from sysusers.d, services are for the init system's own programs, and nothing asks a network.
+# Checks scriptlets: sysusers.d creates the accounts, the helpers of the init system start services, and no scriptlet uses
+# a network.
 scriptlets() {
     check 'scriptlets make no accounts' absent '\b(adduser|useradd|addgroup|groupadd)\b' "$@"
     check 'scriptlets call systemctl for daemon-reload alone' reload_alone "$@"
     check 'scriptlets ask no network' absent '\b(curl|wget|apt|apt-get|dnf|nc)\b|https?:' "$@"
 }
 reload_alone() {
-    # The one other line tells the administrator what to call.
+    # The only other line is the message with the command for the administrator.
     ! grep -h systemctl "$@" | grep -Ev ' daemon-reload( |$)|then: systemctl restart caxton' >&2
 }
 
