@@ -154,10 +154,10 @@ pub enum EvictionPolicy {
 pub struct Pressure {
     /// Share of used memory from which idle models are evicted.
     pub moderate: Percent,
-    /// Share of used memory from which models in use are evicted, too.
+    /// Share of used memory from which models in use are evicted, too. If no model may be evicted,
+    /// requests are shed, except those to the fallback and to pinned models.
     pub high: Percent,
-    /// Share of used memory from which requests are shed and only the smallest fallback and the
-    /// pinned models stay.
+    /// Share of used memory from which only the smallest fallback and the pinned models stay.
     pub critical: Percent,
     /// Time of lower pressure after which the level falls by one step.
     pub quiet: Duration,
@@ -444,7 +444,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_set_for_the_version_holds_before_what_is_set_for_the_model() {
+    fn version_settings_override_model_settings() {
         let mut settings = Settings::default();
         let of = |memory_priority| ModelSettings { memory_priority, ..ModelSettings::default() };
         assert_eq!(settings.model("a", "1.0"), ModelSettings::default());
