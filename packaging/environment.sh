@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034  # what is set here is used by the scripts that read this
-# Read by the scripts beside it, at the top of the checkout: what is built, with what, where it goes.
+# shellcheck disable=SC2034  # the scripts that source this file use these variables
+# Settings of the build: versions, tools and directories. The scripts of this directory source it at the top of the checkout.
 
 checkout=$PWD
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 target=${CARGO_TARGET_DIR:-$checkout/target}
-# Cargo.toml knows these by name, so they do not move with CARGO_TARGET_DIR.
+# Cargo.toml contains these paths, so they do not depend on CARGO_TARGET_DIR.
 stage=$checkout/target/package
 packages=$checkout/target/packages
-# Where packaging/build.sh compiles, and debuggers look for the sources.
+# Directory in which packaging/build.sh compiles, and in which debuggers search for the sources.
 place=/usr/src
 
 version=$(sed -n '0,/^version = /s/^version = "\(.*\)"$/\1/p' Cargo.toml)
@@ -19,7 +19,7 @@ declare -A triple_of=([amd64]=x86_64-unknown-linux-gnu [arm64]=aarch64-unknown-l
 declare -A machine_of=([amd64]=x86_64 [arm64]=aarch64)
 declare -A tools_of=([amd64]='' [arm64]=aarch64-linux-gnu-)
 
-# With the versions that the packages were checked with; others may lay bytes out differently.
+# The packages were checked with these versions; other versions may produce different bytes.
 declare -A cargo_tools=([cargo-auditable]=0.7.7 [cargo-deb]=3.8.0 [cargo-cyclonedx]=0.5.9 [cargo-about]=0.9.3)
 
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
@@ -33,7 +33,7 @@ fail() {
     exit 1
 }
 
-# Debian's packages in `$@`, unless they are there.
+# Installs the Debian packages `$@` that are missing.
 debian_tools() {
     local missing=() package
     for package in "$@"; do
@@ -53,10 +53,10 @@ cross_tools() {
         debian_tools rustc-web libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu binutils-aarch64-linux-gnu libc6-dev-arm64-cross
     fi
 }
-# They run for seconds: what their own build takes counts more than how fast they are.
+# Installs a cargo tool. The tools run for seconds, so a short build matters more than their speed.
 cargo_install() {
     local tool=$1 wanted=$2 features=()
-    # cargo's own record: not all of them tell their version.
+    # Not every tool prints its version, so the version comes from cargo's own record.
     if ! grep -qs "^\"$tool $wanted " "$target/tools/.crates.toml"; then
         [ "$tool" != cargo-about ] || features=(--features cli)
         CARGO_TARGET_DIR=$target/tools/build CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
@@ -64,7 +64,7 @@ cargo_install() {
             cargo install --locked --quiet --root "$target/tools" --version "$wanted" "$tool" "${features[@]}"
     fi
 }
-# What building for the architectures `$@` takes.
+# Installs the tools for a build for the architectures `$@`.
 tools() {
     local tool
     debian_tools rpm jq binutils gcc python3

@@ -1,4 +1,4 @@
-# From what cargo-about has found: the file THIRD-PARTY of the packages.
+# Formats the output of cargo-about as the file THIRD-PARTY of the packages.
 "Third-party works in caxton and caxtond
 =======================================
 

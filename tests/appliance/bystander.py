@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A neighbour of the service: holds memory, uses all of it ten times a second, and writes the longest time between.
+"""Runs in the slice of the service: holds memory, writes to all of it ten times a second, and records the longest gap.
 
 Usage: bystander.py MEBIBYTES FILE   FILE holds the longest gap so far, in milliseconds.
 """

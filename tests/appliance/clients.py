@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Clients that ask for vectors at random and compare each with that of sentence-transformers.
+"""Runs clients that request vectors of random texts and compare them with those of sentence-transformers.
 
-Every answer has to be 200 with the right vectors, or 503 with Retry-After. Prints how many there were of each, and what
-was wrong; ends with 1 when anything was.
+Every response must be 200 with the right vectors, or 503 with Retry-After. Prints the number of each response and the
+failures. Exits with 1 if there was a failure.
 """
 
 import argparse
@@ -18,9 +18,9 @@ import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-# Above what a model takes to load under emulation.
+# Timeout of a request in seconds, longer than the load of a model under emulation.
 ANSWER_TIMEOUT = 120
-# Only the shortest texts are asked for: an emulated processor computes some ten tokens a second.
+# Number of texts in use, the shortest ones: an emulated processor computes about ten tokens per second.
 TEXTS = 24
 
 
@@ -38,7 +38,7 @@ class Connection(http.client.HTTPConnection):
 
 
 def reference(golden):
-    """The texts, and for each the vector of sentence-transformers: the tensor `embedding` of the file beside them."""
+    """Returns the texts and their vectors of sentence-transformers, from the tensor `embedding` of reference.safetensors."""
     texts = [json.loads(line) for line in (golden / "texts_real.jsonl").read_text().splitlines()]
     data = (golden / "reference.safetensors").read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
@@ -55,13 +55,13 @@ def cosine(a, b):
 
 
 class Run:
-    """What all clients share."""
+    """State that all clients share."""
 
     def __init__(self, arguments):
         self.socket, self.fresh, self.ready = arguments.socket, arguments.fresh, arguments.ready
         self.models = {name: float(least) for name, least in (model.split("=") for model in arguments.model)}
         self.texts, self.vectors = reference(arguments.golden)
-        # A text of nothing but spaces is refused.
+        # The service rejects a text of only spaces.
         told = (i for i, text in enumerate(self.texts) if text.strip())
         self.picks = sorted(told, key=lambda i: len(self.texts[i]))[:TEXTS]
         self.end = time.monotonic() + arguments.seconds
@@ -69,7 +69,7 @@ class Run:
         self.lock = threading.Lock()
 
     def client(self, seed):
-        """Asks until the time is over."""
+        """Sends requests until the end of the run."""
         choose = random.Random(seed)
         connection = Connection(self.socket)
         while time.monotonic() < self.end:
@@ -90,11 +90,11 @@ class Run:
                     self.wrong.append(wrong)
                 if self.ready and outcome == "200":
                     self.ready.touch()
-            # Nobody obeys Retry-After to the second here: as many requests as can be made are the test.
+            # The clients wait less than Retry-After, because the test needs as many requests as possible.
             time.sleep(min(pause, 0.5))
 
     def ask(self, connection, model, picked):
-        """Of one request: the outcome, what was wrong with it, and after how many seconds to ask again."""
+        """Sends one request. Returns its outcome, its failure or None, and the seconds before the next request."""
         body = json.dumps({"model": model, "input": [self.texts[i] for i in picked]})
         connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
         answer = connection.getresponse()

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Runs the checks inside of the virtual machine, one after the other, each in a process of its own.
-# Usage: guest.sh          all that have not run yet: a check may reset the machine, and is then called again
-#        guest.sh NAME     the check NAME alone, in this process
-# A result is a line on the second serial line; what a check says is kept below /var/lib/appliance/log.
+# Runs the checks inside the virtual machine, one after the other, each in its own process.
+# Usage: guest.sh          runs all checks that have not finished; a check that resets the machine is called again
+#        guest.sh NAME     runs only the check NAME, in this process
+# A result is a line on the second serial port. The output of a check is kept below /var/lib/appliance/log.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 declare -a order=()
 declare -A limits=() essentials=() slow=()
 
-# check NAME SECONDS: the function NAME is a check, and ends within SECONDS.
+# check NAME SECONDS: declares the function NAME as a check with a time limit.
 check() {
     order+=("$1")
     limits[$1]=$2
 }
 
-# A check without which no other can run: always among those that run, and the end of them when it fails.
+# essential NAME SECONDS: declares a check that all others require. It always runs, and its failure ends the test.
 essential() {
     check "$@"
     essentials[$1]=yes
 }
 
-# A check that takes a minute or more and can be left out when time is short.
+# slow_check NAME SECONDS: declares a check that takes a minute or more and can be skipped when time is short.
 slow_check() {
     check "$@"
     slow[$1]=yes
@@ -28,7 +28,7 @@ slow_check() {
 
 # shellcheck source=tests/appliance/words.sh
 source "$here/words.sh"
-# What the host decided: which checks, when all has to end, and how long and how often.
+# The host's parameters: the checks to run, the deadline of the test, and the durations and counts of checks.
 only=() deadline=0 slow_too=yes
 # shellcheck source=/dev/null
 source "$here/parameters"
@@ -37,20 +37,20 @@ for theme in "$here"/checks/*.sh; do
     source "$theme"
 done
 
-# A line for the host, however long a reason is.
+# Sends one line to the host. Long reasons are cut.
 result() {
     echo "$*" | tr -s '\n' ' ' | cut --characters=1-400 | sed 's/ $//' >"$results"
 }
 
-# Whether the host asked for this one.
+# wanted NAME: succeeds if the host requested this check.
 wanted() {
     [ ${#only[@]} = 0 ] || [ -n "${essentials[$1]:-}" ] || [[ " ${only[*]} " == *" $1 "* ]]
 }
 
-# Runs one check, and tells how it went.
+# Runs one check and reports its result.
 run() {
     local name=$1 began seconds limit code=0
-    # A check that was interrupted by its own reset began before that.
+    # A check that reset the machine keeps the time of its first start.
     if [ ! -e "$state/began" ]; then
         date +%s >"$state/began"
         sync "$state/began"
@@ -79,7 +79,7 @@ run() {
     [ $code = 0 ] || [ $code = 77 ] || [ -z "${essentials[$name]:-}" ]
 }
 
-# Everything that helps to understand a failure, for the host.
+# Copies the logs to the third disk for the host, so that failures can be examined.
 keep() {
     journalctl --no-pager --output=short-precise >"$logs/journal.txt"
     journalctl --no-pager --catalog --boot --unit=caxton.service >"$logs/journal-caxton.txt"

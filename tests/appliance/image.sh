@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes the disk of the virtual machine: Debian 12 with systemd, without Caxton and without a network.
-# Usage: image.sh DIRECTORY   Prints the directory below it that holds disk.img, vmlinuz and initrd.img.
-# Needs root, for debootstrap. What was made once is kept until this file changes.
+# Creates the disk of the virtual machine: Debian 12 with systemd, without Caxton and without a network.
+# Usage: image.sh DIRECTORY   Prints the directory below it that contains disk.img, vmlinuz and initrd.img.
+# Needs root for debootstrap. An image is kept until this file changes.
 set -euo pipefail
 
-# The packages that a gateway has, and what the checks look with: curl, jq, python3, rpm and strace.
+# Packages of a typical gateway, and the tools of the checks: curl, jq, python3, rpm and strace.
 packages=systemd,systemd-sysv,udev,dbus,linux-image-cloud-amd64,initramfs-tools,procps,zstd
 packages+=,curl,jq,python3,rpm,strace,vim-tiny,util-linux-extra
 
@@ -13,7 +13,7 @@ fail() {
     exit 1
 }
 
-# The unit that runs the checks, again after every start of the machine until they have all run.
+# Writes the unit that runs the checks. It runs at every start of the machine until all checks have finished.
 write_unit() {
     cat >"$1/etc/systemd/system/appliance.service" <<'UNIT'
 [Unit]
@@ -35,9 +35,9 @@ OOMPolicy=continue
 WantedBy=multi-user.target
 UNIT
     systemctl --quiet --root="$1" enable appliance.service
-    # Its hang-up of the line would end whoever writes there.
+    # A getty hangs up the serial line, which would end the processes that write to it.
     systemctl --quiet --root="$1" mask serial-getty@ttyS0.service getty@tty1.service
-    # What takes a second or more at every start, and is nothing to Caxton.
+    # These units take a second or more at every start, and Caxton does not need them.
     systemctl --quiet --root="$1" mask e2scrub_reap.service apt-daily.timer apt-daily-upgrade.timer \
         systemd-udevd.service systemd-udev-trigger.service systemd-udevd-kernel.socket systemd-udevd-control.socket \
         dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount \
@@ -50,24 +50,24 @@ configure() {
     local root=$1
     echo appliance >"$root/etc/hostname"
     echo '/dev/vda / ext4 errors=remount-ro 0 0' >"$root/etc/fstab"
-    # The journal has to outlive a reset, and no burst of a check may be left out.
+    # The journal must survive a reset, and its rate limit must not drop records of a check.
     mkdir -p "$root/var/log/journal" "$root/etc/systemd/journald.conf.d"
     printf '[Journal]\nStorage=persistent\nRateLimitBurst=0\nSyncIntervalSec=1s\n' \
         >"$root/etc/systemd/journald.conf.d/appliance.conf"
-    # No machine id: every image starts for the first time.
+    # The image has no machine id, so that every test begins with a first boot.
     : >"$root/etc/machine-id"
     : >"$root/etc/apt/sources.list"
     rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/archives/*.deb
-    # Else the first start would do what was done here.
+    # Without these files, the first start would repeat the work of this script.
     touch "$root/etc/.updated" "$root/var/.updated"
     write_unit "$root"
-    # Three modules are loaded in a second; all that a kernel has would take ten under emulation.
+    # Under emulation, these three modules load in one second, and all modules of the kernel in ten.
     printf 'virtio_pci\nvirtio_blk\next4\n' >>"$root/etc/initramfs-tools/modules"
     echo 'MODULES=list' >"$root/etc/initramfs-tools/conf.d/appliance"
     chroot "$root" update-initramfs -u >&2
 }
 
-# Stdout is the answer; everything else is told on stderr.
+# Creates the image. Only the result of this script goes to stdout; all other output goes to stderr.
 make_image() {
     local directory=$1 root=$1/root
     [ "$(id -u)" = 0 ] || fail 'debootstrap needs root'

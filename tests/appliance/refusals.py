@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Requests that are refused, each of which the service writes a record about.
+"""Sends requests that the service rejects, each with a journal record.
 
-Usage: refusals.py SECONDS LEAST   Asks for that long, and at least so often; prints how often, and how many milliseconds
-the slowest took. Ends with 1 when one is answered with anything but 403.
+Usage: refusals.py SECONDS LEAST   Sends requests for SECONDS, and at least LEAST of them. Prints their number and the time
+of the slowest in milliseconds. Exits with 1 if a response is not 403.
 """
 
 import sys

@@ -1,22 +1,23 @@
 #!/usr/bin/env python3
-"""How long the service takes from a signal of pressure until its memory is released.
+"""Measures the time from a pressure signal until the service has released memory.
 
-Usage: release_time.py GROUP BYTES   Puts memory.high of the control group GROUP below what it uses beside the pages of
-files, which the kernel would take first, and prints the milliseconds until BYTES less are in use. memory.high is what it was before when it ends, 1 when that took too long.
+Usage: release_time.py GROUP BYTES   Sets memory.high of the control group GROUP below its anonymous memory; file pages do
+not count, because the kernel reclaims them first. Prints the milliseconds until the use has fallen by BYTES. Restores
+memory.high at the end. Exits with 1 if the release takes too long.
 """
 
 import pathlib
 import sys
 import time
 
-# Below which the kernel is asked to hold the group, in bytes under what it uses.
+# Distance of memory.high below the memory in use, in bytes.
 STEP = 8 << 20
 LONGEST = 30.0
 LOOK_EVERY = 0.005
 
 
 def used(group):
-    """What cannot be had back without the service: file pages can."""
+    """Returns the anonymous memory, which only the service can free. The kernel can reclaim file pages itself."""
     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return int(stat["anon"])
 

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# The packages of target/packages on a whole machine: systemd, control groups, dpkg and rpm in a virtual machine.
-# Usage: tests/appliance/run.sh [CHECK...]   all checks, or those and what they cannot do without
-# Prints a line for each; ends with 1 when one has failed or none has run. See tests/appliance/README.md.
+# Tests the packages of target/packages on a whole machine: systemd, control groups, dpkg and rpm in a virtual machine.
+# Usage: tests/appliance/run.sh [CHECK...]   all checks, or the named ones and those that they require
+# Prints one line for each check. Exits with 1 if a check failed or none ran. See tests/appliance/README.md.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 work=$target/appliance
-# Where packaging/build.sh puts them, wherever the rest of the build lies.
+# packaging/build.sh always writes to this directory, also when CARGO_TARGET_DIR is set.
 packages=${APPLIANCE_PACKAGES:-$root/target/packages}
-# Seconds of the run under a limit, kills and resets amid an installation, and seconds for everything.
+# Seconds of the check under a memory limit, kills and resets during an installation, and seconds for the whole test.
 pressure_seconds=${APPLIANCE_PRESSURE_SECONDS:-60}
 kills=${APPLIANCE_KILLS:-17}
 resets=${APPLIANCE_RESETS:-3}
 longest=${APPLIANCE_SECONDS:-2400}
-# Whether the checks that take a minute or more run, too.
+# yes: the checks that take a minute or more run too.
 slow_too=${APPLIANCE_SLOW:-yes}
 
 fail() {
@@ -22,7 +22,7 @@ fail() {
     exit 1
 }
 
-# only_file PATTERN: the file that matches, of which there must be one.
+# only_file PATTERN: prints the only file that matches; fails unless there is exactly one.
 only_file() {
     local found
     mapfile -t found < <(compgen -G "$1" || true)
@@ -30,7 +30,7 @@ only_file() {
     echo "${found[0]}"
 }
 
-# What a later version would be: the same, but for its number and its configuration.
+# Builds a later version of the package, which differs only in its number and its configuration.
 make_newer() {
     local deb=$1 output=$2 tree=$work/newer version
     rm -rf "$tree"
@@ -44,7 +44,7 @@ make_newer() {
     rm -rf "$tree"
 }
 
-# The models that are dropped, made by the caxton of the package.
+# Builds, with the caxton of the package, the models that checks copy to the drop directory.
 make_models() {
     local caxton=$1 output=$2 weights=${CAXTON_MODELS:-} name
     weights=${weights:+$weights/all-MiniLM-L6-v2}
@@ -58,7 +58,7 @@ make_models() {
     done
 }
 
-# The second disk: what is tested, and what tests it.
+# Creates the second disk, with the packages, the models and the checks.
 make_payload() {
     local deb=$1 rpm=$2 tree=$work/payload
     rm -rf "$tree"
@@ -81,15 +81,15 @@ make_payload() {
     rm -rf "$tree" "$work/caxton"
 }
 
-# Starts the machine, and prints its results as they come. Emulated on purpose: the same everywhere, with and without
-# virtualisation. The processor is one without AVX: an emulated fused multiplication takes a call of a function for each
-# number, and a model ten times as long. Without the check of the timer, which a busy host fails. What the machine has
-# flushed has to outlive its own reset, not the host's: no flush goes through to the host's disk.
+# Starts the machine and prints its results as they arrive. The machine is emulated, so that it behaves the same on hosts
+# with and without virtualisation. Its processor has no AVX: QEMU emulates a fused multiplication by a function call for
+# each number, which makes a model ten times slower. The kernel does not check its timer, because that check fails on a
+# busy host. Flushed data must survive a reset of the machine, but not of the host, so flushes do not reach the host's disk.
 boot() {
     local image=$1
     truncate -s 0 "$work/results" "$work/console.log"
     truncate -s 64M "$work/kept.img"
-    # The guest ends by itself before that; what hangs while it starts does not.
+    # The guest ends by itself before this timeout, except when it hangs during its start.
     timeout --kill-after=10 $((longest + 120)) qemu-system-x86_64 -nodefaults -accel tcg,thread=multi -cpu Westmere -smp 2 \
         -m 2G -display none -kernel "$image/vmlinuz" -initrd "$image/initrd.img" \
         -append 'root=/dev/vda rw console=ttyS0 psi=1 panic=10 no_timer_check' \
@@ -123,7 +123,7 @@ main() {
     echo "everything: $SECONDS s; logs in $work/log, the console in $work/console.log"
     local passed failed skipped
     passed=$(count pass) failed=$(count fail) skipped=$(count skip)
-    # A machine that stopped half-way has not passed.
+    # A machine that stopped before the last check counts as a failure.
     grep -qx end "$work/results" || failed=$((failed + 1))
     echo "$passed passed, $failed failed, $skipped skipped"
     ((failed == 0 && passed > 0))

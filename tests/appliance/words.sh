@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# The words that checks are written in. Sourced by guest.sh; no check of its own.
+# Functions that checks use. guest.sh sources this file, which declares no checks.
 
 payload=/mnt
 state=/var/lib/appliance
@@ -10,10 +10,10 @@ catalog=/usr/lib/systemd/catalog/caxton.catalog
 store=/var/lib/caxton
 drop=$store/packages
 group=/sys/fs/cgroup/caxton.slice/caxton.service
-# What has not happened after so many seconds does not happen. Far above what anything takes, even emulated on a machine
-# that has other things to do: it is waited for only when a check fails.
+# Seconds after which a wait fails. The value is far above the time that any step takes, also under emulation on a busy
+# host. A check waits this long only when it fails.
 patience=180
-# Where a check puts its configuration. It sorts after what an operator may have.
+# File for the configuration of a check. Its name sorts after the files of an operator.
 override=/etc/caxton/conf.d/90-check.yaml
 drop_in=/run/systemd/system/caxton.service.d
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
@@ -24,29 +24,29 @@ fail() {
     exit 1
 }
 
-# skip REASON: ends the check, which could not look.
+# skip REASON: ends a check that cannot run.
 skip() {
     echo "$*" | tee "$state/reason" >&2
     exit 77
 }
 
-# note TEXT: a figure for whoever reads the results.
+# note TEXT: adds a figure to the results.
 note() {
     echo "$*" | tee -a "$state/notes"
 }
 
-# blame PLACE COMMAND: the reason when a command fails that nobody asks about. The first counts: the end of a subshell
-# is one more.
+# blame PLACE COMMAND: records a command that failed unexpectedly as the reason. Only the first one is kept, because the
+# failure of a subshell is reported a second time by its parent.
 blame() {
     [ -e "$state/reason" ] || echo "$1: $2" >"$state/reason"
 }
 
-# equal WHAT EXPECTED FOUND
+# equal WHAT EXPECTED FOUND: fails unless both values are equal.
 equal() {
     [ "$2" = "$3" ] || fail "$1: expected \"$2\", found \"$3\""
 }
 
-# refused COMMAND...: the command has to fail.
+# refused COMMAND...: fails unless COMMAND fails.
 refused() {
     ! "$@" || fail "this was not refused: $*"
 }
@@ -61,19 +61,19 @@ until_true() {
     done
 }
 
-# ask METHOD PATH [BODY]: the body of the answer.
+# ask METHOD PATH [BODY]: sends a request and prints the body of the response.
 ask() {
     curl --silent --show-error --max-time 120 --unix-socket "$socket" --request "$1" "http://caxton$2" \
         ${3:+--header content-type:application/json --data "$3"}
 }
 
-# code METHOD PATH [BODY]: the status code of the answer, whose body goes to the log.
+# code METHOD PATH [BODY]: sends a request and prints its status code. The body of the response goes to the log.
 code() {
     curl --silent --show-error --max-time 120 --unix-socket "$socket" --request "$1" "http://caxton$2" \
         ${3:+--header content-type:application/json --data "$3"} --output /dev/fd/2 --write-out '%{http_code}'
 }
 
-# embedding MODEL: the status code of a request to it.
+# embedding MODEL: prints the status code of a request to MODEL.
 embedding() {
     code POST /v1/embeddings "{\"model\": \"$1\", \"input\": \"The pump runs hot.\"}"
 }
@@ -82,12 +82,12 @@ answers() {
     [ "$(embedding "$1")" = 200 ]
 }
 
-# unknown MODEL: it is not installed.
+# unknown MODEL: succeeds if MODEL is not installed.
 unknown() {
     [ "$(embedding "$1")" = 404 ]
 }
 
-# until_answers MODEL
+# until_answers MODEL: waits until MODEL answers a request.
 until_answers() {
     until_true "an answer of $1" answers "$1"
 }
@@ -100,7 +100,7 @@ as_outsider() {
     runuser -u outsider -- "$@"
 }
 
-# clients ARGUMENT...: clients.py, as a member. What it said last is the reason when it fails.
+# clients ARGUMENT...: runs clients.py as a member. Its last line is the reason if it fails.
 clients() {
     local code=0
     as_member python3 "$payload/clients.py" "$@" >"$state/clients" 2>&1 || code=$?
@@ -108,7 +108,7 @@ clients() {
     [ $code = 0 ] || fail "$(tail -n 1 "$state/clients")"
 }
 
-# property NAME [UNIT]: what systemd knows of the unit.
+# property NAME [UNIT]: prints a property of the unit from systemd.
 property() {
     systemctl show --value --property="$1" "${2:-caxton.service}"
 }
@@ -117,24 +117,24 @@ is_active() {
     systemctl --quiet is-active caxton.service
 }
 
-# has_other_pid PID: the service runs in another process than that.
+# has_other_pid PID: succeeds if the service runs in a process other than PID.
 has_other_pid() {
     is_active && [ "$(property MainPID)" != "$1" ]
 }
 
-# now: the time, for `journal`. Not a cursor: journalctl of 252 leaves out the first record that matches after one.
+# now: prints the time, for `journal`. A cursor does not work: after a cursor, journalctl of 252 omits the first match.
 now() {
     date +%s.%6N
 }
 
-# journal TIME ARGUMENT...: the journal of the service since then.
+# journal TIME ARGUMENT...: prints the journal of the service since TIME.
 journal() {
     local since=$1
     shift
     journalctl --quiet --no-pager --unit=caxton.service --since="@$since" "$@"
 }
 
-# id_of KIND: the MESSAGE_ID of a kind of event; the catalog has its name above it.
+# id_of KIND: prints the MESSAGE_ID of a kind of event, whose name is on the line above it in the catalog.
 id_of() {
     local id
     id=$(sed -n "/^# $1\$/{n; s/^-- \([0-9a-f]\{32\}\)\$/\1/p}" "$catalog")
@@ -142,35 +142,35 @@ id_of() {
     echo "$id"
 }
 
-# records TIME KIND: what the journal has of such events since then, one JSON object a line.
+# records TIME KIND: prints the journal records of this kind since TIME, one JSON object per line.
 records() {
     local id
     id=$(id_of "$2")
     journal "$1" --output=json "MESSAGE_ID=$id"
 }
 
-# happened TIME KIND [TEXT]: such an event is in the journal, and has TEXT in one of its fields.
+# happened TIME KIND [TEXT]: succeeds if the journal has a record of this kind since TIME that contains TEXT.
 happened() {
     records "$1" "$2" | grep -qF "${3:-}"
 }
 
-# until_event TIME KIND [TEXT]
+# until_event TIME KIND [TEXT]: waits until `happened` succeeds.
 until_event() {
     until_true "the event $2 in the journal" happened "$@"
 }
 
-# drop_package NAME: a package as an operator copies it.
+# drop_package NAME: copies a package to the drop directory, as an operator does.
 drop_package() {
     cp "$payload/models/$1.model.tar.zst" "$drop/"
 }
 
-# configure: standard input is the configuration of the check, put in place as a whole.
+# configure: installs standard input as the configuration of the check, with one rename.
 configure() {
     cat >"$override.new"
     mv "$override.new" "$override"
 }
 
-# unit_drop_in: standard input goes over the unit, which is started anew, until the check ends.
+# unit_drop_in: overrides the unit with standard input until the check ends, and restarts the service.
 unit_drop_in() {
     mkdir -p "$drop_in"
     cat >"$drop_in/check.conf"
@@ -178,7 +178,7 @@ unit_drop_in() {
     systemctl restart caxton
 }
 
-# clear_away: what a check has put into the configuration or over the unit, however it ended.
+# clear_away: removes the configuration and the override of a check, regardless of its result.
 clear_away() {
     rm -f "$override" "$override.new"
     if [ -e "$drop_in/check.conf" ]; then
@@ -186,14 +186,14 @@ clear_away() {
         systemctl daemon-reload
         systemctl restart caxton
     fi
-    # Not while it is removed.
+    # A check may have removed the package; then the service cannot start.
     if [ -x /usr/bin/caxtond ] && ! is_active; then
         systemctl reset-failed
         systemctl start caxton.socket caxton.service
     fi
 }
 
-# counter FILE KEY: a number of a flat keyed file of the service's control group.
+# counter FILE KEY: prints the value of KEY in a flat keyed file of the service's control group.
 counter() {
     awk -v key="$2" '$1 == key { print $2 }' "$group/$1"
 }

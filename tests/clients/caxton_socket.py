@@ -1,4 +1,4 @@
-"""HTTP over the Unix socket with nothing but Python's own library: what the vectors of clients are compared with."""
+"""HTTP over the Unix socket with only Python's standard library. Its vectors are the expected ones for all clients."""
 
 import base64
 import http.client
@@ -20,7 +20,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def vectors(path: pathlib.Path, texts: list[str], model: str) -> list[list[float]]:
-    """The vectors of `texts`, bit for bit."""
+    """Returns the vectors of `texts`, bit for bit."""
     body = {"model": model, "input": texts, "encoding_format": "base64"}
     connection = UnixConnection(path)
     connection.request("POST", "/v1/embeddings", json.dumps(body), {"content-type": "application/json"})

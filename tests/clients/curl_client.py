@@ -1,4 +1,4 @@
-"""curl: what the README shows, and its exit code for a refusal."""
+"""Tests curl: the request of the README, and the exit code for a rejected request."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ same([item["embedding"] for item in answer["data"]])
 code, answer = curl("/api/embed", model=MODEL, input=TEXTS)
 assert code == 0, answer
 same(answer["embeddings"])
-# 22: the status was 400 or above.
+# Exit code 22: the status was 400 or above.
 code, answer = curl("/v1/embeddings", model="none", input="a")
 assert code == 22 and answer["error"]["code"] == "model_not_found", (code, answer)
 version = subprocess.run(["curl", "--version"], stdout=subprocess.PIPE, check=True, text=True).stdout.split()[1]

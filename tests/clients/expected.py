@@ -1,4 +1,4 @@
-"""What every client must get: read from CAXTON_EXPECTED, which `run` wrote."""
+"""Expected results of every client, read from CAXTON_EXPECTED, which `run` wrote."""
 
 import contextlib
 import json
@@ -11,11 +11,11 @@ with open(os.environ["CAXTON_EXPECTED"], encoding="utf-8") as file:
     _EXPECTED = json.load(file)
 MODEL = _EXPECTED["model"]
 TEXTS = _EXPECTED["texts"]
-# Of each text, special tokens included.
+# Token ids of each text, including special tokens.
 IDS = _EXPECTED["ids"]
 VECTORS = _EXPECTED["vectors"]
 
-# As tests/it/embeddings.rs has it for a text alone and in a batch.
+# Bound of tests/it/embeddings.rs between a text alone and in a batch.
 _TOLERANCE = 1e-6
 
 
@@ -24,7 +24,7 @@ def as_f32(numbers: list[float]) -> list[float]:
 
 
 def same(found: list[list[float]], wanted: list[list[float]] | None = None) -> None:
-    """`found` are the vectors of `wanted`, or of all texts: as f32, whatever the client made of them."""
+    """Checks that `found` are the vectors `wanted`, or those of all texts, after rounding to f32."""
     wanted = VECTORS if wanted is None else wanted
     assert len(found) == len(wanted), f"{len(found)} vectors for {len(wanted)} texts"
     pairs = [(as_f32(list(a)), b) for a, b in zip(found, wanted, strict=True)]
@@ -34,7 +34,7 @@ def same(found: list[list[float]], wanted: list[list[float]] | None = None) -> N
 
 @contextlib.contextmanager
 def refused(exception: type[BaseException], *parts: str):
-    """The block ends with `exception`, whose text has all `parts`."""
+    """Checks that the block raises `exception` with all `parts` in its text."""
     try:
         yield
     except exception as error:

@@ -1,4 +1,4 @@
-"""httpx, alone: every route for vectors, and the shape of a failure on each."""
+"""Tests httpx without another library: every route for vectors, and the form of its errors."""
 
 import httpx
 from expected import MODEL, SOCKET, TEXTS, VECTORS, done, refused, same

@@ -1,7 +1,8 @@
-"""LangChain's OpenAIEmbeddings: with texts, and with token arrays, which are its default.
+"""Tests LangChain's OpenAIEmbeddings with texts, and with token arrays, which are its default.
 
 By default it tokenizes with tiktoken, whose vocabulary it downloads, and posts token ids (`embeddings/base.py`,
-`_get_len_safe_embeddings`). Here tiktoken gives the ids of the model itself, and then those of OpenAI's vocabulary.
+`_get_len_safe_embeddings`). Here a replacement of tiktoken returns the ids of the model, and then those of OpenAI's
+vocabulary.
 """
 
 from importlib.metadata import version
@@ -29,7 +30,7 @@ def embeddings(**options) -> OpenAIEmbeddings:
 
 
 class Encoding:
-    """Stands for one of tiktoken's."""
+    """Replacement for an encoding of tiktoken."""
 
     def __init__(self, ids_of):
         self.ids_of = ids_of
@@ -51,7 +52,7 @@ same(texts.embed_documents(TEXTS, chunk_size=7))
 same([texts.embed_query(TEXTS[0])], VECTORS[:1])
 assert len(embeddings(check_embedding_ctx_length=False, dimensions=64).embed_query("a")) == 64
 
-# Without the special tokens, which tiktoken knows nothing of.
+# The special tokens are removed, because tiktoken does not add them.
 own = {text: ids[1:-1] for text, ids in zip(TEXTS, IDS, strict=True)}
 with tokenizing_with(own.__getitem__):
     same(embeddings().embed_documents(TEXTS))

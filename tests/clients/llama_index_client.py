@@ -1,8 +1,8 @@
-"""LlamaIndex's client of text-embeddings-inference, through a proxy from the loopback to the socket.
+"""Tests LlamaIndex's client of text-embeddings-inference, through a proxy from the loopback to the socket.
 
-It makes a httpx.Client of its own, without a way to hand it a transport, and looks at no status (`base.py`,
-`_call_api`): it posts `{"inputs": […], "truncate": …}` to `/embed` and takes whatever JSON comes back for vectors. So
-a refusal is an object where it wants a list, and it fails on that.
+The client creates its own httpx.Client and does not accept a transport. It does not check the status (`base.py`,
+`_call_api`): it posts `{"inputs": […], "truncate": …}` to `/embed` and treats any JSON response as vectors. So an error
+response, which is an object instead of a list, makes it fail.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInfer
 
 
 class ToSocket(socketserver.BaseRequestHandler):
-    """A connection of the loopback, carried to the daemon's socket and back."""
+    """Forwards a loopback connection to the daemon's socket and back."""
 
     def handle(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as daemon:
@@ -28,7 +28,7 @@ class ToSocket(socketserver.BaseRequestHandler):
 
 
 def carry(source: socket.socket, sink: socket.socket) -> None:
-    # Either end may leave first.
+    # Either side may close the connection first.
     with contextlib.suppress(OSError):
         while part := source.recv(65_536):
             sink.sendall(part)

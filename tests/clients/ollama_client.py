@@ -1,4 +1,4 @@
-"""Ollama's client: both routes for vectors, the listings, keep_alive, and refusals."""
+"""Tests Ollama's client: both routes for vectors, the listings, keep_alive, and rejected requests."""
 
 from importlib.metadata import version
 

@@ -1,7 +1,7 @@
-"""OpenAI's client, any major version: base64 and float, one text, shortened vectors, the list of models, refusals.
+"""Tests OpenAI's client in any major version: base64, float, one text, shortened vectors, list of models, rejections.
 
-Without a format it asks for base64 and decodes it (`resources/embeddings.py`). From version 3 on its transport is
-httpx2, before that httpx.
+Without a format, the client requests base64 and decodes it (`resources/embeddings.py`). Its transport is httpx2 since
+version 3, and httpx in earlier versions.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Makes tiny-modernbert, and the token ids of tiny-static, beside this file.
+"""Creates tiny-modernbert, and the token ids of tiny-static, in the directory of this file.
 
 Needs sentence-transformers 6.2.0. The tokenizer of tiny-modernbert is that of tiny-bert-mean.
 """
@@ -21,7 +21,7 @@ TOKENIZER = GOLDEN / "tiny-bert-mean"
 
 
 def encoder():
-    """Layers of both kinds of attention; the local one reaches 8 tokens to either side, of 48."""
+    """Returns a model with both kinds of attention. Local attention covers 8 tokens on either side, of 48."""
     torch.manual_seed(7)
     model = ModernBertModel(
         ModernBertConfig(
@@ -42,7 +42,7 @@ def encoder():
     )
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            # Large enough that attention is far from uniform, and that every norm matters.
+            # The weights are so large that attention is far from uniform and that every norm affects the result.
             if weight.dim() == 1:
                 weight.normal_(1.0, 0.2)
             else:
@@ -60,7 +60,7 @@ def modernbert():
         transformer = Transformer(plain)
         pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
         SentenceTransformer(modules=[transformer, pooling, Normalize()]).save(str(target))
-    # A model card, with nothing to say of random weights.
+    # The model card has no useful content for random weights.
     (target / "README.md").unlink(missing_ok=True)
     model = SentenceTransformer(str(target), device="cpu")
     vectors = [model.encode([text], convert_to_tensor=True)[0] for text in TEXTS]

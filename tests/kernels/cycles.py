@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Compares the inner loops of the kernels with a table of multiplications a cycle.
+"""Compares the inner loops of the kernels with a table of multiplications per cycle.
 
-    cycles.py TABLE PROGRAM...            fails when a loop does 5 % less than the table says
-    cycles.py --write TABLE PROGRAM...    writes the table as measured
+    cycles.py TABLE PROGRAM...            fails if a loop is more than 5 % below the table
+    cycles.py --write TABLE PROGRAM...    writes the measured table
 
 A program is an ELF file with symbols in Rust's v0 mangling. The programs of the packages have them until
 packaging/build.sh splits them off.
 
-A row of the table: processor, kernel, multiplications a cycle in its largest loop. llvm-mca-19 has the pipelines of the processors, but no caches: a loop is compared, not memory.
+A row of the table has the processor, the kernel and the multiplications per cycle in its largest loop. llvm-mca-19 models
+the pipelines of the processors without caches, so the comparison does not include memory access.
 """
 
 import csv
@@ -15,7 +16,7 @@ import re
 import subprocess
 import sys
 
-# A processor runs the kernels of its instruction set.
+# Processors on which the kernels of each module are measured.
 KERNELS = {
     "x86-64": {
         "sse": ["goldmont"],
@@ -32,7 +33,7 @@ KERNELS = {
         "neon_matrix": ["neoverse-v1"],
     },
 }
-# Multiplications of an instruction.
+# Number of multiplications of an instruction, by a pattern of its text.
 MULTIPLICATIONS = {
     "x86-64": {
         r"vfn?madd\d+ps\b.*zmm": 16,
@@ -98,7 +99,7 @@ def multiplications(loop, arch):
 
 
 def cycles(loop, arch, processor):
-    """Returns the cycles of one pass of a loop, the mean of many."""
+    """Returns the mean number of cycles of one pass of a loop."""
     lines = [re.sub(COMMENTS[arch], "", text) for text in loop]
     lines = [re.sub(r"\b[0-9a-f]+ <.*>$", "begin", text) for text in lines]
     syntax = [".intel_syntax noprefix"] if arch == "x86-64" else []
@@ -108,20 +109,20 @@ def cycles(loop, arch, processor):
 
 
 def largest_loop(instructions, arch):
-    """Returns the multiplications of the innermost loop that has most of them, and the loop."""
+    """Returns the innermost loop with the most multiplications, after their number."""
     loops = ((multiplications(loop, arch), loop) for loop in innermost_loops(instructions, arch))
     return max(loops, key=lambda counted: counted[0], default=(0, []))
 
 
 def measure(programs):
-    """Returns the multiplications a cycle of each processor and kernel."""
+    """Returns the multiplications per cycle for each processor and kernel."""
     rates = {}
     for program in programs:
         arch = architecture(program)
         missing = set(KERNELS[arch])
         for kernel, instructions in functions(program, arch):
             module = next((module for module in KERNELS[arch] if re.match(rf"{module}(::|_|$)", kernel)), None)
-            # What calls the loops, and what is left of them, is not measured.
+            # Only kernels with loops are measured, not their callers and not the remainders of the loops.
             measured = module and re.search("_row|_rounds", kernel)
             count, loop = largest_loop(instructions, arch) if measured else (0, [])
             if count:
@@ -134,10 +135,10 @@ def measure(programs):
 
 
 def compare(table, rates):
-    """Returns what is wrong: a line for each kernel that is slower than in the table, or in one of them alone."""
+    """Returns a line for each kernel that is slower than in the table, or that only one side contains."""
     with open(table, newline="") as file:
         expected = {(processor, kernel): float(rate) for processor, kernel, rate in csv.reader(file, delimiter="\t")}
-    # A program of one architecture has nothing to say about the processors of the other.
+    # Rows for processors of another architecture are skipped: a program contains the kernels of one.
     processors = {processor for processor, _ in rates}
     wrong = []
     for key in sorted({key for key in expected if key[0] in processors} | set(rates)):
@@ -160,7 +161,7 @@ def main():
     wrong = compare(table, rates)
     print(f"{len(rates)} loops compared, {len(wrong)} wrong")
     if wrong:
-        sys.exit("\n".join([*wrong, "where that is meant: --write, with the programs of both architectures"]))
+        sys.exit("\n".join([*wrong, "if the change is intended, run --write with the programs of both architectures"]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154
-# From a bare machine to the first vector: one command each, and nothing edited.
+# Checks the way from a bare machine to the first vector: one command for each step, and no edited file.
 
 essential the_package_is_installed_without_a_network 720
 the_package_is_installed_without_a_network() {

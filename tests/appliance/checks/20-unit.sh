@@ -1,11 +1,11 @@
 # shellcheck shell=bash disable=SC2154
-# The unit as the system runs it: what it may, what it is told, and that it comes back.
+# Checks the unit under systemd: its permissions, its environment and its restarts.
 
 check the_units_are_verified 300
 the_units_are_verified() {
     local said
     said=$(systemd-analyze verify --man=no caxton.service caxton.socket caxton.slice 2>&1) || fail "$said"
-    # This systemd knows nothing yet of two settings that later ones follow.
+    # This version of systemd does not know two settings that later versions use.
     equal 'what is said of the units' '' \
         "$(grep -v "Unknown key name 'MemoryPressure[A-Za-z]*' in section 'Service', ignoring" <<<"$said" || true)"
 }

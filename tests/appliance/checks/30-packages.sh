@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154
-# The drop directory, as an operator uses it: a good package, a corrupt one, half of one.
+# Checks the drop directory with a good package, a corrupt one and an incomplete one.
 
-# quarantined NAME: its package lies in quarantine, with the reason beside it.
+# quarantined NAME: succeeds if the package is in the quarantine with its reason.
 quarantined() {
     [ -s "$drop/quarantine/$1.model.tar.zst.reason" ] && [ -e "$drop/quarantine/$1.model.tar.zst" ]
 }

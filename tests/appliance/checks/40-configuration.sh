@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154
-# The configuration, edited well and badly while the service runs, and found bad when it starts.
+# Checks valid and invalid changes of the configuration while the service runs, and an invalid configuration at its start.
 
 generation() {
     ask GET /status | jq .configuration.generation
@@ -17,7 +17,7 @@ has_no_problems() {
     ! has_problems
 }
 
-# edited WHAT COMMAND...: after COMMAND the configuration is another one.
+# edited WHAT COMMAND...: runs COMMAND and waits for a new generation of the configuration.
 edited() {
     local what=$1 before
     shift
@@ -39,7 +39,7 @@ swap_link() {
     mv -T "$override.link" "$override"
 }
 
-# make_bad: a configuration that is refused, and seen.
+# make_bad: installs an invalid configuration and waits until the service reports it.
 make_bad() {
     configure <<<$'embedding:\n  batch_tokens: many'
     until_true 'the problem in /status' has_problems
@@ -103,12 +103,12 @@ a_good_change_ends_the_trouble() {
     timeout 60 systemctl reload caxton
 }
 
-# starts CURSOR: how often the unit was begun to be started since then.
+# starts TIME: prints how often systemd began to start the unit since TIME.
 starts() {
     journal "$1" --output=cat --grep='^Starting ' | wc -l
 }
 
-# no_more_starts CURSOR: there was none for some seconds.
+# no_more_starts TIME: succeeds if systemd does not start the unit for five seconds.
 no_more_starts() {
     local before
     before=$(starts "$1")
@@ -119,7 +119,7 @@ no_more_starts() {
 slow_check a_start_that_fails_is_not_repeated_without_end 400
 a_start_that_fails_is_not_repeated_without_end() {
     local since
-    # Nothing to go back to, and a client that waits: the socket starts the service again for as long as he does.
+    # There is no last good configuration, and a client waits: while it waits, the socket starts the service again.
     systemctl stop caxton.service
     configure <<<$'embedding:\n  batch_tokens: many'
     rm -f "$store"/last-good*
@@ -128,6 +128,6 @@ a_start_that_fails_is_not_repeated_without_end() {
     until_true 'an end of the starts' no_more_starts "$since"
     note "$(starts "$since") starts"
     (($(starts "$since") > 0)) || fail 'it was never started'
-    # Where the service has given up, the client has been told.
+    # When systemd stops the restarts, it closes the connection of the client.
     wait $! || echo 'the connection was closed'
 }

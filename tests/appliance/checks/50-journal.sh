@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154
-# The journal: each kind of event has an id and an explanation, texts are never written, and nobody waits for it.
+# Checks the journal: each kind of event has an id and an explanation, texts are never logged, and it blocks no request.
 
-# ids: those of the catalog.
+# ids: prints the ids of the catalog.
 ids() {
     sed -n 's/^-- \([0-9a-f]\{32\}\)$/\1/p' "$catalog"
 }
@@ -18,7 +18,7 @@ events_are_found_by_their_ids_and_explained() {
         fi
     done
     note "$seen of $all kinds of events have happened up to here, each explained"
-    # Started, ready, a package accepted, one refused, the configuration applied, and rejected.
+    # At least six kinds: started, ready, package accepted, package rejected, configuration applied, configuration rejected.
     ((seen >= 6)) || fail "only $seen of $all kinds of events were found"
     journalctl --quiet --no-pager --boot --unit=caxton.service --output=json | jq -r '.MESSAGE_ID // empty' |
         sort -u >"$state/used"
@@ -54,7 +54,7 @@ nobody_waits_while_journald_is_stopped() {
     local journald told=$state/refusals code=0 count slowest
     journald=$(property MainPID systemd-journald.service)
     kill -STOP "$journald"
-    # More records than the socket of the journal holds: a service that waits for it answers no more.
+    # The requests cause more records than the journal's socket can buffer. A service that waits for it would stop answering.
     as_member timeout 120 python3 -B "$payload/refusals.py" 30 2000 >"$told" 2>&1 || code=$?
     kill -CONT "$journald"
     [ $code = 0 ] || fail "not all were answered ($code): $(tail -n 1 "$told")"

@@ -1,9 +1,10 @@
 # shellcheck shell=bash disable=SC2154
-# Memory under a real control group: what leaves is freed, what does not fit is refused, nobody is killed.
+# Checks memory under a real control group: evicted models are freed, models that do not fit are rejected, and the kernel
+# kills no process.
 
 large=(large-a large-b large-c large-d)
 
-# used: bytes that the service holds, which is what leaves with a model: its heap and its mapped files.
+# used: prints the bytes of the service's heap and mapped files, which an unload of a model reduces.
 used() {
     echo $(($(counter memory.stat anon) + $(counter memory.stat file_mapped)))
 }
@@ -38,7 +39,7 @@ large_models_are_installed_from_the_drop_directory() {
 check an_unloaded_model_gives_its_memory_back 360
 an_unloaded_model_gives_its_memory_back() {
     local before loaded after size bound
-    # Once, so that what stays of the first model ever is not counted.
+    # The first load allocates memory that stays, which must not count.
     caxton memory load large-a
     caxton memory unload large-a
     before=$(used)
@@ -78,7 +79,7 @@ pressure_makes_a_model_leave_at_once() {
         until_event "$since" pressure-entered
     done
     note "from memory.high to 32 MiB less: ${times[*]} ms"
-    # Over memory.high the kernel pauses whoever allocates, each time for half a second or more.
+    # Above memory.high, the kernel pauses every process that allocates, each time for half a second or more.
     ((slowest < 10000)) || fail "it took $slowest ms"
 }
 
@@ -86,20 +87,20 @@ is_calm() {
     [ "$(ask GET /api/memory/status | jq -r .level)" = normal ]
 }
 
-# kills GROUP: how many processes of the control group the kernel has killed.
+# kills GROUP: prints the number of processes of the control group that the kernel has killed.
 kills() {
     awk '$1 == "oom_kill" || $1 == "oom_group_kill" { sum += $2 } END { print sum + 0 }' "$1/memory.events"
 }
 
-# shellcheck disable=SC2154 # The host decides how long.
+# shellcheck disable=SC2154 # The host sets the duration.
 check too_little_memory_for_its_models_kills_nobody $((pressure_seconds + 600))
 too_little_memory_for_its_models_kills_nobody() {
     local slice=/sys/fs/cgroup/caxton.slice pid events gap wrong=
-    # A limit below what is in use would have the kernel kill at once: nobody could do anything about that.
+    # The limit is set while the service is stopped: below the memory in use, it would make the kernel kill immediately.
     systemctl stop caxton.service
-    # One large model fits beside the bundled one, two do not.
+    # One large model fits together with the bundled one, two do not.
     configure <<<'memory: { min_free: 16MiB }'
-    # Wide enough for the bystander: the limit of the service is the one to feel.
+    # The slice has room for the bystander, so that only the limit of the service is reached.
     systemctl set-property --runtime caxton.slice MemoryMax=384M MemorySwapMax=0
     systemctl set-property --runtime caxton.service MemoryMax=256M
     systemctl start caxton.service
@@ -107,7 +108,7 @@ too_little_memory_for_its_models_kills_nobody() {
     events=$(kills "$slice")
     systemd-run --quiet --unit=bystander --slice=caxton.slice --property=Type=exec \
         python3 "$payload/bystander.py" 24 "$state/gap"
-    # shellcheck disable=SC2046 # One argument for each model.
+    # shellcheck disable=SC2046 # Each model is one argument.
     (clients --seconds "$pressure_seconds" --clients 8 --model bundled-mini=0.998 \
         $(printf -- '--model %s=0.99999 ' "${large[@]}")) || wrong=$(<"$state/reason")
     note "in $pressure_seconds s: $(paste -s -d ';' "$state/clients")"
@@ -128,7 +129,7 @@ after_the_shortage_everything_is_as_before() {
     systemctl revert caxton.service caxton.slice
     systemctl daemon-reload
     systemctl restart caxton
-    # The cool-down is over with the old process.
+    # The cool-down ended with the old process.
     until_answers large-a
     local model
     for model in "${large[@]}"; do

@@ -1,19 +1,19 @@
 # shellcheck shell=bash disable=SC2154
-# The power fails, or the daemon is killed, while a package is being installed: the store has it whole or not at all.
+# Checks power failures and kills of the daemon during an installation: the store contains the whole package or none of it.
 
-# have_small: a model that has to be there, whatever happens to the other.
+# have_small: makes sure that the model `small` is installed. It must survive all failures.
 have_small() {
     [ -e "$drop/small.model.tar.zst" ] || drop_package small
     until_answers small
 }
 
-# remove_medium: its package leaves the drop directory, and it the store.
+# remove_medium: removes the package of `medium` from the drop directory, and thus the model.
 remove_medium() {
     rm "$drop/medium.model.tar.zst"
     until_true 'medium to leave' unknown medium
 }
 
-# measure_installation: how many milliseconds one takes here, from the copy to the first answer.
+# measure_installation: measures an installation in milliseconds, from the copy to the first response.
 measure_installation() {
     local began=${EPOCHREALTIME/./}
     drop_package medium
@@ -22,13 +22,13 @@ measure_installation() {
     remove_medium
 }
 
-# random_moment MILLISECONDS: waits for a part of them.
+# random_moment MILLISECONDS: waits for a random part of this time.
 random_moment() {
     local ms=$((RANDOM * $1 / 32768))
     sleep "$((ms / 1000)).$(printf '%03d' $((ms % 1000)))"
 }
 
-# The store is sound: nothing unfinished, nothing damaged, and the models that were there answer.
+# Checks the store: staging is empty, no entry is damaged, and the earlier models answer.
 is_sound() {
     equal 'what is left in staging' '' "$(ls "$store/staging")"
     equal 'entries of the store that are damaged' '' \
@@ -37,7 +37,7 @@ is_sound() {
     equal 'small' 200 "$(embedding small)"
 }
 
-# shellcheck disable=SC2154 # The host decides how often.
+# shellcheck disable=SC2154 # The host sets the number.
 check a_kill_amid_an_installation_leaves_it_whole_or_undone $((kills * 60 + 300))
 a_kill_amid_an_installation_leaves_it_whole_or_undone() {
     local round pid takes unfinished=0 whole=0
@@ -62,14 +62,14 @@ a_kill_amid_an_installation_leaves_it_whole_or_undone() {
     note "$kills kills: $unfinished while it was unpacked, $whole when it was in the store; one takes $takes ms"
 }
 
-# shellcheck disable=SC2154 # The host decides how often.
+# shellcheck disable=SC2154 # The host sets the number.
 check a_reset_amid_an_installation_leaves_it_whole_or_undone $((resets * 300 + 300))
 a_reset_amid_an_installation_leaves_it_whole_or_undone() {
     local round=0 takes
     if [ -e "$state/round" ]; then
         read -r round takes <"$state/round"
         until_true 'the service after a reset' is_active
-        # What an operator copied before the power failed may be lost; then he copies it again.
+        # A power failure may lose a recently copied file; then the operator copies it again.
         cmp "$payload/models/medium.model.tar.zst" "$drop/medium.model.tar.zst" || drop_package medium
         until_answers medium
         is_sound
@@ -88,7 +88,7 @@ a_reset_amid_an_installation_leaves_it_whole_or_undone() {
     random_moment "$takes"
     echo "reset $((round + 1))"
     echo b >/proc/sysrq-trigger
-    # The machine is gone before this ends.
+    # The machine resets before this sleep ends.
     sleep 60
     fail 'the machine was not reset'
 }

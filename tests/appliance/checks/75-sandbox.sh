@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The sandbox after everything else: it is whole, and the daemon asked for nothing that it denies.
+# Checks the sandbox after all other checks: it is complete, and the daemon made no system call that it denies.
 
 check no_system_call_was_denied_in_the_whole_run 300
 no_system_call_was_denied_in_the_whole_run() {
@@ -9,7 +9,7 @@ no_system_call_was_denied_in_the_whole_run() {
     equal 'Landlock and seccomp' 'on on' "$parts"
     [ -e /proc/self/loginuid ] || skip 'this kernel keeps no audit records'
     journalctl --sync
-    # A kernel writes the type by its number, journald by its name.
+    # The kernel prints the type as a number, journald as a name.
     denied=$(journalctl --quiet --no-pager --output=cat _TRANSPORT=kernel + _TRANSPORT=audit |
         grep -E 'type=1326|^SECCOMP' | grep -F caxtond || true)
     equal 'denied calls' '' "$denied"

@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2154
-# Another version over it and back, removed, installed again, purged: what changes and what stays.
+# Checks upgrade, downgrade, removal, reinstallation and purge: which files and states change and which stay.
 
 etc=/etc/caxton/caxton.yaml
 
-# install DIRECTORY: the package that lies there, as a machine that updates itself unattended does.
+# install_from DIRECTORY: installs the package in DIRECTORY like an unattended upgrade.
 install_from() {
     apt-get install -y --allow-downgrades -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \
         "$payload/$1"/caxton_*.deb
@@ -60,7 +60,7 @@ removed_it_leaves_configuration_and_models() {
     [ ! -e /usr/bin/caxtond ] || fail 'the daemon is still there'
     [ ! -e "$socket" ] || fail 'the socket is still there'
     refused pgrep -x caxtond
-    # Debian masks the units of what is removed, so that nothing starts what is left of them.
+    # Debian masks the units of a removed package, so that they cannot be started.
     equal 'what systemd has loaded' masked "$(property LoadState)"
     equal 'the last line of the configuration' '# edited by the operator' "$(tail -n 1 "$etc")"
     compgen -G "$store/models/small@*" || fail 'the models have gone'

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154
-# The .rpm, in a second root: what this machine has, with its changes kept in memory.
+# Checks the .rpm in a second root: an overlay of this machine's root, with its changes in memory.
 
 root=/run/second-root
 
@@ -15,7 +15,7 @@ the_rpm_is_installed_in_another_root() {
     mkdir /run/second-changes/upper /run/second-changes/work
     mount -t overlay -o lowerdir=/,upperdir=/run/second-changes/upper,workdir=/run/second-changes/work overlay "$root"
     rpm_in --initdb
-    # What it requires is there, but the other package manager knows of it.
+    # The dependencies are installed, but dpkg manages them, and rpm does not know them.
     rpm_in --install --nodeps "$payload"/packages/caxton-*.rpm 2>&1 | tee "$state/said"
     equal 'trouble that rpm tells of' '' "$(grep -iE 'fail|error|warning: %' "$state/said" || true)"
     equal 'what rpm says of the files' '' "$(rpm_in --verify --nodeps caxton)"
