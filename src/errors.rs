@@ -22,7 +22,7 @@ mod tests {
     use crate::files::FileError;
 
     #[test]
-    fn the_number_is_found_below_other_errors() {
+    fn errno_is_found_in_error_chain() {
         let missing = io::Error::from_raw_os_error(2);
         let error = FileError::new("read", std::path::Path::new("/nowhere"))(missing);
         assert_eq!(errno(&error), Some(2));

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_hears_what_comes_and_if_it_asks_what_was() {
+    async fn listener_gets_new_and_requested_past_events() {
         let events = Events::new(UNIX_EPOCH + Duration::from_secs(7));
         events.send(applied(1));
         let (mut from_now, mut from_start) = (events.listen(None), events.listen(Some(0)));
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_listener_is_told_how_many_it_missed_and_holds_nobody_up() {
+    async fn slow_listener_learns_number_of_missed_events() {
         let events = Events::new(SystemTime::now());
         let mut slow = events.listen(None);
         let first = events.listen(Some(0));
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_grow_across_runs_and_fit_a_json_number() {
+    fn event_ids_grow_and_fit_json_numbers() {
         let year_2200 = UNIX_EPOCH + Duration::from_secs(7_258_118_400);
         let (before, after) =
             (Events::new(year_2200 - Duration::from_secs(1)), Events::new(year_2200));

@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_directory_is_reached_after_it_was_moved_and_errors_name_where_it_is() {
+    fn pinned_directory_survives_move() {
         let root = tempfile::tempdir().unwrap();
         let (directory, moved) = (root.path().join("a"), root.path().join("b"));
         fs::create_dir(&directory).unwrap();
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_and_read_once_is_whole_whatever_the_window() {
+    fn windowed_write_and_read_round_trip() {
         #[expect(clippy::cast_possible_truncation, reason = "windows are small")]
         let window = WINDOW as usize;
         for length in [0, 1, window - 1, window, 2 * window + 5] {
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_inclusive_and_the_error_names_the_path() {
+    fn read_limit_is_inclusive() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("file");
         fs::write(&file, "four").unwrap();
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn an_atomic_write_replaces_and_leaves_nothing_beside() {
+    fn atomic_write_replaces_without_leftovers() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("file");
         write_atomic(&file, b"old").unwrap();
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_disk_is_told_from_other_failures() {
+    fn disk_failures_are_recognized() {
         let of = |number| io::Error::from_raw_os_error(number);
         for number in [libc::EIO, libc::ENOSPC, libc::EROFS, libc::EDQUOT] {
             assert!(disk_failed(&of(number)), "{number}");
@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_has_one_holder_and_goes_with_it() {
+    fn lock_is_exclusive_and_released_on_drop() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("lock");
         let held = lock(&path).unwrap();
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn no_link_is_locked_in_the_place_of_a_file() {
+    fn lock_does_not_follow_links() {
         let root = tempfile::tempdir().unwrap();
         let (link, target) = (root.path().join("lock"), root.path().join("target"));
         std::os::unix::fs::symlink(&target, &link).unwrap();
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn removing_takes_directories_files_and_nothing() {
+    fn remove_handles_directories_and_absent_paths() {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("a/b");
         create_directory(&directory).unwrap();

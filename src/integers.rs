@@ -251,7 +251,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rounding_is_that_of_its_definition(
+        fn rounding_matches_its_definition(
             rows in prop::collection::vec(weights(), 1..4),
             steps in prop_oneof![Just(STEPS), Just(31.0_f32)],
             block in 1_usize..20,
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_rounded_by_blocks_but_for_its_outliers() {
+    fn row_is_rounded_by_blocks_without_outliers() {
         let row = IntegerRow::round_to(STEPS, &[0.5, -1.27, 0.0, 9.0, 2.54, -0.02], &[4, 6]);
         assert_eq!(row.integers, [50, -127, 0, 0, 127, -1]);
         assert_eq!(row.outliers, [(3, 9.0)]);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn outliers_are_the_fewest_that_leave_an_even_row() {
+    fn outliers_are_the_weights_above_first_gap() {
         let cases: [(&[f32], &[usize]); 8] = [
             (&[0.1, 6.0, -0.2, 0.15], &[1]),
             (&[0.1, 6.0, -0.2, -5.0], &[1, 3]),
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn large_channels_come_first_and_the_others_stay_in_order() {
+    fn large_channels_come_first() {
         let weight: Vec<f32> =
             (0..40).map(|channel| if channel == 30 { 9.0 } else { 1.0 }).collect();
         let bias: Vec<f32> =
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_inputs_of_a_matrix_are_known_by_its_name_and_their_number() {
+    fn input_blocks_follow_name_and_count() {
         for (name, inputs, expected) in [
             ("encoder.layer.0.attention.self.query.weight", 384, hidden_blocks(384)),
             ("encoder.layer.0.output.dense.weight", 1536, even_blocks(1536)),
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_end_where_the_channels_do() {
+    fn blocks_end_at_the_channel_count() {
         assert_eq!(hidden_blocks(384), [16, 140, 264, 384]);
         assert_eq!(hidden_blocks(60), [16, 60]);
         assert_eq!(hidden_blocks(8), [8]);

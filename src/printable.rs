@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_obeys_and_what_nobody_sees_is_escaped() {
+    fn control_and_invisible_characters_are_escaped() {
         for (text, expected) in [
             ("plain text, größer 日本語 🦀", "plain text, größer 日本語 🦀"),
             ("\u{1b}[2J", "\\u{1b}[2J"),
@@ -82,7 +82,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_else_is_left(text: String) {
+        fn arbitrary_text_becomes_printable(text: String) {
             prop_assert!(line(&text).chars().all(is_printable));
             prop_assert!(lines(&text).chars().all(|c| is_printable(c) || "\n\t".contains(c)));
         }

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_need_their_sign_and_are_no_larger_than_the_whole() {
+    fn percentages_need_their_sign_and_are_bounded() {
         assert_eq!("75%".parse(), Ok(Percent(75)));
         assert_eq!("0%".parse(), Ok(Percent(0)));
         assert_eq!("100%".parse(), Ok(Percent(100)));
@@ -159,12 +159,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text in ".*") {
+        fn arbitrary_text_never_panics(text in ".*") {
             drop((text.parse::<Bytes>(), text.parse::<Percent>(), parse_duration(&text)));
         }
 
         #[test]
-        fn a_printed_share_is_read_again_and_a_larger_one_is_no_smaller(
+        fn percentages_round_trip_and_are_monotonic(
             (less, more) in (0_u8..=100, 0_u8..=100), whole: u64,
         ) {
             let (less, more) = (Percent(less.min(more)), Percent(less.max(more)));
@@ -174,7 +174,7 @@ mod tests {
         }
 
         #[test]
-        fn whole_mebibytes_are_read_exactly(mib in 0_u64..1 << 20) {
+        fn whole_mebibytes_are_parsed_exactly(mib in 0_u64..1 << 20) {
             let size = Bytes::mib(mib);
             prop_assert_eq!(format!("{mib}MiB").parse::<Bytes>(), Ok(size));
         }

@@ -387,7 +387,7 @@ mod tests {
     ];
 
     #[tokio::test]
-    async fn every_way_of_editing_a_file_gives_a_tick() {
+    async fn every_kind_of_edit_is_noticed() {
         for (name, edit) in EDITS {
             let root = TempDir::new().unwrap();
             let file = root.path().join("caxton.yaml");
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_swap_of_the_data_directory_of_a_mount_gives_a_tick() {
+    async fn data_link_swap_is_noticed() {
         let root = TempDir::new().unwrap();
         let conf = root.path().join("etc/caxton/conf.d");
         let swap = |models: usize| {
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn directories_may_come_go_and_come_again() {
+    async fn recreated_directories_are_watched() {
         let root = TempDir::new().unwrap();
         let mut watching = Watching::start(Source::Layers { root: root.path().into() }).await;
         let default = 10;
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn cancelling_ends_the_watch() {
+    async fn cancelled_watch_ends() {
         let root = TempDir::new().unwrap();
         let mut watching = Watching::start(Source::Layers { root: root.path().into() }).await;
         watching.cancel.cancel();
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_watch_ends_when_nobody_receives() {
+    async fn watch_ends_when_receiver_is_closed() {
         let root = TempDir::new().unwrap();
         let file = root.path().join("caxton.yaml");
         let mut watching = Watching::start(Source::File(file.clone())).await;
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_inotify_ticks_come_with_every_rescan() {
+    async fn rescans_notify_without_inotify() {
         let exhausted = |_: &Arc<[PathBuf]>, _: &Arc<Notify>| Watches {
             directories: Vec::new(),
             failure: Some(notify::Error::new(notify::ErrorKind::MaxFilesWatch)),
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn events_that_do_not_stop_hold_a_tick_back_for_two_seconds_at_most() {
+    async fn continuous_events_delay_notification_by_two_seconds() {
         let events = Arc::new(Notify::new());
         let (busy, mut tasks) = (Arc::clone(&events), JoinSet::new());
         tasks.spawn(async move {
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_and_what_happens_beside_a_missing_directory_do_not_matter() {
+    fn reads_and_unrelated_paths_are_ignored() {
         let wanted = [PathBuf::from("/etc/caxton"), PathBuf::from("/etc/caxton/conf.d")];
         let opened = EventKind::Access(AccessKind::Open(AccessMode::Any));
         let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_that_were_written_to_their_end_are_named_at_once() {
+    async fn completed_files_are_named_immediately() {
         let place = TempDir::new().unwrap();
         let (sender, mut ticks) = mpsc::channel(1);
         let (cancel, completed) = (CancellationToken::new(), Completed::default());

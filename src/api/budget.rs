@@ -242,7 +242,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn the_budget_is_an_eighth_of_the_limit_and_holds_two_of_the_largest_bodies() {
+    fn budget_is_eighth_or_four_largest_bodies() {
         assert_eq!(budget(512 * MIB, 16 * MIB).size(), 64 * MIB);
         assert_eq!(budget(64 * MIB, 16 * MIB).size(), 64 * MIB);
         assert_eq!(budget(8192 * MIB, 16 * MIB).size(), 1024 * MIB);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_compared_are_charged_without_their_text() {
+    fn compared_numbers_are_charged_without_text() {
         let budget = budget(512 * MIB, MIB);
         let (written, compared) = (budget.request(1), budget.request(2));
         written.grow_numbers(1000, false).unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn one_user_never_has_all_however_many_requests_it_sends() {
+    fn one_user_gets_half_of_the_budget() {
         let budget = budget(512 * MIB, 16 * MIB);
         let all = Vec::from_iter((0..200).map(|_| budget.request(1)));
         let fine = all.iter().filter(|request| request.grow(4 * MIB).is_ok()).count();
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_larger_than_the_budget_is_let_through_alone() {
+    fn oversized_request_is_admitted_alone() {
         let budget = budget(512 * MIB, 16 * MIB);
         let (large, small) = (budget.request(1), budget.request(2));
         small.grow(8 * MIB).unwrap();
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_holds_its_charge_until_its_last_byte_is_gone() {
+    async fn response_keeps_charge_until_last_byte_is_dropped() {
         let budget = budget(512 * MIB, MIB);
         let charge = Arc::new(budget.request(1));
         charge.grow(100).unwrap();
@@ -318,7 +318,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost_and_the_bounds_hold(
+        fn charges_are_bounded_and_returned(
             steps in prop::collection::vec((0_u32..4, 0_u64..40, any::<bool>()), 0..100),
         ) {
             let budget = budget(512 * MIB, 16 * MIB);

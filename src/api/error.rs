@@ -446,7 +446,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_to_come_back_is_rounded_up() {
+    fn retry_after_is_rounded_up() {
         let wait = Duration::from_millis(1_200);
         let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", String::new());
         let response = error.after(wait).into_response();
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_error_without_a_time_is_not_to_be_repeated() {
+    fn server_error_without_delay_forbids_retry() {
         let response = ApiError::lost().into_response();
         assert_eq!(response.headers()["x-should-retry"], "false");
     }

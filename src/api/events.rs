@@ -222,7 +222,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn every_parameter_is_read_and_may_be_left_out() {
+    fn query_parameters_are_parsed_and_optional() {
         let all = |since, follow| Ok(Wanted { since, follow });
         assert_eq!(parse(""), all(None, true));
         assert_eq!(parse("since=12&follow=false"), all(Some(12), false));
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_event_does_not_have_is_left_out() {
+    fn absent_event_fields_are_omitted() {
         let event = Event::PackageRefused { file: None, reason: "no".to_owned() };
         let record = Record { id: 7, at: UNIX_EPOCH + Duration::from_secs(9), event };
         let shown = serde_json::to_string(&show(&Heard::Record(Arc::new(record)))).unwrap();
@@ -243,7 +243,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_query_panics(text in "[a-z_=&%+0-9]{0,60}") {
+        fn arbitrary_query_never_panics(text in "[a-z_=&%+0-9]{0,60}") {
             drop(parse(&text));
         }
     }

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_four_forms_are_read() {
+    fn four_input_forms_are_parsed() {
         let texts = |texts: &[&str]| Input::Texts(texts.iter().map(ToString::to_string).collect());
         assert_eq!(read(r#""a""#), Ok(texts(&["a"])));
         assert_eq!(read(r#"["a","b"]"#), Ok(texts(&["a", "b"])));
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_with_what_was_expected() {
+    fn invalid_input_error_names_the_expectation() {
         for (json, expected) in [
             ("1", "invalid type: integer `1`, expected a string, a list"),
             ("null", "invalid type: null, expected a string, a list"),
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_list_only_one_item_too_many_is_kept() {
+    fn overlong_list_keeps_one_item_over_limit() {
         let list = |item: &str, count: usize| format!("[{}]", vec![item; count].join(","));
         for count in [MAX_INPUTS, MAX_INPUTS + 1, 3 * MAX_INPUTS] {
             let kept = count.min(MAX_INPUTS + 1);
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_does_not_arrive_in_time_is_408() {
+    async fn stalled_body_returns_408() {
         let stalled = futures_util::stream::pending::<Result<&[u8], std::io::Error>>();
         let read = receive(Body::from_stream(stalled), Bytes::mib(1), None).await;
         assert_eq!(read.unwrap_err(), ApiError::body_timeout(BODY_TIMEOUT));
@@ -375,7 +375,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_body_panics(json in r#"[\[\]{}",:a0-9.eE+-]{0,40}"#) {
+        fn arbitrary_body_never_panics(json in r#"[\[\]{}",:a0-9.eE+-]{0,40}"#) {
             drop(read(&json));
         }
     }

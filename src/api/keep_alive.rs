@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_write_it_is_read() {
+    fn all_keep_alive_notations_are_parsed() {
         let seconds = |seconds| Some(KeepAlive::For(Duration::from_secs(seconds)));
         for (json, expected) in [
             ("null", None),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_with_what_was_expected() {
+    fn invalid_value_error_names_the_expectation() {
         for json in [
             r#""""#,
             r#""soon""#,
@@ -148,12 +148,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text in "[-+.0-9a-zµ ]{0,24}") {
+        fn arbitrary_text_never_panics(text in "[-+.0-9a-zµ ]{0,24}") {
             drop(read_json(&serde_json::Value::from(text).to_string()));
         }
 
         #[test]
-        fn no_number_panics(number: f64) {
+        fn arbitrary_number_never_panics(number: f64) {
             drop(read_json(&serde_json::Value::from(number).to_string()));
         }
     }

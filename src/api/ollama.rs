@@ -321,7 +321,7 @@ mod tests {
     use crate::models::ModelError;
 
     #[test]
-    fn a_tag_is_a_version_and_the_latest_is_whichever_is_highest() {
+    fn tag_is_version_and_latest_is_unversioned() {
         for (name, expected) in [
             ("bundled-mini", "bundled-mini"),
             ("bundled-mini:latest", "bundled-mini"),
@@ -335,14 +335,14 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_past_what_can_be_written() {
+    fn time_is_capped_at_year_9999() {
         assert_eq!(time(0), "1970-01-01T00:00:00Z");
         assert_eq!(time(LAST_SECOND), "9999-12-31T23:59:59Z");
         assert_eq!(time(u64::MAX), "9999-12-31T23:59:59Z");
     }
 
     #[tokio::test]
-    async fn a_failure_is_flat_and_names_the_field_and_keeps_its_headers() {
+    async fn error_is_flat_with_field_and_headers() {
         let error = ApiError::invalid(Some("input[1]".to_owned()), "a bad text".to_owned());
         let response = flat(error.into_response()).await;
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);

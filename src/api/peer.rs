@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn administrators_are_known_by_name_number_and_group() {
+    fn admins_match_by_name_id_or_group() {
         let nobody = Peer { uid: 65_534, gid: 65_534, pid: None };
         let stranger = Peer { uid: 4_000_000, gid: 4_000_000, pid: None };
         assert!(!nobody.is_owner() || nix::unistd::geteuid().as_raw() == nobody.uid);

@@ -332,13 +332,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_come_first_and_of_equal_ones_the_first() {
+    fn ranking_is_descending_and_stable() {
         assert_eq!(best_first(&[0.1, 0.9, f32::NEG_INFINITY, 0.9]), [1, 3, 0, 2]);
         assert_eq!(best_first(&[]), [0_usize; 0]);
     }
 
     #[test]
-    fn a_document_that_both_rankings_like_beats_one_that_only_one_likes_best() {
+    fn document_good_in_both_rankings_wins() {
         let fused = fused(&[0.9, 0.8, 0.1], &[0.0, 3.0, 2.0]);
         assert_eq!(best_first(&fused), [1, 2, 0]);
         assert!((fused[1] - (1.0 / 62.0 + 1.0 / 61.0)).abs() < 1e-6);
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn cosines_need_no_length_and_a_vector_of_zeros_is_like_nothing() {
+    fn cosine_ignores_length_and_zero_vector_scores_zero() {
         assert!((cosine(&[3.0, 0.0], &[0.5, 0.0]) - 1.0).abs() < 1e-6);
         assert!(cosine(&[1.0, 0.0], &[0.0, 2.0]).abs() < 1e-6);
         assert_eq!(cosine(&[0.0, 0.0], &[1.0, 1.0]), 0.0);

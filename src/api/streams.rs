@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_has_two_and_all_have_sixteen_of_which_two_are_kept_for_root() {
+    fn streams_are_limited_with_reserve_for_root() {
         let streams = Streams::default();
         let code = |uid| streams.open(peer(uid)).map_err(|error| error.status().as_u16());
         let mut open: Vec<_> = (4_000_000..4_000_007)

@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_tenant_that_has_the_user_or_the_group_holds_until_a_reload() {
+    async fn first_matching_tenant_applies_until_reload() {
         let by_group =
             TenantSettings { groups: vec!["4000000".to_owned()], ..tenant("c", &[], None) };
         let list =
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_star_is_whoever_is_listed_nowhere_and_is_no_administrator() {
+    async fn star_matches_unlisted_users_except_admins() {
         let everybody = TenantSettings {
             name: "rest".to_owned(),
             users: vec![EVERYBODY.to_owned()],
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_trusted_may_name_a_tenant() {
+    async fn only_admins_may_name_a_tenant() {
         let mut with_admin =
             Settings { tenants: vec![tenant("a", &[], None)], ..Settings::default() };
         with_admin.socket.admins.users = vec!["4000001".to_owned()];
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_requests_are_in_flight_than_may_be_also_after_a_reload() {
+    async fn in_flight_limit_survives_reload() {
         let (send, receive) = watch::channel(settings(vec![tenant("a", &[7], Some(2))]));
         let tenants = Tenants::new(receive);
         let find = || async { tenants.find(peer(7), None).await.unwrap().unwrap() };
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_of_users_is_bounded() {
+    fn user_cache_is_bounded() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let (_send, receive) = watch::channel(settings(vec![tenant("a", &[7], None)]));
         let tenants = Tenants::new(receive);
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_to_come_back_is_what_a_request_takes_shared_by_those_in_flight() {
+    fn retry_delay_is_mean_duration_over_in_flight() {
         assert_eq!(wait(0, 4), FIRST_WAIT);
         assert_eq!(wait(100, 4), Duration::from_millis(25));
         assert_eq!(wait(1, 4), Duration::from_millis(1));

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn users_take_turns_however_many_requests_one_has() {
+    async fn permits_alternate_between_users() {
         let turns = Turns::new(1);
         assert_eq!(order(&turns, &[1, 1, 1, 1, 2, 3, 2]).await, [1, 2, 3, 1, 2, 1, 1]);
         let state = turns.lock();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_that_does_not_come_in_time_is_told() {
+    async fn waiting_for_permit_times_out() {
         let turns = Turns::new(1);
         let held = turns.take(1, later()).await.unwrap();
         assert!(turns.try_take().is_none());
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_is_bounded_for_each_user_and_leaves_with_its_client() {
+    async fn waiting_is_bounded_and_cancelled_with_client() {
         let turns = Turns::new(1);
         let held = turns.take(1, later()).await.unwrap();
         let mut tasks = JoinSet::new();
@@ -289,7 +289,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_request_has_its_turn_and_no_user_two_before_another_that_waits(
+        fn every_request_is_served_in_fair_order(
             requests in prop::collection::vec(0_u32..5, 0..60),
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -158,7 +158,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn every_parameter_is_read_and_may_be_left_out() {
+    fn query_parameters_are_parsed_and_optional() {
         assert_eq!(parse(""), Ok(Query::default()));
         assert_eq!(
             parse("task_type=retrieval&complexity=%68igh&max_latency_ms=50"),
@@ -172,7 +172,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_query_panics(text in "[a-z_=&%+0-9]{0,60}") {
+        fn arbitrary_query_never_panics(text in "[a-z_=&%+0-9]{0,60}") {
             drop(parse(&text));
         }
     }

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_not_known_is_refused_with_the_one_that_was_meant() {
+    fn unknown_key_error_suggests_known_key() {
         let cases = [
             (
                 "memory: { model_cache: { max_modles: 3 } }",
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_given_twice_is_refused() {
+    fn duplicate_key_is_refused() {
         let cases = [
             (
                 "log:\n  level: info\n  level: warn\n",
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_is_a_section_or_nothing() {
+    fn section_is_mapping_or_empty() {
         for nothing in ["", "socket:", "socket: {}", "memory: { model_cache: ~ }", "models: { a: }"]
         {
             assert_eq!(problems(nothing), "", "{nothing}");
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_of_a_tenant_and_of_an_alias_is_told_at_its_place() {
+    fn tenant_and_alias_problems_are_located() {
         let name = "1 to 96 of the characters A-Z a-z 0-9 . _ -, a letter or digit first, in \
                     quotes if it looks like a number";
         let cases = [
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_download_is_refused_with_what_to_do_instead() {
+    fn download_settings_are_refused_with_alternative() {
         let instead =
             "this appliance never downloads; copy a package into the drop directory instead";
         for (yaml, place, key) in [
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_of_a_file_is_found_in_the_order_of_the_file() {
+    fn file_problems_are_reported_in_order() {
         let yaml = "socket:\n  mode: 0660\n  paht: /x\nmemory:\n  preload_models: [ok, \"no way\", 3]\n\
                     embedding:\n  queue_size: 0\n  threads: many\n";
         assert_eq!(

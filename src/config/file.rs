@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_what_yaml_1_2_says_it_is() {
+    fn values_follow_yaml_1_2() {
         let cases = [
             ("k:", Value::Null),
             ("k: ~", Value::Null),
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_and_value_knows_its_place_and_repeated_keys_stay() {
+    fn nodes_keep_positions_and_duplicate_keys() {
         let root = parse(b"a: &x 1\nb:\n  c: *x\na: 2\n").unwrap();
         let mut outer = entries(root.value).unwrap();
         let place = |line, column| Place { line, column };
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_yaml_is_refused_at_its_place() {
+    fn invalid_yaml_error_has_line() {
         let nested = "[".repeat(DEPTH + 2);
         let bomb = "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\n\
              c: &c [*b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c]\n\
@@ -288,19 +288,19 @@ mod tests {
     }
 
     #[test]
-    fn messages_repeat_neither_control_characters_nor_long_texts() {
+    fn quoted_text_is_escaped_and_shortened() {
         assert_eq!(text("a\u{1b}[2J\n").to_string(), "\"a\\u{1b}[2J\\n\"");
         assert_eq!(text(&"x".repeat(1000)).to_string().chars().count(), LONGEST_QUOTE + 3);
     }
 
     proptest! {
         #[test]
-        fn no_bytes_panic_the_parser(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_never_panic_the_parser(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(parse(&bytes).err().is_none_or(|e| e.message.lines().count() == 1));
         }
 
         #[test]
-        fn no_yaml_like_text_panics_the_parser(yaml in "[-a-c:{}\\[\\]&*!|>'\"#%@?, \n\t0-9.~<]{0,120}") {
+        fn yaml_like_text_never_panics_the_parser(yaml in "[-a-c:{}\\[\\]&*!|>'\"#%@?, \n\t0-9.~<]{0,120}") {
             prop_assert!(parse(yaml.as_bytes()).err().is_none_or(|e| e.message.lines().count() == 1));
         }
     }

@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_accepts_its_range_and_refuses_what_is_beside_it() {
+    fn every_key_accepts_exactly_its_range() {
         let path_107 = format!("/{}", "x".repeat(106));
         let path_108 = format!("/{}", "x".repeat(107));
         let name_96 = "m".repeat(96);
@@ -555,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_expected_names_the_bounds() {
+    fn expectation_names_the_bounds() {
         let expected = |name| KEYS.iter().find(|key| key.name == name).unwrap().kind.to_string();
         assert_eq!(
             expected("socket.max_body"),

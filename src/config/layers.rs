@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_taken_masked_and_sorted_by_the_uapi_rules() {
+    fn files_follow_uapi_precedence() {
         let cases: &[(&str, Files, &[&str])] = &[
             ("no file at all", &[], &[]),
             (
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_replaces_is_told_the_lowest_first() {
+    fn replaced_files_are_listed_lowest_first() {
         let root = root(&[
             ("usr/lib/caxton/caxton.yaml", "u"),
             ("run/caxton/caxton.yaml", "r"),
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_a_problem_and_never_waited_for() {
+    fn irregular_file_is_a_problem_and_never_blocks() {
         let root = root(&[
             ("etc/caxton/caxton.yaml", "->nowhere"),
             ("usr/lib/caxton/caxton.yaml", "hidden by the broken link"),
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_may_have_a_mebibyte_and_no_more() {
+    fn file_is_limited_to_one_mebibyte() {
         let most = "#".repeat(1 << 20);
         let root = root(&[
             ("etc/caxton/conf.d/10-most.yaml", &most),
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn one_named_file_is_read_alone_and_may_be_the_null_device() {
+    fn named_file_is_read_alone() {
         let root = root(&[("a.yaml", "a"), ("conf.d/b.yaml", "b")]);
         let mut problems = Vec::new();
         let layers = read(&Source::File(root.path().join("a.yaml")), &mut problems);

@@ -319,14 +319,14 @@ mod tests {
     }
 
     #[test]
-    fn it_works_with_no_file_at_all() {
+    fn defaults_apply_without_files() {
         let root = TempDir::new().unwrap();
         let loaded = load(&Source::Layers { root: root.path().into() }).unwrap();
         assert_eq!(loaded, Loaded { settings: Settings::default(), files: Vec::new() });
     }
 
     #[test]
-    fn the_shipped_file_says_the_defaults_and_names_every_key() {
+    fn shipped_file_has_defaults_and_every_key() {
         let mut expected = Settings::default();
         expected.socket.group = Some("caxton".to_owned());
         assert_eq!(load_yaml(SHIPPED), expected);
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_of_an_edge_device_without_a_network_loads_as_written() {
+    fn offline_edge_device_configuration_loads() {
         let settings = load_yaml(
             r#"
 memory:
@@ -519,7 +519,7 @@ log: { level: trace }
     }
 
     #[test]
-    fn later_files_win_key_by_key_and_lists_whole() {
+    fn later_files_override_keys_and_whole_lists() {
         let root = TempDir::new().unwrap();
         write(
             root.path(),
@@ -551,7 +551,7 @@ log: { level: trace }
     }
 
     #[test]
-    fn every_file_and_every_value_is_explained() {
+    fn every_file_and_value_has_origin() {
         let root = TempDir::new().unwrap();
         let at = |name: &str| root.path().join(name);
         let queue = "embedding:\n  queue_size: 3\n  threads: 2\n";
@@ -591,7 +591,7 @@ log: { level: trace }
     }
 
     #[test]
-    fn a_reload_names_the_keys_of_a_model_that_differ_and_no_others() {
+    fn reload_names_only_changed_model_keys() {
         let before = load_yaml("models: { a: { pinned: true }, b: { memory_priority: 2 } }");
         let after =
             load_yaml("models: { a: { pinned: true, preload: true }, c.1: { max_idle_time: 9s } }");
@@ -605,7 +605,7 @@ log: { level: trace }
     }
 
     #[test]
-    fn thresholds_that_do_not_rise_are_refused_at_the_key_that_was_set_last() {
+    fn unordered_thresholds_are_refused_at_last_key() {
         let one = |yaml: &str| {
             let root = TempDir::new().unwrap();
             write(root.path(), "etc/caxton/caxton.yaml", yaml);
@@ -645,7 +645,7 @@ log: { level: trace }
     }
 
     #[test]
-    fn an_alias_means_a_model_and_never_an_alias() {
+    fn alias_must_name_a_model() {
         let cases = [
             (
                 "aliases: { a: { revision: v } }",
@@ -686,7 +686,7 @@ log: { level: trace }
     }
 
     #[test]
-    fn an_alias_called_default_answers_what_names_no_model() {
+    fn default_alias_is_the_default_model() {
         assert_eq!(Settings::default().default_model(), "bundled-mini");
         let settings = load_yaml("aliases: { default: { model: m }, a: { model: n } }");
         assert_eq!(settings.default_model(), "default");
@@ -695,7 +695,7 @@ log: { level: trace }
     }
 
     #[test]
-    fn the_problems_of_all_files_are_reported_together() {
+    fn problems_of_all_files_are_reported_together() {
         let root = TempDir::new().unwrap();
         let base = root.path().display().to_string();
         write(
@@ -727,7 +727,7 @@ log: { level: trace }
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_named_with_what_failed() {
+    fn missing_file_error_names_path_and_operation() {
         let error = load(&Source::File("/nowhere/caxton.yaml".into())).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -794,14 +794,14 @@ log: { level: trace }
 
     proptest! {
         #[test]
-        fn no_bytes_panic_the_loader(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_never_panic_the_loader(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             if let Err(error) = load_bytes(&bytes) {
                 prop_assert!(!error.problems.is_empty());
             }
         }
 
         #[test]
-        fn no_document_panics_the_loader_and_problems_are_one_line_each(yaml in documents()) {
+        fn arbitrary_document_problems_are_single_lines(yaml in documents()) {
             if let Err(error) = load_bytes(yaml.as_bytes()) {
                 prop_assert_eq!(error.to_string().lines().count(), error.problems.len());
             }

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_has_its_value_and_by_default_that_is_the_default() {
+    fn every_key_has_its_default_value() {
         let values = values(&Settings::default());
         let single = KEYS.iter().filter(|key| !key.alias && !key.name.contains('<'));
         let names: Vec<_> = values.iter().map(KeyValue::key).collect();
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_with_dots_in_its_name_is_one_name_on_the_way() {
+    fn dotted_model_name_is_one_path_element() {
         let values = values(&settings("models: { a.1@2: { pinned: true } }"));
         let pinned = value(&values, "models.a.1@2.pinned");
         assert_eq!(pinned.path, ["models", "a.1@2", "pinned"]);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_a_restart_is_not_in_force() {
+    fn pending_restart_keeps_old_value() {
         let started = settings("socket: { mode: \"0600\" }\nembedding: { queue_size: 1 }");
         let applied = settings("socket: { mode: \"0660\" }\nembedding: { queue_size: 2 }");
         let values = in_force(&started, &applied);

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_says_the_same() {
+    fn written_yaml_reads_back_unchanged() {
         for yaml in [
             "",
             "socket: { path: '/a b: c # d', mode: \"0777\", group: 7, admins: { users: [\"true\", '-', 1] } }",
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_all_values_has_a_line_a_key_and_what_is_said_of_it_behind() {
+    fn document_has_one_commented_line_per_key() {
         let (_, written) = again("models: { a: { pinned: true } }\nsocket: { group: b }");
         let start = "socket:\n  path: /run/caxton/caxton.sock  # of socket.path\n  mode: \"0660\"  # of socket.mode\n  \
                      group: b  # of socket.group\n  admins:\n    users: [root]  # of socket.admins.users\n";
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_said_of_a_key_ends_its_line() {
+    fn comment_cannot_end_its_line() {
         let values = values(&Settings::default());
         let written = document(&values, |_| Some("a\nsocket: {}\r\u{1b}".to_owned()));
         assert_eq!(settings(&written), Settings::default());
@@ -218,7 +218,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sizes_and_times_come_back_as_they_were(
+        fn sizes_and_durations_round_trip(
             bytes in 1_u64..=1_000_000_000_000_000,
             limit in (1_u64 << 20)..=(1 << 40),
             millis in 1_000_u64..=3_600_000,
@@ -232,7 +232,7 @@ mod tests {
         }
 
         #[test]
-        fn any_path_and_any_name_come_back_as_they_were(
+        fn paths_and_names_round_trip(
             path in "/[^\\p{Cc}]{0,60}",
             account in "[^\\s\\p{Cc}:,/]{1,40}",
             model in "[A-Za-z0-9._@-]{1,40}",

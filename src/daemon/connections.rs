@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn one_user_takes_all_but_the_reserve_which_is_for_root_and_the_daemons_own_user() {
+    fn one_user_takes_all_but_the_reserve() {
         let mut places = Fixture::new(256);
         let hog = places.many(65_534, 248);
         assert_eq!(places.refused(65_534), Holder { uid: 65_534, held: 248 });
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_idle_connection_of_the_user_with_the_most_is_given_up() {
+    fn longest_idle_connection_of_largest_holder_is_closed() {
         let mut places = Fixture::new(16);
         let hog = places.many(1, 10);
         let _other = places.many(2, 2);
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_never_takes_from_one_that_has_hardly_more() {
+    fn similar_holder_loses_no_connection() {
         let mut places = Fixture::new(4);
         let first = places.many(1, 2);
         let _second = places.many(2, 1);
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_leave_and_those_that_are_refused_are_bounded() {
+    fn closing_and_refused_connections_are_bounded() {
         let mut places = Fixture::new(1024);
         let hog = places.many(1, 1016);
         let mut newcomers = Vec::new();
@@ -434,7 +434,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_bounds_hold_and_nobody_is_robbed(
+        fn limits_hold_and_only_larger_holders_lose(
             most in 1_usize..40,
             steps in prop::collection::vec((0_u32..6, 0_u8..8), 0..200),
         ) {

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_comes_back() {
+    fn saved_configuration_is_loaded() {
         let directory = TempDir::new().unwrap();
         let last_good = below(&directory);
         assert!(last_good.load().unwrap().is_none());
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_already_is_not_written_again() {
+    fn unchanged_configuration_is_not_rewritten() {
         let directory = TempDir::new().unwrap();
         let inode = || fs::metadata(directory.path().join(NAME)).unwrap().ino();
         below(&directory).keep(&settings()).unwrap();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_as_it_was_written_is_not_used() {
+    fn damaged_or_foreign_file_is_not_used() {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join(NAME);
         let good = content(&settings());
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_not_come_back_is_not_kept() {
+    fn oversized_configuration_is_not_saved() {
         let directory = TempDir::new().unwrap();
         let mut large = settings();
         for index in 0..4000 {
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_state_directory_nothing_is_kept() {
+    fn nothing_is_saved_without_state_directory() {
         let nowhere = LastGood { path: None };
         nowhere.keep(&settings()).unwrap();
         assert!(nowhere.load().unwrap().is_none());

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn one_socket_is_taken_from_systemd_under_its_name_or_none() {
+    fn exactly_one_matching_socket_is_accepted() {
         for (count, names, taken) in [
             (1, None, Ok(())),
             (1, Some(NAME), Ok(())),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_socket_has_its_mode_and_goes_when_it_is_dropped() {
+    fn bound_socket_has_mode_and_is_removed() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("caxton.sock");
         let listening = Listening::open(&settings(path.clone())).unwrap();
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    fn only_stale_socket_is_replaced() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("caxton.sock");
         // Create the remains of a killed daemon: the socket without a lock.
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_socket_is_left_alone() {
+    fn other_files_are_left_alone() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("caxton.sock");
         fs::write(&path, "precious").unwrap();

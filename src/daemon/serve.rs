@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_does_not_read_its_answer_loses_its_connection_and_the_log_says_so() {
+    async fn unread_response_times_out_and_is_logged() {
         let (log, _guard) = Log::capture();
         let took = ask("/large", async |_client| {}).await;
         assert!((WRITE_TIMEOUT..2 * WRITE_TIMEOUT).contains(&took), "{took:?}");
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_client_and_a_slow_answer_are_waited_for() {
+    async fn slow_client_and_slow_response_are_tolerated() {
         let (log, _guard) = Log::capture();
         let took = ask("/large", async |client| {
             let (mut read, mut buffer) = (0, vec![0; LARGE]);

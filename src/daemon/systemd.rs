@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_time_is_asked_for_while_something_is_done_and_not_too_often() {
+    fn timeout_is_extended_on_progress_at_intervals() {
         let mut asking = Asking::default();
         let start = Instant::now();
         let mut is_due = |done, seconds| asking.is_due(done, start + Duration::from_secs(seconds));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_beyond_what_the_message_holds_is_the_longest_that_it_holds() {
+    fn timeout_extension_saturates() {
         assert_eq!(extension(Duration::from_secs(3)).to_string(), "EXTEND_TIMEOUT_USEC=3000000");
         let longest = extension(Duration::from_secs(1 << 20)).to_string();
         assert_eq!(longest, format!("EXTEND_TIMEOUT_USEC={}", u32::MAX));

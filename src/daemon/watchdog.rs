@@ -132,7 +132,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     #[test]
-    fn systemd_is_told_after_a_proof_of_life_and_at_no_other_time() {
+    fn watchdog_is_notified_only_when_alive() {
         let mut voice = Voice::default();
         let dead = || Err(Dead::Manager(PATIENCE));
         let proofs = [Ok(()), dead(), dead(), Ok(()), Ok(())];
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_that_does_not_turn_is_dead_and_one_that_has_ended_is_not() {
+    async fn only_stuck_loop_is_dead() {
         let (turns, mut asked) = mpsc::channel::<Turn>(1);
         let answering = async { asked.recv().await.unwrap().send(()).unwrap() };
         let (proof, ()) = tokio::join!(turn(&turns, PATIENCE), answering);

@@ -240,12 +240,12 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn tiles_multiply_whole_rounds() {
+    fn tile_multiplications_are_counted() {
         assert_eq!(tiles().tiles().multiply(3), 3 * 4 * 16 * 16 * 32);
     }
 
     #[test]
-    fn tiles_give_what_their_scalar_twin_gives() {
+    fn tiles_match_scalar_twin() {
         let (tiles, isa) = (tiles().tiles(), Isa::baseline());
         for shape in SHAPES {
             let expected = results(shape, Format::Bf16, |product| dense::bf16(isa, product));

@@ -331,7 +331,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn distilbert_has_its_own_names() {
+    fn distilbert_configuration_keys_are_read() {
         let file = json!({
             "model_type": "distilbert", "vocab_size": 5, "dim": 8, "n_layers": 1, "n_heads": 2,
             "hidden_dim": 4, "activation": "relu", "max_position_embeddings": 10,
@@ -346,7 +346,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_work_of_a_text_grows_with_its_length_and_that_of_attention_with_the_square() {
+    fn attention_cost_is_quadratic_in_length() {
         let config = read(&bert(), &spec(Architecture::Bert)).unwrap();
         // Each token needs 4·8² + 2·8·4 = 320 multiplications, and 2·8 for each token that it
         // attends to.
@@ -356,7 +356,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_contradiction_is_refused_with_both_values() {
+    fn contradictory_configuration_is_refused() {
         let cases = [
             (
                 json!({"hidden_act": "silu"}),
@@ -389,7 +389,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn roberta_and_mpnet_lose_positions_to_the_padding_id() {
+    fn padding_id_reduces_roberta_and_mpnet_positions() {
         for (architecture, padding_id, positions) in [
             (Architecture::Roberta, 1, 10),
             (Architecture::XlmRoberta, 3, 8),
@@ -421,7 +421,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_chain_of_vector_lengths_must_fit() {
+    fn dense_layer_dimensions_must_match() {
         let dense = |in_features, out_features| Dense {
             in_features,
             out_features,
@@ -440,7 +440,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_configuration_is_refused_by_name() {
+    fn invalid_configuration_error_names_the_file() {
         let error = fused(b"{}", &spec(Architecture::Bert)).unwrap_err();
         assert_eq!(error.to_string(), "config.json cannot be read");
         let source = std::error::Error::source(&error).unwrap().to_string();

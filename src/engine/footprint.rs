@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_told_to_the_byte_but_for_outliers() {
+    fn weight_footprint_is_exact_except_outliers() {
         for (name, architecture) in [
             ("tiny-bert-mean", Architecture::Bert),
             ("tiny-bert-odd", Architecture::Bert),
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn scratch_goes_with_threads_and_with_the_tokens_of_a_pass() {
+    fn scratch_grows_with_threads_and_pass_tokens() {
         let config = bert().to_string().into_bytes();
         let scratch = |threads, batch_tokens| {
             let options = Options { threads, batch_tokens, ..OPTIONS };
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_of_more_weights_than_the_file_has_is_refused_at_once() {
+    fn weights_beyond_file_size_are_refused() {
         for (key, value) in [
             ("num_hidden_layers", u64::MAX),
             ("num_hidden_layers", 1 << 40),
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_are_told_by_their_file() {
+    fn integer_footprint_comes_from_file_size() {
         let sizes = FileSizes { weights: 40_000, stored: Stored::Int8, ..SIZES };
         let config = json!({ "model_type": "static", "vocab_size": 1000, "hidden_size": 8 });
         let config = config.to_string().into_bytes();
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn tokenizers_are_told_by_architecture_and_bytes_a_word() {
+    fn tokenizer_kind_is_guessed_from_size() {
         use TokenizerKind::{Bpe, Unigram, WordPiece};
         for (architecture, bytes, words, expected) in [
             (Architecture::Bert, 466_247, 30_522, WordPiece),
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_counted_in_the_tokenizer_where_it_is_known() {
+    fn known_tokenizer_words_are_counted() {
         // The file has as many words as the configuration allows. They are short, so that the file
         // size looks like that of a WordPiece.
         let words: Vec<_> = (0..10_000).map(|id| json!([format!("{id:04x}zzzzz"), 0])).collect();

@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn released_scratch_comes_back_as_large_as_the_passes_are_then() {
+    fn released_scratch_regrows_to_current_passes() {
         let (spec, files) = constant_bert(0.5);
         let config = fused(&files.config, &spec).unwrap();
         let head = Head::read(&spec, &[]).unwrap();
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_of_unequal_speed_compute_every_pass_together() {
+    fn unequal_threads_share_each_pass() {
         let (spec, files) = constant_bert(0.5);
         let config = fused(&files.config, &spec).unwrap();
         let head = Head::read(&spec, &[]).unwrap();
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_cut_into_alike_passes_for_all_threads() {
+    fn batch_is_split_evenly_over_threads() {
         assert_eq!(passes(&[10; 8], 1000, 2), [vec![0, 1, 2, 3], vec![4, 5, 6, 7]]);
         assert_eq!(passes(&[5, 40, 5], 1000, 2), [vec![1], vec![0, 2]]);
         assert_eq!(passes(&[], 1000, 2), Vec::<Pass>::new());
@@ -457,7 +457,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_text_is_in_one_pass_and_few_pass_the_budget(
+        fn each_text_is_in_one_bounded_pass(
             lengths in prop::collection::vec(1_usize..600, 0..80),
             budget in 1_usize..5000,
             threads in 1_usize..9,

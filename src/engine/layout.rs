@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_spellings_are_understood() {
+    fn tensor_names_are_canonicalized() {
         let cases = [
             (Family::Bert, "bert.embeddings.LayerNorm.gamma", Some("embeddings.LayerNorm.weight")),
             (Family::Bert, "embeddings.LayerNorm.beta", Some("embeddings.LayerNorm.bias")),

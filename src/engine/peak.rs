@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_format_has_a_peak() {
+    fn every_format_has_plausible_peak() {
         for format in [Format::F32, Format::Int8(Isa::detect().integer_rows()), Format::Bf16] {
             let machine = Machine { isa: Isa::detect(), amx: None };
             let peak = measure(machine, format, 1).unwrap();

@@ -178,7 +178,7 @@ mod tests {
     use crate::engine::weights::tests::{f32s, file};
 
     #[test]
-    fn pools_by_hand() {
+    fn pooling_matches_hand_computed_values() {
         let tokens = [1.0, -2.0, 3.0, -4.0, 5.0, -9.0, 7.0, -5.0];
         let cases = [
             (Pooling::Mean, [4.0, -5.0]),
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zero_vector_is_not_normalised_to_nan() {
+    fn zero_vector_stays_zero_when_normalized() {
         let mut vector = [0.0; 3];
         normalize(&mut vector);
         assert_eq!(vector, [0.0; 3]);
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dense_file_that_is_not_what_the_model_says_is_refused() {
+    fn mismatched_dense_file_is_refused() {
         let cases = [
             (
                 Dense { bias: false, ..DENSE },
@@ -277,7 +277,7 @@ mod tests {
         }
 
         #[test]
-        fn a_normalised_vector_has_length_one(
+        fn normalized_vector_has_length_one(
             mut vector in prop::collection::vec(-1e3_f32..1e3, 1..40),
         ) {
             prop_assume!(vector.iter().any(|value| value.abs() > 1e-3));

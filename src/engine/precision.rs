@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_reads_back() {
+    fn precision_names_round_trip() {
         for value in Precision::ALL {
             assert_eq!(value.name().parse(), Ok(value));
         }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn without_bf16_f32_is_run_unless_int8_is_asked_for_or_stored() {
+    fn f32_is_default_without_bf16_support() {
         let cases = [
             (Precision::Auto, Precision::F32, "exact; the processor has no AMX, and"),
             (Precision::F32, Precision::F32, "exact"),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_of_bf16_are_run_where_the_processor_multiplies_them_and_the_package_has_no_integers() {
+    fn bf16_is_chosen_for_floats_where_supported() {
         for isa in Isa::all().into_iter().filter(|isa| isa.multiplies_bf16()) {
             for (wanted, reason) in
                 [(Precision::Auto, "the fastest here"), (Precision::Bf16, "asked for; ")]

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_terminal_obeys_is_left() {
+    fn terminal_control_characters_are_escaped() {
         assert_eq!(quoted("silu"), "\"silu\"");
         assert_eq!(quoted("it's \"x\"\\"), r#""it's \"x\"\\""#);
         for evil in ["\u{1b}[2J", "\u{9b}2J", "a\nb", "\u{202e}gnp", "\u{2066}", "\u{200f}", "\0"] {
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut() {
+    fn long_text_is_truncated() {
         let told = quoted(&"é".repeat(1_000_000));
         assert_eq!(told.chars().count(), MOST_CHARACTERS + 3);
         assert!(told.ends_with("é…\""));

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_are_those_of_the_logarithm() {
+    fn distance_buckets_are_logarithmic() {
         for distance in 0..600 {
             let near = f64::from(distance);
             let expected = if distance < 8 {

@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_reads_back() {
+    fn spec_names_round_trip() {
         for value in Architecture::ALL {
             assert_eq!(value.name().parse(), Ok(value));
         }

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vector_is_the_mean_of_the_rows_whatever_the_table_is_called_and_stored_as() {
+    fn vector_is_mean_of_table_rows() {
         let int8 = |name: &str| {
             let scale = format!("{name}.scale");
             let index = format!("{name}.outlier.index");
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn dense_layers_and_normalisation_follow_even_a_text_without_tokens() {
+    fn empty_text_gets_dense_and_normalization() {
         let dense =
             Dense { in_features: 2, out_features: 1, bias: true, activation: Activation::Identity };
         let spec =
@@ -238,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn there_are_no_token_states_in_a_table() {
+    fn token_states_are_unavailable() {
         let embedder = new(&static_spec(), table(), &[]).unwrap();
         let error = embedder.compute(&[&[0]], Output::TokenStates).unwrap_err();
         assert!(matches!(error, EngineError::NoTokenStates), "{error}");
     }
 
     #[test]
-    fn an_id_or_a_length_beyond_the_limits_is_refused() {
+    fn excessive_token_id_or_length_is_refused() {
         let embedder = new(&static_spec(), table(), &[]).unwrap();
         let refusal = |embedder: &StaticEmbedder, text: &[u32]| {
             embedder.embed(&[&[0], text]).unwrap_err().to_string()
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_not_the_one_of_the_configuration_is_refused_with_both_shapes() {
+    fn table_that_contradicts_configuration_is_refused() {
         let with = |tensors: &[(&str, Dtype, &[usize], Vec<u8>)]| {
             new(&static_spec(), file(tensors), &[]).err().unwrap()
         };
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_contradicts_the_model_is_refused() {
+    fn configuration_that_contradicts_model_is_refused() {
         let changed = |key: &str, value: Value| {
             let mut config = config();
             config[key] = value;

@@ -105,7 +105,7 @@ fn refusal(spec: &ModelSpec, files: ModelFiles) -> String {
 }
 
 #[test]
-fn a_text_that_no_encoder_takes_is_refused_before_the_others_are_computed() {
+fn invalid_text_is_refused() {
     let (spec, files) = constant_bert(0.5);
     let Loaded { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
     let cases: [(&[u32], &str); 3] = [
@@ -121,7 +121,7 @@ fn a_text_that_no_encoder_takes_is_refused_before_the_others_are_computed() {
 }
 
 #[test]
-fn a_vector_that_is_not_finite_is_an_error() {
+fn nonfinite_vector_is_an_error() {
     // Every sum of products overflows f32.
     let (spec, files) = constant_bert(f32::MAX);
     let Loaded { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
@@ -138,7 +138,7 @@ fn word_embeddings_must_cover_the_tokenizer() {
 }
 
 #[test]
-fn what_keeps_the_weights_away_is_told_before_what_is_wrong_with_the_tokenizer() {
+fn weights_error_precedes_tokenizer_error() {
     for (architecture, name) in
         [(Architecture::Bert, "tiny-bert-mean"), (Architecture::ModernBert, "tiny-modernbert")]
     {
@@ -154,7 +154,7 @@ fn what_keeps_the_weights_away_is_told_before_what_is_wrong_with_the_tokenizer()
 }
 
 #[test]
-fn the_table_of_static_embeddings_must_cover_the_tokenizer() {
+fn static_table_must_cover_the_tokenizer() {
     let config = json!({ "model_type": "static", "vocab_size": 5, "hidden_size": 8 });
     let table = ("embedding.weight", safetensors::Dtype::F32, &[5, 8][..], f32s(&[0.5; 40]));
     let files = |words| ModelFiles::<Box<dyn WeightsFile>> {
@@ -173,7 +173,7 @@ fn the_table_of_static_embeddings_must_cover_the_tokenizer() {
 }
 
 #[test]
-fn weights_of_modernbert_must_be_those_of_the_configuration() {
+fn modernbert_weights_must_match_configuration() {
     let name = "tiny-modernbert";
     let load_changed = |change: &dyn Fn(&mut serde_json::Value)| {
         let config = golden_file(name, "config.json");
@@ -207,7 +207,7 @@ fn weights_of_modernbert_must_be_those_of_the_configuration() {
 }
 
 #[test]
-fn weights_must_be_those_of_the_configuration() {
+fn weights_must_match_configuration() {
     let (spec, mut files) = constant_bert(0.5);
     let mut config = bert();
     config["num_hidden_layers"] = usize::MAX.into();
@@ -266,7 +266,7 @@ impl WeightsFile for Mapped {
 }
 
 #[test]
-fn of_a_mapped_file_all_but_the_words_is_forgotten_and_they_are_read_in_place() {
+fn only_word_embeddings_stay_mapped() {
     let (spec, files) = constant_bert(0.5);
     let in_memory = load(&spec, files, OPTIONS).unwrap().embedder;
     let (_, files) = constant_bert(0.5);
@@ -329,7 +329,7 @@ fn quantized(original: &[u8], blocks: usize) -> Vec<u8> {
 }
 
 #[test]
-fn int8_weights_give_nearly_the_vectors_of_f32() {
+fn int8_vectors_are_close_to_f32() {
     let original = golden_file("tiny-bert-mean", "model.safetensors");
     let text: &[u32] = &[2, 220, 512, 449, 288, 465, 480, 3];
     let embed = |weights: Vec<u8>, precision| {
@@ -357,7 +357,7 @@ fn int8_weights_give_nearly_the_vectors_of_f32() {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn in_tiles_every_encoder_gives_its_vectors_for_each_text_alone() {
+fn tiled_vectors_are_accurate_and_independent_of_batch() {
     let amx = amx::tests::tiles();
     precision::proved(amx).unwrap();
     // The lengths cover one row, rows that two threads share, and more than one tile.
@@ -391,7 +391,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[test]
-fn a_vector_is_what_is_made_of_the_states_of_its_tokens() {
+fn vector_is_normalized_mean_of_token_states() {
     let text: &[u32] = &[2, 220, 100, 49, 188, 65, 180, 3];
     let modernbert = ("tiny-modernbert", Architecture::ModernBert);
     // `golden_spec` sets mean pooling for every model.
@@ -423,7 +423,7 @@ const FUSED: [(&str, Architecture); 6] = [
 ];
 
 #[test]
-fn threads_that_compute_a_pass_together_give_the_vectors_of_one() {
+fn thread_count_does_not_change_results() {
     // The cases have fewer rows than threads, rows that no step divides evenly, and more rows than
     // one block.
     let lengths: [&[usize]; 5] = [&[1], &[5], &[40], &[23, 2, 9], &[40, 39, 40, 38, 40, 37, 40]];
@@ -452,7 +452,7 @@ proptest! {
     // Use few cases, because each one loads every model.
     #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]
-    fn a_vector_depends_on_its_text_alone(
+    fn vector_is_independent_of_batch(
         texts in prop::collection::vec(prop::collection::vec(0_u32..240, 1..40), 1..12),
     ) {
         let modernbert = ("tiny-modernbert", Architecture::ModernBert);
@@ -474,7 +474,7 @@ proptest! {
     }
 
     #[test]
-    fn the_vectors_are_those_of_the_reference(
+    fn vectors_match_the_reference(
         texts in prop::collection::vec(prop::collection::vec(0_u32..240, 1..40), 1..6),
     ) {
         for (name, architecture) in FUSED {

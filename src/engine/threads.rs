@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processors_of_two_kinds_are_unequal() {
+    fn different_core_types_are_unequal() {
         let cases: [(&str, &[&str], bool); 5] = [
             ("cpu_capacity", &["1024", "1024"], false),
             ("cpu_capacity", &["430", "430", "1024", "1024"], true),

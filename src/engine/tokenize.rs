@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn special_tokens_are_those_of_the_post_processor() {
+    fn special_tokens_come_from_post_processor() {
         for (bytes, prefix, suffix) in [(BERT, 2, 3), (ROBERTA, 0, 2), (XLM_ROBERTA, 0, 2)] {
             let tokenizer = Tokenizer::from_bytes(bytes, MAX).unwrap();
             assert_eq!(
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn without_special_tokens_a_text_may_have_none_at_all() {
+    fn special_tokens_can_be_omitted() {
         let tokenizer = Tokenizer::without_special_tokens(BERT, 2, MOST_TOKENS).unwrap();
         assert!(tokenizer.encode("", "").unwrap().ids.is_empty());
         let with = Tokenizer::from_bytes(BERT, MAX).unwrap().encode("", "a a").unwrap().ids;
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_is_part_of_the_text() {
+    fn prompt_is_tokenized_with_the_text() {
         for (name, bytes) in ALL {
             let tokenizer = Tokenizer::from_bytes(bytes, MAX).unwrap();
             let prompted = tokenizer.encode("query: ", "a fox").unwrap();
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn truncation_is_told_exactly() {
+    fn truncation_is_reported_exactly() {
         let tokenizer = Tokenizer::from_bytes(BERT, 4).unwrap();
         let ids = |text: &str| tokenizer.encode("", text).unwrap();
         assert_eq!((ids("a a").ids.len(), ids("a a").truncated()), (4, false));
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_of_a_client_are_wrapped_once_checked_and_truncated() {
+    fn client_ids_are_wrapped_checked_and_truncated() {
         let tokenizer = Tokenizer::from_bytes(BERT, 5).unwrap();
         let cases: [(&[u32], &[u32], bool); 7] = [
             (&[7, 8], &[2, 7, 8, 3], false),
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_lie_where_their_text_is() {
+    fn pieces_have_character_ranges() {
         let tokenizer = Tokenizer::from_bytes(BERT, MAX).unwrap();
         let text = "Äpfel, the fox 日";
         let pieces = tokenizer.pieces("", text, true).unwrap();
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_put_together_of_its_tokens() {
+    fn tokens_decode_to_text() {
         let tokenizer = Tokenizer::from_bytes(BERT, MAX).unwrap();
         let ids = tokenizer.encode("", "the quick fox").unwrap().ids;
         assert_eq!(tokenizer.decode(&ids, true).unwrap(), "the quick fox");
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tokenizer_that_cannot_serve_is_refused() {
+    fn unusable_tokenizer_is_refused() {
         let refusal =
             |bytes: &[u8], max| Tokenizer::from_bytes(bytes, max).err().unwrap().to_string();
         assert_eq!(refusal(b"{}", MAX), "tokenizer.json cannot be read");
@@ -582,7 +582,7 @@ mod tests {
     }
 
     #[test]
-    fn truncation_and_padding_of_the_file_are_not_used() {
+    fn truncation_and_padding_settings_are_ignored() {
         let mut library = tokenizers::Tokenizer::from_bytes(BERT).unwrap();
         library
             .with_padding(Some(tokenizers::PaddingParams {
@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_before_it_is_tokenized() {
+    fn long_text_is_cut_before_tokenization() {
         // This takes milliseconds. Tokenizing the whole text would take minutes and a hundred times
         // its memory.
         let text = "the quick brown fox ".repeat(4_000_000);
@@ -616,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_words_is_refused_before_it_takes_a_hundred_times_its_memory() {
+    fn overlong_text_without_words_is_refused() {
         let tokenizer = Tokenizer::from_bytes(BERT, MAX).unwrap();
         for text in ["a", " ", "\0"].map(|character| character.repeat(MOST_AT_ONCE + 1)) {
             for truncation in [Truncation::Right, Truncation::Left] {
@@ -684,7 +684,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cut_text_has_the_tokens_of_the_whole(
+        fn cutting_does_not_change_tokens(
             pieces in prop::collection::vec(piece(), 0..900),
         ) {
             let text = pieces.concat();
@@ -703,7 +703,7 @@ mod tests {
         }
 
         #[test]
-        fn pieces_have_the_ids_of_the_whole_and_lie_in_the_text(
+        fn pieces_match_token_ids_and_text(
             pieces in prop::collection::vec(piece(), 0..60),
         ) {
             let text = pieces.concat();
@@ -728,7 +728,7 @@ mod tests {
         // Tests every cut, not only those that `encode` makes. The margin is longer than every
         // piece that a cut may split.
         #[test]
-        fn tokens_before_any_cut_are_settled(
+        fn settled_tokens_survive_any_cut(
             pieces in prop::collection::vec(piece(), 0..120),
             cut in any::<prop::sample::Index>(),
         ) {

@@ -540,7 +540,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn outliers_of_int8_stand_where_their_index_says() {
+    fn int8_outliers_are_placed_by_index() {
         let with = |dtype: Dtype, index: &[u32], values: &[f32]| {
             let data = index.iter().flat_map(|index| index.to_le_bytes()).collect();
             read_a(&[
@@ -573,7 +573,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn columns_of_int8_have_the_scales_of_their_blocks() {
+    fn int8_columns_use_their_block_scales() {
         let with = |dtype: Dtype, blocks: &[u32], scales: &[usize]| {
             let data = blocks.iter().flat_map(|block| block.to_le_bytes()).collect();
             let values: Vec<f32> = (0..scales.iter().product()).map(|at| 1.0 + at as f32).collect();
@@ -599,7 +599,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_tensor_to_pass_over_is_not_read() {
+    fn ignored_tensor_is_not_read() {
         let a = ("a", Dtype::F32, [2, 2].as_slice(), f32s(&[1.0; 4]));
         let ignored = ("ignored", Dtype::I64, [1].as_slice(), vec![0; 8]);
         assert_eq!(read_a(&[a, ignored]), Ok(vec![1.0; 4]));
@@ -694,7 +694,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_header_larger_than_its_tensors_need_is_refused_before_it_is_parsed() {
+    fn oversized_header_is_refused() {
         let with = |padding: usize, tensors: usize| {
             let names: Vec<String> = (0..tensors).map(|index| format!("t{index}")).collect();
             let all: Vec<(&str, Dtype, &[usize], Vec<u8>)> = names
@@ -723,7 +723,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_name_of_a_tensor_is_told_without_what_a_terminal_obeys() {
+    fn tensor_name_in_error_is_escaped() {
         let evil = format!("\u{1b}[2J{}", "x".repeat(2000));
         let error = read_a(&[
             ("a", Dtype::F32, &[2, 2], f32s(&[1.0; 4])),
@@ -736,7 +736,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_safetensors_file_is_refused_by_name() {
+    fn invalid_safetensors_error_names_the_file() {
         for bytes in [&b""[..], &[255; 16], b"\x08\0\0\0\0\0\0\0{\"a\": 1}"] {
             let bytes = bytes.to_vec();
             let error = read("m.safetensors", &bytes, |_| None, std::iter::empty()).err().unwrap();

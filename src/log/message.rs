@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_and_names_are_those_of_one_kind_each() {
+    fn message_ids_and_names_are_unique() {
         let ids: BTreeSet<_> = Message::ALL.iter().map(|message| message.id()).collect();
         let names: BTreeSet<_> = Message::ALL.iter().map(|message| message.name()).collect();
         assert_eq!((ids.len(), names.len()), (Message::ALL.len(), Message::ALL.len()));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_a_changed_model_is_graver_than_an_error() {
+    fn only_integrity_failure_is_critical() {
         for message in Message::ALL {
             let is_critical = message.priority() == Priority::Critical;
             assert_eq!(is_critical, *message == Message::IntegrityFailure, "{message:?}");
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_have_the_priorities_that_an_administrator_expects() {
+    fn levels_map_to_syslog_priorities() {
         let of = |level: tracing::Level| Priority::from(&level) as u8;
         let levels = [
             (tracing::Level::ERROR, 3),

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn while_the_journal_takes_nothing_nobody_waits_and_then_it_is_told_what_was_lost() {
+    fn blocked_journal_drops_records_and_reports_loss() {
         let (_place, path, journald) = journald();
         let queue = queue(&path);
         // The socket's own queue is short, and the test does not read from it yet.
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_comes_back_is_told_what_was_lost() {
+    fn restarted_journal_gets_loss_report() {
         let (_place, path, journald) = journald();
         let queue = queue(&path);
         drop(journald);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_logged_before_the_thread_began_is_written_at_the_end_at_the_latest() {
+    fn finish_writes_early_records() {
         let (_place, path, journald) = journald();
         let queue = Queue::new(Sink::Journal(Socket::open(&path).unwrap()));
         push(&queue, 1);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_that_wait_are_bounded() {
+    fn queued_bytes_are_bounded() {
         let (_place, path, _journald) = journald();
         let large = Queue { encode: |_| vec![b'a'; MAX_BYTES / 4], ..queue(&path) };
         // The socket accepts a few records as memory files; four more can be queued.
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn finishing_waits_for_what_was_logged_but_not_for_ever() {
+    fn finish_waits_only_until_timeout() {
         let (_place, path, journald) = journald();
         let queue = queue(&path);
         push(&queue, 3);

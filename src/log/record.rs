@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_says_where_it_is_from_and_what_it_is() {
+    fn record_has_source_and_message_fields() {
         let fields = parse(&Record::of_lost(3).native());
         let value = |wanted: &str| {
             let (_, value) = fields.iter().find(|(name, _)| name == wanted).unwrap();
@@ -210,20 +210,20 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_the_priority_and_stays_one() {
+    fn line_has_priority_and_escapes_newlines() {
         let line = record("a\nb", "c\nd").line();
         assert_eq!(String::from_utf8(line).unwrap(), "<4>a\\nb model=c\\nd\n");
     }
 
     #[test]
-    fn names_of_fields_are_those_that_journald_takes() {
+    fn field_names_are_valid_for_journald() {
         assert_eq!(field_name("duration_ms"), "CAXTON_DURATION_MS");
         assert_eq!(field_name("http.path"), "CAXTON_HTTP_PATH");
     }
 
     proptest! {
         #[test]
-        fn no_value_makes_a_field_or_a_control_character(text in any::<String>(), value in any::<String>()) {
+        fn values_cannot_add_fields_or_control_characters(text in any::<String>(), value in any::<String>()) {
             let hostile = record(&text, &value);
             let names = |record: &Record| {
                 parse(&record.native()).into_iter().map(|(name, _)| name).collect::<Vec<_>>()

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_of_a_mebibyte_goes_in_a_sealed_file() {
+    fn large_record_is_sent_as_sealed_file() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("socket");
         let journald = UnixDatagram::bind(&path).unwrap();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_listens_is_an_error() {
+    fn socket_without_listener_is_an_error() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("socket");
         let error = Socket::open(&path).unwrap_err();

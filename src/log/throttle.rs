@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_refusal_is_logged_and_then_one_a_minute_with_the_count_between() {
+    fn refusals_are_logged_once_a_minute_with_count() {
         let (mut throttle, start) = (Throttle::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(throttle.admit(("a", 1), at(0)), Some(0));
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_bounded_and_pairs_without_room_are_throttled_together() {
+    fn full_table_throttles_further_pairs_together() {
         let (mut throttle, start) = (Throttle::default(), Instant::now());
         let most = u32::try_from(MAX_PAIRS).unwrap();
         for uid in 0..most {

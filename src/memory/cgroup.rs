@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn each_arrangement_of_hierarchies_is_found() {
+    fn all_cgroup_hierarchies_are_found() {
         use Version::{One, Two};
         let v1 = HYBRID.replace("cgroup2 cgroup2", "cgroup cgroup");
         for (name, membership, mountinfo, memory, unified) in [
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_found_through_whatever_part_of_the_hierarchy_is_mounted() {
+    fn group_is_found_in_partial_mounts() {
         for (root, path, found) in [
             // The process has its own namespace: the mount shows its group as the root.
             ("/", "/", Some("/sys/fs/cgroup")),
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_mounts_the_one_that_shows_most_is_taken_and_the_later_covers() {
+    fn widest_and_latest_mount_is_used() {
         let part = UNIFIED.replace(" / /sys/fs/cgroup", " /a /part");
         let covering = UNIFIED.replace("/sys/fs/cgroup", "/again");
         let mountinfo = format!("{part}\n{UNIFIED}\n{covering}\n{part}\n");
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_in_mount_points_are_undone() {
+    fn mount_point_escapes_are_decoded() {
         let mountinfo = UNIFIED.replace("/sys/fs/cgroup", r"/a\040b\134\011c");
         let groups = groups(Path::new("/r"), "0::/x\n", &mountinfo);
         assert_eq!(groups.memory.unwrap().own(), Path::new("/r/a b\\\tc/x"));
@@ -309,7 +309,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics_or_leaves_the_mount(
+        fn arbitrary_text_stays_within_the_mount(
             membership in "([0-9]:(memory)?:(/(\\.\\.|a|.)){0,4}\n?){0,4}",
             mountinfo in "([0-9 ]{0,4} (/(\\.\\.|a)){0,3} /m.{0,3} - cgroup2? .{0,3} ?(memory)?\n?){0,4}",
         ) {

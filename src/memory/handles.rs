@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_is_what_the_path_names_now() {
+    fn replaced_file_is_reopened() {
         let tree = Tree::new(&[("group/a", "1"), ("other/a", "3")]);
         let (path, mut handles) = (tree.path("group/a"), Handles::default());
         assert_eq!(handles.read(&path).unwrap(), "1");
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_not_there_is_looked_for_again_after_a_while() {
+    fn absent_file_is_retried_after_a_delay() {
         let tree = Tree::new(&[]);
         let (path, mut handles) = (tree.path("a"), Handles::default());
         let is_absent = |handles: &mut Handles| {
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_opened_once_and_read_whole() {
+    fn file_is_opened_once_and_read_completely() {
         let text = "a line of it\n".repeat(CHUNK / 4);
         let tree = Tree::new(&[("a", text.as_str())]);
         let mut handles = Handles::default();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_or_too_long_is_refused() {
+    fn directory_or_oversized_file_is_refused() {
         let long = "a".repeat(MAX_FILE + 1);
         let tree = Tree::new(&[("a", long.as_str()), ("directory/b", "")]);
         let kind = |path| Handles::default().read(&tree.path(path)).unwrap_err().kind();

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_is_found_missed_or_malformed() {
+    fn value_is_found_missing_or_malformed() {
         let text = "anon 12\nanonymous 13\nMemTotal:  7 kB\nfar 99999999999999999999\nbare\nx -1\n";
         assert_eq!(number(text, "anon"), Ok(Some(12)));
         assert_eq!(number(text, "MemTotal:"), Ok(Some(7)));
@@ -95,7 +95,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sums_of_any_numbers_end_at_the_greatest(a: u64, b: u64) {
+        fn sums_saturate(a: u64, b: u64) {
             let text = format!("a {a}\nb {b}\n");
             prop_assert_eq!(sum(&text, &["a", "b"]), Ok(a.saturating_add(b)));
             prop_assert!(kibibytes(a) >= a);

@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fullest_limit_sets_the_level_less_what_is_to_be_kept_free() {
+    fn fullest_limit_sets_the_level() {
         use Level::{Critical, High, Moderate, Normal};
         let cases = [
             // 75, 85 and 95 % of 1024 - 64 MiB.
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_with_less_than_is_to_be_kept_free_is_at_least_high() {
+    fn machine_below_min_free_is_at_least_high() {
         use Level::{Critical, High, Normal};
         let cases = [
             (1024, 64, Normal),
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn stalls_press_once_a_window_for_each_level() {
+    fn stalls_raise_each_level_once_per_window() {
         use Level::{Critical, High, Moderate, Normal};
         type Case = (&'static str, &'static [(u64, u64)], &'static [Level]);
         let cases: &[Case] = &[
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_earlier_sample_the_kernels_average_counts() {
+    fn first_sample_uses_the_kernel_average() {
         for (some_avg10, level) in [
             (6.9, Level::Normal),
             (7.0, Level::Moderate),
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn stalls_of_the_machine_count_when_its_memory_is_short_and_the_groups_are_not_told() {
+    fn machine_stalls_count_without_group_counters() {
         let stalls = [(0, 0), (1000, 200)];
         let machine = |available, psi| Machine {
             total: Bytes::mib(1024),
@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn coming_to_a_limit_counts_where_what_is_needed_is_near_it() {
+    fn limit_events_count_only_near_the_limit() {
         let events = |max, oom_kill| Some(Events { max, oom_kill, ..Events::default() });
         let cases = [
             ("nothing new", 100, 0, events(5, 0), Level::Normal),
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_rises_at_once_and_falls_a_step_after_each_quiet_time() {
+    fn level_rises_at_once_and_falls_stepwise() {
         use Level::{Critical, High, Moderate, Normal};
         // Columns: seconds, used MiB of 1024 with 64 kept free, the level, the pressing level.
         let steps = [
@@ -606,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_says_which_file_and_how_much() {
+    fn cause_names_file_and_amounts() {
         let mut judge = Judge::new();
         judge.judge(&under(vec![mib(240, 256), mib(10, 4096)]), &THRESHOLDS, Instant::now());
         assert_eq!(
@@ -617,7 +617,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_level_falls_more_than_a_step_in_a_quiet_time(
+        fn level_falls_one_step_per_quiet_time(
             samples in prop::collection::vec((0_u64..5_000, 0_u64..1024), 1..60),
         ) {
             let (mut judge, mut now) = (Judge::new(), Instant::now());
@@ -639,7 +639,7 @@ mod tests {
         }
 
         #[test]
-        fn no_sample_panics_the_judge(
+        fn arbitrary_samples_never_panic_the_judge(
             numbers in prop::collection::vec((any::<u64>(), any::<u64>(), any::<f32>()), 1..8),
         ) {
             let (mut judge, now) = (Judge::new(), Instant::now());

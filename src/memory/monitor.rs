@@ -163,7 +163,7 @@ mod tests {
     use crate::units::Percent;
 
     #[tokio::test]
-    async fn a_limit_that_is_lowered_while_it_runs_is_heard_at_once() {
+    async fn lowered_limit_takes_effect_immediately() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("proc/self")).unwrap();
         let status = "RssAnon:\t  102400 kB\nRssShmem:\t0 kB\nRssFile:\t0 kB\nVmSwap:\t0 kB\n";

@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn each_level_goes_further_in_the_same_order() {
+    fn higher_levels_extend_the_same_plan() {
         use Action::{Evict, ReleaseCaches, Shed, ShrinkBatches};
         let residents = [
             Resident { fallback: true, bytes: Bytes::mib(20), ..model("small fallback") },
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_first_is_the_policys() {
+    fn eviction_order_follows_the_policy() {
         let second = Duration::from_secs(1);
         let residents = [
             Resident { priority: 1, uses_per_hour: 0.0, ..model("important") },
@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_do_not_upset_the_order() {
+    fn nonfinite_use_rates_have_defined_order() {
         let odd = |key, uses_per_hour| Resident { uses_per_hour, bytes: Bytes(0), ..model(key) };
         let residents = [
             odd("none", f64::NAN),
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_fallbacks_the_smallest_stays_or_a_pinned_one() {
+    fn smallest_or_pinned_fallback_stays() {
         let of = |key, mib| Resident { fallback: true, bytes: Bytes::mib(mib), ..model(key) };
         let pinned = Resident { pinned: true, ..of("pinned", 300) };
         let loading = Resident { loading: true, ..of("loading", 1) };
@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_leaving_is_waited_for_but_not_for_ever_and_not_at_critical() {
+    fn draining_model_delays_next_eviction_below_critical() {
         let residents = [Resident { busy: true, ..model("a") }, model("b")];
         let (start, mut done) = (Instant::now(), Done::default());
         let after = |seconds: u64| start + Duration::from_secs(seconds);
@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_has_the_numbers() {
+    fn step_reason_has_numbers() {
         let idle = Resident { idle: Duration::from_millis(125_400), ..model("m@1") };
         let residents = [idle, Resident { busy: true, ..model("n@1") }];
         let reasons = |residents: &[_]| {
@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_evicts_no_more_than_it_needs_and_nobody_better() {
+    fn load_evicts_only_needed_and_lesser_models() {
         let of = |key, mib, priority| Resident {
             bytes: Bytes::mib(mib),
             priority,
@@ -628,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_waits_for_the_young_and_takes_what_nobody_has_used_for_long() {
+    fn load_spares_young_and_evicts_lapsed_models() {
         let young = Resident { resident_for: Duration::from_secs(29), ..model("young") };
         let claimed = Resident { priority: 1, idle: CLAIM - Duration::from_secs(1), ..model("a") };
         let lapsed = Resident { idle: CLAIM, ..claimed.clone() };
@@ -658,7 +658,7 @@ mod tests {
     }
 
     #[test]
-    fn two_models_that_do_not_fit_together_take_turns_no_faster_than_the_residency() {
+    fn alternating_models_respect_minimum_residency() {
         // Only one of the two models fits. Requests alternate between them every second for ten
         // minutes.
         let mut there: Option<(&str, u64)> = None;
@@ -725,7 +725,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_plan_ends_with_a_fallback_and_all_that_is_pinned_or_loading_still_there(
+        fn plan_keeps_fallback_pinned_and_loading_models(
             residents in residents(), policy in policy(), level in level(), leaves: bool,
         ) {
             let (mut left, mut done, now) = (residents.clone(), Done::default(), Instant::now());
@@ -750,7 +750,7 @@ mod tests {
         }
 
         #[test]
-        fn the_victims_of_a_load_suffice_and_each_is_needed(
+        fn load_victims_are_sufficient_and_necessary(
             residents in residents(), policy in policy(), needed in 0_u64..1 << 32, priority in 1_u8..=5,
         ) {
             let needed = Bytes(needed);

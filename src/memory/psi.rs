@@ -62,7 +62,7 @@ mod tests {
     const SOME: &str = "some avg10=1.50 avg60=0.25 avg300=0.00 total=123456\n";
 
     #[test]
-    fn a_pressure_file_is_read() {
+    fn pressure_file_is_parsed() {
         let some =
             Psi { some_avg10: 1.5, some_avg60: 0.25, full_avg10: 0.0, some_total_us: 123_456 };
         assert_eq!(Psi::parse(SOME), Ok(some));
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_pressure_file_is_refused() {
+    fn malformed_pressure_file_is_refused() {
         for text in [
             "",
             "some",
@@ -92,7 +92,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text in "((some|full)?( (avg10|avg60|total)=?[0-9.]{0,22}.?){0,4}\n?){0,3}") {
+        fn arbitrary_text_never_panics(text in "((some|full)?( (avg10|avg60|total)=?[0-9.]{0,22}.?){0,4}\n?){0,3}") {
             if let Ok(psi) = Psi::parse(&text) {
                 prop_assert!((0.0..=100.0).contains(&psi.some_avg10));
             }

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_freed_below_a_block_in_use_is_given_back() {
+    fn trim_releases_memory_below_used_block() {
         // Blocks too small for a mapping of their own stay in the arena when they are freed, here
         // below a block in use.
         let mut blocks: Vec<Vec<u8>> = (0..1024).map(|_| vec![1; 32 << 10]).collect();

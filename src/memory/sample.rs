@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn version_2_tells_everything() {
+    fn cgroup_v2_fills_every_field() {
         let tree = v2();
         let file = tree.path(V2_OWN).join("memory.max");
         let expected = Sample {
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn kernels_that_do_not_add_up_their_own_memory_are_added_up() {
+    fn kernel_memory_is_summed_when_kernel_is_absent() {
         let tree = v2();
         let stat = "anon 1\nshmem 2\nkernel_stack 4\npagetables 8\npercpu 16\n\
                     slab_unreclaimable 32\nslab_reclaimable 64\n";
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_and_hybrid_tell_limits_and_the_pressure_of_version_2() {
+    fn hybrid_hierarchy_has_limits_and_pressure() {
         let tree = v1();
         let sample = sample(&tree);
         assert_eq!(sample.unreclaimable, Bytes(600 + 40 + 60));
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_of_all_groups_above_are_found_and_each_is_compared_with_what_its_group_holds() {
+    fn ancestor_limits_are_compared_with_their_usage() {
         let tree = v2();
         tree.write(&format!("{V2_OWN}/memory.high"), "200000000");
         tree.write("sys/fs/cgroup/system.slice/memory.max", "400000000");
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn headroom_is_bounded_by_the_machine_and_never_negative() {
+    fn headroom_is_bounded_by_machine_and_zero() {
         let limit = |bytes, unreclaimable| Limit {
             bytes: Bytes(bytes),
             unreclaimable: Bytes(unreclaimable),
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_memory_group_of_its_own_the_process_is_what_counts() {
+    fn process_counts_without_own_memory_group() {
         let nowhere = Tree::new(MACHINE);
         let topmost_of_v2 = v2();
         topmost_of_v2.write("proc/self/cgroup", "0::/\n");
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_cannot_be_seen_is_told() {
+    fn invisible_group_is_logged_once() {
         let tree = v2();
         tree.write("proc/self/cgroup", "0::/../elsewhere\n");
         assert_eq!(sample(&tree).unreclaimable, Bytes(120 << 10));
@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_whose_group_does_not_tell_what_it_holds_is_held_against_this_process() {
+    fn limit_without_group_usage_uses_process_usage() {
         let tree = v2();
         tree.write(&format!("{V2_OWN}/memory.stat"), "");
         assert_eq!(sample(&tree).limits[0].unreclaimable, Bytes(120 << 10));
@@ -555,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_left_out_and_told_once() {
+    fn malformed_files_are_omitted_and_logged_once() {
         for (path, content, problem) in [
             (format!("{V2_OWN}/memory.max"), "lots", "memory.max: its content is not a number"),
             (format!("{V2_OWN}/memory.stat"), "anon x", "memory.stat: anon is not a number"),
@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_cannot_be_read_are_left_out_and_told_once() {
+    fn unreadable_files_are_logged_once() {
         for name in ["memory.max", "memory.stat", "memory.pressure", "memory.events"] {
             let tree = v2();
             let path = tree.path(V2_OWN).join(name);
@@ -587,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn pressure_that_is_turned_off_and_a_removed_group_are_errors_that_are_told_once() {
+    fn repeated_read_errors_are_logged_once() {
         // The kernel returns these errors from the read, which an ordinary file cannot imitate.
         for errno in [nix::errno::Errno::EOPNOTSUPP, nix::errno::Errno::ENODEV] {
             let mut kernel =
@@ -601,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hidden_meminfo_limits_nothing_and_is_told() {
+    fn hidden_meminfo_is_logged_and_limits_nothing() {
         let tree = v2();
         fs::remove_file(tree.path("proc/meminfo")).unwrap();
         let sample = sample(&tree);
@@ -611,14 +611,14 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_how_much_there_is_without_meminfo() {
+    fn total_memory_is_known_without_meminfo() {
         let machine = Machine::untold(Path::new("/"));
         assert!(machine.total > Bytes::mib(16) && machine.total < Bytes(u64::MAX), "{machine:?}");
         assert_eq!(machine.available, machine.total);
     }
 
     #[test]
-    fn a_process_that_is_moved_and_a_limit_that_is_lowered_are_noticed() {
+    fn moved_process_and_changed_limit_are_noticed() {
         let tree = v2();
         let mut reader = Reader::new(tree.root());
         assert_eq!(reader.sample().limits[0].bytes, Bytes::mib(256));
@@ -655,7 +655,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn no_bytes_in_any_file_panic(
+        fn arbitrary_file_content_never_panics(
             which in 0_usize..11,
             bytes in prop_oneof![
                 any::<Vec<u8>>(),

@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_anything_to_listen_to_there_is_a_clock() {
+    async fn polling_is_used_without_pressure_files() {
         let (journal, _guard) = Journal::record();
         for tree in [Tree::new(&[]), Tree::new(MACHINE)] {
             let source = Source::open(tree.root(), Environment::default());
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_clock_ticks_every_second() {
+    async fn polling_signals_every_second() {
         let tree = Tree::new(&[]);
         let mut source = Source::open(tree.root(), Environment::default());
         source.next().await;
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_that_nobody_can_wait_for_are_passed_over_down_to_the_clock() {
+    async fn unwaitable_files_fall_back_to_polling() {
         let (journal, _guard) = Journal::record();
         let tree = v2();
         let source = Source::open(tree.root(), Environment::default());
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pressure_that_is_turned_off_in_the_kernel_is_passed_over() {
+    async fn malformed_pressure_files_fall_back_to_polling() {
         let (journal, _guard) = Journal::record();
         let tree = v2();
         tree.write(PRESSURE, "");
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_triggers_of_the_group_and_of_the_machine_are_armed_in_this_order() {
+    async fn group_trigger_precedes_machine_trigger() {
         let tree = v2();
         if !real_pressure(&tree, PRESSURE, "real triggers") {
             return;
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_trigger_that_dies_is_closed_and_replaced() {
+    async fn dead_trigger_is_replaced() {
         let (journal, _guard) = Journal::record();
         let tree = Tree::new(MACHINE);
         let path = format!("/{PRESSURE}");
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_fifo_of_systemd_is_given_its_payload_and_heard() {
+    async fn systemd_fifo_gets_payload_and_signals() {
         let tree = v2();
         let path = fifo(&tree, "pressure");
         let payload = b"any \0 bytes";
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_limit_that_is_written_to_is_heard_beside_what_is_listened_to() {
+    async fn limit_changes_signal_beside_the_source() {
         for (tree, limit) in [
             (v2(), format!("{V2_OWN}/memory.high")),
             (v2(), format!("{V2_OWN}/memory.max")),
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn limits_that_cannot_be_watched_are_told() {
+    async fn unwatchable_limits_are_logged() {
         let (journal, _guard) = Journal::record();
         let tree = v2();
         let limit = tree.path(V2_OWN).join("memory.high");
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_of_systemd_is_given_its_payload_heard_and_replaced_when_it_is_closed() {
+    async fn closed_systemd_socket_is_replaced() {
         let (journal, _guard) = Journal::record();
         let tree = v2();
         let path = tree.path("pressure");
@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_nobody_answers_is_replaced() {
+    async fn socket_without_listener_is_replaced() {
         let tree = v2();
         drop(UnixListener::bind(tree.path("pressure")).unwrap());
         let mut source = Source::open(tree.root(), environment("/pressure", None));
@@ -583,7 +583,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn off_is_off_for_every_source_but_the_clock() {
+    async fn disabled_watch_uses_only_polling() {
         let tree = v2();
         real_pressure(&tree, PRESSURE, "a trigger that would be used if it were not off");
         let mut source = Source::open(tree.root(), environment("/dev/null", Some(b"x")));
@@ -592,7 +592,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_environment_should_not_name_is_told_and_passed_over() {
+    async fn invalid_watch_environment_is_logged_and_ignored() {
         let file = "sys/fs/cgroup/other/memory.pressure";
         let own = format!("/{V2_OWN}/memory.pressure");
         let wish = |watch: &str| environment(watch, Some(b"some 200000 2000000\0"));
@@ -623,7 +623,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wait_that_is_cancelled_loses_nothing() {
+    async fn cancelled_wait_loses_no_signal() {
         let tree = v2();
         let path = fifo(&tree, "pressure");
         let mut source = Source::open(tree.root(), environment("/pressure", None));
@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_storm_gives_two_signals_a_second_and_wakes_the_runtime_no_more_than_they_need() {
+    async fn event_storm_is_limited_to_two_per_second() {
         const SIGNALS: u32 = 4;
         let tree = v2();
         let path = fifo(&tree, "pressure");

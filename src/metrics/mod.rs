@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_there_at_zero_before_it_is_counted() {
+    fn every_series_starts_at_zero() {
         let metrics = Metrics::new(ROUTES);
         let samples = scrape(&metrics, &["mini"]);
         for series in [
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_is_counted_once() {
+    fn events_are_counted_once() {
         let metrics = Metrics::new(ROUTES);
         metrics.request(Some("/v1/embeddings"), OK);
         metrics.request(Some("/v1/embeddings"), "overloaded");
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_left_the_store_leaves_no_series() {
+    fn removed_model_has_no_series() {
         let metrics = Metrics::new(ROUTES);
         metrics.lease("gone", Sought::Load);
         metrics.loaded("gone", Duration::from_millis(20));

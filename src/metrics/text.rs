@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_said_of_families_is_different() {
+    fn formats_differ_only_in_family_metadata() {
         let open = "# HELP a_seconds Time.\n# TYPE a_seconds histogram\n# UNIT a_seconds seconds\n\
                     a_seconds_sum 1.5\n# HELP b Things.\n# TYPE b counter\nb_total{c=\"# HELP\"} 2\n\
                     # HELP d Level.\n# TYPE d gauge\nd 3\n# EOF\n";
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_gets_what_it_asks_for() {
+    fn accept_header_selects_format() {
         // The header of Prometheus 2.42.
         let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;\
                           version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alias_means_its_model_and_other_names_mean_themselves() {
+    fn alias_resolves_to_its_model() {
         let none = texts(&["x"]);
         for (aliases, name, meaning, alias) in [
             (aliases(None, Canary::default()), "a", "m", Some("a")),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_meant_is_the_default_the_tenants_and_both_sides_of_every_alias() {
+    fn default_tenant_and_alias_models_are_listed() {
         let mut settings =
             Settings { aliases: aliases(Some("1"), canary(0)), ..Settings::default() };
         let model = Some("t".to_owned());
@@ -183,7 +183,7 @@ mod tests {
     /// Checks the hash against values that another program computed. Requests keep their model
     /// after an upgrade only if these values stay.
     #[test]
-    fn the_draw_is_that_of_every_release() {
+    fn canary_hash_is_stable_across_releases() {
         let plain = |of: &[&str]| hundredth(Texts::Plain(&texts(of)));
         assert_eq!(plain(&["The pump runs hot."]), 46);
         assert_eq!(plain(&["The pump runs hot.", "日本語"]), 71);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shares_of_many_texts_are_those_that_were_asked_for() {
+    fn canary_share_matches_percentage() {
         let drawn: Vec<u8> =
             (0..10_000).map(|n| hundredth(Texts::Plain(&[format!("text {n}")]))).collect();
         for percent in [1_u8, 10, 50, 90] {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_looked_at_does_not_decide_and_what_is_does() {
+    fn canary_hash_covers_only_the_first_texts() {
         let many = |n: usize| vec!["text".to_owned(); n];
         let mut other = many(100);
         other[99] = "more".to_owned();
@@ -217,7 +217,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_larger_share_takes_nothing_from_the_canary(
+        fn canary_grows_monotonically_with_percentage(
             of in prop::collection::vec(".{0,300}", 0..80),
             small in 0_u8..=100,
             large in 0_u8..=100,

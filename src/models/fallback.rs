@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_space_comes_before_the_same_length_before_the_list() {
+    fn same_space_precedes_same_length_precedes_list() {
         let entries = entries();
         let mut memory = memory(FallbackStrategy::Auto, &["wide", "listed"]);
         let find = |allowed, memory: &Memory| found("wanted", &entries, allowed, memory);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compared_within_an_answer_may_come_from_any_model() {
+    fn comparison_may_use_any_fallback() {
         let entries = entries();
         let memory = memory(FallbackStrategy::Auto, &["wide"]);
         let find = |allowed| found("wanted", &entries, allowed, &memory);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn manual_takes_the_list_alone_and_strict_nothing() {
+    fn manual_uses_only_list_and_strict_nothing() {
         let entries = entries();
         let allowed = Fallback::Vectors(Some(true));
         let manual = memory(FallbackStrategy::Manual, &["wide", "listed"]);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_the_list_may_be_an_alias() {
+    fn fallback_list_may_name_aliases() {
         let entries = entries();
         let alias = |model: &str, revision: Option<&str>| AliasSettings {
             model: model.to_owned(),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn for_a_model_whose_length_nobody_knows_only_those_that_need_not_match_stand_in() {
+    fn unknown_length_needs_allowed_dimension_mismatch() {
         let entries = entries();
         let mut memory = memory(FallbackStrategy::Auto, &["listed"]);
         let allowed = Fallback::Vectors(Some(true));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_a_client_made_up_is_no_reason() {
+    fn unknown_requested_name_gets_no_fallback() {
         let unknown = ModelError::Unknown { name: "a".to_owned(), known: Vec::new() };
         assert!(!is_called_for(&unknown, true));
         assert!(is_called_for(&unknown, false));

@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_whose_model_works_becomes_available_and_then_is_there_already() {
+    fn working_package_is_installed_once() {
         let place = Place::new();
         let package = package("1", computed);
         let installed = place.install(&package, Origin::Installed).unwrap();
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_whose_model_does_not_work_is_not_in_the_store_and_nobody_left_for_it() {
+    fn failed_package_is_not_stored_and_removes_nothing() {
         let mut place = Place::new();
         place.rules.quota.max_models = 1;
         place.rules.kept.clear();
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_and_the_preloaded_models_do_not_leave_to_make_room() {
+    fn kept_models_are_not_removed_for_space() {
         let mut place = Place::new();
         place.rules.quota.max_models = 1;
         place.rules.kept = vec!["tiny-bert-mean".to_owned()];
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn with_bundled_only_nothing_else_is_accepted() {
+    fn bundled_only_refuses_other_packages() {
         let mut place = Place::new();
         place.rules.bundled_only = true;
         let package = package("1", computed);
@@ -526,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn a_self_test_that_ended_the_process_twice_does_not_begin_again() {
+    fn self_test_is_abandoned_after_two_crashes() {
         let mut place = Place::new();
         let package = package("1", computed);
         let key = place.admit(&package);
@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn a_self_test_that_was_stopped_on_purpose_does_not_count() {
+    fn cancelled_self_test_is_not_an_attempt() {
         let place = Place::new();
         let key = place.admit(&package("1", computed));
         place.store.begin_test(&key).unwrap();
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_removed_in_every_state_by_every_name() {
+    fn entry_is_removable_in_any_state() {
         let package = package("1", computed);
         let status = |place: &Place, status: &str| {
             let directory = place.root.path().join("store/models");
@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_name_means_is_removed_before_what_is_not_tested() {
+    fn resolved_model_is_removed_before_untested_one() {
         let place = Place::new();
         place.install(&package("1", computed), Origin::Installed).unwrap();
         place.admit(&package("2", computed));
@@ -609,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_key_is_the_fault_of_the_key_and_not_of_the_package() {
+    fn bad_key_is_reported_as_key_error() {
         let place = Place::new();
         fs::create_dir(&place.rules.keys_directory).unwrap();
         fs::write(place.rules.keys_directory.join("site.pub"), "no key").unwrap();
@@ -620,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn removing_takes_the_dropped_files_too_and_never_a_bundled_model() {
+    fn remove_deletes_dropped_files_but_no_bundled_model() {
         let place = Place::new();
         let package = package("1", computed);
         let files = ["file", "copy"].map(|name| place.root.path().join(name));
@@ -643,7 +643,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_limited_size_counts_what_is_installed() {
+    fn store_size_limit_applies_to_installation() {
         let mut place = Place::new();
         let package = package("1", computed);
         place.rules.quota.max_size = Bytes(1);

@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_contradicts_itself_is_neither_packed_nor_loaded() {
+    fn contradictory_model_is_neither_packed_nor_loaded() {
         const KEY: &str = "encoder.layer.0.attention.self.key.weight";
         const BIAS: &str = "encoder.layer.1.output.dense.bias";
         const NORM: &str = "embeddings.LayerNorm.bias";
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn what_auto_picks_is_left_for_f32_when_the_self_test_fails_in_it() {
+    fn auto_precision_falls_back_to_f32() {
         let (directory, store, key) = fragile();
         let (manifest, contents) = store.read(&key).unwrap();
         let mut picked = None;
@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cosine_of_odd_vectors() {
+    fn cosine_handles_zero_and_mismatched_vectors() {
         assert_eq!(cosine(&[1.0, 0.0], &[2.0, 0.0]), 1.0);
         assert_eq!(cosine(&[1.0, 0.0], &[0.0, 3.0]), 0.0);
         assert_eq!(cosine(&[1.0], &[-1.0]), -1.0);

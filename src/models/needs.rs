@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_is_about_the_need_of_its_user_alone() {
+    fn keep_alive_affects_only_its_user() {
         let (mut needs, now) = (Needs::default(), Instant::now());
         needs.uses().note(User::of_uid(1), now);
         let nothing = KeepAlive::For(Duration::ZERO);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_for_ever_lasts_for_a_day_after_the_last_use_of_its_user() {
+    fn endless_keep_alive_lasts_one_day() {
         let (mut needs, start) = (Needs::default(), Instant::now());
         needs.uses().note(User::of_uid(1), start);
         needs.wish(member(1, KeepAlive::Forever));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_administrator_decides_for_all_until_one_says_otherwise_for_themselves() {
+    fn admin_keep_alive_applies_until_user_overrides() {
         let (mut needs, now) = (Needs::default(), Instant::now());
         needs.uses().note(User::of_uid(1), now);
         needs.wish(member(1, KeepAlive::For(HOUR)));
@@ -227,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_nobody_used_yet_stays_as_the_settings_say() {
+    fn unused_model_stays_for_configured_time() {
         let (mut needs, now) = (Needs::default(), Instant::now());
         needs.wish(member(1, KeepAlive::For(Duration::ZERO)));
         assert_eq!(stays(&needs, now, Some(HOUR)), Some(HOUR));
     }
 
     #[test]
-    fn users_and_wishes_are_bounded_and_those_beyond_are_not_forgotten() {
+    fn users_and_keep_alives_are_bounded() {
         let (mut needs, now) = (Needs::default(), Instant::now());
         for uid in 0..1_000 {
             needs.uses().note(User::of_uid(uid), now + Duration::from_secs(uid.into()));

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_is_silent_lives_as_long_as_its_pass_may_take() {
+    fn silent_worker_is_alive_during_its_pass() {
         let now = Instant::now() + Duration::from_secs(3600);
         let asked = now - Duration::from_secs(10);
         let of = |tokens, tokens_before, seconds| {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_or_the_end_of_the_worker_ends_the_waiting_and_silence_is_an_error() {
+    async fn probe_accepts_answer_or_exit_but_not_silence() {
         let beat = |pulse: &Arc<Pulse>| {
             let (done, answer) = oneshot::channel();
             let (pulse, asked) = (Arc::clone(pulse), Instant::now());

@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_says_when_to_come_again_by_the_rate_of_late() {
+    fn full_queue_computes_retry_after_from_rate() {
         let (sender, mut receiver) = channel(LIMITS);
         let kept = [push(&sender, 1, PATIENT).unwrap(), push(&sender, 60, PATIENT).unwrap()];
         let unknown = PushError::Full { waiting: 2, retry_after: UNKNOWN_RETRY_AFTER };
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_computed_in_time_is_refused_at_once() {
+    fn request_beyond_deadline_is_refused_immediately() {
         let (sender, mut receiver) = channel(LIMITS);
         receiver.computed(20, Duration::from_secs(1), None);
         let _kept = push(&sender, 60, PATIENT).unwrap();
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_whose_client_left_make_room() {
+    fn cancelled_requests_free_queue_space() {
         let (sender, _receiver) = channel(LIMITS);
         let gone = [push(&sender, 1, PATIENT).unwrap(), push(&sender, 1, PATIENT).unwrap()];
         assert!(push(&sender, 1, PATIENT).is_err());
@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn when_the_worker_is_gone_whoever_waits_or_comes_is_told() {
+    fn dropped_worker_fails_waiting_and_new_requests() {
         let (sender, receiver) = channel(LIMITS);
         let waiting = push(&sender, 1, PATIENT).unwrap();
         assert!(!sender.is_closed());
@@ -583,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_ends_with_its_last_sender_when_all_is_taken() {
+    fn queue_ends_after_last_sender_and_request() {
         let (sender, mut receiver) = channel(LIMITS);
         let other = sender.clone();
         assert!(sender.is_shared());
@@ -596,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_batch_of_several_the_next_is_gathered_but_an_idle_worker_begins_at_once() {
+    fn worker_gathers_only_after_shared_batch() {
         let wait = Duration::from_secs(1000);
         let (sender, mut receiver) = channel(Limits { wait, ..LIMITS });
         // A receiver gathers only while there is another sender.
@@ -618,7 +618,7 @@ mod tests {
 
     /// Checks the wake-ups: without them, each receiver would wait for a thousand seconds.
     #[test]
-    fn who_is_idle_is_woken_by_one_request_and_who_gathers_by_enough_of_them_or_of_tokens() {
+    fn workers_wake_when_enough_requests_wait() {
         let wait = Duration::from_secs(1000);
         let (sender, mut receiver) = channel(Limits { wait, requests: 10, ..LIMITS });
         let _other = sender.clone();
@@ -649,7 +649,7 @@ mod tests {
     }
 
     #[test]
-    fn one_batch_of_bulk_requests_is_computed_at_a_time() {
+    fn bulk_batches_run_one_at_a_time() {
         let (sender, mut first) = channel(Limits { requests: 10, ..LIMITS });
         let mut second = first.clone();
         let push = |priority| {
@@ -678,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_that_of_all_batches_at_a_time() {
+    fn rate_covers_concurrent_batches() {
         let (sender, mut first) = channel(LIMITS);
         let mut second = first.clone();
         let _kept = [push(&sender, 10, PATIENT).unwrap(), push(&sender, 10, PATIENT).unwrap()];

@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_believed_however_the_child_ends() {
+    fn child_result_counts_regardless_of_exit() {
         judged("echo '\"passed\"'; exec sleep 60").unwrap();
         judged("echo '\"passed\"'; kill -9 $$").unwrap();
         let wrong = judged(r#"echo '{"wrong_vector":{"cosine":0.5,"precision":"int8"}}'"#);
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_ends_without_an_answer_is_a_refusal_that_says_how() {
+    fn missing_result_error_explains_child_exit() {
         assert!(reason("kill -ABRT $$").contains("signal 6 (SIGABRT)"));
         assert!(
             reason("kill -ABRT $$").contains("may have 5.0 MiB"),
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_hangs_is_killed_at_the_deadline_also_when_its_pipe_is_closed() {
+    fn hanging_child_is_killed() {
         let stop = CancellationToken::new();
         let ended = run("exec sleep 60", Duration::from_millis(50), &stop);
         assert!(matches!(ended, Ended::TooLate), "{ended:?}");
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_is_killed_when_the_daemon_stops() {
+    fn child_is_killed_on_shutdown() {
         let stop = CancellationToken::new();
         stop.cancel();
         let ended = run("exec sleep 60", Duration::from_secs(60), &stop);
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bounds_grow_with_the_reservation_and_with_the_files() {
+    fn bounds_grow_with_footprint_and_files() {
         let footprint = |weight_bytes, mapped_bytes| Footprint {
             weight_bytes,
             mapped_bytes,
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn the_score_is_raised_for_the_child_alone() {
+    fn oom_score_is_raised_and_restored() {
         let Tester { how: How::Child { score: Some(score), .. }, .. } = Tester::unstoppable()
         else {
             return;

@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_and_loads_are_counted_and_kept_across_restarts() {
+    fn counts_survive_restarts() {
         let place = Place::new();
         let usage = place.open();
         let model = key("a");
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_are_written_and_what_failed_is_written_later() {
+    fn only_changes_are_saved_and_failures_retried() {
         let place = Place::new();
         let usage = place.open();
         usage.save().unwrap();
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_moved_aside_and_never_written_over() {
+    fn unreadable_file_is_moved_aside() {
         let place = Place::new();
         for content in ["{", r#"{"format":7}"#] {
             fs::write(place.path(), content).unwrap();
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_neither_read_nor_moved_stays_and_counting_goes_on() {
+    fn immovable_unreadable_file_stays_and_counting_continues() {
         let place = Place::new();
         fs::write(place.path(), "{").unwrap();
         fs::create_dir_all(place.root.path().join("usage.json.unreadable/a")).unwrap();
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_models_are_remembered_and_the_oldest_sign_goes_first() {
+    fn usage_is_bounded_and_forgets_oldest_first() {
         let usage = Place::new().open();
         let keys = Vec::from_iter((0..MAX_MODELS + 2).map(|index| key(&format!("m{index}"))));
         for (second, key) in keys.iter().take(MAX_MODELS).enumerate() {
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn removed_models_are_forgotten_after_thirty_days_and_installed_ones_never() {
+    fn removed_models_are_forgotten_after_thirty_days() {
         let place = Place::new();
         let usage = place.open();
         let (stays, leaves) = (key("stays"), key("leaves"));
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn uses_an_hour_are_those_of_late_or_those_of_habit() {
+    fn hourly_uses_come_from_recent_or_weekly_usage() {
         let usage = Place::new().open();
         let model = key("a");
         assert_eq!(usage.uses_per_hour(&model, monday()), 0.0);
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn a_habit_is_expected_shortly_before_its_hour_from_the_fourth_week_on() {
+    fn weekly_use_is_expected_after_three_weeks() {
         for (weeks, week, expected) in [
             (0..2, 2, false),
             (0..3, 3, true),
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_habit_takes_the_place_of_the_old_one() {
+    fn new_weekly_hour_replaces_old_one() {
         let usage = simulated(&[("a", 0..6, 9), ("a", 6..12, 19)]);
         let next = |week| usage.expected(MAX_AHEAD, hour_of(week, 0)).pop().map(|next| next.at);
         assert_eq!(next(12), Some(hour_of(12, 19)));
@@ -575,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hour_that_has_begun_is_expected_until_it_has_had_its_use() {
+    fn current_hour_is_expected_until_used() {
         let usage = simulated(&[("a", 0..5, 9), ("b", 0..5, 10), ("c", 2..5, 9)]);
         let now = hour_of(5, 9) + 5 * MINUTE;
         let expected = |within| {
@@ -591,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_not_set_tells_no_habits_and_spoils_none() {
+    fn unset_clock_neither_predicts_nor_spoils_profile() {
         let usage = simulated(&[("a", 0..5, 9)]);
         let unset = UNIX_EPOCH + HOUR;
         usage.record(&key("a"), ANSWERED, unset);
@@ -603,7 +603,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn counters_never_overflow_and_times_in_any_order_do_no_harm(
+        fn counters_saturate_with_times_in_any_order(
             calls in prop::collection::vec(
                 (any::<usize>(), any::<usize>(), any::<u64>(), any::<bool>(), 0_u64..1 << 40), 1..40),
         ) {

@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_several_clients_share_a_pass_and_each_gets_its_own_vectors() {
+    fn requests_share_a_pass_but_not_vectors() {
         let mut waiting = Waiting::new();
         waiting.ask(&[1, 2], 3, Priority::Interactive);
         waiting.ask(&[3], 3, Priority::Interactive);
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_for_different_things_do_not_share_a_pass() {
+    fn different_outputs_do_not_share_a_pass() {
         let mut waiting = Waiting::new();
         waiting.ask(&[1], 1, Priority::Interactive);
         waiting.ask_for(Output::TokenStates, &[2, 3], 3, Priority::Interactive);
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_that_shows_life_comes_before_everything_that_waits() {
+    fn liveness_pass_runs_before_waiting_requests() {
         let mut waiting = Waiting::new();
         waiting.ask(&[1, 2], 3, Priority::Interactive);
         let proof = waiting.sender.prove();
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_request_is_computed_in_parts_between_which_others_have_their_turn() {
+    fn long_requests_are_computed_in_alternating_parts() {
         let mut waiting = Waiting::new();
         waiting.ask(&[1, 2, 3, 4, 5], 4, Priority::Bulk);
         waiting.ask(&[6, 7, 8], 4, Priority::Bulk);
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_cannot_be_computed_fails_alone() {
+    fn failing_request_does_not_affect_others() {
         let mut waiting = Waiting::new();
         waiting.ask(&[1], 1, Priority::Interactive);
         waiting.ask(&[2, BAD], 1, Priority::Interactive);
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn several_batches_are_computed_at_a_time() {
+    fn batches_are_computed_in_parallel() {
         let mut waiting = Waiting::new();
         for id in 1..=3 {
             waiting.ask(&[id], 4, Priority::Interactive);
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_one_of_several_batches_ends_them_all() {
+    fn panic_in_one_batch_ends_the_worker() {
         let mut waiting = Waiting::new();
         waiting.ask(&[BAD], 1, Priority::Interactive);
         let Waiting { sender, receiver, mut answers } = waiting;
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_waits_for_is_not_begun() {
+    fn cancelled_request_is_not_computed() {
         let mut waiting = Waiting::new();
         waiting.ask(&[1], 1, Priority::Interactive);
         waiting.ask(&[2], 1, Priority::Interactive);
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_keeps_the_budget_and_has_a_text() {
+    fn pass_keeps_budget_but_is_never_empty() {
         let texts: Vec<Vec<u32>> = [3, 3, 5, 9, 1, 1].map(|length| vec![0; length]).into();
         let firsts = [0, 2, 3, 4].map(|first| pass(&texts[first..], 6));
         assert_eq!(firsts, [2, 1, 1, 2]);

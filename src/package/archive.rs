@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn content_that_is_not_read_is_skipped() {
+    fn unread_content_is_skipped() {
         let archive = builder().archive();
         let mut archive = Archive::new(&archive[..]);
         let mut count = 0;
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn every_deviation_of_a_header_is_named_with_its_member() {
+    fn header_fault_names_the_member() {
         let config = || Some("config.json".to_owned());
         type Case<'a> = (&'a str, usize, &'a [u8], Option<String>, Fault);
         let cases: [Case<'_>; 30] = [
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_common_writers_are_read() {
+    fn common_tar_headers_are_accepted() {
         let cases: [(usize, &[u8]); 5] = [
             (329, b"0000000\x000000000\0"), // GNU tar
             (265, b"root\0"),
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_between_and_after_members_is_checked() {
+    fn checksum_padding_and_end_are_checked() {
         let model = || Some("model.safetensors".to_owned());
         type Change = fn(&mut Builder);
         let cases: [(Change, (Option<String>, Fault)); 11] = [
@@ -395,14 +395,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2048)) {
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2048)) {
             drop(read(&bytes));
         }
 
         /// Checks that a flipped bit is detected by the checksum, the padding or the end check, or
         /// changes only content. Digests protect the content.
         #[test]
-        fn one_flipped_bit_is_refused_or_content(
+        fn flipped_bit_is_refused_or_changes_only_content(
             index in any::<prop::sample::Index>(),
             bit in 0..8,
         ) {

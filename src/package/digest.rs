@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digest_of_the_standard_example() {
+    fn digest_matches_standard_example() {
         // FIPS 180-4, example "abc".
         let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(Digest::of(b"abc").to_string(), text);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_hashes_all_of_it() {
+    fn reader_hashes_all_bytes() {
         let mut reader = HashingReader::new(&b"abc"[..]);
         io::copy(&mut reader, &mut io::sink()).unwrap();
         assert_eq!(reader.bytes_read(), 3);
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_hashes_all_of_it_on_a_thread_too() {
+    fn background_reader_hashes_all_bytes() {
         for length in [0, 1, PART - 1, PART, PART + 1, 5 * PART + 7] {
             let content: Vec<u8> = (0..=250).cycle().take(length).collect();
             for at_a_time in [1000, PART, 2 * PART] {
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_hashes_only_what_was_taken() {
+    fn writer_hashes_only_accepted_bytes() {
         // The writer accepts fewer bytes than it gets. The rest must not be hashed.
         let mut room = [0_u8; 3];
         let mut writer = HashingWriter::new(&mut room[..]);

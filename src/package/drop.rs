@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_completed_file_is_read_at_once() {
+    fn completed_file_is_ready_immediately() {
         let start = Instant::now();
         let mut ledger = Ledger::default();
         let completed = || BTreeSet::from([NAME.to_owned()]);
@@ -493,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_once_it_is_quiet_and_not_again() {
+    fn quiet_file_is_ready_exactly_once() {
         let start = Instant::now();
         let mut ledger = Ledger::default();
         let growing = ledger.observe(listing("1"), TIMEOUT, &room(), start);
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_forgotten_is_read_again_and_still_missed() {
+    fn forgotten_file_is_read_again_and_reported_gone() {
         let start = Instant::now();
         let now = start + QUIET;
         let mut ledger = Ledger::default();
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_says_where_it_was_taken_and_is_compared_without_that() {
+    fn fingerprint_comparison_ignores_directory() {
         let [one, two] = [(), ()].map(|()| tempfile::tempdir().unwrap());
         fs::write(one.path().join(NAME), "package").unwrap();
         let fingerprint = list(one.path()).unwrap().remove(NAME).unwrap();
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_be_too_long_for_sidecars() {
+    fn name_too_long_for_sidecars_is_listed() {
         let directory = tempfile::tempdir().unwrap();
         let name = format!("{}{SUFFIX}", "a".repeat(255 - SUFFIX.len()));
         fs::write(directory.path().join(&name), "").unwrap();
@@ -554,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incomplete_file_is_waited_for_until_the_timeout() {
+    fn incomplete_file_is_refused_after_timeout() {
         let start = Instant::now();
         let mut ledger = Ledger::default();
         ledger.observe(listing("1"), TIMEOUT, &room(), start);
@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_file_is_refused_only_when_it_has_stopped_changing() {
+    fn bad_file_is_refused_after_confirmation_time() {
         let start = Instant::now();
         let mut ledger = Ledger::default();
         ledger.observe(listing("1"), TIMEOUT, &room(), start);
@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_one_component_of_a_path_that_ends_as_a_package_does() {
+    fn package_name_is_safe_component_with_suffix() {
         let fits = format!("{}{SUFFIX}", "a".repeat(MAX_NAME - SUFFIX.len()));
         for good in [NAME, "é x.model.tar.zst", &fits] {
             assert!(is_package_name(good), "{good}");
@@ -620,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_on_an_older_content_does_not_count() {
+    fn verdict_on_older_content_is_ignored() {
         let start = Instant::now();
         let mut ledger = Ledger::default();
         ledger.observe(listing("1"), TIMEOUT, &room(), start);
@@ -634,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_tried_again_after_a_time_that_doubles_up_to_a_day() {
+    fn failure_is_retried_with_exponential_backoff() {
         let start = Instant::now();
         let mut ledger = Ledger::default();
         ledger.observe(listing("1"), TIMEOUT, &room(), start);
@@ -664,7 +664,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_keys_are_tried_again_every_ten_minutes() {
+    fn unusable_keys_are_retried_every_ten_minutes() {
         let start = Instant::now();
         let mut ledger = Ledger::default();
         ledger.observe(listing("1"), TIMEOUT, &room(), start);
@@ -676,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_tried_again_at_once_when_more_can_be_taken_and_told_once() {
+    fn more_capacity_triggers_immediate_retry() {
         let use_of = |models| StoreUse {
             quota: crate::package::Quota {
                 max_size: Bytes::mib(1),
@@ -743,7 +743,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_knows_its_files_when_they_are_renamed() {
+    fn fingerprint_recognizes_renamed_files() {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
         for name in [NAME, "a.model.tar.zst.sha256", "other"] {

@@ -263,7 +263,7 @@ mod tests {
     use crate::package::fixture;
 
     #[test]
-    fn a_key_is_read_from_its_text_and_nothing_else_is() {
+    fn key_round_trips_and_other_text_is_refused() {
         let key = Key::new(&fixture::manifest("m", "1.0-rc1", &[]), Digest::of(b""));
         assert_eq!(key.parts(), ("m", "1.0-rc1", "e3b0c44298fc"));
         assert_eq!(key.to_string().len(), "m@1.0-rc1+".len() + Digest::SHORT);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_compare_as_people_do() {
+    fn versions_compare_naturally() {
         for (a, b) in [
             ("1", "2"),
             ("1.9", "1.10"),

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_frame_is_read() {
+    fn exactly_one_frame_is_accepted() {
         let good = compress(b"content");
         assert_eq!(read(&good).as_deref(), Ok(&b"content"[..]));
         let skippable = [0x50, 0x2A, 0x4D, 0x18, 1, 0, 0, 0, 7];
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_more_than_the_ratio_and_more_than_a_mebibyte() {
+    fn bomb_exceeds_ratio_and_free_allowance() {
         const LARGE: u64 = 64 << 20;
         for (consumed, produced, ratio, expected) in [
             (1, RATIO_FREE, 100, false),
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_memory_is_not_the_fault_of_the_frame() {
+    fn oom_is_not_reported_as_corruption() {
         let code = ZSTD_ErrorCode::ZSTD_error_memory_allocation as usize;
         assert!(matches!(decoder_error(code.wrapping_neg()), FrameError::Memory));
         let code = ZSTD_ErrorCode::ZSTD_error_corruption_detected as usize;

@@ -509,13 +509,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn manifest_round_trips() {
         let manifest = good();
         assert_eq!(Manifest::parse(&manifest.to_json().unwrap()).unwrap(), manifest);
     }
 
     #[test]
-    fn every_broken_rule_is_named() {
+    fn violated_rule_is_named() {
         type Change = fn(&mut Value);
         let cases: [(Change, &str); 20] = [
             (|m| m["format"] = json!(2), "format 2 is not known"),
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_stands_twice_is_refused_at_every_depth() {
+    fn duplicate_keys_are_refused_at_every_depth() {
         let json = String::from_utf8(good().to_json().unwrap()).unwrap();
         for (once, twice, expected) in [
             (r#""format": 1,"#, r#""format": 1, "format": 1,"#, "duplicate field `format`"),
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_one_short_line_whatever_it_quotes() {
+    fn refusal_is_one_short_line() {
         for hostile in ["x\ny\u{1b}[2J".to_owned(), "x".repeat(1 << 20)] {
             type Change<'a> = Box<dyn FnOnce(&mut Value) + 'a>;
             let changes: [Change<'_>; 6] = [
@@ -591,13 +591,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
             drop(Manifest::parse(&bytes));
         }
 
         /// Checks that an accepted manifest has safe names and survives a round trip unchanged.
         #[test]
-        fn any_edit_is_refused_or_survives_a_round_trip(
+        fn accepted_edit_round_trips(
             edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         ) {
             let mut json = good().to_json().unwrap();

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapping_is_the_file_and_has_its_digest() {
+    fn mapping_matches_file_and_digest() {
         for length in [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 5] {
             let content: Vec<u8> = (0..=250).cycle().take(length).collect();
             let mapping = mapped(&content);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_hashed_or_released_is_resident_no_more_and_still_readable() {
+    fn released_pages_leave_memory_but_stay_readable() {
         const KEPT: usize = 1 << 20;
         let content = vec![7; 8 * KEPT];
         let mapping = mapped(&content);

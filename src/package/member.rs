@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_not_there_differs_and_one_that_cannot_be_read_is_unknown() {
+    fn absent_file_differs_and_unreadable_is_unknown() {
         for (errno, differs) in [
             (libc::ENOENT, true),
             (libc::ELOOP, true),
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_cannot_be_read_is_told_and_ends_nothing() {
+    fn unreadable_page_is_reported_as_error() {
         // /proc/self/mem is a regular file whose first page is never mapped.
         let member: Member = serde_json::from_value(serde_json::json!({
             "path": "mem", "size": 1, "sha256": Digest::of(b""),

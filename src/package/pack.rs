@@ -395,14 +395,14 @@ mod tests {
     }
 
     #[test]
-    fn a_self_test_keeps_three_digits() {
+    fn self_test_vector_keeps_three_digits() {
         assert_eq!(rounded(&[0.123_456, -0.000_96, 0.5]), [0.123, -0.001, 0.5]);
         assert_eq!(rounded(&[12.345, -0.04]), [12.3, -0.0]);
         assert_eq!(rounded(&[0.0, 0.0]), [0.0, 0.0]);
     }
 
     #[test]
-    fn the_archive_is_the_manifest_and_the_files_that_the_self_test_saw() {
+    fn archive_contains_manifest_and_self_tested_files() {
         for layout in [Layout::Two, Layout::Six] {
             for precision in [Precision::F32, Precision::F16, Precision::Int8] {
                 let directory = model_directory(layout);
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn one_directory_gives_one_package_wherever_it_lies() {
+    fn packing_is_reproducible() {
         let [(first, first_bytes), (_, second_bytes)] =
             [model_directory(Layout::Two), model_directory(Layout::Two)]
                 .map(|directory| packed(&request(directory.path())).unwrap());
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn the_request_overrides_what_is_known() {
+    fn request_overrides_defaults() {
         let directory = model_directory(Layout::Two);
         let (plain, _) = packed(&request(directory.path())).unwrap();
         assert_eq!(plain.manifest.license, "NOASSERTION");
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_is_the_name_of_the_directory_unless_it_is_none() {
+    fn id_defaults_to_valid_directory_name() {
         let outer = tempfile::tempdir().unwrap();
         for (name, valid) in [("my-model.v2", true), ("my model", false), ("-x", false)] {
             let source = outer.path().join(name);
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_model_gets_the_facts_that_its_directory_does_not_state() {
+    fn known_model_gets_missing_facts() {
         let directory = e5_directory();
         let id = Some("multilingual-e5-small".parse().unwrap());
         let (packed, _) = packed(&PackRequest { id, ..request(directory.path()) }).unwrap();
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_the_model_it_is_called_is_refused() {
+    fn directory_that_contradicts_known_model_is_refused() {
         let directory = e5_directory();
         let path = directory.path();
         let cases = [
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_names_its_layer_and_keeps_its_cause() {
+    fn failure_names_its_layer_and_keeps_cause() {
         let directory = model_directory(Layout::Two);
         let path = directory.path();
         let run = |self_test: &dyn Fn() -> Result<Vec<f32>, BoxError>, out: &mut dyn Write| {
@@ -574,7 +574,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
         #[test]
-        fn what_is_packed_is_unpacked_and_packed_again_byte_for_byte(
+        fn pack_and_unpack_round_trip_exactly(
             layout in prop::sample::select(vec![Layout::Two, Layout::Six]),
             precision in prop::sample::select(vec![Precision::F32, Precision::F16, Precision::Int8]),
             // Rows as wide as the directory's configuration requires.

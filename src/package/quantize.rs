@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn int8_of_a_known_matrix() {
+    fn int8_matches_known_matrix() {
         let mut matrix = vec![0.0; MIN_INT8_ROWS * 2];
         matrix[..6].copy_from_slice(&[127.0, -64.6, 0.0, 0.0, 1e-40, 0.0]);
         let weights = safetensors(&[
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_of_a_linear_layer_are_rounded_in_the_blocks_that_the_engine_computes_in() {
+    fn linear_columns_are_rounded_in_engine_blocks() {
         let value = |index: usize| ((index * 7919 % 2003) as f32 / 1001.0 - 1.0).powi(3);
         let linear: Vec<f32> = (0..MIN_INT8_ROWS * 200).map(value).collect();
         let weight: Vec<f32> = (0..200).map(|at| if at % 13 == 5 { 20.0 } else { 1.0 }).collect();
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn outliers_are_kept_exactly_beside_a_matrix_without_them() {
+    fn outliers_are_stored_exactly() {
         let mut matrix = vec![0.5; MIN_INT8_ROWS * 3];
         (matrix[4], matrix[6]) = (-6.25, 3.5);
         let weights = safetensors(&[("m", vec![MIN_INT8_ROWS, 3], matrix)]);
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn only_matrices_leave_f32_and_every_float_is_read() {
+    fn only_matrices_are_stored_below_f32() {
         let numbers = [0.5_f32, -1.25, 3.0, 0.0];
         let sources: [(Dtype, Vec<u8>); 3] = [
             (Dtype::F32, numbers.iter().flat_map(|number| number.to_le_bytes()).collect()),
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_matrix_without_columns_gets_no_scales_however_many_rows_it_has() {
+    fn matrix_without_columns_gets_no_scales() {
         let shape = [usize::MAX / 8, 0];
         let packed = convert(&file("empty.weight", Dtype::F32, &shape, &[]), Precision::Int8);
         let packed = packed.unwrap();
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn the_native_precision_loses_nothing() {
+    fn native_precision_is_lossless() {
         for (dtype, expected) in [
             (Dtype::F32, Precision::F32),
             (Dtype::F16, Precision::F16),
@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_and_the_pooler_are_left_out() {
+    fn buffers_and_pooler_are_omitted() {
         let weights = safetensors(&[
             ("pooler.dense.weight", vec![1, 1], vec![f32::NAN]),
             ("bert.pooler.dense.bias", vec![1], vec![1.0]),
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_converted_is_refused_by_name() {
+    fn unconvertible_tensor_is_refused_by_name() {
         let floats = |value| safetensors(&[("bad", vec![1, 2], vec![0.0, value])]);
         let cases = [
             (b"not safetensors".to_vec(), Precision::F32, "safetensors format"),
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dense_layer_holds_exactly_its_tensors() {
+    fn dense_layer_has_exactly_its_tensors() {
         let layer = |bias| DenseLayer {
             in_features: 2,
             out_features: 1,
@@ -559,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn the_result_does_not_depend_on_the_order_of_the_file() {
+    fn conversion_is_independent_of_tensor_order() {
         let tensors: [Values<'_>; 3] = [
             ("b", vec![1, 2], vec![1.0, 2.0]),
             ("a", vec![2], vec![3.0, 4.0]),
@@ -585,7 +585,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn int8_is_within_half_a_step(
+        fn int8_error_is_within_half_a_step(
             columns in 1_usize..300,
             magnitude in -30_i32..30,
             seed in prop::collection::vec(-1.0_f32..1.0, 200),
@@ -631,7 +631,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_are_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(convert(&bytes, Precision::Int8).is_err());
         }
     }

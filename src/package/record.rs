@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_names_package_files_and_nothing_else() {
+    fn record_accepts_only_package_file_names() {
         let read = |origin: serde_json::Value| {
             let mut json = serde_json::to_value(record(1, None)).unwrap();
             json["origin"] = origin;
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_an_older_version_has_no_attempts_and_two_are_enough_to_give_up() {
+    fn attempts_default_to_zero_and_two_give_up() {
         let old = serde_json::to_value(record(1, None)).unwrap();
         assert!(old.get("attempts").is_none(), "{old}");
         let mut record: Record = serde_json::from_value(old).unwrap();
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_chooses_who_leaves() {
+    fn cleanup_policy_selects_victims() {
         // The model that was installed first was used last, and vice versa.
         let records = [record(1, Some(9)), record(2, Some(5)), record(3, None)];
         let occupants = || {
@@ -410,7 +410,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_leaves_makes_room_and_nothing_kept_or_bundled_leaves(
+        fn cleanup_frees_enough_and_spares_protected_models(
             models in prop::collection::vec((0_u64..50, any::<bool>(), any::<bool>()), 0..12),
             incoming in 0_u64..60,
             max_size in 0_u64..200,

@@ -272,7 +272,7 @@ mod tests {
     use crate::package::ModelId;
 
     #[test]
-    fn every_model_is_found_by_its_id_and_by_its_repository() {
+    fn models_are_found_by_id_and_repository() {
         for model in known_models() {
             model.id.parse::<ModelId>().unwrap();
             assert_eq!(known(model.id).map(|found| found.id), Some(model.id));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn int8_is_a_quarter_of_f32_with_its_scales() {
+    fn int8_size_is_about_a_quarter_of_f32() {
         for model in known_models() {
             let ratio = model.f32_size.0 as f64 / model.int8_size.0 as f64;
             assert!((3.9..=4.0).contains(&ratio), "{}: {ratio}", model.id);

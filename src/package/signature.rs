@@ -557,14 +557,14 @@ mod tests {
     }
 
     #[test]
-    fn without_sidecars_and_keys_a_package_is_unsigned() {
+    fn package_without_sidecars_and_keys_is_unsigned() {
         let drop = Drop::new();
         assert_eq!(drop.check().unwrap(), SignatureStatus::Absent);
         assert!(Keys::load(&drop.path("missing")).unwrap().is_empty());
     }
 
     #[test]
-    fn a_signature_by_any_configured_key_holds() {
+    fn signature_by_any_configured_key_is_valid() {
         let drop = Drop::new();
         let (old, new) = (key(), key());
         drop.trust("old.pub", &old);
@@ -584,21 +584,21 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_key_makes_a_signature_required() {
+    fn configured_key_makes_signature_mandatory() {
         let drop = Drop::new();
         drop.trust("a.pub", &key());
         assert!(matches!(drop.check(), Err(SignatureError::Missing)));
     }
 
     #[test]
-    fn a_signature_that_nobody_can_check_is_reported() {
+    fn signature_without_keys_is_reported_unchecked() {
         let drop = Drop::new();
         drop.write(&format!("{NAME}.minisig"), drop.sign(&key()));
         assert_eq!(drop.check().unwrap(), SignatureStatus::Unchecked);
     }
 
     #[test]
-    fn a_signature_of_other_bytes_is_refused() {
+    fn signature_of_other_bytes_is_invalid() {
         let mut drop = Drop::new();
         let key = key();
         drop.trust("a.pub", &key);
@@ -613,7 +613,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_that_was_not_read_to_its_end_is_not_vouched_for() {
+    fn partially_read_package_is_invalid() {
         let drop = Drop::new();
         let key = key();
         drop.trust("a.pub", &key);
@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_must_be_of_this_package_under_its_name() {
+    fn checksum_must_match_package_and_name() {
         let drop = Drop::new();
         let digest = Digest::of(&drop.package);
         for good in [
@@ -674,7 +674,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sidecar_is_a_small_regular_file_of_text() {
+    fn sidecar_must_be_small_regular_text_file() {
         let drop = Drop::new();
         let sidecar = drop.path(&format!("{NAME}.minisig"));
         let refusal = || drop.check().unwrap_err().to_string();
@@ -700,7 +700,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_cannot_be_read_is_named_and_not_skipped() {
+    fn unreadable_key_is_an_error_with_path() {
         let drop = Drop::new();
         drop.trust("good.pub", &key());
         drop.write("keys.d/README", "only *.pub files are keys");
@@ -718,7 +718,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_signs_the_ids_that_its_file_names_and_any_other_line_refuses_the_file() {
+    fn key_file_restricts_signed_ids() {
         let drop = Drop::new();
         let key = key();
         let text = key.pk.to_box().unwrap().into_string();
@@ -776,7 +776,7 @@ mod tests {
     }
 
     #[test]
-    fn two_keys_under_one_identifier_are_refused() {
+    fn keys_with_same_identifier_are_refused() {
         let drop = Drop::new();
         let (one, two) = (key(), key());
         drop.trust("one.pub", &one);
@@ -789,7 +789,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_identifier_is_printed_as_minisign_prints_it() {
+    fn key_identifier_matches_minisign_output() {
         // The example key of minisign's documentation, and the identifier that minisign prints for
         // it.
         let key = "untrusted comment: minisign public key E7620F1842B4E81F\n\

@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_held_by_one_at_a_time() {
+    fn store_is_locked_while_open() {
         let place = Place::new();
         let store = place.open();
         let second = Store::open(place.0.path()).unwrap_err();
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_interrupted_writes_are_removed_when_the_store_is_opened() {
+    fn open_removes_temporary_files() {
         let place = Place::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
@@ -616,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_is_untested_then_available_then_there_already_also_after_opening_again() {
+    fn package_status_survives_reopening() {
         let place = Place::new();
         let store = place.open();
         let package = package("m", "1");
@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_staged_and_dropped_or_refused_leaves_nothing() {
+    fn dropped_or_refused_staging_leaves_nothing() {
         let place = Place::new();
         let store = place.open();
         let package = package("m", "1");
@@ -666,7 +666,7 @@ mod tests {
     }
 
     #[test]
-    fn of_one_version_two_contents_stay_side_by_side_unless_both_came_with_the_appliance() {
+    fn same_version_entries_coexist_unless_both_are_bundled() {
         let other = Builder::new("m", "1", b"other weights").compress();
         let packages = [package("m", "1"), other];
         let cases = [
@@ -698,7 +698,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundled_model_stays_bundled_when_a_copy_of_it_is_installed() {
+    fn bundled_model_stays_bundled_after_installing_copy() {
         let place = Place::new();
         let store = place.open();
         let package = package("m", "1");
@@ -760,7 +760,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_changed_after_installation_is_never_handed_out_and_the_change_is_remembered() {
+    fn changed_file_marks_entry_corrupt_persistently() {
         let package = package("m", "1");
         for (name, damage, word) in DAMAGES {
             for file in [WEIGHTS, TOKENIZER] {
@@ -802,7 +802,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_changed_while_it_is_read_is_installed_as_it_was_or_not_at_all() {
+    fn changing_package_is_staged_unchanged_or_refused() {
         // Incompressible, so that most of the file is still unread when it changes.
         let weights = |seed: u64| -> Vec<u8> {
             let hashes = (0..16_384_u64).map(|at| Digest::of(&(at + (seed << 32)).to_le_bytes()));
@@ -850,7 +850,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_changed_in_staging_does_not_get_through_the_test() {
+    fn file_changed_in_staging_is_corrupt() {
         let place = Place::new();
         let store = place.open();
         let staged = store.stage(&package("m", "1")[..], &limits()).unwrap();
@@ -861,7 +861,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_entry_gone_behind_our_back_is_corrupt_too() {
+    fn vanished_entry_is_corrupt() {
         let place = Place::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
@@ -874,7 +874,7 @@ mod tests {
     }
 
     #[test]
-    fn a_corrupt_entry_is_replaced_by_installing_its_package_again() {
+    fn reinstalling_replaces_corrupt_entry() {
         let place = Place::new();
         let store = place.open();
         let package = package("m", "1");
@@ -889,7 +889,7 @@ mod tests {
     }
 
     #[test]
-    fn an_untested_entry_does_not_become_available_by_a_file_that_is_right_again() {
+    fn restored_untested_entry_stays_untested() {
         let place = Place::new();
         let store = place.open();
         let key = admit(&store, &package("m", "1")).key;
@@ -907,7 +907,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_whose_files_are_right_again_may_be_used_again() {
+    fn restored_entry_becomes_available() {
         let place = Place::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
@@ -923,7 +923,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_waits_for_the_disk_keeps_nobody_from_asking() {
+    fn pending_write_does_not_block_queries() {
         let place = Place::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
@@ -933,7 +933,7 @@ mod tests {
     }
 
     #[test]
-    fn verifying_hashes_every_byte_and_notes_the_time() {
+    fn verify_hashes_every_byte_and_updates_time() {
         let place = Place::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
@@ -947,7 +947,7 @@ mod tests {
 
     /// Checks changes that each leave an entry that cannot be the installed one.
     #[test]
-    fn a_damaged_description_is_left_out_reported_and_replaced_by_installing_again() {
+    fn damaged_entry_is_reported_and_replaced_by_reinstalling() {
         const CHANGES: [(&str, Damage, &str); 7] = [
             ("no record", |entry| fs::remove_file(entry.join(RECORD)).unwrap(), "cannot open"),
             ("no manifest", |entry| fs::remove_file(entry.join(MANIFEST)).unwrap(), "cannot open"),
@@ -995,7 +995,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_leaves_is_the_old_state_or_the_new() {
+    fn crash_keeps_old_entries_and_allows_installing() {
         let old = package("old", "1");
         let new = package("new", "1");
         type Crash = fn(&Place, &Store, &[u8]);
@@ -1051,7 +1051,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_entry_is_gone_from_disk_and_unknown() {
+    fn removed_entry_is_gone_and_unknown() {
         let place = Place::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
@@ -1069,7 +1069,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_cannot_leave_is_there_again() {
+    fn failed_removal_keeps_the_entry() {
         let place = Place::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
@@ -1082,7 +1082,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_let_go_by_all_its_files_but_the_last() {
+    fn entry_stays_until_last_dropped_file_goes() {
         let place = Place::new();
         let store = place.open();
         let fingerprint = || serde_json::from_value("".into()).unwrap();
@@ -1107,7 +1107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_and_the_limits_decide_who_leaves_but_never_bundled_or_kept_ones() {
+    fn cleanup_spares_bundled_and_kept_models() {
         let size = {
             let place = Place::new();
             let store = place.open();
@@ -1162,7 +1162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_is_refused_before_it_is_written_as_it_would_be_when_it_is_installed() {
+    fn full_store_refuses_package_before_writing() {
         let place = Place::new();
         let store = place.open();
         let none = Quota { max_models: 1, max_size: Bytes(1), cleanup: Cleanup::Manual };
@@ -1203,7 +1203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rename_that_fails_leaves_nothing_in_staging_and_the_old_state() {
+    fn failed_rename_keeps_old_state_and_cleans_staging() {
         let place = Place::new();
         let store = place.open();
         let staged = store.stage(&package("m", "1")[..], &limits()).unwrap();
@@ -1228,7 +1228,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_leaves_for_a_model_whose_record_cannot_be_written() {
+    fn failed_record_write_removes_no_model() {
         let place = Place::new();
         let store = place.open();
         let old = install(&store, &package("old", "1"));
@@ -1248,7 +1248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_available_although_another_cannot_leave_for_it() {
+    fn model_is_available_despite_failed_cleanup() {
         let place = Place::new();
         let store = place.open();
         let old = install(&store, &package("old", "1"));
@@ -1277,7 +1277,7 @@ mod tests {
     }
 
     #[test]
-    fn bundled_packages_find_room_in_a_full_store() {
+    fn bundled_packages_ignore_the_quota() {
         let place = Place::new();
         let store = place.open();
         let none = Quota { max_models: 1, max_size: Bytes(1), cleanup: Cleanup::Manual };
@@ -1290,7 +1290,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_of_accesses_survive_opening_again_once_they_are_flushed() {
+    fn flushed_access_counts_survive_reopening() {
         let place = Place::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
@@ -1311,7 +1311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_means_the_highest_version_that_was_tested() {
+    fn name_resolves_to_highest_tested_version() {
         let place = Place::new();
         let store = place.open();
         let old = install(&store, &package("m", "1.9"));
@@ -1333,7 +1333,7 @@ mod tests {
     }
 
     #[test]
-    fn six_digits_of_a_revision_name_it_where_no_version_is_called_so() {
+    fn revision_prefix_resolves_unless_it_is_a_version() {
         let place = Place::new();
         let store = place.open();
         let one = install(&store, &package("m", "1"));
@@ -1358,7 +1358,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_with_one_version_the_one_installed_last_is_meant() {
+    fn same_version_resolves_to_latest_install() {
         let place = Place::new();
         let store = place.open();
         let other = Builder::new("m", "1", b"other weights").compress();
@@ -1373,7 +1373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollback_holds_until_a_version_above_all_others_is_installed() {
+    fn rollback_lasts_until_new_highest_version() {
         let place = Place::new();
         let mut store = place.open();
         let [one, two, three] =
@@ -1412,8 +1412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollback_goes_to_nothing_that_is_corrupt_or_not_there_and_putting_a_file_right_undoes_none()
-     {
+    fn rollback_refuses_unusable_versions_and_survives_repair() {
         let place = Place::new();
         let store = place.open();
         let [one, two] = ["1", "2"].map(|version| install(&store, &package("m", version)));
@@ -1466,7 +1465,7 @@ mod tests {
 
     #[test]
     #[expect(clippy::print_stderr, reason = "a skip is printed by name")]
-    fn a_full_disk_leaves_the_old_state_and_names_the_path() {
+    fn full_disk_keeps_old_state_and_names_path() {
         let old = package("old", "1");
         // Compression does not matter: the unpacked size counts, 16 pages and some more.
         let new = Builder::new("new", "1", &[7; 16 << 12]).compress();

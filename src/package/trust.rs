@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_a_bundled_package_is_for_its_content_alone() {
+    fn bundled_id_is_reserved_for_its_content() {
         let mut mini = entry("mini", "1", 2, "a");
         mini.record.origin = bundled();
         let entries = [mini.clone()];
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn another_embedding_space_needs_consent_unless_the_id_is_new() {
+    fn new_embedding_space_for_known_id_needs_consent() {
         let mut entries = [entry("m", "1", 2, "a"), entry("n", "1", 2, "b")];
         let new = entry("m", "2", 2, "b");
         let word = Consent { replace: true, ..NOBODY };
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_version_goes_up_as_choose_counts() {
+    fn signed_downgrade_needs_consent() {
         let mut new = entry("m", "1.9", 2, "a");
         assert_eq!(judge(&new, &[], Some("1.10"), NOBODY), Ok(()), "not signed");
         new.record.signer = Some(key("a.pub").1);
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_key_disables_and_a_fault_of_the_disk_does_not() {
+    fn removed_key_disables_but_unreadable_key_does_not() {
         let (directory, signer) = key("a.pub");
         let file = directory.path().join("a.pub");
         let mut signed = entry("m", "1", 2, "a");
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_keeps_the_signer_and_nothing_that_a_terminal_takes_for_its_own() {
+    fn signer_round_trips_without_control_characters() {
         let (_directory, signer) = key("a.pub");
         let json = serde_json::to_string(&signer).unwrap();
         assert_eq!(serde_json::from_str::<Signer>(&json).unwrap(), signer);

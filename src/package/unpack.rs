@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_package_is_written_with_its_exact_bytes() {
+    fn valid_package_is_unpacked_exactly() {
         let builder = Builder::new("m", "1.0", b"weights");
         let package = builder.compress();
         let staging = Staging::new();
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn contents_of_any_length_around_a_block_are_written() {
+    fn contents_around_block_size_are_written() {
         for length in [0, 1, 511, 512, 513, 1024, COPY_BUFFER, COPY_BUFFER + 1] {
             let content: Vec<u8> = (0..=250).cycle().take(length).collect();
             let staging = Staging::new();
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn every_prefix_of_a_package_is_truncated() {
+    fn every_prefix_is_reported_as_truncated() {
         let package = package("m", "1");
         for length in 0..package.len() {
             match unpack_small(&package[..length]) {
@@ -549,7 +549,7 @@ mod tests {
     /// inside an entropy table). Then the same files are installed, and only a sidecar could detect
     /// the change, because it covers the compressed bytes.
     #[test]
-    fn no_flipped_bit_changes_what_is_installed() {
+    fn flipped_bit_never_changes_installed_files() {
         let package = package("m", "1");
         let good = unpack_small(&package).unwrap();
         let mut same_content = 0;
@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_archives_are_refused_with_the_member_and_the_reason() {
+    fn hostile_archive_error_names_member_and_reason() {
         type Change = fn(&mut Builder);
         fn rename(builder: &mut Builder, name: &str) {
             builder.entries[3].rename(name).seal();
@@ -631,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_manifest_is_refused_before_anything_is_written() {
+    fn invalid_manifest_is_refused_before_writing() {
         let package = package_with("m", "1", |builder| {
             builder.change_manifest(|json| json["surprise\n"] = json!(1));
         });
@@ -645,7 +645,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_approved_is_not_written_and_the_rest_of_it_is_not_read() {
+    fn unapproved_package_is_neither_written_nor_read_further() {
         struct Counting<'a>(&'a [u8], usize);
         impl Read for Counting<'_> {
             fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -683,7 +683,7 @@ mod tests {
     }
 
     #[test]
-    fn config_json_is_the_first_of_the_files() {
+    fn config_json_must_be_first() {
         let package = package_with("m", "1", |builder| {
             builder.change_manifest(|json| json["files"].as_array_mut().unwrap().swap(0, 1));
             builder.entries.swap(1, 2);
@@ -694,7 +694,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_holds_to_the_unit() {
+    fn each_limit_is_exact() {
         let package = package("m", "1");
         let good = unpack_small(&package).unwrap();
         let manifest_size = good.unpacked_bytes - good.manifest.total_size();
@@ -725,7 +725,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_that_takes_too_long_is_given_up_and_not_called_bad() {
+    fn slow_unpacking_times_out() {
         let package = package("m", "1");
         let limits = Limits::for_size(SIZE);
         let start = Instant::now();
@@ -745,7 +745,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_refused_by_its_ratio_while_it_is_read() {
+    fn decompression_bomb_is_refused_by_ratio() {
         let bomb = Builder::new("m", "1", &vec![0; 32 << 20]).compress();
         let ratio = (32 << 20) / bomb.len();
         assert!(ratio > 5_000, "zeros shrink {ratio} times");
@@ -757,7 +757,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_overflow_a_sum_are_over_the_limit() {
+    fn overflowing_size_sum_is_over_the_limit() {
         let package = package_with("m", "1", |builder| {
             builder.change_manifest(|json| {
                 let files = json["files"].as_array_mut().unwrap();
@@ -773,7 +773,7 @@ mod tests {
     }
 
     #[test]
-    fn staging_that_cannot_be_written_is_not_the_fault_of_the_package() {
+    fn unwritable_staging_is_an_io_error() {
         let package = package("m", "1");
         let limits = Limits::for_size(SIZE);
         let operation =
@@ -799,7 +799,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_fails_says_nothing_of_the_package() {
+    fn failing_source_is_a_source_error() {
         struct Failing;
         impl Read for Failing {
             fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
@@ -820,7 +820,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_gives_single_bytes_is_read() {
+    fn source_of_single_bytes_is_read() {
         struct Trickle<'a>(&'a [u8]);
         impl Read for Trickle<'_> {
             fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -837,7 +837,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_that_tar_and_zstd_made_is_read() {
+    fn tar_and_zstd_package_is_unpacked() {
         // The package was made by tests/fuzz/seeds.
         let package = include_bytes!("../../tests/fuzz/corpus/package/valid.tar.zst");
         assert_eq!(unpack_small(package).unwrap().manifest.id.as_str(), "seed");
@@ -845,7 +845,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_stay_in_staging(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        fn arbitrary_bytes_are_refused_and_stay_in_staging(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
             prop_assert!(unpack_small(&bytes).is_err());
             prop_assert!(unpack_small(&fixture::compress(&bytes)).is_err());
         }
@@ -853,7 +853,7 @@ mod tests {
         /// Checks that edits of headers and contents with recomputed checksums stay in staging, and
         /// that accepted files have the digests of the manifest.
         #[test]
-        fn any_edits_of_an_archive_stay_in_staging(
+        fn edited_archive_stays_in_staging_and_matches_digests(
             edits in proptest::collection::vec((0..4_usize, 0..600_usize, any::<u8>()), 1..8),
         ) {
             let mut builder = Builder::new("m", "1", b"weights");

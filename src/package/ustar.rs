@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_archive_has_a_window_that_the_format_allows() {
+    fn large_archive_keeps_window_limit() {
         let contents = vec![0; 40 << 20];
         let packed = archive(&[("a".to_owned(), &contents)]);
         // The frame is not a single segment; that would make the window as large as the archive.
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_has_the_fields_of_posix_and_nothing_of_its_maker() {
+    fn header_is_posix_without_writer_metadata() {
         let header = header("config.json", 0o1750).unwrap();
         let mut expected = vec![0; BLOCK];
         expected[..11].copy_from_slice(b"config.json");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_is_headers_contents_padding_and_two_zero_blocks() {
+    fn archive_layout_is_exact() {
         for length in [0, 1, 511, 512, 513] {
             let contents = vec![7; length];
             let packed = archive(&[("a".to_owned(), &contents), ("b".to_owned(), b"x")]);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_frame_states_its_size_and_carries_a_checksum() {
+    fn frame_has_size_and_checksum() {
         let mut packed = archive(&[("a".to_owned(), &[7; 1000])]);
         let size = (BLOCK + 1024 + END.len()) as u64;
         assert_eq!(zstd::zstd_safe::get_frame_content_size(&packed).ok(), Some(Some(size)));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_ends_at_the_total_it_announced() {
+    fn progress_ends_at_announced_total() {
         let last = Cell::new((0, 0));
         let advance = |done, total| {
             assert!(done >= last.get().0 && (last.get().1 == 0 || total == last.get().1));
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_format_cannot_say_is_refused() {
+    fn overlong_name_or_size_is_refused() {
         assert!(header(&"n".repeat(100), MAX_SIZE).is_ok());
         assert!(header(&"n".repeat(101), 0).is_err());
         assert!(header("n", MAX_SIZE + 1).is_err());

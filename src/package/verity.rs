@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_have_the_sizes_of_the_kernel() {
+    fn ioctl_arguments_match_kernel_layout() {
         assert_eq!(size_of::<EnableArgument>(), 128);
         assert_eq!(
             (size_of::<DigestHeader>(), std::mem::offset_of!(MeasuredDigest, bytes)),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_it_has_no_digest() {
+    fn file_without_verity_has_no_digest() {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(measure(&file), None);
         // The kernel refuses to enable it for a file that is open for writing, on every file

@@ -39,7 +39,7 @@ fn activate(root: Root, socket: impl Into<OwnedFd>, name: &str) -> Daemon {
 }
 
 #[test]
-fn what_came_while_no_daemon_ran_is_answered_by_the_next_one() {
+fn queued_connections_are_answered_by_next_daemon() {
     let root = Root::new();
     let (socket, path) = held(&root);
     let body = json!({ "input": "a text" }).to_string();
@@ -71,9 +71,9 @@ fn what_came_while_no_daemon_ran_is_answered_by_the_next_one() {
 }
 
 #[test]
-fn who_asks_is_known_through_a_passed_socket() {
+fn passed_socket_reports_peer_credentials() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("who_asks_is_known_through_a_passed_socket", "root");
+        return skipped("passed_socket_reports_peer_credentials", "root");
     }
     let root = Root::new();
     fs::set_permissions(root.path(), Permissions::from_mode(0o755)).unwrap();
@@ -92,7 +92,7 @@ fn who_asks_is_known_through_a_passed_socket() {
 }
 
 #[test]
-fn a_socket_of_another_name_or_kind_ends_the_start_with_what_to_look_at() {
+fn unexpected_passed_socket_fails_startup() {
     let root = Root::new();
     let (socket, _path) = held(&root);
     let daemon = activate(root, socket, "http");

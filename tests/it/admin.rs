@@ -20,9 +20,9 @@ fn open_root() -> Root {
 }
 
 #[test]
-fn a_stranger_may_embed_and_look_but_change_nothing() {
+fn unprivileged_user_can_read_but_not_change() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("a_stranger_may_embed_and_look_but_change_nothing", "root");
+        return skipped("unprivileged_user_can_read_but_not_change", "root");
     }
     let daemon = open_root().start();
     let package = daemon.path().join("tiny.model.tar.zst");
@@ -65,9 +65,9 @@ fn a_stranger_may_embed_and_look_but_change_nothing() {
 }
 
 #[test]
-fn a_configured_administrator_may_change_it() {
+fn configured_administrator_can_verify_package() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("a_configured_administrator_may_change_it", "root");
+        return skipped("configured_administrator_can_verify_package", "root");
     }
     for admins in [json!({ "users": [STRANGER] }), json!({ "groups": [STRANGER.to_string()] })] {
         let daemon = open_root().with("socket.admins", admins.clone()).start();
@@ -78,7 +78,7 @@ fn a_configured_administrator_may_change_it() {
 }
 
 #[test]
-fn the_owner_is_refused_nothing() {
+fn daemon_owner_passes_admin_checks() {
     let daemon = Root::new().start();
     let answer = daemon.connect().request("POST", "/api/packages/bundled-mini/verify", &[], b"");
     assert_eq!(answer.status, 200, "{answer:?}");

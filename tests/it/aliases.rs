@@ -15,7 +15,7 @@ fn who(answer: &Answer) -> (Option<&str>, Option<&str>) {
 }
 
 #[test]
-fn an_alias_answers_as_its_model_and_the_answer_says_so() {
+fn alias_resolves_to_its_model_and_is_reported() {
     let aliases = json!({
         "fast": { "model": "bundled-mini" },
         "held": { "model": "other", "revision": "2" },
@@ -43,7 +43,7 @@ fn an_alias_answers_as_its_model_and_the_answer_says_so() {
 }
 
 #[test]
-fn an_alias_called_default_answers_what_names_no_model_and_a_reload_moves_it() {
+fn default_alias_serves_unnamed_requests_and_follows_reload() {
     let mut daemon = Root::with_other().start();
     assert_eq!(who(&ask(&daemon, None, json!("a"))), (Some("bundled-mini@1"), None));
     let count = daemon.log().len();
@@ -67,7 +67,7 @@ fn an_alias_called_default_answers_what_names_no_model_and_a_reload_moves_it() {
 }
 
 #[test]
-fn a_canary_answers_its_share_and_the_same_texts_always_get_the_same_model() {
+fn canary_gets_its_share_and_is_deterministic() {
     let canary = json!({ "model": "other", "percent": 50 });
     let alias = json!({ "a": { "model": "bundled-mini", "canary": canary } });
     let daemon = Root::with_other().with("aliases", alias).start();

@@ -90,7 +90,7 @@ fn json_lines(texts: &[String]) -> String {
 }
 
 #[test]
-fn the_report_is_whole_and_the_vectors_are_those_of_the_engine_in_the_order_of_the_input() {
+fn report_is_complete_and_vectors_match_the_engine() {
     let place = Place::new();
     let texts = golden::texts("texts.jsonl");
     let input = place.input(&json_lines(&texts));
@@ -127,7 +127,7 @@ fn the_report_is_whole_and_the_vectors_are_those_of_the_engine_in_the_order_of_t
 }
 
 #[test]
-fn an_installed_model_is_measured_by_its_name_and_people_get_a_table() {
+fn installed_model_is_measured_and_shown_as_table() {
     let place = Place::new();
     let package = place.package();
     let installed = place.run(&["model", "install", package.to_str().unwrap()], &[]);
@@ -143,7 +143,7 @@ fn an_installed_model_is_measured_by_its_name_and_people_get_a_table() {
 }
 
 #[test]
-fn rounds_are_counted_and_nothing_else_is_measured() {
+fn rounds_option_omits_latency_and_peak_figures() {
     let place = Place::new();
     let input = place.input("\"a fox\"\n\"a dog\"\n");
     let options = [("--model", place.package()), ("--input", input)];
@@ -161,7 +161,7 @@ fn rounds_are_counted_and_nothing_else_is_measured() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused_with_its_place() {
+fn invalid_input_is_rejected_with_its_location() {
     let place = Place::new();
     let package = place.package();
     let cases = [
@@ -181,7 +181,7 @@ fn what_cannot_be_measured_is_refused_with_its_place() {
 }
 
 #[test]
-fn a_precision_or_a_model_that_is_not_there_is_refused() {
+fn unknown_precision_or_model_is_rejected() {
     let place = Place::new();
     let input = place.input("\"a fox\"\n");
     let output = place.bench(&place.package(), &input, &["--precision", "f31"]);

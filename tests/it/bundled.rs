@@ -18,7 +18,7 @@ const MIN_COSINE: f64 = 0.998;
 const MAX_SIZE: u64 = 21_000_000;
 
 #[test]
-fn bundled_mini_is_small_whole_and_near_its_original() {
+fn bundled_mini_is_small_intact_and_accurate() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PACKAGE);
     let bytes = fs::read(&path).unwrap();
     assert!(bytes.len() as u64 <= MAX_SIZE, "{} bytes", bytes.len());

@@ -11,7 +11,7 @@ use crate::support::packages::{
 use crate::support::{Root, pack};
 
 #[test]
-fn bundled_packages_are_found_without_installing_and_leave_with_the_appliance() {
+fn bundled_packages_follow_appliance_upgrades() {
     let root = Root::new();
     fs::write(root.bundled().join("two.model.tar.zst"), pack("tiny-bert-cls", "two", "1")).unwrap();
     fs::write(root.bundled().join("bad.model.tar.zst"), "not a package").unwrap();
@@ -42,7 +42,7 @@ fn bundled_packages_are_found_without_installing_and_leave_with_the_appliance() 
 }
 
 #[test]
-fn bundled_only_says_what_it_keeps_out() {
+fn bundled_only_excludes_and_logs_other_packages() {
     let daemon = Root::new().start();
     until_looked(&daemon, "before");
     let mut root = daemon.stop();

@@ -17,7 +17,7 @@ fn run(command: &mut Command) -> (i32, String, String) {
 }
 
 #[test]
-fn embed_prints_a_line_a_text_from_arguments_and_from_standard_input() {
+fn embed_reads_arguments_and_standard_input() {
     let daemon = Root::new().start();
     let (code, stdout, _) = run(daemon.cli().args(["embed", "one", "two"]));
     assert_eq!(code, 0);
@@ -54,7 +54,7 @@ fn embed_prints_a_line_a_text_from_arguments_and_from_standard_input() {
 }
 
 #[test]
-fn status_is_a_screen_for_people_and_json_for_programs() {
+fn status_prints_text_or_json() {
     let daemon = Root::new().start();
     let (code, stdout, _) = run(daemon.cli().arg("status"));
     assert_eq!(code, 0);
@@ -66,7 +66,7 @@ fn status_is_a_screen_for_people_and_json_for_programs() {
 }
 
 #[test]
-fn without_a_daemon_the_way_out_is_said() {
+fn missing_daemon_is_reported_with_hint() {
     let root = Root::new();
     for arguments in [&["status"][..], &["embed", "a"]] {
         let (code, _, stderr) = run(root.cli().args(arguments));
@@ -78,7 +78,7 @@ fn without_a_daemon_the_way_out_is_said() {
 }
 
 #[test]
-fn check_names_every_problem_and_the_files_that_are_good() {
+fn check_reports_valid_files_and_all_problems() {
     let root = Root::new();
     let config = root.config();
     let (code, stdout, _) = run(cli().arg("check").arg(&config));
@@ -94,7 +94,7 @@ fn check_names_every_problem_and_the_files_that_are_good() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_failure() {
+fn closed_output_pipe_is_not_an_error() {
     let daemon = Root::new().start();
     for arguments in
         [&["embed", "a"][..], &["embed", "--json", "a"], &["status"], &["model", "known"]]

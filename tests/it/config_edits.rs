@@ -96,7 +96,7 @@ fn edit(daemon: &Daemon, settings: &Value, size: u64, script: &str) {
 }
 
 #[test]
-fn every_way_of_editing_a_file_is_applied() {
+fn every_kind_of_edit_is_applied() {
     let root = Root::new().with_config_directory();
     let daemon = root.with("embedding", json!({ "queue_size": 1 })).start();
     let settings = settings(&daemon);
@@ -114,9 +114,9 @@ fn every_way_of_editing_a_file_is_applied() {
 }
 
 #[test]
-fn what_vim_writes_is_applied() {
+fn vim_edits_are_applied() {
     if Command::new("vim").arg("--version").output().is_err() {
-        return skipped("what_vim_writes_is_applied", "vim");
+        return skipped("vim_edits_are_applied", "vim");
     }
     let root = Root::new().with_config_directory();
     let daemon = root.with("embedding", json!({ "queue_size": 1 })).start();
@@ -133,7 +133,7 @@ fn what_vim_writes_is_applied() {
 }
 
 #[test]
-fn a_file_that_is_still_being_written_is_not_read() {
+fn incomplete_file_is_not_read() {
     let daemon = Root::new().with("packages.incomplete_timeout", json!("1s")).start();
     let text = with_queue(&settings(&daemon), 7);
     // The drop directory and the configuration's directory are watched in the same way. Once this
@@ -185,11 +185,11 @@ fn start_bound(root: Root) -> Daemon {
 }
 
 #[test]
-fn a_file_that_may_not_be_read_is_named_and_read_when_it_may() {
+fn unreadable_file_is_reported_until_readable() {
     if nix::unistd::geteuid().is_root()
         && Command::new("setpriv").arg("--version").output().is_err()
     {
-        return skipped("a_file_that_may_not_be_read_is_named_and_read_when_it_may", "setpriv");
+        return skipped("unreadable_file_is_reported_until_readable", "setpriv");
     }
     let daemon = start_bound(Root::new());
     let settings = settings(&daemon);
@@ -219,10 +219,10 @@ fn can_exhaust(limit: &str) -> bool {
 }
 
 #[test]
-fn without_inotify_it_says_so_and_sighup_still_works() {
+fn missing_inotify_is_logged_and_sighup_works() {
     for limit in ["max_inotify_instances", "max_inotify_watches"] {
         if !can_exhaust(limit) {
-            let test = "without_inotify_it_says_so_and_sighup_still_works";
+            let test = "missing_inotify_is_logged_and_sighup_works";
             return skipped(test, "the right to limit inotify in a user namespace");
         }
         let script = format!(
@@ -250,11 +250,11 @@ fn without_inotify_it_says_so_and_sighup_still_works() {
 }
 
 #[test]
-fn what_overflows_the_queue_of_events_is_found_by_looking() {
+fn change_lost_in_inotify_overflow_is_found() {
     let most = Path::new("/proc/sys/fs/inotify/max_queued_events");
     let most: usize = fs::read_to_string(most).unwrap().trim().parse().unwrap();
     if most > 1 << 17 {
-        let test = "what_overflows_the_queue_of_events_is_found_by_looking";
+        let test = "change_lost_in_inotify_overflow_is_found";
         return skipped(test, "a queue of at most 131072 events");
     }
     let root = Root::new().with_config_directory();

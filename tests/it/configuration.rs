@@ -30,7 +30,7 @@ log: { level: warn }
 "#;
 
 #[test]
-fn what_cat_config_prints_is_accepted_and_says_the_same() {
+fn cat_config_output_is_an_equivalent_configuration() {
     let place = tempfile::tempdir().unwrap();
     let (odd, printed) = (place.path().join("odd.yaml"), place.path().join("printed.yaml"));
     fs::write(&odd, ODD).unwrap();
@@ -72,7 +72,7 @@ fn what_cat_config_prints_is_accepted_and_says_the_same() {
 }
 
 #[test]
-fn what_is_wrong_is_printed_instead_of_values() {
+fn invalid_configuration_prints_problems_instead_of_values() {
     let place = tempfile::tempdir().unwrap();
     let config = place.path().join("bad.yaml");
     fs::write(&config, "log: { level: loud }\nsockets: {}\n").unwrap();
@@ -84,7 +84,7 @@ fn what_is_wrong_is_printed_instead_of_values() {
 }
 
 #[test]
-fn the_difference_is_that_to_the_running_daemon_and_names_what_waits_for_a_restart() {
+fn check_diff_compares_with_daemon_and_marks_restarts() {
     let mut daemon = Root::new().start();
     let mut changed: Value = serde_json::from_slice(&fs::read(daemon.config()).unwrap()).unwrap();
     let (code, same, _) = run(daemon.cli().args(["check", "--diff"]));
@@ -164,7 +164,7 @@ fn with_last_good() -> Daemon {
 const BAD: &str = "memory: { embeding_model: x }\nembedding: { queue_size: 0 }\n";
 
 #[test]
-fn a_restart_with_wrong_files_begins_with_the_last_good_configuration_and_says_so() {
+fn invalid_files_fall_back_to_last_good_configuration() {
     let daemon = with_last_good();
     let good = fs::read(kept(&daemon)).unwrap();
     daemon.write_config(BAD);
@@ -212,7 +212,7 @@ fn a_restart_with_wrong_files_begins_with_the_last_good_configuration_and_says_s
 }
 
 #[test]
-fn without_a_last_good_configuration_that_can_be_used_wrong_files_end_the_start() {
+fn invalid_files_without_last_good_fail_startup() {
     let root = with_last_good().stop();
     root.write_config(BAD);
     let good = fs::read_to_string(kept(&root)).unwrap();
@@ -241,7 +241,7 @@ fn without_a_last_good_configuration_that_can_be_used_wrong_files_end_the_start(
 }
 
 #[test]
-fn a_state_directory_that_cannot_be_written_is_told_and_harms_nothing() {
+fn missing_state_directory_only_logs_a_warning() {
     let root = Root::new();
     let nowhere = root.path().join("no/such");
     let daemon = root.spawn_with(|program| {

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::support::{Connection, EMBEDDINGS, Root, cosine, refused};
 
 #[test]
-fn any_host_and_no_content_type_will_do() {
+fn host_and_content_type_are_ignored() {
     let daemon = Root::new().start();
     let expected = daemon.embed(json!("a text"));
     let body = r#"{"input":"a text"}"#;
@@ -75,7 +75,7 @@ fn fifty_clients_at_once_are_all_answered() {
 }
 
 #[test]
-fn more_requests_than_may_wait_are_told_to_come_again() {
+fn requests_over_queue_limit_get_429() {
     let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
     // Token ids need no tokenizing, so the model is the slowest part and requests wait for it.
     let body = json!({ "input": vec![vec![5; 48]; 2048] }).to_string();
@@ -96,7 +96,7 @@ fn more_requests_than_may_wait_are_told_to_come_again() {
 }
 
 #[test]
-fn clients_that_leave_in_the_middle_hurt_nobody() {
+fn disconnecting_clients_do_not_affect_others() {
     let daemon = Root::new().start();
     let body = json!({ "input": vec![vec![5; 48]; 512] }).to_string();
     let half = &body[..body.len() / 2];
@@ -157,7 +157,7 @@ fn malformed_http_ends_its_own_connection_only() {
 }
 
 #[test]
-fn a_slow_head_does_not_hold_up_others() {
+fn slow_headers_do_not_block_others() {
     let daemon = Root::new().start();
     let mut slow: Vec<_> = (0..20).map(|_| daemon.connect()).collect();
     for connection in &mut slow {
@@ -172,7 +172,7 @@ fn a_slow_head_does_not_hold_up_others() {
 }
 
 #[test]
-fn a_large_body_is_asked_for_when_the_client_offers_it() {
+fn expect_header_gets_100_continue() {
     let daemon = Root::new().start();
     let mut connection = daemon.connect();
     connection.send(
@@ -186,7 +186,7 @@ fn a_large_body_is_asked_for_when_the_client_offers_it() {
 }
 
 #[test]
-fn connections_over_the_limit_are_told_to_come_again() {
+fn connections_over_the_limit_get_503() {
     let daemon = Root::new().with("socket.max_connections", json!(2)).start();
     let mut first = daemon.connect();
     let mut second = daemon.connect();

@@ -268,7 +268,7 @@ fn is_vector(found: &Value, expected: &[f32]) -> bool {
 }
 
 #[test]
-fn each_kind_of_difference_is_seen() {
+fn each_kind_of_difference_is_detected() {
     let wrong = |found: Value, recorded: Value| {
         let mut wrong = Vec::new();
         let mut vectors = vec![vec![0.5, 0.25]];

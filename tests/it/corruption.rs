@@ -42,7 +42,7 @@ fn root_to_damage() -> Root {
 }
 
 #[test]
-fn a_store_file_changed_before_loading_is_answered_503_and_a_restart_repairs_a_bundled_model() {
+fn corrupt_model_gets_503_until_its_package_returns() {
     let daemon = root_to_damage().start();
     for (id, damage) in DAMAGES {
         damage(&entry(&daemon, id).join("model.safetensors"));
@@ -85,7 +85,7 @@ fn a_store_file_changed_before_loading_is_answered_503_and_a_restart_repairs_a_b
 }
 
 #[test]
-fn validation_finds_what_changed_unloads_it_and_installs_it_again_from_its_package() {
+fn validation_repairs_corrupt_models_from_packages() {
     let daemon = root_to_damage().start();
     until_looked(&daemon, "m");
     let ids = || DAMAGES.into_iter().map(|(id, _)| id).chain(["m"]);

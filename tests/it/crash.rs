@@ -81,7 +81,7 @@ enum Moment {
 /// changes of the store, from the first to the last one. Delays would hit the few milliseconds of
 /// an installation only by luck.
 #[test]
-fn killed_at_any_moment_of_an_installation_the_store_holds_the_old_state_or_the_new() {
+fn kill_during_install_leaves_old_or_new_state() {
     const BY_CHANGES: usize = 12;
     let mut daemon = Root::new()
         .with("memory.model_cache.max_models", json!(100))
@@ -218,7 +218,7 @@ fn files(root: &Root) -> (BTreeSet<String>, BTreeSet<BTreeSet<String>>) {
 /// Checks the store at every kill and after it. The printed seed repeats the same choices through
 /// `CAXTON_SEED`.
 #[test]
-fn killed_at_random_again_and_again_the_store_stays_whole_and_nothing_is_left_behind() {
+fn random_kills_leave_store_intact_and_clean() {
     let kills = number_of("CAXTON_KILLS").map_or(KILLS, |kills| usize::try_from(kills).unwrap());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let seed = number_of("CAXTON_SEED").unwrap_or_else(|| u64::from(now.subsec_nanos()));

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::support::{Daemon, Root, pack, skipped, tiny_package};
 
 #[test]
-fn ready_is_said_when_the_default_model_answers_and_status_is_true() {
+fn readiness_and_stop_are_notified_to_systemd() {
     let daemon = Root::new().start();
     let ready = daemon.wait_notified("READY=1");
     assert!(ready.contains("STATUS=bundled-mini ready, 1 model installed"), "{ready}");
@@ -23,7 +23,7 @@ fn ready_is_said_when_the_default_model_answers_and_status_is_true() {
 }
 
 #[test]
-fn a_daemon_without_its_default_model_says_so_until_it_is_dropped() {
+fn missing_default_model_is_reported_until_installed() {
     let daemon = Root::without_bundled().start();
     let ready = daemon.wait_notified("READY=1");
     assert!(ready.contains("STATUS=bundled-mini not installed, 0 models installed"), "{ready}");
@@ -44,7 +44,7 @@ fn a_daemon_without_its_default_model_says_so_until_it_is_dropped() {
 }
 
 #[test]
-fn a_request_in_flight_is_answered_while_the_daemon_drains() {
+fn request_in_progress_is_answered_during_drain() {
     let daemon = Root::new().start();
     let mut connection = daemon.connect();
     // Send the head and half of the body, signal the stop, then send the rest.
@@ -67,7 +67,7 @@ fn a_request_in_flight_is_answered_while_the_daemon_drains() {
 }
 
 #[test]
-fn a_signal_before_it_is_ready_stops_it_with_0() {
+fn sigterm_during_startup_exits_with_0() {
     let daemon = Root::new().spawn();
     // The daemon does not serve yet, or has just begun to.
     daemon.until("the socket", || daemon.socket().exists().then_some(()));
@@ -76,7 +76,7 @@ fn a_signal_before_it_is_ready_stops_it_with_0() {
 }
 
 #[test]
-fn a_drain_that_takes_longer_than_is_in_force_is_cut_off() {
+fn drain_is_cut_off_at_reloaded_timeout() {
     let mut daemon = Root::new().with("socket.drain_timeout", json!("10m")).start();
     daemon.root_mut().set("socket.drain_timeout", json!("100ms"));
     daemon.write_settings();
@@ -90,7 +90,7 @@ fn a_drain_that_takes_longer_than_is_in_force_is_cut_off() {
 }
 
 #[test]
-fn a_second_daemon_on_the_same_store_or_socket_ends_with_a_reason() {
+fn second_daemon_on_same_store_or_socket_fails() {
     let daemon = Root::new().start();
     let second = |change: &str| {
         let text = fs::read_to_string(daemon.config()).unwrap();
@@ -114,7 +114,7 @@ fn a_second_daemon_on_the_same_store_or_socket_ends_with_a_reason() {
 }
 
 #[test]
-fn the_socket_of_a_killed_daemon_is_taken_over() {
+fn stale_socket_of_killed_daemon_is_replaced() {
     let root = Root::new().start().kill();
     assert!(root.socket().exists());
     UnixStream::connect(root.socket()).unwrap_err();
@@ -124,7 +124,7 @@ fn the_socket_of_a_killed_daemon_is_taken_over() {
 }
 
 #[test]
-fn the_socket_has_the_configured_mode_and_group() {
+fn socket_has_configured_mode_and_group() {
     let group = nix::unistd::getegid().as_raw();
     let root = Root::new()
         .with("socket.mode", json!("0606"))
@@ -137,8 +137,8 @@ fn the_socket_has_the_configured_mode_and_group() {
 }
 
 #[test]
-fn a_socket_that_systemd_passes_is_served_and_left_to_it() {
-    let test = "a_socket_that_systemd_passes_is_served_and_left_to_it";
+fn socket_passed_by_systemd_is_served_and_kept() {
+    let test = "socket_passed_by_systemd_is_served_and_kept";
     let activate = "systemd-socket-activate";
     if Command::new(activate).arg("--version").output().is_err() {
         return skipped(test, activate);
@@ -169,7 +169,7 @@ fn a_socket_that_systemd_passes_is_served_and_left_to_it() {
 }
 
 #[test]
-fn a_good_change_applies_and_a_bad_one_leaves_the_last_good() {
+fn valid_reload_applies_and_invalid_one_is_rejected() {
     let root = Root::new();
     fs::write(root.bundled().join("other.model.tar.zst"), pack("tiny-bert-cls", "other", "1"))
         .unwrap();
@@ -210,7 +210,7 @@ fn a_good_change_applies_and_a_bad_one_leaves_the_last_good() {
 }
 
 #[test]
-fn a_bad_configuration_ends_the_start_with_78_and_all_problems() {
+fn invalid_configuration_exits_with_78_and_all_problems() {
     let root = Root::new();
     root.write_config(
         "memory: { model_cache: { auto_download: true, max_modles: 3 }, download: { enabled: true } }\nsocket: {",
@@ -232,7 +232,7 @@ fn a_bad_configuration_ends_the_start_with_78_and_all_problems() {
 }
 
 #[test]
-fn what_is_no_socket_is_not_replaced() {
+fn regular_file_at_socket_path_is_kept() {
     let root = Root::new();
     fs::write(root.socket(), "precious").unwrap();
     let (code, root) = root.spawn().wait_exit();
@@ -243,7 +243,7 @@ fn what_is_no_socket_is_not_replaced() {
 }
 
 #[test]
-fn a_default_model_that_is_replaced_or_newly_named_is_ready_by_itself() {
+fn changed_default_model_is_loaded_without_request() {
     let root = Root::new().with("memory.embedding_model", json!("m"));
     let mut daemon = root.with("packages.replace_embedding_space", json!(true)).start();
     for (version, model, installed) in [("1", "tiny-bert-mean", 2), ("2", "tiny-e5", 3)] {
@@ -266,7 +266,7 @@ fn a_default_model_that_is_replaced_or_newly_named_is_ready_by_itself() {
 }
 
 #[test]
-fn requests_that_wait_for_a_model_are_answered_before_the_end() {
+fn queued_requests_are_answered_before_exit() {
     let daemon = Root::new().start();
     let body = json!({ "input": vec![vec![5; 48]; 512] }).to_string();
     let mut connections: Vec<_> = (0..6).map(|_| daemon.connect()).collect();
@@ -288,7 +288,7 @@ fn requests_that_wait_for_a_model_are_answered_before_the_end() {
 }
 
 #[test]
-fn while_it_drains_idle_connections_end_and_new_ones_are_refused() {
+fn drain_closes_idle_and_refuses_new_connections() {
     let daemon = Root::new().start();
     let mut idle = daemon.connect();
     assert_eq!(idle.request("GET", "/livez", &[], b"").status, 200);
@@ -332,7 +332,7 @@ fn the_log_level_follows_the_configuration() {
 }
 
 #[test]
-fn problems_are_gone_when_the_file_is_as_it_was() {
+fn restored_file_clears_configuration_problems() {
     let daemon = Root::new().start();
     daemon.write_config("log: { level: loud }\n");
     daemon.wait_notified("the configuration was rejected");
@@ -345,7 +345,7 @@ fn problems_are_gone_when_the_file_is_as_it_was() {
 }
 
 #[test]
-fn what_keeps_it_from_starting_is_said() {
+fn startup_failures_are_logged_with_exit_codes() {
     let root = Root::new();
     fs::remove_file(root.config()).unwrap();
     let daemon = root.spawn();
@@ -363,7 +363,7 @@ fn what_keeps_it_from_starting_is_said() {
 }
 
 #[test]
-fn nothing_is_written_beside_the_given_directories_nor_installed_twice() {
+fn restart_installs_nothing_and_leaves_no_stray_files() {
     let root = Root::new().start().stop();
     let mut names: Vec<_> = fs::read_dir(root.path())
         .unwrap()

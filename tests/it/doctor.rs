@@ -34,7 +34,7 @@ pub(crate) fn assert_check(report: &Value, name: &str, verdict: &str, found: &st
 }
 
 #[test]
-fn nothing_fails_for_a_healthy_daemon_and_people_get_a_line_a_check() {
+fn healthy_daemon_fails_no_check() {
     let daemon = Root::new().start();
     let (code, healthy) = report(&mut daemon.cli());
     // The machine of the tests may have warnings of its own, for example about its journal.
@@ -61,7 +61,7 @@ fn nothing_fails_for_a_healthy_daemon_and_people_get_a_line_a_check() {
 }
 
 #[test]
-fn without_a_daemon_it_says_how_to_start_one_and_looks_at_the_rest() {
+fn missing_daemon_is_reported_with_start_command() {
     let root = Root::new();
     let (code, report) = report(&mut root.cli());
     assert_eq!((code, &report["healthy"]), (1, &json!(false)));
@@ -80,7 +80,7 @@ fn without_a_daemon_it_says_how_to_start_one_and_looks_at_the_rest() {
 }
 
 #[test]
-fn a_wrong_configuration_is_said_with_its_place() {
+fn invalid_configuration_is_reported_with_location() {
     let root = Root::new();
     root.write_config("memory: { min_free: 12 }\n");
     let (code, report) = report(&mut root.cli());
@@ -90,8 +90,8 @@ fn a_wrong_configuration_is_said_with_its_place() {
 }
 
 #[test]
-fn a_stranger_is_told_how_to_become_a_member_and_what_only_root_may_see() {
-    let test = "a_stranger_is_told_how_to_become_a_member_and_what_only_root_may_see";
+fn user_outside_group_is_advised_to_join() {
+    let test = "user_outside_group_is_advised_to_join";
     if !geteuid().is_root() {
         return skipped(test, "root");
     }
@@ -111,7 +111,7 @@ fn a_stranger_is_told_how_to_become_a_member_and_what_only_root_may_see() {
 }
 
 #[test]
-fn a_refused_package_is_a_warning_with_its_reason() {
+fn rejected_package_is_a_warning_with_reason() {
     let daemon = Root::new().start();
     let mut flipped = pack("tiny-bert-mean", "m", "1");
     flip_a_bit(&mut flipped);
@@ -130,7 +130,7 @@ fn a_refused_package_is_a_warning_with_its_reason() {
 }
 
 #[test]
-fn a_damaged_model_is_a_failure_and_what_is_said_mends_it() {
+fn corrupt_model_is_repaired_by_suggested_command() {
     // Without `strict`, another model with the same weights would answer instead.
     let daemon = Root::new().with("memory.fallback_strategy", json!("strict")).start();
     let package = dropped(&daemon, "m");
@@ -155,7 +155,7 @@ fn a_damaged_model_is_a_failure_and_what_is_said_mends_it() {
 }
 
 #[test]
-fn a_named_socket_is_not_taken_for_that_of_the_system() {
+fn custom_socket_skips_checks_of_system_configuration() {
     let daemon = Root::new().start();
     let mut doctor = crate::support::cli();
     let (_, report) = report(doctor.env("CAXTON_SOCKET", daemon.socket()));

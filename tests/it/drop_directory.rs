@@ -59,7 +59,7 @@ const WAYS: [(&str, Way); 4] = [
 ];
 
 #[test]
-fn a_dropped_package_answers_within_two_seconds_of_its_last_byte() {
+fn dropped_package_answers_within_two_seconds() {
     let daemon = Root::new().start();
     for (way, put) in WAYS {
         // A busy machine can be slow once. A daemon that is itself too slow fails every try.
@@ -79,7 +79,7 @@ fn a_dropped_package_answers_within_two_seconds_of_its_last_byte() {
 }
 
 #[test]
-fn a_model_leaves_with_its_file_and_is_replaced_with_it() {
+fn model_is_replaced_and_removed_with_its_file() {
     let daemon = Root::new().with("packages.replace_embedding_space", json!(true)).start();
     let path = dropped(&daemon, "m");
     let vector = |daemon: &Daemon| ask(daemon, "m").vectors();
@@ -116,7 +116,7 @@ fn a_model_leaves_with_its_file_and_is_replaced_with_it() {
 }
 
 #[test]
-fn a_model_stays_without_its_file_when_the_configuration_says_so() {
+fn model_outlives_its_file_when_configured() {
     let daemon = Root::new().with("packages.remove_with_file", json!(false)).start();
     until_looked(&daemon, "m");
     fs::remove_file(dropped(&daemon, "m")).unwrap();
@@ -128,7 +128,7 @@ fn a_model_stays_without_its_file_when_the_configuration_says_so() {
 }
 
 #[test]
-fn a_model_with_two_files_leaves_with_the_last_of_them() {
+fn model_is_removed_with_its_last_file() {
     // The result must not depend on which file was read last, nor on a restart in between.
     for (first, then) in [("a", "b"), ("b", "a")] {
         let mut daemon = Root::new().start();
@@ -157,7 +157,7 @@ fn a_model_with_two_files_leaves_with_the_last_of_them() {
 }
 
 #[test]
-fn a_copy_of_a_bundled_package_may_come_and_go() {
+fn removed_copy_of_bundled_package_removes_nothing() {
     let daemon = Root::new().start();
     let path = dropped(&daemon, "copy");
     fs::write(&path, tiny_package()).unwrap();
@@ -171,7 +171,7 @@ fn a_copy_of_a_bundled_package_may_come_and_go() {
 }
 
 #[test]
-fn a_restart_reads_only_what_changed_while_the_daemon_was_down() {
+fn restart_reads_only_changed_files() {
     let daemon = Root::new().with("packages.replace_embedding_space", json!(true)).start();
     for id in ["same", "replaced", "removed"] {
         until_looked(&daemon, id);

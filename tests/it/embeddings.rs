@@ -64,7 +64,7 @@ fn float_and_base64_are_the_same_bits() {
 }
 
 #[test]
-fn shortened_vectors_have_length_one_again() {
+fn shortened_vectors_have_unit_length() {
     let daemon = Root::new().start();
     let full = daemon.embed(json!("a text")).remove(0);
     for dimensions in [1, 7, 16, 63, TINY_DIMENSIONS] {
@@ -85,7 +85,7 @@ fn shortened_vectors_have_length_one_again() {
 }
 
 #[test]
-fn a_prompt_goes_before_the_text() {
+fn prompt_is_prepended_to_text() {
     let daemon = Root::with_other().start();
     let ask = |body: Value| {
         let answer = daemon.embeddings(&body);
@@ -101,7 +101,7 @@ fn a_prompt_goes_before_the_text() {
 }
 
 #[test]
-fn an_answer_says_which_model_and_space_it_is_of() {
+fn answer_names_model_and_embedding_space() {
     let daemon = Root::with_other().start();
     let long = "word ".repeat(500);
     let answer = daemon.embeddings(&json!({ "input": ["a", long], "user": "someone" }));
@@ -129,7 +129,7 @@ fn an_answer_says_which_model_and_space_it_is_of() {
 }
 
 #[test]
-fn a_text_has_the_same_vector_alone_and_in_a_batch() {
+fn vector_is_independent_of_batch() {
     let daemon = Root::new().start();
     let texts: Vec<String> =
         (0..64).map(|index| format!("text {index} {}", "more words ".repeat(index % 17))).collect();
@@ -147,7 +147,7 @@ fn a_text_has_the_same_vector_alone_and_in_a_batch() {
 }
 
 #[test]
-fn the_most_inputs_of_a_request_are_answered_in_order() {
+fn maximum_inputs_are_answered_in_order() {
     let daemon = Root::new().start();
     let texts: Vec<String> = (0..2048).map(|index| format!("text {}", index % 5)).collect();
     let vectors = daemon.embed(json!(texts));

@@ -66,7 +66,7 @@ fn hold(daemon: &Daemon, row: &Row) {
 }
 
 #[test]
-fn a_wrong_request_gets_the_status_of_its_dialect() {
+fn invalid_request_gets_status_of_its_dialect() {
     let daemon = Root::with_other().with("socket.max_body", json!("16KiB")).start();
     let none = || json!({});
     let rows = [
@@ -158,7 +158,7 @@ fn a_wrong_request_gets_the_status_of_its_dialect() {
 /// Checks that a text that is too long is cut at its end by default, and that the answer reports
 /// it.
 #[test]
-fn a_text_that_is_too_long_is_cut_and_the_answer_says_so() {
+fn long_text_is_truncated_and_reported() {
     let daemon = Root::new().start();
     let text = "word ".repeat(2 * MOST_TOKENS);
     let openai = daemon.embeddings(&json!({ "input": text }));
@@ -172,7 +172,7 @@ fn a_text_that_is_too_long_is_cut_and_the_answer_says_so() {
 }
 
 #[test]
-fn a_task_that_no_model_here_does_is_424() {
+fn unsupported_task_is_424() {
     let root = Root::new();
     fs::write(root.bundled().join(file_name("table")), pack("tiny-static", "table", "1")).unwrap();
     let daemon = root.start();
@@ -187,7 +187,7 @@ fn a_task_that_no_model_here_does_is_424() {
 }
 
 #[test]
-fn a_model_that_cannot_answer_is_503_on_every_route() {
+fn corrupt_model_is_503_in_openai_and_tei() {
     // Without `strict`, another model of the same embedding space would answer.
     let root = Root::new().with("memory.fallback_strategy", json!("strict"));
     fs::write(root.bundled().join(file_name("broken")), pack("tiny-bert-mean", "broken", "1"))
@@ -209,7 +209,7 @@ fn a_model_that_cannot_answer_is_503_on_every_route() {
 }
 
 #[test]
-fn a_model_that_does_not_fit_is_503_on_every_route_and_not_to_be_asked_again() {
+fn model_over_memory_limit_is_503_without_retry() {
     let installed = Root::new().start().stop();
     let daemon = installed.with("memory.memory_limit", json!("1MiB")).start();
     daemon.wait_notified("does not fit into memory");
@@ -238,7 +238,7 @@ fn ollamas(answer: &Answer, status: u16, case: &str) -> String {
 }
 
 #[test]
-fn a_full_queue_is_told_in_every_dialect() {
+fn full_queue_error_follows_the_dialect() {
     let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
     // Token ids need no tokenizing, so the model is the slowest part and requests wait for it.
     let long = json!({ "input": vec![vec![5; 48]; 2048] }).to_string();
@@ -282,7 +282,7 @@ fn a_full_queue_is_told_in_every_dialect() {
 }
 
 #[test]
-fn a_model_that_is_loading_is_told_in_every_dialect() {
+fn loading_model_error_follows_the_dialect() {
     for (path, texts_field) in
         [(EMBEDDINGS, "input"), ("/embed", "inputs"), ("/api/embed", "input")]
     {

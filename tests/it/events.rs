@@ -39,7 +39,7 @@ fn call(daemon: &Daemon, method: &str, path: &str, body: &str) {
 }
 
 #[test]
-fn what_happens_is_told_in_order_and_the_answer_ends_when_the_daemon_drains() {
+fn events_are_streamed_in_order_until_drain() {
     let mut daemon = Root::with_other()
         .with("memory.min_free", json!("0B"))
         .with("memory.pressure", json!({ "quiet": "1s", "reload_cooldown": "1h" }))
@@ -103,7 +103,7 @@ fn what_happens_is_told_in_order_and_the_answer_ends_when_the_daemon_drains() {
 }
 
 #[test]
-fn a_client_goes_on_where_it_stopped() {
+fn event_stream_resumes_after_last_id() {
     let daemon = Root::with_other().start();
     let first = remembered(&daemon, 0);
     let last = first.last().unwrap()["id"].as_u64().unwrap();
@@ -127,7 +127,7 @@ fn a_client_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn the_command_line_shows_events_as_they_happen() {
+fn command_line_follows_events() {
     let daemon = Root::with_other().start();
     let output = daemon.cli().args(["events", "--no-follow"]).output().unwrap();
     let shown = String::from_utf8(output.stdout).unwrap();

@@ -27,7 +27,7 @@ fn embed_other(daemon: &Daemon, more: Value) -> Answer {
 }
 
 #[test]
-fn another_model_answers_only_those_who_allowed_it_and_says_so() {
+fn fallback_needs_consent_and_is_reported() {
     let daemon = root().start();
     let own = daemon.embed(json!("a text"));
     leave_no_room(&daemon);
@@ -52,7 +52,7 @@ fn another_model_answers_only_those_who_allowed_it_and_says_so() {
 }
 
 #[test]
-fn a_strict_appliance_answers_with_no_other_model_and_a_mistyped_name_is_a_mistake() {
+fn strict_strategy_and_unknown_names_get_no_fallback() {
     let root = root().with("memory.fallback_strategy", json!("strict"));
     let daemon = root.with("memory.allow_fallback", json!(true)).start();
     let unknown = daemon.embeddings(&json!({ "input": "a", "model": "othre" }));
@@ -64,7 +64,7 @@ fn a_strict_appliance_answers_with_no_other_model_and_a_mistyped_name_is_a_mista
 }
 
 #[test]
-fn the_settings_may_allow_it_for_all_who_do_not_say() {
+fn configuration_sets_default_for_fallback() {
     let daemon = root().with("memory.allow_fallback", json!(true)).start();
     leave_no_room(&daemon);
     let answer = embed_other(&daemon, json!({}));
@@ -75,7 +75,7 @@ fn the_settings_may_allow_it_for_all_who_do_not_say() {
 }
 
 #[test]
-fn a_tenant_that_is_held_to_some_models_is_answered_by_no_other() {
+fn fallback_respects_allowed_models_of_tenant() {
     let tenant = |allowed: &[&str]| json!([{ "name": "t", "users": [nix::unistd::getuid().as_raw()], "allowed_models": allowed }]);
     let daemon = root().with("tenants", tenant(&["other"])).start();
     leave_no_room(&daemon);
@@ -106,7 +106,7 @@ fn order(answer: &Answer) -> Vec<u64> {
 }
 
 #[test]
-fn more_text_than_keywords_may_have_is_refused_before_anything_is_computed() {
+fn keyword_text_over_limit_is_rejected() {
     let daemon = Root::new().start();
     let documents = json!(["oil ".repeat(1 << 19), "x"]);
     for mode in ["keyword", "hybrid"] {
@@ -120,7 +120,7 @@ fn more_text_than_keywords_may_have_is_refused_before_anything_is_computed() {
 }
 
 #[test]
-fn documents_are_ranked_by_the_cosines_that_the_vectors_have() {
+fn documents_are_ranked_by_cosine() {
     let daemon = Root::new().start();
     let vectors =
         daemon.embed(json!(["oil leaks", "a quiet evening", "the pump leaks oil", "oil"]));
@@ -161,7 +161,7 @@ fn documents_are_ranked_by_the_cosines_that_the_vectors_have() {
 }
 
 #[test]
-fn the_rerank_route_has_the_same_order_and_scores_from_0_to_1() {
+fn rerank_matches_rank_order_and_bounds_scores() {
     let daemon = Root::new().start();
     let texts = ["a quiet evening", "the pump leaks oil", "oil"];
     let body = json!({ "query": "oil leaks", "texts": texts, "return_text": true });
@@ -184,7 +184,7 @@ fn the_rerank_route_has_the_same_order_and_scores_from_0_to_1() {
 }
 
 #[test]
-fn without_any_model_words_rank_and_vectors_are_refused() {
+fn without_models_ranking_falls_back_to_keywords() {
     let daemon = root().with("memory.fallback_models", json!([])).start();
     let unload = |name: &str| {
         let path = format!("/api/memory/models/{name}");
@@ -207,7 +207,7 @@ fn without_any_model_words_rank_and_vectors_are_refused() {
 }
 
 #[test]
-fn a_model_that_is_loading_says_how_far_it_is() {
+fn model_loading_error_reports_progress() {
     let daemon = root().start();
     let body = json!({ "input": "a text", "model": "other" }).to_string();
     // The timeout of 0 expires before any load can finish.

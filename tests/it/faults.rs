@@ -165,7 +165,7 @@ fn old_or_new(test: &str, root: &Root, before: &Path, arguments: &[&str]) {
 }
 
 #[test]
-fn after_any_fault_of_the_disk_the_store_holds_the_old_state_or_the_new() {
+fn disk_fault_leaves_old_or_new_state() {
     let root = Root::without_bundled();
     let file = |version: &str| {
         let file = root.path().join(format!("m-{version}.model.tar.zst"));

@@ -140,7 +140,7 @@ fn measure(directory: &Path, precision: Precision) -> Figures {
 /// Runs [`measure`] in a process of its own: this test again, with [`MEASURED`] set.
 fn measured(directory: &Path, precision: Precision) -> Figures {
     let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "footprint::the_estimate_is_within_a_tenth_of_what_is_measured"])
+        .args(["--exact", "footprint::estimate_is_within_ten_percent_of_measurement"])
         .args(["--nocapture", "--test-threads=1"])
         .env(MEASURED, format!("{precision} {}", directory.display()))
         .output()
@@ -290,7 +290,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn the_estimate_is_within_a_tenth_of_what_is_measured() {
+fn estimate_is_within_ten_percent_of_measurement() {
     if let Some(told) = env::var_os(MEASURED) {
         let told = told.into_string().unwrap();
         let (precision, directory) = told.split_once(' ').unwrap();
@@ -312,7 +312,7 @@ fn the_estimate_is_within_a_tenth_of_what_is_measured() {
 }
 
 #[test]
-fn the_estimate_of_the_bundled_model_is_within_a_tenth() {
+fn estimate_of_bundled_model_is_within_ten_percent() {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("bundled-models/bundled-mini-1.0.0.model.tar.zst");
     let package = fs::read(package).unwrap();
@@ -322,9 +322,9 @@ fn the_estimate_of_the_bundled_model_is_within_a_tenth() {
 }
 
 #[test]
-fn the_estimate_of_all_minilm_l6_v2_is_within_a_tenth() {
+fn estimate_of_minilm_is_within_ten_percent() {
     let Some(models) = env::var_os("CAXTON_MODELS") else {
-        return skipped("the_estimate_of_all_minilm_l6_v2_is_within_a_tenth", "CAXTON_MODELS");
+        return skipped("estimate_of_minilm_is_within_ten_percent", "CAXTON_MODELS");
     };
     let source = Path::new(&models).join("all-MiniLM-L6-v2");
     let package = packed(&source, package::Precision::F32);

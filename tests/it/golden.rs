@@ -228,7 +228,7 @@ fn compare(case: &Case, directory: &Path, texts: &[String]) -> (Vec<String>, f32
 }
 
 #[test]
-fn tiny_models_give_the_vectors_of_sentence_transformers() {
+fn tiny_models_match_sentence_transformers() {
     let texts = texts("texts.jsonl");
     let mut failures = Vec::new();
     for case in &TINY {
@@ -248,7 +248,7 @@ const PACKED: [(package::Precision, f32); 3] = [
 ];
 
 #[test]
-fn every_tiny_model_is_packed_in_every_precision() {
+fn packing_in_any_precision_preserves_vectors() {
     let texts = texts("texts.jsonl");
     for case in &TINY {
         let expected = reference(case, "embedding");
@@ -284,12 +284,9 @@ fn every_tiny_model_is_packed_in_every_precision() {
 }
 
 #[test]
-fn all_minilm_l6_v2_gives_the_vectors_of_sentence_transformers() {
+fn minilm_matches_sentence_transformers() {
     let Some(models) = env::var_os(MODELS) else {
-        return crate::support::skipped(
-            "all_minilm_l6_v2_gives_the_vectors_of_sentence_transformers",
-            MODELS,
-        );
+        return crate::support::skipped("minilm_matches_sentence_transformers", MODELS);
     };
     let directory = Path::new(&models).join(MINI_LM.name);
     let (failures, worst) = compare(&MINI_LM, &directory, &texts("texts_real.jsonl"));
@@ -302,12 +299,9 @@ const ROUNDED: [(Precision, f32, f32); 2] =
     [(Precision::Bf16, 0.9999, 0.9995), (Precision::Int8, 0.9995, 0.998)];
 
 #[test]
-fn all_minilm_l6_v2_in_rounded_precisions_stays_near_f32() {
+fn rounded_precisions_of_minilm_stay_near_reference() {
     let Some(models) = env::var_os(MODELS) else {
-        return crate::support::skipped(
-            "all_minilm_l6_v2_in_rounded_precisions_stays_near_f32",
-            MODELS,
-        );
+        return crate::support::skipped("rounded_precisions_of_minilm_stay_near_reference", MODELS);
     };
     let directory = Path::new(&models).join(MINI_LM.name);
     let texts = texts("texts_real.jsonl");
@@ -315,8 +309,7 @@ fn all_minilm_l6_v2_in_rounded_precisions_stays_near_f32() {
     for (precision, mean_bound, least_bound) in ROUNDED {
         let model = load(&MINI_LM, &directory, precision);
         if model.embedder.report().precision != precision {
-            let test =
-                format!("all_minilm_l6_v2_in_rounded_precisions_stays_near_f32: {precision}");
+            let test = format!("rounded_precisions_of_minilm_stay_near_reference: {precision}");
             crate::support::skipped(&test, "a processor that multiplies it");
             continue;
         }

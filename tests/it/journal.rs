@@ -120,8 +120,8 @@ fn assert_shown(record: &Record) {
 }
 
 #[test]
-fn journald_gets_each_kind_with_its_id_its_priority_and_its_fields() {
-    let test = "journald_gets_each_kind_with_its_id_its_priority_and_its_fields";
+fn journald_records_have_id_priority_and_fields() {
+    let test = "journald_records_have_id_priority_and_fields";
     let Some(journald) = Journald::new(test) else { return };
     let daemon = journald.start(Root::new());
     let mut seen = Vec::new();
@@ -179,9 +179,8 @@ fn journald_gets_each_kind_with_its_id_its_priority_and_its_fields() {
 }
 
 #[test]
-fn while_journald_takes_nothing_requests_are_answered_and_then_it_is_told_what_it_missed() {
-    let test =
-        "while_journald_takes_nothing_requests_are_answered_and_then_it_is_told_what_it_missed";
+fn blocked_journald_stalls_nothing_and_losses_are_logged() {
+    let test = "blocked_journald_stalls_nothing_and_losses_are_logged";
     let Some(journald) = Journald::new(test) else { return };
     let daemon = journald.start(Root::new());
     let lost = || {
@@ -213,8 +212,8 @@ fn while_journald_takes_nothing_requests_are_answered_and_then_it_is_told_what_i
 }
 
 #[test]
-fn where_journald_has_no_socket_its_stream_gets_lines_with_priorities() {
-    let test = "where_journald_has_no_socket_its_stream_gets_lines_with_priorities";
+fn without_journald_socket_stderr_lines_have_priorities() {
+    let test = "without_journald_socket_stderr_lines_have_priorities";
     let Some(mut journald) = Journald::new(test) else { return };
     journald.remove();
     let daemon = journald.start(Root::new());
@@ -230,8 +229,8 @@ fn where_journald_has_no_socket_its_stream_gets_lines_with_priorities() {
 const HOSTILE: &str = "bad\nMESSAGE_ID=0\nPRIORITY=0\n\u{1b}[31m\r\u{202e}-1.model.tar.zst";
 
 #[test]
-fn a_hostile_file_name_makes_no_field_of_a_record() {
-    let test = "a_hostile_file_name_makes_no_field_of_a_record";
+fn hostile_file_name_cannot_add_record_fields() {
+    let test = "hostile_file_name_cannot_add_record_fields";
     let Some(journald) = Journald::new(test) else { return };
     let daemon = journald.start(Root::new());
     fs::write(daemon.drop_directory().join(HOSTILE), b"not a package").unwrap();
@@ -243,7 +242,7 @@ fn a_hostile_file_name_makes_no_field_of_a_record() {
 }
 
 #[test]
-fn hostile_names_make_no_line_of_the_log() {
+fn hostile_names_cannot_add_log_lines() {
     let daemon = Root::new().start();
     fs::write(daemon.drop_directory().join(HOSTILE), b"not a package").unwrap();
     daemon.wait_log("package refused");

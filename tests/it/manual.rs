@@ -89,7 +89,7 @@ fn completion(shell: Shell) -> String {
 }
 
 #[test]
-fn pages_and_completions_are_what_the_types_say() {
+fn pages_and_completions_match_the_types() {
     assert_eq!(VERSION.0, env!("CARGO_PKG_VERSION"), "a new version has a new day");
     let pages = PAGES.map(|name| (format!("packaging/man/{name}"), page(name)));
     let completions = COMPLETIONS
@@ -125,8 +125,8 @@ fn is_there(program: &str, test: &str) -> bool {
 }
 
 #[test]
-fn no_formatter_has_a_word_to_say_about_the_pages() {
-    let test = "no_formatter_has_a_word_to_say_about_the_pages";
+fn manual_pages_pass_formatters_without_warnings() {
+    let test = "manual_pages_pass_formatters_without_warnings";
     let checkers: [(&str, &[&str]); 2] = [
         ("groff", &["-ww", "-man", "-Kutf8", "-Tutf8", "-z"]),
         ("mandoc", &["-Tlint", "-Wwarning"]),
@@ -148,7 +148,7 @@ fn no_formatter_has_a_word_to_say_about_the_pages() {
 }
 
 #[test]
-fn the_examples_of_the_manual_do_what_they_say() {
+fn manual_examples_succeed() {
     let daemon = Root::new().start();
     let place = tempfile::tempdir().unwrap();
     // Copy the directory, because the model would get the name of a link's target.

@@ -47,7 +47,7 @@ fn embed(daemon: &Daemon, model: &str) -> Answer {
 }
 
 #[test]
-fn models_are_loaded_pinned_flushed_and_unloaded_on_request() {
+fn memory_requests_load_pin_flush_and_unload() {
     let daemon = root().start();
     let status = memory(&daemon);
     assert_eq!((&status["level"], &status["shedding"]), (&json!("normal"), &json!(false)));
@@ -100,7 +100,7 @@ fn models_are_loaded_pinned_flushed_and_unloaded_on_request() {
 }
 
 #[test]
-fn a_limit_below_the_smallest_model_is_told_with_numbers_until_it_is_lifted() {
+fn limit_below_smallest_model_is_reported_until_lifted() {
     let installed = root().start().stop();
     let daemon = installed.with("memory.memory_limit", json!("1MiB")).start();
     daemon.wait_notified("STATUS=bundled-mini does not fit into memory (it needs ");
@@ -121,7 +121,7 @@ fn a_limit_below_the_smallest_model_is_told_with_numbers_until_it_is_lifted() {
 /// Checks that a package is not installed while its model does not fit: an installation requires a
 /// self-test, and a self-test requires memory.
 #[test]
-fn a_package_whose_model_does_not_fit_is_installed_when_it_does() {
+fn package_is_installed_once_its_model_fits() {
     let daemon = Root::without_bundled()
         .with("memory.memory_limit", json!("1MiB"))
         .with("memory.fallback_models", json!(["small"]))
@@ -149,7 +149,7 @@ fn a_package_whose_model_does_not_fit_is_installed_when_it_does() {
 }
 
 #[test]
-fn a_bundled_package_whose_model_does_not_fit_is_installed_when_it_does() {
+fn bundled_package_is_installed_once_its_model_fits() {
     let daemon = Root::new().with("memory.memory_limit", json!("1MiB")).start();
     let said = daemon.wait_log("a bundled package cannot be installed now");
     assert!(said.contains("bundled-mini") && said.contains("it needs "), "{said}");
@@ -165,7 +165,7 @@ fn a_bundled_package_whose_model_does_not_fit_is_installed_when_it_does() {
 }
 
 #[test]
-fn a_model_that_is_not_used_leaves_and_comes_back() {
+fn idle_model_is_unloaded_and_reloaded() {
     let daemon = root().with("models", json!({ "other": { "max_idle_time": "1s" } })).start();
     assert_eq!(embed(&daemon, "other").status, 200);
     assert_eq!(model(&memory(&daemon), "other")["expires_in_seconds"], 0);
@@ -177,7 +177,7 @@ fn a_model_that_is_not_used_leaves_and_comes_back() {
 
 /// Checks that a load beyond the limit of models does not evict a model that was just loaded.
 #[test]
-fn only_so_many_models_are_in_memory() {
+fn load_beyond_max_loaded_models_is_rejected() {
     let daemon = root().with("memory.max_loaded_models", json!(1)).start();
     let refusal = embed(&daemon, "other");
     refused(&refusal, 503, "memory_limit", None, &[]);
@@ -190,7 +190,7 @@ fn only_so_many_models_are_in_memory() {
 /// Checks the reaction to pressure that is signalled through a FIFO, under a limit that is lowered
 /// at run time.
 #[test]
-fn models_leave_under_pressure_and_the_last_fallback_answers_on() {
+fn pressure_evicts_models_but_not_last_fallback() {
     let root = root();
     let fifo = root.path().join("pressure");
     nix::unistd::mkfifo(&fifo, Mode::from_bits_truncate(0o600)).unwrap();
@@ -235,7 +235,7 @@ fn signal(fifo: &Path) {
 /// Checks that alternating requests for two models, of which only one may be loaded, do not make
 /// them replace each other.
 #[test]
-fn taking_turns_does_not_thrash() {
+fn alternating_requests_do_not_thrash() {
     let daemon = root()
         .with("memory.fallback_models", json!([]))
         .with("memory.pressure", json!({ "quiet": "1s", "reload_cooldown": "1s" }))
@@ -260,7 +260,7 @@ fn taking_turns_does_not_thrash() {
 }
 
 #[test]
-fn the_command_line_shows_and_moves_models() {
+fn memory_command_shows_loads_and_unloads_models() {
     let daemon = root().start();
     let run = |arguments: &[&str]| {
         let output = daemon.cli().arg("memory").args(arguments).output().unwrap();

@@ -102,7 +102,7 @@ fn tiny() -> String {
 }
 
 #[test]
-fn a_package_is_installed_shown_verified_exported_and_removed() {
+fn package_lifecycle_works_with_and_without_daemon() {
     for place in Place::both() {
         let package = pack("tiny-bert-cls", "m", "1.2");
         let file = place.file("m-1.2.model.tar.zst", &package);
@@ -147,7 +147,7 @@ fn a_package_is_installed_shown_verified_exported_and_removed() {
 }
 
 #[test]
-fn a_directory_is_packed_and_installed_in_one_step() {
+fn install_packs_a_source_directory() {
     for place in Place::both() {
         let (source, id) = (tiny(), "--model-id");
         let command = ["install", id, "m", "--source", &source, "--validate-checksums"];
@@ -162,7 +162,7 @@ fn a_directory_is_packed_and_installed_in_one_step() {
 }
 
 #[test]
-fn packing_twice_gives_the_same_bytes_and_prints_their_digest() {
+fn packing_is_reproducible_and_prints_digest() {
     let place = Place::Alone(Root::without_bundled());
     for precision in ["f32", "f16", "int8"] {
         let pack = |name: &str| {
@@ -183,7 +183,7 @@ fn packing_twice_gives_the_same_bytes_and_prints_their_digest() {
 }
 
 #[test]
-fn a_damaged_package_is_refused_by_the_name_of_its_member() {
+fn damaged_package_is_rejected_with_member_name() {
     for place in Place::both() {
         let good = tiny_package();
         for member in ["model.safetensors", "tokenizer.json", "config.json"] {
@@ -206,7 +206,7 @@ fn a_damaged_package_is_refused_by_the_name_of_its_member() {
 }
 
 #[test]
-fn a_bundled_model_is_not_removed() {
+fn bundled_model_cannot_be_removed() {
     for place in Place::both() {
         place.refused(&["remove", "bundled-mini"], DATA, &["came with the appliance"]);
         assert_eq!(place.listed(), ["bundled-mini@1"]);
@@ -214,7 +214,7 @@ fn a_bundled_model_is_not_removed() {
 }
 
 #[test]
-fn an_installed_model_whose_files_changed_fails_its_verification() {
+fn changed_model_fails_verification_and_export() {
     for place in Place::both() {
         // Remove the bundled packages, because the daemon would repair the corrupt entry from them.
         for package in names(&place.root().bundled()) {
@@ -234,7 +234,7 @@ fn an_installed_model_whose_files_changed_fails_its_verification() {
 }
 
 #[test]
-fn other_faults_have_the_exit_codes_of_sysexits() {
+fn failures_have_sysexits_codes() {
     for place in Place::both() {
         let missing = place.path("missing.model.tar.zst");
         place.refused(&["install", &missing], SYSTEM, &[&missing]);
@@ -252,7 +252,7 @@ fn other_faults_have_the_exit_codes_of_sysexits() {
 }
 
 #[test]
-fn the_store_is_not_touched_while_a_daemon_holds_it() {
+fn store_held_by_daemon_is_not_opened() {
     let daemon = Root::new().start();
     // The command line then looks for the daemon at a socket on which it does not listen.
     let elsewhere = daemon.path().join("elsewhere.sock");

@@ -61,7 +61,7 @@ const NETWORK_NAMES: &[&str] = &[
 ];
 
 #[test]
-fn no_crate_of_the_programs_could_use_a_network() {
+fn no_dependency_can_use_a_network() {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--locked", "--edges", "normal,build", "--prefix", "none"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -77,7 +77,7 @@ fn no_crate_of_the_programs_could_use_a_network() {
 }
 
 #[test]
-fn no_line_of_the_source_names_a_network() {
+fn source_names_no_network_api() {
     let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     let mut read = 0;
     while let Some(directory) = directories.pop() {
@@ -108,15 +108,15 @@ fn domains(trace: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn the_domains_of_a_trace_are_read() {
+fn socket_domains_are_parsed_from_strace() {
     let trace = "12 socket(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC, 0) = 3\n12 socketpair(AF_UNIX, 1, 0, [3, 4]) = 0\n\
                  [pid 9] socket(AF_INET6, SOCK_DGRAM, IPPROTO_IP) = 5\n12 connect(3, {sa_family=AF_UNIX}, 9) = 0\n";
     assert_eq!(domains(trace), BTreeSet::from(["AF_UNIX", "AF_INET6"]));
 }
 
 #[test]
-fn daemon_and_command_line_open_sockets_of_af_unix_only() {
-    let test = "daemon_and_command_line_open_sockets_of_af_unix_only";
+fn daemon_and_cli_open_only_unix_sockets() {
+    let test = "daemon_and_cli_open_only_unix_sockets";
     if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
         return skipped(test, "strace");
     }

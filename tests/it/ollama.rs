@@ -48,7 +48,7 @@ fn expires_in(daemon: &Daemon, id: &str) -> Option<u64> {
 }
 
 #[test]
-fn a_text_gets_the_vector_that_it_gets_on_every_other_route() {
+fn vectors_match_the_openai_route() {
     let daemon = Root::new().start();
     let texts = json!(["hello world", "日本語 and ünïcödé"]);
     let expected = daemon.embed(texts.clone());
@@ -79,7 +79,7 @@ fn a_text_gets_the_vector_that_it_gets_on_every_other_route() {
 }
 
 #[test]
-fn vectors_are_shortened_and_long_texts_cut_or_refused() {
+fn dimensions_and_truncate_options_apply() {
     let daemon = Root::new().start();
     let short = daemon.embeddings(&json!({ "input": "a text", "dimensions": 16 })).vectors();
     for (dimensions, length) in [(16, 16), (0, TINY_DIMENSIONS)] {
@@ -100,7 +100,7 @@ fn vectors_are_shortened_and_long_texts_cut_or_refused() {
 }
 
 #[test]
-fn an_empty_input_loads_the_model_and_no_more() {
+fn empty_input_only_loads_the_model() {
     let daemon = Root::with_other().start();
     for body in
         [json!({}), json!({ "input": "" }), json!({ "input": [] }), json!({ "input": null })]
@@ -123,7 +123,7 @@ fn an_empty_input_loads_the_model_and_no_more() {
 }
 
 #[test]
-fn a_tag_names_a_version() {
+fn tag_resolves_to_version() {
     let daemon = Root::with_other().start();
     for (name, answers) in [
         (json!(null), "bundled-mini@1"),
@@ -151,7 +151,7 @@ fn a_tag_names_a_version() {
 }
 
 #[test]
-fn models_are_listed_as_ollama_lists_them() {
+fn model_listings_match_ollama_format() {
     let daemon = Root::with_other().start();
     let package = daemon.package("other");
     let details = json!({
@@ -210,7 +210,7 @@ fn models_are_listed_as_ollama_lists_them() {
 }
 
 #[test]
-fn a_failure_is_one_flat_text() {
+fn error_is_a_single_string() {
     let daemon = Root::with_other().with("socket.max_body", json!("32KiB")).start();
     let many = json!({ "input": vec!["a"; 2049] }).to_string();
     let large = json!({ "input": "a".repeat(40_000) }).to_string();
@@ -268,7 +268,7 @@ fn a_failure_is_one_flat_text() {
 }
 
 #[test]
-fn a_full_queue_is_503_with_a_time_to_come_back() {
+fn full_queue_is_503_with_retry_after() {
     let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
     // Token ids need no tokenizing, so the model is the slowest part and requests wait for it.
     let body = json!({ "input": vec![vec![5; 48]; 512] }).to_string();
@@ -288,7 +288,7 @@ fn a_full_queue_is_503_with_a_time_to_come_back() {
 }
 
 #[test]
-fn keep_alive_holds_until_another_one_or_until_the_model_leaves() {
+fn keep_alive_lasts_until_replaced_or_unloaded() {
     let daemon =
         Root::with_other().with("models", json!({ "other": { "max_idle_time": "2h" } })).start();
     let ask = |keep_alive: Value| {
@@ -327,7 +327,7 @@ fn keep_alive_holds_until_another_one_or_until_the_model_leaves() {
 }
 
 #[test]
-fn a_keep_alive_of_nothing_unloads_after_the_reply() {
+fn zero_keep_alive_unloads_after_answer() {
     let daemon = Root::with_other().start();
     for nothing in [json!(0), json!("0"), json!("0s")] {
         let count = daemon.log().len();
@@ -347,7 +347,7 @@ fn a_keep_alive_of_nothing_unloads_after_the_reply() {
 }
 
 #[test]
-fn a_model_that_others_use_or_that_is_pinned_does_not_leave_for_a_keep_alive_of_nothing() {
+fn zero_keep_alive_spares_busy_and_pinned_models() {
     let daemon = Root::with_other().start();
     let body = json!({ "model": "other", "input": vec!["word ".repeat(46); 2_000] }).to_string();
     embed(&daemon, json!({ "model": "other" }));

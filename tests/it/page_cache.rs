@@ -42,8 +42,8 @@ fn files_of(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_model_leaves_the_page_cache_when_it_was_installed_checked_or_unloaded() {
-    const TEST: &str = "a_model_leaves_the_page_cache_when_it_was_installed_checked_or_unloaded";
+fn page_cache_is_freed_after_install_verify_unload() {
+    const TEST: &str = "page_cache_is_freed_after_install_verify_unload";
     if Command::new("fincore").arg("--version").output().is_err() {
         return skipped(TEST, "fincore of util-linux");
     }

@@ -40,7 +40,7 @@ fn arithmetic(daemon: &Daemon) -> Value {
 }
 
 #[test]
-fn a_model_says_what_it_is_computed_in_while_it_is_in_memory() {
+fn precision_is_reported_only_while_resident() {
     let daemon = Root::with_other().start();
     arithmetic(&daemon);
     let absent = daemon.package("other");
@@ -51,7 +51,7 @@ fn a_model_says_what_it_is_computed_in_while_it_is_in_memory() {
 }
 
 #[test]
-fn the_precision_of_the_configuration_is_obeyed() {
+fn configured_precision_is_used() {
     for (wanted, reason) in [("f32", "exact"), ("int8", "asked for")] {
         let daemon = Root::new().with("embedding.precision", json!(wanted)).start();
         let found = arithmetic(&daemon);
@@ -63,7 +63,7 @@ fn the_precision_of_the_configuration_is_obeyed() {
 }
 
 #[test]
-fn an_int8_package_under_auto_says_which_precision_was_picked_and_why() {
+fn auto_precision_of_int8_package_is_explained() {
     const PACKAGE: &str = "bundled-mini-1.0.0.model.tar.zst";
     let root = Root::without_bundled();
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundled-models").join(PACKAGE);
@@ -133,7 +133,7 @@ fn integers(id: &str, change: impl Fn(&mut [u8])) -> Vec<u8> {
 }
 
 #[test]
-fn a_model_that_fails_its_self_test_in_what_auto_picks_is_computed_in_f32() {
+fn failed_self_test_falls_back_to_f32() {
     let daemon = Root::new().start();
     let precision = |id: &str, package: &[u8]| {
         let installed = daemon.connect().request("POST", "/api/packages", &[], package);
@@ -144,7 +144,7 @@ fn a_model_that_fails_its_self_test_in_what_auto_picks_is_computed_in_f32() {
     let picked = precision("sound", &integers("sound", |_| {}));
     if picked == "f32" {
         let needs = "a processor that multiplies integers of 8 bits";
-        skipped("a_model_that_fails_its_self_test_in_what_auto_picks_is_computed_in_f32", needs);
+        skipped("failed_self_test_falls_back_to_f32", needs);
         return;
     }
     assert_eq!(precision("fragile", &integers("fragile", make_fragile)), "f32");

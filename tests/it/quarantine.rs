@@ -20,7 +20,7 @@ use crate::support::packages::{
 use crate::support::{Root, pack, skipped};
 
 #[test]
-fn what_is_wrong_goes_to_quarantine_with_the_reason_and_the_service_goes_on() {
+fn invalid_packages_are_quarantined_with_their_reason() {
     let daemon = Root::new().with("packages.incomplete_timeout", json!("2s")).start();
     let good = pack("tiny-bert-mean", "m", "1");
     let mut flipped = good.clone();
@@ -57,7 +57,7 @@ fn what_is_wrong_goes_to_quarantine_with_the_reason_and_the_service_goes_on() {
 }
 
 #[test]
-fn a_refused_successor_does_not_take_the_model_away() {
+fn rejected_successor_does_not_remove_the_model() {
     let daemon = Root::new().start();
     let good = pack("tiny-bert-mean", "m", "1");
     fs::write(dropped(&daemon, "m"), &good).unwrap();
@@ -87,7 +87,7 @@ fn a_refused_successor_does_not_take_the_model_away() {
 }
 
 #[test]
-fn what_is_no_regular_file_harms_nothing() {
+fn irregular_drop_files_do_not_disturb_service() {
     let root = Root::new();
     let package = root.path().join("package");
     fs::write(&package, pack("tiny-bert-mean", "link", "1")).unwrap();
@@ -130,7 +130,7 @@ fn what_is_no_regular_file_harms_nothing() {
 }
 
 #[test]
-fn with_a_key_a_package_waits_for_its_signature_and_another_key_is_refused() {
+fn packages_need_signature_of_configured_key() {
     // A package with a wrong signature may still be incomplete, so the daemon waits for this time.
     let root = Root::without_bundled().with("packages.incomplete_timeout", json!("5s"));
     let generate = || KeyPair::generate_unencrypted_keypair().unwrap();

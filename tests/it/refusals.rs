@@ -68,7 +68,7 @@ fn bad_requests_name_the_field_and_load_nothing() {
 }
 
 #[test]
-fn an_unknown_model_is_404_with_the_names_there_are() {
+fn unknown_model_is_404_with_installed_names() {
     let daemon = Root::with_other().start();
     for name in ["nope", "bundled-mini@9", "", "../other", "bundled-mini@"] {
         let answer = daemon.embeddings(&json!({ "input": "a", "model": name }));
@@ -85,7 +85,7 @@ fn an_unknown_model_is_404_with_the_names_there_are() {
 }
 
 #[test]
-fn what_a_model_cannot_do_is_said_with_what_it_can() {
+fn unsupported_options_are_rejected_with_valid_values() {
     let daemon = Root::with_other().start();
     for (field, value, message) in [
         ("dimensions", json!(0), "gives 1 to 64"),
@@ -100,7 +100,7 @@ fn what_a_model_cannot_do_is_said_with_what_it_can() {
 }
 
 #[test]
-fn ids_of_another_vocabulary_are_refused_with_the_way_out() {
+fn out_of_range_tokens_are_rejected_with_hint() {
     let daemon = Root::new().start();
     for (input, param) in [
         (json!([[1, 2], [VOCABULARY]]), "input[1]"),
@@ -119,7 +119,7 @@ fn ids_of_another_vocabulary_are_refused_with_the_way_out() {
 }
 
 #[test]
-fn a_body_over_the_limit_is_413_and_the_limit_itself_is_not() {
+fn body_over_the_limit_is_413() {
     let daemon = Root::new().with("socket.max_body", json!("2KiB")).start();
     let body = |length: usize| {
         let frame = json!({ "input": "" }).to_string().len();
@@ -142,7 +142,7 @@ fn a_body_over_the_limit_is_413_and_the_limit_itself_is_not() {
 }
 
 #[test]
-fn unknown_routes_and_wrong_methods_are_json_too() {
+fn unknown_routes_and_methods_get_json_errors() {
     let daemon = Root::new().start();
     for (method, path, status, code, message) in [
         ("GET", "/nowhere", 404, "route_not_found", "GET /nowhere"),

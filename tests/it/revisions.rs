@@ -41,7 +41,7 @@ fn listed(daemon: &Daemon) -> Vec<(String, bool)> {
 }
 
 #[test]
-fn two_contents_of_one_version_answer_side_by_side_and_the_id_means_the_last() {
+fn same_version_resolves_to_latest_install() {
     let daemon = Root::new().start();
     let first = install(&daemon, "tiny-bert-mean", "m", "1");
     let second = install(&daemon, "tiny-bert-cls", "m", "1");
@@ -64,7 +64,7 @@ fn two_contents_of_one_version_answer_side_by_side_and_the_id_means_the_last() {
 }
 
 #[test]
-fn a_rollback_holds_at_once_and_after_a_restart_until_it_is_cleared() {
+fn rollback_persists_until_cleared() {
     let daemon = Root::new().start();
     for (version, name) in [("1", "tiny-bert-mean"), ("2", "tiny-bert-cls"), ("3", "tiny-e5")] {
         install(&daemon, name, "m", version);
@@ -119,7 +119,7 @@ fn a_rollback_holds_at_once_and_after_a_restart_until_it_is_cleared() {
 }
 
 #[test]
-fn the_default_model_that_was_rolled_back_is_ready_and_a_newer_package_ends_it() {
+fn newer_package_ends_rollback_of_default_model() {
     let root = Root::new().with("memory.embedding_model", json!("m"));
     let daemon = root.with("packages.replace_embedding_space", json!(true)).start();
     install(&daemon, "tiny-bert-mean", "m", "1");
@@ -170,7 +170,7 @@ fn one_request_gets_the_vectors_of_several_models() {
 }
 
 #[test]
-fn the_list_of_models_says_which_go_together() {
+fn model_list_reports_compatible_models() {
     let aliases = json!({
         "a": { "model": "other", "canary": { "model": "bundled-mini", "percent": 5 } },
     });

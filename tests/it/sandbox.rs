@@ -21,7 +21,7 @@ fn of_threads(pid: u32, key: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_thread_is_under_the_filter_and_can_gain_no_privilege() {
+fn every_thread_has_seccomp_and_no_new_privileges() {
     let daemon = Root::new().start();
     for key in ["Seccomp:", "NoNewPrivs:"] {
         let values = of_threads(daemon.pid(), key);
@@ -32,13 +32,13 @@ fn every_thread_is_under_the_filter_and_can_gain_no_privilege() {
 }
 
 #[test]
-fn what_was_reached_is_told_and_can_be_required() {
+fn sandbox_state_is_reported_and_can_be_required() {
     let root = Root::new().start();
     let sandbox = root.status()["sandbox"].clone();
     assert_eq!(sandbox["seccomp"], json!({ "state": "on" }));
     if !root.has_landlock() {
         root.wait_log("the sandbox is not whole");
-        return skipped("what_was_reached_is_told_and_can_be_required", "Landlock");
+        return skipped("sandbox_state_is_reported_and_can_be_required", "Landlock");
     }
     assert!(sandbox["landlock"]["abi"].as_u64().unwrap() >= 2, "{sandbox}");
     root.wait_log("in the sandbox");
@@ -50,10 +50,10 @@ fn what_was_reached_is_told_and_can_be_required() {
 }
 
 #[test]
-fn what_was_not_named_at_the_start_cannot_be_read() {
+fn unlisted_paths_cannot_be_read() {
     let daemon = Root::new().start();
     if !daemon.has_landlock() {
-        return skipped("what_was_not_named_at_the_start_cannot_be_read", "Landlock");
+        return skipped("unlisted_paths_cannot_be_read", "Landlock");
     }
     // The tests run as root here, so only the sandbox prevents the read.
     let outside = tempfile::tempdir_in("/dev/shm").unwrap();

@@ -47,7 +47,7 @@ fn with_raw() -> Root {
 }
 
 #[test]
-fn a_text_has_the_vector_that_it_has_on_openais_route() {
+fn vectors_match_the_openai_route() {
     let daemon = with_raw().start();
     let texts = json!(["one", "another text", "日本語 and ünïcödé", "word ".repeat(200)]);
     for model in ["bundled-mini", "raw"] {
@@ -61,7 +61,7 @@ fn a_text_has_the_vector_that_it_has_on_openais_route() {
 }
 
 #[test]
-fn vectors_before_normalisation_are_of_another_space() {
+fn unnormalised_vectors_have_another_embedding_space() {
     let daemon = with_raw().start();
     for (model, normalizes) in [("bundled-mini", true), ("raw", false)] {
         let ask = |normalize: Value| {
@@ -99,7 +99,7 @@ fn shortened_vectors_are_normalised_as_asked() {
 }
 
 #[test]
-fn a_vector_is_the_mean_of_the_states_of_its_tokens() {
+fn vector_is_mean_of_token_states() {
     let daemon = Root::new().start();
     let texts = json!(["a text", "another text that is longer"]);
     let answer = ask(&daemon, "/embed_all", &json!({ "inputs": texts }));
@@ -126,7 +126,7 @@ fn a_vector_is_the_mean_of_the_states_of_its_tokens() {
 }
 
 #[test]
-fn states_are_the_same_while_others_ask_for_vectors() {
+fn token_states_are_independent_of_concurrent_requests() {
     let daemon = Root::new().start();
     let body = json!({ "inputs": ["a text", "another one"] });
     let alone = ask(&daemon, "/embed_all", &body).json();
@@ -149,7 +149,7 @@ fn states_are_the_same_while_others_ask_for_vectors() {
 }
 
 #[test]
-fn the_end_of_a_text_is_kept_when_its_beginning_is_to_go() {
+fn left_truncation_keeps_the_end() {
     let daemon = Root::new().start();
     let long = (0..4000).map(|index| format!("fox {} ", index % 7)).collect::<String>();
     let tokens = ask(&daemon, "/tokenize", &json!({ "inputs": long, "add_special_tokens": false }));
@@ -188,7 +188,7 @@ fn similarities_are_the_cosines_of_the_vectors() {
 }
 
 #[test]
-fn tokens_make_the_text_again_and_its_vector() {
+fn tokens_decode_to_text_and_same_vector() {
     let daemon = Root::new().start();
     let text = "the quick fox";
     let tokens = ask(&daemon, "/tokenize", &json!({ "inputs": text })).json();
@@ -201,7 +201,7 @@ fn tokens_make_the_text_again_and_its_vector() {
 }
 
 #[test]
-fn what_would_take_too_much_memory_is_refused_before_it_is_taken() {
+fn oversized_requests_are_rejected() {
     let daemon = Root::new().start();
     for (path, body, message) in [
         ("/tokenize", json!({ "inputs": "a ".repeat(200 << 10) }), "400.0 KiB of text"),
@@ -218,7 +218,7 @@ fn what_would_take_too_much_memory_is_refused_before_it_is_taken() {
 }
 
 #[test]
-fn info_tells_the_default_model_and_the_limits_in_force() {
+fn info_reports_default_model_and_limits() {
     let daemon = Root::with_other()
         .with("memory.embedding_model", json!("other"))
         .with("embedding", json!({ "batch_tokens": 1024, "queue_size": 17 }))

@@ -46,7 +46,7 @@ fn with_tenants() -> Daemon {
 }
 
 #[test]
-fn a_tenant_has_its_own_default_model_and_gets_only_what_it_may_ask_for() {
+fn tenant_gets_own_default_and_allowed_models_only() {
     let daemon = with_tenants();
     assert_eq!(model_of(&ask_as(&daemon, "free", None)), Some("bundled-mini@1"));
     assert_eq!(model_of(&ask_as(&daemon, "bound", None)), Some("other@2"));
@@ -85,7 +85,7 @@ fn a_tenant_has_its_own_default_model_and_gets_only_what_it_may_ask_for() {
 }
 
 #[test]
-fn a_tenant_sees_what_it_may_ask_for() {
+fn tenant_sees_only_allowed_models() {
     let daemon = with_tenants();
     let ask = |tenant: &str, method: &str, path: &str, body: &Value| {
         let headers = [("x-caxton-tenant", tenant)];
@@ -133,7 +133,7 @@ fn a_tenant_sees_what_it_may_ask_for() {
 }
 
 #[test]
-fn ollama_shows_and_lets_go_what_is_the_tenants_own() {
+fn ollama_lists_and_unloads_models_of_the_tenant() {
     let daemon = with_tenants();
     assert_eq!(model_of(&ask_as(&daemon, "bound", None)), Some("other@2"));
     let running = |tenant: &str| -> Vec<String> {
@@ -159,7 +159,7 @@ fn ollama_shows_and_lets_go_what_is_the_tenants_own() {
 }
 
 #[test]
-fn one_request_too_many_is_told_to_come_again_and_a_reload_changes_how_many_are() {
+fn tenant_concurrency_limit_gives_429_and_follows_reload() {
     let tenants = |most: u64| json!([{ "name": "t", "max_concurrent": most }]);
     let mut daemon = Root::new().with("tenants", tenants(1)).start();
     // The request is in progress from its head on; the test sends the body later.
@@ -205,9 +205,9 @@ fn one_request_too_many_is_told_to_come_again_and_a_reload_changes_how_many_are(
 }
 
 #[test]
-fn a_user_is_the_tenant_that_has_it_and_may_not_name_another() {
+fn user_is_bound_to_its_tenant() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("a_user_is_the_tenant_that_has_it_and_may_not_name_another", "root");
+        return skipped("user_is_bound_to_its_tenant", "root");
     }
     for members in [json!({ "users": [STRANGER] }), json!({ "groups": [STRANGER.to_string()] })] {
         let mut tenant = json!({ "name": "theirs", "model": "other", "allowed_models": [] });

@@ -248,27 +248,27 @@ fn assert_none(rule: fn(&Source) -> Vec<String>) {
 }
 
 #[test]
-fn rooms_use_only_the_rooms_below_them() {
+fn modules_use_only_lower_modules() {
     assert_none(wrong_directions);
 }
 
 #[test]
-fn crates_are_named_where_they_are_kept() {
+fn crates_are_used_only_in_their_modules() {
     assert_none(wrong_crates);
 }
 
 #[test]
-fn files_are_short_and_say_what_lives_there() {
+fn files_are_short_and_documented() {
     assert_none(wrong_shape);
 }
 
 #[test]
-fn the_command_line_writes_in_one_place() {
+fn command_line_writes_only_in_terminal_module() {
     assert_none(other_writers);
 }
 
 #[test]
-fn the_binaries_only_start_the_daemon_and_the_command_line() {
+fn binaries_have_at_most_twelve_lines() {
     for source in sources().iter().filter(|source| room(&source.path) == "bin") {
         assert!(source.text.lines().count() <= 12, "{} is more than a start", source.path);
     }
@@ -285,7 +285,7 @@ fn attacks_named(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn every_attack_that_the_page_on_security_names_has_its_test() {
+fn every_attack_in_security_page_has_a_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = fs::read_to_string(root.join("SECURITY.md")).unwrap();
     let named = attacks_named(&text);

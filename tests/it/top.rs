@@ -18,7 +18,7 @@ fn shown(daemon: &Daemon, command: &str, locale: &str) -> String {
 }
 
 #[test]
-fn without_a_terminal_everything_is_printed_once_in_80_columns_and_without_colour() {
+fn piped_top_is_plain_text_in_80_columns() {
     let daemon = Root::with_other().start();
     let plain = shown(&daemon, "top", "C");
     assert!(plain.is_ascii() && !plain.contains('\u{1b}'), "{plain}");
@@ -33,7 +33,7 @@ fn without_a_terminal_everything_is_printed_once_in_80_columns_and_without_colou
 }
 
 #[test]
-fn status_has_bars_of_memory_and_of_the_longest_queue() {
+fn status_has_memory_and_queue_bars() {
     let daemon = Root::new().start();
     let plain = shown(&daemon, "status", "C");
     let bars: Vec<&str> = plain.lines().filter(|line| line.contains("-]")).collect();
@@ -43,7 +43,7 @@ fn status_has_bars_of_memory_and_of_the_longest_queue() {
 }
 
 #[test]
-fn top_without_a_daemon_says_so() {
+fn top_without_daemon_fails_with_hint() {
     let root = Root::new();
     let output = root.cli().arg("top").output().unwrap();
     assert_eq!(output.status.code(), Some(69));

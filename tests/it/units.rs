@@ -84,9 +84,9 @@ fn verify(root: &TempDir) -> Option<String> {
 }
 
 #[test]
-fn systemd_finds_nothing_wrong_with_the_units() {
+fn systemd_accepts_the_units() {
     let Some(said) = verify(&installed(|service| service)) else {
-        return skipped("systemd_finds_nothing_wrong_with_the_units", "systemd-analyze");
+        return skipped("systemd_accepts_the_units", "systemd-analyze");
     };
     assert_eq!(said, "");
     // Check that a mistake would be found.
@@ -96,13 +96,13 @@ fn systemd_finds_nothing_wrong_with_the_units() {
 }
 
 #[test]
-fn the_exposure_of_the_service_is_at_most_a_half() {
+fn service_exposure_is_within_threshold() {
     let of = |root: &TempDir| {
         let service = root.path().join("usr/lib/systemd/system/caxton.service");
         analyze(&["security", "--offline=true", THRESHOLD, service.to_str().unwrap()])
     };
     let Some(output) = of(&installed(|service| service)) else {
-        return skipped("the_exposure_of_the_service_is_at_most_a_half", "systemd-analyze");
+        return skipped("service_exposure_is_within_threshold", "systemd-analyze");
     };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let open = installed(|service| service.replace("PrivateNetwork=yes", "PrivateUsers=no"));
@@ -110,7 +110,7 @@ fn the_exposure_of_the_service_is_at_most_a_half() {
 }
 
 #[test]
-fn the_units_say_what_the_code_does() {
+fn units_match_the_code() {
     let (service, socket) = (unit("caxton.service"), unit("caxton.socket"));
     let settings = shipped();
     assert_eq!(value(&socket, "ListenStream"), settings.socket.path.display().to_string());
@@ -132,7 +132,7 @@ fn the_units_say_what_the_code_does() {
 }
 
 #[test]
-fn the_group_of_the_socket_is_static_and_is_not_the_name_of_the_user() {
+fn socket_group_is_static_and_not_the_user() {
     let (service, socket) = (unit("caxton.service"), unit("caxton.socket"));
     let group = value(&socket, "SocketGroup");
     let made = fs::read_to_string(packaging().join("sysusers.d/caxton.conf")).unwrap();
@@ -145,7 +145,7 @@ fn the_group_of_the_socket_is_static_and_is_not_the_name_of_the_user() {
 }
 
 #[test]
-fn the_calls_that_the_sandbox_needs_are_allowed_and_what_goes_around_it_is_not() {
+fn service_filter_allows_sandbox_calls_and_denies_bypasses() {
     let filters = values(&unit("caxton.service"), "SystemCallFilter");
     let [allowed, denied] = filters.as_slice() else { panic!("{filters:?}") };
     for call in
@@ -160,7 +160,7 @@ fn the_calls_that_the_sandbox_needs_are_allowed_and_what_goes_around_it_is_not()
 }
 
 #[test]
-fn everything_of_the_units_is_enabled_and_every_drop_in_is_one_of_the_service() {
+fn preset_enables_units_and_examples_are_drop_ins() {
     let preset = fs::read_to_string(packaging().join("preset/90-caxton.preset")).unwrap();
     assert_eq!(preset, "enable caxton.socket\nenable caxton.service\n");
     let examples = fs::read_dir(packaging().join("systemd/examples")).unwrap();

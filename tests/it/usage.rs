@@ -73,7 +73,7 @@ fn requests_are_counted_and_kept_across_a_restart() {
 }
 
 #[test]
-fn a_request_that_finds_the_queue_full_is_a_failure_of_the_model() {
+fn full_queue_counts_as_model_failure() {
     let daemon = Root::new().with("embedding.queue_size", json!(1)).start();
     // Token ids need no tokenizing, so the model is the slowest part and requests wait for it.
     let body = json!({ "input": vec![vec![5; 48]; 2048] }).to_string();
@@ -95,7 +95,7 @@ fn a_request_that_finds_the_queue_full_is_a_failure_of_the_model() {
 }
 
 #[test]
-fn models_are_recommended_by_task_and_latency_with_the_reason() {
+fn recommendations_depend_on_task_and_latency() {
     let daemon = Root::with_other().start();
     let ask = |query: &str| {
         let answer = daemon.get(&format!("/api/models/recommendations{query}"));
@@ -138,7 +138,7 @@ fn models_are_recommended_by_task_and_latency_with_the_reason() {
 }
 
 #[test]
-fn the_command_line_shows_counts_to_people_and_to_programs() {
+fn stats_command_prints_table_or_json() {
     let daemon = Root::with_other().start();
     daemon.embed(json!(["a text", "another"]));
     let run = |arguments: &[&str]| {

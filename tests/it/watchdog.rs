@@ -22,7 +22,7 @@ fn watched(root: Root, pid: Option<u32>) -> Daemon {
 }
 
 #[test]
-fn a_daemon_that_answers_says_that_it_lives_with_a_model_in_memory_and_without() {
+fn watchdog_is_notified_with_and_without_resident_model() {
     let daemon = watched(Root::new(), None);
     let wait = || daemon.wait_notified_after(daemon.notifications().len(), "WATCHDOG=1");
     wait();
@@ -47,7 +47,7 @@ fn a_daemon_that_answers_says_that_it_lives_with_a_model_in_memory_and_without()
 }
 
 #[test]
-fn a_model_that_is_only_asked_for_life_is_idle() {
+fn liveness_probe_does_not_keep_model_loaded() {
     let root = Root::new().with("models", json!({ "bundled-mini": { "max_idle_time": "1s" } }));
     let daemon = watched(root, None);
     daemon.wait_notified("WATCHDOG=1");
@@ -56,7 +56,7 @@ fn a_model_that_is_only_asked_for_life_is_idle() {
 }
 
 #[test]
-fn without_a_watchdog_or_with_that_of_another_process_nothing_is_said() {
+fn unwatched_daemon_sends_no_watchdog_notification() {
     for daemon in [Root::new().start(), watched(Root::new(), Some(1))] {
         assert_eq!(daemon.embed(json!(vec!["a text"; 64])).len(), 64);
         daemon.signal(Signal::SIGTERM);
@@ -68,7 +68,7 @@ fn without_a_watchdog_or_with_that_of_another_process_nothing_is_said() {
 }
 
 #[test]
-fn while_packages_are_unpacked_systemd_is_asked_for_more_time() {
+fn unpacking_extends_the_start_timeout() {
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundled-models");
     let root = Root::without_bundled().with("packages.bundled_directory", json!(bundled));
     let daemon = root.start();
@@ -80,7 +80,7 @@ fn while_packages_are_unpacked_systemd_is_asked_for_more_time() {
 }
 
 #[test]
-fn a_stop_may_take_as_long_as_the_drain_was_given() {
+fn stop_timeout_is_extended_by_drain_timeout() {
     let daemon = Root::new().with("socket.drain_timeout", json!("5m")).start();
     daemon.signal(Signal::SIGTERM);
     // The drain takes at most 300 s, the models ten, and the rest five.

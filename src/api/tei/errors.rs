@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_has_teis_status_and_type() {
+    fn error_codes_map_to_tei_status_and_type() {
         for (status, code, expected) in [
             (400, "invalid_request", (422, ErrorType::Validation)),
             (400, "empty_input", (400, ErrorType::Empty)),
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_keeps_its_headers_and_a_success_everything() {
+    async fn error_keeps_headers_and_success_is_unchanged() {
         let refused = flatten(ApiError::not_ready("m").into_response()).await;
         assert_eq!(refused.headers()["retry-after-ms"], "1000");
         assert_eq!(refused.headers()["content-type"], "application/json");

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_decided_by_the_table_and_its_arguments() {
+    fn filter_checks_call_numbers_and_arguments() {
         let (read, write, exec) = (1, 2, 4);
         let anonymous = 0x22;
         let namespaces =
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_calls_are_allowed_than_the_table_has() {
+    fn filter_allows_only_calls_in_the_table() {
         let rules = allowed::rules().unwrap();
         let allowed =
             (0..=i64::from(YOUNGEST)).filter(|call| run(&filter().unwrap(), *call, &[]) == ALLOW);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn no_socket_of_another_family_can_be_made() {
+    fn only_unix_sockets_can_be_created() {
         let sockets = || {
             let make = |family| {
                 let family = AddressFamily::from_i32(family).unwrap();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_started_stays_under_the_filter() {
+    fn child_process_inherits_the_filter() {
         // Landlock decides which programs can be started. It is not active in this test.
         let started = under_filter(|| {
             Command::new("/bin/sh").args(["-c", "grep Seccomp: /proc/self/status"]).output()
@@ -253,13 +253,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_can_be_started_and_looks_up_users() {
+    fn filtered_thread_can_look_up_users() {
         let found = under_filter(|| thread::spawn(|| nix::unistd::User::from_uid(0.into())).join());
         assert_eq!(found.unwrap().unwrap().unwrap().name, "root");
     }
 
     #[test]
-    fn a_filter_that_is_too_long_is_an_error() {
+    fn overlong_filter_is_an_error() {
         let error = install(&vec![quiet()[0].clone(); 70_000], 0).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Other);
     }

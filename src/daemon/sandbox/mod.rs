@@ -84,7 +84,7 @@ mod tests {
     use crate::api::wire::sandbox::Part;
 
     #[test]
-    fn a_sandbox_that_is_required_and_not_whole_ends_the_start() {
+    fn required_but_incomplete_sandbox_prevents_start() {
         let off = || Part::off(Some(1), "no".to_owned());
         let of = |landlock, seccomp| Sandbox { landlock, seccomp };
         let cases = [

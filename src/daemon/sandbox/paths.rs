@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neither_the_root_nor_what_is_above_a_directory_is_granted_and_what_is_absent_is_told() {
+    fn parents_are_not_granted_and_absences_are_reported() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path();
         let mut settings = Settings::default();
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_granted_can_neither_be_read_nor_written_nor_executed() {
+    fn ungranted_paths_are_denied() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         for directory in ["read", "write", "none"] {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn with_other_threads_it_is_off_and_says_why() {
+    fn sandbox_is_off_when_threads_exist() {
         // A test runs beside the main thread of the test harness.
         let part = restrict(&Grants::default());
         assert!(part.reason.is_some_and(|reason| reason.contains("there before it")));

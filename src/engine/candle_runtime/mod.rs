@@ -165,7 +165,7 @@ mod tests {
     use crate::engine::config::tests::spec;
 
     #[test]
-    fn it_runs_in_f32_and_says_why_where_another_precision_was_asked_for() {
+    fn candle_runs_in_f32_and_reports_reason() {
         let cases = [
             (Precision::F32, "asked for"),
             (Precision::Auto, "modernbert runs in candle, in f32 alone"),

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn transformers_before_and_since_version_5_say_the_same_model() {
+    fn old_and_new_transformers_configurations_are_equivalent() {
         for file in [version_4(), version_5()] {
             let ModernBertConfig(config) = read(&file, &spec(Architecture::ModernBert)).unwrap();
             assert_eq!(config.global_attn_every_n_layers, 2);
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_candle_does_not_compute_is_refused() {
+    fn unsupported_candle_settings_are_refused() {
         let irregular = "layer_types are not full_attention at regular distances from the first of \
                          5 layers on, and sliding_attention between them";
         let cases = [
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_whose_attention_takes_too_much_memory_are_refused_with_what_fits() {
+    fn attention_over_memory_limit_reports_maximum_length() {
         let mut file = version_4();
         file["max_position_embeddings"] = 8192.into();
         file["num_attention_heads"] = 4.into();
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn the_work_of_a_layer_with_local_attention_grows_with_the_length_alone() {
+    fn local_attention_cost_is_linear_in_length() {
         let config = read(&version_4(), &spec(Architecture::ModernBert)).unwrap();
         // Each token and layer needs 4·8² + 3·8·6 = 400 multiplications, and 2·8 for each token
         // attended to: all tokens in 3 layers, at most 5 in 2 layers.
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_for_masked_tokens_are_passed_over() {
+    fn masked_token_heads_are_ignored() {
         let cases = [
             ("model.layers.0.attn.Wqkv.weight", Some("layers.0.attn.Wqkv.weight")),
             ("layers.0.attn.Wo.weight.scale", Some("layers.0.attn.Wo.weight.scale")),

@@ -272,7 +272,7 @@ fn cases() -> impl Strategy<Value = Case> {
 
 proptest! {
     #[test]
-    fn what_is_packed_is_what_is_stored(case in cases()) {
+    fn packed_weights_match_stored_weights(case in cases()) {
         // A file may not store more blocks than columns.
         prop_assume!(case.blocks() <= case.columns);
         let bytes = case.file();

@@ -182,7 +182,7 @@ pub(in crate::engine) mod tests {
     }
 
     #[test]
-    fn a_strip_that_is_not_full_ends_in_zeros_whatever_was_in_it_before() {
+    fn partial_panel_is_padded_with_zeros() {
         let row = IntegerRow::round_to(127.0, &[1.0, 9.0, -3.0, 2.0, 1.0], &[4, 5]);
         assert_eq!(row.outliers.len(), 1);
         let mut integers = Linear::integers(IntegerRows::Unsigned, 2 * STRIP, &[4, 5]);

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_line_is_asked_for_within_the_calls() {
+    fn every_cache_line_is_prefetched() {
         for (strip, calls, groups) in
             [(384, 22, 384), (384, 1, 384), (1536, 3, 1536), (0, 5, 64), (96, 7, 16), (16, 1, 0)]
         {

@@ -391,7 +391,7 @@ pub(in crate::engine) mod tests {
     }
 
     #[test]
-    fn every_kernel_gives_what_its_scalar_twin_gives() {
+    fn every_kernel_matches_scalar_twin() {
         for shape in SHAPES {
             let baseline = Isa::baseline();
             let expected = results(shape, Format::F32, |product| f32(baseline, product));
@@ -416,7 +416,7 @@ pub(in crate::engine) mod tests {
     }
 
     #[test]
-    fn bytes_are_multiplied_as_what_they_stand_for() {
+    fn quantized_bytes_are_multiplied_as_values() {
         // Two blocks of one lane group. The bytes represent 2·(byte − 10) and 0.5·(byte − 1).
         let operand = [u32::from_le_bytes([12, 10, 10, 9]), u32::from_le_bytes([1, 1, 3, 1])];
         let mut strip = [[0; STRIP]; 2];
@@ -446,7 +446,7 @@ pub(in crate::engine) mod tests {
     }
 
     #[test]
-    fn the_scalar_twin_multiplies() {
+    fn scalar_twin_matches_naive_product() {
         let (rows, inputs) = (3, 5);
         let [operand, strip] = groups(rows, inputs, Format::F32);
         let found = results((rows, inputs), Format::F32, |product| f32(Isa::baseline(), product));
@@ -466,7 +466,7 @@ pub(in crate::engine) mod tests {
 
     proptest! {
         #[test]
-        fn a_row_is_the_same_among_any_others(rows in 2_usize..40, inputs in 1_usize..200) {
+        fn row_result_is_independent_of_other_rows(rows in 2_usize..40, inputs in 1_usize..200) {
             for isa in Isa::all() {
                 for (format, kernel) in [
                     (Format::F32, (|isa, product, _| f32(isa, product)) as Kernel),

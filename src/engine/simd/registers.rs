@@ -282,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_instruction_set_multiplies_whole_rounds() {
+    fn multiplications_scale_with_rounds() {
         for isa in Isa::all() {
             for values in [Values::F32, Values::Bf16, Values::Bytes] {
                 let once = multiply(isa, values, 1);

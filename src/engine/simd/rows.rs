@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn gelu_is_exact_to_a_millionth() {
+    fn gelu_error_is_below_one_millionth() {
         for isa in Isa::all() {
             for step in -90_000_i32..=90_000 {
                 #[expect(clippy::cast_precision_loss, reason = "below 2^24")]
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_activations_are_their_formulas() {
+    fn other_activations_match_their_formulas() {
         for isa in Isa::all() {
             for step in -400_i32..=400 {
                 #[expect(clippy::cast_precision_loss, reason = "small")]
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn softmax_of_any_length_sums_to_one_and_keeps_the_ratios() {
+    fn softmax_sums_to_one_and_keeps_ratios() {
         for isa in Isa::all() {
             for length in [1_usize, 2, 15, 16, 17, 60, 64, 512] {
                 let stride = length.next_multiple_of(STRIP);
@@ -587,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn layer_norm_of_any_width_has_mean_zero_and_variance_one() {
+    fn layer_norm_matches_its_formula() {
         for isa in Isa::all() {
             for width in [1_usize, 60, 64, 384, 768] {
                 let stride = width.next_multiple_of(STRIP);
@@ -622,7 +622,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_stand_for_values_within_a_step() {
+    fn quantization_error_is_within_one_step() {
         for isa in Isa::all() {
             for width in [1, 3, 16, 60, 384] {
                 let values = values(2 * width);
@@ -647,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_those_of_the_scalar_twin() {
+    fn quantized_bytes_match_scalar_twin() {
         let bytes = |isa, width| {
             let values = values(width);
             let mut out = vec![0; width.div_ceil(2)];
@@ -676,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_makes_the_scale_of_its_block_nan() {
+    fn nonfinite_value_makes_block_scale_nan() {
         for isa in Isa::all() {
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let values = [[1.0; 16].as_slice(), &[1.0, value, 1.0, 1.0]].concat();
@@ -688,7 +688,7 @@ mod tests {
     }
 
     #[test]
-    fn bf16_rounds_to_the_nearest() {
+    fn bf16_rounds_to_nearest() {
         for x in values(1000).into_iter().chain([0.0, -0.0, f32::MAX, f32::INFINITY, 1e-40]) {
             assert_eq!(bf16(x), half::bf16::from_f32(x).to_bits(), "{x}");
         }

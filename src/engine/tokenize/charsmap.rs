@@ -167,7 +167,7 @@ pub(in crate::engine) mod tests {
     }
 
     #[test]
-    fn what_passes_is_what_the_library_runs() {
+    fn valid_charsmap_runs_in_the_library() {
         let bytes = charsmap(&[(b'a', "b"), (b'\t', " "), (b'x', ""), (b'!', "ﬁ½")]);
         check(&bytes).unwrap();
         let library = tokenizers::normalizers::Precompiled::from(&bytes).unwrap();
@@ -175,7 +175,7 @@ pub(in crate::engine) mod tests {
     }
 
     #[test]
-    fn lengths_that_the_data_does_not_have_are_refused() {
+    fn inconsistent_lengths_are_refused() {
         // The library would reserve eight gigabytes for this charsmap.
         assert_eq!(refusal(b"\xff\xff\xff\xff"), "says 4294967295 bytes for its array, and has 0");
         assert_eq!(refusal(b"\x04\0"), "has 2 bytes, too few for its length");
@@ -196,7 +196,7 @@ pub(in crate::engine) mod tests {
     }
 
     #[test]
-    fn offsets_that_leave_the_array_or_the_texts_are_refused() {
+    fn out_of_range_offsets_are_refused() {
         let a = usize::from(b'a');
         assert!(refusal(&changed(a, u32::from(b'a') | 0x400 << 10)).contains("of 1024"));
         assert!(refusal(&changed(0, 0x001f_ffff << 10)).starts_with("points at unit"));
@@ -210,7 +210,7 @@ pub(in crate::engine) mod tests {
     }
 
     #[test]
-    fn what_multiplies_a_text_is_refused() {
+    fn excessive_expansion_is_refused() {
         assert!(check(&charsmap(&[(b'a', "bc")])).is_ok());
         assert_eq!(refusal(&charsmap(&[(b'a', "bcd")])), "turns 1 bytes into 3 characters");
         assert_eq!(
@@ -220,7 +220,7 @@ pub(in crate::engine) mod tests {
     }
 
     #[test]
-    fn a_double_array_that_turns_in_circles_ends() {
+    fn cyclic_double_array_terminates() {
         // Each unit of the first block is a child of the root, and they all have the same children.
         let mut bytes = charsmap(&[(b'a', "b")]);
         for label in 1..BLOCK {
@@ -231,7 +231,7 @@ pub(in crate::engine) mod tests {
     }
 
     #[test]
-    fn a_root_that_is_a_value_is_refused() {
+    fn leaf_root_is_refused() {
         let mut bytes = charsmap(&[(b'a', "b")]);
         bytes[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(refusal(&bytes), "has a value for its root");
@@ -239,7 +239,7 @@ pub(in crate::engine) mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_charsmap_that_passes_makes_the_library_panic(
+        fn accepted_charsmap_never_panics_and_bounds_expansion(
             changes in proptest::collection::vec((0_usize..1030, proptest::num::u32::ANY), 0..8),
             text in "[ab\t é½\u{300}a-z]{0,40}",
         ) {

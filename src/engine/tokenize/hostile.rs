@@ -343,7 +343,7 @@ fn processor_time() -> Duration {
 }
 
 #[test]
-fn no_text_of_2_kib_takes_50_milliseconds() {
+fn tokenizing_2_kib_takes_below_50_ms() {
     let mut slow = Vec::new();
     for (name, json) in families() {
         let tokenizer = read(&json).unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
@@ -374,7 +374,7 @@ fn no_text_of_2_kib_takes_50_milliseconds() {
 }
 
 #[test]
-fn every_family_is_read_and_decodes_what_it_encodes() {
+fn every_tokenizer_family_encodes_and_decodes() {
     for (name, json) in families() {
         let tokenizer = read(&json).unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
         for text in texts() {
@@ -388,7 +388,7 @@ fn every_family_is_read_and_decodes_what_it_encodes() {
 }
 
 #[test]
-fn the_same_tokens_come_of_a_file_as_of_the_librarys_own_reader() {
+fn tokens_match_the_library_reader() {
     for (name, json) in families() {
         let own = read(&json).unwrap();
         let mut library = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();

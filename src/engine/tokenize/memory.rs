@@ -329,7 +329,7 @@ mod tests {
 
     /// Checks the estimate against a measurement with glibc: 211 bytes kept for each word.
     #[test]
-    fn words_of_a_dictionary_are_told_by_number_and_length() {
+    fn dictionary_memory_follows_word_count_and_length() {
         let short = json!({ "vocab": dictionary((0..30_000).map(|id| format!("{id:x}"))) });
         let told = memory(&short, 30_000);
         assert_eq!(told, Memory { kept: 65_536 * 66 + 30_000 * 64, reading: 0 });
@@ -342,7 +342,7 @@ mod tests {
     /// Checks the estimate against a measurement with glibc: 381 bytes kept for each word with two
     /// merges, and 98 more during the read.
     #[test]
-    fn merges_are_counted() {
+    fn merge_memory_is_counted() {
         let merges = vec![["a", "b"]; 120_000];
         let vocab = dictionary((0..60_000).map(|id| format!("{id:x}")));
         let with = memory(&json!({ "vocab": vocab, "merges": merges }), 60_000);
@@ -353,7 +353,7 @@ mod tests {
     /// Checks the estimate against measurements with glibc: 1,020 bytes kept for each word with a
     /// tail of two letters, 2,076 with five.
     #[test]
-    fn words_of_a_trie_are_told_by_their_beginnings() {
+    fn trie_memory_follows_word_prefixes() {
         for (tail, measured) in [(2, 1020), (5, 2076)] {
             let words = (0..100_000).map(|id| format!("{id:05x}{}", "z".repeat(tail)));
             let told = memory(&unigram(words), 100_000).kept / 100_000;
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn beginnings_are_counted_within_some_hundredths() {
+    fn prefix_count_is_accurate_within_percents() {
         for number in [10_u64, 1000, 200_000] {
             let words: Vec<_> = (0..number).map(|id| format!("{:x}", id * id * 7919)).collect();
             let mut nodes = Nodes::new(words.len() * MOST_NODES);
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn added_tokens_are_counted_and_what_is_no_tokenizer_is_not() {
+    fn added_tokens_count_and_invalid_files_give_none() {
         let added = |id: u32| json!({ "id": id, "content": format!("<{id:06}>") });
         let file = json!({
             "added_tokens": (0..1000).map(added).collect::<Vec<_>>(), "model": { "vocab": {} },

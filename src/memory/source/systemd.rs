@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_absolute_normalised_paths_are_followed() {
+    fn only_absolute_normalized_paths_are_accepted() {
         for (path, normal) in [
             ("/sys/fs/cgroup/a/memory.pressure", true),
             ("/a", true),
@@ -157,7 +157,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_environment_panics(watch: Vec<u8>, write: Vec<u8>, slash: bool) {
+        fn arbitrary_environment_never_panics(watch: Vec<u8>, write: Vec<u8>, slash: bool) {
             let root = tempfile::tempdir().unwrap();
             let value = |bytes: &[u8]| Some(OsStr::from_bytes(bytes).to_owned());
             let watch = if slash { [b"/", watch.as_slice()].concat() } else { watch };

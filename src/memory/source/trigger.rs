@@ -135,13 +135,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trigger_ends_with_the_byte_that_the_kernel_cuts_off() {
+    fn default_trigger_is_nul_terminated() {
         assert_eq!(default_payload().as_bytes(), b"some 150000 2000000\0");
         assert_eq!(WINDOW_US % 2_000_000, 0);
     }
 
     #[test]
-    fn the_threshold_of_a_payload_is_its_second_word() {
+    fn threshold_is_second_word_of_payload() {
         for (payload, expected) in [
             (default_payload().as_bytes(), THRESHOLD_US),
             (b"full 70000 2000000\0", 70_000),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_counts_once_enough_time_was_lost_since_arming() {
+    fn stall_counts_after_threshold_since_arming() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("memory.pressure");
         let write = |total: u64| {

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_written_anew_at_once_and_then_after_a_pause() {
+    fn entry_is_repaired_at_once_then_after_pause() {
         let [a, b]: [Key; 2] =
             ["a@1+0123456789ab", "b@1+0123456789ab"].map(|key| key.parse().unwrap());
         let mut healing = Healing::default();

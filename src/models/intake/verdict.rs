@@ -83,7 +83,7 @@ mod tests {
 
     /// Tests that a package is not quarantined for a fault outside it.
     #[test]
-    fn only_what_is_wrong_with_the_package_itself_is_refused() {
+    fn only_package_faults_are_refused() {
         let path = || PathBuf::from("/path");
         let full = || io::Error::from(io::ErrorKind::StorageFull);
         let unpack = InstallError::Unpack;
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_what_was_lacking() {
+    fn failure_names_missing_resource() {
         let refusal = || {
             let (needed, room, most) = (Bytes(2), Bytes(1), Bytes(1));
             let limit = "limit".to_owned();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_says_all_that_is_known() {
+    fn verdict_includes_cause() {
         let error =
             InstallError::Load(LoadError::SelfTest { cosine: 0.5, precision: Precision::F32 });
         let Verdict::Refused(reason) = judge(&error) else { panic!("not refused") };

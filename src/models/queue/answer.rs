@@ -83,7 +83,7 @@ pub(in crate::models) mod tests {
     }
 
     #[test]
-    fn only_who_leaves_unanswered_is_a_departure() {
+    fn only_unanswered_client_counts_as_departure() {
         let departures = Arc::default();
         let computed =
             Computed { vectors: vec![1.0], queue: Duration::ZERO, inference: Duration::ZERO };

@@ -395,14 +395,14 @@ mod tests {
     use Priority::{Bulk, Interactive};
 
     #[test]
-    fn whole_requests_fill_the_budget_and_a_long_one_goes_alone() {
+    fn requests_fill_budget_and_long_one_is_alone() {
         let mut order = order(&[3, 3, 5, 20, 1, 1].map(|tokens| terms(tokens, Interactive, 0)));
         assert_eq!(all(&mut order, 8), [vec![0, 1], vec![2], vec![3], vec![4, 5]]);
         assert_eq!(order.total(), Load::default());
     }
 
     #[test]
-    fn a_connection_with_many_requests_does_not_keep_others_waiting() {
+    fn busy_connection_does_not_delay_others() {
         let many = (0..10).map(|_| terms(4, Interactive, 1));
         let few = (0..2).map(|_| terms(4, Interactive, 2));
         let mut order = order(&many.chain(few).collect::<Vec<_>>());
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_with_many_connections_does_not_keep_others_waiting() {
+    fn owner_with_many_connections_does_not_delay_others() {
         let of = |connection| Flow { owner: Owner::User(1), connection };
         let many = (0..10).map(|number| Terms { flow: of(number % 5), ..terms(4, Interactive, 0) });
         let few = (0..2).map(|_| terms(4, Interactive, 2));
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_does_not_keep_others_of_its_owner_waiting() {
+    fn connections_of_one_owner_alternate() {
         let of = |connection| Flow { owner: Owner::User(1), connection };
         let many = (0..10).map(|_| Terms { flow: of(1), ..terms(4, Interactive, 0) });
         let few = (0..2).map(|_| Terms { flow: of(2), ..terms(4, Interactive, 0) });
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heavier_flow_gets_its_share() {
+    fn heavier_flow_gets_its_share() {
         let light = (0..9).map(|_| terms(4, Interactive, 1));
         let heavy = (0..9).map(|_| Terms { weight: 3, ..terms(4, Interactive, 2) });
         let mut order = order(&light.chain(heavy).collect::<Vec<_>>());
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn bulk_that_may_not_be_taken_keeps_its_place() {
+    fn skipped_bulk_request_stays_queued() {
         let mut order = order(&[terms(4, Bulk, 1), terms(4, Interactive, 2)]);
         assert!(order.is_ready(false));
         let numbers =
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn bulk_waits_for_interactive_but_not_for_ever() {
+    fn bulk_is_delayed_but_not_starved() {
         let bulk = (0..3).map(|_| terms(4, Bulk, 1));
         let interactive = (0..9).map(|_| terms(4, Interactive, 2));
         let mut order = order(&bulk.chain(interactive).collect::<Vec<_>>());
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_put_back_lets_others_go_first() {
+    fn requeued_request_yields_to_others() {
         let mut order = order(&[terms(100, Bulk, 1), terms(100, Bulk, 2)]);
         let mut seen = Vec::new();
         while let Some(turn) = order.take(25, true, |_| true).pop() {
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn each_lane_has_its_own_bounds_and_takes_any_request_when_empty() {
+    fn lanes_have_own_bounds_unless_empty() {
         let bounds = Bounds { requests: 2, tokens: 10 };
         let mut order = Order::default();
         let own = Terms { lane: Some("own".into()), ..terms(4, Interactive, 2) };
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_wants_is_dropped_and_takes_no_place() {
+    fn cancelled_request_uses_no_batch_space() {
         let mut order = order(&[4, 400, 4].map(|tokens| terms(tokens, Interactive, 0)));
         let taken = order.take(8, true, |number| *number != 1);
         assert_eq!(taken.into_iter().map(|turn| turn.job).collect::<Vec<_>>(), [0, 2]);
@@ -504,7 +504,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_request_is_taken_once_in_batches_within_the_budget(
+        fn each_request_is_batched_once_within_budget(
             requests in prop::collection::vec(
                 (1_usize..200, any::<bool>(), 0_u64..5, 1_u32..10), 0..80),
             budget in 1_usize..256,

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told() {
+    fn damaged_file_error_names_the_fault() {
         for (bytes, expected) in [
             ("", "it is damaged"),
             ("{}", "it is damaged"),
@@ -120,7 +120,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_damage_is_refused_or_read(
+        fn damaged_file_never_panics(
             edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
             cut in any::<prop::sample::Index>(),
         ) {

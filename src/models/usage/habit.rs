@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_week_begins_on_monday() {
+    fn week_begins_on_monday() {
         assert_eq!(Hour(MONDAY).of_week(), 0);
         assert_eq!(Hour(MONDAY - 1).of_week(), HOURS - 1);
         assert_eq!(Hour(MONDAY).week(), Hour(MONDAY - 1).week() + 1);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_in_most_weeks_is_likely_and_later_weeks_count_more() {
+    fn recent_weeks_count_more() {
         let in_week = |week: u64| Hour(MONDAY + 9 + week * WEEK);
         for (weeks, asked, expected) in [
             (vec![0, 1, 2], 2, None),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_present_week_is_no_evidence_for_itself() {
+    fn current_week_does_not_affect_its_probability() {
         let habit = nine_on_mondays([0, 1, 2, 3]);
         let now = Hour(MONDAY + 9 + 3 * WEEK);
         assert!(habit.was_used(now) && !habit.was_used(now.next()));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn all_hours_of_the_week_are_told_from_monday_on() {
+    fn probabilities_start_on_monday() {
         let habit = nine_on_mondays(0..4);
         assert_eq!(habit.probabilities(Hour(MONDAY + 10 + WEEK)), None);
         let week = habit.probabilities(Hour(MONDAY + 100 + 3 * WEEK)).unwrap();
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_back_keeps_the_weeks_before_it() {
+    fn clock_set_back_keeps_earlier_weeks() {
         let mut habit = nine_on_mondays([0, 1, 2, 9]);
         habit.record(Hour(MONDAY + 9 + 3 * WEEK));
         assert_eq!(habit, nine_on_mondays(0..4));
@@ -252,7 +252,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_hours_in_any_order_give_shares(
+        fn arbitrary_hours_give_valid_probabilities(
             hours in prop::collection::vec(
                 prop_oneof![any::<u64>(), MONDAY..MONDAY + 30 * WEEK], 1..60),
             asked in prop_oneof![any::<u64>(), MONDAY..MONDAY + 30 * WEEK],

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn every_latency_is_in_the_counter_that_begins_below_it() {
+    fn latency_is_counted_in_its_bucket() {
         for counter_of in 0..COUNTERS {
             let inside = (begin(counter_of) + begin(counter_of + 1)) / 2;
             assert_eq!(counter(inside), counter_of, "{inside:?}");
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_of_nothing_are_none_and_of_one_are_its_counter() {
+    fn quantiles_of_zero_or_one_latencies() {
         assert_eq!(Histogram::default().quantile(0.5), None);
         let ten = Duration::from_millis(10);
         let median = of([ten]).quantile(0.5).unwrap();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn recent_latencies_take_the_place_of_old_ones() {
+    fn recent_latencies_replace_old_ones() {
         let (slow, quick) = (Duration::from_secs(1), Duration::from_millis(5));
         let mut recent = Histogram::default();
         (0..100_000).for_each(|_| recent.record_recent(slow));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_that_are_full_stay_full() {
+    fn full_counters_saturate() {
         let mut full = Histogram { counts: [u64::MAX; COUNTERS] };
         full.record(Duration::from_millis(1));
         assert_eq!(full, Histogram { counts: [u64::MAX; COUNTERS] });
@@ -160,7 +160,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_quantile_is_within_a_counter_of_the_true_one(
+        fn quantile_error_is_within_one_bucket(
             micros in prop::collection::vec(100_u64..200_000_000, 1..200),
             // Multiples of 1/64 are exact in f64.
             share in 1_usize..=64,
@@ -175,7 +175,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_written_is_read(counts in prop::collection::vec(any::<u64>(), 0..60)) {
+        fn histogram_round_trips(counts in prop::collection::vec(any::<u64>(), 0..60)) {
             let size = counts.len();
             match Histogram::try_from(counts.clone()) {
                 Ok(histogram) => prop_assert_eq!(Vec::from(histogram), counts),

@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_that_takes_no_writes_is_told_of_once_until_it_takes_them_again() {
+    fn write_failure_is_reported_once_until_recovery() {
         let kept = Kept::default();
         assert_eq!(kept.failure::<&str>(Ok(())), None);
         assert_eq!(kept.failure(Err("read-only")), Some("read-only"));

@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_give_the_tiers_of_the_known_models() {
+    fn tiers_follow_model_size() {
         for known in known_models() {
             // A parameter in int8 is one byte.
             let derived = tier_of(known.architecture, known.int8_size.0, known.dimensions);
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_model_was_made_for_is_known_by_name_source_or_prompts() {
+    fn suitability_follows_name_source_or_prompts() {
         use Suitability::{Made, Other, Unknown};
         let mut renamed = model("mini", 384, 23_000_000);
         renamed.source =
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_decides_when_those_before_it_do_not() {
+    fn earlier_ranking_rules_take_precedence() {
         let fast = || model("fast", 384, 23_000_000);
         let balanced = || model("balanced", 384, 60_000_000);
         let quality = || model("quality", 768, 110_000_000);
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_is_a_sentence_with_what_decided() {
+    fn reason_lists_deciding_facts() {
         let manifest = prompted("e5", &[("query", "query: ")]);
         let query = Query {
             task_type: TaskType::Search,
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_read_and_others_are_refused_with_all_of_them() {
+    fn unknown_name_error_lists_all_names() {
         for name in TaskType::NAMES {
             assert!(name.parse::<TaskType>().is_ok(), "{name}");
         }

@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quarantine_takes_the_sidecars_and_keeps_the_newest() {
+    fn quarantine_takes_sidecars_and_keeps_newest() {
         let root = Place::new();
         root.write(".half.model.tar.zst", "");
         root.write("readme.txt", "");
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quarantine_is_bounded_in_bytes_with_the_sidecars() {
+    fn quarantine_size_limit_includes_sidecars() {
         let root = Place::new();
         let kept = |count, bound| {
             prune(&root.path(QUARANTINE), count, Bytes(bound)).unwrap();
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_larger_than_the_quarantine_stays() {
+    fn file_larger_than_quarantine_stays() {
         let root = Place::new();
         let file = File::create(root.path(NAME)).unwrap();
         file.set_len(LEAST_BOUND.0 + 1).unwrap();
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_named_and_moved_but_for_directories() {
+    fn irregular_files_except_directories_are_quarantined() {
         let root = Place::new();
         let at = |kind: &str| format!("{kind}{SUFFIX}");
         root.write(&at("file"), "");
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn no_link_of_a_lesser_user_is_followed() {
+    fn quarantine_follows_no_links() {
         let (root, foreign) = (Place::new(), Place::new());
         for index in 0..=MAX_QUARANTINED {
             foreign.write(&format!("{index}{SUFFIX}"), "foreign");
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_too_long_is_shortened() {
+    fn overlong_name_is_shortened() {
         let root = Place::new();
         for name in [
             format!("{}{SUFFIX}", "a".repeat(MAX_NAME + 1 - SUFFIX.len())),
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn another_file_in_the_place_of_the_refused_one_is_not_moved() {
+    fn replaced_file_is_not_quarantined() {
         let root = Place::new();
         let target = root.path("target");
         let replace = |content: &str| {

@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn both_layouts_say_the_same_model() {
+    fn both_layouts_describe_the_same_model() {
         for layout in [Layout::Two, Layout::Six] {
             let directory = model_directory(layout);
             let source = Source::read(directory.path()).unwrap();
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn poolings_are_read_from_either_key() {
+    fn pooling_is_read_from_either_key() {
         let cases = [
             (json!({ "pooling_mode": "cls" }), "cls"),
             (json!({ "pooling_mode": ["max"] }), "max"),
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_limit_is_the_smallest_that_applies() {
+    fn smallest_length_limit_applies() {
         // Columns: model_type, position rows, max_seq_length, model_max_length, expected limit
         let cases = [
             ("bert", 64, json!(32), json!(16), 32),
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_of_the_transformer_may_have_an_older_name() {
+    fn older_transformer_configuration_names_are_read() {
         let directory = model_directory(Layout::Two);
         let path = directory.path();
         fs::remove_file(path.join("sentence_bert_config.json")).unwrap();
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_refused_with_its_file_and_its_name() {
+    fn unsupported_setting_error_names_file_and_setting() {
         let pooling = "1_Pooling/config.json";
         let dense = "2_Dense/config.json";
         let cases = [
@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn lower_case_is_refused_unless_the_tokenizer_lowercases() {
+    fn do_lower_case_needs_a_lowercasing_tokenizer() {
         let lower = json!({ "type": "Lowercase" });
         let sequence =
             |inner: Value| json!({ "type": "Sequence", "normalizers": [{ "type": "NFC" }, inner] });
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_come_in_one_order_from_one_library() {
+    fn modules_must_be_known_and_in_order() {
         let class = |name: &str, path: &str| {
             let class = format!("sentence_transformers.models.{name}");
             json!({ "path": path, "type": class })
@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_files_are_named_with_what_to_do() {
+    fn missing_files_are_named() {
         let beside = |path: &Path, name: &str| fs::write(path.join(name), b"x").unwrap();
         let directory = model_directory(Layout::Two);
         let path = directory.path();
@@ -640,7 +640,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_torch_are_read_where_there_are_no_safetensors() {
+    fn torch_weights_are_read_without_safetensors() {
         let torch = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch");
         let directory = model_directory(Layout::Two);
         let path = directory.path();
@@ -668,7 +668,7 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_within_their_limit_are_read() {
+    fn only_regular_files_within_limit_are_read() {
         let directory = model_directory(Layout::Two);
         let config = directory.path().join("config.json");
         fs::write(&config, vec![b' '; usize::try_from(MAX_JSON).unwrap() + 1]).unwrap();
@@ -682,7 +682,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_refused_with_its_file() {
+    fn invalid_json_error_names_the_file() {
         for text in ["", "{", "[]", "{\"model_type\": 3}", "\u{0}"] {
             let directory = model_directory(Layout::Two);
             fs::write(directory.path().join("config.json"), text).unwrap();

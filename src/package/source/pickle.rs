@@ -397,7 +397,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_but_those_of_tensors_is_refused_by_it() {
+    fn non_tensor_names_are_refused() {
         for (module, name) in [
             ("posix", "system"),
             ("builtins", "eval"),
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_dictionary_of_tensors_is_refused() {
+    fn only_tensor_dictionaries_are_accepted() {
         let cases: [(&[u8], &str); 12] = [
             (b"", "damaged"),
             (b".", "damaged"),
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_itself_many_times_costs_no_more_than_its_length() {
+    fn exponentially_nested_tuples_are_refused() {
         // Each tuple contains the previous one twice, so the first value is contained 2^1000 times.
         let mut pickle = b"N".to_vec();
         pickle.extend(b"q\0h\0\x86".repeat(1000));
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pickle_of_many_values_is_refused_before_it_takes_a_hundred_times_its_memory() {
+    fn pickle_with_too_many_values_is_refused() {
         // Values, stack entries, marks, memo entries, and instructions without a result.
         let slots = (0..=u32::try_from(MOST_VALUES).unwrap()).flat_map(|slot| {
             let [a, b, c, d] = slot.to_le_bytes();
@@ -469,7 +469,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_panic(
+        fn arbitrary_bytes_never_panic(
             bytes in prop::collection::vec(
                 prop_oneof![
                     prop::sample::select(&b"c(tNKMJXqhQRbsu})\n.\x80\x85\x86\x87\x8a"[..]),
@@ -482,7 +482,7 @@ mod tests {
         }
 
         #[test]
-        fn no_changed_byte_panics(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        fn changed_byte_never_panics(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
             let mut pickle = include_bytes!("../../../tests/golden/torch/weights.bin").to_vec();
             let at = at.index(pickle.len());
             pickle[at] = byte;

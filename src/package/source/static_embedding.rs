@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn both_layouts_are_read_wherever_the_table_lies() {
+    fn both_table_names_and_all_paths_are_read() {
         for path in ["", ".", "0_StaticEmbedding"] {
             for name in TABLES {
                 let directory = directory(path, &[table(name)], &Value::Null);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_not_pooled() {
+    fn pooling_module_is_refused() {
         let directory = directory("", &[table(TABLES[0])], &Value::Null);
         let class = |name: &str| json!({ "path": "", "type": format!("sentence_transformers.models.{name}") });
         let modules = json!([class("StaticEmbedding"), class("Pooling")]);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_limit_is_that_of_the_tokenizer() {
+    fn length_limit_comes_from_the_tokenizer() {
         let limit = |truncation: Value| {
             let directory = directory("", &[table(TABLES[0])], &truncation);
             Source::read(directory.path()).map(|source| source.max_sequence_length)
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_not_one_is_refused_by_its_name() {
+    fn invalid_table_is_refused_by_name() {
         let mapping: Values<'_> = ("mapping", vec![3], vec![0.0; 3]);
         let cases = [
             (vec![], "neither of the tables embedding.weight and embeddings"),

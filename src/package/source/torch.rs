@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn every_tensor_that_torch_saved_is_there_in_its_shape() {
+    fn all_saved_torch_tensors_are_read() {
         let file = read_as_safetensors(&path("weights.bin"), LIMIT).unwrap();
         let file = SafeTensors::deserialize(&file).unwrap();
         let numbers = |count: u8| (0..count).map(|index| f32::from(index) / 8.0 - 1.0);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_dictionary_of_tensors_is_refused_by_name() {
+    fn invalid_torch_file_is_refused_by_name() {
         let cases = [
             ("malicious.bin", "asks for posix.system, which no tensor needs"),
             ("alone.bin", "holds no dictionary of tensors"),
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_file_is_refused_wherever_it_ends() {
+    fn every_truncation_is_refused() {
         let bytes = fs::read(path("weights.bin")).unwrap();
         for length in 2..bytes.len() {
             let message = refusal(&bytes[..length]);
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_storage_is_refused_by_its_checksum() {
+    fn changed_storage_fails_its_checksum() {
         let mut bytes = fs::read(path("dense.bin")).unwrap();
         let one = 1.0_f32.to_le_bytes().map(|byte| byte);
         let minus_one = [one[0], one[1], one[2], 0xbf];
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_that_does_not_fit_its_storage_is_refused() {
+    fn tensor_beyond_its_storage_is_refused() {
         let storage = [0; 4 * 6];
         let tensor = |stored, offset, shape: &[usize], strides: &[usize]| {
             let tensor = Tensor {
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn all_tensors_together_are_limited() {
+    fn total_tensor_size_is_limited() {
         let bytes = fs::read(path("weights.bin")).unwrap();
         let message = convert(&bytes, 100).unwrap_err();
         assert!(message.ends_with("and those before it take more than 100 bytes"), "{message}");
@@ -301,7 +301,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_changed_byte_panics(
+        fn changed_bytes_never_panic(
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         ) {
             let mut bytes = fs::read(path("weights.bin")).unwrap();

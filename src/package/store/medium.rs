@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_succeeds_ends_what_a_failed_one_began() {
+    fn successful_write_clears_unwritable_state() {
         let medium = Medium::default();
         for number in [libc::EROFS, libc::ENOSPC, libc::EIO] {
             drop(medium.wrote::<()>(Err(failed(number))));
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_cannot_be_read_stays_available_and_is_written_anew_from_its_package() {
+    fn unreadable_entry_stays_available_until_reinstalled() {
         use crate::package::Limits;
         use crate::package::fixture::package;
         use crate::package::member::MemberError;
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_degraded_is_said_without_names() {
+    fn degraded_messages_contain_no_paths() {
         let whole = Condition {
             file_system: "ext4".to_owned(),
             verity: Verity::On,
@@ -481,7 +481,7 @@ mod tests {
 
     /// Checks a store whose entries the disk or a wrong mode hides at start.
     #[test]
-    fn entries_that_cannot_be_listed_come_back_without_opening_the_store_again() {
+    fn unlisted_entries_recover_without_reopening() {
         use std::os::unix::fs::PermissionsExt;
 
         use nix::unistd::{Uid, chown, geteuid, setfsuid};

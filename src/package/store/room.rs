@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reserve_is_a_twentieth_between_two_bounds() {
+    fn reserve_is_bounded_twentieth() {
         for (whole, expected) in [
             (Bytes(0), LEAST_RESERVE),
             (Bytes::mib(1280), LEAST_RESERVE),
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn space_is_enough_to_the_byte_and_the_file() {
+    fn free_space_check_is_exact() {
         let space = FreeSpace { free: Bytes(100), reserve: Bytes(40), files: Some(3) };
         for (needed, files, expected) in
             [(60, 3, true), (61, 3, false), (60, 4, false), (u64::MAX, 0, false), (0, 0, true)]

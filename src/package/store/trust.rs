@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_signed_version_outlives_its_package_and_not_its_key() {
+    fn highest_signed_version_survives_package_but_not_key() {
         let place = Place::new();
         let (store, _) = place.store();
         install(&store, "3", None);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_versions_that_cannot_be_read_keeps_no_store_closed() {
+    fn damaged_version_file_does_not_block_opening() {
         for bad in ["", "{}", r#"{"format":2,"highest":{}}"#, r#"{"format":1,"highest":{"m":1}}"#] {
             let place = Place::new();
             let (store, _) = place.store();
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_bound_for_the_versions_that_are_remembered() {
+    fn remembered_versions_are_bounded() {
         let place = Place::new();
         let (store, _) = place.store();
         let ids = (0..MAX_VERSIONS).map(|number| format!("m{number}").parse().unwrap());
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_trusted_decides_which_entries_may_be_used() {
+    fn trusted_keys_decide_which_entries_are_usable() {
         let place = Place::new();
         let (store, _) = place.store();
         let key = install(&store, "1", Some(place.signer.clone()));

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ended_the_process_twice_does_not_begin_again_until_it_changes() {
+    fn unpacking_stops_after_two_crashes_until_change() {
         let directory = tempfile::tempdir().unwrap();
         let file = origin("a.model.tar.zst", "1");
         assert!(killed(&directory, &file));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundled_package_gets_another_attempt_after_an_hour_and_then_after_twice_as_long() {
+    fn bundled_package_is_retried_with_backoff() {
         let bundled = Origin::Bundled {
             file: "a.model.tar.zst".to_owned(),
             fingerprint: serde_json::from_value("1".into()).unwrap(),
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_interrupted_write_leaves_is_removed_when_the_store_is_opened() {
+    fn open_removes_temporary_files() {
         let directory = tempfile::tempdir().unwrap();
         let left = files::temporary(directory.path()).unwrap().into_temp_path();
         let [other, inner] = [".keep", ".abc123"].map(|name| directory.path().join(name));
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn every_orderly_end_takes_the_attempts_back() {
+    fn orderly_end_resets_attempts() {
         let directory = tempfile::tempdir().unwrap();
         let file = origin("a.model.tar.zst", "1");
         for _ in 0..2 {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_a_damaged_file_is_written_anew() {
+    fn attempts_are_bounded_and_damaged_file_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE);
         for number in 0..MOST_FILES + 5 {

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_package_is_staged_from_a_file_and_from_a_stream() {
+    fn signed_package_is_staged_from_file_and_stream() {
         let place = Place::new();
         let package = package("m", "1");
         let sidecars = place.sidecars(&package);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_parsed_when_the_signature_does_not_match() {
+    fn package_with_invalid_signature_is_not_parsed() {
         let place = Place::new();
         let sidecars = place.sidecars(b"something else");
         let good = package("m", "1");
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_signature_nothing_is_read() {
+    fn missing_signature_is_refused_before_reading() {
         struct Unreadable;
         impl Read for Unreadable {
             fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_written_no_further_than_the_limit() {
+    fn stream_beyond_size_limit_is_refused() {
         let place = Place::new();
         let sidecars = place.sidecars(b"");
         let stream = PackageBytes::Stream(io::repeat(7));
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_changes_after_it_was_verified_is_not_staged() {
+    fn file_changed_after_verification_is_refused() {
         let place = Place::new();
         let (signed, other) = (package("m", "1"), package("n", "1"));
         let sidecars = place.sidecars(&signed);

@@ -34,9 +34,9 @@ fn others_are_served(daemon: &Daemon) {
 }
 
 #[test]
-fn event_streams_take_no_places_from_others() {
+fn event_streams_are_limited_per_user() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("event_streams_take_no_places_from_others", "root");
+        return skipped("event_streams_are_limited_per_user", "root");
     }
     let daemon = open_to_all();
     let stream = b"GET /v1/events HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -63,9 +63,9 @@ fn idle_connections_yield_to_others() {
 }
 
 #[test]
-fn bodies_that_never_end_yield_to_others() {
+fn unfinished_bodies_yield_to_others() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("bodies_that_never_end_yield_to_others", "root");
+        return skipped("unfinished_bodies_yield_to_others", "root");
     }
     let daemon = open_to_all();
     let slow = b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n{";
@@ -76,9 +76,9 @@ fn bodies_that_never_end_yield_to_others() {
 
 /// Checks that a connection that the daemon closes for another user still gets its answer.
 #[test]
-fn an_answer_in_flight_is_not_cut_for_a_newcomer() {
+fn connection_closed_for_others_gets_its_answer() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("an_answer_in_flight_is_not_cut_for_a_newcomer", "root");
+        return skipped("connection_closed_for_others_gets_its_answer", "root");
     }
     let root =
         Root::new().with("socket.mode", json!("0666")).with("socket.max_connections", json!(3));

@@ -14,9 +14,9 @@ const EMBED: &[u8] =
     b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: 13\r\n\r\n{\"input\":\"a\"}";
 
 #[test]
-fn bodies_of_one_user_hold_no_more_than_its_share() {
+fn request_bodies_are_limited_per_user() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("bodies_of_one_user_hold_no_more_than_its_share", "root");
+        return skipped("request_bodies_are_limited_per_user", "root");
     }
     let root = Root::with_other()
         .with("socket.mode", json!("0666"))

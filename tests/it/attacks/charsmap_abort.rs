@@ -9,7 +9,7 @@ use crate::support::Root;
 use crate::support::tokenizers::tokenizer_refused;
 
 #[test]
-fn a_charsmap_with_a_length_that_it_does_not_have_is_refused_by_name() {
+fn charsmap_with_false_length_is_rejected() {
     let daemon = Root::new().start();
     let reason = tokenizer_refused(&daemon, "charsmap", |tokenizer: &mut Value| {
         tokenizer["normalizer"] =

@@ -14,7 +14,7 @@ use crate::support::{Root, pack};
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_model_found_corrupt_at_load_answers_again_at_once_when_its_package_is_there() {
+fn model_corrupt_at_load_is_repaired_from_package() {
     let root = Root::new()
         .with("memory.fallback_strategy", json!("strict"))
         .with("memory.model_cache.validation_on_startup", json!(false));
@@ -55,7 +55,7 @@ fn a_model_found_corrupt_at_load_answers_again_at_once_when_its_package_is_there
 }
 
 #[test]
-fn a_model_found_corrupt_by_verify_answers_again_at_once_when_its_package_is_there() {
+fn model_corrupt_at_verify_is_repaired_from_package() {
     let daemon = Root::new().start();
     until_looked(&daemon, "m");
     flip_a_bit_of(&entry(&daemon, "m").join("model.safetensors"));

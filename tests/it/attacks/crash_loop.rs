@@ -12,7 +12,7 @@ use crate::support::{Root, pack};
 
 /// Checks a store in the state after two crashes during the self-test of a dropped package.
 #[test]
-fn a_dropped_package_whose_test_ended_the_daemon_twice_is_quarantined() {
+fn dropped_package_is_quarantined_after_two_crashes() {
     let daemon = Root::new().start();
     fs::write(dropped(&daemon, "m"), pack("tiny-bert-mean", "m", "1")).unwrap();
     until_answers(&daemon, "m");
@@ -36,7 +36,7 @@ fn a_dropped_package_whose_test_ended_the_daemon_twice_is_quarantined() {
 
 /// Checks that the second attempt is made: a power cut may have ended the first.
 #[test]
-fn a_package_whose_test_was_interrupted_once_is_tested_again() {
+fn self_test_interrupted_once_is_retried() {
     let daemon = Root::new().start();
     fs::write(dropped(&daemon, "m"), pack("tiny-bert-mean", "m", "1")).unwrap();
     until_answers(&daemon, "m");
@@ -51,7 +51,7 @@ fn a_package_whose_test_was_interrupted_once_is_tested_again() {
 /// Checks that a bundled package, which cannot be moved away, keeps its entry, is listed, and is
 /// not tested again.
 #[test]
-fn a_bundled_package_whose_test_ended_the_daemon_twice_stays_quarantined_in_the_store() {
+fn bundled_package_is_quarantined_after_two_crashes() {
     let daemon = Root::with_other().start();
     until_answers(&daemon, "other");
     let root = daemon.stop();

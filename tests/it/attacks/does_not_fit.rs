@@ -78,7 +78,7 @@ fn times_told(daemon: &Daemon) -> usize {
 }
 
 #[test]
-fn a_package_that_the_store_has_no_room_for_is_not_written() {
+fn package_is_not_written_when_store_is_full() {
     let daemon = Root::new()
         .with("memory.model_cache.max_models", json!(1))
         .with("memory.model_cache.cleanup_policy", json!("manual"))
@@ -105,7 +105,7 @@ fn a_package_that_the_store_has_no_room_for_is_not_written() {
 }
 
 #[test]
-fn a_package_whose_model_does_not_fit_into_memory_is_not_written() {
+fn package_is_not_written_when_model_exceeds_memory() {
     let shares = |high| json!({ "moderate": "10%", "high": high, "critical": "90%" });
     // The daemon itself takes some of the 96 MiB that may be used, and the model needs 40.
     let mut daemon = Root::without_bundled()
@@ -150,7 +150,7 @@ impl Drop for Mounted<'_> {
 }
 
 #[test]
-fn a_package_that_the_disk_has_no_room_for_is_not_written() {
+fn package_is_not_written_without_disk_space() {
     let root = Root::without_bundled();
     let state = root.state();
     fs::create_dir(&state).unwrap();

@@ -14,7 +14,7 @@ fn both_answer(daemon: &Daemon) {
 }
 
 #[test]
-fn a_bundled_directory_that_is_empty_or_cannot_be_read_removes_nothing() {
+fn empty_or_unreadable_bundled_directory_removes_nothing() {
     let root = Root::new();
     let two = root.bundled().join("two-1.model.tar.zst");
     fs::write(&two, pack("tiny-e5", "two", "1")).unwrap();

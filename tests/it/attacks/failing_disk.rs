@@ -93,7 +93,7 @@ fn verify(daemon: &Daemon) -> Answer {
 }
 
 #[test]
-fn an_entry_whose_files_cannot_be_read_is_not_corrupt_and_answers_when_they_can() {
+fn unreadable_entry_recovers_without_being_marked_corrupt() {
     let daemon = Root::new()
         .with("memory.fallback_strategy", json!("strict"))
         .with("memory.model_cache.validation_on_startup", json!(false))
@@ -125,7 +125,7 @@ fn an_entry_whose_files_cannot_be_read_is_not_corrupt_and_answers_when_they_can(
 }
 
 #[test]
-fn while_no_write_succeeds_models_answer_and_packages_wait() {
+fn failing_writes_delay_installs_but_not_answers() {
     let daemon = Root::new().with("memory.fallback_strategy", json!("strict")).start();
     until_looked(&daemon, "m");
     let test = "writes that fail";

@@ -10,7 +10,7 @@ use crate::support::signing::Signer;
 use crate::support::{Root, pack};
 
 #[test]
-fn with_a_key_the_bundled_packages_are_installed_replaced_and_healed_without_a_signature() {
+fn bundled_packages_need_no_signature() {
     let root = Root::new();
     Signer::new().trust(&root, "site.pub", "");
     let daemon = root.start();

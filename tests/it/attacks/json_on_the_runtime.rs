@@ -11,9 +11,9 @@ use crate::support::attacker::Attacker;
 use crate::support::{Root, STRANGER, skipped};
 
 #[test]
-fn large_json_does_not_keep_the_health_routes_waiting() {
+fn large_json_does_not_block_health_routes() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("large_json_does_not_keep_the_health_routes_waiting", "root");
+        return skipped("large_json_does_not_block_health_routes", "root");
     }
     let root = Root::new().with("socket.mode", json!("0666"));
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();

@@ -21,7 +21,7 @@ fn in_memory(daemon: &Daemon) -> Option<Value> {
 }
 
 #[test]
-fn a_member_ends_only_its_own_need_of_a_model_and_once_a_minute() {
+fn tenant_keep_alive_cannot_unload_models_of_others() {
     let daemon = Root::with_other()
         .with("tenants", json!([{ "name": "victim" }, { "name": "attacker" }]))
         .start();

@@ -9,7 +9,7 @@ use crate::support::signing::Signer;
 use crate::support::{Root, pack};
 
 #[test]
-fn a_key_signs_only_the_ids_that_its_file_names() {
+fn key_signs_only_ids_with_its_prefix() {
     let root = Root::new();
     let (site, vendor) = (Signer::new(), Signer::new());
     site.trust(&root, "site.pub", "");

@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::support::{Root, STRANGER, skipped};
 
 #[test]
-fn a_forged_last_good_configuration_makes_nobody_an_administrator() {
-    let test = "a_forged_last_good_configuration_makes_nobody_an_administrator";
+fn forged_last_good_configuration_grants_no_rights() {
+    let test = "forged_last_good_configuration_grants_no_rights";
     if !geteuid().is_root() {
         return skipped(test, "root");
     }

@@ -12,7 +12,7 @@ use crate::support::Root;
 use crate::support::packages::{dropped, file_name, names, until_looked};
 
 #[test]
-fn what_can_be_no_package_is_refused_once_and_moved_away() {
+fn unusable_drop_directory_entries_are_rejected_once() {
     let root = Root::new();
     let at = |id: &str| dropped(&root, id);
     let longest = 255 - file_name("").len();

@@ -17,7 +17,7 @@ fn until_version(daemon: &Daemon, expected: &str) {
 }
 
 #[test]
-fn another_embedding_space_needs_the_word_of_the_administrator() {
+fn embedding_space_change_needs_administrator_consent() {
     let mut daemon = Root::new().start();
     fs::write(dropped(&daemon, "m-1"), pack("tiny-bert-mean", "m", "1")).unwrap();
     until_answers(&daemon, "m");

@@ -8,7 +8,7 @@ use crate::support::packages::{file_name, stored, until_looked, until_staging_is
 use crate::support::tokenizers::tokenizer_refused;
 
 #[test]
-fn a_post_processor_that_made_a_library_panic_is_refused_by_name_and_not_tried_again() {
+fn contradictory_post_processor_is_rejected_and_not_retried() {
     let daemon = Root::new().start();
     let reason = tokenizer_refused(&daemon, "panic", |tokenizer: &mut Value| {
         // One token has no id.

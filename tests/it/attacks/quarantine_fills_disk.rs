@@ -9,7 +9,7 @@ use crate::support::Root;
 use crate::support::packages::{dropped, file_name, names, until_quarantined};
 
 #[test]
-fn refused_files_do_not_fill_the_disk() {
+fn quarantine_size_is_bounded() {
     let daemon = Root::new().with("packages.max_package_size", json!("64MiB")).start();
     // The files use no blocks on the disk, but the quarantine counts the size that they may grow
     // to.

@@ -74,7 +74,7 @@ fn until_whole(daemon: &Daemon) {
 }
 
 #[test]
-fn the_daemon_starts_and_serves_from_a_read_only_disk_and_installs_again_when_it_is_writable() {
+fn read_only_disk_serves_and_recovers_when_writable() {
     let Some((root, disk)) = root_with_disk("a read-only disk") else { return };
     disk.remount("ro");
     doctor_says(&root, "skipped", "read-only");
@@ -95,7 +95,7 @@ fn the_daemon_starts_and_serves_from_a_read_only_disk_and_installs_again_when_it
 }
 
 #[test]
-fn the_daemon_starts_and_serves_from_a_full_disk() {
+fn daemon_starts_and_serves_from_full_disk() {
     let Some((root, _disk)) = root_with_disk("a full disk") else { return };
     let filler = root.state().join("filler");
     let mut file = fs::File::create(&filler).unwrap();

@@ -84,7 +84,7 @@ fn foreign(path: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_name_in_a_record_leads_nowhere() {
+fn record_with_path_as_file_name_is_rejected() {
     let place = Place::new();
     let victim = place.root.path().join("victim.model.tar.zst");
     fs::create_dir(&victim).unwrap();
@@ -106,9 +106,9 @@ fn a_name_in_a_record_leads_nowhere() {
 }
 
 #[test]
-fn root_has_no_more_rights_in_the_store_than_its_owner() {
+fn root_acts_with_owner_rights_in_store() {
     if !geteuid().is_root() {
-        return skipped("root_has_no_more_rights_in_the_store_than_its_owner", "root");
+        return skipped("root_acts_with_owner_rights_in_store", "root");
     }
     let place = Place::new();
     let victim = place.root.path().join("victim");
@@ -125,12 +125,9 @@ fn root_has_no_more_rights_in_the_store_than_its_owner() {
 }
 
 #[test]
-fn root_administers_the_store_of_another_user_and_owns_nothing_in_it() {
+fn store_files_keep_owner_when_root_administers() {
     if !geteuid().is_root() {
-        return skipped(
-            "root_administers_the_store_of_another_user_and_owns_nothing_in_it",
-            "root",
-        );
+        return skipped("store_files_keep_owner_when_root_administers", "root");
     }
     let place = Place::new();
     let secret = place.root.path().join("secret");

@@ -7,7 +7,7 @@ use crate::support::packages::until_looked;
 use crate::support::tokenizers::{HANG, split_by, tokenizer_refused};
 
 #[test]
-fn a_regular_expression_that_is_not_known_is_refused_by_name() {
+fn unsupported_regex_is_named_in_rejection() {
     let daemon = Root::new().start();
     let reason = tokenizer_refused(&daemon, "hang", |tokenizer: &mut Value| {
         tokenizer["pre_tokenizer"] = split_by(&HANG.repeat(60));

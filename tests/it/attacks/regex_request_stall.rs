@@ -10,7 +10,7 @@ use crate::support::tokenizers::{HANG, split_by, tokenizer_refused};
 use crate::support::{BOUND, Root};
 
 #[test]
-fn a_short_text_does_not_stall_the_daemon() {
+fn backtracking_regex_cannot_stall_requests() {
     let daemon = Root::new().start();
     for (id, expression) in [("stall", HANG.to_owned()), ("nested", "(a*)*b".to_owned())] {
         let reason = tokenizer_refused(&daemon, id, |tokenizer: &mut Value| {

@@ -11,7 +11,7 @@ use crate::support::packages::{
 use crate::support::{Root, pack};
 
 #[test]
-fn without_a_daemon_an_untested_entry_is_removed_with_its_file() {
+fn remove_without_daemon_deletes_untested_entry_and_file() {
     let mut root = Root::new();
     let package = pack("tiny-bert-mean", "innocent", "1");
     for name in ["innocent", "innocent@1", "innocent@REVISION"] {
@@ -32,7 +32,7 @@ fn without_a_daemon_an_untested_entry_is_removed_with_its_file() {
 }
 
 #[test]
-fn with_a_daemon_a_quarantined_entry_is_removed() {
+fn remove_with_daemon_deletes_quarantined_entry() {
     let daemon = Root::with_other().start();
     until_answers(&daemon, "other");
     let root = daemon.stop();

@@ -18,7 +18,7 @@ fn until_disabled(daemon: &Daemon) {
 }
 
 #[test]
-fn what_a_removed_key_signed_is_disabled_at_once_and_comes_back_with_the_key() {
+fn removed_key_disables_its_models_until_restored() {
     // This model is installed before there is a key.
     let daemon = Root::new().with("memory.fallback_strategy", json!("strict")).start();
     fs::write(dropped(&daemon, "old"), pack("tiny-bert-mean", "old", "1")).unwrap();

@@ -7,7 +7,7 @@ use crate::support::packages::{dropped, file_name, until_answers};
 use crate::support::{Root, pack};
 
 #[test]
-fn a_good_package_is_not_quarantined_in_the_place_of_a_refused_one() {
+fn package_replacing_a_rejected_one_is_not_quarantined() {
     let daemon = Root::new().start();
     let ids = ["m0", "m1", "m2", "m3", "m4", "m5"];
     let good = ids.map(|id| pack("tiny-bert-mean", id, "1"));

@@ -9,7 +9,7 @@ use crate::support::packages::{dropped, install, stored, until_quarantined};
 use crate::support::{Root, pack, tiny_package};
 
 #[test]
-fn a_dropped_package_does_not_take_the_id_of_a_bundled_one() {
+fn bundled_id_cannot_be_taken_by_other_packages() {
     let daemon = Root::new().start();
     let vectors = daemon.embed(json!("a text"));
     // Neither another model nor the same one may take the id.
@@ -44,7 +44,7 @@ fn a_dropped_package_does_not_take_the_id_of_a_bundled_one() {
 }
 
 #[test]
-fn a_model_with_the_id_of_a_package_that_becomes_bundled_is_disabled() {
+fn model_is_disabled_when_its_id_becomes_bundled() {
     let root = Root::without_bundled().with("memory.embedding_model", json!("bundled-mini"));
     let daemon = root.start();
     fs::write(dropped(&daemon, "own"), pack("tiny-bert-cls", "bundled-mini", "999")).unwrap();

@@ -34,7 +34,7 @@ fn refused_after(daemon: &Daemon, id: &str, signal: Signal) -> String {
 
 /// Checks the effect of a charsmap with a length of 8 GiB on a board of 4 GB.
 #[test]
-fn a_self_test_that_aborts_is_a_refusal_of_its_package() {
+fn crashing_self_test_rejects_its_package() {
     let daemon = Root::new().start();
     let reason = refused_after(&daemon, "abort", Signal::SIGABRT);
     assert!(reason.contains("its self-test was ended by signal 6 (SIGABRT)"), "{reason}");
@@ -49,7 +49,7 @@ fn a_self_test_that_aborts_is_a_refusal_of_its_package() {
 /// Checks the signals of the kernel when memory is short, and the limits of the child, which apply
 /// earlier.
 #[test]
-fn a_self_test_that_takes_all_memory_is_a_refusal_of_its_package() {
+fn self_test_exceeding_resources_rejects_its_package() {
     let daemon = Root::new().start();
     let reason = refused_after(&daemon, "memory", Signal::SIGKILL);
     assert!(reason.contains("because memory is short"), "{reason}");
@@ -81,7 +81,7 @@ fn a_self_test_that_takes_all_memory_is_a_refusal_of_its_package() {
 
 /// Checks the effect of a regular expression that backtracks without end: the child never answers.
 #[test]
-fn a_self_test_that_hangs_delays_neither_the_daemon_nor_its_stop_nor_its_start() {
+fn hanging_self_test_delays_neither_serving_nor_stop() {
     let daemon = Root::new().start();
     let (id, hanging) = SelfTest::catch(&daemon, "hang");
     assert_eq!(daemon.get("/livez").status, 200);
@@ -126,7 +126,7 @@ fn a_self_test_is_confined() {
 
 /// Kills the daemon twice, as a power cut would. The third start does not repeat the test.
 #[test]
-fn a_daemon_killed_twice_during_one_self_test_does_not_begin_it_again() {
+fn self_test_killed_twice_is_not_repeated() {
     let mut daemon = Root::new().start();
     let (id, first) = SelfTest::catch(&daemon, "cut");
     // The tests of packages before this one have passed.

@@ -46,7 +46,7 @@ fn package(manifest: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_package_that_is_shown_as_another_one_is_refused() {
+fn package_with_colliding_short_digest_is_rejected() {
     let digest = |bytes: &[u8]| caxton::package::Digest::of(bytes);
     let (good, evil) = (digest(GOOD), digest(EVIL));
     assert!(good != evil && good.short() == evil.short(), "{good} {evil}");

@@ -10,7 +10,7 @@ use crate::support::signing::Signer;
 use crate::support::{Root, pack};
 
 #[test]
-fn an_older_signed_package_is_refused_also_after_the_newer_one_was_removed() {
+fn signed_downgrade_is_rejected_even_after_removal() {
     let root = Root::new();
     let signer = Signer::new();
     signer.trust(&root, "site.pub", "");

@@ -28,7 +28,7 @@ fn spaces(daemon: &Daemon, id: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_content_that_stands_in_is_the_one_of_the_same_embedding_space() {
+fn fallback_uses_content_of_same_embedding_space() {
     let root = Root::new()
         .with("memory.preload_models", json!([]))
         .with("packages.replace_embedding_space", json!(true));

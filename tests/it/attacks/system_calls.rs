@@ -106,7 +106,7 @@ fn address(value: u64) -> ptrace::AddressType {
 }
 
 #[test]
-fn a_daemon_that_was_taken_over_cannot_leave_its_sandbox() {
+fn compromised_daemon_cannot_leave_its_sandbox() {
     // Do not use a directory below that of the socket, because the daemon may write there.
     let outside = tempfile::tempdir().unwrap();
     let drop_directory = outside.path().join("drop");
@@ -115,7 +115,7 @@ fn a_daemon_that_was_taken_over_cannot_leave_its_sandbox() {
     let daemon = root.start();
     let has_landlock = daemon.has_landlock();
     let Some(taken) = Taken::over(&daemon) else {
-        return skipped("a_daemon_that_was_taken_over_cannot_leave_its_sandbox", "ptrace");
+        return skipped("compromised_daemon_cannot_leave_its_sandbox", "ptrace");
     };
     assert_eq!(taken.call(libc::SYS_getpid, &[]), Ok(u64::from(daemon.pid())));
 

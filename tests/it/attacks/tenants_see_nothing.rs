@@ -80,7 +80,7 @@ fn with_two_tenants() -> Daemon {
 }
 
 #[test]
-fn a_tenant_reads_nothing_of_others_on_any_route() {
+fn no_route_leaks_data_of_other_tenants() {
     let daemon = with_two_tenants();
     let routes = BTreeSet::from_iter(ROUTES);
     let read = |headers: &[(&str, &str)], (method, path, body): &(&str, String, String)| {

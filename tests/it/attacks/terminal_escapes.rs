@@ -98,7 +98,7 @@ fn assert_harmless_text(what: &str, text: &str) {
 }
 
 #[test]
-fn what_a_package_holds_reaches_no_terminal() {
+fn package_contents_are_escaped_on_the_terminal() {
     let root = Root::new();
     let file = root.path().join("hostile.model.tar.zst");
     let package = hostile_package(root.path());
@@ -132,7 +132,7 @@ fn what_a_package_holds_reaches_no_terminal() {
 }
 
 #[test]
-fn a_name_on_the_command_line_reaches_no_terminal() {
+fn arguments_are_escaped_on_the_terminal() {
     let root = Root::new();
     let path = root.path().join(HOSTILE.replace('\n', ""));
     fs::write(&path, tiny_package()).unwrap();
@@ -153,7 +153,7 @@ fn a_name_on_the_command_line_reaches_no_terminal() {
 }
 
 #[test]
-fn what_a_daemon_answers_reaches_no_terminal() {
+fn daemon_answers_are_escaped_on_the_terminal() {
     let place = tempfile::tempdir().unwrap();
     let socket = place.path().join("s");
     let listener = UnixListener::bind(&socket).unwrap();

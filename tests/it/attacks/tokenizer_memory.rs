@@ -21,7 +21,7 @@ fn peak(daemon: &Daemon) -> u64 {
 }
 
 #[test]
-fn words_beyond_the_table_are_refused_before_they_take_memory() {
+fn oversized_vocabulary_is_rejected_in_bounded_memory() {
     let daemon = Root::new().start();
     let before = peak(&daemon);
     let mut bytes = 0;

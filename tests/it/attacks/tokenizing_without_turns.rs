@@ -26,9 +26,9 @@ fn attacked() -> (Daemon, Attacker) {
 }
 
 #[test]
-fn texts_of_others_are_tokenized_in_turn() {
+fn tokenizing_is_scheduled_fairly_between_users() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("texts_of_others_are_tokenized_in_turn", "root");
+        return skipped("tokenizing_is_scheduled_fairly_between_users", "root");
     }
     let (daemon, flood) = attacked();
     // The text is long enough to need a permit.
@@ -48,9 +48,9 @@ fn texts_of_others_are_tokenized_in_turn() {
 }
 
 #[test]
-fn a_request_that_waits_for_its_turn_keeps_no_model_in_memory() {
+fn request_waiting_to_tokenize_does_not_block_unload() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("a_request_that_waits_for_its_turn_keeps_no_model_in_memory", "root");
+        return skipped("request_waiting_to_tokenize_does_not_block_unload", "root");
     }
     let (daemon, flood) = attacked();
     let began = Instant::now();

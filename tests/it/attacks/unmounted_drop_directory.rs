@@ -30,7 +30,7 @@ fn is_rolled_back(daemon: &Daemon) -> bool {
 }
 
 #[test]
-fn an_unmounted_drop_directory_removes_nothing_and_undoes_no_rollback() {
+fn unmounted_drop_directory_keeps_models_and_rollback() {
     let root = Root::new().with("memory.fallback_strategy", json!("strict"));
     let volume = root.path().join("volume");
     fs::create_dir(&volume).unwrap();

@@ -66,7 +66,7 @@ fn unpacking(state: &Path) -> (mpsc::Receiver<()>, notify::RecommendedWatcher) {
 }
 
 #[test]
-fn a_dropped_package_whose_unpacking_ended_the_daemon_twice_is_quarantined() {
+fn package_is_quarantined_after_two_unpacking_crashes() {
     let package = large("m");
     let mut daemon = Root::new().start();
     let before = stored(&daemon);

@@ -30,7 +30,7 @@ fn with_key() -> (KeyPair, Daemon) {
 const NOT_ZSTD: &[u8] = b"not a package at all";
 
 #[test]
-fn a_dropped_package_is_not_parsed_before_its_signature_holds() {
+fn dropped_package_signature_is_verified_before_parsing() {
     let (key, daemon) = with_key();
     let signature = |id: &str| daemon.drop_directory().join(format!("{}.minisig", file_name(id)));
     fs::write(signature("m"), sign(&key, b"something else")).unwrap();
@@ -45,7 +45,7 @@ fn a_dropped_package_is_not_parsed_before_its_signature_holds() {
 }
 
 #[test]
-fn half_a_signed_package_is_waited_for() {
+fn incomplete_signed_package_is_waited_for() {
     let (key, daemon) = with_key();
     let package = pack("tiny-bert-mean", "m", "1");
     let sidecar = daemon.drop_directory().join(format!("{}.minisig", file_name("m")));
@@ -63,7 +63,7 @@ fn install(daemon: &Daemon, path: &Path) -> Output {
 }
 
 #[test]
-fn an_uploaded_package_is_not_parsed_before_its_signature_holds() {
+fn uploaded_package_signature_is_verified_before_parsing() {
     let (key, daemon) = with_key();
     let place = |id: &str, content: &[u8], signed: &[u8]| {
         let path = daemon.path().join(file_name(id));

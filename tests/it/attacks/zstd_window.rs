@@ -23,7 +23,7 @@ fn peak_kib(daemon: &Daemon) -> u64 {
 }
 
 #[test]
-fn a_large_window_takes_no_memory() {
+fn large_zstd_window_is_rejected_without_allocation() {
     let daemon = Root::new().with("memory.memory_limit", json!("128MiB")).start();
     let before = peak_kib(&daemon);
     // Use bytes that do not repeat: a window fills only as far as there is content.

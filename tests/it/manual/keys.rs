@@ -113,7 +113,7 @@ fn text(comment: &[&str]) -> String {
 }
 
 #[test]
-fn lines_are_comments_keys_and_sections() {
+fn lines_are_parsed_by_kind() {
     let key = |depth, name, value, is_set| Line::Key { depth, name, value, is_set };
     assert_eq!(line("  # Its mode."), Line::Comment("Its mode."));
     assert_eq!(line("  #mode: \"0660\""), key(1, "mode", "\"0660\"", false));
@@ -123,7 +123,7 @@ fn lines_are_comments_keys_and_sections() {
 }
 
 #[test]
-fn every_key_of_the_shipped_file_is_in_the_page() {
+fn page_has_every_key_of_shipped_file() {
     let page = keys();
     for name in ["socket.path", "memory.pressure.reload_cooldown", "models.<model>.pinned"] {
         assert!(page.contains(&format!("\\fB{}\\fR (", escape(name))), "{name}");

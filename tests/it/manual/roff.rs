@@ -47,7 +47,7 @@ pub(super) fn verbatim<'t>(lines: impl IntoIterator<Item = &'t str>) -> String {
 }
 
 #[test]
-fn nothing_in_a_text_is_a_request_or_an_escape() {
+fn text_is_escaped_for_roff() {
     assert_eq!(escape(".SH it's\\n --x"), "\\&.SH it\\(aqs\\en \\-\\-x");
     assert_eq!(escape("10\u{2076}…"), "10\\[u2076]\\[u2026]");
     assert_eq!(prose("say `caxton --x` or `half"), "say \\fBcaxton \\-\\-x\\fR or half");

@@ -11,7 +11,7 @@ fn refusal(json: &Value) -> String {
 }
 
 #[test]
-fn a_part_that_is_not_run_is_refused_by_name() {
+fn unsupported_part_is_refused_by_name() {
     let hang = r"(?:(([a-z ]|[a-z ]){18})\2*#|(?s:.))";
     let split = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
     let replace =
@@ -130,7 +130,7 @@ fn a_part_that_is_not_run_is_refused_by_name() {
 }
 
 #[test]
-fn a_post_processor_that_contradicts_itself_is_refused() {
+fn contradictory_post_processor_is_refused() {
     // The first case made the library index beyond the end of a list.
     let token = |ids: Value| json!({"<s>": {"id": "<s>", "ids": ids, "tokens": ["<s>"]}});
     let single = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
@@ -154,7 +154,7 @@ fn a_post_processor_that_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn a_vocabulary_is_bounded_by_the_table_of_words() {
+fn vocabulary_is_bounded_by_word_embeddings() {
     let bytes = BERT.as_bytes();
     let size = Tokenizer::from_bytes(bytes, 512).unwrap().vocabulary_size();
     assert!(Tokenizer::for_rows(bytes, 512, size).is_ok());
@@ -177,7 +177,7 @@ fn a_vocabulary_is_bounded_by_the_table_of_words() {
 }
 
 #[test]
-fn words_that_would_take_time_or_memory_beyond_their_number_are_refused() {
+fn overlong_words_and_trie_prefixes_are_refused() {
     let long =
         |bytes: usize| with(BERT, &[("/model/vocab", json!({"[UNK]": 0, "a".repeat(bytes): 1}))]);
     assert!(refusal(&long(513)).contains("has 513 bytes, more than 512"));
@@ -216,7 +216,7 @@ fn words_that_would_take_time_or_memory_beyond_their_number_are_refused() {
 }
 
 #[test]
-fn merges_are_of_words_and_bounded() {
+fn merges_are_validated_and_bounded() {
     let merges = |merges: Value| refusal(&with(ROBERTA, &[("/model/merges", merges)]));
     let longest =
         parsed(ROBERTA)["model"]["vocab"].as_object().unwrap().keys().map(String::len).max();
