@@ -48,7 +48,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_bar_says_none_some_and_all() {
+    fn bar_shows_empty_partial_and_full() {
         for (share, expected) in [
             (0.0, "[--------]"),
             (0.001, "[#-------]"),
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn locales_say_what_they_speak() {
+    fn unicode_locales_are_recognized() {
         let speak = ["de_DE.UTF-8", "C.utf8", "en_US.UTF-8@euro"];
         let do_not = ["C", "POSIX", "de_DE.ISO-8859-1", "ja_JP.eucJP"];
         assert!(speak.iter().all(|locale| is_unicode(locale)));
@@ -74,7 +74,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_bar_is_as_wide_as_it_should_be(share: f64, width in 2_usize..200) {
+        fn bar_has_requested_width(share: f64, width in 2_usize..200) {
             prop_assert_eq!(bar(share, width, true).chars().count(), width);
         }
     }

@@ -38,16 +38,16 @@ const TENSOR: &str = "embedding";
 /// after it until there are enough samples.
 const LATENCY_TIME: Duration = Duration::from_secs(2);
 
-/// What is measured, and how.
+/// Model and texts of the measurement, and its options.
 #[derive(Debug, Args)]
 pub(super) struct Bench {
-    /// A package file, or the id of an installed model; the store must not be in use by a daemon.
+    /// Package file, or id of an installed model. An id needs a store that no daemon uses.
     #[arg(long, value_name = "PACKAGE|ID")]
     model: PathBuf,
-    /// The texts: one JSON string a line.
+    /// File of texts, with one JSON string in each line.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// What to compute in [default: embedding.precision of the configuration].
+    /// Precision of the computation [default: embedding.precision of the configuration].
     #[arg(long, value_parser = precisions())]
     precision: Option<Precision>,
     /// Threads of the engine [default: embedding.threads of the configuration].
@@ -56,16 +56,17 @@ pub(super) struct Bench {
     /// Tokens of one pass [default: embedding.batch_tokens of the configuration].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     batch_tokens: Option<usize>,
-    /// How long to go over all texts; the round that is begun is finished, one at least.
+    /// Time for rounds over all texts. The last round is finished, and there is at least one.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     seconds: u64,
-    /// Go over all texts exactly N times and measure nothing else, for emulators and profilers.
+    /// Number of rounds over all texts, without the other measurements, for emulators and
+    /// profilers.
     #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     rounds: Option<u64>,
-    /// Print JSON, for programs.
+    /// Print the report in JSON.
     #[arg(long)]
     json: bool,
-    /// Write the vectors to this safetensors file: "embedding", f32, a row for each text in order.
+    /// Safetensors file for the vectors: tensor "embedding", f32, one row for each text in order.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -75,11 +76,11 @@ fn precisions() -> impl TypedValueParser<Value = Precision> {
     let values = Precision::ALL.map(|precision| {
         PossibleValue::new(precision.name()).help(match precision {
             Precision::Auto => {
-                "The fastest here that keeps near f32: bf16, or int8 for a package of integers, or f32"
+                "Fastest precision on this processor that stays close to f32: bf16, or int8 for a package of integers, or f32"
             }
             Precision::F32 => "Exact",
-            Precision::Int8 => "Weights and activations as integers of 8 bits",
-            Precision::Bf16 => "On a processor with AMX or AVX-512 BF16; f32 on others",
+            Precision::Int8 => "8-bit integers for weights and activations",
+            Precision::Bf16 => "bf16 on a processor with AMX or AVX-512 BF16, f32 on others",
         })
     });
     PossibleValuesParser::new(values).try_map(|name| name.parse::<Precision>())

@@ -13,10 +13,10 @@ use crate::api::wire::configuration::{File, Files};
 use crate::config::{self, Explained, Fate, Found, KeyValue, Origin};
 use crate::exit::Exit;
 
-/// Print every value that the files give, and where it was written.
+/// Print every value of the configuration, with the file, line and column that set it.
 #[derive(Debug, Args)]
 pub(super) struct CatConfig {
-    /// Print it in JSON.
+    /// Print the values in JSON.
     #[arg(long)]
     json: bool,
 }

@@ -14,19 +14,15 @@ use crate::api::wire::configuration::{InForce, Value};
 use crate::config::{self, Explained, Settings, Source};
 use crate::exit::Exit;
 
-/// Check a configuration without starting anything.
-///
-/// With --diff, shows each key whose value would change if the running daemon reloaded now, with what is in force and
-/// what the files say; "[restart]" marks those that wait for a restart. When no daemon runs, it is compared with the
-/// defaults instead. Only administrators may ask the daemon.
+/// Check a configuration, and show every problem with its file, line and column.
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// This file alone; without it, the files of the system as the daemon would read them.
+    /// Configuration file to check alone [default: the files that the daemon would read].
     path: Option<PathBuf>,
-    /// Show what would change if the daemon reloaded now.
+    /// Show the values that would change if the daemon reloaded now.
     #[arg(long)]
     diff: bool,
-    /// Show what differs from the defaults, whatever a daemon has in force.
+    /// Compare with the defaults, even when a daemon runs.
     #[arg(long, requires = "diff")]
     defaults: bool,
 }
@@ -143,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_told_in_the_order_of_the_keys_and_what_is_gone_at_the_end() {
+    fn differences_follow_key_order_with_removed_last() {
         let old = values(
             "embedding: { queue_size: 9 }\nmodels: { a: { pinned: true }, b: { preload: false } }",
         );
@@ -161,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_told_with_the_place_that_it_was_written_at() {
+    fn change_shows_file_line_and_column() {
         let mut value = values("").remove(0);
         value.file = Some("/f".to_owned());
         (value.line, value.column) = (Some(3), Some(7));

@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_answer_is_read_though_the_daemon_left_before_the_request_was_sent() {
+    async fn early_response_is_read_after_disconnect() {
         let (near, far) = UnixStream::pair().unwrap();
         far.try_write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").unwrap();
         drop(far);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_cannot_leave_its_place() {
+    fn path_segment_is_percent_encoded() {
         assert_eq!(segment("all-MiniLM-L6-v2@2.0.0"), "all-MiniLM-L6-v2@2.0.0");
         assert_eq!(segment("../a b?#é"), "..%2Fa%20b%3F%23%C3%A9");
     }

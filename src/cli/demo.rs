@@ -43,13 +43,14 @@ const SENTENCES: [&str; 12] = [
     "Expect clear skies and little wind tomorrow.",
 ];
 
-/// Start a daemon in a temporary place, embed a dozen sentences through its socket, clean up.
+/// Start a temporary daemon, embed twelve sentences through its socket, and clean up.
 #[derive(Debug, Args)]
 pub(super) struct Demo {
-    /// A directory with packages, one of them bundled-mini [default: the one that came with Caxton].
+    /// Directory of packages that include bundled-mini [default: the packages that came with
+    /// Caxton].
     #[arg(long, value_name = "DIR")]
     bundled: Option<PathBuf>,
-    /// Keep the daemon until Ctrl-C, so that the curl line can be tried.
+    /// Keep the daemon running until Ctrl-C, to try the printed curl command.
     #[arg(long)]
     wait: bool,
 }

@@ -25,10 +25,10 @@ use crate::models::load::options;
 use crate::printable;
 use facts::Facts;
 
-/// What the doctor prints, and for whom.
+/// Find the problems of this machine, and show how to repair them.
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
-    /// Print JSON, for programs.
+    /// Print the results in JSON.
     #[arg(long)]
     json: bool,
 }
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_screen_has_a_line_a_check_and_one_for_what_to_do() {
+    fn report_has_line_per_check_and_remedy() {
         let checks = [Check::pass("socket", "here"), Check::fail("group", "no member", "join")];
         assert_eq!(
             screen(&checks),
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_or_warns_says_how_to_mend_it_and_names_differ() {
+    fn failures_have_remedies_and_names_are_unique() {
         let place = tempfile::tempdir().unwrap();
         let connection = Connection { socket: Some(place.path().join("no.sock")), config: None };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -16,16 +16,16 @@ const LINES: usize = 128;
 /// Print the vectors of texts.
 #[derive(Debug, Args)]
 pub(super) struct Embed {
-    /// What to embed; without it, each line of standard input.
+    /// Text to embed [default: each line of standard input].
     #[arg(value_name = "TEXT")]
     texts: Vec<String>,
-    /// The model or alias [default: the daemon's default model].
+    /// Model or alias [default: the daemon's default model].
     #[arg(long, value_name = "ID")]
     model: Option<String>,
-    /// The model's prompt to put before each text, such as "query".
+    /// Prompt of the model to put before each text, such as "query".
     #[arg(long, value_name = "NAME")]
     prompt: Option<String>,
-    /// Print the daemon's whole answer in JSON.
+    /// Print the complete answer of the daemon in JSON.
     #[arg(long)]
     json: bool,
 }

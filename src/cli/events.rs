@@ -19,18 +19,19 @@ use crate::units::Bytes;
 /// on the socket.
 const MAX_LINE: usize = 1 << 20;
 
-/// Show what happens to models, memory, packages and the configuration.
+/// Show the events of models, memory, packages and the configuration.
 ///
-/// First what the daemon remembers (the last 256 events), then everything as it happens, until the daemon stops.
+/// The command prints the last 256 events, which the daemon keeps, and then each new event until
+/// the daemon stops.
 #[derive(Debug, Args)]
 pub(super) struct Events {
     /// Print each event as one line of JSON.
     #[arg(long)]
     json: bool,
-    /// Begin after the event with this id; 0 is everything that is remembered.
+    /// Event id after which to begin; 0 prints all events that the daemon keeps.
     #[arg(long, value_name = "ID", default_value_t = 0)]
     since: u64,
-    /// End with the last event that is remembered.
+    /// Stop after the last event that the daemon keeps.
     #[arg(long)]
     no_follow: bool,
 }
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_a_line_that_says_what_is_known() {
+    fn event_is_one_line_of_known_fields() {
         for (event, expected) in [
             (
                 Event {
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_an_end_is_refused() {
+    fn endless_line_is_refused() {
         let mut lines = Lines::default();
         assert!(lines.feed(&vec![b'a'; MAX_LINE]).unwrap().is_empty());
         assert!(lines.feed(b"a").is_err());
@@ -183,7 +184,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lines_are_the_same_in_whatever_pieces_they_come(
+        fn lines_do_not_depend_on_chunks(
             text in "([a-z: ]{0,8}\n){0,6}", cuts in proptest::collection::vec(0_usize..60, 0..6),
         ) {
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();

@@ -15,19 +15,19 @@ use crate::api::wire::memory::{
 };
 use crate::units::Bytes;
 
-/// Show and change what is in memory.
+/// Show memory, load and unload models, and limit the memory of the daemon.
 #[derive(Debug, Subcommand)]
 pub(super) enum Memory {
-    /// Show how short memory is, what models take, and what was done last.
+    /// Show the memory pressure, the limits, and the models with their memory.
     Status(Status),
-    /// Let all models leave memory that are not pinned, and wait until they have; for administrators.
+    /// Unload all models that are not pinned, and wait until they are unloaded; for administrators.
     Flush(Flush),
-    /// Load a model, or change whether it stays; for administrators.
+    /// Load a model, and optionally pin or unpin it; for administrators.
     #[command(
         after_help = "Examples:\n  caxton memory load bundled-mini --pin\n  caxton memory load bundled-mini --unpin"
     )]
     Load(Load),
-    /// Let a model leave memory, and wait until it has; for administrators.
+    /// Unload a model, and wait until it is unloaded; for administrators.
     #[command(after_help = "Examples:\n  caxton memory unload bundled-mini")]
     Unload(Unload),
     /// Limit the daemon's memory until its next start; for administrators.
@@ -37,39 +37,39 @@ pub(super) enum Memory {
 
 #[derive(Debug, Args)]
 pub(super) struct Status {
-    /// Print the daemon's answer in JSON, which has more.
+    /// Print the complete answer of the daemon in JSON, with the last actions against pressure.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Flush {
-    /// Print the daemon's answer in JSON, which has more.
+    /// Print the complete answer of the daemon in JSON.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Load {
-    /// The model, as `id`, `id@version` or `id@revision`.
+    /// Model, as `id`, `id@version` or `id@revision`.
     model: String,
-    /// Keep it in memory whatever happens, until the daemon's next start.
+    /// Exclude the model from eviction until the daemon's next start.
     #[arg(long, conflicts_with = "unpin")]
     pin: bool,
-    /// No longer keep it in memory whatever happens.
+    /// Allow the eviction of the model again.
     #[arg(long)]
     unpin: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Unload {
-    /// The model, as `id`, `id@version` or `id@revision`.
+    /// Model, as `id`, `id@version` or `id@revision`.
     model: String,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Limit {
-    /// A size with its unit, such as 512MiB; or `auto`, to have only the kernel's limits.
+    /// Size with its unit, such as 512MiB, or `auto` for the kernel's limits alone.
     limit: String,
 }
 

@@ -53,7 +53,7 @@ use owner::StayedRoot;
     name = "caxton",
     version,
     arg_required_else_help = true,
-    after_help = "`caxton doctor` finds out what is wrong here. More is in caxton(1), caxton.yaml(5) and caxtond(8)."
+    after_help = "`caxton doctor` checks this machine for problems. See also caxton(1), caxton.yaml(5) and caxtond(8)."
 )]
 struct Arguments {
     #[command(flatten)]
@@ -69,10 +69,10 @@ const EMBED_EXAMPLES: &str = "Examples:
 /// Heading of the options that every command accepts.
 const GLOBAL: &str = "Global options";
 
-/// How to find the daemon, or its store while it does not run.
+/// Location of the daemon, or of its store while no daemon runs.
 #[derive(Clone, Debug, Args)]
 struct Connection {
-    /// The daemon's socket [default: socket.path of the configuration].
+    /// Socket of the daemon [default: socket.path of the configuration].
     #[arg(
         long,
         env = "CAXTON_SOCKET",
@@ -82,14 +82,17 @@ struct Connection {
         hide_env_values = true
     )]
     socket: Option<PathBuf>,
-    /// Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and /usr/lib/caxton.
+    /// Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and
+    /// /usr/lib/caxton.
     #[arg(long, value_name = "FILE", global = true, help_heading = GLOBAL)]
     config: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the vectors of texts, one line each; without TEXT, of the lines of standard input.
+    /// Print the vectors of texts, one line for each text.
+    ///
+    /// Without TEXT, each line of standard input is a text. Empty lines are skipped.
     #[command(after_help = EMBED_EXAMPLES)]
     Embed(embed::Embed),
     /// Install, verify, list and pack models.
@@ -97,38 +100,46 @@ enum Command {
     Model(model::Model),
     #[command(subcommand)]
     Memory(memory::Memory),
-    /// Show what the daemon is doing.
+    /// Show the state of the daemon: models, queue, memory, store and sandbox.
     #[command(after_help = "Examples:\n  caxton status\n  caxton status --json")]
     Status(status::Status),
     #[command(after_help = "Examples:\n  caxton events --no-follow")]
     Events(events::Events),
     Top(top::Top),
-    /// Measure how fast a model is on this machine, without a daemon.
+    /// Measure the speed of a model on this machine, without a daemon.
     ///
-    /// Loads the model, goes over all texts again and again, tokenizing included, and then takes them one
-    /// at a time, for two seconds at most but a hundred of them. Shown are texts and tokens a second, the
-    /// time of one text, of loading, and from the start to the first vector, the most memory that the
-    /// process has had, what was computed in, and how much of the processors' own limit in products was
-    /// reached. ModernBERT is computed in f32 whatever is asked for; a static model has no products.
+    /// The command loads the model and embeds all texts in repeated rounds, tokenizing included.
+    /// Then it embeds single texts, for two seconds or for --seconds if that is shorter, and at
+    /// least 100 of them. It reports the texts and tokens per second, the time of a single text,
+    /// the time to load the model, the time from the start to the first vector, the peak memory of
+    /// the process, the precision, and the share of the processors' peak rate in matrix products.
+    /// ModernBERT is always computed in f32. A static model has no matrix products.
     #[command(
         after_help = "Examples:\n  caxton bench --model bge-small-1.model.tar.zst --input texts.jsonl --seconds 1"
     )]
     Bench(bench::Bench),
-    /// Show every problem of a configuration with its file, line and column, without starting anything.
+    /// Check a configuration, and show every problem with its file, line and column.
+    ///
+    /// The command starts nothing. With --diff, it also shows each key whose value would change if
+    /// the running daemon reloaded now, with the value in the daemon and the value in the files.
+    /// The mark "[restart]" means that the change applies after a restart. When no daemon runs, the
+    /// files are compared with the defaults. Only administrators may read the values of the daemon.
     #[command(after_help = "Examples:\n  caxton check\n  caxton check conf.d/50-site.yaml")]
     Check(check::Check),
     CatConfig(cat_config::CatConfig),
-    /// Find out what is wrong on this machine, and how to mend it.
+    /// Find the problems of this machine, and show how to repair them.
     ///
-    /// Looks at the configuration, the units, the socket, the group, the daemon, its models, refused packages, the
-    /// drop directory, the disk, memory and its pressure, the sandbox, the processor, the journal, the clock and
-    /// inotify. Each is a line: pass, warn, fail or skipped, and what was found; then what to do. Nothing is changed.
-    /// What only root may see is skipped for others. The exit status is 1 when something failed.
+    /// The command checks the configuration, the units, the socket, the group, the daemon, its
+    /// models, rejected packages, the drop directory, the disk, memory and its pressure, the
+    /// sandbox, the processor, the journal, the clock and inotify. Each check prints one line with
+    /// its result (pass, warn, fail or skipped) and its finding, and then the repair. The command
+    /// changes nothing. Checks that need root are skipped for other users. The exit status is 1
+    /// when a check failed.
     #[command(after_help = "Examples:\n  caxton doctor\n  caxton doctor --json")]
     Doctor(doctor::Doctor),
-    /// Start a daemon in a temporary place, embed a dozen sentences through its socket, clean up.
+    /// Start a temporary daemon, embed twelve sentences through its socket, and clean up.
     Demo(demo::Demo),
-    /// Run the daemon; what `demo` starts. Installed systems run caxtond.
+    /// Run the daemon, for `caxton demo`. Installed systems run caxtond.
     #[command(hide = true)]
     Daemon,
 }

@@ -45,35 +45,38 @@ const VERIFY_EXAMPLES: &str = "Examples:
 /// Install, verify, list and pack models.
 #[derive(Debug, Subcommand)]
 pub(super) enum Model {
-    /// Make a package from a sentence-transformers directory.
+    /// Make a package from a directory in the layout of sentence-transformers.
     #[command(after_help = PACK_EXAMPLES)]
     Pack(Pack),
-    /// Install a package, or a directory that is packed first; for administrators.
+    /// Install a package, or pack and install a directory; for administrators.
     #[command(after_help = "Examples:\n  caxton model install bge-small-1.model.tar.zst")]
     Install(Install),
-    /// Check a package file, or every file of an installed model, against its digests.
+    /// Verify a package, or every file of an installed model, against its digests.
+    ///
+    /// A package is also checked against its sidecars, and its self-test is computed.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(Verify),
     /// List installed models.
     List(List),
-    /// Show everything about an installed model.
+    /// Show all properties of an installed model.
     Show(Show),
-    /// Show how much each model is used and how fast it is.
+    /// Show the use and the speed of each model.
     ///
-    /// Counted by the daemon from the first use on; restarts do not matter. LATENCY is that of the last 128 to 256
-    /// answers, at the median and the 95th percentile. NEXT USE is the hour (UTC) of the coming day in which the
-    /// model was used in most of the past weeks.
+    /// The daemon counts from the first use of a model, also across restarts. LATENCY is the median
+    /// and the 95th percentile of the last 128 to 256 answers. NEXT USE is the hour (UTC) of the
+    /// next 24 hours in which the model was used in at least 60 % of the past weeks.
     Stats(Stats),
-    /// Let an id mean an earlier version, until one above all others is installed; for administrators.
+    /// Make an id resolve to an earlier version, until a version above all others is installed; for
+    /// administrators.
     Rollback(Rollback),
-    /// Remove an installed model; its file leaves the drop directory, too; for administrators.
+    /// Remove an installed model, and its file in the drop directory; for administrators.
     Remove(Remove),
     /// Write an installed model as a package; for administrators.
     #[command(
         after_help = "Examples:\n  caxton model export bge-small --output copy.model.tar.zst"
     )]
     Export(Export),
-    /// List the models whose names, prompts and licences are built in.
+    /// List the known models, whose names, prompts and licences are built in.
     Known,
 }
 
@@ -81,28 +84,29 @@ pub(super) enum Model {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("package").required(true).args(["file", "source"]))]
 pub(super) struct Install {
-    /// The package; what stands beside it as FILE.sha256 or FILE.minisig is checked.
+    /// Package to install. Its sidecars FILE.sha256 and FILE.minisig are checked if they exist.
     file: Option<PathBuf>,
-    /// A sentence-transformers directory to pack and install in one step.
+    /// Directory in the layout of sentence-transformers to pack and install in one step.
     #[arg(long, value_name = "DIR")]
     source: Option<PathBuf>,
     #[command(flatten)]
     what: Source,
-    /// Let the id have another embedding space; vectors made before and after must not be compared.
+    /// Allow another embedding space for the id. Vectors from before and after cannot be compared.
     #[arg(long)]
     replace: bool,
-    /// Install a signed package although a higher version of it was installed; the id still means the highest.
+    /// Install a signed package although a higher version was installed. The id still resolves to
+    /// the highest version.
     #[arg(long)]
     allow_downgrade: bool,
-    /// Hash every installed file once more afterwards; digests are always checked during the installation.
+    /// Hash every installed file once more after the installation, which always checks the digests.
     #[arg(long)]
     validate_checksums: bool,
 }
 
-/// Check a package or an installed model.
+/// Verify a package or an installed model.
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// A package file, or an installed model as `id`, `id@version` or `id@revision`.
+    /// Package file, or installed model as `id`, `id@version` or `id@revision`.
     #[arg(value_name = "FILE|ID")]
     what: PathBuf,
 }
@@ -110,7 +114,7 @@ pub(super) struct Verify {
 /// List installed models.
 #[derive(Debug, Args)]
 pub(super) struct List {
-    /// Print JSON, for programs.
+    /// Print the answer in JSON.
     #[arg(long)]
     json: bool,
 }
@@ -118,9 +122,9 @@ pub(super) struct List {
 /// Show an installed model.
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// The model, as `id`, `id@version` or `id@revision`.
+    /// Model, as `id`, `id@version` or `id@revision`.
     id: String,
-    /// Print JSON, for programs.
+    /// Print the answer in JSON.
     #[arg(long)]
     json: bool,
 }
@@ -128,16 +132,16 @@ pub(super) struct Show {
 /// Remove an installed model.
 #[derive(Debug, Args)]
 pub(super) struct Remove {
-    /// The model, as `id`, `id@version` or `id@revision`.
+    /// Model, as `id`, `id@version` or `id@revision`.
     id: String,
 }
 
 /// Write an installed model as a package.
 #[derive(Debug, Args)]
 pub(super) struct Export {
-    /// The model, as `id`, `id@version` or `id@revision`.
+    /// Model, as `id`, `id@version` or `id@revision`.
     id: String,
-    /// The package to write, which appears when it is complete; `-` is standard output.
+    /// Package to write, or `-` for standard output. A file appears when it is complete.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }

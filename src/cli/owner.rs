@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_directory_that_exists_is_pinned() {
+    fn nearest_existing_directory_is_opened() {
         let root = tempfile::tempdir().unwrap();
         let (directory, path, metadata) = nearest(root.path()).unwrap();
         assert_eq!((directory, metadata.uid()), (root.path(), geteuid().as_raw()));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_root_or_of_this_user_changes_nothing() {
+    fn own_store_needs_no_user_switch() {
         let root = tempfile::tempdir().unwrap();
         let mut settings = Settings::default();
         settings.memory.model_cache.directory = root.path().join("store");

@@ -14,25 +14,26 @@ use crate::package::{
     BoxError, Contents, Manifest, ModelId, PackRequest, Packed, Precision, Version, pack,
 };
 
-/// What to pack, and as what.
+/// Identity and properties of the package to make.
 #[derive(Debug, Args)]
 pub(super) struct Source {
-    /// The name to ask for the model [default: the directory's name].
+    /// Id of the model [default: the name of the directory].
     #[arg(long, value_name = "ID")]
     model_id: Option<ModelId>,
-    /// The known model that this is, if the id does not say so: gives licence, languages and prompts.
+    /// Known model in the directory, if its id differs from the model id. It gives licence,
+    /// languages and prompts.
     #[arg(long, value_name = "ID")]
     original: Option<String>,
-    /// The version of the package [default: 1].
+    /// Version of the package [default: 1].
     #[arg(long, value_name = "VERSION")]
     model_version: Option<Version>,
-    /// How to store the weights [default: as they are].
+    /// Format of the stored weights [default: the format in the directory].
     #[arg(long, value_enum)]
     precision: Option<PrecisionArgument>,
-    /// SPDX expression of the model's licence [default: that of the known model].
+    /// SPDX expression of the model's licence [default: the licence of the known model].
     #[arg(long, value_name = "SPDX")]
     license: Option<String>,
-    /// The revision of the directory where it comes from.
+    /// Revision of the directory at its origin.
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
 }
@@ -47,12 +48,12 @@ enum PrecisionArgument {
 /// Make a package.
 #[derive(Debug, Args)]
 pub(super) struct Pack {
-    /// The sentence-transformers directory.
+    /// Directory of the model, in the layout of sentence-transformers.
     #[arg(long, value_name = "DIR")]
     source: PathBuf,
     #[command(flatten)]
     what: Source,
-    /// The package to write; it appears when it is complete.
+    /// Package to write. The file appears when it is complete.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }

@@ -13,15 +13,16 @@ use crate::api::wire::rollback::{RollBack, RolledBack};
 use crate::package;
 use crate::printable;
 
-/// Let an id mean another version.
+/// Make an id resolve to another version.
 #[derive(Debug, Args)]
 pub(super) struct Rollback {
-    /// The id, without a version.
+    /// Model id, without a version.
     id: String,
-    /// The version, or the beginning of the revision, that it is to mean [default: the one before].
+    /// Version, or the beginning of a revision, to which the id resolves [default: the version
+    /// before].
     #[arg(long, value_name = "VERSION")]
     to: Option<String>,
-    /// Let it mean its highest version again.
+    /// Make the id resolve to its highest version again.
     #[arg(long, conflicts_with = "to")]
     clear: bool,
 }

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_where_a_shell_would_read_more() {
+    fn special_characters_are_quoted_for_the_shell() {
         for (word, expected) in [
             ("/var/lib/caxton/packages", "/var/lib/caxton/packages"),
             ("m@1.0-rc1", "m@1.0-rc1"),
@@ -70,7 +70,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(16))]
 
         #[test]
-        fn a_shell_reads_the_word_back(word in prop::collection::vec(1_u8..=255, 0..24)) {
+        fn shell_round_trips_quoted_word(word in prop::collection::vec(1_u8..=255, 0..24)) {
             // Checks the words that need an escape only in bash, the others in `sh`.
             let word = OsStr::from_bytes(&word);
             let quoted = quoted(word);

@@ -7,10 +7,10 @@ use clap::Args;
 use super::{Connection, print_json, print_table};
 use crate::api::wire::{ModelStats, ModelStatsList};
 
-/// Show how much each model is used and how fast it is.
+/// Show the use and the speed of each model.
 #[derive(Debug, Args)]
 pub(super) struct Stats {
-    /// Print the daemon's answer in JSON, which has more.
+    /// Print the complete answer of the daemon in JSON.
     #[arg(long)]
     json: bool,
 }

@@ -15,10 +15,10 @@ use crate::exit::Exit;
 use crate::printable;
 use crate::units::Bytes;
 
-/// Show what the daemon is doing.
+/// Show the state of the daemon: models, queue, memory, store and sandbox.
 #[derive(Debug, Args)]
 pub(super) struct Status {
-    /// Print the daemon's answer in JSON.
+    /// Print the status of the daemon in JSON.
     #[arg(long)]
     json: bool,
 }

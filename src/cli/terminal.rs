@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_printable_is_escaped_in_text_and_in_json() {
+    fn unprintable_characters_are_escaped() {
         let hostile = "a\u{1b}[2J\u{9b}\u{202e}\n\tb\u{e0041}".as_bytes();
         assert_eq!(written(Form::Text, &[hostile]), "a\\u{1b}[2J\\u{9b}\\u{202e}\n\tb\\u{e0041}");
         let json = "\"\u{9b}\u{202e}\u{e0041}\"";
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_may_come_in_pieces_and_half_of_one_is_marked() {
+    fn split_characters_are_joined_and_broken_ones_replaced() {
         let text = "ü€🦀".as_bytes();
         for at in 0..text.len() {
             assert_eq!(written(Form::Text, &[&text[..at], &text[at..]]), "ü€🦀", "{at}");
@@ -134,7 +134,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_written_comes_out_printable(pieces: Vec<Vec<u8>>) {
+        fn arbitrary_output_is_printable(pieces: Vec<Vec<u8>>) {
             let pieces = Vec::from_iter(pieces.iter().map(Vec::as_slice));
             let shown = written(Form::Text, &pieces);
             prop_assert!(shown.chars().all(|c| is_printable(c) || "\n\t".contains(c)), "{:?}", shown);

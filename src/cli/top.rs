@@ -42,10 +42,10 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// Width of the output without a terminal, in columns.
 const WIDTH: u16 = 80;
 
-/// Watch models, memory, queue, throughput and events; load, unload and pin models by key.
+/// Watch models, memory, queue, throughput and events, and load, unload and pin models by key.
 ///
-/// Without a terminal, or with TERM=dumb, it is printed once. Colours are left out when NO_COLOR is set, and lines and
-/// blocks when the locale is not one of UTF-8.
+/// Without a terminal, or with TERM=dumb, the command prints its screen once. It uses no colours
+/// when NO_COLOR is set, and ASCII instead of lines and blocks when the locale is not UTF-8.
 #[derive(Debug, Args)]
 pub(super) struct Top {}
 

@@ -10,11 +10,11 @@ use crate::config::Source;
 use crate::exit::Exit;
 use crate::models::selftest;
 
-/// Serves text embeddings over a Unix socket.
+/// Serve text embeddings over one Unix socket.
 #[derive(Debug, Parser)]
 #[command(name = "caxtond", version)]
 struct Arguments {
-    /// Read this configuration file instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and
+    /// Configuration file to read instead of caxton.yaml and conf.d in /etc/caxton, /run/caxton and
     /// /usr/lib/caxton.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,

@@ -184,7 +184,7 @@ mod tests {
     use crate::config::{Problem, Settings};
 
     #[test]
-    fn a_configuration_is_wrong_or_waits_or_holds() {
+    fn configuration_is_invalid_pending_or_applied() {
         let good = |files: &[&str]| {
             Ok(Loaded {
                 settings: Settings::default(),
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn units_are_judged_where_systemd_runs_them() {
+    fn units_are_checked_only_under_systemd() {
         let process = |cgroup: &str| Process {
             uid: 1,
             groups: Vec::new(),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_there_and_says_for_whom() {
+    fn socket_check_reports_allowed_users() {
         let cases = [
             (file(Found::Nothing), Fail, "nothing at /run/c.sock", Some("start it")),
             (file(Found::Other), Fail, "not a socket", Some("move it away")),
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_into_the_group_is_said() {
+    fn group_check_explains_how_to_join() {
         let caller = |uid, groups: &[u32], database: &[u32]| Caller {
             uid,
             name: Some("alice".to_owned()),
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_answer_is_started_or_read_about() {
+    fn unreachable_daemon_gets_matching_remedy() {
         let broken = Silence::Broken("reset".to_owned());
         for (silence, found, mend) in [
             (Silence::Absent, "nobody listens", "start it"),

@@ -257,7 +257,7 @@ mod tests {
     const DROP: &str = "/drop";
 
     #[test]
-    fn models_are_there_and_right() {
+    fn models_are_installed_and_healthy() {
         let judge = |status: &wire::Status| models(Some(status));
         assert(&models(None), Skipped, "does not answer", None);
         assert(&judge(&told(&[]).status), Fail, "none", Some("caxton model install"));
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_daemon_says_of_its_condition_is_a_warning() {
+    fn degraded_daemon_is_a_warning() {
         let mut status = told(&[("a", "resident", 1)]).status;
         assert(&condition(None), Skipped, "does not answer", None);
         assert(&condition(Some(&status)), Pass, "nothing is degraded", None);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_listed_and_its_entries_are_read_and_tested() {
+    fn store_check_covers_listing_records_and_self_tests() {
         use crate::files::FileError;
         use crate::package::fixture::package;
         use crate::package::{Cleanup, Limits, Origin, Quota, Store};
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn models_that_keys_disable_or_that_no_key_vouches_for_are_named() {
+    fn unsigned_and_disabled_models_are_named() {
         let mut status = told(&[("a", "absent", 1), ("b", "absent", 1)]).status;
         assert(&signatures(Some(&status)), Pass, "no model lacks one", None);
         assert(&signatures(None), Skipped, "does not answer", None);
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_packages_are_shown_with_the_last_reason() {
+    fn quarantine_check_shows_last_reason() {
         let mut status = told(&[]).status;
         let judge = |status: &wire::Status| quarantine(Some(status), Path::new(DROP));
         assert(&judge(&status), Pass, "none", None);
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_drop_directory_is_read_and_written_by_the_daemon() {
+    fn daemon_needs_access_to_drop_directory() {
         let daemon = Process { uid: 7, groups: vec![8], cgroup: String::new() };
         let found = |mode| Ok(Owned { mode, uid: 1, gid: 8 });
         let cases = [
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn the_disk_has_room_for_a_package_and_for_the_store() {
+    fn disk_check_covers_package_and_store_size() {
         let found = |free_bytes, read_only| Ok(Disk { path: "/var".into(), free_bytes, read_only });
         let packages = told(&[("a", "absent", 30), ("b", "absent", 10)]).status.packages;
         let cases = [

@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn units_are_installed_enabled_and_masked_by_files() {
+    fn unit_state_is_read_from_files() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         assert_eq!(units(root.path()), Units::default());
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_has_effective_ids_supplementary_groups_and_a_control_group() {
+    fn process_ids_groups_and_cgroup_are_parsed() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(Process::read(root.path()), None);
         let status = "Name:\tcaxtond\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \n";
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_gives_the_bits_of_the_class_that_fits_first() {
+    fn permission_bits_come_from_first_matching_class() {
         let owned = Owned { mode: 0o754, uid: 1, gid: 2 };
         let process =
             |uid, groups: &[u32]| Process { uid, groups: groups.to_vec(), cgroup: String::new() };
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn the_disk_of_what_is_not_there_yet_is_that_of_what_is_above() {
+    fn absent_path_uses_disk_of_parent() {
         let root = tempfile::tempdir().unwrap();
         let disk = Disk::of(&root.path().join("not/there")).unwrap();
         assert_eq!(disk.path, root.path());
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_without_a_listener_is_told_from_none_and_from_a_file() {
+    async fn dead_socket_differs_from_file_and_absence() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s");
         assert_eq!(look(&path), Found::Nothing);
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_listens_and_says_nothing_is_not_waited_for() {
+    async fn silent_peer_times_out() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s");
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_in_its_own_group() {
+    fn caller_groups_include_own_gid() {
         let caller = Caller::of_process();
         assert!(caller.groups.contains(&getegid().as_raw()));
     }

@@ -208,7 +208,7 @@ mod tests {
     use crate::engine::Precision;
 
     #[test]
-    fn models_fit_into_the_memory_that_there_is() {
+    fn memory_limit_is_compared_with_largest_model() {
         let limit = |file: &str, bytes| MemoryLimit {
             bytes,
             unreclaimable_bytes: 0,
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn pressure_is_heard_or_looked_for() {
+    fn pressure_source_is_reported() {
         use PressureFile::{Absent, Counted, Disabled, Unreadable};
         let trigger = Some("systemd's trigger /x");
         let cases = [
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_is_told_or_not() {
+    fn sandbox_state_is_reported() {
         assert(&sandbox(None), Skipped, "does not answer", None);
         assert(&sandbox(Some(None)), Skipped, "not reported", None);
         let mut parts = json!({
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_processor_without_vectors_is_slow() {
+    fn processor_without_vectors_is_a_warning() {
         let report = |precision, isa| Report { precision, isa, reason: String::new() };
         let fast = [report(Precision::F32, "avx2"), report(Precision::Int8, "avx-vnni")];
         let check = processor(&fast, &["avx2", "avxvnni"]);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_is_kept_and_the_daemon_is_in_it() {
+    fn journal_is_persistent_and_receives_logs() {
         let facts = |runs, persistent, heard| Journal { runs, persistent, heard };
         let cases = [
             (facts(false, true, None), Skipped, "stderr", None),
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_is_not_before_this_program() {
+    fn clock_before_build_time_is_a_warning() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         assert(&clock(at(100), Some(at(2000))), Warn, "1970-01-01T00:01:40Z", Some("set-time"));
         assert(&clock(at(2000), Some(at(2001))), Pass, "1970-01-01T00:33:20Z", None);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn watches_are_enough_or_raised() {
+    fn low_inotify_limits_get_a_remedy() {
         let facts = |instances, watches| Inotify { instances, watches };
         assert(&inotify(&facts(Some(128), Some(8192))), Pass, "128 instances", None);
         assert(&inotify(&facts(Some(1), Some(8192))), Warn, "once a minute", Some("instances=192"));

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_known_and_others_do_nothing() {
+    fn keys_map_to_commands() {
         let pressed = |code, modifiers| key(&Event::Key(KeyEvent::new(code, modifiers)));
         let (none, control) = (KeyModifiers::NONE, KeyModifiers::CONTROL);
         for (code, modifiers, expected) in [

@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_screen_of_80_by_24_without_colour_and_in_ascii() {
+    fn plain_80_by_24_screen_is_ascii() {
         let expected = "\
 caxton 0.1.0  bundled-mini ready  pid 4711  up 3h 12m 11s
 memory   [################--]  900.0 MiB of 1.0 GiB (memory.high)
@@ -461,7 +461,7 @@ arrows select  l load  u unload  p pin  ? help  q quit";
     }
 
     #[test]
-    fn colour_repeats_what_the_words_say() {
+    fn colour_adds_no_information() {
         let (plain, coloured) = (text(&state(), PLAIN, 80, 24), text(&state(), COLOURED, 80, 24));
         let ascii = coloured.replace('█', "#").replace('░', "-");
         assert_eq!(ascii, plain);
@@ -471,7 +471,7 @@ arrows select  l load  u unload  p pin  ? help  q quit";
     }
 
     #[test]
-    fn forty_columns_and_twelve_lines_keep_what_matters() {
+    fn small_screen_keeps_essentials() {
         let expected = "\
 caxton 0.1.0  bundled-mini ready  pid 47
 memory   [#######-]  900.0 MiB of 1.0 Gi
@@ -494,7 +494,7 @@ arrows select  l load  u unload  p pin";
     }
 
     #[test]
-    fn what_is_selected_is_what_keys_are_for() {
+    fn keys_act_on_selected_model() {
         let mut state = state();
         assert_eq!(state.press(Key::Up), None);
         assert_eq!(state.press(Key::Down), None);
@@ -522,7 +522,7 @@ arrows select  l load  u unload  p pin";
     }
 
     #[test]
-    fn a_daemon_that_does_not_answer_is_told() {
+    fn lost_connection_is_shown() {
         let mut state = state();
         state.lose("cannot connect".to_owned());
         let shown = text(&state, PLAIN, 80, 24);

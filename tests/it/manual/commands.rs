@@ -76,7 +76,10 @@ pub(super) fn options(command: &Command) -> String {
     let options: String =
         command.get_arguments().filter(|arg| is_shown(arg)).map(argument).collect();
     options
-        + &item("\\fB\\-h\\fR, \\fB\\-\\-help\\fR", "Print help; of a command, behind it.")
+        + &item(
+            "\\fB\\-h\\fR, \\fB\\-\\-help\\fR",
+            "Print help; after a command, print the help of that command.",
+        )
         + &item("\\fB\\-V\\fR, \\fB\\-\\-version\\fR", "Print the version.")
 }
 
