@@ -1,6 +1,6 @@
 //! Distributes events about models, memory, packages and the configuration to listeners.
 //!
-//! Keeps the order of the events and remembers the last [`REMEMBERED`] of them. Sending never
+//! Keeps the order of the events and remembers the last [`HISTORY_LENGTH`] of them. Sending never
 //! waits: a listener that reads too slowly loses events and receives their number. Events are not
 //! persistent; the journal has every fact that must be kept.
 
@@ -12,7 +12,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 
 /// Number of events that can be requested after they happened, and by which a listener may lag
 /// behind.
-pub const REMEMBERED: usize = 256;
+pub const HISTORY_LENGTH: usize = 256;
 /// Shift of the start second in the first id of a run. Ids grow from one run to the next as long as
 /// the clock does not go back and there are fewer than 2^20 events a second. Until 2242 an id is
 /// exact in a JSON number (below 2^53).
@@ -103,7 +103,7 @@ pub enum Event {
 
 /// An event with its id and time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct EventRecord {
     /// Id, larger than the ids of all earlier events.
     pub id: u64,
     /// Time of the event.
@@ -112,11 +112,11 @@ pub struct Record {
     pub event: Event,
 }
 
-/// An item that a [`Listener`] receives.
+/// An item that a [`Subscription`] receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum EventItem {
     /// An event.
-    Record(Arc<Record>),
+    Record(Arc<EventRecord>),
     /// Number of events that this listener lost at this point: it was too slow, or it asked for
     /// events that are no longer remembered.
     Lagged(u64),
@@ -129,8 +129,8 @@ pub struct Events(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     first: u64,
-    remembered: Mutex<VecDeque<Arc<Record>>>,
-    sender: broadcast::Sender<Arc<Record>>,
+    remembered: Mutex<VecDeque<Arc<EventRecord>>>,
+    sender: broadcast::Sender<Arc<EventRecord>>,
 }
 
 impl Events {
@@ -140,16 +140,16 @@ impl Events {
         let seconds = started.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         // At least 1: clients pass 0 as the last known id to request all events.
         let first = (seconds << RUN_SHIFT).max(1);
-        let remembered = Mutex::new(VecDeque::with_capacity(REMEMBERED));
-        Self(Arc::new(Inner { first, remembered, sender: broadcast::Sender::new(REMEMBERED) }))
+        let remembered = Mutex::new(VecDeque::with_capacity(HISTORY_LENGTH));
+        Self(Arc::new(Inner { first, remembered, sender: broadcast::Sender::new(HISTORY_LENGTH) }))
     }
 
     /// Sends `event` to all listeners and remembers it. Takes about a microsecond and never waits.
-    pub fn send(&self, event: Event) {
-        let mut remembered = self.remembered();
+    pub fn publish(&self, event: Event) {
+        let mut remembered = self.history();
         let id = remembered.back().map_or(self.0.first, |last| last.id + 1);
-        let record = Arc::new(Record { id, at: SystemTime::now(), event });
-        if remembered.len() == REMEMBERED {
+        let record = Arc::new(EventRecord { id, at: SystemTime::now(), event });
+        if remembered.len() == HISTORY_LENGTH {
             remembered.pop_front();
         }
         remembered.push_back(Arc::clone(&record));
@@ -160,10 +160,10 @@ impl Events {
 
     /// Returns a listener for new events. With `after`, the listener first receives the remembered
     /// events whose ids are larger than `after`.
-    pub fn listen(&self, after: Option<u64>) -> Listener {
+    pub fn subscribe(&self, after: Option<u64>) -> Subscription {
         // The subscription is made under the lock: no event is lost or duplicated between the
         // remembered events and the new ones.
-        let remembered = self.remembered();
+        let remembered = self.history();
         let receiver = self.0.sender.subscribe();
         let mut pending = VecDeque::new();
         if let Some(after) = after {
@@ -172,15 +172,15 @@ impl Events {
             // since then is unknown.
             let missed = oldest.saturating_sub(after.max(self.0.first - 1).saturating_add(1));
             if missed > 0 {
-                pending.push_back(Heard::Lagged(missed));
+                pending.push_back(EventItem::Lagged(missed));
             }
             let later = remembered.iter().filter(|record| record.id > after);
-            pending.extend(later.cloned().map(Heard::Record));
+            pending.extend(later.cloned().map(EventItem::Record));
         }
-        Listener { pending, receiver }
+        Subscription { pending, receiver }
     }
 
-    fn remembered(&self) -> MutexGuard<'_, VecDeque<Arc<Record>>> {
+    fn history(&self) -> MutexGuard<'_, VecDeque<Arc<EventRecord>>> {
         // A panic under the lock cannot leave a damaged queue: use it nevertheless.
         self.0.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,25 +188,25 @@ impl Events {
 
 /// A subscription to events.
 #[derive(Debug)]
-pub struct Listener {
-    pending: VecDeque<Heard>,
-    receiver: broadcast::Receiver<Arc<Record>>,
+pub struct Subscription {
+    pending: VecDeque<EventItem>,
+    receiver: broadcast::Receiver<Arc<EventRecord>>,
 }
 
-impl Listener {
+impl Subscription {
     /// Returns the next remembered event without waiting; `None` when all were returned.
-    pub fn remembered(&mut self) -> Option<Heard> {
+    pub fn next_from_history(&mut self) -> Option<EventItem> {
         self.pending.pop_front()
     }
 
     /// Waits for the next event; `None` when all senders were dropped. Cancelling loses no event.
-    pub async fn next(&mut self) -> Option<Heard> {
-        if let Some(heard) = self.remembered() {
+    pub async fn next(&mut self) -> Option<EventItem> {
+        if let Some(heard) = self.next_from_history() {
             return Some(heard);
         }
         match self.receiver.recv().await {
-            Ok(record) => Some(Heard::Record(record)),
-            Err(RecvError::Lagged(missed)) => Some(Heard::Lagged(missed)),
+            Ok(record) => Some(EventItem::Record(record)),
+            Err(RecvError::Lagged(missed)) => Some(EventItem::Lagged(missed)),
             Err(RecvError::Closed) => None,
         }
     }
@@ -220,9 +220,9 @@ mod tests {
         Event::ConfigurationApplied { generation }
     }
 
-    fn generation(heard: Option<Heard>) -> u64 {
+    fn generation(heard: Option<EventItem>) -> u64 {
         match heard {
-            Some(Heard::Record(record)) => match record.event {
+            Some(EventItem::Record(record)) => match record.event {
                 Event::ConfigurationApplied { generation } => generation,
                 _ => panic!("{record:?}"),
             },
@@ -233,19 +233,19 @@ mod tests {
     #[tokio::test]
     async fn listener_gets_new_and_requested_past_events() {
         let events = Events::new(UNIX_EPOCH + Duration::from_secs(7));
-        events.send(applied(1));
-        let (mut from_now, mut from_start) = (events.listen(None), events.listen(Some(0)));
-        events.send(applied(2));
+        events.publish(applied(1));
+        let (mut from_now, mut from_start) = (events.subscribe(None), events.subscribe(Some(0)));
+        events.publish(applied(2));
         assert_eq!(generation(from_now.next().await), 2);
-        assert_eq!(from_now.remembered(), None);
-        assert_eq!(generation(from_start.remembered()), 1);
+        assert_eq!(from_now.next_from_history(), None);
+        assert_eq!(generation(from_start.next_from_history()), 1);
         assert_eq!(generation(from_start.next().await), 2);
 
-        let mut again = events.listen(Some(7 << RUN_SHIFT));
-        assert_eq!(generation(again.remembered()), 2);
-        assert_eq!(again.remembered(), None);
+        let mut again = events.subscribe(Some(7 << RUN_SHIFT));
+        assert_eq!(generation(again.next_from_history()), 2);
+        assert_eq!(again.next_from_history(), None);
         // An id that is too large comes from a later run or is invented by the client.
-        assert_eq!(events.listen(Some(u64::MAX)).remembered(), None);
+        assert_eq!(events.subscribe(Some(u64::MAX)).next_from_history(), None);
         drop(events);
         assert_eq!(from_now.next().await, None);
     }
@@ -253,19 +253,19 @@ mod tests {
     #[tokio::test]
     async fn slow_listener_learns_number_of_missed_events() {
         let events = Events::new(SystemTime::now());
-        let mut slow = events.listen(None);
-        let first = events.listen(Some(0));
+        let mut slow = events.subscribe(None);
+        let first = events.subscribe(Some(0));
         assert_eq!(first.pending.len(), 0);
         for generation in 0..1000 {
-            events.send(applied(generation));
+            events.publish(applied(generation));
         }
-        assert_eq!(slow.next().await, Some(Heard::Lagged(744)));
+        assert_eq!(slow.next().await, Some(EventItem::Lagged(744)));
         assert_eq!(generation(slow.next().await), 744);
 
-        let mut late = events.listen(Some(0));
-        assert_eq!(late.remembered(), Some(Heard::Lagged(744)));
-        assert_eq!(generation(late.remembered()), 744);
-        assert_eq!(late.pending.len(), REMEMBERED - 1);
+        let mut late = events.subscribe(Some(0));
+        assert_eq!(late.next_from_history(), Some(EventItem::Lagged(744)));
+        assert_eq!(generation(late.next_from_history()), 744);
+        assert_eq!(late.pending.len(), HISTORY_LENGTH - 1);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub enum Exit {
 impl Exit {
     /// Returns the meaning of `code`, with which another process of this program ended. Returns
     /// [`Exit::Failure`] for an unknown code and for `None` (a signal ended the process).
-    pub fn of_code(code: Option<i32>) -> Self {
+    pub fn from_code(code: Option<i32>) -> Self {
         let all = [
             Self::Ok,
             Self::Usage,

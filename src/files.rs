@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::Mode;
 
-/// Bytes of a file that [`Window`] leaves in the page cache: many compared with the cost of a sync,
+/// Bytes of a file that [`CacheWindow`] leaves in the page cache: many compared with the cost of a sync,
 /// few compared with the memory of a device.
 const WINDOW: u64 = 8 << 20;
 /// Directory with the open file descriptors of this process: proc_pid_fd(5).
@@ -28,7 +28,7 @@ const TEMPORARY_LENGTH: usize = 6;
 
 /// A failed operation on a path.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} {}", shown(path).display())]
+#[error("cannot {operation} {}", display_path(path).display())]
 pub struct FileError {
     operation: &'static str,
     path: PathBuf,
@@ -81,7 +81,7 @@ pub fn disk_failed(error: &io::Error) -> bool {
 /// Returns the path to show to people. A path below a file descriptor of this process
 /// (`/proc/self/fd/N/…`) becomes a path below the file that the descriptor refers to. All other
 /// paths stay unchanged.
-pub fn shown(path: &Path) -> Cow<'_, Path> {
+pub fn display_path(path: &Path) -> Cow<'_, Path> {
     let Ok(below) = path.strip_prefix(HANDLES) else { return path.into() };
     let mut parts = below.components();
     let Some(handle) = parts.next() else { return path.into() };
@@ -97,7 +97,7 @@ pub fn shown(path: &Path) -> Cow<'_, Path> {
 ///
 /// # Errors
 /// When `directory` is not a directory or cannot be opened.
-pub fn pinned(directory: &Path) -> Result<(PathBuf, Metadata), FileError> {
+pub fn open_pinned(directory: &Path) -> Result<(PathBuf, Metadata), FileError> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
     let handle = nix::fcntl::open(directory, flags, Mode::empty())
         .map(File::from)
@@ -113,7 +113,7 @@ pub fn pinned(directory: &Path) -> Result<(PathBuf, Metadata), FileError> {
 ///
 /// # Errors
 /// When it is a symbolic link or not a directory, or cannot be opened.
-pub fn held(directory: &Path) -> Result<(File, PathBuf), FileError> {
+pub fn open_held(directory: &Path) -> Result<(File, PathBuf), FileError> {
     // Only for the text of the error. O_NOFOLLOW below is the check, so a change in between is
     // harmless.
     let found = fs::symlink_metadata(directory).map_err(FileError::new("examine", directory))?;
@@ -173,12 +173,12 @@ pub fn uncache(file: &File, range: Range<u64>) {
 /// Progress through a file: bytes passed from its beginning, and bytes passed when its pages were
 /// last dropped from the page cache.
 #[derive(Debug, Default)]
-struct Window {
+struct CacheWindow {
     passed: u64,
     uncached: u64,
 }
 
-impl Window {
+impl CacheWindow {
     /// Counts `bytes` more. Returns whether the window is full, and begins the next window in that
     /// case.
     fn pass(&mut self, bytes: usize) -> bool {
@@ -195,13 +195,13 @@ impl Window {
 #[derive(Debug)]
 pub struct ReadOnce {
     file: File,
-    window: Window,
+    window: CacheWindow,
 }
 
 impl ReadOnce {
     /// Wraps `file`, which is read from its beginning.
     pub fn new(file: File) -> Self {
-        Self { file, window: Window::default() }
+        Self { file, window: CacheWindow::default() }
     }
 }
 
@@ -229,13 +229,13 @@ impl Drop for ReadOnce {
 pub struct WriteOnce {
     file: File,
     /// `None` in volatile mode: without syncs the pages stay dirty and cannot be dropped.
-    window: Option<Window>,
+    window: Option<CacheWindow>,
 }
 
 impl WriteOnce {
     /// Wraps `file`, which is written from its beginning and synced after each window.
     pub fn synced(file: File) -> Self {
-        Self { file, window: Some(Window::default()) }
+        Self { file, window: Some(CacheWindow::default()) }
     }
 
     /// Wraps `file`, which is written from its beginning. The kernel decides when to write it back.
@@ -376,7 +376,7 @@ pub fn lock(path: &Path) -> Result<Option<Flock<File>>, FileError> {
         Err(error) if disk_failed(&error) => open(false).or(Err(error)),
         file => file,
     };
-    hold(file.map_err(FileError::new("open", path))?, path)
+    lock_file(file.map_err(FileError::new("open", path))?, path)
 }
 
 /// Locks the directory at `path` itself, for a directory in which [`lock`] cannot create its file.
@@ -385,10 +385,10 @@ pub fn lock(path: &Path) -> Result<Option<Flock<File>>, FileError> {
 /// # Errors
 /// When it cannot be opened or locked.
 pub fn lock_directory(path: &Path) -> Result<Option<Flock<File>>, FileError> {
-    hold(File::open(path).map_err(FileError::new("open", path))?, path)
+    lock_file(File::open(path).map_err(FileError::new("open", path))?, path)
 }
 
-fn hold(file: File, path: &Path) -> Result<Option<Flock<File>>, FileError> {
+fn lock_file(file: File, path: &Path) -> Result<Option<Flock<File>>, FileError> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),
         Err((_file, Errno::EWOULDBLOCK)) => Ok(None),
@@ -419,7 +419,7 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
 ///
 /// # Errors
 /// When the owner cannot be read or set.
-pub fn own(path: &Path, directory: &Path) -> Result<(), FileError> {
+pub fn change_owner(path: &Path, directory: &Path) -> Result<(), FileError> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(());
     }
@@ -434,15 +434,15 @@ pub fn own(path: &Path, directory: &Path) -> Result<(), FileError> {
         .map_err(FileError::new("change the owner of", path))
 }
 
-/// Calls [`own`] for the directory `path` and for its direct children.
+/// Calls [`change_owner`] for the directory `path` and for its direct children.
 ///
 /// # Errors
 /// When the directory cannot be listed, or an owner cannot be read or set.
-pub fn own_all(path: &Path, directory: &Path) -> Result<(), FileError> {
+pub fn change_owners(path: &Path, directory: &Path) -> Result<(), FileError> {
     for child in fs::read_dir(path).map_err(FileError::new("list", path))? {
-        own(&child.map_err(FileError::new("list", path))?.path(), directory)?;
+        change_owner(&child.map_err(FileError::new("list", path))?.path(), directory)?;
     }
-    own(path, directory)
+    change_owner(path, directory)
 }
 
 #[cfg(test)]
@@ -469,7 +469,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (directory, moved) = (root.path().join("a"), root.path().join("b"));
         fs::create_dir(&directory).unwrap();
-        let (path, metadata) = pinned(&directory).unwrap();
+        let (path, metadata) = open_pinned(&directory).unwrap();
         assert!(metadata.is_dir());
         fs::rename(&directory, &moved).unwrap();
         fs::create_dir(&directory).unwrap();
@@ -478,12 +478,12 @@ mod tests {
         let error = open_regular(&path.join("absent")).unwrap_err();
         let expected = moved.canonicalize().unwrap().join("absent");
         assert_eq!(error.to_string(), format!("cannot open {}", expected.display()));
-        assert_eq!(shown(&moved), moved);
+        assert_eq!(display_path(&moved), moved);
         let file = moved.join("file");
         let link = root.path().join("link");
         std::os::unix::fs::symlink("/nowhere", &link).unwrap();
         for other in [&file, &link, &root.path().join("absent")] {
-            assert!(pinned(other).is_err(), "{}", other.display());
+            assert!(open_pinned(other).is_err(), "{}", other.display());
         }
     }
 

@@ -65,7 +65,7 @@
 //!
 //! Loading selects the [`engine::Precision`] from the configuration, the instruction sets of the
 //! processor and the stored weights. It packs the weights once, directly from the mapped file; the
-//! table of word embeddings stays mapped while the model is resident. The [`engine::Report`]
+//! table of word embeddings stays mapped while the model is resident. The [`engine::PrecisionReport`]
 //! records the selection and its reasons for the journal and `/status`. [`models::load::load_from`]
 //! runs the self-test in the precision that `auto` selected; a model that fails it is admitted
 //! again and loaded in f32.
@@ -100,7 +100,7 @@
 //! problem of each. The new settings are applied completely or not at all. The daemon keeps the
 //! applied settings in its state directory and starts with them if the files are invalid at the
 //! next start. [`config::explain`] reports the file and line of each value, and
-//! [`config::in_force`] the value that a running daemon uses, which differs for keys that need a
+//! [`config::running_values`] the value that a running daemon uses, which differs for keys that need a
 //! restart.
 //!
 //! # Observability
@@ -120,12 +120,12 @@
 //! is quarantined.
 //!
 //! 1. A file appears in the drop directory, and [`watch`] triggers a scan.
-//!    [`package::drop::Ledger`] decides when the file has been unchanged for long enough, and when
+//!    [`package::drop_dir::DropScanner`] decides when the file has been unchanged for long enough, and when
 //!    to retry. The bundled directory has a scanner of its own.
 //! 2. [`models::install::Driver`] installs the file, for the daemon and for the command line. It
 //!    reads the package once. If signing keys are configured, it reads the file before that to
 //!    verify the signature.
-//! 3. [`package::Store::ask`] and the manager check the manifest against the free disk and memory.
+//! 3. [`package::Store::check_capacity`] and the manager check the manifest against the free disk and memory.
 //! 4. The store records the attempt on disk. A file whose unpacking was interrupted twice is
 //!    quarantined.
 //! 5. The digest, the decompressor and the strict archive reader write to a private staging
@@ -139,7 +139,7 @@
 //! waits for the remaining bytes.
 //!
 //! Several versions of a model, and several contents of one version, can be installed together.
-//! [`package::choose`] resolves a name to one of them; a rollback is a mark in a record that it
+//! [`package::resolve`] resolves a name to one of them; a rollback is a mark in a record that it
 //! reads.
 
 pub mod api;
@@ -151,12 +151,12 @@ pub mod errors;
 pub mod events;
 pub mod exit;
 pub mod files;
-mod integers;
 pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod models;
 pub mod package;
 pub mod printable;
+mod quantization;
 pub mod units;
 pub mod watch;

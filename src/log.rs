@@ -13,9 +13,9 @@
 //! socket and hides its errors; `systemd-journal-logger` and `libsystemd` wait, too. The protocol
 //! is short, so it is implemented here.
 
+mod log_record;
 mod message;
 mod queue;
-mod record;
 mod socket;
 mod throttle;
 
@@ -33,11 +33,11 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, reload};
 
 pub use message::{Message, Priority};
-pub use throttle::refusal;
+pub use throttle::admit_refusal;
 
-use queue::{Queue, Sink};
-use record::Record;
-use socket::Socket;
+use log_record::LogRecord;
+use queue::{LogQueue, Sink};
+use socket::JournalSocket;
 
 /// Socket of journald (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
 const JOURNAL: &str = "/run/systemd/journal/socket";
@@ -45,13 +45,13 @@ const JOURNAL: &str = "/run/systemd/journal/socket";
 const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Queue of this process's log, once the log writes to the journal.
-static QUEUE: OnceLock<Queue> = OnceLock::new();
+static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
 /// Handle that changes the log level while the process runs.
 #[derive(Clone, Debug)]
-pub struct Level(reload::Handle<LevelFilter, Registry>);
+pub struct LevelHandle(reload::Handle<LevelFilter, Registry>);
 
-impl Level {
+impl LevelHandle {
     /// Sets the level: from now on, records of `level` and above are written.
     pub fn set(&self, level: LevelFilter) {
         if let Err(error) = self.0.modify(|filter| *filter = level) {
@@ -68,13 +68,14 @@ impl Level {
 ///
 /// # Errors
 /// When the log of the process has been started before.
-pub fn start(level: LevelFilter) -> Result<Level, TryInitError> {
+pub fn start(level: LevelFilter) -> Result<LevelHandle, TryInitError> {
     let (filter, handle) = reload::Layer::new(level);
-    let (layer, failure) = match stderr_is_the_journal().then(|| Socket::open(Path::new(JOURNAL))) {
-        Some(Ok(socket)) => (Journal::new(Sink::Journal(socket)).boxed(), None),
-        Some(Err(error)) => (Journal::new(Sink::Stderr).boxed(), Some(error)),
-        None => (stderr().boxed(), None),
-    };
+    let (layer, failure) =
+        match stderr_is_the_journal().then(|| JournalSocket::open(Path::new(JOURNAL))) {
+            Some(Ok(socket)) => (Journal::new(Sink::Journal(socket)).boxed(), None),
+            Some(Err(error)) => (Journal::new(Sink::Stderr).boxed(), Some(error)),
+            None => (stderr().boxed(), None),
+        };
     Registry::default().with(filter).with(layer).try_init()?;
     if let Some(error) = failure {
         tracing::warn!(
@@ -83,7 +84,7 @@ pub fn start(level: LevelFilter) -> Result<Level, TryInitError> {
             "journald cannot be reached, logging to stderr"
         );
     }
-    Ok(Level(handle))
+    Ok(LevelHandle(handle))
 }
 
 /// Starts the thread that writes to the journal, if the log goes there. Records are queued until
@@ -94,13 +95,13 @@ pub fn start(level: LevelFilter) -> Result<Level, TryInitError> {
 /// # Errors
 /// When the system cannot start a thread. The failure has then been written to stderr.
 pub fn begin() -> io::Result<()> {
-    QUEUE.get().map_or(Ok(()), Queue::begin)
+    QUEUE.get().map_or(Ok(()), LogQueue::begin)
 }
 
 /// Returns the number of records that were dropped since the start because journald did not accept
 /// them.
-pub fn lost() -> u64 {
-    QUEUE.get().map_or(0, Queue::lost)
+pub fn lost_records() -> u64 {
+    QUEUE.get().map_or(0, LogQueue::lost)
 }
 
 /// Waits until journald has received all records, for at most one second. Later records are lost.
@@ -113,24 +114,25 @@ pub fn finish() -> io::Result<()> {
 
 /// Layer that puts every event into the queue. Spans are ignored, because Caxton does not use them.
 #[derive(Debug)]
-struct Journal(Queue);
+struct Journal(LogQueue);
 
 impl Journal {
     fn new(sink: Sink) -> Self {
         // A process has one log: a second subscriber is rejected by the registry.
-        Self(QUEUE.get_or_init(|| Queue::new(sink)).clone())
+        Self(QUEUE.get_or_init(|| LogQueue::new(sink)).clone())
     }
 }
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-        self.0.push(&Record::of(event));
+        self.0.push(&LogRecord::of(event));
     }
 }
 
-type Filtered = tracing_subscriber::layer::Layered<reload::Layer<LevelFilter, Registry>, Registry>;
+type FilteredRegistry =
+    tracing_subscriber::layer::Layered<reload::Layer<LevelFilter, Registry>, Registry>;
 
-fn stderr() -> impl Layer<Filtered> {
+fn stderr() -> impl Layer<FilteredRegistry> {
     tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(false)
 }
 

@@ -9,8 +9,8 @@
 //! directory that does not exist yet, its nearest existing parent is watched.
 //!
 //! A reader of whole files needs a tick when a write is complete and not during the write: see
-//! [`Writes`]. The reader of the drop directory also needs the names of completed files: see
-//! [`Completed`].
+//! [`WriteFilter`]. The reader of the drop directory also needs the names of completed files: see
+//! [`CompletedFiles`].
 //!
 //! Invariant: each tick is sent after the watches were renewed. A file that changes after the
 //! reader has read it therefore causes another tick.
@@ -50,10 +50,10 @@ const ATTEMPTS: usize = 3;
 /// The writes that cause a tick. The creation, removal or renaming of a file and a change of its
 /// owner or mode always cause one.
 #[derive(Clone, Debug)]
-pub enum Writes {
+pub enum WriteFilter {
     /// Every write, for a reader that observes how files grow. A completed file causes a tick at
     /// once.
-    Each(Completed),
+    Each(CompletedFiles),
     /// The last write: the file was closed. During a write, a reader would take an incomplete file
     /// for a complete one, or an emptied file for one without settings. A file that a program
     /// writes and never closes is found by the next rescan. A new file causes a tick when it
@@ -66,16 +66,16 @@ pub enum Writes {
 /// Names of files that were closed after writing, or renamed, and not written since. Clones share
 /// the names.
 #[derive(Clone, Debug, Default)]
-pub struct Completed(Arc<Mutex<Names>>);
+pub struct CompletedFiles(Arc<Mutex<CompletedNames>>);
 
 #[derive(Debug, Default)]
-struct Names {
+struct CompletedNames {
     names: BTreeSet<String>,
     /// Whether a name was added since the last tick.
     is_news: bool,
 }
 
-impl Completed {
+impl CompletedFiles {
     /// Returns all names and removes them.
     pub fn take(&self) -> BTreeSet<String> {
         std::mem::take(&mut self.lock().names)
@@ -86,10 +86,10 @@ impl Completed {
         std::mem::take(&mut self.lock().is_news)
     }
 
-    fn hear(&self, event: &Event) {
+    fn on_event(&self, event: &Event) {
         let name = event.paths.last().and_then(|path| path.file_name()?.to_str());
         let Some(name) = name else { return };
-        let Names { names, is_news } = &mut *self.lock();
+        let CompletedNames { names, is_news } = &mut *self.lock();
         match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write))
             | EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))
@@ -106,7 +106,7 @@ impl Completed {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Names> {
+    fn lock(&self) -> MutexGuard<'_, CompletedNames> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -120,15 +120,15 @@ impl Completed {
 /// failure is logged once and a tick is sent every minute.
 pub async fn watch(
     wanted: Vec<PathBuf>,
-    writes: Writes,
+    writes: WriteFilter,
     ticks: mpsc::Sender<()>,
     cancel: CancellationToken,
 ) {
     let completed = match &writes {
-        Writes::Each(completed) => completed.clone(),
-        Writes::Finished => Completed::default(),
+        WriteFilter::Each(completed) => completed.clone(),
+        WriteFilter::Finished => CompletedFiles::default(),
     };
-    let renew = move |wanted: &_, events: &_| Watches::new(wanted, &writes, events);
+    let renew = move |wanted: &_, events: &_| DirectoryWatches::new(wanted, &writes, events);
     let watching = run(wanted.into(), completed, ticks, renew);
     tokio::select! {
         () = cancel.cancelled() => {}
@@ -137,20 +137,24 @@ pub async fn watch(
 }
 
 /// Runs the loop of [`watch`]. `renew` makes the watches; tests pass one that fails.
-async fn run<R>(wanted: Arc<[PathBuf]>, completed: Completed, ticks: mpsc::Sender<()>, renew: R)
-where
-    R: Fn(&Arc<[PathBuf]>, &Arc<Notify>) -> Watches + Clone + Send + 'static,
+async fn run<R>(
+    wanted: Arc<[PathBuf]>,
+    completed: CompletedFiles,
+    ticks: mpsc::Sender<()>,
+    renew: R,
+) where
+    R: Fn(&Arc<[PathBuf]>, &Arc<Notify>) -> DirectoryWatches + Clone + Send + 'static,
 {
     let directories = Vec::from_iter(wanted.iter().map(|path| path.display().to_string()));
     let events = Arc::new(Notify::new());
-    let mut watches: Option<Watches> = None;
+    let mut watches: Option<DirectoryWatches> = None;
     let mut warned = false;
     loop {
         let old = watches.take();
         let (wanted, events_of_new, renew) =
             (Arc::clone(&wanted), Arc::clone(&events), renew.clone());
         let renewed = tokio::task::spawn_blocking(move || match old {
-            Some(old) if old.hold(&wanted) => old,
+            Some(old) if old.is_current(&wanted) => old,
             _ => renew(&wanted, &events_of_new),
         });
         let renewed = match renewed.await {
@@ -188,7 +192,7 @@ where
 }
 
 /// Waits until no event arrived for [`QUIET`] or a file is completed, but at most for [`LATEST`].
-async fn settle(events: &Notify, completed: &Completed) {
+async fn settle(events: &Notify, completed: &CompletedFiles) {
     let latest = Instant::now() + LATEST;
     while Instant::now() < latest && !completed.take_news() {
         let quiet = (Instant::now() + QUIET).min(latest);
@@ -208,19 +212,19 @@ struct Directory {
 }
 
 /// Watches on a set of directories. Dropping the value ends them.
-struct Watches {
+struct DirectoryWatches {
     directories: Vec<Directory>,
     failure: Option<notify::Error>,
     _watcher: Option<RecommendedWatcher>,
 }
 
-impl Watches {
+impl DirectoryWatches {
     /// Watches the directories that exist now, and repeats this if they changed meanwhile: a
     /// directory that was created during the setup would not be watched.
-    fn new(wanted: &Arc<[PathBuf]>, writes: &Writes, events: &Arc<Notify>) -> Self {
+    fn new(wanted: &Arc<[PathBuf]>, writes: &WriteFilter, events: &Arc<Notify>) -> Self {
         let mut watches = Self::once(wanted, writes, events);
         for _ in 1..ATTEMPTS {
-            if watches.failure.is_some() || watches.hold(wanted) {
+            if watches.failure.is_some() || watches.is_current(wanted) {
                 break;
             }
             watches = Self::once(wanted, writes, events);
@@ -228,15 +232,15 @@ impl Watches {
         watches
     }
 
-    fn once(wanted: &Arc<[PathBuf]>, writes: &Writes, events: &Arc<Notify>) -> Self {
+    fn once(wanted: &Arc<[PathBuf]>, writes: &WriteFilter, events: &Arc<Notify>) -> Self {
         let directories = existing(wanted);
         let (wanted, events, writes) = (Arc::clone(wanted), Arc::clone(events), writes.clone());
         let handler = move |event: notify::Result<Event>| match event {
             Ok(event) if !matters(&event, &wanted, &writes) => {}
             // An error, such as an overflow of the queue, is treated like a change.
             heard => {
-                if let (Ok(event), Writes::Each(completed)) = (heard, &writes) {
-                    completed.hear(&event);
+                if let (Ok(event), WriteFilter::Each(completed)) = (heard, &writes) {
+                    completed.on_event(&event);
                 }
                 events.notify_one();
             }
@@ -255,7 +259,7 @@ impl Watches {
     }
 
     /// Returns whether all watches were made and are on the directories that exist now.
-    fn hold(&self, wanted: &[PathBuf]) -> bool {
+    fn is_current(&self, wanted: &[PathBuf]) -> bool {
         self.failure.is_none() && self.directories == existing(wanted)
     }
 }
@@ -281,8 +285,8 @@ fn directory(path: &Path) -> Option<Directory> {
 /// name of the file is ignored, because a mount swaps a link to a directory beside the file. Events
 /// in a parent that is watched only until a wanted directory appears are ignored, unless they
 /// concern the path to it.
-fn matters(event: &Event, wanted: &[PathBuf], writes: &Writes) -> bool {
-    if let (Writes::Finished, EventKind::Modify(ModifyKind::Data(_))) = (writes, event.kind) {
+fn matters(event: &Event, wanted: &[PathBuf], writes: &WriteFilter) -> bool {
+    if let (WriteFilter::Finished, EventKind::Modify(ModifyKind::Data(_))) = (writes, event.kind) {
         return false;
     }
     if let EventKind::Access(access) = event.kind
@@ -306,25 +310,25 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::config::{Source, directories, load};
+    use crate::config::{ConfigSource, directories, load};
 
     /// Upper bound of a wait in these tests. It is smaller than [`RESCAN`], so that a rescan cannot
     /// replace a missing event.
     const BOUND: Duration = Duration::from_secs(20);
 
     struct Watching {
-        source: Source,
+        source: ConfigSource,
         ticks: mpsc::Receiver<()>,
         cancel: CancellationToken,
         tasks: JoinSet<()>,
     }
 
     impl Watching {
-        async fn start(source: Source) -> Self {
+        async fn start(source: ConfigSource) -> Self {
             let (sender, mut ticks) = mpsc::channel(1);
             let (cancel, mut tasks) = (CancellationToken::new(), JoinSet::new());
             let directories = directories(&source);
-            tasks.spawn(watch(directories, Writes::Finished, sender, cancel.clone()));
+            tasks.spawn(watch(directories, WriteFilter::Finished, sender, cancel.clone()));
             timeout(BOUND, ticks.recv()).await.unwrap().unwrap();
             Self { source, ticks, cancel, tasks }
         }
@@ -392,7 +396,7 @@ mod tests {
             let root = TempDir::new().unwrap();
             let file = root.path().join("caxton.yaml");
             write(&file, 1);
-            let mut watching = Watching::start(Source::File(file.clone())).await;
+            let mut watching = Watching::start(ConfigSource::File(file.clone())).await;
             for models in 2..5 {
                 edit(&file, models);
                 watching.until(models, name).await;
@@ -411,7 +415,7 @@ mod tests {
         };
         swap(1);
         symlink("..data/10-site.yaml", conf.join("10-site.yaml")).unwrap();
-        let mut watching = Watching::start(Source::Layers { root: root.path().into() }).await;
+        let mut watching = Watching::start(ConfigSource::Layers { root: root.path().into() }).await;
         for models in 2..5 {
             swap(models);
             watching.until(models, "swap of ..data").await;
@@ -421,7 +425,7 @@ mod tests {
     #[tokio::test]
     async fn recreated_directories_are_watched() {
         let root = TempDir::new().unwrap();
-        let mut watching = Watching::start(Source::Layers { root: root.path().into() }).await;
+        let mut watching = Watching::start(ConfigSource::Layers { root: root.path().into() }).await;
         let default = 10;
         let etc = root.path().join("etc/caxton");
         for round in ["made", "made again"] {
@@ -446,7 +450,7 @@ mod tests {
     #[tokio::test]
     async fn cancelled_watch_ends() {
         let root = TempDir::new().unwrap();
-        let mut watching = Watching::start(Source::Layers { root: root.path().into() }).await;
+        let mut watching = Watching::start(ConfigSource::Layers { root: root.path().into() }).await;
         watching.cancel.cancel();
         timeout(BOUND, watching.tasks.join_next()).await.unwrap().unwrap().unwrap();
     }
@@ -455,7 +459,7 @@ mod tests {
     async fn watch_ends_when_receiver_is_closed() {
         let root = TempDir::new().unwrap();
         let file = root.path().join("caxton.yaml");
-        let mut watching = Watching::start(Source::File(file.clone())).await;
+        let mut watching = Watching::start(ConfigSource::File(file.clone())).await;
         watching.ticks.close();
         write(&file, 1);
         timeout(BOUND, watching.tasks.join_next()).await.unwrap().unwrap().unwrap();
@@ -463,14 +467,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn rescans_notify_without_inotify() {
-        let exhausted = |_: &Arc<[PathBuf]>, _: &Arc<Notify>| Watches {
+        let exhausted = |_: &Arc<[PathBuf]>, _: &Arc<Notify>| DirectoryWatches {
             directories: Vec::new(),
             failure: Some(notify::Error::new(notify::ErrorKind::MaxFilesWatch)),
             _watcher: None,
         };
         let (sender, mut ticks) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
-        let completed = Completed::default();
+        let completed = CompletedFiles::default();
         tasks.spawn(run([PathBuf::from("/nowhere")].into(), completed, sender, exhausted));
         ticks.recv().await.unwrap();
         for _ in 0..3 {
@@ -493,12 +497,12 @@ mod tests {
             }
         });
         let before = Instant::now();
-        settle(&events, &Completed::default()).await;
+        settle(&events, &CompletedFiles::default()).await;
         assert!((LATEST..LATEST + QUIET).contains(&before.elapsed()), "{:?}", before.elapsed());
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
         let before = Instant::now();
-        settle(&Notify::new(), &Completed::default()).await;
+        settle(&Notify::new(), &CompletedFiles::default()).await;
         assert!((QUIET..QUIET * 2).contains(&before.elapsed()), "{:?}", before.elapsed());
     }
 
@@ -519,28 +523,28 @@ mod tests {
             (created, "/etc/resolv.conf", false),
             (created, "/etc/caxton-2", false),
         ];
-        let each = Writes::Each(Completed::default());
+        let each = WriteFilter::Each(CompletedFiles::default());
         for (kind, path, expected) in cases {
             let event = Event::new(kind).add_path(path.into());
-            for writes in [&each, &Writes::Finished] {
+            for writes in [&each, &WriteFilter::Finished] {
                 assert_eq!(matters(&event, &wanted, writes), expected, "{event:?}");
             }
         }
         let overflow = Event::new(EventKind::Other).set_flag(Flag::Rescan);
-        assert!(matters(&overflow, &wanted, &Writes::Finished));
+        assert!(matters(&overflow, &wanted, &WriteFilter::Finished));
         let growing = Event::new(EventKind::Modify(ModifyKind::Data(DataChange::Any)))
             .add_path("/etc/caxton/caxton.yaml".into());
         assert!(matters(&growing, &wanted, &each));
-        assert!(!matters(&growing, &wanted, &Writes::Finished));
+        assert!(!matters(&growing, &wanted, &WriteFilter::Finished));
     }
 
     #[tokio::test]
     async fn completed_files_are_named_immediately() {
         let place = TempDir::new().unwrap();
         let (sender, mut ticks) = mpsc::channel(1);
-        let (cancel, completed) = (CancellationToken::new(), Completed::default());
+        let (cancel, completed) = (CancellationToken::new(), CompletedFiles::default());
         let mut tasks = JoinSet::new();
-        let writes = Writes::Each(completed.clone());
+        let writes = WriteFilter::Each(completed.clone());
         tasks.spawn(watch(vec![place.path().to_owned()], writes, sender, cancel.clone()));
         timeout(BOUND, ticks.recv()).await.unwrap().unwrap();
         let mut until = async |name: &str| {
@@ -560,11 +564,11 @@ mod tests {
         // A file that is written again is no longer known to be complete.
         let of = |kind| Event::new(kind).add_path(renamed.clone());
         let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
-        completed.hear(&of(closed));
-        completed.hear(&of(EventKind::Modify(ModifyKind::Data(DataChange::Any))));
+        completed.on_event(&of(closed));
+        completed.on_event(&of(EventKind::Modify(ModifyKind::Data(DataChange::Any))));
         assert_eq!(completed.take(), BTreeSet::new());
         for number in 0..2 * MOST_COMPLETED {
-            completed.hear(&Event::new(closed).add_path(place.path().join(number.to_string())));
+            completed.on_event(&Event::new(closed).add_path(place.path().join(number.to_string())));
         }
         assert_eq!(completed.take().len(), MOST_COMPLETED);
         cancel.cancel();

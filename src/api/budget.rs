@@ -162,7 +162,7 @@ impl Charge {
         let held = ledger.held(self.uid);
         drop(ledger);
         let uid = self.uid;
-        if let Some(suppressed) = log::refusal(Message::BytesRefused, uid) {
+        if let Some(suppressed) = log::admit_refusal(Message::BytesRefused, uid) {
             tracing::warn!(
                 name: Message::BytesRefused.name(),
                 uid, held_bytes = held, limit_bytes = size, asked_bytes = more, suppressed,

@@ -9,11 +9,11 @@ use axum::extract::State;
 
 use super::App;
 use super::wire::configuration::{InForce, Value};
-use crate::config::{self, KeyValue, Origin};
+use crate::config::{self, KeyValue, ValueOrigin};
 
 pub(super) async fn in_force(State(app): State<App>) -> Json<InForce> {
     let applied = Arc::clone(&app.settings.borrow());
-    let values = config::in_force(&app.started_with, &applied);
+    let values = config::running_values(&app.started_with, &applied);
     Json(InForce { values: values.iter().map(describe).collect() })
 }
 
@@ -25,8 +25,8 @@ pub fn describe(value: &KeyValue) -> Value {
         value: value.value.clone(),
         default: value.default.clone(),
         restart: value.restart,
-        file: origin.map(|Origin { file, .. }| file.display().to_string()),
-        line: origin.map(|Origin { place, .. }| place.line),
-        column: origin.map(|Origin { place, .. }| place.column),
+        file: origin.map(|ValueOrigin { file, .. }| file.display().to_string()),
+        line: origin.map(|ValueOrigin { position, .. }| position.line),
+        column: origin.map(|ValueOrigin { position, .. }| position.column),
     }
 }

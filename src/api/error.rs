@@ -17,7 +17,7 @@ use crate::engine::EngineError;
 use crate::errors::chain;
 use crate::models::ModelError;
 use crate::models::alias::Alias;
-use crate::package::Entry;
+use crate::package::StoreEntry;
 use crate::units::{Bytes, milliseconds};
 
 /// Code of a daemon that is stopping.
@@ -251,7 +251,7 @@ impl ApiError {
     }
 
     /// Returns the error of a package that is not among `entries`.
-    pub(super) fn unknown_package(name: String, entries: &[Entry]) -> Self {
+    pub(super) fn unknown_package(name: String, entries: &[StoreEntry]) -> Self {
         ModelError::unknown(name, entries).into()
     }
 

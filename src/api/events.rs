@@ -20,7 +20,7 @@ use super::peer::Peer;
 use super::sight::Sight;
 use super::streams::{Endless, Following};
 use super::wire;
-use crate::events::{Event, Heard, Listener, Record};
+use crate::events::{Event, EventItem, EventRecord, Subscription};
 use crate::log::Message;
 use crate::units::milliseconds;
 
@@ -64,7 +64,7 @@ pub(super) async fn follow(
     };
     let draining = app.draining.clone();
     let telling =
-        Telling { listener: app.events.listen(since), sight, follow, draining, _place: place };
+        Telling { listener: app.events.subscribe(since), sight, follow, draining, _place: place };
     let events = stream::unfold(telling, |mut telling| async move {
         let event = telling.next().await?;
         Some((Ok::<_, Infallible>(event), telling))
@@ -78,7 +78,7 @@ pub(super) async fn follow(
 
 /// State of one client's answer.
 struct Telling {
-    listener: Listener,
+    listener: Subscription,
     sight: Sight,
     follow: bool,
     draining: CancellationToken,
@@ -102,7 +102,7 @@ impl Telling {
                     heard = self.listener.next() => heard?,
                 }
             } else {
-                self.listener.remembered()?
+                self.listener.next_from_history()?
             };
             if let Some(event) = self.sight.event(show(&heard)) {
                 break event;
@@ -124,15 +124,15 @@ impl Telling {
     }
 }
 
-fn show(heard: &Heard) -> wire::events::Event {
+fn show(heard: &EventItem) -> wire::events::Event {
     let of = |kind: &str| wire::events::Event { kind: kind.to_owned(), ..Default::default() };
     let record = match heard {
-        Heard::Record(record) => record,
-        Heard::Lagged(missed) => {
+        EventItem::Record(record) => record,
+        EventItem::Lagged(missed) => {
             return wire::events::Event { missed: Some(*missed), ..of("lagged") };
         }
     };
-    let Record { id, at, event } = &**record;
+    let EventRecord { id, at, event } = &**record;
     let at = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let event = event.clone();
     let shown = match event {
@@ -234,10 +234,10 @@ mod tests {
     #[test]
     fn absent_event_fields_are_omitted() {
         let event = Event::PackageRefused { file: None, reason: "no".to_owned() };
-        let record = Record { id: 7, at: UNIX_EPOCH + Duration::from_secs(9), event };
-        let shown = serde_json::to_string(&show(&Heard::Record(Arc::new(record)))).unwrap();
+        let record = EventRecord { id: 7, at: UNIX_EPOCH + Duration::from_secs(9), event };
+        let shown = serde_json::to_string(&show(&EventItem::Record(Arc::new(record)))).unwrap();
         assert_eq!(shown, r#"{"id":7,"at":9,"type":"package_refused","reason":"no"}"#);
-        let shown = serde_json::to_string(&show(&Heard::Lagged(3))).unwrap();
+        let shown = serde_json::to_string(&show(&EventItem::Lagged(3))).unwrap();
         assert_eq!(shown, r#"{"type":"lagged","missed":3}"#);
     }
 

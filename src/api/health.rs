@@ -14,7 +14,7 @@ use super::{App, packages};
 use crate::errors::chain;
 use crate::log::Message;
 use crate::package::Verity;
-use crate::package::drop::quarantined;
+use crate::package::drop_dir::list_quarantined;
 
 /// Answers 200 whenever the event loop runs.
 pub(super) async fn livez() -> &'static str {
@@ -90,7 +90,7 @@ async fn store(app: &App) -> Result<StoreCondition, ApiError> {
 
 /// Reads the quarantine of a drop directory; `None` when it cannot be read.
 async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<Quarantined>>, ApiError> {
-    let read = tokio::task::spawn_blocking(move || quarantined(&drop_directory)).await;
+    let read = tokio::task::spawn_blocking(move || list_quarantined(&drop_directory)).await;
     let read = read.map_err(|error| {
         tracing::error!(
             name: Message::InternalFault.name(),

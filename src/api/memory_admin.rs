@@ -186,7 +186,7 @@ pub(super) async fn set_limit(
 async fn is_resident(app: &App, name: &str) -> Result<bool, ApiError> {
     let name = alias::meant(&app.settings.borrow().aliases, name);
     let entries = app.handle.store().entries();
-    let Some(entry) = crate::package::choose(&entries, &name) else { return Ok(false) };
+    let Some(entry) = crate::package::resolve(&entries, &name) else { return Ok(false) };
     let residency = app.handle.residency().await?;
     Ok(matches!(residency.get(&entry.key), Some(Residency::Resident { .. })))
 }

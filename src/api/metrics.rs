@@ -16,7 +16,9 @@ use super::{App, health};
 use crate::log::{self, Message};
 use crate::memory::level::Level;
 use crate::memory::sample::Psi;
-use crate::metrics::{Format, GONE, INTERNAL, Metrics, OK, Observed, ObservedModel, Stages, Stall};
+use crate::metrics::{
+    CANCELED, Format, INTERNAL, Metrics, OK, ObservedModel, ObservedState, Stages, Stall,
+};
 use crate::models::{MemoryView, Residency};
 
 /// Paths of all routes as they are registered. Requests for other paths are counted together.
@@ -72,7 +74,7 @@ pub(super) async fn scrape(
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let format = Format::accepted(accept);
     let render = move || {
-        let observed = Observed { resident: health::resident_memory(), ..observe(&app, view) };
+        let observed = ObservedState { resident: health::resident_memory(), ..observe(&app, view) };
         app.metrics.render(&observed, format).map(|text| sight.metrics(text))
     };
     let text = tokio::task::spawn_blocking(render).await.map_err(request::lost)?;
@@ -87,11 +89,11 @@ pub(super) async fn scrape(
     Ok(([(header::CONTENT_TYPE, format.content_type())], text).into_response())
 }
 
-fn observe(app: &App, view: MemoryView) -> Observed {
+fn observe(app: &App, view: MemoryView) -> ObservedState {
     let MemoryView { reading, room, shedding, models: in_memory, .. } = view;
     let sample = reading.sample;
     let entries = app.handle.store().entries();
-    let mut observed = Observed {
+    let mut observed = ObservedState {
         version: env!("CARGO_PKG_VERSION"),
         uptime: app.started.elapsed(),
         ready: app.handle.overview().borrow().is_ready(),
@@ -104,10 +106,10 @@ fn observe(app: &App, view: MemoryView) -> Observed {
         shedding,
         requests_held: app.budget.held(),
         requests_limit: app.budget.size(),
-        log_records_lost: log::lost(),
+        log_records_lost: log::lost_records(),
         stalls: stalls(sample.psi.or(sample.machine.psi)),
         cache: entries.iter().map(|entry| entry.manifest.total_size()).sum(),
-        ..Observed::default()
+        ..ObservedState::default()
     };
     let settings = app.settings.borrow();
     observed.cache_limit = settings.memory.model_cache.max_size.0;
@@ -167,7 +169,7 @@ pub(super) async fn count(
     asked.tell(outcome(&response));
     if let Some(Timings { tokenization, queue, inference }) = response.extensions().get().copied() {
         let total = began.elapsed();
-        asked.metrics.stages(Stages { tokenization, queue, inference, total });
+        asked.metrics.observe_stages(Stages { tokenization, queue, inference, total });
     }
     response
 }
@@ -191,14 +193,14 @@ struct Asked {
 
 impl Asked {
     fn tell(&self, outcome: &'static str) {
-        self.metrics.request(self.route.as_ref().map(MatchedPath::as_str), outcome);
+        self.metrics.count_request(self.route.as_ref().map(MatchedPath::as_str), outcome);
     }
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
         if !self.answered {
-            self.tell(if std::thread::panicking() { INTERNAL } else { GONE });
+            self.tell(if std::thread::panicking() { INTERNAL } else { CANCELED });
         }
     }
 }

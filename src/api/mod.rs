@@ -219,7 +219,7 @@ async fn only_admins(
         let method = request.method();
         // Log the registered path and not the path of the request, which the client controls.
         let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-        if let Some(suppressed) = log::refusal(Message::AccessRefused, uid) {
+        if let Some(suppressed) = log::admit_refusal(Message::AccessRefused, uid) {
             tracing::warn!(
                 name: Message::AccessRefused.name(),
                 uid, gid, pid, %method, path, suppressed,

@@ -30,7 +30,7 @@ use super::wire::ollama::{
     RunningModel, ShowRequest, ShowResponse, Tag, Tags, Texts, Version,
 };
 use crate::models::{Fallback, KeepAlive, ModelInfo, Residency, Wish};
-use crate::package::{Entry, Manifest, choose};
+use crate::package::{Manifest, StoreEntry, resolve};
 use crate::units::Bytes;
 
 /// Capabilities of every model, in Ollama's terms.
@@ -226,8 +226,8 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 async fn tags(State(app): State<App>, viewer: Viewer) -> Json<Tags> {
-    let models =
-        target::visible(&app, &viewer).into_iter().map(|Entry { manifest, record, .. }| Tag {
+    let models = target::visible(&app, &viewer).into_iter().map(
+        |StoreEntry { manifest, record, .. }| Tag {
             name: tag(&manifest),
             model: tag(&manifest),
             modified_at: time(record.installed_at.0),
@@ -235,7 +235,8 @@ async fn tags(State(app): State<App>, viewer: Viewer) -> Json<Tags> {
             digest: record.package_digest.to_string(),
             details: details(&manifest),
             capabilities: CAPABILITIES.to_vec(),
-        });
+        },
+    );
     Json(Tags { models: models.collect() })
 }
 
@@ -246,7 +247,8 @@ async fn running(State(app): State<App>, viewer: Viewer) -> Result<Json<Running>
     let models = view.models.into_iter().filter_map(|model| {
         let Residency::Resident { weight_bytes, .. } = model.residency else { return None };
         // Skip a model that has just left the store: it is being unloaded.
-        let Entry { manifest, record, .. } = entries.iter().find(|entry| entry.key == model.key)?;
+        let StoreEntry { manifest, record, .. } =
+            entries.iter().find(|entry| entry.key == model.key)?;
         Some(RunningModel {
             name: tag(manifest),
             model: tag(manifest),
@@ -273,7 +275,7 @@ async fn show(
         return Err(ApiError::invalid(Some("model".to_owned()), message));
     };
     let entries = target::visible(&app, &viewer);
-    let Some(Entry { manifest, record, .. }) = choose(&entries, &model_name(&asked)) else {
+    let Some(StoreEntry { manifest, record, .. }) = resolve(&entries, &model_name(&asked)) else {
         return Err(ApiError::unknown_package(asked, &entries));
     };
     Ok(Json(ShowResponse {

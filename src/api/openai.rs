@@ -23,7 +23,7 @@ use super::wire::{
 };
 use crate::config::AliasSettings;
 use crate::models::{ModelInfo, alias};
-use crate::package::{EmbeddingSpace, Entry, Key, choose};
+use crate::package::{EmbeddingSpace, EntryKey, StoreEntry, resolve};
 
 /// Most models in addition to the requested one. A migration to another model needs one.
 const MAX_ADDITIONAL: usize = 3;
@@ -172,7 +172,7 @@ pub(super) async fn model(
 ) -> Result<Json<Model>, ApiError> {
     let entries = target::visible(&app, &viewer);
     let settings = app.settings.borrow().clone();
-    let entry = choose(&entries, &alias::meant(&settings.aliases, &name));
+    let entry = resolve(&entries, &alias::meant(&settings.aliases, &name));
     let at = entry.and_then(|entry| entries.iter().position(|other| other.key == entry.key));
     let at = at.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
     let describe = move || Described::new(&entries, &settings.aliases).model(at);
@@ -181,18 +181,18 @@ pub(super) async fn model(
 
 /// Data to describe models, each of which is compared with the others.
 struct Described<'a> {
-    entries: &'a [Entry],
+    entries: &'a [StoreEntry],
     /// Shortest name of each entry. `spaces` has their embedding spaces, which are hashes and
     /// therefore computed once.
     names: Vec<String>,
     spaces: Vec<EmbeddingSpace>,
     /// Each alias, the model that it means, and the model of its canary.
-    aliases: Vec<(&'a String, Option<&'a Key>, Option<&'a Key>)>,
+    aliases: Vec<(&'a String, Option<&'a EntryKey>, Option<&'a EntryKey>)>,
 }
 
 impl<'a> Described<'a> {
-    fn new(entries: &'a [Entry], aliases: &'a BTreeMap<String, AliasSettings>) -> Self {
-        let meant = |name: &str| choose(entries, name).map(|entry| &entry.key);
+    fn new(entries: &'a [StoreEntry], aliases: &'a BTreeMap<String, AliasSettings>) -> Self {
+        let meant = |name: &str| resolve(entries, name).map(|entry| &entry.key);
         let of_alias = |(name, alias): (&'a String, &AliasSettings)| {
             let canary = alias::canary(alias).and_then(|canary| meant(&canary));
             (name, meant(&alias::meant(aliases, name)), canary)
@@ -209,14 +209,14 @@ impl<'a> Described<'a> {
     fn model(&self, at: usize) -> Model {
         let entry = &self.entries[at];
         let manifest = &entry.manifest;
-        let is_it = |key: Option<&Key>| key == Some(&entry.key);
+        let is_it = |key: Option<&EntryKey>| key == Some(&entry.key);
         let others = |fits: &dyn Fn(usize) -> bool| -> Vec<String> {
             let others = (0..self.entries.len()).filter(|other| *other != at && fits(*other));
             others.map(|other| self.names[other].clone()).collect()
         };
         let aliases = self.aliases.iter().filter(|(_, meant, _)| is_it(*meant));
         let canaries = self.aliases.iter().filter(|(.., canary)| is_it(*canary));
-        let current = choose(self.entries, manifest.id.as_str());
+        let current = resolve(self.entries, manifest.id.as_str());
         Model {
             id: self.names[at].clone(),
             object: "model".to_owned(),
@@ -240,11 +240,11 @@ impl<'a> Described<'a> {
 }
 
 /// Returns the shortest name that means `entry` and no other of `entries`.
-fn name_of(entry: &Entry, entries: &[Entry]) -> String {
+fn name_of(entry: &StoreEntry, entries: &[StoreEntry]) -> String {
     let (id, version) = (&entry.manifest.id, &entry.manifest.version);
     let names = [id.to_string(), format!("{id}@{version}")];
     let is_meant =
-        |name: &String| choose(entries, name).is_some_and(|meant| meant.key == entry.key);
+        |name: &String| resolve(entries, name).is_some_and(|meant| meant.key == entry.key);
     let by_revision = || format!("{id}@{}", entry.record.manifest_digest.short());
     names.into_iter().find(is_meant).unwrap_or_else(by_revision)
 }

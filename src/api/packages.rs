@@ -26,8 +26,8 @@ use crate::log::Message;
 use crate::models::Residency;
 use crate::models::install::{InstallError, Installed};
 use crate::package::{
-    Consent, Entry, Key, Origin, Rollback, RolledBack, Sidecars, SignatureStatus, Status, choose,
-    write_package,
+    Consent, EntryKey, InstallStatus, Origin, RollbackResult, RollbackTarget, Sidecars,
+    SignatureStatus, StoreEntry, resolve, write_package,
 };
 use crate::units::Bytes;
 
@@ -58,7 +58,7 @@ pub(super) async fn show(
     Name(name): Name,
 ) -> Result<Json<Package>, ApiError> {
     let entries = sight.entries(&app);
-    let entry = choose(&entries, &name);
+    let entry = resolve(&entries, &name);
     let entry = entry.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
     let residency = app.handle.residency().await?;
     Ok(Json(describe(entry, &entries, Some(&residency))))
@@ -86,7 +86,7 @@ pub(super) async fn install(
             reason, errno = errno(error),
             "package refused"
         );
-        app.events.send(Event::PackageRefused { file: None, reason });
+        app.events.publish(Event::PackageRefused { file: None, reason });
     })?;
     let Installed { entry, existed, .. } = &installed;
     tracing::info!(
@@ -104,10 +104,10 @@ impl InstalledPackage {
     /// when no daemon runs that could have the model in memory.
     pub(crate) fn new(
         installed: &Installed,
-        entries: &[Entry],
-        residency: Option<&BTreeMap<Key, Residency>>,
+        entries: &[StoreEntry],
+        residency: Option<&BTreeMap<EntryKey, Residency>>,
     ) -> Self {
-        let name = |entry: &Entry| format!("{}@{}", entry.manifest.id, entry.manifest.version);
+        let name = |entry: &StoreEntry| format!("{}@{}", entry.manifest.id, entry.manifest.version);
         Self {
             package: describe(&installed.entry, entries, residency),
             existed: installed.existed,
@@ -181,7 +181,7 @@ pub(super) async fn roll_back(
     let body: Option<wire::rollback::RollBack> = read_optional_json(body, MAX_ROLLBACK).await?;
     let rollback = rollback(body.unwrap_or_default())?;
     let done = app.installer.roll_back(name, rollback).await.ok_or_else(ApiError::lost)?;
-    let RolledBack { from, to } = done?;
+    let RollbackResult { from, to } = done?;
     tracing::info!(
         name: Message::ModelRolledBack.name(),
         from = %from.key, to = %to.key,
@@ -193,11 +193,13 @@ pub(super) async fn roll_back(
     Ok(Json(wire::rollback::RolledBack { from, to }))
 }
 
-fn rollback(body: wire::rollback::RollBack) -> Result<Rollback, ApiError> {
+fn rollback(body: wire::rollback::RollBack) -> Result<RollbackTarget, ApiError> {
     match body {
-        wire::rollback::RollBack { to: None, clear: false } => Ok(Rollback::Earlier),
-        wire::rollback::RollBack { to: Some(version), clear: false } => Ok(Rollback::To(version)),
-        wire::rollback::RollBack { to: None, clear: true } => Ok(Rollback::Clear),
+        wire::rollback::RollBack { to: None, clear: false } => Ok(RollbackTarget::Previous),
+        wire::rollback::RollBack { to: Some(version), clear: false } => {
+            Ok(RollbackTarget::To(version))
+        }
+        wire::rollback::RollBack { to: None, clear: true } => Ok(RollbackTarget::Clear),
         wire::rollback::RollBack { to: Some(_), clear: true } => {
             let message = "to and clear contradict each other; give one".to_owned();
             Err(ApiError::invalid(Some("clear".to_owned()), message))
@@ -238,9 +240,9 @@ pub(super) async fn export(State(app): State<App>, Name(name): Name) -> Result<R
     Ok(([(header::CONTENT_TYPE, "application/zstd")], body).into_response())
 }
 
-fn find(app: &App, name: &str) -> Result<Entry, ApiError> {
+fn find(app: &App, name: &str) -> Result<StoreEntry, ApiError> {
     let entries = app.handle.store().entries();
-    choose(&entries, name)
+    resolve(&entries, name)
         .cloned()
         .ok_or_else(|| ApiError::unknown_package(name.to_owned(), &entries))
 }
@@ -268,15 +270,15 @@ pub(super) fn unsigned(app: &App) -> Vec<String> {
 /// Describes an installed package, one of `entries`. `residency` is `None` when no daemon runs that
 /// could have the model in memory.
 pub fn describe(
-    entry: &Entry,
-    entries: &[Entry],
-    residency: Option<&BTreeMap<Key, Residency>>,
+    entry: &StoreEntry,
+    entries: &[StoreEntry],
+    residency: Option<&BTreeMap<EntryKey, Residency>>,
 ) -> Package {
-    let Entry { key, manifest, record, disabled } = entry;
-    let current = choose(entries, manifest.id.as_str());
+    let StoreEntry { key, manifest, record, disabled } = entry;
+    let current = resolve(entries, manifest.id.as_str());
     let mut problem = match &record.status {
-        Status::Corrupt(reason) | Status::Quarantined(reason) => Some(reason.clone()),
-        Status::Untested | Status::Available => None,
+        InstallStatus::Corrupt(reason) | InstallStatus::Quarantined(reason) => Some(reason.clone()),
+        InstallStatus::Untested | InstallStatus::Available => None,
     };
     if let Some(disabled) = disabled {
         problem = Some(disabled.to_string());
@@ -311,11 +313,11 @@ pub fn describe(
         }
         .to_owned(),
         status: match record.status {
-            Status::Available if disabled.is_some() => "disabled",
-            Status::Untested => "untested",
-            Status::Available => "available",
-            Status::Corrupt(_) => "corrupt",
-            Status::Quarantined(_) => "quarantined",
+            InstallStatus::Available if disabled.is_some() => "disabled",
+            InstallStatus::Untested => "untested",
+            InstallStatus::Available => "available",
+            InstallStatus::Corrupt(_) => "corrupt",
+            InstallStatus::Quarantined(_) => "quarantined",
         }
         .to_owned(),
         problem,

@@ -25,7 +25,7 @@ use crate::engine::{Output, Truncation};
 use crate::log::Message;
 use crate::models::alias::Target;
 use crate::models::{Fallback, Lease, ModelInfo, StandIn};
-use crate::package::{Entry, Manifest};
+use crate::package::{Manifest, StoreEntry};
 use crate::units::milliseconds;
 
 /// Most tokens for which a request may get states: as many rows as it may have vectors.
@@ -222,13 +222,13 @@ pub(super) async fn open(
     // A missing model that comes from an alias or from the settings may have a fallback, because it
     // is the operator's choice. A missing model that the client names is the client's error.
     let named = model.is_some() && alias.is_none();
-    let is_allowed = |entry: &Entry| target::may_stand_in(caller, entry);
+    let is_allowed = |entry: &StoreEntry| target::may_stand_in(caller, entry);
     match app.handle.lease_for(&name, named, fallback, is_allowed, caller.deadline).await {
         Ok(mut lease) => {
             lease.used_by(caller.user());
             lease.info.alias = alias;
             if let Some(stand_in) = &lease.stands_in {
-                app.metrics.fallback(ApiError::from(&stand_in.error).code());
+                app.metrics.count_fallback(ApiError::from(&stand_in.error).code());
             }
             Ok(lease)
         }

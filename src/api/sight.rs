@@ -18,7 +18,7 @@ use super::wire::memory::MemoryAction;
 use super::wire::{Configuration, Quarantined, tenants};
 use crate::config::{Settings, TenantSettings};
 use crate::models::alias;
-use crate::package::{Entry, Key, choose};
+use crate::package::{EntryKey, StoreEntry, resolve};
 
 /// Visibility rules for one client.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(super) struct Held {
     /// Names in the settings.
     names: Vec<String>,
     /// Entries that the names mean, including aliases and the tenant's own model.
-    meant: BTreeSet<Key>,
+    meant: BTreeSet<EntryKey>,
 }
 
 impl Held {
@@ -43,7 +43,7 @@ impl Held {
     /// all.
     pub(super) fn of(
         settings: &Settings,
-        entries: &[Entry],
+        entries: &[StoreEntry],
         tenant: Option<&TenantSettings>,
     ) -> Option<Self> {
         let TenantSettings { model, allowed_models: Some(allowed), .. } = tenant? else {
@@ -51,19 +51,19 @@ impl Held {
         };
         let key = |name: &String| {
             let name = alias::meant(&settings.aliases, name);
-            choose(entries, &name).map(|entry| entry.key.clone())
+            resolve(entries, &name).map(|entry| entry.key.clone())
         };
         let meant = allowed.iter().chain(model).filter_map(key).collect();
         Some(Self { names: allowed.clone(), meant })
     }
 
     /// Returns whether the tenant may request `entry`.
-    pub(super) fn has(&self, entry: &Entry) -> bool {
+    pub(super) fn has(&self, entry: &StoreEntry) -> bool {
         self.meant.contains(&entry.key) || self.names.iter().any(|name| entry.is_named(name))
     }
 
     /// Does the same check for a model that may have left the store.
-    fn has_key(&self, key: &Key) -> bool {
+    fn has_key(&self, key: &EntryKey) -> bool {
         let (id, version, revision) = key.parts();
         let names_it = |name: &String| match name.split_once('@') {
             None => name == id,
@@ -104,12 +104,12 @@ impl Sight {
     }
 
     /// Returns whether the model `key` is visible. It need not be in the store.
-    pub(super) fn shows(&self, key: &Key) -> bool {
+    pub(super) fn shows(&self, key: &EntryKey) -> bool {
         self.held.as_ref().is_none_or(|held| held.has_key(key))
     }
 
     /// Returns the visible entries.
-    pub(super) fn entries(&self, app: &App) -> Vec<Entry> {
+    pub(super) fn entries(&self, app: &App) -> Vec<StoreEntry> {
         let mut entries = app.handle.store().entries();
         entries.retain(|entry| self.held.as_ref().is_none_or(|held| held.has(entry)));
         entries
@@ -154,7 +154,11 @@ impl Sight {
     }
 
     /// Returns the visible part of `action`, which concerns the model `key` if there is one.
-    pub(super) fn action(&self, key: Option<&Key>, action: MemoryAction) -> Option<MemoryAction> {
+    pub(super) fn action(
+        &self,
+        key: Option<&EntryKey>,
+        action: MemoryAction,
+    ) -> Option<MemoryAction> {
         match &self.held {
             None => Some(action),
             Some(held) if key.is_none_or(|key| held.has_key(key)) => {

@@ -44,7 +44,7 @@ impl Streams {
                 }
             }
         };
-        if let Some(suppressed) = log::refusal(Message::StreamsRefused, uid) {
+        if let Some(suppressed) = log::admit_refusal(Message::StreamsRefused, uid) {
             tracing::warn!(
                 name: Message::StreamsRefused.name(),
                 uid, held, streams = total, suppressed,

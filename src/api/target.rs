@@ -11,10 +11,10 @@ use super::sight::Held;
 use super::tenants::Visit;
 use super::wire::Input;
 use crate::models::alias::{self, Target, Texts};
-use crate::package::{Entry, choose};
+use crate::package::{StoreEntry, resolve};
 
 /// Returns the models that can be requested. A restricted tenant gets only its models.
-pub(super) fn visible(app: &App, Viewer(tenant): &Viewer) -> Vec<Entry> {
+pub(super) fn visible(app: &App, Viewer(tenant): &Viewer) -> Vec<StoreEntry> {
     let mut entries = app.handle.store().entries();
     let settings = app.settings.borrow().clone();
     let bundled_only = settings.memory.model_cache.bundled_only;
@@ -36,7 +36,7 @@ pub(super) fn default_of(app: &App, Viewer(tenant): &Viewer) -> String {
 
 /// Returns whether `entry` may be a fallback for this caller. A restricted tenant gets only its
 /// models.
-pub(super) fn may_stand_in(caller: &Caller, entry: &Entry) -> bool {
+pub(super) fn may_stand_in(caller: &Caller, entry: &StoreEntry) -> bool {
     let tenant = caller.tenant.as_deref().map(Visit::tenant);
     let allowed = tenant.and_then(|tenant| tenant.settings.allowed_models.as_ref());
     allowed.is_none_or(|allowed| allowed.iter().any(|allowed| entry.is_named(allowed)))
@@ -64,7 +64,7 @@ pub(super) fn find(
         && !allowed.iter().any(|allowed| allowed == name)
     {
         let entries = app.handle.store().entries();
-        let entry = choose(&entries, &target.name);
+        let entry = resolve(&entries, &target.name);
         if !entry.is_some_and(|entry| allowed.iter().any(|allowed| entry.is_named(allowed))) {
             tenant.refuse();
             return Err(ApiError::model_not_allowed(&tenant.name, name));
@@ -75,7 +75,7 @@ pub(super) fn find(
     if let Some(tenant) = tenant {
         let mut entries = app.handle.store().entries();
         if let Some(held) = Held::of(&settings, &entries, Some(&tenant.settings))
-            && choose(&entries, &target.name).is_none()
+            && resolve(&entries, &target.name).is_none()
             && model.is_some()
         {
             entries.retain(|entry| held.has(entry));

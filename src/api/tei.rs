@@ -30,7 +30,7 @@ use super::target;
 use super::wire::{Input, tei};
 use crate::engine::{self, Truncation};
 use crate::models::Residency;
-use crate::package::{Precision, choose};
+use crate::package::{Precision, resolve};
 
 /// Builds the routes, with errors in TEI's format.
 pub(super) fn routes() -> Router<App> {
@@ -148,7 +148,7 @@ async fn predict() -> ApiError {
 async fn info(State(app): State<App>, viewer: Viewer) -> Result<Json<tei::Info>, ApiError> {
     let default = target::default_of(&app, &viewer);
     let entries = target::visible(&app, &viewer);
-    let entry = choose(&entries, &default).ok_or_else(|| match &viewer {
+    let entry = resolve(&entries, &default).ok_or_else(|| match &viewer {
         // Return the same error as for a request for vectors.
         Viewer(Some(tenant)) if tenant.settings.allowed_models.is_some() => {
             ApiError::model_not_allowed(&tenant.name, &default)

@@ -16,7 +16,7 @@ use super::{App, target};
 use crate::models::Residency;
 use crate::models::usage::recommend::{Candidate, Memory, Query, recommend};
 use crate::models::usage::{self, Stats};
-use crate::package::{Entry, Key};
+use crate::package::{EntryKey, StoreEntry};
 use crate::units::Bytes;
 
 /// Parameters of [`recommendations`].
@@ -37,7 +37,7 @@ pub(super) async fn stats(State(app): State<App>, sight: Sight) -> Json<ModelSta
     Json(ModelStatsList { models: models.collect() })
 }
 
-fn show(key: &Key, stats: Stats, installed: bool) -> ModelStats {
+fn show(key: &EntryKey, stats: Stats, installed: bool) -> ModelStats {
     let (id, version, revision) = key.parts();
     let answered = stats.requests.saturating_sub(stats.failures);
     ModelStats {
@@ -113,7 +113,7 @@ pub(super) async fn recommendations(
 
 /// Returns whether the model fits into memory beside the resident models. The total size of its
 /// files approximates the size of its weights.
-fn fits(entry: &Entry, room: Bytes) -> bool {
+fn fits(entry: &StoreEntry, room: Bytes) -> bool {
     entry.manifest.total_size() <= room.0
 }
 

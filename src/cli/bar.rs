@@ -29,7 +29,7 @@ pub(super) fn share(used: u64, whole: u64) -> f64 {
 
 /// Returns whether the locale uses UTF-8. The first of these variables that is set decides, as in
 /// the C library.
-pub(super) fn speaks_unicode() -> bool {
+pub(super) fn supports_unicode() -> bool {
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()
         .filter_map(|name| env::var(name).ok())

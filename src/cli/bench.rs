@@ -18,19 +18,19 @@ use safetensors::tensor::TensorView;
 use serde::Serialize;
 
 use super::model::open_store;
-use super::output::Output;
+use super::output::OutputFile;
 use super::owner::Owner;
-use super::scratch::{Given, Scratch};
+use super::temp_store::{PackageFile, TempStore};
 use super::{Connection, NotInstalled, print_json, print_table};
 use crate::config::Settings;
-use crate::engine::{EngineError, Loaded, Options, Precision};
+use crate::engine::{EngineError, EngineOptions, LoadedModel, Precision};
 use crate::exit::Exit;
 use crate::files::FileError;
 use crate::models::install::{InstallError, Installed};
 use crate::models::load;
-use crate::package::{BoxError, Key, Store, choose};
+use crate::package::{BoxError, EntryKey, Store, resolve};
 use crate::units::Bytes;
-use measure::{Length, Throughput};
+use measure::{MeasureLength, Throughput};
 
 /// Name of the tensor of `--output`, as in the golden files of the tests.
 const TENSOR: &str = "embedding";
@@ -106,12 +106,12 @@ pub(super) enum InputError {
 
 /// Output of `--json`.
 #[derive(Debug, Serialize)]
-struct Report {
+struct BenchReport {
     texts_per_second: f64,
     tokens_per_second: f64,
     /// Times of single texts; not measured with `--rounds`.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    single: Option<Single>,
+    single: Option<SingleTextTimes>,
     /// Time to read the model's files from the store, check their digests, and load the model.
     load_ms: f64,
     /// Time from the first instruction of `main` to the vector of the first text. The kernel
@@ -129,14 +129,18 @@ struct Report {
 
 /// Times of one text alone.
 #[derive(Debug, Serialize)]
-struct Single {
+struct SingleTextTimes {
     p50_ms: f64,
     p95_ms: f64,
     p99_ms: f64,
 }
 
-impl Single {
-    fn measure(model: &Loaded, texts: &[String], at_least: Duration) -> Result<Self, EngineError> {
+impl SingleTextTimes {
+    fn measure(
+        model: &LoadedModel,
+        texts: &[String],
+        at_least: Duration,
+    ) -> Result<Self, EngineError> {
         let latencies = measure::latencies(model, texts, at_least)?;
         let percentile = |percent| milliseconds(measure::percentile(&latencies, percent));
         Ok(Self { p50_ms: percentile(50), p95_ms: percentile(95), p99_ms: percentile(99) })
@@ -153,29 +157,31 @@ impl Bench {
         let texts = read_texts(&self.input)?;
         let settings = connection.settings()?;
         let defaults = load::options(&settings);
-        let options = Options {
+        let options = EngineOptions {
             threads: self.threads.unwrap_or(defaults.threads),
             batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
             precision: self.precision.unwrap_or(defaults.precision),
         };
         let (model, load_time, first_vector) = self.load(&settings, options, &texts[0], started)?;
         let seconds = Duration::from_secs(self.seconds);
-        let length = self.rounds.map_or(Length::Time(seconds), Length::Rounds);
+        let length = self.rounds.map_or(MeasureLength::Time(seconds), MeasureLength::Rounds);
         let throughput = measure::throughput(&model, &texts, options.batch_tokens, length)?;
         let single = match length {
-            Length::Time(time) => Some(Single::measure(&model, &texts, time.min(LATENCY_TIME))?),
-            Length::Rounds(_) => None,
+            MeasureLength::Time(time) => {
+                Some(SingleTextTimes::measure(&model, &texts, time.min(LATENCY_TIME))?)
+            }
+            MeasureLength::Rounds(_) => None,
         };
         // Read the peak before the vectors are copied into a file, so that the copy does not count.
         let peak_rss_bytes = peak_rss()?;
         let peak = match length {
-            Length::Time(_) => {
+            MeasureLength::Time(_) => {
                 Some(model.embedder.matrix_peak().context("cannot measure the processors' peak")?)
             }
-            Length::Rounds(_) => None,
+            MeasureLength::Rounds(_) => None,
         };
         let engine = model.embedder.report();
-        let report = Report {
+        let report = BenchReport {
             texts_per_second: throughput.per_second(throughput.texts),
             tokens_per_second: throughput.per_second(throughput.tokens),
             single,
@@ -203,21 +209,21 @@ impl Bench {
     fn load(
         &self,
         settings: &Settings,
-        options: Options,
+        options: EngineOptions,
         text: &str,
         started: Instant,
-    ) -> anyhow::Result<(Loaded, Duration, Duration)> {
+    ) -> anyhow::Result<(LoadedModel, Duration, Duration)> {
         // These two keep the store alive while it is read.
         let scratch;
         let installed;
-        let (store, key): (&Store, Key) = if self.model.is_dir() {
+        let (store, key): (&Store, EntryKey) = if self.model.is_dir() {
             bail!(
                 "{} is a directory; `caxton model pack --source` makes a package of a model's",
                 self.model.display()
             );
         } else if self.model.is_file() {
-            scratch = Scratch::create(settings)?;
-            let Installed { entry, .. } = scratch.admit(Given::open(&self.model)?)?;
+            scratch = TempStore::create(settings)?;
+            let Installed { entry, .. } = scratch.verify(PackageFile::open(&self.model)?)?;
             (&scratch.store, entry.key)
         } else {
             let id = self.model.to_string_lossy();
@@ -230,7 +236,7 @@ impl Bench {
             (installed, _) = open_store(settings)
                 .with_context(|| format!("there is no file {id}, so the store was to be used"))?;
             let entries = installed.entries();
-            let entry = choose(&entries, &id).ok_or_else(|| NotInstalled(id.to_string()))?;
+            let entry = resolve(&entries, &id).ok_or_else(|| NotInstalled(id.to_string()))?;
             (&installed, entry.key.clone())
         };
         let begun = Instant::now();
@@ -245,7 +251,7 @@ impl Bench {
     }
 }
 
-impl Report {
+impl BenchReport {
     fn print(&self) -> io::Result<()> {
         let milliseconds = |value: f64| format!("{value:.2} ms");
         let mut rows = vec![
@@ -300,9 +306,9 @@ fn write_vectors(path: &Path, throughput: &Throughput, texts: usize) -> anyhow::
     let bytes = Vec::from_iter(vectors.iter().flat_map(|value| value.to_le_bytes()));
     let tensor = TensorView::new(Dtype::F32, vec![texts, vectors.len() / texts], &bytes)?;
     let file = safetensors::serialize([(TENSOR, tensor)], None)?;
-    let mut output = Output::create(path)?;
+    let mut output = OutputFile::create(path)?;
     output.temporary.write_all(&file).map_err(FileError::new("write", path))?;
-    output.keep()
+    output.persist()
 }
 
 /// Returns the peak memory of this process, from the kernel:

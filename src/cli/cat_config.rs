@@ -10,7 +10,7 @@ use clap::Args;
 use super::{Connection, print_json, terminal};
 use crate::api::describe_value;
 use crate::api::wire::configuration::{File, Files};
-use crate::config::{self, Explained, Fate, Found, KeyValue, Origin};
+use crate::config::{self, FileStatus, KeyValue, Provenance, SourceFile, ValueOrigin};
 use crate::exit::Exit;
 
 /// Print every value of the configuration, with the file, line and column that set it.
@@ -33,12 +33,12 @@ impl CatConfig {
     }
 }
 
-fn json(Explained { values, found, .. }: &Explained) -> Files {
-    let file = |Found { path, fate }: &Found| {
-        let (state, replaced_by) = match fate {
-            Fate::Applied => ("applied", None),
-            Fate::Empty => ("empty", None),
-            Fate::ReplacedBy(by) => ("replaced", Some(by.display().to_string())),
+fn json(Provenance { values, found, .. }: &Provenance) -> Files {
+    let file = |SourceFile { path, status }: &SourceFile| {
+        let (state, replaced_by) = match status {
+            FileStatus::Applied => ("applied", None),
+            FileStatus::Empty => ("empty", None),
+            FileStatus::ReplacedBy(by) => ("replaced", Some(by.display().to_string())),
         };
         File { path: path.display().to_string(), state: state.to_owned(), replaced_by }
     };
@@ -48,14 +48,14 @@ fn json(Explained { values, found, .. }: &Explained) -> Files {
     }
 }
 
-fn text(Explained { values, found, .. }: &Explained) -> String {
+fn text(Provenance { values, found, .. }: &Provenance) -> String {
     let mut text = String::new();
-    for Found { path, fate } in found {
+    for SourceFile { path, status } in found {
         let path = path.display();
-        let line = match fate {
-            Fate::Applied => format!("{path}"),
-            Fate::Empty => format!("{path}: empty, masks what it replaces"),
-            Fate::ReplacedBy(by) => format!("{path}: not read, replaced by {}", by.display()),
+        let line = match status {
+            FileStatus::Applied => format!("{path}"),
+            FileStatus::Empty => format!("{path}: empty, masks what it replaces"),
+            FileStatus::ReplacedBy(by) => format!("{path}: not read, replaced by {}", by.display()),
         };
         // A path may hold a line break, and the rest of it would be read as a key.
         text.push_str(&format!("# {}\n", line.replace(char::is_control, "?")));
@@ -68,8 +68,8 @@ fn text(Explained { values, found, .. }: &Explained) -> String {
 
 fn origin(KeyValue { origin, fixed, .. }: &KeyValue) -> String {
     match origin {
-        Some(Origin { file, place }) => {
-            format!("{}:{}:{}", file.display(), place.line, place.column)
+        Some(ValueOrigin { file, position }) => {
+            format!("{}:{}:{}", file.display(), position.line, position.column)
         }
         None if *fixed => "the only value".to_owned(),
         None => "default".to_owned(),

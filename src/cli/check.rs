@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::client::{Client, ClientError};
-use super::{Connection, tell, terminal};
+use super::{Connection, print_error, terminal};
 use crate::api::describe_value;
 use crate::api::wire::configuration::{InForce, Value};
-use crate::config::{self, Explained, Settings, Source};
+use crate::config::{self, ConfigSource, Provenance, Settings};
 use crate::exit::Exit;
 
 /// Check a configuration, and show every problem with its file, line and column.
@@ -29,11 +29,11 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
-        let source = self.path.clone().map_or_else(|| connection.source(), Source::File);
+        let source = self.path.clone().map_or_else(|| connection.source(), ConfigSource::File);
         let explained = match config::explain(&source) {
             Ok(explained) => explained,
             Err(error) => {
-                tell(&error.to_string());
+                print_error(&error.to_string());
                 return Ok(Exit::Config);
             }
         };
@@ -54,7 +54,7 @@ impl Check {
     async fn print_differences(
         &self,
         connection: &Connection,
-        explained: &Explained,
+        explained: &Provenance,
     ) -> anyhow::Result<()> {
         let (name, old) = match self.daemon(connection, &explained.loaded.settings).await? {
             Some(InForce { values }) => ("what is in force", values),
@@ -88,7 +88,7 @@ impl Check {
         let mut client = match Client::connect(&socket).await {
             Ok(client) => client,
             Err(error) if error.is_unreachable() => {
-                tell(&format!("no daemon listens on {}", socket.display()));
+                print_error(&format!("no daemon listens on {}", socket.display()));
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),

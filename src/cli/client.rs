@@ -79,7 +79,7 @@ impl Client {
     /// Creates a client over a connected stream.
     async fn over(stream: UnixStream) -> Result<Self, ClientError> {
         let (sender, connection) =
-            http1::handshake(TokioIo::new(Patient(stream))).await.map_err(broken)?;
+            http1::handshake(TokioIo::new(LenientStream(stream))).await.map_err(broken)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             // The sender reports the same failure.
@@ -146,9 +146,9 @@ impl Client {
 /// A stream whose writes succeed even if the daemon has closed the connection. A daemon that
 /// rejects an upload answers and closes at once. The answer can still be read, but hyper does not
 /// read it after a failed write.
-struct Patient(UnixStream);
+struct LenientStream(UnixStream);
 
-impl AsyncRead for Patient {
+impl AsyncRead for LenientStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -158,7 +158,7 @@ impl AsyncRead for Patient {
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for LenientStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -18,7 +18,7 @@ use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 
 use super::client::Client;
-use super::{tell, terminal};
+use super::{print_error, terminal};
 use crate::api::wire::{EmbeddingsResponse, Vector};
 use crate::exit::Exit;
 use crate::models::load::cosine;
@@ -69,7 +69,7 @@ impl Demo {
         let mut daemon = Daemon::start(place.path(), &bundled).await?;
         let shown = match show(&daemon, started.elapsed(), self.wait).await {
             Ok(()) if self.wait => {
-                tell("\nThe daemon runs until Ctrl-C.");
+                print_error("\nThe daemon runs until Ctrl-C.");
                 tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")
             }
             shown => shown,

@@ -96,7 +96,7 @@ impl Check {
 
 /// Output of `--json`.
 #[derive(Debug, Serialize)]
-struct Report {
+struct DoctorReport {
     /// Version of this program.
     version: &'static str,
     /// Whether no check failed.
@@ -111,7 +111,7 @@ impl Doctor {
         let checks = judge(&facts);
         let healthy = checks.iter().all(|check| check.verdict != Verdict::Fail);
         if self.json {
-            print_json(&Report { version: env!("CARGO_PKG_VERSION"), healthy, checks })?;
+            print_json(&DoctorReport { version: env!("CARGO_PKG_VERSION"), healthy, checks })?;
         } else {
             terminal::out().write_all(screen(&checks).as_bytes())?;
         }
@@ -122,18 +122,18 @@ impl Doctor {
 /// Runs all checks. A fault may be the cause of later ones, so the first fault must be repaired
 /// first.
 fn judge(facts: &Facts) -> Vec<Check> {
-    let told = facts.told.as_ref().ok();
-    let status = told.map(|told| &told.status);
+    let answers = facts.answers.as_ref().ok();
+    let status = answers.map(|answers| &answers.status);
     let settings = &facts.settings;
     let cache = &settings.memory.model_cache;
     let precision = options(settings).precision;
-    let arithmetic = [false, true].map(|integers| engine::arithmetic(precision, integers));
+    let arithmetic = [false, true].map(|integers| engine::choose_arithmetic(precision, integers));
     vec![
         access::configuration(&facts.config, status.map(|status| &status.configuration)),
         access::units(facts.units.as_ref(), facts.process.as_ref()),
         access::socket(&facts.socket, &facts.start),
         access::group(&facts.socket, facts.group.as_ref(), &facts.caller),
-        access::daemon(&facts.told, &facts.start),
+        access::daemon(&facts.answers, &facts.start),
         contents::condition(status),
         contents::models(status),
         contents::store(facts.store.as_ref(), &facts.caller),
@@ -145,9 +145,9 @@ fn judge(facts: &Facts) -> Vec<Check> {
             cache.max_size,
             status.map(|status| &status.packages[..]),
         ),
-        machine::memory(told),
+        machine::memory(answers),
         machine::pressure(&facts.pressure, status.map(|status| &*status.memory_pressure_source)),
-        machine::sandbox(told.map(|told| told.sandbox.as_ref())),
+        machine::sandbox(answers.map(|answers| answers.sandbox.as_ref())),
         machine::processor(&arithmetic, &engine::processor_extensions()),
         machine::journal(&facts.journal),
         machine::clock(facts.clock, facts.built),

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use anyhow::Context;
 use clap::Args;
 
-use super::{Connection, print_json, progress, tell, terminal};
+use super::{Connection, print_error, print_json, progress, terminal};
 use crate::api::wire::{Embedding, EmbeddingsResponse, Vector};
 use crate::exit::Exit;
 
@@ -34,7 +34,7 @@ impl Embed {
     pub(super) async fn run(mut self, connection: &Connection) -> anyhow::Result<Exit> {
         if self.texts.is_empty() {
             if io::stdin().is_terminal() {
-                tell("reading lines from the terminal; end with Ctrl-D");
+                print_error("reading lines from the terminal; end with Ctrl-D");
             }
             let lines: Result<Vec<String>, _> = io::stdin().lock().lines().collect();
             self.texts = lines.context("cannot read standard input")?;

@@ -42,7 +42,7 @@ impl Events {
         let path = format!("/v1/events?since={}&follow={}", self.since, !self.no_follow);
         let request = Request::get(path).header("accept", "text/event-stream");
         let mut body = client.send(request, Body::empty()).await?.into_body();
-        let mut lines = Lines::default();
+        let mut lines = LineSplitter::default();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
             for line in lines.feed(&data)? {
@@ -71,9 +71,9 @@ impl Events {
 
 /// Splitter of a streamed answer into lines.
 #[derive(Default)]
-struct Lines(Vec<u8>);
+struct LineSplitter(Vec<u8>);
 
-impl Lines {
+impl LineSplitter {
     /// Appends `data` and returns the lines that are complete.
     fn feed(&mut self, data: &[u8]) -> anyhow::Result<Vec<String>> {
         let mut lines = Vec::new();
@@ -93,11 +93,11 @@ impl Lines {
 
 /// Formats an event for a terminal: time, kind, model or file, reason.
 fn line(event: &Event) -> String {
-    format!("{}  {}", when(event), what(event))
+    format!("{}  {}", format_time(event), describe(event))
 }
 
 /// Formats the time of an event in UTC, to the second.
-fn when(event: &Event) -> String {
+fn format_time(event: &Event) -> String {
     match event.at.and_then(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at))) {
         Some(at) => humantime::format_rfc3339_seconds(at).to_string(),
         None => "-".to_owned(),
@@ -105,7 +105,7 @@ fn when(event: &Event) -> String {
 }
 
 /// Formats an event in one line, without its time.
-pub(super) fn what(event: &Event) -> String {
+pub(super) fn describe(event: &Event) -> String {
     let mut words = vec![event.kind.replace('_', " ")];
     words.extend(
         event.model.iter().chain(&event.file).map(|name| printable::line(name).into_owned()),
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn endless_line_is_refused() {
-        let mut lines = Lines::default();
+        let mut lines = LineSplitter::default();
         assert!(lines.feed(&vec![b'a'; MAX_LINE]).unwrap().is_empty());
         assert!(lines.feed(b"a").is_err());
     }
@@ -190,7 +190,7 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
             cuts.extend([0, text.len()]);
             cuts.sort_unstable();
-            let mut lines = Lines::default();
+            let mut lines = LineSplitter::default();
             let mut found = Vec::new();
             for piece in cuts.windows(2) {
                 found.extend(lines.feed(&text.as_bytes()[piece[0]..piece[1]]).unwrap());

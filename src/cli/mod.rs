@@ -13,7 +13,7 @@ mod demo;
 mod doctor;
 mod embed;
 mod events;
-mod known;
+mod known_models;
 mod memory;
 mod model;
 mod output;
@@ -21,10 +21,10 @@ mod owner;
 mod pack;
 mod progress;
 mod rollback;
-mod scratch;
 mod shell;
 mod stats;
 mod status;
+mod temp_store;
 mod terminal;
 mod top;
 mod upload;
@@ -36,7 +36,7 @@ use std::time::Instant;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::config::{self, ConfigError, Settings, Source};
+use crate::config::{self, ConfigError, ConfigSource, Settings};
 use crate::exit::Exit;
 use crate::files::FileError;
 use crate::models::install::{InstallError, RemoveError};
@@ -45,7 +45,7 @@ use crate::package::{PackError, RollbackError, StoreError, UnpackError};
 use crate::printable;
 use bench::InputError;
 use client::{Client, ClientError};
-use owner::StayedRoot;
+use owner::RootNotDropped;
 
 /// Text embeddings for every program on this device.
 #[derive(Debug, Parser)]
@@ -151,13 +151,13 @@ pub fn command() -> clap::Command {
 }
 
 /// Function that runs the daemon with the configuration of a source.
-pub type RunDaemon = fn(Source) -> Exit;
+pub type RunDaemon = fn(ConfigSource) -> Exit;
 
 impl Connection {
-    fn source(&self) -> Source {
+    fn source(&self) -> ConfigSource {
         match &self.config {
-            Some(file) => Source::File(file.clone()),
-            None => Source::Layers { root: PathBuf::from("/") },
+            Some(file) => ConfigSource::File(file.clone()),
+            None => ConfigSource::Layers { root: PathBuf::from("/") },
         }
     }
 
@@ -174,7 +174,7 @@ impl Connection {
             // The daemon runs with the last good configuration then, and this is when its state
             // matters most.
             Err(_) if self.config.is_none() => {
-                tell(
+                print_error(
                     "caxton: the configuration is wrong, `caxton check` says how; trying the default socket",
                 );
                 Ok(Settings::default().socket.path)
@@ -210,9 +210,9 @@ pub fn main(run_daemon: RunDaemon) -> ExitCode {
     match run(arguments, run_daemon, started) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            let exit = exit_of(&error);
-            if !is_closed_pipe(&error) && !error.is::<Told>() {
-                tell(&format!("caxton: {}", chain_lines(&error)));
+            let exit = exit_code(&error);
+            if !is_closed_pipe(&error) && !error.is::<AlreadyReported>() {
+                print_error(&format!("caxton: {}", chain_lines(&error)));
             }
             exit.into()
         }
@@ -252,7 +252,7 @@ fn chain_lines(error: &anyhow::Error) -> String {
 }
 
 /// Writes a line to standard error; ignores errors, since they could not be reported.
-fn tell(line: &str) {
+fn print_error(line: &str) {
     drop(writeln!(terminal::err(), "{line}"));
 }
 
@@ -265,15 +265,15 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-fn exit_of(error: &anyhow::Error) -> Exit {
+fn exit_code(error: &anyhow::Error) -> Exit {
     if is_closed_pipe(error) {
         return Exit::Ok;
     }
-    if let Some(Told(exit)) = error.downcast_ref() {
+    if let Some(AlreadyReported(exit)) = error.downcast_ref() {
         return *exit;
     }
     let causes = || error.chain();
-    if causes().any(|cause| cause.is::<StayedRoot>()) {
+    if causes().any(|cause| cause.is::<RootNotDropped>()) {
         return Exit::Permission;
     }
     if causes().any(|cause| cause.is::<ConfigError>()) {
@@ -287,7 +287,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     if let Some(error) = causes().find_map(|cause| cause.downcast_ref::<InstallError>()) {
         return match error {
             InstallError::Unpack(UnpackError::Io { .. } | UnpackError::Source(_)) => Exit::System,
-            InstallError::Store(error) => exit_of_store(error),
+            InstallError::Store(error) => store_exit_code(error),
             InstallError::Keys(_) => Exit::Config,
             _ => Exit::Data,
         };
@@ -295,16 +295,16 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     if let Some(error) = causes().find_map(|cause| cause.downcast_ref::<RemoveError>()) {
         return match error {
             RemoveError::Unknown(_) | RemoveError::Bundled(_) => Exit::Data,
-            RemoveError::Store(error) => exit_of_store(error),
+            RemoveError::Store(error) => store_exit_code(error),
             RemoveError::File(_) => Exit::System,
         };
     }
     if let Some(error) = causes().find_map(|cause| cause.downcast_ref::<RollbackError>()) {
         return match error {
-            RollbackError::Store(error) => exit_of_store(error),
+            RollbackError::Store(error) => store_exit_code(error),
             RollbackError::Unknown(_)
             | RollbackError::NamesVersion(_)
-            | RollbackError::NoEarlier(_)
+            | RollbackError::NoPrevious(_)
             | RollbackError::NoVersion { .. } => Exit::Data,
         };
     }
@@ -323,7 +323,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
         };
     }
     if let Some(error) = causes().find_map(|cause| cause.downcast_ref::<StoreError>()) {
-        return exit_of_store(error);
+        return store_exit_code(error);
     }
     if causes().any(|cause| cause.is::<FileError>()) {
         return Exit::System;
@@ -331,7 +331,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     Exit::Failure
 }
 
-fn exit_of_store(error: &StoreError) -> Exit {
+fn store_exit_code(error: &StoreError) -> Exit {
     match error {
         StoreError::Unknown(_) | StoreError::LooksAlike(_) | StoreError::Corrupt { .. } => {
             Exit::Data
@@ -352,7 +352,7 @@ struct NotInstalled(String);
 /// Another process of this program failed and has printed its error.
 #[derive(Debug, thiserror::Error)]
 #[error("failed, as was said")]
-struct Told(Exit);
+struct AlreadyReported(Exit);
 
 /// Prints indented JSON with a final newline.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {

@@ -14,15 +14,17 @@ use clap::{Args, Subcommand};
 use http_body_util::BodyExt;
 
 use super::client::{Client, segment};
-use super::output::{Output, Target};
+use super::output::{ExportTarget, OutputFile};
 use super::owner::{self, Owner};
 use super::pack::{Pack, Source};
 use super::rollback::Rollback;
-use super::scratch::{Given, Scratch};
 use super::stats::Stats;
 use super::status::print_packages;
+use super::temp_store::{PackageFile, TempStore};
 use super::upload::upload;
-use super::{Connection, NotInstalled, Told, print_json, progress, tell, terminal};
+use super::{
+    AlreadyReported, Connection, NotInstalled, print_error, print_json, progress, terminal,
+};
 use crate::api::describe;
 use crate::api::wire::{InstalledPackage, Package, PackageList};
 use crate::config::Settings;
@@ -33,7 +35,7 @@ use crate::models::install::{Driver, Installed, Rules, remove};
 use crate::models::load::options;
 use crate::models::selftest::Tester;
 use crate::models::trust;
-use crate::package::{Consent, Key, Origin, SignatureStatus, Store, choose, write_package};
+use crate::package::{Consent, EntryKey, Origin, SignatureStatus, Store, resolve, write_package};
 use crate::printable;
 
 const PACK_EXAMPLES: &str = "Examples:
@@ -147,14 +149,14 @@ pub(super) struct Export {
 }
 
 /// Access to the installed models.
-pub(super) enum Place {
+pub(super) enum StoreAccess {
     Daemon(Client),
     Store(Box<(Store, Settings)>),
 }
 
-impl Place {
+impl StoreAccess {
     /// Connects to the daemon, or opens its store when none runs. Files that only the caller may
-    /// open must be opened before; see [`Place::store`].
+    /// open must be opened before; see [`StoreAccess::store`].
     pub(super) async fn open(connection: &Connection) -> anyhow::Result<Self> {
         match Self::daemon(connection).await? {
             Some(client) => Ok(Self::Daemon(client)),
@@ -187,7 +189,7 @@ impl Place {
             }
             Self::Store(here) => {
                 let entries = here.0.entries();
-                let entry = choose(&entries, id).ok_or_else(|| NotInstalled(id.to_owned()))?;
+                let entry = resolve(&entries, id).ok_or_else(|| NotInstalled(id.to_owned()))?;
                 Ok(describe(entry, &entries, None))
             }
         }
@@ -198,13 +200,13 @@ impl Place {
 /// before, permanently. Returns the store with the settings whose directories this user can reach.
 /// Prints the entries that cannot be read and the keys that cannot be used.
 pub(super) fn open_store(settings: &Settings) -> anyhow::Result<(Store, Settings)> {
-    let settings = owner::leave_root(settings)?;
+    let settings = owner::drop_root_if_needed(settings)?;
     let (store, damaged) = Store::open(&settings.memory.model_cache.directory)?;
     for entry in damaged {
-        tell(&format!("caxton: an entry of the store cannot be read: {entry}"));
+        print_error(&format!("caxton: an entry of the store cannot be read: {entry}"));
     }
     for error in trust::Roots::from(&settings).judge(&store).1 {
-        tell(&format!("caxton: a key cannot be used: {}", chain(&error)));
+        print_error(&format!("caxton: a key cannot be used: {}", chain(&error)));
     }
     Ok((store, settings))
 }
@@ -221,7 +223,7 @@ impl Model {
             Self::Rollback(command) => command.run(connection).await,
             Self::Remove(command) => command.run(connection).await,
             Self::Export(command) => command.run(connection).await,
-            Self::Known => super::known::print(),
+            Self::Known => super::known_models::print(),
         }?;
         Ok(Exit::Ok)
     }
@@ -230,7 +232,7 @@ impl Model {
 impl Install {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
         let consent = Consent { replace: self.replace, allow_downgrade: self.allow_downgrade };
-        let daemon = Place::daemon(connection).await?;
+        let daemon = StoreAccess::daemon(connection).await?;
         // The directory of the package that is made here; removed on drop.
         let mut scratch = None;
         let file = match (self.file, self.source) {
@@ -244,17 +246,19 @@ impl Install {
             }
             _ => bail!("give a FILE or --source DIR"),
         };
-        let (installed, mut place) = match daemon {
-            Some(mut client) => (upload(&mut client, &file, consent).await?, Place::Daemon(client)),
+        let (installed, mut access) = match daemon {
+            Some(mut client) => {
+                (upload(&mut client, &file, consent).await?, StoreAccess::Daemon(client))
+            }
             None => {
                 // Open the package now: the user that this process changes to may be unable to read
                 // it, and to remove the directory.
-                let package = Given::open(&file)?;
+                let package = PackageFile::open(&file)?;
                 drop(scratch.take());
                 let (store, settings) = open_store(&connection.settings()?)
                     .context("no daemon answers, so its store was to be used")?;
                 let installed = install_here(&store, &settings, package, consent)?;
-                (installed, Place::Store(Box::new((store, settings))))
+                (installed, StoreAccess::Store(Box::new((store, settings))))
             }
         };
         let package = &installed.package;
@@ -267,14 +271,14 @@ impl Install {
             writeln!(out, "left the store: {}", printable::line(left))?;
         }
         drop(out);
-        if self.validate_checksums { verify_installed(&mut place, &name).await } else { Ok(()) }
+        if self.validate_checksums { verify_installed(&mut access, &name).await } else { Ok(()) }
     }
 }
 
 fn install_here(
     store: &Store,
     settings: &Settings,
-    Given { file, sidecars }: Given,
+    PackageFile { file, sidecars }: PackageFile,
     consent: Consent,
 ) -> anyhow::Result<InstalledPackage> {
     let rules = Rules::from(settings).with(consent);
@@ -290,17 +294,17 @@ impl Verify {
             return self.verify_file(connection);
         }
         let id = self.what.to_string_lossy().into_owned();
-        let mut place = Place::open(connection).await?;
-        verify_installed(&mut place, &id).await
+        let mut access = StoreAccess::open(connection).await?;
+        verify_installed(&mut access, &id).await
     }
 
     /// Verifies a package like an installation does, including the self-test, in a temporary store.
     fn verify_file(&self, connection: &Connection) -> anyhow::Result<()> {
-        let package = Given::open(&self.what)?;
+        let package = PackageFile::open(&self.what)?;
         // The package is not trusted yet, so it is not parsed with the rights of root.
-        let settings = owner::leave_root(&connection.settings()?)?;
-        let scratch = Scratch::create(&settings)?;
-        let Installed { entry, signature, .. } = scratch.admit(package)?;
+        let settings = owner::drop_root_if_needed(&connection.settings()?)?;
+        let scratch = TempStore::create(&settings)?;
+        let Installed { entry, signature, .. } = scratch.verify(package)?;
         let tester = Tester::unstoppable();
         Driver::alone(&scratch.store, &scratch.rules, options(&settings), &tester)
             .finish(&entry.key)?;
@@ -320,13 +324,13 @@ impl Verify {
     }
 }
 
-async fn verify_installed(place: &mut Place, id: &str) -> anyhow::Result<()> {
-    match place {
-        Place::Daemon(client) => {
+async fn verify_installed(access: &mut StoreAccess, id: &str) -> anyhow::Result<()> {
+    match access {
+        StoreAccess::Daemon(client) => {
             let path = format!("/api/packages/{}/verify", segment(id));
             let _: Package = client.call(Method::POST, &path, Body::empty()).await?;
         }
-        Place::Store(here) => {
+        StoreAccess::Store(here) => {
             let store = &here.0;
             let (key, size) = find(store, id)?;
             let bar = progress::bytes(size, "hashing");
@@ -334,7 +338,7 @@ async fn verify_installed(place: &mut Place, id: &str) -> anyhow::Result<()> {
             bar.finish_and_clear();
         }
     }
-    let package = place.package(id).await?;
+    let package = access.package(id).await?;
     let (name, version) = (&package.id, &package.version);
     let size = crate::units::Bytes(package.size_bytes);
     let what = format!("ok: every file of {name}@{version} holds its digest, {size}");
@@ -342,17 +346,17 @@ async fn verify_installed(place: &mut Place, id: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn find(store: &Store, id: &str) -> anyhow::Result<(Key, u64)> {
+fn find(store: &Store, id: &str) -> anyhow::Result<(EntryKey, u64)> {
     let entries = store.entries();
-    let entry = choose(&entries, id).ok_or_else(|| NotInstalled(id.to_owned()))?;
+    let entry = resolve(&entries, id).ok_or_else(|| NotInstalled(id.to_owned()))?;
     Ok((entry.key.clone(), entry.manifest.total_size()))
 }
 
 impl List {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let packages = match Place::open(connection).await? {
-            Place::Daemon(mut client) => client.get("/api/packages").await?,
-            Place::Store(here) => {
+        let packages = match StoreAccess::open(connection).await? {
+            StoreAccess::Daemon(mut client) => client.get("/api/packages").await?,
+            StoreAccess::Store(here) => {
                 let entries = here.0.entries();
                 let package = |entry| describe(entry, &entries, None);
                 PackageList { packages: entries.iter().map(package).collect() }
@@ -364,7 +368,7 @@ impl List {
 
 impl Show {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let package = Place::open(connection).await?.package(&self.id).await?;
+        let package = StoreAccess::open(connection).await?.package(&self.id).await?;
         if self.json {
             return print_json(&package);
         }
@@ -384,12 +388,12 @@ impl Show {
 
 impl Remove {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let package = match Place::open(connection).await? {
-            Place::Daemon(mut client) => {
+        let package = match StoreAccess::open(connection).await? {
+            StoreAccess::Daemon(mut client) => {
                 let path = format!("/api/packages/{}", segment(&self.id));
                 client.call(Method::DELETE, &path, Body::empty()).await?
             }
-            Place::Store(here) => {
+            StoreAccess::Store(here) => {
                 let (store, settings) = *here;
                 describe(&remove(&store, &self.id, &Rules::from(&settings))?, &[], None)
             }
@@ -403,22 +407,22 @@ impl Remove {
 impl Export {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
         let to_file = self.output != Path::new("-");
-        let mut place = match Place::daemon(connection).await? {
-            Some(client) => Place::Daemon(client),
+        let mut access = match StoreAccess::daemon(connection).await? {
+            Some(client) => StoreAccess::Daemon(client),
             // The owner of the store may lack the right to write where root may.
             None if to_file && Owner::of_store(&connection.settings()?)?.is_some() => {
                 return self.run_as_owner(connection);
             }
-            None => Place::store(connection)?,
+            None => StoreAccess::store(connection)?,
         };
-        let package = place.package(&self.id).await?;
+        let package = access.package(&self.id).await?;
         let bar = progress::bytes(package.size_bytes, "writing");
         let mut output = match to_file {
-            true => Target::File(Output::create(&self.output)?),
-            false => Target::Stdout(terminal::bytes()),
+            true => ExportTarget::File(OutputFile::create(&self.output)?),
+            false => ExportTarget::Stdout(terminal::bytes()),
         };
-        match place {
-            Place::Daemon(mut client) => {
+        match access {
+            StoreAccess::Daemon(mut client) => {
                 let path = format!("/api/packages/{}/export", segment(&self.id));
                 let mut body = client.send(Request::get(path), Body::empty()).await?.into_body();
                 while let Some(frame) = body.frame().await {
@@ -429,7 +433,7 @@ impl Export {
                     }
                 }
             }
-            Place::Store(here) => {
+            StoreAccess::Store(here) => {
                 let store = &here.0;
                 let (key, _size) = find(store, &self.id)?;
                 let (manifest, contents) = store.read(&key)?;
@@ -439,7 +443,7 @@ impl Export {
             }
         }
         bar.finish_and_clear();
-        if output.keep()? {
+        if output.persist()? {
             writeln!(terminal::out(), "written: {}", self.output.display())?;
         }
         Ok(())
@@ -448,7 +452,7 @@ impl Export {
     /// Runs this program again to write the package into a pipe, and copies the pipe into the file.
     /// The child changes to the owner of the store; this process keeps the rights to the file.
     fn run_as_owner(&self, connection: &Connection) -> anyhow::Result<()> {
-        let mut output = Output::create(&self.output)?;
+        let mut output = OutputFile::create(&self.output)?;
         let mut program = Command::new("/proc/self/exe");
         if let Some(config) = &connection.config {
             program.arg("--config").arg(config);
@@ -465,10 +469,10 @@ impl Export {
         let copied = pipe.map(|mut pipe| io::copy(&mut pipe, &mut output.temporary)).transpose();
         let status = child.wait().context("the export did not end")?;
         if !status.success() {
-            return Err(Told(Exit::of_code(status.code())).into());
+            return Err(AlreadyReported(Exit::from_code(status.code())).into());
         }
         copied.map_err(FileError::new("write", &self.output))?;
-        output.keep()?;
+        output.persist()?;
         writeln!(terminal::out(), "written: {}", self.output.display())?;
         Ok(())
     }

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use crate::files::FileError;
 
 /// A file that appears under its name when it is complete.
-pub(super) struct Output {
+pub(super) struct OutputFile {
     /// Temporary file for the content.
     pub(super) temporary: tempfile::NamedTempFile,
     path: PathBuf,
 }
 
-impl Output {
+impl OutputFile {
     pub(super) fn create(path: &Path) -> anyhow::Result<Self> {
         let directory = match path.parent() {
             Some(parent) if parent != Path::new("") => parent,
@@ -27,7 +27,7 @@ impl Output {
     }
 
     /// Syncs the file and renames it to its final name.
-    pub(super) fn keep(self) -> anyhow::Result<()> {
+    pub(super) fn persist(self) -> anyhow::Result<()> {
         let Self { temporary, path } = self;
         // Sync before the rename, so that a crash cannot leave a partial file under the name.
         temporary.as_file().sync_all().map_err(FileError::new("write", &path))?;
@@ -37,22 +37,22 @@ impl Output {
 }
 
 /// Destination of a package.
-pub(super) enum Target {
-    File(Output),
+pub(super) enum ExportTarget {
+    File(OutputFile),
     Stdout(io::StdoutLock<'static>),
 }
 
-impl Target {
+impl ExportTarget {
     /// Completes the output. Returns whether it is a file, which has its final name now.
-    pub(super) fn keep(self) -> anyhow::Result<bool> {
+    pub(super) fn persist(self) -> anyhow::Result<bool> {
         match self {
-            Self::File(output) => output.keep().map(|()| true),
+            Self::File(output) => output.persist().map(|()| true),
             Self::Stdout(mut out) => Ok(out.flush().map(|()| false)?),
         }
     }
 }
 
-impl Write for Target {
+impl Write for ExportTarget {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::File(output) => output.temporary.write(bytes),

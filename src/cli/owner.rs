@@ -21,7 +21,7 @@ use crate::files::{self, FileError};
 /// Error: the rights of root were not dropped. The store was not used.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot change to user {uid}, the owner of {}", directory.display())]
-pub(super) struct StayedRoot {
+pub(super) struct RootNotDropped {
     uid: u32,
     directory: PathBuf,
     source: io::Error,
@@ -64,7 +64,7 @@ impl Owner {
     /// # Errors
     /// When a directory cannot be opened, or the system call fails; the process still runs as root
     /// then, and must end.
-    pub(super) fn become_it(self, settings: &Settings) -> anyhow::Result<Settings> {
+    pub(super) fn drop_root(self, settings: &Settings) -> anyhow::Result<Settings> {
         let mut settings = settings.clone();
         let cache = &mut settings.memory.model_cache.directory;
         let dropped = &mut settings.packages.drop_directory;
@@ -84,8 +84,8 @@ impl Owner {
             .and_then(|()| setresgid(gid, gid, gid))
             .and_then(|()| setresuid(uid, uid, uid))
             .map_err(io::Error::from)
-            .and_then(|()| is_for_good(uid));
-        changed.map_err(|source| StayedRoot { uid: uid.as_raw(), directory, source })?;
+            .and_then(|()| check_irreversible(uid));
+        changed.map_err(|source| RootNotDropped { uid: uid.as_raw(), directory, source })?;
         Ok(settings)
     }
 }
@@ -96,9 +96,9 @@ impl Owner {
 /// # Errors
 /// When a directory cannot be opened, or the system call fails; the process still runs as root
 /// then, and must end.
-pub(super) fn leave_root(settings: &Settings) -> anyhow::Result<Settings> {
+pub(super) fn drop_root_if_needed(settings: &Settings) -> anyhow::Result<Settings> {
     match Owner::of_store(settings)? {
-        Some(owner) => owner.become_it(settings),
+        Some(owner) => owner.drop_root(settings),
         None => Ok(settings.clone()),
     }
 }
@@ -112,7 +112,7 @@ fn reached(path: &Path, directory: &Path, handle: PathBuf) -> PathBuf {
 }
 
 /// Checks that this process has only the rights of `uid`, and cannot regain those of root.
-fn is_for_good(uid: Uid) -> io::Result<()> {
+fn check_irreversible(uid: Uid) -> io::Result<()> {
     let found = getresuid()?;
     let root = Uid::from_raw(0);
     let only = [found.real, found.effective, found.saved].iter().all(|found| *found == uid);
@@ -128,7 +128,7 @@ fn nearest(path: &Path) -> Result<(&Path, PathBuf, std::fs::Metadata), FileError
     let mut ancestors = path.ancestors().filter(|path| *path != Path::new(""));
     loop {
         let directory = ancestors.next().unwrap_or(Path::new("/"));
-        match files::pinned(directory) {
+        match files::open_pinned(directory) {
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound && directory != Path::new("/") => {}
             pinned => return pinned.map(|(path, metadata)| (directory, path, metadata)),
@@ -145,7 +145,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (directory, path, metadata) = nearest(root.path()).unwrap();
         assert_eq!((directory, metadata.uid()), (root.path(), geteuid().as_raw()));
-        assert_eq!(*files::shown(&path), root.path().canonicalize().unwrap());
+        assert_eq!(*files::display_path(&path), root.path().canonicalize().unwrap());
         let absent = root.path().join("a/b");
         assert_eq!(nearest(&absent).unwrap().0, root.path());
         let file = root.path().join("file");

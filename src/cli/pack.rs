@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::output::Output;
+use super::output::OutputFile;
 use super::{progress, terminal};
 use crate::config::Settings;
-use crate::engine::{self, Options};
+use crate::engine::{self, EngineOptions};
 use crate::models::load::{embed_plain, load, options};
 use crate::package::{
-    BoxError, Contents, Manifest, ModelId, PackRequest, Packed, Precision, Version, pack,
+    BoxError, Manifest, ModelId, PackRequest, PackResult, PackageContents, Precision, Version, pack,
 };
 
 /// Identity and properties of the package to make.
@@ -69,7 +69,7 @@ impl Pack {
 
 impl Source {
     /// Packs `directory` into `output`, which appears when it is complete.
-    pub(super) fn pack(self, directory: &Path, output: &Path) -> anyhow::Result<Packed> {
+    pub(super) fn pack(self, directory: &Path, output: &Path) -> anyhow::Result<PackResult> {
         let request = PackRequest {
             source: directory.to_owned(),
             id: self.model_id,
@@ -88,18 +88,19 @@ impl Source {
             bar.set_length(total);
             bar.set_position(done);
         };
-        let mut file = Output::create(output)?;
+        let mut file = OutputFile::create(output)?;
         let packed = pack(&request, &vector_of, &done, BufWriter::new(&mut file.temporary))?;
         bar.finish_and_clear();
-        file.keep()?;
+        file.persist()?;
         Ok(packed)
     }
 }
 
 /// Computes the vector of the self-test with the contents that will be packed.
-fn vector_of(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
+fn vector_of(manifest: &Manifest, contents: &PackageContents) -> Result<Vec<f32>, BoxError> {
     // Every machine compares its own vector with this one, so it is computed in f32.
-    let exact = Options { precision: engine::Precision::F32, ..options(&Settings::default()) };
+    let exact =
+        EngineOptions { precision: engine::Precision::F32, ..options(&Settings::default()) };
     let model = load(manifest, contents.clone(), exact)?;
     Ok(embed_plain(&model, &manifest.self_test.text)?)
 }

@@ -6,7 +6,7 @@ use std::io::Write;
 use clap::Args;
 
 use super::client::segment;
-use super::model::Place;
+use super::model::StoreAccess;
 use super::{Connection, terminal};
 use crate::api::describe;
 use crate::api::wire::rollback::{RollBack, RolledBack};
@@ -29,19 +29,19 @@ pub(super) struct Rollback {
 
 impl Rollback {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let RolledBack { from, to } = match Place::open(connection).await? {
-            Place::Daemon(mut client) => {
+        let RolledBack { from, to } = match StoreAccess::open(connection).await? {
+            StoreAccess::Daemon(mut client) => {
                 let path = format!("/api/packages/{}/rollback", segment(&self.id));
                 client.post(&path, &RollBack { to: self.to, clear: self.clear }).await?
             }
-            Place::Store(here) => {
+            StoreAccess::Store(here) => {
                 let rollback = match self.to {
-                    Some(version) => package::Rollback::To(version),
-                    None if self.clear => package::Rollback::Clear,
-                    None => package::Rollback::Earlier,
+                    Some(version) => package::RollbackTarget::To(version),
+                    None if self.clear => package::RollbackTarget::Clear,
+                    None => package::RollbackTarget::Previous,
                 };
                 let store = &here.0;
-                let package::RolledBack { from, to } = store.roll_back(&self.id, &rollback)?;
+                let package::RollbackResult { from, to } = store.roll_back(&self.id, &rollback)?;
                 let entries = store.entries();
                 let [from, to] = [from, to].map(|entry| describe(&entry, &entries, None));
                 RolledBack { from, to }

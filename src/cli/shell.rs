@@ -8,7 +8,7 @@ use crate::printable::is_printable;
 /// Quotes `word` for a shell: unchanged if no character in it is special to a shell, otherwise in
 /// quotes. Characters that cannot be printed become escapes between `$'` and `'`, which bash, zsh,
 /// ksh and shells of POSIX 2024 support.
-pub(super) fn quoted(word: impl AsRef<OsStr>) -> String {
+pub(super) fn quote(word: impl AsRef<OsStr>) -> String {
     let bytes = word.as_ref().as_bytes();
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_@%+:,./-".contains(byte);
     match str::from_utf8(bytes) {
@@ -61,9 +61,9 @@ mod tests {
             ("größe", "'größe'"),
             ("a\nb\u{1b}'\\\u{202e}", r"$'a\012b\033\'\\\342\200\256'"),
         ] {
-            assert_eq!(quoted(word), expected);
+            assert_eq!(quote(word), expected);
         }
-        assert_eq!(quoted(OsStr::from_bytes(b"a\xff")), r"$'a\377'");
+        assert_eq!(quote(OsStr::from_bytes(b"a\xff")), r"$'a\377'");
     }
 
     proptest! {
@@ -73,7 +73,7 @@ mod tests {
         fn shell_round_trips_quoted_word(word in prop::collection::vec(1_u8..=255, 0..24)) {
             // Checks the words that need an escape only in bash, the others in `sh`.
             let word = OsStr::from_bytes(&word);
-            let quoted = quoted(word);
+            let quoted = quote(word);
             let shell = if quoted.starts_with('$') { "bash" } else { "sh" };
             let script = format!("printf %s {quoted}");
             if let Ok(output) = Command::new(shell).arg("-c").arg(&script).output() {

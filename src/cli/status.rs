@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::bar::{bar, share, speaks_unicode};
+use super::bar::{bar, share, supports_unicode};
 use super::memory::nearest_limit;
 use super::{Connection, print_json, print_table, terminal};
 use crate::api::wire::memory::MemoryStatus;
@@ -41,7 +41,7 @@ impl Status {
 const BAR: usize = 24;
 
 fn print(status: &wire::Status, memory: &MemoryStatus) -> anyhow::Result<()> {
-    let unicode = speaks_unicode();
+    let unicode = supports_unicode();
     let mut out = terminal::out();
     let ready = if status.ready { "ready" } else { "not ready" };
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));

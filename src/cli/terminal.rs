@@ -9,18 +9,18 @@ use std::io::{self, IsTerminal, StderrLock, StdoutLock, Write};
 use crate::printable::is_printable;
 
 /// Returns standard output for text.
-pub(super) fn out() -> Escaping<StdoutLock<'static>> {
-    Escaping::new(io::stdout().lock(), Form::Text)
+pub(super) fn out() -> EscapingWriter<StdoutLock<'static>> {
+    EscapingWriter::new(io::stdout().lock(), EscapeForm::Text)
 }
 
 /// Returns standard output for JSON and configuration files; escapes are those of JSON.
-pub(super) fn json() -> Escaping<StdoutLock<'static>> {
-    Escaping::new(io::stdout().lock(), Form::Json)
+pub(super) fn json() -> EscapingWriter<StdoutLock<'static>> {
+    EscapingWriter::new(io::stdout().lock(), EscapeForm::Json)
 }
 
 /// Returns standard error.
-pub(super) fn err() -> Escaping<StderrLock<'static>> {
-    Escaping::new(io::stderr().lock(), Form::Text)
+pub(super) fn err() -> EscapingWriter<StderrLock<'static>> {
+    EscapingWriter::new(io::stderr().lock(), EscapeForm::Text)
 }
 
 /// Returns standard output for a package, without escapes.
@@ -35,7 +35,7 @@ pub(super) fn is_interactive() -> bool {
 
 /// Form of an escape.
 #[derive(Clone, Copy, Debug)]
-enum Form {
+enum EscapeForm {
     /// Rust's form: `\u{1b}`.
     Text,
     /// The form of JSON, `\u001b`, which a JSON parser reads as the same string.
@@ -43,15 +43,15 @@ enum Form {
 }
 
 /// Writer of text that escapes characters that cannot be printed.
-pub(super) struct Escaping<W: Write> {
+pub(super) struct EscapingWriter<W: Write> {
     inner: W,
-    form: Form,
+    form: EscapeForm,
     /// First bytes of a character that continues in the next write.
     begun: Vec<u8>,
 }
 
-impl<W: Write> Escaping<W> {
-    fn new(inner: W, form: Form) -> Self {
+impl<W: Write> EscapingWriter<W> {
+    fn new(inner: W, form: EscapeForm) -> Self {
         Self { inner, form, begun: Vec::new() }
     }
 
@@ -59,8 +59,8 @@ impl<W: Write> Escaping<W> {
         for c in text.chars() {
             match (is_printable(c) || matches!(c, '\n' | '\t'), self.form) {
                 (true, _) => out.push(c),
-                (false, Form::Text) => out.extend(c.escape_default()),
-                (false, Form::Json) => {
+                (false, EscapeForm::Text) => out.extend(c.escape_default()),
+                (false, EscapeForm::Json) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
                         out.push_str(&format!("\\u{unit:04x}"));
                     }
@@ -70,7 +70,7 @@ impl<W: Write> Escaping<W> {
     }
 }
 
-impl<W: Write> Write for Escaping<W> {
+impl<W: Write> Write for EscapingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut all = std::mem::take(&mut self.begun);
         all.extend_from_slice(bytes);
@@ -107,8 +107,8 @@ mod tests {
 
     use super::*;
 
-    fn written(form: Form, pieces: &[&[u8]]) -> String {
-        let mut writer = Escaping::new(Vec::new(), form);
+    fn written(form: EscapeForm, pieces: &[&[u8]]) -> String {
+        let mut writer = EscapingWriter::new(Vec::new(), form);
         pieces.iter().for_each(|piece| writer.write_all(piece).unwrap());
         String::from_utf8(writer.inner).unwrap()
     }
@@ -116,9 +116,12 @@ mod tests {
     #[test]
     fn unprintable_characters_are_escaped() {
         let hostile = "a\u{1b}[2J\u{9b}\u{202e}\n\tb\u{e0041}".as_bytes();
-        assert_eq!(written(Form::Text, &[hostile]), "a\\u{1b}[2J\\u{9b}\\u{202e}\n\tb\\u{e0041}");
+        assert_eq!(
+            written(EscapeForm::Text, &[hostile]),
+            "a\\u{1b}[2J\\u{9b}\\u{202e}\n\tb\\u{e0041}"
+        );
         let json = "\"\u{9b}\u{202e}\u{e0041}\"";
-        let shown = written(Form::Json, &[json.as_bytes()]);
+        let shown = written(EscapeForm::Json, &[json.as_bytes()]);
         assert_eq!(shown, r#""\u009b\u202e\udb40\udc41""#);
         assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), "\u{9b}\u{202e}\u{e0041}");
     }
@@ -127,16 +130,16 @@ mod tests {
     fn split_characters_are_joined_and_broken_ones_replaced() {
         let text = "ü€🦀".as_bytes();
         for at in 0..text.len() {
-            assert_eq!(written(Form::Text, &[&text[..at], &text[at..]]), "ü€🦀", "{at}");
+            assert_eq!(written(EscapeForm::Text, &[&text[..at], &text[at..]]), "ü€🦀", "{at}");
         }
-        assert_eq!(written(Form::Text, &[b"\xc3", b"a\xff"]), "\u{fffd}a\u{fffd}");
+        assert_eq!(written(EscapeForm::Text, &[b"\xc3", b"a\xff"]), "\u{fffd}a\u{fffd}");
     }
 
     proptest! {
         #[test]
         fn arbitrary_output_is_printable(pieces: Vec<Vec<u8>>) {
             let pieces = Vec::from_iter(pieces.iter().map(Vec::as_slice));
-            let shown = written(Form::Text, &pieces);
+            let shown = written(EscapeForm::Text, &pieces);
             prop_assert!(shown.chars().all(|c| is_printable(c) || "\n\t".contains(c)), "{:?}", shown);
         }
     }

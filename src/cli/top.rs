@@ -27,15 +27,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use super::bar::speaks_unicode;
+use super::bar::supports_unicode;
 use super::client::{Client, broken, collect, segment};
 use super::{Connection, chain_lines, terminal};
 use crate::api::wire;
 use crate::api::wire::events::Event;
 use crate::api::wire::memory::{LoadModel, MemoryStatus, ModelMoved};
 use crate::exit::Exit;
-use state::{Look, Order, State};
-use view::Paint;
+use state::{Snapshot, TopCommand, TopState};
+use view::TerminalStyle;
 
 /// Interval at which the daemon is polled.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -52,15 +52,15 @@ pub(super) struct Top {}
 impl Top {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let socket = connection.socket()?;
-        let mut state = State::default();
+        let mut state = TopState::default();
         // Connect before the screen is taken, so that a missing daemon is reported like in other
         // commands.
-        state.update(look(&socket, state.last_event()).await?);
+        state.update(poll(&socket, state.last_event()).await?);
         let set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty());
-        let paint = Paint { colour: !set("NO_COLOR"), unicode: speaks_unicode() };
+        let paint = TerminalStyle { colour: !set("NO_COLOR"), unicode: supports_unicode() };
         if dumb || !io::stdin().is_terminal() || !terminal::is_interactive() {
-            print(&state, Paint { colour: false, ..paint })?;
+            print(&state, TerminalStyle { colour: false, ..paint })?;
             return Ok(Exit::Ok);
         }
         let mut screen = Screen::take()?;
@@ -79,7 +79,7 @@ impl Screen {
         Ok(Self(taken.context("the terminal cannot be used")?))
     }
 
-    fn draw(&mut self, state: &State, paint: Paint) -> anyhow::Result<()> {
+    fn draw(&mut self, state: &TopState, paint: TerminalStyle) -> anyhow::Result<()> {
         let drawn = self.0.draw(|frame| {
             let area = frame.area();
             view::draw(state, paint, area, frame.buffer_mut());
@@ -99,8 +99,8 @@ impl Drop for Screen {
 async fn watch(
     screen: &mut Screen,
     socket: &Path,
-    mut state: State,
-    paint: Paint,
+    mut state: TopState,
+    paint: TerminalStyle,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -117,28 +117,28 @@ async fn watch(
             event = events.next() => {
                 let Some(event) = event else { return Ok(()) };
                 let event = event.context("the terminal cannot be read")?;
-                match keys::key(&event).and_then(|key| state.press(key)) {
+                match keys::key(&event).and_then(|key| state.on_key(key)) {
                     None => {}
-                    Some(Order::Quit) => return Ok(()),
+                    Some(TopCommand::Quit) => return Ok(()),
                     Some(order) if orders.is_empty() => {
-                        state.say(format!("{order}…"));
+                        state.show_message(format!("{order}…"));
                         let socket = socket.to_owned();
-                        orders.spawn(async move { obey(&socket, &order).await });
+                        orders.spawn(async move { execute(&socket, &order).await });
                     }
-                    Some(_) => state.say("one thing at a time".to_owned()),
+                    Some(_) => state.show_message("one thing at a time".to_owned()),
                 }
             }
             _ = ticks.tick(), if looks.is_empty() => {
                 let (socket, since) = (socket.to_owned(), state.last_event());
-                looks.spawn(async move { look(&socket, since).await });
+                looks.spawn(async move { poll(&socket, since).await });
             }
             Some(looked) = looks.join_next() => match looked? {
-                Ok(look) => state.update(look),
-                Err(error) => state.lose(one_line(&error)),
+                Ok(poll) => state.update(poll),
+                Err(error) => state.on_disconnect(one_line(&error)),
             },
             Some(said) = orders.join_next() => match said? {
-                Ok(said) => state.say(said),
-                Err(error) => state.say(one_line(&error)),
+                Ok(said) => state.show_message(said),
+                Err(error) => state.show_message(one_line(&error)),
             },
             _ = terminate.recv() => return Ok(()),
             _ = hang_up.recv() => return Ok(()),
@@ -151,7 +151,7 @@ fn one_line(error: &anyhow::Error) -> String {
 }
 
 /// Fetches everything that is shown, with the events after the id `since`.
-async fn look(socket: &Path, since: u64) -> anyhow::Result<Look> {
+async fn poll(socket: &Path, since: u64) -> anyhow::Result<Snapshot> {
     let mut client = Client::connect(socket).await?;
     let status: wire::Status = client.get("/status").await?;
     let memory: MemoryStatus = client.get("/api/memory/status").await?;
@@ -165,16 +165,16 @@ async fn look(socket: &Path, since: u64) -> anyhow::Result<Look> {
             events.push(serde_json::from_str(json).map_err(broken)?);
         }
     }
-    Ok(Look { at: Instant::now(), status, memory, stats: stats.models, events })
+    Ok(Snapshot { at: Instant::now(), status, memory, stats: stats.models, events })
 }
 
 /// Executes an order. Returns the result as a message.
-async fn obey(socket: &Path, order: &Order) -> anyhow::Result<String> {
+async fn execute(socket: &Path, order: &TopCommand) -> anyhow::Result<String> {
     let mut client = Client::connect(socket).await?;
     let path = |model: &str| format!("/api/memory/models/{}", segment(model));
     Ok(match order {
-        Order::Quit => String::new(),
-        Order::Load { model, pinned } => {
+        TopCommand::Quit => String::new(),
+        TopCommand::Load { model, pinned } => {
             let path = format!("{}/load", path(model));
             let moved: ModelMoved = client.post(&path, &LoadModel { pinned: *pinned }).await?;
             let is = match pinned {
@@ -184,7 +184,7 @@ async fn obey(socket: &Path, order: &Order) -> anyhow::Result<String> {
             };
             format!("{} {is}, {} ms", moved.model, moved.duration_ms)
         }
-        Order::Unload { model } => {
+        TopCommand::Unload { model } => {
             let moved: ModelMoved =
                 client.call(Method::DELETE, &path(model), Body::empty()).await?;
             format!("{} has left memory, {} ms", moved.model, moved.duration_ms)
@@ -193,7 +193,7 @@ async fn obey(socket: &Path, order: &Order) -> anyhow::Result<String> {
 }
 
 /// Prints the state once, as lines of text.
-fn print(state: &State, paint: Paint) -> io::Result<()> {
+fn print(state: &TopState, paint: TerminalStyle) -> io::Result<()> {
     let area = Rect::new(0, 0, WIDTH, view::height(state));
     let mut buffer = Buffer::empty(area);
     view::draw(state, paint, area, &mut buffer);

@@ -1,4 +1,4 @@
-//! Checks one file against the table of keys: returns every problem with its place, or every
+//! Checks one file against the table of keys: returns every problem with its position, or every
 //! setting of the file.
 //!
 //! Pure: takes a tree, returns values or problems. Other files and their values do not matter here.
@@ -8,9 +8,9 @@ use std::path::Path;
 use figment::value::Value as Checked;
 
 use super::file::{Node, Value};
-use super::keys::{self, KEYS, Key, Kind};
-use super::records::{self, Wrong};
-use super::{Place, Problem};
+use super::keys::{self, ConfigKey, KEYS, ValueKind};
+use super::sections::{self, SectionProblem};
+use super::{Position, Problem};
 
 /// Most characters of an unknown key that are compared with the known ones, which have at most 24.
 const LONGEST_COMPARED: usize = 64;
@@ -23,7 +23,7 @@ pub(super) struct Assignment {
     /// The field of [`super::Settings`]: the names on the path to it.
     pub(super) setting: Vec<String>,
     /// Place of the value in the file.
-    pub(super) place: Place,
+    pub(super) position: Position,
     /// The new value.
     pub(super) value: Checked,
 }
@@ -33,14 +33,14 @@ pub(super) struct Assignment {
 /// # Errors
 /// All problems, in the order of the file.
 pub(super) fn check(file: &Path, root: &Node) -> Result<Vec<Assignment>, Vec<Problem>> {
-    let mut walk = Walk { file, assignments: Vec::new(), problems: Vec::new() };
-    walk.section(&Location::default(), root);
+    let mut walk = Checker { file, assignments: Vec::new(), problems: Vec::new() };
+    walk.section(&KeyPath::default(), root);
     if walk.problems.is_empty() { Ok(walk.assignments) } else { Err(walk.problems) }
 }
 
 /// A key or a section; the whole file by default.
 #[derive(Clone, Default)]
-struct Location {
+struct KeyPath {
     /// Dotted name in the table.
     known: String,
     /// Dotted name as written, with the operator's name where the table has a placeholder.
@@ -49,7 +49,7 @@ struct Location {
     given: String,
 }
 
-impl Location {
+impl KeyPath {
     /// Returns the name and the location of `key` in this section. The error is a sentence for the
     /// operator.
     fn child<'a>(&self, key: &'a Node) -> Result<(&'a str, Self), String> {
@@ -74,49 +74,55 @@ impl Location {
     }
 }
 
-struct Walk<'a> {
+struct Checker<'a> {
     file: &'a Path,
     assignments: Vec<Assignment>,
     problems: Vec<Problem>,
 }
 
-impl Walk<'_> {
+impl Checker<'_> {
     /// Walks the keys and sections in `section`.
-    fn section(&mut self, section: &Location, node: &Node) {
+    fn section(&mut self, section: &KeyPath, node: &Node) {
         let entries = match &node.value {
             Value::Section(entries) => entries.as_slice(),
             // All keys of this section are commented out.
             Value::Null => return,
             other => {
                 let message = format!("expected a section of keys, found {other}");
-                return self.problem(node.place, &section.written, message);
+                return self.problem(node.position, &section.written, message);
             }
         };
-        let mut seen: Vec<(&str, Place)> = Vec::new();
+        let mut seen: Vec<(&str, Position)> = Vec::new();
         for (key, value) in entries {
             let (name, location) = match section.child(key) {
                 Ok(child) => child,
                 Err(message) => {
-                    self.problem(key.place, &section.written, message);
+                    self.problem(key.position, &section.written, message);
                     continue;
                 }
             };
             if let Some((_, first)) = seen.iter().find(|(other, _)| *other == name) {
                 let message = format!("duplicate key; line {} has it already", first.line);
-                self.problem(key.place, &location.written, message);
+                self.problem(key.position, &location.written, message);
                 continue;
             }
-            seen.push((name, key.place));
+            seen.push((name, key.position));
             match KEYS.iter().find(|known| known.name == location.known) {
-                Some(known) => self.key(known, &location, key.place, value),
+                Some(known) => self.key(known, &location, key.position, value),
                 None => self.section(&location, value),
             }
         }
     }
 
-    fn key(&mut self, key: &'static Key, location: &Location, place: Place, node: &Node) {
+    fn key(
+        &mut self,
+        key: &'static ConfigKey,
+        location: &KeyPath,
+        position: Position,
+        node: &Node,
+    ) {
         let Some(value) = key.kind.check(&node.value) else {
-            return self.refuse(&location.written, &key.kind, node);
+            return self.reject(&location.written, &key.kind, node);
         };
         let Some(setting) = key.setting else { return };
         let path: Vec<_> = keys::path(setting, &location.given).map(str::to_owned).collect();
@@ -124,47 +130,54 @@ impl Walk<'_> {
             let names = KEYS.iter().filter(|other| other.setting == Some(setting));
             let names: Vec<_> = names.map(|key| key.name).collect();
             let message = format!("{} are two names of one key; keep one", names.join(" and "));
-            return self.problem(place, key.name, message);
+            return self.problem(position, key.name, message);
         }
-        let (key, setting, place) = (key.name, path, node.place);
-        self.assignments.push(Assignment { key, setting, place, value });
+        let (key, setting, position) = (key.name, path, node.position);
+        self.assignments.push(Assignment { key, setting, position, value });
     }
 
     /// Adds a problem for each wrong value in `node`: for a list, at each wrong item, and at each
     /// wrong key of an item.
-    fn refuse(&mut self, key: &str, kind: &Kind, node: &Node) {
+    fn reject(&mut self, key: &str, kind: &ValueKind, node: &Node) {
         match (kind, &node.value) {
-            (Kind::List(inner), Value::List(items)) => {
+            (ValueKind::List(inner), Value::List(items)) => {
                 for item in items.iter().filter(|item| inner.check(&item.value).is_none()) {
-                    self.refuse(key, inner, item);
+                    self.reject(key, inner, item);
                 }
             }
             // Report the wrong items of the list, and do not mention the word that may replace the
             // list.
-            (Kind::Or(_, inner), Value::List(_)) => self.refuse(key, inner, node),
-            (Kind::Records(fields), Value::List(items)) => {
-                for wrong in records::wrong(fields, key, items) {
+            (ValueKind::Or(_, inner), Value::List(_)) => self.reject(key, inner, node),
+            (ValueKind::Records(fields), Value::List(items)) => {
+                for wrong in sections::problems(fields, key, items) {
                     match wrong {
-                        Wrong::Section(place, key, message) => self.problem(place, &key, message),
-                        Wrong::Value(kind, node, key) => self.refuse(&key, kind, node),
+                        SectionProblem::Section(position, key, message) => {
+                            self.problem(position, &key, message)
+                        }
+                        SectionProblem::Value(kind, node, key) => self.reject(&key, kind, node),
                     }
                 }
             }
-            (Kind::NoDownload, Value::Bool(true)) => self.problem(
-                node.place,
+            (ValueKind::NoDownload, Value::Bool(true)) => self.problem(
+                node.position,
                 key,
                 "this appliance never downloads; copy a package into the drop directory instead"
                     .to_owned(),
             ),
             (kind, value) => {
-                self.problem(node.place, key, format!("expected {kind}, found {value}"));
+                self.problem(node.position, key, format!("expected {kind}, found {value}"));
             }
         }
     }
 
-    fn problem(&mut self, place: Place, key: &str, message: String) {
+    fn problem(&mut self, position: Position, key: &str, message: String) {
         let file = self.file.to_owned();
-        self.problems.push(Problem { file, place: Some(place), key: key.to_owned(), message });
+        self.problems.push(Problem {
+            file,
+            position: Some(position),
+            key: key.to_owned(),
+            message,
+        });
     }
 }
 
@@ -193,7 +206,7 @@ fn unknown(section: &str, quoted: &Value, name: &str) -> String {
         // Suggest a key only if at most a third of its letters differ.
         .filter(|known| distance(known) * 3 <= known.len());
     let elsewhere = || {
-        let last = |key: &&Key| key.name.rsplit('.').next() == Some(name);
+        let last = |key: &&ConfigKey| key.name.rsplit('.').next() == Some(name);
         KEYS.iter().find(last).map(|key| key.name)
     };
     match near.or_else(elsewhere) {
@@ -375,7 +388,7 @@ mod tests {
     fn download_settings_are_refused_with_alternative() {
         let instead =
             "this appliance never downloads; copy a package into the drop directory instead";
-        for (yaml, place, key) in [
+        for (yaml, position, key) in [
             (
                 "memory: { model_cache: { auto_download: true } }",
                 "1:41",
@@ -383,7 +396,7 @@ mod tests {
             ),
             ("memory: { download: { enabled: true } }", "1:32", "download.enabled"),
         ] {
-            assert_eq!(problems(yaml), format!("f:{place}: memory.{key}: {instead}"));
+            assert_eq!(problems(yaml), format!("f:{position}: memory.{key}: {instead}"));
             assert_eq!(problems(&yaml.replace("true", "false")), "");
         }
         let word = problems("memory: { download: { enabled: yes } }");

@@ -14,7 +14,7 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageFormatter};
 
-use super::Place;
+use super::Position;
 
 /// Deepest nesting of lists and sections; the deepest key of the schema is at level four.
 const DEPTH: usize = 16;
@@ -25,11 +25,11 @@ const NODES: usize = 10_000;
 /// Most characters of a text that a message repeats.
 const LONGEST_QUOTE: usize = 60;
 
-/// A value and its place in the file.
+/// A value and its position in the file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Node {
     /// Place of its first character.
-    pub(super) place: Place,
+    pub(super) position: Position,
     pub(super) value: Value,
 }
 
@@ -74,7 +74,7 @@ impl fmt::Display for Value {
 #[derive(Debug)]
 pub(super) struct SyntaxError {
     /// Place of the error, when the parser knows it.
-    pub(super) place: Option<Place>,
+    pub(super) position: Option<Position>,
     /// The problem, on one line.
     pub(super) message: String,
 }
@@ -82,23 +82,26 @@ pub(super) struct SyntaxError {
 /// Parses the content of a file; an empty one is [`Value::Null`].
 ///
 /// # Errors
-/// At the first place that is not UTF-8 or not YAML, begins a second document, or exceeds a limit.
+/// At the first position that is not UTF-8 or not YAML, begins a second document, or exceeds a limit.
 pub(super) fn parse(content: &[u8]) -> Result<Node, SyntaxError> {
     let text = std::str::from_utf8(content).map_err(|error| SyntaxError {
-        place: Some(end_of(&content[..error.valid_up_to()])),
+        position: Some(end_of(&content[..error.valid_up_to()])),
         message: "not UTF-8".to_owned(),
     })?;
     serde_saphyr::from_str_with_options(text, options()).map_err(|error| SyntaxError {
-        place: error.location().and_then(place),
+        position: error.location().and_then(position),
         message: one_line(&UserMessageFormatter.format_message(error.without_snippet())),
     })
 }
 
-/// Returns the place after the last byte of `valid`.
-fn end_of(valid: &[u8]) -> Place {
+/// Returns the position after the last byte of `valid`.
+fn end_of(valid: &[u8]) -> Position {
     let text = String::from_utf8_lossy(valid);
     let last = text.rsplit('\n').next().unwrap_or_default();
-    Place { line: count(text.matches('\n').count()) + 1, column: count(last.chars().count()) + 1 }
+    Position {
+        line: count(text.matches('\n').count()) + 1,
+        column: count(last.chars().count()) + 1,
+    }
 }
 
 fn count(n: usize) -> u64 {
@@ -135,15 +138,18 @@ fn one_line(message: &str) -> String {
     message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-fn place(location: Location) -> Option<Place> {
+fn position(location: Location) -> Option<Position> {
     (location != Location::UNKNOWN)
-        .then(|| Place { line: location.line(), column: location.column() })
+        .then(|| Position { line: location.line(), column: location.column() })
 }
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Spanned { value, referenced, .. } = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self { place: place(referenced).unwrap_or(Place { line: 1, column: 1 }), value })
+        Ok(Self {
+            position: position(referenced).unwrap_or(Position { line: 1, column: 1 }),
+            value,
+        })
     }
 }
 
@@ -250,14 +256,14 @@ mod tests {
     fn nodes_keep_positions_and_duplicate_keys() {
         let root = parse(b"a: &x 1\nb:\n  c: *x\na: 2\n").unwrap();
         let mut outer = entries(root.value).unwrap();
-        let place = |line, column| Place { line, column };
-        let seen: Vec<_> = outer.iter().map(|(k, _)| (k.value.clone(), k.place)).collect();
+        let position = |line, column| Position { line, column };
+        let seen: Vec<_> = outer.iter().map(|(k, _)| (k.value.clone(), k.position)).collect();
         assert_eq!(
             seen,
-            [(text("a"), place(1, 1)), (text("b"), place(2, 1)), (text("a"), place(4, 1))]
+            [(text("a"), position(1, 1)), (text("b"), position(2, 1)), (text("a"), position(4, 1))]
         );
         let inner = entries(outer.remove(1).1.value).unwrap();
-        assert_eq!(inner[0].1, Node { place: place(3, 6), value: Value::Integer(1) });
+        assert_eq!(inner[0].1, Node { position: position(3, 6), value: Value::Integer(1) });
     }
 
     #[test]
@@ -282,7 +288,11 @@ mod tests {
         for (yaml, line, word) in cases {
             let start = String::from_utf8_lossy(yaml).chars().take(40).collect::<String>();
             let error = parse(yaml).expect_err(&start);
-            assert_eq!(error.place.map(|place| place.line), Some(line), "{start:?} {error:?}");
+            assert_eq!(
+                error.position.map(|position| position.line),
+                Some(line),
+                "{start:?} {error:?}"
+            );
             assert!(error.message.contains(word), "{start:?} {error:?}");
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use figment::value::{Dict, Empty, Tag, Value as Checked};
 
 use super::file::Value;
-use super::records::{self, Field};
+use super::sections::{self, SectionField};
 use crate::units::{Bytes, Percent, parse_duration};
 
 /// Placeholder of a section that has a model's name, written by the operator. Neither a key nor a
@@ -23,41 +23,41 @@ pub(super) const ALIAS: &str = "<alias>";
 
 /// Returns the kind of name that the operator may write for the placeholder `name`; `None` when
 /// `name` is a key or a section itself.
-pub(super) fn placeholder(name: &str) -> Option<&'static Kind> {
+pub(super) fn placeholder(name: &str) -> Option<&'static ValueKind> {
     match name {
-        MODEL => Some(&Kind::Model),
-        ALIAS => Some(&Kind::Name),
+        MODEL => Some(&ValueKind::Model),
+        ALIAS => Some(&ValueKind::Name),
         _ => None,
     }
 }
 
 /// One key of a file.
 #[derive(Debug)]
-pub(super) struct Key {
+pub(super) struct ConfigKey {
     /// Names of its sections and its own name, joined by dots.
     pub(super) name: &'static str,
     /// Path of its field in [`super::Settings`], with the same placeholder; `None` when only one
     /// value is permitted.
     pub(super) setting: Option<&'static str>,
     /// Permitted values.
-    pub(super) kind: Kind,
+    pub(super) kind: ValueKind,
     /// Whether a change takes effect only after a restart.
     pub(super) restart: bool,
     /// Whether it is a second name of the key before it.
     pub(super) alias: bool,
 }
 
-const fn live(name: &'static str, kind: Kind) -> Key {
-    Key { name, setting: Some(name), kind, restart: false, alias: false }
+const fn live(name: &'static str, kind: ValueKind) -> ConfigKey {
+    ConfigKey { name, setting: Some(name), kind, restart: false, alias: false }
 }
 
-const fn restart(name: &'static str, kind: Kind) -> Key {
-    Key { name, setting: Some(name), kind, restart: true, alias: false }
+const fn restart(name: &'static str, kind: ValueKind) -> ConfigKey {
+    ConfigKey { name, setting: Some(name), kind, restart: true, alias: false }
 }
 
 /// Returns a key with a single permitted value, which states the existing behavior.
-const fn fixed(name: &'static str, kind: Kind) -> Key {
-    Key { name, setting: None, kind, restart: false, alias: false }
+const fn fixed(name: &'static str, kind: ValueKind) -> ConfigKey {
+    ConfigKey { name, setting: None, kind, restart: false, alias: false }
 }
 
 /// Returns the names on the path `dotted`, with `given` for its placeholder. Only table paths may
@@ -78,91 +78,97 @@ const GIB: Bytes = Bytes::mib(1 << 10);
 const TIB: Bytes = Bytes::mib(1 << 20);
 
 /// All keys, in the order of the shipped file.
-pub(super) static KEYS: &[Key] = &[
-    restart("socket.path", Kind::SocketPath),
-    restart("socket.mode", Kind::Mode),
-    restart("socket.group", Kind::AccountOrNone),
-    live("socket.admins.users", Kind::List(&Kind::Account)),
-    live("socket.admins.groups", Kind::List(&Kind::Account)),
-    restart("socket.max_connections", Kind::Count(1, 65_536)),
-    live("socket.max_body", Kind::Size(KIB, GIB)),
-    live("socket.drain_timeout", Kind::Time(Duration::ZERO, Duration::from_secs(600))),
-    fixed("memory.backend", Kind::OneOf(&["embedded"])),
-    live("memory.embedding_model", Kind::Model),
-    live("memory.fallback_models", Kind::List(&Kind::Model)),
-    live("memory.fallback_strategy", Kind::OneOf(&["auto", "manual", "strict"])),
-    live("memory.allow_fallback", Kind::Flag),
-    live("memory.allow_dimension_mismatch", Kind::Flag),
-    live("memory.preload_models", Kind::List(&Kind::Model)),
-    live("memory.max_loaded_models", Kind::Count(1, 1000)),
-    live("memory.memory_limit", Kind::Or("auto", &Kind::Size(Bytes::mib(1), TIB))),
-    live("memory.min_free", Kind::Size(Bytes(0), TIB)),
-    live("memory.eviction_policy", Kind::OneOf(&["memory_pressure", "lru", "fifo", "manual"])),
-    live("memory.pressure.moderate", Kind::Percent),
-    live("memory.pressure.high", Kind::Percent),
-    live("memory.pressure.critical", Kind::Percent),
-    live("memory.pressure.quiet", Kind::Time(SECOND, HOUR)),
-    live("memory.pressure.reload_cooldown", Kind::Time(Duration::ZERO, HOUR)),
-    restart("memory.model_cache.directory", Kind::Path),
-    Key {
+pub(super) static KEYS: &[ConfigKey] = &[
+    restart("socket.path", ValueKind::SocketPath),
+    restart("socket.mode", ValueKind::Mode),
+    restart("socket.group", ValueKind::AccountOrNone),
+    live("socket.admins.users", ValueKind::List(&ValueKind::Account)),
+    live("socket.admins.groups", ValueKind::List(&ValueKind::Account)),
+    restart("socket.max_connections", ValueKind::Count(1, 65_536)),
+    live("socket.max_body", ValueKind::Size(KIB, GIB)),
+    live("socket.drain_timeout", ValueKind::Time(Duration::ZERO, Duration::from_secs(600))),
+    fixed("memory.backend", ValueKind::OneOf(&["embedded"])),
+    live("memory.embedding_model", ValueKind::Model),
+    live("memory.fallback_models", ValueKind::List(&ValueKind::Model)),
+    live("memory.fallback_strategy", ValueKind::OneOf(&["auto", "manual", "strict"])),
+    live("memory.allow_fallback", ValueKind::Flag),
+    live("memory.allow_dimension_mismatch", ValueKind::Flag),
+    live("memory.preload_models", ValueKind::List(&ValueKind::Model)),
+    live("memory.max_loaded_models", ValueKind::Count(1, 1000)),
+    live("memory.memory_limit", ValueKind::Or("auto", &ValueKind::Size(Bytes::mib(1), TIB))),
+    live("memory.min_free", ValueKind::Size(Bytes(0), TIB)),
+    live("memory.eviction_policy", ValueKind::OneOf(&["memory_pressure", "lru", "fifo", "manual"])),
+    live("memory.pressure.moderate", ValueKind::Percent),
+    live("memory.pressure.high", ValueKind::Percent),
+    live("memory.pressure.critical", ValueKind::Percent),
+    live("memory.pressure.quiet", ValueKind::Time(SECOND, HOUR)),
+    live("memory.pressure.reload_cooldown", ValueKind::Time(Duration::ZERO, HOUR)),
+    restart("memory.model_cache.directory", ValueKind::Path),
+    ConfigKey {
         setting: Some("memory.model_cache.max_size"),
-        ..live("memory.model_cache.max_size_gb", Kind::Gigabytes)
+        ..live("memory.model_cache.max_size_gb", ValueKind::Gigabytes)
     },
-    live("memory.model_cache.max_models", Kind::Count(1, 1000)),
-    live("memory.model_cache.cleanup_policy", Kind::OneOf(&["lru", "fifo", "manual"])),
-    live("memory.model_cache.validation_interval", Kind::Time(MINUTE, YEAR)),
-    live("memory.model_cache.validation_on_startup", Kind::Flag),
-    live("memory.model_cache.bundled_only", Kind::Flag),
-    Key {
+    live("memory.model_cache.max_models", ValueKind::Count(1, 1000)),
+    live("memory.model_cache.cleanup_policy", ValueKind::OneOf(&["lru", "fifo", "manual"])),
+    live("memory.model_cache.validation_interval", ValueKind::Time(MINUTE, YEAR)),
+    live("memory.model_cache.validation_on_startup", ValueKind::Flag),
+    live("memory.model_cache.bundled_only", ValueKind::Flag),
+    ConfigKey {
         setting: Some("memory.model_cache.bundled_only"),
         alias: true,
-        ..live("memory.model_cache.bundled_models_only", Kind::Flag)
+        ..live("memory.model_cache.bundled_models_only", ValueKind::Flag)
     },
-    fixed("memory.model_cache.auto_download", Kind::NoDownload),
-    fixed("memory.download.enabled", Kind::NoDownload),
-    restart("packages.drop_directory", Kind::Path),
-    restart("packages.bundled_directory", Kind::Path),
-    restart("packages.keys_directory", Kind::Path),
-    live("packages.replace_embedding_space", Kind::Flag),
-    live("packages.remove_with_file", Kind::Flag),
-    live("packages.incomplete_timeout", Kind::Time(SECOND, DAY)),
-    live("packages.max_package_size", Kind::Size(KIB, TIB)),
-    restart("embedding.precision", Kind::OneOf(&["auto", "f32", "int8", "bf16"])),
-    restart("embedding.threads", Kind::Or("auto", &Kind::Count(1, 256))),
-    live("embedding.batch_tokens", Kind::Count(512, 65_536)),
-    live("embedding.queue_size", Kind::Count(1, 100_000)),
-    live("embedding.queue_tokens", Kind::Count(512, 100_000_000)),
-    live("embedding.max_batch_wait_ms", Kind::Count(0, 1000)),
-    live("embedding.parallel_batches", Kind::Or("auto", &Kind::Count(1, 64))),
-    live("models.<model>.memory_priority", Kind::Count(1, 5)),
-    live("models.<model>.max_idle_time", Kind::Or("never", &Kind::Time(SECOND, YEAR))),
-    live("models.<model>.preload", Kind::Flag),
-    live("models.<model>.pinned", Kind::Flag),
-    live("aliases.<alias>.model", Kind::Name),
-    live("aliases.<alias>.revision", Kind::Or("current", &Kind::Name)),
-    live("aliases.<alias>.canary.model", Kind::Or("none", &Kind::Name)),
-    live("aliases.<alias>.canary.revision", Kind::Or("current", &Kind::Name)),
-    live("aliases.<alias>.canary.percent", Kind::Count(0, 100)),
-    live("tenants", Kind::Records(TENANT)),
-    restart("require_sandbox", Kind::Flag),
-    live("log.level", Kind::OneOf(&["error", "warn", "info", "debug", "trace"])),
+    fixed("memory.model_cache.auto_download", ValueKind::NoDownload),
+    fixed("memory.download.enabled", ValueKind::NoDownload),
+    restart("packages.drop_directory", ValueKind::Path),
+    restart("packages.bundled_directory", ValueKind::Path),
+    restart("packages.keys_directory", ValueKind::Path),
+    live("packages.replace_embedding_space", ValueKind::Flag),
+    live("packages.remove_with_file", ValueKind::Flag),
+    live("packages.incomplete_timeout", ValueKind::Time(SECOND, DAY)),
+    live("packages.max_package_size", ValueKind::Size(KIB, TIB)),
+    restart("embedding.precision", ValueKind::OneOf(&["auto", "f32", "int8", "bf16"])),
+    restart("embedding.threads", ValueKind::Or("auto", &ValueKind::Count(1, 256))),
+    live("embedding.batch_tokens", ValueKind::Count(512, 65_536)),
+    live("embedding.queue_size", ValueKind::Count(1, 100_000)),
+    live("embedding.queue_tokens", ValueKind::Count(512, 100_000_000)),
+    live("embedding.max_batch_wait_ms", ValueKind::Count(0, 1000)),
+    live("embedding.parallel_batches", ValueKind::Or("auto", &ValueKind::Count(1, 64))),
+    live("models.<model>.memory_priority", ValueKind::Count(1, 5)),
+    live("models.<model>.max_idle_time", ValueKind::Or("never", &ValueKind::Time(SECOND, YEAR))),
+    live("models.<model>.preload", ValueKind::Flag),
+    live("models.<model>.pinned", ValueKind::Flag),
+    live("aliases.<alias>.model", ValueKind::Name),
+    live("aliases.<alias>.revision", ValueKind::Or("current", &ValueKind::Name)),
+    live("aliases.<alias>.canary.model", ValueKind::Or("none", &ValueKind::Name)),
+    live("aliases.<alias>.canary.revision", ValueKind::Or("current", &ValueKind::Name)),
+    live("aliases.<alias>.canary.percent", ValueKind::Count(0, 100)),
+    live("tenants", ValueKind::Records(TENANT)),
+    restart("require_sandbox", ValueKind::Flag),
+    live("log.level", ValueKind::OneOf(&["error", "warn", "info", "debug", "trace"])),
 ];
 
 /// Keys of a section in `tenants`.
-static TENANT: &[Field] = &[
-    Field { name: "name", kind: Kind::Name },
-    Field { name: "users", kind: Kind::List(&Kind::Account) },
-    Field { name: "groups", kind: Kind::List(&Kind::Account) },
-    Field { name: "model", kind: Kind::Model },
-    Field { name: "allowed_models", kind: Kind::Or("all", &Kind::List(&Kind::Model)) },
-    Field { name: "priority", kind: Kind::Count(1, 9) },
-    Field { name: "max_concurrent", kind: Kind::Or("unlimited", &Kind::Count(1, 65_536)) },
-    Field { name: "dedicated_queue", kind: Kind::Flag },
+static TENANT: &[SectionField] = &[
+    SectionField { name: "name", kind: ValueKind::Name },
+    SectionField { name: "users", kind: ValueKind::List(&ValueKind::Account) },
+    SectionField { name: "groups", kind: ValueKind::List(&ValueKind::Account) },
+    SectionField { name: "model", kind: ValueKind::Model },
+    SectionField {
+        name: "allowed_models",
+        kind: ValueKind::Or("all", &ValueKind::List(&ValueKind::Model)),
+    },
+    SectionField { name: "priority", kind: ValueKind::Count(1, 9) },
+    SectionField {
+        name: "max_concurrent",
+        kind: ValueKind::Or("unlimited", &ValueKind::Count(1, 65_536)),
+    },
+    SectionField { name: "dedicated_queue", kind: ValueKind::Flag },
 ];
 
 /// Permitted values of a key. Bounds are inclusive.
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     /// `true` or `false`.
     Flag,
     /// Only `false`; `true` would promise a download, which an offline device cannot do.
@@ -199,7 +205,7 @@ pub(super) enum Kind {
     /// A list of values of this kind.
     List(&'static Self),
     /// A list of sections with these keys.
-    Records(&'static [Field]),
+    Records(&'static [SectionField]),
 }
 
 /// Largest `max_size_gb`: a petabyte. Its number of bytes fits into 64 bits.
@@ -213,7 +219,7 @@ const LONGEST_MODEL: usize = 96;
 /// `LOGIN_NAME_MAX` of Linux, 256, without the final zero.
 const LONGEST_ACCOUNT: usize = 255;
 
-impl Kind {
+impl ValueKind {
     /// Converts `value` to the form in which the settings store it. Returns `None` when the value
     /// is not permitted.
     pub(super) fn check(&self, value: &Value) -> Option<Checked> {
@@ -250,7 +256,7 @@ impl Kind {
                 is_model(name).then(|| Checked::from(name.as_str()))
             }
             (Self::Name, Value::Text(name)) => is_name(name).then(|| Checked::from(name.as_str())),
-            (Self::Records(fields), value) => records::check(fields, value),
+            (Self::Records(fields), value) => sections::check(fields, value),
             (Self::AccountOrNone, Value::Null) => Some(none()),
             (Self::Account | Self::AccountOrNone, Value::Text(name)) => {
                 is_account(name).then(|| Checked::from(name.as_str()))
@@ -269,7 +275,7 @@ impl Kind {
     }
 }
 
-impl Kind {
+impl ValueKind {
     /// Returns the only value of a key that has no setting; `None` when there are several.
     pub(super) fn only(&self) -> Option<&'static str> {
         match self {
@@ -328,7 +334,7 @@ fn is_account(name: &str) -> bool {
 }
 
 /// Text for messages of the form `expected …, found …`.
-impl fmt::Display for Kind {
+impl fmt::Display for ValueKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = humantime::format_duration;
         match self {

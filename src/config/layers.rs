@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::sys::stat::makedev;
 
-use super::{Problem, Source};
+use super::{ConfigSource, Problem};
 
 /// Largest file, in bytes.
 const LARGEST: u64 = 1 << 20;
@@ -40,7 +40,7 @@ const SUFFIX: &[u8] = b".yaml";
 
 /// A file of the configuration.
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(super) struct ConfigFile {
     pub(super) path: PathBuf,
     /// Content of the file. An empty file masks others.
     pub(super) content: Vec<u8>,
@@ -52,11 +52,11 @@ pub(super) struct Layer {
 ///
 /// Adds files that cannot be read to `problems`. A directory or a main file that does not exist is
 /// not a problem.
-pub(super) fn read(source: &Source, problems: &mut Vec<Problem>) -> Vec<Layer> {
+pub(super) fn read(source: &ConfigSource, problems: &mut Vec<Problem>) -> Vec<ConfigFile> {
     let mut layers = Vec::new();
-    for Named { path, replaced } in files(source, problems) {
+    for NamedFile { path, replaced } in files(source, problems) {
         match read_file(&path) {
-            Ok(content) => layers.push(Layer { path, content, replaced }),
+            Ok(content) => layers.push(ConfigFile { path, content, replaced }),
             Err(message) => problems.push(whole_file(&path, message)),
         }
     }
@@ -64,15 +64,15 @@ pub(super) fn read(source: &Source, problems: &mut Vec<Problem>) -> Vec<Layer> {
 }
 
 /// Returns the directories in which a file may be created, changed or deleted.
-pub fn directories(source: &Source) -> Vec<PathBuf> {
+pub fn directories(source: &ConfigSource) -> Vec<PathBuf> {
     match source {
-        Source::File(path) => {
+        ConfigSource::File(path) => {
             // Make the path absolute: a relative one has no parents on which the watcher could fall
             // back. The path stays relative when the process has no working directory.
             let path = std::path::absolute(path).unwrap_or_else(|_no_cwd| path.clone());
             path.parent().map(Path::to_owned).into_iter().collect()
         }
-        Source::Layers { root } => {
+        ConfigSource::Layers { root } => {
             let bases = DIRECTORIES.iter().map(|base| root.join(base));
             bases.flat_map(|base| [base.join(DROP_INS), base]).collect()
         }
@@ -80,13 +80,13 @@ pub fn directories(source: &Source) -> Vec<PathBuf> {
 }
 
 /// The highest of the files with one name.
-struct Named {
+struct NamedFile {
     path: PathBuf,
     /// The other files, the lowest first.
     replaced: Vec<PathBuf>,
 }
 
-impl Named {
+impl NamedFile {
     /// Takes the highest of `paths`, which have one name and begin with the lowest; returns `None`
     /// for an empty list.
     fn highest(mut paths: Vec<PathBuf>) -> Option<Self> {
@@ -94,16 +94,18 @@ impl Named {
     }
 }
 
-fn files(source: &Source, problems: &mut Vec<Problem>) -> Vec<Named> {
+fn files(source: &ConfigSource, problems: &mut Vec<Problem>) -> Vec<NamedFile> {
     let root = match source {
-        Source::File(path) => return vec![Named { path: path.clone(), replaced: Vec::new() }],
-        Source::Layers { root } => root,
+        ConfigSource::File(path) => {
+            return vec![NamedFile { path: path.clone(), replaced: Vec::new() }];
+        }
+        ConfigSource::Layers { root } => root,
     };
     let main = main_file(root, problems);
     main.into_iter().chain(drop_ins(root, problems)).collect()
 }
 
-fn main_file(root: &Path, problems: &mut Vec<Problem>) -> Option<Named> {
+fn main_file(root: &Path, problems: &mut Vec<Problem>) -> Option<NamedFile> {
     let mut found = Vec::new();
     for base in DIRECTORIES.iter().rev() {
         let path = root.join(base).join(MAIN);
@@ -113,10 +115,10 @@ fn main_file(root: &Path, problems: &mut Vec<Problem>) -> Option<Named> {
             Err(error) => problems.push(whole_file(&path, failed("look up", &error))),
         }
     }
-    Named::highest(found)
+    NamedFile::highest(found)
 }
 
-fn drop_ins(root: &Path, problems: &mut Vec<Problem>) -> Vec<Named> {
+fn drop_ins(root: &Path, problems: &mut Vec<Problem>) -> Vec<NamedFile> {
     let mut by_name: BTreeMap<OsString, Vec<PathBuf>> = BTreeMap::new();
     for base in DIRECTORIES.iter().rev() {
         let directory = root.join(base).join(DROP_INS);
@@ -131,7 +133,7 @@ fn drop_ins(root: &Path, problems: &mut Vec<Problem>) -> Vec<Named> {
             Err(error) => problems.push(whole_file(&directory, failed("list", &error))),
         }
     }
-    by_name.into_values().filter_map(Named::highest).collect()
+    by_name.into_values().filter_map(NamedFile::highest).collect()
 }
 
 /// Returns the names of the drop-ins in `directory`. Ignores names with a leading dot, which belong
@@ -184,7 +186,7 @@ fn failed(operation: &str, error: &io::Error) -> String {
 }
 
 fn whole_file(path: &Path, message: String) -> Problem {
-    Problem { file: path.to_owned(), place: None, key: String::new(), message }
+    Problem { file: path.to_owned(), position: None, key: String::new(), message }
 }
 
 #[cfg(test)]
@@ -218,7 +220,7 @@ mod tests {
     /// root.
     fn read_below(root: &TempDir) -> (Vec<String>, Vec<String>) {
         let mut problems = Vec::new();
-        let layers = read(&Source::Layers { root: root.path().into() }, &mut problems);
+        let layers = read(&ConfigSource::Layers { root: root.path().into() }, &mut problems);
         let short = |path: &Path| path.strip_prefix(root.path()).unwrap().display().to_string();
         let problem = |p: &Problem| format!("{}: {}", short(&p.file), p.message);
         let read = layers.iter().filter(|layer| !layer.content.is_empty());
@@ -442,7 +444,7 @@ mod tests {
             ("run/caxton/conf.d/b.yaml", "r"),
         ]);
         let mut problems = Vec::new();
-        let layers = read(&Source::Layers { root: root.path().into() }, &mut problems);
+        let layers = read(&ConfigSource::Layers { root: root.path().into() }, &mut problems);
         let short = |path: &PathBuf| path.strip_prefix(root.path()).unwrap().to_owned();
         let told: Vec<_> = layers
             .iter()
@@ -507,12 +509,12 @@ mod tests {
     fn named_file_is_read_alone() {
         let root = root(&[("a.yaml", "a"), ("conf.d/b.yaml", "b")]);
         let mut problems = Vec::new();
-        let layers = read(&Source::File(root.path().join("a.yaml")), &mut problems);
+        let layers = read(&ConfigSource::File(root.path().join("a.yaml")), &mut problems);
         assert_eq!(layers.iter().map(|l| l.content.as_slice()).collect::<Vec<_>>(), [b"a"]);
-        let null = read(&Source::File("/dev/null".into()), &mut problems);
+        let null = read(&ConfigSource::File("/dev/null".into()), &mut problems);
         assert_eq!(null.iter().map(|l| l.content.as_slice()).collect::<Vec<_>>(), [b""]);
         assert!(problems.is_empty(), "{problems:?}");
-        assert!(read(&Source::File(root.path().join("none.yaml")), &mut problems).is_empty());
+        assert!(read(&ConfigSource::File(root.path().join("none.yaml")), &mut problems).is_empty());
         assert_eq!(problems.len(), 1);
     }
 }

@@ -13,28 +13,28 @@ use figment::value::{Dict, Value as Checked};
 
 use super::check::Assignment;
 use super::settings::AliasSettings;
-use super::{Place, Problem, Settings};
+use super::{Position, Problem, Settings};
 use crate::units::Percent;
 
 /// Merged values of the files applied so far.
-pub(super) struct Merged {
+pub(super) struct MergedConfig {
     values: Figment,
     /// Origin of each setting, by the names on the path to it.
-    origins: BTreeMap<Vec<String>, Origin>,
+    origins: BTreeMap<Vec<String>, KeyOrigin>,
     assigned: usize,
 }
 
 /// Place where a key was set last.
-struct Origin {
+struct KeyOrigin {
     /// The key's name in the table.
     key: &'static str,
     /// Number of this assignment, counted over all files.
     order: usize,
     file: PathBuf,
-    place: Place,
+    position: Position,
 }
 
-impl Merged {
+impl MergedConfig {
     /// Creates the default values, without any file.
     pub(super) fn new() -> Self {
         let values = Figment::from(Serialized::defaults(Settings::default()));
@@ -44,10 +44,10 @@ impl Merged {
     /// Overrides the merged values with the assignments of `file`.
     pub(super) fn apply(&mut self, file: &Path, assignments: Vec<Assignment>) {
         let mut changes = Dict::new();
-        for Assignment { key, setting, place, value } in assignments {
+        for Assignment { key, setting, position, value } in assignments {
             self.assigned += 1;
             insert(&mut changes, &setting, value);
-            let origin = Origin { key, order: self.assigned, file: file.to_owned(), place };
+            let origin = KeyOrigin { key, order: self.assigned, file: file.to_owned(), position };
             self.origins.insert(setting, origin);
         }
         // Clone the values, because figment's `merge` consumes them.
@@ -63,23 +63,23 @@ impl Merged {
         // table.
         let settings: Settings = self.values.extract().map_err(|error| {
             let (file, message) = (PathBuf::from("caxton.yaml"), error.to_string());
-            vec![Problem { file, place: None, key: String::new(), message }]
+            vec![Problem { file, position: None, key: String::new(), message }]
         })?;
-        let mut problems = self.out_of_order(&settings);
-        problems.extend(self.wrong_aliases(&settings));
+        let mut problems = self.order_problems(&settings);
+        problems.extend(self.alias_problems(&settings));
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
     }
 
-    /// Returns the place where the setting at `path` was written last; `None` when the default
+    /// Returns the position where the setting at `path` was written last; `None` when the default
     /// applies.
-    pub(super) fn origin(&self, path: &[String]) -> Option<(&Path, Place)> {
-        self.origins.get(path).map(|origin| (origin.file.as_path(), origin.place))
+    pub(super) fn origin(&self, path: &[String]) -> Option<(&Path, Position)> {
+        self.origins.get(path).map(|origin| (origin.file.as_path(), origin.position))
     }
 
     /// Returns a problem for each pressure threshold that is not above the one before. A level
     /// between equal thresholds would be empty, so the daemon could not leave it one step at a
     /// time.
-    fn out_of_order(&self, settings: &Settings) -> Vec<Problem> {
+    fn order_problems(&self, settings: &Settings) -> Vec<Problem> {
         let pressure = settings.memory.pressure;
         let rising = [
             ("memory.pressure.moderate", pressure.moderate),
@@ -110,13 +110,13 @@ impl Merged {
         let at = origin(key)?;
         let source = origin(other).map_or_else(
             || "by default".to_owned(),
-            |Origin { file, place, .. }| {
-                format!("in {}:{}:{}", file.display(), place.line, place.column)
+            |KeyOrigin { file, position, .. }| {
+                format!("in {}:{}:{}", file.display(), position.line, position.column)
             },
         );
         Some(Problem {
             file: at.file.clone(),
-            place: Some(at.place),
+            position: Some(at.position),
             key: key.to_owned(),
             message: format!(
                 "expected {relation} than {other}, which is {bound} {source}, found {found}"
@@ -126,7 +126,7 @@ impl Merged {
 
     /// Returns a problem for each alias without a model, and for each that names another alias:
     /// such aliases could form a cycle.
-    fn wrong_aliases(&self, settings: &Settings) -> Vec<Problem> {
+    fn alias_problems(&self, settings: &Settings) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (name, AliasSettings { model, revision, canary }) in &settings.aliases {
             let mut problem = |keys: &[&str], message: String| {
@@ -169,8 +169,8 @@ impl Merged {
             set.map(|(_, origin)| origin).max_by_key(|origin| origin.order)
         };
         let origin = self.origins.get(&path).or_else(beside)?;
-        let (file, place) = (origin.file.clone(), Some(origin.place));
-        Some(Problem { file, place, key: path.join("."), message })
+        let (file, position) = (origin.file.clone(), Some(origin.position));
+        Some(Problem { file, position, key: path.join("."), message })
     }
 }
 

@@ -20,7 +20,7 @@ mod file;
 mod keys;
 mod layers;
 mod merge;
-mod records;
+mod sections;
 mod settings;
 mod values;
 mod yaml;
@@ -34,16 +34,16 @@ use figment::value::Value as Checked;
 use keys::{ALIAS, KEYS, MODEL};
 pub use layers::directories;
 pub use settings::{
-    Admins, AliasSettings, Canary, CleanupPolicy, Embedding, EvictionPolicy, FallbackStrategy, Log,
-    LogLevel, Memory, ModelCache, ModelSettings, Packages, Precision, Pressure, Settings, Socket,
-    TenantSettings,
+    Admins, AliasSettings, CanarySettings, CleanupPolicy, EmbeddingSettings, EvictionPolicy,
+    FallbackStrategy, LogLevel, LogSettings, MemorySettings, ModelCacheSettings, ModelSettings,
+    PackageSettings, Precision, PressureSettings, Settings, SocketSettings, TenantSettings,
 };
-pub use values::{KeyValue, Origin, in_force, values};
+pub use values::{KeyValue, ValueOrigin, running_values, values};
 pub use yaml::document;
 
 /// Source of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum ConfigSource {
     /// This one file.
     File(PathBuf),
     /// `caxton.yaml` and `conf.d/*.yaml` of `etc/caxton`, which overrides `run/caxton`, which
@@ -56,7 +56,7 @@ pub enum Source {
 
 /// A configuration without problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The settings.
     pub settings: Settings,
     /// The files with these settings; each overrides the earlier ones. Masked files are not listed.
@@ -65,29 +65,29 @@ pub struct Loaded {
 
 /// A configuration without problems, and its origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Explained {
+pub struct Provenance {
     /// The configuration.
-    pub loaded: Loaded,
-    /// Every key with its value and the place where that was written, in the order of the shipped
+    pub loaded: LoadedConfig,
+    /// Every key with its value and the position where that was written, in the order of the shipped
     /// file.
     pub values: Vec<KeyValue>,
     /// Every file that was found; each overrides the earlier ones. A file follows the files that it
     /// replaces.
-    pub found: Vec<Found>,
+    pub found: Vec<SourceFile>,
 }
 
 /// A file of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct SourceFile {
     /// Path of the file.
     pub path: PathBuf,
     /// Status of the file.
-    pub fate: Fate,
+    pub status: FileStatus,
 }
 
 /// Status of a file: applied, empty or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum FileStatus {
     /// The file was applied.
     Applied,
     /// The file is empty or a link to `/dev/null`: it masks the files that it replaces.
@@ -96,9 +96,9 @@ pub enum Fate {
     ReplacedBy(PathBuf),
 }
 
-/// A place in a file.
+/// A position in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Position {
     /// Line, from 1.
     pub line: u64,
     /// Column, from 1, in characters.
@@ -110,8 +110,8 @@ pub struct Place {
 pub struct Problem {
     /// The file or directory with the problem.
     pub file: PathBuf,
-    /// The place in the file; `None` when the problem is the whole file.
-    pub place: Option<Place>,
+    /// The position in the file; `None` when the problem is the whole file.
+    pub position: Option<Position>,
     /// The dotted name of the key or section; empty when the problem is not one of a key.
     pub key: String,
     /// The problem, the expected value, and the cause if the system reported one. A problem is
@@ -123,7 +123,7 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.file.display())?;
-        if let Some(Place { line, column }) = self.place {
+        if let Some(Position { line, column }) = self.position {
             write!(f, "{line}:{column}:")?;
         }
         if !self.key.is_empty() {
@@ -145,24 +145,24 @@ pub struct ConfigError {
 ///
 /// # Errors
 /// When anything in any file is wrong, with all problems.
-pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
+pub fn load(source: &ConfigSource) -> Result<LoadedConfig, ConfigError> {
     let mut problems = Vec::new();
     let layers = layers::read(source, &mut problems);
     let (settings, _) = combine(&layers, problems)?;
-    Ok(Loaded { settings, files: applied(layers) })
+    Ok(LoadedConfig { settings, files: applied(layers) })
 }
 
 /// Loads the configuration as [`load`] does, and returns the origin of every value.
 ///
 /// # Errors
 /// Those of [`load`].
-pub fn explain(source: &Source) -> Result<Explained, ConfigError> {
+pub fn explain(source: &ConfigSource) -> Result<Provenance, ConfigError> {
     let mut problems = Vec::new();
     let layers = layers::read(source, &mut problems);
     let (settings, merged) = combine(&layers, problems)?;
     let values = values::with_origins(&settings, &merged);
     let found = layers.iter().flat_map(found).collect();
-    Ok(Explained { loaded: Loaded { settings, files: applied(layers) }, values, found })
+    Ok(Provenance { loaded: LoadedConfig { settings, files: applied(layers) }, values, found })
 }
 
 /// Checks `content` as the only file. Problems name it `file`.
@@ -170,20 +170,20 @@ pub fn explain(source: &Source) -> Result<Explained, ConfigError> {
 /// # Errors
 /// Those of [`load`].
 pub fn parse(file: &Path, content: Vec<u8>) -> Result<Settings, ConfigError> {
-    let layer = layers::Layer { path: file.to_owned(), content, replaced: Vec::new() };
+    let layer = layers::ConfigFile { path: file.to_owned(), content, replaced: Vec::new() };
     Ok(combine(&[layer], Vec::new())?.0)
 }
 
 /// Checks all of `layers` and merges them. `problems` are those found already.
 fn combine(
-    layers: &[layers::Layer],
+    layers: &[layers::ConfigFile],
     mut problems: Vec<Problem>,
-) -> Result<(Settings, merge::Merged), ConfigError> {
-    let mut merged = merge::Merged::new();
-    for layers::Layer { path, content, .. } in layers {
+) -> Result<(Settings, merge::MergedConfig), ConfigError> {
+    let mut merged = merge::MergedConfig::new();
+    for layers::ConfigFile { path, content, .. } in layers {
         let checked = file::parse(content)
-            .map_err(|file::SyntaxError { place, message }| {
-                vec![Problem { file: path.clone(), place, key: String::new(), message }]
+            .map_err(|file::SyntaxError { position, message }| {
+                vec![Problem { file: path.clone(), position, key: String::new(), message }]
             })
             .and_then(|root| check::check(path, &root));
         match checked {
@@ -201,22 +201,24 @@ fn combine(
 }
 
 /// Returns the files that are not empty.
-fn applied(layers: Vec<layers::Layer>) -> Vec<PathBuf> {
+fn applied(layers: Vec<layers::ConfigFile>) -> Vec<PathBuf> {
     layers.into_iter().filter(|layer| !layer.content.is_empty()).map(|layer| layer.path).collect()
 }
 
 /// Returns the files that `layer` replaces, then its own file, each with its status.
-fn found(layer: &layers::Layer) -> impl Iterator<Item = Found> {
+fn found(layer: &layers::ConfigFile) -> impl Iterator<Item = SourceFile> {
     let replaced = layer.replaced.iter();
-    let replaced = replaced
-        .map(|path| Found { path: path.clone(), fate: Fate::ReplacedBy(layer.path.clone()) });
-    let fate = if layer.content.is_empty() { Fate::Empty } else { Fate::Applied };
-    replaced.chain([Found { path: layer.path.clone(), fate }])
+    let replaced = replaced.map(|path| SourceFile {
+        path: path.clone(),
+        status: FileStatus::ReplacedBy(layer.path.clone()),
+    });
+    let status = if layer.content.is_empty() { FileStatus::Empty } else { FileStatus::Applied };
+    replaced.chain([SourceFile { path: layer.path.clone(), status }])
 }
 
 /// The keys that a reload changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct ConfigChange {
     /// Keys whose new value takes effect only after a restart.
     pub restart: Vec<String>,
     /// Keys whose new value takes effect at once.
@@ -225,8 +227,8 @@ pub struct Change {
 
 /// Returns the keys that differ between `old` and `new`, in the order of the shipped file and,
 /// within a key, of the models or aliases.
-pub fn change(old: &Settings, new: &Settings) -> Change {
-    let mut change = Change::default();
+pub fn diff(old: &Settings, new: &Settings) -> ConfigChange {
+    let mut change = ConfigChange::default();
     let models: BTreeSet<&String> = old.models.keys().chain(new.models.keys()).collect();
     let aliases: BTreeSet<&String> = old.aliases.keys().chain(new.aliases.keys()).collect();
     // A model or alias that only one of the two names has the defaults in the other.
@@ -282,11 +284,11 @@ mod tests {
     const SHIPPED: &str =
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/etc/caxton/caxton.yaml"));
 
-    fn load_bytes(content: &[u8]) -> Result<Loaded, ConfigError> {
+    fn load_bytes(content: &[u8]) -> Result<LoadedConfig, ConfigError> {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("caxton.yaml");
         fs::write(&path, content).unwrap();
-        load(&Source::File(path))
+        load(&ConfigSource::File(path))
     }
 
     fn load_yaml(yaml: &str) -> Settings {
@@ -295,7 +297,7 @@ mod tests {
 
     /// Returns the problems below `root`, one on each line, without the path of the root.
     fn below(root: &TempDir) -> String {
-        let problems = load(&Source::Layers { root: root.path().into() }).err();
+        let problems = load(&ConfigSource::Layers { root: root.path().into() }).err();
         let text = problems.map(|error| error.to_string()).unwrap_or_default();
         text.replace(&root.path().display().to_string(), "")
     }
@@ -321,8 +323,8 @@ mod tests {
     #[test]
     fn defaults_apply_without_files() {
         let root = TempDir::new().unwrap();
-        let loaded = load(&Source::Layers { root: root.path().into() }).unwrap();
-        assert_eq!(loaded, Loaded { settings: Settings::default(), files: Vec::new() });
+        let loaded = load(&ConfigSource::Layers { root: root.path().into() }).unwrap();
+        assert_eq!(loaded, LoadedConfig { settings: Settings::default(), files: Vec::new() });
     }
 
     #[test]
@@ -411,7 +413,7 @@ log: { level: trace }
 "#,
         );
         let expected = Settings {
-            socket: Socket {
+            socket: SocketSettings {
                 path: "/s".into(),
                 mode: 0o600,
                 group: Some("7".to_owned()),
@@ -423,7 +425,7 @@ log: { level: trace }
                 max_body: Bytes::mib(1),
                 drain_timeout: Duration::from_millis(1500),
             },
-            memory: Memory {
+            memory: MemorySettings {
                 embedding_model: "m".to_owned(),
                 fallback_models: vec!["n".to_owned()],
                 fallback_strategy: FallbackStrategy::Manual,
@@ -434,14 +436,14 @@ log: { level: trace }
                 memory_limit: Some(Bytes::mib(512)),
                 min_free: Bytes::mib(1),
                 eviction_policy: EvictionPolicy::Fifo,
-                pressure: Pressure {
+                pressure: PressureSettings {
                     moderate: Percent::new(50),
                     high: Percent::new(60),
                     critical: Percent::new(70),
                     quiet: Duration::from_secs(3),
                     reload_cooldown: Duration::from_secs(4),
                 },
-                model_cache: ModelCache {
+                model_cache: ModelCacheSettings {
                     directory: "/d".into(),
                     max_size: Bytes(500_000_000),
                     max_models: 3,
@@ -451,7 +453,7 @@ log: { level: trace }
                     bundled_only: true,
                 },
             },
-            packages: Packages {
+            packages: PackageSettings {
                 drop_directory: "/p".into(),
                 bundled_directory: "/b".into(),
                 keys_directory: "/k".into(),
@@ -460,7 +462,7 @@ log: { level: trace }
                 incomplete_timeout: Duration::from_secs(5),
                 max_package_size: Bytes(1_000_000_000),
             },
-            embedding: Embedding {
+            embedding: EmbeddingSettings {
                 precision: Precision::Int8,
                 threads: Some(4),
                 batch_tokens: 1024,
@@ -483,7 +485,7 @@ log: { level: trace }
                 AliasSettings {
                     model: "m".to_owned(),
                     revision: Some("2".to_owned()),
-                    canary: Canary {
+                    canary: CanarySettings {
                         model: Some("n".to_owned()),
                         revision: Some("0123".to_owned()),
                         percent: 10,
@@ -501,21 +503,21 @@ log: { level: trace }
                 dedicated_queue: true,
             }],
             require_sandbox: true,
-            log: Log { level: LogLevel::Trace },
+            log: LogSettings { level: LogLevel::Trace },
         };
         assert_eq!(settings, expected);
 
         // The value above sets every setting, and a reload names each key once, in the order of the
         // table.
-        let difference = change(&Settings::default(), &settings);
+        let difference = diff(&Settings::default(), &settings);
         let keys = |restart| {
             let keys = KEYS.iter().filter(move |k| !k.alias && k.setting.is_some());
             let keys = keys.filter(move |k| k.restart == restart);
             let named = |name: &str| name.replace(MODEL, "m.1@2.0").replace(ALIAS, "m.1-2.0");
             keys.map(|k| named(k.name)).collect::<Vec<_>>()
         };
-        assert_eq!(difference, Change { restart: keys(true), live: keys(false) });
-        assert_eq!(change(&settings, &settings), Change::default());
+        assert_eq!(difference, ConfigChange { restart: keys(true), live: keys(false) });
+        assert_eq!(diff(&settings, &settings), ConfigChange::default());
     }
 
     #[test]
@@ -536,7 +538,7 @@ log: { level: trace }
              models: { a.1: { max_idle_time: never, memory_priority: 1 } }",
         );
         write(root.path(), "run/caxton/conf.d/10-run.yaml", "socket: { drain_timeout: 1ms }");
-        let loaded = load(&Source::Layers { root: root.path().into() }).unwrap();
+        let loaded = load(&ConfigSource::Layers { root: root.path().into() }).unwrap();
         let mut expected = Settings::default();
         expected.socket.max_connections = 8;
         expected.socket.drain_timeout = Duration::from_secs(5);
@@ -560,26 +562,26 @@ log: { level: trace }
         write(root.path(), "usr/lib/caxton/conf.d/10-a.yaml", "log: { level: warn }");
         write(root.path(), "run/caxton/conf.d/10-a.yaml", "");
         write(root.path(), "usr/lib/caxton/conf.d/90-b.yaml", "embedding: { queue_size: 4 }");
-        let explained = explain(&Source::Layers { root: root.path().into() }).unwrap();
+        let explained = explain(&ConfigSource::Layers { root: root.path().into() }).unwrap();
         let (main, last) = (at("etc/caxton/caxton.yaml"), at("usr/lib/caxton/conf.d/90-b.yaml"));
-        let found = |path: &PathBuf, fate| Found { path: path.clone(), fate };
+        let found = |path: &PathBuf, status| SourceFile { path: path.clone(), status };
         let mask = at("run/caxton/conf.d/10-a.yaml");
         assert_eq!(
             explained.found,
             [
-                found(&at("usr/lib/caxton/caxton.yaml"), Fate::ReplacedBy(main.clone())),
-                found(&main, Fate::Applied),
-                found(&at("usr/lib/caxton/conf.d/10-a.yaml"), Fate::ReplacedBy(mask.clone())),
-                found(&mask, Fate::Empty),
-                found(&last, Fate::Applied),
+                found(&at("usr/lib/caxton/caxton.yaml"), FileStatus::ReplacedBy(main.clone())),
+                found(&main, FileStatus::Applied),
+                found(&at("usr/lib/caxton/conf.d/10-a.yaml"), FileStatus::ReplacedBy(mask.clone())),
+                found(&mask, FileStatus::Empty),
+                found(&last, FileStatus::Applied),
             ]
         );
         assert_eq!(explained.loaded.files, [main.clone(), last.clone()]);
         let written: Vec<_> =
             explained.values.iter().filter_map(|v| Some((v.key(), v.origin.clone()?))).collect();
-        let origin = |file: &PathBuf, line, column| Origin {
+        let origin = |file: &PathBuf, line, column| ValueOrigin {
             file: file.clone(),
-            place: Place { line, column },
+            position: Position { line, column },
         };
         assert_eq!(
             written,
@@ -596,11 +598,11 @@ log: { level: trace }
         let after =
             load_yaml("models: { a: { pinned: true, preload: true }, c.1: { max_idle_time: 9s } }");
         let expected = ["models.b.memory_priority", "models.c.1.max_idle_time", "models.a.preload"];
-        assert_eq!(change(&before, &after).live, expected);
-        assert_eq!(change(&after, &before).live, expected);
+        assert_eq!(diff(&before, &after).live, expected);
+        assert_eq!(diff(&after, &before).live, expected);
         assert_eq!(
-            change(&Settings::default(), &load_yaml("models: { a: {} }")),
-            Change::default()
+            diff(&Settings::default(), &load_yaml("models: { a: {} }")),
+            ConfigChange::default()
         );
     }
 
@@ -679,10 +681,10 @@ log: { level: trace }
         write(root.path(), "etc/caxton/caxton.yaml", alias);
         let more = "aliases: { a: { canary: { percent: 50 } } }";
         write(root.path(), "etc/caxton/conf.d/more.yaml", more);
-        let settings = load(&Source::Layers { root: root.path().into() }).unwrap().settings;
-        let canary = Canary { model: Some("n".to_owned()), revision: None, percent: 50 };
+        let settings = load(&ConfigSource::Layers { root: root.path().into() }).unwrap().settings;
+        let canary = CanarySettings { model: Some("n".to_owned()), revision: None, percent: 50 };
         assert_eq!(settings.aliases["a"].canary, canary);
-        assert_eq!(change(&Settings::default(), &settings).live.len(), 3);
+        assert_eq!(diff(&Settings::default(), &settings).live.len(), 3);
     }
 
     #[test]
@@ -710,7 +712,7 @@ log: { level: trace }
             "etc/caxton/conf.d/30-units.yaml",
             "socket:\n  max_body: 16\n  drain_timeout: 20\n",
         );
-        let error = load(&Source::Layers { root: root.path().into() }).unwrap_err();
+        let error = load(&ConfigSource::Layers { root: root.path().into() }).unwrap_err();
         assert_eq!(
             error.to_string().replace(&base, ""),
             "/etc/caxton/caxton.yaml:3:17: memory.model_cache.max_models: expected 1 to 1000, found 0\n\
@@ -728,7 +730,7 @@ log: { level: trace }
 
     #[test]
     fn missing_file_error_names_path_and_operation() {
-        let error = load(&Source::File("/nowhere/caxton.yaml".into())).unwrap_err();
+        let error = load(&ConfigSource::File("/nowhere/caxton.yaml".into())).unwrap_err();
         assert_eq!(
             error.to_string(),
             "/nowhere/caxton.yaml: failed to open: No such file or directory (os error 2)"

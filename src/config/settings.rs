@@ -19,13 +19,13 @@ const DEFAULT: &str = "default";
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The socket for clients.
-    pub socket: Socket,
+    pub socket: SocketSettings,
     /// Served models, and their use of memory.
-    pub memory: Memory,
+    pub memory: MemorySettings,
     /// Sources of packages.
-    pub packages: Packages,
+    pub packages: PackageSettings,
     /// Computation of texts.
-    pub embedding: Embedding,
+    pub embedding: EmbeddingSettings,
     /// Settings of single models, by `id` or `id@version`; [`Settings::model`] finds them.
     pub models: BTreeMap<String, ModelSettings>,
     /// Aliases of models, by name. An alias never names another alias.
@@ -35,12 +35,12 @@ pub struct Settings {
     /// Whether the daemon refuses to start without its complete sandbox. Needs a restart.
     pub require_sandbox: bool,
     /// Logging.
-    pub log: Log,
+    pub log: LogSettings,
 }
 
 impl Settings {
     /// Returns the name that answers a request without a model name: the alias called `default` if
-    /// it exists, else [`Memory::embedding_model`], which is the name of a model or of an alias.
+    /// it exists, else [`MemorySettings::embedding_model`], which is the name of a model or of an alias.
     pub fn default_model(&self) -> &str {
         if self.aliases.contains_key(DEFAULT) { DEFAULT } else { &self.memory.embedding_model }
     }
@@ -57,7 +57,7 @@ impl Settings {
 /// The Unix socket.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Socket {
+pub struct SocketSettings {
     /// Path of the socket, if systemd does not pass one. Needs a restart.
     pub path: PathBuf,
     /// Permission bits. Needs a restart.
@@ -88,7 +88,7 @@ pub struct Admins {
 /// Served models, and their use of memory.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Memory {
+pub struct MemorySettings {
     /// The model, or an alias of one, that answers when a request names no model and no alias is
     /// called `default`.
     pub embedding_model: String,
@@ -115,9 +115,9 @@ pub struct Memory {
     /// Choice of the model that is evicted first.
     pub eviction_policy: EvictionPolicy,
     /// Thresholds of memory pressure.
-    pub pressure: Pressure,
+    pub pressure: PressureSettings,
     /// The store of verified packages.
-    pub model_cache: ModelCache,
+    pub model_cache: ModelCacheSettings,
 }
 
 /// Models that may serve as fallback for one that is not available.
@@ -126,7 +126,7 @@ pub struct Memory {
 pub enum FallbackStrategy {
     /// Any model of the same embedding space, then of the same length, then those of the list.
     Auto,
-    /// The models of [`Memory::fallback_models`] alone.
+    /// The models of [`MemorySettings::fallback_models`] alone.
     Manual,
     /// No model.
     Strict,
@@ -148,10 +148,10 @@ pub enum EvictionPolicy {
 }
 
 /// Thresholds of memory pressure. The percentages are shares of the tightest limit less
-/// [`Memory::min_free`], and rise strictly.
+/// [`MemorySettings::min_free`], and rise strictly.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Pressure {
+pub struct PressureSettings {
     /// Share of used memory from which idle models are evicted.
     pub moderate: Percent,
     /// Share of used memory from which models in use are evicted, too. If no model may be evicted,
@@ -197,13 +197,13 @@ pub struct AliasSettings {
     /// resolves.
     pub revision: Option<String>,
     /// The model that answers some of the requests instead.
-    pub canary: Canary,
+    pub canary: CanarySettings,
 }
 
 /// Canary of an alias: a model that answers some of its requests. Without a model it answers none.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Canary {
+pub struct CanarySettings {
     /// The id of the model.
     pub model: Option<String>,
     /// The version or revision, as in [`AliasSettings::revision`].
@@ -258,7 +258,7 @@ impl Default for TenantSettings {
 /// The store of verified packages.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct ModelCache {
+pub struct ModelCacheSettings {
     /// The directory of the store. Needs a restart.
     pub directory: PathBuf,
     /// Maximum size of the models on disk.
@@ -290,7 +290,7 @@ pub enum CleanupPolicy {
 /// Sources of packages.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Packages {
+pub struct PackageSettings {
     /// The drop directory, into which operators copy packages. Needs a restart.
     pub drop_directory: PathBuf,
     /// Directory of the packages that were shipped with the device. Caxton never writes to it.
@@ -313,7 +313,7 @@ pub struct Packages {
 /// Computation of texts.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Embedding {
+pub struct EmbeddingSettings {
     /// The precision of the products. Needs a restart.
     pub precision: Precision,
     /// Number of threads; `None` means as many as the processors that this process may use. Needs a
@@ -350,7 +350,7 @@ pub enum Precision {
 /// Logging.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Log {
+pub struct LogSettings {
     /// The least severe level that is logged.
     pub level: LogLevel,
 }
@@ -375,7 +375,7 @@ pub enum LogLevel {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            socket: Socket {
+            socket: SocketSettings {
                 path: "/run/caxton/caxton.sock".into(),
                 mode: 0o660,
                 group: None,
@@ -384,7 +384,7 @@ impl Default for Settings {
                 max_body: Bytes::mib(16),
                 drain_timeout: Duration::from_secs(20),
             },
-            memory: Memory {
+            memory: MemorySettings {
                 embedding_model: "bundled-mini".to_owned(),
                 fallback_models: vec!["bundled-mini".to_owned()],
                 fallback_strategy: FallbackStrategy::Auto,
@@ -395,14 +395,14 @@ impl Default for Settings {
                 memory_limit: None,
                 min_free: Bytes::mib(64),
                 eviction_policy: EvictionPolicy::MemoryPressure,
-                pressure: Pressure {
+                pressure: PressureSettings {
                     moderate: Percent::new(75),
                     high: Percent::new(85),
                     critical: Percent::new(95),
                     quiet: Duration::from_secs(10),
                     reload_cooldown: Duration::from_secs(30),
                 },
-                model_cache: ModelCache {
+                model_cache: ModelCacheSettings {
                     directory: "/var/lib/caxton".into(),
                     max_size: Bytes(5_000_000_000),
                     max_models: 10,
@@ -412,7 +412,7 @@ impl Default for Settings {
                     bundled_only: false,
                 },
             },
-            packages: Packages {
+            packages: PackageSettings {
                 drop_directory: "/var/lib/caxton/packages".into(),
                 bundled_directory: "/usr/share/caxton/models".into(),
                 keys_directory: "/etc/caxton/keys.d".into(),
@@ -421,7 +421,7 @@ impl Default for Settings {
                 incomplete_timeout: Duration::from_secs(600),
                 max_package_size: Bytes::mib(4096),
             },
-            embedding: Embedding {
+            embedding: EmbeddingSettings {
                 precision: Precision::Auto,
                 threads: None,
                 batch_tokens: 4096,
@@ -434,7 +434,7 @@ impl Default for Settings {
             aliases: BTreeMap::new(),
             tenants: Vec::new(),
             require_sandbox: false,
-            log: Log { level: LogLevel::Info },
+            log: LogSettings { level: LogLevel::Info },
         }
     }
 }

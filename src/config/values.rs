@@ -1,4 +1,4 @@
-//! Lists settings key by key: the value, the place where it was written, and the default.
+//! Lists settings key by key: the value, the position where it was written, and the default.
 //!
 //! This is the inverse of loading: from [`Settings`] back to the table of keys. Pure.
 //!
@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 use figment::value::Value as Checked;
 
-use super::keys::{self, ALIAS, KEYS, Key, MODEL};
-use super::merge::Merged;
-use super::{AliasSettings, ModelSettings, Place, Settings, find, yaml};
+use super::keys::{self, ALIAS, ConfigKey, KEYS, MODEL};
+use super::merge::MergedConfig;
+use super::{AliasSettings, ModelSettings, Position, Settings, find, yaml};
 
 /// Name of a model and of an alias that do not exist; their values are the defaults.
 const NOBODY: &str = "nobody";
@@ -29,8 +29,8 @@ pub struct KeyValue {
     pub restart: bool,
     /// Whether the key has only one possible value.
     pub fixed: bool,
-    /// Place where it was written; `None` when the default applies or the place is unknown.
-    pub origin: Option<Origin>,
+    /// Place where it was written; `None` when the default applies or the position is unknown.
+    pub origin: Option<ValueOrigin>,
 }
 
 impl KeyValue {
@@ -42,11 +42,11 @@ impl KeyValue {
 
 /// Place where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct ValueOrigin {
     /// The file.
     pub file: PathBuf,
-    /// The place in the file.
-    pub place: Place,
+    /// The position in the file.
+    pub position: Position,
 }
 
 /// Returns every key of `settings`, in the order of the shipped file.
@@ -55,16 +55,16 @@ pub fn values(settings: &Settings) -> Vec<KeyValue> {
 }
 
 /// Returns every key of `settings`, with its origin from `merged`.
-pub(super) fn with_origins(settings: &Settings, merged: &Merged) -> Vec<KeyValue> {
+pub(super) fn with_origins(settings: &Settings, merged: &MergedConfig) -> Vec<KeyValue> {
     rows(settings, |setting| {
-        let (file, place) = merged.origin(setting)?;
-        Some(Origin { file: file.to_owned(), place })
+        let (file, position) = merged.origin(setting)?;
+        Some(ValueOrigin { file: file.to_owned(), position })
     })
 }
 
 /// Returns the effective values of a daemon that started with `started` and applied `applied`
 /// since. Keys that need a restart have the value of the start.
-pub fn in_force(started: &Settings, applied: &Settings) -> Vec<KeyValue> {
+pub fn running_values(started: &Settings, applied: &Settings) -> Vec<KeyValue> {
     let mut values = values(applied);
     let waiting = rows(started, |_| None).into_iter().filter(|value| value.restart);
     let mut waiting: BTreeMap<_, _> = waiting.map(|value| (value.path, value.value)).collect();
@@ -76,7 +76,7 @@ pub fn in_force(started: &Settings, applied: &Settings) -> Vec<KeyValue> {
     values
 }
 
-fn rows(settings: &Settings, origin: impl Fn(&[String]) -> Option<Origin>) -> Vec<KeyValue> {
+fn rows(settings: &Settings, origin: impl Fn(&[String]) -> Option<ValueOrigin>) -> Vec<KeyValue> {
     let mut defaults = Settings::default();
     defaults.models.insert(NOBODY.to_owned(), ModelSettings::default());
     defaults.aliases.insert(NOBODY.to_owned(), AliasSettings::default());
@@ -108,7 +108,7 @@ fn rows(settings: &Settings, origin: impl Fn(&[String]) -> Option<Origin>) -> Ve
 }
 
 /// Returns the operator's names for the placeholder of `key`; one empty text when the key has none.
-fn given<'a>(key: &Key, settings: &'a Settings) -> Vec<&'a str> {
+fn given<'a>(key: &ConfigKey, settings: &'a Settings) -> Vec<&'a str> {
     if key.name.contains(MODEL) {
         settings.models.keys().map(String::as_str).collect()
     } else if key.name.contains(ALIAS) {
@@ -154,10 +154,10 @@ mod tests {
     fn pending_restart_keeps_old_value() {
         let started = settings("socket: { mode: \"0600\" }\nembedding: { queue_size: 1 }");
         let applied = settings("socket: { mode: \"0660\" }\nembedding: { queue_size: 2 }");
-        let values = in_force(&started, &applied);
+        let values = running_values(&started, &applied);
         assert_eq!(value(&values, "socket.mode").value, "\"0600\"");
         assert_eq!(value(&values, "embedding.queue_size").value, "2");
         assert!(value(&values, "socket.mode").restart);
-        assert_eq!(in_force(&applied, &applied), super::values(&applied));
+        assert_eq!(running_values(&applied, &applied), super::values(&applied));
     }
 }

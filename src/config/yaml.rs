@@ -1,6 +1,6 @@
 //! Writes settings as YAML: one value on one line, or all of them as a file with the same meaning.
 //!
-//! Pure, and the inverse of [`Kind::check`]. Writes only sections, plain and quoted words, and
+//! Pure, and the inverse of [`ValueKind::check`]. Writes only sections, plain and quoted words, and
 //! lists on one line. Asks the parser whether a word needs quotes.
 
 use std::fmt::Write;
@@ -10,38 +10,40 @@ use figment::value::{Dict, Value as Checked};
 
 use super::KeyValue;
 use super::file::{self, Value};
-use super::keys::Kind;
-use super::records::Field;
+use super::keys::ValueKind;
+use super::sections::SectionField;
 
 /// Formats `value`, in the form of the settings, as a value of this kind in a file. Returns `None`
 /// when the kind cannot express it.
-pub(super) fn value(kind: &Kind, value: &Checked) -> Option<String> {
+pub(super) fn value(kind: &ValueKind, value: &Checked) -> Option<String> {
     match (kind, value) {
-        (Kind::Or(word, _), Checked::Empty(..)) => Some((*word).to_owned()),
-        (Kind::AccountOrNone, Checked::Empty(..)) => Some("null".to_owned()),
-        (Kind::Or(_, inner), held) => self::value(inner, held),
-        (Kind::Flag | Kind::NoDownload, held) => held.to_bool().map(|flag| flag.to_string()),
-        (Kind::Count(..), held) => Some(held.to_u128()?.to_string()),
-        (Kind::Size(..), held) => Some(size(held.to_u128()?)),
-        (Kind::Percent, held) => Some(format!("{}%", held.to_u128()?)),
-        (Kind::Gigabytes, held) => Some(gigabytes(held.to_u128()?)),
-        (Kind::Time(..), held) => duration(held.as_dict()?),
-        (Kind::Mode, held) => Some(format!("\"{:04o}\"", held.to_u128()?)),
+        (ValueKind::Or(word, _), Checked::Empty(..)) => Some((*word).to_owned()),
+        (ValueKind::AccountOrNone, Checked::Empty(..)) => Some("null".to_owned()),
+        (ValueKind::Or(_, inner), held) => self::value(inner, held),
+        (ValueKind::Flag | ValueKind::NoDownload, held) => {
+            held.to_bool().map(|flag| flag.to_string())
+        }
+        (ValueKind::Count(..), held) => Some(held.to_u128()?.to_string()),
+        (ValueKind::Size(..), held) => Some(size(held.to_u128()?)),
+        (ValueKind::Percent, held) => Some(format!("{}%", held.to_u128()?)),
+        (ValueKind::Gigabytes, held) => Some(gigabytes(held.to_u128()?)),
+        (ValueKind::Time(..), held) => duration(held.as_dict()?),
+        (ValueKind::Mode, held) => Some(format!("\"{:04o}\"", held.to_u128()?)),
         (
-            Kind::OneOf(_)
-            | Kind::Path
-            | Kind::SocketPath
-            | Kind::Model
-            | Kind::Name
-            | Kind::Account
-            | Kind::AccountOrNone,
+            ValueKind::OneOf(_)
+            | ValueKind::Path
+            | ValueKind::SocketPath
+            | ValueKind::Model
+            | ValueKind::Name
+            | ValueKind::Account
+            | ValueKind::AccountOrNone,
             held,
         ) => Some(word(held.as_str()?)),
-        (Kind::List(inner), held) => {
+        (ValueKind::List(inner), held) => {
             let items = held.as_array()?.iter().map(|item| self::value(inner, item));
             Some(format!("[{}]", items.collect::<Option<Vec<_>>>()?.join(", ")))
         }
-        (Kind::Records(fields), held) => {
+        (ValueKind::Records(fields), held) => {
             let records = held.as_array()?.iter().map(|item| record(fields, item.as_dict()?));
             Some(format!("[{}]", records.collect::<Option<Vec<_>>>()?.join(", ")))
         }
@@ -49,7 +51,7 @@ pub(super) fn value(kind: &Kind, value: &Checked) -> Option<String> {
 }
 
 /// Formats a section of a list. Leaves out an empty value if its kind has no word for it.
-fn record(fields: &[Field], section: &Dict) -> Option<String> {
+fn record(fields: &[SectionField], section: &Dict) -> Option<String> {
     let mut keys = Vec::new();
     for field in fields {
         let held = section.get(field.name)?;
@@ -111,30 +113,30 @@ pub fn document(values: &[KeyValue], comment: impl Fn(&KeyValue) -> Option<Strin
 }
 
 /// A section or a key of the file.
-enum Below<'a> {
+enum YamlNode<'a> {
     Section(Vec<(&'a str, Self)>),
     Key(&'a KeyValue),
 }
 
 /// Inserts `value` at `path`. Sections keep the order in which they were created.
-fn put<'a>(section: &mut Vec<(&'a str, Below<'a>)>, path: &'a [String], value: &'a KeyValue) {
+fn put<'a>(section: &mut Vec<(&'a str, YamlNode<'a>)>, path: &'a [String], value: &'a KeyValue) {
     let [name, rest @ ..] = path else { return };
     if rest.is_empty() {
-        return section.push((name, Below::Key(value)));
+        return section.push((name, YamlNode::Key(value)));
     }
     let begun = section.iter().position(|(begun, _)| begun == name);
     let index = begun.unwrap_or(section.len());
     if begun.is_none() {
-        section.push((name, Below::Section(Vec::new())));
+        section.push((name, YamlNode::Section(Vec::new())));
     }
-    if let Some((_, Below::Section(below))) = section.get_mut(index) {
+    if let Some((_, YamlNode::Section(below))) = section.get_mut(index) {
         put(below, rest, value);
     }
 }
 
 fn write(
     text: &mut String,
-    section: &[(&str, Below<'_>)],
+    section: &[(&str, YamlNode<'_>)],
     depth: usize,
     comment: &impl Fn(&KeyValue) -> Option<String>,
 ) {
@@ -142,8 +144,8 @@ fn write(
         let (indent, name) = ("  ".repeat(depth), word(name));
         // Writing to a `String` cannot fail.
         let written = match below {
-            Below::Section(_) => writeln!(text, "{indent}{name}:"),
-            Below::Key(key) => match comment(key) {
+            YamlNode::Section(_) => writeln!(text, "{indent}{name}:"),
+            YamlNode::Key(key) => match comment(key) {
                 None => writeln!(text, "{indent}{name}: {}", key.value),
                 Some(comment) => {
                     // Replace control characters: a path may have any, and the rest after a line
@@ -154,7 +156,7 @@ fn write(
             },
         };
         written.unwrap_or(());
-        if let Below::Section(below) = below {
+        if let YamlNode::Section(below) = below {
             write(text, below, depth + 1, comment);
         }
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use super::run;
-use crate::config::Source;
+use crate::config::ConfigSource;
 use crate::exit::Exit;
 use crate::models::selftest;
 
@@ -31,8 +31,8 @@ pub fn main() -> ExitCode {
         return code;
     }
     match Arguments::try_parse() {
-        Ok(Arguments { config: Some(file) }) => run(Source::File(file)),
-        Ok(Arguments { config: None }) => run(Source::Layers { root: PathBuf::from("/") }),
+        Ok(Arguments { config: Some(file) }) => run(ConfigSource::File(file)),
+        Ok(Arguments { config: None }) => run(ConfigSource::Layers { root: PathBuf::from("/") }),
         Err(error) => {
             // An error of printing is ignored: if stdout and stderr are closed, the message cannot
             // be shown.

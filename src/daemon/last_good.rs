@@ -74,7 +74,7 @@ impl LastGood {
     ///
     /// # Errors
     /// Fails if the file exists but cannot be used.
-    pub(super) fn load(&self) -> Result<Option<config::Loaded>, LastGoodError> {
+    pub(super) fn load(&self) -> Result<Option<config::LoadedConfig>, LastGoodError> {
         let Some(path) = &self.path else { return Ok(None) };
         let content = match files::read_limited(path, LARGEST) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -83,7 +83,7 @@ impl LastGood {
         let body = body(&content).ok_or_else(|| LastGoodError::Damaged(path.clone()))?;
         let settings = config::parse(path, body.to_vec())
             .map_err(|source| LastGoodError::OtherVersion { path: path.clone(), source })?;
-        Ok(Some(config::Loaded { settings, files: vec![path.clone()] }))
+        Ok(Some(config::LoadedConfig { settings, files: vec![path.clone()] }))
     }
 
     /// Keeps `settings` on disk. Writes nothing if the file holds them already. Blocks until they

@@ -14,7 +14,7 @@ use listenfd::ListenFd;
 use nix::fcntl::Flock;
 use nix::unistd::Group;
 
-use crate::config::Socket;
+use crate::config::SocketSettings;
 use crate::files::{self, FileError};
 use crate::log::Message;
 
@@ -84,7 +84,7 @@ impl Drop for Bound {
 
 impl Listening {
     /// Takes the socket that systemd passed, or binds the one of `settings`.
-    pub(super) fn open(settings: &Socket) -> Result<Self, ListenError> {
+    pub(super) fn open(settings: &SocketSettings) -> Result<Self, ListenError> {
         let names = std::env::var("LISTEN_FDNAMES").ok();
         let mut passed = ListenFd::from_env();
         if passed.len() > 0 {
@@ -116,7 +116,7 @@ pub(super) fn binds() -> bool {
     passed != Some(std::process::id())
 }
 
-fn bind(settings: &Socket) -> Result<(UnixListener, Bound), ListenError> {
+fn bind(settings: &SocketSettings) -> Result<(UnixListener, Bound), ListenError> {
     let path = &settings.path;
     let directory = path.parent().unwrap_or(Path::new("/"));
     if !directory.is_dir() {
@@ -167,8 +167,8 @@ mod tests {
     use super::*;
     use crate::config::Settings;
 
-    fn settings(path: PathBuf) -> Socket {
-        Socket { path, mode: 0o640, group: None, ..Settings::default().socket }
+    fn settings(path: PathBuf) -> SocketSettings {
+        SocketSettings { path, mode: 0o640, group: None, ..Settings::default().socket }
     }
 
     #[test]
@@ -225,8 +225,10 @@ mod tests {
         let nowhere = settings(root.path().join("no/such/caxton.sock"));
         let error = Listening::open(&nowhere).unwrap_err();
         assert!(matches!(error, ListenError::NoDirectory(_)), "{error}");
-        let grouped =
-            Socket { group: Some("no-such-group".to_owned()), ..settings(root.path().join("s")) };
+        let grouped = SocketSettings {
+            group: Some("no-such-group".to_owned()),
+            ..settings(root.path().join("s"))
+        };
         let error = Listening::open(&grouped).unwrap_err();
         assert!(matches!(error, ListenError::NoGroup(_)), "{error}");
     }

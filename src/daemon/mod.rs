@@ -43,7 +43,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::api::wire::sandbox::Sandbox;
 use crate::api::{self, App, Tenants};
-use crate::config::{self, Settings, Source};
+use crate::config::{self, ConfigSource, Settings};
 use crate::errors::{chain, errno};
 use crate::events::Events;
 use crate::exit::Exit;
@@ -60,7 +60,7 @@ use crate::models::usage::{self, Usage};
 use crate::models::{Handle, Parts, load, trust};
 use crate::package::{self, Store, StoreError};
 use crate::units::milliseconds;
-use crate::watch::{self, Completed, Writes};
+use crate::watch::{self, CompletedFiles, WriteFilter};
 use ahead::{default_is_there, load_ahead, load_default};
 pub use arguments::{command, main};
 use last_good::LastGood;
@@ -88,7 +88,7 @@ const REST_OF_STOP: Duration = Duration::from_secs(5);
 const TURNS: usize = 1;
 
 /// Runs the daemon with the configuration of `source` until SIGTERM or SIGINT.
-pub fn run(source: Source) -> Exit {
+pub fn run(source: ConfigSource) -> Exit {
     let exit = run_until_stopped(source).err().unwrap_or(Exit::Ok);
     match log::finish() {
         Ok(()) => exit,
@@ -98,7 +98,7 @@ pub fn run(source: Source) -> Exit {
     }
 }
 
-fn run_until_stopped(source: Source) -> Result<(), Exit> {
+fn run_until_stopped(source: ConfigSource) -> Result<(), Exit> {
     let started = Instant::now();
     // Call both before a second thread exists.
     let gives_back = release::give_back_large_blocks();
@@ -216,10 +216,10 @@ fn open_store(settings: &Settings) -> Result<Arc<Store>, Exit> {
 
 /// Configuration as it was read at start, and the means to read it again.
 struct ReadConfiguration {
-    source: Source,
+    source: ConfigSource,
     start: Start,
     last_good: LastGood,
-    level: log::Level,
+    level: log::LevelHandle,
 }
 
 /// Runner of self-tests, and the token that stops it when the daemon drains.
@@ -266,17 +266,17 @@ impl Daemon {
         let (drop_ticks, dropped) = mpsc::channel(1);
         let config_watch = watch::watch(
             config::directories(&source),
-            Writes::Finished,
+            WriteFilter::Finished,
             config_ticks,
             stop_all.clone(),
         );
         let drop_directory = settings.packages.drop_directory.clone();
-        let (looked_at, completed) = (vec![drop_directory.clone()], Completed::default());
-        let writes = Writes::Each(completed.clone());
+        let (looked_at, completed) = (vec![drop_directory.clone()], CompletedFiles::default());
+        let writes = WriteFilter::Each(completed.clone());
         let drop_watch = watch::watch(looked_at, writes, drop_ticks, stop_all.clone());
         let (key_ticks, keys_changed) = mpsc::channel(1);
         let keys = vec![settings.packages.keys_directory.clone()];
-        let keys_watch = watch::watch(keys, Writes::Finished, key_ticks, stop_all.clone());
+        let keys_watch = watch::watch(keys, WriteFilter::Finished, key_ticks, stop_all.clone());
 
         let (metrics, events) = (Metrics::new(api::ROUTES), Events::new(SystemTime::now()));
         let (reloader, follow) = Reloader::new(source, start, last_good, level, events.clone());
@@ -302,7 +302,7 @@ impl Daemon {
         let intake =
             Intake::new(installer.clone(), follow.schedule, bundled_directory, drop_directory);
         let mut extending = JoinSet::new();
-        extending.spawn(systemd::extend_start(package::hashed));
+        extending.spawn(systemd::extend_start(package::hashed_bytes));
         let mut tasks = JoinSet::new();
         tasks.spawn(ending("memory monitor", monitor));
         tasks.spawn(ending("manager", manager));

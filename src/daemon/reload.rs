@@ -13,7 +13,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::last_good::{LastGood, LastGoodError};
 use crate::api::wire::Configuration;
-use crate::config::{self, ConfigError, Loaded, LogLevel, Settings, Source};
+use crate::config::{self, ConfigError, ConfigSource, LoadedConfig, LogLevel, Settings};
 use crate::errors::chain;
 use crate::events::{Event, Events};
 use crate::log::{self, Message};
@@ -33,7 +33,7 @@ pub(super) struct Follow {
 
 /// Configuration with which the daemon starts.
 pub(super) struct Start {
-    pub(super) loaded: Loaded,
+    pub(super) loaded: LoadedConfig,
     /// Problems of the files. If there are any, `loaded` is the last good configuration.
     pub(super) problems: Vec<String>,
 }
@@ -44,7 +44,7 @@ impl Start {
     ///
     /// # Errors
     /// Fails if neither configuration can be used. The reason is logged.
-    pub(super) fn read(source: &Source, last_good: &LastGood) -> Result<Self, NothingGood> {
+    pub(super) fn read(source: &ConfigSource, last_good: &LastGood) -> Result<Self, NothingGood> {
         let error = match config::load(source) {
             Ok(loaded) => return Ok(Self { loaded, problems: Vec::new() }),
             Err(error) => error,
@@ -90,8 +90,8 @@ pub(super) struct NothingGood;
 
 /// Owner of the current settings. All changes are sent from here.
 pub(super) struct Reloader {
-    source: Source,
-    level: log::Level,
+    source: ConfigSource,
+    level: log::LevelHandle,
     /// Settings with which the daemon started. A key that needs a restart is compared with them.
     at_start: Arc<Settings>,
     last_good: LastGood,
@@ -106,13 +106,13 @@ pub(super) struct Reloader {
 impl Reloader {
     /// Applies the configuration that was read at start. Returns the channels to follow.
     pub(super) fn new(
-        source: Source,
+        source: ConfigSource,
         Start { loaded, problems }: Start,
         last_good: LastGood,
-        level: log::Level,
+        level: log::LevelHandle,
         events: Events,
     ) -> (Self, Follow) {
-        let Loaded { settings, files } = loaded;
+        let LoadedConfig { settings, files } = loaded;
         let configuration = Configuration {
             files: names(&files),
             last_good: !problems.is_empty(),
@@ -132,10 +132,10 @@ impl Reloader {
             settings: watch::Sender::new(Arc::new(settings)),
             events,
         };
-        reloader.events.send(Event::ConfigurationApplied { generation: 1 });
+        reloader.events.publish(Event::ConfigurationApplied { generation: 1 });
         let problems = reloader.configuration.borrow().problems.clone();
         if !problems.is_empty() {
-            reloader.events.send(Event::ConfigurationRefused { problems });
+            reloader.events.publish(Event::ConfigurationRefused { problems });
         }
         let follow = Follow {
             settings: reloader.settings.subscribe(),
@@ -176,7 +176,7 @@ impl Reloader {
     }
 
     /// Reads the files again. Returns `None` if settings, files and problems are all unchanged.
-    pub(super) async fn read(&self) -> Option<Result<Loaded, ConfigError>> {
+    pub(super) async fn read(&self) -> Option<Result<LoadedConfig, ConfigError>> {
         let source = self.source.clone();
         let read = tokio::task::spawn_blocking(move || config::load(&source)).await;
         let read = read
@@ -201,7 +201,7 @@ impl Reloader {
     }
 
     /// Applies the configuration that was read, or logs its problems.
-    pub(super) fn apply(&self, read: Result<Loaded, ConfigError>) {
+    pub(super) fn apply(&self, read: Result<LoadedConfig, ConfigError>) {
         match read {
             Ok(loaded) => self.accept(loaded),
             Err(error) => {
@@ -210,14 +210,14 @@ impl Reloader {
                     name: Message::ConfigurationRefused.name(),
                     "configuration rejected: the last good one stays in force"
                 );
-                self.events.send(Event::ConfigurationRefused { problems: problems.clone() });
+                self.events.publish(Event::ConfigurationRefused { problems: problems.clone() });
                 self.configuration.send_modify(|seen| seen.problems = problems);
             }
         }
     }
 
-    fn accept(&self, Loaded { settings, files }: Loaded) {
-        let waiting = config::change(&self.at_start, &settings).restart;
+    fn accept(&self, LoadedConfig { settings, files }: LoadedConfig) {
+        let waiting = config::diff(&self.at_start, &settings).restart;
         for key in &waiting {
             tracing::warn!(
                 name: Message::ConfigurationRestartNeeded.name(),
@@ -253,7 +253,7 @@ impl Reloader {
                 generation, files = ?seen.files,
                 "configuration applied"
             );
-            self.events.send(Event::ConfigurationApplied { generation });
+            self.events.publish(Event::ConfigurationApplied { generation });
         });
     }
 }

@@ -157,7 +157,7 @@ fn answer(turn: Turn) {
 
 /// Logs that `uid` wanted a connection when all slots were taken.
 fn tell(uid: u32, limit: usize, holder: Holder) {
-    if let Some(suppressed) = log::refusal(Message::ConnectionLimit, uid) {
+    if let Some(suppressed) = log::admit_refusal(Message::ConnectionLimit, uid) {
         let Holder { uid: holder, held } = holder;
         tracing::warn!(
             name: Message::ConnectionLimit.name(),

@@ -16,7 +16,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::marker::PhantomData;
 
-use super::simd::dense::Product;
+use super::simd::gemm::Product;
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
@@ -97,11 +97,11 @@ impl Tiles {
     #[expect(clippy::unused_self, reason = "proves that the tiles are configured")]
     pub(super) fn bf16(&self, product: &mut Product<'_>) {
         let rows = product.rows.next_multiple_of(TILE_ROWS);
-        let steps = product.strip.len() / TILE_GROUPS;
+        let steps = product.panel.len() / TILE_GROUPS;
         assert!(
-            product.fits(rows, product.strip.len())
+            product.fits(rows, product.panel.len())
                 && steps > 0
-                && product.strip.len().is_multiple_of(TILE_GROUPS),
+                && product.panel.len().is_multiple_of(TILE_GROUPS),
             "the caller gives whole tiles"
         );
         let (stride, out_stride) = (product.stride * 4, product.out_stride * 4);
@@ -124,9 +124,9 @@ impl Tiles {
                         "tilezero tmm2",
                         "tilezero tmm3",
                         "2:",
-                        "tileloadd tmm6, [{strip} + {strip_stride}]",
+                        "tileloadd tmm6, [{panel} + {strip_stride}]",
                         "tileloadd tmm4, [{upper} + {stride}]",
-                        "tileloadd tmm7, [{strip} + {strip_stride} + 64]",
+                        "tileloadd tmm7, [{panel} + {strip_stride} + 64]",
                         "tdpbf16ps tmm0, tmm4, tmm6",
                         "tileloadd tmm5, [{lower} + {stride}]",
                         "tdpbf16ps tmm1, tmm4, tmm7",
@@ -134,7 +134,7 @@ impl Tiles {
                         "tdpbf16ps tmm3, tmm5, tmm7",
                         "add {upper}, 64",
                         "add {lower}, 64",
-                        "add {strip}, 2048",
+                        "add {panel}, 2048",
                         "dec {steps}",
                         "jnz 2b",
                         "tilestored [{out} + {out_stride}], tmm0",
@@ -144,7 +144,7 @@ impl Tiles {
                         upper = inout(reg) operand => _,
                         lower = inout(reg) operand.add(TILE_ROWS * product.stride) => _,
                         stride = in(reg) stride,
-                        strip = inout(reg) product.strip.as_ptr() => _,
+                        panel = inout(reg) product.panel.as_ptr() => _,
                         strip_stride = in(reg) 128_usize,
                         steps = inout(reg) steps => _,
                         out = in(reg) out,
@@ -160,20 +160,20 @@ impl Tiles {
                         "tilezero tmm0",
                         "tilezero tmm1",
                         "2:",
-                        "tileloadd tmm6, [{strip} + {strip_stride}]",
+                        "tileloadd tmm6, [{panel} + {strip_stride}]",
                         "tileloadd tmm4, [{operand} + {stride}]",
-                        "tileloadd tmm7, [{strip} + {strip_stride} + 64]",
+                        "tileloadd tmm7, [{panel} + {strip_stride} + 64]",
                         "tdpbf16ps tmm0, tmm4, tmm6",
                         "tdpbf16ps tmm1, tmm4, tmm7",
                         "add {operand}, 64",
-                        "add {strip}, 2048",
+                        "add {panel}, 2048",
                         "dec {steps}",
                         "jnz 2b",
                         "tilestored [{out} + {out_stride}], tmm0",
                         "tilestored [{out} + {out_stride} + 64], tmm1",
                         operand = inout(reg) operand => _,
                         stride = in(reg) stride,
-                        strip = inout(reg) product.strip.as_ptr() => _,
+                        panel = inout(reg) product.panel.as_ptr() => _,
                         strip_stride = in(reg) 128_usize,
                         steps = inout(reg) steps => _,
                         out = in(reg) out,
@@ -226,10 +226,10 @@ mod emulator;
 #[expect(clippy::print_stderr, reason = "what is not the processor's own is said")]
 pub(super) mod tests {
     use super::*;
-    use crate::engine::linear::Format;
+    use crate::engine::linear::OperandFormat;
     use crate::engine::simd::Isa;
-    use crate::engine::simd::dense;
-    use crate::engine::simd::dense::tests::{SHAPES, results};
+    use crate::engine::simd::gemm;
+    use crate::engine::simd::gemm::tests::{SHAPES, results};
 
     /// Returns the tiles of this processor, or emulated ones if it has none.
     pub(in crate::engine) fn tiles() -> Amx {
@@ -248,8 +248,8 @@ pub(super) mod tests {
     fn tiles_match_scalar_twin() {
         let (tiles, isa) = (tiles().tiles(), Isa::baseline());
         for shape in SHAPES {
-            let expected = results(shape, Format::Bf16, |product| dense::bf16(isa, product));
-            let found = results(shape, Format::Bf16, |product| tiles.bf16(product));
+            let expected = results(shape, OperandFormat::Bf16, |product| gemm::bf16(isa, product));
+            let found = results(shape, OperandFormat::Bf16, |product| tiles.bf16(product));
             for (a, b) in found.iter().zip(&expected) {
                 assert!((a - b).abs() <= 1e-3, "{shape:?}: {a} not {b}");
             }

@@ -11,7 +11,7 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::quote::{escaped, quoted};
+use super::quote::{escape, quote};
 use super::spec::Family;
 use super::{EngineError, ModelSpec};
 
@@ -47,7 +47,7 @@ impl HiddenActivation {
         Self::NAMES.into_iter().find(|known| known.0 == name).map(|known| known.1).ok_or_else(
             || {
                 let known = Self::NAMES.map(|known| known.0).join(", ");
-                mismatch(format!("unknown activation {}; known: {known}", quoted(name)))
+                mismatch(format!("unknown activation {}; known: {known}", quote(name)))
             },
         )
     }
@@ -55,7 +55,7 @@ impl HiddenActivation {
 
 /// Fields of `config.json`. DistilBERT has its own names for the same sizes.
 #[derive(Deserialize)]
-struct File {
+struct ConfigFile {
     vocab_size: usize,
     #[serde(alias = "dim")]
     hidden_size: usize,
@@ -119,13 +119,13 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], spec: &ModelSpec) -> Resu
     }
     let unreadable = |source: serde_json::Error| EngineError::File {
         file: FILE.to_owned(),
-        source: escaped(source).into(),
+        source: escape(source).into(),
     };
     let kind: Kind = serde_json::from_slice(bytes).map_err(unreadable)?;
     if kind.model_type != spec.architecture.name() {
         return Err(mismatch(format!(
             "model_type is {}, the model is said to be \"{}\"",
-            quoted(&kind.model_type),
+            quote(&kind.model_type),
             spec.architecture
         )));
     }
@@ -194,7 +194,7 @@ impl EncoderConfig {
         family: Family,
         spec: &ModelSpec,
     ) -> Result<Self, EngineError> {
-        let file: File = parse(bytes, spec)?;
+        let file: ConfigFile = parse(bytes, spec)?;
         let config = Self {
             family,
             vocab_size: file.vocab_size,
@@ -225,7 +225,7 @@ impl EncoderConfig {
         if let Some(other) = file.position_embedding_type.filter(|name| name != "absolute") {
             return Err(mismatch(format!(
                 "position_embedding_type {} is not supported",
-                quoted(&other)
+                quote(&other)
             )));
         }
         if file.is_decoder {
@@ -294,7 +294,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::engine::spec::Runtime;
-    use crate::engine::{Activation, Architecture, Dense, Pooling};
+    use crate::engine::{Activation, Architecture, DenseSpec, Pooling};
 
     pub(in crate::engine) fn spec(architecture: Architecture) -> ModelSpec {
         ModelSpec {
@@ -422,7 +422,7 @@ pub(super) mod tests {
 
     #[test]
     fn dense_layer_dimensions_must_match() {
-        let dense = |in_features, out_features| Dense {
+        let dense = |in_features, out_features| DenseSpec {
             in_features,
             out_features,
             bias: true,

@@ -16,13 +16,13 @@
 use super::candle_runtime::ModernBertConfig;
 use super::config::EncoderConfig;
 use super::encoder::Encoder;
-use super::layout::{self, Expected};
-use super::pool::Head;
+use super::pooling::PoolingHead;
 use super::spec::{Family, Runtime};
 use super::static_embedding::{self, StaticConfig};
-use super::tokenize::Memory;
-use super::{Architecture, EngineError, ModelSpec, Options, fused, precision, weights};
-use crate::integers::input_blocks;
+use super::tensor_names::{self, RequiredTensor};
+use super::tokenize::TokenizerMemory;
+use super::{Architecture, EngineError, EngineOptions, ModelSpec, fused, precision, weights};
+use crate::quantization::input_blocks;
 
 /// Size of the largest `tokenizer.json` in which words are counted, in bytes. The estimate for a
 /// larger file is the upper bound. The file of Gemma has 33 million bytes.
@@ -30,7 +30,7 @@ pub const COUNTED_BYTES: u64 = 40 << 20;
 
 /// Storage format of the matrices in `model.safetensors`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
+pub enum WeightsFormat {
     /// Values of 32 bits.
     F32,
     /// Values of 16 bits.
@@ -39,7 +39,7 @@ pub enum Stored {
     Int8,
 }
 
-impl Stored {
+impl WeightsFormat {
     const fn value_bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
@@ -59,7 +59,7 @@ pub struct FileSizes {
     /// Total size of the files of all dense layers.
     pub dense: u64,
     /// Storage format of the matrices in `model.safetensors`.
-    pub stored: Stored,
+    pub stored: WeightsFormat,
 }
 
 /// Memory that a model takes, in bytes.
@@ -103,24 +103,24 @@ pub fn footprint(
     config: &[u8],
     tokenizer: Option<&[u8]>,
     sizes: FileSizes,
-    options: Options,
+    options: EngineOptions,
 ) -> Result<Footprint, EngineError> {
     let (vocabulary, of_weights) = match spec.architecture.runtime() {
-        Runtime::Fused(family) => of_encoder(spec, config, family, sizes, options),
-        Runtime::ModernBert => of_candle(spec, config, sizes),
-        Runtime::Static => of_table(spec, config, sizes),
+        Runtime::Fused(family) => encoder_footprint(spec, config, family, sizes, options),
+        Runtime::ModernBert => modernbert_footprint(spec, config, sizes),
+        Runtime::Static => table_footprint(spec, config, sizes),
     }?;
-    let counted = tokenizer.and_then(|tokenizer| Memory::of(tokenizer, vocabulary));
+    let counted = tokenizer.and_then(|tokenizer| TokenizerMemory::estimate(tokenizer, vocabulary));
     let tokenizer = counted.unwrap_or_else(|| match sizes.tokenizer > COUNTED_BYTES {
-        true => Memory::most(vocabulary),
+        true => TokenizerMemory::upper_bound(vocabulary),
         false => {
             let kind = TokenizerKind::guess(spec.architecture, sizes.tokenizer, vocabulary);
             let words = |bytes| (vocabulary as u64).saturating_mul(bytes);
             let (kept, reading) = kind.word_bytes();
-            Memory { kept: words(kept), reading: words(reading) }
+            TokenizerMemory { kept: words(kept), reading: words(reading) }
         }
     });
-    let beside_weights = tokenizer.kept.saturating_add(Head::bytes_of(spec));
+    let beside_weights = tokenizer.kept.saturating_add(PoolingHead::bytes_of(spec));
     Ok(Footprint {
         weight_bytes: of_weights.weight_bytes.saturating_add(beside_weights),
         loading_bytes: tokenizer
@@ -133,26 +133,27 @@ pub fn footprint(
 
 /// Returns the number of words and the memory of the weights for a model that the fused encoder
 /// runs.
-fn of_encoder(
+fn encoder_footprint(
     spec: &ModelSpec,
     config: &[u8],
     family: Family,
     sizes: FileSizes,
-    options: Options,
+    options: EngineOptions,
 ) -> Result<(usize, Footprint), EngineError> {
     let config = EncoderConfig::read(config, family, spec)?;
-    let rest = sizes.rest(config.layers, config.hidden_size, |layers| {
-        layout::encoder_tensors(&EncoderConfig { layers, ..config.clone() }).collect()
+    let rest = sizes.scratch_and_loading(config.layers, config.hidden_size, |layers| {
+        tensor_names::encoder_tensors(&EncoderConfig { layers, ..config.clone() }).collect()
     })?;
-    let choice = precision::choose(options.precision, sizes.stored == Stored::Int8);
+    let choice =
+        precision::choose_arithmetic(options.precision, sizes.stored == WeightsFormat::Int8);
     let longest = spec.max_sequence_length;
     let (threads, budget) = (options.threads.max(1), options.batch_tokens);
     let table = sizes.table(config.vocab_size, config.hidden_size, rest);
     let weights = Encoder::bytes_of(&config, longest, choice.format);
     let footprint = Footprint {
         weight_bytes: table.weight_bytes.saturating_add(weights),
-        loading_bytes: of_header(config.layers, |layers| {
-            layout::encoder_tensors(&EncoderConfig { layers, ..config.clone() }).collect()
+        loading_bytes: header_bytes(config.layers, |layers| {
+            tensor_names::encoder_tensors(&EncoderConfig { layers, ..config.clone() }).collect()
         }),
         scratch_bytes: fused::scratch_bytes(&config, &choice, longest, budget, threads),
         ..table
@@ -161,35 +162,36 @@ fn of_encoder(
 }
 
 /// Returns the number of words and the memory of the weights for a model that candle runs.
-fn of_candle(
+fn modernbert_footprint(
     spec: &ModelSpec,
     config: &[u8],
     sizes: FileSizes,
 ) -> Result<(usize, Footprint), EngineError> {
     let config = ModernBertConfig::read(config, spec)?;
     let tensors = |layers| config.tensors_of(layers).collect();
-    sizes.rest(config.layers(), 0, tensors)?;
+    sizes.scratch_and_loading(config.layers(), 0, tensors)?;
     let longest = spec.max_sequence_length;
-    let values = saturated(of_layers(config.layers(), tensors, elements));
+    let values = saturate(sum_over_layers(config.layers(), tensors, elements));
     let weights = values.saturating_mul(size_of::<f32>() as u64);
     let footprint = Footprint {
         weight_bytes: weights.saturating_add(config.rotation_bytes(longest)),
         mapped_bytes: 0,
         scratch_bytes: config.scratch_bytes(longest),
-        loading_bytes: of_header(config.layers(), tensors),
+        loading_bytes: header_bytes(config.layers(), tensors),
     };
     Ok((config.vocab_size(), footprint))
 }
 
 /// Returns the number of words and the memory of the table for static embeddings.
-fn of_table(
+fn table_footprint(
     spec: &ModelSpec,
     config: &[u8],
     sizes: FileSizes,
 ) -> Result<(usize, Footprint), EngineError> {
     let StaticConfig { vocab_size, hidden_size } = StaticConfig::read(config, spec)?;
     let shape = [vocab_size, hidden_size];
-    let rest = sizes.rest(0, 0, |_| vec![Expected::new(static_embedding::TABLE, shape)])?;
+    let rest = sizes
+        .scratch_and_loading(0, 0, |_| vec![RequiredTensor::new(static_embedding::TABLE, shape)])?;
     let loading_bytes = weights::header_memory(1);
     Ok((vocab_size, Footprint { loading_bytes, ..sizes.table(vocab_size, hidden_size, rest) }))
 }
@@ -200,30 +202,30 @@ impl FileSizes {
     ///
     /// Returns an error if the configuration has more values than the file has bytes. So later
     /// computations cannot overflow with the sizes in the configuration.
-    fn rest(
+    fn scratch_and_loading(
         &self,
         layers: usize,
         channels: usize,
-        tensors: impl Fn(usize) -> Vec<Expected>,
+        tensors: impl Fn(usize) -> Vec<RequiredTensor>,
     ) -> Result<u64, EngineError> {
-        let values = of_layers(layers, &tensors, elements);
+        let values = sum_over_layers(layers, &tensors, elements);
         if values > u128::from(self.weights) {
             return Err(EngineError::Mismatch(format!(
                 "config.json describes {values} weights, model.safetensors has {} bytes",
                 self.weights
             )));
         }
-        let stored = of_layers(layers, &tensors, |tensor| match tensor.shape[..] {
+        let stored = sum_over_layers(layers, &tensors, |tensor| match tensor.shape[..] {
             [rows, columns] => {
                 let scales = match self.stored {
-                    Stored::Int8 => scale_bytes(&tensor.name, rows, columns, channels),
-                    Stored::F32 | Stored::F16 => 0,
+                    WeightsFormat::Int8 => scale_bytes(&tensor.name, rows, columns, channels),
+                    WeightsFormat::F32 | WeightsFormat::F16 => 0,
                 };
                 elements(tensor) * u128::from(self.stored.value_bytes()) + scales
             }
             _ => elements(tensor) * 4,
         });
-        Ok(self.weights.saturating_sub(saturated(stored)))
+        Ok(self.weights.saturating_sub(saturate(stored)))
     }
 
     /// Returns the memory of a table of `rows` words that stays in the file. At most `rest` bytes
@@ -231,8 +233,8 @@ impl FileSizes {
     fn table(&self, rows: usize, columns: usize, rest: u64) -> Footprint {
         let mapped = (rows as u64).saturating_mul(columns as u64);
         let (scales, outliers) = match self.stored {
-            Stored::F32 | Stored::F16 => (0, 0),
-            Stored::Int8 => (rows as u64 * 4, rest / weights::OUTLIER_FILE_BYTES),
+            WeightsFormat::F32 | WeightsFormat::F16 => (0, 0),
+            WeightsFormat::Int8 => (rows as u64 * 4, rest / weights::OUTLIER_FILE_BYTES),
         };
         Footprint {
             weight_bytes: scales + outliers.saturating_mul(weights::OUTLIER_BYTES),
@@ -250,20 +252,20 @@ fn scale_bytes(name: &str, rows: usize, columns: usize, channels: usize) -> u128
     4 * (rows as u128 * ends.len() as u128 + blocks as u128)
 }
 
-fn elements(tensor: &Expected) -> u128 {
+fn elements(tensor: &RequiredTensor) -> u128 {
     tensor.shape.iter().fold(1, |all, &length| all.saturating_mul(length as u128))
 }
 
-fn saturated(bytes: u128) -> u64 {
+fn saturate(bytes: u128) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// Returns the sum of `size` over the `tensors` of a model with `layers` layers. All layers except
 /// the first are alike, so the sum over an absurd number of layers costs no more than over two.
-fn of_layers(
+fn sum_over_layers(
     layers: usize,
-    tensors: impl Fn(usize) -> Vec<Expected>,
-    size: impl Fn(&Expected) -> u128,
+    tensors: impl Fn(usize) -> Vec<RequiredTensor>,
+    size: impl Fn(&RequiredTensor) -> u128,
 ) -> u128 {
     let sum = |layers| tensors(layers).iter().map(&size).fold(0_u128, u128::saturating_add);
     let (one, two) = (sum(1), sum(2));
@@ -271,8 +273,8 @@ fn of_layers(
 }
 
 /// Returns the memory for parsing the header of the weights.
-fn of_header(layers: usize, tensors: impl Fn(usize) -> Vec<Expected>) -> u64 {
-    weights::header_memory(of_layers(layers, tensors, |_| 1))
+fn header_bytes(layers: usize, tensors: impl Fn(usize) -> Vec<RequiredTensor>) -> u64 {
+    weights::header_memory(sum_over_layers(layers, tensors, |_| 1))
 }
 
 /// Algorithm of a tokenizer. Its memory is estimated from the number of words instead of the file
@@ -331,11 +333,12 @@ mod tests {
 
     use super::*;
     use crate::engine::config::tests::{bert, spec};
-    use crate::engine::{Activation, Dense, ModelFiles, Precision, load};
+    use crate::engine::{Activation, DenseSpec, ModelFiles, Precision, load};
 
-    const OPTIONS: Options = Options { threads: 2, batch_tokens: 64, precision: Precision::F32 };
+    const OPTIONS: EngineOptions =
+        EngineOptions { threads: 2, batch_tokens: 64, precision: Precision::F32 };
     const SIZES: FileSizes =
-        FileSizes { tokenizer: 100, weights: 1 << 20, dense: 0, stored: Stored::F32 };
+        FileSizes { tokenizer: 100, weights: 1 << 20, dense: 0, stored: WeightsFormat::F32 };
 
     fn golden(name: &str, file: &str) -> Vec<u8> {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -361,7 +364,8 @@ mod tests {
             let mut dense = Vec::new();
             if name == "tiny-distiluse" {
                 let (bias, activation) = (true, Activation::Tanh);
-                spec.dense = vec![Dense { in_features: 64, out_features: 40, bias, activation }];
+                spec.dense =
+                    vec![DenseSpec { in_features: 64, out_features: 40, bias, activation }];
                 spec.dimensions = 40;
                 dense.push(golden(name, "2_Dense/model.safetensors"));
             }
@@ -376,7 +380,7 @@ mod tests {
                 ref other => panic!("{name}: {other}"),
             };
             for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-                let options = Options { precision, ..OPTIONS };
+                let options = EngineOptions { precision, ..OPTIONS };
                 let weights = golden(name, "model.safetensors");
                 let sizes = FileSizes { weights: weights.len() as u64, ..SIZES };
                 let told = footprint(&spec, &config, None, sizes, options).unwrap();
@@ -411,7 +415,7 @@ mod tests {
     fn scratch_grows_with_threads_and_pass_tokens() {
         let config = bert().to_string().into_bytes();
         let scratch = |threads, batch_tokens| {
-            let options = Options { threads, batch_tokens, ..OPTIONS };
+            let options = EngineOptions { threads, batch_tokens, ..OPTIONS };
             footprint(&spec(Architecture::Bert), &config, None, SIZES, options)
                 .unwrap()
                 .scratch_bytes
@@ -447,7 +451,7 @@ mod tests {
 
     #[test]
     fn integer_footprint_comes_from_file_size() {
-        let sizes = FileSizes { weights: 40_000, stored: Stored::Int8, ..SIZES };
+        let sizes = FileSizes { weights: 40_000, stored: WeightsFormat::Int8, ..SIZES };
         let config = json!({ "model_type": "static", "vocab_size": 1000, "hidden_size": 8 });
         let config = config.to_string().into_bytes();
         let told = footprint(&spec(Architecture::Static), &config, None, sizes, OPTIONS).unwrap();

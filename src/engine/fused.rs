@@ -1,4 +1,4 @@
-//! Runs texts through the fused [`Encoder`] and the [`Head`] on a fixed pool of threads.
+//! Runs texts through the fused [`Encoder`] and the [`PoolingHead`] on a fixed pool of threads.
 //!
 //! A large call is cut into passes of whole texts; the threads take one pass after another, the
 //! costliest first. A call that is too small for that is a single pass, which all threads compute
@@ -19,16 +19,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLoc
 
 use super::buffer::Buffer;
 use super::config::EncoderConfig;
-use super::encoder::{Encoder, Team};
-use super::layer::Widths;
-use super::limits::{Limits, finite};
-use super::linear::Machine;
-use super::peak;
-use super::pool::Head;
-use super::precision::{Choice, Report};
-use super::scratch::{RowShape, Shared, States, Work};
+use super::encoder::{Encoder, ThreadTeam};
+use super::input_limits::{InputLimits, check_finite};
+use super::layer::LayerDims;
+use super::linear::Backend;
+use super::peak_rate;
+use super::pooling::PoolingHead;
+use super::precision::{ArithmeticChoice, PrecisionReport};
+use super::scratch::{PassBuffers, RowShape, SharedScratch, ThreadScratch};
 use super::weights::Header;
-use super::{Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, threads};
+use super::{Embedder, EngineError, EngineOptions, ModelSpec, Output, WeightsFile, threads};
 
 /// Target size of a pass in tokens; all threads compute a call of at most this size together. In a
 /// pass of this size, reading the weights costs little relative to the products. In a larger pass,
@@ -36,12 +36,12 @@ use super::{Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, thre
 const PASS_TOKENS: usize = 384;
 
 /// A loaded model.
-pub(super) struct Fused {
+pub(super) struct FusedEmbedder {
     encoder: Encoder,
-    machine: Machine,
-    report: Report,
+    backend: Backend,
+    report: PrecisionReport,
     config: EncoderConfig,
-    head: Head,
+    head: PoolingHead,
     threads: rayon::ThreadPool,
     arenas: Vec<Mutex<Arena>>,
     /// Number of calls that are computing now.
@@ -49,10 +49,10 @@ pub(super) struct Fused {
     /// Lock over all arenas: shared by calls whose passes take one arena each, exclusive for a call
     /// that takes all of them. It guards the memory that threads share while they compute a pass
     /// together.
-    all_arenas: RwLock<Shared>,
+    all_arenas: RwLock<SharedScratch>,
     /// Whether some threads run on slower processors than others.
     unequal: bool,
-    limits: Limits,
+    limits: InputLimits,
     dimensions: usize,
     batch_tokens: usize,
 }
@@ -60,17 +60,17 @@ pub(super) struct Fused {
 /// Scratch memory of one thread.
 #[derive(Default)]
 struct Arena {
-    states: States,
-    work: Work,
+    states: PassBuffers,
+    scratch: ThreadScratch,
 }
 
 /// Indices of the texts that go through the encoder together.
-type Pass = Vec<usize>;
+type TextIndices = Vec<usize>;
 
 /// Guard that counts a running call.
-struct Call<'a>(&'a AtomicUsize);
+struct CallGuard<'a>(&'a AtomicUsize);
 
-impl<'a> Call<'a> {
+impl<'a> CallGuard<'a> {
     /// Counts a new call. Returns its guard and the number of running calls, this one included.
     fn begin(calls: &'a AtomicUsize) -> (Self, usize) {
         let others = calls.fetch_add(1, Ordering::Relaxed);
@@ -78,13 +78,13 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for CallGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Fused {
+impl FusedEmbedder {
     /// Builds the encoder of `config` from the weights in the safetensors `file`, which comes with
     /// its parsed header, followed by `head`.
     ///
@@ -95,25 +95,29 @@ impl Fused {
         spec: &ModelSpec,
         config: EncoderConfig,
         file: (Box<dyn WeightsFile>, Header),
-        head: Head,
-        choice: Choice,
-        options: Options,
+        head: PoolingHead,
+        choice: ArithmeticChoice,
+        options: EngineOptions,
     ) -> Result<Self, EngineError> {
-        let threads = threads::start(options.threads)?;
+        let threads = threads::start_pool(options.threads)?;
         let formats = (choice.format, choice.attention);
-        let reach = spec.max_sequence_length;
-        let encoder = threads.install(|| Encoder::read(&config, reach, file, formats))?;
+        let max_positions = spec.max_sequence_length;
+        let encoder = threads.install(|| Encoder::read(&config, max_positions, file, formats))?;
         Ok(Self {
             encoder,
-            machine: choice.machine,
+            backend: choice.backend,
             report: choice.report,
             head,
             arenas: (0..threads.current_num_threads()).map(|_| Mutex::default()).collect(),
             threads,
             calls: AtomicUsize::new(0),
             all_arenas: RwLock::default(),
-            unequal: threads::processors_are_unequal(),
-            limits: Limits { vocabulary: config.vocab_size, min: 1, max: spec.max_sequence_length },
+            unequal: threads::has_unequal_processors(),
+            limits: InputLimits {
+                vocabulary: config.vocab_size,
+                min: 1,
+                max: spec.max_sequence_length,
+            },
             config,
             dimensions: spec.dimensions,
             batch_tokens: options.batch_tokens,
@@ -127,17 +131,23 @@ impl Fused {
     }
 
     /// Computes `output` of the texts of `pass` on this thread.
-    fn run(&self, texts: &[&[u32]], pass: &Pass, output: Output, arena: &mut Arena) -> Vec<f32> {
+    fn run(
+        &self,
+        texts: &[&[u32]],
+        pass: &TextIndices,
+        output: Output,
+        arena: &mut Arena,
+    ) -> Vec<f32> {
         let encoder = &self.encoder;
-        let session = self.machine.session();
+        let session = self.backend.session();
         let rows = pass.iter().map(|&text| texts[text].len()).sum();
-        let Arena { states, work } = arena;
+        let Arena { states, scratch } = arena;
         states.reserve(encoder.shape(), rows);
         let mut first = 0;
         for &text in pass {
             encoder.embed(
                 &session,
-                work,
+                scratch,
                 texts[text],
                 &mut states.x.f32s_mut()[first * encoder.row()..],
             );
@@ -145,25 +155,25 @@ impl Fused {
         }
         for layer in encoder.layers() {
             let heads = states.heads.groups_mut();
-            encoder.project(layer, &session, work, states.x.f32s(), rows, heads);
+            encoder.project(layer, &session, scratch, states.x.f32s(), rows, heads);
             let mut first = 0;
             for &text in pass {
                 let length = texts[text].len();
                 let heads = &states.heads.groups()[first * encoder.shape().head_groups()..];
                 let attended = first * encoder.attended_stride();
                 let attended = &mut states.attended.groups_mut()[attended..];
-                encoder.attend(&session, work, heads, (rows, length), attended);
+                encoder.attend(&session, scratch, heads, (rows, length), attended);
                 first += length;
             }
             let attended = states.attended.groups();
-            encoder.finish(layer, &session, work, attended, rows, states.x.f32s_mut());
+            encoder.finish(layer, &session, scratch, attended, rows, states.x.f32s_mut());
         }
         let lengths = pass.iter().map(|&text| texts[text].len());
-        self.outputs(lengths, states, &mut work.vectors, output)
+        self.outputs(lengths, states, &mut scratch.vectors, output)
     }
 
     /// Acquires the exclusive right to all arenas. Returns `None` if other calls are computing.
-    fn try_alone(&self) -> Option<RwLockWriteGuard<'_, Shared>> {
+    fn try_alone(&self) -> Option<RwLockWriteGuard<'_, SharedScratch>> {
         match self.all_arenas.try_write() {
             Ok(alone) => Some(alone),
             Err(TryLockError::Poisoned(alone)) => Some(alone.into_inner()),
@@ -176,21 +186,21 @@ impl Fused {
     fn run_together(
         &self,
         texts: &[&[u32]],
-        pass: &Pass,
+        pass: &TextIndices,
         output: Output,
-        shared: &mut Shared,
+        shared: &mut SharedScratch,
     ) -> Vec<f32> {
         let texts: Vec<&[u32]> = pass.iter().map(|&text| texts[text]).collect();
         // Locking all arenas cannot deadlock: the exclusive lock on `all_arenas` keeps out the
         // passes of other calls, and `release_scratch` holds one arena at a time.
         let mut arenas: Vec<_> = (0..self.arenas.len()).map(|thread| self.arena(thread)).collect();
         let Some((owner, others)) = arenas.split_first_mut() else { return Vec::new() };
-        let Arena { states, work } = &mut **owner;
-        let mut works = vec![work];
-        works.extend(others.iter_mut().map(|arena| &mut arena.work));
-        let mut team = Team { machine: &self.machine, works };
+        let Arena { states, scratch } = &mut **owner;
+        let mut scratches = vec![scratch];
+        scratches.extend(others.iter_mut().map(|arena| &mut arena.scratch));
+        let mut team = ThreadTeam { backend: &self.backend, scratches };
         self.encoder.run_together(&mut team, &texts, states, shared);
-        let vectors = &mut team.works[0].vectors;
+        let vectors = &mut team.scratches[0].vectors;
         self.outputs(texts.iter().map(|text| text.len()), states, vectors, output)
     }
 
@@ -199,7 +209,7 @@ impl Fused {
     fn outputs(
         &self,
         lengths: impl Iterator<Item = usize>,
-        states: &States,
+        states: &PassBuffers,
         vectors: &mut Buffer,
         output: Output,
     ) -> Vec<f32> {
@@ -223,7 +233,12 @@ impl Fused {
     }
 
     /// Computes `output` of the texts of each of `passes`; the threads take the passes in order.
-    fn run_passes(&self, texts: &[&[u32]], passes: &[Pass], output: Output) -> Vec<Vec<f32>> {
+    fn run_passes(
+        &self,
+        texts: &[&[u32]],
+        passes: &[TextIndices],
+        output: Output,
+    ) -> Vec<Vec<f32>> {
         let mut found = vec![Vec::new(); passes.len()];
         self.threads.in_place_scope(|scope| {
             for (pass, found) in passes.iter().zip(&mut found) {
@@ -243,7 +258,7 @@ impl Fused {
     fn in_order(
         &self,
         lengths: &[usize],
-        passes: &[Pass],
+        passes: &[TextIndices],
         found: &[Vec<f32>],
         output: Output,
     ) -> Vec<f32> {
@@ -266,10 +281,10 @@ impl Fused {
     }
 }
 
-impl Embedder for Fused {
+impl Embedder for FusedEmbedder {
     fn compute(&self, texts: &[&[u32]], output: Output) -> Result<Vec<f32>, EngineError> {
         self.limits.check(texts)?;
-        let (_call, calls) = Call::begin(&self.calls);
+        let (_call, calls) = CallGuard::begin(&self.calls);
         // Round up: a pass that waits for a thread costs nothing, but a thread that waits for a
         // pass is idle.
         let threads = self.arenas.len().div_ceil(calls);
@@ -295,7 +310,7 @@ impl Embedder for Fused {
             (passes, found)
         };
         let outputs = self.in_order(&lengths, &passes, &found, output);
-        finite(outputs, self.report.precision.name())
+        check_finite(outputs, self.report.precision.name())
     }
 
     fn dimensions(&self) -> usize {
@@ -312,7 +327,7 @@ impl Embedder for Fused {
 
     fn release_scratch(&self) {
         (0..self.arenas.len()).for_each(|thread| *self.arena(thread) = Arena::default());
-        *self.all_arenas.write().unwrap_or_else(PoisonError::into_inner) = Shared::default();
+        *self.all_arenas.write().unwrap_or_else(PoisonError::into_inner) = SharedScratch::default();
     }
 
     fn matrix_operations(&self, tokens: usize) -> u64 {
@@ -320,10 +335,10 @@ impl Embedder for Fused {
     }
 
     fn matrix_peak(&self) -> io::Result<f64> {
-        peak::measure(self.machine, self.encoder.format(), self.arenas.len())
+        peak_rate::measure(self.backend, self.encoder.format(), self.arenas.len())
     }
 
-    fn report(&self) -> &Report {
+    fn report(&self) -> &PrecisionReport {
         &self.report
     }
 }
@@ -351,22 +366,22 @@ fn longest_pass(longest: usize, budget: usize) -> usize {
 /// `config`, in bytes, for texts of at most `longest` tokens in passes of at most `budget`.
 pub(super) fn scratch_bytes(
     config: &EncoderConfig,
-    choice: &Choice,
+    choice: &ArithmeticChoice,
     longest: usize,
     budget: usize,
     threads: usize,
 ) -> u64 {
-    let widths = Widths::new(config);
-    let shape = RowShape { widths, format: choice.format, attention: choice.attention };
+    let dims = LayerDims::new(config);
+    let shape = RowShape { dims, format: choice.format, attention: choice.attention };
     let arena = shape.arena_bytes(longest_pass(longest, budget), longest);
     // A single thread never computes a pass together with others.
-    let shared = if threads > 1 { Shared::bytes_of(&shape) } else { 0 };
+    let shared = if threads > 1 { SharedScratch::bytes_of(&shape) } else { 0 };
     threads as u64 * arena + shared
 }
 
 /// Cuts texts of `lengths` tokens into passes, the costliest first. There are enough passes for all
 /// threads. A pass exceeds `budget` only if it is a single text.
-fn passes(lengths: &[usize], budget: usize, threads: usize) -> Vec<Pass> {
+fn passes(lengths: &[usize], budget: usize, threads: usize) -> Vec<TextIndices> {
     let total: usize = lengths.iter().sum();
     let share = share(total.min(budget), threads);
     // Make the passes equal in size and a multiple of `threads` in number, so that at the end no
@@ -375,7 +390,7 @@ fn passes(lengths: &[usize], budget: usize, threads: usize) -> Vec<Pass> {
     let share = total.div_ceil(rounds * threads);
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&text| std::cmp::Reverse(lengths[text]));
-    let mut passes: Vec<Pass> = Vec::new();
+    let mut passes: Vec<TextIndices> = Vec::new();
     let mut tokens = 0;
     for text in order {
         // `tokens` counts the last pass together with this text.
@@ -403,7 +418,7 @@ mod tests {
     use crate::engine::{Precision, precision};
 
     /// Returns the memory of the residual streams of all threads.
-    fn rows_bytes(model: &Fused) -> u64 {
+    fn rows_bytes(model: &FusedEmbedder) -> u64 {
         (0..model.arenas.len()).map(|thread| model.arena(thread).states.x.bytes()).sum()
     }
 
@@ -411,11 +426,11 @@ mod tests {
     fn released_scratch_regrows_to_current_passes() {
         let (spec, files) = constant_bert(0.5);
         let config = fused(&files.config, &spec).unwrap();
-        let head = Head::read(&spec, &[]).unwrap();
-        let choice = precision::choose(Precision::F32, false);
-        let options = Options { threads: 2, batch_tokens: 1000, precision: Precision::F32 };
+        let head = PoolingHead::read(&spec, &[]).unwrap();
+        let choice = precision::choose_arithmetic(Precision::F32, false);
+        let options = EngineOptions { threads: 2, batch_tokens: 1000, precision: Precision::F32 };
         let file = opened(files.weights, &config);
-        let model = Fused::new(&spec, config, file, head, choice, options).unwrap();
+        let model = FusedEmbedder::new(&spec, config, file, head, choice, options).unwrap();
         let text: &[u32] = &[1, 2, 3, 4, 0, 1, 2, 3, 4, 0];
         let many = model.embed(&[text; 60]).unwrap();
         let most = rows_bytes(&model);
@@ -430,11 +445,11 @@ mod tests {
     fn unequal_threads_share_each_pass() {
         let (spec, files) = constant_bert(0.5);
         let config = fused(&files.config, &spec).unwrap();
-        let head = Head::read(&spec, &[]).unwrap();
-        let choice = precision::choose(Precision::F32, false);
-        let options = Options { threads: 3, batch_tokens: 1000, precision: Precision::F32 };
+        let head = PoolingHead::read(&spec, &[]).unwrap();
+        let choice = precision::choose_arithmetic(Precision::F32, false);
+        let options = EngineOptions { threads: 3, batch_tokens: 1000, precision: Precision::F32 };
         let file = opened(files.weights, &config);
-        let mut model = Fused::new(&spec, config, file, head, choice, options).unwrap();
+        let mut model = FusedEmbedder::new(&spec, config, file, head, choice, options).unwrap();
         let text: &[u32] = &[1, 2, 3, 4, 0, 1, 2, 3, 4, 0];
         let texts = [text; 60];
         assert!(texts.concat().len() > PASS_TOKENS);
@@ -452,7 +467,7 @@ mod tests {
     fn batch_is_split_evenly_over_threads() {
         assert_eq!(passes(&[10; 8], 1000, 2), [vec![0, 1, 2, 3], vec![4, 5, 6, 7]]);
         assert_eq!(passes(&[5, 40, 5], 1000, 2), [vec![1], vec![0, 2]]);
-        assert_eq!(passes(&[], 1000, 2), Vec::<Pass>::new());
+        assert_eq!(passes(&[], 1000, 2), Vec::<TextIndices>::new());
     }
 
     proptest! {

@@ -7,15 +7,15 @@
 
 use std::hint::black_box;
 
-use super::attention::{Attended, Heads, Memory};
+use super::attention::{AttentionHeads, AttentionOutput, AttentionScratch};
 use super::buffer::Buffer;
 use super::config::HiddenActivation;
-use super::linear::strip::Strip;
-use super::linear::{Format, Linear, Operand, ROWS};
-use super::precision::{self, Choice, Precision};
-use super::simd::rows::{self, Quantization};
-use super::simd::{Isa, STRIP};
-use crate::integers::{self, IntegerRow, STEPS};
+use super::linear::panel::PanelBuffer;
+use super::linear::{Linear, Operand, OperandFormat, ROWS};
+use super::precision::{self, ArithmeticChoice, Precision};
+use super::simd::rowwise::{self, RowQuantization};
+use super::simd::{Isa, PANEL_WIDTH};
+use crate::quantization::{self, QuantizedRow, STEPS};
 
 const HIDDEN: usize = 384;
 const INTERMEDIATE: usize = 1536;
@@ -51,30 +51,30 @@ impl LinearLayer {
     /// Returns the ends of the blocks of inputs that share a scale.
     fn blocks(self) -> Vec<usize> {
         match self {
-            Self::States | Self::Wide => integers::hidden_blocks(HIDDEN),
+            Self::States | Self::Wide => quantization::hidden_blocks(HIDDEN),
             Self::Attended => vec![HIDDEN],
-            Self::Narrow => integers::even_blocks(INTERMEDIATE),
+            Self::Narrow => quantization::even_blocks(INTERMEDIATE),
         }
     }
 
-    fn packed(self, format: Format) -> Linear {
+    fn packed(self, format: OperandFormat) -> Linear {
         let (inputs, outputs) = self.shape();
         let mut linear = match format {
-            Format::Int8(rows) => Linear::integers(rows, outputs, &self.blocks()),
-            Format::F32 | Format::Bf16 => Linear::floats(format, outputs, inputs),
+            OperandFormat::Int8(rows) => Linear::integers(rows, outputs, &self.blocks()),
+            OperandFormat::F32 | OperandFormat::Bf16 => Linear::floats(format, outputs, inputs),
         };
-        let mut strip = Strip::new(&linear);
-        for (index, rows) in values(outputs * inputs).chunks(STRIP * inputs).enumerate() {
+        let mut panel = PanelBuffer::new(&linear);
+        for (index, rows) in values(outputs * inputs).chunks(PANEL_WIDTH * inputs).enumerate() {
             for weights in rows.chunks(inputs) {
                 match format {
-                    Format::Int8(_) => {
-                        let row = IntegerRow::round_to(STEPS, weights, &self.blocks());
-                        strip.push_integers(&row, 0.0);
+                    OperandFormat::Int8(_) => {
+                        let row = QuantizedRow::round_to(STEPS, weights, &self.blocks());
+                        panel.push_integers(&row, 0.0);
                     }
-                    Format::F32 | Format::Bf16 => strip.push_floats(weights, 0.0),
+                    OperandFormat::F32 | OperandFormat::Bf16 => panel.push_floats(weights, 0.0),
                 }
             }
-            linear.pack(index, &mut strip);
+            linear.pack(index, &mut panel);
         }
         linear
     }
@@ -87,8 +87,8 @@ fn values(count: usize) -> Vec<f32> {
 
 /// Returns the kernels and formats for `precision`, or `None` if this processor has no instructions
 /// for it.
-fn choice(precision: Precision) -> Option<Choice> {
-    let choice = precision::choose(precision, false);
+fn choice(precision: Precision) -> Option<ArithmeticChoice> {
+    let choice = precision::choose_arithmetic(precision, false);
     (choice.report.precision == precision).then_some(choice)
 }
 
@@ -96,22 +96,22 @@ fn choice(precision: Precision) -> Option<Choice> {
 /// in advance, and the results are dropped. Returns `None` if this processor has no instructions
 /// for `precision`.
 pub fn product(precision: Precision, layer: LinearLayer, rows: usize) -> Option<impl FnMut()> {
-    let Choice { machine, format, .. } = choice(precision)?;
-    let session = machine.session();
+    let ArithmeticChoice { backend, format, .. } = choice(precision)?;
+    let session = backend.session();
     let (inputs, _) = layer.shape();
     let linear = layer.packed(format);
     let values = values(rows.next_multiple_of(ROWS) * inputs);
-    let stride = format.row_groups(inputs);
+    let stride = format.row_lane_groups(inputs);
     let mut groups = Buffer::zeroed(rows.next_multiple_of(ROWS) * stride);
     let ends = layer.blocks();
-    let mut quantization = vec![Quantization::default(); rows * ends.len()];
+    let mut quantization = vec![RowQuantization::default(); rows * ends.len()];
     match format {
-        Format::F32 => groups.f32s_mut().copy_from_slice(&values),
-        Format::Bf16 => {
-            rows::to_bf16(machine.isa, &values, bytemuck::cast_slice_mut(groups.groups_mut()));
+        OperandFormat::F32 => groups.f32s_mut().copy_from_slice(&values),
+        OperandFormat::Bf16 => {
+            rowwise::to_bf16(backend.isa, &values, bytemuck::cast_slice_mut(groups.groups_mut()));
         }
-        Format::Int8(_) => rows::quantize(
-            machine.isa,
+        OperandFormat::Int8(_) => rowwise::quantize(
+            backend.isa,
             &values[..rows * inputs],
             inputs,
             &ends,
@@ -120,7 +120,7 @@ pub fn product(precision: Precision, layer: LinearLayer, rows: usize) -> Option<
             &mut quantization,
         ),
     }
-    let mut block = Buffer::zeroed(rows.next_multiple_of(ROWS) * STRIP);
+    let mut block = Buffer::zeroed(rows.next_multiple_of(ROWS) * PANEL_WIDTH);
     Some(move || {
         let operand = Operand {
             groups: groups.groups(),
@@ -129,7 +129,7 @@ pub fn product(precision: Precision, layer: LinearLayer, rows: usize) -> Option<
             quantization: &quantization,
             values: (&values, inputs),
         };
-        linear.apply(&session, operand, block.f32s_mut(), |_, results, _| {
+        linear.for_each_panel(&session, operand, block.f32s_mut(), |_, results, _| {
             black_box(results);
         });
     })
@@ -140,12 +140,12 @@ pub fn quantize(layer: LinearLayer, rows: usize) -> impl FnMut() {
     let (inputs, _) = layer.shape();
     let values = values(rows * inputs);
     let isa = Isa::detect();
-    let stride = Format::Int8(isa.integer_rows()).row_groups(inputs);
+    let stride = OperandFormat::Int8(isa.int8_row_format()).row_lane_groups(inputs);
     let mut groups = vec![0; rows * stride];
     let ends = layer.blocks();
-    let mut quantization = vec![Quantization::default(); rows * ends.len()];
+    let mut quantization = vec![RowQuantization::default(); rows * ends.len()];
     move || {
-        rows::quantize(isa, &values, inputs, &ends, &mut groups, stride, &mut quantization);
+        rowwise::quantize(isa, &values, inputs, &ends, &mut groups, stride, &mut quantization);
         black_box(&groups);
     }
 }
@@ -153,15 +153,15 @@ pub fn quantize(layer: LinearLayer, rows: usize) -> impl FnMut() {
 /// Returns a closure that adds the bias to `rows` rows of results of the first feed-forward layer,
 /// applies exact GELU, and stores them.
 pub fn gelu(rows: usize) -> impl FnMut() {
-    let results = values(rows * STRIP);
+    let results = values(rows * PANEL_WIDTH);
     let mut out = vec![0.0; rows * INTERMEDIATE];
     let isa = Isa::detect();
     move || {
-        let (results, _) = results.as_chunks::<STRIP>();
-        for start in (0..INTERMEDIATE).step_by(STRIP) {
+        let (results, _) = results.as_chunks::<PANEL_WIDTH>();
+        for start in (0..INTERMEDIATE).step_by(PANEL_WIDTH) {
             let activation = Some(HiddenActivation::Gelu);
             let out = &mut out[start..];
-            rows::store_f32(isa, results, &[0.5; STRIP], activation, out, INTERMEDIATE);
+            rowwise::store_f32(isa, results, &[0.5; PANEL_WIDTH], activation, out, INTERMEDIATE);
         }
         black_box(&out);
     }
@@ -169,12 +169,12 @@ pub fn gelu(rows: usize) -> impl FnMut() {
 
 /// Returns a closure that applies softmax in place to the scores of 32 queries with `keys` keys.
 pub fn softmax(keys: usize) -> impl FnMut() {
-    let stride = keys.next_multiple_of(STRIP);
+    let stride = keys.next_multiple_of(PANEL_WIDTH);
     let mut scores = values(ROWS * stride);
     let mut inverses = [0.0; ROWS];
     let isa = Isa::detect();
     move || {
-        rows::softmax(isa, &mut scores, stride, keys, None, &mut inverses);
+        rowwise::softmax(isa, &mut scores, stride, keys, None, &mut inverses);
         black_box(&inverses);
     }
 }
@@ -185,7 +185,7 @@ pub fn layer_norm(rows: usize) -> impl FnMut() {
     let (weight, bias) = ([1.0; HIDDEN], [0.1; HIDDEN]);
     let isa = Isa::detect();
     move || {
-        rows::layer_norm(isa, &mut vectors, HIDDEN, &weight, &bias, 1e-12);
+        rowwise::layer_norm(isa, &mut vectors, HIDDEN, &weight, &bias, 1e-12);
         black_box(&vectors);
     }
 }
@@ -194,23 +194,23 @@ pub fn layer_norm(rows: usize) -> impl FnMut() {
 /// [`Precision::Int8`], attention uses bf16 if the processor has it, otherwise f32. Returns `None`
 /// if this processor has no instructions for `precision`.
 pub fn attention(precision: Precision, tokens: usize) -> Option<impl FnMut()> {
-    let Choice { machine, attention: format, .. } = choice(precision)?;
-    let session = machine.session();
+    let ArithmeticChoice { backend, attention: format, .. } = choice(precision)?;
+    let session = backend.session();
     let width = HIDDEN / HEADS;
     let rows = tokens.next_multiple_of(ROWS) + ROWS;
-    let stride = rows * format.groups(width);
+    let stride = rows * format.lane_groups(width);
     let values = values(rows * 3 * HIDDEN);
     let mut states = Buffer::zeroed(3 * HEADS * stride);
     match format {
-        Format::Bf16 => {
-            rows::to_bf16(machine.isa, &values, bytemuck::cast_slice_mut(states.groups_mut()));
+        OperandFormat::Bf16 => {
+            rowwise::to_bf16(backend.isa, &values, bytemuck::cast_slice_mut(states.groups_mut()));
         }
-        Format::F32 | Format::Int8(_) => states.f32s_mut().copy_from_slice(&values),
+        OperandFormat::F32 | OperandFormat::Int8(_) => states.f32s_mut().copy_from_slice(&values),
     }
-    let mut memory = Memory::default();
+    let mut memory = AttentionScratch::default();
     let mut out = Buffer::zeroed(tokens * HIDDEN);
     Some(move || {
-        let heads = Heads {
+        let heads = AttentionHeads {
             format,
             heads: HEADS,
             width,
@@ -222,10 +222,12 @@ pub fn attention(precision: Precision, tokens: usize) -> Option<impl FnMut()> {
         for head in 0..HEADS {
             let start = head * width;
             let mut attended = match format {
-                Format::Bf16 => {
-                    Attended::Bf16(&mut bytemuck::cast_slice_mut(out.groups_mut())[start..])
+                OperandFormat::Bf16 => {
+                    AttentionOutput::Bf16(&mut bytemuck::cast_slice_mut(out.groups_mut())[start..])
                 }
-                Format::F32 | Format::Int8(_) => Attended::F32(&mut out.f32s_mut()[start..]),
+                OperandFormat::F32 | OperandFormat::Int8(_) => {
+                    AttentionOutput::F32(&mut out.f32s_mut()[start..])
+                }
             };
             heads.attend(&session, &mut memory, head, 0..tokens, &mut attended, HIDDEN);
         }

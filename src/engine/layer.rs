@@ -9,22 +9,22 @@ mod tests;
 
 use super::EngineError;
 use super::config::EncoderConfig;
-use super::layout::LayerNames;
-use super::linear::strip::Strip;
-use super::linear::{Format, Linear, Session};
-use super::simd::{STRIP, rows};
-use super::weights::{StoredIntegers, Tensor, Tensors};
-use crate::integers::{self, IntegerRow};
+use super::linear::panel::PanelBuffer;
+use super::linear::{KernelSession, Linear, OperandFormat};
+use super::simd::{PANEL_WIDTH, rowwise};
+use super::tensor_names::LayerNames;
+use super::weights::{StoredRow, Tensor, Tensors};
+use crate::quantization::{self, QuantizedRow};
 
 /// Weight and bias of a LayerNorm.
-pub(super) struct Norm {
+pub(super) struct LayerNorm {
     weight: Vec<f32>,
     bias: Vec<f32>,
 }
 
 /// Sizes of rows, in values.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Widths {
+pub(super) struct LayerDims {
     /// Width of a token vector.
     pub(super) hidden: usize,
     /// Width of a token vector with its padding.
@@ -40,31 +40,31 @@ pub(super) struct Widths {
     pub(super) padded_intermediate: usize,
 }
 
-impl Widths {
+impl LayerDims {
     pub(super) fn new(config: &EncoderConfig) -> Self {
         let head = config.hidden_size / config.heads;
         Self {
             hidden: config.hidden_size,
-            row: config.hidden_size.next_multiple_of(STRIP),
+            row: config.hidden_size.next_multiple_of(PANEL_WIDTH),
             heads: config.heads,
             head,
-            padded_head: head.next_multiple_of(STRIP),
+            padded_head: head.next_multiple_of(PANEL_WIDTH),
             intermediate: config.intermediate_size,
-            padded_intermediate: config.intermediate_size.next_multiple_of(STRIP),
+            padded_intermediate: config.intermediate_size.next_multiple_of(PANEL_WIDTH),
         }
     }
 
     /// Returns the shapes of the linear layers of [`Layer`], in its order: the number of outputs,
     /// and the ends of the blocks of inputs.
     pub(super) fn linears(&self) -> [(usize, Vec<usize>); 4] {
-        let hidden = integers::hidden_blocks(self.hidden);
+        let hidden = quantization::hidden_blocks(self.hidden);
         [
             // Queries, keys and values are one product.
             (3 * self.inner(), hidden.clone()),
             // All channels of the heads have a similar magnitude, so they are one block.
             (self.hidden, vec![self.inner()]),
             (self.intermediate, hidden),
-            (self.hidden, integers::even_blocks(self.intermediate)),
+            (self.hidden, quantization::even_blocks(self.intermediate)),
         ]
     }
 
@@ -76,8 +76,8 @@ impl Widths {
 
 /// Description of how the layers are packed.
 pub(super) struct Packing {
-    pub(super) format: Format,
-    pub(super) widths: Widths,
+    pub(super) format: OperandFormat,
+    pub(super) dims: LayerDims,
     /// Hidden channel at each index of a packed token vector.
     pub(super) order: Vec<usize>,
 }
@@ -87,7 +87,7 @@ impl Packing {
     /// inputs.
     fn zeroed(&self, (outputs, blocks): (usize, Vec<usize>)) -> Linear {
         match self.format {
-            Format::Int8(rows) => Linear::integers(rows, outputs, &blocks),
+            OperandFormat::Int8(rows) => Linear::integers(rows, outputs, &blocks),
             format => Linear::floats(format, outputs, blocks.last().copied().unwrap_or(0)),
         }
     }
@@ -100,13 +100,13 @@ impl Packing {
     /// Returns the stored channel between the products of a feed-forward layer of each packed
     /// index.
     fn intermediate_places(&self) -> Vec<Option<usize>> {
-        (0..self.widths.intermediate).map(Some).collect()
+        (0..self.dims.intermediate).map(Some).collect()
     }
 
     /// Returns the stored channel of all heads of each packed index, with each head padded to whole
     /// panels. Padding is `None`.
     fn head_places(&self) -> Vec<Option<usize>> {
-        let Widths { heads, head, padded_head, .. } = self.widths;
+        let LayerDims { heads, head, padded_head, .. } = self.dims;
         let place = |head_index, place| (place < head).then_some(head_index * head + place);
         let heads = (0..heads).flat_map(|index| (0..padded_head).map(move |at| place(index, at)));
         heads.collect()
@@ -118,10 +118,10 @@ pub(super) struct Layer {
     /// Queries, scaled, then keys and values. Each head is padded to whole panels.
     pub(super) states: Linear,
     pub(super) attended: Linear,
-    pub(super) attended_norm: Norm,
+    pub(super) attended_norm: LayerNorm,
     pub(super) wide: Linear,
     pub(super) narrow: Linear,
-    pub(super) norm: Norm,
+    pub(super) norm: LayerNorm,
 }
 
 /// Returns the tensor `name`.
@@ -132,7 +132,7 @@ pub(super) fn tensor<'t, 'a>(
     tensors.get(name).ok_or_else(|| EngineError::Mismatch(format!("tensor \"{name}\" is missing")))
 }
 
-impl Norm {
+impl LayerNorm {
     /// Reads the LayerNorm `name`, with its channels in `order`.
     pub(super) fn read(
         tensors: &Tensors<'_>,
@@ -146,8 +146,14 @@ impl Norm {
         Ok(Self { weight: values("weight")?, bias: values("bias")? })
     }
 
-    pub(super) fn apply(&self, session: &Session, rows: &mut [f32], stride: usize, epsilon: f32) {
-        rows::layer_norm(session.isa, rows, stride, &self.weight, &self.bias, epsilon);
+    pub(super) fn apply(
+        &self,
+        session: &KernelSession,
+        rows: &mut [f32],
+        stride: usize,
+        epsilon: f32,
+    ) {
+        rowwise::layer_norm(session.isa, rows, stride, &self.weight, &self.bias, epsilon);
     }
 
     /// Returns the number of values in weight and bias.
@@ -157,12 +163,12 @@ impl Norm {
 }
 
 /// Linear layer in its stored form.
-struct Source<'t, 'a> {
+struct StoredLinear<'t, 'a> {
     weight: &'t Tensor<'a>,
     bias: Vec<f32>,
 }
 
-impl<'t, 'a> Source<'t, 'a> {
+impl<'t, 'a> StoredLinear<'t, 'a> {
     fn read(tensors: &'t Tensors<'a>, name: &str) -> Result<Self, EngineError> {
         Ok(Self {
             weight: tensor(tensors, &format!("{name}.weight"))?,
@@ -176,58 +182,58 @@ impl<'t, 'a> Source<'t, 'a> {
     fn pack(
         &self,
         outputs: &[Option<usize>],
-        inputs: &Inputs,
+        inputs: &InputOrder,
         factor: f32,
         packed: &mut Linear,
         first: usize,
     ) {
         let ends = packed.blocks().map(<[usize]>::to_vec);
         let blocks = ends.as_ref().and_then(|ends| inputs.blocks(self.weight, ends));
-        let mut row = Row::new(self.weight.shape[1], inputs);
-        let mut strip = Strip::new(packed);
-        for (index, outputs) in (first..).zip(outputs.chunks(STRIP)) {
+        let mut row = OutputRow::new(self.weight.shape[1], inputs);
+        let mut panel = PanelBuffer::new(packed);
+        for (index, outputs) in (first..).zip(outputs.chunks(PANEL_WIDTH)) {
             for &output in outputs.iter().flatten() {
                 let bias = self.bias[output] * factor;
                 let stored = || Some((self.weight.integers(output)?, blocks.as_ref()?));
                 let Some(ends) = &ends else {
                     row.read(self.weight, output, inputs, factor);
-                    strip.push_floats(&row.floats, bias);
+                    panel.push_floats(&row.floats, bias);
                     continue;
                 };
                 match stored() {
                     Some((stored, blocks)) => row.arrange(&stored, factor, inputs, blocks),
                     None => {
                         row.read(self.weight, output, inputs, factor);
-                        row.integers.round(integers::STEPS, &mut row.floats, ends);
+                        row.integers.round(quantization::STEPS, &mut row.floats, ends);
                     }
                 }
-                strip.push_integers(&row.integers, bias);
+                panel.push_integers(&row.integers, bias);
             }
-            packed.pack(index, &mut strip);
+            packed.pack(index, &mut panel);
         }
         self.weight.forget();
     }
 }
 
 /// Sequence of inputs that are adjacent both in the stored and in the packed order.
-struct Run {
+struct InputRun {
     stored: usize,
     packed: usize,
     length: usize,
 }
 
 /// Mapping from the stored to the packed inputs of a matrix.
-struct Inputs {
+struct InputOrder {
     /// Stored input of each packed input; `None` is padding.
-    places: Vec<Option<usize>>,
-    /// Runs of adjacent inputs in `places`, without the padding.
-    runs: Vec<Run>,
+    stored_inputs: Vec<Option<usize>>,
+    /// Runs of adjacent inputs in `stored_inputs`, without the padding.
+    runs: Vec<InputRun>,
 }
 
-impl Inputs {
-    fn new(places: Vec<Option<usize>>) -> Self {
-        let mut runs: Vec<Run> = Vec::new();
-        for (packed, place) in places.iter().enumerate() {
+impl InputOrder {
+    fn new(stored_inputs: Vec<Option<usize>>) -> Self {
+        let mut runs: Vec<InputRun> = Vec::new();
+        for (packed, place) in stored_inputs.iter().enumerate() {
             let Some(stored) = *place else { continue };
             match runs.last_mut() {
                 Some(run)
@@ -235,10 +241,10 @@ impl Inputs {
                 {
                     run.length += 1;
                 }
-                _ => runs.push(Run { stored, packed, length: 1 }),
+                _ => runs.push(InputRun { stored, packed, length: 1 }),
             }
         }
-        Self { places, runs }
+        Self { stored_inputs, runs }
     }
 
     /// Returns the stored block whose scale applies to each block of packed inputs that ends at one
@@ -247,7 +253,7 @@ impl Inputs {
     fn blocks(&self, weight: &Tensor<'_>, ends: &[usize]) -> Option<Vec<usize>> {
         let starts = std::iter::once(0).chain(ends.iter().copied());
         let blocks = starts.zip(ends).map(|(start, &end)| {
-            let of_block = self.places[start..end].iter().flatten();
+            let of_block = self.stored_inputs[start..end].iter().flatten();
             let mut blocks = of_block.map(|&place| weight.block(place));
             // A block of padding only contains zeros, so any scale is correct.
             let first = blocks.next().unwrap_or(Some(0))?;
@@ -258,38 +264,38 @@ impl Inputs {
 
     /// Copies a `stored` row to its packed order. The padding is not written.
     fn copy<T: Copy>(&self, stored: &[T], packed: &mut [T]) {
-        for &Run { stored: from, packed: to, length } in &self.runs {
+        for &InputRun { stored: from, packed: to, length } in &self.runs {
             packed[to..][..length].copy_from_slice(&stored[from..][..length]);
         }
     }
 
     /// Returns the packed index of the `stored` input.
-    fn place(&self, stored: usize) -> Option<usize> {
-        let holds = |run: &&Run| (run.stored..run.stored + run.length).contains(&stored);
+    fn packed_index(&self, stored: usize) -> Option<usize> {
+        let holds = |run: &&InputRun| (run.stored..run.stored + run.length).contains(&stored);
         self.runs.iter().find(holds).map(|run| run.packed + stored - run.stored)
     }
 }
 
 /// Buffers for the weights of one output, reused for the next ones.
-struct Row {
+struct OutputRow {
     /// Weights in the stored order.
     stored: Vec<f32>,
     /// Weights in the packed order.
     floats: Vec<f32>,
     /// Quantized weights in the packed order.
-    integers: IntegerRow,
+    integers: QuantizedRow,
 }
 
-impl Row {
+impl OutputRow {
     /// Creates rows of zeros, for `stored` weights and for `inputs`.
-    fn new(stored: usize, inputs: &Inputs) -> Self {
-        let packed = inputs.places.len();
-        let integers = IntegerRow { integers: vec![0; packed], ..IntegerRow::default() };
+    fn new(stored: usize, inputs: &InputOrder) -> Self {
+        let packed = inputs.stored_inputs.len();
+        let integers = QuantizedRow { integers: vec![0; packed], ..QuantizedRow::default() };
         Self { stored: vec![0.0; stored], floats: vec![0.0; packed], integers }
     }
 
     /// Reads row `output` of `weight` as floats, times `factor`.
-    fn read(&mut self, weight: &Tensor<'_>, output: usize, inputs: &Inputs, factor: f32) {
+    fn read(&mut self, weight: &Tensor<'_>, output: usize, inputs: &InputOrder, factor: f32) {
         weight.read_row(output, &mut self.stored);
         inputs.copy(&self.stored, &mut self.floats);
         if factor != 1.0 {
@@ -301,18 +307,18 @@ impl Row {
     /// times `factor`.
     fn arrange(
         &mut self,
-        stored: &StoredIntegers<'_>,
+        stored: &StoredRow<'_>,
         factor: f32,
-        inputs: &Inputs,
+        inputs: &InputOrder,
         blocks: &[usize],
     ) {
-        let IntegerRow { integers, scales, outliers } = &mut self.integers;
+        let QuantizedRow { integers, scales, outliers } = &mut self.integers;
         inputs.copy(stored.integers, integers);
         scales.clear();
         scales.extend(blocks.iter().map(|&block| stored.scales[block] * factor));
         outliers.clear();
         for &(_, input, weight) in stored.outliers {
-            let Some(place) = inputs.place(input) else { continue };
+            let Some(place) = inputs.packed_index(input) else { continue };
             // The outlier is added in f32, so its integer must not count.
             integers[place] = 0;
             outliers.push((place, weight * factor));
@@ -332,18 +338,18 @@ impl Layer {
         packing: &Packing,
     ) -> Result<Self, EngineError> {
         let full = |part| format!("{}.{index}.{part}", names.layers);
-        let source = |part| Source::read(tensors, &full(part));
+        let source = |part| StoredLinear::read(tensors, &full(part));
         let states = [source(names.query)?, source(names.key)?, source(names.value)?];
         let order = &packing.order;
-        let zeroed = packing.widths.linears().map(|shape| packing.zeroed(shape));
+        let zeroed = packing.dims.linears().map(|shape| packing.zeroed(shape));
         let [zero_states, zero_attended, zero_wide, zero_narrow] = zeroed;
         Ok(Self {
             states: packing.states(&states, zero_states),
             attended: packing.attended(&source(names.attention_output)?, zero_attended),
-            attended_norm: Norm::read(tensors, &full(names.attention_norm), order)?,
+            attended_norm: LayerNorm::read(tensors, &full(names.attention_norm), order)?,
             wide: packing.wide(&source(names.intermediate)?, zero_wide),
             narrow: packing.narrow(&source(names.output)?, zero_narrow),
-            norm: Norm::read(tensors, &full(names.output_norm), order)?,
+            norm: LayerNorm::read(tensors, &full(names.output_norm), order)?,
         })
     }
 
@@ -355,10 +361,10 @@ impl Layer {
     }
 
     /// Returns the memory that a layer will take, in bytes, without outliers.
-    pub(super) fn bytes_of(format: Format, widths: &Widths) -> u64 {
+    pub(super) fn bytes_of(format: OperandFormat, dims: &LayerDims) -> u64 {
         // Count weight and bias of two LayerNorms.
-        let norms = 4 * widths.hidden * size_of::<f32>();
-        let linears = widths.linears();
+        let norms = 4 * dims.hidden * size_of::<f32>();
+        let linears = dims.linears();
         let linears =
             linears.iter().map(|(outputs, ends)| Linear::bytes_of(format, *outputs, ends));
         norms as u64 + linears.sum::<u64>()
@@ -368,33 +374,33 @@ impl Layer {
 impl Packing {
     /// Packs queries, keys and values. The queries are divided by the square root of a head's
     /// width, which is the scale of softmax.
-    fn states(&self, states: &[Source<'_, '_>; 3], mut packed: Linear) -> Linear {
-        let (outputs, inputs) = (self.head_places(), Inputs::new(self.hidden_places()));
+    fn states(&self, states: &[StoredLinear<'_, '_>; 3], mut packed: Linear) -> Linear {
+        let (outputs, inputs) = (self.head_places(), InputOrder::new(self.hidden_places()));
         #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
-        let scale = 1.0 / (self.widths.head as f32).sqrt();
-        let strips = self.widths.inner() / STRIP;
+        let scale = 1.0 / (self.dims.head as f32).sqrt();
+        let panels = self.dims.inner() / PANEL_WIDTH;
         for (part, source) in states.iter().enumerate() {
             let factor = if part == 0 { scale } else { 1.0 };
-            source.pack(&outputs, &inputs, factor, &mut packed, part * strips);
+            source.pack(&outputs, &inputs, factor, &mut packed, part * panels);
         }
         packed
     }
 
     /// Packs the product from attended values back to hidden channels.
-    fn attended(&self, source: &Source<'_, '_>, mut packed: Linear) -> Linear {
-        let inputs = Inputs::new(self.head_places());
+    fn attended(&self, source: &StoredLinear<'_, '_>, mut packed: Linear) -> Linear {
+        let inputs = InputOrder::new(self.head_places());
         source.pack(&self.hidden_places(), &inputs, 1.0, &mut packed, 0);
         packed
     }
 
-    fn wide(&self, source: &Source<'_, '_>, mut packed: Linear) -> Linear {
-        let inputs = Inputs::new(self.hidden_places());
+    fn wide(&self, source: &StoredLinear<'_, '_>, mut packed: Linear) -> Linear {
+        let inputs = InputOrder::new(self.hidden_places());
         source.pack(&self.intermediate_places(), &inputs, 1.0, &mut packed, 0);
         packed
     }
 
-    fn narrow(&self, source: &Source<'_, '_>, mut packed: Linear) -> Linear {
-        let inputs = Inputs::new(self.intermediate_places());
+    fn narrow(&self, source: &StoredLinear<'_, '_>, mut packed: Linear) -> Linear {
+        let inputs = InputOrder::new(self.intermediate_places());
         source.pack(&self.hidden_places(), &inputs, 1.0, &mut packed, 0);
         packed
     }

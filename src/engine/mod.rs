@@ -16,7 +16,7 @@
 //! 2. No input causes a panic: ids are range-checked before they index a table, and shapes are
 //!    checked when a model is loaded.
 
-#[cfg_attr(not(target_arch = "x86_64"), path = "amx_none.rs")]
+#[cfg_attr(not(target_arch = "x86_64"), path = "amx_unsupported.rs")]
 mod amx;
 mod attention;
 mod buffer;
@@ -26,25 +26,25 @@ mod encoder;
 mod error;
 mod footprint;
 mod fused;
+mod input_limits;
 #[cfg(feature = "bench-kernels")]
 #[doc(hidden)]
 pub mod kernels;
 mod layer;
-mod layout;
-mod limits;
 mod linear;
 mod output;
-mod peak;
-mod pool;
+mod peak_rate;
+mod pooling;
+mod position_bias;
 mod precision;
 mod quote;
 #[cfg(test)]
 mod reference;
-mod relative;
 mod scratch;
 mod simd;
 mod spec;
 mod static_embedding;
+mod tensor_names;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -52,20 +52,20 @@ mod tokenize;
 mod weights;
 
 pub use error::EngineError;
-pub use footprint::{COUNTED_BYTES, FileSizes, Footprint, Stored, footprint};
+pub use footprint::{COUNTED_BYTES, FileSizes, Footprint, WeightsFormat, footprint};
 pub use output::Output;
-pub use precision::{Precision, Report};
+pub use precision::{Precision, PrecisionReport};
 pub use spec::{
-    Activation, Architecture, Dense, ModelFiles, ModelSpec, Pooling, UnknownName, WeightsFile,
+    Activation, Architecture, DenseSpec, ModelFiles, ModelSpec, Pooling, UnknownName, WeightsFile,
 };
-pub use tokenize::{Piece, Tokenizer, Tokens, Truncation};
+pub use tokenize::{TokenSpan, Tokenizer, Tokens, Truncation};
 
 use std::{io, panic, thread};
 
 use candle_runtime::{CandleEmbedder, ModernBertConfig};
 use config::EncoderConfig;
-use fused::Fused;
-use pool::Head;
+use fused::FusedEmbedder;
+use pooling::PoolingHead;
 use spec::Runtime;
 use static_embedding::{StaticConfig, StaticEmbedder};
 use weights::{Header, WEIGHTS};
@@ -122,7 +122,7 @@ pub trait Embedder: Send + Sync {
     fn matrix_peak(&self) -> io::Result<f64>;
 
     /// Returns the precision and the instructions that the model runs in, with the reason.
-    fn report(&self) -> &Report;
+    fn report(&self) -> &PrecisionReport;
 
     /// Returns the number of multiplications and additions in the matrix products for one text of
     /// `tokens` tokens. The count follows from the model's shapes, without padding, and does not
@@ -132,7 +132,7 @@ pub trait Embedder: Send + Sync {
 
 /// Settings for running a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct EngineOptions {
     /// Number of engine threads; 0 counts as 1.
     pub threads: usize,
     /// Maximum number of tokens of one forward pass; a longer text gets a pass of its own.
@@ -142,7 +142,7 @@ pub struct Options {
 }
 
 /// Tokenizer and embedder of a loaded model.
-pub struct Loaded {
+pub struct LoadedModel {
     /// Tokenizer, which any thread may use.
     pub tokenizer: Tokenizer,
     /// Embedder, which belongs to the thread that owns the model.
@@ -154,8 +154,8 @@ pub struct Loaded {
 /// runs in another library may differ.
 ///
 /// Requests the AMX permission from the kernel where `wanted` may use AMX, as loading does.
-pub fn arithmetic(wanted: Precision, integers: bool) -> Report {
-    precision::choose(wanted, integers).report
+pub fn choose_arithmetic(wanted: Precision, integers: bool) -> PrecisionReport {
+    precision::choose_arithmetic(wanted, integers).report
 }
 
 /// Returns the extensions of this processor for which the engine has a kernel.
@@ -173,7 +173,11 @@ pub fn processor_extensions() -> Vec<&'static str> {
 /// # Errors
 /// Returns an error if a file is not readable, or contradicts `spec` or another file. The message
 /// names the file, and the tensor or both values.
-pub fn load(spec: &ModelSpec, files: ModelFiles, options: Options) -> Result<Loaded, EngineError> {
+pub fn load(
+    spec: &ModelSpec,
+    files: ModelFiles,
+    options: EngineOptions,
+) -> Result<LoadedModel, EngineError> {
     let ModelFiles { config, tokenizer, weights, dense } = files;
     let weights = || Ok(weights);
     load_with(spec, ModelFiles { config, tokenizer, weights, dense }, options)
@@ -190,10 +194,10 @@ pub fn load(spec: &ModelSpec, files: ModelFiles, options: Options) -> Result<Loa
 pub fn load_with<E: From<EngineError>>(
     spec: &ModelSpec,
     files: ModelFiles<impl FnOnce() -> Result<Box<dyn WeightsFile>, E>>,
-    options: Options,
-) -> Result<Loaded, E> {
+    options: EngineOptions,
+) -> Result<LoadedModel, E> {
     let ModelFiles { config, tokenizer, weights, dense } = files;
-    let head = Head::read(spec, &dense)?;
+    let head = PoolingHead::read(spec, &dense)?;
     let length = spec.max_sequence_length;
     let tokenizer = &tokenizer;
     match spec.architecture.runtime() {
@@ -202,10 +206,10 @@ pub fn load_with<E: From<EngineError>>(
             let rows = config.vocab_size;
             let tokenizer = || Tokenizer::for_rows(tokenizer, length, rows);
             load_both(tokenizer, weights, |weights| {
-                let tensors = layout::encoder_tensors(&config);
+                let tensors = tensor_names::encoder_tensors(&config);
                 let header = Header::read(WEIGHTS, weights.bytes(), tensors)?;
-                let choice = precision::choose(options.precision, header.has_integers());
-                Fused::new(spec, config, (weights, header), head, choice, options)
+                let choice = precision::choose_arithmetic(options.precision, header.has_integers());
+                FusedEmbedder::new(spec, config, (weights, header), head, choice, options)
             })
         }
         Runtime::ModernBert => {
@@ -236,7 +240,7 @@ fn load_both<M: Embedder + 'static, E: From<EngineError>>(
     tokenizer: impl FnOnce() -> Result<Tokenizer, EngineError> + Send,
     weights: impl FnOnce() -> Result<Box<dyn WeightsFile>, E>,
     embedder: impl FnOnce(Box<dyn WeightsFile>) -> Result<M, EngineError>,
-) -> Result<Loaded, E> {
+) -> Result<LoadedModel, E> {
     let (tokenizer, embedder) = thread::scope(|scope| {
         let tokenizer = thread::Builder::new()
             .name("tokenizer".to_owned())
@@ -246,5 +250,5 @@ fn load_both<M: Embedder + 'static, E: From<EngineError>>(
         let tokenizer = tokenizer.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
         Ok::<_, E>((tokenizer, embedder))
     })?;
-    Ok(Loaded { tokenizer: tokenizer?, embedder: Box::new(embedder?) })
+    Ok(LoadedModel { tokenizer: tokenizer?, embedder: Box::new(embedder?) })
 }

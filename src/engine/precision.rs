@@ -10,9 +10,9 @@ use std::str::FromStr;
 
 use super::UnknownName;
 use super::amx::Amx;
-use super::linear::{Format, Machine};
-use super::simd::dense::Product;
-use super::simd::{Isa, STRIP, rows};
+use super::linear::{Backend, OperandFormat};
+use super::simd::gemm::Product;
+use super::simd::{Isa, PANEL_WIDTH, rowwise};
 
 /// Arithmetic of a model's products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -64,7 +64,7 @@ impl fmt::Display for Precision {
 
 /// Arithmetic of a loaded model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct PrecisionReport {
     /// Precision of the products; never [`Precision::Auto`].
     pub precision: Precision,
     /// Instructions that compute the products: `amx-bf16`, `avx512-bf16`, `avx512-vnni`, `avx512`,
@@ -76,28 +76,28 @@ pub struct Report {
 }
 
 /// Chosen arithmetic, with the report about it.
-pub(super) struct Choice {
-    pub(super) machine: Machine,
+pub(super) struct ArithmeticChoice {
+    pub(super) backend: Backend,
     /// Format of linear layers.
-    pub(super) format: Format,
+    pub(super) format: OperandFormat,
     /// Format of attention.
-    pub(super) attention: Format,
-    pub(super) report: Report,
+    pub(super) attention: OperandFormat,
+    pub(super) report: PrecisionReport,
 }
 
 /// Chooses the arithmetic for `wanted` on this processor. `integers` states whether the weights are
 /// stored as integers.
-pub(super) fn choose(wanted: Precision, integers: bool) -> Choice {
+pub(super) fn choose_arithmetic(wanted: Precision, integers: bool) -> ArithmeticChoice {
     let amx = match wanted {
         // These precisions do not use AMX, so do not request its permission from the kernel.
         Precision::F32 | Precision::Int8 => Err("it was not asked for"),
-        Precision::Auto | Precision::Bf16 => Amx::request().and_then(proved),
+        Precision::Auto | Precision::Bf16 => Amx::request().and_then(check_amx),
     };
-    decide(wanted, integers, Isa::detect(), amx)
+    choose_for(wanted, integers, Isa::detect(), amx)
 }
 
 /// Returns `amx` if its tiles compute the same products on this machine as their scalar twin.
-pub(super) fn proved(amx: Amx) -> Result<Amx, &'static str> {
+pub(super) fn check_amx(amx: Amx) -> Result<Amx, &'static str> {
     const ROWS: usize = 48;
     const GROUPS: usize = 32;
     // The values are small integers, whose sums are exact in any order. So the comparison may be
@@ -105,24 +105,24 @@ pub(super) fn proved(amx: Amx) -> Result<Amx, &'static str> {
     let group = |index: usize| {
         let [low, high] = [index * 3, index * 5 + 1].map(|index| {
             let value = u16::try_from(index % 7).unwrap_or(0);
-            u32::from(rows::bf16(f32::from(value) - 3.0))
+            u32::from(rowwise::bf16(f32::from(value) - 3.0))
         });
         low | high << 16
     };
     let operand: Vec<u32> = (0..ROWS * GROUPS).map(group).collect();
-    let strip: Vec<u32> = (0..GROUPS * STRIP).map(|index| group(index * 11 + 5)).collect();
+    let panel: Vec<u32> = (0..GROUPS * PANEL_WIDTH).map(|index| group(index * 11 + 5)).collect();
     let results = |amx| {
-        let mut out = vec![0.0; ROWS * STRIP];
+        let mut out = vec![0.0; ROWS * PANEL_WIDTH];
         let mut product = Product {
             operand: &operand,
             stride: GROUPS,
             rows: ROWS,
-            strip: strip.as_chunks::<STRIP>().0,
-            ahead: &[],
+            panel: panel.as_chunks::<PANEL_WIDTH>().0,
+            next_panel: &[],
             out: &mut out,
-            out_stride: STRIP,
+            out_stride: PANEL_WIDTH,
         };
-        Machine { isa: Isa::baseline(), amx }.session().multiply_bf16(&mut product);
+        Backend { isa: Isa::baseline(), amx }.session().multiply_bf16(&mut product);
         out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
     };
     if results(Some(amx)) == results(None) { Ok(amx) } else { Err("its AMX gives wrong products") }
@@ -130,12 +130,12 @@ pub(super) fn proved(amx: Amx) -> Result<Amx, &'static str> {
 
 /// Chooses the arithmetic for `wanted` on a processor that has `isa`, and has `amx` or a reason for
 /// its absence.
-pub(super) fn decide(
+pub(super) fn choose_for(
     wanted: Precision,
     integers: bool,
     isa: Isa,
     amx: Result<Amx, &'static str>,
-) -> Choice {
+) -> ArithmeticChoice {
     let pairs = isa.multiplies_bf16();
     let without = |why| format!("{why}, and the processor has no other instruction for bf16");
     let (precision, reason) = match (wanted, amx) {
@@ -161,17 +161,19 @@ pub(super) fn decide(
     let reason = if slow { format!("{reason}; slow: no SSE4.2") } else { reason };
     // The products need no tiles in other precisions, so do not configure them.
     let tiles = amx.ok().filter(|_| precision == Precision::Bf16);
-    let rows = isa.integer_rows();
+    let rows = isa.int8_row_format();
     let (format, attention, name) = match precision {
-        Precision::Auto | Precision::F32 => (Format::F32, Format::F32, isa.name()),
-        Precision::Bf16 if tiles.is_some() => (Format::Bf16, Format::Bf16, "amx-bf16"),
-        Precision::Bf16 => (Format::Bf16, Format::Bf16, isa.bf16_name()),
+        Precision::Auto | Precision::F32 => (OperandFormat::F32, OperandFormat::F32, isa.name()),
+        Precision::Bf16 if tiles.is_some() => {
+            (OperandFormat::Bf16, OperandFormat::Bf16, "amx-bf16")
+        }
+        Precision::Bf16 => (OperandFormat::Bf16, OperandFormat::Bf16, isa.bf16_name()),
         // The error that bf16 attention adds is far smaller than the error of the int8 products.
-        Precision::Int8 if pairs => (Format::Int8(rows), Format::Bf16, isa.name()),
-        Precision::Int8 => (Format::Int8(rows), Format::F32, isa.name()),
+        Precision::Int8 if pairs => (OperandFormat::Int8(rows), OperandFormat::Bf16, isa.name()),
+        Precision::Int8 => (OperandFormat::Int8(rows), OperandFormat::F32, isa.name()),
     };
-    let report = Report { precision, isa: name, reason };
-    Choice { machine: Machine { isa, amx: tiles }, format, attention, report }
+    let report = PrecisionReport { precision, isa: name, reason };
+    ArithmeticChoice { backend: Backend { isa, amx: tiles }, format, attention, report }
 }
 
 #[cfg(test)]
@@ -189,8 +191,8 @@ mod tests {
 
     const NO_AMX: Result<Amx, &str> = Err("the processor has no AMX");
 
-    fn decided(wanted: Precision, integers: bool, isa: Isa) -> Report {
-        decide(wanted, integers, isa, NO_AMX).report
+    fn decided(wanted: Precision, integers: bool, isa: Isa) -> PrecisionReport {
+        choose_for(wanted, integers, isa, NO_AMX).report
     }
 
     #[test]
@@ -229,9 +231,9 @@ mod tests {
                 assert_eq!((report.precision, report.isa), (Precision::Bf16, isa.bf16_name()));
                 assert!(report.reason.starts_with(reason), "{}", report.reason);
             }
-            let choice = decide(Precision::Int8, true, isa, NO_AMX);
-            let format = Format::Int8(isa.integer_rows());
-            assert_eq!((choice.format, choice.attention), (format, Format::Bf16));
+            let choice = choose_for(Precision::Int8, true, isa, NO_AMX);
+            let format = OperandFormat::Int8(isa.int8_row_format());
+            assert_eq!((choice.format, choice.attention), (format, OperandFormat::Bf16));
         }
     }
 }

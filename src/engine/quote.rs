@@ -13,7 +13,7 @@ const MOST_TOLD: usize = 400;
 /// Returns `text` in double quotes, escaped as in a Rust literal and cut after [`MOST_CHARACTERS`].
 ///
 /// Control characters and those that change the direction of writing are escaped.
-pub(super) fn quoted(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     let mut out = String::from("\"");
     push_escaped(&mut out, text, MOST_CHARACTERS, |character| character == '\'');
     out.push('"');
@@ -21,9 +21,9 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// Returns the message of a library about a package without surrounding quotes, escaped as in
-/// [`quoted`] and cut after [`MOST_TOLD`] characters. Quotes and backslashes stay as they are, so
+/// [`quote`] and cut after [`MOST_TOLD`] characters. Quotes and backslashes stay as they are, so
 /// text that was already quoted does not change.
-pub(super) fn escaped(message: impl Display) -> String {
+pub(super) fn escape(message: impl Display) -> String {
     let mut out = String::new();
     let plain = |character| matches!(character, '\'' | '"' | '\\');
     push_escaped(&mut out, &message.to_string(), MOST_TOLD, plain);
@@ -49,23 +49,23 @@ mod tests {
 
     #[test]
     fn terminal_control_characters_are_escaped() {
-        assert_eq!(quoted("silu"), "\"silu\"");
-        assert_eq!(quoted("it's \"x\"\\"), r#""it's \"x\"\\""#);
+        assert_eq!(quote("silu"), "\"silu\"");
+        assert_eq!(quote("it's \"x\"\\"), r#""it's \"x\"\\""#);
         for evil in ["\u{1b}[2J", "\u{9b}2J", "a\nb", "\u{202e}gnp", "\u{2066}", "\u{200f}", "\0"] {
-            for told in [quoted(evil), escaped(evil)] {
+            for told in [quote(evil), escape(evil)] {
                 assert!(told.is_ascii(), "{told}");
                 assert!(!told.chars().any(char::is_control), "{told:?}");
             }
         }
-        assert_eq!(escaped("unknown variant `\u{1b}`, \"x\""), "unknown variant `\\u{1b}`, \"x\"");
+        assert_eq!(escape("unknown variant `\u{1b}`, \"x\""), "unknown variant `\\u{1b}`, \"x\"");
     }
 
     #[test]
     fn long_text_is_truncated() {
-        let told = quoted(&"é".repeat(1_000_000));
+        let told = quote(&"é".repeat(1_000_000));
         assert_eq!(told.chars().count(), MOST_CHARACTERS + 3);
         assert!(told.ends_with("é…\""));
-        let told = escaped(format!("{} is no word", quoted(&"\u{1b}".repeat(1_000_000))));
+        let told = escape(format!("{} is no word", quote(&"\u{1b}".repeat(1_000_000))));
         assert!(told.starts_with("\"\\u{1b}\\u{1b}") && told.chars().count() == MOST_TOLD + 1);
     }
 }

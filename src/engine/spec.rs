@@ -177,7 +177,7 @@ names!(Activation, "activation");
 
 /// A linear layer between pooling and normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dense {
+pub struct DenseSpec {
     /// Length of the input vector.
     pub in_features: usize,
     /// Length of the output vector.
@@ -200,7 +200,7 @@ pub struct ModelSpec {
     /// Method that reduces token vectors to one vector.
     pub pooling: Pooling,
     /// Dense layers, in order.
-    pub dense: Vec<Dense>,
+    pub dense: Vec<DenseSpec>,
     /// Whether the final vector is scaled to length 1.
     pub normalize: bool,
 }
@@ -254,7 +254,7 @@ pub struct ModelFiles<W = Box<dyn WeightsFile>> {
     /// The file is kept for the lifetime of the model if the table of word embeddings is read in
     /// place.
     pub weights: W,
-    /// One safetensors file for each [`Dense`] of the [`ModelSpec`], in the same order.
+    /// One safetensors file for each [`DenseSpec`] of the [`ModelSpec`], in the same order.
     pub dense: Vec<Vec<u8>>,
 }
 

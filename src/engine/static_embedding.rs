@@ -14,12 +14,12 @@ use std::io;
 use serde::Deserialize;
 
 use super::config::{check_lengths, check_not_zero, parse};
-use super::layout::Expected;
-use super::limits::{Limits, finite};
-use super::peak;
-use super::pool::Head;
-use super::precision::{Precision, Report};
-use super::weights::{self, Table};
+use super::input_limits::{InputLimits, check_finite};
+use super::peak_rate;
+use super::pooling::PoolingHead;
+use super::precision::{Precision, PrecisionReport};
+use super::tensor_names::RequiredTensor;
+use super::weights::{self, MappedTable};
 use super::{Embedder, EngineError, ModelSpec, Output, Pooling, WeightsFile};
 
 /// Canonical name of the table.
@@ -56,12 +56,12 @@ impl StaticConfig {
 
 /// A loaded model.
 pub(super) struct StaticEmbedder {
-    table: Table,
+    table: MappedTable,
     hidden_size: usize,
-    head: Head,
-    limits: Limits,
+    head: PoolingHead,
+    limits: InputLimits,
     dimensions: usize,
-    report: Report,
+    report: PrecisionReport,
 }
 
 impl StaticEmbedder {
@@ -73,23 +73,23 @@ impl StaticEmbedder {
         spec: &ModelSpec,
         config: StaticConfig,
         file: Box<dyn WeightsFile>,
-        head: Head,
+        head: PoolingHead,
     ) -> Result<Self, EngineError> {
         let StaticConfig { vocab_size, hidden_size } = config;
-        let expected = [Expected::new(TABLE, [vocab_size, hidden_size])].into_iter();
+        let expected = [RequiredTensor::new(TABLE, [vocab_size, hidden_size])].into_iter();
         let mut tensors = weights::read("model.safetensors", &*file, canonical, expected)?;
         let table = tensors
             .remove(TABLE)
             .ok_or_else(|| EngineError::Mismatch(format!("tensor \"{TABLE}\" is missing")))?;
-        let place = table.place();
+        let place = table.location();
         drop(tensors);
         Ok(Self {
-            table: Table::new(file, place),
+            table: MappedTable::new(file, place),
             hidden_size,
             head,
-            limits: Limits { vocabulary: vocab_size, min: 0, max: spec.max_sequence_length },
+            limits: InputLimits { vocabulary: vocab_size, min: 0, max: spec.max_sequence_length },
             dimensions: spec.dimensions,
-            report: Report {
+            report: PrecisionReport {
                 precision: Precision::F32,
                 isa: "none",
                 reason: "static embeddings are added up, and nothing is multiplied".to_owned(),
@@ -128,7 +128,7 @@ impl Embedder for StaticEmbedder {
         self.limits.check(texts)?;
         let (mut row, mut mean) = (vec![0.0; self.hidden_size], vec![0.0; self.hidden_size]);
         let vectors = texts.iter().flat_map(|text| self.vector(text, output, &mut row, &mut mean));
-        finite(vectors.collect(), self.report.precision.name())
+        check_finite(vectors.collect(), self.report.precision.name())
     }
 
     fn dimensions(&self) -> usize {
@@ -152,10 +152,10 @@ impl Embedder for StaticEmbedder {
     }
 
     fn matrix_peak(&self) -> io::Result<f64> {
-        peak::f32(1)
+        peak_rate::f32(1)
     }
 
-    fn report(&self) -> &Report {
+    fn report(&self) -> &PrecisionReport {
         &self.report
     }
 }
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use crate::engine::config::tests::spec;
     use crate::engine::weights::tests::{f32s, file};
-    use crate::engine::{Activation, Architecture, Dense};
+    use crate::engine::{Activation, Architecture, DenseSpec};
 
     fn config() -> Value {
         json!({ "model_type": "static", "vocab_size": 3, "hidden_size": 2 })
@@ -183,7 +183,7 @@ mod tests {
     }
 
     fn new(spec: &ModelSpec, file: Vec<u8>, dense: &[Vec<u8>]) -> Result<StaticEmbedder, String> {
-        let head = Head::read(spec, dense).unwrap();
+        let head = PoolingHead::read(spec, dense).unwrap();
         StaticEmbedder::new(spec, read(&config(), spec)?, Box::new(file), head)
             .map_err(|error| error.to_string())
     }
@@ -221,8 +221,12 @@ mod tests {
 
     #[test]
     fn empty_text_gets_dense_and_normalization() {
-        let dense =
-            Dense { in_features: 2, out_features: 1, bias: true, activation: Activation::Identity };
+        let dense = DenseSpec {
+            in_features: 2,
+            out_features: 1,
+            bias: true,
+            activation: Activation::Identity,
+        };
         let spec =
             ModelSpec { dimensions: 1, dense: vec![dense], normalize: true, ..static_spec() };
         let layer = file(&[

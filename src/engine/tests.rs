@@ -12,8 +12,8 @@ use crate::engine::amx;
 use crate::engine::config::EncoderConfig;
 use crate::engine::config::tests::{bert, fused, spec};
 #[cfg(target_arch = "x86_64")]
-use crate::engine::fused::Fused;
-use crate::engine::pool::Head;
+use crate::engine::fused::FusedEmbedder;
+use crate::engine::pooling::PoolingHead;
 #[cfg(target_arch = "x86_64")]
 use crate::engine::precision;
 use crate::engine::reference::Reference;
@@ -22,11 +22,12 @@ use crate::engine::simd::Isa;
 use crate::engine::weights::Header;
 use crate::engine::weights::tests::{f32s, file};
 use crate::engine::{
-    Activation, Architecture, Dense, Embedder, EngineError, Loaded, ModelFiles, ModelSpec, Options,
-    Output, Precision, WeightsFile, load, load_with,
+    Activation, Architecture, DenseSpec, Embedder, EngineError, EngineOptions, LoadedModel,
+    ModelFiles, ModelSpec, Output, Precision, WeightsFile, load, load_with,
 };
 
-const OPTIONS: Options = Options { threads: 2, batch_tokens: 64, precision: Precision::F32 };
+const OPTIONS: EngineOptions =
+    EngineOptions { threads: 2, batch_tokens: 64, precision: Precision::F32 };
 
 fn golden_file(name: &str, file: &str) -> Vec<u8> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -44,7 +45,11 @@ fn golden(name: &str, architecture: Architecture) -> Box<dyn Embedder> {
     golden_with(name, architecture, OPTIONS)
 }
 
-fn golden_with(name: &str, architecture: Architecture, options: Options) -> Box<dyn Embedder> {
+fn golden_with(
+    name: &str,
+    architecture: Architecture,
+    options: EngineOptions,
+) -> Box<dyn Embedder> {
     let files: ModelFiles = ModelFiles {
         config: golden_file(name, "config.json"),
         tokenizer: golden_file(name, "tokenizer.json"),
@@ -78,7 +83,7 @@ pub(super) fn opened(
     file: Box<dyn WeightsFile>,
     config: &EncoderConfig,
 ) -> (Box<dyn WeightsFile>, Header) {
-    let tensors = super::layout::encoder_tensors(config);
+    let tensors = super::tensor_names::encoder_tensors(config);
     let header = Header::read("model.safetensors", file.bytes(), tensors).unwrap();
     (file, header)
 }
@@ -88,7 +93,7 @@ pub(super) fn constant_bert(value: f32) -> (ModelSpec, ModelFiles) {
     let spec = spec(Architecture::Bert);
     let config = bert().to_string().into_bytes();
     let shape = fused(&config, &spec).unwrap();
-    let tensors: Vec<_> = crate::engine::layout::encoder_tensors(&shape).collect();
+    let tensors: Vec<_> = crate::engine::tensor_names::encoder_tensors(&shape).collect();
     let tensors: Vec<_> = tensors
         .iter()
         .map(|tensor| {
@@ -107,7 +112,7 @@ fn refusal(spec: &ModelSpec, files: ModelFiles) -> String {
 #[test]
 fn invalid_text_is_refused() {
     let (spec, files) = constant_bert(0.5);
-    let Loaded { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
+    let LoadedModel { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
     let cases: [(&[u32], &str); 3] = [
         (&[], "a text of 0 tokens; this model takes 1 to 10"),
         (&[1; 11], "a text of 11 tokens; this model takes 1 to 10"),
@@ -124,7 +129,7 @@ fn invalid_text_is_refused() {
 fn nonfinite_vector_is_an_error() {
     // Every sum of products overflows f32.
     let (spec, files) = constant_bert(f32::MAX);
-    let Loaded { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
+    let LoadedModel { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
     let error = embedder.embed(&[&[1, 2]]).unwrap_err();
     assert!(matches!(error, EngineError::NotFinite { precision: "f32" }), "{error}");
 }
@@ -166,7 +171,7 @@ fn static_table_must_cover_the_tokenizer() {
     let spec = spec(Architecture::Static);
     let message = "tokenizer.json has 6 tokens, model.safetensors has word embeddings for 5";
     assert_eq!(refusal(&spec, files(6)), message);
-    let Loaded { tokenizer, embedder } = load(&spec, files(5), OPTIONS).unwrap();
+    let LoadedModel { tokenizer, embedder } = load(&spec, files(5), OPTIONS).unwrap();
     let ids = ["", "w4 w1"].map(|text| tokenizer.encode("", text).unwrap().ids);
     let vectors = embedder.embed(&[&ids[0], &ids[1]]).unwrap();
     assert_eq!(vectors, [[0.0; 8], [0.5; 8]].concat());
@@ -225,7 +230,7 @@ fn every_weight_in_memory_is_counted() {
     // feed-forward and its LayerNorm. Packing never makes them smaller.
     let encoder = (17 * 8 + 16) + (4 * (64 + 8) + 16) + (8 * 4 + 4 + 4 * 8 + 8 + 16);
     assert!(plain >= 4 * encoder, "{plain}");
-    spec.dense = vec![Dense {
+    spec.dense = vec![DenseSpec {
         in_features: 8,
         out_features: 3,
         bias: true,
@@ -237,7 +242,7 @@ fn every_weight_in_memory_is_counted() {
         ("linear.weight", safetensors::Dtype::F32, &[3, 8], f32s(&[0.5; 24])),
         ("linear.bias", safetensors::Dtype::F32, &[3], f32s(&[0.5; 3])),
     ])];
-    let Loaded { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
+    let LoadedModel { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
     assert_eq!(embedder.weight_bytes(), plain + 4 * (24 + 3));
     assert_eq!(embedder.dimensions(), 3);
 }
@@ -340,7 +345,7 @@ fn int8_vectors_are_close_to_f32() {
             dense: Vec::new(),
         };
         let spec = golden_spec("tiny-bert-mean", Architecture::Bert);
-        let options = Options { precision, ..OPTIONS };
+        let options = EngineOptions { precision, ..OPTIONS };
         load(&spec, files, options).unwrap().embedder.embed(&[text]).unwrap()
     };
     let exact = embed(original.clone(), Precision::F32);
@@ -359,7 +364,7 @@ fn int8_vectors_are_close_to_f32() {
 #[test]
 fn tiled_vectors_are_accurate_and_independent_of_batch() {
     let amx = amx::tests::tiles();
-    precision::proved(amx).unwrap();
+    precision::check_amx(amx).unwrap();
     // The lengths cover one row, rows that two threads share, and more than one tile.
     let texts: Vec<Vec<u32>> = [1_u32, 3, 16, 31, 33, 40]
         .map(|length| (0..length).map(|token| (token * 37 + length) % 240).collect())
@@ -368,11 +373,11 @@ fn tiled_vectors_are_accurate_and_independent_of_batch() {
     for (name, architecture) in FUSED {
         let spec = golden_spec(name, architecture);
         let config = fused(&golden_file(name, "config.json"), &spec).unwrap();
-        let choice = precision::decide(Precision::Bf16, false, Isa::detect(), Ok(amx));
+        let choice = precision::choose_for(Precision::Bf16, false, Isa::detect(), Ok(amx));
         assert_eq!(choice.report.isa, "amx-bf16");
         let weights = opened(Box::new(golden_file(name, "model.safetensors")), &config);
-        let head = Head::read(&spec, &[]).unwrap();
-        let tiled = Fused::new(&spec, config, weights, head, choice, OPTIONS).unwrap();
+        let head = PoolingHead::read(&spec, &[]).unwrap();
+        let tiled = FusedEmbedder::new(&spec, config, weights, head, choice, OPTIONS).unwrap();
         let exact = golden(name, architecture);
         let together = tiled.embed(&texts).unwrap();
         let mut cosines = Vec::new();
@@ -430,7 +435,11 @@ fn thread_count_does_not_change_results() {
     for (name, architecture) in FUSED {
         for precision in [Precision::F32, Precision::Int8, Precision::Bf16] {
             let [one, three] = [1, 3].map(|threads| {
-                golden_with(name, architecture, Options { threads, batch_tokens: 300, precision })
+                golden_with(
+                    name,
+                    architecture,
+                    EngineOptions { threads, batch_tokens: 300, precision },
+                )
             });
             for lengths in lengths {
                 let texts: Vec<Vec<u32>> = (1..)
@@ -482,7 +491,7 @@ proptest! {
             let spec = golden_spec(name, architecture);
             let config = fused(&golden_file(name, "config.json"), &spec).unwrap();
             let reference = Reference::read(&config, &golden_file(name, "model.safetensors"));
-            let head = Head::read(&spec, &[]).unwrap();
+            let head = PoolingHead::read(&spec, &[]).unwrap();
             for text in &texts {
                 let found = embedder.embed(&[text]).unwrap();
                 let states = reference.states(text);

@@ -18,7 +18,7 @@ const SPEEDS: [&str; 2] = ["cpu_capacity", "cpufreq/cpuinfo_max_freq"];
 ///
 /// # Errors
 /// Returns [`EngineError::Threads`] if the operating system refuses to start them.
-pub(super) fn start(count: usize) -> Result<rayon::ThreadPool, EngineError> {
+pub(super) fn start_pool(count: usize) -> Result<rayon::ThreadPool, EngineError> {
     let count = count.max(1);
     rayon::ThreadPoolBuilder::new()
         .num_threads(count)
@@ -29,11 +29,11 @@ pub(super) fn start(count: usize) -> Result<rayon::ThreadPool, EngineError> {
 
 /// Returns whether some processors of this machine are much slower than others, as on big.LITTLE.
 /// Returns `false` if the kernel reports no speeds.
-pub(super) fn processors_are_unequal() -> bool {
-    are_unequal(Path::new(PROCESSORS))
+pub(super) fn has_unequal_processors() -> bool {
+    has_unequal_speeds(Path::new(PROCESSORS))
 }
 
-fn are_unequal(processors: &Path) -> bool {
+fn has_unequal_speeds(processors: &Path) -> bool {
     SPEEDS.iter().any(|file| {
         let speeds = speeds(processors, file);
         let (slowest, fastest) = (speeds.iter().min(), speeds.iter().max());
@@ -79,8 +79,8 @@ mod tests {
             }
             // This directory does not belong to a processor.
             fs::create_dir(root.path().join("cpufreq")).unwrap();
-            assert_eq!(are_unequal(root.path()), expected, "{file} {speeds:?}");
+            assert_eq!(has_unequal_speeds(root.path()), expected, "{file} {speeds:?}");
         }
-        assert!(!are_unequal(Path::new("/nonexistent")));
+        assert!(!has_unequal_speeds(Path::new("/nonexistent")));
     }
 }

@@ -24,10 +24,10 @@ use std::ops::Range;
 use tokenizers::Encoding;
 
 use super::EngineError;
-use super::quote::escaped;
+use super::quote::escape;
 use file::TokenizerFile;
-pub(super) use memory::Memory;
-use parts::Around;
+pub(super) use memory::TokenizerMemory;
+use parts::SurroundingTokens;
 
 /// Name of the file in messages.
 const FILE: &str = "tokenizer.json";
@@ -63,7 +63,7 @@ pub enum Truncation {
 
 /// A token and its origin in the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct TokenSpan {
     /// Token id.
     pub id: u32,
     /// Part of the text that the token represents; the name of a special token.
@@ -103,7 +103,7 @@ pub struct Tokenizer {
 /// Wraps the error of a library that rejected the file. The message is escaped, because it may
 /// quote the file.
 fn unreadable(source: impl fmt::Display) -> EngineError {
-    EngineError::File { file: FILE.to_owned(), source: escaped(source).into() }
+    EngineError::File { file: FILE.to_owned(), source: escape(source).into() }
 }
 
 fn mismatch(what: impl fmt::Display) -> EngineError {
@@ -154,12 +154,15 @@ impl Tokenizer {
         rows: usize,
     ) -> Result<Self, EngineError> {
         let file = file::read(bytes, rows)?;
-        Self::new(TokenizerFile { around: Around::default(), ..file }, max_sequence_length)
+        Self::new(
+            TokenizerFile { around: SurroundingTokens::default(), ..file },
+            max_sequence_length,
+        )
     }
 
     fn new(file: TokenizerFile, max_sequence_length: usize) -> Result<Self, EngineError> {
         let TokenizerFile { library, around, ids: vocabulary_size, longest_added } = file;
-        let Around { prefix, suffix } = around;
+        let SurroundingTokens { prefix, suffix } = around;
         let around = prefix.len() + suffix.len();
         if around >= max_sequence_length {
             return Err(mismatch(format!(
@@ -302,7 +305,7 @@ impl Tokenizer {
         prompt: &str,
         text: &str,
         special: bool,
-    ) -> Result<Vec<Piece>, EngineError> {
+    ) -> Result<Vec<TokenSpan>, EngineError> {
         let text = with_prompt(prompt, text);
         let tokens = self.library.encode_char_offsets(text.as_ref(), false);
         let tokens = tokens.map_err(EngineError::Tokenize)?;
@@ -315,10 +318,10 @@ impl Tokenizer {
                 let bytes = begins.get(start).zip(begins.get(stop));
                 let part =
                     bytes.and_then(|(&begin, &end)| text.get(begin..end)).unwrap_or_default();
-                Piece { id, text: part.to_owned(), characters: Some(start..stop) }
+                TokenSpan { id, text: part.to_owned(), characters: Some(start..stop) }
             });
-        let around = |ids: &[u32]| -> Vec<Piece> {
-            let named = |&id: &u32| Piece {
+        let around = |ids: &[u32]| -> Vec<TokenSpan> {
+            let named = |&id: &u32| TokenSpan {
                 id,
                 text: self.library.id_to_token(id).unwrap_or_default(),
                 characters: None,

@@ -1,10 +1,10 @@
 //! Reads a safetensors file and decodes its tensors to f32.
 //!
-//! A tensor is stored as f32, f16, bf16 or int8. An int8 matrix `NAME` of shape `[rows, columns]`
+//! A tensor is stored as f32, f16, bf16 or int8. An int8 matrix `NAME` of shape `[rowwise, columns]`
 //! has these companions:
 //!
-//! - `NAME.scale`, f32 of `[rows]`: a value is `q · scale[row]`. If blocks of columns have their
-//!   own scales, the shape is `[rows, blocks]`.
+//! - `NAME.scale`, f32 of `[rowwise]`: a value is `q · scale[row]`. If blocks of columns have their
+//!   own scales, the shape is `[rowwise, blocks]`.
 //! - `NAME.block`, u32 of `[columns]`: the block of each column. Present only if there are blocks.
 //! - `NAME.outlier.index`, u32 of `[n]`: positions of the outliers in the row-major matrix.
 //! - `NAME.outlier.value`, f32 of `[n]`: exact values of the outliers.
@@ -23,8 +23,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::layout::Expected;
-use super::quote::quoted;
+use super::quote::quote;
+use super::tensor_names::RequiredTensor;
 use super::{EngineError, WeightsFile};
 use header::tensors_of_header;
 pub(super) use header::{Header, header_memory};
@@ -35,7 +35,7 @@ pub(super) const WEIGHTS: &str = "model.safetensors";
 #[derive(Clone)]
 pub(super) struct Tensor<'a> {
     pub(super) shape: Vec<usize>,
-    stored: Stored,
+    stored: StoredFormat,
     data: &'a [u8],
     /// File that contains `data`.
     file: &'a dyn WeightsFile,
@@ -43,15 +43,15 @@ pub(super) struct Tensor<'a> {
 
 /// Storage format of a tensor's values.
 #[derive(Clone, Debug)]
-enum Stored {
+enum StoredFormat {
     F32,
     F16,
     Bf16,
-    Int8(Quantization),
+    Int8(MatrixQuantization),
 }
 
 /// One row of a matrix of integers, as stored.
-pub(super) struct StoredIntegers<'t> {
+pub(super) struct StoredRow<'t> {
     /// One integer for each column; meaningless for an outlier.
     pub(super) integers: &'t [i8],
     /// One scale for each block.
@@ -62,8 +62,8 @@ pub(super) struct StoredIntegers<'t> {
 
 /// Data that converts the integers of a matrix to values.
 #[derive(Clone, Debug)]
-struct Quantization {
-    /// Scale of each row and block, `[rows, blocks]`.
+struct MatrixQuantization {
+    /// Scale of each row and block, `[rowwise, blocks]`.
     scales: Vec<f32>,
     /// Block of each column; empty if the matrix is a single block.
     blocks: Vec<u32>,
@@ -77,7 +77,7 @@ pub(super) const OUTLIER_FILE_BYTES: u64 = 8;
 /// Bytes of an outlier in memory, in a table or in a packed layer.
 pub(super) const OUTLIER_BYTES: u64 = size_of::<(usize, usize, f32)>() as u64;
 
-impl Quantization {
+impl MatrixQuantization {
     /// Returns the scales of `row`, one for each block.
     fn scales(&self, row: usize) -> &[f32] {
         &self.scales[row * self.block_count..][..self.block_count]
@@ -91,7 +91,7 @@ impl Quantization {
     }
 }
 
-impl Stored {
+impl StoredFormat {
     const fn value_bytes(&self) -> usize {
         match self {
             Self::F32 => 4,
@@ -142,10 +142,10 @@ impl<'a> Tensor<'a> {
     }
 
     /// Returns the integers of `row`, or `None` if the tensor is not stored as integers.
-    pub(super) fn integers(&self, row: usize) -> Option<StoredIntegers<'_>> {
-        let Stored::Int8(quantization) = &self.stored else { return None };
+    pub(super) fn integers(&self, row: usize) -> Option<StoredRow<'_>> {
+        let StoredFormat::Int8(quantization) = &self.stored else { return None };
         let columns = self.columns();
-        Some(StoredIntegers {
+        Some(StoredRow {
             integers: bytemuck::cast_slice(&self.data[row * columns..][..columns]),
             scales: quantization.scales(row),
             outliers: quantization.outliers(row),
@@ -154,7 +154,7 @@ impl<'a> Tensor<'a> {
 
     /// Returns the block of `column`, or `None` if the tensor is not stored as integers.
     pub(super) fn block(&self, column: usize) -> Option<usize> {
-        let Stored::Int8(quantization) = &self.stored else { return None };
+        let StoredFormat::Int8(quantization) = &self.stored else { return None };
         Some(quantization.blocks.get(column).map_or(0, |&block| block as usize))
     }
 
@@ -181,25 +181,25 @@ impl<'a> Tensor<'a> {
         // Infinity and NaN are the values whose exponent bits are all ones. Adding one to the
         // exponent of such a value carries into the sign bit, which the fold collects.
         match &self.stored {
-            Stored::F32 => {
+            StoredFormat::F32 => {
                 words(self.data).fold(0, |all, word| {
                     all | (u32::from_le_bytes(word) & 0x7f80_0000).wrapping_add(0x80_0000)
                 }) >> 31
                     != 0
             }
-            Stored::F16 => {
+            StoredFormat::F16 => {
                 words(self.data).fold(0_u16, |all, word| {
                     all | (u16::from_le_bytes(word) & 0x7c00).wrapping_add(0x400)
                 }) >> 15
                     != 0
             }
-            Stored::Bf16 => {
+            StoredFormat::Bf16 => {
                 words(self.data).fold(0_u16, |all, word| {
                     all | (u16::from_le_bytes(word) & 0x7f80).wrapping_add(0x80)
                 }) >> 15
                     != 0
             }
-            Stored::Int8(quantization) => {
+            StoredFormat::Int8(quantization) => {
                 quantization.scales.iter().any(|scale| !(scale * 128.0).is_finite())
             }
         }
@@ -222,44 +222,44 @@ impl<'a> Tensor<'a> {
     }
 
     /// Returns the location and format of the tensor without the borrow of its file.
-    pub(super) fn place(&self) -> Place {
-        Place { stored: self.stored.clone(), columns: self.columns(), range: self.range() }
+    pub(super) fn location(&self) -> MatrixLocation {
+        MatrixLocation { stored: self.stored.clone(), columns: self.columns(), range: self.range() }
     }
 }
 
 /// Location of a matrix in its file, and its storage format.
-pub(super) struct Place {
-    stored: Stored,
+pub(super) struct MatrixLocation {
+    stored: StoredFormat,
     columns: usize,
     range: Range<usize>,
 }
 
 /// A matrix that stays in its file; each row is decoded on request.
-pub(super) struct Table {
+pub(super) struct MappedTable {
     file: Box<dyn WeightsFile>,
-    place: Place,
+    location: MatrixLocation,
 }
 
-impl Table {
-    /// Creates a table from the matrix at `place`, which was found in `file`. Notifies the file
+impl MappedTable {
+    /// Creates a table from the matrix at `location`, which was found in `file`. Notifies the file
     /// that the rest of it will not be read again.
-    pub(super) fn new(file: Box<dyn WeightsFile>, place: Place) -> Self {
-        file.forget(0..place.range.start);
-        file.forget(place.range.end..file.bytes().len());
-        Self { file, place }
+    pub(super) fn new(file: Box<dyn WeightsFile>, location: MatrixLocation) -> Self {
+        file.forget(0..location.range.start);
+        file.forget(location.range.end..file.bytes().len());
+        Self { file, location }
     }
 
     /// Decodes the values of `row` into `out`.
     pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
-        let Place { stored, columns, range } = &self.place;
+        let MatrixLocation { stored, columns, range } = &self.location;
         let bytes = columns * stored.value_bytes();
         stored.decode(row, &self.file.bytes()[range.clone()][row * bytes..][..bytes], out);
     }
 
     /// Returns the memory of this process that the table and its file occupy, in bytes.
     pub(super) fn bytes(&self) -> u64 {
-        let scales = match &self.place.stored {
-            Stored::Int8(Quantization { scales, blocks, outliers, .. }) => {
+        let scales = match &self.location.stored {
+            StoredFormat::Int8(MatrixQuantization { scales, blocks, outliers, .. }) => {
                 let scales = size_of_val(scales.as_slice()) + size_of_val(blocks.as_slice());
                 scales + size_of_val(outliers.as_slice())
             }
@@ -270,18 +270,18 @@ impl Table {
 
     /// Returns the bytes of the table that are in a mapped file.
     pub(super) fn mapped_bytes(&self) -> u64 {
-        if self.file.anonymous_bytes() > 0 { 0 } else { self.place.range.len() as u64 }
+        if self.file.anonymous_bytes() > 0 { 0 } else { self.location.range.len() as u64 }
     }
 }
 
 /// A tensor of a file that was not checked yet.
-struct View<'a> {
+struct UncheckedTensor<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
     data: &'a [u8],
 }
 
-impl<'a> View<'a> {
+impl<'a> UncheckedTensor<'a> {
     const fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -312,10 +312,10 @@ pub(super) fn read<'a>(
     name: &str,
     file: &'a dyn WeightsFile,
     canonical: impl Fn(&str) -> Option<String>,
-    mut expected: impl Iterator<Item = Expected>,
+    mut expected: impl Iterator<Item = RequiredTensor>,
 ) -> Result<Tensors<'a>, EngineError> {
     let needed = tensors_of_header(file.bytes());
-    let first: Vec<Expected> = expected.by_ref().take(needed).collect();
+    let first: Vec<RequiredTensor> = expected.by_ref().take(needed).collect();
     let header = Header::read(name, file.bytes(), first.iter())?;
     read_with(&header, name, file, canonical, first.into_iter().chain(expected))
 }
@@ -329,60 +329,60 @@ pub(super) fn read_with<'a>(
     name: &str,
     file: &'a dyn WeightsFile,
     canonical: impl Fn(&str) -> Option<String>,
-    expected: impl Iterator<Item = Expected>,
+    expected: impl Iterator<Item = RequiredTensor>,
 ) -> Result<Tensors<'a>, EngineError> {
-    let mut views = Views { name, file, tensors: BTreeMap::new() };
+    let mut views = UncheckedTensors { name, file, tensors: BTreeMap::new() };
     for (name, tensor) in header.metadata.tensors() {
         let Some(name) = canonical(&name) else { continue };
         if views.tensors.contains_key(&name) {
-            return Err(views.refuse(&name, "is there twice, under two spellings"));
+            return Err(views.mismatch_error(&name, "is there twice, under two spellings"));
         }
         let (begin, end) = tensor.data_offsets;
         let data = file.bytes().get(header.start + begin..header.start + end);
-        let data = data.ok_or_else(|| views.refuse(&name, "lies outside the file"))?;
-        let view = View { dtype: tensor.dtype, shape: tensor.shape.clone(), data };
+        let data = data.ok_or_else(|| views.mismatch_error(&name, "lies outside the file"))?;
+        let view = UncheckedTensor { dtype: tensor.dtype, shape: tensor.shape.clone(), data };
         views.tensors.insert(name, view);
     }
     let mut found = Tensors::new();
-    for Expected { name, shape } in expected {
+    for RequiredTensor { name, shape } in expected {
         let tensor = views.take(&name, &shape)?;
         found.insert(name, tensor);
     }
     if let Some((name, view)) = views.tensors.first_key_value() {
         let what = format!("{:?} is not part of this model", view.shape());
-        return Err(views.refuse(name, &what));
+        return Err(views.mismatch_error(name, &what));
     }
     Ok(found)
 }
 
 /// Tensors of a file that were not taken yet.
-struct Views<'n, 'a> {
+struct UncheckedTensors<'n, 'a> {
     name: &'n str,
     file: &'a dyn WeightsFile,
-    tensors: BTreeMap<String, View<'a>>,
+    tensors: BTreeMap<String, UncheckedTensor<'a>>,
 }
 
-impl<'a> Views<'_, 'a> {
-    fn refuse(&self, name: &str, what: &str) -> EngineError {
-        EngineError::Mismatch(format!("{}: tensor {} {what}", self.name, quoted(name)))
+impl<'a> UncheckedTensors<'_, 'a> {
+    fn mismatch_error(&self, name: &str, what: &str) -> EngineError {
+        EngineError::Mismatch(format!("{}: tensor {} {what}", self.name, quote(name)))
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, EngineError> {
         let Some(view) = self.tensors.remove(name) else {
-            return Err(self.refuse(name, &format!("{shape:?} is missing")));
+            return Err(self.mismatch_error(name, &format!("{shape:?} is missing")));
         };
         if view.shape() != shape {
             let what = format!("has shape {:?}, expected {shape:?}", view.shape());
-            return Err(self.refuse(name, &what));
+            return Err(self.mismatch_error(name, &what));
         }
         let stored = match view.dtype() {
-            Dtype::F32 => Stored::F32,
-            Dtype::F16 => Stored::F16,
-            Dtype::BF16 => Stored::Bf16,
-            Dtype::I8 => Stored::Int8(self.take_quantization(name, shape)?),
+            Dtype::F32 => StoredFormat::F32,
+            Dtype::F16 => StoredFormat::F16,
+            Dtype::BF16 => StoredFormat::Bf16,
+            Dtype::I8 => StoredFormat::Int8(self.take_quantization(name, shape)?),
             other => {
                 let what = format!("is {other:?}; readable are F32, F16, BF16 and I8");
-                return Err(self.refuse(name, &what));
+                return Err(self.mismatch_error(name, &what));
             }
         };
         let tensor = Tensor { shape: shape.to_vec(), stored, data: view.data(), file: self.file };
@@ -394,11 +394,11 @@ impl<'a> Views<'_, 'a> {
         match tensor.position(|value| !value.is_finite()) {
             None => Ok(tensor),
             Some(index) if view.dtype() == Dtype::I8 => {
-                Err(self.refuse(name, &format!("overflows f32 at index {index}")))
+                Err(self.mismatch_error(name, &format!("overflows f32 at index {index}")))
             }
             Some(index) => {
                 let what = format!("has {} at index {index}", tensor.values()[index]);
-                Err(self.refuse(name, &what))
+                Err(self.mismatch_error(name, &what))
             }
         }
     }
@@ -407,15 +407,17 @@ impl<'a> Views<'_, 'a> {
         &mut self,
         name: &str,
         shape: &[usize],
-    ) -> Result<Quantization, EngineError> {
+    ) -> Result<MatrixQuantization, EngineError> {
         let &[rows, columns] = shape else {
-            return Err(self.refuse(name, &format!("is I8 of {shape:?}; only matrices may be")));
+            return Err(
+                self.mismatch_error(name, &format!("is I8 of {shape:?}; only matrices may be"))
+            );
         };
         let scale_name = format!("{name}.scale");
         if let Some(view) = self.tensors.get(&scale_name).filter(|view| view.dtype() != Dtype::F32)
         {
             let what = format!("is {:?}, expected F32", view.dtype());
-            return Err(self.refuse(&scale_name, &what));
+            return Err(self.mismatch_error(&scale_name, &what));
         }
         let (blocks, block_count) = self.take_blocks(name, columns)?;
         let with_blocks = [rows, block_count];
@@ -425,13 +427,13 @@ impl<'a> Views<'_, 'a> {
         if let Some(at) = scales.iter().position(|&scale| scale <= 0.0) {
             let row = at / block_count;
             let what = format!("is {} for row {row}, expected above 0", scales[at]);
-            return Err(self.refuse(&scale_name, &what));
+            return Err(self.mismatch_error(&scale_name, &what));
         }
         let mut outliers = Vec::new();
         for (index, value) in self.take_outliers(name)? {
             if index >= rows * columns {
                 let what = format!("points at {index} in a matrix of {shape:?}");
-                return Err(self.refuse(&format!("{name}.outlier.index"), &what));
+                return Err(self.mismatch_error(&format!("{name}.outlier.index"), &what));
             }
             outliers.push((index / columns, index % columns, value));
         }
@@ -442,9 +444,9 @@ impl<'a> Views<'_, 'a> {
             outliers.windows(2).find(|pair| (pair[0].0, pair[0].1) == (pair[1].0, pair[1].1));
         if let Some(&[(row, column, _), _]) = twice {
             let what = format!("points at {} twice", row * columns + column);
-            return Err(self.refuse(&format!("{name}.outlier.index"), &what));
+            return Err(self.mismatch_error(&format!("{name}.outlier.index"), &what));
         }
-        Ok(Quantization { scales, blocks, block_count, outliers })
+        Ok(MatrixQuantization { scales, blocks, block_count, outliers })
     }
 
     /// Takes the block of each column of `name`, and the number of blocks. The list is empty if the
@@ -458,7 +460,7 @@ impl<'a> Views<'_, 'a> {
         let Some(view) = self.tensors.remove(&block_name) else { return Ok((Vec::new(), 1)) };
         if view.dtype() != Dtype::U32 || view.shape() != [columns] || columns == 0 {
             let what = format!("is {:?} of {:?}, expected U32 of", view.dtype(), view.shape());
-            return Err(self.refuse(&block_name, &format!("{what} [{columns}]")));
+            return Err(self.mismatch_error(&block_name, &format!("{what} [{columns}]")));
         }
         let blocks: Vec<u32> = words(view.data()).map(u32::from_le_bytes).collect();
         let last = blocks.iter().copied().max().unwrap_or(0) as usize;
@@ -466,7 +468,7 @@ impl<'a> Views<'_, 'a> {
         // values.
         if last >= columns {
             let what = format!("has block {last}, expected less than {columns}");
-            return Err(self.refuse(&block_name, &what));
+            return Err(self.mismatch_error(&block_name, &what));
         }
         Ok((blocks, last + 1))
     }
@@ -478,10 +480,12 @@ impl<'a> Views<'_, 'a> {
         let Some(view) = self.tensors.remove(&index_name) else { return Ok(Vec::new()) };
         let &[count] = view.shape() else {
             let what = format!("has shape {:?}, expected one axis", view.shape());
-            return Err(self.refuse(&index_name, &what));
+            return Err(self.mismatch_error(&index_name, &what));
         };
         if view.dtype() != Dtype::U32 {
-            return Err(self.refuse(&index_name, &format!("is {:?}, expected U32", view.dtype())));
+            return Err(
+                self.mismatch_error(&index_name, &format!("is {:?}, expected U32", view.dtype()))
+            );
         }
         let values = self.take(&value_name, &[count])?.values();
         let indices = words(view.data()).map(|word| u32::from_le_bytes(word) as usize);
@@ -517,7 +521,7 @@ pub(super) mod tests {
     }
 
     fn read_a(tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) -> Result<Vec<f32>, String> {
-        let expected = [Expected::new("a", [2, 2])].into_iter();
+        let expected = [RequiredTensor::new("a", [2, 2])].into_iter();
         let canonical = |name: &str| (name != "ignored").then(|| name.replace("old", "a"));
         match read("m.safetensors", &file(tensors), canonical, expected) {
             Ok(weights) => Ok(weights["a"].values()),
@@ -686,7 +690,7 @@ pub(super) mod tests {
     #[test]
     fn an_int8_vector_is_refused() {
         let bytes = file(&[("a", Dtype::I8, &[2], i8s(&[1, 1]))]);
-        let expected = [Expected::new("a", [2])].into_iter();
+        let expected = [RequiredTensor::new("a", [2])].into_iter();
         let error =
             read("m.safetensors", &bytes, |name| Some(name.to_owned()), expected).err().unwrap();
         let message = "m.safetensors: tensor \"a\" is I8 of [2]; only matrices may be";
@@ -706,7 +710,7 @@ pub(super) mod tests {
             bytes[..8].copy_from_slice(&(length + padding as u64).to_le_bytes());
             let end = usize::try_from(8 + length).unwrap();
             bytes.splice(end..end, std::iter::repeat_n(b' ', padding));
-            let expected = (0..tensors).map(|index| Expected::new(format!("t{index}"), [1]));
+            let expected = (0..tensors).map(|index| RequiredTensor::new(format!("t{index}"), [1]));
             let read = read("m.safetensors", &bytes, |name| Some(name.to_owned()), expected);
             read.map(|tensors| tensors.len()).map_err(|error| crate::engine::tests::chain(&error))
         };

@@ -17,8 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::record::Record;
-use super::socket::Socket;
+use super::log_record::LogRecord;
+use super::socket::JournalSocket;
 
 /// Maximum number of queued records: more than a start with a full drop directory writes.
 const MAX_RECORDS: usize = 1024;
@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum Sink {
     /// journald's own socket, with structured fields.
-    Journal(Socket),
+    Journal(JournalSocket),
     /// Stream that systemd connected to the journal: lines with a priority.
     Stderr,
 }
@@ -47,19 +47,19 @@ impl Sink {
 
 /// Handle of the queue. Clones share one queue.
 #[derive(Clone, Debug)]
-pub(super) struct Queue {
-    shared: Arc<Shared>,
-    encode: fn(&Record) -> Vec<u8>,
+pub(super) struct LogQueue {
+    shared: Arc<SharedQueue>,
+    encode: fn(&LogRecord) -> Vec<u8>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct SharedQueue {
+    state: Mutex<QueueState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     waiting: VecDeque<Vec<u8>>,
     bytes: usize,
     /// Records lost since the start.
@@ -73,20 +73,20 @@ struct State {
 }
 
 /// Next task of the writing thread.
-enum Work {
+enum WriterTask {
     Record(Vec<u8>),
     TellLost(u64),
 }
 
-impl Queue {
+impl LogQueue {
     /// Creates a queue whose records will be written to `sink`.
     pub(super) fn new(sink: Sink) -> Self {
         let encode = match sink {
-            Sink::Journal(_) => Record::native,
-            Sink::Stderr => Record::line,
+            Sink::Journal(_) => LogRecord::native,
+            Sink::Stderr => LogRecord::line,
         };
-        let state = State { sink: Some(sink), ..State::default() };
-        let shared = Shared { state: Mutex::new(state), ..Shared::default() };
+        let state = QueueState { sink: Some(sink), ..QueueState::default() };
+        let shared = SharedQueue { state: Mutex::new(state), ..SharedQueue::default() };
         Self { shared: Arc::new(shared), encode }
     }
 
@@ -110,7 +110,7 @@ impl Queue {
     }
 
     /// Queues `record`, or counts it as lost if the queue is full. Takes a few microseconds.
-    pub(super) fn push(&self, record: &Record) {
+    pub(super) fn push(&self, record: &LogRecord) {
         let record = (self.encode)(record);
         let mut state = self.shared.state();
         // An empty queue accepts a record of any size, so that a record above `MAX_BYTES` is not
@@ -146,21 +146,23 @@ impl Queue {
     }
 }
 
-impl Shared {
+impl SharedQueue {
     /// Runs the writing thread until the queue is closed and empty.
-    fn write(&self, sink: &Sink, encode: fn(&Record) -> Vec<u8>) {
+    fn write(&self, sink: &Sink, encode: fn(&LogRecord) -> Vec<u8>) {
         let mut is_reached = true;
         while let Some(work) = self.next(is_reached) {
             let sent = match &work {
-                Work::Record(record) => sink.send(record),
-                Work::TellLost(count) => sink.send(&encode(&Record::of_lost(*count))),
+                WriterTask::Record(record) => sink.send(record),
+                WriterTask::TellLost(count) => {
+                    sink.send(&encode(&LogRecord::of_dropped_count(*count)))
+                }
             };
             // The cause of a failure cannot be logged, because the log itself has failed. Count the
             // record instead.
             is_reached = sent.is_ok();
             match work {
-                Work::Record(_) if !is_reached => self.state().lost += 1,
-                Work::TellLost(count) if is_reached => self.state().told += count,
+                WriterTask::Record(_) if !is_reached => self.state().lost += 1,
+                WriterTask::TellLost(count) if is_reached => self.state().told += count,
                 _ => {}
             }
         }
@@ -172,17 +174,17 @@ impl Shared {
     ///
     /// Queued records come first, then the report of lost records. If the last attempt to send
     /// failed (`is_reached` is false), the report waits for [`RETRY`].
-    fn next(&self, is_reached: bool) -> Option<Work> {
+    fn next(&self, is_reached: bool) -> Option<WriterTask> {
         let mut may_tell = is_reached;
         let mut state = self.state();
         loop {
             if let Some(record) = state.waiting.pop_front() {
                 state.bytes -= record.len();
-                return Some(Work::Record(record));
+                return Some(WriterTask::Record(record));
             }
             let untold = state.lost - state.told;
             if untold > 0 && may_tell {
-                return Some(Work::TellLost(untold));
+                return Some(WriterTask::TellLost(untold));
             }
             // Closed, and the last report of lost records was sent or has failed: do not retry at
             // the end.
@@ -202,7 +204,7 @@ impl Shared {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         // No code that can panic runs while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,8 +236,8 @@ mod tests {
         String::from_utf8(bytes[..length].to_vec()).unwrap()
     }
 
-    fn queue(path: &std::path::Path) -> Queue {
-        let queue = Queue::new(Sink::Journal(Socket::open(path).unwrap()));
+    fn queue(path: &std::path::Path) -> LogQueue {
+        let queue = LogQueue::new(Sink::Journal(JournalSocket::open(path).unwrap()));
         queue.begin().unwrap();
         queue
     }
@@ -254,10 +256,10 @@ mod tests {
     }
 
     /// Pushes `count` records that differ from a report of lost records.
-    fn push(queue: &Queue, count: usize) {
-        let plain = Queue { encode: |_| b"MESSAGE=a\n".to_vec(), ..queue.clone() };
+    fn push(queue: &LogQueue, count: usize) {
+        let plain = LogQueue { encode: |_| b"MESSAGE=a\n".to_vec(), ..queue.clone() };
         for _ in 0..count {
-            plain.push(&Record::of_lost(0));
+            plain.push(&LogRecord::of_dropped_count(0));
         }
     }
 
@@ -298,7 +300,7 @@ mod tests {
     #[test]
     fn finish_writes_early_records() {
         let (_place, path, journald) = journald();
-        let queue = Queue::new(Sink::Journal(Socket::open(&path).unwrap()));
+        let queue = LogQueue::new(Sink::Journal(JournalSocket::open(&path).unwrap()));
         push(&queue, 1);
         queue.finish(BOUND).unwrap();
         assert_eq!(receive(&journald), "MESSAGE=a\n");
@@ -307,10 +309,10 @@ mod tests {
     #[test]
     fn queued_bytes_are_bounded() {
         let (_place, path, _journald) = journald();
-        let large = Queue { encode: |_| vec![b'a'; MAX_BYTES / 4], ..queue(&path) };
+        let large = LogQueue { encode: |_| vec![b'a'; MAX_BYTES / 4], ..queue(&path) };
         // The socket accepts a few records as memory files; four more can be queued.
         for _ in 0..64 {
-            large.push(&Record::of_lost(0));
+            large.push(&LogRecord::of_dropped_count(0));
         }
         let state = large.shared.state();
         assert!(state.bytes <= MAX_BYTES && state.lost > 0, "{} bytes wait", state.bytes);

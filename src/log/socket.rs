@@ -16,14 +16,14 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
 /// Socket for sending to journald, which may stop and restart.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(super) struct JournalSocket {
     socket: UnixDatagram,
     /// Path of journald's socket, used for every send. A connected socket would not reach a
     /// restarted journald.
     path: PathBuf,
 }
 
-impl Socket {
+impl JournalSocket {
     /// Opens a socket and checks that journald listens at `path`.
     ///
     /// # Errors
@@ -92,7 +92,7 @@ mod tests {
         let path = place.path().join("socket");
         let journald = UnixDatagram::bind(&path).unwrap();
         let record = vec![b'a'; 1 << 20];
-        Socket::open(&path).unwrap().send(&record).unwrap();
+        JournalSocket::open(&path).unwrap().send(&record).unwrap();
         let (mut bytes, mut space) = ([0; 16], nix::cmsg_space!([std::os::fd::RawFd; 1]));
         let mut slices = [IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -121,10 +121,10 @@ mod tests {
     fn socket_without_listener_is_an_error() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("socket");
-        let error = Socket::open(&path).unwrap_err();
+        let error = JournalSocket::open(&path).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         drop(UnixDatagram::bind(&path).unwrap());
-        let error = Socket::open(&path).unwrap_err();
+        let error = JournalSocket::open(&path).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -22,51 +22,51 @@ static REFUSALS: LazyLock<Mutex<Throttle>> = LazyLock::new(Mutex::default);
 ///
 /// Returns the number of refusals since the last record if another record is due, and `None`
 /// otherwise.
-pub fn refusal(kind: Message, uid: u32) -> Option<u64> {
+pub fn admit_refusal(kind: Message, uid: u32) -> Option<u64> {
     // A panic cannot happen in the middle of a change, so a poisoned lock is still consistent.
     let mut throttle = REFUSALS.lock().unwrap_or_else(PoisonError::into_inner);
-    throttle.admit((kind.name(), uid), Instant::now())
+    throttle.check((kind.name(), uid), Instant::now())
 }
 
 #[derive(Debug, Default)]
 struct Throttle {
-    pairs: HashMap<(&'static str, u32), Told>,
+    pairs: HashMap<(&'static str, u32), PairState>,
     /// Shared state of all pairs that do not fit in the table.
-    others: Option<Told>,
+    others: Option<PairState>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Told {
+struct PairState {
     at: Instant,
     suppressed: u64,
 }
 
 impl Throttle {
-    fn admit(&mut self, pair: (&'static str, u32), now: Instant) -> Option<u64> {
+    fn check(&mut self, pair: (&'static str, u32), now: Instant) -> Option<u64> {
         if !self.pairs.contains_key(&pair) && self.pairs.len() >= MAX_PAIRS {
-            self.pairs.retain(|_, told| now.duration_since(told.at) < INTERVAL);
+            self.pairs.retain(|_, state| now.duration_since(state.at) < INTERVAL);
         }
         if self.pairs.len() >= MAX_PAIRS && !self.pairs.contains_key(&pair) {
             return match &mut self.others {
-                Some(told) => told.again(now),
+                Some(state) => state.try_log(now),
                 None => {
-                    self.others = Some(Told { at: now, suppressed: 0 });
+                    self.others = Some(PairState { at: now, suppressed: 0 });
                     Some(0)
                 }
             };
         }
         match self.pairs.get_mut(&pair) {
-            Some(told) => told.again(now),
+            Some(state) => state.try_log(now),
             None => {
-                self.pairs.insert(pair, Told { at: now, suppressed: 0 });
+                self.pairs.insert(pair, PairState { at: now, suppressed: 0 });
                 Some(0)
             }
         }
     }
 }
 
-impl Told {
-    fn again(&mut self, now: Instant) -> Option<u64> {
+impl PairState {
+    fn try_log(&mut self, now: Instant) -> Option<u64> {
         if now.duration_since(self.at) < INTERVAL {
             self.suppressed = self.suppressed.saturating_add(1);
             return None;
@@ -84,16 +84,16 @@ mod tests {
     fn refusals_are_logged_once_a_minute_with_count() {
         let (mut throttle, start) = (Throttle::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(throttle.admit(("a", 1), at(0)), Some(0));
+        assert_eq!(throttle.check(("a", 1), at(0)), Some(0));
         for second in 1..60 {
-            assert_eq!(throttle.admit(("a", 1), at(second)), None, "{second}");
+            assert_eq!(throttle.check(("a", 1), at(second)), None, "{second}");
         }
         // Another user and another kind are different pairs.
-        assert_eq!(throttle.admit(("a", 2), at(1)), Some(0));
-        assert_eq!(throttle.admit(("b", 1), at(1)), Some(0));
-        assert_eq!(throttle.admit(("a", 1), at(60)), Some(59));
-        assert_eq!(throttle.admit(("a", 1), at(61)), None);
-        assert_eq!(throttle.admit(("a", 1), at(500)), Some(1));
+        assert_eq!(throttle.check(("a", 2), at(1)), Some(0));
+        assert_eq!(throttle.check(("b", 1), at(1)), Some(0));
+        assert_eq!(throttle.check(("a", 1), at(60)), Some(59));
+        assert_eq!(throttle.check(("a", 1), at(61)), None);
+        assert_eq!(throttle.check(("a", 1), at(500)), Some(1));
     }
 
     #[test]
@@ -101,13 +101,13 @@ mod tests {
         let (mut throttle, start) = (Throttle::default(), Instant::now());
         let most = u32::try_from(MAX_PAIRS).unwrap();
         for uid in 0..most {
-            assert_eq!(throttle.admit(("a", uid), start), Some(0));
+            assert_eq!(throttle.check(("a", uid), start), Some(0));
         }
-        assert_eq!(throttle.admit(("a", most), start), Some(0));
-        assert_eq!(throttle.admit(("a", most + 1), start), None);
+        assert_eq!(throttle.check(("a", most), start), Some(0));
+        assert_eq!(throttle.check(("a", most + 1), start), None);
         assert_eq!(throttle.pairs.len(), MAX_PAIRS);
         // Old pairs are removed.
-        assert_eq!(throttle.admit(("a", most), start + INTERVAL), Some(0));
+        assert_eq!(throttle.check(("a", most), start + INTERVAL), Some(0));
         assert_eq!(throttle.pairs.len(), 1);
     }
 }

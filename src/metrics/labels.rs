@@ -6,14 +6,14 @@ use prometheus_client::encoding::EncodeLabelSet;
 /// Outcome of a request that was answered successfully.
 pub const OK: &str = "ok";
 /// Outcome of a request whose client left, or whose connection was cut, before the response.
-pub const GONE: &str = "gone";
+pub const CANCELED: &str = "gone";
 /// Outcome of a request that was lost because of a panic.
 pub const INTERNAL: &str = "internal";
 /// Outcomes that every route has from the start, for alerts and dashboards. Series of other error
 /// codes appear with their first count.
 pub(super) const OUTCOMES: &[&str] = &[
     OK,
-    GONE,
+    CANCELED,
     INTERNAL,
     "invalid_request",
     "model_not_found",
@@ -41,7 +41,7 @@ pub(super) const FALLBACK_REASONS: &[&str] = &[
 
 /// State of a model when a request needed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sought {
+pub enum LeaseOutcome {
     /// The model was in memory.
     Hit,
     /// The model was being loaded or had to be loaded.
@@ -51,7 +51,7 @@ pub enum Sought {
     Refused,
 }
 
-impl Sought {
+impl LeaseOutcome {
     pub(super) const ALL: [Self; 3] = [Self::Hit, Self::Load, Self::Refused];
 
     pub(super) const fn name(self) -> &'static str {
@@ -65,7 +65,7 @@ impl Sought {
 
 /// Reason for unloading a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Departure {
+pub enum UnloadReason {
     /// Evicted because memory was short.
     Pressure,
     /// Evicted because another model needed its memory.
@@ -76,7 +76,7 @@ pub enum Departure {
     Request,
 }
 
-impl Departure {
+impl UnloadReason {
     pub(super) const EVICTIONS: [Self; 2] = [Self::Pressure, Self::Room];
     pub(super) const UNLOADS: [Self; 2] = [Self::Idle, Self::Request];
 
@@ -152,7 +152,7 @@ pub(super) struct LeaseLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct DepartureLabels {
+pub(super) struct UnloadLabels {
     pub(super) model_id: String,
     pub(super) reason: &'static str,
 }
@@ -178,7 +178,7 @@ pub(super) fn model_labels(id: &str) -> ModelLabels {
 }
 
 pub(super) fn lease_labels(id: &str) -> impl Iterator<Item = LeaseLabels> {
-    Sought::ALL
+    LeaseOutcome::ALL
         .into_iter()
         .map(|sought| LeaseLabels { model_id: id.to_owned(), residency: sought.name() })
 }
@@ -189,10 +189,10 @@ pub(super) fn failure_labels(id: &str) -> impl Iterator<Item = FailureLabels> {
         .map(|failure| FailureLabels { model_id: id.to_owned(), failure_type: failure.name() })
 }
 
-pub(super) fn departure_labels(
+pub(super) fn unload_labels(
     id: &str,
-    all: [Departure; 2],
-) -> impl Iterator<Item = DepartureLabels> {
+    all: [UnloadReason; 2],
+) -> impl Iterator<Item = UnloadLabels> {
     all.into_iter()
-        .map(|departure| DepartureLabels { model_id: id.to_owned(), reason: departure.name() })
+        .map(|departure| UnloadLabels { model_id: id.to_owned(), reason: departure.name() })
 }

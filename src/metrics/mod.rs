@@ -1,7 +1,7 @@
 //! Metrics of the daemon, and their encoding for Prometheus.
 //!
 //! Defines every series with its name, its unit and the values of its labels. Counts and times are
-//! recorded when they happen. Current state ([`Observed`]) is passed in by the caller that renders,
+//! recorded when they happen. Current state ([`ObservedState`]) is passed in by the caller that renders,
 //! so that it is never stale.
 //!
 //! Invariants:
@@ -29,14 +29,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-pub use labels::{Departure, FailureType, GONE, INTERNAL, OK, Sought};
-pub use observed::{Observed, ObservedModel, Stall};
+pub use labels::{CANCELED, FailureType, INTERNAL, LeaseOutcome, OK, UnloadReason};
+pub use observed::{ObservedModel, ObservedState, Stall};
 pub use text::Format;
 
 use labels::{
-    DepartureLabels, FALLBACK_REASONS, FailureLabels, LeaseLabels, ModelLabels, OTHER, OUTCOMES,
-    ReasonLabels, RequestLabels, StageLabels, departure_labels, failure_labels, lease_labels,
-    model_labels,
+    FALLBACK_REASONS, FailureLabels, LeaseLabels, ModelLabels, OTHER, OUTCOMES, ReasonLabels,
+    RequestLabels, StageLabels, UnloadLabels, failure_labels, lease_labels, model_labels,
+    unload_labels,
 };
 
 /// Prefix of every name.
@@ -74,8 +74,8 @@ struct Inner {
     loads: Family<ModelLabels, Histogram>,
     load_failures: Family<ModelLabels, Counter>,
     validation_failures: Family<FailureLabels, Counter>,
-    evictions: Family<DepartureLabels, Counter>,
-    unloads: Family<DepartureLabels, Counter>,
+    evictions: Family<UnloadLabels, Counter>,
+    unloads: Family<UnloadLabels, Counter>,
     installs: Histogram,
     fallbacks: Family<ReasonLabels, Counter>,
 }
@@ -139,16 +139,16 @@ impl Metrics {
         self.begin_model("");
     }
 
-    /// Counts a request of `route`, a registered path. `outcome` is [`OK`], [`GONE`], [`INTERNAL`]
+    /// Counts a request of `route`, a registered path. `outcome` is [`OK`], [`CANCELED`], [`INTERNAL`]
     /// or the code of its error.
-    pub fn request(&self, route: Option<&str>, outcome: &'static str) {
+    pub fn count_request(&self, route: Option<&str>, outcome: &'static str) {
         let known = self.0.routes.iter().copied().find(|known| Some(*known) == route);
         let labels = RequestLabels { route: known.unwrap_or(OTHER), outcome };
         self.0.requests.get_or_create(&labels).inc();
     }
 
     /// Records the durations of a request that returned vectors.
-    pub fn stages(&self, Stages { tokenization, queue, inference, total }: Stages) {
+    pub fn observe_stages(&self, Stages { tokenization, queue, inference, total }: Stages) {
         let stages = [
             ("tokenization", tokenization),
             ("queue", queue),
@@ -161,26 +161,26 @@ impl Metrics {
     }
 
     /// Records one forward pass.
-    pub fn batch(&self, texts: usize, tokens: usize) {
+    pub fn count_batch(&self, texts: usize, tokens: usize) {
         self.0.batch_texts.observe(texts as f64);
         self.0.batch_tokens.observe(tokens as f64);
     }
 
     /// Counts a request for the installed model `id`.
-    pub fn lease(&self, id: &str, sought: Sought) {
+    pub fn count_lease(&self, id: &str, outcome: LeaseOutcome) {
         self.begin_model(id);
-        let labels = LeaseLabels { model_id: id.to_owned(), residency: sought.name() };
+        let labels = LeaseLabels { model_id: id.to_owned(), residency: outcome.name() };
         self.0.leases.get_or_create(&labels).inc();
     }
 
     /// Records that the installed model `id` was loaded.
-    pub fn loaded(&self, id: &str, took: Duration) {
+    pub fn count_load(&self, id: &str, took: Duration) {
         self.begin_model(id);
         self.0.loads.get_or_create(&model_labels(id)).observe(took.as_secs_f64());
     }
 
     /// Counts a failed load of the installed model `id`.
-    pub fn load_failed(&self, id: &str) {
+    pub fn count_load_failure(&self, id: &str) {
         self.begin_model(id);
         self.0.load_failures.get_or_create(&model_labels(id)).inc();
     }
@@ -189,7 +189,7 @@ impl Metrics {
     ///
     /// `id` is the id of an installed model, and `None` for a package that was not installed: the
     /// id that such a package claims is not verified.
-    pub fn validation_failed(&self, id: Option<&str>, failure: FailureType) {
+    pub fn count_validation_failure(&self, id: Option<&str>, failure: FailureType) {
         let id = id.unwrap_or_default();
         self.begin_model(id);
         let labels = FailureLabels { model_id: id.to_owned(), failure_type: failure.name() };
@@ -197,23 +197,27 @@ impl Metrics {
     }
 
     /// Counts an eviction or unloading of the installed model `id`.
-    pub fn left(&self, id: &str, departure: Departure) {
+    pub fn count_unload(&self, id: &str, departure: UnloadReason) {
         self.begin_model(id);
-        let labels = DepartureLabels { model_id: id.to_owned(), reason: departure.name() };
+        let labels = UnloadLabels { model_id: id.to_owned(), reason: departure.name() };
         match departure {
-            Departure::Pressure | Departure::Room => self.0.evictions.get_or_create(&labels).inc(),
-            Departure::Idle | Departure::Request => self.0.unloads.get_or_create(&labels).inc(),
+            UnloadReason::Pressure | UnloadReason::Room => {
+                self.0.evictions.get_or_create(&labels).inc()
+            }
+            UnloadReason::Idle | UnloadReason::Request => {
+                self.0.unloads.get_or_create(&labels).inc()
+            }
         };
     }
 
     /// Records the duration of a package's installation.
-    pub fn installed(&self, took: Duration) {
+    pub fn count_install(&self, took: Duration) {
         self.0.installs.observe(took.as_secs_f64());
     }
 
     /// Counts a request that a fallback answered. `reason` is the error code that the requested
     /// model would have given.
-    pub fn fallback(&self, reason: &'static str) {
+    pub fn count_fallback(&self, reason: &'static str) {
         let known = FALLBACK_REASONS.iter().copied().find(|known| *known == reason);
         let labels = ReasonLabels { reason: known.unwrap_or(OTHER) };
         self.0.fallbacks.get_or_create(&labels).inc();
@@ -225,7 +229,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Never in practice; the encoder's signature allows an error.
-    pub fn render(&self, observed: &Observed, format: Format) -> Result<String, fmt::Error> {
+    pub fn render(&self, observed: &ObservedState, format: Format) -> Result<String, fmt::Error> {
         self.keep_models(observed.models.keys());
         let mut now = Registry::with_prefix(PREFIX);
         observed.register(&mut now);
@@ -276,9 +280,9 @@ impl Inner {
             return;
         }
         lease_labels(id).for_each(|of| drop(self.leases.get_or_create(&of)));
-        departure_labels(id, Departure::EVICTIONS)
+        unload_labels(id, UnloadReason::EVICTIONS)
             .for_each(|of| drop(self.evictions.get_or_create(&of)));
-        departure_labels(id, Departure::UNLOADS)
+        unload_labels(id, UnloadReason::UNLOADS)
             .for_each(|of| drop(self.unloads.get_or_create(&of)));
         drop(self.loads.get_or_create(&model_labels(id)));
         drop(self.load_failures.get_or_create(&model_labels(id)));
@@ -291,10 +295,10 @@ impl Inner {
         for of in lease_labels(id) {
             self.leases.remove(&of);
         }
-        for of in departure_labels(id, Departure::EVICTIONS) {
+        for of in unload_labels(id, UnloadReason::EVICTIONS) {
             self.evictions.remove(&of);
         }
-        for of in departure_labels(id, Departure::UNLOADS) {
+        for of in unload_labels(id, UnloadReason::UNLOADS) {
             self.unloads.remove(&of);
         }
         self.loads.remove(&model_labels(id));
@@ -304,7 +308,7 @@ impl Inner {
     /// Registers every family under its name.
     fn registered(mut self) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
-        let mut add = Adding(&mut registry);
+        let mut add = FamilyRegistrar(&mut registry);
         add.family("requests", "Requests by route and outcome", &self.requests);
         add.family(
             "request_duration_seconds",
@@ -359,9 +363,9 @@ impl Inner {
 }
 
 /// Helper that registers families under the given names.
-struct Adding<'a>(&'a mut Registry);
+struct FamilyRegistrar<'a>(&'a mut Registry);
 
-impl Adding<'_> {
+impl FamilyRegistrar<'_> {
     fn family<M>(&mut self, name: &str, help: &str, metric: &M)
     where
         M: EncodeMetric + TypedMetric + Clone + fmt::Debug + Send + Sync + 'static,
@@ -378,9 +382,9 @@ mod tests {
 
     const ROUTES: &[&str] = &["/v1/embeddings", "/status"];
 
-    fn observed(ids: &[&str]) -> Observed {
+    fn observed(ids: &[&str]) -> ObservedState {
         let models = ids.iter().map(|id| ((*id).to_owned(), ObservedModel::default()));
-        Observed { models: models.collect(), ..Observed::default() }
+        ObservedState { models: models.collect(), ..ObservedState::default() }
     }
 
     fn scrape(metrics: &Metrics, ids: &[&str]) -> BTreeMap<String, f64> {
@@ -419,18 +423,18 @@ mod tests {
     #[test]
     fn events_are_counted_once() {
         let metrics = Metrics::new(ROUTES);
-        metrics.request(Some("/v1/embeddings"), OK);
-        metrics.request(Some("/v1/embeddings"), "overloaded");
-        metrics.request(Some("/never/registered"), OK);
-        metrics.request(None, "route_not_found");
-        metrics.stages(Stages { total: Duration::from_millis(3), ..Stages::default() });
-        metrics.batch(4, 100);
-        metrics.lease("mini", Sought::Hit);
-        metrics.left("mini", Departure::Room);
-        metrics.left("mini", Departure::Idle);
-        metrics.validation_failed(None, FailureType::Digest);
-        metrics.fallback("memory_limit");
-        metrics.fallback("what nobody knows");
+        metrics.count_request(Some("/v1/embeddings"), OK);
+        metrics.count_request(Some("/v1/embeddings"), "overloaded");
+        metrics.count_request(Some("/never/registered"), OK);
+        metrics.count_request(None, "route_not_found");
+        metrics.observe_stages(Stages { total: Duration::from_millis(3), ..Stages::default() });
+        metrics.count_batch(4, 100);
+        metrics.count_lease("mini", LeaseOutcome::Hit);
+        metrics.count_unload("mini", UnloadReason::Room);
+        metrics.count_unload("mini", UnloadReason::Idle);
+        metrics.count_validation_failure(None, FailureType::Digest);
+        metrics.count_fallback("memory_limit");
+        metrics.count_fallback("what nobody knows");
         let samples = scrape(&metrics, &["mini"]);
         for (series, value) in [
             (r#"caxton_requests_total{route="/v1/embeddings",outcome="ok"}"#, 1.0),
@@ -454,11 +458,11 @@ mod tests {
     #[test]
     fn removed_model_has_no_series() {
         let metrics = Metrics::new(ROUTES);
-        metrics.lease("gone", Sought::Load);
-        metrics.loaded("gone", Duration::from_millis(20));
-        metrics.load_failed("gone");
-        metrics.left("gone", Departure::Pressure);
-        metrics.validation_failed(Some("gone"), FailureType::Corrupt);
+        metrics.count_lease("gone", LeaseOutcome::Load);
+        metrics.count_load("gone", Duration::from_millis(20));
+        metrics.count_load_failure("gone");
+        metrics.count_unload("gone", UnloadReason::Pressure);
+        metrics.count_validation_failure(Some("gone"), FailureType::Corrupt);
         assert!(
             scrape(&metrics, &["gone"]).keys().any(|series| series.contains("model_id=\"gone\""))
         );

@@ -18,7 +18,7 @@ type Number = Gauge<f64, AtomicU64>;
 /// State of the daemon now. Sizes are in bytes. `None` means that the system does not report the
 /// value; it gives no series.
 #[derive(Clone, Debug, Default)]
-pub struct Observed {
+pub struct ObservedState {
     /// Version of the daemon.
     pub version: &'static str,
     /// Time since the daemon started.
@@ -97,13 +97,13 @@ struct StallLabels {
     window: &'static str,
 }
 
-impl Observed {
+impl ObservedState {
     /// Registers a metric for each of the values in `registry`.
     pub(super) fn register(&self, registry: &mut Registry) {
         let build = Family::<VersionLabels, Bytes>::default();
         build.get_or_create(&VersionLabels { version: self.version }).set(1);
         registry.register("build_info", "Always 1; the version is a label", build);
-        let mut add = Adding { registry };
+        let mut add = GaugeRegistrar { registry };
         add.number("uptime_seconds", "Time since the daemon started", self.uptime.as_secs_f64());
         add.flag("ready", "Whether the default model answers, after loading at most", self.ready);
         add.number(
@@ -120,7 +120,7 @@ impl Observed {
         self.register_models(&mut add);
     }
 
-    fn register_memory(&self, add: &mut Adding<'_>) {
+    fn register_memory(&self, add: &mut GaugeRegistrar<'_>) {
         add.number(
             "memory_pressure_level",
             "How short memory is: 0 normal, 1 moderate, 2 high, 3 critical",
@@ -172,7 +172,7 @@ impl Observed {
         }
     }
 
-    fn register_models(&self, add: &mut Adding<'_>) {
+    fn register_models(&self, add: &mut GaugeRegistrar<'_>) {
         add.bytes("model_cache_size_bytes", "Files of the installed models", self.cache);
         add.bytes("model_cache_limit_bytes", "What these may take", self.cache_limit);
         add.number(
@@ -213,11 +213,11 @@ impl Observed {
 }
 
 /// Helper that registers gauges without labels.
-struct Adding<'a> {
+struct GaugeRegistrar<'a> {
     registry: &'a mut Registry,
 }
 
-impl Adding<'_> {
+impl GaugeRegistrar<'_> {
     fn bytes(&mut self, name: &str, help: &str, value: u64) {
         let gauge = Bytes::default();
         gauge.set(value);

@@ -135,16 +135,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Canary;
+    use crate::config::CanarySettings;
 
-    fn aliases(revision: Option<&str>, canary: Canary) -> BTreeMap<String, AliasSettings> {
+    fn aliases(revision: Option<&str>, canary: CanarySettings) -> BTreeMap<String, AliasSettings> {
         let revision = revision.map(str::to_owned);
         let alias = AliasSettings { model: "m".to_owned(), revision, canary };
         BTreeMap::from([("a".to_owned(), alias)])
     }
 
-    fn canary(percent: u8) -> Canary {
-        Canary { model: Some("n".to_owned()), revision: Some("2".to_owned()), percent }
+    fn canary(percent: u8) -> CanarySettings {
+        CanarySettings { model: Some("n".to_owned()), revision: Some("2".to_owned()), percent }
     }
 
     fn texts(texts: &[&str]) -> Vec<String> {
@@ -155,8 +155,8 @@ mod tests {
     fn alias_resolves_to_its_model() {
         let none = texts(&["x"]);
         for (aliases, name, meaning, alias) in [
-            (aliases(None, Canary::default()), "a", "m", Some("a")),
-            (aliases(Some("1.2"), Canary::default()), "a", "m@1.2", Some("a")),
+            (aliases(None, CanarySettings::default()), "a", "m", Some("a")),
+            (aliases(Some("1.2"), CanarySettings::default()), "a", "m@1.2", Some("a")),
             (aliases(Some("1.2"), canary(0)), "a", "m@1.2", Some("a")),
             (aliases(Some("1.2"), canary(100)), "a", "n@2", Some("a; canary")),
             (aliases(None, canary(100)), "m", "m", None),

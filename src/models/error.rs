@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::slot::Refusal;
 use super::worker::WorkerError;
 use crate::engine::EngineError;
-use crate::package::{Disabled, Entry};
+use crate::package::{DisabledReason, StoreEntry};
 use crate::units::milliseconds;
 
 /// Reason why a request got no vectors. The variants differ in what the caller can do; causes are
@@ -44,7 +44,7 @@ pub enum ModelError {
         /// Name in the request.
         name: String,
         /// Reason why it may not be used.
-        reason: Disabled,
+        reason: DisabledReason,
     },
     /// The model could not be loaded; the load is retried after a while.
     #[error("the model \"{name}\" cannot be loaded")]
@@ -123,7 +123,7 @@ pub enum ModelError {
 
 impl ModelError {
     /// Returns the error for `name`, which is not in `entries`; the error lists their ids.
-    pub(crate) fn unknown(name: String, entries: &[Entry]) -> Self {
+    pub(crate) fn unknown(name: String, entries: &[StoreEntry]) -> Self {
         let known: BTreeSet<_> =
             entries.iter().map(|entry| entry.manifest.id.to_string()).collect();
         Self::Unknown { name, known: known.into_iter().collect() }

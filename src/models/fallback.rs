@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::{ModelError, alias};
-use crate::config::{AliasSettings, FallbackStrategy, Memory};
+use crate::config::{AliasSettings, FallbackStrategy, MemorySettings};
 use crate::errors::chain;
 use crate::log::Message;
-use crate::package::{Entry, Key, choose};
+use crate::package::{EntryKey, StoreEntry, resolve};
 
 /// Kind of fallback that a request accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +65,12 @@ pub(super) fn is_called_for(error: &ModelError, named: bool) -> bool {
 /// `is_allowed` returns false are left out.
 pub(super) fn stand_ins(
     wanted: &str,
-    entries: &[Entry],
+    entries: &[StoreEntry],
     allowed: Fallback,
-    memory: &Memory,
+    memory: &MemorySettings,
     aliases: &BTreeMap<String, AliasSettings>,
-    is_allowed: impl Fn(&Entry) -> bool,
-) -> Vec<Key> {
+    is_allowed: impl Fn(&StoreEntry) -> bool,
+) -> Vec<EntryKey> {
     let (Fallback::Vectors(said) | Fallback::Comparison(said)) = allowed;
     if memory.fallback_strategy == FallbackStrategy::Strict || said == Some(false) {
         return Vec::new();
@@ -81,14 +81,14 @@ pub(super) fn stand_ins(
         }
         Fallback::Comparison(_) => (true, true),
     };
-    let preferred = choose(entries, wanted);
+    let preferred = resolve(entries, wanted);
     let space = preferred.map(|entry| entry.manifest.space());
     let dimensions = preferred.map(|entry| entry.manifest.dimensions);
-    let listed = |entry: &Entry| {
-        let chosen = |name: &String| choose(entries, name).is_some_and(|it| it.key == entry.key);
+    let listed = |entry: &StoreEntry| {
+        let chosen = |name: &String| resolve(entries, name).is_some_and(|it| it.key == entry.key);
         memory.fallback_models.iter().position(|name| chosen(&alias::meant(aliases, name)))
     };
-    let rank = |entry: &Entry| -> Option<(u8, usize, Key)> {
+    let rank = |entry: &StoreEntry| -> Option<(u8, usize, EntryKey)> {
         let place = listed(entry);
         let place_or_last = place.unwrap_or(usize::MAX);
         let same_space = space == Some(entry.manifest.space());
@@ -167,8 +167,8 @@ mod tests {
     use crate::config::Settings;
     use crate::package::fixture::entry;
 
-    fn memory(strategy: FallbackStrategy, listed: &[&str]) -> Memory {
-        Memory {
+    fn memory(strategy: FallbackStrategy, listed: &[&str]) -> MemorySettings {
+        MemorySettings {
             fallback_strategy: strategy,
             fallback_models: listed.iter().map(ToString::to_string).collect(),
             ..Settings::default().memory
@@ -176,16 +176,21 @@ mod tests {
     }
 
     /// Returns the candidates without any aliases.
-    fn found(wanted: &str, entries: &[Entry], allowed: Fallback, memory: &Memory) -> Vec<String> {
+    fn found(
+        wanted: &str,
+        entries: &[StoreEntry],
+        allowed: Fallback,
+        memory: &MemorySettings,
+    ) -> Vec<String> {
         names(stand_ins(wanted, entries, allowed, memory, &BTreeMap::new(), |_| true))
     }
 
-    fn names(keys: Vec<Key>) -> Vec<String> {
+    fn names(keys: Vec<EntryKey>) -> Vec<String> {
         keys.iter().map(|key| key.name().to_owned()).collect()
     }
 
     /// Returns models with different names, versions, dimensions and embedding spaces.
-    fn entries() -> Vec<Entry> {
+    fn entries() -> Vec<StoreEntry> {
         vec![
             entry("wanted", "1", 384, "a"),
             entry("wanted", "0.9", 384, "a"),
@@ -199,7 +204,7 @@ mod tests {
     fn same_space_precedes_same_length_precedes_list() {
         let entries = entries();
         let mut memory = memory(FallbackStrategy::Auto, &["wide", "listed"]);
-        let find = |allowed, memory: &Memory| found("wanted", &entries, allowed, memory);
+        let find = |allowed, memory: &MemorySettings| found("wanted", &entries, allowed, memory);
         assert_eq!(find(Fallback::Vectors(None), &memory), ["wanted@0.9"]);
         let all_of_its_length = ["wanted@0.9", "listed@1", "other@1"];
         assert_eq!(find(Fallback::Vectors(Some(true)), &memory), all_of_its_length);

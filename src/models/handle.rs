@@ -21,12 +21,12 @@ use super::{
     alias,
 };
 use crate::config::Settings;
-use crate::engine::{Footprint, Options};
+use crate::engine::{EngineOptions, Footprint};
 use crate::errors::chain;
 use crate::events::{Event, Events};
 use crate::memory::monitor::{Gauge, Reading};
 use crate::metrics::Metrics;
-use crate::package::{Entry, Key, Store};
+use crate::package::{EntryKey, Store, StoreEntry};
 use crate::units::Bytes;
 
 /// Commands that wait for the manager. It replies within microseconds, so that only bursts fill the
@@ -42,7 +42,7 @@ pub struct Parts {
     /// The verified packages.
     pub store: Arc<Store>,
     /// Options of the engine.
-    pub options: Options,
+    pub options: EngineOptions,
     /// Current settings.
     pub settings: watch::Receiver<Arc<Settings>>,
     /// Sampler of the memory counters.
@@ -132,7 +132,7 @@ impl Handle {
         wanted: &str,
         named: bool,
         fallback: Fallback,
-        is_allowed: impl Fn(&Entry) -> bool,
+        is_allowed: impl Fn(&StoreEntry) -> bool,
         deadline: Instant,
     ) -> Result<Lease, ModelError> {
         let error = match self.lease_by(wanted, deadline).await {
@@ -163,7 +163,7 @@ impl Handle {
                 }
                 Ok(lease) => {
                     if self.told.stands_in(wanted, name, &error) {
-                        self.events.send(Event::Fallback {
+                        self.events.publish(Event::Fallback {
                             model: wanted.to_owned(),
                             answered_by: name.to_owned(),
                             reason: chain(&error),
@@ -189,8 +189,8 @@ impl Handle {
     /// When it does not fit, with the numbers.
     pub(super) async fn reserve(
         &self,
-        key: Key,
-        options: Options,
+        key: EntryKey,
+        options: EngineOptions,
     ) -> Result<Reservation, ModelError> {
         self.ask(|reply| Command::Reserve { key, options, reply }).await?
     }
@@ -252,7 +252,7 @@ impl Handle {
     ///
     /// # Errors
     /// When the daemon is stopping.
-    pub async fn residency(&self) -> Result<BTreeMap<Key, Residency>, ModelError> {
+    pub async fn residency(&self) -> Result<BTreeMap<EntryKey, Residency>, ModelError> {
         self.ask(|reply| Command::Residency { reply }).await
     }
 
@@ -333,7 +333,7 @@ impl Handle {
     }
 
     /// Notifies the manager of a change of the store, and of the entries that were removed.
-    pub async fn store_changed(&self, gone: Vec<Key>) {
+    pub async fn store_changed(&self, gone: Vec<EntryKey>) {
         // A manager that has ended has dropped all models.
         drop(self.commands.send(Command::StoreChanged { gone }).await);
     }

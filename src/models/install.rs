@@ -3,7 +3,7 @@
 //! An installation passes through these states:
 //!
 //! 1. Discovered: the file is in the drop directory. The drop scanner
-//!    ([`crate::package::drop::Ledger`]) waits until it stops changing. Packages from the API or
+//!    ([`crate::package::drop_dir::DropScanner`]) waits until it stops changing. Packages from the API or
 //!    the command line skip this state.
 //! 2. Settled: the package is complete. For a file, the attempt is counted on disk
 //!    ([`Store::begin_unpacking`]). With configured keys, the whole package is read once for its
@@ -11,15 +11,15 @@
 //!    [`Store::stage_verified`] unpacks the package and compares every digest.
 //! 3. Staged: the files are in the staging directory. The keys are read again, so that a key which
 //!    was removed during unpacking no longer counts.
-//! 4. Verified: the quota is applied, and one rename makes the package an entry ([`Store::admit`]).
-//! 5. Admitted ([`Status::Untested`](crate::package::Status::Untested)): the attempt is counted on
+//! 4. Verified: the quota is applied, and one rename makes the package an entry ([`Store::install`]).
+//! 5. Admitted ([`InstallStatus::Untested`](crate::package::InstallStatus::Untested)): the attempt is counted on
 //!    disk, then the self-test runs in a child process ([`Driver::finish`]).
-//! 6. Self-tested: the entries that it replaces are removed ([`Store::make_available`]).
-//! 7. Available ([`Status::Available`](crate::package::Status::Available)): models may be loaded.
+//! 6. Self-tested: the entries that it replaces are removed ([`Store::activate`]).
+//! 7. Available ([`InstallStatus::Available`](crate::package::InstallStatus::Available)): models may be loaded.
 //!
 //! A rejected file of the drop directory is moved to the quarantine, whichever state it was in. An
 //! entry that cannot be moved away becomes
-//! [`Status::Quarantined`](crate::package::Status::Quarantined). Neither is tried again until the
+//! [`InstallStatus::Quarantined`](crate::package::InstallStatus::Quarantined). Neither is tried again until the
 //! file changes or an administrator acts.
 //!
 //! [`Driver`] runs these steps. The command line uses it on a store that no daemon has open.
@@ -43,9 +43,10 @@ use crate::engine;
 use crate::files::FileError;
 use crate::metrics::FailureType;
 use crate::package::{
-    Admitted, Announced, Claim, Cleanup, Consent, Entry, Key, Keys, Limits, Origin, PackageBytes,
-    Quota, Reserved, Sidecars, SignatureError, SignatureStatus, Staged, Store, StoreError,
-    TrustError, UnpackError, choose, choose_any, drop, earlier, permit,
+    CleanupRule, Consent, EntryKey, IdClaim, Origin, PackageBytes, PackageHeader, Quota,
+    ReservedIds, Sidecars, SignatureError, SignatureStatus, Staged, Store, StoreEntry, StoreError,
+    StoreInstall, TrustError, TrustedKeys, UnpackError, UnpackLimits, check_claim, drop_dir,
+    previous_version, resolve, resolve_any,
 };
 
 /// Rules that an installation must obey.
@@ -60,7 +61,7 @@ pub struct Rules {
     /// Directory into which operators copy packages.
     pub drop_directory: PathBuf,
     /// Limits of one package.
-    pub limits: Limits,
+    pub limits: UnpackLimits,
     /// Limits of the store.
     pub quota: Quota,
     /// Names of the models that are not removed from the store to make space.
@@ -80,14 +81,14 @@ impl From<&Settings> for Rules {
             keys_directory: settings.packages.keys_directory.clone(),
             bundled_directory: settings.packages.bundled_directory.clone(),
             drop_directory: settings.packages.drop_directory.clone(),
-            limits: Limits::for_size(settings.packages.max_package_size),
+            limits: UnpackLimits::for_size(settings.packages.max_package_size),
             quota: Quota {
                 max_size: cache.max_size,
                 max_models: cache.max_models,
                 cleanup: match cache.cleanup_policy {
-                    CleanupPolicy::Lru => Cleanup::Lru,
-                    CleanupPolicy::Fifo => Cleanup::Fifo,
-                    CleanupPolicy::Manual => Cleanup::Manual,
+                    CleanupPolicy::Lru => CleanupRule::Lru,
+                    CleanupPolicy::Fifo => CleanupRule::Fifo,
+                    CleanupPolicy::Manual => CleanupRule::Manual,
                 },
             },
             kept,
@@ -111,9 +112,11 @@ impl Rules {
 
     /// Returns the keys of the `entries` that are not removed from the store to make space: for
     /// each kept name, the entry that it resolves to and the one that a rollback would select.
-    fn keeps(&self, entries: &[Entry]) -> Vec<Key> {
-        let kept =
-            self.kept.iter().flat_map(|name| [choose(entries, name), earlier(entries, name)]);
+    fn keeps(&self, entries: &[StoreEntry]) -> Vec<EntryKey> {
+        let kept = self
+            .kept
+            .iter()
+            .flat_map(|name| [resolve(entries, name), previous_version(entries, name)]);
         kept.flatten().map(|entry| entry.key.clone()).collect()
     }
 }
@@ -204,7 +207,11 @@ impl InstallError {
     }
 
     /// Calls [`load::fall_back`] if the model could not be loaded.
-    pub fn fall_back(&self, key: &Key, options: engine::Options) -> Option<engine::Options> {
+    pub fn fall_back(
+        &self,
+        key: &EntryKey,
+        options: engine::EngineOptions,
+    ) -> Option<engine::EngineOptions> {
         match self {
             Self::Load(error) => load::fall_back(key, error, options),
             _ => None,
@@ -216,19 +223,19 @@ impl InstallError {
 #[derive(Debug)]
 pub struct Installed {
     /// Installed entry.
-    pub entry: Entry,
+    pub entry: StoreEntry,
     /// Whether exactly this package was installed already.
     pub existed: bool,
     /// Entries that were removed: to make space, or because the new entry has the same id and
     /// version.
-    pub removed: Vec<Entry>,
+    pub removed: Vec<StoreEntry>,
     /// Signer of the package.
     pub signature: SignatureStatus,
 }
 
 /// Does the part of [`Driver::install`] before the self-test.
 ///
-/// A new entry is [`Status::Untested`](crate::package::Status::Untested). Calls `fits` with the
+/// A new entry is [`InstallStatus::Untested`](crate::package::InstallStatus::Untested). Calls `fits` with the
 /// manifest and the sizes that the package declares, after the store has agreed and before a byte
 /// is written.
 ///
@@ -240,7 +247,7 @@ pub fn admit(
     sidecars: &Sidecars,
     origin: Origin,
     rules: &Rules,
-    fits: impl FnOnce(&Announced<'_>) -> Result<(), InstallError>,
+    fits: impl FnOnce(&PackageHeader<'_>) -> Result<(), InstallError>,
 ) -> Result<Installed, InstallError> {
     if rules.bundled_only && !origin.is_bundled() {
         return Err(InstallError::BundledOnly);
@@ -249,10 +256,10 @@ pub fn admit(
     // Count the attempt before the first byte is read: reading alone may crash the process.
     let _unpacking = store.begin_unpacking(&origin).ok_or(InstallError::NotUnpacked)?;
     let kept = rules.keeps(&store.entries());
-    let keep = |entry: &Entry| kept.contains(&entry.key);
-    let approve = |announced: &Announced<'_>| -> Result<(), InstallError> {
+    let keep = |entry: &StoreEntry| kept.contains(&entry.key);
+    let approve = |announced: &PackageHeader<'_>| -> Result<(), InstallError> {
         trust(store, announced, sidecars, &keys, &origin, rules)?;
-        store.ask(announced, &origin, rules.quota, keep)?;
+        store.check_capacity(announced, &origin, rules.quota, keep)?;
         fits(announced)
     };
     let (staged, signature) =
@@ -260,18 +267,18 @@ pub fn admit(
     let staged = vouch(staged, signature, &origin, rules)?;
     // The store may have changed while the package was unpacked.
     let kept = rules.keeps(&store.entries());
-    let keep = |entry: &Entry| kept.contains(&entry.key);
-    let Admitted { entry, existed } = store.admit(staged, origin, rules.quota, keep)?;
+    let keep = |entry: &StoreEntry| kept.contains(&entry.key);
+    let StoreInstall { entry, existed } = store.install(staged, origin, rules.quota, keep)?;
     Ok(Installed { entry, existed, removed: Vec::new(), signature })
 }
 
 /// Returns the keys with which a package from `origin` is checked.
 ///
 /// A bundled package needs no key. It is in a directory of the operating system, which is trusted.
-fn keys_for(origin: &Origin, rules: &Rules) -> Result<Keys, InstallError> {
+fn keys_for(origin: &Origin, rules: &Rules) -> Result<TrustedKeys, InstallError> {
     match origin.is_bundled() {
-        true => Ok(Keys::default()),
-        false => Keys::load(&rules.keys_directory).map_err(InstallError::Keys),
+        true => Ok(TrustedKeys::default()),
+        false => TrustedKeys::load(&rules.keys_directory).map_err(InstallError::Keys),
     }
 }
 
@@ -279,22 +286,22 @@ fn keys_for(origin: &Origin, rules: &Rules) -> Result<Keys, InstallError> {
 /// keys are configured, the signature is verified already.
 fn trust(
     store: &Store,
-    announced: &Announced<'_>,
+    announced: &PackageHeader<'_>,
     sidecars: &Sidecars,
-    keys: &Keys,
+    keys: &TrustedKeys,
     origin: &Origin,
     rules: &Rules,
 ) -> Result<(), InstallError> {
-    let Announced { manifest, manifest_digest, .. } = *announced;
+    let PackageHeader { manifest, manifest_digest, .. } = *announced;
     if !keys.is_empty()
         && let Some(key) = sidecars.key()
     {
         keys.signer(SignatureStatus::Valid(key), &manifest.id)?;
     }
-    let claim = Claim { manifest, manifest_digest, origin, is_signed: !keys.is_empty() };
-    let reserved = Reserved::read(&rules.bundled_directory);
+    let claim = IdClaim { manifest, manifest_digest, origin, is_signed: !keys.is_empty() };
+    let reserved = ReservedIds::read(&rules.bundled_directory);
     let highest = store.highest_signed(&manifest.id, keys);
-    Ok(permit(&claim, &store.entries(), &reserved, highest, rules.consent)?)
+    Ok(check_claim(&claim, &store.entries(), &reserved, highest, rules.consent)?)
 }
 
 /// Records the signer of a staged package.
@@ -335,16 +342,16 @@ pub enum RemoveError {
 ///
 /// # Errors
 /// Fails if the model is unknown, if it is bundled and works, or if the disk fails.
-pub fn remove(store: &Store, name: &str, rules: &Rules) -> Result<Entry, RemoveError> {
+pub fn remove(store: &Store, name: &str, rules: &Rules) -> Result<StoreEntry, RemoveError> {
     let entries = store.entries();
-    let entry = choose_any(&entries, name).ok_or_else(|| RemoveError::Unknown(name.to_owned()))?;
+    let entry = resolve_any(&entries, name).ok_or_else(|| RemoveError::Unknown(name.to_owned()))?;
     match &entry.record.origin {
         Origin::Bundled { .. } if entry.record.status.is_tested() => {
             return Err(RemoveError::Bundled(name.to_owned()));
         }
         Origin::Dropped { files } => {
             for file in files.keys() {
-                drop::remove(&rules.drop_directory, file)?;
+                drop_dir::remove(&rules.drop_directory, file)?;
             }
         }
         Origin::Bundled { .. } | Origin::Installed => {}
@@ -362,11 +369,13 @@ mod tests {
     use super::*;
     use crate::errors::chain;
     use crate::models::selftest::Tester;
-    use crate::package::{BoxError, Contents, Manifest, PackRequest, Status, fixture, pack};
+    use crate::package::{
+        BoxError, InstallStatus, Manifest, PackRequest, PackageContents, fixture, pack,
+    };
     use crate::units::Bytes;
 
-    const OPTIONS: engine::Options =
-        engine::Options { threads: 1, batch_tokens: 512, precision: engine::Precision::F32 };
+    const OPTIONS: engine::EngineOptions =
+        engine::EngineOptions { threads: 1, batch_tokens: 512, precision: engine::Precision::F32 };
 
     struct Place {
         root: TempDir,
@@ -407,12 +416,12 @@ mod tests {
             work(&Driver::alone(&self.store, &self.rules, OPTIONS, tester))
         }
 
-        fn finish(&self, key: &Key) -> Result<Vec<Entry>, InstallError> {
+        fn finish(&self, key: &EntryKey) -> Result<Vec<StoreEntry>, InstallError> {
             self.driver(&Tester::here(), |driver| driver.finish(key))
         }
 
         /// Installs `package` without its self-test.
-        fn admit(&self, package: &[u8]) -> Key {
+        fn admit(&self, package: &[u8]) -> EntryKey {
             let sidecars = Sidecars::parse(Path::new("m"), None, None).unwrap();
             let package = PackageBytes::Stream(package);
             let (store, rules) = (&self.store, &self.rules);
@@ -423,13 +432,14 @@ mod tests {
 
         fn names(&self) -> Vec<String> {
             let entries = self.store.entries();
-            let name = |entry: &Entry| format!("{}@{}", entry.manifest.id, entry.manifest.version);
+            let name =
+                |entry: &StoreEntry| format!("{}@{}", entry.manifest.id, entry.manifest.version);
             entries.iter().map(name).collect()
         }
     }
 
     /// Computes the vector of the self-test with the real engine.
-    fn computed(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
+    fn computed(manifest: &Manifest, contents: &PackageContents) -> Result<Vec<f32>, BoxError> {
         let model = load::load(manifest, contents.clone(), OPTIONS)?;
         Ok(load::embed_plain(&model, &manifest.self_test.text)?)
     }
@@ -437,7 +447,7 @@ mod tests {
     /// Returns a package of a working model whose manifest declares the result of `vector`.
     fn package(
         version: &str,
-        vector: fn(&Manifest, &Contents) -> Result<Vec<f32>, BoxError>,
+        vector: fn(&Manifest, &PackageContents) -> Result<Vec<f32>, BoxError>,
     ) -> Vec<u8> {
         let request = PackRequest {
             source: Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-bert-mean"),
@@ -466,8 +476,8 @@ mod tests {
         let installed = place.install(&package, Origin::Installed).unwrap();
         assert!(!installed.existed && installed.removed.is_empty());
         assert_eq!(installed.signature, SignatureStatus::Absent);
-        assert_eq!(installed.entry.record.status, Status::Available);
-        assert_eq!(place.store.entries()[0].record.status, Status::Available);
+        assert_eq!(installed.entry.record.status, InstallStatus::Available);
+        assert_eq!(place.store.entries()[0].record.status, InstallStatus::Available);
         assert!(place.install(&package, Origin::Installed).unwrap().existed);
         assert_eq!(place.names(), ["tiny-bert-mean@1"]);
     }
@@ -544,8 +554,8 @@ mod tests {
         place.store.quarantine(&key, "why".to_owned()).unwrap();
         place = place.reopened();
         let entries = place.store.entries();
-        assert_eq!(entries[0].record.status, Status::Quarantined("why".to_owned()));
-        assert!(choose(&entries, "tiny-bert-mean").is_none());
+        assert_eq!(entries[0].record.status, InstallStatus::Quarantined("why".to_owned()));
+        assert!(resolve(&entries, "tiny-bert-mean").is_none());
         // An explicit installation by an administrator resets the attempts.
         let installed = place.install(&package, Origin::Installed).unwrap();
         assert!(!installed.existed);
@@ -561,7 +571,7 @@ mod tests {
         let place = place.reopened();
         assert_eq!(place.store.entries()[0].record.attempts, 0);
         place.finish(&key).unwrap();
-        assert_eq!(place.store.entries()[0].record.status, Status::Available);
+        assert_eq!(place.store.entries()[0].record.status, InstallStatus::Available);
     }
 
     #[test]

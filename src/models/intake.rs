@@ -24,8 +24,8 @@ use super::install::{InstallError, Installer};
 use crate::config::Settings;
 use crate::errors::{chain, errno};
 use crate::log::Message;
-use crate::package::drop::{self, Capacity, Fingerprint, Ledger, Round, Verdict};
-use crate::package::{Entry, Key, Origin, Status};
+use crate::package::drop_dir::{self, Capacity, DropScanner, FileFingerprint, ScanResult, Verdict};
+use crate::package::{EntryKey, InstallStatus, Origin, StoreEntry};
 use bundled::Bundled;
 use healing::Healing;
 use verdict::{capacity, judge};
@@ -75,7 +75,7 @@ pub struct Intake {
     schedule: watch::Receiver<Schedule>,
     bundled: Bundled,
     drop_directory: PathBuf,
-    ledger: Ledger,
+    ledger: DropScanner,
     /// Whether the drop directory could not be read. The failure is logged once, not at every scan.
     unreadable: bool,
     /// Files that `bundled_only` excludes. Each is logged once.
@@ -85,7 +85,7 @@ pub struct Intake {
     healing: Healing,
     /// Files that are missing, but were seen in another directory than the current drop directory,
     /// and the models that stay without them. Each pair is logged once.
-    held: BTreeSet<(String, Key)>,
+    held: BTreeSet<(String, EntryKey)>,
     /// Degraded conditions that were reported to the manager last.
     degraded: Vec<String>,
 }
@@ -106,7 +106,7 @@ impl Intake {
             schedule,
             bundled: Bundled::new(bundled_directory),
             drop_directory,
-            ledger: Ledger::default(),
+            ledger: DropScanner::default(),
             unreadable: false,
             kept_out: BTreeSet::new(),
             attention,
@@ -122,7 +122,7 @@ impl Intake {
     /// Takes as long as unpacking and testing the new packages.
     async fn prepare(&mut self) {
         let entries = self.installer.handle().store().entries();
-        for entry in entries.iter().filter(|entry| entry.record.status == Status::Untested) {
+        for entry in entries.iter().filter(|entry| entry.record.status == InstallStatus::Untested) {
             if entry.record.is_given_up() {
                 self.give_up(entry).await;
                 continue;
@@ -164,7 +164,10 @@ impl Intake {
             // The file of a quarantined entry could not be moved away. Remember it, so that it is
             // not read again.
             if let Origin::Dropped { files } = entry.record.origin
-                && matches!(entry.record.status, Status::Available | Status::Quarantined(_))
+                && matches!(
+                    entry.record.status,
+                    InstallStatus::Available | InstallStatus::Quarantined(_)
+                )
             {
                 for (file, fingerprint) in files {
                     dropped.insert(file, (fingerprint, entry.key.clone()));
@@ -174,8 +177,8 @@ impl Intake {
         for (file, (fingerprint, key)) in dropped {
             // A crash may have happened between the installation of a package and the removal of
             // its predecessor.
-            self.discard_dropped(&file, Some(&key), fingerprint.place()).await;
-            self.ledger.remember(&file, fingerprint, now);
+            self.discard_dropped(&file, Some(&key), fingerprint.directory_id()).await;
+            self.ledger.record_installed(&file, fingerprint, now);
         }
     }
 
@@ -211,7 +214,7 @@ impl Intake {
         loop {
             let heal_at = self.heal().await;
             let bundled_at = self.look_at_bundled().await;
-            self.ledger.complete(take_completed());
+            self.ledger.mark_complete(take_completed());
             let mut next = self.look().await;
             self.tell_condition().await;
             if Instant::now() >= validate_at {
@@ -238,7 +241,8 @@ impl Intake {
     /// before.
     async fn look(&mut self) -> Option<Instant> {
         let directory = self.drop_directory.clone();
-        let (place, listing) = match off_runtime(move || drop::look(&directory)).await? {
+        let (place, listing) = match off_runtime(move || drop_dir::list_with_id(&directory)).await?
+        {
             Ok(found) => found,
             Err(error) => {
                 if !std::mem::replace(&mut self.unreadable, true) {
@@ -256,10 +260,10 @@ impl Intake {
         self.remember_places(&listing).await;
         let timeout = self.schedule.borrow().incomplete_timeout;
         let capacity = self.capacity().await?;
-        let Round { ready, refused, gone, next } =
+        let ScanResult { ready, refused, removed, next } =
             self.ledger.observe(listing, timeout, &capacity, Instant::now());
-        let left = !gone.is_empty();
-        for name in gone {
+        let left = !removed.is_empty();
+        for name in removed {
             self.missing(&name, &place).await;
         }
         for (name, fingerprint, reason) in refused {
@@ -290,13 +294,21 @@ impl Intake {
         self.kept_out = files;
     }
 
-    async fn attempt(&mut self, file: String, fingerprint: Fingerprint) {
+    async fn attempt(&mut self, file: String, fingerprint: FileFingerprint) {
         let (directory, name) = (self.drop_directory.clone(), file.clone());
         // A file that cannot be examined cannot be opened either. The installation below reports
         // that error.
-        let Some(fault) = off_runtime(move || drop::fault(&directory, &name)).await else { return };
+        let Some(fault) = off_runtime(move || drop_dir::invalid_reason(&directory, &name)).await
+        else {
+            return;
+        };
         if let Ok(Some(reason)) = fault {
-            self.ledger.judge(&file, &fingerprint, Verdict::Refused(reason), Instant::now());
+            self.ledger.record_result(
+                &file,
+                &fingerprint,
+                Verdict::Refused(reason),
+                Instant::now(),
+            );
             return;
         }
         let origin = Origin::dropped(file.clone(), fingerprint.clone());
@@ -305,14 +317,15 @@ impl Intake {
             Ok(installed) => {
                 records::accepted(&file, &installed);
                 let key = &installed.entry.key;
-                self.discard_dropped(&file, Some(key), fingerprint.place()).await;
-                self.ledger.judge(&file, &fingerprint, Verdict::Accepted, Instant::now());
+                self.discard_dropped(&file, Some(key), fingerprint.directory_id()).await;
+                self.ledger.record_result(&file, &fingerprint, Verdict::Accepted, Instant::now());
                 return;
             }
             Err(error) => error,
         };
         let verdict = judge(&error);
-        let is_news = self.ledger.judge(&file, &fingerprint, verdict.clone(), Instant::now());
+        let is_news =
+            self.ledger.record_result(&file, &fingerprint, verdict.clone(), Instant::now());
         match verdict {
             Verdict::Incomplete(reason) => {
                 tracing::info!(
@@ -334,11 +347,11 @@ impl Intake {
 
     /// Detaches the file `name`, as seen in the directory `place`, from all models except `except`.
     /// Models without another file are removed if `remove_with_file` is set.
-    async fn discard_dropped(&self, name: &str, except: Option<&Key>, place: Option<&str>) {
+    async fn discard_dropped(&self, name: &str, except: Option<&EntryKey>, place: Option<&str>) {
         let removes = self.schedule.borrow().remove_with_file;
-        for Entry { key, record, .. } in self.dropped(name) {
+        for StoreEntry { key, record, .. } in self.dropped(name) {
             let Origin::Dropped { files } = record.origin else { continue };
-            let is_of_place = files.get(name).is_some_and(|known| known.place() == place);
+            let is_of_place = files.get(name).is_some_and(|known| known.directory_id() == place);
             if Some(&key) == except || !is_of_place {
                 continue;
             }
@@ -351,7 +364,7 @@ impl Intake {
     }
 
     /// Removes a model if `name` is its only file.
-    async fn remove_with(&self, name: &str, key: &Key) {
+    async fn remove_with(&self, name: &str, key: &EntryKey) {
         match self.installer.remove_with_file(key.clone(), name.to_owned()).await {
             Some(Ok(true)) => records::stays(name, key, "stays: it has another file"),
             Some(Ok(false)) => records::removed(name, key, "removed with its file"),
@@ -361,7 +374,7 @@ impl Intake {
     }
 
     /// Returns the models that came with the file `name`, possibly with other files too.
-    fn dropped(&self, name: &str) -> Vec<Entry> {
+    fn dropped(&self, name: &str) -> Vec<StoreEntry> {
         let mut entries = self.installer.handle().store().entries();
         entries.retain(|entry| match &entry.record.origin {
             Origin::Dropped { files } => files.contains_key(name),
@@ -371,7 +384,7 @@ impl Intake {
     }
 
     /// Detaches the file `name` from a model. Returns whether the model stays without the file.
-    async fn let_go(&self, key: &Key, name: &str) -> bool {
+    async fn let_go(&self, key: &EntryKey, name: &str) -> bool {
         match self.installer.let_go(key.clone(), name.to_owned()).await {
             Some(Ok(stays)) => {
                 if stays {
@@ -387,7 +400,7 @@ impl Intake {
         }
     }
 
-    async fn discard(&self, key: Key) {
+    async fn discard(&self, key: EntryKey) {
         if let Some(Err(error)) = self.installer.discard(key.clone()).await {
             records::store_failed(&key, &error, "cannot be removed");
         }

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use crate::config::{self, Settings};
 use crate::engine::{
-    self, Dense, EngineError, FileSizes, Footprint, Loaded, ModelFiles, ModelSpec, Options,
-    Precision, Stored, UnknownName, WeightsFile,
+    self, DenseSpec, EngineError, EngineOptions, FileSizes, Footprint, LoadedModel, ModelFiles,
+    ModelSpec, Precision, UnknownName, WeightsFile, WeightsFormat,
 };
 use crate::errors::chain;
 use crate::log::Message;
 use crate::metrics::FailureType;
 use crate::package::{
-    self, Contents, Key, Manifest, Store, StoreError, TOKENIZER, WEIGHTS, Weights, dense_file,
+    self, EntryKey, Manifest, PackageContents, Store, StoreError, TOKENIZER, WEIGHTS, Weights,
+    dense_file,
 };
 
 /// Returns the least cosine between the vector of a self-test and the one that this machine
@@ -74,7 +75,7 @@ impl LoadError {
 /// have.
 pub fn spec(manifest: &Manifest) -> Result<ModelSpec, UnknownName> {
     let dense = manifest.dense.iter().map(|layer| {
-        Ok(Dense {
+        Ok(DenseSpec {
             in_features: layer.in_features,
             out_features: layer.out_features,
             bias: layer.bias,
@@ -99,8 +100,8 @@ pub fn processors() -> usize {
 
 /// Returns the options for running models under `settings`. The default number of threads is the
 /// number of usable processors.
-pub fn options(settings: &Settings) -> Options {
-    Options {
+pub fn options(settings: &Settings) -> EngineOptions {
+    EngineOptions {
         threads: settings.embedding.threads.unwrap_or_else(processors),
         batch_tokens: settings.embedding.batch_tokens,
         precision: match settings.embedding.precision {
@@ -120,11 +121,15 @@ pub fn options(settings: &Settings) -> Options {
 /// Fails if the manifest or a file does not describe a model that this version can run.
 pub fn load(
     manifest: &Manifest,
-    contents: Contents,
-    options: Options,
-) -> Result<Loaded, LoadError> {
-    let Contents { config, tokenizer, weights, dense } = contents;
-    load_with(manifest, Contents { config, tokenizer, weights: || Ok(weights), dense }, options)
+    contents: PackageContents,
+    options: EngineOptions,
+) -> Result<LoadedModel, LoadError> {
+    let PackageContents { config, tokenizer, weights, dense } = contents;
+    load_with(
+        manifest,
+        PackageContents { config, tokenizer, weights: || Ok(weights), dense },
+        options,
+    )
 }
 
 /// Wrapper of the error type of [`load_with`]'s caller, so that an error of the engine can be
@@ -140,10 +145,10 @@ impl<E: From<LoadError>> From<EngineError> for Failed<E> {
 /// Does the same as [`load`], but verifies the weights while the tokenizer is read.
 fn load_with<E: From<LoadError>>(
     manifest: &Manifest,
-    contents: Contents<impl FnOnce() -> Result<Weights, E>>,
-    options: Options,
-) -> Result<Loaded, E> {
-    let Contents { config, tokenizer, weights, dense } = contents;
+    contents: PackageContents<impl FnOnce() -> Result<Weights, E>>,
+    options: EngineOptions,
+) -> Result<LoadedModel, E> {
+    let PackageContents { config, tokenizer, weights, dense } = contents;
     let weights =
         || -> Result<Box<dyn WeightsFile>, _> { Ok(Box::new(weights().map_err(Failed)?)) };
     let files = ModelFiles { config, tokenizer, weights, dense };
@@ -161,8 +166,8 @@ fn load_with<E: From<LoadError>>(
 /// this version can run.
 pub fn footprint<E: From<StoreError> + From<LoadError>>(
     store: &Store,
-    key: &Key,
-    options: Options,
+    key: &EntryKey,
+    options: EngineOptions,
 ) -> Result<Footprint, E> {
     let (manifest, config) = store.config(key)?;
     let tokenizer = match size(&manifest, TOKENIZER) > engine::COUNTED_BYTES {
@@ -187,7 +192,7 @@ pub fn footprint_of(
     manifest: &Manifest,
     config: &[u8],
     tokenizer: Option<&[u8]>,
-    options: Options,
+    options: EngineOptions,
 ) -> Result<Footprint, LoadError> {
     let size = |name: &str| size(manifest, name);
     let sizes = FileSizes {
@@ -195,9 +200,9 @@ pub fn footprint_of(
         weights: size(WEIGHTS),
         dense: (0..manifest.dense.len()).map(|index| size(&dense_file(index))).sum(),
         stored: match manifest.precision {
-            package::Precision::F32 => Stored::F32,
-            package::Precision::F16 => Stored::F16,
-            package::Precision::Int8 => Stored::Int8,
+            package::Precision::F32 => WeightsFormat::F32,
+            package::Precision::F16 => WeightsFormat::F16,
+            package::Precision::Int8 => WeightsFormat::Int8,
         },
     };
     Ok(engine::footprint(&spec(manifest)?, config, tokenizer, sizes, options)?)
@@ -213,13 +218,14 @@ pub fn footprint_of(
 /// the chosen precision.
 pub fn load_from<E: From<StoreError> + From<LoadError>>(
     store: &Store,
-    key: &Key,
-    options: Options,
-) -> Result<(Arc<Manifest>, Loaded), E> {
+    key: &EntryKey,
+    options: EngineOptions,
+) -> Result<(Arc<Manifest>, LoadedModel), E> {
     let (manifest, contents) = store.read_without_weights(key)?;
-    let Contents { config, tokenizer, weights: (), dense } = contents;
+    let PackageContents { config, tokenizer, weights: (), dense } = contents;
     let weights = || Ok::<_, E>(store.read_weights(key)?);
-    let model = load_with(&manifest, Contents { config, tokenizer, weights, dense }, options)?;
+    let model =
+        load_with(&manifest, PackageContents { config, tokenizer, weights, dense }, options)?;
     let picked = model.embedder.report().precision;
     if options.precision != Precision::Auto || picked == Precision::F32 {
         return Ok((manifest, model));
@@ -232,7 +238,11 @@ pub fn load_from<E: From<StoreError> + From<LoadError>>(
 /// chosen and its self-test failed. Logs the fallback.
 ///
 /// f32 takes more memory, so a caller that reserves memory must reserve it again.
-pub fn fall_back(key: &Key, error: &LoadError, options: Options) -> Option<Options> {
+pub fn fall_back(
+    key: &EntryKey,
+    error: &LoadError,
+    options: EngineOptions,
+) -> Option<EngineOptions> {
     let LoadError::SelfTest { precision, .. } = error else { return None };
     if options.precision != Precision::Auto || *precision == Precision::F32 {
         return None;
@@ -242,7 +252,7 @@ pub fn fall_back(key: &Key, error: &LoadError, options: Options) -> Option<Optio
         model = %key, error = chain(error),
         "{precision} is not used, but f32"
     );
-    Some(Options { precision: Precision::F32, ..options })
+    Some(EngineOptions { precision: Precision::F32, ..options })
 }
 
 impl WeightsFile for Weights {
@@ -267,7 +277,7 @@ impl WeightsFile for Weights {
 ///
 /// # Errors
 /// Fails if the model cannot compute it.
-pub fn embed_plain(model: &Loaded, text: &str) -> Result<Vec<f32>, EngineError> {
+pub fn embed_plain(model: &LoadedModel, text: &str) -> Result<Vec<f32>, EngineError> {
     let tokens = model.tokenizer.encode("", text)?;
     model.embedder.embed(&[&tokens.ids])
 }
@@ -276,7 +286,7 @@ pub fn embed_plain(model: &Loaded, text: &str) -> Result<Vec<f32>, EngineError> 
 ///
 /// # Errors
 /// Fails if the model computes another vector or none.
-pub fn self_test(manifest: &Manifest, model: &Loaded) -> Result<(), LoadError> {
+pub fn self_test(manifest: &Manifest, model: &LoadedModel) -> Result<(), LoadError> {
     let vector = embed_plain(model, &manifest.self_test.text)?;
     let cosine = cosine(&vector, &manifest.self_test.vector);
     let precision = model.embedder.report().precision;
@@ -311,10 +321,11 @@ mod tests {
     use super::*;
     use crate::errors::chain;
     use crate::models::worker::WorkerError;
-    use crate::package::{BoxError, Cleanup, Limits, Origin, PackRequest, Quota, pack};
+    use crate::package::{BoxError, CleanupRule, Origin, PackRequest, Quota, UnpackLimits, pack};
     use crate::units::Bytes;
 
-    const OPTIONS: Options = Options { threads: 1, batch_tokens: 512, precision: Precision::F32 };
+    const OPTIONS: EngineOptions =
+        EngineOptions { threads: 1, batch_tokens: 512, precision: Precision::F32 };
 
     /// Type, shape and data of each tensor, by name.
     type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
@@ -376,7 +387,7 @@ mod tests {
     }
 
     /// Computes the vector of the self-test with the real engine.
-    fn computed(manifest: &Manifest, contents: &Contents) -> Result<Vec<f32>, BoxError> {
+    fn computed(manifest: &Manifest, contents: &PackageContents) -> Result<Vec<f32>, BoxError> {
         let model = load(manifest, contents.clone(), OPTIONS)?;
         Ok(embed_plain(&model, &manifest.self_test.text)?)
     }
@@ -466,7 +477,7 @@ mod tests {
             assert!(message.contains(at_pack), "{message} instead of {at_pack}");
 
             let read = |name: &str| fs::read(path.join(name)).unwrap();
-            let contents = Contents {
+            let contents = PackageContents {
                 config: read("config.json"),
                 tokenizer: read("tokenizer.json"),
                 weights: read("model.safetensors").into(),
@@ -494,7 +505,7 @@ mod tests {
     /// Each output of its feed-forward layers is the sum of a small part and of a large weight
     /// times the sum of the inputs. A LayerNorm with unit weight and zero bias makes that sum 0,
     /// unless the inputs are rounded.
-    fn fragile() -> (TempDir, Store, Key) {
+    fn fragile() -> (TempDir, Store, EntryKey) {
         const LARGE: f32 = 64.0;
         let directory = model_directory();
         change_weights(directory.path(), |tensors| {
@@ -508,9 +519,9 @@ mod tests {
         pack(&request, &computed, &|_, _| {}, &mut packed).unwrap();
         let (store, _damaged) = Store::open(directory.path()).unwrap();
         let size = Bytes::mib(16);
-        let staged = store.stage(packed.as_slice(), &Limits::for_size(size)).unwrap();
-        let quota = Quota { max_size: size, max_models: 1, cleanup: Cleanup::Manual };
-        let admitted = store.admit(staged, Origin::Installed, quota, |_| false).unwrap();
+        let staged = store.stage(packed.as_slice(), &UnpackLimits::for_size(size)).unwrap();
+        let quota = Quota { max_size: size, max_models: 1, cleanup: CleanupRule::Manual };
+        let admitted = store.install(staged, Origin::Installed, quota, |_| false).unwrap();
         (directory, store, admitted.entry.key)
     }
 
@@ -520,7 +531,7 @@ mod tests {
         let (manifest, contents) = store.read(&key).unwrap();
         let mut picked = None;
         for precision in [Precision::F32, Precision::Int8, Precision::Bf16, Precision::Auto] {
-            let options = Options { precision, ..OPTIONS };
+            let options = EngineOptions { precision, ..OPTIONS };
             let model = load(&manifest, contents.clone(), options).unwrap();
             // A processor without bf16 products falls back to f32.
             let used = model.embedder.report().precision;
@@ -533,7 +544,7 @@ mod tests {
         let log = directory.path().join("log");
         let writer = Arc::new(File::create(&log).unwrap());
         let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
-        let options = Options { precision: Precision::Auto, ..OPTIONS };
+        let options = EngineOptions { precision: Precision::Auto, ..OPTIONS };
         let read = |options| load_from::<WorkerError>(&store, &key, options);
         let loaded = tracing::subscriber::with_default(subscriber, || {
             read(options).or_else(|error| read(error.fall_back(&key, options).ok_or(error)?))

@@ -39,13 +39,13 @@ use super::worker::{Ready, WorkerError};
 use super::{
     ActionRecord, Beat, DefaultState, Flushed, Lease, MemoryView, Overview, Parts, Residency,
 };
-use crate::engine::{Footprint, Options};
+use crate::engine::{EngineOptions, Footprint};
 use crate::errors::{chain, errno};
 use crate::log::Message;
 use crate::memory::level::Level;
 use crate::memory::sample::Sample;
-use crate::metrics::Sought;
-use crate::package::{Entry, Key, Status, choose};
+use crate::metrics::LeaseOutcome;
+use crate::package::{EntryKey, InstallStatus, StoreEntry, resolve};
 use admission::{Estimate, Wanted};
 use lifecycle::{Flush, Left};
 use pressure::Episode;
@@ -64,21 +64,21 @@ pub(super) enum Command {
     /// Returns the right to send requests to a model, and loads the model first if need be.
     Lease { name: String, reply: LeaseReply },
     /// Reserves memory for a model that an installation tests with these options.
-    Reserve { key: Key, options: Options, reply: ReserveReply },
+    Reserve { key: EntryKey, options: EngineOptions, reply: ReserveReply },
     /// Reports whether a model of this footprint could ever be admitted; nothing else is known of
     /// it.
     CouldFit { footprint: Footprint, sample: Sample, reply: oneshot::Sender<Result<(), Refusal>> },
     /// Reports why a model did not answer in time.
     Loading { name: String, reply: oneshot::Sender<ModelError> },
     /// Returns the state of every model.
-    Residency { reply: oneshot::Sender<BTreeMap<Key, Residency>> },
+    Residency { reply: oneshot::Sender<BTreeMap<EntryKey, Residency>> },
     /// Starts liveness passes.
     Beats { reply: oneshot::Sender<Vec<Beat>> },
     /// Reports the state of memory.
     Memory { reply: oneshot::Sender<MemoryView> },
     /// Handles a change of the store: drops the models that were removed, and loads the default
     /// model if it was installed.
-    StoreChanged { gone: Vec<Key> },
+    StoreChanged { gone: Vec<EntryKey> },
     /// Announces the degraded parts of the daemon.
     Degraded { degraded: Vec<String> },
     /// Pins or unpins a model, until the next start of the daemon.
@@ -98,17 +98,17 @@ pub(super) type Unloading = Option<oneshot::Receiver<()>>;
 pub(super) struct Manager {
     parts: Parts,
     overview: watch::Sender<Overview>,
-    slots: BTreeMap<Key, Slot>,
+    slots: BTreeMap<EntryKey, Slot>,
     /// Pins that administrators set; they override the settings.
-    pins: BTreeMap<Key, bool>,
+    pins: BTreeMap<EntryKey, bool>,
     /// Time at which a user's `keep_alive` unloaded a model early; kept for a minute.
-    cut_short: BTreeMap<Key, Instant>,
+    cut_short: BTreeMap<EntryKey, Instant>,
     /// Models whose self-test failed in the precision that `auto` chose.
-    f32_only: BTreeSet<Key>,
+    f32_only: BTreeSet<EntryKey>,
     estimates: JoinSet<Estimate>,
     /// Each ends when an installation has finished the self-test of a model.
-    reserved: JoinSet<Key>,
-    loads: JoinSet<(Key, ThreadId, Result<Ready, WorkerError>)>,
+    reserved: JoinSet<EntryKey>,
+    loads: JoinSet<(EntryKey, ThreadId, Result<Ready, WorkerError>)>,
     ending: JoinSet<Left>,
     /// Releases of memory without an unload.
     releasing: JoinSet<()>,
@@ -119,7 +119,7 @@ pub(super) struct Manager {
     episode: Option<Episode>,
     flushes: Vec<Flush>,
     actions: VecDeque<ActionRecord>,
-    accessed: BTreeSet<Key>,
+    accessed: BTreeSet<EntryKey>,
     /// Degraded parts of the daemon, one sentence each.
     degraded: Vec<String>,
     uses_kept: Arc<Kept>,
@@ -253,8 +253,8 @@ impl Manager {
         match command {
             Command::Lease { name, reply } => {
                 let Some((key, sought)) = self.lease(name, reply) else { return false };
-                self.parts.metrics.lease(key.id(), sought);
-                return sought != Sought::Hit;
+                self.parts.metrics.count_lease(key.id(), sought);
+                return sought != LeaseOutcome::Hit;
             }
             Command::Loading { name, reply } => {
                 drop(reply.send(self.loading(name)));
@@ -299,7 +299,7 @@ impl Manager {
 
     /// Replies now, or when the model is loaded. Returns the model and the outcome of the lookup;
     /// `None` when there is no such model.
-    fn lease(&mut self, name: String, reply: LeaseReply) -> Option<(Key, Sought)> {
+    fn lease(&mut self, name: String, reply: LeaseReply) -> Option<(EntryKey, LeaseOutcome)> {
         let now = Instant::now();
         let entry = match self.find(&name) {
             Ok(entry) => entry,
@@ -313,7 +313,7 @@ impl Manager {
         if self.sheds(&key) {
             let retry_after = self.parts.settings.borrow().memory.pressure.quiet;
             drop(reply.send(Err(ModelError::Pressure { name, retry_after })));
-            return Some((key, Sought::Refused));
+            return Some((key, LeaseOutcome::Refused));
         }
         let most_waiting = self.parts.settings.borrow().embedding.queue_size;
         let sought = match self.slots.get_mut(&key) {
@@ -332,7 +332,7 @@ impl Manager {
                 self.parts.store.count_access(&key);
                 self.accessed.insert(key.clone());
                 drop(reply.send(Ok(lease)));
-                Sought::Hit
+                LeaseOutcome::Hit
             }
             Some(
                 Slot::Admitting(Admitting { waiting, .. })
@@ -343,59 +343,59 @@ impl Manager {
                 waiting.retain(|(_, reply)| !reply.is_closed());
                 if waiting.len() >= most_waiting {
                     drop(reply.send(Err(self.loading(name))));
-                    return Some((key, Sought::Refused));
+                    return Some((key, LeaseOutcome::Refused));
                 }
                 waiting.push((name, reply));
-                Sought::Load
+                LeaseOutcome::Load
             }
             Some(Slot::Admitting(admitting)) => {
                 // A request waits now, so that other models may be evicted.
                 admitting.ahead = false;
                 admitting.waiting.push((name, reply));
-                Sought::Load
+                LeaseOutcome::Load
             }
             Some(Slot::Loading { waiting, .. } | Slot::Reserved { waiting, .. }) => {
                 waiting.push((name, reply));
-                Sought::Load
+                LeaseOutcome::Load
             }
             Some(Slot::Leaving(leaving)) if !leaving.why.is_eviction() => {
                 // The model was not unloaded for memory: load it again when its worker has ended.
                 leaving.waiting.push((name, reply));
-                Sought::Load
+                LeaseOutcome::Load
             }
             Some(Slot::Leaving(_)) => {
                 let retry_after = self.parts.settings.borrow().memory.pressure.reload_cooldown;
                 drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
-                Sought::Refused
+                LeaseOutcome::Refused
             }
             Some(Slot::Away { until }) if now < *until => {
                 let retry_after = until.duration_since(now);
                 drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
-                Sought::Refused
+                LeaseOutcome::Refused
             }
             // Memory was not sampled again since the refusal, so the decision would be the same.
             Some(Slot::Refused { refusal, at }) if *at >= self.parts.readings.borrow().at => {
                 let refusal = Arc::clone(refusal);
                 drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
-                Sought::Refused
+                LeaseOutcome::Refused
             }
             Some(Slot::Failed { until, error }) if now < *until => {
                 let retry_after = until.duration_since(now);
                 let source = Arc::clone(error);
                 drop(reply.send(Err(ModelError::Failed { name, retry_after, source })));
-                Sought::Refused
+                LeaseOutcome::Refused
             }
             // The model is absent, its waiting time after an eviction or failure is over, or its
             // worker died.
             _ => {
                 self.admit(key.clone(), Wanted::Now(vec![(name, reply)]));
-                Sought::Load
+                LeaseOutcome::Load
             }
         };
         Some((key, sought))
     }
 
-    fn find(&self, name: &str) -> Result<Entry, ModelError> {
+    fn find(&self, name: &str) -> Result<StoreEntry, ModelError> {
         let settings = Arc::clone(&self.parts.settings.borrow());
         let bundled_only = settings.memory.model_cache.bundled_only;
         let name = alias::meant(&settings.aliases, name);
@@ -406,8 +406,8 @@ impl Manager {
             .entries()
             .into_iter()
             .partition(|entry| !bundled_only || entry.record.origin.is_bundled());
-        let Some(entry) = choose(&entries, name) else {
-            if choose(&hidden, name).is_some() {
+        let Some(entry) = resolve(&entries, name) else {
+            if resolve(&hidden, name).is_some() {
                 return Err(ModelError::BundledOnly(name.to_owned()));
             }
             let mut named = entries.iter().filter(|entry| entry.is_named(name));
@@ -417,11 +417,13 @@ impl Manager {
             return Err(ModelError::unknown(name.to_owned(), &entries));
         };
         match &entry.record.status {
-            Status::Corrupt(reason) => {
+            InstallStatus::Corrupt(reason) => {
                 Err(ModelError::Corrupt { name: name.to_owned(), reason: reason.clone() })
             }
             // `choose` returns only available entries besides corrupt ones.
-            Status::Untested | Status::Quarantined(_) | Status::Available => Ok(entry.clone()),
+            InstallStatus::Untested | InstallStatus::Quarantined(_) | InstallStatus::Available => {
+                Ok(entry.clone())
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use crate::engine::Footprint;
 use crate::memory::level::{Level, Thresholds};
 use crate::memory::monitor::Reading;
 use crate::memory::sample::Sample;
-use crate::package::Key;
+use crate::package::EntryKey;
 use crate::units::Bytes;
 
 /// Memory and the models in it.
@@ -32,7 +32,7 @@ pub struct MemoryView {
 #[derive(Clone, Debug)]
 pub struct ModelView {
     /// The model.
-    pub key: Key,
+    pub key: EntryKey,
     /// State of the model.
     pub residency: Residency,
     /// Estimated footprint; `None` when the model is not in memory.
@@ -55,7 +55,7 @@ pub struct ActionRecord {
     /// One of `evict`, `unload`, `idle`, `release_caches`, `shrink_batches` and `shed`.
     pub action: &'static str,
     /// The model that was unloaded.
-    pub model: Option<Key>,
+    pub model: Option<EntryKey>,
     /// Pressure level at that time.
     pub level: Level,
     /// Reason, with numbers.
@@ -70,7 +70,7 @@ pub struct ActionRecord {
 #[derive(Clone, Debug)]
 pub struct Flushed {
     /// Models that were unloaded.
-    pub unloaded: Vec<Key>,
+    pub unloaded: Vec<EntryKey>,
     /// Sample before the first unload.
     pub before: Sample,
     /// Sample after the last unload.

@@ -36,9 +36,11 @@ pub use pulse::{Beat, Stuck};
 pub use slot::{KeepAlive, Refusal};
 pub use worker::WorkerError;
 
-use crate::engine::{EngineError, Output, Piece, Report, Tokenizer, Tokens, Truncation};
+use crate::engine::{
+    EngineError, Output, PrecisionReport, TokenSpan, Tokenizer, Tokens, Truncation,
+};
 use crate::memory::level::Level;
-use crate::package::{Key, Manifest};
+use crate::package::{EntryKey, Manifest};
 use alias::Alias;
 use needs::Uses;
 use queue::{PushError, Sender};
@@ -57,7 +59,7 @@ pub enum Residency {
         /// Bytes of the weights.
         weight_bytes: u64,
         /// Arithmetic of the model.
-        report: Report,
+        report: PrecisionReport,
         /// Number of waiting requests.
         waiting: usize,
         /// Tokens of the waiting requests.
@@ -179,7 +181,7 @@ pub struct ModelInfo {
 
 impl ModelInfo {
     /// Returns the facts about the model `key` with this manifest.
-    fn new(key: &Key, manifest: Arc<Manifest>) -> Self {
+    fn new(key: &EntryKey, manifest: Arc<Manifest>) -> Self {
         let (_id, _version, revision) = key.parts();
         let embedding_space = manifest.embedding_space().into();
         Self { manifest, embedding_space, revision: revision.into(), alias: None }
@@ -244,7 +246,7 @@ pub struct Computed {
 #[derive(Clone, Debug)]
 pub struct Absent {
     name: String,
-    key: Key,
+    key: EntryKey,
     info: ModelInfo,
     stands_in: Option<Arc<StandIn>>,
 }
@@ -254,7 +256,7 @@ pub struct Absent {
 #[derive(Clone, Debug)]
 pub struct Lease {
     name: String,
-    key: Key,
+    key: EntryKey,
     /// Facts about the model.
     pub info: ModelInfo,
     /// Set when this model is the fallback for another one.
@@ -297,7 +299,7 @@ impl Lease {
         prompt: &str,
         text: &str,
         special: bool,
-    ) -> Result<Vec<Piece>, EngineError> {
+    ) -> Result<Vec<TokenSpan>, EngineError> {
         self.tokenizer.pieces(prompt, text, special)
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::package::Key;
+use crate::package::EntryKey;
 
 /// Lower bound of the throughput of every machine and model. The largest known model is faster,
 /// even on one core of a small board.
@@ -72,7 +72,7 @@ impl Pulse {
 /// A worker that was asked for a liveness pass.
 #[derive(Debug)]
 pub struct Beat {
-    pub(super) key: Key,
+    pub(super) key: EntryKey,
     pub(super) pulse: Arc<Pulse>,
     /// Time of the request.
     pub(super) asked: Instant,
@@ -121,7 +121,12 @@ impl Beat {
 }
 
 /// Judges a worker that has not answered the probe, or has another pass in progress.
-fn judge(key: &Key, running: Option<Running>, asked: Instant, now: Instant) -> Result<(), Stuck> {
+fn judge(
+    key: &EntryKey,
+    running: Option<Running>,
+    asked: Instant,
+    now: Instant,
+) -> Result<(), Stuck> {
     let model = || key.to_string();
     let Some(pass) = running else {
         let waited = now.saturating_duration_since(asked);
@@ -138,7 +143,7 @@ fn judge(key: &Key, running: Option<Running>, asked: Instant, now: Instant) -> R
 mod tests {
     use super::*;
 
-    fn key() -> Key {
+    fn key() -> EntryKey {
         "a@1+0123456789ab".parse().unwrap()
     }
 

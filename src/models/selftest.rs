@@ -41,8 +41,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::install::InstallError;
 use super::load::LoadError;
-use crate::engine::{Footprint, Options, Precision};
-use crate::package::{Key, Store, StoreError};
+use crate::engine::{EngineOptions, Footprint, Precision};
+use crate::package::{EntryKey, Store, StoreError};
 use crate::printable;
 use crate::units::Bytes;
 pub use child::run_if_asked;
@@ -126,9 +126,9 @@ impl Tester {
     pub(super) fn test(
         &self,
         store: &Store,
-        key: &Key,
+        key: &EntryKey,
         footprint: &Footprint,
-        options: Options,
+        options: EngineOptions,
     ) -> Result<(), InstallError> {
         match &self.how {
             How::Child { score, null } => {
@@ -196,7 +196,12 @@ struct Task {
     processor_seconds: u64,
 }
 
-fn command(directory: File, key: &Key, bounds: &Bounds, options: Options) -> io::Result<Command> {
+fn command(
+    directory: File,
+    key: &EntryKey,
+    bounds: &Bounds,
+    options: EngineOptions,
+) -> io::Result<Command> {
     let task = Task {
         key: key.to_string(),
         parent: nix::unistd::getpid().as_raw(),
@@ -237,7 +242,7 @@ enum Answer {
 }
 
 impl Answer {
-    fn into_result(self, key: &Key) -> Result<(), InstallError> {
+    fn into_result(self, key: &EntryKey) -> Result<(), InstallError> {
         Err(match self {
             Self::Passed => return Ok(()),
             Self::WrongVector { cosine, precision } => match precision.parse::<Precision>() {
@@ -274,7 +279,7 @@ enum Ended {
 }
 
 /// Judges the end of a child that ran within `bounds`.
-fn verdict(key: &Key, ended: Ended, bounds: &Bounds) -> Result<(), InstallError> {
+fn verdict(key: &EntryKey, ended: Ended, bounds: &Bounds) -> Result<(), InstallError> {
     let (answer, status) = match ended {
         Ended::Itself { answer, status } => (answer, status),
         Ended::TooLate => {
@@ -406,7 +411,7 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds { address_space: 5 << 20, deadline: Duration::from_secs(7) };
 
-    fn key() -> Key {
+    fn key() -> EntryKey {
         format!("m@1+{}", "0".repeat(64)).parse().unwrap()
     }
 

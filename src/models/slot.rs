@@ -14,7 +14,7 @@ use super::needs::{Need, Needs, Wish};
 use super::queue::Sender;
 use super::worker::{Ready, WorkerError};
 use super::{Lease, Residency};
-use crate::engine::{Footprint, Options};
+use crate::engine::{EngineOptions, Footprint};
 use crate::errors::chain;
 use crate::units::Bytes;
 
@@ -85,7 +85,7 @@ pub(super) struct Admitting {
     pub(super) since: Instant,
     pub(super) waiting: Waiting,
     /// Options of the load.
-    pub(super) options: Options,
+    pub(super) options: EngineOptions,
     /// The installation that wants to test the model. In this case the manager does not load it.
     pub(super) reserve: Option<ReserveReply>,
     /// Whether this is a preload, without a request. Nothing is evicted for a preload.

@@ -1,6 +1,6 @@
 //! Applies changes of the trusted keys to installed models at once.
 //!
-//! This module decides when the keys are read again. [`crate::package::Trusted`] decides which
+//! This module decides when the keys are read again. [`crate::package::TrustInput`] decides which
 //! entries they allow.
 
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::Handle;
 use crate::config::Settings;
 use crate::errors::{chain, errno};
 use crate::log::Message;
-use crate::package::{Changed, SignatureError, Store, Trusted};
+use crate::package::{SignatureError, Store, TrustChange, TrustInput};
 
 /// Directories from which trust is derived.
 #[derive(Clone, Debug)]
@@ -38,16 +38,16 @@ impl Roots {
     ///
     /// While the directory of the keys cannot be listed, nothing changes: a failing disk must not
     /// revoke a key. Blocks on reading small files.
-    pub fn judge(&self, store: &Store) -> (Changed, Vec<SignatureError>) {
-        match Trusted::read(&self.keys_directory, &self.bundled_directory) {
-            Ok((trusted, errors)) => (store.judge(&trusted), errors),
-            Err(error) => (Changed::default(), vec![error]),
+    pub fn judge(&self, store: &Store) -> (TrustChange, Vec<SignatureError>) {
+        match TrustInput::read(&self.keys_directory, &self.bundled_directory) {
+            Ok((trusted, errors)) => (store.apply_trust(&trusted), errors),
+            Err(error) => (TrustChange::default(), vec![error]),
         }
     }
 }
 
 /// Logs which entries were disabled and enabled.
-pub fn tell(changed: &Changed) {
+pub fn tell(changed: &TrustChange) {
     for entry in &changed.disabled {
         let reason = entry.disabled.as_ref().map(ToString::to_string).unwrap_or_default();
         tracing::warn!(

@@ -27,7 +27,7 @@ use std::time::{Duration, SystemTime};
 use crate::errors::{chain, errno};
 use crate::files::FileError;
 use crate::log::Message;
-use crate::package::{Key, Timestamp};
+use crate::package::{EntryKey, Timestamp};
 use counts::Counts;
 use habit::Hour;
 pub(super) use kept::Kept;
@@ -66,7 +66,7 @@ pub struct Served {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Expected {
     /// Key of the model.
-    pub key: Key,
+    pub key: EntryKey,
     /// Share of the past weeks in which the model was used in that hour, with more weight for later
     /// weeks.
     pub probability: f64,
@@ -126,7 +126,7 @@ pub struct Usage {
 
 #[derive(Debug, Default)]
 struct State {
-    models: BTreeMap<Key, Counts>,
+    models: BTreeMap<EntryKey, Counts>,
     /// Whether the counts have changed since the last write.
     changed: bool,
 }
@@ -146,31 +146,31 @@ impl Usage {
     }
 
     /// Counts a request.
-    pub fn record(&self, key: &Key, outcome: Served, now: SystemTime) {
+    pub fn record(&self, key: &EntryKey, outcome: Served, now: SystemTime) {
         self.state().counts(key, now).serve(outcome, now);
     }
 
     /// Counts a load that took `duration`.
-    pub fn record_load(&self, key: &Key, duration: Duration, now: SystemTime) {
+    pub fn record_load(&self, key: &EntryKey, duration: Duration, now: SystemTime) {
         self.state().counts(key, now).load(duration);
     }
 
     /// Returns the rate of use in requests per hour: the recent rate, or the usual rate in this
     /// hour of the week and the next, whichever is larger. Returns 0 for a model that was never
     /// used.
-    pub fn uses_per_hour(&self, key: &Key, now: SystemTime) -> f64 {
+    pub fn uses_per_hour(&self, key: &EntryKey, now: SystemTime) -> f64 {
         self.state().models.get(key).map_or(0.0, |counts| counts.uses_per_hour(now))
     }
 
     /// Returns the average time of a load, with more weight for later loads. Returns `None` before
     /// the first load.
-    pub fn reload_cost(&self, key: &Key) -> Option<Duration> {
+    pub fn reload_cost(&self, key: &EntryKey) -> Option<Duration> {
         self.state().models.get(key).and_then(Counts::reload_cost)
     }
 
     /// Returns the latency of the last 128 to 256 answers, with more weight for later ones. Returns
     /// `None` before the first answer.
-    pub fn recent_latency(&self, key: &Key) -> Option<Percentiles> {
+    pub fn recent_latency(&self, key: &EntryKey) -> Option<Percentiles> {
         self.state().models.get(key).and_then(Counts::recent_latency)
     }
 
@@ -192,7 +192,7 @@ impl Usage {
     }
 
     /// Returns the statistics of all models.
-    pub fn stats(&self, now: SystemTime) -> BTreeMap<Key, Stats> {
+    pub fn stats(&self, now: SystemTime) -> BTreeMap<EntryKey, Stats> {
         // Copy the counts: the probabilities of a whole week take time, and counting must not wait
         // for them.
         let models = self.state().models.clone();
@@ -219,7 +219,7 @@ impl Usage {
 
     /// Updates the set of installed models. A removed model is forgotten 30 days after it was last
     /// installed.
-    pub fn keep_installed(&self, installed: &BTreeSet<Key>, now: SystemTime) {
+    pub fn keep_installed(&self, installed: &BTreeSet<EntryKey>, now: SystemTime) {
         let mut state = self.state();
         let State { models, changed } = &mut *state;
         for key in installed {
@@ -272,7 +272,7 @@ impl Usage {
 
 impl State {
     /// Returns the counts of `key` to be changed. Creates them if needed.
-    fn counts(&mut self, key: &Key, now: SystemTime) -> &mut Counts {
+    fn counts(&mut self, key: &EntryKey, now: SystemTime) -> &mut Counts {
         self.changed = true;
         if !self.models.contains_key(key) {
             self.shrink_to(MAX_MODELS - 1);
@@ -318,7 +318,12 @@ fn put_aside(path: &Path, error: &str) -> Option<PathBuf> {
     }
 }
 
-fn next_use(key: &Key, counts: &Counts, within: Duration, now: SystemTime) -> Option<Expected> {
+fn next_use(
+    key: &EntryKey,
+    counts: &Counts,
+    within: Duration,
+    now: SystemTime,
+) -> Option<Expected> {
     let mut hour = Hour::of(now)?;
     let until = now.checked_add(within.min(MAX_AHEAD))?;
     if counts.was_used_in(hour) {
@@ -360,7 +365,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(1_767_571_200)
     }
 
-    fn key(id: &str) -> Key {
+    fn key(id: &str) -> EntryKey {
         format!("{id}@1+0123456789ab").parse().unwrap()
     }
 

@@ -25,10 +25,10 @@ use super::load::{self, LoadError};
 use super::pulse::Pulse;
 use super::queue::{self, Job, Limits, Next, Receiver, Sender, Turn};
 use super::{Computed, ModelInfo};
-use crate::engine::{Embedder, Loaded, Options, Output, Report, Tokenizer};
+use crate::engine::{Embedder, EngineOptions, LoadedModel, Output, PrecisionReport, Tokenizer};
 use crate::log::Message;
 use crate::metrics::{FailureType, Metrics};
-use crate::package::{Key, Store, StoreError};
+use crate::package::{EntryKey, Store, StoreError};
 
 /// Tokens of a pass while memory is short: the smallest value that `embedding.batch_tokens` may
 /// have.
@@ -65,7 +65,11 @@ impl WorkerError {
     }
 
     /// Returns other options for the load, if they may help; see [`load::fall_back`].
-    pub(super) fn fall_back(&self, key: &Key, options: Options) -> Option<Options> {
+    pub(super) fn fall_back(
+        &self,
+        key: &EntryKey,
+        options: EngineOptions,
+    ) -> Option<EngineOptions> {
         match self {
             Self::Load(error) => load::fall_back(key, error, options),
             _ => None,
@@ -85,7 +89,7 @@ pub(super) struct Ready {
     /// Bytes of the store's file that are read in place, in addition to `weight_bytes`.
     pub(super) mapped_bytes: u64,
     /// Arithmetic of the model.
-    pub(super) report: Report,
+    pub(super) report: PrecisionReport,
     /// Duration of the load.
     pub(super) took: Duration,
     /// Liveness of its threads.
@@ -130,8 +134,8 @@ pub(super) struct Worker {
 /// When the thread cannot be started.
 pub(super) fn spawn(
     store: Arc<Store>,
-    key: Key,
-    options: Options,
+    key: EntryKey,
+    options: EngineOptions,
     limits: Limits,
     metrics: Metrics,
 ) -> Result<Worker, WorkerError> {
@@ -146,7 +150,7 @@ pub(super) fn spawn(
             drop(store);
             match loaded {
                 Err(error) => drop(announce.send(Err(error))),
-                Ok((manifest, Loaded { tokenizer, embedder })) => {
+                Ok((manifest, LoadedModel { tokenizer, embedder })) => {
                     let usual = options.batch_tokens;
                     let pass = Arc::new(Pass { usual, tokens: AtomicUsize::new(usual) });
                     let pulse = Arc::default();
@@ -251,7 +255,7 @@ impl Serving<'_> {
             .flat_map(|(turn, part)| turn.job.texts.iter().take(*part).map(Vec::as_slice))
             .collect();
         let tokens: usize = texts.iter().map(|text| text.len()).sum();
-        self.metrics.batch(texts.len(), tokens);
+        self.metrics.count_batch(texts.len(), tokens);
         // A batch has one kind of output.
         let output = batch.first().map_or(Output::Vector, |turn| turn.job.output);
         // Token states have one row for each token, vectors one row for each text.
@@ -330,14 +334,15 @@ mod tests {
     /// Model whose vector of a text is its first id, twice. The id [`BAD`] cannot be computed.
     struct Fake {
         passes: Arc<Mutex<Vec<Vec<u32>>>>,
-        report: Report,
+        report: PrecisionReport,
         /// Called in each pass with the first ids of its texts.
         meet: Meet,
     }
 
     impl Default for Fake {
         fn default() -> Self {
-            let report = Report { precision: Precision::F32, isa: "none", reason: String::new() };
+            let report =
+                PrecisionReport { precision: Precision::F32, isa: "none", reason: String::new() };
             Self { passes: Arc::default(), report, meet: Box::new(|_| {}) }
         }
     }
@@ -378,7 +383,7 @@ mod tests {
             Ok(0.0)
         }
 
-        fn report(&self) -> &Report {
+        fn report(&self) -> &PrecisionReport {
             &self.report
         }
 

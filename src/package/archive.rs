@@ -4,7 +4,7 @@
 //! headers, links, devices, prefixes, base-256 numbers, hidden bytes, and padding other than zeros.
 //! Format: <https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#tag_20_94_13_06>.
 //!
-//! Invariant: [`Archive::next_entry`] returns `None` only after exactly two zero blocks and the end
+//! Invariant: [`Archive::next_member`] returns `None` only after exactly two zero blocks and the end
 //! of the source.
 
 use std::io::{self, Read};
@@ -16,7 +16,7 @@ pub(super) const BLOCK: usize = 512;
 
 /// Parsed header of one member.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct ArchiveMember {
     pub(super) name: MemberName,
     /// Length of the content in bytes.
     pub(super) size: u64,
@@ -24,7 +24,7 @@ pub(super) struct Entry {
 
 /// Violation of the archive format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum ArchiveFault {
     #[error("the header checksum is wrong")]
     Checksum,
     #[error("the header is not POSIX ustar (no pre-POSIX and no GNU format)")]
@@ -52,12 +52,12 @@ pub(super) enum Fault {
     AfterEnd,
 }
 
-/// Error of [`Archive::next_entry`].
+/// Error of [`Archive::next_member`].
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ArchiveError {
     /// The archive breaks the format. `member` is escaped, so it is printable for any header.
     #[error("{fault}")]
-    Refused { member: Option<String>, fault: Fault },
+    Refused { member: Option<String>, fault: ArchiveFault },
     #[error("the archive cannot be read")]
     Read(#[source] io::Error),
 }
@@ -80,21 +80,21 @@ impl<R: Read> Archive<R> {
     }
 
     /// Returns the next member, or `None` at the end. Skips unread content of the current member.
-    pub(super) fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
+    pub(super) fn next_member(&mut self) -> Result<Option<ArchiveMember>, ArchiveError> {
         io::copy(self, &mut io::sink()).map_err(ArchiveError::Read)?;
         if self.content > 0 {
-            return Err(self.refused(Fault::Incomplete));
+            return Err(self.error(ArchiveFault::Incomplete));
         }
         self.skip_padding()?;
         let Some(block) = self.read_block()? else {
             self.member = None;
-            return Err(self.refused(Fault::NoEnd));
+            return Err(self.error(ArchiveFault::NoEnd));
         };
         if is_zero(&block) {
             return self.read_end().map(|()| None);
         }
         self.member = Some(printable_name(&block));
-        let entry = parse_header(&block).map_err(|fault| self.refused(fault))?;
+        let entry = parse_header(&block).map_err(|fault| self.error(fault))?;
         self.content = entry.size;
         // The size field has at most 11 octal digits, so it is below 2^33 and this cannot overflow.
         self.padding = entry.size.next_multiple_of(BLOCK as u64) - entry.size;
@@ -109,7 +109,7 @@ impl<R: Read> Archive<R> {
         self.source
     }
 
-    fn refused(&self, fault: Fault) -> ArchiveError {
+    fn error(&self, fault: ArchiveFault) -> ArchiveError {
         ArchiveError::Refused { member: self.member.clone(), fault }
     }
 
@@ -118,10 +118,10 @@ impl<R: Read> Archive<R> {
         let mut source = (&mut self.source).take(self.padding);
         source.read_to_end(&mut padding).map_err(ArchiveError::Read)?;
         if (padding.len() as u64) < self.padding {
-            return Err(self.refused(Fault::Incomplete));
+            return Err(self.error(ArchiveFault::Incomplete));
         }
         if !is_zero(&padding) {
-            return Err(self.refused(Fault::Padding));
+            return Err(self.error(ArchiveFault::Padding));
         }
         self.padding = 0;
         Ok(())
@@ -133,7 +133,7 @@ impl<R: Read> Archive<R> {
         match read_full(&mut self.source, &mut block).map_err(ArchiveError::Read)? {
             0 => Ok(None),
             BLOCK => Ok(Some(block)),
-            _ => Err(self.refused(Fault::Incomplete)),
+            _ => Err(self.error(ArchiveFault::Incomplete)),
         }
     }
 
@@ -141,11 +141,11 @@ impl<R: Read> Archive<R> {
         self.member = None;
         match self.read_block()? {
             Some(block) if is_zero(&block) => {}
-            _ => return Err(self.refused(Fault::NoEnd)),
+            _ => return Err(self.error(ArchiveFault::NoEnd)),
         }
         match read_full(&mut self.source, &mut [0]).map_err(ArchiveError::Read)? {
             0 => Ok(()),
-            _ => Err(self.refused(Fault::AfterEnd)),
+            _ => Err(self.error(ArchiveFault::AfterEnd)),
         }
     }
 }
@@ -187,23 +187,23 @@ fn printable_name(block: &[u8; BLOCK]) -> String {
     if prefix.is_empty() { name } else { format!("{prefix}/{name}") }
 }
 
-fn parse_header(block: &[u8; BLOCK]) -> Result<Entry, Fault> {
+fn parse_header(block: &[u8; BLOCK]) -> Result<ArchiveMember, ArchiveFault> {
     // The sum is computed with the checksum field as spaces, so it does not cover that field. The
     // field must therefore have the exact spelling that every current writer uses: otherwise bits
     // of it could change unnoticed.
     let sum: u32 = block[..148].iter().chain(&block[156..]).map(|byte| u32::from(*byte)).sum();
     let sum = sum + 8 * u32::from(b' ');
     if block[148..156] != *format!("{sum:06o}\0 ").as_bytes() {
-        return Err(Fault::Checksum);
+        return Err(ArchiveFault::Checksum);
     }
     if block[257..265] != *b"ustar\x0000" {
-        return Err(Fault::Magic);
+        return Err(ArchiveFault::Magic);
     }
     if block[156] != b'0' {
-        return Err(Fault::Type(block[156].into()));
+        return Err(ArchiveFault::Type(block[156].into()));
     }
-    let number = |field, range| octal(&block[range]).ok_or(Fault::Number(field));
-    let text = |field, range| terminated(&block[range]).ok_or(Fault::HiddenBytes(field));
+    let number = |field, range| octal(&block[range]).ok_or(ArchiveFault::Number(field));
+    let text = |field, range| terminated(&block[range]).ok_or(ArchiveFault::HiddenBytes(field));
     // Checked but not used: the store sets its own owner, mode and times.
     number("mode", 100..108)?;
     number("uid", 108..116)?;
@@ -213,18 +213,19 @@ fn parse_header(block: &[u8; BLOCK]) -> Result<Entry, Fault> {
     text("gname", 297..329)?;
     for (field, range) in [("linkname", 157..257), ("prefix", 345..500), ("reserved", 500..512)] {
         if !is_zero(&block[range]) {
-            return Err(Fault::NotEmpty(field));
+            return Err(ArchiveFault::NotEmpty(field));
         }
     }
     for (field, range) in [("devmajor", 329..337), ("devminor", 337..345)] {
         let field_bytes = &block[range];
         if !is_zero(field_bytes) && octal(field_bytes) != Some(0) {
-            return Err(Fault::NotEmpty(field));
+            return Err(ArchiveFault::NotEmpty(field));
         }
     }
-    let name = std::str::from_utf8(text("name", 0..100)?).map_err(|_not_text| Fault::Name)?;
-    let name = name.parse().map_err(|_cause| Fault::Name)?;
-    Ok(Entry { name, size: number("size", 124..136)? })
+    let name =
+        std::str::from_utf8(text("name", 0..100)?).map_err(|_not_text| ArchiveFault::Name)?;
+    let name = name.parse().map_err(|_cause| ArchiveFault::Name)?;
+    Ok(ArchiveMember { name, size: number("size", 124..136)? })
 }
 
 /// Parses octal digits followed by at least one NUL or space up to the end of the field.
@@ -254,10 +255,10 @@ mod tests {
     use crate::package::fixture::Builder;
 
     /// Returns all members with their contents.
-    fn read(archive: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, ArchiveError> {
+    fn read(archive: &[u8]) -> Result<Vec<(ArchiveMember, Vec<u8>)>, ArchiveError> {
         let mut archive = Archive::new(archive);
         let mut members = Vec::new();
-        while let Some(entry) = archive.next_entry()? {
+        while let Some(entry) = archive.next_member()? {
             let mut content = Vec::new();
             archive.read_to_end(&mut content).map_err(ArchiveError::Read)?;
             members.push((entry, content));
@@ -265,7 +266,7 @@ mod tests {
         Ok(members)
     }
 
-    fn fault(archive: &[u8]) -> (Option<String>, Fault) {
+    fn fault(archive: &[u8]) -> (Option<String>, ArchiveFault) {
         match read(archive) {
             Err(ArchiveError::Refused { member, fault }) => (member, fault),
             other => panic!("expected a fault, found {other:?}"),
@@ -293,7 +294,7 @@ mod tests {
         let archive = builder().archive();
         let mut archive = Archive::new(&archive[..]);
         let mut count = 0;
-        while archive.next_entry().unwrap().is_some() {
+        while archive.next_member().unwrap().is_some() {
             count += 1;
         }
         assert_eq!(count, 4);
@@ -302,44 +303,50 @@ mod tests {
     #[test]
     fn header_fault_names_the_member() {
         let config = || Some("config.json".to_owned());
-        type Case<'a> = (&'a str, usize, &'a [u8], Option<String>, Fault);
+        type Case<'a> = (&'a str, usize, &'a [u8], Option<String>, ArchiveFault);
         let cases: [Case<'_>; 30] = [
-            ("parent", 0, b"../x\0\0\0\0\0\0\0", Some("../x".into()), Fault::Name),
-            ("absolute", 0, b"/etc/passwd", Some("/etc/passwd".into()), Fault::Name),
-            ("directory", 0, b"dir/conf.js", Some("dir/conf.js".into()), Fault::Name),
-            ("backslash", 0, b"a\\b.json\0\0\0", Some("a\\\\b.json".into()), Fault::Name),
-            ("newline", 0, b"a\nb.json\0\0\0", Some("a\\nb.json".into()), Fault::Name),
-            ("not text", 0, b"\xff\xfe\0\0\0\0\0\0\0\0\0", Some("\\xff\\xfe".into()), Fault::Name),
-            ("hidden", 0, b".hidden\0\0\0\0", Some(".hidden".into()), Fault::Name),
-            ("no name", 0, &[0; 11], Some(String::new()), Fault::Name),
-            ("too long", 0, &[b'a'; 97], Some("a".repeat(97)), Fault::Name),
-            ("after NUL", 50, b"x", config(), Fault::HiddenBytes("name")),
-            ("hard link", 156, b"1", config(), Fault::Type('1')),
-            ("symbolic link", 156, b"2", config(), Fault::Type('2')),
-            ("device", 156, b"3", config(), Fault::Type('3')),
-            ("directory", 156, b"5", config(), Fault::Type('5')),
-            ("pipe", 156, b"6", config(), Fault::Type('6')),
-            ("contiguous", 156, b"7", config(), Fault::Type('7')),
-            ("PAX", 156, b"x", config(), Fault::Type('x')),
-            ("PAX global", 156, b"g", config(), Fault::Type('g')),
-            ("GNU long name", 156, b"L", config(), Fault::Type('L')),
-            ("before POSIX", 156, b"\0", config(), Fault::Type('\0')),
-            ("link name", 157, b"x", config(), Fault::NotEmpty("linkname")),
-            ("prefix", 345, b"..", Some("../config.json".into()), Fault::NotEmpty("prefix")),
-            ("device", 329, b"0000001\0", config(), Fault::NotEmpty("devmajor")),
-            ("after all fields", 511, b"x", config(), Fault::NotEmpty("reserved")),
-            ("GNU", 257, b"ustar  \0", config(), Fault::Magic),
+            ("parent", 0, b"../x\0\0\0\0\0\0\0", Some("../x".into()), ArchiveFault::Name),
+            ("absolute", 0, b"/etc/passwd", Some("/etc/passwd".into()), ArchiveFault::Name),
+            ("directory", 0, b"dir/conf.js", Some("dir/conf.js".into()), ArchiveFault::Name),
+            ("backslash", 0, b"a\\b.json\0\0\0", Some("a\\\\b.json".into()), ArchiveFault::Name),
+            ("newline", 0, b"a\nb.json\0\0\0", Some("a\\nb.json".into()), ArchiveFault::Name),
+            (
+                "not text",
+                0,
+                b"\xff\xfe\0\0\0\0\0\0\0\0\0",
+                Some("\\xff\\xfe".into()),
+                ArchiveFault::Name,
+            ),
+            ("hidden", 0, b".hidden\0\0\0\0", Some(".hidden".into()), ArchiveFault::Name),
+            ("no name", 0, &[0; 11], Some(String::new()), ArchiveFault::Name),
+            ("too long", 0, &[b'a'; 97], Some("a".repeat(97)), ArchiveFault::Name),
+            ("after NUL", 50, b"x", config(), ArchiveFault::HiddenBytes("name")),
+            ("hard link", 156, b"1", config(), ArchiveFault::Type('1')),
+            ("symbolic link", 156, b"2", config(), ArchiveFault::Type('2')),
+            ("device", 156, b"3", config(), ArchiveFault::Type('3')),
+            ("directory", 156, b"5", config(), ArchiveFault::Type('5')),
+            ("pipe", 156, b"6", config(), ArchiveFault::Type('6')),
+            ("contiguous", 156, b"7", config(), ArchiveFault::Type('7')),
+            ("PAX", 156, b"x", config(), ArchiveFault::Type('x')),
+            ("PAX global", 156, b"g", config(), ArchiveFault::Type('g')),
+            ("GNU long name", 156, b"L", config(), ArchiveFault::Type('L')),
+            ("before POSIX", 156, b"\0", config(), ArchiveFault::Type('\0')),
+            ("link name", 157, b"x", config(), ArchiveFault::NotEmpty("linkname")),
+            ("prefix", 345, b"..", Some("../config.json".into()), ArchiveFault::NotEmpty("prefix")),
+            ("device", 329, b"0000001\0", config(), ArchiveFault::NotEmpty("devmajor")),
+            ("after all fields", 511, b"x", config(), ArchiveFault::NotEmpty("reserved")),
+            ("GNU", 257, b"ustar  \0", config(), ArchiveFault::Magic),
             (
                 "base-256 size",
                 124,
                 b"\x80\0\0\0\0\0\0\0\0\0\0\x02",
                 config(),
-                Fault::Number("size"),
+                ArchiveFault::Number("size"),
             ),
-            ("decimal", 124, b"00000000008\0", config(), Fault::Number("size")),
-            ("unterminated", 124, b"000000000002", config(), Fault::Number("size")),
-            ("leading space", 100, b"    644\0", config(), Fault::Number("mode")),
-            ("empty", 136, &[0; 12], config(), Fault::Number("mtime")),
+            ("decimal", 124, b"00000000008\0", config(), ArchiveFault::Number("size")),
+            ("unterminated", 124, b"000000000002", config(), ArchiveFault::Number("size")),
+            ("leading space", 100, b"    644\0", config(), ArchiveFault::Number("mode")),
+            ("empty", 136, &[0; 12], config(), ArchiveFault::Number("mtime")),
         ];
         for (what, offset, bytes, member, expected) in cases {
             let mut builder = builder();
@@ -368,23 +375,26 @@ mod tests {
     fn checksum_padding_and_end_are_checked() {
         let model = || Some("model.safetensors".to_owned());
         type Change = fn(&mut Builder);
-        let cases: [(Change, (Option<String>, Fault)); 11] = [
-            (|b| b.entries[3].header[148] ^= 1, (model(), Fault::Checksum)),
-            (|b| b.entries[3].header[0] ^= 1, (Some("lodel.safetensors".into()), Fault::Checksum)),
-            (|b| b.entries[3].header[155] = 0, (model(), Fault::Checksum)),
-            (|b| b.entries[3].padding[0] = 1, (model(), Fault::Padding)),
-            (|b| b.end.clear(), (None, Fault::NoEnd)),
-            (|b| b.end.truncate(BLOCK), (None, Fault::NoEnd)),
-            (|b| b.end[BLOCK] = 1, (None, Fault::NoEnd)),
-            (|b| b.end.push(0), (None, Fault::AfterEnd)),
-            (|b| b.end.extend([0; BLOCK]), (None, Fault::AfterEnd)),
+        let cases: [(Change, (Option<String>, ArchiveFault)); 11] = [
+            (|b| b.entries[3].header[148] ^= 1, (model(), ArchiveFault::Checksum)),
+            (
+                |b| b.entries[3].header[0] ^= 1,
+                (Some("lodel.safetensors".into()), ArchiveFault::Checksum),
+            ),
+            (|b| b.entries[3].header[155] = 0, (model(), ArchiveFault::Checksum)),
+            (|b| b.entries[3].padding[0] = 1, (model(), ArchiveFault::Padding)),
+            (|b| b.end.clear(), (None, ArchiveFault::NoEnd)),
+            (|b| b.end.truncate(BLOCK), (None, ArchiveFault::NoEnd)),
+            (|b| b.end[BLOCK] = 1, (None, ArchiveFault::NoEnd)),
+            (|b| b.end.push(0), (None, ArchiveFault::AfterEnd)),
+            (|b| b.end.extend([0; BLOCK]), (None, ArchiveFault::AfterEnd)),
             (
                 |b| {
                     b.entries[3].resize(1 << 30).seal();
                 },
-                (model(), Fault::Incomplete),
+                (model(), ArchiveFault::Incomplete),
             ),
-            (|b| b.end = vec![0; 7], (model(), Fault::Incomplete)),
+            (|b| b.end = vec![0; 7], (model(), ArchiveFault::Incomplete)),
         ];
         for (index, (change, expected)) in cases.into_iter().enumerate() {
             let mut builder = builder();

@@ -18,7 +18,7 @@ static HASHED: AtomicU64 = AtomicU64::new(0);
 /// Returns the total number of bytes hashed by this process.
 ///
 /// Callers use the count as a progress counter, to distinguish a slow operation from a stuck one.
-pub fn hashed() -> u64 {
+pub fn hashed_bytes() -> u64 {
     HASHED.load(Ordering::Relaxed)
 }
 
@@ -31,7 +31,7 @@ fn count(bytes: usize) {
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// Computes the digest of `bytes`. These bytes are not added to [`hashed`].
+    /// Computes the digest of `bytes`. These bytes are not added to [`hashed_bytes`].
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }

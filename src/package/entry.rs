@@ -8,9 +8,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
+use super::install_record::{InstallRecord, InstallStatus};
 use super::manifest::{Manifest, ModelId, Version};
-use super::record::{Record, Status};
-use super::trust::Disabled;
+use super::trust::DisabledReason;
 
 /// Minimum number of digits that name a revision.
 ///
@@ -27,9 +27,9 @@ const LEAST_REVISION: usize = 6;
 /// key of any entry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Key(String);
+pub struct EntryKey(String);
 
-impl Key {
+impl EntryKey {
     /// Creates the key of the package with this manifest.
     pub(super) fn new(manifest: &Manifest, manifest_digest: Digest) -> Self {
         // Ids and versions contain neither '@' nor '+', so two packages never share a key.
@@ -78,15 +78,15 @@ impl Key {
     }
 }
 
-/// Error of parsing a text that is not a [`Key`].
+/// Error of parsing a text that is not a [`EntryKey`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected the key of a package, such as \"all-MiniLM-L6-v2@1+0123456789ab\"")]
-pub struct ParseKeyError;
+pub struct ParseEntryKeyError;
 
-impl TryFrom<String> for Key {
-    type Error = ParseKeyError;
+impl TryFrom<String> for EntryKey {
+    type Error = ParseEntryKeyError;
 
-    fn try_from(text: String) -> Result<Self, ParseKeyError> {
+    fn try_from(text: String) -> Result<Self, ParseEntryKeyError> {
         let key = Self(text);
         let (id, version, _shown) = key.parts();
         let digest = key.0.split_once('+').map_or("", |(_name, digest)| digest);
@@ -95,25 +95,25 @@ impl TryFrom<String> for Key {
             && version.parse::<Version>().is_ok()
             && [Digest::SHORT, Digest::DIGITS].contains(&digest.len())
             && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if good { Ok(key) } else { Err(ParseKeyError) }
+        if good { Ok(key) } else { Err(ParseEntryKeyError) }
     }
 }
 
-impl FromStr for Key {
-    type Err = ParseKeyError;
+impl FromStr for EntryKey {
+    type Err = ParseEntryKeyError;
 
-    fn from_str(text: &str) -> Result<Self, ParseKeyError> {
+    fn from_str(text: &str) -> Result<Self, ParseEntryKeyError> {
         text.to_owned().try_into()
     }
 }
 
-impl From<Key> for String {
-    fn from(key: Key) -> Self {
+impl From<EntryKey> for String {
+    fn from(key: EntryKey) -> Self {
         key.0
     }
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for EntryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (id, version, revision) = self.parts();
         write!(f, "{id}@{version}+{revision}")
@@ -122,29 +122,29 @@ impl fmt::Display for Key {
 
 /// An installed package.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct StoreEntry {
     /// Identity of the package.
-    pub key: Key,
+    pub key: EntryKey,
     /// Content of the package's manifest.
     pub manifest: Arc<Manifest>,
     /// State that the store keeps for the package.
-    pub record: Record,
+    pub record: InstallRecord,
     /// Reason why the entry must not be used although its files are valid. It is derived from the
     /// keys and not stored on disk.
-    pub disabled: Option<Disabled>,
+    pub disabled: Option<DisabledReason>,
 }
 
-impl Entry {
+impl StoreEntry {
     /// Returns whether the entry can serve requests: it is available and not disabled.
     pub fn is_usable(&self) -> bool {
-        self.record.status == Status::Available && self.disabled.is_none()
+        self.record.status == InstallStatus::Available && self.disabled.is_none()
     }
 
     /// Returns whether a name can resolve to the entry: its self-test has passed once and it is not
     /// disabled.
     ///
     /// Corrupt entries are included, so that the caller gets an error that names the corruption.
-    fn may_be_meant(&self) -> bool {
+    fn is_resolvable(&self) -> bool {
         self.record.status.is_tested() && self.disabled.is_none()
     }
 
@@ -180,10 +180,10 @@ impl Entry {
 ///   name.
 ///
 /// Entries that are disabled, or that have not passed their self-test, are ignored.
-pub fn choose<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
-    let meant = || entries.iter().filter(|entry| entry.may_be_meant());
-    let last = |named: &dyn Fn(&Entry) -> bool| {
-        meant().filter(|entry| named(entry)).max_by(|a, b| by_version(a, b))
+pub fn resolve<'a>(entries: &'a [StoreEntry], name: &str) -> Option<&'a StoreEntry> {
+    let meant = || entries.iter().filter(|entry| entry.is_resolvable());
+    let last = |named: &dyn Fn(&StoreEntry) -> bool| {
+        meant().filter(|entry| named(entry)).max_by(|a, b| compare_versions(a, b))
     };
     match name.split_once('@') {
         None => {
@@ -196,7 +196,7 @@ pub fn choose<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
             chosen.max_by_key(|entry| entry.record.chosen_at).or(Some(highest))
         }
         Some((id, rest)) => {
-            let of_id = |entry: &Entry| entry.manifest.id.as_str() == id;
+            let of_id = |entry: &StoreEntry| entry.manifest.id.as_str() == id;
             let by_revision = |digits: &str| {
                 let named = meant().filter(|entry| of_id(entry) && entry.is_revision(digits));
                 named.min_by_key(|entry| entry.record.installed_at)
@@ -211,35 +211,36 @@ pub fn choose<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
 
 /// Resolves `name` for an administrator who removes an entry.
 ///
-/// Returns the entry of [`choose`]. If no matching entry has passed its self-test, returns the
+/// Returns the entry of [`resolve`]. If no matching entry has passed its self-test, returns the
 /// highest version among the others.
-pub fn choose_any<'a>(entries: &'a [Entry], name: &str) -> Option<&'a Entry> {
-    let others =
-        || entries.iter().filter(|entry| entry.is_named(name)).max_by(|a, b| by_version(a, b));
-    choose(entries, name).or_else(others)
+pub fn resolve_any<'a>(entries: &'a [StoreEntry], name: &str) -> Option<&'a StoreEntry> {
+    let others = || {
+        entries.iter().filter(|entry| entry.is_named(name)).max_by(|a, b| compare_versions(a, b))
+    };
+    resolve(entries, name).or_else(others)
 }
 
 /// Returns the usable entry that precedes the entry of `id`, by version and then by installation
 /// time.
-pub fn earlier<'a>(entries: &'a [Entry], id: &str) -> Option<&'a Entry> {
-    let current = choose(entries, id)?;
+pub fn previous_version<'a>(entries: &'a [StoreEntry], id: &str) -> Option<&'a StoreEntry> {
+    let current = resolve(entries, id)?;
     let earlier = entries.iter().filter(|entry| {
         entry.manifest.id == current.manifest.id
             && entry.is_usable()
-            && by_version(entry, current) == Ordering::Less
+            && compare_versions(entry, current) == Ordering::Less
     });
-    earlier.max_by(|a, b| by_version(a, b))
+    earlier.max_by(|a, b| compare_versions(a, b))
 }
 
 /// Compares entries by version, and equal versions by installation time.
-fn by_version(a: &Entry, b: &Entry) -> Ordering {
-    let versions = natural(a.manifest.version.as_str(), b.manifest.version.as_str());
+fn compare_versions(a: &StoreEntry, b: &StoreEntry) -> Ordering {
+    let versions = compare_natural(a.manifest.version.as_str(), b.manifest.version.as_str());
     versions.then(a.record.installed_at.cmp(&b.record.installed_at))
 }
 
 /// Compares two versions in natural order: runs of digits by their numeric value, so 1.10 follows
 /// 1.9.
-pub(super) fn natural(a: &str, b: &str) -> Ordering {
+pub(super) fn compare_natural(a: &str, b: &str) -> Ordering {
     let runs = |text: &str| -> Vec<(usize, String)> {
         let digits = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
         text.as_bytes()
@@ -264,7 +265,7 @@ mod tests {
 
     #[test]
     fn key_round_trips_and_other_text_is_refused() {
-        let key = Key::new(&fixture::manifest("m", "1.0-rc1", &[]), Digest::of(b""));
+        let key = EntryKey::new(&fixture::manifest("m", "1.0-rc1", &[]), Digest::of(b""));
         assert_eq!(key.parts(), ("m", "1.0-rc1", "e3b0c44298fc"));
         assert_eq!(key.to_string().len(), "m@1.0-rc1+".len() + Digest::SHORT);
         let written = String::from(key.clone());
@@ -287,7 +288,7 @@ mod tests {
             "m@@1+0123456789ab",
             "m@1++0123456789ab",
         ] {
-            assert_eq!(bad.parse::<Key>(), Err(ParseKeyError), "{bad}");
+            assert_eq!(bad.parse::<EntryKey>(), Err(ParseEntryKeyError), "{bad}");
         }
     }
 
@@ -302,13 +303,13 @@ mod tests {
             ("a", "b"),
             ("1", "01"),
         ] {
-            assert_ne!(natural(a, b), Ordering::Equal, "{a} {b}");
-            assert_eq!(natural(a, b), natural(b, a).reverse(), "{a} {b}");
+            assert_ne!(compare_natural(a, b), Ordering::Equal, "{a} {b}");
+            assert_eq!(compare_natural(a, b), compare_natural(b, a).reverse(), "{a} {b}");
         }
         for (a, b) in
             [("1", "2"), ("1.9", "1.10"), ("2", "10"), ("1.0-rc1", "1.0-rc2"), ("1", "1.1")]
         {
-            assert_eq!(natural(a, b), Ordering::Less, "{a} {b}");
+            assert_eq!(compare_natural(a, b), Ordering::Less, "{a} {b}");
         }
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::archive::BLOCK;
 use super::digest::Digest;
+use super::install_record::{InstallRecord, InstallStatus, Origin, Timestamp};
 use super::manifest::{
     CONFIG, FORMAT, MANIFEST, Manifest, Member, Precision, SelfTest, TOKENIZER, WEIGHTS,
 };
-use super::record::{Origin, Record, Status, Timestamp};
 
 /// Returns the bytes of a small valid package. An engine cannot load its files.
 pub(crate) fn package(id: &str, version: &str) -> Vec<u8> {
@@ -53,7 +53,12 @@ pub(crate) fn manifest(id: &str, version: &str, files: &[(&str, &[u8])]) -> Mani
 
 /// Returns an installed model for tests that use only its name, its dimensions and its embedding
 /// space.
-pub(crate) fn entry(id: &str, version: &str, dimensions: usize, weights: &str) -> super::Entry {
+pub(crate) fn entry(
+    id: &str,
+    version: &str,
+    dimensions: usize,
+    weights: &str,
+) -> super::StoreEntry {
     let files: [(&str, &[u8]); 3] =
         [(CONFIG, b""), (WEIGHTS, weights.as_bytes()), (TOKENIZER, b"")];
     let manifest = manifest(id, version, &files);
@@ -61,11 +66,11 @@ pub(crate) fn entry(id: &str, version: &str, dimensions: usize, weights: &str) -
     let self_test = SelfTest { vector, ..manifest.self_test };
     let manifest = Manifest { dimensions, self_test, ..manifest };
     let manifest_digest = Digest::of(&manifest.to_json().unwrap());
-    let record = Record {
+    let record = InstallRecord {
         package_digest: manifest_digest,
         manifest_digest,
         origin: Origin::Installed,
-        status: Status::Available,
+        status: InstallStatus::Available,
         attempts: 0,
         installed_at: Timestamp(0),
         last_validated_at: Timestamp(0),
@@ -75,20 +80,20 @@ pub(crate) fn entry(id: &str, version: &str, dimensions: usize, weights: &str) -
         signer: None,
         verity: std::collections::BTreeMap::new(),
     };
-    let key = super::Key::new(&manifest, manifest_digest);
-    super::Entry { key, manifest: Arc::new(manifest), record, disabled: None }
+    let key = super::EntryKey::new(&manifest, manifest_digest);
+    super::StoreEntry { key, manifest: Arc::new(manifest), record, disabled: None }
 }
 
-/// One member of the archive. [`Entry::seal`] computes the checksum of its header.
+/// One member of the archive. [`StoreEntry::seal`] computes the checksum of its header.
 #[derive(Clone)]
-pub(crate) struct Entry {
+pub(crate) struct TestMember {
     pub(crate) header: [u8; BLOCK],
     pub(crate) content: Vec<u8>,
     /// Bytes between the content and the next header.
     pub(crate) padding: Vec<u8>,
 }
 
-impl Entry {
+impl TestMember {
     pub(crate) fn new(name: &str, content: &[u8]) -> Self {
         let mut entry = Self {
             header: [0; BLOCK],
@@ -127,7 +132,7 @@ impl Entry {
 /// Package as separate parts.
 pub(crate) struct Builder {
     /// The manifest, followed by its files.
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<TestMember>,
     /// Bytes after the last member.
     pub(crate) end: Vec<u8>,
 }
@@ -136,8 +141,8 @@ impl Builder {
     pub(crate) fn new(id: &str, version: &str, weights: &[u8]) -> Self {
         let files: [(&str, &[u8]); 3] = [(CONFIG, b"{}"), (TOKENIZER, b"[]"), (WEIGHTS, weights)];
         let json = manifest(id, version, &files).to_json().unwrap();
-        let mut entries = vec![Entry::new(MANIFEST, &json)];
-        entries.extend(files.map(|(name, content)| Entry::new(name, content)));
+        let mut entries = vec![TestMember::new(MANIFEST, &json)];
+        entries.extend(files.map(|(name, content)| TestMember::new(name, content)));
         Self { entries, end: vec![0; 2 * BLOCK] }
     }
 
@@ -145,7 +150,7 @@ impl Builder {
     pub(crate) fn change_manifest(&mut self, change: impl FnOnce(&mut serde_json::Value)) {
         let mut json = serde_json::from_slice(&self.entries[0].content).unwrap();
         change(&mut json);
-        self.entries[0] = Entry::new(MANIFEST, json.to_string().as_bytes());
+        self.entries[0] = TestMember::new(MANIFEST, json.to_string().as_bytes());
     }
 
     pub(crate) fn archive(&self) -> Vec<u8> {

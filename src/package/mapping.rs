@@ -29,24 +29,24 @@ const CHUNK: usize = 256 << 10;
 
 /// Mapped file of the store.
 #[derive(Debug)]
-pub struct Mapping {
+pub struct MappedFile {
     // Must precede `file`, because fields are dropped in order: the kernel removes pages from the
     // cache only when they are not mapped.
     map: Mmap,
-    file: Uncached,
+    file: UncachedFile,
 }
 
 /// File whose pages are removed from the page cache when it is dropped.
 #[derive(Debug)]
-struct Uncached(File);
+struct UncachedFile(File);
 
-impl Drop for Uncached {
+impl Drop for UncachedFile {
     fn drop(&mut self) {
         files::uncache(&self.0, 0..u64::MAX);
     }
 }
 
-impl Mapping {
+impl MappedFile {
     /// Maps all of `file`, which must be a file of the store.
     pub(super) fn of(file: File) -> io::Result<Self> {
         // SAFETY: the bytes behind `&[u8]` must not change while they are borrowed. The store is
@@ -61,7 +61,7 @@ impl Mapping {
         // while they are packed, and would keep the whole table of word embeddings in memory, of
         // which few rows are used.
         let map = unsafe { Mmap::map(&file) }?;
-        Ok(Self { map, file: Uncached(file) })
+        Ok(Self { map, file: UncachedFile(file) })
     }
 
     /// Returns the content of the file.
@@ -136,10 +136,10 @@ mod tests {
         rss.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    fn mapped(content: &[u8]) -> Mapping {
+    fn mapped(content: &[u8]) -> MappedFile {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        Mapping::of(file).unwrap()
+        MappedFile::of(file).unwrap()
     }
 
     #[test]

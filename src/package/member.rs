@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::digest::{Digest, HashingReader};
 use super::manifest::Member;
-use super::mapping::Mapping;
+use super::mapping::MappedFile;
 use super::verity;
 use crate::errors::{chain, errno};
 use crate::files::{self, FileError, ReadOnce};
@@ -42,12 +42,12 @@ impl From<FileError> for MemberError {
 }
 
 /// Sink that discards its input and reports the total number of bytes written.
-pub(super) struct Counter<F> {
+pub(super) struct CountingSink<F> {
     pub(super) bytes: u64,
     pub(super) progress: F,
 }
 
-impl<F: FnMut(u64)> Write for Counter<F> {
+impl<F: FnMut(u64)> Write for CountingSink<F> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         self.bytes += buffer.len() as u64;
         (self.progress)(self.bytes);
@@ -60,14 +60,14 @@ impl<F: FnMut(u64)> Write for Counter<F> {
 }
 
 /// fs-verity digests by file name, for files of an entry that the kernel checks.
-pub(super) type Kept = BTreeMap<String, String>;
+pub(super) type VerityDigests = BTreeMap<String, String>;
 
 /// Returns whether the kernel checks `file` and measures the digest that `kept` holds for the
 /// member.
 ///
 /// The digest was recorded when the member was hashed. The kernel checks each page that it reads,
 /// so this process does not need to hash the file again.
-fn is_kept(file: &File, member: &Member, kept: &Kept) -> bool {
+fn is_protected_by_verity(file: &File, member: &Member, kept: &VerityDigests) -> bool {
     kept.get(member.path.as_str())
         .is_some_and(|digest| verity::measure(file).as_ref() == Some(digest))
 }
@@ -77,7 +77,7 @@ fn is_kept(file: &File, member: &Member, kept: &Kept) -> bool {
 pub(super) fn copy(
     directory: &Path,
     member: &Member,
-    kept: &Kept,
+    kept: &VerityDigests,
     sink: &mut impl Write,
 ) -> Result<(), MemberError> {
     let path = directory.join(member.path.as_str());
@@ -85,7 +85,7 @@ pub(super) fn copy(
     // One byte above the expected size reveals a file that has grown, without reading all added
     // bytes.
     let limit = member.size.saturating_add(1);
-    if is_kept(&file, member, kept) {
+    if is_protected_by_verity(&file, member, kept) {
         let mut reader = ReadOnce::new(file).take(limit);
         let copied = io::copy(&mut reader, sink).map_err(FileError::new("read", &path))?;
         return check_size(member, copied);
@@ -109,11 +109,15 @@ pub(super) fn check(file: File, path: &Path, member: &Member) -> Result<(), Memb
 ///
 /// Hashes the file, unless the kernel checks it according to `kept`. In that case the file is read
 /// through once: a bad page then gives an error here, and not a SIGBUS that ends the process later.
-pub(super) fn map(directory: &Path, member: &Member, kept: &Kept) -> Result<Mapping, MemberError> {
+pub(super) fn map(
+    directory: &Path,
+    member: &Member,
+    kept: &VerityDigests,
+) -> Result<MappedFile, MemberError> {
     let path = directory.join(member.path.as_str());
     let file = files::open_regular(&path)?;
-    let is_kept = is_kept(&file, member, kept);
-    let mapping = Mapping::of(file).map_err(FileError::new("map", &path))?;
+    let is_kept = is_protected_by_verity(&file, member, kept);
+    let mapping = MappedFile::of(file).map_err(FileError::new("map", &path))?;
     check_size(member, mapping.bytes().len() as u64)?;
     if is_kept {
         mapping.read_through(|_chunk| {}).map_err(FileError::new("read", &path))?;
@@ -173,7 +177,7 @@ mod tests {
             "path": "mem", "size": 1, "sha256": Digest::of(b""),
         }))
         .unwrap();
-        let found = copy(Path::new("/proc/self"), &member, &Kept::new(), &mut Vec::new());
+        let found = copy(Path::new("/proc/self"), &member, &VerityDigests::new(), &mut Vec::new());
         let Err(MemberError::Unread(error)) = found else { panic!("{found:?}") };
         assert!(error.disk_failed());
         let reason = chain(&error);

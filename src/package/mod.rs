@@ -11,50 +11,59 @@
 //! 3. A file is not trusted because of its location. Every package is verified.
 
 mod archive;
+mod convert;
 mod digest;
 #[cfg(test)]
 mod directory_fixture;
-pub mod drop;
+pub mod drop_dir;
 mod entry;
 #[cfg(test)]
 pub(crate) mod fixture;
-mod frame;
+mod install_record;
 mod manifest;
 mod mapping;
 mod member;
 mod pack;
 mod quantize;
-mod record;
 mod registry;
 mod signature;
-mod source;
 mod store;
 mod trust;
 mod unpack;
 mod ustar;
 mod verity;
 mod weights;
+mod zstd_frame;
 
-pub use digest::{Digest, HashingReader, ParseDigestError, hashed};
-pub use entry::{Entry, Key, ParseKeyError, choose, choose_any, earlier};
+pub use convert::ModelDirectoryError;
+pub use digest::{Digest, HashingReader, ParseDigestError, hashed_bytes};
+pub use entry::{EntryKey, ParseEntryKeyError, StoreEntry, previous_version, resolve, resolve_any};
+pub use install_record::{
+    CleanupRule, InstallRecord, InstallStatus, Origin, Quota, StoreFull, Timestamp,
+};
 pub use manifest::{
     CONFIG, DenseLayer, EmbeddingSpace, FORMAT, MANIFEST, Manifest, ManifestError, Member,
     MemberName, ModelId, Precision, SelfTest, TOKENIZER, Version, WEIGHTS, dense_file,
 };
 pub use pack::{
-    BoxError, Contents, PackError, PackRequest, Packed, RunSelfTest, pack, write_package,
+    BoxError, PackError, PackRequest, PackResult, PackageContents, RunSelfTest, pack, write_package,
 };
 pub use quantize::QuantizeError;
-pub use record::{Cleanup, Origin, Quota, Record, Status, StoreFull, Timestamp};
-pub use registry::{KnownModel, Task, Tier, known, known_models};
-pub use signature::{KeyId, Keys, Sidecars, SignatureError, SignatureStatus, VerifyingReader};
-pub use source::SourceError;
-pub use store::{
-    Admitted, Changed, Condition, Examined, FreeSpace, NoSpace, PackageBytes, Rollback,
-    RollbackError, RolledBack, Staged, Store, StoreError, StoreUse, Unpacking, Verity,
+pub use registry::{KnownModel, Task, Tier, find_known_model, known_models};
+pub use signature::{
+    KeyId, Sidecars, SignatureError, SignatureStatus, TrustedKeys, VerifyingReader,
 };
-pub use trust::{Claim, Consent, Disabled, Reserved, Signer, TrustError, Trusted, permit};
-pub use unpack::{Announced, Durability, Limits, UnpackError, Unpacked, unpack, unpack_if};
+pub use store::{
+    FreeSpace, NoSpace, PackageBytes, RollbackError, RollbackResult, RollbackTarget, Staged,
+    StorageCondition, Store, StoreContents, StoreError, StoreInstall, StoreUse, TrustChange,
+    UnpackGuard, Verity,
+};
+pub use trust::{
+    Consent, DisabledReason, IdClaim, ReservedIds, Signer, TrustError, TrustInput, check_claim,
+};
+pub use unpack::{
+    Durability, PackageHeader, UnpackError, UnpackLimits, UnpackedPackage, unpack, unpack_if,
+};
 pub use weights::Weights;
 
 /// File name suffixes of a package's sidecars: its digest and its signature.

@@ -13,14 +13,14 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::convert::{ModelDirectory, ModelDirectoryError};
 use super::digest::{Digest, HashingWriter};
 use super::manifest::{
     CONFIG, FORMAT, MANIFEST, Manifest, ManifestError, Member, ModelId, Precision, SelfTest,
     TOKENIZER, Version, WEIGHTS, dense_file,
 };
 use super::quantize::{QuantizeError, convert, convert_dense, native_precision};
-use super::registry::{KnownModel, known};
-use super::source::{Source, SourceError};
+use super::registry::{KnownModel, find_known_model};
 use super::ustar::write_archive;
 use super::weights::Weights;
 
@@ -36,7 +36,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Callback that computes the vector of the manifest's [`SelfTest::text`] with the contents to be
 /// packed.
-pub type RunSelfTest<'a> = dyn Fn(&Manifest, &Contents) -> Result<Vec<f32>, BoxError> + 'a;
+pub type RunSelfTest<'a> = dyn Fn(&Manifest, &PackageContents) -> Result<Vec<f32>, BoxError> + 'a;
 
 /// Parameters of [`pack`].
 #[derive(Clone, Debug, Default)]
@@ -59,7 +59,7 @@ pub struct PackRequest {
 
 /// Contents of a package's files, as they are packed.
 #[derive(Clone, Debug)]
-pub struct Contents<W = Weights> {
+pub struct PackageContents<W = Weights> {
     /// Content of `config.json`.
     pub config: Vec<u8>,
     /// Content of `tokenizer.json`.
@@ -70,7 +70,7 @@ pub struct Contents<W = Weights> {
     pub dense: Vec<Vec<u8>>,
 }
 
-impl<W> Contents<W> {
+impl<W> PackageContents<W> {
     /// Builds contents from `weights` and from members that `take` returns by name. `dense` is the
     /// number of dense layers.
     pub(super) fn from_members(
@@ -87,7 +87,7 @@ impl<W> Contents<W> {
     }
 }
 
-impl Contents {
+impl PackageContents {
     /// Returns names and contents in the order of the archive.
     fn members(&self) -> Vec<(String, &[u8])> {
         let mut members = vec![
@@ -103,7 +103,7 @@ impl Contents {
 
 /// Facts about a written package.
 #[derive(Clone, Debug)]
-pub struct Packed {
+pub struct PackResult {
     /// Manifest of the package.
     pub manifest: Manifest,
     /// Digest of `manifest.json`.
@@ -119,7 +119,7 @@ pub struct Packed {
 pub enum PackError {
     /// The directory cannot be read, or its model is not supported.
     #[error("the model directory cannot be packed")]
-    Source(#[from] SourceError),
+    Source(#[from] ModelDirectoryError),
     /// The name of the directory is not a model id, and the request has no id.
     #[error("{} gives no model id; choose one with --model-id", path.display())]
     Id {
@@ -183,16 +183,16 @@ pub fn pack(
     self_test: &RunSelfTest<'_>,
     progress: &dyn Fn(u64, u64),
     out: impl Write,
-) -> Result<Packed, PackError> {
+) -> Result<PackResult, PackError> {
     let id = match &request.id {
         Some(id) => id.clone(),
         None => id_of(&request.source)?,
     };
     let known = match &request.original {
-        Some(name) => Some(known(name).ok_or_else(|| PackError::Unknown(name.clone()))?),
-        None => known(id.as_str()),
+        Some(name) => Some(find_known_model(name).ok_or_else(|| PackError::Unknown(name.clone()))?),
+        None => find_known_model(id.as_str()),
     };
-    let source = Source::read(&request.source)?;
+    let source = ModelDirectory::read(&request.source)?;
     if let Some(known) = known {
         compare(known, &source)?;
     }
@@ -207,12 +207,12 @@ pub fn pack(
     let weights = convert(&source.weights, precision).map_err(unconverted)?;
     let (mut manifest, contents) = describe(request, id, precision, known, source, weights)?;
     let vector = self_test(&manifest, &contents).map_err(PackError::SelfTest)?;
-    manifest.self_test.vector = rounded(&vector);
+    manifest.self_test.vector = round_vector(&vector);
     let mut out = HashingWriter::new(out);
     write_package(&manifest, &contents, progress, &mut out)?;
     let bytes = out.bytes_written();
     let manifest_digest = Digest::of(&manifest.to_json()?);
-    Ok(Packed { manifest_digest, package_digest: out.finish(), bytes, manifest })
+    Ok(PackResult { manifest_digest, package_digest: out.finish(), bytes, manifest })
 }
 
 /// Writes the package of `manifest` and of the contents that it describes. The same input gives the
@@ -224,7 +224,7 @@ pub fn pack(
 /// When the manifest breaks a rule of the format, or `out` fails.
 pub fn write_package(
     manifest: &Manifest,
-    contents: &Contents,
+    contents: &PackageContents,
     progress: &dyn Fn(u64, u64),
     out: impl Write,
 ) -> Result<(), PackError> {
@@ -238,7 +238,7 @@ pub fn write_package(
 ///
 /// This precision is enough for a self-test. The lowest bits differ between processors; rounding
 /// keeps the package independent of the processor that packs it.
-fn rounded(vector: &[f32]) -> Vec<f32> {
+fn round_vector(vector: &[f32]) -> Vec<f32> {
     let largest = vector.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
     if largest == 0.0 {
         return vector.to_vec();
@@ -262,7 +262,7 @@ fn id_of(directory: &Path) -> Result<ModelId, PackError> {
 }
 
 /// Checks that a directory holds the known model whose id it would get.
-fn compare(known: &KnownModel, source: &Source) -> Result<(), PackError> {
+fn compare(known: &KnownModel, source: &ModelDirectory) -> Result<(), PackError> {
     let facts = [
         ("architecture", source.architecture.to_owned(), known.architecture.to_owned()),
         ("dimensions", source.dimensions.to_string(), known.dimensions.to_string()),
@@ -283,9 +283,9 @@ fn describe(
     id: ModelId,
     precision: Precision,
     known: Option<&KnownModel>,
-    source: Source,
+    source: ModelDirectory,
     weights: Vec<u8>,
-) -> Result<(Manifest, Contents), PackError> {
+) -> Result<(Manifest, PackageContents), PackError> {
     let mut layers = Vec::new();
     let mut dense = Vec::new();
     for part in source.dense {
@@ -294,7 +294,7 @@ fn describe(
         layers.push(part.layer);
         dense.push(bytes);
     }
-    let contents = Contents {
+    let contents = PackageContents {
         config: source.config,
         tokenizer: source.tokenizer,
         weights: weights.into(),
@@ -354,7 +354,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::directory_fixture::{Layout, model_directory, safetensors, write_json};
-    use super::super::unpack::{Durability, Limits, unpack};
+    use super::super::unpack::{Durability, UnpackLimits, unpack};
     use super::*;
     use crate::units::Bytes;
 
@@ -366,11 +366,11 @@ mod tests {
         }
     }
 
-    fn constant(manifest: &Manifest, _contents: &Contents) -> Result<Vec<f32>, BoxError> {
+    fn constant(manifest: &Manifest, _contents: &PackageContents) -> Result<Vec<f32>, BoxError> {
         Ok(vec![0.5; manifest.dimensions])
     }
 
-    fn packed(request: &PackRequest) -> Result<(Packed, Vec<u8>), PackError> {
+    fn packed(request: &PackRequest) -> Result<(PackResult, Vec<u8>), PackError> {
         let mut bytes = Vec::new();
         let packed = pack(request, &constant, &|_, _| {}, &mut bytes)?;
         Ok((packed, bytes))
@@ -396,9 +396,9 @@ mod tests {
 
     #[test]
     fn self_test_vector_keeps_three_digits() {
-        assert_eq!(rounded(&[0.123_456, -0.000_96, 0.5]), [0.123, -0.001, 0.5]);
-        assert_eq!(rounded(&[12.345, -0.04]), [12.3, -0.0]);
-        assert_eq!(rounded(&[0.0, 0.0]), [0.0, 0.0]);
+        assert_eq!(round_vector(&[0.123_456, -0.000_96, 0.5]), [0.123, -0.001, 0.5]);
+        assert_eq!(round_vector(&[12.345, -0.04]), [12.3, -0.0]);
+        assert_eq!(round_vector(&[0.0, 0.0]), [0.0, 0.0]);
     }
 
     #[test]
@@ -409,7 +409,7 @@ mod tests {
                 let request =
                     PackRequest { precision: Some(precision), ..request(directory.path()) };
                 let seen = RefCell::new(Vec::new());
-                let self_test = |manifest: &Manifest, contents: &Contents| {
+                let self_test = |manifest: &Manifest, contents: &PackageContents| {
                     assert_eq!(manifest.self_test.vector, [0.0; 3]);
                     let owned = |(name, bytes): (String, &[u8])| (name, bytes.to_vec());
                     seen.borrow_mut().extend(contents.members().into_iter().map(owned));
@@ -589,7 +589,7 @@ mod tests {
             let (packed, bytes) = packed(&request).unwrap();
 
             let staging = tempfile::tempdir().unwrap();
-            let limits = Limits::for_size(Bytes::mib(1));
+            let limits = UnpackLimits::for_size(Bytes::mib(1));
             let unpacked = unpack(&bytes[..], &limits, staging.path(), Durability::Synced).unwrap();
             prop_assert_eq!(&unpacked.manifest, &packed.manifest);
             prop_assert_eq!(unpacked.manifest_digest, packed.manifest_digest);
@@ -597,7 +597,7 @@ mod tests {
             prop_assert_eq!(unpacked.package_bytes, packed.bytes);
             let read = |name: &str| fs::read(staging.path().join(name)).unwrap();
             let layers = unpacked.manifest.dense.len();
-            let contents = Contents::from_members(read(WEIGHTS).into(), read, layers);
+            let contents = PackageContents::from_members(read(WEIGHTS).into(), read, layers);
             let mut again = Vec::new();
             write_package(&unpacked.manifest, &contents, &|_, _| {}, &mut again).unwrap();
             prop_assert!(again == bytes);

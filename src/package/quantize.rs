@@ -38,7 +38,7 @@ use safetensors::tensor::{SafeTensorError, TensorView, View};
 use safetensors::{Dtype, SafeTensors};
 
 use super::manifest::{DenseLayer, Precision};
-use crate::integers::{self, IntegerRow, channel_order, input_blocks, reads_hidden};
+use crate::quantization::{self, QuantizedRow, channel_order, input_blocks, reads_hidden};
 
 /// Minimum number of rows of an int8 matrix; smaller matrices stay f32.
 const MIN_INT8_ROWS: usize = 64;
@@ -268,7 +268,7 @@ fn to_int8(
     let values = values(name, tensor)?;
     let ends = input_blocks(name, columns, order.len());
     let is_words = name.ends_with("word_embeddings.weight");
-    let steps = if is_words { WORD_STEPS } else { integers::STEPS };
+    let steps = if is_words { WORD_STEPS } else { quantization::STEPS };
     let natural: Vec<usize> = (0..columns).collect();
     let order = if reads_hidden(name, columns, order.len()) { order } else { &natural };
     let mut quantized = vec![0; values.len()];
@@ -280,8 +280,8 @@ fn to_int8(
         // write the integers back to their original columns, so that the stored matrix keeps its
         // layout.
         let row: Vec<f32> = order.iter().map(|&column| row[column]).collect();
-        let IntegerRow { integers, scales: of_row, outliers } =
-            IntegerRow::round_to(steps, &row, &ends);
+        let QuantizedRow { integers, scales: of_row, outliers } =
+            QuantizedRow::round_to(steps, &row, &ends);
         for (integer, column) in integers.iter().zip(order) {
             quantized[start + column] = integer.to_le_bytes()[0];
         }
@@ -412,7 +412,7 @@ mod tests {
         let integers = packed.tensor("x.dense.weight").unwrap();
         for (row, values) in linear.chunks(200).enumerate() {
             let ordered: Vec<f32> = order.iter().map(|&column| values[column]).collect();
-            let expected = IntegerRow::round_to(integers::STEPS, &ordered, &ends);
+            let expected = QuantizedRow::round_to(quantization::STEPS, &ordered, &ends);
             assert_eq!(scales[row * ends.len()..][..ends.len()], expected.scales);
             for (place, &column) in order.iter().enumerate() {
                 let block = ends.partition_point(|&end| end <= place);

@@ -262,7 +262,7 @@ pub fn known_models() -> &'static [KnownModel] {
 }
 
 /// Finds a model by its id, or by the `owner/name` of its repository.
-pub fn known(name: &str) -> Option<&'static KnownModel> {
+pub fn find_known_model(name: &str) -> Option<&'static KnownModel> {
     KNOWN.iter().find(|model| name == model.id || name == model.repository)
 }
 
@@ -275,12 +275,12 @@ mod tests {
     fn models_are_found_by_id_and_repository() {
         for model in known_models() {
             model.id.parse::<ModelId>().unwrap();
-            assert_eq!(known(model.id).map(|found| found.id), Some(model.id));
-            assert_eq!(known(model.repository).map(|found| found.id), Some(model.id));
+            assert_eq!(find_known_model(model.id).map(|found| found.id), Some(model.id));
+            assert_eq!(find_known_model(model.repository).map(|found| found.id), Some(model.id));
             assert!(model.repository.ends_with(&format!("/{}", model.id)), "{}", model.id);
         }
         for unknown in ["", "all-minilm-l6-v2", "MiniLM", "nobody/all-MiniLM-L6-v2"] {
-            assert!(known(unknown).is_none(), "{unknown}");
+            assert!(find_known_model(unknown).is_none(), "{unknown}");
         }
     }
 

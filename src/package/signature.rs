@@ -76,7 +76,7 @@ impl From<KeyId> for String {
 impl KeyId {
     /// Extracts the identifier from the second line of a key or a signature:
     /// <https://jedisct1.github.io/minisign/#signature-format>.
-    fn of_second_line(text: &str) -> Option<Self> {
+    fn parse_second_line(text: &str) -> Option<Self> {
         let bytes = STANDARD.decode(text.lines().nth(1)?).ok()?;
         bytes.get(2..10)?.try_into().ok().map(Self)
     }
@@ -154,7 +154,7 @@ pub enum SignatureError {
 
 /// Trusted public key.
 #[derive(Clone, Debug)]
-struct Trusted {
+struct TrustedKey {
     public: PublicKey,
     /// SHA-256 of the algorithm, the identifier and the key.
     fingerprint: Digest,
@@ -164,7 +164,7 @@ struct Trusted {
     prefixes: Vec<String>,
 }
 
-impl Trusted {
+impl TrustedKey {
     fn covers(&self, id: &ModelId) -> bool {
         let begins = |prefix: &String| id.as_str().starts_with(prefix.as_str());
         self.prefixes.is_empty() || self.prefixes.iter().any(begins)
@@ -173,12 +173,12 @@ impl Trusted {
 
 /// Public keys that may sign packages.
 #[derive(Clone, Debug, Default)]
-pub struct Keys(BTreeMap<KeyId, Trusted>);
+pub struct TrustedKeys(BTreeMap<KeyId, TrustedKey>);
 
 /// Usable keys, and an error for each unusable key file, by the name that records contain.
-pub(super) type EachKey = (Keys, BTreeMap<String, SignatureError>);
+pub(super) type LoadedKeys = (TrustedKeys, BTreeMap<String, SignatureError>);
 
-impl Keys {
+impl TrustedKeys {
     /// Loads every `*.pub` file of `directory`. A missing directory holds no keys.
     ///
     /// # Errors
@@ -193,10 +193,12 @@ impl Keys {
     ///
     /// # Errors
     /// When the directory exists and cannot be listed.
-    pub(super) fn load_each(directory: &Path) -> Result<EachKey, SignatureError> {
+    pub(super) fn load_each(directory: &Path) -> Result<LoadedKeys, SignatureError> {
         let failed = |source| SignatureError::Io { path: directory.to_owned(), source };
         let entries = match fs::read_dir(directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(EachKey::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(LoadedKeys::default());
+            }
             entries => entries.map_err(failed)?,
         };
         let mut paths = Vec::new();
@@ -252,7 +254,7 @@ impl Keys {
     ) -> Result<Option<Signer>, SignatureError> {
         let SignatureStatus::Valid(key) = status else { return Ok(None) };
         let trusted = self.0.get(&key).ok_or(SignatureError::UnknownKey(key))?;
-        let Trusted { fingerprint, file, prefixes, .. } = trusted;
+        let TrustedKey { fingerprint, file, prefixes, .. } = trusted;
         if !trusted.covers(id) {
             let (file, prefixes) = (file.clone(), prefixes.clone());
             return Err(SignatureError::NotCovered { key, file, id: id.clone(), prefixes });
@@ -261,7 +263,7 @@ impl Keys {
     }
 
     /// Returns whether a key with this fingerprint is configured.
-    pub(super) fn have(&self, fingerprint: Digest) -> bool {
+    pub(super) fn contains(&self, fingerprint: Digest) -> bool {
         self.0.values().any(|key| key.fingerprint == fingerprint)
     }
 
@@ -343,7 +345,7 @@ impl Sidecars {
     /// read.
     pub fn verifier<'a, R: Read>(
         &'a self,
-        keys: &'a Keys,
+        keys: &'a TrustedKeys,
         source: R,
     ) -> Result<VerifyingReader<'a, R>, SignatureError> {
         let signature = match &self.minisig {
@@ -390,7 +392,7 @@ pub struct VerifyingReader<'a, R> {
 
 impl<R> VerifyingReader<'_, R> {
     /// Ends the verification. `package_digest` is the digest of all bytes that were read:
-    /// [`Unpacked::package_digest`](super::Unpacked::package_digest).
+    /// [`UnpackedPackage::package_digest`](super::Unpacked::package_digest).
     ///
     /// # Errors
     /// When a sidecar does not match the bytes that were read, also because they were not the whole
@@ -457,12 +459,12 @@ fn parse_sum(text: &str, name: &str) -> Option<Digest> {
 }
 
 /// Parses the text of a key file; returns the key or a description of the fault.
-fn parse_key(text: &str, file: String) -> Result<(KeyId, Trusted), String> {
+fn parse_key(text: &str, file: String) -> Result<(KeyId, TrustedKey), String> {
     let lines = Vec::from_iter(text.lines());
     let key = || {
         let key = lines.get(..2)?.join("\n");
         let bytes = STANDARD.decode(lines.get(1)?).ok()?;
-        Some((KeyId::of_second_line(&key)?, PublicKey::decode(&key).ok()?, Digest::of(&bytes)))
+        Some((KeyId::parse_second_line(&key)?, PublicKey::decode(&key).ok()?, Digest::of(&bytes)))
     };
     let (id, public, fingerprint) =
         key().ok_or_else(|| "not a minisign public key of two lines".to_owned())?;
@@ -477,11 +479,11 @@ fn parse_key(text: &str, file: String) -> Result<(KeyId, Trusted), String> {
     }
     prefixes.sort();
     prefixes.dedup();
-    Ok((id, Trusted { public, fingerprint, file, prefixes }))
+    Ok((id, TrustedKey { public, fingerprint, file, prefixes }))
 }
 
 fn parse_signature(text: &str) -> Option<(KeyId, Signature)> {
-    Some((KeyId::of_second_line(text)?, Signature::decode(text).ok()?))
+    Some((KeyId::parse_second_line(text)?, Signature::decode(text).ok()?))
 }
 
 #[cfg(test)]
@@ -494,7 +496,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::package::{Durability, Limits, fixture, unpack};
+    use crate::package::{Durability, UnpackLimits, fixture, unpack};
     use crate::units::Bytes;
 
     const NAME: &str = "m-1.model.tar.zst";
@@ -531,8 +533,8 @@ mod tests {
                 .into_string()
         }
 
-        fn keys(&self) -> Result<Keys, SignatureError> {
-            Keys::load(&self.path("keys.d"))
+        fn keys(&self) -> Result<TrustedKeys, SignatureError> {
+            TrustedKeys::load(&self.path("keys.d"))
         }
 
         /// Verifies the package like an installation, in one pass with unpacking.
@@ -541,7 +543,7 @@ mod tests {
             let sidecars = Sidecars::read(&self.path(NAME))?;
             let mut reader = sidecars.verifier(&keys, &self.package[..])?;
             let staging = tempfile::tempdir_in(self.path("staging")).unwrap();
-            let limits = Limits::for_size(Bytes::mib(1));
+            let limits = UnpackLimits::for_size(Bytes::mib(1));
             let unpacked =
                 unpack(&mut reader, &limits, staging.path(), Durability::Synced).unwrap();
             reader.finish(unpacked.package_digest)
@@ -560,7 +562,7 @@ mod tests {
     fn package_without_sidecars_and_keys_is_unsigned() {
         let drop = Drop::new();
         assert_eq!(drop.check().unwrap(), SignatureStatus::Absent);
-        assert!(Keys::load(&drop.path("missing")).unwrap().is_empty());
+        assert!(TrustedKeys::load(&drop.path("missing")).unwrap().is_empty());
     }
 
     #[test]
@@ -762,7 +764,7 @@ mod tests {
             drop.write("keys.d/a.pub", format!("{text}\n{bad}\n"));
             let error = drop.keys().unwrap_err().to_string();
             assert!(error.contains("a.pub: line 3: expected \"prefix: \""), "{bad}: {error}");
-            let (keys, errors) = Keys::load_each(&drop.path("keys.d")).unwrap();
+            let (keys, errors) = TrustedKeys::load_each(&drop.path("keys.d")).unwrap();
             assert!(keys.is_empty() && errors.contains_key("a.pub"), "{bad}");
         }
         // The same key in two files with different prefixes is a mistake.

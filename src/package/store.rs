@@ -18,23 +18,23 @@
 //! 4. A thread that changes an entry holds `writing` until the change is on the disk. No thread
 //!    holds the index while it waits for the disk, because the runtime reads the index at each
 //!    request.
-//! 5. A failing disk disables only the data that it cannot return: see [`medium`].
+//! 5. A failing disk disables only the data that it cannot return: see [`disk_condition`].
 //!
 //! Most methods block on the disk. [`Store::entries`] and [`Store::count_access`] do not: the
 //! runtime may call them.
 
-mod attempts;
+mod access_counts;
 mod contents;
 mod disk;
+mod disk_condition;
 mod error;
-mod files_given;
-mod lent;
-mod medium;
+mod origin_files;
 mod rollback;
-mod room;
+mod single_entry;
+mod space;
+mod test_attempts;
 mod trust;
-mod unpacking;
-mod uses;
+mod unpack_attempts;
 mod verified;
 
 use std::collections::BTreeMap;
@@ -46,22 +46,24 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
-use super::entry::{Entry, Key};
-use super::record::{Origin, Quota, Record, Status};
-use super::trust::{Signer, Trusted};
-use super::unpack::{Announced, Durability, Limits, UnpackError, Unpacked, unpack_if};
+use super::entry::{EntryKey, StoreEntry};
+use super::install_record::{InstallRecord, InstallStatus, Origin, Quota};
+use super::trust::{Signer, TrustInput};
+use super::unpack::{
+    Durability, PackageHeader, UnpackError, UnpackLimits, UnpackedPackage, unpack_if,
+};
 use crate::errors::chain;
 use crate::files::{self, FileError};
-pub use disk::Examined;
+pub use disk::StoreContents;
 use disk::{Locks, unless_disk_failed};
+use disk_condition::{DiskCondition, make_directories};
+pub use disk_condition::{StorageCondition, Verity};
 pub use error::StoreError;
-pub use medium::{Condition, Verity};
-use medium::{Medium, make_directories};
-pub use rollback::{Rollback, RollbackError, RolledBack};
-pub use room::{FreeSpace, NoSpace, StoreUse};
-use room::{Incoming, leaving};
-pub use trust::Changed;
-pub use unpacking::Unpacking;
+pub use rollback::{RollbackError, RollbackResult, RollbackTarget};
+pub use space::{FreeSpace, NoSpace, StoreUse};
+use space::{IncomingPackage, entries_to_remove};
+pub use trust::TrustChange;
+pub use unpack_attempts::UnpackGuard;
 pub use verified::PackageBytes;
 
 /// Name of the entries' directory in the store.
@@ -71,13 +73,13 @@ const MODELS: &str = "models";
 #[derive(Debug)]
 pub struct Staged {
     directory: TempDir,
-    unpacked: Unpacked,
+    unpacked: UnpackedPackage,
     signer: Option<Signer>,
 }
 
 impl Staged {
     /// Returns the unpacked package: its manifest and digests.
-    pub fn unpacked(&self) -> &Unpacked {
+    pub fn unpacked(&self) -> &UnpackedPackage {
         &self.unpacked
     }
 
@@ -88,11 +90,11 @@ impl Staged {
     }
 }
 
-/// Result of [`Store::admit`].
+/// Result of [`Store::install`].
 #[derive(Debug)]
-pub struct Admitted {
+pub struct StoreInstall {
     /// The entry, new or already installed.
-    pub entry: Entry,
+    pub entry: StoreEntry,
     /// `true` if the entry was installed already.
     pub existed: bool,
 }
@@ -104,20 +106,20 @@ pub struct Store {
     durability: Durability,
     /// Allows one change at a time.
     writing: Mutex<()>,
-    index: Mutex<BTreeMap<Key, Entry>>,
-    /// Entries that could not be removed when another one needed their space. [`Store::take_stuck`]
+    index: Mutex<BTreeMap<EntryKey, StoreEntry>>,
+    /// Entries that could not be removed when another one needed their space. [`Store::take_failed_removals`]
     /// empties the list after each installation, so its length is bounded by the number of entries.
-    stuck: Mutex<Vec<(Key, StoreError)>>,
+    failed_removals: Mutex<Vec<(EntryKey, StoreError)>>,
     /// The highest version of each id that was installed with a signature.
-    highest: Mutex<trust::Highest>,
+    highest: Mutex<trust::HighestVersions>,
     /// The keys and bundled packages by which the entries were judged last. Lock order: before the
     /// index.
-    trusted: Mutex<Option<Trusted>>,
+    trusted: Mutex<Option<TrustInput>>,
     /// Name of the file that is being unpacked; held while its attempts are written.
     unpacking: Mutex<Option<String>>,
     opened: Instant,
-    medium: Medium,
-    /// `None` for a store opened with [`Store::lend`].
+    disk: DiskCondition,
+    /// `None` for a store opened with [`Store::open_single`].
     locks: Option<Locks>,
 }
 
@@ -138,7 +140,7 @@ impl Store {
 
     /// Reads the entries of the store in `directory`, without its lock. An entry that is installed
     /// or removed meanwhile may be listed among the unreadable ones.
-    pub fn examine(directory: &Path) -> Examined {
+    pub fn examine(directory: &Path) -> StoreContents {
         disk::read_entries(&directory.join(MODELS))
     }
 
@@ -157,38 +159,38 @@ impl Store {
     ) -> Result<(Self, Vec<String>), StoreError> {
         files::create_directory(directory)?;
         let locks = disk::lock(directory)?;
-        let medium = Medium::default();
+        let disk = DiskCondition::default();
         let emptied = files::remove(&directory.join("staging"));
         let emptied =
             emptied.and_then(|()| disk::remove_unfinished(directory, &directory.join(MODELS)));
-        let prepared = medium.wrote(emptied.and_then(|()| make_directories(directory)));
+        let prepared = disk.record_write(emptied.and_then(|()| make_directories(directory)));
         prepared.or_else(unless_disk_failed)?;
-        let Examined { entries, unreadable, unlisted } =
+        let StoreContents { entries, unreadable, unlisted } =
             disk::read_entries(&directory.join(MODELS));
         let index = entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
         let (highest, problem) = trust::read(directory);
         let mut damaged = Vec::from_iter(problem);
         damaged.extend(unlisted.as_ref().map(|error| chain(error)));
-        medium.set_unlisted(unlisted.as_ref());
+        disk.set_unlisted(unlisted.as_ref());
         for (path, reason) in unreadable {
             damaged.push(format!("{}: {reason}", path.display()));
-            medium.leave_out(&path, reason);
+            disk.record_skipped(&path, reason);
         }
         let directory = directory.to_owned();
         let (writing, index) = (Mutex::default(), Mutex::new(index));
-        let (stuck, highest) = (Mutex::default(), Mutex::new(highest));
+        let (failed_removals, highest) = (Mutex::default(), Mutex::new(highest));
         let trusted = Mutex::default();
         let store = Self {
             directory,
             durability,
             writing,
             index,
-            stuck,
+            failed_removals,
             highest,
             trusted,
             unpacking: Mutex::default(),
             opened: Instant::now(),
-            medium,
+            disk,
             locks: Some(locks),
         };
         store.forget_unpacked();
@@ -196,7 +198,7 @@ impl Store {
     }
 
     /// Returns every entry, in the order of the keys.
-    pub fn entries(&self) -> Vec<Entry> {
+    pub fn entries(&self) -> Vec<StoreEntry> {
         self.index().values().cloned().collect()
     }
 
@@ -204,7 +206,7 @@ impl Store {
     ///
     /// # Errors
     /// When the package is incomplete or refused, or the disk fails; staging is then empty again.
-    pub fn stage(&self, source: impl Read, limits: &Limits) -> Result<Staged, UnpackError> {
+    pub fn stage(&self, source: impl Read, limits: &UnpackLimits) -> Result<Staged, UnpackError> {
         self.stage_if(source, limits, |_announced| Ok(()))
     }
 
@@ -216,15 +218,15 @@ impl Store {
     pub fn stage_if<E: From<UnpackError>>(
         &self,
         source: impl Read,
-        limits: &Limits,
-        approve: impl FnOnce(&Announced<'_>) -> Result<(), E>,
+        limits: &UnpackLimits,
+        approve: impl FnOnce(&PackageHeader<'_>) -> Result<(), E>,
     ) -> Result<Staged, E> {
         let staging = self.directory.join("staging");
-        if !self.medium.is_writable() || self.medium.unlisted().is_some() {
+        if !self.disk.is_writable() || self.disk.unlisted().is_some() {
             // The file system may accept writes again, or may be listed again.
             self.recover();
         }
-        if let Some(why) = self.medium.unlisted() {
+        if let Some(why) = self.disk.unlisted() {
             // Without a list, neither the installed packages nor their part of the quota are known.
             let source = io::Error::other(why);
             return Err(UnpackError::Io { operation: "list", path: self.models(), source }.into());
@@ -237,26 +239,26 @@ impl Store {
         Ok(Staged { directory, unpacked, signer: None })
     }
 
-    /// Installs a staged package as [`Status::Untested`].
+    /// Installs a staged package as [`InstallStatus::Untested`].
     ///
     /// An installed entry with the same key is kept, unless it is corrupt, quarantined or cannot be
     /// read. Such an entry is replaced by the staged files. The new entry is available at once if
     /// its contents passed the self-test before.
     ///
-    /// Removes no other entry: [`Store::make_available`] does that, when the self-test has passed.
+    /// Removes no other entry: [`Store::activate`] does that, when the self-test has passed.
     /// `keep` returns `true` for entries that must not be removed then.
     ///
     /// # Errors
     /// When the quota would be exceeded or the disk fails; nothing is installed then.
-    pub fn admit(
+    pub fn install(
         &self,
         staged: Staged,
         origin: Origin,
         quota: Quota,
-        keep: impl Fn(&Entry) -> bool,
-    ) -> Result<Admitted, StoreError> {
+        keep: impl Fn(&StoreEntry) -> bool,
+    ) -> Result<StoreInstall, StoreError> {
         let Staged { directory, unpacked, signer } = staged;
-        let key = Key::new(&unpacked.manifest, unpacked.manifest_digest);
+        let key = EntryKey::new(&unpacked.manifest, unpacked.manifest_digest);
         let _writing = self.writing();
         let index = self.index().clone();
         if let Some(other) = index.keys().find(|other| **other != key && other.looks_like(&key)) {
@@ -264,48 +266,54 @@ impl Store {
         }
         let corrupt = match index.get(&key) {
             Some(entry)
-                if matches!(entry.record.status, Status::Corrupt(_) | Status::Quarantined(_))
-                    || self.medium.is_unread(&key) =>
+                if matches!(
+                    entry.record.status,
+                    InstallStatus::Corrupt(_) | InstallStatus::Quarantined(_)
+                ) || self.disk.is_unread(&key) =>
             {
                 Some(&entry.record)
             }
             Some(entry) => {
-                let entry = self.give_again(entry.clone(), origin, signer)?;
-                return Ok(Admitted { entry, existed: true });
+                let entry = self.update_origin(entry.clone(), origin, signer)?;
+                return Ok(StoreInstall { entry, existed: true });
             }
             None => None,
         };
-        let now = rollback::turn(index.values(), &unpacked.manifest.id);
+        let now = rollback::next_timestamp(index.values(), &unpacked.manifest.id);
         let vouched = signer.is_some() || origin.is_bundled();
         let disabled = index.get(&key).and_then(|entry| entry.disabled.clone());
         let disabled = trust::after_vouching(disabled, vouched);
-        let record = Record::untested(&unpacked, origin, signer, now, corrupt);
+        let record = InstallRecord::untested(&unpacked, origin, signer, now, corrupt);
         let manifest = Arc::new(unpacked.manifest);
-        let mut entry = Entry { key: key.clone(), manifest, record, disabled };
+        let mut entry = StoreEntry { key: key.clone(), manifest, record, disabled };
         // An untested entry only checks the quota now: no other entry is removed before it has
         // passed its self-test. An entry that replaces a tested one is available at once, so it
         // gets fs-verity here.
-        if entry.record.status == Status::Untested {
-            leaving(&index, Incoming::from(&entry), quota, keep)?;
+        if entry.record.status == InstallStatus::Untested {
+            entries_to_remove(&index, IncomingPackage::from(&entry), quota, keep)?;
         } else {
             entry.record.verity = self.protect(directory.path(), &entry)?;
         }
-        self.medium.wrote(disk::write_record(directory.path(), &entry.record, self.durability))?;
-        files::own_all(directory.path(), &self.directory)?;
+        self.disk.record_write(disk::write_record(
+            directory.path(),
+            &entry.record,
+            self.durability,
+        ))?;
+        files::change_owners(directory.path(), &self.directory)?;
         // An entry that is in the store under this key now is corrupt, quarantined or was never
         // readable.
-        self.put_in(directory, &key)?;
-        self.medium.forget(&key);
+        self.insert_directory(directory, &key)?;
+        self.disk.forget(&key);
         self.index().insert(key, entry.clone());
-        Ok(Admitted { entry, existed: false })
+        Ok(StoreInstall { entry, existed: false })
     }
 
     /// Moves a staged directory to the path of `key` by one rename. Replaces an entry that is
     /// there, which is corrupt or was never readable, only if the rename succeeds. The caller holds
     /// `writing`.
-    fn put_in(&self, directory: TempDir, key: &Key) -> Result<(), StoreError> {
+    fn insert_directory(&self, directory: TempDir, key: &EntryKey) -> Result<(), StoreError> {
         let target = self.path(key);
-        let aside = self.set_aside(key)?;
+        let aside = self.move_to_staging(key)?;
         let put_back = || {
             if let Some(aside) = &aside {
                 // A failure here is harmless: the old entry could not be used anyway.
@@ -337,38 +345,38 @@ impl Store {
     ///
     /// # Errors
     /// When there is no such entry, or the disk fails.
-    pub fn remove(&self, key: &Key) -> Result<Entry, StoreError> {
-        if !self.medium.is_writable() {
+    pub fn remove(&self, key: &EntryKey) -> Result<StoreEntry, StoreError> {
+        if !self.disk.is_writable() {
             // The file system may accept writes again.
             self.recover();
         }
         let _writing = self.writing();
-        self.take_out(key)
+        self.remove_locked(key)
     }
 
     /// Removes an entry from the index, so that no request finds it, and then from the disk. Puts
     /// it back into the index if its directory could not be moved away. The caller holds `writing`.
-    fn take_out(&self, key: &Key) -> Result<Entry, StoreError> {
+    fn remove_locked(&self, key: &EntryKey) -> Result<StoreEntry, StoreError> {
         let entry = self.index().remove(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
-        let discarded = self.discard(key);
+        let discarded = self.remove_directory(key);
         if discarded.is_err() && self.path(key).try_exists().unwrap_or(true) {
             self.index().insert(key.clone(), entry.clone());
         } else {
-            self.medium.forget(key);
+            self.disk.forget(key);
         }
         discarded.map(|()| entry)
     }
 
     /// Moves the directory of `key` out of the store by one rename, then deletes it.
-    fn discard(&self, key: &Key) -> Result<(), StoreError> {
-        let Some(aside) = self.set_aside(key)? else { return Ok(()) };
+    fn remove_directory(&self, key: &EntryKey) -> Result<(), StoreError> {
+        let Some(aside) = self.move_to_staging(key)? else { return Ok(()) };
         self.sync_models()?;
         Ok(files::remove(&aside)?)
     }
 
     /// Moves the directory of `key` into staging by one rename. Returns its new path, or `None`
     /// when it does not exist.
-    fn set_aside(&self, key: &Key) -> Result<Option<PathBuf>, StoreError> {
+    fn move_to_staging(&self, key: &EntryKey) -> Result<Option<PathBuf>, StoreError> {
         let path = self.path(key);
         let aside = self.directory.join("staging").join(format!("removed-{key}"));
         files::remove(&aside)?;
@@ -400,43 +408,43 @@ impl Store {
     ///
     /// The new record is written first. When that fails, or after a crash in between, every entry
     /// that was available still is. An entry that cannot be removed stays and is reported by
-    /// [`Store::take_stuck`]. After a crash all of them stay: the store then exceeds its quota
+    /// [`Store::take_failed_removals`]. After a crash all of them stay: the store then exceeds its quota
     /// until the next installation.
     ///
     /// # Errors
     /// When there is no such entry, the quota would be exceeded, or the record cannot be written.
     /// No entry is removed then.
-    pub fn make_available(
+    pub fn activate(
         &self,
-        key: &Key,
+        key: &EntryKey,
         quota: Quota,
-        keep: impl Fn(&Entry) -> bool,
-    ) -> Result<Vec<Entry>, StoreError> {
+        keep: impl Fn(&StoreEntry) -> bool,
+    ) -> Result<Vec<StoreEntry>, StoreError> {
         let _writing = self.writing();
         let mut entry = self.entry(key)?;
-        let leaving = leaving(&self.index(), Incoming::from(&entry), quota, keep)?;
+        let leaving = entries_to_remove(&self.index(), IncomingPackage::from(&entry), quota, keep)?;
         let verity = self.protect(&self.path(key), &entry)?;
         // Store the signed version first, so that no crash after this permits a downgrade.
         self.remember_version(&entry)?;
-        entry.record.status = Status::Available;
+        entry.record.status = InstallStatus::Available;
         entry.record.attempts = 0;
         entry.record.verity.clone_from(&verity);
         self.write_record(&entry)?;
         if let Some(there) = self.index().get_mut(key) {
-            there.record.status = Status::Available;
+            there.record.status = InstallStatus::Available;
             there.record.attempts = 0;
             there.record.verity = verity;
         }
         let mut removed = Vec::new();
         for key in leaving {
             let Ok(entry) = self.entry(&key) else { continue };
-            let taken_out = self.take_out(&key);
+            let taken_out = self.remove_locked(&key);
             // The directory may be out of the store although it could not be deleted.
             if self.entry(&key).is_err() {
                 removed.push(entry);
             }
             if let Err(error) = taken_out {
-                self.stuck().push((key, error));
+                self.failed_removals().push((key, error));
             }
         }
         Ok(removed)
@@ -444,22 +452,30 @@ impl Store {
 
     /// Returns the entries that could not be removed for another one since the last call, with the
     /// reasons.
-    pub fn take_stuck(&self) -> Vec<(Key, StoreError)> {
-        std::mem::take(&mut self.stuck())
+    pub fn take_failed_removals(&self) -> Vec<(EntryKey, StoreError)> {
+        std::mem::take(&mut self.failed_removals())
     }
 
-    fn entry(&self, key: &Key) -> Result<Entry, StoreError> {
+    fn entry(&self, key: &EntryKey) -> Result<StoreEntry, StoreError> {
         self.index().get(key).cloned().ok_or_else(|| StoreError::Unknown(key.clone()))
     }
 
-    fn update(&self, key: &Key, change: impl FnOnce(&mut Record)) -> Result<(), StoreError> {
+    fn update(
+        &self,
+        key: &EntryKey,
+        change: impl FnOnce(&mut InstallRecord),
+    ) -> Result<(), StoreError> {
         let _writing = self.writing();
         self.change(key, change).map(drop)
     }
 
     /// Changes a record in memory, then writes it. The change in memory stays even if the write
     /// fails. The caller holds `writing`.
-    fn change(&self, key: &Key, change: impl FnOnce(&mut Record)) -> Result<Entry, StoreError> {
+    fn change(
+        &self,
+        key: &EntryKey,
+        change: impl FnOnce(&mut InstallRecord),
+    ) -> Result<StoreEntry, StoreError> {
         let entry = {
             let mut index = self.index();
             let entry = index.get_mut(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
@@ -470,17 +486,17 @@ impl Store {
         Ok(entry)
     }
 
-    fn write_record(&self, entry: &Entry) -> Result<(), StoreError> {
+    fn write_record(&self, entry: &StoreEntry) -> Result<(), StoreError> {
         let directory = self.path(&entry.key);
-        self.medium.wrote(disk::write_record(&directory, &entry.record, self.durability))?;
-        Ok(files::own(&directory.join(disk::RECORD), &self.directory)?)
+        self.disk.record_write(disk::write_record(&directory, &entry.record, self.durability))?;
+        Ok(files::change_owner(&directory.join(disk::RECORD), &self.directory)?)
     }
 
     fn models(&self) -> PathBuf {
         self.directory.join(MODELS)
     }
 
-    fn path(&self, key: &Key) -> PathBuf {
+    fn path(&self, key: &EntryKey) -> PathBuf {
         self.models().join(key.directory())
     }
 
@@ -490,12 +506,12 @@ impl Store {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stuck(&self) -> MutexGuard<'_, Vec<(Key, StoreError)>> {
+    fn failed_removals(&self) -> MutexGuard<'_, Vec<(EntryKey, StoreError)>> {
         // A panic while the lock is held leaves the list whole.
-        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
+        self.failed_removals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn index(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
+    fn index(&self) -> MutexGuard<'_, BTreeMap<EntryKey, StoreEntry>> {
         // A panic while the lock is held leaves the map whole: every change is one insert or
         // remove.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
@@ -510,25 +526,25 @@ mod tests {
 
     use super::disk::RECORD;
     use super::*;
-    use crate::package::choose;
     use crate::package::digest::Digest;
     use crate::package::fixture::{Builder, package};
+    use crate::package::install_record::{CleanupRule, Timestamp};
     use crate::package::manifest::{MANIFEST, TOKENIZER, WEIGHTS};
-    use crate::package::record::{Cleanup, Timestamp};
+    use crate::package::resolve;
     use crate::package::weights::Weights;
     use crate::units::Bytes;
 
     const QUOTA: Quota =
-        Quota { max_size: Bytes::mib(64), max_models: 100, cleanup: Cleanup::Manual };
+        Quota { max_size: Bytes::mib(64), max_models: 100, cleanup: CleanupRule::Manual };
 
-    fn limits() -> Limits {
-        Limits::for_size(Bytes::mib(8))
+    fn limits() -> UnpackLimits {
+        UnpackLimits::for_size(Bytes::mib(8))
     }
 
     /// A store in a temporary directory, in memory where possible.
-    struct Place(TempDir);
+    struct TestStore(TempDir);
 
-    impl Place {
+    impl TestStore {
         fn new() -> Self {
             let place = tempfile::tempdir_in("/dev/shm").or_else(|_none| tempfile::tempdir());
             Self(place.unwrap())
@@ -557,25 +573,25 @@ mod tests {
         names
     }
 
-    fn admit_as(store: &Store, package: &[u8], origin: Origin, quota: Quota) -> Admitted {
+    fn admit_as(store: &Store, package: &[u8], origin: Origin, quota: Quota) -> StoreInstall {
         let staged = store.stage(package, &limits()).unwrap();
-        store.admit(staged, origin, quota, |_| false).unwrap()
+        store.install(staged, origin, quota, |_| false).unwrap()
     }
 
-    fn admit(store: &Store, package: &[u8]) -> Entry {
+    fn admit(store: &Store, package: &[u8]) -> StoreEntry {
         let admitted = admit_as(store, package, Origin::Installed, QUOTA);
         assert!(!admitted.existed);
         admitted.entry
     }
 
     /// Installs a package and marks it as available, as after a self-test.
-    fn install(store: &Store, package: &[u8]) -> Key {
+    fn install(store: &Store, package: &[u8]) -> EntryKey {
         let key = admit(store, package).key;
-        store.make_available(&key, QUOTA, |_| false).unwrap();
+        store.activate(&key, QUOTA, |_| false).unwrap();
         key
     }
 
-    fn status(store: &Store, key: &Key) -> Status {
+    fn status(store: &Store, key: &EntryKey) -> InstallStatus {
         store.entry(key).unwrap().record.status
     }
 
@@ -590,7 +606,7 @@ mod tests {
 
     #[test]
     fn store_is_locked_while_open() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let second = Store::open(place.0.path()).unwrap_err();
         assert!(matches!(&second, StoreError::Locked(path) if path == place.0.path()), "{second}");
@@ -600,7 +616,7 @@ mod tests {
 
     #[test]
     fn open_removes_temporary_files() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
         let entry = store.path(&key);
@@ -617,23 +633,23 @@ mod tests {
 
     #[test]
     fn package_status_survives_reopening() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let package = package("m", "1");
         let staged = store.stage(&package[..], &limits()).unwrap();
         let digest = staged.unpacked().package_digest;
-        let Admitted { entry, existed } =
-            store.admit(staged, Origin::Installed, QUOTA, |_| false).unwrap();
+        let StoreInstall { entry, existed } =
+            store.install(staged, Origin::Installed, QUOTA, |_| false).unwrap();
         assert!(!existed);
-        assert_eq!(entry.record.status, Status::Untested);
+        assert_eq!(entry.record.status, InstallStatus::Untested);
         assert_eq!(entry.record.package_digest, Digest::of(&package));
         assert_eq!(entry.record.package_digest, digest);
         place.assert_staging_is_empty();
         drop(store);
 
         let store = place.open();
-        assert_eq!(status(&store, &entry.key), Status::Untested);
-        assert!(store.make_available(&entry.key, QUOTA, |_| false).unwrap().is_empty());
+        assert_eq!(status(&store, &entry.key), InstallStatus::Untested);
+        assert!(store.activate(&entry.key, QUOTA, |_| false).unwrap().is_empty());
         let again = admit_as(&store, &package, Origin::Installed, QUOTA);
         assert!(again.existed);
         assert_eq!(again.entry.key, entry.key);
@@ -641,7 +657,7 @@ mod tests {
         drop(store);
 
         let store = place.open();
-        assert_eq!(status(&store, &entry.key), Status::Available);
+        assert_eq!(status(&store, &entry.key), InstallStatus::Available);
         let (manifest, contents) = store.read(&entry.key).unwrap();
         assert_eq!(manifest.id.as_str(), "m");
         assert_eq!(contents.weights.bytes(), b"not really weights");
@@ -652,7 +668,7 @@ mod tests {
 
     #[test]
     fn dropped_or_refused_staging_leaves_nothing() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let package = package("m", "1");
         let staged = store.stage(&package[..], &limits()).unwrap();
@@ -676,18 +692,18 @@ mod tests {
             (Origin::Installed, bundled("a"), false),
         ];
         for (first, second, replaced) in cases {
-            let place = Place::new();
+            let place = TestStore::new();
             let store = place.open();
             let old = admit_as(&store, &packages[0], first, QUOTA).entry.key;
-            assert!(store.make_available(&old, QUOTA, |_| false).unwrap().is_empty());
+            assert!(store.activate(&old, QUOTA, |_| false).unwrap().is_empty());
             let new = admit_as(&store, &packages[1], second, QUOTA).entry.key;
             assert_ne!(old, new);
-            assert_eq!(status(&store, &old), Status::Available);
-            let removed = store.make_available(&new, QUOTA, |_| false).unwrap();
+            assert_eq!(status(&store, &old), InstallStatus::Available);
+            let removed = store.activate(&new, QUOTA, |_| false).unwrap();
             let removed: Vec<_> = removed.into_iter().map(|entry| entry.key).collect();
             // The entry that was installed last is chosen, although both were installed within a
             // second.
-            assert_eq!(choose(&store.entries(), "m@1").unwrap().key, new);
+            assert_eq!(resolve(&store.entries(), "m@1").unwrap().key, new);
             assert_eq!(removed, Vec::from_iter(replaced.then_some(old)));
             assert_eq!(store.entries().len(), 2 - removed.len());
             place.assert_staging_is_empty();
@@ -699,7 +715,7 @@ mod tests {
 
     #[test]
     fn bundled_model_stays_bundled_after_installing_copy() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let package = package("m", "1");
         for origin in [Origin::Installed, bundled("m"), Origin::Installed] {
@@ -764,7 +780,7 @@ mod tests {
         let package = package("m", "1");
         for (name, damage, word) in DAMAGES {
             for file in [WEIGHTS, TOKENIZER] {
-                let place = Place::new();
+                let place = TestStore::new();
                 let store = place.open();
                 let key = install(&store, &package);
                 damage(&place.models().join(key.directory()).join(file));
@@ -778,7 +794,7 @@ mod tests {
                 assert!(matches!(verified, Err(StoreError::Corrupt { .. })), "{name}");
                 drop(store);
                 let store = place.open();
-                assert_eq!(status(&store, &key), Status::Corrupt(reason.clone()), "{name}");
+                assert_eq!(status(&store, &key), InstallStatus::Corrupt(reason.clone()), "{name}");
             }
         }
     }
@@ -831,7 +847,7 @@ mod tests {
             ),
         ];
         for (way, meddle, installed) in ways {
-            let place = Place::new();
+            let place = TestStore::new();
             let store = place.open();
             let path = place.0.path().join("package");
             fs::write(&path, &old).unwrap();
@@ -844,38 +860,38 @@ mod tests {
                 continue;
             };
             assert_eq!(staged.unpacked().package_digest, Digest::of(&old), "{way}");
-            let key = store.admit(staged, Origin::Installed, QUOTA, |_| false).unwrap().entry.key;
+            let key = store.install(staged, Origin::Installed, QUOTA, |_| false).unwrap().entry.key;
             assert!(store.read(&key).unwrap().1.weights.bytes() == weights(0), "{way}");
         }
     }
 
     #[test]
     fn file_changed_in_staging_is_corrupt() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let staged = store.stage(&package("m", "1")[..], &limits()).unwrap();
         flip_a_bit(&staged.directory.path().join(WEIGHTS));
-        let key = store.admit(staged, Origin::Installed, QUOTA, |_| false).unwrap().entry.key;
+        let key = store.install(staged, Origin::Installed, QUOTA, |_| false).unwrap().entry.key;
         let error = store.read(&key).unwrap_err();
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
     }
 
     #[test]
     fn vanished_entry_is_corrupt() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
         fs::remove_dir_all(place.models().join(key.directory())).unwrap();
         let error = store.read(&key).unwrap_err();
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
-        assert!(matches!(status(&store, &key), Status::Corrupt(_)));
+        assert!(matches!(status(&store, &key), InstallStatus::Corrupt(_)));
         store.remove(&key).unwrap();
         assert_eq!(keys(&store), Vec::<String>::new());
     }
 
     #[test]
     fn reinstalling_replaces_corrupt_entry() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let package = package("m", "1");
         let key = install(&store, &package);
@@ -883,14 +899,14 @@ mod tests {
         store.verify(&key, |_| {}).unwrap_err();
         let entry = admit(&store, &package);
         // The same contents passed the self-test before.
-        assert_eq!((&entry.key, &entry.record.status), (&key, &Status::Available));
+        assert_eq!((&entry.key, &entry.record.status), (&key, &InstallStatus::Available));
         store.verify(&key, |_| {}).unwrap();
         place.assert_staging_is_empty();
     }
 
     #[test]
     fn restored_untested_entry_stays_untested() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let key = admit(&store, &package("m", "1")).key;
         let file = place.models().join(key.directory()).join(TOKENIZER);
@@ -900,15 +916,15 @@ mod tests {
         assert!(matches!(corrupt, StoreError::Corrupt { .. }), "{corrupt}");
         fs::write(&file, right).unwrap();
         store.verify(&key, |_| {}).unwrap();
-        assert_eq!(status(&store, &key), Status::Untested);
+        assert_eq!(status(&store, &key), InstallStatus::Untested);
         store.quarantine(&key, "why".to_owned()).unwrap();
         store.verify(&key, |_| {}).unwrap();
-        assert_eq!(status(&store, &key), Status::Quarantined("why".to_owned()));
+        assert_eq!(status(&store, &key), InstallStatus::Quarantined("why".to_owned()));
     }
 
     #[test]
     fn restored_entry_becomes_available() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
         let weights = place.models().join(key.directory()).join(WEIGHTS);
@@ -916,15 +932,15 @@ mod tests {
         store.verify(&key, |_| {}).unwrap_err();
         flip_a_bit(&weights);
         assert!(store.verify(&key, |_| {}).unwrap());
-        assert_eq!(status(&store, &key), Status::Available);
+        assert_eq!(status(&store, &key), InstallStatus::Available);
         assert!(!store.verify(&key, |_| {}).unwrap());
         drop(store);
-        assert_eq!(status(&place.open(), &key), Status::Available);
+        assert_eq!(status(&place.open(), &key), InstallStatus::Available);
     }
 
     #[test]
     fn pending_write_does_not_block_queries() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
         let _writing = store.writing();
@@ -934,7 +950,7 @@ mod tests {
 
     #[test]
     fn verify_hashes_every_byte_and_updates_time() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
         let mut seen = 0;
@@ -980,7 +996,7 @@ mod tests {
         ];
         let package = package("m", "1");
         for (name, change, word) in CHANGES {
-            let place = Place::new();
+            let place = TestStore::new();
             let store = place.open();
             let key = install(&store, &package);
             let good = install(&store, &crate::package::fixture::package("good", "1"));
@@ -998,7 +1014,7 @@ mod tests {
     fn crash_keeps_old_entries_and_allows_installing() {
         let old = package("old", "1");
         let new = package("new", "1");
-        type Crash = fn(&Place, &Store, &[u8]);
+        type Crash = fn(&TestStore, &Store, &[u8]);
         let crashes: [(&str, Crash, usize); 4] = [
             (
                 "while unpacking",
@@ -1034,7 +1050,7 @@ mod tests {
             ),
         ];
         for (name, crash, left_out) in crashes {
-            let place = Place::new();
+            let place = TestStore::new();
             let store = place.open();
             let key = install(&store, &old);
             crash(&place, &store, &new);
@@ -1043,7 +1059,7 @@ mod tests {
             assert_eq!(damaged.len(), left_out, "{name}: {damaged:?}");
             place.assert_staging_is_empty();
             assert_eq!(keys(&store), [key.to_string()], "{name}");
-            assert_eq!(status(&store, &key), Status::Available, "{name}");
+            assert_eq!(status(&store, &key), InstallStatus::Available, "{name}");
             store.verify(&key, |_| {}).unwrap();
             install(&store, &new);
             assert_eq!(store.entries().len(), 2, "{name}");
@@ -1052,7 +1068,7 @@ mod tests {
 
     #[test]
     fn removed_entry_is_gone_and_unknown() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
         assert_eq!(store.remove(&key).unwrap().key, key);
@@ -1062,7 +1078,7 @@ mod tests {
             store.remove(&key).map(drop),
             store.read(&key).map(drop),
             store.verify(&key, |_| {}).map(drop),
-            store.make_available(&key, QUOTA, |_| false).map(drop),
+            store.activate(&key, QUOTA, |_| false).map(drop),
         ] {
             assert!(matches!(unknown, Err(StoreError::Unknown(found)) if found == key));
         }
@@ -1070,7 +1086,7 @@ mod tests {
 
     #[test]
     fn failed_removal_keeps_the_entry() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
         let staging = place.0.path().join("staging");
@@ -1083,7 +1099,7 @@ mod tests {
 
     #[test]
     fn entry_stays_until_last_dropped_file_goes() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let fingerprint = || serde_json::from_value("".into()).unwrap();
         let name = |file: &str| format!("{file}.model.tar.zst");
@@ -1093,23 +1109,23 @@ mod tests {
         }
         let key = store.entries()[0].key.clone();
         for (file, stays) in [("other", true), ("c", true), ("a", true), ("b", false)] {
-            assert_eq!(store.let_go(&key, &name(file)).unwrap(), stays, "{file}");
+            assert_eq!(store.detach_file(&key, &name(file)).unwrap(), stays, "{file}");
         }
         assert_eq!(store.entry(&key).unwrap().record.origin, dropped("b"));
         drop(store);
         let store = place.open();
         assert_eq!(store.entry(&key).unwrap().record.origin, dropped("b"));
         // An administrator adopted the entry, so that no file removes it.
-        store.adopt(&key).unwrap();
-        assert!(store.let_go(&key, "b").unwrap());
+        store.mark_installed(&key).unwrap();
+        assert!(store.detach_file(&key, "b").unwrap());
         store.remove(&key).unwrap();
-        assert!(matches!(store.let_go(&key, "b"), Err(StoreError::Unknown(_))));
+        assert!(matches!(store.detach_file(&key, "b"), Err(StoreError::Unknown(_))));
     }
 
     #[test]
     fn cleanup_spares_bundled_and_kept_models() {
         let size = {
-            let place = Place::new();
+            let place = TestStore::new();
             let store = place.open();
             let key = install(&store, &package("a", "1"));
             store.entry(&key).unwrap().manifest.total_size()
@@ -1118,15 +1134,15 @@ mod tests {
         let by_size = |cleanup| Quota { max_size: Bytes(3 * size), cleanup, ..QUOTA };
         let cases = [
             // `a` was installed first but used last; `kept` is older than both.
-            (by_count(Cleanup::Lru), Some("b")),
-            (by_count(Cleanup::Fifo), Some("a")),
-            (by_count(Cleanup::Manual), None),
-            (by_size(Cleanup::Lru), Some("b")),
-            (by_size(Cleanup::Fifo), Some("a")),
-            (by_size(Cleanup::Manual), None),
+            (by_count(CleanupRule::Lru), Some("b")),
+            (by_count(CleanupRule::Fifo), Some("a")),
+            (by_count(CleanupRule::Manual), None),
+            (by_size(CleanupRule::Lru), Some("b")),
+            (by_size(CleanupRule::Fifo), Some("a")),
+            (by_size(CleanupRule::Manual), None),
         ];
         for (quota, leaves) in cases {
-            let place = Place::new();
+            let place = TestStore::new();
             let store = place.open();
             admit_as(&store, &package("bundled", "1"), bundled("bundled"), QUOTA);
             for (at, id) in ["kept", "a", "b"].iter().enumerate() {
@@ -1139,15 +1155,15 @@ mod tests {
                     store.count_access(&key);
                 }
             }
-            let keep = |entry: &Entry| entry.manifest.id.as_str() == "kept";
+            let keep = |entry: &StoreEntry| entry.manifest.id.as_str() == "kept";
             let staged = store.stage(&package("new", "1")[..], &limits()).unwrap();
-            let admitted = store.admit(staged, Origin::Installed, quota, keep);
+            let admitted = store.install(staged, Origin::Installed, quota, keep);
             place.assert_staging_is_empty();
             match (leaves, admitted) {
-                (Some(id), Ok(Admitted { entry, .. })) => {
+                (Some(id), Ok(StoreInstall { entry, .. })) => {
                     // The entry may fail its self-test, so that no other entry is removed yet.
                     assert_eq!(store.entries().len(), 5);
-                    let removed = store.make_available(&entry.key, quota, keep).unwrap();
+                    let removed = store.activate(&entry.key, quota, keep).unwrap();
                     let ids = removed.iter().map(|entry| entry.manifest.id.as_str());
                     assert_eq!(ids.collect::<Vec<_>>(), [id], "{quota:?}");
                 }
@@ -1163,12 +1179,12 @@ mod tests {
 
     #[test]
     fn full_store_refuses_package_before_writing() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
-        let none = Quota { max_models: 1, max_size: Bytes(1), cleanup: Cleanup::Manual };
+        let none = Quota { max_models: 1, max_size: Bytes(1), cleanup: CleanupRule::Manual };
         let ask = |package: &[u8], origin: &Origin, quota| {
-            let approve = |announced: &Announced<'_>| -> Result<(), Asked> {
-                Ok(store.ask(announced, origin, quota, |_| false)?)
+            let approve = |announced: &PackageHeader<'_>| -> Result<(), Asked> {
+                Ok(store.check_capacity(announced, origin, quota, |_| false)?)
             };
             match store.stage_if(package, &limits(), approve) {
                 Ok(_staged) => Ok(()),
@@ -1204,11 +1220,11 @@ mod tests {
 
     #[test]
     fn failed_rename_keeps_old_state_and_cleans_staging() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let staged = store.stage(&package("m", "1")[..], &limits()).unwrap();
         fs::remove_dir(place.models()).unwrap();
-        let error = store.admit(staged, Origin::Installed, QUOTA, |_| false).unwrap_err();
+        let error = store.install(staged, Origin::Installed, QUOTA, |_| false).unwrap_err();
         assert!(chain(&error).starts_with("cannot install"), "{error:?}");
         place.assert_staging_is_empty();
         assert!(store.entries().is_empty());
@@ -1222,76 +1238,79 @@ mod tests {
         // The rename fails because the staged directory does not exist any more.
         let directory = staged.directory.path().to_owned();
         fs::remove_dir_all(&directory).unwrap();
-        store.put_in(staged.directory, &key).unwrap_err();
+        store.insert_directory(staged.directory, &key).unwrap_err();
         assert!(entry.join(WEIGHTS).exists());
         place.assert_staging_is_empty();
     }
 
     #[test]
     fn failed_record_write_removes_no_model() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let old = install(&store, &package("old", "1"));
-        let quota = Quota { max_models: 1, cleanup: Cleanup::Lru, ..QUOTA };
+        let quota = Quota { max_models: 1, cleanup: CleanupRule::Lru, ..QUOTA };
         let new = admit_as(&store, &package("new", "1"), Origin::Installed, quota).entry.key;
         let record = place.models().join(new.directory());
         let elsewhere = place.0.path().join("elsewhere");
         fs::rename(&record, &elsewhere).unwrap();
-        store.make_available(&new, quota, |_| false).unwrap_err();
-        assert_eq!(store.entry(&old).unwrap().record.status, Status::Available);
-        assert_eq!(store.entry(&new).unwrap().record.status, Status::Untested);
+        store.activate(&new, quota, |_| false).unwrap_err();
+        assert_eq!(store.entry(&old).unwrap().record.status, InstallStatus::Available);
+        assert_eq!(store.entry(&new).unwrap().record.status, InstallStatus::Untested);
         store.read(&old).unwrap();
         fs::rename(&elsewhere, &record).unwrap();
-        let removed = store.make_available(&new, quota, |_| false).unwrap();
+        let removed = store.activate(&new, quota, |_| false).unwrap();
         assert_eq!(removed.len(), 1);
         assert_eq!(keys(&store), [new.to_string()]);
     }
 
     #[test]
     fn model_is_available_despite_failed_cleanup() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let old = install(&store, &package("old", "1"));
-        let quota = Quota { max_models: 1, cleanup: Cleanup::Lru, ..QUOTA };
+        let quota = Quota { max_models: 1, cleanup: CleanupRule::Lru, ..QUOTA };
         let new = admit_as(&store, &package("new", "1"), Origin::Installed, quota).entry.key;
         // The removal fails because staging is a file.
         let staging = place.0.path().join("staging");
         fs::remove_dir(&staging).unwrap();
         fs::write(&staging, "").unwrap();
-        assert!(store.make_available(&new, quota, |_| false).unwrap().is_empty());
-        let stuck = store.take_stuck();
-        assert_eq!(stuck.len(), 1);
-        assert!(stuck[0].0 == old && chain(&stuck[0].1).contains("cannot remove"), "{stuck:?}");
-        assert!(store.take_stuck().is_empty());
+        assert!(store.activate(&new, quota, |_| false).unwrap().is_empty());
+        let failed_removals = store.take_failed_removals();
+        assert_eq!(failed_removals.len(), 1);
+        assert!(
+            failed_removals[0].0 == old && chain(&failed_removals[0].1).contains("cannot remove"),
+            "{failed_removals:?}"
+        );
+        assert!(store.take_failed_removals().is_empty());
         for key in [&old, &new] {
-            assert_eq!(store.entry(key).unwrap().record.status, Status::Available);
+            assert_eq!(store.entry(key).unwrap().record.status, InstallStatus::Available);
             store.read(key).unwrap();
         }
         // The next installation also removes the entry that could not be removed.
         fs::remove_file(&staging).unwrap();
         fs::create_dir(&staging).unwrap();
         let next = admit_as(&store, &package("next", "1"), Origin::Installed, quota).entry.key;
-        let removed = store.make_available(&next, quota, |_| false).unwrap();
+        let removed = store.activate(&next, quota, |_| false).unwrap();
         assert_eq!(removed.len(), 2);
         assert_eq!(keys(&store), [next.to_string()]);
     }
 
     #[test]
     fn bundled_packages_ignore_the_quota() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
-        let none = Quota { max_models: 1, max_size: Bytes(1), cleanup: Cleanup::Manual };
+        let none = Quota { max_models: 1, max_size: Bytes(1), cleanup: CleanupRule::Manual };
         admit_as(&store, &package("a", "1"), bundled("a"), none);
         admit_as(&store, &package("b", "1"), bundled("b"), none);
         let staged = store.stage(&package("c", "1")[..], &limits()).unwrap();
-        let full = store.admit(staged, Origin::Installed, none, |_| false).unwrap_err();
+        let full = store.install(staged, Origin::Installed, none, |_| false).unwrap_err();
         assert!(matches!(full, StoreError::Full(_)), "{full}");
         assert_eq!(store.entries().len(), 2);
     }
 
     #[test]
     fn flushed_access_counts_survive_reopening() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
         assert_eq!(store.entry(&key).unwrap().record.last_access_at, None);
@@ -1312,13 +1331,13 @@ mod tests {
 
     #[test]
     fn name_resolves_to_highest_tested_version() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let old = install(&store, &package("m", "1.9"));
         let new = install(&store, &package("m", "1.10"));
         install(&store, &package("mm", "2"));
         admit(&store, &package("m", "3"));
-        let chosen = |name: &str| choose(&store.entries(), name).map(|entry| entry.key.clone());
+        let chosen = |name: &str| resolve(&store.entries(), name).map(|entry| entry.key.clone());
         assert_eq!(chosen("m"), Some(new.clone()));
         assert_eq!(chosen("m@1.9"), Some(old));
         assert_eq!(chosen("m@1.10"), Some(new.clone()));
@@ -1334,11 +1353,11 @@ mod tests {
 
     #[test]
     fn revision_prefix_resolves_unless_it_is_a_version() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let one = install(&store, &package("m", "1"));
         let two = install(&store, &package("m", "2"));
-        let chosen = |name: &str| choose(&store.entries(), name).map(|entry| entry.key.clone());
+        let chosen = |name: &str| resolve(&store.entries(), name).map(|entry| entry.key.clone());
         let revision = store.entry(&one).unwrap().record.manifest_digest.to_string();
         assert_eq!(chosen("m"), Some(two));
         for digits in [6, 12, 64] {
@@ -1359,53 +1378,53 @@ mod tests {
 
     #[test]
     fn same_version_resolves_to_latest_install() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let other = Builder::new("m", "1", b"other weights").compress();
         let bundled = admit_as(&store, &package("m", "1"), bundled("m"), QUOTA).entry.key;
-        store.make_available(&bundled, QUOTA, |_| false).unwrap();
+        store.activate(&bundled, QUOTA, |_| false).unwrap();
         let own = install(&store, &other);
         for (last, first) in [(&bundled, &own), (&own, &bundled)] {
             store.update(last, |record| record.installed_at = Timestamp(2)).unwrap();
             store.update(first, |record| record.installed_at = Timestamp(1)).unwrap();
-            assert_eq!(choose(&store.entries(), "m").unwrap().key, *last);
+            assert_eq!(resolve(&store.entries(), "m").unwrap().key, *last);
         }
     }
 
     #[test]
     fn rollback_lasts_until_new_highest_version() {
-        let place = Place::new();
+        let place = TestStore::new();
         let mut store = place.open();
         let [one, two, three] =
             ["1", "2", "3"].map(|version| install(&store, &package("m", version)));
-        let chosen = |store: &Store| choose(&store.entries(), "m").unwrap().key.clone();
-        let roll_back = |store: &Store, rollback: Rollback| {
-            let RolledBack { from, to } = store.roll_back("m", &rollback).unwrap();
+        let chosen = |store: &Store| resolve(&store.entries(), "m").unwrap().key.clone();
+        let roll_back = |store: &Store, rollback: RollbackTarget| {
+            let RollbackResult { from, to } = store.roll_back("m", &rollback).unwrap();
             (from.key, to.key)
         };
-        assert_eq!(roll_back(&store, Rollback::Earlier), (three.clone(), two.clone()));
+        assert_eq!(roll_back(&store, RollbackTarget::Previous), (three.clone(), two.clone()));
         // A rollback can be repeated, also after the store was opened again.
-        assert_eq!(roll_back(&store, Rollback::Earlier), (two.clone(), one.clone()));
+        assert_eq!(roll_back(&store, RollbackTarget::Previous), (two.clone(), one.clone()));
         drop(store);
         store = place.open();
         assert_eq!(chosen(&store), one);
-        let error = store.roll_back("m", &Rollback::Earlier).unwrap_err();
-        assert!(matches!(&error, RollbackError::NoEarlier(key) if *key == one), "{error}");
-        assert_eq!(choose(&store.entries(), "m@3").unwrap().key, three);
+        let error = store.roll_back("m", &RollbackTarget::Previous).unwrap_err();
+        assert!(matches!(&error, RollbackError::NoPrevious(key) if *key == one), "{error}");
+        assert_eq!(resolve(&store.entries(), "m@3").unwrap().key, three);
         // Neither a lower version nor an installed package undoes the rollback.
         let lower = install(&store, &package("m", "2.5"));
         admit_as(&store, &package("m", "3"), Origin::Installed, QUOTA);
         assert_eq!(chosen(&store), one);
-        let to = Rollback::To("2.5".to_owned());
+        let to = RollbackTarget::To("2.5".to_owned());
         assert_eq!(roll_back(&store, to), (one, lower.clone()));
         // An untested version does not count yet.
         let higher = admit(&store, &package("m", "4")).key;
         assert_eq!(chosen(&store), lower);
-        store.make_available(&higher, QUOTA, |_| false).unwrap();
+        store.activate(&higher, QUOTA, |_| false).unwrap();
         assert_eq!(chosen(&store), higher);
-        assert_eq!(roll_back(&store, Rollback::Earlier), (higher.clone(), three.clone()));
-        assert_eq!(roll_back(&store, Rollback::Clear), (three.clone(), higher.clone()));
-        assert_eq!(roll_back(&store, Rollback::Clear), (higher.clone(), higher));
+        assert_eq!(roll_back(&store, RollbackTarget::Previous), (higher.clone(), three.clone()));
+        assert_eq!(roll_back(&store, RollbackTarget::Clear), (three.clone(), higher.clone()));
+        assert_eq!(roll_back(&store, RollbackTarget::Clear), (higher.clone(), higher));
         drop(store);
         let marks = place.open().entries();
         assert!(marks.iter().all(|entry| entry.record.chosen_at.is_none()));
@@ -1413,31 +1432,31 @@ mod tests {
 
     #[test]
     fn rollback_refuses_unusable_versions_and_survives_repair() {
-        let place = Place::new();
+        let place = TestStore::new();
         let store = place.open();
         let [one, two] = ["1", "2"].map(|version| install(&store, &package("m", version)));
         for (id, rollback, expected) in [
-            ("n", Rollback::Earlier, "\"n\" is not installed"),
-            ("m@2", Rollback::Earlier, "names a version"),
-            ("m", Rollback::To("3".to_owned()), "no version or revision \"3\""),
+            ("n", RollbackTarget::Previous, "\"n\" is not installed"),
+            ("m@2", RollbackTarget::Previous, "names a version"),
+            ("m", RollbackTarget::To("3".to_owned()), "no version or revision \"3\""),
         ] {
             let error = store.roll_back(id, &rollback).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        store.roll_back("m", &Rollback::Earlier).unwrap();
+        store.roll_back("m", &RollbackTarget::Previous).unwrap();
         let weights = place.models().join(two.directory()).join(WEIGHTS);
         flip_a_bit(&weights);
         store.verify(&two, |_| {}).unwrap_err();
         assert!(!admit_as(&store, &package("m", "2"), Origin::Installed, QUOTA).existed);
-        store.make_available(&two, QUOTA, |_| false).unwrap();
-        assert_eq!(choose(&store.entries(), "m").unwrap().key, one);
+        store.activate(&two, QUOTA, |_| false).unwrap();
+        assert_eq!(resolve(&store.entries(), "m").unwrap().key, one);
 
-        store.roll_back("m", &Rollback::Clear).unwrap();
+        store.roll_back("m", &RollbackTarget::Clear).unwrap();
         flip_a_bit(&place.models().join(one.directory()).join(WEIGHTS));
         store.verify(&one, |_| {}).unwrap_err();
-        for rollback in [Rollback::Earlier, Rollback::To("1".to_owned())] {
+        for rollback in [RollbackTarget::Previous, RollbackTarget::To("1".to_owned())] {
             store.roll_back("m", &rollback).unwrap_err();
-            assert_eq!(choose(&store.entries(), "m").unwrap().key, two);
+            assert_eq!(resolve(&store.entries(), "m").unwrap().key, two);
         }
     }
 
@@ -1481,15 +1500,16 @@ mod tests {
             let directory = disk.0.path();
             let Ok((store, _)) = Store::open(directory) else { continue };
             let staged = store.stage(&old[..], &limits());
-            let Some(Ok(before)) =
-                staged.ok().map(|staged| store.admit(staged, Origin::Installed, QUOTA, |_| false))
+            let Some(Ok(before)) = staged
+                .ok()
+                .map(|staged| store.install(staged, Origin::Installed, QUOTA, |_| false))
             else {
                 continue;
             };
             let outcome = match store.stage(&new[..], &limits()) {
                 Err(error) => Err((chain(&error), matches!(error, UnpackError::Io { .. }))),
                 Ok(staged) => store
-                    .admit(staged, Origin::Installed, QUOTA, |_| false)
+                    .install(staged, Origin::Installed, QUOTA, |_| false)
                     .map_err(|error| (chain(&error), matches!(error, StoreError::File(_)))),
             };
             assert_eq!(names(&directory.join("staging")), Vec::<String>::new(), "{options}");

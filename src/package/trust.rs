@@ -1,8 +1,8 @@
 //! Trust decisions: which package may use which id, and whose signatures are accepted.
 //!
-//! Contains two decisions. [`permit`] decides whether an intact package may be installed under the
-//! id in its manifest. [`Trusted::disables`] decides whether an entry may still be used with the
-//! keys that are configured now. Both do no I/O; [`Trusted::read`] reads their input.
+//! Contains two decisions. [`check_claim`] decides whether an intact package may be installed under the
+//! id in its manifest. [`TrustInput::disables`] decides whether an entry may still be used with the
+//! keys that are configured now. Both do no I/O; [`TrustInput::read`] reads their input.
 //!
 //! Rules:
 //! - The id of a bundled package is reserved: no other content may use it. The bundled directory is
@@ -25,11 +25,11 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::digest::Digest;
-use super::drop;
-use super::entry::{Entry, Key, choose, natural};
+use super::drop_dir;
+use super::entry::{EntryKey, StoreEntry, compare_natural, resolve};
+use super::install_record::{InstallRecord, Origin};
 use super::manifest::{Manifest, ModelId, Version};
-use super::record::{Origin, Record};
-use super::signature::{KeyId, Keys, SignatureError};
+use super::signature::{KeyId, SignatureError, TrustedKeys};
 use super::unpack::peek;
 use crate::files;
 
@@ -69,7 +69,7 @@ pub(super) fn plain(name: &str) -> String {
 
 /// Reason why an entry with valid files must not be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Disabled {
+pub enum DisabledReason {
     /// The key that signed the entry is not configured any more.
     KeyRemoved(Signer),
     /// The file of the key that signed the entry does not cover its id any more.
@@ -78,7 +78,7 @@ pub enum Disabled {
     Reserved,
 }
 
-impl fmt::Display for Disabled {
+impl fmt::Display for DisabledReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::KeyRemoved(signer) => write!(
@@ -98,7 +98,7 @@ impl fmt::Display for Disabled {
     }
 }
 
-/// Error of [`permit`]: the package may not use the id in its manifest.
+/// Error of [`check_claim`]: the package may not use the id in its manifest.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
     /// A bundled package has the id.
@@ -116,7 +116,7 @@ pub enum TrustError {
         /// Id of the package.
         id: ModelId,
         /// Entry to which the id resolves now.
-        current: Key,
+        current: EntryKey,
         /// Embedding space of that entry.
         present: String,
         /// Embedding space of the package.
@@ -131,7 +131,7 @@ pub enum TrustError {
         /// Printed form of both embedding spaces.
         shown: String,
         /// Entry that has the other embedding space.
-        other: Key,
+        other: EntryKey,
     },
     /// A higher version was installed before.
     #[error(
@@ -159,15 +159,15 @@ pub struct Consent {
 
 /// Reserved ids, each with the digests of the bundled contents that may use it.
 #[derive(Clone, Debug, Default)]
-pub struct Reserved(BTreeSet<(ModelId, Digest)>);
+pub struct ReservedIds(BTreeSet<(ModelId, Digest)>);
 
-impl Reserved {
+impl ReservedIds {
     /// Reads the manifest at the beginning of every package in the bundled `directory`.
     ///
     /// A package that cannot be read reserves no id; it cannot be installed either. Blocks: reads a
     /// few kilobytes of each file.
     pub fn read(directory: &Path) -> Self {
-        let Ok(listing) = drop::list(directory) else { return Self::default() };
+        let Ok(listing) = drop_dir::list(directory) else { return Self::default() };
         let manifest = |name: &String| {
             let file = files::open_regular(&directory.join(name)).ok()?;
             peek(file)
@@ -178,21 +178,21 @@ impl Reserved {
 
     /// Returns the reserved ids together with those of the bundled `entries`. These include
     /// packages that an update has replaced and that are used until their successors are tested.
-    fn with(&self, entries: &[Entry]) -> Self {
+    fn with_entries(&self, entries: &[StoreEntry]) -> Self {
         let bundled = entries.iter().filter(|entry| entry.record.origin.is_bundled());
         let bundled = bundled.map(|it| (it.manifest.id.clone(), it.record.manifest_digest));
         Self(self.0.iter().cloned().chain(bundled).collect())
     }
 
     /// Returns whether content with this manifest may use `id`.
-    fn admits(&self, id: &ModelId, manifest: Digest) -> bool {
+    fn permits(&self, id: &ModelId, manifest: Digest) -> bool {
         self.0.contains(&(id.clone(), manifest)) || !self.0.iter().any(|(other, _)| other == id)
     }
 }
 
 /// Package that is about to be installed.
 #[derive(Debug)]
-pub struct Claim<'a> {
+pub struct IdClaim<'a> {
     /// Manifest of the package.
     pub manifest: &'a Manifest,
     /// Digest of the manifest's bytes.
@@ -209,19 +209,19 @@ pub struct Claim<'a> {
 ///
 /// # Errors
 /// When the id is reserved, the embedding space differs, or the version is too low.
-pub fn permit(
-    claim: &Claim<'_>,
-    entries: &[Entry],
-    reserved: &Reserved,
+pub fn check_claim(
+    claim: &IdClaim<'_>,
+    entries: &[StoreEntry],
+    reserved: &ReservedIds,
     highest: Option<Version>,
     consent: Consent,
 ) -> Result<(), TrustError> {
-    let Claim { manifest, manifest_digest, origin, is_signed } = claim;
-    let key = Key::new(manifest, *manifest_digest);
+    let IdClaim { manifest, manifest_digest, origin, is_signed } = claim;
+    let key = EntryKey::new(manifest, *manifest_digest);
     if origin.is_bundled() {
         return Ok(());
     }
-    if !reserved.with(entries).admits(&manifest.id, *manifest_digest) {
+    if !reserved.with_entries(entries).permits(&manifest.id, *manifest_digest) {
         return Err(TrustError::Reserved(manifest.id.clone()));
     }
     // The same content is already installed, intact or damaged, so it needs no new decision.
@@ -243,9 +243,11 @@ pub fn permit(
         let tested = entries
             .iter()
             .filter(|entry| entry.manifest.id == manifest.id && entry.record.status.is_tested());
-        tested.max_by(|a, b| natural(a.manifest.version.as_str(), b.manifest.version.as_str()))
+        tested.max_by(|a, b| {
+            compare_natural(a.manifest.version.as_str(), b.manifest.version.as_str())
+        })
     };
-    if let Some(current) = choose(entries, manifest.id.as_str()).or_else(disabled)
+    if let Some(current) = resolve(entries, manifest.id.as_str()).or_else(disabled)
         && current.manifest.space() != space
         && !consent.replace
     {
@@ -260,7 +262,7 @@ pub fn permit(
         Some(highest)
             if *is_signed
                 && !consent.allow_downgrade
-                && natural(manifest.version.as_str(), highest.as_str()).is_lt() =>
+                && compare_natural(manifest.version.as_str(), highest.as_str()).is_lt() =>
         {
             let (id, version) = (manifest.id.clone(), manifest.version.clone());
             Err(TrustError::Downgrade { id, version, highest })
@@ -271,14 +273,14 @@ pub fn permit(
 
 /// Input of the decision which entries may be used: the keys, and the ids of bundled packages.
 #[derive(Clone, Debug, Default)]
-pub struct Trusted {
-    keys: Keys,
+pub struct TrustInput {
+    keys: TrustedKeys,
     /// Names of key files that could not be read.
     unread: BTreeSet<String>,
-    reserved: Reserved,
+    reserved: ReservedIds,
 }
 
-impl Trusted {
+impl TrustInput {
     /// Reads both directories. Also returns an error for each unusable key file; the other keys
     /// stay usable.
     ///
@@ -289,9 +291,9 @@ impl Trusted {
         keys_directory: &Path,
         bundled_directory: &Path,
     ) -> Result<(Self, Vec<SignatureError>), SignatureError> {
-        let (keys, unread) = Keys::load_each(keys_directory)?;
+        let (keys, unread) = TrustedKeys::load_each(keys_directory)?;
         let (unread, errors): (_, Vec<_>) = unread.into_iter().unzip();
-        let reserved = Reserved::read(bundled_directory);
+        let reserved = ReservedIds::read(bundled_directory);
         Ok((Self { keys, unread, reserved }, errors))
     }
 
@@ -305,19 +307,23 @@ impl Trusted {
     ///
     /// An entry stays enabled if the file of its key exists but cannot be read: a failing disk must
     /// not revoke a key.
-    pub(super) fn disables(&self, manifest: &Manifest, record: &Record) -> Option<Disabled> {
+    pub(super) fn disables(
+        &self,
+        manifest: &Manifest,
+        record: &InstallRecord,
+    ) -> Option<DisabledReason> {
         if record.origin.is_bundled() {
             return None;
         }
-        if !self.reserved.admits(&manifest.id, record.manifest_digest) {
-            return Some(Disabled::Reserved);
+        if !self.reserved.permits(&manifest.id, record.manifest_digest) {
+            return Some(DisabledReason::Reserved);
         }
         let signer = record.signer.as_ref()?;
         match self.keys.covers(signer, &manifest.id) {
             Some(true) => None,
-            Some(false) => Some(Disabled::NotCovered(signer.clone())),
+            Some(false) => Some(DisabledReason::NotCovered(signer.clone())),
             None if self.unread.contains(&signer.file) => None,
-            None => Some(Disabled::KeyRemoved(signer.clone())),
+            None => Some(DisabledReason::KeyRemoved(signer.clone())),
         }
     }
 }
@@ -330,8 +336,8 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::package::InstallStatus;
     use crate::package::SignatureStatus;
-    use crate::package::Status;
     use crate::package::fixture::entry;
 
     const NOBODY: Consent = Consent { replace: false, allow_downgrade: false };
@@ -347,28 +353,28 @@ mod tests {
         let pair = KeyPair::generate_unencrypted_keypair().unwrap();
         let text = pair.pk.to_box().unwrap().into_string();
         fs::write(directory.path().join(file), text).unwrap();
-        let keys = Keys::load(directory.path()).unwrap();
+        let keys = TrustedKeys::load(directory.path()).unwrap();
         let number = u64::from_le_bytes(pair.pk.keynum().try_into().unwrap());
         let status = SignatureStatus::Valid(format!("{number:016X}").try_into().unwrap());
         let signer = keys.signer(status, &"m".parse().unwrap()).unwrap().unwrap();
         (directory, signer)
     }
 
-    /// Calls [`permit`] for `new` with the given consent.
+    /// Calls [`check_claim`] for `new` with the given consent.
     fn judge(
-        new: &Entry,
-        entries: &[Entry],
+        new: &StoreEntry,
+        entries: &[StoreEntry],
         highest: Option<&str>,
         consent: Consent,
     ) -> Result<(), TrustError> {
-        let claim = Claim {
+        let claim = IdClaim {
             manifest: &new.manifest,
             manifest_digest: new.record.manifest_digest,
             origin: &new.record.origin,
             is_signed: new.record.signer.is_some(),
         };
         let highest = highest.map(|version| version.parse().unwrap());
-        permit(&claim, entries, &Reserved::default(), highest, consent)
+        check_claim(&claim, entries, &ReservedIds::default(), highest, consent)
     }
 
     #[test]
@@ -393,7 +399,7 @@ mod tests {
         let mut entries = [entry("m", "1", 2, "a"), entry("n", "1", 2, "b")];
         let new = entry("m", "2", 2, "b");
         let word = Consent { replace: true, ..NOBODY };
-        for disabled in [None, Some(Disabled::Reserved)] {
+        for disabled in [None, Some(DisabledReason::Reserved)] {
             entries[0].disabled = disabled;
             let refused = judge(&new, &entries, None, NOBODY).unwrap_err();
             let TrustError::OtherSpace { current, present, new, .. } = refused else {
@@ -410,7 +416,7 @@ mod tests {
         let both = [entries[0].clone(), new.clone()];
         assert_eq!(judge(&entries[0], &both, None, NOBODY), Ok(()));
         // Clients have no vectors of an entry that was never tested.
-        entries[0].record.status = Status::Untested;
+        entries[0].record.status = InstallStatus::Untested;
         assert_eq!(judge(&new, &entries, None, NOBODY), Ok(()));
     }
 
@@ -439,8 +445,8 @@ mod tests {
         signed.record.signer = Some(signer.clone());
         let mut unsigned = entry("n", "1", 2, "a");
         let nowhere = directory.path().join("bundled");
-        let disables = |entry: &Entry| {
-            let (trusted, errors) = Trusted::read(directory.path(), &nowhere).unwrap();
+        let disables = |entry: &StoreEntry| {
+            let (trusted, errors) = TrustInput::read(directory.path(), &nowhere).unwrap();
             (trusted.disables(&entry.manifest, &entry.record), errors.len())
         };
         let text = fs::read_to_string(&file).unwrap();
@@ -449,23 +455,23 @@ mod tests {
         fs::write(&file, "no key").unwrap();
         assert_eq!(disables(&signed), (None, 1));
         fs::rename(&file, directory.path().join("b.pub")).unwrap();
-        let removed = Some(Disabled::KeyRemoved(signer.clone()));
+        let removed = Some(DisabledReason::KeyRemoved(signer.clone()));
         assert_eq!(disables(&signed), (removed.clone(), 1));
         fs::remove_file(directory.path().join("b.pub")).unwrap();
         assert_eq!(disables(&signed), (removed, 0));
         assert_eq!(disables(&unsigned), (None, 0));
         // The key is recognised under another file name; its prefixes decide which ids it covers.
         fs::write(directory.path().join("c.pub"), format!("{text}\nprefix: x\n")).unwrap();
-        assert_eq!(disables(&signed), (Some(Disabled::NotCovered(signer.clone())), 0));
+        assert_eq!(disables(&signed), (Some(DisabledReason::NotCovered(signer.clone())), 0));
         fs::write(directory.path().join("c.pub"), format!("{text}\nprefix: m\n")).unwrap();
         assert_eq!(disables(&signed), (None, 0));
         // A key with the same identifier is not necessarily the same key.
         signed.record.signer = Some(Signer { fingerprint: Digest::of(b""), ..signer });
-        assert!(matches!(disables(&signed).0, Some(Disabled::KeyRemoved(_))));
+        assert!(matches!(disables(&signed).0, Some(DisabledReason::KeyRemoved(_))));
         signed.record.origin = bundled();
         assert_eq!(disables(&signed), (None, 0));
         unsigned.record.signer = None;
-        let not_there = Trusted::read(&directory.path().join("c.pub"), &nowhere);
+        let not_there = TrustInput::read(&directory.path().join("c.pub"), &nowhere);
         assert!(not_there.is_err(), "a directory that cannot be listed says nothing of keys");
     }
 

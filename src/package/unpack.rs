@@ -14,10 +14,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::archive::{Archive, ArchiveError, Entry};
+use super::archive::{Archive, ArchiveError, ArchiveMember};
 use super::digest::{BackgroundHashingReader, Digest};
-use super::frame::{Frame, FrameError};
 use super::manifest::{CONFIG, MANIFEST, Manifest, Member};
+use super::zstd_frame::{FrameError, ZstdFrame};
 use crate::files::{self, WriteOnce};
 use crate::units::Bytes;
 
@@ -26,7 +26,7 @@ const COPY_BUFFER: usize = 1 << 16;
 
 /// Limits that a package must not exceed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct UnpackLimits {
     /// Maximum size of the package file in bytes.
     pub max_compressed: u64,
     /// Maximum total size in bytes of all members, the manifest included.
@@ -44,7 +44,7 @@ pub struct Limits {
     pub time: Duration,
 }
 
-impl Limits {
+impl UnpackLimits {
     /// Returns the limits of packages whose unpacked size is at most `max_total`.
     pub fn for_size(max_total: Bytes) -> Self {
         /// Bytes per second of the slowest memory cards on sale (speed class 4).
@@ -76,7 +76,7 @@ pub enum Durability {
 
 /// Facts that a package announces at its beginning, before any file is written.
 #[derive(Clone, Copy, Debug)]
-pub struct Announced<'a> {
+pub struct PackageHeader<'a> {
     /// Checked manifest, with the size of every file.
     pub manifest: &'a Manifest,
     /// Digest of the manifest's bytes.
@@ -91,7 +91,7 @@ pub struct Announced<'a> {
 
 /// Result of unpacking a package into staging.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Unpacked {
+pub struct UnpackedPackage {
     /// Parsed manifest of the package.
     pub manifest: Manifest,
     /// Digest of the manifest's bytes.
@@ -125,7 +125,7 @@ pub enum UnpackError {
     /// Unpacking exceeded the time limit. A slow disk can cause this, so the package may be valid.
     #[error("the package was not unpacked within {} seconds", limit.as_secs())]
     TooSlow {
-        /// Time limit from [`Limits::time`].
+        /// Time limit from [`UnpackLimits::time`].
         limit: Duration,
     },
     /// The package cannot be read. The error does not show whether its content is valid.
@@ -133,7 +133,7 @@ pub enum UnpackError {
     Source(#[source] io::Error),
     /// Staging cannot be written, or memory is short. The error does not show whether the package
     /// is valid.
-    #[error("cannot {operation} {}", files::shown(path).display())]
+    #[error("cannot {operation} {}", files::display_path(path).display())]
     Io {
         /// Failed operation.
         operation: &'static str,
@@ -156,10 +156,10 @@ pub enum UnpackError {
 /// be written. Files may remain in `staging`.
 pub fn unpack(
     source: impl Read,
-    limits: &Limits,
+    limits: &UnpackLimits,
     staging: &Path,
     durability: Durability,
-) -> Result<Unpacked, UnpackError> {
+) -> Result<UnpackedPackage, UnpackError> {
     unpack_if(source, limits, staging, durability, |_announced| Ok(()))
 }
 
@@ -169,9 +169,9 @@ pub fn unpack(
 /// Returns `None` if the manifest cannot be read or breaks a rule. Only for trusted packages: the
 /// rest of the package is not checked.
 pub(super) fn peek(source: impl Read) -> Option<(Manifest, Digest)> {
-    let limits = Limits::for_size(Bytes(u64::MAX));
-    let mut archive = Archive::new(Frame::open(source, &limits, Instant::now).ok()?);
-    let entry = archive.next_entry().ok()??;
+    let limits = UnpackLimits::for_size(Bytes(u64::MAX));
+    let mut archive = Archive::new(ZstdFrame::open(source, &limits, Instant::now).ok()?);
+    let entry = archive.next_member().ok()??;
     if entry.name.as_str() != MANIFEST || entry.size > limits.max_manifest {
         return None;
     }
@@ -190,26 +190,26 @@ pub(super) fn peek(source: impl Read) -> Option<(Manifest, Digest)> {
 /// still empty.
 pub fn unpack_if<E: From<UnpackError>>(
     source: impl Read,
-    limits: &Limits,
+    limits: &UnpackLimits,
     staging: &Path,
     durability: Durability,
-    approve: impl FnOnce(&Announced<'_>) -> Result<(), E>,
-) -> Result<Unpacked, E> {
+    approve: impl FnOnce(&PackageHeader<'_>) -> Result<(), E>,
+) -> Result<UnpackedPackage, E> {
     unpack_timed(source, limits, staging, durability, approve, Instant::now)
 }
 
 fn unpack_timed<E: From<UnpackError>>(
     source: impl Read,
-    limits: &Limits,
+    limits: &UnpackLimits,
     staging: &Path,
     durability: Durability,
-    approve: impl FnOnce(&Announced<'_>) -> Result<(), E>,
+    approve: impl FnOnce(&PackageHeader<'_>) -> Result<(), E>,
     now: impl FnMut() -> Instant,
-) -> Result<Unpacked, E> {
+) -> Result<UnpackedPackage, E> {
     let frame =
-        Frame::open(source, limits, now).map_err(|error| frame_error(error, None, staging))?;
+        ZstdFrame::open(source, limits, now).map_err(|error| frame_error(error, None, staging))?;
     let archive = Archive::new(frame);
-    let mut unpacking = Unpacking { archive, staging, durability, files: Vec::new() };
+    let mut unpacking = Unpacker { archive, staging, durability, files: Vec::new() };
     let (manifest, json) = unpacking.manifest(limits)?;
     let manifest_digest = Digest::of(&json);
     let (config, others) = match manifest.files.split_first() {
@@ -220,11 +220,11 @@ fn unpack_timed<E: From<UnpackError>>(
         // first write.
         _ => {
             let reason = format!("{CONFIG} must be the first of the files");
-            return Err(refused(MANIFEST, reason).into());
+            return Err(rejected(MANIFEST, reason).into());
         }
     };
     let manifest_bytes = json.len() as u64;
-    approve(&Announced {
+    approve(&PackageHeader {
         manifest: &manifest,
         manifest_digest,
         manifest_bytes,
@@ -236,14 +236,14 @@ fn unpack_timed<E: From<UnpackError>>(
     for member in others {
         unpacking.member(member)?;
     }
-    if let Some(entry) = unpacking.next_entry()? {
-        return Err(refused(entry.name, "the manifest does not name it".to_owned()).into());
+    if let Some(entry) = unpacking.next_member()? {
+        return Err(rejected(entry.name, "the manifest does not name it".to_owned()).into());
     }
     if durability == Durability::Synced {
         unpacking.sync()?;
     }
     let (package_digest, package_bytes) = unpacking.archive.into_inner().finish();
-    Ok(Unpacked {
+    Ok(UnpackedPackage {
         manifest_digest,
         package_digest,
         package_bytes,
@@ -252,7 +252,7 @@ fn unpack_timed<E: From<UnpackError>>(
     })
 }
 
-struct Unpacking<'a, R> {
+struct Unpacker<'a, R> {
     archive: Archive<R>,
     staging: &'a Path,
     durability: Durability,
@@ -260,21 +260,21 @@ struct Unpacking<'a, R> {
     files: Vec<(PathBuf, WriteOnce)>,
 }
 
-impl<R: Read> Unpacking<'_, R> {
+impl<R: Read> Unpacker<'_, R> {
     /// Reads and checks the manifest; returns it with its bytes.
-    fn manifest(&mut self, limits: &Limits) -> Result<(Manifest, Vec<u8>), UnpackError> {
-        let entry = self.expect_entry(MANIFEST)?;
+    fn manifest(&mut self, limits: &UnpackLimits) -> Result<(Manifest, Vec<u8>), UnpackError> {
+        let entry = self.expect_member(MANIFEST)?;
         if entry.size > limits.max_manifest {
             let reason = format!("{} bytes, over the limit of {}", entry.size, limits.max_manifest);
-            return Err(refused(MANIFEST, reason));
+            return Err(rejected(MANIFEST, reason));
         }
         let mut json = Vec::new();
         self.archive
             .read_to_end(&mut json)
             .map_err(|error| self.read_error(error, Some(MANIFEST)))?;
         check_size(MANIFEST, entry.size, json.len() as u64)?;
-        let manifest =
-            Manifest::parse(&json).map_err(|error| refused(MANIFEST, error.reason().to_owned()))?;
+        let manifest = Manifest::parse(&json)
+            .map_err(|error| rejected(MANIFEST, error.reason().to_owned()))?;
         check_limits(&manifest, entry.size, limits)?;
         Ok((manifest, json))
     }
@@ -283,7 +283,7 @@ impl<R: Read> Unpacking<'_, R> {
     /// bounds its size.
     fn small_member(&mut self, expected: &Member) -> Result<Vec<u8>, UnpackError> {
         let name = expected.path.as_str();
-        let entry = self.expect_entry(name)?;
+        let entry = self.expect_member(name)?;
         check_size(name, expected.size, entry.size)?;
         let mut content = Vec::new();
         self.archive
@@ -306,7 +306,7 @@ impl<R: Read> Unpacking<'_, R> {
     /// Writes the next member of the archive, which must be `expected`.
     fn member(&mut self, expected: &Member) -> Result<(), UnpackError> {
         let name = expected.path.as_str();
-        let entry = self.expect_entry(name)?;
+        let entry = self.expect_member(name)?;
         check_size(name, expected.size, entry.size)?;
         let path = self.staging.join(name);
         let mut file = create(&path, self.durability)?;
@@ -334,19 +334,19 @@ impl<R: Read> Unpacking<'_, R> {
         directory.map_err(failed("sync", self.staging))
     }
 
-    fn expect_entry(&mut self, expected: &str) -> Result<Entry, UnpackError> {
-        match self.next_entry()? {
+    fn expect_member(&mut self, expected: &str) -> Result<ArchiveMember, UnpackError> {
+        match self.next_member()? {
             Some(entry) if entry.name.as_str() == expected => Ok(entry),
-            Some(entry) => Err(refused(
+            Some(entry) => Err(rejected(
                 entry.name,
                 format!("found where {expected} must stand in the archive"),
             )),
-            None => Err(refused(expected, "missing from the archive".to_owned())),
+            None => Err(rejected(expected, "missing from the archive".to_owned())),
         }
     }
 
-    fn next_entry(&mut self) -> Result<Option<Entry>, UnpackError> {
-        self.archive.next_entry().map_err(|error| match error {
+    fn next_member(&mut self) -> Result<Option<ArchiveMember>, UnpackError> {
+        self.archive.next_member().map_err(|error| match error {
             ArchiveError::Refused { member, fault } => {
                 UnpackError::Refused { member, reason: fault.to_string() }
             }
@@ -362,7 +362,7 @@ impl<R: Read> Unpacking<'_, R> {
     }
 }
 
-fn refused(member: impl Into<String>, reason: String) -> UnpackError {
+fn rejected(member: impl Into<String>, reason: String) -> UnpackError {
     UnpackError::Refused { member: Some(member.into()), reason }
 }
 
@@ -384,7 +384,7 @@ fn check_size(member: &str, expected: u64, found: u64) -> Result<(), UnpackError
     if found == expected {
         return Ok(());
     }
-    Err(refused(member, format!("{found} bytes, expected {expected}")))
+    Err(rejected(member, format!("{found} bytes, expected {expected}")))
 }
 
 fn check_digest(expected: &Member, found: Digest) -> Result<(), UnpackError> {
@@ -392,18 +392,18 @@ fn check_digest(expected: &Member, found: Digest) -> Result<(), UnpackError> {
         return Ok(());
     }
     let reason = format!("SHA-256 {found}, the manifest says {}", expected.sha256);
-    Err(refused(expected.path.as_str(), reason))
+    Err(rejected(expected.path.as_str(), reason))
 }
 
 /// Checks the sizes and the member count that the manifest announces, before any file is written.
 fn check_limits(
     manifest: &Manifest,
     manifest_size: u64,
-    limits: &Limits,
+    limits: &UnpackLimits,
 ) -> Result<(), UnpackError> {
     if let Some(file) = manifest.files.iter().find(|file| file.size > limits.max_file) {
         let reason = format!("{} bytes, over the limit of {}", file.size, limits.max_file);
-        return Err(refused(file.path.clone(), reason));
+        return Err(rejected(file.path.clone(), reason));
     }
     let total = manifest.total_size().saturating_add(manifest_size);
     let members = manifest.files.len() + 1;
@@ -441,7 +441,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::package::fixture::{self, Builder, Entry, package, package_with};
+    use crate::package::fixture::{self, Builder, TestMember, package, package_with};
     use crate::package::manifest::WEIGHTS;
 
     const SIZE: Bytes = Bytes::mib(1);
@@ -478,19 +478,19 @@ mod tests {
         }
     }
 
-    fn unpack_with(package: &[u8], limits: &Limits) -> Result<Unpacked, UnpackError> {
+    fn unpack_with(package: &[u8], limits: &UnpackLimits) -> Result<UnpackedPackage, UnpackError> {
         let staging = Staging::new();
         let result = unpack(package, limits, &staging.path(), Durability::Synced);
         staging.assert_contained();
         result
     }
 
-    fn unpack_small(package: &[u8]) -> Result<Unpacked, UnpackError> {
-        unpack_with(package, &Limits::for_size(SIZE))
+    fn unpack_small(package: &[u8]) -> Result<UnpackedPackage, UnpackError> {
+        unpack_with(package, &UnpackLimits::for_size(SIZE))
     }
 
     /// Returns the member and the message of a rejection.
-    fn refusal(result: Result<Unpacked, UnpackError>) -> (Option<String>, String) {
+    fn refusal(result: Result<UnpackedPackage, UnpackError>) -> (Option<String>, String) {
         match result {
             Err(UnpackError::Refused { member, reason }) => (member, reason),
             other => panic!("expected a refusal, found {other:?}"),
@@ -502,9 +502,13 @@ mod tests {
         let builder = Builder::new("m", "1.0", b"weights");
         let package = builder.compress();
         let staging = Staging::new();
-        let unpacked =
-            unpack(&package[..], &Limits::for_size(SIZE), &staging.path(), Durability::Synced)
-                .unwrap();
+        let unpacked = unpack(
+            &package[..],
+            &UnpackLimits::for_size(SIZE),
+            &staging.path(),
+            Durability::Synced,
+        )
+        .unwrap();
         staging.assert_contained();
         assert_eq!(unpacked.manifest.file_name(), "m-1.0.model.tar.zst");
         assert_eq!(unpacked.manifest_digest, Digest::of(&builder.entries[0].content));
@@ -526,8 +530,13 @@ mod tests {
             let content: Vec<u8> = (0..=250).cycle().take(length).collect();
             let staging = Staging::new();
             let package = Builder::new("m", "1", &content).compress();
-            unpack(&package[..], &Limits::for_size(SIZE), &staging.path(), Durability::Synced)
-                .unwrap();
+            unpack(
+                &package[..],
+                &UnpackLimits::for_size(SIZE),
+                &staging.path(),
+                Durability::Synced,
+            )
+            .unwrap();
             assert_eq!(fs::read(staging.path().join(WEIGHTS)).unwrap(), content, "{length} bytes");
         }
     }
@@ -591,7 +600,7 @@ mod tests {
             (|b| b.entries[3].content[0] ^= 1, Some(WEIGHTS), "SHA-256"),
             (
                 |b| {
-                    let mut pax = Entry::new("config.json", b"20 path=../x\n");
+                    let mut pax = TestMember::new("config.json", b"20 path=../x\n");
                     pax.set(156, b"x").seal();
                     b.entries.insert(1, pax);
                 },
@@ -600,7 +609,7 @@ mod tests {
             ),
             (|b| b.entries.push(b.entries[1].clone()), Some("config.json"), "does not name it"),
             (|b| b.entries.insert(1, b.entries[1].clone()), Some("config.json"), "must stand"),
-            (|b| b.entries.push(Entry::new("extra", b"x")), Some("extra"), "does not name it"),
+            (|b| b.entries.push(TestMember::new("extra", b"x")), Some("extra"), "does not name it"),
             (|b| drop(b.entries.pop()), Some(WEIGHTS), "missing"),
             (|b| drop(b.entries.remove(1)), Some("tokenizer.json"), "config.json must stand"),
             (|b| b.entries.swap(1, 2), Some("tokenizer.json"), "config.json must stand"),
@@ -608,8 +617,8 @@ mod tests {
             (|b| b.entries.clear(), Some(MANIFEST), "missing"),
             // One byte more than the manifest declares, one byte less, and one byte more than the
             // archive holds.
-            (|b| b.entries[3] = Entry::new(WEIGHTS, b"1234567+"), Some(WEIGHTS), "expected 7"),
-            (|b| b.entries[3] = Entry::new(WEIGHTS, b"123456"), Some(WEIGHTS), "expected 7"),
+            (|b| b.entries[3] = TestMember::new(WEIGHTS, b"1234567+"), Some(WEIGHTS), "expected 7"),
+            (|b| b.entries[3] = TestMember::new(WEIGHTS, b"123456"), Some(WEIGHTS), "expected 7"),
             (
                 |b| {
                     b.entries[3].padding.clear();
@@ -636,8 +645,12 @@ mod tests {
             builder.change_manifest(|json| json["surprise\n"] = json!(1));
         });
         let staging = Staging::new();
-        let result =
-            unpack(&package[..], &Limits::for_size(SIZE), &staging.path(), Durability::Synced);
+        let result = unpack(
+            &package[..],
+            &UnpackLimits::for_size(SIZE),
+            &staging.path(),
+            Durability::Synced,
+        );
         let (member, reason) = refusal(result);
         assert_eq!(member.as_deref(), Some(MANIFEST));
         assert!(reason.starts_with("unknown field `surprise\\n`"), "{reason}");
@@ -663,11 +676,11 @@ mod tests {
         .take(8 << 20)
         .collect();
         let package = Builder::new("m", "1", &weights).compress();
-        let limits = Limits::for_size(Bytes::mib(16));
+        let limits = UnpackLimits::for_size(Bytes::mib(16));
         let staging = Staging::new();
         let mut source = Counting(&package, 0);
         let mut announced = None;
-        let refusal = |it: &Announced<'_>| {
+        let refusal = |it: &PackageHeader<'_>| {
             announced = Some((it.manifest.clone(), it.manifest_digest, it.config.to_owned()));
             assert_eq!(it.manifest_bytes, it.manifest.to_json().unwrap().len() as u64);
             Err(UnpackError::Source(io::ErrorKind::QuotaExceeded.into()))
@@ -698,16 +711,16 @@ mod tests {
         let package = package("m", "1");
         let good = unpack_small(&package).unwrap();
         let manifest_size = good.unpacked_bytes - good.manifest.total_size();
-        let exact = Limits {
+        let exact = UnpackLimits {
             max_compressed: good.package_bytes,
             max_total: good.unpacked_bytes,
             max_file: 18,
             max_manifest: manifest_size,
             max_members: 4,
-            ..Limits::for_size(SIZE)
+            ..UnpackLimits::for_size(SIZE)
         };
         assert_eq!(unpack_with(&package, &exact).unwrap(), good);
-        type Case = (fn(&mut Limits), Option<&'static str>, &'static str);
+        type Case = (fn(&mut UnpackLimits), Option<&'static str>, &'static str);
         let less: [Case; 5] = [
             (|l| l.max_compressed -= 1, None, "compressed"),
             (|l| l.max_total -= 1, None, "unpacked"),
@@ -727,13 +740,13 @@ mod tests {
     #[test]
     fn slow_unpacking_times_out() {
         let package = package("m", "1");
-        let limits = Limits::for_size(SIZE);
+        let limits = UnpackLimits::for_size(SIZE);
         let start = Instant::now();
         let unpack_after = |elapsed| {
             let mut times = [start].into_iter().chain(std::iter::repeat(start + elapsed));
             let now = move || times.next().unwrap();
             let staging = Staging::new();
-            let any = |_: &Announced<'_>| Ok(());
+            let any = |_: &PackageHeader<'_>| Ok(());
             unpack_timed(&package[..], &limits, &staging.path(), Durability::Synced, any, now)
         };
         assert!(unpack_after(limits.time).is_ok());
@@ -749,11 +762,11 @@ mod tests {
         let bomb = Builder::new("m", "1", &vec![0; 32 << 20]).compress();
         let ratio = (32 << 20) / bomb.len();
         assert!(ratio > 5_000, "zeros shrink {ratio} times");
-        let limits = Limits::for_size(Bytes::mib(64));
+        let limits = UnpackLimits::for_size(Bytes::mib(64));
         let (member, reason) = refusal(unpack_with(&bomb, &limits));
         assert_eq!(member.as_deref(), Some(WEIGHTS));
         assert!(reason.contains("more than 100 times"), "{reason}");
-        assert!(unpack_with(&bomb, &Limits { max_ratio: u32::MAX, ..limits }).is_ok());
+        assert!(unpack_with(&bomb, &UnpackLimits { max_ratio: u32::MAX, ..limits }).is_ok());
     }
 
     #[test]
@@ -767,7 +780,7 @@ mod tests {
                 }
             });
         });
-        let limits = Limits { max_file: u64::MAX, ..Limits::for_size(SIZE) };
+        let limits = UnpackLimits { max_file: u64::MAX, ..UnpackLimits::for_size(SIZE) };
         let (_, reason) = refusal(unpack_with(&package, &limits));
         assert!(reason.contains("over the limit"), "{reason}");
     }
@@ -775,7 +788,7 @@ mod tests {
     #[test]
     fn unwritable_staging_is_an_io_error() {
         let package = package("m", "1");
-        let limits = Limits::for_size(SIZE);
+        let limits = UnpackLimits::for_size(SIZE);
         let operation =
             |staging: &Path| match unpack(&package[..], &limits, staging, Durability::Synced) {
                 Err(UnpackError::Io { operation, path, source }) => {
@@ -810,7 +823,8 @@ mod tests {
         for length in [0, 100, package.len()] {
             let source = package[..length].chain(Failing);
             let staging = Staging::new();
-            match unpack(source, &Limits::for_size(SIZE), &staging.path(), Durability::Synced) {
+            match unpack(source, &UnpackLimits::for_size(SIZE), &staging.path(), Durability::Synced)
+            {
                 Err(UnpackError::Source(error)) => {
                     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
                 }
@@ -832,7 +846,8 @@ mod tests {
         let staging = Staging::new();
         let source = Trickle(&package);
         let unpacked =
-            unpack(source, &Limits::for_size(SIZE), &staging.path(), Durability::Synced).unwrap();
+            unpack(source, &UnpackLimits::for_size(SIZE), &staging.path(), Durability::Synced)
+                .unwrap();
         assert_eq!(unpacked.package_digest, Digest::of(&package));
     }
 

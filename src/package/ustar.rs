@@ -99,7 +99,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::package::frame::MAX_WINDOW_LOG;
+    use crate::package::zstd_frame::MAX_WINDOW_LOG;
 
     fn archive(members: &[(String, &[u8])]) -> Vec<u8> {
         write_archive(members, &|_, _| {}, Vec::new()).unwrap()

@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::mapping::Mapping;
+use super::mapping::MappedFile;
 
 /// Verified bytes of `model.safetensors`. Clones are cheap and share the bytes.
 #[derive(Clone, Debug)]
@@ -13,7 +13,7 @@ pub enum Weights {
     /// Bytes in this process's memory: weights that were just packed.
     Memory(Arc<Vec<u8>>),
     /// Mapped file of the store.
-    Mapped(Arc<Mapping>),
+    Mapped(Arc<MappedFile>),
 }
 
 impl Weights {

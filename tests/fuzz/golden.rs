@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each target changes one of the files and takes the others from here")]
 
 use caxton::engine::{
-    Architecture, FileSizes, ModelFiles, ModelSpec, Options, Pooling, Precision, Stored, footprint,
+    Architecture, FileSizes, ModelFiles, ModelSpec, Options, Pooling, Precision, WeightsFormat, footprint,
     load,
 };
 
@@ -34,7 +34,7 @@ pub fn try_model(config: &[u8], tokenizer: &[u8], weights: &[u8]) {
         tokenizer: tokenizer.len() as u64,
         weights: weights.len() as u64,
         dense: 0,
-        stored: Stored::F32,
+        stored: WeightsFormat::F32,
     };
     match footprint(&spec, config, Some(tokenizer), sizes, options) {
         Ok(footprint) if footprint.peak_bytes() < MOST_MEMORY => {}

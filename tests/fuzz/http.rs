@@ -23,7 +23,7 @@ use caxton::models::install::{Installer, Rules};
 use caxton::models::selftest::Tester;
 use caxton::models::usage::Usage;
 use caxton::models::{Handle, Parts};
-use caxton::package::{Limits, Origin, PackRequest, Store, pack};
+use caxton::package::{UnpackLimits, Origin, PackRequest, Store, pack};
 use caxton::units::Bytes;
 use http_body_util::BodyExt;
 use libfuzzer_sys::fuzz_target;
@@ -148,7 +148,7 @@ fn install(store: &Store) {
     let mut package = Vec::new();
     // Use any vector, because no engine runs here to compute that of the self-test.
     pack(&request, &|_, _| Ok(vec![0.125; 64]), &|_, _| {}, &mut package).unwrap();
-    let staged = store.stage(package.as_slice(), &Limits::for_size(Bytes::mib(64))).unwrap();
+    let staged = store.stage(package.as_slice(), &UnpackLimits::for_size(Bytes::mib(64))).unwrap();
     let quota = Rules::from(&Settings::default()).quota;
     let admitted = store.admit(staged, Origin::Installed, quota, |_| true).unwrap();
     store.make_available(&admitted.entry.key, quota, |_| true).unwrap();

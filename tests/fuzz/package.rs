@@ -10,7 +10,7 @@
 use std::path::Path;
 use std::{env, fs, io};
 
-use caxton::package::{Digest, Durability, Limits, UnpackError, Unpacked, unpack};
+use caxton::package::{Digest, Durability, UnpackLimits, UnpackError, UnpackedPackage, unpack};
 use caxton::units::Bytes;
 use libfuzzer_sys::fuzz_target;
 
@@ -44,14 +44,14 @@ fn try_package(package: &[u8]) {
 
 fn unpack_contained(
     package: &[u8],
-    inspect: impl FnOnce(&Unpacked, &Path),
-) -> Result<Unpacked, UnpackError> {
+    inspect: impl FnOnce(&UnpackedPackage, &Path),
+) -> Result<UnpackedPackage, UnpackError> {
     let parent = env::temp_dir();
     let staging = parent.join("staging");
     if let Err(error) = fs::create_dir(&staging) {
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
     }
-    let result = unpack(package, &Limits::for_size(Bytes::mib(1)), &staging, Durability::Volatile);
+    let result = unpack(package, &UnpackLimits::for_size(Bytes::mib(1)), &staging, Durability::Volatile);
     if let Ok(unpacked) = &result {
         inspect(unpacked, &staging);
     }

@@ -8,16 +8,16 @@ use std::path::{Component, Path};
 use std::sync::OnceLock;
 use std::{env, fs};
 
-use caxton::package::{Digest, Manifest, Origin, Record, Store};
+use caxton::package::{Digest, Manifest, Origin, InstallRecord, Store};
 use libfuzzer_sys::fuzz_target;
 
 /// Manifest of the one entry that gets every input as its record.
 const MANIFEST: &[u8] = include_bytes!("corpus/manifest/valid.json");
 
 fuzz_target!(|bytes: &[u8]| {
-    if let Ok(record) = serde_json::from_slice::<Record>(bytes) {
+    if let Ok(record) = serde_json::from_slice::<InstallRecord>(bytes) {
         let json = serde_json::to_vec(&record).expect("what was read can be written");
-        let again: Record = serde_json::from_slice(&json).expect("what was written can be read");
+        let again: InstallRecord = serde_json::from_slice(&json).expect("what was written can be read");
         assert_eq!(again, record);
         match &record.origin {
             Origin::Dropped { files } => files.keys().for_each(|name| assert_contained(name)),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use caxton::config::Settings;
 use caxton::models::load::{cosine, load, options, self_test};
-use caxton::package::{Cleanup, Digest, Limits, Origin, Quota, Store};
+use caxton::package::{CleanupRule, Digest, Origin, Quota, Store, UnpackLimits};
 use caxton::units::Bytes;
 
 use crate::golden::{MINI_LM, reference, texts};
@@ -27,10 +27,10 @@ fn bundled_mini_is_small_intact_and_accurate() {
 
     let scratch = tempfile::tempdir().unwrap();
     let (store, _damaged) = Store::open(scratch.path()).unwrap();
-    let limits = Limits::for_size(Bytes::mib(64));
-    let quota = Quota { max_size: Bytes::mib(64), max_models: 1, cleanup: Cleanup::Manual };
+    let limits = UnpackLimits::for_size(Bytes::mib(64));
+    let quota = Quota { max_size: Bytes::mib(64), max_models: 1, cleanup: CleanupRule::Manual };
     let staged = store.stage(File::open(&path).unwrap(), &limits).unwrap();
-    let admitted = store.admit(staged, Origin::Installed, quota, |_| false).unwrap();
+    let admitted = store.install(staged, Origin::Installed, quota, |_| false).unwrap();
     let (manifest, contents) = store.read(&admitted.entry.key).unwrap();
     let model = load(&manifest, contents, options(&Settings::default())).unwrap();
     self_test(&manifest, &model).unwrap();

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use caxton::package::{Entry, Status, Store};
+use caxton::package::{InstallStatus, Store, StoreEntry};
 use notify::Watcher as _;
 use serde_json::json;
 
@@ -175,7 +175,7 @@ fn number_of(name: &str) -> Option<u64> {
 
 /// Kills the daemon and checks that no self-test survives it, not even the `caught` one, and that
 /// every entry is whole.
-fn kill(daemon: Daemon, caught: Option<SelfTest>) -> (Root, Vec<Entry>) {
+fn kill(daemon: Daemon, caught: Option<SelfTest>) -> (Root, Vec<StoreEntry>) {
     let pid = daemon.pid();
     let root = daemon.kill();
     if let Some(caught) = caught {
@@ -282,13 +282,13 @@ fn random_kills_leave_store_intact_and_clean() {
             }
             let is_caught = caught.is_some();
             let (mut root, entries) = kill(daemon, caught);
-            let found = |entries: &[Entry]| {
+            let found = |entries: &[StoreEntry]| {
                 entries.iter().find(|entry| entry.manifest.id.to_string() == id).cloned()
             };
             match found(&entries).map(|entry| entry.record.status) {
                 None => unpacking += 1,
-                Some(Status::Untested) => untested += 1,
-                Some(Status::Available) => available += 1,
+                Some(InstallStatus::Untested) => untested += 1,
+                Some(InstallStatus::Available) => available += 1,
                 Some(status) => panic!("round {round}: {status:?}"),
             }
             let mut is_given_up = false;

@@ -23,7 +23,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use caxton::package::{Status, Store, choose};
+use caxton::package::{InstallStatus, Store, resolve};
 
 use crate::support::{Root, cli, pack, skipped};
 
@@ -44,12 +44,12 @@ impl Held {
         let (store, damaged) = Store::open(directory).unwrap();
         assert_eq!(damaged, Vec::<String>::new());
         let mut entries = store.entries();
-        entries.retain(|entry| entry.record.status == Status::Available);
+        entries.retain(|entry| entry.record.status == InstallStatus::Available);
         for entry in &entries {
             // Check that the entry is whole, not only listed.
             store.read(&entry.key).unwrap();
         }
-        let meant = choose(&entries, "m").map(|entry| entry.key.to_string());
+        let meant = resolve(&entries, "m").map(|entry| entry.key.to_string());
         Self { available: entries.iter().map(|entry| entry.key.to_string()).collect(), meant }
     }
 }

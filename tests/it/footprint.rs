@@ -19,11 +19,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::{env, io, thread};
 
-use caxton::engine::{Footprint, Options, Precision};
+use caxton::engine::{EngineOptions, Footprint, Precision};
 use caxton::models::WorkerError;
 use caxton::models::load;
 use caxton::package::{
-    self, Contents, Key, Limits, Manifest, Origin, PackRequest, Quota, Store, WEIGHTS, pack,
+    self, EntryKey, Manifest, Origin, PackRequest, PackageContents, Quota, Store, UnpackLimits,
+    WEIGHTS, pack,
 };
 use caxton::units::Bytes;
 use safetensors::SafeTensors;
@@ -39,7 +40,8 @@ const MEASURED: &str = "CAXTON_MEASURED";
 /// Allowed error for a process of a few megabytes: stacks and allocator arenas of the threads, and
 /// memory that was free before the load.
 const SLACK: u64 = 2 << 20;
-const OPTIONS: Options = Options { threads: 2, batch_tokens: 1536, precision: Precision::Auto };
+const OPTIONS: EngineOptions =
+    EngineOptions { threads: 2, batch_tokens: 1536, precision: Precision::Auto };
 
 /// Returns a field of a file in `/proc/self` in bytes.
 fn kilobytes(lines: &str, field: &str) -> u64 {
@@ -84,15 +86,15 @@ fn store_with(package: impl io::Read) -> (TempDir, Manifest) {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::volatile(directory.path()).unwrap();
     let size = Bytes::mib(1024);
-    let quota = Quota { max_size: size, max_models: 1, cleanup: package::Cleanup::Manual };
+    let quota = Quota { max_size: size, max_models: 1, cleanup: package::CleanupRule::Manual };
     // Enlarged models repeat their values, so they compress extremely well.
-    let limits = Limits { max_ratio: u32::MAX, ..Limits::for_size(size) };
+    let limits = UnpackLimits { max_ratio: u32::MAX, ..UnpackLimits::for_size(size) };
     let staged = store.stage(package, &limits).unwrap();
-    let entry = store.admit(staged, Origin::Installed, quota, |_| false).unwrap().entry;
+    let entry = store.install(staged, Origin::Installed, quota, |_| false).unwrap().entry;
     (directory, Manifest::clone(&entry.manifest))
 }
 
-fn only_key(store: &Store) -> Key {
+fn only_key(store: &Store) -> EntryKey {
     store.entries()[0].key.clone()
 }
 
@@ -103,7 +105,7 @@ type Figures = [u64; 6];
 /// Loads the model, looks up words all over the embedding table, runs the longest passes on all
 /// threads, and returns the figures.
 fn measure(directory: &Path, precision: Precision) -> Figures {
-    let options = Options { precision, ..OPTIONS };
+    let options = EngineOptions { precision, ..OPTIONS };
     let store = Store::volatile(directory).unwrap();
     let key = only_key(&store);
     let Footprint { weight_bytes, mapped_bytes, scratch_bytes, loading_bytes } =
@@ -202,8 +204,8 @@ fn packed(source: &Path, stored: package::Precision) -> Vec<u8> {
         precision: Some(stored),
         ..PackRequest::default()
     };
-    let run = |manifest: &Manifest, contents: &Contents| {
-        let options = Options { precision: Precision::F32, ..OPTIONS };
+    let run = |manifest: &Manifest, contents: &PackageContents| {
+        let options = EngineOptions { precision: Precision::F32, ..OPTIONS };
         let model = load::load(manifest, contents.clone(), options)?;
         Ok(load::embed_plain(&model, &manifest.self_test.text)?)
     };

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 use caxton::engine::{
-    self, Activation, Architecture, Dense, Loaded, ModelFiles, ModelSpec, Options, Pooling,
-    Precision,
+    self, Activation, Architecture, DenseSpec, EngineOptions, LoadedModel, ModelFiles, ModelSpec,
+    Pooling, Precision,
 };
 use caxton::models::load;
-use caxton::package::{self, Contents, Manifest, PackRequest};
+use caxton::package::{self, Manifest, PackRequest, PackageContents};
 use safetensors::SafeTensors;
 
 /// Largest difference of one value between unit vectors.
@@ -34,7 +34,7 @@ pub(super) struct Case {
     dimensions: usize,
     max_sequence_length: usize,
     pooling: Pooling,
-    dense: Option<Dense>,
+    dense: Option<DenseSpec>,
     normalize: bool,
     prompts: &'static [(&'static str, &'static str)],
 }
@@ -79,7 +79,7 @@ const TINY: [Case; 13] = [
         name: "tiny-distiluse",
         architecture: Architecture::DistilBert,
         dimensions: 40,
-        dense: Some(Dense {
+        dense: Some(DenseSpec {
             in_features: 64,
             out_features: 40,
             bias: true,
@@ -116,7 +116,7 @@ pub(super) fn texts(file: &str) -> Vec<String> {
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-pub(super) fn load(case: &Case, directory: &Path, precision: Precision) -> Loaded {
+pub(super) fn load(case: &Case, directory: &Path, precision: Precision) -> LoadedModel {
     let spec = ModelSpec {
         architecture: case.architecture,
         dimensions: case.dimensions,
@@ -143,7 +143,7 @@ pub(super) fn load(case: &Case, directory: &Path, precision: Precision) -> Loade
             .map(|_| read(directory.join("2_Dense/model.safetensors")))
             .collect(),
     };
-    let options = Options { threads: 2, batch_tokens: 512, precision };
+    let options = EngineOptions { threads: 2, batch_tokens: 512, precision };
     engine::load(&spec, files, options).unwrap()
 }
 
@@ -259,8 +259,9 @@ fn packing_in_any_precision_preserves_vectors() {
                 ..PackRequest::default()
             };
             let loaded = RefCell::new(None);
-            let run = |manifest: &Manifest, contents: &Contents| {
-                let options = Options { threads: 2, batch_tokens: 512, precision: Precision::F32 };
+            let run = |manifest: &Manifest, contents: &PackageContents| {
+                let options =
+                    EngineOptions { threads: 2, batch_tokens: 512, precision: Precision::F32 };
                 let model = load::load(manifest, contents.clone(), options)?;
                 let vector = load::embed_plain(&model, &manifest.self_test.text)?;
                 *loaded.borrow_mut() = Some(model);

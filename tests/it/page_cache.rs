@@ -11,11 +11,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use caxton::engine::{Options, Precision};
+use caxton::engine::{EngineOptions, Precision};
 use caxton::files::{self, ReadOnce};
 use caxton::models::WorkerError;
 use caxton::models::load;
-use caxton::package::{Cleanup, Limits, Origin, Quota, Store, WEIGHTS};
+use caxton::package::{CleanupRule, Origin, Quota, Store, UnpackLimits, WEIGHTS};
 use caxton::units::Bytes;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
@@ -61,9 +61,9 @@ fn page_cache_is_freed_after_install_verify_unload() {
 
     let (store, _damaged) = Store::open(place.path()).unwrap();
     let size = Bytes::mib(1024);
-    let quota = Quota { max_size: size, max_models: 1, cleanup: Cleanup::Manual };
-    let staged = store.stage(source(), &Limits::for_size(size)).unwrap();
-    let key = store.admit(staged, Origin::Installed, quota, |_| false).unwrap().entry.key;
+    let quota = Quota { max_size: size, max_models: 1, cleanup: CleanupRule::Manual };
+    let staged = store.stage(source(), &UnpackLimits::for_size(size)).unwrap();
+    let key = store.install(staged, Origin::Installed, quota, |_| false).unwrap().entry.key;
     let installed = files_of(&place.path().join("models").join(key.to_string()));
     let all: Vec<PathBuf> = installed.iter().cloned().chain([package.clone()]).collect();
     let left = |what: &str| {
@@ -76,7 +76,7 @@ fn page_cache_is_freed_after_install_verify_unload() {
     store.verify(&key, |_bytes| {}).unwrap();
     assert!(left("verified") <= RESIDUE);
 
-    let options = Options { threads: 2, batch_tokens: 512, precision: Precision::Auto };
+    let options = EngineOptions { threads: 2, batch_tokens: 512, precision: Precision::Auto };
     let (_, model) = load::load_from::<WorkerError>(&store, &key, options).unwrap();
     let table = model.embedder.mapped_bytes();
     assert!(left("loaded") <= table + RESIDUE);

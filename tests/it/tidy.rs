@@ -308,9 +308,9 @@ fn each_rule_can_fail() {
         ("attic/mod.rs", ""),
         ("engine/mod.rs", "use super::package::Digest;"),
         ("engine/reference/mod.rs", "let x = super::super::config::load();"),
-        ("engine/pool.rs", "    use super::super::package::Digest;"),
-        ("engine/pool.rs", "#[cfg(test)]\n    use super::super::super::package::Digest;"),
-        ("engine/pool.rs", "use crate::{"),
+        ("engine/pooling.rs", "    use super::super::package::Digest;"),
+        ("engine/pooling.rs", "#[cfg(test)]\n    use super::super::super::package::Digest;"),
+        ("engine/pooling.rs", "use crate::{"),
     ] {
         assert!(!wrong_directions(&source(path, text)).is_empty(), "{path}: {text}");
     }
@@ -319,7 +319,7 @@ fn each_rule_can_fail() {
         ("engine/mod.rs", "use crate::engine::Loaded;"),
         ("models/mod.rs", "use crate::engine::{Options, Tokens};"),
         ("config/keys.rs", "#[cfg(test)]\n    use super::super::file::parse;"),
-        ("engine/pool.rs", "use super::package::Digest;"),
+        ("engine/pooling.rs", "use super::package::Digest;"),
     ] {
         assert_eq!(wrong_directions(&source(path, text)), [""; 0], "{path}: {text}");
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use caxton::config::{self, Settings, Source};
+use caxton::config::{self, ConfigSource, Settings};
 use caxton::exit::Exit;
 use tempfile::TempDir;
 
@@ -45,7 +45,7 @@ fn seconds(text: &str) -> Duration {
 
 fn shipped() -> Settings {
     let file = packaging().with_file_name("etc/caxton/caxton.yaml");
-    config::load(&Source::File(file)).unwrap().settings
+    config::load(&ConfigSource::File(file)).unwrap().settings
 }
 
 fn analyze(arguments: &[&str]) -> Option<Output> {

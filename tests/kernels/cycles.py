@@ -25,7 +25,7 @@ KERNELS = {
         "avx512": ["sapphirerapids"],
     },
     "aarch64": {
-        "neon::f32_rows_in_turns": ["cortex-a53", "cortex-a72"],
+        "neon::f32_rows_interleaved": ["cortex-a53", "cortex-a72"],
         "neon::f32_rows": ["cortex-a55", "neoverse-n1", "neoverse-v1"],
         "neon_int8::widening": ["cortex-a53", "cortex-a72"],
         "neon_int8::transposed": ["cortex-a53", "cortex-a72"],

@@ -76,7 +76,7 @@ impl From<RollbackError> for ApiError {
             RollbackError::Unknown(_) => (StatusCode::NOT_FOUND, "model_not_found"),
             RollbackError::NoVersion { .. } => (StatusCode::NOT_FOUND, "version_not_found"),
             RollbackError::NamesVersion(_) => (StatusCode::BAD_REQUEST, "invalid_request"),
-            RollbackError::NoEarlier(_) => (StatusCode::CONFLICT, "no_earlier_version"),
+            RollbackError::NoPrevious(_) => (StatusCode::CONFLICT, "no_earlier_version"),
             RollbackError::Store(error) => return error.into(),
         };
         Self::of(status, code, &error)

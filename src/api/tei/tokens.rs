@@ -19,7 +19,7 @@ use crate::api::input::read_json;
 use crate::api::request;
 use crate::api::tokenize::turn;
 use crate::api::wire::{Input, tei};
-use crate::engine::Piece;
+use crate::engine::TokenSpan;
 use crate::models::{Fallback, Lease};
 
 /// No fallback: token ids are only valid for the vocabulary of the requested model.
@@ -117,8 +117,8 @@ fn about(error: ApiError, param: &str, index: usize) -> ApiError {
     error.about(format!("{param}[{index}]"))
 }
 
-fn token(piece: Piece) -> tei::Token {
-    let Piece { id, text, characters } = piece;
+fn token(piece: TokenSpan) -> tei::Token {
+    let TokenSpan { id, text, characters } = piece;
     let (start, stop) = characters.map(|range| (range.start, range.end)).unzip();
     tei::Token { id, text, special: start.is_none(), start, stop }
 }

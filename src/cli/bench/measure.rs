@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 
 use super::super::progress;
-use crate::engine::{Embedder, EngineError, Loaded, Tokenizer};
+use crate::engine::{Embedder, EngineError, LoadedModel, Tokenizer};
 use crate::models::load::embed_plain;
 
 /// Passes that wait for the engine, in addition to the one that the tokenizer prepares.
@@ -46,7 +46,7 @@ impl Throughput {
 
 /// Texts that pass through the engine in one call.
 #[derive(Default)]
-struct Pass {
+struct EmbedCall {
     /// Index of each text in the input.
     texts: Vec<usize>,
     /// Token ids of each text.
@@ -59,14 +59,14 @@ struct Pass {
 
 /// Duration of the measurement.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Length {
+pub(super) enum MeasureLength {
     /// Whole rounds until this time is over.
     Time(Duration),
     /// This many rounds, however long they take.
     Rounds(u64),
 }
 
-impl Length {
+impl MeasureLength {
     /// Returns whether the measurement is over after `rounds` rounds, which took `time`.
     fn is_over(self, rounds: u64, time: Duration) -> bool {
         match self {
@@ -89,12 +89,12 @@ impl Length {
 /// # Errors
 /// When a text cannot be tokenized or embedded, or a thread cannot be started.
 pub(super) fn throughput(
-    model: &Loaded,
+    model: &LoadedModel,
     texts: &[String],
     batch_tokens: usize,
-    length: Length,
+    length: MeasureLength,
 ) -> anyhow::Result<Throughput> {
-    let Loaded { tokenizer, embedder } = model;
+    let LoadedModel { tokenizer, embedder } = model;
     thread::scope(|scope| {
         let (passes, incoming) = sync_channel(PASSES_AHEAD);
         let started = Instant::now();
@@ -114,9 +114,9 @@ pub(super) fn throughput(
 fn embed_rounds(
     embedder: &dyn Embedder,
     texts: usize,
-    incoming: Receiver<Result<Pass, EngineError>>,
+    incoming: Receiver<Result<EmbedCall, EngineError>>,
     started: Instant,
-    length: Length,
+    length: MeasureLength,
 ) -> anyhow::Result<Throughput> {
     let dimensions = embedder.dimensions();
     let bar = progress::texts(texts as u64, "embedding");
@@ -158,14 +158,14 @@ fn tokenize_rounds(
     texts: &[String],
     batch_tokens: usize,
     rounds: u64,
-    passes: SyncSender<Result<Pass, EngineError>>,
+    passes: SyncSender<Result<EmbedCall, EngineError>>,
 ) {
     // Texts of similar length share a pass, and the shortest come last, so that the threads of the
     // engine end the round together. The sort uses bytes, since the tokens are not known yet.
     let mut order: Vec<usize> = (0..texts.len()).collect();
     order.sort_by_key(|&text| Reverse(texts[text].len()));
     for _ in 0..rounds {
-        let mut pass = Pass::default();
+        let mut pass = EmbedCall::default();
         for &text in &order {
             let ids = match tokenizer.encode("", &texts[text]) {
                 Ok(tokens) => tokens.ids,
@@ -197,7 +197,7 @@ fn tokenize_rounds(
 /// # Errors
 /// When a text cannot be tokenized or embedded.
 pub(super) fn latencies(
-    model: &Loaded,
+    model: &LoadedModel,
     texts: &[String],
     at_least: Duration,
 ) -> Result<Vec<Duration>, EngineError> {

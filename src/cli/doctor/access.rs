@@ -2,17 +2,18 @@
 //!
 //! Pure: they turn facts into verdicts.
 
-use super::super::shell::quoted;
+use super::super::shell::quote;
 use super::Check;
 use super::facts::{
-    Caller, Found, NamedGroup, Process, SERVICE, SOCKET, Silence, SocketFile, Told, Units,
+    Caller, DaemonAnswers, NamedGroup, NoAnswer, PathState, Process, SERVICE, SOCKET, SocketFile,
+    Units,
 };
 use crate::api::wire;
-use crate::config::{ConfigError, Loaded};
+use crate::config::{ConfigError, LoadedConfig};
 
 /// Checks the configuration: the files as they are now, and the settings of the daemon.
 pub(super) fn configuration(
-    config: &Result<Loaded, ConfigError>,
+    config: &Result<LoadedConfig, ConfigError>,
     in_force: Option<&wire::Configuration>,
 ) -> Check {
     const NAME: &str = "configuration";
@@ -76,18 +77,18 @@ pub(super) fn socket(file: &SocketFile, start: &str) -> Check {
     const NAME: &str = "socket";
     let path = file.path.display();
     match &file.found {
-        Found::Nothing => Check::fail(NAME, format!("there is nothing at {path}"), start),
-        Found::Hidden(why) => Check::fail(
+        PathState::Nothing => Check::fail(NAME, format!("there is nothing at {path}"), start),
+        PathState::Hidden(why) => Check::fail(
             NAME,
             format!("{path} cannot be seen: {why}"),
             "sudo chmod a+x the directories above it",
         ),
-        Found::Other => Check::fail(
+        PathState::Other => Check::fail(
             NAME,
             format!("{path} is not a socket"),
             format!("move it away, then {start}"),
         ),
-        Found::Socket { mode, gid, group, .. } => {
+        PathState::Socket { mode, gid, group, .. } => {
             let group = group.clone().unwrap_or_else(|| gid.to_string());
             let who = match (mode & 0o006 == 0o006, mode & 0o060 == 0o060) {
                 (true, _) => "everybody".to_owned(),
@@ -106,7 +107,7 @@ pub(super) fn group(file: &SocketFile, configured: Option<&NamedGroup>, caller: 
     const NAME: &str = "group";
     let user = caller.name.clone().unwrap_or_else(|| caller.uid.to_string());
     let (mode, owner, gid, group) = match (&file.found, configured) {
-        (Found::Socket { mode, owner, gid, group }, _) => {
+        (PathState::Socket { mode, owner, gid, group }, _) => {
             (*mode, Some(*owner), *gid, group.clone().unwrap_or_else(|| gid.to_string()))
         }
         // The units create the socket with this mode.
@@ -135,23 +136,23 @@ pub(super) fn group(file: &SocketFile, configured: Option<&NamedGroup>, caller: 
     }
     if caller.database.contains(&gid) {
         let found = format!("{user} is in {group}, but not in this login, which is older");
-        return Check::fail(NAME, found, format!("log in again, or: newgrp {}", quoted(&group)));
+        return Check::fail(NAME, found, format!("log in again, or: newgrp {}", quote(&group)));
     }
-    let (to, who) = (quoted(&group), quoted(&user));
+    let (to, who) = (quote(&group), quote(&user));
     let mend = format!("sudo usermod -aG {to} {who}  (then log in again)");
     Check::fail(NAME, format!("{user} is not in {group} and may not connect"), mend)
 }
 
 /// Checks that a daemon answers, is ready, and has the version of this program.
-pub(super) fn daemon(told: &Result<Told, Silence>, start: &str) -> Check {
+pub(super) fn daemon(answers: &Result<DaemonAnswers, NoAnswer>, start: &str) -> Check {
     const NAME: &str = "daemon";
-    let told = match told {
-        Ok(told) => told,
-        Err(Silence::Absent) => return Check::fail(NAME, "nobody listens", start),
-        Err(Silence::Denied) => {
+    let answers = match answers {
+        Ok(answers) => answers,
+        Err(NoAnswer::Absent) => return Check::fail(NAME, "nobody listens", start),
+        Err(NoAnswer::Denied) => {
             return Check::fail(NAME, "this user may not connect", "see the check of the group");
         }
-        Err(Silence::Broken(why)) => {
+        Err(NoAnswer::Broken(why)) => {
             return Check::fail(
                 NAME,
                 why,
@@ -159,8 +160,8 @@ pub(super) fn daemon(told: &Result<Told, Silence>, start: &str) -> Check {
             );
         }
     };
-    let (theirs, ours) = (&told.status.version, env!("CARGO_PKG_VERSION"));
-    if let Some(why) = &told.unready {
+    let (theirs, ours) = (&answers.status.version, env!("CARGO_PKG_VERSION"));
+    if let Some(why) = &answers.unready {
         return Check::fail(
             NAME,
             format!("it is not ready: {why}"),
@@ -171,7 +172,7 @@ pub(super) fn daemon(told: &Result<Told, Silence>, start: &str) -> Check {
         let found = format!("version {theirs} runs, and this program is {ours}");
         return Check::warn(NAME, found, "sudo systemctl restart caxton");
     }
-    Check::pass(NAME, format!("version {theirs} (pid {}) is ready", told.status.pid))
+    Check::pass(NAME, format!("version {theirs} (pid {}) is ready", answers.status.pid))
 }
 
 #[cfg(test)]
@@ -179,21 +180,21 @@ mod tests {
     use std::path::PathBuf;
 
     use super::super::Verdict::{Fail, Pass, Skipped, Warn};
-    use super::super::fixture::{assert, told};
+    use super::super::fixture::{answers, assert};
     use super::*;
     use crate::config::{Problem, Settings};
 
     #[test]
     fn configuration_is_invalid_pending_or_applied() {
         let good = |files: &[&str]| {
-            Ok(Loaded {
+            Ok(LoadedConfig {
                 settings: Settings::default(),
                 files: files.iter().map(PathBuf::from).collect(),
             })
         };
         let problem = |line: &str| Problem {
             file: line.into(),
-            place: None,
+            position: None,
             key: String::new(),
             message: "wrong".to_owned(),
         };
@@ -234,20 +235,20 @@ mod tests {
         }
     }
 
-    fn file(found: Found) -> SocketFile {
+    fn file(found: PathState) -> SocketFile {
         SocketFile { path: "/run/c.sock".into(), found }
     }
 
     fn owned_by(mode: u32) -> SocketFile {
-        file(Found::Socket { mode, owner: 7, gid: 8, group: Some("caxton".to_owned()) })
+        file(PathState::Socket { mode, owner: 7, gid: 8, group: Some("caxton".to_owned()) })
     }
 
     #[test]
     fn socket_check_reports_allowed_users() {
         let cases = [
-            (file(Found::Nothing), Fail, "nothing at /run/c.sock", Some("start it")),
-            (file(Found::Other), Fail, "not a socket", Some("move it away")),
-            (file(Found::Hidden("denied".to_owned())), Fail, "denied", Some("chmod")),
+            (file(PathState::Nothing), Fail, "nothing at /run/c.sock", Some("start it")),
+            (file(PathState::Other), Fail, "not a socket", Some("move it away")),
+            (file(PathState::Hidden("denied".to_owned())), Fail, "denied", Some("chmod")),
             (owned_by(0o660), Pass, "0660: root and members of caxton", None),
             (owned_by(0o666), Pass, "everybody", None),
             (owned_by(0o600), Pass, "root and its owner", None),
@@ -278,7 +279,7 @@ mod tests {
             assert(&group(&owned_by(mode), None, &caller), verdict, found, mend);
         }
         let caller = caller(1, &[2], &[2]);
-        let nothing = file(Found::Nothing);
+        let nothing = file(PathState::Nothing);
         assert(&group(&nothing, None, &caller), Skipped, "no socket", None);
         let configured = |gid| NamedGroup { name: "lab".to_owned(), gid };
         let check = group(&nothing, Some(&configured(Some(8))), &caller);
@@ -289,20 +290,20 @@ mod tests {
 
     #[test]
     fn unreachable_daemon_gets_matching_remedy() {
-        let broken = Silence::Broken("reset".to_owned());
+        let broken = NoAnswer::Broken("reset".to_owned());
         for (silence, found, mend) in [
-            (Silence::Absent, "nobody listens", "start it"),
-            (Silence::Denied, "may not connect", "group"),
+            (NoAnswer::Absent, "nobody listens", "start it"),
+            (NoAnswer::Denied, "may not connect", "group"),
             (broken, "reset", "journalctl"),
         ] {
             assert(&daemon(&Err(silence), "start it"), Fail, found, Some(mend));
         }
-        let mut here = told(&[]);
+        let mut here = answers(&[]);
         here.status.version = "0.0.1".to_owned();
         assert(&daemon(&Ok(here), ""), Warn, "version 0.0.1 runs", Some("restart"));
-        let mut here = told(&[]);
+        let mut here = answers(&[]);
         here.unready = Some("no such model".to_owned());
         assert(&daemon(&Ok(here), ""), Fail, "no such model", Some("caxton status"));
-        assert(&daemon(&Ok(told(&[])), ""), Pass, "is ready", None);
+        assert(&daemon(&Ok(answers(&[])), ""), Pass, "is ready", None);
     }
 }

@@ -5,13 +5,13 @@
 use std::io;
 use std::path::Path;
 
-use super::super::shell::quoted;
+use super::super::shell::quote;
 use super::Check;
 use super::facts::{Caller, Disk, DropDirectory, Process};
 use crate::api::wire;
 use crate::api::wire::Package;
 use crate::errors::chain;
-use crate::package::{Entry, Examined, Status};
+use crate::package::{InstallStatus, StoreContents, StoreEntry};
 use crate::units::Bytes;
 
 /// Reason for skipping the checks of directories.
@@ -57,7 +57,7 @@ pub(super) fn models(status: Option<&wire::Status>) -> Check {
         } else {
             String::new()
         };
-        let name = quoted(format!("{id}@{version}"));
+        let name = quote(format!("{id}@{version}"));
         let mend = match first.status.as_str() {
             "corrupt" => {
                 format!("sudo caxton model remove {name}; then install its package once more")
@@ -85,7 +85,7 @@ pub(super) fn models(status: Option<&wire::Status>) -> Check {
 
 /// Checks the entries of the store: each must be readable and have passed its self-test. Other
 /// entries are listed with the command that removes them.
-pub(super) fn store(store: Option<&Result<Examined, String>>, caller: &Caller) -> Check {
+pub(super) fn store(store: Option<&Result<StoreContents, String>>, caller: &Caller) -> Check {
     const NAME: &str = "store";
     let examined = match store {
         None => return Check::skipped(NAME, ANOTHER),
@@ -106,17 +106,17 @@ pub(super) fn store(store: Option<&Result<Examined, String>>, caller: &Caller) -
     let mut mend = Vec::new();
     for (path, reason) in &examined.unreadable {
         found.push(format!("{} cannot be read: {reason}", path.display()));
-        mend.push(format!("sudo rm -r {}", quoted(path)));
+        mend.push(format!("sudo rm -r {}", quote(path)));
     }
-    for Entry { key, record, .. } in &examined.entries {
+    for StoreEntry { key, record, .. } in &examined.entries {
         let state = match &record.status {
-            Status::Available | Status::Corrupt(_) => continue,
-            Status::Untested => "has not passed its self-test yet".to_owned(),
-            Status::Quarantined(reason) => format!("is quarantined: {reason}"),
+            InstallStatus::Available | InstallStatus::Corrupt(_) => continue,
+            InstallStatus::Untested => "has not passed its self-test yet".to_owned(),
+            InstallStatus::Quarantined(reason) => format!("is quarantined: {reason}"),
         };
         let (id, version, revision) = key.parts();
         found.push(format!("{id}@{version} {state}"));
-        mend.push(format!("sudo caxton model remove {}", quoted(format!("{id}@{revision}"))));
+        mend.push(format!("sudo caxton model remove {}", quote(format!("{id}@{revision}"))));
     }
     if found.is_empty() {
         return Check::pass(NAME, format!("{} entries can be read", examined.entries.len()));
@@ -135,7 +135,7 @@ pub(super) fn signatures(status: Option<&wire::Status>) -> Check {
             format!("installed before there were keys, without one: {}", unsigned.join(", ")),
             format!(
                 "install the signed package, or: sudo caxton model remove {}",
-                quoted(&unsigned[0])
+                quote(&unsigned[0])
             ),
         ),
     }
@@ -155,7 +155,7 @@ pub(super) fn quarantine(status: Option<&wire::Status>, drop_directory: &Path) -
         format!("{} refused, lastly {}: {}", refused.len(), last.file, last.reason),
         format!(
             "copy it once more; when it is right: sudo rm {}*",
-            quoted(quarantine.join(&last.file))
+            quote(quarantine.join(&last.file))
         ),
     )
 }
@@ -191,7 +191,7 @@ pub(super) fn drop_directory(directory: Option<&DropDirectory>, daemon: Option<&
     let Some(daemon) = daemon else { return Check::pass(NAME, format!("{path} is there")) };
     let bits = owned.bits(daemon);
     let uid = daemon.uid;
-    let quoted = quoted(&directory.path);
+    let quoted = quote(&directory.path);
     let mend = format!("sudo chown {uid} {quoted} && sudo chmod u+rwx {quoted}");
     if bits & 0o5 != 0o5 {
         return Check::fail(
@@ -249,8 +249,8 @@ pub(super) fn disk(
 #[cfg(test)]
 mod tests {
     use super::super::Verdict::{Fail, Pass, Skipped, Warn};
-    use super::super::facts::Owned;
-    use super::super::fixture::{assert, told};
+    use super::super::facts::Ownership;
+    use super::super::fixture::{answers, assert};
     use super::*;
     use crate::api::wire::Quarantined;
 
@@ -260,8 +260,8 @@ mod tests {
     fn models_are_installed_and_healthy() {
         let judge = |status: &wire::Status| models(Some(status));
         assert(&models(None), Skipped, "does not answer", None);
-        assert(&judge(&told(&[]).status), Fail, "none", Some("caxton model install"));
-        let mut status = told(&[("a", "resident", 1), ("b", "absent", 1)]).status;
+        assert(&judge(&answers(&[]).status), Fail, "none", Some("caxton model install"));
+        let mut status = answers(&[("a", "resident", 1), ("b", "absent", 1)]).status;
         assert(&judge(&status), Pass, "2 installed, 1 in memory; a", None);
         status.packages[1].problem = Some("its weights cannot be read".to_owned());
         assert(&judge(&status), Fail, "b@1: its weights", Some("memory load b@1"));
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn degraded_daemon_is_a_warning() {
-        let mut status = told(&[("a", "resident", 1)]).status;
+        let mut status = answers(&[("a", "resident", 1)]).status;
         assert(&condition(None), Skipped, "does not answer", None);
         assert(&condition(Some(&status)), Pass, "nothing is degraded", None);
         status.degraded = vec!["the store cannot be written".to_owned(), "other".to_owned()];
@@ -283,7 +283,7 @@ mod tests {
     fn store_check_covers_listing_records_and_self_tests() {
         use crate::files::FileError;
         use crate::package::fixture::package;
-        use crate::package::{Cleanup, Limits, Origin, Quota, Store};
+        use crate::package::{CleanupRule, Origin, Quota, Store, UnpackLimits};
 
         let user = |uid| Caller { uid, name: None, groups: Vec::new(), database: Vec::new() };
         let (root, stranger) = (user(0), user(1000));
@@ -294,7 +294,7 @@ mod tests {
         assert(&store(Some(&closed), &stranger), Skipped, "sudo caxton doctor", None);
         let unlisted = || {
             let error = FileError::new("list", "/models")(io::Error::from_raw_os_error(5));
-            Examined { unlisted: Some(error), ..Examined::default() }
+            StoreContents { unlisted: Some(error), ..StoreContents::default() }
         };
         assert(&judge(unlisted(), &root), Fail, "cannot list /models: Input/output", Some("disk"));
         assert(&judge(unlisted(), &stranger), Skipped, "root may", None);
@@ -302,13 +302,13 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let installed = Store::volatile(place.path()).unwrap();
         assert(&judge(Store::examine(place.path()), &root), Pass, "0 entries", None);
-        let quota = Quota { max_size: Bytes::mib(9), max_models: 9, cleanup: Cleanup::Manual };
+        let quota = Quota { max_size: Bytes::mib(9), max_models: 9, cleanup: CleanupRule::Manual };
         let bytes = package("m", "1");
-        let staged = installed.stage(&bytes[..], &Limits::for_size(Bytes::mib(8))).unwrap();
-        let key = installed.admit(staged, Origin::Installed, quota, |_| false).unwrap().entry.key;
+        let staged = installed.stage(&bytes[..], &UnpackLimits::for_size(Bytes::mib(8))).unwrap();
+        let key = installed.install(staged, Origin::Installed, quota, |_| false).unwrap().entry.key;
         let check = judge(Store::examine(place.path()), &root);
         assert(&check, Warn, "m@1 has not passed", Some("caxton model remove m@"));
-        installed.make_available(&key, quota, |_| false).unwrap();
+        installed.activate(&key, quota, |_| false).unwrap();
         assert(&judge(Store::examine(place.path()), &root), Pass, "1 entries", None);
         std::fs::write(Store::directory_of(place.path(), &key).join("record.json"), "{").unwrap();
         let check = judge(Store::examine(place.path()), &root);
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn unsigned_and_disabled_models_are_named() {
-        let mut status = told(&[("a", "absent", 1), ("b", "absent", 1)]).status;
+        let mut status = answers(&[("a", "absent", 1), ("b", "absent", 1)]).status;
         assert(&signatures(Some(&status)), Pass, "no model lacks one", None);
         assert(&signatures(None), Skipped, "does not answer", None);
         status.unsigned = vec!["a@1".to_owned(), "b@1".to_owned()];
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn quarantine_check_shows_last_reason() {
-        let mut status = told(&[]).status;
+        let mut status = answers(&[]).status;
         let judge = |status: &wire::Status| quarantine(Some(status), Path::new(DROP));
         assert(&judge(&status), Pass, "none", None);
         let refused = |file: &str| Quarantined { file: file.to_owned(), reason: "half".to_owned() };
@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn daemon_needs_access_to_drop_directory() {
         let daemon = Process { uid: 7, groups: vec![8], cgroup: String::new() };
-        let found = |mode| Ok(Owned { mode, uid: 1, gid: 8 });
+        let found = |mode| Ok(Ownership { mode, uid: 1, gid: 8 });
         let cases = [
             (found(0o775), Some(&daemon), Pass, "read and written", None),
             (found(0o755), Some(&daemon), Warn, "cannot be written", Some("chown 7 /drop")),
@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn disk_check_covers_package_and_store_size() {
         let found = |free_bytes, read_only| Ok(Disk { path: "/var".into(), free_bytes, read_only });
-        let packages = told(&[("a", "absent", 30), ("b", "absent", 10)]).status.packages;
+        let packages = answers(&[("a", "absent", 30), ("b", "absent", 10)]).status.packages;
         let cases = [
             (found(60, false), Pass, "may take 60 B more", None),
             (found(59, false), Warn, "59 B free on /var", Some("max_size_gb")),

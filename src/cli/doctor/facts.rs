@@ -18,13 +18,13 @@ use serde_json::Value;
 
 use super::super::Connection;
 use super::super::client::{Client, ClientError};
-use super::super::owner::leave_root;
-use super::super::shell::quoted;
+use super::super::owner::drop_root_if_needed;
+use super::super::shell::quote;
 use crate::api::wire::Status;
 use crate::api::wire::memory::MemoryStatus;
-use crate::config::{self, ConfigError, Loaded, Settings, Source};
+use crate::config::{self, ConfigError, ConfigSource, LoadedConfig, Settings};
 use crate::errors::chain;
-use crate::package::{Examined, Store};
+use crate::package::{Store, StoreContents};
 
 /// Longest time for one answer of the daemon, which does not compute anything for these requests.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ pub(super) const SOCKET: &str = "caxton.socket";
 
 /// All facts that the checks use.
 pub(super) struct Facts {
-    pub(super) config: Result<Loaded, ConfigError>,
+    pub(super) config: Result<LoadedConfig, ConfigError>,
     /// Settings from the files, or the defaults when the files are wrong.
     pub(super) settings: Settings,
     /// Command that starts the daemon here.
@@ -54,7 +54,7 @@ pub(super) struct Facts {
     pub(super) socket: SocketFile,
     /// Group of the socket in the configuration.
     pub(super) group: Option<NamedGroup>,
-    pub(super) told: Result<Told, Silence>,
+    pub(super) answers: Result<DaemonAnswers, NoAnswer>,
     /// Process of the daemon, if it answered and is visible.
     pub(super) process: Option<Process>,
     /// The drop directory; `None` when the caller named a socket that is not of this configuration,
@@ -63,7 +63,7 @@ pub(super) struct Facts {
     /// Disk of the store; `None` in the same case.
     pub(super) disk: Option<Result<Disk, String>>,
     /// Entries of the store; `None` in the same case. Examined last: see [`Facts::examine_store`].
-    pub(super) store: Option<Result<Examined, String>>,
+    pub(super) store: Option<Result<StoreContents, String>>,
     pub(super) pressure: PressureFile,
     pub(super) journal: Journal,
     pub(super) clock: SystemTime,
@@ -106,12 +106,12 @@ pub(super) struct NamedGroup {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SocketFile {
     pub(super) path: PathBuf,
-    pub(super) found: Found,
+    pub(super) found: PathState,
 }
 
 /// Result of examining a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum PathState {
     Nothing,
     /// The caller may not examine it, or this failed for another reason.
     Hidden(String),
@@ -128,7 +128,7 @@ pub(super) enum Found {
 
 /// Reason why the daemon did not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Silence {
+pub(super) enum NoAnswer {
     /// No process listens.
     Absent,
     /// The caller may not connect.
@@ -138,7 +138,7 @@ pub(super) enum Silence {
 }
 
 /// Answers of the daemon.
-pub(super) struct Told {
+pub(super) struct DaemonAnswers {
     pub(super) status: Status,
     pub(super) memory: MemoryStatus,
     /// Reason why the default model cannot answer; `None` when it can.
@@ -160,12 +160,12 @@ pub(super) struct Process {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DropDirectory {
     pub(super) path: PathBuf,
-    pub(super) found: Result<Owned, io::ErrorKind>,
+    pub(super) found: Result<Ownership, io::ErrorKind>,
 }
 
 /// Owner, group and mode of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Owned {
+pub(super) struct Ownership {
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -216,8 +216,8 @@ impl Facts {
     /// answers: at most fifteen seconds.
     pub(super) async fn gather(root: &Path, connection: &Connection) -> Self {
         let config = match &connection.config {
-            Some(file) => config::load(&Source::File(file.clone())),
-            None => config::load(&Source::Layers { root: root.to_owned() }),
+            Some(file) => config::load(&ConfigSource::File(file.clone())),
+            None => config::load(&ConfigSource::Layers { root: root.to_owned() }),
         };
         let settings =
             config.as_ref().map_or_else(|_| Settings::default(), |it| it.settings.clone());
@@ -227,16 +227,16 @@ impl Facts {
         let start = match (&connection.config, &units) {
             (None, Some(_)) => format!("sudo systemctl enable --now {SOCKET} {SERVICE}"),
             (None, None) => "caxtond".to_owned(),
-            (Some(file), _) => format!("caxtond --config {}", quoted(file)),
+            (Some(file), _) => format!("caxtond --config {}", quote(file)),
         };
-        let told = ask(&path).await;
-        let pid = told.as_ref().ok().map(|told| told.status.pid);
+        let answers = query_daemon(&path).await;
+        let pid = answers.as_ref().ok().map(|answers| answers.status.pid);
         let of_process = |name: &str| pid.map(|pid| root.join(format!("proc/{pid}/{name}")));
         Self {
             start,
             units,
             caller: Caller::of_process(),
-            socket: SocketFile { found: look(&path), path },
+            socket: SocketFile { found: examine(&path), path },
             group: settings.socket.group.as_deref().map(NamedGroup::of),
             process: of_process("").and_then(|directory| Process::read(&directory)),
             drop_directory: is_configured
@@ -260,7 +260,7 @@ impl Facts {
                 instances: number(&root.join("proc/sys/fs/inotify/max_user_instances")),
                 watches: number(&root.join("proc/sys/fs/inotify/max_user_watches")),
             },
-            told,
+            answers,
             settings,
             config,
         }
@@ -274,7 +274,7 @@ impl Facts {
         if self.disk.is_none() {
             return;
         }
-        let examined = leave_root(&self.settings)
+        let examined = drop_root_if_needed(&self.settings)
             .map(|settings| Store::examine(&settings.memory.model_cache.directory));
         self.store = Some(examined.map_err(|error| {
             let causes = Vec::from_iter(error.chain().map(ToString::to_string));
@@ -320,17 +320,17 @@ impl Caller {
     }
 }
 
-fn look(path: &Path) -> Found {
+fn examine(path: &Path) -> PathState {
     match fs::metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => Found::Socket {
+        Ok(metadata) if metadata.file_type().is_socket() => PathState::Socket {
             mode: metadata.mode() & 0o777,
             owner: metadata.uid(),
             gid: metadata.gid(),
             group: group_name(metadata.gid()),
         },
-        Ok(_) => Found::Other,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Nothing,
-        Err(error) => Found::Hidden(error.to_string()),
+        Ok(_) => PathState::Other,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => PathState::Nothing,
+        Err(error) => PathState::Hidden(error.to_string()),
     }
 }
 
@@ -345,32 +345,32 @@ impl NamedGroup {
     }
 }
 
-async fn ask(socket: &Path) -> Result<Told, Silence> {
+async fn query_daemon(socket: &Path) -> Result<DaemonAnswers, NoAnswer> {
     let mut client = in_time(Client::connect(socket)).await?;
     let status: Value = in_time(client.get("/status")).await?;
     let sandbox = status.get("sandbox").filter(|value| !value.is_null()).cloned();
     let status: Status = serde_json::from_value(status)
-        .map_err(|error| Silence::Broken(format!("its status is not understood: {error}")))?;
+        .map_err(|error| NoAnswer::Broken(format!("its status is not understood: {error}")))?;
     let memory = in_time(client.get("/api/memory/status")).await?;
     let unready = match in_time(client.send(Request::get("/readyz"), Body::empty())).await {
         Ok(_) => None,
-        Err(Silence::Broken(why)) => Some(why),
+        Err(NoAnswer::Broken(why)) => Some(why),
         Err(silence) => return Err(silence),
     };
-    Ok(Told { status, memory, unready, sandbox })
+    Ok(DaemonAnswers { status, memory, unready, sandbox })
 }
 
-async fn in_time<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Silence> {
+async fn in_time<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, NoAnswer> {
     match tokio::time::timeout(PATIENCE, answer).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(ClientError::Unreachable { source, path })) => Err(match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Silence::Absent,
-            io::ErrorKind::PermissionDenied => Silence::Denied,
-            _ => Silence::Broken(format!("cannot connect to {}: {source}", path.display())),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => NoAnswer::Absent,
+            io::ErrorKind::PermissionDenied => NoAnswer::Denied,
+            _ => NoAnswer::Broken(format!("cannot connect to {}: {source}", path.display())),
         }),
-        Ok(Err(error)) => Err(Silence::Broken(chain(&error))),
+        Ok(Err(error)) => Err(NoAnswer::Broken(chain(&error))),
         Err(_elapsed) => {
-            Err(Silence::Broken(format!("it does not answer within {} s", PATIENCE.as_secs())))
+            Err(NoAnswer::Broken(format!("it does not answer within {} s", PATIENCE.as_secs())))
         }
     }
 }
@@ -399,12 +399,12 @@ impl Process {
 
 impl DropDirectory {
     fn of(path: PathBuf) -> Self {
-        let found = fs::metadata(&path).map(|metadata| Owned::of(&metadata));
+        let found = fs::metadata(&path).map(|metadata| Ownership::of(&metadata));
         Self { found: found.map_err(|error| error.kind()), path }
     }
 }
 
-impl Owned {
+impl Ownership {
     fn of(metadata: &Metadata) -> Self {
         Self { mode: metadata.mode() & 0o777, uid: metadata.uid(), gid: metadata.gid() }
     }
@@ -497,7 +497,7 @@ mod tests {
 
     #[test]
     fn permission_bits_come_from_first_matching_class() {
-        let owned = Owned { mode: 0o754, uid: 1, gid: 2 };
+        let owned = Ownership { mode: 0o754, uid: 1, gid: 2 };
         let process =
             |uid, groups: &[u32]| Process { uid, groups: groups.to_vec(), cgroup: String::new() };
         for (uid, groups, expected) in
@@ -519,12 +519,12 @@ mod tests {
     async fn dead_socket_differs_from_file_and_absence() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s");
-        assert_eq!(look(&path), Found::Nothing);
-        assert_eq!(ask(&path).await.err(), Some(Silence::Absent));
+        assert_eq!(examine(&path), PathState::Nothing);
+        assert_eq!(query_daemon(&path).await.err(), Some(NoAnswer::Absent));
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(matches!(look(&path), Found::Socket { .. }));
-        assert_eq!(ask(&path).await.err(), Some(Silence::Absent));
-        assert_eq!(look(root.path()), Found::Other);
+        assert!(matches!(examine(&path), PathState::Socket { .. }));
+        assert_eq!(query_daemon(&path).await.err(), Some(NoAnswer::Absent));
+        assert_eq!(examine(root.path()), PathState::Other);
     }
 
     #[tokio::test(start_paused = true)]
@@ -532,8 +532,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s");
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let silence = ask(&path).await.err();
-        assert_eq!(silence, Some(Silence::Broken("it does not answer within 5 s".to_owned())));
+        let silence = query_daemon(&path).await.err();
+        assert_eq!(silence, Some(NoAnswer::Broken("it does not answer within 5 s".to_owned())));
     }
 
     #[test]

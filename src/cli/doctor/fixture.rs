@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::facts::Told;
+use super::facts::DaemonAnswers;
 use super::{Check, Verdict};
 
 /// Asserts that `check` has this verdict, and contains `found` and the expected repair, if any.
@@ -17,7 +17,7 @@ pub(super) fn assert(check: &Check, verdict: Verdict, found: &str, mend: Option<
 
 /// Returns the answers of a daemon with models of these ids, states and sizes on disk. The first
 /// model is the default.
-pub(super) fn told(models: &[(&str, &str, u64)]) -> Told {
+pub(super) fn answers(models: &[(&str, &str, u64)]) -> DaemonAnswers {
     let packages = models.iter().map(|(id, residency, size)| {
         json!({
             "id": id, "version": "1", "revision": "", "current": true, "origin": "dropped",
@@ -48,7 +48,7 @@ pub(super) fn told(models: &[(&str, &str, u64)]) -> Told {
         },
         "models": [], "actions": [],
     });
-    Told {
+    DaemonAnswers {
         status: serde_json::from_value(status).unwrap(),
         memory: serde_json::from_value(memory).unwrap(),
         unready: None,

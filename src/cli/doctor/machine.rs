@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use super::Check;
-use super::facts::{Inotify, Journal, PressureFile, Told};
+use super::facts::{DaemonAnswers, Inotify, Journal, PressureFile};
 use crate::api::wire::Package;
-use crate::engine::Report;
+use crate::engine::PrecisionReport;
 use crate::units::Bytes;
 
 /// Instances that the daemon uses: for the configuration, the drop directory, and the limits of
@@ -21,10 +21,12 @@ const INSTANCES: u64 = 3;
 const WATCHES: u64 = 32;
 
 /// Checks the limits on the daemon's memory against the least that its models take: their files.
-pub(super) fn memory(told: Option<&Told>) -> Check {
+pub(super) fn memory(answers: Option<&DaemonAnswers>) -> Check {
     const NAME: &str = "memory";
     const LIMIT: &str = "sudo systemctl edit caxton.service";
-    let Some(Told { status, memory, .. }) = told else { return Check::needs_daemon(NAME) };
+    let Some(DaemonAnswers { status, memory, .. }) = answers else {
+        return Check::needs_daemon(NAME);
+    };
     let resident = |package: &Package| package.residency.as_deref() == Some("resident");
     let room = Bytes(memory.room_bytes);
     let default = status.packages.iter().find(|it| it.current && it.id == status.default_model);
@@ -88,9 +90,9 @@ pub(super) fn pressure(file: &PressureFile, source: Option<&str>) -> Check {
 
 /// Checks the sandbox of the daemon. The outer `None` means that the daemon does not answer, the
 /// inner one that it does not report the sandbox.
-pub(super) fn sandbox(told: Option<Option<&Value>>) -> Check {
+pub(super) fn sandbox(answers: Option<Option<&Value>>) -> Check {
     const NAME: &str = "sandbox";
-    match told {
+    match answers {
         None => Check::needs_daemon(NAME),
         Some(None) => Check::skipped(NAME, "not reported by this daemon"),
         Some(Some(parts)) => {
@@ -115,9 +117,9 @@ pub(super) fn sandbox(told: Option<Option<&Value>>) -> Check {
 }
 
 /// Checks the arithmetic of models with floating-point weights and of models with integer weights.
-pub(super) fn processor([values, integers]: &[Report; 2], extensions: &[&str]) -> Check {
+pub(super) fn processor([values, integers]: &[PrecisionReport; 2], extensions: &[&str]) -> Check {
     const NAME: &str = "processor";
-    let text = |report: &Report| format!("{} with {}", report.precision, report.isa);
+    let text = |report: &PrecisionReport| format!("{} with {}", report.precision, report.isa);
     let found = format!(
         "{}; of packages in int8: {}; it has {}",
         text(values),
@@ -202,7 +204,7 @@ mod tests {
     use serde_json::json;
 
     use super::super::Verdict::{Fail, Pass, Skipped, Warn};
-    use super::super::fixture::{assert, told};
+    use super::super::fixture::{answers, assert};
     use super::*;
     use crate::api::wire::memory::MemoryLimit;
     use crate::engine::Precision;
@@ -215,7 +217,7 @@ mod tests {
             file: format!("/sys/fs/cgroup/{file}"),
         };
         assert(&memory(None), Skipped, "does not answer", None);
-        let mut facts = told(&[("a", "absent", 1001)]);
+        let mut facts = answers(&[("a", "absent", 1001)]);
         assert(&memory(Some(&facts)), Fail, "a takes 1001 B at least", Some("MemoryMax="));
         facts.memory.room_bytes = 2048;
         assert(&memory(Some(&facts)), Pass, "none but the machine's", None);
@@ -228,7 +230,7 @@ mod tests {
         facts.memory.shedding = true;
         assert(&memory(Some(&facts)), Warn, "refused", Some("caxton memory status"));
         // A resident model needs no further memory.
-        let facts = told(&[("a", "resident", 1001)]);
+        let facts = answers(&[("a", "resident", 1001)]);
         assert(&memory(Some(&facts)), Pass, "1000 B", None);
     }
 
@@ -266,7 +268,7 @@ mod tests {
 
     #[test]
     fn processor_without_vectors_is_a_warning() {
-        let report = |precision, isa| Report { precision, isa, reason: String::new() };
+        let report = |precision, isa| PrecisionReport { precision, isa, reason: String::new() };
         let fast = [report(Precision::F32, "avx2"), report(Precision::Int8, "avx-vnni")];
         let check = processor(&fast, &["avx2", "avxvnni"]);
         assert(&check, Pass, "f32 with avx2; of packages in int8: int8 with avx-vnni", None);

@@ -4,7 +4,7 @@ use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 /// Action of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(super) enum KeyAction {
     Up,
     Down,
     Load,
@@ -31,7 +31,7 @@ pub(super) const HELP: &[(&str, &str)] = &[
 ];
 
 /// Returns the action of an event, if it has one.
-pub(super) fn key(event: &Event) -> Option<Key> {
+pub(super) fn key(event: &Event) -> Option<KeyAction> {
     let Event::Key(KeyEvent {
         code,
         modifiers,
@@ -42,17 +42,17 @@ pub(super) fn key(event: &Event) -> Option<Key> {
         return None;
     };
     if modifiers.contains(KeyModifiers::CONTROL) {
-        return matches!(code, KeyCode::Char('c' | 'd')).then_some(Key::Quit);
+        return matches!(code, KeyCode::Char('c' | 'd')).then_some(KeyAction::Quit);
     }
     match code {
-        KeyCode::Up | KeyCode::Char('k') => Some(Key::Up),
-        KeyCode::Down | KeyCode::Char('j') => Some(Key::Down),
-        KeyCode::Char('l') => Some(Key::Load),
-        KeyCode::Char('u') => Some(Key::Unload),
-        KeyCode::Char('p') => Some(Key::Pin),
-        KeyCode::Char('?' | 'h') => Some(Key::Help),
-        KeyCode::Char('q') | KeyCode::Esc => Some(Key::Quit),
-        _ => Some(Key::Other),
+        KeyCode::Up | KeyCode::Char('k') => Some(KeyAction::Up),
+        KeyCode::Down | KeyCode::Char('j') => Some(KeyAction::Down),
+        KeyCode::Char('l') => Some(KeyAction::Load),
+        KeyCode::Char('u') => Some(KeyAction::Unload),
+        KeyCode::Char('p') => Some(KeyAction::Pin),
+        KeyCode::Char('?' | 'h') => Some(KeyAction::Help),
+        KeyCode::Char('q') | KeyCode::Esc => Some(KeyAction::Quit),
+        _ => Some(KeyAction::Other),
     }
 }
 
@@ -65,17 +65,17 @@ mod tests {
         let pressed = |code, modifiers| key(&Event::Key(KeyEvent::new(code, modifiers)));
         let (none, control) = (KeyModifiers::NONE, KeyModifiers::CONTROL);
         for (code, modifiers, expected) in [
-            (KeyCode::Up, none, Some(Key::Up)),
-            (KeyCode::Char('j'), none, Some(Key::Down)),
-            (KeyCode::Char('l'), none, Some(Key::Load)),
-            (KeyCode::Char('u'), none, Some(Key::Unload)),
-            (KeyCode::Char('p'), none, Some(Key::Pin)),
-            (KeyCode::Char('?'), KeyModifiers::SHIFT, Some(Key::Help)),
-            (KeyCode::Esc, none, Some(Key::Quit)),
-            (KeyCode::Char('c'), control, Some(Key::Quit)),
+            (KeyCode::Up, none, Some(KeyAction::Up)),
+            (KeyCode::Char('j'), none, Some(KeyAction::Down)),
+            (KeyCode::Char('l'), none, Some(KeyAction::Load)),
+            (KeyCode::Char('u'), none, Some(KeyAction::Unload)),
+            (KeyCode::Char('p'), none, Some(KeyAction::Pin)),
+            (KeyCode::Char('?'), KeyModifiers::SHIFT, Some(KeyAction::Help)),
+            (KeyCode::Esc, none, Some(KeyAction::Quit)),
+            (KeyCode::Char('c'), control, Some(KeyAction::Quit)),
             // A control key of an editor must not unload a model.
             (KeyCode::Char('u'), control, None),
-            (KeyCode::Char('x'), none, Some(Key::Other)),
+            (KeyCode::Char('x'), none, Some(KeyAction::Other)),
         ] {
             assert_eq!(pressed(code, modifiers), expected, "{code:?} {modifiers:?}");
         }

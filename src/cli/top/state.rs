@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::super::events::what;
+use super::super::events::describe;
 use super::super::memory::nearest_limit;
-use super::keys::Key;
+use super::keys::KeyAction;
 use crate::api::wire::events::Event;
 use crate::api::wire::memory::{MemoryStatus, ModelMemory};
 use crate::api::wire::{ModelStats, Package, Status};
@@ -15,7 +15,7 @@ use crate::api::wire::{ModelStats, Package, Status};
 const EVENTS: usize = 64;
 
 /// Answers of the daemon to one poll.
-pub(super) struct Look {
+pub(super) struct Snapshot {
     /// Time of the last answer.
     pub(super) at: Instant,
     /// Answer of `/status`.
@@ -30,7 +30,7 @@ pub(super) struct Look {
 
 /// Order from a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum TopCommand {
     /// Quit the program.
     Quit,
     /// Load a model; `pinned` also pins or unpins it.
@@ -47,7 +47,7 @@ pub(super) enum Order {
     },
 }
 
-impl fmt::Display for Order {
+impl fmt::Display for TopCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Quit => f.write_str("quit"),
@@ -145,9 +145,9 @@ impl Totals {
 
 /// State of the program.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct TopState {
     /// Answers of the last successful poll.
-    pub(super) look: Option<Look>,
+    pub(super) look: Option<Snapshot>,
     /// Error of the last poll, if it failed.
     pub(super) lost: Option<String>,
     /// Models in the order of the status.
@@ -165,7 +165,7 @@ pub(super) struct State {
     last_event: u64,
 }
 
-impl State {
+impl TopState {
     /// Returns the id of the last known event; 0 before the first.
     pub(super) fn last_event(&self) -> u64 {
         self.last_event
@@ -178,7 +178,7 @@ impl State {
     }
 
     /// Applies the answers of a poll.
-    pub(super) fn update(&mut self, mut look: Look) {
+    pub(super) fn update(&mut self, mut look: Snapshot) {
         let totals = Totals::of(&look.stats);
         if let Some(before) = &self.look {
             self.rates = totals.since(self.totals, look.at.duration_since(before.at));
@@ -209,18 +209,18 @@ impl State {
     }
 
     /// Records that a poll failed.
-    pub(super) fn lose(&mut self, why: String) {
+    pub(super) fn on_disconnect(&mut self, why: String) {
         self.lost = Some(why);
         self.rates = None;
     }
 
     /// Shows a message at the bottom of the screen.
-    pub(super) fn say(&mut self, said: String) {
+    pub(super) fn show_message(&mut self, said: String) {
         self.said = Some(said);
     }
 
     /// Handles a key.
-    pub(super) fn press(&mut self, key: Key) -> Option<Order> {
+    pub(super) fn on_key(&mut self, key: KeyAction) -> Option<TopCommand> {
         self.said = None;
         if self.help {
             self.help = false;
@@ -229,16 +229,16 @@ impl State {
         let row = self.selected().and_then(|selected| self.rows.get(selected));
         let model = row.map(Row::name);
         match key {
-            Key::Quit => return Some(Order::Quit),
-            Key::Help => self.help = true,
-            Key::Other => {}
-            Key::Up => self.select(|place| place.saturating_sub(1)),
-            Key::Down => self.select(|place| place + 1),
-            Key::Load => return Some(Order::Load { model: model?, pinned: None }),
-            Key::Unload => return Some(Order::Unload { model: model? }),
-            Key::Pin => {
+            KeyAction::Quit => return Some(TopCommand::Quit),
+            KeyAction::Help => self.help = true,
+            KeyAction::Other => {}
+            KeyAction::Up => self.select(|place| place.saturating_sub(1)),
+            KeyAction::Down => self.select(|place| place + 1),
+            KeyAction::Load => return Some(TopCommand::Load { model: model?, pinned: None }),
+            KeyAction::Unload => return Some(TopCommand::Unload { model: model? }),
+            KeyAction::Pin => {
                 let pinned = !row?.pinned;
-                return Some(Order::Load { model: model?, pinned: Some(pinned) });
+                return Some(TopCommand::Load { model: model?, pinned: Some(pinned) });
             }
         }
         None
@@ -251,8 +251,8 @@ impl State {
     }
 
     /// Returns the last events as text, the latest first.
-    pub(super) fn told(&self) -> impl Iterator<Item = (Option<u64>, String)> {
-        self.events.iter().rev().map(|event| (event.at, what(event)))
+    pub(super) fn messages(&self) -> impl Iterator<Item = (Option<u64>, String)> {
+        self.events.iter().rev().map(|event| (event.at, describe(event)))
     }
 
     /// Returns the longest queue: its waiting requests, its limit, and its model.

@@ -15,7 +15,7 @@ use ratatui::widgets::{
 
 use super::super::bar::{bar, share};
 use super::keys;
-use super::state::{Rates, Row, State};
+use super::state::{Rates, Row, TopState};
 use crate::api::wire::memory::MemoryStatus;
 use crate::printable::is_printable;
 use crate::units::Bytes;
@@ -33,14 +33,14 @@ const MEDIUM: u16 = 52;
 
 /// Abilities of the terminal.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Paint {
+pub(super) struct TerminalStyle {
     /// Whether to use colours.
     pub(super) colour: bool,
     /// Whether to use characters other than ASCII.
     pub(super) unicode: bool,
 }
 
-impl Paint {
+impl TerminalStyle {
     fn coloured(self, colour: Color) -> Style {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
     }
@@ -59,13 +59,13 @@ impl Paint {
 }
 
 /// Returns the number of lines that show everything, for output that is not limited by a screen.
-pub(super) fn height(state: &State) -> u16 {
+pub(super) fn height(state: &TopState) -> u16 {
     let rows = u16::try_from(state.rows.len()).unwrap_or(u16::MAX / 2);
     HEAD.saturating_add(rows).saturating_add(2 + EVENTS)
 }
 
 /// Draws all of `area`.
-pub(super) fn draw(state: &State, paint: Paint, area: Rect, buffer: &mut Buffer) {
+pub(super) fn draw(state: &TopState, paint: TerminalStyle, area: Rect, buffer: &mut Buffer) {
     draw_all(state, paint, area, buffer);
     // Names and reasons may contain any character.
     for cell in &mut buffer.content {
@@ -75,7 +75,7 @@ pub(super) fn draw(state: &State, paint: Paint, area: Rect, buffer: &mut Buffer)
     }
 }
 
-fn draw_all(state: &State, paint: Paint, area: Rect, buffer: &mut Buffer) {
+fn draw_all(state: &TopState, paint: TerminalStyle, area: Rect, buffer: &mut Buffer) {
     let foot = Layout::vertical([Constraint::Min(0), Constraint::Length(1)]);
     let [body, foot] = foot.areas(area);
     footer(state, paint).render(foot, buffer);
@@ -87,7 +87,7 @@ fn draw_all(state: &State, paint: Paint, area: Rect, buffer: &mut Buffer) {
     let [head, models, events] = Layout::vertical(parts).areas(body);
     Paragraph::new(header(state, paint, area.width)).render(head, buffer);
     table(state, paint, models, buffer);
-    Paragraph::new(told(state, events.height)).render(events, buffer);
+    Paragraph::new(message_lines(state, events.height)).render(events, buffer);
 }
 
 /// Returns the lines of `buffer` as text, without trailing blanks and trailing empty lines.
@@ -106,7 +106,7 @@ pub(super) fn lines(buffer: &Buffer) -> Vec<String> {
     lines
 }
 
-fn header(state: &State, paint: Paint, width: u16) -> Vec<Line<'static>> {
+fn header(state: &TopState, paint: TerminalStyle, width: u16) -> Vec<Line<'static>> {
     let Some(look) = &state.look else { return vec![Line::from("nothing is known yet")] };
     let status = &look.status;
     let ready = if status.ready { "ready" } else { "not ready" };
@@ -190,7 +190,7 @@ fn number(value: f64) -> String {
     }
 }
 
-fn table(state: &State, paint: Paint, area: Rect, buffer: &mut Buffer) {
+fn table(state: &TopState, paint: TerminalStyle, area: Rect, buffer: &mut Buffer) {
     let (constraints, headings): (Vec<Constraint>, Vec<Cell<'static>>) =
         columns(area.width).iter().map(|column| (column.constraint(), column.heading())).unzip();
     let rows = state
@@ -259,7 +259,7 @@ impl Column {
         Cell::from(Line::from(heading).alignment(self.alignment()))
     }
 
-    fn cell(self, row: &Row, paint: Paint) -> Cell<'static> {
+    fn cell(self, row: &Row, paint: TerminalStyle) -> Cell<'static> {
         let text = match self {
             Self::Model => row.id.clone(),
             Self::Version => row.version.clone(),
@@ -282,12 +282,12 @@ fn short(seconds: u64) -> String {
     Vec::from_iter(all.split(' ').take(2)).join(" ")
 }
 
-fn told(state: &State, height: u16) -> Vec<Line<'static>> {
+fn message_lines(state: &TopState, height: u16) -> Vec<Line<'static>> {
     if height == 0 {
         return Vec::new();
     }
     let heading = Line::styled("EVENTS", Style::new().add_modifier(Modifier::BOLD));
-    let lines = state.told().take(usize::from(height) - 1).map(|(at, what)| {
+    let lines = state.messages().take(usize::from(height) - 1).map(|(at, what)| {
         let time = at.and_then(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at)));
         let time = time.map(|at| humantime::format_rfc3339_seconds(at).to_string());
         // The time of day in 2026-11-21T14:31:13Z.
@@ -297,7 +297,7 @@ fn told(state: &State, height: u16) -> Vec<Line<'static>> {
     std::iter::once(heading).chain(lines).collect()
 }
 
-fn footer(state: &State, paint: Paint) -> Line<'static> {
+fn footer(state: &TopState, paint: TerminalStyle) -> Line<'static> {
     if let Some(why) = &state.lost {
         return Line::styled(format!("no answer: {why}"), paint.of("failed"));
     }
@@ -324,12 +324,12 @@ mod tests {
     use ratatui::backend::TestBackend;
     use serde_json::json;
 
-    use super::super::keys::Key;
-    use super::super::state::{Look, Order};
+    use super::super::keys::KeyAction;
+    use super::super::state::{Snapshot, TopCommand};
     use super::*;
 
-    const PLAIN: Paint = Paint { colour: false, unicode: false };
-    const COLOURED: Paint = Paint { colour: true, unicode: true };
+    const PLAIN: TerminalStyle = TerminalStyle { colour: false, unicode: false };
+    const COLOURED: TerminalStyle = TerminalStyle { colour: true, unicode: true };
     const GIB: u64 = 1 << 30;
 
     fn package(id: &str, residency: &str, bytes: u64, waiting: usize) -> serde_json::Value {
@@ -344,7 +344,7 @@ mod tests {
         })
     }
 
-    fn look(at: Instant, requests: u64) -> Look {
+    fn look(at: Instant, requests: u64) -> Snapshot {
         let status = json!({
             "version": "0.1.0", "pid": 4711, "uptime_seconds": 11_531, "ready": true,
             "default_model": "bundled-mini", "threads": 4, "resident_memory_bytes": GIB / 8,
@@ -396,7 +396,7 @@ mod tests {
             { "id": 8, "at": 1_795_271_480, "type": "pressure_changed", "level": "high",
               "level_before": "normal", "reason": "900.0 MiB of the 1.0 GiB of memory.high" },
         ]);
-        Look {
+        Snapshot {
             at,
             status: serde_json::from_value(status).unwrap(),
             memory: serde_json::from_value(memory).unwrap(),
@@ -405,8 +405,8 @@ mod tests {
         }
     }
 
-    fn state() -> State {
-        let mut state = State::default();
+    fn state() -> TopState {
+        let mut state = TopState::default();
         let began = Instant::now();
         state.update(look(began, 1000));
         let mut later = look(began + Duration::from_secs(2), 1500);
@@ -415,13 +415,13 @@ mod tests {
         state
     }
 
-    fn screen(state: &State, paint: Paint, width: u16, height: u16) -> Buffer {
+    fn screen(state: &TopState, paint: TerminalStyle, width: u16, height: u16) -> Buffer {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(state, paint, frame.area(), frame.buffer_mut())).unwrap();
         terminal.backend().buffer().clone()
     }
 
-    fn text(state: &State, paint: Paint, width: u16, height: u16) -> String {
+    fn text(state: &TopState, paint: TerminalStyle, width: u16, height: u16) -> String {
         lines(&screen(state, paint, width, height)).join("\n")
     }
 
@@ -489,22 +489,25 @@ arrows select  l load  u unload  p pin";
         // Drawing must not panic at any size.
         for (width, height) in [(1, 1), (3, 2), (500, 3), (10, 200)] {
             screen(&state(), COLOURED, width, height);
-            screen(&State::default(), PLAIN, width, height);
+            screen(&TopState::default(), PLAIN, width, height);
         }
     }
 
     #[test]
     fn keys_act_on_selected_model() {
         let mut state = state();
-        assert_eq!(state.press(Key::Up), None);
-        assert_eq!(state.press(Key::Down), None);
+        assert_eq!(state.on_key(KeyAction::Up), None);
+        assert_eq!(state.on_key(KeyAction::Down), None);
         let model = "bundled-mini@1.0.0".to_owned();
-        assert_eq!(state.press(Key::Unload), Some(Order::Unload { model: model.clone() }));
-        let pin = Order::Load { model: model.clone(), pinned: Some(true) };
-        assert_eq!(state.press(Key::Pin), Some(pin));
-        assert_eq!(state.press(Key::Load), Some(Order::Load { model, pinned: None }));
+        assert_eq!(
+            state.on_key(KeyAction::Unload),
+            Some(TopCommand::Unload { model: model.clone() })
+        );
+        let pin = TopCommand::Load { model: model.clone(), pinned: Some(true) };
+        assert_eq!(state.on_key(KeyAction::Pin), Some(pin));
+        assert_eq!(state.on_key(KeyAction::Load), Some(TopCommand::Load { model, pinned: None }));
         for _ in 0..5 {
-            state.press(Key::Down);
+            state.on_key(KeyAction::Down);
         }
         assert_eq!(state.selected(), Some(2));
         // The selected model is gone.
@@ -513,18 +516,18 @@ arrows select  l load  u unload  p pin";
         state.update(fewer);
         assert_eq!(state.selected(), Some(1));
 
-        assert_eq!(state.press(Key::Help), None);
+        assert_eq!(state.on_key(KeyAction::Help), None);
         assert!(text(&state, PLAIN, 80, 24).starts_with("caxton top: keys"));
         // Any key closes the help, and does nothing else.
-        assert_eq!(state.press(Key::Quit), None);
-        assert_eq!(state.press(Key::Quit), Some(Order::Quit));
-        assert_eq!(State::default().press(Key::Load), None);
+        assert_eq!(state.on_key(KeyAction::Quit), None);
+        assert_eq!(state.on_key(KeyAction::Quit), Some(TopCommand::Quit));
+        assert_eq!(TopState::default().on_key(KeyAction::Load), None);
     }
 
     #[test]
     fn lost_connection_is_shown() {
         let mut state = state();
-        state.lose("cannot connect".to_owned());
+        state.on_disconnect("cannot connect".to_owned());
         let shown = text(&state, PLAIN, 80, 24);
         assert!(shown.ends_with("no answer: cannot connect") && shown.contains("rate     -"));
         state.update(look(Instant::now(), 2000));

@@ -12,7 +12,7 @@ mod paths;
 use std::path::{Path, PathBuf};
 
 use crate::api::wire::sandbox::Sandbox;
-use crate::config::{Settings, Source};
+use crate::config::{ConfigSource, Settings};
 use crate::exit::Exit;
 use crate::log::Message;
 
@@ -31,7 +31,7 @@ pub(super) struct Writes<'a> {
 /// Fails if the sandbox is incomplete and the settings require it.
 pub(super) fn enter(
     settings: &Settings,
-    source: &Source,
+    source: &ConfigSource,
     files: &[PathBuf],
     writes: &Writes<'_>,
 ) -> Result<Sandbox, Exit> {

@@ -23,7 +23,7 @@ use landlock::{
 
 use super::Writes;
 use crate::api::wire::sandbox::Part;
-use crate::config::{self, Settings, Source};
+use crate::config::{self, ConfigSource, Settings};
 use crate::errors::chain;
 
 /// Least version of Landlock. The first version, in Linux 5.13, does not allow a rename from one
@@ -78,7 +78,7 @@ impl Grants {
     /// `source`. `watched` is the file through which systemd reports memory pressure.
     pub(super) fn new(
         settings: &Settings,
-        source: &Source,
+        source: &ConfigSource,
         files: &[PathBuf],
         writes: &Writes<'_>,
         watched: Option<PathBuf>,
@@ -212,7 +212,7 @@ mod tests {
         settings.packages.keys_directory = path.join("keys.d");
         settings.packages.bundled_directory = "/usr/share/caxton/models".into();
         fs::create_dir(path.join("keys.d")).unwrap();
-        let source = Source::File("/caxton.yaml".into());
+        let source = ConfigSource::File("/caxton.yaml".into());
         let watched = PathBuf::from("/run/pressure");
         let writes = Writes { last_good: Some(Path::new("/state/last-good")), socket: true };
         let grants = Grants::new(&settings, &source, &[], &writes, Some(watched.clone()));

@@ -19,11 +19,12 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::modernbert::ModernBert;
 
 pub(super) use self::modernbert::ModernBertConfig;
-use super::limits::{Limits, finite};
-use super::pool::Head;
-use super::precision::{Precision, Report};
+use super::input_limits::{InputLimits, check_finite};
+use super::pooling::PoolingHead;
+use super::precision::{Precision, PrecisionReport};
 use super::{
-    Embedder, EngineError, ModelSpec, Options, Output, WeightsFile, peak, threads, weights,
+    Embedder, EngineError, EngineOptions, ModelSpec, Output, WeightsFile, peak_rate, threads,
+    weights,
 };
 
 /// Name of the weights file in messages.
@@ -33,14 +34,14 @@ const WEIGHTS: &str = "model.safetensors";
 pub(super) struct CandleEmbedder {
     model: ModernBert,
     config: ModernBertConfig,
-    head: Head,
+    head: PoolingHead,
     threads: rayon::ThreadPool,
     /// Lock that limits the model to one computing call.
     alone: Mutex<()>,
-    limits: Limits,
+    limits: InputLimits,
     dimensions: usize,
     weight_bytes: u64,
-    report: Report,
+    report: PrecisionReport,
 }
 
 impl CandleEmbedder {
@@ -54,8 +55,8 @@ impl CandleEmbedder {
         spec: &ModelSpec,
         config: ModernBertConfig,
         file: &dyn WeightsFile,
-        head: Head,
-        options: Options,
+        head: PoolingHead,
+        options: EngineOptions,
     ) -> Result<Self, EngineError> {
         let tensors = weights::read(WEIGHTS, file, modernbert::canonical, config.tensors())?;
         let mut values = HashMap::new();
@@ -64,18 +65,19 @@ impl CandleEmbedder {
             let decoded = tensor.values();
             tensor.forget();
             weight_bytes += size_of_val(decoded.as_slice()) as u64;
-            let decoded = Tensor::from_vec(decoded, tensor.shape, &Device::Cpu).map_err(unread)?;
+            let decoded =
+                Tensor::from_vec(decoded, tensor.shape, &Device::Cpu).map_err(read_error)?;
             // candle-transformers uses the tensor names of the masked language model, which have
             // this prefix.
             values.insert(format!("model.{name}"), decoded);
         }
         let weights = VarBuilder::from_tensors(values, DType::F32, &Device::Cpu);
         Ok(Self {
-            model: ModernBert::load(weights, &config.for_candle(spec)).map_err(unread)?,
+            model: ModernBert::load(weights, &config.for_candle(spec)).map_err(read_error)?,
             head,
-            threads: threads::start(options.threads)?,
+            threads: threads::start_pool(options.threads)?,
             alone: Mutex::new(()),
-            limits: Limits {
+            limits: InputLimits {
                 vocabulary: config.vocab_size(),
                 min: 1,
                 max: spec.max_sequence_length,
@@ -97,18 +99,18 @@ impl CandleEmbedder {
     }
 }
 
-fn unread(source: candle_core::Error) -> EngineError {
+fn read_error(source: candle_core::Error) -> EngineError {
     EngineError::File { file: WEIGHTS.to_owned(), source: source.into() }
 }
 
-fn report(spec: &ModelSpec, wanted: Precision) -> Report {
+fn report(spec: &ModelSpec, wanted: Precision) -> PrecisionReport {
     let runs = format!("{} runs in candle, in f32 alone", spec.architecture);
     let reason = match wanted {
         Precision::F32 => "asked for".to_owned(),
         Precision::Auto => runs,
         Precision::Int8 | Precision::Bf16 => format!("{wanted} was asked for, but {runs}"),
     };
-    Report { precision: Precision::F32, isa: "candle", reason }
+    PrecisionReport { precision: Precision::F32, isa: "candle", reason }
 }
 
 impl Embedder for CandleEmbedder {
@@ -126,7 +128,7 @@ impl Embedder for CandleEmbedder {
         });
         let vectors = vectors.into_iter().flatten().collect::<candle_core::Result<Vec<_>>>();
         let vectors = vectors.map_err(|source| EngineError::Forward(source.into()))?;
-        finite(vectors.concat().concat(), self.report.precision.name())
+        check_finite(vectors.concat().concat(), self.report.precision.name())
     }
 
     fn dimensions(&self) -> usize {
@@ -150,10 +152,10 @@ impl Embedder for CandleEmbedder {
     }
 
     fn matrix_peak(&self) -> io::Result<f64> {
-        peak::f32(self.threads.current_num_threads())
+        peak_rate::f32(self.threads.current_num_threads())
     }
 
-    fn report(&self) -> &Report {
+    fn report(&self) -> &PrecisionReport {
         &self.report
     }
 }

@@ -12,8 +12,8 @@ use serde_json::Value;
 use crate::engine::config::{
     check_heads, check_lengths, check_not_zero, check_positions, mismatch, parse,
 };
-use crate::engine::layout::Expected;
-use crate::engine::quote::quoted;
+use crate::engine::quote::quote;
+use crate::engine::tensor_names::RequiredTensor;
 use crate::engine::{EngineError, ModelSpec};
 
 const GLOBAL: &str = "full_attention";
@@ -38,7 +38,7 @@ const VECTOR_COPIES: usize = 12;
 /// those of
 /// <https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/models/modernbert/configuration_modernbert.py>
 #[derive(Deserialize)]
-struct File {
+struct ConfigFile {
     vocab_size: usize,
     hidden_size: usize,
     num_hidden_layers: usize,
@@ -114,7 +114,7 @@ const fn local_rope_theta() -> f64 {
     10_000.0
 }
 
-impl File {
+impl ConfigFile {
     /// Returns the distance between layers with global attention; the first layer has it.
     fn global_every(&self) -> Result<usize, EngineError> {
         let Some(types) = &self.layer_types else {
@@ -142,7 +142,7 @@ impl File {
         if self.hidden_activation != gelu() {
             return Err(mismatch(format!(
                 "unknown activation {}; known for ModernBERT: {}",
-                quoted(&self.hidden_activation),
+                quote(&self.hidden_activation),
                 gelu()
             )));
         }
@@ -160,7 +160,7 @@ impl File {
         let ropes = [&self.rope_parameters.full_attention, &self.rope_parameters.sliding_attention];
         match ropes.into_iter().filter_map(|rope| rope.rope_type.as_ref()).find(|k| *k != "default")
         {
-            Some(kind) => Err(mismatch(format!("rope_type {} is not supported", quoted(kind)))),
+            Some(kind) => Err(mismatch(format!("rope_type {} is not supported", quote(kind)))),
             None => Ok(()),
         }
     }
@@ -178,7 +178,7 @@ impl ModernBertConfig {
     /// that candle-transformers does not implement, or allows texts whose attention takes more than
     /// 512 MiB.
     pub(in crate::engine) fn read(bytes: &[u8], spec: &ModelSpec) -> Result<Self, EngineError> {
-        let file: File = parse(bytes, spec)?;
+        let file: ConfigFile = parse(bytes, spec)?;
         check_not_zero(&[
             ("vocab_size", file.vocab_size),
             ("hidden_size", file.hidden_size),
@@ -282,17 +282,20 @@ impl ModernBertConfig {
     }
 
     /// Returns the tensors of the encoder.
-    pub(super) fn tensors(&self) -> impl Iterator<Item = Expected> {
+    pub(super) fn tensors(&self) -> impl Iterator<Item = RequiredTensor> {
         self.tensors_of(self.0.num_hidden_layers)
     }
 
     /// Returns the tensors of an encoder with `layers` layers, by their names in transformers. The
     /// iterator is lazy, because a configuration may have an absurd number of layers.
-    pub(in crate::engine) fn tensors_of(&self, layers: usize) -> impl Iterator<Item = Expected> {
+    pub(in crate::engine) fn tensors_of(
+        &self,
+        layers: usize,
+    ) -> impl Iterator<Item = RequiredTensor> {
         let (hidden, intermediate) = (self.0.hidden_size, self.0.intermediate_size);
-        let norm = move |name: String| Expected::new(format!("{name}.weight"), [hidden]);
+        let norm = move |name: String| RequiredTensor::new(format!("{name}.weight"), [hidden]);
         let linear =
-            |name: String, out, input| Expected::new(format!("{name}.weight"), [out, input]);
+            |name: String, out, input| RequiredTensor::new(format!("{name}.weight"), [out, input]);
         let words = linear("embeddings.tok_embeddings".to_owned(), self.0.vocab_size, hidden);
         let layers = (0..layers).flat_map(move |index| {
             let full = |part| format!("layers.{index}.{part}");

@@ -11,12 +11,12 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::super::attention::Attended;
+use super::super::attention::AttentionOutput;
 use super::super::config::HiddenActivation;
-use super::super::layer::{Layer, Norm, Widths};
-use super::super::linear::{Linear, Machine, Operand, ROWS, Session};
-use super::super::scratch::{BLOCK, Inputs, Shared, States, Work};
-use super::super::simd::{STRIP, rows};
+use super::super::layer::{Layer, LayerDims, LayerNorm};
+use super::super::linear::{Backend, KernelSession, Linear, Operand, ROWS};
+use super::super::scratch::{BLOCK, PassBuffers, PreparedRows, SharedScratch, ThreadScratch};
+use super::super::simd::{PANEL_WIDTH, rowwise};
 use super::Encoder;
 
 /// Minimum number of rows of an item. A thread needs about as long to compute them as to fetch the
@@ -27,24 +27,24 @@ const LEAST_ROWS: usize = 8;
 const ITEMS: usize = 3;
 
 /// Threads of a pass, each with its memory.
-pub(in crate::engine) struct Team<'a> {
-    pub(in crate::engine) machine: &'a Machine,
+pub(in crate::engine) struct ThreadTeam<'a> {
+    pub(in crate::engine) backend: &'a Backend,
     /// Memory of each thread. The first one is that of the caller.
-    pub(in crate::engine) works: Vec<&'a mut Work>,
+    pub(in crate::engine) scratches: Vec<&'a mut ThreadScratch>,
 }
 
-impl Team<'_> {
+impl ThreadTeam<'_> {
     /// Calls `run` for each of `items`, on all threads. Returns when all items are done. A thread
     /// that is busy elsewhere and starts late does not delay the return.
-    fn each<T: Send>(
+    fn for_each<T: Send>(
         &mut self,
         items: impl ExactSizeIterator<Item = T> + Send,
-        run: impl Fn(&Session, &mut Work, T) + Sync,
+        run: impl Fn(&KernelSession, &mut ThreadScratch, T) + Sync,
     ) {
-        let threads = self.works.len();
-        let Some((own, others)) = self.works.split_first_mut() else { return };
+        let threads = self.scratches.len();
+        let Some((own, others)) = self.scratches.split_first_mut() else { return };
         if others.is_empty() || items.len() <= 1 {
-            let session = self.machine.session();
+            let session = self.backend.session();
             return items.for_each(|item| run(&session, own, item));
         }
         let items = Mutex::new(items);
@@ -55,19 +55,19 @@ impl Team<'_> {
             let count = (items.len() / (2 * threads)).max(1);
             items.by_ref().take(count).collect::<Vec<T>>()
         };
-        let member = |work: &mut Work| {
-            let session = self.machine.session();
+        let member = |scratch: &mut ThreadScratch| {
+            let session = self.backend.session();
             loop {
                 let taken = take();
                 if taken.is_empty() {
                     break;
                 }
-                taken.into_iter().for_each(|item| run(&session, work, item));
+                taken.into_iter().for_each(|item| run(&session, scratch, item));
             }
         };
         rayon::scope(|scope| {
-            for work in others {
-                scope.spawn(|_| member(work));
+            for scratch in others {
+                scope.spawn(|_| member(scratch));
             }
             member(own);
         });
@@ -75,13 +75,13 @@ impl Team<'_> {
 
     /// Returns the number of rows of an item, for a step over `count` rows.
     fn rows_each(&self, count: usize) -> usize {
-        count.div_ceil(ITEMS * self.works.len()).max(LEAST_ROWS)
+        count.div_ceil(ITEMS * self.scratches.len()).max(LEAST_ROWS)
     }
 
     /// Returns the number of rows of an item, a multiple of [`ROWS`], for a step over `rows` rows
     /// that is also divided into `others` parts. Together these make enough items for all threads.
     fn rows_of_part(&self, rows: usize, others: usize) -> usize {
-        let parts = (ITEMS * self.works.len()).div_ceil(others.max(1));
+        let parts = (ITEMS * self.scratches.len()).div_ceil(others.max(1));
         rows.div_ceil(parts).next_multiple_of(ROWS)
     }
 
@@ -92,17 +92,19 @@ impl Team<'_> {
         values: &'a [f32],
         stride: usize,
         count: usize,
-        inputs: &'a mut Inputs,
+        inputs: &'a mut PreparedRows,
     ) -> Operand<'a> {
         let each = self.rows_each(count);
         let rows = inputs.rows_mut(linear, stride, count, each);
         let items = rows.into_iter().zip(values[..count * stride].chunks(each * stride));
-        self.each(items, |session, _, (rows, values)| rows.fill(session, linear, values, stride));
-        inputs.ready(linear, values, stride, count)
+        self.for_each(items, |session, _, (rows, values)| {
+            rows.fill(session, linear, values, stride)
+        });
+        inputs.prepared(linear, values, stride, count)
     }
 
     /// Multiplies with every panel of `linear`. Writes the results to `results`,
-    /// `[strips, padded rows, 32]`. Applies bias and activation if there is an `activation`;
+    /// `[panels, padded rows, 32]`. Applies bias and activation if there is an `activation`;
     /// otherwise the results are without bias.
     fn multiply(
         &mut self,
@@ -112,34 +114,36 @@ impl Team<'_> {
         activation: Option<HiddenActivation>,
     ) {
         let padded = operand.rows.next_multiple_of(ROWS);
-        let step = self.rows_of_part(padded, linear.strips());
-        let strips = results[..linear.strips() * padded * STRIP].chunks_mut(padded * STRIP);
-        let items: Vec<_> = strips
+        let step = self.rows_of_part(padded, linear.panels());
+        let panels =
+            results[..linear.panels() * padded * PANEL_WIDTH].chunks_mut(padded * PANEL_WIDTH);
+        let items: Vec<_> = panels
             .enumerate()
-            .flat_map(|(strip, results)| {
-                let parts = results.chunks_mut(step * STRIP).zip((0..operand.rows).step_by(step));
-                parts.map(move |(results, first)| (strip, first, results))
+            .flat_map(|(panel, results)| {
+                let parts =
+                    results.chunks_mut(step * PANEL_WIDTH).zip((0..operand.rows).step_by(step));
+                parts.map(move |(results, first)| (panel, first, results))
             })
             .collect();
-        self.each(items.into_iter(), |session, work, (strip, first, results)| {
+        self.for_each(items.into_iter(), |session, scratch, (panel, first, results)| {
             let operand = operand.part(first, step.min(operand.rows - first));
             match activation {
                 None => {
-                    linear.apply_strip(session, operand, results, strip, strip + 1);
+                    linear.multiply_panel(session, operand, results, panel, panel + 1);
                 }
                 Some(_) => {
-                    work.block.reserve(BLOCK * STRIP);
-                    let block = work.block.f32s_mut();
+                    scratch.block.reserve(BLOCK * PANEL_WIDTH);
+                    let block = scratch.block.f32s_mut();
                     let (block, bias) =
-                        linear.apply_strip(session, operand, block, strip, strip + 1);
-                    rows::store_f32(session.isa, block, bias, activation, results, STRIP);
+                        linear.multiply_panel(session, operand, block, panel, panel + 1);
+                    rowwise::store_f32(session.isa, block, bias, activation, results, PANEL_WIDTH);
                 }
             }
         });
     }
 }
 
-/// Copies `rows` of `parts`, `[parts, stride, width]`, to rows of `out`, `[rows, parts, width]`.
+/// Copies `rows` of `parts`, `[parts, stride, width]`, to rows of `out`, `[rowwise, parts, width]`.
 fn gather(parts: &[f32], stride: usize, width: usize, rows: Range<usize>, out: &mut [f32]) {
     let count = out.len() / rows.len() / width;
     for (row, out) in rows.zip(out.chunks_exact_mut(count * width)) {
@@ -155,10 +159,10 @@ impl Encoder {
     /// The caller runs on a thread of the pool that also has the other threads of `team`.
     pub(in crate::engine) fn run_together(
         &self,
-        team: &mut Team<'_>,
+        team: &mut ThreadTeam<'_>,
         texts: &[&[u32]],
-        states: &mut States,
-        shared: &mut Shared,
+        states: &mut PassBuffers,
+        shared: &mut SharedScratch,
     ) {
         let count = texts.iter().map(|text| text.len()).sum();
         states.reserve(&self.shape, count);
@@ -168,8 +172,8 @@ impl Encoder {
             .iter()
             .map(|&text| (text, x.split_off_mut(..text.len() * self.row()).unwrap_or_default()))
             .collect();
-        team.each(texts_x.into_iter(), |session, work, (text, x)| {
-            self.embed(session, work, text, x);
+        team.for_each(texts_x.into_iter(), |session, scratch, (text, x)| {
+            self.embed(session, scratch, text, x);
         });
         for layer in &self.layers {
             self.project_together(team, layer, count, states, &mut shared.inputs);
@@ -184,29 +188,30 @@ impl Encoder {
     /// Writes the queries, keys and values of `count` rows.
     fn project_together(
         &self,
-        team: &mut Team<'_>,
+        team: &mut ThreadTeam<'_>,
         layer: &Layer,
         count: usize,
-        states: &mut States,
-        inputs: &mut Inputs,
+        states: &mut PassBuffers,
+        inputs: &mut PreparedRows,
     ) {
         let row = self.row();
         let stride = self.shape.head_stride(count);
-        let strips = self.packing.widths.padded_head / STRIP;
+        let panels = self.packing.dims.padded_head / PANEL_WIDTH;
         let linear = &layer.states;
         for first in (0..count).step_by(BLOCK) {
             let block_rows = BLOCK.min(count - first);
             let x = &states.x.f32s()[first * row..];
             let operand = team.operand(linear, x, row, block_rows, inputs);
             let heads = states.heads.groups_mut().chunks_mut(stride);
-            let heads = heads.take(3 * self.packing.widths.heads).enumerate();
-            team.each(heads, |session, work, (head, states)| {
-                work.block.reserve(BLOCK * STRIP);
-                for strip in 0..strips {
-                    let of_all = head * strips + strip;
-                    let block = work.block.f32s_mut();
-                    let results = linear.apply_strip(session, operand, block, of_all, of_all + 1);
-                    self.store_states(session, states, first, strip, results);
+            let heads = heads.take(3 * self.packing.dims.heads).enumerate();
+            team.for_each(heads, |session, scratch, (head, states)| {
+                scratch.block.reserve(BLOCK * PANEL_WIDTH);
+                for panel in 0..panels {
+                    let of_all = head * panels + panel;
+                    let block = scratch.block.f32s_mut();
+                    let results =
+                        linear.multiply_panel(session, operand, block, of_all, of_all + 1);
+                    self.store_states(session, states, first, panel, results);
                 }
             });
         }
@@ -215,12 +220,12 @@ impl Encoder {
     /// Computes the attention of all texts. Writes the values to `[heads, count, width]`, in f32.
     fn attend_together(
         &self,
-        team: &mut Team<'_>,
+        team: &mut ThreadTeam<'_>,
         texts: &[&[u32]],
         count: usize,
-        states: &mut States,
+        states: &mut PassBuffers,
     ) {
-        let Widths { heads, padded_head: width, .. } = self.packing.widths;
+        let LayerDims { heads, padded_head: width, .. } = self.packing.dims;
         let groups = self.shape.head_groups();
         let attended = states.attended.f32s_mut().chunks_mut(count * width).take(heads);
         let mut items = Vec::new();
@@ -237,26 +242,29 @@ impl Encoder {
             }
         }
         let states = states.heads.groups();
-        team.each(items.into_iter(), |session, work, (head, first, length, queries, out)| {
-            let heads = self.heads(&states[first * groups..], count, length);
-            let memory = &mut work.attention;
-            heads.attend(session, memory, head, queries, &mut Attended::F32(out), width);
-        });
+        team.for_each(
+            items.into_iter(),
+            |session, scratch, (head, first, length, queries, out)| {
+                let heads = self.heads(&states[first * groups..], count, length);
+                let memory = &mut scratch.attention;
+                heads.attend(session, memory, head, queries, &mut AttentionOutput::F32(out), width);
+            },
+        );
     }
 
     /// Computes the part of a layer after attention for the rows of `block`, in place.
     fn finish_together(
         &self,
-        team: &mut Team<'_>,
+        team: &mut ThreadTeam<'_>,
         layer: &Layer,
         count: usize,
         block: Range<usize>,
-        states: &mut States,
-        shared: &mut Shared,
+        states: &mut PassBuffers,
+        shared: &mut SharedScratch,
     ) {
-        let Widths { row, padded_head, padded_intermediate, .. } = self.packing.widths;
-        let inner = self.packing.widths.inner();
-        let Shared { results, gathered, inputs } = shared;
+        let LayerDims { row, padded_head, padded_intermediate, .. } = self.packing.dims;
+        let inner = self.packing.dims.inner();
+        let SharedScratch { results, gathered, inputs } = shared;
         let (first, rows) = (block.start, block.len());
         let padded = rows.next_multiple_of(ROWS);
         let x = &mut states.x.f32s_mut()[first * row..][..padded * row];
@@ -268,16 +276,16 @@ impl Encoder {
         let operand =
             gather_together(team, &layer.attended, source, gathered, (inner, rows), inputs);
         team.multiply(&layer.attended, &operand, results, None);
-        let add = Added { linear: &layer.attended, norm: &layer.attended_norm, results };
+        let add = ResidualAddend { linear: &layer.attended, norm: &layer.attended_norm, results };
         self.add_together(team, &add, x, rows, Some((&layer.wide, inputs)));
 
-        let operand = inputs.ready(&layer.wide, x, row, rows);
+        let operand = inputs.prepared(&layer.wide, x, row, rows);
         team.multiply(&layer.wide, &operand, results, Some(self.activation));
-        let source = (&*results, padded * STRIP, STRIP);
+        let source = (&*results, padded * PANEL_WIDTH, PANEL_WIDTH);
         let width = padded_intermediate;
         let operand = gather_together(team, &layer.narrow, source, gathered, (width, rows), inputs);
         team.multiply(&layer.narrow, &operand, results, None);
-        let add = Added { linear: &layer.narrow, norm: &layer.norm, results };
+        let add = ResidualAddend { linear: &layer.narrow, norm: &layer.norm, results };
         self.add_together(team, &add, x, rows, None);
     }
 
@@ -285,16 +293,16 @@ impl Encoder {
     /// rows for the next product, if there is one.
     fn add_together(
         &self,
-        team: &mut Team<'_>,
-        added: &Added<'_>,
+        team: &mut ThreadTeam<'_>,
+        added: &ResidualAddend<'_>,
         x: &mut [f32],
         rows: usize,
-        next: Option<(&Linear, &mut Inputs)>,
+        next: Option<(&Linear, &mut PreparedRows)>,
     ) {
         let row = self.row();
         let each = team.rows_each(rows);
         let padded = rows.next_multiple_of(ROWS);
-        let (results, _) = added.results.as_chunks::<STRIP>();
+        let (results, _) = added.results.as_chunks::<PANEL_WIDTH>();
         let (linear, inputs) = match next {
             Some((linear, inputs)) => (Some(linear), inputs.rows_mut(linear, row, rows, each)),
             None => (None, Vec::new()),
@@ -302,12 +310,12 @@ impl Encoder {
         let inputs = inputs.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         let items: Vec<_> =
             x[..rows * row].chunks_mut(each * row).zip(inputs).enumerate().collect();
-        team.each(items.into_iter(), |session, _, (index, (x, inputs))| {
+        team.for_each(items.into_iter(), |session, _, (index, (x, inputs))| {
             let (first, count) = (index * each, x.len() / row);
-            for strip in 0..added.linear.strips() {
-                let results = &results[strip * padded + first..][..count];
-                let bias = added.linear.bias(strip);
-                rows::add_f32(session.isa, results, bias, &mut x[strip * STRIP..], row);
+            for panel in 0..added.linear.panels() {
+                let results = &results[panel * padded + first..][..count];
+                let bias = added.linear.bias(panel);
+                rowwise::add_f32(session.isa, results, bias, &mut x[panel * PANEL_WIDTH..], row);
             }
             added.norm.apply(session, x, row, self.epsilon);
             if let (Some(linear), Some(inputs)) = (linear, inputs) {
@@ -318,31 +326,31 @@ impl Encoder {
 }
 
 /// Results that are added to the residual stream.
-struct Added<'a> {
+struct ResidualAddend<'a> {
     linear: &'a Linear,
     /// LayerNorm that is applied to the sum.
-    norm: &'a Norm,
-    /// Results without bias, `[strips, padded rows, 32]`.
+    norm: &'a LayerNorm,
+    /// Results without bias, `[panels, padded rows, 32]`.
     results: &'a [f32],
 }
 
 /// Gathers `rows` rows of `parts`, `stride` values apart and `part` wide, into `gathered`, rows of
 /// `width` values. Prepares them as an operand of `linear`.
 fn gather_together<'a>(
-    team: &mut Team<'_>,
+    team: &mut ThreadTeam<'_>,
     linear: &Linear,
     (parts, stride, part): (&[f32], usize, usize),
     gathered: &'a mut [f32],
     (width, rows): (usize, usize),
-    inputs: &'a mut Inputs,
+    inputs: &'a mut PreparedRows,
 ) -> Operand<'a> {
     let each = team.rows_each(rows);
     let inputs_rows = inputs.rows_mut(linear, width, rows, each);
     let items = gathered[..rows * width].chunks_mut(each * width).zip(inputs_rows).enumerate();
-    team.each(items, |session, _, (index, (out, inputs))| {
+    team.for_each(items, |session, _, (index, (out, inputs))| {
         let first = index * each;
         gather(parts, stride, part, first..first + out.len() / width, out);
         inputs.fill(session, linear, out, width);
     });
-    inputs.ready(linear, gathered, width, rows)
+    inputs.prepared(linear, gathered, width, rows)
 }

@@ -8,15 +8,15 @@ use proptest::sample::Index;
 use safetensors::Dtype;
 
 use super::*;
-use crate::engine::layout::Expected;
-use crate::engine::linear::strip::tests::{Output, output};
-use crate::engine::simd::IntegerRows;
+use crate::engine::linear::panel::tests::{Output, output};
+use crate::engine::simd::Int8RowFormat;
+use crate::engine::tensor_names::RequiredTensor;
 use crate::engine::weights;
 use crate::engine::weights::tests::{f32s, file};
 
 /// Stored form of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Stored {
+enum StoredFormat {
     F32,
     F16,
     Bf16,
@@ -32,13 +32,13 @@ enum Stored {
 /// Stored matrix, and how it is packed.
 #[derive(Debug)]
 struct Case {
-    stored: Stored,
-    format: Format,
+    stored: StoredFormat,
+    format: OperandFormat,
     outputs: Vec<Option<usize>>,
     inputs: Vec<Option<usize>>,
     ends: Vec<usize>,
     factor: f32,
-    /// Values of the matrix, `[rows, columns]`.
+    /// Values of the matrix, `[rowwise, columns]`.
     values: Vec<f32>,
     rows: usize,
     columns: usize,
@@ -48,11 +48,11 @@ struct Case {
 impl Case {
     fn block(&self, column: usize) -> usize {
         match self.stored {
-            Stored::Blocks { fit: true } => {
+            StoredFormat::Blocks { fit: true } => {
                 let place = self.inputs.iter().position(|&place| place == Some(column));
                 self.ends.partition_point(|&end| end <= place.unwrap_or(0))
             }
-            Stored::Blocks { fit: false } => column % 2,
+            StoredFormat::Blocks { fit: false } => column % 2,
             _ => 0,
         }
     }
@@ -72,7 +72,7 @@ impl Case {
     }
 
     fn is_integers(&self) -> bool {
-        matches!(self.stored, Stored::Int8 | Stored::Blocks { .. })
+        matches!(self.stored, StoredFormat::Int8 | StoredFormat::Blocks { .. })
     }
 
     /// Returns the stored value.
@@ -80,9 +80,9 @@ impl Case {
         let at = row * self.columns + column;
         let value = self.values[at];
         match self.stored {
-            Stored::F32 => value,
-            Stored::F16 => f16::from_f32(value).to_f32(),
-            Stored::Bf16 => bf16::from_f32(value).to_f32(),
+            StoredFormat::F32 => value,
+            StoredFormat::F16 => f16::from_f32(value).to_f32(),
+            StoredFormat::Bf16 => bf16::from_f32(value).to_f32(),
             _ => self.outliers.get(&at).copied().unwrap_or_else(|| {
                 f32::from(self.integer(at)) * self.scale(row, self.block(column))
             }),
@@ -98,9 +98,9 @@ impl Case {
         let matrix: &[usize] = &[*rows, *columns];
         let words = |bits: &dyn Fn(f32) -> [u8; 2]| values.iter().flat_map(|&x| bits(x)).collect();
         let (dtype, data) = match self.stored {
-            Stored::F32 => (Dtype::F32, f32s(values)),
-            Stored::F16 => (Dtype::F16, words(&|x| f16::from_f32(x).to_le_bytes())),
-            Stored::Bf16 => (Dtype::BF16, words(&|x| bf16::from_f32(x).to_le_bytes())),
+            StoredFormat::F32 => (Dtype::F32, f32s(values)),
+            StoredFormat::F16 => (Dtype::F16, words(&|x| f16::from_f32(x).to_le_bytes())),
+            StoredFormat::Bf16 => (Dtype::BF16, words(&|x| bf16::from_f32(x).to_le_bytes())),
             _ => {
                 let integers = (0..values.len()).map(|at| self.integer(at).to_le_bytes()[0]);
                 (Dtype::I8, integers.collect())
@@ -147,9 +147,9 @@ impl Case {
     }
 
     /// Returns the expected integers of stored row `row`.
-    fn integers(&self, row: usize) -> IntegerRow {
+    fn integers(&self, row: usize) -> QuantizedRow {
         let Some(blocks) = self.stored_blocks() else {
-            return IntegerRow::round_to(integers::STEPS, &self.floats(row), &self.ends);
+            return QuantizedRow::round_to(quantization::STEPS, &self.floats(row), &self.ends);
         };
         let at = |place: &Option<usize>| place.map(|column| row * self.columns + column);
         let integer = |place| {
@@ -161,7 +161,7 @@ impl Case {
             let place = self.inputs.iter().position(|place| at(place) == Some(*index));
             outliers.extend(place.map(|place| (place, weight * self.factor)));
         }
-        IntegerRow {
+        QuantizedRow {
             integers: self.inputs.iter().map(integer).collect(),
             scales: blocks.iter().map(|&block| self.scale(row, block) * self.factor).collect(),
             outliers,
@@ -175,19 +175,19 @@ impl Case {
 
     /// Returns the expected packed form of stored row `row`.
     fn expected(&self, row: usize) -> Output {
-        let mut weights = vec![0; 4 * self.format.groups(self.inputs.len())];
+        let mut weights = vec![0; 4 * self.format.lane_groups(self.inputs.len())];
         let (mut blocks, mut outliers) = (Vec::new(), Vec::new());
         match self.format {
-            Format::F32 => {
+            OperandFormat::F32 => {
                 let bytes = self.floats(row).into_iter().flat_map(f32::to_ne_bytes);
                 weights.iter_mut().zip(bytes).for_each(|(byte, value)| *byte = value);
             }
-            Format::Bf16 => {
+            OperandFormat::Bf16 => {
                 let values = self.floats(row).into_iter().map(bf16::from_f32);
                 let bytes = values.flat_map(bf16::to_ne_bytes);
                 weights.iter_mut().zip(bytes).for_each(|(byte, value)| *byte = value);
             }
-            Format::Int8(_) => {
+            OperandFormat::Int8(_) => {
                 let row = self.integers(row);
                 for (byte, integer) in weights.iter_mut().zip(&row.integers) {
                     *byte = integer.to_ne_bytes()[0];
@@ -229,17 +229,17 @@ fn places(
 
 fn cases() -> impl Strategy<Value = Case> {
     let stored = prop_oneof![
-        Just(Stored::F32),
-        Just(Stored::F16),
-        Just(Stored::Bf16),
-        Just(Stored::Int8),
-        Just(Stored::Blocks { fit: true }),
-        Just(Stored::Blocks { fit: false }),
+        Just(StoredFormat::F32),
+        Just(StoredFormat::F16),
+        Just(StoredFormat::Bf16),
+        Just(StoredFormat::Int8),
+        Just(StoredFormat::Blocks { fit: true }),
+        Just(StoredFormat::Blocks { fit: false }),
     ];
     let format = prop_oneof![
-        Just(Format::F32),
-        Just(Format::Bf16),
-        Just(Format::Int8(IntegerRows::Unsigned)),
+        Just(OperandFormat::F32),
+        Just(OperandFormat::Bf16),
+        Just(OperandFormat::Int8(Int8RowFormat::Unsigned)),
     ];
     let swaps = || prop::collection::vec(any::<(Index, Index)>(), 0..20);
     let sizes = (1_usize..100, 2_usize..150);
@@ -277,23 +277,23 @@ proptest! {
         prop_assume!(case.blocks() <= case.columns);
         let bytes = case.file();
         let expected = [
-            Expected::new("a.weight", [case.rows, case.columns]),
-            Expected::new("a.bias", [case.rows]),
+            RequiredTensor::new("a.weight", [case.rows, case.columns]),
+            RequiredTensor::new("a.bias", [case.rows]),
         ];
         let canonical = |name: &str| Some(name.to_owned());
         let tensors = weights::read("m", &bytes, canonical, expected.into_iter()).unwrap();
-        let source = Source::read(&tensors, "a").unwrap();
+        let source = StoredLinear::read(&tensors, "a").unwrap();
         let outputs = case.outputs.len();
         // The first panel belongs to another matrix and must stay unchanged.
         let mut packed = match case.format {
-            Format::Int8(rows) => Linear::integers(rows, STRIP + outputs, &case.ends),
-            format => Linear::floats(format, STRIP + outputs, case.inputs.len()),
+            OperandFormat::Int8(rows) => Linear::integers(rows, PANEL_WIDTH + outputs, &case.ends),
+            format => Linear::floats(format, PANEL_WIDTH + outputs, case.inputs.len()),
         };
         let zeros = output(&packed, 0);
-        let inputs = Inputs::new(case.inputs.clone());
+        let inputs = InputOrder::new(case.inputs.clone());
         source.pack(&case.outputs, &inputs, case.factor, &mut packed, 1);
-        for at in 0..STRIP + outputs {
-            let row = at.checked_sub(STRIP).and_then(|at| case.outputs[at]);
+        for at in 0..PANEL_WIDTH + outputs {
+            let row = at.checked_sub(PANEL_WIDTH).and_then(|at| case.outputs[at]);
             let found = output(&packed, at);
             match row {
                 Some(row) => prop_assert_eq!(found, case.expected(row), "{}", at),

@@ -18,8 +18,8 @@ use candle_transformers::models::{bert, xlm_roberta};
 use self::mpnet::Mpnet;
 use super::WeightsFile;
 use super::config::{EncoderConfig, HiddenActivation};
-use super::layout::{self, LayerNames};
 use super::spec::Family;
+use super::tensor_names::{self, LayerNames};
 use super::weights;
 
 /// Tensors by canonical name.
@@ -36,8 +36,8 @@ impl Reference {
         let tensors = weights::read(
             "model.safetensors",
             file,
-            |name| layout::canonical(config.family, name),
-            layout::encoder_tensors(config),
+            |name| tensor_names::canonical(config.family, name),
+            tensor_names::encoder_tensors(config),
         )
         .unwrap();
         let weights = tensors

@@ -10,8 +10,8 @@ use candle_core::{D, Result, Tensor};
 use candle_nn::{Activation, Embedding, LayerNorm, Linear, Module, VarBuilder};
 
 use crate::engine::config::{EncoderConfig, MPNET_BUCKETS};
-use crate::engine::layout::LayerNames;
-use crate::engine::relative::bucket;
+use crate::engine::position_bias::bucket;
+use crate::engine::tensor_names::LayerNames;
 
 pub(super) struct Mpnet {
     words: Embedding,

@@ -5,11 +5,11 @@
 //! take five times as long.
 //!
 //! Bytes are multiplied as 16-bit integers: `vpmaddwd` is exact, whereas `vpmaddubsw` saturates.
-//! The rows are already 16-bit integers ([`IntegerRows::Wide`](super::IntegerRows)). The kernel
+//! The rows are already 16-bit integers ([`IntegerRows::Wide`](super::Int8RowFormat)). The kernel
 //! widens the weights piece by piece, into memory that stays in the first-level cache, and
 //! multiplies all rows with a piece.
 //!
-//! The scalar twins are in [`super::dense`].
+//! The scalar twins are in [`super::gemm`].
 
 use std::arch::asm;
 use std::arch::x86_64::{
@@ -19,9 +19,9 @@ use std::arch::x86_64::{
 };
 use std::mem::MaybeUninit;
 
-use super::STRIP;
-use super::ahead::Ahead;
-use super::dense::{Integers, Piece, Product, row_blocks};
+use super::PANEL_WIDTH;
+use super::gemm::{BlockPiece, OperandQuantization, Product, row_blocks};
+use super::prefetch::Prefetcher;
 
 /// Maximum number of rows of a register tile: the sums of 3 rows × 4 vectors take 12 of 16
 /// registers.
@@ -234,13 +234,13 @@ for_blocks!(int8_block: int8_1_row, int8_2_rows, int8_3_rows);
 /// Panics if the product does not fit its slices.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn f32(product: &mut Product<'_>) {
-    let (rows, groups) = (product.rows, product.strip.len());
+    let (rows, groups) = (product.rows, product.panel.len());
     assert!(product.fits(rows, groups), "the caller gives whole rows");
     let calls = rows.div_ceil(ROWS) * groups.div_ceil(F32_GROUPS);
-    let mut ahead = Ahead::new(product.ahead, calls, 1);
+    let mut prefetcher = Prefetcher::new(product.next_panel, calls, 1);
     for start in (0..groups).step_by(F32_GROUPS) {
         for rows in row_blocks(rows, ROWS) {
-            ahead.look();
+            prefetcher.prefetch_next();
             // SAFETY: `fits` puts `groups` lane groups of each row within the operand and 32
             // results of it within `out`. The panel has `groups` lane groups, and `start` is below
             // that number.
@@ -269,8 +269,8 @@ unsafe fn f32_piece(product: &mut Product<'_>, first: usize, start: usize) -> Bl
         Block {
             rows: product.operand.as_ptr().add(first * product.stride + start),
             stride: product.stride,
-            weights: product.strip.as_ptr().add(start).cast(),
-            groups: F32_GROUPS.min(product.strip.len() - start),
+            weights: product.panel.as_ptr().add(start).cast(),
+            groups: F32_GROUPS.min(product.panel.len() - start),
             out: product.out.as_mut_ptr().add(first * product.out_stride),
             out_stride: product.out_stride,
         }
@@ -279,14 +279,14 @@ unsafe fn f32_piece(product: &mut Product<'_>, first: usize, start: usize) -> Bl
 
 /// Weights of 16 columns, widened to 16 bits each: `[groups, 16 columns, 4 inputs]`.
 #[repr(C, align(32))]
-struct Widened([MaybeUninit<[i16; 4 * COLUMNS]>; INT8_GROUPS]);
+struct WidenedWeights([MaybeUninit<[i16; 4 * COLUMNS]>; INT8_GROUPS]);
 
-impl Widened {
+impl WidenedWeights {
     /// Widens the weights of 16 columns from `column` on.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn fill(&mut self, strip: &[[u32; STRIP]], column: usize) {
-        for (widened, group) in self.0.iter_mut().zip(strip) {
+    fn fill(&mut self, panel: &[[u32; PANEL_WIDTH]], column: usize) {
+        for (widened, group) in self.0.iter_mut().zip(panel) {
             let widened: *mut __m256i = widened.as_mut_ptr().cast();
             let (fours, _) = group[column..].as_chunks::<4>();
             for (index, four) in fours[..COLUMNS / 4].iter().enumerate() {
@@ -307,21 +307,21 @@ impl Widened {
 /// # Panics
 /// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
-    let (rows, groups) = (product.rows, product.strip.len());
+pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>) {
+    let (rows, groups) = (product.rows, product.panel.len());
     assert!(
-        product.fits(rows, 2 * groups) && integers.fit(rows, groups),
+        product.fits(rows, 2 * groups) && integers.fits(rows, groups),
         "the caller gives whole rows and what is theirs"
     );
-    let pieces = integers.pieces(INT8_GROUPS).count() * STRIP / COLUMNS;
-    let mut ahead = Ahead::new(product.ahead, rows.div_ceil(ROWS) * pieces, 1);
-    let mut widened = Widened([const { MaybeUninit::uninit() }; INT8_GROUPS]);
-    for column in (0..STRIP).step_by(COLUMNS) {
+    let pieces = integers.pieces(INT8_GROUPS).count() * PANEL_WIDTH / COLUMNS;
+    let mut prefetcher = Prefetcher::new(product.next_panel, rows.div_ceil(ROWS) * pieces, 1);
+    let mut widened = WidenedWeights([const { MaybeUninit::uninit() }; INT8_GROUPS]);
+    for column in (0..PANEL_WIDTH).step_by(COLUMNS) {
         for piece in integers.pieces(INT8_GROUPS) {
-            widened.fill(&product.strip[piece.groups.clone()], column);
+            widened.fill(&product.panel[piece.groups.clone()], column);
             let weights = widened.0.as_ptr().cast();
             for rows in row_blocks(rows, ROWS) {
-                ahead.look();
+                prefetcher.prefetch_next();
                 let first = rows.start;
                 // SAFETY: `fits` puts twice `groups` elements of each row within the operand and 32
                 // results of it within `out`. A piece lies within `groups`, and `widened` has its
@@ -349,7 +349,7 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
 unsafe fn int8_piece(
     product: &mut Product<'_>,
     first: usize,
-    piece: &Piece,
+    piece: &BlockPiece,
     weights: *const u8,
     column: usize,
 ) -> Block {
@@ -367,16 +367,16 @@ unsafe fn int8_piece(
     }
 }
 
-/// Converts the sums of a piece to f32 and adds them to the results. [`Integers`] has the formula.
+/// Converts the sums of a piece to f32 and adds them to the results. [`OperandQuantization`] has the formula.
 ///
 /// # Safety
-/// `integers.fit(first + R, ..)` is true, `block` has 16 results for each of `R` rows, and
+/// `integers.fits(first + R, ..)` is true, `block` has 16 results for each of `R` rows, and
 /// `column + 16` is at most 32.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn values<const R: usize>(
-    integers: &Integers<'_>,
-    piece: &Piece,
+    integers: &OperandQuantization<'_>,
+    piece: &BlockPiece,
     first: usize,
     column: usize,
     block: Block,
@@ -387,7 +387,7 @@ unsafe fn values<const R: usize>(
     // for each block. The caller provides the results.
     // JUSTIFICATION: all vector loads and stores are unsafe.
     unsafe {
-        let halves = |values: &[f32; STRIP]| {
+        let halves = |values: &[f32; PANEL_WIDTH]| {
             let values = values.as_ptr().add(column);
             [_mm256_loadu_ps(values), _mm256_loadu_ps(values.add(8))]
         };

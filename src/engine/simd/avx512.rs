@@ -1,7 +1,7 @@
 //! Kernels in the intrinsics of AVX-512, where the compiler generates slower code from portable
 //! loops.
 //!
-//! The scalar twins are in [`super::dense`] and [`super::rows`].
+//! The scalar twins are in [`super::gemm`] and [`super::rowwise`].
 
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, __mmask16, _mm_mask_storeu_epi8, _mm512_cvtepi32_ps,
@@ -13,10 +13,10 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::STRIP;
-use super::ahead::Ahead;
-use super::dense::{Integers, Product};
-use super::rows::Quantization;
+use super::PANEL_WIDTH;
+use super::gemm::{OperandQuantization, Product};
+use super::prefetch::Prefetcher;
+use super::rowwise::RowQuantization;
 
 /// Maximum number of rows of a register tile: the sums of 12 rows × 32 columns take 24 of 32
 /// registers.
@@ -30,17 +30,17 @@ macro_rules! float_rows {
         $(#[$meta])*
         ///
         /// # Safety
-        /// `product.fits(first + R, groups of the strip)` is true.
+        /// `product.fits(first + R, groups of the panel)` is true.
         #[inline(never)]
         #[target_feature(enable = $features)]
         unsafe fn $name<const R: usize>(
             product: &mut Product<'_>,
             _: (),
             first: usize,
-            ahead: &mut Ahead<'_>,
+            prefetcher: &mut Prefetcher<'_>,
         ) {
-            let (stride, groups) = (product.stride, product.strip.len());
-            let strip: *const [u32; STRIP] = product.strip.as_ptr();
+            let (stride, groups) = (product.stride, product.panel.len());
+            let panel: *const [u32; PANEL_WIDTH] = product.panel.as_ptr();
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
             // SAFETY: `fits` puts row `first + R - 1` and `groups` lane groups of it within the
             // operand. The panel has `groups` lane groups of 32 columns. 32 results of each row lie
@@ -50,10 +50,10 @@ macro_rules! float_rows {
             // the innermost loop. No intrinsic converts integers to pairs of bf16.
             unsafe {
                 let rows = product.operand.as_ptr().add(first * stride);
-                for start in (0..groups).step_by(ahead.every) {
-                    ahead.look();
-                    for group in start..groups.min(start + ahead.every) {
-                        let weights = strip.add(group).cast::<u32>();
+                for start in (0..groups).step_by(prefetcher.interval) {
+                    prefetcher.prefetch_next();
+                    for group in start..groups.min(start + prefetcher.interval) {
+                        let weights = panel.add(group).cast::<u32>();
                         let weights = [$load(weights), $load(weights.add(16))];
                         for (row, sums) in sums.iter_mut().enumerate() {
                             let value = $spread(*rows.add(row * stride + group));
@@ -91,7 +91,7 @@ float_rows! {
 /// Writes the sums of `R` rows from `first` on to the results.
 ///
 /// # Safety
-/// `product.fits(first + R, groups of the strip)` is true.
+/// `product.fits(first + R, groups of the panel)` is true.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn store<const R: usize>(product: &mut Product<'_>, first: usize, sums: [[__m512; 2]; R]) {
@@ -110,24 +110,24 @@ unsafe fn store<const R: usize>(product: &mut Product<'_>, first: usize, sums: [
 /// Multiplies `R` rows of bytes.
 ///
 /// # Safety
-/// `product.fits(first + R, groups of the strip)` and
-/// `integers.fit(first + R, groups of the strip)` are true.
+/// `product.fits(first + R, groups of the panel)` and
+/// `integers.fits(first + R, groups of the panel)` are true.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn int8_rows<const R: usize>(
     product: &mut Product<'_>,
-    integers: &Integers<'_>,
+    integers: &OperandQuantization<'_>,
     first: usize,
-    ahead: &mut Ahead<'_>,
+    prefetcher: &mut Prefetcher<'_>,
 ) {
     let (stride, blocks) = (product.stride, integers.ends.len());
-    let strip: *const [u32; STRIP] = product.strip.as_ptr();
+    let panel: *const [u32; PANEL_WIDTH] = product.panel.as_ptr();
     // SAFETY: `fits` puts row `first + R - 1` and all its lane groups within the operand. The panel
     // has as many lane groups of 32 values, and no end of a quantization block is beyond them. 32
     // results of each row lie within `out`. `fit` guarantees a quantization for each row and block.
     // JUSTIFICATION: as in `float_rows!`.
     unsafe {
-        let halves = |values: &[f32; STRIP]| {
+        let halves = |values: &[f32; PANEL_WIDTH]| {
             [_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))]
         };
         let rows = product.operand.as_ptr().add(first * stride);
@@ -135,10 +135,10 @@ unsafe fn int8_rows<const R: usize>(
         let mut begin = 0;
         for (block, &end) in integers.ends.iter().enumerate() {
             let mut sums = [[_mm512_setzero_si512(); 2]; R];
-            for start in (begin..end).step_by(ahead.every) {
-                ahead.look();
-                for group in start..end.min(start + ahead.every) {
-                    let weights = strip.add(group).cast::<u32>();
+            for start in (begin..end).step_by(prefetcher.interval) {
+                prefetcher.prefetch_next();
+                for group in start..end.min(start + prefetcher.interval) {
+                    let weights = panel.add(group).cast::<u32>();
                     let weights = [
                         _mm512_loadu_si512(weights.cast()),
                         _mm512_loadu_si512(weights.add(16).cast()),
@@ -153,7 +153,7 @@ unsafe fn int8_rows<const R: usize>(
                 }
             }
             begin = end;
-            // The block is complete: dequantize its sums as [`Integers`] describes, and add them to
+            // The block is complete: dequantize its sums as [`OperandQuantization`] describes, and add them to
             // the results.
             let weight_sums = halves(&integers.sums[block]);
             let scales = halves(&integers.scales[block]);
@@ -182,30 +182,30 @@ unsafe fn int8_rows<const R: usize>(
 macro_rules! in_blocks {
     ($product:expr, $integers:expr, $kernel:ident) => {{
         let product = $product;
-        assert!(product.fits(product.rows, product.strip.len()), "the caller gives whole rows");
+        assert!(product.fits(product.rows, product.panel.len()), "the caller gives whole rows");
         let blocks = product.rows.div_ceil(ROWS);
-        let mut ahead = Ahead::new(product.ahead, blocks, product.strip.len());
+        let mut prefetcher = Prefetcher::new(product.next_panel, blocks, product.panel.len());
         let mut first = 0;
         for block in 0..blocks {
             let rows = (product.rows - first).div_ceil(blocks - block);
             // SAFETY: the caller of this function has detected the features. `fits` was asserted
-            // above for `product.rows`, and the caller asserted `fit`. `first + rows` is never
-            // beyond `product.rows`.
+            // above for `product.rowwise`, and the caller asserted `fit`. `first + rows` is never
+            // beyond `product.rowwise`.
             // JUSTIFICATION: a safe call needs the features enabled for the whole binary.
             unsafe {
                 match rows {
-                    1 => $kernel::<1>(product, $integers, first, &mut ahead),
-                    2 => $kernel::<2>(product, $integers, first, &mut ahead),
-                    3 => $kernel::<3>(product, $integers, first, &mut ahead),
-                    4 => $kernel::<4>(product, $integers, first, &mut ahead),
-                    5 => $kernel::<5>(product, $integers, first, &mut ahead),
-                    6 => $kernel::<6>(product, $integers, first, &mut ahead),
-                    7 => $kernel::<7>(product, $integers, first, &mut ahead),
-                    8 => $kernel::<8>(product, $integers, first, &mut ahead),
-                    9 => $kernel::<9>(product, $integers, first, &mut ahead),
-                    10 => $kernel::<10>(product, $integers, first, &mut ahead),
-                    11 => $kernel::<11>(product, $integers, first, &mut ahead),
-                    _ => $kernel::<12>(product, $integers, first, &mut ahead),
+                    1 => $kernel::<1>(product, $integers, first, &mut prefetcher),
+                    2 => $kernel::<2>(product, $integers, first, &mut prefetcher),
+                    3 => $kernel::<3>(product, $integers, first, &mut prefetcher),
+                    4 => $kernel::<4>(product, $integers, first, &mut prefetcher),
+                    5 => $kernel::<5>(product, $integers, first, &mut prefetcher),
+                    6 => $kernel::<6>(product, $integers, first, &mut prefetcher),
+                    7 => $kernel::<7>(product, $integers, first, &mut prefetcher),
+                    8 => $kernel::<8>(product, $integers, first, &mut prefetcher),
+                    9 => $kernel::<9>(product, $integers, first, &mut prefetcher),
+                    10 => $kernel::<10>(product, $integers, first, &mut prefetcher),
+                    11 => $kernel::<11>(product, $integers, first, &mut prefetcher),
+                    _ => $kernel::<12>(product, $integers, first, &mut prefetcher),
                 }
             }
             first += rows;
@@ -236,18 +236,18 @@ pub(super) fn bf16(product: &mut Product<'_>) {
 /// # Panics
 /// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
-    assert!(integers.fit(product.rows, product.strip.len()), "the caller gives those of the rows");
+pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>) {
+    assert!(integers.fits(product.rows, product.panel.len()), "the caller gives those of the rows");
     in_blocks!(product, integers, int8_rows);
 }
 
-/// Quantizes one block of a row to unsigned bytes, as [`super::rows::quantize`] does for whole
+/// Quantizes one block of a row to unsigned bytes, as [`super::rowwise::quantize`] does for whole
 /// rows.
 ///
 /// # Panics
 /// Panics if there are fewer bytes than values.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
+pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> RowQuantization {
     /// Classes of `vfpclassps` for NaN and infinities:
     /// <https://www.intel.com/content/www/us/en/docs/intrinsics-guide/>.
     const NOT_FINITE: i32 = 0x99;
@@ -269,7 +269,7 @@ pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
         wrong |= _mm512_fpclass_ps_mask::<NOT_FINITE>(chunk);
     }
     let (least, most) = (_mm512_reduce_min_ps(least), _mm512_reduce_max_ps(most));
-    let mut quantization = Quantization::of_range(least, most);
+    let mut quantization = RowQuantization::of_range(least, most);
     let inverse = _mm512_set1_ps(1.0 / quantization.scale);
     let zero = _mm512_set1_ps(quantization.zero);
     for at in (0..values.len()).step_by(LANES) {

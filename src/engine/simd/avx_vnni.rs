@@ -1,7 +1,7 @@
 //! Micro-kernel for products of bytes in the intrinsics of AVX-VNNI, for processors without
 //! AVX-512.
 //!
-//! The scalar twin is in [`super::dense`].
+//! The scalar twin is in [`super::gemm`].
 
 use std::arch::x86_64::{
     _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
@@ -9,9 +9,9 @@ use std::arch::x86_64::{
     _mm256_storeu_ps,
 };
 
-use super::STRIP;
-use super::ahead::Ahead;
-use super::dense::{Integers, Product, row_blocks};
+use super::PANEL_WIDTH;
+use super::gemm::{OperandQuantization, Product, row_blocks};
+use super::prefetch::Prefetcher;
 
 /// Maximum number of rows of a register tile: the sums of 6 rows × 16 columns take 12 of 16
 /// registers.
@@ -24,28 +24,28 @@ const COLUMNS: usize = 16;
 /// # Panics
 /// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "avx2,fma,avxvnni")]
-pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
+pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>) {
     assert!(
-        product.fits(product.rows, product.strip.len())
-            && integers.fit(product.rows, product.strip.len()),
+        product.fits(product.rows, product.panel.len())
+            && integers.fits(product.rows, product.panel.len()),
         "the caller gives whole rows and what is theirs"
     );
-    let calls = product.rows.div_ceil(ROWS) * (STRIP / COLUMNS);
-    let mut ahead = Ahead::new(product.ahead, calls, product.strip.len());
+    let calls = product.rows.div_ceil(ROWS) * (PANEL_WIDTH / COLUMNS);
+    let mut prefetcher = Prefetcher::new(product.next_panel, calls, product.panel.len());
     for rows in row_blocks(product.rows, ROWS) {
         let first = rows.start;
-        for column in (0..STRIP).step_by(COLUMNS) {
+        for column in (0..PANEL_WIDTH).step_by(COLUMNS) {
             // SAFETY: this function has the features. Both conditions were asserted above for all
             // rows, and `rows` are among them. `column` is 0 or 16.
             // JUSTIFICATION: as in `int8_rows`.
             unsafe {
                 match rows.len() {
-                    1 => int8_rows::<1>(product, integers, first, column, &mut ahead),
-                    2 => int8_rows::<2>(product, integers, first, column, &mut ahead),
-                    3 => int8_rows::<3>(product, integers, first, column, &mut ahead),
-                    4 => int8_rows::<4>(product, integers, first, column, &mut ahead),
-                    5 => int8_rows::<5>(product, integers, first, column, &mut ahead),
-                    _ => int8_rows::<6>(product, integers, first, column, &mut ahead),
+                    1 => int8_rows::<1>(product, integers, first, column, &mut prefetcher),
+                    2 => int8_rows::<2>(product, integers, first, column, &mut prefetcher),
+                    3 => int8_rows::<3>(product, integers, first, column, &mut prefetcher),
+                    4 => int8_rows::<4>(product, integers, first, column, &mut prefetcher),
+                    5 => int8_rows::<5>(product, integers, first, column, &mut prefetcher),
+                    _ => int8_rows::<6>(product, integers, first, column, &mut prefetcher),
                 }
             }
         }
@@ -55,16 +55,16 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
 /// Multiplies `R` rows with 16 columns from `column` on.
 ///
 /// # Safety
-/// `product.fits(first + R, groups of the strip)` and
-/// `integers.fit(first + R, groups of the strip)` are true, and `column + 16` is at most 32.
+/// `product.fits(first + R, groups of the panel)` and
+/// `integers.fits(first + R, groups of the panel)` are true, and `column + 16` is at most 32.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,avxvnni")]
 unsafe fn int8_rows<const R: usize>(
     product: &mut Product<'_>,
-    integers: &Integers<'_>,
+    integers: &OperandQuantization<'_>,
     first: usize,
     column: usize,
-    ahead: &mut Ahead<'_>,
+    prefetcher: &mut Prefetcher<'_>,
 ) {
     let (stride, blocks) = (product.stride, integers.ends.len());
     // SAFETY: `fits` puts row `first + R - 1` and all its lane groups within the operand. The panel
@@ -73,20 +73,20 @@ unsafe fn int8_rows<const R: usize>(
     // JUSTIFICATION: with slices, the bounds of six rows are compared in every round of the
     // innermost loop.
     unsafe {
-        let halves = |values: &[f32; STRIP]| {
+        let halves = |values: &[f32; PANEL_WIDTH]| {
             let values = values.as_ptr().add(column);
             [_mm256_loadu_ps(values), _mm256_loadu_ps(values.add(8))]
         };
-        let strip = product.strip.as_ptr().cast::<u32>().add(column);
+        let panel = product.panel.as_ptr().cast::<u32>().add(column);
         let rows = product.operand.as_ptr().add(first * stride);
         let out = product.out.as_mut_ptr().add(first * product.out_stride + column);
         let mut begin = 0;
         for (block, &end) in integers.ends.iter().enumerate() {
             let mut sums = [[_mm256_setzero_si256(); 2]; R];
-            for start in (begin..end).step_by(ahead.every) {
-                ahead.look();
-                for group in start..end.min(start + ahead.every) {
-                    let weights = strip.add(group * STRIP);
+            for start in (begin..end).step_by(prefetcher.interval) {
+                prefetcher.prefetch_next();
+                for group in start..end.min(start + prefetcher.interval) {
+                    let weights = panel.add(group * PANEL_WIDTH);
                     let weights = [
                         _mm256_loadu_si256(weights.cast()),
                         _mm256_loadu_si256(weights.add(8).cast()),
@@ -101,7 +101,7 @@ unsafe fn int8_rows<const R: usize>(
                 }
             }
             begin = end;
-            // The block is complete: dequantize its sums as [`Integers`] describes, and add them to
+            // The block is complete: dequantize its sums as [`OperandQuantization`] describes, and add them to
             // the results.
             let weight_sums = halves(&integers.sums[block]);
             let scales = halves(&integers.scales[block]);

@@ -1,7 +1,7 @@
 //! Vector code, selected at run time for the instruction set of the processor.
 //!
 //! Each instruction set has its own kernels for products, in intrinsics or inline assembly;
-//! [`dense`] calls them. Most other vector code consists of loops over arrays of 16 or 32 values,
+//! [`gemm`] calls them. Most other vector code consists of loops over arrays of 16 or 32 values,
 //! which the compiler vectorizes: `vectorised!` compiles the body of a function once for each
 //! instruction set. Intrinsics replace the few loops that the compiler vectorizes badly. The
 //! baseline is the scalar twin of every kernel; tests compare the kernels with it.
@@ -18,14 +18,12 @@
 use std::arch::is_aarch64_feature_detected;
 
 #[cfg(target_arch = "x86_64")]
-mod ahead;
-#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
-pub(super) mod dense;
+pub(super) mod gemm;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "aarch64")]
@@ -34,20 +32,22 @@ mod neon_int8;
 mod neon_matrix;
 #[cfg(target_arch = "aarch64")]
 mod neon_rows;
-pub(super) mod registers;
-pub(super) mod rows;
+pub(super) mod peak_loops;
+#[cfg(target_arch = "x86_64")]
+mod prefetch;
+pub(super) mod rowwise;
 #[cfg(target_arch = "x86_64")]
 mod sse;
 
 /// Width of a panel of packed weights, of a block of results and of every vector loop, in columns.
-pub(super) const STRIP: usize = 32;
+pub(super) const PANEL_WIDTH: usize = 32;
 
 /// Instruction set that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Isa(Level);
+pub(super) struct Isa(IsaLevel);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Level {
+enum IsaLevel {
     Baseline,
     #[cfg(target_arch = "x86_64")]
     Sse42,
@@ -62,7 +62,7 @@ enum Level {
     },
     #[cfg(target_arch = "aarch64")]
     Neon {
-        integers: NeonIntegers,
+        integers: NeonInt8,
         bf16: bool,
     },
 }
@@ -70,7 +70,7 @@ enum Level {
 /// Instruction that multiplies bytes on Arm.
 #[cfg(target_arch = "aarch64")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NeonIntegers {
+enum NeonInt8 {
     /// `SMULL`. Every processor has it.
     Widening,
     /// `SDOT`.
@@ -81,7 +81,7 @@ enum NeonIntegers {
 
 /// Format of the rows of an int8 product, as its kernel reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum IntegerRows {
+pub(super) enum Int8RowFormat {
     /// One byte per value, 0 to 255.
     Unsigned,
     /// One byte per value, −128 to 127. The zero point is lower by 128, too.
@@ -106,41 +106,41 @@ impl Isa {
 
     /// Returns the scalar twin, which every processor of the architecture runs.
     pub(super) const fn baseline() -> Self {
-        Self(Level::Baseline)
+        Self(IsaLevel::Baseline)
     }
 
     /// Returns every instruction set that this processor has, with the best one last.
     pub(super) fn all() -> Vec<Self> {
-        let mut levels = vec![Level::Baseline];
+        let mut levels = vec![IsaLevel::Baseline];
         #[cfg(target_arch = "x86_64")]
         {
-            levels.extend(is_x86_feature_detected!("sse4.2").then_some(Level::Sse42));
+            levels.extend(is_x86_feature_detected!("sse4.2").then_some(IsaLevel::Sse42));
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                levels.push(Level::Avx2 { vnni: false });
+                levels.push(IsaLevel::Avx2 { vnni: false });
                 levels.extend(
-                    is_x86_feature_detected!("avxvnni").then_some(Level::Avx2 { vnni: true }),
+                    is_x86_feature_detected!("avxvnni").then_some(IsaLevel::Avx2 { vnni: true }),
                 );
                 if is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                 {
-                    levels.push(Level::Avx512 { vnni: false, bf16: false });
+                    levels.push(IsaLevel::Avx512 { vnni: false, bf16: false });
                     let vnni = is_x86_feature_detected!("avx512vnni");
                     let bf16 = is_x86_feature_detected!("avx512bf16");
-                    levels.extend((vnni || bf16).then_some(Level::Avx512 { vnni, bf16 }));
+                    levels.extend((vnni || bf16).then_some(IsaLevel::Avx512 { vnni, bf16 }));
                 }
             }
         }
         #[cfg(target_arch = "aarch64")]
         {
-            levels.push(Level::Neon { integers: NeonIntegers::Widening, bf16: false });
+            levels.push(IsaLevel::Neon { integers: NeonInt8::Widening, bf16: false });
             if is_aarch64_feature_detected!("dotprod") {
-                levels.push(Level::Neon { integers: NeonIntegers::Dot, bf16: false });
+                levels.push(IsaLevel::Neon { integers: NeonInt8::Dot, bf16: false });
                 let matrix = is_aarch64_feature_detected!("i8mm");
-                let integers = if matrix { NeonIntegers::Matrix } else { NeonIntegers::Dot };
+                let integers = if matrix { NeonInt8::Matrix } else { NeonInt8::Dot };
                 let bf16 = is_aarch64_feature_detected!("bf16");
-                levels.extend((matrix || bf16).then_some(Level::Neon { integers, bf16 }));
+                levels.extend((matrix || bf16).then_some(IsaLevel::Neon { integers, bf16 }));
             }
         }
         levels.into_iter().map(Self).collect()
@@ -150,22 +150,22 @@ impl Isa {
     pub(super) const fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 { vnni: true, .. } => "avx512-vnni",
+            IsaLevel::Avx512 { vnni: true, .. } => "avx512-vnni",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 { vnni: false, .. } => "avx512",
+            IsaLevel::Avx512 { vnni: false, .. } => "avx512",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 { vnni: true } => "avx-vnni",
+            IsaLevel::Avx2 { vnni: true } => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 { vnni: false } => "avx2",
+            IsaLevel::Avx2 { vnni: false } => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Level::Sse42 => "sse4.2",
+            IsaLevel::Sse42 => "sse4.2",
             #[cfg(target_arch = "aarch64")]
-            Level::Neon { integers: NeonIntegers::Widening, .. } => "neon",
+            IsaLevel::Neon { integers: NeonInt8::Widening, .. } => "neon",
             #[cfg(target_arch = "aarch64")]
-            Level::Neon { integers: NeonIntegers::Dot, .. } => "neon-dotprod",
+            IsaLevel::Neon { integers: NeonInt8::Dot, .. } => "neon-dotprod",
             #[cfg(target_arch = "aarch64")]
-            Level::Neon { integers: NeonIntegers::Matrix, .. } => "neon-i8mm",
-            Level::Baseline => "scalar",
+            IsaLevel::Neon { integers: NeonInt8::Matrix, .. } => "neon-i8mm",
+            IsaLevel::Baseline => "scalar",
         }
     }
 
@@ -173,25 +173,27 @@ impl Isa {
     pub(super) const fn multiplies_bytes(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Sse42 | Level::Avx2 { .. } | Level::Avx512 { .. } => true,
+            IsaLevel::Sse42 | IsaLevel::Avx2 { .. } | IsaLevel::Avx512 { .. } => true,
             #[cfg(target_arch = "aarch64")]
-            Level::Neon { .. } => true,
-            Level::Baseline => false,
+            IsaLevel::Neon { .. } => true,
+            IsaLevel::Baseline => false,
         }
     }
 
     /// Returns the format in which the int8 kernel reads its rows.
-    pub(super) const fn integer_rows(self) -> IntegerRows {
+    pub(super) const fn int8_row_format(self) -> Int8RowFormat {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Sse42 | Level::Avx2 { vnni: false } | Level::Avx512 { vnni: false, .. } => {
-                IntegerRows::Wide
-            }
+            IsaLevel::Sse42
+            | IsaLevel::Avx2 { vnni: false }
+            | IsaLevel::Avx512 { vnni: false, .. } => Int8RowFormat::Wide,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 { vnni: true } | Level::Avx512 { vnni: true, .. } => IntegerRows::Unsigned,
+            IsaLevel::Avx2 { vnni: true } | IsaLevel::Avx512 { vnni: true, .. } => {
+                Int8RowFormat::Unsigned
+            }
             #[cfg(target_arch = "aarch64")]
-            Level::Neon { .. } => IntegerRows::Signed,
-            Level::Baseline => IntegerRows::Unsigned,
+            IsaLevel::Neon { .. } => Int8RowFormat::Signed,
+            IsaLevel::Baseline => Int8RowFormat::Unsigned,
         }
     }
 
@@ -200,12 +202,12 @@ impl Isa {
     pub(super) const fn multiplies_bf16(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 { bf16, .. } => bf16,
+            IsaLevel::Avx512 { bf16, .. } => bf16,
             #[cfg(target_arch = "x86_64")]
-            Level::Sse42 | Level::Avx2 { .. } => false,
+            IsaLevel::Sse42 | IsaLevel::Avx2 { .. } => false,
             #[cfg(target_arch = "aarch64")]
-            Level::Neon { bf16, .. } => bf16,
-            Level::Baseline => false,
+            IsaLevel::Neon { bf16, .. } => bf16,
+            IsaLevel::Baseline => false,
         }
     }
 
@@ -277,26 +279,26 @@ macro_rules! vectorised {
                 body::<true>($($arg),*);
             }
             match isa.0 {
-                $crate::engine::simd::Level::Baseline => {
+                $crate::engine::simd::IsaLevel::Baseline => {
                     body::<{ $crate::engine::simd::BASELINE_FMA }>($($arg),*)
                 }
                 // SAFETY: only `Isa::all` constructs this value, after it detected SSE4.2.
                 // JUSTIFICATION: a safe call needs the features enabled for the whole binary, which
                 // then would not start on other processors.
                 #[cfg(target_arch = "x86_64")]
-                $crate::engine::simd::Level::Sse42 => unsafe { sse($($arg),*) },
+                $crate::engine::simd::IsaLevel::Sse42 => unsafe { sse($($arg),*) },
                 // Every processor of the architecture has NEON.
                 #[cfg(target_arch = "aarch64")]
-                $crate::engine::simd::Level::Neon { .. } => body::<true>($($arg),*),
+                $crate::engine::simd::IsaLevel::Neon { .. } => body::<true>($($arg),*),
                 // SAFETY: only `Isa::all` constructs this value, after it detected AVX2 and FMA.
                 // JUSTIFICATION: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::engine::simd::Level::Avx2 { .. } => unsafe { avx2($($arg),*) },
+                $crate::engine::simd::IsaLevel::Avx2 { .. } => unsafe { avx2($($arg),*) },
                 // SAFETY: only `Isa::all` constructs this value, after it detected all five
                 // features.
                 // JUSTIFICATION: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::engine::simd::Level::Avx512 { .. } => unsafe { avx512($($arg),*) },
+                $crate::engine::simd::IsaLevel::Avx512 { .. } => unsafe { avx512($($arg),*) },
             }
         }
     };

@@ -8,14 +8,14 @@
 //! several multiplications. So the loads are volatile, and each multiplication is an `asm!` of its
 //! own: the compiler does not move one across the other.
 //!
-//! The scalar twins are in [`super::dense`].
+//! The scalar twins are in [`super::gemm`].
 
 use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vld1q_f32, vst1q_f32};
 use std::arch::asm;
 use std::ops::Range;
 
-use super::STRIP;
-use super::dense::{Product, row_blocks};
+use super::PANEL_WIDTH;
+use super::gemm::{Product, row_blocks};
 
 /// Maximum number of rows of a tile.
 const ROWS: usize = 8;
@@ -88,7 +88,7 @@ macro_rules! while_loading {
         let mut weights: [$vector; V] =
             std::array::from_fn(|vector| load(block.weights.add(4 * vector)));
         let mut next_group = 0;
-        let mut at = block.weights.add(STRIP);
+        let mut at = block.weights.add(PANEL_WIDTH);
         for left in (0..block.groups / ROUND).rev() {
             macro_rules! lane {
                 ($lane:literal) => {
@@ -111,7 +111,7 @@ macro_rules! while_loading {
                         }
                     );
                     weights = next;
-                    at = at.add(STRIP);
+                    at = at.add(PANEL_WIDTH);
                 };
             }
             lane!(0);
@@ -179,7 +179,7 @@ unsafe fn store<const R: usize, const V: usize>(
 /// lane groups.
 ///
 /// # Safety
-/// `product.fits(first + R, groups of the strip)` is true. `groups` are whole rounds within the
+/// `product.fits(first + R, groups of the panel)` is true. `groups` are whole rounds within the
 /// panel, at least one.
 #[inline(never)]
 #[target_feature(enable = "neon")]
@@ -189,7 +189,7 @@ unsafe fn f32_rows<const R: usize, const V: usize>(
     groups: &Range<usize>,
 ) {
     let stride = product.out_stride;
-    for column in (0..STRIP).step_by(4 * V) {
+    for column in (0..PANEL_WIDTH).step_by(4 * V) {
         // SAFETY: `fits` puts the lane groups of each row within the operand and 32 results of it
         // within `out`. A panel has 32 columns. The caller guarantees at least one round.
         // JUSTIFICATION: the compiler moves intrinsics to other positions.
@@ -214,13 +214,13 @@ unsafe fn f32_rows<const R: usize, const V: usize>(
 /// The requirements are those of [`f32_rows`].
 #[inline(never)]
 #[target_feature(enable = "neon")]
-unsafe fn f32_rows_in_turns<const R: usize, const V: usize, const L: usize>(
+unsafe fn f32_rows_interleaved<const R: usize, const V: usize, const L: usize>(
     product: &mut Product<'_>,
     first: usize,
     groups: &Range<usize>,
 ) {
     let stride = product.out_stride;
-    for column in (0..STRIP).step_by(4 * V) {
+    for column in (0..PANEL_WIDTH).step_by(4 * V) {
         // SAFETY: as in `f32_rows`. The assembly reads and writes registers, except for the load of
         // a row.
         // JUSTIFICATION: as in `f32_rows`.
@@ -248,12 +248,12 @@ unsafe fn f32_rows_in_turns<const R: usize, const V: usize, const L: usize>(
                 macro_rules! lanes {
                     ($($lane:literal)*) => {
                         let weights: [[float32x4_t; V]; L] = std::array::from_fn(|lane| {
-                            let at = at.add(lane * STRIP);
+                            let at = at.add(lane * PANEL_WIDTH);
                             std::array::from_fn(|vector| {
                                 at.add(4 * vector).cast::<float32x4_t>().read_volatile()
                             })
                         });
-                        at = at.add(L * STRIP);
+                        at = at.add(L * PANEL_WIDTH);
                         $(multiply_lane!(
                             "fmla {sum:v}.4s, {weights:v}.4s, {row:v}.s[{lane}]",
                             $lane, sums, weights[$lane % L], rows, V, |_index| ()
@@ -308,20 +308,20 @@ pub(super) fn f32(product: &mut Product<'_>) {
 /// # Panics
 /// Panics if the product does not fit its slices, or if its lane groups are not whole rounds.
 #[target_feature(enable = "neon")]
-pub(super) fn f32_in_turns(product: &mut Product<'_>) {
+pub(super) fn f32_interleaved(product: &mut Product<'_>) {
     in_pieces(product, |product, rows, groups| {
         // SAFETY: as above.
         // JUSTIFICATION: as above.
         unsafe {
             match rows.len() {
-                1 => f32_rows_in_turns::<1, 8, 2>(product, rows.start, &groups),
-                2 => f32_rows_in_turns::<2, 8, 1>(product, rows.start, &groups),
-                3 => f32_rows_in_turns::<3, 4, 2>(product, rows.start, &groups),
-                4 => f32_rows_in_turns::<4, 4, 2>(product, rows.start, &groups),
-                5 => f32_rows_in_turns::<5, 2, 4>(product, rows.start, &groups),
-                6 => f32_rows_in_turns::<6, 2, 4>(product, rows.start, &groups),
-                7 => f32_rows_in_turns::<7, 2, 4>(product, rows.start, &groups),
-                _ => f32_rows_in_turns::<8, 2, 4>(product, rows.start, &groups),
+                1 => f32_rows_interleaved::<1, 8, 2>(product, rows.start, &groups),
+                2 => f32_rows_interleaved::<2, 8, 1>(product, rows.start, &groups),
+                3 => f32_rows_interleaved::<3, 4, 2>(product, rows.start, &groups),
+                4 => f32_rows_interleaved::<4, 4, 2>(product, rows.start, &groups),
+                5 => f32_rows_interleaved::<5, 2, 4>(product, rows.start, &groups),
+                6 => f32_rows_interleaved::<6, 2, 4>(product, rows.start, &groups),
+                7 => f32_rows_interleaved::<7, 2, 4>(product, rows.start, &groups),
+                _ => f32_rows_interleaved::<8, 2, 4>(product, rows.start, &groups),
             }
         }
     });
@@ -333,7 +333,7 @@ fn in_pieces(
     product: &mut Product<'_>,
     multiply: impl Fn(&mut Product<'_>, Range<usize>, Range<usize>),
 ) {
-    let groups = product.strip.len();
+    let groups = product.panel.len();
     assert!(
         product.fits(product.rows, groups) && groups.is_multiple_of(ROUND),
         "the caller gives whole rows of whole lines"
@@ -361,7 +361,7 @@ pub(super) unsafe fn block(
         Block {
             rows: product.operand.as_ptr().add(first * product.stride + groups.start),
             stride: product.stride,
-            weights: product.strip.as_ptr().add(groups.start).cast::<u32>().add(column),
+            weights: product.panel.as_ptr().add(groups.start).cast::<u32>().add(column),
             groups: groups.len(),
         }
     }

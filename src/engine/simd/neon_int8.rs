@@ -5,7 +5,7 @@
 //! 127, and weights are −127 to 127. `SADALP` adds them in pairs to sums of 32 bits, so a column
 //! has two sums. If there are enough rows to pay for it, the weights are [`transposed`] first.
 //!
-//! The scalar twins are in [`super::dense`].
+//! The scalar twins are in [`super::gemm`].
 
 mod transposed;
 
@@ -17,11 +17,11 @@ use std::arch::aarch64::{
 };
 use std::arch::asm;
 
-use super::STRIP;
-use super::dense::{Integers, Piece, Product, row_blocks};
+use super::PANEL_WIDTH;
+use super::gemm::{BlockPiece, OperandQuantization, Product, row_blocks};
 use super::neon::{Block, ROUND, block, multiply_lane, while_loading};
-use super::rows::Quantization;
-use transposed::{COLUMNS, Weights};
+use super::rowwise::RowQuantization;
+use transposed::{COLUMNS, TransposedWeights};
 
 /// Lane groups that all rows are multiplied with before the next ones: 16 KiB of weights.
 pub(super) const GROUPS: usize = 128;
@@ -67,7 +67,9 @@ unsafe fn weights_of<const V: usize>(block: Block, group: usize) -> [int8x16_t; 
     // SAFETY: the caller guarantees this.
     // JUSTIFICATION: as above.
     unsafe {
-        std::array::from_fn(|vector| vld1q_s8(block.weights.add(group * STRIP + vector * 4).cast()))
+        std::array::from_fn(|vector| {
+            vld1q_s8(block.weights.add(group * PANEL_WIDTH + vector * 4).cast())
+        })
     }
 }
 
@@ -75,17 +77,17 @@ unsafe fn weights_of<const V: usize>(block: Block, group: usize) -> [int8x16_t; 
 /// results.
 ///
 /// # Safety
-/// `product.fits(first + R, groups of the strip)` is true. `integers` and the piece are those of
+/// `product.fits(first + R, groups of the panel)` is true. `integers` and the piece are those of
 /// the product.
 #[inline(never)]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn dot_rows<const R: usize, const V: usize>(
     product: &mut Product<'_>,
-    integers: &Integers<'_>,
-    piece: &Piece,
+    integers: &OperandQuantization<'_>,
+    piece: &BlockPiece,
     first: usize,
 ) {
-    for column in (0..STRIP).step_by(4 * V) {
+    for column in (0..PANEL_WIDTH).step_by(4 * V) {
         let mut sums = [[vdupq_n_s32(0); V]; R];
         // SAFETY: `fits` puts the lane groups of each row within the operand and 32 results of it
         // within `out`. A panel has 32 columns. No lane group is beyond those of the block.
@@ -181,11 +183,11 @@ unsafe fn widening_rows<const R: usize, const V: usize>(block: Block) -> [[int32
 #[target_feature(enable = "neon")]
 unsafe fn transposed_rows<const R: usize>(
     product: &mut Product<'_>,
-    integers: &Integers<'_>,
-    (piece, weights): (&Piece, &Weights),
+    integers: &OperandQuantization<'_>,
+    (piece, weights): (&BlockPiece, &TransposedWeights),
     first: usize,
 ) {
-    for column in (0..STRIP).step_by(COLUMNS) {
+    for column in (0..PANEL_WIDTH).step_by(COLUMNS) {
         // SAFETY: as in `dot_rows`.
         // JUSTIFICATION: all vector loads and stores are unsafe.
         unsafe {
@@ -210,8 +212,8 @@ unsafe fn transposed_rows<const R: usize>(
 /// # Panics
 /// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "neon")]
-pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
-    let mut weights = Weights::new();
+pub(super) fn widening(product: &mut Product<'_>, integers: &OperandQuantization<'_>) {
+    let mut weights = TransposedWeights::new();
     for piece in pieces(product, integers) {
         // SAFETY: the calls have 1 to 4 rows and a piece of the product. Its weights were
         // transposed for the kernels that read them.
@@ -226,8 +228,8 @@ pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
                     // The last round reads up to three lane groups after the piece. The rows have
                     // them, except after the end of the panel.
                     let end = piece.groups.start + piece.groups.len().next_multiple_of(ROUND);
-                    let padded = end <= product.strip.len();
-                    weights.fill(&product.strip[piece.groups.clone()], padded);
+                    let padded = end <= product.panel.len();
+                    weights.fill(&product.panel[piece.groups.clone()], padded);
                     let piece = (&piece, &weights);
                     for rows in row_blocks(product.rows, transposed::ROWS) {
                         match rows.len() {
@@ -247,7 +249,7 @@ pub(super) fn widening(product: &mut Product<'_>, integers: &Integers<'_>) {
 /// # Panics
 /// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn dot_product(product: &mut Product<'_>, integers: &Integers<'_>) {
+pub(super) fn dot_product(product: &mut Product<'_>, integers: &OperandQuantization<'_>) {
     for piece in pieces(product, integers) {
         // SAFETY: the piece is one of the product.
         // JUSTIFICATION: as above.
@@ -262,8 +264,8 @@ pub(super) fn dot_product(product: &mut Product<'_>, integers: &Integers<'_>) {
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn dot_product_of_piece(
     product: &mut Product<'_>,
-    integers: &Integers<'_>,
-    piece: &Piece,
+    integers: &OperandQuantization<'_>,
+    piece: &BlockPiece,
 ) {
     for rows in row_blocks(product.rows, 8) {
         // SAFETY: the calls have 1 to 8 rows of the product. The caller guarantees the other
@@ -287,11 +289,11 @@ pub(super) unsafe fn dot_product_of_piece(
 /// Asserts that the slices contain everything that a kernel reads and writes. Returns the pieces.
 pub(super) fn pieces<'a>(
     product: &Product<'_>,
-    integers: &'a Integers<'_>,
-) -> impl Iterator<Item = Piece> + use<'a> {
-    let (rows, groups) = (product.rows, product.strip.len());
+    integers: &'a OperandQuantization<'_>,
+) -> impl Iterator<Item = BlockPiece> + use<'a> {
+    let (rows, groups) = (product.rows, product.panel.len());
     assert!(
-        product.fits(rows, groups) && integers.fit(rows, groups),
+        product.fits(rows, groups) && integers.fits(rows, groups),
         "the caller gives whole rows and what is theirs"
     );
     integers.pieces(GROUPS)
@@ -305,11 +307,11 @@ pub(super) fn pieces<'a>(
 #[target_feature(enable = "neon")]
 unsafe fn widening_block<const R: usize, const V: usize>(
     product: &mut Product<'_>,
-    integers: &Integers<'_>,
-    piece: &Piece,
+    integers: &OperandQuantization<'_>,
+    piece: &BlockPiece,
     first: usize,
 ) {
-    for column in (0..STRIP).step_by(4 * V) {
+    for column in (0..PANEL_WIDTH).step_by(4 * V) {
         // SAFETY: as in `dot_rows`.
         // JUSTIFICATION: all vector loads and stores are unsafe.
         unsafe {
@@ -320,17 +322,17 @@ unsafe fn widening_block<const R: usize, const V: usize>(
 }
 
 /// Converts the sums of `R` rows and `4 * V` columns from `row` and `column` on to f32, and adds
-/// them to the results. [`Integers`] has the formula.
+/// them to the results. [`OperandQuantization`] has the formula.
 ///
 /// # Safety
-/// `product.fits(row + R, ..)` and `integers.fit(row + R, ..)` are true, and `column + 4 * V` is at
+/// `product.fits(row + R, ..)` and `integers.fits(row + R, ..)` are true, and `column + 4 * V` is at
 /// most 32.
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn add_values<const R: usize, const V: usize>(
     product: &mut Product<'_>,
-    integers: &Integers<'_>,
-    piece: &Piece,
+    integers: &OperandQuantization<'_>,
+    piece: &BlockPiece,
     (row, column): (usize, usize),
     sums: [[int32x4_t; V]; R],
 ) {
@@ -341,7 +343,7 @@ pub(super) unsafe fn add_values<const R: usize, const V: usize>(
     // JUSTIFICATION: all vector loads and stores are unsafe. With slices, the bounds of each row
     // are compared.
     unsafe {
-        let load = |values: &[f32; STRIP]| -> [float32x4_t; V] {
+        let load = |values: &[f32; PANEL_WIDTH]| -> [float32x4_t; V] {
             std::array::from_fn(|vector| vld1q_f32(values.as_ptr().add(column + 4 * vector)))
         };
         let scales = load(&integers.scales[piece.block]);
@@ -351,7 +353,7 @@ pub(super) unsafe fn add_values<const R: usize, const V: usize>(
         let mut out = product.out.as_mut_ptr().add(row * product.out_stride + column);
         let mut of_row = integers.rows.as_ptr().add(row * blocks + piece.block);
         for sums in sums {
-            let Quantization { scale, zero } = *of_row;
+            let RowQuantization { scale, zero } = *of_row;
             for (vector, sum) in sums.into_iter().enumerate() {
                 let sum = vmlsq_n_f32(vcvtq_f32_s32(sum), weight_sums[vector], zero);
                 let value = vmulq_f32(sum, vmulq_n_f32(scales[vector], scale));

@@ -5,7 +5,7 @@
 //! adjacent, but a panel has the columns of one lane group in a line. So the lane groups of a piece
 //! are first zipped in pairs, once for all rows.
 //!
-//! The scalar twins are in [`super::dense`].
+//! The scalar twins are in [`super::gemm`].
 
 use std::arch::aarch64::{
     float32x4_t, int32x4_t, uint32x4_t, uint64x2_t, vdupq_n_f32, vdupq_n_s32, vdupq_n_u32,
@@ -17,8 +17,8 @@ use std::arch::asm;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::STRIP;
-use super::dense::{Integers, Piece, Product, row_blocks};
+use super::PANEL_WIDTH;
+use super::gemm::{BlockPiece, OperandQuantization, Product, row_blocks};
 use super::neon::ROUND;
 use super::neon_int8::{self, GROUPS};
 
@@ -35,13 +35,13 @@ const ROWS: usize = 6;
 
 /// Zipped weights of a piece, `[pairs of groups, pairs of columns]`: two lane groups of each
 /// column.
-struct Zipped {
-    weights: [MaybeUninit<[uint32x4_t; STRIP / 2]>; GROUPS / 2],
+struct ZippedWeights {
+    weights: [MaybeUninit<[uint32x4_t; PANEL_WIDTH / 2]>; GROUPS / 2],
     /// Number of rounds that are written.
     rounds: usize,
 }
 
-impl Zipped {
+impl ZippedWeights {
     const fn new() -> Self {
         Self { weights: [MaybeUninit::uninit(); GROUPS / 2], rounds: 0 }
     }
@@ -51,13 +51,13 @@ impl Zipped {
     /// # Panics
     /// Panics if there are more than [`GROUPS`] lane groups.
     #[target_feature(enable = "neon")]
-    fn set(&mut self, groups: &[[u32; STRIP]]) {
+    fn set(&mut self, groups: &[[u32; PANEL_WIDTH]]) {
         let rounds = groups.len().div_ceil(ROUND);
-        let zeros = [0; STRIP];
+        let zeros = [0; PANEL_WIDTH];
         for (pair, weights) in self.weights[..rounds * ROUND / 2].iter_mut().enumerate() {
             let [even, odd] = [2 * pair, 2 * pair + 1]
                 .map(|group| groups.get(group).unwrap_or(&zeros).as_chunks::<4>().0);
-            let mut zipped = [vdupq_n_u32(0); STRIP / 2];
+            let mut zipped = [vdupq_n_u32(0); PANEL_WIDTH / 2];
             for (zipped, (even, odd)) in
                 zipped.as_chunks_mut::<2>().0.iter_mut().zip(even.iter().zip(odd))
             {
@@ -78,7 +78,7 @@ impl Zipped {
 }
 
 /// Start addresses of `P` pairs of rows. An odd last row is in its pair twice.
-type Starts<const P: usize> = [[*const u64; 2]; P];
+type RowStarts<const P: usize> = [[*const u64; 2]; P];
 
 /// Returns the addresses of `rows` at lane group `group`.
 ///
@@ -88,7 +88,7 @@ unsafe fn starts<const P: usize>(
     product: &Product<'_>,
     rows: &Range<usize>,
     group: usize,
-) -> Starts<P> {
+) -> RowStarts<P> {
     std::array::from_fn(|pair| {
         [2 * pair, 2 * pair + 1].map(|row| {
             let row = (rows.start + row).min(rows.end - 1);
@@ -109,7 +109,7 @@ macro_rules! kernel {
         #[$feature]
         unsafe fn $name<const P: usize>(
             all_sums: &mut [[$vector; VECTORS]; P],
-            starts: Starts<P>,
+            starts: RowStarts<P>,
             mut weights: *const uint32x4_t,
             rounds: usize,
         ) {
@@ -137,7 +137,7 @@ macro_rules! kernel {
                                 );
                             }
                         }
-                        weights = weights.add(STRIP / 2);
+                        weights = weights.add(PANEL_WIDTH / 2);
                     }
                 }
             }
@@ -179,9 +179,9 @@ fn pair_blocks(rows: usize) -> impl Iterator<Item = Range<usize>> {
 /// # Panics
 /// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "neon,dotprod,i8mm")]
-pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
-    let (rows, groups) = (product.rows, product.strip.len());
-    let mut zipped = Zipped::new();
+pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>) {
+    let (rows, groups) = (product.rows, product.panel.len());
+    let mut zipped = ZippedWeights::new();
     for piece in neon_int8::pieces(product, integers) {
         let padded = piece.groups.start + piece.groups.len().next_multiple_of(ROUND);
         // Few rows do not pay for the zipping. At the end of the panel, the rows lack the lane
@@ -192,7 +192,7 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
             unsafe { neon_int8::dot_product_of_piece(product, integers, &piece) };
             continue;
         }
-        zipped.set(&product.strip[piece.groups.clone()]);
+        zipped.set(&product.panel[piece.groups.clone()]);
         for rows in pair_blocks(rows) {
             // SAFETY: the rows are those of the product. They have the lane groups of the piece and
             // the following ones up to a whole round, which are multiplied with zeros.
@@ -210,12 +210,12 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
 #[target_feature(enable = "neon,i8mm")]
 unsafe fn int8_block<const P: usize>(
     product: &mut Product<'_>,
-    integers: &Integers<'_>,
-    piece: &Piece,
-    zipped: &Zipped,
+    integers: &OperandQuantization<'_>,
+    piece: &BlockPiece,
+    zipped: &ZippedWeights,
     rows: Range<usize>,
 ) {
-    for column in (0..STRIP).step_by(COLUMNS) {
+    for column in (0..PANEL_WIDTH).step_by(COLUMNS) {
         let mut sums = [[vdupq_n_s32(0); VECTORS]; P];
         // SAFETY: the caller guarantees the rows. `fits` puts 32 results of each row within `out`.
         // JUSTIFICATION: as in `int8`.
@@ -245,14 +245,14 @@ unsafe fn int8_block<const P: usize>(
 /// Panics if the product does not fit its slices, or if its lane groups are not whole rounds.
 #[target_feature(enable = "neon,bf16")]
 pub(super) fn bf16(product: &mut Product<'_>) {
-    let groups = product.strip.len();
+    let groups = product.panel.len();
     assert!(
         product.fits(product.rows, groups) && groups.is_multiple_of(ROUND),
         "the caller gives whole rows of whole lines"
     );
-    let mut zipped = Zipped::new();
+    let mut zipped = ZippedWeights::new();
     for start in (0..groups).step_by(GROUPS) {
-        zipped.set(&product.strip[start..groups.min(start + GROUPS)]);
+        zipped.set(&product.panel[start..groups.min(start + GROUPS)]);
         for rows in pair_blocks(product.rows) {
             // SAFETY: the rows are those of the product, whose lane groups are whole rounds.
             // JUSTIFICATION: as in `int8`.
@@ -269,11 +269,11 @@ pub(super) fn bf16(product: &mut Product<'_>) {
 #[target_feature(enable = "neon,bf16")]
 unsafe fn bf16_block<const P: usize>(
     product: &mut Product<'_>,
-    zipped: &Zipped,
+    zipped: &ZippedWeights,
     rows: Range<usize>,
     start: usize,
 ) {
-    for column in (0..STRIP).step_by(COLUMNS) {
+    for column in (0..PANEL_WIDTH).step_by(COLUMNS) {
         // SAFETY: the caller guarantees the rows. `fits` puts 32 results of each row within `out`.
         // JUSTIFICATION: as in `int8`.
         unsafe {

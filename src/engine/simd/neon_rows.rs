@@ -3,7 +3,7 @@
 //! The compiler generates scalar code from the portable loop of the quantization. In its code for
 //! the portable GELU, half of the instructions copy constants.
 //!
-//! The scalar twins are in [`super::rows`].
+//! The scalar twins are in [`super::rowwise`].
 
 use std::arch::aarch64::{
     float32x4_t, vaddq_f32, vaddvq_f32, vcombine_s8, vcombine_s16, vcvtnq_s32_f32, vdupq_n_f32,
@@ -13,8 +13,8 @@ use std::arch::aarch64::{
 };
 use std::ptr;
 
-use super::STRIP;
-use super::rows::{GELU, GELU_LIMIT, Quantization};
+use super::PANEL_WIDTH;
+use super::rowwise::{GELU, GELU_LIMIT, RowQuantization};
 
 /// Number of values in a round.
 const LANES: usize = 16;
@@ -30,13 +30,13 @@ fn load(values: &[f32; LANES]) -> [float32x4_t; LANES / 4] {
 
 /// Least and largest values of a block, lane by lane. `poison` is NaN in a lane with a value that
 /// is not finite.
-struct Range {
+struct LaneRange {
     least: [float32x4_t; LANES / 4],
     most: [float32x4_t; LANES / 4],
     poison: [float32x4_t; LANES / 4],
 }
 
-impl Range {
+impl LaneRange {
     #[inline]
     #[target_feature(enable = "neon")]
     fn add(&mut self, values: &[f32; LANES]) {
@@ -67,19 +67,19 @@ fn write(values: &[f32; LANES], inverse: float32x4_t, zero: float32x4_t, out: &m
 }
 
 /// Quantizes a block of `values` to signed bytes. The bytes and the zero point are lower by 128
-/// than those of `quantize_block` in [`super::rows`].
+/// than those of `quantize_block` in [`super::rowwise`].
 ///
 /// # Panics
 /// Panics if `values` and `out` have different lengths.
 #[target_feature(enable = "neon")]
-pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
+pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> RowQuantization {
     assert_eq!(values.len(), out.len(), "a byte for each value");
     let (rounds, rest) = values.as_chunks::<LANES>();
     // Pad the last round with zeros. Every range includes 0, so they do not change it.
     let mut last = [0.0; LANES];
     last[..rest.len()].copy_from_slice(rest);
     let zeros = [vdupq_n_f32(0.0); LANES / 4];
-    let mut range = Range { least: zeros, most: zeros, poison: zeros };
+    let mut range = LaneRange { least: zeros, most: zeros, poison: zeros };
     for round in rounds {
         range.add(round);
     }
@@ -90,7 +90,7 @@ pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
     let most = vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(a, b), vmaxnmq_f32(c, d)));
     let [a, b, c, d] = range.poison;
     let poison = vaddvq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d)));
-    let Quantization { scale, zero } = Quantization::of_range(least, most);
+    let RowQuantization { scale, zero } = RowQuantization::of_range(least, most);
     let (inverse, shift) = (vdupq_n_f32(1.0 / scale), vdupq_n_f32(zero));
     let (out_rounds, out_rest) = out.as_chunks_mut::<LANES>();
     for (round, out) in rounds.iter().zip(out_rounds) {
@@ -101,22 +101,22 @@ pub(super) fn quantize_block(values: &[f32], out: &mut [u8]) -> Quantization {
         write(&last, inverse, shift, &mut bytes);
         out_rest.copy_from_slice(&bytes[..rest.len()]);
     }
-    Quantization { scale: scale + poison, zero: zero - 128.0 }
+    RowQuantization { scale: scale + poison, zero: zero - 128.0 }
 }
 
 /// Constant, repeated in each lane of a vector.
 #[repr(C, align(16))]
-struct Lanes([f32; 4]);
+struct RepeatedConstant([f32; 4]);
 
 /// Constants that `FMLA` adds to: the even coefficients of [`GELU`], then −1 and ½.
-static ADDENDS: [Lanes; 9] = {
-    let mut addends = [const { Lanes([-1.0; 4]) }; 9];
+static ADDENDS: [RepeatedConstant; 9] = {
+    let mut addends = [const { RepeatedConstant([-1.0; 4]) }; 9];
     let mut i = 0;
     while i < 7 {
-        addends[i] = Lanes([GELU[2 * i]; 4]);
+        addends[i] = RepeatedConstant([GELU[2 * i]; 4]);
         i += 1;
     }
-    addends[HALF] = Lanes([0.5; 4]);
+    addends[HALF] = RepeatedConstant([0.5; 4]);
     addends
 };
 
@@ -143,7 +143,7 @@ const ODD: [f32; LANES] = {
 #[inline]
 #[target_feature(enable = "neon")]
 fn addend(i: usize) -> float32x4_t {
-    // SAFETY: the four values of `Lanes` form a vector and are aligned as one.
+    // SAFETY: the four values of `RepeatedConstant` form a vector and are aligned as one.
     // JUSTIFICATION: the compiler moves a load that is not volatile out of the loop.
     unsafe { ptr::from_ref(&ADDENDS[i]).cast::<float32x4_t>().read_volatile() }
 }
@@ -155,7 +155,7 @@ fn pair<const LANE: i32>(i: usize, odd: float32x4_t, z: float32x4_t) -> float32x
     vfmaq_laneq_f32::<LANE>(addend(i), z, odd)
 }
 
-/// Returns GELU of 16 values, with the polynomial and the bounds of `gelu` in [`super::rows`].
+/// Returns GELU of 16 values, with the polynomial and the bounds of `gelu` in [`super::rowwise`].
 ///
 /// `FMAX` and `FMIN` propagate NaN.
 #[inline]
@@ -187,16 +187,16 @@ fn gelu(x: [float32x4_t; LANES / 4]) -> [float32x4_t; LANES / 4] {
 }
 
 /// Writes GELU of `block + bias` to the rows of `out`, `stride` values apart, as `store_f32` of
-/// [`super::rows`] does.
+/// [`super::rowwise`] does.
 #[target_feature(enable = "neon")]
 pub(super) fn store_gelu(
-    block: &[[f32; STRIP]],
-    bias: &[f32; STRIP],
+    block: &[[f32; PANEL_WIDTH]],
+    bias: &[f32; PANEL_WIDTH],
     out: &mut [f32],
     stride: usize,
 ) {
     for (row, out) in block.iter().zip(out.chunks_mut(stride)) {
-        let Some(out) = out.first_chunk_mut::<STRIP>() else { return };
+        let Some(out) = out.first_chunk_mut::<PANEL_WIDTH>() else { return };
         let rounds = row.as_chunks::<LANES>().0.iter().zip(bias.as_chunks::<LANES>().0);
         for ((row, bias), out) in rounds.zip(out.as_chunks_mut::<LANES>().0) {
             let (row, bias) = (load(row), load(bias));

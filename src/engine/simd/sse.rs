@@ -2,13 +2,13 @@
 //! older.
 //!
 //! SSE has no load that broadcasts a value, and each shuffle would take a cycle of the unit that
-//! multiplies. So the kernel first copies the rows of a tile into a [`Panel`], with each value
+//! multiplies. So the kernel first copies the rows of a tile into a [`PackedRows`], with each value
 //! broadcast to a vector. The copy is used for all columns of the panel of weights. The
 //! micro-kernels are in [`blocks`].
 //!
 //! Bytes are multiplied as 16-bit integers, as in [`super::avx2`].
 //!
-//! The scalar twins are in [`super::dense`].
+//! The scalar twins are in [`super::gemm`].
 
 mod blocks;
 
@@ -20,10 +20,10 @@ use std::arch::x86_64::{
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::STRIP;
-use super::ahead::Ahead;
-use super::dense::{Integers, Piece, Product, row_blocks};
-use blocks::{Block, Repeated};
+use super::PANEL_WIDTH;
+use super::gemm::{BlockPiece, OperandQuantization, Product, row_blocks};
+use super::prefetch::Prefetcher;
+use blocks::{Block, BroadcastValue};
 
 /// Maximum number of rows of a tile.
 const ROWS: usize = 6;
@@ -40,9 +40,9 @@ const COLUMNS: usize = 16;
 
 /// Broadcast values of the rows of a tile, `[groups, rows]`. `GROUPS` includes one lane group that
 /// is not written: the micro-kernel loads the next values ahead.
-struct Panel<const GROUPS: usize>([[MaybeUninit<Repeated>; ROWS]; GROUPS]);
+struct PackedRows<const GROUPS: usize>([[MaybeUninit<BroadcastValue>; ROWS]; GROUPS]);
 
-impl<const GROUPS: usize> Panel<GROUPS> {
+impl<const GROUPS: usize> PackedRows<GROUPS> {
     const fn new() -> Self {
         Self([const { [const { MaybeUninit::uninit() }; ROWS] }; GROUPS])
     }
@@ -80,7 +80,7 @@ impl<const GROUPS: usize> Panel<GROUPS> {
         }
     }
 
-    fn values(&self) -> *const Repeated {
+    fn values(&self) -> *const BroadcastValue {
         self.0.as_ptr().cast()
     }
 }
@@ -91,16 +91,16 @@ impl<const GROUPS: usize> Panel<GROUPS> {
 /// Panics if the product does not fit its slices, or has an odd number of lane groups.
 #[target_feature(enable = "sse4.2")]
 pub(super) fn f32(product: &mut Product<'_>) {
-    let (rows, groups) = (product.rows, product.strip.len());
+    let (rows, groups) = (product.rows, product.panel.len());
     assert!(
         product.fits(rows, groups) && groups.is_multiple_of(2),
         "the caller gives whole rows of whole lines"
     );
     let calls = rows.div_ceil(ROWS) * groups.div_ceil(F32_GROUPS);
-    let mut ahead = Ahead::new(product.ahead, calls, 1);
+    let mut prefetcher = Prefetcher::new(product.next_panel, calls, 1);
     for start in (0..groups).step_by(F32_GROUPS) {
         for rows in row_blocks(rows, ROWS) {
-            ahead.look();
+            prefetcher.prefetch_next();
             // SAFETY: `fits` was asserted above for all rows. `start` is below the number of lane
             // groups.
             // JUSTIFICATION: as in `f32_rows`.
@@ -112,13 +112,13 @@ pub(super) fn f32(product: &mut Product<'_>) {
 /// Multiplies rows with the lane groups from `start` on, at most [`F32_GROUPS`].
 ///
 /// # Safety
-/// `product.fits(rows.end, groups of the strip)` is true. There are 1 to 6 rows. `start` is below
+/// `product.fits(rows.end, groups of the panel)` is true. There are 1 to 6 rows. `start` is below
 /// the number of lane groups, which is even.
 #[target_feature(enable = "sse4.2")]
 unsafe fn f32_rows(product: &mut Product<'_>, rows: Range<usize>, start: usize) {
     let (stride, out_stride) = (product.stride, product.out_stride);
-    let groups = F32_GROUPS.min(product.strip.len() - start);
-    let mut panel = Panel::<{ F32_GROUPS + 1 }>::new();
+    let groups = F32_GROUPS.min(product.panel.len() - start);
+    let mut panel = PackedRows::<{ F32_GROUPS + 1 }>::new();
     // SAFETY: `fits` puts the lane groups of each row within the operand and 32 results of it
     // within `out`. The copied panel then has as many lane groups as the weights from `start` on.
     // JUSTIFICATION: all vector loads and stores are unsafe.
@@ -127,7 +127,7 @@ unsafe fn f32_rows(product: &mut Product<'_>, rows: Range<usize>, start: usize) 
         panel.copy((values, stride), rows.len(), groups, 0, |values, group| {
             _mm_load1_ps(values.add(group).cast())
         });
-        let weights: *const u8 = product.strip.as_ptr().add(start).cast();
+        let weights: *const u8 = product.panel.as_ptr().add(start).cast();
         let out = product.out.as_mut_ptr().add(rows.start * out_stride);
         let at_once = blocks::VECTORS[rows.len()];
         for vector in (0..VECTORS).step_by(at_once) {
@@ -146,16 +146,16 @@ unsafe fn f32_rows(product: &mut Product<'_>, rows: Range<usize>, start: usize) 
 
 /// Weights of 32 columns, widened to 16 bits each: `[2, groups, 16 columns, 4 inputs]`.
 #[repr(C, align(16))]
-struct Widened([[MaybeUninit<[i16; 4 * COLUMNS]>; INT8_GROUPS]; STRIP / COLUMNS]);
+struct WidenedWeights([[MaybeUninit<[i16; 4 * COLUMNS]>; INT8_GROUPS]; PANEL_WIDTH / COLUMNS]);
 
-impl Widened {
+impl WidenedWeights {
     /// Widens the weights, and appends a lane group of zeros if their number is odd.
     #[target_feature(enable = "sse4.2")]
-    fn fill(&mut self, strip: &[[u32; STRIP]]) {
-        let zeros = [[0; STRIP]; 1];
-        let padding = &zeros[..strip.len() % 2];
+    fn fill(&mut self, panel: &[[u32; PANEL_WIDTH]]) {
+        let zeros = [[0; PANEL_WIDTH]; 1];
+        let padding = &zeros[..panel.len() % 2];
         for (half, widened) in self.0.iter_mut().enumerate() {
-            for (widened, group) in widened.iter_mut().zip(strip.iter().chain(padding)) {
+            for (widened, group) in widened.iter_mut().zip(panel.iter().chain(padding)) {
                 let widened: *mut __m128i = widened.as_mut_ptr().cast();
                 let (pairs, _) = group[half * COLUMNS..].as_chunks::<2>();
                 for (index, pair) in pairs[..VECTORS].iter().enumerate() {
@@ -177,20 +177,21 @@ impl Widened {
 /// # Panics
 /// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "sse4.2")]
-pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
-    let (rows, groups) = (product.rows, product.strip.len());
+pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>) {
+    let (rows, groups) = (product.rows, product.panel.len());
     assert!(
-        product.fits(rows, 2 * groups) && integers.fit(rows, groups),
+        product.fits(rows, 2 * groups) && integers.fits(rows, groups),
         "the caller gives whole rows and what is theirs"
     );
     let calls = rows.div_ceil(ROWS) * integers.pieces(INT8_GROUPS).count();
-    let mut ahead = Ahead::new(product.ahead, calls, 1);
-    let mut widened =
-        Widened([const { [const { MaybeUninit::uninit() }; INT8_GROUPS] }; STRIP / COLUMNS]);
+    let mut prefetcher = Prefetcher::new(product.next_panel, calls, 1);
+    let mut widened = WidenedWeights(
+        [const { [const { MaybeUninit::uninit() }; INT8_GROUPS] }; PANEL_WIDTH / COLUMNS],
+    );
     for piece in integers.pieces(INT8_GROUPS) {
-        widened.fill(&product.strip[piece.groups.clone()]);
+        widened.fill(&product.panel[piece.groups.clone()]);
         for rows in row_blocks(rows, ROWS) {
-            ahead.look();
+            prefetcher.prefetch_next();
             // SAFETY: both conditions were asserted above for all rows. `widened` has the weights
             // of the piece.
             // JUSTIFICATION: as in `int8_rows`.
@@ -202,20 +203,20 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &Integers<'_>) {
 /// Multiplies rows with the weights of `piece`, and adds the dequantized sums to the results.
 ///
 /// # Safety
-/// `product.fits(rows.end, twice the groups of the strip)` and
-/// `integers.fit(rows.end, groups of the strip)` are true. There are 1 to 6 rows. `widened` has the
+/// `product.fits(rows.end, twice the groups of the panel)` and
+/// `integers.fits(rows.end, groups of the panel)` are true. There are 1 to 6 rows. `widened` has the
 /// weights of the piece.
 #[target_feature(enable = "sse4.2")]
 unsafe fn int8_rows(
     product: &mut Product<'_>,
-    integers: &Integers<'_>,
-    piece: &Piece,
-    widened: &Widened,
+    integers: &OperandQuantization<'_>,
+    piece: &BlockPiece,
+    widened: &WidenedWeights,
     rows: Range<usize>,
 ) {
     let (stride, out_stride) = (product.stride, product.out_stride);
     let groups = piece.groups.len();
-    let mut panel = Panel::<{ INT8_GROUPS + 1 }>::new();
+    let mut panel = PackedRows::<{ INT8_GROUPS + 1 }>::new();
     let at_once = blocks::VECTORS[rows.len()];
     // SAFETY: `fits` puts the lane groups of each row, two elements each, within the operand and 32
     // results of it within `out`. Both the copied panel and `widened` are padded to an even number
@@ -248,7 +249,7 @@ unsafe fn int8_rows(
     }
 }
 
-/// Converts the sums of a row and a piece to f32 and adds them to the results. [`Integers`] has the
+/// Converts the sums of a row and a piece to f32 and adds them to the results. [`OperandQuantization`] has the
 /// formula. Each column has two sums: one of the first two and one of the last two inputs of all
 /// lane groups.
 ///
@@ -256,8 +257,8 @@ unsafe fn int8_rows(
 /// `out` has 16 results.
 #[target_feature(enable = "sse4.2")]
 unsafe fn values(
-    integers: &Integers<'_>,
-    piece: &Piece,
+    integers: &OperandQuantization<'_>,
+    piece: &BlockPiece,
     row: usize,
     column: usize,
     out: *mut f32,

@@ -15,8 +15,8 @@ use serde_json::value::RawValue;
 use tokenizers::AddedToken;
 
 use super::super::EngineError;
-use super::super::quote::quoted;
-use super::parts::{self, Around};
+use super::super::quote::quote;
+use super::parts::{self, SurroundingTokens};
 use super::{mismatch, model, unreadable};
 
 /// The only version of the format.
@@ -34,7 +34,7 @@ const MOST_ALL_ADDED_BYTES: usize = 256 << 10;
 pub(super) struct TokenizerFile {
     pub(super) library: tokenizers::Tokenizer,
     /// Special tokens around a text.
-    pub(super) around: Around,
+    pub(super) around: SurroundingTokens,
     /// Number of ids; every id is smaller.
     pub(super) ids: usize,
     /// Length of the longest added token in bytes.
@@ -43,14 +43,14 @@ pub(super) struct TokenizerFile {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written<'a> {
+struct RawTokenizerFile<'a> {
     version: Option<String>,
     #[serde(default, rename = "truncation")]
     _truncation: Option<IgnoredAny>,
     #[serde(default, rename = "padding")]
     _padding: Option<IgnoredAny>,
     #[serde(default)]
-    added_tokens: Added,
+    added_tokens: AddedTokens,
     #[serde(borrow)]
     normalizer: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -71,11 +71,11 @@ struct Written<'a> {
 /// Returns an error if the bytes are malformed, have more tokens than `rows`, or require an
 /// unsupported component. The message names the component.
 pub(super) fn read(bytes: &[u8], rows: usize) -> Result<TokenizerFile, EngineError> {
-    let written: Written<'_> = serde_json::from_slice(bytes).map_err(unreadable)?;
+    let written: RawTokenizerFile<'_> = serde_json::from_slice(bytes).map_err(unreadable)?;
     if let Some(version) = written.version.filter(|version| version != VERSION) {
-        return Err(mismatch(format!("version {}, Caxton reads {VERSION}", quoted(&version))));
+        return Err(mismatch(format!("version {}, Caxton reads {VERSION}", quote(&version))));
     }
-    let around = written.post_processor.map(parts::around).transpose()?.unwrap_or_default();
+    let around = written.post_processor.map(parts::post_processor).transpose()?.unwrap_or_default();
     let normalizer = written.normalizer.map(parts::normalizer).transpose()?.flatten();
     let pre_tokenizer = written.pre_tokenizer.map(parts::pre_tokenizer).transpose()?.flatten();
     let decoder = written.decoder.map(parts::decoder).transpose()?;
@@ -96,9 +96,9 @@ pub(super) fn read(bytes: &[u8], rows: usize) -> Result<TokenizerFile, EngineErr
 
 /// Tokens that are found in a text before it is split into words.
 #[derive(Default)]
-pub(super) struct Added(pub(super) Vec<AddedToken>);
+pub(super) struct AddedTokens(pub(super) Vec<AddedToken>);
 
-impl Added {
+impl AddedTokens {
     /// Returns the total length of the added tokens in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.0.iter().map(|token| token.content.len() as u64).sum()
@@ -109,7 +109,7 @@ impl Added {
 /// which equals the written one if the tokens are in order.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenAdded {
+struct RawAddedToken {
     #[serde(rename = "id")]
     _id: u32,
     content: String,
@@ -125,27 +125,27 @@ struct WrittenAdded {
     special: bool,
 }
 
-impl<'de> Deserialize<'de> for Added {
+impl<'de> Deserialize<'de> for AddedTokens {
     fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
-        reader.deserialize_seq(AddedVisitor)
+        reader.deserialize_seq(AddedTokensVisitor)
     }
 }
 
-struct AddedVisitor;
+struct AddedTokensVisitor;
 
-impl<'de> Visitor<'de> for AddedVisitor {
-    type Value = Added;
+impl<'de> Visitor<'de> for AddedTokensVisitor {
+    type Value = AddedTokens;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list of added tokens")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Added, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<AddedTokens, A::Error> {
         let (mut tokens, mut bytes) = (Vec::new(), 0);
-        while let Some(token) = list.next_element::<WrittenAdded>()? {
+        while let Some(token) = list.next_element::<RawAddedToken>()? {
             let length = token.content.len();
             if length > MOST_ADDED_BYTES {
-                let content = quoted(&token.content);
+                let content = quote(&token.content);
                 return Err(A::Error::custom(format!(
                     "an added token has {length} bytes, more than {MOST_ADDED_BYTES}: {content}"
                 )));
@@ -166,6 +166,6 @@ impl<'de> Visitor<'de> for AddedVisitor {
                 special: token.special,
             });
         }
-        Ok(Added(tokens))
+        Ok(AddedTokens(tokens))
     }
 }

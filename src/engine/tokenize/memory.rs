@@ -10,8 +10,8 @@ use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::file::Added;
-use super::model::{FEW, MOST_NODES};
+use super::file::AddedTokens;
+use super::model::{MOST_NODES, SMALL_VOCABULARY};
 
 /// Bytes of an entry in the library's table from words to ids. An entry in the table from ids to
 /// words has the same size.
@@ -37,32 +37,33 @@ const ADDED_READ: (u64, u64) = (60, 66);
 
 /// Memory of a tokenizer in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::engine) struct Memory {
+pub(in crate::engine) struct TokenizerMemory {
     /// Memory for the lifetime of the tokenizer.
     pub(in crate::engine) kept: u64,
     /// Additional memory while the file is read.
     pub(in crate::engine) reading: u64,
 }
 
-impl Memory {
+impl TokenizerMemory {
     /// Returns an upper bound for a tokenizer of `rows` words: the estimate for words that share as
     /// few prefixes as the reader allows.
-    pub(in crate::engine) fn most(rows: usize) -> Self {
+    pub(in crate::engine) fn upper_bound(rows: usize) -> Self {
         const WORD: u64 = 400 + LEAF + NODE * MOST_NODES as u64;
-        let (rows, few) = (rows as u64, (FEW as u64).saturating_mul(NODE));
+        let (rows, few) = (rows as u64, (SMALL_VOCABULARY as u64).saturating_mul(NODE));
         Self { kept: rows.saturating_mul(WORD).saturating_add(few), reading: few }
     }
 
     /// Returns the memory of the tokenizer in `bytes` for a table of `rows` word embeddings, or
     /// `None` if the file has no readable vocabulary.
-    pub(in crate::engine) fn of(bytes: &[u8], rows: usize) -> Option<Self> {
-        let Written { added_tokens, model } = serde_json::from_slice(bytes).ok()?;
-        let model: Model<'_> = serde_json::from_str(model.get()).ok()?;
-        let mut words = Words { rows, ..Words::default() };
+    pub(in crate::engine) fn estimate(bytes: &[u8], rows: usize) -> Option<Self> {
+        let RawTokenizer { added_tokens, model } = serde_json::from_slice(bytes).ok()?;
+        let model: RawModel<'_> = serde_json::from_str(model.get()).ok()?;
+        let mut words = WordTotals { rows, ..WordTotals::default() };
         let is_list = model.vocab.get().starts_with('[');
         if is_list {
             // The number of prefixes cannot exceed the number of bytes in the file.
-            words.nodes = Some(Nodes::new(rows.saturating_mul(MOST_NODES).min(bytes.len())));
+            words.nodes =
+                Some(PrefixCounter::new(rows.saturating_mul(MOST_NODES).min(bytes.len())));
         }
         let mut reader = serde_json::Deserializer::from_str(model.vocab.get());
         if is_list {
@@ -70,7 +71,7 @@ impl Memory {
         } else {
             reader.deserialize_map(&mut words).ok()?;
         }
-        let mut merges = Elements(0);
+        let mut merges = ElementCount(0);
         if let Some(section) = model.merges {
             merges = serde_json::from_str(section.get()).ok()?;
         }
@@ -89,15 +90,15 @@ impl Memory {
 
 /// Parts of a file that determine the memory.
 #[derive(Deserialize)]
-struct Written<'a> {
+struct RawTokenizer<'a> {
     #[serde(default)]
-    added_tokens: Added,
+    added_tokens: AddedTokens,
     #[serde(borrow)]
     model: &'a RawValue,
 }
 
 #[derive(Deserialize)]
-struct Model<'a> {
+struct RawModel<'a> {
     #[serde(borrow)]
     vocab: &'a RawValue,
     #[serde(borrow)]
@@ -107,16 +108,16 @@ struct Model<'a> {
 /// Running totals over the kept words. Words beyond `rows` do not count, because the reader keeps
 /// no words if there are more than `rows`.
 #[derive(Default)]
-struct Words {
+struct WordTotals {
     rows: usize,
     count: u64,
     /// Bytes that the allocator reserves for the words.
     allocated: u64,
     /// Prefixes of the words, counted only for a list of words with scores.
-    nodes: Option<Nodes>,
+    nodes: Option<PrefixCounter>,
 }
 
-impl Words {
+impl WordTotals {
     fn add(&mut self, word: &[u8]) {
         if self.count < self.rows as u64 {
             self.count += 1;
@@ -130,25 +131,25 @@ impl Words {
     }
 
     /// Returns the memory of the two word tables and of `merges` merges.
-    fn in_dictionary(&self, merges: u64) -> Memory {
+    fn in_dictionary(&self, merges: u64) -> TokenizerMemory {
         let tables = buckets(self.count).saturating_mul(2 * TABLE_ENTRY);
         let words = self.allocated.saturating_mul(2);
         let merged = buckets(merges).saturating_mul(MERGE_ENTRY);
         let merged = merged.saturating_add(merges.saturating_mul(MERGE_KEPT));
-        Memory {
+        TokenizerMemory {
             kept: tables.saturating_add(words).saturating_add(merged),
             reading: merges.saturating_mul(MERGE_READ),
         }
     }
 
     /// Returns the memory of a list, a table and a trie with `nodes` inner nodes.
-    fn in_trie(&self, nodes: u64) -> Memory {
+    fn in_trie(&self, nodes: u64) -> TokenizerMemory {
         let lists = self.count.saturating_mul(SCORED + LEAF);
         let table = buckets(self.count).saturating_mul(TABLE_ENTRY);
         let words = self.allocated.saturating_mul(2);
         let trie = nodes.saturating_mul(NODE);
         let kept = lists.saturating_add(table).saturating_add(words).saturating_add(trie);
-        Memory { kept, reading: 0 }
+        TokenizerMemory { kept, reading: 0 }
     }
 }
 
@@ -161,7 +162,7 @@ fn buckets(entries: u64) -> u64 {
     }
 }
 
-impl<'de> Visitor<'de> for &mut Words {
+impl<'de> Visitor<'de> for &mut WordTotals {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -169,22 +170,22 @@ impl<'de> Visitor<'de> for &mut Words {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while map.next_key_seed(Word(&mut *self))?.is_some() {
+        while map.next_key_seed(WordVisitor(&mut *self))?.is_some() {
             map.next_value::<IgnoredAny>()?;
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while list.next_element_seed(Scored(&mut *self))?.is_some() {}
+        while list.next_element_seed(ScoredWordVisitor(&mut *self))?.is_some() {}
         Ok(())
     }
 }
 
 /// Visitor that adds one word.
-struct Word<'a>(&'a mut Words);
+struct WordVisitor<'a>(&'a mut WordTotals);
 
-impl<'de> DeserializeSeed<'de> for Word<'_> {
+impl<'de> DeserializeSeed<'de> for WordVisitor<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
@@ -192,7 +193,7 @@ impl<'de> DeserializeSeed<'de> for Word<'_> {
     }
 }
 
-impl Visitor<'_> for Word<'_> {
+impl Visitor<'_> for WordVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -206,9 +207,9 @@ impl Visitor<'_> for Word<'_> {
 }
 
 /// Visitor that adds the word of a pair of word and score.
-struct Scored<'a>(&'a mut Words);
+struct ScoredWordVisitor<'a>(&'a mut WordTotals);
 
-impl<'de> DeserializeSeed<'de> for Scored<'_> {
+impl<'de> DeserializeSeed<'de> for ScoredWordVisitor<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
@@ -216,7 +217,7 @@ impl<'de> DeserializeSeed<'de> for Scored<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Scored<'_> {
+impl<'de> Visitor<'de> for ScoredWordVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -224,32 +225,32 @@ impl<'de> Visitor<'de> for Scored<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<(), A::Error> {
-        pair.next_element_seed(Word(self.0))?;
+        pair.next_element_seed(WordVisitor(self.0))?;
         while pair.next_element::<IgnoredAny>()?.is_some() {}
         Ok(())
     }
 }
 
 /// Number of elements of a list.
-struct Elements(u64);
+struct ElementCount(u64);
 
-impl<'de> Deserialize<'de> for Elements {
+impl<'de> Deserialize<'de> for ElementCount {
     fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
         struct Counter;
 
         impl<'de> Visitor<'de> for Counter {
-            type Value = Elements;
+            type Value = ElementCount;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Elements, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ElementCount, A::Error> {
                 let mut count = 0;
                 while list.next_element::<IgnoredAny>()?.is_some() {
                     count += 1;
                 }
-                Ok(Elements(count))
+                Ok(ElementCount(count))
             }
         }
 
@@ -260,16 +261,16 @@ impl<'de> Deserialize<'de> for Elements {
 /// Counter of distinct prefixes of words, with an error of about 1 %. Each hash sets a bit of a
 /// table (linear counting, Whang and others 1990, <https://doi.org/10.1145/78922.78925>). The hash
 /// is keyed with a secret, so a package cannot choose prefixes that collide.
-struct Nodes {
+struct PrefixCounter {
     bits: Vec<u64>,
     start: u64,
     factor: u64,
 }
 
-impl Nodes {
+impl PrefixCounter {
     /// Creates a table for about `most` prefixes.
     fn new(most: usize) -> Self {
-        let words = most.max(FEW).div_ceil(64).next_power_of_two();
+        let words = most.max(SMALL_VOCABULARY).div_ceil(64).next_power_of_two();
         let keys = RandomState::new();
         Self { bits: vec![0; words], start: keys.hash_one(0), factor: keys.hash_one(1) | 1 }
     }
@@ -313,9 +314,9 @@ mod tests {
 
     use super::*;
 
-    fn memory(model: &Value, rows: usize) -> Memory {
+    fn memory(model: &Value, rows: usize) -> TokenizerMemory {
         let file = json!({ "added_tokens": [], "model": model }).to_string();
-        Memory::of(file.as_bytes(), rows).unwrap()
+        TokenizerMemory::estimate(file.as_bytes(), rows).unwrap()
     }
 
     fn unigram(words: impl Iterator<Item = String>) -> Value {
@@ -332,7 +333,7 @@ mod tests {
     fn dictionary_memory_follows_word_count_and_length() {
         let short = json!({ "vocab": dictionary((0..30_000).map(|id| format!("{id:x}"))) });
         let told = memory(&short, 30_000);
-        assert_eq!(told, Memory { kept: 65_536 * 66 + 30_000 * 64, reading: 0 });
+        assert_eq!(told, TokenizerMemory { kept: 65_536 * 66 + 30_000 * 64, reading: 0 });
         let long = json!({ "vocab": dictionary((0..30_000).map(|id| format!("{id:0200}"))) });
         assert_eq!(memory(&long, 30_000).kept, 65_536 * 66 + 30_000 * 416);
         // No more words are kept than there are word embeddings.
@@ -358,7 +359,7 @@ mod tests {
             let words = (0..100_000).map(|id| format!("{id:05x}{}", "z".repeat(tail)));
             let told = memory(&unigram(words), 100_000).kept / 100_000;
             assert!((measured..measured * 6 / 5).contains(&told), "{told} for {measured}");
-            assert!(Memory::most(100_000).kept / 100_000 > told);
+            assert!(TokenizerMemory::upper_bound(100_000).kept / 100_000 > told);
         }
     }
 
@@ -366,7 +367,7 @@ mod tests {
     fn prefix_count_is_accurate_within_percents() {
         for number in [10_u64, 1000, 200_000] {
             let words: Vec<_> = (0..number).map(|id| format!("{:x}", id * id * 7919)).collect();
-            let mut nodes = Nodes::new(words.len() * MOST_NODES);
+            let mut nodes = PrefixCounter::new(words.len() * MOST_NODES);
             let mut beginnings = HashSet::new();
             for word in &words {
                 nodes.add(word.as_bytes());
@@ -383,10 +384,10 @@ mod tests {
         let file = json!({
             "added_tokens": (0..1000).map(added).collect::<Vec<_>>(), "model": { "vocab": {} },
         });
-        let told = Memory::of(file.to_string().as_bytes(), 1000).unwrap();
+        let told = TokenizerMemory::estimate(file.to_string().as_bytes(), 1000).unwrap();
         assert_eq!(told.kept, 1000 * (ADDED.0 + 8 * ADDED.1));
         for bytes in ["", "{}", r#"{"model": 1}"#, r#"{"model": {"vocab": 1}}"#, "\u{0}"] {
-            assert_eq!(Memory::of(bytes.as_bytes(), 1000), None, "{bytes}");
+            assert_eq!(TokenizerMemory::estimate(bytes.as_bytes(), 1000), None, "{bytes}");
         }
     }
 }

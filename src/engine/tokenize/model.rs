@@ -22,7 +22,7 @@ use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::models::wordpiece::WordPiece;
 
 use super::super::EngineError;
-use super::super::quote::{escaped, quoted};
+use super::super::quote::{escape, quote};
 use super::{mismatch, unreadable};
 
 /// Maximum length of a word in bytes. Llama 3 has a word of 128 spaces, which byte-level BPE writes
@@ -38,7 +38,7 @@ const MOST_MEAN_BYTES: usize = 24;
 pub(super) const MOST_NODES: usize = 6;
 /// Allowance on top of the limits per word, so that small vocabularies are not refused: bytes of
 /// words, nodes of a trie, or merges.
-pub(super) const FEW: usize = 16 << 10;
+pub(super) const SMALL_VOCABULARY: usize = 16 << 10;
 /// Maximum number of merges for each word. Gemma has two.
 const MOST_MERGES: usize = 4;
 /// Maximum number of characters of a word that WordPiece splits; its time grows with the square of
@@ -57,7 +57,7 @@ pub(super) struct Model {
 /// The section as written in the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written<'a> {
+struct RawModel<'a> {
     r#type: Option<String>,
     #[serde(borrow)]
     vocab: &'a RawValue,
@@ -82,7 +82,7 @@ struct Written<'a> {
 /// # Errors
 /// Returns an error if the model is of another kind, or contradicts itself or the limits.
 pub(super) fn read(section: &RawValue, rows: usize) -> Result<Model, EngineError> {
-    let written: Written<'_> = serde_json::from_str(section.get()).map_err(unreadable)?;
+    let written: RawModel<'_> = serde_json::from_str(section.get()).map_err(unreadable)?;
     let kind = match written.r#type.as_deref() {
         Some(kind) => kind,
         // Files from 2020 have no type. The library then tries the models in this order and takes
@@ -99,17 +99,17 @@ pub(super) fn read(section: &RawValue, rows: usize) -> Result<Model, EngineError
         "WordLevel" => written.word_level(rows),
         other => Err(mismatch(format!(
             "the model {} is not one that Caxton runs; it runs WordPiece, BPE, Unigram and WordLevel",
-            quoted(other)
+            quote(other)
         ))),
     }
 }
 
-impl Written<'_> {
+impl RawModel<'_> {
     fn word_piece(self, rows: usize) -> Result<Model, EngineError> {
         match self.continuing_subword_prefix.as_deref() {
             Some(CONTINUING) => {}
             other => {
-                let other = quoted(other.unwrap_or_default());
+                let other = quote(other.unwrap_or_default());
                 return Err(mismatch(format!(
                     "continuing_subword_prefix is {other}; Caxton runs \"{CONTINUING}\""
                 )));
@@ -152,7 +152,7 @@ impl Written<'_> {
             // The library cuts the prefix from the second word of each merge by its length in
             // bytes, even in the middle of a character.
             if let Some(affix) = affix.as_deref().filter(|affix| !affix.is_empty()) {
-                return Err(mismatch(format!("{name} is {}; Caxton runs none", quoted(affix))));
+                return Err(mismatch(format!("{name} is {}; Caxton runs none", quote(affix))));
             }
         }
         if self.dropout.is_some_and(|dropout| dropout != 0.0) {
@@ -161,7 +161,11 @@ impl Written<'_> {
         let words = dictionary(self.vocab, rows)?;
         let merges = match self.merges {
             Some(merges) => {
-                let most = words.vocabulary.len().saturating_mul(MOST_MERGES).saturating_add(FEW);
+                let most = words
+                    .vocabulary
+                    .len()
+                    .saturating_mul(MOST_MERGES)
+                    .saturating_add(SMALL_VOCABULARY);
                 let seed = Merges { longest: words.longest, most };
                 parse(merges, seed)?
             }
@@ -181,7 +185,7 @@ impl Written<'_> {
     }
 
     fn unigram(self, rows: usize) -> Result<Model, EngineError> {
-        let List { words, seen, .. } = parse(self.vocab, ListSeed { rows })?;
+        let ScoredWords { words, seen, .. } = parse(self.vocab, ScoredWordsSeed { rows })?;
         too_many(seen, rows)?;
         let Some(unknown) = self.unk_id.filter(|&unknown| unknown < seen) else {
             return Err(mismatch(format!(
@@ -200,7 +204,7 @@ impl Written<'_> {
         match &self.unk_token {
             Some(unknown) if vocabulary.contains_key(unknown.as_str()) => Ok(unknown.clone()),
             Some(unknown) => {
-                Err(mismatch(format!("unk_token {} is not in the vocabulary", quoted(unknown))))
+                Err(mismatch(format!("unk_token {} is not in the vocabulary", quote(unknown))))
             }
             None => Err(mismatch("unk_token is missing")),
         }
@@ -233,16 +237,16 @@ fn dictionary(section: &RawValue, rows: usize) -> Result<Dictionary, EngineError
 
 /// Total and maximum length of the words so far, in bytes.
 #[derive(Default)]
-struct Lengths {
+struct WordLengths {
     bytes: usize,
     longest: usize,
 }
 
-impl Lengths {
+impl WordLengths {
     fn add<E: serde::de::Error>(&mut self, word: &str, most: usize) -> Result<(), E> {
         if word.len() > most {
             let length = word.len();
-            let word = quoted(word);
+            let word = quote(word);
             return Err(E::custom(format!("a word has {length} bytes, more than {most}: {word}")));
         }
         self.bytes += word.len();
@@ -252,7 +256,7 @@ impl Lengths {
 
     /// Checks the mean length of `words` words.
     fn check<E: serde::de::Error>(&self, words: usize) -> Result<(), E> {
-        if self.bytes > words.saturating_mul(MOST_MEAN_BYTES).saturating_add(FEW) {
+        if self.bytes > words.saturating_mul(MOST_MEAN_BYTES).saturating_add(SMALL_VOCABULARY) {
             return Err(E::custom(format!(
                 "the {words} words have {} bytes, more than {MOST_MEAN_BYTES} a word",
                 self.bytes
@@ -294,7 +298,7 @@ impl<'de> Visitor<'de> for DictionarySeed {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Dictionary, A::Error> {
         let mut words = Dictionary { vocabulary: Vocab::new(), ids: 0, seen: 0, longest: 0 };
-        let mut lengths = Lengths::default();
+        let mut lengths = WordLengths::default();
         let mut taken: Vec<bool> = Vec::new();
         while let Some((word, id)) = map.next_entry::<String, u32>()? {
             lengths.add(&word, MOST_WORD_BYTES)?;
@@ -312,7 +316,7 @@ impl<'de> Visitor<'de> for DictionarySeed {
                 return Err(A::Error::custom(format!("two words have the id {id}")));
             }
             if words.vocabulary.contains_key(word.as_str()) {
-                return Err(A::Error::custom(format!("the word {} is there twice", quoted(&word))));
+                return Err(A::Error::custom(format!("the word {} is there twice", quote(&word))));
             }
             words.vocabulary.insert(word, id);
         }
@@ -323,51 +327,51 @@ impl<'de> Visitor<'de> for DictionarySeed {
 }
 
 /// Words with their scores; the id of a word is its index.
-struct List {
+struct ScoredWords {
     words: Vec<(String, f64)>,
     /// Number of words in the file. If it exceeds the limit, no words are kept.
     seen: usize,
 }
 
-struct ListSeed {
+struct ScoredWordsSeed {
     rows: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for ListSeed {
-    type Value = List;
+impl<'de> DeserializeSeed<'de> for ScoredWordsSeed {
+    type Value = ScoredWords;
 
-    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<List, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<ScoredWords, D::Error> {
         reader.deserialize_seq(self)
     }
 }
 
-impl<'de> Visitor<'de> for ListSeed {
-    type Value = List;
+impl<'de> Visitor<'de> for ScoredWordsSeed {
+    type Value = ScoredWords;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("words with their scores")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<List, A::Error> {
-        let mut words = List { words: Vec::new(), seen: 0 };
-        let mut lengths = Lengths::default();
-        let mut nodes = Nodes::default();
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ScoredWords, A::Error> {
+        let mut words = ScoredWords { words: Vec::new(), seen: 0 };
+        let mut lengths = WordLengths::default();
+        let mut nodes = TrieNodes::default();
         while let Some((word, score)) = list.next_element::<(String, f64)>()? {
             lengths.add(&word, MOST_UNIGRAM_WORD_BYTES)?;
             if !score.is_finite() {
-                return Err(A::Error::custom(format!("the score of {} is {score}", quoted(&word))));
+                return Err(A::Error::custom(format!("the score of {} is {score}", quote(&word))));
             }
             words.seen += 1;
             if words.seen > self.rows {
                 words.words = Vec::new();
-                nodes = Nodes::default();
+                nodes = TrieNodes::default();
                 continue;
             }
             nodes.add(word.as_bytes());
             words.words.push((word, score));
         }
         lengths.check(words.seen)?;
-        let (count, most) = (nodes.0.len(), words.words.len() * MOST_NODES + FEW);
+        let (count, most) = (nodes.0.len(), words.words.len() * MOST_NODES + SMALL_VOCABULARY);
         if count > most {
             return Err(A::Error::custom(format!(
                 "the {} words have {count} different beginnings, more than {most}",
@@ -380,9 +384,9 @@ impl<'de> Visitor<'de> for ListSeed {
 
 /// Inner nodes of a trie of the words, as a set of prefix hashes.
 #[derive(Default)]
-struct Nodes(HashSet<u64, BuildHasherDefault<Same>>);
+struct TrieNodes(HashSet<u64, BuildHasherDefault<PrehashedHasher>>);
 
-impl Nodes {
+impl TrieNodes {
     fn add(&mut self, word: &[u8]) {
         // FNV-1a. A malicious file can make prefixes collide, so that this count is too low. The
         // true number of nodes is still bounded by the bytes of the words.
@@ -396,9 +400,9 @@ impl Nodes {
 
 /// Hasher for keys that are already hashes.
 #[derive(Default)]
-struct Same(u64);
+struct PrehashedHasher(u64);
 
-impl Hasher for Same {
+impl Hasher for PrehashedHasher {
     fn finish(&self) -> u64 {
         // `HashSet` distinguishes the entries of a group by the highest bits, which FNV-1a mixes
         // worst. So exchange the halves.
@@ -449,7 +453,7 @@ impl<'de> Visitor<'de> for Merges {
             // The library copies both words into a buffer of the length of the longest word, and
             // would panic on a longer pair.
             if left.len() + right.len() > self.longest {
-                let (left, right) = (quoted(&left), quoted(&right));
+                let (left, right) = (quote(&left), quote(&right));
                 return Err(A::Error::custom(format!("a merge is no word: {left} and {right}")));
             }
             merges.push((left, right));
@@ -477,8 +481,8 @@ impl<'de> Deserialize<'de> for Merge {
                     return Ok(Merge(None));
                 }
                 let pair = text.split_once(' ').filter(|(_, right)| !right.contains(' '));
-                let (left, right) = pair
-                    .ok_or_else(|| E::custom(format!("the merge {} is no pair", quoted(text))))?;
+                let (left, right) =
+                    pair.ok_or_else(|| E::custom(format!("the merge {} is no pair", quote(text))))?;
                 Ok(Merge(Some((left.to_owned(), right.to_owned()))))
             }
 
@@ -489,7 +493,7 @@ impl<'de> Deserialize<'de> for Merge {
                 match pair.next_element::<String>()? {
                     None => Ok(Merge(Some((left, right)))),
                     Some(third) => {
-                        Err(A::Error::custom(format!("a merge goes on with {}", escaped(third))))
+                        Err(A::Error::custom(format!("a merge goes on with {}", escape(third))))
                     }
                 }
             }

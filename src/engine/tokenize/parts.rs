@@ -11,8 +11,8 @@
 //! 2. A normalizer turns a byte into at most a few characters: a replacement that expands a text
 //!    occurs only once, and at most one of Precompiled, NFKC and NFKD occurs.
 
-mod around;
 mod decoder;
+mod post_processor;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -32,11 +32,11 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::pre_tokenizers::whitespace::{Whitespace, WhitespaceSplit};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
-pub(super) use around::{Around, around};
 pub(super) use decoder::decoder;
+pub(super) use post_processor::{SurroundingTokens, post_processor};
 
 use super::super::EngineError;
-use super::super::quote::{escaped, quoted};
+use super::super::quote::{escape, quote};
 use super::{charsmap, mismatch, unreadable};
 
 /// Character that represents a space in the words of SentencePiece.
@@ -69,10 +69,10 @@ enum Pattern {
 }
 
 impl Pattern {
-    fn told(&self) -> String {
+    fn describe(&self) -> String {
         match self {
-            Self::String(text) => format!("the text {}", quoted(text)),
-            Self::Regex(expression) => format!("the regular expression {}", quoted(expression)),
+            Self::String(text) => format!("the text {}", quote(text)),
+            Self::Regex(expression) => format!("the regular expression {}", quote(expression)),
         }
     }
 }
@@ -128,13 +128,13 @@ enum Scheme {
 /// Fields of the pre-tokenizer and of the decoder, which have the same format.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenByteLevel {
+struct ByteLevelFields {
     add_prefix_space: bool,
     trim_offsets: bool,
     use_regex: Option<bool>,
 }
 
-impl WrittenByteLevel {
+impl ByteLevelFields {
     fn build(self) -> ByteLevel {
         ByteLevel::new(self.add_prefix_space, self.trim_offsets, self.use_regex.unwrap_or(true))
     }
@@ -143,7 +143,7 @@ impl WrittenByteLevel {
 /// Fields of the pre-tokenizer and of the decoder, which have the same format.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenMetaspace {
+struct MetaspaceFields {
     replacement: char,
     prepend_scheme: Option<Scheme>,
     split: Option<bool>,
@@ -152,11 +152,11 @@ struct WrittenMetaspace {
     _str_rep: Option<String>,
 }
 
-impl WrittenMetaspace {
+impl MetaspaceFields {
     fn build(self) -> Result<Metaspace, EngineError> {
         if !SPACE.contains(self.replacement) {
-            let replacement = quoted(&self.replacement.to_string());
-            return Err(refused(&format!("Metaspace with {replacement} for a space")));
+            let replacement = quote(&self.replacement.to_string());
+            return Err(unsupported(&format!("Metaspace with {replacement} for a space")));
         }
         let scheme = match (self.prepend_scheme, self.add_prefix_space) {
             (None | Some(Scheme::Never), Some(false)) | (Some(Scheme::Never), _) => {
@@ -177,8 +177,8 @@ impl WrittenMetaspace {
 enum PreTokenizer {
     #[serde(rename = "BertPreTokenizer")]
     Bert,
-    ByteLevel(WrittenByteLevel),
-    Metaspace(WrittenMetaspace),
+    ByteLevel(ByteLevelFields),
+    Metaspace(MetaspaceFields),
     Split {
         pattern: Pattern,
         behavior: SplitDelimiterBehavior,
@@ -192,19 +192,19 @@ enum PreTokenizer {
 }
 
 /// Reads a component; error messages call its kind `kind`.
-fn known<T: DeserializeOwned>(kind: &str, section: &RawValue) -> Result<T, EngineError> {
+fn parse_known<T: DeserializeOwned>(kind: &str, section: &RawValue) -> Result<T, EngineError> {
     #[derive(Deserialize)]
     struct Tag {
         r#type: Option<String>,
     }
     serde_json::from_str(section.get()).map_err(|error| {
         let tag = serde_json::from_str::<Tag>(section.get()).ok().and_then(|tag| tag.r#type);
-        let name = tag.map_or_else(|| "without a type".to_owned(), |tag| quoted(&tag));
-        mismatch(format!("the {kind} {name} is not one that Caxton runs: {}", escaped(error)))
+        let name = tag.map_or_else(|| "without a type".to_owned(), |tag| quote(&tag));
+        mismatch(format!("the {kind} {name} is not one that Caxton runs: {}", escape(error)))
     })
 }
 
-fn refused(what: &str) -> EngineError {
+fn unsupported(what: &str) -> EngineError {
     mismatch(format!(
         "{what} is not one that Caxton runs; caxton-package(5) lists the tokenizers that it runs"
     ))
@@ -216,15 +216,15 @@ fn refused(what: &str) -> EngineError {
 /// Returns an error that names the normalizer if it is not supported.
 pub(super) fn normalizer(section: &RawValue) -> Result<Option<NormalizerWrapper>, EngineError> {
     let mut steps = Vec::new();
-    flatten(known("normalizer", section)?, &mut steps);
+    flatten(parse_known("normalizer", section)?, &mut steps);
     if steps.len() > MOST_NORMALIZERS {
-        return Err(refused(&format!("a sequence of {} normalizers", steps.len())));
+        return Err(unsupported(&format!("a sequence of {} normalizers", steps.len())));
     }
     let charsmaps = steps.iter().filter(|step| matches!(step, Normalizer::Precompiled { .. }));
     let compositions =
         steps.iter().filter(|step| matches!(step, Normalizer::Nfkc | Normalizer::Nfkd));
     if charsmaps.count() + compositions.count() > 1 {
-        return Err(refused(
+        return Err(unsupported(
             "a sequence of normalizers with more than one of Precompiled, NFKC, NFKD",
         ));
     }
@@ -276,15 +276,15 @@ fn build_normalizer(
             }
         }
         Normalizer::Replace { pattern, content } => {
-            let told = pattern.told();
+            let told = pattern.describe();
             if !is_replaced(&pattern, &content) {
-                let content = quoted(&content);
-                return Err(refused(&format!(
+                let content = quote(&content);
+                return Err(unsupported(&format!(
                     "the normalizer Replace with {told} and the content {content}"
                 )));
             }
             if replaced.contains(&told) {
-                return Err(refused(&format!("the normalizer Replace with {told} twice")));
+                return Err(unsupported(&format!("the normalizer Replace with {told} twice")));
             }
             replaced.push(told);
             let pattern = match pattern {
@@ -295,7 +295,7 @@ fn build_normalizer(
         }
         Normalizer::Prepend { prepend } if prepend == SPACE => Prepend::new(prepend).into(),
         Normalizer::Prepend { prepend } => {
-            return Err(refused(&format!("the normalizer Prepend with {}", quoted(&prepend))));
+            return Err(unsupported(&format!("the normalizer Prepend with {}", quote(&prepend))));
         }
         Normalizer::Sequence { .. } => return Ok(None),
     }))
@@ -332,7 +332,7 @@ fn build_charsmap(written: &str) -> Result<Precompiled, EngineError> {
 pub(super) fn pre_tokenizer(
     section: &RawValue,
 ) -> Result<Option<PreTokenizerWrapper>, EngineError> {
-    match known("pre-tokenizer", section)? {
+    match parse_known("pre-tokenizer", section)? {
         PreTokenizer::Sequence { pretokenizers } => {
             use PreTokenizer::{ByteLevel, Metaspace, Split, WhitespaceSplit};
             match pretokenizers.as_slice() {
@@ -341,7 +341,7 @@ pub(super) fn pre_tokenizer(
                 [] | [_] | [Split { .. }, ByteLevel(_)] | [WhitespaceSplit, Metaspace(_)] => {}
                 _ => {
                     let count = pretokenizers.len();
-                    return Err(refused(&format!(
+                    return Err(unsupported(&format!(
                         "this sequence of {count} pre-tokenizers, neither Split and ByteLevel nor \
                          WhitespaceSplit and Metaspace,"
                     )));
@@ -369,8 +369,9 @@ fn build_pre_tokenizer(one: PreTokenizer) -> Result<PreTokenizerWrapper, EngineE
                 Pattern::String(text) => text == " ",
             };
             if !known || invert {
-                let (told, inverted) = (pattern.told(), if invert { ", inverted," } else { "" });
-                return Err(refused(&format!("the pre-tokenizer Split with {told}{inverted}")));
+                let (told, inverted) =
+                    (pattern.describe(), if invert { ", inverted," } else { "" });
+                return Err(unsupported(&format!("the pre-tokenizer Split with {told}{inverted}")));
             }
             let pattern = match pattern {
                 Pattern::String(text) => SplitPattern::String(text),
@@ -381,7 +382,7 @@ fn build_pre_tokenizer(one: PreTokenizer) -> Result<PreTokenizerWrapper, EngineE
         PreTokenizer::Whitespace => Whitespace {}.into(),
         PreTokenizer::WhitespaceSplit => WhitespaceSplit.into(),
         PreTokenizer::Sequence { .. } => {
-            return Err(refused("a sequence of pre-tokenizers in another"));
+            return Err(unsupported("a sequence of pre-tokenizers in another"));
         }
     })
 }

@@ -9,8 +9,8 @@ use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
 use super::super::EngineError;
-use super::super::layout::Expected;
-use super::super::quote::escaped;
+use super::super::quote::escape;
+use super::super::tensor_names::RequiredTensor;
 
 /// Bytes of the header that are allowed for every model.
 const HEADER_BYTES: usize = 64 << 10;
@@ -56,7 +56,7 @@ impl Header {
     pub(in crate::engine) fn read(
         name: &str,
         file: &[u8],
-        expected: impl Iterator<Item: Borrow<Expected>>,
+        expected: impl Iterator<Item: Borrow<RequiredTensor>>,
     ) -> Result<Self, EngineError> {
         let unreadable =
             |source: String| EngineError::File { file: name.to_owned(), source: source.into() };
@@ -69,7 +69,7 @@ impl Header {
             )));
         }
         let (length, metadata) =
-            SafeTensors::read_metadata(file).map_err(|error| unreadable(escaped(error)))?;
+            SafeTensors::read_metadata(file).map_err(|error| unreadable(escape(error)))?;
         Ok(Self { metadata, start: size_of::<u64>() + length })
     }
 

@@ -5,28 +5,29 @@
 use std::io::Read;
 
 use super::{InstallError, Installed, Rules, admit};
-use crate::engine::{Footprint, Options};
+use crate::engine::{EngineOptions, Footprint};
 use crate::errors::{chain, errno};
 use crate::log::Message;
 use crate::models::load;
 use crate::models::selftest::Tester;
 use crate::models::slot::Reservation;
 use crate::package::{
-    Announced, Entry, Key, Origin, PackageBytes, Sidecars, Status, Store, StoreError,
+    EntryKey, InstallStatus, Origin, PackageBytes, PackageHeader, Sidecars, Store, StoreEntry,
+    StoreError,
 };
 
 /// Function that reserves memory for the self-test of an entry. Dropping the reservation frees it.
 pub(super) type Reserve<'a> =
-    &'a dyn Fn(&Key, Options) -> Result<Option<Reservation>, InstallError>;
+    &'a dyn Fn(&EntryKey, EngineOptions) -> Result<Option<Reservation>, InstallError>;
 
 /// Function that checks whether the model of an announced package can fit into memory.
-pub(super) type Fits<'a> = &'a dyn Fn(&Announced<'_>) -> Result<(), InstallError>;
+pub(super) type Fits<'a> = &'a dyn Fn(&PackageHeader<'_>) -> Result<(), InstallError>;
 
 /// Sequence of steps that installs packages into `store`. The [module](super) lists the states.
 pub struct Driver<'a> {
     store: &'a Store,
     rules: &'a Rules,
-    options: Options,
+    options: EngineOptions,
     tester: &'a Tester,
     fits: Fits<'a>,
     reserve: Reserve<'a>,
@@ -35,7 +36,12 @@ pub struct Driver<'a> {
 impl<'a> Driver<'a> {
     /// Creates a driver for a process without loaded models, such as the command line. It reserves
     /// no memory.
-    pub fn alone(store: &'a Store, rules: &'a Rules, options: Options, tester: &'a Tester) -> Self {
+    pub fn alone(
+        store: &'a Store,
+        rules: &'a Rules,
+        options: EngineOptions,
+        tester: &'a Tester,
+    ) -> Self {
         let (fits, reserve): (Fits<'a>, Reserve<'a>) = (&|_| Ok(()), &|_, _| Ok(None));
         Self { store, rules, options, tester, fits, reserve }
     }
@@ -64,9 +70,9 @@ impl<'a> Driver<'a> {
     ) -> Result<Installed, InstallError> {
         let mut installed = admit(self.store, source, sidecars, origin, self.rules, self.fits)?;
         let entry = &mut installed.entry;
-        if entry.record.status == Status::Untested {
+        if entry.record.status == InstallStatus::Untested {
             installed.removed = self.finish(&entry.key)?;
-            entry.record.status = Status::Available;
+            entry.record.status = InstallStatus::Available;
         }
         Ok(installed)
     }
@@ -76,9 +82,9 @@ impl<'a> Driver<'a> {
     ///
     /// # Errors
     /// Fails if the model does not work. The entry is then removed, or becomes
-    /// [`Status::Quarantined`] if it is bundled and its self-test crashed. If the self-test has
+    /// [`InstallStatus::Quarantined`] if it is bundled and its self-test crashed. If the self-test has
     /// used all its attempts, or if the daemon is stopping, the entry is left unchanged.
-    pub fn finish(&self, key: &Key) -> Result<Vec<Entry>, InstallError> {
+    pub fn finish(&self, key: &EntryKey) -> Result<Vec<StoreEntry>, InstallError> {
         let entry = self.store.entries().into_iter().find(|entry| entry.key == *key);
         let entry = entry.ok_or_else(|| StoreError::Unknown(key.clone()))?;
         if entry.record.is_given_up() {
@@ -92,9 +98,9 @@ impl<'a> Driver<'a> {
         });
         let finished = tested.and_then(|()| {
             let kept = self.rules.keeps(&self.store.entries());
-            let keep = |entry: &Entry| kept.contains(&entry.key);
-            let removed = self.store.make_available(key, self.rules.quota, keep)?;
-            for (stuck, error) in self.store.take_stuck() {
+            let keep = |entry: &StoreEntry| kept.contains(&entry.key);
+            let removed = self.store.activate(key, self.rules.quota, keep)?;
+            for (stuck, error) in self.store.take_failed_removals() {
                 tracing::error!(
                     name: Message::StoreFailed.name(),
                     model = %stuck, errno = errno(&error), error = chain(&error),
@@ -118,7 +124,7 @@ impl<'a> Driver<'a> {
         finished
     }
 
-    fn test(&self, key: &Key, options: Options) -> Result<(), InstallError> {
+    fn test(&self, key: &EntryKey, options: EngineOptions) -> Result<(), InstallError> {
         if self.tester.is_stopped() {
             return Err(InstallError::Stopping);
         }

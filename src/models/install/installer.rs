@@ -23,10 +23,10 @@ use crate::metrics::FailureType;
 use crate::models::load::footprint_of;
 use crate::models::selftest::Tester;
 use crate::models::{Handle, ModelError};
-use crate::package::drop::Fingerprint;
+use crate::package::drop_dir::FileFingerprint;
 use crate::package::{
-    Announced, Consent, Entry, Key, Origin, PackageBytes, Rollback, RollbackError, RolledBack,
-    Sidecars, Store, StoreError,
+    Consent, EntryKey, Origin, PackageBytes, PackageHeader, RollbackError, RollbackResult,
+    RollbackTarget, Sidecars, Store, StoreEntry, StoreError,
 };
 
 /// Installer of the daemon. Cheap to clone.
@@ -34,7 +34,7 @@ use crate::package::{
 pub struct Installer {
     handle: Handle,
     rules: watch::Receiver<Rules>,
-    options: engine::Options,
+    options: engine::EngineOptions,
     tester: Tester,
     /// Permit that allows one operation at a time: an installation may hold a whole model in
     /// memory.
@@ -49,7 +49,7 @@ impl Installer {
     pub fn new(
         handle: Handle,
         rules: watch::Receiver<Rules>,
-        options: engine::Options,
+        options: engine::EngineOptions,
         tester: Tester,
     ) -> Self {
         Self {
@@ -124,13 +124,13 @@ impl Installer {
             let metrics = installer.handle.metrics();
             let installed = installed.inspect_err(|error| {
                 if let Some(failure) = error.failure() {
-                    metrics.validation_failed(None, failure);
+                    metrics.count_validation_failure(None, failure);
                 }
             })?;
             if !installed.existed {
-                metrics.installed(began.elapsed());
+                metrics.count_install(began.elapsed());
                 let model = installed.entry.key.name().to_owned();
-                installer.handle.events().send(Event::PackageAccepted { model, file });
+                installer.handle.events().publish(Event::PackageAccepted { model, file });
             }
             let gone = installed.removed.iter().map(|entry| entry.key.clone()).collect();
             installer.handle.store_changed(gone).await;
@@ -145,7 +145,7 @@ impl Installer {
     ///
     /// # Errors
     /// Returns the errors of [`Driver::finish`].
-    pub async fn finish(&self, key: Key) -> Result<Vec<Entry>, InstallError> {
+    pub async fn finish(&self, key: EntryKey) -> Result<Vec<StoreEntry>, InstallError> {
         let installer = self.clone();
         self.in_turn(async move {
             let removed =
@@ -159,8 +159,8 @@ impl Installer {
     }
 
     /// Returns an error if the model of a package can never fit into memory. Blocks.
-    fn could_fit(&self, announced: &Announced<'_>) -> Result<(), InstallError> {
-        let Announced { manifest, config, decoder_bytes, .. } = *announced;
+    fn could_fit(&self, announced: &PackageHeader<'_>) -> Result<(), InstallError> {
+        let PackageHeader { manifest, config, decoder_bytes, .. } = *announced;
         // A model that this version cannot run is rejected by the self-test, which reports the
         // reason.
         let Ok(mut footprint) = footprint_of(manifest, config, None, self.options) else {
@@ -186,14 +186,14 @@ impl Installer {
         let runtime = runtime::Handle::current();
         let done = tokio::task::spawn_blocking(move || {
             let handle = &installer.handle;
-            let reserve = |key: &Key, options| {
+            let reserve = |key: &EntryKey, options| {
                 let reserved = runtime.block_on(handle.reserve(key.clone(), options));
                 reserved.map(Some).map_err(|error| match error {
                     ModelError::Draining => InstallError::Stopping,
                     error => InstallError::Untried(error),
                 })
             };
-            let fits = |announced: &Announced<'_>| installer.could_fit(announced);
+            let fits = |announced: &PackageHeader<'_>| installer.could_fit(announced);
             let Self { options, tester, .. } = &installer;
             let driver = Driver::alone(handle.store(), &rules, *options, tester);
             work(&driver.reserving(&fits, &reserve))
@@ -209,7 +209,7 @@ impl Installer {
     ///
     /// # Errors
     /// Returns the errors of [`remove`]. Returns `None` if the daemon is stopping.
-    pub async fn remove(&self, name: String) -> Option<Result<Entry, RemoveError>> {
+    pub async fn remove(&self, name: String) -> Option<Result<StoreEntry, RemoveError>> {
         let rules = self.rules();
         let removed = self.blocking(move |store| remove(&store, &name, &rules)).await?;
         if let Ok(entry) = &removed {
@@ -222,7 +222,11 @@ impl Installer {
     ///
     /// # Errors
     /// Fails if the entry is unknown or the disk fails. Returns `None` if the daemon is stopping.
-    pub async fn quarantine(&self, key: Key, reason: String) -> Option<Result<(), StoreError>> {
+    pub async fn quarantine(
+        &self,
+        key: EntryKey,
+        reason: String,
+    ) -> Option<Result<(), StoreError>> {
         self.blocking(move |store| store.quarantine(&key, reason)).await
     }
 
@@ -233,7 +237,7 @@ impl Installer {
     ///
     /// # Errors
     /// Fails if the disk fails. Returns `None` if the daemon is stopping.
-    pub async fn discard(&self, key: Key) -> Option<Result<Entry, StoreError>> {
+    pub async fn discard(&self, key: EntryKey) -> Option<Result<StoreEntry, StoreError>> {
         let discarded = key.clone();
         let removed = self.blocking(move |store| store.remove(&discarded)).await?;
         self.handle.store_changed(vec![key]).await;
@@ -247,14 +251,14 @@ impl Installer {
     /// Fails if the entry is unknown or the disk fails. Returns `None` if the daemon is stopping.
     pub async fn remove_with_file(
         &self,
-        key: Key,
+        key: EntryKey,
         file: String,
     ) -> Option<Result<bool, StoreError>> {
         let parted = key.clone();
         // Detach and remove under one permit: between two, an administrator could install the same
         // package.
         let stays = self.blocking(move |store| {
-            let stays = store.let_go(&parted, &file)?;
+            let stays = store.detach_file(&parted, &file)?;
             if !stays {
                 store.remove(&parted)?;
             }
@@ -275,32 +279,32 @@ impl Installer {
     pub async fn roll_back(
         &self,
         id: String,
-        rollback: Rollback,
-    ) -> Option<Result<RolledBack, RollbackError>> {
+        rollback: RollbackTarget,
+    ) -> Option<Result<RollbackResult, RollbackError>> {
         let done = self.blocking(move |store| store.roll_back(&id, &rollback)).await?;
         self.handle.store_changed(Vec::new()).await;
         Some(done)
     }
 
-    /// Stores the fingerprint that `file` of the drop directory has now. See [`Store::saw`].
+    /// Stores the fingerprint that `file` of the drop directory has now. See [`Store::record_fingerprint`].
     ///
     /// # Errors
     /// Fails if the entry is unknown or the disk fails. Returns `None` if the daemon is stopping.
     pub async fn saw(
         &self,
-        key: Key,
+        key: EntryKey,
         file: String,
-        fingerprint: Fingerprint,
+        fingerprint: FileFingerprint,
     ) -> Option<Result<(), StoreError>> {
-        self.blocking(move |store| store.saw(&key, &file, fingerprint)).await
+        self.blocking(move |store| store.record_fingerprint(&key, &file, fingerprint)).await
     }
 
     /// Detaches an entry from all its files, so that it stays until an administrator removes it.
     ///
     /// # Errors
     /// Fails if the disk fails. Returns `None` if the daemon is stopping.
-    pub async fn adopt(&self, key: Key) -> Option<Result<(), StoreError>> {
-        self.blocking(move |store| store.adopt(&key)).await
+    pub async fn adopt(&self, key: EntryKey) -> Option<Result<(), StoreError>> {
+        self.blocking(move |store| store.mark_installed(&key)).await
     }
 
     /// Detaches an entry from `file` of the drop directory. Returns whether another source provides
@@ -308,8 +312,8 @@ impl Installer {
     ///
     /// # Errors
     /// Fails if the entry is unknown or the disk fails. Returns `None` if the daemon is stopping.
-    pub async fn let_go(&self, key: Key, file: String) -> Option<Result<bool, StoreError>> {
-        self.blocking(move |store| store.let_go(&key, &file)).await
+    pub async fn let_go(&self, key: EntryKey, file: String) -> Option<Result<bool, StoreError>> {
+        self.blocking(move |store| store.detach_file(&key, &file)).await
     }
 
     /// Hashes every file of an entry. Notifies the manager if the entry is corrupt, or if it is
@@ -318,7 +322,7 @@ impl Installer {
     /// # Errors
     /// Fails if the entry is corrupt, missing or unreadable. Returns `None` if the daemon is
     /// stopping.
-    pub async fn verify(&self, key: Key) -> Option<Result<(), StoreError>> {
+    pub async fn verify(&self, key: EntryKey) -> Option<Result<(), StoreError>> {
         let checked = key.clone();
         let verified = self.blocking(move |store| store.verify(&checked, |_bytes| {})).await?;
         match &verified {
@@ -328,7 +332,9 @@ impl Installer {
                     model = %key, error = chain(error),
                     "validation failed"
                 );
-                self.handle.metrics().validation_failed(Some(key.id()), FailureType::Corrupt);
+                self.handle
+                    .metrics()
+                    .count_validation_failure(Some(key.id()), FailureType::Corrupt);
                 self.handle.store_changed(vec![key]).await;
             }
             Err(error) => tracing::error!(

@@ -1,7 +1,7 @@
 //! Installs the packages of the bundled directory, and removes models whose files an upgrade of the
 //! appliance has removed.
 //!
-//! The directory has a drop scanner of its own ([`Ledger`]): a package that cannot be installed now
+//! The directory has a drop scanner of its own ([`DropScanner`]): a package that cannot be installed now
 //! is retried in the same way as one of the drop directory. Files of this directory are never
 //! moved.
 
@@ -14,21 +14,23 @@ use super::{Intake, off_runtime, records};
 use crate::errors::{chain, errno};
 use crate::log::Message;
 use crate::models::install::InstallError;
-use crate::package::drop::{self, Fingerprint, LAST_RETRY, Lack, Ledger, Round, Verdict};
-use crate::package::{Origin, Status, choose};
+use crate::package::drop_dir::{
+    self, DropScanner, FileFingerprint, LAST_RETRY, MissingResource, ScanResult, Verdict,
+};
+use crate::package::{InstallStatus, Origin, resolve};
 
 /// Bundled directory and the state of its files.
 #[derive(Debug)]
 pub(super) struct Bundled {
     pub(super) directory: PathBuf,
-    pub(super) ledger: Ledger,
+    pub(super) ledger: DropScanner,
     /// Whether the directory could not be read. The failure is logged once, not at every scan.
     is_unreadable: bool,
 }
 
 impl Bundled {
     pub(super) fn new(directory: PathBuf) -> Self {
-        Self { directory, ledger: Ledger::default(), is_unreadable: false }
+        Self { directory, ledger: DropScanner::default(), is_unreadable: false }
     }
 }
 
@@ -40,7 +42,8 @@ impl Intake {
         let default = handle.default_model();
         let is_usable = || {
             let entries = handle.store().entries();
-            choose(&entries, &default).is_some_and(|entry| entry.record.status == Status::Available)
+            resolve(&entries, &default)
+                .is_some_and(|entry| entry.record.status == InstallStatus::Available)
         };
         if is_usable() {
             return;
@@ -88,21 +91,21 @@ impl Intake {
     async fn ready_of_bundled(
         &mut self,
         are_complete: bool,
-    ) -> Option<(Vec<(String, Fingerprint)>, Option<Instant>)> {
+    ) -> Option<(Vec<(String, FileFingerprint)>, Option<Instant>)> {
         let listing = self.list_bundled().await?;
         let capacity = self.capacity().await?;
         let ledger = &mut self.bundled.ledger;
         if are_complete {
-            ledger.complete(listing.keys().cloned().collect());
+            ledger.mark_complete(listing.keys().cloned().collect());
         }
-        let Round { ready, next, .. } =
+        let ScanResult { ready, next, .. } =
             ledger.observe(listing, LAST_RETRY, &capacity, Instant::now());
         Some((ready, next))
     }
 
-    async fn list_bundled(&mut self) -> Option<BTreeMap<String, Fingerprint>> {
+    async fn list_bundled(&mut self) -> Option<BTreeMap<String, FileFingerprint>> {
         let directory = self.bundled.directory.clone();
-        let listing = off_runtime(move || drop::list(&directory)).await?;
+        let listing = off_runtime(move || drop_dir::list(&directory)).await?;
         let was_unreadable = std::mem::replace(&mut self.bundled.is_unreadable, listing.is_err());
         if let Err(error) = &listing
             && !was_unreadable
@@ -114,7 +117,7 @@ impl Intake {
 
     /// Installs a bundled package, unless exactly this file is installed and readable, or
     /// quarantined.
-    async fn attempt_bundled(&mut self, file: &str, fingerprint: &Fingerprint) {
+    async fn attempt_bundled(&mut self, file: &str, fingerprint: &FileFingerprint) {
         let origin = Origin::Bundled { file: file.to_owned(), fingerprint: fingerprint.clone() };
         let error = match self.is_bundled_known(&origin) {
             true => None,
@@ -130,7 +133,7 @@ impl Intake {
             Some(error) => judge_bundled(error),
         };
         let is_refused = verdict == Verdict::Ignored;
-        let is_news = self.bundled.ledger.judge(file, fingerprint, verdict, Instant::now());
+        let is_news = self.bundled.ledger.record_result(file, fingerprint, verdict, Instant::now());
         let Some(error) = error else { return };
         let reason = chain(&error);
         if is_refused {
@@ -154,14 +157,17 @@ impl Intake {
         let unreadable = store.unreadable_keys();
         store.entries().iter().any(|entry| {
             entry.record.origin == *origin
-                && matches!(entry.record.status, Status::Available | Status::Quarantined(_))
+                && matches!(
+                    entry.record.status,
+                    InstallStatus::Available | InstallStatus::Quarantined(_)
+                )
                 && !unreadable.contains(&entry.key)
         })
     }
 
     /// Removes the models whose files an upgrade of the appliance has removed or replaced. A model
     /// whose file was replaced stays until the new package is installed.
-    async fn remove_outdated(&self, listing: &BTreeMap<String, Fingerprint>) {
+    async fn remove_outdated(&self, listing: &BTreeMap<String, FileFingerprint>) {
         // If no file matches an installed model, assume that the file system is not mounted. An
         // upgrade would leave at least one package.
         let entries = self.installer.handle().store().entries();
@@ -202,7 +208,7 @@ fn judge_bundled(error: &InstallError) -> Verdict {
         (failed @ Verdict::Failed { .. }, _) => failed,
         // The store allows another attempt later.
         (_, InstallError::NotUnpacked) => {
-            Verdict::Failed { reason: chain(error), lack: Lack::Other }
+            Verdict::Failed { reason: chain(error), lack: MissingResource::Other }
         }
         _ => Verdict::Ignored,
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Intake, off_runtime, records};
-use crate::package::{Entry, Key, Origin, Status, drop};
+use crate::package::{EntryKey, InstallStatus, Origin, StoreEntry, drop_dir};
 
 /// Least time between two repairs of an entry. The first repair begins at once. The pause protects
 /// a failing disk, which would damage each new copy, from being worn out.
@@ -19,13 +19,17 @@ const PAUSE: Duration = Duration::from_secs(600);
 /// Time at which the last repair of each damaged entry began.
 #[derive(Debug, Default)]
 pub(super) struct Healing {
-    begun: BTreeMap<Key, Instant>,
+    begun: BTreeMap<EntryKey, Instant>,
 }
 
 impl Healing {
     /// Returns the `damaged` entries to repair at `now`, and the time at which the next repair is
     /// due. Records that the returned ones have begun.
-    pub(super) fn due(&mut self, damaged: Vec<Key>, now: Instant) -> (Vec<Key>, Option<Instant>) {
+    pub(super) fn due(
+        &mut self,
+        damaged: Vec<EntryKey>,
+        now: Instant,
+    ) -> (Vec<EntryKey>, Option<Instant>) {
         // Keep the time of a repaired entry for the whole pause: it may be damaged again.
         self.begun.retain(|_key, begun| now.duration_since(*begun) < PAUSE);
         let (waiting, due): (Vec<_>, Vec<_>) =
@@ -47,7 +51,8 @@ impl Intake {
         let unreadable = store.unreadable_keys();
         let mut entries = store.entries();
         entries.retain(|entry| {
-            matches!(entry.record.status, Status::Corrupt(_)) || unreadable.contains(&entry.key)
+            matches!(entry.record.status, InstallStatus::Corrupt(_))
+                || unreadable.contains(&entry.key)
         });
         let damaged = entries.iter().map(|entry| entry.key.clone()).collect();
         let (due, next) = self.healing.due(damaged, Instant::now());
@@ -55,28 +60,28 @@ impl Intake {
         for entry in entries {
             match &entry.record.origin {
                 Origin::Dropped { files } => {
-                    files.keys().for_each(|file| self.ledger.forget(file));
+                    files.keys().for_each(|file| self.ledger.rescan(file));
                 }
                 // The drop directory may hold a copy of a package that an administrator installed.
                 Origin::Installed => self.forget_copy(&entry).await,
-                Origin::Bundled { file, .. } => self.bundled.ledger.forget(file),
+                Origin::Bundled { file, .. } => self.bundled.ledger.rescan(file),
             }
         }
         next
     }
 
     /// Makes the drop scanner read the package of `entry` again, if the drop directory holds it.
-    async fn forget_copy(&mut self, entry: &Entry) {
+    async fn forget_copy(&mut self, entry: &StoreEntry) {
         let (directory, wanted) = (self.drop_directory.clone(), entry.record.package_digest);
         let copy = off_runtime(move || {
-            let names = drop::list(&directory).ok()?.into_keys();
+            let names = drop_dir::list(&directory).ok()?.into_keys();
             let mut names = names.filter(|name| {
-                drop::digest(&directory.join(name)).is_ok_and(|digest| digest == wanted)
+                drop_dir::digest(&directory.join(name)).is_ok_and(|digest| digest == wanted)
             });
             names.next()
         });
         if let Some(Some(name)) = copy.await {
-            self.ledger.forget(&name);
+            self.ledger.rescan(&name);
         }
     }
 
@@ -132,7 +137,7 @@ mod tests {
 
     #[test]
     fn entry_is_repaired_at_once_then_after_pause() {
-        let [a, b]: [Key; 2] =
+        let [a, b]: [EntryKey; 2] =
             ["a@1+0123456789ab", "b@1+0123456789ab"].map(|key| key.parse().unwrap());
         let mut healing = Healing::default();
         let start = Instant::now();

@@ -7,19 +7,19 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::{Intake, records};
-use crate::package::drop::Fingerprint;
-use crate::package::{Entry, Origin};
+use crate::package::drop_dir::FileFingerprint;
+use crate::package::{Origin, StoreEntry};
 
 impl Intake {
     /// Updates the directory that the store records for each present and unchanged file: if none is
     /// recorded yet, or if the same directory has another identity now.
-    pub(super) async fn remember_places(&mut self, listing: &BTreeMap<String, Fingerprint>) {
+    pub(super) async fn remember_places(&mut self, listing: &BTreeMap<String, FileFingerprint>) {
         self.held.retain(|(file, _key)| !listing.contains_key(file));
         for entry in self.installer.handle().store().entries() {
             let Origin::Dropped { files } = entry.record.origin else { continue };
             for (file, known) in files {
                 let Some(seen) = listing.get(&file) else { continue };
-                if *seen == known && seen.place() != known.place() {
+                if *seen == known && seen.directory_id() != known.directory_id() {
                     let seen = self.installer.saw(entry.key.clone(), file, seen.clone()).await;
                     if let Some(Err(error)) = seen {
                         records::store_failed(&entry.key, &error, "its file is not remembered");
@@ -38,10 +38,10 @@ impl Intake {
     /// are removed.
     pub(super) async fn missing(&mut self, name: &str, place: &str) {
         let mut seen_elsewhere = None;
-        for Entry { key, record, .. } in self.dropped(name) {
+        for StoreEntry { key, record, .. } in self.dropped(name) {
             let Origin::Dropped { files } = record.origin else { continue };
             let Some(fingerprint) = files.get(name) else { continue };
-            if fingerprint.place() == Some(place) {
+            if fingerprint.directory_id() == Some(place) {
                 continue;
             }
             seen_elsewhere = Some(fingerprint.clone());
@@ -51,7 +51,7 @@ impl Intake {
         }
         self.discard_dropped(name, None, Some(place)).await;
         if let Some(fingerprint) = seen_elsewhere {
-            self.ledger.remember(name, fingerprint, Instant::now());
+            self.ledger.record_installed(name, fingerprint, Instant::now());
         }
     }
 }

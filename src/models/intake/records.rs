@@ -6,7 +6,7 @@ use crate::errors::{chain, errno};
 use crate::files::FileError;
 use crate::log::Message;
 use crate::models::install::Installed;
-use crate::package::{Entry, Key, SignatureStatus, StoreError};
+use crate::package::{EntryKey, SignatureStatus, StoreEntry, StoreError};
 
 /// Logs that the package in `file` became a model, and which entries were removed for it.
 pub(super) fn accepted(file: &str, Installed { entry, existed, removed, signature }: &Installed) {
@@ -24,7 +24,7 @@ pub(super) fn accepted(file: &str, Installed { entry, existed, removed, signatur
 }
 
 /// Logs entries that were removed from the store for others.
-pub(super) fn left(removed: &[Entry]) {
+pub(super) fn left(removed: &[StoreEntry]) {
     for entry in removed {
         tracing::info!(
             name: Message::StoreLimit.name(),
@@ -35,18 +35,18 @@ pub(super) fn left(removed: &[Entry]) {
 }
 
 /// Logs that a model was removed because of `file`.
-pub(super) fn removed(file: &str, key: &Key, why: &str) {
+pub(super) fn removed(file: &str, key: &EntryKey, why: &str) {
     tracing::info!(name: Message::PackageRemoved.name(), file, model = %key, "{why}");
 }
 
 /// Logs that a model stays without `file`.
-pub(super) fn stays(file: &str, key: &Key, why: &str) {
+pub(super) fn stays(file: &str, key: &EntryKey, why: &str) {
     tracing::warn!(name: Message::PackageStays.name(), file, model = %key, "{why}");
 }
 
 /// Logs that a model stays although `file` is missing, because the drop directory is not the one in
 /// which the file was seen.
-pub(super) fn held(file: &str, key: &Key) {
+pub(super) fn held(file: &str, key: &EntryKey) {
     tracing::warn!(
         name: Message::DropDirectoryReplaced.name(),
         file, model = %key,
@@ -55,7 +55,7 @@ pub(super) fn held(file: &str, key: &Key) {
 }
 
 /// Logs that an unreadable entry is readable again.
-pub(super) fn readable(key: &Key) {
+pub(super) fn readable(key: &EntryKey) {
     tracing::info!(
         name: Message::PackageAccepted.name(),
         model = %key,
@@ -74,7 +74,7 @@ pub(super) fn degraded(degraded: &[String]) {
 }
 
 /// Logs that an operation of the store on a model failed.
-pub(super) fn store_failed(key: &Key, error: &StoreError, what: &str) {
+pub(super) fn store_failed(key: &EntryKey, error: &StoreError, what: &str) {
     tracing::error!(
         name: Message::StoreFailed.name(),
         model = %key, errno = errno(error), error = chain(error),

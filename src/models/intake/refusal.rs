@@ -8,8 +8,8 @@ use crate::errors::{chain, errno};
 use crate::events::Event;
 use crate::log::Message;
 use crate::models::install::InstallError;
-use crate::package::drop::{self, Fingerprint, Quarantined};
-use crate::package::{Entry, Origin};
+use crate::package::drop_dir::{self, FileFingerprint, QuarantineResult};
+use crate::package::{Origin, StoreEntry};
 use crate::units::Bytes;
 
 /// Error of a rejected file that is still in the drop directory. The journal has the reason.
@@ -22,7 +22,7 @@ impl Intake {
     ///
     /// The files are moved first: after a crash in between, the entry is still in the store, and
     /// the next start repeats this.
-    pub(super) async fn give_up(&mut self, entry: &Entry) {
+    pub(super) async fn give_up(&mut self, entry: &StoreEntry) {
         let (key, reason) = (&entry.key, chain(&InstallError::GivenUp));
         tracing::error!(
             name: Message::PackageRefused.name(),
@@ -44,11 +44,11 @@ impl Intake {
     /// read. Returns whether none of them is left.
     pub(super) async fn quarantine_files(
         &self,
-        files: &BTreeMap<String, Fingerprint>,
+        files: &BTreeMap<String, FileFingerprint>,
         reason: &str,
     ) -> bool {
         let listed = self.drop_directory.clone();
-        let Some(Ok(listing)) = off_runtime(move || drop::list(&listed)).await else {
+        let Some(Ok(listing)) = off_runtime(move || drop_dir::list(&listed)).await else {
             return false;
         };
         let mut moved = true;
@@ -65,13 +65,14 @@ impl Intake {
     pub(super) async fn quarantine(
         &mut self,
         file: String,
-        fingerprint: Fingerprint,
+        fingerprint: FileFingerprint,
         reason: String,
     ) {
         let (directory, name, refused) =
             (self.drop_directory.clone(), file.clone(), fingerprint.clone());
         // Another file may have this name by now. The next scan judges it.
-        let is_still = off_runtime(move || drop::is_still(&directory, &name, &refused)).await;
+        let is_still =
+            off_runtime(move || drop_dir::is_unchanged(&directory, &name, &refused)).await;
         if !matches!(is_still, Some(Ok(true) | Err(_))) {
             return;
         }
@@ -81,7 +82,7 @@ impl Intake {
         // removed together with the file.
         self.part(&file).await;
         if let Err(NotMoved) = self.move_to_quarantine(&file, fingerprint, reason).await {
-            self.ledger.ignore(&file);
+            self.ledger.give_up(&file);
         }
     }
 
@@ -89,15 +90,15 @@ impl Intake {
     async fn move_to_quarantine(
         &self,
         file: &str,
-        fingerprint: Fingerprint,
+        fingerprint: FileFingerprint,
         reason: String,
     ) -> Result<(), NotMoved> {
         let directory = self.drop_directory.clone();
         let (name, why) = (file.to_owned(), reason.clone());
         let most = Bytes(self.installer.rules().limits.max_compressed);
-        let moved = move || drop::quarantine(&directory, &name, &fingerprint, &why, most);
+        let moved = move || drop_dir::quarantine(&directory, &name, &fingerprint, &why, most);
         match off_runtime(moved).await {
-            Some(Ok(Quarantined::Replaced)) => {
+            Some(Ok(QuarantineResult::Replaced)) => {
                 tracing::info!(
                     name: Message::PackageIncomplete.name(),
                     file, reason,
@@ -105,7 +106,7 @@ impl Intake {
                 );
                 Ok(())
             }
-            Some(Ok(Quarantined::Moved(path))) => {
+            Some(Ok(QuarantineResult::Moved(path))) => {
                 let quarantined = path.display().to_string();
                 tracing::error!(
                     name: Message::PackageRefused.name(),
@@ -128,7 +129,7 @@ impl Intake {
 
     pub(super) fn tell_refused(&self, file: &str, reason: String) {
         let refused = Event::PackageRefused { file: Some(file.to_owned()), reason };
-        self.installer.handle().events().send(refused);
+        self.installer.handle().events().publish(refused);
     }
 
     /// Detaches the models that came with the file `name`, which is rejected.
@@ -147,7 +148,7 @@ impl Intake {
             return;
         }
         let refused = self.drop_directory.join(name);
-        let digest = match off_runtime(move || drop::digest(&refused)).await {
+        let digest = match off_runtime(move || drop_dir::digest(&refused)).await {
             Some(Ok(digest)) => Some(digest),
             Some(Err(error)) => {
                 tracing::warn!(

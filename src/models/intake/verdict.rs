@@ -5,7 +5,7 @@ use super::super::load::LoadError;
 use super::super::{Handle, ModelError};
 use crate::engine::EngineError;
 use crate::errors::chain;
-use crate::package::drop::{Capacity, Lack, Verdict};
+use crate::package::drop_dir::{Capacity, MissingResource, Verdict};
 use crate::package::{SignatureError, StoreError, UnpackError};
 
 /// Measures the capacity of the appliance. Blocks.
@@ -41,19 +41,19 @@ pub(super) fn judge(error: &InstallError) -> Verdict {
         | InstallError::Trust(_)
         | InstallError::Store(StoreError::LooksAlike(_)) => return Verdict::Refused(reason),
         InstallError::Load(error) => match error {
-            LoadError::Engine(EngineError::Threads { .. }) => Lack::Other,
+            LoadError::Engine(EngineError::Threads { .. }) => MissingResource::Other,
             _ => return Verdict::Refused(reason),
         },
         InstallError::GivenUp
         | InstallError::NotUnpacked
         | InstallError::Crashed(_)
         | InstallError::Panicked => return Verdict::Refused(reason),
-        InstallError::Store(StoreError::Full(_)) => Lack::Quota,
-        InstallError::Store(StoreError::NoSpace(needed)) => Lack::Space(needed.clone()),
+        InstallError::Store(StoreError::Full(_)) => MissingResource::Quota,
+        InstallError::Store(StoreError::NoSpace(needed)) => MissingResource::Space(needed.clone()),
         InstallError::NoMemory(_) | InstallError::Untried(ModelError::MemoryLimit { .. }) => {
-            Lack::Memory
+            MissingResource::Memory
         }
-        InstallError::Keys(_) => Lack::Keys,
+        InstallError::Keys(_) => MissingResource::Keys,
         InstallError::Unpack(
             UnpackError::Io { .. } | UnpackError::Source(_) | UnpackError::TooSlow { .. },
         )
@@ -62,7 +62,7 @@ pub(super) fn judge(error: &InstallError) -> Verdict {
         | InstallError::NotTested(_)
         | InstallError::Untried(_)
         | InstallError::BundledOnly
-        | InstallError::Stopping => Lack::Other,
+        | InstallError::Stopping => MissingResource::Other,
     };
     Verdict::Failed { reason, lack }
 }
@@ -144,11 +144,11 @@ mod tests {
             ModelError::MemoryLimit { name: "m".to_owned(), refusal: Arc::new(refusal) }
         };
         for (error, expected) in [
-            (InstallError::NoMemory(refusal()), Lack::Memory),
-            (InstallError::Untried(refusal()), Lack::Memory),
-            (InstallError::Untried(ModelError::Draining), Lack::Other),
-            (InstallError::Keys(SignatureError::Legacy), Lack::Keys),
-            (InstallError::Store(StoreError::Locked(PathBuf::new())), Lack::Other),
+            (InstallError::NoMemory(refusal()), MissingResource::Memory),
+            (InstallError::Untried(refusal()), MissingResource::Memory),
+            (InstallError::Untried(ModelError::Draining), MissingResource::Other),
+            (InstallError::Keys(SignatureError::Legacy), MissingResource::Keys),
+            (InstallError::Store(StoreError::Locked(PathBuf::new())), MissingResource::Other),
         ] {
             let Verdict::Failed { lack, .. } = judge(&error) else { panic!("{error:?}") };
             assert_eq!(lack, expected, "{error:?}");

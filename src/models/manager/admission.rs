@@ -19,14 +19,14 @@ use super::super::slot::{
 };
 use super::super::worker::{self, Ready, Worker, WorkerError};
 use super::{LOAD_BACKOFF, Manager};
-use crate::engine::{Footprint, Options, Precision, Report};
+use crate::engine::{EngineOptions, Footprint, Precision, PrecisionReport};
 use crate::errors::{chain, errno};
 use crate::events::Event;
 use crate::log::Message;
 use crate::memory::plan;
 use crate::memory::sample::Sample;
 use crate::metrics::FailureType;
-use crate::package::{Key, StoreError};
+use crate::package::{EntryKey, StoreError};
 use crate::units::{Bytes, milliseconds};
 
 /// Most batches of a model that are computed concurrently, unless the settings allow more: with
@@ -41,19 +41,19 @@ pub(super) enum Wanted {
     /// A preload: nothing is evicted for it.
     Ahead,
     /// An installation, which tests the model with these options.
-    ByInstallation(Options, ReserveReply),
+    ByInstallation(EngineOptions, ReserveReply),
 }
 
 /// Footprint of a model, and a memory sample taken after it was computed.
 pub(super) struct Estimate {
-    key: Key,
+    key: EntryKey,
     footprint: Result<Footprint, WorkerError>,
     sample: Sample,
 }
 
 impl Manager {
     /// Starts the admission of `key`.
-    pub(super) fn admit(&mut self, key: Key, wanted: Wanted) {
+    pub(super) fn admit(&mut self, key: EntryKey, wanted: Wanted) {
         let mut refused = false;
         match self.slots.remove(&key) {
             // The worker panicked, and its requests failed with it.
@@ -87,15 +87,15 @@ impl Manager {
     }
 
     /// Returns the options to load `key` with.
-    fn options(&self, key: &Key) -> Options {
+    fn options(&self, key: &EntryKey) -> EngineOptions {
         let options = self.parts.options;
         match self.f32_only.contains(key) {
-            true => Options { precision: Precision::F32, ..options },
+            true => EngineOptions { precision: Precision::F32, ..options },
             false => options,
         }
     }
 
-    fn estimate(&mut self, key: Key, options: Options) {
+    fn estimate(&mut self, key: EntryKey, options: EngineOptions) {
         let store = Arc::clone(&self.parts.store);
         let gauge = self.parts.gauge.clone();
         // On the blocking pool: the store and the memory counters are read from files.
@@ -151,7 +151,7 @@ impl Manager {
 
     /// Makes `key` wait until the draining models are unloaded; `claim` bytes of their memory are
     /// kept for it.
-    fn block(&mut self, key: &Key, claim: Bytes) {
+    fn block(&mut self, key: &EntryKey, claim: Bytes) {
         if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(key) {
             admitting.blocked = true;
             admitting.claim = admitting.claim.max(claim);
@@ -169,7 +169,7 @@ impl Manager {
     }
 
     /// Grants an installation the right to take the estimated memory of `key` for a self-test.
-    fn reserve(&mut self, key: Key, footprint: Footprint) {
+    fn reserve(&mut self, key: EntryKey, footprint: Footprint) {
         let Some(Slot::Admitting(Admitting { since, waiting, reserve: Some(reply), .. })) =
             self.slots.remove(&key)
         else {
@@ -187,7 +187,7 @@ impl Manager {
     }
 
     /// Handles the end of a reservation: an installation has finished the self-test of `key`.
-    pub(super) fn tried(&mut self, key: &Key) {
+    pub(super) fn tried(&mut self, key: &EntryKey) {
         let Some(Slot::Reserved { .. }) = self.slots.get(key) else { return };
         if let Some(Slot::Reserved { waiting, .. }) = self.slots.remove(key) {
             self.answer(waiting);
@@ -234,11 +234,11 @@ impl Manager {
     /// Chooses the models to evict for `key`. Returns `None` when they would not free enough.
     fn victims(
         &mut self,
-        key: &Key,
+        key: &EntryKey,
         needed: Bytes,
         room: Bytes,
         has_place: bool,
-    ) -> Option<Vec<Key>> {
+    ) -> Option<Vec<EntryKey>> {
         let missing = Bytes(needed.0.saturating_sub(room.0));
         // If only the number of models is exceeded, ask for 1 byte, so that exactly one model is
         // evicted.
@@ -288,7 +288,7 @@ impl Manager {
         }
     }
 
-    fn refuse(&mut self, key: Key, needed: Bytes, room: Bytes, sample: &Sample) {
+    fn refuse(&mut self, key: EntryKey, needed: Bytes, room: Bytes, sample: &Sample) {
         let refusal = Arc::new(self.refusal(needed, room, sample));
         if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(&key)
             && let Some(reply) = admitting.reserve.take()
@@ -307,7 +307,7 @@ impl Manager {
                 "not loaded, and tried again with each request: {refusal}"
             );
             let (model, reason) = (key.name().to_owned(), refusal.to_string());
-            self.parts.events.send(Event::ModelFailed { model, reason });
+            self.parts.events.publish(Event::ModelFailed { model, reason });
         }
         let at = std::time::Instant::now();
         self.slots.insert(key, Slot::Refused { refusal: Arc::clone(&refusal), at });
@@ -319,14 +319,14 @@ impl Manager {
     }
 
     /// Takes the requests that wait for `key`, which is being admitted.
-    fn waiting(&mut self, key: &Key) -> Waiting {
+    fn waiting(&mut self, key: &EntryKey) -> Waiting {
         match self.slots.get_mut(key) {
             Some(Slot::Admitting(admitting)) => std::mem::take(&mut admitting.waiting),
             _ => Vec::new(),
         }
     }
 
-    fn load(&mut self, key: Key, footprint: Footprint) {
+    fn load(&mut self, key: EntryKey, footprint: Footprint) {
         let Some(Slot::Admitting(Admitting { since, waiting, options, .. })) =
             self.slots.remove(&key)
         else {
@@ -362,7 +362,7 @@ impl Manager {
 
     pub(super) fn loaded(
         &mut self,
-        key: Key,
+        key: EntryKey,
         thread: ThreadId,
         outcome: Result<Ready, WorkerError>,
     ) {
@@ -387,7 +387,7 @@ impl Manager {
             }
         };
         let Ready { weight_bytes, mapped_bytes, report, took, .. } = &ready;
-        let Report { precision, isa, reason } = report;
+        let PrecisionReport { precision, isa, reason } = report;
         tracing::info!(
             name: Message::ModelLoaded.name(),
             model = %key,
@@ -400,8 +400,8 @@ impl Manager {
             "loaded"
         );
         self.parts.usage.record_load(&key, *took, std::time::SystemTime::now());
-        self.parts.metrics.loaded(key.id(), *took);
-        self.parts.events.send(Event::ModelLoaded {
+        self.parts.metrics.count_load(key.id(), *took);
+        self.parts.events.publish(Event::ModelLoaded {
             model: key.name().to_owned(),
             bytes: *weight_bytes,
             duration: *took,
@@ -420,7 +420,7 @@ impl Manager {
         self.parts.gauge.look();
     }
 
-    fn fail(&mut self, key: Key, error: WorkerError, waiting: Waiting) {
+    fn fail(&mut self, key: EntryKey, error: WorkerError, waiting: Waiting) {
         let reason = chain(&error);
         let (model, failure) = (key.to_string(), error.failure());
         match failure {
@@ -440,11 +440,11 @@ impl Manager {
                 "the model cannot be loaded"
             ),
         }
-        self.parts.metrics.load_failed(key.id());
+        self.parts.metrics.count_load_failure(key.id());
         if let Some(failure) = failure {
-            self.parts.metrics.validation_failed(Some(key.id()), failure);
+            self.parts.metrics.count_validation_failure(Some(key.id()), failure);
         }
-        self.parts.events.send(Event::ModelFailed { model: key.name().to_owned(), reason });
+        self.parts.events.publish(Event::ModelFailed { model: key.name().to_owned(), reason });
         // The store remembers that the entry is corrupt until its package is installed again, and
         // the model must load at once then. So do not start a backoff.
         if matches!(error, WorkerError::Store(StoreError::Corrupt { .. })) {

@@ -18,8 +18,8 @@ use crate::log::Message;
 use crate::memory::level::Level;
 use crate::memory::release;
 use crate::memory::sample::Sample;
-use crate::metrics::Departure;
-use crate::package::Key;
+use crate::metrics::UnloadReason;
+use crate::package::EntryKey;
 use crate::units::{Bytes, milliseconds};
 
 /// Interval at which a busy model with a very short `keep_alive` is polled, since the end of its
@@ -33,7 +33,7 @@ const CUT_SHORT_EVERY: Duration = Duration::from_secs(60);
 
 /// An unloaded model, measured on the thread that waited for its worker.
 pub(super) struct Left {
-    key: Key,
+    key: EntryKey,
     /// Reason for the unload; `None` for a worker without a slot, which is not reported.
     why: Option<(Why, String)>,
     before: Sample,
@@ -44,8 +44,8 @@ pub(super) struct Left {
 /// A flush in progress.
 pub(super) struct Flush {
     reply: oneshot::Sender<Flushed>,
-    leaving: BTreeSet<Key>,
-    unloaded: Vec<Key>,
+    leaving: BTreeSet<EntryKey>,
+    unloaded: Vec<EntryKey>,
     /// Sample before the first unload.
     before: Option<Sample>,
     started: Instant,
@@ -53,7 +53,7 @@ pub(super) struct Flush {
 
 impl Manager {
     /// Drains and unloads `key`, if it is resident.
-    pub(super) fn leave(&mut self, key: &Key, why: Why, reason: String) {
+    pub(super) fn leave(&mut self, key: &EntryKey, why: Why, reason: String) {
         let Some(slot) = self.slots.remove(key) else { return };
         let Slot::Resident(resident) = slot else {
             self.slots.insert(key.clone(), slot);
@@ -65,11 +65,11 @@ impl Manager {
     }
 
     /// Ends a worker that has no slot any more.
-    pub(super) fn end(&mut self, key: Key, worker: Running) {
+    pub(super) fn end(&mut self, key: EntryKey, worker: Running) {
         self.ending_of(key, worker, None);
     }
 
-    fn ending_of(&mut self, key: Key, worker: Running, why: Option<(Why, String)>) {
+    fn ending_of(&mut self, key: EntryKey, worker: Running, why: Option<(Why, String)>) {
         let Running { queue, thread } = worker;
         let gauge = self.parts.gauge.clone();
         // The join takes as long as the requests in progress, so that it runs on the blocking pool.
@@ -159,26 +159,26 @@ impl Manager {
         }
     }
 
-    fn tell_left(&self, key: &Key, why: Why, record: &ActionRecord) {
-        self.parts.metrics.left(
+    fn tell_left(&self, key: &EntryKey, why: Why, record: &ActionRecord) {
+        self.parts.metrics.count_unload(
             key.id(),
             match why {
-                Why::Asked => Departure::Request,
-                Why::Idle => Departure::Idle,
-                Why::Pressure => Departure::Pressure,
-                Why::Room => Departure::Room,
+                Why::Asked => UnloadReason::Request,
+                Why::Idle => UnloadReason::Idle,
+                Why::Pressure => UnloadReason::Pressure,
+                Why::Room => UnloadReason::Room,
             },
         );
         let (model, reason) = (key.name().to_owned(), record.reason.clone());
         let bytes = record.freed.map(|freed| freed.0);
-        self.parts.events.send(match why.is_eviction() {
+        self.parts.events.publish(match why.is_eviction() {
             true => Event::ModelEvicted { model, reason, bytes },
             false => Event::ModelUnloaded { model, reason, bytes },
         });
     }
 
     /// Drops a model that was removed from the store, or every model when the daemon stops.
-    pub(super) fn forget(&mut self, key: &Key) {
+    pub(super) fn forget(&mut self, key: &EntryKey) {
         self.pins.remove(key);
         self.f32_only.remove(key);
         match self.slots.remove(key) {
@@ -195,7 +195,7 @@ impl Manager {
                     "unloading"
                 );
                 let model = key.name().to_owned();
-                self.parts.events.send(Event::ModelUnloaded { model, reason, bytes: None });
+                self.parts.events.publish(Event::ModelUnloaded { model, reason, bytes: None });
                 self.end(key.clone(), resident.worker);
             }
             // The end of its thread, or of its installation, is awaited already.
@@ -247,7 +247,7 @@ impl Manager {
     }
 
     /// Returns the needs of the resident models that are not pinned and whose need ends.
-    fn needs(&mut self, now: Instant) -> Vec<(Key, Need)> {
+    fn needs(&mut self, now: Instant) -> Vec<(EntryKey, Need)> {
         let resident = self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Resident(_)));
         let keys = Vec::from_iter(resident.map(|(key, _)| key.clone()));
         keys.into_iter().filter_map(|key| Some((key.clone(), self.need(&key, now)?))).collect()
@@ -255,7 +255,7 @@ impl Manager {
 
     /// Returns the last need of `key`; `None` when the model is not in memory, is pinned, or its
     /// need does not end.
-    pub(super) fn need(&mut self, key: &Key, now: Instant) -> Option<Need> {
+    pub(super) fn need(&mut self, key: &EntryKey, now: Instant) -> Option<Need> {
         if self.is_pinned(key) {
             return None;
         }
@@ -311,13 +311,13 @@ impl Manager {
 
     pub(super) fn flush_models(&mut self, reply: oneshot::Sender<Flushed>) {
         let resident = self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Resident(_)));
-        let unloaded: Vec<Key> =
+        let unloaded: Vec<EntryKey> =
             resident.map(|(key, _)| key.clone()).filter(|key| !self.is_pinned(key)).collect();
         for key in &unloaded {
             self.leave(key, Why::Asked, "an administrator flushed the memory".to_owned());
         }
         let leaving = self.slots.iter().filter(|(_, slot)| slot.is_leaving());
-        let leaving: BTreeSet<Key> = leaving.map(|(key, _)| key.clone()).collect();
+        let leaving: BTreeSet<EntryKey> = leaving.map(|(key, _)| key.clone()).collect();
         let flush = Flush { reply, leaving, unloaded, before: None, started: Instant::now() };
         if flush.leaving.is_empty() {
             let after = self.parts.readings.borrow().sample.clone();
@@ -328,7 +328,7 @@ impl Manager {
     }
 
     /// Finishes the flushes for which `key` was the last model.
-    fn flushed(&mut self, key: &Key, before: &Sample, after: &Sample) {
+    fn flushed(&mut self, key: &EntryKey, before: &Sample, after: &Sample) {
         let (finished, rest) = std::mem::take(&mut self.flushes)
             .into_iter()
             .map(|mut flush| {

@@ -16,7 +16,7 @@ use crate::log::Message;
 use crate::memory::level::{Level, Thresholds};
 use crate::memory::plan::{self, Action, Done, Policy, Step};
 use crate::memory::release;
-use crate::package::Key;
+use crate::package::EntryKey;
 use crate::units::{Bytes, milliseconds};
 
 /// Time in which workers free their scratch memory, each after its current pass.
@@ -27,7 +27,7 @@ const RELOAD_COST: Duration = Duration::from_millis(200);
 /// An episode of memory pressure.
 pub(super) struct Episode {
     started: std::time::Instant,
-    done: Done<Key>,
+    done: Done<EntryKey>,
     /// Whether a step is in progress.
     acting: bool,
     /// End of the last step. Readings from before do not show its effect.
@@ -51,7 +51,7 @@ impl Manager {
         let reading = self.parts.readings.borrow_and_update().clone();
         let before = std::mem::replace(&mut self.level, reading.level);
         if before != reading.level {
-            self.parts.events.send(Event::PressureChanged {
+            self.parts.events.publish(Event::PressureChanged {
                 level: reading.level.name(),
                 before: before.name(),
                 reason: reading.cause.clone(),
@@ -86,7 +86,7 @@ impl Manager {
         }
     }
 
-    fn perform(&mut self, Step { action, reason }: Step<Key>, level: Level) {
+    fn perform(&mut self, Step { action, reason }: Step<EntryKey>, level: Level) {
         let Some(episode) = &mut self.episode else { return };
         episode.done.record(&action, std::time::Instant::now());
         episode.report.steps += 1;
@@ -146,7 +146,7 @@ impl Manager {
 
     /// Returns whether a request for `key`, which is resident, is shed because memory is short.
     /// Requests for other models are refused by admission, with numbers.
-    pub(super) fn sheds(&self, key: &Key) -> bool {
+    pub(super) fn sheds(&self, key: &EntryKey) -> bool {
         let resident = matches!(self.slots.get(key), Some(Slot::Resident(_)));
         self.is_shedding() && resident && !(self.is_fallback(key) || self.is_pinned(key))
     }
@@ -230,17 +230,17 @@ impl Manager {
     }
 
     /// Returns the models in memory or loading, as the plan sees them.
-    pub(super) fn residents(&mut self) -> Vec<plan::Resident<Key>> {
+    pub(super) fn residents(&mut self) -> Vec<plan::Resident<EntryKey>> {
         let now = tokio::time::Instant::now();
-        let keys: Vec<Key> = self.slots.keys().cloned().collect();
+        let keys: Vec<EntryKey> = self.slots.keys().cloned().collect();
         keys.into_iter().filter_map(|key| self.plan_resident(key, now)).collect()
     }
 
     fn plan_resident(
         &mut self,
-        key: Key,
+        key: EntryKey,
         now: tokio::time::Instant,
-    ) -> Option<plan::Resident<Key>> {
+    ) -> Option<plan::Resident<EntryKey>> {
         let (pinned, fallback) = (self.is_pinned(&key), self.is_fallback(&key));
         let priority = self.model_settings(&key).memory_priority;
         let usage = &self.parts.usage;

@@ -10,10 +10,10 @@ use super::super::worker::WorkerError;
 use super::super::{Beat, DefaultState, MemoryView, ModelView, Overview, Residency};
 use super::Manager;
 use crate::config::ModelSettings;
-use crate::package::{Entry, Key, choose};
+use crate::package::{EntryKey, StoreEntry, resolve};
 
 impl Manager {
-    pub(super) fn residency(&self) -> BTreeMap<Key, Residency> {
+    pub(super) fn residency(&self) -> BTreeMap<EntryKey, Residency> {
         self.slots.iter().map(|(key, slot)| (key.clone(), slot.residency())).collect()
     }
 
@@ -36,7 +36,7 @@ impl Manager {
 
     pub(super) fn memory_view(&mut self) -> MemoryView {
         let now = tokio::time::Instant::now();
-        let keys: Vec<Key> = self.slots.keys().cloned().collect();
+        let keys: Vec<EntryKey> = self.slots.keys().cloned().collect();
         let models = keys.into_iter().filter_map(|key| {
             let settings = self.model_settings(&key);
             let pinned = self.is_pinned(&key);
@@ -81,7 +81,7 @@ impl Manager {
         super::ModelError::Loading { name, elapsed: since.elapsed(), expected }
     }
 
-    pub(super) fn default_state(&self, entry: &Entry) -> DefaultState {
+    pub(super) fn default_state(&self, entry: &StoreEntry) -> DefaultState {
         match self.slots.get(&entry.key) {
             None => DefaultState::Absent,
             Some(Slot::Admitting(_) | Slot::Loading { .. } | Slot::Reserved { .. }) => {
@@ -126,16 +126,16 @@ impl Manager {
         });
     }
 
-    pub(super) fn is_pinned(&self, key: &Key) -> bool {
+    pub(super) fn is_pinned(&self, key: &EntryKey) -> bool {
         self.pins.get(key).copied().unwrap_or_else(|| self.model_settings(key).pinned)
     }
 
-    pub(super) fn is_fallback(&self, key: &Key) -> bool {
+    pub(super) fn is_fallback(&self, key: &EntryKey) -> bool {
         let settings = Arc::clone(&self.parts.settings.borrow());
         let names_it = |name: &String| {
             let meant = alias::meant(&settings.aliases, name);
             match meant.contains('@') {
-                true => choose(&self.parts.store.entries(), &meant)
+                true => resolve(&self.parts.store.entries(), &meant)
                     .is_some_and(|entry| entry.key == *key),
                 // Any version counts: a version in memory can answer, so that no other one has to
                 // be loaded.
@@ -145,7 +145,7 @@ impl Manager {
         settings.memory.fallback_models.iter().any(names_it)
     }
 
-    pub(super) fn model_settings(&self, key: &Key) -> ModelSettings {
+    pub(super) fn model_settings(&self, key: &EntryKey) -> ModelSettings {
         let (id, version, _) = key.parts();
         self.parts.settings.borrow().model(id, version)
     }

@@ -11,11 +11,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{ARGUMENT, Answer, Task, confine};
-use crate::engine::{EngineError, Options};
+use crate::engine::{EngineError, EngineOptions};
 use crate::errors::chain;
 use crate::models::install::InstallError;
 use crate::models::load::{self, LoadError};
-use crate::package::{Key, Store, StoreError};
+use crate::package::{EntryKey, Store, StoreError};
 
 /// Path of the store's directory, which is open as standard input.
 const STORE: &str = "/proc/self/fd/0";
@@ -30,7 +30,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
         return None;
     }
     let answer = match prepare(arguments) {
-        Ok((key, options)) => match Store::lend(Path::new(STORE), &key) {
+        Ok((key, options)) => match Store::open_single(Path::new(STORE), &key) {
             Ok(store) => test(&store, &key, options),
             Err(reason) => Answer::Corrupt(reason),
         },
@@ -46,19 +46,22 @@ pub fn run_if_asked() -> Option<ExitCode> {
 }
 
 /// Parses the task and drops all rights that the test does not need.
-fn prepare(mut arguments: impl Iterator<Item = OsString>) -> Result<(Key, Options), String> {
+fn prepare(
+    mut arguments: impl Iterator<Item = OsString>,
+) -> Result<(EntryKey, EngineOptions), String> {
     let task = arguments.next().unwrap_or_default();
     let task: Task =
         serde_json::from_slice(task.as_encoded_bytes()).map_err(|error| chain(&error))?;
-    let key: Key = task.key.parse().map_err(|error| chain(&error))?;
+    let key: EntryKey = task.key.parse().map_err(|error| chain(&error))?;
     let precision = task.precision.parse().map_err(|error| chain(&error))?;
     confine::enter(&task, &Store::directory_of(Path::new(STORE), &key))?;
-    let options = Options { threads: task.threads, batch_tokens: task.batch_tokens, precision };
+    let options =
+        EngineOptions { threads: task.threads, batch_tokens: task.batch_tokens, precision };
     Ok((key, options))
 }
 
 /// Loads the model and compares its vector with the one of the manifest.
-pub(super) fn test(store: &Store, key: &Key, options: Options) -> Answer {
+pub(super) fn test(store: &Store, key: &EntryKey, options: EngineOptions) -> Answer {
     let tested = panic::catch_unwind(AssertUnwindSafe(|| {
         let (manifest, model) = load::load_from::<InstallError>(store, key, options)?;
         Ok::<_, InstallError>(load::self_test(&manifest, &model)?)

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::counts::Counts;
 use crate::files::{self, FileError};
-use crate::package::Key;
+use crate::package::EntryKey;
 
 /// Version of the file format. Only this version is read and written.
 const FORMAT: u32 = 1;
@@ -40,14 +40,14 @@ struct Format {
 #[serde(deny_unknown_fields)]
 struct Contents {
     format: u32,
-    models: BTreeMap<Key, Counts>,
+    models: BTreeMap<EntryKey, Counts>,
 }
 
 /// Reads the counts from the file at `path`. Returns an empty map if the file does not exist.
 ///
 /// # Errors
 /// Fails if the file exists but cannot be used.
-pub(super) fn read(path: &Path) -> Result<BTreeMap<Key, Counts>, ReadError> {
+pub(super) fn read(path: &Path) -> Result<BTreeMap<EntryKey, Counts>, ReadError> {
     match files::read_limited(path, MAX_SIZE) {
         Ok(bytes) => parse(&bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
@@ -55,7 +55,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<Key, Counts>, ReadError> {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<BTreeMap<Key, Counts>, ReadError> {
+fn parse(bytes: &[u8]) -> Result<BTreeMap<EntryKey, Counts>, ReadError> {
     // Parse the version by itself first: the rest of another format is unknown.
     let Format { format } = serde_json::from_slice(bytes)?;
     if format != FORMAT {
@@ -68,13 +68,13 @@ fn parse(bytes: &[u8]) -> Result<BTreeMap<Key, Counts>, ReadError> {
 ///
 /// # Errors
 /// Fails if the disk fails. The old file is then still there.
-pub(super) fn write(path: &Path, models: BTreeMap<Key, Counts>) -> Result<(), FileError> {
+pub(super) fn write(path: &Path, models: BTreeMap<EntryKey, Counts>) -> Result<(), FileError> {
     // Not indented: most of the file is long rows of numbers.
     let mut json = serde_json::to_vec(&Contents { format: FORMAT, models })
         .map_err(|error| FileError::new("write", path)(error.into()))?;
     json.push(b'\n');
     files::write_atomic(path, &json)?;
-    files::own(path, path.parent().unwrap_or(Path::new(".")))
+    files::change_owner(path, path.parent().unwrap_or(Path::new(".")))
 }
 
 /// Renames the file at `path`, so that it is not overwritten. Replaces a file that was moved aside

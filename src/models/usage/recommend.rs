@@ -8,7 +8,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::package::{Key, KnownModel, Manifest, Precision, Task, Tier, WEIGHTS, known};
+use crate::package::{
+    EntryKey, KnownModel, Manifest, Precision, Task, Tier, WEIGHTS, find_known_model,
+};
 
 /// Task for which vectors are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -171,7 +173,7 @@ impl Memory {
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
     /// Key of the model.
-    pub key: &'a Key,
+    pub key: &'a EntryKey,
     /// Manifest of the model.
     pub manifest: &'a Manifest,
     /// 95th percentile of its recent latencies. `None` before its first use.
@@ -184,7 +186,7 @@ pub struct Candidate<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recommendation {
     /// Key of the model.
-    pub key: Key,
+    pub key: EntryKey,
     /// Tier: a compromise between speed and quality.
     pub tier: Tier,
     /// Suitability for the task.
@@ -318,9 +320,9 @@ fn suitability(task_type: TaskType, manifest: &Manifest) -> Suitability {
 fn known_model(manifest: &Manifest) -> Option<&'static KnownModel> {
     let repository = manifest.source.as_deref().and_then(|source| {
         let path = source.strip_prefix("https://huggingface.co/")?;
-        known(path.trim_end_matches('/'))
+        find_known_model(path.trim_end_matches('/'))
     });
-    repository.or_else(|| known(manifest.id.as_str()))
+    repository.or_else(|| find_known_model(manifest.id.as_str()))
 }
 
 fn reason(query: Query, candidate: &Candidate<'_>, tier: Tier, suitability: Suitability) -> String {
@@ -365,7 +367,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn key(id: &str) -> Key {
+    fn key(id: &str) -> EntryKey {
         format!("{id}@1+0123456789ab").parse().unwrap()
     }
 

@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::entry::{Entry, Key};
+use super::super::entry::{EntryKey, StoreEntry};
+use super::super::install_record::{InstallStatus, Timestamp};
 use super::super::manifest::{CONFIG, Manifest, TOKENIZER, WEIGHTS};
 use super::super::member::{self, MemberError};
-use super::super::pack::Contents;
-use super::super::record::{Status, Timestamp};
+use super::super::pack::PackageContents;
 use super::super::weights::Weights;
 use super::{Store, StoreError};
 use crate::errors::chain;
@@ -27,19 +27,19 @@ impl Store {
     /// # Errors
     /// [`StoreError::Corrupt`] when a file is missing or was changed since it was installed; the
     /// entry is marked so.
-    pub fn read(&self, key: &Key) -> Result<(Arc<Manifest>, Contents), StoreError> {
+    pub fn read(&self, key: &EntryKey) -> Result<(Arc<Manifest>, PackageContents), StoreError> {
         let (manifest, contents) = self.read_without_weights(key)?;
-        let Contents { config, tokenizer, weights: (), dense } = contents;
+        let PackageContents { config, tokenizer, weights: (), dense } = contents;
         let weights = self.read_weights(key)?;
-        Ok((manifest, Contents { config, tokenizer, weights, dense }))
+        Ok((manifest, PackageContents { config, tokenizer, weights, dense }))
     }
 
     /// Reads the weights alone, as [`read`](Self::read) does.
     ///
     /// # Errors
     /// Those of [`read`](Self::read).
-    pub fn read_weights(&self, key: &Key) -> Result<Weights, StoreError> {
-        let Entry { manifest, record, .. } = self.entry(key)?;
+    pub fn read_weights(&self, key: &EntryKey) -> Result<Weights, StoreError> {
+        let StoreEntry { manifest, record, .. } = self.entry(key)?;
         let mut weights = Weights::from(Vec::new());
         for member in manifest.files.iter().filter(|member| member.path.as_str() == WEIGHTS) {
             let mapped = member::map(&self.path(key), member, &record.verity);
@@ -56,9 +56,9 @@ impl Store {
     /// Those of [`read`](Self::read).
     pub fn read_without_weights(
         &self,
-        key: &Key,
-    ) -> Result<(Arc<Manifest>, Contents<()>), StoreError> {
-        let Entry { manifest, record, .. } = self.entry(key)?;
+        key: &EntryKey,
+    ) -> Result<(Arc<Manifest>, PackageContents<()>), StoreError> {
+        let StoreEntry { manifest, record, .. } = self.entry(key)?;
         let mut files = BTreeMap::new();
         for member in manifest.files.iter().filter(|member| member.path.as_str() != WEIGHTS) {
             // Allocate the exact size: a vector that grows copies its bytes and holds both copies
@@ -69,7 +69,7 @@ impl Store {
             self.intact(key, name, copied)?;
             files.insert(name, content);
         }
-        let contents = Contents::from_members(
+        let contents = PackageContents::from_members(
             (),
             |name| files.remove(name).unwrap_or_default(),
             manifest.dense.len(),
@@ -82,7 +82,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Corrupt`] when the file is missing or was changed since it was installed; the
     /// entry is marked so.
-    pub fn config(&self, key: &Key) -> Result<(Arc<Manifest>, Vec<u8>), StoreError> {
+    pub fn config(&self, key: &EntryKey) -> Result<(Arc<Manifest>, Vec<u8>), StoreError> {
         Ok((self.entry(key)?.manifest, self.member(key, CONFIG)?))
     }
 
@@ -90,12 +90,12 @@ impl Store {
     ///
     /// # Errors
     /// Those of [`config`](Self::config).
-    pub fn tokenizer(&self, key: &Key) -> Result<Vec<u8>, StoreError> {
+    pub fn tokenizer(&self, key: &EntryKey) -> Result<Vec<u8>, StoreError> {
         self.member(key, TOKENIZER)
     }
 
-    fn member(&self, key: &Key, name: &str) -> Result<Vec<u8>, StoreError> {
-        let Entry { manifest, record, .. } = self.entry(key)?;
+    fn member(&self, key: &EntryKey, name: &str) -> Result<Vec<u8>, StoreError> {
+        let StoreEntry { manifest, record, .. } = self.entry(key)?;
         let mut content = Vec::new();
         for member in manifest.files.iter().filter(|member| member.path.as_str() == name) {
             content.reserve_exact(usize::try_from(member.size).unwrap_or(0));
@@ -111,9 +111,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::Corrupt`] when a file is missing or was changed since it was installed; the
     /// entry is marked so.
-    pub fn verify(&self, key: &Key, progress: impl FnMut(u64)) -> Result<bool, StoreError> {
-        let was_unread = self.medium.is_unread(key);
-        let mut counter = member::Counter { bytes: 0, progress };
+    pub fn verify(&self, key: &EntryKey, progress: impl FnMut(u64)) -> Result<bool, StoreError> {
+        let was_unread = self.disk.is_unread(key);
+        let mut counter = member::CountingSink { bytes: 0, progress };
         for member in &self.entry(key)?.manifest.files {
             // Pass no fs-verity digests: hash every byte here, even where the kernel checks the
             // file at each read.
@@ -131,9 +131,9 @@ impl Store {
         let written = self.update(key, |record| {
             record.last_validated_at = Timestamp::now();
             record.verity = verity;
-            was_corrupt = matches!(record.status, Status::Corrupt(_));
+            was_corrupt = matches!(record.status, InstallStatus::Corrupt(_));
             if was_corrupt {
-                record.status = Status::Available;
+                record.status = InstallStatus::Available;
             }
         });
         match written {
@@ -149,19 +149,19 @@ impl Store {
     /// `attract`.
     pub(super) fn intact<T>(
         &self,
-        key: &Key,
+        key: &EntryKey,
         name: &str,
         found: Result<T, MemberError>,
     ) -> Result<T, StoreError> {
         let mut reason = match found {
             Ok(found) => {
-                self.medium.read(key, name);
+                self.disk.record_read(key, name);
                 return Ok(found);
             }
             // The disk or a permission failed and can be repaired; the bytes themselves are
             // unknown.
             Err(MemberError::Unread(error)) => {
-                self.medium.unread(key, name, &error);
+                self.disk.record_read_failure(key, name, &error);
                 return Err(error.into());
             }
             Err(MemberError::Differs(reason)) => reason,
@@ -170,11 +170,11 @@ impl Store {
         // bytes. An entry that has not passed its self-test keeps its status, because a corrupt
         // entry becomes available when its files are right again.
         let is_tested = self.entry(key).is_ok_and(|entry| entry.record.status.is_tested());
-        let status = Status::Corrupt(reason.clone());
+        let status = InstallStatus::Corrupt(reason.clone());
         if is_tested && let Err(error) = self.update(key, |record| record.status = status) {
             reason = format!("{reason}; that could not be recorded: {}", chain(&error));
         }
-        self.medium.attract();
+        self.disk.notify();
         Err(StoreError::Corrupt { key: key.clone(), reason })
     }
 }

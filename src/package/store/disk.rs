@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::fcntl::Flock;
 
 use super::super::digest::Digest;
-use super::super::entry::{Entry, Key};
+use super::super::entry::{EntryKey, StoreEntry};
+use super::super::install_record::InstallRecord;
 use super::super::manifest::{MANIFEST, Manifest};
-use super::super::record::Record;
 use super::super::unpack::Durability;
 use super::StoreError;
 use crate::errors::chain;
@@ -58,7 +58,7 @@ impl Locks {
 pub(super) fn own_lock(directory: &Path) -> Result<Flock<File>, StoreError> {
     let path = directory.join("lock");
     let lock = files::lock(&path)?.ok_or_else(|| StoreError::Locked(directory.to_owned()))?;
-    files::own(&path, directory)?;
+    files::change_owner(&path, directory)?;
     Ok(lock)
 }
 
@@ -88,9 +88,9 @@ fn temporary_files(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
 
 /// Contents of a store: see [`Store::examine`](super::Store::examine).
 #[derive(Debug, Default)]
-pub struct Examined {
+pub struct StoreContents {
     /// The entries that can be read.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<StoreEntry>,
     /// The other entries: the path of each, and why it cannot be read.
     pub unreadable: Vec<(PathBuf, String)>,
     /// Error that leaves the two lists incomplete: the directory cannot be listed to its end.
@@ -98,35 +98,35 @@ pub struct Examined {
 }
 
 /// Reads every entry in `models`, as far as the disk returns them.
-pub(super) fn read_entries(models: &Path) -> Examined {
+pub(super) fn read_entries(models: &Path) -> StoreContents {
     let (children, unlisted) = children(models);
-    let mut found = Examined { unlisted, ..Examined::default() };
+    let mut found = StoreContents { unlisted, ..StoreContents::default() };
     for path in children {
         match read_entry(&path) {
             Ok(entry) => found.entries.push(entry),
-            Err(reason) => found.unreadable.push((files::shown(&path).into_owned(), reason)),
+            Err(reason) => found.unreadable.push((files::display_path(&path).into_owned(), reason)),
         }
     }
     found
 }
 
 /// Reads the entry whose directory is `path`. The error is the reason why it cannot be used.
-pub(super) fn read_entry(path: &Path) -> Result<Entry, String> {
+pub(super) fn read_entry(path: &Path) -> Result<StoreEntry, String> {
     let read = |name: &str, limit| {
         files::read_limited(&path.join(name), limit).map_err(|error| chain(&error))
     };
-    let record: Record =
+    let record: InstallRecord =
         serde_json::from_slice(&read(RECORD, MAX_RECORD)?).map_err(|error| chain(&error))?;
     let bytes = read(MANIFEST, MAX_MANIFEST)?;
     if Digest::of(&bytes) != record.manifest_digest {
         return Err("manifest.json is not the one that was installed".to_owned());
     }
     let manifest = Manifest::parse(&bytes).map_err(|error| chain(&error))?;
-    let key = Key::new(&manifest, record.manifest_digest);
+    let key = EntryKey::new(&manifest, record.manifest_digest);
     if path.file_name().and_then(|name| name.to_str()) != Some(key.directory().as_str()) {
         return Err(format!("it holds {key}"));
     }
-    Ok(Entry { key, manifest: Arc::new(manifest), record, disabled: None })
+    Ok(StoreEntry { key, manifest: Arc::new(manifest), record, disabled: None })
 }
 
 /// Ignores an error of a failing disk: the store opens despite it.
@@ -156,7 +156,7 @@ fn children(directory: &Path) -> (Vec<PathBuf>, Option<FileError>) {
 /// Writes the record of the entry whose directory is `directory`.
 pub(super) fn write_record(
     directory: &Path,
-    record: &Record,
+    record: &InstallRecord,
     durability: Durability,
 ) -> Result<(), FileError> {
     let path = directory.join(RECORD);

@@ -2,16 +2,16 @@
 
 use std::path::PathBuf;
 
-use super::super::entry::Key;
-use super::super::record::StoreFull;
-use super::room::NoSpace;
+use super::super::entry::EntryKey;
+use super::super::install_record::StoreFull;
+use super::space::NoSpace;
 use crate::files::{self, FileError};
 
 /// Errors of operations on the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process holds the store.
-    #[error("the store in {} is in use by another process, probably the daemon", files::shown(.0).display())]
+    #[error("the store in {} is in use by another process, probably the daemon", files::display_path(.0).display())]
     Locked(PathBuf),
     /// A file operation failed.
     #[error(transparent)]
@@ -24,14 +24,14 @@ pub enum StoreError {
     NoSpace(#[from] NoSpace),
     /// There is no such entry.
     #[error("{0} is not installed")]
-    Unknown(Key),
+    Unknown(EntryKey),
     /// Another entry of the same id has the same first digits of its digest, so that both have the
     /// same printed name.
     #[error(
         "another package of the same short name is installed: {0} has the same first digits of its digest and another \
          content; make the package again, with another version"
     )]
-    LooksAlike(Key),
+    LooksAlike(EntryKey),
     /// Too many ids were installed with a signature.
     #[error("signed packages of too many ids were installed: {} has no room for another version", .0.display())]
     TooManyVersions(PathBuf),
@@ -39,7 +39,7 @@ pub enum StoreError {
     #[error("{key} is corrupt: {reason}")]
     Corrupt {
         /// The entry.
-        key: Key,
+        key: EntryKey,
         /// The file, and how it differs.
         reason: String,
     },

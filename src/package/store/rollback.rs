@@ -4,16 +4,16 @@
 //! all others is installed after it. One rollback writes one record, so a crash at any moment
 //! leaves the old choice or the new one.
 
-use super::super::entry::{Entry, Key, choose, earlier};
+use super::super::entry::{EntryKey, StoreEntry, previous_version, resolve};
+use super::super::install_record::Timestamp;
 use super::super::manifest::ModelId;
-use super::super::record::Timestamp;
 use super::{Store, StoreError};
 
 /// The version that an id should resolve to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rollback {
+pub enum RollbackTarget {
     /// The version before the current one.
-    Earlier,
+    Previous,
     /// This version, or the one with this revision.
     To(String),
     /// The highest version again.
@@ -22,11 +22,11 @@ pub enum Rollback {
 
 /// The entries to which an id resolves before and after a rollback.
 #[derive(Debug)]
-pub struct RolledBack {
+pub struct RollbackResult {
     /// The entry before the rollback.
-    pub from: Entry,
+    pub from: StoreEntry,
     /// The entry after it; the same one when the rollback had nothing to clear.
-    pub to: Entry,
+    pub to: StoreEntry,
 }
 
 /// Errors of a rollback. The id then resolves as before.
@@ -44,7 +44,7 @@ pub enum RollbackError {
     #[error(
         "there is no version before {0} in the store that could be used; install one, or name another with --to"
     )]
-    NoEarlier(Key),
+    NoPrevious(EntryKey),
     /// The version is not installed, or cannot be used.
     #[error(
         "\"{id}\" has no version or revision \"{version}\" in the store that can be used; it has: {}", known.join(", ")
@@ -68,31 +68,35 @@ impl Store {
     ///
     /// # Errors
     /// When there is no such model or version, or the disk fails; the id then resolves as before.
-    pub fn roll_back(&self, id: &str, rollback: &Rollback) -> Result<RolledBack, RollbackError> {
+    pub fn roll_back(
+        &self,
+        id: &str,
+        rollback: &RollbackTarget,
+    ) -> Result<RollbackResult, RollbackError> {
         if id.contains('@') {
             return Err(RollbackError::NamesVersion(id.to_owned()));
         }
         let mut entries = self.entries();
         entries.retain(|entry| entry.is_named(id));
-        let from = choose(&entries, id).ok_or_else(|| RollbackError::Unknown(id.to_owned()))?;
+        let from = resolve(&entries, id).ok_or_else(|| RollbackError::Unknown(id.to_owned()))?;
         let from = from.clone();
-        let usable = |entry: &&Entry| entry.is_usable();
+        let usable = |entry: &&StoreEntry| entry.is_usable();
         match rollback {
-            Rollback::Earlier => {
-                let to = earlier(&entries, id);
-                let to = to.ok_or_else(|| RollbackError::NoEarlier(from.key.clone()))?;
-                self.mark(&to.key, Some(turn(entries.iter(), &from.manifest.id)))?;
+            RollbackTarget::Previous => {
+                let to = previous_version(&entries, id);
+                let to = to.ok_or_else(|| RollbackError::NoPrevious(from.key.clone()))?;
+                self.mark(&to.key, Some(next_timestamp(entries.iter(), &from.manifest.id)))?;
             }
-            Rollback::To(version) => {
-                let to = choose(&entries, &format!("{id}@{version}")).filter(usable);
+            RollbackTarget::To(version) => {
+                let to = resolve(&entries, &format!("{id}@{version}")).filter(usable);
                 let to = to.ok_or_else(|| RollbackError::NoVersion {
                     id: id.to_owned(),
                     version: version.clone(),
                     known: entries.iter().filter(usable).map(|e| e.key.to_string()).collect(),
                 })?;
-                self.mark(&to.key, Some(turn(entries.iter(), &from.manifest.id)))?;
+                self.mark(&to.key, Some(next_timestamp(entries.iter(), &from.manifest.id)))?;
             }
-            Rollback::Clear => {
+            RollbackTarget::Clear => {
                 // Clear the newest mark last, so that an older one never takes effect.
                 entries.retain(|entry| entry.record.chosen_at.is_some());
                 entries.sort_by_key(|entry| entry.record.chosen_at);
@@ -102,11 +106,11 @@ impl Store {
             }
         }
         let entries = self.entries();
-        let to = choose(&entries, id).ok_or_else(|| RollbackError::Unknown(id.to_owned()))?;
-        Ok(RolledBack { from, to: to.clone() })
+        let to = resolve(&entries, id).ok_or_else(|| RollbackError::Unknown(id.to_owned()))?;
+        Ok(RollbackResult { from, to: to.clone() })
     }
 
-    fn mark(&self, key: &Key, chosen_at: Option<Timestamp>) -> Result<(), StoreError> {
+    fn mark(&self, key: &EntryKey, chosen_at: Option<Timestamp>) -> Result<(), StoreError> {
         let _writing = self.writing();
         let mut entry = self.entry(key)?;
         entry.record.chosen_at = chosen_at;
@@ -122,7 +126,10 @@ impl Store {
 /// Returns the present second, or one second after the latest event of `id` if that is later. So of
 /// two events of one id the later one has the later time, even within one second or after the clock
 /// was set back.
-pub(super) fn turn<'a>(entries: impl Iterator<Item = &'a Entry>, id: &ModelId) -> Timestamp {
+pub(super) fn next_timestamp<'a>(
+    entries: impl Iterator<Item = &'a StoreEntry>,
+    id: &ModelId,
+) -> Timestamp {
     let of_id = entries.filter(|entry| entry.manifest.id == *id);
     let times = of_id.flat_map(|entry| [Some(entry.record.installed_at), entry.record.chosen_at]);
     let next = times.flatten().max().map(|last| Timestamp(last.0.saturating_add(1)));

@@ -20,11 +20,11 @@ use std::sync::{MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::super::digest::Digest;
-use super::super::entry::{Entry, natural};
+use super::super::entry::{StoreEntry, compare_natural};
+use super::super::install_record::{InstallStatus, Origin};
 use super::super::manifest::{ModelId, Version};
-use super::super::record::{Origin, Status};
-use super::super::signature::Keys;
-use super::super::trust::{Disabled, Signer, Trusted};
+use super::super::signature::TrustedKeys;
+use super::super::trust::{DisabledReason, Signer, TrustInput};
 use super::super::unpack::Durability;
 use super::{Store, StoreError};
 use crate::errors::chain;
@@ -41,32 +41,32 @@ const MAX_VERSIONS: usize = 4096;
 const MAX_SIZE: u64 = 2 << 20;
 
 /// The highest version of each id that each key has signed.
-pub(super) type Highest = BTreeMap<ModelId, BTreeMap<Digest, Version>>;
+pub(super) type HighestVersions = BTreeMap<ModelId, BTreeMap<Digest, Version>>;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Contents {
     format: u32,
-    highest: Highest,
+    highest: HighestVersions,
 }
 
 /// Entries that a change of the keys disabled or enabled.
 #[derive(Debug, Default)]
-pub struct Changed {
+pub struct TrustChange {
     /// Entries that may not be used any more.
-    pub disabled: Vec<Entry>,
+    pub disabled: Vec<StoreEntry>,
     /// Entries that may be used again.
-    pub enabled: Vec<Entry>,
+    pub enabled: Vec<StoreEntry>,
 }
 
 /// Reads the versions in the store's `directory`. The second value describes a file that cannot be
 /// used.
-pub(super) fn read(directory: &Path) -> (Highest, Option<String>) {
+pub(super) fn read(directory: &Path) -> (HighestVersions, Option<String>) {
     let path = directory.join(FILE);
     let bytes = match files::read_limited(&path, MAX_SIZE) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Default::default(),
-        Err(error) => return (Highest::new(), Some(chain(&error))),
+        Err(error) => return (HighestVersions::new(), Some(chain(&error))),
     };
     let reason = match serde_json::from_slice(&bytes) {
         Ok(Contents { format: FORMAT, highest }) => return (highest, None),
@@ -78,16 +78,16 @@ pub(super) fn read(directory: &Path) -> (Highest, Option<String>) {
         Ok(()) => format!("it is now {}", aside.display()),
         Err(error) => format!("it cannot be moved aside: {error}"),
     };
-    (Highest::new(), Some(format!("{}: {reason}; {moved}", path.display())))
+    (HighestVersions::new(), Some(format!("{}: {reason}; {moved}", path.display())))
 }
 
 impl Store {
     /// Decides for every entry whether `trusted` permits its use. Returns the entries for which
     /// that changed. Does not block on the disk.
-    pub fn judge(&self, trusted: &Trusted) -> Changed {
+    pub fn apply_trust(&self, trusted: &TrustInput) -> TrustChange {
         let mut judged = self.trusted();
         *judged = Some(trusted.clone());
-        let mut changed = Changed::default();
+        let mut changed = TrustChange::default();
         for entry in self.index().values_mut() {
             let disabled = trusted.disables(&entry.manifest, &entry.record);
             let was = std::mem::replace(&mut entry.disabled, disabled);
@@ -100,28 +100,28 @@ impl Store {
         changed
     }
 
-    /// Returns whether keys were configured at the last call of [`Store::judge`].
+    /// Returns whether keys were configured at the last call of [`Store::apply_trust`].
     pub fn wants_signatures(&self) -> bool {
-        self.trusted().as_ref().is_some_and(Trusted::wants_signatures)
+        self.trusted().as_ref().is_some_and(TrustInput::wants_signatures)
     }
 
     /// Adds an entry that was found later to the index, unless it is there already. Judges it by
-    /// the same trust as the last [`Store::judge`]. The caller holds `writing`.
-    pub(super) fn enter(&self, mut entry: Entry) {
+    /// the same trust as the last [`Store::apply_trust`]. The caller holds `writing`.
+    pub(super) fn insert_entry(&self, mut entry: StoreEntry) {
         let judged = self.trusted();
         entry.disabled =
             judged.as_ref().and_then(|trusted| trusted.disables(&entry.manifest, &entry.record));
         self.index().entry(entry.key.clone()).or_insert(entry);
     }
 
-    fn trusted(&self) -> MutexGuard<'_, Option<Trusted>> {
+    fn trusted(&self) -> MutexGuard<'_, Option<TrustInput>> {
         // A panic while the lock is held leaves the old value or the new one.
         self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the highest version of `id` that was installed with a signature by one of `keys`.
     /// The package of this version may have been removed since.
-    pub fn highest_signed(&self, id: &ModelId, keys: &Keys) -> Option<Version> {
+    pub fn highest_signed(&self, id: &ModelId, keys: &TrustedKeys) -> Option<Version> {
         let remembered = self.highest().get(id).cloned().unwrap_or_default();
         let index = self.index();
         let tested = index
@@ -132,21 +132,21 @@ impl Store {
             Some((signer.fingerprint, entry.manifest.version.clone()))
         });
         let versions = remembered.into_iter().chain(signed);
-        let versions = versions.filter(|(key, _)| keys.have(*key)).map(|(_, version)| version);
-        versions.max_by(|a, b| natural(a.as_str(), b.as_str()))
+        let versions = versions.filter(|(key, _)| keys.contains(*key)).map(|(_, version)| version);
+        versions.max_by(|a, b| compare_natural(a.as_str(), b.as_str()))
     }
 
     /// Stores the version of a signed entry, if it is the highest. The caller holds `writing`.
     ///
     /// # Errors
     /// When the file cannot be written or is full; the stored versions stay.
-    pub(super) fn remember_version(&self, entry: &Entry) -> Result<(), StoreError> {
+    pub(super) fn remember_version(&self, entry: &StoreEntry) -> Result<(), StoreError> {
         let Some(signer) = &entry.record.signer else { return Ok(()) };
         let (id, version) = (&entry.manifest.id, &entry.manifest.version);
         let mut highest = self.highest().clone();
         let of_id = highest.entry(id.clone()).or_default();
         let known = of_id.get(&signer.fingerprint);
-        if known.is_some_and(|known| natural(known.as_str(), version.as_str()).is_ge()) {
+        if known.is_some_and(|known| compare_natural(known.as_str(), version.as_str()).is_ge()) {
             return Ok(());
         }
         of_id.insert(signer.fingerprint, version.clone());
@@ -164,14 +164,14 @@ impl Store {
     ///
     /// # Errors
     /// When the disk fails.
-    pub(super) fn give_again(
+    pub(super) fn update_origin(
         &self,
-        mut entry: Entry,
+        mut entry: StoreEntry,
         origin: Origin,
         signer: Option<Signer>,
-    ) -> Result<Entry, StoreError> {
+    ) -> Result<StoreEntry, StoreError> {
         let vouched = signer.is_some() || origin.is_bundled();
-        let origin = entry.record.origin.clone().and(origin);
+        let origin = entry.record.origin.clone().merge(origin);
         let signer = signer.or_else(|| entry.record.signer.clone());
         if (&entry.record.origin, &entry.record.signer) != (&origin, &signer) {
             entry = self.change(&entry.key, |record| {
@@ -179,7 +179,7 @@ impl Store {
                 record.signer = signer;
             })?;
         }
-        if entry.record.status == Status::Available {
+        if entry.record.status == InstallStatus::Available {
             self.remember_version(&entry)?;
         }
         entry.disabled = after_vouching(entry.disabled, vouched);
@@ -197,21 +197,24 @@ impl Store {
         let json = serde_json::to_vec(contents)
             .map_err(|error| FileError::new("write", &path)(error.into()))?;
         files::write_atomic(&path, &json)?;
-        files::own(&path, &self.directory)
+        files::change_owner(&path, &self.directory)
     }
 
     fn versions_file(&self) -> PathBuf {
         self.directory.join(FILE)
     }
 
-    fn highest(&self) -> MutexGuard<'_, Highest> {
+    fn highest(&self) -> MutexGuard<'_, HighestVersions> {
         // A panic while the lock is held leaves the map whole, because it is replaced in one step.
         self.highest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Returns `disabled`, or `None` if the entry was vouched for again.
-pub(super) fn after_vouching(disabled: Option<Disabled>, vouched: bool) -> Option<Disabled> {
+pub(super) fn after_vouching(
+    disabled: Option<DisabledReason>,
+    vouched: bool,
+) -> Option<DisabledReason> {
     disabled.filter(|_| !vouched)
 }
 
@@ -224,16 +227,16 @@ mod tests {
 
     use super::*;
     use crate::package::fixture::package;
-    use crate::package::record::{Cleanup, Quota};
-    use crate::package::{Key, Limits, SignatureStatus};
+    use crate::package::install_record::{CleanupRule, Quota};
+    use crate::package::{EntryKey, SignatureStatus, UnpackLimits};
     use crate::units::Bytes;
 
     const QUOTA: Quota =
-        Quota { max_size: Bytes::mib(64), max_models: 9, cleanup: Cleanup::Manual };
+        Quota { max_size: Bytes::mib(64), max_models: 9, cleanup: CleanupRule::Manual };
 
     struct Place {
         root: TempDir,
-        keys: Keys,
+        keys: TrustedKeys,
         signer: Signer,
     }
 
@@ -244,7 +247,7 @@ mod tests {
             fs::create_dir(root.path().join("keys.d")).unwrap();
             let text = pair.pk.to_box().unwrap().into_string();
             fs::write(root.path().join("keys.d/a.pub"), text).unwrap();
-            let keys = Keys::load(&root.path().join("keys.d")).unwrap();
+            let keys = TrustedKeys::load(&root.path().join("keys.d")).unwrap();
             let number = u64::from_le_bytes(pair.pk.keynum().try_into().unwrap());
             let status = SignatureStatus::Valid(format!("{number:016X}").try_into().unwrap());
             let signer = keys.signer(status, &"m".parse().unwrap()).unwrap().unwrap();
@@ -260,19 +263,19 @@ mod tests {
         }
     }
 
-    fn admit(store: &Store, version: &str, signer: Option<Signer>) -> Key {
-        let limits = Limits::for_size(Bytes::mib(8));
+    fn admit(store: &Store, version: &str, signer: Option<Signer>) -> EntryKey {
+        let limits = UnpackLimits::for_size(Bytes::mib(8));
         let staged = store.stage(&package("m", version)[..], &limits).unwrap().signed_by(signer);
-        store.admit(staged, Origin::Installed, QUOTA, |_| false).unwrap().entry.key
+        store.install(staged, Origin::Installed, QUOTA, |_| false).unwrap().entry.key
     }
 
-    fn install(store: &Store, version: &str, signer: Option<Signer>) -> Key {
+    fn install(store: &Store, version: &str, signer: Option<Signer>) -> EntryKey {
         let key = admit(store, version, signer);
-        store.make_available(&key, QUOTA, |_| false).unwrap();
+        store.activate(&key, QUOTA, |_| false).unwrap();
         key
     }
 
-    fn highest(store: &Store, keys: &Keys) -> Option<String> {
+    fn highest(store: &Store, keys: &TrustedKeys) -> Option<String> {
         let highest = store.highest_signed(&"m".parse().unwrap(), keys);
         highest.map(|version| version.as_str().to_owned())
     }
@@ -294,7 +297,7 @@ mod tests {
         let (store, damaged) = place.store();
         assert_eq!(damaged, Vec::<String>::new());
         assert_eq!(highest(&store, &place.keys), Some("1.10".to_owned()));
-        assert_eq!(highest(&store, &Keys::default()), None);
+        assert_eq!(highest(&store, &TrustedKeys::default()), None);
         // The signature comes with a later copy of the installed package.
         let vouched = admit(&store, "3", Some(place.signer.clone()));
         assert_eq!(highest(&store, &place.keys), Some("3".to_owned()));
@@ -329,7 +332,7 @@ mod tests {
         let of_one = BTreeMap::from([(place.signer.fingerprint, "1".parse().unwrap())]);
         *store.highest() = ids.map(|id| (id, of_one.clone())).collect();
         let key = admit(&store, "1", Some(place.signer.clone()));
-        let full = store.make_available(&key, QUOTA, |_| false).unwrap_err();
+        let full = store.activate(&key, QUOTA, |_| false).unwrap_err();
         assert!(matches!(full, StoreError::TooManyVersions(_)), "{full}");
         // The longest ids and versions fit into the largest file that is read.
         let long = |number: usize| format!("{number:a>96}").parse().unwrap();
@@ -347,8 +350,8 @@ mod tests {
         let key = install(&store, "1", Some(place.signer.clone()));
         let nowhere = place.root.path().join("bundled");
         let judge = |keys: &str| {
-            let (trusted, _) = Trusted::read(&place.root.path().join(keys), &nowhere).unwrap();
-            store.judge(&trusted)
+            let (trusted, _) = TrustInput::read(&place.root.path().join(keys), &nowhere).unwrap();
+            store.apply_trust(&trusted)
         };
         let changed = judge("keys.d");
         assert!(changed.disabled.is_empty() && changed.enabled.is_empty());
@@ -356,7 +359,7 @@ mod tests {
         let changed = judge("none");
         assert_eq!(changed.disabled.len(), 1);
         assert!(!store.entries()[0].is_usable() && !store.wants_signatures());
-        assert!(crate::package::choose(&store.entries(), "m").is_none());
+        assert!(crate::package::resolve(&store.entries(), "m").is_none());
         assert!(judge("none").disabled.is_empty(), "said once");
         // The same package without a signature does not enable the entry, a signed one does.
         admit(&store, "1", None);

@@ -11,9 +11,11 @@ use std::io::{self, Read, Seek, Write};
 use std::time::Instant;
 
 use super::super::digest::{Digest, HashingReader};
-use super::super::signature::{Keys, Sidecars, SignatureError, SignatureStatus, VerifyingReader};
-use super::super::unpack::{Announced, Limits, UnpackError};
-use super::room::FreeSpace;
+use super::super::signature::{
+    Sidecars, SignatureError, SignatureStatus, TrustedKeys, VerifyingReader,
+};
+use super::super::unpack::{PackageHeader, UnpackError, UnpackLimits};
+use super::space::FreeSpace;
 use super::{Staged, Store, StoreError};
 use crate::files::{ReadOnce, WriteOnce};
 use crate::units::Bytes;
@@ -48,7 +50,7 @@ impl Store {
     /// Without keys the package is read once. With keys it is read twice, and nothing of it is
     /// decompressed or parsed before its signature was verified. A stream is then written to a
     /// private, nameless file in staging, which is deleted with its handle. Its size is bounded by
-    /// [`Limits::max_compressed`] and the free space.
+    /// [`UnpackLimits::max_compressed`] and the free space.
     ///
     /// # Errors
     /// Those of [`Store::stage_if`], and when a sidecar does not match the package.
@@ -56,9 +58,9 @@ impl Store {
         &self,
         source: PackageBytes<impl Read>,
         sidecars: &Sidecars,
-        keys: &Keys,
-        limits: &Limits,
-        approve: impl FnOnce(&Announced<'_>) -> Result<(), E>,
+        keys: &TrustedKeys,
+        limits: &UnpackLimits,
+        approve: impl FnOnce(&PackageHeader<'_>) -> Result<(), E>,
     ) -> Result<(Staged, SignatureStatus), E>
     where
         E: From<UnpackError> + From<SignatureError> + From<StoreError>,
@@ -90,9 +92,9 @@ impl Store {
         &self,
         source: impl Read,
         sidecars: &Sidecars,
-        keys: &Keys,
-        limits: &Limits,
-        approve: impl FnOnce(&Announced<'_>) -> Result<(), E>,
+        keys: &TrustedKeys,
+        limits: &UnpackLimits,
+        approve: impl FnOnce(&PackageHeader<'_>) -> Result<(), E>,
     ) -> Result<(Staged, SignatureStatus), E> {
         let mut reader = sidecars.verifier(keys, source)?;
         let staged = self.stage_if(&mut reader, limits, approve)?;
@@ -105,8 +107,8 @@ impl Store {
         &self,
         stream: impl Read,
         sidecars: &Sidecars,
-        keys: &Keys,
-        limits: &Limits,
+        keys: &TrustedKeys,
+        limits: &UnpackLimits,
     ) -> Result<(File, SignatureStatus, Digest), E> {
         // Fail before anything is written if the sidecars can never match.
         let reader = sidecars.verifier(keys, stream)?;
@@ -144,8 +146,8 @@ fn same(staged: &Staged, verified: Digest) -> Result<(), SignatureError> {
 fn verify_file<E: From<UnpackError> + From<SignatureError>>(
     file: &File,
     sidecars: &Sidecars,
-    keys: &Keys,
-    limits: &Limits,
+    keys: &TrustedKeys,
+    limits: &UnpackLimits,
 ) -> Result<(SignatureStatus, Digest), E> {
     let length = file.metadata().map_err(UnpackError::Source)?.len();
     if length <= CACHED {
@@ -160,7 +162,7 @@ fn verify_file<E: From<UnpackError> + From<SignatureError>>(
 /// Reads `reader` to its end, passes each part to `keep`, and verifies the signature.
 fn verify<E: From<UnpackError> + From<SignatureError>>(
     reader: VerifyingReader<'_, impl Read>,
-    limits: &Limits,
+    limits: &UnpackLimits,
     mut keep: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(SignatureStatus, Digest), E> {
     let started = Instant::now();
@@ -234,10 +236,10 @@ mod tests {
             &self,
             source: PackageBytes<impl Read>,
             sidecars: &Sidecars,
-            limits: &Limits,
-            approve: impl FnOnce(&Announced<'_>) -> Result<(), Failed>,
+            limits: &UnpackLimits,
+            approve: impl FnOnce(&PackageHeader<'_>) -> Result<(), Failed>,
         ) -> Result<SignatureStatus, Failed> {
-            let keys = Keys::load(&self.root.path().join("keys.d")).unwrap();
+            let keys = TrustedKeys::load(&self.root.path().join("keys.d")).unwrap();
             let staged = self.store.stage_verified(source, sidecars, &keys, limits, approve);
             let status = staged.map(|(_staged, status)| status);
             assert_eq!(fs::read_dir(self.root.path().join("staging")).unwrap().count(), 0);
@@ -252,8 +254,8 @@ mod tests {
         }
     }
 
-    fn limits() -> Limits {
-        Limits::for_size(Bytes::mib(1))
+    fn limits() -> UnpackLimits {
+        UnpackLimits::for_size(Bytes::mib(1))
     }
 
     #[test]
@@ -274,7 +276,7 @@ mod tests {
         let sidecars = place.sidecars(b"something else");
         let good = package("m", "1");
         for content in [&good[..], b"no zstd frame", &good[..good.len() / 2]] {
-            let never = |_: &Announced<'_>| -> Result<(), Failed> { panic!("it was parsed") };
+            let never = |_: &PackageHeader<'_>| -> Result<(), Failed> { panic!("it was parsed") };
             let file = PackageBytes::of(place.file(content));
             let error = place.stage(file, &sidecars, &limits(), never).unwrap_err();
             assert!(matches!(error, Failed::Signature(SignatureError::Invalid(_))), "{error:?}");
@@ -318,7 +320,7 @@ mod tests {
         let writer = file.try_clone().unwrap();
         // Only the bytes that the decompressor has already read stay of the signed package, because
         // the file is small. The bytes after them are read and hashed in the second pass only.
-        let change = |_: &Announced<'_>| {
+        let change = |_: &PackageHeader<'_>| {
             writer.write_all_at(&other, signed.len() as u64).unwrap();
             Ok(())
         };
@@ -329,7 +331,7 @@ mod tests {
         let file = place.file(&signed);
         let path = place.root.path().join("package");
         let (first, digest) = {
-            let keys = Keys::load(&place.root.path().join("keys.d")).unwrap();
+            let keys = TrustedKeys::load(&place.root.path().join("keys.d")).unwrap();
             let verified: Result<_, Failed> = verify_file(&file, &sidecars, &keys, &limits());
             verified.unwrap()
         };

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use caxton::package::drop::{FIRST_RETRY, LAST_RETRY};
+use caxton::package::drop_dir::{FIRST_RETRY, LAST_RETRY};
 use serde_json::json;
 
 use crate::support::packages::{

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use caxton::package::{
-    Contents, Digest, Durability, Limits, Manifest, WEIGHTS, Weights, unpack, write_package,
+    Digest, Durability, Manifest, PackageContents, UnpackLimits, WEIGHTS, Weights, unpack,
+    write_package,
 };
 use caxton::units::Bytes;
 use notify::Watcher as _;
@@ -24,7 +25,7 @@ const WEIGHT_BYTES: usize = 48 << 20;
 fn large(id: &str) -> Vec<u8> {
     let small = pack("tiny-bert-mean", id, "1");
     let place = tempfile::tempdir().unwrap();
-    let limits = Limits::for_size(Bytes::mib(64));
+    let limits = UnpackLimits::for_size(Bytes::mib(64));
     let unpacked = unpack(small.as_slice(), &limits, place.path(), Durability::Volatile).unwrap();
     let mut noise = 1_u64;
     let weights = std::iter::repeat_with(|| {
@@ -36,7 +37,7 @@ fn large(id: &str) -> Vec<u8> {
     let member = manifest.files.iter_mut().find(|member| member.path.as_str() == WEIGHTS).unwrap();
     (member.size, member.sha256) = (WEIGHT_BYTES as u64, Digest::of(&weights));
     let read = |name: &str| fs::read(place.path().join(name)).unwrap();
-    let contents = Contents {
+    let contents = PackageContents {
         config: read("config.json"),
         tokenizer: read("tokenizer.json"),
         weights: Weights::from(weights),

@@ -1,6 +1,6 @@
 //! Generates the parts of the manual that are documented only in the source itself.
 
-use caxton::package::{DenseLayer, Limits, Manifest, Member, SelfTest};
+use caxton::package::{DenseLayer, Manifest, Member, SelfTest, UnpackLimits};
 use caxton::units::Bytes;
 use serde::de::DeserializeOwned;
 
@@ -108,8 +108,15 @@ pub(super) fn manifest() -> String {
 
 /// Returns the limits of a package at the default of `packages.max_package_size`.
 pub(super) fn limits() -> String {
-    let Limits { max_compressed, max_total, max_file, max_ratio, max_manifest, max_members, time } =
-        Limits::for_size(caxton::config::Settings::default().packages.max_package_size);
+    let UnpackLimits {
+        max_compressed,
+        max_total,
+        max_file,
+        max_ratio,
+        max_manifest,
+        max_members,
+        time,
+    } = UnpackLimits::for_size(caxton::config::Settings::default().packages.max_package_size);
     let size = |bytes| Bytes(bytes).to_string();
     let values = [
         size(max_compressed),

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use caxton::package::{
-    CONFIG, Contents, Durability, Limits, TOKENIZER, WEIGHTS, Weights, unpack, write_package,
+    CONFIG, Durability, PackageContents, TOKENIZER, UnpackLimits, WEIGHTS, Weights, unpack,
+    write_package,
 };
 use caxton::units::Bytes;
 use serde_json::{Value, json};
@@ -27,10 +28,10 @@ pub(crate) fn ask(daemon: &Daemon, model: &str) -> Answer {
 /// Packs `package`, which has no dense layers, again under another id.
 pub(crate) fn repacked(package: &[u8], id: &str) -> Vec<u8> {
     let place = tempfile::tempdir().unwrap();
-    let limits = Limits::for_size(Bytes::mib(64));
+    let limits = UnpackLimits::for_size(Bytes::mib(64));
     let unpacked = unpack(package, &limits, place.path(), Durability::Volatile).unwrap();
     let read = |name: &str| fs::read(place.path().join(name)).unwrap();
-    let contents = Contents {
+    let contents = PackageContents {
         config: read(CONFIG),
         tokenizer: read(TOKENIZER),
         weights: Weights::from(read(WEIGHTS)),

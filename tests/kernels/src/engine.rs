@@ -21,7 +21,7 @@ pub(in crate::engine) mod linear {
         Int8(IntegerRows),
     }
 
-    impl Format {
+    impl OperandFormat {
         pub(in crate::engine) const fn groups(self, elements: usize) -> usize {
             let per_group = match self {
                 Self::F32 => 1,
@@ -39,9 +39,9 @@ mod simd;
 
 use std::hint::black_box;
 
-use simd::dense::{self, Integers, Product};
-use simd::rows::Quantization;
-use simd::{Isa, STRIP};
+use simd::gemm::{self, OperandQuantization, Product};
+use simd::rowwise::RowQuantization;
+use simd::{Isa, PANEL_WIDTH};
 
 /// Multiplies one row of ones with one panel of ones by each kernel of this processor. Returns the
 /// first results.
@@ -50,30 +50,30 @@ pub fn multiply() -> Vec<(&'static str, [f32; 3])> {
     // Hide the numbers from the compiler, which would otherwise compile special loops for them.
     let (groups, rows) = (black_box(GROUPS), black_box(1));
     let product = |isa: Isa, one: u32, multiply: &dyn Fn(Isa, &mut Product<'_>)| {
-        let mut out = [0.0; STRIP];
+        let mut out = [0.0; PANEL_WIDTH];
         let mut product = Product {
             operand: &[one; 2 * GROUPS],
             stride: groups,
             rows,
-            strip: &[[one; STRIP]; GROUPS][..groups],
-            ahead: &[],
+            panel: &[[one; PANEL_WIDTH]; GROUPS][..groups],
+            next_panel: &[],
             out: &mut out,
-            out_stride: black_box(STRIP),
+            out_stride: black_box(PANEL_WIDTH),
         };
         multiply(isa, &mut product);
         out[0]
     };
-    let integers = Integers {
+    let integers = OperandQuantization {
         ends: &[groups],
-        rows: &[Quantization { scale: 1.0, zero: 0.0 }],
-        sums: &[[0.0; STRIP]],
-        scales: &[[1.0; STRIP]],
+        rows: &[RowQuantization { scale: 1.0, zero: 0.0 }],
+        sums: &[[0.0; PANEL_WIDTH]],
+        scales: &[[1.0; PANEL_WIDTH]],
     };
-    let int8 = |isa, product: &mut Product<'_>| dense::int8(isa, product, &integers);
+    let int8 = |isa, product: &mut Product<'_>| gemm::int8(isa, product, &integers);
     let of = |isa: Isa| {
         [
-            product(isa, 1.0_f32.to_bits(), &|isa, product| dense::f32(isa, product)),
-            product(isa, 0x3f80_3f80, &|isa, product| dense::bf16(isa, product)),
+            product(isa, 1.0_f32.to_bits(), &|isa, product| gemm::f32(isa, product)),
+            product(isa, 0x3f80_3f80, &|isa, product| gemm::bf16(isa, product)),
             product(isa, 0x0101_0101, &int8),
         ]
     };

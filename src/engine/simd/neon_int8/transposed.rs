@@ -13,7 +13,7 @@ use std::arch::aarch64::{int32x4_t, uint32x4x4_t, vdupq_n_s32, vld1q_u32, vst4q_
 use std::arch::asm;
 use std::mem::MaybeUninit;
 
-use super::super::STRIP;
+use super::super::PANEL_WIDTH;
 use super::super::neon::{Block, ROUND};
 use super::GROUPS;
 
@@ -25,30 +25,30 @@ pub(super) const COLUMNS: usize = 4;
 /// Weights of four columns in the four lane groups of a round, column by column.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Round([u32; COLUMNS * ROUND]);
+struct RoundWeights([u32; COLUMNS * ROUND]);
 
 /// Transposed weights of a piece, `[32 / COLUMNS, rounds]`: 16 KiB.
-pub(super) struct Weights {
-    weights: [MaybeUninit<Round>; STRIP / COLUMNS * GROUPS / ROUND],
+pub(super) struct TransposedWeights {
+    weights: [MaybeUninit<RoundWeights>; PANEL_WIDTH / COLUMNS * GROUPS / ROUND],
     rounds: usize,
 }
 
-impl Weights {
+impl TransposedWeights {
     pub(super) const fn new() -> Self {
-        Self { weights: [MaybeUninit::uninit(); STRIP / COLUMNS * GROUPS / ROUND], rounds: 0 }
+        Self { weights: [MaybeUninit::uninit(); PANEL_WIDTH / COLUMNS * GROUPS / ROUND], rounds: 0 }
     }
 
     /// Transposes `groups`, at most [`GROUPS`] lane groups, in rounds. If `padded`, zeros fill the
     /// last round. Otherwise the lane groups after the last whole round are left out.
     #[target_feature(enable = "neon")]
-    pub(super) fn fill(&mut self, groups: &[[u32; STRIP]], padded: bool) {
+    pub(super) fn fill(&mut self, groups: &[[u32; PANEL_WIDTH]], padded: bool) {
         let whole = groups.len() / ROUND;
         self.rounds = if padded { groups.len().div_ceil(ROUND) } else { whole };
-        let zeros = [0; STRIP];
+        let zeros = [0; PANEL_WIDTH];
         for (index, of_round) in groups.chunks(ROUND).take(self.rounds).enumerate() {
-            let groups: [&[u32; STRIP]; ROUND] =
+            let groups: [&[u32; PANEL_WIDTH]; ROUND] =
                 std::array::from_fn(|group| of_round.get(group).unwrap_or(&zeros));
-            for block in 0..STRIP / COLUMNS {
+            for block in 0..PANEL_WIDTH / COLUMNS {
                 let round = self.weights[block * self.rounds + index].as_mut_ptr();
                 // SAFETY: a lane group has four values from the first column of a block on, and a
                 // round has 16.
@@ -144,7 +144,7 @@ macro_rules! rows {
         unsafe fn $name(
             sums: &mut [int32x4_t; ROWS],
             block: Block,
-            weights: *const Round,
+            weights: *const RoundWeights,
             rounds: usize,
         ) {
             // SAFETY: each round reads 16 bytes of each row and 64 bytes of the weights, which the

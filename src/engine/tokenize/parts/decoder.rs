@@ -11,9 +11,9 @@ use tokenizers::decoders::wordpiece::WordPiece;
 use tokenizers::normalizers::Replace;
 
 use super::super::unreadable;
-use super::{Pattern, SPACE, WrittenByteLevel, WrittenMetaspace, known, refused};
+use super::{ByteLevelFields, MetaspaceFields, Pattern, SPACE, parse_known, unsupported};
 use crate::engine::EngineError;
-use crate::engine::quote::quoted;
+use crate::engine::quote::quote;
 
 /// Maximum number of decoders in a sequence.
 const MOST_DECODERS: usize = 16;
@@ -22,8 +22,8 @@ const MOST_DECODERS: usize = 16;
 #[serde(tag = "type", deny_unknown_fields)]
 enum Decoder {
     WordPiece { prefix: String, cleanup: bool },
-    ByteLevel(WrittenByteLevel),
-    Metaspace(WrittenMetaspace),
+    ByteLevel(ByteLevelFields),
+    Metaspace(MetaspaceFields),
     ByteFallback,
     Fuse,
     Strip { content: char, start: usize, stop: usize },
@@ -38,7 +38,7 @@ enum Decoder {
 pub(in crate::engine::tokenize) fn decoder(
     section: &RawValue,
 ) -> Result<DecoderWrapper, EngineError> {
-    match known("decoder", section)? {
+    match parse_known("decoder", section)? {
         Decoder::Sequence { decoders } if decoders.len() <= MOST_DECODERS => {
             let built = decoders.into_iter().map(build_decoder).collect::<Result<_, _>>()?;
             Ok(Sequence::new(built).into())
@@ -53,7 +53,7 @@ fn build_decoder(one: Decoder) -> Result<DecoderWrapper, EngineError> {
             WordPiece::new(prefix, cleanup).into()
         }
         Decoder::WordPiece { prefix, .. } => {
-            return Err(refused(&format!("the decoder WordPiece with {}", quoted(&prefix))));
+            return Err(unsupported(&format!("the decoder WordPiece with {}", quote(&prefix))));
         }
         Decoder::ByteLevel(written) => written.build().into(),
         Decoder::Metaspace(written) => written.build()?.into(),
@@ -64,16 +64,16 @@ fn build_decoder(one: Decoder) -> Result<DecoderWrapper, EngineError> {
         Decoder::Strip { content: ' ', start: start @ 0..=1, stop: 0 } => {
             Strip::new(' ', start, 0).into()
         }
-        Decoder::Strip { .. } => return Err(refused("this decoder Strip")),
+        Decoder::Strip { .. } => return Err(unsupported("this decoder Strip")),
         Decoder::Replace { pattern: Pattern::String(text), content }
             if text == SPACE && content == " " =>
         {
             Replace::new(text, content).map_err(unreadable)?.into()
         }
         Decoder::Replace { pattern, content } => {
-            let (told, content) = (pattern.told(), quoted(&content));
-            return Err(refused(&format!("the decoder Replace with {told} and {content}")));
+            let (told, content) = (pattern.describe(), quote(&content));
+            return Err(unsupported(&format!("the decoder Replace with {told} and {content}")));
         }
-        Decoder::Sequence { .. } => return Err(refused("this sequence of decoders")),
+        Decoder::Sequence { .. } => return Err(unsupported("this sequence of decoders")),
     })
 }

@@ -1,0 +1,288 @@
+//! Computes the vector of a text from its token vectors: pooling, dense layers, normalization.
+//!
+//! Pure arithmetic on f32 slices, the same for every encoder. The formulas are those of the modules
+//! `Pooling`, `DenseSpec` and `Normalize` of sentence-transformers:
+//! <https://github.com/UKPLab/sentence-transformers/blob/13b4da229038847bad09d663918f0a489cc00775/sentence_transformers/models/Pooling.py>
+
+use super::tensor_names::RequiredTensor;
+use super::weights;
+use super::{Activation, DenseSpec, EngineError, ModelSpec, Output, Pooling, WeightsFile};
+
+/// Lower bound of the norm by which normalization divides; the default of
+/// `torch.nn.functional.normalize`.
+const MIN_NORM: f32 = 1e-12;
+
+/// Steps after the encoder.
+pub(super) struct PoolingHead {
+    pooling: Pooling,
+    dense: Vec<DenseLayer>,
+    normalize: bool,
+}
+
+impl PoolingHead {
+    /// Reads the steps of `spec`, with the safetensors file of each dense layer in `files`.
+    ///
+    /// # Errors
+    /// Returns an error if a file is missing or does not match `spec`.
+    pub(super) fn read(spec: &ModelSpec, files: &[Vec<u8>]) -> Result<Self, EngineError> {
+        if spec.dense.len() != files.len() {
+            return Err(EngineError::Mismatch(format!(
+                "{} dense layers, and files for {}",
+                spec.dense.len(),
+                files.len()
+            )));
+        }
+        let layers = spec.dense.iter().zip(files).enumerate();
+        let dense = layers
+            .map(|(index, (dense, file))| DenseLayer::read(index, *dense, file))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { pooling: spec.pooling, dense, normalize: spec.normalize })
+    }
+
+    /// Computes `output` of a text from its token vectors `tokens`, `[length, hidden]` row-major.
+    pub(super) fn apply(&self, tokens: &[f32], hidden: usize, output: Output) -> Vec<f32> {
+        if output == Output::TokenStates {
+            return tokens.to_vec();
+        }
+        let mut vector = pool(self.pooling, tokens, hidden);
+        for layer in &self.dense {
+            vector = layer.apply(&vector);
+        }
+        if self.normalize && output == Output::Vector {
+            normalize(&mut vector);
+        }
+        vector
+    }
+
+    /// Estimates the memory of the dense layers of `spec` before they are read, in bytes.
+    pub(super) fn bytes_of(spec: &ModelSpec) -> u64 {
+        let values = |layer: &DenseSpec| {
+            let (weights, bias) = (layer.in_features, usize::from(layer.bias));
+            (weights as u64 + bias as u64).saturating_mul(layer.out_features as u64)
+        };
+        let values = spec.dense.iter().map(values).fold(0, u64::saturating_add);
+        values.saturating_mul(size_of::<f32>() as u64)
+    }
+
+    /// Returns the memory of the dense layers, in bytes.
+    pub(super) fn weight_bytes(&self) -> u64 {
+        self.dense
+            .iter()
+            .map(|layer| size_of_val(layer.weight.as_slice()) + size_of_val(layer.bias.as_slice()))
+            .sum::<usize>() as u64
+    }
+}
+
+/// Dense layer that computes `activation(weight · x + bias)`.
+struct DenseLayer {
+    /// Weights, `[out, in]`.
+    weight: Vec<f32>,
+    /// Bias, `[out]`; empty if the layer has none.
+    bias: Vec<f32>,
+    in_features: usize,
+    activation: Activation,
+}
+
+impl DenseLayer {
+    fn read(index: usize, dense: DenseSpec, file: &dyn WeightsFile) -> Result<Self, EngineError> {
+        // `chunks_exact` in `apply` panics for a length of 0.
+        if dense.in_features == 0 {
+            return Err(EngineError::Mismatch(format!("dense layer {index} takes no values")));
+        }
+        let weight = RequiredTensor::new("linear.weight", [dense.out_features, dense.in_features]);
+        let bias = dense.bias.then(|| RequiredTensor::new("linear.bias", [dense.out_features]));
+        let mut weights = weights::read(
+            &format!("dense.{index}.safetensors"),
+            file,
+            |name| Some(name.to_owned()),
+            [weight].into_iter().chain(bias),
+        )?;
+        let mut values = |name| weights.remove(name).map(|tensor| tensor.values());
+        let bias = values("linear.bias").unwrap_or_default();
+        let weight = values("linear.weight").unwrap_or_default();
+        Ok(Self { weight, bias, in_features: dense.in_features, activation: dense.activation })
+    }
+
+    fn apply(&self, input: &[f32]) -> Vec<f32> {
+        let mut output: Vec<f32> =
+            self.weight.chunks_exact(self.in_features).map(|row| dot(row, input)).collect();
+        for (value, bias) in output.iter_mut().zip(&self.bias) {
+            *value += bias;
+        }
+        match self.activation {
+            Activation::Identity => {}
+            Activation::Tanh => output.iter_mut().for_each(|value| *value = value.tanh()),
+        }
+        output
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Pools `tokens`, `[length, hidden]` with at least one row, into one vector of length `hidden`.
+///
+/// A NaN in `tokens` stays visible in the result; `f32::max` alone would hide it.
+fn pool(pooling: Pooling, tokens: &[f32], hidden: usize) -> Vec<f32> {
+    let (first, rest) = tokens.split_at(hidden.min(tokens.len()));
+    let mut pooled = first.to_vec();
+    match pooling {
+        Pooling::Cls => return pooled,
+        Pooling::Max => {
+            fold(
+                &mut pooled,
+                rest,
+                |max, value| {
+                    if max >= value || max.is_nan() { max } else { value }
+                },
+            )
+        }
+        Pooling::Mean | Pooling::MeanSqrtLen => fold(&mut pooled, rest, |sum, value| sum + value),
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a text has far fewer than 2^24 tokens")]
+    let length = (tokens.len() / hidden.max(1)) as f32;
+    let divisor = match pooling {
+        Pooling::Cls | Pooling::Max => return pooled,
+        Pooling::Mean => length,
+        Pooling::MeanSqrtLen => length.sqrt(),
+    };
+    pooled.iter_mut().for_each(|value| *value /= divisor);
+    pooled
+}
+
+/// Folds each row of `rest` into `pooled`.
+fn fold(pooled: &mut [f32], rest: &[f32], with: impl Fn(f32, f32) -> f32) {
+    for token in rest.chunks_exact(pooled.len().max(1)) {
+        for (value, other) in pooled.iter_mut().zip(token) {
+            *value = with(*value, *other);
+        }
+    }
+}
+
+/// Scales `vector` to length 1. Like `torch.nn.functional.normalize`, leaves a zero vector
+/// unchanged.
+fn normalize(vector: &mut [f32]) {
+    let norm = dot(vector, vector).sqrt().max(MIN_NORM);
+    vector.iter_mut().for_each(|value| *value /= norm);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use safetensors::Dtype;
+
+    use super::*;
+    use crate::engine::Architecture;
+    use crate::engine::config::tests::spec;
+    use crate::engine::weights::tests::{f32s, file};
+
+    #[test]
+    fn pooling_matches_hand_computed_values() {
+        let tokens = [1.0, -2.0, 3.0, -4.0, 5.0, -9.0, 7.0, -5.0];
+        let cases = [
+            (Pooling::Mean, [4.0, -5.0]),
+            (Pooling::Cls, [1.0, -2.0]),
+            (Pooling::Max, [7.0, -2.0]),
+            (Pooling::MeanSqrtLen, [8.0, -10.0]),
+        ];
+        for (pooling, expected) in cases {
+            assert_eq!(pool(pooling, &tokens, 2), expected, "{pooling}");
+            assert_eq!(pool(pooling, &tokens[..2], 2), [1.0, -2.0], "{pooling} of one token");
+        }
+    }
+
+    #[test]
+    fn nan_survives_pooling() {
+        for tokens in [[f32::NAN, 1.0, 2.0], [1.0, f32::NAN, 2.0], [1.0, 2.0, f32::NAN]] {
+            for pooling in [Pooling::Mean, Pooling::Max, Pooling::MeanSqrtLen] {
+                assert!(pool(pooling, &tokens, 1)[0].is_nan(), "{pooling}");
+            }
+        }
+    }
+
+    #[test]
+    fn zero_vector_stays_zero_when_normalized() {
+        let mut vector = [0.0; 3];
+        normalize(&mut vector);
+        assert_eq!(vector, [0.0; 3]);
+        let mut vector = [3.0, -4.0];
+        normalize(&mut vector);
+        assert_eq!(vector, [0.6, -0.8]);
+    }
+
+    fn head(dense: Vec<DenseSpec>, files: &[Vec<u8>]) -> Result<PoolingHead, String> {
+        let mut spec = spec(Architecture::Bert);
+        spec.dense = dense;
+        PoolingHead::read(&spec, files).map_err(|error| error.to_string())
+    }
+
+    const DENSE: DenseSpec =
+        DenseSpec { in_features: 3, out_features: 2, bias: true, activation: Activation::Identity };
+
+    fn dense_file() -> Vec<u8> {
+        file(&[
+            ("linear.weight", Dtype::F32, &[2, 3], f32s(&[1.0, 2.0, 3.0, 0.5, 0.0, -0.5])),
+            ("linear.bias", Dtype::F32, &[2], f32s(&[10.0, 1.0])),
+        ])
+    }
+
+    #[test]
+    fn dense_layers_are_applied_after_pooling() {
+        let head_identity = head(vec![DENSE], &[dense_file()]).unwrap();
+        assert_eq!(head_identity.apply(&[1.0, 1.0, 2.0], 3, Output::Vector), [19.0, 0.5]);
+        assert_eq!(head_identity.weight_bytes(), 8 * 4);
+        let tanh = DenseSpec { activation: Activation::Tanh, ..DENSE };
+        let head_tanh = head(vec![tanh], &[dense_file()]).unwrap();
+        assert_eq!(
+            head_tanh.apply(&[1.0, 1.0, 2.0], 3, Output::Vector),
+            [19.0_f32.tanh(), 0.5_f32.tanh()]
+        );
+    }
+
+    #[test]
+    fn mismatched_dense_file_is_refused() {
+        let cases = [
+            (
+                DenseSpec { bias: false, ..DENSE },
+                "tensor \"linear.bias\" [2] is not part of this model",
+            ),
+            (
+                DenseSpec { out_features: 4, ..DENSE },
+                "tensor \"linear.weight\" has shape [2, 3], expected [4, 3]",
+            ),
+        ];
+        for (dense, message) in cases {
+            let error = head(vec![dense], &[dense_file()]).err().unwrap();
+            assert_eq!(error, format!("dense.0.safetensors: {message}"));
+        }
+        let error = head(vec![DENSE], &[]).err().unwrap();
+        assert_eq!(error, "1 dense layers, and files for 0");
+        let nothing = DenseSpec { in_features: 0, ..DENSE };
+        let error = head(vec![nothing], &[dense_file()]).err().unwrap();
+        assert_eq!(error, "dense layer 0 takes no values");
+    }
+
+    proptest! {
+        #[test]
+        fn pooling_stays_between_the_extremes(
+            tokens in prop::collection::vec(-1e3_f32..1e3, 1..40),
+        ) {
+            let least = tokens.iter().copied().fold(f32::INFINITY, f32::min);
+            let most = tokens.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            prop_assert_eq!(pool(Pooling::Max, &tokens, 1), [most]);
+            prop_assert_eq!(pool(Pooling::Cls, &tokens, 1), [tokens[0]]);
+            let mean = pool(Pooling::Mean, &tokens, 1)[0];
+            prop_assert!(least - 1e-2 <= mean && mean <= most + 1e-2);
+        }
+
+        #[test]
+        fn normalized_vector_has_length_one(
+            mut vector in prop::collection::vec(-1e3_f32..1e3, 1..40),
+        ) {
+            prop_assume!(vector.iter().any(|value| value.abs() > 1e-3));
+            normalize(&mut vector);
+            prop_assert!((dot(&vector, &vector).sqrt() - 1.0).abs() < 1e-5);
+        }
+    }
+}

@@ -1,0 +1,788 @@
+//! Scans the drop directory, into which operators copy packages, and decides when each file is
+//! read.
+//!
+//! A copy in progress looks like a damaged package. Therefore:
+//! - A file is read when the kernel reports that it was renamed or closed after a write. Without
+//!   such a report, it is read once it has not changed for [`QUIET`].
+//! - The scanner waits for the rest of an incomplete file.
+//! - A wrong file is quarantined when it has not changed for [`CONFIRM`], because some tools
+//!   reserve the space first and fill it later.
+//! - A file with a [`Verdict`] is not read again unless it changes.
+//! - A file that could not be installed is retried when the capacity that it lacked has changed,
+//!   and otherwise after a time that doubles from [`FIRST_RETRY`] to [`LAST_RETRY`].
+//!
+//! [`DropScanner`], the drop scanner, is pure: the caller passes listings and `now`. It never opens a
+//! package; the installer passes it the verdict.
+
+mod quarantine;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::mem;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::statvfs::fstatvfs;
+use serde::{Deserialize, Serialize};
+
+use super::digest::{Digest, HashingReader};
+use super::store::{FreeSpace, NoSpace, StoreUse};
+use super::{SIDECARS, SUFFIX};
+use crate::files::{self, FileError, ReadOnce};
+use crate::printable::is_printable;
+pub use quarantine::{
+    MAX_NAME, QuarantineResult, invalid_reason, is_unchanged, list_quarantined, quarantine,
+};
+
+/// Time without a change after which a file is read. Well under the two seconds within which a
+/// package should be available.
+pub const QUIET: Duration = Duration::from_millis(300);
+/// Time without a change after which a wrong file is quarantined.
+pub const CONFIRM: Duration = Duration::from_secs(3);
+/// Time after which a package that could not be installed is retried; it doubles with each failure.
+pub const FIRST_RETRY: Duration = Duration::from_secs(600);
+/// Longest time between two attempts.
+pub const LAST_RETRY: Duration = Duration::from_secs(24 * 3600);
+
+/// Returns whether `name` may be the name of a package in the drop directory or the bundled one:
+/// one path component with a package's suffix, at most 240 bytes, only printable characters, no dot
+/// at the beginning.
+pub fn is_package_name(name: &str) -> bool {
+    name.ends_with(SUFFIX)
+        && !name.starts_with('.')
+        && name.len() <= MAX_NAME
+        && name.chars().all(|c| c != '/' && is_printable(c))
+}
+
+/// Fingerprint of a package and its sidecars: inode, size and times of each. A directory counts by
+/// its inode alone, because its contents do not make it a package. The fingerprint also holds the
+/// directory in which the files were seen, which comparisons ignore.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FileFingerprint(String);
+
+/// Separator before the directory in the text of a fingerprint. Older versions wrote no directory.
+const SEEN_IN: &str = " in ";
+
+impl PartialEq for FileFingerprint {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts().0 == other.parts().0
+    }
+}
+
+impl Eq for FileFingerprint {}
+
+impl FileFingerprint {
+    fn parts(&self) -> (&str, Option<&str>) {
+        match self.0.split_once(SEEN_IN) {
+            Some((files, directory)) => (files, Some(directory)),
+            None => (&self.0, None),
+        }
+    }
+
+    /// Returns the directory in which the files were seen, in the form of [`directory_id`].
+    pub fn directory_id(&self) -> Option<&str> {
+        self.parts().1
+    }
+
+    fn seen_in(mut self, place: &str) -> Self {
+        self.0.push_str(SEEN_IN);
+        self.0.push_str(place);
+        self
+    }
+
+    fn of(files: &[Metadata]) -> Self {
+        let files = files.iter().map(|file| match file.is_dir() {
+            true => file.ino().to_string(),
+            false => {
+                let (changed, changed_ns) = (file.ctime(), file.ctime_nsec());
+                format!("{}{changed}.{changed_ns}", Self::beginning(file))
+            }
+        });
+        Self(Vec::from_iter(files).join(" "))
+    }
+
+    /// Returns the part of the fingerprint that stays the same when `file` is renamed.
+    fn beginning(file: &Metadata) -> String {
+        let (modified, modified_ns) = (file.mtime(), file.mtime_nsec());
+        format!("{}:{}:{modified}.{modified_ns}:", file.ino(), file.size())
+    }
+
+    /// Returns whether `file`, renamed or not, is one of the files of this fingerprint.
+    fn is_of(&self, file: &Metadata) -> bool {
+        let beginning = Self::beginning(file);
+        self.0.split(' ').any(|part| match file.is_dir() {
+            true => part.parse() == Ok(file.ino()),
+            false => part.starts_with(&beginning),
+        })
+    }
+}
+
+/// Capacity of the device for packages at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// Use of the store; `None` when it is not known.
+    pub store: Option<StoreUse>,
+    /// Models that are not removed from the store for others.
+    pub kept: Vec<String>,
+    /// Space of the store's file system; `None` when it cannot be measured.
+    pub space: Option<FreeSpace>,
+    /// The limits of memory and the settings that share it among models, as text that changes when
+    /// one of them does.
+    pub memory: String,
+}
+
+/// Resource that an installation lacked. Two failures of the same kind are logged once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MissingResource {
+    /// The quota of the store.
+    Quota,
+    /// The file system of the store.
+    Space(NoSpace),
+    /// Memory for the model.
+    Memory,
+    /// Usable keys. An attempt costs next to nothing.
+    Keys,
+    /// The disk, the system or the time.
+    Other,
+}
+
+impl MissingResource {
+    /// Returns whether an attempt may succeed with the capacity `now` that failed with the capacity
+    /// `then`.
+    fn is_met(&self, then: &Capacity, now: &Capacity) -> bool {
+        match self {
+            Self::Quota => (&then.store, &then.kept) != (&now.store, &now.kept),
+            Self::Space(needed) => now.space.is_some_and(|space| needed.is_met_by(&space)),
+            Self::Memory => then.memory != now.memory,
+            Self::Keys | Self::Other => false,
+        }
+    }
+
+    /// Returns the wait after so many failures of one file.
+    fn back_off(&self, failures: u32) -> Duration {
+        match self {
+            // An operator may repair the file of a key at any time, so do not double the wait.
+            Self::Keys => FIRST_RETRY,
+            _ => {
+                let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
+                FIRST_RETRY.saturating_mul(doubled).min(LAST_RETRY)
+            }
+        }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        mem::discriminant(self) == mem::discriminant(other)
+    }
+}
+
+/// Result of an attempt to install a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The package is installed.
+    Accepted,
+    /// The file may be a copy in progress. The text describes the missing part.
+    Incomplete(String),
+    /// The file is wrong. The text is the reason.
+    Refused(String),
+    /// The device has no capacity for it.
+    Failed {
+        /// The reason, for operators.
+        reason: String,
+        /// The resource that it lacked.
+        lack: MissingResource,
+    },
+    /// The file is wrong and could not be moved away.
+    Ignored,
+}
+
+#[derive(Clone, Debug)]
+enum FilePhase {
+    Settling,
+    Judged(Verdict),
+}
+
+#[derive(Clone, Debug)]
+struct FileState {
+    fingerprint: FileFingerprint,
+    unchanged_since: Instant,
+    state: FilePhase,
+    /// Attempts that failed since the file changed.
+    failures: u32,
+    /// The capacity at the last attempt.
+    tried_with: Capacity,
+    /// Whether the wait caused the last attempt, and not a change of the capacity.
+    tried_by_time: bool,
+    /// The resource that the last failure lacked.
+    lacked: Option<MissingResource>,
+}
+
+impl FileState {
+    fn new(fingerprint: FileFingerprint, now: Instant) -> Self {
+        Self {
+            fingerprint,
+            unchanged_since: now,
+            state: FilePhase::Settling,
+            failures: 0,
+            tried_with: Capacity::default(),
+            tried_by_time: true,
+            lacked: None,
+        }
+    }
+}
+
+/// Actions after one scan of the directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ScanResult {
+    /// Files to install now.
+    pub ready: Vec<(String, FileFingerprint)>,
+    /// Files to quarantine now, with the reason.
+    pub refused: Vec<(String, FileFingerprint, String)>,
+    /// Files that disappeared; models may have been installed from them.
+    pub removed: Vec<String>,
+    /// Instant of the next scan, even if nothing changes.
+    pub next: Option<Instant>,
+}
+
+/// Drop scanner: the state of each file of the drop directory.
+#[derive(Debug, Default)]
+pub struct DropScanner {
+    files: BTreeMap<String, FileState>,
+    /// Files that the next scan reads at once, without waiting for [`QUIET`].
+    completed: BTreeSet<String>,
+}
+
+impl DropScanner {
+    /// Records that `name` is installed with the contents of `fingerprint`.
+    pub fn record_installed(&mut self, name: &str, fingerprint: FileFingerprint, now: Instant) {
+        let state = FilePhase::Judged(Verdict::Accepted);
+        let seen = FileState { state, ..FileState::new(fingerprint, now) };
+        self.files.insert(name.to_owned(), seen);
+    }
+
+    /// Makes the next scan read `name` again although it has not changed.
+    pub fn rescan(&mut self, name: &str) {
+        if let Some(seen) = self.files.get_mut(name) {
+            seen.state = FilePhase::Settling;
+        }
+    }
+
+    /// Records for the next scan that the writers have completed the files of these names.
+    pub fn mark_complete(&mut self, names: BTreeSet<String>) {
+        self.completed = names;
+    }
+
+    /// Compares `listing` with the known files and returns the actions at `now`, with the current
+    /// `capacity`.
+    pub fn observe(
+        &mut self,
+        listing: BTreeMap<String, FileFingerprint>,
+        incomplete_timeout: Duration,
+        capacity: &Capacity,
+        now: Instant,
+    ) -> ScanResult {
+        let mut round = ScanResult::default();
+        let completed = mem::take(&mut self.completed);
+        self.files.retain(|name, _seen| {
+            let stays = listing.contains_key(name);
+            // Report a file in any state: an installed one may have been overwritten before it was
+            // removed.
+            if !stays {
+                round.removed.push(name.clone());
+            }
+            stays
+        });
+        for (name, fingerprint) in listing {
+            let fresh = || FileState::new(fingerprint.clone(), now);
+            let seen = self.files.entry(name.clone()).or_insert_with(fresh);
+            if seen.fingerprint != fingerprint {
+                *seen = fresh();
+            }
+            let mut by_time = true;
+            // `wait` counts from the last change of the file, or from the last failed attempt.
+            let (wait, refusal) = match &seen.state {
+                FilePhase::Settling if completed.contains(&name) => (Duration::ZERO, None),
+                FilePhase::Settling => (QUIET, None),
+                FilePhase::Judged(Verdict::Failed { lack, .. }) => {
+                    by_time = !lack.is_met(&seen.tried_with, capacity);
+                    (if by_time { lack.back_off(seen.failures) } else { QUIET }, None)
+                }
+                FilePhase::Judged(Verdict::Incomplete(reason)) => (
+                    incomplete_timeout,
+                    Some(format!("{reason}; the rest did not come within {incomplete_timeout:?}")),
+                ),
+                FilePhase::Judged(Verdict::Refused(reason)) => (CONFIRM, Some(reason.clone())),
+                FilePhase::Judged(Verdict::Accepted | Verdict::Ignored) => continue,
+            };
+            let due = seen.unchanged_since + wait;
+            match refusal {
+                _ if now < due => round.next = round.next.into_iter().chain([due]).min(),
+                Some(reason) => round.refused.push((name, fingerprint, reason)),
+                None => {
+                    seen.tried_with = capacity.clone();
+                    seen.tried_by_time = by_time;
+                    round.ready.push((name, fingerprint));
+                }
+            }
+        }
+        round
+    }
+
+    /// Records the result of an attempt to install `name` with the contents of `fingerprint`.
+    /// Returns whether the result is worth a log record: a failure of the same kind as the one
+    /// before is not, unless the wait caused the attempt.
+    pub fn record_result(
+        &mut self,
+        name: &str,
+        fingerprint: &FileFingerprint,
+        verdict: Verdict,
+        now: Instant,
+    ) -> bool {
+        let seen = self.files.get_mut(name).filter(|seen| seen.fingerprint == *fingerprint);
+        let Some(seen) = seen else { return true };
+        let mut is_news = true;
+        if let Verdict::Failed { lack, .. } = &verdict {
+            is_news = seen.tried_by_time
+                || !seen.lacked.as_ref().is_some_and(|lacked| lacked.is_like(lack));
+            seen.lacked = Some(lack.clone());
+            seen.failures = seen.failures.saturating_add(1);
+            seen.unchanged_since = now;
+        }
+        seen.state = FilePhase::Judged(verdict);
+        is_news
+    }
+
+    /// Gives up on a file that cannot be moved away.
+    pub fn give_up(&mut self, name: &str) {
+        if let Some(seen) = self.files.get_mut(name) {
+            seen.state = FilePhase::Judged(Verdict::Ignored);
+        }
+    }
+}
+
+/// Returns an identity of the directory at `directory`: its file system and its inode. If another
+/// volume is mounted there, or the volume is unmounted, the identity differs. The file system's own
+/// id is used where it has one, because it stays the same when a disk gets another device number.
+///
+/// # Errors
+/// When the directory cannot be examined.
+pub fn directory_id(directory: &Path) -> Result<String, FileError> {
+    let handle = File::open(directory).map_err(FileError::new("open", directory))?;
+    let found = handle.metadata().map_err(FileError::new("examine", directory))?;
+    let system = fstatvfs(&handle)
+        .map_err(|errno| FileError::new("examine the file system of", directory)(errno.into()))?;
+    Ok(format!("{:x}:{}", system.filesystem_id(), found.ino()))
+}
+
+/// Lists the packages in `directory`, each with the fingerprint of itself and its sidecars.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn list(directory: &Path) -> Result<BTreeMap<String, FileFingerprint>, FileError> {
+    list_with_id(directory).map(|(_place, listing)| listing)
+}
+
+/// Lists the packages as [`list`] does, and also returns the [`directory_id`] of the directory.
+///
+/// # Errors
+/// When the directory cannot be read, or is replaced by another one meanwhile.
+pub fn list_with_id(
+    directory: &Path,
+) -> Result<(String, BTreeMap<String, FileFingerprint>), FileError> {
+    let mut listing = BTreeMap::new();
+    let seen_in = directory_id(directory)?;
+    for child in fs::read_dir(directory).map_err(FileError::new("list", directory))? {
+        let child = child.map_err(FileError::new("list", directory))?;
+        let Ok(name) = child.file_name().into_string() else { continue };
+        // rsync, scp and file managers mark unfinished files with a leading dot.
+        if !name.ends_with(SUFFIX) || name.starts_with('.') {
+            continue;
+        }
+        let sidecars = SIDECARS.map(|ending| directory.join(format!("{name}{ending}")));
+        let files = [child.path()].into_iter().chain(sidecars);
+        let mut metadata = Vec::new();
+        for file in files {
+            match fs::symlink_metadata(&file) {
+                Ok(found) => metadata.push(found),
+                // The name of a package may be so long that the name of a sidecar would be invalid.
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(FileError::new("examine", file)(error)),
+            }
+        }
+        listing.insert(name, FileFingerprint::of(&metadata).seen_in(&seen_in));
+    }
+    // A volume may have been mounted or unmounted since the first file was listed.
+    if directory_id(directory)? != seen_in {
+        let replaced = io::Error::other("it was replaced while it was listed");
+        return Err(FileError::new("list", directory)(replaced));
+    }
+    Ok((seen_in, listing))
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename)
+}
+
+/// Returns the digest of the package at `path`. Reads all of it.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn digest(path: &Path) -> Result<Digest, FileError> {
+    let mut reader = HashingReader::new(ReadOnce::new(files::open_regular(path)?));
+    io::copy(&mut reader, &mut io::sink()).map_err(FileError::new("read", path))?;
+    Ok(reader.finish())
+}
+
+/// Removes a package and its sidecars, as far as they exist. Sidecars that stay would be compared
+/// with the next package of this name.
+///
+/// # Errors
+/// When a file of it cannot be removed.
+pub fn remove(directory: &Path, name: &str) -> Result<(), FileError> {
+    files::remove(&directory.join(name))?;
+    for ending in SIDECARS {
+        let sidecar = directory.join(format!("{name}{ending}"));
+        match fs::remove_file(&sidecar) {
+            Err(error) if !is_absent(&error) => {
+                return Err(FileError::new("remove", sidecar)(error));
+            }
+            _ => {}
+        }
+    }
+    match files::sync_directory(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Bytes;
+
+    const TIMEOUT: Duration = Duration::from_secs(600);
+    const NAME: &str = "a.model.tar.zst";
+
+    fn room() -> Capacity {
+        Capacity::default()
+    }
+
+    fn listing(content: &str) -> BTreeMap<String, FileFingerprint> {
+        BTreeMap::from([(NAME.to_owned(), FileFingerprint(content.to_owned()))])
+    }
+
+    fn ready(content: &str) -> ScanResult {
+        ScanResult {
+            ready: vec![(NAME.to_owned(), FileFingerprint(content.to_owned()))],
+            ..ScanResult::default()
+        }
+    }
+
+    #[test]
+    fn completed_file_is_ready_immediately() {
+        let start = Instant::now();
+        let mut ledger = DropScanner::default();
+        let completed = || BTreeSet::from([NAME.to_owned()]);
+        ledger.mark_complete(completed());
+        assert_eq!(ledger.observe(listing("1"), TIMEOUT, &room(), start), ready("1"));
+        ledger.record_result(NAME, &FileFingerprint("1".to_owned()), Verdict::Accepted, start);
+        // The same applies to other contents, but not to the next contents or to another file.
+        ledger.mark_complete(completed());
+        assert_eq!(ledger.observe(listing("2"), TIMEOUT, &room(), start), ready("2"));
+        let next = ledger.observe(listing("3"), TIMEOUT, &room(), start).next;
+        assert_eq!(next, Some(start + QUIET));
+        ledger.mark_complete(BTreeSet::from(["other".to_owned()]));
+        assert_eq!(ledger.observe(listing("4"), TIMEOUT, &room(), start).ready, []);
+    }
+
+    #[test]
+    fn quiet_file_is_ready_exactly_once() {
+        let start = Instant::now();
+        let mut ledger = DropScanner::default();
+        let growing = ledger.observe(listing("1"), TIMEOUT, &room(), start);
+        assert_eq!(growing, ScanResult { next: Some(start + QUIET), ..ScanResult::default() });
+        let grown = ledger.observe(listing("2"), TIMEOUT, &room(), start + QUIET);
+        assert_eq!(grown, ScanResult { next: Some(start + 2 * QUIET), ..ScanResult::default() });
+        let now = start + 2 * QUIET;
+        assert_eq!(ledger.observe(listing("2"), TIMEOUT, &room(), now), ready("2"));
+        ledger.record_result(NAME, &FileFingerprint("2".to_owned()), Verdict::Accepted, now);
+        assert_eq!(
+            ledger.observe(listing("2"), TIMEOUT, &room(), now + TIMEOUT),
+            ScanResult::default()
+        );
+        let replaced = ledger.observe(listing("3"), TIMEOUT, &room(), now + TIMEOUT);
+        assert!(replaced.ready.is_empty() && replaced.next.is_some());
+        ledger.record_installed(NAME, FileFingerprint("3".to_owned()), now);
+        let removed = ledger.observe(BTreeMap::new(), TIMEOUT, &room(), now);
+        let is_gone = ScanResult { removed: vec![NAME.to_owned()], ..ScanResult::default() };
+        assert_eq!(removed, is_gone);
+        // The file was overwritten and then removed before it was read again.
+        ledger.record_installed(NAME, FileFingerprint("3".to_owned()), now);
+        ledger.observe(listing("4"), TIMEOUT, &room(), now);
+        assert_eq!(ledger.observe(BTreeMap::new(), TIMEOUT, &room(), now), is_gone);
+    }
+
+    #[test]
+    fn forgotten_file_is_read_again_and_reported_gone() {
+        let start = Instant::now();
+        let now = start + QUIET;
+        let mut ledger = DropScanner::default();
+        ledger.record_installed(NAME, FileFingerprint("1".to_owned()), start);
+        assert_eq!(ledger.observe(listing("1"), TIMEOUT, &room(), now), ScanResult::default());
+        ledger.rescan(NAME);
+        assert_eq!(ledger.observe(listing("1"), TIMEOUT, &room(), now), ready("1"));
+        assert_eq!(ledger.observe(BTreeMap::new(), TIMEOUT, &room(), now).removed, [NAME]);
+    }
+
+    #[test]
+    fn fingerprint_comparison_ignores_directory() {
+        let [one, two] = [(), ()].map(|()| tempfile::tempdir().unwrap());
+        fs::write(one.path().join(NAME), "package").unwrap();
+        let fingerprint = list(one.path()).unwrap().remove(NAME).unwrap();
+        let [here, there] = [&one, &two].map(|directory| directory_id(directory.path()).unwrap());
+        assert_ne!(here, there);
+        assert_eq!(fingerprint.directory_id(), Some(here.as_str()));
+        let (files, _place) = fingerprint.parts();
+        // An older version wrote fingerprints without the directory.
+        let old = FileFingerprint(files.to_owned());
+        assert_eq!((&old, old.directory_id()), (&fingerprint, None));
+        let elsewhere = old.clone().seen_in(&there);
+        assert_eq!(elsewhere, fingerprint);
+        assert_ne!(FileFingerprint("1:2".to_owned()), fingerprint);
+    }
+
+    #[test]
+    fn name_too_long_for_sidecars_is_listed() {
+        let directory = tempfile::tempdir().unwrap();
+        let name = format!("{}{SUFFIX}", "a".repeat(255 - SUFFIX.len()));
+        fs::write(directory.path().join(&name), "").unwrap();
+        assert_eq!(list(directory.path()).unwrap().into_keys().next(), Some(name));
+    }
+
+    #[test]
+    fn incomplete_file_is_refused_after_timeout() {
+        let start = Instant::now();
+        let mut ledger = DropScanner::default();
+        ledger.observe(listing("1"), TIMEOUT, &room(), start);
+        let half = Verdict::Incomplete("it ends early".to_owned());
+        ledger.record_result(NAME, &FileFingerprint("1".to_owned()), half.clone(), start + QUIET);
+        let waiting = ledger.observe(listing("1"), TIMEOUT, &room(), start + QUIET);
+        assert_eq!(waiting, ScanResult { next: Some(start + TIMEOUT), ..ScanResult::default() });
+        // The file grows, so the timeout starts again.
+        ledger.observe(listing("2"), TIMEOUT, &room(), start + TIMEOUT);
+        assert_eq!(
+            ledger.observe(listing("2"), TIMEOUT, &room(), start + TIMEOUT + QUIET),
+            ready("2")
+        );
+        ledger.record_result(NAME, &FileFingerprint("2".to_owned()), half, start + TIMEOUT + QUIET);
+        let given_up = ledger.observe(listing("2"), TIMEOUT, &room(), start + 2 * TIMEOUT);
+        assert!(given_up.refused[0].2.starts_with("it ends early"), "{given_up:?}");
+    }
+
+    #[test]
+    fn bad_file_is_refused_after_confirmation_time() {
+        let start = Instant::now();
+        let mut ledger = DropScanner::default();
+        ledger.observe(listing("1"), TIMEOUT, &room(), start);
+        let wrong = Verdict::Refused("a bad digest".to_owned());
+        ledger.record_result(NAME, &FileFingerprint("1".to_owned()), wrong, start + QUIET);
+        let early = ledger.observe(listing("1"), TIMEOUT, &room(), start + QUIET);
+        assert_eq!(early, ScanResult { next: Some(start + CONFIRM), ..ScanResult::default() });
+        let late = ledger.observe(listing("1"), TIMEOUT, &room(), start + CONFIRM);
+        let fingerprint = FileFingerprint("1".to_owned());
+        assert_eq!(late.refused, [(NAME.to_owned(), fingerprint, "a bad digest".to_owned())]);
+        ledger.give_up(NAME);
+        assert_eq!(
+            ledger.observe(listing("1"), TIMEOUT, &room(), start + TIMEOUT),
+            ScanResult::default()
+        );
+    }
+
+    #[test]
+    fn package_name_is_safe_component_with_suffix() {
+        let fits = format!("{}{SUFFIX}", "a".repeat(MAX_NAME - SUFFIX.len()));
+        for good in [NAME, "é x.model.tar.zst", &fits] {
+            assert!(is_package_name(good), "{good}");
+        }
+        let long = format!("a{fits}");
+        for bad in [
+            "",
+            "a",
+            "/etc/a.model.tar.zst",
+            "../a.model.tar.zst",
+            "a/b.model.tar.zst",
+            ".a.model.tar.zst",
+            SUFFIX,
+            "a\n.model.tar.zst",
+            "a\u{1b}[2J.model.tar.zst",
+            "a\u{9b}2J.model.tar.zst",
+            "a\u{202e}b.model.tar.zst",
+            "a.model.tar.zst/",
+            "a.model.tar.zst\0",
+            &long,
+        ] {
+            assert!(!is_package_name(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn verdict_on_older_content_is_ignored() {
+        let start = Instant::now();
+        let mut ledger = DropScanner::default();
+        ledger.observe(listing("1"), TIMEOUT, &room(), start);
+        ledger.observe(listing("2"), TIMEOUT, &room(), start);
+        ledger.record_result(NAME, &FileFingerprint("1".to_owned()), Verdict::Accepted, start);
+        assert_eq!(ledger.observe(listing("2"), TIMEOUT, &room(), start + QUIET), ready("2"));
+    }
+
+    fn failed(lack: MissingResource) -> Verdict {
+        Verdict::Failed { reason: "why".to_owned(), lack }
+    }
+
+    #[test]
+    fn failure_is_retried_with_exponential_backoff() {
+        let start = Instant::now();
+        let mut ledger = DropScanner::default();
+        ledger.observe(listing("1"), TIMEOUT, &room(), start);
+        let mut now = start + QUIET;
+        let mut attempts = Vec::new();
+        while now < start + 7 * LAST_RETRY {
+            assert_eq!(ledger.observe(listing("1"), TIMEOUT, &room(), now), ready("1"));
+            attempts.push(now.duration_since(start).as_secs());
+            let fingerprint = FileFingerprint("1".to_owned());
+            assert!(ledger.record_result(NAME, &fingerprint, failed(MissingResource::Other), now));
+            let round = ledger.observe(listing("1"), TIMEOUT, &room(), now);
+            assert_eq!(round.ready, []);
+            now = round.next.unwrap();
+            let early = now - Duration::from_millis(1);
+            assert_eq!(ledger.observe(listing("1"), TIMEOUT, &room(), early).ready, []);
+        }
+        let minutes = [0, 10, 30, 70, 150, 310, 630, 1270];
+        assert_eq!(attempts[..8], minutes.map(|minutes| 60 * minutes));
+        assert_eq!(attempts[9] - attempts[8], LAST_RETRY.as_secs());
+        assert_eq!(attempts.len(), 14);
+        // Other contents start with the first wait again.
+        ledger.observe(listing("2"), TIMEOUT, &room(), now);
+        assert_eq!(ledger.observe(listing("2"), TIMEOUT, &room(), now + QUIET), ready("2"));
+        ledger.record_result(
+            NAME,
+            &FileFingerprint("2".to_owned()),
+            failed(MissingResource::Other),
+            now,
+        );
+        let next = ledger.observe(listing("2"), TIMEOUT, &room(), now).next;
+        assert_eq!(next, Some(now + FIRST_RETRY));
+    }
+
+    #[test]
+    fn unusable_keys_are_retried_every_ten_minutes() {
+        let start = Instant::now();
+        let mut ledger = DropScanner::default();
+        ledger.observe(listing("1"), TIMEOUT, &room(), start);
+        for attempt in 1..9 {
+            let now = start + attempt * FIRST_RETRY;
+            assert_eq!(ledger.observe(listing("1"), TIMEOUT, &room(), now), ready("1"));
+            ledger.record_result(
+                NAME,
+                &FileFingerprint("1".to_owned()),
+                failed(MissingResource::Keys),
+                now,
+            );
+        }
+    }
+
+    #[test]
+    fn more_capacity_triggers_immediate_retry() {
+        let use_of = |models| StoreUse {
+            quota: crate::package::Quota {
+                max_size: Bytes::mib(1),
+                max_models: 1,
+                cleanup: crate::package::CleanupRule::Manual,
+            },
+            models,
+            size: Bytes(0),
+        };
+        let full = Capacity {
+            store: Some(use_of(1)),
+            space: Some(FreeSpace { free: Bytes::mib(1), ..FreeSpace::default() }),
+            memory: "small".to_owned(),
+            kept: Vec::new(),
+        };
+        let no_space = NoSpace::for_test(Bytes::mib(2));
+        let with_store = Capacity { store: Some(use_of(0)), ..full.clone() };
+        let with_other_kept = Capacity { kept: vec!["m".to_owned()], ..full.clone() };
+        let with_memory = Capacity { memory: "large".to_owned(), ..full.clone() };
+        let space = |mib| Some(FreeSpace { free: Bytes::mib(mib), ..FreeSpace::default() });
+        let with_space = Capacity { space: space(2), ..full.clone() };
+        let with_some_space = Capacity { space: space(1), ..full.clone() };
+        let cases = [
+            (MissingResource::Quota, vec![&with_store, &with_other_kept]),
+            (MissingResource::Memory, vec![&with_memory]),
+            (MissingResource::Space(no_space), vec![&with_space]),
+            (MissingResource::Other, vec![]),
+            (MissingResource::Keys, vec![]),
+        ];
+        let all = [&with_store, &with_other_kept, &with_memory, &with_space, &with_some_space];
+        for (lack, helps) in cases {
+            for capacity in all {
+                let start = Instant::now();
+                let mut ledger = DropScanner::default();
+                let fingerprint = FileFingerprint("1".to_owned());
+                ledger.observe(listing("1"), TIMEOUT, &full, start);
+                let now = start + QUIET;
+                assert_eq!(ledger.observe(listing("1"), TIMEOUT, &full, now), ready("1"));
+                assert!(ledger.record_result(NAME, &fingerprint, failed(lack.clone()), now));
+                let now = now + QUIET;
+                assert_eq!(ledger.observe(listing("1"), TIMEOUT, &full, now).ready, []);
+                let ready_now = ledger.observe(listing("1"), TIMEOUT, capacity, now).ready;
+                let helps = helps.contains(&capacity);
+                assert_eq!(ready_now.len(), usize::from(helps), "{lack:?} {capacity:?}");
+                if !helps {
+                    continue;
+                }
+                // The same failure is not worth another record; another reason is.
+                assert!(!ledger.record_result(NAME, &fingerprint, failed(lack.clone()), now));
+                let next = ledger.observe(listing("1"), TIMEOUT, &full, now).next.unwrap();
+                if !matches!(lack, MissingResource::Space(_)) {
+                    // The earlier capacity is a change, too.
+                    assert_eq!(next, now + QUIET);
+                    ledger.observe(listing("1"), TIMEOUT, &full, now + QUIET);
+                    assert!(ledger.record_result(
+                        NAME,
+                        &fingerprint,
+                        failed(MissingResource::Other),
+                        now
+                    ));
+                } else {
+                    assert_eq!(next, now + 2 * FIRST_RETRY);
+                    // An attempt caused by the wait is logged again.
+                    ledger.observe(listing("1"), TIMEOUT, &full, next);
+                    assert!(ledger.record_result(NAME, &fingerprint, failed(lack.clone()), next));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fingerprint_recognizes_renamed_files() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for name in [NAME, "a.model.tar.zst.sha256", "other"] {
+            fs::write(path(name), "content").unwrap();
+        }
+        fs::create_dir(path("b.model.tar.zst")).unwrap();
+        let before = list(root.path()).unwrap();
+        fs::rename(path(NAME), path("renamed")).unwrap();
+        let metadata = |name: &str| fs::symlink_metadata(path(name)).unwrap();
+        assert!(before[NAME].is_of(&metadata("renamed")));
+        assert!(before[NAME].is_of(&metadata("a.model.tar.zst.sha256")));
+        assert!(!before[NAME].is_of(&metadata("other")));
+        assert!(!before[NAME].is_of(&metadata("b.model.tar.zst")));
+        // A change inside a directory does not change its fingerprint.
+        fs::write(path("b.model.tar.zst/file"), "").unwrap();
+        let after = list(root.path()).unwrap();
+        assert_eq!(before["b.model.tar.zst"], after["b.model.tar.zst"]);
+        assert!(after["b.model.tar.zst"].is_of(&metadata("b.model.tar.zst")));
+    }
+}

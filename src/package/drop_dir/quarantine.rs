@@ -1,0 +1,509 @@
+//! Quarantine of the drop directory: moves rejected packages into it, each with its reason in a
+//! file beside it.
+//!
+//! Only the rejected files are moved. A file that took the name of one in the meantime is put back.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use super::{Digest, FileFingerprint, SIDECARS, SUFFIX, is_absent, list};
+use crate::errors::chain;
+use crate::files::{self, FileError};
+use crate::printable::{self, is_printable};
+use crate::units::Bytes;
+
+/// Name of the quarantine inside the drop directory.
+const QUARANTINE: &str = "quarantine";
+/// Suffix of the file that holds the reason, beside a rejected package.
+const REASON: &str = ".reason";
+/// Bytes of a reason that are read. A reason quotes a few names of a package at most.
+const MAX_REASON: u64 = 64 << 10;
+/// Maximum number of rejected packages that are kept.
+const MAX_QUARANTINED: usize = 8;
+/// Total size up to which rejected packages are kept, unless one package may be larger.
+const LEAST_BOUND: Bytes = Bytes::mib(1024);
+/// Longest name of a package, in bytes. With every suffix that is appended to it, a file system
+/// accepts it.
+pub const MAX_NAME: usize = 240;
+
+/// Result of [`quarantine`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QuarantineResult {
+    /// The package has this path now.
+    Moved(PathBuf),
+    /// Another file has this name now, and nothing was moved.
+    Replaced,
+}
+
+/// Returns the reason why the file `name` of `directory` cannot be a package with any contents, or
+/// `None`.
+///
+/// # Errors
+/// When it cannot be examined.
+pub fn invalid_reason(directory: &Path, name: &str) -> Result<Option<String>, FileError> {
+    if name.len() > MAX_NAME {
+        let reason = format!("its name has {} bytes, at most {MAX_NAME} are allowed", name.len());
+        return Ok(Some(reason));
+    }
+    // The record of an entry could not hold the name: see `is_package_name`.
+    if !name.chars().all(is_printable) {
+        return Ok(Some("its name has characters that are not printable".to_owned()));
+    }
+    let path = directory.join(name);
+    let found = fs::symlink_metadata(&path).map_err(FileError::new("examine", &path))?;
+    let kind = found.file_type();
+    let what = if kind.is_file() {
+        return Ok(None);
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_symlink() {
+        "a symbolic link"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    };
+    Ok(Some(format!("it is {what}, not a regular file: copy the package itself")))
+}
+
+/// Returns whether the file `name` of `directory` is still the `refused` one.
+///
+/// # Errors
+/// When it cannot be examined.
+pub fn is_unchanged(
+    directory: &Path,
+    name: &str,
+    refused: &FileFingerprint,
+) -> Result<bool, FileError> {
+    let path = directory.join(name);
+    match fs::symlink_metadata(&path) {
+        Ok(found) => Ok(refused.is_of(&found)),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(FileError::new("examine", path)(error)),
+    }
+}
+
+/// Moves a rejected package and its sidecars into the quarantine and writes the reason beside it.
+/// Then deletes the oldest packages there beyond the bounds.
+///
+/// `refused` is the fingerprint of the rejected files. `max_package` is the size of the largest
+/// package. A name that is too long is shortened. A package of the same name in the quarantine is
+/// replaced.
+///
+/// # Errors
+/// When the drop directory cannot be written, or the package is a directory or larger than the
+/// whole quarantine may be; the package then stays in the drop directory.
+pub fn quarantine(
+    directory: &Path,
+    name: &str,
+    refused: &FileFingerprint,
+    reason: &str,
+    max_package: Bytes,
+) -> Result<QuarantineResult, FileError> {
+    let named = directory.join(QUARANTINE);
+    let path = directory.join(name);
+    let bound = max_package.max(LEAST_BOUND);
+    if !is_unchanged(directory, name, refused)? {
+        return Ok(QuarantineResult::Replaced);
+    }
+    let found = fs::symlink_metadata(&path).map_err(FileError::new("examine", &path))?;
+    let stays = |why: String| {
+        FileError::new("move to quarantine", &path)(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            why,
+        ))
+    };
+    if found.is_dir() {
+        // The quarantine deletes its oldest packages, and a directory may hold anything.
+        return Err(stays("it is a directory: move it away by hand".to_owned()));
+    }
+    if found.size() > bound.0 {
+        let size = Bytes(found.size());
+        return Err(stays(format!(
+            "it has {size}, the quarantine holds {bound}: remove it by hand"
+        )));
+    }
+    // Every writer of the drop directory may create a link under this name. Caxton would write and
+    // delete elsewhere if it followed the link.
+    match fs::symlink_metadata(&named) {
+        Err(error) if is_absent(&error) => files::create_directory(&named)?,
+        _there => {}
+    }
+    let (_handle, quarantine) = files::open_held(&named)?;
+    let kept_as = shorten(name);
+    if !move_one(&path, &quarantine.join(&kept_as), refused)? {
+        return Ok(QuarantineResult::Replaced);
+    }
+    for ending in SIDECARS {
+        let sidecar = directory.join(format!("{name}{ending}"));
+        move_one(&sidecar, &quarantine.join(format!("{kept_as}{ending}")), refused)?;
+    }
+    files::write_atomic(
+        &quarantine.join(format!("{kept_as}{REASON}")),
+        // Operators print the reason with `cat`, and it may quote contents of the package.
+        format!("{}\n", printable::line(reason)).as_bytes(),
+    )?;
+    prune(&quarantine, MAX_QUARANTINED, bound)?;
+    Ok(QuarantineResult::Moved(named.join(kept_as)))
+}
+
+/// Returns the name of a package in the quarantine: its own, or a prefix of it with a digest of the
+/// whole.
+fn shorten(name: &str) -> String {
+    if name.len() <= MAX_NAME {
+        return name.to_owned();
+    }
+    let digest = Digest::of(name.as_bytes()).short();
+    let mut end = MAX_NAME - SUFFIX.len() - digest.len() - 1;
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}-{digest}{SUFFIX}", &name[..end])
+}
+
+/// Renames `from` to `to` if it is one of the `refused` files. Puts back another file that replaced
+/// it in between. Returns whether the file was moved.
+fn move_one(from: &Path, to: &Path, refused: &FileFingerprint) -> Result<bool, FileError> {
+    move_with(from, to, refused, || {})
+}
+
+/// Moves a file as [`move_one`] does. Calls `between` after the file was examined and before it is
+/// renamed.
+fn move_with(
+    from: &Path,
+    to: &Path,
+    refused: &FileFingerprint,
+    between: impl FnOnce(),
+) -> Result<bool, FileError> {
+    let failed = |error| FileError::new("move to quarantine", from)(error);
+    let is_refused = |found: io::Result<Metadata>| match found {
+        Ok(found) => Ok(refused.is_of(&found)),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(failed(error)),
+    };
+    if !is_refused(fs::symlink_metadata(from))? {
+        return Ok(false);
+    }
+    between();
+    match fs::rename(from, to) {
+        Err(error) if is_absent(&error) => return Ok(false),
+        result => result.map_err(failed)?,
+    }
+    // Another file may have taken the name between the examination and the rename: examine the file
+    // again, and put a wrong one back.
+    if is_refused(fs::symlink_metadata(to))? {
+        return Ok(true);
+    }
+    // A third file may have taken the old name since. It is the newest and stays, so do not replace
+    // it.
+    renameat2(AT_FDCWD, to, AT_FDCWD, from, RenameFlags::RENAME_NOREPLACE)
+        .map_err(|errno| FileError::new("move back from quarantine", to)(errno.into()))?;
+    Ok(false)
+}
+
+/// Returns the packages in the quarantine of `directory` with their reasons, the newest first. The
+/// list is empty when there is no quarantine, and a reason is empty when its file was removed. Does
+/// not follow links.
+///
+/// # Errors
+/// When the quarantine cannot be read.
+pub fn list_quarantined(directory: &Path) -> Result<Vec<(String, String)>, FileError> {
+    let (_handle, quarantine) = match files::open_held(&directory.join(QUARANTINE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        held => held?,
+    };
+    let reason = |name: String| {
+        let path = quarantine.join(format!("{name}{REASON}"));
+        let reason = match files::read_limited(&path, MAX_REASON) {
+            Ok(reason) => String::from_utf8_lossy(&reason).trim_end().to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => printable::line(&chain(&error)).into_owned(),
+        };
+        (name, reason)
+    };
+    let packages = oldest_first(&quarantine)?.into_iter().rev();
+    Ok(packages.map(|(name, _size)| reason(name)).collect())
+}
+
+/// Deletes the oldest packages until at most `count` packages and at most `bound` bytes remain.
+fn prune(quarantine: &Path, count: usize, bound: Bytes) -> Result<(), FileError> {
+    let packages = oldest_first(quarantine)?;
+    let mut left = packages.len();
+    let mut size = packages.iter().fold(0, |sum: u64, (_, size)| sum.saturating_add(*size));
+    for (name, its_size) in packages {
+        if left <= count && size <= bound.0 {
+            break;
+        }
+        for ending in endings() {
+            files::remove(&quarantine.join(format!("{name}{ending}")))?;
+        }
+        left -= 1;
+        size = size.saturating_sub(its_size);
+    }
+    Ok(())
+}
+
+/// Returns the suffixes of all files of one rejected package.
+fn endings() -> impl Iterator<Item = &'static str> {
+    ["", REASON].into_iter().chain(SIDECARS)
+}
+
+/// Returns the packages in `quarantine`, oldest first, each with the size of all its files.
+fn oldest_first(quarantine: &Path) -> Result<Vec<(String, u64)>, FileError> {
+    let mut packages = Vec::new();
+    for name in list(quarantine)?.into_keys() {
+        let path = quarantine.join(&name);
+        let metadata = fs::symlink_metadata(&path).map_err(FileError::new("examine", &path))?;
+        let sizes = endings().filter_map(|ending| {
+            fs::symlink_metadata(quarantine.join(format!("{name}{ending}"))).ok()
+        });
+        let size = sizes.fold(0, |sum: u64, file| sum.saturating_add(file.size()));
+        packages.push((metadata.ctime(), metadata.ctime_nsec(), name, size));
+    }
+    packages.sort();
+    Ok(Vec::from_iter(packages.into_iter().map(|(_, _, name, size)| (name, size))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const NAME: &str = "a.model.tar.zst";
+    const PACKAGE: Bytes = Bytes::mib(1);
+
+    struct Place(TempDir);
+
+    impl Place {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn write(&self, name: &str, content: &str) {
+            fs::write(self.path(name), content).unwrap();
+        }
+
+        fn fingerprint(&self, name: &str) -> FileFingerprint {
+            list(self.0.path()).unwrap()[name].clone()
+        }
+
+        fn quarantine(&self, name: &str) -> Result<QuarantineResult, FileError> {
+            quarantine(self.0.path(), name, &self.fingerprint(name), "why", PACKAGE)
+        }
+
+        fn in_quarantine(&self, name: &str) -> PathBuf {
+            self.0.path().join(QUARANTINE).join(name)
+        }
+    }
+
+    #[test]
+    fn quarantine_takes_sidecars_and_keeps_newest() {
+        let root = Place::new();
+        root.write(".half.model.tar.zst", "");
+        root.write("readme.txt", "");
+        assert_eq!(list_quarantined(root.0.path()).unwrap(), []);
+        for index in 0..=MAX_QUARANTINED {
+            let name = format!("{index}{SUFFIX}");
+            root.write(&name, &name);
+            root.write(&format!("{name}.sha256"), "sum");
+            let before = list(root.0.path()).unwrap();
+            assert_eq!(before.keys().collect::<Vec<_>>(), [&name]);
+            root.write(&format!("{name}.sha256 "), "");
+            let moved = root.quarantine(&name).unwrap();
+            assert_eq!(moved, QuarantineResult::Moved(root.in_quarantine(&name)));
+            assert!(list(root.0.path()).unwrap().is_empty());
+            fs::remove_file(root.path(&format!("{name}.sha256 "))).unwrap();
+        }
+        let quarantine = root.path(QUARANTINE);
+        assert_eq!(list(&quarantine).unwrap().len(), MAX_QUARANTINED);
+        assert!(!quarantine.join(format!("0{SUFFIX}.reason")).exists());
+        let last = format!("{MAX_QUARANTINED}{SUFFIX}");
+        assert_eq!(fs::read_to_string(quarantine.join(format!("{last}.reason"))).unwrap(), "why\n");
+        assert!(quarantine.join(format!("{last}.sha256")).exists());
+        let found = list_quarantined(root.0.path()).unwrap();
+        assert_eq!(found.len(), MAX_QUARANTINED);
+        assert_eq!(found[0], (last.clone(), "why".to_owned()));
+        fs::remove_file(quarantine.join(format!("{last}.reason"))).unwrap();
+        assert_eq!(list_quarantined(root.0.path()).unwrap()[0], (last, String::new()));
+    }
+
+    #[test]
+    fn quarantine_size_limit_includes_sidecars() {
+        let root = Place::new();
+        let kept = |count, bound| {
+            prune(&root.path(QUARANTINE), count, Bytes(bound)).unwrap();
+            Vec::from_iter(
+                list_quarantined(root.0.path()).unwrap().into_iter().map(|(name, _)| name),
+            )
+        };
+        for name in ["a", "b", "c"].map(|id| format!("{id}{SUFFIX}")) {
+            root.write(&name, &"x".repeat(100));
+            root.write(&format!("{name}.minisig"), &"x".repeat(95));
+            root.quarantine(&name).unwrap();
+        }
+        // 100 bytes, 95 of the signature, and "why\n".
+        assert_eq!(kept(8, 3 * 199).len(), 3);
+        assert_eq!(kept(8, 3 * 199 - 1), ["c.model.tar.zst", "b.model.tar.zst"]);
+        assert_eq!(kept(1, u64::MAX), ["c.model.tar.zst"]);
+        assert_eq!(kept(8, 198), Vec::<String>::new());
+        assert_eq!(fs::read_dir(root.path(QUARANTINE)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn file_larger_than_quarantine_stays() {
+        let root = Place::new();
+        let file = File::create(root.path(NAME)).unwrap();
+        file.set_len(LEAST_BOUND.0 + 1).unwrap();
+        root.quarantine(NAME).unwrap_err();
+        assert!(root.path(NAME).exists());
+        // A larger `max_package` makes the quarantine larger, too.
+        let fingerprint = root.fingerprint(NAME);
+        let larger = Bytes(LEAST_BOUND.0 + 1000);
+        quarantine(root.0.path(), NAME, &fingerprint, "why", larger).unwrap();
+        assert!(root.in_quarantine(NAME).exists());
+    }
+
+    #[test]
+    fn irregular_files_except_directories_are_quarantined() {
+        let root = Place::new();
+        let at = |kind: &str| format!("{kind}{SUFFIX}");
+        root.write(&at("file"), "");
+        fs::create_dir(root.path(&at("directory"))).unwrap();
+        symlink("nowhere", root.path(&at("link"))).unwrap();
+        mkfifo(&root.path(&at("fifo")), Mode::S_IRWXU).unwrap();
+        let _socket = UnixListener::bind(root.path(&at("socket"))).unwrap();
+        assert_eq!(invalid_reason(root.0.path(), &at("file")).unwrap(), None);
+        for (kind, what) in [
+            ("directory", "a directory"),
+            ("link", "a symbolic link"),
+            ("fifo", "a FIFO"),
+            ("socket", "a socket"),
+        ] {
+            let reason = invalid_reason(root.0.path(), &at(kind)).unwrap().unwrap();
+            assert!(reason.contains(what), "{reason}");
+            let moved = root.quarantine(&at(kind));
+            let there = fs::symlink_metadata(root.in_quarantine(&at(kind))).is_ok();
+            assert_eq!(
+                (moved.is_ok(), there),
+                (kind != "directory", kind != "directory"),
+                "{kind}"
+            );
+        }
+        assert!(root.path(&at("directory")).is_dir());
+    }
+
+    #[test]
+    fn quarantine_follows_no_links() {
+        let (root, foreign) = (Place::new(), Place::new());
+        for index in 0..=MAX_QUARANTINED {
+            foreign.write(&format!("{index}{SUFFIX}"), "foreign");
+        }
+        symlink(foreign.0.path(), root.path(QUARANTINE)).unwrap();
+        root.write(NAME, "bad");
+        let told = chain(&root.quarantine(NAME).unwrap_err());
+        assert!(told.contains("quarantine: it is a symbolic link"), "{told}");
+        assert!(root.path(NAME).exists());
+        list_quarantined(root.0.path()).unwrap_err();
+        let left = fs::read_dir(foreign.0.path()).unwrap().count();
+        assert_eq!(left, MAX_QUARANTINED + 1);
+
+        // A broken link is not followed either, nor a link inside the quarantine.
+        fs::remove_file(root.path(QUARANTINE)).unwrap();
+        symlink(root.path("nowhere"), root.path(QUARANTINE)).unwrap();
+        root.quarantine(NAME).unwrap_err();
+        assert!(!root.path("nowhere").exists());
+        fs::remove_file(root.path(QUARANTINE)).unwrap();
+        root.quarantine(NAME).unwrap();
+        let reason = root.in_quarantine(&format!("{NAME}{REASON}"));
+        fs::remove_file(&reason).unwrap();
+        foreign.write("secret", "secret");
+        symlink(foreign.path("secret"), &reason).unwrap();
+        let listed = list_quarantined(root.0.path()).unwrap();
+        assert!(listed[0].1.contains("cannot open"), "{listed:?}");
+        // A reader without a check would block on a FIFO without end.
+        fs::remove_file(&reason).unwrap();
+        mkfifo(&reason, Mode::S_IRWXU).unwrap();
+        let listed = list_quarantined(root.0.path()).unwrap();
+        assert!(listed[0].1.contains("not a regular file"), "{listed:?}");
+    }
+
+    #[test]
+    fn overlong_name_is_shortened() {
+        let root = Place::new();
+        for name in [
+            format!("{}{SUFFIX}", "a".repeat(MAX_NAME + 1 - SUFFIX.len())),
+            format!("{}{SUFFIX}", "a".repeat(255 - SUFFIX.len())),
+            format!("{}b{SUFFIX}", "ä".repeat((254 - SUFFIX.len()) / 2)),
+        ] {
+            root.write(&name, "content");
+            let reason = invalid_reason(root.0.path(), &name).unwrap().unwrap();
+            assert!(reason.contains("at most 240"), "{reason}");
+            let QuarantineResult::Moved(path) = root.quarantine(&name).unwrap() else {
+                panic!("stays")
+            };
+            let kept_as = path.file_name().unwrap().to_str().unwrap();
+            assert!(kept_as.len() <= MAX_NAME && kept_as.ends_with(SUFFIX), "{kept_as}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), "content");
+            assert!(root.in_quarantine(&format!("{kept_as}.reason")).exists());
+        }
+        assert_eq!(list_quarantined(root.0.path()).unwrap().len(), 3);
+        let longest = format!("{}{SUFFIX}", "a".repeat(MAX_NAME - SUFFIX.len()));
+        root.write(&longest, "");
+        assert_eq!(invalid_reason(root.0.path(), &longest).unwrap(), None);
+    }
+
+    #[test]
+    fn replaced_file_is_not_quarantined() {
+        let root = Place::new();
+        let target = root.path("target");
+        let replace = |content: &str| {
+            root.write("new", content);
+            fs::rename(root.path("new"), root.path(NAME)).unwrap();
+        };
+        let content = |path: &Path| fs::read_to_string(path).ok();
+
+        // The file is replaced before `quarantine` examines it.
+        root.write(NAME, "bad");
+        let refused = root.fingerprint(NAME);
+        replace("good");
+        let moved = quarantine(root.0.path(), NAME, &refused, "why", PACKAGE).unwrap();
+        assert_eq!(moved, QuarantineResult::Replaced);
+        assert_eq!(content(&root.path(NAME)).as_deref(), Some("good"));
+        assert!(!root.path(QUARANTINE).exists());
+
+        // The file is replaced between the examination and the rename.
+        let refused = root.fingerprint(NAME);
+        let moved = move_with(&root.path(NAME), &target, &refused, || replace("better"));
+        assert!(!moved.unwrap());
+        assert_eq!(content(&root.path(NAME)).as_deref(), Some("better"));
+        assert_eq!(content(&target), None);
+
+        // The file is removed in between.
+        let refused = root.fingerprint(NAME);
+        let leave = || fs::remove_file(root.path(NAME)).unwrap();
+        assert!(!move_with(&root.path(NAME), &target, &refused, leave).unwrap());
+
+        // Nothing happens in between.
+        root.write(NAME, "bad");
+        let refused = root.fingerprint(NAME);
+        assert!(move_with(&root.path(NAME), &target, &refused, || {}).unwrap());
+        assert_eq!(content(&target).as_deref(), Some("bad"));
+    }
+}
