@@ -17,8 +17,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::Mode;
 
-/// Bytes of a file that [`CacheWindow`] leaves in the page cache: many compared with the cost of a sync,
-/// few compared with the memory of a device.
+/// Bytes of a file that [`CacheWindow`] leaves in the page cache: many compared with the cost of a
+/// sync, few compared with the memory of a device.
 const WINDOW: u64 = 8 << 20;
 /// Directory with the open file descriptors of this process: proc_pid_fd(5).
 const HANDLES: &str = "/proc/self/fd";

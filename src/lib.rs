@@ -30,7 +30,7 @@
 //! | [`config`] | configuration files to checked settings |
 //! | [`metrics`] | counters and the Prometheus format |
 //! | [`events`] | a broadcast of state changes for subscribers |
-//! | [`watch`], [`files`], [`errors`], [`units`], [`printable`], `integers`, [`log`], [`exit`] | shared foundations |
+//! | [`watch`], [`files`], [`errors`], [`units`], [`printable`], `quantization`, [`log`], [`exit`] | shared foundations |
 //!
 //! Dependencies point downwards, and `tests/it/tidy.rs` checks them: the binaries use `daemon` and
 //! `cli`, which use `api`, which uses `models`, which uses `engine`, `memory`, `package` and
@@ -46,7 +46,7 @@
 //!    are read, until the response is written.
 //! 2. The dialect converts its JSON into the internal request. Large bodies are parsed on the
 //!    blocking pool, where users are scheduled fairly; short ones are parsed at once.
-//! 3. [`models::Handle::lease_for`] resolves the model name ([`models::alias`]) or selects a
+//! 3. [`models::ManagerHandle::lease_for`] resolves the model name ([`models::alias`]) or selects a
 //!    fallback, and loads the model if it is not resident. The result is a lease.
 //! 4. The lease's tokenizer turns the texts into token ids, on the blocking pool unless they are
 //!    short.
@@ -65,10 +65,10 @@
 //!
 //! Loading selects the [`engine::Precision`] from the configuration, the instruction sets of the
 //! processor and the stored weights. It packs the weights once, directly from the mapped file; the
-//! table of word embeddings stays mapped while the model is resident. The [`engine::PrecisionReport`]
-//! records the selection and its reasons for the journal and `/status`. [`models::load::load_from`]
-//! runs the self-test in the precision that `auto` selected; a model that fails it is admitted
-//! again and loaded in f32.
+//! table of word embeddings stays mapped while the model is resident. The
+//! [`engine::PrecisionReport`] records the selection and its reasons for the journal and `/status`.
+//! [`models::load::load_from`] runs the self-test in the precision that `auto` selected; a model
+//! that fails it is admitted again and loaded in f32.
 //!
 //! A pass is divided into parts of whole texts. A fixed pool of threads takes the parts, the most
 //! expensive first. The threads compute a small pass together, and also every pass on a machine
@@ -89,10 +89,10 @@
 //! new sample after each: it clears caches, reduces the batch size, evicts idle models, evicts
 //! models in use and finally rejects requests. An eviction drains the model; then the worker frees
 //! the weights on its own thread, unmaps the file, drops the file's pages from the page cache and
-//! returns free memory of the allocator ([`memory::release`]). An evicted model cools down before
-//! it may be loaded again. A load is pressure too: [`models::load::footprint`] computes the memory
-//! of a model before its weights are read. If it does not fit, the manager evicts other models or
-//! rejects the load.
+//! returns free memory of the allocator ([`memory::malloc_trim`]). An evicted model cools down
+//! before it may be loaded again. A load is pressure too: [`models::load::footprint`] computes the
+//! memory of a model before its weights are read. If it does not fit, the manager evicts other
+//! models or rejects the load.
 //!
 //! # A change of the configuration
 //!
@@ -100,8 +100,8 @@
 //! problem of each. The new settings are applied completely or not at all. The daemon keeps the
 //! applied settings in its state directory and starts with them if the files are invalid at the
 //! next start. [`config::explain`] reports the file and line of each value, and
-//! [`config::running_values`] the value that a running daemon uses, which differs for keys that need a
-//! restart.
+//! [`config::running_values`] the value that a running daemon uses, which differs for keys that
+//! need a restart.
 //!
 //! # Observability
 //!
@@ -120,12 +120,13 @@
 //! is quarantined.
 //!
 //! 1. A file appears in the drop directory, and [`watch`] triggers a scan.
-//!    [`package::drop_dir::DropScanner`] decides when the file has been unchanged for long enough, and when
-//!    to retry. The bundled directory has a scanner of its own.
-//! 2. [`models::install::Driver`] installs the file, for the daemon and for the command line. It
-//!    reads the package once. If signing keys are configured, it reads the file before that to
-//!    verify the signature.
-//! 3. [`package::Store::check_capacity`] and the manager check the manifest against the free disk and memory.
+//!    [`package::drop_dir::DropScanner`] decides when the file has been unchanged for long enough,
+//!    and when to retry. The bundled directory has a scanner of its own.
+//! 2. [`models::install::InstallDriver`] installs the file, for the daemon and for the command
+//!    line. It reads the package once. If signing keys are configured, it reads the file before
+//!    that to verify the signature.
+//! 3. [`package::Store::check_capacity`] and the manager check the manifest against the free disk
+//!    and memory.
 //! 4. The store records the attempt on disk. A file whose unpacking was interrupted twice is
 //!    quarantined.
 //! 5. The digest, the decompressor and the strict archive reader write to a private staging

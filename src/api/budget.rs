@@ -40,38 +40,38 @@ pub(super) const NUMBER_BYTES: u64 = 22;
 pub(super) const COMPARED_NUMBER_BYTES: u64 = 8;
 /// Number of largest bodies, with their parsed values, that the smallest budget can hold: one for
 /// each of two users.
-const LEAST_BODIES: u64 = 2;
+const MIN_BODIES: u64 = 2;
 /// Length of a request that is always admitted if it is the only one of its user.
-const SMALL: u64 = 64 << 10;
+const SMALL_REQUEST: u64 = 64 << 10;
 /// Divisor of the budget: a large request that is the only one of its user is admitted while the
 /// other users hold at most this part.
-const NEXT_TO_NOTHING: u64 = 8;
+const IDLE_DIVISOR: u64 = 8;
 
 /// The budget. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Budget(Arc<Shared>);
+pub struct Budget(Arc<SharedBudget>);
 
 #[derive(Debug)]
-struct Shared {
+struct SharedBudget {
     readings: watch::Receiver<Reading>,
     settings: watch::Receiver<Arc<Settings>>,
-    ledger: Mutex<Ledger>,
+    held_bytes: Mutex<HeldBytes>,
 }
 
 #[derive(Debug, Default)]
-struct Ledger {
+struct HeldBytes {
     held: HashMap<u32, u64>,
     total: u64,
 }
 
-impl Ledger {
+impl HeldBytes {
     fn held(&self, uid: u32) -> u64 {
         self.held.get(&uid).copied().unwrap_or(0)
     }
 
     /// Returns whether a request of `uid` that holds `own` bytes may hold `more` bytes of a budget
     /// of `size` bytes.
-    fn admits(&self, uid: u32, own: u64, more: u64, size: u64) -> bool {
+    fn has_space(&self, uid: u32, own: u64, more: u64, size: u64) -> bool {
         let held = self.held(uid);
         let (after, total) = (held.saturating_add(more), self.total.saturating_add(more));
         // Dynamic threshold: a user may hold at most as many bytes as then remain free.
@@ -80,7 +80,7 @@ impl Ledger {
         }
         // The user's only bytes are those of this request.
         let is_only = held == own;
-        is_only && (after <= SMALL || self.total - held <= size / NEXT_TO_NOTHING)
+        is_only && (after <= SMALL_REQUEST || self.total - held <= size / IDLE_DIVISOR)
     }
 
     fn add(&mut self, uid: u32, bytes: u64) {
@@ -90,7 +90,7 @@ impl Ledger {
         }
     }
 
-    fn give_back(&mut self, uid: u32, bytes: u64) {
+    fn subtract(&mut self, uid: u32, bytes: u64) {
         if let Some(held) = self.held.get_mut(&uid) {
             *held = held.saturating_sub(bytes);
             self.total = self.total.saturating_sub(bytes);
@@ -108,7 +108,7 @@ impl Budget {
         readings: watch::Receiver<Reading>,
         settings: watch::Receiver<Arc<Settings>>,
     ) -> Self {
-        Self(Arc::new(Shared { readings, settings, ledger: Mutex::default() }))
+        Self(Arc::new(SharedBudget { readings, settings, held_bytes: Mutex::default() }))
     }
 
     /// Returns the size of the budget in bytes, for all requests in flight.
@@ -117,44 +117,44 @@ impl Budget {
         let limits = reading.sample.limits.iter().map(|limit| limit.bytes.0);
         let limit = limits.fold(reading.sample.machine.total.0, u64::min);
         let largest = self.0.settings.borrow().socket.max_body.0.saturating_mul(BODY_FACTOR);
-        (limit / SHARE_OF_LIMIT).max(largest.saturating_mul(LEAST_BODIES))
+        (limit / SHARE_OF_LIMIT).max(largest.saturating_mul(MIN_BODIES))
     }
 
     /// Returns the bytes that all requests in flight hold.
     pub(super) fn held(&self) -> u64 {
-        self.ledger().total
+        self.lock().total
     }
 
     /// Creates the charge of a request of `uid`, with 0 bytes at first.
-    pub(super) fn request(&self, uid: u32) -> Charge {
-        Charge { budget: self.clone(), uid, bytes: AtomicU64::new(0) }
+    pub(super) fn request(&self, uid: u32) -> BudgetCharge {
+        BudgetCharge { budget: self.clone(), uid, bytes: AtomicU64::new(0) }
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    fn lock(&self) -> MutexGuard<'_, HeldBytes> {
         // Changes under the lock do not panic halfway: the values of a poisoned lock are valid.
-        self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.held_bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Bytes that one request holds of the budget, released when this is dropped.
 #[derive(Debug)]
-pub(super) struct Charge {
+pub(super) struct BudgetCharge {
     budget: Budget,
     uid: u32,
     /// Changed only under the lock of `ledger`.
     bytes: AtomicU64,
 }
 
-impl Charge {
+impl BudgetCharge {
     /// Charges `more` bytes. Logs a refusal.
     ///
     /// # Errors
     /// 503 when they do not fit. The charge then stays as it was.
     pub(super) fn grow(&self, more: u64) -> Result<(), ApiError> {
         let size = self.budget.size();
-        let mut ledger = self.budget.ledger();
+        let mut ledger = self.budget.lock();
         let own = self.bytes.load(Ordering::Relaxed);
-        if ledger.admits(self.uid, own, more, size) {
+        if ledger.has_space(self.uid, own, more, size) {
             ledger.add(self.uid, more);
             self.bytes.store(own.saturating_add(more), Ordering::Relaxed);
             return Ok(());
@@ -183,22 +183,22 @@ impl Charge {
     }
 }
 
-impl Drop for Charge {
+impl Drop for BudgetCharge {
     fn drop(&mut self) {
         let bytes = *self.bytes.get_mut();
         if bytes > 0 {
-            self.budget.ledger().give_back(self.uid, bytes);
+            self.budget.lock().subtract(self.uid, bytes);
         }
     }
 }
 
 /// Bytes of an answer with the charge of its request, which they hold until they are written.
-struct Written {
+struct ChargedBytes {
     bytes: Bytes,
-    _charge: Arc<Charge>,
+    _charge: Arc<BudgetCharge>,
 }
 
-impl AsRef<[u8]> for Written {
+impl AsRef<[u8]> for ChargedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -207,7 +207,9 @@ impl AsRef<[u8]> for Written {
 /// Keeps the charge of a response until all bytes of its body are dropped. Until then they wait for
 /// the client in the buffer of the connection.
 pub(super) fn hold_until_written(mut response: Response) -> Response {
-    let Some(charge) = response.extensions_mut().remove::<Arc<Charge>>() else { return response };
+    let Some(charge) = response.extensions_mut().remove::<Arc<BudgetCharge>>() else {
+        return response;
+    };
     let length = response.body().size_hint().exact();
     if let Some(length) = length {
         // Set the length here, because the wrapped body does not report it.
@@ -216,7 +218,8 @@ pub(super) fn hold_until_written(mut response: Response) -> Response {
     }
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
-            let of = |bytes| Bytes::from_owner(Written { bytes, _charge: Arc::clone(&charge) });
+            let of =
+                |bytes| Bytes::from_owner(ChargedBytes { bytes, _charge: Arc::clone(&charge) });
             frame.map_data(of)
         }))
     })
@@ -227,11 +230,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::memory::sample::{Limit, Sample};
+    use crate::memory::sample::{GroupLimit, Sample};
     use crate::units::Bytes;
 
     fn budget(limit: u64, max_body: u64) -> Budget {
-        let limit = Limit { bytes: Bytes(limit), unreclaimable: Bytes(0), file: "a limit".into() };
+        let limit =
+            GroupLimit { bytes: Bytes(limit), unreclaimable: Bytes(0), file: "a limit".into() };
         let sample = Sample { limits: vec![limit], ..Sample::default() };
         let (_, readings) = watch::channel(Reading { sample, ..Reading::default() });
         let mut settings = Settings::default();
@@ -255,7 +259,7 @@ mod tests {
         drop(first);
         second.grow(8 * MIB).unwrap();
         drop(second);
-        assert_eq!((budget.held(), budget.ledger().held.len()), (0, 0));
+        assert_eq!((budget.held(), budget.lock().held.len()), (0, 0));
     }
 
     #[test]
@@ -279,7 +283,7 @@ mod tests {
         // A third user gets half of the remaining bytes, and a small request always fits.
         budget.request(3).grow(8 * MIB).unwrap();
         for uid in 4..100 {
-            budget.request(uid).grow(SMALL).unwrap();
+            budget.request(uid).grow(SMALL_REQUEST).unwrap();
         }
     }
 
@@ -290,8 +294,8 @@ mod tests {
         small.grow(8 * MIB).unwrap();
         large.grow(200 * MIB).unwrap();
         assert!(budget.request(1).grow(1).is_err(), "it is not alone then");
-        assert!(budget.request(3).grow(SMALL + 1).is_err());
-        budget.request(3).grow(SMALL).unwrap();
+        assert!(budget.request(3).grow(SMALL_REQUEST + 1).is_err());
+        budget.request(3).grow(SMALL_REQUEST).unwrap();
         drop((large, small));
         let busy = budget.request(2);
         busy.grow(9 * MIB).unwrap();
@@ -323,23 +327,23 @@ mod tests {
         ) {
             let budget = budget(512 * MIB, 16 * MIB);
             let size = budget.size();
-            let mut requests: Vec<Charge> = Vec::new();
+            let mut requests: Vec<BudgetCharge> = Vec::new();
             for (uid, mib, drops) in steps {
                 if drops && !requests.is_empty() {
                     requests.remove(uid as usize % requests.len());
                     continue;
                 }
                 let request = budget.request(uid);
-                let is_only = budget.ledger().held(uid) == 0;
+                let is_only = budget.lock().held(uid) == 0;
                 if request.grow(mib * MIB).is_ok() {
                     let total = budget.held();
                     let free = size.saturating_sub(total);
-                    prop_assert!(is_only || budget.ledger().held(uid) <= free);
+                    prop_assert!(is_only || budget.lock().held(uid) <= free);
                     requests.push(request);
                 }
             }
             drop(requests);
-            prop_assert_eq!((budget.held(), budget.ledger().held.len()), (0, 0));
+            prop_assert_eq!((budget.held(), budget.lock().held.len()), (0, 0));
         }
     }
 }

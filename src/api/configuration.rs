@@ -8,19 +8,19 @@ use axum::Json;
 use axum::extract::State;
 
 use super::App;
-use super::wire::configuration::{InForce, Value};
+use super::wire::configuration::{ActiveConfiguration, ConfigValue};
 use crate::config::{self, KeyValue, ValueOrigin};
 
-pub(super) async fn in_force(State(app): State<App>) -> Json<InForce> {
+pub(super) async fn active(State(app): State<App>) -> Json<ActiveConfiguration> {
     let applied = Arc::clone(&app.settings.borrow());
-    let values = config::running_values(&app.started_with, &applied);
-    Json(InForce { values: values.iter().map(describe).collect() })
+    let values = config::running_values(&app.initial_settings, &applied);
+    Json(ActiveConfiguration { values: values.iter().map(describe).collect() })
 }
 
 /// Converts a key to its wire type.
-pub fn describe(value: &KeyValue) -> Value {
+pub fn describe(value: &KeyValue) -> ConfigValue {
     let origin = value.origin.as_ref();
-    Value {
+    ConfigValue {
         key: value.key(),
         value: value.value.clone(),
         default: value.default.clone(),

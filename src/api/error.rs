@@ -12,7 +12,7 @@ use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::wire::{ErrorBody, ErrorResponse, Loading};
+use super::wire::{ErrorBody, ErrorResponse, LoadProgress};
 use crate::engine::EngineError;
 use crate::errors::chain;
 use crate::models::ModelError;
@@ -25,11 +25,11 @@ const DRAINING: &str = "draining";
 /// Code of a request that exceeds the budget of bytes.
 const TOO_MANY_BYTES: &str = "too_many_bytes";
 /// Retry time for a model that is being loaded for the first time.
-const UNKNOWN_LOAD: Duration = Duration::from_secs(1);
+const UNKNOWN_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Shortest retry time for a model that is being loaded.
-const LEAST_LOAD: Duration = Duration::from_millis(100);
+const MIN_RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Longest retry time: OpenAI's clients do not retry at all if it is longer.
-const MOST_WAIT: Duration = Duration::from_secs(120);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
 /// A failed request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub(super) struct ApiError {
     message: String,
     param: Option<String>,
     retry_after: Option<Duration>,
-    loading: Option<Box<Loading>>,
+    loading: Option<Box<LoadProgress>>,
 }
 
 impl ApiError {
@@ -55,8 +55,8 @@ impl ApiError {
         Self::new(status, code, chain(error))
     }
 
-    fn after(self, wait: Duration) -> Self {
-        Self { retry_after: Some(wait.min(MOST_WAIT)), ..self }
+    fn with_retry_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait.min(MAX_RETRY_AFTER)), ..self }
     }
 
     /// Returns the error of a request with a wrong `param`.
@@ -88,14 +88,15 @@ impl ApiError {
     pub(super) fn empty(param: String) -> Self {
         let message =
             format!("{param} is empty; expected at least one text, and none without characters");
-        Self::new(StatusCode::BAD_REQUEST, "empty_input", message).about(param)
+        Self::new(StatusCode::BAD_REQUEST, "empty_input", message).with_param(param)
     }
 
     /// Returns the error of a request for the states or the text of too many tokens.
     pub(super) fn too_many_tokens(param: &str, found: usize, max: usize) -> Self {
         let message =
             format!("{param} has {found} tokens; this route takes at most {max} a request");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_tokens", message).about(param.to_owned())
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_tokens", message)
+            .with_param(param.to_owned())
     }
 
     /// Returns the error of a request with too much text to show as tokens or to rank by keyword.
@@ -103,7 +104,8 @@ impl ApiError {
     pub(super) fn too_much_text(param: &str, found: usize, max: usize) -> Self {
         let (found, max) = (Bytes(found as u64), Bytes(max as u64));
         let message = format!("{param} has {found} of text; here a request may have at most {max}");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_much_text", message).about(param.to_owned())
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_much_text", message)
+            .with_param(param.to_owned())
     }
 
     /// Returns the error of a request for a task that no installed model can do.
@@ -118,7 +120,7 @@ impl ApiError {
         let message = format!(
             "{param} has {found} tokens, and the model takes {most}; send less, or let its end be left out"
         );
-        Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).about(param)
+        Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).with_param(param)
     }
 
     /// Returns the error of a connection beyond the limit of `most`.
@@ -127,7 +129,7 @@ impl ApiError {
             "{most} connections are served already, as many as socket.max_connections allows"
         );
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message)
-            .after(Duration::from_secs(1))
+            .with_retry_after(Duration::from_secs(1))
     }
 
     /// Returns the error of an event stream beyond the limit of the user or, with `is_shared`,
@@ -140,7 +142,8 @@ impl ApiError {
         let message = format!(
             "{held} event streams {whose} are open already; close one, or ask again and again with follow=false"
         );
-        Self::new(status, "too_many_event_streams", message).after(Duration::from_secs(10))
+        Self::new(status, "too_many_event_streams", message)
+            .with_retry_after(Duration::from_secs(10))
     }
 
     /// Returns the error of a request that exceeds the budget of `size` bytes. The user's requests
@@ -152,14 +155,14 @@ impl ApiError {
              answers"
         );
         Self::new(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY_BYTES, message)
-            .after(Duration::from_secs(1))
+            .with_retry_after(Duration::from_secs(1))
     }
 
     /// Returns the error of a user with too many requests that wait for a permit.
     pub(super) fn too_much_work(waiting: usize) -> Self {
         let message = format!("{waiting} requests of this user wait already to be read or written");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
-            .after(Duration::from_secs(1))
+            .with_retry_after(Duration::from_secs(1))
     }
 
     /// Returns the error of an unknown route.
@@ -202,24 +205,25 @@ impl ApiError {
         let message = format!(
             "the tenant \"{tenant}\" may not ask for the model \"{model}\"; tenants.allowed_models says for which"
         );
-        Self::new(StatusCode::FORBIDDEN, "model_not_allowed", message).about("model".to_owned())
+        Self::new(StatusCode::FORBIDDEN, "model_not_allowed", message)
+            .with_param("model".to_owned())
     }
 
     /// Returns the error of a tenant with `most` requests in flight. One of them should be finished
     /// after `wait`.
     pub(super) fn tenant_overloaded(tenant: &str, most: usize, wait: Duration) -> Self {
         let message = format!("{most} requests of the tenant \"{tenant}\" are in flight already");
-        Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message).after(wait)
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message).with_retry_after(wait)
     }
 
     /// Adds to the error which of `additional_models` it concerns.
-    pub(super) fn of_additional(self, index: usize, name: &str) -> Self {
+    pub(super) fn with_additional_model(self, index: usize, name: &str) -> Self {
         let message = format!("the additional model \"{name}\": {}", self.message);
-        Self { message, ..self }.about(format!("additional_models[{index}]"))
+        Self { message, ..self }.with_param(format!("additional_models[{index}]"))
     }
 
     /// Adds to the message the alias by which the model was requested.
-    pub(super) fn through(self, alias: Option<&Alias>) -> Self {
+    pub(super) fn with_alias(self, alias: Option<&Alias>) -> Self {
         match alias {
             Some(alias) => {
                 Self { message: format!("the alias \"{alias}\": {}", self.message), ..self }
@@ -232,11 +236,11 @@ impl ApiError {
     pub(super) fn not_ready(model: &str) -> Self {
         let message = format!("the default model \"{model}\" is not ready");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message)
-            .after(Duration::from_secs(1))
+            .with_retry_after(Duration::from_secs(1))
     }
 
     /// Adds the degraded parts of the daemon to the message.
-    pub(super) fn beside(mut self, degraded: &[String]) -> Self {
+    pub(super) fn with_degraded(mut self, degraded: &[String]) -> Self {
         for what in degraded {
             self.message.push_str("; degraded: ");
             self.message.push_str(what);
@@ -245,7 +249,7 @@ impl ApiError {
     }
 
     /// Returns the error of work that was lost: it panicked, or the daemon is stopping.
-    pub(super) fn lost() -> Self {
+    pub(super) fn lost_work() -> Self {
         let message = "the request was lost; the log has the cause".to_owned();
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
     }
@@ -261,7 +265,7 @@ impl ApiError {
     }
 
     /// Sets the field of the request that the error concerns.
-    pub(super) fn about(self, param: String) -> Self {
+    pub(super) fn with_param(self, param: String) -> Self {
         Self { param: Some(param), ..self }
     }
 
@@ -279,7 +283,7 @@ impl ApiError {
 
     /// Returns the message, preceded by the name of the field if the message does not contain it.
     /// For dialects whose errors are a single text.
-    pub(super) fn sentence(&self) -> String {
+    pub(super) fn full_message(&self) -> String {
         let Self { param, message, .. } = self;
         match param {
             // Search only for the name before the bracket: for `input[1]` the message may contain
@@ -357,43 +361,47 @@ impl From<&ModelError> for ApiError {
             }
             ModelError::Failed { retry_after, .. } => {
                 let wait = *retry_after;
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_failed", error).after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_failed", error)
+                    .with_retry_after(wait)
             }
             ModelError::MemoryLimit { refusal, .. } => {
                 let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_limit", error);
                 match refusal.retry_after {
-                    Some(wait) => error.after(wait),
+                    Some(wait) => error.with_retry_after(wait),
                     None => error,
                 }
             }
             ModelError::Evicted { retry_after, .. } | ModelError::Pressure { retry_after, .. } => {
                 let wait = *retry_after;
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_pressure", error).after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_pressure", error)
+                    .with_retry_after(wait)
             }
             ModelError::Loading { name, elapsed, expected } => {
                 let left = expected.map(|expected| expected.saturating_sub(*elapsed));
-                let wait = left.unwrap_or(UNKNOWN_LOAD).clamp(LEAST_LOAD, MOST_WAIT);
-                let loading = Loading {
+                let wait =
+                    left.unwrap_or(UNKNOWN_RETRY_AFTER).clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
+                let loading = LoadProgress {
                     model: name.clone(),
                     elapsed_ms: milliseconds(*elapsed),
                     expected_ms: expected.map(milliseconds),
                 };
                 let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_loading", error);
-                Self { loading: Some(Box::new(loading)), ..error.after(wait) }
+                Self { loading: Some(Box::new(loading)), ..error.with_retry_after(wait) }
             }
             ModelError::Pinned(_) => Self::of(StatusCode::CONFLICT, "pinned", error),
             ModelError::Overloaded { retry_after, .. } => {
                 let wait = *retry_after;
-                Self::of(StatusCode::TOO_MANY_REQUESTS, "overloaded", error).after(wait)
+                Self::of(StatusCode::TOO_MANY_REQUESTS, "overloaded", error).with_retry_after(wait)
             }
             ModelError::Timeout(_) => Self::of(StatusCode::GATEWAY_TIMEOUT, "timeout", error),
             ModelError::Ended(_) => {
                 let wait = Duration::from_secs(1);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_ended", error).after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_ended", error)
+                    .with_retry_after(wait)
             }
             ModelError::Draining => {
                 let wait = Duration::from_secs(5);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, DRAINING, error).after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, DRAINING, error).with_retry_after(wait)
             }
             ModelError::Engine(error) => error.into(),
         }
@@ -449,14 +457,14 @@ mod tests {
     fn retry_after_is_rounded_up() {
         let wait = Duration::from_millis(1_200);
         let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", String::new());
-        let response = error.after(wait).into_response();
+        let response = error.with_retry_after(wait).into_response();
         assert_eq!(response.headers()["retry-after"], "2");
         assert_eq!(response.headers()["retry-after-ms"], "1200");
     }
 
     #[test]
     fn server_error_without_delay_forbids_retry() {
-        let response = ApiError::lost().into_response();
+        let response = ApiError::lost_work().into_response();
         assert_eq!(response.headers()["x-should-retry"], "false");
     }
 }

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::error::ApiError;
-use super::peer::Peer;
-use super::sight::Sight;
-use super::streams::{Endless, Following};
+use super::peer_credentials::PeerCredentials;
+use super::streams::{EndlessBody, StreamSlot};
+use super::visibility::Visibility;
 use super::wire;
 use crate::events::{Event, EventItem, EventRecord, Subscription};
 use crate::log::Message;
@@ -34,7 +34,7 @@ const PARAMETERS: [&str; 2] = ["since", "follow"];
 
 /// Parameters of a request for events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Wanted {
+struct EventsQuery {
     /// Id after which remembered events are sent first.
     since: Option<u64>,
     /// Whether the answer continues with new events.
@@ -46,12 +46,12 @@ struct Wanted {
 /// the remembered events.
 pub(super) async fn follow(
     State(app): State<App>,
-    sight: Sight,
+    sight: Visibility,
     RawQuery(query): RawQuery,
-    peer: Option<Extension<Peer>>,
+    peer: Option<Extension<PeerCredentials>>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let Wanted { since, follow } = parse(query.as_deref().unwrap_or_default())?;
+    let EventsQuery { since, follow } = parse(query.as_deref().unwrap_or_default())?;
     let last = headers.get(&LAST_EVENT_ID).map(|id| {
         let id = id.to_str().unwrap_or_default();
         number(LAST_EVENT_ID.as_str(), id)
@@ -59,34 +59,41 @@ pub(super) async fn follow(
     let since = last.transpose()?.or(since);
     // An answer with only remembered events ends by itself and does not count as an open stream.
     let place = match follow {
-        true => Some(app.streams.open(peer.map_or(Peer::STRANGER, |Extension(peer)| peer))?),
+        true => Some(
+            app.streams.open(peer.map_or(PeerCredentials::UNPRIVILEGED, |Extension(peer)| peer))?,
+        ),
         false => None,
     };
     let draining = app.draining.clone();
-    let telling =
-        Telling { listener: app.events.subscribe(since), sight, follow, draining, _place: place };
+    let telling = EventStream {
+        listener: app.events.subscribe(since),
+        sight,
+        follow,
+        draining,
+        _slot: place,
+    };
     let events = stream::unfold(telling, |mut telling| async move {
         let event = telling.next().await?;
         Some((Ok::<_, Infallible>(event), telling))
     });
     let mut response = Sse::new(events).into_response();
     if follow {
-        response.extensions_mut().insert(Endless);
+        response.extensions_mut().insert(EndlessBody);
     }
     Ok(response)
 }
 
 /// State of one client's answer.
-struct Telling {
+struct EventStream {
     listener: Subscription,
-    sight: Sight,
+    sight: Visibility,
     follow: bool,
     draining: CancellationToken,
     /// Slot of the stream, released with the answer.
-    _place: Option<Following>,
+    _slot: Option<StreamSlot>,
 }
 
-impl Telling {
+impl EventStream {
     async fn next(&mut self) -> Option<sse::Event> {
         // Hidden events do not reset this timer. Otherwise the client could wait for a long time
         // without any data.
@@ -104,7 +111,7 @@ impl Telling {
             } else {
                 self.listener.next_from_history()?
             };
-            if let Some(event) = self.sight.event(show(&heard)) {
+            if let Some(event) = self.sight.event(to_wire(&heard)) {
                 break event;
             }
         };
@@ -124,7 +131,7 @@ impl Telling {
     }
 }
 
-fn show(heard: &EventItem) -> wire::events::Event {
+fn to_wire(heard: &EventItem) -> wire::events::Event {
     let of = |kind: &str| wire::events::Event { kind: kind.to_owned(), ..Default::default() };
     let record = match heard {
         EventItem::Record(record) => record,
@@ -186,8 +193,8 @@ fn show(heard: &EventItem) -> wire::events::Event {
 }
 
 /// Parses the query. Every parameter is optional.
-fn parse(text: &str) -> Result<Wanted, ApiError> {
-    let mut wanted = Wanted { since: None, follow: true };
+fn parse(text: &str) -> Result<EventsQuery, ApiError> {
+    let mut wanted = EventsQuery { since: None, follow: true };
     for (name, value) in form_urlencoded::parse(text.as_bytes()) {
         let invalid = |message| ApiError::invalid(Some(name.to_string()), message);
         match (name.as_ref(), value.as_ref()) {
@@ -223,7 +230,7 @@ mod tests {
 
     #[test]
     fn query_parameters_are_parsed_and_optional() {
-        let all = |since, follow| Ok(Wanted { since, follow });
+        let all = |since, follow| Ok(EventsQuery { since, follow });
         assert_eq!(parse(""), all(None, true));
         assert_eq!(parse("since=12&follow=false"), all(Some(12), false));
         for wrong in ["since=", "since=-1", "follow=", "follow=no", "until=3"] {
@@ -235,9 +242,9 @@ mod tests {
     fn absent_event_fields_are_omitted() {
         let event = Event::PackageRefused { file: None, reason: "no".to_owned() };
         let record = EventRecord { id: 7, at: UNIX_EPOCH + Duration::from_secs(9), event };
-        let shown = serde_json::to_string(&show(&EventItem::Record(Arc::new(record)))).unwrap();
+        let shown = serde_json::to_string(&to_wire(&EventItem::Record(Arc::new(record)))).unwrap();
         assert_eq!(shown, r#"{"id":7,"at":9,"type":"package_refused","reason":"no"}"#);
-        let shown = serde_json::to_string(&show(&EventItem::Lagged(3))).unwrap();
+        let shown = serde_json::to_string(&to_wire(&EventItem::Lagged(3))).unwrap();
         assert_eq!(shown, r#"{"type":"lagged","missed":3}"#);
     }
 

@@ -8,8 +8,8 @@ use axum::extract::State;
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
 use super::error::ApiError;
-use super::sight::Sight;
-use super::wire::{Quarantined, Status, StoreCondition};
+use super::visibility::Visibility;
+use super::wire::{DaemonStatus, QuarantinedPackage, StoreCondition};
 use super::{App, packages};
 use crate::errors::chain;
 use crate::log::Message;
@@ -26,13 +26,16 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<String, ApiError> {
     let overview = app.handle.overview().borrow().clone();
     if !overview.is_ready() {
         let error = ApiError::not_ready(&app.handle.default_model());
-        return Err(error.beside(&overview.degraded));
+        return Err(error.with_degraded(&overview.degraded));
     }
     let lines = overview.degraded.iter().map(|what| format!("degraded: {what}\n"));
     Ok(std::iter::once("ok\n".to_owned()).chain(lines).collect())
 }
 
-pub(super) async fn status(State(app): State<App>, sight: Sight) -> Result<Json<Status>, ApiError> {
+pub(super) async fn status(
+    State(app): State<App>,
+    sight: Visibility,
+) -> Result<Json<DaemonStatus>, ApiError> {
     let packages = packages::describe_all(&app, &sight).await?;
     let measured = measure().await?;
     let drop_directory = app.settings.borrow().packages.drop_directory.clone();
@@ -40,7 +43,7 @@ pub(super) async fn status(State(app): State<App>, sight: Sight) -> Result<Json<
     let overview = app.handle.overview().borrow().clone();
     let unsigned = packages::unsigned(&app);
     let store = store(&app).await?;
-    Ok(Json(Status {
+    Ok(Json(DaemonStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_seconds: app.started.elapsed().as_secs(),
@@ -74,7 +77,7 @@ async fn store(app: &App) -> Result<StoreCondition, ApiError> {
             %error,
             "the store could not be examined"
         );
-        ApiError::lost()
+        ApiError::lost_work()
     })?;
     let (verity, verity_reason) = match condition.verity {
         Verity::On => (true, None),
@@ -89,7 +92,7 @@ async fn store(app: &App) -> Result<StoreCondition, ApiError> {
 }
 
 /// Reads the quarantine of a drop directory; `None` when it cannot be read.
-async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<Quarantined>>, ApiError> {
+async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<QuarantinedPackage>>, ApiError> {
     let read = tokio::task::spawn_blocking(move || list_quarantined(&drop_directory)).await;
     let read = read.map_err(|error| {
         tracing::error!(
@@ -97,11 +100,11 @@ async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<Quarantined>>,
             %error,
             "the quarantine could not be read"
         );
-        ApiError::lost()
+        ApiError::lost_work()
     })?;
     match read {
         Ok(packages) => Ok(Some(Vec::from_iter(
-            packages.into_iter().map(|(file, reason)| Quarantined { file, reason }),
+            packages.into_iter().map(|(file, reason)| QuarantinedPackage { file, reason }),
         ))),
         Err(error) => {
             tracing::warn!(
@@ -116,28 +119,28 @@ async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<Quarantined>>,
 
 /// Memory in bytes; `None` where the system does not report it.
 #[derive(Default)]
-struct Measured {
+struct ProcessMemory {
     resident: Option<u64>,
     total: Option<u64>,
     available: Option<u64>,
 }
 
 /// Measures memory on the blocking pool.
-async fn measure() -> Result<Measured, ApiError> {
+async fn measure() -> Result<ProcessMemory, ApiError> {
     tokio::task::spawn_blocking(read).await.map_err(|error| {
         tracing::error!(
             name: Message::InternalFault.name(),
             %error,
             "memory could not be measured"
         );
-        ApiError::lost()
+        ApiError::lost_work()
     })
 }
 
-fn read() -> Measured {
-    let Ok(mut system) = System::new() else { return Measured::default() };
+fn read() -> ProcessMemory {
+    let Ok(mut system) = System::new() else { return ProcessMemory::default() };
     system.refresh_memory();
-    Measured {
+    ProcessMemory {
         resident: resident(&mut system),
         total: Some(system.total_memory()),
         available: Some(system.available_memory()),

@@ -18,9 +18,9 @@ use serde::de::{
 };
 
 use super::App;
-use super::budget::{BODY_FACTOR, Charge};
-use super::caller::Caller;
+use super::budget::{BODY_FACTOR, BudgetCharge};
 use super::error::ApiError;
+use super::request_context::RequestContext;
 use super::wire::Input;
 use super::wire::ollama::Texts;
 use crate::units::Bytes;
@@ -43,7 +43,7 @@ pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// 400 when it is not JSON or a field has the wrong type. The error names the field.
 pub(super) async fn read_json<T: DeserializeOwned + Send + 'static>(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     body: Body,
 ) -> Result<T, ApiError> {
     let limit = app.settings.borrow().socket.max_body;
@@ -52,7 +52,7 @@ pub(super) async fn read_json<T: DeserializeOwned + Send + 'static>(
         return parse(&bytes);
     }
     let parse = move || parse(&bytes);
-    app.places.parsing.run(caller.uid, caller.deadline, parse).await?
+    app.permits.parsing.run(caller.uid, caller.deadline, parse).await?
 }
 
 /// Reads a JSON body of at most `limit`, which must be small because it is not charged to the
@@ -83,7 +83,7 @@ pub(super) async fn read_optional_json<T: DeserializeOwned>(
 async fn receive(
     mut body: Body,
     limit: Bytes,
-    charge: Option<&Charge>,
+    charge: Option<&BudgetCharge>,
 ) -> Result<Vec<u8>, ApiError> {
     let grow = |length: u64| charge.map_or(Ok(()), |charge| charge.grow(length * BODY_FACTOR));
     let declared = body.size_hint().exact();
@@ -143,9 +143,9 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 }
 
 /// The single name in a path, unescaped. Axum's own rejection is plain text; this one is JSON.
-pub(super) struct Name(pub(super) String);
+pub(super) struct PathName(pub(super) String);
 
-impl<S: Send + Sync> FromRequestParts<S> for Name {
+impl<S: Send + Sync> FromRequestParts<S> for PathName {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
@@ -186,9 +186,9 @@ impl<'de> Visitor<'de> for InputVisitor {
         while texts.len().max(lists.len()) <= MAX_INPUTS {
             let Some(item) = items.next_element()? else { break };
             match item {
-                Item::Text(text) => texts.push(text),
-                Item::Id(id) => ids.push(id),
-                Item::Ids(list) => lists.push(list),
+                InputItem::Text(text) => texts.push(text),
+                InputItem::Id(id) => ids.push(id),
+                InputItem::Ids(list) => lists.push(list),
             }
             if [texts.is_empty(), ids.is_empty(), lists.is_empty()].iter().filter(|e| !**e).count()
                 > 1
@@ -259,13 +259,13 @@ impl<'de> Visitor<'de> for OneOrMore {
     }
 }
 
-enum Item {
+enum InputItem {
     Text(String),
     Id(u32),
     Ids(Vec<u32>),
 }
 
-impl<'de> Deserialize<'de> for Item {
+impl<'de> Deserialize<'de> for InputItem {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(ItemVisitor)
     }
@@ -274,36 +274,36 @@ impl<'de> Deserialize<'de> for Item {
 struct ItemVisitor;
 
 impl<'de> Visitor<'de> for ItemVisitor {
-    type Value = Item;
+    type Value = InputItem;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a string, a token id or a list of token ids")
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Item, E> {
-        Ok(Item::Text(text.to_owned()))
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<InputItem, E> {
+        Ok(InputItem::Text(text.to_owned()))
     }
 
-    fn visit_string<E: de::Error>(self, text: String) -> Result<Item, E> {
-        Ok(Item::Text(text))
+    fn visit_string<E: de::Error>(self, text: String) -> Result<InputItem, E> {
+        Ok(InputItem::Text(text))
     }
 
-    fn visit_u64<E: de::Error>(self, id: u64) -> Result<Item, E> {
-        u32::try_from(id).map(Item::Id).map_err(|_out_of_range| {
+    fn visit_u64<E: de::Error>(self, id: u64) -> Result<InputItem, E> {
+        u32::try_from(id).map(InputItem::Id).map_err(|_out_of_range| {
             E::custom(format!("{id} is no token id: expected 0 to {}", u32::MAX))
         })
     }
 
-    fn visit_i64<E: de::Error>(self, id: i64) -> Result<Item, E> {
+    fn visit_i64<E: de::Error>(self, id: i64) -> Result<InputItem, E> {
         Err(E::custom(format!("{id} is no token id: expected 0 to {}", u32::MAX)))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Item, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<InputItem, A::Error> {
         let mut ids = Vec::new();
         while let Some(id) = items.next_element()? {
             ids.push(id);
         }
-        Ok(Item::Ids(ids))
+        Ok(InputItem::Ids(ids))
     }
 }
 

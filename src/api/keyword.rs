@@ -15,9 +15,9 @@ use unicode_segmentation::UnicodeSegmentation;
 /// documents.
 const MAX_QUERY_WORDS: usize = 64;
 
-struct Words;
+struct WordTokenizer;
 
-impl Tokenizer for Words {
+impl Tokenizer for WordTokenizer {
     fn tokenize(&self, text: &str) -> Vec<String> {
         text.unicode_words().map(str::to_lowercase).collect()
     }
@@ -27,13 +27,17 @@ impl Tokenizer for Words {
 /// common word.
 pub(super) fn scores(query: &str, documents: &[String]) -> Vec<f32> {
     let corpus: Vec<&str> = documents.iter().map(String::as_str).collect();
-    let embedder =
-        EmbedderBuilder::<u64, Words>::with_tokenizer_and_fit_to_corpus(Words, &corpus).build();
+    let embedder = EmbedderBuilder::<u64, WordTokenizer>::with_tokenizer_and_fit_to_corpus(
+        WordTokenizer,
+        &corpus,
+    )
+    .build();
     let mut scorer = Scorer::<usize, u64>::new();
     for (index, document) in corpus.iter().enumerate() {
         scorer.upsert(&index, embedder.embed(document));
     }
-    let query: BTreeSet<String> = Words.tokenize(query).into_iter().take(MAX_QUERY_WORDS).collect();
+    let query: BTreeSet<String> =
+        WordTokenizer.tokenize(query).into_iter().take(MAX_QUERY_WORDS).collect();
     let query = embedder.embed(&Vec::from_iter(query).join(" "));
     let mut scores = vec![0.0; documents.len()];
     for matched in scorer.matches(&query) {

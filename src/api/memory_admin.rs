@@ -1,4 +1,4 @@
-//! Shows memory to the extent that [`Sight`] allows, and changes it for administrators.
+//! Shows memory to the extent that [`Visibility`] allows, and changes it for administrators.
 
 use std::time::{Instant, UNIX_EPOCH};
 
@@ -8,11 +8,11 @@ use axum::extract::State;
 
 use super::App;
 use super::error::ApiError;
-use super::input::{Name, read_optional_json, read_small_json};
-use super::sight::Sight;
+use super::input::{PathName, read_optional_json, read_small_json};
+use super::visibility::Visibility;
 use super::wire::memory::{
-    Flushed, LoadModel, MeasuredMemory, MemoryAction, MemoryLimit, MemoryStatus, ModelMemory,
-    ModelMoved, Pressure, SetLimit, SystemMemory,
+    FlushResponse, LoadModelRequest, MeasuredMemory, MemoryAction, MemoryLimit, MemoryLimitSetting,
+    MemoryStatus, ModelMemory, Pressure, ResidencyChange, SystemMemory,
 };
 use crate::log::Message;
 use crate::memory::sample::{Psi, Sample};
@@ -27,7 +27,7 @@ const AUTO: &str = "auto";
 
 pub(super) async fn status(
     State(app): State<App>,
-    sight: Sight,
+    sight: Visibility,
 ) -> Result<Json<MemoryStatus>, ApiError> {
     let view = app.handle.memory().await?;
     let reading = view.reading;
@@ -48,8 +48,8 @@ pub(super) async fn status(
         level: reading.level.name().to_owned(),
         cause: reading.cause.clone(),
         source: reading.source.clone(),
-        shedding: view.shedding,
-        room_bytes: view.room.0,
+        shedding: view.is_shedding,
+        room_bytes: view.headroom.0,
         measured: measured(&reading.sample),
         configured_limit_bytes: view.configured_limit.map(|limit| limit.0),
         limits: limits.collect(),
@@ -116,7 +116,7 @@ fn action(record: ActionRecord) -> MemoryAction {
     }
 }
 
-pub(super) async fn flush(State(app): State<App>) -> Result<Json<Flushed>, ApiError> {
+pub(super) async fn flush(State(app): State<App>) -> Result<Json<FlushResponse>, ApiError> {
     let flushed = app.handle.flush().await?;
     let freed = flushed.before.process.0.saturating_sub(flushed.after.process.0);
     let duration_ms = milliseconds(flushed.duration);
@@ -125,7 +125,7 @@ pub(super) async fn flush(State(app): State<App>) -> Result<Json<Flushed>, ApiEr
         models = flushed.unloaded.len(), freed_bytes = freed, duration_ms,
         "flushed"
     );
-    Ok(Json(Flushed {
+    Ok(Json(FlushResponse {
         unloaded: flushed.unloaded.iter().map(ToString::to_string).collect(),
         before: measured(&flushed.before),
         after: measured(&flushed.after),
@@ -136,10 +136,10 @@ pub(super) async fn flush(State(app): State<App>) -> Result<Json<Flushed>, ApiEr
 
 pub(super) async fn load(
     State(app): State<App>,
-    Name(name): Name,
+    PathName(name): PathName,
     body: Body,
-) -> Result<Json<ModelMoved>, ApiError> {
-    let body: Option<LoadModel> = read_optional_json(body, MAX_BODY).await?;
+) -> Result<Json<ResidencyChange>, ApiError> {
+    let body: Option<LoadModelRequest> = read_optional_json(body, MAX_BODY).await?;
     let started = Instant::now();
     let resident = is_resident(&app, &name).await?;
     let lease = app.handle.lease(Some(&name)).await?;
@@ -148,24 +148,24 @@ pub(super) async fn load(
     }
     let model = format!("{}@{}", lease.info.manifest.id, lease.info.manifest.version);
     let duration_ms = milliseconds(started.elapsed());
-    Ok(Json(ModelMoved { model, was_resident: resident, duration_ms }))
+    Ok(Json(ResidencyChange { model, was_resident: resident, duration_ms }))
 }
 
 pub(super) async fn unload(
     State(app): State<App>,
-    Name(name): Name,
-) -> Result<Json<ModelMoved>, ApiError> {
+    PathName(name): PathName,
+) -> Result<Json<ResidencyChange>, ApiError> {
     let started = Instant::now();
     let was_resident = app.handle.unload(&name).await?;
     let duration_ms = milliseconds(started.elapsed());
-    Ok(Json(ModelMoved { model: name, was_resident, duration_ms }))
+    Ok(Json(ResidencyChange { model: name, was_resident, duration_ms }))
 }
 
 pub(super) async fn set_limit(
     State(app): State<App>,
     body: Body,
-) -> Result<Json<SetLimit>, ApiError> {
-    let SetLimit { limit } = read_small_json(body, MAX_BODY).await?;
+) -> Result<Json<MemoryLimitSetting>, ApiError> {
+    let MemoryLimitSetting { limit } = read_small_json(body, MAX_BODY).await?;
     let bytes = match limit.as_str() {
         AUTO => None,
         size => Some(size.parse::<Bytes>().map_err(|error| {
@@ -179,12 +179,12 @@ pub(super) async fn set_limit(
         "the memory of this process is limited anew, until the next start"
     );
     app.handle.set_memory_limit(bytes).await;
-    Ok(Json(SetLimit { limit }))
+    Ok(Json(MemoryLimitSetting { limit }))
 }
 
 /// Returns whether the model that `name` means is in memory; false when there is no such model.
 async fn is_resident(app: &App, name: &str) -> Result<bool, ApiError> {
-    let name = alias::meant(&app.settings.borrow().aliases, name);
+    let name = alias::resolve_without_canary(&app.settings.borrow().aliases, name);
     let entries = app.handle.store().entries();
     let Some(entry) = crate::package::resolve(&entries, &name) else { return Ok(false) };
     let residency = app.handle.residency().await?;

@@ -11,10 +11,10 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
 use super::request::{self, Timings};
-use super::sight::Sight;
+use super::visibility::Visibility;
 use super::{App, health};
 use crate::log::{self, Message};
-use crate::memory::level::Level;
+use crate::memory::level::PressureLevel;
 use crate::memory::sample::Psi;
 use crate::metrics::{
     CANCELED, Format, INTERNAL, Metrics, OK, ObservedModel, ObservedState, Stages, Stall,
@@ -67,7 +67,7 @@ pub const ROUTES: &[&str] = &[
 /// Answers with all counters and measurements, in the text format that the client accepts.
 pub(super) async fn scrape(
     State(app): State<App>,
-    sight: Sight,
+    sight: Visibility,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let view = app.handle.memory().await?;
@@ -77,20 +77,20 @@ pub(super) async fn scrape(
         let observed = ObservedState { resident: health::resident_memory(), ..observe(&app, view) };
         app.metrics.render(&observed, format).map(|text| sight.metrics(text))
     };
-    let text = tokio::task::spawn_blocking(render).await.map_err(request::lost)?;
+    let text = tokio::task::spawn_blocking(render).await.map_err(request::log_lost)?;
     let text = text.map_err(|error| {
         tracing::error!(
             name: Message::InternalFault.name(),
             %error,
             "the metrics could not be written"
         );
-        ApiError::lost()
+        ApiError::lost_work()
     })?;
     Ok(([(header::CONTENT_TYPE, format.content_type())], text).into_response())
 }
 
 fn observe(app: &App, view: MemoryView) -> ObservedState {
-    let MemoryView { reading, room, shedding, models: in_memory, .. } = view;
+    let MemoryView { reading, headroom: room, is_shedding: shedding, models: in_memory, .. } = view;
     let sample = reading.sample;
     let entries = app.handle.store().entries();
     let mut observed = ObservedState {
@@ -134,12 +134,12 @@ fn observe(app: &App, view: MemoryView) -> ObservedState {
     observed
 }
 
-fn rank(level: Level) -> u8 {
+fn rank(level: PressureLevel) -> u8 {
     match level {
-        Level::Normal => 0,
-        Level::Moderate => 1,
-        Level::High => 2,
-        Level::Critical => 3,
+        PressureLevel::Normal => 0,
+        PressureLevel::Moderate => 1,
+        PressureLevel::High => 2,
+        PressureLevel::Critical => 3,
     }
 }
 
@@ -163,10 +163,10 @@ pub(super) async fn count(
     answer: impl Future<Output = Response>,
 ) -> Response {
     let began = Instant::now();
-    let mut asked = Asked { metrics, route, answered: false };
+    let mut asked = RequestGuard { metrics, route, is_answered: false };
     let response = answer.await;
-    asked.answered = true;
-    asked.tell(outcome(&response));
+    asked.is_answered = true;
+    asked.count(outcome(&response));
     if let Some(Timings { tokenization, queue, inference }) = response.extensions().get().copied() {
         let total = began.elapsed();
         asked.metrics.observe_stages(Stages { tokenization, queue, inference, total });
@@ -185,22 +185,22 @@ fn outcome(response: &Response) -> &'static str {
 
 /// A request without an answer so far. If it is dropped in this state, it is counted as panicked or
 /// cancelled.
-struct Asked {
+struct RequestGuard {
     metrics: Metrics,
     route: Option<MatchedPath>,
-    answered: bool,
+    is_answered: bool,
 }
 
-impl Asked {
-    fn tell(&self, outcome: &'static str) {
+impl RequestGuard {
+    fn count(&self, outcome: &'static str) {
         self.metrics.count_request(self.route.as_ref().map(MatchedPath::as_str), outcome);
     }
 }
 
-impl Drop for Asked {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        if !self.answered {
-            self.tell(if std::thread::panicking() { INTERNAL } else { CANCELED });
+        if !self.is_answered {
+            self.count(if std::thread::panicking() { INTERNAL } else { CANCELED });
         }
     }
 }

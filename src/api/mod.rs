@@ -8,7 +8,6 @@
 //! another error format use theirs on all of their routes.
 
 mod budget;
-mod caller;
 mod configuration;
 mod error;
 mod events;
@@ -18,20 +17,21 @@ mod keep_alive;
 mod keyword;
 mod memory_admin;
 mod metrics;
+mod model_selection;
 mod ollama;
 mod openai;
 mod packages;
-mod peer;
+mod peer_credentials;
+mod permit;
 mod rank;
 mod request;
-mod sight;
+mod request_context;
 mod streams;
-mod target;
 mod tei;
 mod tenants;
 mod tokenize;
-mod turn;
 mod usage;
+mod visibility;
 pub mod wire;
 
 use std::ops::Deref;
@@ -51,21 +51,21 @@ use crate::config::Settings;
 use crate::events::Events;
 use crate::log::{self, Message};
 use crate::metrics::Metrics;
-use crate::models::Handle;
+use crate::models::ManagerHandle;
 use crate::models::install::Installer;
 use error::ApiError;
 
 pub use budget::Budget;
-pub use caller::ConnectionId;
 pub use configuration::describe as describe_value;
 pub use metrics::ROUTES;
 pub use packages::{
     ALLOW_DOWNGRADE, MINISIG_HEADER, NAME_HEADER, REPLACE, SHA256_HEADER, describe,
 };
-pub use peer::Peer;
-pub use streams::{Endless, Streams};
+pub use peer_credentials::PeerCredentials;
+pub use permit::Permits;
+pub use request_context::ConnectionId;
+pub use streams::{EndlessBody, Streams};
 pub use tenants::Tenants;
-pub use turn::Places;
 
 /// Delay before a connection beyond the limit is refused. Without the delay, 2,000 clients that
 /// retried at once halved the throughput of the connections that were served.
@@ -74,34 +74,34 @@ const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 /// Shared state of all routes. Each layer of the router clones it for each request, which costs one
 /// reference count.
 #[derive(Clone, Debug)]
-pub struct App(Arc<Parts>);
+pub struct App(Arc<AppParts>);
 
-impl From<Parts> for App {
-    fn from(parts: Parts) -> Self {
+impl From<AppParts> for App {
+    fn from(parts: AppParts) -> Self {
         Self(Arc::new(parts))
     }
 }
 
 impl Deref for App {
-    type Target = Parts;
+    type Target = AppParts;
 
-    fn deref(&self) -> &Parts {
+    fn deref(&self) -> &AppParts {
         &self.0
     }
 }
 
 /// Contents of an [`App`].
 #[derive(Debug)]
-pub struct Parts {
+pub struct AppParts {
     /// Access to the models.
-    pub handle: Handle,
+    pub handle: ManagerHandle,
     /// Installs and removes packages.
     pub installer: Installer,
     /// Settings that apply now.
     pub settings: watch::Receiver<Arc<Settings>>,
     /// Settings at the start of the daemon. A key that needs a restart keeps the value that it has
     /// here.
-    pub started_with: Arc<Settings>,
+    pub initial_settings: Arc<Settings>,
     /// Files of the configuration, and their problems.
     pub configuration: watch::Receiver<wire::Configuration>,
     /// Tenants, which also know the administrators.
@@ -119,14 +119,14 @@ pub struct Parts {
     /// Limit of the bytes that requests in flight may hold.
     pub budget: Budget,
     /// Fair scheduling of work on the processors.
-    pub places: Places,
+    pub permits: Permits,
     /// Open event streams.
     pub streams: Streams,
     /// Cancelled when the daemon drains: answers without an end, such as event streams, end then.
     pub draining: CancellationToken,
 }
 
-/// Builds the router with all routes. Requests must carry a [`Peer`] as an extension.
+/// Builds the router with all routes. Requests must carry a [`PeerCredentials`] as an extension.
 pub fn router(app: App) -> Router {
     let admin = Router::new()
         .route("/api/packages", post(packages::install))
@@ -134,7 +134,7 @@ pub fn router(app: App) -> Router {
         .route("/api/packages/{name}/verify", post(packages::verify))
         .route("/api/packages/{name}/export", get(packages::export))
         .route("/api/packages/{name}/rollback", post(packages::roll_back))
-        .route("/api/configuration", get(configuration::in_force))
+        .route("/api/configuration", get(configuration::active))
         .route("/api/memory/flush", post(memory_admin::flush))
         .route("/api/memory/limit", put(memory_admin::set_limit))
         .route("/api/memory/models/{name}/load", post(memory_admin::load))
@@ -160,19 +160,19 @@ pub fn router(app: App) -> Router {
         .merge(ollama::router())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn_with_state(app.metrics.clone(), around))
+        .layer(middleware::from_fn_with_state(app.metrics.clone(), observe_request))
         .with_state(app)
 }
 
 /// Returns the answer to a request whose handler panicked.
-pub fn lost() -> Response {
-    ApiError::lost().into_response()
+pub fn panic_response() -> Response {
+    ApiError::lost_work().into_response()
 }
 
 /// Builds the router for connections beyond the limit of `most`: it serves the health routes and
 /// refuses all others with 503. Closes the connection after one answer. The refusal is delayed, so
 /// that clients which retry at once do not take the processor from connections that are served.
-pub fn refuse_connections(app: App, most: usize) -> Router {
+pub fn refusal_router(app: App, most: usize) -> Router {
     let refuse = move || async move {
         tokio::time::sleep(REFUSAL_PAUSE).await;
         ApiError::too_many_connections(most)
@@ -187,15 +187,16 @@ pub fn refuse_connections(app: App, most: usize) -> Router {
         .merge(tei::health_route())
         .fallback(refuse)
         .layer(middleware::map_response(close))
-        .layer(middleware::from_fn_with_state(app.metrics.clone(), around))
+        .layer(middleware::from_fn_with_state(app.metrics.clone(), observe_request))
         .with_state(app)
 }
 
 /// Counts each request, gives it an id, and holds its charge until the answer is written. All this
 /// is one layer, because each layer is cloned with its contents for every request.
-async fn around(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
+async fn observe_request(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let response = metrics::count(metrics, route, caller::give_request_id(request, next)).await;
+    let response =
+        metrics::count(metrics, route, request_context::give_request_id(request, next)).await;
     budget::hold_until_written(response)
 }
 
@@ -213,9 +214,13 @@ async fn only_admins(
     next: Next,
 ) -> Result<Response, ApiError> {
     // Refuse requests without a peer: a forgotten extension then gives no rights.
-    let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::STRANGER);
+    let peer = request
+        .extensions()
+        .get::<PeerCredentials>()
+        .copied()
+        .unwrap_or(PeerCredentials::UNPRIVILEGED);
     if !app.tenants.is_admin(peer).await {
-        let Peer { uid, gid, pid } = peer;
+        let PeerCredentials { uid, gid, pid } = peer;
         let method = request.method();
         // Log the registered path and not the path of the request, which the client controls.
         let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);

@@ -19,17 +19,17 @@ use axum::routing::{any, get, post};
 use axum::{Json, Router, middleware};
 
 use super::App;
-use super::caller::{Caller, Viewer};
 use super::error::ApiError;
 use super::input::{read_json, read_small_json};
-use super::request::{self, Embedded};
-use super::target;
+use super::model_selection;
+use super::request::{self, Embeddings};
+use super::request_context::{RequestContext, TenantContext};
 use super::wire::Input;
 use super::wire::ollama::{
-    Details, EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, Failure, Running,
-    RunningModel, ShowRequest, ShowResponse, Tag, Tags, Texts, Version,
+    Details, EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, Failure,
+    RunningModel, RunningModels, ShowRequest, ShowResponse, Tag, Tags, Texts, VersionResponse,
 };
-use crate::models::{Fallback, KeepAlive, ModelInfo, Residency, Wish};
+use crate::models::{Fallback, KeepAlive, KeepAliveRequest, ModelInfo, Residency};
 use crate::package::{Manifest, StoreEntry, resolve};
 use crate::units::Bytes;
 
@@ -69,13 +69,13 @@ pub(super) fn router() -> Router<App> {
         .fold(router, |router, path| router.route(path, any(super::no_route)))
         // Register before `layer`, so that 405 answers get Ollama's format, too.
         .method_not_allowed_fallback(super::no_method)
-        .layer(middleware::map_response(flat))
+        .layer(middleware::map_response(rewrite_failure))
 }
 
 /// Rewrites a failure to Ollama's format and status.
-async fn flat(response: Response) -> Response {
+async fn rewrite_failure(response: Response) -> Response {
     let Some(error) = response.extensions().get::<ApiError>() else { return response };
-    let body = Json(Failure { error: error.sentence() }).into_response().into_body();
+    let body = Json(Failure { error: error.full_message() }).into_response().into_body();
     let (mut parts, _nested) = response.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);
     // Ollama answers 503 for a full queue:
@@ -91,11 +91,15 @@ async fn greeting() -> &'static str {
     "Caxton is running\n"
 }
 
-async fn version() -> Json<Version> {
-    Json(Version { version: env!("CARGO_PKG_VERSION") })
+async fn version() -> Json<VersionResponse> {
+    Json(VersionResponse { version: env!("CARGO_PKG_VERSION") })
 }
 
-async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Response, ApiError> {
+async fn embed(
+    State(app): State<App>,
+    caller: RequestContext,
+    body: Body,
+) -> Result<Response, ApiError> {
     let request: EmbedRequest = read_json(&app, &caller, body).await?;
     let texts = request.input.map_or_else(Vec::new, |Texts(texts)| texts);
     let embed = request::EmbedRequest {
@@ -108,9 +112,9 @@ async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Res
     let model = request.model.as_deref();
     let answered = answer(&app, &caller, model, request.keep_alive, embed).await?;
     let values = answered.embedded.as_ref().map_or(0, |embedded| embedded.vectors.len());
-    let write = move |caller: &Caller| {
-        let Answered { model, load, embedded } = answered;
-        let of = |embedded: &Embedded| (rows(embedded), embedded.used());
+    let write = move |caller: &RequestContext| {
+        let OllamaEmbeddings { model, load, embedded } = answered;
+        let of = |embedded: &Embeddings| (rows(embedded), embedded.used());
         let (embeddings, prompt_eval_count) = embedded.as_ref().map(of).unwrap_or_default();
         let answer = EmbedResponse {
             model,
@@ -121,7 +125,7 @@ async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Res
         };
         let mut response = request::json(values, &answer);
         if let Some(embedded) = embedded {
-            embedded.label(caller, &mut response);
+            embedded.set_headers(caller, &mut response);
         }
         response
     };
@@ -130,7 +134,7 @@ async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Res
 
 async fn embeddings(
     State(app): State<App>,
-    caller: Caller,
+    caller: RequestContext,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: EmbeddingsRequest = read_json(&app, &caller, body).await?;
@@ -141,35 +145,36 @@ async fn embeddings(
         ..request::EmbedRequest::default()
     };
     let model = request.model.as_deref();
-    let Answered { embedded, .. } = answer(&app, &caller, model, request.keep_alive, embed).await?;
+    let OllamaEmbeddings { embedded, .. } =
+        answer(&app, &caller, model, request.keep_alive, embed).await?;
     let Some(embedded) = embedded else {
         return Ok(Json(EmbeddingsResponse { embedding: Vec::new() }).into_response());
     };
     let embedding = embedded.vectors.clone();
     let values = embedding.len();
     let mut response = request::json(values, &EmbeddingsResponse { embedding });
-    embedded.label(&caller, &mut response);
+    embedded.set_headers(&caller, &mut response);
     Ok(response)
 }
 
 /// Result for both routes that compute vectors.
-struct Answered {
+struct OllamaEmbeddings {
     /// Name of the model for the answer.
     model: String,
     /// Time until the model was in memory.
     load: Duration,
     /// `None` when the request had no text and only loads the model.
-    embedded: Option<Embedded>,
+    embedded: Option<Embeddings>,
 }
 
 /// Loads the model, sets its `keep_alive`, and embeds the texts, if there are any.
 async fn answer(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     model: Option<&str>,
     keep_alive: Option<KeepAlive>,
     embed: request::EmbedRequest,
-) -> Result<Answered, ApiError> {
+) -> Result<OllamaEmbeddings, ApiError> {
     let has_texts = *embed.input != Input::default();
     if has_texts {
         request::check_input(&embed.input, embed.param)?;
@@ -177,16 +182,16 @@ async fn answer(
     let named = model.map(model_name);
     let began = Instant::now();
     let fallback = Fallback::Vectors(caller.allow_fallback);
-    let lease = request::open(app, caller, named.as_deref(), &embed.input, fallback).await?;
+    let lease = request::lease_model(app, caller, named.as_deref(), &embed.input, fallback).await?;
     let load = began.elapsed();
     // Apply `keep_alive` only to the requested model. A fallback was not requested, and the
     // requested model is then not in memory.
     if let Some(keep_alive) = keep_alive
-        && lease.stands_in.is_none()
+        && lease.fallback_for.is_none()
     {
         let name = format!("{}@{}", lease.info.manifest.id, lease.info.revision);
         let is_admin = caller.sender.is_admin(app).await;
-        let wish = Wish { user: caller.user(), is_admin, keep_alive };
+        let wish = KeepAliveRequest { user: caller.user(), is_admin, keep_alive };
         app.handle.keep_alive(&name, wish).await?;
     }
     let model = answered_name(model, &lease.info);
@@ -194,7 +199,7 @@ async fn answer(
         true => Some(request::embed_with(app, lease, caller, embed).await?),
         false => None,
     };
-    Ok(Answered { model, load, embedded })
+    Ok(OllamaEmbeddings { model, load, embedded })
 }
 
 /// Converts a name in Ollama's form (`id`, `id:latest` or `id:version`) to the name of a model.
@@ -207,17 +212,17 @@ fn model_name(name: &str) -> String {
 }
 
 /// Returns the name of a model in Ollama's form.
-fn tag(manifest: &Manifest) -> String {
+fn ollama_name(manifest: &Manifest) -> String {
     format!("{}:{}", manifest.id, manifest.version)
 }
 
 /// Returns the model name for the answer: the requested name, unless another model answered.
 fn answered_name(asked: Option<&str>, info: &ModelInfo) -> String {
     let is_it = |asked: &&str| asked.split([':', '@']).next() == Some(info.manifest.id.as_str());
-    asked.filter(is_it).map_or_else(|| tag(&info.manifest), str::to_owned)
+    asked.filter(is_it).map_or_else(|| ollama_name(&info.manifest), str::to_owned)
 }
 
-fn rows(embedded: &Embedded) -> Vec<Vec<f32>> {
+fn rows(embedded: &Embeddings) -> Vec<Vec<f32>> {
     embedded.rows().map(<[f32]>::to_vec).collect()
 }
 
@@ -225,11 +230,11 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-async fn tags(State(app): State<App>, viewer: Viewer) -> Json<Tags> {
-    let models = target::visible(&app, &viewer).into_iter().map(
+async fn tags(State(app): State<App>, viewer: TenantContext) -> Json<Tags> {
+    let models = model_selection::visible_models(&app, &viewer).into_iter().map(
         |StoreEntry { manifest, record, .. }| Tag {
-            name: tag(&manifest),
-            model: tag(&manifest),
+            name: ollama_name(&manifest),
+            model: ollama_name(&manifest),
             modified_at: time(record.installed_at.0),
             size: manifest.total_size(),
             digest: record.package_digest.to_string(),
@@ -240,9 +245,12 @@ async fn tags(State(app): State<App>, viewer: Viewer) -> Json<Tags> {
     Json(Tags { models: models.collect() })
 }
 
-async fn running(State(app): State<App>, viewer: Viewer) -> Result<Json<Running>, ApiError> {
+async fn running(
+    State(app): State<App>,
+    viewer: TenantContext,
+) -> Result<Json<RunningModels>, ApiError> {
     let view = app.handle.memory().await?;
-    let entries = target::visible(&app, &viewer);
+    let entries = model_selection::visible_models(&app, &viewer);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let models = view.models.into_iter().filter_map(|model| {
         let Residency::Resident { weight_bytes, .. } = model.residency else { return None };
@@ -250,8 +258,8 @@ async fn running(State(app): State<App>, viewer: Viewer) -> Result<Json<Running>
         let StoreEntry { manifest, record, .. } =
             entries.iter().find(|entry| entry.key == model.key)?;
         Some(RunningModel {
-            name: tag(manifest),
-            model: tag(manifest),
+            name: ollama_name(manifest),
+            model: ollama_name(manifest),
             size: weight_bytes,
             digest: record.package_digest.to_string(),
             details: details(manifest),
@@ -260,12 +268,12 @@ async fn running(State(app): State<App>, viewer: Viewer) -> Result<Json<Running>
             context_length: manifest.max_sequence_length,
         })
     });
-    Ok(Json(Running { models: models.collect() }))
+    Ok(Json(RunningModels { models: models.collect() }))
 }
 
 async fn show(
     State(app): State<App>,
-    viewer: Viewer,
+    viewer: TenantContext,
     body: Body,
 ) -> Result<Json<ShowResponse>, ApiError> {
     let limit = app.settings.borrow().socket.max_body.min(MAX_SHOW);
@@ -274,7 +282,7 @@ async fn show(
         let message = "model is missing; expected the name of a model".to_owned();
         return Err(ApiError::invalid(Some("model".to_owned()), message));
     };
-    let entries = target::visible(&app, &viewer);
+    let entries = model_selection::visible_models(&app, &viewer);
     let Some(StoreEntry { manifest, record, .. }) = resolve(&entries, &model_name(&asked)) else {
         return Err(ApiError::unknown_package(asked, &entries));
     };
@@ -346,7 +354,7 @@ mod tests {
     #[tokio::test]
     async fn error_is_flat_with_field_and_headers() {
         let error = ApiError::invalid(Some("input[1]".to_owned()), "a bad text".to_owned());
-        let response = flat(error.into_response()).await;
+        let response = rewrite_failure(error.into_response()).await;
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
         assert_eq!(response.headers()["content-type"], "application/json");
         let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
@@ -357,7 +365,7 @@ mod tests {
             waiting: 3,
             retry_after: Duration::from_millis(300),
         };
-        let response = flat(ApiError::from(full).into_response()).await;
+        let response = rewrite_failure(ApiError::from(full).into_response()).await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
     }

@@ -12,11 +12,11 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::future::try_join_all;
 
 use super::App;
-use super::caller::{Caller, Viewer};
 use super::error::ApiError;
-use super::input::{Name, read_json};
-use super::request::{self, EmbedRequest, Embedded, Prompt};
-use super::target;
+use super::input::{PathName, read_json};
+use super::model_selection;
+use super::request::{self, EmbedRequest, Embeddings, Prompt};
+use super::request_context::{RequestContext, TenantContext};
 use super::wire::{
     AdditionalEmbeddings, Embedding, EmbeddingsRequest, EmbeddingsResponse, Model, ModelList,
     Usage, Vector,
@@ -36,14 +36,16 @@ enum Encoding {
 
 pub(super) async fn embeddings(
     State(app): State<App>,
-    caller: Caller,
+    caller: RequestContext,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: EmbeddingsRequest = read_json(&app, &caller, body).await?;
     let encoding = encoding(request.encoding_format.as_deref())?;
     let prompt = prompt(request.prompt_name, request.input_type.as_deref())?;
-    let caller =
-        Caller { allow_fallback: request.allow_fallback.or(caller.allow_fallback), ..caller };
+    let caller = RequestContext {
+        allow_fallback: request.allow_fallback.or(caller.allow_fallback),
+        ..caller
+    };
     let embed = EmbedRequest {
         input: Arc::new(request.input),
         param: "input",
@@ -62,7 +64,7 @@ pub(super) async fn embeddings(
         let (app, caller, embed) = (&app, &caller, embed.clone());
         async move {
             let embedded = request::embed(app, caller, Some(name), embed).await;
-            embedded.map_err(|error| error.of_additional(index, name))
+            embedded.map_err(|error| error.with_additional_model(index, name))
         }
     });
     let additional = try_join_all(Vec::from_iter(additional));
@@ -70,9 +72,10 @@ pub(super) async fn embeddings(
     let (embedded, additional) = tokio::try_join!(embedded, additional)?;
     let others = additional.iter().map(|embedded| embedded.vectors.len());
     let values = embedded.vectors.len() + others.sum::<usize>();
-    let write = move |caller: &Caller| {
-        let mut response = request::json(values, &answer(&embedded, &additional, encoding));
-        embedded.label(caller, &mut response);
+    let write = move |caller: &RequestContext| {
+        let mut response =
+            request::json(values, &embeddings_response(&embedded, &additional, encoding));
+        embedded.set_headers(caller, &mut response);
         response
     };
     request::write(&app, &caller, values, write).await
@@ -104,17 +107,24 @@ fn prompt(name: Option<String>, input_type: Option<&str>) -> Result<Prompt, ApiE
     }
 }
 
-fn answer(embedded: &Embedded, additional: &[Embedded], encoding: Encoding) -> EmbeddingsResponse {
+fn embeddings_response(
+    embedded: &Embeddings,
+    additional: &[Embeddings],
+    encoding: Encoding,
+) -> EmbeddingsResponse {
     EmbeddingsResponse {
         object: "list".to_owned(),
         data: data(embedded, encoding),
         model: embedded.info.manifest.id.to_string(),
         usage: usage(embedded),
-        additional: additional.iter().map(|embedded| beside(embedded, encoding)).collect(),
+        additional: additional
+            .iter()
+            .map(|embedded| additional_embeddings(embedded, encoding))
+            .collect(),
     }
 }
 
-fn beside(embedded: &Embedded, encoding: Encoding) -> AdditionalEmbeddings {
+fn additional_embeddings(embedded: &Embeddings, encoding: Encoding) -> AdditionalEmbeddings {
     let ModelInfo { manifest, embedding_space, revision, .. } = &embedded.info;
     AdditionalEmbeddings {
         model: manifest.id.to_string(),
@@ -127,7 +137,7 @@ fn beside(embedded: &Embedded, encoding: Encoding) -> AdditionalEmbeddings {
     }
 }
 
-fn data(embedded: &Embedded, encoding: Encoding) -> Vec<Embedding> {
+fn data(embedded: &Embeddings, encoding: Encoding) -> Vec<Embedding> {
     let rows = embedded.rows().zip(&embedded.tokens).enumerate();
     let rows = rows.map(|(index, (vector, tokens))| {
         let embedding = match encoding {
@@ -148,39 +158,42 @@ fn data(embedded: &Embedded, encoding: Encoding) -> Vec<Embedding> {
     rows.collect()
 }
 
-fn usage(embedded: &Embedded) -> Usage {
+fn usage(embedded: &Embeddings) -> Usage {
     let used = embedded.used();
     Usage { prompt_tokens: used, total_tokens: used }
 }
 
-pub(super) async fn models(State(app): State<App>, viewer: Viewer) -> Result<Response, ApiError> {
+pub(super) async fn models(
+    State(app): State<App>,
+    viewer: TenantContext,
+) -> Result<Response, ApiError> {
     let settings = app.settings.borrow().clone();
     // Each of up to a thousand models is compared with each other: run on the blocking pool.
     let describe = move || {
-        let entries = target::visible(&app, &viewer);
-        let described = Described::new(&entries, &settings.aliases);
+        let entries = model_selection::visible_models(&app, &viewer);
+        let described = ModelDescriber::new(&entries, &settings.aliases);
         let data = (0..entries.len()).map(|at| described.model(at)).collect();
         request::json(0, &ModelList { object: "list".to_owned(), data })
     };
-    tokio::task::spawn_blocking(describe).await.map_err(request::lost)
+    tokio::task::spawn_blocking(describe).await.map_err(request::log_lost)
 }
 
 pub(super) async fn model(
     State(app): State<App>,
-    viewer: Viewer,
-    Name(name): Name,
+    viewer: TenantContext,
+    PathName(name): PathName,
 ) -> Result<Json<Model>, ApiError> {
-    let entries = target::visible(&app, &viewer);
+    let entries = model_selection::visible_models(&app, &viewer);
     let settings = app.settings.borrow().clone();
-    let entry = resolve(&entries, &alias::meant(&settings.aliases, &name));
+    let entry = resolve(&entries, &alias::resolve_without_canary(&settings.aliases, &name));
     let at = entry.and_then(|entry| entries.iter().position(|other| other.key == entry.key));
     let at = at.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
-    let describe = move || Described::new(&entries, &settings.aliases).model(at);
-    Ok(Json(tokio::task::spawn_blocking(describe).await.map_err(request::lost)?))
+    let describe = move || ModelDescriber::new(&entries, &settings.aliases).model(at);
+    Ok(Json(tokio::task::spawn_blocking(describe).await.map_err(request::log_lost)?))
 }
 
 /// Data to describe models, each of which is compared with the others.
-struct Described<'a> {
+struct ModelDescriber<'a> {
     entries: &'a [StoreEntry],
     /// Shortest name of each entry. `spaces` has their embedding spaces, which are hashes and
     /// therefore computed once.
@@ -190,12 +203,12 @@ struct Described<'a> {
     aliases: Vec<(&'a String, Option<&'a EntryKey>, Option<&'a EntryKey>)>,
 }
 
-impl<'a> Described<'a> {
+impl<'a> ModelDescriber<'a> {
     fn new(entries: &'a [StoreEntry], aliases: &'a BTreeMap<String, AliasSettings>) -> Self {
         let meant = |name: &str| resolve(entries, name).map(|entry| &entry.key);
         let of_alias = |(name, alias): (&'a String, &AliasSettings)| {
             let canary = alias::canary(alias).and_then(|canary| meant(&canary));
-            (name, meant(&alias::meant(aliases, name)), canary)
+            (name, meant(&alias::resolve_without_canary(aliases, name)), canary)
         };
         Self {
             entries,

@@ -1,4 +1,4 @@
-//! Shows installed packages to the extent that [`Sight`] allows, and changes them for
+//! Shows installed packages to the extent that [`Visibility`] allows, and changes them for
 //! administrators.
 
 use std::collections::BTreeMap;
@@ -17,14 +17,14 @@ use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 
 use super::App;
 use super::error::ApiError;
-use super::input::{BODY_TIMEOUT, Name, read_optional_json};
-use super::sight::Sight;
+use super::input::{BODY_TIMEOUT, PathName, read_optional_json};
+use super::visibility::Visibility;
 use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageList};
 use crate::errors::{chain, errno};
 use crate::events::Event;
 use crate::log::Message;
 use crate::models::Residency;
-use crate::models::install::{InstallError, Installed};
+use crate::models::install::{InstallError, Installation};
 use crate::package::{
     Consent, EntryKey, InstallStatus, Origin, RollbackResult, RollbackTarget, Sidecars,
     SignatureStatus, StoreEntry, resolve, write_package,
@@ -47,15 +47,15 @@ pub const NAME_HEADER: &str = "x-caxton-file-name";
 
 pub(super) async fn list(
     State(app): State<App>,
-    sight: Sight,
+    sight: Visibility,
 ) -> Result<Json<PackageList>, ApiError> {
     Ok(Json(PackageList { packages: describe_all(&app, &sight).await? }))
 }
 
 pub(super) async fn show(
     State(app): State<App>,
-    sight: Sight,
-    Name(name): Name,
+    sight: Visibility,
+    PathName(name): PathName,
 ) -> Result<Json<Package>, ApiError> {
     let entries = sight.entries(&app);
     let entry = resolve(&entries, &name);
@@ -88,7 +88,7 @@ pub(super) async fn install(
         );
         app.events.publish(Event::PackageRefused { file: None, reason });
     })?;
-    let Installed { entry, existed, .. } = &installed;
+    let Installation { entry, existed, .. } = &installed;
     tracing::info!(
         name: Message::PackageAccepted.name(),
         model = %entry.key, existed,
@@ -103,7 +103,7 @@ impl InstalledPackage {
     /// Describes an installation. `entries` are all entries of the store. `residency` is `None`
     /// when no daemon runs that could have the model in memory.
     pub(crate) fn new(
-        installed: &Installed,
+        installed: &Installation,
         entries: &[StoreEntry],
         residency: Option<&BTreeMap<EntryKey, Residency>>,
     ) -> Self {
@@ -166,21 +166,22 @@ fn sidecars(headers: &HeaderMap) -> Result<Sidecars, ApiError> {
 
 pub(super) async fn remove(
     State(app): State<App>,
-    Name(name): Name,
+    PathName(name): PathName,
 ) -> Result<Json<Package>, ApiError> {
-    let entry = app.installer.remove(name).await.ok_or_else(ApiError::lost)??;
+    let entry = app.installer.remove(name).await.ok_or_else(ApiError::lost_work)??;
     tracing::info!(name: Message::PackageRemoved.name(), model = %entry.key, "removed");
     Ok(Json(describe(&entry, &[], None)))
 }
 
 pub(super) async fn roll_back(
     State(app): State<App>,
-    Name(name): Name,
+    PathName(name): PathName,
     body: Body,
-) -> Result<Json<wire::rollback::RolledBack>, ApiError> {
-    let body: Option<wire::rollback::RollBack> = read_optional_json(body, MAX_ROLLBACK).await?;
+) -> Result<Json<wire::rollback::RollbackResponse>, ApiError> {
+    let body: Option<wire::rollback::RollbackRequest> =
+        read_optional_json(body, MAX_ROLLBACK).await?;
     let rollback = rollback(body.unwrap_or_default())?;
-    let done = app.installer.roll_back(name, rollback).await.ok_or_else(ApiError::lost)?;
+    let done = app.installer.roll_back(name, rollback).await.ok_or_else(ApiError::lost_work)?;
     let RollbackResult { from, to } = done?;
     tracing::info!(
         name: Message::ModelRolledBack.name(),
@@ -190,17 +191,17 @@ pub(super) async fn roll_back(
     let residency = app.handle.residency().await?;
     let entries = app.handle.store().entries();
     let [from, to] = [from, to].map(|entry| describe(&entry, &entries, Some(&residency)));
-    Ok(Json(wire::rollback::RolledBack { from, to }))
+    Ok(Json(wire::rollback::RollbackResponse { from, to }))
 }
 
-fn rollback(body: wire::rollback::RollBack) -> Result<RollbackTarget, ApiError> {
+fn rollback(body: wire::rollback::RollbackRequest) -> Result<RollbackTarget, ApiError> {
     match body {
-        wire::rollback::RollBack { to: None, clear: false } => Ok(RollbackTarget::Previous),
-        wire::rollback::RollBack { to: Some(version), clear: false } => {
+        wire::rollback::RollbackRequest { to: None, clear: false } => Ok(RollbackTarget::Previous),
+        wire::rollback::RollbackRequest { to: Some(version), clear: false } => {
             Ok(RollbackTarget::To(version))
         }
-        wire::rollback::RollBack { to: None, clear: true } => Ok(RollbackTarget::Clear),
-        wire::rollback::RollBack { to: Some(_), clear: true } => {
+        wire::rollback::RollbackRequest { to: None, clear: true } => Ok(RollbackTarget::Clear),
+        wire::rollback::RollbackRequest { to: Some(_), clear: true } => {
             let message = "to and clear contradict each other; give one".to_owned();
             Err(ApiError::invalid(Some("clear".to_owned()), message))
         }
@@ -209,21 +210,24 @@ fn rollback(body: wire::rollback::RollBack) -> Result<RollbackTarget, ApiError> 
 
 pub(super) async fn verify(
     State(app): State<App>,
-    sight: Sight,
-    Name(name): Name,
+    sight: Visibility,
+    PathName(name): PathName,
 ) -> Result<Json<Package>, ApiError> {
     let entry = find(&app, &name)?;
-    app.installer.verify(entry.key).await.ok_or_else(ApiError::lost)??;
-    show(State(app), sight, Name(name)).await
+    app.installer.verify(entry.key).await.ok_or_else(ApiError::lost_work)??;
+    show(State(app), sight, PathName(name)).await
 }
 
 /// Streams the package, which is packed again from its verified contents.
-pub(super) async fn export(State(app): State<App>, Name(name): Name) -> Result<Response, ApiError> {
+pub(super) async fn export(
+    State(app): State<App>,
+    PathName(name): PathName,
+) -> Result<Response, ApiError> {
     let entry = find(&app, &name)?;
     let store = std::sync::Arc::clone(app.handle.store());
     let key = entry.key.clone();
     let read = tokio::task::spawn_blocking(move || store.read(&key)).await;
-    let (manifest, contents) = read.map_err(|_lost| ApiError::lost())??;
+    let (manifest, contents) = read.map_err(|_lost| ApiError::lost_work())??;
     let (reader, writer) = tokio::io::duplex(64 << 10);
     // The task ends after the last byte, or when the client disconnects and the pipe breaks.
     tokio::task::spawn_blocking(move || {
@@ -247,7 +251,7 @@ fn find(app: &App, name: &str) -> Result<StoreEntry, ApiError> {
         .ok_or_else(|| ApiError::unknown_package(name.to_owned(), &entries))
 }
 
-pub(super) async fn describe_all(app: &App, sight: &Sight) -> Result<Vec<Package>, ApiError> {
+pub(super) async fn describe_all(app: &App, sight: &Visibility) -> Result<Vec<Package>, ApiError> {
     let residency = app.handle.residency().await?;
     let entries = sight.entries(app);
     Ok(entries.iter().map(|entry| describe(entry, &entries, Some(&residency))).collect())

@@ -13,12 +13,12 @@ use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
-use super::caller::Caller;
 use super::error::ApiError;
 use super::input::read_json;
-use super::request::{self, EmbedRequest, Embedded, Prompt};
+use super::request::{self, EmbedRequest, Embeddings, Prompt};
+use super::request_context::RequestContext;
 use super::wire::Input;
-use super::wire::rank::{RankRequest, RankResponse, Ranked, RerankRequest, Reranked};
+use super::wire::rank::{RankRequest, RankResponse, RankedDocument, RerankRequest, RerankedText};
 use super::{App, keyword};
 use crate::models::Fallback;
 
@@ -35,13 +35,13 @@ const MAX_WORDS: usize = 2 << 20;
 const RETURNED_FACTOR: u64 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+enum RankMode {
     Semantic,
     Hybrid,
     Keyword,
 }
 
-impl Mode {
+impl RankMode {
     fn read(name: Option<&str>) -> Result<Self, ApiError> {
         match name {
             None | Some("semantic") => Ok(Self::Semantic),
@@ -65,27 +65,27 @@ impl Mode {
 
 /// Scores in the order of the documents, with the mode that produced them.
 pub(super) struct Scores {
-    mode: Mode,
+    mode: RankMode,
     scores: Vec<f32>,
     /// Vectors of the query and of the documents; `None` for keywords.
-    embedded: Option<(Embedded, Embedded)>,
+    embedded: Option<(Embeddings, Embeddings)>,
 }
 
 pub(super) async fn rank(
     State(app): State<App>,
-    caller: Caller,
+    caller: RequestContext,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: RankRequest = read_json(&app, &caller, body).await?;
-    let mode = Mode::read(request.mode.as_deref())?;
+    let mode = RankMode::read(request.mode.as_deref())?;
     let allow_fallback = request.allow_fallback.or(caller.allow_fallback);
-    let caller = Caller { allow_fallback, ..caller };
+    let caller = RequestContext { allow_fallback, ..caller };
     let model = request.model.as_deref();
-    let questions = questions(request.query, request.documents, "documents", false);
+    let questions = search_requests(request.query, request.documents, "documents", false);
     check(&questions)?;
     let (query, documents) = questions.clone();
     // Check the size before vectors are computed in vain.
-    if mode == Mode::Hybrid {
+    if mode == RankMode::Hybrid {
         check_words("documents", texts(&documents.input))?;
     }
     if request.return_documents {
@@ -93,23 +93,24 @@ pub(super) async fn rank(
         caller.charge.grow((bytes as u64).saturating_mul(RETURNED_FACTOR))?;
     }
     let scores = match mode {
-        Mode::Keyword => by_keyword(&app, &caller, &query, &documents).await?,
-        Mode::Semantic => compare(&app, &caller, model, questions).await?,
-        Mode::Hybrid => match compare(&app, &caller, model, questions).await? {
-            cosines if cosines.mode == Mode::Semantic => {
+        RankMode::Keyword => by_keyword(&app, &caller, &query, &documents).await?,
+        RankMode::Semantic => compare(&app, &caller, model, questions).await?,
+        RankMode::Hybrid => match compare(&app, &caller, model, questions).await? {
+            cosines if cosines.mode == RankMode::Semantic => {
                 let keywords = by_keyword(&app, &caller, &query, &documents).await?;
-                let scores = fused(&cosines.scores, &keywords.scores);
-                Scores { mode: Mode::Hybrid, scores, ..cosines }
+                let scores = fuse_rankings(&cosines.scores, &keywords.scores);
+                Scores { mode: RankMode::Hybrid, scores, ..cosines }
             }
             keywords => keywords,
         },
     };
     let best = best_first(&scores.scores);
-    let ranked = best.into_iter().take(request.top_n.unwrap_or(usize::MAX)).map(|index| Ranked {
-        index,
-        score: scores.scores[index],
-        document: returned(request.return_documents, &documents, index),
-    });
+    let ranked =
+        best.into_iter().take(request.top_n.unwrap_or(usize::MAX)).map(|index| RankedDocument {
+            index,
+            score: scores.scores[index],
+            document: returned(request.return_documents, &documents, index),
+        });
     let used = scores.used();
     let answer = RankResponse {
         object: "list".to_owned(),
@@ -118,17 +119,17 @@ pub(super) async fn rank(
         results: ranked.collect(),
         usage: super::wire::Usage { prompt_tokens: used, total_tokens: used },
     };
-    Ok(scores.label(&caller, Json(answer).into_response()))
+    Ok(scores.set_headers(&caller, Json(answer).into_response()))
 }
 
 pub(super) async fn rerank(
     State(app): State<App>,
-    caller: Caller,
+    caller: RequestContext,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: RerankRequest = read_json(&app, &caller, body).await?;
     let refuse_long = request.truncate == Some(false);
-    let questions = questions(request.query, request.texts, "texts", refuse_long);
+    let questions = search_requests(request.query, request.texts, "texts", refuse_long);
     check(&questions)?;
     let documents = questions.1.clone();
     if request.return_text {
@@ -139,20 +140,20 @@ pub(super) async fn rerank(
     let shown = match (request.raw_scores, scores.mode) {
         (true, _) => scores.scores.clone(),
         // Map the scores to 0 to 1 without changing their order.
-        (false, Mode::Keyword) => scores.similarities(),
-        (false, Mode::Semantic | Mode::Hybrid) => {
+        (false, RankMode::Keyword) => scores.similarities(),
+        (false, RankMode::Semantic | RankMode::Hybrid) => {
             scores.scores.iter().map(|cosine| f32::midpoint(1.0, *cosine)).collect()
         }
     };
-    let answer: Vec<Reranked> = best_first(&shown)
+    let answer: Vec<RerankedText> = best_first(&shown)
         .into_iter()
-        .map(|index| Reranked {
+        .map(|index| RerankedText {
             index,
             text: returned(request.return_text, &documents, index),
             score: shown[index],
         })
         .collect();
-    Ok(scores.label(&caller, Json(answer).into_response()))
+    Ok(scores.set_headers(&caller, Json(answer).into_response()))
 }
 
 /// Returns the text of a document for the answer if `is_wanted`.
@@ -176,7 +177,7 @@ fn texts(input: &Input) -> &[String] {
 }
 
 /// Builds the requests for the query and the documents, each with the model's prompt for it.
-fn questions(
+fn search_requests(
     query: String,
     documents: Vec<String>,
     param: &'static str,
@@ -187,7 +188,7 @@ fn questions(
         param,
         prompt,
         refuse_long,
-        compared: true,
+        is_compared: true,
         ..EmbedRequest::default()
     };
     (embed(vec![query], "query", Prompt::Query), embed(documents, param, Prompt::Passage))
@@ -197,14 +198,14 @@ fn questions(
 /// vectors, or by keywords if no model can answer and the caller allows it.
 pub(super) async fn compare(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     model: Option<&str>,
     (query, documents): (EmbedRequest, EmbedRequest),
 ) -> Result<Scores, ApiError> {
     match by_model(app, caller, model, query.clone(), documents.clone()).await {
         Ok((query, documents)) => {
             let scores = cosines(&query, &documents);
-            Ok(Scores { mode: Mode::Semantic, scores, embedded: Some((query, documents)) })
+            Ok(Scores { mode: RankMode::Semantic, scores, embedded: Some((query, documents)) })
         }
         Err(error) if error.is_degraded() && caller.allow_fallback != Some(false) => {
             by_keyword(app, caller, &query, &documents).await
@@ -215,15 +216,15 @@ pub(super) async fn compare(
 
 async fn by_model(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     model: Option<&str>,
     query: EmbedRequest,
     documents: EmbedRequest,
-) -> Result<(Embedded, Embedded), ApiError> {
+) -> Result<(Embeddings, Embeddings), ApiError> {
     let fallback = Fallback::Comparison(caller.allow_fallback);
     // The query alone selects between an alias's model and its canary, so that the same query
     // always gets the same model.
-    let lease = request::open(app, caller, model, &query.input, fallback).await?;
+    let lease = request::lease_model(app, caller, model, &query.input, fallback).await?;
     tokio::try_join!(
         request::embed_with(app, lease.clone(), caller, query),
         request::embed_with(app, lease, caller, documents),
@@ -240,19 +241,19 @@ fn check_words(param: &str, documents: &[String]) -> Result<(), ApiError> {
 
 async fn by_keyword(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     query: &EmbedRequest,
     documents: &EmbedRequest,
 ) -> Result<Scores, ApiError> {
     check_words(documents.param, texts(&documents.input))?;
     let (query, documents) = (Arc::clone(&query.input), Arc::clone(&documents.input));
     let score = move || keyword::scores(&texts(&query).concat(), texts(&documents));
-    let scores = app.places.keywords.run(caller.uid, caller.deadline, score).await?;
-    Ok(Scores { mode: Mode::Keyword, scores, embedded: None })
+    let scores = app.permits.keywords.run(caller.uid, caller.deadline, score).await?;
+    Ok(Scores { mode: RankMode::Keyword, scores, embedded: None })
 }
 
 /// Returns the cosine of the first vector of `query` with each vector of `documents`.
-fn cosines(query: &Embedded, documents: &Embedded) -> Vec<f32> {
+fn cosines(query: &Embeddings, documents: &Embeddings) -> Vec<f32> {
     let Some(query) = query.rows().next() else { return Vec::new() };
     documents.rows().map(|document| cosine(query, document)).collect()
 }
@@ -273,7 +274,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f32 {
 
 /// Fuses two rankings: returns for each document the sum of its reciprocal ranks. A document with
 /// no word of the query does not have a keyword rank.
-fn fused(cosines: &[f32], keywords: &[f32]) -> Vec<f32> {
+fn fuse_rankings(cosines: &[f32], keywords: &[f32]) -> Vec<f32> {
     let mut fused = vec![0.0; cosines.len()];
     for scores in [cosines, keywords] {
         let ranked = best_first(scores);
@@ -305,8 +306,8 @@ impl Scores {
     /// bound and are mapped to `score / (1 + score)`, which keeps their order.
     pub(super) fn similarities(&self) -> Vec<f32> {
         match self.mode {
-            Mode::Semantic | Mode::Hybrid => self.scores.clone(),
-            Mode::Keyword => self.scores.iter().map(|score| score / (1.0 + score)).collect(),
+            RankMode::Semantic | RankMode::Hybrid => self.scores.clone(),
+            RankMode::Keyword => self.scores.iter().map(|score| score / (1.0 + score)).collect(),
         }
     }
 
@@ -314,12 +315,16 @@ impl Scores {
         self.embedded.as_ref().map_or(0, |(query, documents)| query.used() + documents.used())
     }
 
-    pub(super) fn label(mut self, caller: &Caller, mut response: Response) -> Response {
+    pub(super) fn set_headers(
+        mut self,
+        caller: &RequestContext,
+        mut response: Response,
+    ) -> Response {
         if let Some((query, documents)) = &mut self.embedded {
             // The answer consists of both requests: count the query, too.
             documents.tokens.extend(&query.tokens);
             documents.characters += query.characters;
-            documents.label(caller, &mut response);
+            documents.set_headers(caller, &mut response);
         }
         response.extensions_mut().insert(Arc::clone(&caller.charge));
         response.headers_mut().insert(MODE, HeaderValue::from_static(self.mode.name()));
@@ -339,7 +344,7 @@ mod tests {
 
     #[test]
     fn document_good_in_both_rankings_wins() {
-        let fused = fused(&[0.9, 0.8, 0.1], &[0.0, 3.0, 2.0]);
+        let fused = fuse_rankings(&[0.9, 0.8, 0.1], &[0.0, 3.0, 2.0]);
         assert_eq!(best_first(&fused), [1, 2, 0]);
         assert!((fused[1] - (1.0 / 62.0 + 1.0 / 61.0)).abs() < 1e-6);
         assert!((fused[0] - 1.0 / 61.0).abs() < 1e-6, "no word in common is no rank");

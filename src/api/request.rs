@@ -15,16 +15,16 @@ use serde::Serialize;
 use tokio::task::JoinError;
 
 use super::App;
-use super::caller::Caller;
 use super::error::ApiError;
 use super::input::MAX_INPUTS;
-use super::target;
-use super::tokenize::{Job, Tokenized, count, tokenize};
+use super::model_selection;
+use super::request_context::RequestContext;
+use super::tokenize::{TokenizeJob, TokenizedTexts, count, tokenize};
 use super::wire::Input;
 use crate::engine::{Output, Truncation};
 use crate::log::Message;
-use crate::models::alias::Target;
-use crate::models::{Fallback, Lease, ModelInfo, StandIn};
+use crate::models::alias::ResolvedModel;
+use crate::models::{Fallback, FallbackFor, Lease, ModelInfo};
 use crate::package::{Manifest, StoreEntry};
 use crate::units::milliseconds;
 
@@ -50,7 +50,7 @@ pub(super) struct EmbedRequest {
     /// Name of the input field in the dialect, for errors.
     pub(super) param: &'static str,
     /// Kind of result for each text.
-    pub(super) wanted: Wanted,
+    pub(super) output: OutputKind,
     /// Prompt to put before each text.
     pub(super) prompt: Prompt,
     /// Whether a text that is too long is an error. Otherwise it is truncated.
@@ -60,12 +60,12 @@ pub(super) struct EmbedRequest {
     /// Length to which vectors are cut. They are scaled to length 1 again if the model normalizes.
     pub(super) dimensions: Option<usize>,
     /// Whether the vectors are only compared with each other and not written.
-    pub(super) compared: bool,
+    pub(super) is_compared: bool,
 }
 
 /// Kind of result for each text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum OutputKind {
     /// Vector of the text, as the model's manifest describes it.
     #[default]
     Vector,
@@ -76,7 +76,7 @@ pub(super) enum Wanted {
     TokenStates,
 }
 
-impl Wanted {
+impl OutputKind {
     /// Returns the engine's output for this result. `normalizes` is true for a model that
     /// normalizes its vectors.
     fn output(self, normalizes: bool) -> Output {
@@ -106,15 +106,15 @@ pub(super) enum Prompt {
 /// scheduled fairly among users.
 pub(super) async fn write(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     values: usize,
-    write: impl FnOnce(&Caller) -> Response + Send + 'static,
+    write: impl FnOnce(&RequestContext) -> Response + Send + 'static,
 ) -> Result<Response, ApiError> {
     if values <= INLINE_VALUES {
         return Ok(write(caller));
     }
     let (uid, deadline, caller) = (caller.uid, caller.deadline, caller.clone());
-    app.places.work.run(uid, deadline, move || write(&caller)).await
+    app.permits.work.run(uid, deadline, move || write(&caller)).await
 }
 
 /// Returns an answer as JSON. `values` is the approximate count of its numbers, for the initial
@@ -125,14 +125,14 @@ pub(super) fn json(values: usize, answer: &impl Serialize) -> Response {
         Ok(()) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(error) => {
             tracing::error!(name: Message::InternalFault.name(), %error, "an answer could not be written");
-            ApiError::lost().into_response()
+            ApiError::lost_work().into_response()
         }
     }
 }
 
 /// Tokens of one text, special tokens included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Counted {
+pub(super) struct TokenCounts {
     /// Tokens of the text before truncation.
     pub(super) provided: usize,
     /// Tokens from which the vector is computed.
@@ -152,7 +152,7 @@ pub(super) struct Timings {
 
 /// Vectors with facts about their origin.
 #[derive(Debug)]
-pub(super) struct Embedded {
+pub(super) struct Embeddings {
     /// Model that answered.
     pub(super) info: ModelInfo,
     /// Vectors `[texts, dimensions]`, or token states `[tokens of all texts, dimensions]`;
@@ -161,11 +161,11 @@ pub(super) struct Embedded {
     /// Length of one row.
     pub(super) dimensions: usize,
     /// Token counts of each text.
-    pub(super) tokens: Vec<Counted>,
+    pub(super) tokens: Vec<TokenCounts>,
     /// Number of characters of all texts; 0 for token ids.
     pub(super) characters: usize,
     /// Model that was requested, and its error, if the answer comes from a fallback.
-    pub(super) stands_in: Option<Arc<StandIn>>,
+    pub(super) fallback_for: Option<Arc<FallbackFor>>,
     /// Durations of the stages.
     pub(super) timings: Timings,
 }
@@ -181,7 +181,7 @@ pub(super) fn check_input(input: &Input, param: &str) -> Result<(), ApiError> {
         return Err(ApiError::invalid(Some(param.to_owned()), message));
     }
     if count > MAX_INPUTS {
-        return Err(ApiError::too_many_inputs(MAX_INPUTS).about(param.to_owned()));
+        return Err(ApiError::too_many_inputs(MAX_INPUTS).with_param(param.to_owned()));
     }
     match empty {
         Some(index) => {
@@ -198,41 +198,41 @@ pub(super) fn check_input(input: &Input, param: &str) -> Result<(), ApiError> {
 /// Dropping the future cancels the request at any stage.
 pub(super) async fn embed(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     model: Option<&str>,
     request: EmbedRequest,
-) -> Result<Embedded, ApiError> {
+) -> Result<Embeddings, ApiError> {
     check_input(&request.input, request.param)?;
     let fallback = Fallback::Vectors(caller.allow_fallback);
-    let lease = open(app, caller, model, &request.input, fallback).await?;
+    let lease = lease_model(app, caller, model, &request.input, fallback).await?;
     embed_with(app, lease, caller, request).await
 }
 
 /// Returns a lease of the model that `model` means; without a name, of the tenant's or the default
 /// model; or of a fallback. All requests with one lease get vectors of one embedding space. The
 /// texts of `input` decide whether an alias selects its canary.
-pub(super) async fn open(
+pub(super) async fn lease_model(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     model: Option<&str>,
     input: &Input,
     fallback: Fallback,
 ) -> Result<Lease, ApiError> {
-    let Target { name, alias } = target::find(app, caller, model, input)?;
+    let ResolvedModel { name, alias } = model_selection::select_model(app, caller, model, input)?;
     // A missing model that comes from an alias or from the settings may have a fallback, because it
     // is the operator's choice. A missing model that the client names is the client's error.
     let named = model.is_some() && alias.is_none();
-    let is_allowed = |entry: &StoreEntry| target::may_stand_in(caller, entry);
+    let is_allowed = |entry: &StoreEntry| model_selection::is_allowed_fallback(caller, entry);
     match app.handle.lease_for(&name, named, fallback, is_allowed, caller.deadline).await {
         Ok(mut lease) => {
-            lease.used_by(caller.user());
+            lease.record_use(caller.user());
             lease.info.alias = alias;
-            if let Some(stand_in) = &lease.stands_in {
+            if let Some(stand_in) = &lease.fallback_for {
                 app.metrics.count_fallback(ApiError::from(&stand_in.error).code());
             }
             Ok(lease)
         }
-        Err(error) => Err(ApiError::from(error).through(alias.as_ref())),
+        Err(error) => Err(ApiError::from(error).with_alias(alias.as_ref())),
     }
 }
 
@@ -241,9 +241,9 @@ pub(super) async fn open(
 pub(super) async fn embed_with(
     app: &App,
     lease: Lease,
-    caller: &Caller,
+    caller: &RequestContext,
     request: EmbedRequest,
-) -> Result<Embedded, ApiError> {
+) -> Result<Embeddings, ApiError> {
     check_input(&request.input, request.param)?;
     let dimensions = dimensions(request.dimensions, lease.info.manifest.dimensions)?;
     let prompt = prompt(&request.prompt, &lease)?.into();
@@ -251,10 +251,10 @@ pub(super) async fn embed_with(
     lease.check_queue(&caller.ticket())?;
     let began = Instant::now();
     let EmbedRequest { input, param, truncation, .. } = request;
-    let job = Job { prompt, input, param, truncation };
+    let job = TokenizeJob { prompt, input, param, truncation };
     let (lease, tokenized) = tokenize(app, caller, lease, job.clone()).await?;
     let tokenization = began.elapsed();
-    let Tokenized { ids, whole, characters } = tokenized;
+    let TokenizedTexts { ids, whole, characters } = tokenized;
     let used: Vec<usize> = ids.iter().map(Vec::len).collect();
     let long = used.iter().zip(&whole).position(|(used, whole)| *whole != Some(*used));
     if let Some(index) = long
@@ -264,26 +264,26 @@ pub(super) async fn embed_with(
         return Err(ApiError::too_long(format!("{}[{index}]", request.param), whole[index], most));
     }
     let total = used.iter().sum();
-    if request.wanted == Wanted::TokenStates && total > MAX_TOKEN_STATES {
+    if request.output == OutputKind::TokenStates && total > MAX_TOKEN_STATES {
         return Err(ApiError::too_many_tokens(request.param, total, MAX_TOKEN_STATES));
     }
-    let rows = if request.wanted == Wanted::TokenStates { total } else { used.len() };
+    let rows = if request.output == OutputKind::TokenStates { total } else { used.len() };
     let numbers = rows.saturating_mul(lease.info.manifest.dimensions);
-    caller.charge.grow_numbers(numbers, request.compared)?;
-    let output = request.wanted.output(lease.info.manifest.normalize);
+    caller.charge.grow_numbers(numbers, request.is_compared)?;
+    let output = request.output.output(lease.info.manifest.normalize);
     // Count the tokens of truncated texts while the vectors are computed.
     let (computed, provided) = tokio::try_join!(
         async { Ok(lease.embed(ids, output, caller.ticket()).await?) },
         count(app, caller, lease.clone(), job, whole),
     )?;
     let tokens = provided.into_iter().zip(used);
-    let tokens = tokens.map(|(provided, used)| Counted { provided, used }).collect();
+    let tokens = tokens.map(|(provided, used)| TokenCounts { provided, used }).collect();
     let timings = Timings { tokenization, queue: computed.queue, inference: computed.inference };
-    let info = described(&lease.info, request.wanted);
+    let info = with_normalization(&lease.info, request.output);
     let mut vectors = computed.vectors;
-    let dimensions = match request.wanted {
-        Wanted::TokenStates => vectors.len() / total.max(1),
-        Wanted::Vector | Wanted::Normalized(_) => {
+    let dimensions = match request.output {
+        OutputKind::TokenStates => vectors.len() / total.max(1),
+        OutputKind::Vector | OutputKind::Normalized(_) => {
             let (own, wanted) = (&lease.info.manifest, &info.manifest);
             if dimensions < own.dimensions || (wanted.normalize && !own.normalize) {
                 vectors = shorten(&vectors, own.dimensions, dimensions, wanted.normalize);
@@ -291,15 +291,23 @@ pub(super) async fn embed_with(
             dimensions
         }
     };
-    let stands_in = lease.stands_in.clone();
-    Ok(Embedded { info, vectors, dimensions, tokens, characters, stands_in, timings })
+    let stands_in = lease.fallback_for.clone();
+    Ok(Embeddings {
+        info,
+        vectors,
+        dimensions,
+        tokens,
+        characters,
+        fallback_for: stands_in,
+        timings,
+    })
 }
 
 /// Returns the model as if its manifest declared the requested normalization. The result has the
 /// embedding space of such a model.
-fn described(info: &ModelInfo, wanted: Wanted) -> ModelInfo {
+fn with_normalization(info: &ModelInfo, wanted: OutputKind) -> ModelInfo {
     let mut info = info.clone();
-    if let Wanted::Normalized(normalize) = wanted
+    if let OutputKind::Normalized(normalize) = wanted
         && normalize != info.manifest.normalize
     {
         let manifest = Manifest { normalize, ..Manifest::clone(&info.manifest) };
@@ -341,9 +349,9 @@ pub(super) fn prompt(prompt: &Prompt, lease: &Lease) -> Result<String, ApiError>
 }
 
 /// Logs that work was lost (it panicked, or the daemon is stopping), and returns an internal error.
-pub(super) fn lost(error: JoinError) -> ApiError {
+pub(super) fn log_lost(error: JoinError) -> ApiError {
     tracing::error!(name: Message::InternalFault.name(), %error, "a request was lost");
-    ApiError::lost()
+    ApiError::lost_work()
 }
 
 /// Cuts each vector of `from` numbers to its first `to`, and scales them to length 1 if
@@ -370,7 +378,7 @@ fn scale_to_one(vector: &mut [f32]) {
     }
 }
 
-impl Embedded {
+impl Embeddings {
     /// Returns the vectors or token states one by one.
     pub(super) fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.vectors.chunks_exact(self.dimensions)
@@ -382,8 +390,8 @@ impl Embedded {
     }
 
     /// Sets the headers that describe the answer, on every route.
-    pub(super) fn label(&self, caller: &Caller, response: &mut Response) {
-        label_model(&self.info, response);
+    pub(super) fn set_headers(&self, caller: &RequestContext, response: &mut Response) {
+        set_model_headers(&self.info, response);
         let truncated = self.tokens.iter().filter(|tokens| tokens.used < tokens.provided).count();
         let Timings { tokenization, queue, inference } = self.timings;
         // The metrics read the timings, and the charge must be held until the answer is written.
@@ -403,8 +411,8 @@ impl Embedded {
         ] {
             headers.insert(HeaderName::from_static(name), value);
         }
-        let stand_in = self.stands_in.as_ref().map(|stand_in| {
-            let StandIn { wanted, error } = &**stand_in;
+        let stand_in = self.fallback_for.as_ref().map(|stand_in| {
+            let FallbackFor { requested: wanted, error } = &**stand_in;
             format!("{wanted}; reason={}", ApiError::from(error).code())
         });
         if let Some(stand_in) = stand_in {
@@ -415,7 +423,7 @@ impl Embedded {
 }
 
 /// Sets the headers that name the model of an answer.
-pub(super) fn label_model(info: &ModelInfo, response: &mut Response) {
+pub(super) fn set_model_headers(info: &ModelInfo, response: &mut Response) {
     let ModelInfo { manifest, embedding_space, revision, alias } = info;
     let headers = response.headers_mut();
     insert(headers, "x-caxton-model", &format!("{}@{}", manifest.id, manifest.version));

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::ApiError;
-use super::peer::Peer;
+use super::peer_credentials::PeerCredentials;
 use crate::log::{self, Message};
 
 /// Most streams of all users.
@@ -20,7 +20,7 @@ const MAX_PER_USER: usize = 2;
 
 /// Marker for an answer without an end, in the extensions of the response.
 #[derive(Clone, Copy, Debug)]
-pub struct Endless;
+pub struct EndlessBody;
 
 /// Open event streams, counted for each user. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +31,7 @@ impl Streams {
     ///
     /// # Errors
     /// 429 when the user has reached its limit, 503 when all users together have.
-    pub(super) fn open(&self, peer: Peer) -> Result<Following, ApiError> {
+    pub(super) fn open(&self, peer: PeerCredentials) -> Result<StreamSlot, ApiError> {
         let uid = peer.uid;
         let (held, total, is_shared) = {
             let mut open = self.lock();
@@ -40,7 +40,7 @@ impl Streams {
                 Some(is_shared) => (held, total, is_shared),
                 None => {
                     *open.entry(uid).or_default() += 1;
-                    return Ok(Following { streams: self.clone(), uid });
+                    return Ok(StreamSlot { streams: self.clone(), uid });
                 }
             }
         };
@@ -72,12 +72,12 @@ fn refusal(held: usize, total: usize, is_owner: bool) -> Option<bool> {
 
 /// Slot of one event stream, released when this is dropped.
 #[derive(Debug)]
-pub(super) struct Following {
+pub(super) struct StreamSlot {
     streams: Streams,
     uid: u32,
 }
 
-impl Drop for Following {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         let mut open = self.streams.lock();
         if let Some(held) = open.get_mut(&self.uid) {
@@ -93,8 +93,8 @@ impl Drop for Following {
 mod tests {
     use super::*;
 
-    fn peer(uid: u32) -> Peer {
-        Peer { uid, gid: uid, pid: None }
+    fn peer(uid: u32) -> PeerCredentials {
+        PeerCredentials { uid, gid: uid, pid: None }
     }
 
     #[test]

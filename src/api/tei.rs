@@ -21,12 +21,12 @@ use axum::{Json, Router, middleware};
 use tokio::runtime::Handle;
 
 use super::App;
-use super::caller::{Caller, Viewer};
 use super::error::ApiError;
 use super::input::{MAX_INPUTS, read_json};
+use super::model_selection;
 use super::rank;
-use super::request::{self, EMBEDDING_SPACE, EmbedRequest, Embedded, Prompt, Wanted};
-use super::target;
+use super::request::{self, EMBEDDING_SPACE, EmbedRequest, Embeddings, OutputKind, Prompt};
+use super::request_context::{RequestContext, TenantContext};
 use super::wire::{Input, tei};
 use crate::engine::{self, Truncation};
 use crate::models::Residency;
@@ -54,29 +54,33 @@ pub(super) fn health_route() -> Router<App> {
     Router::new().route("/health", get(health)).layer(middleware::map_response(errors::flatten))
 }
 
-async fn embed(State(app): State<App>, caller: Caller, body: Body) -> Result<Response, ApiError> {
+async fn embed(
+    State(app): State<App>,
+    caller: RequestContext,
+    body: Body,
+) -> Result<Response, ApiError> {
     let request: tei::EmbedRequest = read_json(&app, &caller, body).await?;
     check_not_empty(&request.inputs, "inputs")?;
     let embed = EmbedRequest {
         input: Arc::new(request.inputs),
         param: "inputs",
-        wanted: request.normalize.map_or(Wanted::Vector, Wanted::Normalized),
+        output: request.normalize.map_or(OutputKind::Vector, OutputKind::Normalized),
         prompt: prompt(request.prompt_name),
         refuse_long: request.truncate == Some(false),
         truncation: truncation(request.truncation_direction),
         dimensions: request.dimensions,
-        compared: false,
+        is_compared: false,
     };
     let embedded = request::embed(&app, &caller, request.model.as_deref(), embed).await?;
     write(&app, &caller, embedded, |embedded| {
-        request::json(embedded.vectors.len(), &tei::Embeddings(embedded.rows().collect()))
+        request::json(embedded.vectors.len(), &tei::EmbeddingRows(embedded.rows().collect()))
     })
     .await
 }
 
 async fn embed_all(
     State(app): State<App>,
-    caller: Caller,
+    caller: RequestContext,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: tei::EmbedAllRequest = read_json(&app, &caller, body).await?;
@@ -84,12 +88,12 @@ async fn embed_all(
     let embed = EmbedRequest {
         input: Arc::new(request.inputs),
         param: "inputs",
-        wanted: Wanted::TokenStates,
+        output: OutputKind::TokenStates,
         prompt: prompt(request.prompt_name),
         refuse_long: request.truncate == Some(false),
         truncation: truncation(request.truncation_direction),
         dimensions: None,
-        compared: false,
+        is_compared: false,
     };
     let embedded = request::embed(&app, &caller, request.model.as_deref(), embed).await?;
     let mut response = write(&app, &caller, embedded, |embedded| {
@@ -105,7 +109,7 @@ async fn embed_all(
 
 async fn similarity(
     State(app): State<App>,
-    caller: Caller,
+    caller: RequestContext,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: tei::SimilarityRequest = read_json(&app, &caller, body).await?;
@@ -121,7 +125,7 @@ async fn similarity(
             prompt: prompt(prompt_name.clone()),
             refuse_long: truncate == Some(false),
             truncation: truncation(truncation_direction),
-            compared: true,
+            is_compared: true,
             ..EmbedRequest::default()
         })
     };
@@ -131,7 +135,7 @@ async fn similarity(
     request::check_input(&others.input, others.param)?;
     let scores = rank::compare(&app, &caller, request.model.as_deref(), (source, others)).await?;
     let response = Json(tei::Similarities(scores.similarities())).into_response();
-    Ok(scores.label(&caller, response))
+    Ok(scores.set_headers(&caller, response))
 }
 
 async fn embed_sparse() -> ApiError {
@@ -145,15 +149,15 @@ async fn predict() -> ApiError {
 
 /// Describes the model that the caller gets without naming one, because this route has no parameter
 /// for a name.
-async fn info(State(app): State<App>, viewer: Viewer) -> Result<Json<tei::Info>, ApiError> {
-    let default = target::default_of(&app, &viewer);
-    let entries = target::visible(&app, &viewer);
+async fn info(State(app): State<App>, viewer: TenantContext) -> Result<Json<tei::Info>, ApiError> {
+    let default = model_selection::default_model(&app, &viewer);
+    let entries = model_selection::visible_models(&app, &viewer);
     let entry = resolve(&entries, &default).ok_or_else(|| match &viewer {
         // Return the same error as for a request for vectors.
-        Viewer(Some(tenant)) if tenant.settings.allowed_models.is_some() => {
+        TenantContext(Some(tenant)) if tenant.settings.allowed_models.is_some() => {
             ApiError::model_not_allowed(&tenant.name, &default)
         }
-        Viewer(_) => ApiError::not_ready(&default),
+        TenantContext(_) => ApiError::not_ready(&default),
     })?;
     let residency = app.handle.residency().await?;
     let dtype = match residency.get(&entry.key) {
@@ -229,14 +233,14 @@ fn truncation(direction: Option<tei::TruncationDirection>) -> Truncation {
 /// Writes an answer with vectors and sets its headers.
 async fn write(
     app: &App,
-    caller: &Caller,
-    embedded: Embedded,
-    answer: impl FnOnce(&Embedded) -> Response + Send + 'static,
+    caller: &RequestContext,
+    embedded: Embeddings,
+    answer: impl FnOnce(&Embeddings) -> Response + Send + 'static,
 ) -> Result<Response, ApiError> {
     let values = embedded.vectors.len();
-    let write = move |caller: &Caller| {
+    let write = move |caller: &RequestContext| {
         let mut response = answer(&embedded);
-        embedded.label(caller, &mut response);
+        embedded.set_headers(caller, &mut response);
         response
     };
     request::write(app, caller, values, write).await

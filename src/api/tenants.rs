@@ -1,8 +1,8 @@
 //! Determines the tenant of a caller, and counts the tenant's requests in flight.
 //!
 //! The result for a user is cached for a minute, because it comes from the system's user database.
-//! [`super::target`] enforces which models a tenant may request. The queues of the models enforce
-//! its share of the batches.
+//! [`super::model_selection`] enforces which models a tenant may request. The queues of the models
+//! enforce its share of the batches.
 //!
 //! Invariants:
 //! 1. A tenant never has more requests in flight than its limit.
@@ -15,45 +15,45 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::caller::ConnectionId;
 use super::error::ApiError;
-use super::peer::Peer;
+use super::peer_credentials::PeerCredentials;
 use super::request;
+use super::request_context::ConnectionId;
 use super::wire;
 use crate::config::{Admins, Settings, TenantSettings};
 use crate::units::milliseconds;
 
 /// Entry in a list of users that means all users except administrators. Only the last tenant may
 /// have it.
-const EVERYBODY: &str = "*";
+const ALL_USERS: &str = "*";
 /// Time for which the tenant of a user is cached. Groups of users can change.
-const BELIEVED: Duration = Duration::from_secs(60);
+const LOOKUP_TTL: Duration = Duration::from_secs(60);
 /// Most users in the cache. A device has a few dozen.
-const MAX_KNOWN: usize = 1024;
+const MAX_LOOKUPS: usize = 1024;
 /// Retry time before the first request of a tenant was answered, while the duration of its requests
 /// is unknown.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+const UNKNOWN_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Longest retry time.
-const MAX_WAIT: Duration = Duration::from_secs(120);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
 /// Tenants of the current settings.
 #[derive(Debug)]
 pub struct Tenants {
     settings: watch::Receiver<Arc<Settings>>,
-    current: Mutex<Current>,
+    current: Mutex<CurrentTenants>,
 }
 
 #[derive(Debug)]
-struct Current {
+struct CurrentTenants {
     /// Settings from which `tenants` was made.
     settings: Arc<Settings>,
     tenants: Arc<[Arc<Tenant>]>,
     /// Cache of the tenants, by user id and group id.
-    known: HashMap<(u32, u32), Known>,
+    lookups: HashMap<(u32, u32), CachedLookup>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct CachedLookup {
     tenant: Option<Arc<Tenant>>,
     until: Instant,
 }
@@ -68,11 +68,11 @@ pub(super) struct Tenant {
     /// Flow of the tenant's requests in fair scheduling, whichever connections they use. The id is
     /// different from that of every connection.
     flow: ConnectionId,
-    counts: Arc<Counts>,
+    counts: Arc<TenantCounts>,
 }
 
 #[derive(Debug, Default)]
-struct Counts {
+struct TenantCounts {
     requests: AtomicU64,
     in_flight: AtomicUsize,
     refused: AtomicU64,
@@ -85,13 +85,13 @@ impl Tenants {
     /// Creates the tenants of `settings`, and follows its changes.
     pub fn new(settings: watch::Receiver<Arc<Settings>>) -> Self {
         let now = settings.borrow().clone();
-        let current = Current::new(now, &[]);
+        let current = CurrentTenants::new(now, &[]);
         Self { settings, current: Mutex::new(current) }
     }
 
     /// Returns whether `peer` may change the appliance: root, the daemon's own user, and the
     /// administrators in the settings. Reads the user database on the blocking pool.
-    pub(super) async fn is_admin(&self, peer: Peer) -> bool {
+    pub(super) async fn is_admin(&self, peer: PeerCredentials) -> bool {
         let admins = self.settings.borrow().socket.admins.clone();
         is_admin(peer, admins).await
     }
@@ -104,7 +104,7 @@ impl Tenants {
     /// exist.
     pub(super) async fn find(
         &self,
-        peer: Peer,
+        peer: PeerCredentials,
         named: Option<&str>,
     ) -> Result<Option<Arc<Tenant>>, ApiError> {
         let (settings, tenants) = {
@@ -127,16 +127,16 @@ impl Tenants {
         }
         let user = (peer.uid, peer.gid);
         let now = Instant::now();
-        if let Some(known) = self.current().known.get(&user)
+        if let Some(known) = self.current().lookups.get(&user)
             && now < known.until
         {
             return Ok(known.tenant.clone());
         }
         let admins = settings.socket.admins.clone();
-        let tenant = off_runtime(move || {
+        let tenant = run_blocking(move || {
             let is_admin = peer.is_owner() || peer.is_one_of(&admins);
             let fits = |tenant: &&Arc<Tenant>| {
-                tenant.has_everybody() && !is_admin || peer.is_one_of(&tenant.members())
+                tenant.has_all_users() && !is_admin || peer.is_one_of(&tenant.members())
             };
             tenants.iter().find(fits).cloned()
         })
@@ -144,11 +144,11 @@ impl Tenants {
         let mut current = self.current();
         // Do not cache a tenant of settings that were replaced meanwhile.
         if Arc::ptr_eq(&current.settings, &settings) {
-            if current.known.len() >= MAX_KNOWN {
-                current.known.clear();
+            if current.lookups.len() >= MAX_LOOKUPS {
+                current.lookups.clear();
             }
-            let known = Known { tenant: tenant.clone(), until: now + BELIEVED };
-            current.known.insert(user, known);
+            let known = CachedLookup { tenant: tenant.clone(), until: now + LOOKUP_TTL };
+            current.lookups.insert(user, known);
         }
         Ok(tenant)
     }
@@ -162,36 +162,36 @@ impl Tenants {
     }
 
     /// Locks and returns the current state. Rebuilds it first if the settings were reloaded.
-    fn current(&self) -> MutexGuard<'_, Current> {
+    fn current(&self) -> MutexGuard<'_, CurrentTenants> {
         // A panic under the lock leaves either the old state or the complete new one.
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         // Read the settings under the lock. Otherwise a slow thread could replace the state with an
         // older one.
         let settings = self.settings.borrow().clone();
         if !Arc::ptr_eq(&current.settings, &settings) {
-            *current = Current::new(settings, &current.tenants);
+            *current = CurrentTenants::new(settings, &current.tenants);
         }
         current
     }
 }
 
-async fn is_admin(peer: Peer, admins: Admins) -> bool {
+async fn is_admin(peer: PeerCredentials, admins: Admins) -> bool {
     if peer.is_owner() {
         return true;
     }
     let is_empty = admins.users.is_empty() && admins.groups.is_empty();
     // If the lookup is lost, the caller is not an administrator.
-    !is_empty && off_runtime(move || peer.is_one_of(&admins)).await.is_ok_and(|is_admin| is_admin)
+    !is_empty && run_blocking(move || peer.is_one_of(&admins)).await.is_ok_and(|is_admin| is_admin)
 }
 
 /// Runs `ask`, a lookup in the user database, on the blocking pool, because it may be slow.
-async fn off_runtime<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     ask: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(ask).await.map_err(request::lost)
+    tokio::task::spawn_blocking(ask).await.map_err(request::log_lost)
 }
 
-impl Current {
+impl CurrentTenants {
     fn new(settings: Arc<Settings>, before: &[Arc<Tenant>]) -> Self {
         let tenant = |settings: &TenantSettings| {
             let same = before.iter().find(|tenant| tenant.settings.name == settings.name);
@@ -201,7 +201,7 @@ impl Current {
             Arc::new(Tenant { name, settings: settings.clone(), flow, counts })
         };
         let tenants = settings.tenants.iter().map(tenant).collect();
-        Self { settings, tenants, known: HashMap::new() }
+        Self { settings, tenants, lookups: HashMap::new() }
     }
 }
 
@@ -212,8 +212,8 @@ impl Tenant {
     }
 
     /// Returns whether all users except administrators belong to this tenant.
-    fn has_everybody(&self) -> bool {
-        self.settings.users.iter().any(|user| user == EVERYBODY)
+    fn has_all_users(&self) -> bool {
+        self.settings.users.iter().any(|user| user == ALL_USERS)
     }
 
     fn members(&self) -> Admins {
@@ -222,13 +222,13 @@ impl Tenant {
     }
 
     /// Counts a request that was refused.
-    pub(super) fn refuse(&self) {
+    pub(super) fn count_refusal(&self) {
         self.counts.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     fn view(&self, default_model: &str) -> wire::tenants::Tenant {
         let TenantSettings { model, allowed_models, priority, max_concurrent, .. } = &self.settings;
-        let Counts { requests, in_flight, refused, .. } = &*self.counts;
+        let TenantCounts { requests, in_flight, refused, .. } = &*self.counts;
         wire::tenants::Tenant {
             name: self.settings.name.clone(),
             model: model.as_deref().unwrap_or(default_model).to_owned(),
@@ -245,24 +245,24 @@ impl Tenant {
 
 /// A request of a tenant, which is in flight until this is dropped.
 #[derive(Debug)]
-pub(super) struct Visit {
+pub(super) struct InFlightGuard {
     tenant: Arc<Tenant>,
     began: Instant,
 }
 
-impl Visit {
+impl InFlightGuard {
     /// Begins a request of `tenant`.
     ///
     /// # Errors
     /// 429 when it has as many requests in flight as its limit.
     pub(super) fn begin(tenant: Arc<Tenant>) -> Result<Self, ApiError> {
-        let Counts { requests, in_flight, mean_ms, .. } = &*tenant.counts;
+        let TenantCounts { requests, in_flight, mean_ms, .. } = &*tenant.counts;
         requests.fetch_add(1, Ordering::Relaxed);
         let most = tenant.settings.max_concurrent.unwrap_or(usize::MAX);
         let more = |now: usize| (now < most).then_some(now + 1);
         if in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
-            tenant.refuse();
-            let wait = wait(mean_ms.load(Ordering::Relaxed), most);
+            tenant.count_refusal();
+            let wait = estimate_wait(mean_ms.load(Ordering::Relaxed), most);
             return Err(ApiError::tenant_overloaded(&tenant.name, most, wait));
         }
         Ok(Self { tenant, began: Instant::now() })
@@ -274,14 +274,14 @@ impl Visit {
     }
 }
 
-impl Drop for Visit {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        let Counts { in_flight, mean_ms, .. } = &*self.tenant.counts;
+        let TenantCounts { in_flight, mean_ms, .. } = &*self.tenant.counts;
         let took = milliseconds(self.began.elapsed()).max(1);
         // Two requests that end at once may overwrite each other's update. The mean is only an
         // estimate.
         let before = mean_ms.load(Ordering::Relaxed);
-        mean_ms.store(mean(before, took), Ordering::Relaxed);
+        mean_ms.store(smooth(before, took), Ordering::Relaxed);
         in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -289,17 +289,17 @@ impl Drop for Visit {
 /// Returns the smoothed duration after a request that took `took`. One eighth of the difference is
 /// added, as in TCP's smoothed round-trip time
 /// (<https://www.rfc-editor.org/rfc/rfc6298#section-2>).
-fn mean(before: u64, took: u64) -> u64 {
+fn smooth(before: u64, took: u64) -> u64 {
     if before == 0 { took } else { (before - before / 8 + took / 8).max(1) }
 }
 
 /// Estimates the time until one of `most` requests is finished if each takes `mean_ms`.
-fn wait(mean_ms: u64, most: usize) -> Duration {
+fn estimate_wait(mean_ms: u64, most: usize) -> Duration {
     if mean_ms == 0 {
-        return FIRST_WAIT;
+        return UNKNOWN_RETRY_AFTER;
     }
     let most = u64::try_from(most).unwrap_or(u64::MAX).max(1);
-    Duration::from_millis(mean_ms.div_ceil(most)).min(MAX_WAIT)
+    Duration::from_millis(mean_ms.div_ceil(most)).min(MAX_RETRY_AFTER)
 }
 
 #[cfg(test)]
@@ -316,8 +316,8 @@ mod tests {
     }
 
     /// Returns a user without a name in a group without a name.
-    fn peer(uid: u32) -> Peer {
-        Peer { uid, gid: 4_000_000, pid: None }
+    fn peer(uid: u32) -> PeerCredentials {
+        PeerCredentials { uid, gid: 4_000_000, pid: None }
     }
 
     async fn name(
@@ -355,7 +355,7 @@ mod tests {
     async fn star_matches_unlisted_users_except_admins() {
         let everybody = TenantSettings {
             name: "rest".to_owned(),
-            users: vec![EVERYBODY.to_owned()],
+            users: vec![ALL_USERS.to_owned()],
             ..Default::default()
         };
         let mut settings = Settings {
@@ -393,17 +393,17 @@ mod tests {
         let (send, receive) = watch::channel(settings(vec![tenant("a", &[7], Some(2))]));
         let tenants = Tenants::new(receive);
         let find = || async { tenants.find(peer(7), None).await.unwrap().unwrap() };
-        let first = Visit::begin(find().await).unwrap();
-        let second = Visit::begin(find().await).unwrap();
-        Visit::begin(find().await).unwrap_err();
+        let first = InFlightGuard::begin(find().await).unwrap();
+        let second = InFlightGuard::begin(find().await).unwrap();
+        InFlightGuard::begin(find().await).unwrap_err();
         drop(first);
-        let third = Visit::begin(find().await).unwrap();
+        let third = InFlightGuard::begin(find().await).unwrap();
         let view = || tenants.view(|_| true).remove(0);
         assert_eq!((view().requests, view().in_flight, view().refused), (4, 2, 1));
         send.send_replace(settings(vec![tenant("b", &[8], None), tenant("a", &[7], Some(1))]));
-        Visit::begin(find().await).unwrap_err();
+        InFlightGuard::begin(find().await).unwrap_err();
         drop((second, third));
-        let last = Visit::begin(find().await).unwrap();
+        let last = InFlightGuard::begin(find().await).unwrap();
         let seen = tenants.view(|_| true);
         let seen: Vec<_> =
             seen.iter().map(|t| (t.name.as_str(), t.requests, t.in_flight, t.refused)).collect();
@@ -416,26 +416,26 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let (_send, receive) = watch::channel(settings(vec![tenant("a", &[7], None)]));
         let tenants = Tenants::new(receive);
-        let most = u32::try_from(MAX_KNOWN).unwrap();
+        let most = u32::try_from(MAX_LOOKUPS).unwrap();
         let now = Instant::now();
         for uid in 0..most {
-            let known = Known { tenant: None, until: now };
-            tenants.current().known.insert((uid, 0), known);
+            let known = CachedLookup { tenant: None, until: now };
+            tenants.current().lookups.insert((uid, 0), known);
         }
         runtime.block_on(async { tenants.find(peer(7), None).await.unwrap().unwrap() });
-        assert_eq!(tenants.current().known.len(), 1);
+        assert_eq!(tenants.current().lookups.len(), 1);
     }
 
     #[test]
     fn retry_delay_is_mean_duration_over_in_flight() {
-        assert_eq!(wait(0, 4), FIRST_WAIT);
-        assert_eq!(wait(100, 4), Duration::from_millis(25));
-        assert_eq!(wait(1, 4), Duration::from_millis(1));
-        assert_eq!(wait(u64::MAX, 1), MAX_WAIT);
-        assert_eq!(mean(0, 80), 80);
-        assert_eq!(mean(80, 160), 90);
-        assert_eq!(mean(80, 0), 70);
-        let settled = (0..200).fold(1, |before, _| mean(before, 800));
+        assert_eq!(estimate_wait(0, 4), UNKNOWN_RETRY_AFTER);
+        assert_eq!(estimate_wait(100, 4), Duration::from_millis(25));
+        assert_eq!(estimate_wait(1, 4), Duration::from_millis(1));
+        assert_eq!(estimate_wait(u64::MAX, 1), MAX_RETRY_AFTER);
+        assert_eq!(smooth(0, 80), 80);
+        assert_eq!(smooth(80, 160), 90);
+        assert_eq!(smooth(80, 0), 70);
+        let settled = (0..200).fold(1, |before, _| smooth(before, 800));
         assert!((790..=800).contains(&settled), "{settled}");
     }
 }

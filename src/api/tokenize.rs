@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::App;
-use super::caller::Caller;
 use super::error::ApiError;
-use super::request::lost;
-use super::turn::{Place, Turns};
+use super::permit::{Permit, PermitPool};
+use super::request::log_lost;
+use super::request_context::RequestContext;
 use super::wire::Input;
 use crate::engine::{EngineError, Tokens, Truncation};
 use crate::models::Lease;
@@ -31,7 +31,7 @@ const RENEWAL: Duration = Duration::from_millis(50);
 
 /// Texts of a request as tokens.
 #[derive(Debug, Default)]
-pub(super) struct Tokenized {
+pub(super) struct TokenizedTexts {
     /// Token ids of each text, truncated to the model's length.
     pub(super) ids: Vec<Vec<u32>>,
     /// Number of tokens of each text before truncation; `None` if the end was cut off without
@@ -45,19 +45,20 @@ pub(super) struct Tokenized {
 /// afterwards, so that the model can be evicted while requests wait.
 ///
 /// # Errors
-/// As [`Turns::take`], and the errors of the model if it was evicted and cannot be loaded again.
-pub(super) async fn turn(
+/// As [`PermitPool::acquire_by`], and the errors of the model if it was evicted and cannot be
+/// loaded again.
+pub(super) async fn acquire_permit(
     app: &App,
-    caller: &Caller,
-    turns: &Turns,
+    caller: &RequestContext,
+    turns: &PermitPool,
     lease: Lease,
-) -> Result<(Place, Lease), ApiError> {
-    if let Some(place) = turns.try_take() {
+) -> Result<(Permit, Lease), ApiError> {
+    if let Some(place) = turns.try_acquire() {
         return Ok((place, lease));
     }
-    let absent = lease.give_back();
+    let absent = lease.release();
     loop {
-        let place = turns.take(caller.uid, caller.deadline).await?;
+        let place = turns.acquire_by(caller.uid, caller.deadline).await?;
         match tokio::time::timeout(RENEWAL, app.handle.renew(&absent, caller.deadline)).await {
             Ok(lease) => return Ok((place, lease?)),
             // The model is being loaded: release the permit for others meanwhile.
@@ -66,7 +67,7 @@ pub(super) async fn turn(
         // Renew the lease without a permit. If no permit is free then, the lease is dropped again
         // and the request queues once more.
         let lease = app.handle.renew(&absent, caller.deadline).await?;
-        if let Some(place) = turns.try_take() {
+        if let Some(place) = turns.try_acquire() {
             return Ok((place, lease));
         }
     }
@@ -76,11 +77,11 @@ pub(super) async fn turn(
 /// text under the permit for large texts. Returns the tokens and a lease of the same model.
 pub(super) async fn tokenize(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     mut lease: Lease,
-    job: Job,
-) -> Result<(Lease, Tokenized), ApiError> {
-    let mut job = Tokenizing { job, done: Tokenized::default() };
+    job: TokenizeJob,
+) -> Result<(Lease, TokenizedTexts), ApiError> {
+    let mut job = TokenizeState { job, texts: TokenizedTexts::default() };
     let (is_short, is_large) = match &*job.job.input {
         Input::Texts(texts) => {
             let prompt = job.job.prompt.len();
@@ -91,31 +92,31 @@ pub(super) async fn tokenize(
     };
     if is_short {
         while !job.step(&lease)? {}
-        return Ok((lease, job.done));
+        return Ok((lease, job.texts));
     }
-    let turns = if is_large { &app.places.large } else { &app.places.work };
+    let turns = if is_large { &app.permits.large } else { &app.permits.work };
     loop {
-        let (place, held) = turn(app, caller, turns, lease).await?;
+        let (place, held) = acquire_permit(app, caller, turns, lease).await?;
         let work = move || {
             let began = Instant::now();
             loop {
                 let is_done = job.step(&held)?;
-                if is_done || place.is_over(began) {
+                if is_done || place.is_expired(began) {
                     return Ok::<_, ApiError>((job, held, is_done));
                 }
             }
         };
         let is_done;
-        (job, lease, is_done) = tokio::task::spawn_blocking(work).await.map_err(lost)??;
+        (job, lease, is_done) = tokio::task::spawn_blocking(work).await.map_err(log_lost)??;
         if is_done {
-            return Ok((lease, job.done));
+            return Ok((lease, job.texts));
         }
     }
 }
 
 /// Input of [`tokenize`] and [`count`].
 #[derive(Clone, Debug)]
-pub(super) struct Job {
+pub(super) struct TokenizeJob {
     /// Text to put before each text.
     pub(super) prompt: Arc<str>,
     /// Texts, or their token ids.
@@ -126,22 +127,22 @@ pub(super) struct Job {
     pub(super) truncation: Truncation,
 }
 
-impl Job {
+impl TokenizeJob {
     fn about(&self, index: usize) -> impl FnOnce(EngineError) -> ApiError + use<> {
         let param = self.param;
-        move |error| ApiError::from(error).about(format!("{param}[{index}]"))
+        move |error| ApiError::from(error).with_param(format!("{param}[{index}]"))
     }
 }
 
-struct Tokenizing {
-    job: Job,
-    done: Tokenized,
+struct TokenizeState {
+    job: TokenizeJob,
+    texts: TokenizedTexts,
 }
 
-impl Tokenizing {
+impl TokenizeState {
     /// Tokenizes the next text. Returns whether it was the last one.
     fn step(&mut self, lease: &Lease) -> Result<bool, ApiError> {
-        let Self { job, done } = self;
+        let Self { job, texts: done } = self;
         let index = done.ids.len();
         let (tokens, count) = match &*job.input {
             Input::Texts(texts) => {
@@ -165,48 +166,49 @@ impl Tokenizing {
 /// by piece on the blocking pool, scheduled fairly among users.
 pub(super) async fn count(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     mut lease: Lease,
-    job: Job,
+    job: TokenizeJob,
     whole: Vec<Option<usize>>,
 ) -> Result<Vec<usize>, ApiError> {
     if let Some(known) = whole.iter().copied().collect() {
         return Ok(known);
     }
-    let mut counting = Counting { job, whole, at: 0, begun: None };
+    let mut counting = CountState { job, whole, at: 0, partial: None };
     loop {
-        let (place, held) = turn(app, caller, &app.places.work, lease).await?;
+        let (place, held) = acquire_permit(app, caller, &app.permits.work, lease).await?;
         let work = move || {
             let began = Instant::now();
             loop {
                 let is_done = counting.step(&held)?;
-                if is_done || place.is_over(began) {
+                if is_done || place.is_expired(began) {
                     return Ok::<_, ApiError>((counting, held, is_done));
                 }
             }
         };
         let is_done;
-        (counting, lease, is_done) = tokio::task::spawn_blocking(work).await.map_err(lost)??;
+        (counting, lease, is_done) =
+            tokio::task::spawn_blocking(work).await.map_err(log_lost)??;
         if is_done {
             return Ok(counting.whole.into_iter().map(Option::unwrap_or_default).collect());
         }
     }
 }
 
-struct Counting {
-    job: Job,
+struct CountState {
+    job: TokenizeJob,
     whole: Vec<Option<usize>>,
     /// Index of the current text.
     at: usize,
     /// Text that is being counted, with its prompt; the number of its bytes that were counted; the
     /// tokens in these.
-    begun: Option<(String, usize, usize)>,
+    partial: Option<(String, usize, usize)>,
 }
 
-impl Counting {
+impl CountState {
     /// Counts the next piece. Returns whether everything is counted.
     fn step(&mut self, lease: &Lease) -> Result<bool, ApiError> {
-        let Self { job, whole, at, begun } = self;
+        let Self { job, whole, at, partial: begun } = self;
         let Some(count) = whole.get_mut(*at) else { return Ok(true) };
         let (None, Input::Texts(texts)) = (&count, &*job.input) else {
             if let (None, Input::Ids(lists)) = (&count, &*job.input) {

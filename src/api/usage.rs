@@ -6,23 +6,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::{RawQuery, State};
 
-use super::caller::Viewer;
 use super::error::ApiError;
-use super::sight::Sight;
+use super::request_context::TenantContext;
+use super::visibility::Visibility;
 use super::wire::{
     ModelStats, ModelStatsList, NextUse, Percentiles, Recommendation, Recommendations,
 };
-use super::{App, target};
+use super::{App, model_selection};
 use crate::models::Residency;
-use crate::models::usage::recommend::{Candidate, Memory, Query, recommend};
-use crate::models::usage::{self, Stats};
+use crate::models::usage::recommend::{Candidate, MemoryFit, RecommendationQuery, recommend};
+use crate::models::usage::{self, UsageStats};
 use crate::package::{EntryKey, StoreEntry};
 use crate::units::Bytes;
 
 /// Parameters of [`recommendations`].
 const PARAMETERS: [&str; 3] = ["task_type", "complexity", "max_latency_ms"];
 
-pub(super) async fn stats(State(app): State<App>, sight: Sight) -> Json<ModelStatsList> {
+pub(super) async fn stats(State(app): State<App>, sight: Visibility) -> Json<ModelStatsList> {
     let mut stats = app.handle.usage().stats(SystemTime::now());
     let installed = app.handle.store().entries().into_iter().map(|entry| entry.key);
     let installed = installed.map(|key| {
@@ -37,7 +37,7 @@ pub(super) async fn stats(State(app): State<App>, sight: Sight) -> Json<ModelSta
     Json(ModelStatsList { models: models.collect() })
 }
 
-fn show(key: &EntryKey, stats: Stats, installed: bool) -> ModelStats {
+fn show(key: &EntryKey, stats: UsageStats, installed: bool) -> ModelStats {
     let (id, version, revision) = key.parts();
     let answered = stats.requests.saturating_sub(stats.failures);
     ModelStats {
@@ -76,22 +76,22 @@ fn millis(duration: Duration) -> f64 {
 
 pub(super) async fn recommendations(
     State(app): State<App>,
-    viewer: Viewer,
+    viewer: TenantContext,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Recommendations>, ApiError> {
     let query = parse(query.as_deref().unwrap_or_default())?;
     let residency = app.handle.residency().await?;
-    let room = app.handle.memory().await?.room;
+    let room = app.handle.memory().await?.headroom;
     let usage = app.handle.usage();
-    let entries = target::visible(&app, &viewer);
+    let entries = model_selection::visible_models(&app, &viewer);
     let candidates = entries.iter().map(|entry| Candidate {
         key: &entry.key,
         manifest: &entry.manifest,
         p95: usage.recent_latency(&entry.key).map(|latency| latency.p95),
         memory: match residency.get(&entry.key) {
-            Some(Residency::Resident { .. }) => Memory::Resident,
-            _ if fits(entry, room) => Memory::Fits,
-            _ => Memory::DoesNotFit,
+            Some(Residency::Resident { .. }) => MemoryFit::Resident,
+            _ if fits(entry, room) => MemoryFit::Fits,
+            _ => MemoryFit::DoesNotFit,
         },
     });
     let found = recommend(query, &Vec::from_iter(candidates));
@@ -118,8 +118,8 @@ fn fits(entry: &StoreEntry, room: Bytes) -> bool {
 }
 
 /// Parses the query of [`recommendations`]. Every parameter is optional.
-fn parse(text: &str) -> Result<Query, ApiError> {
-    let mut query = Query::default();
+fn parse(text: &str) -> Result<RecommendationQuery, ApiError> {
+    let mut query = RecommendationQuery::default();
     let mut seen = Vec::new();
     for (name, value) in form_urlencoded::parse(text.as_bytes()) {
         let invalid = |message| ApiError::invalid(Some(name.to_string()), message);
@@ -159,10 +159,10 @@ mod tests {
 
     #[test]
     fn query_parameters_are_parsed_and_optional() {
-        assert_eq!(parse(""), Ok(Query::default()));
+        assert_eq!(parse(""), Ok(RecommendationQuery::default()));
         assert_eq!(
             parse("task_type=retrieval&complexity=%68igh&max_latency_ms=50"),
-            Ok(Query {
+            Ok(RecommendationQuery {
                 task_type: TaskType::Search,
                 complexity: Some(Complexity::High),
                 max_latency: Some(Duration::from_millis(50)),

@@ -285,7 +285,7 @@ pub struct PackageList {
 
 /// Answer of `GET /status`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Status {
+pub struct DaemonStatus {
     /// Version of the daemon.
     pub version: String,
     /// Process id of the daemon.
@@ -326,7 +326,7 @@ pub struct Status {
     /// Rejected packages in the quarantine, newest first; `null` when the drop directory cannot be
     /// read.
     #[serde(default)]
-    pub quarantine: Option<Vec<Quarantined>>,
+    pub quarantine: Option<Vec<QuarantinedPackage>>,
     /// Packages that were installed without a signature although keys are configured now, as
     /// `id@version`.
     #[serde(default)]
@@ -350,7 +350,7 @@ pub struct StoreCondition {
 
 /// A rejected package.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Quarantined {
+pub struct QuarantinedPackage {
     /// Name of the package file.
     pub file: String,
     /// Reason for the rejection.
@@ -493,12 +493,12 @@ pub struct ErrorBody {
     pub code: String,
     /// Progress of the load, if the model cannot answer because it is being loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loading: Option<Loading>,
+    pub loading: Option<LoadProgress>,
 }
 
 /// Progress of a load.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Loading {
+pub struct LoadProgress {
     /// Requested name of the model.
     pub model: String,
     /// Time since the load began.

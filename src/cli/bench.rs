@@ -26,7 +26,7 @@ use crate::config::Settings;
 use crate::engine::{EngineError, EngineOptions, LoadedModel, Precision};
 use crate::exit::Exit;
 use crate::files::FileError;
-use crate::models::install::{InstallError, Installed};
+use crate::models::install::{InstallError, Installation};
 use crate::models::load;
 use crate::package::{BoxError, EntryKey, Store, resolve};
 use crate::units::Bytes;
@@ -223,7 +223,7 @@ impl Bench {
             );
         } else if self.model.is_file() {
             scratch = TempStore::create(settings)?;
-            let Installed { entry, .. } = scratch.verify(PackageFile::open(&self.model)?)?;
+            let Installation { entry, .. } = scratch.verify(PackageFile::open(&self.model)?)?;
             (&scratch.store, entry.key)
         } else {
             let id = self.model.to_string_lossy();
@@ -241,8 +241,8 @@ impl Bench {
         };
         let begun = Instant::now();
         let read = |options| load::load_from::<InstallError>(store, &key, options);
-        let (manifest, model) =
-            read(options).or_else(|error| read(error.fall_back(&key, options).ok_or(error)?))?;
+        let (manifest, model) = read(options)
+            .or_else(|error| read(error.retry_options(&key, options).ok_or(error)?))?;
         let load_time = begun.elapsed();
         load::embed_plain(&model, text)?;
         let first_vector = started.elapsed();

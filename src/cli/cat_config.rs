@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::{Connection, print_json, terminal};
 use crate::api::describe_value;
-use crate::api::wire::configuration::{File, Files};
+use crate::api::wire::configuration::{ConfigFile, ConfigFiles};
 use crate::config::{self, FileStatus, KeyValue, Provenance, SourceFile, ValueOrigin};
 use crate::exit::Exit;
 
@@ -33,16 +33,16 @@ impl CatConfig {
     }
 }
 
-fn json(Provenance { values, found, .. }: &Provenance) -> Files {
+fn json(Provenance { values, found, .. }: &Provenance) -> ConfigFiles {
     let file = |SourceFile { path, status }: &SourceFile| {
         let (state, replaced_by) = match status {
             FileStatus::Applied => ("applied", None),
             FileStatus::Empty => ("empty", None),
             FileStatus::ReplacedBy(by) => ("replaced", Some(by.display().to_string())),
         };
-        File { path: path.display().to_string(), state: state.to_owned(), replaced_by }
+        ConfigFile { path: path.display().to_string(), state: state.to_owned(), replaced_by }
     };
-    Files {
+    ConfigFiles {
         files: found.iter().map(file).collect(),
         values: values.iter().map(describe_value).collect(),
     }

@@ -10,7 +10,7 @@ use clap::Args;
 use super::client::{Client, ClientError};
 use super::{Connection, print_error, terminal};
 use crate::api::describe_value;
-use crate::api::wire::configuration::{InForce, Value};
+use crate::api::wire::configuration::{ActiveConfiguration, ConfigValue};
 use crate::config::{self, ConfigSource, Provenance, Settings};
 use crate::exit::Exit;
 
@@ -57,7 +57,7 @@ impl Check {
         explained: &Provenance,
     ) -> anyhow::Result<()> {
         let (name, old) = match self.daemon(connection, &explained.loaded.settings).await? {
-            Some(InForce { values }) => ("what is in force", values),
+            Some(ActiveConfiguration { values }) => ("what is in force", values),
             None => {
                 let defaults = config::values(&Settings::default());
                 ("the defaults", defaults.iter().map(describe_value).collect())
@@ -80,7 +80,7 @@ impl Check {
         &self,
         connection: &Connection,
         settings: &Settings,
-    ) -> anyhow::Result<Option<InForce>> {
+    ) -> anyhow::Result<Option<ActiveConfiguration>> {
         if self.defaults {
             return Ok(None);
         }
@@ -93,15 +93,16 @@ impl Check {
             }
             Err(error) => return Err(error.into()),
         };
-        let answer: Result<InForce, ClientError> = client.get("/api/configuration").await;
+        let answer: Result<ActiveConfiguration, ClientError> =
+            client.get("/api/configuration").await;
         Ok(Some(answer?))
     }
 }
 
 /// Returns one line for each key whose value differs. If only one side has a model or alias, it is
 /// compared with the defaults.
-fn differences(old: &[Value], new: &[Value]) -> Vec<String> {
-    let by_key = |values: &'_ [Value]| {
+fn differences(old: &[ConfigValue], new: &[ConfigValue]) -> Vec<String> {
+    let by_key = |values: &'_ [ConfigValue]| {
         let pairs = values.iter().map(|value| (value.key.clone(), value.value.clone()));
         pairs.collect::<BTreeMap<_, _>>()
     };
@@ -118,7 +119,11 @@ fn differences(old: &[Value], new: &[Value]) -> Vec<String> {
 }
 
 /// Formats a difference: `embedding.queue_size: 1000 → 9 (/etc/caxton/conf.d/50-site.yaml:2:15)`.
-fn line(Value { key, restart, file, line, column, .. }: &Value, old: &str, new: &str) -> String {
+fn line(
+    ConfigValue { key, restart, file, line, column, .. }: &ConfigValue,
+    old: &str,
+    new: &str,
+) -> String {
     let origin = match (file, line, column) {
         (Some(file), Some(line), Some(column)) => format!("{file}:{line}:{column}"),
         _ => "default".to_owned(),
@@ -133,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    fn values(yaml: &str) -> Vec<Value> {
+    fn values(yaml: &str) -> Vec<ConfigValue> {
         let settings = config::parse(Path::new("f"), yaml.as_bytes().to_vec()).expect(yaml);
         config::values(&settings).iter().map(describe_value).collect()
     }

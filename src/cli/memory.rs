@@ -11,7 +11,8 @@ use super::bar::share;
 use super::client::segment;
 use super::{Connection, print_json, print_table, terminal};
 use crate::api::wire::memory::{
-    Flushed, LoadModel, MemoryLimit, MemoryStatus, ModelMemory, ModelMoved, SetLimit,
+    FlushResponse, LoadModelRequest, MemoryLimit, MemoryLimitSetting, MemoryStatus, ModelMemory,
+    ResidencyChange,
 };
 use crate::units::Bytes;
 
@@ -135,7 +136,7 @@ fn row(model: &ModelMemory) -> Vec<String> {
 
 impl Flush {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let flushed: Flushed = connection
+        let flushed: FlushResponse = connection
             .connect()
             .await?
             .call(Method::POST, "/api/memory/flush", Body::empty())
@@ -158,8 +159,8 @@ impl Load {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
         let pinned = if self.pin { Some(true) } else { self.unpin.then_some(false) };
         let path = format!("/api/memory/models/{}/load", segment(&self.model));
-        let moved: ModelMoved =
-            connection.connect().await?.post(&path, &LoadModel { pinned }).await?;
+        let moved: ResidencyChange =
+            connection.connect().await?.post(&path, &LoadModelRequest { pinned }).await?;
         let how = if moved.was_resident { "was in memory" } else { "is in memory" };
         let facts = [fact(&moved.model, format!("{how}, {} ms", moved.duration_ms))];
         Ok(print_table(&["MODEL", ""], &facts)?)
@@ -169,7 +170,7 @@ impl Load {
 impl Unload {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
         let path = format!("/api/memory/models/{}", segment(&self.model));
-        let moved: ModelMoved =
+        let moved: ResidencyChange =
             connection.connect().await?.call(Method::DELETE, &path, Body::empty()).await?;
         let how = if moved.was_resident { "has left" } else { "was not in memory" };
         let facts = [fact(&moved.model, format!("{how}, {} ms", moved.duration_ms))];
@@ -179,8 +180,8 @@ impl Unload {
 
 impl Limit {
     async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let limit = SetLimit { limit: self.limit };
-        let set: SetLimit =
+        let limit = MemoryLimitSetting { limit: self.limit };
+        let set: MemoryLimitSetting =
             connection.connect().await?.send_json(Method::PUT, "/api/memory/limit", &limit).await?;
         Ok(print_table(&["MEMORY", ""], &[fact("limit", set.limit)])?)
     }

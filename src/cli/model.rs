@@ -31,9 +31,9 @@ use crate::config::Settings;
 use crate::errors::chain;
 use crate::exit::Exit;
 use crate::files::FileError;
-use crate::models::install::{Driver, Installed, Rules, remove};
+use crate::models::install::{InstallDriver, InstallRules, Installation, remove};
 use crate::models::load::options;
-use crate::models::selftest::Tester;
+use crate::models::selftest::SelfTester;
 use crate::models::trust;
 use crate::package::{Consent, EntryKey, Origin, SignatureStatus, Store, resolve, write_package};
 use crate::printable;
@@ -205,7 +205,7 @@ pub(super) fn open_store(settings: &Settings) -> anyhow::Result<(Store, Settings
     for entry in damaged {
         print_error(&format!("caxton: an entry of the store cannot be read: {entry}"));
     }
-    for error in trust::Roots::from(&settings).judge(&store).1 {
+    for error in trust::TrustRoots::from(&settings).reevaluate(&store).1 {
         print_error(&format!("caxton: a key cannot be used: {}", chain(&error)));
     }
     Ok((store, settings))
@@ -281,9 +281,9 @@ fn install_here(
     PackageFile { file, sidecars }: PackageFile,
     consent: Consent,
 ) -> anyhow::Result<InstalledPackage> {
-    let rules = Rules::from(settings).with(consent);
-    let tester = Tester::unstoppable();
-    let driver = Driver::alone(store, &rules, options(settings), &tester);
+    let rules = InstallRules::from(settings).with(consent);
+    let tester = SelfTester::without_stop();
+    let driver = InstallDriver::standalone(store, &rules, options(settings), &tester);
     let installed = driver.install(file, &sidecars, Origin::Installed)?;
     Ok(InstalledPackage::new(&installed, &store.entries(), None))
 }
@@ -304,9 +304,9 @@ impl Verify {
         // The package is not trusted yet, so it is not parsed with the rights of root.
         let settings = owner::drop_root_if_needed(&connection.settings()?)?;
         let scratch = TempStore::create(&settings)?;
-        let Installed { entry, signature, .. } = scratch.verify(package)?;
-        let tester = Tester::unstoppable();
-        Driver::alone(&scratch.store, &scratch.rules, options(&settings), &tester)
+        let Installation { entry, signature, .. } = scratch.verify(package)?;
+        let tester = SelfTester::without_stop();
+        InstallDriver::standalone(&scratch.store, &scratch.rules, options(&settings), &tester)
             .finish(&entry.key)?;
         let signature = match signature {
             SignatureStatus::Absent => "no signature".to_owned(),
@@ -395,7 +395,7 @@ impl Remove {
             }
             StoreAccess::Store(here) => {
                 let (store, settings) = *here;
-                describe(&remove(&store, &self.id, &Rules::from(&settings))?, &[], None)
+                describe(&remove(&store, &self.id, &InstallRules::from(&settings))?, &[], None)
             }
         };
         let name = format!("{}@{}", package.id, package.version);

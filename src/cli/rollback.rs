@@ -9,7 +9,7 @@ use super::client::segment;
 use super::model::StoreAccess;
 use super::{Connection, terminal};
 use crate::api::describe;
-use crate::api::wire::rollback::{RollBack, RolledBack};
+use crate::api::wire::rollback::{RollbackRequest, RollbackResponse};
 use crate::package;
 use crate::printable;
 
@@ -29,10 +29,10 @@ pub(super) struct Rollback {
 
 impl Rollback {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<()> {
-        let RolledBack { from, to } = match StoreAccess::open(connection).await? {
+        let RollbackResponse { from, to } = match StoreAccess::open(connection).await? {
             StoreAccess::Daemon(mut client) => {
                 let path = format!("/api/packages/{}/rollback", segment(&self.id));
-                client.post(&path, &RollBack { to: self.to, clear: self.clear }).await?
+                client.post(&path, &RollbackRequest { to: self.to, clear: self.clear }).await?
             }
             StoreAccess::Store(here) => {
                 let rollback = match self.to {
@@ -44,7 +44,7 @@ impl Rollback {
                 let package::RollbackResult { from, to } = store.roll_back(&self.id, &rollback)?;
                 let entries = store.entries();
                 let [from, to] = [from, to].map(|entry| describe(&entry, &entries, None));
-                RolledBack { from, to }
+                RollbackResponse { from, to }
             }
         };
         let what = format!(

@@ -26,7 +26,7 @@ pub(super) struct Status {
 impl Status {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let mut client = connection.connect().await?;
-        let status: wire::Status = client.get("/status").await?;
+        let status: wire::DaemonStatus = client.get("/status").await?;
         if self.json {
             print_json(&status)?;
         } else {
@@ -40,7 +40,7 @@ impl Status {
 /// Columns of a bar.
 const BAR: usize = 24;
 
-fn print(status: &wire::Status, memory: &MemoryStatus) -> anyhow::Result<()> {
+fn print(status: &wire::DaemonStatus, memory: &MemoryStatus) -> anyhow::Result<()> {
     let unicode = supports_unicode();
     let mut out = terminal::out();
     let ready = if status.ready { "ready" } else { "not ready" };
@@ -122,7 +122,7 @@ fn store(store: &wire::StoreCondition) -> String {
 
 /// Formats `Landlock 7, seccomp`, or the parts that are off with their reasons.
 fn sandbox(wire::sandbox::Sandbox { landlock, seccomp }: &wire::sandbox::Sandbox) -> String {
-    let part = |name: &str, part: &wire::sandbox::Part| {
+    let part = |name: &str, part: &wire::sandbox::SandboxPart| {
         let version = part.abi.map(|abi| format!(" {abi}")).unwrap_or_default();
         match &part.reason {
             None => format!("{name}{version}"),

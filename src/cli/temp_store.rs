@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::config::Settings;
 use crate::files;
-use crate::models::install::{InstallError, Installed, Rules, admit};
+use crate::models::install::{InstallError, InstallRules, Installation, verify_and_store};
 use crate::package::{Origin, PackageBytes, Sidecars, Store};
 
 /// A store in a temporary directory, which is removed on drop.
@@ -18,7 +18,7 @@ pub(super) struct TempStore {
     /// The store.
     pub(super) store: Store,
     /// Rules for its packages.
-    pub(super) rules: Rules,
+    pub(super) rules: InstallRules,
     _directory: TempDir,
 }
 
@@ -30,14 +30,17 @@ impl TempStore {
         let store = Store::volatile(directory.path())?;
         // The store is empty, so that no id is taken.
         let bundled_directory = directory.path().join("bundled");
-        let rules = Rules { bundled_only: false, bundled_directory, ..Rules::from(settings) };
+        let rules =
+            InstallRules { bundled_only: false, bundled_directory, ..InstallRules::from(settings) };
         Ok(Self { store, rules, _directory: directory })
     }
 
     /// Verifies `package` like an installation does, and unpacks it. The self-test does not run.
-    pub(super) fn verify(&self, package: PackageFile) -> anyhow::Result<Installed> {
+    pub(super) fn verify(&self, package: PackageFile) -> anyhow::Result<Installation> {
         let PackageFile { file, sidecars } = package;
-        Ok(admit(&self.store, file, &sidecars, Origin::Installed, &self.rules, |_| Ok(()))?)
+        Ok(verify_and_store(&self.store, file, &sidecars, Origin::Installed, &self.rules, |_| {
+            Ok(())
+        })?)
     }
 }
 

@@ -32,7 +32,7 @@ use super::client::{Client, broken, collect, segment};
 use super::{Connection, chain_lines, terminal};
 use crate::api::wire;
 use crate::api::wire::events::Event;
-use crate::api::wire::memory::{LoadModel, MemoryStatus, ModelMoved};
+use crate::api::wire::memory::{LoadModelRequest, MemoryStatus, ResidencyChange};
 use crate::exit::Exit;
 use state::{Snapshot, TopCommand, TopState};
 use view::TerminalStyle;
@@ -153,7 +153,7 @@ fn one_line(error: &anyhow::Error) -> String {
 /// Fetches everything that is shown, with the events after the id `since`.
 async fn poll(socket: &Path, since: u64) -> anyhow::Result<Snapshot> {
     let mut client = Client::connect(socket).await?;
-    let status: wire::Status = client.get("/status").await?;
+    let status: wire::DaemonStatus = client.get("/status").await?;
     let memory: MemoryStatus = client.get("/api/memory/status").await?;
     let stats: wire::ModelStatsList = client.get("/api/models/stats").await?;
     let path = format!("/v1/events?follow=false&since={since}");
@@ -176,7 +176,8 @@ async fn execute(socket: &Path, order: &TopCommand) -> anyhow::Result<String> {
         TopCommand::Quit => String::new(),
         TopCommand::Load { model, pinned } => {
             let path = format!("{}/load", path(model));
-            let moved: ModelMoved = client.post(&path, &LoadModel { pinned: *pinned }).await?;
+            let moved: ResidencyChange =
+                client.post(&path, &LoadModelRequest { pinned: *pinned }).await?;
             let is = match pinned {
                 None => "is in memory",
                 Some(true) => "is pinned",
@@ -185,7 +186,7 @@ async fn execute(socket: &Path, order: &TopCommand) -> anyhow::Result<String> {
             format!("{} {is}, {} ms", moved.model, moved.duration_ms)
         }
         TopCommand::Unload { model } => {
-            let moved: ModelMoved =
+            let moved: ResidencyChange =
                 client.call(Method::DELETE, &path(model), Body::empty()).await?;
             format!("{} has left memory, {} ms", moved.model, moved.duration_ms)
         }

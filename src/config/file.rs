@@ -82,7 +82,8 @@ pub(super) struct SyntaxError {
 /// Parses the content of a file; an empty one is [`Value::Null`].
 ///
 /// # Errors
-/// At the first position that is not UTF-8 or not YAML, begins a second document, or exceeds a limit.
+/// At the first position that is not UTF-8 or not YAML, begins a second document, or exceeds a
+/// limit.
 pub(super) fn parse(content: &[u8]) -> Result<Node, SyntaxError> {
     let text = std::str::from_utf8(content).map_err(|error| SyntaxError {
         position: Some(end_of(&content[..error.valid_up_to()])),

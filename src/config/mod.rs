@@ -68,8 +68,8 @@ pub struct LoadedConfig {
 pub struct Provenance {
     /// The configuration.
     pub loaded: LoadedConfig,
-    /// Every key with its value and the position where that was written, in the order of the shipped
-    /// file.
+    /// Every key with its value and the position where that was written, in the order of the
+    /// shipped file.
     pub values: Vec<KeyValue>,
     /// Every file that was found; each overrides the earlier ones. A file follows the files that it
     /// replaces.

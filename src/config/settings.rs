@@ -40,7 +40,8 @@ pub struct Settings {
 
 impl Settings {
     /// Returns the name that answers a request without a model name: the alias called `default` if
-    /// it exists, else [`MemorySettings::embedding_model`], which is the name of a model or of an alias.
+    /// it exists, else [`MemorySettings::embedding_model`], which is the name of a model or of an
+    /// alias.
     pub fn default_model(&self) -> &str {
         if self.aliases.contains_key(DEFAULT) { DEFAULT } else { &self.memory.embedding_model }
     }

@@ -5,7 +5,7 @@
 //! ask a connection to close, and `serve` does the rest.
 //!
 //! Invariants:
-//! 1. The number of served connections does not exceed the limit, plus at most [`MAX_LEAVING`]
+//! 1. The number of served connections does not exceed the limit, plus at most [`MAX_CLOSING`]
 //!    connections that were asked to close and are still open.
 //! 2. Root and the daemon's own user have a reserve of slots that other users cannot take.
 //! 3. A user loses a connection only to a user with fewer connections, and keeps at least as many
@@ -21,11 +21,11 @@ use tokio_util::sync::CancellationToken;
 /// Slots that only root and the daemon's own user can take. A quarter of the limit if that is less.
 const RESERVE: usize = 8;
 /// Largest number of connections that were asked to close and are still open. They close when they
-/// are idle, when their answer is written, or after [`LEAVE_TIMEOUT`].
-const MAX_LEAVING: usize = 64;
+/// are idle, when their answer is written, or after [`CLOSE_TIMEOUT`].
+const MAX_CLOSING: usize = 64;
 /// Timeout for a connection that was asked to close. The client must have read its answer by then.
 /// Time for computing the answer does not count.
-pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest number of simultaneous refusals for one user. A refusal serves a connection beyond the
 /// limit.
 const MAX_REFUSALS: usize = 64;
@@ -35,7 +35,7 @@ const MAX_ALL_REFUSALS: usize = 256;
 /// Phase of a connection. When a user must give up a connection, phases that come first are chosen
 /// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
+pub(super) enum ConnectionPhase {
     /// No request: a new connection, one between two requests, or one whose request head is
     /// incomplete.
     Idle,
@@ -50,18 +50,18 @@ pub(super) enum Phase {
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenConnection {
     uid: u32,
-    phase: Phase,
+    phase: ConnectionPhase,
     since: Instant,
     /// Cancelled to ask the connection to close.
-    leave: CancellationToken,
-    is_leaving: bool,
+    close: CancellationToken,
+    is_closing: bool,
 }
 
 /// User that holds the most connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Holder {
+pub(super) struct TopUser {
     /// User id.
     pub(super) uid: u32,
     /// Number of its connections, without those that were asked to close.
@@ -70,23 +70,23 @@ pub(super) struct Holder {
 
 /// Decision on a new connection.
 #[derive(Debug)]
-pub(super) enum Admission {
+pub(super) enum AcceptDecision {
     /// The connection is served. If all slots were taken, the holder gives one up.
-    Served(Entry, Option<Holder>),
+    Served(ConnectionSlot, Option<TopUser>),
     /// The connection is answered with a refusal.
-    Refused(Refusal, Holder),
+    Refused(RefusalSlot, TopUser),
     /// The connection is closed without an answer: too many refusals are in progress already.
-    Dropped(Holder),
+    Dropped(TopUser),
 }
 
 #[derive(Debug)]
-struct Table {
-    most: usize,
+struct ConnectionTable {
+    max: usize,
     reserve: usize,
     /// User of the daemon, which shares the reserve with root.
-    own: u32,
+    daemon_uid: u32,
     next: u64,
-    open: BTreeMap<u64, Open>,
+    open: BTreeMap<u64, OpenConnection>,
     /// Number of connections of each user, without those that were asked to close.
     held: HashMap<u32, usize>,
     /// Sum of `held`.
@@ -94,12 +94,12 @@ struct Table {
     refusals: HashMap<u32, usize>,
 }
 
-impl Table {
+impl ConnectionTable {
     fn new(most: usize, own: u32) -> Self {
         Self {
-            most,
+            max: most,
             reserve: RESERVE.min(most / 4),
-            own,
+            daemon_uid: own,
             next: 0,
             open: BTreeMap::new(),
             held: HashMap::new(),
@@ -109,7 +109,7 @@ impl Table {
     }
 
     fn is_owner(&self, uid: u32) -> bool {
-        uid == 0 || uid == self.own
+        uid == 0 || uid == self.daemon_uid
     }
 
     fn held(&self, uid: u32) -> usize {
@@ -117,40 +117,40 @@ impl Table {
     }
 
     fn owners(&self) -> usize {
-        self.held(0) + if self.own == 0 { 0 } else { self.held(self.own) }
+        self.held(0) + if self.daemon_uid == 0 { 0 } else { self.held(self.daemon_uid) }
     }
 
     /// Returns the number of connections for comparisons between users. For root and the daemon's
     /// own user, connections within the reserve do not count.
-    fn counted(&self, uid: u32) -> usize {
+    fn weighted_count(&self, uid: u32) -> usize {
         let reserve = if self.is_owner(uid) { self.reserve } else { 0 };
         self.held(uid).saturating_sub(reserve)
     }
 
-    fn has_room(&self, uid: u32) -> bool {
+    fn has_slot(&self, uid: u32) -> bool {
         match self.is_owner(uid) {
-            true => self.total < self.most,
-            false => self.total - self.owners().min(self.reserve) < self.most - self.reserve,
+            true => self.total < self.max,
+            false => self.total - self.owners().min(self.reserve) < self.max - self.reserve,
         }
     }
 
-    fn holder(&self) -> Holder {
-        let most = self.held.keys().max_by_key(|uid| (self.counted(**uid), **uid));
+    fn top_user(&self) -> TopUser {
+        let most = self.held.keys().max_by_key(|uid| (self.weighted_count(**uid), **uid));
         let uid = most.copied().unwrap_or(0);
-        Holder { uid, held: self.held(uid) }
+        TopUser { uid, held: self.held(uid) }
     }
 
     /// Returns the connection to give up for a new one of `uid`. Returns `None` if that would not
     /// be fair, or if too many connections are closing already.
-    fn yielding(&self, uid: u32) -> Option<u64> {
+    fn connection_to_close(&self, uid: u32) -> Option<u64> {
         let leaving = self.open.len() - self.total;
-        let holder = self.holder().uid;
+        let holder = self.top_user().uid;
         // The holder must have at least two connections more than `uid`: then it keeps at least as
         // many as `uid` has with the new one.
-        if leaving >= MAX_LEAVING || self.counted(holder) <= self.counted(uid) + 1 {
+        if leaving >= MAX_CLOSING || self.weighted_count(holder) <= self.weighted_count(uid) + 1 {
             return None;
         }
-        let theirs = self.open.iter().filter(|(_, open)| open.uid == holder && !open.is_leaving);
+        let theirs = self.open.iter().filter(|(_, open)| open.uid == holder && !open.is_closing);
         theirs.min_by_key(|(id, open)| (open.phase, open.since, **id)).map(|(id, _)| *id)
     }
 
@@ -163,14 +163,14 @@ impl Table {
         &mut self,
         uid: u32,
         now: Instant,
-    ) -> Result<(u64, CancellationToken, Option<Holder>), Holder> {
-        let holder = self.holder();
+    ) -> Result<(u64, CancellationToken, Option<TopUser>), TopUser> {
+        let holder = self.top_user();
         let mut gives = None;
-        if !self.has_room(uid) {
-            let id = self.yielding(uid).ok_or(holder)?;
+        if !self.has_slot(uid) {
+            let id = self.connection_to_close(uid).ok_or(holder)?;
             if let Some(open) = self.open.get_mut(&id) {
-                open.is_leaving = true;
-                open.leave.cancel();
+                open.is_closing = true;
+                open.close.cancel();
                 let uid = open.uid;
                 self.uncount(uid);
             }
@@ -179,8 +179,13 @@ impl Table {
         let id = self.next;
         self.next += 1;
         let leave = CancellationToken::new();
-        let open =
-            Open { uid, phase: Phase::Idle, since: now, leave: leave.clone(), is_leaving: false };
+        let open = OpenConnection {
+            uid,
+            phase: ConnectionPhase::Idle,
+            since: now,
+            close: leave.clone(),
+            is_closing: false,
+        };
         self.open.insert(id, open);
         *self.held.entry(uid).or_default() += 1;
         self.total += 1;
@@ -194,7 +199,7 @@ impl Table {
 
     fn remove(&mut self, id: u64) {
         if let Some(open) = self.open.remove(&id)
-            && !open.is_leaving
+            && !open.is_closing
         {
             self.uncount(open.uid);
         }
@@ -222,30 +227,31 @@ fn decrement(counts: &mut HashMap<u32, usize>, uid: u32) {
 
 /// Table of the open connections. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Connections(Arc<Mutex<Table>>);
+pub(super) struct Connections(Arc<Mutex<ConnectionTable>>);
 
 impl Connections {
     /// Creates a table for at most `most` connections. `own` is the user id of the daemon.
     pub(super) fn new(most: usize, own: u32) -> Self {
-        Self(Arc::new(Mutex::new(Table::new(most, own))))
+        Self(Arc::new(Mutex::new(ConnectionTable::new(most, own))))
     }
 
     /// Decides on a new connection of `uid`. When no slot is free, the cost is linear in the number
     /// of connections.
-    pub(super) fn admit(&self, uid: u32, now: Instant) -> Admission {
+    pub(super) fn admit(&self, uid: u32, now: Instant) -> AcceptDecision {
         let mut table = self.lock();
         match table.admit(uid, now) {
-            Ok((id, leave, gives)) => {
-                Admission::Served(Entry { connections: self.clone(), id, leave }, gives)
-            }
+            Ok((id, leave, gives)) => AcceptDecision::Served(
+                ConnectionSlot { connections: self.clone(), id, close: leave },
+                gives,
+            ),
             Err(holder) if table.refuse(uid) => {
-                Admission::Refused(Refusal { connections: self.clone(), uid }, holder)
+                AcceptDecision::Refused(RefusalSlot { connections: self.clone(), uid }, holder)
             }
-            Err(holder) => Admission::Dropped(holder),
+            Err(holder) => AcceptDecision::Dropped(holder),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, ConnectionTable> {
         // Changes of the table do not panic half-way, so it is consistent even after a panic
         // elsewhere.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -254,15 +260,15 @@ impl Connections {
 
 /// Slot of one connection. Dropping it frees the slot.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct ConnectionSlot {
     connections: Connections,
     id: u64,
-    leave: CancellationToken,
+    close: CancellationToken,
 }
 
-impl Entry {
+impl ConnectionSlot {
     /// Sets the phase of the connection.
-    pub(super) fn set(&self, phase: Phase) {
+    pub(super) fn set_phase(&self, phase: ConnectionPhase) {
         if let Some(open) = self.connections.lock().open.get_mut(&self.id) {
             open.phase = phase;
             open.since = Instant::now();
@@ -270,7 +276,7 @@ impl Entry {
     }
 
     /// Changes the phase of the connection to `to` if it is `from`.
-    pub(super) fn change(&self, from: Phase, to: Phase) {
+    pub(super) fn change_phase(&self, from: ConnectionPhase, to: ConnectionPhase) {
         if let Some(open) = self.connections.lock().open.get_mut(&self.id)
             && open.phase == from
         {
@@ -280,19 +286,19 @@ impl Entry {
     }
 
     /// Returns the phase of the connection and the time at which it began.
-    pub(super) fn phase(&self) -> (Phase, Instant) {
+    pub(super) fn phase(&self) -> (ConnectionPhase, Instant) {
         let table = self.connections.lock();
         let open = table.open.get(&self.id);
-        open.map_or((Phase::Idle, Instant::now()), |open| (open.phase, open.since))
+        open.map_or((ConnectionPhase::Idle, Instant::now()), |open| (open.phase, open.since))
     }
 
     /// Waits until the connection is asked to close.
-    pub(super) async fn told_to_leave(&self) {
-        self.leave.cancelled().await;
+    pub(super) async fn close_requested(&self) {
+        self.close.cancelled().await;
     }
 }
 
-impl Drop for Entry {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.connections.lock().remove(self.id);
     }
@@ -300,12 +306,12 @@ impl Drop for Entry {
 
 /// Slot of one refusal. Dropping it frees the slot.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct RefusalSlot {
     connections: Connections,
     uid: u32,
 }
 
-impl Drop for Refusal {
+impl Drop for RefusalSlot {
     fn drop(&mut self) {
         decrement(&mut self.connections.lock().refusals, self.uid);
     }
@@ -333,32 +339,32 @@ mod tests {
         }
 
         /// Admits a connection that is a second younger than the previous one.
-        fn admit(&mut self, uid: u32) -> Admission {
+        fn admit(&mut self, uid: u32) -> AcceptDecision {
             self.age += 1;
             self.connections.admit(uid, self.start + Duration::from_secs(self.age))
         }
 
-        fn served(&mut self, uid: u32) -> Entry {
+        fn served(&mut self, uid: u32) -> ConnectionSlot {
             match self.admit(uid) {
-                Admission::Served(entry, None) => entry,
+                AcceptDecision::Served(entry, None) => entry,
                 other => panic!("{other:?}"),
             }
         }
 
-        fn many(&mut self, uid: u32, count: usize) -> Vec<Entry> {
+        fn many(&mut self, uid: u32, count: usize) -> Vec<ConnectionSlot> {
             (0..count).map(|_| self.served(uid)).collect()
         }
 
-        fn refused(&mut self, uid: u32) -> Holder {
+        fn refused(&mut self, uid: u32) -> TopUser {
             match self.admit(uid) {
-                Admission::Refused(_, holder) => holder,
+                AcceptDecision::Refused(_, holder) => holder,
                 other => panic!("{other:?}"),
             }
         }
     }
 
-    fn left(entries: &[Entry]) -> Vec<usize> {
-        let left = entries.iter().enumerate().filter(|(_, entry)| entry.leave.is_cancelled());
+    fn left(entries: &[ConnectionSlot]) -> Vec<usize> {
+        let left = entries.iter().enumerate().filter(|(_, entry)| entry.close.is_cancelled());
         left.map(|(index, _)| index).collect()
     }
 
@@ -366,13 +372,13 @@ mod tests {
     fn one_user_takes_all_but_the_reserve() {
         let mut places = Fixture::new(256);
         let hog = places.many(65_534, 248);
-        assert_eq!(places.refused(65_534), Holder { uid: 65_534, held: 248 });
+        assert_eq!(places.refused(65_534), TopUser { uid: 65_534, held: 248 });
         let owners = [places.many(0, 4), places.many(OWN, 4)];
         assert_eq!(left(&hog), [0_usize; 0]);
         drop(owners);
         // The reserve of a small limit is small.
         for (most, reserve) in [(1, 0), (2, 0), (4, 1), (32, 8)] {
-            assert_eq!(Table::new(most, OWN).reserve, reserve, "{most}");
+            assert_eq!(ConnectionTable::new(most, OWN).reserve, reserve, "{most}");
         }
     }
 
@@ -381,12 +387,16 @@ mod tests {
         let mut places = Fixture::new(16);
         let hog = places.many(1, 10);
         let _other = places.many(2, 2);
-        for (entry, phase) in hog.iter().zip([Phase::Computing, Phase::Writing, Phase::Receiving]) {
-            entry.set(phase);
+        for (entry, phase) in hog.iter().zip([
+            ConnectionPhase::Computing,
+            ConnectionPhase::Writing,
+            ConnectionPhase::Receiving,
+        ]) {
+            entry.set_phase(phase);
         }
-        hog[3].set(Phase::Streaming);
-        let holder = Holder { uid: 1, held: 10 };
-        let Admission::Served(_third, Some(gives)) = places.admit(3) else { panic!() };
+        hog[3].set_phase(ConnectionPhase::Streaming);
+        let holder = TopUser { uid: 1, held: 10 };
+        let AcceptDecision::Served(_third, Some(gives)) = places.admit(3) else { panic!() };
         assert_eq!((gives, left(&hog)), (holder, vec![4]));
         // Next come the other idle connections, the stream, the slow body and the slow answer. A
         // connection that computes is last.
@@ -406,12 +416,12 @@ mod tests {
         let mut places = Fixture::new(4);
         let first = places.many(1, 2);
         let _second = places.many(2, 1);
-        assert_eq!(places.refused(2), Holder { uid: 1, held: 2 });
+        assert_eq!(places.refused(2), TopUser { uid: 1, held: 2 });
         assert_eq!(places.refused(1).uid, 1);
         assert_eq!(left(&first), [0_usize; 0]);
         // Root uses its reserve.
         drop(places.served(0));
-        let Admission::Served(_, Some(_)) = places.admit(3) else { panic!() };
+        let AcceptDecision::Served(_, Some(_)) = places.admit(3) else { panic!() };
         assert_eq!(left(&first), [0]);
     }
 
@@ -420,13 +430,13 @@ mod tests {
         let mut places = Fixture::new(1024);
         let hog = places.many(1, 1016);
         let mut newcomers = Vec::new();
-        for uid in 100..100 + u32::try_from(MAX_LEAVING).unwrap() {
+        for uid in 100..100 + u32::try_from(MAX_CLOSING).unwrap() {
             newcomers.push(places.admit(uid));
         }
-        assert_eq!(left(&hog).len(), MAX_LEAVING);
+        assert_eq!(left(&hog).len(), MAX_CLOSING);
         assert_eq!(places.refused(99).uid, 1);
         let refusals: Vec<_> = (0..MAX_REFUSALS).map(|_| places.admit(1)).collect();
-        assert!(matches!(places.admit(1), Admission::Dropped(Holder { uid: 1, .. })));
+        assert!(matches!(places.admit(1), AcceptDecision::Dropped(TopUser { uid: 1, .. })));
         places.refused(2);
         drop(refusals);
         places.refused(1);
@@ -439,25 +449,25 @@ mod tests {
             steps in prop::collection::vec((0_u32..6, 0_u8..8), 0..200),
         ) {
             let mut places = Fixture::new(most);
-            let mut entries: Vec<(u32, Entry)> = Vec::new();
+            let mut entries: Vec<(u32, ConnectionSlot)> = Vec::new();
             for (uid, what) in steps {
                 let before = places.connections.lock().held.clone();
-                let counted = |uid: u32| places.connections.lock().counted(uid);
+                let counted = |uid: u32| places.connections.lock().weighted_count(uid);
                 match what {
                     0 if !entries.is_empty() => drop(entries.swap_remove(uid as usize % entries.len())),
                     _ => {
                         let own = counted(uid);
                         match places.admit(uid) {
-                            Admission::Served(entry, gives) => {
+                            AcceptDecision::Served(entry, gives) => {
                                 if let Some(holder) = gives {
                                     prop_assert_ne!(holder.uid, uid);
-                                    let after = places.connections.lock().counted(holder.uid);
+                                    let after = places.connections.lock().weighted_count(holder.uid);
                                     prop_assert!(after > own, "{} {}", after, own);
                                     prop_assert_eq!(holder.held, before[&holder.uid]);
                                 }
                                 entries.push((uid, entry));
                             }
-                            Admission::Refused(_, holder) | Admission::Dropped(holder) => {
+                            AcceptDecision::Refused(_, holder) | AcceptDecision::Dropped(holder) => {
                                 prop_assert_eq!(holder.held, before[&holder.uid]);
                             }
                         }
@@ -465,7 +475,7 @@ mod tests {
                 }
                 let table = places.connections.lock();
                 prop_assert!(table.total <= most);
-                prop_assert!(table.open.len() - table.total <= MAX_LEAVING);
+                prop_assert!(table.open.len() - table.total <= MAX_CLOSING);
                 prop_assert_eq!(table.held.values().sum::<usize>(), table.total);
                 let others = table.total - table.owners();
                 prop_assert!(others <= most - table.reserve);

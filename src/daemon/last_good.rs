@@ -27,7 +27,7 @@ const NAME: &str = "last-good.yaml";
 /// Start of the first line, before the digest. The number is the version of the format.
 const MARK: &str = "# caxton-last-good 1 sha256:";
 /// Largest file in bytes. It holds several configuration files of the largest allowed size.
-const LARGEST: u64 = 8 << 20;
+const MAX_SIZE: u64 = 8 << 20;
 /// Explanation for people who open the file.
 const ABOUT: &str = "\
 # The configuration that caxtond has applied last. caxtond writes this file when it applies another, and starts with it
@@ -76,7 +76,7 @@ impl LastGood {
     /// Fails if the file exists but cannot be used.
     pub(super) fn load(&self) -> Result<Option<config::LoadedConfig>, LastGoodError> {
         let Some(path) = &self.path else { return Ok(None) };
-        let content = match files::read_limited(path, LARGEST) {
+        let content = match files::read_limited(path, MAX_SIZE) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             content => content?,
         };
@@ -97,13 +97,13 @@ impl LastGood {
         let same = |body: &[u8]| {
             config::parse(path, body.to_vec()).is_ok_and(|settings_read| settings_read == *settings)
         };
-        let fits = content.len() as u64 <= LARGEST;
+        let fits = content.len() as u64 <= MAX_SIZE;
         if !fits || !body(content.as_bytes()).is_some_and(same) {
             return Err(LastGoodError::TooLarge);
         }
         // Compare before writing, because writing wears out flash memory. An unreadable file is
         // replaced.
-        let kept = files::read_limited(path, LARGEST);
+        let kept = files::read_limited(path, MAX_SIZE);
         if kept.is_ok_and(|kept| kept == content.as_bytes()) {
             return Ok(());
         }

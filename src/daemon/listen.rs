@@ -32,7 +32,7 @@ pub(super) enum ListenError {
     NoDirectory(PathBuf),
     /// Another daemon listens on the path.
     #[error("another daemon listens on {}", .0.display())]
-    Taken(PathBuf),
+    InUse(PathBuf),
     /// The path exists and is not a socket.
     #[error("{} exists and is not a socket; remove it or change socket.path", .0.display())]
     NotASocket(PathBuf),
@@ -52,22 +52,22 @@ pub(super) enum ListenError {
 
 /// Listening socket.
 #[derive(Debug)]
-pub(super) struct Listening {
+pub(super) struct ListeningSocket {
     /// Socket in non-blocking mode.
     pub(super) listener: UnixListener,
     /// Guard that removes the path when it is dropped. `None` if systemd owns the socket.
-    pub(super) bound: Option<Bound>,
+    pub(super) bound: Option<SocketGuard>,
 }
 
 /// Path of a socket that was bound here, with its lock.
 #[derive(Debug)]
-pub(super) struct Bound {
+pub(super) struct SocketGuard {
     path: PathBuf,
     inode: u64,
     _lock: Flock<File>,
 }
 
-impl Drop for Bound {
+impl Drop for SocketGuard {
     fn drop(&mut self) {
         // Another daemon may have replaced the socket, if the lock file was deleted.
         if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode)
@@ -82,7 +82,7 @@ impl Drop for Bound {
     }
 }
 
-impl Listening {
+impl ListeningSocket {
     /// Takes the socket that systemd passed, or binds the one of `settings`.
     pub(super) fn open(settings: &SocketSettings) -> Result<Self, ListenError> {
         let names = std::env::var("LISTEN_FDNAMES").ok();
@@ -116,7 +116,7 @@ pub(super) fn binds() -> bool {
     passed != Some(std::process::id())
 }
 
-fn bind(settings: &SocketSettings) -> Result<(UnixListener, Bound), ListenError> {
+fn bind(settings: &SocketSettings) -> Result<(UnixListener, SocketGuard), ListenError> {
     let path = &settings.path;
     let directory = path.parent().unwrap_or(Path::new("/"));
     if !directory.is_dir() {
@@ -145,13 +145,13 @@ fn bind(settings: &SocketSettings) -> Result<(UnixListener, Bound), ListenError>
         .map_err(FileError::new("change the mode of", &unnamed))?;
     let inode = fs::metadata(&unnamed).map_err(FileError::new("examine", &unnamed))?.ino();
     fs::rename(&unnamed, path).map_err(FileError::new("name the socket", path))?;
-    Ok((listener, Bound { path: path.clone(), inode, _lock: lock }))
+    Ok((listener, SocketGuard { path: path.clone(), inode, _lock: lock }))
 }
 
 fn lock(socket: &Path) -> Result<Flock<File>, ListenError> {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
-    files::lock(Path::new(&path))?.ok_or_else(|| ListenError::Taken(socket.to_owned()))
+    files::lock(Path::new(&path))?.ok_or_else(|| ListenError::InUse(socket.to_owned()))
 }
 
 fn group(name: &str) -> Result<u32, ListenError> {
@@ -193,7 +193,7 @@ mod tests {
     fn bound_socket_has_mode_and_is_removed() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("caxton.sock");
-        let listening = Listening::open(&settings(path.clone())).unwrap();
+        let listening = ListeningSocket::open(&settings(path.clone())).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
         std::os::unix::net::UnixStream::connect(&path).unwrap();
         drop(listening);
@@ -207,9 +207,9 @@ mod tests {
         // Create the remains of a killed daemon: the socket without a lock.
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let live = Listening::open(&settings(path.clone())).unwrap();
-        let second = Listening::open(&settings(path.clone())).unwrap_err();
-        assert!(matches!(second, ListenError::Taken(_)), "{second}");
+        let live = ListeningSocket::open(&settings(path.clone())).unwrap();
+        let second = ListeningSocket::open(&settings(path.clone())).unwrap_err();
+        assert!(matches!(second, ListenError::InUse(_)), "{second}");
         std::os::unix::net::UnixStream::connect(&path).unwrap();
         drop(live);
     }
@@ -219,17 +219,17 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("caxton.sock");
         fs::write(&path, "precious").unwrap();
-        let error = Listening::open(&settings(path.clone())).unwrap_err();
+        let error = ListeningSocket::open(&settings(path.clone())).unwrap_err();
         assert!(matches!(error, ListenError::NotASocket(_)), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         let nowhere = settings(root.path().join("no/such/caxton.sock"));
-        let error = Listening::open(&nowhere).unwrap_err();
+        let error = ListeningSocket::open(&nowhere).unwrap_err();
         assert!(matches!(error, ListenError::NoDirectory(_)), "{error}");
         let grouped = SocketSettings {
             group: Some("no-such-group".to_owned()),
             ..settings(root.path().join("s"))
         };
-        let error = Listening::open(&grouped).unwrap_err();
+        let error = ListeningSocket::open(&grouped).unwrap_err();
         assert!(matches!(error, ListenError::NoGroup(_)), "{error}");
     }
 }

@@ -6,7 +6,7 @@
 //! - Start: log → configuration → store → sandbox → threads → socket → connections → default model
 //!   → READY=1 → untested entries, bundled packages, drop directory. Available models are served
 //!   before any package is tested. If the store has no usable default model, connections and
-//!   READY=1 wait for at most ten seconds ([`ahead`]), while the bundled one is unpacked and
+//!   READY=1 wait for at most ten seconds ([`preload`]), while the bundled one is unpacked and
 //!   tested. While files are hashed, the daemon asks systemd for more time. READY=1 is sent without
 //!   a default model as well, so that the operator can read the reason in `STATUS=` and can drop a
 //!   package. `/readyz` answers 503 until the model answers. Wrong configuration files do not delay
@@ -16,11 +16,11 @@
 //! - Stop: STOPPING=1 → no new connections → requests in progress, until `socket.drain_timeout` →
 //!   models → exit.
 
-mod ahead;
 mod arguments;
 mod connections;
 mod last_good;
 mod listen;
+mod preload;
 mod reload;
 mod sandbox;
 mod serve;
@@ -49,26 +49,26 @@ use crate::events::Events;
 use crate::exit::Exit;
 use crate::files;
 use crate::log::{self, Message};
-use crate::memory::monitor::{Gauge, Reading, monitor};
-use crate::memory::source::{self, Environment};
-use crate::memory::{release, resident};
+use crate::memory::monitor::{MemorySampler, Reading, monitor};
+use crate::memory::source::{self, PressureEnvironment};
+use crate::memory::{malloc_trim, mlock};
 use crate::metrics::Metrics;
+use crate::models::ingest::{self, Ingester};
 use crate::models::install::Installer;
-use crate::models::intake::{self, Intake};
-use crate::models::selftest::Tester;
+use crate::models::selftest::SelfTester;
 use crate::models::usage::{self, Usage};
-use crate::models::{Handle, Parts, load, trust};
+use crate::models::{ManagerHandle, ManagerParts, load, trust};
 use crate::package::{self, Store, StoreError};
 use crate::units::milliseconds;
 use crate::watch::{self, CompletedFiles, WriteFilter};
-use ahead::{default_is_there, load_ahead, load_default};
 pub use arguments::{command, main};
 use last_good::LastGood;
-use listen::{Bound, Listening};
-use reload::{NothingGood, Reloader, Start};
-use serve::Turn;
+use listen::{ListeningSocket, SocketGuard};
+use preload::{load_default, preload, wait_for_default};
+use reload::{InitialConfig, NoUsableConfig, Reloader};
+use serve::LivenessPing;
 use signal::Signals;
-use tasks::{ending, report, served};
+use tasks::{report, report_accept_loop, run_task};
 
 /// Root of the paths of the kernel's files.
 const ROOT: &str = "/";
@@ -82,10 +82,10 @@ const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Time after the drain in which workers may finish their current pass.
 const WORKERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time of a stop in addition to the drain and the workers.
-const REST_OF_STOP: Duration = Duration::from_secs(5);
+const STOP_ALLOWANCE: Duration = Duration::from_secs(5);
 /// Capacity of the channel for liveness checks of the accept loop. The watchdog sends one at a
 /// time.
-const TURNS: usize = 1;
+const MAX_PINGS: usize = 1;
 
 /// Runs the daemon with the configuration of `source` until SIGTERM or SIGINT.
 pub fn run(source: ConfigSource) -> Exit {
@@ -101,13 +101,13 @@ pub fn run(source: ConfigSource) -> Exit {
 fn run_until_stopped(source: ConfigSource) -> Result<(), Exit> {
     let started = Instant::now();
     // Call both before a second thread exists.
-    let gives_back = release::give_back_large_blocks();
-    let kept = resident::keep_program();
+    let gives_back = malloc_trim::fix_thresholds();
+    let kept = mlock::lock_program();
     // Start the log before the configuration is read, so that problems of the configuration are
     // logged.
     let level = log::start(LevelFilter::INFO).map_err(|_already| Exit::Software)?;
     let last_good = LastGood::of_process();
-    let start = Start::read(&source, &last_good).map_err(|NothingGood| Exit::Config)?;
+    let start = InitialConfig::read(&source, &last_good).map_err(|NoUsableConfig| Exit::Config)?;
     let settings = &start.loaded.settings;
     level.set(reload::level(settings));
     if !gives_back {
@@ -131,18 +131,18 @@ fn run_until_stopped(source: ConfigSource) -> Result<(), Exit> {
     );
     let draining = CancellationToken::new();
     // The sandbox denies access to the files that the tester opens here.
-    let tester = Tester::new(draining.clone());
+    let tester = SelfTester::new(draining.clone());
     // Opening the store creates the directories to which the sandbox then grants access.
     let store = open_store(settings)?;
-    let writes = sandbox::Writes { last_good: last_good.path(), socket: listen::binds() };
-    let sandbox = sandbox::enter(settings, &source, files, &writes)?;
+    let writes = sandbox::ExtraWritePaths { last_good: last_good.path(), socket: listen::binds() };
+    let sandbox = sandbox::enter_sandbox(settings, &source, files, &writes)?;
     // The process has more than one thread from here on. If the log cannot begin, it has printed
     // the error to stderr.
     log::begin().map_err(|_error| Exit::System)?;
     // Packages and keys are untrusted input, so they are read inside the sandbox. They are read
     // before the first request. The task that follows the keys logs their errors at its first read.
-    let (changed, _errors) = trust::Roots::from(settings).judge(&store);
-    trust::tell(&changed);
+    let (changed, _errors) = trust::TrustRoots::from(settings).reevaluate(&store);
+    trust::log_changes(&changed);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(load::processors().div_ceil(PROCESSORS_PER_RUNTIME_THREAD))
         .thread_keep_alive(BLOCKING_THREAD_KEEP_ALIVE)
@@ -155,11 +155,11 @@ fn run_until_stopped(source: ConfigSource) -> Result<(), Exit> {
         let _entered = runtime.enter();
         Signals::listen().map_err(|error| start_failed("cannot listen to signals", &error))?
     };
-    let listening =
-        Listening::open(&settings.socket).map_err(|error| start_failed("cannot listen", &error))?;
+    let listening = ListeningSocket::open(&settings.socket)
+        .map_err(|error| start_failed("cannot listen", &error))?;
     let configuration = ReadConfiguration { source, start, last_good, level };
     let outcome = runtime.block_on(async {
-        let testing = Testing { tester, draining };
+        let testing = SelfTestRunner { tester, draining };
         let start = Daemon::start(started, configuration, store, sandbox, listening, testing);
         let daemon = tokio::select! {
             daemon = start => daemon?,
@@ -217,14 +217,14 @@ fn open_store(settings: &Settings) -> Result<Arc<Store>, Exit> {
 /// Configuration as it was read at start, and the means to read it again.
 struct ReadConfiguration {
     source: ConfigSource,
-    start: Start,
+    start: InitialConfig,
     last_good: LastGood,
     level: log::LevelHandle,
 }
 
 /// Runner of self-tests, and the token that stops it when the daemon drains.
-struct Testing {
-    tester: Tester,
+struct SelfTestRunner {
+    tester: SelfTester,
     draining: CancellationToken,
 }
 
@@ -235,19 +235,19 @@ struct Daemon {
     /// Task that asks systemd for more time, until the daemon is ready.
     extending: JoinSet<()>,
     /// Channel for the watchdog's liveness checks of the accept loop.
-    turns: mpsc::Sender<Turn>,
+    pings: mpsc::Sender<LivenessPing>,
     /// Loads of models that were not requested yet.
     preloads: JoinSet<()>,
     reloader: Reloader,
     ticks: mpsc::Receiver<()>,
     /// Tokens shared with the intake.
-    intake: intake::Start,
+    start_signals: ingest::StartSignals,
     /// Stops connections and self-tests.
     stop_serving: CancellationToken,
     /// Stops all other tasks.
     stop_all: CancellationToken,
     /// Guard of the socket's path. The last field, so that the path is removed last.
-    _bound: Option<Bound>,
+    _bound: Option<SocketGuard>,
 }
 
 impl Daemon {
@@ -256,8 +256,8 @@ impl Daemon {
         ReadConfiguration { source, start, last_good, level }: ReadConfiguration,
         store: Arc<Store>,
         sandbox: Sandbox,
-        Listening { listener, bound }: Listening,
-        Testing { tester, draining: stop_serving }: Testing,
+        ListeningSocket { listener, bound }: ListeningSocket,
+        SelfTestRunner { tester, draining: stop_serving }: SelfTestRunner,
     ) -> Result<Self, Exit> {
         let settings = start.loaded.settings.clone();
         let options = load::options(&settings);
@@ -280,49 +280,50 @@ impl Daemon {
 
         let (metrics, events) = (Metrics::new(api::ROUTES), Events::new(SystemTime::now()));
         let (reloader, follow) = Reloader::new(source, start, last_good, level, events.clone());
-        let gauge = Gauge::new(Path::new(ROOT), settings.memory.memory_limit);
+        let gauge = MemorySampler::new(Path::new(ROOT), settings.memory.memory_limit);
         let (told, readings) = channel::channel(Reading::default());
-        let source = source::Source::open(Path::new(ROOT), Environment::of_process());
+        let source =
+            source::PressureSource::open(Path::new(ROOT), PressureEnvironment::of_process());
         let monitor = monitor(gauge.clone(), source, follow.thresholds, told, stop_all.clone());
         let usage = settings.memory.model_cache.directory.join(usage::FILE);
         let budget = api::Budget::new(readings.clone(), follow.settings.clone());
-        let parts = Parts {
+        let parts = ManagerParts {
             store,
             options,
             settings: follow.settings.clone(),
-            gauge,
+            sampler: gauge,
             readings,
             usage: Arc::new(Usage::open(&usage)),
             metrics: metrics.clone(),
             events: events.clone(),
         };
-        let (handle, manager) = Handle::new(parts, stop_all.clone());
+        let (handle, manager) = ManagerHandle::new(parts, stop_all.clone());
         let installer = Installer::new(handle.clone(), follow.rules, options, tester);
         let bundled_directory = settings.packages.bundled_directory.clone();
         let intake =
-            Intake::new(installer.clone(), follow.schedule, bundled_directory, drop_directory);
+            Ingester::new(installer.clone(), follow.schedule, bundled_directory, drop_directory);
         let mut extending = JoinSet::new();
         extending.spawn(systemd::extend_start(package::hashed_bytes));
         let mut tasks = JoinSet::new();
-        tasks.spawn(ending("memory monitor", monitor));
-        tasks.spawn(ending("manager", manager));
+        tasks.spawn(run_task("memory monitor", monitor));
+        tasks.spawn(run_task("manager", manager));
         let trust =
-            trust::follow(handle.clone(), (&settings).into(), keys_changed, stop_all.clone());
-        tasks.spawn(ending("trust", trust));
-        tasks.spawn(ending("keys watcher", keys_watch));
-        let together = intake::Start::default();
+            trust::watch_keys(handle.clone(), (&settings).into(), keys_changed, stop_all.clone());
+        tasks.spawn(run_task("trust", trust));
+        tasks.spawn(run_task("keys watcher", keys_watch));
+        let together = ingest::StartSignals::default();
         let take_completed = move || completed.take();
         let run = intake.run(dropped, take_completed, together.clone(), stop_all.clone());
-        tasks.spawn(ending("intake", run));
-        tasks.spawn(ending("drop directory watcher", drop_watch));
-        tasks.spawn(ending("configuration watcher", config_watch));
+        tasks.spawn(run_task("intake", run));
+        tasks.spawn(run_task("drop directory watcher", drop_watch));
+        tasks.spawn(run_task("configuration watcher", config_watch));
 
-        let app = App::from(api::Parts {
+        let app = App::from(api::AppParts {
             handle,
             installer,
             tenants: Arc::new(Tenants::new(follow.settings.clone())),
             settings: follow.settings,
-            started_with: reloader.at_start(),
+            initial_settings: reloader.at_start(),
             configuration: follow.configuration,
             sandbox,
             started,
@@ -330,36 +331,36 @@ impl Daemon {
             metrics,
             events,
             budget,
-            places: api::Places::new(load::processors()),
+            permits: api::Permits::new(load::processors()),
             streams: api::Streams::default(),
             draining: stop_serving.clone(),
         });
         let listener = UnixListener::from_std(listener)
             .map_err(|error| start_failed("cannot listen", &error))?;
-        let (turns, turned) = mpsc::channel(TURNS);
+        let (turns, turned) = mpsc::channel(MAX_PINGS);
         let most = settings.socket.max_connections;
         let serving = serve::serve(
             listener,
-            (api::router(app.clone()), api::refuse_connections(app.clone(), most)),
+            (api::router(app.clone()), api::refusal_router(app.clone(), most)),
             most,
             app.settings.clone(),
             turned,
             stop_serving.clone(),
         );
-        let first = default_is_there(together.default_is_there.clone(), stop_serving.clone());
+        let first = wait_for_default(together.default_available.clone(), stop_serving.clone());
         tasks.spawn(async move {
             first.await;
-            ("connections", served(serving.await))
+            ("connections", report_accept_loop(serving.await))
         });
         Ok(Self {
             app,
             tasks,
             extending,
-            turns,
+            pings: turns,
             preloads: JoinSet::new(),
             reloader,
             ticks,
-            intake: together,
+            start_signals: together,
             stop_serving,
             stop_all,
             _bound: bound,
@@ -367,8 +368,10 @@ impl Daemon {
     }
 
     async fn run(mut self, mut signals: Signals) -> Result<(), Exit> {
-        let there =
-            default_is_there(self.intake.default_is_there.clone(), self.stop_serving.clone());
+        let there = wait_for_default(
+            self.start_signals.default_available.clone(),
+            self.stop_serving.clone(),
+        );
         let default = load_default(self.app.handle.clone(), there);
         let mut default = std::pin::pin!(default);
         let mut ready = false;
@@ -387,7 +390,7 @@ impl Daemon {
                     );
                     self.extending.shutdown().await;
                     systemd::ready(&status);
-                    self.intake.is_ready.cancel();
+                    self.start_signals.daemon_ready.cancel();
                     self.watch();
                     self.preload();
                     self.reloader.keep().await;
@@ -415,9 +418,9 @@ impl Daemon {
 
     /// Starts the watchdog. Called after READY=1, because systemd measures the interval from then.
     fn watch(&mut self) {
-        let (handle, turns) = (self.app.handle.clone(), self.turns.clone());
+        let (handle, turns) = (self.app.handle.clone(), self.pings.clone());
         let watchdog = watchdog::watch(handle, turns, self.stop_all.clone());
-        self.tasks.spawn(ending("watchdog", watchdog));
+        self.tasks.spawn(run_task("watchdog", watchdog));
     }
 
     fn preload(&mut self) {
@@ -428,7 +431,7 @@ impl Daemon {
         // The default model is resident, or its error is logged already.
         names.remove(settings.default_model());
         for name in names {
-            self.preloads.spawn(load_ahead(self.app.handle.clone(), name));
+            self.preloads.spawn(preload(self.app.handle.clone(), name));
         }
     }
 
@@ -461,7 +464,7 @@ impl Daemon {
     async fn stop(mut self, signal: &str) -> Result<(), Exit> {
         tracing::info!(name: Message::Stopping.name(), signal, "draining");
         let drain_timeout = self.app.settings.borrow().socket.drain_timeout;
-        systemd::stopping(drain_timeout + WORKERS_TIMEOUT + REST_OF_STOP);
+        systemd::stopping(drain_timeout + WORKERS_TIMEOUT + STOP_ALLOWANCE);
         self.stop_serving.cancel();
         // Tasks end in any order. Wait for the connections to drain before the other tasks are
         // cancelled.

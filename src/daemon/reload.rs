@@ -19,37 +19,40 @@ use crate::events::{Event, Events};
 use crate::log::{self, Message};
 use crate::memory::level::Thresholds;
 use crate::models;
-use crate::models::install::Rules;
-use crate::models::intake::Schedule;
+use crate::models::ingest::IngestSettings;
+use crate::models::install::InstallRules;
 
 /// Channels from which the parts of the daemon receive the settings.
-pub(super) struct Follow {
+pub(super) struct SettingsReceivers {
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) configuration: watch::Receiver<Configuration>,
     pub(super) thresholds: watch::Receiver<Thresholds>,
-    pub(super) rules: watch::Receiver<Rules>,
-    pub(super) schedule: watch::Receiver<Schedule>,
+    pub(super) rules: watch::Receiver<InstallRules>,
+    pub(super) schedule: watch::Receiver<IngestSettings>,
 }
 
 /// Configuration with which the daemon starts.
-pub(super) struct Start {
+pub(super) struct InitialConfig {
     pub(super) loaded: LoadedConfig,
     /// Problems of the files. If there are any, `loaded` is the last good configuration.
     pub(super) problems: Vec<String>,
 }
 
-impl Start {
+impl InitialConfig {
     /// Reads the files of `source`. If they have problems, logs the problems, and reads the
     /// configuration that was kept by `last_good` instead.
     ///
     /// # Errors
     /// Fails if neither configuration can be used. The reason is logged.
-    pub(super) fn read(source: &ConfigSource, last_good: &LastGood) -> Result<Self, NothingGood> {
+    pub(super) fn read(
+        source: &ConfigSource,
+        last_good: &LastGood,
+    ) -> Result<Self, NoUsableConfig> {
         let error = match config::load(source) {
             Ok(loaded) => return Ok(Self { loaded, problems: Vec::new() }),
             Err(error) => error,
         };
-        let problems = tell(&error);
+        let problems = log_problems(&error);
         match last_good.load() {
             Ok(Some(mut loaded)) => {
                 // The file is in the daemon's own directory. A user who managed to write to it must
@@ -69,7 +72,7 @@ impl Start {
                     name: Message::ConfigurationRefused.name(),
                     "the configuration is wrong; `caxton check` shows this list, too"
                 );
-                Err(NothingGood)
+                Err(NoUsableConfig)
             }
             Err(error) => {
                 tracing::error!(
@@ -77,7 +80,7 @@ impl Start {
                     error = chain(&error),
                     "the configuration is wrong, and the last good one cannot be used; `caxton check` shows what is wrong"
                 );
-                Err(NothingGood)
+                Err(NoUsableConfig)
             }
         }
     }
@@ -86,7 +89,7 @@ impl Start {
 /// Error of a start with wrong files and without a usable last good configuration. The reason is in
 /// the log.
 #[derive(Debug)]
-pub(super) struct NothingGood;
+pub(super) struct NoUsableConfig;
 
 /// Owner of the current settings. All changes are sent from here.
 pub(super) struct Reloader {
@@ -98,8 +101,8 @@ pub(super) struct Reloader {
     settings: watch::Sender<Arc<Settings>>,
     configuration: watch::Sender<Configuration>,
     thresholds: watch::Sender<Thresholds>,
-    rules: watch::Sender<Rules>,
-    schedule: watch::Sender<Schedule>,
+    rules: watch::Sender<InstallRules>,
+    schedule: watch::Sender<IngestSettings>,
     events: Events,
 }
 
@@ -107,11 +110,11 @@ impl Reloader {
     /// Applies the configuration that was read at start. Returns the channels to follow.
     pub(super) fn new(
         source: ConfigSource,
-        Start { loaded, problems }: Start,
+        InitialConfig { loaded, problems }: InitialConfig,
         last_good: LastGood,
         level: log::LevelHandle,
         events: Events,
-    ) -> (Self, Follow) {
+    ) -> (Self, SettingsReceivers) {
         let LoadedConfig { settings, files } = loaded;
         let configuration = Configuration {
             files: names(&files),
@@ -127,8 +130,8 @@ impl Reloader {
             last_good,
             configuration: watch::Sender::new(configuration),
             thresholds: watch::Sender::new(models::thresholds(&settings)),
-            rules: watch::Sender::new(Rules::from(&settings)),
-            schedule: watch::Sender::new(Schedule::from(&settings)),
+            rules: watch::Sender::new(InstallRules::from(&settings)),
+            schedule: watch::Sender::new(IngestSettings::from(&settings)),
             settings: watch::Sender::new(Arc::new(settings)),
             events,
         };
@@ -137,7 +140,7 @@ impl Reloader {
         if !problems.is_empty() {
             reloader.events.publish(Event::ConfigurationRefused { problems });
         }
-        let follow = Follow {
+        let follow = SettingsReceivers {
             settings: reloader.settings.subscribe(),
             configuration: reloader.configuration.subscribe(),
             thresholds: reloader.thresholds.subscribe(),
@@ -205,7 +208,7 @@ impl Reloader {
         match read {
             Ok(loaded) => self.accept(loaded),
             Err(error) => {
-                let problems = tell(&error);
+                let problems = log_problems(&error);
                 tracing::error!(
                     name: Message::ConfigurationRefused.name(),
                     "configuration rejected: the last good one stays in force"
@@ -230,16 +233,16 @@ impl Reloader {
         // These directories need a restart: the sandbox grants access to the directories of the
         // start only.
         let packages = self.at_start.packages.clone();
-        let rules = Rules {
+        let rules = InstallRules {
             keys_directory: packages.keys_directory,
             bundled_directory: packages.bundled_directory,
             drop_directory: packages.drop_directory,
-            ..Rules::from(&settings)
+            ..InstallRules::from(&settings)
         };
         // Send the rules before the schedule: the intake wakes up on the schedule and reads the
         // rules.
         self.rules.send_replace(rules);
-        self.schedule.send_replace(Schedule::from(&settings));
+        self.schedule.send_replace(IngestSettings::from(&settings));
         self.settings.send_replace(Arc::new(settings));
         self.configuration.send_modify(|seen| {
             seen.files = names(&files);
@@ -263,7 +266,7 @@ fn names(files: &[PathBuf]) -> Vec<String> {
 }
 
 /// Logs each problem, and returns all of them.
-fn tell(error: &ConfigError) -> Vec<String> {
+fn log_problems(error: &ConfigError) -> Vec<String> {
     let problems = texts(error);
     for problem in &problems {
         tracing::error!(name: Message::ConfigurationProblem.name(), "{problem}");

@@ -34,8 +34,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
-use super::connections::{Admission, Connections, Entry, Holder, LEAVE_TIMEOUT, Phase, Refusal};
-use crate::api::{self, ConnectionId, Endless, Peer};
+use super::connections::{
+    AcceptDecision, CLOSE_TIMEOUT, ConnectionPhase, ConnectionSlot, Connections, RefusalSlot,
+    TopUser,
+};
+use crate::api::{self, ConnectionId, EndlessBody, PeerCredentials};
 use crate::config::Settings;
 use crate::log::{self, Message};
 
@@ -56,12 +59,12 @@ const MAX_DROPPED: usize = 512;
 /// Pause before such a connection is closed.
 const DROP_PAUSE: Duration = Duration::from_millis(50);
 /// Interval at which a connection that was asked to close is checked.
-const LEAVING_CHECK: Duration = Duration::from_secs(1);
+const CLOSE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Largest head of a request, in bytes. OpenAI's clients send less than 2 KiB.
 const MAX_HEADER_BYTES: usize = 32 << 10;
 
 /// Liveness check of the accept loop, which answers it in its next iteration.
-pub(super) type Turn = oneshot::Sender<()>;
+pub(super) type LivenessPing = oneshot::Sender<()>;
 
 /// Serves connections of `listener` until `cancel`, at most `max_connections` at a time. `refuse`
 /// serves connections beyond the limit. Answers the liveness checks from `turns`.
@@ -76,7 +79,7 @@ pub(super) async fn serve(
     (router, refuse): (Router, Router),
     max_connections: usize,
     settings: watch::Receiver<Arc<Settings>>,
-    mut turns: mpsc::Receiver<Turn>,
+    mut turns: mpsc::Receiver<LivenessPing>,
     cancel: CancellationToken,
 ) -> io::Result<usize> {
     let places = Connections::new(max_connections, geteuid().as_raw());
@@ -90,7 +93,7 @@ pub(super) async fn serve(
         let accepted = tokio::select! {
             () = cancel.cancelled() => break,
             Some(turn) = turns.recv() => {
-                answer(turn);
+                answer_ping(turn);
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -98,24 +101,24 @@ pub(super) async fn serve(
         let stream = match accepted {
             Ok((stream, _address)) => stream,
             Err(error) => {
-                survive(error).await?;
+                handle_accept_error(error).await?;
                 continue;
             }
         };
         let Some(peer) = peer(&stream) else { continue };
         let (place, router, idle) = match places.admit(peer.uid, Instant::now()) {
-            Admission::Served(entry, gives) => {
+            AcceptDecision::Served(entry, gives) => {
                 if let Some(holder) = gives {
-                    tell(peer.uid, max_connections, holder);
+                    log_full(peer.uid, max_connections, holder);
                 }
-                (Place::Served(Arc::new(entry)), router.clone(), IDLE_TIMEOUT)
+                (SlotOrRefusal::Served(Arc::new(entry)), router.clone(), IDLE_TIMEOUT)
             }
-            Admission::Refused(refusal, holder) => {
-                tell(peer.uid, max_connections, holder);
-                (Place::Refused(refusal), refuse.clone(), REFUSAL_TIMEOUT)
+            AcceptDecision::Refused(refusal, holder) => {
+                log_full(peer.uid, max_connections, holder);
+                (SlotOrRefusal::Refused(refusal), refuse.clone(), REFUSAL_TIMEOUT)
             }
-            Admission::Dropped(holder) => {
-                tell(peer.uid, max_connections, holder);
+            AcceptDecision::Dropped(holder) => {
+                log_full(peer.uid, max_connections, holder);
                 if let Ok(permit) = Arc::clone(&dropped).try_acquire_owned() {
                     let cut = cut.clone();
                     connections.spawn(async move {
@@ -129,7 +132,7 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let connection = connection(stream, peer, router, idle, place, drain.clone());
+        let connection = serve_connection(stream, peer, router, idle, place, drain.clone());
         let cut = cut.clone();
         connections.spawn(async move {
             tokio::select! {
@@ -150,15 +153,15 @@ pub(super) async fn serve(
     Ok(left)
 }
 
-fn answer(turn: Turn) {
+fn answer_ping(turn: LivenessPing) {
     // The watchdog may have stopped waiting.
     let (Ok(()) | Err(())) = turn.send(());
 }
 
 /// Logs that `uid` wanted a connection when all slots were taken.
-fn tell(uid: u32, limit: usize, holder: Holder) {
+fn log_full(uid: u32, limit: usize, holder: TopUser) {
     if let Some(suppressed) = log::admit_refusal(Message::ConnectionLimit, uid) {
-        let Holder { uid: holder, held } = holder;
+        let TopUser { uid: holder, held } = holder;
         tracing::warn!(
             name: Message::ConnectionLimit.name(),
             limit, uid, holder, held, suppressed,
@@ -168,7 +171,7 @@ fn tell(uid: u32, limit: usize, holder: Holder) {
 }
 
 /// Decides whether the loop can accept again after `error`, and pauses if resources are short.
-async fn survive(error: io::Error) -> io::Result<()> {
+async fn handle_accept_error(error: io::Error) -> io::Result<()> {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ECONNABORTED | Errno::EINTR) => Ok(()),
         Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
@@ -184,9 +187,9 @@ async fn survive(error: io::Error) -> io::Result<()> {
     }
 }
 
-fn peer(stream: &UnixStream) -> Option<Peer> {
+fn peer(stream: &UnixStream) -> Option<PeerCredentials> {
     match stream.peer_cred() {
-        Ok(cred) => Some(Peer { uid: cred.uid(), gid: cred.gid(), pid: cred.pid() }),
+        Ok(cred) => Some(PeerCredentials { uid: cred.uid(), gid: cred.gid(), pid: cred.pid() }),
         Err(error) => {
             tracing::warn!(
                 name: Message::PeerUnknown.name(),
@@ -199,42 +202,46 @@ fn peer(stream: &UnixStream) -> Option<Peer> {
 }
 
 /// Slot of a connection, or its refusal.
-enum Place {
+enum SlotOrRefusal {
     /// The connection is served.
-    Served(Arc<Entry>),
+    Served(Arc<ConnectionSlot>),
     /// The connection gets a refusal.
-    Refused(Refusal),
+    Refused(RefusalSlot),
 }
 
 /// Serves one connection until its client or [`Connections`] ends it. After `drain`, the connection
 /// ends with its current request.
-async fn connection(
+async fn serve_connection(
     stream: UnixStream,
-    peer: Peer,
+    peer: PeerCredentials,
     router: Router,
     idle: Duration,
-    place: Place,
+    place: SlotOrRefusal,
     drain: CancellationToken,
 ) {
     let (entry, _refusal) = match place {
-        Place::Served(entry) => (Some(entry), None),
-        Place::Refused(refusal) => (None, Some(refusal)),
+        SlotOrRefusal::Served(entry) => (Some(entry), None),
+        SlotOrRefusal::Refused(refusal) => (None, Some(refusal)),
     };
     let id = ConnectionId::next();
     let of_request = entry.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let entry = of_request.clone();
-        let mut request = request.map(|body| Body::new(Arriving::new(body, entry.clone())));
+        let mut request = request.map(|body| Body::new(RequestBody::new(body, entry.clone())));
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(id);
         let answer = router.clone().call(request);
         async move {
-            let response = caught(answer).await;
+            let response = catch_panic(answer).await;
             if let Some(entry) = &entry {
-                let is_endless = response.extensions().get::<Endless>().is_some();
-                entry.set(if is_endless { Phase::Streaming } else { Phase::Writing });
+                let is_endless = response.extensions().get::<EndlessBody>().is_some();
+                entry.set_phase(if is_endless {
+                    ConnectionPhase::Streaming
+                } else {
+                    ConnectionPhase::Writing
+                });
             }
-            Ok::<_, Infallible>(response.map(|body| Leaving { body, entry }))
+            Ok::<_, Infallible>(response.map(|body| ResponseBody { body, entry }))
         }
     });
     // Only writes have this timeout: between requests, and while an answer is computed, there is
@@ -247,8 +254,8 @@ async fn connection(
         .max_buf_size(MAX_HEADER_BYTES)
         .serve_connection(TokioIo::new(Box::pin(stream)), service);
     let mut served = pin!(served);
-    let mut left = pin!(leave(entry.as_deref()));
-    let mut overdue = pin!(overdue(entry.as_deref()));
+    let mut left = pin!(wait_for_close(entry.as_deref()));
+    let mut overdue = pin!(wait_for_close_timeout(entry.as_deref()));
     let (mut is_draining, mut is_leaving) = (false, false);
     let ended = loop {
         tokio::select! {
@@ -258,7 +265,7 @@ async fn connection(
                 served.as_mut().graceful_shutdown();
             }
             end = &mut left, if !is_leaving => {
-                if end == End::Now {
+                if end == CloseMode::Now {
                     return;
                 }
                 is_leaving = true;
@@ -268,7 +275,7 @@ async fn connection(
         }
     };
     match ended {
-        Err(error) if is_unread(&error) => tracing::warn!(
+        Err(error) if is_write_timeout(&error) => tracing::warn!(
             name: Message::ClientStalled.name(),
             uid = peer.uid, pid = peer.pid,
             "closed a connection: its client has read nothing for {WRITE_TIMEOUT:?}"
@@ -283,7 +290,7 @@ async fn connection(
 
 /// Way to end a connection that was asked to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum CloseMode {
     /// The connection ends at once: its client loses no answer.
     Now,
     /// The connection ends after the current answer.
@@ -291,26 +298,28 @@ enum End {
 }
 
 /// Waits until the connection is asked to close. Never returns for a connection without a slot.
-async fn leave(entry: Option<&Entry>) -> End {
+async fn wait_for_close(entry: Option<&ConnectionSlot>) -> CloseMode {
     let Some(entry) = entry else { return std::future::pending().await };
-    entry.told_to_leave().await;
+    entry.close_requested().await;
     match entry.phase().0 {
-        Phase::Streaming | Phase::Receiving => End::Now,
+        ConnectionPhase::Streaming | ConnectionPhase::Receiving => CloseMode::Now,
         // A connection that seems idle may still have a part of its answer in the buffer.
-        Phase::Idle | Phase::Writing | Phase::Computing => End::AfterAnswer,
+        ConnectionPhase::Idle | ConnectionPhase::Writing | ConnectionPhase::Computing => {
+            CloseMode::AfterAnswer
+        }
     }
 }
 
-/// Waits until a connection that was asked to close has exceeded [`LEAVE_TIMEOUT`]. Time for
+/// Waits until a connection that was asked to close has exceeded [`CLOSE_TIMEOUT`]. Time for
 /// computing an answer does not count.
-async fn overdue(entry: Option<&Entry>) {
+async fn wait_for_close_timeout(entry: Option<&ConnectionSlot>) {
     let Some(entry) = entry else { return std::future::pending().await };
-    entry.told_to_leave().await;
+    entry.close_requested().await;
     let told = Instant::now();
     loop {
-        tokio::time::sleep(LEAVING_CHECK).await;
+        tokio::time::sleep(CLOSE_CHECK_INTERVAL).await;
         let (phase, since) = entry.phase();
-        if phase != Phase::Computing && since.max(told).elapsed() >= LEAVE_TIMEOUT {
+        if phase != ConnectionPhase::Computing && since.max(told).elapsed() >= CLOSE_TIMEOUT {
             return;
         }
     }
@@ -318,28 +327,32 @@ async fn overdue(entry: Option<&Entry>) {
 
 /// Body of a request. It changes the phase of the connection when the body has arrived or is
 /// dropped unread.
-struct Arriving {
+struct RequestBody {
     body: Incoming,
-    entry: Option<Arc<Entry>>,
+    entry: Option<Arc<ConnectionSlot>>,
 }
 
-impl Arriving {
-    fn new(body: Incoming, entry: Option<Arc<Entry>>) -> Self {
+impl RequestBody {
+    fn new(body: Incoming, entry: Option<Arc<ConnectionSlot>>) -> Self {
         let has_arrived = body.is_end_stream();
         if let Some(entry) = &entry {
-            entry.set(if has_arrived { Phase::Computing } else { Phase::Receiving });
+            entry.set_phase(if has_arrived {
+                ConnectionPhase::Computing
+            } else {
+                ConnectionPhase::Receiving
+            });
         }
         Self { body, entry: entry.filter(|_| !has_arrived) }
     }
 
-    fn arrived(&mut self) {
+    fn on_arrived(&mut self) {
         if let Some(entry) = self.entry.take() {
-            entry.change(Phase::Receiving, Phase::Computing);
+            entry.change_phase(ConnectionPhase::Receiving, ConnectionPhase::Computing);
         }
     }
 }
 
-impl HttpBody for Arriving {
+impl HttpBody for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -349,7 +362,7 @@ impl HttpBody for Arriving {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
-            self.arrived();
+            self.on_arrived();
         }
         frame
     }
@@ -363,20 +376,20 @@ impl HttpBody for Arriving {
     }
 }
 
-impl Drop for Arriving {
+impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.arrived();
+        self.on_arrived();
     }
 }
 
 /// Body of an answer. It sets the phase of the connection to idle when it is dropped, after its
 /// last frame was moved to the connection's buffer.
-struct Leaving {
+struct ResponseBody {
     body: Body,
-    entry: Option<Arc<Entry>>,
+    entry: Option<Arc<ConnectionSlot>>,
 }
 
-impl HttpBody for Leaving {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -396,27 +409,27 @@ impl HttpBody for Leaving {
     }
 }
 
-impl Drop for Leaving {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         if let Some(entry) = &self.entry {
-            entry.set(Phase::Idle);
+            entry.set_phase(ConnectionPhase::Idle);
         }
     }
 }
 
 /// Returns whether a write took longer than [`WRITE_TIMEOUT`]. Unix sockets never report `TimedOut`
 /// themselves, so the error comes from [`TimeoutWriter`].
-fn is_unread(error: &hyper::Error) -> bool {
+fn is_write_timeout(error: &hyper::Error) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Returns the answer, or an internal error if the handler panicked: a fault of one request must
 /// not affect others.
-async fn caught(answer: impl Future<Output = Result<Response, Infallible>>) -> Response {
+async fn catch_panic(answer: impl Future<Output = Result<Response, Infallible>>) -> Response {
     match AssertUnwindSafe(answer).catch_unwind().await {
         Ok(Ok(response)) => response,
-        Err(_panic) => api::lost(),
+        Err(_panic) => api::panic_response(),
     }
 }
 
@@ -475,14 +488,15 @@ mod tests {
         let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
         client.write_all(request.as_bytes()).await.unwrap();
         let peer = peer(&server).unwrap();
-        let Admission::Served(entry, None) = Connections::new(1, 0).admit(0, Instant::now()) else {
+        let AcceptDecision::Served(entry, None) = Connections::new(1, 0).admit(0, Instant::now())
+        else {
             panic!("a free place is not given");
         };
-        let (place, drain) = (Place::Served(Arc::new(entry)), CancellationToken::new());
+        let (place, drain) = (SlotOrRefusal::Served(Arc::new(entry)), CancellationToken::new());
         let start = Instant::now();
         let served = async {
             tokio::join!(
-                connection(server, peer, router, IDLE_TIMEOUT, place, drain),
+                serve_connection(server, peer, router, IDLE_TIMEOUT, place, drain),
                 read(&mut client)
             )
         };

@@ -8,12 +8,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Streams of the signals that the daemon handles.
 pub(super) struct Signals {
-    pub(super) stop: Stop,
+    pub(super) stop: StopSignals,
     pub(super) reload: Signal,
 }
 
 /// Streams of the signals that stop the daemon.
-pub(super) struct Stop {
+pub(super) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
@@ -27,11 +27,11 @@ impl Signals {
         let terminate = signal(SignalKind::terminate())?;
         let interrupt = signal(SignalKind::interrupt())?;
         let reload = signal(SignalKind::hangup())?;
-        Ok(Self { stop: Stop { terminate, interrupt }, reload })
+        Ok(Self { stop: StopSignals { terminate, interrupt }, reload })
     }
 }
 
-impl Stop {
+impl StopSignals {
     /// Waits for a signal that stops the daemon, and returns its name. Cancel safe: no signal is
     /// lost.
     pub(super) async fn recv(&mut self) -> &'static str {

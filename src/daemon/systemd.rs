@@ -9,9 +9,9 @@ use sd_notify::NotifyState;
 use crate::log::Message;
 
 /// Interval at which the progress of a start is checked.
-const LOOK: Duration = Duration::from_millis(50);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 /// Least time between two requests for more time.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+const MIN_REQUEST_INTERVAL: Duration = Duration::from_secs(10);
 /// Extension of the start timeout, counted from the last progress. It must cover the packing of a
 /// large model's weights, which follows the hashing without visible progress.
 const EXTENSION: Duration = Duration::from_secs(120);
@@ -54,28 +54,29 @@ pub(super) fn alive() {
 /// Asks systemd for more time to start, as long as `done`, a count of bytes, grows. Never returns:
 /// drop the future when the daemon is ready.
 pub(super) async fn extend_start(done: impl Fn() -> u64) {
-    let mut asking = Asking::default();
+    let mut asking = ExtensionRequests::default();
     loop {
         if asking.is_due(done(), Instant::now()) {
             send(&[extension(EXTENSION)]);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
     }
 }
 
 /// Rate limit of the requests for more time.
 #[derive(Debug, Default)]
-struct Asking {
+struct ExtensionRequests {
     /// Progress at the last request.
     done: u64,
     asked: Option<Instant>,
 }
 
-impl Asking {
+impl ExtensionRequests {
     /// Returns whether there was progress since the last request, and that request is old enough.
     /// If so, records a request at `now`.
     fn is_due(&mut self, done: u64, now: Instant) -> bool {
-        let is_due = done > self.done && self.asked.is_none_or(|asked| now - asked >= ASK_AGAIN);
+        let is_due =
+            done > self.done && self.asked.is_none_or(|asked| now - asked >= MIN_REQUEST_INTERVAL);
         if is_due {
             *self = Self { done, asked: Some(now) };
         }
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn timeout_is_extended_on_progress_at_intervals() {
-        let mut asking = Asking::default();
+        let mut asking = ExtensionRequests::default();
         let start = Instant::now();
         let mut is_due = |done, seconds| asking.is_due(done, start + Duration::from_secs(seconds));
         assert!(!is_due(0, 0), "nothing was done");

@@ -8,7 +8,7 @@ use crate::exit::Exit;
 use crate::log::Message;
 
 /// Runs a task that ends only when it is cancelled. Returns its name with success.
-pub(super) async fn ending(
+pub(super) async fn run_task(
     name: &'static str,
     task: impl Future<Output = ()>,
 ) -> (&'static str, Result<(), Exit>) {
@@ -17,7 +17,7 @@ pub(super) async fn ending(
 }
 
 /// Logs the end of the accept loop, and converts it to an exit status.
-pub(super) fn served(outcome: io::Result<usize>) -> Result<(), Exit> {
+pub(super) fn report_accept_loop(outcome: io::Result<usize>) -> Result<(), Exit> {
     match outcome {
         Ok(0) => Ok(()),
         Ok(cut) => {

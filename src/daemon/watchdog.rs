@@ -2,10 +2,10 @@
 //!
 //! There are three checks in each interval of `WatchdogSec=`. In a check, the accept loop must
 //! answer, the manager must answer, and some workers must make a forward pass (see
-//! [`crate::models::Beat`]): the worker of the default model, and every worker with requests. The
-//! timeout of each step is a third of the interval, so that two keep-alives are at most an interval
-//! apart while all parts work. A part that does not answer is logged once, before systemd ends the
-//! daemon.
+//! [`crate::models::LivenessProbe`]): the worker of the default model, and every worker with
+//! requests. The timeout of each step is a third of the interval, so that two keep-alives are at
+//! most an interval apart while all parts work. A part that does not answer is logged once, before
+//! systemd ends the daemon.
 //!
 //! Does nothing without `$WATCHDOG_USEC`, or if `$WATCHDOG_PID` is another process.
 
@@ -15,17 +15,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::serve::Turn;
+use super::serve::LivenessPing;
 use super::systemd;
 use crate::log::Message;
-use crate::models::{Handle, Stuck};
+use crate::models::{ManagerHandle, WorkerStall};
 
 /// Number of checks in an interval. The timeout of a step is the interval divided by this number.
-const PROOFS: u32 = 3;
+const CHECKS_PER_INTERVAL: u32 = 3;
 
 /// Parts that failed a check.
 #[derive(Debug, thiserror::Error)]
-enum Dead {
+enum LivenessError {
     /// The accept loop did not answer.
     #[error("the loop that serves connections has not turned for {0:?}")]
     Connections(Duration),
@@ -34,19 +34,23 @@ enum Dead {
     Manager(Duration),
     /// A worker did not make a forward pass.
     #[error(transparent)]
-    Worker(#[from] Stuck),
+    Worker(#[from] WorkerStall),
 }
 
 /// Sends keep-alives to systemd until `cancel`, if the watchdog is enabled. `turns` is the channel
 /// to the accept loop.
-pub(super) async fn watch(handle: Handle, turns: mpsc::Sender<Turn>, cancel: CancellationToken) {
+pub(super) async fn watch(
+    handle: ManagerHandle,
+    turns: mpsc::Sender<LivenessPing>,
+    cancel: CancellationToken,
+) {
     let Some(interval) = sd_notify::watchdog_enabled() else { return cancel.cancelled().await };
-    let patience = interval / PROOFS;
+    let patience = interval / CHECKS_PER_INTERVAL;
     let watching = async {
-        let mut voice = Voice::default();
+        let mut voice = KeepAliveState::default();
         loop {
             let next = Instant::now() + patience;
-            if voice.speaks(prove(&handle, &turns, patience).await) {
+            if voice.record(check_liveness(&handle, &turns, patience).await) {
                 systemd::alive();
             }
             tokio::time::sleep_until(next).await;
@@ -60,16 +64,16 @@ pub(super) async fn watch(handle: Handle, turns: mpsc::Sender<Turn>, cancel: Can
 
 /// State of the keep-alives, which logs each change once.
 #[derive(Debug, Default)]
-struct Voice {
+struct KeepAliveState {
     /// Whether the last check failed. That failure is in the log.
-    is_silent: bool,
+    has_failed: bool,
 }
 
-impl Voice {
+impl KeepAliveState {
     /// Returns whether a keep-alive may be sent. Logs the first of several failures, and the
     /// recovery.
-    fn speaks(&mut self, proof: Result<(), Dead>) -> bool {
-        let was_silent = std::mem::replace(&mut self.is_silent, proof.is_err());
+    fn record(&mut self, proof: Result<(), LivenessError>) -> bool {
+        let was_silent = std::mem::replace(&mut self.has_failed, proof.is_err());
         match proof {
             Ok(()) if was_silent => {
                 tracing::info!(
@@ -96,25 +100,29 @@ impl Voice {
 /// Checks that all parts that serve requests work: the accept loop, the manager and the workers.
 /// They must answer within `patience` from the start of the check, which therefore ends by then. A
 /// worker that is in a longer pass does not fail the check until that pass exceeds its own limit.
-async fn prove(
-    handle: &Handle,
-    turns: &mpsc::Sender<Turn>,
+async fn check_liveness(
+    handle: &ManagerHandle,
+    turns: &mpsc::Sender<LivenessPing>,
     patience: Duration,
-) -> Result<(), Dead> {
+) -> Result<(), LivenessError> {
     let deadline = Instant::now() + patience;
-    let (turned, beats) = tokio::join!(turn(turns, patience), timeout(patience, handle.beats()));
+    let (turned, beats) =
+        tokio::join!(ping_accept_loop(turns, patience), timeout(patience, handle.start_probes()));
     turned?;
     // The manager may have ended already, if the daemon is stopping. This is not a failure.
-    let beats = beats.map_err(|_elapsed| Dead::Manager(patience))?;
+    let beats = beats.map_err(|_elapsed| LivenessError::Manager(patience))?;
     for beat in beats.unwrap_or_default() {
-        beat.prove(deadline.saturating_duration_since(Instant::now())).await?;
+        beat.wait(deadline.saturating_duration_since(Instant::now())).await?;
     }
     Ok(())
 }
 
 /// Waits for an answer of the accept loop. A loop that has ended is not a failure: the daemon
 /// drains, or ends because of it.
-async fn turn(turns: &mpsc::Sender<Turn>, patience: Duration) -> Result<(), Dead> {
+async fn ping_accept_loop(
+    turns: &mpsc::Sender<LivenessPing>,
+    patience: Duration,
+) -> Result<(), LivenessError> {
     let (turned, turn) = oneshot::channel();
     let turning = async {
         if turns.send(turned).await.is_ok() {
@@ -122,7 +130,7 @@ async fn turn(turns: &mpsc::Sender<Turn>, patience: Duration) -> Result<(), Dead
             let (Ok(()) | Err(_)) = turn.await;
         }
     };
-    timeout(patience, turning).await.map_err(|_elapsed| Dead::Connections(patience))
+    timeout(patience, turning).await.map_err(|_elapsed| LivenessError::Connections(patience))
 }
 
 #[cfg(test)]
@@ -133,24 +141,24 @@ mod tests {
 
     #[test]
     fn watchdog_is_notified_only_when_alive() {
-        let mut voice = Voice::default();
-        let dead = || Err(Dead::Manager(PATIENCE));
+        let mut voice = KeepAliveState::default();
+        let dead = || Err(LivenessError::Manager(PATIENCE));
         let proofs = [Ok(()), dead(), dead(), Ok(()), Ok(())];
-        let told = proofs.map(|proof| voice.speaks(proof));
+        let told = proofs.map(|proof| voice.record(proof));
         assert_eq!(told, [true, false, false, true, true]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_stuck_loop_is_dead() {
-        let (turns, mut asked) = mpsc::channel::<Turn>(1);
+        let (turns, mut asked) = mpsc::channel::<LivenessPing>(1);
         let answering = async { asked.recv().await.unwrap().send(()).unwrap() };
-        let (proof, ()) = tokio::join!(turn(&turns, PATIENCE), answering);
+        let (proof, ()) = tokio::join!(ping_accept_loop(&turns, PATIENCE), answering);
         proof.unwrap();
-        let dead = turn(&turns, PATIENCE).await.unwrap_err();
+        let dead = ping_accept_loop(&turns, PATIENCE).await.unwrap_err();
         assert_eq!(dead.to_string(), "the loop that serves connections has not turned for 10s");
         // The unanswered check still fills the channel.
-        turn(&turns, PATIENCE).await.unwrap_err();
+        ping_accept_loop(&turns, PATIENCE).await.unwrap_err();
         drop(asked);
-        turn(&turns, PATIENCE).await.unwrap();
+        ping_accept_loop(&turns, PATIENCE).await.unwrap();
     }
 }

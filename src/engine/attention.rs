@@ -208,7 +208,8 @@ impl AttentionHeads<'_> {
             );
         }
         let mut inverses = [0.0; ROWS];
-        // Row `i` of the block adds the bias from index `max_positions - 1 - (queries.start + i)` on.
+        // Row `i` of the block adds the bias from index `max_positions - 1 - (queries.start + i)`
+        // on.
         let bias = self.bias.map(|bias| {
             let bias = bias[head].as_slice();
             (bias, bias.len() / 2 - queries.start)

@@ -76,9 +76,9 @@ fn channel_order(tensors: &Tensors<'_>, channels: usize) -> Vec<usize> {
 }
 
 impl Encoder {
-    /// Reads and packs the encoder of `config` for texts of at most `max_positions` tokens. The weights are
-    /// in the safetensors `file` with its `header`. The formats are those of the linear layers and
-    /// of attention.
+    /// Reads and packs the encoder of `config` for texts of at most `max_positions` tokens. The
+    /// weights are in the safetensors `file` with its `header`. The formats are those of the linear
+    /// layers and of attention.
     ///
     /// Packs on the rayon pool of the caller, and releases the stored weights after packing. `file`
     /// is kept for the table of words.
@@ -233,8 +233,8 @@ impl Encoder {
         }
     }
 
-    /// Copies the token vectors from rows of `x` to `vectors`, `[rowwise, hidden]`, with the channels
-    /// in their natural order. Returns them.
+    /// Copies the token vectors from rows of `x` to `vectors`, `[rows, hidden]`, with the
+    /// channels in their natural order. Returns them.
     pub(super) fn token_vectors<'a>(&self, x: &[f32], vectors: &'a mut Buffer) -> &'a [f32] {
         let LayerDims { row, hidden, .. } = self.packing.dims;
         let values = x.len() / row * hidden;

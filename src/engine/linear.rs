@@ -105,7 +105,7 @@ pub(super) struct Operand<'a> {
     /// Distance between two rows, in lane groups.
     pub(super) stride: usize,
     pub(super) rows: usize,
-    /// Scale and zero point of rows of bytes, `[rowwise, blocks]`; empty for other formats.
+    /// Scale and zero point of rows of bytes, `[rows, blocks]`; empty for other formats.
     pub(super) quantization: &'a [RowQuantization],
     /// Values from which rows of bytes were quantized, and their stride; outliers are multiplied
     /// with them. Empty for other formats.
@@ -185,8 +185,8 @@ impl Linear {
         }
     }
 
-    /// Creates a layer of zeros in [`OperandFormat::Int8`] for `rows`. `blocks` are the ends of the blocks
-    /// of inputs; each except the last is a multiple of 4.
+    /// Creates a layer of zeros in [`OperandFormat::Int8`] for `rows`. `blocks` are the ends of the
+    /// blocks of inputs; each except the last is a multiple of 4.
     pub(super) fn integers(rows: Int8RowFormat, outputs: usize, blocks: &[usize]) -> Self {
         let inputs = blocks.last().copied().unwrap_or(0);
         let mut linear = Self::floats(OperandFormat::Int8(rows), outputs, inputs);
@@ -247,17 +247,17 @@ impl Linear {
         &self.bias[panel]
     }
 
-    /// Returns the weights of panel `panel`, `[lane_groups, 32]`. Returns an empty slice beyond the last
-    /// panel.
+    /// Returns the weights of panel `panel`, `[lane_groups, 32]`. Returns an empty slice beyond the
+    /// last panel.
     fn weights(&self, panel: usize) -> &[[u32; PANEL_WIDTH]] {
         let (weights, _) = self.weights.groups().as_chunks::<PANEL_WIDTH>();
         weights.chunks_exact(self.groups).nth(panel).unwrap_or_default()
     }
 
     /// Multiplies with every panel of 32 outputs. Calls `take` for each panel with its number, its
-    /// results `[rowwise, 32]` without bias, and its bias.
+    /// results `[rows, 32]` without bias, and its bias.
     ///
-    /// `block` is memory for `[rowwise padded, 32]`.
+    /// `block` is memory for `[rows padded, 32]`.
     pub(super) fn for_each_panel(
         &self,
         session: &KernelSession,
@@ -271,10 +271,10 @@ impl Linear {
         }
     }
 
-    /// Multiplies with the 32 outputs of panel `panel`. Returns the results `[rowwise, 32]` without
+    /// Multiplies with the 32 outputs of panel `panel`. Returns the results `[rows, 32]` without
     /// bias, and the bias. Prefetches the weights of panel `next` meanwhile, if it exists.
     ///
-    /// `block` is memory for `[rowwise padded, 32]`.
+    /// `block` is memory for `[rows padded, 32]`.
     pub(super) fn multiply_panel<'a>(
         &'a self,
         session: &KernelSession,

@@ -26,8 +26,8 @@ pub(super) fn bucket(query: u32, key: u32) -> u32 {
     ahead + (log + 2).min(HALF - 1)
 }
 
-/// Returns, for each of `heads`, the biases of the distances `1 − max_positions` to `max_positions − 1`, in this
-/// order.
+/// Returns, for each of `heads`, the biases of the distances `1 − max_positions` to `max_positions
+/// − 1`, in this order.
 ///
 /// `table` is `[buckets, heads]`.
 pub(super) fn by_distance(table: &[f32], heads: usize, max_positions: u32) -> Vec<Vec<f32>> {

@@ -263,7 +263,7 @@ pub(super) struct ThreadScratch {
 /// Memory for the rows of a pass.
 #[derive(Default)]
 pub(super) struct PassBuffers {
-    /// Residual stream, `[rowwise, row]` in f32.
+    /// Residual stream, `[rows, row]` in f32.
     pub(super) x: Buffer,
     /// Queries, keys and values, `[3, heads, rows padded, head]`.
     pub(super) heads: Buffer,

@@ -1,10 +1,10 @@
 //! Reads a safetensors file and decodes its tensors to f32.
 //!
-//! A tensor is stored as f32, f16, bf16 or int8. An int8 matrix `NAME` of shape `[rowwise, columns]`
-//! has these companions:
+//! A tensor is stored as f32, f16, bf16 or int8. An int8 matrix `NAME` of shape `[rows,
+//! columns]` has these companions:
 //!
-//! - `NAME.scale`, f32 of `[rowwise]`: a value is `q · scale[row]`. If blocks of columns have their
-//!   own scales, the shape is `[rowwise, blocks]`.
+//! - `NAME.scale`, f32 of `[rows]`: a value is `q · scale[row]`. If blocks of columns have their
+//!   own scales, the shape is `[rows, blocks]`.
 //! - `NAME.block`, u32 of `[columns]`: the block of each column. Present only if there are blocks.
 //! - `NAME.outlier.index`, u32 of `[n]`: positions of the outliers in the row-major matrix.
 //! - `NAME.outlier.value`, f32 of `[n]`: exact values of the outliers.
@@ -63,7 +63,7 @@ pub(super) struct StoredRow<'t> {
 /// Data that converts the integers of a matrix to values.
 #[derive(Clone, Debug)]
 struct MatrixQuantization {
-    /// Scale of each row and block, `[rowwise, blocks]`.
+    /// Scale of each row and block, `[rows, blocks]`.
     scales: Vec<f32>,
     /// Block of each column; empty if the matrix is a single block.
     blocks: Vec<u32>,

@@ -17,7 +17,7 @@ use crate::files::{self, FileError};
 const MAX_FILE: u64 = 8 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Version {
+pub(super) enum CgroupVersion {
     One,
     Two,
 }
@@ -25,7 +25,7 @@ pub(super) enum Version {
 /// Visible part of a hierarchy, from the mount point down to this process's group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hierarchy {
-    pub(super) version: Version,
+    pub(super) version: CgroupVersion,
     mount: PathBuf,
     own: PathBuf,
     /// The group at the mount point is the root group of the system.
@@ -52,8 +52,8 @@ impl Hierarchy {
     /// not exist.
     pub(super) fn limits(&self, directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
         let names: &[&str] = match self.version {
-            Version::One => &["memory.limit_in_bytes"],
-            Version::Two => &["memory.max", "memory.high"],
+            CgroupVersion::One => &["memory.limit_in_bytes"],
+            CgroupVersion::Two => &["memory.max", "memory.high"],
         };
         let directory = directory.to_owned();
         names.iter().map(move |name| directory.join(name))
@@ -75,15 +75,15 @@ impl Hierarchy {
     /// certain files only in the root group (version 1) or in all groups but the root (version 2).
     fn shows_all(&self) -> bool {
         match self.version {
-            Version::One => self.mount.join("cgroup.sane_behavior").exists(),
-            Version::Two => !self.mount.join("cgroup.events").exists(),
+            CgroupVersion::One => self.mount.join("cgroup.sane_behavior").exists(),
+            CgroupVersion::Two => !self.mount.join("cgroup.events").exists(),
         }
     }
 }
 
 /// Memory-related groups of this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Groups {
+pub(super) struct ProcessGroups {
     /// Hierarchy in which memory is charged and limited.
     pub(super) memory: Option<Hierarchy>,
     /// Hierarchy of version 2, in which pressure is counted. Equal to `memory` if that is version
@@ -96,7 +96,7 @@ pub(super) struct Groups {
 pub(super) const MEMBERSHIP: &str = "proc/self/cgroup";
 
 /// Finds the groups in `membership` that are mounted.
-pub(super) fn find(root: &Path, membership: &str) -> Result<Groups, FileError> {
+pub(super) fn find(root: &Path, membership: &str) -> Result<ProcessGroups, FileError> {
     let mut groups = groups(root, membership, &read(&root.join("proc/self/mountinfo"))?);
     // Check this once and not for each sample: looking for an absent file allocates kernel memory.
     for hierarchy in [&mut groups.memory, &mut groups.unified].into_iter().flatten() {
@@ -111,7 +111,7 @@ pub(super) fn read(path: &Path) -> Result<String, FileError> {
     Ok(String::from_utf8_lossy(&files::read_limited(path, MAX_FILE)?).into_owned())
 }
 
-fn groups(root: &Path, membership: &str, mountinfo: &str) -> Groups {
+fn groups(root: &Path, membership: &str, mountinfo: &str) -> ProcessGroups {
     let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
     let hierarchy = |version, path: &str| {
         let shown = mounts.iter().filter(|mount| mount.version == version);
@@ -140,13 +140,13 @@ fn groups(root: &Path, membership: &str, mountinfo: &str) -> Groups {
             first = Some(path);
         }
     }
-    let unified = second.and_then(|path| hierarchy(Version::Two, path));
+    let unified = second.and_then(|path| hierarchy(CgroupVersion::Two, path));
     // A controller belongs to one hierarchy at a time.
     let memory = match first {
-        Some(path) => hierarchy(Version::One, path),
+        Some(path) => hierarchy(CgroupVersion::One, path),
         None => unified.clone(),
     };
-    Groups { memory, unified }
+    ProcessGroups { memory, unified }
 }
 
 /// Returns the path of the group `path` relative to the group `root`; `None` if `root` does not
@@ -163,7 +163,7 @@ fn below<'a>(root: &str, path: &'a str) -> Option<&'a str> {
 
 /// Mounted hierarchy that may be related to memory.
 struct Mount {
-    version: Version,
+    version: CgroupVersion,
     /// Group at the mount point.
     root: String,
     point: String,
@@ -176,8 +176,10 @@ impl Mount {
         let (before, after) = line.split_once(" - ")?;
         let mut after = after.split(' ');
         let version = match after.next()? {
-            "cgroup2" => Version::Two,
-            "cgroup" if after.nth(1)?.split(',').any(|option| option == "memory") => Version::One,
+            "cgroup2" => CgroupVersion::Two,
+            "cgroup" if after.nth(1)?.split(',').any(|option| option == "memory") => {
+                CgroupVersion::One
+            }
             _ => return None,
         };
         let mut before = before.split(' ').skip(3);
@@ -207,13 +209,13 @@ mod tests {
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 ";
 
-    fn own(hierarchy: Option<&Hierarchy>) -> Option<(Version, &str)> {
+    fn own(hierarchy: Option<&Hierarchy>) -> Option<(CgroupVersion, &str)> {
         hierarchy.map(|hierarchy| (hierarchy.version, hierarchy.own.to_str().unwrap()))
     }
 
     #[test]
     fn all_cgroup_hierarchies_are_found() {
-        use Version::{One, Two};
+        use CgroupVersion::{One, Two};
         let v1 = HYBRID.replace("cgroup2 cgroup2", "cgroup cgroup");
         for (name, membership, mountinfo, memory, unified) in [
             (

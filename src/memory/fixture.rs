@@ -38,9 +38,9 @@ impl Tree {
 
 /// Log records of this thread.
 #[derive(Clone, Default)]
-pub(super) struct Journal(Arc<Mutex<Vec<u8>>>);
+pub(super) struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
-impl Journal {
+impl CapturedLog {
     /// Records the log until the guard is dropped.
     pub(super) fn record() -> (Self, DefaultGuard) {
         // tracing caches for each call site whether it is enabled. With a single subscriber, the
@@ -64,7 +64,7 @@ impl Journal {
     }
 }
 
-impl Write for Journal {
+impl Write for CapturedLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().write(bytes)
     }

@@ -13,12 +13,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::sample::{Events, Limit, Psi, Sample};
+use super::sample::{GroupLimit, LimitEvents, Psi, Sample};
 use crate::units::{Bytes, Percent};
 
 /// Judged shortage of memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub enum PressureLevel {
     /// Memory is sufficient.
     #[default]
     Normal,
@@ -30,7 +30,7 @@ pub enum Level {
     Critical,
 }
 
-impl Level {
+impl PressureLevel {
     /// Returns the name in lower case.
     pub const fn name(self) -> &'static str {
         match self {
@@ -41,7 +41,7 @@ impl Level {
         }
     }
 
-    const fn below(self) -> Self {
+    const fn one_lower(self) -> Self {
         match self {
             Self::Normal | Self::Moderate => Self::Normal,
             Self::High => Self::Moderate,
@@ -50,7 +50,7 @@ impl Level {
     }
 }
 
-impl fmt::Display for Level {
+impl fmt::Display for PressureLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -59,11 +59,12 @@ impl fmt::Display for Level {
 /// Thresholds of the levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
-    /// Start of [`Level::Moderate`], as a share of the [usable](Self::usable) part of a limit.
+    /// Start of [`PressureLevel::Moderate`], as a share of the [usable](Self::usable) part of a
+    /// limit.
     pub moderate: Percent,
-    /// Start of [`Level::High`], likewise.
+    /// Start of [`PressureLevel::High`], likewise.
     pub high: Percent,
-    /// Start of [`Level::Critical`], likewise.
+    /// Start of [`PressureLevel::Critical`], likewise.
     pub critical: Percent,
     /// Bytes to keep free of every limit and of the machine's memory.
     pub min_free: Bytes,
@@ -79,12 +80,12 @@ impl Thresholds {
         Bytes(limit.0.saturating_sub(self.kept_free(limit).0))
     }
 
-    /// Returns the headroom: the bytes that may be allocated before [`Level::High`] begins. A model
-    /// that was admitted with more would be evicted at once. The `mapped` bytes of weights that are
-    /// read in place count as used: the kernel could reclaim them, but they would be read again and
-    /// again.
-    pub fn room(&self, sample: &Sample, mapped: Bytes) -> Bytes {
-        let below = |limit: &Limit| {
+    /// Returns the headroom: the bytes that may be allocated before [`PressureLevel::High`] begins.
+    /// A model that was admitted with more would be evicted at once. The `mapped` bytes of weights
+    /// that are read in place count as used: the kernel could reclaim them, but they would be read
+    /// again and again.
+    pub fn headroom(&self, sample: &Sample, mapped: Bytes) -> Bytes {
+        let below = |limit: &GroupLimit| {
             let used = limit.unreclaimable.0.saturating_add(mapped.0);
             self.high.of(self.usable(limit.bytes)).0.saturating_sub(used)
         };
@@ -98,15 +99,15 @@ impl Thresholds {
     }
 
     /// Returns the level of `used` bytes under `limit`. A limit of 0 is always exceeded.
-    fn level(&self, used: Bytes, limit: Bytes) -> Level {
+    fn level(&self, used: Bytes, limit: Bytes) -> PressureLevel {
         let usable = self.usable(limit);
         let from = [
-            (self.critical, Level::Critical),
-            (self.high, Level::High),
-            (self.moderate, Level::Moderate),
+            (self.critical, PressureLevel::Critical),
+            (self.high, PressureLevel::High),
+            (self.moderate, PressureLevel::Moderate),
         ];
         let reached = from.into_iter().find(|(share, _)| used >= share.of(usable));
-        reached.map_or(Level::Normal, |(_, level)| level)
+        reached.map_or(PressureLevel::Normal, |(_, level)| level)
     }
 }
 
@@ -116,7 +117,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// Longest time between two samples whose difference is used. A longer one does not show the last
 /// moment; the kernel's average over 10 s does.
-const AVERAGED: Duration = Duration::from_secs(10);
+const MAX_SAMPLE_GAP: Duration = Duration::from_secs(10);
 
 /// Percentages of [`WINDOW`] with some task waiting for memory, and the levels that begin there.
 ///
@@ -128,12 +129,12 @@ const AVERAGED: Duration = Duration::from_secs(10);
 /// when 60 % lasts for 30 s (<https://www.freedesktop.org/software/systemd/man/257/oomd.conf.html>,
 /// `DefaultMemoryPressureLimit=`). It uses the time in which all tasks wait, which is never more
 /// than the time in which some do.
-const STALLS: [(f32, Level); 3] =
-    [(60.0, Level::Critical), (10.0, Level::High), (7.0, Level::Moderate)];
+const STALLS: [(f32, PressureLevel); 3] =
+    [(60.0, PressureLevel::Critical), (10.0, PressureLevel::High), (7.0, PressureLevel::Moderate)];
 
 /// Cause of a level.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Cause {
+pub enum PressureCause {
     /// A limit is near.
     Limit {
         /// Bytes of the limited group that the kernel cannot reclaim.
@@ -168,7 +169,7 @@ pub enum Cause {
     },
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for PressureCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Limit { unreclaimable, limit, file } => write!(
@@ -196,68 +197,73 @@ impl fmt::Display for Cause {
 
 /// Judge of the samples, one for the life of the process. See the module documentation.
 #[derive(Debug, Default)]
-pub struct Judge {
-    level: Level,
-    pressing: Level,
-    cause: Option<Cause>,
+pub struct LevelTracker {
+    level: PressureLevel,
+    instant_level: PressureLevel,
+    cause: Option<PressureCause>,
     /// Instant at which the level last had a cause or fell one step.
     since: Option<Instant>,
-    own_stalls: Stalls,
-    machine_stalls: Stalls,
-    events: Option<Events>,
+    own_stalls: StallTracker,
+    machine_stalls: StallTracker,
+    events: Option<LimitEvents>,
 }
 
-impl Judge {
-    /// Creates a judge without samples, at [`Level::Normal`].
+impl LevelTracker {
+    /// Creates a judge without samples, at [`PressureLevel::Normal`].
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Judges `sample` and returns the new level. Call this about once a second, and after each
     /// step of a plan.
-    pub fn judge(&mut self, sample: &Sample, thresholds: &Thresholds, now: Instant) -> Level {
-        let (pressing, cause) = match self.press(sample, thresholds, now) {
+    pub fn update(
+        &mut self,
+        sample: &Sample,
+        thresholds: &Thresholds,
+        now: Instant,
+    ) -> PressureLevel {
+        let (pressing, cause) = match self.evaluate(sample, thresholds, now) {
             Some((level, cause)) => (level, Some(cause)),
-            None => (Level::Normal, None),
+            None => (PressureLevel::Normal, None),
         };
-        self.pressing = pressing;
+        self.instant_level = pressing;
         let quiet = |since: Instant| now.saturating_duration_since(since) >= thresholds.quiet;
         // Equal levels restart the quiet time, too: the cause still exists.
         if pressing >= self.level {
             (self.level, self.cause, self.since) = (pressing, cause, Some(now));
         } else if self.since.is_none_or(quiet) {
-            (self.level, self.since) = (self.level.below(), Some(now));
-            self.cause = self.cause.take().filter(|_| self.level > Level::Normal);
+            (self.level, self.since) = (self.level.one_lower(), Some(now));
+            self.cause = self.cause.take().filter(|_| self.level > PressureLevel::Normal);
         }
         self.level
     }
 
     /// Returns the level that the last sample alone justifies; it never exceeds the held level.
-    /// [`super::plan::next`] uses it.
-    pub fn pressing(&self) -> Level {
-        self.pressing
+    /// [`super::plan::next_step`] uses it.
+    pub fn instant_level(&self) -> PressureLevel {
+        self.instant_level
     }
 
-    /// Returns the last cause of the level, for the journal; `None` at [`Level::Normal`].
-    pub fn cause(&self) -> Option<&Cause> {
+    /// Returns the last cause of the level, for the journal; `None` at [`PressureLevel::Normal`].
+    pub fn cause(&self) -> Option<&PressureCause> {
         self.cause.as_ref()
     }
 
     /// Returns the highest level that `sample` justifies, with its cause. The first of several
     /// equal causes counts.
-    fn press(
+    fn evaluate(
         &mut self,
         sample: &Sample,
         thresholds: &Thresholds,
         now: Instant,
-    ) -> Option<(Level, Cause)> {
+    ) -> Option<(PressureLevel, PressureCause)> {
         let others = [
-            self.at_events(sample, thresholds),
-            at_machine(sample, thresholds),
-            self.at_stalls(sample, thresholds, now),
+            self.level_of_events(sample, thresholds),
+            level_of_machine(sample, thresholds),
+            self.level_of_stalls(sample, thresholds, now),
         ];
-        let reasons = at_limits(sample, thresholds).chain(others.into_iter().flatten());
-        let reasons = reasons.filter(|(level, _)| *level > Level::Normal);
+        let reasons = levels_of_limits(sample, thresholds).chain(others.into_iter().flatten());
+        let reasons = reasons.filter(|(level, _)| *level > PressureLevel::Normal);
         reasons.reduce(|first, next| if next.0 > first.0 { next } else { first })
     }
 
@@ -267,7 +273,11 @@ impl Judge {
     /// package drives a group to them without harm. An event therefore counts only when the needed
     /// memory of the group, mapped weights included, reaches the moderate threshold of a limit.
     /// Real trouble of the kernel shows in the stalls.
-    fn at_events(&mut self, sample: &Sample, thresholds: &Thresholds) -> Option<(Level, Cause)> {
+    fn level_of_events(
+        &mut self,
+        sample: &Sample,
+        thresholds: &Thresholds,
+    ) -> Option<(PressureLevel, PressureCause)> {
         let now = sample.events?;
         let before = self.events.replace(now)?;
         let high = now.high.saturating_sub(before.high);
@@ -279,60 +289,64 @@ impl Judge {
             thresholds.level(needed, limit.bytes)
         });
         // A limit that is not visible counts as near.
-        let near = needed.max().is_none_or(|level| level > Level::Normal);
+        let near = needed.max().is_none_or(|level| level > PressureLevel::Normal);
         let level = if oom > 0 {
-            Level::Critical
+            PressureLevel::Critical
         } else if near && (high > 0 || max > 0) {
-            Level::High
+            PressureLevel::High
         } else {
-            Level::Normal
+            PressureLevel::Normal
         };
-        Some((level, Cause::Events { high, max, oom }))
+        Some((level, PressureCause::Events { high, max, oom }))
     }
 
     /// Judges the stalls of this group, or of the machine if those of the group are not known. The
     /// machine's stalls count only when its memory is short: other groups may stall within their
     /// own limits, and freeing memory here would not help them.
-    fn at_stalls(
+    fn level_of_stalls(
         &mut self,
         sample: &Sample,
         thresholds: &Thresholds,
         now: Instant,
-    ) -> Option<(Level, Cause)> {
+    ) -> Option<(PressureLevel, PressureCause)> {
         if let Some(psi) = &sample.psi {
             let (level, share) = self.own_stalls.level(psi, now);
-            return Some((level, Cause::Stall { share, machine: false }));
+            return Some((level, PressureCause::Stall { share, machine: false }));
         }
         let machine = &sample.machine;
         let (level, share) = self.machine_stalls.level(machine.psi.as_ref()?, now);
         let used = Bytes(machine.total.0.saturating_sub(machine.available.0));
-        let short = thresholds.level(used, machine.total) > Level::Normal;
-        short.then_some((level, Cause::Stall { share, machine: true }))
+        let short = thresholds.level(used, machine.total) > PressureLevel::Normal;
+        short.then_some((level, PressureCause::Stall { share, machine: true }))
     }
 }
 
 /// Judges each limit, of this group and of the groups above it.
-fn at_limits<'a>(
+fn levels_of_limits<'a>(
     sample: &'a Sample,
     thresholds: &'a Thresholds,
-) -> impl Iterator<Item = (Level, Cause)> + 'a {
+) -> impl Iterator<Item = (PressureLevel, PressureCause)> + 'a {
     sample.limits.iter().map(|limit| {
         let level = thresholds.level(limit.unreclaimable, limit.bytes);
         let (unreclaimable, file) = (limit.unreclaimable, limit.file.clone());
-        (level, Cause::Limit { unreclaimable, limit: limit.bytes, file })
+        (level, PressureCause::Limit { unreclaimable, limit: limit.bytes, file })
     })
 }
 
 /// Judges the available memory of the machine: high below the bytes to keep free, critical below a
 /// quarter of them.
-fn at_machine(sample: &Sample, thresholds: &Thresholds) -> Option<(Level, Cause)> {
+fn level_of_machine(
+    sample: &Sample,
+    thresholds: &Thresholds,
+) -> Option<(PressureLevel, PressureCause)> {
     let available = sample.machine.available;
     let kept_free = thresholds.kept_free(sample.machine.total);
     if available >= kept_free {
         return None;
     }
-    let level = if available.0 < kept_free.0 / 4 { Level::Critical } else { Level::High };
-    Some((level, Cause::Machine { available, kept_free }))
+    let level =
+        if available.0 < kept_free.0 / 4 { PressureLevel::Critical } else { PressureLevel::High };
+    Some((level, PressureCause::Machine { available, kept_free }))
 }
 
 /// Stalls, summed up in windows as the kernel's triggers do. Each level is reported at most once
@@ -342,27 +356,31 @@ fn at_machine(sample: &Sample, thresholds: &Thresholds) -> Option<(Level, Cause)
 /// one step has ended the shortage it takes as long to fall. In that time the plan would free
 /// everything.
 #[derive(Debug, Default)]
-struct Stalls {
-    window: Option<Window>,
+struct StallTracker {
+    window: Option<StallWindow>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Window {
+struct StallWindow {
     begin: Instant,
     /// Counter of the kernel at `begin`.
     total_us: u64,
     /// Highest level that was reported in this window.
-    reported: Level,
+    reported: PressureLevel,
 }
 
-impl Stalls {
+impl StallTracker {
     /// Returns the level, unless it was already reported in this window, and the share in percent.
-    fn level(&mut self, psi: &Psi, now: Instant) -> (Level, f32) {
-        let fresh = Window { begin: now, total_us: psi.some_total_us, reported: Level::Normal };
+    fn level(&mut self, psi: &Psi, now: Instant) -> (PressureLevel, f32) {
+        let fresh = StallWindow {
+            begin: now,
+            total_us: psi.some_total_us,
+            reported: PressureLevel::Normal,
+        };
         // A counter that went back belongs to another group.
         let window = self.window.filter(|window| {
             window.total_us <= psi.some_total_us
-                && now.saturating_duration_since(window.begin) <= AVERAGED
+                && now.saturating_duration_since(window.begin) <= MAX_SAMPLE_GAP
         });
         let Some(window) = window else {
             self.window = Some(fresh);
@@ -375,21 +393,22 @@ impl Stalls {
         let share = 100.0 * stalled.as_secs_f32() / elapsed.max(WINDOW).as_secs_f32();
         let level = of_share(share);
         let reported = window.reported.max(level);
-        self.window = Some(if elapsed >= WINDOW { fresh } else { Window { reported, ..window } });
-        (if level > window.reported { level } else { Level::Normal }, share)
+        self.window =
+            Some(if elapsed >= WINDOW { fresh } else { StallWindow { reported, ..window } });
+        (if level > window.reported { level } else { PressureLevel::Normal }, share)
     }
 }
 
-fn of_share(percent: f32) -> Level {
+fn of_share(percent: f32) -> PressureLevel {
     let reached = STALLS.into_iter().find(|(share, _)| percent >= *share);
-    reached.map_or(Level::Normal, |(_, level)| level)
+    reached.map_or(PressureLevel::Normal, |(_, level)| level)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::sample::{Limit, Machine};
+    use super::super::sample::{GroupLimit, MachineMemory};
     use super::*;
 
     const THRESHOLDS: Thresholds = Thresholds {
@@ -400,15 +419,15 @@ mod tests {
         quiet: Duration::from_secs(10),
     };
 
-    fn mib(unreclaimable: u64, limit: u64) -> Limit {
-        Limit {
+    fn mib(unreclaimable: u64, limit: u64) -> GroupLimit {
+        GroupLimit {
             bytes: Bytes::mib(limit),
             unreclaimable: Bytes::mib(unreclaimable),
             file: "memory.max".into(),
         }
     }
 
-    fn under(limits: Vec<Limit>) -> Sample {
+    fn under(limits: Vec<GroupLimit>) -> Sample {
         Sample { limits, ..Sample::default() }
     }
 
@@ -416,13 +435,13 @@ mod tests {
         Some(Psi { some_total_us: total_ms * 1000, ..Psi::default() })
     }
 
-    fn first(sample: &Sample) -> Level {
-        Judge::new().judge(sample, &THRESHOLDS, Instant::now())
+    fn first(sample: &Sample) -> PressureLevel {
+        LevelTracker::new().update(sample, &THRESHOLDS, Instant::now())
     }
 
     #[test]
     fn fullest_limit_sets_the_level() {
-        use Level::{Critical, High, Moderate, Normal};
+        use PressureLevel::{Critical, High, Moderate, Normal};
         let cases = [
             // 75, 85 and 95 % of 1024 - 64 MiB.
             (vec![mib(719, 1024)], Normal),
@@ -446,13 +465,13 @@ mod tests {
         for (limits, level) in cases {
             assert_eq!(first(&under(limits.clone())), level, "{limits:?}");
         }
-        let largest = Limit { bytes: Bytes(u64::MAX), ..mib(1, 0) };
+        let largest = GroupLimit { bytes: Bytes(u64::MAX), ..mib(1, 0) };
         assert_eq!(first(&under(vec![largest])), Normal);
     }
 
     #[test]
     fn machine_below_min_free_is_at_least_high() {
-        use Level::{Critical, High, Normal};
+        use PressureLevel::{Critical, High, Normal};
         let cases = [
             (1024, 64, Normal),
             (1024, 63, High),
@@ -464,7 +483,7 @@ mod tests {
         ];
         for (total, available, level) in cases {
             let (total, available) = (Bytes::mib(total), Bytes::mib(available));
-            let machine = Machine { total, available, ..Machine::default() };
+            let machine = MachineMemory { total, available, ..MachineMemory::default() };
             let sample = Sample { machine, ..Sample::default() };
             assert_eq!(first(&sample), level, "{available} of {total}");
         }
@@ -472,19 +491,22 @@ mod tests {
 
     /// Returns the pressing levels for samples given as pairs of milliseconds: the time, and the
     /// stalls until then.
-    fn pressing(stalls: &[(u64, u64)], sample: impl Fn(Option<Psi>) -> Sample) -> Vec<Level> {
-        let (mut judge, start) = (Judge::new(), Instant::now());
+    fn pressing(
+        stalls: &[(u64, u64)],
+        sample: impl Fn(Option<Psi>) -> Sample,
+    ) -> Vec<PressureLevel> {
+        let (mut judge, start) = (LevelTracker::new(), Instant::now());
         let judged = stalls.iter().map(|&(at, total)| {
-            judge.judge(&sample(stalled(total)), &THRESHOLDS, start + Duration::from_millis(at));
-            judge.pressing()
+            judge.update(&sample(stalled(total)), &THRESHOLDS, start + Duration::from_millis(at));
+            judge.instant_level()
         });
         judged.collect()
     }
 
     #[test]
     fn stalls_raise_each_level_once_per_window() {
-        use Level::{Critical, High, Moderate, Normal};
-        type Case = (&'static str, &'static [(u64, u64)], &'static [Level]);
+        use PressureLevel::{Critical, High, Moderate, Normal};
+        type Case = (&'static str, &'static [(u64, u64)], &'static [PressureLevel]);
         let cases: &[Case] = &[
             (
                 "a second each",
@@ -518,12 +540,12 @@ mod tests {
     #[test]
     fn first_sample_uses_the_kernel_average() {
         for (some_avg10, level) in [
-            (6.9, Level::Normal),
-            (7.0, Level::Moderate),
-            (10.0, Level::High),
-            (59.0, Level::High),
-            (60.0, Level::Critical),
-            (f32::NAN, Level::Normal),
+            (6.9, PressureLevel::Normal),
+            (7.0, PressureLevel::Moderate),
+            (10.0, PressureLevel::High),
+            (59.0, PressureLevel::High),
+            (60.0, PressureLevel::Critical),
+            (f32::NAN, PressureLevel::Normal),
         ] {
             let psi = Some(Psi { some_avg10, ..Psi::default() });
             assert_eq!(first(&Sample { psi, ..Sample::default() }), level, "{some_avg10}");
@@ -533,11 +555,11 @@ mod tests {
     #[test]
     fn machine_stalls_count_without_group_counters() {
         let stalls = [(0, 0), (1000, 200)];
-        let machine = |available, psi| Machine {
+        let machine = |available, psi| MachineMemory {
             total: Bytes::mib(1024),
             available: Bytes::mib(available),
             psi,
-            ..Machine::default()
+            ..MachineMemory::default()
         };
         let of = |available, own| {
             let sample = move |psi| Sample {
@@ -547,38 +569,38 @@ mod tests {
             };
             pressing(&stalls, sample)[1]
         };
-        assert_eq!(of(300, None), Level::High);
-        assert_eq!(of(800, None), Level::Normal);
-        assert_eq!(of(300, stalled(0)), Level::Normal);
+        assert_eq!(of(300, None), PressureLevel::High);
+        assert_eq!(of(800, None), PressureLevel::Normal);
+        assert_eq!(of(300, stalled(0)), PressureLevel::Normal);
     }
 
     #[test]
     fn limit_events_count_only_near_the_limit() {
-        let events = |max, oom_kill| Some(Events { max, oom_kill, ..Events::default() });
+        let events = |max, oom_kill| Some(LimitEvents { max, oom_kill, ..LimitEvents::default() });
         let cases = [
-            ("nothing new", 100, 0, events(5, 0), Level::Normal),
-            ("pages of files that nobody needs", 100, 0, events(6, 0), Level::Normal),
-            ("weights that are mapped", 100, 50, events(6, 0), Level::High),
-            ("what cannot be reclaimed", 150, 0, events(6, 0), Level::High),
-            ("a process was killed", 100, 0, events(6, 1), Level::Critical),
-            ("a counter of another group", 150, 0, events(4, 0), Level::Moderate),
-            ("none any more", 100, 0, None, Level::Normal),
+            ("nothing new", 100, 0, events(5, 0), PressureLevel::Normal),
+            ("pages of files that nobody needs", 100, 0, events(6, 0), PressureLevel::Normal),
+            ("weights that are mapped", 100, 50, events(6, 0), PressureLevel::High),
+            ("what cannot be reclaimed", 150, 0, events(6, 0), PressureLevel::High),
+            ("a process was killed", 100, 0, events(6, 1), PressureLevel::Critical),
+            ("a counter of another group", 150, 0, events(4, 0), PressureLevel::Moderate),
+            ("none any more", 100, 0, None, PressureLevel::Normal),
         ];
         for (name, unreclaimable, mapped, events_after, level) in cases {
-            let (mut judge, now) = (Judge::new(), Instant::now());
+            let (mut judge, now) = (LevelTracker::new(), Instant::now());
             let mut sample = under(vec![mib(unreclaimable, 256)]);
             sample.mapped = Bytes::mib(mapped);
             sample.events = events(5, 0);
-            judge.judge(&sample, &THRESHOLDS, now);
+            judge.update(&sample, &THRESHOLDS, now);
             sample.events = events_after;
-            judge.judge(&sample, &THRESHOLDS, now);
-            assert_eq!(judge.pressing(), level, "{name}");
+            judge.update(&sample, &THRESHOLDS, now);
+            assert_eq!(judge.instant_level(), level, "{name}");
         }
     }
 
     #[test]
     fn level_rises_at_once_and_falls_stepwise() {
-        use Level::{Critical, High, Moderate, Normal};
+        use PressureLevel::{Critical, High, Moderate, Normal};
         // Columns: seconds, used MiB of 1024 with 64 kept free, the level, the pressing level.
         let steps = [
             (0, 0, Normal, Normal),
@@ -596,19 +618,19 @@ mod tests {
             (99, 950, Critical, Critical),
             (999, 0, High, Normal),
         ];
-        let (mut judge, start) = (Judge::new(), Instant::now());
+        let (mut judge, start) = (LevelTracker::new(), Instant::now());
         for (seconds, used, level, pressing) in steps {
             let sample = under(vec![mib(used, 1024)]);
-            let judged = judge.judge(&sample, &THRESHOLDS, start + Duration::from_secs(seconds));
-            assert_eq!((judged, judge.pressing()), (level, pressing), "after {seconds} s");
+            let judged = judge.update(&sample, &THRESHOLDS, start + Duration::from_secs(seconds));
+            assert_eq!((judged, judge.instant_level()), (level, pressing), "after {seconds} s");
             assert_eq!(judge.cause().is_some(), level > Normal, "after {seconds} s");
         }
     }
 
     #[test]
     fn cause_names_file_and_amounts() {
-        let mut judge = Judge::new();
-        judge.judge(&under(vec![mib(240, 256), mib(10, 4096)]), &THRESHOLDS, Instant::now());
+        let mut judge = LevelTracker::new();
+        judge.update(&under(vec![mib(240, 256), mib(10, 4096)]), &THRESHOLDS, Instant::now());
         assert_eq!(
             judge.cause().unwrap().to_string(),
             "240.0 MiB of the 256.0 MiB of memory.max are in use and cannot be reclaimed"
@@ -620,15 +642,15 @@ mod tests {
         fn level_falls_one_step_per_quiet_time(
             samples in prop::collection::vec((0_u64..5_000, 0_u64..1024), 1..60),
         ) {
-            let (mut judge, mut now) = (Judge::new(), Instant::now());
-            let mut last = Level::Normal;
+            let (mut judge, mut now) = (LevelTracker::new(), Instant::now());
+            let mut last = PressureLevel::Normal;
             let mut fell: Option<Instant> = None;
             for (elapsed, used) in samples {
                 now += Duration::from_millis(elapsed);
-                let level = judge.judge(&under(vec![mib(used, 1024)]), &THRESHOLDS, now);
-                prop_assert!(judge.pressing() <= level);
+                let level = judge.update(&under(vec![mib(used, 1024)]), &THRESHOLDS, now);
+                prop_assert!(judge.instant_level() <= level);
                 if level < last {
-                    prop_assert_eq!(level, last.below());
+                    prop_assert_eq!(level, last.one_lower());
                     prop_assert!(fell.is_none_or(|at| now - at >= THRESHOLDS.quiet));
                     fell = Some(now);
                 } else if level > last {
@@ -642,12 +664,12 @@ mod tests {
         fn arbitrary_samples_never_panic_the_judge(
             numbers in prop::collection::vec((any::<u64>(), any::<u64>(), any::<f32>()), 1..8),
         ) {
-            let (mut judge, now) = (Judge::new(), Instant::now());
+            let (mut judge, now) = (LevelTracker::new(), Instant::now());
             for (a, b, share) in numbers {
                 let psi = Some(Psi { some_avg10: share, some_total_us: a, ..Psi::default() });
-                let limit = Limit { bytes: Bytes(b), unreclaimable: Bytes(a), file: "f".into() };
-                let machine = Machine { total: Bytes(a), available: Bytes(b), psi, ..Machine::default() };
-                let events = Some(Events { high: a, max: b, oom: b, ..Events::default() });
+                let limit = GroupLimit { bytes: Bytes(b), unreclaimable: Bytes(a), file: "f".into() };
+                let machine = MachineMemory { total: Bytes(a), available: Bytes(b), psi, ..MachineMemory::default() };
+                let events = Some(LimitEvents { high: a, max: b, oom: b, ..LimitEvents::default() });
                 let own = if share > 0.0 { psi } else { None };
                 let sample = Sample {
                     mapped: Bytes(a),
@@ -657,7 +679,7 @@ mod tests {
                     machine,
                     ..Sample::default()
                 };
-                judge.judge(&sample, &THRESHOLDS, now);
+                judge.update(&sample, &THRESHOLDS, now);
                 prop_assert!(judge.cause().is_none_or(|cause| !cause.to_string().is_empty()));
             }
         }

@@ -9,16 +9,16 @@
 //! An absent, unreadable or malformed kernel file never causes an error here. The missing figure is
 //! left out and limits nothing. A file that exists but is unusable is logged once.
 
+mod cached_files;
 mod cgroup;
 #[cfg(test)]
 mod fixture;
-mod handles;
-mod keyed;
+mod flat_keyed;
 pub mod level;
+pub mod malloc_trim;
+pub mod mlock;
 pub mod monitor;
 pub mod plan;
 mod psi;
-pub mod release;
-pub mod resident;
 pub mod sample;
 pub mod source;

@@ -11,52 +11,56 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::level::{Judge, Level, Thresholds};
-use super::sample::{Limit, Reader, Sample};
-use super::source::Source;
+use super::level::{LevelTracker, PressureLevel, Thresholds};
+use super::sample::{GroupLimit, Sample, SampleReader};
+use super::source::PressureSource;
 use crate::log::Message;
 use crate::units::Bytes;
 
 /// Interval of samples while memory is short, so that the end of the shortage is noticed.
-const SHORT: Duration = Duration::from_secs(1);
+const SHORTAGE_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval of samples otherwise. Memory can run low without any pressure that a source would
 /// report.
-const ENOUGH: Duration = Duration::from_secs(10);
+const NORMAL_INTERVAL: Duration = Duration::from_secs(10);
 /// Name of the configured limit, used where other limits name their file.
 const CONFIGURED: &str = "memory.memory_limit";
 
 /// Sampler of memory, with an optional limit of the configuration besides those of the kernel.
 /// Clones share the reader and the limit.
 #[derive(Clone, Debug)]
-pub struct Gauge(Arc<Inner>);
+pub struct MemorySampler(Arc<SamplerInner>);
 
 #[derive(Debug)]
-struct Inner {
-    reader: Mutex<Reader>,
+struct SamplerInner {
+    reader: Mutex<SampleReader>,
     limit: Mutex<Option<Bytes>>,
-    asked: Notify,
+    wake: Notify,
 }
 
-impl Gauge {
+impl MemorySampler {
     /// Creates a sampler for the kernel files below `root` (`/`, except in tests) with a `limit` on
     /// this process.
     pub fn new(root: &Path, limit: Option<Bytes>) -> Self {
-        Self(Arc::new(Inner {
-            reader: Mutex::new(Reader::new(root)),
+        Self(Arc::new(SamplerInner {
+            reader: Mutex::new(SampleReader::new(root)),
             limit: Mutex::new(limit),
-            asked: Notify::new(),
+            wake: Notify::new(),
         }))
     }
 
-    /// Takes a sample and adds the configured limit to its limits. Blocks as [`Reader::sample`]
-    /// does.
+    /// Takes a sample and adds the configured limit to its limits. Blocks as
+    /// [`SampleReader::sample`] does.
     pub fn sample(&self) -> Sample {
         let mut reader = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sample = reader.sample();
         drop(reader);
         if let Some(bytes) = self.limit() {
             let unreclaimable = sample.process;
-            sample.limits.push(Limit { bytes, unreclaimable, file: PathBuf::from(CONFIGURED) });
+            sample.limits.push(GroupLimit {
+                bytes,
+                unreclaimable,
+                file: PathBuf::from(CONFIGURED),
+            });
         }
         sample
     }
@@ -69,12 +73,12 @@ impl Gauge {
     /// Changes [`Self::limit`] and wakes the monitor.
     pub fn set_limit(&self, limit: Option<Bytes>) {
         *self.0.limit.lock().unwrap_or_else(PoisonError::into_inner) = limit;
-        self.look();
+        self.wake();
     }
 
     /// Wakes the monitor, which takes a sample at once.
-    pub fn look(&self) {
-        self.0.asked.notify_one();
+    pub fn wake(&self) {
+        self.0.wake.notify_one();
     }
 }
 
@@ -86,9 +90,9 @@ pub struct Reading {
     /// The sample.
     pub sample: Sample,
     /// The level, which falls slowly.
-    pub level: Level,
+    pub level: PressureLevel,
     /// Level that this sample alone justifies.
-    pub pressing: Level,
+    pub instant_level: PressureLevel,
     /// Last cause of the level.
     pub cause: Option<String>,
     /// Name of the source of pressure signals.
@@ -101,8 +105,8 @@ impl Default for Reading {
         Self {
             at: Instant::now(),
             sample: Sample::default(),
-            level: Level::Normal,
-            pressing: Level::Normal,
+            level: PressureLevel::Normal,
+            instant_level: PressureLevel::Normal,
             cause: None,
             source: "nothing yet".to_owned(),
         }
@@ -111,13 +115,13 @@ impl Default for Reading {
 
 /// Publishes `readings` until `cancel`.
 pub async fn monitor(
-    gauge: Gauge,
-    mut source: Source,
+    gauge: MemorySampler,
+    mut source: PressureSource,
     mut thresholds: watch::Receiver<Thresholds>,
     readings: watch::Sender<Reading>,
     cancel: CancellationToken,
 ) {
-    let mut judge = Judge::new();
+    let mut judge = LevelTracker::new();
     loop {
         let at = Instant::now();
         let measuring = gauge.clone();
@@ -125,12 +129,12 @@ pub async fn monitor(
         match tokio::task::spawn_blocking(move || measuring.sample()).await {
             Ok(sample) => {
                 let limits = *thresholds.borrow_and_update();
-                let level = judge.judge(&sample, &limits, Instant::now());
+                let level = judge.update(&sample, &limits, Instant::now());
                 readings.send_replace(Reading {
                     at,
                     sample,
                     level,
-                    pressing: judge.pressing(),
+                    instant_level: judge.instant_level(),
                     cause: judge.cause().map(ToString::to_string),
                     source: source.to_string(),
                 });
@@ -143,11 +147,15 @@ pub async fn monitor(
                 )
             }
         }
-        let wait = if readings.borrow().level > Level::Normal { SHORT } else { ENOUGH };
+        let wait = if readings.borrow().level > PressureLevel::Normal {
+            SHORTAGE_INTERVAL
+        } else {
+            NORMAL_INTERVAL
+        };
         tokio::select! {
             () = cancel.cancelled() => return,
             () = source.next() => {}
-            () = gauge.0.asked.notified() => {}
+            () = gauge.0.wake.notified() => {}
             Ok(()) = thresholds.changed() => {}
             () = tokio::time::sleep(wait) => {}
         }
@@ -159,7 +167,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::memory::source::Environment;
+    use crate::memory::source::PressureEnvironment;
     use crate::units::Percent;
 
     #[tokio::test]
@@ -168,8 +176,8 @@ mod tests {
         fs::create_dir_all(root.path().join("proc/self")).unwrap();
         let status = "RssAnon:\t  102400 kB\nRssShmem:\t0 kB\nRssFile:\t0 kB\nVmSwap:\t0 kB\n";
         fs::write(root.path().join("proc/self/status"), status).unwrap();
-        let gauge = Gauge::new(root.path(), None);
-        let source = Source::open(root.path(), Environment::default());
+        let gauge = MemorySampler::new(root.path(), None);
+        let source = PressureSource::open(root.path(), PressureEnvironment::default());
         let percent = |text: &str| text.parse::<Percent>().unwrap();
         let (_thresholds, following) = watch::channel(Thresholds {
             moderate: percent("75%"),
@@ -183,11 +191,12 @@ mod tests {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(monitor(gauge.clone(), source, following, told, cancel.clone()));
         readings.changed().await.unwrap();
-        assert_eq!(readings.borrow_and_update().level, Level::Normal);
+        assert_eq!(readings.borrow_and_update().level, PressureLevel::Normal);
 
         gauge.set_limit(Some(Bytes::mib(110)));
-        let reading = readings.wait_for(|reading| reading.level > Level::Normal).await.unwrap();
-        assert_eq!(reading.pressing, Level::High);
+        let reading =
+            readings.wait_for(|reading| reading.level > PressureLevel::Normal).await.unwrap();
+        assert_eq!(reading.instant_level, PressureLevel::High);
         let cause = reading.cause.clone().unwrap();
         assert!(cause.contains("100.0 MiB of the 110.0 MiB of memory.memory_limit"), "{cause}");
         drop(reading);

@@ -11,9 +11,11 @@ use std::collections::HashSet;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use super::cgroup::{self, Groups, Hierarchy, Version};
-use super::handles::Handles;
-use super::keyed::{Malformed, kibibytes, limit, number, only, required, sum};
+use super::cached_files::CachedFiles;
+use super::cgroup::{self, CgroupVersion, Hierarchy, ProcessGroups};
+use super::flat_keyed::{
+    KernelTextError, find_number, kibibytes, parse_limit, parse_number, require_number, sum_numbers,
+};
 pub use super::psi::Psi;
 use crate::errors::chain;
 use crate::files::FileError;
@@ -38,19 +40,19 @@ pub struct Sample {
     /// Swapped bytes. Limits on swap are not read.
     pub swap: Bytes,
     /// Limits of this process's control group, followed by those of every visible group above it.
-    pub limits: Vec<Limit>,
+    pub limits: Vec<GroupLimit>,
     /// Stalls of this process's control group; `None` where they are not counted.
     pub psi: Option<Psi>,
     /// Events at the limits of this process's control group since its creation; `None` in version
     /// 1.
-    pub events: Option<Events>,
+    pub events: Option<LimitEvents>,
     /// The whole machine.
-    pub machine: Machine,
+    pub machine: MachineMemory,
 }
 
 /// Limit on the memory of a control group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limit {
+pub struct GroupLimit {
     /// The limit.
     pub bytes: Bytes,
     /// Bytes of the limited group that the kernel cannot reclaim, those of other processes
@@ -64,7 +66,7 @@ pub struct Limit {
 ///
 /// <https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files>
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Events {
+pub struct LimitEvents {
     /// Reclaims below the protection of `memory.low`.
     pub low: u64,
     /// Tasks throttled at `memory.high`.
@@ -77,15 +79,15 @@ pub struct Events {
     pub oom_kill: u64,
 }
 
-impl Events {
-    pub(super) fn parse(text: &str) -> Result<Self, Malformed> {
+impl LimitEvents {
+    pub(super) fn parse(text: &str) -> Result<Self, KernelTextError> {
         Ok(Self {
             // Kernels before 4.20 report fewer keys.
-            low: sum(text, &["low"])?,
-            high: sum(text, &["high"])?,
-            max: required(text, "max")?,
-            oom: sum(text, &["oom"])?,
-            oom_kill: sum(text, &["oom_kill"])?,
+            low: sum_numbers(text, &["low"])?,
+            high: sum_numbers(text, &["high"])?,
+            max: require_number(text, "max")?,
+            oom: sum_numbers(text, &["oom"])?,
+            oom_kill: sum_numbers(text, &["oom_kill"])?,
         })
     }
 }
@@ -95,7 +97,7 @@ impl Events {
 /// When `/proc/meminfo` is hidden (`ProcSubset=pid`), the available memory is not known. It then
 /// equals the total memory, so that only the limits of control groups count.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Machine {
+pub struct MachineMemory {
     /// Total memory; [`u64::MAX`] when it is not known.
     pub total: Bytes,
     /// Memory that programs can get without swapping, as estimated by the kernel.
@@ -108,7 +110,7 @@ pub struct Machine {
     pub psi: Option<Psi>,
 }
 
-impl Default for Machine {
+impl Default for MachineMemory {
     /// Returns an unknown machine, which limits nothing.
     fn default() -> Self {
         let (unknown, none) = (Bytes(u64::MAX), Bytes(0));
@@ -119,29 +121,29 @@ impl Default for Machine {
 impl Sample {
     /// Returns the limit with the greatest share in use. A limit of a group above may be larger and
     /// still be nearer.
-    pub fn tightest(&self) -> Option<&Limit> {
+    pub fn tightest(&self) -> Option<&GroupLimit> {
         // A limit of 0 counts as fully used.
         #[expect(clippy::cast_precision_loss, reason = "a share need not be exact")]
-        let share = |limit: &Limit| limit.unreclaimable.0 as f64 / limit.bytes.0.max(1) as f64;
+        let share = |limit: &GroupLimit| limit.unreclaimable.0 as f64 / limit.bytes.0.max(1) as f64;
         self.limits.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
     }
 }
 
-impl Machine {
-    fn parse(text: &str) -> Result<Self, Malformed> {
+impl MachineMemory {
+    fn parse(text: &str) -> Result<Self, KernelTextError> {
         let bytes = |kibi| Bytes(kibibytes(kibi));
         Ok(Self {
-            total: bytes(required(text, "MemTotal:")?),
-            available: bytes(required(text, "MemAvailable:")?),
-            swap_total: bytes(sum(text, &["SwapTotal:"])?),
-            swap_free: bytes(sum(text, &["SwapFree:"])?),
+            total: bytes(require_number(text, "MemTotal:")?),
+            available: bytes(require_number(text, "MemAvailable:")?),
+            swap_total: bytes(sum_numbers(text, &["SwapTotal:"])?),
+            swap_free: bytes(sum_numbers(text, &["SwapFree:"])?),
             psi: None,
         })
     }
 
     /// Returns the figures that the kernel gives without `/proc/meminfo`: total memory, but not the
     /// available part.
-    fn untold(root: &Path) -> Self {
+    fn without_meminfo(root: &Path) -> Self {
         // The system call describes the real machine, not the tree of a test.
         match nix::sys::sysinfo::sysinfo() {
             Ok(info) if root == Path::new("/") => Self {
@@ -158,46 +160,48 @@ impl Machine {
 
 /// Memory charged to one group, or held by this process.
 #[derive(Clone, Copy, Default)]
-struct Charge {
+struct ChargedMemory {
     unreclaimable: Bytes,
     mapped: Bytes,
     swap: Bytes,
 }
 
-impl Charge {
+impl ChargedMemory {
     /// Parses `memory.stat` of version 2. Swap is in another file.
-    fn of_version_2(text: &str) -> Result<Self, Malformed> {
-        let kernel = match number(text, "kernel")? {
-            Some(kernel) => kernel.saturating_sub(sum(text, &["slab_reclaimable"])?),
+    fn of_version_2(text: &str) -> Result<Self, KernelTextError> {
+        let kernel = match find_number(text, "kernel")? {
+            Some(kernel) => kernel.saturating_sub(sum_numbers(text, &["slab_reclaimable"])?),
             // Kernels before 5.18 report only the parts of `kernel`.
-            None => sum(text, &["kernel_stack", "pagetables", "percpu", "slab_unreclaimable"])?,
+            None => {
+                sum_numbers(text, &["kernel_stack", "pagetables", "percpu", "slab_unreclaimable"])?
+            }
         };
-        let others = sum(text, &["shmem", "sock"])?.saturating_add(kernel);
+        let others = sum_numbers(text, &["shmem", "sock"])?.saturating_add(kernel);
         Ok(Self {
-            unreclaimable: Bytes(required(text, "anon")?.saturating_add(others)),
-            mapped: Bytes(sum(text, &["file_mapped"])?),
+            unreclaimable: Bytes(require_number(text, "anon")?.saturating_add(others)),
+            mapped: Bytes(sum_numbers(text, &["file_mapped"])?),
             swap: Bytes(0),
         })
     }
 
     /// Parses `memory.stat` of version 1. Kernel memory is in another file.
-    fn of_version_1(text: &str) -> Result<Self, Malformed> {
-        let anonymous = required(text, "total_rss")?;
+    fn of_version_1(text: &str) -> Result<Self, KernelTextError> {
+        let anonymous = require_number(text, "total_rss")?;
         Ok(Self {
-            unreclaimable: Bytes(anonymous.saturating_add(sum(text, &["total_shmem"])?)),
-            mapped: Bytes(sum(text, &["total_mapped_file"])?),
-            swap: Bytes(sum(text, &["total_swap"])?),
+            unreclaimable: Bytes(anonymous.saturating_add(sum_numbers(text, &["total_shmem"])?)),
+            mapped: Bytes(sum_numbers(text, &["total_mapped_file"])?),
+            swap: Bytes(sum_numbers(text, &["total_swap"])?),
         })
     }
 
     /// Parses `/proc/self/status`.
-    fn of_process(text: &str) -> Result<Self, Malformed> {
+    fn of_process(text: &str) -> Result<Self, KernelTextError> {
         let bytes = |kibi| Bytes(kibibytes(kibi));
-        let anonymous = required(text, "RssAnon:")?;
+        let anonymous = require_number(text, "RssAnon:")?;
         Ok(Self {
-            unreclaimable: bytes(anonymous.saturating_add(sum(text, &["RssShmem:"])?)),
-            mapped: bytes(sum(text, &["RssFile:"])?),
-            swap: bytes(sum(text, &["VmSwap:"])?),
+            unreclaimable: bytes(anonymous.saturating_add(sum_numbers(text, &["RssShmem:"])?)),
+            mapped: bytes(sum_numbers(text, &["RssFile:"])?),
+            swap: bytes(sum_numbers(text, &["VmSwap:"])?),
         })
     }
 }
@@ -207,19 +211,22 @@ impl Charge {
 /// One sample takes about 0.2 ms: it reads a dozen small files that the kernel generates, without
 /// any disk access. While the kernel reclaims memory, reading may block.
 #[derive(Debug)]
-pub struct Reader {
-    kernel: Kernel,
+pub struct SampleReader {
+    kernel: KernelFiles,
     /// Content of `/proc/self/cgroup` from which `groups` was found.
     membership: String,
-    groups: Groups,
+    groups: ProcessGroups,
 }
 
-impl Reader {
+impl SampleReader {
     /// Creates a reader for the files below `root` (`/`, except in tests).
     pub fn new(root: &Path) -> Self {
-        let kernel =
-            Kernel { root: root.to_owned(), files: Handles::default(), told: HashSet::new() };
-        Self { kernel, membership: String::new(), groups: Groups::default() }
+        let kernel = KernelFiles {
+            root: root.to_owned(),
+            files: CachedFiles::default(),
+            logged: HashSet::new(),
+        };
+        Self { kernel, membership: String::new(), groups: ProcessGroups::default() }
     }
 
     /// Takes a sample. Blocks.
@@ -239,8 +246,9 @@ impl Reader {
             mapped: charge.mapped,
             swap: charge.swap,
             limits: memory.map(|memory| kernel.limits(memory, own, charge)).unwrap_or_default(),
-            psi: in_own("memory.pressure").and_then(|path| kernel.parsed(&path, Psi::parse)),
-            events: in_own("memory.events").and_then(|path| kernel.parsed(&path, Events::parse)),
+            psi: in_own("memory.pressure").and_then(|path| kernel.read_parsed(&path, Psi::parse)),
+            events: in_own("memory.events")
+                .and_then(|path| kernel.read_parsed(&path, LimitEvents::parse)),
             machine: kernel.machine(),
         };
         if memory.is_some() && own.is_none() {
@@ -258,19 +266,19 @@ impl Reader {
         let found = membership.and_then(|membership| {
             if membership != self.membership {
                 // The handles belong to files of other groups, so drop them.
-                kernel.files = Handles::default();
+                kernel.files = CachedFiles::default();
                 self.groups = cgroup::find(&kernel.root, &membership)?;
                 self.membership = membership;
             }
             if self.groups.memory.is_none() {
                 let problem =
                     "no mount shows the control group of this process, so its limits are not known";
-                kernel.tell(problem.to_owned());
+                kernel.log_once(problem.to_owned());
             }
             Ok(())
         });
-        if kernel.known(found).is_none() {
-            self.groups = Groups::default();
+        if kernel.value_or_log(found).is_none() {
+            self.groups = ProcessGroups::default();
             self.membership.clear();
         }
     }
@@ -278,69 +286,70 @@ impl Reader {
 
 /// Kernel files, and the problems already logged about them.
 #[derive(Debug)]
-struct Kernel {
+struct KernelFiles {
     root: PathBuf,
-    files: Handles,
+    files: CachedFiles,
     /// Logged problems. Their texts contain file names but no file content, so the set stays small.
-    told: HashSet<String>,
+    logged: HashSet<String>,
 }
 
-impl Kernel {
-    fn tell(&mut self, problem: String) {
-        if !self.told.contains(&problem) {
+impl KernelFiles {
+    fn log_once(&mut self, problem: String) {
+        if !self.logged.contains(&problem) {
             tracing::warn!(
                 name: Message::MemoryUnknown.name(),
                 "memory is judged without a part of what the kernel could tell: {problem}"
             );
-            self.told.insert(problem);
+            self.logged.insert(problem);
         }
     }
 
     /// Returns the value that was read. Logs every error but absence.
-    fn known<T>(&mut self, read: Result<T, FileError>) -> Option<T> {
+    fn value_or_log<T>(&mut self, read: Result<T, FileError>) -> Option<T> {
         match read {
             Ok(read) => Some(read),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                self.tell(chain(&error));
+                self.log_once(chain(&error));
                 None
             }
         }
     }
 
     /// Reads and parses a file; returns `None` if it is absent or unusable.
-    fn parsed<T, E: Error + 'static>(
+    fn read_parsed<T, E: Error + 'static>(
         &mut self,
         path: &Path,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
         let read = self.files.read(path);
-        let text = self.known(read)?;
+        let text = self.value_or_log(read)?;
         match parse(&text) {
             Ok(parsed) => Some(parsed),
             Err(error) => {
-                self.tell(format!("{}: {}", path.display(), chain(&error)));
+                self.log_once(format!("{}: {}", path.display(), chain(&error)));
                 None
             }
         }
     }
 
     /// Returns the memory charged to the group in `directory` and the groups below it.
-    fn charge(&mut self, version: Version, directory: &Path) -> Option<Charge> {
+    fn charge(&mut self, version: CgroupVersion, directory: &Path) -> Option<ChargedMemory> {
         let stat = directory.join("memory.stat");
         match version {
-            Version::Two => {
-                let charge = self.parsed(&stat, Charge::of_version_2)?;
-                let swap = self.parsed(&directory.join("memory.swap.current"), only);
-                Some(Charge { swap: Bytes(swap.unwrap_or_default()), ..charge })
+            CgroupVersion::Two => {
+                let charge = self.read_parsed(&stat, ChargedMemory::of_version_2)?;
+                let swap = self.read_parsed(&directory.join("memory.swap.current"), parse_number);
+                Some(ChargedMemory { swap: Bytes(swap.unwrap_or_default()), ..charge })
             }
-            Version::One => {
-                let Charge { unreclaimable, mapped, swap } =
-                    self.parsed(&stat, Charge::of_version_1)?;
-                let kernel = self.parsed(&directory.join("memory.kmem.usage_in_bytes"), only);
+            CgroupVersion::One => {
+                let ChargedMemory { unreclaimable, mapped, swap } =
+                    self.read_parsed(&stat, ChargedMemory::of_version_1)?;
+                let kernel =
+                    self.read_parsed(&directory.join("memory.kmem.usage_in_bytes"), parse_number);
                 let kernel = kernel.unwrap_or_default();
                 let unreclaimable = Bytes(unreclaimable.0.saturating_add(kernel));
-                Some(Charge { unreclaimable, mapped, swap })
+                Some(ChargedMemory { unreclaimable, mapped, swap })
             }
         }
     }
@@ -349,40 +358,45 @@ impl Kernel {
     ///
     /// A group that does not report its memory is assumed to hold `least`, the known memory of this
     /// process.
-    fn limits(&mut self, memory: &Hierarchy, own: Option<Charge>, least: Charge) -> Vec<Limit> {
+    fn limits(
+        &mut self,
+        memory: &Hierarchy,
+        own: Option<ChargedMemory>,
+        least: ChargedMemory,
+    ) -> Vec<GroupLimit> {
         let mut limits = Vec::new();
         for directory in memory.limited() {
             let mut charge = own.filter(|_| directory == memory.own());
             for file in memory.limits(directory) {
-                let Some(Some(bytes)) = self.parsed(&file, limit) else { continue };
+                let Some(Some(bytes)) = self.read_parsed(&file, parse_limit) else { continue };
                 // Measure only groups that have a limit: reading memory.stat makes the kernel sum
                 // up the whole subtree.
                 charge = charge.or_else(|| self.charge(memory.version, directory));
                 let unreclaimable = charge.unwrap_or(least).unreclaimable;
-                limits.push(Limit { bytes: Bytes(bytes), unreclaimable, file });
+                limits.push(GroupLimit { bytes: Bytes(bytes), unreclaimable, file });
             }
         }
         limits
     }
 
     /// Returns the memory of this process, independent of its group.
-    fn process(&mut self) -> Option<Charge> {
+    fn process(&mut self) -> Option<ChargedMemory> {
         let path = self.root.join("proc/self/status");
-        self.parsed(&path, Charge::of_process)
+        self.read_parsed(&path, ChargedMemory::of_process)
     }
 
-    fn machine(&mut self) -> Machine {
+    fn machine(&mut self) -> MachineMemory {
         let path = self.root.join("proc/meminfo");
-        let machine = self.parsed(&path, Machine::parse).unwrap_or_else(|| {
-            self.tell(format!(
+        let machine = self.read_parsed(&path, MachineMemory::parse).unwrap_or_else(|| {
+            self.log_once(format!(
                 "{} does not say what the machine has available; \
                  if ProcSubset=pid hides it, take that out of the unit",
                 path.display()
             ));
-            Machine::untold(&self.root)
+            MachineMemory::without_meminfo(&self.root)
         });
-        let psi = self.parsed(&self.root.join("proc/pressure/memory"), Psi::parse);
-        Machine { psi, ..machine }
+        let psi = self.read_parsed(&self.root.join("proc/pressure/memory"), Psi::parse);
+        MachineMemory { psi, ..machine }
     }
 }
 
@@ -392,7 +406,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::fixture::{Journal, MACHINE, Tree, V2_MOUNT, V2_OWN, v1, v2};
+    use super::super::fixture::{CapturedLog, MACHINE, Tree, V2_MOUNT, V2_OWN, v1, v2};
     use super::*;
 
     const GIB: u64 = 1 << 30;
@@ -400,18 +414,18 @@ mod tests {
     /// Returns the bytes that can be allocated before a limit or the end of the machine's memory is
     /// reached.
     fn headroom(sample: &Sample) -> Bytes {
-        let left = |limit: &Limit| Bytes(limit.bytes.0.saturating_sub(limit.unreclaimable.0));
+        let left = |limit: &GroupLimit| Bytes(limit.bytes.0.saturating_sub(limit.unreclaimable.0));
         sample.limits.iter().map(left).fold(sample.machine.available, Bytes::min)
     }
 
     fn sample(tree: &Tree) -> Sample {
-        Reader::new(tree.root()).sample()
+        SampleReader::new(tree.root()).sample()
     }
 
     /// Returns the log of one reader that takes three samples.
     fn told(tree: &Tree) -> String {
-        let (journal, _guard) = Journal::record();
-        let mut reader = Reader::new(tree.root());
+        let (journal, _guard) = CapturedLog::record();
+        let mut reader = SampleReader::new(tree.root());
         for _ in 0..3 {
             reader.sample();
         }
@@ -427,10 +441,10 @@ mod tests {
             process: Bytes(120 << 10),
             mapped: Bytes(77),
             swap: Bytes(5),
-            limits: vec![Limit { bytes: Bytes::mib(256), unreclaimable: Bytes(1334), file }],
+            limits: vec![GroupLimit { bytes: Bytes::mib(256), unreclaimable: Bytes(1334), file }],
             psi: Some(Psi { some_avg10: 1.0, some_avg60: 2.0, full_avg10: 0.5, some_total_us: 3 }),
-            events: Some(Events { low: 1, high: 2, max: 3, oom: 4, oom_kill: 5 }),
-            machine: Machine {
+            events: Some(LimitEvents { low: 1, high: 2, max: 3, oom: 4, oom_kill: 5 }),
+            machine: MachineMemory {
                 total: Bytes(4 * GIB),
                 available: Bytes(2 * GIB),
                 swap_total: Bytes::mib(1),
@@ -463,7 +477,7 @@ mod tests {
         assert_eq!(sample.unreclaimable, Bytes(600 + 40 + 60));
         assert_eq!((sample.mapped, sample.swap), (Bytes(9), Bytes(8)));
         let file = tree.path("sys/fs/cgroup/memory/a/memory.limit_in_bytes");
-        let limit = Limit { bytes: Bytes(1_000_000), unreclaimable: Bytes(700), file };
+        let limit = GroupLimit { bytes: Bytes(1_000_000), unreclaimable: Bytes(700), file };
         assert_eq!(sample.limits, [limit]);
         assert_eq!(sample.psi.map(|psi| psi.some_avg10), Some(4.0));
         assert_eq!((sample.events, told(&tree).as_str()), (None, ""));
@@ -487,12 +501,12 @@ mod tests {
 
     #[test]
     fn headroom_is_bounded_by_machine_and_zero() {
-        let limit = |bytes, unreclaimable| Limit {
+        let limit = |bytes, unreclaimable| GroupLimit {
             bytes: Bytes(bytes),
             unreclaimable: Bytes(unreclaimable),
             file: PathBuf::new(),
         };
-        let machine = Machine { available: Bytes(50), ..Machine::default() };
+        let machine = MachineMemory { available: Bytes(50), ..MachineMemory::default() };
         for (limits, expected, tightest) in [
             (vec![], 50, None),
             (vec![limit(1000, 10)], 50, Some(1000)),
@@ -590,13 +604,16 @@ mod tests {
     fn repeated_read_errors_are_logged_once() {
         // The kernel returns these errors from the read, which an ordinary file cannot imitate.
         for errno in [nix::errno::Errno::EOPNOTSUPP, nix::errno::Errno::ENODEV] {
-            let mut kernel =
-                Kernel { root: PathBuf::new(), files: Handles::default(), told: HashSet::new() };
+            let mut kernel = KernelFiles {
+                root: PathBuf::new(),
+                files: CachedFiles::default(),
+                logged: HashSet::new(),
+            };
             for _ in 0..3 {
                 let failed = FileError::new("read", "memory.pressure")(errno.into());
-                assert_eq!(kernel.known::<()>(Err(failed)), None);
+                assert_eq!(kernel.value_or_log::<()>(Err(failed)), None);
             }
-            assert_eq!(kernel.told.len(), 1, "{errno}");
+            assert_eq!(kernel.logged.len(), 1, "{errno}");
         }
     }
 
@@ -612,7 +629,7 @@ mod tests {
 
     #[test]
     fn total_memory_is_known_without_meminfo() {
-        let machine = Machine::untold(Path::new("/"));
+        let machine = MachineMemory::without_meminfo(Path::new("/"));
         assert!(machine.total > Bytes::mib(16) && machine.total < Bytes(u64::MAX), "{machine:?}");
         assert_eq!(machine.available, machine.total);
     }
@@ -620,7 +637,7 @@ mod tests {
     #[test]
     fn moved_process_and_changed_limit_are_noticed() {
         let tree = v2();
-        let mut reader = Reader::new(tree.root());
+        let mut reader = SampleReader::new(tree.root());
         assert_eq!(reader.sample().limits[0].bytes, Bytes::mib(256));
         tree.write(&format!("{V2_OWN}/memory.max"), "1048576");
         assert_eq!(reader.sample().limits[0].bytes, Bytes::mib(1));
@@ -646,7 +663,7 @@ mod tests {
             eprintln!("skipped: a sample of this machine, because /proc/meminfo is not there");
             return;
         }
-        let sample = Reader::new(root).sample();
+        let sample = SampleReader::new(root).sample();
         assert!(sample.machine.total < Bytes(u64::MAX), "{sample:?}");
         assert!(sample.unreclaimable > Bytes(0), "{sample:?}");
         assert!(headroom(&sample) <= sample.machine.available, "{sample:?}");

@@ -4,12 +4,12 @@
 //! limits, the trigger of the machine, and finally polling. Besides each of them, writes to the
 //! limits of the groups are watched.
 //!
-//! A [`Source`] measures nothing and decides nothing: a signal means "take a sample now". A signal
-//! too many does no harm; a missed one would.
+//! A [`PressureSource`] measures nothing and decides nothing: a signal means "take a sample now". A
+//! signal too many does no harm; a missed one would.
 //!
 //! Invariants: however often a source signals, a waiting caller is woken at most once every
-//! [`HOLD_OFF`]. A source that fails is closed, logged and replaced by the next one. Polling never
-//! fails.
+//! [`HOLD_OFF_TIME`]. A source that fails is closed, logged and replaced by the next one. Polling
+//! never fails.
 
 mod events;
 mod limits;
@@ -31,34 +31,35 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
-use super::cgroup::{self, Groups};
-use super::keyed::Malformed;
+use super::cgroup::{self, ProcessGroups};
+use super::flat_keyed::KernelTextError;
 use super::psi::NotPressure;
 use crate::errors::chain;
 use crate::files::FileError;
 use crate::log::Message;
-use events::EventCounts;
-use limits::Limits;
-use stream::Stream;
-pub use systemd::Environment;
-use systemd::Wish;
-use trigger::Trigger;
+use events::EventsFile;
+use limits::LimitWatch;
+use stream::SignalStream;
+pub use systemd::PressureEnvironment;
+use systemd::RequestedSource;
+use trigger::PressureTrigger;
 
 /// Time after a signal in which the source is ignored.
 ///
 /// Kernels have been seen to send fifty events a second
 /// (<https://github.com/systemd/systemd/issues/39469>), although they promise one per window. A
 /// group at its limit has an event with every pass of reclaim.
-const HOLD_OFF: Duration = Duration::from_millis(500);
+const HOLD_OFF_TIME: Duration = Duration::from_millis(500);
 
 /// Interval of polling.
-const POLLING: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The sources, best first.
-const STEPS: &[Step] = &[Step::Systemd, Step::Trigger, Step::Events, Step::Machine];
+const SOURCES: &[SourceKind] =
+    &[SourceKind::Systemd, SourceKind::Trigger, SourceKind::Events, SourceKind::Machine];
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum SourceKind {
     Systemd,
     /// Pressure file of this process's control group.
     Trigger,
@@ -76,7 +77,7 @@ enum SourceError {
     #[error("cannot understand {}", .0.display())]
     Pressure(PathBuf, #[source] NotPressure),
     #[error("cannot understand {}", .0.display())]
-    Events(PathBuf, #[source] Malformed),
+    Events(PathBuf, #[source] KernelTextError),
     #[error("{} tells of no more pressure: it has no trigger, or its control group is gone", .0.display())]
     Gone(PathBuf),
     #[error("{} was closed by who writes to it", .0.display())]
@@ -97,28 +98,28 @@ impl SourceError {
 /// The current source of signals. `Display` names it for the journal, `/status` and systemd's
 /// status line.
 #[derive(Debug)]
-pub struct Source {
+pub struct PressureSource {
     root: PathBuf,
-    environment: Environment,
+    environment: PressureEnvironment,
     /// Sources to try after `listener`.
-    rest: slice::Iter<'static, Step>,
-    listener: Listener,
+    remaining: slice::Iter<'static, SourceKind>,
+    listener: SourceListener,
     /// `None` without limits, or when they cannot be watched.
-    limits: Option<Limits>,
+    limits: Option<LimitWatch>,
     /// End of the hold-off time.
-    held_until: Instant,
+    ignored_until: Instant,
 }
 
 #[derive(Debug)]
-enum Listener {
-    Trigger(Trigger),
-    Events(EventCounts),
-    Stream(Stream),
+enum SourceListener {
+    Trigger(PressureTrigger),
+    Events(EventsFile),
+    Stream(SignalStream),
     /// Polling, with the reason if the environment requests it.
     Clock(&'static str),
 }
 
-impl Source {
+impl PressureSource {
     /// Opens the best available source, with the kernel's files below `root` (`/`, except in
     /// tests).
     ///
@@ -127,14 +128,14 @@ impl Source {
     ///
     /// # Panics
     /// Panics outside of a Tokio runtime with I/O and time.
-    pub fn open(root: &Path, environment: Environment) -> Self {
+    pub fn open(root: &Path, environment: PressureEnvironment) -> Self {
         let mut source = Self {
             root: root.to_owned(),
             environment,
-            rest: STEPS.iter(),
-            listener: Listener::Clock(""),
+            remaining: SOURCES.iter(),
+            listener: SourceListener::Clock(""),
             limits: None,
-            held_until: Instant::now(),
+            ignored_until: Instant::now(),
         };
         source.advance();
         source
@@ -146,18 +147,18 @@ impl Source {
     /// that this one missed.
     pub async fn next(&mut self) {
         loop {
-            sleep_until(self.held_until).await;
+            sleep_until(self.ignored_until).await;
             let heard = tokio::select! {
-                heard = self.listener.heard() => heard,
-                written = written(&mut self.limits) => {
+                heard = self.listener.wait() => heard,
+                written = wait_for_write(&mut self.limits) => {
                     if let Err(error) = written {
                         self.limits = None;
-                        tell_unwatched(&error);
+                        log_unwatched(&error);
                     }
                     Ok(true)
                 }
             };
-            self.held_until = Instant::now() + self.listener.hold_off();
+            self.ignored_until = Instant::now() + self.listener.hold_off();
             match heard {
                 Ok(true) => return,
                 Ok(false) => {}
@@ -175,20 +176,20 @@ impl Source {
 
     /// Closes the current source and opens the next usable one.
     fn advance(&mut self) {
-        self.listener = Listener::Clock("");
+        self.listener = SourceListener::Clock("");
         self.limits = self.watch_limits();
-        while let Some(step) = self.rest.next() {
+        while let Some(step) = self.remaining.next() {
             match self.try_open(*step) {
                 Ok(Some(listener)) => {
-                    if matches!(listener, Listener::Clock(_)) {
-                        self.rest = [].iter();
+                    if matches!(listener, SourceListener::Clock(_)) {
+                        self.remaining = [].iter();
                     }
                     self.listener = listener;
                     break;
                 }
                 Ok(None) => {}
                 // A source requested by the environment should exist, so its absence is a warning.
-                Err(error) if error.is_normal() && !matches!(step, Step::Systemd) => {
+                Err(error) if error.is_normal() && !matches!(step, SourceKind::Systemd) => {
                     tracing::debug!("not used to hear of memory pressure: {}", chain(&error));
                 }
                 Err(error) => {
@@ -208,59 +209,66 @@ impl Source {
     }
 
     /// Opens one source; returns `None` where it does not apply.
-    fn try_open(&self, step: Step) -> Result<Option<Listener>, SourceError> {
+    fn try_open(&self, step: SourceKind) -> Result<Option<SourceListener>, SourceError> {
         let own = |name| self.groups().map(|groups| Some(groups.unified?.own().join(name)));
         let arm = |path: &Path, name| {
             let file = trigger::open(path, true)?;
-            let trigger = Trigger::arm(file, path, name, trigger::default_payload().as_bytes())?;
-            Ok(Some(Listener::Trigger(trigger)))
+            let trigger =
+                PressureTrigger::arm(file, path, name, trigger::default_payload().as_bytes())?;
+            Ok(Some(SourceListener::Trigger(trigger)))
         };
         match step {
-            Step::Systemd => match self.environment.wish(&self.root, || self.groups())? {
-                Wish::Nothing => Ok(None),
-                Wish::Off => Ok(Some(Listener::Clock(", because $MEMORY_PRESSURE_WATCH says off"))),
-                Wish::Trigger(trigger) => Ok(Some(Listener::Trigger(trigger))),
-                Wish::Stream(stream) => Ok(Some(Listener::Stream(stream))),
-            },
-            Step::Trigger => match own("memory.pressure")? {
+            SourceKind::Systemd => {
+                match self.environment.open_requested(&self.root, || self.groups())? {
+                    RequestedSource::Nothing => Ok(None),
+                    RequestedSource::Off => {
+                        Ok(Some(SourceListener::Clock(", because $MEMORY_PRESSURE_WATCH says off")))
+                    }
+                    RequestedSource::Trigger(trigger) => Ok(Some(SourceListener::Trigger(trigger))),
+                    RequestedSource::Stream(stream) => Ok(Some(SourceListener::Stream(stream))),
+                }
+            }
+            SourceKind::Trigger => match own("memory.pressure")? {
                 Some(path) => arm(&path, "the control group's trigger"),
                 None => Ok(None),
             },
-            Step::Events => match own("memory.events")? {
-                Some(path) => Ok(Some(Listener::Events(EventCounts::open(path)?))),
+            SourceKind::Events => match own("memory.events")? {
+                Some(path) => Ok(Some(SourceListener::Events(EventsFile::open(path)?))),
                 None => Ok(None),
             },
-            Step::Machine => arm(&self.root.join("proc/pressure/memory"), "the machine's trigger"),
+            SourceKind::Machine => {
+                arm(&self.root.join("proc/pressure/memory"), "the machine's trigger")
+            }
         }
     }
 
-    fn watch_limits(&self) -> Option<Limits> {
+    fn watch_limits(&self) -> Option<LimitWatch> {
         let memory = self.groups().map(|groups| groups.memory);
-        let watched = memory.and_then(|memory| memory.as_ref().map(Limits::watch).transpose());
+        let watched = memory.and_then(|memory| memory.as_ref().map(LimitWatch::watch).transpose());
         watched.unwrap_or_else(|error| {
-            tell_unwatched(&error);
+            log_unwatched(&error);
             None
         })
     }
 
     /// Finds the groups of this process. The result is not cached: a source may have failed because
     /// the process was moved.
-    fn groups(&self) -> Result<Groups, FileError> {
+    fn groups(&self) -> Result<ProcessGroups, FileError> {
         match cgroup::read(&self.root.join(cgroup::MEMBERSHIP)) {
             Ok(membership) => cgroup::find(&self.root, &membership),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Groups::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(ProcessGroups::default()),
             Err(error) => Err(error),
         }
     }
 }
 
-impl Listener {
+impl SourceListener {
     /// Waits for a signal and returns whether it may mean pressure.
-    async fn heard(&mut self) -> Result<bool, SourceError> {
+    async fn wait(&mut self) -> Result<bool, SourceError> {
         match self {
-            Self::Trigger(trigger) => trigger.heard().await,
-            Self::Events(counts) => counts.heard().await,
-            Self::Stream(stream) => stream.heard().await,
+            Self::Trigger(trigger) => trigger.wait().await,
+            Self::Events(counts) => counts.wait().await,
+            Self::Stream(stream) => stream.wait().await,
             Self::Clock(_) => Ok(true),
         }
     }
@@ -268,21 +276,21 @@ impl Listener {
     /// Returns the time to ignore the source after a signal.
     fn hold_off(&self) -> Duration {
         match self {
-            Self::Trigger(_) | Self::Events(_) | Self::Stream(_) => HOLD_OFF,
-            Self::Clock(_) => POLLING,
+            Self::Trigger(_) | Self::Events(_) | Self::Stream(_) => HOLD_OFF_TIME,
+            Self::Clock(_) => POLL_INTERVAL,
         }
     }
 }
 
 /// Waits for a write to a limit. Never returns if no limit is watched.
-async fn written(limits: &mut Option<Limits>) -> Result<(), FileError> {
+async fn wait_for_write(limits: &mut Option<LimitWatch>) -> Result<(), FileError> {
     match limits {
-        Some(limits) => limits.written().await,
+        Some(limits) => limits.wait_for_write().await,
         None => pending().await,
     }
 }
 
-fn tell_unwatched(error: &FileError) {
+fn log_unwatched(error: &FileError) {
     tracing::warn!(
         name: Message::MemoryUnknown.name(),
         "that a limit of memory was lowered is seen up to ten seconds later: {}",
@@ -290,13 +298,13 @@ fn tell_unwatched(error: &FileError) {
     );
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for PressureSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.listener {
-            Listener::Trigger(trigger) => trigger.fmt(f),
-            Listener::Events(counts) => counts.fmt(f),
-            Listener::Stream(stream) => stream.fmt(f),
-            Listener::Clock(reason) => write!(f, "polling{reason}"),
+            SourceListener::Trigger(trigger) => trigger.fmt(f),
+            SourceListener::Events(counts) => counts.fmt(f),
+            SourceListener::Stream(stream) => stream.fmt(f),
+            SourceListener::Clock(reason) => write!(f, "polling{reason}"),
         }
     }
 }
@@ -306,7 +314,7 @@ impl fmt::Display for Source {
     deprecated,
     reason = "its successor is unsafe, for types whose descriptor may change; those of a File or a borrowed one do not"
 )]
-fn registered<T: AsFd + AsRawFd>(
+fn register<T: AsFd + AsRawFd>(
     file: T,
     interest: Interest,
     path: &Path,
@@ -315,16 +323,16 @@ fn registered<T: AsFd + AsRawFd>(
 }
 
 /// Reads the beginning of a file that the kernel generates for each read from offset 0.
-fn read_again(file: &File, path: &Path) -> Result<String, FileError> {
+fn read_from_start(file: &File, path: &Path) -> Result<String, FileError> {
     // Both kinds of file read here are shorter than 200 bytes.
     let mut buffer = [0; 512];
-    let length = uninterrupted(|| file.read_at(&mut buffer, 0));
+    let length = retry_interrupted(|| file.read_at(&mut buffer, 0));
     let length = length.map_err(FileError::new("read", path))?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
 /// Repeats `call` until no signal interrupts it.
-fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+fn retry_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -350,16 +358,16 @@ mod tests {
     use tokio::runtime::Handle;
     use tokio::time::timeout;
 
-    use super::super::fixture::{Journal, MACHINE, Tree, V2_OWN, v1, v2};
+    use super::super::fixture::{CapturedLog, MACHINE, Tree, V2_OWN, v1, v2};
     use super::*;
 
     /// Timeout that only a failing test reaches.
     const BOUND: Duration = Duration::from_secs(20);
     const PRESSURE: &str = "proc/pressure/memory";
 
-    fn environment(watch: &str, write: Option<&[u8]>) -> Environment {
+    fn environment(watch: &str, write: Option<&[u8]>) -> PressureEnvironment {
         let write = write.map(|bytes| OsString::from(BASE64_STANDARD.encode(bytes)));
-        Environment { watch: Some(watch.into()), write }
+        PressureEnvironment { watch: Some(watch.into()), write }
     }
 
     fn fifo(tree: &Tree, path: &str) -> PathBuf {
@@ -372,7 +380,7 @@ mod tests {
         OpenOptions::new().write(true).open(path).unwrap()
     }
 
-    async fn signal(source: &mut Source, step: &str) {
+    async fn signal(source: &mut PressureSource, step: &str) {
         timeout(BOUND, source.next()).await.expect(step);
     }
 
@@ -381,9 +389,9 @@ mod tests {
     #[expect(clippy::print_stderr, reason = "a skip is printed by name")]
     fn real_pressure(tree: &Tree, path: &str, test: &str) -> bool {
         let real = Path::new("/proc/pressure/memory");
-        let armed = trigger::open(real, true)
-            .map_err(SourceError::from)
-            .and_then(|file| Trigger::arm(file, real, "", trigger::default_payload().as_bytes()));
+        let armed = trigger::open(real, true).map_err(SourceError::from).and_then(|file| {
+            PressureTrigger::arm(file, real, "", trigger::default_payload().as_bytes())
+        });
         if let Err(error) = armed {
             eprintln!("skipped: {test}, because {}", chain(&error));
             return false;
@@ -397,9 +405,9 @@ mod tests {
 
     #[tokio::test]
     async fn polling_is_used_without_pressure_files() {
-        let (journal, _guard) = Journal::record();
+        let (journal, _guard) = CapturedLog::record();
         for tree in [Tree::new(&[]), Tree::new(MACHINE)] {
-            let source = Source::open(tree.root(), Environment::default());
+            let source = PressureSource::open(tree.root(), PressureEnvironment::default());
             assert_eq!(source.to_string(), "polling");
         }
         assert!(journal.text().contains("memory pressure is heard from polling"));
@@ -408,21 +416,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn polling_signals_every_second() {
         let tree = Tree::new(&[]);
-        let mut source = Source::open(tree.root(), Environment::default());
+        let mut source = PressureSource::open(tree.root(), PressureEnvironment::default());
         source.next().await;
         for _ in 0..3 {
             let before = Instant::now();
             source.next().await;
             let waited = before.elapsed();
-            assert!((POLLING..POLLING + Duration::from_millis(5)).contains(&waited), "{waited:?}");
+            assert!(
+                (POLL_INTERVAL..POLL_INTERVAL + Duration::from_millis(5)).contains(&waited),
+                "{waited:?}"
+            );
         }
     }
 
     #[tokio::test]
     async fn unwaitable_files_fall_back_to_polling() {
-        let (journal, _guard) = Journal::record();
+        let (journal, _guard) = CapturedLog::record();
         let tree = v2();
-        let source = Source::open(tree.root(), Environment::default());
+        let source = PressureSource::open(tree.root(), PressureEnvironment::default());
         assert_eq!(source.to_string(), "polling");
         let text = journal.text();
         for name in
@@ -437,12 +448,15 @@ mod tests {
 
     #[tokio::test]
     async fn malformed_pressure_files_fall_back_to_polling() {
-        let (journal, _guard) = Journal::record();
+        let (journal, _guard) = CapturedLog::record();
         let tree = v2();
         tree.write(PRESSURE, "");
         tree.write(&format!("{V2_OWN}/memory.pressure"), "");
         tree.write(&format!("{V2_OWN}/memory.events"), "high");
-        assert_eq!(Source::open(tree.root(), Environment::default()).to_string(), "polling");
+        assert_eq!(
+            PressureSource::open(tree.root(), PressureEnvironment::default()).to_string(),
+            "polling"
+        );
         assert_eq!(journal.text().matches("cannot understand").count(), 3, "{}", journal.text());
     }
 
@@ -452,20 +466,20 @@ mod tests {
         if !real_pressure(&tree, PRESSURE, "real triggers") {
             return;
         }
-        let source = Source::open(tree.root(), Environment::default());
+        let source = PressureSource::open(tree.root(), PressureEnvironment::default());
         let machine = tree.path(PRESSURE);
         assert_eq!(source.to_string(), format!("the machine's trigger {}", machine.display()));
         let own = format!("{V2_OWN}/memory.pressure");
         assert!(real_pressure(&tree, &own, "real triggers"));
-        let mut source = Source::open(tree.root(), Environment::default());
+        let mut source = PressureSource::open(tree.root(), PressureEnvironment::default());
         let own = tree.path(&own);
         assert_eq!(source.to_string(), format!("the control group's trigger {}", own.display()));
         // systemd's payload is written unchanged, and the kernel accepts it.
         let wish = environment(&format!("/{PRESSURE}"), Some(b"some 200000 2000000\0"));
-        let systemd = Source::open(tree.root(), wish);
+        let systemd = PressureSource::open(tree.root(), wish);
         assert_eq!(systemd.to_string(), format!("systemd's trigger {}", machine.display()));
         // The machine may really be under pressure now, but the trigger must not have failed.
-        let (journal, _guard) = Journal::record();
+        let (journal, _guard) = CapturedLog::record();
         tokio::select! {
             biased;
             () = source.next() => {}
@@ -476,7 +490,7 @@ mod tests {
 
     #[tokio::test]
     async fn dead_trigger_is_replaced() {
-        let (journal, _guard) = Journal::record();
+        let (journal, _guard) = CapturedLog::record();
         let tree = Tree::new(MACHINE);
         let path = format!("/{PRESSURE}");
         if !real_pressure(&tree, PRESSURE, "a real trigger that dies") {
@@ -484,7 +498,7 @@ mod tests {
         }
         // Without a written trigger, the kernel reports an error on the file, as if its group were
         // gone.
-        let mut source = Source::open(tree.root(), environment(&path, None));
+        let mut source = PressureSource::open(tree.root(), environment(&path, None));
         assert!(source.to_string().starts_with("systemd's trigger "), "{source}");
         fs::remove_file(tree.path(PRESSURE)).unwrap();
         signal(&mut source, "the clock that replaces it").await;
@@ -498,7 +512,7 @@ mod tests {
         let tree = v2();
         let path = fifo(&tree, "pressure");
         let payload = b"any \0 bytes";
-        let mut source = Source::open(tree.root(), environment("/pressure", Some(payload)));
+        let mut source = PressureSource::open(tree.root(), environment("/pressure", Some(payload)));
         assert_eq!(source.to_string(), format!("systemd's FIFO {}", path.display()));
         let mut written = [0; 11];
         OpenOptions::new().read(true).open(&path).unwrap().read_exact(&mut written).unwrap();
@@ -519,7 +533,7 @@ mod tests {
             (v1(), "sys/fs/cgroup/memory/a/memory.limit_in_bytes".to_owned()),
         ] {
             fifo(&tree, "pressure");
-            let mut source = Source::open(tree.root(), environment("/pressure", None));
+            let mut source = PressureSource::open(tree.root(), environment("/pressure", None));
             for _ in 0..2 {
                 tree.write(&limit, "1000");
                 signal(&mut source, &limit).await;
@@ -530,19 +544,19 @@ mod tests {
         let above = "sys/fs/cgroup/system.slice/memory.max";
         tree.write(above, "max");
         fifo(&tree, "pressure");
-        let mut source = Source::open(tree.root(), environment("/pressure", None));
+        let mut source = PressureSource::open(tree.root(), environment("/pressure", None));
         tree.write(above, "1000");
         signal(&mut source, above).await;
     }
 
     #[tokio::test]
     async fn unwatchable_limits_are_logged() {
-        let (journal, _guard) = Journal::record();
+        let (journal, _guard) = CapturedLog::record();
         let tree = v2();
         let limit = tree.path(V2_OWN).join("memory.high");
         fs::remove_file(&limit).unwrap();
         symlink(&limit, &limit).unwrap();
-        Source::open(tree.root(), Environment::default());
+        PressureSource::open(tree.root(), PressureEnvironment::default());
         let text = journal.text();
         let problem = format!("up to ten seconds later: cannot watch {}", limit.display());
         assert!(text.contains(&problem), "{text}");
@@ -550,11 +564,12 @@ mod tests {
 
     #[tokio::test]
     async fn closed_systemd_socket_is_replaced() {
-        let (journal, _guard) = Journal::record();
+        let (journal, _guard) = CapturedLog::record();
         let tree = v2();
         let path = tree.path("pressure");
         let listener = UnixListener::bind(&path).unwrap();
-        let mut source = Source::open(tree.root(), environment("/pressure", Some(b"hello")));
+        let mut source =
+            PressureSource::open(tree.root(), environment("/pressure", Some(b"hello")));
         assert_eq!(source.to_string(), format!("systemd's socket {}", path.display()));
         let manager = tokio::task::spawn_blocking(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -577,7 +592,7 @@ mod tests {
     async fn socket_without_listener_is_replaced() {
         let tree = v2();
         drop(UnixListener::bind(tree.path("pressure")).unwrap());
-        let mut source = Source::open(tree.root(), environment("/pressure", None));
+        let mut source = PressureSource::open(tree.root(), environment("/pressure", None));
         signal(&mut source, "the clock").await;
         assert_eq!(source.to_string(), "polling");
     }
@@ -586,7 +601,7 @@ mod tests {
     async fn disabled_watch_uses_only_polling() {
         let tree = v2();
         real_pressure(&tree, PRESSURE, "a trigger that would be used if it were not off");
-        let mut source = Source::open(tree.root(), environment("/dev/null", Some(b"x")));
+        let mut source = PressureSource::open(tree.root(), environment("/dev/null", Some(b"x")));
         assert_eq!(source.to_string(), "polling, because $MEMORY_PRESSURE_WATCH says off");
         signal(&mut source, "the clock").await;
     }
@@ -597,7 +612,7 @@ mod tests {
         let own = format!("/{V2_OWN}/memory.pressure");
         let wish = |watch: &str| environment(watch, Some(b"some 200000 2000000\0"));
         let not_base64 =
-            Environment { watch: Some(own.clone().into()), write: Some("c29t*ZQ".into()) };
+            PressureEnvironment { watch: Some(own.clone().into()), write: Some("c29t*ZQ".into()) };
         for (wish, problem) in [
             (wish(&format!("/{file}")), "a control group that this process is not in"),
             (wish("/sys/fs/cgroup/absent/memory.pressure"), "cannot examine"),
@@ -609,11 +624,11 @@ mod tests {
             (wish(&own), "no pressure file, FIFO or socket"),
             (not_base64, "$MEMORY_PRESSURE_WRITE is not base64"),
         ] {
-            let (journal, _guard) = Journal::record();
+            let (journal, _guard) = CapturedLog::record();
             let tree = v2();
             tree.write(file, "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n");
             let before = fs::read(tree.path(file)).unwrap();
-            let source = Source::open(tree.root(), wish.clone());
+            let source = PressureSource::open(tree.root(), wish.clone());
             assert_eq!(source.to_string(), "polling", "{wish:?}");
             let text = journal.text();
             let warned = text.lines().any(|l| l.contains(" WARN ") && l.contains(problem));
@@ -626,7 +641,7 @@ mod tests {
     async fn cancelled_wait_loses_no_signal() {
         let tree = v2();
         let path = fifo(&tree, "pressure");
-        let mut source = Source::open(tree.root(), environment("/pressure", None));
+        let mut source = PressureSource::open(tree.root(), environment("/pressure", None));
         writer(&path).write_all(b"x").unwrap();
         for _ in 0..3 {
             tokio::select! {
@@ -643,7 +658,7 @@ mod tests {
         const SIGNALS: u32 = 4;
         let tree = v2();
         let path = fifo(&tree, "pressure");
-        let mut source = Source::open(tree.root(), environment("/pressure", None));
+        let mut source = PressureSource::open(tree.root(), environment("/pressure", None));
         let (mut storm, written) = (writer(&path), Arc::new(AtomicU64::new(0)));
         let counter = Arc::clone(&written);
         // The thread ends when the source is dropped, because it is the last reader of the FIFO.

@@ -65,7 +65,7 @@ impl LeaseOutcome {
 
 /// Reason for unloading a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnloadReason {
+pub enum UnloadLabel {
     /// Evicted because memory was short.
     Pressure,
     /// Evicted because another model needed its memory.
@@ -76,7 +76,7 @@ pub enum UnloadReason {
     Request,
 }
 
-impl UnloadReason {
+impl UnloadLabel {
     pub(super) const EVICTIONS: [Self; 2] = [Self::Pressure, Self::Room];
     pub(super) const UNLOADS: [Self; 2] = [Self::Idle, Self::Request];
 
@@ -189,10 +189,7 @@ pub(super) fn failure_labels(id: &str) -> impl Iterator<Item = FailureLabels> {
         .map(|failure| FailureLabels { model_id: id.to_owned(), failure_type: failure.name() })
 }
 
-pub(super) fn unload_labels(
-    id: &str,
-    all: [UnloadReason; 2],
-) -> impl Iterator<Item = UnloadLabels> {
+pub(super) fn unload_labels(id: &str, all: [UnloadLabel; 2]) -> impl Iterator<Item = UnloadLabels> {
     all.into_iter()
         .map(|departure| UnloadLabels { model_id: id.to_owned(), reason: departure.name() })
 }

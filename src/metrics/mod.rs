@@ -1,8 +1,8 @@
 //! Metrics of the daemon, and their encoding for Prometheus.
 //!
 //! Defines every series with its name, its unit and the values of its labels. Counts and times are
-//! recorded when they happen. Current state ([`ObservedState`]) is passed in by the caller that renders,
-//! so that it is never stale.
+//! recorded when they happen. Current state ([`ObservedState`]) is passed in by the caller that
+//! renders, so that it is never stale.
 //!
 //! Invariants:
 //! 1. Labels are bounded: routes are those of [`Metrics::new`], reasons and outcomes are constants
@@ -29,7 +29,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-pub use labels::{CANCELED, FailureType, INTERNAL, LeaseOutcome, OK, UnloadReason};
+pub use labels::{CANCELED, FailureType, INTERNAL, LeaseOutcome, OK, UnloadLabel};
 pub use observed::{ObservedModel, ObservedState, Stall};
 pub use text::Format;
 
@@ -139,8 +139,8 @@ impl Metrics {
         self.begin_model("");
     }
 
-    /// Counts a request of `route`, a registered path. `outcome` is [`OK`], [`CANCELED`], [`INTERNAL`]
-    /// or the code of its error.
+    /// Counts a request of `route`, a registered path. `outcome` is [`OK`], [`CANCELED`],
+    /// [`INTERNAL`] or the code of its error.
     pub fn count_request(&self, route: Option<&str>, outcome: &'static str) {
         let known = self.0.routes.iter().copied().find(|known| Some(*known) == route);
         let labels = RequestLabels { route: known.unwrap_or(OTHER), outcome };
@@ -197,16 +197,14 @@ impl Metrics {
     }
 
     /// Counts an eviction or unloading of the installed model `id`.
-    pub fn count_unload(&self, id: &str, departure: UnloadReason) {
+    pub fn count_unload(&self, id: &str, label: UnloadLabel) {
         self.begin_model(id);
-        let labels = UnloadLabels { model_id: id.to_owned(), reason: departure.name() };
-        match departure {
-            UnloadReason::Pressure | UnloadReason::Room => {
+        let labels = UnloadLabels { model_id: id.to_owned(), reason: label.name() };
+        match label {
+            UnloadLabel::Pressure | UnloadLabel::Room => {
                 self.0.evictions.get_or_create(&labels).inc()
             }
-            UnloadReason::Idle | UnloadReason::Request => {
-                self.0.unloads.get_or_create(&labels).inc()
-            }
+            UnloadLabel::Idle | UnloadLabel::Request => self.0.unloads.get_or_create(&labels).inc(),
         };
     }
 
@@ -280,9 +278,9 @@ impl Inner {
             return;
         }
         lease_labels(id).for_each(|of| drop(self.leases.get_or_create(&of)));
-        unload_labels(id, UnloadReason::EVICTIONS)
+        unload_labels(id, UnloadLabel::EVICTIONS)
             .for_each(|of| drop(self.evictions.get_or_create(&of)));
-        unload_labels(id, UnloadReason::UNLOADS)
+        unload_labels(id, UnloadLabel::UNLOADS)
             .for_each(|of| drop(self.unloads.get_or_create(&of)));
         drop(self.loads.get_or_create(&model_labels(id)));
         drop(self.load_failures.get_or_create(&model_labels(id)));
@@ -295,10 +293,10 @@ impl Inner {
         for of in lease_labels(id) {
             self.leases.remove(&of);
         }
-        for of in unload_labels(id, UnloadReason::EVICTIONS) {
+        for of in unload_labels(id, UnloadLabel::EVICTIONS) {
             self.evictions.remove(&of);
         }
-        for of in unload_labels(id, UnloadReason::UNLOADS) {
+        for of in unload_labels(id, UnloadLabel::UNLOADS) {
             self.unloads.remove(&of);
         }
         self.loads.remove(&model_labels(id));
@@ -430,8 +428,8 @@ mod tests {
         metrics.observe_stages(Stages { total: Duration::from_millis(3), ..Stages::default() });
         metrics.count_batch(4, 100);
         metrics.count_lease("mini", LeaseOutcome::Hit);
-        metrics.count_unload("mini", UnloadReason::Room);
-        metrics.count_unload("mini", UnloadReason::Idle);
+        metrics.count_unload("mini", UnloadLabel::Room);
+        metrics.count_unload("mini", UnloadLabel::Idle);
         metrics.count_validation_failure(None, FailureType::Digest);
         metrics.count_fallback("memory_limit");
         metrics.count_fallback("what nobody knows");
@@ -461,7 +459,7 @@ mod tests {
         metrics.count_lease("gone", LeaseOutcome::Load);
         metrics.count_load("gone", Duration::from_millis(20));
         metrics.count_load_failure("gone");
-        metrics.count_unload("gone", UnloadReason::Pressure);
+        metrics.count_unload("gone", UnloadLabel::Pressure);
         metrics.count_validation_failure(Some("gone"), FailureType::Corrupt);
         assert!(
             scrape(&metrics, &["gone"]).keys().any(|series| series.contains("model_id=\"gone\""))

@@ -22,7 +22,7 @@ const SAMPLED_BYTES: usize = 256;
 
 /// Texts of a request.
 #[derive(Clone, Copy, Debug)]
-pub enum Texts<'a> {
+pub enum RequestTexts<'a> {
     /// Plain texts.
     Plain(&'a [String]),
     /// Token ids of each text.
@@ -31,7 +31,7 @@ pub enum Texts<'a> {
 
 /// Model that a request resolves to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct ResolvedModel {
     /// Name of the model: `id`, `id@version` or `id@revision`.
     pub name: String,
     /// Alias in the request, if it used one.
@@ -56,60 +56,65 @@ impl fmt::Display for Alias {
 }
 
 /// Resolves `name`, of a model or an alias, for a request with these texts.
-pub fn resolve(aliases: &BTreeMap<String, AliasSettings>, name: &str, texts: Texts<'_>) -> Target {
+pub fn resolve(
+    aliases: &BTreeMap<String, AliasSettings>,
+    name: &str,
+    texts: RequestTexts<'_>,
+) -> ResolvedModel {
     let Some(AliasSettings { model, revision, canary }) = aliases.get(name) else {
-        return Target { name: name.to_owned(), alias: None };
+        return ResolvedModel { name: name.to_owned(), alias: None };
     };
     let alias = |canary| Some(Alias { name: name.to_owned(), canary });
     match &canary.model {
         // Skip the hash if it cannot change the result.
         Some(model)
             if canary.percent > 0
-                && (canary.percent >= 100 || hundredth(texts) < canary.percent) =>
+                && (canary.percent >= 100 || hash_bucket(texts) < canary.percent) =>
         {
-            Target { name: joined(model, canary.revision.as_deref()), alias: alias(true) }
+            ResolvedModel { name: join_name(model, canary.revision.as_deref()), alias: alias(true) }
         }
-        _ => Target { name: joined(model, revision.as_deref()), alias: alias(false) },
+        _ => ResolvedModel { name: join_name(model, revision.as_deref()), alias: alias(false) },
     }
 }
 
 /// Resolves `name` without regard to canaries.
-pub fn meant(aliases: &BTreeMap<String, AliasSettings>, name: &str) -> String {
+pub fn resolve_without_canary(aliases: &BTreeMap<String, AliasSettings>, name: &str) -> String {
     match aliases.get(name) {
-        Some(alias) => joined(&alias.model, alias.revision.as_deref()),
+        Some(alias) => join_name(&alias.model, alias.revision.as_deref()),
         None => name.to_owned(),
     }
 }
 
 /// Returns the canary of an alias, which may answer some of its requests.
 pub fn canary(AliasSettings { canary, .. }: &AliasSettings) -> Option<String> {
-    canary.model.as_ref().map(|model| joined(model, canary.revision.as_deref()))
+    canary.model.as_ref().map(|model| join_name(model, canary.revision.as_deref()))
 }
 
 /// Returns every model that requests may resolve to without naming it.
-pub fn meant_by(settings: &Settings) -> Vec<String> {
+pub fn implicit_models(settings: &Settings) -> Vec<String> {
     let tenants = settings.tenants.iter().filter_map(|tenant| tenant.model.as_deref());
     let defaults = std::iter::once(settings.default_model()).chain(tenants);
-    let mut names: Vec<_> = defaults.map(|name| meant(&settings.aliases, name)).collect();
+    let mut names: Vec<_> =
+        defaults.map(|name| resolve_without_canary(&settings.aliases, name)).collect();
     for (name, alias) in &settings.aliases {
-        names.push(meant(&settings.aliases, name));
+        names.push(resolve_without_canary(&settings.aliases, name));
         names.extend(canary(alias));
     }
     names
 }
 
-fn joined(id: &str, revision: Option<&str>) -> String {
+fn join_name(id: &str, revision: Option<&str>) -> String {
     revision.map_or_else(|| id.to_owned(), |revision| format!("{id}@{revision}"))
 }
 
 /// Returns the hundredth, from 0 to 99, that these texts belong to. The hash is SHA-256 of the
 /// number of texts, the length of each of the first [`SAMPLED_TEXTS`], and their beginnings.
 /// Numbers are 8 bytes and token ids 4 bytes, in little-endian order.
-fn hundredth(texts: Texts<'_>) -> u8 {
+fn hash_bucket(texts: RequestTexts<'_>) -> u8 {
     let mut sample = Vec::with_capacity(4096);
     let length = |length: usize| u64::try_from(length).unwrap_or(u64::MAX).to_le_bytes();
     match texts {
-        Texts::Plain(texts) => {
+        RequestTexts::Plain(texts) => {
             sample.push(b't');
             sample.extend(length(texts.len()));
             for text in texts.iter().take(SAMPLED_TEXTS) {
@@ -117,7 +122,7 @@ fn hundredth(texts: Texts<'_>) -> u8 {
                 sample.extend(text.bytes().take(SAMPLED_BYTES));
             }
         }
-        Texts::Ids(lists) => {
+        RequestTexts::Ids(lists) => {
             sample.push(b'i');
             sample.extend(length(lists.len()));
             for ids in lists.iter().take(SAMPLED_TEXTS) {
@@ -163,12 +168,12 @@ mod tests {
             (aliases(None, canary(100)), "a@1", "a@1", None),
             (BTreeMap::new(), "a", "a", None),
         ] {
-            let target = resolve(&aliases, name, Texts::Plain(&none));
+            let target = resolve(&aliases, name, RequestTexts::Plain(&none));
             let found = (target.name.as_str(), target.alias.map(|alias| alias.to_string()));
             assert_eq!(found, (meaning, alias.map(str::to_owned)), "{name}");
         }
-        assert_eq!(meant(&aliases(Some("1.2"), canary(100)), "a"), "m@1.2");
-        assert_eq!(meant(&BTreeMap::new(), "a"), "a");
+        assert_eq!(resolve_without_canary(&aliases(Some("1.2"), canary(100)), "a"), "m@1.2");
+        assert_eq!(resolve_without_canary(&BTreeMap::new(), "a"), "a");
     }
 
     #[test]
@@ -177,25 +182,25 @@ mod tests {
             Settings { aliases: aliases(Some("1"), canary(0)), ..Settings::default() };
         let model = Some("t".to_owned());
         settings.tenants = vec![crate::config::TenantSettings { model, ..Default::default() }];
-        assert_eq!(meant_by(&settings), ["bundled-mini", "t", "m@1", "n@2"]);
+        assert_eq!(implicit_models(&settings), ["bundled-mini", "t", "m@1", "n@2"]);
     }
 
     /// Checks the hash against values that another program computed. Requests keep their model
     /// after an upgrade only if these values stay.
     #[test]
     fn canary_hash_is_stable_across_releases() {
-        let plain = |of: &[&str]| hundredth(Texts::Plain(&texts(of)));
+        let plain = |of: &[&str]| hash_bucket(RequestTexts::Plain(&texts(of)));
         assert_eq!(plain(&["The pump runs hot."]), 46);
         assert_eq!(plain(&["The pump runs hot.", "日本語"]), 71);
         assert_eq!(plain(&["a".repeat(1000).as_str()]), 65);
-        assert_eq!(hundredth(Texts::Ids(&[vec![101, 7592, 102]])), 38);
-        assert_eq!(hundredth(Texts::Ids(&[vec![7; 100], vec![]])), 47);
+        assert_eq!(hash_bucket(RequestTexts::Ids(&[vec![101, 7592, 102]])), 38);
+        assert_eq!(hash_bucket(RequestTexts::Ids(&[vec![7; 100], vec![]])), 47);
     }
 
     #[test]
     fn canary_share_matches_percentage() {
         let drawn: Vec<u8> =
-            (0..10_000).map(|n| hundredth(Texts::Plain(&[format!("text {n}")]))).collect();
+            (0..10_000).map(|n| hash_bucket(RequestTexts::Plain(&[format!("text {n}")]))).collect();
         for percent in [1_u8, 10, 50, 90] {
             let share = drawn.iter().filter(|drawn| **drawn < percent).count();
             let expected = usize::from(percent) * 100;
@@ -209,7 +214,7 @@ mod tests {
         let many = |n: usize| vec!["text".to_owned(); n];
         let mut other = many(100);
         other[99] = "more".to_owned();
-        let of = |texts: &[String]| hundredth(Texts::Plain(texts));
+        let of = |texts: &[String]| hash_bucket(RequestTexts::Plain(texts));
         assert_eq!(of(&many(100)), of(&other));
         let differ = (1..64).filter(|n| of(&many(*n)) != of(&many(64))).count();
         assert!(differ > 55, "{differ}");
@@ -224,7 +229,7 @@ mod tests {
         ) {
             let (small, large) = (small.min(large), small.max(large));
             let of_canary = |percent| {
-                let target = resolve(&aliases(None, canary(percent)), "a", Texts::Plain(&of));
+                let target = resolve(&aliases(None, canary(percent)), "a", RequestTexts::Plain(&of));
                 target.alias.unwrap().canary
             };
             prop_assert!(!of_canary(small) || of_canary(large));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::slot::Refusal;
+use super::model_state::MemoryRefusal;
 use super::worker::WorkerError;
 use crate::engine::EngineError;
 use crate::package::{DisabledReason, StoreEntry};
@@ -63,7 +63,7 @@ pub enum ModelError {
         /// Name in the request.
         name: String,
         /// Bytes needed and available.
-        refusal: Arc<Refusal>,
+        refusal: Arc<MemoryRefusal>,
     },
     /// The model was evicted and is cooling down.
     #[error("the model \"{name}\" had to leave memory because it is short")]

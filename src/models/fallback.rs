@@ -30,9 +30,9 @@ pub enum Fallback {
 
 /// The model that a fallback answers for, and the reason.
 #[derive(Debug)]
-pub struct StandIn {
+pub struct FallbackFor {
     /// Name in the request.
-    pub wanted: String,
+    pub requested: String,
     /// Error of the wanted model.
     pub error: ModelError,
 }
@@ -40,7 +40,7 @@ pub struct StandIn {
 /// Returns whether a fallback may answer after `error`. If the client `named` a model that is not
 /// installed, this is the client's mistake. If the settings chose the model, the client cannot
 /// correct it, and a fallback answers.
-pub(super) fn is_called_for(error: &ModelError, named: bool) -> bool {
+pub(super) fn is_eligible(error: &ModelError, named: bool) -> bool {
     match error {
         ModelError::Unknown { .. } | ModelError::BundledOnly(_) => !named,
         ModelError::Corrupt { .. }
@@ -63,7 +63,7 @@ pub(super) fn is_called_for(error: &ModelError, named: bool) -> bool {
 /// space, then models of its vector length in the order of `memory.fallback_models`, then the
 /// others of that list. The list may hold aliases; their canaries are ignored. Models for which
 /// `is_allowed` returns false are left out.
-pub(super) fn stand_ins(
+pub(super) fn candidates(
     wanted: &str,
     entries: &[StoreEntry],
     allowed: Fallback,
@@ -86,7 +86,10 @@ pub(super) fn stand_ins(
     let dimensions = preferred.map(|entry| entry.manifest.dimensions);
     let listed = |entry: &StoreEntry| {
         let chosen = |name: &String| resolve(entries, name).is_some_and(|it| it.key == entry.key);
-        memory.fallback_models.iter().position(|name| chosen(&alias::meant(aliases, name)))
+        memory
+            .fallback_models
+            .iter()
+            .position(|name| chosen(&alias::resolve_without_canary(aliases, name)))
     };
     let rank = |entry: &StoreEntry| -> Option<(u8, usize, EntryKey)> {
         let place = listed(entry);
@@ -127,12 +130,12 @@ pub(super) fn stand_ins(
 /// Fallbacks that are in use and were logged, by the wanted model: a change is logged once, not
 /// with each request.
 #[derive(Debug, Default)]
-pub(super) struct Told(Mutex<BTreeMap<String, String>>);
+pub(super) struct FallbackLog(Mutex<BTreeMap<String, String>>);
 
-impl Told {
+impl FallbackLog {
     /// Records that `used` answers for `wanted` because of `error`, and logs a change. Returns
     /// whether it was a change.
-    pub(super) fn stands_in(&self, wanted: &str, used: &str, error: &ModelError) -> bool {
+    pub(super) fn record_fallback(&self, wanted: &str, used: &str, error: &ModelError) -> bool {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = told.get(wanted).is_none_or(|before| before != used);
         if is_new {
@@ -147,7 +150,7 @@ impl Told {
     }
 
     /// Records that `wanted` answers for itself, and logs the end of a fallback.
-    pub(super) fn answers(&self, wanted: &str) {
+    pub(super) fn record_recovery(&self, wanted: &str) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !told.is_empty() && told.remove(wanted).is_some() {
             tracing::info!(
@@ -182,7 +185,7 @@ mod tests {
         allowed: Fallback,
         memory: &MemorySettings,
     ) -> Vec<String> {
-        names(stand_ins(wanted, entries, allowed, memory, &BTreeMap::new(), |_| true))
+        names(candidates(wanted, entries, allowed, memory, &BTreeMap::new(), |_| true))
     }
 
     fn names(keys: Vec<EntryKey>) -> Vec<String> {
@@ -251,8 +254,9 @@ mod tests {
         ]);
         let manual = memory(FallbackStrategy::Manual, &["nothing", "spare", "old"]);
         let allowed = Fallback::Vectors(Some(true));
-        let find =
-            |aliases: &_| names(stand_ins("wanted", &entries, allowed, &manual, aliases, |_| true));
+        let find = |aliases: &_| {
+            names(candidates("wanted", &entries, allowed, &manual, aliases, |_| true))
+        };
         assert_eq!(find(&aliases), ["wanted@0.9", "listed@1"]);
         assert!(find(&BTreeMap::new()).is_empty());
     }
@@ -270,11 +274,11 @@ mod tests {
     #[test]
     fn unknown_requested_name_gets_no_fallback() {
         let unknown = ModelError::Unknown { name: "a".to_owned(), known: Vec::new() };
-        assert!(!is_called_for(&unknown, true));
-        assert!(is_called_for(&unknown, false));
+        assert!(!is_eligible(&unknown, true));
+        assert!(is_eligible(&unknown, false));
         let evicted =
             ModelError::Evicted { name: "a".to_owned(), retry_after: Duration::from_secs(1) };
-        assert!(is_called_for(&evicted, true));
-        assert!(!is_called_for(&ModelError::Draining, false));
+        assert!(is_eligible(&evicted, true));
+        assert!(!is_eligible(&ModelError::Draining, false));
     }
 }

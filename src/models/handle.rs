@@ -11,34 +11,34 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::fallback::{self, Fallback, StandIn, Told};
+use super::fallback::{self, Fallback, FallbackFor, FallbackLog};
 use super::manager::{Command, Manager};
-use super::needs::Wish;
-use super::slot::Reservation;
+use super::model_state::Reservation;
+use super::retention::KeepAliveRequest;
 use super::usage::Usage;
 use super::{
-    Absent, Beat, Flushed, Lease, MemoryView, ModelError, Overview, REQUEST_TIMEOUT, Residency,
-    alias,
+    FlushResult, Lease, LivenessProbe, MemoryView, ModelError, Overview, REQUEST_TIMEOUT,
+    ReleasedLease, Residency, alias,
 };
 use crate::config::Settings;
 use crate::engine::{EngineOptions, Footprint};
 use crate::errors::chain;
 use crate::events::{Event, Events};
-use crate::memory::monitor::{Gauge, Reading};
+use crate::memory::monitor::{MemorySampler, Reading};
 use crate::metrics::Metrics;
 use crate::package::{EntryKey, Store, StoreEntry};
 use crate::units::Bytes;
 
 /// Commands that wait for the manager. It replies within microseconds, so that only bursts fill the
 /// channel.
-const COMMANDS: usize = 256;
+const MAX_COMMANDS: usize = 256;
 /// Longest time that a request waits for a model that is loading before the client is asked to
 /// retry.
-const LOAD_PATIENCE: Duration = Duration::from_secs(10);
+const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Parts that a [`Handle`] and its manager need.
+/// Parts that a [`ManagerHandle`] and its manager need.
 #[derive(Debug)]
-pub struct Parts {
+pub struct ManagerParts {
     /// The verified packages.
     pub store: Arc<Store>,
     /// Options of the engine.
@@ -46,7 +46,7 @@ pub struct Parts {
     /// Current settings.
     pub settings: watch::Receiver<Arc<Settings>>,
     /// Sampler of the memory counters.
-    pub gauge: Gauge,
+    pub sampler: MemorySampler,
     /// Last reading of the memory counters.
     pub readings: watch::Receiver<Reading>,
     /// Usage statistics of the models.
@@ -59,37 +59,37 @@ pub struct Parts {
 
 /// Handle of the manager.
 #[derive(Clone, Debug)]
-pub struct Handle {
+pub struct ManagerHandle {
     commands: mpsc::Sender<Command>,
     store: Arc<Store>,
     settings: watch::Receiver<Arc<Settings>>,
     overview: watch::Receiver<Overview>,
-    gauge: Gauge,
+    sampler: MemorySampler,
     readings: watch::Receiver<Reading>,
     usage: Arc<Usage>,
-    told: Arc<Told>,
+    fallback_log: Arc<FallbackLog>,
     metrics: Metrics,
     events: Events,
 }
 
-impl Handle {
+impl ManagerHandle {
     /// Creates a manager: its handle, and the future that runs it. The future ends after `cancel`,
     /// when every worker has finished.
     pub fn new(
-        parts: Parts,
+        parts: ManagerParts,
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
         let (announce, overview) = watch::channel(Overview::default());
         let handle = Self {
             commands,
             store: Arc::clone(&parts.store),
             settings: parts.settings.clone(),
             overview,
-            gauge: parts.gauge.clone(),
+            sampler: parts.sampler.clone(),
             readings: parts.readings.clone(),
             usage: Arc::clone(&parts.usage),
-            told: Arc::default(),
+            fallback_log: Arc::default(),
             metrics: parts.metrics.clone(),
             events: parts.events.clone(),
         };
@@ -98,7 +98,7 @@ impl Handle {
     }
 
     /// Sends a command and waits for its reply.
-    async fn ask<T>(
+    async fn send_command<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, ModelError> {
@@ -116,14 +116,14 @@ impl Handle {
     /// When there is no such model, it does not fit into memory, or it cannot be loaded.
     pub async fn lease(&self, name: Option<&str>) -> Result<Lease, ModelError> {
         let name = name.map_or_else(|| self.default_model(), str::to_owned);
-        self.ask(|reply| Command::Lease { name, reply }).await?
+        self.send_command(|reply| Command::Lease { name, reply }).await?
     }
 
-    /// Acquires a lease on `wanted` by `deadline`, and waits no longer than [`LOAD_PATIENCE`] while
+    /// Acquires a lease on `wanted` by `deadline`, and waits no longer than [`LOAD_TIMEOUT`] while
     /// the model is loading. If the model cannot answer, the lease is on a fallback for which
-    /// `is_allowed` returns true; [`Lease::stands_in`] then describes the fallback. `named` means
-    /// that the client itself named the model: in this case a model that is not installed is an
-    /// error.
+    /// `is_allowed` returns true; [`Lease::fallback_for`] then describes the fallback. `named`
+    /// means that the client itself named the model: in this case a model that is not installed is
+    /// an error.
     ///
     /// # Errors
     /// Those of the wanted model, when no fallback may answer or can.
@@ -137,17 +137,17 @@ impl Handle {
     ) -> Result<Lease, ModelError> {
         let error = match self.lease_by(wanted, deadline).await {
             Ok(lease) => {
-                self.told.answers(wanted);
+                self.fallback_log.record_recovery(wanted);
                 return Ok(lease);
             }
-            Err(error) if fallback::is_called_for(&error, named) => error,
+            Err(error) if fallback::is_eligible(&error, named) => error,
             Err(error) => return Err(error),
         };
         let settings = Arc::clone(&self.settings.borrow());
         let (entries, aliases, memory) =
             (self.store.entries(), &settings.aliases, &settings.memory);
         let stand_ins =
-            fallback::stand_ins(wanted, &entries, fallback, memory, aliases, is_allowed);
+            fallback::candidates(wanted, &entries, fallback, memory, aliases, is_allowed);
         for stand_in in stand_ins {
             // The deadline has passed: do not load a fallback that no client waits for.
             if Instant::now() >= deadline {
@@ -162,7 +162,7 @@ impl Handle {
                     tracing::debug!(model = %stand_in, "cannot stand in: its revision is a version");
                 }
                 Ok(lease) => {
-                    if self.told.stands_in(wanted, name, &error) {
+                    if self.fallback_log.record_fallback(wanted, name, &error) {
                         self.events.publish(Event::Fallback {
                             model: wanted.to_owned(),
                             answered_by: name.to_owned(),
@@ -170,8 +170,8 @@ impl Handle {
                         });
                     }
                     let wanted = wanted.to_owned();
-                    let stands_in = Some(Arc::new(StandIn { wanted, error }));
-                    return Ok(Lease { stands_in, ..lease });
+                    let stands_in = Some(Arc::new(FallbackFor { requested: wanted, error }));
+                    return Ok(Lease { fallback_for: stands_in, ..lease });
                 }
                 Err(error) => {
                     tracing::debug!(model = %stand_in, error = chain(&error), "cannot stand in");
@@ -192,7 +192,7 @@ impl Handle {
         key: EntryKey,
         options: EngineOptions,
     ) -> Result<Reservation, ModelError> {
-        self.ask(|reply| Command::Reserve { key, options, reply }).await?
+        self.send_command(|reply| Command::Reserve { key, options, reply }).await?
     }
 
     /// Checks whether a model of `footprint`, called `name`, would fit into memory if every
@@ -202,7 +202,7 @@ impl Handle {
     /// # Errors
     /// When it does not fit, with the numbers, and when the daemon is stopping.
     pub(super) fn could_fit(&self, name: String, footprint: Footprint) -> Result<(), ModelError> {
-        let sample = self.gauge.sample();
+        let sample = self.sampler.sample();
         let (reply, answer) = oneshot::channel();
         let command = Command::CouldFit { footprint, sample, reply };
         self.commands.blocking_send(command).map_err(|_closed| ModelError::Draining)?;
@@ -226,24 +226,28 @@ impl Handle {
     /// # Errors
     /// When the model is no longer installed, does not fit into memory, or cannot be loaded in
     /// time.
-    pub async fn renew(&self, absent: &Absent, deadline: Instant) -> Result<Lease, ModelError> {
-        let Absent { name, key, info, stands_in } = absent.clone();
+    pub async fn renew(
+        &self,
+        absent: &ReleasedLease,
+        deadline: Instant,
+    ) -> Result<Lease, ModelError> {
+        let ReleasedLease { name, key, info, fallback_for: stands_in } = absent.clone();
         let lease =
             self.lease_by(&format!("{}@{}", info.manifest.id, info.revision), deadline).await?;
         // A revision is shortened, so that it may match another content by now.
         if lease.key != key {
             return Err(ModelError::Ended(name));
         }
-        Ok(Lease { name, info, stands_in, ..lease })
+        Ok(Lease { name, info, fallback_for: stands_in, ..lease })
     }
 
     async fn lease_by(&self, name: &str, deadline: Instant) -> Result<Lease, ModelError> {
-        let patience = deadline.saturating_duration_since(Instant::now()).min(LOAD_PATIENCE);
+        let patience = deadline.saturating_duration_since(Instant::now()).min(LOAD_TIMEOUT);
         match tokio::time::timeout(patience, self.lease(Some(name))).await {
             Ok(answer) => answer,
             Err(_elapsed) => {
                 let name = name.to_owned();
-                Err(self.ask(|reply| Command::Loading { name, reply }).await?)
+                Err(self.send_command(|reply| Command::ExplainTimeout { name, reply }).await?)
             }
         }
     }
@@ -253,7 +257,7 @@ impl Handle {
     /// # Errors
     /// When the daemon is stopping.
     pub async fn residency(&self) -> Result<BTreeMap<EntryKey, Residency>, ModelError> {
-        self.ask(|reply| Command::Residency { reply }).await
+        self.send_command(|reply| Command::Residency { reply }).await
     }
 
     /// Starts a liveness pass in the default model, if it is resident, and in every model with
@@ -262,8 +266,8 @@ impl Handle {
     ///
     /// # Errors
     /// When the daemon is stopping.
-    pub async fn beats(&self) -> Result<Vec<Beat>, ModelError> {
-        self.ask(|reply| Command::Beats { reply }).await
+    pub async fn start_probes(&self) -> Result<Vec<LivenessProbe>, ModelError> {
+        self.send_command(|reply| Command::StartProbes { reply }).await
     }
 
     /// Returns the state of memory and of the models in it.
@@ -271,7 +275,7 @@ impl Handle {
     /// # Errors
     /// When the daemon is stopping.
     pub async fn memory(&self) -> Result<MemoryView, ModelError> {
-        self.ask(|reply| Command::Memory { reply }).await
+        self.send_command(|reply| Command::Memory { reply }).await
     }
 
     /// Pins `name` once it is in memory, or unpins it. Overrides the settings until the next start
@@ -281,7 +285,7 @@ impl Handle {
     /// When there is no such model.
     pub async fn pin(&self, name: &str, pinned: bool) -> Result<(), ModelError> {
         let name = name.to_owned();
-        self.ask(|reply| Command::Pin { name, pinned, reply }).await?
+        self.send_command(|reply| Command::Pin { name, pinned, reply }).await?
     }
 
     /// Sets how long a user needs `name` after each use, until it is unloaded; does nothing if it
@@ -290,9 +294,9 @@ impl Handle {
     ///
     /// # Errors
     /// When there is no such model.
-    pub async fn keep_alive(&self, name: &str, wish: Wish) -> Result<(), ModelError> {
+    pub async fn keep_alive(&self, name: &str, wish: KeepAliveRequest) -> Result<(), ModelError> {
         let name = name.to_owned();
-        self.ask(|reply| Command::KeepAlive { name, wish, reply }).await?
+        self.send_command(|reply| Command::KeepAlive { name, wish, reply }).await?
     }
 
     /// Drains and unloads `name`, and waits until it is unloaded. Returns whether it was in memory.
@@ -302,7 +306,7 @@ impl Handle {
     /// When there is no such model, it is pinned, or it does not finish in time.
     pub async fn unload(&self, name: &str) -> Result<bool, ModelError> {
         let name = name.to_owned();
-        let Some(gone) = self.ask(|reply| Command::Unload { name, reply }).await?? else {
+        let Some(gone) = self.send_command(|reply| Command::Unload { name, reply }).await?? else {
             return Ok(false);
         };
         let gone = tokio::time::timeout(REQUEST_TIMEOUT, gone).await;
@@ -317,8 +321,8 @@ impl Handle {
     ///
     /// # Errors
     /// When the daemon is stopping, or they do not finish in time.
-    pub async fn flush(&self) -> Result<Flushed, ModelError> {
-        self.ask(|reply| Command::Flush { reply }).await
+    pub async fn flush(&self) -> Result<FlushResult, ModelError> {
+        self.send_command(|reply| Command::Flush { reply }).await
     }
 
     /// Limits the memory of this process until the next start of the daemon; `None` leaves only the
@@ -326,22 +330,22 @@ impl Handle {
     /// the wait.
     pub async fn set_memory_limit(&self, limit: Option<Bytes>) {
         let now = Instant::now();
-        self.gauge.set_limit(limit);
+        self.sampler.set_limit(limit);
         let mut readings = self.readings.clone();
         // An error means that the monitor has ended, which only happens when the daemon stops.
         drop(readings.wait_for(|reading| reading.at >= now).await);
     }
 
     /// Notifies the manager of a change of the store, and of the entries that were removed.
-    pub async fn store_changed(&self, gone: Vec<EntryKey>) {
+    pub async fn notify_store_changed(&self, gone: Vec<EntryKey>) {
         // A manager that has ended has dropped all models.
-        drop(self.commands.send(Command::StoreChanged { gone }).await);
+        drop(self.commands.send(Command::StoreChanged { removed: gone }).await);
     }
 
     /// Reports the degraded parts of the daemon to the manager, one sentence each.
-    pub async fn degraded(&self, degraded: Vec<String>) {
+    pub async fn report_degraded(&self, degraded: Vec<String>) {
         // A manager that has ended does not announce anything.
-        drop(self.commands.send(Command::Degraded { degraded }).await);
+        drop(self.commands.send(Command::ReportDegraded { degraded }).await);
     }
 
     /// Returns the usage statistics of the models.
@@ -368,7 +372,7 @@ impl Handle {
     /// resolved.
     pub fn default_model(&self) -> String {
         let settings = self.settings.borrow();
-        alias::meant(&settings.aliases, settings.default_model())
+        alias::resolve_without_canary(&settings.aliases, settings.default_model())
     }
 
     /// Returns the summary of all models, and its changes.

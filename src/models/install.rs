@@ -3,26 +3,28 @@
 //! An installation passes through these states:
 //!
 //! 1. Discovered: the file is in the drop directory. The drop scanner
-//!    ([`crate::package::drop_dir::DropScanner`]) waits until it stops changing. Packages from the API or
-//!    the command line skip this state.
+//!    ([`crate::package::drop_dir::DropScanner`]) waits until it stops changing. Packages from the
+//!    API or the command line skip this state.
 //! 2. Settled: the package is complete. For a file, the attempt is counted on disk
 //!    ([`Store::begin_unpacking`]). With configured keys, the whole package is read once for its
-//!    signature. Then [`admit`] checks the manifest: trust, quota and memory.
+//!    signature. Then [`verify_and_store`] checks the manifest: trust, quota and memory.
 //!    [`Store::stage_verified`] unpacks the package and compares every digest.
 //! 3. Staged: the files are in the staging directory. The keys are read again, so that a key which
 //!    was removed during unpacking no longer counts.
-//! 4. Verified: the quota is applied, and one rename makes the package an entry ([`Store::install`]).
-//! 5. Admitted ([`InstallStatus::Untested`](crate::package::InstallStatus::Untested)): the attempt is counted on
-//!    disk, then the self-test runs in a child process ([`Driver::finish`]).
+//! 4. Verified: the quota is applied, and one rename makes the package an entry
+//!    ([`Store::install`]).
+//! 5. Admitted ([`InstallStatus::Untested`](crate::package::InstallStatus::Untested)): the attempt
+//!    is counted on disk, then the self-test runs in a child process ([`InstallDriver::finish`]).
 //! 6. Self-tested: the entries that it replaces are removed ([`Store::activate`]).
-//! 7. Available ([`InstallStatus::Available`](crate::package::InstallStatus::Available)): models may be loaded.
+//! 7. Available ([`InstallStatus::Available`](crate::package::InstallStatus::Available)): models
+//!    may be loaded.
 //!
 //! A rejected file of the drop directory is moved to the quarantine, whichever state it was in. An
 //! entry that cannot be moved away becomes
-//! [`InstallStatus::Quarantined`](crate::package::InstallStatus::Quarantined). Neither is tried again until the
-//! file changes or an administrator acts.
+//! [`InstallStatus::Quarantined`](crate::package::InstallStatus::Quarantined). Neither is tried
+//! again until the file changes or an administrator acts.
 //!
-//! [`Driver`] runs these steps. The command line uses it on a store that no daemon has open.
+//! [`InstallDriver`] runs these steps. The command line uses it on a store that no daemon has open.
 //! [`Installer`] uses it for the drop directory, the bundled directory and the API, with memory
 //! reserved for the self-test.
 
@@ -32,7 +34,7 @@ mod installer;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
-pub use driver::Driver;
+pub use driver::InstallDriver;
 pub use installer::Installer;
 
 use super::ModelError;
@@ -51,7 +53,7 @@ use crate::package::{
 
 /// Rules that an installation must obey.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct InstallRules {
     /// Directory of the public keys. If it holds a key, every package needs a signature, except
     /// bundled ones.
     pub keys_directory: PathBuf,
@@ -65,18 +67,18 @@ pub struct Rules {
     /// Limits of the store.
     pub quota: Quota,
     /// Names of the models that are not removed from the store to make space.
-    pub kept: Vec<String>,
+    pub protected: Vec<String>,
     /// Whether only bundled packages are accepted.
     pub bundled_only: bool,
     /// Permissions that an administrator has given.
     pub consent: Consent,
 }
 
-impl From<&Settings> for Rules {
+impl From<&Settings> for InstallRules {
     fn from(settings: &Settings) -> Self {
         let cache = &settings.memory.model_cache;
         let mut kept = settings.memory.preload_models.clone();
-        kept.extend(alias::meant_by(settings));
+        kept.extend(alias::implicit_models(settings));
         Self {
             keys_directory: settings.packages.keys_directory.clone(),
             bundled_directory: settings.packages.bundled_directory.clone(),
@@ -91,7 +93,7 @@ impl From<&Settings> for Rules {
                     CleanupPolicy::Manual => CleanupRule::Manual,
                 },
             },
-            kept,
+            protected: kept,
             bundled_only: cache.bundled_only,
             consent: Consent {
                 replace: settings.packages.replace_embedding_space,
@@ -101,7 +103,7 @@ impl From<&Settings> for Rules {
     }
 }
 
-impl Rules {
+impl InstallRules {
     /// Returns these rules with the additional permissions of one installation.
     #[must_use]
     pub fn with(mut self, consent: Consent) -> Self {
@@ -112,9 +114,9 @@ impl Rules {
 
     /// Returns the keys of the `entries` that are not removed from the store to make space: for
     /// each kept name, the entry that it resolves to and the one that a rollback would select.
-    fn keeps(&self, entries: &[StoreEntry]) -> Vec<EntryKey> {
+    fn protected_keys(&self, entries: &[StoreEntry]) -> Vec<EntryKey> {
         let kept = self
-            .kept
+            .protected
             .iter()
             .flat_map(|name| [resolve(entries, name), previous_version(entries, name)]);
         kept.flatten().map(|entry| entry.key.clone()).collect()
@@ -145,10 +147,10 @@ pub enum InstallError {
     Load(#[from] LoadError),
     /// The self-test has used all its attempts, and the process ended during each of them.
     #[error("the daemon ended while testing it")]
-    GivenUp,
+    NoTestAttemptsLeft,
     /// The unpacking has used all its attempts, and the process ended during each of them.
     #[error("the daemon ended while unpacking it")]
-    NotUnpacked,
+    NoUnpackAttemptsLeft,
     /// The engine panicked in the self-test, or the installation itself panicked. Only the second
     /// kind is in the log: standard error of the child is discarded.
     #[error("its model made the engine panic")]
@@ -161,7 +163,7 @@ pub enum InstallError {
     NotTested(#[source] io::Error),
     /// The manager did not reserve memory for the self-test.
     #[error("the package is intact, but its model was not tried")]
-    Untried(#[source] ModelError),
+    NotReserved(#[source] ModelError),
     /// The model would not fit into memory. No byte of the package was written.
     #[error("the package was not unpacked, because its model could not be tried")]
     NoMemory(#[source] ModelError),
@@ -180,7 +182,7 @@ impl InstallError {
     /// if it may still be incomplete.
     pub fn failure(&self) -> Option<FailureType> {
         match self {
-            Self::Unpack(UnpackError::Refused { .. }) | Self::NotUnpacked => {
+            Self::Unpack(UnpackError::Refused { .. }) | Self::NoUnpackAttemptsLeft => {
                 Some(FailureType::Malformed)
             }
             Self::Signature(SignatureError::WrongDigest { .. }) => Some(FailureType::Digest),
@@ -193,27 +195,29 @@ impl InstallError {
             ) => Some(FailureType::Signature),
             Self::Trust(_) | Self::Store(StoreError::LooksAlike(_)) => Some(FailureType::Identity),
             Self::Load(error) => error.failure(),
-            Self::GivenUp | Self::Panicked | Self::Crashed(_) => Some(FailureType::SelfTest),
+            Self::NoTestAttemptsLeft | Self::Panicked | Self::Crashed(_) => {
+                Some(FailureType::SelfTest)
+            }
             Self::Unpack(_)
             | Self::Signature(_)
             | Self::Keys(_)
             | Self::Store(_)
             | Self::NotTested(_)
-            | Self::Untried(_)
+            | Self::NotReserved(_)
             | Self::NoMemory(_)
             | Self::BundledOnly
             | Self::Stopping => None,
         }
     }
 
-    /// Calls [`load::fall_back`] if the model could not be loaded.
-    pub fn fall_back(
+    /// Calls [`load::retry_options`] if the model could not be loaded.
+    pub fn retry_options(
         &self,
         key: &EntryKey,
         options: engine::EngineOptions,
     ) -> Option<engine::EngineOptions> {
         match self {
-            Self::Load(error) => load::fall_back(key, error, options),
+            Self::Load(error) => load::retry_options(key, error, options),
             _ => None,
         }
     }
@@ -221,7 +225,7 @@ impl InstallError {
 
 /// Result of an installation.
 #[derive(Debug)]
-pub struct Installed {
+pub struct Installation {
     /// Installed entry.
     pub entry: StoreEntry,
     /// Whether exactly this package was installed already.
@@ -233,49 +237,49 @@ pub struct Installed {
     pub signature: SignatureStatus,
 }
 
-/// Does the part of [`Driver::install`] before the self-test.
+/// Does the part of [`InstallDriver::install`] before the self-test.
 ///
-/// A new entry is [`InstallStatus::Untested`](crate::package::InstallStatus::Untested). Calls `fits` with the
-/// manifest and the sizes that the package declares, after the store has agreed and before a byte
-/// is written.
+/// A new entry is [`InstallStatus::Untested`](crate::package::InstallStatus::Untested). Calls
+/// `fits` with the manifest and the sizes that the package declares, after the store has agreed and
+/// before a byte is written.
 ///
 /// # Errors
 /// Fails if the package is incomplete, rejected or not trusted, or if the store rejects it.
-pub fn admit(
+pub fn verify_and_store(
     store: &Store,
     source: PackageBytes<impl Read>,
     sidecars: &Sidecars,
     origin: Origin,
-    rules: &Rules,
+    rules: &InstallRules,
     fits: impl FnOnce(&PackageHeader<'_>) -> Result<(), InstallError>,
-) -> Result<Installed, InstallError> {
+) -> Result<Installation, InstallError> {
     if rules.bundled_only && !origin.is_bundled() {
         return Err(InstallError::BundledOnly);
     }
     let keys = keys_for(&origin, rules)?;
     // Count the attempt before the first byte is read: reading alone may crash the process.
-    let _unpacking = store.begin_unpacking(&origin).ok_or(InstallError::NotUnpacked)?;
-    let kept = rules.keeps(&store.entries());
+    let _unpacking = store.begin_unpacking(&origin).ok_or(InstallError::NoUnpackAttemptsLeft)?;
+    let kept = rules.protected_keys(&store.entries());
     let keep = |entry: &StoreEntry| kept.contains(&entry.key);
     let approve = |announced: &PackageHeader<'_>| -> Result<(), InstallError> {
-        trust(store, announced, sidecars, &keys, &origin, rules)?;
+        check_id(store, announced, sidecars, &keys, &origin, rules)?;
         store.check_capacity(announced, &origin, rules.quota, keep)?;
         fits(announced)
     };
     let (staged, signature) =
         store.stage_verified(source, sidecars, &keys, &rules.limits, approve)?;
-    let staged = vouch(staged, signature, &origin, rules)?;
+    let staged = record_signer(staged, signature, &origin, rules)?;
     // The store may have changed while the package was unpacked.
-    let kept = rules.keeps(&store.entries());
+    let kept = rules.protected_keys(&store.entries());
     let keep = |entry: &StoreEntry| kept.contains(&entry.key);
     let StoreInstall { entry, existed } = store.install(staged, origin, rules.quota, keep)?;
-    Ok(Installed { entry, existed, removed: Vec::new(), signature })
+    Ok(Installation { entry, existed, removed: Vec::new(), signature })
 }
 
 /// Returns the keys with which a package from `origin` is checked.
 ///
 /// A bundled package needs no key. It is in a directory of the operating system, which is trusted.
-fn keys_for(origin: &Origin, rules: &Rules) -> Result<TrustedKeys, InstallError> {
+fn keys_for(origin: &Origin, rules: &InstallRules) -> Result<TrustedKeys, InstallError> {
     match origin.is_bundled() {
         true => Ok(TrustedKeys::default()),
         false => TrustedKeys::load(&rules.keys_directory).map_err(InstallError::Keys),
@@ -284,13 +288,13 @@ fn keys_for(origin: &Origin, rules: &Rules) -> Result<TrustedKeys, InstallError>
 
 /// Decides whether a package may have the id that it claims, before a byte of it is written. If
 /// keys are configured, the signature is verified already.
-fn trust(
+fn check_id(
     store: &Store,
     announced: &PackageHeader<'_>,
     sidecars: &Sidecars,
     keys: &TrustedKeys,
     origin: &Origin,
-    rules: &Rules,
+    rules: &InstallRules,
 ) -> Result<(), InstallError> {
     let PackageHeader { manifest, manifest_digest, .. } = *announced;
     if !keys.is_empty()
@@ -307,11 +311,11 @@ fn trust(
 /// Records the signer of a staged package.
 ///
 /// Reads the keys again: a key that was removed while a large package was unpacked must not count.
-fn vouch(
+fn record_signer(
     staged: Staged,
     signature: SignatureStatus,
     origin: &Origin,
-    rules: &Rules,
+    rules: &InstallRules,
 ) -> Result<Staged, InstallError> {
     let signer = keys_for(origin, rules)?.signer(signature, &staged.unpacked().manifest.id)?;
     Ok(staged.signed_by(signer))
@@ -342,7 +346,7 @@ pub enum RemoveError {
 ///
 /// # Errors
 /// Fails if the model is unknown, if it is bundled and works, or if the disk fails.
-pub fn remove(store: &Store, name: &str, rules: &Rules) -> Result<StoreEntry, RemoveError> {
+pub fn remove(store: &Store, name: &str, rules: &InstallRules) -> Result<StoreEntry, RemoveError> {
     let entries = store.entries();
     let entry = resolve_any(&entries, name).ok_or_else(|| RemoveError::Unknown(name.to_owned()))?;
     match &entry.record.origin {
@@ -368,7 +372,7 @@ mod tests {
 
     use super::*;
     use crate::errors::chain;
-    use crate::models::selftest::Tester;
+    use crate::models::selftest::SelfTester;
     use crate::package::{
         BoxError, InstallStatus, Manifest, PackRequest, PackageContents, fixture, pack,
     };
@@ -380,7 +384,7 @@ mod tests {
     struct Place {
         root: TempDir,
         store: Store,
-        rules: Rules,
+        rules: InstallRules,
     }
 
     impl Place {
@@ -388,7 +392,7 @@ mod tests {
             let root = tempfile::tempdir().unwrap();
             let (store, damaged) = Store::open(&root.path().join("store")).unwrap();
             assert!(damaged.is_empty());
-            let mut rules = Rules::from(&Settings::default());
+            let mut rules = InstallRules::from(&Settings::default());
             rules.keys_directory = root.path().join("keys.d");
             rules.bundled_directory = root.path().join("bundled");
             rules.drop_directory = root.path().to_owned();
@@ -405,19 +409,19 @@ mod tests {
             Self { root, store, rules }
         }
 
-        fn install(&self, package: &[u8], origin: Origin) -> Result<Installed, InstallError> {
+        fn install(&self, package: &[u8], origin: Origin) -> Result<Installation, InstallError> {
             let sidecars = Sidecars::parse(Path::new("m"), None, None).unwrap();
-            self.driver(&Tester::here(), |driver| {
+            self.driver(&SelfTester::in_process(), |driver| {
                 driver.install(PackageBytes::Stream(package), &sidecars, origin)
             })
         }
 
-        fn driver<T>(&self, tester: &Tester, work: impl FnOnce(&Driver<'_>) -> T) -> T {
-            work(&Driver::alone(&self.store, &self.rules, OPTIONS, tester))
+        fn driver<T>(&self, tester: &SelfTester, work: impl FnOnce(&InstallDriver<'_>) -> T) -> T {
+            work(&InstallDriver::standalone(&self.store, &self.rules, OPTIONS, tester))
         }
 
         fn finish(&self, key: &EntryKey) -> Result<Vec<StoreEntry>, InstallError> {
-            self.driver(&Tester::here(), |driver| driver.finish(key))
+            self.driver(&SelfTester::in_process(), |driver| driver.finish(key))
         }
 
         /// Installs `package` without its self-test.
@@ -426,7 +430,8 @@ mod tests {
             let package = PackageBytes::Stream(package);
             let (store, rules) = (&self.store, &self.rules);
             let admitted =
-                admit(store, package, &sidecars, Origin::Installed, rules, |_| Ok(())).unwrap();
+                verify_and_store(store, package, &sidecars, Origin::Installed, rules, |_| Ok(()))
+                    .unwrap();
             admitted.entry.key
         }
 
@@ -486,7 +491,7 @@ mod tests {
     fn failed_package_is_not_stored_and_removes_nothing() {
         let mut place = Place::new();
         place.rules.quota.max_models = 1;
-        place.rules.kept.clear();
+        place.rules.protected.clear();
         let old = place.install(&package("1", computed), Origin::Installed).unwrap().entry;
         let wrong = package("2", |manifest, contents| {
             let mut vector = computed(manifest, contents)?;
@@ -514,7 +519,7 @@ mod tests {
     fn kept_models_are_not_removed_for_space() {
         let mut place = Place::new();
         place.rules.quota.max_models = 1;
-        place.rules.kept = vec!["tiny-bert-mean".to_owned()];
+        place.rules.protected = vec!["tiny-bert-mean".to_owned()];
         place.install(&package("1", computed), Origin::Installed).unwrap();
         let error = place.install(&package("2", computed), Origin::Installed).unwrap_err();
         let full = matches!(error, InstallError::Store(StoreError::Full(_)));
@@ -548,9 +553,9 @@ mod tests {
             assert_eq!((entries.len(), entries[0].record.attempts), (1, attempts));
         }
         let given_up = place.finish(&key);
-        assert!(matches!(given_up, Err(InstallError::GivenUp)), "{given_up:?}");
+        assert!(matches!(given_up, Err(InstallError::NoTestAttemptsLeft)), "{given_up:?}");
         let given_up = place.install(&package, Origin::Installed);
-        assert!(matches!(given_up, Err(InstallError::GivenUp)), "{given_up:?}");
+        assert!(matches!(given_up, Err(InstallError::NoTestAttemptsLeft)), "{given_up:?}");
         place.store.quarantine(&key, "why".to_owned()).unwrap();
         place = place.reopened();
         let entries = place.store.entries();

@@ -37,7 +37,7 @@ pub enum LoadError {
     Unsupported(#[from] UnknownName),
     /// The process that ran the self-test reported that the model does not work.
     #[error("{0}")]
-    Tested(String),
+    FailedInChild(String),
     /// The files are not a model that can be loaded.
     #[error("the files are not a model that can be loaded")]
     Engine(#[from] EngineError),
@@ -60,7 +60,7 @@ impl LoadError {
     pub fn failure(&self) -> Option<FailureType> {
         match self {
             Self::Engine(EngineError::Threads { .. }) => None,
-            Self::Unsupported(_) | Self::Tested(_) | Self::Engine(_) => {
+            Self::Unsupported(_) | Self::FailedInChild(_) | Self::Engine(_) => {
                 Some(FailureType::Incompatible)
             }
             Self::SelfTest { .. } => Some(FailureType::SelfTest),
@@ -134,9 +134,9 @@ pub fn load(
 
 /// Wrapper of the error type of [`load_with`]'s caller, so that an error of the engine can be
 /// converted to it.
-struct Failed<E>(E);
+struct CallerError<E>(E);
 
-impl<E: From<LoadError>> From<EngineError> for Failed<E> {
+impl<E: From<LoadError>> From<EngineError> for CallerError<E> {
     fn from(error: EngineError) -> Self {
         Self(LoadError::from(error).into())
     }
@@ -150,10 +150,10 @@ fn load_with<E: From<LoadError>>(
 ) -> Result<LoadedModel, E> {
     let PackageContents { config, tokenizer, weights, dense } = contents;
     let weights =
-        || -> Result<Box<dyn WeightsFile>, _> { Ok(Box::new(weights().map_err(Failed)?)) };
+        || -> Result<Box<dyn WeightsFile>, _> { Ok(Box::new(weights().map_err(CallerError)?)) };
     let files = ModelFiles { config, tokenizer, weights, dense };
     let spec = spec(manifest).map_err(LoadError::from)?;
-    engine::load_with(&spec, files, options).map_err(|Failed(error)| error)
+    engine::load_with(&spec, files, options).map_err(|CallerError(error)| error)
 }
 
 /// Returns the memory that loading the model `key` of `store` with `options` takes.
@@ -211,7 +211,7 @@ pub fn footprint_of(
 /// Loads the model `key` of `store`.
 ///
 /// If [`Precision::Auto`] chooses another precision than f32, the self-test runs in that precision.
-/// If it fails, the caller may [`fall_back`].
+/// If it fails, the caller may [`retry_options`].
 ///
 /// # Errors
 /// Fails if a file differs from the installed one, or if the model does not work in general or in
@@ -238,7 +238,7 @@ pub fn load_from<E: From<StoreError> + From<LoadError>>(
 /// chosen and its self-test failed. Logs the fallback.
 ///
 /// f32 takes more memory, so a caller that reserves memory must reserve it again.
-pub fn fall_back(
+pub fn retry_options(
     key: &EntryKey,
     error: &LoadError,
     options: EngineOptions,
@@ -547,7 +547,7 @@ mod tests {
         let options = EngineOptions { precision: Precision::Auto, ..OPTIONS };
         let read = |options| load_from::<WorkerError>(&store, &key, options);
         let loaded = tracing::subscriber::with_default(subscriber, || {
-            read(options).or_else(|error| read(error.fall_back(&key, options).ok_or(error)?))
+            read(options).or_else(|error| read(error.retry_options(&key, options).ok_or(error)?))
         });
         let (_, model) = loaded.unwrap();
         self_test(&manifest, &model).unwrap();

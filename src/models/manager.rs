@@ -32,22 +32,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::alias;
 use super::error::ModelError;
-use super::needs::Wish;
-use super::slot::{Admitting, LeaseReply, Refusal, ReserveReply, Slot, Waiting};
-use super::usage::Kept;
-use super::worker::{Ready, WorkerError};
+use super::model_state::{
+    LeaseReply, MemoryRefusal, ModelState, PendingAdmission, ReserveReply, WaitingLeases,
+};
+use super::retention::KeepAliveRequest;
+use super::usage::WriteFailures;
+use super::worker::{ReadyModel, WorkerError};
 use super::{
-    ActionRecord, Beat, DefaultState, Flushed, Lease, MemoryView, Overview, Parts, Residency,
+    ActionRecord, DefaultModelState, FlushResult, Lease, LivenessProbe, ManagerParts, MemoryView,
+    Overview, Residency,
 };
 use crate::engine::{EngineOptions, Footprint};
 use crate::errors::{chain, errno};
 use crate::log::Message;
-use crate::memory::level::Level;
+use crate::memory::level::PressureLevel;
 use crate::memory::sample::Sample;
 use crate::metrics::LeaseOutcome;
 use crate::package::{EntryKey, InstallStatus, StoreEntry, resolve};
-use admission::{Estimate, Wanted};
-use lifecycle::{Flush, Left};
+use admission::{FootprintEstimate, LoadReason};
+use lifecycle::{PendingFlush, UnloadedModel};
 use pressure::Episode;
 
 /// Time after a failed load before the next one. A load that failed usually fails again, and
@@ -56,7 +59,7 @@ const LOAD_BACKOFF: Duration = Duration::from_secs(30);
 /// Interval at which the access and usage counts are written, and models are preloaded.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
 /// Number of actions that are kept for `/api/memory/status`.
-const ACTIONS: usize = 32;
+const MAX_ACTIONS: usize = 32;
 
 /// Command to the manager.
 #[derive(Debug)]
@@ -67,88 +70,96 @@ pub(super) enum Command {
     Reserve { key: EntryKey, options: EngineOptions, reply: ReserveReply },
     /// Reports whether a model of this footprint could ever be admitted; nothing else is known of
     /// it.
-    CouldFit { footprint: Footprint, sample: Sample, reply: oneshot::Sender<Result<(), Refusal>> },
+    CouldFit {
+        footprint: Footprint,
+        sample: Sample,
+        reply: oneshot::Sender<Result<(), MemoryRefusal>>,
+    },
     /// Reports why a model did not answer in time.
-    Loading { name: String, reply: oneshot::Sender<ModelError> },
+    ExplainTimeout { name: String, reply: oneshot::Sender<ModelError> },
     /// Returns the state of every model.
     Residency { reply: oneshot::Sender<BTreeMap<EntryKey, Residency>> },
     /// Starts liveness passes.
-    Beats { reply: oneshot::Sender<Vec<Beat>> },
+    StartProbes { reply: oneshot::Sender<Vec<LivenessProbe>> },
     /// Reports the state of memory.
     Memory { reply: oneshot::Sender<MemoryView> },
     /// Handles a change of the store: drops the models that were removed, and loads the default
     /// model if it was installed.
-    StoreChanged { gone: Vec<EntryKey> },
+    StoreChanged { removed: Vec<EntryKey> },
     /// Announces the degraded parts of the daemon.
-    Degraded { degraded: Vec<String> },
+    ReportDegraded { degraded: Vec<String> },
     /// Pins or unpins a model, until the next start of the daemon.
     Pin { name: String, pinned: bool, reply: oneshot::Sender<Result<(), ModelError>> },
     /// Sets how long a resident model stays after each use.
-    KeepAlive { name: String, wish: Wish, reply: oneshot::Sender<Result<(), ModelError>> },
+    KeepAlive {
+        name: String,
+        wish: KeepAliveRequest,
+        reply: oneshot::Sender<Result<(), ModelError>>,
+    },
     /// Unloads a model. The inner receiver ends when it is unloaded.
-    Unload { name: String, reply: oneshot::Sender<Result<Unloading, ModelError>> },
+    Unload { name: String, reply: oneshot::Sender<Result<UnloadEnd, ModelError>> },
     /// Unloads all models that are not pinned. Replies when they are unloaded.
-    Flush { reply: oneshot::Sender<Flushed> },
+    Flush { reply: oneshot::Sender<FlushResult> },
 }
 
 /// End of an unload; `None` when the model was not in memory.
-pub(super) type Unloading = Option<oneshot::Receiver<()>>;
+pub(super) type UnloadEnd = Option<oneshot::Receiver<()>>;
 
 /// State of the manager; see the module.
 pub(super) struct Manager {
-    parts: Parts,
+    parts: ManagerParts,
     overview: watch::Sender<Overview>,
-    slots: BTreeMap<EntryKey, Slot>,
+    states: BTreeMap<EntryKey, ModelState>,
     /// Pins that administrators set; they override the settings.
     pins: BTreeMap<EntryKey, bool>,
     /// Time at which a user's `keep_alive` unloaded a model early; kept for a minute.
-    cut_short: BTreeMap<EntryKey, Instant>,
+    unloaded_early: BTreeMap<EntryKey, Instant>,
     /// Models whose self-test failed in the precision that `auto` chose.
     f32_only: BTreeSet<EntryKey>,
-    estimates: JoinSet<Estimate>,
+    estimates: JoinSet<FootprintEstimate>,
     /// Each ends when an installation has finished the self-test of a model.
     reserved: JoinSet<EntryKey>,
-    loads: JoinSet<(EntryKey, ThreadId, Result<Ready, WorkerError>)>,
-    ending: JoinSet<Left>,
+    loads: JoinSet<(EntryKey, ThreadId, Result<ReadyModel, WorkerError>)>,
+    unloads: JoinSet<UnloadedModel>,
     /// Releases of memory without an unload.
     releasing: JoinSet<()>,
     /// Writes of the counts, which may wait for the disk.
     writing: JoinSet<()>,
     /// Pressure level of the last reading.
-    level: Level,
+    level: PressureLevel,
     episode: Option<Episode>,
-    flushes: Vec<Flush>,
+    flushes: Vec<PendingFlush>,
     actions: VecDeque<ActionRecord>,
     accessed: BTreeSet<EntryKey>,
     /// Degraded parts of the daemon, one sentence each.
     degraded: Vec<String>,
-    uses_kept: Arc<Kept>,
-    accesses_kept: Arc<Kept>,
+    usage_write_failures: Arc<WriteFailures>,
+    access_write_failures: Arc<WriteFailures>,
 }
 
 impl Manager {
-    pub(super) fn new(parts: Parts, overview: watch::Sender<Overview>) -> Self {
+    pub(super) fn new(parts: ManagerParts, overview: watch::Sender<Overview>) -> Self {
         Self {
             parts,
             overview,
-            slots: BTreeMap::new(),
+            states: BTreeMap::new(),
             pins: BTreeMap::new(),
-            cut_short: BTreeMap::new(),
+            unloaded_early: BTreeMap::new(),
             f32_only: BTreeSet::new(),
             estimates: JoinSet::new(),
             reserved: JoinSet::new(),
             loads: JoinSet::new(),
-            ending: JoinSet::new(),
+            unloads: JoinSet::new(),
             releasing: JoinSet::new(),
             writing: JoinSet::new(),
-            level: Level::Normal,
+            level: PressureLevel::Normal,
             episode: None,
             flushes: Vec::new(),
             actions: VecDeque::new(),
             accessed: BTreeSet::new(),
             degraded: Vec::new(),
-            uses_kept: Arc::default(),
-            accesses_kept: Arc::default(),
+            usage_write_failures: Arc::default(),
+            access_write_failures: Arc::default(),
         }
     }
 
@@ -162,14 +173,14 @@ impl Manager {
         let mut flush = tokio::time::interval(FLUSH_INTERVAL);
         // The first tick comes at once, when there is nothing to write.
         flush.tick().await;
-        self.announce();
+        self.publish_overview();
         loop {
             // Every event may change how long models are needed, so the timer is computed again.
             let idle = self.next_idle();
             tokio::select! {
                 () = cancel.cancelled() => break,
                 Some(estimate) = self.estimates.join_next() => match estimate {
-                    Ok(estimate) => self.estimated(estimate),
+                    Ok(estimate) => self.on_estimate(estimate),
                     Err(error) => tracing::error!(
                         name: Message::InternalFault.name(),
                         %error,
@@ -177,7 +188,7 @@ impl Manager {
                     ),
                 },
                 Some(tried) = self.reserved.join_next() => match tried {
-                    Ok(key) => self.tried(&key),
+                    Ok(key) => self.on_self_test_done(&key),
                     Err(error) => tracing::error!(
                         name: Message::InternalFault.name(),
                         %error,
@@ -185,15 +196,15 @@ impl Manager {
                     ),
                 },
                 Some(loaded) = self.loads.join_next() => match loaded {
-                    Ok((key, thread, outcome)) => self.loaded(key, thread, outcome),
+                    Ok((key, thread, outcome)) => self.on_loaded(key, thread, outcome),
                     Err(error) => tracing::error!(
                         name: Message::InternalFault.name(),
                         %error,
                         "a load was lost"
                     ),
                 },
-                Some(left) = self.ending.join_next() => match left {
-                    Ok(left) => self.left(left),
+                Some(left) = self.unloads.join_next() => match left {
+                    Ok(left) => self.on_unloaded(left),
                     Err(error) => tracing::error!(
                         name: Message::InternalFault.name(),
                         %error,
@@ -208,47 +219,47 @@ impl Manager {
                             "memory was not released"
                         );
                     }
-                    self.acted();
+                    self.on_step_done();
                 }
                 Some(written) = self.writing.join_next() => {
-                    counts_written(written);
+                    on_counts_written(written);
                     continue;
                 }
-                Ok(()) = self.parts.readings.changed() => self.pressed(),
-                () = at(idle), if idle.is_some() => self.unload_idle(),
+                Ok(()) = self.parts.readings.changed() => self.on_pressure(),
+                () = sleep_until(idle), if idle.is_some() => self.unload_idle(),
                 _ = flush.tick() => {
                     // A slow disk gets no second write while one is in progress.
                     if self.writing.is_empty() {
                         self.write_counts();
                     }
-                    self.load_ahead();
+                    self.preload_expected();
                 }
                 Ok(()) = self.parts.settings.changed() => self.load_default(),
                 command = commands.recv() => {
                     let Some(command) = command else { break };
                     // Most commands ask for a resident model, and change nothing that others see.
-                    if !self.obey(command) {
+                    if !self.handle_command(command) {
                         continue;
                     }
                 }
             }
-            self.announce();
+            self.publish_overview();
         }
         // Close the channel before waiting for the workers: commands in it fail at once with
         // "draining".
         drop(commands);
-        for key in Vec::from_iter(self.slots.keys().cloned()) {
+        for key in Vec::from_iter(self.states.keys().cloned()) {
             self.forget(&key);
         }
-        while self.ending.join_next().await.is_some() {}
+        while self.unloads.join_next().await.is_some() {}
         self.write_counts();
         while let Some(written) = self.writing.join_next().await {
-            counts_written(written);
+            on_counts_written(written);
         }
     }
 
     /// Handles a command. Returns whether the overview may have changed.
-    fn obey(&mut self, command: Command) -> bool {
+    fn handle_command(&mut self, command: Command) -> bool {
         // Replies may fail, because a client may have cancelled.
         match command {
             Command::Lease { name, reply } => {
@@ -256,8 +267,8 @@ impl Manager {
                 self.parts.metrics.count_lease(key.id(), sought);
                 return sought != LeaseOutcome::Hit;
             }
-            Command::Loading { name, reply } => {
-                drop(reply.send(self.loading(name)));
+            Command::ExplainTimeout { name, reply } => {
+                drop(reply.send(self.explain_timeout(name)));
                 return false;
             }
             Command::Residency { reply } => {
@@ -269,24 +280,24 @@ impl Manager {
                 return false;
             }
             Command::Reserve { key, options, reply } => {
-                self.admit(key, Wanted::ByInstallation(options, reply));
+                self.admit(key, LoadReason::SelfTest(options, reply));
             }
             Command::CouldFit { footprint, sample, reply } => {
                 drop(reply.send(self.could_fit(&footprint, &sample)));
                 return false;
             }
-            Command::Beats { reply } => {
-                drop(reply.send(self.beats()));
+            Command::StartProbes { reply } => {
+                drop(reply.send(self.start_probes()));
                 return false;
             }
-            Command::StoreChanged { gone } => {
+            Command::StoreChanged { removed: gone } => {
                 gone.iter().for_each(|key| self.forget(key));
                 // Entries whose files could not be read may have been written again, so forget
                 // their failures.
-                self.slots.retain(|_key, slot| !slot.failed_in_store());
+                self.states.retain(|_key, slot| !slot.failed_in_store());
                 self.load_default();
             }
-            Command::Degraded { degraded } => self.degraded = degraded,
+            Command::ReportDegraded { degraded } => self.degraded = degraded,
             Command::Pin { name, pinned, reply } => drop(reply.send(self.pin(&name, pinned))),
             Command::KeepAlive { name, wish, reply } => {
                 drop(reply.send(self.keep_alive(&name, wish)));
@@ -310,24 +321,24 @@ impl Manager {
         };
         let key = entry.key.clone();
         // Only resident models are shed here. For others, admission refuses with the numbers.
-        if self.sheds(&key) {
+        if self.is_shed(&key) {
             let retry_after = self.parts.settings.borrow().memory.pressure.quiet;
             drop(reply.send(Err(ModelError::Pressure { name, retry_after })));
             return Some((key, LeaseOutcome::Refused));
         }
         let most_waiting = self.parts.settings.borrow().embedding.queue_size;
-        let sought = match self.slots.get_mut(&key) {
-            Some(Slot::Resident(resident)) if resident.is_alive() => {
+        let sought = match self.states.get_mut(&key) {
+            Some(ModelState::Resident(resident)) if resident.is_alive() => {
                 resident.touch(now);
                 let lease = Lease {
                     name,
                     key: key.clone(),
                     info: resident.ready.info.clone(),
-                    stands_in: None,
+                    fallback_for: None,
                     tokenizer: Arc::clone(&resident.ready.tokenizer),
                     queue: resident.worker.queue.clone(),
                     usage: Arc::clone(&self.parts.usage),
-                    uses: Arc::clone(resident.needs.uses()),
+                    last_uses: Arc::clone(resident.retention.uses()),
                 };
                 self.parts.store.count_access(&key);
                 self.accessed.insert(key.clone());
@@ -335,51 +346,51 @@ impl Manager {
                 LeaseOutcome::Hit
             }
             Some(
-                Slot::Admitting(Admitting { waiting, .. })
-                | Slot::Loading { waiting, .. }
-                | Slot::Reserved { waiting, .. },
+                ModelState::Admitting(PendingAdmission { waiting, .. })
+                | ModelState::Loading { waiting, .. }
+                | ModelState::Reserved { waiting, .. },
             ) if waiting.len() >= most_waiting => {
                 // Requests that were cancelled in the meantime free their slots.
                 waiting.retain(|(_, reply)| !reply.is_closed());
                 if waiting.len() >= most_waiting {
-                    drop(reply.send(Err(self.loading(name))));
+                    drop(reply.send(Err(self.explain_timeout(name))));
                     return Some((key, LeaseOutcome::Refused));
                 }
                 waiting.push((name, reply));
                 LeaseOutcome::Load
             }
-            Some(Slot::Admitting(admitting)) => {
+            Some(ModelState::Admitting(admitting)) => {
                 // A request waits now, so that other models may be evicted.
-                admitting.ahead = false;
+                admitting.is_preload = false;
                 admitting.waiting.push((name, reply));
                 LeaseOutcome::Load
             }
-            Some(Slot::Loading { waiting, .. } | Slot::Reserved { waiting, .. }) => {
+            Some(ModelState::Loading { waiting, .. } | ModelState::Reserved { waiting, .. }) => {
                 waiting.push((name, reply));
                 LeaseOutcome::Load
             }
-            Some(Slot::Leaving(leaving)) if !leaving.why.is_eviction() => {
+            Some(ModelState::Draining(leaving)) if !leaving.reason.is_eviction() => {
                 // The model was not unloaded for memory: load it again when its worker has ended.
                 leaving.waiting.push((name, reply));
                 LeaseOutcome::Load
             }
-            Some(Slot::Leaving(_)) => {
+            Some(ModelState::Draining(_)) => {
                 let retry_after = self.parts.settings.borrow().memory.pressure.reload_cooldown;
                 drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
                 LeaseOutcome::Refused
             }
-            Some(Slot::Away { until }) if now < *until => {
+            Some(ModelState::CoolingDown { until }) if now < *until => {
                 let retry_after = until.duration_since(now);
                 drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
                 LeaseOutcome::Refused
             }
             // Memory was not sampled again since the refusal, so the decision would be the same.
-            Some(Slot::Refused { refusal, at }) if *at >= self.parts.readings.borrow().at => {
+            Some(ModelState::Refused { refusal, at }) if *at >= self.parts.readings.borrow().at => {
                 let refusal = Arc::clone(refusal);
                 drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
                 LeaseOutcome::Refused
             }
-            Some(Slot::Failed { until, error }) if now < *until => {
+            Some(ModelState::Failed { until, error }) if now < *until => {
                 let retry_after = until.duration_since(now);
                 let source = Arc::clone(error);
                 drop(reply.send(Err(ModelError::Failed { name, retry_after, source })));
@@ -388,7 +399,7 @@ impl Manager {
             // The model is absent, its waiting time after an eviction or failure is over, or its
             // worker died.
             _ => {
-                self.admit(key.clone(), Wanted::Now(vec![(name, reply)]));
+                self.admit(key.clone(), LoadReason::Request(vec![(name, reply)]));
                 LeaseOutcome::Load
             }
         };
@@ -398,7 +409,7 @@ impl Manager {
     fn find(&self, name: &str) -> Result<StoreEntry, ModelError> {
         let settings = Arc::clone(&self.parts.settings.borrow());
         let bundled_only = settings.memory.model_cache.bundled_only;
-        let name = alias::meant(&settings.aliases, name);
+        let name = alias::resolve_without_canary(&settings.aliases, name);
         let name = name.as_str();
         let (entries, hidden): (Vec<_>, Vec<_>) = self
             .parts
@@ -432,22 +443,22 @@ impl Manager {
     fn load_default(&mut self) {
         let name = self.parts.settings.borrow().default_model().to_owned();
         let Ok(entry) = self.find(&name) else { return };
-        let refused = matches!(self.slots.get(&entry.key), Some(Slot::Refused { .. }));
-        if refused || self.default_state(&entry) == DefaultState::Absent {
-            self.admit(entry.key, Wanted::Now(Vec::new()));
+        let refused = matches!(self.states.get(&entry.key), Some(ModelState::Refused { .. }));
+        if refused || self.default_state(&entry) == DefaultModelState::Absent {
+            self.admit(entry.key, LoadReason::Request(Vec::new()));
         }
     }
 
     /// Replies to the requests that waited for a model in the same way as to new ones.
-    fn answer(&mut self, waiting: Waiting) {
+    fn answer_waiting(&mut self, waiting: WaitingLeases) {
         for (name, reply) in waiting {
             // The metrics counted it when it arrived.
             self.lease(name, reply);
         }
     }
 
-    fn remember(&mut self, record: ActionRecord) {
-        self.actions.truncate(ACTIONS - 1);
+    fn record_action(&mut self, record: ActionRecord) {
+        self.actions.truncate(MAX_ACTIONS - 1);
         self.actions.push_front(record);
     }
 
@@ -457,10 +468,10 @@ impl Manager {
         self.parts.usage.keep_installed(&installed, SystemTime::now());
         let accessed = std::mem::take(&mut self.accessed);
         let (store, usage) = (Arc::clone(&self.parts.store), Arc::clone(&self.parts.usage));
-        let uses_kept = Arc::clone(&self.uses_kept);
-        let accesses_kept = Arc::clone(&self.accesses_kept);
+        let uses_kept = Arc::clone(&self.usage_write_failures);
+        let accesses_kept = Arc::clone(&self.access_write_failures);
         self.writing.spawn_blocking(move || {
-            if let Some(error) = uses_kept.failure(usage.save()) {
+            if let Some(error) = uses_kept.record(usage.save()) {
                 tracing::warn!(
                     name: Message::UsageNotKept.name(),
                     errno = errno(&error), error = chain(&error),
@@ -468,7 +479,7 @@ impl Manager {
                 );
             }
             if !accessed.is_empty()
-                && let Some(error) = accesses_kept.failure(store.flush(accessed))
+                && let Some(error) = accesses_kept.record(store.flush(accessed))
             {
                 tracing::warn!(
                     name: Message::UsageNotKept.name(),
@@ -480,7 +491,7 @@ impl Manager {
     }
 }
 
-fn counts_written(written: Result<(), JoinError>) {
+fn on_counts_written(written: Result<(), JoinError>) {
     if let Err(error) = written {
         tracing::error!(
             name: Message::InternalFault.name(),
@@ -491,7 +502,7 @@ fn counts_written(written: Result<(), JoinError>) {
 }
 
 /// Sleeps until `moment`; forever if it is `None`.
-async fn at(moment: Option<Instant>) {
+async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,

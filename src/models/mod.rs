@@ -2,23 +2,23 @@
 //! packages.
 //!
 //! This module holds the workers, the manager's table of models, and the rules of installation.
-//! Other modules use a [`Handle`] (to ask the manager) or a [`Lease`] (to send requests to one
-//! resident model). Only the manager changes the state of a model.
+//! Other modules use a [`ManagerHandle`] (to ask the manager) or a [`Lease`] (to send requests to
+//! one resident model). Only the manager changes the state of a model.
 
 pub mod alias;
 mod error;
 mod fallback;
 mod handle;
+pub mod ingest;
 pub mod install;
-pub mod intake;
+mod liveness;
 pub mod load;
 mod manager;
-mod memory;
-mod needs;
-mod pulse;
+mod memory_view;
+mod model_state;
 mod queue;
+mod retention;
 pub mod selftest;
-mod slot;
 pub mod trust;
 pub mod usage;
 mod worker;
@@ -28,23 +28,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use error::ModelError;
-pub use fallback::{Fallback, StandIn};
-pub use handle::{Handle, Parts};
-pub use memory::{ActionRecord, Flushed, MemoryView, ModelView, thresholds};
-pub use needs::{User, Wish};
-pub use pulse::{Beat, Stuck};
-pub use slot::{KeepAlive, Refusal};
+pub use fallback::{Fallback, FallbackFor};
+pub use handle::{ManagerHandle, ManagerParts};
+pub use liveness::{LivenessProbe, WorkerStall};
+pub use memory_view::{ActionRecord, FlushResult, MemoryView, ModelView, thresholds};
+pub use model_state::{KeepAlive, MemoryRefusal};
+pub use retention::{KeepAliveRequest, ModelUser};
 pub use worker::WorkerError;
 
 use crate::engine::{
     EngineError, Output, PrecisionReport, TokenSpan, Tokenizer, Tokens, Truncation,
 };
-use crate::memory::level::Level;
+use crate::memory::level::PressureLevel;
 use crate::package::{EntryKey, Manifest};
 use alias::Alias;
-use needs::Uses;
-use queue::{PushError, Sender};
-use usage::{Served, Usage};
+use queue::{PushError, QueueSender};
+use retention::LastUses;
+use usage::{RequestOutcome, Usage};
 
 /// Longest duration of a request, including the load of the model.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
@@ -66,11 +66,11 @@ pub enum Residency {
         waiting_tokens: usize,
     },
     /// The model is draining, and its memory is freed afterwards.
-    Leaving,
+    Draining,
     /// The model was unloaded on request or because it was idle; the next request loads it.
     Unloaded,
     /// The model was evicted because memory is short, and is cooling down.
-    Away,
+    CoolingDown,
     /// The last load failed with this cause.
     Failed(String),
 }
@@ -81,9 +81,9 @@ impl Residency {
         match self {
             Self::Loading => "loading",
             Self::Resident { .. } => "resident",
-            Self::Leaving => "leaving",
+            Self::Draining => "leaving",
             Self::Unloaded => "unloaded",
-            Self::Away => "evicted",
+            Self::CoolingDown => "evicted",
             Self::Failed(_) => "failed",
         }
     }
@@ -91,7 +91,7 @@ impl Residency {
 
 /// State of the default model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum DefaultState {
+pub enum DefaultModelState {
     /// Not installed, or not served because of `bundled_only`.
     #[default]
     NotInstalled,
@@ -121,11 +121,11 @@ pub struct Overview {
     /// Name of the model that answers requests without a model name.
     pub default_model: String,
     /// State of this model.
-    pub state: DefaultState,
+    pub state: DefaultModelState,
     /// Number of installed models.
     pub installed: usize,
     /// Current pressure level.
-    pub level: Level,
+    pub level: PressureLevel,
     /// Source of the pressure events.
     pub source: String,
     /// Degraded parts of the daemon, one sentence each.
@@ -135,7 +135,7 @@ pub struct Overview {
 impl Overview {
     /// Returns whether the default model can answer, possibly after a load.
     pub fn is_ready(&self) -> bool {
-        matches!(self.state, DefaultState::Ready | DefaultState::Unloaded)
+        matches!(self.state, DefaultModelState::Ready | DefaultModelState::Unloaded)
     }
 }
 
@@ -143,16 +143,18 @@ impl fmt::Display for Overview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { default_model, state, installed, level, source, degraded } = self;
         let state = match state {
-            DefaultState::NotInstalled => "not installed",
-            DefaultState::Corrupt => "corrupt",
-            DefaultState::Disabled => "disabled",
-            DefaultState::Absent => "not loaded",
-            DefaultState::Loading => "loading",
-            DefaultState::Ready => "ready",
-            DefaultState::Unloaded => "ready to be loaded",
-            DefaultState::Evicted => "evicted because memory is short",
-            DefaultState::DoesNotFit(numbers) => &format!("does not fit into memory ({numbers})"),
-            DefaultState::Failed => "cannot be loaded",
+            DefaultModelState::NotInstalled => "not installed",
+            DefaultModelState::Corrupt => "corrupt",
+            DefaultModelState::Disabled => "disabled",
+            DefaultModelState::Absent => "not loaded",
+            DefaultModelState::Loading => "loading",
+            DefaultModelState::Ready => "ready",
+            DefaultModelState::Unloaded => "ready to be loaded",
+            DefaultModelState::Evicted => "evicted because memory is short",
+            DefaultModelState::DoesNotFit(numbers) => {
+                &format!("does not fit into memory ({numbers})")
+            }
+            DefaultModelState::Failed => "cannot be loaded",
         };
         let models = if *installed == 1 { "model" } else { "models" };
         write!(
@@ -233,7 +235,7 @@ pub struct Ticket {
 
 /// Answer to a request.
 #[derive(Debug)]
-pub struct Computed {
+pub struct JobOutput {
     /// Vectors `[texts, dimensions]`, or token states `[tokens of all texts, hidden]`; row-major.
     pub vectors: Vec<f32>,
     /// Time in the queue.
@@ -244,11 +246,11 @@ pub struct Computed {
 
 /// A lease that was given back for a while. The model may be unloaded in the meantime.
 #[derive(Clone, Debug)]
-pub struct Absent {
+pub struct ReleasedLease {
     name: String,
     key: EntryKey,
     info: ModelInfo,
-    stands_in: Option<Arc<StandIn>>,
+    fallback_for: Option<Arc<FallbackFor>>,
 }
 
 /// The right to send requests to one resident model. The model stays in memory while the lease
@@ -260,18 +262,18 @@ pub struct Lease {
     /// Facts about the model.
     pub info: ModelInfo,
     /// Set when this model is the fallback for another one.
-    pub stands_in: Option<Arc<StandIn>>,
+    pub fallback_for: Option<Arc<FallbackFor>>,
     tokenizer: Arc<Tokenizer>,
-    queue: Sender,
+    queue: QueueSender,
     usage: Arc<Usage>,
-    uses: Arc<Uses>,
+    last_uses: Arc<LastUses>,
 }
 
 impl Lease {
     /// Records that `user` uses the model now. The model is not unloaded as idle while that user
     /// needs it.
-    pub fn used_by(&self, user: User) {
-        self.uses.note(user, tokio::time::Instant::now());
+    pub fn record_use(&self, user: ModelUser) {
+        self.last_uses.record(user, tokio::time::Instant::now());
     }
 
     /// Converts a text into token ids. Takes up to milliseconds of processor time, so it must not
@@ -325,9 +327,14 @@ impl Lease {
         self.tokenizer.around()
     }
 
-    /// Gives the lease back. [`Handle::renew`] acquires it again.
-    pub fn give_back(self) -> Absent {
-        Absent { name: self.name, key: self.key, info: self.info, stands_in: self.stands_in }
+    /// Gives the lease back. [`ManagerHandle::renew`] acquires it again.
+    pub fn release(self) -> ReleasedLease {
+        ReleasedLease {
+            name: self.name,
+            key: self.key,
+            info: self.info,
+            fallback_for: self.fallback_for,
+        }
     }
 
     /// Checks token ids that a client sent, and adds the model's special tokens around them.
@@ -348,13 +355,13 @@ impl Lease {
         let began = Instant::now();
         self.queue.check(ticket).map_err(|error| {
             let latency = began.elapsed();
-            let outcome = Served { texts: 0, tokens: 0, latency, ok: false };
+            let outcome = RequestOutcome { texts: 0, tokens: 0, latency, is_ok: false };
             self.usage.record(&self.key, outcome, SystemTime::now());
-            self.refused(error)
+            self.push_error(error)
         })
     }
 
-    fn refused(&self, error: PushError) -> ModelError {
+    fn push_error(&self, error: PushError) -> ModelError {
         let name = self.name.clone();
         match error {
             PushError::Full { waiting, retry_after } => {
@@ -376,24 +383,24 @@ impl Lease {
         texts: Vec<Vec<u32>>,
         output: Output,
         ticket: Ticket,
-    ) -> Result<Computed, ModelError> {
+    ) -> Result<JobOutput, ModelError> {
         let (count, tokens) = (texts.len(), texts.iter().map(Vec::len).sum());
         let began = Instant::now();
-        let answer = self.ask(texts, output, ticket).await;
+        let answer = self.push_and_wait(texts, output, ticket).await;
         let latency = began.elapsed();
-        let outcome = Served { texts: count, tokens, latency, ok: answer.is_ok() };
+        let outcome = RequestOutcome { texts: count, tokens, latency, is_ok: answer.is_ok() };
         self.usage.record(&self.key, outcome, SystemTime::now());
         answer
     }
 
-    async fn ask(
+    async fn push_and_wait(
         &self,
         texts: Vec<Vec<u32>>,
         output: Output,
         ticket: Ticket,
-    ) -> Result<Computed, ModelError> {
+    ) -> Result<JobOutput, ModelError> {
         let pushed = self.queue.push(texts, output, &ticket);
-        let answer = pushed.map_err(|error| self.refused(error))?;
+        let answer = pushed.map_err(|error| self.push_error(error))?;
         let patience = ticket.deadline.saturating_duration_since(Instant::now());
         let answer = tokio::time::timeout(patience, answer).await;
         let answer = answer.map_err(|_elapsed| ModelError::Timeout(patience))?;

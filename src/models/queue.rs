@@ -1,21 +1,22 @@
 //! The queue of one worker. The runtime puts requests in; the worker's threads take batches out.
 //!
 //! The queue holds the waiting requests and the measured throughput. From both it computes when a
-//! rejected client should retry. [`order`] decides the order of the requests, and [`answer`]
+//! rejected client should retry. [`fair_queue`] decides the order of the requests, and [`reply`]
 //! detects the clients that cancelled. The lock is held only for moves in memory, never while a
 //! batch is computed or a future is awaited.
 //!
 //! Invariants:
 //! 1. The queue does not grow beyond its bounds, except that an owner without a waiting request may
 //!    always enqueue one. A rejected request gets a time after which to retry.
-//! 2. The queue ends when every [`Sender`] is dropped and every waiting request has been taken.
-//! 3. When the last [`Receiver`] is dropped, or any of them by a panic, all waiting and all later
-//!    requests fail at once.
+//! 2. The queue ends when every [`QueueSender`] is dropped and every waiting request has been
+//!    taken.
+//! 3. When the last [`QueueReceiver`] is dropped, or any of them by a panic, all waiting and all
+//!    later requests fail at once.
 //! 4. At most one batch of bulk requests is computed at a time, so that an interactive request
 //!    never waits for several.
 
-mod answer;
-mod order;
+mod fair_queue;
+mod reply;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -25,12 +26,12 @@ use tokio::sync::oneshot;
 
 use super::{Owner, Priority, Ticket};
 use crate::engine::Output;
-pub(super) use answer::Answer;
+pub(super) use fair_queue::QueuedRequest;
+use fair_queue::{Backlog, FairQueue, LaneKey, LaneLimits, RequestMeta};
+pub(super) use reply::ReplyFuture;
 #[cfg(test)]
-pub(super) use answer::tests::wait;
-use answer::{Departures, Reply};
-pub(super) use order::Turn;
-use order::{Bounds, Lane, Load, Order, Terms};
+pub(super) use reply::tests::wait;
+use reply::{CancelFlag, JobReply};
 
 /// Most tokens of a request that is interactive if it does not name its class: one or two long
 /// texts, or a page of short ones.
@@ -47,7 +48,7 @@ const RATE_WEIGHT: f64 = 0.2;
 
 /// Bounds of a queue, its gathering time, and the number of concurrent batches.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct QueueLimits {
     /// Most requests that may wait in a lane.
     pub(super) requests: usize,
     /// Most tokens that may wait in a lane.
@@ -60,7 +61,7 @@ pub(super) struct Limits {
 
 /// A request while it waits and while it is computed.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct EmbedJob {
     /// Token ids of the texts that are not computed yet.
     pub(super) texts: Vec<Vec<u32>>,
     /// Kind of result for each text.
@@ -74,10 +75,10 @@ pub(super) struct Job {
     /// Time after which the client no longer waits.
     pub(super) deadline: Instant,
     /// Channel for the results; closed when the client has cancelled.
-    pub(super) reply: oneshot::Sender<Reply>,
+    pub(super) reply: oneshot::Sender<JobReply>,
 }
 
-impl Job {
+impl EmbedJob {
     fn is_wanted(&self, now: Instant) -> bool {
         !self.reply.is_closed() && now < self.deadline
     }
@@ -99,30 +100,30 @@ pub(super) enum PushError {
 
 /// Next work of a worker.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(super) enum WorkItem {
     /// A batch to compute.
-    Batch(Vec<Turn<Job>>),
+    Batch(Vec<QueuedRequest<EmbedJob>>),
     /// A command to free the scratch memory of passes; the next pass allocates it again.
     ReleaseScratch(Vec<oneshot::Sender<()>>),
     /// A command to compute a pass for the liveness check.
-    Prove(oneshot::Sender<()>),
+    Probe(oneshot::Sender<()>),
 }
 
 #[derive(Debug)]
-struct State {
-    order: Order<Job>,
+struct QueueState {
+    requests: FairQueue<EmbedJob>,
     /// Set when a client has cancelled since the last sweep of the waiting requests.
-    departures: Arc<Departures>,
+    cancelled: Arc<CancelFlag>,
     /// Callers that wait until scratch memory is freed.
-    scratch: Vec<oneshot::Sender<()>>,
+    release_requests: Vec<oneshot::Sender<()>>,
     /// Caller that waits for a liveness pass. A later caller replaces it.
-    proof: Option<oneshot::Sender<()>>,
+    probe: Option<oneshot::Sender<()>>,
     senders: usize,
     receivers: usize,
     /// Receivers that sleep until there is work.
     idle: usize,
     /// Goal of the gathering receivers: they wake when so many requests or so many tokens wait.
-    enough: Option<Load>,
+    wake_threshold: Option<Backlog>,
     /// Batches that were taken and are not finished.
     batches: usize,
     /// Whether one of these batches is of bulk requests.
@@ -132,54 +133,59 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Shared {
-    limits: Limits,
-    state: Mutex<State>,
+struct SharedQueue {
+    limits: QueueLimits,
+    state: Mutex<QueueState>,
     arrived: Condvar,
 }
 
-impl Shared {
+impl SharedQueue {
     /// Locks the state. A poisoned lock is used as it is: the code under the lock does not panic
     /// between two related changes, so that the state is consistent.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Creates the queue of one worker.
-pub(super) fn channel(limits: Limits) -> (Sender, Receiver) {
-    let state = State {
-        order: Order::default(),
-        departures: Arc::default(),
-        scratch: Vec::new(),
-        proof: None,
+pub(super) fn channel(limits: QueueLimits) -> (QueueSender, QueueReceiver) {
+    let state = QueueState {
+        requests: FairQueue::default(),
+        cancelled: Arc::default(),
+        release_requests: Vec::new(),
+        probe: None,
         senders: 1,
         receivers: 1,
         idle: 0,
-        enough: None,
+        wake_threshold: None,
         batches: 0,
         has_bulk: false,
         rate: None,
     };
-    let shared = Arc::new(Shared { limits, state: Mutex::new(state), arrived: Condvar::new() });
-    let receiver = Receiver { shared: Arc::clone(&shared), last: Last::default(), computes: None };
-    (Sender { shared }, receiver)
+    let shared =
+        Arc::new(SharedQueue { limits, state: Mutex::new(state), arrived: Condvar::new() });
+    let receiver = QueueReceiver {
+        shared: Arc::clone(&shared),
+        last_batch: LastBatch::default(),
+        computes: None,
+    };
+    (QueueSender { shared }, receiver)
 }
 
 /// Input side of the queue. The queue ends when the last sender is dropped.
 #[derive(Debug)]
-pub(super) struct Sender {
-    shared: Arc<Shared>,
+pub(super) struct QueueSender {
+    shared: Arc<SharedQueue>,
 }
 
-impl Clone for Sender {
+impl Clone for QueueSender {
     fn clone(&self) -> Self {
         self.shared.lock().senders += 1;
         Self { shared: Arc::clone(&self.shared) }
     }
 }
 
-impl Drop for Sender {
+impl Drop for QueueSender {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.senders -= 1;
@@ -189,15 +195,15 @@ impl Drop for Sender {
     }
 }
 
-impl Sender {
+impl QueueSender {
     /// Checks whether a request with this ticket could be enqueued if it had one token, so that a
     /// caller does not do work for a request that will be rejected.
     ///
     /// # Errors
-    /// Same as [`Sender::push`].
+    /// Same as [`QueueSender::push`].
     pub(super) fn check(&self, ticket: &Ticket) -> Result<(), PushError> {
         let limits = self.shared.limits;
-        self.shared.lock().admit(
+        self.shared.lock().check_space(
             &ticket.tenant,
             ticket.flow.owner,
             1,
@@ -218,13 +224,13 @@ impl Sender {
         texts: Vec<Vec<u32>>,
         output: Output,
         ticket: &Ticket,
-    ) -> Result<Answer, PushError> {
+    ) -> Result<ReplyFuture, PushError> {
         let tokens = texts.iter().map(Vec::len).sum();
         let by_size = match tokens <= INTERACTIVE_TOKENS {
             true => Priority::Interactive,
             false => Priority::Bulk,
         };
-        let terms = Terms {
+        let terms = RequestMeta {
             tokens,
             output,
             priority: ticket.priority.unwrap_or(by_size),
@@ -235,11 +241,11 @@ impl Sender {
         let (now, deadline) = (Instant::now(), ticket.deadline);
         let mut state = self.shared.lock();
         let owner = terms.flow.owner;
-        state.admit(&terms.lane, owner, terms.tokens, self.shared.limits, deadline, now)?;
-        let (reply, answer) = Answer::channel(&state.departures);
+        state.check_space(&terms.lane, owner, terms.tokens, self.shared.limits, deadline, now)?;
+        let (reply, answer) = ReplyFuture::channel(&state.cancelled);
         let vectors = Vec::new();
-        let job = Job { texts, output, vectors, queued: now, began: None, deadline, reply };
-        state.order.push(terms, job);
+        let job = EmbedJob { texts, output, vectors, queued: now, began: None, deadline, reply };
+        state.requests.push(terms, job);
         // Avoid spurious wake-ups: each costs a system call, and two context switches while a
         // receiver gathers a batch.
         let (is_enough, is_idle) = (state.has_enough(), state.idle > 0);
@@ -260,7 +266,7 @@ impl Sender {
         let (done, released) = oneshot::channel();
         let mut state = self.shared.lock();
         if state.receivers > 0 {
-            state.scratch.push(done);
+            state.release_requests.push(done);
             self.shared.arrived.notify_one();
         }
         released
@@ -269,19 +275,19 @@ impl Sender {
     /// Requests that the worker computes a liveness pass after its current pass, before all waiting
     /// requests. The returned channel gets a value when this is done, and is closed if the worker
     /// has ended.
-    pub(super) fn prove(&self) -> oneshot::Receiver<()> {
+    pub(super) fn probe(&self) -> oneshot::Receiver<()> {
         let (done, proof) = oneshot::channel();
         let mut state = self.shared.lock();
         if state.receivers > 0 {
-            state.proof = Some(done);
+            state.probe = Some(done);
             self.shared.arrived.notify_one();
         }
         proof
     }
 
     /// Returns the number of waiting requests and of their tokens.
-    pub(super) fn waiting(&self) -> Load {
-        self.shared.lock().order.total()
+    pub(super) fn backlog(&self) -> Backlog {
+        self.shared.lock().requests.total_backlog()
     }
 
     /// Returns whether there is another sender.
@@ -295,51 +301,51 @@ impl Sender {
     }
 }
 
-impl State {
+impl QueueState {
     /// Checks whether a request of `owner` with `tokens` tokens may wait in `lane`, and can be
     /// computed by `deadline`. An owner without a waiting request may always enqueue one: however
     /// many requests others have, fair scheduling takes it after one of each owner.
-    fn admit(
+    fn check_space(
         &mut self,
-        lane: &Lane,
+        lane: &LaneKey,
         owner: Owner,
         tokens: usize,
-        limits: Limits,
+        limits: QueueLimits,
         deadline: Instant,
         now: Instant,
     ) -> Result<(), PushError> {
         if self.receivers == 0 {
             return Err(PushError::Closed);
         }
-        if !self.order.has(owner) && now < deadline {
+        if !self.requests.has_owner(owner) && now < deadline {
             return Ok(());
         }
-        let bounds = Bounds { requests: limits.requests, tokens: limits.tokens };
+        let bounds = LaneLimits { requests: limits.requests, tokens: limits.tokens };
         // A sweep visits every waiting request. So it runs only when the lane is full and a client
         // has cancelled since the last one.
-        if !self.order.has_room(lane, tokens, bounds) && self.departures.take() {
-            self.order.sweep(|job| job.is_wanted(now));
+        if !self.requests.has_space(lane, tokens, bounds) && self.cancelled.take() {
+            self.requests.drop_unwanted(|job| job.is_wanted(now));
         }
-        let wait = self.wait(lane);
+        let wait = self.estimate_wait(lane);
         // A request that would expire in the queue is rejected at once. Before the first batch
         // the wait is unknown, and only the bounds count.
-        if self.order.has_room(lane, tokens, bounds)
+        if self.requests.has_space(lane, tokens, bounds)
             && wait.is_none_or(|wait| now + wait < deadline)
         {
             return Ok(());
         }
         let retry_after = wait.unwrap_or(UNKNOWN_RETRY_AFTER);
         let retry_after = retry_after.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
-        Err(PushError::Full { waiting: self.order.load(lane).requests, retry_after })
+        Err(PushError::Full { waiting: self.requests.backlog(lane).requests, retry_after })
     }
 
     /// Returns whether the backlog is large enough for a gathering receiver; returns true once for
     /// each goal.
     fn has_enough(&mut self) -> bool {
-        let load = self.order.total();
+        let load = self.requests.total_backlog();
         let is_met =
-            |enough: &mut Load| load.requests >= enough.requests || load.tokens >= enough.tokens;
-        self.enough.take_if(is_met).is_some()
+            |enough: &mut Backlog| load.requests >= enough.requests || load.tokens >= enough.tokens;
+        self.wake_threshold.take_if(is_met).is_some()
     }
 
     /// Records the end of a batch of this class. Returns whether a bulk batch may begin that had to
@@ -349,15 +355,15 @@ impl State {
         self.batches = self.batches.saturating_sub(1);
         let bulk = priority == Priority::Bulk;
         self.has_bulk &= !bulk;
-        bulk && self.order.is_ready(true)
+        bulk && self.requests.is_ready(true)
     }
 
     /// Estimates the time until all waiting requests of `lane` are computed.
-    fn wait(&self, lane: &Lane) -> Option<Duration> {
+    fn estimate_wait(&self, lane: &LaneKey) -> Option<Duration> {
         // Token counts are below 2^53, so the cast is exact. The quotient is clamped because the
         // conversion to `Duration` panics on values that are too large or not finite.
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let tokens = self.order.load(lane).tokens as f64;
+        let tokens = self.requests.backlog(lane).tokens as f64;
         let seconds = (tokens / self.rate?).clamp(0.0, MAX_RETRY_AFTER.as_secs_f64());
         Some(Duration::from_secs_f64(seconds))
     }
@@ -365,7 +371,7 @@ impl State {
 
 /// Last batch of a receiver.
 #[derive(Debug, Default)]
-struct Last {
+struct LastBatch {
     requests: usize,
     ended: Option<Instant>,
 }
@@ -373,21 +379,21 @@ struct Last {
 /// Output side of the queue. Each clone takes one batch at a time, concurrently with the others.
 /// When the last receiver is dropped, or any of them by a panic, all waiting requests fail.
 #[derive(Debug)]
-pub(super) struct Receiver {
-    shared: Arc<Shared>,
-    last: Last,
+pub(super) struct QueueReceiver {
+    shared: Arc<SharedQueue>,
+    last_batch: LastBatch,
     /// Class of the batch that this receiver has taken and not finished.
     computes: Option<Priority>,
 }
 
-impl Clone for Receiver {
+impl Clone for QueueReceiver {
     fn clone(&self) -> Self {
         self.shared.lock().receivers += 1;
-        Self { shared: Arc::clone(&self.shared), last: Last::default(), computes: None }
+        Self { shared: Arc::clone(&self.shared), last_batch: LastBatch::default(), computes: None }
     }
 }
 
-impl Drop for Receiver {
+impl Drop for QueueReceiver {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.end_batch(self.computes.take());
@@ -400,20 +406,20 @@ impl Drop for Receiver {
         if state.receivers > 0 {
             return;
         }
-        state.scratch.clear();
-        state.proof = None;
+        state.release_requests.clear();
+        state.probe = None;
         // Drop the requests outside the lock, since each dropped reply channel wakes a client.
-        let order = std::mem::take(&mut state.order);
+        let order = std::mem::take(&mut state.requests);
         drop(state);
         drop(order);
     }
 }
 
-impl Receiver {
+impl QueueReceiver {
     /// Waits for the next work; returns `None` when the queue has ended. A batch holds whole
     /// requests with at most `budget` tokens together, or one larger request, of which the caller
     /// computes a part.
-    pub(super) fn next(&mut self, budget: usize) -> Option<Next> {
+    pub(super) fn next(&mut self, budget: usize) -> Option<WorkItem> {
         let mut state = self.shared.lock();
         // The previous batch of this receiver ends here. If it was a bulk batch, another receiver
         // may sleep although bulk requests are waiting: wake one.
@@ -427,15 +433,15 @@ impl Receiver {
             }
             // Liveness probes and releases of scratch memory go before all batches, so that they
             // wait for the running passes at most and not for the backlog.
-            if let Some(proof) = state.proof.take() {
-                return Some(Next::Prove(proof));
+            if let Some(proof) = state.probe.take() {
+                return Some(WorkItem::Probe(proof));
             }
-            if !state.scratch.is_empty() {
-                return Some(Next::ReleaseScratch(std::mem::take(&mut state.scratch)));
+            if !state.release_requests.is_empty() {
+                return Some(WorkItem::ReleaseScratch(std::mem::take(&mut state.release_requests)));
             }
-            let load = state.order.total();
+            let load = state.requests.total_backlog();
             let may_be_bulk = !state.has_bulk;
-            if !state.order.is_ready(may_be_bulk) {
+            if !state.requests.is_ready(may_be_bulk) {
                 if state.senders == 0 && load.requests == 0 {
                     // Another receiver may sleep because only bulk requests were left while a bulk
                     // batch was running. Wake it, so that it sees the end of the queue too.
@@ -455,16 +461,16 @@ impl Receiver {
             // text. Do not wait with a full budget, or if only the manager's own sender is left,
             // since then no request can arrive. An idle worker starts at once, because its last
             // batch ended too long ago.
-            if load.requests < self.last.requests
+            if load.requests < self.last_batch.requests
                 && load.tokens < budget
                 && state.senders > 1
-                && let Some(ended) = self.last.ended
+                && let Some(ended) = self.last_batch.ended
                 && let Some(left) = self.shared.limits.wait.checked_sub(now - ended)
             {
-                let own = Load { requests: self.last.requests, tokens: budget };
+                let own = Backlog { requests: self.last_batch.requests, tokens: budget };
                 // Several receivers may gather at the same time. Keep the smallest goal, so that
                 // `push` wakes them as soon as one of them has enough.
-                let enough = state.enough.get_or_insert(own);
+                let enough = state.wake_threshold.get_or_insert(own);
                 enough.requests = enough.requests.min(own.requests);
                 enough.tokens = enough.tokens.min(own.tokens);
                 let waited = self.shared.arrived.wait_timeout(state, left);
@@ -473,29 +479,29 @@ impl Receiver {
             }
             // Cancelled and expired requests are dropped here. If only such requests were waiting,
             // the batch is empty, and the loop starts again.
-            let batch = state.order.take(budget, may_be_bulk, |job| job.is_wanted(now));
+            let batch = state.requests.take(budget, may_be_bulk, |job| job.is_wanted(now));
             if let Some(first) = batch.first() {
-                self.last.requests = batch.len();
-                self.computes = Some(first.terms.priority);
+                self.last_batch.requests = batch.len();
+                self.computes = Some(first.meta.priority);
                 state.batches += 1;
-                state.has_bulk |= first.terms.priority == Priority::Bulk;
-                return Some(Next::Batch(batch));
+                state.has_bulk |= first.meta.priority == Priority::Bulk;
+                return Some(WorkItem::Batch(batch));
             }
         }
     }
 
     /// Records a finished batch: `tokens` were computed in `took`. Enqueues the `unfinished`
     /// request again, behind the requests of others.
-    pub(super) fn computed(
+    pub(super) fn finish_batch(
         &mut self,
         tokens: usize,
         took: Duration,
-        unfinished: Option<(Turn<Job>, usize)>,
+        unfinished: Option<(QueuedRequest<EmbedJob>, usize)>,
     ) {
-        self.last.ended = Some(Instant::now());
+        self.last_batch.ended = Some(Instant::now());
         let mut state = self.shared.lock();
         if let Some((turn, computed)) = unfinished {
-            state.order.put_back(turn, computed);
+            state.requests.requeue(turn, computed);
         }
         // Concurrent batches drain the queue together, so that the rate of one is multiplied by
         // their number. The product is far below 2^53, so the cast is exact.
@@ -514,22 +520,27 @@ mod tests {
     use super::*;
 
     const FLOW: Flow = Flow { owner: Owner::User(0), connection: 0 };
-    const LIMITS: Limits = Limits { requests: 2, tokens: 100, wait: Duration::ZERO, batches: 1 };
+    const LIMITS: QueueLimits =
+        QueueLimits { requests: 2, tokens: 100, wait: Duration::ZERO, batches: 1 };
 
     fn ticket(patience: Duration) -> Ticket {
         let deadline = Instant::now() + patience;
         Ticket { flow: FLOW, priority: None, deadline, tenant: None, weight: 1 }
     }
 
-    fn push(sender: &Sender, tokens: usize, patience: Duration) -> Result<Answer, PushError> {
+    fn push(
+        sender: &QueueSender,
+        tokens: usize,
+        patience: Duration,
+    ) -> Result<ReplyFuture, PushError> {
         sender.push(vec![vec![0; tokens]], Output::Vector, &ticket(patience))
     }
 
     const PATIENT: Duration = Duration::from_secs(1000);
 
-    fn take(receiver: &mut Receiver, budget: usize) -> Vec<Turn<Job>> {
+    fn take(receiver: &mut QueueReceiver, budget: usize) -> Vec<QueuedRequest<EmbedJob>> {
         match receiver.next(budget) {
-            Some(Next::Batch(batch)) => batch,
+            Some(WorkItem::Batch(batch)) => batch,
             other => panic!("{other:?}"),
         }
     }
@@ -542,10 +553,10 @@ mod tests {
         assert_eq!(push(&sender, 1, PATIENT).unwrap_err(), unknown);
         assert_eq!(sender.check(&ticket(PATIENT)).unwrap_err(), unknown);
         take(&mut receiver, 1);
-        receiver.computed(20, Duration::from_secs(1), None);
+        receiver.finish_batch(20, Duration::from_secs(1), None);
         let by_rate = PushError::Full { waiting: 1, retry_after: Duration::from_secs(3) };
         assert_eq!(push(&sender, 41, PATIENT).unwrap_err(), by_rate);
-        receiver.computed(0, Duration::ZERO, None);
+        receiver.finish_batch(0, Duration::ZERO, None);
         sender.check(&ticket(PATIENT)).unwrap();
         assert!(push(&sender, 1, PATIENT).is_ok());
         drop(kept);
@@ -554,7 +565,7 @@ mod tests {
     #[test]
     fn request_beyond_deadline_is_refused_immediately() {
         let (sender, mut receiver) = channel(LIMITS);
-        receiver.computed(20, Duration::from_secs(1), None);
+        receiver.finish_batch(20, Duration::from_secs(1), None);
         let _kept = push(&sender, 60, PATIENT).unwrap();
         assert!(matches!(push(&sender, 1, Duration::from_secs(2)), Err(PushError::Full { .. })));
         assert!(push(&sender, 1, Duration::from_secs(4)).is_ok());
@@ -567,7 +578,7 @@ mod tests {
         assert!(push(&sender, 1, PATIENT).is_err());
         drop(gone);
         assert!(push(&sender, 1, PATIENT).is_ok());
-        assert_eq!(sender.waiting(), Load { requests: 1, tokens: 1 });
+        assert_eq!(sender.backlog(), Backlog { requests: 1, tokens: 1 });
     }
 
     #[test]
@@ -598,12 +609,12 @@ mod tests {
     #[test]
     fn worker_gathers_only_after_shared_batch() {
         let wait = Duration::from_secs(1000);
-        let (sender, mut receiver) = channel(Limits { wait, ..LIMITS });
+        let (sender, mut receiver) = channel(QueueLimits { wait, ..LIMITS });
         // A receiver gathers only while there is another sender.
         let _other = sender.clone();
         let _first = [push(&sender, 1, PATIENT).unwrap(), push(&sender, 1, PATIENT).unwrap()];
         assert_eq!(take(&mut receiver, 10).len(), 2);
-        receiver.computed(2, Duration::from_secs(1), None);
+        receiver.finish_batch(2, Duration::from_secs(1), None);
         let _second = push(&sender, 1, PATIENT).unwrap();
         // Without a wake-up by the second request, this would block for a thousand seconds.
         thread::scope(|scope| {
@@ -611,7 +622,7 @@ mod tests {
             let _third = push(&sender, 1, PATIENT).unwrap();
             assert_eq!(gathered.join().unwrap(), 2);
         });
-        receiver.last.requests = 1;
+        receiver.last_batch.requests = 1;
         let _fourth = push(&sender, 1, PATIENT).unwrap();
         assert_eq!(take(&mut receiver, 10).len(), 1);
     }
@@ -620,9 +631,9 @@ mod tests {
     #[test]
     fn workers_wake_when_enough_requests_wait() {
         let wait = Duration::from_secs(1000);
-        let (sender, mut receiver) = channel(Limits { wait, requests: 10, ..LIMITS });
+        let (sender, mut receiver) = channel(QueueLimits { wait, requests: 10, ..LIMITS });
         let _other = sender.clone();
-        let until = |waits: fn(&State) -> bool| {
+        let until = |waits: fn(&QueueState) -> bool| {
             while !waits(&sender.shared.lock()) {
                 thread::yield_now();
             }
@@ -635,13 +646,13 @@ mod tests {
         });
         // Three requests of five tokens exceed the budget of eleven, so that only two are taken.
         for (last, tokens, taken) in [(3, 1, 3), (9, 5, 2)] {
-            receiver.last = Last { requests: last, ended: Some(Instant::now()) };
+            receiver.last_batch = LastBatch { requests: last, ended: Some(Instant::now()) };
             let _first = push(&sender, tokens, PATIENT).unwrap();
             thread::scope(|scope| {
                 let gathers = scope.spawn(|| take(&mut receiver, 11).len());
-                until(|state| state.enough.is_some());
+                until(|state| state.wake_threshold.is_some());
                 let _second = push(&sender, tokens, PATIENT).unwrap();
-                assert!(sender.shared.lock().enough.is_some());
+                assert!(sender.shared.lock().wake_threshold.is_some());
                 let _third = push(&sender, tokens, PATIENT).unwrap();
                 assert_eq!(gathers.join().unwrap(), taken);
             });
@@ -650,7 +661,7 @@ mod tests {
 
     #[test]
     fn bulk_batches_run_one_at_a_time() {
-        let (sender, mut first) = channel(Limits { requests: 10, ..LIMITS });
+        let (sender, mut first) = channel(QueueLimits { requests: 10, ..LIMITS });
         let mut second = first.clone();
         let push = |priority| {
             let priority = Some(priority);
@@ -658,12 +669,12 @@ mod tests {
             let ticket = Ticket { flow: FLOW, priority, deadline, tenant: None, weight: 1 };
             sender.push(vec![vec![0; 10]], Output::Vector, &ticket).unwrap()
         };
-        let class = |batch: Vec<Turn<Job>>| batch[0].terms.priority;
+        let class = |batch: Vec<QueuedRequest<EmbedJob>>| batch[0].meta.priority;
         let _bulk = [push(Priority::Bulk), push(Priority::Bulk)];
         assert_eq!(class(take(&mut first, 10)), Priority::Bulk);
-        let ready = |receiver: &Receiver| {
+        let ready = |receiver: &QueueReceiver| {
             let state = receiver.shared.lock();
-            state.order.is_ready(!state.has_bulk)
+            state.requests.is_ready(!state.has_bulk)
         };
         assert!(!ready(&second));
         let _interactive = push(Priority::Interactive);
@@ -685,7 +696,7 @@ mod tests {
         for receiver in [&mut first, &mut second] {
             take(receiver, 10);
         }
-        first.computed(10, Duration::from_secs(1), None);
+        first.finish_batch(10, Duration::from_secs(1), None);
         assert_eq!(first.shared.lock().rate, Some(20.0));
     }
 }

@@ -1,14 +1,14 @@
 //! Runs the self-test of an untested entry in a child process.
 //!
 //! A hostile model can abort, hang or take all memory while it is loaded. Therefore the daemon
-//! never loads a model before its self-test has passed. [`Tester`] executes its own program with a
-//! hidden argument, and [`run_if_asked`] handles that argument. The child reads one entry of the
-//! store, loads the model, computes one vector, and writes one line of JSON. Any other end of the
-//! child rejects the package.
+//! never loads a model before its self-test has passed. [`SelfTester`] executes its own program
+//! with a hidden argument, and [`run_if_asked`] handles that argument. The child reads one entry of
+//! the store, loads the model, computes one vector, and writes one line of JSON. Any other end of
+//! the child rejects the package.
 //!
 //! The child is bounded by:
 //! - `RLIMIT_AS`: the memory that was reserved for the model, with a margin, and the mapped files
-//!   ([`Bounds`]).
+//!   ([`ChildLimits`]).
 //! - `RLIMIT_CPU`, and a deadline that the parent enforces. The parent kills the child at the
 //!   deadline and when the daemon stops. The kernel kills the child when the parent ends.
 //! - Landlock: the child reads the directory of its entry and the description of the processor, and
@@ -47,50 +47,50 @@ use crate::printable;
 use crate::units::Bytes;
 pub use child::run_if_asked;
 
-/// Hidden argument that makes the program the child. The next argument is a [`Task`] in JSON.
+/// Hidden argument that makes the program the child. The next argument is a [`ChildTask`] in JSON.
 const ARGUMENT: &str = "--self-test-of-an-entry";
 /// Running program, even if its file was renamed or replaced.
 const PROGRAM: &str = "/proc/self/exe";
 /// Timeout of a self-test without its allowance for file size. A board with a slow core needs half
 /// a minute for the largest tokenizer.
-const DEADLINE: Duration = Duration::from_secs(120);
+const BASE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of files that extend the timeout by one second: the rate at which a slow card is read and
 /// a slow core hashes.
 const BYTES_PER_SECOND: u64 = 8 << 20;
 /// Address space of the child in addition to the model: buffers, and overhead of the allocator.
-const BESIDE: u64 = 64 << 20;
+const EXTRA_ADDRESS_SPACE: u64 = 64 << 20;
 /// Address space of one thread: the stack of the standard library, and a guard page.
-const THREAD: u64 = 3 << 20;
+const THREAD_ADDRESS_SPACE: u64 = 3 << 20;
 /// Number of threads in addition to those of the engine.
-const THREADS_BESIDE: u64 = 4;
+const EXTRA_THREADS: u64 = 4;
 /// Largest answer of a child, in bytes.
 const MAX_ANSWER: u64 = 64 << 10;
 /// Characters of the child's text that are kept in an error.
 const MAX_REASON: usize = 2000;
 /// Interval at which the parent checks whether the daemon stops.
-const LOOK: Duration = Duration::from_millis(50);
+const STOP_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Value of `oom_score_adj` that makes the OOM killer choose the process before all others.
-const TAKEN_FIRST: &str = "1000";
+const HIGHEST_OOM_SCORE: &str = "1000";
 
 /// Runner of self-tests. Cheap to clone. Only one test may run at a time.
 #[derive(Clone, Debug)]
-pub struct Tester {
-    how: How,
+pub struct SelfTester {
+    mode: TestMode,
     stop: CancellationToken,
 }
 
 #[derive(Clone, Debug)]
-enum How {
+enum TestMode {
     /// Test in a child process. Both files are opened early: the sandbox of the daemon denies
     /// access to them. `score` is the `oom_score_adj` of this process, which a child inherits.
     /// `null` discards the standard error of the child.
     Child { score: Option<Arc<Mutex<File>>>, null: Option<Arc<File>> },
     /// Test in this process, for unit tests.
     #[cfg(test)]
-    Here,
+    InProcess,
 }
 
-impl Tester {
+impl SelfTester {
     /// Creates a tester. Cancelling `stop` kills the running child and prevents new ones.
     ///
     /// Must be called before the process enters its sandbox.
@@ -98,18 +98,18 @@ impl Tester {
         let score = File::options().read(true).write(true).open("/proc/self/oom_score_adj");
         let score = score.ok().map(|file| Arc::new(Mutex::new(file)));
         let null = File::options().write(true).open("/dev/null").ok().map(Arc::new);
-        Self { how: How::Child { score, null }, stop }
+        Self { mode: TestMode::Child { score, null }, stop }
     }
 
     /// Creates a tester that stops only with the process.
-    pub fn unstoppable() -> Self {
+    pub fn without_stop() -> Self {
         Self::new(CancellationToken::new())
     }
 
     /// Creates a tester for unit tests. Their program cannot act as the child.
     #[cfg(test)]
-    pub(crate) fn here() -> Self {
-        Self { how: How::Here, stop: CancellationToken::new() }
+    pub(crate) fn in_process() -> Self {
+        Self { mode: TestMode::InProcess, stop: CancellationToken::new() }
     }
 
     /// Returns whether the daemon is stopping.
@@ -130,11 +130,12 @@ impl Tester {
         footprint: &Footprint,
         options: EngineOptions,
     ) -> Result<(), InstallError> {
-        match &self.how {
-            How::Child { score, null } => {
+        match &self.mode {
+            TestMode::Child { score, null } => {
                 let entry = store.entries().into_iter().find(|entry| entry.key == *key);
                 let entry = entry.ok_or_else(|| StoreError::Unknown(key.clone()))?;
-                let bounds = Bounds::new(footprint, entry.manifest.total_size(), options.threads);
+                let bounds =
+                    ChildLimits::new(footprint, entry.manifest.total_size(), options.threads);
                 let directory = store.open_directory().map_err(StoreError::from)?;
                 let mut command =
                     command(directory, key, &bounds, options).map_err(InstallError::NotTested)?;
@@ -143,27 +144,27 @@ impl Tester {
                 }
                 // Restore the score of this process right after the start, before waiting.
                 let ended = {
-                    let _raised = score.as_deref().and_then(Raised::new);
-                    Running::start(&mut command)
+                    let _raised = score.as_deref().and_then(RaisedOomScore::new);
+                    RunningChild::start(&mut command)
                 }
                 .and_then(|running| running.wait(bounds.deadline, &self.stop));
-                verdict(key, ended.map_err(InstallError::NotTested)?, &bounds)
+                judge_end(key, ended.map_err(InstallError::NotTested)?, &bounds)
             }
             #[cfg(test)]
-            How::Here => child::test(store, key, options).into_result(key),
+            TestMode::InProcess => child::test(store, key, options).into_result(key),
         }
     }
 }
 
 /// Limits of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Bounds {
+struct ChildLimits {
     /// Bytes of address space in addition to those of the program itself.
     address_space: u64,
     deadline: Duration,
 }
 
-impl Bounds {
+impl ChildLimits {
     /// Returns the limits for a model of `footprint` with `size` bytes of files, on `threads`
     /// threads.
     ///
@@ -171,11 +172,17 @@ impl Bounds {
     /// estimate.
     fn new(footprint: &Footprint, size: u64, threads: usize) -> Self {
         let reserved = footprint.peak_bytes().saturating_add(footprint.mapped_bytes);
-        let threads = (threads as u64).saturating_add(THREADS_BESIDE);
-        let address_space = [reserved, reserved / 2, size, BESIDE, threads.saturating_mul(THREAD)];
+        let threads = (threads as u64).saturating_add(EXTRA_THREADS);
+        let address_space = [
+            reserved,
+            reserved / 2,
+            size,
+            EXTRA_ADDRESS_SPACE,
+            threads.saturating_mul(THREAD_ADDRESS_SPACE),
+        ];
         Self {
             address_space: address_space.into_iter().fold(0, u64::saturating_add),
-            deadline: DEADLINE + Duration::from_secs(size / BYTES_PER_SECOND),
+            deadline: BASE_TIMEOUT + Duration::from_secs(size / BYTES_PER_SECOND),
         }
     }
 }
@@ -183,7 +190,7 @@ impl Bounds {
 /// Parameters of the child. The directory of the store is not among them. It is the standard input
 /// of the child, because its path may be unreachable for the child.
 #[derive(Debug, Serialize, Deserialize)]
-struct Task {
+struct ChildTask {
     /// Key of the entry.
     key: String,
     /// Process id of the parent, which waits for the answer.
@@ -199,10 +206,10 @@ struct Task {
 fn command(
     directory: File,
     key: &EntryKey,
-    bounds: &Bounds,
+    bounds: &ChildLimits,
     options: EngineOptions,
 ) -> io::Result<Command> {
-    let task = Task {
+    let task = ChildTask {
         key: key.to_string(),
         parent: nix::unistd::getpid().as_raw(),
         threads: options.threads,
@@ -226,7 +233,7 @@ fn command(
 /// Result of a test, as the child reports it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
+enum TestOutcome {
     /// The model computes the vector that its manifest declares.
     Passed,
     /// The model computes another vector.
@@ -241,7 +248,7 @@ enum Answer {
     NotTested(String),
 }
 
-impl Answer {
+impl TestOutcome {
     fn into_result(self, key: &EntryKey) -> Result<(), InstallError> {
         Err(match self {
             Self::Passed => return Ok(()),
@@ -249,7 +256,7 @@ impl Answer {
                 Ok(precision) => LoadError::SelfTest { cosine, precision }.into(),
                 Err(error) => LoadError::from(error).into(),
             },
-            Self::Refused(reason) => LoadError::Tested(printable(&reason)).into(),
+            Self::Refused(reason) => LoadError::FailedInChild(printable(&reason)).into(),
             Self::Corrupt(reason) => {
                 StoreError::Corrupt { key: key.clone(), reason: printable(&reason) }.into()
             }
@@ -269,38 +276,38 @@ fn printable(text: &str) -> String {
 
 /// End of a child.
 #[derive(Debug)]
-enum Ended {
+enum ChildEnd {
     /// The child answered, or it closed its end of the pipe.
-    Itself { answer: Vec<u8>, status: ExitStatus },
+    Exited { answer: Vec<u8>, status: ExitStatus },
     /// The child was killed at the deadline.
-    TooLate,
+    TimedOut,
     /// The child was killed because the daemon stops.
     Stopped,
 }
 
 /// Judges the end of a child that ran within `bounds`.
-fn verdict(key: &EntryKey, ended: Ended, bounds: &Bounds) -> Result<(), InstallError> {
+fn judge_end(key: &EntryKey, ended: ChildEnd, bounds: &ChildLimits) -> Result<(), InstallError> {
     let (answer, status) = match ended {
-        Ended::Itself { answer, status } => (answer, status),
-        Ended::TooLate => {
+        ChildEnd::Exited { answer, status } => (answer, status),
+        ChildEnd::TimedOut => {
             let seconds = bounds.deadline.as_secs();
             return Err(InstallError::Crashed(format!("did not end within {seconds} s")));
         }
-        Ended::Stopped => return Err(InstallError::Stopping),
+        ChildEnd::Stopped => return Err(InstallError::Stopping),
     };
-    match serde_json::from_slice::<Answer>(&answer) {
+    match serde_json::from_slice::<TestOutcome>(&answer) {
         Ok(answer) => answer.into_result(key),
         // The parent killed the child because it had written something. So its exit status means
         // nothing.
         Err(_no_answer) if !answer.is_empty() => {
             Err(InstallError::Crashed("wrote a result that cannot be read".to_owned()))
         }
-        Err(_no_answer) => Err(InstallError::Crashed(how(status, bounds))),
+        Err(_no_answer) => Err(InstallError::Crashed(describe_end(status, bounds))),
     }
 }
 
 /// Describes the end of a child that did not answer.
-fn how(status: ExitStatus, bounds: &Bounds) -> String {
+fn describe_end(status: ExitStatus, bounds: &ChildLimits) -> String {
     let Some(signal) = status.signal() else {
         return format!("ended without a result: {status}");
     };
@@ -320,9 +327,9 @@ fn how(status: ExitStatus, bounds: &Bounds) -> String {
 }
 
 /// Running child. Dropping it kills the child.
-struct Running(Child);
+struct RunningChild(Child);
 
-impl Running {
+impl RunningChild {
     fn start(command: &mut Command) -> io::Result<Self> {
         let child = command.stdout(Stdio::piped()).spawn()?;
         Ok(Self(child))
@@ -332,7 +339,7 @@ impl Running {
     ///
     /// Must run on the thread that started the child: the kernel kills the child when that thread
     /// ends.
-    fn wait(mut self, deadline: Duration, stop: &CancellationToken) -> io::Result<Ended> {
+    fn wait(mut self, deadline: Duration, stop: &CancellationToken) -> io::Result<ChildEnd> {
         let until = Instant::now() + deadline;
         let pipe = self.0.stdout.take().ok_or_else(|| io::Error::other("the child has no pipe"))?;
         let (sender, receiver) = mpsc::sync_channel(1);
@@ -344,14 +351,14 @@ impl Running {
         })?;
         let answer = loop {
             let left = until.saturating_duration_since(Instant::now());
-            match receiver.recv_timeout(left.min(LOOK)) {
+            match receiver.recv_timeout(left.min(STOP_POLL_INTERVAL)) {
                 Ok(answer) => break Ok(answer?),
                 Err(mpsc::RecvTimeoutError::Disconnected) => break Ok(Vec::new()),
                 Err(mpsc::RecvTimeoutError::Timeout) if stop.is_cancelled() => {
-                    break Err(Ended::Stopped);
+                    break Err(ChildEnd::Stopped);
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) if left.is_zero() => {
-                    break Err(Ended::TooLate);
+                    break Err(ChildEnd::TimedOut);
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
@@ -362,13 +369,13 @@ impl Running {
         // The reader ends now, because the child's end of the pipe is closed.
         drop(reader.join());
         Ok(match answer {
-            Ok(answer) => Ended::Itself { answer, status },
+            Ok(answer) => ChildEnd::Exited { answer, status },
             Err(ended) => ended,
         })
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningChild {
     fn drop(&mut self) {
         // If the child was waited for already, both calls do nothing.
         drop(self.0.kill());
@@ -379,27 +386,27 @@ impl Drop for Running {
 /// Guard that raises the `oom_score_adj` of this process while it starts a child, which inherits
 /// the value. Dropping the guard restores the value. In between, for less than a millisecond, the
 /// OOM killer would choose this process first.
-struct Raised<'a> {
+struct RaisedOomScore<'a> {
     score: &'a Mutex<File>,
-    was: Vec<u8>,
+    original: Vec<u8>,
 }
 
-impl<'a> Raised<'a> {
+impl<'a> RaisedOomScore<'a> {
     fn new(score: &'a Mutex<File>) -> Option<Self> {
         let file = score.lock().unwrap_or_else(PoisonError::into_inner);
         let mut was = vec![0; 16];
         let length = file.read_at(&mut was, 0).ok()?;
         was.truncate(length);
-        file.write_at(TAKEN_FIRST.as_bytes(), 0).ok()?;
+        file.write_at(HIGHEST_OOM_SCORE.as_bytes(), 0).ok()?;
         drop(file);
-        Some(Self { score, was })
+        Some(Self { score, original: was })
     }
 }
 
-impl Drop for Raised<'_> {
+impl Drop for RaisedOomScore<'_> {
     fn drop(&mut self) {
         let file = self.score.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = file.write_at(&self.was, 0) {
+        if let Err(error) = file.write_at(&self.original, 0) {
             tracing::debug!(%error, "the score for the kernel's choice stays raised");
         }
     }
@@ -409,22 +416,23 @@ impl Drop for Raised<'_> {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { address_space: 5 << 20, deadline: Duration::from_secs(7) };
+    const BOUNDS: ChildLimits =
+        ChildLimits { address_space: 5 << 20, deadline: Duration::from_secs(7) };
 
     fn key() -> EntryKey {
         format!("m@1+{}", "0".repeat(64)).parse().unwrap()
     }
 
-    fn run(script: &str, deadline: Duration, stop: &CancellationToken) -> Ended {
+    fn run(script: &str, deadline: Duration, stop: &CancellationToken) -> ChildEnd {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]).stdin(Stdio::null()).stderr(Stdio::null());
-        Running::start(&mut command).unwrap().wait(deadline, stop).unwrap()
+        RunningChild::start(&mut command).unwrap().wait(deadline, stop).unwrap()
     }
 
     fn judged(script: &str) -> Result<(), InstallError> {
         let key = key();
         let stop = CancellationToken::new();
-        verdict(&key, run(script, Duration::from_secs(60), &stop), &BOUNDS)
+        judge_end(&key, run(script, Duration::from_secs(60), &stop), &BOUNDS)
     }
 
     fn reason(script: &str) -> String {
@@ -474,13 +482,13 @@ mod tests {
     fn hanging_child_is_killed() {
         let stop = CancellationToken::new();
         let ended = run("exec sleep 60", Duration::from_millis(50), &stop);
-        assert!(matches!(ended, Ended::TooLate), "{ended:?}");
+        assert!(matches!(ended, ChildEnd::TimedOut), "{ended:?}");
         let key = key();
-        let error = verdict(&key, ended, &BOUNDS).unwrap_err();
+        let error = judge_end(&key, ended, &BOUNDS).unwrap_err();
         assert!(error.to_string().ends_with("did not end within 7 s"), "{error}");
         let began = Instant::now();
         let closed = run("exec >&-; exec sleep 60", Duration::from_secs(60), &stop);
-        assert!(matches!(closed, Ended::Itself { .. }), "{closed:?}");
+        assert!(matches!(closed, ChildEnd::Exited { .. }), "{closed:?}");
         assert!(began.elapsed() < Duration::from_secs(30));
     }
 
@@ -489,7 +497,7 @@ mod tests {
         let stop = CancellationToken::new();
         stop.cancel();
         let ended = run("exec sleep 60", Duration::from_secs(60), &stop);
-        assert!(matches!(ended, Ended::Stopped), "{ended:?}");
+        assert!(matches!(ended, ChildEnd::Stopped), "{ended:?}");
     }
 
     #[test]
@@ -500,26 +508,27 @@ mod tests {
             scratch_bytes: 0,
             loading_bytes: 0,
         };
-        let none = Bounds::new(&footprint(0, 0), 0, 2);
-        assert_eq!(none.address_space, BESIDE + 6 * THREAD);
-        assert_eq!(none.deadline, DEADLINE);
-        let some = Bounds::new(&footprint(100, 20), 30, 2);
+        let none = ChildLimits::new(&footprint(0, 0), 0, 2);
+        assert_eq!(none.address_space, EXTRA_ADDRESS_SPACE + 6 * THREAD_ADDRESS_SPACE);
+        assert_eq!(none.deadline, BASE_TIMEOUT);
+        let some = ChildLimits::new(&footprint(100, 20), 30, 2);
         assert_eq!(some.address_space - none.address_space, 180 + 30);
-        let large = Bounds::new(&footprint(0, 0), 80 << 20, 2);
-        assert_eq!(large.deadline, DEADLINE + Duration::from_secs(10));
-        Bounds::new(&footprint(u64::MAX, u64::MAX), u64::MAX, usize::MAX);
+        let large = ChildLimits::new(&footprint(0, 0), 80 << 20, 2);
+        assert_eq!(large.deadline, BASE_TIMEOUT + Duration::from_secs(10));
+        ChildLimits::new(&footprint(u64::MAX, u64::MAX), u64::MAX, usize::MAX);
     }
 
     #[test]
     fn oom_score_is_raised_and_restored() {
-        let Tester { how: How::Child { score: Some(score), .. }, .. } = Tester::unstoppable()
+        let SelfTester { mode: TestMode::Child { score: Some(score), .. }, .. } =
+            SelfTester::without_stop()
         else {
             return;
         };
         let now = || std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
         let before = now();
-        if let Some(raised) = Raised::new(&score) {
-            assert_eq!(now().trim(), TAKEN_FIRST);
+        if let Some(raised) = RaisedOomScore::new(&score) {
+            assert_eq!(now().trim(), HIGHEST_OOM_SCORE);
             drop(raised);
         }
         assert_eq!(now(), before);

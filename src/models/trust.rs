@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::Handle;
+use super::ManagerHandle;
 use crate::config::Settings;
 use crate::errors::{chain, errno};
 use crate::log::Message;
@@ -17,12 +17,12 @@ use crate::package::{SignatureError, Store, TrustChange, TrustInput};
 
 /// Directories from which trust is derived.
 #[derive(Clone, Debug)]
-pub struct Roots {
+pub struct TrustRoots {
     keys_directory: PathBuf,
     bundled_directory: PathBuf,
 }
 
-impl From<&Settings> for Roots {
+impl From<&Settings> for TrustRoots {
     fn from(settings: &Settings) -> Self {
         let packages = &settings.packages;
         Self {
@@ -32,13 +32,13 @@ impl From<&Settings> for Roots {
     }
 }
 
-impl Roots {
+impl TrustRoots {
     /// Reads the keys and decides for every entry of `store` whether it may be used. Returns the
     /// entries for which this changed, and the errors of unusable keys.
     ///
     /// While the directory of the keys cannot be listed, nothing changes: a failing disk must not
     /// revoke a key. Blocks on reading small files.
-    pub fn judge(&self, store: &Store) -> (TrustChange, Vec<SignatureError>) {
+    pub fn reevaluate(&self, store: &Store) -> (TrustChange, Vec<SignatureError>) {
         match TrustInput::read(&self.keys_directory, &self.bundled_directory) {
             Ok((trusted, errors)) => (store.apply_trust(&trusted), errors),
             Err(error) => (TrustChange::default(), vec![error]),
@@ -47,7 +47,7 @@ impl Roots {
 }
 
 /// Logs which entries were disabled and enabled.
-pub fn tell(changed: &TrustChange) {
+pub fn log_changes(changed: &TrustChange) {
     for entry in &changed.disabled {
         let reason = entry.disabled.as_ref().map(ToString::to_string).unwrap_or_default();
         tracing::warn!(
@@ -69,9 +69,9 @@ pub fn tell(changed: &TrustChange) {
 /// Runs until `cancel`.
 ///
 /// Disabled models are unloaded after they have finished their requests in progress.
-pub async fn follow(
-    handle: Handle,
-    roots: Roots,
+pub async fn watch_keys(
+    handle: ManagerHandle,
+    roots: TrustRoots,
     mut ticks: mpsc::Receiver<()>,
     cancel: CancellationToken,
 ) {
@@ -82,7 +82,7 @@ pub async fn follow(
             tick = ticks.recv() => if tick.is_none() { return },
         }
         let (roots, store) = (roots.clone(), Arc::clone(handle.store()));
-        let judged = tokio::task::spawn_blocking(move || roots.judge(&store)).await;
+        let judged = tokio::task::spawn_blocking(move || roots.reevaluate(&store)).await;
         let (changed, errors) = match judged {
             Ok(judged) => judged,
             Err(error) => {
@@ -102,10 +102,10 @@ pub async fn follow(
             }
             told = texts;
         }
-        tell(&changed);
+        log_changes(&changed);
         if !changed.disabled.is_empty() || !changed.enabled.is_empty() {
             let gone = changed.disabled.into_iter().map(|entry| entry.key).collect();
-            handle.store_changed(gone).await;
+            handle.notify_store_changed(gone).await;
         }
     }
 }

@@ -14,10 +14,10 @@
 
 mod counts;
 mod file;
-mod habit;
 mod histogram;
-mod kept;
 pub mod recommend;
+mod weekly_profile;
+mod write_failures;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,9 +28,9 @@ use crate::errors::{chain, errno};
 use crate::files::FileError;
 use crate::log::Message;
 use crate::package::{EntryKey, Timestamp};
-use counts::Counts;
-use habit::Hour;
-pub(super) use kept::Kept;
+use counts::UsageCounts;
+use weekly_profile::HourNumber;
+pub(super) use write_failures::WriteFailures;
 
 /// Name of the file in the store's directory.
 pub const FILE: &str = "usage.json";
@@ -38,19 +38,19 @@ pub const FILE: &str = "usage.json";
 const MAX_MODELS: usize = 1000;
 /// Time for which the counts of a removed model are kept. A model that is installed again earlier
 /// keeps its weekly profile.
-const KEPT_REMOVED: Duration = Duration::from_secs(30 * 24 * 3600);
+const REMOVED_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Precision of the time at which a model was last installed. A smaller change is not worth a write
 /// of the file.
 const SEEN_PRECISION: Duration = Duration::from_secs(24 * 3600);
 /// Least share of the past weeks in which a model was used in an hour of the week, for it to be
 /// expected in that hour.
 const MIN_PROBABILITY: f64 = 0.6;
-/// Largest time span of [`Usage::expected`].
+/// Largest time span of [`Usage::predict`].
 pub const MAX_AHEAD: Duration = Duration::from_secs(24 * 3600);
 
 /// Outcome of one request.
 #[derive(Clone, Copy, Debug)]
-pub struct Served {
+pub struct RequestOutcome {
     /// Number of texts.
     pub texts: usize,
     /// Number of tokens of all texts.
@@ -59,12 +59,12 @@ pub struct Served {
     pub latency: Duration,
     /// Whether the request succeeded. Latencies of failures are not counted, because they do not
     /// resemble those of answers.
-    pub ok: bool,
+    pub is_ok: bool,
 }
 
 /// Model that will probably be used.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Expected {
+pub struct PredictedUse {
     /// Key of the model.
     pub key: EntryKey,
     /// Share of the past weeks in which the model was used in that hour, with more weight for later
@@ -85,7 +85,7 @@ pub struct Percentiles {
 
 /// Statistics of a model's use.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Stats {
+pub struct UsageStats {
     /// Number of requests that reached the model, without cancelled ones.
     pub requests: u64,
     /// Number of these requests that failed.
@@ -108,7 +108,7 @@ pub struct Stats {
     /// 00:00 UTC. `None` until three weeks have been observed.
     pub use_by_hour: Option<Vec<f64>>,
     /// Expected next use, within [`MAX_AHEAD`].
-    pub next_use: Option<Expected>,
+    pub next_use: Option<PredictedUse>,
     /// Time of the first use.
     pub first_used_at: Option<Timestamp>,
     /// Time of the last use.
@@ -121,12 +121,12 @@ pub struct Usage {
     /// Path of the file. `None` if the existing file could neither be read nor moved aside: then
     /// the counts are not saved.
     path: Option<PathBuf>,
-    state: Mutex<State>,
+    state: Mutex<UsageState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    models: BTreeMap<EntryKey, Counts>,
+struct UsageState {
+    models: BTreeMap<EntryKey, UsageCounts>,
     /// Whether the counts have changed since the last write.
     changed: bool,
 }
@@ -138,21 +138,21 @@ impl Usage {
     pub fn open(path: &Path) -> Self {
         let (models, path) = match file::read(path) {
             Ok(models) => (models, Some(path.to_owned())),
-            Err(error) => (BTreeMap::new(), put_aside(path, &chain(&error))),
+            Err(error) => (BTreeMap::new(), move_unusable_aside(path, &chain(&error))),
         };
-        let mut state = State { models, changed: false };
+        let mut state = UsageState { models, changed: false };
         state.shrink_to(MAX_MODELS);
         Self { path, state: Mutex::new(state) }
     }
 
     /// Counts a request.
-    pub fn record(&self, key: &EntryKey, outcome: Served, now: SystemTime) {
-        self.state().counts(key, now).serve(outcome, now);
+    pub fn record(&self, key: &EntryKey, outcome: RequestOutcome, now: SystemTime) {
+        self.state().counts(key, now).record_request(outcome, now);
     }
 
     /// Counts a load that took `duration`.
     pub fn record_load(&self, key: &EntryKey, duration: Duration, now: SystemTime) {
-        self.state().counts(key, now).load(duration);
+        self.state().counts(key, now).record_load(duration);
     }
 
     /// Returns the rate of use in requests per hour: the recent rate, or the usual rate in this
@@ -165,13 +165,13 @@ impl Usage {
     /// Returns the average time of a load, with more weight for later loads. Returns `None` before
     /// the first load.
     pub fn reload_cost(&self, key: &EntryKey) -> Option<Duration> {
-        self.state().models.get(key).and_then(Counts::reload_cost)
+        self.state().models.get(key).and_then(UsageCounts::reload_cost)
     }
 
     /// Returns the latency of the last 128 to 256 answers, with more weight for later ones. Returns
     /// `None` before the first answer.
     pub fn recent_latency(&self, key: &EntryKey) -> Option<Percentiles> {
-        self.state().models.get(key).and_then(Counts::recent_latency)
+        self.state().models.get(key).and_then(UsageCounts::recent_latency)
     }
 
     /// Returns the models that will probably be used `within` this time from now (at most
@@ -181,7 +181,7 @@ impl Usage {
     /// hour if it was used in that hour of the week (UTC) in at least 60 % of the past weeks. Each
     /// earlier week has 20 % less weight than the next one. At least three weeks must have been
     /// observed.
-    pub fn expected(&self, within: Duration, now: SystemTime) -> Vec<Expected> {
+    pub fn predict(&self, within: Duration, now: SystemTime) -> Vec<PredictedUse> {
         let state = self.state();
         let expected =
             state.models.iter().filter_map(|(key, counts)| next_use(key, counts, within, now));
@@ -192,12 +192,12 @@ impl Usage {
     }
 
     /// Returns the statistics of all models.
-    pub fn stats(&self, now: SystemTime) -> BTreeMap<EntryKey, Stats> {
+    pub fn stats(&self, now: SystemTime) -> BTreeMap<EntryKey, UsageStats> {
         // Copy the counts: the probabilities of a whole week take time, and counting must not wait
         // for them.
         let models = self.state().models.clone();
         let stats = models.into_iter().map(|(key, counts)| {
-            let stats = Stats {
+            let stats = UsageStats {
                 requests: counts.requests,
                 failures: counts.failures,
                 texts: counts.texts,
@@ -221,7 +221,7 @@ impl Usage {
     /// installed.
     pub fn keep_installed(&self, installed: &BTreeSet<EntryKey>, now: SystemTime) {
         let mut state = self.state();
-        let State { models, changed } = &mut *state;
+        let UsageState { models, changed } = &mut *state;
         for key in installed {
             // Older versions wrote keys with a shortened digest. Move their counts to the full key.
             let shortened = key.shortened();
@@ -236,12 +236,12 @@ impl Usage {
             let unseen = counts.unseen_for(now);
             if installed.contains(key) {
                 if unseen >= SEEN_PRECISION {
-                    counts.see(now);
+                    counts.record_seen(now);
                     *changed = true;
                 }
                 return true;
             }
-            let kept = unseen < KEPT_REMOVED;
+            let kept = unseen < REMOVED_RETENTION;
             *changed |= !kept;
             kept
         });
@@ -264,21 +264,21 @@ impl Usage {
         file::write(path, models).inspect_err(|_error| self.state().changed = true)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, UsageState> {
         // A panic under the lock leaves usable counts: at worst one request is counted in part.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl UsageState {
     /// Returns the counts of `key` to be changed. Creates them if needed.
-    fn counts(&mut self, key: &EntryKey, now: SystemTime) -> &mut Counts {
+    fn counts(&mut self, key: &EntryKey, now: SystemTime) -> &mut UsageCounts {
         self.changed = true;
         if !self.models.contains_key(key) {
             self.shrink_to(MAX_MODELS - 1);
         }
         let counts = self.models.entry(key.clone()).or_default();
-        counts.see(now);
+        counts.record_seen(now);
         counts
     }
 
@@ -295,7 +295,7 @@ impl State {
 
 /// Moves an unusable file aside. Returns the path for new counts, or `None` if the file could not
 /// be moved.
-fn put_aside(path: &Path, error: &str) -> Option<PathBuf> {
+fn move_unusable_aside(path: &Path, error: &str) -> Option<PathBuf> {
     let shown = path.display();
     match file::move_aside(path) {
         Ok(aside) => {
@@ -320,23 +320,23 @@ fn put_aside(path: &Path, error: &str) -> Option<PathBuf> {
 
 fn next_use(
     key: &EntryKey,
-    counts: &Counts,
+    counts: &UsageCounts,
     within: Duration,
     now: SystemTime,
-) -> Option<Expected> {
-    let mut hour = Hour::of(now)?;
+) -> Option<PredictedUse> {
+    let mut hour = HourNumber::of(now)?;
     let until = now.checked_add(within.min(MAX_AHEAD))?;
     if counts.was_used_in(hour) {
         hour = hour.next();
     }
     loop {
-        let at = hour.begin()?.max(now);
+        let at = hour.start()?.max(now);
         if at > until {
             return None;
         }
         match counts.probability(hour) {
             Some(probability) if probability >= MIN_PROBABILITY => {
-                return Some(Expected { key: key.clone(), probability, at });
+                return Some(PredictedUse { key: key.clone(), probability, at });
             }
             _ => hour = hour.next(),
         }
@@ -356,9 +356,9 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
     const DAY: Duration = Duration::from_secs(24 * 3600);
     const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
-    const ANSWERED: Served =
-        Served { texts: 2, tokens: 30, latency: Duration::from_millis(10), ok: true };
-    const FAILED: Served = Served { ok: false, ..ANSWERED };
+    const ANSWERED: RequestOutcome =
+        RequestOutcome { texts: 2, tokens: 30, latency: Duration::from_millis(10), is_ok: true };
+    const FAILED: RequestOutcome = RequestOutcome { is_ok: false, ..ANSWERED };
 
     /// Returns Monday 2026-01-05, 00:00 UTC.
     fn monday() -> SystemTime {
@@ -560,22 +560,22 @@ mod tests {
         ] {
             let usage = simulated(&[("a", weeks.clone(), 9)]);
             let before = hour_of(week, 9) - 10 * MINUTE;
-            let found = usage.expected(10 * MINUTE, before);
+            let found = usage.predict(10 * MINUTE, before);
             assert_eq!(found.len(), usize::from(expected), "{weeks:?} in week {week}");
             assert!(found.iter().all(|found| found.at == hour_of(week, 9)
                 && found.key == key("a")
                 && found.probability >= MIN_PROBABILITY));
-            assert_eq!(usage.expected(9 * MINUTE, before), [], "{weeks:?} in week {week}");
+            assert_eq!(usage.predict(9 * MINUTE, before), [], "{weeks:?} in week {week}");
         }
     }
 
     #[test]
     fn new_weekly_hour_replaces_old_one() {
         let usage = simulated(&[("a", 0..6, 9), ("a", 6..12, 19)]);
-        let next = |week| usage.expected(MAX_AHEAD, hour_of(week, 0)).pop().map(|next| next.at);
+        let next = |week| usage.predict(MAX_AHEAD, hour_of(week, 0)).pop().map(|next| next.at);
         assert_eq!(next(12), Some(hour_of(12, 19)));
         let usage = simulated(&[("a", 0..6, 9), ("a", 6..8, 19)]);
-        let next = |week| usage.expected(MAX_AHEAD, hour_of(week, 0)).pop();
+        let next = |week| usage.predict(MAX_AHEAD, hour_of(week, 0)).pop();
         assert_eq!(next(8), None, "neither is the rule");
     }
 
@@ -584,14 +584,14 @@ mod tests {
         let usage = simulated(&[("a", 0..5, 9), ("b", 0..5, 10), ("c", 2..5, 9)]);
         let now = hour_of(5, 9) + 5 * MINUTE;
         let expected = |within| {
-            let expected = usage.expected(within, now).into_iter();
+            let expected = usage.predict(within, now).into_iter();
             Vec::from_iter(expected.map(|found| (found.key, found.at)))
         };
         assert_eq!(expected(MINUTE), [(key("a"), now), (key("c"), now)]);
         usage.record(&key("a"), ANSWERED, now);
         assert_eq!(expected(HOUR), [(key("c"), now), (key("b"), hour_of(5, 10))]);
         // The span is limited to a day.
-        let far = usage.expected(Duration::MAX, hour_of(5, 10) + 20 * MINUTE - 7 * DAY);
+        let far = usage.predict(Duration::MAX, hour_of(5, 10) + 20 * MINUTE - 7 * DAY);
         assert!(far.iter().all(|found| found.at < hour_of(5, 11) - 6 * DAY), "{far:?}");
     }
 
@@ -601,8 +601,8 @@ mod tests {
         let unset = UNIX_EPOCH + HOUR;
         usage.record(&key("a"), ANSWERED, unset);
         usage.record(&key("b"), ANSWERED, UNIX_EPOCH - HOUR);
-        assert_eq!(usage.expected(MAX_AHEAD, unset), []);
-        assert_eq!(usage.expected(HOUR, hour_of(5, 9)).len(), 1);
+        assert_eq!(usage.predict(MAX_AHEAD, unset), []);
+        assert_eq!(usage.predict(HOUR, hour_of(5, 9)).len(), 1);
         assert_eq!(usage.stats(hour_of(5, 9))[&key("b")].requests, 1);
     }
 
@@ -618,7 +618,7 @@ mod tests {
             for (texts, tokens, micros, ok, second) in calls {
                 let now = UNIX_EPOCH + Duration::from_secs(second);
                 let latency = Duration::from_micros(micros);
-                usage.record(&model, Served { texts, tokens, latency, ok }, now);
+                usage.record(&model, RequestOutcome { texts, tokens, latency, is_ok: ok }, now);
                 usage.record_load(&model, latency, now);
                 let stats = usage.stats(now).remove(&model).unwrap();
                 prop_assert!(stats.uses_per_hour.is_finite() && stats.uses_per_hour >= 0.0);
@@ -628,7 +628,7 @@ mod tests {
             // A number in JSON may lose its last bit.
             let counts = |usage: &Usage| {
                 let stats = usage.stats(monday()).into_values();
-                Vec::from_iter(stats.map(|stats| Stats { uses_per_hour: 0.0, ..stats }))
+                Vec::from_iter(stats.map(|stats| UsageStats { uses_per_hour: 0.0, ..stats }))
             };
             prop_assert_eq!(counts(&usage), counts(&place.open()));
         }

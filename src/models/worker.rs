@@ -21,10 +21,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::liveness::PassTracker;
 use super::load::{self, LoadError};
-use super::pulse::Pulse;
-use super::queue::{self, Job, Limits, Next, Receiver, Sender, Turn};
-use super::{Computed, ModelInfo};
+use super::queue::{
+    self, EmbedJob, QueueLimits, QueueReceiver, QueueSender, QueuedRequest, WorkItem,
+};
+use super::{JobOutput, ModelInfo};
 use crate::engine::{Embedder, EngineOptions, LoadedModel, Output, PrecisionReport, Tokenizer};
 use crate::log::Message;
 use crate::metrics::{FailureType, Metrics};
@@ -32,10 +34,10 @@ use crate::package::{EntryKey, Store, StoreError};
 
 /// Tokens of a pass while memory is short: the smallest value that `embedding.batch_tokens` may
 /// have.
-const SHORT_PASS: usize = 512;
+const SHORT_PASS_TOKENS: usize = 512;
 
 /// A token id that every vocabulary has.
-const ANY: u32 = 0;
+const ANY_TOKEN: u32 = 0;
 
 /// Reason why a worker ended before it accepted requests.
 #[derive(Debug, thiserror::Error)]
@@ -64,14 +66,14 @@ impl WorkerError {
         }
     }
 
-    /// Returns other options for the load, if they may help; see [`load::fall_back`].
-    pub(super) fn fall_back(
+    /// Returns other options for the load, if they may help; see [`load::retry_options`].
+    pub(super) fn retry_options(
         &self,
         key: &EntryKey,
         options: EngineOptions,
     ) -> Option<EngineOptions> {
         match self {
-            Self::Load(error) => load::fall_back(key, error, options),
+            Self::Load(error) => load::retry_options(key, error, options),
             _ => None,
         }
     }
@@ -79,7 +81,7 @@ impl WorkerError {
 
 /// A loaded model, as the worker reports it.
 #[derive(Debug)]
-pub(super) struct Ready {
+pub(super) struct ReadyModel {
     /// Facts that clients may know.
     pub(super) info: ModelInfo,
     /// Converts texts into token ids.
@@ -91,38 +93,40 @@ pub(super) struct Ready {
     /// Arithmetic of the model.
     pub(super) report: PrecisionReport,
     /// Duration of the load.
-    pub(super) took: Duration,
+    pub(super) load_time: Duration,
     /// Liveness of its threads.
-    pub(super) pulse: Arc<Pulse>,
-    pass: Arc<Pass>,
+    pub(super) pass_tracker: Arc<PassTracker>,
+    pass_limit: Arc<PassLimit>,
 }
 
-impl Ready {
+impl ReadyModel {
     /// Makes passes short from the next one on.
     pub(super) fn limit_pass(&self) {
-        self.pass.tokens.store(SHORT_PASS.min(self.pass.usual), Ordering::Relaxed);
+        self.pass_limit
+            .current
+            .store(SHORT_PASS_TOKENS.min(self.pass_limit.configured), Ordering::Relaxed);
     }
 
     /// Makes passes as long as the settings allow.
     pub(super) fn unlimit_pass(&self) {
-        self.pass.tokens.store(self.pass.usual, Ordering::Relaxed);
+        self.pass_limit.current.store(self.pass_limit.configured, Ordering::Relaxed);
     }
 }
 
 /// Most tokens of a pass.
 #[derive(Debug)]
-struct Pass {
-    usual: usize,
-    tokens: AtomicUsize,
+struct PassLimit {
+    configured: usize,
+    current: AtomicUsize,
 }
 
 /// A running worker. It finishes its requests and ends when `queue` and all its clones are dropped.
 #[derive(Debug)]
 pub(super) struct Worker {
     /// Queue of its requests.
-    pub(super) queue: Sender,
+    pub(super) queue: QueueSender,
     /// Resolves once: to the loaded model, or to the reason of the failure.
-    pub(super) ready: oneshot::Receiver<Result<Ready, WorkerError>>,
+    pub(super) ready: oneshot::Receiver<Result<ReadyModel, WorkerError>>,
     /// Thread of the worker, which ends after the weights are dropped.
     pub(super) thread: JoinHandle<()>,
 }
@@ -136,7 +140,7 @@ pub(super) fn spawn(
     store: Arc<Store>,
     key: EntryKey,
     options: EngineOptions,
-    limits: Limits,
+    limits: QueueLimits,
     metrics: Metrics,
 ) -> Result<Worker, WorkerError> {
     let (queue, jobs) = queue::channel(limits);
@@ -152,25 +156,26 @@ pub(super) fn spawn(
                 Err(error) => drop(announce.send(Err(error))),
                 Ok((manifest, LoadedModel { tokenizer, embedder })) => {
                     let usual = options.batch_tokens;
-                    let pass = Arc::new(Pass { usual, tokens: AtomicUsize::new(usual) });
+                    let pass =
+                        Arc::new(PassLimit { configured: usual, current: AtomicUsize::new(usual) });
                     let pulse = Arc::default();
-                    let ready = Ready {
+                    let ready = ReadyModel {
                         info: ModelInfo::new(&key, manifest),
                         tokenizer: Arc::new(tokenizer),
                         weight_bytes: embedder.weight_bytes(),
                         mapped_bytes: embedder.mapped_bytes(),
                         report: embedder.report().clone(),
-                        took: started.elapsed(),
-                        pulse: Arc::clone(&pulse),
-                        pass: Arc::clone(&pass),
+                        load_time: started.elapsed(),
+                        pass_tracker: Arc::clone(&pulse),
+                        pass_limit: Arc::clone(&pass),
                     };
                     // If the receiver is gone, the queue is closed as well, and `serve` ends at
                     // once.
                     drop(announce.send(Ok(ready)));
-                    let worker = Serving {
+                    let worker = ModelServer {
                         embedder,
-                        tokens: &pass.tokens,
-                        pulse: &pulse,
+                        tokens: &pass.current,
+                        pass_tracker: &pulse,
                         metrics: &metrics,
                     };
                     worker.serve(jobs, limits.batches);
@@ -182,17 +187,17 @@ pub(super) fn spawn(
 }
 
 /// A model that serves requests.
-struct Serving<'a> {
+struct ModelServer<'a> {
     embedder: Box<dyn Embedder>,
     /// Most tokens of a pass.
     tokens: &'a AtomicUsize,
-    pulse: &'a Pulse,
+    pass_tracker: &'a PassTracker,
     metrics: &'a Metrics,
 }
 
-impl Serving<'_> {
+impl ModelServer<'_> {
     /// Computes batches until the queue has ended, at most `batches` of them concurrently.
-    fn serve(&self, queue: Receiver, batches: usize) {
+    fn serve(&self, queue: QueueReceiver, batches: usize) {
         thread::scope(|scope| {
             for taken in 1..batches {
                 let queue = queue.clone();
@@ -212,16 +217,16 @@ impl Serving<'_> {
         });
     }
 
-    fn take_batches(&self, mut queue: Receiver) {
+    fn take_batches(&self, mut queue: QueueReceiver) {
         loop {
             // Read before each batch: the limit changes with memory pressure.
             let budget = self.tokens.load(Ordering::Relaxed);
             match queue.next(budget) {
                 None => return,
-                Some(Next::Batch(batch)) => self.compute(&mut queue, batch, budget),
-                Some(Next::Prove(done)) => {
-                    let pass = || self.embedder.compute(&[&[ANY]], Output::Vector);
-                    if let Err(error) = self.pulse.pass(1, pass) {
+                Some(WorkItem::Batch(batch)) => self.compute(&mut queue, batch, budget),
+                Some(WorkItem::Probe(done)) => {
+                    let pass = || self.embedder.compute(&[&[ANY_TOKEN]], Output::Vector);
+                    if let Err(error) = self.pass_tracker.track(1, pass) {
                         // A failed pass shows life as well. Requests report the error to their
                         // clients.
                         tracing::debug!(%error, "a pass of one token failed");
@@ -229,7 +234,7 @@ impl Serving<'_> {
                     // The caller may have stopped waiting.
                     let (Ok(()) | Err(())) = done.send(());
                 }
-                Some(Next::ReleaseScratch(waiting)) => {
+                Some(WorkItem::ReleaseScratch(waiting)) => {
                     self.embedder.release_scratch();
                     for done in waiting {
                         // The caller may have stopped waiting.
@@ -241,14 +246,20 @@ impl Serving<'_> {
     }
 
     /// Computes one pass and answers the requests that it finishes.
-    fn compute(&self, queue: &mut Receiver, mut batch: Vec<Turn<Job>>, budget: usize) {
+    fn compute(
+        &self,
+        queue: &mut QueueReceiver,
+        mut batch: Vec<QueuedRequest<EmbedJob>>,
+        budget: usize,
+    ) {
         let began = Instant::now();
         for turn in &mut batch {
             turn.job.began.get_or_insert(began);
         }
         // A request above the budget is alone in its batch. Only then is a part smaller than the
         // request.
-        let parts: Vec<usize> = batch.iter().map(|turn| pass(&turn.job.texts, budget)).collect();
+        let parts: Vec<usize> =
+            batch.iter().map(|turn| texts_in_pass(&turn.job.texts, budget)).collect();
         let texts: Vec<&[u32]> = batch
             .iter()
             .zip(&parts)
@@ -260,7 +271,7 @@ impl Serving<'_> {
         let output = batch.first().map_or(Output::Vector, |turn| turn.job.output);
         // Token states have one row for each token, vectors one row for each text.
         let rows = if output == Output::TokenStates { tokens } else { texts.len() };
-        let outcome = self.pulse.pass(tokens, || self.embedder.compute(&texts, output));
+        let outcome = self.pass_tracker.track(tokens, || self.embedder.compute(&texts, output));
         let took = began.elapsed();
         // At most one request of a batch is unfinished: the one that is alone in it.
         let mut unfinished = None;
@@ -277,7 +288,7 @@ impl Serving<'_> {
                     rest = others;
                     turn.job.vectors.extend_from_slice(own);
                     match turn.job.texts.is_empty() {
-                        true => answer(turn.job),
+                        true => send_reply(turn.job),
                         false => unfinished = Some((turn, done)),
                     }
                 }
@@ -297,21 +308,21 @@ impl Serving<'_> {
         }
         // The time of the whole pass gives the throughput, and so the retry time of rejected
         // clients.
-        queue.computed(tokens, took, unfinished);
+        queue.finish_batch(tokens, took, unfinished);
     }
 }
 
-fn answer(Job { vectors, queued, began, reply, .. }: Job) {
+fn send_reply(EmbedJob { vectors, queued, began, reply, .. }: EmbedJob) {
     let now = Instant::now();
     let began = began.unwrap_or(now);
     let queue = began.saturating_duration_since(queued);
     let inference = now.saturating_duration_since(began);
     // The client may cancel at any time; then the answer is dropped.
-    drop(reply.send(Ok(Computed { vectors, queue, inference })));
+    drop(reply.send(Ok(JobOutput { vectors, queue, inference })));
 }
 
 /// Returns how many of the first `texts` have at most `tokens` tokens together; at least one.
-fn pass(texts: &[Vec<u32>], tokens: usize) -> usize {
+fn texts_in_pass(texts: &[Vec<u32>], tokens: usize) -> usize {
     let mut total = 0;
     let fitting = texts.iter().take_while(|text| {
         total += text.len();
@@ -324,7 +335,7 @@ fn pass(texts: &[Vec<u32>], tokens: usize) -> usize {
 mod tests {
     use std::sync::{Condvar, Mutex};
 
-    use super::super::queue::{Answer, wait};
+    use super::super::queue::{ReplyFuture, wait};
     use super::super::{Flow, Owner, Priority, Ticket};
     use super::*;
     use crate::engine::{EngineError, Precision};
@@ -393,10 +404,10 @@ mod tests {
     }
 
     /// Computes the requests in `queue` until it has ended.
-    fn serve(model: impl Embedder + 'static, queue: Receiver, budget: usize, batches: usize) {
+    fn serve(model: impl Embedder + 'static, queue: QueueReceiver, budget: usize, batches: usize) {
         let (tokens, metrics) = (AtomicUsize::new(budget), Metrics::new(&[]));
-        let (embedder, pulse): (Box<dyn Embedder>, _) = (Box::new(model), Pulse::default());
-        Serving { embedder, tokens: &tokens, pulse: &pulse, metrics: &metrics }
+        let (embedder, pulse): (Box<dyn Embedder>, _) = (Box::new(model), PassTracker::default());
+        ModelServer { embedder, tokens: &tokens, pass_tracker: &pulse, metrics: &metrics }
             .serve(queue, batches);
     }
 
@@ -404,14 +415,15 @@ mod tests {
 
     /// Requests that wait for a worker which is not started yet.
     struct Waiting {
-        sender: Sender,
-        receiver: Receiver,
-        answers: Vec<Option<Answer>>,
+        sender: QueueSender,
+        receiver: QueueReceiver,
+        answers: Vec<Option<ReplyFuture>>,
     }
 
     impl Waiting {
         fn new() -> Self {
-            let limits = Limits { requests: 100, tokens: 10_000, wait: Duration::ZERO, batches: 1 };
+            let limits =
+                QueueLimits { requests: 100, tokens: 10_000, wait: Duration::ZERO, batches: 1 };
             let (sender, receiver) = queue::channel(limits);
             Self { sender, receiver, answers: Vec::new() }
         }
@@ -479,9 +491,9 @@ mod tests {
     fn liveness_pass_runs_before_waiting_requests() {
         let mut waiting = Waiting::new();
         waiting.ask(&[1, 2], 3, Priority::Interactive);
-        let proof = waiting.sender.prove();
+        let proof = waiting.sender.probe();
         let (passes, _) = waiting.serve(10);
-        assert_eq!(passes, [vec![ANY], vec![1, 2]]);
+        assert_eq!(passes, [vec![ANY_TOKEN], vec![1, 2]]);
         assert_eq!(proof.blocking_recv(), Ok(()));
     }
 
@@ -568,8 +580,8 @@ mod tests {
     #[test]
     fn pass_keeps_budget_but_is_never_empty() {
         let texts: Vec<Vec<u32>> = [3, 3, 5, 9, 1, 1].map(|length| vec![0; length]).into();
-        let firsts = [0, 2, 3, 4].map(|first| pass(&texts[first..], 6));
+        let firsts = [0, 2, 3, 4].map(|first| texts_in_pass(&texts[first..], 6));
         assert_eq!(firsts, [2, 1, 1, 2]);
-        assert_eq!(pass(&[], 6), 0);
+        assert_eq!(texts_in_pass(&[], 6), 0);
     }
 }

@@ -4,8 +4,8 @@
 //! headers, links, devices, prefixes, base-256 numbers, hidden bytes, and padding other than zeros.
 //! Format: <https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#tag_20_94_13_06>.
 //!
-//! Invariant: [`Archive::next_member`] returns `None` only after exactly two zero blocks and the end
-//! of the source.
+//! Invariant: [`Archive::next_member`] returns `None` only after exactly two zero blocks and the
+//! end of the source.
 
 use std::io::{self, Read};
 

@@ -11,8 +11,8 @@
 //! - A file that could not be installed is retried when the capacity that it lacked has changed,
 //!   and otherwise after a time that doubles from [`FIRST_RETRY`] to [`LAST_RETRY`].
 //!
-//! [`DropScanner`], the drop scanner, is pure: the caller passes listings and `now`. It never opens a
-//! package; the installer passes it the verdict.
+//! [`DropScanner`], the drop scanner, is pure: the caller passes listings and `now`. It never opens
+//! a package; the installer passes it the verdict.
 
 mod quarantine;
 

@@ -107,8 +107,9 @@ pub struct Store {
     /// Allows one change at a time.
     writing: Mutex<()>,
     index: Mutex<BTreeMap<EntryKey, StoreEntry>>,
-    /// Entries that could not be removed when another one needed their space. [`Store::take_failed_removals`]
-    /// empties the list after each installation, so its length is bounded by the number of entries.
+    /// Entries that could not be removed when another one needed their space.
+    /// [`Store::take_failed_removals`] empties the list after each installation, so its length is
+    /// bounded by the number of entries.
     failed_removals: Mutex<Vec<(EntryKey, StoreError)>>,
     /// The highest version of each id that was installed with a signature.
     highest: Mutex<trust::HighestVersions>,
@@ -408,8 +409,8 @@ impl Store {
     ///
     /// The new record is written first. When that fails, or after a crash in between, every entry
     /// that was available still is. An entry that cannot be removed stays and is reported by
-    /// [`Store::take_failed_removals`]. After a crash all of them stay: the store then exceeds its quota
-    /// until the next installation.
+    /// [`Store::take_failed_removals`]. After a crash all of them stay: the store then exceeds its
+    /// quota until the next installation.
     ///
     /// # Errors
     /// When there is no such entry, the quota would be exceeded, or the record cannot be written.

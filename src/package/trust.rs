@@ -1,8 +1,8 @@
 //! Trust decisions: which package may use which id, and whose signatures are accepted.
 //!
-//! Contains two decisions. [`check_claim`] decides whether an intact package may be installed under the
-//! id in its manifest. [`TrustInput::disables`] decides whether an entry may still be used with the
-//! keys that are configured now. Both do no I/O; [`TrustInput::read`] reads their input.
+//! Contains two decisions. [`check_claim`] decides whether an intact package may be installed under
+//! the id in its manifest. [`TrustInput::disables`] decides whether an entry may still be used with
+//! the keys that are configured now. Both do no I/O; [`TrustInput::read`] reads their input.
 //!
 //! Rules:
 //! - The id of a bundled package is reserved: no other content may use it. The bundled directory is

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each target changes one of the files and takes the others from here")]
 
 use caxton::engine::{
-    Architecture, FileSizes, ModelFiles, ModelSpec, Options, Pooling, Precision, WeightsFormat, footprint,
+    Architecture, FileSizes, ModelFiles, ModelSpec, EngineOptions, Pooling, Precision, WeightsFormat, footprint,
     load,
 };
 
@@ -29,7 +29,7 @@ pub fn try_model(config: &[u8], tokenizer: &[u8], weights: &[u8]) {
         dense: Vec::new(),
         normalize: true,
     };
-    let options = Options { threads: 1, batch_tokens: 64, precision: Precision::F32 };
+    let options = EngineOptions { threads: 1, batch_tokens: 64, precision: Precision::F32 };
     let sizes = FileSizes {
         tokenizer: tokenizer.len() as u64,
         weights: weights.len() as u64,

@@ -13,16 +13,16 @@ use std::time::{Instant, SystemTime};
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use axum::{Extension, Router};
-use caxton::api::{self, App, Budget, ConnectionId, Peer, Places, Streams, Tenants};
+use caxton::api::{self, App, Budget, ConnectionId, PeerCredentials, Permits, Streams, Tenants};
 use caxton::config::Settings;
-use caxton::engine::{Options, Precision};
+use caxton::engine::{EngineOptions, Precision};
 use caxton::events::Events;
-use caxton::memory::monitor::{Gauge, Reading};
+use caxton::memory::monitor::{MemorySampler, Reading};
 use caxton::metrics::Metrics;
-use caxton::models::install::{Installer, Rules};
-use caxton::models::selftest::Tester;
+use caxton::models::install::{Installer, InstallRules};
+use caxton::models::selftest::SelfTester;
 use caxton::models::usage::Usage;
-use caxton::models::{Handle, Parts};
+use caxton::models::{ManagerHandle, ManagerParts};
 use caxton::package::{UnpackLimits, Origin, PackRequest, Store, pack};
 use caxton::units::Bytes;
 use http_body_util::BodyExt;
@@ -72,10 +72,10 @@ impl Appliance {
         install(&store);
         let mut settings = Settings::default();
         settings.memory.embedding_model = MODEL.to_owned();
-        let options = Options { threads: 1, batch_tokens: 64, precision: Precision::F32 };
-        let rules = watch::channel(Rules::from(&settings)).1;
-        let started_with = Arc::new(settings);
-        let settings = watch::channel(Arc::clone(&started_with)).1;
+        let options = EngineOptions { threads: 1, batch_tokens: 64, precision: Precision::F32 };
+        let rules = watch::channel(InstallRules::from(&settings)).1;
+        let initial_settings = Arc::new(settings);
+        let settings = watch::channel(Arc::clone(&initial_settings)).1;
         let readings = watch::channel(Reading::default()).1;
         let (metrics, events) = (Metrics::new(api::ROUTES), Events::new(SystemTime::now()));
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -84,37 +84,37 @@ impl Appliance {
             .build()
             .unwrap();
         let entered = runtime.enter();
-        let parts = Parts {
+        let parts = ManagerParts {
             store,
             options,
             settings: settings.clone(),
-            gauge: Gauge::new(Path::new("/"), None),
+            sampler: MemorySampler::new(Path::new("/"), None),
             readings: readings.clone(),
             usage: Arc::new(Usage::open(&place.path().join("usage.json"))),
             metrics: metrics.clone(),
             events: events.clone(),
         };
         let stop = CancellationToken::new();
-        let (handle, manager) = Handle::new(parts, stop.clone());
+        let (handle, manager) = ManagerHandle::new(parts, stop.clone());
         runtime.spawn(manager);
-        let app = App::from(api::Parts {
-            installer: Installer::new(handle.clone(), rules, options, Tester::unstoppable()),
+        let app = App::from(api::AppParts {
+            installer: Installer::new(handle.clone(), rules, options, SelfTester::without_stop()),
             handle,
             tenants: Arc::new(Tenants::new(settings.clone())),
             budget: Budget::new(readings, settings.clone()),
             settings,
-            started_with,
+            initial_settings,
             configuration: watch::channel(api::wire::Configuration::default()).1,
             sandbox: api::wire::sandbox::Sandbox::default(),
             started: Instant::now(),
             threads: options.threads,
             metrics,
             events,
-            places: Places::new(1),
+            permits: Permits::new(1),
             streams: Streams::default(),
             draining: stop,
         });
-        let peer = Peer { uid: 1000, gid: 1000, pid: None };
+        let peer = PeerCredentials { uid: 1000, gid: 1000, pid: None };
         let router = api::router(app).layer(Extension(peer)).layer(Extension(ConnectionId::next()));
         drop(entered);
         Self { runtime, router, _store: place }
@@ -149,9 +149,9 @@ fn install(store: &Store) {
     // Use any vector, because no engine runs here to compute that of the self-test.
     pack(&request, &|_, _| Ok(vec![0.125; 64]), &|_, _| {}, &mut package).unwrap();
     let staged = store.stage(package.as_slice(), &UnpackLimits::for_size(Bytes::mib(64))).unwrap();
-    let quota = Rules::from(&Settings::default()).quota;
-    let admitted = store.admit(staged, Origin::Installed, quota, |_| true).unwrap();
-    store.make_available(&admitted.entry.key, quota, |_| true).unwrap();
+    let quota = InstallRules::from(&Settings::default()).quota;
+    let installed = store.install(staged, Origin::Installed, quota, |_| true).unwrap();
+    store.activate(&installed.entry.key, quota, |_| true).unwrap();
 }
 
 fuzz_target!(|bytes: &[u8]| {

@@ -27,8 +27,8 @@ impl From<InstallError> for ApiError {
                 Self::of(StatusCode::INTERNAL_SERVER_ERROR, "keys_unusable", &error)
             }
             InstallError::Load(_)
-            | InstallError::GivenUp
-            | InstallError::NotUnpacked
+            | InstallError::NoTestAttemptsLeft
+            | InstallError::NoUnpackAttemptsLeft
             | InstallError::Panicked
             | InstallError::Crashed(_)
             | InstallError::Trust(_) => {
@@ -40,12 +40,14 @@ impl From<InstallError> for ApiError {
             InstallError::BundledOnly => Self::of(StatusCode::FORBIDDEN, "bundled_only", &error),
             InstallError::Stopping => {
                 let wait = Duration::from_secs(5);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, DRAINING, &error).after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, DRAINING, &error).with_retry_after(wait)
             }
-            InstallError::Store(_) | InstallError::Untried(_) | InstallError::NoMemory(_) => {
+            InstallError::Store(_) | InstallError::NotReserved(_) | InstallError::NoMemory(_) => {
                 match error {
                     InstallError::Store(error) => error.into(),
-                    InstallError::Untried(error) | InstallError::NoMemory(error) => error.into(),
+                    InstallError::NotReserved(error) | InstallError::NoMemory(error) => {
+                        error.into()
+                    }
                     other => Self::of(StatusCode::INTERNAL_SERVER_ERROR, "internal", &other),
                 }
             }

@@ -13,11 +13,11 @@ use axum::response::{IntoResponse, Response};
 
 use super::{check_not_empty, prompt};
 use crate::api::App;
-use crate::api::caller::Caller;
 use crate::api::error::ApiError;
 use crate::api::input::read_json;
 use crate::api::request;
-use crate::api::tokenize::turn;
+use crate::api::request_context::RequestContext;
+use crate::api::tokenize::acquire_permit;
 use crate::api::wire::{Input, tei};
 use crate::engine::TokenSpan;
 use crate::models::{Fallback, Lease};
@@ -37,7 +37,7 @@ const BYTES_PER_TOKEN: u64 = 16;
 
 pub(super) async fn tokenize(
     State(app): State<App>,
-    caller: Caller,
+    caller: RequestContext,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: tei::TokenizeRequest = read_json(&app, &caller, body).await?;
@@ -50,8 +50,8 @@ pub(super) async fn tokenize(
     check_size(&texts, "")?;
     let special = request.add_special_tokens.unwrap_or(true);
     let input = Input::Texts(texts);
-    let lease = request::open(&app, &caller, request.model.as_deref(), &input, SAME).await?;
-    let Input::Texts(texts) = input else { return Err(ApiError::lost()) };
+    let lease = request::lease_model(&app, &caller, request.model.as_deref(), &input, SAME).await?;
+    let Input::Texts(texts) = input else { return Err(ApiError::lost_work()) };
     let prompt = request::prompt(&prompt(request.prompt_name), &lease)?;
     check_size(&texts, &prompt)?;
     let bytes: usize = texts.iter().map(String::len).sum();
@@ -62,14 +62,14 @@ pub(super) async fn tokenize(
             let pieces = pieces.map_err(|error| about(error.into(), "inputs", index))?;
             Ok(pieces.into_iter().map(token).collect())
         });
-        Ok(Json(tei::Tokenized(texts.collect::<Result<_, ApiError>>()?)).into_response())
+        Ok(Json(tei::TokenizeResponse(texts.collect::<Result<_, ApiError>>()?)).into_response())
     })
     .await
 }
 
 pub(super) async fn decode(
     State(app): State<App>,
-    caller: Caller,
+    caller: RequestContext,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: tei::DecodeRequest = read_json(&app, &caller, body).await?;
@@ -83,15 +83,15 @@ pub(super) async fn decode(
     }
     let skip_special = request.skip_special_tokens.unwrap_or(true);
     let input = Input::Ids(lists);
-    let lease = request::open(&app, &caller, request.model.as_deref(), &input, SAME).await?;
-    let Input::Ids(lists) = input else { return Err(ApiError::lost()) };
+    let lease = request::lease_model(&app, &caller, request.model.as_deref(), &input, SAME).await?;
+    let Input::Ids(lists) = input else { return Err(ApiError::lost_work()) };
     caller.charge.grow((found as u64).saturating_mul(BYTES_PER_TOKEN))?;
     answer(&app, &caller, lease, move |lease| {
         let texts = lists.iter().enumerate().map(|(index, ids)| {
             let text = lease.decode(ids, skip_special);
             text.map_err(|error| about(error.into(), "ids", index))
         });
-        Ok(Json(tei::Decoded(texts.collect::<Result<_, ApiError>>()?)).into_response())
+        Ok(Json(tei::DecodeResponse(texts.collect::<Result<_, ApiError>>()?)).into_response())
     })
     .await
 }
@@ -114,7 +114,7 @@ fn wrong(param: &str, found: &str, expected: &str) -> ApiError {
 }
 
 fn about(error: ApiError, param: &str, index: usize) -> ApiError {
-    error.about(format!("{param}[{index}]"))
+    error.with_param(format!("{param}[{index}]"))
 }
 
 fn token(piece: TokenSpan) -> tei::Token {
@@ -127,18 +127,18 @@ fn token(piece: TokenSpan) -> tei::Token {
 /// the model.
 async fn answer(
     app: &App,
-    caller: &Caller,
+    caller: &RequestContext,
     lease: Lease,
     work: impl FnOnce(&Lease) -> Result<Response, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
-    let (place, lease) = turn(app, caller, &app.places.work, lease).await?;
+    let (place, lease) = acquire_permit(app, caller, &app.permits.work, lease).await?;
     let charge = Arc::clone(&caller.charge);
     let work = move || {
         let _place = place;
         let mut response = work(&lease)?;
-        request::label_model(&lease.info, &mut response);
+        request::set_model_headers(&lease.info, &mut response);
         response.extensions_mut().insert(charge);
         Ok(response)
     };
-    tokio::task::spawn_blocking(work).await.map_err(request::lost)?
+    tokio::task::spawn_blocking(work).await.map_err(request::log_lost)?
 }

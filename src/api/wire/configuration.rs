@@ -4,24 +4,24 @@ use serde::{Deserialize, Serialize};
 
 /// Answer of `GET /api/configuration`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct InForce {
+pub struct ActiveConfiguration {
     /// All keys, in the order of the shipped file. A key that needs a restart has its value at the
     /// start.
-    pub values: Vec<Value>,
+    pub values: Vec<ConfigValue>,
 }
 
 /// Output of `caxton cat-config --json`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Files {
+pub struct ConfigFiles {
     /// All files that were found. Each one overrides the earlier ones.
-    pub files: Vec<File>,
+    pub files: Vec<ConfigFile>,
     /// All keys, in the order of the shipped file.
-    pub values: Vec<Value>,
+    pub values: Vec<ConfigValue>,
 }
 
 /// A configuration file.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct File {
+pub struct ConfigFile {
     /// Path of the file.
     pub path: String,
     /// `applied`; `empty`, which masks the file that it replaces; or `replaced` by a file with the
@@ -34,7 +34,7 @@ pub struct File {
 
 /// A key with its value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Value {
+pub struct ConfigValue {
     /// Dotted name of the key.
     pub key: String,
     /// Value in the syntax of the files.

@@ -130,7 +130,7 @@ pub struct MemoryAction {
 
 /// Answer of `POST /api/memory/flush`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Flushed {
+pub struct FlushResponse {
     /// Models that were unloaded.
     pub unloaded: Vec<String>,
     /// Memory before the first model was unloaded.
@@ -146,7 +146,7 @@ pub struct Flushed {
 /// Body of `POST /api/memory/models/{id}/load`; optional.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct LoadModel {
+pub struct LoadModelRequest {
     /// Whether the model is excluded from eviction until the next start. If absent, the
     /// configuration decides.
     pub pinned: Option<bool>,
@@ -154,7 +154,7 @@ pub struct LoadModel {
 
 /// Answer of `POST` and `DELETE` on `/api/memory/models/{id}`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct ModelMoved {
+pub struct ResidencyChange {
     /// Name of the model.
     pub model: String,
     /// Whether the model was in memory before.
@@ -166,7 +166,7 @@ pub struct ModelMoved {
 /// Body and answer of `PUT /api/memory/limit`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SetLimit {
+pub struct MemoryLimitSetting {
     /// Size with a unit, such as `"512MiB"`, or `"auto"` for only the kernel's limits.
     pub limit: String,
 }

@@ -122,7 +122,7 @@ pub struct Details {
 
 /// Answer of `GET /api/ps`.
 #[derive(Debug, Serialize)]
-pub struct Running {
+pub struct RunningModels {
     /// All models in memory.
     pub models: Vec<RunningModel>,
 }
@@ -177,7 +177,7 @@ pub struct ShowResponse {
 
 /// Answer of `GET /api/version`.
 #[derive(Debug, Serialize)]
-pub struct Version {
+pub struct VersionResponse {
     /// Version of Caxton, not of Ollama.
     pub version: &'static str,
 }

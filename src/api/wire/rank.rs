@@ -43,14 +43,14 @@ pub struct RankResponse {
     /// `semantic`, `hybrid` or `keyword`. `keyword` is also the mode when no model could answer.
     pub mode: String,
     /// Ranked documents, the best one first.
-    pub results: Vec<Ranked>,
+    pub results: Vec<RankedDocument>,
     /// Token counts.
     pub usage: super::Usage,
 }
 
 /// A ranked document.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Ranked {
+pub struct RankedDocument {
     /// Index of the document in the request.
     pub index: usize,
     /// Score, higher is better: the cosine, the fused reciprocal ranks, or BM25's score, depending
@@ -85,7 +85,7 @@ pub struct RerankRequest {
 
 /// A ranked text. The answer of `POST /rerank` is a list of these, the best one first.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Reranked {
+pub struct RerankedText {
     /// Index of the text in the request.
     pub index: usize,
     /// The text, if it was requested.

@@ -7,7 +7,7 @@ use super::Package;
 /// Body of `POST /api/packages/{id}/rollback`. Without a body, the id means its previous version.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RollBack {
+pub struct RollbackRequest {
     /// New version of the id, or the first digits of its revision.
     #[serde(default)]
     pub to: Option<String>,
@@ -18,7 +18,7 @@ pub struct RollBack {
 
 /// Answer of `POST /api/packages/{id}/rollback`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct RolledBack {
+pub struct RollbackResponse {
     /// Package that the id meant before.
     pub from: Package,
     /// Package that the id means now.

@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Sandbox {
     /// Restriction of the files that the daemon may open.
-    pub landlock: Part,
+    pub landlock: SandboxPart,
     /// Restriction of the system calls that the daemon may make.
-    pub seccomp: Part,
+    pub seccomp: SandboxPart,
 }
 
 /// One part of the sandbox.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-pub struct Part {
+pub struct SandboxPart {
     /// `on`, or `off` when the kernel does not support the part sufficiently.
     pub state: String,
     /// Version of Landlock in the kernel; a later version restricts more.
@@ -24,7 +24,7 @@ pub struct Part {
     pub reason: Option<String>,
 }
 
-impl Part {
+impl SandboxPart {
     /// Returns a part that is active.
     pub fn on(abi: Option<u32>) -> Self {
         Self { state: "on".to_owned(), abi, reason: None }

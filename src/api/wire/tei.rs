@@ -136,7 +136,7 @@ pub struct DecodeRequest {
 
 /// Answer of `POST /embed`: a vector for each text, `[texts, dimensions]`.
 #[derive(Debug, Serialize)]
-pub struct Embeddings<'a>(pub Vec<&'a [f32]>);
+pub struct EmbeddingRows<'a>(pub Vec<&'a [f32]>);
 
 /// Answer of `POST /embed_all`: a state for each token of each text, `[texts, tokens, dimensions]`.
 #[derive(Debug, Serialize)]
@@ -148,7 +148,7 @@ pub struct Similarities(pub Vec<f32>);
 
 /// Answer of `POST /tokenize`: the tokens of each text.
 #[derive(Debug, Serialize)]
-pub struct Tokenized(pub Vec<Vec<Token>>);
+pub struct TokenizeResponse(pub Vec<Vec<Token>>);
 
 /// A token.
 #[derive(Debug, Serialize)]
@@ -167,7 +167,7 @@ pub struct Token {
 
 /// Answer of `POST /decode`: a text for each list of ids.
 #[derive(Debug, Serialize)]
-pub struct Decoded(pub Vec<String>);
+pub struct DecodeResponse(pub Vec<String>);
 
 /// Answer of `GET /info`: the default model and the limits.
 #[derive(Debug, Serialize)]

@@ -21,7 +21,7 @@ const ANOTHER: &str = "the socket is not that of this configuration; --config na
 const MEND_DIRECTORY: &str = "mend the file system, or the owner and mode of that directory; journalctl -k tells of a failing disk";
 
 /// Checks the degraded parts that the running daemon reports, above all its disk.
-pub(super) fn condition(status: Option<&wire::Status>) -> Check {
+pub(super) fn condition(status: Option<&wire::DaemonStatus>) -> Check {
     const NAME: &str = "condition";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
     match &status.degraded[..] {
@@ -36,7 +36,7 @@ pub(super) fn condition(status: Option<&wire::Status>) -> Check {
 }
 
 /// Checks the installed models: none may be corrupt or fail to load.
-pub(super) fn models(status: Option<&wire::Status>) -> Check {
+pub(super) fn models(status: Option<&wire::DaemonStatus>) -> Check {
     const NAME: &str = "models";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
     let packages = &status.packages;
@@ -125,7 +125,7 @@ pub(super) fn store(store: Option<&Result<StoreContents, String>>, caller: &Call
 }
 
 /// Checks for models without a signature although keys are configured.
-pub(super) fn signatures(status: Option<&wire::Status>) -> Check {
+pub(super) fn signatures(status: Option<&wire::DaemonStatus>) -> Check {
     const NAME: &str = "signatures";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
     match &status.unsigned[..] {
@@ -142,7 +142,7 @@ pub(super) fn signatures(status: Option<&wire::Status>) -> Check {
 }
 
 /// Checks for packages that were refused.
-pub(super) fn quarantine(status: Option<&wire::Status>, drop_directory: &Path) -> Check {
+pub(super) fn quarantine(status: Option<&wire::DaemonStatus>, drop_directory: &Path) -> Check {
     const NAME: &str = "packages";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
     let Some(refused) = &status.quarantine else {
@@ -252,13 +252,13 @@ mod tests {
     use super::super::facts::Ownership;
     use super::super::fixture::{answers, assert};
     use super::*;
-    use crate::api::wire::Quarantined;
+    use crate::api::wire::QuarantinedPackage;
 
     const DROP: &str = "/drop";
 
     #[test]
     fn models_are_installed_and_healthy() {
-        let judge = |status: &wire::Status| models(Some(status));
+        let judge = |status: &wire::DaemonStatus| models(Some(status));
         assert(&models(None), Skipped, "does not answer", None);
         assert(&judge(&answers(&[]).status), Fail, "none", Some("caxton model install"));
         let mut status = answers(&[("a", "resident", 1), ("b", "absent", 1)]).status;
@@ -324,7 +324,7 @@ mod tests {
         assert(&signatures(Some(&status)), Warn, "a@1, b@1", Some("remove a@1"));
         status.packages[1].status = "disabled".to_owned();
         status.packages[1].problem = Some("its key was removed".to_owned());
-        let judge = |status: &wire::Status| models(Some(status));
+        let judge = |status: &wire::DaemonStatus| models(Some(status));
         assert(&judge(&status), Warn, "b@1: its key was removed", Some("remove b@1"));
         status.packages[0].status = "corrupt".to_owned();
         assert(&judge(&status), Fail, "a@1: it is damaged (and 1 more)", Some("remove a@1"));
@@ -333,9 +333,10 @@ mod tests {
     #[test]
     fn quarantine_check_shows_last_reason() {
         let mut status = answers(&[]).status;
-        let judge = |status: &wire::Status| quarantine(Some(status), Path::new(DROP));
+        let judge = |status: &wire::DaemonStatus| quarantine(Some(status), Path::new(DROP));
         assert(&judge(&status), Pass, "none", None);
-        let refused = |file: &str| Quarantined { file: file.to_owned(), reason: "half".to_owned() };
+        let refused =
+            |file: &str| QuarantinedPackage { file: file.to_owned(), reason: "half".to_owned() };
         status.quarantine = Some(vec![refused("b"), refused("a")]);
         assert(&judge(&status), Warn, "2 refused, lastly b: half", Some("/drop/quarantine/b*"));
         status.quarantine = Some(vec![refused("x;touch pwned;.model.tar.zst")]);

@@ -20,7 +20,7 @@ use super::super::Connection;
 use super::super::client::{Client, ClientError};
 use super::super::owner::drop_root_if_needed;
 use super::super::shell::quote;
-use crate::api::wire::Status;
+use crate::api::wire::DaemonStatus;
 use crate::api::wire::memory::MemoryStatus;
 use crate::config::{self, ConfigError, ConfigSource, LoadedConfig, Settings};
 use crate::errors::chain;
@@ -139,7 +139,7 @@ pub(super) enum NoAnswer {
 
 /// Answers of the daemon.
 pub(super) struct DaemonAnswers {
-    pub(super) status: Status,
+    pub(super) status: DaemonStatus,
     pub(super) memory: MemoryStatus,
     /// Reason why the default model cannot answer; `None` when it can.
     pub(super) unready: Option<String>,
@@ -349,7 +349,7 @@ async fn query_daemon(socket: &Path) -> Result<DaemonAnswers, NoAnswer> {
     let mut client = in_time(Client::connect(socket)).await?;
     let status: Value = in_time(client.get("/status")).await?;
     let sandbox = status.get("sandbox").filter(|value| !value.is_null()).cloned();
-    let status: Status = serde_json::from_value(status)
+    let status: DaemonStatus = serde_json::from_value(status)
         .map_err(|error| NoAnswer::Broken(format!("its status is not understood: {error}")))?;
     let memory = in_time(client.get("/api/memory/status")).await?;
     let unready = match in_time(client.send(Request::get("/readyz"), Body::empty())).await {

@@ -9,7 +9,7 @@ use super::super::memory::nearest_limit;
 use super::keys::KeyAction;
 use crate::api::wire::events::Event;
 use crate::api::wire::memory::{MemoryStatus, ModelMemory};
-use crate::api::wire::{ModelStats, Package, Status};
+use crate::api::wire::{DaemonStatus, ModelStats, Package};
 
 /// Number of events that are kept: more than any screen shows.
 const EVENTS: usize = 64;
@@ -19,7 +19,7 @@ pub(super) struct Snapshot {
     /// Time of the last answer.
     pub(super) at: Instant,
     /// Answer of `/status`.
-    pub(super) status: Status,
+    pub(super) status: DaemonStatus,
     /// Answer of `/api/memory/status`.
     pub(super) memory: MemoryStatus,
     /// Answer of `/api/models/stats`.

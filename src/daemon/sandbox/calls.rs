@@ -21,19 +21,19 @@ use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompFilter, TargetArch, sock_filter,
 };
 
-use crate::api::wire::sandbox::Part;
+use crate::api::wire::sandbox::SandboxPart;
 use crate::errors::chain;
 use install::install;
 
 /// Number of the newest call that [`allowed`] was compared with: `file_setattr` of Linux 6.17.
 /// Numbers from 424 on are the same on every machine.
-const YOUNGEST: u32 = 469;
+const NEWEST_CALL: u32 = 469;
 
 /// Restricts all current and future threads of this process to the allowed calls.
-pub(super) fn restrict() -> Part {
+pub(super) fn restrict() -> SandboxPart {
     match apply(libc::SECCOMP_FILTER_FLAG_TSYNC) {
-        Ok(()) => Part::on(None),
-        Err(error) => Part::off(None, chain(&*error)),
+        Ok(()) => SandboxPart::on(None),
+        Err(error) => SandboxPart::off(None, chain(&*error)),
     }
 }
 
@@ -42,7 +42,7 @@ fn apply(flags: libc::c_ulong) -> Result<(), Box<dyn Error>> {
     install(&filter()?, flags | libc::SECCOMP_FILTER_FLAG_LOG)?;
     // If several filters return an error, the kernel uses the result of the last one installed. So
     // the ENOSYS filter comes last.
-    install(&quiet(), flags)?;
+    install(&enosys_filter(), flags)?;
     Ok(())
 }
 
@@ -54,7 +54,7 @@ fn filter() -> Result<BpfProgram, BackendError> {
 }
 
 /// Returns the filter that answers `clone3` and calls newer than the list with ENOSYS.
-fn quiet() -> BpfProgram {
+fn enosys_filter() -> BpfProgram {
     // Constants of linux/bpf_common.h, linux/seccomp.h and asm/unistd.h.
     const LOAD_WORD: u16 = 0x20;
     const JUMP_IF_EQUAL: u16 = 0x15;
@@ -72,7 +72,7 @@ fn quiet() -> BpfProgram {
         sock_filter { code: LOAD_WORD, jt: 0, jf: 0, k: OFFSET_OF_NUMBER },
         sock_filter { code: JUMP_IF_EQUAL, jt: 3, jf: 0, k: clone3 },
         sock_filter { code: JUMP_IF_NOT_LESS, jt: 1, jf: 0, k: X32 },
-        sock_filter { code: JUMP_IF_GREATER, jt: 1, jf: 0, k: YOUNGEST },
+        sock_filter { code: JUMP_IF_GREATER, jt: 1, jf: 0, k: NEWEST_CALL },
         sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
         sock_filter { code: RETURN, jt: 0, jf: 0, k: error },
     ]
@@ -98,7 +98,7 @@ mod tests {
     /// Returns the decision of the kernel on a call, as `seccomp_run_filters` in kernel/seccomp.c
     /// makes it.
     fn decided(call: i64, arguments: &[u64]) -> u32 {
-        let filters = [quiet(), filter().unwrap()];
+        let filters = [enosys_filter(), filter().unwrap()];
         let decisions = filters.map(|filter| run(&filter, call, arguments));
         let graver = |a: u32, b: u32| if b & 0xffff_0000 < a & 0xffff_0000 { b } else { a };
         decisions.into_iter().reduce(graver).unwrap()
@@ -184,8 +184,8 @@ mod tests {
             (libc::SYS_setresuid, vec![], EPERM),
             (libc::SYS_truncate, vec![], EPERM),
             (libc::SYS_execveat, vec![], EPERM),
-            (i64::from(YOUNGEST), vec![], EPERM),
-            (i64::from(YOUNGEST) + 1, vec![], ENOSYS),
+            (i64::from(NEWEST_CALL), vec![], EPERM),
+            (i64::from(NEWEST_CALL) + 1, vec![], ENOSYS),
         ];
         cases.extend(namespaces.map(|flag| (libc::SYS_clone, vec![flag | 17], EPERM)));
         #[cfg(target_arch = "x86_64")]
@@ -205,8 +205,8 @@ mod tests {
     #[test]
     fn filter_allows_only_calls_in_the_table() {
         let rules = allowed::rules().unwrap();
-        let allowed =
-            (0..=i64::from(YOUNGEST)).filter(|call| run(&filter().unwrap(), *call, &[]) == ALLOW);
+        let allowed = (0..=i64::from(NEWEST_CALL))
+            .filter(|call| run(&filter().unwrap(), *call, &[]) == ALLOW);
         let unconditional =
             rules.iter().filter(|(_, rules)| rules.is_empty()).map(|(call, _)| *call);
         let conditional = BTreeSet::from_iter(rules.keys().copied());
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn overlong_filter_is_an_error() {
-        let error = install(&vec![quiet()[0].clone(); 70_000], 0).unwrap_err();
+        let error = install(&vec![enosys_filter()[0].clone(); 70_000], 0).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Other);
     }
 }

@@ -17,7 +17,7 @@ use crate::exit::Exit;
 use crate::log::Message;
 
 /// Paths that are written in addition to those that the settings name.
-pub(super) struct Writes<'a> {
+pub(super) struct ExtraWritePaths<'a> {
     /// Path of the last good configuration.
     pub(super) last_good: Option<&'a Path>,
     /// Whether this process binds the socket.
@@ -29,11 +29,11 @@ pub(super) struct Writes<'a> {
 ///
 /// # Errors
 /// Fails if the sandbox is incomplete and the settings require it.
-pub(super) fn enter(
+pub(super) fn enter_sandbox(
     settings: &Settings,
     source: &ConfigSource,
     files: &[PathBuf],
-    writes: &Writes<'_>,
+    writes: &ExtraWritePaths<'_>,
 ) -> Result<Sandbox, Exit> {
     let watched = std::env::var_os("MEMORY_PRESSURE_WATCH").map(PathBuf::from);
     let grants = paths::Grants::new(settings, source, files, writes, watched);
@@ -81,16 +81,16 @@ fn report(sandbox: &Sandbox, is_required: bool) -> Result<(), Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::wire::sandbox::Part;
+    use crate::api::wire::sandbox::SandboxPart;
 
     #[test]
     fn required_but_incomplete_sandbox_prevents_start() {
-        let off = || Part::off(Some(1), "no".to_owned());
+        let off = || SandboxPart::off(Some(1), "no".to_owned());
         let of = |landlock, seccomp| Sandbox { landlock, seccomp };
         let cases = [
-            (of(Part::on(Some(7)), Part::on(None)), Ok(())),
-            (of(off(), Part::on(None)), Err(Exit::Config)),
-            (of(Part::on(Some(7)), off()), Err(Exit::Config)),
+            (of(SandboxPart::on(Some(7)), SandboxPart::on(None)), Ok(())),
+            (of(off(), SandboxPart::on(None)), Err(Exit::Config)),
+            (of(SandboxPart::on(Some(7)), off()), Err(Exit::Config)),
         ];
         for (sandbox, required) in cases {
             assert_eq!(report(&sandbox, true), required, "{sandbox:?}");

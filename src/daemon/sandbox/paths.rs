@@ -21,16 +21,16 @@ use landlock::{
     RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 
-use super::Writes;
-use crate::api::wire::sandbox::Part;
+use super::ExtraWritePaths;
+use crate::api::wire::sandbox::SandboxPart;
 use crate::config::{self, ConfigSource, Settings};
 use crate::errors::chain;
 
 /// Least version of Landlock. The first version, in Linux 5.13, does not allow a rename from one
 /// directory to another. The store installs packages by such renames.
-const LEAST: ABI = ABI::V2;
+const MIN_ABI: ABI = ABI::V2;
 /// Newest version whose rights are used. The program was tested with them.
-const MOST: ABI = ABI::V7;
+const MAX_ABI: ABI = ABI::V7;
 
 /// Directories that libraries read to look up users and groups, some of which are outside /etc, and
 /// to count processors.
@@ -70,7 +70,7 @@ pub(super) struct Grants {
     /// Directories whose files may be written in place, but not created or removed.
     pressure: Vec<PathBuf>,
     /// Whether systemd listens on an abstract socket, as it may in a container.
-    speaks_abstract: bool,
+    needs_abstract_sockets: bool,
 }
 
 impl Grants {
@@ -80,7 +80,7 @@ impl Grants {
         settings: &Settings,
         source: &ConfigSource,
         files: &[PathBuf],
-        writes: &Writes<'_>,
+        writes: &ExtraWritePaths<'_>,
         watched: Option<PathBuf>,
     ) -> Self {
         let packages = &settings.packages;
@@ -106,7 +106,7 @@ impl Grants {
         let speaks_abstract =
             std::env::var("NOTIFY_SOCKET").is_ok_and(|socket| socket.starts_with('@'));
         let execute = [PROGRAM].into_iter().chain(LOADERS).map(PathBuf::from).collect();
-        Self { read, write, execute, pressure, speaks_abstract }
+        Self { read, write, execute, pressure, needs_abstract_sockets: speaks_abstract }
     }
 
     /// Returns the directories for packages and keys that do not exist and are not inside a granted
@@ -135,14 +135,16 @@ fn not_the_root(directory: &Path) -> Option<PathBuf> {
 
 /// Restricts the calling thread, and all threads and processes that it starts, to `grants`. Blocks
 /// while some directories are opened.
-pub(super) fn restrict(grants: &Grants) -> Part {
+pub(super) fn restrict(grants: &Grants) -> SandboxPart {
     // Landlock restricts only the calling thread, so existing threads would stay unrestricted.
     match threads() {
         Ok(1) => {}
         Ok(threads) => {
-            return Part::off(None, format!("{} threads were there before it", threads - 1));
+            return SandboxPart::off(None, format!("{} threads were there before it", threads - 1));
         }
-        Err(error) => return Part::off(None, format!("cannot list /proc/self/task: {error}")),
+        Err(error) => {
+            return SandboxPart::off(None, format!("cannot list /proc/self/task: {error}"));
+        }
     }
     apply(grants)
 }
@@ -151,42 +153,45 @@ fn threads() -> io::Result<usize> {
     Ok(fs::read_dir("/proc/self/task")?.count())
 }
 
-fn apply(grants: &Grants) -> Part {
+fn apply(grants: &Grants) -> SandboxPart {
     let status = match ruleset(grants).and_then(landlock::RulesetCreated::restrict_self) {
         Ok(status) => status,
-        Err(error) => return Part::off(None, chain(&error)),
+        Err(error) => return SandboxPart::off(None, chain(&error)),
     };
     let abi = match status.landlock {
         LandlockStatus::Available { effective_abi, .. } => Some(effective_abi as u32),
         LandlockStatus::NotEnabled => {
-            return Part::off(None, "the kernel was started without it".to_owned());
+            return SandboxPart::off(None, "the kernel was started without it".to_owned());
         }
         LandlockStatus::NotImplemented => {
-            return Part::off(None, "the kernel does not have it".to_owned());
+            return SandboxPart::off(None, "the kernel does not have it".to_owned());
         }
     };
     match status.ruleset {
-        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => Part::on(abi),
+        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => SandboxPart::on(abi),
         RulesetStatus::NotEnforced => {
-            let least = LEAST as u32;
-            Part::off(abi, format!("the kernel gives version {abi:?}, and {least} is needed"))
+            let least = MIN_ABI as u32;
+            SandboxPart::off(
+                abi,
+                format!("the kernel gives version {abi:?}, and {least} is needed"),
+            )
         }
     }
 }
 
 fn ruleset(grants: &Grants) -> Result<landlock::RulesetCreated, RulesetError> {
     let mut scopes = BitFlags::from(Scope::Signal);
-    if !grants.speaks_abstract {
+    if !grants.needs_abstract_sockets {
         scopes |= Scope::AbstractUnixSocket;
     }
     let reading = AccessFs::ReadFile | AccessFs::ReadDir;
-    let writing = AccessFs::from_write(MOST) | reading;
+    let writing = AccessFs::from_write(MAX_ABI) | reading;
     let made = Ruleset::default()
         .set_compatibility(CompatLevel::SoftRequirement)
-        .handle_access(AccessFs::from_all(LEAST))?
+        .handle_access(AccessFs::from_all(MIN_ABI))?
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(MOST))?
-        .handle_access(AccessNet::from_all(MOST))?
+        .handle_access(AccessFs::from_all(MAX_ABI))?
+        .handle_access(AccessNet::from_all(MAX_ABI))?
         .scope(scopes)?
         .create()?;
     made.set_compatibility(CompatLevel::BestEffort)
@@ -214,7 +219,8 @@ mod tests {
         fs::create_dir(path.join("keys.d")).unwrap();
         let source = ConfigSource::File("/caxton.yaml".into());
         let watched = PathBuf::from("/run/pressure");
-        let writes = Writes { last_good: Some(Path::new("/state/last-good")), socket: true };
+        let writes =
+            ExtraWritePaths { last_good: Some(Path::new("/state/last-good")), socket: true };
         let grants = Grants::new(&settings, &source, &[], &writes, Some(watched.clone()));
         assert!(grants.write.contains(&PathBuf::from("/state")), "the last good configuration's");
         assert!(grants.pressure.contains(&watched));

@@ -143,7 +143,7 @@ impl ThreadTeam<'_> {
     }
 }
 
-/// Copies `rows` of `parts`, `[parts, stride, width]`, to rows of `out`, `[rowwise, parts, width]`.
+/// Copies `rows` of `parts`, `[parts, stride, width]`, to rows of `out`, `[rows, parts, width]`.
 fn gather(parts: &[f32], stride: usize, width: usize, rows: Range<usize>, out: &mut [f32]) {
     let count = out.len() / rows.len() / width;
     for (row, out) in rows.zip(out.chunks_exact_mut(count * width)) {

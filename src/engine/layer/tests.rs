@@ -38,7 +38,7 @@ struct Case {
     inputs: Vec<Option<usize>>,
     ends: Vec<usize>,
     factor: f32,
-    /// Values of the matrix, `[rowwise, columns]`.
+    /// Values of the matrix, `[rows, columns]`.
     values: Vec<f32>,
     rows: usize,
     columns: usize,

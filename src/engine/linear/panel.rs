@@ -1,7 +1,7 @@
 //! Packing of the outputs of a panel.
 //!
-//! A [`PanelBuffer`] is filled output by output, in the order in which weights are stored. Then it is
-//! transposed line by line, so that each cache line of the packed weights is written once.
+//! A [`PanelBuffer`] is filled output by output, in the order in which weights are stored. Then it
+//! is transposed line by line, so that each cache line of the packed weights is written once.
 
 use super::{GROUPS, Linear, OperandFormat, Outlier};
 use crate::engine::buffer::Buffer;

@@ -367,7 +367,8 @@ unsafe fn int8_piece(
     }
 }
 
-/// Converts the sums of a piece to f32 and adds them to the results. [`OperandQuantization`] has the formula.
+/// Converts the sums of a piece to f32 and adds them to the results. [`OperandQuantization`] has
+/// the formula.
 ///
 /// # Safety
 /// `integers.fits(first + R, ..)` is true, `block` has 16 results for each of `R` rows, and

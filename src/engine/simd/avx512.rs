@@ -153,8 +153,8 @@ unsafe fn int8_rows<const R: usize>(
                 }
             }
             begin = end;
-            // The block is complete: dequantize its sums as [`OperandQuantization`] describes, and add them to
-            // the results.
+            // The block is complete: dequantize its sums as [`OperandQuantization`] describes, and
+            // add them to the results.
             let weight_sums = halves(&integers.sums[block]);
             let scales = halves(&integers.scales[block]);
             for (row, sums) in sums.into_iter().enumerate() {
@@ -189,8 +189,8 @@ macro_rules! in_blocks {
         for block in 0..blocks {
             let rows = (product.rows - first).div_ceil(blocks - block);
             // SAFETY: the caller of this function has detected the features. `fits` was asserted
-            // above for `product.rowwise`, and the caller asserted `fit`. `first + rows` is never
-            // beyond `product.rowwise`.
+            // above for `product.rows`, and the caller asserted `fit`. `first + rows` is never
+            // beyond `product.rows`.
             // JUSTIFICATION: a safe call needs the features enabled for the whole binary.
             unsafe {
                 match rows {

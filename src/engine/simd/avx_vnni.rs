@@ -101,8 +101,8 @@ unsafe fn int8_rows<const R: usize>(
                 }
             }
             begin = end;
-            // The block is complete: dequantize its sums as [`OperandQuantization`] describes, and add them to
-            // the results.
+            // The block is complete: dequantize its sums as [`OperandQuantization`] describes, and
+            // add them to the results.
             let weight_sums = halves(&integers.sums[block]);
             let scales = halves(&integers.scales[block]);
             for (row, sums) in sums.into_iter().enumerate() {

@@ -1,8 +1,8 @@
 //! Products of a few rows with a panel of 32 packed columns.
 //!
-//! A panel is `[lane_groups, 32]`. A lane group is four bytes of a row: one f32, two bf16 or four int8.
-//! The panel holds the weights of the 32 columns for each lane group, one behind the other. This
-//! module contains the scalar twins of all kernels for products, also of those in
+//! A panel is `[lane_groups, 32]`. A lane group is four bytes of a row: one f32, two bf16 or four
+//! int8. The panel holds the weights of the 32 columns for each lane group, one behind the other.
+//! This module contains the scalar twins of all kernels for products, also of those in
 //! [`super::super::amx`].
 //!
 //! Invariant: the results of a row do not depend on the other rows. Each result is one chain of
@@ -31,7 +31,7 @@ pub(in crate::engine) struct Product<'a> {
         expect(dead_code, reason = "only kernels of x86-64 ask for it")
     )]
     pub(in crate::engine) next_panel: &'a [[u32; PANEL_WIDTH]],
-    /// Results, `[rowwise, 32]`, rows `out_stride` values apart.
+    /// Results, `[rows, 32]`, rows `out_stride` values apart.
     pub(in crate::engine) out: &'a mut [f32],
     pub(in crate::engine) out_stride: usize,
 }
@@ -55,7 +55,7 @@ impl Product<'_> {
 pub(in crate::engine) struct OperandQuantization<'a> {
     /// Ends of the blocks, in lane groups. The last one is the length of the panel.
     pub(in crate::engine) ends: &'a [usize],
-    /// Scale and zero point of each row and block, `[rowwise, blocks]`.
+    /// Scale and zero point of each row and block, `[rows, blocks]`.
     pub(in crate::engine) rows: &'a [RowQuantization],
     /// Sums of the weights of each column, per block.
     pub(in crate::engine) sums: &'a [[f32; PANEL_WIDTH]],
@@ -315,7 +315,7 @@ pub(in crate::engine) mod tests {
         [(0..rows).map(|_| value()).collect(), (0..count * PANEL_WIDTH).map(|_| value()).collect()]
     }
 
-    /// Returns the results of `multiply`, `[rowwise, 32]`.
+    /// Returns the results of `multiply`, `[rows, 32]`.
     pub(in crate::engine) fn results(
         (rows, inputs): (usize, usize),
         format: OperandFormat,

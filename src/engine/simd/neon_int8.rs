@@ -325,8 +325,8 @@ unsafe fn widening_block<const R: usize, const V: usize>(
 /// them to the results. [`OperandQuantization`] has the formula.
 ///
 /// # Safety
-/// `product.fits(row + R, ..)` and `integers.fits(row + R, ..)` are true, and `column + 4 * V` is at
-/// most 32.
+/// `product.fits(row + R, ..)` and `integers.fits(row + R, ..)` are true, and `column + 4 * V` is
+/// at most 32.
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn add_values<const R: usize, const V: usize>(

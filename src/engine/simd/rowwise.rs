@@ -1,7 +1,7 @@
 //! Element-wise and row-wise arithmetic: activations, LayerNorm, softmax, conversions and
 //! quantization.
 //!
-//! A block of results is `[rowwise, 32]` in f32. Every function writes all 32 columns. The columns
+//! A block of results is `[rows, 32]` in f32. Every function writes all 32 columns. The columns
 //! beyond the last one of a matrix have weights and bias zero, so they stay zero.
 
 #[cfg(target_arch = "x86_64")]
@@ -332,8 +332,8 @@ vectorised! {
 }
 
 /// Quantizes the rows of `values`, `stride` values apart, to rows of `out`, `out_stride` lane
-/// groups apart, in the format that [`Isa::int8_row_format`] returns. Each block of channels has its
-/// own scale and zero point, `[rowwise, blocks]`; `ends` are the ends of the blocks.
+/// groups apart, in the format that [`Isa::int8_row_format`] returns. Each block of channels has
+/// its own scale and zero point, `[rows, blocks]`; `ends` are the ends of the blocks.
 pub(in crate::engine) fn quantize(
     isa: Isa,
     values: &[f32],
@@ -388,7 +388,7 @@ fn quantize_unsigned(isa: Isa, values: &[f32], out: &mut [u8], quantization: &mu
 }
 
 vectorised! {
-    /// Applies LayerNorm in place to each row of `x`, `[rowwise, stride]`, over its first
+    /// Applies LayerNorm in place to each row of `x`, `[rows, stride]`, over its first
     /// `weight.len()` values.
     fn layer_norm<FMA>(x: &mut [f32], stride: usize, weight: &[f32], bias: &[f32], epsilon: f32) {
         let width = weight.len();
@@ -470,7 +470,7 @@ fn softmax_row<const FMA: bool>(row: &mut [f32], length: usize, bias: Option<&[f
 }
 
 vectorised! {
-    /// Computes the softmax of each row of `scores`, `[rowwise, stride]`, over its first `length`
+    /// Computes the softmax of each row of `scores`, `[rows, stride]`, over its first `length`
     /// values, without the division. `inverses` receives the reciprocal of the sum of each row.
     ///
     /// `bias` is a slice and an index, and is added to the scores first: row `i` adds the `length`

@@ -203,9 +203,8 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>
 /// Multiplies rows with the weights of `piece`, and adds the dequantized sums to the results.
 ///
 /// # Safety
-/// `product.fits(rows.end, twice the groups of the panel)` and
-/// `integers.fits(rows.end, groups of the panel)` are true. There are 1 to 6 rows. `widened` has the
-/// weights of the piece.
+/// `product.fits(rows.end, twice the groups of the panel)` and `integers.fits(rows.end, groups of
+/// the panel)` are true. There are 1 to 6 rows. `widened` has the weights of the piece.
 #[target_feature(enable = "sse4.2")]
 unsafe fn int8_rows(
     product: &mut Product<'_>,
@@ -249,9 +248,9 @@ unsafe fn int8_rows(
     }
 }
 
-/// Converts the sums of a row and a piece to f32 and adds them to the results. [`OperandQuantization`] has the
-/// formula. Each column has two sums: one of the first two and one of the last two inputs of all
-/// lane groups.
+/// Converts the sums of a row and a piece to f32 and adds them to the results.
+/// [`OperandQuantization`] has the formula. Each column has two sums: one of the first two and one
+/// of the last two inputs of all lane groups.
 ///
 /// # Safety
 /// `out` has 16 results.

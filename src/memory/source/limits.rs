@@ -13,20 +13,20 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::registered;
+use super::register;
 use crate::files::FileError;
 use crate::memory::cgroup::Hierarchy;
 
 /// Watch on the limits of a group and its ancestors; dropping it ends the watch.
 #[derive(Debug)]
-pub(super) struct Limits {
+pub(super) struct LimitWatch {
     group: PathBuf,
     /// Stays registered, because registering allocates kernel memory, for which a group over its
     /// limit is throttled.
     writes: AsyncFd<File>,
 }
 
-impl Limits {
+impl LimitWatch {
     /// Watches the existing limit files. Files may be absent, because groups above can lack the
     /// controller.
     pub(super) fn watch(memory: &Hierarchy) -> Result<Self, FileError> {
@@ -40,12 +40,12 @@ impl Limits {
                 Err(errno) => return Err(failed(&file, errno)),
             }
         }
-        let writes = registered(File::from(OwnedFd::from(inotify)), Interest::READABLE, &group)?;
+        let writes = register(File::from(OwnedFd::from(inotify)), Interest::READABLE, &group)?;
         Ok(Self { group, writes })
     }
 
     /// Waits until a process writes to one of the limits. May be cancelled at any time.
-    pub(super) async fn written(&mut self) -> Result<(), FileError> {
+    pub(super) async fn wait_for_write(&mut self) -> Result<(), FileError> {
         // The event's file does not matter, because a sample reads all limits. Events beyond the
         // buffer wake the next call.
         let mut events = [0; 1024];

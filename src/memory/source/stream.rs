@@ -13,16 +13,16 @@ use nix::fcntl::OFlag;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use super::{SourceError, registered, uninterrupted};
+use super::{SourceError, register, retry_interrupted};
 use crate::files::FileError;
 
 /// Bytes discarded per signal at most: the default capacity of a FIFO. Remaining bytes cause the
 /// next signal.
-const DISCARDED: usize = 64 << 10;
+const MAX_DISCARDED: usize = 64 << 10;
 
 /// Stream of bytes, each of which signals pressure. Their values have no meaning.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct SignalStream {
     path: PathBuf,
     kind: &'static str,
     payload: Vec<u8>,
@@ -30,7 +30,7 @@ pub(super) struct Stream {
     file: Option<File>,
 }
 
-impl Stream {
+impl SignalStream {
     /// Opens a FIFO. It is opened for writing, too, so that the stream does not end when the writer
     /// closes it; another writer may open it later.
     pub(super) fn fifo(path: &Path, payload: &[u8]) -> Result<Self, SourceError> {
@@ -56,7 +56,7 @@ impl Stream {
     }
 
     /// Waits for bytes and discards them. Returns whether there were any.
-    pub(super) async fn heard(&mut self) -> Result<bool, SourceError> {
+    pub(super) async fn wait(&mut self) -> Result<bool, SourceError> {
         let Self { path, payload, file, .. } = self;
         let file = match file {
             Some(file) => file,
@@ -64,20 +64,20 @@ impl Stream {
         };
         // Register for the wait only, so that a storm of bytes does not wake the runtime during the
         // hold-off time. No signal is lost, because the bytes stay in the FIFO or socket.
-        let registered = registered(file.as_fd(), Interest::READABLE, path)?;
+        let registered = register(file.as_fd(), Interest::READABLE, path)?;
         let ready = registered.readable().await.map(|mut ready| ready.retain_ready());
         drop(registered);
         ready.map_err(FileError::new("wait for bytes of", &*path))?;
         match discard(file) {
-            Ok(Discarded::Some) => Ok(true),
-            Ok(Discarded::Nothing) => Ok(false),
-            Ok(Discarded::End) => Err(SourceError::Closed(path.clone())),
+            Ok(DiscardOutcome::Some) => Ok(true),
+            Ok(DiscardOutcome::Nothing) => Ok(false),
+            Ok(DiscardOutcome::End) => Err(SourceError::Closed(path.clone())),
             Err(error) => Err(FileError::new("read", &*path)(error).into()),
         }
     }
 }
 
-impl fmt::Display for Stream {
+impl fmt::Display for SignalStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "systemd's {} {}", self.kind, self.path.display())
     }
@@ -91,22 +91,24 @@ async fn connect(path: &Path, payload: &[u8]) -> Result<File, SourceError> {
     Ok(file)
 }
 
-enum Discarded {
+enum DiscardOutcome {
     Some,
     Nothing,
     End,
 }
 
-/// Discards the available bytes, up to [`DISCARDED`].
-fn discard(file: &mut File) -> io::Result<Discarded> {
+/// Discards the available bytes, up to [`MAX_DISCARDED`].
+fn discard(file: &mut File) -> io::Result<DiscardOutcome> {
     let mut buffer = [0; 4096];
-    let mut discarded = Discarded::Nothing;
-    for _ in 0..DISCARDED / buffer.len() {
-        match uninterrupted(|| file.read(&mut buffer)) {
+    let mut discarded = DiscardOutcome::Nothing;
+    for _ in 0..MAX_DISCARDED / buffer.len() {
+        match retry_interrupted(|| file.read(&mut buffer)) {
             // Report the bytes before the end of the stream. The next read finds the end again.
-            Ok(0) if matches!(discarded, Discarded::Nothing) => return Ok(Discarded::End),
+            Ok(0) if matches!(discarded, DiscardOutcome::Nothing) => {
+                return Ok(DiscardOutcome::End);
+            }
             Ok(0) => break,
-            Ok(_) => discarded = Discarded::Some,
+            Ok(_) => discarded = DiscardOutcome::Some,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) => return Err(error),
         }

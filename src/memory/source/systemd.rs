@@ -15,10 +15,10 @@ use base64::prelude::BASE64_STANDARD;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, PROC_SUPER_MAGIC, fstatfs};
 
 use super::SourceError;
-use super::stream::Stream;
-use super::trigger::{self, Trigger};
+use super::stream::SignalStream;
+use super::trigger::{self, PressureTrigger};
 use crate::files::FileError;
-use crate::memory::cgroup::Groups;
+use crate::memory::cgroup::ProcessGroups;
 
 /// Value of `$MEMORY_PRESSURE_WATCH` that turns the protocol off.
 const OFF: &str = "/dev/null";
@@ -28,14 +28,14 @@ const OFF: &str = "/dev/null";
 /// They stay in the environment, because this process starts no other one that could take them for
 /// its own.
 #[derive(Clone, Debug, Default)]
-pub struct Environment {
+pub struct PressureEnvironment {
     /// `$MEMORY_PRESSURE_WATCH`: absolute path of a pressure file, a FIFO or a Unix socket.
     pub watch: Option<OsString>,
     /// `$MEMORY_PRESSURE_WRITE`: the bytes to write to it after opening, in base64.
     pub write: Option<OsString>,
 }
 
-impl Environment {
+impl PressureEnvironment {
     /// Returns the variables of this process.
     pub fn of_process() -> Self {
         let value = |name| std::env::var_os(name);
@@ -43,16 +43,16 @@ impl Environment {
     }
 
     /// Opens the requested source; `groups` finds the groups of this process.
-    pub(super) fn wish(
+    pub(super) fn open_requested(
         &self,
         root: &Path,
-        groups: impl FnOnce() -> Result<Groups, FileError>,
-    ) -> Result<Wish, SourceError> {
-        let Some(watch) = &self.watch else { return Ok(Wish::Nothing) };
+        groups: impl FnOnce() -> Result<ProcessGroups, FileError>,
+    ) -> Result<RequestedSource, SourceError> {
+        let Some(watch) = &self.watch else { return Ok(RequestedSource::Nothing) };
         // Off also disables the triggers of the machine and the group. Polling stays: it costs only
         // the samples, and without it the process would not notice that it reaches its limit.
         if watch == OFF {
-            return Ok(Wish::Off);
+            return Ok(RequestedSource::Off);
         }
         if !is_normal(watch) {
             return Err(EnvironmentError::Path(watch.clone()).into());
@@ -66,11 +66,11 @@ impl Environment {
         };
         let kind = fs::metadata(&path).map_err(FileError::new("examine", &path))?.file_type();
         if kind.is_fifo() {
-            Stream::fifo(&path, &payload).map(Wish::Stream)
+            SignalStream::fifo(&path, &payload).map(RequestedSource::Stream)
         } else if kind.is_socket() {
-            Ok(Wish::Stream(Stream::socket(&path, payload)))
+            Ok(RequestedSource::Stream(SignalStream::socket(&path, payload)))
         } else if kind.is_file() {
-            arm(&path, &payload, &groups()?).map(Wish::Trigger)
+            arm(&path, &payload, &groups()?).map(RequestedSource::Trigger)
         } else {
             Err(EnvironmentError::Kind(path).into())
         }
@@ -79,11 +79,11 @@ impl Environment {
 
 /// Source requested by the environment.
 #[derive(Debug)]
-pub(super) enum Wish {
+pub(super) enum RequestedSource {
     Nothing,
     Off,
-    Trigger(Trigger),
-    Stream(Stream),
+    Trigger(PressureTrigger),
+    Stream(SignalStream),
 }
 
 /// Error of a requested source that cannot be opened.
@@ -112,7 +112,11 @@ fn is_normal(path: &OsStr) -> bool {
 
 /// Arms a trigger on a pressure file. The file must be that of the machine, of this process's group
 /// or of an ancestor.
-fn arm(path: &Path, payload: &[u8], groups: &Groups) -> Result<Trigger, SourceError> {
+fn arm(
+    path: &Path,
+    payload: &[u8],
+    groups: &ProcessGroups,
+) -> Result<PressureTrigger, SourceError> {
     let unified = groups.unified.as_ref();
     let is_own =
         unified.is_some_and(|unified| unified.directories().any(|d| path.parent() == Some(d)));
@@ -129,7 +133,7 @@ fn arm(path: &Path, payload: &[u8], groups: &Groups) -> Result<Trigger, SourceEr
         // The payload must not be written: it would change a file that is not a pressure file.
         _ => return Err(EnvironmentError::Kind(path.to_owned()).into()),
     }
-    Trigger::arm(file, path, "systemd's trigger", payload)
+    PressureTrigger::arm(file, path, "systemd's trigger", payload)
 }
 
 #[cfg(test)]
@@ -161,8 +165,8 @@ mod tests {
             let root = tempfile::tempdir().unwrap();
             let value = |bytes: &[u8]| Some(OsStr::from_bytes(bytes).to_owned());
             let watch = if slash { [b"/", watch.as_slice()].concat() } else { watch };
-            let environment = Environment { watch: value(&watch), write: value(&write) };
-            prop_assert!(environment.wish(root.path(), || Ok(Groups::default())).is_err());
+            let environment = PressureEnvironment { watch: value(&watch), write: value(&write) };
+            prop_assert!(environment.open_requested(root.path(), || Ok(ProcessGroups::default())).is_err());
         }
     }
 }

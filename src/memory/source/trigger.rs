@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{SourceError, read_again, registered};
+use super::{SourceError, read_from_start, register};
 use crate::files::FileError;
 use crate::memory::psi::Psi;
 
@@ -27,14 +27,14 @@ const WINDOW_US: u64 = 2_000_000;
 
 /// Trigger that stays armed until it is dropped.
 #[derive(Debug)]
-pub(super) struct Trigger {
+pub(super) struct PressureTrigger {
     name: &'static str,
     /// Stays registered, because polling the file resets the trigger, and registering polls it.
     armed: AsyncFd<File>,
-    stall: Stall,
+    stall: StallCounter,
 }
 
-impl Trigger {
+impl PressureTrigger {
     /// Arms a trigger with `payload`, in the format of the kernel, on the pressure file at `path`,
     /// opened by [`open`].
     pub(super) fn arm(
@@ -43,16 +43,16 @@ impl Trigger {
         name: &'static str,
         payload: &[u8],
     ) -> Result<Self, SourceError> {
-        let stall = Stall::until_now(path, threshold(payload))?;
+        let stall = StallCounter::start(path, threshold(payload))?;
         file.write_all(payload).map_err(FileError::new("arm a trigger on", path))?;
         // Write the payload first: the kernel reports an error condition on a file without a
         // trigger.
-        let armed = registered(file, Interest::PRIORITY | Interest::ERROR, path)?;
+        let armed = register(file, Interest::PRIORITY | Interest::ERROR, path)?;
         Ok(Self { name, armed, stall })
     }
 
     /// Waits for an event and returns whether it means pressure.
-    pub(super) async fn heard(&mut self) -> Result<bool, SourceError> {
+    pub(super) async fn wait(&mut self) -> Result<bool, SourceError> {
         let path = &self.stall.path;
         let mut ready = (self.armed.ready(Interest::PRIORITY | Interest::ERROR).await)
             .map_err(FileError::new("wait for events of", path))?;
@@ -65,7 +65,7 @@ impl Trigger {
     }
 }
 
-impl fmt::Display for Trigger {
+impl fmt::Display for PressureTrigger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name, self.stall.path.display())
     }
@@ -101,7 +101,7 @@ fn threshold(payload: &[u8]) -> u64 {
 /// stall time since arming reaches the threshold; all events after that count. The counter is
 /// `some`, which is never less than `full`.
 #[derive(Debug)]
-struct Stall {
+struct StallCounter {
     path: PathBuf,
     /// Separate handle, because systemd's protocol forbids reading from the one that is polled.
     file: File,
@@ -109,8 +109,8 @@ struct Stall {
     threshold: u64,
 }
 
-impl Stall {
-    fn until_now(path: &Path, threshold: u64) -> Result<Self, SourceError> {
+impl StallCounter {
+    fn start(path: &Path, threshold: u64) -> Result<Self, SourceError> {
         let file = File::open(path).map_err(FileError::new("open", path))?;
         let mut stall = Self { path: path.to_owned(), file, at_arming: 0, threshold };
         stall.at_arming = stall.total()?;
@@ -118,7 +118,7 @@ impl Stall {
     }
 
     fn total(&self) -> Result<u64, SourceError> {
-        let psi = Psi::parse(&read_again(&self.file, &self.path)?);
+        let psi = Psi::parse(&read_from_start(&self.file, &self.path)?);
         psi.map(|psi| psi.some_total_us)
             .map_err(|error| SourceError::Pressure(self.path.clone(), error))
     }
@@ -162,7 +162,7 @@ mod tests {
             fs::write(&path, line).unwrap();
         };
         write(5_000_000);
-        let stall = Stall::until_now(&path, 150_000).unwrap();
+        let stall = StallCounter::start(&path, 150_000).unwrap();
         for (total, enough) in [
             (5_000_000, false),
             (5_149_999, false),

@@ -4,51 +4,51 @@
 
 use std::io::Read;
 
-use super::{InstallError, Installed, Rules, admit};
+use super::{InstallError, InstallRules, Installation, verify_and_store};
 use crate::engine::{EngineOptions, Footprint};
 use crate::errors::{chain, errno};
 use crate::log::Message;
 use crate::models::load;
-use crate::models::selftest::Tester;
-use crate::models::slot::Reservation;
+use crate::models::model_state::Reservation;
+use crate::models::selftest::SelfTester;
 use crate::package::{
     EntryKey, InstallStatus, Origin, PackageBytes, PackageHeader, Sidecars, Store, StoreEntry,
     StoreError,
 };
 
 /// Function that reserves memory for the self-test of an entry. Dropping the reservation frees it.
-pub(super) type Reserve<'a> =
+pub(super) type ReserveFn<'a> =
     &'a dyn Fn(&EntryKey, EngineOptions) -> Result<Option<Reservation>, InstallError>;
 
 /// Function that checks whether the model of an announced package can fit into memory.
-pub(super) type Fits<'a> = &'a dyn Fn(&PackageHeader<'_>) -> Result<(), InstallError>;
+pub(super) type FitsFn<'a> = &'a dyn Fn(&PackageHeader<'_>) -> Result<(), InstallError>;
 
 /// Sequence of steps that installs packages into `store`. The [module](super) lists the states.
-pub struct Driver<'a> {
+pub struct InstallDriver<'a> {
     store: &'a Store,
-    rules: &'a Rules,
+    rules: &'a InstallRules,
     options: EngineOptions,
-    tester: &'a Tester,
-    fits: Fits<'a>,
-    reserve: Reserve<'a>,
+    tester: &'a SelfTester,
+    fits: FitsFn<'a>,
+    reserve: ReserveFn<'a>,
 }
 
-impl<'a> Driver<'a> {
+impl<'a> InstallDriver<'a> {
     /// Creates a driver for a process without loaded models, such as the command line. It reserves
     /// no memory.
-    pub fn alone(
+    pub fn standalone(
         store: &'a Store,
-        rules: &'a Rules,
+        rules: &'a InstallRules,
         options: EngineOptions,
-        tester: &'a Tester,
+        tester: &'a SelfTester,
     ) -> Self {
-        let (fits, reserve): (Fits<'a>, Reserve<'a>) = (&|_| Ok(()), &|_, _| Ok(None));
+        let (fits, reserve): (FitsFn<'a>, ReserveFn<'a>) = (&|_| Ok(()), &|_, _| Ok(None));
         Self { store, rules, options, tester, fits, reserve }
     }
 
     /// Adds two functions: `fits` rejects a model that can never fit before it is unpacked, and
     /// `reserve` reserves memory before each self-test.
-    pub(super) fn reserving(self, fits: Fits<'a>, reserve: Reserve<'a>) -> Self {
+    pub(super) fn with_reservation(self, fits: FitsFn<'a>, reserve: ReserveFn<'a>) -> Self {
         Self { fits, reserve, ..self }
     }
 
@@ -67,8 +67,9 @@ impl<'a> Driver<'a> {
         source: PackageBytes<impl Read>,
         sidecars: &Sidecars,
         origin: Origin,
-    ) -> Result<Installed, InstallError> {
-        let mut installed = admit(self.store, source, sidecars, origin, self.rules, self.fits)?;
+    ) -> Result<Installation, InstallError> {
+        let mut installed =
+            verify_and_store(self.store, source, sidecars, origin, self.rules, self.fits)?;
         let entry = &mut installed.entry;
         if entry.record.status == InstallStatus::Untested {
             installed.removed = self.finish(&entry.key)?;
@@ -82,22 +83,22 @@ impl<'a> Driver<'a> {
     ///
     /// # Errors
     /// Fails if the model does not work. The entry is then removed, or becomes
-    /// [`InstallStatus::Quarantined`] if it is bundled and its self-test crashed. If the self-test has
-    /// used all its attempts, or if the daemon is stopping, the entry is left unchanged.
+    /// [`InstallStatus::Quarantined`] if it is bundled and its self-test crashed. If the self-test
+    /// has used all its attempts, or if the daemon is stopping, the entry is left unchanged.
     pub fn finish(&self, key: &EntryKey) -> Result<Vec<StoreEntry>, InstallError> {
         let entry = self.store.entries().into_iter().find(|entry| entry.key == *key);
         let entry = entry.ok_or_else(|| StoreError::Unknown(key.clone()))?;
         if entry.record.is_given_up() {
-            return Err(InstallError::GivenUp);
+            return Err(InstallError::NoTestAttemptsLeft);
         }
         // Count the attempt before the first byte is read: reading alone may crash the process.
         self.store.begin_test(key)?;
         let tested = self.test(key, self.options).or_else(|error| {
-            let options = error.fall_back(key, self.options).ok_or(error)?;
+            let options = error.retry_options(key, self.options).ok_or(error)?;
             self.test(key, options)
         });
         let finished = tested.and_then(|()| {
-            let kept = self.rules.keeps(&self.store.entries());
+            let kept = self.rules.protected_keys(&self.store.entries());
             let keep = |entry: &StoreEntry| kept.contains(&entry.key);
             let removed = self.store.activate(key, self.rules.quota, keep)?;
             for (stuck, error) in self.store.take_failed_removals() {

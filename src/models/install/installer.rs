@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinError;
 use tokio_util::task::TaskTracker;
 
-use super::{Driver, InstallError, Installed, RemoveError, Rules, remove};
+use super::{InstallDriver, InstallError, InstallRules, Installation, RemoveError, remove};
 use crate::engine;
 use crate::errors::{chain, errno};
 use crate::events::Event;
@@ -21,8 +21,8 @@ use crate::files;
 use crate::log::Message;
 use crate::metrics::FailureType;
 use crate::models::load::footprint_of;
-use crate::models::selftest::Tester;
-use crate::models::{Handle, ModelError};
+use crate::models::selftest::SelfTester;
+use crate::models::{ManagerHandle, ModelError};
 use crate::package::drop_dir::FileFingerprint;
 use crate::package::{
     Consent, EntryKey, Origin, PackageBytes, PackageHeader, RollbackError, RollbackResult,
@@ -32,10 +32,10 @@ use crate::package::{
 /// Installer of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Installer {
-    handle: Handle,
-    rules: watch::Receiver<Rules>,
+    handle: ManagerHandle,
+    rules: watch::Receiver<InstallRules>,
     options: engine::EngineOptions,
-    tester: Tester,
+    tester: SelfTester,
     /// Permit that allows one operation at a time: an installation may hold a whole model in
     /// memory.
     permit: Arc<Semaphore>,
@@ -47,10 +47,10 @@ pub struct Installer {
 impl Installer {
     /// Creates an installer for the store of `handle`.
     pub fn new(
-        handle: Handle,
-        rules: watch::Receiver<Rules>,
+        handle: ManagerHandle,
+        rules: watch::Receiver<InstallRules>,
         options: engine::EngineOptions,
-        tester: Tester,
+        tester: SelfTester,
     ) -> Self {
         Self {
             handle,
@@ -63,29 +63,29 @@ impl Installer {
     }
 
     /// Returns a copy of the current rules.
-    pub fn rules(&self) -> Rules {
+    pub fn rules(&self) -> InstallRules {
         self.rules.borrow().clone()
     }
 
     /// Returns the handle of the manager.
-    pub fn handle(&self) -> &Handle {
+    pub fn handle(&self) -> &ManagerHandle {
         &self.handle
     }
 
-    /// Waits for the permit, then calls [`Driver::install`].
+    /// Waits for the permit, then calls [`InstallDriver::install`].
     ///
     /// Cancel safety: an installation that is cancelled while it waits does not begin. One that has
     /// begun runs to its end.
     ///
     /// # Errors
-    /// Returns the errors of [`Driver::install`].
+    /// Returns the errors of [`InstallDriver::install`].
     pub async fn install(
         &self,
         source: impl Read + Send + 'static,
         sidecars: Sidecars,
         origin: Origin,
         consent: Consent,
-    ) -> Result<Installed, InstallError> {
+    ) -> Result<Installation, InstallError> {
         let open = move || Ok((PackageBytes::Stream(source), sidecars));
         self.install_with(origin, consent, open).await
     }
@@ -93,12 +93,12 @@ impl Installer {
     /// Calls [`Installer::install`] with the package at `path` and the sidecars beside it.
     ///
     /// # Errors
-    /// Returns the errors of [`Driver::install`], and fails if a file cannot be read.
+    /// Returns the errors of [`InstallDriver::install`], and fails if a file cannot be read.
     pub async fn install_file(
         &self,
         path: PathBuf,
         origin: Origin,
-    ) -> Result<Installed, InstallError> {
+    ) -> Result<Installation, InstallError> {
         self.install_with(origin, Consent::default(), move || {
             let package = files::open_regular(&path).map_err(StoreError::from)?;
             Ok((PackageBytes::of(package), Sidecars::read(&path)?))
@@ -111,12 +111,12 @@ impl Installer {
         origin: Origin,
         consent: Consent,
         open: impl FnOnce() -> Result<(PackageBytes<R>, Sidecars), InstallError> + Send + 'static,
-    ) -> Result<Installed, InstallError> {
+    ) -> Result<Installation, InstallError> {
         let installer = self.clone();
-        self.in_turn(async move {
+        self.run_with_permit(async move {
             let file = file_of(&origin);
             let began = Instant::now();
-            let installed = installer.drive(consent, move |driver| {
+            let installed = installer.run_driver(consent, move |driver| {
                 let (source, sidecars) = open()?;
                 driver.install(source, &sidecars, origin)
             });
@@ -133,25 +133,25 @@ impl Installer {
                 installer.handle.events().publish(Event::PackageAccepted { model, file });
             }
             let gone = installed.removed.iter().map(|entry| entry.key.clone()).collect();
-            installer.handle.store_changed(gone).await;
+            installer.handle.notify_store_changed(gone).await;
             Ok(installed)
         })
         .await
         .ok_or(InstallError::Stopping)?
     }
 
-    /// Waits for the permit, then calls [`Driver::finish`] for an entry that an earlier process
-    /// left untested.
+    /// Waits for the permit, then calls [`InstallDriver::finish`] for an entry that an earlier
+    /// process left untested.
     ///
     /// # Errors
-    /// Returns the errors of [`Driver::finish`].
+    /// Returns the errors of [`InstallDriver::finish`].
     pub async fn finish(&self, key: EntryKey) -> Result<Vec<StoreEntry>, InstallError> {
         let installer = self.clone();
-        self.in_turn(async move {
+        self.run_with_permit(async move {
             let removed =
-                installer.drive(Consent::default(), move |driver| driver.finish(&key)).await?;
+                installer.run_driver(Consent::default(), move |driver| driver.finish(&key)).await?;
             let gone = removed.iter().map(|entry| entry.key.clone()).collect();
-            installer.handle.store_changed(gone).await;
+            installer.handle.notify_store_changed(gone).await;
             Ok(removed)
         })
         .await
@@ -176,10 +176,10 @@ impl Installer {
     }
 
     /// Runs `work` with the driver on the blocking pool, with memory reserved for each self-test.
-    async fn drive<T: Send + 'static>(
+    async fn run_driver<T: Send + 'static>(
         &self,
         consent: Consent,
-        work: impl FnOnce(&Driver<'_>) -> Result<T, InstallError> + Send + 'static,
+        work: impl FnOnce(&InstallDriver<'_>) -> Result<T, InstallError> + Send + 'static,
     ) -> Result<T, InstallError> {
         let installer = self.clone();
         let rules = self.rules().with(consent);
@@ -190,16 +190,16 @@ impl Installer {
                 let reserved = runtime.block_on(handle.reserve(key.clone(), options));
                 reserved.map(Some).map_err(|error| match error {
                     ModelError::Draining => InstallError::Stopping,
-                    error => InstallError::Untried(error),
+                    error => InstallError::NotReserved(error),
                 })
             };
             let fits = |announced: &PackageHeader<'_>| installer.could_fit(announced);
             let Self { options, tester, .. } = &installer;
-            let driver = Driver::alone(handle.store(), &rules, *options, tester);
-            work(&driver.reserving(&fits, &reserve))
+            let driver = InstallDriver::standalone(handle.store(), &rules, *options, tester);
+            work(&driver.with_reservation(&fits, &reserve))
         });
         done.await.unwrap_or_else(|error| {
-            lost(&error);
+            log_lost(&error);
             let panicked = error.is_panic();
             Err(if panicked { InstallError::Panicked } else { InstallError::Stopping })
         })
@@ -211,9 +211,9 @@ impl Installer {
     /// Returns the errors of [`remove`]. Returns `None` if the daemon is stopping.
     pub async fn remove(&self, name: String) -> Option<Result<StoreEntry, RemoveError>> {
         let rules = self.rules();
-        let removed = self.blocking(move |store| remove(&store, &name, &rules)).await?;
+        let removed = self.run_exclusively(move |store| remove(&store, &name, &rules)).await?;
         if let Ok(entry) = &removed {
-            self.handle.store_changed(vec![entry.key.clone()]).await;
+            self.handle.notify_store_changed(vec![entry.key.clone()]).await;
         }
         Some(removed)
     }
@@ -227,7 +227,7 @@ impl Installer {
         key: EntryKey,
         reason: String,
     ) -> Option<Result<(), StoreError>> {
-        self.blocking(move |store| store.quarantine(&key, reason)).await
+        self.run_exclusively(move |store| store.quarantine(&key, reason)).await
     }
 
     /// Removes an entry, and notifies the manager, which unloads the model.
@@ -239,8 +239,8 @@ impl Installer {
     /// Fails if the disk fails. Returns `None` if the daemon is stopping.
     pub async fn discard(&self, key: EntryKey) -> Option<Result<StoreEntry, StoreError>> {
         let discarded = key.clone();
-        let removed = self.blocking(move |store| store.remove(&discarded)).await?;
-        self.handle.store_changed(vec![key]).await;
+        let removed = self.run_exclusively(move |store| store.remove(&discarded)).await?;
+        self.handle.notify_store_changed(vec![key]).await;
         Some(removed)
     }
 
@@ -257,7 +257,7 @@ impl Installer {
         let parted = key.clone();
         // Detach and remove under one permit: between two, an administrator could install the same
         // package.
-        let stays = self.blocking(move |store| {
+        let stays = self.run_exclusively(move |store| {
             let stays = store.detach_file(&parted, &file)?;
             if !stays {
                 store.remove(&parted)?;
@@ -266,7 +266,7 @@ impl Installer {
         });
         let stays = stays.await?;
         if matches!(stays, Ok(false)) {
-            self.handle.store_changed(vec![key]).await;
+            self.handle.notify_store_changed(vec![key]).await;
         }
         Some(stays)
     }
@@ -281,30 +281,31 @@ impl Installer {
         id: String,
         rollback: RollbackTarget,
     ) -> Option<Result<RollbackResult, RollbackError>> {
-        let done = self.blocking(move |store| store.roll_back(&id, &rollback)).await?;
-        self.handle.store_changed(Vec::new()).await;
+        let done = self.run_exclusively(move |store| store.roll_back(&id, &rollback)).await?;
+        self.handle.notify_store_changed(Vec::new()).await;
         Some(done)
     }
 
-    /// Stores the fingerprint that `file` of the drop directory has now. See [`Store::record_fingerprint`].
+    /// Stores the fingerprint that `file` of the drop directory has now. See
+    /// [`Store::record_fingerprint`].
     ///
     /// # Errors
     /// Fails if the entry is unknown or the disk fails. Returns `None` if the daemon is stopping.
-    pub async fn saw(
+    pub async fn record_fingerprint(
         &self,
         key: EntryKey,
         file: String,
         fingerprint: FileFingerprint,
     ) -> Option<Result<(), StoreError>> {
-        self.blocking(move |store| store.record_fingerprint(&key, &file, fingerprint)).await
+        self.run_exclusively(move |store| store.record_fingerprint(&key, &file, fingerprint)).await
     }
 
     /// Detaches an entry from all its files, so that it stays until an administrator removes it.
     ///
     /// # Errors
     /// Fails if the disk fails. Returns `None` if the daemon is stopping.
-    pub async fn adopt(&self, key: EntryKey) -> Option<Result<(), StoreError>> {
-        self.blocking(move |store| store.mark_installed(&key)).await
+    pub async fn detach_from_all_files(&self, key: EntryKey) -> Option<Result<(), StoreError>> {
+        self.run_exclusively(move |store| store.mark_installed(&key)).await
     }
 
     /// Detaches an entry from `file` of the drop directory. Returns whether another source provides
@@ -312,8 +313,12 @@ impl Installer {
     ///
     /// # Errors
     /// Fails if the entry is unknown or the disk fails. Returns `None` if the daemon is stopping.
-    pub async fn let_go(&self, key: EntryKey, file: String) -> Option<Result<bool, StoreError>> {
-        self.blocking(move |store| store.detach_file(&key, &file)).await
+    pub async fn detach_from_file(
+        &self,
+        key: EntryKey,
+        file: String,
+    ) -> Option<Result<bool, StoreError>> {
+        self.run_exclusively(move |store| store.detach_file(&key, &file)).await
     }
 
     /// Hashes every file of an entry. Notifies the manager if the entry is corrupt, or if it is
@@ -324,7 +329,8 @@ impl Installer {
     /// stopping.
     pub async fn verify(&self, key: EntryKey) -> Option<Result<(), StoreError>> {
         let checked = key.clone();
-        let verified = self.blocking(move |store| store.verify(&checked, |_bytes| {})).await?;
+        let verified =
+            self.run_exclusively(move |store| store.verify(&checked, |_bytes| {})).await?;
         match &verified {
             Err(error @ StoreError::Corrupt { .. }) => {
                 tracing::error!(
@@ -335,7 +341,7 @@ impl Installer {
                 self.handle
                     .metrics()
                     .count_validation_failure(Some(key.id()), FailureType::Corrupt);
-                self.handle.store_changed(vec![key]).await;
+                self.handle.notify_store_changed(vec![key]).await;
             }
             Err(error) => tracing::error!(
                 name: Message::StoreFailed.name(),
@@ -348,7 +354,7 @@ impl Installer {
                     model = %key,
                     "its files are right again"
                 );
-                self.handle.store_changed(Vec::new()).await;
+                self.handle.notify_store_changed(Vec::new()).await;
             }
             Ok(false) => {}
         }
@@ -357,17 +363,17 @@ impl Installer {
 
     /// Waits for the permit, then runs `work` on the blocking pool. Returns `None` if the daemon is
     /// stopping or `work` panicked.
-    async fn blocking<T: Send + 'static>(
+    async fn run_exclusively<T: Send + 'static>(
         &self,
         work: impl FnOnce(Arc<Store>) -> T + Send + 'static,
     ) -> Option<T> {
         let installer = self.clone();
-        self.in_turn(async move { installer.off_runtime(work).await }).await?
+        self.run_with_permit(async move { installer.run_blocking(work).await }).await?
     }
 
     /// Waits for the permit, then runs `work` in a task of its own. The task runs to its end even
     /// if the caller is cancelled. Returns `None` if the daemon is stopping or `work` panicked.
-    async fn in_turn<T: Send + 'static>(
+    async fn run_with_permit<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
@@ -376,21 +382,22 @@ impl Installer {
             let _permit = permit;
             work.await
         });
-        done.await.inspect_err(lost).ok()
+        done.await.inspect_err(log_lost).ok()
     }
 
-    /// Runs `work` on the blocking pool. Returns `None` in the cases of [`Installer::in_turn`].
-    async fn off_runtime<T: Send + 'static>(
+    /// Runs `work` on the blocking pool. Returns `None` in the cases of
+    /// [`Installer::run_with_permit`].
+    async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(Arc<Store>) -> T + Send + 'static,
     ) -> Option<T> {
         let store = Arc::clone(self.handle.store());
         let done = tokio::task::spawn_blocking(move || work(store));
-        done.await.inspect_err(lost).ok()
+        done.await.inspect_err(log_lost).ok()
     }
 }
 
-fn lost(error: &JoinError) {
+fn log_lost(error: &JoinError) {
     tracing::error!(name: Message::InternalFault.name(), %error, "work on the store was lost");
 }
 

@@ -13,11 +13,12 @@ use tokio::time::Instant;
 
 use super::super::error::ModelError;
 use super::super::load;
-use super::super::queue::Limits;
-use super::super::slot::{
-    Admitting, Refusal, Reservation, ReserveReply, Resident, Running, Slot, Waiting, Why,
+use super::super::model_state::{
+    MemoryRefusal, ModelState, PendingAdmission, Reservation, ReserveReply, ResidentModel,
+    UnloadReason, WaitingLeases, WorkerHandle,
 };
-use super::super::worker::{self, Ready, Worker, WorkerError};
+use super::super::queue::QueueLimits;
+use super::super::worker::{self, ReadyModel, Worker, WorkerError};
 use super::{LOAD_BACKOFF, Manager};
 use crate::engine::{EngineOptions, Footprint, Precision, PrecisionReport};
 use crate::errors::{chain, errno};
@@ -32,20 +33,20 @@ use crate::units::{Bytes, milliseconds};
 /// Most batches of a model that are computed concurrently, unless the settings allow more: with
 /// many small batches, each would have only a text or two. One batch more is taken from the queue,
 /// so that the first free thread has its next pass at once.
-const MOST_BATCHES: usize = 4;
+const MAX_CONCURRENT_BATCHES: usize = 4;
 
 /// Reason for an admission.
-pub(super) enum Wanted {
+pub(super) enum LoadReason {
     /// Requests for the model; or none, when the default model is loaded.
-    Now(Waiting),
+    Request(WaitingLeases),
     /// A preload: nothing is evicted for it.
-    Ahead,
+    Preload,
     /// An installation, which tests the model with these options.
-    ByInstallation(EngineOptions, ReserveReply),
+    SelfTest(EngineOptions, ReserveReply),
 }
 
 /// Footprint of a model, and a memory sample taken after it was computed.
-pub(super) struct Estimate {
+pub(super) struct FootprintEstimate {
     key: EntryKey,
     footprint: Result<Footprint, WorkerError>,
     sample: Sample,
@@ -53,36 +54,36 @@ pub(super) struct Estimate {
 
 impl Manager {
     /// Starts the admission of `key`.
-    pub(super) fn admit(&mut self, key: EntryKey, wanted: Wanted) {
+    pub(super) fn admit(&mut self, key: EntryKey, wanted: LoadReason) {
         let mut refused = false;
-        match self.slots.remove(&key) {
+        match self.states.remove(&key) {
             // The worker panicked, and its requests failed with it.
-            Some(Slot::Resident(dead)) => self.end(key.clone(), dead.worker),
+            Some(ModelState::Resident(dead)) => self.end_worker(key.clone(), dead.worker),
             // Remember that the refusal is already logged: the retries of a client must not fill
             // the journal.
-            Some(Slot::Refused { .. }) => refused = true,
+            Some(ModelState::Refused { .. }) => refused = true,
             _ => {}
         }
-        let mut admitting = Admitting {
+        let mut admitting = PendingAdmission {
             since: Instant::now(),
             waiting: Vec::new(),
             options: self.options(&key),
             reserve: None,
-            ahead: false,
-            blocked: false,
+            is_preload: false,
+            is_blocked: false,
             claim: Bytes(0),
-            refused,
+            was_refused: refused,
         };
         match wanted {
-            Wanted::Now(waiting) => admitting.waiting = waiting,
-            Wanted::Ahead => admitting.ahead = true,
-            Wanted::ByInstallation(options, reply) => {
+            LoadReason::Request(waiting) => admitting.waiting = waiting,
+            LoadReason::Preload => admitting.is_preload = true,
+            LoadReason::SelfTest(options, reply) => {
                 admitting.options = options;
                 admitting.reserve = Some(reply);
             }
         }
         let options = admitting.options;
-        self.slots.insert(key.clone(), Slot::Admitting(admitting));
+        self.states.insert(key.clone(), ModelState::Admitting(admitting));
         self.estimate(key, options);
     }
 
@@ -97,19 +98,22 @@ impl Manager {
 
     fn estimate(&mut self, key: EntryKey, options: EngineOptions) {
         let store = Arc::clone(&self.parts.store);
-        let gauge = self.parts.gauge.clone();
+        let gauge = self.parts.sampler.clone();
         // On the blocking pool: the store and the memory counters are read from files.
         self.estimates.spawn_blocking(move || {
             let footprint = load::footprint::<WorkerError>(&store, &key, options);
-            Estimate { footprint, sample: gauge.sample(), key }
+            FootprintEstimate { footprint, sample: gauge.sample(), key }
         });
     }
 
-    pub(super) fn estimated(&mut self, Estimate { key, footprint, sample }: Estimate) {
+    pub(super) fn on_estimate(
+        &mut self,
+        FootprintEstimate { key, footprint, sample }: FootprintEstimate,
+    ) {
         // A model that was removed in the meantime has no such slot any more.
-        let Some(Slot::Admitting(admitting)) = self.slots.get(&key) else { return };
+        let Some(ModelState::Admitting(admitting)) = self.states.get(&key) else { return };
         // While requests are shed, no model is evicted for another.
-        let may_evict = !admitting.ahead && !self.is_shedding();
+        let may_evict = !admitting.is_preload && !self.is_shedding();
         let is_tried = admitting.reserve.is_some();
         // Memory that was freed for an earlier request is reserved for it. Otherwise a later
         // request could take it, and the eviction would have been for nothing.
@@ -119,13 +123,13 @@ impl Manager {
             // The self-test itself will fail with the same error, before it takes memory.
             Err(_no_model) if is_tried => return self.reserve(key, Footprint::default()),
             Err(error) => {
-                let waiting = self.waiting(&key);
-                return self.fail(key, error, waiting);
+                let waiting = self.take_waiting(&key);
+                return self.on_load_failed(key, error, waiting);
             }
         };
-        let needed = needed(&footprint);
-        let room = Bytes(self.room(&sample).0.saturating_sub(claimed.0));
-        let others = self.slots.values().filter(|slot| slot.is_in_memory()).count();
+        let needed = required_memory(&footprint);
+        let room = Bytes(self.headroom(&sample).0.saturating_sub(claimed.0));
+        let others = self.states.values().filter(|slot| slot.is_in_memory()).count();
         let most = self.parts.settings.borrow().memory.max_loaded_models;
         // The limit on the number of loaded models does not apply to self-tests.
         let has_place = is_tried || others < most;
@@ -135,15 +139,15 @@ impl Manager {
                 false => self.load(key, footprint),
             };
         }
-        if may_evict && let Some(victims) = self.victims(&key, needed, room, has_place) {
+        if may_evict && let Some(victims) = self.select_evictions(&key, needed, room, has_place) {
             for victim in victims {
-                self.leave(&victim, Why::Room, format!("{key} needs {needed}"));
+                self.drain(&victim, UnloadReason::Displaced, format!("{key} needs {needed}"));
             }
             // The estimate is repeated when the evicted models are unloaded.
             return self.block(&key, needed);
         }
         // Models that drain already may free enough. Wait for them before refusing.
-        if self.slots.values().any(Slot::is_leaving) {
+        if self.states.values().any(ModelState::is_draining) {
             return self.block(&key, Bytes(0));
         }
         self.refuse(key, needed, room, &sample);
@@ -152,8 +156,8 @@ impl Manager {
     /// Makes `key` wait until the draining models are unloaded; `claim` bytes of their memory are
     /// kept for it.
     fn block(&mut self, key: &EntryKey, claim: Bytes) {
-        if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(key) {
-            admitting.blocked = true;
+        if let Some(ModelState::Admitting(admitting)) = self.states.get_mut(key) {
+            admitting.is_blocked = true;
             admitting.claim = admitting.claim.max(claim);
         }
     }
@@ -161,8 +165,8 @@ impl Manager {
     /// Returns the memory that was freed, or is being freed, for models that were requested before
     /// `since`.
     fn claimed_before(&self, since: Instant) -> Bytes {
-        let claims = self.slots.values().filter_map(|slot| match slot {
-            Slot::Admitting(admitting) if admitting.since < since => Some(admitting.claim.0),
+        let claims = self.states.values().filter_map(|slot| match slot {
+            ModelState::Admitting(admitting) if admitting.since < since => Some(admitting.claim.0),
             _ => None,
         });
         Bytes(claims.fold(0, u64::saturating_add))
@@ -170,13 +174,17 @@ impl Manager {
 
     /// Grants an installation the right to take the estimated memory of `key` for a self-test.
     fn reserve(&mut self, key: EntryKey, footprint: Footprint) {
-        let Some(Slot::Admitting(Admitting { since, waiting, reserve: Some(reply), .. })) =
-            self.slots.remove(&key)
+        let Some(ModelState::Admitting(PendingAdmission {
+            since,
+            waiting,
+            reserve: Some(reply),
+            ..
+        })) = self.states.remove(&key)
         else {
             return;
         };
         let (reservation, dropped) = Reservation::new();
-        self.slots.insert(key.clone(), Slot::Reserved { since, waiting, footprint });
+        self.states.insert(key.clone(), ModelState::Reserved { since, waiting, footprint });
         self.reserved.spawn(async move {
             // No value is ever sent. The receiver ends when the installation drops its reservation,
             // or at once if the installation was cancelled.
@@ -187,10 +195,10 @@ impl Manager {
     }
 
     /// Handles the end of a reservation: an installation has finished the self-test of `key`.
-    pub(super) fn tried(&mut self, key: &EntryKey) {
-        let Some(Slot::Reserved { .. }) = self.slots.get(key) else { return };
-        if let Some(Slot::Reserved { waiting, .. }) = self.slots.remove(key) {
-            self.answer(waiting);
+    pub(super) fn on_self_test_done(&mut self, key: &EntryKey) {
+        let Some(ModelState::Reserved { .. }) = self.states.get(key) else { return };
+        if let Some(ModelState::Reserved { waiting, .. }) = self.states.remove(key) {
+            self.answer_waiting(waiting);
         }
         self.readmit();
         // The model may be the default one. When the store reported the change, its reservation
@@ -201,11 +209,11 @@ impl Manager {
     /// Repeats the estimates of the models that wait for others to be unloaded.
     pub(super) fn readmit(&mut self) {
         let mut blocked = Vec::new();
-        for (key, slot) in &mut self.slots {
-            if let Slot::Admitting(admitting) = slot
+        for (key, slot) in &mut self.states {
+            if let ModelState::Admitting(admitting) = slot
                 // Clear the flag: a second unload must not start a second estimate of the same
                 // model.
-                && std::mem::take(&mut admitting.blocked)
+                && std::mem::take(&mut admitting.is_blocked)
             {
                 blocked.push((key.clone(), admitting.options));
             }
@@ -215,24 +223,24 @@ impl Manager {
 
     /// Returns the headroom. Loads in progress count with their whole estimate, because the sample
     /// does not show all of their memory yet.
-    pub(super) fn room(&self, sample: &Sample) -> Bytes {
+    pub(super) fn headroom(&self, sample: &Sample) -> Bytes {
         let (mut mapped, mut loading) = (0_u64, 0_u64);
-        for slot in self.slots.values() {
+        for slot in self.states.values() {
             match slot {
-                Slot::Resident(resident) => {
+                ModelState::Resident(resident) => {
                     mapped = mapped.saturating_add(resident.ready.mapped_bytes);
                 }
-                Slot::Loading { footprint, .. } | Slot::Reserved { footprint, .. } => {
-                    loading = loading.saturating_add(needed(footprint).0);
+                ModelState::Loading { footprint, .. } | ModelState::Reserved { footprint, .. } => {
+                    loading = loading.saturating_add(required_memory(footprint).0);
                 }
                 _ => {}
             }
         }
-        Bytes(self.thresholds().room(sample, Bytes(mapped)).0.saturating_sub(loading))
+        Bytes(self.thresholds().headroom(sample, Bytes(mapped)).0.saturating_sub(loading))
     }
 
     /// Chooses the models to evict for `key`. Returns `None` when they would not free enough.
-    fn victims(
+    fn select_evictions(
         &mut self,
         key: &EntryKey,
         needed: Bytes,
@@ -244,8 +252,8 @@ impl Manager {
         // evicted.
         let missing = if has_place { missing } else { missing.max(Bytes(1)) };
         let priority = self.model_settings(key).memory_priority;
-        let policy = self.policy();
-        let victims = plan::victims_for(missing, priority, &self.residents(), policy)?;
+        let policy = self.eviction_order();
+        let victims = plan::select_evictions(missing, priority, &self.loaded_models(), policy)?;
         (!victims.is_empty()).then_some(victims)
     }
 
@@ -254,23 +262,24 @@ impl Manager {
         &mut self,
         footprint: &Footprint,
         sample: &Sample,
-    ) -> Result<(), Refusal> {
-        let refusal = self.refusal(needed(footprint), self.room(sample), sample);
-        match refusal.needed <= refusal.most {
+    ) -> Result<(), MemoryRefusal> {
+        let refusal =
+            self.describe_refusal(required_memory(footprint), self.headroom(sample), sample);
+        match refusal.needed <= refusal.max_headroom {
             true => Ok(()),
             false => Err(refusal),
         }
     }
 
-    fn refusal(&mut self, needed: Bytes, room: Bytes, sample: &Sample) -> Refusal {
-        let residents = self.residents();
-        let loading = self.slots.values().filter_map(|slot| match slot {
-            Slot::Loading { footprint, .. } | Slot::Reserved { footprint, .. } => {
+    fn describe_refusal(&mut self, needed: Bytes, room: Bytes, sample: &Sample) -> MemoryRefusal {
+        let residents = self.loaded_models();
+        let loading = self.states.values().filter_map(|slot| match slot {
+            ModelState::Loading { footprint, .. } | ModelState::Reserved { footprint, .. } => {
                 Some(footprint.weight_bytes)
             }
             _ => None,
         });
-        let could = plan::could_leave(&residents, self.policy()).0;
+        let could = plan::evictable_bytes(&residents, self.eviction_order()).0;
         // A load in progress becomes evictable later, so that its memory counts here.
         let most = loading.fold(room.0.saturating_add(could), u64::saturating_add);
         let could_fit = needed.0 <= most;
@@ -278,28 +287,29 @@ impl Manager {
             Some(limit) => format!("the {} of {}", limit.bytes, limit.file.display()),
             None => format!("the {} of this machine", sample.machine.total),
         };
-        Refusal {
+        MemoryRefusal {
             needed,
-            room,
-            most: Bytes(most),
+            headroom: room,
+            max_headroom: Bytes(most),
             limit,
             // Models that were loaded just now may be evicted after this time.
-            retry_after: could_fit.then_some(plan::RESIDENCY),
+            retry_after: could_fit.then_some(plan::MIN_RESIDENCY),
         }
     }
 
     fn refuse(&mut self, key: EntryKey, needed: Bytes, room: Bytes, sample: &Sample) {
-        let refusal = Arc::new(self.refusal(needed, room, sample));
-        if let Some(Slot::Admitting(admitting)) = self.slots.get_mut(&key)
+        let refusal = Arc::new(self.describe_refusal(needed, room, sample));
+        if let Some(ModelState::Admitting(admitting)) = self.states.get_mut(&key)
             && let Some(reply) = admitting.reserve.take()
         {
-            self.slots.remove(&key);
+            self.states.remove(&key);
             let name = key.name().to_owned();
             // The installation reports the refusal itself.
             return drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
         }
-        let told = matches!(self.slots.get(&key), Some(Slot::Admitting(it)) if it.refused);
-        let waiting = self.waiting(&key);
+        let told =
+            matches!(self.states.get(&key), Some(ModelState::Admitting(it)) if it.was_refused);
+        let waiting = self.take_waiting(&key);
         if !told {
             tracing::warn!(
                 name: Message::ModelDoesNotFit.name(),
@@ -310,8 +320,8 @@ impl Manager {
             self.parts.events.publish(Event::ModelFailed { model, reason });
         }
         let at = std::time::Instant::now();
-        self.slots.insert(key, Slot::Refused { refusal: Arc::clone(&refusal), at });
-        self.announce();
+        self.states.insert(key, ModelState::Refused { refusal: Arc::clone(&refusal), at });
+        self.publish_overview();
         for (name, reply) in waiting {
             let refusal = Arc::clone(&refusal);
             drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
@@ -319,25 +329,27 @@ impl Manager {
     }
 
     /// Takes the requests that wait for `key`, which is being admitted.
-    fn waiting(&mut self, key: &EntryKey) -> Waiting {
-        match self.slots.get_mut(key) {
-            Some(Slot::Admitting(admitting)) => std::mem::take(&mut admitting.waiting),
+    fn take_waiting(&mut self, key: &EntryKey) -> WaitingLeases {
+        match self.states.get_mut(key) {
+            Some(ModelState::Admitting(admitting)) => std::mem::take(&mut admitting.waiting),
             _ => Vec::new(),
         }
     }
 
     fn load(&mut self, key: EntryKey, footprint: Footprint) {
-        let Some(Slot::Admitting(Admitting { since, waiting, options, .. })) =
-            self.slots.remove(&key)
+        let Some(ModelState::Admitting(PendingAdmission { since, waiting, options, .. })) =
+            self.states.remove(&key)
         else {
             return;
         };
         let embedding = self.parts.settings.borrow().embedding.clone();
-        let limits = Limits {
+        let limits = QueueLimits {
             requests: embedding.queue_size,
             tokens: embedding.queue_tokens,
             wait: Duration::from_millis(embedding.max_batch_wait_ms as u64),
-            batches: embedding.parallel_batches.unwrap_or(options.threads.min(MOST_BATCHES) + 1),
+            batches: embedding
+                .parallel_batches
+                .unwrap_or(options.threads.min(MAX_CONCURRENT_BATCHES) + 1),
         };
         let store = Arc::clone(&self.parts.store);
         let metrics = self.parts.metrics.clone();
@@ -346,47 +358,48 @@ impl Manager {
             Ok(Worker { queue, ready, thread }) => {
                 tracing::info!(
                     name: Message::ModelLoading.name(),
-                    model = %key, bytes = needed(&footprint).0,
+                    model = %key, bytes = required_memory(&footprint).0,
                     "loading"
                 );
                 let id = thread.thread().id();
-                let worker = Running { queue, thread };
-                self.slots.insert(key.clone(), Slot::Loading { since, waiting, worker, footprint });
+                let worker = WorkerHandle { queue, thread };
+                self.states
+                    .insert(key.clone(), ModelState::Loading { since, waiting, worker, footprint });
                 self.loads.spawn(async move {
                     (key, id, ready.await.unwrap_or(Err(WorkerError::Ended)))
                 });
             }
-            Err(error) => self.fail(key, error, waiting),
+            Err(error) => self.on_load_failed(key, error, waiting),
         }
     }
 
-    pub(super) fn loaded(
+    pub(super) fn on_loaded(
         &mut self,
         key: EntryKey,
         thread: ThreadId,
-        outcome: Result<Ready, WorkerError>,
+        outcome: Result<ReadyModel, WorkerError>,
     ) {
         // A model that was removed while it was loading has no slot any more, or the slot of
         // another load if it was installed again. The thread identifies the load.
-        let slot = self.slots.get(&key);
-        let is_its = matches!(slot, Some(Slot::Loading { worker, .. }) if worker.thread.thread().id() == thread);
-        let slot = is_its.then(|| self.slots.remove(&key)).flatten();
-        let Some(Slot::Loading { waiting, worker, footprint, .. }) = slot else { return };
+        let slot = self.states.get(&key);
+        let is_its = matches!(slot, Some(ModelState::Loading { worker, .. }) if worker.thread.thread().id() == thread);
+        let slot = is_its.then(|| self.states.remove(&key)).flatten();
+        let Some(ModelState::Loading { waiting, worker, footprint, .. }) = slot else { return };
         let ready = match outcome {
             Ok(ready) => ready,
             Err(error) => {
-                self.end(key.clone(), worker);
+                self.end_worker(key.clone(), worker);
                 // The self-test failed in the precision that `auto` chose. f32 takes more memory,
                 // so that the model is admitted again with its new footprint.
-                if error.fall_back(&key, self.options(&key)).is_some() {
+                if error.retry_options(&key, self.options(&key)).is_some() {
                     self.f32_only.insert(key.clone());
-                    return self.admit(key, Wanted::Now(waiting));
+                    return self.admit(key, LoadReason::Request(waiting));
                 }
                 self.readmit();
-                return self.fail(key, error, waiting);
+                return self.on_load_failed(key, error, waiting);
             }
         };
-        let Ready { weight_bytes, mapped_bytes, report, took, .. } = &ready;
+        let ReadyModel { weight_bytes, mapped_bytes, report, load_time: took, .. } = &ready;
         let PrecisionReport { precision, isa, reason } = report;
         tracing::info!(
             name: Message::ModelLoaded.name(),
@@ -410,17 +423,17 @@ impl Manager {
         if self.episode.is_some() {
             ready.limit_pass();
         }
-        let resident = Resident::new(ready, worker, footprint, Instant::now());
-        self.slots.insert(key, Slot::Resident(resident));
+        let resident = ResidentModel::new(ready, worker, footprint, Instant::now());
+        self.states.insert(key, ModelState::Resident(resident));
         // Announce before any client learns of the model from its answer.
-        self.announce();
-        self.answer(waiting);
+        self.publish_overview();
+        self.answer_waiting(waiting);
         // The footprint was an upper bound. The real use may leave memory for models that wait.
         self.readmit();
-        self.parts.gauge.look();
+        self.parts.sampler.wake();
     }
 
-    fn fail(&mut self, key: EntryKey, error: WorkerError, waiting: Waiting) {
+    fn on_load_failed(&mut self, key: EntryKey, error: WorkerError, waiting: WaitingLeases) {
         let reason = chain(&error);
         let (model, failure) = (key.to_string(), error.failure());
         match failure {
@@ -448,18 +461,19 @@ impl Manager {
         // The store remembers that the entry is corrupt until its package is installed again, and
         // the model must load at once then. So do not start a backoff.
         if matches!(error, WorkerError::Store(StoreError::Corrupt { .. })) {
-            self.slots.remove(&key);
+            self.states.remove(&key);
         } else {
             let error = Arc::new(error);
-            self.slots.insert(key, Slot::Failed { until: Instant::now() + LOAD_BACKOFF, error });
+            self.states
+                .insert(key, ModelState::Failed { until: Instant::now() + LOAD_BACKOFF, error });
         }
-        self.announce();
-        self.answer(waiting);
+        self.publish_overview();
+        self.answer_waiting(waiting);
     }
 }
 
 /// Returns the memory that must be free for a model: its own memory at the peak, and the file pages
 /// that it reads in place.
-fn needed(footprint: &Footprint) -> Bytes {
+fn required_memory(footprint: &Footprint) -> Bytes {
     Bytes(footprint.peak_bytes().saturating_add(footprint.mapped_bytes))
 }

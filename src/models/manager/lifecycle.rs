@@ -8,43 +8,43 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::error::ModelError;
-use super::super::needs::{Need, Wish};
-use super::super::slot::{Leaving, Running, Slot, Why};
-use super::super::{ActionRecord, Flushed};
-use super::admission::Wanted;
-use super::{Manager, Unloading};
+use super::super::model_state::{DrainingModel, ModelState, UnloadReason, WorkerHandle};
+use super::super::retention::{KeepAliveRequest, Retention};
+use super::super::{ActionRecord, FlushResult};
+use super::admission::LoadReason;
+use super::{Manager, UnloadEnd};
 use crate::events::Event;
 use crate::log::Message;
-use crate::memory::level::Level;
-use crate::memory::release;
+use crate::memory::level::PressureLevel;
+use crate::memory::malloc_trim;
 use crate::memory::sample::Sample;
-use crate::metrics::UnloadReason;
+use crate::metrics::UnloadLabel;
 use crate::package::EntryKey;
 use crate::units::{Bytes, milliseconds};
 
 /// Interval at which a busy model with a very short `keep_alive` is polled, since the end of its
 /// last request sends no event.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Time before its expected use at which a model is preloaded.
-const AHEAD: Duration = Duration::from_secs(300);
+const PRELOAD_LEAD: Duration = Duration::from_secs(300);
 /// Shortest interval at which users other than administrators may unload a model early. Each load
 /// after it reads the model from the disk again.
-const CUT_SHORT_EVERY: Duration = Duration::from_secs(60);
+const EARLY_UNLOAD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// An unloaded model, measured on the thread that waited for its worker.
-pub(super) struct Left {
+pub(super) struct UnloadedModel {
     key: EntryKey,
     /// Reason for the unload; `None` for a worker without a slot, which is not reported.
-    why: Option<(Why, String)>,
+    reason: Option<(UnloadReason, String)>,
     before: Sample,
     after: Sample,
     duration: Duration,
 }
 
 /// A flush in progress.
-pub(super) struct Flush {
-    reply: oneshot::Sender<Flushed>,
-    leaving: BTreeSet<EntryKey>,
+pub(super) struct PendingFlush {
+    reply: oneshot::Sender<FlushResult>,
+    draining: BTreeSet<EntryKey>,
     unloaded: Vec<EntryKey>,
     /// Sample before the first unload.
     before: Option<Sample>,
@@ -53,28 +53,33 @@ pub(super) struct Flush {
 
 impl Manager {
     /// Drains and unloads `key`, if it is resident.
-    pub(super) fn leave(&mut self, key: &EntryKey, why: Why, reason: String) {
-        let Some(slot) = self.slots.remove(key) else { return };
-        let Slot::Resident(resident) = slot else {
-            self.slots.insert(key.clone(), slot);
+    pub(super) fn drain(&mut self, key: &EntryKey, why: UnloadReason, reason: String) {
+        let Some(slot) = self.states.remove(key) else { return };
+        let ModelState::Resident(resident) = slot else {
+            self.states.insert(key.clone(), slot);
             return;
         };
-        let leaving = Leaving { why, waiting: Vec::new(), done: Vec::new() };
-        self.slots.insert(key.clone(), Slot::Leaving(leaving));
-        self.ending_of(key.clone(), resident.worker, Some((why, reason)));
+        let leaving = DrainingModel { reason: why, waiting: Vec::new(), waiters: Vec::new() };
+        self.states.insert(key.clone(), ModelState::Draining(leaving));
+        self.start_unload(key.clone(), resident.worker, Some((why, reason)));
     }
 
     /// Ends a worker that has no slot any more.
-    pub(super) fn end(&mut self, key: EntryKey, worker: Running) {
-        self.ending_of(key, worker, None);
+    pub(super) fn end_worker(&mut self, key: EntryKey, worker: WorkerHandle) {
+        self.start_unload(key, worker, None);
     }
 
-    fn ending_of(&mut self, key: EntryKey, worker: Running, why: Option<(Why, String)>) {
-        let Running { queue, thread } = worker;
-        let gauge = self.parts.gauge.clone();
+    fn start_unload(
+        &mut self,
+        key: EntryKey,
+        worker: WorkerHandle,
+        why: Option<(UnloadReason, String)>,
+    ) {
+        let WorkerHandle { queue, thread } = worker;
+        let gauge = self.parts.sampler.clone();
         // The join takes as long as the requests in progress, so that it runs on the blocking pool.
         // The worker ends when every sender is dropped: this one and those of the leases.
-        self.ending.spawn_blocking(move || {
+        self.unloads.spawn_blocking(move || {
             let started = std::time::Instant::now();
             let before = gauge.sample();
             drop(queue);
@@ -87,13 +92,16 @@ impl Manager {
             }
             // The allocator keeps freed memory. Return it to the kernel first, so that the second
             // sample shows it.
-            release::trim();
+            malloc_trim::trim();
             let after = gauge.sample();
-            Left { key, why, before, after, duration: started.elapsed() }
+            UnloadedModel { key, reason: why, before, after, duration: started.elapsed() }
         });
     }
 
-    pub(super) fn left(&mut self, Left { key, why, before, after, duration }: Left) {
+    pub(super) fn on_unloaded(
+        &mut self,
+        UnloadedModel { key, reason: why, before, after, duration }: UnloadedModel,
+    ) {
         // A worker without a slot is not reported, but its memory may let a waiting model fit.
         let Some((why, reason)) = why else { return self.readmit() };
         let freed = Bytes(before.process.0.saturating_sub(after.process.0));
@@ -101,9 +109,9 @@ impl Manager {
         let record = ActionRecord {
             at: SystemTime::now(),
             action: match why {
-                Why::Asked => "unload",
-                Why::Idle => "idle",
-                Why::Pressure | Why::Room => "evict",
+                UnloadReason::Requested => "unload",
+                UnloadReason::Idle => "idle",
+                UnloadReason::Pressure | UnloadReason::Displaced => "evict",
             },
             model: Some(key.clone()),
             level: self.parts.readings.borrow().level,
@@ -111,10 +119,10 @@ impl Manager {
             freed: Some(freed),
             duration,
         };
-        self.tell_left(&key, why, &record);
-        let is_step = why == Why::Pressure;
+        self.log_unload(&key, why, &record);
+        let is_step = why == UnloadReason::Pressure;
         if is_step {
-            self.evicted(&record);
+            self.on_evicted(&record);
         }
         let (reason, duration_ms) = (&record.reason, milliseconds(duration));
         let (freed_bytes, mapped_bytes) = (freed.0, mapped.0);
@@ -130,19 +138,20 @@ impl Manager {
                 "unloaded"
             ),
         }
-        self.remember(record);
+        self.record_action(record);
         // The slot is missing if the model was removed while it drained.
-        if let Some(Slot::Leaving(_)) = self.slots.get(&key)
-            && let Some(Slot::Leaving(Leaving { why, waiting, done })) = self.slots.remove(&key)
+        if let Some(ModelState::Draining(_)) = self.states.get(&key)
+            && let Some(ModelState::Draining(DrainingModel { reason: why, waiting, waiters: done })) =
+                self.states.remove(&key)
         {
             if why.is_eviction() {
                 let stays_away = self.parts.settings.borrow().memory.pressure.reload_cooldown;
                 let until = Instant::now() + stays_away;
-                self.slots.insert(key.clone(), Slot::Away { until });
+                self.states.insert(key.clone(), ModelState::CoolingDown { until });
             } else {
-                self.slots.insert(key.clone(), Slot::Unloaded);
+                self.states.insert(key.clone(), ModelState::Unloaded);
             }
-            self.answer(waiting);
+            self.answer_waiting(waiting);
             // The caller may have stopped waiting.
             for done in done {
                 let (Ok(()) | Err(())) = done.send(());
@@ -150,23 +159,23 @@ impl Manager {
         }
         // The end of the unload is measured: flushes, waiting models and the pressure plan
         // continue.
-        self.flushed(&key, &before, &after);
+        self.finish_flushes(&key, &before, &after);
         self.readmit();
         if is_step {
-            self.acted();
+            self.on_step_done();
         } else {
-            self.parts.gauge.look();
+            self.parts.sampler.wake();
         }
     }
 
-    fn tell_left(&self, key: &EntryKey, why: Why, record: &ActionRecord) {
+    fn log_unload(&self, key: &EntryKey, why: UnloadReason, record: &ActionRecord) {
         self.parts.metrics.count_unload(
             key.id(),
             match why {
-                Why::Asked => UnloadReason::Request,
-                Why::Idle => UnloadReason::Idle,
-                Why::Pressure => UnloadReason::Pressure,
-                Why::Room => UnloadReason::Room,
+                UnloadReason::Requested => UnloadLabel::Request,
+                UnloadReason::Idle => UnloadLabel::Idle,
+                UnloadReason::Pressure => UnloadLabel::Pressure,
+                UnloadReason::Displaced => UnloadLabel::Room,
             },
         );
         let (model, reason) = (key.name().to_owned(), record.reason.clone());
@@ -181,13 +190,13 @@ impl Manager {
     pub(super) fn forget(&mut self, key: &EntryKey) {
         self.pins.remove(key);
         self.f32_only.remove(key);
-        match self.slots.remove(key) {
-            Some(Slot::Admitting(admitting)) => gone(admitting.waiting),
-            Some(Slot::Loading { waiting, worker, .. }) => {
-                gone(waiting);
-                self.end(key.clone(), worker);
+        match self.states.remove(key) {
+            Some(ModelState::Admitting(admitting)) => reject_removed(admitting.waiting),
+            Some(ModelState::Loading { waiting, worker, .. }) => {
+                reject_removed(waiting);
+                self.end_worker(key.clone(), worker);
             }
-            Some(Slot::Resident(resident)) => {
+            Some(ModelState::Resident(resident)) => {
                 let reason = "it left the store, or the daemon stops".to_owned();
                 tracing::info!(
                     name: Message::ModelUnloaded.name(),
@@ -196,13 +205,16 @@ impl Manager {
                 );
                 let model = key.name().to_owned();
                 self.parts.events.publish(Event::ModelUnloaded { model, reason, bytes: None });
-                self.end(key.clone(), resident.worker);
+                self.end_worker(key.clone(), resident.worker);
             }
             // The end of its thread, or of its installation, is awaited already.
-            Some(Slot::Reserved { waiting, .. }) => gone(waiting),
-            Some(Slot::Leaving(leaving)) => gone(leaving.waiting),
+            Some(ModelState::Reserved { waiting, .. }) => reject_removed(waiting),
+            Some(ModelState::Draining(leaving)) => reject_removed(leaving.waiting),
             Some(
-                Slot::Unloaded | Slot::Away { .. } | Slot::Refused { .. } | Slot::Failed { .. },
+                ModelState::Unloaded
+                | ModelState::CoolingDown { .. }
+                | ModelState::Refused { .. }
+                | ModelState::Failed { .. },
             )
             | None => {}
         }
@@ -211,15 +223,15 @@ impl Manager {
     /// Returns the time at which the next model becomes idle for too long.
     pub(super) fn next_idle(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        self.needs(now)
+        self.retentions(now)
             .into_iter()
             // A busy model is in use until its last request ends, and no event reports that end. So
             // it is polled.
-            .filter_map(|(key, need)| match self.slots.get(&key) {
-                Some(Slot::Resident(resident)) if resident.is_busy() => {
-                    now.checked_add(need.time.max(LOOK_AGAIN))
+            .filter_map(|(key, need)| match self.states.get(&key) {
+                Some(ModelState::Resident(resident)) if resident.is_busy() => {
+                    now.checked_add(need.time.max(BUSY_POLL_INTERVAL))
                 }
-                Some(Slot::Resident(_)) => Some(need.until),
+                Some(ModelState::Resident(_)) => Some(need.until),
                 _ => None,
             })
             .min()
@@ -227,57 +239,64 @@ impl Manager {
 
     pub(super) fn unload_idle(&mut self) {
         let now = Instant::now();
-        for (key, need) in self.needs(now) {
-            if let Some(Slot::Resident(resident)) = self.slots.get(&key)
+        for (key, need) in self.retentions(now) {
+            if let Some(ModelState::Resident(resident)) = self.states.get(&key)
                 && now >= need.until
                 && !resident.is_busy()
             {
-                if need.is_cut_short {
-                    self.cut_short.retain(|_, at| now.duration_since(*at) < CUT_SHORT_EVERY);
-                    self.cut_short.insert(key.clone(), now);
+                if need.is_shortened {
+                    self.unloaded_early
+                        .retain(|_, at| now.duration_since(*at) < EARLY_UNLOAD_INTERVAL);
+                    self.unloaded_early.insert(key.clone(), now);
                 }
                 let time = humantime::format_duration(need.time);
-                let reason = match need.is_wish {
+                let reason = match need.is_requested {
                     true => format!("not used for {time}, its keep_alive"),
                     false => format!("not used for {time}"),
                 };
-                self.leave(&key, Why::Idle, reason);
+                self.drain(&key, UnloadReason::Idle, reason);
             }
         }
     }
 
     /// Returns the needs of the resident models that are not pinned and whose need ends.
-    fn needs(&mut self, now: Instant) -> Vec<(EntryKey, Need)> {
-        let resident = self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Resident(_)));
+    fn retentions(&mut self, now: Instant) -> Vec<(EntryKey, Retention)> {
+        let resident =
+            self.states.iter().filter(|(_, slot)| matches!(slot, ModelState::Resident(_)));
         let keys = Vec::from_iter(resident.map(|(key, _)| key.clone()));
-        keys.into_iter().filter_map(|key| Some((key.clone(), self.need(&key, now)?))).collect()
+        keys.into_iter().filter_map(|key| Some((key.clone(), self.retention(&key, now)?))).collect()
     }
 
     /// Returns the last need of `key`; `None` when the model is not in memory, is pinned, or its
     /// need does not end.
-    pub(super) fn need(&mut self, key: &EntryKey, now: Instant) -> Option<Need> {
+    pub(super) fn retention(&mut self, key: &EntryKey, now: Instant) -> Option<Retention> {
         if self.is_pinned(key) {
             return None;
         }
         let max_idle_time = self.model_settings(key).max_idle_time;
-        let Some(Slot::Resident(resident)) = self.slots.get_mut(key) else { return None };
+        let Some(ModelState::Resident(resident)) = self.states.get_mut(key) else { return None };
         // This call records the end of the requests in progress.
         resident.idle(now);
-        let need = resident.need(max_idle_time)?;
+        let need = resident.retention(max_idle_time)?;
         // A user who unloads a model early again and again would make the disk read it for each
-        // request. So an early unload is delayed until `CUT_SHORT_EVERY` after the last one.
-        let again = self.cut_short.get(key).and_then(|at| at.checked_add(CUT_SHORT_EVERY));
+        // request. So an early unload is delayed until `EARLY_UNLOAD_INTERVAL` after the last one.
+        let again =
+            self.unloaded_early.get(key).and_then(|at| at.checked_add(EARLY_UNLOAD_INTERVAL));
         let until = match again {
-            Some(again) if need.is_cut_short => need.until.max(again),
+            Some(again) if need.is_shortened => need.until.max(again),
             _ => need.until,
         };
-        Some(Need { until, ..need })
+        Some(Retention { until, ..need })
     }
 
-    pub(super) fn keep_alive(&mut self, name: &str, wish: Wish) -> Result<(), ModelError> {
+    pub(super) fn keep_alive(
+        &mut self,
+        name: &str,
+        wish: KeepAliveRequest,
+    ) -> Result<(), ModelError> {
         let key = self.find(name)?.key;
-        if let Some(Slot::Resident(resident)) = self.slots.get_mut(&key) {
-            resident.wish(wish);
+        if let Some(ModelState::Resident(resident)) = self.states.get_mut(&key) {
+            resident.set_keep_alive(wish);
         }
         Ok(())
     }
@@ -293,33 +312,44 @@ impl Manager {
         Ok(())
     }
 
-    pub(super) fn unload(&mut self, name: &str) -> Result<Unloading, ModelError> {
+    pub(super) fn unload(&mut self, name: &str) -> Result<UnloadEnd, ModelError> {
         let key = self.find(name)?.key;
         if self.is_pinned(&key) {
             return Err(ModelError::Pinned(name.to_owned()));
         }
-        self.leave(&key, Why::Asked, "an administrator said so".to_owned());
-        Ok(match self.slots.get_mut(&key) {
-            Some(Slot::Leaving(leaving)) => {
+        self.drain(&key, UnloadReason::Requested, "an administrator said so".to_owned());
+        Ok(match self.states.get_mut(&key) {
+            Some(ModelState::Draining(leaving)) => {
                 let (done, gone) = oneshot::channel();
-                leaving.done.push(done);
+                leaving.waiters.push(done);
                 Some(gone)
             }
             _ => None,
         })
     }
 
-    pub(super) fn flush_models(&mut self, reply: oneshot::Sender<Flushed>) {
-        let resident = self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Resident(_)));
+    pub(super) fn flush_models(&mut self, reply: oneshot::Sender<FlushResult>) {
+        let resident =
+            self.states.iter().filter(|(_, slot)| matches!(slot, ModelState::Resident(_)));
         let unloaded: Vec<EntryKey> =
             resident.map(|(key, _)| key.clone()).filter(|key| !self.is_pinned(key)).collect();
         for key in &unloaded {
-            self.leave(key, Why::Asked, "an administrator flushed the memory".to_owned());
+            self.drain(
+                key,
+                UnloadReason::Requested,
+                "an administrator flushed the memory".to_owned(),
+            );
         }
-        let leaving = self.slots.iter().filter(|(_, slot)| slot.is_leaving());
+        let leaving = self.states.iter().filter(|(_, slot)| slot.is_draining());
         let leaving: BTreeSet<EntryKey> = leaving.map(|(key, _)| key.clone()).collect();
-        let flush = Flush { reply, leaving, unloaded, before: None, started: Instant::now() };
-        if flush.leaving.is_empty() {
+        let flush = PendingFlush {
+            reply,
+            draining: leaving,
+            unloaded,
+            before: None,
+            started: Instant::now(),
+        };
+        if flush.draining.is_empty() {
             let after = self.parts.readings.borrow().sample.clone();
             flush.finish(after);
         } else {
@@ -328,27 +358,28 @@ impl Manager {
     }
 
     /// Finishes the flushes for which `key` was the last model.
-    fn flushed(&mut self, key: &EntryKey, before: &Sample, after: &Sample) {
+    fn finish_flushes(&mut self, key: &EntryKey, before: &Sample, after: &Sample) {
         let (finished, rest) = std::mem::take(&mut self.flushes)
             .into_iter()
             .map(|mut flush| {
-                flush.leaving.remove(key);
+                flush.draining.remove(key);
                 flush.before.get_or_insert_with(|| before.clone());
                 flush
             })
-            .partition::<Vec<_>, _>(|flush| flush.leaving.is_empty());
+            .partition::<Vec<_>, _>(|flush| flush.draining.is_empty());
         self.flushes = rest;
         finished.into_iter().for_each(|flush| flush.finish(after.clone()));
     }
 
     /// Preloads the models that are expected to be used soon, if memory is not short. Nothing is
     /// evicted for them.
-    pub(super) fn load_ahead(&mut self) {
-        if self.parts.readings.borrow().level > Level::Normal {
+    pub(super) fn preload_expected(&mut self) {
+        if self.parts.readings.borrow().level > PressureLevel::Normal {
             return;
         }
-        for expected in self.parts.usage.expected(AHEAD, SystemTime::now()) {
-            let absent = matches!(self.slots.get(&expected.key), None | Some(Slot::Unloaded));
+        for expected in self.parts.usage.predict(PRELOAD_LEAD, SystemTime::now()) {
+            let absent =
+                matches!(self.states.get(&expected.key), None | Some(ModelState::Unloaded));
             let found = self.find(&expected.key.exact_name());
             if absent && found.is_ok_and(|entry| entry.key == expected.key) {
                 tracing::info!(
@@ -356,24 +387,24 @@ impl Manager {
                     model = %expected.key, probability = expected.probability,
                     "loading ahead of its usual hour"
                 );
-                self.admit(expected.key, Wanted::Ahead);
+                self.admit(expected.key, LoadReason::Preload);
             }
         }
     }
 }
 
-impl Flush {
+impl PendingFlush {
     fn finish(self, after: Sample) {
         let Self { reply, unloaded, before, started, .. } = self;
         let duration = started.elapsed();
         let before = before.unwrap_or_else(|| after.clone());
         // The client may have cancelled.
-        drop(reply.send(Flushed { unloaded, before, after, duration }));
+        drop(reply.send(FlushResult { unloaded, before, after, duration }));
     }
 }
 
 /// Rejects the requests that wait for a removed model.
-fn gone(waiting: super::Waiting) {
+fn reject_removed(waiting: super::WaitingLeases) {
     for (name, reply) in waiting {
         drop(reply.send(Err(ModelError::Ended(name))));
     }

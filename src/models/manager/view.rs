@@ -5,30 +5,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::alias;
-use super::super::slot::Slot;
+use super::super::model_state::ModelState;
 use super::super::worker::WorkerError;
-use super::super::{Beat, DefaultState, MemoryView, ModelView, Overview, Residency};
+use super::super::{DefaultModelState, LivenessProbe, MemoryView, ModelView, Overview, Residency};
 use super::Manager;
 use crate::config::ModelSettings;
 use crate::package::{EntryKey, StoreEntry, resolve};
 
 impl Manager {
     pub(super) fn residency(&self) -> BTreeMap<EntryKey, Residency> {
-        self.slots.iter().map(|(key, slot)| (key.clone(), slot.residency())).collect()
+        self.states.iter().map(|(key, slot)| (key.clone(), slot.residency())).collect()
     }
 
-    pub(super) fn beats(&self) -> Vec<Beat> {
+    pub(super) fn start_probes(&self) -> Vec<LivenessProbe> {
         let default = self.parts.settings.borrow().default_model().to_owned();
         let default = self.find(&default).ok().map(|entry| entry.key);
-        let asked = self.slots.iter().filter_map(|(key, slot)| {
-            let Slot::Resident(resident) = slot else { return None };
+        let asked = self.states.iter().filter_map(|(key, slot)| {
+            let ModelState::Resident(resident) = slot else { return None };
             let queue = &resident.worker.queue;
-            let is_asked = default.as_ref() == Some(key) || queue.waiting().requests > 0;
-            is_asked.then(|| Beat {
+            let is_asked = default.as_ref() == Some(key) || queue.backlog().requests > 0;
+            is_asked.then(|| LivenessProbe {
                 key: key.clone(),
-                pulse: Arc::clone(&resident.ready.pulse),
-                asked: std::time::Instant::now(),
-                answer: queue.prove(),
+                tracker: Arc::clone(&resident.ready.pass_tracker),
+                requested_at: std::time::Instant::now(),
+                reply: queue.probe(),
             })
         });
         asked.collect()
@@ -36,18 +36,18 @@ impl Manager {
 
     pub(super) fn memory_view(&mut self) -> MemoryView {
         let now = tokio::time::Instant::now();
-        let keys: Vec<EntryKey> = self.slots.keys().cloned().collect();
+        let keys: Vec<EntryKey> = self.states.keys().cloned().collect();
         let models = keys.into_iter().filter_map(|key| {
             let settings = self.model_settings(&key);
             let pinned = self.is_pinned(&key);
-            let slot = self.slots.get_mut(&key)?;
+            let slot = self.states.get_mut(&key)?;
             let residency = slot.residency();
             let (mut idle, mut footprint) = (None, None);
-            if let Slot::Resident(resident) = slot {
+            if let ModelState::Resident(resident) = slot {
                 idle = Some(resident.idle(now));
                 footprint = Some(resident.footprint);
             }
-            let need = self.need(&key, now);
+            let need = self.retention(&key, now);
             let expires = need.map(|need| need.until.saturating_duration_since(now));
             let priority = settings.memory_priority;
             Some(ModelView { key, residency, footprint, priority, pinned, idle, expires })
@@ -55,57 +55,66 @@ impl Manager {
         let models = models.collect();
         let reading = self.parts.readings.borrow().clone();
         MemoryView {
-            room: self.room(&reading.sample),
+            headroom: self.headroom(&reading.sample),
             reading,
-            configured_limit: self.parts.gauge.limit(),
-            shedding: self.is_shedding(),
+            configured_limit: self.parts.sampler.limit(),
+            is_shedding: self.is_shedding(),
             models,
             actions: self.actions.iter().cloned().collect(),
         }
     }
 
     /// Returns the reason why a request for `name` did not get the model in time.
-    pub(super) fn loading(&self, name: String) -> super::ModelError {
+    pub(super) fn explain_timeout(&self, name: String) -> super::ModelError {
         let key = match self.find(&name) {
             Ok(entry) => entry.key,
             Err(error) => return error,
         };
-        let since = match self.slots.get(&key) {
-            Some(Slot::Admitting(admitting)) => admitting.since,
-            Some(Slot::Loading { since, .. } | Slot::Reserved { since, .. }) => *since,
+        let since = match self.states.get(&key) {
+            Some(ModelState::Admitting(admitting)) => admitting.since,
+            Some(ModelState::Loading { since, .. } | ModelState::Reserved { since, .. }) => *since,
             // The model is resident: the deadline had passed before the manager was asked.
-            Some(Slot::Resident(_)) => return super::ModelError::Timeout(Duration::ZERO),
+            Some(ModelState::Resident(_)) => return super::ModelError::Timeout(Duration::ZERO),
             _ => tokio::time::Instant::now(),
         };
         let expected = self.parts.usage.reload_cost(&key);
         super::ModelError::Loading { name, elapsed: since.elapsed(), expected }
     }
 
-    pub(super) fn default_state(&self, entry: &StoreEntry) -> DefaultState {
-        match self.slots.get(&entry.key) {
-            None => DefaultState::Absent,
-            Some(Slot::Admitting(_) | Slot::Loading { .. } | Slot::Reserved { .. }) => {
-                DefaultState::Loading
-            }
+    pub(super) fn default_state(&self, entry: &StoreEntry) -> DefaultModelState {
+        match self.states.get(&entry.key) {
+            None => DefaultModelState::Absent,
+            Some(
+                ModelState::Admitting(_) | ModelState::Loading { .. } | ModelState::Reserved { .. },
+            ) => DefaultModelState::Loading,
             // The worker panicked.
-            Some(Slot::Resident(resident)) if !resident.is_alive() => DefaultState::Absent,
-            Some(Slot::Resident(_)) => DefaultState::Ready,
-            Some(Slot::Unloaded) => DefaultState::Unloaded,
-            Some(Slot::Leaving(leaving)) if !leaving.why.is_eviction() => DefaultState::Unloaded,
-            Some(Slot::Leaving(_) | Slot::Away { .. }) => DefaultState::Evicted,
-            Some(Slot::Refused { refusal, .. }) => DefaultState::DoesNotFit(refusal.to_string()),
-            Some(Slot::Failed { .. }) => DefaultState::Failed,
+            Some(ModelState::Resident(resident)) if !resident.is_alive() => {
+                DefaultModelState::Absent
+            }
+            Some(ModelState::Resident(_)) => DefaultModelState::Ready,
+            Some(ModelState::Unloaded) => DefaultModelState::Unloaded,
+            Some(ModelState::Draining(leaving)) if !leaving.reason.is_eviction() => {
+                DefaultModelState::Unloaded
+            }
+            Some(ModelState::Draining(_) | ModelState::CoolingDown { .. }) => {
+                DefaultModelState::Evicted
+            }
+            Some(ModelState::Refused { refusal, .. }) => {
+                DefaultModelState::DoesNotFit(refusal.to_string())
+            }
+            Some(ModelState::Failed { .. }) => DefaultModelState::Failed,
         }
     }
 
-    pub(super) fn announce(&self) {
+    pub(super) fn publish_overview(&self) {
         let settings = Arc::clone(&self.parts.settings.borrow());
-        let default_model = alias::meant(&settings.aliases, settings.default_model());
+        let default_model =
+            alias::resolve_without_canary(&settings.aliases, settings.default_model());
         let state = match self.find(&default_model) {
             Ok(entry) => self.default_state(&entry),
-            Err(super::ModelError::Corrupt { .. }) => DefaultState::Corrupt,
-            Err(super::ModelError::Disabled { .. }) => DefaultState::Disabled,
-            Err(_not_served) => DefaultState::NotInstalled,
+            Err(super::ModelError::Corrupt { .. }) => DefaultModelState::Corrupt,
+            Err(super::ModelError::Disabled { .. }) => DefaultModelState::Disabled,
+            Err(_not_served) => DefaultModelState::NotInstalled,
         };
         let entries = self.parts.store.entries();
         let tested = entries.iter().filter(|entry| entry.record.status.is_tested());
@@ -133,7 +142,7 @@ impl Manager {
     pub(super) fn is_fallback(&self, key: &EntryKey) -> bool {
         let settings = Arc::clone(&self.parts.settings.borrow());
         let names_it = |name: &String| {
-            let meant = alias::meant(&settings.aliases, name);
+            let meant = alias::resolve_without_canary(&settings.aliases, name);
             match meant.contains('@') {
                 true => resolve(&self.parts.store.entries(), &meant)
                     .is_some_and(|entry| entry.key == *key),
@@ -151,10 +160,10 @@ impl Manager {
     }
 }
 
-impl Slot {
+impl ModelState {
     /// Returns whether the model takes memory, or soon will.
     pub(super) fn is_in_memory(&self) -> bool {
-        matches!(self, Self::Loading { .. } | Self::Resident(_) | Self::Leaving(_))
+        matches!(self, Self::Loading { .. } | Self::Resident(_) | Self::Draining(_))
     }
 
     /// Returns whether its last load failed because the store could not read its files.
@@ -162,7 +171,7 @@ impl Slot {
         matches!(self, Self::Failed { error, .. } if matches!(**error, WorkerError::Store(_)))
     }
 
-    pub(super) fn is_leaving(&self) -> bool {
-        matches!(self, Self::Leaving(_))
+    pub(super) fn is_draining(&self) -> bool {
+        matches!(self, Self::Draining(_))
     }
 }

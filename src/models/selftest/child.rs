@@ -10,7 +10,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{ARGUMENT, Answer, Task, confine};
+use super::{ARGUMENT, ChildTask, TestOutcome, confine};
 use crate::engine::{EngineError, EngineOptions};
 use crate::errors::chain;
 use crate::models::install::InstallError;
@@ -32,9 +32,9 @@ pub fn run_if_asked() -> Option<ExitCode> {
     let answer = match prepare(arguments) {
         Ok((key, options)) => match Store::open_single(Path::new(STORE), &key) {
             Ok(store) => test(&store, &key, options),
-            Err(reason) => Answer::Corrupt(reason),
+            Err(reason) => TestOutcome::Corrupt(reason),
         },
-        Err(reason) => Answer::NotTested(reason),
+        Err(reason) => TestOutcome::NotTested(reason),
     };
     let written = serde_json::to_vec(&answer).map_err(io::Error::from).and_then(|mut line| {
         line.push(b'\n');
@@ -50,35 +50,37 @@ fn prepare(
     mut arguments: impl Iterator<Item = OsString>,
 ) -> Result<(EntryKey, EngineOptions), String> {
     let task = arguments.next().unwrap_or_default();
-    let task: Task =
+    let task: ChildTask =
         serde_json::from_slice(task.as_encoded_bytes()).map_err(|error| chain(&error))?;
     let key: EntryKey = task.key.parse().map_err(|error| chain(&error))?;
     let precision = task.precision.parse().map_err(|error| chain(&error))?;
-    confine::enter(&task, &Store::directory_of(Path::new(STORE), &key))?;
+    confine::confine(&task, &Store::directory_of(Path::new(STORE), &key))?;
     let options =
         EngineOptions { threads: task.threads, batch_tokens: task.batch_tokens, precision };
     Ok((key, options))
 }
 
 /// Loads the model and compares its vector with the one of the manifest.
-pub(super) fn test(store: &Store, key: &EntryKey, options: EngineOptions) -> Answer {
+pub(super) fn test(store: &Store, key: &EntryKey, options: EngineOptions) -> TestOutcome {
     let tested = panic::catch_unwind(AssertUnwindSafe(|| {
         let (manifest, model) = load::load_from::<InstallError>(store, key, options)?;
         Ok::<_, InstallError>(load::self_test(&manifest, &model)?)
     }));
     match tested {
-        Err(_panic) => Answer::Panicked,
-        Ok(Ok(())) => Answer::Passed,
+        Err(_panic) => TestOutcome::Panicked,
+        Ok(Ok(())) => TestOutcome::Passed,
         Ok(Err(InstallError::Load(LoadError::SelfTest { cosine, precision }))) => {
             // JSON cannot represent NaN or infinity.
             let cosine = if cosine.is_finite() { cosine } else { 0.0 };
-            Answer::WrongVector { cosine, precision: precision.name().to_owned() }
+            TestOutcome::WrongVector { cosine, precision: precision.name().to_owned() }
         }
         Ok(Err(InstallError::Load(error @ LoadError::Engine(EngineError::Threads { .. })))) => {
-            Answer::NotTested(chain(&error))
+            TestOutcome::NotTested(chain(&error))
         }
-        Ok(Err(InstallError::Load(error))) => Answer::Refused(chain(&error)),
-        Ok(Err(InstallError::Store(StoreError::Corrupt { reason, .. }))) => Answer::Corrupt(reason),
-        Ok(Err(error)) => Answer::NotTested(chain(&error)),
+        Ok(Err(InstallError::Load(error))) => TestOutcome::Refused(chain(&error)),
+        Ok(Err(InstallError::Store(StoreError::Corrupt { reason, .. }))) => {
+            TestOutcome::Corrupt(reason)
+        }
+        Ok(Err(error)) => TestOutcome::NotTested(chain(&error)),
     }
 }

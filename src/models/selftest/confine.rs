@@ -23,7 +23,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::Task;
+use super::ChildTask;
 use crate::errors::chain;
 
 /// Highest descriptor of the standard streams (input, output, error).
@@ -37,7 +37,7 @@ const PROCESSOR: &str = "/sys/devices/system/cpu";
 ///
 /// # Errors
 /// Returns the reason if a required limit cannot be set.
-pub(super) fn enter(task: &Task, directory: &Path) -> Result<(), String> {
+pub(super) fn confine(task: &ChildTask, directory: &Path) -> Result<(), String> {
     close_inherited()?;
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| format!("prctl: {error}"))?;
     // The parent may have ended before `prctl`. In this case the signal never comes.
@@ -65,7 +65,7 @@ fn close_inherited() -> Result<(), String> {
     Ok(())
 }
 
-fn limit(task: &Task) -> Result<(), String> {
+fn limit(task: &ChildTask) -> Result<(), String> {
     let address_space = program_bytes()?.saturating_add(task.address_space);
     for (resource, most) in [
         (Resource::RLIMIT_CORE, 0),

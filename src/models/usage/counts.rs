@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::habit::{Habit, Hour};
 use super::histogram::Histogram;
-use super::{Percentiles, Served};
+use super::weekly_profile::{HourNumber, WeeklyProfile};
+use super::{Percentiles, RequestOutcome};
 use crate::package::Timestamp;
 
 /// Half-life of a request in the recent rate. It is a compromise between models in use right now
@@ -18,7 +18,7 @@ const HALF_LIFE: Duration = Duration::from_secs(3600);
 /// Usage counts of one model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Counts {
+pub(super) struct UsageCounts {
     /// Number of requests that were answered or failed.
     pub(super) requests: u64,
     /// Number of failed requests.
@@ -38,7 +38,7 @@ pub(super) struct Counts {
     recent_uses: f64,
     /// Number of distinct hours in which the model was used.
     hours: u64,
-    habit: Option<Habit>,
+    habit: Option<WeeklyProfile>,
     /// Time of the first use.
     pub(super) first_used_at: Option<Timestamp>,
     /// Time of the last use.
@@ -47,10 +47,10 @@ pub(super) struct Counts {
     seen_at: Option<Timestamp>,
 }
 
-impl Counts {
+impl UsageCounts {
     /// Counts a request.
-    pub(super) fn serve(&mut self, outcome: Served, now: SystemTime) {
-        let Served { texts, tokens, latency, ok } = outcome;
+    pub(super) fn record_request(&mut self, outcome: RequestOutcome, now: SystemTime) {
+        let RequestOutcome { texts, tokens, latency, is_ok: ok } = outcome;
         add(&mut self.requests, 1);
         if ok {
             add(&mut self.texts, texts);
@@ -64,11 +64,11 @@ impl Counts {
         let at = timestamp(now);
         self.first_used_at.get_or_insert(at);
         self.last_used_at = Some(at);
-        let Some(hour) = Hour::of(now) else { return };
+        let Some(hour) = HourNumber::of(now) else { return };
         let is_first = match &mut self.habit {
             Some(habit) => habit.record(hour),
             None => {
-                self.habit = Some(Habit::begin(hour));
+                self.habit = Some(WeeklyProfile::new(hour));
                 true
             }
         };
@@ -79,14 +79,14 @@ impl Counts {
 
     /// Counts a load. Moves the average by a quarter of the difference, so that one load from a
     /// cold disk does not dominate.
-    pub(super) fn load(&mut self, duration: Duration) {
+    pub(super) fn record_load(&mut self, duration: Duration) {
         add(&mut self.loads, 1);
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.load_us = Some(self.load_us.map_or(us, |known| known - known / 4 + us / 4));
     }
 
     /// Records that the model was used, loaded or installed at `now`.
-    pub(super) fn see(&mut self, now: SystemTime) {
+    pub(super) fn record_seen(&mut self, now: SystemTime) {
         self.seen_at = Some(timestamp(now));
     }
 
@@ -122,7 +122,7 @@ impl Counts {
         // 2.
         let half_life_hours = HALF_LIFE.as_secs_f64() / 3600.0;
         let recent = self.recent_uses(now) * std::f64::consts::LN_2 / half_life_hours;
-        let usual = Hour::of(now).and_then(|hour| {
+        let usual = HourNumber::of(now).and_then(|hour| {
             let likely = self.probability(hour)?.max(self.probability(hour.next())?);
             Some(likely * self.requests as f64 / self.hours.max(1) as f64)
         });
@@ -130,19 +130,19 @@ impl Counts {
     }
 
     /// Returns whether the model was used in `hour`.
-    pub(super) fn was_used_in(&self, hour: Hour) -> bool {
+    pub(super) fn was_used_in(&self, hour: HourNumber) -> bool {
         self.habit.as_ref().is_some_and(|habit| habit.was_used(hour))
     }
 
     /// Returns the probability of use in `hour`. Returns `None` until enough weeks have been
     /// observed.
-    pub(super) fn probability(&self, hour: Hour) -> Option<f64> {
+    pub(super) fn probability(&self, hour: HourNumber) -> Option<f64> {
         self.habit.as_ref()?.probability(hour)
     }
 
     /// Returns the probability of use in each hour of the week, from Monday 00:00 UTC.
     pub(super) fn use_by_hour(&self, now: SystemTime) -> Option<Vec<f64>> {
-        self.habit.as_ref()?.probabilities(Hour::of(now)?)
+        self.habit.as_ref()?.probabilities(HourNumber::of(now)?)
     }
 
     fn recent_uses(&self, now: SystemTime) -> f64 {

@@ -7,7 +7,7 @@ use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
-use super::counts::Counts;
+use super::counts::UsageCounts;
 use crate::files::{self, FileError};
 use crate::package::EntryKey;
 
@@ -15,7 +15,7 @@ use crate::package::EntryKey;
 const FORMAT: u32 = 1;
 /// Largest file in bytes: several times the size of [`super::MAX_MODELS`] models.
 const MAX_SIZE: u64 = 16 << 20;
-const ASIDE: &str = "unreadable";
+const UNUSABLE_SUFFIX: &str = "unreadable";
 
 /// Reasons for which a file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -32,22 +32,22 @@ pub(super) enum ReadError {
 }
 
 #[derive(Deserialize)]
-struct Format {
+struct FormatHeader {
     format: u32,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Contents {
+struct UsageFile {
     format: u32,
-    models: BTreeMap<EntryKey, Counts>,
+    models: BTreeMap<EntryKey, UsageCounts>,
 }
 
 /// Reads the counts from the file at `path`. Returns an empty map if the file does not exist.
 ///
 /// # Errors
 /// Fails if the file exists but cannot be used.
-pub(super) fn read(path: &Path) -> Result<BTreeMap<EntryKey, Counts>, ReadError> {
+pub(super) fn read(path: &Path) -> Result<BTreeMap<EntryKey, UsageCounts>, ReadError> {
     match files::read_limited(path, MAX_SIZE) {
         Ok(bytes) => parse(&bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
@@ -55,22 +55,22 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<EntryKey, Counts>, ReadError>
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<BTreeMap<EntryKey, Counts>, ReadError> {
+fn parse(bytes: &[u8]) -> Result<BTreeMap<EntryKey, UsageCounts>, ReadError> {
     // Parse the version by itself first: the rest of another format is unknown.
-    let Format { format } = serde_json::from_slice(bytes)?;
+    let FormatHeader { format } = serde_json::from_slice(bytes)?;
     if format != FORMAT {
         return Err(ReadError::Format(format));
     }
-    Ok(serde_json::from_slice::<Contents>(bytes)?.models)
+    Ok(serde_json::from_slice::<UsageFile>(bytes)?.models)
 }
 
 /// Replaces the file at `path`.
 ///
 /// # Errors
 /// Fails if the disk fails. The old file is then still there.
-pub(super) fn write(path: &Path, models: BTreeMap<EntryKey, Counts>) -> Result<(), FileError> {
+pub(super) fn write(path: &Path, models: BTreeMap<EntryKey, UsageCounts>) -> Result<(), FileError> {
     // Not indented: most of the file is long rows of numbers.
-    let mut json = serde_json::to_vec(&Contents { format: FORMAT, models })
+    let mut json = serde_json::to_vec(&UsageFile { format: FORMAT, models })
         .map_err(|error| FileError::new("write", path)(error.into()))?;
     json.push(b'\n');
     files::write_atomic(path, &json)?;
@@ -83,7 +83,7 @@ pub(super) fn write(path: &Path, models: BTreeMap<EntryKey, Counts>) -> Result<(
 /// # Errors
 /// Fails if the disk fails, or if the new path cannot be replaced by a file.
 pub(super) fn move_aside(path: &Path) -> Result<PathBuf, FileError> {
-    let aside = path.with_added_extension(ASIDE);
+    let aside = path.with_added_extension(UNUSABLE_SUFFIX);
     fs::rename(path, &aside).map_err(FileError::new("move aside", path))?;
     Ok(aside)
 }
@@ -97,7 +97,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("usage.json");
         let models = ["a@1+0123456789ab", "b@2+0123456789ab"];
-        let models = models.map(|key| (key.parse().unwrap(), Counts::default()));
+        let models = models.map(|key| (key.parse().unwrap(), UsageCounts::default()));
         write(&path, models.into()).unwrap();
         fs::read(path).unwrap()
     }

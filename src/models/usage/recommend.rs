@@ -138,7 +138,7 @@ impl FromStr for Complexity {
 
 /// Criteria of a recommendation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Query {
+pub struct RecommendationQuery {
     /// Wanted task.
     pub task_type: TaskType,
     /// Difficulty, which selects the preferred tier. Without it, no tier is preferred.
@@ -149,7 +149,7 @@ pub struct Query {
 
 /// Availability of memory for a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Memory {
+pub enum MemoryFit {
     /// The model is in memory.
     Resident,
     /// The model fits into memory.
@@ -158,7 +158,7 @@ pub enum Memory {
     DoesNotFit,
 }
 
-impl Memory {
+impl MemoryFit {
     /// Returns the name used in the API.
     pub const fn name(self) -> &'static str {
         match self {
@@ -179,7 +179,7 @@ pub struct Candidate<'a> {
     /// 95th percentile of its recent latencies. `None` before its first use.
     pub p95: Option<Duration>,
     /// Availability of memory for it.
-    pub memory: Memory,
+    pub memory: MemoryFit,
 }
 
 /// Recommended model, with the reason. In a list, the first one is the best.
@@ -195,7 +195,7 @@ pub struct Recommendation {
     /// than the query allows.
     pub p95: Option<Duration>,
     /// Availability of memory for it.
-    pub memory: Memory,
+    pub memory: MemoryFit,
     /// Summary of these facts in one sentence.
     pub reason: String,
 }
@@ -204,20 +204,20 @@ pub struct Recommendation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Suitability {
     /// The model was made for the task, or any task is wanted.
-    Made,
+    Intended,
     /// The purpose of the model is unknown.
     Unknown,
     /// The model was made for another task.
-    Other,
+    OtherTask,
 }
 
 impl Suitability {
     /// Returns the name used in the API.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Made => "made_for_it",
+            Self::Intended => "made_for_it",
             Self::Unknown => "unknown",
-            Self::Other => "made_for_another",
+            Self::OtherTask => "made_for_another",
         }
     }
 }
@@ -227,7 +227,7 @@ impl Suitability {
 /// The criteria, in this order: the model is resident or fits; its latency is measured, if the
 /// query limits latency; its suitability; the distance of its tier from the wanted one (of two
 /// equal distances, the lower tier); it is resident; its latency; its size.
-pub fn recommend(query: Query, candidates: &[Candidate<'_>]) -> Vec<Recommendation> {
+pub fn recommend(query: RecommendationQuery, candidates: &[Candidate<'_>]) -> Vec<Recommendation> {
     let allowed = candidates.iter().filter(|candidate| match (candidate.p95, query.max_latency) {
         (Some(p95), Some(max)) => p95 <= max,
         _ => true,
@@ -239,7 +239,7 @@ pub fn recommend(query: Query, candidates: &[Candidate<'_>]) -> Vec<Recommendati
         let distance =
             query.complexity.map(|wanted| (rank(wanted.tier()).abs_diff(rank(tier)), rank(tier)));
         let order = (
-            candidate.memory == Memory::DoesNotFit,
+            candidate.memory == MemoryFit::DoesNotFit,
             unmeasured,
             suitability,
             distance,
@@ -301,16 +301,16 @@ fn rank(tier: Tier) -> u8 {
 }
 
 fn suitability(task_type: TaskType, manifest: &Manifest) -> Suitability {
-    let Some(task) = task_type.task() else { return Suitability::Made };
+    let Some(task) = task_type.task() else { return Suitability::Intended };
     // sentence-transformers writes an empty prompt for a model without prompts.
     let prompted = manifest.prompts.iter().filter(|(_, text)| !text.is_empty()).any(|(name, _)| {
         let name = name.to_ascii_lowercase();
         task_type.prompts().iter().any(|part| name.contains(part))
     });
     match known_model(manifest) {
-        Some(model) if prompted || model.tasks.contains(&task) => Suitability::Made,
-        Some(_) => Suitability::Other,
-        None if prompted => Suitability::Made,
+        Some(model) if prompted || model.tasks.contains(&task) => Suitability::Intended,
+        Some(_) => Suitability::OtherTask,
+        None if prompted => Suitability::Intended,
         None => Suitability::Unknown,
     }
 }
@@ -325,12 +325,17 @@ fn known_model(manifest: &Manifest) -> Option<&'static KnownModel> {
     repository.or_else(|| find_known_model(manifest.id.as_str()))
 }
 
-fn reason(query: Query, candidate: &Candidate<'_>, tier: Tier, suitability: Suitability) -> String {
+fn reason(
+    query: RecommendationQuery,
+    candidate: &Candidate<'_>,
+    tier: Tier,
+    suitability: Suitability,
+) -> String {
     let purpose = query.task_type.purpose();
     let made = match suitability {
-        Suitability::Made => format!("serves {purpose}"),
+        Suitability::Intended => format!("serves {purpose}"),
         Suitability::Unknown => format!("does not say whether it was made for {purpose}"),
-        Suitability::Other => format!("was made for something else than {purpose}"),
+        Suitability::OtherTask => format!("was made for something else than {purpose}"),
     };
     let wanted = match query.complexity.map(Complexity::tier) {
         None => String::new(),
@@ -342,9 +347,9 @@ fn reason(query: Query, candidate: &Candidate<'_>, tier: Tier, suitability: Suit
         None => "is not measured yet".to_owned(),
     };
     let memory = match candidate.memory {
-        Memory::Resident => "is in memory",
-        Memory::Fits => "fits into memory",
-        Memory::DoesNotFit => "does not fit into memory now",
+        MemoryFit::Resident => "is in memory",
+        MemoryFit::Fits => "fits into memory",
+        MemoryFit::DoesNotFit => "does not fit into memory now",
     };
     format!("It {made}, is of the {} tier{wanted}, {measured}, and {memory}.", tier.name())
 }
@@ -389,7 +394,10 @@ mod tests {
     }
 
     /// Returns the ids in the order of recommendation.
-    fn ranked(query: Query, models: &[(Manifest, Option<Duration>, Memory)]) -> Vec<String> {
+    fn ranked(
+        query: RecommendationQuery,
+        models: &[(Manifest, Option<Duration>, MemoryFit)],
+    ) -> Vec<String> {
         let keys = Vec::from_iter(models.iter().map(|(manifest, ..)| key(manifest.id.as_str())));
         let candidates = models.iter().zip(&keys).map(|((manifest, p95, memory), key)| Candidate {
             key,
@@ -420,7 +428,7 @@ mod tests {
 
     #[test]
     fn suitability_follows_name_source_or_prompts() {
-        use Suitability::{Made, Other, Unknown};
+        use Suitability::{Intended, OtherTask, Unknown};
         let mut renamed = model("mini", 384, 23_000_000);
         renamed.source =
             Some("https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2".to_owned());
@@ -430,20 +438,20 @@ mod tests {
         let silent = prompted("silent", &[("query", ""), ("document", "")]);
         let tasks = prompted("tasks", &[("STS", "a: "), ("Clustering", "b: ")]);
         for (manifest, task_type, expected) in [
-            (&renamed, TaskType::Search, Made),
-            (&renamed, TaskType::Classification, Made),
-            (&renamed, TaskType::CodeSearch, Other),
-            (&searching, TaskType::Search, Made),
-            (&searching, TaskType::Similarity, Other),
-            (&searching, TaskType::Embedding, Made),
-            (&code, TaskType::CodeSearch, Made),
-            (&code, TaskType::Search, Other),
-            (&e5, TaskType::Search, Made),
+            (&renamed, TaskType::Search, Intended),
+            (&renamed, TaskType::Classification, Intended),
+            (&renamed, TaskType::CodeSearch, OtherTask),
+            (&searching, TaskType::Search, Intended),
+            (&searching, TaskType::Similarity, OtherTask),
+            (&searching, TaskType::Embedding, Intended),
+            (&code, TaskType::CodeSearch, Intended),
+            (&code, TaskType::Search, OtherTask),
+            (&e5, TaskType::Search, Intended),
             (&e5, TaskType::Clustering, Unknown),
             (&silent, TaskType::Search, Unknown),
-            (&silent, TaskType::Embedding, Made),
-            (&tasks, TaskType::Similarity, Made),
-            (&tasks, TaskType::Clustering, Made),
+            (&silent, TaskType::Embedding, Intended),
+            (&tasks, TaskType::Similarity, Intended),
+            (&tasks, TaskType::Clustering, Intended),
             (&tasks, TaskType::Classification, Unknown),
         ] {
             assert_eq!(suitability(task_type, manifest), expected, "{} {task_type:?}", manifest.id);
@@ -456,11 +464,11 @@ mod tests {
         let balanced = || model("balanced", 384, 60_000_000);
         let quality = || model("quality", 768, 110_000_000);
         let search = || prompted("search", &[("query", "query: ")]);
-        let plain = Query::default();
-        let for_search = Query { task_type: TaskType::Search, ..plain };
-        let tier = |complexity| Query { complexity: Some(complexity), ..plain };
-        let within = |max| Query { max_latency: Some(max), ..for_search };
-        use Memory::{DoesNotFit, Fits, Resident};
+        let plain = RecommendationQuery::default();
+        let for_search = RecommendationQuery { task_type: TaskType::Search, ..plain };
+        let tier = |complexity| RecommendationQuery { complexity: Some(complexity), ..plain };
+        let within = |max| RecommendationQuery { max_latency: Some(max), ..for_search };
+        use MemoryFit::{DoesNotFit, Fits, Resident};
         for (query, models, expected) in [
             (plain, vec![], vec![]),
             (plain, vec![(quality(), None, Fits), (fast(), None, Fits)], vec!["fast", "quality"]),
@@ -519,7 +527,7 @@ mod tests {
     #[test]
     fn reason_lists_deciding_facts() {
         let manifest = prompted("e5", &[("query", "query: ")]);
-        let query = Query {
+        let query = RecommendationQuery {
             task_type: TaskType::Search,
             complexity: Some(Complexity::High),
             max_latency: None,
@@ -529,16 +537,16 @@ mod tests {
             key: &key,
             manifest: &manifest,
             p95: Some(7 * MS),
-            memory: Memory::Resident,
+            memory: MemoryFit::Resident,
         };
         assert_eq!(
             recommend(query, &[candidate])[0].reason,
             "It serves search, is of the fast tier where quality is wanted, answers 95 of 100 requests within \
              7.0 ms, and is in memory."
         );
-        (candidate.p95, candidate.memory) = (None, Memory::DoesNotFit);
+        (candidate.p95, candidate.memory) = (None, MemoryFit::DoesNotFit);
         assert_eq!(
-            recommend(Query::default(), &[candidate])[0].reason,
+            recommend(RecommendationQuery::default(), &[candidate])[0].reason,
             "It serves any task, is of the fast tier, is not measured yet, and does not fit into memory now."
         );
     }

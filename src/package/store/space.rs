@@ -160,7 +160,8 @@ impl Store {
     ) -> Result<(), StoreError> {
         /// Block size of most file systems. A file takes whole blocks.
         const BLOCK: u64 = 4096;
-        // [`Store::check_capacity`] passes the manifest among `sizes`, so it is not counted as a file here.
+        // [`Store::check_capacity`] passes the manifest among `sizes`, so it is not counted as a
+        // file here.
         let (mut needed, mut files) = (FILES_BESIDE * BLOCK, FILES_BESIDE - 1);
         for size in sizes {
             needed = needed.saturating_add(size.checked_next_multiple_of(BLOCK).unwrap_or(size));

@@ -291,7 +291,7 @@ macro_rules! int8_block {
 for_blocks!(f32_block: f32_1_row f32_2_rows f32_3_rows f32_4_rows f32_5_rows f32_6_rows);
 for_blocks!(int8_block: int8_1_row int8_2_rows int8_3_rows int8_4_rows int8_5_rows int8_6_rows);
 
-/// Multiplies f32 values with `VECTORS[block.rowwise]` vectors. Adds to the results unless `fresh`;
+/// Multiplies f32 values with `VECTORS[block.rows]` vectors. Adds to the results unless `fresh`;
 /// overwrites them if `fresh`.
 ///
 /// # Safety
@@ -312,7 +312,8 @@ pub(super) unsafe fn f32(block: Block, fresh: bool) {
     }
 }
 
-/// Multiplies 16-bit integers with `VECTORS[block.rowwise]` vectors. The results are sums of 32 bits.
+/// Multiplies 16-bit integers with `VECTORS[block.rows]` vectors. The results are sums of 32
+/// bits.
 ///
 /// # Safety
 /// The fields of `block` are valid as documented.

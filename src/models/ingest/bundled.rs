@@ -1,16 +1,16 @@
 //! Installs the packages of the bundled directory, and removes models whose files an upgrade of the
 //! appliance has removed.
 //!
-//! The directory has a drop scanner of its own ([`DropScanner`]): a package that cannot be installed now
-//! is retried in the same way as one of the drop directory. Files of this directory are never
-//! moved.
+//! The directory has a drop scanner of its own ([`DropScanner`]): a package that cannot be
+//! installed now is retried in the same way as one of the drop directory. Files of this directory
+//! are never moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::verdict::judge;
-use super::{Intake, off_runtime, records};
+use super::classify::classify;
+use super::{Ingester, log_records, run_blocking};
 use crate::errors::{chain, errno};
 use crate::log::Message;
 use crate::models::install::InstallError;
@@ -21,20 +21,20 @@ use crate::package::{InstallStatus, Origin, resolve};
 
 /// Bundled directory and the state of its files.
 #[derive(Debug)]
-pub(super) struct Bundled {
+pub(super) struct BundledDirectory {
     pub(super) directory: PathBuf,
-    pub(super) ledger: DropScanner,
+    pub(super) scanner: DropScanner,
     /// Whether the directory could not be read. The failure is logged once, not at every scan.
     is_unreadable: bool,
 }
 
-impl Bundled {
+impl BundledDirectory {
     pub(super) fn new(directory: PathBuf) -> Self {
-        Self { directory, ledger: DropScanner::default(), is_unreadable: false }
+        Self { directory, scanner: DropScanner::default(), is_unreadable: false }
     }
 }
 
-impl Intake {
+impl Ingester {
     /// Installs packages of the bundled directory until the default model can be used. Does nothing
     /// if it can be used already.
     pub(super) async fn install_default(&mut self) {
@@ -48,12 +48,12 @@ impl Intake {
         if is_usable() {
             return;
         }
-        let Some((ready, _next)) = self.ready_of_bundled(true).await else { return };
+        let Some((ready, _next)) = self.due_bundled(true).await else { return };
         let id = default.split('@').next().unwrap_or_default();
         let (likely, others): (Vec<_>, Vec<_>) =
             ready.into_iter().partition(|(file, _)| file.starts_with(id));
         for (file, fingerprint) in likely.into_iter().chain(others) {
-            self.attempt_bundled(&file, &fingerprint).await;
+            self.install_bundled_file(&file, &fingerprint).await;
             if is_usable() {
                 return;
             }
@@ -63,9 +63,9 @@ impl Intake {
     /// Installs the new, corrupt or unreadable packages of the bundled directory. Then removes the
     /// models that an upgrade of the appliance has removed.
     pub(super) async fn install_bundled(&mut self) {
-        let Some((ready, _next)) = self.ready_of_bundled(true).await else { return };
+        let Some((ready, _next)) = self.due_bundled(true).await else { return };
         for (file, fingerprint) in ready {
-            self.attempt_bundled(&file, &fingerprint).await;
+            self.install_bundled_file(&file, &fingerprint).await;
         }
         if let Some(listing) = self.list_bundled().await {
             self.remove_outdated(&listing).await;
@@ -74,11 +74,11 @@ impl Intake {
 
     /// Scans the bundled directory. Returns the time of the next scan if no notification arrives
     /// before.
-    pub(super) async fn look_at_bundled(&mut self) -> Option<Instant> {
-        let (ready, next) = self.ready_of_bundled(false).await?;
+    pub(super) async fn scan_bundled(&mut self) -> Option<Instant> {
+        let (ready, next) = self.due_bundled(false).await?;
         let tried = !ready.is_empty();
         for (file, fingerprint) in ready {
-            self.attempt_bundled(&file, &fingerprint).await;
+            self.install_bundled_file(&file, &fingerprint).await;
         }
         if tried { Some(Instant::now()) } else { next }
     }
@@ -88,13 +88,13 @@ impl Intake {
     ///
     /// `are_complete` means that new files need not settle: the appliance wrote them before it
     /// started the daemon.
-    async fn ready_of_bundled(
+    async fn due_bundled(
         &mut self,
         are_complete: bool,
     ) -> Option<(Vec<(String, FileFingerprint)>, Option<Instant>)> {
         let listing = self.list_bundled().await?;
         let capacity = self.capacity().await?;
-        let ledger = &mut self.bundled.ledger;
+        let ledger = &mut self.bundled.scanner;
         if are_complete {
             ledger.mark_complete(listing.keys().cloned().collect());
         }
@@ -105,35 +105,36 @@ impl Intake {
 
     async fn list_bundled(&mut self) -> Option<BTreeMap<String, FileFingerprint>> {
         let directory = self.bundled.directory.clone();
-        let listing = off_runtime(move || drop_dir::list(&directory)).await?;
+        let listing = run_blocking(move || drop_dir::list(&directory)).await?;
         let was_unreadable = std::mem::replace(&mut self.bundled.is_unreadable, listing.is_err());
         if let Err(error) = &listing
             && !was_unreadable
         {
-            records::unreadable("there are no bundled models", error);
+            log_records::log_unreadable("there are no bundled models", error);
         }
         listing.ok()
     }
 
     /// Installs a bundled package, unless exactly this file is installed and readable, or
     /// quarantined.
-    async fn attempt_bundled(&mut self, file: &str, fingerprint: &FileFingerprint) {
+    async fn install_bundled_file(&mut self, file: &str, fingerprint: &FileFingerprint) {
         let origin = Origin::Bundled { file: file.to_owned(), fingerprint: fingerprint.clone() };
         let error = match self.is_bundled_known(&origin) {
             true => None,
             false => {
                 let path = self.bundled.directory.join(file);
                 let installed = self.installer.install_file(path, origin).await;
-                installed.map(|installed| records::accepted(file, &installed)).err()
+                installed.map(|installed| log_records::log_installed(file, &installed)).err()
             }
         };
         let verdict = match &error {
             None => Verdict::Accepted,
             Some(InstallError::Stopping) => return,
-            Some(error) => judge_bundled(error),
+            Some(error) => classify_bundled(error),
         };
         let is_refused = verdict == Verdict::Ignored;
-        let is_news = self.bundled.ledger.record_result(file, fingerprint, verdict, Instant::now());
+        let is_news =
+            self.bundled.scanner.record_result(file, fingerprint, verdict, Instant::now());
         let Some(error) = error else { return };
         let reason = chain(&error);
         if is_refused {
@@ -142,7 +143,7 @@ impl Intake {
                 file, reason, errno = errno(&error),
                 "a bundled package was refused"
             );
-            self.tell_refused(file, reason);
+            self.publish_rejected(file, reason);
         } else if is_news {
             tracing::error!(
                 name: Message::PackageNotInstalled.name(),
@@ -191,23 +192,27 @@ impl Intake {
                     stay += 1;
                     continue;
                 }
-                records::removed(file, &entry.key, "removed: the appliance brings it no more");
+                log_records::log_removed(
+                    file,
+                    &entry.key,
+                    "removed: the appliance brings it no more",
+                );
                 self.discard(entry.key.clone()).await;
             }
         }
         if stay > 0 {
-            records::without_bundled(&self.bundled.directory, stay);
+            log_records::log_bundled_missing(&self.bundled.directory, stay);
         }
     }
 }
 
 /// Classifies an error of the installation of a bundled package. The file of a rejected package is
 /// not moved.
-fn judge_bundled(error: &InstallError) -> Verdict {
-    match (judge(error), error) {
+fn classify_bundled(error: &InstallError) -> Verdict {
+    match (classify(error), error) {
         (failed @ Verdict::Failed { .. }, _) => failed,
         // The store allows another attempt later.
-        (_, InstallError::NotUnpacked) => {
+        (_, InstallError::NoUnpackAttemptsLeft) => {
             Verdict::Failed { reason: chain(error), lack: MissingResource::Other }
         }
         _ => Verdict::Ignored,

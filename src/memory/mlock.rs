@@ -17,7 +17,7 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 ///
 /// # Errors
 /// Fails when the limit is lower, or when the kernel rejects the call.
-pub fn keep_program() -> Result<(), Errno> {
+pub fn lock_program() -> Result<(), Errno> {
     // nix has no name for MCL_ONFAULT. The flag locks pages when they are first used, instead of
     // reading all of them now.
     mlockall(MlockAllFlags::from_bits_retain(MCL_CURRENT | MCL_ONFAULT))

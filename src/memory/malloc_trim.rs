@@ -18,7 +18,7 @@ const THRESHOLD: i32 = 128 << 10;
 /// Call this before any other thread runs. Without it, [`trim`] leaves the free end of every arena
 /// but the first in the process; after some loads this is more than a small model. Has no effect
 /// with another C library, and returns `false` there.
-pub fn give_back_large_blocks() -> bool {
+pub fn fix_thresholds() -> bool {
     #[cfg(target_env = "gnu")]
     {
         let set = |parameter| {

@@ -15,30 +15,30 @@ use super::App;
 use super::tenants::Tenant;
 use super::wire::events::Event;
 use super::wire::memory::MemoryAction;
-use super::wire::{Configuration, Quarantined, tenants};
+use super::wire::{Configuration, QuarantinedPackage, tenants};
 use crate::config::{Settings, TenantSettings};
 use crate::models::alias;
 use crate::package::{EntryKey, StoreEntry, resolve};
 
 /// Visibility rules for one client.
 #[derive(Debug)]
-pub(super) struct Sight {
+pub(super) struct Visibility {
     is_admin: bool,
     tenant: Option<Arc<Tenant>>,
     /// Models that are visible; `None` when all are.
-    held: Option<Held>,
+    models: Option<TenantModels>,
 }
 
 /// The models to which a tenant is restricted.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct TenantModels {
     /// Names in the settings.
     names: Vec<String>,
     /// Entries that the names mean, including aliases and the tenant's own model.
-    meant: BTreeSet<EntryKey>,
+    resolved: BTreeSet<EntryKey>,
 }
 
-impl Held {
+impl TenantModels {
     /// Returns the models of `entries` to which `tenant` is restricted; `None` when it may request
     /// all.
     pub(super) fn of(
@@ -50,20 +50,20 @@ impl Held {
             return None;
         };
         let key = |name: &String| {
-            let name = alias::meant(&settings.aliases, name);
+            let name = alias::resolve_without_canary(&settings.aliases, name);
             resolve(entries, &name).map(|entry| entry.key.clone())
         };
         let meant = allowed.iter().chain(model).filter_map(key).collect();
-        Some(Self { names: allowed.clone(), meant })
+        Some(Self { names: allowed.clone(), resolved: meant })
     }
 
     /// Returns whether the tenant may request `entry`.
-    pub(super) fn has(&self, entry: &StoreEntry) -> bool {
-        self.meant.contains(&entry.key) || self.names.iter().any(|name| entry.is_named(name))
+    pub(super) fn allows(&self, entry: &StoreEntry) -> bool {
+        self.resolved.contains(&entry.key) || self.names.iter().any(|name| entry.is_named(name))
     }
 
     /// Does the same check for a model that may have left the store.
-    fn has_key(&self, key: &EntryKey) -> bool {
+    fn allows_key(&self, key: &EntryKey) -> bool {
         let (id, version, revision) = key.parts();
         let names_it = |name: &String| match name.split_once('@') {
             None => name == id,
@@ -73,18 +73,18 @@ impl Held {
                 named == id && (rest == version || rest.len() >= 6 && revision.starts_with(rest))
             }
         };
-        self.meant.contains(key) || self.names.iter().any(names_it)
+        self.resolved.contains(key) || self.names.iter().any(names_it)
     }
 
     /// Does the same check for a name: `id`, `id@version`, a key, or the name in a request.
-    fn has_name(&self, name: &str) -> bool {
+    fn allows_name(&self, name: &str) -> bool {
         let id = name.split('@').next();
-        self.meant.iter().any(|key| key.name() == name || key.to_string() == name)
+        self.resolved.iter().any(|key| key.name() == name || key.to_string() == name)
             || self.names.iter().any(|named| named == name || Some(named.as_str()) == id)
     }
 }
 
-impl Sight {
+impl Visibility {
     /// Builds the rules for a client whose requests belong to `tenant`.
     pub(super) fn new(app: &App, tenant: Option<Arc<Tenant>>, is_admin: bool) -> Self {
         let held = match is_admin {
@@ -92,26 +92,26 @@ impl Sight {
             false => {
                 let tenant = tenant.as_deref().map(|tenant| &tenant.settings);
                 let settings = app.settings.borrow().clone();
-                Held::of(&settings, &app.handle.store().entries(), tenant)
+                TenantModels::of(&settings, &app.handle.store().entries(), tenant)
             }
         };
-        Self { is_admin, tenant, held }
+        Self { is_admin, tenant, models: held }
     }
 
     /// Returns whether some models are hidden.
-    pub(super) fn is_held(&self) -> bool {
-        self.held.is_some()
+    pub(super) fn is_restricted(&self) -> bool {
+        self.models.is_some()
     }
 
     /// Returns whether the model `key` is visible. It need not be in the store.
     pub(super) fn shows(&self, key: &EntryKey) -> bool {
-        self.held.as_ref().is_none_or(|held| held.has_key(key))
+        self.models.as_ref().is_none_or(|held| held.allows_key(key))
     }
 
     /// Returns the visible entries.
     pub(super) fn entries(&self, app: &App) -> Vec<StoreEntry> {
         let mut entries = app.handle.store().entries();
-        entries.retain(|entry| self.held.as_ref().is_none_or(|held| held.has(entry)));
+        entries.retain(|entry| self.models.as_ref().is_none_or(|held| held.allows(entry)));
         entries
     }
 
@@ -120,10 +120,10 @@ impl Sight {
         let settings = app.settings.borrow().clone();
         let own = self.tenant.as_deref().and_then(|tenant| tenant.settings.model.as_deref());
         match own.filter(|_| !self.is_admin) {
-            Some(own) => alias::meant(&settings.aliases, own),
+            Some(own) => alias::resolve_without_canary(&settings.aliases, own),
             None => {
                 let default = app.handle.default_model();
-                let is_shown = self.held.as_ref().is_none_or(|held| held.has_name(&default));
+                let is_shown = self.models.as_ref().is_none_or(|held| held.allows_name(&default));
                 if is_shown { default } else { String::new() }
             }
         }
@@ -148,8 +148,8 @@ impl Sight {
     /// Returns the visible part of `quarantine`: all of it or nothing.
     pub(super) fn quarantine(
         &self,
-        quarantine: Option<Vec<Quarantined>>,
-    ) -> Option<Vec<Quarantined>> {
+        quarantine: Option<Vec<QuarantinedPackage>>,
+    ) -> Option<Vec<QuarantinedPackage>> {
         quarantine.filter(|_| self.shows_refused())
     }
 
@@ -159,9 +159,9 @@ impl Sight {
         key: Option<&EntryKey>,
         action: MemoryAction,
     ) -> Option<MemoryAction> {
-        match &self.held {
+        match &self.models {
             None => Some(action),
-            Some(held) if key.is_none_or(|key| held.has_key(key)) => {
+            Some(held) if key.is_none_or(|key| held.allows_key(key)) => {
                 Some(MemoryAction { reason: String::new(), ..action })
             }
             Some(_) => None,
@@ -175,10 +175,10 @@ impl Sight {
             return Some(event);
         }
         let shows = |name: &Option<String>| {
-            let held = self.held.as_ref();
-            held.is_none_or(|held| name.as_deref().is_some_and(|name| held.has_name(name)))
+            let held = self.models.as_ref();
+            held.is_none_or(|held| name.as_deref().is_some_and(|name| held.allows_name(name)))
         };
-        let reason = |event: Event| match self.is_held() {
+        let reason = |event: Event| match self.is_restricted() {
             true => Event { reason: None, ..event },
             false => event,
         };
@@ -197,13 +197,13 @@ impl Sight {
     /// Returns the visible part of `metrics` in Prometheus's text format. A restricted tenant sees
     /// only the series of its models.
     pub(super) fn metrics(&self, metrics: String) -> String {
-        let Some(held) = &self.held else { return metrics };
+        let Some(held) = &self.models else { return metrics };
         let is_shown = |line: &&str| {
             line.starts_with('#')
                 || line
                     .split_once("model_id=\"")
                     .and_then(|(_, rest)| rest.split_once('"'))
-                    .is_some_and(|(id, _)| held.meant.iter().any(|key| key.id() == id))
+                    .is_some_and(|(id, _)| held.resolved.iter().any(|key| key.id() == id))
         };
         metrics.lines().filter(is_shown).fold(String::new(), |shown, line| shown + line + "\n")
     }

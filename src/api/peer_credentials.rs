@@ -13,7 +13,7 @@ use crate::config::Admins;
 
 /// The process at the other end of a connection, as it was when it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
+pub struct PeerCredentials {
     /// User id.
     pub uid: u32,
     /// Group id.
@@ -22,9 +22,9 @@ pub struct Peer {
     pub pid: Option<i32>,
 }
 
-impl Peer {
+impl PeerCredentials {
     /// A peer without any rights.
-    pub(super) const STRANGER: Self = Self { uid: u32::MAX, gid: u32::MAX, pid: None };
+    pub(super) const UNPRIVILEGED: Self = Self { uid: u32::MAX, gid: u32::MAX, pid: None };
 
     /// Returns whether the peer is root or the daemon's own user.
     pub(super) fn is_owner(&self) -> bool {
@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn admins_match_by_name_id_or_group() {
-        let nobody = Peer { uid: 65_534, gid: 65_534, pid: None };
-        let stranger = Peer { uid: 4_000_000, gid: 4_000_000, pid: None };
+        let nobody = PeerCredentials { uid: 65_534, gid: 65_534, pid: None };
+        let stranger = PeerCredentials { uid: 4_000_000, gid: 4_000_000, pid: None };
         assert!(!nobody.is_owner() || nix::unistd::geteuid().as_raw() == nobody.uid);
         for (admins, nobody_is, stranger_is) in [
             (admins(&[], &[]), false, false),

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Result of the last write.
 #[derive(Debug, Default)]
-pub(in crate::models) struct Kept {
+pub(in crate::models) struct WriteFailures {
     failed: AtomicBool,
 }
 
-impl Kept {
+impl WriteFailures {
     /// Records the result of a write. Returns its error if the previous write succeeded.
-    pub(in crate::models) fn failure<E>(&self, written: Result<(), E>) -> Option<E> {
+    pub(in crate::models) fn record<E>(&self, written: Result<(), E>) -> Option<E> {
         let had_failed = self.failed.swap(written.is_err(), Ordering::Relaxed);
         written.err().filter(|_error| !had_failed)
     }
@@ -23,13 +23,13 @@ mod tests {
 
     #[test]
     fn write_failure_is_reported_once_until_recovery() {
-        let kept = Kept::default();
-        assert_eq!(kept.failure::<&str>(Ok(())), None);
-        assert_eq!(kept.failure(Err("read-only")), Some("read-only"));
+        let kept = WriteFailures::default();
+        assert_eq!(kept.record::<&str>(Ok(())), None);
+        assert_eq!(kept.record(Err("read-only")), Some("read-only"));
         for _minute in 0..60 {
-            assert_eq!(kept.failure(Err("read-only")), None);
+            assert_eq!(kept.record(Err("read-only")), None);
         }
-        assert_eq!(kept.failure::<&str>(Ok(())), None);
-        assert_eq!(kept.failure(Err("full")), Some("full"));
+        assert_eq!(kept.record::<&str>(Ok(())), None);
+        assert_eq!(kept.record(Err("full")), Some("full"));
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::Residency;
 use crate::config::Settings;
 use crate::engine::Footprint;
-use crate::memory::level::{Level, Thresholds};
+use crate::memory::level::{PressureLevel, Thresholds};
 use crate::memory::monitor::Reading;
 use crate::memory::sample::Sample;
 use crate::package::EntryKey;
@@ -19,9 +19,9 @@ pub struct MemoryView {
     /// Limit on this process that was set at run time, in addition to those of the kernel.
     pub configured_limit: Option<Bytes>,
     /// Memory that a model may take without an eviction.
-    pub room: Bytes,
+    pub headroom: Bytes,
     /// Whether requests are shed because memory is short.
-    pub shedding: bool,
+    pub is_shedding: bool,
     /// Models that are in memory, loading or draining, or were refused.
     pub models: Vec<ModelView>,
     /// Last actions, newest first.
@@ -57,7 +57,7 @@ pub struct ActionRecord {
     /// The model that was unloaded.
     pub model: Option<EntryKey>,
     /// Pressure level at that time.
-    pub level: Level,
+    pub level: PressureLevel,
     /// Reason, with numbers.
     pub reason: String,
     /// Memory of this process that was freed; `None` when it was not measured separately.
@@ -68,7 +68,7 @@ pub struct ActionRecord {
 
 /// Result of a flush.
 #[derive(Clone, Debug)]
-pub struct Flushed {
+pub struct FlushResult {
     /// Models that were unloaded.
     pub unloaded: Vec<EntryKey>,
     /// Sample before the first unload.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Intake, off_runtime, records};
+use super::{Ingester, log_records, run_blocking};
 use crate::errors::{chain, errno};
 use crate::events::Event;
 use crate::log::Message;
@@ -16,14 +16,14 @@ use crate::units::Bytes;
 #[derive(Debug)]
 struct NotMoved;
 
-impl Intake {
+impl Ingester {
     /// Quarantines an entry whose self-tests never ended. A dropped entry is removed if all its
     /// files can be moved to the quarantine. Any other entry is quarantined in the store.
     ///
     /// The files are moved first: after a crash in between, the entry is still in the store, and
     /// the next start repeats this.
-    pub(super) async fn give_up(&mut self, entry: &StoreEntry) {
-        let (key, reason) = (&entry.key, chain(&InstallError::GivenUp));
+    pub(super) async fn quarantine_untested(&mut self, entry: &StoreEntry) {
+        let (key, reason) = (&entry.key, chain(&InstallError::NoTestAttemptsLeft));
         tracing::error!(
             name: Message::PackageRefused.name(),
             model = %key, reason,
@@ -36,7 +36,7 @@ impl Intake {
         if moved {
             self.discard(key.clone()).await;
         } else if let Some(Err(error)) = self.installer.quarantine(key.clone(), reason).await {
-            records::store_failed(key, &error, "cannot be quarantined");
+            log_records::log_store_error(key, &error, "cannot be quarantined");
         }
     }
 
@@ -48,7 +48,7 @@ impl Intake {
         reason: &str,
     ) -> bool {
         let listed = self.drop_directory.clone();
-        let Some(Ok(listing)) = off_runtime(move || drop_dir::list(&listed)).await else {
+        let Some(Ok(listing)) = run_blocking(move || drop_dir::list(&listed)).await else {
             return false;
         };
         let mut moved = true;
@@ -72,17 +72,17 @@ impl Intake {
             (self.drop_directory.clone(), file.clone(), fingerprint.clone());
         // Another file may have this name by now. The next scan judges it.
         let is_still =
-            off_runtime(move || drop_dir::is_unchanged(&directory, &name, &refused)).await;
+            run_blocking(move || drop_dir::is_unchanged(&directory, &name, &refused)).await;
         if !matches!(is_still, Some(Ok(true) | Err(_))) {
             return;
         }
-        self.tell_refused(&file, reason.clone());
+        self.publish_rejected(&file, reason.clone());
         // Detach first. After a crash in between, or if the file cannot be moved, it is still there
         // and is rejected again. In the opposite order, the predecessor of the package would be
         // removed together with the file.
-        self.part(&file).await;
+        self.detach_models(&file).await;
         if let Err(NotMoved) = self.move_to_quarantine(&file, fingerprint, reason).await {
-            self.ledger.give_up(&file);
+            self.scanner.give_up(&file);
         }
     }
 
@@ -97,7 +97,7 @@ impl Intake {
         let (name, why) = (file.to_owned(), reason.clone());
         let most = Bytes(self.installer.rules().limits.max_compressed);
         let moved = move || drop_dir::quarantine(&directory, &name, &fingerprint, &why, most);
-        match off_runtime(moved).await {
+        match run_blocking(moved).await {
             Some(Ok(QuarantineResult::Replaced)) => {
                 tracing::info!(
                     name: Message::PackageIncomplete.name(),
@@ -127,7 +127,7 @@ impl Intake {
         }
     }
 
-    pub(super) fn tell_refused(&self, file: &str, reason: String) {
+    pub(super) fn publish_rejected(&self, file: &str, reason: String) {
         let refused = Event::PackageRefused { file: Some(file.to_owned()), reason };
         self.installer.handle().events().publish(refused);
     }
@@ -137,10 +137,10 @@ impl Intake {
     /// A model with another file stays. A model that came from exactly the rejected package is
     /// removed. A predecessor, which the rejected package was to replace, stays although it has no
     /// file any more.
-    async fn part(&self, name: &str) {
+    async fn detach_models(&self, name: &str) {
         let mut entries = Vec::new();
-        for entry in self.dropped(name) {
-            if !self.let_go(&entry.key, name).await {
+        for entry in self.entries_of_file(name) {
+            if !self.detach(&entry.key, name).await {
                 entries.push(entry);
             }
         }
@@ -148,7 +148,7 @@ impl Intake {
             return;
         }
         let refused = self.drop_directory.join(name);
-        let digest = match off_runtime(move || drop_dir::digest(&refused)).await {
+        let digest = match run_blocking(move || drop_dir::digest(&refused)).await {
             Some(Ok(digest)) => Some(digest),
             Some(Err(error)) => {
                 tracing::warn!(
@@ -162,15 +162,15 @@ impl Intake {
         };
         for entry in entries {
             if Some(entry.record.package_digest) == digest {
-                self.remove_with(name, &entry.key).await;
+                self.remove_if_only_file(name, &entry.key).await;
                 continue;
             }
-            match self.installer.adopt(entry.key.clone()).await {
+            match self.installer.detach_from_all_files(entry.key.clone()).await {
                 Some(Ok(())) => {
-                    records::stays(name, &entry.key, "stays: its successor was refused");
+                    log_records::log_kept(name, &entry.key, "stays: its successor was refused");
                 }
                 Some(Err(error)) => {
-                    records::store_failed(&entry.key, &error, "cannot be kept");
+                    log_records::log_store_error(&entry.key, &error, "cannot be kept");
                 }
                 None => return,
             }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::error::ApiError;
-use super::request::lost;
+use super::request::log_lost;
 use crate::models::ModelError;
 
 /// Time after which work yields to queued requests.
@@ -27,52 +27,52 @@ const MAX_WAITING: usize = 1024;
 
 /// The permits of all kinds of work. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct Permits {
     /// Permits for tokenizing and for writing large answers, one for each processor.
-    pub(super) work: Turns,
+    pub(super) work: PermitPool,
     /// Permits for parsing large JSON.
-    pub(super) parsing: Turns,
+    pub(super) parsing: PermitPool,
     /// Permits for tokenizing large texts: the tokenizer allocates a hundred times the size of one
     /// input.
-    pub(super) large: Turns,
+    pub(super) large: PermitPool,
     /// Permits for ranking by keyword, which allocates fifty times the size of the documents.
-    pub(super) keywords: Turns,
+    pub(super) keywords: PermitPool,
 }
 
-impl Places {
+impl Permits {
     /// Creates the permits for a machine with so many processors.
     pub fn new(processors: usize) -> Self {
         Self {
-            work: Turns::new(processors),
-            parsing: Turns::new(2),
-            large: Turns::new(1),
-            keywords: Turns::new(1),
+            work: PermitPool::new(processors),
+            parsing: PermitPool::new(2),
+            large: PermitPool::new(1),
+            keywords: PermitPool::new(1),
         }
     }
 }
 
 /// Permits of one kind, with the queue for them. Clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct Turns(Arc<Mutex<State>>);
+pub(super) struct PermitPool(Arc<Mutex<PoolState>>);
 
 #[derive(Debug)]
-struct State {
+struct PoolState {
     free: usize,
     /// Users with queued requests; the first one gets the next permit.
     users: VecDeque<u32>,
-    waiting: HashMap<u32, VecDeque<Waiting>>,
+    waiting: HashMap<u32, VecDeque<PermitRequest>>,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct PermitRequest {
     id: u64,
-    reply: oneshot::Sender<Place>,
+    reply: oneshot::Sender<Permit>,
 }
 
-impl State {
+impl PoolState {
     /// Removes and returns the next queued request. A user with more requests moves to the end.
-    fn pop(&mut self) -> Option<Waiting> {
+    fn pop(&mut self) -> Option<PermitRequest> {
         let uid = self.users.pop_front()?;
         let own = self.waiting.get_mut(&uid)?;
         let waiting = own.pop_front();
@@ -94,24 +94,24 @@ impl State {
     }
 }
 
-impl Turns {
+impl PermitPool {
     fn new(places: usize) -> Self {
         let free = places.max(1);
-        let state = State { free, users: VecDeque::new(), waiting: HashMap::new(), next: 0 };
+        let state = PoolState { free, users: VecDeque::new(), waiting: HashMap::new(), next: 0 };
         Self(Arc::new(Mutex::new(state)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         // Each change under the lock is complete or cannot panic: the state of a poisoned lock is
         // valid.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns a permit if one is free now.
-    pub(super) fn try_take(&self) -> Option<Place> {
+    pub(super) fn try_acquire(&self) -> Option<Permit> {
         let mut state = self.lock();
         state.free = state.free.checked_sub(1)?;
-        Some(Place { turns: self.clone() })
+        Some(Permit { pool: self.clone() })
     }
 
     /// Waits for a permit for a request of `uid`. Dropping the future removes the request from the
@@ -119,12 +119,12 @@ impl Turns {
     ///
     /// # Errors
     /// 429 when too many requests of the user are queued, 504 when `deadline` passes first.
-    pub(super) async fn take(&self, uid: u32, deadline: Instant) -> Result<Place, ApiError> {
+    pub(super) async fn acquire_by(&self, uid: u32, deadline: Instant) -> Result<Permit, ApiError> {
         let (mut reply, id) = {
             let mut state = self.lock();
             if let Some(free) = state.free.checked_sub(1) {
                 state.free = free;
-                return Ok(Place { turns: self.clone() });
+                return Ok(Permit { pool: self.clone() });
             }
             let waiting = state.waiting.get(&uid).map_or(0, VecDeque::len);
             if waiting >= MAX_WAITING {
@@ -133,7 +133,7 @@ impl Turns {
             let id = state.next;
             state.next += 1;
             let (sender, reply) = oneshot::channel();
-            state.waiting.entry(uid).or_default().push_back(Waiting { id, reply: sender });
+            state.waiting.entry(uid).or_default().push_back(PermitRequest { id, reply: sender });
             if waiting == 0 {
                 state.users.push_back(uid);
             }
@@ -141,11 +141,11 @@ impl Turns {
         };
         // Dropping this future removes the request from the queue. After a grant, the removal has
         // no effect.
-        let _given_up = GivenUp { turns: self, uid, id };
+        let _given_up = CancelGuard { pool: self, uid, id };
         let patience = deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(patience, &mut reply).await {
             Ok(Ok(place)) => Ok(place),
-            Ok(Err(_closed)) => Err(ApiError::lost()),
+            Ok(Err(_closed)) => Err(ApiError::lost_work()),
             Err(_elapsed) => Err(ModelError::Timeout(patience).into()),
         }
     }
@@ -154,59 +154,59 @@ impl Turns {
     /// ends, even if the client disconnects first.
     ///
     /// # Errors
-    /// As [`Self::take`], or 500 when the work panicked.
+    /// As [`Self::acquire_by`], or 500 when the work panicked.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         uid: u32,
         deadline: Instant,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        let place = self.take(uid, deadline).await?;
+        let place = self.acquire_by(uid, deadline).await?;
         let work = move || {
             let _place = place;
             work()
         };
-        tokio::task::spawn_blocking(work).await.map_err(lost)
+        tokio::task::spawn_blocking(work).await.map_err(log_lost)
     }
 }
 
 /// Guard that removes a cancelled request from the queue.
-struct GivenUp<'a> {
-    turns: &'a Turns,
+struct CancelGuard<'a> {
+    pool: &'a PermitPool,
     uid: u32,
     id: u64,
 }
 
-impl Drop for GivenUp<'_> {
+impl Drop for CancelGuard<'_> {
     fn drop(&mut self) {
-        self.turns.lock().remove(self.uid, self.id);
+        self.pool.lock().remove(self.uid, self.id);
     }
 }
 
 /// A permit, released when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
-    turns: Turns,
+pub(super) struct Permit {
+    pool: PermitPool,
 }
 
-impl Place {
+impl Permit {
     /// Returns whether work that began at `since` should yield because others wait.
-    pub(super) fn is_over(&self, since: Instant) -> bool {
-        since.elapsed() >= SLICE && !self.turns.lock().users.is_empty()
+    pub(super) fn is_expired(&self, since: Instant) -> bool {
+        since.elapsed() >= SLICE && !self.pool.lock().users.is_empty()
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut state = self.turns.lock();
+        let mut state = self.pool.lock();
         match state.pop() {
             None => state.free += 1,
-            Some(Waiting { reply, .. }) => {
+            Some(PermitRequest { reply, .. }) => {
                 drop(state);
                 // If the receiver was cancelled, `send` returns the permit. Dropping it passes the
                 // permit to the next request. The lock must be released first, because that drop
                 // locks again.
-                drop(reply.send(Self { turns: self.turns.clone() }));
+                drop(reply.send(Self { pool: self.pool.clone() }));
             }
         }
     }
@@ -224,14 +224,14 @@ mod tests {
     }
 
     /// Queues `requests` and returns their users in the order of the permits.
-    async fn order(turns: &Turns, requests: &[u32]) -> Vec<u32> {
-        let held = turns.take(99, later()).await.unwrap();
+    async fn order(turns: &PermitPool, requests: &[u32]) -> Vec<u32> {
+        let held = turns.acquire_by(99, later()).await.unwrap();
         let (sender, mut taken) = tokio::sync::mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
         for uid in requests.iter().copied() {
             let (turns, sender) = (turns.clone(), sender.clone());
             tasks.spawn(async move {
-                let place = turns.take(uid, later()).await.unwrap();
+                let place = turns.acquire_by(uid, later()).await.unwrap();
                 sender.send(uid).unwrap();
                 drop(place);
             });
@@ -247,7 +247,7 @@ mod tests {
 
     #[tokio::test]
     async fn permits_alternate_between_users() {
-        let turns = Turns::new(1);
+        let turns = PermitPool::new(1);
         assert_eq!(order(&turns, &[1, 1, 1, 1, 2, 3, 2]).await, [1, 2, 3, 1, 2, 1, 1]);
         let state = turns.lock();
         assert_eq!((state.free, state.users.len(), state.waiting.len()), (1, 0, 0));
@@ -255,36 +255,36 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waiting_for_permit_times_out() {
-        let turns = Turns::new(1);
-        let held = turns.take(1, later()).await.unwrap();
-        assert!(turns.try_take().is_none());
-        let refused = turns.take(2, later()).await.unwrap_err();
+        let turns = PermitPool::new(1);
+        let held = turns.acquire_by(1, later()).await.unwrap();
+        assert!(turns.try_acquire().is_none());
+        let refused = turns.acquire_by(2, later()).await.unwrap_err();
         assert_eq!(refused.code(), "timeout");
         assert!(turns.lock().waiting.is_empty());
         drop(held);
         // A free permit is granted even when the deadline has passed.
-        drop(turns.take(2, Instant::now()).await.unwrap());
-        drop(turns.try_take().unwrap());
+        drop(turns.acquire_by(2, Instant::now()).await.unwrap());
+        drop(turns.try_acquire().unwrap());
     }
 
     #[tokio::test]
     async fn waiting_is_bounded_and_cancelled_with_client() {
-        let turns = Turns::new(1);
-        let held = turns.take(1, later()).await.unwrap();
+        let turns = PermitPool::new(1);
+        let held = turns.acquire_by(1, later()).await.unwrap();
         let mut tasks = JoinSet::new();
         for _ in 0..MAX_WAITING {
             let turns = turns.clone();
-            tasks.spawn(async move { drop(turns.take(1, later()).await) });
+            tasks.spawn(async move { drop(turns.acquire_by(1, later()).await) });
         }
         while turns.lock().waiting.get(&1).map_or(0, VecDeque::len) < MAX_WAITING {
             tokio::task::yield_now().await;
         }
-        assert_eq!(turns.take(1, later()).await.unwrap_err().code(), "overloaded");
-        assert!(!held.is_over(Instant::now()));
-        assert!(held.is_over(Instant::now().checked_sub(SLICE).unwrap()));
+        assert_eq!(turns.acquire_by(1, later()).await.unwrap_err().code(), "overloaded");
+        assert!(!held.is_expired(Instant::now()));
+        assert!(held.is_expired(Instant::now().checked_sub(SLICE).unwrap()));
         tasks.shutdown().await;
         assert!(turns.lock().waiting.is_empty() && turns.lock().users.is_empty());
-        assert!(!held.is_over(Instant::now().checked_sub(SLICE).unwrap()));
+        assert!(!held.is_expired(Instant::now().checked_sub(SLICE).unwrap()));
     }
 
     proptest! {
@@ -293,7 +293,7 @@ mod tests {
             requests in prop::collection::vec(0_u32..5, 0..60),
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let taken = runtime.block_on(order(&Turns::new(1), &requests));
+            let taken = runtime.block_on(order(&PermitPool::new(1), &requests));
             let mut left: HashMap<u32, usize> = HashMap::new();
             for uid in &requests {
                 *left.entry(*uid).or_default() += 1;

@@ -5,11 +5,14 @@ use std::path::Path;
 use crate::errors::{chain, errno};
 use crate::files::FileError;
 use crate::log::Message;
-use crate::models::install::Installed;
+use crate::models::install::Installation;
 use crate::package::{EntryKey, SignatureStatus, StoreEntry, StoreError};
 
 /// Logs that the package in `file` became a model, and which entries were removed for it.
-pub(super) fn accepted(file: &str, Installed { entry, existed, removed, signature }: &Installed) {
+pub(super) fn log_installed(
+    file: &str,
+    Installation { entry, existed, removed, signature }: &Installation,
+) {
     let signature = match signature {
         SignatureStatus::Absent => "none".to_owned(),
         SignatureStatus::Unchecked => "not checked, no key is configured".to_owned(),
@@ -20,11 +23,11 @@ pub(super) fn accepted(file: &str, Installed { entry, existed, removed, signatur
         file, model = %entry.key, existed, signature,
         "package accepted"
     );
-    left(removed);
+    log_displaced(removed);
 }
 
 /// Logs entries that were removed from the store for others.
-pub(super) fn left(removed: &[StoreEntry]) {
+pub(super) fn log_displaced(removed: &[StoreEntry]) {
     for entry in removed {
         tracing::info!(
             name: Message::StoreLimit.name(),
@@ -35,18 +38,18 @@ pub(super) fn left(removed: &[StoreEntry]) {
 }
 
 /// Logs that a model was removed because of `file`.
-pub(super) fn removed(file: &str, key: &EntryKey, why: &str) {
+pub(super) fn log_removed(file: &str, key: &EntryKey, why: &str) {
     tracing::info!(name: Message::PackageRemoved.name(), file, model = %key, "{why}");
 }
 
 /// Logs that a model stays without `file`.
-pub(super) fn stays(file: &str, key: &EntryKey, why: &str) {
+pub(super) fn log_kept(file: &str, key: &EntryKey, why: &str) {
     tracing::warn!(name: Message::PackageStays.name(), file, model = %key, "{why}");
 }
 
 /// Logs that a model stays although `file` is missing, because the drop directory is not the one in
 /// which the file was seen.
-pub(super) fn held(file: &str, key: &EntryKey) {
+pub(super) fn log_kept_without_file(file: &str, key: &EntryKey) {
     tracing::warn!(
         name: Message::DropDirectoryReplaced.name(),
         file, model = %key,
@@ -55,7 +58,7 @@ pub(super) fn held(file: &str, key: &EntryKey) {
 }
 
 /// Logs that an unreadable entry is readable again.
-pub(super) fn readable(key: &EntryKey) {
+pub(super) fn log_readable(key: &EntryKey) {
     tracing::info!(
         name: Message::PackageAccepted.name(),
         model = %key,
@@ -65,7 +68,7 @@ pub(super) fn readable(key: &EntryKey) {
 
 /// Logs the degraded conditions. None of them stops models from answering. An empty list means that
 /// all are resolved.
-pub(super) fn degraded(degraded: &[String]) {
+pub(super) fn log_degraded(degraded: &[String]) {
     let reason = match degraded {
         [] => "nothing is degraded any more".to_owned(),
         degraded => degraded.join("; "),
@@ -74,7 +77,7 @@ pub(super) fn degraded(degraded: &[String]) {
 }
 
 /// Logs that an operation of the store on a model failed.
-pub(super) fn store_failed(key: &EntryKey, error: &StoreError, what: &str) {
+pub(super) fn log_store_error(key: &EntryKey, error: &StoreError, what: &str) {
     tracing::error!(
         name: Message::StoreFailed.name(),
         model = %key, errno = errno(error), error = chain(error),
@@ -84,7 +87,7 @@ pub(super) fn store_failed(key: &EntryKey, error: &StoreError, what: &str) {
 
 /// Logs that bundled models stay although the bundled directory holds no package of an installed
 /// model.
-pub(super) fn without_bundled(directory: &Path, models: usize) {
+pub(super) fn log_bundled_missing(directory: &Path, models: usize) {
     tracing::warn!(
         name: Message::DirectoryUnreadable.name(),
         error = "no bundled package is in it: its file system may not be mounted",
@@ -94,7 +97,7 @@ pub(super) fn without_bundled(directory: &Path, models: usize) {
 }
 
 /// Logs that a directory of packages cannot be read.
-pub(super) fn unreadable(what: &str, error: &FileError) {
+pub(super) fn log_unreadable(what: &str, error: &FileError) {
     tracing::warn!(
         name: Message::DirectoryUnreadable.name(),
         errno = errno(error), error = chain(error),

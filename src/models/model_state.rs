@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::error::ModelError;
-use super::needs::{Need, Needs, Wish};
-use super::queue::Sender;
-use super::worker::{Ready, WorkerError};
+use super::queue::QueueSender;
+use super::retention::{KeepAliveRequest, Retention, RetentionTracker};
+use super::worker::{ReadyModel, WorkerError};
 use super::{Lease, Residency};
 use crate::engine::{EngineOptions, Footprint};
 use crate::errors::chain;
@@ -20,40 +20,40 @@ use crate::units::Bytes;
 
 pub(super) type LeaseReply = oneshot::Sender<Result<Lease, ModelError>>;
 /// Waiting requests for a model, each with the name in the request.
-pub(super) type Waiting = Vec<(String, LeaseReply)>;
+pub(super) type WaitingLeases = Vec<(String, LeaseReply)>;
 
 /// State of a model. A model without a slot is only in the store.
-pub(super) enum Slot {
+pub(super) enum ModelState {
     /// The footprint is being estimated, or the model waits for memory.
-    Admitting(Admitting),
+    Admitting(PendingAdmission),
     /// The worker verifies and packs the weights.
     Loading {
         /// Start of the admission.
         since: Instant,
-        waiting: Waiting,
-        worker: Running,
+        waiting: WaitingLeases,
+        worker: WorkerHandle,
         footprint: Footprint,
     },
     /// An installation runs the self-test of the model, outside of the manager.
     Reserved {
         since: Instant,
         /// Requests that arrived before the self-test was reported as finished.
-        waiting: Waiting,
+        waiting: WaitingLeases,
         footprint: Footprint,
     },
-    Resident(Resident),
+    Resident(ResidentModel),
     /// The worker finishes its requests, and frees the weights afterwards.
-    Leaving(Leaving),
+    Draining(DrainingModel),
     /// The model was unloaded on request or because it was idle. The next request loads it, or a
     /// preload.
     Unloaded,
     /// The model was evicted because memory was short, and is cooling down.
-    Away {
+    CoolingDown {
         until: Instant,
     },
     /// The model did not fit into memory at the last request.
     Refused {
-        refusal: Arc<Refusal>,
+        refusal: Arc<MemoryRefusal>,
         at: std::time::Instant,
     },
     Failed {
@@ -80,31 +80,31 @@ impl Reservation {
 pub(super) type ReserveReply = oneshot::Sender<Result<Reservation, ModelError>>;
 
 /// A model that is being admitted.
-pub(super) struct Admitting {
+pub(super) struct PendingAdmission {
     /// Start of the admission; orders the claims of several models.
     pub(super) since: Instant,
-    pub(super) waiting: Waiting,
+    pub(super) waiting: WaitingLeases,
     /// Options of the load.
     pub(super) options: EngineOptions,
     /// The installation that wants to test the model. In this case the manager does not load it.
     pub(super) reserve: Option<ReserveReply>,
     /// Whether this is a preload, without a request. Nothing is evicted for a preload.
-    pub(super) ahead: bool,
+    pub(super) is_preload: bool,
     /// Whether the model waits until others are unloaded.
-    pub(super) blocked: bool,
+    pub(super) is_blocked: bool,
     /// Memory that evicted models free for this one. Later requests cannot take it.
     pub(super) claim: Bytes,
     /// Whether it was refused before; the refusal is then already in the journal.
-    pub(super) refused: bool,
+    pub(super) was_refused: bool,
 }
 
 /// Thread of a worker, and the queue of its requests.
-pub(super) struct Running {
-    pub(super) queue: Sender,
+pub(super) struct WorkerHandle {
+    pub(super) queue: QueueSender,
     pub(super) thread: JoinHandle<()>,
 }
 
-impl Running {
+impl WorkerHandle {
     /// Returns whether there are leases, so that requests can arrive.
     fn is_leased(&self) -> bool {
         self.queue.is_shared()
@@ -121,31 +121,36 @@ pub enum KeepAlive {
 }
 
 /// A resident model.
-pub(super) struct Resident {
-    pub(super) ready: Ready,
-    pub(super) worker: Running,
+pub(super) struct ResidentModel {
+    pub(super) ready: ReadyModel,
+    pub(super) worker: WorkerHandle,
     /// Estimated footprint.
     pub(super) footprint: Footprint,
     since: Instant,
     /// Time of the last use that was seen.
-    used: Instant,
+    last_used: Instant,
     /// Needs of its users; dropped when the model is unloaded.
-    pub(super) needs: Box<Needs>,
+    pub(super) retention: Box<RetentionTracker>,
 }
 
-impl Resident {
-    pub(super) fn new(ready: Ready, worker: Running, footprint: Footprint, now: Instant) -> Self {
-        Self { ready, worker, footprint, since: now, used: now, needs: Box::default() }
+impl ResidentModel {
+    pub(super) fn new(
+        ready: ReadyModel,
+        worker: WorkerHandle,
+        footprint: Footprint,
+        now: Instant,
+    ) -> Self {
+        Self { ready, worker, footprint, since: now, last_used: now, retention: Box::default() }
     }
 
     /// Returns the need that ends last. The settings give `max_idle_time`; the `keep_alive` of a
     /// user overrides it for that user. Returns `None` if the need has no end.
-    pub(super) fn need(&self, max_idle_time: Option<Duration>) -> Option<Need> {
-        self.needs.last(self.used, max_idle_time)
+    pub(super) fn retention(&self, max_idle_time: Option<Duration>) -> Option<Retention> {
+        self.retention.latest(self.last_used, max_idle_time)
     }
 
-    pub(super) fn wish(&mut self, wish: Wish) {
-        self.needs.wish(wish);
+    pub(super) fn set_keep_alive(&mut self, wish: KeepAliveRequest) {
+        self.retention.set_keep_alive(wish);
     }
 
     /// Returns whether the worker still accepts work; false after a panic.
@@ -160,13 +165,13 @@ impl Resident {
     /// Returns the time since the last use. A request in progress is a use.
     pub(super) fn idle(&mut self, now: Instant) -> Duration {
         if self.is_busy() {
-            self.used = now;
+            self.last_used = now;
         }
-        now.saturating_duration_since(self.used)
+        now.saturating_duration_since(self.last_used)
     }
 
     pub(super) fn touch(&mut self, now: Instant) {
-        self.used = now;
+        self.last_used = now;
     }
 
     pub(super) fn resident_for(&self, now: Instant) -> Duration {
@@ -175,56 +180,56 @@ impl Resident {
 
     /// Returns the memory that is freed with the model, as far as the engine knows.
     pub(super) fn bytes(&self) -> Bytes {
-        let Ready { weight_bytes, mapped_bytes, .. } = self.ready;
+        let ReadyModel { weight_bytes, mapped_bytes, .. } = self.ready;
         Bytes(weight_bytes.saturating_add(mapped_bytes).max(self.footprint.weight_bytes))
     }
 }
 
 /// Reason for an unload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum UnloadReason {
     /// An administrator requested it.
-    Asked,
+    Requested,
     /// The model was not used for its `max_idle_time`.
     Idle,
     /// Memory is short.
     Pressure,
     /// Another model needs the memory.
-    Room,
+    Displaced,
 }
 
-impl Why {
+impl UnloadReason {
     /// Returns whether the model cools down afterwards.
     pub(super) fn is_eviction(self) -> bool {
-        matches!(self, Self::Pressure | Self::Room)
+        matches!(self, Self::Pressure | Self::Displaced)
     }
 }
 
 /// A model that is draining.
-pub(super) struct Leaving {
-    pub(super) why: Why,
+pub(super) struct DrainingModel {
+    pub(super) reason: UnloadReason,
     /// Requests that arrived in the meantime.
-    pub(super) waiting: Waiting,
+    pub(super) waiting: WaitingLeases,
     /// Callers that wait until the model is unloaded.
-    pub(super) done: Vec<oneshot::Sender<()>>,
+    pub(super) waiters: Vec<oneshot::Sender<()>>,
 }
 
 /// Reason why a model was not loaded, with numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct MemoryRefusal {
     /// Most memory that the model takes.
     pub needed: Bytes,
     /// Memory that is available without an eviction.
-    pub room: Bytes,
+    pub headroom: Bytes,
     /// Memory that would be available if every evictable model were evicted.
-    pub most: Bytes,
+    pub max_headroom: Bytes,
     /// Tightest limit on the memory, as text.
     pub limit: String,
     /// Time after which to retry; `None` when the model will not fit then either.
     pub retry_after: Option<Duration>,
 }
 
-impl Slot {
+impl ModelState {
     /// Returns the state that is shown to clients.
     pub(super) fn residency(&self) -> Residency {
         match self {
@@ -232,21 +237,21 @@ impl Slot {
             Self::Resident(resident) => Residency::Resident {
                 weight_bytes: resident.ready.weight_bytes,
                 report: resident.ready.report.clone(),
-                waiting: resident.worker.queue.waiting().requests,
-                waiting_tokens: resident.worker.queue.waiting().tokens,
+                waiting: resident.worker.queue.backlog().requests,
+                waiting_tokens: resident.worker.queue.backlog().tokens,
             },
-            Self::Leaving(_) => Residency::Leaving,
+            Self::Draining(_) => Residency::Draining,
             Self::Unloaded => Residency::Unloaded,
-            Self::Away { .. } => Residency::Away,
+            Self::CoolingDown { .. } => Residency::CoolingDown,
             Self::Refused { refusal, .. } => Residency::Failed(refusal.to_string()),
             Self::Failed { error, .. } => Residency::Failed(chain(&**error)),
         }
     }
 }
 
-impl std::fmt::Display for Refusal {
+impl std::fmt::Display for MemoryRefusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { needed, room, most, limit, .. } = self;
+        let Self { needed, headroom: room, max_headroom: most, limit, .. } = self;
         write!(f, "it needs {needed}; {room} are free now and at most {most}, because of {limit}")
     }
 }

@@ -6,11 +6,11 @@
 //! installed files on a schedule.
 
 mod bundled;
-mod healing;
-mod places;
-mod records;
-mod refusal;
-mod verdict;
+mod classify;
+mod log_records;
+mod missing_files;
+mod rejection;
+mod repair;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -26,9 +26,9 @@ use crate::errors::{chain, errno};
 use crate::log::Message;
 use crate::package::drop_dir::{self, Capacity, DropScanner, FileFingerprint, ScanResult, Verdict};
 use crate::package::{EntryKey, InstallStatus, Origin, StoreEntry};
-use bundled::Bundled;
-use healing::Healing;
-use verdict::{capacity, judge};
+use bundled::BundledDirectory;
+use classify::{classify, measure_capacity};
+use repair::RepairSchedule;
 
 /// Longest time between two scans. It bounds the delay after a lost notification, or on a file
 /// system without notifications.
@@ -36,7 +36,7 @@ const RESCAN: Duration = Duration::from_secs(30);
 
 /// Settings that the intake follows while it runs.
 #[derive(Clone, Debug)]
-pub struct Schedule {
+pub struct IngestSettings {
     /// Whether a model is removed from the store when its file is removed from the drop directory.
     pub remove_with_file: bool,
     /// Time for which an incomplete package may stay without growing.
@@ -47,7 +47,7 @@ pub struct Schedule {
     pub validation_on_startup: bool,
 }
 
-impl From<&Settings> for Schedule {
+impl From<&Settings> for IngestSettings {
     fn from(settings: &Settings) -> Self {
         let cache = &settings.memory.model_cache;
         Self {
@@ -62,39 +62,39 @@ impl From<&Settings> for Schedule {
 /// Events that order the start of the daemon and of the intake: available models are served before
 /// new packages are tested.
 #[derive(Clone, Debug, Default)]
-pub struct Start {
+pub struct StartSignals {
     /// Cancelled when the default model can be used, or when no bundled package provides it.
-    pub default_is_there: CancellationToken,
+    pub default_available: CancellationToken,
     /// Cancelled when the daemon has notified systemd that it is ready.
-    pub is_ready: CancellationToken,
+    pub daemon_ready: CancellationToken,
 }
 
 /// State of the intake. See the module.
-pub struct Intake {
+pub struct Ingester {
     installer: Installer,
-    schedule: watch::Receiver<Schedule>,
-    bundled: Bundled,
+    schedule: watch::Receiver<IngestSettings>,
+    bundled: BundledDirectory,
     drop_directory: PathBuf,
-    ledger: DropScanner,
+    scanner: DropScanner,
     /// Whether the drop directory could not be read. The failure is logged once, not at every scan.
-    unreadable: bool,
+    is_unreadable: bool,
     /// Files that `bundled_only` excludes. Each is logged once.
-    kept_out: BTreeSet<String>,
+    excluded: BTreeSet<String>,
     /// Notified by the store when an entry is damaged or the disk fails.
-    attention: Arc<Notify>,
-    healing: Healing,
+    store_changed: Arc<Notify>,
+    repairs: RepairSchedule,
     /// Files that are missing, but were seen in another directory than the current drop directory,
     /// and the models that stay without them. Each pair is logged once.
-    held: BTreeSet<(String, EntryKey)>,
+    kept_without_file: BTreeSet<(String, EntryKey)>,
     /// Degraded conditions that were reported to the manager last.
     degraded: Vec<String>,
 }
 
-impl Intake {
+impl Ingester {
     /// Creates an intake for the two directories.
     pub fn new(
         installer: Installer,
-        schedule: watch::Receiver<Schedule>,
+        schedule: watch::Receiver<IngestSettings>,
         bundled_directory: PathBuf,
         drop_directory: PathBuf,
     ) -> Self {
@@ -104,14 +104,14 @@ impl Intake {
         Self {
             installer,
             schedule,
-            bundled: Bundled::new(bundled_directory),
+            bundled: BundledDirectory::new(bundled_directory),
             drop_directory,
-            ledger: DropScanner::default(),
-            unreadable: false,
-            kept_out: BTreeSet::new(),
-            attention,
-            healing: Healing::default(),
-            held: BTreeSet::new(),
+            scanner: DropScanner::default(),
+            is_unreadable: false,
+            excluded: BTreeSet::new(),
+            store_changed: attention,
+            repairs: RepairSchedule::default(),
+            kept_without_file: BTreeSet::new(),
             degraded: Vec::new(),
         }
     }
@@ -124,7 +124,7 @@ impl Intake {
         let entries = self.installer.handle().store().entries();
         for entry in entries.iter().filter(|entry| entry.record.status == InstallStatus::Untested) {
             if entry.record.is_given_up() {
-                self.give_up(entry).await;
+                self.quarantine_untested(entry).await;
                 continue;
             }
             match self.installer.finish(entry.key.clone()).await {
@@ -134,7 +134,7 @@ impl Intake {
                         model = %entry.key,
                         "finished its installation"
                     );
-                    records::left(&removed);
+                    log_records::log_displaced(&removed);
                 }
                 Err(InstallError::Stopping) => return,
                 Err(error) => {
@@ -146,7 +146,7 @@ impl Intake {
                     // Quarantine the files now. Otherwise the package would be read again and
                     // rejected again.
                     if let (Verdict::Refused(reason), Origin::Dropped { files }) =
-                        (judge(&error), &entry.record.origin)
+                        (classify(&error), &entry.record.origin)
                     {
                         self.quarantine_files(files, &reason).await;
                     }
@@ -177,8 +177,8 @@ impl Intake {
         for (file, (fingerprint, key)) in dropped {
             // A crash may have happened between the installation of a package and the removal of
             // its predecessor.
-            self.discard_dropped(&file, Some(&key), fingerprint.directory_id()).await;
-            self.ledger.record_installed(&file, fingerprint, now);
+            self.detach_from_others(&file, Some(&key), fingerprint.directory_id()).await;
+            self.scanner.record_installed(&file, fingerprint, now);
         }
     }
 
@@ -193,13 +193,13 @@ impl Intake {
         mut self,
         mut ticks: mpsc::Receiver<()>,
         take_completed: impl Fn() -> BTreeSet<String>,
-        start: Start,
+        start: StartSignals,
         cancel: CancellationToken,
     ) {
         let started = async {
             self.install_default().await;
-            start.default_is_there.cancel();
-            start.is_ready.cancelled().await;
+            start.default_available.cancel();
+            start.daemon_ready.cancelled().await;
             self.prepare().await;
         };
         tokio::select! {
@@ -212,11 +212,11 @@ impl Intake {
             false => Instant::now() + self.schedule.borrow().validation_interval,
         };
         loop {
-            let heal_at = self.heal().await;
-            let bundled_at = self.look_at_bundled().await;
-            self.ledger.mark_complete(take_completed());
-            let mut next = self.look().await;
-            self.tell_condition().await;
+            let heal_at = self.repair().await;
+            let bundled_at = self.scan_bundled().await;
+            self.scanner.mark_complete(take_completed());
+            let mut next = self.scan().await;
+            self.report_condition().await;
             if Instant::now() >= validate_at {
                 self.validate(&cancel).await;
                 validate_at = Instant::now() + self.schedule.borrow().validation_interval;
@@ -229,7 +229,7 @@ impl Intake {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep_until(wake.into()) => {}
                 tick = ticks.recv() => if tick.is_none() { return },
-                () = self.attention.notified() => {}
+                () = self.store_changed.notified() => {}
                 // A reload may have allowed excluded packages. The rules are sent before the
                 // schedule, so they are current here.
                 Ok(()) = self.schedule.changed() => {}
@@ -239,39 +239,39 @@ impl Intake {
 
     /// Scans the drop directory. Returns the time of the next scan if no notification arrives
     /// before.
-    async fn look(&mut self) -> Option<Instant> {
+    async fn scan(&mut self) -> Option<Instant> {
         let directory = self.drop_directory.clone();
-        let (place, listing) = match off_runtime(move || drop_dir::list_with_id(&directory)).await?
-        {
-            Ok(found) => found,
-            Err(error) => {
-                if !std::mem::replace(&mut self.unreadable, true) {
-                    records::unreadable("the drop directory cannot be read", &error);
+        let (place, listing) =
+            match run_blocking(move || drop_dir::list_with_id(&directory)).await? {
+                Ok(found) => found,
+                Err(error) => {
+                    if !std::mem::replace(&mut self.is_unreadable, true) {
+                        log_records::log_unreadable("the drop directory cannot be read", &error);
+                    }
+                    return None;
                 }
-                return None;
-            }
-        };
-        self.unreadable = false;
+            };
+        self.is_unreadable = false;
         if self.installer.rules().bundled_only {
-            self.keep_out(listing.into_keys().collect());
+            self.exclude(listing.into_keys().collect());
             return None;
         }
-        self.kept_out.clear();
-        self.remember_places(&listing).await;
+        self.excluded.clear();
+        self.record_directories(&listing).await;
         let timeout = self.schedule.borrow().incomplete_timeout;
         let capacity = self.capacity().await?;
         let ScanResult { ready, refused, removed, next } =
-            self.ledger.observe(listing, timeout, &capacity, Instant::now());
+            self.scanner.observe(listing, timeout, &capacity, Instant::now());
         let left = !removed.is_empty();
         for name in removed {
-            self.missing(&name, &place).await;
+            self.on_missing_file(&name, &place).await;
         }
         for (name, fingerprint, reason) in refused {
             self.quarantine(name, fingerprint, reason).await;
         }
         let tried = !ready.is_empty();
         for (name, fingerprint) in ready {
-            self.attempt(name, fingerprint).await;
+            self.install(name, fingerprint).await;
         }
         // Scan again at once: a verdict may have set a new time, and a removed model leaves space.
         if tried || left { Some(Instant::now()) } else { next }
@@ -280,30 +280,30 @@ impl Intake {
     /// Measures the capacity of the appliance. Returns `None` if the runtime is shutting down.
     async fn capacity(&self) -> Option<Capacity> {
         let (handle, rules) = (self.installer.handle().clone(), self.installer.rules());
-        off_runtime(move || capacity(&handle, rules)).await
+        run_blocking(move || measure_capacity(&handle, rules)).await
     }
 
-    fn keep_out(&mut self, files: BTreeSet<String>) {
-        for file in files.difference(&self.kept_out) {
+    fn exclude(&mut self, files: BTreeSet<String>) {
+        for file in files.difference(&self.excluded) {
             tracing::warn!(
                 name: Message::PackageKeptOut.name(),
                 file,
                 "not installed: memory.model_cache.bundled_only is set"
             );
         }
-        self.kept_out = files;
+        self.excluded = files;
     }
 
-    async fn attempt(&mut self, file: String, fingerprint: FileFingerprint) {
+    async fn install(&mut self, file: String, fingerprint: FileFingerprint) {
         let (directory, name) = (self.drop_directory.clone(), file.clone());
         // A file that cannot be examined cannot be opened either. The installation below reports
         // that error.
-        let Some(fault) = off_runtime(move || drop_dir::invalid_reason(&directory, &name)).await
+        let Some(fault) = run_blocking(move || drop_dir::invalid_reason(&directory, &name)).await
         else {
             return;
         };
         if let Ok(Some(reason)) = fault {
-            self.ledger.record_result(
+            self.scanner.record_result(
                 &file,
                 &fingerprint,
                 Verdict::Refused(reason),
@@ -315,17 +315,17 @@ impl Intake {
         let path = self.drop_directory.join(&file);
         let error = match self.installer.install_file(path, origin).await {
             Ok(installed) => {
-                records::accepted(&file, &installed);
+                log_records::log_installed(&file, &installed);
                 let key = &installed.entry.key;
-                self.discard_dropped(&file, Some(key), fingerprint.directory_id()).await;
-                self.ledger.record_result(&file, &fingerprint, Verdict::Accepted, Instant::now());
+                self.detach_from_others(&file, Some(key), fingerprint.directory_id()).await;
+                self.scanner.record_result(&file, &fingerprint, Verdict::Accepted, Instant::now());
                 return;
             }
             Err(error) => error,
         };
-        let verdict = judge(&error);
+        let verdict = classify(&error);
         let is_news =
-            self.ledger.record_result(&file, &fingerprint, verdict.clone(), Instant::now());
+            self.scanner.record_result(&file, &fingerprint, verdict.clone(), Instant::now());
         match verdict {
             Verdict::Incomplete(reason) => {
                 tracing::info!(
@@ -347,34 +347,34 @@ impl Intake {
 
     /// Detaches the file `name`, as seen in the directory `place`, from all models except `except`.
     /// Models without another file are removed if `remove_with_file` is set.
-    async fn discard_dropped(&self, name: &str, except: Option<&EntryKey>, place: Option<&str>) {
+    async fn detach_from_others(&self, name: &str, except: Option<&EntryKey>, place: Option<&str>) {
         let removes = self.schedule.borrow().remove_with_file;
-        for StoreEntry { key, record, .. } in self.dropped(name) {
+        for StoreEntry { key, record, .. } in self.entries_of_file(name) {
             let Origin::Dropped { files } = record.origin else { continue };
             let is_of_place = files.get(name).is_some_and(|known| known.directory_id() == place);
             if Some(&key) == except || !is_of_place {
                 continue;
             }
             if removes {
-                self.remove_with(name, &key).await;
+                self.remove_if_only_file(name, &key).await;
             } else {
-                self.let_go(&key, name).await;
+                self.detach(&key, name).await;
             }
         }
     }
 
     /// Removes a model if `name` is its only file.
-    async fn remove_with(&self, name: &str, key: &EntryKey) {
+    async fn remove_if_only_file(&self, name: &str, key: &EntryKey) {
         match self.installer.remove_with_file(key.clone(), name.to_owned()).await {
-            Some(Ok(true)) => records::stays(name, key, "stays: it has another file"),
-            Some(Ok(false)) => records::removed(name, key, "removed with its file"),
-            Some(Err(error)) => records::store_failed(key, &error, "cannot be removed"),
+            Some(Ok(true)) => log_records::log_kept(name, key, "stays: it has another file"),
+            Some(Ok(false)) => log_records::log_removed(name, key, "removed with its file"),
+            Some(Err(error)) => log_records::log_store_error(key, &error, "cannot be removed"),
             None => {}
         }
     }
 
     /// Returns the models that came with the file `name`, possibly with other files too.
-    fn dropped(&self, name: &str) -> Vec<StoreEntry> {
+    fn entries_of_file(&self, name: &str) -> Vec<StoreEntry> {
         let mut entries = self.installer.handle().store().entries();
         entries.retain(|entry| match &entry.record.origin {
             Origin::Dropped { files } => files.contains_key(name),
@@ -384,16 +384,16 @@ impl Intake {
     }
 
     /// Detaches the file `name` from a model. Returns whether the model stays without the file.
-    async fn let_go(&self, key: &EntryKey, name: &str) -> bool {
-        match self.installer.let_go(key.clone(), name.to_owned()).await {
+    async fn detach(&self, key: &EntryKey, name: &str) -> bool {
+        match self.installer.detach_from_file(key.clone(), name.to_owned()).await {
             Some(Ok(stays)) => {
                 if stays {
-                    records::stays(name, key, "stays: it has another file");
+                    log_records::log_kept(name, key, "stays: it has another file");
                 }
                 stays
             }
             Some(Err(error)) => {
-                records::store_failed(key, &error, "cannot be parted from a file");
+                log_records::log_store_error(key, &error, "cannot be parted from a file");
                 true
             }
             None => true,
@@ -402,14 +402,14 @@ impl Intake {
 
     async fn discard(&self, key: EntryKey) {
         if let Some(Err(error)) = self.installer.discard(key.clone()).await {
-            records::store_failed(&key, &error, "cannot be removed");
+            log_records::log_store_error(&key, &error, "cannot be removed");
         }
     }
 }
 
 /// Runs `work`, which accesses the disk, on the blocking pool. Returns `None` if it panicked or the
 /// runtime is shutting down.
-async fn off_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.inspect_err(|error| {
         tracing::error!(

@@ -1,7 +1,7 @@
 //! Repairs corrupt or unreadable entries by installing them from their packages again.
 //!
-//! [`Healing`] limits the rate. It is pure: the caller passes the time. This module also reports
-//! degraded conditions to the manager.
+//! [`RepairSchedule`] limits the rate. It is pure: the caller passes the time. This module also
+//! reports degraded conditions to the manager.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Intake, off_runtime, records};
+use super::{Ingester, log_records, run_blocking};
 use crate::package::{EntryKey, InstallStatus, Origin, StoreEntry, drop_dir};
 
 /// Least time between two repairs of an entry. The first repair begins at once. The pause protects
 /// a failing disk, which would damage each new copy, from being worn out.
-const PAUSE: Duration = Duration::from_secs(600);
+const REPAIR_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Time at which the last repair of each damaged entry began.
 #[derive(Debug, Default)]
-pub(super) struct Healing {
-    begun: BTreeMap<EntryKey, Instant>,
+pub(super) struct RepairSchedule {
+    started: BTreeMap<EntryKey, Instant>,
 }
 
-impl Healing {
+impl RepairSchedule {
     /// Returns the `damaged` entries to repair at `now`, and the time at which the next repair is
     /// due. Records that the returned ones have begun.
     pub(super) fn due(
@@ -31,22 +31,23 @@ impl Healing {
         now: Instant,
     ) -> (Vec<EntryKey>, Option<Instant>) {
         // Keep the time of a repaired entry for the whole pause: it may be damaged again.
-        self.begun.retain(|_key, begun| now.duration_since(*begun) < PAUSE);
+        self.started.retain(|_key, begun| now.duration_since(*begun) < REPAIR_INTERVAL);
         let (waiting, due): (Vec<_>, Vec<_>) =
-            damaged.into_iter().partition(|key| self.begun.contains_key(key));
-        let next = waiting.iter().filter_map(|key| Some(*self.begun.get(key)? + PAUSE)).min();
-        self.begun.extend(due.iter().map(|key| (key.clone(), now)));
-        let next_of_due = (!due.is_empty()).then(|| now + PAUSE);
+            damaged.into_iter().partition(|key| self.started.contains_key(key));
+        let next =
+            waiting.iter().filter_map(|key| Some(*self.started.get(key)? + REPAIR_INTERVAL)).min();
+        self.started.extend(due.iter().map(|key| (key.clone(), now)));
+        let next_of_due = (!due.is_empty()).then(|| now + REPAIR_INTERVAL);
         (due, next.into_iter().chain(next_of_due).min())
     }
 }
 
-impl Intake {
+impl Ingester {
     /// Schedules the repair of corrupt and unreadable entries whose package still exists. Returns
     /// the time at which the next repair is due.
     ///
     /// The drop scanner forgets their files, so that the next scan installs them again.
-    pub(super) async fn heal(&mut self) -> Option<Instant> {
+    pub(super) async fn repair(&mut self) -> Option<Instant> {
         let store = Arc::clone(self.installer.handle().store());
         let unreadable = store.unreadable_keys();
         let mut entries = store.entries();
@@ -55,25 +56,25 @@ impl Intake {
                 || unreadable.contains(&entry.key)
         });
         let damaged = entries.iter().map(|entry| entry.key.clone()).collect();
-        let (due, next) = self.healing.due(damaged, Instant::now());
+        let (due, next) = self.repairs.due(damaged, Instant::now());
         entries.retain(|entry| due.contains(&entry.key));
         for entry in entries {
             match &entry.record.origin {
                 Origin::Dropped { files } => {
-                    files.keys().for_each(|file| self.ledger.rescan(file));
+                    files.keys().for_each(|file| self.scanner.rescan(file));
                 }
                 // The drop directory may hold a copy of a package that an administrator installed.
-                Origin::Installed => self.forget_copy(&entry).await,
-                Origin::Bundled { file, .. } => self.bundled.ledger.rescan(file),
+                Origin::Installed => self.reread_package(&entry).await,
+                Origin::Bundled { file, .. } => self.bundled.scanner.rescan(file),
             }
         }
         next
     }
 
     /// Makes the drop scanner read the package of `entry` again, if the drop directory holds it.
-    async fn forget_copy(&mut self, entry: &StoreEntry) {
+    async fn reread_package(&mut self, entry: &StoreEntry) {
         let (directory, wanted) = (self.drop_directory.clone(), entry.record.package_digest);
-        let copy = off_runtime(move || {
+        let copy = run_blocking(move || {
             let names = drop_dir::list(&directory).ok()?.into_keys();
             let mut names = names.filter(|name| {
                 drop_dir::digest(&directory.join(name)).is_ok_and(|digest| digest == wanted)
@@ -81,35 +82,35 @@ impl Intake {
             names.next()
         });
         if let Some(Some(name)) = copy.await {
-            self.ledger.rescan(&name);
+            self.scanner.rescan(&name);
         }
     }
 
     /// Makes the store retry operations that its disk refused, and reports changes of the degraded
     /// conditions to the manager.
-    pub(super) async fn tell_condition(&mut self) {
+    pub(super) async fn report_condition(&mut self) {
         let store = Arc::clone(self.installer.handle().store());
-        let looked = off_runtime(move || {
+        let looked = run_blocking(move || {
             let found = store.recover();
             (found, store.condition())
         });
         let Some((found, condition)) = looked.await else { return };
         for key in &found {
-            records::readable(key);
+            log_records::log_readable(key);
         }
         if !found.is_empty() {
-            self.installer.handle().store_changed(Vec::new()).await;
+            self.installer.handle().notify_store_changed(Vec::new()).await;
         }
         let mut degraded = condition.degraded();
-        if !self.held.is_empty() {
+        if !self.kept_without_file.is_empty() {
             degraded.push(
                 "the drop directory is another one than before; models stay without their files"
                     .to_owned(),
             );
         }
         if degraded != self.degraded {
-            records::degraded(&degraded);
-            self.installer.handle().degraded(degraded.clone()).await;
+            log_records::log_degraded(&degraded);
+            self.installer.handle().report_degraded(degraded.clone()).await;
             self.degraded = degraded;
         }
     }
@@ -139,17 +140,17 @@ mod tests {
     fn entry_is_repaired_at_once_then_after_pause() {
         let [a, b]: [EntryKey; 2] =
             ["a@1+0123456789ab", "b@1+0123456789ab"].map(|key| key.parse().unwrap());
-        let mut healing = Healing::default();
+        let mut healing = RepairSchedule::default();
         let start = Instant::now();
         assert_eq!(healing.due(Vec::new(), start), (Vec::new(), None));
         let first = healing.due(vec![a.clone()], start);
-        assert_eq!(first, (vec![a.clone()], Some(start + PAUSE)));
+        assert_eq!(first, (vec![a.clone()], Some(start + REPAIR_INTERVAL)));
         // Damage `a` again at once, and `b` too.
         let second = start + Duration::from_secs(1);
         let both = || vec![a.clone(), b.clone()];
-        assert_eq!(healing.due(both(), second), (vec![b.clone()], Some(start + PAUSE)));
-        assert_eq!(healing.due(both(), second), (Vec::new(), Some(start + PAUSE)));
-        let third = start + PAUSE;
-        assert_eq!(healing.due(both(), third), (vec![a.clone()], Some(second + PAUSE)));
+        assert_eq!(healing.due(both(), second), (vec![b.clone()], Some(start + REPAIR_INTERVAL)));
+        assert_eq!(healing.due(both(), second), (Vec::new(), Some(start + REPAIR_INTERVAL)));
+        let third = start + REPAIR_INTERVAL;
+        assert_eq!(healing.due(both(), third), (vec![a.clone()], Some(second + REPAIR_INTERVAL)));
     }
 }

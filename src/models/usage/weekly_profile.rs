@@ -25,9 +25,9 @@ const HOUR: u64 = 3600;
 
 /// Number of an hour, counted from 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct Hour(u64);
+pub(super) struct HourNumber(u64);
 
-impl Hour {
+impl HourNumber {
     /// Returns the hour of `now`. Returns `None` while the clock of the device is not set.
     pub(super) fn of(now: SystemTime) -> Option<Self> {
         let seconds = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
@@ -40,7 +40,7 @@ impl Hour {
     }
 
     /// Returns the start of the hour. Returns `None` if the system cannot represent it.
-    pub(super) fn begin(self) -> Option<SystemTime> {
+    pub(super) fn start(self) -> Option<SystemTime> {
         UNIX_EPOCH.checked_add(Duration::from_secs(self.0.checked_mul(HOUR)?))
     }
 
@@ -57,20 +57,20 @@ impl Hour {
 /// Weekly profile: the hours in which a model was used in each of the last weeks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Habit {
+pub(super) struct WeeklyProfile {
     /// Bits for each hour of the week. Bit `k` is set if the model was used in that hour `k` weeks
     /// before `week`.
-    used: Hours,
+    used: HourBits,
     /// Week of the last use, counted from 1970.
     week: u64,
     /// Hour of the first use.
-    first: Hour,
+    first: HourNumber,
 }
 
-impl Habit {
+impl WeeklyProfile {
     /// Creates the profile of a model whose first use is in `hour`.
-    pub(super) fn begin(hour: Hour) -> Self {
-        let mut habit = Self { used: Hours([0; HOURS]), week: hour.week(), first: hour };
+    pub(super) fn new(hour: HourNumber) -> Self {
+        let mut habit = Self { used: HourBits([0; HOURS]), week: hour.week(), first: hour };
         habit.record(hour);
         habit
     }
@@ -78,7 +78,7 @@ impl Habit {
     /// Records a use. Returns whether it is the first one in its hour.
     ///
     /// If the clock was set back, the uses that were recorded after `hour`'s week are dropped.
-    pub(super) fn record(&mut self, hour: Hour) -> bool {
+    pub(super) fn record(&mut self, hour: HourNumber) -> bool {
         let week = hour.week();
         let (forth, back) = (week.saturating_sub(self.week), self.week.saturating_sub(week));
         if (forth, back) != (0, 0) {
@@ -98,7 +98,7 @@ impl Habit {
     }
 
     /// Returns whether the model was used in `hour`.
-    pub(super) fn was_used(&self, hour: Hour) -> bool {
+    pub(super) fn was_used(&self, hour: HourNumber) -> bool {
         self.was_used_before(hour, 0)
     }
 
@@ -107,7 +107,7 @@ impl Habit {
     ///
     /// Let `u_k` be 1 if the model was used `k` weeks before `hour`, and 0 otherwise. The result is
     /// Σ `DECAY^k · u_k` / Σ `DECAY^k`.
-    pub(super) fn probability(&self, hour: Hour) -> Option<f64> {
+    pub(super) fn probability(&self, hour: HourNumber) -> Option<f64> {
         let weeks = hour.0.saturating_sub(self.first.0) / HOURS as u64;
         if weeks < MIN_WEEKS {
             return None;
@@ -125,7 +125,7 @@ impl Habit {
 
     /// Returns [`Self::probability`] of the next 168 hours, ordered by the hour of the week.
     /// Returns `None` if one of them has not been observed for enough weeks.
-    pub(super) fn probabilities(&self, now: Hour) -> Option<Vec<f64>> {
+    pub(super) fn probabilities(&self, now: HourNumber) -> Option<Vec<f64>> {
         let mut week = vec![0.0; HOURS];
         let mut hour = now;
         for _ in 0..HOURS {
@@ -135,7 +135,7 @@ impl Habit {
         Some(week)
     }
 
-    fn was_used_before(&self, hour: Hour, weeks_ago: u64) -> bool {
+    fn was_used_before(&self, hour: HourNumber, weeks_ago: u64) -> bool {
         let bits = self.used.0.get(hour.of_week()).copied().unwrap_or(0);
         // Weeks after the last use have no bits: the model was not used in them.
         let known = hour.week().checked_sub(weeks_ago).and_then(|week| self.week.checked_sub(week));
@@ -150,14 +150,14 @@ fn shift(bits: u16, by: u64, direction: fn(u16, u32) -> Option<u16>) -> u16 {
 /// Bits for each hour of the week.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u16>", into = "Vec<u16>")]
-struct Hours([u16; HOURS]);
+struct HourBits([u16; HOURS]);
 
 /// Error of a list with another number of hours.
 #[derive(Debug, thiserror::Error)]
 #[error("expected {HOURS} hours of the week, found {0}")]
 struct WrongLength(usize);
 
-impl TryFrom<Vec<u16>> for Hours {
+impl TryFrom<Vec<u16>> for HourBits {
     type Error = WrongLength;
 
     fn try_from(hours: Vec<u16>) -> Result<Self, WrongLength> {
@@ -165,8 +165,8 @@ impl TryFrom<Vec<u16>> for Hours {
     }
 }
 
-impl From<Hours> for Vec<u16> {
-    fn from(hours: Hours) -> Self {
+impl From<HourBits> for Vec<u16> {
+    fn from(hours: HourBits) -> Self {
         hours.0.to_vec()
     }
 }
@@ -181,9 +181,9 @@ mod tests {
     const WEEK: u64 = HOURS as u64;
 
     /// Returns the profile of a model that was used at nine on Mondays of these weeks.
-    fn nine_on_mondays(weeks: impl IntoIterator<Item = u64>) -> Habit {
-        let mut hours = weeks.into_iter().map(|week| Hour(MONDAY + 9 + week * WEEK));
-        let mut habit = Habit::begin(hours.next().unwrap());
+    fn nine_on_mondays(weeks: impl IntoIterator<Item = u64>) -> WeeklyProfile {
+        let mut hours = weeks.into_iter().map(|week| HourNumber(MONDAY + 9 + week * WEEK));
+        let mut habit = WeeklyProfile::new(hours.next().unwrap());
         for hour in hours {
             habit.record(hour);
         }
@@ -192,17 +192,17 @@ mod tests {
 
     #[test]
     fn week_begins_on_monday() {
-        assert_eq!(Hour(MONDAY).of_week(), 0);
-        assert_eq!(Hour(MONDAY - 1).of_week(), HOURS - 1);
-        assert_eq!(Hour(MONDAY).week(), Hour(MONDAY - 1).week() + 1);
+        assert_eq!(HourNumber(MONDAY).of_week(), 0);
+        assert_eq!(HourNumber(MONDAY - 1).of_week(), HOURS - 1);
+        assert_eq!(HourNumber(MONDAY).week(), HourNumber(MONDAY - 1).week() + 1);
         let at = UNIX_EPOCH + Duration::from_secs(MONDAY * HOUR + 1);
-        assert_eq!(Hour::of(at), Some(Hour(MONDAY)));
-        assert_eq!(Hour::of(UNIX_EPOCH), None);
+        assert_eq!(HourNumber::of(at), Some(HourNumber(MONDAY)));
+        assert_eq!(HourNumber::of(UNIX_EPOCH), None);
     }
 
     #[test]
     fn recent_weeks_count_more() {
-        let in_week = |week: u64| Hour(MONDAY + 9 + week * WEEK);
+        let in_week = |week: u64| HourNumber(MONDAY + 9 + week * WEEK);
         for (weeks, asked, expected) in [
             (vec![0, 1, 2], 2, None),
             (vec![0, 1, 2], 3, Some(1.0)),
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn current_week_does_not_affect_its_probability() {
         let habit = nine_on_mondays([0, 1, 2, 3]);
-        let now = Hour(MONDAY + 9 + 3 * WEEK);
+        let now = HourNumber(MONDAY + 9 + 3 * WEEK);
         assert!(habit.was_used(now) && !habit.was_used(now.next()));
         assert_eq!(habit.probability(now), Some(1.0));
         assert_eq!(nine_on_mondays([0, 1, 2]).probability(now), Some(1.0));
@@ -237,8 +237,8 @@ mod tests {
     #[test]
     fn probabilities_start_on_monday() {
         let habit = nine_on_mondays(0..4);
-        assert_eq!(habit.probabilities(Hour(MONDAY + 10 + WEEK)), None);
-        let week = habit.probabilities(Hour(MONDAY + 100 + 3 * WEEK)).unwrap();
+        assert_eq!(habit.probabilities(HourNumber(MONDAY + 10 + WEEK)), None);
+        let week = habit.probabilities(HourNumber(MONDAY + 100 + 3 * WEEK)).unwrap();
         let likely: Vec<_> = (0..HOURS).filter(|hour| week[*hour] > 0.0).collect();
         assert_eq!((week.len(), likely), (HOURS, vec![9]));
     }
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn clock_set_back_keeps_earlier_weeks() {
         let mut habit = nine_on_mondays([0, 1, 2, 9]);
-        habit.record(Hour(MONDAY + 9 + 3 * WEEK));
+        habit.record(HourNumber(MONDAY + 9 + 3 * WEEK));
         assert_eq!(habit, nine_on_mondays(0..4));
     }
 
@@ -257,16 +257,16 @@ mod tests {
                 prop_oneof![any::<u64>(), MONDAY..MONDAY + 30 * WEEK], 1..60),
             asked in prop_oneof![any::<u64>(), MONDAY..MONDAY + 30 * WEEK],
         ) {
-            let mut habit = Habit::begin(Hour(hours[0]));
+            let mut habit = WeeklyProfile::new(HourNumber(hours[0]));
             for hour in &hours {
-                habit.record(Hour(*hour));
-                prop_assert!(habit.was_used(Hour(*hour)) && !habit.record(Hour(*hour)));
+                habit.record(HourNumber(*hour));
+                prop_assert!(habit.was_used(HourNumber(*hour)) && !habit.record(HourNumber(*hour)));
             }
-            let probability = habit.probability(Hour(asked));
+            let probability = habit.probability(HourNumber(asked));
             prop_assert!(probability.is_none_or(|share| (0.0..=1.0).contains(&share)));
-            prop_assert!(Hour(asked).begin().is_none_or(|at| at >= UNIX_EPOCH));
+            prop_assert!(HourNumber(asked).start().is_none_or(|at| at >= UNIX_EPOCH));
             let json = serde_json::to_string(&habit).unwrap();
-            prop_assert_eq!(serde_json::from_str::<Habit>(&json).unwrap(), habit);
+            prop_assert_eq!(serde_json::from_str::<WeeklyProfile>(&json).unwrap(), habit);
         }
     }
 }

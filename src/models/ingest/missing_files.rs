@@ -6,23 +6,30 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::{Intake, records};
+use super::{Ingester, log_records};
 use crate::package::drop_dir::FileFingerprint;
 use crate::package::{Origin, StoreEntry};
 
-impl Intake {
+impl Ingester {
     /// Updates the directory that the store records for each present and unchanged file: if none is
     /// recorded yet, or if the same directory has another identity now.
-    pub(super) async fn remember_places(&mut self, listing: &BTreeMap<String, FileFingerprint>) {
-        self.held.retain(|(file, _key)| !listing.contains_key(file));
+    pub(super) async fn record_directories(&mut self, listing: &BTreeMap<String, FileFingerprint>) {
+        self.kept_without_file.retain(|(file, _key)| !listing.contains_key(file));
         for entry in self.installer.handle().store().entries() {
             let Origin::Dropped { files } = entry.record.origin else { continue };
             for (file, known) in files {
                 let Some(seen) = listing.get(&file) else { continue };
                 if *seen == known && seen.directory_id() != known.directory_id() {
-                    let seen = self.installer.saw(entry.key.clone(), file, seen.clone()).await;
+                    let seen = self
+                        .installer
+                        .record_fingerprint(entry.key.clone(), file, seen.clone())
+                        .await;
                     if let Some(Err(error)) = seen {
-                        records::store_failed(&entry.key, &error, "its file is not remembered");
+                        log_records::log_store_error(
+                            &entry.key,
+                            &error,
+                            "its file is not remembered",
+                        );
                     }
                 }
             }
@@ -36,22 +43,22 @@ impl Intake {
     /// the file was seen in another directory: a volume is not mounted, or was replaced. In this
     /// case each scan reports the file as missing again, until that directory is back or the models
     /// are removed.
-    pub(super) async fn missing(&mut self, name: &str, place: &str) {
+    pub(super) async fn on_missing_file(&mut self, name: &str, place: &str) {
         let mut seen_elsewhere = None;
-        for StoreEntry { key, record, .. } in self.dropped(name) {
+        for StoreEntry { key, record, .. } in self.entries_of_file(name) {
             let Origin::Dropped { files } = record.origin else { continue };
             let Some(fingerprint) = files.get(name) else { continue };
             if fingerprint.directory_id() == Some(place) {
                 continue;
             }
             seen_elsewhere = Some(fingerprint.clone());
-            if self.held.insert((name.to_owned(), key.clone())) {
-                records::held(name, &key);
+            if self.kept_without_file.insert((name.to_owned(), key.clone())) {
+                log_records::log_kept_without_file(name, &key);
             }
         }
-        self.discard_dropped(name, None, Some(place)).await;
+        self.detach_from_others(name, None, Some(place)).await;
         if let Some(fingerprint) = seen_elsewhere {
-            self.ledger.record_installed(name, fingerprint, Instant::now());
+            self.scanner.record_installed(name, fingerprint, Instant::now());
         }
     }
 }

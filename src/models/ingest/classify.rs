@@ -1,19 +1,19 @@
 //! Classifies failed installations, and measures the capacity on which a retry depends.
 
-use super::super::install::{InstallError, Rules};
+use super::super::install::{InstallError, InstallRules};
 use super::super::load::LoadError;
-use super::super::{Handle, ModelError};
+use super::super::{ManagerHandle, ModelError};
 use crate::engine::EngineError;
 use crate::errors::chain;
 use crate::package::drop_dir::{Capacity, MissingResource, Verdict};
 use crate::package::{SignatureError, StoreError, UnpackError};
 
 /// Measures the capacity of the appliance. Blocks.
-pub(super) fn capacity(handle: &Handle, rules: Rules) -> Capacity {
+pub(super) fn measure_capacity(handle: &ManagerHandle, rules: InstallRules) -> Capacity {
     let store = handle.store();
     Capacity {
         store: Some(store.in_use(rules.quota)),
-        kept: rules.kept,
+        kept: rules.protected,
         // An error is ignored here: the installation reports it when it writes the package.
         space: store.free_space().ok(),
         memory: handle.memory_limits(),
@@ -22,7 +22,7 @@ pub(super) fn capacity(handle: &Handle, rules: Rules) -> Capacity {
 
 /// Classifies an installation error: the file is incomplete, permanently rejected, or worth a
 /// retry.
-pub(super) fn judge(error: &InstallError) -> Verdict {
+pub(super) fn classify(error: &InstallError) -> Verdict {
     let reason = chain(error);
     let lack = match error {
         InstallError::Unpack(UnpackError::Truncated { .. })
@@ -44,13 +44,13 @@ pub(super) fn judge(error: &InstallError) -> Verdict {
             LoadError::Engine(EngineError::Threads { .. }) => MissingResource::Other,
             _ => return Verdict::Refused(reason),
         },
-        InstallError::GivenUp
-        | InstallError::NotUnpacked
+        InstallError::NoTestAttemptsLeft
+        | InstallError::NoUnpackAttemptsLeft
         | InstallError::Crashed(_)
         | InstallError::Panicked => return Verdict::Refused(reason),
         InstallError::Store(StoreError::Full(_)) => MissingResource::Quota,
         InstallError::Store(StoreError::NoSpace(needed)) => MissingResource::Space(needed.clone()),
-        InstallError::NoMemory(_) | InstallError::Untried(ModelError::MemoryLimit { .. }) => {
+        InstallError::NoMemory(_) | InstallError::NotReserved(ModelError::MemoryLimit { .. }) => {
             MissingResource::Memory
         }
         InstallError::Keys(_) => MissingResource::Keys,
@@ -60,7 +60,7 @@ pub(super) fn judge(error: &InstallError) -> Verdict {
         | InstallError::Signature(SignatureError::Io { .. })
         | InstallError::Store(_)
         | InstallError::NotTested(_)
-        | InstallError::Untried(_)
+        | InstallError::NotReserved(_)
         | InstallError::BundledOnly
         | InstallError::Stopping => MissingResource::Other,
     };
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
     use crate::engine::Precision;
     use crate::files::FileError;
-    use crate::models::slot::Refusal;
+    use crate::models::model_state::MemoryRefusal;
     use crate::package::{Digest, TrustError};
     use crate::units::Bytes;
 
@@ -105,8 +105,8 @@ mod tests {
                 found: Digest::of(b"a"),
             }),
             InstallError::Load(LoadError::SelfTest { cosine: 0.5, precision: Precision::F32 }),
-            InstallError::GivenUp,
-            InstallError::NotUnpacked,
+            InstallError::NoTestAttemptsLeft,
+            InstallError::NoUnpackAttemptsLeft,
             InstallError::Crashed("was ended by signal 6".to_owned()),
             InstallError::Panicked,
             engine(EngineError::Mismatch(String::new())),
@@ -125,13 +125,13 @@ mod tests {
             InstallError::Stopping,
         ];
         for error in incomplete {
-            assert!(matches!(judge(&error), Verdict::Incomplete(_)), "{error:?}");
+            assert!(matches!(classify(&error), Verdict::Incomplete(_)), "{error:?}");
         }
         for error in refused {
-            assert!(matches!(judge(&error), Verdict::Refused(_)), "{error:?}");
+            assert!(matches!(classify(&error), Verdict::Refused(_)), "{error:?}");
         }
         for error in failed {
-            assert!(matches!(judge(&error), Verdict::Failed { .. }), "{error:?}");
+            assert!(matches!(classify(&error), Verdict::Failed { .. }), "{error:?}");
         }
     }
 
@@ -140,17 +140,23 @@ mod tests {
         let refusal = || {
             let (needed, room, most) = (Bytes(2), Bytes(1), Bytes(1));
             let limit = "limit".to_owned();
-            let refusal = Refusal { needed, room, most, limit, retry_after: None };
+            let refusal = MemoryRefusal {
+                needed,
+                headroom: room,
+                max_headroom: most,
+                limit,
+                retry_after: None,
+            };
             ModelError::MemoryLimit { name: "m".to_owned(), refusal: Arc::new(refusal) }
         };
         for (error, expected) in [
             (InstallError::NoMemory(refusal()), MissingResource::Memory),
-            (InstallError::Untried(refusal()), MissingResource::Memory),
-            (InstallError::Untried(ModelError::Draining), MissingResource::Other),
+            (InstallError::NotReserved(refusal()), MissingResource::Memory),
+            (InstallError::NotReserved(ModelError::Draining), MissingResource::Other),
             (InstallError::Keys(SignatureError::Legacy), MissingResource::Keys),
             (InstallError::Store(StoreError::Locked(PathBuf::new())), MissingResource::Other),
         ] {
-            let Verdict::Failed { lack, .. } = judge(&error) else { panic!("{error:?}") };
+            let Verdict::Failed { lack, .. } = classify(&error) else { panic!("{error:?}") };
             assert_eq!(lack, expected, "{error:?}");
         }
     }
@@ -159,7 +165,7 @@ mod tests {
     fn verdict_includes_cause() {
         let error =
             InstallError::Load(LoadError::SelfTest { cosine: 0.5, precision: Precision::F32 });
-        let Verdict::Refused(reason) = judge(&error) else { panic!("not refused") };
+        let Verdict::Refused(reason) = classify(&error) else { panic!("not refused") };
         assert!(reason.contains("does not work") && reason.contains("cosine 0.5"), "{reason}");
     }
 }

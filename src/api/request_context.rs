@@ -15,13 +15,13 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::App;
-use super::budget::Charge;
+use super::budget::BudgetCharge;
 use super::error::ApiError;
-use super::peer::Peer;
-use super::sight::Sight;
-use super::tenants::{Tenant, Visit};
+use super::peer_credentials::PeerCredentials;
+use super::tenants::{InFlightGuard, Tenant};
+use super::visibility::Visibility;
 use crate::config::TenantSettings;
-use crate::models::{Flow, Owner, Priority, REQUEST_TIMEOUT, Ticket, User};
+use crate::models::{Flow, ModelUser, Owner, Priority, REQUEST_TIMEOUT, Ticket};
 
 /// Header with the id of a request, which the answer returns.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -52,17 +52,21 @@ impl ConnectionId {
 
 /// Peer of a connection, and whether the request acts for a named tenant.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sender {
-    pub(super) peer: Peer,
+pub(super) struct RequestSender {
+    pub(super) peer: PeerCredentials,
     /// Whether the request names a tenant. It then has only the rights of that tenant, even if its
     /// sender is an administrator.
     pub(super) names_tenant: bool,
 }
 
-impl Sender {
+impl RequestSender {
     fn of(parts: &Parts) -> Self {
         // Without a peer the request has no rights, so that a forgotten extension does no harm.
-        let peer = parts.extensions.get::<Peer>().copied().unwrap_or(Peer::STRANGER);
+        let peer = parts
+            .extensions
+            .get::<PeerCredentials>()
+            .copied()
+            .unwrap_or(PeerCredentials::UNPRIVILEGED);
         Self { peer, names_tenant: parts.headers.contains_key(&TENANT) }
     }
 
@@ -75,41 +79,41 @@ impl Sender {
 
 /// Caller of a request, with the options from its headers.
 #[derive(Clone, Debug)]
-pub(super) struct Caller {
+pub(super) struct RequestContext {
     /// Connection, for fair scheduling among the connections of a user.
     pub(super) connection: u64,
     /// User id, for fair scheduling among users.
     pub(super) uid: u32,
     /// Bytes that the request holds of the budget. They are released when the last copy is dropped
     /// and the answer is written.
-    pub(super) charge: Arc<Charge>,
+    pub(super) charge: Arc<BudgetCharge>,
     /// Whether a fallback may answer; `None` leaves the decision to the settings.
     pub(super) allow_fallback: Option<bool>,
     /// Class of the request; `None` if the number of tokens decides.
     pub(super) priority: Option<Priority>,
     /// Peer that sent the request, and whether it acts for a tenant.
-    pub(super) sender: Sender,
+    pub(super) sender: RequestSender,
     /// Tenant of the request. The request counts as in flight until the last copy is dropped.
-    pub(super) tenant: Option<Arc<Visit>>,
+    pub(super) tenant: Option<Arc<InFlightGuard>>,
     /// Time when the request was received.
     pub(super) began: Instant,
     /// Instant at which the request times out.
     pub(super) deadline: Instant,
 }
 
-impl Caller {
+impl RequestContext {
     /// Returns the user on whose account the request is counted.
-    pub(super) fn user(&self) -> User {
+    pub(super) fn user(&self) -> ModelUser {
         let tenant = self.tenant.as_deref().filter(|_| self.sender.names_tenant);
         tenant.map_or_else(
-            || User::of_uid(self.sender.peer.uid),
-            |visit| User::of_tenant(visit.tenant().flow().0),
+            || ModelUser::of_uid(self.sender.peer.uid),
+            |visit| ModelUser::of_tenant(visit.tenant().flow().0),
         )
     }
 
     /// Returns the scheduling data of the request for the queue of a model.
     pub(super) fn ticket(&self) -> Ticket {
-        let tenant = self.tenant.as_deref().map(Visit::tenant);
+        let tenant = self.tenant.as_deref().map(InFlightGuard::tenant);
         let own_queue = tenant.filter(|tenant| tenant.settings.dedicated_queue);
         Ticket {
             flow: Flow {
@@ -125,7 +129,7 @@ impl Caller {
     }
 }
 
-impl FromRequestParts<App> for Caller {
+impl FromRequestParts<App> for RequestContext {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
@@ -152,10 +156,11 @@ impl FromRequestParts<App> for Caller {
         };
         let began = Instant::now();
         let deadline = began + timeout;
-        let sender = Sender::of(parts);
+        let sender = RequestSender::of(parts);
         let tenant = tenant(parts, app).await?;
-        let tenant = tenant.map(Visit::begin).transpose()?.map(Arc::new);
-        let uid = parts.extensions.get::<Peer>().unwrap_or(&Peer::STRANGER).uid;
+        let tenant = tenant.map(InFlightGuard::begin).transpose()?.map(Arc::new);
+        let uid =
+            parts.extensions.get::<PeerCredentials>().unwrap_or(&PeerCredentials::UNPRIVILEGED).uid;
         let charge = Arc::new(app.budget.request(uid));
         Ok(Self {
             connection,
@@ -173,9 +178,9 @@ impl FromRequestParts<App> for Caller {
 
 /// Tenant of a caller that lists models. Such a request does not count as in flight.
 #[derive(Debug)]
-pub(super) struct Viewer(pub(super) Option<Arc<Tenant>>);
+pub(super) struct TenantContext(pub(super) Option<Arc<Tenant>>);
 
-impl FromRequestParts<App> for Viewer {
+impl FromRequestParts<App> for TenantContext {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
@@ -183,18 +188,18 @@ impl FromRequestParts<App> for Viewer {
     }
 }
 
-impl FromRequestParts<App> for Sight {
+impl FromRequestParts<App> for Visibility {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let is_admin = Sender::of(parts).is_admin(app).await;
+        let is_admin = RequestSender::of(parts).is_admin(app).await;
         let tenant = tenant(parts, app).await?;
         Ok(Self::new(app, tenant, is_admin))
     }
 }
 
 async fn tenant(parts: &Parts, app: &App) -> Result<Option<Arc<Tenant>>, ApiError> {
-    let Sender { peer, .. } = Sender::of(parts);
+    let RequestSender { peer, .. } = RequestSender::of(parts);
     app.tenants.find(peer, header(&parts.headers, &TENANT)?).await
 }
 

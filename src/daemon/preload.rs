@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::errors::chain;
 use crate::log::Message;
-use crate::models::Handle;
+use crate::models::ManagerHandle;
 
 /// Longest delay of the first connection and of READY=1 while the bundled default model is unpacked
 /// and tested. It applies only if the store has no default model.
@@ -17,7 +17,7 @@ const FIRST_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// Meanwhile, clients wait in the queue of the socket. Otherwise a client that connects before the
 /// first start has finished would get an error because the model is missing.
-pub(super) async fn default_is_there(is_there: CancellationToken, stopping: CancellationToken) {
+pub(super) async fn wait_for_default(is_there: CancellationToken, stopping: CancellationToken) {
     tokio::select! {
         () = is_there.cancelled() => {}
         () = stopping.cancelled() => {}
@@ -27,15 +27,15 @@ pub(super) async fn default_is_there(is_there: CancellationToken, stopping: Canc
 }
 
 /// Loads the default model when the future `there` is ready.
-pub(super) async fn load_default(handle: Handle, there: impl Future<Output = ()>) {
+pub(super) async fn load_default(handle: ManagerHandle, there: impl Future<Output = ()>) {
     there.await;
     let name = handle.default_model();
-    load_ahead(handle, name).await;
+    preload(handle, name).await;
 }
 
 /// Loads a model before it is requested. Errors are logged here. A later request tries again and
 /// gets the error.
-pub(super) async fn load_ahead(handle: Handle, name: String) {
+pub(super) async fn preload(handle: ManagerHandle, name: String) {
     if let Err(error) = handle.lease(Some(&name)).await {
         tracing::error!(
             name: Message::ModelFailed.name(),

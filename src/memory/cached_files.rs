@@ -8,7 +8,7 @@
 //! absent file does: the kernel caches the name until it needs the memory.
 //!
 //! Invariant: a read returns the content that the path names now, as if the file had just been
-//! opened. Only a file that was absent is found up to [`ABSENT`] late.
+//! opened. Only a file that was absent is found up to [`ABSENT_RETRY_INTERVAL`] late.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -25,23 +25,23 @@ const MAX_FILE: usize = 1 << 20;
 const CHUNK: usize = 8 << 10;
 /// Time for which an absent file is not looked for again. While memory is not short, samples are
 /// this far apart.
-const ABSENT: Duration = Duration::from_secs(10);
+const ABSENT_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Open handles, and the instants at which other files were absent.
 #[derive(Debug, Default)]
-pub(super) struct Handles {
+pub(super) struct CachedFiles {
     open: HashMap<PathBuf, File>,
     absent: HashMap<PathBuf, Instant>,
     buffer: Vec<u8>,
 }
 
-impl Handles {
+impl CachedFiles {
     /// Returns the current content of the regular file `path`. Bytes that are not UTF-8 become
     /// U+FFFD, which every parser here rejects.
     pub(super) fn read(&mut self, path: &Path) -> Result<String, FileError> {
         let Self { open, absent, buffer } = self;
         let failed = FileError::new("examine", path);
-        if absent.get(path).is_some_and(|since| since.elapsed() < ABSENT) {
+        if absent.get(path).is_some_and(|since| since.elapsed() < ABSENT_RETRY_INTERVAL) {
             return Err(failed(io::ErrorKind::NotFound.into()));
         }
         // Take the handle out of the map while it is checked. Every early return below thereby
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn replaced_file_is_reopened() {
         let tree = Tree::new(&[("group/a", "1"), ("other/a", "3")]);
-        let (path, mut handles) = (tree.path("group/a"), Handles::default());
+        let (path, mut handles) = (tree.path("group/a"), CachedFiles::default());
         assert_eq!(handles.read(&path).unwrap(), "1");
         tree.write("group/a", "22");
         assert_eq!(handles.read(&path).unwrap(), "22");
@@ -117,14 +117,14 @@ mod tests {
     #[test]
     fn absent_file_is_retried_after_a_delay() {
         let tree = Tree::new(&[]);
-        let (path, mut handles) = (tree.path("a"), Handles::default());
-        let is_absent = |handles: &mut Handles| {
+        let (path, mut handles) = (tree.path("a"), CachedFiles::default());
+        let is_absent = |handles: &mut CachedFiles| {
             handles.read(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
         };
         assert!(is_absent(&mut handles));
         tree.write("a", "1");
         assert!(is_absent(&mut handles));
-        let long_ago = Instant::now().checked_sub(ABSENT).unwrap();
+        let long_ago = Instant::now().checked_sub(ABSENT_RETRY_INTERVAL).unwrap();
         handles.absent.values_mut().for_each(|since| *since = long_ago);
         assert_eq!(handles.read(&path).unwrap(), "1");
         assert!(handles.absent.is_empty());
@@ -134,9 +134,9 @@ mod tests {
     fn file_is_opened_once_and_read_completely() {
         let text = "a line of it\n".repeat(CHUNK / 4);
         let tree = Tree::new(&[("a", text.as_str())]);
-        let mut handles = Handles::default();
+        let mut handles = CachedFiles::default();
         assert_eq!(handles.read(&tree.path("a")).unwrap(), text);
-        let descriptor = |handles: &Handles| handles.open[&tree.path("a")].as_raw_fd();
+        let descriptor = |handles: &CachedFiles| handles.open[&tree.path("a")].as_raw_fd();
         let first = descriptor(&handles);
         assert_eq!(handles.read(&tree.path("a")).unwrap(), text);
         assert_eq!(descriptor(&handles), first);
@@ -146,7 +146,7 @@ mod tests {
     fn directory_or_oversized_file_is_refused() {
         let long = "a".repeat(MAX_FILE + 1);
         let tree = Tree::new(&[("a", long.as_str()), ("directory/b", "")]);
-        let kind = |path| Handles::default().read(&tree.path(path)).unwrap_err().kind();
+        let kind = |path| CachedFiles::default().read(&tree.path(path)).unwrap_err().kind();
         assert_eq!(kind("a"), io::ErrorKind::FileTooLarge);
         assert_eq!(kind("directory"), io::ErrorKind::InvalidInput);
     }
