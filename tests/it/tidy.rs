@@ -1,5 +1,4 @@
-//! Checks the structure of the source: which module may use which, the length of files, and their
-//! first line.
+//! Checks the structure of the source: which module may use which, and the first line of files.
 //!
 //! The source is read as lines. A test proves for each rule that it rejects a line that breaks it.
 
@@ -252,7 +251,7 @@ fn crates_are_used_only_in_their_modules() {
 }
 
 #[test]
-fn files_are_short_and_documented() {
+fn files_begin_with_module_documentation() {
     assert_none(wrong_shape);
 }
 
