@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(value("CAXTON_EVENT"), "records-lost");
         assert_eq!(value("CAXTON_LOST"), "3");
         assert_eq!(value("TID"), nix::unistd::gettid().to_string());
-        assert_eq!(value("CODE_MODULE"), "caxton::log::record");
+        assert_eq!(value("CODE_MODULE"), "caxton::log::log_record");
         assert!(value("CODE_FILE").ends_with("record.rs"));
     }
 
