@@ -11,10 +11,10 @@ use std::arch::aarch64::{
     vmaxq_f32, vminnmq_f32, vminnmvq_f32, vminq_f32, vmovn_s16, vmovn_s32, vmulq_f32, vst1q_f32,
     vst1q_s8,
 };
-use std::ptr;
+use std::{ptr, slice};
 
 use super::PANEL_WIDTH;
-use super::rowwise::{GELU, GELU_LIMIT, RowQuantization};
+use super::rowwise::{GELU, GELU_LIMIT, RowQuantization, bf16};
 
 /// Number of values in a round.
 const LANES: usize = 16;
@@ -206,6 +206,24 @@ pub(super) fn store_gelu(
                 // JUSTIFICATION: all vector stores are unsafe.
                 unsafe { vst1q_f32(out.as_mut_ptr().add(4 * vector), value) };
             }
+        }
+    }
+}
+
+/// Writes the values of [`store_gelu`], rounded to bf16.
+#[target_feature(enable = "neon")]
+pub(super) fn store_gelu_bf16(
+    block: &[[f32; PANEL_WIDTH]],
+    bias: &[f32; PANEL_WIDTH],
+    out: &mut [u16],
+    stride: usize,
+) {
+    let mut values = [0.0; PANEL_WIDTH];
+    for (row, out) in block.iter().zip(out.chunks_mut(stride)) {
+        let Some(out) = out.first_chunk_mut::<PANEL_WIDTH>() else { return };
+        store_gelu(slice::from_ref(row), bias, &mut values, PANEL_WIDTH);
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = bf16(value);
         }
     }
 }

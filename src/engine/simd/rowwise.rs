@@ -196,9 +196,31 @@ vectorised! {
     }
 }
 
+/// Writes the values of [`store_f32`], rounded to bf16.
+pub(in crate::engine) fn store_bf16(
+    isa: Isa,
+    block: &[[f32; PANEL_WIDTH]],
+    bias: &[f32; PANEL_WIDTH],
+    activation: Option<HiddenActivation>,
+    out: &mut [u16],
+    stride: usize,
+) {
+    match (isa.0, activation) {
+        // The portable loop computes GELU in another order, and a pass that all threads compute
+        // together rounds the values of `store_f32`.
+        //
+        // SAFETY: every 64-bit Arm processor has NEON.
+        // JUSTIFICATION: as in `vectorised!`.
+        #[cfg(target_arch = "aarch64")]
+        (IsaLevel::Neon { .. }, Some(HiddenActivation::Gelu)) => unsafe {
+            neon_rows::store_gelu_bf16(block, bias, out, stride);
+        },
+        _ => store_bf16_portable(isa, block, bias, activation, out, stride),
+    }
+}
+
 vectorised! {
-    /// Writes the values of [`store_f32`], rounded to bf16.
-    fn store_bf16<FMA>(
+    fn store_bf16_portable<FMA>(
         block: &[[f32; PANEL_WIDTH]],
         bias: &[f32; PANEL_WIDTH],
         activation: Option<HiddenActivation>,
@@ -551,6 +573,26 @@ mod tests {
                 [HiddenActivation::Gelu, HiddenActivation::GeluTanh, HiddenActivation::Relu]
             {
                 assert!(activated(isa, activation, f32::NAN).is_nan(), "{activation:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn stored_bf16_is_rounded_f32() {
+        const ROWS: usize = 40;
+        let values = values(ROWS * PANEL_WIDTH);
+        let block = values.as_chunks::<PANEL_WIDTH>().0;
+        let bias = std::array::from_fn(|j| values[7 * j] / 3.0);
+        let activations =
+            [HiddenActivation::Gelu, HiddenActivation::GeluTanh, HiddenActivation::Relu];
+        for isa in Isa::all() {
+            for activation in activations.map(Some).into_iter().chain([None]) {
+                let mut exact = vec![0.0; values.len()];
+                let mut rounded = vec![0; values.len()];
+                store_f32(isa, block, &bias, activation, &mut exact, PANEL_WIDTH);
+                store_bf16(isa, block, &bias, activation, &mut rounded, PANEL_WIDTH);
+                let expected: Vec<u16> = exact.into_iter().map(bf16).collect();
+                assert_eq!(rounded, expected, "{isa:?} {activation:?}");
             }
         }
     }

@@ -12,17 +12,17 @@ pub(in crate::engine) mod config {
 
 #[cfg(test)]
 pub(in crate::engine) mod linear {
-    use super::simd::IntegerRows;
+    use super::simd::Int8RowFormat;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(in crate::engine) enum Format {
+    pub(in crate::engine) enum OperandFormat {
         F32,
         Bf16,
-        Int8(IntegerRows),
+        Int8(Int8RowFormat),
     }
 
     impl OperandFormat {
-        pub(in crate::engine) const fn groups(self, elements: usize) -> usize {
+        pub(in crate::engine) const fn lane_groups(self, elements: usize) -> usize {
             let per_group = match self {
                 Self::F32 => 1,
                 Self::Bf16 => 2,
