@@ -6,11 +6,11 @@
 //! - Start: log → configuration → store → sandbox → threads → socket → connections → default model
 //!   → READY=1 → untested entries, bundled packages, drop directory. Available models are served
 //!   before any package is tested. If the store has no usable default model, connections and
-//!   READY=1 wait for at most ten seconds ([`preload`]), while the bundled one is unpacked and
-//!   tested. While files are hashed, the daemon asks systemd for more time. READY=1 is sent without
-//!   a default model as well, so that the operator can read the reason in `STATUS=` and can drop a
-//!   package. `/readyz` answers 503 until the model answers. Wrong configuration files do not delay
-//!   the start if the last good configuration was kept on disk.
+//!   READY=1 wait for at most ten seconds ([`preload`](mod@preload)), while the bundled one is
+//!   unpacked and tested. While files are hashed, the daemon asks systemd for more time. READY=1 is
+//!   sent without a default model as well, so that the operator can read the reason in `STATUS=`
+//!   and can drop a package. `/readyz` answers 503 until the model answers. Wrong configuration
+//!   files do not delay the start if the last good configuration was kept on disk.
 //! - Reload: on SIGHUP, or when the watcher reports a change, the daemon reads and checks all
 //!   files, and applies all of them or none.
 //! - Stop: STOPPING=1 → no new connections → requests in progress, until `socket.drain_timeout` →

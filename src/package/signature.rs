@@ -392,7 +392,7 @@ pub struct VerifyingReader<'a, R> {
 
 impl<R> VerifyingReader<'_, R> {
     /// Ends the verification. `package_digest` is the digest of all bytes that were read:
-    /// [`UnpackedPackage::package_digest`](super::Unpacked::package_digest).
+    /// [`UnpackedPackage::package_digest`](super::UnpackedPackage::package_digest).
     ///
     /// # Errors
     /// When a sidecar does not match the bytes that were read, also because they were not the whole
