@@ -28,14 +28,13 @@
 //! | [`memory`] | memory pressure: samples, levels and the plan; knows no models |
 //! | [`package`] | archive, manifest, signatures, store, drop scanner, conversion of models |
 //! | [`config`] | configuration files to checked settings |
-//! | [`metrics`] | counters and the Prometheus format |
-//! | [`events`] | a broadcast of state changes for subscribers |
-//! | [`watch`], [`files`], [`errors`], [`units`], [`printable`], `quantization`, [`log`], [`exit`] | shared foundations |
+//! | [`files`] | reads and writes of files, and [`files::watch`], which observes directories |
+//! | [`telemetry`] | the log, the counters, and the stream of state changes for subscribers |
+//! | [`base`] | units, printable text, error chains, exit codes, the rounding of weights |
 //!
 //! Dependencies point downwards, and `tests/it/tidy.rs` checks them: the binaries use `daemon` and
 //! `cli`, which use `api`, which uses `models`, which uses `engine`, `memory`, `package` and
-//! `config`, which use the foundations; `metrics` and `events` are foundations too. Only `package`
-//! knows the archive format. Only `config::file` calls the YAML parser. Only types of [`api::wire`]
+//! `config`, which use `files`, `telemetry` and `base`. Only `package` knows the archive format. Only `config::file` calls the YAML parser. Only types of [`api::wire`]
 //! are serialized for clients. Only the manager in [`models`] starts and stops workers, and only a
 //! worker holds weights.
 //!
@@ -96,7 +95,7 @@
 //!
 //! # A change of the configuration
 //!
-//! [`watch`] or SIGHUP triggers a reload. [`config::load`] reads all files and reports every
+//! [`files::watch`] or SIGHUP triggers a reload. [`config::load`] reads all files and reports every
 //! problem of each. The new settings are applied completely or not at all. The daemon keeps the
 //! applied settings in its state directory and starts with them if the files are invalid at the
 //! next start. [`config::explain`] reports the file and line of each value, and
@@ -105,12 +104,12 @@
 //!
 //! # Observability
 //!
-//! Each component counts in [`metrics::Metrics`] and publishes to [`events::Events`]; neither
+//! Each component counts in [`telemetry::metrics::Metrics`] and publishes to [`telemetry::events::Events`]; neither
 //! blocks. A scrape adds the current state to the counters and does not load models. A slow
 //! subscriber of events misses some and receives their number; the response ends when the daemon
 //! drains. `caxton top` and `caxton events` are ordinary clients.
 //!
-//! Records for operators are of a [`log::Message`]: a kind with a `MESSAGE_ID`, which
+//! Records for operators are of a [`telemetry::log::Message`]: a kind with a `MESSAGE_ID`, which
 //! `packaging/journal/caxton.catalog` explains. Records wait for the journal in a bounded queue;
 //! the rest of the daemon never waits for the journal.
 //!
@@ -119,7 +118,7 @@
 //! A package is discovered, settled, staged, verified, admitted, self-tested and available, or it
 //! is quarantined.
 //!
-//! 1. A file appears in the drop directory, and [`watch`] triggers a scan.
+//! 1. A file appears in the drop directory, and [`files::watch`] triggers a scan.
 //!    [`package::drop_dir::DropScanner`] decides when the file has been unchanged for long enough,
 //!    and when to retry. The bundled directory has a scanner of its own.
 //! 2. [`models::install::InstallDriver`] installs the file, for the daemon and for the command
@@ -144,20 +143,13 @@
 //! reads.
 
 pub mod api;
+pub mod base;
 pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod engine;
-pub mod errors;
-pub mod events;
-pub mod exit;
 pub mod files;
-pub mod log;
 pub mod memory;
-pub mod metrics;
 pub mod models;
 pub mod package;
-pub mod printable;
-mod quantization;
-pub mod units;
-pub mod watch;
+pub mod telemetry;

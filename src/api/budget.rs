@@ -26,8 +26,8 @@ use tokio::sync::watch;
 
 use super::error::ApiError;
 use crate::config::Settings;
-use crate::log::{self, Message};
 use crate::memory::monitor::Reading;
+use crate::telemetry::log::{self, Message};
 
 /// Divisor of the memory limit that gives the budget.
 const SHARE_OF_LIMIT: u64 = 8;
@@ -230,8 +230,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::base::units::Bytes;
     use crate::memory::sample::{GroupLimit, Sample};
-    use crate::units::Bytes;
 
     fn budget(limit: u64, max_body: u64) -> Budget {
         let limit =

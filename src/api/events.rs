@@ -20,9 +20,9 @@ use super::peer_credentials::PeerCredentials;
 use super::streams::{EndlessBody, StreamSlot};
 use super::visibility::Visibility;
 use super::wire;
-use crate::events::{Event, EventItem, EventRecord, Subscription};
-use crate::log::Message;
-use crate::units::milliseconds;
+use crate::base::units::milliseconds;
+use crate::telemetry::events::{Event, EventItem, EventRecord, Subscription};
+use crate::telemetry::log::Message;
 
 /// Header with the id of the last event that the client received. Browsers send it when they
 /// reconnect.

@@ -11,10 +11,10 @@ use super::error::ApiError;
 use super::visibility::Visibility;
 use super::wire::{DaemonStatus, QuarantinedPackage, StoreCondition};
 use super::{App, packages};
-use crate::errors::chain;
-use crate::log::Message;
+use crate::base::errors::chain;
 use crate::package::Verity;
 use crate::package::drop_dir::list_quarantined;
+use crate::telemetry::log::Message;
 
 /// Answers 200 whenever the event loop runs.
 pub(super) async fn livez() -> &'static str {

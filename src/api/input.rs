@@ -23,7 +23,7 @@ use super::error::ApiError;
 use super::request_context::RequestContext;
 use super::wire::Input;
 use super::wire::ollama::Texts;
-use crate::units::Bytes;
+use crate::base::units::Bytes;
 
 /// Most texts, or lists of token ids, of a request: the same limit as OpenAI's.
 pub(super) const MAX_INPUTS: usize = 2048;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde::de::{self, Deserializer, Visitor};
 
+use crate::base::units::parse_duration;
 use crate::models::KeepAlive;
-use crate::units::parse_duration;
 
 const EXPECTED: &str = "a duration such as \"10m\" or \"1h30m\", or a number of seconds";
 /// Longest duration that Go can represent in nanoseconds, about 292 years. A longer one has no time

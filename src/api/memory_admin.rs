@@ -14,11 +14,11 @@ use super::wire::memory::{
     FlushResponse, LoadModelRequest, MeasuredMemory, MemoryAction, MemoryLimit, MemoryLimitSetting,
     MemoryStatus, ModelMemory, Pressure, ResidencyChange, SystemMemory,
 };
-use crate::log::Message;
+use crate::base::units::{Bytes, milliseconds};
 use crate::memory::sample::{Psi, Sample};
 use crate::models::alias;
 use crate::models::{ActionRecord, ModelView, Residency};
-use crate::units::{Bytes, milliseconds};
+use crate::telemetry::log::Message;
 
 /// Longest body of these routes.
 const MAX_BODY: Bytes = Bytes(4096);

@@ -13,13 +13,13 @@ use super::error::ApiError;
 use super::request::{self, Timings};
 use super::visibility::Visibility;
 use super::{App, health};
-use crate::log::{self, Message};
 use crate::memory::level::PressureLevel;
 use crate::memory::sample::Psi;
-use crate::metrics::{
+use crate::models::{MemoryView, Residency};
+use crate::telemetry::log::{self, Message};
+use crate::telemetry::metrics::{
     CANCELED, Format, INTERNAL, Metrics, OK, ObservedModel, ObservedState, Stages, Stall,
 };
-use crate::models::{MemoryView, Residency};
 
 /// Paths of all routes as they are registered. Requests for other paths are counted together.
 pub const ROUTES: &[&str] = &[

@@ -48,11 +48,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
-use crate::events::Events;
-use crate::log::{self, Message};
-use crate::metrics::Metrics;
 use crate::models::ManagerHandle;
 use crate::models::install::Installer;
+use crate::telemetry::events::Events;
+use crate::telemetry::log::{self, Message};
+use crate::telemetry::metrics::Metrics;
 use error::ApiError;
 
 pub use budget::Budget;

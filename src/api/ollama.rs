@@ -29,9 +29,9 @@ use super::wire::ollama::{
     Details, EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, Failure,
     RunningModel, RunningModels, ShowRequest, ShowResponse, Tag, Tags, Texts, VersionResponse,
 };
+use crate::base::units::Bytes;
 use crate::models::{Fallback, KeepAlive, KeepAliveRequest, ModelInfo, Residency};
 use crate::package::{Manifest, StoreEntry, resolve};
-use crate::units::Bytes;
 
 /// Capabilities of every model, in Ollama's terms.
 const CAPABILITIES: [&str; 1] = ["embedding"];

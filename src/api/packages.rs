@@ -20,16 +20,16 @@ use super::error::ApiError;
 use super::input::{BODY_TIMEOUT, PathName, read_optional_json};
 use super::visibility::Visibility;
 use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageList};
-use crate::errors::{chain, errno};
-use crate::events::Event;
-use crate::log::Message;
+use crate::base::errors::{chain, errno};
+use crate::base::units::Bytes;
 use crate::models::Residency;
 use crate::models::install::{InstallError, Installation};
 use crate::package::{
     Consent, EntryKey, InstallStatus, Origin, RollbackResult, RollbackTarget, Sidecars,
     SignatureStatus, StoreEntry, resolve, write_package,
 };
-use crate::units::Bytes;
+use crate::telemetry::events::Event;
+use crate::telemetry::log::Message;
 
 /// Header with the content of the package's `.sha256` file, in base64.
 pub const SHA256_HEADER: &str = "x-caxton-sha256";

@@ -21,12 +21,12 @@ use super::model_selection;
 use super::request_context::RequestContext;
 use super::tokenize::{TokenizeJob, TokenizedTexts, count, tokenize};
 use super::wire::Input;
+use crate::base::units::milliseconds;
 use crate::engine::{Output, Truncation};
-use crate::log::Message;
 use crate::models::alias::ResolvedModel;
 use crate::models::{Fallback, FallbackFor, Lease, ModelInfo};
 use crate::package::{Manifest, StoreEntry};
-use crate::units::milliseconds;
+use crate::telemetry::log::Message;
 
 /// Most tokens for which a request may get states: as many rows as it may have vectors.
 const MAX_TOKEN_STATES: usize = MAX_INPUTS;

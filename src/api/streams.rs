@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::ApiError;
 use super::peer_credentials::PeerCredentials;
-use crate::log::{self, Message};
+use crate::telemetry::log::{self, Message};
 
 /// Most streams of all users.
 const MAX_STREAMS: usize = 16;

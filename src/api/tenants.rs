@@ -20,8 +20,8 @@ use super::peer_credentials::PeerCredentials;
 use super::request;
 use super::request_context::ConnectionId;
 use super::wire;
+use crate::base::units::milliseconds;
 use crate::config::{Admins, Settings, TenantSettings};
-use crate::units::milliseconds;
 
 /// Entry in a list of users that means all users except administrators. Only the last tenant may
 /// have it.

@@ -13,11 +13,11 @@ use super::wire::{
     ModelStats, ModelStatsList, NextUse, Percentiles, Recommendation, Recommendations,
 };
 use super::{App, model_selection};
+use crate::base::units::Bytes;
 use crate::models::Residency;
 use crate::models::usage::recommend::{Candidate, MemoryFit, RecommendationQuery, recommend};
 use crate::models::usage::{self, UsageStats};
 use crate::package::{EntryKey, StoreEntry};
-use crate::units::Bytes;
 
 /// Parameters of [`recommendations`].
 const PARAMETERS: [&str; 3] = ["task_type", "complexity", "max_latency_ms"];

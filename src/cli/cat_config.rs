@@ -10,8 +10,8 @@ use clap::Args;
 use super::{Connection, print_json, terminal};
 use crate::api::describe_value;
 use crate::api::wire::configuration::{ConfigFile, ConfigFiles};
+use crate::base::exit::Exit;
 use crate::config::{self, FileStatus, KeyValue, Provenance, SourceFile, ValueOrigin};
-use crate::exit::Exit;
 
 /// Print every value of the configuration, with the file, line and column that set it.
 #[derive(Debug, Args)]

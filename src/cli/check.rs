@@ -11,8 +11,8 @@ use super::client::{Client, ClientError};
 use super::{Connection, print_error, terminal};
 use crate::api::describe_value;
 use crate::api::wire::configuration::{ActiveConfiguration, ConfigValue};
+use crate::base::exit::Exit;
 use crate::config::{self, ConfigSource, Provenance, Settings};
-use crate::exit::Exit;
 
 /// Check a configuration, and show every problem with its file, line and column.
 #[derive(Debug, Args)]

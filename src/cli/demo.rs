@@ -20,7 +20,7 @@ use tokio::process::{Child, Command};
 use super::client::Client;
 use super::{print_error, terminal};
 use crate::api::wire::{EmbeddingsResponse, Vector};
-use crate::exit::Exit;
+use crate::base::exit::Exit;
 use crate::models::load::cosine;
 use crate::package::SUFFIX;
 

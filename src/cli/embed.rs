@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Connection, print_error, print_json, progress, terminal};
 use crate::api::wire::{Embedding, EmbeddingsResponse, Vector};
-use crate::exit::Exit;
+use crate::base::exit::Exit;
 
 /// Lines of standard input that go into one request: enough to keep the daemon busy, few enough to
 /// show progress.

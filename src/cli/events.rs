@@ -11,9 +11,9 @@ use http_body_util::BodyExt;
 use super::client::broken;
 use super::{Connection, terminal};
 use crate::api::wire::events::Event;
-use crate::exit::Exit;
-use crate::printable;
-use crate::units::Bytes;
+use crate::base::exit::Exit;
+use crate::base::printable;
+use crate::base::units::Bytes;
 
 /// Longest line of an answer. Those of the daemon are under 64 KiB, but another program may listen
 /// on the socket.

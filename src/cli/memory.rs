@@ -14,7 +14,7 @@ use crate::api::wire::memory::{
     FlushResponse, LoadModelRequest, MemoryLimit, MemoryLimitSetting, MemoryStatus, ModelMemory,
     ResidencyChange,
 };
-use crate::units::Bytes;
+use crate::base::units::Bytes;
 
 /// Show memory, load and unload models, and limit the memory of the daemon.
 #[derive(Debug, Subcommand)]

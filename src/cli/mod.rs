@@ -36,13 +36,13 @@ use std::time::Instant;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::base::exit::Exit;
+use crate::base::printable;
 use crate::config::{self, ConfigError, ConfigSource, Settings};
-use crate::exit::Exit;
 use crate::files::FileError;
 use crate::models::install::{InstallError, RemoveError};
 use crate::models::selftest;
 use crate::package::{PackError, RollbackError, StoreError, UnpackError};
-use crate::printable;
 use bench::InputError;
 use client::{Client, ClientError};
 use owner::RootNotDropped;

@@ -27,16 +27,16 @@ use super::{
 };
 use crate::api::describe;
 use crate::api::wire::{InstalledPackage, Package, PackageList};
+use crate::base::errors::chain;
+use crate::base::exit::Exit;
+use crate::base::printable;
 use crate::config::Settings;
-use crate::errors::chain;
-use crate::exit::Exit;
 use crate::files::FileError;
 use crate::models::install::{InstallDriver, InstallRules, Installation, remove};
 use crate::models::load::options;
 use crate::models::selftest::SelfTester;
 use crate::models::trust;
 use crate::package::{Consent, EntryKey, Origin, SignatureStatus, Store, resolve, write_package};
-use crate::printable;
 
 const PACK_EXAMPLES: &str = "Examples:
   caxton model pack --source ./bge-small --output bge-small-1.model.tar.zst";
@@ -340,7 +340,7 @@ async fn verify_installed(access: &mut StoreAccess, id: &str) -> anyhow::Result<
     }
     let package = access.package(id).await?;
     let (name, version) = (&package.id, &package.version);
-    let size = crate::units::Bytes(package.size_bytes);
+    let size = crate::base::units::Bytes(package.size_bytes);
     let what = format!("ok: every file of {name}@{version} holds its digest, {size}");
     writeln!(terminal::out(), "{}", printable::line(&what))?;
     Ok(())

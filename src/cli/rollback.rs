@@ -10,8 +10,8 @@ use super::model::StoreAccess;
 use super::{Connection, terminal};
 use crate::api::describe;
 use crate::api::wire::rollback::{RollbackRequest, RollbackResponse};
+use crate::base::printable;
 use crate::package;
-use crate::printable;
 
 /// Make an id resolve to another version.
 #[derive(Debug, Args)]

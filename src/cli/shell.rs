@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::printable::is_printable;
+use crate::base::printable::is_printable;
 
 /// Quotes `word` for a shell: unchanged if no character in it is special to a shell, otherwise in
 /// quotes. Characters that cannot be printed become escapes between `$'` and `'`, which bash, zsh,

@@ -11,9 +11,9 @@ use super::{Connection, print_json, print_table, terminal};
 use crate::api::wire::memory::MemoryStatus;
 use crate::api::wire::tenants::Tenant;
 use crate::api::wire::{self, Arithmetic, Package};
-use crate::exit::Exit;
-use crate::printable;
-use crate::units::Bytes;
+use crate::base::exit::Exit;
+use crate::base::printable;
+use crate::base::units::Bytes;
 
 /// Show the state of the daemon: models, queue, memory, store and sandbox.
 #[derive(Debug, Args)]

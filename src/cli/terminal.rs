@@ -6,7 +6,7 @@
 
 use std::io::{self, IsTerminal, StderrLock, StdoutLock, Write};
 
-use crate::printable::is_printable;
+use crate::base::printable::is_printable;
 
 /// Returns standard output for text.
 pub(super) fn out() -> EscapingWriter<StdoutLock<'static>> {

@@ -13,7 +13,7 @@ use figment::value::{Dict, Empty, Tag, Value as Checked};
 
 use super::file::Value;
 use super::sections::{self, SectionField};
-use crate::units::{Bytes, Percent, parse_duration};
+use crate::base::units::{Bytes, Percent, parse_duration};
 
 /// Placeholder of a section that has a model's name, written by the operator. Neither a key nor a
 /// model can have this name, because `<` and `>` are not permitted in either.

@@ -14,7 +14,7 @@ use figment::value::{Dict, Value as Checked};
 use super::check::Assignment;
 use super::settings::AliasSettings;
 use super::{Position, Problem, Settings};
-use crate::units::Percent;
+use crate::base::units::Percent;
 
 /// Merged values of the files applied so far.
 pub(super) struct MergedConfig {

@@ -279,7 +279,7 @@ mod tests {
 
     use super::file::{Node, Value};
     use super::*;
-    use crate::units::{Bytes, Percent};
+    use crate::base::units::{Bytes, Percent};
 
     const SHIPPED: &str =
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/etc/caxton/caxton.yaml"));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Bytes, Percent};
+use crate::base::units::{Bytes, Percent};
 
 /// The alias that answers requests without a model name.
 const DEFAULT: &str = "default";

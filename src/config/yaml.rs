@@ -227,7 +227,7 @@ mod tests {
         ) {
             let mut before = Settings::default();
             before.memory.model_cache.max_size.0 = bytes;
-            before.memory.memory_limit = Some(crate::units::Bytes(limit));
+            before.memory.memory_limit = Some(crate::base::units::Bytes(limit));
             before.memory.pressure.quiet = Duration::from_millis(millis);
             let written = document(&values(&before), |_| None);
             prop_assert_eq!(settings(&written), before);

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use super::run;
+use crate::base::exit::Exit;
 use crate::config::ConfigSource;
-use crate::exit::Exit;
 use crate::models::selftest;
 
 /// Serve text embeddings over one Unix socket.

@@ -16,7 +16,7 @@ use nix::unistd::Group;
 
 use crate::config::SocketSettings;
 use crate::files::{self, FileError};
-use crate::log::Message;
+use crate::telemetry::log::Message;
 
 /// Name of the socket that systemd passes. It is systemd's default for a socket unit of this name.
 const NAME: &str = "caxton.socket";

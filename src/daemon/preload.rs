@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::errors::chain;
-use crate::log::Message;
+use crate::base::errors::chain;
 use crate::models::ManagerHandle;
+use crate::telemetry::log::Message;
 
 /// Longest delay of the first connection and of READY=1 while the bundled default model is unpacked
 /// and tested. It applies only if the store has no default model.

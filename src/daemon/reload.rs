@@ -13,14 +13,14 @@ use tracing::level_filters::LevelFilter;
 
 use super::last_good::{LastGood, LastGoodError};
 use crate::api::wire::Configuration;
+use crate::base::errors::chain;
 use crate::config::{self, ConfigError, ConfigSource, LoadedConfig, LogLevel, Settings};
-use crate::errors::chain;
-use crate::events::{Event, Events};
-use crate::log::{self, Message};
 use crate::memory::level::Thresholds;
 use crate::models;
 use crate::models::ingest::IngestSettings;
 use crate::models::install::InstallRules;
+use crate::telemetry::events::{Event, Events};
+use crate::telemetry::log::{self, Message};
 
 /// Channels from which the parts of the daemon receive the settings.
 pub(super) struct SettingsReceivers {

@@ -40,7 +40,7 @@ use super::connections::{
 };
 use crate::api::{self, ConnectionId, EndlessBody, PeerCredentials};
 use crate::config::Settings;
-use crate::log::{self, Message};
+use crate::telemetry::log::{self, Message};
 
 /// Timeout for the head of the next request on a connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);

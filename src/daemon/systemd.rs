@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-use crate::log::Message;
+use crate::telemetry::log::Message;
 
 /// Interval at which the progress of a start is checked.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);

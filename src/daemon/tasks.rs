@@ -4,8 +4,8 @@ use std::io;
 
 use tokio::task::JoinError;
 
-use crate::exit::Exit;
-use crate::log::Message;
+use crate::base::exit::Exit;
+use crate::telemetry::log::Message;
 
 /// Runs a task that ends only when it is cancelled. Returns its name with success.
 pub(super) async fn run_task(

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::serve::LivenessPing;
 use super::systemd;
-use crate::log::Message;
 use crate::models::{ManagerHandle, WorkerStall};
+use crate::telemetry::log::Message;
 
 /// Number of checks in an interval. The timeout of a step is the interval divided by this number.
 const CHECKS_PER_INTERVAL: u32 = 3;

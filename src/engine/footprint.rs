@@ -22,7 +22,7 @@ use super::static_embedding::{self, StaticConfig};
 use super::tensor_names::{self, RequiredTensor};
 use super::tokenize::TokenizerMemory;
 use super::{Architecture, EngineError, EngineOptions, ModelSpec, fused, precision, weights};
-use crate::quantization::input_blocks;
+use crate::base::quantization::input_blocks;
 
 /// Size of the largest `tokenizer.json` in which words are counted, in bytes. The estimate for a
 /// larger file is the upper bound. The file of Gemma has 33 million bytes.

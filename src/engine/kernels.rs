@@ -15,7 +15,7 @@ use super::linear::{Linear, Operand, OperandFormat, ROWS};
 use super::precision::{self, ArithmeticChoice, Precision};
 use super::simd::rowwise::{self, RowQuantization};
 use super::simd::{Isa, PANEL_WIDTH};
-use crate::quantization::{self, QuantizedRow, STEPS};
+use crate::base::quantization::{self, QuantizedRow, STEPS};
 
 const HIDDEN: usize = 384;
 const INTERMEDIATE: usize = 1536;

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::sample::{GroupLimit, LimitEvents, Psi, Sample};
-use crate::units::{Bytes, Percent};
+use crate::base::units::{Bytes, Percent};
 
 /// Judged shortage of memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::level::{LevelTracker, PressureLevel, Thresholds};
 use super::sample::{GroupLimit, Sample, SampleReader};
 use super::source::PressureSource;
-use crate::log::Message;
-use crate::units::Bytes;
+use crate::base::units::Bytes;
+use crate::telemetry::log::Message;
 
 /// Interval of samples while memory is short, so that the end of the shortage is noticed.
 const SHORTAGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -167,8 +167,8 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::base::units::Percent;
     use crate::memory::source::PressureEnvironment;
-    use crate::units::Percent;
 
     #[tokio::test]
     async fn lowered_limit_takes_effect_immediately() {

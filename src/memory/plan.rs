@@ -19,7 +19,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::level::PressureLevel;
-use crate::units::Bytes;
+use crate::base::units::Bytes;
 
 /// Time without a request after which a model counts as idle, so that it may be evicted at
 /// [`PressureLevel::Moderate`] already. A client that polls once a minute must not lose its model

@@ -17,10 +17,10 @@ use super::flat_keyed::{
     KernelTextError, find_number, kibibytes, parse_limit, parse_number, require_number, sum_numbers,
 };
 pub use super::psi::Psi;
-use crate::errors::chain;
+use crate::base::errors::chain;
+use crate::base::units::Bytes;
 use crate::files::FileError;
-use crate::log::Message;
-use crate::units::Bytes;
+use crate::telemetry::log::Message;
 
 /// One reading of the memory counters.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::model_state::MemoryRefusal;
 use super::worker::WorkerError;
+use crate::base::units::milliseconds;
 use crate::engine::EngineError;
 use crate::package::{DisabledReason, StoreEntry};
-use crate::units::milliseconds;
 
 /// Reason why a request got no vectors. The variants differ in what the caller can do; causes are
 /// in `source`.

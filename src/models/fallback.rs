@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::{ModelError, alias};
+use crate::base::errors::chain;
 use crate::config::{AliasSettings, FallbackStrategy, MemorySettings};
-use crate::errors::chain;
-use crate::log::Message;
 use crate::package::{EntryKey, StoreEntry, resolve};
+use crate::telemetry::log::Message;
 
 /// Kind of fallback that a request accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,14 +20,14 @@ use super::{
     FlushResult, Lease, LivenessProbe, MemoryView, ModelError, Overview, REQUEST_TIMEOUT,
     ReleasedLease, Residency, alias,
 };
+use crate::base::errors::chain;
+use crate::base::units::Bytes;
 use crate::config::Settings;
 use crate::engine::{EngineOptions, Footprint};
-use crate::errors::chain;
-use crate::events::{Event, Events};
 use crate::memory::monitor::{MemorySampler, Reading};
-use crate::metrics::Metrics;
 use crate::package::{EntryKey, Store, StoreEntry};
-use crate::units::Bytes;
+use crate::telemetry::events::{Event, Events};
+use crate::telemetry::metrics::Metrics;
 
 /// Commands that wait for the manager. It replies within microseconds, so that only bursts fill the
 /// channel.

@@ -5,18 +5,18 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::base::errors::chain;
 use crate::config::{self, Settings};
 use crate::engine::{
     self, DenseSpec, EngineError, EngineOptions, FileSizes, Footprint, LoadedModel, ModelFiles,
     ModelSpec, Precision, UnknownName, WeightsFile, WeightsFormat,
 };
-use crate::errors::chain;
-use crate::log::Message;
-use crate::metrics::FailureType;
 use crate::package::{
     self, EntryKey, Manifest, PackageContents, Store, StoreError, TOKENIZER, WEIGHTS, Weights,
     dense_file,
 };
+use crate::telemetry::log::Message;
+use crate::telemetry::metrics::FailureType;
 
 /// Returns the least cosine between the vector of a self-test and the one that this machine
 /// computes. In f32, processors differ by about 1e-6 because they round differently. Lower
@@ -319,10 +319,10 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::errors::chain;
+    use crate::base::errors::chain;
+    use crate::base::units::Bytes;
     use crate::models::worker::WorkerError;
     use crate::package::{BoxError, CleanupRule, Origin, PackRequest, Quota, UnpackLimits, pack};
-    use crate::units::Bytes;
 
     const OPTIONS: EngineOptions =
         EngineOptions { threads: 1, batch_tokens: 512, precision: Precision::F32 };

@@ -3,13 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use super::Residency;
+use crate::base::units::Bytes;
 use crate::config::Settings;
 use crate::engine::Footprint;
 use crate::memory::level::{PressureLevel, Thresholds};
 use crate::memory::monitor::Reading;
 use crate::memory::sample::Sample;
 use crate::package::EntryKey;
-use crate::units::Bytes;
 
 /// Memory and the models in it.
 #[derive(Clone, Debug)]

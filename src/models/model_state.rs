@@ -14,9 +14,9 @@ use super::queue::QueueSender;
 use super::retention::{KeepAliveRequest, Retention, RetentionTracker};
 use super::worker::{ReadyModel, WorkerError};
 use super::{Lease, Residency};
+use crate::base::errors::chain;
+use crate::base::units::Bytes;
 use crate::engine::{EngineOptions, Footprint};
-use crate::errors::chain;
-use crate::units::Bytes;
 
 pub(super) type LeaseReply = oneshot::Sender<Result<Lease, ModelError>>;
 /// Waiting requests for a model, each with the name in the request.

@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::ManagerHandle;
+use crate::base::errors::{chain, errno};
 use crate::config::Settings;
-use crate::errors::{chain, errno};
-use crate::log::Message;
 use crate::package::{SignatureError, Store, TrustChange, TrustInput};
+use crate::telemetry::log::Message;
 
 /// Directories from which trust is derived.
 #[derive(Clone, Debug)]

@@ -28,9 +28,9 @@ use super::queue::{
 };
 use super::{JobOutput, ModelInfo};
 use crate::engine::{Embedder, EngineOptions, LoadedModel, Output, PrecisionReport, Tokenizer};
-use crate::log::Message;
-use crate::metrics::{FailureType, Metrics};
 use crate::package::{EntryKey, Store, StoreError};
+use crate::telemetry::log::Message;
+use crate::telemetry::metrics::{FailureType, Metrics};
 
 /// Tokens of a pass while memory is short: the smallest value that `embedding.batch_tokens` may
 /// have.

@@ -13,7 +13,7 @@ use super::digest::Digest;
 use super::drop_dir::{FileFingerprint, is_package_name};
 use super::trust::Signer;
 use super::unpack::UnpackedPackage;
-use crate::units::Bytes;
+use crate::base::units::Bytes;
 
 /// Seconds since 1970, as written to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

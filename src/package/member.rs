@@ -14,7 +14,7 @@ use super::digest::{Digest, HashingReader};
 use super::manifest::Member;
 use super::mapping::MappedFile;
 use super::verity;
-use crate::errors::{chain, errno};
+use crate::base::errors::{chain, errno};
 use crate::files::{self, FileError, ReadOnce};
 
 /// Error of reading a member.

@@ -356,7 +356,7 @@ mod tests {
     use super::super::directory_fixture::{Layout, model_directory, safetensors, write_json};
     use super::super::unpack::{Durability, UnpackLimits, unpack};
     use super::*;
-    use crate::units::Bytes;
+    use crate::base::units::Bytes;
 
     fn request(source: &Path) -> PackRequest {
         PackRequest {

@@ -38,7 +38,7 @@ use safetensors::tensor::{SafeTensorError, TensorView, View};
 use safetensors::{Dtype, SafeTensors};
 
 use super::manifest::{DenseLayer, Precision};
-use crate::quantization::{self, QuantizedRow, channel_order, input_blocks, reads_hidden};
+use crate::base::quantization::{self, QuantizedRow, channel_order, input_blocks, reads_hidden};
 
 /// Minimum number of rows of an int8 matrix; smaller matrices stay f32.
 const MIN_INT8_ROWS: usize = 64;

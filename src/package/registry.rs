@@ -8,7 +8,7 @@
 //! Invariant: every field is a fact from the model's own repository. A fact that the repository
 //! does not confirm is `None`.
 
-use crate::units::Bytes;
+use crate::base::units::Bytes;
 
 /// Trade-off of a model between speed and quality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -496,8 +496,8 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::base::units::Bytes;
     use crate::package::{Durability, UnpackLimits, fixture, unpack};
-    use crate::units::Bytes;
 
     const NAME: &str = "m-1.model.tar.zst";
 

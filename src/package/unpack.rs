@@ -18,8 +18,8 @@ use super::archive::{Archive, ArchiveError, ArchiveMember};
 use super::digest::{BackgroundHashingReader, Digest};
 use super::manifest::{CONFIG, MANIFEST, Manifest, Member};
 use super::zstd_frame::{FrameError, ZstdFrame};
+use crate::base::units::Bytes;
 use crate::files::{self, WriteOnce};
-use crate::units::Bytes;
 
 /// Buffer size in bytes for copying a member.
 const COPY_BUFFER: usize = 1 << 16;

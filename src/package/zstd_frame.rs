@@ -228,8 +228,8 @@ fn decoder_error(code: usize) -> FrameError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::units::Bytes;
     use crate::package::fixture::compress;
-    use crate::units::Bytes;
 
     fn read(frame: &[u8]) -> Result<Vec<u8>, String> {
         let limits = UnpackLimits::for_size(Bytes::mib(1));

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::{env, fs, io};
 
 use caxton::package::{Digest, Durability, UnpackLimits, UnpackError, UnpackedPackage, unpack};
-use caxton::units::Bytes;
+use caxton::base::units::Bytes;
 use libfuzzer_sys::fuzz_target;
 
 const BLOCK: usize = 512;

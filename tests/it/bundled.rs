@@ -4,10 +4,10 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use caxton::base::units::Bytes;
 use caxton::config::Settings;
 use caxton::models::load::{cosine, load, options, self_test};
 use caxton::package::{CleanupRule, Digest, Origin, Quota, Store, UnpackLimits};
-use caxton::units::Bytes;
 
 use crate::golden::{MINI_LM, reference, texts};
 

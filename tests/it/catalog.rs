@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use caxton::log::{Message, Priority};
+use caxton::telemetry::log::{Message, Priority};
 
 use crate::readme::pages;
 use crate::support::skipped;

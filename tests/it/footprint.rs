@@ -19,6 +19,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::{env, io, thread};
 
+use caxton::base::units::Bytes;
 use caxton::engine::{EngineOptions, Footprint, Precision};
 use caxton::models::WorkerError;
 use caxton::models::load;
@@ -26,7 +27,6 @@ use caxton::package::{
     self, EntryKey, Manifest, Origin, PackRequest, PackageContents, Quota, Store, UnpackLimits,
     WEIGHTS, pack,
 };
-use caxton::units::Bytes;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::Value;

@@ -11,12 +11,12 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use caxton::base::units::Bytes;
 use caxton::engine::{EngineOptions, Precision};
 use caxton::files::{self, ReadOnce};
 use caxton::models::WorkerError;
 use caxton::models::load;
 use caxton::package::{CleanupRule, Origin, Quota, Store, UnpackLimits, WEIGHTS};
-use caxton::units::Bytes;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use crate::support::skipped;

@@ -10,67 +10,19 @@ use std::path::{Path, PathBuf};
 /// Modules that each module of `src` may name with `crate::`. The binaries may name
 /// `caxton::daemon` and `caxton::cli`.
 const DIRECTIONS: &[(&str, &[&str])] = &[
-    (
-        "daemon",
-        &[
-            "api", "models", "memory", "package", "config", "metrics", "events", "watch", "log",
-            "exit", "files", "errors", "units",
-        ],
-    ),
-    (
-        "cli",
-        &[
-            "api",
-            "models",
-            "engine",
-            "package",
-            "config",
-            "exit",
-            "files",
-            "errors",
-            "units",
-            "printable",
-        ],
-    ),
-    (
-        "api",
-        &[
-            "models", "memory", "engine", "package", "config", "metrics", "events", "log",
-            "errors", "units",
-        ],
-    ),
-    (
-        "models",
-        &[
-            "engine",
-            "memory",
-            "package",
-            "config",
-            "metrics",
-            "events",
-            "log",
-            "files",
-            "errors",
-            "units",
-            "printable",
-        ],
-    ),
-    ("engine", &["quantization", "units"]),
-    ("memory", &["log", "files", "errors", "units"]),
-    ("package", &["quantization", "log", "files", "errors", "units", "printable"]),
-    ("config", &["units"]),
-    // The tests of `watch` use the loader of the configuration.
-    ("watch", &["config", "log"]),
-    ("metrics", &[]),
-    ("events", &[]),
-    ("files", &[]),
-    ("quantization", &[]),
+    ("daemon", &["api", "models", "memory", "package", "config", "telemetry", "files", "base"]),
+    ("cli", &["api", "models", "engine", "package", "config", "files", "base"]),
+    ("api", &["models", "memory", "engine", "package", "config", "telemetry", "base"]),
+    ("models", &["engine", "memory", "package", "config", "telemetry", "files", "base"]),
+    ("engine", &["base"]),
+    ("memory", &["telemetry", "files", "base"]),
+    ("package", &["telemetry", "files", "base"]),
+    ("config", &["base"]),
+    // The tests of `files::watch` use the loader of the configuration.
+    ("files", &["config", "telemetry"]),
+    ("telemetry", &["base"]),
     // The test of `errors` constructs a file error.
-    ("errors", &["files"]),
-    ("units", &[]),
-    ("log", &["printable"]),
-    ("printable", &[]),
-    ("exit", &[]),
+    ("base", &["files"]),
 ];
 
 /// Crates that only these files or modules may name.
@@ -98,11 +50,14 @@ const KEEPERS: &[(&str, &[&str])] = &[
     ("indicatif", &["cli/"]),
     ("anyhow", &["cli/"]),
     ("sysinfo", &["api/"]),
-    ("notify", &["watch.rs"]),
-    ("prometheus_client", &["metrics/"]),
+    ("notify", &["files/watch.rs"]),
+    ("prometheus_client", &["telemetry/metrics/"]),
     ("ratatui", &["cli/"]),
     ("crossterm", &["cli/"]),
-    ("tokio", &["models/", "memory/", "api/", "daemon/", "cli/", "watch.rs", "events.rs"]),
+    (
+        "tokio",
+        &["models/", "memory/", "api/", "daemon/", "cli/", "files/watch.rs", "telemetry/events.rs"],
+    ),
 ];
 
 struct Source {
@@ -283,7 +238,7 @@ fn every_attack_in_security_page_has_a_test() {
     let text = fs::read_to_string(root.join("SECURITY.md")).unwrap();
     let named = attacks_named(&text);
     assert!(named.len() > 10, "the names were not found");
-    let list = fs::read_to_string(root.join("tests/it/attacks.rs")).unwrap();
+    let list = fs::read_to_string(root.join("tests/it/attacks/mod.rs")).unwrap();
     for name in named {
         assert!(list.lines().any(|line| line == format!("mod {name};")), "no test attacks/{name}");
     }
@@ -295,8 +250,8 @@ fn each_rule_can_fail() {
     let source = |path: &str, text: &str| Source { path: path.to_owned(), text: text.to_owned() };
     for (path, text) in [
         ("engine/mod.rs", "use crate::package::Digest;"),
-        ("package/store.rs", "let x = crate::models::spec();"),
-        ("units.rs", "use crate::{files::FileError, errors};"),
+        ("package/store/mod.rs", "let x = crate::models::spec();"),
+        ("base/units.rs", "use crate::{files::FileError, models};"),
         ("cli/mod.rs", "use crate::daemon::run;"),
         ("attic/mod.rs", ""),
         ("engine/mod.rs", "use super::package::Digest;"),

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use caxton::base::exit::Exit;
 use caxton::config::{self, ConfigSource, Settings};
-use caxton::exit::Exit;
 use tempfile::TempDir;
 
 use crate::support::skipped;

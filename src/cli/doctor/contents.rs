@@ -10,9 +10,9 @@ use super::Check;
 use super::facts::{Caller, Disk, DropDirectory, Process};
 use crate::api::wire;
 use crate::api::wire::Package;
-use crate::errors::chain;
+use crate::base::errors::chain;
+use crate::base::units::Bytes;
 use crate::package::{InstallStatus, StoreContents, StoreEntry};
-use crate::units::Bytes;
 
 /// Reason for skipping the checks of directories.
 const ANOTHER: &str = "the socket is not that of this configuration; --config names another one";

@@ -22,8 +22,8 @@ use super::super::owner::drop_root_if_needed;
 use super::super::shell::quote;
 use crate::api::wire::DaemonStatus;
 use crate::api::wire::memory::MemoryStatus;
+use crate::base::errors::chain;
 use crate::config::{self, ConfigError, ConfigSource, LoadedConfig, Settings};
-use crate::errors::chain;
 use crate::package::{Store, StoreContents};
 
 /// Longest time for one answer of the daemon, which does not compute anything for these requests.

@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::Check;
 use super::facts::{DaemonAnswers, Inotify, Journal, PressureFile};
 use crate::api::wire::Package;
+use crate::base::units::Bytes;
 use crate::engine::PrecisionReport;
-use crate::units::Bytes;
 
 /// Instances that the daemon uses: for the configuration, the drop directory, and the limits of
 /// memory.

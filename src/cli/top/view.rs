@@ -17,8 +17,8 @@ use super::super::bar::{bar, share};
 use super::keys;
 use super::state::{Rates, Row, TopState};
 use crate::api::wire::memory::MemoryStatus;
-use crate::printable::is_printable;
-use crate::units::Bytes;
+use crate::base::printable::is_printable;
+use crate::base::units::Bytes;
 
 /// Lines above the table of models.
 const HEAD: u16 = 6;

@@ -12,9 +12,9 @@ mod paths;
 use std::path::{Path, PathBuf};
 
 use crate::api::wire::sandbox::Sandbox;
+use crate::base::exit::Exit;
 use crate::config::{ConfigSource, Settings};
-use crate::exit::Exit;
-use crate::log::Message;
+use crate::telemetry::log::Message;
 
 /// Paths that are written in addition to those that the settings name.
 pub(super) struct ExtraWritePaths<'a> {

@@ -23,8 +23,8 @@ use landlock::{
 
 use super::ExtraWritePaths;
 use crate::api::wire::sandbox::SandboxPart;
+use crate::base::errors::chain;
 use crate::config::{self, ConfigSource, Settings};
-use crate::errors::chain;
 
 /// Least version of Landlock. The first version, in Linux 5.13, does not allow a rename from one
 /// directory to another. The store installs packages by such renames.

@@ -4,9 +4,9 @@
 //! is transposed line by line, so that each cache line of the packed weights is written once.
 
 use super::{GROUPS, Linear, OperandFormat, Outlier};
+use crate::base::quantization::QuantizedRow;
 use crate::engine::buffer::Buffer;
 use crate::engine::simd::{PANEL_WIDTH, rowwise};
-use crate::quantization::QuantizedRow;
 
 /// Outputs that are packed at a time. Together they fill a vector.
 const OUTPUTS: usize = 4;

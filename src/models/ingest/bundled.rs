@@ -11,13 +11,13 @@ use std::time::Instant;
 
 use super::classify::classify;
 use super::{Ingester, log_records, run_blocking};
-use crate::errors::{chain, errno};
-use crate::log::Message;
+use crate::base::errors::{chain, errno};
 use crate::models::install::InstallError;
 use crate::package::drop_dir::{
     self, DropScanner, FileFingerprint, LAST_RETRY, MissingResource, ScanResult, Verdict,
 };
 use crate::package::{InstallStatus, Origin, resolve};
+use crate::telemetry::log::Message;
 
 /// Bundled directory and the state of its files.
 #[derive(Debug)]

@@ -3,8 +3,8 @@
 use super::super::install::{InstallError, InstallRules};
 use super::super::load::LoadError;
 use super::super::{ManagerHandle, ModelError};
+use crate::base::errors::chain;
 use crate::engine::EngineError;
-use crate::errors::chain;
 use crate::package::drop_dir::{Capacity, MissingResource, Verdict};
 use crate::package::{SignatureError, StoreError, UnpackError};
 
@@ -75,11 +75,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::base::units::Bytes;
     use crate::engine::Precision;
     use crate::files::FileError;
     use crate::models::model_state::MemoryRefusal;
     use crate::package::{Digest, TrustError};
-    use crate::units::Bytes;
 
     /// Tests that a package is not quarantined for a fault outside it.
     #[test]

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use crate::errors::{chain, errno};
+use crate::base::errors::{chain, errno};
 use crate::files::FileError;
-use crate::log::Message;
 use crate::models::install::Installation;
 use crate::package::{EntryKey, SignatureStatus, StoreEntry, StoreError};
+use crate::telemetry::log::Message;
 
 /// Logs that the package in `file` became a model, and which entries were removed for it.
 pub(super) fn log_installed(

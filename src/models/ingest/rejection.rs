@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 
 use super::{Ingester, log_records, run_blocking};
-use crate::errors::{chain, errno};
-use crate::events::Event;
-use crate::log::Message;
+use crate::base::errors::{chain, errno};
+use crate::base::units::Bytes;
 use crate::models::install::InstallError;
 use crate::package::drop_dir::{self, FileFingerprint, QuarantineResult};
 use crate::package::{Origin, StoreEntry};
-use crate::units::Bytes;
+use crate::telemetry::events::Event;
+use crate::telemetry::log::Message;
 
 /// Error of a rejected file that is still in the drop directory. The journal has the reason.
 #[derive(Debug)]

@@ -5,9 +5,8 @@
 use std::io::Read;
 
 use super::{InstallError, InstallRules, Installation, verify_and_store};
+use crate::base::errors::{chain, errno};
 use crate::engine::{EngineOptions, Footprint};
-use crate::errors::{chain, errno};
-use crate::log::Message;
 use crate::models::load;
 use crate::models::model_state::Reservation;
 use crate::models::selftest::SelfTester;
@@ -15,6 +14,7 @@ use crate::package::{
     EntryKey, InstallStatus, Origin, PackageBytes, PackageHeader, Sidecars, Store, StoreEntry,
     StoreError,
 };
+use crate::telemetry::log::Message;
 
 /// Function that reserves memory for the self-test of an entry. Dropping the reservation frees it.
 pub(super) type ReserveFn<'a> =

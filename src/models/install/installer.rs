@@ -14,12 +14,9 @@ use tokio::task::JoinError;
 use tokio_util::task::TaskTracker;
 
 use super::{InstallDriver, InstallError, InstallRules, Installation, RemoveError, remove};
+use crate::base::errors::{chain, errno};
 use crate::engine;
-use crate::errors::{chain, errno};
-use crate::events::Event;
 use crate::files;
-use crate::log::Message;
-use crate::metrics::FailureType;
 use crate::models::load::footprint_of;
 use crate::models::selftest::SelfTester;
 use crate::models::{ManagerHandle, ModelError};
@@ -28,6 +25,9 @@ use crate::package::{
     Consent, EntryKey, Origin, PackageBytes, PackageHeader, RollbackError, RollbackResult,
     RollbackTarget, Sidecars, Store, StoreEntry, StoreError,
 };
+use crate::telemetry::events::Event;
+use crate::telemetry::log::Message;
+use crate::telemetry::metrics::FailureType;
 
 /// Installer of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]

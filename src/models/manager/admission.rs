@@ -20,15 +20,15 @@ use super::super::model_state::{
 use super::super::queue::QueueLimits;
 use super::super::worker::{self, ReadyModel, Worker, WorkerError};
 use super::{LOAD_BACKOFF, Manager};
+use crate::base::errors::{chain, errno};
+use crate::base::units::{Bytes, milliseconds};
 use crate::engine::{EngineOptions, Footprint, Precision, PrecisionReport};
-use crate::errors::{chain, errno};
-use crate::events::Event;
-use crate::log::Message;
 use crate::memory::plan;
 use crate::memory::sample::Sample;
-use crate::metrics::FailureType;
 use crate::package::{EntryKey, StoreError};
-use crate::units::{Bytes, milliseconds};
+use crate::telemetry::events::Event;
+use crate::telemetry::log::Message;
+use crate::telemetry::metrics::FailureType;
 
 /// Most batches of a model that are computed concurrently, unless the settings allow more: with
 /// many small batches, each would have only a text or two. One batch more is taken from the queue,

@@ -13,14 +13,14 @@ use super::super::retention::{KeepAliveRequest, Retention};
 use super::super::{ActionRecord, FlushResult};
 use super::admission::LoadReason;
 use super::{Manager, UnloadEnd};
-use crate::events::Event;
-use crate::log::Message;
+use crate::base::units::{Bytes, milliseconds};
 use crate::memory::level::PressureLevel;
 use crate::memory::malloc_trim;
 use crate::memory::sample::Sample;
-use crate::metrics::UnloadLabel;
 use crate::package::EntryKey;
-use crate::units::{Bytes, milliseconds};
+use crate::telemetry::events::Event;
+use crate::telemetry::log::Message;
+use crate::telemetry::metrics::UnloadLabel;
 
 /// Interval at which a busy model with a very short `keep_alive` is polled, since the end of its
 /// last request sends no event.

@@ -10,14 +10,14 @@ use std::time::{Duration, SystemTime};
 use super::super::ActionRecord;
 use super::super::model_state::{ModelState, UnloadReason};
 use super::Manager;
+use crate::base::units::{Bytes, milliseconds};
 use crate::config::EvictionPolicy;
-use crate::events::Event;
-use crate::log::Message;
 use crate::memory::level::{PressureLevel, Thresholds};
 use crate::memory::malloc_trim;
 use crate::memory::plan::{self, EpisodeState, EvictionOrder, PlannedStep, PressureAction};
 use crate::package::EntryKey;
-use crate::units::{Bytes, milliseconds};
+use crate::telemetry::events::Event;
+use crate::telemetry::log::Message;
 
 /// Time in which workers free their scratch memory, each after its current pass.
 const SCRATCH_TIMEOUT: Duration = Duration::from_secs(1);

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{ARGUMENT, ChildTask, TestOutcome, confine};
+use crate::base::errors::chain;
 use crate::engine::{EngineError, EngineOptions};
-use crate::errors::chain;
 use crate::models::install::InstallError;
 use crate::models::load::{self, LoadError};
 use crate::package::{EntryKey, Store, StoreError};

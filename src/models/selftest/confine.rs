@@ -24,7 +24,7 @@ use seccompiler::{
 };
 
 use super::ChildTask;
-use crate::errors::chain;
+use crate::base::errors::chain;
 
 /// Highest descriptor of the standard streams (input, output, error).
 const STREAMS: i32 = 2;

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{Digest, FileFingerprint, SIDECARS, SUFFIX, is_absent, list};
-use crate::errors::chain;
+use crate::base::errors::chain;
+use crate::base::printable::{self, is_printable};
+use crate::base::units::Bytes;
 use crate::files::{self, FileError};
-use crate::printable::{self, is_printable};
-use crate::units::Bytes;
 
 /// Name of the quarantine inside the drop directory.
 const QUARANTINE: &str = "quarantine";

@@ -15,7 +15,7 @@ use super::super::member::{self, MemberError};
 use super::super::pack::PackageContents;
 use super::super::weights::Weights;
 use super::{Store, StoreError};
-use crate::errors::chain;
+use crate::base::errors::chain;
 
 impl Store {
     /// Reads the manifest and contents of an entry. Hashes every file, and returns only bytes with

@@ -13,7 +13,7 @@ use super::super::install_record::InstallRecord;
 use super::super::manifest::{MANIFEST, Manifest};
 use super::super::unpack::Durability;
 use super::StoreError;
-use crate::errors::chain;
+use crate::base::errors::chain;
 use crate::files::{self, FileError};
 
 pub(super) const RECORD: &str = "record.json";

@@ -20,7 +20,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use super::super::entry::{EntryKey, StoreEntry};
 use super::super::verity;
 use super::{Store, disk};
-use crate::errors::chain;
+use crate::base::errors::chain;
 use crate::files::{self, FileError};
 
 /// fs-verity of the store's files: the kernel checks them when it reads them.
@@ -424,11 +424,11 @@ mod tests {
 
     #[test]
     fn unreadable_entry_stays_available_until_reinstalled() {
+        use crate::base::units::Bytes;
         use crate::package::UnpackLimits;
         use crate::package::fixture::package;
         use crate::package::install_record::{CleanupRule, InstallStatus, Origin, Quota};
         use crate::package::member::MemberError;
-        use crate::units::Bytes;
 
         let quota = Quota { max_size: Bytes::mib(64), max_models: 9, cleanup: CleanupRule::Manual };
         let place = tempfile::tempdir().unwrap();
@@ -487,10 +487,10 @@ mod tests {
 
         use nix::unistd::{Uid, chown, geteuid, setfsuid};
 
+        use crate::base::units::Bytes;
         use crate::package::fixture::package;
         use crate::package::install_record::{CleanupRule, Origin, Quota};
         use crate::package::{TrustInput, UnpackLimits};
-        use crate::units::Bytes;
 
         let quota = Quota { max_size: Bytes::mib(64), max_models: 9, cleanup: CleanupRule::Manual };
         let place = tempfile::tempdir().unwrap();

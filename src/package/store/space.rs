@@ -16,8 +16,8 @@ use super::super::install_record::{
 use super::super::manifest::Manifest;
 use super::super::unpack::PackageHeader;
 use super::{Store, StoreEntry, StoreError};
+use crate::base::units::Bytes;
 use crate::files::FileError;
-use crate::units::Bytes;
 
 /// Share of a file system that stays free for others, one twentieth, but not less than
 /// [`LEAST_RESERVE`] and not more than [`MOST_RESERVE`].

@@ -27,7 +27,7 @@ use super::super::signature::TrustedKeys;
 use super::super::trust::{DisabledReason, Signer, TrustInput};
 use super::super::unpack::Durability;
 use super::{Store, StoreError};
-use crate::errors::chain;
+use crate::base::errors::chain;
 use crate::files::{self, FileError};
 
 const FILE: &str = "versions.json";
@@ -226,10 +226,10 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::base::units::Bytes;
     use crate::package::fixture::package;
     use crate::package::install_record::{CleanupRule, Quota};
     use crate::package::{EntryKey, SignatureStatus, UnpackLimits};
-    use crate::units::Bytes;
 
     const QUOTA: Quota =
         Quota { max_size: Bytes::mib(64), max_models: 9, cleanup: CleanupRule::Manual };

@@ -23,9 +23,9 @@ use super::super::drop_dir::FileFingerprint;
 use super::super::install_record::Origin;
 use super::super::unpack::Durability;
 use super::Store;
-use crate::errors::{chain, errno};
+use crate::base::errors::{chain, errno};
 use crate::files::{self, FileError};
-use crate::log::Message;
+use crate::telemetry::log::Message;
 
 const FILE: &str = "unpacking.json";
 /// Maximum number of attempts to unpack a file that ended without a result: a power cut may have

@@ -17,8 +17,8 @@ use super::super::signature::{
 use super::super::unpack::{PackageHeader, UnpackError, UnpackLimits};
 use super::space::FreeSpace;
 use super::{Staged, Store, StoreError};
+use crate::base::units::Bytes;
 use crate::files::{ReadOnce, WriteOnce};
-use crate::units::Bytes;
 
 /// Bytes read at a time.
 const BUFFER: usize = 1 << 16;

@@ -7,11 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
+use caxton::base::units::Bytes;
 use caxton::package::{
     Digest, Durability, Manifest, PackageContents, UnpackLimits, WEIGHTS, Weights, unpack,
     write_package,
 };
-use caxton::units::Bytes;
 use notify::Watcher as _;
 use serde_json::json;
 

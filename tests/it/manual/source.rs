@@ -1,7 +1,7 @@
 //! Generates the parts of the manual that are documented only in the source itself.
 
+use caxton::base::units::Bytes;
 use caxton::package::{DenseLayer, Manifest, Member, SelfTest, UnpackLimits};
-use caxton::units::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::roff::{escape, item, prose};
@@ -138,7 +138,7 @@ pub(super) fn limits() -> String {
 
 /// Returns the exit codes.
 pub(super) fn exit_status() -> String {
-    let codes = declared("src/exit.rs", "enum Exit");
+    let codes = declared("src/base/exit.rs", "enum Exit");
     assert!(codes.len() > 5);
     codes.iter().map(|code| item(&format!("\\fB{}\\fR", code.what), &code.text)).collect()
 }
@@ -172,7 +172,7 @@ fn without_fields(text: &str) -> String {
 
 #[test]
 fn fields_and_variants_are_found_with_their_documentation() {
-    let codes = declared("src/exit.rs", "enum Exit");
+    let codes = declared("src/base/exit.rs", "enum Exit");
     let usage = codes.iter().find(|code| code.what == "64").unwrap();
     assert_eq!(
         (usage.name.as_str(), prose(&usage.text).as_str()),

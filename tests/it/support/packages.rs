@@ -4,11 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use caxton::base::units::Bytes;
 use caxton::package::{
     CONFIG, Durability, PackageContents, TOKENIZER, UnpackLimits, WEIGHTS, Weights, unpack,
     write_package,
 };
-use caxton::units::Bytes;
 use serde_json::{Value, json};
 
 use super::{Answer, Daemon, Root, pack};

@@ -21,11 +21,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::install::{InstallError, Installer};
+use crate::base::errors::{chain, errno};
 use crate::config::Settings;
-use crate::errors::{chain, errno};
-use crate::log::Message;
 use crate::package::drop_dir::{self, Capacity, DropScanner, FileFingerprint, ScanResult, Verdict};
 use crate::package::{EntryKey, InstallStatus, Origin, StoreEntry};
+use crate::telemetry::log::Message;
 use bundled::BundledDirectory;
 use classify::{classify, measure_capacity};
 use repair::RepairSchedule;

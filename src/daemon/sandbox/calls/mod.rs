@@ -22,7 +22,7 @@ use seccompiler::{
 };
 
 use crate::api::wire::sandbox::SandboxPart;
-use crate::errors::chain;
+use crate::base::errors::chain;
 use install::install;
 
 /// Number of the newest call that [`allowed`] was compared with: `file_setattr` of Linux 6.17.

@@ -26,7 +26,7 @@ use super::simd::{PANEL_WIDTH, rowwise};
 use super::spec::Family;
 use super::tensor_names::{self, LayerNames};
 use super::weights::{self, Header, MappedTable, Tensors};
-use crate::quantization;
+use crate::base::quantization;
 pub(super) use together::ThreadTeam;
 
 /// Weights of an encoder.

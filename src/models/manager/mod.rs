@@ -42,13 +42,13 @@ use super::{
     ActionRecord, DefaultModelState, FlushResult, Lease, LivenessProbe, ManagerParts, MemoryView,
     Overview, Residency,
 };
+use crate::base::errors::{chain, errno};
 use crate::engine::{EngineOptions, Footprint};
-use crate::errors::{chain, errno};
-use crate::log::Message;
 use crate::memory::level::PressureLevel;
 use crate::memory::sample::Sample;
-use crate::metrics::LeaseOutcome;
 use crate::package::{EntryKey, InstallStatus, StoreEntry, resolve};
+use crate::telemetry::log::Message;
+use crate::telemetry::metrics::LeaseOutcome;
 use admission::{FootprintEstimate, LoadReason};
 use lifecycle::{PendingFlush, UnloadedModel};
 use pressure::Episode;

@@ -24,10 +24,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::errors::{chain, errno};
+use crate::base::errors::{chain, errno};
 use crate::files::FileError;
-use crate::log::Message;
 use crate::package::{EntryKey, Timestamp};
+use crate::telemetry::log::Message;
 use counts::UsageCounts;
 use weekly_profile::HourNumber;
 pub(super) use write_failures::WriteFailures;

@@ -41,10 +41,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::install::InstallError;
 use super::load::LoadError;
+use crate::base::printable;
+use crate::base::units::Bytes;
 use crate::engine::{EngineOptions, Footprint, Precision};
 use crate::package::{EntryKey, Store, StoreError};
-use crate::printable;
-use crate::units::Bytes;
 pub use child::run_if_asked;
 
 /// Hidden argument that makes the program the child. The next argument is a [`ChildTask`] in JSON.
@@ -453,7 +453,10 @@ mod tests {
         );
         assert!(is_wrong, "{wrong:?}");
         let refused = judged(r#"printf '{"refused":"a\\u001b[31mb\\u202ec"}\n'"#).unwrap_err();
-        assert!(crate::errors::chain(&refused).ends_with(r"a\u{1b}[31mb\u{202e}c"), "{refused:?}");
+        assert!(
+            crate::base::errors::chain(&refused).ends_with(r"a\u{1b}[31mb\u{202e}c"),
+            "{refused:?}"
+        );
         let machine = judged(r#"echo '{"not_tested":"no thread"}'"#);
         assert!(matches!(machine, Err(InstallError::NotTested(_))), "{machine:?}");
         let panicked = judged("echo '\"panicked\"'");

@@ -1,7 +1,10 @@
 //! Reads and writes files with errors that name the operation and the path. After a crash, a file
 //! has its old or its new content.
 //!
-//! All functions block: asynchronous callers use the runtime's blocking pool.
+//! All functions block: asynchronous callers use the runtime's blocking pool. [`watch`] observes
+//! directories.
+
+pub mod watch;
 
 use std::borrow::Cow;
 use std::ffi::OsStr;

@@ -22,14 +22,14 @@ use super::output::OutputFile;
 use super::owner::Owner;
 use super::temp_store::{PackageFile, TempStore};
 use super::{Connection, NotInstalled, print_json, print_table};
+use crate::base::exit::Exit;
+use crate::base::units::Bytes;
 use crate::config::Settings;
 use crate::engine::{EngineError, EngineOptions, LoadedModel, Precision};
-use crate::exit::Exit;
 use crate::files::FileError;
 use crate::models::install::{InstallError, Installation};
 use crate::models::load;
 use crate::package::{BoxError, EntryKey, Store, resolve};
-use crate::units::Bytes;
 use measure::{MeasureLength, Throughput};
 
 /// Name of the tensor of `--output`, as in the golden files of the tests.

@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 use super::digest::{Digest, HashingReader};
 use super::store::{FreeSpace, NoSpace, StoreUse};
 use super::{SIDECARS, SUFFIX};
+use crate::base::printable::is_printable;
 use crate::files::{self, FileError, ReadOnce};
-use crate::printable::is_printable;
 pub use quarantine::{
     MAX_NAME, QuarantineResult, invalid_reason, is_unchanged, list_quarantined, quarantine,
 };
@@ -459,7 +459,7 @@ pub fn remove(directory: &Path, name: &str) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Bytes;
+    use crate::base::units::Bytes;
 
     const TIMEOUT: Duration = Duration::from_secs(600);
     const NAME: &str = "a.model.tar.zst";

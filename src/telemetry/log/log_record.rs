@@ -8,7 +8,7 @@ use std::fmt;
 use tracing::field::{Field, Visit};
 
 use super::message::{Message, Priority};
-use crate::printable;
+use crate::base::printable;
 
 /// Value of `SYSLOG_IDENTIFIER`, which journalctl prints before the text.
 const IDENTIFIER: &str = "caxtond";
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(value("CAXTON_EVENT"), "records-lost");
         assert_eq!(value("CAXTON_LOST"), "3");
         assert_eq!(value("TID"), nix::unistd::gettid().to_string());
-        assert_eq!(value("CODE_MODULE"), "caxton::log::log_record");
+        assert_eq!(value("CODE_MODULE"), "caxton::telemetry::log::log_record");
         assert!(value("CODE_FILE").ends_with("record.rs"));
     }
 

@@ -14,7 +14,7 @@ use super::linear::{KernelSession, Linear, OperandFormat};
 use super::simd::{PANEL_WIDTH, rowwise};
 use super::tensor_names::LayerNames;
 use super::weights::{StoredRow, Tensor, Tensors};
-use crate::quantization::{self, QuantizedRow};
+use crate::base::quantization::{self, QuantizedRow};
 
 /// Weight and bias of a LayerNorm.
 pub(super) struct LayerNorm {

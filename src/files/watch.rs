@@ -28,7 +28,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::log::Message;
+use crate::telemetry::log::Message;
 
 /// Time without events before a tick: an editor writes a file in several steps.
 const QUIET: Duration = Duration::from_millis(250);

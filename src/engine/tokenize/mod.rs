@@ -419,9 +419,10 @@ mod tests {
 
     use super::*;
 
-    const BERT: &[u8] = include_bytes!("../../tests/golden/tiny-bert-mean/tokenizer.json");
-    const ROBERTA: &[u8] = include_bytes!("../../tests/golden/tiny-roberta/tokenizer.json");
-    const XLM_ROBERTA: &[u8] = include_bytes!("../../tests/golden/tiny-xlm-roberta/tokenizer.json");
+    const BERT: &[u8] = include_bytes!("../../../tests/golden/tiny-bert-mean/tokenizer.json");
+    const ROBERTA: &[u8] = include_bytes!("../../../tests/golden/tiny-roberta/tokenizer.json");
+    const XLM_ROBERTA: &[u8] =
+        include_bytes!("../../../tests/golden/tiny-xlm-roberta/tokenizer.json");
     const ALL: [(&str, &[u8]); 3] =
         [("bert", BERT), ("roberta", ROBERTA), ("xlm-roberta", XLM_ROBERTA)];
     const MAX: usize = 24;

@@ -13,12 +13,12 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::wire::{ErrorBody, ErrorResponse, LoadProgress};
+use crate::base::errors::chain;
+use crate::base::units::{Bytes, milliseconds};
 use crate::engine::EngineError;
-use crate::errors::chain;
 use crate::models::ModelError;
 use crate::models::alias::Alias;
 use crate::package::StoreEntry;
-use crate::units::{Bytes, milliseconds};
 
 /// Code of a daemon that is stopping.
 const DRAINING: &str = "draining";

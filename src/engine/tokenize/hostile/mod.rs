@@ -15,9 +15,9 @@ use super::charsmap::tests::charsmap;
 use super::*;
 use crate::engine::tests::chain;
 
-const BERT: &str = include_str!("../../../tests/golden/tiny-bert-mean/tokenizer.json");
-const ROBERTA: &str = include_str!("../../../tests/golden/tiny-roberta/tokenizer.json");
-const XLM_ROBERTA: &str = include_str!("../../../tests/golden/tiny-xlm-roberta/tokenizer.json");
+const BERT: &str = include_str!("../../../../tests/golden/tiny-bert-mean/tokenizer.json");
+const ROBERTA: &str = include_str!("../../../../tests/golden/tiny-roberta/tokenizer.json");
+const XLM_ROBERTA: &str = include_str!("../../../../tests/golden/tiny-xlm-roberta/tokenizer.json");
 /// Maximum time for a text of [`TEXT`] bytes.
 const MOST: Duration = Duration::from_millis(50);
 /// Maximum number of attempts, reached if every attempt takes longer than [`MOST`].

@@ -33,7 +33,7 @@ use super::{Connection, chain_lines, terminal};
 use crate::api::wire;
 use crate::api::wire::events::Event;
 use crate::api::wire::memory::{LoadModelRequest, MemoryStatus, ResidencyChange};
-use crate::exit::Exit;
+use crate::base::exit::Exit;
 use state::{Snapshot, TopCommand, TopState};
 use view::TerminalStyle;
 

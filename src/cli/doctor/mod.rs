@@ -19,10 +19,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Connection, print_json, terminal};
+use crate::base::exit::Exit;
+use crate::base::printable;
 use crate::engine;
-use crate::exit::Exit;
 use crate::models::load::options;
-use crate::printable;
 use facts::Facts;
 
 /// Find the problems of this machine, and show how to repair them.

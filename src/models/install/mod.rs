@@ -43,13 +43,13 @@ use super::load::{self, LoadError};
 use crate::config::{CleanupPolicy, Settings};
 use crate::engine;
 use crate::files::FileError;
-use crate::metrics::FailureType;
 use crate::package::{
     CleanupRule, Consent, EntryKey, IdClaim, Origin, PackageBytes, PackageHeader, Quota,
     ReservedIds, Sidecars, SignatureError, SignatureStatus, Staged, Store, StoreEntry, StoreError,
     StoreInstall, TrustError, TrustedKeys, UnpackError, UnpackLimits, check_claim, drop_dir,
     previous_version, resolve, resolve_any,
 };
+use crate::telemetry::metrics::FailureType;
 
 /// Rules that an installation must obey.
 #[derive(Clone, Debug)]
@@ -371,12 +371,12 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::errors::chain;
+    use crate::base::errors::chain;
+    use crate::base::units::Bytes;
     use crate::models::selftest::SelfTester;
     use crate::package::{
         BoxError, InstallStatus, Manifest, PackRequest, PackageContents, fixture, pack,
     };
-    use crate::units::Bytes;
 
     const OPTIONS: engine::EngineOptions =
         engine::EngineOptions { threads: 1, batch_tokens: 512, precision: engine::Precision::F32 };

@@ -52,7 +52,7 @@ use super::trust::{Signer, TrustInput};
 use super::unpack::{
     Durability, PackageHeader, UnpackError, UnpackLimits, UnpackedPackage, unpack_if,
 };
-use crate::errors::chain;
+use crate::base::errors::chain;
 use crate::files::{self, FileError};
 pub use disk::StoreContents;
 use disk::{Locks, unless_disk_failed};
@@ -527,13 +527,13 @@ mod tests {
 
     use super::disk::RECORD;
     use super::*;
+    use crate::base::units::Bytes;
     use crate::package::digest::Digest;
     use crate::package::fixture::{Builder, package};
     use crate::package::install_record::{CleanupRule, Timestamp};
     use crate::package::manifest::{MANIFEST, TOKENIZER, WEIGHTS};
     use crate::package::resolve;
     use crate::package::weights::Weights;
-    use crate::units::Bytes;
 
     const QUOTA: Quota =
         Quota { max_size: Bytes::mib(64), max_models: 100, cleanup: CleanupRule::Manual };
