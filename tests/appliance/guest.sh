@@ -26,8 +26,8 @@ slow_check() {
     slow[$1]=yes
 }
 
-# shellcheck source=tests/appliance/words.sh
-source "$here/words.sh"
+# shellcheck source=tests/appliance/lib.sh
+source "$here/lib.sh"
 # The host's parameters: the checks to run, the deadline of the test, and the durations and counts of checks.
 only=() deadline=0 slow_too=yes
 # shellcheck source=/dev/null

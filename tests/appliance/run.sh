@@ -64,7 +64,7 @@ make_payload() {
     rm -rf "$tree"
     mkdir -p "$tree"/{packages,newer,models,golden}
     cp "$deb" "$rpm" "$tree/packages/"
-    cp -R "$here"/{guest.sh,words.sh,checks} "$here"/*.py "$tree/"
+    cp -R "$here"/{guest.sh,lib.sh,checks} "$here"/*.py "$tree/"
     cp "$root/tests/golden/texts_real.jsonl" "$root/tests/golden/all-MiniLM-L6-v2/reference.safetensors" \
         "$tree/golden/"
     make_newer "$deb" "$tree/newer"

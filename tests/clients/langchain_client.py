@@ -65,5 +65,5 @@ with refused(openai.BadRequestError, "input 0 is empty"):
 done(
     "langchain-openai",
     f"{version('langchain-openai')}, openai {openai.__version__}",
-    f"texts = token arrays, {len(TEXTS)} texts; ids of another vocabulary refused with the way out",
+    f"texts = token arrays, {len(TEXTS)} texts; ids of another vocabulary rejected with a hint",
 )

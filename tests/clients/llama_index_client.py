@@ -51,4 +51,4 @@ with Proxy(("127.0.0.1", 0), ToSocket) as proxy:
         whole.get_text_embedding("word " * 1000)
     proxy.shutdown()
 package = "llama-index-embeddings-text-embeddings-inference"
-done(package, version(package), f"{len(TEXTS)} texts; a refusal is no list to it: KeyError")
+done(package, version(package), f"{len(TEXTS)} texts; an error response raises KeyError")

@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime};
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use axum::{Extension, Router};
-use caxton::api::{self, App, Budget, ConnectionId, PeerCredentials, Permits, Streams, Tenants};
+use caxton::api::{self, App, ConnectionId, PeerCredentials, Streams, Tenants};
 use caxton::config::Settings;
 use caxton::engine::{EngineOptions, Precision};
 use caxton::telemetry::events::Events;
@@ -24,6 +24,7 @@ use caxton::models::selftest::SelfTester;
 use caxton::models::usage::Usage;
 use caxton::models::{ManagerHandle, ManagerParts};
 use caxton::package::{UnpackLimits, Origin, PackRequest, Store, pack};
+use caxton::service::{Budget, EmbeddingService, Permits};
 use caxton::base::units::Bytes;
 use http_body_util::BodyExt;
 use libfuzzer_sys::fuzz_target;
@@ -99,6 +100,7 @@ impl Appliance {
         runtime.spawn(manager);
         let app = App::from(api::AppParts {
             installer: Installer::new(handle.clone(), rules, options, SelfTester::without_stop()),
+            service: EmbeddingService::new(handle.clone(), Permits::new(1), metrics.clone()),
             handle,
             tenants: Arc::new(Tenants::new(settings.clone())),
             budget: Budget::new(readings, settings.clone()),
@@ -110,7 +112,6 @@ impl Appliance {
             threads: options.threads,
             metrics,
             events,
-            permits: Permits::new(1),
             streams: Streams::default(),
             draining: stop,
         });

@@ -14,6 +14,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use caxton::telemetry::log::Message;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -64,9 +65,9 @@ fn queued_connections_are_answered_by_next_daemon() {
     let mut waiting = ask();
     let daemon = activate(root, socket, NAME);
     assert_eq!(waiting.answer().status, 200);
-    assert!(!daemon.socket().exists(), "none is made beside the one that was passed");
+    assert!(!daemon.socket().exists(), "the daemon bound a second socket");
     let root = daemon.stop();
-    assert!(path.exists(), "the socket is left to whoever made it");
+    assert!(path.exists(), "the daemon removed the passed socket");
     drop(root);
 }
 
@@ -87,20 +88,25 @@ fn passed_socket_reports_peer_credentials() {
         command.current_dir("/").uid(user).gid(user).status().unwrap().code()
     };
     assert_eq!((unload(STRANGER), unload(0)), (Some(77), Some(0)));
-    daemon.wait_log("uid=65534");
+    daemon.wait_event_with(Message::AccessRefused, &["uid=65534"]);
     daemon.stop();
 }
 
 #[test]
-fn unexpected_passed_socket_fails_startup() {
+fn passed_socket_of_other_name_fails_startup() {
     let root = Root::new();
     let (socket, _path) = held(&root);
     let daemon = activate(root, socket, "http");
-    daemon.wait_log(r#"a socket called \"http\"; expected FileDescriptorName=caxton.socket"#);
-    let (code, root) = daemon.wait_exit();
-    assert_eq!(code, 71);
+    let expected = ["http", "FileDescriptorName=caxton.socket"];
+    daemon.wait_event_with(Message::StartFailed, &expected);
+    assert_eq!(daemon.wait_exit().0, 71);
+}
+
+#[test]
+fn passed_datagram_socket_fails_startup() {
+    let root = Root::new();
     let datagrams = UnixDatagram::bind(root.path().join("datagrams.sock")).unwrap();
     let daemon = activate(root, datagrams, NAME);
-    daemon.wait_log("is not a Unix stream socket that listens");
+    daemon.wait_event_with(Message::StartFailed, &["ListenStream="]);
     assert_eq!(daemon.wait_exit().0, 71);
 }

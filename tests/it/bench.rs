@@ -137,7 +137,7 @@ fn installed_model_is_measured_and_shown_as_table() {
     assert!(output.status.success(), "{}", stderr(&output));
     let table = String::from_utf8(output.stdout).unwrap();
     let measures: Vec<&str> = table.lines().filter_map(|line| line.split("  ").next()).collect();
-    for name in ["texts a second", "one text, p99", "start to first vector", "precision"] {
+    for name in ["texts per second", "one text, p99", "start to first vector", "precision"] {
         assert!(measures.contains(&name), "{table}");
     }
 }
@@ -156,6 +156,14 @@ fn rounds_option_omits_latency_and_peak_figures() {
         let measured = !["p50_ms", "p95_ms", "p99_ms", "matrix_peak_fraction"].contains(&name);
         assert_eq!(report.contains_key(name), measured, "{name}: {report:?}");
     }
+}
+
+#[test]
+fn rounds_and_seconds_exclude_each_other() {
+    let place = Place::new();
+    let input = place.input("\"a fox\"\n");
+    let options = [("--model", place.package()), ("--input", input)];
+    let options = options.each_ref().map(|(name, path)| (*name, path.as_path()));
     let both = place.run(&["bench", "--rounds", "3", "--seconds", "1"], &options);
     assert_eq!(both.status.code(), Some(64), "{}", stderr(&both));
 }
@@ -168,7 +176,7 @@ fn invalid_input_is_rejected_with_its_location() {
         ("\"one\"\n{\"text\": \"two\"}\n", "line 2 of "),
         ("\"one\"\n\n\"three\"\n", "line 2 of "),
         ("one\n", "line 1 of "),
-        ("", " holds no text"),
+        ("", " contains no texts"),
     ];
     for (lines, message) in cases {
         let input = place.input(lines);
@@ -181,17 +189,27 @@ fn invalid_input_is_rejected_with_its_location() {
 }
 
 #[test]
-fn unknown_precision_or_model_is_rejected() {
+fn unknown_precision_is_rejected() {
     let place = Place::new();
     let input = place.input("\"a fox\"\n");
     let output = place.bench(&place.package(), &input, &["--precision", "f31"]);
     assert_eq!(output.status.code(), Some(64), "{}", stderr(&output));
     assert!(stderr(&output).contains("'f31'"), "{}", stderr(&output));
+}
 
+#[test]
+fn absent_model_is_rejected() {
+    let place = Place::new();
+    let input = place.input("\"a fox\"\n");
     let output = place.bench(Path::new("absent"), &input, &[]);
     assert_eq!(output.status.code(), Some(65), "{}", stderr(&output));
     assert!(stderr(&output).contains("\"absent\" is not installed"), "{}", stderr(&output));
+}
 
+#[test]
+fn truncated_package_is_rejected() {
+    let place = Place::new();
+    let input = place.input("\"a fox\"\n");
     let cut = place.path("cut.model.tar.zst");
     let whole = fs::read(place.package()).unwrap();
     fs::write(&cut, &whole[..whole.len() / 2]).unwrap();

@@ -22,7 +22,7 @@ fn source(path: &str) -> String {
 
 /// One `tracing` event in the source.
 #[derive(Debug, PartialEq, Eq)]
-struct Told {
+struct LogEvent {
     level: &'static str,
     kind: Option<String>,
     fields: BTreeSet<String>,
@@ -55,7 +55,7 @@ fn arguments(text: &str) -> Vec<&str> {
 }
 
 /// Returns the events in `text` at info and above, outside of tests.
-fn told(text: &str) -> Vec<Told> {
+fn log_events(text: &str) -> Vec<LogEvent> {
     let code = text.split("\n#[cfg(test)]").next().unwrap();
     let levels =
         [("error", "tracing::error!("), ("warn", "tracing::warn!("), ("info", "tracing::info!(")];
@@ -76,7 +76,7 @@ fn told(text: &str) -> Vec<Told> {
                     .unwrap()
                     .to_owned()
             };
-            found.push(Told { level, kind, fields: fields.map(name).collect() });
+            found.push(LogEvent { level, kind, fields: fields.map(name).collect() });
         }
     }
     found
@@ -92,21 +92,21 @@ fn level(priority: Priority) -> &'static str {
 }
 
 /// Returns the problem of an event, if it has one.
-fn wrong(told: &Told) -> Option<String> {
+fn problem(event: &LogEvent) -> Option<String> {
     let of = |kind: &String| Message::ALL.iter().find(|message| format!("{message:?}") == *kind);
-    let Some(message) = told.kind.as_ref().and_then(of) else {
+    let Some(message) = event.kind.as_ref().and_then(of) else {
         return Some("has no kind".to_owned());
     };
-    if level(message.priority()) != told.level {
-        return Some(format!("is at {}, its kind at {:?}", told.level, message.priority()));
+    if level(message.priority()) != event.level {
+        return Some(format!("is at {}, its kind at {:?}", event.level, message.priority()));
     }
     let missing: Vec<_> =
-        message.fields().iter().filter(|field| !told.fields.contains(**field)).collect();
+        message.fields().iter().filter(|field| !event.fields.contains(**field)).collect();
     (!missing.is_empty()).then(|| format!("lacks {missing:?}"))
 }
 
 /// Returns every event of the source with its file.
-fn all_told() -> Vec<(PathBuf, Told)> {
+fn all_log_events() -> Vec<(PathBuf, LogEvent)> {
     let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     let mut found = Vec::new();
     while let Some(directory) = directories.pop() {
@@ -116,7 +116,7 @@ fn all_told() -> Vec<(PathBuf, Told)> {
                 directories.push(path);
             } else {
                 let text = fs::read_to_string(&path).unwrap();
-                found.extend(told(&text).into_iter().map(|told| (path.clone(), told)));
+                found.extend(log_events(&text).into_iter().map(|event| (path.clone(), event)));
             }
         }
     }
@@ -126,35 +126,41 @@ fn all_told() -> Vec<(PathBuf, Told)> {
 
 #[test]
 fn every_event_has_kind_level_and_fields() {
-    let told = all_told();
-    let problems = told
-        .iter()
-        .filter_map(|(path, told)| Some(format!("{}: {told:?} {}", path.display(), wrong(told)?)));
+    let problems = all_log_events().into_iter().filter_map(|(path, event)| {
+        let problem = problem(&event)?;
+        Some(format!("{}: {event:?} {problem}", path.display()))
+    });
     let problems: Vec<String> = problems.collect();
     assert!(problems.is_empty(), "{}", problems.join("\n"));
-    let kinds: BTreeSet<&str> = told.iter().filter_map(|(_, told)| told.kind.as_deref()).collect();
-    let untold = Message::ALL.iter().filter(|message| {
+}
+
+#[test]
+fn every_kind_has_an_event() {
+    let events = all_log_events();
+    let kinds: BTreeSet<&str> =
+        events.iter().filter_map(|(_, event)| event.kind.as_deref()).collect();
+    let unused = Message::ALL.iter().filter(|message| {
         // The writer thread of the log builds this record itself, because it cannot log.
         **message != Message::RecordsLost && !kinds.contains(format!("{message:?}").as_str())
     });
-    assert_eq!(Vec::from_iter(untold), [] as [&Message; 0], "kinds that nothing tells");
+    assert_eq!(Vec::from_iter(unused), [] as [&Message; 0], "kinds without an event");
 }
 
 #[test]
 fn malformed_events_are_detected() {
-    let read = |text: &str| told(text).remove(0);
+    let read = |text: &str| log_events(text).remove(0);
     let right =
         "tracing::error!(\n  name: Message::StoreFailed.name(),\n  error = f(a, \"x, )\"), \"b\");";
-    assert_eq!(wrong(&read(right)), None);
+    assert_eq!(problem(&read(right)), None);
     for text in [
         "tracing::info!(model, \"no kind\");",
         "tracing::info!(name: Message::None.name(), \"unknown kind\");",
         "tracing::warn!(name: Message::Stopped.name(), \"wrong level\");",
         "tracing::info!(name: Message::Stopping.name(), \"{signal} is no field\");",
     ] {
-        assert!(wrong(&read(text)).is_some(), "{text}");
+        assert!(problem(&read(text)).is_some(), "{text}");
     }
-    assert!(told("a\n#[cfg(test)]\ntracing::info!(\"a\");").is_empty());
+    assert!(log_events("a\n#[cfg(test)]\ntracing::info!(\"a\");").is_empty());
 }
 
 /// Entry of the catalog.
@@ -191,7 +197,7 @@ impl Explained {
 
     pub(super) fn message(&self) -> Message {
         let found = Message::ALL.iter().find(|message| message.id() == self.id);
-        *found.unwrap_or_else(|| panic!("{} is the id of nothing", self.id))
+        *found.unwrap_or_else(|| panic!("no kind has the id {}", self.id))
     }
 }
 
@@ -222,14 +228,14 @@ fn every_kind_has_a_valid_catalog_entry() {
 }
 
 #[test]
-fn the_catalog_describes_every_field_and_no_other() {
+fn catalog_describes_every_field_and_no_other() {
     let text = source("packaging/journal/caxton.catalog");
     let described = text.lines().filter_map(|line| {
         line.strip_prefix("#   CAXTON_")?.split_whitespace().next().map(str::to_lowercase)
     });
     let described: BTreeSet<String> = described.collect();
-    let told = all_told().into_iter().flat_map(|(_, told)| told.fields);
-    let mut fields: BTreeSet<String> = told.filter(|field| field != "errno").collect();
+    let logged = all_log_events().into_iter().flat_map(|(_, event)| event.fields);
+    let mut fields: BTreeSet<String> = logged.filter(|field| field != "errno").collect();
     let declared = Message::ALL.iter().flat_map(|message| message.fields());
     fields.extend(declared.chain(&["event"]).map(ToString::to_string));
     let missing: Vec<_> = fields.difference(&described).collect();

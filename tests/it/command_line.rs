@@ -71,7 +71,7 @@ fn missing_daemon_is_reported_with_hint() {
     for arguments in [&["status"][..], &["embed", "a"]] {
         let (code, _, stderr) = run(root.cli().args(arguments));
         assert_eq!(code, 69, "{stderr}");
-        assert!(stderr.contains("is caxtond running"), "{stderr}");
+        assert!(stderr.contains("`caxton doctor` checks"), "{stderr}");
     }
     let (code, _, stderr) = run(cli().arg("nonsense"));
     assert_eq!(code, 64, "{stderr}");

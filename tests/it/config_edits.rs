@@ -8,11 +8,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
+use caxton::telemetry::log::Message;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::packages::{dropped, until_quarantined};
-use crate::support::{Daemon, Root, STRANGER, skipped};
+use crate::support::{Daemon, Root, STRANGER, is_event, skipped};
 
 /// Returns the configuration of `daemon` with another queue size, which `/status` shows.
 fn with_queue(settings: &Value, size: u64) -> String {
@@ -29,8 +30,15 @@ fn until_queue(daemon: &Daemon, size: u64, what: &str) {
     daemon.until(what, || (daemon.status()["queue_size"] == size).then_some(()));
 }
 
+/// Returns the records of `kind` until now.
+fn records(daemon: &Daemon, kind: Message) -> Vec<String> {
+    let mut log = daemon.log();
+    log.retain(|line| is_event(line, kind));
+    log
+}
+
 fn rejections(daemon: &Daemon) -> usize {
-    daemon.log().iter().filter(|line| line.contains("configuration rejected")).count()
+    records(daemon, Message::ConfigurationRefused).len()
 }
 
 /// Ways in which programs write the content of `$NEW`, with a queue of `$SIZE`, to `$FILE` in the
@@ -41,7 +49,7 @@ const EDITS: &[(&str, &str)] = &[
     ("sed -i", r#"sed -i "s/\"queue_size\": [0-9]*/\"queue_size\": $SIZE/" "$FILE""#),
     ("renamed over", r#"cp "$NEW" "$FILE.new"; mv "$FILE.new" "$FILE""#),
     (
-        "moved away as a backup and written anew, as vim does",
+        "moved away as a backup and written again, as vim does",
         r#"touch "$DIR/4913"; rm "$DIR/4913"; mv "$FILE" "$FILE~"; cat "$NEW" > "$FILE"; rm "$FILE~""#,
     ),
     (
@@ -52,17 +60,17 @@ const EDITS: &[(&str, &str)] = &[
         "written beside a lock and an autosave, as Emacs does",
         r##"ln -s user@host.1 "$DIR/.#f"; cp "$NEW" "$DIR/#f#"; cat "$NEW" > "$FILE"; rm "$DIR/#f#" "$DIR/.#f""##,
     ),
-    ("removed and made again", r#"rm "$FILE"; cat "$NEW" > "$FILE""#),
+    ("removed and created again", r#"rm "$FILE"; cat "$NEW" > "$FILE""#),
     (
         "replaced by a hard link",
         r#"rm -f "$FILE.new"; ln "$NEW" "$FILE.new"; mv "$FILE.new" "$FILE""#,
     ),
     (
-        "in a directory that is removed and made again",
+        "in a directory that is removed and created again",
         r#"rm -r "$DIR"; mkdir "$DIR"; cat "$NEW" > "$FILE""#,
     ),
     (
-        "in a directory that another takes the place of",
+        "in a directory that another one replaces",
         r#"mkdir "$DIR.new"; cp "$NEW" "$DIR.new/caxton.yaml"; mv "$DIR" "$DIR.old"; mv "$DIR.new" "$DIR"
            rm -r "$DIR.old""#,
     ),
@@ -199,7 +207,7 @@ fn unreadable_file_is_reported_until_readable() {
         5,
         r#"cp "$NEW" "$FILE.new"; chmod 0 "$FILE.new"; mv "$FILE.new" "$FILE""#,
     );
-    daemon.wait_log("configuration rejected");
+    daemon.wait_event(Message::ConfigurationRefused);
     let problems = daemon.status()["configuration"]["problems"].clone();
     let problem = problems[0].as_str().unwrap();
     assert!(problem.ends_with("failed to open: Permission denied (os error 13)"), "{problem}");
@@ -234,17 +242,17 @@ fn missing_inotify_is_logged_and_sighup_works() {
             program.args(["-Ur", "sh", "-euc", &script, "sh"]).env_remove("STATE_DIRECTORY");
         });
         daemon.wait_notified("READY=1");
-        let config = daemon.path().display().to_string();
-        let line = daemon.wait_log(&format!("cannot watch {config};"));
-        assert!(line.contains("WARN") && line.contains("every 60 s instead"), "{line}");
-        daemon.wait_log(&format!("cannot watch {config}/drop;"));
-        daemon.wait_log(&format!("cannot watch {config}/keys.d;"));
+        for directory in [daemon.path().to_owned(), daemon.drop_directory(), daemon.keys()] {
+            let field = format!("directory={} ", directory.display());
+            let line = daemon.wait_event_with(Message::WatchFailed, &[&field]);
+            assert!(line.contains("WARN") && line.contains("every 60 s"), "{line}");
+        }
         let text = with_queue(&settings(&daemon), 6);
         daemon.write_config(&text);
         daemon.signal(Signal::SIGHUP);
         until_queue(&daemon, 6, limit);
-        let said = daemon.log().iter().filter(|line| line.contains("every 60 s instead")).count();
-        assert_eq!(said, 3, "once for each directory");
+        let failures = records(&daemon, Message::WatchFailed).len();
+        assert_eq!(failures, 3, "not one record for each directory");
         daemon.stop();
     }
 }
@@ -272,9 +280,9 @@ fn change_lost_in_inotify_overflow_is_found() {
     // This change causes no event, because the queue is full.
     daemon.write_config(&text);
     daemon.signal(Signal::SIGCONT);
-    until_queue(&daemon, 8, "what came after the overflow");
+    until_queue(&daemon, 8, "the change during the overflow");
     // The watch still works afterwards.
     daemon.write_config(&text.replace("\"queue_size\": 8", "\"queue_size\": 9"));
-    until_queue(&daemon, 9, "what came after the rescan");
+    until_queue(&daemon, 9, "the change after the rescan");
     daemon.stop();
 }

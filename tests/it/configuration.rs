@@ -7,7 +7,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use caxton::telemetry::log::Message;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::support::{Daemon, Root, cli};
 
@@ -29,17 +31,19 @@ tenants: [{ name: "9", users: [b, 3], allowed_models: [m, spare] }]
 log: { level: warn }
 "#;
 
-#[test]
-fn cat_config_output_is_an_equivalent_configuration() {
+/// Writes [`ODD`] to a file. Returns its directory, its path and the output of `cat-config`.
+fn cat_odd() -> (TempDir, PathBuf, String) {
     let place = tempfile::tempdir().unwrap();
-    let (odd, printed) = (place.path().join("odd.yaml"), place.path().join("printed.yaml"));
+    let odd = place.path().join("odd.yaml");
     fs::write(&odd, ODD).unwrap();
     let (code, text, stderr) = run(cli().arg("cat-config").arg("--config").arg(&odd));
     assert_eq!(code, 0, "{stderr}");
-    fs::write(&printed, &text).unwrap();
-    let (code, checked, stderr) = run(cli().arg("check").arg("--config").arg(&printed));
-    assert_eq!((code, checked), (0, format!("ok: {}\n", printed.display())), "{stderr}");
+    (place, odd, text)
+}
 
+#[test]
+fn cat_config_names_the_origin_of_values() {
+    let (_place, odd, text) = cat_odd();
     let odd_name = odd.display();
     for line in [
         format!("# {odd_name}\n"),
@@ -54,14 +58,23 @@ fn cat_config_output_is_an_equivalent_configuration() {
     ] {
         assert!(text.contains(&line), "{line} is not in\n{text}");
     }
+}
+
+#[test]
+fn cat_config_output_is_an_equivalent_configuration() {
+    let (place, odd, text) = cat_odd();
+    let printed = place.path().join("printed.yaml");
+    fs::write(&printed, &text).unwrap();
+    let (code, checked, stderr) = run(cli().arg("check").arg("--config").arg(&printed));
+    assert_eq!((code, checked), (0, format!("ok: {}\n", printed.display())), "{stderr}");
 
     // Compare the values themselves, independently of the output of `check`.
     let values = |config: &PathBuf| {
         let (code, text, _) = run(cli().args(["cat-config", "--json", "--config"]).arg(config));
         assert_eq!(code, 0);
-        let told: Value = serde_json::from_str(&text).unwrap();
-        let values = told["values"].as_array().unwrap().clone();
-        assert_eq!(told["files"], json!([{ "path": config, "state": "applied" }]));
+        let listed: Value = serde_json::from_str(&text).unwrap();
+        let values = listed["values"].as_array().unwrap().clone();
+        assert_eq!(listed["files"], json!([{ "path": config, "state": "applied" }]));
         values.iter().map(|v| (v["key"].clone(), v["value"].clone())).collect::<Vec<_>>()
     };
     assert_eq!(values(&odd), values(&printed));
@@ -84,12 +97,12 @@ fn invalid_configuration_prints_problems_instead_of_values() {
 }
 
 #[test]
-fn check_diff_compares_with_daemon_and_marks_restarts() {
-    let mut daemon = Root::new().start();
+fn check_diff_lists_changes_and_marks_restarts() {
+    let daemon = Root::new().start();
     let mut changed: Value = serde_json::from_slice(&fs::read(daemon.config()).unwrap()).unwrap();
     let (code, same, _) = run(daemon.cli().args(["check", "--diff"]));
     assert_eq!(code, 0);
-    assert!(same.ends_with("compared with what is in force:\nno difference\n"), "{same}");
+    assert!(same.ends_with("compared with the running daemon:\nno differences\n"), "{same}");
 
     changed["socket"]["mode"] = json!("0600");
     changed["embedding"] = json!({ "queue_size": 3 });
@@ -113,21 +126,30 @@ fn check_diff_compares_with_daemon_and_marks_restarts() {
             format!("models.a.b.pinned: false → true ({other}:1:{})", column("\"pinned\":")),
         ]
     );
+    daemon.stop();
+}
 
+#[test]
+fn value_waiting_for_restart_stays_a_difference() {
+    let mut daemon = Root::new().start();
     // The change is applied, but this key needs a restart to take effect.
     daemon.root_mut().set("socket.mode", json!("0600"));
-    daemon.wait_log("needs a restart");
-    daemon.wait_log("configuration applied");
+    daemon.wait_event_with(Message::ConfigurationRestartNeeded, &["socket.mode"]);
+    daemon.wait_event(Message::ConfigurationApplied);
     let (_, text, _) = run(daemon.cli().args(["check", "--diff"]));
     assert!(
         text.contains("socket.mode: \"0660\" → \"0600\"") && text.contains("[restart]"),
         "{text}"
     );
-    let in_force = daemon.get("/api/configuration").json();
-    let mode = in_force["values"].as_array().unwrap().iter().find(|v| v["key"] == "socket.mode");
+    let running = daemon.get("/api/configuration").json();
+    let mode = running["values"].as_array().unwrap().iter().find(|v| v["key"] == "socket.mode");
     assert_eq!(mode.unwrap()["value"], "\"0660\"");
+    daemon.stop();
+}
 
-    let root = daemon.stop();
+#[test]
+fn check_diff_without_daemon_compares_with_defaults() {
+    let root = Root::new();
     let (code, text, stderr) = run(root.cli().args(["check", "--diff"]));
     assert_eq!(code, 0);
     assert!(stderr.contains("no daemon listens on"), "{stderr}");
@@ -150,40 +172,54 @@ fn kept(root: &Root) -> PathBuf {
     root.path().join("kept/last-good.yaml")
 }
 
+/// Waits until the last good configuration on disk satisfies `is_expected`.
+fn until_kept(daemon: &Daemon, is_expected: impl Fn(&str) -> bool) {
+    daemon.until("the last good configuration on disk", || {
+        let text = fs::read_to_string(kept(daemon)).ok()?;
+        is_expected(&text).then_some(())
+    });
+}
+
 /// Starts a daemon and waits until it has kept a configuration with a queue size of 8.
 fn with_last_good() -> Daemon {
     let mut daemon = spawn_kept(Root::new().with("embedding", json!({ "queue_size": 7 })));
     daemon.wait_notified("READY=1");
-    daemon.wait_log("the configuration is kept");
-    let before = daemon.log().len();
+    until_kept(&daemon, |text| text.contains("queue_size: 7"));
     daemon.root_mut().set("embedding.queue_size", json!(8));
-    daemon.wait_log_after(before, "the configuration is kept");
+    until_kept(&daemon, |text| text.contains("queue_size: 8"));
     daemon
 }
 
 const BAD: &str = "memory: { embeding_model: x }\nembedding: { queue_size: 0 }\n";
 
-#[test]
-fn invalid_files_fall_back_to_last_good_configuration() {
+/// Starts a daemon with invalid files and a last good configuration, after one was killed that had
+/// rejected these files. Returns the content of the last good configuration, too.
+fn start_with_bad_files() -> (Daemon, String) {
     let daemon = with_last_good();
-    let good = fs::read(kept(&daemon)).unwrap();
+    let good = fs::read_to_string(kept(&daemon)).unwrap();
     daemon.write_config(BAD);
-    daemon.wait_notified("the configuration was rejected");
+    daemon.wait_notified("configuration was rejected");
     let root = daemon.kill();
-    assert_eq!(fs::read(kept(&root)).unwrap(), good, "a wrong configuration is never kept");
+    assert_eq!(fs::read_to_string(kept(&root)).unwrap(), good, "invalid files were kept");
+    let daemon = spawn_kept(root);
+    daemon.wait_notified("READY=1");
+    (daemon, good)
+}
 
-    let mut daemon = spawn_kept(root);
+#[test]
+fn invalid_files_fall_back_to_last_good() {
+    let (daemon, good) = start_with_bad_files();
     let ready = daemon.wait_notified("READY=1");
     assert!(
-        ready.contains("the configuration is wrong, the last good one of the disk is in force"),
+        ready.contains("the configuration files have errors, the last good configuration is used"),
         "{ready}"
     );
-    for line in [
-        "unknown key \"embeding_model\"",
-        "embedding.queue_size: expected 1 to",
-        "started with the last good one",
+    for (kind, fragment) in [
+        (Message::ConfigurationProblem, "embeding_model"),
+        (Message::ConfigurationProblem, "embedding.queue_size"),
+        (Message::LastGoodUsed, "last-good.yaml"),
     ] {
-        let line = daemon.wait_log(line);
+        let line = daemon.wait_event_with(kind, &[fragment]);
         assert!(line.contains("ERROR"), "{line}");
     }
     daemon.embed(json!("a text"));
@@ -194,49 +230,58 @@ fn invalid_files_fall_back_to_last_good_configuration() {
     assert_eq!(configuration["files"], json!([kept(&daemon)]));
     assert_eq!(configuration["problems"].as_array().unwrap().len(), 2);
     let (_, text, _) = run(cli().arg("status").arg("--socket").arg(daemon.socket()));
-    assert!(text.contains("last good    kept on disk"), "{text}");
-    assert_eq!(fs::read(kept(&daemon)).unwrap(), good);
-
-    // A corrected file is applied at once. Keys that need a restart are compared with the settings
-    // of the start.
-    daemon.root_mut().set("socket.mode", json!("0600"));
-    daemon.wait_log("needs a restart");
-    daemon.wait_log("configuration applied");
-    daemon.wait_log("the configuration is kept");
-    let configuration = daemon.status()["configuration"].clone();
-    assert_eq!(configuration["last_good"], false);
-    assert_eq!(configuration["problems"], json!([]));
-    assert_eq!(configuration["restart_needed"], json!(["socket.mode"]));
-    assert_ne!(fs::read(kept(&daemon)).unwrap(), good);
+    assert!(text.contains("last good    used from disk"), "{text}");
+    assert_eq!(fs::read_to_string(kept(&daemon)).unwrap(), good);
     daemon.stop();
 }
 
 #[test]
-fn invalid_files_without_last_good_fail_startup() {
+fn corrected_files_are_applied_at_once() {
+    let (mut daemon, good) = start_with_bad_files();
+    // Keys that need a restart are compared with the settings of the start.
+    daemon.root_mut().set("socket.mode", json!("0600"));
+    daemon.wait_event_with(Message::ConfigurationRestartNeeded, &["socket.mode"]);
+    daemon.wait_event(Message::ConfigurationApplied);
+    until_kept(&daemon, |text| text != good);
+    let configuration = daemon.status()["configuration"].clone();
+    assert_eq!(configuration["last_good"], false);
+    assert_eq!(configuration["problems"], json!([]));
+    assert_eq!(configuration["restart_needed"], json!(["socket.mode"]));
+    daemon.stop();
+}
+
+#[test]
+fn edited_last_good_fails_startup() {
     let root = with_last_good().stop();
     root.write_config(BAD);
     let good = fs::read_to_string(kept(&root)).unwrap();
     fs::write(kept(&root), good.replace("queue_size: 8", "queue_size: 9")).unwrap();
     let daemon = spawn_kept(root);
-    daemon.wait_log("unknown key");
-    let line = daemon.wait_log("the last good one cannot be used");
-    assert!(
-        line.contains("ERROR") && line.contains("last-good.yaml is damaged or was edited"),
-        "{line}"
-    );
-    let (code, root) = daemon.wait_exit();
-    assert_eq!(code, 78);
+    daemon.wait_event_with(Message::ConfigurationProblem, &["embeding_model"]);
+    let line =
+        daemon.wait_event_with(Message::ConfigurationRefused, &["last-good.yaml", "damaged"]);
+    assert!(line.contains("ERROR"), "{line}");
+    assert_eq!(daemon.wait_exit().0, 78);
+}
 
-    fs::remove_file(kept(&root)).unwrap();
-    let (code, root) = spawn_kept(root).wait_exit();
-    assert_eq!(code, 78);
-    // A damaged last good configuration does not matter while the files are valid, and is replaced.
+#[test]
+fn invalid_files_without_last_good_fail_startup() {
+    let root = Root::new();
+    root.write_config(BAD);
+    let daemon = spawn_kept(root);
+    daemon.wait_event(Message::ConfigurationRefused);
+    let (code, root) = daemon.wait_exit();
+    assert_eq!((code, kept(&root).exists()), (78, false));
+}
+
+#[test]
+fn valid_files_replace_damaged_last_good() {
+    let root = with_last_good().stop();
+    let good = fs::read_to_string(kept(&root)).unwrap();
     fs::write(kept(&root), "").unwrap();
-    root.write_settings();
     let daemon = spawn_kept(root);
     daemon.wait_notified("READY=1");
-    daemon.wait_log("the configuration is kept");
-    assert_eq!(fs::read_to_string(kept(&daemon)).unwrap(), good);
+    until_kept(&daemon, |text| text == good);
     daemon.stop();
 }
 
@@ -247,8 +292,8 @@ fn missing_state_directory_only_logs_a_warning() {
     let daemon = root.spawn_with(|program| {
         program.env("STATE_DIRECTORY", nowhere);
     });
-    let line = daemon.wait_log("the configuration is not kept on disk");
-    assert!(line.contains("WARN") && line.contains("no/such"), "{line}");
+    let line = daemon.wait_event_with(Message::LastGoodNotKept, &["no/such"]);
+    assert!(line.contains("WARN"), "{line}");
     daemon.embed(json!("a text"));
     daemon.stop();
 }

@@ -35,7 +35,7 @@ fn host_and_content_type_are_ignored() {
 }
 
 #[test]
-fn a_connection_carries_many_requests() {
+fn connection_carries_many_requests() {
     let daemon = Root::new().start();
     let mut connection = daemon.connect();
     let body = json!({ "input": "a" }).to_string();

@@ -6,6 +6,7 @@
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
+use caxton::telemetry::log::Message;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::json;
@@ -13,7 +14,7 @@ use serde_json::json;
 use crate::support::packages::{
     ask, entry, file_name, flip_a_bit_of, stored, until_answers, until_looked,
 };
-use crate::support::{Root, pack};
+use crate::support::{Daemon, Root, pack};
 
 type Damage = fn(&Path);
 
@@ -31,42 +32,62 @@ const DAMAGES: [(&str, Damage); 4] = [
     }),
 ];
 
-/// Creates a root with a bundled package for each of [`DAMAGES`], none of which is loaded at start.
-fn root_to_damage() -> Root {
-    let root = Root::new().with("memory.fallback_strategy", json!("strict"));
+/// Writes the bundled package of each of [`DAMAGES`].
+fn write_packages(root: &Root) {
     for (id, _) in DAMAGES {
         fs::write(root.bundled().join(file_name(id)), pack("tiny-bert-mean", id, "1")).unwrap();
     }
+}
+
+/// Damages the model of each of [`DAMAGES`] and removes its package, so that the daemon cannot
+/// repair it.
+fn damage_all(root: &Root) {
+    for (id, damage) in DAMAGES {
+        damage(&entry(root, id).join("model.safetensors"));
+        fs::remove_file(root.bundled().join(file_name(id))).unwrap();
+    }
+}
+
+/// Checks that the model `id` is answered with an error, because it is corrupt.
+fn assert_corrupt(daemon: &Daemon, id: &str) {
+    let answer = ask(daemon, id);
+    let error = answer.error();
+    assert_eq!((answer.status, &error["code"]), (503, &json!("model_corrupt")), "{id}");
+    assert!(error["message"].as_str().unwrap().contains("model.safetensors"), "{error}");
+}
+
+/// Creates a root with a bundled package for each of [`DAMAGES`], none of which is loaded at start.
+fn root_to_damage() -> Root {
+    let root = Root::new().with("memory.fallback_strategy", json!("strict"));
+    write_packages(&root);
     root.with("memory.model_cache.validation_on_startup", json!(false))
         .with("memory.max_loaded_models", json!(1 + DAMAGES.len()))
 }
 
 #[test]
-fn corrupt_model_gets_503_until_its_package_returns() {
+fn corrupt_model_gets_503_and_is_logged() {
     let daemon = root_to_damage().start();
-    for (id, damage) in DAMAGES {
-        damage(&entry(&daemon, id).join("model.safetensors"));
-        // Remove the package, so that the daemon cannot repair the entry.
-        fs::remove_file(daemon.bundled().join(file_name(id))).unwrap();
+    damage_all(&daemon);
+    for (id, _) in DAMAGES {
         // The answer is the same each time.
         for _ in 0..3 {
-            let answer = ask(&daemon, id);
-            let error = answer.error();
-            assert_eq!((answer.status, &error["code"]), (503, &json!("model_corrupt")), "{id}");
-            assert!(error["message"].as_str().unwrap().contains("model.safetensors"), "{error}");
+            assert_corrupt(&daemon, id);
         }
-        daemon.until("the log to say so", || {
-            let said = |line: &String| line.contains("ERROR") && line.contains(&format!("{id}@1"));
-            daemon.log().iter().any(said).then_some(())
-        });
+        let line = daemon.wait_event_with(Message::IntegrityFailure, &[&format!("{id}@1")]);
+        assert!(line.contains("ERROR"), "{line}");
         assert_eq!(daemon.package(id)["status"], "corrupt");
         daemon.embed(json!("the daemon lives"));
     }
-    for (id, _) in DAMAGES {
-        fs::write(daemon.bundled().join(file_name(id)), pack("tiny-bert-mean", id, "1")).unwrap();
-    }
-    // An administrator can reinstall the package without a restart, and clients can use it at once.
+    daemon.stop();
+}
+
+#[test]
+fn reinstallation_repairs_corrupt_model_at_once() {
+    let daemon = root_to_damage().start();
+    damage_all(&daemon);
     let (id, _) = DAMAGES[0];
+    assert_corrupt(&daemon, id);
+    write_packages(&daemon);
     let installed = daemon
         .cli()
         .args(["model", "install"])
@@ -75,20 +96,30 @@ fn corrupt_model_gets_503_until_its_package_returns() {
         .unwrap();
     assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
     assert_eq!(ask(&daemon, id).status, 200);
+    daemon.stop();
+}
 
+#[test]
+fn restart_repairs_corrupt_models_from_packages() {
+    let daemon = root_to_damage().start();
+    damage_all(&daemon);
+    for (id, _) in DAMAGES {
+        assert_corrupt(&daemon, id);
+    }
+    write_packages(&daemon);
     let daemon = daemon.stop().start();
     for (id, _) in DAMAGES {
         assert_eq!(ask(&daemon, id).status, 200, "{id}");
         assert_eq!(daemon.package(id)["status"], "available");
     }
     assert_eq!(stored(&daemon).len(), 1 + DAMAGES.len());
+    daemon.stop();
 }
 
 #[test]
-fn validation_repairs_corrupt_models_from_packages() {
+fn verify_detects_and_repairs_a_corrupt_file() {
     let daemon = root_to_damage().start();
     until_looked(&daemon, "m");
-    let ids = || DAMAGES.into_iter().map(|(id, _)| id).chain(["m"]);
     // The model in memory is intact, while its file on disk is damaged.
     assert_eq!(daemon.package("m")["residency"], "resident");
     flip_a_bit_of(&entry(&daemon, "m").join("model.safetensors"));
@@ -96,7 +127,15 @@ fn validation_repairs_corrupt_models_from_packages() {
     let verified = daemon.connect().request("POST", "/api/packages/m/verify", &[], b"");
     assert_eq!((verified.status, &verified.error()["code"]), (409, &json!("model_corrupt")));
     until_answers(&daemon, "m");
+    daemon.until("the repair", || (daemon.package("m")["status"] == "available").then_some(()));
+    daemon.stop();
+}
 
+#[test]
+fn validation_on_startup_repairs_models_from_packages() {
+    let daemon = root_to_damage().start();
+    until_looked(&daemon, "m");
+    let ids = || DAMAGES.into_iter().map(|(id, _)| id).chain(["m"]);
     let mut root = daemon.stop();
     for (id, damage) in DAMAGES {
         damage(&entry(&root, id).join("model.safetensors"));
@@ -108,4 +147,5 @@ fn validation_repairs_corrupt_models_from_packages() {
         assert_eq!(daemon.package(id)["status"], "available");
     }
     assert_eq!(stored(&daemon).len(), 1 + ids().count());
+    daemon.stop();
 }

@@ -4,7 +4,7 @@
 #![expect(
     clippy::print_stderr,
     clippy::unwrap_used,
-    reason = "a test fails by panicking, and what was hit is printed"
+    reason = "a test fails by panicking, and prints what its kills interrupted"
 )]
 
 use std::collections::BTreeSet;
@@ -14,15 +14,16 @@ use std::sync::mpsc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use caxton::package::{InstallStatus, Store, StoreEntry};
+use caxton::telemetry::log::Message;
 use notify::Watcher as _;
 use serde_json::json;
 
 use crate::support::packages::{
-    ask, dropped, entry, names, repacked, stored, until_answers, until_gone, until_quarantined,
-    until_staging_is_empty,
+    ask, dropped, entry, file_name, names, repacked, stored, until_answers, until_gone,
+    until_quarantined, until_staging_is_empty,
 };
 use crate::support::selftest::{SelfTest, until_none_of};
-use crate::support::{BOUND, Daemon, Root, pack};
+use crate::support::{BOUND, Daemon, Root, is_event, pack};
 
 /// Watch on all file changes in the store, until it is dropped.
 struct Changes {
@@ -67,6 +68,13 @@ impl Changes {
     }
 }
 
+/// Returns the records about store entries that cannot be read.
+fn damaged_entries(daemon: &Daemon) -> Vec<String> {
+    let mut log = daemon.log();
+    log.retain(|line| is_event(line, Message::StoreEntryDamaged));
+    log
+}
+
 /// Moment of the kill.
 enum Moment {
     /// The store has changed this many times.
@@ -88,9 +96,9 @@ fn kill_during_install_leaves_old_or_new_state() {
         .with("memory.model_cache.validation_on_startup", json!(false))
         .start();
     let changes = Changes::of(&daemon.state());
-    let said = daemon.log().len();
+    let count = daemon.log().len();
     fs::write(dropped(&daemon, "whole"), pack("tiny-bert-mean", "whole", "1")).unwrap();
-    daemon.wait_log_after(said, "package accepted");
+    daemon.wait_event_after(count, Message::PackageAccepted, &[&file_name("whole")]);
     let whole = changes.count(&daemon.state());
     assert!(whole >= BY_CHANGES, "{whole} changes");
     let by_changes = (0..BY_CHANGES).map(|part| Moment::Changes(1 + part * whole / BY_CHANGES));
@@ -105,10 +113,7 @@ fn kill_during_install_leaves_old_or_new_state() {
             Moment::Changes(count) => changes.wait(count),
             Moment::Entry => changes.wait_entry(&id),
             Moment::Accepted => {
-                daemon.until("the package", || {
-                    let said = |line: &String| line.contains("accepted") && line.contains(&id);
-                    daemon.log().iter().any(said).then_some(())
-                });
+                daemon.wait_event_with(Message::PackageAccepted, &[&file_name(&id)]);
             }
         }
         let root = daemon.kill();
@@ -133,8 +138,7 @@ fn kill_during_install_leaves_old_or_new_state() {
         assert_eq!(ask(&daemon, &id).vectors(), ask(&daemon, "whole").vectors());
         assert_eq!(daemon.package(&id)["status"], "available");
         assert_eq!(stored(&daemon).len(), before.len() + 1);
-        let damaged = daemon.log().into_iter().find(|line| line.contains("an entry of the store"));
-        assert_eq!(damaged, None, "round {round}");
+        assert_eq!(damaged_entries(&daemon), [] as [String; 0], "round {round}");
     }
     eprintln!(
         "kills over {whole} changes: {unpacking} while unpacking, {untested} before the \
@@ -237,9 +241,9 @@ fn random_kills_leave_store_intact_and_clean() {
     };
     // Count the changes of an installation and of a removal.
     let changes = Changes::of(&daemon.state());
-    let said = daemon.log().len();
+    let count = daemon.log().len();
     drop_one(&daemon, "first");
-    daemon.wait_log_after(said, "package accepted");
+    daemon.wait_event_after(count, Message::PackageAccepted, &[&file_name("first")]);
     let installing = changes.count(&daemon.state());
     let changes = Changes::of(&daemon.state());
     fs::remove_file(dropped(&daemon, "first")).unwrap();
@@ -306,7 +310,10 @@ fn random_kills_leave_store_intact_and_clean() {
             if is_given_up {
                 given_up += 1;
                 let reason = until_quarantined(&daemon, &id);
-                assert_eq!(reason, "the daemon ended while testing it\n");
+                assert_eq!(
+                    reason,
+                    "the daemon ended repeatedly during the self-test of the model\n"
+                );
                 until_gone(&daemon, &id);
                 let other = format!("{id}-again");
                 drop_one(&daemon, &other);
@@ -323,8 +330,7 @@ fn random_kills_leave_store_intact_and_clean() {
             assert_eq!(answer.vectors(), vectors, "round {round}, {id}");
         }
         assert_eq!(stored(&daemon).len(), live.len() + 1, "round {round}");
-        let damaged = daemon.log().into_iter().find(|line| line.contains("an entry of the store"));
-        assert_eq!(damaged, None, "round {round}");
+        assert_eq!(damaged_entries(&daemon), [] as [String; 0], "round {round}");
         until_staging_is_empty(&daemon);
     }
     // A stop does not wait for every write. The next start removes the remains of such a write.

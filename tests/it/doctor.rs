@@ -44,8 +44,8 @@ fn healthy_daemon_fails_no_check() {
         ("socket", "caxton.sock"),
         ("daemon", "is ready"),
         ("models", "1 installed, 1 in memory"),
-        ("packages", "none was refused"),
-        ("drop directory", "read and written"),
+        ("packages", "no package was rejected"),
+        ("drop directory", "can read and write"),
     ] {
         assert_check(&healthy, name, "pass", found);
     }
@@ -65,9 +65,9 @@ fn missing_daemon_is_reported_with_start_command() {
     let root = Root::new();
     let (code, report) = report(&mut root.cli());
     assert_eq!((code, &report["healthy"]), (1, &json!(false)));
-    assert_check(&report, "socket", "fail", "there is nothing at");
+    assert_check(&report, "socket", "fail", "does not exist");
     let start = format!("caxtond --config {}", root.config().display());
-    assert_eq!(check(&report, "daemon")["mend"], start);
+    assert_eq!(check(&report, "daemon")["action"], start);
     for name in ["models", "packages", "memory", "sandbox"] {
         assert_check(&report, name, "skipped", "does not answer");
     }
@@ -86,7 +86,7 @@ fn invalid_configuration_is_reported_with_location() {
     let (code, report) = report(&mut root.cli());
     assert_eq!(code, 1);
     assert_check(&report, "configuration", "fail", "caxton.yaml:1:21: memory.min_free");
-    assert_eq!(check(&report, "configuration")["mend"], "caxton check");
+    assert_eq!(check(&report, "configuration")["action"], "caxton check");
 }
 
 #[test]
@@ -104,8 +104,8 @@ fn user_outside_group_is_advised_to_join() {
     let (code, report) = report(doctor.current_dir("/").uid(STRANGER).gid(STRANGER));
     assert_eq!(code, 1);
     assert_check(&report, "group", "fail", "may not connect");
-    let mend = check(&report, "group")["mend"].as_str().unwrap();
-    assert!(mend.starts_with("sudo usermod -aG root "), "{mend}");
+    let action = check(&report, "group")["action"].as_str().unwrap();
+    assert!(action.starts_with("sudo usermod -aG root "), "{action}");
     assert_check(&report, "daemon", "fail", "may not connect");
     daemon.stop();
 }
@@ -123,9 +123,9 @@ fn rejected_package_is_a_warning_with_reason() {
     );
     let (code, report) = report(&mut daemon.cli());
     assert_eq!(code, 0);
-    assert_check(&report, "packages", "warn", "1 refused, lastly m.model.tar.zst: ");
-    let mend = check(&report, "packages")["mend"].as_str().unwrap();
-    assert!(mend.contains("drop/quarantine/m.model.tar.zst*"), "{mend}");
+    assert_check(&report, "packages", "warn", "1 rejected, last m.model.tar.zst: ");
+    let action = check(&report, "packages")["action"].as_str().unwrap();
+    assert!(action.contains("drop/quarantine/m.model.tar.zst*"), "{action}");
     daemon.stop();
 }
 
@@ -143,8 +143,8 @@ fn corrupt_model_is_repaired_by_suggested_command() {
     let (code, damaged) = report(&mut daemon.cli());
     assert_eq!(code, 1);
     assert_check(&damaged, "models", "fail", "m@1: ");
-    let mend = check(&damaged, "models")["mend"].as_str().unwrap();
-    let command = mend.split(';').next().unwrap().strip_prefix("sudo caxton ").unwrap();
+    let action = check(&damaged, "models")["action"].as_str().unwrap();
+    let command = action.split(';').next().unwrap().strip_prefix("sudo caxton ").unwrap();
     let removed = daemon.cli().args(command.split(' ')).output().unwrap();
     assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
     fs::write(&package, pack("tiny-bert-mean", "m", "1")).unwrap();

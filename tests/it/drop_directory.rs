@@ -4,7 +4,7 @@
 #![expect(
     clippy::print_stderr,
     clippy::unwrap_used,
-    reason = "a test fails by panicking, and a measured time is printed"
+    reason = "a test fails by panicking, and prints the time that it measured"
 )]
 
 use std::fs::{self, File};
@@ -12,12 +12,13 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use caxton::telemetry::log::Message;
 use serde_json::json;
 
 use crate::support::packages::{
     ask, dropped, file_name, stored, until_answers, until_gone, until_looked,
 };
-use crate::support::{Daemon, Root, pack, tiny_package};
+use crate::support::{Daemon, Root, is_event, pack, tiny_package};
 
 /// Longest time from the last byte of a dropped package to its first answer.
 const PROMISED: Duration = Duration::from_secs(2);
@@ -47,11 +48,8 @@ const WAYS: [(&str, Way); 4] = [
         for piece in package.chunks(package.len() / 3 + 1) {
             if file.metadata().unwrap().len() > 0 {
                 let name = path.file_name().unwrap().to_str().unwrap();
-                let said = daemon.log().len();
-                let waiting = |line: &String| line.contains("waiting") && line.contains(name);
-                daemon.until("what is there to be looked at", || {
-                    daemon.log().iter().skip(said).any(waiting).then_some(())
-                });
+                let count = daemon.log().len();
+                daemon.wait_event_after(count, Message::PackageIncomplete, &[name]);
             }
             file.write_all(piece).unwrap();
         }
@@ -78,37 +76,58 @@ fn dropped_package_answers_within_two_seconds() {
     }
 }
 
-#[test]
-fn model_is_replaced_and_removed_with_its_file() {
+/// Starts a daemon, drops version 1 of the model `m` with the weights `model`, and waits until it
+/// answers.
+fn start_with_dropped(model: &str) -> Daemon {
     let daemon = Root::new().with("packages.replace_embedding_space", json!(true)).start();
-    let path = dropped(&daemon, "m");
-    let vector = |daemon: &Daemon| ask(daemon, "m").vectors();
-    fs::write(&path, pack("tiny-bert-mean", "m", "1")).unwrap();
+    fs::write(dropped(&daemon, "m"), pack(model, "m", "1")).unwrap();
     until_answers(&daemon, "m");
-    let (first, mean) = (daemon.package("m"), vector(&daemon));
+    daemon
+}
 
+#[test]
+fn new_content_of_a_file_replaces_its_model() {
+    let daemon = start_with_dropped("tiny-bert-mean");
+    let (first, mean) = (daemon.package("m"), ask(&daemon, "m").vectors());
     // The package has the same id and version, but other content.
-    fs::write(&path, pack("tiny-bert-cls", "m", "1")).unwrap();
+    fs::write(dropped(&daemon, "m"), pack("tiny-bert-cls", "m", "1")).unwrap();
     daemon.until("the new content", || (ask(&daemon, "m").vectors() != mean).then_some(()));
     daemon.until("the old content to leave", || (stored(&daemon).len() == 2).then_some(()));
     let second = daemon.package("m");
     assert_eq!((&second["version"], &second["status"]), (&json!("1"), &json!("available")));
     assert_ne!(first["revision"], second["revision"]);
     assert_eq!(stored(&daemon).len(), 2);
+    daemon.stop();
+}
 
-    // The package has another version, and the file of the old version does not exist any more.
-    fs::write(&path, pack("tiny-bert-mean", "m", "0.9")).unwrap();
+#[test]
+fn lower_version_in_a_file_replaces_its_model() {
+    let daemon = start_with_dropped("tiny-bert-cls");
+    let cls = ask(&daemon, "m").vectors();
+    // The old version has no file any more, so it does not stay although it is higher.
+    fs::write(dropped(&daemon, "m"), pack("tiny-bert-mean", "m", "0.9")).unwrap();
     daemon.until("the old version to leave", || {
         (daemon.package("m")["version"] == "0.9" && stored(&daemon).len() == 2).then_some(())
     });
-    assert_eq!(vector(&daemon), mean);
+    let mean = ask(&daemon, "bundled-mini").vectors();
+    assert_ne!(cls, mean);
+    assert_eq!(ask(&daemon, "m").vectors(), mean);
+    daemon.stop();
+}
 
-    // A rename removes the file of the old name and adds one of the new name.
-    fs::rename(&path, dropped(&daemon, "n")).unwrap();
-    daemon.wait_log("removed with its file");
+#[test]
+fn renamed_file_removes_and_installs_its_model() {
+    let daemon = start_with_dropped("tiny-bert-mean");
+    fs::rename(dropped(&daemon, "m"), dropped(&daemon, "n")).unwrap();
+    daemon.wait_event_with(Message::PackageRemoved, &[&file_name("m")]);
     until_answers(&daemon, "m");
+    daemon.stop();
+}
 
-    fs::remove_file(dropped(&daemon, "n")).unwrap();
+#[test]
+fn removed_file_removes_its_model_only() {
+    let daemon = start_with_dropped("tiny-bert-mean");
+    fs::remove_file(dropped(&daemon, "m")).unwrap();
     until_gone(&daemon, "m");
     assert_eq!(stored(&daemon).len(), 1);
     daemon.embed(json!("the bundled model is still there"));
@@ -135,18 +154,13 @@ fn model_is_removed_with_its_last_file() {
         let package = pack("tiny-bert-mean", "m", "1");
         for id in ["a", "b"] {
             fs::write(dropped(&daemon, id), &package).unwrap();
-            daemon.until("the file to be accepted", || {
-                let accepted = |line: &String| {
-                    line.contains("package accepted") && line.contains(&file_name(id))
-                };
-                daemon.log().iter().any(accepted).then_some(())
-            });
+            daemon.wait_event_with(Message::PackageAccepted, &[&file_name(id)]);
         }
         if first == "a" {
             daemon = daemon.stop().start();
         }
         fs::remove_file(dropped(&daemon, first)).unwrap();
-        daemon.wait_log("stays: it has another file");
+        daemon.wait_event_with(Message::PackageStays, &[&file_name(first), "m@1"]);
         assert_eq!(ask(&daemon, "m").status, 200);
         assert_eq!(daemon.package("m")["origin"], "dropped");
         fs::remove_file(dropped(&daemon, then)).unwrap();
@@ -161,9 +175,7 @@ fn removed_copy_of_bundled_package_removes_nothing() {
     let daemon = Root::new().start();
     let path = dropped(&daemon, "copy");
     fs::write(&path, tiny_package()).unwrap();
-    daemon.until("the copy to be looked at", || {
-        daemon.log().iter().any(|line| line.contains("existed=true")).then_some(())
-    });
+    daemon.wait_event_with(Message::PackageAccepted, &[&file_name("copy"), "existed=true"]);
     fs::remove_file(&path).unwrap();
     until_looked(&daemon, "m");
     assert_eq!(daemon.package("bundled-mini")["origin"], "bundled");
@@ -182,10 +194,10 @@ fn restart_reads_only_changed_files() {
     fs::remove_file(dropped(&root, "removed")).unwrap();
     let daemon = root.start();
     until_gone(&daemon, "removed");
-    daemon.wait_log("package accepted");
+    daemon.wait_event(Message::PackageAccepted);
     until_looked(&daemon, "new");
     let mut accepted = daemon.log();
-    accepted.retain(|line| line.contains("package accepted"));
+    accepted.retain(|line| is_event(line, Message::PackageAccepted));
     assert!(!accepted.iter().any(|line| line.contains("same")), "{accepted:#?}");
     // A file that was read while it was being written is read again; the second read logs
     // existed=true.

@@ -1,5 +1,5 @@
 //! Tests of `/v1/embeddings` through the socket of a real daemon: the forms of a request and the
-//! promises about its vectors.
+//! properties of its vectors.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +12,7 @@ fn length(vector: &[f32]) -> f32 {
 }
 
 #[test]
-fn the_four_forms_of_input_agree() {
+fn all_four_forms_of_input_agree() {
     let daemon = Root::new().start();
     let text = "hello world";
     let single = daemon.embed(json!(text));

@@ -54,7 +54,8 @@ fn nested(answer: &Answer, (status, code): Failure, case: &str) -> String {
     error["message"].as_str().unwrap().to_owned()
 }
 
-fn hold(daemon: &Daemon, row: &Row) {
+/// Sends the request of `row` to both routes and checks the errors.
+fn assert_row(daemon: &Daemon, row: &Row) {
     let openai = daemon.post(EMBEDDINGS, &body("input", row));
     let tei = daemon.post("/embed", &body("inputs", row));
     for said in [nested(&openai, row.openai, row.case), flat(&tei, row.tei, row.case)] {
@@ -65,11 +66,10 @@ fn hold(daemon: &Daemon, row: &Row) {
     }
 }
 
-#[test]
-fn invalid_request_gets_status_of_its_dialect() {
-    let daemon = Root::with_other().with("socket.max_body", json!("16KiB")).start();
+/// Returns the cases of requests that are invalid in themselves.
+fn invalid_requests() -> [Row; 9] {
     let none = || json!({});
-    let rows = [
+    [
         Row {
             case: "too long input",
             texts: json!("word ".repeat(2 * MOST_TOKENS)),
@@ -142,14 +142,31 @@ fn invalid_request_gets_status_of_its_dialect() {
             tei: (422, "Validation"),
             message: "check_embedding_ctx_length=False",
         },
-    ];
-    for row in &rows {
-        hold(&daemon, row);
+    ]
+}
+
+#[test]
+fn invalid_request_gets_status_of_its_dialect() {
+    let daemon = Root::with_other().with("socket.max_body", json!("16KiB")).start();
+    for row in &invalid_requests() {
+        assert_row(&daemon, row);
     }
+    daemon.stop();
+}
+
+#[test]
+fn malformed_json_gets_status_of_its_dialect() {
+    let daemon = Root::new().start();
     let send =
         |path: &str, text: &str| daemon.connect().request("POST", path, &[], text.as_bytes());
     nested(&send(EMBEDDINGS, "{\"input\": "), (400, "invalid_request"), "malformed JSON");
     flat(&send("/embed", "{\"inputs\": "), (422, "Validation"), "malformed JSON");
+    daemon.stop();
+}
+
+#[test]
+fn wrong_method_is_405_in_openai_and_tei() {
+    let daemon = Root::new().start();
     nested(&daemon.get(EMBEDDINGS), (405, "method_not_allowed"), "wrong method");
     flat(&daemon.get("/embed"), (405, "Validation"), "wrong method");
     daemon.stop();
@@ -194,7 +211,7 @@ fn corrupt_model_is_503_in_openai_and_tei() {
         .unwrap();
     let daemon = root.with("memory.model_cache.validation_on_startup", json!(false)).start();
     flip_a_bit_of(&entry(&daemon, "broken").join("model.safetensors"));
-    hold(
+    assert_row(
         &daemon,
         &Row {
             case: "corrupt",
@@ -221,7 +238,7 @@ fn model_over_memory_limit_is_503_without_retry() {
         tei: (503, "Unhealthy"),
         message: "because of the 1.0 MiB of memory.memory_limit",
     };
-    hold(&daemon, &row);
+    assert_row(&daemon, &row);
     let answer = daemon.post("/embed", &json!({ "inputs": "a" }));
     assert_eq!(answer.header("x-should-retry"), Some("false"));
     let health = daemon.get("/health");

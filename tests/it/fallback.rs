@@ -3,15 +3,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use caxton::telemetry::log::Message;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Daemon, EMBEDDINGS, Root, refused};
+use crate::support::{Answer, Daemon, EMBEDDINGS, Root, is_event, refused};
 
 /// Creates a root whose second model does not fit any more once the limit is set.
 fn root() -> Root {
     Root::with_other()
         .with("memory.min_free", json!("0B"))
-        .with("memory.pressure", json!({ "quiet": "1s", "reload_cooldown": "1h" }))
+        .with("memory.pressure", json!({ "recovery_time": "1s", "reload_cooldown": "1h" }))
 }
 
 fn leave_no_room(daemon: &Daemon) {
@@ -41,13 +42,13 @@ fn fallback_needs_consent_and_is_reported() {
     assert_eq!(answer.json()["model"], "bundled-mini");
     assert_eq!(answer.header("x-caxton-model"), Some("bundled-mini@1"));
     assert_eq!(answer.header("x-caxton-fallback-for"), Some("other; reason=memory_limit"));
-    daemon.wait_log("another model answers for it");
+    daemon.wait_event_with(Message::Fallback, &["other", "bundled-mini"]);
     let body = json!({ "input": "a text", "model": "other" }).to_string();
     let allowed = [("x-caxton-allow-fallback", "true")];
     let by_header = daemon.connect().request("POST", EMBEDDINGS, &allowed, body.as_bytes());
     assert_eq!(by_header.vectors(), own);
-    let said = daemon.log().iter().filter(|line| line.contains("another model answers")).count();
-    assert_eq!(said, 1, "once, not with each request");
+    let count = daemon.log().iter().filter(|line| is_event(line, Message::Fallback)).count();
+    assert_eq!(count, 1, "once, not with each request");
     daemon.stop();
 }
 

@@ -23,7 +23,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use caxton::package::{InstallStatus, Store, resolve};
+use caxton::package::{InstallStatus, Store};
 
 use crate::support::{Root, cli, pack, skipped};
 
@@ -43,13 +43,13 @@ impl Held {
     fn of(directory: &Path) -> Self {
         let (store, damaged) = Store::open(directory).unwrap();
         assert_eq!(damaged, Vec::<String>::new());
-        let mut entries = store.entries();
-        entries.retain(|entry| entry.record.status == InstallStatus::Available);
+        let entries = store.entries();
+        let entries = entries.filtered(|entry| entry.record.status == InstallStatus::Available);
         for entry in &entries {
             // Check that the entry is whole, not only listed.
             store.read(&entry.key).unwrap();
         }
-        let meant = resolve(&entries, "m").map(|entry| entry.key.to_string());
+        let meant = entries.resolve("m").map(|entry| entry.key.to_string());
         Self { available: entries.iter().map(|entry| entry.key.to_string()).collect(), meant }
     }
 }
@@ -152,7 +152,7 @@ fn old_or_new(test: &str, root: &Root, before: &Path, arguments: &[&str]) {
         "{test}: {} calls fail, {failed} commands; {olds} times old, {news} times new",
         calls.len()
     );
-    assert!(failed > 0 && olds > 0, "{test}: no fault was felt");
+    assert!(failed > 0 && olds > 0, "{test}: no fault had an effect");
     // The next run works on the store that the last fault left.
     let again = change.run(&[
         "-o".to_owned(),

@@ -15,6 +15,7 @@ mod connections;
 mod contract;
 mod corruption;
 mod crash;
+mod cycles;
 mod daemon;
 mod doctor;
 mod drop_directory;

@@ -7,19 +7,20 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
+use caxton::telemetry::log::Message;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
 use crate::support::packages::{until_answers, until_looked};
-use crate::support::{Answer, Daemon, Root, pack, refused};
+use crate::support::{Answer, Daemon, Root, is_event, pack, refused};
 
 const MIB: u64 = 1 << 20;
 
-/// Creates a root with a short quiet time, in which the machine's own memory does not count.
+/// Creates a root with a short recovery time, in which the machine's own memory does not count.
 fn root() -> Root {
     Root::with_other()
         .with("memory.min_free", json!("0B"))
-        .with("memory.pressure", json!({ "quiet": "1s", "reload_cooldown": "1h" }))
+        .with("memory.pressure", json!({ "recovery_time": "1s", "reload_cooldown": "1h" }))
 }
 
 fn memory(daemon: &Daemon) -> Value {
@@ -46,8 +47,16 @@ fn embed(daemon: &Daemon, model: &str) -> Answer {
     daemon.embeddings(&json!({ "input": "a text", "model": model }))
 }
 
+/// Loads `other`, and pins or unpins it. Returns whether it was resident before.
+fn load_other(daemon: &Daemon, is_pinned: bool) -> Value {
+    let body = json!({ "pinned": is_pinned }).to_string();
+    let loaded = call(daemon, "POST", "/api/memory/models/other/load", &body);
+    assert_eq!(loaded.status, 200, "{loaded:?}");
+    loaded.json()["was_resident"].clone()
+}
+
 #[test]
-fn memory_requests_load_pin_flush_and_unload() {
+fn memory_status_reports_level_and_resident_models() {
     let daemon = root().start();
     let status = memory(&daemon);
     assert_eq!((&status["level"], &status["shedding"]), (&json!("normal"), &json!(false)));
@@ -55,16 +64,32 @@ fn memory_requests_load_pin_flush_and_unload() {
     assert!(status["process_bytes"].as_u64().unwrap() > MIB, "{status}");
     assert_eq!(model(&status, "bundled-mini")["residency"], "resident");
     assert_eq!(model(&status, "other"), &Value::Null);
+    daemon.stop();
+}
 
-    let loaded = call(&daemon, "POST", "/api/memory/models/other/load", r#"{"pinned":true}"#);
-    assert_eq!(loaded.status, 200, "{loaded:?}");
-    assert_eq!(loaded.json()["was_resident"], false);
+#[test]
+fn pinned_model_is_unloaded_only_after_unpinning() {
+    let daemon = root().start();
+    assert_eq!(load_other(&daemon, true), false);
     let other = model(&memory(&daemon), "other").clone();
     assert_eq!((&other["residency"], &other["pinned"]), (&json!("resident"), &json!(true)));
     assert!(other["peak_bytes"].as_u64() > other["weight_bytes"].as_u64(), "{other}");
     assert_eq!((&other["priority"], &other["expires_in_seconds"]), (&json!(3), &Value::Null));
 
     refused(&call(&daemon, "DELETE", "/api/memory/models/other", ""), 409, "pinned", None, &[]);
+    assert_eq!(load_other(&daemon, false), true);
+    let unloaded = call(&daemon, "DELETE", "/api/memory/models/other", "").json();
+    assert_eq!(unloaded["was_resident"], true);
+    let again = call(&daemon, "DELETE", "/api/memory/models/other", "").json();
+    assert_eq!(again["was_resident"], false);
+    assert_eq!(embed(&daemon, "other").status, 200);
+    daemon.stop();
+}
+
+#[test]
+fn flush_unloads_all_but_pinned_models() {
+    let daemon = root().start();
+    assert_eq!(load_other(&daemon, true), false);
     let flushed = call(&daemon, "POST", "/api/memory/flush", "").json();
     let left = flushed["unloaded"].as_array().unwrap();
     assert!(left.len() == 1 && left[0].as_str().unwrap().starts_with("bundled-mini@1+"));
@@ -74,14 +99,12 @@ fn memory_requests_load_pin_flush_and_unload() {
     assert_eq!(status["actions"][0]["action"], "unload");
     // An unloaded model is loaded on request, so the daemon is still ready.
     assert_eq!(daemon.get("/readyz").status, 200);
+    daemon.stop();
+}
 
-    let unpinned = call(&daemon, "POST", "/api/memory/models/other/load", r#"{"pinned":false}"#);
-    assert_eq!(unpinned.json()["was_resident"], true);
-    let unloaded = call(&daemon, "DELETE", "/api/memory/models/other", "").json();
-    assert_eq!(unloaded["was_resident"], true);
-    let again = call(&daemon, "DELETE", "/api/memory/models/other", "").json();
-    assert_eq!(again["was_resident"], false);
-    assert_eq!(embed(&daemon, "other").status, 200);
+#[test]
+fn invalid_memory_requests_are_rejected() {
+    let daemon = root().start();
     refused(
         &call(&daemon, "DELETE", "/api/memory/models/none", ""),
         404,
@@ -136,8 +159,8 @@ fn package_is_installed_once_its_model_fits() {
 
     let file = daemon.drop_directory().join("small-1.model.tar.zst");
     std::fs::write(&file, &package).unwrap();
-    let said = daemon.wait_log("cannot be installed now");
-    assert!(said.contains("it needs "), "{said}");
+    let record = daemon.wait_event_with(Message::PackageNotInstalled, &["small-1.model.tar.zst"]);
+    assert!(record.contains("it needs "), "{record}");
     assert!(file.exists());
 
     set_limit(&daemon, "auto");
@@ -151,16 +174,17 @@ fn package_is_installed_once_its_model_fits() {
 #[test]
 fn bundled_package_is_installed_once_its_model_fits() {
     let daemon = Root::new().with("memory.memory_limit", json!("1MiB")).start();
-    let said = daemon.wait_log("a bundled package cannot be installed now");
-    assert!(said.contains("bundled-mini") && said.contains("it needs "), "{said}");
+    let record = daemon.wait_event(Message::PackageNotInstalled);
+    assert!(record.contains("bundled-mini") && record.contains("it needs "), "{record}");
     assert_eq!(daemon.get("/api/packages").json()["packages"], json!([]));
     set_limit(&daemon, "auto");
     // The daemon scans both directories when a file is dropped.
     until_looked(&daemon, "dropped");
     until_answers(&daemon, "bundled-mini");
     assert_eq!(daemon.package("bundled-mini")["origin"], "bundled");
-    let told = |line: &&String| line.contains("a bundled package cannot be installed now");
-    assert_eq!(daemon.log().iter().filter(told).count(), 1);
+    let log = daemon.log();
+    let records = log.iter().filter(|line| is_event(line, Message::PackageNotInstalled));
+    assert_eq!(records.count(), 1, "{log:#?}");
     daemon.stop();
 }
 
@@ -169,8 +193,7 @@ fn idle_model_is_unloaded_and_reloaded() {
     let daemon = root().with("models", json!({ "other": { "max_idle_time": "1s" } })).start();
     assert_eq!(embed(&daemon, "other").status, 200);
     assert_eq!(model(&memory(&daemon), "other")["expires_in_seconds"], 0);
-    let said = daemon.wait_log("not used for 1s");
-    assert!(said.contains("other@2+"), "{said}");
+    daemon.wait_event_with(Message::ModelUnloaded, &["model=other@2+", " 1s"]);
     assert_eq!(embed(&daemon, "other").status, 200);
     daemon.stop();
 }
@@ -187,10 +210,9 @@ fn load_beyond_max_loaded_models_is_rejected() {
     daemon.stop();
 }
 
-/// Checks the reaction to pressure that is signalled through a FIFO, under a limit that is lowered
-/// at run time.
-#[test]
-fn pressure_evicts_models_but_not_last_fallback() {
+/// Starts a daemon, loads `other`, lowers the memory limit to the memory in use, and signals
+/// pressure through a FIFO. Returns when `other` is evicted.
+fn start_under_pressure() -> Daemon {
     let root = root();
     let fifo = root.path().join("pressure");
     nix::unistd::mkfifo(&fifo, Mode::from_bits_truncate(0o600)).unwrap();
@@ -199,37 +221,54 @@ fn pressure_evicts_models_but_not_last_fallback() {
     let daemon = Daemon::spawn(root, program);
     let ready = daemon.wait_notified("READY=1");
     assert!(ready.contains(&format!("{}", fifo.display())), "{ready}");
-    daemon.wait_log("looked at every bundled package");
-    assert_eq!(embed(&daemon, "other").status, 200);
+    // `other` is the last bundled package that is installed.
+    until_answers(&daemon, "other");
     let process = memory(&daemon)["process_bytes"].as_u64().unwrap();
 
     signal(&fifo);
     set_limit(&daemon, &format!("{process}B"));
-    let said = daemon.wait_log("memory is short: ");
-    assert!(said.contains("of memory.memory_limit"), "{said}");
     daemon.until("other was evicted", || {
         (model(&memory(&daemon), "other")["residency"] == "evicted").then_some(())
     });
+    daemon
+}
+
+fn signal(fifo: &Path) {
+    OpenOptions::new().write(true).open(fifo).unwrap().write_all(b"!").unwrap();
+}
+
+#[test]
+fn pressure_takes_every_step_until_eviction() {
+    let daemon = start_under_pressure();
+    let record = daemon.wait_event(Message::PressureEntered);
+    assert!(record.contains("of memory.memory_limit"), "{record}");
     let status = memory(&daemon);
     let actions: Vec<_> =
         status["actions"].as_array().unwrap().iter().map(|action| &action["action"]).collect();
     for action in ["release_caches", "shrink_batches", "evict"] {
         assert!(actions.contains(&&json!(action)), "{action}: {status}");
     }
+    daemon.stop();
+}
+
+#[test]
+fn last_fallback_answers_under_pressure() {
+    let daemon = start_under_pressure();
     let refusal = embed(&daemon, "other");
     refused(&refusal, 503, "memory_pressure", None, &[]);
     assert!(refusal.header("retry-after").is_some());
     assert_eq!(embed(&daemon, "bundled-mini").status, 200, "the last fallback answers");
-
-    set_limit(&daemon, "auto");
-    daemon.wait_log("memory is not short any more");
-    // The cool-down of the evicted model has not ended yet.
-    refused(&embed(&daemon, "other"), 503, "memory_pressure", None, &[]);
     daemon.stop();
 }
 
-fn signal(fifo: &Path) {
-    OpenOptions::new().write(true).open(fifo).unwrap().write_all(b"!").unwrap();
+#[test]
+fn evicted_model_cools_down_after_pressure() {
+    let daemon = start_under_pressure();
+    set_limit(&daemon, "auto");
+    daemon.wait_event(Message::PressureLeft);
+    // The cool-down of the evicted model has not ended yet.
+    refused(&embed(&daemon, "other"), 503, "memory_pressure", None, &[]);
+    daemon.stop();
 }
 
 /// Checks that alternating requests for two models, of which only one may be loaded, do not make
@@ -238,7 +277,7 @@ fn signal(fifo: &Path) {
 fn alternating_requests_do_not_thrash() {
     let daemon = root()
         .with("memory.fallback_models", json!([]))
-        .with("memory.pressure", json!({ "quiet": "1s", "reload_cooldown": "1s" }))
+        .with("memory.pressure", json!({ "recovery_time": "1s", "reload_cooldown": "1s" }))
         .with("memory.max_loaded_models", json!(1))
         .start();
     let mut answered = 0;
@@ -252,7 +291,7 @@ fn alternating_requests_do_not_thrash() {
             }
         }
     }
-    assert_eq!(answered, 30, "the one that was there first answers every time");
+    assert_eq!(answered, 30, "the resident model answers every request");
     let stats = daemon.get("/api/models/stats").json();
     let loads = stats["models"].as_array().unwrap().iter().map(|model| model["loads"].as_u64());
     assert_eq!(loads.map(Option::unwrap).sum::<u64>(), 1);
@@ -267,7 +306,7 @@ fn memory_command_shows_loads_and_unloads_models() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    assert!(run(&["load", "other", "--pin"]).contains("other@2  is in memory"));
+    assert!(run(&["load", "other", "--pin"]).contains("other@2  loaded"));
     let status = run(&["status"]);
     assert!(status.contains("level") && status.contains("normal"), "{status}");
     assert!(
@@ -275,8 +314,8 @@ fn memory_command_shows_loads_and_unloads_models() {
         "{status}"
     );
     assert!(run(&["flush"]).contains("bundled-mini@1+"));
-    assert!(run(&["load", "other", "--unpin"]).contains("was in memory"));
-    assert!(run(&["unload", "other"]).contains("has left"));
+    assert!(run(&["load", "other", "--unpin"]).contains("other@2  already loaded"));
+    assert!(run(&["unload", "other"]).contains("other@2  unloaded"));
     assert!(run(&["limit", "512MiB"]).contains("512MiB"));
     assert!(run(&["status"]).contains("512.0 MiB (memory.memory_limit)"));
     assert!(run(&["limit", "auto"]).contains("auto"));

@@ -49,7 +49,7 @@ fn series_exist_at_first_scrape_without_loading_models() {
         r#"caxton_request_duration_seconds_count{stage="tokenization"}"#,
         r#"caxton_request_duration_seconds_count{stage="total"}"#,
         r#"caxton_batch_texts_count"#,
-        r#"caxton_model_lease_total{model_id="other",residency="hit"}"#,
+        r#"caxton_model_requests_total{model_id="other",cache="hit"}"#,
         r#"caxton_model_load_time_seconds_count{model_id="other"}"#,
         r#"caxton_model_load_failures_total{model_id="bundled-mini"}"#,
         r#"caxton_model_validation_failures_total{model_id="other",failure_type="corrupt"}"#,
@@ -76,7 +76,7 @@ fn series_exist_at_first_scrape_without_loading_models() {
         r#"caxton_ready"#,
         r#"caxton_resident_memory_bytes"#,
         r#"caxton_memory_process_bytes"#,
-        r#"caxton_memory_room_bytes"#,
+        r#"caxton_memory_headroom_bytes"#,
         r#"caxton_request_limit_bytes"#,
         r#"caxton_uptime_seconds"#,
         concat!(r#"caxton_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#),
@@ -110,8 +110,8 @@ fn requests_loads_and_refusals_are_counted() {
         (r#"caxton_request_duration_seconds_count{stage="inference"}"#, 2.0),
         (r#"caxton_request_duration_seconds_count{stage="total"}"#, 2.0),
         (r#"caxton_batch_texts_sum"#, 4.0),
-        (r#"caxton_model_lease_total{model_id="other",residency="load"}"#, 1.0),
-        (r#"caxton_model_lease_total{model_id="other",residency="hit"}"#, 1.0),
+        (r#"caxton_model_requests_total{model_id="other",cache="miss"}"#, 1.0),
+        (r#"caxton_model_requests_total{model_id="other",cache="hit"}"#, 1.0),
         (r#"caxton_model_load_time_seconds_count{model_id="other"}"#, 1.0),
         (r#"caxton_model_unloads_total{model_id="other",reason="request"}"#, 1.0),
         (r#"caxton_model_validation_failures_total{model_id="",failure_type="malformed"}"#, 1.0),
@@ -127,18 +127,24 @@ fn requests_loads_and_refusals_are_counted() {
 }
 
 #[test]
-fn disconnects_are_counted_and_openmetrics_is_served() {
+fn disconnects_are_counted() {
     let daemon = Root::new().start();
     let mut leaving = daemon.connect();
     leaving.send(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{");
     drop(leaving);
-    let gone = r#"caxton_requests_total{route="/v1/embeddings",outcome="gone"}"#;
+    let gone = r#"caxton_requests_total{route="/v1/embeddings",outcome="canceled"}"#;
     let cut = r#"caxton_requests_total{route="/v1/embeddings",outcome="invalid_request"}"#;
     daemon.until("the client that left to be counted", || {
         let samples = scrape(&daemon);
         // The daemon may notice the end of the body or the end of the connection first.
         (samples[gone] + samples[cut] == 1.0).then_some(())
     });
+    daemon.stop();
+}
+
+#[test]
+fn openmetrics_is_served_on_request() {
+    let daemon = Root::new().start();
     let accept = [("accept", "application/openmetrics-text;version=1.0.0,*/*;q=0.1")];
     let answer = daemon.connect().request("GET", "/metrics", &accept, b"");
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -148,7 +154,7 @@ fn disconnects_are_counted_and_openmetrics_is_served() {
 }
 
 #[test]
-fn a_scrape_takes_less_than_five_milliseconds() {
+fn scrape_takes_less_than_five_milliseconds() {
     let daemon = Root::with_other().start();
     let mut connection = daemon.connect();
     let times = (0..20).map(|_| {

@@ -101,22 +101,34 @@ fn tiny() -> String {
     golden("tiny-bert-mean").into_os_string().into_string().unwrap()
 }
 
+/// Installs version 1.2 of the model `m` and returns the package and its path.
+fn install(place: &Place) -> (Vec<u8>, String) {
+    let package = pack("tiny-bert-cls", "m", "1.2");
+    let file = place.file("m-1.2.model.tar.zst", &package);
+    let installed = place.done(&["install", &file]);
+    assert_eq!(installed, "installed: m@1.2, signature: none\n");
+    (package, file)
+}
+
 #[test]
-fn package_lifecycle_works_with_and_without_daemon() {
+fn package_is_installed_and_listed_once() {
     for place in Place::both() {
-        let package = pack("tiny-bert-cls", "m", "1.2");
-        let file = place.file("m-1.2.model.tar.zst", &package);
-        let installed = place.done(&["install", &file]);
-        assert_eq!(installed, "installed: m@1.2, signature: none\n");
+        let (_, file) = install(&place);
         let again = place.done(&["install", &file]);
-        assert_eq!(again, "was installed already: m@1.2, signature: none\n");
+        assert_eq!(again, "already installed: m@1.2, signature: none\n");
         assert_eq!(place.listed(), ["bundled-mini@1", "m@1.2"]);
         let table = place.done(&["list"]);
         assert!(
             table.lines().any(|line| line.starts_with("m ") && line.contains("1.2")),
             "{table}"
         );
+    }
+}
 
+#[test]
+fn installed_package_is_shown_verified_and_exported() {
+    for place in Place::both() {
+        let (package, _) = install(&place);
         for name in ["m", "m@1.2"] {
             let shown: Value =
                 serde_json::from_str(&place.done(&["show", name, "--json"])).unwrap();
@@ -127,11 +139,18 @@ fn package_lifecycle_works_with_and_without_daemon() {
             let digest = shown["package_sha256"].as_str().unwrap();
             assert!(text.contains(digest), "{text}");
             let verified = place.done(&["verify", name]);
-            assert!(verified.starts_with("ok: every file of m@1.2 holds"), "{verified}");
+            assert!(verified.starts_with("ok: m@1.2, every file matches"), "{verified}");
             let exported = place.path("exported");
             place.done(&["export", name, "--output", &exported]);
             assert_eq!(fs::read(&exported).unwrap(), package);
         }
+    }
+}
+
+#[test]
+fn removed_package_is_not_installed_any_more() {
+    for place in Place::both() {
+        install(&place);
         assert_eq!(place.done(&["remove", "m"]), "removed: m@1.2\n");
         assert_eq!(place.listed(), ["bundled-mini@1"]);
         for command in [
@@ -152,7 +171,7 @@ fn install_packs_a_source_directory() {
         let (source, id) = (tiny(), "--model-id");
         let command = ["install", id, "m", "--source", &source, "--validate-checksums"];
         let said = place.done(&command);
-        assert!(said.starts_with("installed: m@1, signature: none\nok: every file"), "{said}");
+        assert!(said.starts_with("installed: m@1, signature: none\nok: m@1, every file"), "{said}");
         assert_eq!(place.listed(), ["bundled-mini@1", "m@1"]);
         // A well-known name is accepted only for the model that it names.
         let known = ["install", id, "all-MiniLM-L6-v2", "--source", &source];
@@ -208,7 +227,7 @@ fn damaged_package_is_rejected_with_member_name() {
 #[test]
 fn bundled_model_cannot_be_removed() {
     for place in Place::both() {
-        place.refused(&["remove", "bundled-mini"], DATA, &["came with the appliance"]);
+        place.refused(&["remove", "bundled-mini"], DATA, &["belongs to the appliance"]);
         assert_eq!(place.listed(), ["bundled-mini@1"]);
     }
 }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use caxton::telemetry::log::Message;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Daemon, EMBEDDINGS, Root, TINY_DIMENSIONS};
@@ -45,6 +46,27 @@ fn in_memory(daemon: &Daemon, id: &str) -> Option<(Value, Value)> {
 /// not.
 fn expires_in(daemon: &Daemon, id: &str) -> Option<u64> {
     in_memory(daemon, id).unwrap().1["expires_in_seconds"].as_u64()
+}
+
+/// Waits for the record, after the first `count` lines of the log, that `other` was unloaded at the
+/// end of its keep_alive of `time`.
+fn wait_unloaded(daemon: &Daemon, count: usize, time: &str) {
+    let time = format!(" {time}");
+    let fragments = ["model=other@2+", &time, "keep_alive"];
+    daemon.wait_event_after(count, Message::ModelUnloaded, &fragments);
+}
+
+/// Returns the `details` of a model from its package in `/status`.
+fn details(package: &Value) -> Value {
+    json!({
+        "parent_model": "", "format": "safetensors", "family": "bert", "families": ["bert"],
+        "parameter_size": "", "quantization_level": package["precision"],
+    })
+}
+
+/// Returns the models of `/api/tags`.
+fn tags(daemon: &Daemon) -> Vec<Value> {
+    daemon.get("/api/tags").json()["models"].as_array().unwrap().clone()
 }
 
 #[test]
@@ -151,15 +173,10 @@ fn tag_resolves_to_version() {
 }
 
 #[test]
-fn model_listings_match_ollama_format() {
+fn tags_list_installed_models() {
     let daemon = Root::with_other().start();
     let package = daemon.package("other");
-    let details = json!({
-        "parent_model": "", "format": "safetensors", "family": "bert", "families": ["bert"],
-        "parameter_size": "", "quantization_level": package["precision"],
-    });
-    let tags = daemon.get("/api/tags").json();
-    let tags = tags["models"].as_array().unwrap();
+    let tags = tags(&daemon);
     let names: Vec<_> = tags.iter().map(|tag| tag["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["bundled-mini:1", "other:2"]);
     let mut other = tags[1].clone();
@@ -167,10 +184,17 @@ fn model_listings_match_ollama_format() {
     assert!(modified.as_str().unwrap().ends_with('Z') && modified.as_str().unwrap().len() == 20);
     let expected = json!({
         "name": "other:2", "model": "other:2", "modified_at": null, "size": package["size_bytes"],
-        "digest": package["package_sha256"], "details": details, "capabilities": ["embedding"],
+        "digest": package["package_sha256"], "details": details(&package),
+        "capabilities": ["embedding"],
     });
     assert_eq!(other, expected);
+    daemon.stop();
+}
 
+#[test]
+fn ps_lists_resident_models() {
+    let daemon = Root::with_other().start();
+    let package = daemon.package("other");
     assert!(in_memory(&daemon, "other").is_none());
     embed(&daemon, json!({ "model": "other" }));
     let (mut running, memory) = in_memory(&daemon, "other").unwrap();
@@ -180,16 +204,24 @@ fn model_listings_match_ollama_format() {
     assert!(expires.as_str().unwrap() > "2300" && expires.as_str().unwrap().ends_with('Z'));
     let expected = json!({
         "name": "other:2", "model": "other:2", "size": memory["weight_bytes"], "size_vram": 0,
-        "digest": package["package_sha256"], "details": details, "expires_at": null,
+        "digest": package["package_sha256"], "details": details(&package), "expires_at": null,
         "context_length": package["max_sequence_length"],
     });
     assert_eq!(running, expected);
+    daemon.stop();
+}
 
+#[test]
+fn show_describes_the_model() {
+    let daemon = Root::with_other().start();
+    let package = daemon.package("other");
+    let modified = tags(&daemon)[1]["modified_at"].clone();
     for body in [json!({ "model": "other:2" }), json!({ "name": "other", "verbose": true })] {
         let mut shown = daemon.post("/api/show", &body).json();
         assert_eq!(shown["modified_at"].take(), modified);
         let expected = json!({
-            "license": package["license"], "details": details, "capabilities": ["embedding"],
+            "license": package["license"], "details": details(&package),
+            "capabilities": ["embedding"],
             "model_info": {
                 "general.architecture": "bert",
                 "bert.context_length": package["max_sequence_length"],
@@ -201,6 +233,12 @@ fn model_listings_match_ollama_format() {
         });
         assert_eq!(shown, expected, "{body}");
     }
+    daemon.stop();
+}
+
+#[test]
+fn version_and_greeting_are_served() {
+    let daemon = Root::new().start();
     let version = daemon.get("/api/version").json();
     assert_eq!(version, json!({ "version": env!("CARGO_PKG_VERSION") }));
     let greeting = daemon.get("/");
@@ -320,7 +358,7 @@ fn keep_alive_lasts_until_replaced_or_unloaded() {
 
     let count = daemon.log().len();
     embed(&daemon, json!({ "model": "other", "keep_alive": "1s" }));
-    daemon.wait_log_after(count, "not used for 1s, its keep_alive");
+    wait_unloaded(&daemon, count, "1s");
     // The keep_alive of the client is forgotten when the model is unloaded.
     near(ask(json!(null)), 7_200);
     daemon.stop();
@@ -334,20 +372,19 @@ fn zero_keep_alive_unloads_after_answer() {
         let answer =
             embed(&daemon, json!({ "model": "other", "input": "a", "keep_alive": nothing }));
         assert_eq!(rows(&answer).len(), 1);
-        let said = daemon.wait_log_after(count, "not used for 0s, its keep_alive");
-        assert!(said.contains("other@2+"), "{said}");
+        wait_unloaded(&daemon, count, "0s");
         assert!(in_memory(&daemon, "other").is_none());
     }
     // An absent model is loaded, as the request asks, and then unloaded.
     let count = daemon.log().len();
     embed(&daemon, json!({ "model": "other", "keep_alive": 0 }));
-    daemon.wait_log_after(count, "not used for 0s, its keep_alive");
+    wait_unloaded(&daemon, count, "0s");
     assert!(in_memory(&daemon, "bundled-mini").is_some(), "the others stay");
     daemon.stop();
 }
 
 #[test]
-fn zero_keep_alive_spares_busy_and_pinned_models() {
+fn zero_keep_alive_waits_for_running_requests() {
     let daemon = Root::with_other().start();
     let body = json!({ "model": "other", "input": vec!["word ".repeat(46); 2_000] }).to_string();
     embed(&daemon, json!({ "model": "other" }));
@@ -361,8 +398,13 @@ fn zero_keep_alive_spares_busy_and_pinned_models() {
     assert!(in_memory(&daemon, "other").is_some(), "it stays for the long request");
     assert!(!other.has_answer(), "the request was not long enough to prove anything");
     assert_eq!(other.answer().status, 200);
-    daemon.wait_log_after(count, "not used for 0s, its keep_alive");
+    wait_unloaded(&daemon, count, "0s");
+    daemon.stop();
+}
 
+#[test]
+fn zero_keep_alive_spares_pinned_model() {
+    let daemon = Root::with_other().start();
     let path = "/api/memory/models/other/load";
     let pin = |body: &str| daemon.connect().request("POST", path, &[], body.as_bytes()).status;
     assert_eq!(pin(r#"{"pinned": true}"#), 200);
@@ -371,6 +413,6 @@ fn zero_keep_alive_spares_busy_and_pinned_models() {
     assert_eq!(expires_in(&daemon, "other"), None);
     let count = daemon.log().len();
     assert_eq!(pin(r#"{"pinned": false}"#), 200);
-    daemon.wait_log_after(count, "not used for 0s, its keep_alive");
+    wait_unloaded(&daemon, count, "0s");
     daemon.stop();
 }

@@ -93,7 +93,7 @@ fn page_cache_is_freed_after_install_verify_unload() {
     assert!(cached(&weights) >= table);
     store.verify(&key, |_bytes| {}).unwrap();
     assert!(left("verified while in use") <= table + RESIDUE);
-    assert!(cached(&weights) >= table, "what is in use has left the page cache");
+    assert!(cached(&weights) >= table, "mapped pages left the page cache");
 
     drop(model);
     assert!(left("unloaded") <= RESIDUE);

@@ -6,9 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use caxton::telemetry::log::Message;
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, Root, cli, golden, skipped};
+use crate::support::{Daemon, Root, cli, golden, is_event, skipped};
 
 /// Returns the arithmetic of the default model, and checks that the daemon reports it equally
 /// everywhere.
@@ -25,7 +26,7 @@ fn arithmetic(daemon: &Daemon) -> Value {
     assert_eq!(packages["packages"][0]["arithmetic"], found);
     assert_eq!(daemon.get("/api/packages/bundled-mini").json()["arithmetic"], found);
 
-    let record = daemon.wait_log("loaded model=bundled-mini@");
+    let record = daemon.wait_event_with(Message::ModelLoaded, &["model=bundled-mini@"]);
     for part in
         [format!("precision={precision} "), format!("isa={isa:?} "), format!("reason={reason:?}")]
     {
@@ -52,7 +53,7 @@ fn precision_is_reported_only_while_resident() {
 
 #[test]
 fn configured_precision_is_used() {
-    for (wanted, reason) in [("f32", "exact"), ("int8", "asked for")] {
+    for (wanted, reason) in [("f32", "exact"), ("int8", "requested")] {
         let daemon = Root::new().with("embedding.precision", json!(wanted)).start();
         let found = arithmetic(&daemon);
         assert_eq!(found["precision"], wanted, "{found}");
@@ -73,9 +74,9 @@ fn auto_precision_of_int8_package_is_explained() {
     let found = arithmetic(&daemon);
     let isa = found["isa"].as_str().unwrap();
     let reason = match found["precision"].as_str().unwrap() {
-        "bf16" if isa == "amx-bf16" => "the processor multiplies bf16",
+        "bf16" if isa == "amx-bf16" => "which multiplies bf16 in tiles",
         // Every processor with SSE4.2 or NEON multiplies bytes.
-        "int8" if isa != "scalar" => "the package has integers",
+        "int8" if isa != "scalar" => "the package has int8 weights",
         "f32" if isa == "scalar" => "exact; ",
         _ => panic!("{found}"),
     };
@@ -148,9 +149,13 @@ fn failed_self_test_falls_back_to_f32() {
         return;
     }
     assert_eq!(precision("fragile", &integers("fragile", make_fragile)), "f32");
-    let falls = format!("{picked} is not used, but f32 model=fragile@1");
     let log = daemon.log();
+    let replaced = log.iter().filter(|line| {
+        is_event(line, Message::PrecisionReplaced)
+            && line.contains(&picked)
+            && line.contains("model=fragile@1")
+    });
     // The fallback is logged when the package is installed and when the model is loaded.
-    assert_eq!(log.iter().filter(|line| line.contains(&falls)).count(), 2, "{log:#?}");
+    assert_eq!(replaced.count(), 2, "{log:#?}");
     daemon.stop();
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 
+use caxton::telemetry::log::Message;
 use minisign::KeyPair;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -17,7 +18,7 @@ use crate::support::packages::{
     ask, dropped, file_name, flip_a_bit, stored, until_answers, until_gone, until_looked,
     until_quarantined, until_staging_is_empty,
 };
-use crate::support::{Root, pack, skipped};
+use crate::support::{Root, is_event, pack, skipped};
 
 #[test]
 fn invalid_packages_are_quarantined_with_their_reason() {
@@ -30,8 +31,8 @@ fn invalid_packages_are_quarantined_with_their_reason() {
     let cases: [(&str, &[u8], &str); 6] = [
         ("flipped", &flipped, ""),
         ("other-sum", &good, "its .sha256 file says 0000"),
-        ("half", &good[..good.len() / 2], "did not come within 2s"),
-        ("empty", b"", "did not come within 2s"),
+        ("half", &good[..good.len() / 2], "did not arrive within 2s"),
+        ("empty", b"", "did not arrive within 2s"),
         ("text", b"not a package at all", "zstd"),
         ("longer", &[good.as_slice(), b"more"].concat(), ""),
     ];
@@ -49,10 +50,12 @@ fn invalid_packages_are_quarantined_with_their_reason() {
     until_staging_is_empty(&daemon);
     daemon.embed(json!("a text"));
     // The rejected files are not read again, and the same bytes are accepted under another name.
-    let said = daemon.log().len();
+    let count = daemon.log().len();
     fs::write(dropped(&daemon, "m"), &good).unwrap();
     until_answers(&daemon, "m");
-    assert!(!daemon.log().iter().skip(said).any(|line| line.contains("refused")));
+    let log = daemon.log();
+    let mut later = log.iter().skip(count);
+    assert!(!later.any(|line| is_event(line, Message::PackageRefused)), "{log:#?}");
     daemon.stop();
 }
 
@@ -78,9 +81,10 @@ fn rejected_successor_does_not_remove_the_model() {
         until_quarantined(&daemon, id);
     };
     fs::copy(dropped(&daemon, "n"), dropped(&daemon, "copy")).unwrap();
-    daemon.wait_log("existed=true");
+    let copy = file_name("copy");
+    daemon.wait_event_with(Message::PackageAccepted, &[&copy, "existed=true"]);
     quarantine("copy");
-    daemon.wait_log("stays: it has another file");
+    daemon.wait_event_with(Message::PackageStays, &[&copy, "model=n@1"]);
     assert_eq!(ask(&daemon, "n").status, 200);
     quarantine("n");
     until_gone(&daemon, "n");
@@ -109,11 +113,7 @@ fn irregular_drop_files_do_not_disturb_service() {
     mkfifo(&root.drop_directory().join("late.model.tar.zst.sha256"), Mode::S_IRWXU).unwrap();
     let daemon = root.start();
     for id in &odd {
-        let name = file_name(id);
-        daemon.until(&format!("a word on {name}"), || {
-            let said = |line: &String| line.contains("ERROR") && line.contains(&name);
-            daemon.log().iter().any(said).then_some(())
-        });
+        daemon.wait_event_with(Message::PackageRefused, &["ERROR", &file_name(id)]);
     }
     until_looked(&daemon, "m");
     daemon.embed(json!("a text"));
@@ -143,11 +143,13 @@ fn packages_need_signature_of_configured_key() {
     let signature = |id: &str| daemon.drop_directory().join(format!("{}.minisig", file_name(id)));
     let package = pack("tiny-bert-mean", "ours", "1");
     fs::write(dropped(&daemon, "ours"), &package).unwrap();
-    assert!(daemon.wait_log("waiting").contains("a signature is required"));
+    let waiting = daemon.wait_event_with(Message::PackageIncomplete, &[&file_name("ours")]);
+    assert!(waiting.contains("a signature is required"), "{waiting}");
     assert_eq!(ask(&daemon, "ours").status, 404);
     fs::write(signature("ours"), sign(&ours, &package)).unwrap();
     until_answers(&daemon, "ours");
-    assert!(daemon.wait_log("package accepted").contains("valid, key"));
+    let accepted = daemon.wait_event_with(Message::PackageAccepted, &[&file_name("ours")]);
+    assert!(accepted.contains("valid, key"), "{accepted}");
 
     let package = pack("tiny-bert-mean", "theirs", "1");
     fs::write(signature("theirs"), sign(&theirs, &package)).unwrap();

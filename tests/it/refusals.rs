@@ -114,7 +114,7 @@ fn out_of_range_tokens_are_rejected_with_hint() {
     let last = daemon.embeddings(&json!({ "input": [VOCABULARY - 1] }));
     assert_eq!(last.status, 200, "{last:?}");
     let no_token = daemon.embeddings(&json!({ "input": [1_u64 << 32] }));
-    refused(&no_token, 400, "invalid_request", Some("input[0]"), &["no token id"]);
+    refused(&no_token, 400, "invalid_request", Some("input[0]"), &["is not a token id"]);
     daemon.stop();
 }
 

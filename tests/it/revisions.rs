@@ -5,6 +5,7 @@
 
 use std::fs;
 
+use caxton::telemetry::log::Message;
 use serde_json::{Value, json};
 
 use crate::support::packages::{ask, stored};
@@ -27,6 +28,23 @@ fn who(answer: &Answer) -> (&str, &str) {
 
 fn roll_back(daemon: &Daemon, id: &str, body: &Value) -> Answer {
     daemon.post(&format!("/api/packages/{id}/rollback"), body)
+}
+
+/// Runs `caxton model rollback m` with `arguments` and returns its output.
+fn roll_back_with_cli(root: &Root, arguments: &[&str]) -> String {
+    let output = root.cli().args(["model", "rollback", "m"]).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Starts a daemon and installs the versions 1, 2 and 3 of the model `m`.
+fn with_three_versions() -> Daemon {
+    let daemon = Root::new().start();
+    for (version, name) in [("1", "tiny-bert-mean"), ("2", "tiny-bert-cls"), ("3", "tiny-e5")] {
+        install(&daemon, name, "m", version);
+    }
+    assert_eq!(who(&ask(&daemon, "m")).0, "m@3");
+    daemon
 }
 
 /// Returns the ids of `/v1/models`, each with whether it is current.
@@ -64,41 +82,55 @@ fn same_version_resolves_to_latest_install() {
 }
 
 #[test]
-fn rollback_persists_until_cleared() {
-    let daemon = Root::new().start();
-    for (version, name) in [("1", "tiny-bert-mean"), ("2", "tiny-bert-cls"), ("3", "tiny-e5")] {
-        install(&daemon, name, "m", version);
-    }
-    assert_eq!(who(&ask(&daemon, "m")).0, "m@3");
+fn rollback_resolves_to_earlier_version_until_cleared() {
+    let daemon = with_three_versions();
     let answer = roll_back(&daemon, "m", &json!({}));
     assert_eq!(answer.status, 200, "{answer:?}");
     let body = answer.json();
     assert_eq!((&body["from"]["version"], &body["from"]["current"]), (&json!("3"), &json!(false)));
     assert_eq!((&body["to"]["version"], &body["to"]["current"]), (&json!("2"), &json!(true)));
-    daemon.wait_log("rolled back");
+    daemon.wait_event_with(Message::ModelRolledBack, &["from=m@3+", "to=m@2+"]);
     assert_eq!(who(&ask(&daemon, "m")).0, "m@2");
     assert_eq!(who(&ask(&daemon, "m@3")).0, "m@3");
+    assert_eq!(roll_back(&daemon, "m", &json!({ "clear": true })).status, 200);
+    assert_eq!(who(&ask(&daemon, "m")).0, "m@3");
+    daemon.stop();
+}
 
-    let cli = |daemon: &Root, arguments: &[&str]| {
-        let output =
-            daemon.cli().args(["model", "rollback", "m"]).args(arguments).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let said = cli(&daemon, &[]);
-    assert!(said.starts_with("m means version 1, revision "), "{said}");
+#[test]
+fn rollback_stops_at_the_first_version() {
+    let daemon = with_three_versions();
+    assert_eq!(roll_back(&daemon, "m", &json!({})).status, 200);
+    let said = roll_back_with_cli(&daemon, &[]);
+    assert!(said.starts_with("m resolves to version 1, revision "), "{said}");
     let first = roll_back(&daemon, "m", &json!({}));
     refused(&first, 409, "no_earlier_version", None, &["no version before m@1+"]);
 
+    daemon.stop();
+}
+
+#[test]
+fn rollback_without_daemon_persists() {
+    let daemon = with_three_versions();
+    assert_eq!(roll_back(&daemon, "m", &json!({ "to": "1" })).status, 200);
     // Without a daemon, the command line rolls back the store itself.
     let root = daemon.stop();
-    let said = cli(&root, &["--to", "2"]);
-    assert!(said.contains("means version 2") && said.contains("it meant 1"), "{said}");
+    let said = roll_back_with_cli(&root, &["--to", "2"]);
+    let (after, before) = ("m resolves to version 2, ", "before: version 1, ");
+    assert!(said.contains(after) && said.contains(before), "{said}");
     let daemon = root.start();
     assert_eq!(who(&ask(&daemon, "m")).0, "m@2");
     let mut ids = listed(&daemon);
     ids.retain(|(id, _)| id.starts_with('m'));
     assert_eq!(ids, [("m@1".to_owned(), false), ("m".to_owned(), true), ("m@3".to_owned(), false)]);
+    assert_eq!(roll_back(&daemon, "m", &json!({ "clear": true })).status, 200);
+    assert_eq!(who(&ask(&daemon, "m")).0, "m@3");
+    daemon.stop();
+}
+
+#[test]
+fn invalid_rollback_requests_are_rejected() {
+    let daemon = with_three_versions();
     for (id, body, status, code) in [
         ("m", json!({ "to": "9" }), 404, "version_not_found"),
         ("none-such", json!({}), 404, "model_not_found"),
@@ -113,7 +145,6 @@ fn rollback_persists_until_cleared() {
             "{body}"
         );
     }
-    assert_eq!(roll_back(&daemon, "m", &json!({ "clear": true })).status, 200);
     assert_eq!(who(&ask(&daemon, "m")).0, "m@3");
     daemon.stop();
 }

@@ -4,6 +4,7 @@
 
 use std::fs;
 
+use caxton::telemetry::log::Message;
 use serde_json::json;
 
 use crate::support::{Root, skipped};
@@ -37,11 +38,11 @@ fn sandbox_state_is_reported_and_can_be_required() {
     let sandbox = root.status()["sandbox"].clone();
     assert_eq!(sandbox["seccomp"], json!({ "state": "on" }));
     if !root.has_landlock() {
-        root.wait_log("the sandbox is not whole");
+        root.wait_event_with(Message::SandboxDegraded, &["Landlock"]);
         return skipped("sandbox_state_is_reported_and_can_be_required", "Landlock");
     }
     assert!(sandbox["landlock"]["abi"].as_u64().unwrap() >= 2, "{sandbox}");
-    root.wait_log("in the sandbox");
+    root.wait_event(Message::SandboxEntered);
     let shown = root.cli().arg("status").output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("sandbox        Landlock ") && shown.contains(", seccomp"), "{shown}");
@@ -61,8 +62,9 @@ fn unlisted_paths_cannot_be_read() {
     fs::write(&config, "log: { level: warn }\n").unwrap();
     fs::remove_file(daemon.config()).unwrap();
     std::os::unix::fs::symlink(&config, daemon.config()).unwrap();
-    let refused = daemon.wait_log("Permission denied");
-    assert!(refused.contains("caxton.yaml"), "{refused}");
-    daemon.wait_notified("the last good one is in force");
+    let fragments = ["caxton.yaml", "Permission denied"];
+    daemon.wait_event_with(Message::ConfigurationProblem, &fragments);
+    daemon.wait_event(Message::ConfigurationRefused);
+    daemon.wait_notified("the last good one is used");
     daemon.stop();
 }

@@ -5,9 +5,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use caxton::telemetry::log::Message;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Daemon, EMBEDDINGS, Root, STRANGER, refused, skipped};
+use crate::support::{Answer, Connection, Daemon, EMBEDDINGS, Root, STRANGER, refused, skipped};
 
 fn body(model: Option<&str>) -> Vec<u8> {
     json!({ "input": "a text", "model": model }).to_string().into_bytes()
@@ -152,55 +153,80 @@ fn ollama_lists_and_unloads_models_of_the_tenant() {
     let body = json!({ "keep_alive": 0 }).to_string();
     let answer = daemon.connect().request("POST", "/api/embed", &headers, body.as_bytes());
     assert_eq!(answer.status, 200, "{answer:?}");
-    let said = daemon.wait_log_after(count, "not used for 0s, its keep_alive");
-    assert!(said.contains("other@2+"), "{said}");
+    let fragments = ["model=other@2+", " 0s", "keep_alive"];
+    daemon.wait_event_after(count, Message::ModelUnloaded, &fragments);
     assert_eq!(running("free"), ["bundled-mini:1"]);
     daemon.stop();
 }
 
+/// Returns a tenant `t` that may have `most` requests in progress.
+fn limited(most: u64) -> Value {
+    json!([{ "name": "t", "max_concurrent": most }])
+}
+
+/// Sends the head of a request of tenant `t` and waits until `count` of its requests are in
+/// progress. A request is in progress from its head on; the test may send the body later.
+fn begin(daemon: &Daemon, count: u64) -> Connection {
+    let mut connection = daemon.connect();
+    let length = body(None).len();
+    let head = format!(
+        "POST {EMBEDDINGS} HTTP/1.1\r\nhost: caxton\r\nx-caxton-tenant: t\r\n\
+         content-length: {length}\r\n\r\n"
+    );
+    connection.send(head.as_bytes());
+    until_in_flight(daemon, count);
+    connection
+}
+
+/// Waits until tenant `t` has `count` requests in progress.
+fn until_in_flight(daemon: &Daemon, count: u64) {
+    daemon.until("the requests to be in flight", || {
+        (seen(daemon, "t")["in_flight"] == count).then_some(())
+    });
+}
+
 #[test]
-fn tenant_concurrency_limit_gives_429_and_follows_reload() {
-    let tenants = |most: u64| json!([{ "name": "t", "max_concurrent": most }]);
-    let mut daemon = Root::new().with("tenants", tenants(1)).start();
-    // The request is in progress from its head on; the test sends the body later.
-    let begin = |daemon: &Daemon| {
-        let mut connection = daemon.connect();
-        let length = body(None).len();
-        let head = format!(
-            "POST {EMBEDDINGS} HTTP/1.1\r\nhost: caxton\r\nx-caxton-tenant: t\r\ncontent-length: {length}\r\n\r\n"
-        );
-        connection.send(head.as_bytes());
-        connection
-    };
-    let until_in_flight = |daemon: &Daemon, count: u64| {
-        daemon.until("the requests to be in flight", || {
-            (seen(daemon, "t")["in_flight"] == count).then_some(())
-        });
-    };
-    let mut first = begin(&daemon);
-    until_in_flight(&daemon, 1);
+fn tenant_over_concurrency_limit_gets_429() {
+    let daemon = Root::new().with("tenants", limited(1)).start();
+    let mut first = begin(&daemon, 1);
     let many = ask_as(&daemon, "t", None);
     refused(&many, 429, "overloaded", None, &["1 requests of the tenant \"t\""]);
     assert!(many.header("retry-after").is_some() && many.header("retry-after-ms").is_some());
     // A caller without a tenant is not affected by the limit of one.
     assert_eq!(daemon.embeddings(&json!({ "input": "a" })).status, 200);
+    first.send(&body(None));
+    assert_eq!(model_of(&first.answer()), Some("bundled-mini@1"));
+    until_in_flight(&daemon, 0);
+    assert_eq!(seen(&daemon, "t")["refused"], 1);
+    daemon.stop();
+}
 
+#[test]
+fn tenant_concurrency_limit_follows_reload() {
+    let mut daemon = Root::new().with("tenants", limited(1)).start();
+    let mut first = begin(&daemon, 1);
+    assert_eq!(ask_as(&daemon, "t", None).status, 429);
     let count = daemon.log().len();
-    daemon.root_mut().set("tenants", tenants(2));
-    daemon.wait_log_after(count, "configuration applied");
-    let mut second = begin(&daemon);
-    until_in_flight(&daemon, 2);
+    daemon.root_mut().set("tenants", limited(2));
+    daemon.wait_event_after(count, Message::ConfigurationApplied, &[]);
+    let mut second = begin(&daemon, 2);
     assert_eq!(ask_as(&daemon, "t", None).status, 429);
     for connection in [&mut first, &mut second] {
         connection.send(&body(None));
         assert_eq!(model_of(&connection.answer()), Some("bundled-mini@1"));
     }
     until_in_flight(&daemon, 0);
-    // A request whose client disconnects is not in progress any more.
-    drop(begin(&daemon));
-    until_in_flight(&daemon, 0);
     assert_eq!(ask_as(&daemon, "t", None).status, 200);
     assert_eq!(seen(&daemon, "t")["refused"], 2);
+    daemon.stop();
+}
+
+#[test]
+fn disconnected_client_frees_its_request() {
+    let daemon = Root::new().with("tenants", limited(1)).start();
+    drop(begin(&daemon, 1));
+    until_in_flight(&daemon, 0);
+    assert_eq!(ask_as(&daemon, "t", None).status, 200);
     daemon.stop();
 }
 
@@ -222,7 +248,7 @@ fn user_is_bound_to_its_tenant() {
         let refused = daemon.cli_as_stranger(&["embed", "--model", "bundled-mini", "a text"]);
         let said = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(77), "{said}");
-        assert!(said.contains("the tenant \"theirs\" may not ask for"), "{said}");
+        assert!(said.contains("the tenant \"theirs\" may not request"), "{said}");
         assert_eq!(seen(&daemon, "theirs")["refused"], 1);
         assert_eq!(seen(&daemon, "nobody-is")["requests"], 0);
         // The test itself runs as root, which is trusted and belongs to no tenant.

@@ -10,9 +10,13 @@ use std::path::{Path, PathBuf};
 /// Modules that each module of `src` may name with `crate::`. The binaries may name
 /// `caxton::daemon` and `caxton::cli`.
 const DIRECTIONS: &[(&str, &[&str])] = &[
-    ("daemon", &["api", "models", "memory", "package", "config", "telemetry", "files", "base"]),
+    (
+        "daemon",
+        &["api", "service", "models", "memory", "package", "config", "telemetry", "files", "base"],
+    ),
     ("cli", &["api", "models", "engine", "package", "config", "files", "base"]),
-    ("api", &["models", "memory", "engine", "package", "config", "telemetry", "base"]),
+    ("api", &["service", "models", "memory", "engine", "package", "config", "telemetry", "base"]),
+    ("service", &["models", "memory", "engine", "package", "config", "telemetry", "base"]),
     ("models", &["engine", "memory", "package", "config", "telemetry", "files", "base"]),
     ("engine", &["base"]),
     ("memory", &["telemetry", "files", "base"]),
@@ -56,7 +60,16 @@ const KEEPERS: &[(&str, &[&str])] = &[
     ("crossterm", &["cli/"]),
     (
         "tokio",
-        &["models/", "memory/", "api/", "daemon/", "cli/", "files/watch.rs", "telemetry/events.rs"],
+        &[
+            "models/",
+            "memory/",
+            "service/",
+            "api/",
+            "daemon/",
+            "cli/",
+            "files/watch.rs",
+            "telemetry/events.rs",
+        ],
     ),
 ];
 
@@ -253,6 +266,8 @@ fn each_rule_can_fail() {
         ("package/store/mod.rs", "let x = crate::models::spec();"),
         ("base/units.rs", "use crate::{files::FileError, models};"),
         ("cli/mod.rs", "use crate::daemon::run;"),
+        ("service/mod.rs", "use crate::api::wire;"),
+        ("models/mod.rs", "use crate::service::Input;"),
         ("attic/mod.rs", ""),
         ("engine/mod.rs", "use super::package::Digest;"),
         ("engine/reference/mod.rs", "let x = super::super::config::load();"),
@@ -273,6 +288,7 @@ fn each_rule_can_fail() {
     }
     assert!(!other_writers(&source("cli/mod.rs", "writeln!(io::stdout().lock())?;")).is_empty());
     assert!(!wrong_crates(&source("api/mod.rs", "use zstd::Decoder;")).is_empty());
+    assert!(!wrong_crates(&source("service/mod.rs", "use axum::Json;")).is_empty());
     assert!(wrong_crates(&source("api/mod.rs", "use tokio_zstd::a; // zstd::b")).is_empty());
     for text in ["use x;", "//! x\n    #[ignore = \"later\"]\n"] {
         assert!(!wrong_shape(&source("a.rs", text)).is_empty());

@@ -47,5 +47,5 @@ fn top_without_daemon_fails_with_hint() {
     let root = Root::new();
     let output = root.cli().arg("top").output().unwrap();
     assert_eq!(output.status.code(), Some(69));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("is caxtond running"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`caxton doctor` checks"));
 }

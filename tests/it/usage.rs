@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use caxton::telemetry::log::Message;
 use serde_json::{Value, json};
 
 use crate::support::{Daemon, EMBEDDINGS, Root, refused};
@@ -21,8 +22,16 @@ fn file(root: &Root) -> PathBuf {
     root.state().join("usage.json")
 }
 
+/// Sends three requests with two texts to `other`.
+fn use_other(daemon: &Daemon) {
+    for _ in 0..3 {
+        let input = json!({ "input": ["a text", "another text"], "model": "other" });
+        assert_eq!(daemon.embeddings(&input).status, 200);
+    }
+}
+
 #[test]
-fn requests_are_counted_and_kept_across_a_restart() {
+fn requests_to_a_model_are_counted() {
     let daemon = Root::with_other().start();
     let before = stats(&daemon, "other");
     assert_eq!((&before["requests"], &before["installed"]), (&json!(0), &json!(true)));
@@ -30,10 +39,7 @@ fn requests_are_counted_and_kept_across_a_restart() {
         (&before["success_rate"], &before["recent_latency_ms"]),
         (&json!(null), &json!(null))
     );
-    for _ in 0..3 {
-        let input = json!({ "input": ["a text", "another text"], "model": "other" });
-        assert_eq!(daemon.embeddings(&input).status, 200);
-    }
+    use_other(&daemon);
     // The request is rejected before it reaches the model.
     assert_eq!(daemon.embeddings(&json!({ "input": [1 << 20], "model": "other" })).status, 400);
     let after = stats(&daemon, "other");
@@ -50,22 +56,36 @@ fn requests_are_counted_and_kept_across_a_restart() {
         0.0 < latency["p50"].as_f64().unwrap()
             && latency["p50"].as_f64() <= latency["p95"].as_f64()
     );
+    daemon.stop();
+}
 
-    let root = daemon.stop();
-    let daemon = root.start();
+#[test]
+fn usage_counts_survive_a_restart() {
+    let daemon = Root::with_other().start();
+    use_other(&daemon);
+    let before = stats(&daemon, "other");
+    assert_eq!(before["requests"], 3);
+    let daemon = daemon.stop().start();
     let again = stats(&daemon, "other");
     for field in ["requests", "texts", "tokens", "loads", "load_ms", "latency_ms", "first_used_at"]
     {
-        assert_eq!(again[field], after[field], "{field}");
+        assert_eq!(again[field], before[field], "{field}");
     }
-    let root = daemon.stop();
+    daemon.stop();
+}
 
+#[test]
+fn damaged_usage_file_is_moved_aside() {
+    let daemon = Root::with_other().start();
+    use_other(&daemon);
+    let root = daemon.stop();
     let damaged = fs::read_to_string(file(&root)).unwrap().replace("requests", "request");
     fs::write(file(&root), &damaged).unwrap();
     let daemon = root.start();
-    let said = daemon.wait_log("usage is counted anew");
     let aside = daemon.state().join("usage.json.unreadable");
-    assert!(said.contains(&aside.display().to_string()) && said.contains("request"), "{said}");
+    let record = daemon.wait_event(Message::UsageNotKept);
+    let moved_to = format!("moved_to={}", aside.display());
+    assert!(record.contains(&moved_to) && record.contains("request"), "{record}");
     assert_eq!(stats(&daemon, "other")["requests"], 0);
     let root = daemon.stop();
     assert_eq!(fs::read_to_string(aside).unwrap(), damaged);
@@ -112,7 +132,7 @@ fn recommendations_depend_on_task_and_latency() {
     assert_eq!((&found[0]["memory"], &found[0]["measured"]), (&json!("fits"), &json!(false)));
     assert_eq!((&found[1]["memory"], &found[1]["tier"]), (&json!("resident"), &json!("fast")));
     let reason = found[0]["reason"].as_str().unwrap();
-    assert!(reason.contains("serves search") && reason.contains("not measured"), "{reason}");
+    assert!(reason.contains("suits search") && reason.contains("no measured latency"), "{reason}");
 
     daemon.embed(json!("a text"));
     let measured = ask("?task_type=search&max_latency_ms=60000");

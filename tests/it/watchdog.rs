@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use caxton::telemetry::log::Message;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -51,7 +52,7 @@ fn liveness_probe_does_not_keep_model_loaded() {
     let root = Root::new().with("models", json!({ "bundled-mini": { "max_idle_time": "1s" } }));
     let daemon = watched(root, None);
     daemon.wait_notified("WATCHDOG=1");
-    daemon.wait_log("unloaded");
+    daemon.wait_event_with(Message::ModelUnloaded, &["model=bundled-mini@", " 1s"]);
     daemon.stop();
 }
 

@@ -1,65 +1,65 @@
 # shellcheck shell=bash disable=SC2154
 # Checks the unit under systemd: its permissions, its environment and its restarts.
 
-check the_units_are_verified 300
-the_units_are_verified() {
+check systemd_accepts_units 300
+systemd_accepts_units() {
     local said
     said=$(systemd-analyze verify --man=no caxton.service caxton.socket caxton.slice 2>&1) || fail "$said"
     # This version of systemd does not know two settings that later versions use.
-    equal 'what is said of the units' '' \
+    equal 'output of systemd-analyze verify' '' \
         "$(grep -v "Unknown key name 'MemoryPressure[A-Za-z]*' in section 'Service', ignoring" <<<"$said" || true)"
 }
 
-check its_exposure_is_low 300
-its_exposure_is_low() {
+check service_exposure_is_low 300
+service_exposure_is_low() {
     local said
     said=$(systemd-analyze security --no-pager --threshold=5 caxton.service) || fail "$(tail -n 1 <<<"$said")"
     note "$(tail -n 1 <<<"$said")"
 }
 
-check it_runs_confined 300
-it_runs_confined() {
+check service_runs_confined 300
+service_runs_confined() {
     local pid
     pid=$(property MainPID)
     equal 'network interfaces' lo "$(awk -F: 'NR > 2 { gsub(/ /, "", $1); print $1 }' "/proc/$pid/net/dev")"
     equal 'capabilities' 0000000000000000 "$(awk '/^CapEff/ { print $2 }' "/proc/$pid/status")"
     equal 'NoNewPrivs' 1 "$(awk '/^NoNewPrivs/ { print $2 }' "/proc/$pid/status")"
     equal 'Seccomp' 2 "$(awk '/^Seccomp:/ { print $2 }' "/proc/$pid/status")"
-    [ "$(awk '/^Uid/ { print $2 }' "/proc/$pid/status")" -ge 61184 ] || fail 'its user is not a dynamic one'
+    [ "$(awk '/^Uid/ { print $2 }' "/proc/$pid/status")" -ge 61184 ] || fail 'the user is not dynamic'
     equal 'the slice' caxton.slice "$(property Slice)"
 }
 
-check it_tells_how_it_is_confined 300
-it_tells_how_it_is_confined() {
+check sandbox_state_is_reported 300
+sandbox_state_is_reported() {
     local sandbox started
     started=$(now)
     systemctl restart caxton
     sandbox=$(ask GET /status | jq -c .sandbox)
     [ "$sandbox" != null ] || fail 'there is no "sandbox" in /status'
     note "sandbox $sandbox"
-    until_true 'a record of it in the journal' told_of_sandbox "$started"
+    until_true 'a record of the sandbox in the journal' is_sandbox_logged "$started"
 }
-told_of_sandbox() {
+is_sandbox_logged() {
     happened "$1" sandbox-entered || happened "$1" sandbox-degraded
 }
 
-check with_half_a_sandbox_it_starts_only_where_it_may 360
-with_half_a_sandbox_it_starts_only_where_it_may() {
+check incomplete_sandbox_can_prevent_start 360
+incomplete_sandbox_can_prevent_start() {
     local since
     since=$(now)
     configure <<<'require_sandbox: true'
     refused unit_drop_in <<<$'[Service]\nSystemCallFilter=~landlock_create_ruleset'
     equal 'the exit code' 78 "$(property ExecMainStatus)"
-    until_event "$since" start-failed 'Landlock is off'
+    until_event "$since" start-failed Landlock
     since=$(now)
     configure <<<'require_sandbox: false'
     systemctl start caxton
-    until_event "$since" sandbox-degraded 'Landlock is off'
+    until_event "$since" sandbox-degraded Landlock
     equal 'the answer' 200 "$(embedding bundled-mini)"
 }
 
-check it_tells_when_its_pages_are_not_kept 300
-it_tells_when_its_pages_are_not_kept() {
+check unlocked_program_pages_are_logged 300
+unlocked_program_pages_are_logged() {
     local since
     since=$(now)
     unit_drop_in <<<$'[Service]\nLimitMEMLOCK=64K'
@@ -67,8 +67,8 @@ it_tells_when_its_pages_are_not_kept() {
     equal 'the answer' 200 "$(embedding bundled-mini)"
 }
 
-check pressure_is_heard_from_the_kernel 300
-pressure_is_heard_from_the_kernel() {
+check memory_pressure_comes_from_kernel 300
+memory_pressure_comes_from_kernel() {
     local source
     source=$(ask GET /api/memory/status | jq -r .source)
     note "source \"$source\"; STATUS \"$(property StatusText)\""
@@ -81,8 +81,8 @@ pressure_is_heard_from_the_kernel() {
         "file $(mebibytes "$(counter memory.stat file)")"
 }
 
-check it_comes_back_when_it_is_killed 300
-it_comes_back_when_it_is_killed() {
+check killed_service_restarts 300
+killed_service_restarts() {
     local pid
     pid=$(property MainPID)
     kill -KILL "$pid"
@@ -90,8 +90,8 @@ it_comes_back_when_it_is_killed() {
     equal 'the answer' 200 "$(embedding bundled-mini)"
 }
 
-check the_watchdog_ends_a_frozen_daemon_and_it_comes_back 360
-the_watchdog_ends_a_frozen_daemon_and_it_comes_back() {
+check watchdog_restarts_frozen_daemon 360
+watchdog_restarts_frozen_daemon() {
     local pid since began
     unit_drop_in <<<$'[Service]\nWatchdogSec=8s'
     began=$SECONDS
@@ -100,16 +100,17 @@ the_watchdog_ends_a_frozen_daemon_and_it_comes_back() {
     kill -STOP "$pid"
     until_true 'another process' has_other_pid "$pid"
     note "$((SECONDS - began)) s to the next process, with WatchdogSec=8s and TimeoutAbort $(property TimeoutAbortUSec)"
-    until_true "systemd's word of the watchdog" named_watchdog "$since"
+    until_true "systemd's record of the watchdog timeout" is_timeout_logged "$since"
     equal 'the answer' 200 "$(embedding bundled-mini)"
 }
 
-named_watchdog() {
+# is_timeout_logged TIME: succeeds if systemd has logged a watchdog timeout since TIME.
+is_timeout_logged() {
     journal "$1" --output=cat | grep -qF 'Watchdog timeout'
 }
 
-slow_check the_watchdog_leaves_a_busy_daemon_alone 360
-the_watchdog_leaves_a_busy_daemon_alone() {
+slow_check watchdog_spares_busy_daemon 360
+watchdog_spares_busy_daemon() {
     local pid
     unit_drop_in <<<$'[Service]\nWatchdogSec=8s'
     pid=$(property MainPID)
@@ -117,8 +118,8 @@ the_watchdog_leaves_a_busy_daemon_alone() {
     equal 'the process' "$pid" "$(property MainPID)"
 }
 
-check a_restart_loses_no_connection 360
-a_restart_loses_no_connection() {
+check restart_loses_no_connection 360
+restart_loses_no_connection() {
     local answered=/tmp/answered
     clients --seconds 30 --clients 4 --model bundled-mini=0.998 --fresh --ready $answered &
     local asking=$! _

@@ -6,9 +6,9 @@ quarantined() {
     [ -s "$drop/quarantine/$1.model.tar.zst.reason" ] && [ -e "$drop/quarantine/$1.model.tar.zst" ]
 }
 
-check a_package_is_served_when_it_is_dropped 300
-a_package_is_served_when_it_is_dropped() {
-    unknown small || fail 'it is there already'
+check dropped_package_is_served 300
+dropped_package_is_served() {
+    unknown small || fail 'small is installed already'
     local since
     since=$(now)
     drop_package small
@@ -16,16 +16,16 @@ a_package_is_served_when_it_is_dropped() {
     until_event "$since" package-accepted small
 }
 
-check the_kernel_checks_the_files_of_models 60
-the_kernel_checks_the_files_of_models() {
+check model_files_have_fs_verity 60
+model_files_have_fs_verity() {
     caxton status --json | jq -e '.store.file_system == "ext4" and .store.verity' ||
         fail "$(caxton status)"
     find /var/lib -path '*/models/small@*/record.json' -exec grep -l '"verity"' {} + ||
-        fail 'no digest of the kernel is recorded'
+        fail 'no record has a digest of the kernel'
 }
 
-check a_corrupt_package_is_put_into_quarantine 300
-a_corrupt_package_is_put_into_quarantine() {
+check corrupt_package_is_quarantined 300
+corrupt_package_is_quarantined() {
     local copy=$state/corrupt.model.tar.zst half
     cp "$payload/models/small.model.tar.zst" "$copy"
     half=$(($(stat --format=%s "$copy") / 2))
@@ -37,30 +37,30 @@ a_corrupt_package_is_put_into_quarantine() {
     cat "$drop/quarantine/corrupt.model.tar.zst.reason"
     until_event "$since" package-refused corrupt.model.tar.zst
     equal 'its priority' 3 "$(records "$since" package-refused | jq -r .PRIORITY)"
-    answers small || fail 'the good one has gone'
+    answers small || fail 'small does not answer any more'
 }
 
-check half_a_package_is_waited_for 300
-half_a_package_is_waited_for() {
+check incomplete_package_waits_for_the_rest 300
+incomplete_package_waits_for_the_rest() {
     local from=$payload/models/other.model.tar.zst to=$drop/other.model.tar.zst half since
     half=$(($(stat --format=%s "$from") / 2))
     since=$(now)
     head --bytes="$half" "$from" >"$to"
     until_event "$since" package-incomplete other.model.tar.zst
-    unknown other || fail 'half of it is served'
-    if quarantined other; then fail 'it was put into quarantine at once'; fi
+    unknown other || fail 'the incomplete package is served'
+    if quarantined other; then fail 'the incomplete package was quarantined at once'; fi
     tail --bytes=+"$((half + 1))" "$from" >>"$to"
     until_answers other
 }
 
-check a_model_leaves_with_its_package 300
-a_model_leaves_with_its_package() {
+check model_is_removed_with_its_package 300
+model_is_removed_with_its_package() {
     rm "$drop/other.model.tar.zst"
-    until_true 'other to leave' unknown other
+    until_true 'the removal of other' unknown other
 }
 
-check a_member_cannot_write_to_the_drop_directory 300
-a_member_cannot_write_to_the_drop_directory() {
+check member_cannot_write_to_drop_directory 300
+member_cannot_write_to_drop_directory() {
     refused as_member touch "$drop/of-a-member"
     refused as_member touch "$store/of-a-member"
 }

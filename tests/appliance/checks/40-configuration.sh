@@ -45,8 +45,8 @@ make_bad() {
     until_true 'the problem in /status' has_problems
 }
 
-check changes_are_applied_whatever_the_editor 360
-changes_are_applied_whatever_the_editor() {
+check changes_apply_with_any_editor 360
+changes_apply_with_any_editor() {
     local pid since
     pid=$(property MainPID)
     since=$(now)
@@ -60,8 +60,8 @@ changes_are_applied_whatever_the_editor() {
     until_event "$since" configuration-applied
 }
 
-check a_bad_change_is_refused_and_the_last_good_one_stays 300
-a_bad_change_is_refused_and_the_last_good_one_stays() {
+check invalid_change_is_rejected 300
+invalid_change_is_rejected() {
     local since
     since=$(now)
     make_bad
@@ -74,29 +74,29 @@ a_bad_change_is_refused_and_the_last_good_one_stays() {
     equal 'the answer' 200 "$(embedding bundled-mini)"
 }
 
-check a_reload_with_a_bad_configuration_says_so_and_does_not_hang 300
-a_reload_with_a_bad_configuration_says_so_and_does_not_hang() {
+check reload_of_invalid_configuration_fails 300
+reload_of_invalid_configuration_fails() {
     local pid
     make_bad
     pid=$(property MainPID)
     refused timeout 60 systemctl reload caxton
-    is_active || fail 'it is not active any more'
+    is_active || fail 'the service is not active any more'
     equal 'the process' "$pid" "$(property MainPID)"
 }
 
-check a_start_with_a_bad_configuration_uses_the_last_good_one 300
-a_start_with_a_bad_configuration_uses_the_last_good_one() {
+check start_uses_last_good_configuration 300
+start_uses_last_good_configuration() {
     local since
     make_bad
     since=$(now)
-    systemctl restart caxton || fail 'it does not start'
+    systemctl restart caxton || fail 'the service does not start'
     equal 'the answer' 200 "$(embedding bundled-mini)"
-    has_problems || fail '/status tells of no problem'
+    has_problems || fail '/status shows no problem'
     equal 'the priority of last-good-used' 3 "$(records "$since" last-good-used | jq -r .PRIORITY)"
 }
 
-check a_good_change_ends_the_trouble 300
-a_good_change_ends_the_trouble() {
+check valid_change_clears_problems 300
+valid_change_clears_problems() {
     make_bad
     configure <<<'embedding: { batch_tokens: 4096 }'
     until_true 'no problem any more' has_no_problems
@@ -116,8 +116,8 @@ no_more_starts() {
     [ "$(starts "$1")" = "$before" ]
 }
 
-slow_check a_start_that_fails_is_not_repeated_without_end 400
-a_start_that_fails_is_not_repeated_without_end() {
+slow_check failing_start_is_not_repeated_forever 400
+failing_start_is_not_repeated_forever() {
     local since
     # There is no last good configuration, and a client waits: while it waits, the socket starts the service again.
     systemctl stop caxton.service
@@ -127,7 +127,7 @@ a_start_that_fails_is_not_repeated_without_end() {
     as_member curl --silent --max-time 300 --unix-socket "$socket" http://caxton/livez &
     until_true 'an end of the starts' no_more_starts "$since"
     note "$(starts "$since") starts"
-    (($(starts "$since") > 0)) || fail 'it was never started'
+    (($(starts "$since") > 0)) || fail 'the service was never started'
     # When systemd stops the restarts, it closes the connection of the client.
     wait $! || echo 'the connection was closed'
 }

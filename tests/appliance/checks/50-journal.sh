@@ -6,8 +6,8 @@ ids() {
     sed -n 's/^-- \([0-9a-f]\{32\}\)$/\1/p' "$catalog"
 }
 
-check events_are_found_by_their_ids_and_explained 300
-events_are_found_by_their_ids_and_explained() {
+check events_have_ids_and_explanations 300
+events_have_ids_and_explanations() {
     local id seen=0 all=0
     for id in $(ids); do
         all=$((all + 1))
@@ -26,8 +26,8 @@ events_are_found_by_their_ids_and_explained() {
     equal 'ids without an explanation' '' "$(comm -23 "$state/used" "$state/known")"
 }
 
-check priorities_are_those_of_syslog 300
-priorities_are_those_of_syslog() {
+check records_have_syslog_priorities 300
+records_have_syslog_priorities() {
     local found
     found=$(journalctl --quiet --no-pager --boot --unit=caxton.service --output=json |
         jq -r 'select(._COMM == "caxtond") | .PRIORITY' | sort | uniq -c)
@@ -49,8 +49,8 @@ texts_are_never_logged() {
     refused grep "$secret" "$state/said"
 }
 
-check nobody_waits_while_journald_is_stopped 300
-nobody_waits_while_journald_is_stopped() {
+check stopped_journald_delays_no_request 300
+stopped_journald_delays_no_request() {
     local journald told=$state/refusals code=0 count slowest
     journald=$(property MainPID systemd-journald.service)
     kill -STOP "$journald"

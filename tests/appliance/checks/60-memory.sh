@@ -23,8 +23,8 @@ available() {
         jq --exit-status --arg id "$1" 'any(.packages[]; .id == $id and .status == "available")'
 }
 
-check large_models_are_installed_from_the_drop_directory 900
-large_models_are_installed_from_the_drop_directory() {
+check large_models_install_from_drop_directory 900
+large_models_install_from_drop_directory() {
     local model peak
     for model in "${large[@]}"; do
         drop_package "$model"
@@ -36,8 +36,8 @@ large_models_are_installed_from_the_drop_directory() {
     note "peak of the control group $(mebibytes "$peak")"
 }
 
-check an_unloaded_model_gives_its_memory_back 360
-an_unloaded_model_gives_its_memory_back() {
+check unloaded_model_frees_its_memory 360
+unloaded_model_frees_its_memory() {
     local before loaded after size bound
     # The first load allocates memory that stays, which must not count.
     caxton memory load large-a
@@ -50,30 +50,30 @@ an_unloaded_model_gives_its_memory_back() {
     after=$(used)
     size=$((loaded - before))
     note "$(mebibytes "$before"), loaded $(mebibytes "$loaded"), unloaded $(mebibytes "$after")"
-    ((size > 32 << 20)) || fail "it took no more than $(mebibytes $size)"
+    ((size > 32 << 20)) || fail "the model took only $(mebibytes $size)"
     bound=$((size / 20 > 5 << 20 ? size / 20 : 5 << 20))
     ((after - before <= bound)) || fail "$(mebibytes $((after - before))) stayed"
 }
 
-check an_idle_service_is_small 300
-an_idle_service_is_small() {
+check idle_service_is_small 300
+idle_service_is_small() {
     caxton memory flush
     local resident
     resident=$(awk '/^VmRSS/ { print $2 * 1024 }' "/proc/$(property MainPID)/status")
     note "without a model: resident $(mebibytes "$resident"), anon $(mebibytes "$(counter memory.stat anon)")"
 }
 
-check pressure_makes_a_model_leave_at_once 540
-pressure_makes_a_model_leave_at_once() {
+check pressure_evicts_model_promptly 540
+pressure_evicts_model_promptly() {
     local round times=() slowest=0 taken since
-    configure <<<'memory: { pressure: { reload_cooldown: 0s, quiet: 1s } }'
+    configure <<<'memory: { pressure: { reload_cooldown: 0s, recovery_time: 1s } }'
     until_answers bundled-mini
     for round in 1 2 3 4 5; do
         until_true 'large-a in memory' caxton memory load large-a
-        until_true 'an end of the shortage' is_calm
+        until_true 'the normal pressure level' is_calm
         since=$(now)
         taken=$(python3 "$payload/release_time.py" "$group" $((32 << 20)) 2>&1) || fail "round $round: $taken"
-        until_true 'large-a to leave' not_resident large-a
+        until_true 'the eviction of large-a' not_resident large-a
         times+=("$taken")
         ((taken <= slowest)) || slowest=$taken
         until_event "$since" pressure-entered
@@ -93,8 +93,8 @@ kills() {
 }
 
 # shellcheck disable=SC2154 # The host sets the duration.
-check too_little_memory_for_its_models_kills_nobody $((pressure_seconds + 600))
-too_little_memory_for_its_models_kills_nobody() {
+check memory_shortage_kills_no_process $((pressure_seconds + 600))
+memory_shortage_kills_no_process() {
     local slice=/sys/fs/cgroup/caxton.slice pid events gap wrong=
     # The limit is set while the service is stopped: below the memory in use, it would make the kernel kill immediately.
     systemctl stop caxton.service
@@ -116,7 +116,7 @@ too_little_memory_for_its_models_kills_nobody() {
     note "loads: $(ask GET /api/models/stats | jq -c '[.models[] | {(.id): .loads}] | add')"
     gap=$(<"$state/gap")
     note "longest gap of the bystander $gap ms"
-    equal 'what was wrong with answers' '' "$wrong"
+    equal 'wrong answers' '' "$wrong"
     equal 'kills in the slice' "$events" "$(kills "$slice")"
     equal 'the process' "$pid" "$(property MainPID)"
     equal 'the bystander' active "$(systemctl is-active bystander.service)"
@@ -124,8 +124,8 @@ too_little_memory_for_its_models_kills_nobody() {
     systemctl stop bystander.service
 }
 
-check after_the_shortage_everything_is_as_before 360
-after_the_shortage_everything_is_as_before() {
+check service_recovers_after_memory_shortage 360
+service_recovers_after_memory_shortage() {
     systemctl revert caxton.service caxton.slice
     systemctl daemon-reload
     systemctl restart caxton

@@ -30,16 +30,18 @@ random_moment() {
 
 # Checks the store: staging is empty, no entry is damaged, and the earlier models answer.
 is_sound() {
-    equal 'what is left in staging' '' "$(ls "$store/staging")"
-    equal 'entries of the store that are damaged' '' \
-        "$(journalctl --quiet --no-pager --boot --unit=caxton.service "MESSAGE_ID=$(id_of store-entry-damaged)")"
+    local match
+    match=$(match_of store-entry-damaged)
+    equal 'files in staging' '' "$(ls "$store/staging")"
+    equal 'damaged entries of the store' '' \
+        "$(journalctl --quiet --no-pager --boot --unit=caxton.service "$match")"
     equal 'bundled-mini' 200 "$(embedding bundled-mini)"
     equal 'small' 200 "$(embedding small)"
 }
 
 # shellcheck disable=SC2154 # The host sets the number.
-check a_kill_amid_an_installation_leaves_it_whole_or_undone $((kills * 60 + 300))
-a_kill_amid_an_installation_leaves_it_whole_or_undone() {
+check kill_during_installation_keeps_store_sound $((kills * 60 + 300))
+kill_during_installation_keeps_store_sound() {
     local round pid takes unfinished=0 whole=0
     unit_drop_in <<<$'[Service]\nRestartSec=100ms'
     have_small
@@ -63,8 +65,8 @@ a_kill_amid_an_installation_leaves_it_whole_or_undone() {
 }
 
 # shellcheck disable=SC2154 # The host sets the number.
-check a_reset_amid_an_installation_leaves_it_whole_or_undone $((resets * 300 + 300))
-a_reset_amid_an_installation_leaves_it_whole_or_undone() {
+check reset_during_installation_keeps_store_sound $((resets * 300 + 300))
+reset_during_installation_keeps_store_sound() {
     local round=0 takes
     if [ -e "$state/round" ]; then
         read -r round takes <"$state/round"

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Checks the sandbox after all other checks: it is complete, and the daemon made no system call that it denies.
 
-check no_system_call_was_denied_in_the_whole_run 300
-no_system_call_was_denied_in_the_whole_run() {
+check no_system_call_was_denied 300
+no_system_call_was_denied() {
     local parts denied
     until_answers bundled-mini
     parts=$(ask GET /status | jq -r '.sandbox | "\(.landlock.state) \(.seccomp.state)"')

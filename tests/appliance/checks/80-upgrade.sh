@@ -13,8 +13,8 @@ version() {
     dpkg-query --show --showformat='${Version}' caxton
 }
 
-check an_upgrade_keeps_the_edited_configuration_and_restarts_once 540
-an_upgrade_keeps_the_edited_configuration_and_restarts_once() {
+check upgrade_keeps_configuration_and_restarts_once 540
+upgrade_keeps_configuration_and_restarts_once() {
     local since pid before
     before=$(version)
     echo '# edited by the operator' >>"$etc"
@@ -30,8 +30,8 @@ an_upgrade_keeps_the_edited_configuration_and_restarts_once() {
     equal 'the model that was installed' 200 "$(embedding small)"
 }
 
-check a_downgrade_works 540
-a_downgrade_works() {
+check downgrade_restarts_once 540
+downgrade_restarts_once() {
     local since
     since=$(now)
     install_from packages
@@ -40,43 +40,43 @@ a_downgrade_works() {
     equal 'the answer' 200 "$(embedding small)"
 }
 
-check an_upgrade_with_a_bad_configuration_keeps_the_old_process 540
-an_upgrade_with_a_bad_configuration_keeps_the_old_process() {
+check upgrade_with_invalid_configuration_keeps_process 540
+upgrade_with_invalid_configuration_keeps_process() {
     local pid
     configure <<<'embedding: { batch_tokens: many }'
     pid=$(property MainPID)
     install_from newer | tee "$state/said"
     equal 'the process' "$pid" "$(property MainPID)"
-    grep -q '90-check.yaml' "$state/said" || fail 'nobody is told of the problem'
+    grep -q '90-check.yaml' "$state/said" || fail 'apt-get does not print the problem'
     equal 'the answer' 200 "$(embedding bundled-mini)"
     rm "$override"
     systemctl restart caxton
     equal 'the answer' 200 "$(embedding bundled-mini)"
 }
 
-check removed_it_leaves_configuration_and_models 360
-removed_it_leaves_configuration_and_models() {
+check removal_keeps_configuration_and_models 360
+removal_keeps_configuration_and_models() {
     apt-get remove -y caxton
     [ ! -e /usr/bin/caxtond ] || fail 'the daemon is still there'
     [ ! -e "$socket" ] || fail 'the socket is still there'
     refused pgrep -x caxtond
     # Debian masks the units of a removed package, so that they cannot be started.
-    equal 'what systemd has loaded' masked "$(property LoadState)"
+    equal 'LoadState' masked "$(property LoadState)"
     equal 'the last line of the configuration' '# edited by the operator' "$(tail -n 1 "$etc")"
-    compgen -G "$store/models/small@*" || fail 'the models have gone'
+    compgen -G "$store/models/small@*" || fail 'the models were removed'
     equal 'units that have failed' '' "$(systemctl --failed --quiet --no-legend)"
 }
 
-slow_check installed_again_it_is_as_before 540
-installed_again_it_is_as_before() {
+slow_check reinstallation_restores_service 540
+reinstallation_restores_service() {
     install_from packages
     systemctl start caxton
     until_answers small
     equal 'the last line of the configuration' '# edited by the operator' "$(tail -n 1 "$etc")"
 }
 
-check purged_it_leaves_nothing 540
-purged_it_leaves_nothing() {
+check purge_removes_everything 540
+purge_removes_everything() {
     apt-get purge -y caxton
     equal 'files with its name' '' \
         "$(find / -xdev \( -path "$payload" -o -path "$state" \) -prune -o -name '*caxton*' -print | head -n 5)"

@@ -7,8 +7,8 @@ rpm_in() {
     rpm --root "$root" "$@"
 }
 
-check the_rpm_is_installed_in_another_root 540
-the_rpm_is_installed_in_another_root() {
+check rpm_installs_in_another_root 540
+rpm_installs_in_another_root() {
     modprobe overlay || grep -qw overlay /proc/filesystems || skip 'this kernel has no overlay file system'
     mkdir -p "$root" /run/second-changes
     mount -t tmpfs -o size=1G tmpfs /run/second-changes
@@ -17,8 +17,8 @@ the_rpm_is_installed_in_another_root() {
     rpm_in --initdb
     # The dependencies are installed, but dpkg manages them, and rpm does not know them.
     rpm_in --install --nodeps "$payload"/packages/caxton-*.rpm 2>&1 | tee "$state/said"
-    equal 'trouble that rpm tells of' '' "$(grep -iE 'fail|error|warning: %' "$state/said" || true)"
-    equal 'what rpm says of the files' '' "$(rpm_in --verify --nodeps caxton)"
+    equal 'errors of rpm' '' "$(grep -iE 'fail|error|warning: %' "$state/said" || true)"
+    equal 'output of rpm --verify' '' "$(rpm_in --verify --nodeps caxton)"
     local file
     for file in /usr/bin/caxton /usr/bin/caxtond /usr/lib/systemd/system/caxton.{service,socket,slice} \
         /usr/lib/sysusers.d/caxton.conf /usr/lib/tmpfiles.d/caxton.conf /usr/lib/systemd/catalog/caxton.catalog \
@@ -32,14 +32,14 @@ the_rpm_is_installed_in_another_root() {
     chroot "$root" caxton --version
 }
 
-check the_rpm_keeps_an_edited_configuration 360
-the_rpm_keeps_an_edited_configuration() {
+check rpm_keeps_edited_configuration 360
+rpm_keeps_edited_configuration() {
     mountpoint -q "$root" || skip 'there is no second root'
     echo '# edited by the operator' >>"$root/etc/caxton/caxton.yaml"
     rpm_in --upgrade --force --nodeps "$payload"/packages/caxton-*.rpm
     equal 'the last line' '# edited by the operator' "$(tail -n 1 "$root/etc/caxton/caxton.yaml")"
     rpm_in --erase --nodeps caxton 2>&1 | tee "$state/said"
-    equal 'trouble that rpm tells of' '' "$(grep -iE 'fail|error|warning: %' "$state/said" || true)"
+    equal 'errors of rpm' '' "$(grep -iE 'fail|error|warning: %' "$state/said" || true)"
     [ ! -e "$root/usr/bin/caxtond" ] || fail 'the daemon is still there'
     [ -e "$root/etc/caxton/caxton.yaml.rpmsave" ] || fail 'the edited configuration was not kept'
 }

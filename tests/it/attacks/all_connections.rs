@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use caxton::telemetry::log::Message;
 use serde_json::json;
 
 use crate::support::attacker::Attacker;
@@ -42,8 +43,8 @@ fn event_streams_are_limited_per_user() {
     let stream = b"GET /v1/events HTTP/1.1\r\nhost: a\r\n\r\n";
     let _streams = Attacker::hold(&daemon, STRANGER, 256, stream);
     others_are_served(&daemon);
-    let logged = daemon.wait_log("was refused another event stream");
-    assert!(logged.contains("uid=65534") && logged.contains("held=2"), "{logged}");
+    let line = daemon.wait_event(Message::StreamsRefused);
+    assert!(line.contains("uid=65534") && line.contains("held=2"), "{line}");
     assert_eq!(Attacker::status(&daemon, STRANGER, stream), 429);
     assert_eq!(Attacker::status(&daemon, VICTIM, stream), 200);
     daemon.stop();
@@ -57,8 +58,8 @@ fn idle_connections_yield_to_others() {
     let daemon = open_to_all();
     let _idle = Attacker::hold(&daemon, STRANGER, 300, b"");
     others_are_served(&daemon);
-    let logged = daemon.wait_log("connections are taken");
-    assert!(logged.contains("holder=65534") && logged.contains("held=248"), "{logged}");
+    let line = daemon.wait_event(Message::ConnectionLimit);
+    assert!(line.contains("holder=65534") && line.contains("held=248"), "{line}");
     daemon.stop();
 }
 
@@ -89,7 +90,7 @@ fn connection_closed_for_others_gets_its_answer() {
     for connection in &mut busy {
         connection.ask("POST", "/v1/embeddings", &[], body.as_bytes());
     }
-    daemon.until("the places to be taken", || {
+    daemon.until("all connections to be in use", || {
         let answer = daemon.connect().request("GET", "/v1/models", &[], b"");
         (answer.status == 503).then_some(())
     });

@@ -16,7 +16,7 @@ fn charsmap_with_false_length_is_rejected() {
             json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="});
     });
     assert!(
-        reason.contains("tokenizer.json: the charsmap says 4294967295 bytes for its array"),
+        reason.contains("tokenizer.json: the charsmap declares 4294967295 bytes for its array"),
         "{reason}"
     );
     // No file remains that a restart would try again.

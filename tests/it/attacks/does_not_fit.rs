@@ -9,16 +9,18 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::sync::OnceLock;
 
 use caxton::package::drop_dir::{FIRST_RETRY, LAST_RETRY};
+use caxton::telemetry::log::Message;
 use serde_json::json;
 
+use crate::support::mounts::Mount;
 use crate::support::packages::{
-    dropped, repacked, stored, until_answers, until_gone, until_looked, until_staging_is_empty,
+    dropped, file_name, install, repacked, stored, until_answers, until_gone, until_looked,
+    until_staging_is_empty,
 };
-use crate::support::{Daemon, Root, skipped};
+use crate::support::{Daemon, Root, is_event, skipped};
 
 /// Bytes that may be written for such a package in a day.
 const A_DAY: u64 = 1 << 20;
@@ -57,9 +59,10 @@ fn written(daemon: &Daemon) -> u64 {
 /// written bytes.
 fn refuse(daemon: &Daemon, what: &str, reason: &str) {
     let before = written(daemon);
-    let said = daemon.log().len();
+    let lines = daemon.log().len();
     fs::write(dropped(daemon, "large"), large()).unwrap();
-    let line = daemon.wait_log_after(said, "cannot be installed now");
+    let large_name = file_name("large");
+    let line = daemon.wait_event_after(lines, Message::PackageNotInstalled, &[&large_name]);
     let bytes = written(daemon) - before;
     assert!(line.contains(reason), "{line}");
     let attempts = attempts_a_day();
@@ -73,35 +76,46 @@ fn refuse(daemon: &Daemon, what: &str, reason: &str) {
     assert!(dropped(daemon, "large").exists());
 }
 
-fn times_told(daemon: &Daemon) -> usize {
-    daemon.log().iter().filter(|line| line.contains("cannot be installed now")).count()
+/// Returns the number of records about packages that could not be installed.
+fn logged_failures(daemon: &Daemon) -> usize {
+    daemon.log().iter().filter(|line| is_event(line, Message::PackageNotInstalled)).count()
 }
 
-#[test]
-fn package_is_not_written_when_store_is_full() {
+/// Drops the large package into a daemon whose store is full with the dropped package `first`.
+fn refused_by_full_store() -> Daemon {
     let daemon = Root::new()
         .with("memory.model_cache.max_models", json!(1))
         .with("memory.model_cache.cleanup_policy", json!("manual"))
         .start();
     until_looked(&daemon, "first");
     refuse(&daemon, "quota", "the store is full");
-    // A new scan of the directory changes nothing for the package.
+    daemon
+}
+
+#[test]
+fn package_is_not_written_when_store_is_full() {
+    let daemon = refused_by_full_store();
+    // A new scan of the directory does not log the package again.
     fs::write(dropped(&daemon, "bad"), "no package").unwrap();
-    daemon.wait_log("package refused");
-    assert_eq!(times_told(&daemon), 1);
-    // An upload is answered with the reason, too, although the daemon does not read the rest of it.
-    let upload = crate::support::cli()
-        .args(["model", "install", "--socket"])
-        .args([daemon.socket(), dropped(&daemon, "large")])
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&upload.stderr);
-    assert!(!upload.status.success() && said.contains("the store is full"), "{said}");
-    // The store has space again.
+    daemon.wait_event_with(Message::PackageRefused, &[&file_name("bad")]);
+    assert_eq!(logged_failures(&daemon), 1);
+}
+
+/// Checks that the client receives the reason although the daemon does not read its whole upload.
+#[test]
+fn upload_to_full_store_is_answered_with_reason() {
+    let daemon = refused_by_full_store();
+    let (code, stderr) = install(&daemon, &dropped(&daemon, "large"), &[]);
+    assert!(code != Some(0) && stderr.contains("the store is full"), "{code:?} {stderr}");
+}
+
+#[test]
+fn refused_package_is_installed_when_store_has_space() {
+    let daemon = refused_by_full_store();
     fs::remove_file(dropped(&daemon, "first")).unwrap();
     until_gone(&daemon, "first");
     until_answers(&daemon, "large");
-    assert_eq!(times_told(&daemon), 1);
+    assert_eq!(logged_failures(&daemon), 1);
 }
 
 #[test]
@@ -116,37 +130,7 @@ fn package_is_not_written_when_model_exceeds_memory() {
     assert_eq!(stored(&daemon), Vec::<String>::new());
     daemon.root_mut().set("memory.pressure", shares("80%"));
     until_answers(&daemon, "large");
-    assert_eq!(times_told(&daemon), 1);
-}
-
-/// A tmpfs, unmounted when this is dropped.
-struct Mounted<'a>(&'a Path);
-
-impl<'a> Mounted<'a> {
-    fn on(place: &'a Path) -> Option<Self> {
-        let this = Self(place);
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=80m", "tmpfs"])
-            .arg(place)
-            .output();
-        if mount.is_ok_and(|done| done.status.success()) {
-            return Some(this);
-        }
-        std::mem::forget(this);
-        None
-    }
-
-    fn grow(&self) {
-        let grown = Command::new("mount").args(["-o", "remount,size=400m"]).arg(self.0).status();
-        assert!(grown.unwrap().success());
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        // The daemon may still use the file system, so unmount it lazily.
-        drop(Command::new("umount").args(["--lazy"]).arg(self.0).status());
-    }
+    assert_eq!(logged_failures(&daemon), 1);
 }
 
 #[test]
@@ -154,16 +138,16 @@ fn package_is_not_written_without_disk_space() {
     let root = Root::without_bundled();
     let state = root.state();
     fs::create_dir(&state).unwrap();
-    let Some(disk) = Mounted::on(&state) else {
+    let Some(disk) = Mount::tmpfs(&state, "size=80m") else {
         return skipped("a disk that is too small for a package", "the right to mount");
     };
     let daemon = root.start();
     // The disk has 80 MiB, of which 64 stay free.
-    refuse(&daemon, "disk", "64.0 MiB stay free");
-    disk.grow();
+    refuse(&daemon, "disk", "64.0 MiB must stay free");
+    disk.remount("size=400m");
     fs::write(dropped(&daemon, "bad"), "no package").unwrap();
     until_answers(&daemon, "large");
-    assert_eq!(times_told(&daemon), 1);
+    assert_eq!(logged_failures(&daemon), 1);
     let root = daemon.kill();
     drop(disk);
     drop(root);

@@ -8,6 +8,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
 
+use caxton::telemetry::log::Message;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -132,8 +133,8 @@ fn failing_writes_delay_installs_but_not_answers() {
     let calls = "fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,ftruncate";
     let Some(failing) = Failing::begin(test, &daemon, calls, &[]) else { return };
     fs::write(dropped(&daemon, "late"), pack("tiny-bert-mean", "late", "1")).unwrap();
-    let said = daemon.wait_log("cannot be installed now");
-    assert!(said.contains(&file_name("late")) && said.contains("os error 5"), "{said}");
+    let line = daemon.wait_event_with(Message::PackageNotInstalled, &[&file_name("late")]);
+    assert!(line.contains("os error 5"), "{line}");
     until_degraded(&daemon, "cannot be written");
     for id in ["bundled-mini", "m"] {
         assert_eq!(ask(&daemon, id).status, 200, "{id}");

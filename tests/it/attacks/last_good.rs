@@ -1,19 +1,19 @@
 //! Attack: the daemon's user rewrites the configuration that is kept for a start with wrong files.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 
 use caxton::package::Digest;
+use caxton::telemetry::log::Message;
 use nix::unistd::geteuid;
 use serde_json::json;
 
-use crate::support::{Root, STRANGER, skipped};
+use crate::support::{Daemon, Root, STRANGER, skipped};
 
-#[test]
-fn forged_last_good_configuration_grants_no_rights() {
-    let test = "forged_last_good_configuration_grants_no_rights";
-    if !geteuid().is_root() {
-        return skipped(test, "root");
-    }
+/// Starts a daemon with an invalid configuration, after its last good configuration was forged so
+/// that the stranger is an administrator.
+fn started_with_forged_configuration() -> Daemon {
     let root = Root::new().with("socket.mode", json!("0666"));
     let kept = root.path().join("kept");
     fs::create_dir(&kept).unwrap();
@@ -27,10 +27,10 @@ fn forged_last_good_configuration_grants_no_rights() {
         daemon
     };
     let daemon = start(root.with("socket.admins", json!({ "users": [0], "groups": [] })));
-    daemon.wait_log("the configuration is kept");
+    let file = kept.join("last-good.yaml");
+    daemon.until("the last good configuration", || file.exists().then_some(()));
     let root = daemon.stop();
 
-    let file = kept.join("last-good.yaml");
     let good = fs::read_to_string(&file).unwrap();
     let (_, body) = good.split_once('\n').unwrap();
     let forged = body.replace("users: [\"0\"]", &format!("users: [\"0\", \"{STRANGER}\"]"));
@@ -40,15 +40,32 @@ fn forged_last_good_configuration_grants_no_rights() {
 
     root.write_config("no_such_key: 1\n");
     let daemon = start(root);
-    daemon.wait_log("started with the last good one");
+    daemon.wait_event(Message::LastGoodUsed);
+    daemon
+}
+
+#[test]
+fn forged_last_good_configuration_grants_no_rights() {
+    if !geteuid().is_root() {
+        return skipped("forged_last_good_configuration_grants_no_rights", "root");
+    }
+    let daemon = started_with_forged_configuration();
     let output = daemon.cli_as_stranger(&["memory", "flush"]);
     assert_eq!(output.status.code(), Some(77), "{}", String::from_utf8_lossy(&output.stderr));
     // Root still may, and every user is answered.
     assert_eq!(daemon.connect().request("POST", "/api/memory/flush", &[], b"").status, 200);
     daemon.embed(json!("a text"));
-    // The corrected configuration applies at once, including its administrators.
+    daemon.stop();
+}
+
+#[test]
+fn corrected_configuration_replaces_the_last_good_one() {
+    if !geteuid().is_root() {
+        return skipped("corrected_configuration_replaces_the_last_good_one", "root");
+    }
+    let daemon = started_with_forged_configuration();
     daemon.write_settings();
-    daemon.until("the mended configuration", || {
+    daemon.until("the corrected configuration", || {
         (daemon.status()["configuration"]["last_good"] == false).then_some(())
     });
     daemon.stop();

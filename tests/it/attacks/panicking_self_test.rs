@@ -1,11 +1,12 @@
 //! Attack: a post-processor contradicts itself, so that the tokenizers library panicked in the
 //! self-test. The package was not refused, and its test was repeated without end.
 
+use caxton::telemetry::log::Message;
 use serde_json::{Value, json};
 
-use crate::support::Root;
 use crate::support::packages::{file_name, stored, until_looked, until_staging_is_empty};
 use crate::support::tokenizers::tokenizer_refused;
+use crate::support::{Root, is_event};
 
 #[test]
 fn contradictory_post_processor_is_rejected_and_not_retried() {
@@ -27,9 +28,9 @@ fn contradictory_post_processor_is_rejected_and_not_retried() {
     assert_eq!(daemon.embed(json!("a text")).len(), 1);
     // Later scans of the drop directory find no file to retry.
     until_looked(&daemon, "next");
-    let told: Vec<_> =
+    let records: Vec<_> =
         daemon.log().into_iter().filter(|line| line.contains(&file_name("panic"))).collect();
-    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(records.len() == 1 && is_event(&records[0], Message::PackageRefused), "{records:?}");
 
     until_staging_is_empty(&daemon);
     let root = daemon.stop();

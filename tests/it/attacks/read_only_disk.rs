@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::Write;
 
+use caxton::telemetry::log::Message;
 use serde_json::json;
 
 use crate::doctor::{assert_check, report};
@@ -83,8 +84,8 @@ fn read_only_disk_serves_and_recovers_when_writable() {
     doctor_says(&daemon, "warn", "read-only");
     serves(&daemon);
     fs::write(dropped(&daemon, "n"), pack("tiny-bert-mean", "n", "1")).unwrap();
-    let said = daemon.wait_log("cannot be installed now");
-    assert!(said.contains("Read-only file system"), "{said}");
+    let line = daemon.wait_event_with(Message::PackageNotInstalled, &[&file_name("n")]);
+    assert!(line.contains("Read-only file system"), "{line}");
     let removed = daemon.cli().args(["model", "remove", "m"]).output().unwrap();
     assert!(!removed.status.success());
     serves(&daemon);

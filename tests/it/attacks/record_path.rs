@@ -52,12 +52,24 @@ impl Place {
         (output.status.code().unwrap(), stderr)
     }
 
+    /// Creates a directory that only root may enter.
+    fn secret(&self) -> PathBuf {
+        let secret = self.root.path().join("secret");
+        fs::create_dir(&secret).unwrap();
+        fs::set_permissions(&secret, Permissions::from_mode(0o700)).unwrap();
+        secret
+    }
+
     fn record(&self) -> PathBuf {
         let models = self.state.join("models");
         let entries = names(&models);
         let entry = entries.iter().find(|name| name.starts_with("m@")).unwrap();
         models.join(entry).join("record.json")
     }
+}
+
+fn path_in(directory: &Path, name: &str) -> String {
+    directory.join(name).into_os_string().into_string().unwrap()
 }
 
 /// Gives `path` and all files below it to the attacker.
@@ -130,11 +142,8 @@ fn store_files_keep_owner_when_root_administers() {
         return skipped("store_files_keep_owner_when_root_administers", "root");
     }
     let place = Place::new();
-    let secret = place.root.path().join("secret");
-    fs::create_dir(&secret).unwrap();
-    fs::set_permissions(&secret, Permissions::from_mode(0o700)).unwrap();
-    let at = |name: &str| secret.join(name).into_os_string().into_string().unwrap();
-    let (file, exported) = (at("n.model.tar.zst"), at("exported"));
+    let secret = place.secret();
+    let (file, exported) = (path_in(&secret, "n.model.tar.zst"), path_in(&secret, "exported"));
     let package = pack("tiny-bert-cls", "n", "2");
     fs::write(&file, &package).unwrap();
     fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
@@ -153,8 +162,19 @@ fn store_files_keep_owner_when_root_administers() {
     assert_eq!(fs::metadata(&exported).unwrap().uid(), 0);
     assert_eq!(foreign(&place.state), Vec::<PathBuf>::new());
     assert_eq!(names(&place.drop), Vec::<String>::new());
-    let (code, stderr) = place.model(&["export", "absent", "--output", &at("no")]);
+    assert_eq!(names(&secret), ["exported", "n.model.tar.zst"]);
+}
+
+#[test]
+fn failed_export_leaves_no_file() {
+    if !geteuid().is_root() {
+        return skipped("failed_export_leaves_no_file", "root");
+    }
+    let place = Place::new();
+    let secret = place.secret();
+    let output = path_in(&secret, "no");
+    let (code, stderr) = place.model(&["export", "absent", "--output", &output]);
     assert_eq!(code, DATA, "{stderr}");
     assert!(stderr.contains("\"absent\" is not installed"), "{stderr}");
-    assert_eq!(names(&secret), ["exported", "n.model.tar.zst"]);
+    assert_eq!(names(&secret), Vec::<String>::new());
 }

@@ -37,7 +37,8 @@ fn refused_after(daemon: &Daemon, id: &str, signal: Signal) -> String {
 fn crashing_self_test_rejects_its_package() {
     let daemon = Root::new().start();
     let reason = refused_after(&daemon, "abort", Signal::SIGABRT);
-    assert!(reason.contains("its self-test was ended by signal 6 (SIGABRT)"), "{reason}");
+    let expected = "the self-test of the model was ended by signal 6 (SIGABRT)";
+    assert!(reason.contains(expected), "{reason}");
     // Do not use SIGSEGV: the handler of the standard library ignores one that no memory access has
     // caused.
     let reason = refused_after(&daemon, "crash", Signal::SIGILL);
@@ -46,8 +47,8 @@ fn crashing_self_test_rejects_its_package() {
     daemon.stop();
 }
 
-/// Checks the signals of the kernel when memory is short, and the limits of the child, which apply
-/// earlier.
+/// Checks the signals with which the kernel ends a child that takes too much memory or processor
+/// time.
 #[test]
 fn self_test_exceeding_resources_rejects_its_package() {
     let daemon = Root::new().start();
@@ -56,9 +57,15 @@ fn self_test_exceeding_resources_rejects_its_package() {
     let reason = refused_after(&daemon, "processor", Signal::SIGXCPU);
     assert!(reason.contains("of processor time"), "{reason}");
     until_looked(&daemon, "good");
-    let root = daemon.stop();
+    daemon.stop();
+}
 
-    // Run the child itself, with little address space and with enough.
+/// Runs the child itself, with little address space and with enough.
+#[test]
+fn self_test_fails_without_enough_address_space() {
+    let daemon = Root::new().start();
+    until_looked(&daemon, "good");
+    let root = daemon.stop();
     let key = format!("good@1+{}", record(&root, "good")["manifest_digest"].as_str().unwrap());
     let test = |megabytes: u64| {
         let task = json!({
@@ -97,7 +104,7 @@ fn hanging_self_test_delays_neither_serving_nor_stop() {
 }
 
 #[test]
-fn a_self_test_is_confined() {
+fn self_test_is_confined() {
     let daemon = Root::new().start();
     let (_id, test) = SelfTest::catch(&daemon, "confined");
     let status = test.read("status");
@@ -147,7 +154,8 @@ fn self_test_killed_twice_is_not_repeated() {
 
     let daemon = root.start();
     assert_eq!(daemon.embed(json!("a text")).len(), 1);
-    assert_eq!(until_quarantined(&daemon, &id), "the daemon ended while testing it\n");
+    let expected = "the daemon ended repeatedly during the self-test of the model\n";
+    assert_eq!(until_quarantined(&daemon, &id), expected);
     daemon.until("the entry to leave", || (stored(&daemon) == others).then_some(()));
     until_staging_is_empty(&daemon);
     fs::write(dropped(&daemon, &id), pack("tiny-bert-mean", &id, "1")).unwrap();

@@ -12,17 +12,17 @@ use serde_json::Value;
 use crate::support::Root;
 
 /// Returns the advice of `caxton doctor` about refused packages.
-fn mend(root: &Root) -> String {
+fn advised_action(root: &Root) -> String {
     let output = root.cli().args(["doctor", "--json"]).output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let checks = report["checks"].as_array().unwrap();
     let check = checks.iter().find(|check| check["name"] == "packages").unwrap();
-    check["mend"].as_str().unwrap().to_owned()
+    check["action"].as_str().unwrap().to_owned()
 }
 
 /// Runs the suggested command, as an administrator would, but without `sudo`.
-fn obey(mend: &str, place: &Path) {
-    let (_words, command) = mend.split_once("sudo ").unwrap();
+fn obey(action: &str, place: &Path) {
+    let (_words, command) = action.split_once("sudo ").unwrap();
     let status = Command::new("sh").args(["-c", command]).current_dir(place).status().unwrap();
     assert!(status.success(), "{command}");
 }
@@ -38,14 +38,17 @@ fn suggested_command_only_removes_the_file() {
         let beside = quarantine.join("other.txt");
         daemon.until("the quarantine", || reason.exists().then_some(()));
         fs::write(&beside, "stays").unwrap();
-        let mend = daemon.until("the doctor to know", || {
-            let mend = mend(&daemon);
-            mend.contains("sudo rm").then_some(mend)
+        let action = daemon.until("the doctor to know", || {
+            let action = advised_action(&daemon);
+            action.contains("sudo rm").then_some(action)
         });
         let place = tempfile::tempdir().unwrap();
-        obey(&mend, place.path());
-        assert!(!quarantine.join(&file).exists() && !reason.exists(), "{mend}");
-        assert!(beside.exists() && fs::read_dir(place.path()).unwrap().next().is_none(), "{mend}");
+        obey(&action, place.path());
+        assert!(!quarantine.join(&file).exists() && !reason.exists(), "{action}");
+        assert!(
+            beside.exists() && fs::read_dir(place.path()).unwrap().next().is_none(),
+            "{action}"
+        );
         daemon.stop();
     }
 }

@@ -10,11 +10,12 @@
 use std::fs;
 use std::io::Write;
 
+use caxton::package::Digest;
 use serde_json::json;
 
 use crate::support::packages::{ask, dropped, install, until_answers, until_quarantined};
 use crate::support::signing::Signer;
-use crate::support::{Root, pack};
+use crate::support::{Daemon, Root, pack};
 
 const GOOD: &[u8] = include_bytes!("short_digest_collision/good.json");
 const EVIL: &[u8] = include_bytes!("short_digest_collision/evil.json");
@@ -45,43 +46,65 @@ fn package(manifest: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-#[test]
-fn package_with_colliding_short_digest_is_rejected() {
-    let digest = |bytes: &[u8]| caxton::package::Digest::of(bytes);
-    let (good, evil) = (digest(GOOD), digest(EVIL));
+/// Returns the digests of the good and of the evil manifest.
+fn digests() -> [Digest; 2] {
+    let [good, evil] = [GOOD, EVIL].map(Digest::of);
     assert!(good != evil && good.short() == evil.short(), "{good} {evil}");
+    [good, evil]
+}
 
-    // The evil package is installed first, before there are keys. Then the good one is dropped,
-    // signed by the administrator's key.
+/// Starts a daemon in which the evil package was installed before there was a key. Returns it with
+/// the key that it trusts since then.
+fn with_evil_package() -> (Daemon, Signer) {
+    let [_good, evil] = digests();
     let daemon = Root::new().start();
     fs::write(dropped(&daemon, "evil"), package(EVIL)).unwrap();
     until_answers(&daemon, "m");
     assert_eq!(daemon.package("m")["manifest_sha256"], json!(evil.to_string()));
     let signer = Signer::new();
     signer.trust(&daemon, "site.pub", "");
+    (daemon, signer)
+}
+
+/// Installs the good package with a valid signature and every option that permits more.
+fn install_good(daemon: &Daemon, signer: &Signer) -> (Option<i32>, String) {
+    let file = daemon.path().join("good.model.tar.zst");
+    let good = package(GOOD);
+    fs::write(&file, &good).unwrap();
+    fs::write(daemon.path().join("good.model.tar.zst.minisig"), signer.sign(&good)).unwrap();
+    install(daemon, &file, &["--replace", "--allow-downgrade"])
+}
+
+#[test]
+fn dropped_package_with_colliding_digest_is_rejected() {
+    let (daemon, signer) = with_evil_package();
     signer.drop(&daemon, "good", &package(GOOD));
     until_quarantined(&daemon, "good");
     assert!(!daemon.log().iter().any(|line| line.contains("existed=true")));
+    daemon.stop();
+}
 
-    // The administrator's options do not permit it either, because the two packages cannot be
-    // distinguished. The signature is valid.
-    let file = daemon.path().join("good.model.tar.zst");
-    fs::write(&file, package(GOOD)).unwrap();
-    fs::write(daemon.path().join("good.model.tar.zst.minisig"), signer.sign(&package(GOOD)))
-        .unwrap();
-    let install = |root: &Root| install(root, &file, &["--replace", "--allow-downgrade"]);
-    let (code, said) = install(&daemon);
-    assert_eq!(code, Some(65), "{said}");
-    assert!(said.contains("another package of the same short name is installed: m@1+"), "{said}");
+/// Checks that no option permits the package, because the two packages cannot be distinguished.
+#[test]
+fn options_do_not_permit_colliding_digest() {
+    let (daemon, signer) = with_evil_package();
+    let (code, stderr) = install_good(&daemon, &signer);
+    assert_eq!(code, Some(65), "{stderr}");
+    let expected = "another package of the same short name is installed: m@1+";
+    assert!(stderr.contains(expected), "{stderr}");
     assert_eq!(ask(&daemon, "m").status, 200);
     assert_eq!(daemon.package("m")["signed_by"], json!(null));
+    daemon.stop();
+}
 
-    // Without the evil package, the good one is installed.
+#[test]
+fn good_package_is_installed_after_evil_was_removed() {
+    let [good, evil] = digests();
+    let (daemon, signer) = with_evil_package();
     fs::remove_file(dropped(&daemon, "evil")).unwrap();
-    daemon.until("the evil one to leave", || daemon.package("m").is_null().then_some(()));
-    assert_eq!(install(&daemon), (Some(0), String::new()));
+    daemon.until("the evil package to be removed", || daemon.package("m").is_null().then_some(()));
+    assert_eq!(install_good(&daemon, &signer), (Some(0), String::new()));
     assert_eq!(daemon.package("m")["manifest_sha256"], json!(good.to_string()));
-
     // A name with all digits never resolves to the other contents.
     assert_eq!(ask(&daemon, &format!("m@{good}")).status, 200);
     assert_eq!(ask(&daemon, &format!("m@{evil}")).status, 404);

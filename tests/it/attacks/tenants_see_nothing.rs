@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use caxton::api::ROUTES;
+use caxton::telemetry::log::Message;
 use serde_json::json;
 
 use crate::support::{Daemon, EMBEDDINGS, Root};
@@ -13,10 +14,16 @@ use crate::support::{Daemon, EMBEDDINGS, Root};
 /// Words that the tenant must not read: the other model, the other tenant, and a refused package.
 const SECRETS: [&str; 3] = ["bundled-mini", "rival", "refused-secret"];
 
-/// Returns the tenant's request to a route: its method, its path with a value for `{name}`, and its
-/// body. Returns `None` for a route that shows nothing of models or users, with the reason in a
-/// comment. A new route needs a decision here.
-fn request(route: &str) -> Option<(&'static str, String, String)> {
+/// Header of the tenant's requests.
+const AS_SPY: [(&str, &str); 1] = [("x-caxton-tenant", "spy")];
+
+/// Method, path and body of a request.
+type Request = (&'static str, String, String);
+
+/// Returns the tenant's request to a route, whose path has a value for `{name}`. Returns `None` for
+/// a route that shows nothing of models or users, with the reason in a comment. A new route needs a
+/// decision here.
+fn request(route: &str) -> Option<Request> {
     let get = |path: &str| Some(("GET", path.to_owned(), String::new()));
     let post =
         |path: &str, body: serde_json::Value| Some(("POST", path.to_owned(), body.to_string()));
@@ -72,39 +79,43 @@ fn with_two_tenants() -> Daemon {
     }
     daemon.embeddings(&json!({ "input": "a", "model": "other" }));
     fs::write(daemon.drop_directory().join("refused-secret.model.tar.zst"), "no package").unwrap();
-    daemon.wait_log("refused");
+    daemon.wait_event_with(Message::PackageRefused, &["refused-secret"]);
     daemon.until("the refused package in the status", || {
         daemon.status()["quarantine"].to_string().contains("refused-secret").then_some(())
     });
     daemon
 }
 
+/// Sends the request to `route` and returns the body of the answer. Returns `None` for a route
+/// without a request.
+fn read(daemon: &Daemon, headers: &[(&str, &str)], route: &str) -> Option<String> {
+    let (method, path, body) = request(route)?;
+    let answer = daemon.connect().request(method, &path, headers, body.as_bytes());
+    Some(String::from_utf8_lossy(&answer.body).into_owned())
+}
+
 #[test]
 fn no_route_leaks_data_of_other_tenants() {
     let daemon = with_two_tenants();
     let routes = BTreeSet::from_iter(ROUTES);
-    let read = |headers: &[(&str, &str)], (method, path, body): &(&str, String, String)| {
-        let mut connection = daemon.connect();
-        connection.ask(method, path, headers, body.as_bytes());
-        let answer = connection.answer();
-        let body = String::from_utf8_lossy(&answer.body).into_owned();
-        (answer.status, body)
-    };
     let mut seen_by_root = BTreeSet::new();
     for route in routes {
-        let Some(request) = request(route) else { continue };
-        let (_, said) = read(&[("x-caxton-tenant", "spy")], &request);
+        let Some(body) = read(&daemon, &AS_SPY, route) else { continue };
         for secret in SECRETS {
-            assert!(!said.contains(secret), "{route} tells {secret}: {said}");
+            assert!(!body.contains(secret), "{route} contains {secret}: {body}");
         }
         // An administrator must see the same words, or the test would prove nothing.
-        let (_, said) = read(&[], &request);
-        seen_by_root.extend(SECRETS.into_iter().filter(|secret| said.contains(*secret)));
+        let body = read(&daemon, &[], route).unwrap();
+        seen_by_root.extend(SECRETS.into_iter().filter(|secret| body.contains(*secret)));
     }
     assert_eq!(seen_by_root, BTreeSet::from(SECRETS));
+    daemon.stop();
+}
 
-    let as_spy = [("x-caxton-tenant", "spy")];
-    let (_, status) = read(&as_spy, &request("/status").unwrap());
+#[test]
+fn tenant_sees_its_own_data() {
+    let daemon = with_two_tenants();
+    let status = read(&daemon, &AS_SPY, "/status").unwrap();
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["tenants"].as_array().unwrap().len(), 1);
     assert_eq!(status["tenants"][0]["name"], "spy");
@@ -114,9 +125,9 @@ fn no_route_leaks_data_of_other_tenants() {
         (&status["quarantine"], &status["configuration"]["files"]),
         (&json!(null), &json!([]))
     );
-    let (_, metrics) = read(&as_spy, &request("/metrics").unwrap());
+    let metrics = read(&daemon, &AS_SPY, "/metrics").unwrap();
     assert!(metrics.contains("model_id=\"other\""), "its own series are there: {metrics}");
-    let (_, events) = read(&as_spy, &request("/v1/events").unwrap());
+    let events = read(&daemon, &AS_SPY, "/v1/events").unwrap();
     assert!(events.contains("model_loaded") && events.contains("other@2"), "{events}");
     daemon.stop();
 }

@@ -11,7 +11,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::support::packages::{file_name, until_quarantined};
+use crate::support::packages::{dropped, until_quarantined};
 use crate::support::{Root, cli, golden, pack, tiny_package};
 
 /// Text that clears the screen, begins a line that looks like a success, and reverses the direction
@@ -98,19 +98,22 @@ fn assert_harmless_text(what: &str, text: &str) {
 }
 
 #[test]
-fn package_contents_are_escaped_on_the_terminal() {
+fn package_contents_are_escaped_without_daemon() {
     let root = Root::new();
     let file = root.path().join("hostile.model.tar.zst");
-    let package = hostile_package(root.path());
-    fs::write(&file, &package).unwrap();
+    fs::write(&file, hostile_package(root.path())).unwrap();
     for command in ["verify", "install"] {
         let output = root.cli().args(["model", command]).arg(&file).output().unwrap();
         assert!(!output.status.success());
         let text = assert_harmless(command, output);
         assert!(text.contains("signed with key"), "{command}: {text}");
     }
-    let daemon = root.start();
-    fs::write(daemon.drop_directory().join(file_name("m")), &package).unwrap();
+}
+
+#[test]
+fn package_contents_are_escaped_with_daemon() {
+    let daemon = Root::new().start();
+    fs::write(dropped(&daemon, "m"), hostile_package(daemon.path())).unwrap();
     let reason = until_quarantined(&daemon, "m");
     assert_harmless_text("the reason in the quarantine", &reason);
     for arguments in [

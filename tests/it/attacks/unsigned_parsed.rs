@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
+use caxton::telemetry::log::Message;
 use minisign::KeyPair;
 use serde_json::json;
 
@@ -51,7 +52,7 @@ fn incomplete_signed_package_is_waited_for() {
     let sidecar = daemon.drop_directory().join(format!("{}.minisig", file_name("m")));
     fs::write(sidecar, sign(&key, &package)).unwrap();
     fs::write(dropped(&daemon, "m"), &package[..package.len() / 2]).unwrap();
-    daemon.wait_log("waiting");
+    daemon.wait_event_with(Message::PackageIncomplete, &[&file_name("m")]);
     fs::write(dropped(&daemon, "m"), &package).unwrap();
     until_answers(&daemon, "m");
 }

@@ -49,7 +49,7 @@ fn generated(word: &str) -> String {
         "manifest" => source::manifest(),
         "limits" => source::limits(),
         "journal" => source::journal(),
-        _ => panic!("@{word}@ stands for nothing"),
+        _ => panic!("@{word}@ has no replacement"),
     }
 }
 

@@ -127,7 +127,7 @@ pub(super) fn limits() -> String {
         max_members.to_string(),
         humantime::format_duration(time).to_string(),
     ];
-    let limits = declared("src/package/unpack.rs", "struct UnpackLimits");
+    let limits = declared("src/package/unpack_limits.rs", "struct UnpackLimits");
     assert_eq!(limits.len(), values.len());
     limits
         .iter()

@@ -15,8 +15,8 @@ use super::{Connection, Root};
 
 /// Environment variable with the child's order as JSON.
 const ORDER: &str = "CAXTON_IT_ATTACK";
-/// Prefix of the lines that the child sends to the test.
-const SAYS: &str = "attacker says: ";
+/// Prefix of the messages that the child sends to the test.
+const PREFIX: &str = "attacker: ";
 
 /// Child with connections to the daemon. Dropping it closes them.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Attacker {
     /// are open.
     pub(crate) fn hold(root: &Root, uid: u32, count: usize, bytes: &[u8]) -> Self {
         let mut attacker = Self::start(root, uid, "hold", count, bytes);
-        assert_eq!(attacker.said(), "ready");
+        assert_eq!(attacker.message(), "ready");
         attacker
     }
 
@@ -40,7 +40,7 @@ impl Attacker {
     /// until this is dropped. Returns when every connection has its first answer or was closed.
     pub(crate) fn flood(root: &Root, uid: u32, count: usize, bytes: &[u8]) -> Self {
         let mut attacker = Self::start(root, uid, "flood", count, bytes);
-        assert_eq!(attacker.said(), "ready");
+        assert_eq!(attacker.message(), "ready");
         attacker
     }
 
@@ -48,7 +48,7 @@ impl Attacker {
     /// without an answer.
     pub(crate) fn status(root: &Root, uid: u32, bytes: &[u8]) -> u16 {
         let mut attacker = Self::start(root, uid, "ask", 1, bytes);
-        attacker.said().parse().unwrap()
+        attacker.message().parse().unwrap()
     }
 
     fn start(root: &Root, uid: u32, action: &str, count: usize, bytes: &[u8]) -> Self {
@@ -61,7 +61,7 @@ impl Attacker {
             "socket": root.socket(), "action": action, "count": count, "bytes": file.path(),
         });
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "support::attacker::acts", "--nocapture"])
+            .args(["--exact", "support::attacker::child_runs_its_order", "--nocapture"])
             .env(ORDER, order.to_string())
             .current_dir("/")
             .uid(uid)
@@ -73,18 +73,18 @@ impl Attacker {
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let mut attacker = Self { child, stdin, stdout };
-        assert_eq!(attacker.said(), "begun");
+        assert_eq!(attacker.message(), "begun");
         attacker
     }
 
     /// Returns the next message of the child.
-    fn said(&mut self) -> String {
+    fn message(&mut self) -> String {
         loop {
             let mut line = String::new();
             assert!(self.stdout.read_line(&mut line).unwrap() > 0, "the attacker has ended");
             // The test harness of the child may have begun the line.
-            if let Some((_, said)) = line.trim_end().split_once(SAYS) {
-                return said.to_owned();
+            if let Some((_, message)) = line.trim_end().split_once(PREFIX) {
+                return message.to_owned();
             }
         }
     }
@@ -99,21 +99,22 @@ impl Drop for Attacker {
     }
 }
 
-fn say(what: &str) {
+/// Sends a message from the child to the test.
+fn send_message(text: &str) {
     let mut stdout = std::io::stdout();
-    stdout.write_all(format!("{SAYS}{what}\n").as_bytes()).unwrap();
+    stdout.write_all(format!("{PREFIX}{text}\n").as_bytes()).unwrap();
     stdout.flush().unwrap();
 }
 
 /// Runs the child's order. Does nothing when it runs as an ordinary test.
 #[test]
-fn acts() {
+fn child_runs_its_order() {
     let Ok(order) = std::env::var(ORDER) else { return };
     let order: Value = serde_json::from_str(&order).unwrap();
     let socket = order["socket"].as_str().unwrap();
     let count = usize::try_from(order["count"].as_u64().unwrap()).unwrap();
     let bytes = std::fs::read(order["bytes"].as_str().unwrap()).unwrap();
-    say("begun");
+    send_message("begun");
     match order["action"].as_str().unwrap() {
         "hold" => {
             let connections: Vec<UnixStream> = (0..count)
@@ -124,8 +125,8 @@ fn acts() {
                     stream
                 })
                 .collect();
-            say("ready");
-            until_told();
+            send_message("ready");
+            wait_for_test();
             drop(connections);
         }
         "ask" => {
@@ -137,7 +138,7 @@ fn acts() {
             let mut line = String::new();
             let read = BufReader::new(stream).read_line(&mut line);
             let status = line.split(' ').nth(1).filter(|_| read.is_ok());
-            say(status.unwrap_or("0"));
+            send_message(status.unwrap_or("0"));
         }
         "flood" => {
             let (first, firsts) = std::sync::mpsc::channel();
@@ -163,14 +164,15 @@ fn acts() {
             }
             drop(first);
             assert_eq!(firsts.iter().take(count).count(), count);
-            say("ready");
-            until_told();
+            send_message("ready");
+            wait_for_test();
         }
         other => panic!("{other}"),
     }
 }
 
-fn until_told() {
+/// Waits until the test ends this child.
+fn wait_for_test() {
     // Stdin is closed when the test ends.
     drop(std::io::stdin().read_to_end(&mut Vec::new()));
 }

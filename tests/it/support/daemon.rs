@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use caxton::telemetry::log::Message;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -16,13 +17,21 @@ use serde_json::{Value, json};
 use super::{Answer, BOUND, Connection, EMBEDDINGS, Root, STRANGER, cli};
 
 /// Interval of polling for a state that the daemon neither logs nor notifies.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Returns whether a line of the log is a record of `kind`.
+///
+/// The log on stderr has the form `TIME LEVEL event-name: text fields`.
+pub(crate) fn is_event(line: &str, kind: Message) -> bool {
+    let head = line.split_once(": ").map_or("", |(head, _)| head);
+    head.rsplit([' ', '>']).next() == Some(kind.name())
+}
 
 /// A running daemon. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     child: Child,
-    heard: Arc<Heard>,
+    output: Arc<SharedOutput>,
     notify: UnixDatagram,
     listeners: Vec<JoinHandle<()>>,
     /// `None` only after [`Daemon::end`].
@@ -62,15 +71,15 @@ impl Daemon {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let heard = Arc::new(Heard::default());
-        let (log, listener) = (Arc::clone(&heard), notify.try_clone().unwrap());
+        let output = Arc::new(SharedOutput::default());
+        let (log, listener) = (Arc::clone(&output), notify.try_clone().unwrap());
         let stderr = child.stderr.take().unwrap();
-        let notified = Arc::clone(&heard);
+        let notified = Arc::clone(&output);
         let listeners = vec![
             thread::spawn(move || log.follow_log(stderr)),
             thread::spawn(move || notified.follow_notifications(&listener)),
         ];
-        Self { child, heard, notify, listeners, root: Some(root) }
+        Self { child, output, notify, listeners, root: Some(root) }
     }
 
     /// Returns the root, to change its configuration.
@@ -103,7 +112,7 @@ impl Daemon {
 
     /// Waits until the daemon ends. Returns its exit code, or 128 plus the signal that ended it.
     pub(crate) fn wait_exit(mut self) -> (i32, Root) {
-        self.heard.wait("the end of the daemon", |said| said.ended.then_some(()));
+        self.output.wait("the end of the daemon", |captured| captured.ended.then_some(()));
         self.end()
     }
 
@@ -120,23 +129,46 @@ impl Daemon {
 
     /// Returns the log until now, one record per item.
     pub(crate) fn log(&self) -> Vec<String> {
-        self.heard.said.lock().unwrap().log.clone()
+        self.output.captured.lock().unwrap().log.clone()
     }
 
     /// Returns the notifications until now. Each consists of lines with assignments.
     pub(crate) fn notifications(&self) -> Vec<String> {
-        self.heard.said.lock().unwrap().notified.clone()
+        self.output.captured.lock().unwrap().notified.clone()
     }
 
-    /// Waits for a log line that contains `text`, old or new.
-    pub(crate) fn wait_log(&self, text: &str) -> String {
-        self.wait_log_after(0, text)
+    /// Waits for a record of `kind`, old or new, and returns its line.
+    pub(crate) fn wait_event(&self, kind: Message) -> String {
+        self.wait_event_after(0, kind, &[])
     }
 
-    /// Waits for a log line that contains `text`, after the first `count` lines.
-    pub(crate) fn wait_log_after(&self, count: usize, text: &str) -> String {
-        self.heard.wait(&format!("the log line \"{text}\""), |said| {
-            said.log.iter().skip(count).find(|line| line.contains(text)).cloned()
+    /// Waits for a record of `kind`, old or new, whose line contains every one of `fragments`.
+    pub(crate) fn wait_event_with(&self, kind: Message, fragments: &[&str]) -> String {
+        self.wait_event_after(0, kind, fragments)
+    }
+
+    /// Waits for a record of `kind` after the first `count` lines of the log, whose line contains
+    /// every one of `fragments`.
+    pub(crate) fn wait_event_after(
+        &self,
+        count: usize,
+        kind: Message,
+        fragments: &[&str],
+    ) -> String {
+        self.output.wait(&format!("a record {} with {fragments:?}", kind.name()), |captured| {
+            let mut later = captured.log.iter().skip(count);
+            let is_meant = |line: &&String| {
+                is_event(line, kind) && fragments.iter().all(|fragment| line.contains(fragment))
+            };
+            later.find(is_meant).cloned()
+        })
+    }
+
+    /// Waits for a line of the log that contains `text`, old or new. Only for debug records, which
+    /// have no kind.
+    pub(crate) fn wait_line(&self, text: &str) -> String {
+        self.output.wait(&format!("a line with \"{text}\""), |captured| {
+            captured.log.iter().find(|line| line.contains(text)).cloned()
         })
     }
 
@@ -147,8 +179,8 @@ impl Daemon {
 
     /// Waits for a notification that contains `text`, after the first `count` ones.
     pub(crate) fn wait_notified_after(&self, count: usize, text: &str) -> String {
-        self.heard.wait(&format!("the notification \"{text}\""), |said| {
-            said.notified.iter().skip(count).find(|message| message.contains(text)).cloned()
+        self.output.wait(&format!("the notification \"{text}\""), |captured| {
+            captured.notified.iter().skip(count).find(|message| message.contains(text)).cloned()
         })
     }
 
@@ -157,18 +189,18 @@ impl Daemon {
     pub(crate) fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         let deadline = Instant::now() + BOUND;
         loop {
-            let words = self.heard.said.lock().unwrap().words();
+            let size = self.output.captured.lock().unwrap().size();
             if let Some(found) = look() {
                 return found;
             }
-            let said = self.heard.said.lock().unwrap();
+            let captured = self.output.captured.lock().unwrap();
             if Instant::now() >= deadline {
-                give_up(said, what);
+                fail(captured, what);
             }
             drop(
-                self.heard
+                self.output
                     .changed
-                    .wait_timeout_while(said, LOOK_AGAIN, |said| said.words() == words)
+                    .wait_timeout_while(captured, POLL_INTERVAL, |captured| captured.size() == size)
                     .unwrap(),
             );
         }
@@ -254,62 +286,63 @@ impl Drop for Daemon {
 
 /// Output of a daemon, shared with the threads that read it.
 #[derive(Debug, Default)]
-struct Heard {
-    said: Mutex<Said>,
+struct SharedOutput {
+    captured: Mutex<CapturedOutput>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Said {
+struct CapturedOutput {
     log: Vec<String>,
     notified: Vec<String>,
     /// The log's pipe is closed, so no process is left that could write to it.
     ended: bool,
 }
 
-impl Said {
-    fn words(&self) -> (usize, bool) {
+impl CapturedOutput {
+    /// Returns a value that differs after each change.
+    fn size(&self) -> (usize, bool) {
         (self.log.len() + self.notified.len(), self.ended)
     }
 }
 
-fn give_up(said: MutexGuard<'_, Said>, what: &str) -> ! {
-    let (log, notified) = (said.log.join("\n"), said.notified.join("\n"));
+fn fail(captured: MutexGuard<'_, CapturedOutput>, what: &str) -> ! {
+    let (log, notified) = (captured.log.join("\n"), captured.notified.join("\n"));
     // Unlock before the panic, because the listener threads still need the mutex and a panic would
     // poison it.
-    drop(said);
-    panic!("waited in vain for {what}; the log:\n{log}\nthe notifications:\n{notified}");
+    drop(captured);
+    panic!("timed out waiting for {what}; the log:\n{log}\nthe notifications:\n{notified}");
 }
 
-impl Heard {
+impl SharedOutput {
     /// Waits until `look` finds something in the output. Fails when the output has ended or the
     /// time is over.
-    fn wait<T>(&self, what: &str, mut look: impl FnMut(&Said) -> Option<T>) -> T {
+    fn wait<T>(&self, what: &str, mut look: impl FnMut(&CapturedOutput) -> Option<T>) -> T {
         let deadline = Instant::now() + BOUND;
-        let mut said = self.said.lock().unwrap();
+        let mut captured = self.captured.lock().unwrap();
         loop {
-            if let Some(found) = look(&said) {
+            if let Some(found) = look(&captured) {
                 return found;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if said.ended || left.is_zero() {
-                give_up(said, what);
+            if captured.ended || left.is_zero() {
+                fail(captured, what);
             }
-            said = self.changed.wait_timeout(said, left).unwrap().0;
+            captured = self.changed.wait_timeout(captured, left).unwrap().0;
         }
     }
 
-    fn hear(&self, change: impl FnOnce(&mut Said)) {
-        change(&mut self.said.lock().unwrap());
+    fn update(&self, change: impl FnOnce(&mut CapturedOutput)) {
+        change(&mut self.captured.lock().unwrap());
         self.changed.notify_all();
     }
 
     fn follow_log(&self, pipe: impl Read) {
         for line in BufReader::new(pipe).lines() {
             let line = line.unwrap();
-            self.hear(|said| said.log.push(line));
+            self.update(|captured| captured.log.push(line));
         }
-        self.hear(|said| said.ended = true);
+        self.update(|captured| captured.ended = true);
     }
 
     fn follow_notifications(&self, socket: &UnixDatagram) {
@@ -320,7 +353,7 @@ impl Heard {
                 return;
             }
             let text = String::from_utf8(message[..length].to_vec()).unwrap();
-            self.hear(|said| said.notified.push(text));
+            self.update(|captured| captured.notified.push(text));
         }
     }
 }

@@ -26,7 +26,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-pub(crate) use daemon::Daemon;
+pub(crate) use daemon::{Daemon, is_event};
 pub(crate) use http::{Answer, Connection, refused};
 pub(crate) use root::Root;
 
@@ -37,7 +37,7 @@ pub(crate) const EMBEDDINGS: &str = "/v1/embeddings";
 /// Length of the vectors of [`tiny_package`].
 pub(crate) const TINY_DIMENSIONS: usize = 64;
 
-/// User id of "nobody" on Debian and Fedora.
+/// User id without privileges on Debian and Fedora, which tests use for a user other than root.
 pub(crate) const STRANGER: u32 = 65_534;
 
 /// Returns the command line without the environment variables that could change its behaviour.

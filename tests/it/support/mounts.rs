@@ -23,7 +23,7 @@ impl Mount {
         mounted.is_ok_and(|output| output.status.success()).then(|| Self(path.to_owned()))
     }
 
-    /// Remounts it with another option: `ro` or `rw`.
+    /// Remounts it with another option, for example `ro` or `size=400m`.
     pub(crate) fn remount(&self, option: &str) {
         let options = format!("remount,{option}");
         let mounted = Command::new("mount").args(["-o", &options]).arg(&self.0).status();

@@ -9,6 +9,7 @@ use caxton::package::{
     CONFIG, Durability, PackageContents, TOKENIZER, UnpackLimits, WEIGHTS, Weights, unpack,
     write_package,
 };
+use caxton::telemetry::log::Message;
 use serde_json::{Value, json};
 
 use super::{Answer, Daemon, Root, pack};
@@ -70,11 +71,7 @@ pub(crate) fn until_quarantined(daemon: &Daemon, id: &str) -> String {
     let reason = quarantine.join(format!("{}.reason", file_name(id)));
     let reason = daemon.until(&format!("{id} in quarantine"), || fs::read_to_string(&reason).ok());
     assert!(quarantine.join(file_name(id)).exists() && !dropped(daemon, id).exists(), "{id}");
-    daemon.until("the log to say so", || {
-        let said =
-            |line: &String| line.contains("package refused") && line.contains(&file_name(id));
-        daemon.log().iter().any(said).then_some(())
-    });
+    daemon.wait_event_with(Message::PackageRefused, &[&file_name(id)]);
     reason
 }
 

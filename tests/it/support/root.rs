@@ -99,11 +99,11 @@ impl Root {
     /// Starts the daemon and waits for READY=1. If it logs debug records, also waits until it has
     /// scanned the bundled packages.
     pub(crate) fn start(self) -> Daemon {
-        let is_said = self.settings["log"]["level"] == "debug";
+        let logs_debug = self.settings["log"]["level"] == "debug";
         let daemon = self.spawn();
         daemon.wait_notified("READY=1");
-        if is_said {
-            daemon.wait_log("looked at every bundled package");
+        if logs_debug {
+            daemon.wait_line("every bundled package");
         }
         daemon
     }

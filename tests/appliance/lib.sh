@@ -134,27 +134,25 @@ journal() {
     journalctl --quiet --no-pager --unit=caxton.service --since="@$since" "$@"
 }
 
-# id_of KIND: prints the MESSAGE_ID of a kind of event, whose name is on the line above it in the catalog.
-id_of() {
-    local id
-    id=$(sed -n "/^# $1\$/{n; s/^-- \([0-9a-f]\{32\}\)\$/\1/p}" "$catalog")
-    [ -n "$id" ] || fail "the catalog has no $1"
-    echo "$id"
+# match_of KIND: prints the journalctl match for a kind of event. Fails unless the catalog has the kind.
+match_of() {
+    grep -qx "# $1" "$catalog" || fail "the catalog has no $1"
+    echo "CAXTON_EVENT=$1"
 }
 
 # records TIME KIND: prints the journal records of this kind since TIME, one JSON object per line.
 records() {
-    local id
-    id=$(id_of "$2")
-    journal "$1" --output=json "MESSAGE_ID=$id"
+    local match
+    match=$(match_of "$2")
+    journal "$1" --output=json "$match"
 }
 
-# happened TIME KIND [TEXT]: succeeds if the journal has a record of this kind since TIME that contains TEXT.
+# happened TIME KIND [VALUE]: succeeds if the journal has a record of this kind since TIME that contains VALUE.
 happened() {
     records "$1" "$2" | grep -qF "${3:-}"
 }
 
-# until_event TIME KIND [TEXT]: waits until `happened` succeeds.
+# until_event TIME KIND [VALUE]: waits until `happened` succeeds.
 until_event() {
     until_true "the event $2 in the journal" happened "$@"
 }
