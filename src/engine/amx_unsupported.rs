@@ -1,7 +1,7 @@
 //! Substitute for AMX on other architectures: types without values, so that callers need only one
 //! form.
 
-use super::simd::gemm::Product;
+use super::simd::product::Product;
 
 /// Permission that cannot exist on this architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::buffer::Buffer;
 use super::linear::{KernelSession, OperandFormat, ROWS};
-use super::simd::gemm::Product;
+use super::simd::product::Product;
 use super::simd::{PANEL_WIDTH, rowwise};
 
 /// Queries, keys and values of one text, and the shape of its heads.

@@ -124,7 +124,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], spec: &ModelSpec) -> Resu
     let kind: Kind = serde_json::from_slice(bytes).map_err(unreadable)?;
     if kind.model_type != spec.architecture.name() {
         return Err(mismatch(format!(
-            "model_type is {}, the model is said to be \"{}\"",
+            "model_type is {}, but the manifest has the architecture \"{}\"",
             quote(&kind.model_type),
             spec.architecture
         )));
@@ -146,7 +146,7 @@ pub(super) fn check_heads(hidden_size: usize, heads: usize) -> Result<(), Engine
         return Ok(());
     }
     Err(mismatch(format!(
-        "hidden_size {hidden_size} is no multiple of num_attention_heads {heads}"
+        "hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
     )))
 }
 
@@ -176,7 +176,7 @@ pub(super) fn check_lengths(spec: &ModelSpec, hidden_size: usize) -> Result<(), 
     }
     if spec.dimensions != length {
         return Err(EngineError::Mismatch(format!(
-            "the vectors have {length} dimensions, the model is said to have {}",
+            "the vectors have {length} dimensions, but the manifest has {}",
             spec.dimensions
         )));
     }
@@ -362,7 +362,10 @@ pub(super) mod tests {
                 json!({"hidden_act": "silu"}),
                 "unknown activation \"silu\"; known: gelu, gelu_new, gelu_pytorch_tanh, relu",
             ),
-            (json!({"model_type": "t5"}), "model_type is \"t5\", the model is said to be \"bert\""),
+            (
+                json!({"model_type": "t5"}),
+                "model_type is \"t5\", but the manifest has the architecture \"bert\"",
+            ),
             (
                 json!({"max_position_embeddings": 9}),
                 "9 positions, fewer than max_sequence_length 10",
@@ -370,7 +373,7 @@ pub(super) mod tests {
             (json!({"num_attention_heads": 0}), "num_attention_heads is 0"),
             (
                 json!({"num_attention_heads": 3}),
-                "hidden_size 8 is no multiple of num_attention_heads 3",
+                "hidden_size 8 is not a multiple of num_attention_heads 3",
             ),
             (json!({"type_vocab_size": 0}), "type_vocab_size is 0"),
             (json!({"pad_token_id": 5}), "pad_token_id 5 is outside vocab_size 5"),
@@ -431,7 +434,7 @@ pub(super) mod tests {
         let mut spec = spec(Architecture::Bert);
         spec.dense = vec![dense(8, 4), dense(4, 6)];
         let error = read(&bert(), &spec).unwrap_err();
-        assert_eq!(error, "the vectors have 6 dimensions, the model is said to have 8");
+        assert_eq!(error, "the vectors have 6 dimensions, but the manifest has 8");
         spec.dimensions = 6;
         assert!(read(&bert(), &spec).is_ok());
         spec.dense[1].in_features = 5;

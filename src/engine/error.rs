@@ -27,7 +27,7 @@ pub enum EngineError {
         vocabulary: usize,
     },
     /// A text has fewer or more tokens than the model accepts.
-    #[error("a text of {tokens} tokens; this model takes {min} to {max}")]
+    #[error("the text has {tokens} tokens, and the model accepts {min} to {max}")]
     Length {
         /// Number of tokens of the text.
         tokens: usize,
@@ -41,8 +41,8 @@ pub enum EngineError {
     Tokenize(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A text is too long to tokenize whole, and has too few word boundaries to be cut first.
     #[error(
-        "the text has {bytes} bytes, and too few words in {most} of them to fill the model's length: it is no text, or \
-         has to be sent in parts"
+        "the first {most} of the text's {bytes} bytes have too few words to fill the model's length; send the text in \
+         parts"
     )]
     Endless {
         /// Length of the text.
@@ -51,10 +51,10 @@ pub enum EngineError {
         most: usize,
     },
     /// Token states were requested from a model that has none.
-    #[error("static embeddings have no token states: nothing is computed for a token")]
+    #[error("a model of static embeddings has no token states")]
     NoTokenStates,
     /// The operating system refused to start the engine's threads.
-    #[error("the engine's {threads} threads cannot be started")]
+    #[error("cannot start the {threads} threads of the engine")]
     Threads {
         /// Number of requested threads.
         threads: usize,
@@ -67,7 +67,7 @@ pub enum EngineError {
     Forward(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The forward pass produced NaN or infinity.
     #[error(
-        "the model gave a vector that is not finite; its weights are damaged or unsuited to {precision}"
+        "the model computed a vector that is not finite; its weights are damaged or unsuited to {precision}"
     )]
     NotFinite {
         /// Precision of the computation.

@@ -13,7 +13,8 @@ use super::config::HiddenActivation;
 use super::linear::panel::PanelBuffer;
 use super::linear::{Linear, Operand, OperandFormat, ROWS};
 use super::precision::{self, ArithmeticChoice, Precision};
-use super::simd::rowwise::{self, RowQuantization};
+use super::simd::elementwise::RowQuantization;
+use super::simd::rowwise;
 use super::simd::{Isa, PANEL_WIDTH};
 use crate::base::quantization::{self, QuantizedRow, STEPS};
 

@@ -37,7 +37,7 @@ pub(super) fn measure(backend: Backend, format: OperandFormat, threads: usize) -
             })
             .collect();
         let rates = running?.into_iter().map(|thread| {
-            thread.join().map_err(|_panic| io::Error::other("a thread that measures ended early"))
+            thread.join().map_err(|_panic| io::Error::other("a measuring thread panicked"))
         });
         rates.sum()
     })

@@ -27,7 +27,7 @@ impl PoolingHead {
     pub(super) fn read(spec: &ModelSpec, files: &[Vec<u8>]) -> Result<Self, EngineError> {
         if spec.dense.len() != files.len() {
             return Err(EngineError::Mismatch(format!(
-                "{} dense layers, and files for {}",
+                "the manifest has {} dense layers, and the package has files for {}",
                 spec.dense.len(),
                 files.len()
             )));
@@ -87,7 +87,7 @@ impl DenseLayer {
     fn read(index: usize, dense: DenseSpec, file: &dyn WeightsFile) -> Result<Self, EngineError> {
         // `chunks_exact` in `apply` panics for a length of 0.
         if dense.in_features == 0 {
-            return Err(EngineError::Mismatch(format!("dense layer {index} takes no values")));
+            return Err(EngineError::Mismatch(format!("dense layer {index} has no inputs")));
         }
         let weight = RequiredTensor::new("linear.weight", [dense.out_features, dense.in_features]);
         let bias = dense.bias.then(|| RequiredTensor::new("linear.bias", [dense.out_features]));
@@ -257,10 +257,10 @@ mod tests {
             assert_eq!(error, format!("dense.0.safetensors: {message}"));
         }
         let error = head(vec![DENSE], &[]).err().unwrap();
-        assert_eq!(error, "1 dense layers, and files for 0");
+        assert_eq!(error, "the manifest has 1 dense layers, and the package has files for 0");
         let nothing = DenseSpec { in_features: 0, ..DENSE };
         let error = head(vec![nothing], &[dense_file()]).err().unwrap();
-        assert_eq!(error, "dense layer 0 takes no values");
+        assert_eq!(error, "dense layer 0 has no inputs");
     }
 
     proptest! {

@@ -11,8 +11,8 @@ use std::str::FromStr;
 use super::UnknownName;
 use super::amx::Amx;
 use super::linear::{Backend, OperandFormat};
-use super::simd::gemm::Product;
-use super::simd::{Isa, PANEL_WIDTH, rowwise};
+use super::simd::product::Product;
+use super::simd::{Isa, PANEL_WIDTH, elementwise};
 
 /// Arithmetic of a model's products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -90,7 +90,7 @@ pub(super) struct ArithmeticChoice {
 pub(super) fn choose_arithmetic(wanted: Precision, integers: bool) -> ArithmeticChoice {
     let amx = match wanted {
         // These precisions do not use AMX, so do not request its permission from the kernel.
-        Precision::F32 | Precision::Int8 => Err("it was not asked for"),
+        Precision::F32 | Precision::Int8 => Err("AMX was not requested"),
         Precision::Auto | Precision::Bf16 => Amx::request().and_then(check_amx),
     };
     choose_for(wanted, integers, Isa::detect(), amx)
@@ -105,7 +105,7 @@ pub(super) fn check_amx(amx: Amx) -> Result<Amx, &'static str> {
     let group = |index: usize| {
         let [low, high] = [index * 3, index * 5 + 1].map(|index| {
             let value = u16::try_from(index % 7).unwrap_or(0);
-            u32::from(rowwise::bf16(f32::from(value) - 3.0))
+            u32::from(elementwise::bf16(f32::from(value) - 3.0))
         });
         low | high << 16
     };
@@ -125,7 +125,11 @@ pub(super) fn check_amx(amx: Amx) -> Result<Amx, &'static str> {
         Backend { isa: Isa::baseline(), amx }.session().multiply_bf16(&mut product);
         out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
     };
-    if results(Some(amx)) == results(None) { Ok(amx) } else { Err("its AMX gives wrong products") }
+    if results(Some(amx)) == results(None) {
+        Ok(amx)
+    } else {
+        Err("AMX of this processor computes wrong products")
+    }
 }
 
 /// Chooses the arithmetic for `wanted` on a processor that has `isa`, and has `amx` or a reason for
@@ -140,21 +144,24 @@ pub(super) fn choose_for(
     let without = |why| format!("{why}, and the processor has no other instruction for bf16");
     let (precision, reason) = match (wanted, amx) {
         (Precision::F32, _) => (Precision::F32, "exact".to_owned()),
-        (Precision::Int8, _) => (Precision::Int8, "asked for".to_owned()),
-        (Precision::Bf16, Ok(_)) => (Precision::Bf16, "asked for".to_owned()),
-        (Precision::Bf16, Err(why)) if pairs => (Precision::Bf16, format!("asked for; {why}")),
+        (Precision::Int8, _) => (Precision::Int8, "requested".to_owned()),
+        (Precision::Bf16, Ok(_)) => (Precision::Bf16, "requested".to_owned()),
+        (Precision::Bf16, Err(why)) if pairs => (Precision::Bf16, format!("requested; {why}")),
         (Precision::Bf16, Err(why)) => {
-            (Precision::F32, format!("bf16 was asked for, but {}; f32 is exact", without(why)))
+            (Precision::F32, format!("bf16 was requested, but {}; f32 is exact", without(why)))
         }
-        (Precision::Auto, Ok(_)) => {
-            (Precision::Bf16, "the fastest here: the processor multiplies bf16 in tiles".to_owned())
-        }
-        (Precision::Auto, Err(_)) if integers && isa.multiplies_bytes() => {
-            (Precision::Int8, "the package has integers, and the processor multiplies them".into())
-        }
-        (Precision::Auto, Err(_)) if pairs => {
-            (Precision::Bf16, "the fastest here: the processor multiplies pairs of bf16".to_owned())
-        }
+        (Precision::Auto, Ok(_)) => (
+            Precision::Bf16,
+            "fastest on this processor, which multiplies bf16 in tiles".to_owned(),
+        ),
+        (Precision::Auto, Err(_)) if integers && isa.multiplies_bytes() => (
+            Precision::Int8,
+            "the package has int8 weights, and the processor multiplies int8".to_owned(),
+        ),
+        (Precision::Auto, Err(_)) if pairs => (
+            Precision::Bf16,
+            "fastest on this processor, which multiplies pairs of bf16".to_owned(),
+        ),
         (Precision::Auto, Err(why)) => (Precision::F32, format!("exact; {}", without(why))),
     };
     let slow = isa.name() == "scalar";
@@ -200,11 +207,11 @@ mod tests {
         let cases = [
             (Precision::Auto, Precision::F32, "exact; the processor has no AMX, and"),
             (Precision::F32, Precision::F32, "exact"),
-            (Precision::Int8, Precision::Int8, "asked for"),
+            (Precision::Int8, Precision::Int8, "requested"),
             (
                 Precision::Bf16,
                 Precision::F32,
-                "bf16 was asked for, but the processor has no AMX, and the processor has no other instruction for bf16; f32",
+                "bf16 was requested, but the processor has no AMX, and the processor has no other instruction for bf16; f32",
             ),
         ];
         for (wanted, expected, reason) in cases {
@@ -225,7 +232,7 @@ mod tests {
     fn bf16_is_chosen_for_floats_where_supported() {
         for isa in Isa::all().into_iter().filter(|isa| isa.multiplies_bf16()) {
             for (wanted, reason) in
-                [(Precision::Auto, "the fastest here"), (Precision::Bf16, "asked for; ")]
+                [(Precision::Auto, "fastest on this processor"), (Precision::Bf16, "requested; ")]
             {
                 let report = decided(wanted, false, isa);
                 assert_eq!((report.precision, report.isa), (Precision::Bf16, isa.bf16_name()));

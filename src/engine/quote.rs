@@ -65,7 +65,7 @@ mod tests {
         let told = quote(&"é".repeat(1_000_000));
         assert_eq!(told.chars().count(), MOST_CHARACTERS + 3);
         assert!(told.ends_with("é…\""));
-        let told = escape(format!("{} is no word", quote(&"\u{1b}".repeat(1_000_000))));
+        let told = escape(format!("{} is not a word", quote(&"\u{1b}".repeat(1_000_000))));
         assert!(told.starts_with("\"\\u{1b}\\u{1b}") && told.chars().count() == MOST_TOLD + 1);
     }
 }

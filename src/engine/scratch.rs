@@ -8,7 +8,8 @@ use super::buffer::Buffer;
 use super::layer::LayerDims;
 use super::linear::{KernelSession, Linear, Operand, OperandFormat, ROWS};
 use super::simd::PANEL_WIDTH;
-use super::simd::rowwise::{self, RowQuantization};
+use super::simd::elementwise::RowQuantization;
+use super::simd::rowwise;
 
 /// Rows that pass through the feed-forward products together. The values between these products,
 /// 1.5 MiB at 3,072 channels, should stay near the second-level cache.

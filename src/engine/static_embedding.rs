@@ -46,7 +46,7 @@ impl StaticConfig {
         check_lengths(spec, config.hidden_size)?;
         if spec.pooling != Pooling::Mean {
             return Err(EngineError::Mismatch(format!(
-                "static embeddings have mean pooling, the model is said to have {}",
+                "static embeddings have mean pooling, but the manifest has {}",
                 spec.pooling
             )));
         }
@@ -92,7 +92,7 @@ impl StaticEmbedder {
             report: PrecisionReport {
                 precision: Precision::F32,
                 isa: "none",
-                reason: "static embeddings are added up, and nothing is multiplied".to_owned(),
+                reason: "static embeddings need no products".to_owned(),
             },
         })
     }
@@ -258,7 +258,8 @@ mod tests {
             refusal(&embedder, &[3]),
             "token id 3 is outside the model's vocabulary of 3 tokens"
         );
-        assert_eq!(refusal(&embedder, &[0; 11]), "a text of 11 tokens; this model takes 0 to 10");
+        let message = "the text has 11 tokens, and the model accepts 0 to 10";
+        assert_eq!(refusal(&embedder, &[0; 11]), message);
     }
 
     #[test]
@@ -281,7 +282,7 @@ mod tests {
             ),
             (
                 with(&[good(), (MODEL2VEC_TABLE, Dtype::F32, &[3, 2], f32s(&ROWS))]),
-                "\"embedding.weight\" is there twice, under two spellings",
+                "\"embedding.weight\" is present twice, under two names",
             ),
             (
                 with(&[(TABLE, Dtype::F32, &[3, 2], f32s(&damaged))]),
@@ -303,14 +304,14 @@ mod tests {
         assert_eq!(changed("vocab_size", json!(0)), "config.json: vocab_size is 0");
         assert_eq!(
             changed("hidden_size", json!(4)),
-            "the vectors have 4 dimensions, the model is said to have 2"
+            "the vectors have 4 dimensions, but the manifest has 2"
         );
         assert_eq!(
             changed("model_type", json!("bert")),
-            "config.json: model_type is \"bert\", the model is said to be \"static\""
+            "config.json: model_type is \"bert\", but the manifest has the architecture \"static\""
         );
         let spec = ModelSpec { pooling: Pooling::Cls, ..static_spec() };
-        let message = "static embeddings have mean pooling, the model is said to have cls";
+        let message = "static embeddings have mean pooling, but the manifest has cls";
         assert_eq!(read(&config(), &spec).unwrap_err(), message);
     }
 }

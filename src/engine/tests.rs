@@ -114,8 +114,8 @@ fn invalid_text_is_refused() {
     let (spec, files) = constant_bert(0.5);
     let LoadedModel { embedder, .. } = load(&spec, files, OPTIONS).unwrap();
     let cases: [(&[u32], &str); 3] = [
-        (&[], "a text of 0 tokens; this model takes 1 to 10"),
-        (&[1; 11], "a text of 11 tokens; this model takes 1 to 10"),
+        (&[], "the text has 0 tokens, and the model accepts 1 to 10"),
+        (&[1; 11], "the text has 11 tokens, and the model accepts 1 to 10"),
         (&[4, 5], "token id 5 is outside the model's vocabulary of 5 tokens"),
     ];
     for (text, message) in cases {

@@ -289,7 +289,7 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     if bytes.len() as u64 > limit {
         return Err(FileError::new("read", path)(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("it is longer than the {limit} bytes allowed"),
+            format!("it is longer than the limit of {limit} bytes"),
         )));
     }
     Ok(bytes)

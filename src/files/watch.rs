@@ -163,7 +163,7 @@ async fn run<R>(
                 tracing::error!(
                     name: Message::InternalFault.name(),
                     %error,
-                    "stopped looking for changes of files"
+                    "cannot watch files for changes any more"
                 );
                 return;
             }
@@ -171,9 +171,8 @@ async fn run<R>(
         if let (Some(failure), false) = (&renewed.failure, warned) {
             tracing::warn!(
                 name: Message::WatchFailed.name(),
-                error = %failure,
-                "cannot watch {}; looking for changes every {} s instead",
-                directories.join(", "),
+                directory = %directories.join(", "), error = %failure,
+                "cannot watch a directory for changes; polling it every {} s",
                 RESCAN.as_secs()
             );
             warned = true;

@@ -10,7 +10,7 @@ pub(super) enum KernelTextError {
     #[error("{0} is not a number")]
     NotANumber(&'static str),
     /// The line is missing.
-    #[error("there is no {0}")]
+    #[error("{0} is missing")]
     Missing(&'static str),
 }
 

@@ -178,7 +178,7 @@ impl fmt::Display for PressureCause {
                 file.display()
             ),
             Self::Machine { available, kept_free } => {
-                write!(f, "the machine has {available} left; {kept_free} are to be kept free")
+                write!(f, "the machine has {available} available, and {kept_free} must stay free")
             }
             Self::Stall { share, machine: false } => {
                 write!(f, "tasks waited for memory {share:.1} % of the time")
@@ -188,7 +188,7 @@ impl fmt::Display for PressureCause {
             }
             Self::Events { high, max, oom } => write!(
                 f,
-                "since the last sample memory.high was reached {high} times, memory.max {max} \
+                "since the last sample, memory.high was reached {high} times, memory.max {max} \
                  times, and memory ran out {oom} times"
             ),
         }

@@ -115,7 +115,7 @@ impl Default for Reading {
 
 /// Publishes `readings` until `cancel`.
 pub async fn monitor(
-    gauge: MemorySampler,
+    sampler: MemorySampler,
     mut source: PressureSource,
     mut thresholds: watch::Receiver<Thresholds>,
     readings: watch::Sender<Reading>,
@@ -124,9 +124,9 @@ pub async fn monitor(
     let mut judge = LevelTracker::new();
     loop {
         let at = Instant::now();
-        let measuring = gauge.clone();
+        let sampling = sampler.clone();
         // Reading can block while the kernel reclaims memory.
-        match tokio::task::spawn_blocking(move || measuring.sample()).await {
+        match tokio::task::spawn_blocking(move || sampling.sample()).await {
             Ok(sample) => {
                 let limits = *thresholds.borrow_and_update();
                 let level = judge.update(&sample, &limits, Instant::now());
@@ -143,7 +143,7 @@ pub async fn monitor(
                 tracing::error!(
                     name: Message::InternalFault.name(),
                     %error,
-                    "memory was not measured"
+                    "cannot take a memory sample"
                 )
             }
         }
@@ -155,7 +155,7 @@ pub async fn monitor(
         tokio::select! {
             () = cancel.cancelled() => return,
             () = source.next() => {}
-            () = gauge.0.wake.notified() => {}
+            () = sampler.0.wake.notified() => {}
             Ok(()) = thresholds.changed() => {}
             () = tokio::time::sleep(wait) => {}
         }
@@ -176,7 +176,7 @@ mod tests {
         fs::create_dir_all(root.path().join("proc/self")).unwrap();
         let status = "RssAnon:\t  102400 kB\nRssShmem:\t0 kB\nRssFile:\t0 kB\nVmSwap:\t0 kB\n";
         fs::write(root.path().join("proc/self/status"), status).unwrap();
-        let gauge = MemorySampler::new(root.path(), None);
+        let sampler = MemorySampler::new(root.path(), None);
         let source = PressureSource::open(root.path(), PressureEnvironment::default());
         let percent = |text: &str| text.parse::<Percent>().unwrap();
         let (_thresholds, following) = watch::channel(Thresholds {
@@ -186,14 +186,14 @@ mod tests {
             min_free: Bytes(0),
             quiet: Duration::from_secs(10),
         });
-        let (told, mut readings) = watch::channel(Reading::default());
+        let (published, mut readings) = watch::channel(Reading::default());
         let cancel = CancellationToken::new();
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(monitor(gauge.clone(), source, following, told, cancel.clone()));
+        tasks.spawn(monitor(sampler.clone(), source, following, published, cancel.clone()));
         readings.changed().await.unwrap();
         assert_eq!(readings.borrow_and_update().level, PressureLevel::Normal);
 
-        gauge.set_limit(Some(Bytes::mib(110)));
+        sampler.set_limit(Some(Bytes::mib(110)));
         let reading =
             readings.wait_for(|reading| reading.level > PressureLevel::Normal).await.unwrap();
         assert_eq!(reading.instant_level, PressureLevel::High);

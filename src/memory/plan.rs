@@ -183,12 +183,10 @@ pub fn next_step<K: Clone + PartialEq + fmt::Display>(
     // measures the effect before it asks for the next step.
     let scene = PlanInput { level: pressing, residents, state: done, policy, now };
     if done.caches.is_none_or(|at| now.saturating_duration_since(at) >= CACHE_REFILL_TIME) {
-        return Some(
-            scene.step(PressureAction::ReleaseCaches, "what they can compute without comes first"),
-        );
+        return Some(scene.step(PressureAction::ReleaseCaches, "caches are released first"));
     }
     if !done.batches {
-        return Some(scene.step(PressureAction::ShrinkBatches, "smaller passes need less"));
+        return Some(scene.step(PressureAction::ShrinkBatches, "smaller passes need less memory"));
     }
     // A draining model frees its memory only when its requests are finished, so the next sample may
     // still show the shortage that its eviction will end. A second eviction now would give up more
@@ -211,9 +209,8 @@ pub fn next_step<K: Clone + PartialEq + fmt::Display>(
     // Requests are shed before young models are evicted: a rejected client can retry, and the load
     // of a young model was paid a moment ago.
     if !done.shed {
-        return Some(
-            scene.step(PressureAction::Shed, "no other may leave, so requests have to wait"),
-        );
+        let why = "no other model can be evicted, so requests are rejected";
+        return Some(scene.step(PressureAction::Shed, why));
     }
     // At critical the age does not protect either: being killed by the kernel would cost every
     // model.
@@ -269,7 +266,7 @@ fn describe<K: fmt::Display>(victim: &LoadedModel<K>) -> String {
     };
     format!(
         "{key} {use_of_it} (priority {priority}, {:.1} uses an hour, {:.1} s to load again) and \
-         gives back {bytes}",
+         frees {bytes}",
         victim.uses_per_hour,
         victim.reload_cost.as_secs_f64()
     )
@@ -619,16 +616,16 @@ mod tests {
         assert_eq!(
             reasons(&residents),
             [
-                "high: 2 models hold 200.0 MiB; what they can compute without comes first",
-                "high: 2 models hold 200.0 MiB; smaller passes need less",
+                "high: 2 models hold 200.0 MiB; caches are released first",
+                "high: 2 models hold 200.0 MiB; smaller passes need less memory",
                 "high: m@1 was not used for 2m 5s (priority 3, 10.0 uses an hour, 1.0 s to load \
-                 again) and gives back 100.0 MiB",
+                 again) and frees 100.0 MiB",
             ]
         );
         assert_eq!(
             reasons(&residents[1..])[2],
             "high: n@1 is in use and finishes its requests first (priority 3, 10.0 uses an hour, \
-             1.0 s to load again) and gives back 100.0 MiB"
+             1.0 s to load again) and frees 100.0 MiB"
         );
     }
 

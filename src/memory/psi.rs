@@ -18,7 +18,7 @@ pub struct Psi {
 
 /// Error for a text that is not a pressure file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it does not have the form of a pressure file")]
+#[error("it does not have the format of a pressure file")]
 pub(super) struct NotPressure;
 
 impl Psi {

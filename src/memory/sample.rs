@@ -272,7 +272,7 @@ impl SampleReader {
             }
             if self.groups.memory.is_none() {
                 let problem =
-                    "no mount shows the control group of this process, so its limits are not known";
+                    "no mount shows the control group of this process, so its limits are unknown";
                 kernel.log_once(problem.to_owned());
             }
             Ok(())
@@ -298,7 +298,8 @@ impl KernelFiles {
         if !self.logged.contains(&problem) {
             tracing::warn!(
                 name: Message::MemoryUnknown.name(),
-                "memory is judged without a part of what the kernel could tell: {problem}"
+                error = %problem,
+                "a memory counter of the kernel is not available"
             );
             self.logged.insert(problem);
         }
@@ -389,8 +390,8 @@ impl KernelFiles {
         let path = self.root.join("proc/meminfo");
         let machine = self.read_parsed(&path, MachineMemory::parse).unwrap_or_else(|| {
             self.log_once(format!(
-                "{} does not say what the machine has available; \
-                 if ProcSubset=pid hides it, take that out of the unit",
+                "{} does not show the available memory of the machine; \
+                 if ProcSubset=pid hides the file, remove that setting from the unit",
                 path.display()
             ));
             MachineMemory::without_meminfo(&self.root)
@@ -557,7 +558,7 @@ mod tests {
         let tree = v2();
         tree.write("proc/self/cgroup", "0::/../elsewhere\n");
         assert_eq!(sample(&tree).unreclaimable, Bytes(120 << 10));
-        assert_eq!(told(&tree).matches("its limits are not known").count(), 1);
+        assert_eq!(told(&tree).matches("its limits are unknown").count(), 1);
     }
 
     #[test]
@@ -565,7 +566,7 @@ mod tests {
         let tree = v2();
         tree.write(&format!("{V2_OWN}/memory.stat"), "");
         assert_eq!(sample(&tree).limits[0].unreclaimable, Bytes(120 << 10));
-        assert!(told(&tree).contains("memory.stat: there is no anon"));
+        assert!(told(&tree).contains("memory.stat: anon is missing"));
     }
 
     #[test]
@@ -574,10 +575,10 @@ mod tests {
             (format!("{V2_OWN}/memory.max"), "lots", "memory.max: its content is not a number"),
             (format!("{V2_OWN}/memory.stat"), "anon x", "memory.stat: anon is not a number"),
             (format!("{V2_OWN}/memory.swap.current"), "", "its content is not a number"),
-            (format!("{V2_OWN}/memory.pressure"), "some", "does not have the form of a pressure"),
-            (format!("{V2_OWN}/memory.events"), "low 0", "memory.events: there is no max"),
-            ("proc/pressure/memory".to_owned(), "", "does not have the form of a pressure"),
-            ("proc/meminfo".to_owned(), "MemTotal: 1", "meminfo: there is no MemAvailable:"),
+            (format!("{V2_OWN}/memory.pressure"), "some", "does not have the format of a pressure"),
+            (format!("{V2_OWN}/memory.events"), "low 0", "memory.events: max is missing"),
+            ("proc/pressure/memory".to_owned(), "", "does not have the format of a pressure"),
+            ("proc/meminfo".to_owned(), "MemTotal: 1", "meminfo: MemAvailable: is missing"),
         ] {
             let tree = v2();
             tree.write(&path, content);

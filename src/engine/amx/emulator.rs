@@ -12,7 +12,7 @@
 #![expect(
     clippy::cast_sign_loss,
     clippy::cast_possible_wrap,
-    reason = "a register holds an address or a number, and libc says one type for all"
+    reason = "a register holds an address or a number, and libc has one type for both"
 )]
 
 use std::cell::Cell;

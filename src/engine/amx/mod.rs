@@ -16,7 +16,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::marker::PhantomData;
 
-use super::simd::gemm::Product;
+use super::simd::product::Product;
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
@@ -223,7 +223,7 @@ impl Tiles {
 mod emulator;
 
 #[cfg(test)]
-#[expect(clippy::print_stderr, reason = "what is not the processor's own is said")]
+#[expect(clippy::print_stderr, reason = "the test reports that tiles are emulated")]
 pub(super) mod tests {
     use super::*;
     use crate::engine::linear::OperandFormat;

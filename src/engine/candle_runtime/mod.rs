@@ -104,11 +104,11 @@ fn read_error(source: candle_core::Error) -> EngineError {
 }
 
 fn report(spec: &ModelSpec, wanted: Precision) -> PrecisionReport {
-    let runs = format!("{} runs in candle, in f32 alone", spec.architecture);
+    let runs = format!("{} runs in candle, which computes only in f32", spec.architecture);
     let reason = match wanted {
-        Precision::F32 => "asked for".to_owned(),
+        Precision::F32 => "requested".to_owned(),
         Precision::Auto => runs,
-        Precision::Int8 | Precision::Bf16 => format!("{wanted} was asked for, but {runs}"),
+        Precision::Int8 | Precision::Bf16 => format!("{wanted} was requested, but {runs}"),
     };
     PrecisionReport { precision: Precision::F32, isa: "candle", reason }
 }
@@ -168,15 +168,16 @@ mod tests {
 
     #[test]
     fn candle_runs_in_f32_and_reports_reason() {
+        let runs = "modernbert runs in candle, which computes only in f32";
         let cases = [
-            (Precision::F32, "asked for"),
-            (Precision::Auto, "modernbert runs in candle, in f32 alone"),
-            (Precision::Int8, "int8 was asked for, but modernbert runs in candle, in f32 alone"),
-            (Precision::Bf16, "bf16 was asked for, but modernbert runs in candle, in f32 alone"),
+            (Precision::F32, "requested".to_owned()),
+            (Precision::Auto, runs.to_owned()),
+            (Precision::Int8, format!("int8 was requested, but {runs}")),
+            (Precision::Bf16, format!("bf16 was requested, but {runs}")),
         ];
         for (wanted, reason) in cases {
             let report = report(&spec(Architecture::ModernBert), wanted);
-            assert_eq!((report.precision, &report.reason[..]), (Precision::F32, reason));
+            assert_eq!((report.precision, report.reason), (Precision::F32, reason));
         }
     }
 }

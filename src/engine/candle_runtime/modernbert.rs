@@ -425,7 +425,7 @@ mod tests {
             (json!({ "num_hidden_layers": 0 }), "num_hidden_layers is 0"),
             (
                 json!({ "num_attention_heads": 3 }),
-                "hidden_size 8 is no multiple of num_attention_heads 3",
+                "hidden_size 8 is not a multiple of num_attention_heads 3",
             ),
             (json!({ "num_attention_heads": 8 }), "heads of 1 values cannot be rotated in pairs"),
             (

@@ -8,8 +8,9 @@ pub(super) mod panel;
 
 use super::amx::{Amx, Tiles};
 use super::buffer::Buffer;
-use super::simd::gemm::{self, OperandQuantization, Product};
-use super::simd::rowwise::RowQuantization;
+use super::simd::elementwise::RowQuantization;
+use super::simd::gemm;
+use super::simd::product::{OperandQuantization, Product};
 use super::simd::{Int8RowFormat, Isa, PANEL_WIDTH};
 
 /// Alignment of the length of an operand's row, in lane groups: a cache line, and a row of an AMX

@@ -6,7 +6,7 @@
 use super::{GROUPS, Linear, OperandFormat, Outlier};
 use crate::base::quantization::QuantizedRow;
 use crate::engine::buffer::Buffer;
-use crate::engine::simd::{PANEL_WIDTH, rowwise};
+use crate::engine::simd::{PANEL_WIDTH, elementwise};
 
 /// Outputs that are packed at a time. Together they fill a vector.
 const OUTPUTS: usize = 4;
@@ -70,7 +70,7 @@ impl PanelBuffer {
         } else {
             let row: &mut [u16] = bytemuck::cast_slice_mut(self.row(column));
             for (value, &weight) in row.iter_mut().zip(weights) {
-                *value = rowwise::bf16(weight);
+                *value = elementwise::bf16(weight);
             }
         }
     }

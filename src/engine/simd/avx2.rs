@@ -5,9 +5,9 @@
 //! take five times as long.
 //!
 //! Bytes are multiplied as 16-bit integers: `vpmaddwd` is exact, whereas `vpmaddubsw` saturates.
-//! The rows are already 16-bit integers ([`IntegerRows::Wide`](super::Int8RowFormat)). The kernel
-//! widens the weights piece by piece, into memory that stays in the first-level cache, and
-//! multiplies all rows with a piece.
+//! The rows are already 16-bit integers, in the format
+//! [`Int8RowFormat::Wide`](super::Int8RowFormat::Wide). The kernel widens the weights piece by
+//! piece, into memory that stays in the first-level cache, and multiplies all rows with a piece.
 //!
 //! The scalar twins are in [`super::gemm`].
 
@@ -20,8 +20,8 @@ use std::arch::x86_64::{
 use std::mem::MaybeUninit;
 
 use super::PANEL_WIDTH;
-use super::gemm::{BlockPiece, OperandQuantization, Product, row_blocks};
 use super::prefetch::Prefetcher;
+use super::product::{BlockPiece, OperandQuantization, Product, row_blocks};
 
 /// Maximum number of rows of a register tile: the sums of 3 rows × 4 vectors take 12 of 16
 /// registers.
@@ -235,7 +235,7 @@ for_blocks!(int8_block: int8_1_row, int8_2_rows, int8_3_rows);
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn f32(product: &mut Product<'_>) {
     let (rows, groups) = (product.rows, product.panel.len());
-    assert!(product.fits(rows, groups), "the caller gives whole rows");
+    assert!(product.fits(rows, groups), "the operands must fit the product");
     let calls = rows.div_ceil(ROWS) * groups.div_ceil(F32_GROUPS);
     let mut prefetcher = Prefetcher::new(product.next_panel, calls, 1);
     for start in (0..groups).step_by(F32_GROUPS) {
@@ -311,7 +311,7 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>
     let (rows, groups) = (product.rows, product.panel.len());
     assert!(
         product.fits(rows, 2 * groups) && integers.fits(rows, groups),
-        "the caller gives whole rows and what is theirs"
+        "the operands and the quantization must fit the product"
     );
     let pieces = integers.pieces(INT8_GROUPS).count() * PANEL_WIDTH / COLUMNS;
     let mut prefetcher = Prefetcher::new(product.next_panel, rows.div_ceil(ROWS) * pieces, 1);
@@ -325,7 +325,7 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>
                 let first = rows.start;
                 // SAFETY: `fits` puts twice `groups` elements of each row within the operand and 32
                 // results of it within `out`. A piece lies within `groups`, and `widened` has its
-                // weights. `fit` guarantees a quantization for each row and block.
+                // weights. `fits` guarantees a quantization for each row and block.
                 // JUSTIFICATION: with slices, every round of the loop compares the bounds of its
                 // rows.
                 unsafe {
@@ -384,8 +384,8 @@ unsafe fn values<const R: usize>(
     sums: [[__m256i; 4]; R],
 ) {
     let blocks = integers.ends.len();
-    // SAFETY: `fit` guarantees a quantization for each row and block, and 32 weight sums and scales
-    // for each block. The caller provides the results.
+    // SAFETY: `fits` guarantees a quantization for each row and block, and 32 weight sums and
+    // scales for each block. The caller provides the results.
     // JUSTIFICATION: all vector loads and stores are unsafe.
     unsafe {
         let halves = |values: &[f32; PANEL_WIDTH]| {

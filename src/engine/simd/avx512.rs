@@ -14,9 +14,9 @@ use std::arch::x86_64::{
 use std::mem::transmute;
 
 use super::PANEL_WIDTH;
-use super::gemm::{OperandQuantization, Product};
+use super::elementwise::RowQuantization;
 use super::prefetch::Prefetcher;
-use super::rowwise::RowQuantization;
+use super::product::{OperandQuantization, Product};
 
 /// Maximum number of rows of a register tile: the sums of 12 rows × 32 columns take 24 of 32
 /// registers.
@@ -124,7 +124,8 @@ unsafe fn int8_rows<const R: usize>(
     let panel: *const [u32; PANEL_WIDTH] = product.panel.as_ptr();
     // SAFETY: `fits` puts row `first + R - 1` and all its lane groups within the operand. The panel
     // has as many lane groups of 32 values, and no end of a quantization block is beyond them. 32
-    // results of each row lie within `out`. `fit` guarantees a quantization for each row and block.
+    // results of each row lie within `out`. `fits` guarantees a quantization for each row and
+    // block.
     // JUSTIFICATION: as in `float_rows!`.
     unsafe {
         let halves = |values: &[f32; PANEL_WIDTH]| {
@@ -182,14 +183,15 @@ unsafe fn int8_rows<const R: usize>(
 macro_rules! in_blocks {
     ($product:expr, $integers:expr, $kernel:ident) => {{
         let product = $product;
-        assert!(product.fits(product.rows, product.panel.len()), "the caller gives whole rows");
+        let fits = product.fits(product.rows, product.panel.len());
+        assert!(fits, "the operands must fit the product");
         let blocks = product.rows.div_ceil(ROWS);
         let mut prefetcher = Prefetcher::new(product.next_panel, blocks, product.panel.len());
         let mut first = 0;
         for block in 0..blocks {
             let rows = (product.rows - first).div_ceil(blocks - block);
             // SAFETY: the caller of this function has detected the features. `fits` was asserted
-            // above for `product.rows`, and the caller asserted `fit`. `first + rows` is never
+            // above for `product.rows`, and the caller asserted `fits`. `first + rows` is never
             // beyond `product.rows`.
             // JUSTIFICATION: a safe call needs the features enabled for the whole binary.
             unsafe {
@@ -237,7 +239,10 @@ pub(super) fn bf16(product: &mut Product<'_>) {
 /// Panics if the product does not fit its slices, or if `integers` does not fit the product.
 #[target_feature(enable = "avx512f,avx512vnni")]
 pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>) {
-    assert!(integers.fits(product.rows, product.panel.len()), "the caller gives those of the rows");
+    assert!(
+        integers.fits(product.rows, product.panel.len()),
+        "the quantization must fit the product"
+    );
     in_blocks!(product, integers, int8_rows);
 }
 

@@ -10,8 +10,8 @@ use std::arch::x86_64::{
 };
 
 use super::PANEL_WIDTH;
-use super::gemm::{OperandQuantization, Product, row_blocks};
 use super::prefetch::Prefetcher;
+use super::product::{OperandQuantization, Product, row_blocks};
 
 /// Maximum number of rows of a register tile: the sums of 6 rows × 16 columns take 12 of 16
 /// registers.
@@ -28,7 +28,7 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>
     assert!(
         product.fits(product.rows, product.panel.len())
             && integers.fits(product.rows, product.panel.len()),
-        "the caller gives whole rows and what is theirs"
+        "the operands and the quantization must fit the product"
     );
     let calls = product.rows.div_ceil(ROWS) * (PANEL_WIDTH / COLUMNS);
     let mut prefetcher = Prefetcher::new(product.next_panel, calls, product.panel.len());
@@ -69,7 +69,8 @@ unsafe fn int8_rows<const R: usize>(
     let (stride, blocks) = (product.stride, integers.ends.len());
     // SAFETY: `fits` puts row `first + R - 1` and all its lane groups within the operand. The panel
     // has as many lane groups of 32 values, and no end of a quantization block is beyond them. 32
-    // results of each row lie within `out`. `fit` guarantees a quantization for each row and block.
+    // results of each row lie within `out`. `fits` guarantees a quantization for each row and
+    // block.
     // JUSTIFICATION: with slices, the bounds of six rows are compared in every round of the
     // innermost loop.
     unsafe {

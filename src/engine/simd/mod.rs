@@ -23,6 +23,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+pub(super) mod elementwise;
 pub(super) mod gemm;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -35,6 +36,7 @@ mod neon_rows;
 pub(super) mod peak_loops;
 #[cfg(target_arch = "x86_64")]
 mod prefetch;
+pub(super) mod product;
 pub(super) mod rowwise;
 #[cfg(target_arch = "x86_64")]
 mod sse;

@@ -15,7 +15,7 @@ use std::arch::asm;
 use std::ops::Range;
 
 use super::PANEL_WIDTH;
-use super::gemm::{Product, row_blocks};
+use super::product::{Product, row_blocks};
 
 /// Maximum number of rows of a tile.
 const ROWS: usize = 8;
@@ -336,7 +336,7 @@ fn in_pieces(
     let groups = product.panel.len();
     assert!(
         product.fits(product.rows, groups) && groups.is_multiple_of(ROUND),
-        "the caller gives whole rows of whole lines"
+        "the operands must fit the product in whole rounds"
     );
     for start in (0..groups).step_by(GROUPS) {
         for rows in row_blocks(product.rows, ROWS) {

@@ -18,9 +18,9 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::PANEL_WIDTH;
-use super::gemm::{BlockPiece, OperandQuantization, Product, row_blocks};
 use super::neon::ROUND;
 use super::neon_int8::{self, GROUPS};
+use super::product::{BlockPiece, OperandQuantization, Product, row_blocks};
 
 /// Columns of a register tile.
 const COLUMNS: usize = 16;
@@ -248,7 +248,7 @@ pub(super) fn bf16(product: &mut Product<'_>) {
     let groups = product.panel.len();
     assert!(
         product.fits(product.rows, groups) && groups.is_multiple_of(ROUND),
-        "the caller gives whole rows of whole lines"
+        "the operands must fit the product in whole rounds"
     );
     let mut zipped = ZippedWeights::new();
     for start in (0..groups).step_by(GROUPS) {

@@ -14,7 +14,7 @@ use std::arch::aarch64::{
 use std::{ptr, slice};
 
 use super::PANEL_WIDTH;
-use super::rowwise::{GELU, GELU_LIMIT, RowQuantization, bf16};
+use super::elementwise::{GELU, GELU_LIMIT, RowQuantization, bf16};
 
 /// Number of values in a round.
 const LANES: usize = 16;

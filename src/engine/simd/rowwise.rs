@@ -6,6 +6,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
+use super::elementwise::{GELU, GELU_LIMIT, RowQuantization, bf16};
 #[cfg(target_arch = "aarch64")]
 use super::neon_rows;
 use super::{Int8RowFormat, Isa, IsaLevel, PANEL_WIDTH, mul_add, vectorised};
@@ -23,27 +24,6 @@ const EXP_MAX: f32 = 88.0;
 const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 /// Coefficients of the polynomial in the same file, highest power first.
 const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
-/// Limit of the polynomial for GELU. Above it, `Φ(x)` differs from 1 by less than 1e-7. Below its
-/// negative, the magnitude of `x·Φ(x)` is less than 1e-6.
-pub(super) const GELU_LIMIT: f32 = 5.2;
-/// Coefficients of `(Φ(x) − ½)/x` as a polynomial in `2(x/GELU_LIMIT)² − 1`, lowest power first.
-/// The polynomial is minimax in the error of `x·Φ(x)`, which is at most 1.5e-7 before rounding.
-pub(super) const GELU: [f32; 14] = [
-    0.135_949_98,
-    -0.067_743_62,
-    0.050_025_616,
-    -0.039_931_986,
-    0.031_973_917,
-    -0.024_698_84,
-    0.018_038_778,
-    -0.012_619_661,
-    0.008_365_083_5,
-    -0.004_542_31,
-    0.002_005_193_1,
-    -0.001_468_777_4,
-    0.001_188_680_8,
-    -0.000_388_233_5,
-];
 
 /// Returns `eˣ` with a relative error below 2e-7. The argument is clamped, so the result is at
 /// least 1e-38.
@@ -92,15 +72,6 @@ fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
     x / (1.0 + exp::<FMA>(SCALE * inner))
 }
 
-/// Rounds to the nearest bf16, ties to even. A NaN stays a NaN: one bit of its fraction is set.
-#[inline(always)]
-pub(in crate::engine) fn bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-    let bits = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
-    (bits >> 16) as u16
-}
-
 #[inline(always)]
 fn activate<const FMA: bool, const ACTIVATION: u8>(x: f32) -> f32 {
     match ACTIVATION {
@@ -122,44 +93,32 @@ const GELU_EXACT: u8 = 1;
 const GELU_TANH: u8 = 2;
 const RELU: u8 = 3;
 
-/// Calls `$function` with the activation as a constant, so that no loop branches on it.
+/// Calls [`activate_rows`] with the activation as a constant, so that no loop branches on it.
 macro_rules! with_activation {
-    ($activation:expr, $function:ident, $fma:ident, ($($arg:expr),*)) => {
+    ($activation:expr, $fma:ident, ($($arg:expr),*)) => {
         match $activation {
-            None => $function::<$fma, IDENTITY>($($arg),*),
-            Some(HiddenActivation::Gelu) => $function::<$fma, GELU_EXACT>($($arg),*),
-            Some(HiddenActivation::GeluTanh) => $function::<$fma, GELU_TANH>($($arg),*),
-            Some(HiddenActivation::Relu) => $function::<$fma, RELU>($($arg),*),
+            None => activate_rows::<$fma, IDENTITY, _>($($arg),*),
+            Some(HiddenActivation::Gelu) => activate_rows::<$fma, GELU_EXACT, _>($($arg),*),
+            Some(HiddenActivation::GeluTanh) => activate_rows::<$fma, GELU_TANH, _>($($arg),*),
+            Some(HiddenActivation::Relu) => activate_rows::<$fma, RELU, _>($($arg),*),
         }
     };
 }
 
+/// Writes `activation(block + bias)`, converted by `convert`, to the rows of `out`, `stride` values
+/// apart.
 #[inline(always)]
-fn activate_f32<const FMA: bool, const ACTIVATION: u8>(
+fn activate_rows<const FMA: bool, const ACTIVATION: u8, T>(
     block: &[[f32; PANEL_WIDTH]],
     bias: &[f32; PANEL_WIDTH],
-    out: &mut [f32],
+    out: &mut [T],
     stride: usize,
+    convert: impl Fn(f32) -> T,
 ) {
     for (row, out) in block.iter().zip(out.chunks_mut(stride)) {
         let Some(out) = out.first_chunk_mut::<PANEL_WIDTH>() else { return };
         for j in 0..PANEL_WIDTH {
-            out[j] = activate::<FMA, ACTIVATION>(row[j] + bias[j]);
-        }
-    }
-}
-
-#[inline(always)]
-fn activate_bf16<const FMA: bool, const ACTIVATION: u8>(
-    block: &[[f32; PANEL_WIDTH]],
-    bias: &[f32; PANEL_WIDTH],
-    out: &mut [u16],
-    stride: usize,
-) {
-    for (row, out) in block.iter().zip(out.chunks_mut(stride)) {
-        let Some(out) = out.first_chunk_mut::<PANEL_WIDTH>() else { return };
-        for j in 0..PANEL_WIDTH {
-            out[j] = bf16(activate::<FMA, ACTIVATION>(row[j] + bias[j]));
+            out[j] = convert(activate::<FMA, ACTIVATION>(row[j] + bias[j]));
         }
     }
 }
@@ -192,7 +151,7 @@ vectorised! {
         out: &mut [f32],
         stride: usize,
     ) {
-        with_activation!(activation, activate_f32, FMA, (block, bias, out, stride));
+        with_activation!(activation, FMA, (block, bias, out, stride, |x| x));
     }
 }
 
@@ -227,7 +186,7 @@ vectorised! {
         out: &mut [u16],
         stride: usize,
     ) {
-        with_activation!(activation, activate_bf16, FMA, (block, bias, out, stride));
+        with_activation!(activation, FMA, (block, bias, out, stride, bf16));
     }
 }
 
@@ -265,22 +224,6 @@ vectorised! {
                 out[j] = bf16(row[j] * factor);
             }
         }
-    }
-}
-
-/// Scale and zero point of quantized values: a byte represents `(byte − zero) · scale`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(in crate::engine) struct RowQuantization {
-    pub(in crate::engine) scale: f32,
-    pub(in crate::engine) zero: f32,
-}
-
-impl RowQuantization {
-    /// Returns the quantization of values from `least`, at most 0, to `most`, at least 0.
-    #[inline(always)]
-    pub(super) fn of_range(least: f32, most: f32) -> Self {
-        let scale = ((most - least) / 255.0).max(f32::MIN_POSITIVE);
-        Self { scale, zero: (-least / scale).round_ties_even().clamp(0.0, 255.0) }
     }
 }
 

@@ -53,14 +53,15 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     };
     let length = u32::from_le_bytes(*length) as usize;
     let Some((array, texts)) = rest.split_at_checked(length) else {
-        return Err(format!("says {length} bytes for its array, and has {}", rest.len()));
+        return Err(format!("declares {length} bytes for its array, but has {}", rest.len()));
     };
     let (units, []) = array.as_chunks() else {
-        return Err(format!("has an array of {length} bytes, which is no multiple of 4"));
+        return Err(format!("has an array of {length} bytes, which is not a multiple of 4"));
     };
     let units: Vec<u32> = units.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
     if units.is_empty() || !units.len().is_multiple_of(BLOCK) {
-        return Err(format!("has an array of {} units, no multiple of {BLOCK}", units.len()));
+        let count = units.len();
+        return Err(format!("has an array of {count} units, which is not a multiple of {BLOCK}"));
     }
     let texts = str::from_utf8(texts).map_err(|_invalid| "has texts that are not UTF-8")?;
     check_places(&units, texts)?;
@@ -177,10 +178,13 @@ pub(in crate::engine) mod tests {
     #[test]
     fn inconsistent_lengths_are_refused() {
         // The library would reserve eight gigabytes for this charsmap.
-        assert_eq!(refusal(b"\xff\xff\xff\xff"), "says 4294967295 bytes for its array, and has 0");
+        assert_eq!(
+            refusal(b"\xff\xff\xff\xff"),
+            "declares 4294967295 bytes for its array, but has 0"
+        );
         assert_eq!(refusal(b"\x04\0"), "has 2 bytes, too few for its length");
         assert!(refusal(&[0; 4]).contains("array of 0 units"));
-        assert!(refusal(b"\x01\0\0\0a").contains("no multiple of 4"));
+        assert!(refusal(b"\x01\0\0\0a").contains("not a multiple of 4"));
         assert!(refusal(b"\x04\0\0\0abcd").contains("array of 1 units"));
         assert!(refusal(&vec![0; MOST_BYTES + 1]).contains("more than"));
         let mut bytes = charsmap(&[(b'a', "b")]);

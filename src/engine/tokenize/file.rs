@@ -73,7 +73,8 @@ struct RawTokenizerFile<'a> {
 pub(super) fn read(bytes: &[u8], rows: usize) -> Result<TokenizerFile, EngineError> {
     let written: RawTokenizerFile<'_> = serde_json::from_slice(bytes).map_err(unreadable)?;
     if let Some(version) = written.version.filter(|version| version != VERSION) {
-        return Err(mismatch(format!("version {}, Caxton reads {VERSION}", quote(&version))));
+        let version = quote(&version);
+        return Err(mismatch(format!("the version is {version}; only {VERSION} is supported")));
     }
     let around = written.post_processor.map(parts::post_processor).transpose()?.unwrap_or_default();
     let normalizer = written.normalizer.map(parts::normalizer).transpose()?.flatten();

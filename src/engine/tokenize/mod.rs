@@ -166,7 +166,7 @@ impl Tokenizer {
         let around = prefix.len() + suffix.len();
         if around >= max_sequence_length {
             return Err(mismatch(format!(
-                "{around} special tokens around a text leave no room for it in \
+                "{around} special tokens around a text leave no token for it in \
                  max_sequence_length {max_sequence_length}"
             )));
         }
@@ -552,7 +552,7 @@ mod tests {
         assert_eq!(refusal(b"{}", MAX), "tokenizer.json cannot be read");
         assert_eq!(
             refusal(BERT, 2),
-            "tokenizer.json: 2 special tokens around a text leave no room for it in \
+            "tokenizer.json: 2 special tokens around a text leave no token for it in \
              max_sequence_length 2"
         );
         let change = |from: &str, to: &str| {

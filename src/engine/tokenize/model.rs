@@ -98,7 +98,7 @@ pub(super) fn read(section: &RawValue, rows: usize) -> Result<Model, EngineError
         "Unigram" => written.unigram(rows),
         "WordLevel" => written.word_level(rows),
         other => Err(mismatch(format!(
-            "the model {} is not one that Caxton runs; it runs WordPiece, BPE, Unigram and WordLevel",
+            "the model {} is not supported; supported are WordPiece, BPE, Unigram and WordLevel",
             quote(other)
         ))),
     }
@@ -111,7 +111,7 @@ impl RawModel<'_> {
             other => {
                 let other = quote(other.unwrap_or_default());
                 return Err(mismatch(format!(
-                    "continuing_subword_prefix is {other}; Caxton runs \"{CONTINUING}\""
+                    "continuing_subword_prefix is {other}; only \"{CONTINUING}\" is supported"
                 )));
             }
         }
@@ -152,11 +152,11 @@ impl RawModel<'_> {
             // The library cuts the prefix from the second word of each merge by its length in
             // bytes, even in the middle of a character.
             if let Some(affix) = affix.as_deref().filter(|affix| !affix.is_empty()) {
-                return Err(mismatch(format!("{name} is {}; Caxton runs none", quote(affix))));
+                return Err(mismatch(format!("{name} is {}; it must be empty", quote(affix))));
             }
         }
         if self.dropout.is_some_and(|dropout| dropout != 0.0) {
-            return Err(mismatch("dropout is not 0: a text would have other tokens each time"));
+            return Err(mismatch("dropout is not 0, so the tokens of a text would be random"));
         }
         let words = dictionary(self.vocab, rows)?;
         let merges = match self.merges {
@@ -187,12 +187,11 @@ impl RawModel<'_> {
     fn unigram(self, rows: usize) -> Result<Model, EngineError> {
         let ScoredWords { words, seen, .. } = parse(self.vocab, ScoredWordsSeed { rows })?;
         too_many(seen, rows)?;
-        let Some(unknown) = self.unk_id.filter(|&unknown| unknown < seen) else {
-            return Err(mismatch(format!(
-                "unk_id is {:?}, and the vocabulary has {seen} words",
-                self.unk_id
-            )));
-        };
+        let Some(unknown) = self.unk_id else { return Err(mismatch("unk_id is missing")) };
+        if unknown >= seen {
+            let problem = format!("unk_id is {unknown}, but the vocabulary has {seen} words");
+            return Err(mismatch(problem));
+        }
         let byte_fallback = self.byte_fallback.unwrap_or_default();
         let model = Unigram::from(words, Some(unknown), byte_fallback).map_err(unreadable)?;
         Ok(Model { library: model.into(), ids: seen })
@@ -258,7 +257,7 @@ impl WordLengths {
     fn check<E: serde::de::Error>(&self, words: usize) -> Result<(), E> {
         if self.bytes > words.saturating_mul(MOST_MEAN_BYTES).saturating_add(SMALL_VOCABULARY) {
             return Err(E::custom(format!(
-                "the {words} words have {} bytes, more than {MOST_MEAN_BYTES} a word",
+                "the {words} words have {} bytes, more than {MOST_MEAN_BYTES} for each word",
                 self.bytes
             )));
         }
@@ -316,7 +315,7 @@ impl<'de> Visitor<'de> for DictionarySeed {
                 return Err(A::Error::custom(format!("two words have the id {id}")));
             }
             if words.vocabulary.contains_key(word.as_str()) {
-                return Err(A::Error::custom(format!("the word {} is there twice", quote(&word))));
+                return Err(A::Error::custom(format!("the word {} occurs twice", quote(&word))));
             }
             words.vocabulary.insert(word, id);
         }
@@ -374,7 +373,7 @@ impl<'de> Visitor<'de> for ScoredWordsSeed {
         let (count, most) = (nodes.0.len(), words.words.len() * MOST_NODES + SMALL_VOCABULARY);
         if count > most {
             return Err(A::Error::custom(format!(
-                "the {} words have {count} different beginnings, more than {most}",
+                "the {} words have {count} different prefixes, more than {most}",
                 words.seen
             )));
         }
@@ -454,7 +453,9 @@ impl<'de> Visitor<'de> for Merges {
             // would panic on a longer pair.
             if left.len() + right.len() > self.longest {
                 let (left, right) = (quote(&left), quote(&right));
-                return Err(A::Error::custom(format!("a merge is no word: {left} and {right}")));
+                return Err(A::Error::custom(format!(
+                    "the merge of {left} and {right} is longer than every word"
+                )));
             }
             merges.push((left, right));
         }
@@ -481,19 +482,20 @@ impl<'de> Deserialize<'de> for Merge {
                     return Ok(Merge(None));
                 }
                 let pair = text.split_once(' ').filter(|(_, right)| !right.contains(' '));
-                let (left, right) =
-                    pair.ok_or_else(|| E::custom(format!("the merge {} is no pair", quote(text))))?;
+                let not_a_pair = || E::custom(format!("the merge {} is not a pair", quote(text)));
+                let (left, right) = pair.ok_or_else(not_a_pair)?;
                 Ok(Merge(Some((left.to_owned(), right.to_owned()))))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<Merge, A::Error> {
-                let short = || A::Error::custom("a merge is no pair");
+                let short = || A::Error::custom("a merge is not a pair");
                 let left = pair.next_element()?.ok_or_else(short)?;
                 let right = pair.next_element()?.ok_or_else(short)?;
                 match pair.next_element::<String>()? {
                     None => Ok(Merge(Some((left, right)))),
                     Some(third) => {
-                        Err(A::Error::custom(format!("a merge goes on with {}", escape(third))))
+                        let third = escape(third);
+                        Err(A::Error::custom(format!("a merge has a third word: {third}")))
                     }
                 }
             }

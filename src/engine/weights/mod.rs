@@ -335,7 +335,7 @@ pub(super) fn read_with<'a>(
     for (name, tensor) in header.metadata.tensors() {
         let Some(name) = canonical(&name) else { continue };
         if views.tensors.contains_key(&name) {
-            return Err(views.mismatch_error(&name, "is there twice, under two spellings"));
+            return Err(views.mismatch_error(&name, "is present twice, under two names"));
         }
         let (begin, end) = tensor.data_offsets;
         let data = file.bytes().get(header.start + begin..header.start + end);
@@ -381,7 +381,7 @@ impl<'a> UncheckedTensors<'_, 'a> {
             Dtype::BF16 => StoredFormat::Bf16,
             Dtype::I8 => StoredFormat::Int8(self.take_quantization(name, shape)?),
             other => {
-                let what = format!("is {other:?}; readable are F32, F16, BF16 and I8");
+                let what = format!("has type {other:?}; supported types are F32, F16, BF16 and I8");
                 return Err(self.mismatch_error(name, &what));
             }
         };
@@ -409,14 +409,13 @@ impl<'a> UncheckedTensors<'_, 'a> {
         shape: &[usize],
     ) -> Result<MatrixQuantization, EngineError> {
         let &[rows, columns] = shape else {
-            return Err(
-                self.mismatch_error(name, &format!("is I8 of {shape:?}; only matrices may be"))
-            );
+            let what = format!("has type I8 and shape {shape:?}; only a matrix may have type I8");
+            return Err(self.mismatch_error(name, &what));
         };
         let scale_name = format!("{name}.scale");
         if let Some(view) = self.tensors.get(&scale_name).filter(|view| view.dtype() != Dtype::F32)
         {
-            let what = format!("is {:?}, expected F32", view.dtype());
+            let what = format!("has type {:?}, expected F32", view.dtype());
             return Err(self.mismatch_error(&scale_name, &what));
         }
         let (blocks, block_count) = self.take_blocks(name, columns)?;
@@ -459,7 +458,8 @@ impl<'a> UncheckedTensors<'_, 'a> {
         let block_name = format!("{name}.block");
         let Some(view) = self.tensors.remove(&block_name) else { return Ok((Vec::new(), 1)) };
         if view.dtype() != Dtype::U32 || view.shape() != [columns] || columns == 0 {
-            let what = format!("is {:?} of {:?}, expected U32 of", view.dtype(), view.shape());
+            let (found, shape) = (view.dtype(), view.shape());
+            let what = format!("has type {found:?} and shape {shape:?}, expected U32 and");
             return Err(self.mismatch_error(&block_name, &format!("{what} [{columns}]")));
         }
         let blocks: Vec<u32> = words(view.data()).map(u32::from_le_bytes).collect();
@@ -483,9 +483,8 @@ impl<'a> UncheckedTensors<'_, 'a> {
             return Err(self.mismatch_error(&index_name, &what));
         };
         if view.dtype() != Dtype::U32 {
-            return Err(
-                self.mismatch_error(&index_name, &format!("is {:?}, expected U32", view.dtype()))
-            );
+            let what = format!("has type {:?}, expected U32", view.dtype());
+            return Err(self.mismatch_error(&index_name, &what));
         }
         let values = self.take(&value_name, &[count])?.values();
         let indices = words(view.data()).map(|word| u32::from_le_bytes(word) as usize);
@@ -558,7 +557,7 @@ pub(super) mod tests {
         for (dtype, index, values, expected) in [
             (Dtype::U32, &[4][..], &[1.0][..], "\"a.outlier.index\" points at 4"),
             (Dtype::U32, &[1, 1], &[1.0, 2.0], "points at 1 twice"),
-            (Dtype::F32, &[1], &[1.0], "is F32, expected U32"),
+            (Dtype::F32, &[1], &[1.0], "has type F32, expected U32"),
             (Dtype::U32, &[1], &[1.0, 2.0], "has shape [2], expected [1]"),
             (Dtype::U32, &[1], &[f32::NAN], "has NaN"),
         ] {
@@ -594,8 +593,18 @@ pub(super) mod tests {
             (Dtype::U32, &[0, 1], &[2, 3], "\"a.scale\" has shape [2, 3], expected [2, 2]"),
             (Dtype::U32, &[0, 2], &[2, 3], "\"a.block\" has block 2, expected less than 2"),
             (Dtype::U32, &[0, u32::MAX], &[2, 2], "has block 4294967295"),
-            (Dtype::U32, &[0], &[2, 1], "\"a.block\" is U32 of [1], expected U32 of [2]"),
-            (Dtype::F32, &[0, 1], &[2, 2], "\"a.block\" is F32 of [2], expected U32 of [2]"),
+            (
+                Dtype::U32,
+                &[0],
+                &[2, 1],
+                "\"a.block\" has type U32 and shape [1], expected U32 and [2]",
+            ),
+            (
+                Dtype::F32,
+                &[0, 1],
+                &[2, 2],
+                "\"a.block\" has type F32 and shape [2], expected U32 and [2]",
+            ),
         ] {
             let message = with(dtype, blocks, scales).unwrap_err();
             assert!(message.contains(expected), "{message}");
@@ -623,7 +632,7 @@ pub(super) mod tests {
             ),
             (
                 vec![("a", Dtype::F32, &[2, 2], good()), ("old", Dtype::F32, &[2, 2], good())],
-                "\"a\" is there twice, under two spellings",
+                "\"a\" is present twice, under two names",
             ),
             (
                 vec![("a", Dtype::F32, &[2, 2], f32s(&[0.0, 1.0, f32::NAN, 0.0]))],
@@ -635,7 +644,7 @@ pub(super) mod tests {
             ),
             (
                 vec![("a", Dtype::F64, &[2, 2], vec![0; 32])],
-                "\"a\" is F64; readable are F32, F16, BF16 and I8",
+                "\"a\" has type F64; supported types are F32, F16, BF16 and I8",
             ),
             (vec![("a", Dtype::I8, &[2, 2], quantized())], "\"a.scale\" [2] is missing"),
             (
@@ -650,7 +659,7 @@ pub(super) mod tests {
                     ("a", Dtype::I8, &[2, 2], quantized()),
                     ("a.scale", Dtype::F16, &[2], vec![0; 4]),
                 ],
-                "\"a.scale\" is F16, expected F32",
+                "\"a.scale\" has type F16, expected F32",
             ),
             (
                 vec![
@@ -693,7 +702,8 @@ pub(super) mod tests {
         let expected = [RequiredTensor::new("a", [2])].into_iter();
         let error =
             read("m.safetensors", &bytes, |name| Some(name.to_owned()), expected).err().unwrap();
-        let message = "m.safetensors: tensor \"a\" is I8 of [2]; only matrices may be";
+        let message = "m.safetensors: tensor \"a\" has type I8 and shape [2]; only a matrix may have \
+                       type I8";
         assert_eq!(error.to_string(), message);
     }
 

@@ -74,13 +74,13 @@ enum SourceError {
     File(#[from] FileError),
     #[error(transparent)]
     Environment(#[from] systemd::EnvironmentError),
-    #[error("cannot understand {}", .0.display())]
+    #[error("cannot parse {}", .0.display())]
     Pressure(PathBuf, #[source] NotPressure),
-    #[error("cannot understand {}", .0.display())]
+    #[error("cannot parse {}", .0.display())]
     Events(PathBuf, #[source] KernelTextError),
-    #[error("{} tells of no more pressure: it has no trigger, or its control group is gone", .0.display())]
+    #[error("{} reports no pressure any more: it has no trigger, or its control group was removed", .0.display())]
     Gone(PathBuf),
-    #[error("{} was closed by who writes to it", .0.display())]
+    #[error("the writer has closed {}", .0.display())]
     Closed(PathBuf),
 }
 
@@ -148,8 +148,8 @@ impl PressureSource {
     pub async fn next(&mut self) {
         loop {
             sleep_until(self.ignored_until).await;
-            let heard = tokio::select! {
-                heard = self.listener.wait() => heard,
+            let signal = tokio::select! {
+                signal = self.listener.wait() => signal,
                 written = wait_for_write(&mut self.limits) => {
                     if let Err(error) = written {
                         self.limits = None;
@@ -159,14 +159,14 @@ impl PressureSource {
                 }
             };
             self.ignored_until = Instant::now() + self.listener.hold_off();
-            match heard {
+            match signal {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(
                         name: Message::PressureSourceFailed.name(),
-                        "{self} has failed: {}",
-                        chain(&error)
+                        source = %self, error = %chain(&error),
+                        "a source of memory pressure events has failed"
                     );
                     self.advance();
                 }
@@ -190,13 +190,16 @@ impl PressureSource {
                 Ok(None) => {}
                 // A source requested by the environment should exist, so its absence is a warning.
                 Err(error) if error.is_normal() && !matches!(step, SourceKind::Systemd) => {
-                    tracing::debug!("not used to hear of memory pressure: {}", chain(&error));
+                    tracing::debug!(
+                        error = %chain(&error),
+                        "cannot use a source of memory pressure events"
+                    );
                 }
                 Err(error) => {
                     tracing::warn!(
                         name: Message::PressureSourceFailed.name(),
-                        "not used to hear of memory pressure: {}",
-                        chain(&error)
+                        error = %chain(&error),
+                        "cannot use a source of memory pressure events"
                     );
                 }
             }
@@ -204,7 +207,7 @@ impl PressureSource {
         tracing::info!(
             name: Message::PressureSource.name(),
             source = %self,
-            "memory pressure is heard from {self}"
+            "selected the source of memory pressure events"
         );
     }
 
@@ -222,7 +225,8 @@ impl PressureSource {
                 match self.environment.open_requested(&self.root, || self.groups())? {
                     RequestedSource::Nothing => Ok(None),
                     RequestedSource::Off => {
-                        Ok(Some(SourceListener::Clock(", because $MEMORY_PRESSURE_WATCH says off")))
+                        let reason = ", because $MEMORY_PRESSURE_WATCH is /dev/null";
+                        Ok(Some(SourceListener::Clock(reason)))
                     }
                     RequestedSource::Trigger(trigger) => Ok(Some(SourceListener::Trigger(trigger))),
                     RequestedSource::Stream(stream) => Ok(Some(SourceListener::Stream(stream))),
@@ -293,8 +297,8 @@ async fn wait_for_write(limits: &mut Option<LimitWatch>) -> Result<(), FileError
 fn log_unwatched(error: &FileError) {
     tracing::warn!(
         name: Message::MemoryUnknown.name(),
-        "that a limit of memory was lowered is seen up to ten seconds later: {}",
-        chain(error)
+        error = %chain(error),
+        "cannot watch the memory limits; polling them every 10 s"
     );
 }
 
@@ -410,7 +414,7 @@ mod tests {
             let source = PressureSource::open(tree.root(), PressureEnvironment::default());
             assert_eq!(source.to_string(), "polling");
         }
-        assert!(journal.text().contains("memory pressure is heard from polling"));
+        assert!(journal.text().contains("source=polling"));
     }
 
     #[tokio::test(start_paused = true)]
@@ -457,7 +461,7 @@ mod tests {
             PressureSource::open(tree.root(), PressureEnvironment::default()).to_string(),
             "polling"
         );
-        assert_eq!(journal.text().matches("cannot understand").count(), 3, "{}", journal.text());
+        assert_eq!(journal.text().matches("cannot parse").count(), 3, "{}", journal.text());
     }
 
     #[tokio::test]
@@ -504,7 +508,7 @@ mod tests {
         signal(&mut source, "the clock that replaces it").await;
         assert_eq!(source.to_string(), "polling");
         let text = journal.text();
-        assert_eq!(text.matches("its control group is gone").count(), 1, "{text}");
+        assert_eq!(text.matches("its control group was removed").count(), 1, "{text}");
     }
 
     #[tokio::test]
@@ -558,7 +562,7 @@ mod tests {
         symlink(&limit, &limit).unwrap();
         PressureSource::open(tree.root(), PressureEnvironment::default());
         let text = journal.text();
-        let problem = format!("up to ten seconds later: cannot watch {}", limit.display());
+        let problem = format!("polling them every 10 s error=cannot watch {}", limit.display());
         assert!(text.contains(&problem), "{text}");
     }
 
@@ -585,7 +589,7 @@ mod tests {
         signal(&mut source, "the clock that replaces it").await;
         assert_eq!(source.to_string(), "polling");
         let text = journal.text();
-        assert_eq!(text.matches("was closed by who writes to it").count(), 1, "{text}");
+        assert_eq!(text.matches("the writer has closed ").count(), 1, "{text}");
     }
 
     #[tokio::test]
@@ -602,7 +606,7 @@ mod tests {
         let tree = v2();
         real_pressure(&tree, PRESSURE, "a trigger that would be used if it were not off");
         let mut source = PressureSource::open(tree.root(), environment("/dev/null", Some(b"x")));
-        assert_eq!(source.to_string(), "polling, because $MEMORY_PRESSURE_WATCH says off");
+        assert_eq!(source.to_string(), "polling, because $MEMORY_PRESSURE_WATCH is /dev/null");
         signal(&mut source, "the clock").await;
     }
 
@@ -619,9 +623,9 @@ mod tests {
             (wish("relative/memory.pressure"), "not an absolute path"),
             (wish(&format!("/sys/../{file}")), "not an absolute path"),
             (wish(""), "not an absolute path"),
-            (wish("/sys/fs/cgroup"), "no pressure file, FIFO or socket"),
+            (wish("/sys/fs/cgroup"), "not a pressure file, FIFO or socket"),
             // The path is right, but the file is not the kernel's.
-            (wish(&own), "no pressure file, FIFO or socket"),
+            (wish(&own), "not a pressure file, FIFO or socket"),
             (not_base64, "$MEMORY_PRESSURE_WRITE is not base64"),
         ] {
             let (journal, _guard) = CapturedLog::record();

@@ -95,9 +95,9 @@ pub(super) enum EnvironmentError {
     Path(OsString),
     #[error("$MEMORY_PRESSURE_WRITE is not base64")]
     Write(#[source] base64::DecodeError),
-    #[error("$MEMORY_PRESSURE_WATCH names {}, which is of a control group that this process is not in", .0.display())]
+    #[error("$MEMORY_PRESSURE_WATCH names {}, which belongs to a control group that this process is not in", .0.display())]
     Foreign(PathBuf),
-    #[error("$MEMORY_PRESSURE_WATCH names {}, which is no pressure file, FIFO or socket", .0.display())]
+    #[error("$MEMORY_PRESSURE_WATCH names {}, which is not a pressure file, FIFO or socket", .0.display())]
     Kind(PathBuf),
 }
 

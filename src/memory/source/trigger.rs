@@ -175,6 +175,6 @@ mod tests {
         }
         fs::write(&path, "?").unwrap();
         let error = stall.is_enough().unwrap_err();
-        assert_eq!(error.to_string(), format!("cannot understand {}", path.display()));
+        assert_eq!(error.to_string(), format!("cannot parse {}", path.display()));
     }
 }

@@ -18,6 +18,8 @@ const IDENTIFIER: &str = "caxtond";
 pub(super) struct LogRecord {
     priority: Priority,
     message: Option<Message>,
+    /// Name of the kind, or the target of an event that has no kind.
+    name: &'static str,
     text: String,
     errno: Option<i64>,
     thread: i32,
@@ -37,6 +39,7 @@ impl LogRecord {
         let mut record = Self {
             priority: message.map_or_else(|| metadata.level().into(), Message::priority),
             message,
+            name: message.map_or(metadata.target(), Message::name),
             text: String::new(),
             errno: None,
             thread: nix::unistd::gettid().as_raw(),
@@ -55,7 +58,8 @@ impl LogRecord {
         Self {
             priority: message.priority(),
             message: Some(message),
-            text: format!("{lost} records were lost: the journal took none for a while"),
+            name: message.name(),
+            text: "records were lost because journald did not accept them".to_owned(),
             errno: None,
             thread: nix::unistd::gettid().as_raw(),
             file: Some(file!()),
@@ -97,9 +101,11 @@ impl LogRecord {
         out
     }
 
-    /// Encodes the record as a line for stderr, with the priority prefix of sd-daemon(3).
+    /// Encodes the record as a line for stderr, with the priority prefix of sd-daemon(3):
+    /// `<6>event-name: text field=value …`.
     pub(super) fn line(&self) -> Vec<u8> {
-        let mut out = format!("<{}>{}", self.priority as u8, printable::line(&self.text));
+        let text = printable::line(&self.text);
+        let mut out = format!("<{}>{}: {text}", self.priority as u8, self.name);
         for (name, value) in &self.fields {
             out.push_str(&format!(" {name}={}", printable::line(value)));
         }
@@ -210,9 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn line_has_priority_and_escapes_newlines() {
-        let line = record("a\nb", "c\nd").line();
-        assert_eq!(String::from_utf8(line).unwrap(), "<4>a\\nb model=c\\nd\n");
+    fn line_has_priority_name_and_escaped_newlines() {
+        let line = |record: &LogRecord| String::from_utf8(record.line()).unwrap();
+        let named = record("a\nb", "c\nd");
+        assert_eq!(line(&named), "<4>records-lost: a\\nb model=c\\nd\n");
+        // An event without a kind has its target in the place of the name.
+        let unnamed = LogRecord { priority: Priority::Debug, name: "caxton::api", ..named };
+        assert_eq!(line(&unnamed), "<7>caxton::api: a\\nb model=c\\nd\n");
     }
 
     #[test]

@@ -180,9 +180,9 @@ messages! {
     /// The source of memory pressure events was selected.
     PressureSource: Informational, "pressure-source", "2fa4c9f2d1354e61a1f54c2fa8475e3c", [source];
     /// A source of memory pressure events cannot be used.
-    PressureSourceFailed: Warning, "pressure-source-failed", "afd3deef52a74fcb833c7110f5442122", [];
+    PressureSourceFailed: Warning, "pressure-source-failed", "afd3deef52a74fcb833c7110f5442122", [error];
     /// The kernel does not report all memory counters.
-    MemoryUnknown: Warning, "memory-unknown", "17855cb9a26a41d2874d258a8aa82311", [];
+    MemoryUnknown: Warning, "memory-unknown", "17855cb9a26a41d2874d258a8aa82311", [error];
     /// An administrator has unloaded every model that is not pinned.
     MemoryFlushed: Informational, "memory-flushed", "fb47a024d69d4a5ea93fe60837b78d96", [freed_bytes, duration_ms];
     /// An administrator has set another memory limit.
@@ -190,7 +190,7 @@ messages! {
     /// The allocator may keep the memory of unloaded models.
     MemoryKept: Informational, "memory-kept", "04492ea83a474d0b9daf150253df5841", [];
     /// The kernel may reclaim the pages of the program.
-    ProgramNotKept: Informational, "program-not-kept", "b755ae386c04428690b897a9ea696f3b", [];
+    ProgramNotKept: Informational, "program-not-kept", "b755ae386c04428690b897a9ea696f3b", [error];
     /// A fallback answers for a model that is not available.
     Fallback: Warning, "fallback", "751bd15250c243c3a511cf8d927056cf", [model, fallback, error];
     /// A model is available again and answers itself.
@@ -211,7 +211,7 @@ messages! {
     /// A caller requested an operation that only administrators may perform.
     AccessRefused: Warning, "access-refused", "2938a85883b5474e84ce54afe1814173", [uid, gid, pid, method, path, suppressed];
     /// The kernel does not report file changes, so the files are polled.
-    WatchFailed: Warning, "watch-failed", "079bc8a6b81e49af8c927f7899dd2487", [error];
+    WatchFailed: Warning, "watch-failed", "079bc8a6b81e49af8c927f7899dd2487", [directory, error];
     /// The state of the daemon cannot be sent to systemd.
     SystemdUnreachable: Warning, "systemd-unreachable", "210279fa611a4d9e8c2185e08fef0d29", [error];
     /// The sandbox is weaker than possible.

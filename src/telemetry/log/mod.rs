@@ -7,12 +7,27 @@
 //!
 //! Under systemd, logging never waits for journald: records go through a bounded queue, and records
 //! that exceed it are dropped and counted. Elsewhere the logging thread writes records to stderr
-//! itself, so that they stay in order with other output of the process.
+//! itself, so that they stay in order with other output of the process. A line on stderr is
+//! `TIME LEVEL event-name: text field=value …`. If stderr is the journal but journald's socket
+//! cannot be reached, a line is `<6>event-name: text field=value …`, with the priority in front.
 //!
-//! Existing crates do not fit. `tracing-journald` adds a prefix to `MESSAGE_ID`, waits for the
-//! socket and hides its errors; `systemd-journal-logger` and `libsystemd` wait, too. The protocol
-//! is short, so it is implemented here.
+//! This module has its own client for journald. An experiment replaced it by the layer of
+//! `tracing-journald` 0.3, without a field prefix, on the log's own thread, with events from the
+//! bounded queue. The layer does not fit, for these reasons in the source of its version 0.3.2
+//! (<https://github.com/tokio-rs/tracing/blob/tracing-journald-0.3.2/tracing-journald/src/lib.rs>):
+//!
+//! - The layer encodes and sends a record in `on_event`, on the thread that logs, and `send_to` on
+//!   its socket blocks. It has no function that takes a record from a queue, and a `tracing::Event`
+//!   borrows its values, so the event itself cannot be queued.
+//! - A record has its own `MESSAGE_ID` only if the field prefix is `None`, because
+//!   `with_custom_fields` adds the same fields to every record. Without a prefix, an event field
+//!   with the name of a journal field, such as `priority`, becomes a second value of that field.
+//! - `on_event` drops the error of a send, so lost records cannot be counted or reported.
+//! - The priority follows from the level alone, so [`Priority::Critical`] cannot be expressed.
+//!
+//! `systemd-journal-logger` and `libsystemd` also block while they send. The protocol is short.
 
+mod line_format;
 mod log_record;
 mod message;
 mod queue;
@@ -58,7 +73,7 @@ impl LevelHandle {
             tracing::error!(
                 name: Message::InternalFault.name(),
                 %error,
-                "the log level cannot be changed"
+                "cannot change the log level"
             );
         }
     }
@@ -74,21 +89,21 @@ pub fn start(level: LevelFilter) -> Result<LevelHandle, TryInitError> {
         match stderr_is_the_journal().then(|| JournalSocket::open(Path::new(JOURNAL))) {
             Some(Ok(socket)) => (Journal::new(Sink::Journal(socket)).boxed(), None),
             Some(Err(error)) => (Journal::new(Sink::Stderr).boxed(), Some(error)),
-            None => (stderr().boxed(), None),
+            None => (line_format::layer::<FilteredRegistry, _>(io::stderr).boxed(), None),
         };
     Registry::default().with(filter).with(layer).try_init()?;
     if let Some(error) = failure {
         tracing::warn!(
             name: Message::JournalUnreachable.name(),
             errno = error.raw_os_error(), %error,
-            "journald cannot be reached, logging to stderr"
+            "cannot reach journald; logging to stderr"
         );
     }
     Ok(LevelHandle(handle))
 }
 
-/// Starts the thread that writes to the journal, if the log goes there. Records are queued until
-/// then.
+/// Starts the thread that writes to the journal, if the log goes there. Until then, records are
+/// queued.
 ///
 /// The caller first enters the sandbox, which must happen while the process has a single thread.
 ///
@@ -131,10 +146,6 @@ impl<S: Subscriber> Layer<S> for Journal {
 
 type FilteredRegistry =
     tracing_subscriber::layer::Layered<reload::Layer<LevelFilter, Registry>, Registry>;
-
-fn stderr() -> impl Layer<FilteredRegistry> {
-    tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(false)
-}
 
 /// Returns whether stderr is the stream that systemd connected to the journal.
 ///

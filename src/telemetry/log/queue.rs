@@ -18,6 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::log_record::LogRecord;
+use super::message::Message;
 use super::socket::JournalSocket;
 
 /// Maximum number of queued records: more than a start with a full drop directory writes.
@@ -65,7 +66,7 @@ struct QueueState {
     /// Records lost since the start.
     lost: u64,
     /// Number of lost records that were reported to the journal.
-    told: u64,
+    reported: u64,
     /// Sink, until the thread takes it.
     sink: Option<Sink>,
     closed: bool,
@@ -75,7 +76,7 @@ struct QueueState {
 /// Next task of the writing thread.
 enum WriterTask {
     Record(Vec<u8>),
-    TellLost(u64),
+    ReportLost(u64),
 }
 
 impl LogQueue {
@@ -103,9 +104,12 @@ impl LogQueue {
         // The thread is not joined. It ends after `finish`, or with the process.
         thread.map(drop).inspect_err(|error| {
             self.shared.state().ended = true;
-            // The prefix is a priority of sd-daemon(3). If stderr fails too, only the exit code
+            // The line has the form of `LogRecord::line`. If stderr fails too, only the exit code
             // shows the failure.
-            drop(writeln!(io::stderr(), "<3>the log cannot be written: no thread: {error}"));
+            let kind = Message::StartFailed;
+            let (priority, name) = (kind.priority() as u8, kind.name());
+            let text = "cannot start the thread that writes the log";
+            drop(writeln!(io::stderr(), "<{priority}>{name}: {text} error={error}"));
         })
     }
 
@@ -153,7 +157,7 @@ impl SharedQueue {
         while let Some(work) = self.next(is_reached) {
             let sent = match &work {
                 WriterTask::Record(record) => sink.send(record),
-                WriterTask::TellLost(count) => {
+                WriterTask::ReportLost(count) => {
                     sink.send(&encode(&LogRecord::of_dropped_count(*count)))
                 }
             };
@@ -162,7 +166,7 @@ impl SharedQueue {
             is_reached = sent.is_ok();
             match work {
                 WriterTask::Record(_) if !is_reached => self.state().lost += 1,
-                WriterTask::TellLost(count) if is_reached => self.state().told += count,
+                WriterTask::ReportLost(count) if is_reached => self.state().reported += count,
                 _ => {}
             }
         }
@@ -175,16 +179,16 @@ impl SharedQueue {
     /// Queued records come first, then the report of lost records. If the last attempt to send
     /// failed (`is_reached` is false), the report waits for [`RETRY`].
     fn next(&self, is_reached: bool) -> Option<WriterTask> {
-        let mut may_tell = is_reached;
+        let mut may_report = is_reached;
         let mut state = self.state();
         loop {
             if let Some(record) = state.waiting.pop_front() {
                 state.bytes -= record.len();
                 return Some(WriterTask::Record(record));
             }
-            let untold = state.lost - state.told;
-            if untold > 0 && may_tell {
-                return Some(WriterTask::TellLost(untold));
+            let unreported = state.lost - state.reported;
+            if unreported > 0 && may_report {
+                return Some(WriterTask::ReportLost(unreported));
             }
             // Closed, and the last report of lost records was sent or has failed: do not retry at
             // the end.
@@ -193,10 +197,10 @@ impl SharedQueue {
             }
             // The next report after a failure waits for the timeout. A new record wakes the thread
             // earlier and is sent first.
-            if untold > 0 {
+            if unreported > 0 {
                 let waited = self.changed.wait_timeout(state, RETRY);
                 let (after, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-                may_tell = waited.timed_out();
+                may_report = waited.timed_out();
                 state = after;
             } else {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -272,8 +276,8 @@ mod tests {
         push(&queue, count);
         let lost = queue.lost();
         assert!(lost >= MAX_RECORDS as u64, "{lost} records were lost");
-        let (told, written) = read_to_loss(&journald);
-        assert!(told.contains(&format!("\nCAXTON_LOST={lost}\n")), "{told}");
+        let (report, written) = read_to_loss(&journald);
+        assert!(report.contains(&format!("\nCAXTON_LOST={lost}\n")), "{report}");
         assert_eq!(written + lost, count as u64);
         // The loss is reported only once.
         push(&queue, 1);

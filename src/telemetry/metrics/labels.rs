@@ -6,7 +6,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 /// Outcome of a request that was answered successfully.
 pub const OK: &str = "ok";
 /// Outcome of a request whose client left, or whose connection was cut, before the response.
-pub const CANCELED: &str = "gone";
+pub const CANCELED: &str = "canceled";
 /// Outcome of a request that was lost because of a panic.
 pub const INTERNAL: &str = "internal";
 /// Outcomes that every route has from the start, for alerts and dashboards. Series of other error
@@ -45,20 +45,20 @@ pub enum LeaseOutcome {
     /// The model was in memory.
     Hit,
     /// The model was being loaded or had to be loaded.
-    Load,
-    /// The request was refused at once: the model is cooling down, has failed recently or does not
+    Miss,
+    /// The request was rejected at once: the model is cooling down, has failed recently or does not
     /// fit, too many requests wait for it, or requests are shed.
-    Refused,
+    Rejected,
 }
 
 impl LeaseOutcome {
-    pub(super) const ALL: [Self; 3] = [Self::Hit, Self::Load, Self::Refused];
+    pub(super) const ALL: [Self; 3] = [Self::Hit, Self::Miss, Self::Rejected];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Hit => "hit",
-            Self::Load => "load",
-            Self::Refused => "refused",
+            Self::Miss => "miss",
+            Self::Rejected => "rejected",
         }
     }
 }
@@ -148,7 +148,7 @@ pub(super) struct FailureLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct LeaseLabels {
     pub(super) model_id: String,
-    pub(super) residency: &'static str,
+    pub(super) cache: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -180,7 +180,7 @@ pub(super) fn model_labels(id: &str) -> ModelLabels {
 pub(super) fn lease_labels(id: &str) -> impl Iterator<Item = LeaseLabels> {
     LeaseOutcome::ALL
         .into_iter()
-        .map(|sought| LeaseLabels { model_id: id.to_owned(), residency: sought.name() })
+        .map(|outcome| LeaseLabels { model_id: id.to_owned(), cache: outcome.name() })
 }
 
 pub(super) fn failure_labels(id: &str) -> impl Iterator<Item = FailureLabels> {
@@ -190,6 +190,5 @@ pub(super) fn failure_labels(id: &str) -> impl Iterator<Item = FailureLabels> {
 }
 
 pub(super) fn unload_labels(id: &str, all: [UnloadLabel; 2]) -> impl Iterator<Item = UnloadLabels> {
-    all.into_iter()
-        .map(|departure| UnloadLabels { model_id: id.to_owned(), reason: departure.name() })
+    all.into_iter().map(|label| UnloadLabels { model_id: id.to_owned(), reason: label.name() })
 }

@@ -41,6 +41,7 @@ use labels::{
 
 /// Prefix of every name.
 const PREFIX: &str = "caxton";
+
 /// Durations of the stages of an answered request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stages {
@@ -169,7 +170,7 @@ impl Metrics {
     /// Counts a request for the installed model `id`.
     pub fn count_lease(&self, id: &str, outcome: LeaseOutcome) {
         self.begin_model(id);
-        let labels = LeaseLabels { model_id: id.to_owned(), residency: outcome.name() };
+        let labels = LeaseLabels { model_id: id.to_owned(), cache: outcome.name() };
         self.0.leases.get_or_create(&labels).inc();
     }
 
@@ -310,51 +311,47 @@ impl Inner {
         add.family("requests", "Requests by route and outcome", &self.requests);
         add.family(
             "request_duration_seconds",
-            "Time that requests with vectors took, by stage",
+            "Duration of requests that returned vectors, by stage",
             &self.stages,
         );
         add.family("batch_texts", "Texts of a forward pass", &self.batch_texts);
         add.family("batch_tokens", "Tokens of a forward pass", &self.batch_tokens);
         add.family(
-            "model_lease",
-            "Requests for a model by whether it was in memory: hit, load or refused",
+            "model_requests",
+            "Requests for a model: hit (resident), miss (loaded first) or rejected",
             &self.leases,
         );
         add.family(
             "model_load_time_seconds",
-            "Time from verifying a model to having it in memory",
+            "Duration of a load, from the check of the files to the resident model",
             &self.loads,
         );
         add.family(
             "model_load_failures",
-            "Loads that failed, except those that did not fit into memory",
+            "Failed loads, except of models that do not fit into memory",
             &self.load_failures,
         );
         add.family(
             "model_validation_failures",
-            "Bytes that were refused; model_id is empty for packages that did not become a model",
+            "Failed validations; model_id is empty for a package that was not installed",
             &self.validation_failures,
         );
         add.family(
             "model_evictions",
-            "Models that left because memory was short (pressure) or another needed their place (room)",
+            "Evictions because memory was short (pressure) or another model needed memory (room)",
             &self.evictions,
         );
         add.family(
             "model_unloads",
-            "Models that left because nobody used them (idle) or somebody said so (request)",
+            "Unloads because a model was idle (idle) or an administrator requested it (request)",
             &self.unloads,
         );
         add.family(
             "model_install_duration_seconds",
-            "Time from reading a package to having its model in the store",
+            "Duration of an installation, from the first read of the package",
             &self.installs,
         );
-        add.family(
-            "fallback",
-            "Requests that another model answered than was asked for, by why",
-            &self.fallbacks,
-        );
+        add.family("fallback", "Requests that a fallback answered, by the reason", &self.fallbacks);
         self.registry = registry;
         self
     }
@@ -404,7 +401,7 @@ mod tests {
             r#"caxton_requests_total{route="other",outcome="overloaded"}"#,
             r#"caxton_request_duration_seconds_count{stage="queue"}"#,
             r#"caxton_batch_tokens_count"#,
-            r#"caxton_model_lease_total{model_id="mini",residency="load"}"#,
+            r#"caxton_model_requests_total{model_id="mini",cache="miss"}"#,
             r#"caxton_model_load_time_seconds_count{model_id="mini"}"#,
             r#"caxton_model_validation_failures_total{model_id="mini",failure_type="corrupt"}"#,
             r#"caxton_model_validation_failures_total{model_id="",failure_type="signature"}"#,
@@ -432,7 +429,7 @@ mod tests {
         metrics.count_unload("mini", UnloadLabel::Idle);
         metrics.count_validation_failure(None, FailureType::Digest);
         metrics.count_fallback("memory_limit");
-        metrics.count_fallback("what nobody knows");
+        metrics.count_fallback("unknown");
         let samples = scrape(&metrics, &["mini"]);
         for (series, value) in [
             (r#"caxton_requests_total{route="/v1/embeddings",outcome="ok"}"#, 1.0),
@@ -442,7 +439,7 @@ mod tests {
             (r#"caxton_request_duration_seconds_sum{stage="total"}"#, 0.003),
             (r#"caxton_request_duration_seconds_count{stage="queue"}"#, 1.0),
             (r#"caxton_batch_tokens_sum"#, 100.0),
-            (r#"caxton_model_lease_total{model_id="mini",residency="hit"}"#, 1.0),
+            (r#"caxton_model_requests_total{model_id="mini",cache="hit"}"#, 1.0),
             (r#"caxton_model_evictions_total{model_id="mini",reason="room"}"#, 1.0),
             (r#"caxton_model_unloads_total{model_id="mini",reason="idle"}"#, 1.0),
             (r#"caxton_model_validation_failures_total{model_id="",failure_type="digest"}"#, 1.0),
@@ -456,7 +453,7 @@ mod tests {
     #[test]
     fn removed_model_has_no_series() {
         let metrics = Metrics::new(ROUTES);
-        metrics.count_lease("gone", LeaseOutcome::Load);
+        metrics.count_lease("gone", LeaseOutcome::Miss);
         metrics.count_load("gone", Duration::from_millis(20));
         metrics.count_load_failure("gone");
         metrics.count_unload("gone", UnloadLabel::Pressure);
@@ -470,7 +467,7 @@ mod tests {
         assert_eq!(left, [""; 0]);
         // The counts start at zero when the model is installed again.
         let samples = scrape(&metrics, &["gone"]);
-        let series = r#"caxton_model_lease_total{model_id="gone",residency="load"}"#;
+        let series = r#"caxton_model_requests_total{model_id="gone",cache="miss"}"#;
         assert_eq!(samples.get(series), Some(&0.0));
     }
 }

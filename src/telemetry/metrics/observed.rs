@@ -39,7 +39,7 @@ pub struct ObservedState {
     /// towards it.
     pub limit: Option<(u64, u64)>,
     /// Headroom: memory that a model may take without the eviction of another one.
-    pub room: u64,
+    pub headroom: u64,
     /// Pressure level: 0 normal, 1 moderate, 2 high, 3 critical.
     pub pressure_level: u8,
     /// Whether requests are shed because memory is short.
@@ -105,15 +105,15 @@ impl ObservedState {
         registry.register("build_info", "Always 1; the version is a label", build);
         let mut add = GaugeRegistrar { registry };
         add.number("uptime_seconds", "Time since the daemon started", self.uptime.as_secs_f64());
-        add.flag("ready", "Whether the default model answers, after loading at most", self.ready);
+        add.flag("ready", "Whether the default model can answer, maybe after a load", self.ready);
         add.number(
             "configuration_problems",
-            "Problems of the configuration files; the last good configuration is in force",
+            "Problems of the configuration files; the last valid configuration applies",
             self.configuration_problems as f64,
         );
         add.registry.register(
             "log_records_lost",
-            "Records that were dropped because the journal took none",
+            "Records that were dropped because journald did not accept them",
             ConstCounter::new(self.log_records_lost),
         );
         self.register_memory(&mut add);
@@ -123,10 +123,10 @@ impl ObservedState {
     fn register_memory(&self, add: &mut GaugeRegistrar<'_>) {
         add.number(
             "memory_pressure_level",
-            "How short memory is: 0 normal, 1 moderate, 2 high, 3 critical",
+            "Memory pressure: 0 normal, 1 moderate, 2 high, 3 critical",
             f64::from(self.pressure_level),
         );
-        add.flag("memory_shedding", "Whether requests are refused for memory", self.shedding);
+        add.flag("memory_shedding", "Whether requests are shed, as memory is short", self.shedding);
         if let Some(resident) = self.resident {
             add.bytes("resident_memory_bytes", "Resident memory of the daemon", resident);
         }
@@ -137,28 +137,24 @@ impl ObservedState {
         );
         add.bytes(
             "memory_unreclaimable_bytes",
-            "What the kernel cannot take back from the control group",
+            "Memory of the control group that the kernel cannot reclaim",
             self.unreclaimable,
         );
         if let Some((limit, used)) = self.limit {
-            add.bytes("memory_limit_bytes", "The limit that is nearest", limit);
-            add.bytes("memory_limit_usage_bytes", "What counts towards that limit", used);
+            add.bytes("memory_limit_bytes", "Limit of which the greatest share is in use", limit);
+            add.bytes("memory_limit_usage_bytes", "Memory that counts towards that limit", used);
         }
         add.bytes(
-            "memory_room_bytes",
-            "What a model may take without any other leaving",
-            self.room,
+            "memory_headroom_bytes",
+            "Memory that a model may take without an eviction",
+            self.headroom,
         );
         add.bytes(
             "request_held_bytes",
-            "What bodies and answers of requests in flight are charged",
+            "Memory charged for the bodies and responses of requests in progress",
             self.requests_held,
         );
-        add.bytes(
-            "request_limit_bytes",
-            "What bodies and answers of requests in flight may be charged",
-            self.requests_limit,
-        );
+        add.bytes("request_limit_bytes", "Limit of that memory", self.requests_limit);
         if !self.stalls.is_empty() {
             let stalls = Family::<StallLabels, Number>::default();
             for Stall { kind, window, ratio } in self.stalls.iter().copied() {
@@ -173,16 +169,16 @@ impl ObservedState {
     }
 
     fn register_models(&self, add: &mut GaugeRegistrar<'_>) {
-        add.bytes("model_cache_size_bytes", "Files of the installed models", self.cache);
-        add.bytes("model_cache_limit_bytes", "What these may take", self.cache_limit);
+        add.bytes("model_cache_size_bytes", "Size of the files of installed models", self.cache);
+        add.bytes("model_cache_limit_bytes", "Limit of that size", self.cache_limit);
         add.number(
             "queue_limit_requests",
-            "Requests that may wait for one model",
+            "Maximum number of queued requests of one model",
             self.queue_limit as f64,
         );
         add.number(
             "queue_limit_tokens",
-            "Tokens of the requests that may wait for one model",
+            "Maximum number of queued tokens of one model",
             self.queue_limit_tokens as f64,
         );
         let memory = Family::<ModelLabels, Bytes>::default();
@@ -199,14 +195,14 @@ impl ObservedState {
         let registry = &mut *add.registry;
         registry.register(
             "model_memory_usage_bytes",
-            "Memory of the weights; the table of words is read in place and not in it",
+            "Memory of the weights, without the word embeddings, which are mapped from the file",
             memory,
         );
         registry.register("model_resident", "Whether the model is in memory", resident);
-        registry.register("queue_requests", "Requests that wait for the model", waiting);
+        registry.register("queue_requests", "Queued requests of the model", waiting);
         registry.register(
             "queue_tokens",
-            "Tokens of the requests that wait for the model",
+            "Tokens of the queued requests of the model",
             waiting_tokens,
         );
     }

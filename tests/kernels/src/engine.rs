@@ -39,9 +39,9 @@ mod simd;
 
 use std::hint::black_box;
 
-use simd::gemm::{self, OperandQuantization, Product};
-use simd::rowwise::RowQuantization;
-use simd::{Isa, PANEL_WIDTH};
+use simd::elementwise::RowQuantization;
+use simd::product::{OperandQuantization, Product};
+use simd::{Isa, PANEL_WIDTH, gemm};
 
 /// Multiplies one row of ones with one panel of ones by each kernel of this processor. Returns the
 /// first results.

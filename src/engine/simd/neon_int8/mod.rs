@@ -18,9 +18,9 @@ use std::arch::aarch64::{
 use std::arch::asm;
 
 use super::PANEL_WIDTH;
-use super::gemm::{BlockPiece, OperandQuantization, Product, row_blocks};
+use super::elementwise::RowQuantization;
 use super::neon::{Block, ROUND, block, multiply_lane, while_loading};
-use super::rowwise::RowQuantization;
+use super::product::{BlockPiece, OperandQuantization, Product, row_blocks};
 use transposed::{COLUMNS, TransposedWeights};
 
 /// Lane groups that all rows are multiplied with before the next ones: 16 KiB of weights.
@@ -294,7 +294,7 @@ pub(super) fn pieces<'a>(
     let (rows, groups) = (product.rows, product.panel.len());
     assert!(
         product.fits(rows, groups) && integers.fits(rows, groups),
-        "the caller gives whole rows and what is theirs"
+        "the operands and the quantization must fit the product"
     );
     integers.pieces(GROUPS)
 }

@@ -21,8 +21,8 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::PANEL_WIDTH;
-use super::gemm::{BlockPiece, OperandQuantization, Product, row_blocks};
 use super::prefetch::Prefetcher;
+use super::product::{BlockPiece, OperandQuantization, Product, row_blocks};
 use blocks::{Block, BroadcastValue};
 
 /// Maximum number of rows of a tile.
@@ -94,7 +94,7 @@ pub(super) fn f32(product: &mut Product<'_>) {
     let (rows, groups) = (product.rows, product.panel.len());
     assert!(
         product.fits(rows, groups) && groups.is_multiple_of(2),
-        "the caller gives whole rows of whole lines"
+        "the operands must fit the product in whole rounds"
     );
     let calls = rows.div_ceil(ROWS) * groups.div_ceil(F32_GROUPS);
     let mut prefetcher = Prefetcher::new(product.next_panel, calls, 1);
@@ -181,7 +181,7 @@ pub(super) fn int8(product: &mut Product<'_>, integers: &OperandQuantization<'_>
     let (rows, groups) = (product.rows, product.panel.len());
     assert!(
         product.fits(rows, 2 * groups) && integers.fits(rows, groups),
-        "the caller gives whole rows and what is theirs"
+        "the operands and the quantization must fit the product"
     );
     let calls = rows.div_ceil(ROWS) * integers.pieces(INT8_GROUPS).count();
     let mut prefetcher = Prefetcher::new(product.next_panel, calls, 1);

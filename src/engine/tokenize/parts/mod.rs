@@ -165,7 +165,7 @@ impl MetaspaceFields {
             (Some(Scheme::First), Some(true) | None) => PrependScheme::First,
             (None | Some(Scheme::Always), Some(true) | None) => PrependScheme::Always,
             (Some(_), Some(false)) => {
-                return Err(mismatch("add_prefix_space does not match declared prepend_scheme"));
+                return Err(mismatch("add_prefix_space contradicts prepend_scheme"));
             }
         };
         Ok(Metaspace::new(self.replacement, scheme, self.split.unwrap_or(true)))
@@ -200,14 +200,12 @@ fn parse_known<T: DeserializeOwned>(kind: &str, section: &RawValue) -> Result<T,
     serde_json::from_str(section.get()).map_err(|error| {
         let tag = serde_json::from_str::<Tag>(section.get()).ok().and_then(|tag| tag.r#type);
         let name = tag.map_or_else(|| "without a type".to_owned(), |tag| quote(&tag));
-        mismatch(format!("the {kind} {name} is not one that Caxton runs: {}", escape(error)))
+        mismatch(format!("the {kind} {name} is not supported: {}", escape(error)))
     })
 }
 
 fn unsupported(what: &str) -> EngineError {
-    mismatch(format!(
-        "{what} is not one that Caxton runs; caxton-package(5) lists the tokenizers that it runs"
-    ))
+    mismatch(format!("{what} is not supported; caxton-package(5) lists the supported tokenizers"))
 }
 
 /// Reads a normalizer; returns `None` if it has no steps.
@@ -320,7 +318,7 @@ fn is_replaced(pattern: &Pattern, content: &str) -> bool {
 fn build_charsmap(written: &str) -> Result<Precompiled, EngineError> {
     let bytes = STANDARD
         .decode(written)
-        .map_err(|error| mismatch(format!("the charsmap is no base64: {error}")))?;
+        .map_err(|error| mismatch(format!("the charsmap is not base64: {error}")))?;
     charsmap::check(&bytes).map_err(|what| mismatch(format!("the charsmap {what}")))?;
     Precompiled::from(&bytes).map_err(|error| unreadable(error.to_string()))
 }
