@@ -27,16 +27,16 @@ pub(super) struct ArchiveMember {
 pub(super) enum ArchiveFault {
     #[error("the header checksum is wrong")]
     Checksum,
-    #[error("the header is not POSIX ustar (no pre-POSIX and no GNU format)")]
+    #[error("the header is not POSIX ustar (pre-POSIX and GNU formats are not accepted)")]
     Magic,
-    #[error("entry type {0:?} is not allowed: a package holds regular files only, type '0'")]
+    #[error("entry type {0:?} is not allowed: a package contains only regular files, type '0'")]
     Type(char),
     #[error(
         "the name must be one path component of at most 96 letters, digits, '.', '_' and '-', \
          a letter or digit first"
     )]
     Name,
-    #[error("the header field {0} is not octal digits with a final NUL or space")]
+    #[error("the header field {0} must contain octal digits and end with NUL or a space")]
     Number(&'static str),
     #[error("the header field {0} must be empty")]
     NotEmpty(&'static str),

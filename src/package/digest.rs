@@ -233,7 +233,7 @@ impl<R: Read> Read for BackgroundHashingReader<R> {
         if self.part.len() + read > self.part.capacity() {
             // Blocks while another part is queued, so that memory stays bounded.
             let sent = self.full.send(mem::take(&mut self.part));
-            sent.map_err(|_closed| io::Error::other("the thread that hashes ended unexpectedly"))?;
+            sent.map_err(|_closed| io::Error::other("the hashing thread ended unexpectedly"))?;
             let empty = self.hashed.try_recv();
             self.part = empty.unwrap_or_else(|_none| Vec::with_capacity(PART));
         }

@@ -1,4 +1,4 @@
-//! Installed packages as other modules see them, and resolution of names to packages.
+//! Installed packages as other modules see them.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::access_stats::AccessStats;
 use super::digest::Digest;
+use super::disabled_reason::DisabledReason;
 use super::install_record::{InstallRecord, InstallStatus};
 use super::manifest::{Manifest, ModelId, Version};
-use super::trust::DisabledReason;
 
 /// Minimum number of digits that name a revision.
 ///
@@ -57,6 +58,11 @@ impl EntryKey {
     /// Returns the key with 12 digits that older files contain for this entry.
     pub fn shortened(&self) -> Self {
         Self(self.to_string())
+    }
+
+    /// Returns the key as it is in files: `id@version+digest` with all digits.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// Returns `id@version`, which is a valid model name in a request.
@@ -127,14 +133,26 @@ pub struct StoreEntry {
     pub key: EntryKey,
     /// Content of the package's manifest.
     pub manifest: Arc<Manifest>,
-    /// State that the store keeps for the package.
+    /// State that the store keeps for the package. The accesses in it are those that were read from
+    /// the disk; `accesses` has the current ones.
     pub record: InstallRecord,
+    /// Accesses of the entry, shared by all its clones.
+    pub accesses: AccessStats,
     /// Reason why the entry must not be used although its files are valid. It is derived from the
     /// keys and not stored on disk.
     pub disabled: Option<DisabledReason>,
 }
 
 impl StoreEntry {
+    /// Returns the record with the current accesses, as it is written to the disk.
+    pub(super) fn current_record(&self) -> InstallRecord {
+        InstallRecord {
+            access_count: self.accesses.count(),
+            last_access_at: self.accesses.last_access_at(),
+            ..self.record.clone()
+        }
+    }
+
     /// Returns whether the entry can serve requests: it is available and not disabled.
     pub fn is_usable(&self) -> bool {
         self.record.status == InstallStatus::Available && self.disabled.is_none()
@@ -144,7 +162,7 @@ impl StoreEntry {
     /// disabled.
     ///
     /// Corrupt entries are included, so that the caller gets an error that names the corruption.
-    fn is_resolvable(&self) -> bool {
+    pub(super) fn is_resolvable(&self) -> bool {
         self.record.status.is_tested() && self.disabled.is_none()
     }
 
@@ -158,84 +176,14 @@ impl StoreEntry {
         }
     }
 
-    fn is_version(&self, version: &str) -> bool {
+    pub(super) fn is_version(&self, version: &str) -> bool {
         self.manifest.version.as_str() == version
     }
 
-    fn is_revision(&self, beginning: &str) -> bool {
+    pub(super) fn is_revision(&self, beginning: &str) -> bool {
         beginning.len() >= LEAST_REVISION
             && self.record.manifest_digest.to_string().starts_with(beginning)
     }
-}
-
-/// Resolves `name` to an entry. Returns `None` if no entry matches.
-///
-/// - `id` resolves to the highest version, or to the version that a rollback chose.
-/// - `id@version` resolves to that version. If two entries have the same id and version, the one
-///   installed last wins.
-/// - `id@revision` needs at least six digits and is tried after the versions. If several revisions
-///   match, the entry installed first wins, so that a new entry does not take over the name of an
-///   existing one.
-/// - `id@digest` with all 64 digits always resolves to that content, even if a version has an equal
-///   name.
-///
-/// Entries that are disabled, or that have not passed their self-test, are ignored.
-pub fn resolve<'a>(entries: &'a [StoreEntry], name: &str) -> Option<&'a StoreEntry> {
-    let meant = || entries.iter().filter(|entry| entry.is_resolvable());
-    let last = |named: &dyn Fn(&StoreEntry) -> bool| {
-        meant().filter(|entry| named(entry)).max_by(|a, b| compare_versions(a, b))
-    };
-    match name.split_once('@') {
-        None => {
-            let highest = last(&|entry| entry.is_named(name))?;
-            // A rollback applies only if it is newer than the installation of the highest version.
-            // A later installation therefore ends the rollback.
-            let since = Some(highest.record.installed_at);
-            let chosen =
-                meant().filter(|entry| entry.is_named(name) && entry.record.chosen_at > since);
-            chosen.max_by_key(|entry| entry.record.chosen_at).or(Some(highest))
-        }
-        Some((id, rest)) => {
-            let of_id = |entry: &StoreEntry| entry.manifest.id.as_str() == id;
-            let by_revision = |digits: &str| {
-                let named = meant().filter(|entry| of_id(entry) && entry.is_revision(digits));
-                named.min_by_key(|entry| entry.record.installed_at)
-            };
-            let exact = (rest.len() == Digest::DIGITS).then(|| by_revision(rest)).flatten();
-            exact
-                .or_else(|| last(&|entry| of_id(entry) && entry.is_version(rest)))
-                .or_else(|| by_revision(rest))
-        }
-    }
-}
-
-/// Resolves `name` for an administrator who removes an entry.
-///
-/// Returns the entry of [`resolve`]. If no matching entry has passed its self-test, returns the
-/// highest version among the others.
-pub fn resolve_any<'a>(entries: &'a [StoreEntry], name: &str) -> Option<&'a StoreEntry> {
-    let others = || {
-        entries.iter().filter(|entry| entry.is_named(name)).max_by(|a, b| compare_versions(a, b))
-    };
-    resolve(entries, name).or_else(others)
-}
-
-/// Returns the usable entry that precedes the entry of `id`, by version and then by installation
-/// time.
-pub fn previous_version<'a>(entries: &'a [StoreEntry], id: &str) -> Option<&'a StoreEntry> {
-    let current = resolve(entries, id)?;
-    let earlier = entries.iter().filter(|entry| {
-        entry.manifest.id == current.manifest.id
-            && entry.is_usable()
-            && compare_versions(entry, current) == Ordering::Less
-    });
-    earlier.max_by(|a, b| compare_versions(a, b))
-}
-
-/// Compares entries by version, and equal versions by installation time.
-fn compare_versions(a: &StoreEntry, b: &StoreEntry) -> Ordering {
-    let versions = compare_natural(a.manifest.version.as_str(), b.manifest.version.as_str());
-    versions.then(a.record.installed_at.cmp(&b.record.installed_at))
 }
 
 /// Compares two versions in natural order: runs of digits by their numeric value, so 1.10 follows

@@ -81,7 +81,8 @@ pub(crate) fn entry(
         verity: std::collections::BTreeMap::new(),
     };
     let key = super::EntryKey::new(&manifest, manifest_digest);
-    super::StoreEntry { key, manifest: Arc::new(manifest), record, disabled: None }
+    let accesses = super::AccessStats::default();
+    super::StoreEntry { key, manifest: Arc::new(manifest), record, accesses, disabled: None }
 }
 
 /// One member of the archive. [`StoreEntry::seal`] computes the checksum of its header.

@@ -10,8 +10,8 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::digest::Digest;
-use super::drop_dir::{FileFingerprint, is_package_name};
-use super::trust::Signer;
+use super::listing::{FileFingerprint, is_package_name};
+use super::signer::Signer;
 use super::unpack::UnpackedPackage;
 use crate::base::units::Bytes;
 
@@ -65,7 +65,7 @@ fn package_names<'de, D: Deserializer<'de>>(
 ) -> Result<BTreeMap<String, FileFingerprint>, D::Error> {
     let names: BTreeMap<String, FileFingerprint> = BTreeMap::deserialize(deserializer)?;
     if names.is_empty() {
-        return Err(D::Error::custom("an origin without files"));
+        return Err(D::Error::custom("an origin must have at least one file"));
     }
     names.keys().try_for_each(|name| check_name(name)).map_err(D::Error::custom)?;
     Ok(names)
@@ -260,8 +260,9 @@ pub(super) struct RemovalCandidate<'a, K> {
 /// Error of a full store.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the store is full: {models} models of {size}, and {incoming} more would pass the limits of {max_models} models \
-     and {max_size}; remove models with `caxton model remove` or raise memory.model_cache's limits"
+    "the store is full: it has {models} models with {size}, and another model with {incoming} \
+     would exceed the limits of {max_models} models and {max_size}; remove models with `caxton \
+     model remove`, or raise memory.model_cache.max_models and max_size_gb"
 )]
 pub struct StoreFull {
     models: usize,
@@ -366,7 +367,7 @@ mod tests {
             }
         }
         let none = read(serde_json::json!({"dropped": {"files": {}}})).unwrap_err();
-        assert!(none.to_string().contains("without files"), "{none}");
+        assert!(none.to_string().contains("at least one file"), "{none}");
     }
 
     #[test]

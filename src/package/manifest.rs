@@ -112,7 +112,11 @@ macro_rules! safe_name {
                     return Ok(Self(text));
                 }
                 Err(ManifestError(format!(
-                    concat!("{:?} is no ", $what, ": expected at most {} letters, digits, '.', '_' or '-', a letter or digit first"),
+                    concat!(
+                        "{:?} is not a valid ",
+                        $what,
+                        ": expected at most {} letters, digits, '.', '_' or '-', a letter or digit first"
+                    ),
                     text, MAX_NAME_LENGTH
                 )))
             }
@@ -370,7 +374,7 @@ impl Manifest {
         let refuse = |message: String| Err(ManifestError(message));
         if self.format != FORMAT {
             return refuse(format!(
-                "format {} is not known; this version reads {FORMAT}",
+                "format {} is not supported; this version reads format {FORMAT}",
                 self.format
             ));
         }
@@ -420,7 +424,7 @@ impl Manifest {
             }
         }
         if self.prompts.len() > MAX_PROMPTS {
-            return Err(ManifestError(format!("prompts: at most {MAX_PROMPTS}")));
+            return Err(ManifestError(format!("prompts: expected at most {MAX_PROMPTS} prompts")));
         }
         match &self.default_prompt {
             Some(name) if !self.prompts.contains_key(name) => {
@@ -432,7 +436,9 @@ impl Manifest {
 
     fn check_dense(&self) -> Result<(), ManifestError> {
         if self.dense.len() > MAX_DENSE_LAYERS {
-            return Err(ManifestError(format!("dense: at most {MAX_DENSE_LAYERS} layers")));
+            return Err(ManifestError(format!(
+                "dense: expected at most {MAX_DENSE_LAYERS} layers"
+            )));
         }
         let widths = self.dense.iter().flat_map(|layer| [layer.in_features, layer.out_features]);
         if let Some(width) = widths.clone().find(|width| !(1..=MAX_DIMENSIONS).contains(width)) {
@@ -442,7 +448,7 @@ impl Manifest {
         }
         match self.dense.last() {
             Some(last) if last.out_features != self.dimensions => Err(ManifestError(format!(
-                "dense: the last layer gives {} dimensions, the model {}",
+                "dense: the last layer has {} dimensions, but the model has {}",
                 last.out_features, self.dimensions
             ))),
             _ => Ok(()),
@@ -480,7 +486,7 @@ impl Manifest {
         };
         match self.files.iter().find(|file| file.size > most(file)) {
             Some(file) => Err(ManifestError(format!(
-                "files: {} has {} bytes, at most {} are read",
+                "files: {} has {} bytes, but the limit is {}",
                 file.path,
                 file.size,
                 most(file)
@@ -518,18 +524,21 @@ mod tests {
     fn violated_rule_is_named() {
         type Change = fn(&mut Value);
         let cases: [(Change, &str); 20] = [
-            (|m| m["format"] = json!(2), "format 2 is not known"),
+            (|m| m["format"] = json!(2), "format 2 is not supported"),
             (|m| m["surprise"] = json!(1), "unknown field `surprise`"),
             (|m| m["files"][0]["mode"] = json!(1), "unknown field `mode`"),
             (|m| drop(m.as_object_mut().unwrap().remove("license")), "missing field `license`"),
-            (|m| m["id"] = json!("../m"), "is no model id"),
-            (|m| m["id"] = json!(".m"), "is no model id"),
-            (|m| m["version"] = json!("1/2"), "is no version"),
-            (|m| m["files"][0]["path"] = json!("../config.json"), "is no member name"),
+            (|m| m["id"] = json!("../m"), "is not a valid model id"),
+            (|m| m["id"] = json!(".m"), "is not a valid model id"),
+            (|m| m["version"] = json!("1/2"), "is not a valid version"),
+            (|m| m["files"][0]["path"] = json!("../config.json"), "is not a valid member name"),
             (|m| m["files"][0]["path"] = json!("other"), "files: expected exactly"),
             (|m| m["files"][1]["path"] = json!("Config.json"), "Config.json appears twice"),
             (|m| m["files"][0]["path"] = json!("Config.json"), "files: expected exactly"),
-            (|m| m["files"][0]["size"] = json!(5 << 20), "config.json has 5242880 bytes, at most"),
+            (
+                |m| m["files"][0]["size"] = json!(5 << 20),
+                "config.json has 5242880 bytes, but the limit",
+            ),
             (|m| m["files"][1]["size"] = json!(65 << 20), "tokenizer.json has 68157440 bytes"),
             (|m| m["files"][0]["sha256"] = json!("00"), "expected a SHA-256 digest"),
             (|m| m["files"][0]["size"] = json!(-1), "invalid value: integer `-1`"),

@@ -132,7 +132,7 @@ fn check_size(member: &Member, size: u64) -> Result<(), MemberError> {
         return Ok(());
     }
     let relation = if size > member.size { "more" } else { "fewer" };
-    let reason = format!("{} has {relation} than its {} bytes", member.path, member.size);
+    let reason = format!("{} has {relation} than {} bytes", member.path, member.size);
     Err(MemberError::Differs(reason))
 }
 

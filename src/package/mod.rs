@@ -10,16 +10,20 @@
 //! 2. The store changes by one rename. At any moment it holds the old state or the new one.
 //! 3. A file is not trusted because of its location. Every package is verified.
 
+mod access_stats;
 mod archive;
 mod convert;
 mod digest;
 #[cfg(test)]
 mod directory_fixture;
+mod disabled_reason;
 pub mod drop_dir;
+mod entries;
 mod entry;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod install_record;
+mod listing;
 mod manifest;
 mod mapping;
 mod member;
@@ -27,17 +31,22 @@ mod pack;
 mod quantize;
 mod registry;
 mod signature;
+mod signer;
 mod store;
 mod trust;
 mod unpack;
+mod unpack_limits;
 mod ustar;
 mod verity;
 mod weights;
 mod zstd_frame;
 
+pub use access_stats::AccessStats;
 pub use convert::ModelDirectoryError;
 pub use digest::{Digest, HashingReader, ParseDigestError, hashed_bytes};
-pub use entry::{EntryKey, ParseEntryKeyError, StoreEntry, previous_version, resolve, resolve_any};
+pub use disabled_reason::DisabledReason;
+pub use entries::Entries;
+pub use entry::{EntryKey, ParseEntryKeyError, StoreEntry};
 pub use install_record::{
     CleanupRule, InstallRecord, InstallStatus, Origin, Quota, StoreFull, Timestamp,
 };
@@ -50,20 +59,16 @@ pub use pack::{
 };
 pub use quantize::QuantizeError;
 pub use registry::{KnownModel, Task, Tier, find_known_model, known_models};
-pub use signature::{
-    KeyId, Sidecars, SignatureError, SignatureStatus, TrustedKeys, VerifyingReader,
-};
+pub use signature::{Sidecars, SignatureError, SignatureStatus, TrustedKeys, VerifyingReader};
+pub use signer::{KeyId, Signer};
 pub use store::{
     FreeSpace, NoSpace, PackageBytes, RollbackError, RollbackResult, RollbackTarget, Staged,
     StorageCondition, Store, StoreContents, StoreError, StoreInstall, StoreUse, TrustChange,
     UnpackGuard, Verity,
 };
-pub use trust::{
-    Consent, DisabledReason, IdClaim, ReservedIds, Signer, TrustError, TrustInput, check_claim,
-};
-pub use unpack::{
-    Durability, PackageHeader, UnpackError, UnpackLimits, UnpackedPackage, unpack, unpack_if,
-};
+pub use trust::{Consent, IdClaim, ReservedIds, TrustError, TrustInput, check_claim};
+pub use unpack::{Durability, PackageHeader, UnpackError, UnpackedPackage, unpack, unpack_if};
+pub use unpack_limits::UnpackLimits;
 pub use weights::Weights;
 
 /// File name suffixes of a package's sidecars: its digest and its signature.

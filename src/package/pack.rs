@@ -121,7 +121,7 @@ pub enum PackError {
     #[error("the model directory cannot be packed")]
     Source(#[from] ModelDirectoryError),
     /// The name of the directory is not a model id, and the request has no id.
-    #[error("{} gives no model id; choose one with --model-id", path.display())]
+    #[error("the name of {} is not a model id; choose an id with --model-id", path.display())]
     Id {
         /// Path of the directory.
         path: PathBuf,
@@ -131,7 +131,7 @@ pub enum PackError {
     },
     /// The directory does not hold the known model that the id names.
     #[error(
-        "this directory is not {id}: {key} {found} instead of {expected}; \
+        "this directory is not {id}: {key} is {found} instead of {expected}; \
          choose another id with --model-id"
     )]
     Contradiction {
@@ -160,7 +160,7 @@ pub enum PackError {
     #[error("\"{0}\" is not a known model; `caxton model known` lists them")]
     Unknown(String),
     /// The manifest would break a rule of the format.
-    #[error("the manifest would not be accepted")]
+    #[error("the manifest of the package is invalid")]
     Manifest(#[from] ManifestError),
     /// The package could not be written.
     #[error("cannot write the package")]
@@ -354,7 +354,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::directory_fixture::{Layout, model_directory, safetensors, write_json};
-    use super::super::unpack::{Durability, UnpackLimits, unpack};
+    use super::super::unpack::{Durability, unpack};
+    use super::super::unpack_limits::UnpackLimits;
     use super::*;
     use crate::base::units::Bytes;
 
@@ -536,7 +537,7 @@ mod tests {
         let message = packed(&PackRequest { id, ..request(other.path()) }).unwrap_err().to_string();
         assert_eq!(
             message,
-            "this directory is not all-MiniLM-L6-v2: dimensions 3 instead of 384; \
+            "this directory is not all-MiniLM-L6-v2: dimensions is 3 instead of 384; \
              choose another id with --model-id"
         );
     }
@@ -567,7 +568,7 @@ mod tests {
         fs::remove_file(file).unwrap();
         let error = packed(&request(path)).unwrap_err();
         assert_eq!(error.to_string(), "the model directory cannot be packed");
-        assert!(error.source().unwrap().to_string().ends_with("pytorch_model.bin too"));
+        assert!(error.source().unwrap().to_string().ends_with("pytorch_model.bin is missing too"));
     }
 
     proptest! {

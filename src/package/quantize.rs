@@ -80,7 +80,8 @@ pub enum QuantizeError {
     Large(String),
     /// Two tensors of the output would have the same name.
     #[error(
-        "tensor {0} stands where the scales, blocks or outliers of another tensor would be written"
+        "tensor {0} has the name that int8 needs for the scales, blocks or outliers of another \
+         tensor; pack it as f16 or f32"
     )]
     Name(String),
     /// A dense layer does not hold the tensors that its configuration declares.
@@ -221,7 +222,7 @@ fn values(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, QuantizeError
             name: name.to_owned(),
             value,
             precision: "a package",
-            advice: "the file is damaged: fetch it again",
+            advice: "the file is damaged: download it again",
         }),
         None => Ok(values),
     }

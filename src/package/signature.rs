@@ -22,7 +22,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -32,12 +31,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use minisign_verify::{PublicKey, Signature, StreamVerifier};
 use nix::fcntl::OFlag;
-use serde::{Deserialize, Serialize};
 
 use super::SIDECARS;
 use super::digest::Digest;
 use super::manifest::ModelId;
-use super::trust::{Signer, plain};
+use super::signer::{KeyId, Signer, plain};
 
 /// Maximum size in bytes of a key or a sidecar. A key has about 120 bytes, a signature about 350, a
 /// checksum file about 200.
@@ -45,48 +43,6 @@ const MAX_SIDECAR: u64 = 4096;
 
 /// Start of a line that restricts a key to some ids.
 const PREFIX: &str = "prefix: ";
-
-/// Identifier of a key pair, printed as in minisign: 16 upper-case hexadecimal digits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct KeyId([u8; 8]);
-
-/// Error of parsing a text that is not a [`KeyId`].
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected the identifier of a key: 16 upper-case hexadecimal digits")]
-pub struct ParseKeyIdError;
-
-impl TryFrom<String> for KeyId {
-    type Error = ParseKeyIdError;
-
-    fn try_from(text: String) -> Result<Self, ParseKeyIdError> {
-        let good =
-            text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'));
-        let number = good.then(|| u64::from_str_radix(&text, 16).ok()).flatten();
-        number.map(|number| Self(number.to_le_bytes())).ok_or(ParseKeyIdError)
-    }
-}
-
-impl From<KeyId> for String {
-    fn from(id: KeyId) -> Self {
-        id.to_string()
-    }
-}
-
-impl KeyId {
-    /// Extracts the identifier from the second line of a key or a signature:
-    /// <https://jedisct1.github.io/minisign/#signature-format>.
-    fn parse_second_line(text: &str) -> Option<Self> {
-        let bytes = STANDARD.decode(text.lines().nth(1)?).ok()?;
-        bytes.get(2..10)?.try_into().ok().map(Self)
-    }
-}
-
-impl fmt::Display for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016X}", u64::from_le_bytes(self.0))
-    }
-}
 
 /// Error of reading keys or sidecars, or of verifying a package.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +65,10 @@ pub enum SignatureError {
         reason: String,
     },
     /// The digest of the package differs from its `.sha256` file.
-    #[error("the package has SHA-256 {found}, its .sha256 file says {expected}")]
+    #[error(
+        "the package has SHA-256 {found}, but its .sha256 file says {expected}: copy both files \
+         again"
+    )]
     WrongDigest {
         /// Digest in the `.sha256` file.
         expected: Digest,
@@ -120,7 +79,10 @@ pub enum SignatureError {
     #[error("a signature is required because keys are configured: add the package's .minisig file")]
     Missing,
     /// The signature is by a key that is not configured.
-    #[error("signed with key {0}, which is not one of the configured keys")]
+    #[error(
+        "the package is signed with key {0}, which is not one of the configured keys: add the key, \
+         or sign the package with a configured one"
+    )]
     UnknownKey(KeyId),
     /// The signature covers the content itself instead of its hash.
     #[error("the signature is in minisign's legacy format: sign again without -l")]
@@ -137,7 +99,8 @@ pub enum SignatureError {
     Changed,
     /// The key must not sign packages of this id.
     #[error(
-        "signed with key {key}, which may not sign \"{id}\": its file {file} names ids that begin with {}",
+        "the package is signed with key {key}, which may not sign \"{id}\": its file {file} allows \
+         ids that begin with {}",
         prefixes.join(", ")
     )]
     NotCovered {
@@ -231,10 +194,10 @@ impl TrustedKeys {
         match self.0.get(&id) {
             None => drop(self.0.insert(id, key)),
             Some(other) if other.fingerprint != key.fingerprint => {
-                return Err(malformed(path, format!("another key has the identifier {id} too")));
+                return Err(malformed(path, format!("another key has the same identifier {id}")));
             }
             Some(other) if other.prefixes != key.prefixes => {
-                let reason = format!("the same key stands in {}, with other prefixes", other.file);
+                let reason = format!("{} contains the same key with other prefixes", other.file);
                 return Err(malformed(path, reason));
             }
             Some(_same) => {}
@@ -326,7 +289,7 @@ impl Sidecars {
             parse_sum(text, name).ok_or_else(|| wrong(SIDECARS[0], format!("{expected}{name}")))
         });
         let minisig = minisig.map(|text| {
-            let reason = "not a minisign signature".to_owned();
+            let reason = "it is not a minisign signature".to_owned();
             parse_signature(text).ok_or_else(|| wrong(SIDECARS[1], reason))
         });
         Ok(Self { sha256: sha256.transpose()?, minisig: minisig.transpose()? })
@@ -439,14 +402,16 @@ fn read_small(path: &Path, flags: OFlag) -> Result<Option<String>, SignatureErro
         file => file.map_err(failed)?,
     };
     if !file.metadata().map_err(failed)?.is_file() {
-        return Err(malformed(path, "not a regular file".to_owned()));
+        return Err(malformed(path, "it is not a regular file".to_owned()));
     }
     let mut bytes = Vec::new();
     file.take(MAX_SIDECAR + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_SIDECAR {
-        return Err(malformed(path, format!("longer than {MAX_SIDECAR} bytes")));
+        return Err(malformed(path, format!("it is longer than {MAX_SIDECAR} bytes")));
     }
-    String::from_utf8(bytes).map(Some).map_err(|_bytes| malformed(path, "not text".to_owned()))
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|_bytes| malformed(path, "it is not text".to_owned()))
 }
 
 /// Parses one line of sha256sum for the file `name`, in text mode (two spaces) or binary mode (a
@@ -467,13 +432,16 @@ fn parse_key(text: &str, file: String) -> Result<(KeyId, TrustedKey), String> {
         Some((KeyId::parse_second_line(&key)?, PublicKey::decode(&key).ok()?, Digest::of(&bytes)))
     };
     let (id, public, fingerprint) =
-        key().ok_or_else(|| "not a minisign public key of two lines".to_owned())?;
+        key().ok_or_else(|| "it is not a minisign public key of two lines".to_owned())?;
     let mut prefixes = Vec::new();
     for (at, line) in lines.iter().enumerate().skip(2).filter(|(_, line)| !line.is_empty()) {
         let prefix = line.strip_prefix(PREFIX).filter(|prefix| prefix.parse::<ModelId>().is_ok());
         let prefix = prefix.ok_or_else(|| {
             let number = at + 1;
-            format!("line {number}: expected \"{PREFIX}\" and what the ids begin with that this key may sign")
+            format!(
+                "line {number}: expected \"{PREFIX}\" and the beginning of the ids that this key \
+                 may sign"
+            )
         })?;
         prefixes.push(prefix.to_owned());
     }
@@ -497,6 +465,7 @@ mod tests {
 
     use super::*;
     use crate::base::units::Bytes;
+    use crate::package::signer::ParseKeyIdError;
     use crate::package::{Durability, UnpackLimits, fixture, unpack};
 
     const NAME: &str = "m-1.model.tar.zst";
@@ -555,7 +524,8 @@ mod tests {
     }
 
     fn id(key: &KeyPair) -> KeyId {
-        KeyId(key.pk.keynum().try_into().unwrap())
+        let number = u64::from_le_bytes(key.pk.keynum().try_into().unwrap());
+        format!("{number:016X}").try_into().unwrap()
     }
 
     #[test]
@@ -710,7 +680,7 @@ mod tests {
         let bad = drop.path("keys.d/bad.pub");
         let error = || drop.keys().unwrap_err().to_string();
         fs::write(&bad, "untrusted comment: no key\nRWQ=\n").unwrap();
-        assert!(error().contains("bad.pub: not a minisign public key"), "{}", error());
+        assert!(error().contains("bad.pub: it is not a minisign public key"), "{}", error());
         fs::remove_file(&bad).unwrap();
         symlink("missing", &bad).unwrap();
         assert!(error().ends_with("keys.d/bad.pub"), "{}", error());
@@ -772,7 +742,7 @@ mod tests {
         drop.write("keys.d/b.pub", text);
         let error = drop.keys().unwrap_err().to_string();
         assert!(
-            error.contains("b.pub: the same key stands in a.pub, with other prefixes"),
+            error.contains("b.pub: a.pub contains the same key with other prefixes"),
             "{error}"
         );
     }
@@ -787,7 +757,8 @@ mod tests {
         let text = format!("untrusted comment: forged\n{}\n", STANDARD.encode(forged));
         drop.write("keys.d/two.pub", text);
         let error = drop.keys().unwrap_err().to_string();
-        assert!(error.contains(&format!("another key has the identifier {}", id(&one))), "{error}");
+        let expected = format!("another key has the same identifier {}", id(&one));
+        assert!(error.contains(&expected), "{error}");
     }
 
     #[test]

@@ -19,97 +19,33 @@
 //!   disable it. `/status` lists such packages.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::Path;
 
-use serde::{Deserialize, Deserializer, Serialize};
-
 use super::digest::Digest;
-use super::drop_dir;
-use super::entry::{EntryKey, StoreEntry, compare_natural, resolve};
+use super::disabled_reason::DisabledReason;
+use super::entries::Entries;
+use super::entry::{EntryKey, compare_natural};
 use super::install_record::{InstallRecord, Origin};
+use super::listing;
 use super::manifest::{Manifest, ModelId, Version};
-use super::signature::{KeyId, SignatureError, TrustedKeys};
+use super::signature::{SignatureError, TrustedKeys};
 use super::unpack::peek;
 use crate::files;
-
-/// Maximum length in characters of a key file's name in a record.
-const MAX_FILE_NAME: usize = 128;
-
-/// Key that signed a package, as recorded at the installation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Signer {
-    /// Key identifier. The creator of a key chooses it, so it does not identify the key securely.
-    pub key: KeyId,
-    /// SHA-256 of the key, which identifies it.
-    pub fingerprint: Digest,
-    /// Name of the key file, without characters that a terminal or a log could interpret.
-    #[serde(deserialize_with = "plain_file")]
-    pub file: String,
-}
-
-/// Prints the key's identifier and file for messages.
-impl fmt::Display for Signer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.key, self.file)
-    }
-}
-
-fn plain_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    String::deserialize(deserializer).map(|name| plain(&name))
-}
-
-/// Replaces all characters except letters, digits, '.', '_', '-' and '@' by '?', and truncates the
-/// name.
-pub(super) fn plain(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-@".contains(c) { c } else { '?' };
-    name.chars().take(MAX_FILE_NAME).map(plain).collect()
-}
-
-/// Reason why an entry with valid files must not be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DisabledReason {
-    /// The key that signed the entry is not configured any more.
-    KeyRemoved(Signer),
-    /// The file of the key that signed the entry does not cover its id any more.
-    NotCovered(Signer),
-    /// A bundled package with other content has the same id.
-    Reserved,
-}
-
-impl fmt::Display for DisabledReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::KeyRemoved(signer) => write!(
-                f,
-                "disabled: its key was removed: it was signed with key {signer}, which is not among the keys; put the \
-                 key back, install it signed with another, or remove it with `caxton model remove`"
-            ),
-            Self::NotCovered(signer) => write!(
-                f,
-                "disabled: it was signed with key {signer}, whose file does not name its id any more"
-            ),
-            Self::Reserved => f.write_str(
-                "disabled: its id is that of a bundled package, which no other may have; remove it with `caxton model \
-                 remove`",
-            ),
-        }
-    }
-}
 
 /// Error of [`check_claim`]: the package may not use the id in its manifest.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
     /// A bundled package has the id.
     #[error(
-        "the id \"{0}\" is that of a bundled package, and no other package may have it: pack it under another id"
+        "the id \"{0}\" is that of a bundled package, and only that package may have it: pack the \
+         model under another id"
     )]
     Reserved(ModelId),
     /// The embedding space of the id would change.
     #[error(
-        "\"{id}\" would have another embedding space: {current} has {present}, the package has {new}, and vectors of the \
-         two must not be compared; an administrator may want it: `caxton model install --replace`, or \
+        "the package would change the embedding space of \"{id}\": {current} has {present}, and \
+         the package has {new}; vectors of the two must not be compared; to allow it, an \
+         administrator runs `caxton model install --replace`, or sets \
          packages.replace_embedding_space: true for the drop directory"
     )]
     OtherSpace {
@@ -124,8 +60,8 @@ pub enum TrustError {
     },
     /// The printed form of the embedding space equals that of a different embedding space.
     #[error(
-        "the embedding space of the package is shown as {shown}, as that of {other} is, and is another one: clients could \
-         not tell their vectors apart"
+        "the embedding spaces of the package and of {other} differ, but both are shown as {shown}: \
+         clients could not distinguish their vectors"
     )]
     SpaceLooksAlike {
         /// Printed form of both embedding spaces.
@@ -135,8 +71,8 @@ pub enum TrustError {
     },
     /// A higher version was installed before.
     #[error(
-        "version {version} of \"{id}\" is older than {highest}, which was installed with a signature; with keys, versions \
-         only go up, unless an administrator wants it: `caxton model install --allow-downgrade`"
+        "version {version} of \"{id}\" is older than {highest}, which was installed with a \
+         signature; to allow it, an administrator runs `caxton model install --allow-downgrade`"
     )]
     Downgrade {
         /// Id of the package.
@@ -167,7 +103,7 @@ impl ReservedIds {
     /// A package that cannot be read reserves no id; it cannot be installed either. Blocks: reads a
     /// few kilobytes of each file.
     pub fn read(directory: &Path) -> Self {
-        let Ok(listing) = drop_dir::list(directory) else { return Self::default() };
+        let Ok(listing) = listing::list(directory) else { return Self::default() };
         let manifest = |name: &String| {
             let file = files::open_regular(&directory.join(name)).ok()?;
             peek(file)
@@ -178,7 +114,7 @@ impl ReservedIds {
 
     /// Returns the reserved ids together with those of the bundled `entries`. These include
     /// packages that an update has replaced and that are used until their successors are tested.
-    fn with_entries(&self, entries: &[StoreEntry]) -> Self {
+    fn with_entries(&self, entries: &Entries) -> Self {
         let bundled = entries.iter().filter(|entry| entry.record.origin.is_bundled());
         let bundled = bundled.map(|it| (it.manifest.id.clone(), it.record.manifest_digest));
         Self(self.0.iter().cloned().chain(bundled).collect())
@@ -211,7 +147,7 @@ pub struct IdClaim<'a> {
 /// When the id is reserved, the embedding space differs, or the version is too low.
 pub fn check_claim(
     claim: &IdClaim<'_>,
-    entries: &[StoreEntry],
+    entries: &Entries,
     reserved: &ReservedIds,
     highest: Option<Version>,
     consent: Consent,
@@ -247,7 +183,7 @@ pub fn check_claim(
             compare_natural(a.manifest.version.as_str(), b.manifest.version.as_str())
         })
     };
-    if let Some(current) = resolve(entries, manifest.id.as_str()).or_else(disabled)
+    if let Some(current) = entries.resolve(manifest.id.as_str()).or_else(disabled)
         && current.manifest.space() != space
         && !consent.replace
     {
@@ -337,8 +273,9 @@ mod tests {
 
     use super::*;
     use crate::package::InstallStatus;
-    use crate::package::SignatureStatus;
     use crate::package::fixture::entry;
+    use crate::package::signer::Signer;
+    use crate::package::{SignatureStatus, StoreEntry};
 
     const NOBODY: Consent = Consent { replace: false, allow_downgrade: false };
 
@@ -374,7 +311,8 @@ mod tests {
             is_signed: new.record.signer.is_some(),
         };
         let highest = highest.map(|version| version.parse().unwrap());
-        check_claim(&claim, entries, &ReservedIds::default(), highest, consent)
+        let entries: Entries = entries.iter().cloned().collect();
+        check_claim(&claim, &entries, &ReservedIds::default(), highest, consent)
     }
 
     #[test]

@@ -17,53 +17,13 @@ use std::time::{Duration, Instant};
 use super::archive::{Archive, ArchiveError, ArchiveMember};
 use super::digest::{BackgroundHashingReader, Digest};
 use super::manifest::{CONFIG, MANIFEST, Manifest, Member};
+use super::unpack_limits::UnpackLimits;
 use super::zstd_frame::{FrameError, ZstdFrame};
 use crate::base::units::Bytes;
 use crate::files::{self, WriteOnce};
 
 /// Buffer size in bytes for copying a member.
 const COPY_BUFFER: usize = 1 << 16;
-
-/// Limits that a package must not exceed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnpackLimits {
-    /// Maximum size of the package file in bytes.
-    pub max_compressed: u64,
-    /// Maximum total size in bytes of all members, the manifest included.
-    pub max_total: u64,
-    /// Maximum size in bytes of one file.
-    pub max_file: u64,
-    /// Maximum ratio of unpacked to compressed bytes. It is not checked below one mebibyte of
-    /// output.
-    pub max_ratio: u32,
-    /// Maximum size in bytes of the manifest, which is held in memory.
-    pub max_manifest: u64,
-    /// Maximum number of members, the manifest included.
-    pub max_members: usize,
-    /// Maximum time from the first byte to the last.
-    pub time: Duration,
-}
-
-impl UnpackLimits {
-    /// Returns the limits of packages whose unpacked size is at most `max_total`.
-    pub fn for_size(max_total: Bytes) -> Self {
-        /// Bytes per second of the slowest memory cards on sale (speed class 4).
-        const SLOWEST_DISK: u64 = 4_000_000;
-        let Bytes(max_total) = max_total;
-        Self {
-            // zstd expands incompressible data by less than 1/256. Headers take a few kilobytes.
-            max_compressed: max_total.saturating_add(max_total / 256).saturating_add(1 << 20),
-            max_total,
-            max_file: max_total,
-            // Weights compress to no less than half and tokenizers to a tenth. Zeros exceed a ratio
-            // of 10,000.
-            max_ratio: 100,
-            max_manifest: 1 << 20,
-            max_members: 16,
-            time: Duration::from_secs(60 + max_total / SLOWEST_DISK),
-        }
-    }
-}
 
 /// Durability of the unpacked files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,7 +179,7 @@ fn unpack_timed<E: From<UnpackError>>(
         // The memory estimate needs `config.json`, and `approve` needs the estimate before the
         // first write.
         _ => {
-            let reason = format!("{CONFIG} must be the first of the files");
+            let reason = format!("{CONFIG} must be the first file in the list");
             return Err(rejected(MANIFEST, reason).into());
         }
     };
@@ -237,7 +197,7 @@ fn unpack_timed<E: From<UnpackError>>(
         unpacking.member(member)?;
     }
     if let Some(entry) = unpacking.next_member()? {
-        return Err(rejected(entry.name, "the manifest does not name it".to_owned()).into());
+        return Err(rejected(entry.name, "the manifest does not list this file".to_owned()).into());
     }
     if durability == Durability::Synced {
         unpacking.sync()?;
@@ -265,7 +225,8 @@ impl<R: Read> Unpacker<'_, R> {
     fn manifest(&mut self, limits: &UnpackLimits) -> Result<(Manifest, Vec<u8>), UnpackError> {
         let entry = self.expect_member(MANIFEST)?;
         if entry.size > limits.max_manifest {
-            let reason = format!("{} bytes, over the limit of {}", entry.size, limits.max_manifest);
+            let reason =
+                format!("it has {} bytes, over the limit of {}", entry.size, limits.max_manifest);
             return Err(rejected(MANIFEST, reason));
         }
         let mut json = Vec::new();
@@ -311,7 +272,7 @@ impl<R: Read> Unpacker<'_, R> {
         let path = self.staging.join(name);
         let mut file = create(&path, self.durability)?;
         let content = BackgroundHashingReader::new(&mut self.archive);
-        let mut content = content.map_err(failed("get a thread to hash", &path))?;
+        let mut content = content.map_err(failed("start a thread to hash", &path))?;
         let mut buffer = vec![0; COPY_BUFFER];
         loop {
             match content.read(&mut buffer) {
@@ -339,9 +300,9 @@ impl<R: Read> Unpacker<'_, R> {
             Some(entry) if entry.name.as_str() == expected => Ok(entry),
             Some(entry) => Err(rejected(
                 entry.name,
-                format!("found where {expected} must stand in the archive"),
+                format!("the archive has this file where it must have {expected}"),
             )),
-            None => Err(rejected(expected, "missing from the archive".to_owned())),
+            None => Err(rejected(expected, "the file is missing from the archive".to_owned())),
         }
     }
 
@@ -375,7 +336,7 @@ fn frame_error(error: FrameError, member: Option<&str>, staging: &Path) -> Unpac
         FrameError::Source(error) => UnpackError::Source(error),
         FrameError::TooSlow(limit) => UnpackError::TooSlow { limit },
         FrameError::Memory => {
-            failed("get memory to unpack into", staging)(io::ErrorKind::OutOfMemory.into())
+            failed("allocate memory to unpack into", staging)(io::ErrorKind::OutOfMemory.into())
         }
     }
 }
@@ -384,14 +345,14 @@ fn check_size(member: &str, expected: u64, found: u64) -> Result<(), UnpackError
     if found == expected {
         return Ok(());
     }
-    Err(rejected(member, format!("{found} bytes, expected {expected}")))
+    Err(rejected(member, format!("it has {found} bytes, expected {expected}")))
 }
 
 fn check_digest(expected: &Member, found: Digest) -> Result<(), UnpackError> {
     if found == expected.sha256 {
         return Ok(());
     }
-    let reason = format!("SHA-256 {found}, the manifest says {}", expected.sha256);
+    let reason = format!("it has SHA-256 {found}, expected {}", expected.sha256);
     Err(rejected(expected.path.as_str(), reason))
 }
 
@@ -402,15 +363,15 @@ fn check_limits(
     limits: &UnpackLimits,
 ) -> Result<(), UnpackError> {
     if let Some(file) = manifest.files.iter().find(|file| file.size > limits.max_file) {
-        let reason = format!("{} bytes, over the limit of {}", file.size, limits.max_file);
+        let reason = format!("it has {} bytes, over the limit of {}", file.size, limits.max_file);
         return Err(rejected(file.path.clone(), reason));
     }
     let total = manifest.total_size().saturating_add(manifest_size);
     let members = manifest.files.len() + 1;
     let reason = if total > limits.max_total {
-        format!("unpacked, it has {total} bytes, over the limit of {}", limits.max_total)
+        format!("the unpacked package has {total} bytes, over the limit of {}", limits.max_total)
     } else if members > limits.max_members {
-        format!("it has {members} members, over the limit of {}", limits.max_members)
+        format!("the package has {members} members, over the limit of {}", limits.max_members)
     } else {
         return Ok(());
     };
@@ -590,8 +551,8 @@ mod tests {
             (|b| rename(b, "../x"), Some("../x"), "one path component"),
             (|b| rename(b, "/etc/passwd"), Some("/etc/passwd"), "one path component"),
             (|b| rename(b, ".."), Some(".."), "one path component"),
-            (|b| rename(b, "other"), Some("other"), "where model.safetensors must stand"),
-            (|b| rename(b, "MODEL.safetensors"), Some("MODEL.safetensors"), "must stand"),
+            (|b| rename(b, "other"), Some("other"), "where it must have model.safetensors"),
+            (|b| rename(b, "MODEL.safetensors"), Some("MODEL.safetensors"), "where it must have"),
             (|b| set_type(b, b'1'), Some(WEIGHTS), "entry type '1'"),
             (|b| set_type(b, b'2'), Some(WEIGHTS), "entry type '2'"),
             (|b| set_type(b, b'3'), Some(WEIGHTS), "entry type '3'"),
@@ -607,13 +568,17 @@ mod tests {
                 Some("config.json"),
                 "entry type 'x'",
             ),
-            (|b| b.entries.push(b.entries[1].clone()), Some("config.json"), "does not name it"),
-            (|b| b.entries.insert(1, b.entries[1].clone()), Some("config.json"), "must stand"),
-            (|b| b.entries.push(TestMember::new("extra", b"x")), Some("extra"), "does not name it"),
+            (|b| b.entries.push(b.entries[1].clone()), Some("config.json"), "does not list this"),
+            (|b| b.entries.insert(1, b.entries[1].clone()), Some("config.json"), "where it must"),
+            (
+                |b| b.entries.push(TestMember::new("extra", b"x")),
+                Some("extra"),
+                "does not list this",
+            ),
             (|b| drop(b.entries.pop()), Some(WEIGHTS), "missing"),
-            (|b| drop(b.entries.remove(1)), Some("tokenizer.json"), "config.json must stand"),
-            (|b| b.entries.swap(1, 2), Some("tokenizer.json"), "config.json must stand"),
-            (|b| b.entries.swap(0, 1), Some("config.json"), "manifest.json must stand"),
+            (|b| drop(b.entries.remove(1)), Some("tokenizer.json"), "must have config.json"),
+            (|b| b.entries.swap(1, 2), Some("tokenizer.json"), "must have config.json"),
+            (|b| b.entries.swap(0, 1), Some("config.json"), "must have manifest.json"),
             (|b| b.entries.clear(), Some(MANIFEST), "missing"),
             // One byte more than the manifest declares, one byte less, and one byte more than the
             // archive holds.

@@ -14,7 +14,7 @@ use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
 use super::digest::{BackgroundHashingReader, Digest};
-use super::unpack::UnpackLimits;
+use super::unpack_limits::UnpackLimits;
 
 /// Magic number and frame header descriptor:
 /// <https://www.rfc-editor.org/rfc/rfc8878#section-3.1.1>.
@@ -45,7 +45,7 @@ pub(super) enum FrameError {
     Source(#[source] io::Error),
     #[error("not enough memory for the zstd window")]
     Memory,
-    #[error("not read within {} seconds", .0.as_secs())]
+    #[error("the package was not read within {} seconds", .0.as_secs())]
     TooSlow(Duration),
 }
 
@@ -126,7 +126,7 @@ impl<'l, R: Read, C: FnMut() -> Instant> ZstdFrame<'l, R, C> {
         self.pending.end += read;
         if self.source.bytes_read() > self.limits.max_compressed {
             return Err(FrameError::Refused(format!(
-                "compressed, it is longer than the limit of {} bytes",
+                "the compressed package is longer than the limit of {} bytes",
                 self.limits.max_compressed
             )));
         }
@@ -137,7 +137,7 @@ impl<'l, R: Read, C: FnMut() -> Instant> ZstdFrame<'l, R, C> {
         let start = &self.input[self.pending.clone()];
         let refuse = |reason: &str| Err(FrameError::Refused(reason.to_owned()));
         if start.iter().zip(MAGIC).any(|(found, expected)| *found != expected) {
-            return refuse("it does not begin with a zstd frame");
+            return refuse("the package does not begin with a zstd frame");
         }
         match start.get(MAGIC.len()) {
             None => Err(self.truncated()),
@@ -156,7 +156,7 @@ impl<'l, R: Read, C: FnMut() -> Instant> ZstdFrame<'l, R, C> {
     fn check_limits(&mut self) -> Result<(), FrameError> {
         if is_bomb(self.consumed, self.produced, self.limits.max_ratio) {
             return Err(FrameError::Refused(format!(
-                "it unpacks to more than {} times its compressed size",
+                "the package unpacks to more than {} times its compressed size",
                 self.limits.max_ratio
             )));
         }
@@ -222,7 +222,7 @@ fn decoder_error(code: usize) -> FrameError {
     if code.wrapping_neg() == ZSTD_ErrorCode::ZSTD_error_memory_allocation as usize {
         return FrameError::Memory;
     }
-    FrameError::Refused(format!("zstd: {}", get_error_name(code)))
+    FrameError::Refused(format!("cannot decompress the zstd frame: {}", get_error_name(code)))
 }
 
 #[cfg(test)]
@@ -282,7 +282,10 @@ mod tests {
         for over in [(23 - 10) << 3 | 1, (24 - 10) << 3, (27 - 10) << 3] {
             assert_eq!(
                 frame(over),
-                Err("zstd: Frame requires too much memory for decoding".into())
+                Err(
+                    "cannot decompress the zstd frame: Frame requires too much memory for decoding"
+                        .into()
+                )
             );
         }
     }

@@ -99,7 +99,8 @@ impl Encoder {
             None => no_longer_than(tokenizer_config.model_max_length, positions),
         };
         if max_sequence_length < MIN_SEQUENCE_LENGTH {
-            let reason = format!("a length limit of {max_sequence_length} tokens leaves no room");
+            let reason =
+                format!("a length limit of {max_sequence_length} tokens is too short for a text");
             return Err(unsupported(&path, reason));
         }
         Ok(Self { architecture, hidden_size, max_sequence_length, config: bytes, tokenizer })
@@ -125,7 +126,7 @@ fn read_transformer_config(
         let Some(config) = read_json_if_present::<TransformerConfig>(&path)? else { continue };
         return match &config.transformer_task {
             Some(task) if task != "feature-extraction" => {
-                let reason = format!("transformer_task {task:?} gives no token vectors to pool");
+                let reason = format!("transformer_task {task:?} does not return token vectors");
                 Err(unsupported(&path, reason))
             }
             _ => Ok((path, config)),
@@ -140,7 +141,7 @@ pub(super) fn read_tokenizer_file(root: &Path) -> Result<Vec<u8>, ModelDirectory
     match read_file(&path, MAX_TOKENIZER) {
         Err(error) if is_missing(&error) => Err(unsupported(
             &path,
-            "is missing; a vocabulary alone is not enough: load the model with transformers \
+            "it is missing, and a vocabulary alone is not enough: load the model with transformers \
              and save its fast tokenizer \
              (AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY))",
         )),
@@ -154,7 +155,7 @@ fn read_tokenizer(root: &Path, config: &TokenizerConfig) -> Result<Vec<u8>, Mode
     if config.truncation_side.as_deref().is_some_and(|side| side != "right") {
         return Err(unsupported(
             &path,
-            "truncation_side must be \"right\": Caxton keeps the start",
+            "truncation_side must be \"right\": Caxton keeps the beginning of a text",
         ));
     }
     // Versions of transformers disagree on which of the two wins, so neither choice would be

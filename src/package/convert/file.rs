@@ -25,7 +25,7 @@ pub enum ModelDirectoryError {
         source: io::Error,
     },
     /// A file is not the expected JSON.
-    #[error("{} is not what sentence-transformers writes", path.display())]
+    #[error("{} does not have the format that sentence-transformers writes", path.display())]
     Json {
         /// Path of the file.
         path: PathBuf,
@@ -85,9 +85,9 @@ pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, ModelDirecto
         .map_err(failed("open"))?;
     let metadata = file.metadata().map_err(failed("inspect"))?;
     if !metadata.is_file() {
-        return Err(unsupported(path, "is not a regular file"));
+        return Err(unsupported(path, "it is not a regular file"));
     }
-    let too_large = || unsupported(path, format!("is larger than the limit of {limit} bytes"));
+    let too_large = || unsupported(path, format!("it is larger than the limit of {limit} bytes"));
     if metadata.len() > limit {
         return Err(too_large());
     }

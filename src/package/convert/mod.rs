@@ -103,7 +103,7 @@ impl ModelDirectory {
             unsupported(
                 &modules_path,
                 format!(
-                    "found {} where the order must be {ORDER}",
+                    "found {} in the list of modules; the order must be {ORDER}",
                     found.unwrap_or("no further module")
                 ),
             )
@@ -116,7 +116,7 @@ impl ModelDirectory {
         };
         let (encoder, pooling, (weights_path, weights)) = if is_static {
             let weights = read_weights(&root, MAX_WEIGHTS)?;
-            (static_embedding::read(&root, &weights.1)?, "mean", weights)
+            (static_embedding::read(&root, &weights.0, &weights.1)?, "mean", weights)
         } else {
             let encoder = Encoder::read(&root)?;
             let pooling = match modules.next().transpose()? {
@@ -194,8 +194,8 @@ fn read_pooling(directory: &Path, hidden_size: usize) -> Result<&'static str, Mo
         .iter()
         .find_map(|key| config.get(*key).and_then(Value::as_u64));
     if width != u64::try_from(hidden_size).ok() {
-        let found = width.map_or_else(|| "none".to_owned(), |width| width.to_string());
-        let reason = format!("embedding_dimension is {found}, the encoder gives {hidden_size}");
+        let found = width.map_or_else(|| "missing".to_owned(), |width| width.to_string());
+        let reason = format!("embedding_dimension is {found}, but the encoder has {hidden_size}");
         return Err(unsupported(&path, reason));
     }
     if config.get("include_prompt") == Some(&Value::Bool(false)) {
@@ -251,7 +251,7 @@ fn read_dense(directory: &Path, in_features: usize) -> Result<DenseFile, ModelDi
     let config: DenseConfig = read_json(&path)?;
     if config.in_features != in_features {
         let reason = format!(
-            "in_features is {}, but the step before gives {in_features}",
+            "in_features is {}, but the previous module has {in_features}",
             config.in_features
         );
         return Err(unsupported(&path, reason));
@@ -310,7 +310,8 @@ fn read_prompts(
     if let Some(name) = &config.default_prompt_name
         && !all.contains_key(name)
     {
-        return Err(unsupported(&path, format!("default_prompt_name {name:?} is no prompt")));
+        let reason = format!("default_prompt_name {name:?} is not one of the prompts");
+        return Err(unsupported(&path, reason));
     }
     let prompts: BTreeMap<_, _> = all
         .into_iter()
@@ -338,10 +339,10 @@ fn read_weights(directory: &Path, limit: u64) -> Result<(PathBuf, Vec<u8>), Mode
         .iter()
         .any(|name| directory.join(format!("{name}.index.json")).exists());
     let reason = if split {
-        "is missing: the weights are split over several files; save them as one \
+        "it is missing: the weights are split over several files; save them as one \
          (save_pretrained(DIRECTORY, max_shard_size=\"100GB\"))"
     } else {
-        "is missing, and pytorch_model.bin too"
+        "it is missing, and pytorch_model.bin is missing too"
     };
     Err(unsupported(&path, reason))
 }
@@ -493,7 +494,7 @@ mod tests {
             ),
             (pooling, json!({ "embedding_dimension": 4, "pooling_mode": 3 }), "neither"),
             (pooling, json!({ "embedding_dimension": 8, "pooling_mode": "mean" }), "8"),
-            (pooling, json!({ "pooling_mode": "mean" }), "none"),
+            (pooling, json!({ "pooling_mode": "mean" }), "embedding_dimension is missing"),
             (
                 pooling,
                 json!({ "embedding_dimension": 4, "include_prompt": false }),
@@ -533,7 +534,7 @@ mod tests {
             (
                 "config.json",
                 json!({ "model_type": "roberta", "hidden_size": 4, "max_position_embeddings": 4 }),
-                "no room",
+                "too short for a text",
             ),
             ("sentence_bert_config.json", json!({ "transformer_task": "fill-mask" }), "fill-mask"),
             ("tokenizer_config.json", json!({ "truncation_side": "left" }), "truncation_side"),
@@ -622,7 +623,7 @@ mod tests {
         let directory = model_directory(Layout::Two);
         let path = directory.path();
         fs::remove_file(path.join("model.safetensors")).unwrap();
-        let both = "model.safetensors: is missing, and pytorch_model.bin too";
+        let both = "model.safetensors: it is missing, and pytorch_model.bin is missing too";
         assert!(refusal(path).ends_with(both), "{}", refusal(path));
         for index in ["model.safetensors.index.json", "pytorch_model.bin.index.json"] {
             beside(path, index);
@@ -630,9 +631,9 @@ mod tests {
             fs::remove_file(path.join(index)).unwrap();
         }
         beside(path, "pytorch_model.bin");
-        assert!(refusal(path).contains("pytorch_model.bin: is no zip archive"));
+        assert!(refusal(path).contains("pytorch_model.bin: it is not a zip archive"));
         fs::remove_file(path.join("tokenizer.json")).unwrap();
-        assert!(refusal(path).contains("tokenizer.json: is missing"));
+        assert!(refusal(path).contains("tokenizer.json: it is missing"));
         for name in ["1_Pooling/config.json", "config.json", "modules.json"] {
             let directory = model_directory(Layout::Two);
             fs::remove_file(directory.path().join(name)).unwrap();

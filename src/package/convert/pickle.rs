@@ -100,19 +100,21 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Vec<(&str, Tensor<'_>)>, PickleFau
         steps += 1;
         if steps > MOST_STEPS || machine.size_of_state() > MOST_VALUES {
             return Err(format!(
-                "holds a pickle of more than {MOST_VALUES} values, which no model needs"
+                "its pickle has more than {MOST_VALUES} values, which no model needs"
             ));
         }
     }
     let top = machine.pop()?;
     let Value::Dict(entries) = &machine.values[top] else {
-        return Err("holds no dictionary of tensors: save the model's state_dict()".to_owned());
+        return Err(
+            "it does not contain a dictionary of tensors: save the model's state_dict()".to_owned()
+        );
     };
     let entries = entries.iter().map(|&(name, value)| {
         let name = machine.text(name)?;
         match &machine.values[value] {
             Value::Tensor(tensor) => Ok((name, tensor.clone())),
-            _ => Err(format!("{name:?} is no tensor: save the model's state_dict() alone")),
+            _ => Err(format!("{name:?} is not a tensor: save only the model's state_dict()")),
         }
     });
     entries.collect()
@@ -129,7 +131,7 @@ struct PickleMachine<'p> {
 }
 
 fn damaged() -> PickleFault {
-    "holds a damaged pickle".to_owned()
+    "its pickle is damaged: copy the file again".to_owned()
 }
 
 impl<'p> PickleMachine<'p> {
@@ -209,7 +211,8 @@ impl<'p> PickleMachine<'p> {
             b'b' => self.attributes()?,
             other => {
                 return Err(format!(
-                    "holds a pickle with the instruction {other:#04x}, which no tensor needs: save it with torch's defaults"
+                    "its pickle has the instruction {other:#04x}, which no tensor needs: save it \
+                     with the defaults of torch.save"
                 ));
             }
         }
@@ -301,8 +304,8 @@ impl<'p> PickleMachine<'p> {
             _ => {
                 let name = format!("{module}.{name}").escape_debug().to_string();
                 return Err(format!(
-                    "asks for {name}, which no tensor needs: it may be meant to run something, and \
-                     nothing of it was run"
+                    "its pickle refers to {name}, which no tensor needs and which may run code; \
+                     Caxton did not run it"
                 ));
             }
         };
@@ -384,7 +387,10 @@ impl<'p> PickleMachine<'p> {
     fn sizes(&self, id: Id) -> Result<Vec<usize>, PickleFault> {
         let axes = self.tuple(id)?;
         if axes.len() > MAX_AXES {
-            return Err(format!("holds a tensor of {} axes", axes.len()));
+            return Err(format!(
+                "its pickle has a tensor of {} axes, over the limit of {MAX_AXES}",
+                axes.len()
+            ));
         }
         axes.iter().map(|&id| self.size(id)).collect()
     }
@@ -410,7 +416,8 @@ mod tests {
             for before in [&b"\x80\x02"[..], b"\x80\x02}q\0X\x01\0\0\0a", b"\x80\x02N"] {
                 let pickle = [before, format!("c{module}\n{name}\n)R.").as_bytes()].concat();
                 let refusal = tensors(&pickle).unwrap_err();
-                assert!(refusal.starts_with(&format!("asks for {module}.{name}, ")), "{refusal}");
+                let expected = format!("its pickle refers to {module}.{name}, ");
+                assert!(refusal.starts_with(&expected), "{refusal}");
             }
         }
     }
@@ -420,8 +427,8 @@ mod tests {
         let cases: [(&[u8], &str); 12] = [
             (b"", "damaged"),
             (b".", "damaged"),
-            (b"N.", "no dictionary"),
-            (b"}X\x01\0\0\0aK\x01s.", "\"a\" is no tensor"),
+            (b"N.", "not contain a dictionary"),
+            (b"}X\x01\0\0\0aK\x01s.", "\"a\" is not a tensor"),
             (b"}K\x01K\x01s.", "damaged"),
             (b"}(K\x01u.", "damaged"),
             (b"(K\x01\x85\x85t0.", "instruction 0x30"),
@@ -463,7 +470,7 @@ mod tests {
             b"\x80\x02".repeat(MOST_STEPS + 2),
         ] {
             let refusal = tensors(&pickle).unwrap_err();
-            assert!(refusal.contains("of more than 1048576 values"), "{refusal}");
+            assert!(refusal.contains("more than 1048576 values"), "{refusal}");
         }
     }
 

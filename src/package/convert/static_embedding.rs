@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::encoder::{Encoder, read_tokenizer_file};
 use super::file::{ModelDirectoryError, parse, unsupported};
-use crate::package::manifest::{MAX_SEQUENCE_LENGTH, TOKENIZER, WEIGHTS};
+use crate::package::manifest::{MAX_SEQUENCE_LENGTH, TOKENIZER};
 
 /// Tensor names of the table in the two layouts.
 const TABLES: [&str; 2] = ["embedding.weight", "embeddings"];
@@ -30,12 +30,17 @@ struct Truncation {
     direction: Option<String>,
 }
 
-/// Reads the module in `root`; `weights` is the content of its weights file.
+/// Reads the module in `root`; `weights` is the content of its weights file, and `weights_path` the
+/// path of that file for messages.
 ///
 /// # Errors
 /// When a file is missing or requires a feature that Caxton does not support.
-pub(super) fn read(root: &Path, weights: &[u8]) -> Result<Encoder, ModelDirectoryError> {
-    let [rows, hidden_size] = table_shape(&root.join(WEIGHTS), weights)?;
+pub(super) fn read(
+    root: &Path,
+    weights_path: &Path,
+    weights: &[u8],
+) -> Result<Encoder, ModelDirectoryError> {
+    let [rows, hidden_size] = table_shape(weights_path, weights)?;
     let tokenizer = read_tokenizer_file(root)?;
     let config = json!({
         "model_type": "static", "vocab_size": rows, "hidden_size": hidden_size,
@@ -51,7 +56,7 @@ pub(super) fn read(root: &Path, weights: &[u8]) -> Result<Encoder, ModelDirector
 
 fn table_shape(path: &Path, weights: &[u8]) -> Result<[usize; 2], ModelDirectoryError> {
     let tensors = SafeTensors::deserialize(weights)
-        .map_err(|error| unsupported(path, format!("is no safetensors file: {error}")))?;
+        .map_err(|error| unsupported(path, format!("it is not a safetensors file: {error}")))?;
     if let Some(name) = SHARED.into_iter().find(|name| tensors.tensor(name).is_ok()) {
         let reason = format!(
             "tensor \"{name}\": the tokens of this model share rows, which is not supported; load \
@@ -63,7 +68,7 @@ fn table_shape(path: &Path, weights: &[u8]) -> Result<[usize; 2], ModelDirectory
     let Some((name, table)) =
         TABLES.into_iter().find_map(|name| Some((name, tensors.tensor(name).ok()?)))
     else {
-        let reason = format!("holds neither of the tables {}", TABLES.join(" and "));
+        let reason = format!("it contains neither of the tables {}", TABLES.join(" and "));
         return Err(unsupported(path, reason));
     };
     match table.shape() {
@@ -101,6 +106,7 @@ mod tests {
     use super::super::ModelDirectory;
     use super::*;
     use crate::package::directory_fixture::{Values, safetensors, write_json};
+    use crate::package::manifest::WEIGHTS;
 
     /// Creates a directory with a table of three tokens and dimension 2 and a Normalize module, in
     /// the layout of model2vec.
@@ -181,5 +187,15 @@ mod tests {
             let message = ModelDirectory::read(directory.path()).unwrap_err().to_string();
             assert!(message.contains(WEIGHTS) && message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn table_error_names_the_file_of_the_weights() {
+        let directory = directory("", &[table(TABLES[0])], &Value::Null);
+        fs::remove_file(directory.path().join(WEIGHTS)).unwrap();
+        let dense = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch/dense.bin");
+        fs::copy(dense, directory.path().join("pytorch_model.bin")).unwrap();
+        let message = ModelDirectory::read(directory.path()).unwrap_err().to_string();
+        assert!(message.contains("pytorch_model.bin: it contains neither"), "{message}");
     }
 }

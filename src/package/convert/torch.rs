@@ -48,10 +48,10 @@ fn convert(bytes: &[u8], limit: u64) -> Result<Vec<u8>, String> {
         let data = values(&tensor, storage).map_err(refuse)?;
         total = total.saturating_add(data.len() as u64);
         if total > limit {
-            return Err(refuse(&format!("and those before it take more than {limit} bytes")));
+            return Err(refuse(&format!("and the previous tensors take more than {limit} bytes")));
         }
         if converted.insert(name, (tensor.dtype, tensor.shape.clone(), data)).is_some() {
-            return Err(refuse("is there twice"));
+            return Err(refuse("appears twice"));
         }
     }
     let mut views = BTreeMap::new();
@@ -74,26 +74,27 @@ impl<'a> Archive<'a> {
     fn open(bytes: &'a [u8]) -> Result<Self, String> {
         if !bytes.starts_with(b"PK") {
             return Err(
-                "is no zip archive, which torch writes since version 1.6: load it and save \
-                        it with a newer one"
+                "it is not a zip archive, which torch writes since version 1.6: load it and \
+                        save it with a newer version"
                     .to_owned(),
             );
         }
         let zip = ZipArchive::new(Cursor::new(bytes)).map_err(|error| {
-            format!("is an incomplete or damaged archive ({error}): copy it again")
+            format!("it is an incomplete or damaged archive ({error}): copy it again")
         })?;
         let mut folders = Vec::new();
         for name in zip.file_names() {
-            let name = name.map_err(|error| format!("holds a file without a name: {error}"))?;
+            let name =
+                name.map_err(|error| format!("it contains a file without a name: {error}"))?;
             folders.extend(name.strip_suffix(PICKLE).map(str::to_owned));
         }
         let [folder] = <[String; 1]>::try_from(folders)
-            .map_err(|found| format!("holds {} files {PICKLE}, expected one", found.len()))?;
+            .map_err(|found| format!("it contains {} files {PICKLE}, expected one", found.len()))?;
         let mut archive = Self { bytes, zip, folder };
         // Files without this entry were written on little-endian machines.
         let order = "/byteorder";
         if archive.has(order) && archive.content(order)? != b"little" {
-            return Err("was written on a big-endian machine".to_owned());
+            return Err("it was written on a big-endian machine, which is not supported".to_owned());
         }
         Ok(archive)
     }
@@ -105,10 +106,10 @@ impl<'a> Archive<'a> {
     /// Returns the bytes of the file `name` in the directory, after a check of their CRC-32.
     fn content(&mut self, name: &str) -> Result<&'a [u8], String> {
         let name = format!("{}{name}", self.folder);
-        let damaged = |what: &dyn std::fmt::Display| format!("{name} in it: {what}");
+        let damaged = |what: &dyn std::fmt::Display| format!("its file {name}: {what}");
         let mut file = self.zip.by_name(&name).map_err(|error| damaged(&error))?;
         if file.compression() != CompressionMethod::Stored || file.encrypted() {
-            return Err(damaged(&"is compressed or encrypted, as torch does not write it"));
+            return Err(damaged(&"it is compressed or encrypted, which torch never writes"));
         }
         // Reading the whole file makes the zip reader verify the CRC-32.
         let length = io::copy(&mut file, &mut io::sink()).map_err(|error| damaged(&error))?;
@@ -116,20 +117,20 @@ impl<'a> Archive<'a> {
             let start = usize::try_from(start).ok()?;
             self.bytes.get(start..start.checked_add(usize::try_from(length).ok()?)?)
         });
-        content.ok_or_else(|| damaged(&"reaches beyond the end"))
+        content.ok_or_else(|| damaged(&"it extends beyond the end of the archive"))
     }
 }
 
 /// Returns the values of `tensor` in row-major order, from its `storage`.
 fn values<'a>(tensor: &Tensor<'_>, storage: &'a [u8]) -> Result<Cow<'a, [u8]>, &'static str> {
-    const BEYOND: &str = "reaches beyond its storage";
+    const BEYOND: &str = "extends beyond its storage";
     let Tensor { dtype, stored, offset, shape, strides, .. } = tensor;
     let size = dtype.bitsize() / 8;
     if stored.checked_mul(size) != Some(storage.len()) {
-        return Err("has a storage of another size than is said");
+        return Err("has a storage whose size differs from the declared size");
     }
     if shape.len() != strides.len() {
-        return Err("has other axes than strides");
+        return Err("has a different number of axes and strides");
     }
     // All arithmetic on untrusted sizes is checked. After these checks, `last` is the highest
     // position of any value, so the positions below cannot overflow or leave the storage.
@@ -226,17 +227,17 @@ mod tests {
     #[test]
     fn invalid_torch_file_is_refused_by_name() {
         let cases = [
-            ("malicious.bin", "asks for posix.system, which no tensor needs"),
-            ("alone.bin", "holds no dictionary of tensors"),
-            ("checkpoint.bin", "\"epoch\" is no tensor"),
-            ("legacy.bin", "is no zip archive, which torch writes since version 1.6"),
+            ("malicious.bin", "refers to posix.system, which no tensor needs"),
+            ("alone.bin", "it does not contain a dictionary of tensors"),
+            ("checkpoint.bin", "\"epoch\" is not a tensor"),
+            ("legacy.bin", "it is not a zip archive, which torch writes since version 1.6"),
         ];
         for (name, part) in cases {
             let message = read_as_safetensors(&path(name), LIMIT).unwrap_err().to_string();
             assert!(message.contains(part) && message.contains(name), "{message}");
         }
         let message = refusal(&[]);
-        assert!(message.contains("no zip archive"), "{message}");
+        assert!(message.contains("not a zip archive"), "{message}");
     }
 
     #[test]
@@ -256,7 +257,7 @@ mod tests {
         let at = bytes.windows(4).position(|word| word == minus_one).unwrap();
         bytes[at + 3] = one[3];
         let message = refusal(&bytes);
-        assert!(message.contains("/data/0 in it:"), "{message}");
+        assert!(message.contains("/data/0:"), "{message}");
     }
 
     #[test]
@@ -284,8 +285,8 @@ mod tests {
             (6, 0, &[3, 3], &[0, 1], "more values"),
             (6, 0, &[1 << 40, 1 << 40], &[0, 0], "more values"),
             (6, 0, &[2, 3], &[1], "axes"),
-            (7, 0, &[1], &[1], "another size"),
-            (usize::MAX, 0, &[1], &[1], "another size"),
+            (7, 0, &[1], &[1], "differs from the declared size"),
+            (usize::MAX, 0, &[1], &[1], "differs from the declared size"),
         ] {
             let reason = tensor(stored, offset, shape, strides).unwrap_err();
             assert!(reason.contains(part), "{shape:?} {strides:?}: {reason}");
@@ -296,7 +297,8 @@ mod tests {
     fn total_tensor_size_is_limited() {
         let bytes = fs::read(path("weights.bin")).unwrap();
         let message = convert(&bytes, 100).unwrap_err();
-        assert!(message.ends_with("and those before it take more than 100 bytes"), "{message}");
+        let expected = "and the previous tensors take more than 100 bytes";
+        assert!(message.ends_with(expected), "{message}");
     }
 
     proptest! {

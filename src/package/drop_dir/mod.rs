@@ -17,23 +17,22 @@
 mod quarantine;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
+use std::fs;
 use std::io;
 use std::mem;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::statvfs::fstatvfs;
-use serde::{Deserialize, Serialize};
-
+use super::SIDECARS;
 use super::digest::{Digest, HashingReader};
+use super::listing::is_absent;
+pub use super::listing::{
+    FileFingerprint, MAX_NAME, directory_id, is_package_name, list, list_with_id,
+};
 use super::store::{FreeSpace, NoSpace, StoreUse};
-use super::{SIDECARS, SUFFIX};
-use crate::base::printable::is_printable;
 use crate::files::{self, FileError, ReadOnce};
 pub use quarantine::{
-    MAX_NAME, QuarantineResult, invalid_reason, is_unchanged, list_quarantined, quarantine,
+    QuarantineResult, invalid_reason, is_unchanged, list_quarantined, quarantine,
 };
 
 /// Time without a change after which a file is read. Well under the two seconds within which a
@@ -45,79 +44,6 @@ pub const CONFIRM: Duration = Duration::from_secs(3);
 pub const FIRST_RETRY: Duration = Duration::from_secs(600);
 /// Longest time between two attempts.
 pub const LAST_RETRY: Duration = Duration::from_secs(24 * 3600);
-
-/// Returns whether `name` may be the name of a package in the drop directory or the bundled one:
-/// one path component with a package's suffix, at most 240 bytes, only printable characters, no dot
-/// at the beginning.
-pub fn is_package_name(name: &str) -> bool {
-    name.ends_with(SUFFIX)
-        && !name.starts_with('.')
-        && name.len() <= MAX_NAME
-        && name.chars().all(|c| c != '/' && is_printable(c))
-}
-
-/// Fingerprint of a package and its sidecars: inode, size and times of each. A directory counts by
-/// its inode alone, because its contents do not make it a package. The fingerprint also holds the
-/// directory in which the files were seen, which comparisons ignore.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct FileFingerprint(String);
-
-/// Separator before the directory in the text of a fingerprint. Older versions wrote no directory.
-const SEEN_IN: &str = " in ";
-
-impl PartialEq for FileFingerprint {
-    fn eq(&self, other: &Self) -> bool {
-        self.parts().0 == other.parts().0
-    }
-}
-
-impl Eq for FileFingerprint {}
-
-impl FileFingerprint {
-    fn parts(&self) -> (&str, Option<&str>) {
-        match self.0.split_once(SEEN_IN) {
-            Some((files, directory)) => (files, Some(directory)),
-            None => (&self.0, None),
-        }
-    }
-
-    /// Returns the directory in which the files were seen, in the form of [`directory_id`].
-    pub fn directory_id(&self) -> Option<&str> {
-        self.parts().1
-    }
-
-    fn seen_in(mut self, place: &str) -> Self {
-        self.0.push_str(SEEN_IN);
-        self.0.push_str(place);
-        self
-    }
-
-    fn of(files: &[Metadata]) -> Self {
-        let files = files.iter().map(|file| match file.is_dir() {
-            true => file.ino().to_string(),
-            false => {
-                let (changed, changed_ns) = (file.ctime(), file.ctime_nsec());
-                format!("{}{changed}.{changed_ns}", Self::beginning(file))
-            }
-        });
-        Self(Vec::from_iter(files).join(" "))
-    }
-
-    /// Returns the part of the fingerprint that stays the same when `file` is renamed.
-    fn beginning(file: &Metadata) -> String {
-        let (modified, modified_ns) = (file.mtime(), file.mtime_nsec());
-        format!("{}:{}:{modified}.{modified_ns}:", file.ino(), file.size())
-    }
-
-    /// Returns whether `file`, renamed or not, is one of the files of this fingerprint.
-    fn is_of(&self, file: &Metadata) -> bool {
-        let beginning = Self::beginning(file);
-        self.0.split(' ').any(|part| match file.is_dir() {
-            true => part.parse() == Ok(file.ino()),
-            false => part.starts_with(&beginning),
-        })
-    }
-}
 
 /// Capacity of the device for packages at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -310,7 +236,9 @@ impl DropScanner {
                 }
                 FilePhase::Judged(Verdict::Incomplete(reason)) => (
                     incomplete_timeout,
-                    Some(format!("{reason}; the rest did not come within {incomplete_timeout:?}")),
+                    Some(format!(
+                        "{reason}; the rest did not arrive within {incomplete_timeout:?}"
+                    )),
                 ),
                 FilePhase::Judged(Verdict::Refused(reason)) => (CONFIRM, Some(reason.clone())),
                 FilePhase::Judged(Verdict::Accepted | Verdict::Ignored) => continue,
@@ -359,69 +287,6 @@ impl DropScanner {
             seen.state = FilePhase::Judged(Verdict::Ignored);
         }
     }
-}
-
-/// Returns an identity of the directory at `directory`: its file system and its inode. If another
-/// volume is mounted there, or the volume is unmounted, the identity differs. The file system's own
-/// id is used where it has one, because it stays the same when a disk gets another device number.
-///
-/// # Errors
-/// When the directory cannot be examined.
-pub fn directory_id(directory: &Path) -> Result<String, FileError> {
-    let handle = File::open(directory).map_err(FileError::new("open", directory))?;
-    let found = handle.metadata().map_err(FileError::new("examine", directory))?;
-    let system = fstatvfs(&handle)
-        .map_err(|errno| FileError::new("examine the file system of", directory)(errno.into()))?;
-    Ok(format!("{:x}:{}", system.filesystem_id(), found.ino()))
-}
-
-/// Lists the packages in `directory`, each with the fingerprint of itself and its sidecars.
-///
-/// # Errors
-/// When the directory cannot be read.
-pub fn list(directory: &Path) -> Result<BTreeMap<String, FileFingerprint>, FileError> {
-    list_with_id(directory).map(|(_place, listing)| listing)
-}
-
-/// Lists the packages as [`list`] does, and also returns the [`directory_id`] of the directory.
-///
-/// # Errors
-/// When the directory cannot be read, or is replaced by another one meanwhile.
-pub fn list_with_id(
-    directory: &Path,
-) -> Result<(String, BTreeMap<String, FileFingerprint>), FileError> {
-    let mut listing = BTreeMap::new();
-    let seen_in = directory_id(directory)?;
-    for child in fs::read_dir(directory).map_err(FileError::new("list", directory))? {
-        let child = child.map_err(FileError::new("list", directory))?;
-        let Ok(name) = child.file_name().into_string() else { continue };
-        // rsync, scp and file managers mark unfinished files with a leading dot.
-        if !name.ends_with(SUFFIX) || name.starts_with('.') {
-            continue;
-        }
-        let sidecars = SIDECARS.map(|ending| directory.join(format!("{name}{ending}")));
-        let files = [child.path()].into_iter().chain(sidecars);
-        let mut metadata = Vec::new();
-        for file in files {
-            match fs::symlink_metadata(&file) {
-                Ok(found) => metadata.push(found),
-                // The name of a package may be so long that the name of a sidecar would be invalid.
-                Err(error) if is_absent(&error) => {}
-                Err(error) => return Err(FileError::new("examine", file)(error)),
-            }
-        }
-        listing.insert(name, FileFingerprint::of(&metadata).seen_in(&seen_in));
-    }
-    // A volume may have been mounted or unmounted since the first file was listed.
-    if directory_id(directory)? != seen_in {
-        let replaced = io::Error::other("it was replaced while it was listed");
-        return Err(FileError::new("list", directory)(replaced));
-    }
-    Ok((seen_in, listing))
-}
-
-fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename)
 }
 
 /// Returns the digest of the package at `path`. Reads all of it.
@@ -536,31 +401,6 @@ mod tests {
     }
 
     #[test]
-    fn fingerprint_comparison_ignores_directory() {
-        let [one, two] = [(), ()].map(|()| tempfile::tempdir().unwrap());
-        fs::write(one.path().join(NAME), "package").unwrap();
-        let fingerprint = list(one.path()).unwrap().remove(NAME).unwrap();
-        let [here, there] = [&one, &two].map(|directory| directory_id(directory.path()).unwrap());
-        assert_ne!(here, there);
-        assert_eq!(fingerprint.directory_id(), Some(here.as_str()));
-        let (files, _place) = fingerprint.parts();
-        // An older version wrote fingerprints without the directory.
-        let old = FileFingerprint(files.to_owned());
-        assert_eq!((&old, old.directory_id()), (&fingerprint, None));
-        let elsewhere = old.clone().seen_in(&there);
-        assert_eq!(elsewhere, fingerprint);
-        assert_ne!(FileFingerprint("1:2".to_owned()), fingerprint);
-    }
-
-    #[test]
-    fn name_too_long_for_sidecars_is_listed() {
-        let directory = tempfile::tempdir().unwrap();
-        let name = format!("{}{SUFFIX}", "a".repeat(255 - SUFFIX.len()));
-        fs::write(directory.path().join(&name), "").unwrap();
-        assert_eq!(list(directory.path()).unwrap().into_keys().next(), Some(name));
-    }
-
-    #[test]
     fn incomplete_file_is_refused_after_timeout() {
         let start = Instant::now();
         let mut ledger = DropScanner::default();
@@ -597,33 +437,6 @@ mod tests {
             ledger.observe(listing("1"), TIMEOUT, &room(), start + TIMEOUT),
             ScanResult::default()
         );
-    }
-
-    #[test]
-    fn package_name_is_safe_component_with_suffix() {
-        let fits = format!("{}{SUFFIX}", "a".repeat(MAX_NAME - SUFFIX.len()));
-        for good in [NAME, "é x.model.tar.zst", &fits] {
-            assert!(is_package_name(good), "{good}");
-        }
-        let long = format!("a{fits}");
-        for bad in [
-            "",
-            "a",
-            "/etc/a.model.tar.zst",
-            "../a.model.tar.zst",
-            "a/b.model.tar.zst",
-            ".a.model.tar.zst",
-            SUFFIX,
-            "a\n.model.tar.zst",
-            "a\u{1b}[2J.model.tar.zst",
-            "a\u{9b}2J.model.tar.zst",
-            "a\u{202e}b.model.tar.zst",
-            "a.model.tar.zst/",
-            "a.model.tar.zst\0",
-            &long,
-        ] {
-            assert!(!is_package_name(bad), "{bad:?}");
-        }
     }
 
     #[test]
@@ -762,27 +575,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn fingerprint_recognizes_renamed_files() {
-        let root = tempfile::tempdir().unwrap();
-        let path = |name: &str| root.path().join(name);
-        for name in [NAME, "a.model.tar.zst.sha256", "other"] {
-            fs::write(path(name), "content").unwrap();
-        }
-        fs::create_dir(path("b.model.tar.zst")).unwrap();
-        let before = list(root.path()).unwrap();
-        fs::rename(path(NAME), path("renamed")).unwrap();
-        let metadata = |name: &str| fs::symlink_metadata(path(name)).unwrap();
-        assert!(before[NAME].is_of(&metadata("renamed")));
-        assert!(before[NAME].is_of(&metadata("a.model.tar.zst.sha256")));
-        assert!(!before[NAME].is_of(&metadata("other")));
-        assert!(!before[NAME].is_of(&metadata("b.model.tar.zst")));
-        // A change inside a directory does not change its fingerprint.
-        fs::write(path("b.model.tar.zst/file"), "").unwrap();
-        let after = list(root.path()).unwrap();
-        assert_eq!(before["b.model.tar.zst"], after["b.model.tar.zst"]);
-        assert!(after["b.model.tar.zst"].is_of(&metadata("b.model.tar.zst")));
     }
 }

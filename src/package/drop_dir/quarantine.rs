@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::{Digest, FileFingerprint, SIDECARS, SUFFIX, is_absent, list};
+use super::super::digest::Digest;
+use super::super::listing::{FileFingerprint, MAX_NAME, is_absent, list};
+use super::super::{SIDECARS, SUFFIX};
 use crate::base::errors::chain;
 use crate::base::printable::{self, is_printable};
 use crate::base::units::Bytes;
@@ -26,9 +28,6 @@ const MAX_REASON: u64 = 64 << 10;
 const MAX_QUARANTINED: usize = 8;
 /// Total size up to which rejected packages are kept, unless one package may be larger.
 const LEAST_BOUND: Bytes = Bytes::mib(1024);
-/// Longest name of a package, in bytes. With every suffix that is appended to it, a file system
-/// accepts it.
-pub const MAX_NAME: usize = 240;
 
 /// Result of [`quarantine`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +45,13 @@ pub enum QuarantineResult {
 /// When it cannot be examined.
 pub fn invalid_reason(directory: &Path, name: &str) -> Result<Option<String>, FileError> {
     if name.len() > MAX_NAME {
-        let reason = format!("its name has {} bytes, at most {MAX_NAME} are allowed", name.len());
+        let reason =
+            format!("the file name has {} bytes, and at most {MAX_NAME} are allowed", name.len());
         return Ok(Some(reason));
     }
     // The record of an entry could not hold the name: see `is_package_name`.
     if !name.chars().all(is_printable) {
-        return Ok(Some("its name has characters that are not printable".to_owned()));
+        return Ok(Some("the file name has characters that are not printable".to_owned()));
     }
     let path = directory.join(name);
     let found = fs::symlink_metadata(&path).map_err(FileError::new("examine", &path))?;
@@ -69,7 +69,7 @@ pub fn invalid_reason(directory: &Path, name: &str) -> Result<Option<String>, Fi
     } else {
         "a device"
     };
-    Ok(Some(format!("it is {what}, not a regular file: copy the package itself")))
+    Ok(Some(format!("the package is {what}, not a regular file: copy the package itself")))
 }
 
 /// Returns whether the file `name` of `directory` is still the `refused` one.
@@ -114,19 +114,16 @@ pub fn quarantine(
     }
     let found = fs::symlink_metadata(&path).map_err(FileError::new("examine", &path))?;
     let stays = |why: String| {
-        FileError::new("move to quarantine", &path)(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            why,
-        ))
+        FileError::new("quarantine", &path)(io::Error::new(io::ErrorKind::InvalidInput, why))
     };
     if found.is_dir() {
         // The quarantine deletes its oldest packages, and a directory may hold anything.
-        return Err(stays("it is a directory: move it away by hand".to_owned()));
+        return Err(stays("it is a directory: remove it manually".to_owned()));
     }
     if found.size() > bound.0 {
         let size = Bytes(found.size());
         return Err(stays(format!(
-            "it has {size}, the quarantine holds {bound}: remove it by hand"
+            "its size is {size}, and the quarantine is limited to {bound}: remove it manually"
         )));
     }
     // Every writer of the drop directory may create a link under this name. Caxton would write and
@@ -181,7 +178,7 @@ fn move_with(
     refused: &FileFingerprint,
     between: impl FnOnce(),
 ) -> Result<bool, FileError> {
-    let failed = |error| FileError::new("move to quarantine", from)(error);
+    let failed = |error| FileError::new("quarantine", from)(error);
     let is_refused = |found: io::Result<Metadata>| match found {
         Ok(found) => Ok(refused.is_of(&found)),
         Err(error) if is_absent(&error) => Ok(false),
@@ -203,7 +200,7 @@ fn move_with(
     // A third file may have taken the old name since. It is the newest and stays, so do not replace
     // it.
     renameat2(AT_FDCWD, to, AT_FDCWD, from, RenameFlags::RENAME_NOREPLACE)
-        .map_err(|errno| FileError::new("move back from quarantine", to)(errno.into()))?;
+        .map_err(|errno| FileError::new("restore", to)(errno.into()))?;
     Ok(false)
 }
 

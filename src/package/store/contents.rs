@@ -172,7 +172,7 @@ impl Store {
         let is_tested = self.entry(key).is_ok_and(|entry| entry.record.status.is_tested());
         let status = InstallStatus::Corrupt(reason.clone());
         if is_tested && let Err(error) = self.update(key, |record| record.status = status) {
-            reason = format!("{reason}; that could not be recorded: {}", chain(&error));
+            reason = format!("{reason}; the store could not record this: {}", chain(&error));
         }
         self.disk.notify();
         Err(StoreError::Corrupt { key: key.clone(), reason })

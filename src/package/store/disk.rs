@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::Flock;
 
+use super::super::access_stats::AccessStats;
 use super::super::digest::Digest;
 use super::super::entry::{EntryKey, StoreEntry};
 use super::super::install_record::InstallRecord;
@@ -119,14 +120,15 @@ pub(super) fn read_entry(path: &Path) -> Result<StoreEntry, String> {
         serde_json::from_slice(&read(RECORD, MAX_RECORD)?).map_err(|error| chain(&error))?;
     let bytes = read(MANIFEST, MAX_MANIFEST)?;
     if Digest::of(&bytes) != record.manifest_digest {
-        return Err("manifest.json is not the one that was installed".to_owned());
+        return Err("manifest.json differs from the installed one".to_owned());
     }
     let manifest = Manifest::parse(&bytes).map_err(|error| chain(&error))?;
     let key = EntryKey::new(&manifest, record.manifest_digest);
     if path.file_name().and_then(|name| name.to_str()) != Some(key.directory().as_str()) {
-        return Err(format!("it holds {key}"));
+        return Err(format!("the directory contains another entry, {key}"));
     }
-    Ok(StoreEntry { key, manifest: Arc::new(manifest), record, disabled: None })
+    let accesses = AccessStats::of(&record);
+    Ok(StoreEntry { key, manifest: Arc::new(manifest), record, accesses, disabled: None })
 }
 
 /// Ignores an error of a failing disk: the store opens despite it.

@@ -89,7 +89,7 @@ struct KnownFailures {
 
 impl fmt::Debug for DiskCondition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Medium").finish_non_exhaustive()
+        f.debug_struct("DiskCondition").finish_non_exhaustive()
     }
 }
 
@@ -187,7 +187,7 @@ impl DiskCondition {
         let verity = match tried {
             Ok(()) => Verity::On,
             Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => {
-                Verity::Off("the file system or the kernel does not have it".to_owned())
+                Verity::Off("the file system or the kernel does not support it".to_owned())
             }
             Err(errno) => Verity::Off(errno.desc().to_owned()),
         };
@@ -217,7 +217,7 @@ impl Store {
             Err(errno) => format!("unknown ({})", errno.desc()),
         };
         let unwritable = self.write_refusal();
-        let is_kept = self.index().values().any(|entry| !entry.record.verity.is_empty());
+        let is_kept = self.entries().iter().any(|entry| !entry.record.verity.is_empty());
         let known = self.disk.known();
         let off = || Verity::Off("not tried yet".to_owned());
         StorageCondition {
@@ -248,7 +248,7 @@ impl Store {
     pub fn recover(&self) -> Vec<EntryKey> {
         let _writing = self.writing();
         if !self.disk.is_writable() && self.write_refusal().is_none() {
-            // `medium` records success and failure alike.
+            // `disk` records success and failure alike.
             drop(self.try_to_write());
         }
         if self.disk.known().verity.is_none() && self.disk.is_writable() {
@@ -285,7 +285,7 @@ impl Store {
             self.disk.record_skipped(&path, reason);
         }
         for entry in entries {
-            if !self.index().contains_key(&entry.key) {
+            if self.index().get(&entry.key).is_none() {
                 found.push(entry.key.clone());
                 self.insert_entry(entry);
             }
@@ -537,7 +537,7 @@ mod tests {
 
                 mode(0o700);
                 let found = store.recover();
-                assert_eq!(found, Vec::from_iter(store.entries().into_iter().map(|it| it.key)));
+                assert_eq!(found, Vec::from_iter(store.entries().iter().map(|it| it.key.clone())));
                 assert_eq!(found.len(), 1);
                 assert_eq!(store.condition().degraded(), Vec::<String>::new());
                 assert_eq!(store.recover(), []);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::super::entry::EntryKey;
 use super::super::install_record::StoreFull;
-use super::space::NoSpace;
+use super::free_space::NoSpace;
 use crate::files::{self, FileError};
 
 /// Errors of operations on the store.
@@ -28,12 +28,12 @@ pub enum StoreError {
     /// Another entry of the same id has the same first digits of its digest, so that both have the
     /// same printed name.
     #[error(
-        "another package of the same short name is installed: {0} has the same first digits of its digest and another \
-         content; make the package again, with another version"
+        "another package of the same short name is installed: {0} has other content, but its \
+         digest begins with the same digits; build the package again with another version"
     )]
     LooksAlike(EntryKey),
     /// Too many ids were installed with a signature.
-    #[error("signed packages of too many ids were installed: {} has no room for another version", .0.display())]
+    #[error("{} is full, because signed packages of too many ids were installed", .0.display())]
     TooManyVersions(PathBuf),
     /// A file differs from the installed one.
     #[error("{key} is corrupt: {reason}")]

@@ -18,7 +18,9 @@
 //! 4. A thread that changes an entry holds `writing` until the change is on the disk. No thread
 //!    holds the index while it waits for the disk, because the runtime reads the index at each
 //!    request.
-//! 5. A failing disk disables only the data that it cannot return: see [`disk_condition`].
+//! 5. The index is a snapshot that is never changed in place while a caller holds it: a change
+//!    copies the list of pointers and the changed entry. An access of an entry is not a change.
+//! 6. A failing disk disables only the data that it cannot return: see [`disk_condition`].
 //!
 //! Most methods block on the disk. [`Store::entries`] and [`Store::count_access`] do not: the
 //! runtime may call them.
@@ -28,6 +30,7 @@ mod contents;
 mod disk;
 mod disk_condition;
 mod error;
+mod free_space;
 mod origin_files;
 mod rollback;
 mod single_entry;
@@ -37,7 +40,6 @@ mod trust;
 mod unpack_attempts;
 mod verified;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -46,12 +48,14 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
+use super::access_stats::AccessStats;
+use super::entries::Entries;
 use super::entry::{EntryKey, StoreEntry};
 use super::install_record::{InstallRecord, InstallStatus, Origin, Quota};
-use super::trust::{Signer, TrustInput};
-use super::unpack::{
-    Durability, PackageHeader, UnpackError, UnpackLimits, UnpackedPackage, unpack_if,
-};
+use super::signer::Signer;
+use super::trust::TrustInput;
+use super::unpack::{Durability, PackageHeader, UnpackError, UnpackedPackage, unpack_if};
+use super::unpack_limits::UnpackLimits;
 use crate::base::errors::chain;
 use crate::files::{self, FileError};
 pub use disk::StoreContents;
@@ -59,8 +63,9 @@ use disk::{Locks, unless_disk_failed};
 use disk_condition::{DiskCondition, make_directories};
 pub use disk_condition::{StorageCondition, Verity};
 pub use error::StoreError;
+pub use free_space::{FreeSpace, NoSpace};
 pub use rollback::{RollbackError, RollbackResult, RollbackTarget};
-pub use space::{FreeSpace, NoSpace, StoreUse};
+pub use space::StoreUse;
 use space::{IncomingPackage, entries_to_remove};
 pub use trust::TrustChange;
 pub use unpack_attempts::UnpackGuard;
@@ -106,7 +111,7 @@ pub struct Store {
     durability: Durability,
     /// Allows one change at a time.
     writing: Mutex<()>,
-    index: Mutex<BTreeMap<EntryKey, StoreEntry>>,
+    index: Mutex<Entries>,
     /// Entries that could not be removed when another one needed their space.
     /// [`Store::take_failed_removals`] empties the list after each installation, so its length is
     /// bounded by the number of entries.
@@ -168,7 +173,7 @@ impl Store {
         prepared.or_else(unless_disk_failed)?;
         let StoreContents { entries, unreadable, unlisted } =
             disk::read_entries(&directory.join(MODELS));
-        let index = entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+        let index = Entries::from_iter(entries);
         let (highest, problem) = trust::read(directory);
         let mut damaged = Vec::from_iter(problem);
         damaged.extend(unlisted.as_ref().map(|error| chain(error)));
@@ -198,9 +203,9 @@ impl Store {
         Ok((store, damaged))
     }
 
-    /// Returns every entry, in the order of the keys.
-    pub fn entries(&self) -> Vec<StoreEntry> {
-        self.index().values().cloned().collect()
+    /// Returns a snapshot of the entries. Does not copy them.
+    pub fn entries(&self) -> Entries {
+        self.index().clone()
     }
 
     /// Reads a package from `source`, once, into private staging, and verifies it.
@@ -261,8 +266,9 @@ impl Store {
         let Staged { directory, unpacked, signer } = staged;
         let key = EntryKey::new(&unpacked.manifest, unpacked.manifest_digest);
         let _writing = self.writing();
-        let index = self.index().clone();
-        if let Some(other) = index.keys().find(|other| **other != key && other.looks_like(&key)) {
+        let index = self.entries();
+        let mut keys = index.iter().map(|entry| &entry.key);
+        if let Some(other) = keys.find(|other| **other != key && other.looks_like(&key)) {
             return Err(StoreError::LooksAlike(other.clone()));
         }
         let corrupt = match index.get(&key) {
@@ -280,13 +286,14 @@ impl Store {
             }
             None => None,
         };
-        let now = rollback::next_timestamp(index.values(), &unpacked.manifest.id);
+        let now = rollback::next_timestamp(index.iter(), &unpacked.manifest.id);
         let vouched = signer.is_some() || origin.is_bundled();
         let disabled = index.get(&key).and_then(|entry| entry.disabled.clone());
         let disabled = trust::after_vouching(disabled, vouched);
         let record = InstallRecord::untested(&unpacked, origin, signer, now, corrupt);
         let manifest = Arc::new(unpacked.manifest);
-        let mut entry = StoreEntry { key: key.clone(), manifest, record, disabled };
+        let accesses = AccessStats::default();
+        let mut entry = StoreEntry { key: key.clone(), manifest, record, accesses, disabled };
         // An untested entry only checks the quota now: no other entry is removed before it has
         // passed its self-test. An entry that replaces a tested one is available at once, so it
         // gets fs-verity here.
@@ -305,7 +312,7 @@ impl Store {
         // readable.
         self.insert_directory(directory, &key)?;
         self.disk.forget(&key);
-        self.index().insert(key, entry.clone());
+        self.index().insert(entry.clone());
         Ok(StoreInstall { entry, existed: false })
     }
 
@@ -361,7 +368,7 @@ impl Store {
         let entry = self.index().remove(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
         let discarded = self.remove_directory(key);
         if discarded.is_err() && self.path(key).try_exists().unwrap_or(true) {
-            self.index().insert(key.clone(), entry.clone());
+            self.index().insert(entry.clone());
         } else {
             self.disk.forget(key);
         }
@@ -423,7 +430,8 @@ impl Store {
     ) -> Result<Vec<StoreEntry>, StoreError> {
         let _writing = self.writing();
         let mut entry = self.entry(key)?;
-        let leaving = entries_to_remove(&self.index(), IncomingPackage::from(&entry), quota, keep)?;
+        let leaving =
+            entries_to_remove(&self.entries(), IncomingPackage::from(&entry), quota, keep)?;
         let verity = self.protect(&self.path(key), &entry)?;
         // Store the signed version first, so that no crash after this permits a downgrade.
         self.remember_version(&entry)?;
@@ -431,11 +439,11 @@ impl Store {
         entry.record.attempts = 0;
         entry.record.verity.clone_from(&verity);
         self.write_record(&entry)?;
-        if let Some(there) = self.index().get_mut(key) {
-            there.record.status = InstallStatus::Available;
-            there.record.attempts = 0;
-            there.record.verity = verity;
-        }
+        self.index().update(key, |indexed| {
+            indexed.record.status = InstallStatus::Available;
+            indexed.record.attempts = 0;
+            indexed.record.verity = verity;
+        });
         let mut removed = Vec::new();
         for key in leaving {
             let Ok(entry) = self.entry(&key) else { continue };
@@ -477,19 +485,16 @@ impl Store {
         key: &EntryKey,
         change: impl FnOnce(&mut InstallRecord),
     ) -> Result<StoreEntry, StoreError> {
-        let entry = {
-            let mut index = self.index();
-            let entry = index.get_mut(key).ok_or_else(|| StoreError::Unknown(key.clone()))?;
-            change(&mut entry.record);
-            entry.clone()
-        };
+        let entry = self.index().update(key, |entry| change(&mut entry.record)).cloned();
+        let entry = entry.ok_or_else(|| StoreError::Unknown(key.clone()))?;
         self.write_record(&entry)?;
         Ok(entry)
     }
 
     fn write_record(&self, entry: &StoreEntry) -> Result<(), StoreError> {
         let directory = self.path(&entry.key);
-        self.disk.record_write(disk::write_record(&directory, &entry.record, self.durability))?;
+        let record = entry.current_record();
+        self.disk.record_write(disk::write_record(&directory, &record, self.durability))?;
         Ok(files::change_owner(&directory.join(disk::RECORD), &self.directory)?)
     }
 
@@ -512,9 +517,9 @@ impl Store {
         self.failed_removals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn index(&self) -> MutexGuard<'_, BTreeMap<EntryKey, StoreEntry>> {
-        // A panic while the lock is held leaves the map whole: every change is one insert or
-        // remove.
+    fn index(&self) -> MutexGuard<'_, Entries> {
+        // A panic while the lock is held leaves the index whole: every change is one insertion,
+        // removal or replacement.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -532,7 +537,6 @@ mod tests {
     use crate::package::fixture::{Builder, package};
     use crate::package::install_record::{CleanupRule, Timestamp};
     use crate::package::manifest::{MANIFEST, TOKENIZER, WEIGHTS};
-    use crate::package::resolve;
     use crate::package::weights::Weights;
 
     const QUOTA: Quota =
@@ -704,7 +708,7 @@ mod tests {
             let removed: Vec<_> = removed.into_iter().map(|entry| entry.key).collect();
             // The entry that was installed last is chosen, although both were installed within a
             // second.
-            assert_eq!(resolve(&store.entries(), "m@1").unwrap().key, new);
+            assert_eq!(store.entries().resolve("m@1").unwrap().key, new);
             assert_eq!(removed, Vec::from_iter(replaced.then_some(old)));
             assert_eq!(store.entries().len(), 2 - removed.len());
             place.assert_staging_is_empty();
@@ -946,7 +950,7 @@ mod tests {
         let key = install(&store, &package("m", "1"));
         let _writing = store.writing();
         store.count_access(&key);
-        assert_eq!(store.entries()[0].record.access_count, 1);
+        assert_eq!(store.entries()[0].accesses.count(), 1);
     }
 
     #[test]
@@ -986,13 +990,13 @@ mod tests {
                 |entry| fs::write(entry.join(RECORD), vec![b' '; 1 << 20]).unwrap(),
                 "longer than",
             ),
-            ("another manifest", |entry| append(&entry.join(MANIFEST), b" "), "not the one"),
+            ("another manifest", |entry| append(&entry.join(MANIFEST), b" "), "differs"),
             (
                 "another name",
                 |entry| {
                     fs::rename(entry, entry.with_file_name("other@1+0123456789ab")).unwrap();
                 },
-                "it holds m@1",
+                "another entry, m@1",
             ),
         ];
         let package = package("m", "1");
@@ -1310,24 +1314,28 @@ mod tests {
     }
 
     #[test]
-    fn flushed_access_counts_survive_reopening() {
+    fn written_access_counts_survive_reopening() {
         let place = TestStore::new();
         let store = place.open();
         let key = install(&store, &package("m", "1"));
-        assert_eq!(store.entry(&key).unwrap().record.last_access_at, None);
+        assert_eq!(store.entry(&key).unwrap().accesses.last_access_at(), None);
+        assert_eq!(store.write_access_counts().unwrap(), 0);
         store.count_access(&key);
         store.count_access(&key);
-        store.flush([key.clone()]).unwrap();
+        assert_eq!(store.write_access_counts().unwrap(), 1);
+        assert_eq!(store.write_access_counts().unwrap(), 0);
         store.count_access(&key);
         drop(store);
         let store = place.open();
         let record = store.entry(&key).unwrap().record;
         assert_eq!(record.access_count, 2);
         assert!(record.last_access_at.is_some());
-        // A flush ignores an entry that was removed meanwhile.
+        assert_eq!(store.entries()[0].accesses.count(), 2);
+        // The counts of an entry that was removed are not written.
+        store.count_access(&key);
         store.remove(&key).unwrap();
         store.count_access(&key);
-        store.flush([key]).unwrap();
+        assert_eq!(store.write_access_counts().unwrap(), 0);
     }
 
     #[test]
@@ -1338,7 +1346,7 @@ mod tests {
         let new = install(&store, &package("m", "1.10"));
         install(&store, &package("mm", "2"));
         admit(&store, &package("m", "3"));
-        let chosen = |name: &str| resolve(&store.entries(), name).map(|entry| entry.key.clone());
+        let chosen = |name: &str| store.entries().resolve(name).map(|entry| entry.key.clone());
         assert_eq!(chosen("m"), Some(new.clone()));
         assert_eq!(chosen("m@1.9"), Some(old));
         assert_eq!(chosen("m@1.10"), Some(new.clone()));
@@ -1358,7 +1366,7 @@ mod tests {
         let store = place.open();
         let one = install(&store, &package("m", "1"));
         let two = install(&store, &package("m", "2"));
-        let chosen = |name: &str| resolve(&store.entries(), name).map(|entry| entry.key.clone());
+        let chosen = |name: &str| store.entries().resolve(name).map(|entry| entry.key.clone());
         let revision = store.entry(&one).unwrap().record.manifest_digest.to_string();
         assert_eq!(chosen("m"), Some(two));
         for digits in [6, 12, 64] {
@@ -1388,7 +1396,7 @@ mod tests {
         for (last, first) in [(&bundled, &own), (&own, &bundled)] {
             store.update(last, |record| record.installed_at = Timestamp(2)).unwrap();
             store.update(first, |record| record.installed_at = Timestamp(1)).unwrap();
-            assert_eq!(resolve(&store.entries(), "m").unwrap().key, *last);
+            assert_eq!(store.entries().resolve("m").unwrap().key, *last);
         }
     }
 
@@ -1398,7 +1406,7 @@ mod tests {
         let mut store = place.open();
         let [one, two, three] =
             ["1", "2", "3"].map(|version| install(&store, &package("m", version)));
-        let chosen = |store: &Store| resolve(&store.entries(), "m").unwrap().key.clone();
+        let chosen = |store: &Store| store.entries().resolve("m").unwrap().key.clone();
         let roll_back = |store: &Store, rollback: RollbackTarget| {
             let RollbackResult { from, to } = store.roll_back("m", &rollback).unwrap();
             (from.key, to.key)
@@ -1411,7 +1419,7 @@ mod tests {
         assert_eq!(chosen(&store), one);
         let error = store.roll_back("m", &RollbackTarget::Previous).unwrap_err();
         assert!(matches!(&error, RollbackError::NoPrevious(key) if *key == one), "{error}");
-        assert_eq!(resolve(&store.entries(), "m@3").unwrap().key, three);
+        assert_eq!(store.entries().resolve("m@3").unwrap().key, three);
         // Neither a lower version nor an installed package undoes the rollback.
         let lower = install(&store, &package("m", "2.5"));
         admit_as(&store, &package("m", "3"), Origin::Installed, QUOTA);
@@ -1450,14 +1458,14 @@ mod tests {
         store.verify(&two, |_| {}).unwrap_err();
         assert!(!admit_as(&store, &package("m", "2"), Origin::Installed, QUOTA).existed);
         store.activate(&two, QUOTA, |_| false).unwrap();
-        assert_eq!(resolve(&store.entries(), "m").unwrap().key, one);
+        assert_eq!(store.entries().resolve("m").unwrap().key, one);
 
         store.roll_back("m", &RollbackTarget::Clear).unwrap();
         flip_a_bit(&place.models().join(one.directory()).join(WEIGHTS));
         store.verify(&one, |_| {}).unwrap_err();
         for rollback in [RollbackTarget::Previous, RollbackTarget::To("1".to_owned())] {
             store.roll_back("m", &rollback).unwrap_err();
-            assert_eq!(resolve(&store.entries(), "m").unwrap().key, two);
+            assert_eq!(store.entries().resolve("m").unwrap().key, two);
         }
     }
 
@@ -1529,7 +1537,7 @@ mod tests {
             drop(store);
             let (store, damaged) = Store::open(directory).unwrap();
             assert_eq!(damaged, Vec::<String>::new(), "{options}");
-            let found: Vec<_> = store.entries().into_iter().map(|entry| entry.key).collect();
+            let found: Vec<_> = store.entries().iter().map(|entry| entry.key.clone()).collect();
             assert_eq!(found, expected, "{options}");
             for key in found {
                 store.read(&key).unwrap();

@@ -2,9 +2,9 @@
 //!
 //! The caller decides whether an entry is removed together with its last file.
 
-use super::super::drop_dir::FileFingerprint;
 use super::super::entry::EntryKey;
 use super::super::install_record::Origin;
+use super::super::listing::FileFingerprint;
 use super::{Store, StoreError};
 
 impl Store {

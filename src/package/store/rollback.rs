@@ -4,7 +4,7 @@
 //! all others is installed after it. One rollback writes one record, so a crash at any moment
 //! leaves the old choice or the new one.
 
-use super::super::entry::{EntryKey, StoreEntry, previous_version, resolve};
+use super::super::entry::{EntryKey, StoreEntry};
 use super::super::install_record::Timestamp;
 use super::super::manifest::ModelId;
 use super::{Store, StoreError};
@@ -36,18 +36,17 @@ pub enum RollbackError {
     #[error("\"{0}\" is not installed")]
     Unknown(String),
     /// The name already includes a version.
-    #[error(
-        "\"{0}\" names a version; give the id alone, and the version that it is to mean with --to"
-    )]
+    #[error("\"{0}\" names a version; give only the id, and give the target version separately")]
     NamesVersion(String),
     /// The current version is the first one.
     #[error(
-        "there is no version before {0} in the store that could be used; install one, or name another with --to"
+        "the store has no version before {0} that can be used; install an older version, or give the target version"
     )]
     NoPrevious(EntryKey),
     /// The version is not installed, or cannot be used.
     #[error(
-        "\"{id}\" has no version or revision \"{version}\" in the store that can be used; it has: {}", known.join(", ")
+        "the store has no usable version or revision \"{version}\" of \"{id}\"; it has: {}",
+        known.join(", ")
     )]
     NoVersion {
         /// The id.
@@ -76,19 +75,18 @@ impl Store {
         if id.contains('@') {
             return Err(RollbackError::NamesVersion(id.to_owned()));
         }
-        let mut entries = self.entries();
-        entries.retain(|entry| entry.is_named(id));
-        let from = resolve(&entries, id).ok_or_else(|| RollbackError::Unknown(id.to_owned()))?;
+        let entries = self.entries().filtered(|entry| entry.is_named(id));
+        let from = entries.resolve(id).ok_or_else(|| RollbackError::Unknown(id.to_owned()))?;
         let from = from.clone();
         let usable = |entry: &&StoreEntry| entry.is_usable();
         match rollback {
             RollbackTarget::Previous => {
-                let to = previous_version(&entries, id);
+                let to = entries.previous_version(id);
                 let to = to.ok_or_else(|| RollbackError::NoPrevious(from.key.clone()))?;
                 self.mark(&to.key, Some(next_timestamp(entries.iter(), &from.manifest.id)))?;
             }
             RollbackTarget::To(version) => {
-                let to = resolve(&entries, &format!("{id}@{version}")).filter(usable);
+                let to = entries.resolve(&format!("{id}@{version}")).filter(usable);
                 let to = to.ok_or_else(|| RollbackError::NoVersion {
                     id: id.to_owned(),
                     version: version.clone(),
@@ -98,15 +96,16 @@ impl Store {
             }
             RollbackTarget::Clear => {
                 // Clear the newest mark last, so that an older one never takes effect.
-                entries.retain(|entry| entry.record.chosen_at.is_some());
-                entries.sort_by_key(|entry| entry.record.chosen_at);
-                for entry in &entries {
+                let marked = entries.iter().filter(|entry| entry.record.chosen_at.is_some());
+                let mut marked = Vec::from_iter(marked);
+                marked.sort_by_key(|entry| entry.record.chosen_at);
+                for entry in marked {
                     self.mark(&entry.key, None)?;
                 }
             }
         }
         let entries = self.entries();
-        let to = resolve(&entries, id).ok_or_else(|| RollbackError::Unknown(id.to_owned()))?;
+        let to = entries.resolve(id).ok_or_else(|| RollbackError::Unknown(id.to_owned()))?;
         Ok(RollbackResult { from, to: to.clone() })
     }
 
@@ -116,9 +115,7 @@ impl Store {
         entry.record.chosen_at = chosen_at;
         // Write the disk first: a mark that exists only in memory would be lost at the next start.
         self.write_record(&entry)?;
-        if let Some(entry) = self.index().get_mut(key) {
-            entry.record.chosen_at = chosen_at;
-        }
+        self.index().update(key, |entry| entry.record.chosen_at = chosen_at);
         Ok(())
     }
 }

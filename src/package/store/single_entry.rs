@@ -1,12 +1,12 @@
 //! Lends an entry to a child process, which reads it while this process holds the store.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use super::super::entry::EntryKey;
+use super::super::entries::Entries;
+use super::super::entry::{EntryKey, StoreEntry};
 use super::super::unpack::Durability;
 use super::disk_condition::DiskCondition;
 use super::{MODELS, Store, disk};
@@ -34,11 +34,13 @@ impl Store {
     /// When the entry cannot be read; the error is the reason.
     pub fn open_single(directory: &Path, key: &EntryKey) -> Result<Self, String> {
         let entry = disk::read_entry(&Self::directory_of(directory, key))?;
+        // `key` may be the printed one with 12 digits: the caller finds the entry under it.
+        let entry = StoreEntry { key: key.clone(), ..entry };
         let lent = Self {
             directory: directory.to_owned(),
             durability: Durability::Volatile,
             writing: Mutex::default(),
-            index: Mutex::new(BTreeMap::from([(key.clone(), entry)])),
+            index: Mutex::new(Entries::from_iter([entry])),
             failed_removals: Mutex::default(),
             highest: Mutex::default(),
             trusted: Mutex::default(),

@@ -31,9 +31,7 @@ impl Store {
         // Write the disk first: a count that exists only in memory would not survive the crash that
         // it is for.
         self.write_record(&entry)?;
-        if let Some(entry) = self.index().get_mut(key) {
-            entry.record.attempts = attempts;
-        }
+        self.index().update(key, |entry| entry.record.attempts = attempts);
         Ok(())
     }
 

@@ -20,11 +20,13 @@ use std::sync::{MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::super::digest::Digest;
+use super::super::disabled_reason::DisabledReason;
 use super::super::entry::{StoreEntry, compare_natural};
 use super::super::install_record::{InstallStatus, Origin};
 use super::super::manifest::{ModelId, Version};
 use super::super::signature::TrustedKeys;
-use super::super::trust::{DisabledReason, Signer, TrustInput};
+use super::super::signer::Signer;
+use super::super::trust::TrustInput;
 use super::super::unpack::Durability;
 use super::{Store, StoreError};
 use crate::base::errors::chain;
@@ -70,13 +72,13 @@ pub(super) fn read(directory: &Path) -> (HighestVersions, Option<String>) {
     };
     let reason = match serde_json::from_slice(&bytes) {
         Ok(Contents { format: FORMAT, highest }) => return (highest, None),
-        Ok(Contents { format, .. }) => format!("its format is {format}, expected {FORMAT}"),
+        Ok(Contents { format, .. }) => format!("the file has format {format}, expected {FORMAT}"),
         Err(error) => error.to_string(),
     };
     let aside = path.with_added_extension("unreadable");
     let moved = match std::fs::rename(&path, &aside) {
-        Ok(()) => format!("it is now {}", aside.display()),
-        Err(error) => format!("it cannot be moved aside: {error}"),
+        Ok(()) => format!("it was moved to {}", aside.display()),
+        Err(error) => format!("it cannot be moved: {error}"),
     };
     (HighestVersions::new(), Some(format!("{}: {reason}; {moved}", path.display())))
 }
@@ -88,12 +90,17 @@ impl Store {
         let mut judged = self.trusted();
         *judged = Some(trusted.clone());
         let mut changed = TrustChange::default();
-        for entry in self.index().values_mut() {
+        let mut index = self.index();
+        for entry in &index.clone() {
             let disabled = trusted.disables(&entry.manifest, &entry.record);
-            let was = std::mem::replace(&mut entry.disabled, disabled);
-            match (was, &entry.disabled) {
-                (None, Some(_)) => changed.disabled.push(entry.clone()),
-                (Some(_), None) => changed.enabled.push(entry.clone()),
+            if disabled == entry.disabled {
+                continue;
+            }
+            let judged = index.update(&entry.key, |entry| entry.disabled = disabled);
+            let Some(judged) = judged else { continue };
+            match (&entry.disabled, &judged.disabled) {
+                (None, Some(_)) => changed.disabled.push(judged.clone()),
+                (Some(_), None) => changed.enabled.push(judged.clone()),
                 _ => {}
             }
         }
@@ -111,7 +118,10 @@ impl Store {
         let judged = self.trusted();
         entry.disabled =
             judged.as_ref().and_then(|trusted| trusted.disables(&entry.manifest, &entry.record));
-        self.index().entry(entry.key.clone()).or_insert(entry);
+        let mut index = self.index();
+        if index.get(&entry.key).is_none() {
+            index.insert(entry);
+        }
     }
 
     fn trusted(&self) -> MutexGuard<'_, Option<TrustInput>> {
@@ -123,9 +133,9 @@ impl Store {
     /// The package of this version may have been removed since.
     pub fn highest_signed(&self, id: &ModelId, keys: &TrustedKeys) -> Option<Version> {
         let remembered = self.highest().get(id).cloned().unwrap_or_default();
-        let index = self.index();
-        let tested = index
-            .values()
+        let entries = self.entries();
+        let tested = entries
+            .iter()
             .filter(|entry| entry.manifest.id == *id && entry.record.status.is_tested());
         let signed = tested.filter_map(|entry| {
             let signer = entry.record.signer.as_ref()?;
@@ -183,9 +193,7 @@ impl Store {
             self.remember_version(&entry)?;
         }
         entry.disabled = after_vouching(entry.disabled, vouched);
-        if let Some(indexed) = self.index().get_mut(&entry.key) {
-            indexed.disabled.clone_from(&entry.disabled);
-        }
+        self.index().update(&entry.key, |indexed| indexed.disabled.clone_from(&entry.disabled));
         Ok(entry)
     }
 
@@ -359,7 +367,7 @@ mod tests {
         let changed = judge("none");
         assert_eq!(changed.disabled.len(), 1);
         assert!(!store.entries()[0].is_usable() && !store.wants_signatures());
-        assert!(crate::package::resolve(&store.entries(), "m").is_none());
+        assert!(store.entries().resolve("m").is_none());
         assert!(judge("none").disabled.is_empty(), "said once");
         // The same package without a signature does not enable the entry, a signed one does.
         admit(&store, "1", None);

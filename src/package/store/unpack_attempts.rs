@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::drop_dir::FileFingerprint;
 use super::super::install_record::Origin;
+use super::super::listing::FileFingerprint;
 use super::super::unpack::Durability;
 use super::Store;
 use crate::base::errors::{chain, errno};
@@ -138,7 +138,10 @@ impl Store {
             Err(error) => {
                 // The next attempt writes the list again.
                 if error.kind() != io::ErrorKind::NotFound {
-                    log_failure(&error, "attempts to unpack packages are not known");
+                    log_failure(
+                        &error,
+                        "attempts to unpack packages cannot be read; they are counted from zero",
+                    );
                 }
                 Files::new()
             }
@@ -158,7 +161,7 @@ impl Store {
                 .and_then(|()| files::change_owner(&path, &self.directory)),
         };
         if let Err(error) = self.disk.record_write(written) {
-            log_failure(&error, "attempts to unpack packages cannot be counted");
+            log_failure(&error, "attempts to unpack packages cannot be stored");
         }
     }
 }

@@ -14,8 +14,9 @@ use super::super::digest::{Digest, HashingReader};
 use super::super::signature::{
     Sidecars, SignatureError, SignatureStatus, TrustedKeys, VerifyingReader,
 };
-use super::super::unpack::{PackageHeader, UnpackError, UnpackLimits};
-use super::space::FreeSpace;
+use super::super::unpack::{PackageHeader, UnpackError};
+use super::super::unpack_limits::UnpackLimits;
+use super::free_space::FreeSpace;
 use super::{Staged, Store, StoreError};
 use crate::base::units::Bytes;
 use crate::files::{ReadOnce, WriteOnce};
@@ -176,7 +177,8 @@ fn verify<E: From<UnpackError> + From<SignatureError>>(
             Err(error) => return Err(UnpackError::Source(error).into()),
         };
         if reader.bytes_read() > limits.max_compressed {
-            let reason = format!("it is longer than the limit of {} bytes", limits.max_compressed);
+            let reason =
+                format!("the package is longer than the limit of {} bytes", limits.max_compressed);
             return Err(UnpackError::Refused { member: None, reason }.into());
         }
         if started.elapsed() > limits.time {
