@@ -1,14 +1,39 @@
 //! Errors of requests to a model.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::model_state::MemoryRefusal;
 use super::worker::WorkerError;
-use crate::base::units::milliseconds;
+use crate::base::units::{Bytes, milliseconds};
 use crate::engine::EngineError;
-use crate::package::{DisabledReason, StoreEntry};
+use crate::package::{DisabledReason, Entries};
+
+/// Reason why a model was not loaded, with numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryRefusal {
+    /// Most memory that the model takes.
+    pub needed: Bytes,
+    /// Memory that is available without an eviction.
+    pub headroom: Bytes,
+    /// Memory that would be available if every evictable model were evicted.
+    pub max_headroom: Bytes,
+    /// Tightest limit on the memory, as text.
+    pub limit: String,
+    /// Time after which to retry; `None` when the model will not fit then either.
+    pub retry_after: Option<Duration>,
+}
+
+impl fmt::Display for MemoryRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { needed, headroom, max_headroom, limit, .. } = self;
+        write!(
+            f,
+            "it needs {needed}; {headroom} are free now and at most {max_headroom}, because of {limit}"
+        )
+    }
+}
 
 /// Reason why a request got no vectors. The variants differ in what the caller can do; causes are
 /// in `source`.
@@ -39,7 +64,7 @@ pub enum ModelError {
         reason: String,
     },
     /// The model's files are intact, but it may not be used.
-    #[error("the model \"{name}\" may not be used: {reason}")]
+    #[error("the model \"{name}\" is disabled: {reason}")]
     Disabled {
         /// Name in the request.
         name: String,
@@ -66,7 +91,7 @@ pub enum ModelError {
         refusal: Arc<MemoryRefusal>,
     },
     /// The model was evicted and is cooling down.
-    #[error("the model \"{name}\" had to leave memory because it is short")]
+    #[error("the model \"{name}\" was evicted because memory is short")]
     Evicted {
         /// Name in the request.
         name: String,
@@ -74,7 +99,7 @@ pub enum ModelError {
         retry_after: Duration,
     },
     /// Memory is short; only the fallback models and pinned models answer.
-    #[error("memory is short: the model \"{name}\" takes no requests")]
+    #[error("memory is short: the model \"{name}\" accepts no requests")]
     Pressure {
         /// Name in the request.
         name: String,
@@ -82,8 +107,8 @@ pub enum ModelError {
         retry_after: Duration,
     },
     /// The model is loading, and this takes longer than requests wait for it.
-    #[error("the model \"{name}\" is loading, for {} ms now{}", milliseconds(*elapsed), match expected {
-        Some(expected) => format!(" of {} as usual", milliseconds(*expected)),
+    #[error("the model \"{name}\" has been loading for {} ms{}", milliseconds(*elapsed), match expected {
+        Some(expected) => format!("; a load takes about {} ms", milliseconds(*expected)),
         None => String::new(),
     })]
     Loading {
@@ -91,7 +116,7 @@ pub enum ModelError {
         name: String,
         /// Time since the load was requested.
         elapsed: Duration,
-        /// Usual load time; `None` if the model was never loaded.
+        /// Average load time; `None` if the model was never loaded.
         expected: Option<Duration>,
     },
     /// The model is pinned and cannot be unloaded.
@@ -123,9 +148,20 @@ pub enum ModelError {
 
 impl ModelError {
     /// Returns the error for `name`, which is not in `entries`; the error lists their ids.
-    pub(crate) fn unknown(name: String, entries: &[StoreEntry]) -> Self {
+    pub(crate) fn unknown(name: String, entries: &Entries) -> Self {
         let known: BTreeSet<_> =
             entries.iter().map(|entry| entry.manifest.id.to_string()).collect();
         Self::Unknown { name, known: known.into_iter().collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disabled_model_error_names_the_state_once() {
+        let error = ModelError::Disabled { name: "m".to_owned(), reason: DisabledReason::Reserved };
+        assert_eq!(error.to_string().matches("disabled").count(), 1, "{error}");
     }
 }

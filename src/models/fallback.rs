@@ -10,10 +10,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::{ModelError, alias};
+use super::catalog::Catalog;
+use super::error::ModelError;
 use crate::base::errors::chain;
-use crate::config::{AliasSettings, FallbackStrategy, MemorySettings};
-use crate::package::{EntryKey, StoreEntry, resolve};
+use crate::config::FallbackStrategy;
+use crate::package::{EntryKey, StoreEntry};
 use crate::telemetry::log::Message;
 
 /// Kind of fallback that a request accepts.
@@ -61,18 +62,16 @@ pub(super) fn is_eligible(error: &ModelError, named: bool) -> bool {
 
 /// Returns the candidates for a fallback for `wanted`, the best first: models of its embedding
 /// space, then models of its vector length in the order of `memory.fallback_models`, then the
-/// others of that list. The list may hold aliases; their canaries are ignored. Models for which
-/// `is_allowed` returns false are left out.
+/// others of that list. Models for which `is_allowed` returns false are left out.
 pub(super) fn candidates(
+    catalog: &Catalog,
     wanted: &str,
-    entries: &[StoreEntry],
     allowed: Fallback,
-    memory: &MemorySettings,
-    aliases: &BTreeMap<String, AliasSettings>,
     is_allowed: impl Fn(&StoreEntry) -> bool,
 ) -> Vec<EntryKey> {
-    let (Fallback::Vectors(said) | Fallback::Comparison(said)) = allowed;
-    if memory.fallback_strategy == FallbackStrategy::Strict || said == Some(false) {
+    let memory = catalog.memory();
+    let (Fallback::Vectors(requested) | Fallback::Comparison(requested)) = allowed;
+    if memory.fallback_strategy == FallbackStrategy::Strict || requested == Some(false) {
         return Vec::new();
     }
     let (other_space, other_length) = match allowed {
@@ -81,24 +80,19 @@ pub(super) fn candidates(
         }
         Fallback::Comparison(_) => (true, true),
     };
-    let preferred = resolve(entries, wanted);
+    let preferred = catalog.entries().resolve(wanted);
     let space = preferred.map(|entry| entry.manifest.space());
     let dimensions = preferred.map(|entry| entry.manifest.dimensions);
-    let listed = |entry: &StoreEntry| {
-        let chosen = |name: &String| resolve(entries, name).is_some_and(|it| it.key == entry.key);
-        memory
-            .fallback_models
-            .iter()
-            .position(|name| chosen(&alias::resolve_without_canary(aliases, name)))
-    };
+    let listed = catalog.fallback_models();
     let rank = |entry: &StoreEntry| -> Option<(u8, usize, EntryKey)> {
-        let place = listed(entry);
-        let place_or_last = place.unwrap_or(usize::MAX);
+        let position =
+            listed.iter().position(|other| other.is_some_and(|other| other.key == entry.key));
+        let position_or_last = position.unwrap_or(usize::MAX);
         let same_space = space == Some(entry.manifest.space());
         let same_length = dimensions == Some(entry.manifest.dimensions);
         let may = match memory.fallback_strategy {
             FallbackStrategy::Auto => true,
-            FallbackStrategy::Manual => place.is_some(),
+            FallbackStrategy::Manual => position.is_some(),
             FallbackStrategy::Strict => false,
         };
         let rank = if same_space {
@@ -107,19 +101,20 @@ pub(super) fn candidates(
             1
         } else if other_space
             && other_length
-            && (place.is_some() || entry.record.origin.is_bundled())
+            && (position.is_some() || entry.record.origin.is_bundled())
         {
             2
         } else {
             return None;
         };
-        may.then(|| (rank, place_or_last, entry.key.clone()))
+        may.then(|| (rank, position_or_last, entry.key.clone()))
     };
-    let mut ranked: Vec<_> = entries
+    let mut ranked: Vec<_> = catalog
+        .entries()
         .iter()
         .filter(|entry| entry.is_usable())
         .filter(|entry| preferred.is_none_or(|preferred| preferred.key != entry.key))
-        .filter(|entry| !memory.model_cache.bundled_only || entry.record.origin.is_bundled())
+        .filter(|entry| catalog.is_served(entry))
         .filter(|entry| is_allowed(entry))
         .filter_map(rank)
         .collect();
@@ -136,14 +131,14 @@ impl FallbackLog {
     /// Records that `used` answers for `wanted` because of `error`, and logs a change. Returns
     /// whether it was a change.
     pub(super) fn record_fallback(&self, wanted: &str, used: &str, error: &ModelError) -> bool {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = told.get(wanted).is_none_or(|before| before != used);
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = logged.get(wanted).is_none_or(|before| before != used);
         if is_new {
-            told.insert(wanted.to_owned(), used.to_owned());
+            logged.insert(wanted.to_owned(), used.to_owned());
             tracing::warn!(
                 name: Message::Fallback.name(),
                 model = wanted, fallback = used, error = chain(error),
-                "another model answers for it"
+                "fallback answers for the model"
             );
         }
         is_new
@@ -151,12 +146,12 @@ impl FallbackLog {
 
     /// Records that `wanted` answers for itself, and logs the end of a fallback.
     pub(super) fn record_recovery(&self, wanted: &str) {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !told.is_empty() && told.remove(wanted).is_some() {
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !logged.is_empty() && logged.remove(wanted).is_some() {
             tracing::info!(
                 name: Message::FallbackEnded.name(),
                 model = wanted,
-                "answers itself again"
+                "model answers again without a fallback"
             );
         }
     }
@@ -164,10 +159,12 @@ impl FallbackLog {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Settings;
+    use crate::config::{AliasSettings, MemorySettings, Settings};
+    use crate::package::Entries;
     use crate::package::fixture::entry;
 
     fn memory(strategy: FallbackStrategy, listed: &[&str]) -> MemorySettings {
@@ -181,11 +178,20 @@ mod tests {
     /// Returns the candidates without any aliases.
     fn found(
         wanted: &str,
-        entries: &[StoreEntry],
+        entries: &Entries,
         allowed: Fallback,
         memory: &MemorySettings,
     ) -> Vec<String> {
-        names(candidates(wanted, entries, allowed, memory, &BTreeMap::new(), |_| true))
+        names(candidates(&catalog(entries, memory, BTreeMap::new()), wanted, allowed, |_| true))
+    }
+
+    fn catalog(
+        entries: &Entries,
+        memory: &MemorySettings,
+        aliases: BTreeMap<String, AliasSettings>,
+    ) -> Catalog {
+        let settings = Settings { memory: memory.clone(), aliases, ..Settings::default() };
+        Catalog::new(entries.clone(), Arc::new(settings))
     }
 
     fn names(keys: Vec<EntryKey>) -> Vec<String> {
@@ -193,14 +199,14 @@ mod tests {
     }
 
     /// Returns models with different names, versions, dimensions and embedding spaces.
-    fn entries() -> Vec<StoreEntry> {
-        vec![
+    fn entries() -> Entries {
+        Entries::from_iter([
             entry("wanted", "1", 384, "a"),
             entry("wanted", "0.9", 384, "a"),
             entry("other", "1", 384, "b"),
             entry("listed", "1", 384, "c"),
             entry("wide", "1", 768, "d"),
-        ]
+        ])
     }
 
     #[test]
@@ -254,11 +260,12 @@ mod tests {
         ]);
         let manual = memory(FallbackStrategy::Manual, &["nothing", "spare", "old"]);
         let allowed = Fallback::Vectors(Some(true));
-        let find = |aliases: &_| {
-            names(candidates("wanted", &entries, allowed, &manual, aliases, |_| true))
+        let find = |aliases| {
+            let catalog = catalog(&entries, &manual, aliases);
+            names(candidates(&catalog, "wanted", allowed, |_| true))
         };
-        assert_eq!(find(&aliases), ["wanted@0.9", "listed@1"]);
-        assert!(find(&BTreeMap::new()).is_empty());
+        assert_eq!(find(aliases), ["wanted@0.9", "listed@1"]);
+        assert!(find(BTreeMap::new()).is_empty());
     }
 
     #[test]

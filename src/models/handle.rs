@@ -1,8 +1,9 @@
 //! Handle of the manager: the requests that other modules may send to it.
 //!
-//! Apart from the log of fallbacks, a handle has no state of its own. Every wait is bounded:
-//! the manager replies within microseconds, and the work that it starts is awaited no longer than a
-//! request may take.
+//! A request for a resident model takes its lease from the [`ServingTable`], and the manager learns
+//! of it from the shared times of use. All other requests are commands to the manager. Every wait
+//! is bounded: the manager replies within microseconds, and the work that it starts is awaited no
+//! longer than a request may take.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,14 +12,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::catalog::{Catalog, CatalogSource};
+use super::error::ModelError;
 use super::fallback::{self, Fallback, FallbackFor, FallbackLog};
-use super::manager::{Command, Manager};
+use super::manager::{Command, Manager, ManagerParts};
 use super::model_state::Reservation;
 use super::retention::KeepAliveRequest;
+use super::serving::ServingTable;
 use super::usage::Usage;
 use super::{
-    FlushResult, Lease, LivenessProbe, MemoryView, ModelError, Overview, REQUEST_TIMEOUT,
-    ReleasedLease, Residency, alias,
+    FlushResult, Lease, LivenessProbe, MemoryView, Overview, REQUEST_TIMEOUT, ReleasedLease,
+    Residency,
 };
 use crate::base::errors::chain;
 use crate::base::units::Bytes;
@@ -27,7 +31,7 @@ use crate::engine::{EngineOptions, Footprint};
 use crate::memory::monitor::{MemorySampler, Reading};
 use crate::package::{EntryKey, Store, StoreEntry};
 use crate::telemetry::events::{Event, Events};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{LeaseOutcome, Metrics};
 
 /// Commands that wait for the manager. It replies within microseconds, so that only bursts fill the
 /// channel.
@@ -36,31 +40,12 @@ const MAX_COMMANDS: usize = 256;
 /// retry.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Parts that a [`ManagerHandle`] and its manager need.
-#[derive(Debug)]
-pub struct ManagerParts {
-    /// The verified packages.
-    pub store: Arc<Store>,
-    /// Options of the engine.
-    pub options: EngineOptions,
-    /// Current settings.
-    pub settings: watch::Receiver<Arc<Settings>>,
-    /// Sampler of the memory counters.
-    pub sampler: MemorySampler,
-    /// Last reading of the memory counters.
-    pub readings: watch::Receiver<Reading>,
-    /// Usage statistics of the models.
-    pub usage: Arc<Usage>,
-    /// Metrics.
-    pub metrics: Metrics,
-    /// Event stream.
-    pub events: Events,
-}
-
 /// Handle of the manager.
 #[derive(Clone, Debug)]
 pub struct ManagerHandle {
     commands: mpsc::Sender<Command>,
+    serving: Arc<ServingTable>,
+    catalog: Arc<CatalogSource>,
     store: Arc<Store>,
     settings: watch::Receiver<Arc<Settings>>,
     overview: watch::Receiver<Overview>,
@@ -81,8 +66,13 @@ impl ManagerHandle {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
         let (announce, overview) = watch::channel(Overview::default());
+        let serving = Arc::<ServingTable>::default();
+        let catalog =
+            Arc::new(CatalogSource::new(Arc::clone(&parts.store), parts.settings.clone()));
         let handle = Self {
             commands,
+            serving: Arc::clone(&serving),
+            catalog: Arc::clone(&catalog),
             store: Arc::clone(&parts.store),
             settings: parts.settings.clone(),
             overview,
@@ -93,7 +83,7 @@ impl ManagerHandle {
             metrics: parts.metrics.clone(),
             events: parts.events.clone(),
         };
-        let task = Manager::new(parts, announce).run(receiver, cancel);
+        let task = Manager::new(parts, catalog, serving, announce).run(receiver, cancel);
         (handle, task)
     }
 
@@ -116,6 +106,24 @@ impl ManagerHandle {
     /// When there is no such model, it does not fit into memory, or it cannot be loaded.
     pub async fn lease(&self, name: Option<&str>) -> Result<Lease, ModelError> {
         let name = name.map_or_else(|| self.default_model(), str::to_owned);
+        match self.lease_resident(&name) {
+            Some(lease) => Ok(lease),
+            None => self.request_lease(name).await,
+        }
+    }
+
+    /// Acquires a lease on `name` if it is resident, without the manager. Returns `None` if only
+    /// the manager can answer, with a lease or with an error.
+    fn lease_resident(&self, name: &str) -> Option<Lease> {
+        let catalog = self.catalog();
+        let key = &catalog.find(name).ok()?.key;
+        let lease = self.serving.lease(key, name, &self.usage, tokio::time::Instant::now())?;
+        self.store.count_access(key);
+        self.metrics.count_lease(key.id(), LeaseOutcome::Hit);
+        Some(lease)
+    }
+
+    async fn request_lease(&self, name: String) -> Result<Lease, ModelError> {
         self.send_command(|reply| Command::Lease { name, reply }).await?
     }
 
@@ -143,23 +151,19 @@ impl ManagerHandle {
             Err(error) if fallback::is_eligible(&error, named) => error,
             Err(error) => return Err(error),
         };
-        let settings = Arc::clone(&self.settings.borrow());
-        let (entries, aliases, memory) =
-            (self.store.entries(), &settings.aliases, &settings.memory);
-        let stand_ins =
-            fallback::candidates(wanted, &entries, fallback, memory, aliases, is_allowed);
-        for stand_in in stand_ins {
+        let candidates = fallback::candidates(&self.catalog(), wanted, fallback, is_allowed);
+        for candidate in candidates {
             // The deadline has passed: do not load a fallback that no client waits for.
             if Instant::now() >= deadline {
                 break;
             }
             // Ask by revision: another content of the same version may have another embedding
             // space.
-            let (id, _version, revision) = stand_in.parts();
-            let name = stand_in.name();
+            let (id, _version, revision) = candidate.parts();
+            let name = candidate.name();
             match self.lease_by(&format!("{id}@{revision}"), deadline).await {
-                Ok(lease) if lease.key != stand_in => {
-                    tracing::debug!(model = %stand_in, "cannot stand in: its revision is a version");
+                Ok(lease) if lease.key != candidate => {
+                    tracing::debug!(model = %candidate, "fallback skipped: its revision is the name of a version");
                 }
                 Ok(lease) => {
                     if self.fallback_log.record_fallback(wanted, name, &error) {
@@ -170,11 +174,11 @@ impl ManagerHandle {
                         });
                     }
                     let wanted = wanted.to_owned();
-                    let stands_in = Some(Arc::new(FallbackFor { requested: wanted, error }));
-                    return Ok(Lease { fallback_for: stands_in, ..lease });
+                    let fallback_for = Some(Arc::new(FallbackFor { requested: wanted, error }));
+                    return Ok(Lease { fallback_for, ..lease });
                 }
                 Err(error) => {
-                    tracing::debug!(model = %stand_in, error = chain(&error), "cannot stand in");
+                    tracing::debug!(model = %candidate, error = chain(&error), "fallback cannot answer");
                 }
             }
         }
@@ -231,19 +235,25 @@ impl ManagerHandle {
         absent: &ReleasedLease,
         deadline: Instant,
     ) -> Result<Lease, ModelError> {
-        let ReleasedLease { name, key, info, fallback_for: stands_in } = absent.clone();
+        let ReleasedLease { name, key, info, fallback_for } = absent.clone();
         let lease =
             self.lease_by(&format!("{}@{}", info.manifest.id, info.revision), deadline).await?;
         // A revision is shortened, so that it may match another content by now.
         if lease.key != key {
             return Err(ModelError::Ended(name));
         }
-        Ok(Lease { name, info, fallback_for: stands_in, ..lease })
+        Ok(Lease { name, info, fallback_for, ..lease })
     }
 
     async fn lease_by(&self, name: &str, deadline: Instant) -> Result<Lease, ModelError> {
         let patience = deadline.saturating_duration_since(Instant::now()).min(LOAD_TIMEOUT);
-        match tokio::time::timeout(patience, self.lease(Some(name))).await {
+        // After the deadline even a resident model is a timeout: the client no longer waits.
+        if !patience.is_zero()
+            && let Some(lease) = self.lease_resident(name)
+        {
+            return Ok(lease);
+        }
+        match tokio::time::timeout(patience, self.request_lease(name.to_owned())).await {
             Ok(answer) => answer,
             Err(_elapsed) => {
                 let name = name.to_owned();
@@ -371,12 +381,186 @@ impl ManagerHandle {
     /// Returns the name of the model that answers requests without a model name. An alias is
     /// resolved.
     pub fn default_model(&self) -> String {
-        let settings = self.settings.borrow();
-        alias::resolve_without_canary(&settings.aliases, settings.default_model())
+        self.catalog().default_model(None)
+    }
+
+    /// Returns the catalog of the installed models and of their names.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.current()
     }
 
     /// Returns the summary of all models, and its changes.
     pub fn overview(&self) -> watch::Receiver<Overview> {
         self.overview.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::pin::Pin;
+    use std::time::SystemTime;
+
+    use futures_util::FutureExt;
+    use tempfile::TempDir;
+
+    use super::super::retention::{KeepAlive, ModelUser};
+    use super::super::{DefaultModelState, load};
+    use super::*;
+    use crate::engine::Precision;
+    use crate::package::{
+        BoxError, CleanupRule, Manifest, Origin, PackRequest, PackageContents, Quota, UnpackLimits,
+        pack,
+    };
+
+    const MODEL: &str = "tiny-bert-mean";
+    const OPTIONS: EngineOptions =
+        EngineOptions { threads: 1, batch_tokens: 512, precision: Precision::F32 };
+
+    /// A manager with one installed model, which is the default one. It runs only while a test
+    /// waits in [`run`](Self::run).
+    struct TestManager {
+        handle: ManagerHandle,
+        task: Pin<Box<dyn Future<Output = ()> + Send>>,
+        settings: watch::Sender<Arc<Settings>>,
+        _place: TempDir,
+    }
+
+    fn settings() -> Settings {
+        let mut settings = Settings::default();
+        settings.memory.embedding_model = MODEL.to_owned();
+        settings
+    }
+
+    /// Computes the vector of the self-test with the real engine.
+    fn computed(manifest: &Manifest, contents: &PackageContents) -> Result<Vec<f32>, BoxError> {
+        let model = load::load(manifest, contents.clone(), OPTIONS)?;
+        Ok(load::embed_plain(&model, &manifest.self_test.text)?)
+    }
+
+    fn install(store: &Store) {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(MODEL);
+        let mut package = Vec::new();
+        let request = PackRequest { source, ..PackRequest::default() };
+        pack(&request, &computed, &|_, _| {}, &mut package).unwrap();
+        let size = Bytes::mib(64);
+        let quota = Quota { max_size: size, max_models: 9, cleanup: CleanupRule::Manual };
+        let staged = store.stage(&package[..], &UnpackLimits::for_size(size)).unwrap();
+        let key = store.install(staged, Origin::Installed, quota, |_| false).unwrap().entry.key;
+        store.activate(&key, quota, |_| false).unwrap();
+    }
+
+    impl TestManager {
+        /// Creates a manager, which has not loaded the model yet.
+        fn new() -> Self {
+            let place = tempfile::tempdir().unwrap();
+            let store = Arc::new(Store::volatile(place.path()).unwrap());
+            install(&store);
+            let (change_settings, settings) = watch::channel(Arc::new(settings()));
+            let parts = ManagerParts {
+                store,
+                options: OPTIONS,
+                settings,
+                sampler: MemorySampler::new(Path::new("/"), None),
+                readings: watch::channel(Reading::default()).1,
+                usage: Arc::new(Usage::open(&place.path().join("usage.json"))),
+                metrics: Metrics::new(&[]),
+                events: Events::new(SystemTime::now()),
+            };
+            let (handle, task) = ManagerHandle::new(parts, CancellationToken::new());
+            Self { handle, task: Box::pin(task), settings: change_settings, _place: place }
+        }
+
+        /// Runs the manager until `work` is done.
+        async fn run<T>(&mut self, work: impl Future<Output = T>) -> T {
+            tokio::select! {
+                done = work => done,
+                () = &mut self.task => panic!("the manager ended"),
+            }
+        }
+
+        /// Loads the model, and returns a lease on it.
+        async fn load(&mut self) -> Lease {
+            let handle = self.handle.clone();
+            self.run(handle.lease(Some(MODEL))).await.unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn resident_model_is_leased_without_the_manager() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        assert!(handle.lease_resident(MODEL).is_none(), "the model is not loaded");
+        let first = manager.load().await;
+        // The manager does not run here.
+        let second = handle.lease(None).now_or_never().unwrap().unwrap();
+        assert_eq!((first.key, first.info.revision), (second.key, second.info.revision));
+        assert_eq!(handle.store().entries()[0].accesses.count(), 2);
+        assert!(handle.lease_resident("other").is_none());
+    }
+
+    #[tokio::test]
+    async fn draining_model_is_leased_after_reload() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        drop(manager.load().await);
+        let held = handle.lease_resident(MODEL).unwrap();
+        let name = MODEL.to_owned();
+        let unload = handle.send_command(|reply| Command::Unload { name, reply });
+        let drained = manager.run(unload).await.unwrap().unwrap().unwrap();
+        // The drain waits for the lease, and no other lease is created.
+        assert!(handle.lease_resident(MODEL).is_none());
+        drop(held);
+        manager.run(drained).await.unwrap();
+        assert!(handle.lease_resident(MODEL).is_none());
+        let again = manager.load().await;
+        assert!(handle.lease_resident(MODEL).is_some());
+        drop(again);
+    }
+
+    #[tokio::test]
+    async fn changed_rules_apply_to_the_next_lease() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        drop(manager.load().await);
+        let mut bundled_only = settings();
+        bundled_only.memory.model_cache.bundled_only = true;
+        manager.settings.send(Arc::new(bundled_only)).unwrap();
+        assert!(handle.lease_resident(MODEL).is_none());
+        let refused = manager.run(handle.lease(Some(MODEL))).await.unwrap_err();
+        assert!(matches!(refused, ModelError::BundledOnly(_)), "{refused}");
+        manager.settings.send(Arc::new(settings())).unwrap();
+        assert!(handle.lease_resident(MODEL).is_some());
+        handle.serving.set_shedding(true);
+        assert!(handle.lease_resident(MODEL).is_none());
+        handle.serving.set_shedding(false);
+        // The manager has not heard of the removal, but no request finds the entry.
+        let key = handle.store().entries()[0].key.clone();
+        handle.store().remove(&key).unwrap();
+        assert!(handle.lease_resident(MODEL).is_none());
+        let missing = manager.run(handle.lease(Some(MODEL))).await.unwrap_err();
+        assert!(matches!(missing, ModelError::Unknown { .. }), "{missing}");
+    }
+
+    #[tokio::test]
+    async fn idle_model_is_unloaded_after_direct_lease() {
+        let mut manager = TestManager::new();
+        let handle = manager.handle.clone();
+        drop(manager.load().await);
+        let held = handle.lease_resident(MODEL).unwrap();
+        let user = ModelUser::of_uid(1);
+        held.record_use(user);
+        let keep_alive = KeepAlive::For(Duration::ZERO);
+        let wish = KeepAliveRequest { user, is_admin: false, keep_alive };
+        manager.run(handle.keep_alive(MODEL, wish)).await.unwrap();
+        // The manager sees the lease, although it did not create it.
+        let view = manager.run(handle.memory()).await.unwrap();
+        assert_eq!(view.models[0].idle, Some(Duration::ZERO));
+        assert!(handle.lease_resident(MODEL).is_some());
+        drop(held);
+        let mut overview = handle.overview();
+        let unloaded = |overview: &Overview| overview.state == DefaultModelState::Unloaded;
+        drop(manager.run(overview.wait_for(unloaded)).await.unwrap());
+        assert!(handle.lease_resident(MODEL).is_none());
     }
 }

@@ -84,7 +84,7 @@ pub struct LivenessProbe {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WorkerStall {
     /// The worker was asked for a pass and did not begin it.
-    #[error("the worker of {model} has begun no forward pass for {waited:?}")]
+    #[error("the worker of {model} has not started a forward pass for {waited:?}")]
     NotStarted {
         /// The model.
         model: String,
@@ -172,7 +172,7 @@ mod tests {
         let idle = check_progress(&key(), None, asked, now).unwrap_err();
         assert_eq!(
             idle.to_string(),
-            "the worker of a@1+0123456789ab has begun no forward pass for 10s"
+            "the worker of a@1+0123456789ab has not started a forward pass for 10s"
         );
     }
 

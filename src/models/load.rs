@@ -33,18 +33,18 @@ const fn min_cosine(precision: Precision) -> f64 {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The manifest names something that this version does not support.
-    #[error("the manifest asks for what this version does not have")]
+    #[error("the manifest names a feature that this version does not support")]
     Unsupported(#[from] UnknownName),
     /// The process that ran the self-test reported that the model does not work.
     #[error("{0}")]
     FailedInChild(String),
     /// The files are not a model that can be loaded.
-    #[error("the files are not a model that can be loaded")]
+    #[error("the model cannot be loaded from its files")]
     Engine(#[from] EngineError),
     /// The model computes another vector for the text of the self-test.
     #[error(
-        "the self-test failed in {precision}: cosine {cosine:.6} to the manifest's vector, at least {} \
-         expected",
+        "the self-test failed in {precision}: the cosine to the vector of the manifest is \
+         {cosine:.6}, and at least {} is required",
         min_cosine(*precision)
     )]
     SelfTest {
@@ -250,7 +250,7 @@ pub fn retry_options(
     tracing::warn!(
         name: Message::PrecisionReplaced.name(),
         model = %key, error = chain(error),
-        "{precision} is not used, but f32"
+        "self-test failed; falling back to f32"
     );
     Some(EngineOptions { precision: Precision::F32, ..options })
 }
@@ -559,9 +559,9 @@ mod tests {
         } else {
             let expected = [
                 "WARN".to_owned(),
-                format!("{picked} is not used, but f32"),
+                "self-test failed; falling back to f32".to_owned(),
                 format!("model={key}"),
-                format!("the self-test failed in {picked}: cosine "),
+                format!("the self-test failed in {picked}: the cosine "),
             ];
             assert!(expected.iter().all(|part| log.contains(part)), "{log}");
         }

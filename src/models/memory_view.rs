@@ -87,6 +87,6 @@ pub fn thresholds(settings: &Settings) -> Thresholds {
         high: memory.pressure.high,
         critical: memory.pressure.critical,
         min_free: memory.min_free,
-        quiet: memory.pressure.quiet,
+        quiet: memory.pressure.recovery_time,
     }
 }

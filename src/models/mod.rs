@@ -3,9 +3,10 @@
 //!
 //! This module holds the workers, the manager's table of models, and the rules of installation.
 //! Other modules use a [`ManagerHandle`] (to ask the manager) or a [`Lease`] (to send requests to
-//! one resident model). Only the manager changes the state of a model.
+//! one resident model). Only the manager changes the state of a model. [`catalog`] decides what a
+//! model name means.
 
-pub mod alias;
+pub mod catalog;
 mod error;
 mod fallback;
 mod handle;
@@ -19,6 +20,7 @@ mod model_state;
 mod queue;
 mod retention;
 pub mod selftest;
+mod serving;
 pub mod trust;
 pub mod usage;
 mod worker;
@@ -27,13 +29,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-pub use error::ModelError;
+pub use error::{MemoryRefusal, ModelError};
 pub use fallback::{Fallback, FallbackFor};
-pub use handle::{ManagerHandle, ManagerParts};
+pub use handle::ManagerHandle;
 pub use liveness::{LivenessProbe, WorkerStall};
+pub use manager::ManagerParts;
 pub use memory_view::{ActionRecord, FlushResult, MemoryView, ModelView, thresholds};
-pub use model_state::{KeepAlive, MemoryRefusal};
-pub use retention::{KeepAliveRequest, ModelUser};
+pub use queue::MAX_RETRY_AFTER;
+pub use retention::{KeepAlive, KeepAliveRequest, ModelUser};
 pub use worker::WorkerError;
 
 use crate::engine::{
@@ -41,7 +44,7 @@ use crate::engine::{
 };
 use crate::memory::level::PressureLevel;
 use crate::package::{EntryKey, Manifest};
-use alias::Alias;
+use catalog::Alias;
 use queue::{PushError, QueueSender};
 use retention::LastUses;
 use usage::{RequestOutcome, Usage};
@@ -159,7 +162,7 @@ impl fmt::Display for Overview {
         let models = if *installed == 1 { "model" } else { "models" };
         write!(
             f,
-            "{default_model} {state}, {installed} {models} installed, memory {level} (heard from {source})"
+            "{default_model} {state}, {installed} {models} installed, memory {level} (reported by {source})"
         )?;
         if !degraded.is_empty() {
             write!(f, "; degraded: {}", degraded.join("; "))?;

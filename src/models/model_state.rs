@@ -9,9 +9,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::error::ModelError;
+use super::error::{MemoryRefusal, ModelError};
 use super::queue::QueueSender;
 use super::retention::{KeepAliveRequest, Retention, RetentionTracker};
+use super::serving::ServedModel;
 use super::worker::{ReadyModel, WorkerError};
 use super::{Lease, Residency};
 use crate::base::errors::chain;
@@ -111,15 +112,6 @@ impl WorkerHandle {
     }
 }
 
-/// Time for which a client wants a model to stay after each use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeepAlive {
-    /// This time; zero unloads the model at once.
-    For(Duration),
-    /// No limit: the model stays until its memory is needed.
-    Forever,
-}
-
 /// A resident model.
 pub(super) struct ResidentModel {
     pub(super) ready: ReadyModel,
@@ -127,9 +119,7 @@ pub(super) struct ResidentModel {
     /// Estimated footprint.
     pub(super) footprint: Footprint,
     since: Instant,
-    /// Time of the last use that was seen.
-    last_used: Instant,
-    /// Needs of its users; dropped when the model is unloaded.
+    /// Needs of its users, and the time of the last use; dropped when the model is unloaded.
     pub(super) retention: Box<RetentionTracker>,
 }
 
@@ -140,13 +130,24 @@ impl ResidentModel {
         footprint: Footprint,
         now: Instant,
     ) -> Self {
-        Self { ready, worker, footprint, since: now, last_used: now, retention: Box::default() }
+        Self { ready, worker, footprint, since: now, retention: Box::default() }
+    }
+
+    /// Returns the parts that leases on the model share.
+    pub(super) fn served(&self) -> ServedModel {
+        let ReadyModel { info, tokenizer, .. } = &self.ready;
+        ServedModel::new(info, tokenizer, &self.worker.queue, self.retention.uses())
+    }
+
+    /// Returns the time of the last use that was recorded, or of the load if there was none.
+    pub(super) fn last_used(&self) -> Instant {
+        self.retention.uses().last_use().unwrap_or(self.since)
     }
 
     /// Returns the need that ends last. The settings give `max_idle_time`; the `keep_alive` of a
     /// user overrides it for that user. Returns `None` if the need has no end.
     pub(super) fn retention(&self, max_idle_time: Option<Duration>) -> Option<Retention> {
-        self.retention.latest(self.last_used, max_idle_time)
+        self.retention.latest(self.last_used(), max_idle_time)
     }
 
     pub(super) fn set_keep_alive(&mut self, wish: KeepAliveRequest) {
@@ -163,15 +164,11 @@ impl ResidentModel {
     }
 
     /// Returns the time since the last use. A request in progress is a use.
-    pub(super) fn idle(&mut self, now: Instant) -> Duration {
+    pub(super) fn idle(&self, now: Instant) -> Duration {
         if self.is_busy() {
-            self.last_used = now;
+            self.retention.uses().touch(now);
         }
-        now.saturating_duration_since(self.last_used)
-    }
-
-    pub(super) fn touch(&mut self, now: Instant) {
-        self.last_used = now;
+        now.saturating_duration_since(self.last_used())
     }
 
     pub(super) fn resident_for(&self, now: Instant) -> Duration {
@@ -214,21 +211,6 @@ pub(super) struct DrainingModel {
     pub(super) waiters: Vec<oneshot::Sender<()>>,
 }
 
-/// Reason why a model was not loaded, with numbers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemoryRefusal {
-    /// Most memory that the model takes.
-    pub needed: Bytes,
-    /// Memory that is available without an eviction.
-    pub headroom: Bytes,
-    /// Memory that would be available if every evictable model were evicted.
-    pub max_headroom: Bytes,
-    /// Tightest limit on the memory, as text.
-    pub limit: String,
-    /// Time after which to retry; `None` when the model will not fit then either.
-    pub retry_after: Option<Duration>,
-}
-
 impl ModelState {
     /// Returns the state that is shown to clients.
     pub(super) fn residency(&self) -> Residency {
@@ -246,12 +228,5 @@ impl ModelState {
             Self::Refused { refusal, .. } => Residency::Failed(refusal.to_string()),
             Self::Failed { error, .. } => Residency::Failed(chain(&**error)),
         }
-    }
-}
-
-impl std::fmt::Display for MemoryRefusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { needed, headroom: room, max_headroom: most, limit, .. } = self;
-        write!(f, "it needs {needed}; {room} are free now and at most {most}, because of {limit}")
     }
 }

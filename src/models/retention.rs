@@ -8,12 +8,10 @@
 //! Pure, apart from the lock of [`LastUses`].
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-
-use super::model_state::KeepAlive;
 
 /// Users of one model that are distinguished. Further ones count as one user without a wish.
 const MAX_USERS: usize = 64;
@@ -37,6 +35,15 @@ impl ModelUser {
     }
 }
 
+/// Time for which a client wants a model to stay after each use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// This time; zero unloads the model at once.
+    For(Duration),
+    /// No limit: the model stays until its memory is needed.
+    Forever,
+}
+
 /// Time for which a user wants a model to stay after each use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeepAliveRequest {
@@ -54,22 +61,39 @@ pub(super) struct LastUses(Mutex<LastUseTimes>);
 
 #[derive(Debug, Default)]
 struct LastUseTimes {
+    /// Last use by anybody, with or without a known user.
+    any: Option<Instant>,
     last: BTreeMap<ModelUser, Instant>,
     /// Whether there were more users than are distinguished.
     has_other_users: bool,
 }
 
 impl LastUses {
+    /// Records that the model is used at `now`. Leases call this, and the manager.
+    pub(super) fn touch(&self, now: Instant) {
+        let mut used = self.lock();
+        used.any = used.any.max(Some(now));
+    }
+
+    /// Returns the time of the last recorded use.
+    pub(super) fn last_use(&self) -> Option<Instant> {
+        self.lock().any
+    }
+
     /// Records that `user` uses the model at `now`.
     pub(super) fn record(&self, user: ModelUser, now: Instant) {
-        // Each change leaves the map consistent, so that a poisoned lock can be used.
-        let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used = self.lock();
         if used.last.len() >= MAX_USERS && !used.last.contains_key(&user) {
             used.has_other_users = true;
             let oldest = used.last.iter().min_by_key(|(_, last)| **last).map(|(user, _)| *user);
             oldest.and_then(|oldest| used.last.remove(&oldest));
         }
         used.last.insert(user, now);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LastUseTimes> {
+        // Each change leaves the times consistent, so that a poisoned lock can be used.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -151,11 +175,11 @@ impl RetentionTracker {
                 is_shortened: is_cut_short,
             })
         };
-        let known = self.uses.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.uses.lock();
         // A long request counts as use until it ends. Only `used` shows its end, and it belongs to
         // the latest user.
         let latest = known.last.iter().max_by_key(|(_, last)| **last).map(|(user, _)| *user);
-        let nobody = (known.last.is_empty() || known.has_other_users).then(|| by_rule(used));
+        let unknown = (known.last.is_empty() || known.has_other_users).then(|| by_rule(used));
         let needs = known.last.iter().map(|(user, last)| {
             let last = if latest == Some(*user) { used.max(*last) } else { *last };
             self.keep_alive_by_user
@@ -163,7 +187,7 @@ impl RetentionTracker {
                 .map_or_else(|| by_rule(last), |wish| by_wish(last, wish))
         });
         let mut latest: Option<Retention> = None;
-        for need in nobody.into_iter().chain(needs) {
+        for need in unknown.into_iter().chain(needs) {
             // A need that does not end outlasts all others.
             let need = need?;
             latest = latest.filter(|latest| latest.until >= need.until).or(Some(need));
@@ -248,6 +272,15 @@ mod tests {
         let (mut needs, now) = (RetentionTracker::default(), Instant::now());
         needs.set_keep_alive(member(1, KeepAlive::For(Duration::ZERO)));
         assert_eq!(stays(&needs, now, Some(HOUR)), Some(HOUR));
+    }
+
+    #[test]
+    fn last_use_never_goes_back() {
+        let (uses, now) = (LastUses::default(), Instant::now());
+        assert_eq!(uses.last_use(), None);
+        uses.touch(now + HOUR);
+        uses.touch(now);
+        assert_eq!(uses.last_use(), Some(now + HOUR));
     }
 
     #[test]

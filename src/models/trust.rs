@@ -53,14 +53,14 @@ pub fn log_changes(changed: &TrustChange) {
         tracing::warn!(
             name: Message::PackageDisabled.name(),
             model = %entry.key, reason,
-            "may not be used any more"
+            "model disabled"
         );
     }
     for entry in &changed.enabled {
         tracing::info!(
             name: Message::PackageEnabled.name(),
             model = %entry.key,
-            "may be used again"
+            "model enabled again"
         );
     }
 }
@@ -86,7 +86,11 @@ pub async fn watch_keys(
         let (changed, errors) = match judged {
             Ok(judged) => judged,
             Err(error) => {
-                tracing::error!(name: Message::InternalFault.name(), %error, "keys were not read");
+                tracing::error!(
+                    name: Message::InternalFault.name(),
+                    %error,
+                    "task that reads the keys did not finish"
+                );
                 continue;
             }
         };
@@ -97,7 +101,7 @@ pub async fn watch_keys(
                 tracing::error!(
                     name: Message::KeyUnusable.name(),
                     errno = errno(error), error = chain(error),
-                    "no package is installed before this is mended"
+                    "key cannot be used; no package is installed until it is corrected"
                 );
             }
             told = texts;

@@ -49,7 +49,7 @@ pub enum WorkerError {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// The thread could not be started.
-    #[error("cannot start a thread")]
+    #[error("cannot start the thread of the worker")]
     Thread(#[source] io::Error),
     /// The thread panicked; the cause is in the log.
     #[error("the worker ended unexpectedly")]
@@ -208,7 +208,7 @@ impl ModelServer<'_> {
                     tracing::warn!(
                         name: Message::BatchesLimited.name(),
                         batches = taken, %error,
-                        "the system gives no thread for another batch"
+                        "thread for another batch cannot be started"
                     );
                     break;
                 }
@@ -229,7 +229,7 @@ impl ModelServer<'_> {
                     if let Err(error) = self.pass_tracker.track(1, pass) {
                         // A failed pass shows life as well. Requests report the error to their
                         // clients.
-                        tracing::debug!(%error, "a pass of one token failed");
+                        tracing::debug!(%error, "liveness pass failed");
                     }
                     // The caller may have stopped waiting.
                     let (Ok(()) | Err(())) = done.send(());

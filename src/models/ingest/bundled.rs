@@ -16,7 +16,7 @@ use crate::models::install::InstallError;
 use crate::package::drop_dir::{
     self, DropScanner, FileFingerprint, LAST_RETRY, MissingResource, ScanResult, Verdict,
 };
-use crate::package::{InstallStatus, Origin, resolve};
+use crate::package::{InstallStatus, Origin};
 use crate::telemetry::log::Message;
 
 /// Bundled directory and the state of its files.
@@ -42,7 +42,8 @@ impl Ingester {
         let default = handle.default_model();
         let is_usable = || {
             let entries = handle.store().entries();
-            resolve(&entries, &default)
+            entries
+                .resolve(&default)
                 .is_some_and(|entry| entry.record.status == InstallStatus::Available)
         };
         if is_usable() {
@@ -110,7 +111,7 @@ impl Ingester {
         if let Err(error) = &listing
             && !was_unreadable
         {
-            log_records::log_unreadable("there are no bundled models", error);
+            log_records::log_unreadable("bundled directory cannot be read", error);
         }
         listing.ok()
     }
@@ -141,14 +142,14 @@ impl Ingester {
             tracing::error!(
                 name: Message::PackageRefused.name(),
                 file, reason, errno = errno(&error),
-                "a bundled package was refused"
+                "bundled package refused"
             );
             self.publish_rejected(file, reason);
         } else if is_news {
             tracing::error!(
                 name: Message::PackageNotInstalled.name(),
                 file, reason, errno = errno(&error),
-                "a bundled package cannot be installed now"
+                "bundled package cannot be installed now"
             );
         }
     }
@@ -195,7 +196,7 @@ impl Ingester {
                 log_records::log_removed(
                     file,
                     &entry.key,
-                    "removed: the appliance brings it no more",
+                    "model removed: the appliance no longer contains its package",
                 );
                 self.discard(entry.key.clone()).await;
             }

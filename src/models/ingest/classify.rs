@@ -47,7 +47,8 @@ pub(super) fn classify(error: &InstallError) -> Verdict {
         InstallError::NoTestAttemptsLeft
         | InstallError::NoUnpackAttemptsLeft
         | InstallError::Crashed(_)
-        | InstallError::Panicked => return Verdict::Refused(reason),
+        | InstallError::SelfTestPanicked
+        | InstallError::InstallationPanicked => return Verdict::Refused(reason),
         InstallError::Store(StoreError::Full(_)) => MissingResource::Quota,
         InstallError::Store(StoreError::NoSpace(needed)) => MissingResource::Space(needed.clone()),
         InstallError::NoMemory(_) | InstallError::NotReserved(ModelError::MemoryLimit { .. }) => {
@@ -78,7 +79,7 @@ mod tests {
     use crate::base::units::Bytes;
     use crate::engine::Precision;
     use crate::files::FileError;
-    use crate::models::model_state::MemoryRefusal;
+    use crate::models::MemoryRefusal;
     use crate::package::{Digest, TrustError};
 
     /// Tests that a package is not quarantined for a fault outside it.
@@ -108,7 +109,8 @@ mod tests {
             InstallError::NoTestAttemptsLeft,
             InstallError::NoUnpackAttemptsLeft,
             InstallError::Crashed("was ended by signal 6".to_owned()),
-            InstallError::Panicked,
+            InstallError::SelfTestPanicked,
+            InstallError::InstallationPanicked,
             engine(EngineError::Mismatch(String::new())),
         ];
         let failed = [
@@ -166,6 +168,6 @@ mod tests {
         let error =
             InstallError::Load(LoadError::SelfTest { cosine: 0.5, precision: Precision::F32 });
         let Verdict::Refused(reason) = classify(&error) else { panic!("not refused") };
-        assert!(reason.contains("does not work") && reason.contains("cosine 0.5"), "{reason}");
+        assert!(reason.contains("does not work") && reason.contains("manifest is 0.5"), "{reason}");
     }
 }

@@ -15,7 +15,7 @@ pub(super) fn log_installed(
 ) {
     let signature = match signature {
         SignatureStatus::Absent => "none".to_owned(),
-        SignatureStatus::Unchecked => "not checked, no key is configured".to_owned(),
+        SignatureStatus::Unchecked => "not checked: no key is configured".to_owned(),
         SignatureStatus::Valid(key) => format!("valid, key {key}"),
     };
     tracing::info!(
@@ -32,7 +32,7 @@ pub(super) fn log_displaced(removed: &[StoreEntry]) {
         tracing::info!(
             name: Message::StoreLimit.name(),
             model = %entry.key,
-            "left the store to make room or for its successor"
+            "model removed from the store: a limit was reached, or other content replaced it"
         );
     }
 }
@@ -53,7 +53,7 @@ pub(super) fn log_kept_without_file(file: &str, key: &EntryKey) {
     tracing::warn!(
         name: Message::DropDirectoryReplaced.name(),
         file, model = %key,
-        "stays without its file: the drop directory is another one than before"
+        "model stays without its file: the drop directory was replaced"
     );
 }
 
@@ -62,7 +62,7 @@ pub(super) fn log_readable(key: &EntryKey) {
     tracing::info!(
         name: Message::PackageAccepted.name(),
         model = %key,
-        "can be read again"
+        "model can be read again"
     );
 }
 
@@ -70,10 +70,14 @@ pub(super) fn log_readable(key: &EntryKey) {
 /// all are resolved.
 pub(super) fn log_degraded(degraded: &[String]) {
     let reason = match degraded {
-        [] => "nothing is degraded any more".to_owned(),
+        [] => "all problems of the store are resolved".to_owned(),
         degraded => degraded.join("; "),
     };
-    tracing::warn!(name: Message::StoreDegraded.name(), reason, "the condition has changed");
+    tracing::warn!(
+        name: Message::StoreDegraded.name(),
+        reason,
+        "condition of the store has changed"
+    );
 }
 
 /// Logs that an operation of the store on a model failed.
@@ -90,7 +94,7 @@ pub(super) fn log_store_error(key: &EntryKey, error: &StoreError, what: &str) {
 pub(super) fn log_bundled_missing(directory: &Path, models: usize) {
     tracing::warn!(
         name: Message::DirectoryUnreadable.name(),
-        error = "no bundled package is in it: its file system may not be mounted",
+        error = "the directory has no bundled package: check whether its file system is mounted",
         directory = %directory.display(), models,
         "bundled models stay without their files"
     );

@@ -15,20 +15,20 @@ impl Ingester {
     /// recorded yet, or if the same directory has another identity now.
     pub(super) async fn record_directories(&mut self, listing: &BTreeMap<String, FileFingerprint>) {
         self.kept_without_file.retain(|(file, _key)| !listing.contains_key(file));
-        for entry in self.installer.handle().store().entries() {
-            let Origin::Dropped { files } = entry.record.origin else { continue };
+        for entry in &self.installer.handle().store().entries() {
+            let Origin::Dropped { files } = &entry.record.origin else { continue };
             for (file, known) in files {
-                let Some(seen) = listing.get(&file) else { continue };
-                if *seen == known && seen.directory_id() != known.directory_id() {
+                let Some(seen) = listing.get(file) else { continue };
+                if seen == known && seen.directory_id() != known.directory_id() {
                     let seen = self
                         .installer
-                        .record_fingerprint(entry.key.clone(), file, seen.clone())
+                        .record_fingerprint(entry.key.clone(), file.clone(), seen.clone())
                         .await;
                     if let Some(Err(error)) = seen {
                         log_records::log_store_error(
                             &entry.key,
                             &error,
-                            "its file is not remembered",
+                            "file of the model cannot be recorded",
                         );
                     }
                 }
@@ -45,15 +45,15 @@ impl Ingester {
     /// are removed.
     pub(super) async fn on_missing_file(&mut self, name: &str, place: &str) {
         let mut seen_elsewhere = None;
-        for StoreEntry { key, record, .. } in self.entries_of_file(name) {
-            let Origin::Dropped { files } = record.origin else { continue };
+        for StoreEntry { key, record, .. } in &self.entries_of_file(name) {
+            let Origin::Dropped { files } = &record.origin else { continue };
             let Some(fingerprint) = files.get(name) else { continue };
             if fingerprint.directory_id() == Some(place) {
                 continue;
             }
             seen_elsewhere = Some(fingerprint.clone());
             if self.kept_without_file.insert((name.to_owned(), key.clone())) {
-                log_records::log_kept_without_file(name, &key);
+                log_records::log_kept_without_file(name, key);
             }
         }
         self.detach_from_others(name, None, Some(place)).await;

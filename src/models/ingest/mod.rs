@@ -24,7 +24,7 @@ use super::install::{InstallError, Installer};
 use crate::base::errors::{chain, errno};
 use crate::config::Settings;
 use crate::package::drop_dir::{self, Capacity, DropScanner, FileFingerprint, ScanResult, Verdict};
-use crate::package::{EntryKey, InstallStatus, Origin, StoreEntry};
+use crate::package::{Entries, EntryKey, InstallStatus, Origin, StoreEntry};
 use crate::telemetry::log::Message;
 use bundled::BundledDirectory;
 use classify::{classify, measure_capacity};
@@ -132,7 +132,7 @@ impl Ingester {
                     tracing::info!(
                         name: Message::PackageAccepted.name(),
                         model = %entry.key,
-                        "finished its installation"
+                        "interrupted installation finished"
                     );
                     log_records::log_displaced(&removed);
                 }
@@ -141,7 +141,7 @@ impl Ingester {
                     tracing::error!(
                         name: Message::PackageRefused.name(),
                         model = %entry.key, reason = chain(&error),
-                        "its installation could not be finished"
+                        "interrupted installation failed"
                     );
                     // Quarantine the files now. Otherwise the package would be read again and
                     // rejected again.
@@ -155,22 +155,23 @@ impl Ingester {
         }
         self.install_bundled().await;
         let now = Instant::now();
-        let mut entries = self.installer.handle().store().entries();
+        let entries = self.installer.handle().store().entries();
         // In this order, the latest installation from a file overrides earlier ones in the map
         // below.
-        entries.sort_by_key(|entry| entry.record.installed_at);
+        let mut by_time = Vec::from_iter(&entries);
+        by_time.sort_by_key(|entry| entry.record.installed_at);
         let mut dropped = BTreeMap::new();
-        for entry in entries {
+        for entry in by_time {
             // The file of a quarantined entry could not be moved away. Remember it, so that it is
             // not read again.
-            if let Origin::Dropped { files } = entry.record.origin
+            if let Origin::Dropped { files } = &entry.record.origin
                 && matches!(
                     entry.record.status,
                     InstallStatus::Available | InstallStatus::Quarantined(_)
                 )
             {
                 for (file, fingerprint) in files {
-                    dropped.insert(file, (fingerprint, entry.key.clone()));
+                    dropped.insert(file.clone(), (fingerprint.clone(), entry.key.clone()));
                 }
             }
         }
@@ -206,7 +207,7 @@ impl Ingester {
             () = cancel.cancelled() => return,
             () = started => {}
         }
-        tracing::debug!("looked at every bundled package");
+        tracing::debug!("every bundled package was examined");
         let mut validate_at = match self.schedule.borrow().validation_on_startup {
             true => Instant::now(),
             false => Instant::now() + self.schedule.borrow().validation_interval,
@@ -246,7 +247,7 @@ impl Ingester {
                 Ok(found) => found,
                 Err(error) => {
                     if !std::mem::replace(&mut self.is_unreadable, true) {
-                        log_records::log_unreadable("the drop directory cannot be read", &error);
+                        log_records::log_unreadable("drop directory cannot be read", &error);
                     }
                     return None;
                 }
@@ -288,7 +289,7 @@ impl Ingester {
             tracing::warn!(
                 name: Message::PackageKeptOut.name(),
                 file,
-                "not installed: memory.model_cache.bundled_only is set"
+                "package not installed: memory.model_cache.bundled_only is true"
             );
         }
         self.excluded = files;
@@ -331,14 +332,14 @@ impl Ingester {
                 tracing::info!(
                     name: Message::PackageIncomplete.name(),
                     file, reason,
-                    "waiting"
+                    "package is incomplete; waiting for the rest"
                 );
             }
             Verdict::Failed { reason, .. } if is_news => {
                 tracing::error!(
                     name: Message::PackageNotInstalled.name(),
                     file, reason, errno = errno(&error),
-                    "cannot be installed now"
+                    "package cannot be installed now"
                 );
             }
             _ => {}
@@ -349,16 +350,16 @@ impl Ingester {
     /// Models without another file are removed if `remove_with_file` is set.
     async fn detach_from_others(&self, name: &str, except: Option<&EntryKey>, place: Option<&str>) {
         let removes = self.schedule.borrow().remove_with_file;
-        for StoreEntry { key, record, .. } in self.entries_of_file(name) {
-            let Origin::Dropped { files } = record.origin else { continue };
+        for StoreEntry { key, record, .. } in &self.entries_of_file(name) {
+            let Origin::Dropped { files } = &record.origin else { continue };
             let is_of_place = files.get(name).is_some_and(|known| known.directory_id() == place);
-            if Some(&key) == except || !is_of_place {
+            if Some(key) == except || !is_of_place {
                 continue;
             }
             if removes {
-                self.remove_if_only_file(name, &key).await;
+                self.remove_if_only_file(name, key).await;
             } else {
-                self.detach(&key, name).await;
+                self.detach(key, name).await;
             }
         }
     }
@@ -366,21 +367,21 @@ impl Ingester {
     /// Removes a model if `name` is its only file.
     async fn remove_if_only_file(&self, name: &str, key: &EntryKey) {
         match self.installer.remove_with_file(key.clone(), name.to_owned()).await {
-            Some(Ok(true)) => log_records::log_kept(name, key, "stays: it has another file"),
-            Some(Ok(false)) => log_records::log_removed(name, key, "removed with its file"),
-            Some(Err(error)) => log_records::log_store_error(key, &error, "cannot be removed"),
+            Some(Ok(true)) => log_records::log_kept(name, key, "model stays: it has another file"),
+            Some(Ok(false)) => log_records::log_removed(name, key, "model removed with its file"),
+            Some(Err(error)) => {
+                log_records::log_store_error(key, &error, "model cannot be removed");
+            }
             None => {}
         }
     }
 
     /// Returns the models that came with the file `name`, possibly with other files too.
-    fn entries_of_file(&self, name: &str) -> Vec<StoreEntry> {
-        let mut entries = self.installer.handle().store().entries();
-        entries.retain(|entry| match &entry.record.origin {
+    fn entries_of_file(&self, name: &str) -> Entries {
+        self.installer.handle().store().entries().filtered(|entry| match &entry.record.origin {
             Origin::Dropped { files } => files.contains_key(name),
             _ => false,
-        });
-        entries
+        })
     }
 
     /// Detaches the file `name` from a model. Returns whether the model stays without the file.
@@ -388,12 +389,12 @@ impl Ingester {
         match self.installer.detach_from_file(key.clone(), name.to_owned()).await {
             Some(Ok(stays)) => {
                 if stays {
-                    log_records::log_kept(name, key, "stays: it has another file");
+                    log_records::log_kept(name, key, "model stays: it has another file");
                 }
                 stays
             }
             Some(Err(error)) => {
-                log_records::log_store_error(key, &error, "cannot be parted from a file");
+                log_records::log_store_error(key, &error, "model cannot be detached from a file");
                 true
             }
             None => true,
@@ -402,7 +403,7 @@ impl Ingester {
 
     async fn discard(&self, key: EntryKey) {
         if let Some(Err(error)) = self.installer.discard(key.clone()).await {
-            log_records::log_store_error(&key, &error, "cannot be removed");
+            log_records::log_store_error(&key, &error, "model cannot be removed");
         }
     }
 }
@@ -415,7 +416,7 @@ async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
         tracing::error!(
             name: Message::InternalFault.name(),
             %error,
-            "work on the drop directory was lost"
+            "task for the drop directory did not finish"
         )
     })
     .ok()

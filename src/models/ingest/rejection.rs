@@ -27,7 +27,7 @@ impl Ingester {
         tracing::error!(
             name: Message::PackageRefused.name(),
             model = %key, reason,
-            "quarantined"
+            "model quarantined"
         );
         let mut moved = false;
         if let Origin::Dropped { files } = &entry.record.origin {
@@ -36,7 +36,7 @@ impl Ingester {
         if moved {
             self.discard(key.clone()).await;
         } else if let Some(Err(error)) = self.installer.quarantine(key.clone(), reason).await {
-            log_records::log_store_error(key, &error, "cannot be quarantined");
+            log_records::log_store_error(key, &error, "model cannot be quarantined");
         }
     }
 
@@ -102,7 +102,7 @@ impl Ingester {
                 tracing::info!(
                     name: Message::PackageIncomplete.name(),
                     file, reason,
-                    "another file took the place of a refused one, which is looked at next"
+                    "refused file was replaced by another file, which is examined next"
                 );
                 Ok(())
             }
@@ -119,7 +119,7 @@ impl Ingester {
                 tracing::error!(
                     name: Message::PackageRefused.name(),
                     file, reason, errno = errno(&error), error = chain(&error),
-                    "package refused, left where it is"
+                    "package refused, but it cannot be moved to quarantine"
                 );
                 Err(NotMoved)
             }
@@ -139,9 +139,9 @@ impl Ingester {
     /// file any more.
     async fn detach_models(&self, name: &str) {
         let mut entries = Vec::new();
-        for entry in self.entries_of_file(name) {
+        for entry in &self.entries_of_file(name) {
             if !self.detach(&entry.key, name).await {
-                entries.push(entry);
+                entries.push(entry.clone());
             }
         }
         if entries.is_empty() {
@@ -154,7 +154,7 @@ impl Ingester {
                 tracing::warn!(
                     name: Message::PackageStays.name(),
                     file = name, errno = errno(&error), error = chain(&error),
-                    "its models stay"
+                    "models of the refused file stay: the file cannot be read"
                 );
                 None
             }
@@ -167,10 +167,18 @@ impl Ingester {
             }
             match self.installer.detach_from_all_files(entry.key.clone()).await {
                 Some(Ok(())) => {
-                    log_records::log_kept(name, &entry.key, "stays: its successor was refused");
+                    log_records::log_kept(
+                        name,
+                        &entry.key,
+                        "model stays: its successor was refused",
+                    );
                 }
                 Some(Err(error)) => {
-                    log_records::log_store_error(&entry.key, &error, "cannot be kept");
+                    log_records::log_store_error(
+                        &entry.key,
+                        &error,
+                        "model cannot be detached from its files",
+                    );
                 }
                 None => return,
             }

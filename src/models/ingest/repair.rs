@@ -50,21 +50,19 @@ impl Ingester {
     pub(super) async fn repair(&mut self) -> Option<Instant> {
         let store = Arc::clone(self.installer.handle().store());
         let unreadable = store.unreadable_keys();
-        let mut entries = store.entries();
-        entries.retain(|entry| {
+        let entries = store.entries().filtered(|entry| {
             matches!(entry.record.status, InstallStatus::Corrupt(_))
                 || unreadable.contains(&entry.key)
         });
         let damaged = entries.iter().map(|entry| entry.key.clone()).collect();
         let (due, next) = self.repairs.due(damaged, Instant::now());
-        entries.retain(|entry| due.contains(&entry.key));
-        for entry in entries {
+        for entry in &entries.filtered(|entry| due.contains(&entry.key)) {
             match &entry.record.origin {
                 Origin::Dropped { files } => {
                     files.keys().for_each(|file| self.scanner.rescan(file));
                 }
                 // The drop directory may hold a copy of a package that an administrator installed.
-                Origin::Installed => self.reread_package(&entry).await,
+                Origin::Installed => self.reread_package(entry).await,
                 Origin::Bundled { file, .. } => self.bundled.scanner.rescan(file),
             }
         }
@@ -104,8 +102,7 @@ impl Ingester {
         let mut degraded = condition.degraded();
         if !self.kept_without_file.is_empty() {
             degraded.push(
-                "the drop directory is another one than before; models stay without their files"
-                    .to_owned(),
+                "the drop directory was replaced; models stay without their files".to_owned(),
             );
         }
         if degraded != self.degraded {
@@ -118,7 +115,7 @@ impl Ingester {
     /// Hashes every installed file. The next round of the main loop repairs the entries that are
     /// found to be corrupt.
     pub(super) async fn validate(&mut self, cancel: &CancellationToken) {
-        for entry in self.installer.handle().store().entries() {
+        for entry in &self.installer.handle().store().entries() {
             if cancel.is_cancelled() {
                 return;
             }

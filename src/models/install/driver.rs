@@ -86,7 +86,7 @@ impl<'a> InstallDriver<'a> {
     /// [`InstallStatus::Quarantined`] if it is bundled and its self-test crashed. If the self-test
     /// has used all its attempts, or if the daemon is stopping, the entry is left unchanged.
     pub fn finish(&self, key: &EntryKey) -> Result<Vec<StoreEntry>, InstallError> {
-        let entry = self.store.entries().into_iter().find(|entry| entry.key == *key);
+        let entry = self.store.entries().get(key).cloned();
         let entry = entry.ok_or_else(|| StoreError::Unknown(key.clone()))?;
         if entry.record.is_given_up() {
             return Err(InstallError::NoTestAttemptsLeft);
@@ -105,7 +105,7 @@ impl<'a> InstallDriver<'a> {
                 tracing::error!(
                     name: Message::StoreFailed.name(),
                     model = %stuck, errno = errno(&error), error = chain(&error),
-                    "cannot be removed, although {key} has its place"
+                    "model cannot be removed from the store, although a new model replaces it"
                 );
             }
             Ok(removed)
@@ -115,7 +115,7 @@ impl<'a> InstallDriver<'a> {
             Err(InstallError::Stopping) => self.store.cancel_test(key)?,
             // A bundled file cannot be moved away. Without the quarantine, the test would crash
             // again at each start.
-            Err(error @ (InstallError::Crashed(_) | InstallError::Panicked))
+            Err(error @ (InstallError::Crashed(_) | InstallError::SelfTestPanicked))
                 if entry.record.origin.is_bundled() =>
             {
                 self.store.quarantine(key, chain(error))?;

@@ -200,8 +200,10 @@ impl Installer {
         });
         done.await.unwrap_or_else(|error| {
             log_lost(&error);
-            let panicked = error.is_panic();
-            Err(if panicked { InstallError::Panicked } else { InstallError::Stopping })
+            Err(match error.is_panic() {
+                true => InstallError::InstallationPanicked,
+                false => InstallError::Stopping,
+            })
         })
     }
 
@@ -336,7 +338,7 @@ impl Installer {
                 tracing::error!(
                     name: Message::IntegrityFailure.name(),
                     model = %key, error = chain(error),
-                    "validation failed"
+                    "validation of the model failed"
                 );
                 self.handle
                     .metrics()
@@ -346,13 +348,13 @@ impl Installer {
             Err(error) => tracing::error!(
                 name: Message::StoreFailed.name(),
                 model = %key, errno = errno(error), error = chain(error),
-                "validation failed"
+                "validation of the model failed"
             ),
             Ok(true) => {
                 tracing::info!(
                     name: Message::PackageAccepted.name(),
                     model = %key,
-                    "its files are right again"
+                    "files of the model are intact again"
                 );
                 self.handle.notify_store_changed(Vec::new()).await;
             }
@@ -398,7 +400,11 @@ impl Installer {
 }
 
 fn log_lost(error: &JoinError) {
-    tracing::error!(name: Message::InternalFault.name(), %error, "work on the store was lost");
+    tracing::error!(
+        name: Message::InternalFault.name(),
+        %error,
+        "task for the store did not finish"
+    );
 }
 
 /// Returns the name of the file that contained the package. Returns `None` if the package did not

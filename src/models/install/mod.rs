@@ -38,16 +38,15 @@ pub use driver::InstallDriver;
 pub use installer::Installer;
 
 use super::ModelError;
-use super::alias;
+use super::catalog;
 use super::load::{self, LoadError};
 use crate::config::{CleanupPolicy, Settings};
 use crate::engine;
 use crate::files::FileError;
 use crate::package::{
-    CleanupRule, Consent, EntryKey, IdClaim, Origin, PackageBytes, PackageHeader, Quota,
+    CleanupRule, Consent, Entries, EntryKey, IdClaim, Origin, PackageBytes, PackageHeader, Quota,
     ReservedIds, Sidecars, SignatureError, SignatureStatus, Staged, Store, StoreEntry, StoreError,
     StoreInstall, TrustError, TrustedKeys, UnpackError, UnpackLimits, check_claim, drop_dir,
-    previous_version, resolve, resolve_any,
 };
 use crate::telemetry::metrics::FailureType;
 
@@ -78,7 +77,7 @@ impl From<&Settings> for InstallRules {
     fn from(settings: &Settings) -> Self {
         let cache = &settings.memory.model_cache;
         let mut kept = settings.memory.preload_models.clone();
-        kept.extend(alias::implicit_models(settings));
+        kept.extend(catalog::implicit_models(settings));
         Self {
             keys_directory: settings.packages.keys_directory.clone(),
             bundled_directory: settings.packages.bundled_directory.clone(),
@@ -114,11 +113,11 @@ impl InstallRules {
 
     /// Returns the keys of the `entries` that are not removed from the store to make space: for
     /// each kept name, the entry that it resolves to and the one that a rollback would select.
-    fn protected_keys(&self, entries: &[StoreEntry]) -> Vec<EntryKey> {
+    fn protected_keys(&self, entries: &Entries) -> Vec<EntryKey> {
         let kept = self
             .protected
             .iter()
-            .flat_map(|name| [resolve(entries, name), previous_version(entries, name)]);
+            .flat_map(|name| [entries.resolve(name), entries.previous_version(name)]);
         kept.flatten().map(|entry| entry.key.clone()).collect()
     }
 }
@@ -134,7 +133,7 @@ pub enum InstallError {
     #[error(transparent)]
     Signature(#[from] SignatureError),
     /// A configured key cannot be used, so the package was not checked.
-    #[error("packages cannot be checked: a configured key cannot be used")]
+    #[error("a configured key cannot be used, so no package is installed: correct or remove it")]
     Keys(#[source] SignatureError),
     /// The package is intact, but it must not have the id that it claims.
     #[error(transparent)]
@@ -143,33 +142,37 @@ pub enum InstallError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The contents are verified, but the model cannot be loaded or fails its self-test.
-    #[error("the package is intact but its model does not work")]
+    #[error("the package is intact, but its model does not work")]
     Load(#[from] LoadError),
     /// The self-test has used all its attempts, and the process ended during each of them.
-    #[error("the daemon ended while testing it")]
+    #[error("the daemon ended repeatedly during the self-test of the model")]
     NoTestAttemptsLeft,
     /// The unpacking has used all its attempts, and the process ended during each of them.
-    #[error("the daemon ended while unpacking it")]
+    #[error("the daemon ended repeatedly while it unpacked the package")]
     NoUnpackAttemptsLeft,
-    /// The engine panicked in the self-test, or the installation itself panicked. Only the second
-    /// kind is in the log: standard error of the child is discarded.
-    #[error("its model made the engine panic")]
-    Panicked,
+    /// The engine panicked in the self-test. The log does not have the cause: standard error of
+    /// the child is discarded.
+    #[error("the engine panicked during the self-test of the model")]
+    SelfTestPanicked,
+    /// The installation itself panicked. The cause is in the log.
+    #[error("the installation of the package panicked: the log has the cause")]
+    InstallationPanicked,
     /// The self-test ended without a result.
-    #[error("its self-test {0}")]
+    #[error("the self-test of the model {0}")]
     Crashed(String),
     /// The self-test could not run.
     #[error("the package is intact, but its self-test could not run")]
     NotTested(#[source] io::Error),
     /// The manager did not reserve memory for the self-test.
-    #[error("the package is intact, but its model was not tried")]
+    #[error("the package is intact, but its model could not be tested")]
     NotReserved(#[source] ModelError),
     /// The model would not fit into memory. No byte of the package was written.
-    #[error("the package was not unpacked, because its model could not be tried")]
+    #[error("the package was not unpacked, because its model could not be loaded")]
     NoMemory(#[source] ModelError),
     /// The configuration allows bundled packages only.
     #[error(
-        "memory.model_cache.bundled_only is set: only packages that came with the appliance are accepted"
+        "memory.model_cache.bundled_only is true, so only packages of the appliance are installed; \
+         to install other packages, set it to false"
     )]
     BundledOnly,
     /// The daemon is stopping.
@@ -195,9 +198,10 @@ impl InstallError {
             ) => Some(FailureType::Signature),
             Self::Trust(_) | Self::Store(StoreError::LooksAlike(_)) => Some(FailureType::Identity),
             Self::Load(error) => error.failure(),
-            Self::NoTestAttemptsLeft | Self::Panicked | Self::Crashed(_) => {
-                Some(FailureType::SelfTest)
-            }
+            Self::NoTestAttemptsLeft
+            | Self::SelfTestPanicked
+            | Self::InstallationPanicked
+            | Self::Crashed(_) => Some(FailureType::SelfTest),
             Self::Unpack(_)
             | Self::Signature(_)
             | Self::Keys(_)
@@ -328,7 +332,10 @@ pub enum RemoveError {
     #[error("\"{0}\" is not installed")]
     Unknown(String),
     /// The model came with the appliance.
-    #[error("\"{0}\" came with the appliance and would be back at the next start")]
+    #[error(
+        "\"{0}\" belongs to the appliance, and the next start would install it again: remove its \
+         file from packages.bundled_directory"
+    )]
     Bundled(String),
     /// The store could not be changed.
     #[error(transparent)]
@@ -348,7 +355,7 @@ pub enum RemoveError {
 /// Fails if the model is unknown, if it is bundled and works, or if the disk fails.
 pub fn remove(store: &Store, name: &str, rules: &InstallRules) -> Result<StoreEntry, RemoveError> {
     let entries = store.entries();
-    let entry = resolve_any(&entries, name).ok_or_else(|| RemoveError::Unknown(name.to_owned()))?;
+    let entry = entries.resolve_any(name).ok_or_else(|| RemoveError::Unknown(name.to_owned()))?;
     match &entry.record.origin {
         Origin::Bundled { .. } if entry.record.status.is_tested() => {
             return Err(RemoveError::Bundled(name.to_owned()));
@@ -560,7 +567,7 @@ mod tests {
         place = place.reopened();
         let entries = place.store.entries();
         assert_eq!(entries[0].record.status, InstallStatus::Quarantined("why".to_owned()));
-        assert!(resolve(&entries, "tiny-bert-mean").is_none());
+        assert!(entries.resolve("tiny-bert-mean").is_none());
         // An explicit installation by an administrator resets the attempts.
         let installed = place.install(&package, Origin::Installed).unwrap();
         assert!(!installed.existed);

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::error::ModelError;
+use super::super::error::{MemoryRefusal, ModelError};
 use super::super::load;
 use super::super::model_state::{
-    MemoryRefusal, ModelState, PendingAdmission, Reservation, ReserveReply, ResidentModel,
-    UnloadReason, WaitingLeases, WorkerHandle,
+    ModelState, PendingAdmission, Reservation, ReserveReply, ResidentModel, UnloadReason,
+    WaitingLeases, WorkerHandle,
 };
 use super::super::queue::QueueLimits;
 use super::super::worker::{self, ReadyModel, Worker, WorkerError};
@@ -307,14 +307,14 @@ impl Manager {
             // The installation reports the refusal itself.
             return drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
         }
-        let told =
+        let is_logged =
             matches!(self.states.get(&key), Some(ModelState::Admitting(it)) if it.was_refused);
         let waiting = self.take_waiting(&key);
-        if !told {
+        if !is_logged {
             tracing::warn!(
                 name: Message::ModelDoesNotFit.name(),
                 model = %key, bytes = needed.0, room_bytes = room.0,
-                "not loaded, and tried again with each request: {refusal}"
+                "model not loaded; each request tries again: {refusal}"
             );
             let (model, reason) = (key.name().to_owned(), refusal.to_string());
             self.parts.events.publish(Event::ModelFailed { model, reason });
@@ -359,7 +359,7 @@ impl Manager {
                 tracing::info!(
                     name: Message::ModelLoading.name(),
                     model = %key, bytes = required_memory(&footprint).0,
-                    "loading"
+                    "loading model"
                 );
                 let id = thread.thread().id();
                 let worker = WorkerHandle { queue, thread };
@@ -410,7 +410,7 @@ impl Manager {
             %precision,
             isa,
             reason,
-            "loaded"
+            "model loaded"
         );
         self.parts.usage.record_load(&key, *took, std::time::SystemTime::now());
         self.parts.metrics.count_load(key.id(), *took);
@@ -424,9 +424,11 @@ impl Manager {
             ready.limit_pass();
         }
         let resident = ResidentModel::new(ready, worker, footprint, Instant::now());
-        self.states.insert(key, ModelState::Resident(resident));
+        let served = resident.served();
+        self.states.insert(key.clone(), ModelState::Resident(resident));
         // Announce before any client learns of the model from its answer.
         self.publish_overview();
+        self.serving.insert(key, served);
         self.answer_waiting(waiting);
         // The footprint was an upper bound. The real use may leave memory for models that wait.
         self.readmit();
@@ -440,17 +442,17 @@ impl Manager {
             Some(FailureType::Corrupt) => tracing::error!(
                 name: Message::IntegrityFailure.name(),
                 model, error = reason,
-                "the model cannot be loaded"
+                "model cannot be loaded"
             ),
             Some(FailureType::SelfTest) => tracing::error!(
                 name: Message::SelfTestFailed.name(),
                 model, error = reason,
-                "the model cannot be loaded"
+                "model cannot be loaded"
             ),
             _ => tracing::error!(
                 name: Message::ModelFailed.name(),
                 model, errno = errno(&error), error = reason,
-                "the model cannot be loaded"
+                "model cannot be loaded"
             ),
         }
         self.parts.metrics.count_load_failure(key.id());

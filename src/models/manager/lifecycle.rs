@@ -59,8 +59,8 @@ impl Manager {
             self.states.insert(key.clone(), slot);
             return;
         };
-        let leaving = DrainingModel { reason: why, waiting: Vec::new(), waiters: Vec::new() };
-        self.states.insert(key.clone(), ModelState::Draining(leaving));
+        let draining = DrainingModel { reason: why, waiting: Vec::new(), waiters: Vec::new() };
+        self.states.insert(key.clone(), ModelState::Draining(draining));
         self.start_unload(key.clone(), resident.worker, Some((why, reason)));
     }
 
@@ -76,6 +76,9 @@ impl Manager {
         why: Option<(UnloadReason, String)>,
     ) {
         let WorkerHandle { queue, thread } = worker;
+        // Requests must find no way to the queue when it is about to end. From here on they get
+        // their answer from the manager.
+        self.serving.remove(&key);
         let gauge = self.parts.sampler.clone();
         // The join takes as long as the requests in progress, so that it runs on the blocking pool.
         // The worker ends when every sender is dropped: this one and those of the leases.
@@ -87,7 +90,7 @@ impl Manager {
                 tracing::error!(
                     name: Message::InternalFault.name(),
                     model = %key,
-                    "a worker panicked"
+                    "worker panicked"
                 );
             }
             // The allocator keeps freed memory. Return it to the kernel first, so that the second
@@ -130,31 +133,31 @@ impl Manager {
             true => tracing::info!(
                 name: Message::ModelEvicted.name(),
                 model = %key, reason, freed_bytes, mapped_bytes, duration_ms,
-                "evicted"
+                "model evicted"
             ),
             false => tracing::info!(
                 name: Message::ModelUnloaded.name(),
                 model = %key, reason, freed_bytes, mapped_bytes, duration_ms,
-                "unloaded"
+                "model unloaded"
             ),
         }
         self.record_action(record);
         // The slot is missing if the model was removed while it drained.
         if let Some(ModelState::Draining(_)) = self.states.get(&key)
-            && let Some(ModelState::Draining(DrainingModel { reason: why, waiting, waiters: done })) =
+            && let Some(ModelState::Draining(DrainingModel { reason: why, waiting, waiters })) =
                 self.states.remove(&key)
         {
             if why.is_eviction() {
-                let stays_away = self.parts.settings.borrow().memory.pressure.reload_cooldown;
-                let until = Instant::now() + stays_away;
+                let cooldown = self.parts.settings.borrow().memory.pressure.reload_cooldown;
+                let until = Instant::now() + cooldown;
                 self.states.insert(key.clone(), ModelState::CoolingDown { until });
             } else {
                 self.states.insert(key.clone(), ModelState::Unloaded);
             }
             self.answer_waiting(waiting);
             // The caller may have stopped waiting.
-            for done in done {
-                let (Ok(()) | Err(())) = done.send(());
+            for waiter in waiters {
+                let (Ok(()) | Err(())) = waiter.send(());
             }
         }
         // The end of the unload is measured: flushes, waiting models and the pressure plan
@@ -197,11 +200,11 @@ impl Manager {
                 self.end_worker(key.clone(), worker);
             }
             Some(ModelState::Resident(resident)) => {
-                let reason = "it left the store, or the daemon stops".to_owned();
+                let reason = "it was removed from the store, or the daemon stops".to_owned();
                 tracing::info!(
                     name: Message::ModelUnloaded.name(),
                     model = %key, reason,
-                    "unloading"
+                    "unloading model"
                 );
                 let model = key.name().to_owned();
                 self.parts.events.publish(Event::ModelUnloaded { model, reason, bytes: None });
@@ -209,7 +212,7 @@ impl Manager {
             }
             // The end of its thread, or of its installation, is awaited already.
             Some(ModelState::Reserved { waiting, .. }) => reject_removed(waiting),
-            Some(ModelState::Draining(leaving)) => reject_removed(leaving.waiting),
+            Some(ModelState::Draining(draining)) => reject_removed(draining.waiting),
             Some(
                 ModelState::Unloaded
                 | ModelState::CoolingDown { .. }
@@ -242,7 +245,11 @@ impl Manager {
         for (key, need) in self.retentions(now) {
             if let Some(ModelState::Resident(resident)) = self.states.get(&key)
                 && now >= need.until
-                && !resident.is_busy()
+                // A request may have used the model since its need was computed. While the table
+                // removes it, no other one can.
+                && self.serving.remove_if(&key, || {
+                    !resident.is_busy() && resident.last_used() <= now
+                })
             {
                 if need.is_shortened {
                     self.unloaded_early
@@ -274,7 +281,7 @@ impl Manager {
             return None;
         }
         let max_idle_time = self.model_settings(key).max_idle_time;
-        let Some(ModelState::Resident(resident)) = self.states.get_mut(key) else { return None };
+        let Some(ModelState::Resident(resident)) = self.states.get(key) else { return None };
         // This call records the end of the requests in progress.
         resident.idle(now);
         let need = resident.retention(max_idle_time)?;
@@ -294,7 +301,7 @@ impl Manager {
         name: &str,
         wish: KeepAliveRequest,
     ) -> Result<(), ModelError> {
-        let key = self.find(name)?.key;
+        let key = self.find(name)?;
         if let Some(ModelState::Resident(resident)) = self.states.get_mut(&key) {
             resident.set_keep_alive(wish);
         }
@@ -302,27 +309,27 @@ impl Manager {
     }
 
     pub(super) fn pin(&mut self, name: &str, pinned: bool) -> Result<(), ModelError> {
-        let key = self.find(name)?.key;
+        let key = self.find(name)?;
         tracing::info!(
             name: Message::ModelPinned.name(),
             model = %key, pinned,
-            "pinned or no longer"
+            "pin changed"
         );
         self.pins.insert(key, pinned);
         Ok(())
     }
 
     pub(super) fn unload(&mut self, name: &str) -> Result<UnloadEnd, ModelError> {
-        let key = self.find(name)?.key;
+        let key = self.find(name)?;
         if self.is_pinned(&key) {
             return Err(ModelError::Pinned(name.to_owned()));
         }
-        self.drain(&key, UnloadReason::Requested, "an administrator said so".to_owned());
+        self.drain(&key, UnloadReason::Requested, "an administrator requested it".to_owned());
         Ok(match self.states.get_mut(&key) {
-            Some(ModelState::Draining(leaving)) => {
-                let (done, gone) = oneshot::channel();
-                leaving.waiters.push(done);
-                Some(gone)
+            Some(ModelState::Draining(draining)) => {
+                let (done, end) = oneshot::channel();
+                draining.waiters.push(done);
+                Some(end)
             }
             _ => None,
         })
@@ -340,15 +347,10 @@ impl Manager {
                 "an administrator flushed the memory".to_owned(),
             );
         }
-        let leaving = self.states.iter().filter(|(_, slot)| slot.is_draining());
-        let leaving: BTreeSet<EntryKey> = leaving.map(|(key, _)| key.clone()).collect();
-        let flush = PendingFlush {
-            reply,
-            draining: leaving,
-            unloaded,
-            before: None,
-            started: Instant::now(),
-        };
+        let draining = self.states.iter().filter(|(_, state)| state.is_draining());
+        let draining: BTreeSet<EntryKey> = draining.map(|(key, _)| key.clone()).collect();
+        let flush =
+            PendingFlush { reply, draining, unloaded, before: None, started: Instant::now() };
         if flush.draining.is_empty() {
             let after = self.parts.readings.borrow().sample.clone();
             flush.finish(after);
@@ -381,11 +383,11 @@ impl Manager {
             let absent =
                 matches!(self.states.get(&expected.key), None | Some(ModelState::Unloaded));
             let found = self.find(&expected.key.exact_name());
-            if absent && found.is_ok_and(|entry| entry.key == expected.key) {
+            if absent && found.is_ok_and(|key| key == expected.key) {
                 tracing::info!(
                     name: Message::ModelLoading.name(),
                     model = %expected.key, probability = expected.probability,
-                    "loading ahead of its usual hour"
+                    "preloading model before its expected use"
                 );
                 self.admit(expected.key, LoadReason::Preload);
             }

@@ -5,6 +5,9 @@
 //! files beside this one: [`admission`] loads models, [`pressure`] evicts them when memory is
 //! short, [`lifecycle`] unloads them when they are idle or on request.
 //!
+//! Requests for resident models do not pass through the manager: see [`ServingTable`], which the
+//! manager keeps up to date.
+//!
 //! Invariants:
 //! 1. There is at most one load at a time for a model, however many requests wait for it, and it
 //!    begins only after the model is known to fit.
@@ -14,6 +17,7 @@
 //!    ones that it has.
 //! 4. The default model is in memory or being loaded while it is installed, unless its load failed,
 //!    or it was unloaded or evicted.
+//! 5. A model is in the serving table only while its state is [`ModelState::Resident`].
 
 mod admission;
 mod lifecycle;
@@ -30,25 +34,26 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::alias;
-use super::error::ModelError;
-use super::model_state::{
-    LeaseReply, MemoryRefusal, ModelState, PendingAdmission, ReserveReply, WaitingLeases,
-};
+use super::catalog::{Catalog, CatalogSource};
+use super::error::{MemoryRefusal, ModelError};
+use super::model_state::{LeaseReply, ModelState, PendingAdmission, ReserveReply, WaitingLeases};
 use super::retention::KeepAliveRequest;
-use super::usage::WriteFailures;
+use super::serving::ServingTable;
+use super::usage::{Usage, WriteFailures};
 use super::worker::{ReadyModel, WorkerError};
 use super::{
-    ActionRecord, DefaultModelState, FlushResult, Lease, LivenessProbe, ManagerParts, MemoryView,
-    Overview, Residency,
+    ActionRecord, DefaultModelState, FlushResult, LivenessProbe, MemoryView, Overview, Residency,
 };
 use crate::base::errors::{chain, errno};
+use crate::config::Settings;
 use crate::engine::{EngineOptions, Footprint};
 use crate::memory::level::PressureLevel;
+use crate::memory::monitor::{MemorySampler, Reading};
 use crate::memory::sample::Sample;
-use crate::package::{EntryKey, InstallStatus, StoreEntry, resolve};
+use crate::package::{EntryKey, Store};
+use crate::telemetry::events::Events;
 use crate::telemetry::log::Message;
-use crate::telemetry::metrics::LeaseOutcome;
+use crate::telemetry::metrics::{LeaseOutcome, Metrics};
 use admission::{FootprintEstimate, LoadReason};
 use lifecycle::{PendingFlush, UnloadedModel};
 use pressure::Episode;
@@ -60,6 +65,27 @@ const LOAD_BACKOFF: Duration = Duration::from_secs(30);
 const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
 /// Number of actions that are kept for `/api/memory/status`.
 const MAX_ACTIONS: usize = 32;
+
+/// Parts that the manager and its [`ManagerHandle`](super::ManagerHandle) need.
+#[derive(Debug)]
+pub struct ManagerParts {
+    /// The verified packages.
+    pub store: Arc<Store>,
+    /// Options of the engine.
+    pub options: EngineOptions,
+    /// Current settings.
+    pub settings: watch::Receiver<Arc<Settings>>,
+    /// Sampler of the memory counters.
+    pub sampler: MemorySampler,
+    /// Last reading of the memory counters.
+    pub readings: watch::Receiver<Reading>,
+    /// Usage statistics of the models.
+    pub usage: Arc<Usage>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Event stream.
+    pub events: Events,
+}
 
 /// Command to the manager.
 #[derive(Debug)]
@@ -108,6 +134,8 @@ pub(super) type UnloadEnd = Option<oneshot::Receiver<()>>;
 /// State of the manager; see the module.
 pub(super) struct Manager {
     parts: ManagerParts,
+    catalog: Arc<CatalogSource>,
+    serving: Arc<ServingTable>,
     overview: watch::Sender<Overview>,
     states: BTreeMap<EntryKey, ModelState>,
     /// Pins that administrators set; they override the settings.
@@ -130,7 +158,6 @@ pub(super) struct Manager {
     episode: Option<Episode>,
     flushes: Vec<PendingFlush>,
     actions: VecDeque<ActionRecord>,
-    accessed: BTreeSet<EntryKey>,
     /// Degraded parts of the daemon, one sentence each.
     degraded: Vec<String>,
     usage_write_failures: Arc<WriteFailures>,
@@ -138,9 +165,16 @@ pub(super) struct Manager {
 }
 
 impl Manager {
-    pub(super) fn new(parts: ManagerParts, overview: watch::Sender<Overview>) -> Self {
+    pub(super) fn new(
+        parts: ManagerParts,
+        catalog: Arc<CatalogSource>,
+        serving: Arc<ServingTable>,
+        overview: watch::Sender<Overview>,
+    ) -> Self {
         Self {
             parts,
+            catalog,
+            serving,
             overview,
             states: BTreeMap::new(),
             pins: BTreeMap::new(),
@@ -156,7 +190,6 @@ impl Manager {
             episode: None,
             flushes: Vec::new(),
             actions: VecDeque::new(),
-            accessed: BTreeSet::new(),
             degraded: Vec::new(),
             usage_write_failures: Arc::default(),
             access_write_failures: Arc::default(),
@@ -184,15 +217,15 @@ impl Manager {
                     Err(error) => tracing::error!(
                         name: Message::InternalFault.name(),
                         %error,
-                        "an estimate was lost"
+                        "task that estimates a footprint was lost"
                     ),
                 },
-                Some(tried) = self.reserved.join_next() => match tried {
+                Some(tested) = self.reserved.join_next() => match tested {
                     Ok(key) => self.on_self_test_done(&key),
                     Err(error) => tracing::error!(
                         name: Message::InternalFault.name(),
                         %error,
-                        "the end of a trial was lost"
+                        "task that waits for a self-test was lost"
                     ),
                 },
                 Some(loaded) = self.loads.join_next() => match loaded {
@@ -200,15 +233,15 @@ impl Manager {
                     Err(error) => tracing::error!(
                         name: Message::InternalFault.name(),
                         %error,
-                        "a load was lost"
+                        "task that waits for a load was lost"
                     ),
                 },
-                Some(left) = self.unloads.join_next() => match left {
-                    Ok(left) => self.on_unloaded(left),
+                Some(unloaded) = self.unloads.join_next() => match unloaded {
+                    Ok(unloaded) => self.on_unloaded(unloaded),
                     Err(error) => tracing::error!(
                         name: Message::InternalFault.name(),
                         %error,
-                        "the end of a worker was lost"
+                        "task that waits for the end of a worker was lost"
                     ),
                 },
                 Some(released) = self.releasing.join_next() => {
@@ -216,7 +249,7 @@ impl Manager {
                         tracing::error!(
                             name: Message::InternalFault.name(),
                             %error,
-                            "memory was not released"
+                            "task that releases memory was lost"
                         );
                     }
                     self.on_step_done();
@@ -237,7 +270,7 @@ impl Manager {
                 Ok(()) = self.parts.settings.changed() => self.load_default(),
                 command = commands.recv() => {
                     let Some(command) = command else { break };
-                    // Most commands ask for a resident model, and change nothing that others see.
+                    // A command that only asks changes nothing that others see.
                     if !self.handle_command(command) {
                         continue;
                     }
@@ -263,9 +296,9 @@ impl Manager {
         // Replies may fail, because a client may have cancelled.
         match command {
             Command::Lease { name, reply } => {
-                let Some((key, sought)) = self.lease(name, reply) else { return false };
-                self.parts.metrics.count_lease(key.id(), sought);
-                return sought != LeaseOutcome::Hit;
+                let Some((key, outcome)) = self.lease(name, reply) else { return false };
+                self.parts.metrics.count_lease(key.id(), outcome);
+                return outcome != LeaseOutcome::Hit;
             }
             Command::ExplainTimeout { name, reply } => {
                 drop(reply.send(self.explain_timeout(name)));
@@ -290,8 +323,8 @@ impl Manager {
                 drop(reply.send(self.start_probes()));
                 return false;
             }
-            Command::StoreChanged { removed: gone } => {
-                gone.iter().for_each(|key| self.forget(key));
+            Command::StoreChanged { removed } => {
+                removed.iter().for_each(|key| self.forget(key));
                 // Entries whose files could not be read may have been written again, so forget
                 // their failures.
                 self.states.retain(|_key, slot| !slot.failed_in_store());
@@ -312,39 +345,28 @@ impl Manager {
     /// `None` when there is no such model.
     fn lease(&mut self, name: String, reply: LeaseReply) -> Option<(EntryKey, LeaseOutcome)> {
         let now = Instant::now();
-        let entry = match self.find(&name) {
-            Ok(entry) => entry,
+        let key = match self.find(&name) {
+            Ok(key) => key,
             Err(error) => {
                 drop(reply.send(Err(error)));
                 return None;
             }
         };
-        let key = entry.key.clone();
         // Only resident models are shed here. For others, admission refuses with the numbers.
         if self.is_shed(&key) {
-            let retry_after = self.parts.settings.borrow().memory.pressure.quiet;
+            let retry_after = self.parts.settings.borrow().memory.pressure.recovery_time;
             drop(reply.send(Err(ModelError::Pressure { name, retry_after })));
-            return Some((key, LeaseOutcome::Refused));
+            return Some((key, LeaseOutcome::Rejected));
         }
         let most_waiting = self.parts.settings.borrow().embedding.queue_size;
-        let sought = match self.states.get_mut(&key) {
-            Some(ModelState::Resident(resident)) if resident.is_alive() => {
-                resident.touch(now);
-                let lease = Lease {
-                    name,
-                    key: key.clone(),
-                    info: resident.ready.info.clone(),
-                    fallback_for: None,
-                    tokenizer: Arc::clone(&resident.ready.tokenizer),
-                    queue: resident.worker.queue.clone(),
-                    usage: Arc::clone(&self.parts.usage),
-                    last_uses: Arc::clone(resident.retention.uses()),
-                };
-                self.parts.store.count_access(&key);
-                self.accessed.insert(key.clone());
-                drop(reply.send(Ok(lease)));
-                LeaseOutcome::Hit
-            }
+        if let Some(ModelState::Resident(resident)) = self.states.get(&key)
+            && let Some(lease) = resident.served().lease(&key, &name, &self.parts.usage, now)
+        {
+            self.parts.store.count_access(&key);
+            drop(reply.send(Ok(lease)));
+            return Some((key, LeaseOutcome::Hit));
+        }
+        let outcome = match self.states.get_mut(&key) {
             Some(
                 ModelState::Admitting(PendingAdmission { waiting, .. })
                 | ModelState::Loading { waiting, .. }
@@ -354,98 +376,76 @@ impl Manager {
                 waiting.retain(|(_, reply)| !reply.is_closed());
                 if waiting.len() >= most_waiting {
                     drop(reply.send(Err(self.explain_timeout(name))));
-                    return Some((key, LeaseOutcome::Refused));
+                    return Some((key, LeaseOutcome::Rejected));
                 }
                 waiting.push((name, reply));
-                LeaseOutcome::Load
+                LeaseOutcome::Miss
             }
             Some(ModelState::Admitting(admitting)) => {
                 // A request waits now, so that other models may be evicted.
                 admitting.is_preload = false;
                 admitting.waiting.push((name, reply));
-                LeaseOutcome::Load
+                LeaseOutcome::Miss
             }
             Some(ModelState::Loading { waiting, .. } | ModelState::Reserved { waiting, .. }) => {
                 waiting.push((name, reply));
-                LeaseOutcome::Load
+                LeaseOutcome::Miss
             }
-            Some(ModelState::Draining(leaving)) if !leaving.reason.is_eviction() => {
+            Some(ModelState::Draining(draining)) if !draining.reason.is_eviction() => {
                 // The model was not unloaded for memory: load it again when its worker has ended.
-                leaving.waiting.push((name, reply));
-                LeaseOutcome::Load
+                draining.waiting.push((name, reply));
+                LeaseOutcome::Miss
             }
             Some(ModelState::Draining(_)) => {
                 let retry_after = self.parts.settings.borrow().memory.pressure.reload_cooldown;
                 drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
-                LeaseOutcome::Refused
+                LeaseOutcome::Rejected
             }
             Some(ModelState::CoolingDown { until }) if now < *until => {
                 let retry_after = until.duration_since(now);
                 drop(reply.send(Err(ModelError::Evicted { name, retry_after })));
-                LeaseOutcome::Refused
+                LeaseOutcome::Rejected
             }
             // Memory was not sampled again since the refusal, so the decision would be the same.
             Some(ModelState::Refused { refusal, at }) if *at >= self.parts.readings.borrow().at => {
                 let refusal = Arc::clone(refusal);
                 drop(reply.send(Err(ModelError::MemoryLimit { name, refusal })));
-                LeaseOutcome::Refused
+                LeaseOutcome::Rejected
             }
             Some(ModelState::Failed { until, error }) if now < *until => {
                 let retry_after = until.duration_since(now);
                 let source = Arc::clone(error);
                 drop(reply.send(Err(ModelError::Failed { name, retry_after, source })));
-                LeaseOutcome::Refused
+                LeaseOutcome::Rejected
             }
             // The model is absent, its waiting time after an eviction or failure is over, or its
             // worker died.
             _ => {
                 self.admit(key.clone(), LoadReason::Request(vec![(name, reply)]));
-                LeaseOutcome::Load
+                LeaseOutcome::Miss
             }
         };
-        Some((key, sought))
+        Some((key, outcome))
     }
 
-    fn find(&self, name: &str) -> Result<StoreEntry, ModelError> {
-        let settings = Arc::clone(&self.parts.settings.borrow());
-        let bundled_only = settings.memory.model_cache.bundled_only;
-        let name = alias::resolve_without_canary(&settings.aliases, name);
-        let name = name.as_str();
-        let (entries, hidden): (Vec<_>, Vec<_>) = self
-            .parts
-            .store
-            .entries()
-            .into_iter()
-            .partition(|entry| !bundled_only || entry.record.origin.is_bundled());
-        let Some(entry) = resolve(&entries, name) else {
-            if resolve(&hidden, name).is_some() {
-                return Err(ModelError::BundledOnly(name.to_owned()));
-            }
-            let mut named = entries.iter().filter(|entry| entry.is_named(name));
-            if let Some(reason) = named.find_map(|entry| entry.disabled.clone()) {
-                return Err(ModelError::Disabled { name: name.to_owned(), reason });
-            }
-            return Err(ModelError::unknown(name.to_owned(), &entries));
-        };
-        match &entry.record.status {
-            InstallStatus::Corrupt(reason) => {
-                Err(ModelError::Corrupt { name: name.to_owned(), reason: reason.clone() })
-            }
-            // `choose` returns only available entries besides corrupt ones.
-            InstallStatus::Untested | InstallStatus::Quarantined(_) | InstallStatus::Available => {
-                Ok(entry.clone())
-            }
-        }
+    /// Returns the present catalog.
+    fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.current()
+    }
+
+    /// Returns the key of the model that serves `name`.
+    fn find(&self, name: &str) -> Result<EntryKey, ModelError> {
+        self.catalog().find(name).map(|entry| entry.key.clone())
     }
 
     /// Loads the default model unless it is in memory or loading, or failed, or was unloaded or
     /// evicted.
     fn load_default(&mut self) {
         let name = self.parts.settings.borrow().default_model().to_owned();
-        let Ok(entry) = self.find(&name) else { return };
-        let refused = matches!(self.states.get(&entry.key), Some(ModelState::Refused { .. }));
-        if refused || self.default_state(&entry) == DefaultModelState::Absent {
-            self.admit(entry.key, LoadReason::Request(Vec::new()));
+        let Ok(key) = self.find(&name) else { return };
+        let refused = matches!(self.states.get(&key), Some(ModelState::Refused { .. }));
+        if refused || self.default_state(&key) == DefaultModelState::Absent {
+            self.admit(key, LoadReason::Request(Vec::new()));
         }
     }
 
@@ -464,27 +464,30 @@ impl Manager {
 
     /// Starts to write the usage and access counts on the blocking pool.
     fn write_counts(&mut self) {
-        let installed = self.parts.store.entries().into_iter().map(|entry| entry.key).collect();
+        let entries = self.parts.store.entries();
+        let installed = entries.iter().map(|entry| entry.key.clone()).collect();
         self.parts.usage.keep_installed(&installed, SystemTime::now());
-        let accessed = std::mem::take(&mut self.accessed);
         let (store, usage) = (Arc::clone(&self.parts.store), Arc::clone(&self.parts.usage));
-        let uses_kept = Arc::clone(&self.usage_write_failures);
-        let accesses_kept = Arc::clone(&self.access_write_failures);
+        let usage_failures = Arc::clone(&self.usage_write_failures);
+        let access_failures = Arc::clone(&self.access_write_failures);
         self.writing.spawn_blocking(move || {
-            if let Some(error) = uses_kept.record(usage.save()) {
+            if let Some(error) = usage_failures.record(usage.save()) {
                 tracing::warn!(
                     name: Message::UsageNotKept.name(),
                     errno = errno(&error), error = chain(&error),
-                    "the counts of use are not written"
+                    "usage statistics cannot be written"
                 );
             }
-            if !accessed.is_empty()
-                && let Some(error) = accesses_kept.record(store.flush(accessed))
-            {
+            let accesses = match store.write_access_counts() {
+                // Nothing was written, so nothing is known about the disk.
+                Ok(0) => None,
+                result => access_failures.record(result.map(drop)),
+            };
+            if let Some(error) = accesses {
                 tracing::warn!(
                     name: Message::UsageNotKept.name(),
                     errno = errno(&error), error = chain(&error),
-                    "the counts of accesses are not written"
+                    "access counts cannot be written"
                 );
             }
         });
@@ -496,7 +499,7 @@ fn on_counts_written(written: Result<(), JoinError>) {
         tracing::error!(
             name: Message::InternalFault.name(),
             %error,
-            "the counts are not written"
+            "task that writes usage statistics and access counts was lost"
         );
     }
 }

@@ -48,6 +48,12 @@ struct EpisodeReport {
 impl Manager {
     /// Handles a new reading of the memory counters.
     pub(super) fn on_pressure(&mut self) {
+        self.update_episode();
+        // While requests are shed, the manager decides about each request again.
+        self.serving.set_shedding(self.is_shedding());
+    }
+
+    fn update_episode(&mut self) {
         let reading = self.parts.readings.borrow_and_update().clone();
         let before = std::mem::replace(&mut self.level, reading.level);
         if before != reading.level {
@@ -116,7 +122,7 @@ impl Manager {
                 tracing::warn!(
                     name: Message::RequestsShed.name(),
                     %level, reason,
-                    "requests are refused until memory is free"
+                    "rejecting requests until memory is free"
                 );
                 self.parts.sampler.wake();
                 "shed"
@@ -168,7 +174,7 @@ impl Manager {
             tracing::info!(
                 name: Message::PressureLeft.name(),
                 duration_ms = milliseconds(episode.started.elapsed()),
-                "memory is not short any more"
+                "memory pressure has ended"
             );
         }
     }
@@ -180,7 +186,7 @@ impl Manager {
         if report.steps == 0 {
             return;
         }
-        let cause = cause.unwrap_or("it is over");
+        let cause = cause.unwrap_or("the pressure has ended");
         tracing::warn!(
             name: Message::PressureEntered.name(),
             level = %report.level,
@@ -221,7 +227,7 @@ impl Manager {
                 tracing::error!(
                     name: Message::InternalFault.name(),
                     %error,
-                    "free memory was not given back"
+                    "task that returns free memory to the kernel was lost"
                 );
             }
         });

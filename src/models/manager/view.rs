@@ -4,34 +4,33 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::alias;
 use super::super::model_state::ModelState;
 use super::super::worker::WorkerError;
 use super::super::{DefaultModelState, LivenessProbe, MemoryView, ModelView, Overview, Residency};
 use super::Manager;
 use crate::config::ModelSettings;
-use crate::package::{EntryKey, StoreEntry, resolve};
+use crate::package::EntryKey;
 
 impl Manager {
     pub(super) fn residency(&self) -> BTreeMap<EntryKey, Residency> {
-        self.states.iter().map(|(key, slot)| (key.clone(), slot.residency())).collect()
+        self.states.iter().map(|(key, state)| (key.clone(), state.residency())).collect()
     }
 
     pub(super) fn start_probes(&self) -> Vec<LivenessProbe> {
         let default = self.parts.settings.borrow().default_model().to_owned();
-        let default = self.find(&default).ok().map(|entry| entry.key);
-        let asked = self.states.iter().filter_map(|(key, slot)| {
-            let ModelState::Resident(resident) = slot else { return None };
+        let default = self.find(&default).ok();
+        let probes = self.states.iter().filter_map(|(key, state)| {
+            let ModelState::Resident(resident) = state else { return None };
             let queue = &resident.worker.queue;
-            let is_asked = default.as_ref() == Some(key) || queue.backlog().requests > 0;
-            is_asked.then(|| LivenessProbe {
+            let is_probed = default.as_ref() == Some(key) || queue.backlog().requests > 0;
+            is_probed.then(|| LivenessProbe {
                 key: key.clone(),
                 tracker: Arc::clone(&resident.ready.pass_tracker),
                 requested_at: std::time::Instant::now(),
                 reply: queue.probe(),
             })
         });
-        asked.collect()
+        probes.collect()
     }
 
     pub(super) fn memory_view(&mut self) -> MemoryView {
@@ -40,10 +39,10 @@ impl Manager {
         let models = keys.into_iter().filter_map(|key| {
             let settings = self.model_settings(&key);
             let pinned = self.is_pinned(&key);
-            let slot = self.states.get_mut(&key)?;
-            let residency = slot.residency();
+            let state = self.states.get(&key)?;
+            let residency = state.residency();
             let (mut idle, mut footprint) = (None, None);
-            if let ModelState::Resident(resident) = slot {
+            if let ModelState::Resident(resident) = state {
                 idle = Some(resident.idle(now));
                 footprint = Some(resident.footprint);
             }
@@ -67,7 +66,7 @@ impl Manager {
     /// Returns the reason why a request for `name` did not get the model in time.
     pub(super) fn explain_timeout(&self, name: String) -> super::ModelError {
         let key = match self.find(&name) {
-            Ok(entry) => entry.key,
+            Ok(key) => key,
             Err(error) => return error,
         };
         let since = match self.states.get(&key) {
@@ -81,8 +80,8 @@ impl Manager {
         super::ModelError::Loading { name, elapsed: since.elapsed(), expected }
     }
 
-    pub(super) fn default_state(&self, entry: &StoreEntry) -> DefaultModelState {
-        match self.states.get(&entry.key) {
+    pub(super) fn default_state(&self, key: &EntryKey) -> DefaultModelState {
+        match self.states.get(key) {
             None => DefaultModelState::Absent,
             Some(
                 ModelState::Admitting(_) | ModelState::Loading { .. } | ModelState::Reserved { .. },
@@ -93,7 +92,7 @@ impl Manager {
             }
             Some(ModelState::Resident(_)) => DefaultModelState::Ready,
             Some(ModelState::Unloaded) => DefaultModelState::Unloaded,
-            Some(ModelState::Draining(leaving)) if !leaving.reason.is_eviction() => {
+            Some(ModelState::Draining(draining)) if !draining.reason.is_eviction() => {
                 DefaultModelState::Unloaded
             }
             Some(ModelState::Draining(_) | ModelState::CoolingDown { .. }) => {
@@ -107,17 +106,15 @@ impl Manager {
     }
 
     pub(super) fn publish_overview(&self) {
-        let settings = Arc::clone(&self.parts.settings.borrow());
-        let default_model =
-            alias::resolve_without_canary(&settings.aliases, settings.default_model());
-        let state = match self.find(&default_model) {
-            Ok(entry) => self.default_state(&entry),
+        let catalog = self.catalog();
+        let default_model = catalog.default_model(None);
+        let state = match catalog.find(&default_model) {
+            Ok(entry) => self.default_state(&entry.key),
             Err(super::ModelError::Corrupt { .. }) => DefaultModelState::Corrupt,
             Err(super::ModelError::Disabled { .. }) => DefaultModelState::Disabled,
             Err(_not_served) => DefaultModelState::NotInstalled,
         };
-        let entries = self.parts.store.entries();
-        let tested = entries.iter().filter(|entry| entry.record.status.is_tested());
+        let tested = catalog.entries().iter().filter(|entry| entry.record.status.is_tested());
         let reading = self.parts.readings.borrow();
         let overview = Overview {
             default_model,
@@ -140,18 +137,7 @@ impl Manager {
     }
 
     pub(super) fn is_fallback(&self, key: &EntryKey) -> bool {
-        let settings = Arc::clone(&self.parts.settings.borrow());
-        let names_it = |name: &String| {
-            let meant = alias::resolve_without_canary(&settings.aliases, name);
-            match meant.contains('@') {
-                true => resolve(&self.parts.store.entries(), &meant)
-                    .is_some_and(|entry| entry.key == *key),
-                // Any version counts: a version in memory can answer, so that no other one has to
-                // be loaded.
-                false => meant == key.id(),
-            }
-        };
-        settings.memory.fallback_models.iter().any(names_it)
+        self.catalog().is_fallback(key)
     }
 
     pub(super) fn model_settings(&self, key: &EntryKey) -> ModelSettings {

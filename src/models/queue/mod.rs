@@ -18,7 +18,7 @@
 mod fair_queue;
 mod reply;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ use reply::{CancelFlag, JobReply};
 const INTERACTIVE_TOKENS: usize = 1024;
 /// Longest retry time that a rejected client gets. OpenAI's clients give up instead of waiting
 /// longer.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 /// Shortest retry time that a rejected client gets.
 const MIN_RETRY_AFTER: Duration = Duration::from_millis(50);
 /// Retry time before the first batch was computed, while the throughput is unknown.
@@ -195,7 +195,34 @@ impl Drop for QueueSender {
     }
 }
 
+/// Reference to a queue that does not keep it open.
+#[derive(Clone, Debug)]
+pub(super) struct WeakQueueSender {
+    shared: Weak<SharedQueue>,
+}
+
+impl WeakQueueSender {
+    /// Returns another sender of the queue; `None` if the queue or its worker has ended.
+    pub(super) fn upgrade(&self) -> Option<QueueSender> {
+        let shared = self.shared.upgrade()?;
+        let mut state = shared.lock();
+        // The receivers keep the shared part alive after the last sender. A sender that follows
+        // would open a queue whose worker may have ended already.
+        if state.senders == 0 || state.receivers == 0 {
+            return None;
+        }
+        state.senders += 1;
+        drop(state);
+        Some(QueueSender { shared })
+    }
+}
+
 impl QueueSender {
+    /// Returns a reference to the queue that is not a sender.
+    pub(super) fn downgrade(&self) -> WeakQueueSender {
+        WeakQueueSender { shared: Arc::downgrade(&self.shared) }
+    }
+
     /// Checks whether a request with this ticket could be enqueued if it had one token, so that a
     /// caller does not do work for a request that will be rejected.
     ///
@@ -604,6 +631,23 @@ mod tests {
         drop(sender);
         assert_eq!(take(&mut receiver, 10).len(), 1);
         assert!(receiver.next(10).is_none());
+    }
+
+    #[test]
+    fn weak_sender_does_not_keep_queue_open() {
+        let (sender, mut receiver) = channel(LIMITS);
+        let weak = sender.downgrade();
+        assert!(!sender.is_shared());
+        let other = weak.upgrade().unwrap();
+        assert!(sender.is_shared());
+        drop(sender);
+        let third = weak.upgrade().unwrap();
+        drop((other, third));
+        assert!(weak.upgrade().is_none());
+        assert!(receiver.next(10).is_none());
+        let (sender, receiver) = channel(LIMITS);
+        drop(receiver);
+        assert!(sender.downgrade().upgrade().is_none());
     }
 
     #[test]

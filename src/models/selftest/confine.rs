@@ -39,23 +39,26 @@ const PROCESSOR: &str = "/sys/devices/system/cpu";
 /// Returns the reason if a required limit cannot be set.
 pub(super) fn confine(task: &ChildTask, directory: &Path) -> Result<(), String> {
     close_inherited()?;
-    prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| format!("prctl: {error}"))?;
+    prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(|error| format!("cannot set the parent-death signal: {error}"))?;
     // The parent may have ended before `prctl`. In this case the signal never comes.
     if getppid().as_raw() != task.parent {
-        return Err("the process that asked for the test is not the parent".to_owned());
+        return Err("the parent process ended before the self-test began".to_owned());
     }
     limit(task)?;
     if let Err(error) = restrict_files(directory) {
-        return Err(format!("Landlock: {}", chain(&error)));
+        return Err(format!("cannot restrict file access with Landlock: {}", chain(&error)));
     }
-    restrict_calls().map_err(|reason| format!("seccomp: {reason}"))
+    restrict_calls()
+        .map_err(|reason| format!("cannot restrict system calls with seccomp: {reason}"))
 }
 
 /// Closes descriptors that a compromised parent, or the program that started the parent, left open.
 fn close_inherited() -> Result<(), String> {
     let mut open = Vec::new();
-    for child in fs::read_dir("/proc/self/fd").map_err(|error| format!("/proc/self/fd: {error}"))? {
-        let name = child.map_err(|error| format!("/proc/self/fd: {error}"))?.file_name();
+    let failed = |error: std::io::Error| format!("cannot list /proc/self/fd: {error}");
+    for child in fs::read_dir("/proc/self/fd").map_err(failed)? {
+        let name = child.map_err(failed)?.file_name();
         open.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
     }
     for descriptor in open.into_iter().filter(|descriptor| *descriptor > STREAMS) {
@@ -81,19 +84,21 @@ fn limit(task: &ChildTask) -> Result<(), String> {
             Resource::RLIMIT_CPU => most.saturating_add(5),
             _ => most,
         };
-        setrlimit(resource, most, hard).map_err(|error| format!("{resource:?}: {error}"))?;
+        setrlimit(resource, most, hard)
+            .map_err(|error| format!("cannot set {resource:?}: {error}"))?;
     }
     Ok(())
 }
 
 /// Returns the address space of the program as it was started, in bytes.
 fn program_bytes() -> Result<u64, String> {
-    let text = fs::read_to_string("/proc/self/statm").map_err(|error| format!("statm: {error}"))?;
+    let text = fs::read_to_string("/proc/self/statm")
+        .map_err(|error| format!("cannot read /proc/self/statm: {error}"))?;
     let pages: Option<u64> = text.split(' ').next().and_then(|pages| pages.parse().ok());
     let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
     let page = page.and_then(|page| u64::try_from(page).ok());
     let bytes = pages.zip(page).map(|(pages, page)| pages.saturating_mul(page));
-    bytes.ok_or_else(|| format!("statm: \"{}\"", text.trim_end()))
+    bytes.ok_or_else(|| format!("/proc/self/statm has an unknown format: \"{}\"", text.trim_end()))
 }
 
 /// Restricts file access to reading the entry and the description of the processor.

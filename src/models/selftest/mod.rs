@@ -132,7 +132,7 @@ impl SelfTester {
     ) -> Result<(), InstallError> {
         match &self.mode {
             TestMode::Child { score, null } => {
-                let entry = store.entries().into_iter().find(|entry| entry.key == *key);
+                let entry = store.entries().get(key).cloned();
                 let entry = entry.ok_or_else(|| StoreError::Unknown(key.clone()))?;
                 let bounds =
                     ChildLimits::new(footprint, entry.manifest.total_size(), options.threads);
@@ -260,7 +260,7 @@ impl TestOutcome {
             Self::Corrupt(reason) => {
                 StoreError::Corrupt { key: key.clone(), reason: printable(&reason) }.into()
             }
-            Self::Panicked => InstallError::Panicked,
+            Self::Panicked => InstallError::SelfTestPanicked,
             Self::NotTested(reason) => {
                 InstallError::NotTested(io::Error::other(printable(&reason)))
             }
@@ -311,13 +311,13 @@ fn describe_end(status: ExitStatus, bounds: &ChildLimits) -> String {
     let Some(signal) = status.signal() else {
         return format!("ended without a result: {status}");
     };
-    let name = Signal::try_from(signal).map_or("of an unknown name", Signal::as_str);
+    let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
     let why = match Signal::try_from(signal) {
         Ok(Signal::SIGXCPU) => {
             format!(": it took more than {} s of processor time", bounds.deadline.as_secs())
         }
         Ok(Signal::SIGABRT) => format!(
-            ", as it is when it gets no more memory: it may have {} beside the program",
+            ", probably because it reached its memory limit: {} in addition to the program",
             Bytes(bounds.address_space)
         ),
         Ok(Signal::SIGKILL) => ", probably by the kernel because memory is short".to_owned(),
@@ -341,7 +341,9 @@ impl RunningChild {
     /// ends.
     fn wait(mut self, deadline: Duration, stop: &CancellationToken) -> io::Result<ChildEnd> {
         let until = Instant::now() + deadline;
-        let pipe = self.0.stdout.take().ok_or_else(|| io::Error::other("the child has no pipe"))?;
+        let pipe = self.0.stdout.take();
+        let pipe =
+            pipe.ok_or_else(|| io::Error::other("the self-test process has no output pipe"))?;
         let (sender, receiver) = mpsc::sync_channel(1);
         let reader = thread::Builder::new().name("self-test".to_owned()).spawn(move || {
             let mut answer = Vec::new();
@@ -407,7 +409,7 @@ impl Drop for RaisedOomScore<'_> {
     fn drop(&mut self) {
         let file = self.score.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = file.write_at(&self.original, 0) {
-            tracing::debug!(%error, "the score for the kernel's choice stays raised");
+            tracing::debug!(%error, "oom_score_adj cannot be restored and stays raised");
         }
     }
 }
@@ -460,14 +462,14 @@ mod tests {
         let machine = judged(r#"echo '{"not_tested":"no thread"}'"#);
         assert!(matches!(machine, Err(InstallError::NotTested(_))), "{machine:?}");
         let panicked = judged("echo '\"panicked\"'");
-        assert!(matches!(panicked, Err(InstallError::Panicked)), "{panicked:?}");
+        assert!(matches!(panicked, Err(InstallError::SelfTestPanicked)), "{panicked:?}");
     }
 
     #[test]
     fn missing_result_error_explains_child_exit() {
         assert!(reason("kill -ABRT $$").contains("signal 6 (SIGABRT)"));
         assert!(
-            reason("kill -ABRT $$").contains("may have 5.0 MiB"),
+            reason("kill -ABRT $$").contains("memory limit: 5.0 MiB"),
             "{}",
             reason("kill -ABRT $$")
         );

@@ -24,10 +24,10 @@ pub(super) enum ReadError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The file has another format version, such as that of a newer release.
-    #[error("its format is {0}; this version reads {FORMAT}")]
+    #[error("the file has format {0}, and this version reads format {FORMAT}")]
     Format(u32),
     /// The file is damaged.
-    #[error("it is damaged")]
+    #[error("the file is damaged")]
     Damaged(#[from] serde_json::Error),
 }
 
@@ -105,13 +105,16 @@ mod tests {
     #[test]
     fn damaged_file_error_names_the_fault() {
         for (bytes, expected) in [
-            ("", "it is damaged"),
-            ("{}", "it is damaged"),
-            ("[]", "it is damaged"),
-            (r#"{"format":1}"#, "it is damaged"),
-            (r#"{"format":1,"models":{"../a":{}}}"#, "it is damaged"),
-            (r#"{"format":1,"models":{},"more":0}"#, "it is damaged"),
-            (r#"{"format":2,"anything":0}"#, "its format is 2; this version reads 1"),
+            ("", "the file is damaged"),
+            ("{}", "the file is damaged"),
+            ("[]", "the file is damaged"),
+            (r#"{"format":1}"#, "the file is damaged"),
+            (r#"{"format":1,"models":{"../a":{}}}"#, "the file is damaged"),
+            (r#"{"format":1,"models":{},"more":0}"#, "the file is damaged"),
+            (
+                r#"{"format":2,"anything":0}"#,
+                "the file has format 2, and this version reads format 1",
+            ),
         ] {
             assert_eq!(parse(bytes.as_bytes()).unwrap_err().to_string(), expected, "{bytes}");
         }

@@ -303,7 +303,7 @@ fn move_unusable_aside(path: &Path, error: &str) -> Option<PathBuf> {
             tracing::warn!(
                 name: Message::UsageNotKept.name(),
                 path = %shown, error, moved_to = %aside,
-                "usage is counted anew"
+                "usage file cannot be used and was moved; usage is counted from zero"
             );
             Some(path.to_owned())
         }
@@ -311,7 +311,7 @@ fn move_unusable_aside(path: &Path, error: &str) -> Option<PathBuf> {
             tracing::warn!(
                 name: Message::UsageNotKept.name(),
                 path = %shown, error, errno = errno(&moving), moving = chain(&moving),
-                "usage is counted, but not kept"
+                "usage file cannot be used or moved; usage is counted but not stored"
             );
             None
         }

@@ -333,25 +333,25 @@ fn reason(
 ) -> String {
     let purpose = query.task_type.purpose();
     let made = match suitability {
-        Suitability::Intended => format!("serves {purpose}"),
-        Suitability::Unknown => format!("does not say whether it was made for {purpose}"),
-        Suitability::OtherTask => format!("was made for something else than {purpose}"),
+        Suitability::Intended => format!("suits {purpose}"),
+        Suitability::Unknown => format!("does not state whether it suits {purpose}"),
+        Suitability::OtherTask => format!("was made for a task other than {purpose}"),
     };
     let wanted = match query.complexity.map(Complexity::tier) {
         None => String::new(),
-        Some(wanted) if wanted == tier => " as wanted".to_owned(),
-        Some(wanted) => format!(" where {} is wanted", wanted.name()),
+        Some(wanted) if wanted == tier => " as requested".to_owned(),
+        Some(wanted) => format!(" ({} was requested)", wanted.name()),
     };
     let measured = match candidate.p95 {
         Some(p95) => format!("answers 95 of 100 requests within {}", Millis(p95)),
-        None => "is not measured yet".to_owned(),
+        None => "has no measured latency yet".to_owned(),
     };
     let memory = match candidate.memory {
         MemoryFit::Resident => "is in memory",
         MemoryFit::Fits => "fits into memory",
         MemoryFit::DoesNotFit => "does not fit into memory now",
     };
-    format!("It {made}, is of the {} tier{wanted}, {measured}, and {memory}.", tier.name())
+    format!("It {made}, is in the {} tier{wanted}, {measured}, and {memory}.", tier.name())
 }
 
 /// Duration that is printed in milliseconds, with one decimal below 10 ms.
@@ -541,13 +541,14 @@ mod tests {
         };
         assert_eq!(
             recommend(query, &[candidate])[0].reason,
-            "It serves search, is of the fast tier where quality is wanted, answers 95 of 100 requests within \
-             7.0 ms, and is in memory."
+            "It suits search, is in the fast tier (quality was requested), answers 95 of 100 \
+             requests within 7.0 ms, and is in memory."
         );
         (candidate.p95, candidate.memory) = (None, MemoryFit::DoesNotFit);
         assert_eq!(
             recommend(RecommendationQuery::default(), &[candidate])[0].reason,
-            "It serves any task, is of the fast tier, is not measured yet, and does not fit into memory now."
+            "It suits any task, is in the fast tier, has no measured latency yet, and does not fit \
+             into memory now."
         );
     }
 

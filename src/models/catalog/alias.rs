@@ -56,7 +56,7 @@ impl fmt::Display for Alias {
 }
 
 /// Resolves `name`, of a model or an alias, for a request with these texts.
-pub fn resolve(
+pub(super) fn resolve(
     aliases: &BTreeMap<String, AliasSettings>,
     name: &str,
     texts: RequestTexts<'_>,
@@ -78,7 +78,10 @@ pub fn resolve(
 }
 
 /// Resolves `name` without regard to canaries.
-pub fn resolve_without_canary(aliases: &BTreeMap<String, AliasSettings>, name: &str) -> String {
+pub(super) fn resolve_without_canary(
+    aliases: &BTreeMap<String, AliasSettings>,
+    name: &str,
+) -> String {
     match aliases.get(name) {
         Some(alias) => join_name(&alias.model, alias.revision.as_deref()),
         None => name.to_owned(),
@@ -86,7 +89,7 @@ pub fn resolve_without_canary(aliases: &BTreeMap<String, AliasSettings>, name: &
 }
 
 /// Returns the canary of an alias, which may answer some of its requests.
-pub fn canary(AliasSettings { canary, .. }: &AliasSettings) -> Option<String> {
+pub(super) fn canary(AliasSettings { canary, .. }: &AliasSettings) -> Option<String> {
     canary.model.as_ref().map(|model| join_name(model, canary.revision.as_deref()))
 }
 
