@@ -23,6 +23,7 @@
 //! | [`daemon`] | start, reload, shutdown; the listening socket; the task of each subsystem |
 //! | [`cli`] | the command line; its commands use the socket, or the store without a daemon |
 //! | [`api`] | HTTP: routes, limits, permissions, errors of the dialects |
+//! | [`service`] | from texts to vectors: the one path of every dialect; knows no HTTP |
 //! | [`models`] | resident models, their workers and queues; installation; self-tests; usage |
 //! | [`engine`] | texts to tokens to vectors; has no runtime, sockets or packages |
 //! | [`memory`] | memory pressure: samples, levels and the plan; knows no models |
@@ -33,20 +34,28 @@
 //! | [`base`] | units, printable text, error chains, exit codes, the rounding of weights |
 //!
 //! Dependencies point downwards, and `tests/it/tidy.rs` checks them: the binaries use `daemon` and
-//! `cli`, which use `api`, which uses `models`, which uses `engine`, `memory`, `package` and
-//! `config`, which use `files`, `telemetry` and `base`. Only `package` knows the archive format. Only `config::file` calls the YAML parser. Only types of [`api::wire`]
+//! `cli`, which use `api`, which uses `service`, which uses `models`, which uses `engine`,
+//! `memory`, `package` and `config`, which use `files`, `telemetry` and `base`. Only `package`
+//! knows the archive format. Only `config::file` calls the YAML parser. Only types of [`api::wire`]
 //! are serialized for clients. Only the manager in [`models`] starts and stops workers, and only a
 //! worker holds weights.
 //!
 //! # A request
 //!
-//! 1. A connection ([`daemon`]) passes the request to [`api`], which identifies the caller and
-//!    checks sizes and counts. The bytes of the body are charged to the caller's uid before they
-//!    are read, until the response is written.
-//! 2. The dialect converts its JSON into the internal request. Large bodies are parsed on the
-//!    blocking pool, where users are scheduled fairly; short ones are parsed at once.
-//! 3. [`models::ManagerHandle::lease_for`] resolves the model name ([`models::alias`]) or selects a
-//!    fallback, and loads the model if it is not resident. The result is a lease.
+//! 1. A connection ([`daemon`]) passes the request to [`api`], which identifies the caller, reads
+//!    the options in its headers and checks the size of the body. The bytes of the body are charged
+//!    to the caller's uid ([`service::Budget`]) before they are read, until the response is
+//!    written.
+//! 2. The dialect converts its JSON into a [`service::EmbedRequest`], whose input is checked when
+//!    it is created. Large bodies are parsed on the blocking pool, where users are scheduled fairly
+//!    ([`service::Permits`]); short ones are parsed at once. Then the dialect calls
+//!    [`service::EmbeddingService::embed`], which contains all steps until the vectors exist. The
+//!    result has them with the counts, the timings and the model. An error of the service names a
+//!    text by its index, and the dialect adds the name of its field.
+//! 3. [`models::catalog`] resolves the model name for the tenant.
+//!    [`models::ManagerHandle::lease_for`] takes a lease on the model: from a shared table if it is
+//!    resident, otherwise from the manager, which loads it first. If the model cannot answer, the
+//!    lease is on a fallback.
 //! 4. The lease's tokenizer turns the texts into token ids, on the blocking pool unless they are
 //!    short.
 //! 5. The token ids enter the worker's queue, which is bounded by requests and by tokens. A full
@@ -139,8 +148,8 @@
 //! waits for the remaining bytes.
 //!
 //! Several versions of a model, and several contents of one version, can be installed together.
-//! [`package::resolve`] resolves a name to one of them; a rollback is a mark in a record that it
-//! reads.
+//! [`package::Entries::resolve`] resolves a name to one of them; a rollback is a mark in a record
+//! that it reads.
 
 pub mod api;
 pub mod base;
@@ -152,4 +161,5 @@ pub mod files;
 pub mod memory;
 pub mod models;
 pub mod package;
+pub mod service;
 pub mod telemetry;

@@ -58,23 +58,18 @@ pub(super) async fn follow(
     });
     let since = last.transpose()?.or(since);
     // An answer with only remembered events ends by itself and does not count as an open stream.
-    let place = match follow {
+    let slot = match follow {
         true => Some(
             app.streams.open(peer.map_or(PeerCredentials::UNPRIVILEGED, |Extension(peer)| peer))?,
         ),
         false => None,
     };
     let draining = app.draining.clone();
-    let telling = EventStream {
-        listener: app.events.subscribe(since),
-        sight,
-        follow,
-        draining,
-        _slot: place,
-    };
-    let events = stream::unfold(telling, |mut telling| async move {
-        let event = telling.next().await?;
-        Some((Ok::<_, Infallible>(event), telling))
+    let state =
+        EventStream { listener: app.events.subscribe(since), sight, follow, draining, _slot: slot };
+    let events = stream::unfold(state, |mut state| async move {
+        let event = state.next().await?;
+        Some((Ok::<_, Infallible>(event), state))
     });
     let mut response = Sse::new(events).into_response();
     if follow {
@@ -99,41 +94,42 @@ impl EventStream {
         // without any data.
         let mut quiet = std::pin::pin!(tokio::time::sleep(KEEP_ALIVE));
         let event = loop {
-            let heard = if self.follow {
+            let item = if self.follow {
                 tokio::select! {
                     biased;
                     () = self.draining.cancelled() => return None,
                     () = &mut quiet => {
-                        return Some(sse::Event::default().comment("still here"));
+                        return Some(sse::Event::default().comment("keep-alive"));
                     }
-                    heard = self.listener.next() => heard?,
+                    item = self.listener.next() => item?,
                 }
             } else {
                 self.listener.next_from_history()?
             };
-            if let Some(event) = self.sight.event(to_wire(&heard)) {
+            if let Some(event) = self.sight.event(to_wire(&item)) {
                 break event;
             }
         };
-        let mut told = sse::Event::default().event(&event.kind);
+        let mut message = sse::Event::default().event(&event.kind);
         if let Some(id) = event.id {
-            told = told.id(id.to_string());
+            message = message.id(id.to_string());
         }
-        told.json_data(&event)
+        message
+            .json_data(&event)
             .inspect_err(|error| {
                 tracing::error!(
                     name: Message::InternalFault.name(),
                     %error,
-                    "an event cannot be written"
+                    "an event could not be serialized"
                 )
             })
             .ok()
     }
 }
 
-fn to_wire(heard: &EventItem) -> wire::events::Event {
+fn to_wire(item: &EventItem) -> wire::events::Event {
     let of = |kind: &str| wire::events::Event { kind: kind.to_owned(), ..Default::default() };
-    let record = match heard {
+    let record = match item {
         EventItem::Record(record) => record,
         EventItem::Lagged(missed) => {
             return wire::events::Event { missed: Some(*missed), ..of("lagged") };
@@ -207,7 +203,9 @@ fn parse(text: &str) -> Result<EventsQuery, ApiError> {
             }
             _ => {
                 let known = PARAMETERS.join(", ");
-                return Err(invalid(format!("{name:?} is no parameter; expected {known}")));
+                return Err(invalid(format!(
+                    "the parameter {name:?} is unknown; expected {known}"
+                )));
             }
         }
     }

@@ -37,7 +37,7 @@ pub(super) async fn status(
     sight: Visibility,
 ) -> Result<Json<DaemonStatus>, ApiError> {
     let packages = packages::describe_all(&app, &sight).await?;
-    let measured = measure().await?;
+    let measured = tokio::task::spawn_blocking(measure).await?;
     let drop_directory = app.settings.borrow().packages.drop_directory.clone();
     let quarantine = sight.quarantine(quarantine(drop_directory).await?);
     let overview = app.handle.overview().borrow().clone();
@@ -70,15 +70,7 @@ pub(super) async fn status(
 /// Describes the state of the store's disk.
 async fn store(app: &App) -> Result<StoreCondition, ApiError> {
     let store = Arc::clone(app.handle.store());
-    let condition = tokio::task::spawn_blocking(move || store.condition()).await;
-    let condition = condition.map_err(|error| {
-        tracing::error!(
-            name: Message::InternalFault.name(),
-            %error,
-            "the store could not be examined"
-        );
-        ApiError::lost_work()
-    })?;
+    let condition = tokio::task::spawn_blocking(move || store.condition()).await?;
     let (verity, verity_reason) = match condition.verity {
         Verity::On => (true, None),
         Verity::Off(reason) => (false, Some(reason)),
@@ -93,16 +85,7 @@ async fn store(app: &App) -> Result<StoreCondition, ApiError> {
 
 /// Reads the quarantine of a drop directory; `None` when it cannot be read.
 async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<QuarantinedPackage>>, ApiError> {
-    let read = tokio::task::spawn_blocking(move || list_quarantined(&drop_directory)).await;
-    let read = read.map_err(|error| {
-        tracing::error!(
-            name: Message::InternalFault.name(),
-            %error,
-            "the quarantine could not be read"
-        );
-        ApiError::lost_work()
-    })?;
-    match read {
+    match tokio::task::spawn_blocking(move || list_quarantined(&drop_directory)).await? {
         Ok(packages) => Ok(Some(Vec::from_iter(
             packages.into_iter().map(|(file, reason)| QuarantinedPackage { file, reason }),
         ))),
@@ -110,7 +93,7 @@ async fn quarantine(drop_directory: PathBuf) -> Result<Option<Vec<QuarantinedPac
             tracing::warn!(
                 name: Message::DirectoryUnreadable.name(),
                 error = chain(&error),
-                "the quarantine cannot be read"
+                "the quarantine directory cannot be read"
             );
             Ok(None)
         }
@@ -125,19 +108,8 @@ struct ProcessMemory {
     available: Option<u64>,
 }
 
-/// Measures memory on the blocking pool.
-async fn measure() -> Result<ProcessMemory, ApiError> {
-    tokio::task::spawn_blocking(read).await.map_err(|error| {
-        tracing::error!(
-            name: Message::InternalFault.name(),
-            %error,
-            "memory could not be measured"
-        );
-        ApiError::lost_work()
-    })
-}
-
-fn read() -> ProcessMemory {
+/// Measures memory. Reads files: must not run on the runtime's threads.
+fn measure() -> ProcessMemory {
     let Ok(mut system) = System::new() else { return ProcessMemory::default() };
     system.refresh_memory();
     ProcessMemory {

@@ -8,7 +8,7 @@ use axum::extract::State;
 
 use super::App;
 use super::error::ApiError;
-use super::input::{PathName, read_optional_json, read_small_json};
+use super::input::{BodyLimit, PathName, read_optional_json, read_small_json};
 use super::visibility::Visibility;
 use super::wire::memory::{
     FlushResponse, LoadModelRequest, MeasuredMemory, MemoryAction, MemoryLimit, MemoryLimitSetting,
@@ -16,12 +16,11 @@ use super::wire::memory::{
 };
 use crate::base::units::{Bytes, milliseconds};
 use crate::memory::sample::{Psi, Sample};
-use crate::models::alias;
 use crate::models::{ActionRecord, ModelView, Residency};
 use crate::telemetry::log::Message;
 
 /// Longest body of these routes.
-const MAX_BODY: Bytes = Bytes(4096);
+const MAX_BODY: BodyLimit = BodyLimit::Route(Bytes(4096));
 /// Value for no limit other than those of the kernel.
 const AUTO: &str = "auto";
 
@@ -123,7 +122,7 @@ pub(super) async fn flush(State(app): State<App>) -> Result<Json<FlushResponse>,
     tracing::info!(
         name: Message::MemoryFlushed.name(),
         models = flushed.unloaded.len(), freed_bytes = freed, duration_ms,
-        "flushed"
+        "models unloaded at the request of an administrator"
     );
     Ok(Json(FlushResponse {
         unloaded: flushed.unloaded.iter().map(ToString::to_string).collect(),
@@ -168,15 +167,18 @@ pub(super) async fn set_limit(
     let MemoryLimitSetting { limit } = read_small_json(body, MAX_BODY).await?;
     let bytes = match limit.as_str() {
         AUTO => None,
-        size => Some(size.parse::<Bytes>().map_err(|error| {
-            let message = format!("{error}, or \"{AUTO}\"");
+        size => Some(size.parse::<Bytes>().map_err(|_not_a_size| {
+            let message = format!(
+                "limit is {size:?}; expected a size with its unit, such as \"512MiB\", or \
+                 \"{AUTO}\""
+            );
             ApiError::invalid(Some("limit".to_owned()), message)
         })?),
     };
     tracing::info!(
         name: Message::MemoryLimitSet.name(),
         limit,
-        "the memory of this process is limited anew, until the next start"
+        "memory limit set until the next start"
     );
     app.handle.set_memory_limit(bytes).await;
     Ok(Json(MemoryLimitSetting { limit }))
@@ -184,9 +186,8 @@ pub(super) async fn set_limit(
 
 /// Returns whether the model that `name` means is in memory; false when there is no such model.
 async fn is_resident(app: &App, name: &str) -> Result<bool, ApiError> {
-    let name = alias::resolve_without_canary(&app.settings.borrow().aliases, name);
-    let entries = app.handle.store().entries();
-    let Some(entry) = crate::package::resolve(&entries, &name) else { return Ok(false) };
+    let catalog = app.handle.catalog();
+    let Some(entry) = catalog.lookup(name) else { return Ok(false) };
     let residency = app.handle.residency().await?;
     Ok(matches!(residency.get(&entry.key), Some(Residency::Resident { .. })))
 }

@@ -10,12 +10,12 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
-use super::request::{self, Timings};
 use super::visibility::Visibility;
 use super::{App, health};
 use crate::memory::level::PressureLevel;
 use crate::memory::sample::Psi;
 use crate::models::{MemoryView, Residency};
+use crate::service::Timings;
 use crate::telemetry::log::{self, Message};
 use crate::telemetry::metrics::{
     CANCELED, Format, INTERNAL, Metrics, OK, ObservedModel, ObservedState, Stages, Stall,
@@ -77,12 +77,12 @@ pub(super) async fn scrape(
         let observed = ObservedState { resident: health::resident_memory(), ..observe(&app, view) };
         app.metrics.render(&observed, format).map(|text| sight.metrics(text))
     };
-    let text = tokio::task::spawn_blocking(render).await.map_err(request::log_lost)?;
+    let text = tokio::task::spawn_blocking(render).await?;
     let text = text.map_err(|error| {
         tracing::error!(
             name: Message::InternalFault.name(),
             %error,
-            "the metrics could not be written"
+            "the metrics could not be rendered"
         );
         ApiError::lost_work()
     })?;
@@ -90,7 +90,7 @@ pub(super) async fn scrape(
 }
 
 fn observe(app: &App, view: MemoryView) -> ObservedState {
-    let MemoryView { reading, headroom: room, is_shedding: shedding, models: in_memory, .. } = view;
+    let MemoryView { reading, headroom, is_shedding: shedding, models: in_memory, .. } = view;
     let sample = reading.sample;
     let entries = app.handle.store().entries();
     let mut observed = ObservedState {
@@ -101,7 +101,7 @@ fn observe(app: &App, view: MemoryView) -> ObservedState {
         process: sample.process.0,
         unreclaimable: sample.unreclaimable.0,
         limit: sample.tightest().map(|limit| (limit.bytes.0, limit.unreclaimable.0)),
-        room: room.0,
+        headroom: headroom.0,
         pressure_level: rank(reading.level),
         shedding,
         requests_held: app.budget.held(),
@@ -163,13 +163,13 @@ pub(super) async fn count(
     answer: impl Future<Output = Response>,
 ) -> Response {
     let began = Instant::now();
-    let mut asked = RequestGuard { metrics, route, is_answered: false };
+    let mut guard = RequestGuard { metrics, route, is_answered: false };
     let response = answer.await;
-    asked.is_answered = true;
-    asked.count(outcome(&response));
+    guard.is_answered = true;
+    guard.count(outcome(&response));
     if let Some(Timings { tokenization, queue, inference }) = response.extensions().get().copied() {
         let total = began.elapsed();
-        asked.metrics.observe_stages(Stages { tokenization, queue, inference, total });
+        guard.metrics.observe_stages(Stages { tokenization, queue, inference, total });
     }
     response
 }

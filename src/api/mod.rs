@@ -1,4 +1,5 @@
-//! Serves HTTP/1.1: turns requests into leases and jobs, and results and errors into answers.
+//! Serves HTTP/1.1: converts requests into calls of the embedding service and of the models, and
+//! results and errors into answers.
 //!
 //! Defines the routes, the limits on requests, and the check for administrators. Opens no socket:
 //! the daemon passes connections to it. The `Host` header is ignored, because the permissions of
@@ -7,7 +8,6 @@
 //! Invariant: every answer that is not a success is JSON with a nested `error`. The dialects with
 //! another error format use theirs on all of their routes.
 
-mod budget;
 mod configuration;
 mod error;
 mod events;
@@ -17,19 +17,16 @@ mod keep_alive;
 mod keyword;
 mod memory_admin;
 mod metrics;
-mod model_selection;
 mod ollama;
 mod openai;
 mod packages;
 mod peer_credentials;
-mod permit;
 mod rank;
-mod request;
 mod request_context;
+mod response;
 mod streams;
 mod tei;
 mod tenants;
-mod tokenize;
 mod usage;
 mod visibility;
 pub mod wire;
@@ -50,25 +47,23 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Settings;
 use crate::models::ManagerHandle;
 use crate::models::install::Installer;
+use crate::service::{Budget, EmbeddingService};
 use crate::telemetry::events::Events;
 use crate::telemetry::log::{self, Message};
 use crate::telemetry::metrics::Metrics;
 use error::ApiError;
 
-pub use budget::Budget;
 pub use configuration::describe as describe_value;
 pub use metrics::ROUTES;
 pub use packages::{
     ALLOW_DOWNGRADE, MINISIG_HEADER, NAME_HEADER, REPLACE, SHA256_HEADER, describe,
 };
-pub use peer_credentials::PeerCredentials;
-pub use permit::Permits;
-pub use request_context::ConnectionId;
+pub use peer_credentials::{ConnectionId, PeerCredentials};
 pub use streams::{EndlessBody, Streams};
 pub use tenants::Tenants;
 
 /// Delay before a connection beyond the limit is refused. Without the delay, 2,000 clients that
-/// retried at once halved the throughput of the connections that were served.
+/// retried at once halved the throughput of the served connections.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// Shared state of all routes. Each layer of the router clones it for each request, which costs one
@@ -93,7 +88,9 @@ impl Deref for App {
 /// Contents of an [`App`].
 #[derive(Debug)]
 pub struct AppParts {
-    /// Access to the models.
+    /// Computes vectors.
+    pub service: EmbeddingService,
+    /// Access to the state of the models.
     pub handle: ManagerHandle,
     /// Installs and removes packages.
     pub installer: Installer,
@@ -118,8 +115,6 @@ pub struct AppParts {
     pub events: Events,
     /// Limit of the bytes that requests in flight may hold.
     pub budget: Budget,
-    /// Fair scheduling of work on the processors.
-    pub permits: Permits,
     /// Open event streams.
     pub streams: Streams,
     /// Cancelled when the daemon drains: answers without an end, such as event streams, end then.
@@ -197,7 +192,7 @@ async fn observe_request(State(metrics): State<Metrics>, request: Request, next:
     let route = request.extensions().get::<MatchedPath>().cloned();
     let response =
         metrics::count(metrics, route, request_context::give_request_id(request, next)).await;
-    budget::hold_until_written(response)
+    response::hold_until_written(response)
 }
 
 async fn no_route(method: Method, uri: Uri) -> ApiError {
@@ -213,7 +208,7 @@ async fn only_admins(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    // Refuse requests without a peer: a forgotten extension then gives no rights.
+    // Give a request without a peer no rights, so that a forgotten extension does no harm.
     let peer = request
         .extensions()
         .get::<PeerCredentials>()
@@ -228,7 +223,7 @@ async fn only_admins(
             tracing::warn!(
                 name: Message::AccessRefused.name(),
                 uid, gid, pid, %method, path, suppressed,
-                "refused: not an administrator"
+                "request refused: the user is not an administrator"
             );
         }
         return Err(ApiError::forbidden(uid));

@@ -2,13 +2,12 @@
 //! `/api/version`, and `/`.
 //!
 //! Converts Ollama's model names, and formats every failure on these routes as a flat `{"error":
-//! "…"}`. The module [`request`] computes the vectors.
+//! "…"}`. The embedding [`service`] computes the vectors.
 //!
 //! Invariant: a text gets the same vector as on every other route, of length 1 if the model
 //! normalizes. Ollama's own `/api/embeddings` does not normalize its vectors.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
@@ -20,18 +19,17 @@ use axum::{Json, Router, middleware};
 
 use super::App;
 use super::error::ApiError;
-use super::input::{read_json, read_small_json};
-use super::model_selection;
-use super::request::{self, Embeddings};
+use super::input::{BodyLimit, read_json, read_small_json};
 use super::request_context::{RequestContext, TenantContext};
-use super::wire::Input;
+use super::response::{self, set_embedding_headers};
 use super::wire::ollama::{
     Details, EmbedRequest, EmbedResponse, EmbeddingsRequest, EmbeddingsResponse, Failure,
     RunningModel, RunningModels, ShowRequest, ShowResponse, Tag, Tags, Texts, VersionResponse,
 };
 use crate::base::units::Bytes;
 use crate::models::{Fallback, KeepAlive, KeepAliveRequest, ModelInfo, Residency};
-use crate::package::{Manifest, StoreEntry, resolve};
+use crate::package::{Manifest, StoreEntry};
+use crate::service::{self, CheckedInput, Embeddings, Input};
 
 /// Capabilities of every model, in Ollama's terms.
 const CAPABILITIES: [&str; 1] = ["embedding"];
@@ -102,15 +100,14 @@ async fn embed(
 ) -> Result<Response, ApiError> {
     let request: EmbedRequest = read_json(&app, &caller, body).await?;
     let texts = request.input.map_or_else(Vec::new, |Texts(texts)| texts);
-    let embed = request::EmbedRequest {
-        input: Arc::new(Input::Texts(texts)),
-        param: "input",
+    let param = "input";
+    let embed = of_texts(texts, param)?.map(|embed| service::EmbedRequest {
         refuse_long: request.truncate == Some(false),
         dimensions: request.dimensions.filter(|dimensions| *dimensions > 0),
-        ..request::EmbedRequest::default()
-    };
+        ..embed
+    });
     let model = request.model.as_deref();
-    let answered = answer(&app, &caller, model, request.keep_alive, embed).await?;
+    let answered = answer(&app, &caller, model, request.keep_alive, embed, param).await?;
     let values = answered.embedded.as_ref().map_or(0, |embedded| embedded.vectors.len());
     let write = move |caller: &RequestContext| {
         let OllamaEmbeddings { model, load, embedded } = answered;
@@ -123,13 +120,13 @@ async fn embed(
             load_duration: nanoseconds(load),
             prompt_eval_count,
         };
-        let mut response = request::json(values, &answer);
+        let mut response = response::json(values, &answer);
         if let Some(embedded) = embedded {
-            embedded.set_headers(caller, &mut response);
+            set_embedding_headers(&embedded, caller, &mut response);
         }
         response
     };
-    request::write(&app, &caller, values, write).await
+    response::write(&app, &caller, values, write).await
 }
 
 async fn embeddings(
@@ -139,21 +136,18 @@ async fn embeddings(
 ) -> Result<Response, ApiError> {
     let request: EmbeddingsRequest = read_json(&app, &caller, body).await?;
     let text = request.prompt.filter(|prompt| !prompt.is_empty());
-    let embed = request::EmbedRequest {
-        input: Arc::new(Input::Texts(text.into_iter().collect())),
-        param: "prompt",
-        ..request::EmbedRequest::default()
-    };
+    let param = "prompt";
+    let embed = of_texts(text.into_iter().collect(), param)?;
     let model = request.model.as_deref();
     let OllamaEmbeddings { embedded, .. } =
-        answer(&app, &caller, model, request.keep_alive, embed).await?;
+        answer(&app, &caller, model, request.keep_alive, embed, param).await?;
     let Some(embedded) = embedded else {
         return Ok(Json(EmbeddingsResponse { embedding: Vec::new() }).into_response());
     };
     let embedding = embedded.vectors.clone();
     let values = embedding.len();
-    let mut response = request::json(values, &EmbeddingsResponse { embedding });
-    embedded.set_headers(&caller, &mut response);
+    let mut response = response::json(values, &EmbeddingsResponse { embedding });
+    set_embedding_headers(&embedded, &caller, &mut response);
     Ok(response)
 }
 
@@ -167,37 +161,50 @@ struct OllamaEmbeddings {
     embedded: Option<Embeddings>,
 }
 
-/// Loads the model, sets its `keep_alive`, and embeds the texts, if there are any.
+/// Builds the request for the vectors of `texts`; `None` when there are none. `param` is the field
+/// with the texts.
+fn of_texts(texts: Vec<String>, param: &str) -> Result<Option<service::EmbedRequest>, ApiError> {
+    if texts.is_empty() {
+        return Ok(None);
+    }
+    let input = CheckedInput::new(Input::Texts(texts));
+    let input = input.map_err(|error| ApiError::of_embed(error, param))?;
+    Ok(Some(service::EmbedRequest::new(input)))
+}
+
+/// Loads the model, sets its `keep_alive`, and embeds the texts in the field `param`, if there are
+/// any.
 async fn answer(
     app: &App,
     caller: &RequestContext,
     model: Option<&str>,
     keep_alive: Option<KeepAlive>,
-    embed: request::EmbedRequest,
+    embed: Option<service::EmbedRequest>,
+    param: &str,
 ) -> Result<OllamaEmbeddings, ApiError> {
-    let has_texts = *embed.input != Input::default();
-    if has_texts {
-        request::check_input(&embed.input, embed.param)?;
-    }
+    let of_param = |error| ApiError::of_embed(error, param);
     let named = model.map(model_name);
     let began = Instant::now();
-    let fallback = Fallback::Vectors(caller.allow_fallback);
-    let lease = request::lease_model(app, caller, named.as_deref(), &embed.input, fallback).await?;
+    let fallback = Fallback::Vectors(caller.call.allow_fallback);
+    let no_texts = Input::default();
+    let input = embed.as_ref().map_or(&no_texts, |embed| embed.input.input());
+    let leased = app.service.lease(&caller.call, named.as_deref(), input, fallback).await;
+    let leased = leased.map_err(of_param)?;
     let load = began.elapsed();
     // Apply `keep_alive` only to the requested model. A fallback was not requested, and the
     // requested model is then not in memory.
     if let Some(keep_alive) = keep_alive
-        && lease.fallback_for.is_none()
+        && leased.fallback_for().is_none()
     {
-        let name = format!("{}@{}", lease.info.manifest.id, lease.info.revision);
+        let name = format!("{}@{}", leased.info().manifest.id, leased.info().revision);
         let is_admin = caller.sender.is_admin(app).await;
-        let wish = KeepAliveRequest { user: caller.user(), is_admin, keep_alive };
+        let wish = KeepAliveRequest { user: caller.call.user, is_admin, keep_alive };
         app.handle.keep_alive(&name, wish).await?;
     }
-    let model = answered_name(model, &lease.info);
-    let embedded = match has_texts {
-        true => Some(request::embed_with(app, lease, caller, embed).await?),
-        false => None,
+    let model = answered_name(model, leased.info());
+    let embedded = match embed {
+        Some(embed) => Some(leased.embed(&caller.call, embed).await.map_err(of_param)?),
+        None => None,
     };
     Ok(OllamaEmbeddings { model, load, embedded })
 }
@@ -231,17 +238,16 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 async fn tags(State(app): State<App>, viewer: TenantContext) -> Json<Tags> {
-    let models = model_selection::visible_models(&app, &viewer).into_iter().map(
-        |StoreEntry { manifest, record, .. }| Tag {
-            name: ollama_name(&manifest),
-            model: ollama_name(&manifest),
-            modified_at: time(record.installed_at.0),
-            size: manifest.total_size(),
-            digest: record.package_digest.to_string(),
-            details: details(&manifest),
-            capabilities: CAPABILITIES.to_vec(),
-        },
-    );
+    let entries = viewer.visible_models(&app);
+    let models = entries.iter().map(|StoreEntry { manifest, record, .. }| Tag {
+        name: ollama_name(manifest),
+        model: ollama_name(manifest),
+        modified_at: time(record.installed_at.0),
+        size: manifest.total_size(),
+        digest: record.package_digest.to_string(),
+        details: details(manifest),
+        capabilities: CAPABILITIES.to_vec(),
+    });
     Json(Tags { models: models.collect() })
 }
 
@@ -250,13 +256,12 @@ async fn running(
     viewer: TenantContext,
 ) -> Result<Json<RunningModels>, ApiError> {
     let view = app.handle.memory().await?;
-    let entries = model_selection::visible_models(&app, &viewer);
+    let entries = viewer.visible_models(&app);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let models = view.models.into_iter().filter_map(|model| {
         let Residency::Resident { weight_bytes, .. } = model.residency else { return None };
         // Skip a model that has just left the store: it is being unloaded.
-        let StoreEntry { manifest, record, .. } =
-            entries.iter().find(|entry| entry.key == model.key)?;
+        let StoreEntry { manifest, record, .. } = entries.get(&model.key)?;
         Some(RunningModel {
             name: ollama_name(manifest),
             model: ollama_name(manifest),
@@ -276,14 +281,14 @@ async fn show(
     viewer: TenantContext,
     body: Body,
 ) -> Result<Json<ShowResponse>, ApiError> {
-    let limit = app.settings.borrow().socket.max_body.min(MAX_SHOW);
+    let limit = BodyLimit::smaller(app.settings.borrow().socket.max_body, MAX_SHOW);
     let request: ShowRequest = read_small_json(body, limit).await?;
     let Some(asked) = request.model.or(request.name) else {
         let message = "model is missing; expected the name of a model".to_owned();
         return Err(ApiError::invalid(Some("model".to_owned()), message));
     };
-    let entries = model_selection::visible_models(&app, &viewer);
-    let Some(StoreEntry { manifest, record, .. }) = resolve(&entries, &model_name(&asked)) else {
+    let entries = viewer.visible_models(&app);
+    let Some(StoreEntry { manifest, record, .. }) = entries.resolve(&model_name(&asked)) else {
         return Err(ApiError::unknown_package(asked, &entries));
     };
     Ok(Json(ShowResponse {

@@ -1,8 +1,5 @@
 //! Serves OpenAI's dialect: `POST /v1/embeddings`, `GET /v1/models`, `GET /v1/models/{name}`.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -14,16 +11,16 @@ use futures_util::future::try_join_all;
 use super::App;
 use super::error::ApiError;
 use super::input::{PathName, read_json};
-use super::model_selection;
-use super::request::{self, EmbedRequest, Embeddings, Prompt};
 use super::request_context::{RequestContext, TenantContext};
+use super::response::{self, set_embedding_headers};
 use super::wire::{
     AdditionalEmbeddings, Embedding, EmbeddingsRequest, EmbeddingsResponse, Model, ModelList,
     Usage, Vector,
 };
-use crate::config::AliasSettings;
-use crate::models::{ModelInfo, alias};
-use crate::package::{EmbeddingSpace, EntryKey, StoreEntry, resolve};
+use crate::models::ModelInfo;
+use crate::models::catalog::{AliasTargets, Catalog};
+use crate::package::{EmbeddingSpace, Entries, EntryKey, StoreEntry};
+use crate::service::{CheckedInput, EmbedRequest, Embeddings, Prompt};
 
 /// Most models in addition to the requested one. A migration to another model needs one.
 const MAX_ADDITIONAL: usize = 3;
@@ -42,43 +39,42 @@ pub(super) async fn embeddings(
     let request: EmbeddingsRequest = read_json(&app, &caller, body).await?;
     let encoding = encoding(request.encoding_format.as_deref())?;
     let prompt = prompt(request.prompt_name, request.input_type.as_deref())?;
-    let caller = RequestContext {
-        allow_fallback: request.allow_fallback.or(caller.allow_fallback),
-        ..caller
-    };
+    let caller = caller.with_fallback(request.allow_fallback);
+    let names = request.additional_models.unwrap_or_default();
+    if names.len() > MAX_ADDITIONAL {
+        let message = format!(
+            "additional_models has {} models; a request takes at most {MAX_ADDITIONAL}",
+            names.len()
+        );
+        return Err(ApiError::invalid(Some("additional_models".to_owned()), message));
+    }
+    let of_input = |error| ApiError::of_embed(error, "input");
     let embed = EmbedRequest {
-        input: Arc::new(request.input),
-        param: "input",
         prompt,
         refuse_long: request.truncate == Some(false),
         dimensions: request.dimensions,
-        ..EmbedRequest::default()
+        ..EmbedRequest::new(CheckedInput::new(request.input).map_err(of_input)?)
     };
-    let names = request.additional_models.unwrap_or_default();
-    if names.len() > MAX_ADDITIONAL {
-        let message =
-            format!("{} additional_models; a request takes at most {MAX_ADDITIONAL}", names.len());
-        return Err(ApiError::invalid(Some("additional_models".to_owned()), message));
-    }
     let additional = names.iter().enumerate().map(|(index, name)| {
         let (app, caller, embed) = (&app, &caller, embed.clone());
         async move {
-            let embedded = request::embed(app, caller, Some(name), embed).await;
-            embedded.map_err(|error| error.with_additional_model(index, name))
+            let embedded = app.service.embed(&caller.call, Some(name), embed).await;
+            embedded.map_err(|error| of_input(error).with_additional_model(index, name))
         }
     });
     let additional = try_join_all(Vec::from_iter(additional));
-    let embedded = request::embed(&app, &caller, request.model.as_deref(), embed);
+    let model = request.model.as_deref();
+    let embedded = async { app.service.embed(&caller.call, model, embed).await.map_err(of_input) };
     let (embedded, additional) = tokio::try_join!(embedded, additional)?;
     let others = additional.iter().map(|embedded| embedded.vectors.len());
     let values = embedded.vectors.len() + others.sum::<usize>();
     let write = move |caller: &RequestContext| {
         let mut response =
-            request::json(values, &embeddings_response(&embedded, &additional, encoding));
-        embedded.set_headers(caller, &mut response);
+            response::json(values, &embeddings_response(&embedded, &additional, encoding));
+        set_embedding_headers(&embedded, caller, &mut response);
         response
     };
-    request::write(&app, &caller, values, write).await
+    response::write(&app, &caller, values, write).await
 }
 
 fn encoding(format: Option<&str>) -> Result<Encoding, ApiError> {
@@ -167,15 +163,15 @@ pub(super) async fn models(
     State(app): State<App>,
     viewer: TenantContext,
 ) -> Result<Response, ApiError> {
-    let settings = app.settings.borrow().clone();
     // Each of up to a thousand models is compared with each other: run on the blocking pool.
     let describe = move || {
-        let entries = model_selection::visible_models(&app, &viewer);
-        let described = ModelDescriber::new(&entries, &settings.aliases);
+        let catalog = app.handle.catalog();
+        let entries = viewer.visible_models(&app);
+        let described = ModelDescriber::new(&entries, &catalog);
         let data = (0..entries.len()).map(|at| described.model(at)).collect();
-        request::json(0, &ModelList { object: "list".to_owned(), data })
+        response::json(0, &ModelList { object: "list".to_owned(), data })
     };
-    tokio::task::spawn_blocking(describe).await.map_err(request::log_lost)
+    Ok(tokio::task::spawn_blocking(describe).await?)
 }
 
 pub(super) async fn model(
@@ -183,38 +179,32 @@ pub(super) async fn model(
     viewer: TenantContext,
     PathName(name): PathName,
 ) -> Result<Json<Model>, ApiError> {
-    let entries = model_selection::visible_models(&app, &viewer);
-    let settings = app.settings.borrow().clone();
-    let entry = resolve(&entries, &alias::resolve_without_canary(&settings.aliases, &name));
-    let at = entry.and_then(|entry| entries.iter().position(|other| other.key == entry.key));
+    let catalog = app.handle.catalog();
+    let entries = viewer.visible_models(&app);
+    let entry = catalog.lookup_in(&entries, &name);
+    let at = entry.and_then(|entry| entries.position(&entry.key));
     let at = at.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
-    let describe = move || ModelDescriber::new(&entries, &settings.aliases).model(at);
-    Ok(Json(tokio::task::spawn_blocking(describe).await.map_err(request::log_lost)?))
+    let describe = move || ModelDescriber::new(&entries, &catalog).model(at);
+    Ok(Json(tokio::task::spawn_blocking(describe).await?))
 }
 
 /// Data to describe models, each of which is compared with the others.
 struct ModelDescriber<'a> {
-    entries: &'a [StoreEntry],
+    entries: &'a Entries,
     /// Shortest name of each entry. `spaces` has their embedding spaces, which are hashes and
     /// therefore computed once.
     names: Vec<String>,
     spaces: Vec<EmbeddingSpace>,
-    /// Each alias, the model that it means, and the model of its canary.
-    aliases: Vec<(&'a String, Option<&'a EntryKey>, Option<&'a EntryKey>)>,
+    aliases: Vec<AliasTargets<'a>>,
 }
 
 impl<'a> ModelDescriber<'a> {
-    fn new(entries: &'a [StoreEntry], aliases: &'a BTreeMap<String, AliasSettings>) -> Self {
-        let meant = |name: &str| resolve(entries, name).map(|entry| &entry.key);
-        let of_alias = |(name, alias): (&'a String, &AliasSettings)| {
-            let canary = alias::canary(alias).and_then(|canary| meant(&canary));
-            (name, meant(&alias::resolve_without_canary(aliases, name)), canary)
-        };
+    fn new(entries: &'a Entries, catalog: &'a Catalog) -> Self {
         Self {
             entries,
             names: entries.iter().map(|entry| name_of(entry, entries)).collect(),
             spaces: entries.iter().map(|entry| entry.manifest.space()).collect(),
-            aliases: aliases.iter().map(of_alias).collect(),
+            aliases: catalog.aliases(entries),
         }
     }
 
@@ -227,9 +217,9 @@ impl<'a> ModelDescriber<'a> {
             let others = (0..self.entries.len()).filter(|other| *other != at && fits(*other));
             others.map(|other| self.names[other].clone()).collect()
         };
-        let aliases = self.aliases.iter().filter(|(_, meant, _)| is_it(*meant));
-        let canaries = self.aliases.iter().filter(|(.., canary)| is_it(*canary));
-        let current = resolve(self.entries, manifest.id.as_str());
+        let aliases = self.aliases.iter().filter(|alias| is_it(alias.model));
+        let canaries = self.aliases.iter().filter(|alias| is_it(alias.canary));
+        let current = self.entries.resolve(manifest.id.as_str());
         Model {
             id: self.names[at].clone(),
             object: "model".to_owned(),
@@ -238,8 +228,8 @@ impl<'a> ModelDescriber<'a> {
             version: manifest.version.to_string(),
             revision: entry.record.manifest_digest.short(),
             current: is_it(current.map(|current| &current.key)),
-            aliases: aliases.map(|(name, ..)| (*name).clone()).collect(),
-            canary_of: canaries.map(|(name, ..)| (*name).clone()).collect(),
+            aliases: aliases.map(|alias| alias.name.to_owned()).collect(),
+            canary_of: canaries.map(|alias| alias.name.to_owned()).collect(),
             dimensions: manifest.dimensions,
             max_sequence_length: manifest.max_sequence_length,
             compatible_dimensions: others(&|other| {
@@ -253,11 +243,11 @@ impl<'a> ModelDescriber<'a> {
 }
 
 /// Returns the shortest name that means `entry` and no other of `entries`.
-fn name_of(entry: &StoreEntry, entries: &[StoreEntry]) -> String {
+fn name_of(entry: &StoreEntry, entries: &Entries) -> String {
     let (id, version) = (&entry.manifest.id, &entry.manifest.version);
     let names = [id.to_string(), format!("{id}@{version}")];
     let is_meant =
-        |name: &String| resolve(entries, name).is_some_and(|meant| meant.key == entry.key);
+        |name: &String| entries.resolve(name).is_some_and(|meant| meant.key == entry.key);
     let by_revision = || format!("{id}@{}", entry.record.manifest_digest.short());
     names.into_iter().find(is_meant).unwrap_or_else(by_revision)
 }

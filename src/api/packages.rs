@@ -17,7 +17,7 @@ use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 
 use super::App;
 use super::error::ApiError;
-use super::input::{BODY_TIMEOUT, PathName, read_optional_json};
+use super::input::{BODY_TIMEOUT, BodyLimit, PathName, read_optional_json};
 use super::visibility::Visibility;
 use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageList};
 use crate::base::errors::{chain, errno};
@@ -25,8 +25,8 @@ use crate::base::units::Bytes;
 use crate::models::Residency;
 use crate::models::install::{InstallError, Installation};
 use crate::package::{
-    Consent, EntryKey, InstallStatus, Origin, RollbackResult, RollbackTarget, Sidecars,
-    SignatureStatus, StoreEntry, resolve, write_package,
+    Consent, Entries, EntryKey, InstallStatus, Origin, RollbackResult, RollbackTarget, Sidecars,
+    SignatureStatus, StoreEntry, write_package,
 };
 use crate::telemetry::events::Event;
 use crate::telemetry::log::Message;
@@ -41,7 +41,7 @@ pub const REPLACE: &str = "replace";
 /// signature.
 pub const ALLOW_DOWNGRADE: &str = "allow_downgrade";
 /// Longest body of a rollback.
-const MAX_ROLLBACK: Bytes = Bytes(4096);
+const MAX_ROLLBACK: BodyLimit = BodyLimit::Route(Bytes(4096));
 /// Header with the package's file name, which its `.sha256` file must contain.
 pub const NAME_HEADER: &str = "x-caxton-file-name";
 
@@ -58,7 +58,7 @@ pub(super) async fn show(
     PathName(name): PathName,
 ) -> Result<Json<Package>, ApiError> {
     let entries = sight.entries(&app);
-    let entry = resolve(&entries, &name);
+    let entry = entries.resolve(&name);
     let entry = entry.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
     let residency = app.handle.residency().await?;
     Ok(Json(describe(entry, &entries, Some(&residency))))
@@ -104,7 +104,7 @@ impl InstalledPackage {
     /// when no daemon runs that could have the model in memory.
     pub(crate) fn new(
         installed: &Installation,
-        entries: &[StoreEntry],
+        entries: &Entries,
         residency: Option<&BTreeMap<EntryKey, Residency>>,
     ) -> Self {
         let name = |entry: &StoreEntry| format!("{}@{}", entry.manifest.id, entry.manifest.version);
@@ -127,21 +127,21 @@ fn consent(query: Option<&str>) -> Result<Consent, ApiError> {
     let mut consent = Consent::default();
     for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
-        let said = match name {
+        let flag = match name {
             REPLACE => &mut consent.replace,
             ALLOW_DOWNGRADE => &mut consent.allow_downgrade,
             _ => {
                 let message = format!(
-                    "there is no parameter {name:?}; there are {REPLACE} and {ALLOW_DOWNGRADE}"
+                    "the parameter {name:?} is unknown; expected {REPLACE} or {ALLOW_DOWNGRADE}"
                 );
                 return Err(ApiError::invalid(None, message));
             }
         };
-        *said = match value {
+        *flag = match value {
             "true" => true,
             "false" => false,
             _ => {
-                let message = format!("{name}: expected true or false");
+                let message = format!("{name} is {value:?}; expected true or false");
                 return Err(ApiError::invalid(Some(name.to_owned()), message));
             }
         };
@@ -155,7 +155,8 @@ fn sidecars(headers: &HeaderMap) -> Result<Sidecars, ApiError> {
         let bytes = STANDARD.decode(value.as_bytes()).ok();
         let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
         text.map(Some).ok_or_else(|| {
-            ApiError::invalid(Some(name.to_owned()), format!("{name} is not text in base64"))
+            let message = format!("the header {name} is not a text in base64");
+            ApiError::invalid(Some(name.to_owned()), message)
         })
     };
     let name = headers.get(NAME_HEADER).and_then(|name| name.to_str().ok()).unwrap_or_default();
@@ -169,8 +170,8 @@ pub(super) async fn remove(
     PathName(name): PathName,
 ) -> Result<Json<Package>, ApiError> {
     let entry = app.installer.remove(name).await.ok_or_else(ApiError::lost_work)??;
-    tracing::info!(name: Message::PackageRemoved.name(), model = %entry.key, "removed");
-    Ok(Json(describe(&entry, &[], None)))
+    tracing::info!(name: Message::PackageRemoved.name(), model = %entry.key, "package removed");
+    Ok(Json(describe(&entry, &Entries::default(), None)))
 }
 
 pub(super) async fn roll_back(
@@ -186,7 +187,7 @@ pub(super) async fn roll_back(
     tracing::info!(
         name: Message::ModelRolledBack.name(),
         from = %from.key, to = %to.key,
-        "rolled back: the id means another version now"
+        "model rolled back to another version"
     );
     let residency = app.handle.residency().await?;
     let entries = app.handle.store().entries();
@@ -202,7 +203,7 @@ fn rollback(body: wire::rollback::RollbackRequest) -> Result<RollbackTarget, Api
         }
         wire::rollback::RollbackRequest { to: None, clear: true } => Ok(RollbackTarget::Clear),
         wire::rollback::RollbackRequest { to: Some(_), clear: true } => {
-            let message = "to and clear contradict each other; give one".to_owned();
+            let message = "\"to\" and \"clear\" exclude each other; send only one".to_owned();
             Err(ApiError::invalid(Some("clear".to_owned()), message))
         }
     }
@@ -226,8 +227,7 @@ pub(super) async fn export(
     let entry = find(&app, &name)?;
     let store = std::sync::Arc::clone(app.handle.store());
     let key = entry.key.clone();
-    let read = tokio::task::spawn_blocking(move || store.read(&key)).await;
-    let (manifest, contents) = read.map_err(|_lost| ApiError::lost_work())??;
+    let (manifest, contents) = tokio::task::spawn_blocking(move || store.read(&key)).await??;
     let (reader, writer) = tokio::io::duplex(64 << 10);
     // The task ends after the last byte, or when the client disconnects and the pipe breaks.
     tokio::task::spawn_blocking(move || {
@@ -236,7 +236,7 @@ pub(super) async fn export(
             tracing::warn!(
                 name: Message::ExportFailed.name(),
                 model = %entry.key, error = chain(&error),
-                "export ended early"
+                "package export ended before its last byte"
             );
         }
     });
@@ -246,7 +246,8 @@ pub(super) async fn export(
 
 fn find(app: &App, name: &str) -> Result<StoreEntry, ApiError> {
     let entries = app.handle.store().entries();
-    resolve(&entries, name)
+    entries
+        .resolve(name)
         .cloned()
         .ok_or_else(|| ApiError::unknown_package(name.to_owned(), &entries))
 }
@@ -275,11 +276,11 @@ pub(super) fn unsigned(app: &App) -> Vec<String> {
 /// could have the model in memory.
 pub fn describe(
     entry: &StoreEntry,
-    entries: &[StoreEntry],
+    entries: &Entries,
     residency: Option<&BTreeMap<EntryKey, Residency>>,
 ) -> Package {
-    let StoreEntry { key, manifest, record, disabled } = entry;
-    let current = resolve(entries, manifest.id.as_str());
+    let StoreEntry { key, manifest, record, accesses, disabled } = entry;
+    let current = entries.resolve(manifest.id.as_str());
     let mut problem = match &record.status {
         InstallStatus::Corrupt(reason) | InstallStatus::Quarantined(reason) => Some(reason.clone()),
         InstallStatus::Untested | InstallStatus::Available => None,
@@ -344,7 +345,7 @@ pub fn describe(
         signed_by: record.signer.as_ref().map(ToString::to_string),
         installed_at: record.installed_at.0,
         last_validated_at: record.last_validated_at.0,
-        access_count: record.access_count,
-        last_access_at: record.last_access_at.map(|at| at.0),
+        access_count: accesses.count(),
+        last_access_at: accesses.last_access_at().map(|at| at.0),
     }
 }

@@ -1,15 +1,29 @@
-//! Identifies the process at the other end of a connection and checks whether it is an
-//! administrator.
+//! Identifies connections and the processes at their other ends, and checks whether a process is
+//! an administrator.
 //!
 //! The identity comes from the kernel (SO_PEERCRED) and never from the client. Every process that
-//! can open the socket may embed. Only root, the daemon's own user and the configured
-//! administrators may change the appliance.
+//! can open the socket may request embeddings. Only root, the daemon's own user and the configured
+//! administrators may change the models and the memory, read the active configuration, and export
+//! packages.
 
 use std::ffi::CString;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use crate::config::Admins;
+
+/// Id of a connection, unique while the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionId(pub(super) u64);
+
+impl ConnectionId {
+    /// Returns an id that no other connection has.
+    pub fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// The process at the other end of a connection, as it was when it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

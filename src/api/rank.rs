@@ -15,12 +15,12 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
 use super::input::read_json;
-use super::request::{self, EmbedRequest, Embeddings, Prompt};
 use super::request_context::RequestContext;
-use super::wire::Input;
+use super::response::set_embedding_headers;
 use super::wire::rank::{RankRequest, RankResponse, RankedDocument, RerankRequest, RerankedText};
 use super::{App, keyword};
 use crate::models::Fallback;
+use crate::service::{CheckedInput, EmbedRequest, Embeddings, Input, Prompt};
 
 /// Header with the mode of the ranking.
 const MODE: HeaderName = HeaderName::from_static("x-caxton-mode");
@@ -63,6 +63,17 @@ impl RankMode {
     }
 }
 
+/// A text and the texts that it is compared with.
+#[derive(Clone)]
+pub(super) struct Comparison {
+    pub(super) query: EmbedRequest,
+    pub(super) documents: EmbedRequest,
+    /// Name of the field with the query, for errors.
+    pub(super) query_param: &'static str,
+    /// Name of the field with the documents, for errors.
+    pub(super) documents_param: &'static str,
+}
+
 /// Scores in the order of the documents, with the mode that produced them.
 pub(super) struct Scores {
     mode: RankMode,
@@ -78,26 +89,22 @@ pub(super) async fn rank(
 ) -> Result<Response, ApiError> {
     let request: RankRequest = read_json(&app, &caller, body).await?;
     let mode = RankMode::read(request.mode.as_deref())?;
-    let allow_fallback = request.allow_fallback.or(caller.allow_fallback);
-    let caller = RequestContext { allow_fallback, ..caller };
+    let caller = caller.with_fallback(request.allow_fallback);
     let model = request.model.as_deref();
-    let questions = search_requests(request.query, request.documents, "documents", false);
-    check(&questions)?;
-    let (query, documents) = questions.clone();
+    let search = search_requests(request.query, request.documents, "documents", false)?;
     // Check the size before vectors are computed in vain.
     if mode == RankMode::Hybrid {
-        check_words("documents", texts(&documents.input))?;
+        check_words(&search)?;
     }
     if request.return_documents {
-        let bytes: usize = texts(&documents.input).iter().map(String::len).sum();
-        caller.charge.grow((bytes as u64).saturating_mul(RETURNED_FACTOR))?;
+        charge_texts(&caller, &search.documents)?;
     }
     let scores = match mode {
-        RankMode::Keyword => by_keyword(&app, &caller, &query, &documents).await?,
-        RankMode::Semantic => compare(&app, &caller, model, questions).await?,
-        RankMode::Hybrid => match compare(&app, &caller, model, questions).await? {
+        RankMode::Keyword => by_keyword(&app, &caller, &search).await?,
+        RankMode::Semantic => compare(&app, &caller, model, &search).await?,
+        RankMode::Hybrid => match compare(&app, &caller, model, &search).await? {
             cosines if cosines.mode == RankMode::Semantic => {
-                let keywords = by_keyword(&app, &caller, &query, &documents).await?;
+                let keywords = by_keyword(&app, &caller, &search).await?;
                 let scores = fuse_rankings(&cosines.scores, &keywords.scores);
                 Scores { mode: RankMode::Hybrid, scores, ..cosines }
             }
@@ -109,7 +116,7 @@ pub(super) async fn rank(
         best.into_iter().take(request.top_n.unwrap_or(usize::MAX)).map(|index| RankedDocument {
             index,
             score: scores.scores[index],
-            document: returned(request.return_documents, &documents, index),
+            document: returned(request.return_documents, &search.documents, index),
         });
     let used = scores.used();
     let answer = RankResponse {
@@ -129,14 +136,11 @@ pub(super) async fn rerank(
 ) -> Result<Response, ApiError> {
     let request: RerankRequest = read_json(&app, &caller, body).await?;
     let refuse_long = request.truncate == Some(false);
-    let questions = search_requests(request.query, request.texts, "texts", refuse_long);
-    check(&questions)?;
-    let documents = questions.1.clone();
+    let search = search_requests(request.query, request.texts, "texts", refuse_long)?;
     if request.return_text {
-        let bytes: usize = texts(&documents.input).iter().map(String::len).sum();
-        caller.charge.grow((bytes as u64).saturating_mul(RETURNED_FACTOR))?;
+        charge_texts(&caller, &search.documents)?;
     }
-    let scores = compare(&app, &caller, request.model.as_deref(), questions).await?;
+    let scores = compare(&app, &caller, request.model.as_deref(), &search).await?;
     let shown = match (request.raw_scores, scores.mode) {
         (true, _) => scores.scores.clone(),
         // Map the scores to 0 to 1 without changing their order.
@@ -149,7 +153,7 @@ pub(super) async fn rerank(
         .into_iter()
         .map(|index| RerankedText {
             index,
-            text: returned(request.return_text, &documents, index),
+            text: returned(request.return_text, &search.documents, index),
             score: shown[index],
         })
         .collect();
@@ -158,57 +162,59 @@ pub(super) async fn rerank(
 
 /// Returns the text of a document for the answer if `is_wanted`.
 fn returned(is_wanted: bool, documents: &EmbedRequest, index: usize) -> Option<String> {
-    texts(&documents.input).get(index).filter(|_| is_wanted).cloned()
+    documents.input.texts().get(index).filter(|_| is_wanted).cloned()
 }
 
-/// Checks the query and the documents before a model is loaded for them.
-fn check((query, documents): &(EmbedRequest, EmbedRequest)) -> Result<(), ApiError> {
-    if texts(&query.input).iter().all(String::is_empty) {
-        return Err(ApiError::empty("query".to_owned()));
-    }
-    request::check_input(&documents.input, documents.param)
+/// Charges the documents, which the answer contains.
+fn charge_texts(caller: &RequestContext, documents: &EmbedRequest) -> Result<(), ApiError> {
+    let bytes = total_bytes(documents.input.texts());
+    Ok(caller.call.charge.grow((bytes as u64).saturating_mul(RETURNED_FACTOR))?)
 }
 
-fn texts(input: &Input) -> &[String] {
-    match input {
-        Input::Texts(texts) => texts,
-        Input::Ids(_) => &[],
-    }
+fn total_bytes(texts: &[String]) -> usize {
+    texts.iter().map(String::len).sum()
 }
 
 /// Builds the requests for the query and the documents, each with the model's prompt for it.
 fn search_requests(
     query: String,
     documents: Vec<String>,
-    param: &'static str,
+    documents_param: &'static str,
     refuse_long: bool,
-) -> (EmbedRequest, EmbedRequest) {
-    let embed = |texts, param, prompt| EmbedRequest {
-        input: Arc::new(Input::Texts(texts)),
-        param,
-        prompt,
-        refuse_long,
-        is_compared: true,
-        ..EmbedRequest::default()
+) -> Result<Comparison, ApiError> {
+    let query_param = "query";
+    if query.is_empty() {
+        return Err(ApiError::empty(query_param.to_owned()));
+    }
+    let embed = |texts, param, prompt| {
+        let input = CheckedInput::new(Input::Texts(texts));
+        let input = input.map_err(|error| ApiError::of_embed(error, param))?;
+        let embed = EmbedRequest::new(input);
+        Ok::<_, ApiError>(EmbedRequest { prompt, refuse_long, is_compared: true, ..embed })
     };
-    (embed(vec![query], "query", Prompt::Query), embed(documents, param, Prompt::Passage))
+    Ok(Comparison {
+        query: embed(vec![query], query_param, Prompt::Query)?,
+        documents: embed(documents, documents_param, Prompt::Passage)?,
+        query_param,
+        documents_param,
+    })
 }
 
-/// Compares the text of the first request with each text of the second: by the cosines of their
-/// vectors, or by keywords if no model can answer and the caller allows it.
+/// Compares the query with each document: by the cosines of their vectors, or by keywords if no
+/// model can answer and the caller allows it.
 pub(super) async fn compare(
     app: &App,
     caller: &RequestContext,
     model: Option<&str>,
-    (query, documents): (EmbedRequest, EmbedRequest),
+    comparison: &Comparison,
 ) -> Result<Scores, ApiError> {
-    match by_model(app, caller, model, query.clone(), documents.clone()).await {
+    match by_model(app, caller, model, comparison.clone()).await {
         Ok((query, documents)) => {
             let scores = cosines(&query, &documents);
             Ok(Scores { mode: RankMode::Semantic, scores, embedded: Some((query, documents)) })
         }
-        Err(error) if error.is_degraded() && caller.allow_fallback != Some(false) => {
-            by_keyword(app, caller, &query, &documents).await
+        Err(error) if error.is_degraded() && caller.call.allow_fallback != Some(false) => {
+            by_keyword(app, caller, comparison).await
         }
         Err(error) => Err(error),
     }
@@ -218,23 +224,27 @@ async fn by_model(
     app: &App,
     caller: &RequestContext,
     model: Option<&str>,
-    query: EmbedRequest,
-    documents: EmbedRequest,
+    Comparison { query, documents, query_param, documents_param }: Comparison,
 ) -> Result<(Embeddings, Embeddings), ApiError> {
-    let fallback = Fallback::Comparison(caller.allow_fallback);
+    let of_query = |error| ApiError::of_embed(error, query_param);
+    let of_documents = |error| ApiError::of_embed(error, documents_param);
+    let call = &caller.call;
+    let fallback = Fallback::Comparison(call.allow_fallback);
     // The query alone selects between an alias's model and its canary, so that the same query
     // always gets the same model.
-    let lease = request::lease_model(app, caller, model, &query.input, fallback).await?;
-    tokio::try_join!(
-        request::embed_with(app, lease.clone(), caller, query),
-        request::embed_with(app, lease, caller, documents),
-    )
+    let leased = app.service.lease(call, model, query.input.input(), fallback).await;
+    let leased = leased.map_err(of_query)?;
+    let of_same_model = leased.clone();
+    tokio::try_join!(async { of_same_model.embed(call, query).await.map_err(of_query) }, async {
+        leased.embed(call, documents).await.map_err(of_documents)
+    },)
 }
 
-fn check_words(param: &str, documents: &[String]) -> Result<(), ApiError> {
-    let found = documents.iter().map(String::len).sum();
+/// Checks that the documents are not too long to be ranked by keyword.
+fn check_words(comparison: &Comparison) -> Result<(), ApiError> {
+    let found = total_bytes(comparison.documents.input.texts());
     if found > MAX_WORDS {
-        return Err(ApiError::too_much_text(param, found, MAX_WORDS));
+        return Err(ApiError::too_much_text(comparison.documents_param, found, MAX_WORDS));
     }
     Ok(())
 }
@@ -242,13 +252,14 @@ fn check_words(param: &str, documents: &[String]) -> Result<(), ApiError> {
 async fn by_keyword(
     app: &App,
     caller: &RequestContext,
-    query: &EmbedRequest,
-    documents: &EmbedRequest,
+    comparison: &Comparison,
 ) -> Result<Scores, ApiError> {
-    check_words(documents.param, texts(&documents.input))?;
-    let (query, documents) = (Arc::clone(&query.input), Arc::clone(&documents.input));
-    let score = move || keyword::scores(&texts(&query).concat(), texts(&documents));
-    let scores = app.permits.keywords.run(caller.uid, caller.deadline, score).await?;
+    check_words(comparison)?;
+    let query = comparison.query.input.clone();
+    let documents = comparison.documents.input.clone();
+    let score = move || keyword::scores(&query.texts().concat(), documents.texts());
+    let permits = &app.service.permits().keywords;
+    let scores = permits.run(caller.call.uid, caller.call.deadline, score).await?;
     Ok(Scores { mode: RankMode::Keyword, scores, embedded: None })
 }
 
@@ -324,9 +335,9 @@ impl Scores {
             // The answer consists of both requests: count the query, too.
             documents.tokens.extend(&query.tokens);
             documents.characters += query.characters;
-            documents.set_headers(caller, &mut response);
+            set_embedding_headers(documents, caller, &mut response);
         }
-        response.extensions_mut().insert(Arc::clone(&caller.charge));
+        response.extensions_mut().insert(Arc::clone(&caller.call.charge));
         response.headers_mut().insert(MODE, HeaderValue::from_static(self.mode.name()));
         response
     }

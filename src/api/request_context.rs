@@ -1,7 +1,7 @@
 //! Identifies the caller of a request, and reads the headers that all dialects accept.
 //!
-//! Defines the names of these headers and the id of a request. Checks the form of their values;
-//! other modules act on them.
+//! Defines the names of these headers and the id of a request. Checks the form of their values.
+//! Other modules use the values.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,13 +15,13 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::App;
-use super::budget::BudgetCharge;
 use super::error::ApiError;
-use super::peer_credentials::PeerCredentials;
-use super::tenants::{InFlightGuard, Tenant};
+use super::peer_credentials::{ConnectionId, PeerCredentials};
 use super::visibility::Visibility;
 use crate::config::TenantSettings;
-use crate::models::{Flow, ModelUser, Owner, Priority, REQUEST_TIMEOUT, Ticket};
+use crate::models::{ModelUser, Priority, REQUEST_TIMEOUT};
+use crate::package::Entries;
+use crate::service::{CallContext, InFlightGuard, Tenant};
 
 /// Header with the id of a request, which the answer returns.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,18 +38,6 @@ pub(super) const TENANT: HeaderName = HeaderName::from_static("x-caxton-tenant")
 /// Longest id of a request that is returned.
 const MAX_REQUEST_ID: usize = 128;
 
-/// Id of a connection, unique while the daemon runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnectionId(u64);
-
-impl ConnectionId {
-    /// Returns an id that no other connection has.
-    pub fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
 /// Peer of a connection, and whether the request acts for a named tenant.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestSender {
@@ -61,7 +49,7 @@ pub(super) struct RequestSender {
 
 impl RequestSender {
     fn of(parts: &Parts) -> Self {
-        // Without a peer the request has no rights, so that a forgotten extension does no harm.
+        // Give a request without a peer no rights, so that a forgotten extension does no harm.
         let peer = parts
             .extensions
             .get::<PeerCredentials>()
@@ -80,52 +68,20 @@ impl RequestSender {
 /// Caller of a request, with the options from its headers.
 #[derive(Clone, Debug)]
 pub(super) struct RequestContext {
-    /// Connection, for fair scheduling among the connections of a user.
-    pub(super) connection: u64,
-    /// User id, for fair scheduling among users.
-    pub(super) uid: u32,
-    /// Bytes that the request holds of the budget. They are released when the last copy is dropped
-    /// and the answer is written.
-    pub(super) charge: Arc<BudgetCharge>,
-    /// Whether a fallback may answer; `None` leaves the decision to the settings.
-    pub(super) allow_fallback: Option<bool>,
-    /// Class of the request; `None` if the number of tokens decides.
-    pub(super) priority: Option<Priority>,
+    /// Context for the calls of the embedding service.
+    pub(super) call: CallContext,
     /// Peer that sent the request, and whether it acts for a tenant.
     pub(super) sender: RequestSender,
-    /// Tenant of the request. The request counts as in flight until the last copy is dropped.
-    pub(super) tenant: Option<Arc<InFlightGuard>>,
     /// Time when the request was received.
     pub(super) began: Instant,
-    /// Instant at which the request times out.
-    pub(super) deadline: Instant,
 }
 
 impl RequestContext {
-    /// Returns the user on whose account the request is counted.
-    pub(super) fn user(&self) -> ModelUser {
-        let tenant = self.tenant.as_deref().filter(|_| self.sender.names_tenant);
-        tenant.map_or_else(
-            || ModelUser::of_uid(self.sender.peer.uid),
-            |visit| ModelUser::of_tenant(visit.tenant().flow().0),
-        )
-    }
-
-    /// Returns the scheduling data of the request for the queue of a model.
-    pub(super) fn ticket(&self) -> Ticket {
-        let tenant = self.tenant.as_deref().map(InFlightGuard::tenant);
-        let own_queue = tenant.filter(|tenant| tenant.settings.dedicated_queue);
-        Ticket {
-            flow: Flow {
-                owner: tenant
-                    .map_or(Owner::User(self.uid), |tenant| Owner::Tenant(tenant.flow().0)),
-                connection: self.connection,
-            },
-            priority: self.priority,
-            deadline: self.deadline,
-            tenant: own_queue.map(|tenant| Arc::clone(&tenant.name)),
-            weight: tenant.map_or(TenantSettings::PRIORITY, |tenant| tenant.settings.priority),
-        }
+    /// Returns the context with the option `allow_fallback` of the body, which overrides the
+    /// header.
+    pub(super) fn with_fallback(self, allow_fallback: Option<bool>) -> Self {
+        let allow_fallback = allow_fallback.or(self.call.allow_fallback);
+        Self { call: CallContext { allow_fallback, ..self.call }, ..self }
     }
 }
 
@@ -159,26 +115,46 @@ impl FromRequestParts<App> for RequestContext {
         let sender = RequestSender::of(parts);
         let tenant = tenant(parts, app).await?;
         let tenant = tenant.map(InFlightGuard::begin).transpose()?.map(Arc::new);
-        let uid =
-            parts.extensions.get::<PeerCredentials>().unwrap_or(&PeerCredentials::UNPRIVILEGED).uid;
+        let uid = sender.peer.uid;
+        // Count a request for a named tenant as the tenant's own, and not as its sender's.
+        let user = match tenant.as_deref().filter(|_| sender.names_tenant) {
+            Some(guard) => ModelUser::of_tenant(guard.tenant().flow()),
+            None => ModelUser::of_uid(uid),
+        };
         let charge = Arc::new(app.budget.request(uid));
-        Ok(Self {
+        let call = CallContext {
             connection,
             uid,
+            user,
             charge,
             allow_fallback,
             priority,
-            sender,
             tenant,
-            began,
             deadline,
-        })
+        };
+        Ok(Self { call, sender, began })
     }
 }
 
 /// Tenant of a caller that lists models. Such a request does not count as in flight.
 #[derive(Debug)]
 pub(super) struct TenantContext(pub(super) Option<Arc<Tenant>>);
+
+impl TenantContext {
+    /// Returns the models that can be requested. A restricted tenant gets only its models.
+    pub(super) fn visible_models(&self, app: &App) -> Entries {
+        app.handle.catalog().servable(self.settings())
+    }
+
+    /// Returns the name of the model for requests without a model name. Canaries are ignored.
+    pub(super) fn default_model(&self, app: &App) -> String {
+        app.handle.catalog().default_model(self.settings())
+    }
+
+    fn settings(&self) -> Option<&TenantSettings> {
+        self.0.as_deref().map(|tenant| &tenant.settings)
+    }
+}
 
 impl FromRequestParts<App> for TenantContext {
     type Rejection = ApiError;
@@ -205,8 +181,11 @@ async fn tenant(parts: &Parts, app: &App) -> Result<Option<Arc<Tenant>>, ApiErro
 
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
     let Some(value) = headers.get(name) else { return Ok(None) };
-    let value = value.to_str().map_err(|error| {
-        ApiError::invalid(Some(name.to_string()), format!("the header {name}: {error}"))
+    let value = value.to_str().map_err(|_not_ascii| {
+        let message = format!(
+            "the header {name} has a character that is not visible ASCII; send only visible ASCII"
+        );
+        ApiError::invalid(Some(name.to_string()), message)
     })?;
     Ok(Some(value))
 }
@@ -231,4 +210,22 @@ fn new_request_id() -> HeaderValue {
     let id = format!("{:016x}-{}", *RUN, NEXT.fetch_add(1, Ordering::Relaxed));
     // The id contains only hexadecimal digits and a hyphen: the conversion cannot fail.
     HeaderValue::try_from(id).unwrap_or_else(|_never| HeaderValue::from_static("none"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_outside_ascii_is_named_in_the_error() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(header(&headers, &TENANT), Ok(None));
+        headers.insert(TENANT, HeaderValue::from_static("a"));
+        assert_eq!(header(&headers, &TENANT), Ok(Some("a")));
+        headers.insert(TENANT, HeaderValue::from_bytes("größe".as_bytes()).unwrap());
+        let error = header(&headers, &TENANT).unwrap_err();
+        assert_eq!(error.code(), "invalid_request");
+        assert!(error.message().contains("the header x-caxton-tenant"), "{}", error.message());
+        assert!(error.message().contains("ASCII"), "{}", error.message());
+    }
 }

@@ -48,7 +48,7 @@ impl Streams {
             tracing::warn!(
                 name: Message::StreamsRefused.name(),
                 uid, held, streams = total, suppressed,
-                "user {uid} was refused another event stream: it holds {held} of {total}"
+                "event stream refused: too many streams are open"
             );
         }
         Err(ApiError::too_many_streams(if is_shared { total } else { held }, is_shared))

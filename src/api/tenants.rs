@@ -1,27 +1,23 @@
-//! Determines the tenant of a caller, and counts the tenant's requests in flight.
+//! Determines the tenant of a caller.
 //!
 //! The result for a user is cached for a minute, because it comes from the system's user database.
-//! [`super::model_selection`] enforces which models a tenant may request. The queues of the models
-//! enforce its share of the batches.
+//! The embedding service enforces which models a [`Tenant`] may request, and how many requests it
+//! may have in flight. The queues of the models enforce its share of the batches.
 //!
-//! Invariants:
-//! 1. A tenant never has more requests in flight than its limit.
-//! 2. A reload applies from the next request. Counters of tenants that still exist are kept.
+//! Invariant: a reload applies from the next request. Counters of tenants that still exist are
+//! kept.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use super::error::ApiError;
-use super::peer_credentials::PeerCredentials;
-use super::request;
-use super::request_context::ConnectionId;
+use super::peer_credentials::{ConnectionId, PeerCredentials};
 use super::wire;
-use crate::base::units::milliseconds;
 use crate::config::{Admins, Settings, TenantSettings};
+use crate::service::{Tenant, TenantRequests};
 
 /// Entry in a list of users that means all users except administrators. Only the last tenant may
 /// have it.
@@ -30,11 +26,6 @@ const ALL_USERS: &str = "*";
 const LOOKUP_TTL: Duration = Duration::from_secs(60);
 /// Most users in the cache. A device has a few dozen.
 const MAX_LOOKUPS: usize = 1024;
-/// Retry time before the first request of a tenant was answered, while the duration of its requests
-/// is unknown.
-const UNKNOWN_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Longest retry time.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
 /// Tenants of the current settings.
 #[derive(Debug)]
@@ -58,29 +49,6 @@ struct CachedLookup {
     until: Instant,
 }
 
-/// One tenant.
-#[derive(Debug)]
-pub(super) struct Tenant {
-    /// Name of the tenant.
-    pub(super) name: Arc<str>,
-    /// Settings of the tenant.
-    pub(super) settings: TenantSettings,
-    /// Flow of the tenant's requests in fair scheduling, whichever connections they use. The id is
-    /// different from that of every connection.
-    flow: ConnectionId,
-    counts: Arc<TenantCounts>,
-}
-
-#[derive(Debug, Default)]
-struct TenantCounts {
-    requests: AtomicU64,
-    in_flight: AtomicUsize,
-    refused: AtomicU64,
-    /// Smoothed duration of a request in milliseconds, with more weight on later ones; 0 before the
-    /// first.
-    mean_ms: AtomicU64,
-}
-
 impl Tenants {
     /// Creates the tenants of `settings`, and follows its changes.
     pub fn new(settings: watch::Receiver<Arc<Settings>>) -> Self {
@@ -89,8 +57,8 @@ impl Tenants {
         Self { settings, current: Mutex::new(current) }
     }
 
-    /// Returns whether `peer` may change the appliance: root, the daemon's own user, and the
-    /// administrators in the settings. Reads the user database on the blocking pool.
+    /// Returns whether `peer` is an administrator: root, the daemon's own user, or an administrator
+    /// in the settings. Reads the user database on the blocking pool.
     pub(super) async fn is_admin(&self, peer: PeerCredentials) -> bool {
         let admins = self.settings.borrow().socket.admins.clone();
         is_admin(peer, admins).await
@@ -100,8 +68,8 @@ impl Tenants {
     /// first tenant with its user or group.
     ///
     /// # Errors
-    /// 403 when it names a tenant and is not an administrator, 400 when the named tenant does not
-    /// exist.
+    /// 403 when the caller names a tenant and is not an administrator, 400 when the named tenant
+    /// does not exist.
     pub(super) async fn find(
         &self,
         peer: PeerCredentials,
@@ -133,10 +101,11 @@ impl Tenants {
             return Ok(known.tenant.clone());
         }
         let admins = settings.socket.admins.clone();
-        let tenant = run_blocking(move || {
+        // The user database may be slow: read it on the blocking pool.
+        let tenant = tokio::task::spawn_blocking(move || {
             let is_admin = peer.is_owner() || peer.is_one_of(&admins);
             let fits = |tenant: &&Arc<Tenant>| {
-                tenant.has_all_users() && !is_admin || peer.is_one_of(&tenant.members())
+                has_all_users(tenant) && !is_admin || peer.is_one_of(&members(tenant))
             };
             tenants.iter().find(fits).cloned()
         })
@@ -158,7 +127,7 @@ impl Tenants {
         let current = self.current();
         let default = current.settings.default_model();
         let shown = current.tenants.iter().filter(|tenant| is_shown(tenant));
-        shown.map(|tenant| tenant.view(default)).collect()
+        shown.map(|tenant| describe(tenant, default)).collect()
     }
 
     /// Locks and returns the current state. Rebuilds it first if the settings were reloaded.
@@ -179,132 +148,60 @@ async fn is_admin(peer: PeerCredentials, admins: Admins) -> bool {
     if peer.is_owner() {
         return true;
     }
-    let is_empty = admins.users.is_empty() && admins.groups.is_empty();
-    // If the lookup is lost, the caller is not an administrator.
-    !is_empty && run_blocking(move || peer.is_one_of(&admins)).await.is_ok_and(|is_admin| is_admin)
-}
-
-/// Runs `ask`, a lookup in the user database, on the blocking pool, because it may be slow.
-async fn run_blocking<T: Send + 'static>(
-    ask: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(ask).await.map_err(request::log_lost)
+    if admins.users.is_empty() && admins.groups.is_empty() {
+        return false;
+    }
+    let lookup = tokio::task::spawn_blocking(move || peer.is_one_of(&admins)).await;
+    // If the lookup fails, the caller is not an administrator. The conversion logs the failure.
+    lookup.map_err(ApiError::from).is_ok_and(|is_admin| is_admin)
 }
 
 impl CurrentTenants {
     fn new(settings: Arc<Settings>, before: &[Arc<Tenant>]) -> Self {
         let tenant = |settings: &TenantSettings| {
             let same = before.iter().find(|tenant| tenant.settings.name == settings.name);
-            let counts = same.map(|tenant| Arc::clone(&tenant.counts)).unwrap_or_default();
-            let flow = same.map_or_else(ConnectionId::next, |tenant| tenant.flow);
-            let name = settings.name.as_str().into();
-            Arc::new(Tenant { name, settings: settings.clone(), flow, counts })
+            // The flow of a tenant must be different from the flow of every connection.
+            Arc::new(match same {
+                Some(tenant) => tenant.with_settings(settings.clone()),
+                None => Tenant::new(settings.clone(), ConnectionId::next().0),
+            })
         };
         let tenants = settings.tenants.iter().map(tenant).collect();
         Self { settings, tenants, lookups: HashMap::new() }
     }
 }
 
-impl Tenant {
-    /// Returns the tenant's flow in fair scheduling, which replaces the flows of its connections.
-    pub(super) fn flow(&self) -> ConnectionId {
-        self.flow
-    }
-
-    /// Returns whether all users except administrators belong to this tenant.
-    fn has_all_users(&self) -> bool {
-        self.settings.users.iter().any(|user| user == ALL_USERS)
-    }
-
-    fn members(&self) -> Admins {
-        let TenantSettings { users, groups, .. } = &self.settings;
-        Admins { users: users.clone(), groups: groups.clone() }
-    }
-
-    /// Counts a request that was refused.
-    pub(super) fn count_refusal(&self) {
-        self.counts.refused.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn view(&self, default_model: &str) -> wire::tenants::Tenant {
-        let TenantSettings { model, allowed_models, priority, max_concurrent, .. } = &self.settings;
-        let TenantCounts { requests, in_flight, refused, .. } = &*self.counts;
-        wire::tenants::Tenant {
-            name: self.settings.name.clone(),
-            model: model.as_deref().unwrap_or(default_model).to_owned(),
-            allowed_models: allowed_models.clone(),
-            priority: *priority,
-            dedicated_queue: self.settings.dedicated_queue,
-            max_concurrent: *max_concurrent,
-            requests: requests.load(Ordering::Relaxed),
-            in_flight: in_flight.load(Ordering::Relaxed),
-            refused: refused.load(Ordering::Relaxed),
-        }
-    }
+/// Returns whether all users except administrators belong to this tenant.
+fn has_all_users(tenant: &Tenant) -> bool {
+    tenant.settings.users.iter().any(|user| user == ALL_USERS)
 }
 
-/// A request of a tenant, which is in flight until this is dropped.
-#[derive(Debug)]
-pub(super) struct InFlightGuard {
-    tenant: Arc<Tenant>,
-    began: Instant,
+fn members(tenant: &Tenant) -> Admins {
+    let TenantSettings { users, groups, .. } = &tenant.settings;
+    Admins { users: users.clone(), groups: groups.clone() }
 }
 
-impl InFlightGuard {
-    /// Begins a request of `tenant`.
-    ///
-    /// # Errors
-    /// 429 when it has as many requests in flight as its limit.
-    pub(super) fn begin(tenant: Arc<Tenant>) -> Result<Self, ApiError> {
-        let TenantCounts { requests, in_flight, mean_ms, .. } = &*tenant.counts;
-        requests.fetch_add(1, Ordering::Relaxed);
-        let most = tenant.settings.max_concurrent.unwrap_or(usize::MAX);
-        let more = |now: usize| (now < most).then_some(now + 1);
-        if in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
-            tenant.count_refusal();
-            let wait = estimate_wait(mean_ms.load(Ordering::Relaxed), most);
-            return Err(ApiError::tenant_overloaded(&tenant.name, most, wait));
-        }
-        Ok(Self { tenant, began: Instant::now() })
+/// Describes a tenant and the counts of its requests.
+fn describe(tenant: &Tenant, default_model: &str) -> wire::tenants::Tenant {
+    let TenantSettings { model, allowed_models, priority, max_concurrent, .. } = &tenant.settings;
+    let TenantRequests { total, in_flight, refused } = tenant.requests();
+    wire::tenants::Tenant {
+        name: tenant.settings.name.clone(),
+        model: model.as_deref().unwrap_or(default_model).to_owned(),
+        allowed_models: allowed_models.clone(),
+        priority: *priority,
+        dedicated_queue: tenant.settings.dedicated_queue,
+        max_concurrent: *max_concurrent,
+        requests: total,
+        in_flight,
+        refused,
     }
-
-    /// Returns the tenant of the request.
-    pub(super) fn tenant(&self) -> &Tenant {
-        &self.tenant
-    }
-}
-
-impl Drop for InFlightGuard {
-    fn drop(&mut self) {
-        let TenantCounts { in_flight, mean_ms, .. } = &*self.tenant.counts;
-        let took = milliseconds(self.began.elapsed()).max(1);
-        // Two requests that end at once may overwrite each other's update. The mean is only an
-        // estimate.
-        let before = mean_ms.load(Ordering::Relaxed);
-        mean_ms.store(smooth(before, took), Ordering::Relaxed);
-        in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Returns the smoothed duration after a request that took `took`. One eighth of the difference is
-/// added, as in TCP's smoothed round-trip time
-/// (<https://www.rfc-editor.org/rfc/rfc6298#section-2>).
-fn smooth(before: u64, took: u64) -> u64 {
-    if before == 0 { took } else { (before - before / 8 + took / 8).max(1) }
-}
-
-/// Estimates the time until one of `most` requests is finished if each takes `mean_ms`.
-fn estimate_wait(mean_ms: u64, most: usize) -> Duration {
-    if mean_ms == 0 {
-        return UNKNOWN_RETRY_AFTER;
-    }
-    let most = u64::try_from(most).unwrap_or(u64::MAX).max(1);
-    Duration::from_millis(mean_ms.div_ceil(most)).min(MAX_RETRY_AFTER)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::InFlightGuard;
 
     fn settings(tenants: Vec<TenantSettings>) -> Arc<Settings> {
         Arc::new(Settings { tenants, ..Settings::default() })
@@ -424,18 +321,5 @@ mod tests {
         }
         runtime.block_on(async { tenants.find(peer(7), None).await.unwrap().unwrap() });
         assert_eq!(tenants.current().lookups.len(), 1);
-    }
-
-    #[test]
-    fn retry_delay_is_mean_duration_over_in_flight() {
-        assert_eq!(estimate_wait(0, 4), UNKNOWN_RETRY_AFTER);
-        assert_eq!(estimate_wait(100, 4), Duration::from_millis(25));
-        assert_eq!(estimate_wait(1, 4), Duration::from_millis(1));
-        assert_eq!(estimate_wait(u64::MAX, 1), MAX_RETRY_AFTER);
-        assert_eq!(smooth(0, 80), 80);
-        assert_eq!(smooth(80, 160), 90);
-        assert_eq!(smooth(80, 0), 70);
-        let settled = (0..200).fold(1, |before, _| smooth(before, 800));
-        assert!((790..=800).contains(&settled), "{settled}");
     }
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::{RawQuery, State};
 
+use super::App;
 use super::error::ApiError;
 use super::request_context::TenantContext;
 use super::visibility::Visibility;
 use super::wire::{
     ModelStats, ModelStatsList, NextUse, Percentiles, Recommendation, Recommendations,
 };
-use super::{App, model_selection};
 use crate::base::units::Bytes;
 use crate::models::Residency;
 use crate::models::usage::recommend::{Candidate, MemoryFit, RecommendationQuery, recommend};
@@ -24,7 +24,8 @@ const PARAMETERS: [&str; 3] = ["task_type", "complexity", "max_latency_ms"];
 
 pub(super) async fn stats(State(app): State<App>, sight: Visibility) -> Json<ModelStatsList> {
     let mut stats = app.handle.usage().stats(SystemTime::now());
-    let installed = app.handle.store().entries().into_iter().map(|entry| entry.key);
+    let entries = app.handle.store().entries();
+    let installed = entries.iter().map(|entry| entry.key.clone());
     let installed = installed.map(|key| {
         let stats = stats.remove(&key).unwrap_or_default();
         (key, stats, true)
@@ -83,7 +84,7 @@ pub(super) async fn recommendations(
     let residency = app.handle.residency().await?;
     let room = app.handle.memory().await?.headroom;
     let usage = app.handle.usage();
-    let entries = model_selection::visible_models(&app, &viewer);
+    let entries = viewer.visible_models(&app);
     let candidates = entries.iter().map(|entry| Candidate {
         key: &entry.key,
         manifest: &entry.manifest,
@@ -124,7 +125,7 @@ fn parse(text: &str) -> Result<RecommendationQuery, ApiError> {
     for (name, value) in form_urlencoded::parse(text.as_bytes()) {
         let invalid = |message| ApiError::invalid(Some(name.to_string()), message);
         if seen.contains(&name) {
-            return Err(invalid(format!("{name} is there twice")));
+            return Err(invalid(format!("the parameter {name} is given twice; give it once")));
         }
         match name.as_ref() {
             "task_type" => query.task_type = word(&name, &value)?,
@@ -137,7 +138,9 @@ fn parse(text: &str) -> Result<RecommendationQuery, ApiError> {
             }
             _ => {
                 let known = PARAMETERS.join(", ");
-                return Err(invalid(format!("{name:?} is no parameter; expected {known}")));
+                return Err(invalid(format!(
+                    "the parameter {name:?} is unknown; expected {known}"
+                )));
             }
         }
         seen.push(name);

@@ -8,17 +8,15 @@
 //!   tenants, it sees only itself. It sees no reason texts that could name another model. The
 //!   counters of a visible model include the requests of all users, not only its own.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::App;
-use super::tenants::Tenant;
 use super::wire::events::Event;
 use super::wire::memory::MemoryAction;
 use super::wire::{Configuration, QuarantinedPackage, tenants};
-use crate::config::{Settings, TenantSettings};
-use crate::models::alias;
-use crate::package::{EntryKey, StoreEntry, resolve};
+use crate::models::catalog::TenantModels;
+use crate::package::{Entries, EntryKey};
+use crate::service::Tenant;
 
 /// Visibility rules for one client.
 #[derive(Debug)]
@@ -29,61 +27,6 @@ pub(super) struct Visibility {
     models: Option<TenantModels>,
 }
 
-/// The models to which a tenant is restricted.
-#[derive(Debug)]
-pub(super) struct TenantModels {
-    /// Names in the settings.
-    names: Vec<String>,
-    /// Entries that the names mean, including aliases and the tenant's own model.
-    resolved: BTreeSet<EntryKey>,
-}
-
-impl TenantModels {
-    /// Returns the models of `entries` to which `tenant` is restricted; `None` when it may request
-    /// all.
-    pub(super) fn of(
-        settings: &Settings,
-        entries: &[StoreEntry],
-        tenant: Option<&TenantSettings>,
-    ) -> Option<Self> {
-        let TenantSettings { model, allowed_models: Some(allowed), .. } = tenant? else {
-            return None;
-        };
-        let key = |name: &String| {
-            let name = alias::resolve_without_canary(&settings.aliases, name);
-            resolve(entries, &name).map(|entry| entry.key.clone())
-        };
-        let meant = allowed.iter().chain(model).filter_map(key).collect();
-        Some(Self { names: allowed.clone(), resolved: meant })
-    }
-
-    /// Returns whether the tenant may request `entry`.
-    pub(super) fn allows(&self, entry: &StoreEntry) -> bool {
-        self.resolved.contains(&entry.key) || self.names.iter().any(|name| entry.is_named(name))
-    }
-
-    /// Does the same check for a model that may have left the store.
-    fn allows_key(&self, key: &EntryKey) -> bool {
-        let (id, version, revision) = key.parts();
-        let names_it = |name: &String| match name.split_once('@') {
-            None => name == id,
-            // Accept the first 6 or more digits of a revision: shorter prefixes could match two
-            // revisions.
-            Some((named, rest)) => {
-                named == id && (rest == version || rest.len() >= 6 && revision.starts_with(rest))
-            }
-        };
-        self.resolved.contains(key) || self.names.iter().any(names_it)
-    }
-
-    /// Does the same check for a name: `id`, `id@version`, a key, or the name in a request.
-    fn allows_name(&self, name: &str) -> bool {
-        let id = name.split('@').next();
-        self.resolved.iter().any(|key| key.name() == name || key.to_string() == name)
-            || self.names.iter().any(|named| named == name || Some(named.as_str()) == id)
-    }
-}
-
 impl Visibility {
     /// Builds the rules for a client whose requests belong to `tenant`.
     pub(super) fn new(app: &App, tenant: Option<Arc<Tenant>>, is_admin: bool) -> Self {
@@ -91,8 +34,7 @@ impl Visibility {
             true => None,
             false => {
                 let tenant = tenant.as_deref().map(|tenant| &tenant.settings);
-                let settings = app.settings.borrow().clone();
-                TenantModels::of(&settings, &app.handle.store().entries(), tenant)
+                app.handle.catalog().tenant_models(tenant)
             }
         };
         Self { is_admin, tenant, models: held }
@@ -109,18 +51,19 @@ impl Visibility {
     }
 
     /// Returns the visible entries.
-    pub(super) fn entries(&self, app: &App) -> Vec<StoreEntry> {
-        let mut entries = app.handle.store().entries();
-        entries.retain(|entry| self.models.as_ref().is_none_or(|held| held.allows(entry)));
-        entries
+    pub(super) fn entries(&self, app: &App) -> Entries {
+        let entries = app.handle.store().entries();
+        match &self.models {
+            Some(models) => entries.filtered(|entry| models.allows(entry)),
+            None => entries,
+        }
     }
 
     /// Returns the model that a request without a name means; empty when that model is hidden.
     pub(super) fn default_model(&self, app: &App) -> String {
-        let settings = app.settings.borrow().clone();
-        let own = self.tenant.as_deref().and_then(|tenant| tenant.settings.model.as_deref());
-        match own.filter(|_| !self.is_admin) {
-            Some(own) => alias::resolve_without_canary(&settings.aliases, own),
+        let tenant = self.tenant.as_deref().map(|tenant| &tenant.settings);
+        match tenant.filter(|tenant| tenant.model.is_some() && !self.is_admin) {
+            Some(tenant) => app.handle.catalog().default_model(Some(tenant)),
             None => {
                 let default = app.handle.default_model();
                 let is_shown = self.models.as_ref().is_none_or(|held| held.allows_name(&default));
@@ -203,7 +146,7 @@ impl Visibility {
                 || line
                     .split_once("model_id=\"")
                     .and_then(|(_, rest)| rest.split_once('"'))
-                    .is_some_and(|(id, _)| held.resolved.iter().any(|key| key.id() == id))
+                    .is_some_and(|(id, _)| held.has_id(id))
         };
         metrics.lines().filter(is_shown).fold(String::new(), |shown, line| shown + line + "\n")
     }

@@ -5,6 +5,7 @@
 //! the appliance are logged, too.
 
 mod packages;
+mod service;
 
 use std::time::Duration;
 
@@ -16,20 +17,17 @@ use super::wire::{ErrorBody, ErrorResponse, LoadProgress};
 use crate::base::errors::chain;
 use crate::base::units::{Bytes, milliseconds};
 use crate::engine::EngineError;
-use crate::models::ModelError;
-use crate::models::alias::Alias;
-use crate::package::StoreEntry;
+use crate::models::catalog::Alias;
+use crate::models::{MAX_RETRY_AFTER, ModelError};
+use crate::package::Entries;
+use crate::service::{DRAINING, engine_error_code, model_error_code};
 
-/// Code of a daemon that is stopping.
-const DRAINING: &str = "draining";
 /// Code of a request that exceeds the budget of bytes.
 const TOO_MANY_BYTES: &str = "too_many_bytes";
 /// Retry time for a model that is being loaded for the first time.
 const UNKNOWN_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Shortest retry time for a model that is being loaded.
 const MIN_RETRY_AFTER: Duration = Duration::from_millis(100);
-/// Longest retry time: OpenAI's clients do not retry at all if it is longer.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
 /// A failed request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,15 +62,25 @@ impl ApiError {
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, "invalid_request", message) }
     }
 
-    /// Returns the error of a body longer than `limit`.
-    pub(super) fn body_too_large(limit: Bytes) -> Self {
-        let message = format!("the request body is longer than the {limit} of socket.max_body");
+    /// Returns the error of a body longer than `limit`. The limit is the value of `setting`, or a
+    /// fixed limit of the route if `setting` is `None`.
+    pub(super) fn body_too_large(limit: Bytes, setting: Option<&str>) -> Self {
+        let message = match setting {
+            Some(setting) => format!("the request body is longer than the {limit} of {setting}"),
+            None => format!(
+                "the request body is longer than the {limit} that this route accepts; send a \
+                 shorter body"
+            ),
+        };
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     }
 
     /// Returns the error of a body that did not arrive completely within `waited`.
     pub(super) fn body_timeout(waited: Duration) -> Self {
-        let message = format!("the request body did not arrive within {} s", waited.as_secs());
+        let message = format!(
+            "the request body did not arrive within {} s; send the request again",
+            waited.as_secs()
+        );
         Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
     }
 
@@ -103,7 +111,10 @@ impl ApiError {
     /// `found` and `max` are in bytes.
     pub(super) fn too_much_text(param: &str, found: usize, max: usize) -> Self {
         let (found, max) = (Bytes(found as u64), Bytes(max as u64));
-        let message = format!("{param} has {found} of text; here a request may have at most {max}");
+        let message = format!(
+            "{param} has {found} of text, and a request to this route may have at most {max}; send \
+             less text in a request"
+        );
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_much_text", message)
             .with_param(param.to_owned())
     }
@@ -126,7 +137,8 @@ impl ApiError {
     /// Returns the error of a connection beyond the limit of `most`.
     pub(super) fn too_many_connections(most: usize) -> Self {
         let message = format!(
-            "{most} connections are served already, as many as socket.max_connections allows"
+            "the daemon serves {most} connections already, the limit of socket.max_connections; \
+             close idle connections, or retry later"
         );
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", message)
             .with_retry_after(Duration::from_secs(1))
@@ -140,7 +152,8 @@ impl ApiError {
             false => (StatusCode::TOO_MANY_REQUESTS, "of this user"),
         };
         let message = format!(
-            "{held} event streams {whose} are open already; close one, or ask again and again with follow=false"
+            "{held} event streams {whose} are open already, which is the limit; close one, or poll \
+             with follow=false"
         );
         Self::new(status, "too_many_event_streams", message)
             .with_retry_after(Duration::from_secs(10))
@@ -148,11 +161,10 @@ impl ApiError {
 
     /// Returns the error of a request that exceeds the budget of `size` bytes. The user's requests
     /// in flight hold `held` bytes.
-    pub(super) fn too_many_bytes(held: u64, size: u64) -> Self {
-        let (held, size) = (Bytes(held), Bytes(size));
+    pub(super) fn too_many_bytes(held: Bytes, size: Bytes) -> Self {
         let message = format!(
-            "requests in flight of this user hold {held} of the {size} for all users; send less at a time, and read the \
-             answers"
+            "the requests in flight of this user hold {held} of the {size} for all users; send \
+             smaller or fewer requests at a time, and read each answer completely"
         );
         Self::new(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY_BYTES, message)
             .with_retry_after(Duration::from_secs(1))
@@ -160,7 +172,10 @@ impl ApiError {
 
     /// Returns the error of a user with too many requests that wait for a permit.
     pub(super) fn too_much_work(waiting: usize) -> Self {
-        let message = format!("{waiting} requests of this user wait already to be read or written");
+        let message = format!(
+            "{waiting} requests of this user are queued for a processor already; send fewer \
+             requests at a time"
+        );
         Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
             .with_retry_after(Duration::from_secs(1))
     }
@@ -179,7 +194,8 @@ impl ApiError {
     /// Returns the error of a caller that is not an administrator.
     pub(super) fn forbidden(uid: u32) -> Self {
         let message = format!(
-            "user {uid} may not change the appliance; root, the daemon's own user and socket.admins may"
+            "user {uid} is not an administrator, and this route requires one; send the request as \
+             root or as the daemon's own user, or add the user to socket.admins"
         );
         Self::new(StatusCode::FORBIDDEN, "not_an_admin", message)
     }
@@ -187,8 +203,9 @@ impl ApiError {
     /// Returns the error of a caller that names a tenant and is not an administrator.
     pub(super) fn tenant_not_yours(uid: u32) -> Self {
         let message = format!(
-            "user {uid} may not name a tenant in x-caxton-tenant; root, the daemon's own user and socket.admins may. \
-             Leave the header out: the tenant is then that of the user"
+            "user {uid} is not an administrator and may not name a tenant in the header \
+             x-caxton-tenant; omit the header to use the tenant of the user, or add the user to \
+             socket.admins"
         );
         Self::new(StatusCode::FORBIDDEN, "tenant_not_allowed", message)
     }
@@ -196,14 +213,18 @@ impl ApiError {
     /// Returns the error of an administrator that names an unknown tenant.
     pub(super) fn unknown_tenant(name: &str, known: &[&str]) -> Self {
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        let message = format!("there is no tenant \"{name}\"; configured: {known}");
+        let message = format!(
+            "the header x-caxton-tenant names the tenant \"{name}\", which is not configured; \
+             configured: {known}"
+        );
         Self::invalid(Some("x-caxton-tenant".to_owned()), message)
     }
 
     /// Returns the error of a tenant that may not request `model`.
     pub(super) fn model_not_allowed(tenant: &str, model: &str) -> Self {
         let message = format!(
-            "the tenant \"{tenant}\" may not ask for the model \"{model}\"; tenants.allowed_models says for which"
+            "the tenant \"{tenant}\" may not request the model \"{model}\"; tenants.allowed_models \
+             lists the models that it may request"
         );
         Self::new(StatusCode::FORBIDDEN, "model_not_allowed", message)
             .with_param("model".to_owned())
@@ -212,11 +233,14 @@ impl ApiError {
     /// Returns the error of a tenant with `most` requests in flight. One of them should be finished
     /// after `wait`.
     pub(super) fn tenant_overloaded(tenant: &str, most: usize, wait: Duration) -> Self {
-        let message = format!("{most} requests of the tenant \"{tenant}\" are in flight already");
+        let message = format!(
+            "{most} requests of the tenant \"{tenant}\" are in flight already, the limit of \
+             tenants.max_concurrent; retry when one of them has ended"
+        );
         Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message).with_retry_after(wait)
     }
 
-    /// Adds to the error which of `additional_models` it concerns.
+    /// Adds to the error the entry of `additional_models` that it concerns.
     pub(super) fn with_additional_model(self, index: usize, name: &str) -> Self {
         let message = format!("the additional model \"{name}\": {}", self.message);
         Self { message, ..self }.with_param(format!("additional_models[{index}]"))
@@ -241,25 +265,28 @@ impl ApiError {
 
     /// Adds the degraded parts of the daemon to the message.
     pub(super) fn with_degraded(mut self, degraded: &[String]) -> Self {
-        for what in degraded {
+        for part in degraded {
             self.message.push_str("; degraded: ");
-            self.message.push_str(what);
+            self.message.push_str(part);
         }
         self
     }
 
-    /// Returns the error of work that was lost: it panicked, or the daemon is stopping.
+    /// Returns the error of a request whose work panicked, or was cancelled because the daemon is
+    /// stopping.
     pub(super) fn lost_work() -> Self {
-        let message = "the request was lost; the log has the cause".to_owned();
+        let message = "the daemon did not finish the request because of an internal fault, or \
+                       because it is stopping; the journal has the cause"
+            .to_owned();
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
     }
 
     /// Returns the error of a package that is not among `entries`.
-    pub(super) fn unknown_package(name: String, entries: &[StoreEntry]) -> Self {
+    pub(super) fn unknown_package(name: String, entries: &Entries) -> Self {
         ModelError::unknown(name, entries).into()
     }
 
-    /// Returns the code of the error, for programs: one of the strings in this table.
+    /// Returns the code of the error, for programs.
     pub(super) fn code(&self) -> &'static str {
         self.code
     }
@@ -348,24 +375,21 @@ impl From<ModelError> for ApiError {
 
 impl From<&ModelError> for ApiError {
     fn from(error: &ModelError) -> Self {
+        let code = model_error_code(error);
         match error {
             ModelError::Unknown { .. } | ModelError::BundledOnly(_) => Self {
                 param: Some("model".to_owned()),
-                ..Self::of(StatusCode::NOT_FOUND, "model_not_found", error)
+                ..Self::of(StatusCode::NOT_FOUND, code, error)
             },
-            ModelError::Corrupt { .. } => {
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_corrupt", error)
-            }
-            ModelError::Disabled { .. } => {
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_disabled", error)
+            ModelError::Corrupt { .. } | ModelError::Disabled { .. } => {
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error)
             }
             ModelError::Failed { retry_after, .. } => {
                 let wait = *retry_after;
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_failed", error)
-                    .with_retry_after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error).with_retry_after(wait)
             }
             ModelError::MemoryLimit { refusal, .. } => {
-                let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_limit", error);
+                let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error);
                 match refusal.retry_after {
                     Some(wait) => error.with_retry_after(wait),
                     None => error,
@@ -373,8 +397,7 @@ impl From<&ModelError> for ApiError {
             }
             ModelError::Evicted { retry_after, .. } | ModelError::Pressure { retry_after, .. } => {
                 let wait = *retry_after;
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "memory_pressure", error)
-                    .with_retry_after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error).with_retry_after(wait)
             }
             ModelError::Loading { name, elapsed, expected } => {
                 let left = expected.map(|expected| expected.saturating_sub(*elapsed));
@@ -385,23 +408,22 @@ impl From<&ModelError> for ApiError {
                     elapsed_ms: milliseconds(*elapsed),
                     expected_ms: expected.map(milliseconds),
                 };
-                let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_loading", error);
+                let error = Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error);
                 Self { loading: Some(Box::new(loading)), ..error.with_retry_after(wait) }
             }
-            ModelError::Pinned(_) => Self::of(StatusCode::CONFLICT, "pinned", error),
+            ModelError::Pinned(_) => Self::of(StatusCode::CONFLICT, code, error),
             ModelError::Overloaded { retry_after, .. } => {
                 let wait = *retry_after;
-                Self::of(StatusCode::TOO_MANY_REQUESTS, "overloaded", error).with_retry_after(wait)
+                Self::of(StatusCode::TOO_MANY_REQUESTS, code, error).with_retry_after(wait)
             }
-            ModelError::Timeout(_) => Self::of(StatusCode::GATEWAY_TIMEOUT, "timeout", error),
+            ModelError::Timeout(_) => Self::of(StatusCode::GATEWAY_TIMEOUT, code, error),
             ModelError::Ended(_) => {
                 let wait = Duration::from_secs(1);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "model_ended", error)
-                    .with_retry_after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error).with_retry_after(wait)
             }
             ModelError::Draining => {
                 let wait = Duration::from_secs(5);
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, DRAINING, error).with_retry_after(wait)
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, code, error).with_retry_after(wait)
             }
             ModelError::Engine(error) => error.into(),
         }
@@ -417,6 +439,7 @@ impl From<EngineError> for ApiError {
 impl From<&EngineError> for ApiError {
     fn from(error: &EngineError) -> Self {
         let internal = StatusCode::INTERNAL_SERVER_ERROR;
+        let code = engine_error_code(error);
         match error {
             EngineError::TokenOutOfRange { .. } => {
                 let message = format!(
@@ -424,27 +447,24 @@ impl From<&EngineError> for ApiError {
                      LangChain does with check_embedding_ctx_length=False",
                     chain(error)
                 );
-                let error = Self::new(StatusCode::BAD_REQUEST, "token_out_of_range", message);
+                let error = Self::new(StatusCode::BAD_REQUEST, code, message);
                 Self { param: Some("input".to_owned()), ..error }
             }
             EngineError::Length { .. } => {
-                let error = Self::of(StatusCode::BAD_REQUEST, "invalid_request", error);
+                let error = Self::of(StatusCode::BAD_REQUEST, code, error);
                 Self { param: Some("input".to_owned()), ..error }
             }
             EngineError::Endless { .. } => {
-                let error = Self::of(StatusCode::PAYLOAD_TOO_LARGE, "too_much_text", error);
+                let error = Self::of(StatusCode::PAYLOAD_TOO_LARGE, code, error);
                 Self { param: Some("input".to_owned()), ..error }
             }
-            EngineError::NoTokenStates => {
-                Self::of(StatusCode::FAILED_DEPENDENCY, "wrong_task", error)
-            }
-            EngineError::Tokenize(_) => Self::of(internal, "tokenizer_failed", error),
-            EngineError::File { .. } | EngineError::Mismatch(_) => {
-                Self::of(internal, "model_failed", error)
-            }
-            EngineError::Threads { .. }
+            EngineError::NoTokenStates => Self::of(StatusCode::FAILED_DEPENDENCY, code, error),
+            EngineError::Tokenize(_)
+            | EngineError::File { .. }
+            | EngineError::Mismatch(_)
+            | EngineError::Threads { .. }
             | EngineError::Forward(_)
-            | EngineError::NotFinite { .. } => Self::of(internal, "inference_failed", error),
+            | EngineError::NotFinite { .. } => Self::of(internal, code, error),
         }
     }
 }
@@ -460,6 +480,21 @@ mod tests {
         let response = error.with_retry_after(wait).into_response();
         assert_eq!(response.headers()["retry-after"], "2");
         assert_eq!(response.headers()["retry-after-ms"], "1200");
+    }
+
+    #[test]
+    fn route_limit_error_does_not_name_the_setting() {
+        let fixed = ApiError::body_too_large(Bytes(4096), None).message;
+        assert!(fixed.contains("4.0 KiB") && !fixed.contains("socket.max_body"), "{fixed}");
+        let setting = ApiError::body_too_large(Bytes(4096), Some("socket.max_body")).message;
+        assert!(setting.contains("4.0 KiB of socket.max_body"), "{setting}");
+    }
+
+    #[test]
+    fn forbidden_error_fits_reads_and_changes() {
+        let message = ApiError::forbidden(7).message;
+        assert!(message.starts_with("user 7 is not an administrator"), "{message}");
+        assert!(message.contains("socket.admins") && !message.contains("change"), "{message}");
     }
 
     #[test]

@@ -29,7 +29,8 @@ impl From<InstallError> for ApiError {
             InstallError::Load(_)
             | InstallError::NoTestAttemptsLeft
             | InstallError::NoUnpackAttemptsLeft
-            | InstallError::Panicked
+            | InstallError::SelfTestPanicked
+            | InstallError::InstallationPanicked
             | InstallError::Crashed(_)
             | InstallError::Trust(_) => {
                 Self::of(StatusCode::BAD_REQUEST, "package_refused", &error)
@@ -95,5 +96,24 @@ impl From<RemoveError> for ApiError {
             }
         };
         Self::of(status, code, &error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rollback_errors_name_no_option_of_the_command_line() {
+        let key = "m@1+0123456789ab".parse().unwrap();
+        for (error, status, expected) in [
+            (RollbackError::NamesVersion("m@1".to_owned()), 400, "give only the id"),
+            (RollbackError::NoPrevious(key), 409, "no version before m@1+0123456789ab"),
+        ] {
+            let error = ApiError::from(error);
+            assert_eq!(error.status().as_u16(), status);
+            assert!(error.message().contains(expected), "{}", error.message());
+            assert!(!error.message().contains("--"), "{}", error.message());
+        }
     }
 }

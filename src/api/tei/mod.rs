@@ -3,15 +3,13 @@
 //! installed model can answer them.
 //!
 //! Contains the specifics of TEI: answers that are bare lists, flat errors, and its status codes.
-//! [`request`] computes the vectors.
+//! The embedding service computes the vectors.
 //!
 //! Invariant: every failure on these routes has the form `{"error", "error_type"}`, including a
 //! wrong body or method.
 
 mod errors;
 mod tokens;
-
-use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -22,15 +20,17 @@ use tokio::runtime::Handle;
 
 use super::App;
 use super::error::ApiError;
-use super::input::{MAX_INPUTS, read_json};
-use super::model_selection;
-use super::rank;
-use super::request::{self, EMBEDDING_SPACE, EmbedRequest, Embeddings, OutputKind, Prompt};
+use super::input::read_json;
+use super::rank::{self, Comparison};
 use super::request_context::{RequestContext, TenantContext};
-use super::wire::{Input, tei};
+use super::response::{self, EMBEDDING_SPACE, set_embedding_headers};
+use super::wire::tei;
 use crate::engine::{self, Truncation};
 use crate::models::Residency;
-use crate::package::{Precision, resolve};
+use crate::package::Precision;
+use crate::service::{
+    CheckedInput, EmbedRequest, Embeddings, Input, MAX_INPUTS, OutputKind, Prompt,
+};
 
 /// Builds the routes, with errors in TEI's format.
 pub(super) fn routes() -> Router<App> {
@@ -60,20 +60,18 @@ async fn embed(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: tei::EmbedRequest = read_json(&app, &caller, body).await?;
-    check_not_empty(&request.inputs, "inputs")?;
     let embed = EmbedRequest {
-        input: Arc::new(request.inputs),
-        param: "inputs",
         output: request.normalize.map_or(OutputKind::Vector, OutputKind::Normalized),
         prompt: prompt(request.prompt_name),
         refuse_long: request.truncate == Some(false),
         truncation: truncation(request.truncation_direction),
         dimensions: request.dimensions,
-        is_compared: false,
+        ..EmbedRequest::new(check(request.inputs, "inputs")?)
     };
-    let embedded = request::embed(&app, &caller, request.model.as_deref(), embed).await?;
+    let embedded = app.service.embed(&caller.call, request.model.as_deref(), embed).await;
+    let embedded = embedded.map_err(|error| ApiError::of_embed(error, "inputs"))?;
     write(&app, &caller, embedded, |embedded| {
-        request::json(embedded.vectors.len(), &tei::EmbeddingRows(embedded.rows().collect()))
+        response::json(embedded.vectors.len(), &tei::EmbeddingRows(embedded.rows().collect()))
     })
     .await
 }
@@ -84,22 +82,19 @@ async fn embed_all(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: tei::EmbedAllRequest = read_json(&app, &caller, body).await?;
-    check_not_empty(&request.inputs, "inputs")?;
     let embed = EmbedRequest {
-        input: Arc::new(request.inputs),
-        param: "inputs",
         output: OutputKind::TokenStates,
         prompt: prompt(request.prompt_name),
         refuse_long: request.truncate == Some(false),
         truncation: truncation(request.truncation_direction),
-        dimensions: None,
-        is_compared: false,
+        ..EmbedRequest::new(check(request.inputs, "inputs")?)
     };
-    let embedded = request::embed(&app, &caller, request.model.as_deref(), embed).await?;
+    let embedded = app.service.embed(&caller.call, request.model.as_deref(), embed).await;
+    let embedded = embedded.map_err(|error| ApiError::of_embed(error, "inputs"))?;
     let mut response = write(&app, &caller, embedded, |embedded| {
         let mut rows = embedded.rows();
         let texts = embedded.tokens.iter().map(|tokens| rows.by_ref().take(tokens.used).collect());
-        request::json(embedded.vectors.len(), &tei::TokenStates(texts.collect()))
+        response::json(embedded.vectors.len(), &tei::TokenStates(texts.collect()))
     })
     .await?;
     // Token states are not vectors of a text and do not belong to an embedding space.
@@ -116,24 +111,23 @@ async fn similarity(
     let tei::SimilarityInputs { source_sentence, sentences } = request.inputs;
     let tei::SimilarityParameters { truncate, truncation_direction, prompt_name } =
         request.parameters.unwrap_or_default();
+    let (query_param, documents_param) = ("inputs.source_sentence", "inputs.sentences");
     let of = |texts: Vec<String>, param: &'static str| {
-        let input = Input::Texts(texts);
-        check_not_empty(&input, param)?;
         Ok::<_, ApiError>(EmbedRequest {
-            input: Arc::new(input),
-            param,
             prompt: prompt(prompt_name.clone()),
             refuse_long: truncate == Some(false),
             truncation: truncation(truncation_direction),
             is_compared: true,
-            ..EmbedRequest::default()
+            ..EmbedRequest::new(check(Input::Texts(texts), param)?)
         })
     };
-    let source = of(vec![source_sentence], "inputs.source_sentence")?;
-    let others = of(sentences, "inputs.sentences")?;
-    // Check the input before a model is loaded for it.
-    request::check_input(&others.input, others.param)?;
-    let scores = rank::compare(&app, &caller, request.model.as_deref(), (source, others)).await?;
+    let comparison = Comparison {
+        query: of(vec![source_sentence], query_param)?,
+        documents: of(sentences, documents_param)?,
+        query_param,
+        documents_param,
+    };
+    let scores = rank::compare(&app, &caller, request.model.as_deref(), &comparison).await?;
     let response = Json(tei::Similarities(scores.similarities())).into_response();
     Ok(scores.set_headers(&caller, response))
 }
@@ -150,9 +144,9 @@ async fn predict() -> ApiError {
 /// Describes the model that the caller gets without naming one, because this route has no parameter
 /// for a name.
 async fn info(State(app): State<App>, viewer: TenantContext) -> Result<Json<tei::Info>, ApiError> {
-    let default = model_selection::default_model(&app, &viewer);
-    let entries = model_selection::visible_models(&app, &viewer);
-    let entry = resolve(&entries, &default).ok_or_else(|| match &viewer {
+    let default = viewer.default_model(&app);
+    let entries = viewer.visible_models(&app);
+    let entry = entries.resolve(&default).ok_or_else(|| match &viewer {
         // Return the same error as for a request for vectors.
         TenantContext(Some(tenant)) if tenant.settings.allowed_models.is_some() => {
             ApiError::model_not_allowed(&tenant.name, &default)
@@ -210,13 +204,17 @@ async fn health(State(app): State<App>) -> Result<(), ApiError> {
     Err(ApiError::not_ready(&app.handle.default_model()))
 }
 
-/// Checks that the input has text. TEI distinguishes an empty request from other invalid ones.
-fn check_not_empty(input: &Input, param: &str) -> Result<(), ApiError> {
-    let empty = match input {
+/// Checks the input in the field `param`. TEI distinguishes an empty request from other invalid
+/// ones.
+fn check(input: Input, param: &str) -> Result<CheckedInput, ApiError> {
+    let empty = match &input {
         Input::Texts(texts) => texts.is_empty() || texts.iter().any(String::is_empty),
         Input::Ids(lists) => lists.is_empty() || lists.iter().any(Vec::is_empty),
     };
-    if empty { Err(ApiError::empty(param.to_owned())) } else { Ok(()) }
+    if empty {
+        return Err(ApiError::empty(param.to_owned()));
+    }
+    CheckedInput::new(input).map_err(|error| ApiError::of_embed(error, param))
 }
 
 fn prompt(name: Option<String>) -> Prompt {
@@ -240,8 +238,8 @@ async fn write(
     let values = embedded.vectors.len();
     let write = move |caller: &RequestContext| {
         let mut response = answer(&embedded);
-        embedded.set_headers(caller, &mut response);
+        set_embedding_headers(&embedded, caller, &mut response);
         response
     };
-    request::write(app, caller, values, write).await
+    response::write(app, caller, values, write).await
 }

@@ -11,16 +11,16 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
-use super::{check_not_empty, prompt};
+use super::{check, prompt};
 use crate::api::App;
 use crate::api::error::ApiError;
 use crate::api::input::read_json;
-use crate::api::request;
 use crate::api::request_context::RequestContext;
-use crate::api::tokenize::acquire_permit;
-use crate::api::wire::{Input, tei};
+use crate::api::response::set_model_headers;
+use crate::api::wire::tei;
 use crate::engine::TokenSpan;
-use crate::models::{Fallback, Lease};
+use crate::models::Fallback;
+use crate::service::{Input, LeasedModel};
 
 /// No fallback: token ids are only valid for the vocabulary of the requested model.
 const SAME: Fallback = Fallback::Vectors(Some(false));
@@ -41,25 +41,27 @@ pub(super) async fn tokenize(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: tei::TokenizeRequest = read_json(&app, &caller, body).await?;
-    check(&request.inputs, "inputs")?;
-    let Input::Texts(texts) = request.inputs else {
+    let param = "inputs";
+    let inputs = check(request.inputs, param)?;
+    let Input::Texts(texts) = inputs.input() else {
         return Err(wrong("inputs", "token ids", "a string or a list of strings"));
     };
     // Check the size before a model is loaded, without the prompt, which only the model knows. A
     // second check follows with it.
-    check_size(&texts, "")?;
+    check_size(texts, "")?;
     let special = request.add_special_tokens.unwrap_or(true);
-    let input = Input::Texts(texts);
-    let lease = request::lease_model(&app, &caller, request.model.as_deref(), &input, SAME).await?;
-    let Input::Texts(texts) = input else { return Err(ApiError::lost_work()) };
-    let prompt = request::prompt(&prompt(request.prompt_name), &lease)?;
-    check_size(&texts, &prompt)?;
+    let of_param = |error| ApiError::of_embed(error, param);
+    let model = request.model.as_deref();
+    let leased = app.service.lease(&caller.call, model, inputs.input(), SAME).await;
+    let leased = leased.map_err(of_param)?;
+    let prompt = leased.prompt(&prompt(request.prompt_name)).map_err(of_param)?;
+    check_size(texts, &prompt)?;
     let bytes: usize = texts.iter().map(String::len).sum();
-    caller.charge.grow((bytes as u64).saturating_mul(BYTES_PER_CHARACTER))?;
-    answer(&app, &caller, lease, move |lease| {
-        let texts = texts.iter().enumerate().map(|(index, text)| {
-            let pieces = lease.pieces(&prompt, text, special);
-            let pieces = pieces.map_err(|error| about(error.into(), "inputs", index))?;
+    caller.call.charge.grow((bytes as u64).saturating_mul(BYTES_PER_CHARACTER))?;
+    answer(&caller, leased, param, move |leased| {
+        let texts = inputs.texts().iter().enumerate().map(|(index, text)| {
+            let pieces = leased.pieces(&prompt, text, special);
+            let pieces = pieces.map_err(|error| about(error.into(), param, index))?;
             Ok(pieces.into_iter().map(token).collect())
         });
         Ok(Json(tei::TokenizeResponse(texts.collect::<Result<_, ApiError>>()?)).into_response())
@@ -73,8 +75,9 @@ pub(super) async fn decode(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: tei::DecodeRequest = read_json(&app, &caller, body).await?;
-    check(&request.ids, "ids")?;
-    let Input::Ids(lists) = request.ids else {
+    let param = "ids";
+    let ids = check(request.ids, param)?;
+    let Input::Ids(lists) = ids.input() else {
         return Err(wrong("ids", "text", "a list of token ids or a list of such lists"));
     };
     let found = lists.iter().map(Vec::len).sum();
@@ -82,23 +85,19 @@ pub(super) async fn decode(
         return Err(ApiError::too_many_tokens("ids", found, MAX_IDS));
     }
     let skip_special = request.skip_special_tokens.unwrap_or(true);
-    let input = Input::Ids(lists);
-    let lease = request::lease_model(&app, &caller, request.model.as_deref(), &input, SAME).await?;
-    let Input::Ids(lists) = input else { return Err(ApiError::lost_work()) };
-    caller.charge.grow((found as u64).saturating_mul(BYTES_PER_TOKEN))?;
-    answer(&app, &caller, lease, move |lease| {
+    let model = request.model.as_deref();
+    let leased = app.service.lease(&caller.call, model, ids.input(), SAME).await;
+    let leased = leased.map_err(|error| ApiError::of_embed(error, param))?;
+    caller.call.charge.grow((found as u64).saturating_mul(BYTES_PER_TOKEN))?;
+    answer(&caller, leased, param, move |leased| {
+        let Input::Ids(lists) = ids.input() else { return Err(ApiError::lost_work()) };
         let texts = lists.iter().enumerate().map(|(index, ids)| {
-            let text = lease.decode(ids, skip_special);
-            text.map_err(|error| about(error.into(), "ids", index))
+            let text = leased.decode(ids, skip_special);
+            text.map_err(|error| about(error.into(), param, index))
         });
         Ok(Json(tei::DecodeResponse(texts.collect::<Result<_, ApiError>>()?)).into_response())
     })
     .await
-}
-
-fn check(input: &Input, param: &str) -> Result<(), ApiError> {
-    check_not_empty(input, param)?;
-    request::check_input(input, param)
 }
 
 fn check_size(texts: &[String], prompt: &str) -> Result<(), ApiError> {
@@ -126,19 +125,18 @@ fn token(piece: TokenSpan) -> tei::Token {
 /// Makes an answer on the blocking pool with a permit for the user, and sets the headers that name
 /// the model.
 async fn answer(
-    app: &App,
     caller: &RequestContext,
-    lease: Lease,
-    work: impl FnOnce(&Lease) -> Result<Response, ApiError> + Send + 'static,
+    leased: LeasedModel,
+    param: &str,
+    work: impl FnOnce(&LeasedModel) -> Result<Response, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
-    let (place, lease) = acquire_permit(app, caller, &app.permits.work, lease).await?;
-    let charge = Arc::clone(&caller.charge);
-    let work = move || {
-        let _place = place;
-        let mut response = work(&lease)?;
-        request::set_model_headers(&lease.info, &mut response);
+    let charge = Arc::clone(&caller.call.charge);
+    let work = move |leased: &LeasedModel| {
+        let mut response = work(leased)?;
+        set_model_headers(leased.info(), &mut response);
         response.extensions_mut().insert(charge);
-        Ok(response)
+        Ok::<_, ApiError>(response)
     };
-    tokio::task::spawn_blocking(work).await.map_err(request::log_lost)?
+    let answered = leased.run(&caller.call, work).await;
+    answered.map_err(|error| ApiError::of_embed(error, param))?
 }

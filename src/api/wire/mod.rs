@@ -4,6 +4,7 @@
 
 pub mod configuration;
 pub mod events;
+mod input;
 pub mod memory;
 pub mod ollama;
 pub mod rank;
@@ -15,6 +16,8 @@ pub mod tenants;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+use crate::service::Input;
 
 /// Body of `POST /v1/embeddings`.
 #[derive(Debug, Deserialize)]
@@ -52,21 +55,6 @@ pub struct EmbeddingsRequest {
     /// Models that embed the same texts in addition; not in OpenAI's API.
     #[serde(default)]
     pub additional_models: Option<Vec<String>>,
-}
-
-/// One or more inputs, as texts or as token ids.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    /// Texts.
-    Texts(Vec<String>),
-    /// Token ids of each text.
-    Ids(Vec<Vec<u32>>),
-}
-
-impl Default for Input {
-    fn default() -> Self {
-        Self::Texts(Vec::new())
-    }
 }
 
 /// Answer of `POST /v1/embeddings`.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::input;
+use super::input;
 
 /// Body of `POST /v1/rank`.
 #[derive(Debug, Deserialize)]

@@ -6,8 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::input;
-use super::Input;
+use super::input;
+use crate::service::Input;
 
 /// Body of `POST /embed`.
 #[derive(Debug, Deserialize)]

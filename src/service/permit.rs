@@ -16,9 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::error::ApiError;
-use super::request::log_lost;
-use crate::models::ModelError;
+use super::error::WorkError;
 
 /// Time after which work yields to queued requests.
 const SLICE: Duration = Duration::from_millis(5);
@@ -29,18 +27,18 @@ const MAX_WAITING: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct Permits {
     /// Permits for tokenizing and for writing large answers, one for each processor.
-    pub(super) work: PermitPool,
+    pub work: PermitPool,
     /// Permits for parsing large JSON.
-    pub(super) parsing: PermitPool,
+    pub parsing: PermitPool,
     /// Permits for tokenizing large texts: the tokenizer allocates a hundred times the size of one
     /// input.
-    pub(super) large: PermitPool,
+    pub large: PermitPool,
     /// Permits for ranking by keyword, which allocates fifty times the size of the documents.
-    pub(super) keywords: PermitPool,
+    pub keywords: PermitPool,
 }
 
 impl Permits {
-    /// Creates the permits for a machine with so many processors.
+    /// Creates the permits for a machine with `processors` processors.
     pub fn new(processors: usize) -> Self {
         Self {
             work: PermitPool::new(processors),
@@ -53,7 +51,7 @@ impl Permits {
 
 /// Permits of one kind, with the queue for them. Clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct PermitPool(Arc<Mutex<PoolState>>);
+pub struct PermitPool(Arc<Mutex<PoolState>>);
 
 #[derive(Debug)]
 struct PoolState {
@@ -95,8 +93,8 @@ impl PoolState {
 }
 
 impl PermitPool {
-    fn new(places: usize) -> Self {
-        let free = places.max(1);
+    fn new(permits: usize) -> Self {
+        let free = permits.max(1);
         let state = PoolState { free, users: VecDeque::new(), waiting: HashMap::new(), next: 0 };
         Self(Arc::new(Mutex::new(state)))
     }
@@ -108,7 +106,7 @@ impl PermitPool {
     }
 
     /// Returns a permit if one is free now.
-    pub(super) fn try_acquire(&self) -> Option<Permit> {
+    pub fn try_acquire(&self) -> Option<Permit> {
         let mut state = self.lock();
         state.free = state.free.checked_sub(1)?;
         Some(Permit { pool: self.clone() })
@@ -118,8 +116,8 @@ impl PermitPool {
     /// queue.
     ///
     /// # Errors
-    /// 429 when too many requests of the user are queued, 504 when `deadline` passes first.
-    pub(super) async fn acquire_by(&self, uid: u32, deadline: Instant) -> Result<Permit, ApiError> {
+    /// When too many requests of the user are queued, or `deadline` passes first.
+    pub async fn acquire_by(&self, uid: u32, deadline: Instant) -> Result<Permit, WorkError> {
         let (mut reply, id) = {
             let mut state = self.lock();
             if let Some(free) = state.free.checked_sub(1) {
@@ -128,7 +126,7 @@ impl PermitPool {
             }
             let waiting = state.waiting.get(&uid).map_or(0, VecDeque::len);
             if waiting >= MAX_WAITING {
-                return Err(ApiError::too_much_work(waiting));
+                return Err(WorkError::TooManyWaiting { waiting });
             }
             let id = state.next;
             state.next += 1;
@@ -144,9 +142,9 @@ impl PermitPool {
         let _given_up = CancelGuard { pool: self, uid, id };
         let patience = deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(patience, &mut reply).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_closed)) => Err(ApiError::lost_work()),
-            Err(_elapsed) => Err(ModelError::Timeout(patience).into()),
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_closed)) => Err(WorkError::Lost),
+            Err(_elapsed) => Err(WorkError::Timeout(patience)),
         }
     }
 
@@ -154,19 +152,19 @@ impl PermitPool {
     /// ends, even if the client disconnects first.
     ///
     /// # Errors
-    /// As [`Self::acquire_by`], or 500 when the work panicked.
-    pub(super) async fn run<T: Send + 'static>(
+    /// As [`Self::acquire_by`], and when the work panicked.
+    pub async fn run<T: Send + 'static>(
         &self,
         uid: u32,
         deadline: Instant,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let place = self.acquire_by(uid, deadline).await?;
+    ) -> Result<T, WorkError> {
+        let permit = self.acquire_by(uid, deadline).await?;
         let work = move || {
-            let _place = place;
+            let _permit = permit;
             work()
         };
-        tokio::task::spawn_blocking(work).await.map_err(log_lost)
+        Ok(tokio::task::spawn_blocking(work).await?)
     }
 }
 
@@ -185,13 +183,13 @@ impl Drop for CancelGuard<'_> {
 
 /// A permit, released when this is dropped.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub struct Permit {
     pool: PermitPool,
 }
 
 impl Permit {
     /// Returns whether work that began at `since` should yield because others wait.
-    pub(super) fn is_expired(&self, since: Instant) -> bool {
+    pub fn is_expired(&self, since: Instant) -> bool {
         since.elapsed() >= SLICE && !self.pool.lock().users.is_empty()
     }
 }
@@ -224,16 +222,16 @@ mod tests {
     }
 
     /// Queues `requests` and returns their users in the order of the permits.
-    async fn order(turns: &PermitPool, requests: &[u32]) -> Vec<u32> {
-        let held = turns.acquire_by(99, later()).await.unwrap();
+    async fn order(pool: &PermitPool, requests: &[u32]) -> Vec<u32> {
+        let held = pool.acquire_by(99, later()).await.unwrap();
         let (sender, mut taken) = tokio::sync::mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
         for uid in requests.iter().copied() {
-            let (turns, sender) = (turns.clone(), sender.clone());
+            let (pool, sender) = (pool.clone(), sender.clone());
             tasks.spawn(async move {
-                let place = turns.acquire_by(uid, later()).await.unwrap();
+                let permit = pool.acquire_by(uid, later()).await.unwrap();
                 sender.send(uid).unwrap();
-                drop(place);
+                drop(permit);
             });
             tokio::task::yield_now().await;
         }
@@ -247,43 +245,44 @@ mod tests {
 
     #[tokio::test]
     async fn permits_alternate_between_users() {
-        let turns = PermitPool::new(1);
-        assert_eq!(order(&turns, &[1, 1, 1, 1, 2, 3, 2]).await, [1, 2, 3, 1, 2, 1, 1]);
-        let state = turns.lock();
+        let pool = PermitPool::new(1);
+        assert_eq!(order(&pool, &[1, 1, 1, 1, 2, 3, 2]).await, [1, 2, 3, 1, 2, 1, 1]);
+        let state = pool.lock();
         assert_eq!((state.free, state.users.len(), state.waiting.len()), (1, 0, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn waiting_for_permit_times_out() {
-        let turns = PermitPool::new(1);
-        let held = turns.acquire_by(1, later()).await.unwrap();
-        assert!(turns.try_acquire().is_none());
-        let refused = turns.acquire_by(2, later()).await.unwrap_err();
-        assert_eq!(refused.code(), "timeout");
-        assert!(turns.lock().waiting.is_empty());
+        let pool = PermitPool::new(1);
+        let held = pool.acquire_by(1, later()).await.unwrap();
+        assert!(pool.try_acquire().is_none());
+        let refused = pool.acquire_by(2, later()).await.unwrap_err();
+        assert!(matches!(refused, WorkError::Timeout(_)), "{refused}");
+        assert!(pool.lock().waiting.is_empty());
         drop(held);
         // A free permit is granted even when the deadline has passed.
-        drop(turns.acquire_by(2, Instant::now()).await.unwrap());
-        drop(turns.try_acquire().unwrap());
+        drop(pool.acquire_by(2, Instant::now()).await.unwrap());
+        drop(pool.try_acquire().unwrap());
     }
 
     #[tokio::test]
     async fn waiting_is_bounded_and_cancelled_with_client() {
-        let turns = PermitPool::new(1);
-        let held = turns.acquire_by(1, later()).await.unwrap();
+        let pool = PermitPool::new(1);
+        let held = pool.acquire_by(1, later()).await.unwrap();
         let mut tasks = JoinSet::new();
         for _ in 0..MAX_WAITING {
-            let turns = turns.clone();
-            tasks.spawn(async move { drop(turns.acquire_by(1, later()).await) });
+            let pool = pool.clone();
+            tasks.spawn(async move { drop(pool.acquire_by(1, later()).await) });
         }
-        while turns.lock().waiting.get(&1).map_or(0, VecDeque::len) < MAX_WAITING {
+        while pool.lock().waiting.get(&1).map_or(0, VecDeque::len) < MAX_WAITING {
             tokio::task::yield_now().await;
         }
-        assert_eq!(turns.acquire_by(1, later()).await.unwrap_err().code(), "overloaded");
+        let refused = pool.acquire_by(1, later()).await.unwrap_err();
+        assert!(matches!(refused, WorkError::TooManyWaiting { waiting: MAX_WAITING }), "{refused}");
         assert!(!held.is_expired(Instant::now()));
         assert!(held.is_expired(Instant::now().checked_sub(SLICE).unwrap()));
         tasks.shutdown().await;
-        assert!(turns.lock().waiting.is_empty() && turns.lock().users.is_empty());
+        assert!(pool.lock().waiting.is_empty() && pool.lock().users.is_empty());
         assert!(!held.is_expired(Instant::now().checked_sub(SLICE).unwrap()));
     }
 

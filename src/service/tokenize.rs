@@ -8,14 +8,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::App;
-use super::error::ApiError;
-use super::permit::{Permit, PermitPool};
-use super::request::log_lost;
-use super::request_context::RequestContext;
-use super::wire::Input;
+use super::error::EmbedError;
+use super::permit::{Permit, PermitPool, Permits};
+use super::request::{CheckedInput, Input};
 use crate::engine::{EngineError, Tokens, Truncation};
-use crate::models::Lease;
+use crate::models::{Lease, ManagerHandle};
 
 /// Total length in bytes up to which texts are tokenized on the runtime's own thread. This takes
 /// about 25 µs, or 13 ms with the slowest tokenizer that is accepted.
@@ -41,34 +38,46 @@ pub(super) struct TokenizedTexts {
     pub(super) characters: usize,
 }
 
-/// Waits for a permit from `turns`. A request that must wait returns its lease and renews it
+/// Parts of the daemon that tokenizing uses, for one caller.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TokenizeContext<'a> {
+    /// Renews the leases that were returned.
+    pub(super) handle: &'a ManagerHandle,
+    /// Permits for work on the processors.
+    pub(super) permits: &'a Permits,
+    /// User of the request.
+    pub(super) uid: u32,
+    /// Instant at which the request times out.
+    pub(super) deadline: Instant,
+}
+
+/// Waits for a permit from `pool`. A request that must wait returns its lease and renews it
 /// afterwards, so that the model can be evicted while requests wait.
 ///
 /// # Errors
 /// As [`PermitPool::acquire_by`], and the errors of the model if it was evicted and cannot be
 /// loaded again.
 pub(super) async fn acquire_permit(
-    app: &App,
-    caller: &RequestContext,
-    turns: &PermitPool,
+    TokenizeContext { handle, uid, deadline, .. }: TokenizeContext<'_>,
+    pool: &PermitPool,
     lease: Lease,
-) -> Result<(Permit, Lease), ApiError> {
-    if let Some(place) = turns.try_acquire() {
-        return Ok((place, lease));
+) -> Result<(Permit, Lease), EmbedError> {
+    if let Some(permit) = pool.try_acquire() {
+        return Ok((permit, lease));
     }
     let absent = lease.release();
     loop {
-        let place = turns.acquire_by(caller.uid, caller.deadline).await?;
-        match tokio::time::timeout(RENEWAL, app.handle.renew(&absent, caller.deadline)).await {
-            Ok(lease) => return Ok((place, lease?)),
+        let permit = pool.acquire_by(uid, deadline).await?;
+        match tokio::time::timeout(RENEWAL, handle.renew(&absent, deadline)).await {
+            Ok(lease) => return Ok((permit, lease?)),
             // The model is being loaded: release the permit for others meanwhile.
-            Err(_elapsed) => drop(place),
+            Err(_elapsed) => drop(permit),
         }
         // Renew the lease without a permit. If no permit is free then, the lease is dropped again
         // and the request queues once more.
-        let lease = app.handle.renew(&absent, caller.deadline).await?;
-        if let Some(place) = turns.try_acquire() {
-            return Ok((place, lease));
+        let lease = handle.renew(&absent, deadline).await?;
+        if let Some(permit) = pool.try_acquire() {
+            return Ok((permit, lease));
         }
     }
 }
@@ -76,13 +85,12 @@ pub(super) async fn acquire_permit(
 /// Tokenizes `job`: short texts on the runtime's thread, others on the blocking pool, and a large
 /// text under the permit for large texts. Returns the tokens and a lease of the same model.
 pub(super) async fn tokenize(
-    app: &App,
-    caller: &RequestContext,
+    context: TokenizeContext<'_>,
     mut lease: Lease,
     job: TokenizeJob,
-) -> Result<(Lease, TokenizedTexts), ApiError> {
+) -> Result<(Lease, TokenizedTexts), EmbedError> {
     let mut job = TokenizeState { job, texts: TokenizedTexts::default() };
-    let (is_short, is_large) = match &*job.job.input {
+    let (is_short, is_large) = match job.job.input.input() {
         Input::Texts(texts) => {
             let prompt = job.job.prompt.len();
             let bytes: usize = texts.iter().map(|text| prompt + text.len()).sum();
@@ -94,20 +102,20 @@ pub(super) async fn tokenize(
         while !job.step(&lease)? {}
         return Ok((lease, job.texts));
     }
-    let turns = if is_large { &app.permits.large } else { &app.permits.work };
+    let pool = if is_large { &context.permits.large } else { &context.permits.work };
     loop {
-        let (place, held) = acquire_permit(app, caller, turns, lease).await?;
+        let (permit, held) = acquire_permit(context, pool, lease).await?;
         let work = move || {
             let began = Instant::now();
             loop {
                 let is_done = job.step(&held)?;
-                if is_done || place.is_expired(began) {
-                    return Ok::<_, ApiError>((job, held, is_done));
+                if is_done || permit.is_expired(began) {
+                    return Ok::<_, EmbedError>((job, held, is_done));
                 }
             }
         };
         let is_done;
-        (job, lease, is_done) = tokio::task::spawn_blocking(work).await.map_err(log_lost)??;
+        (job, lease, is_done) = tokio::task::spawn_blocking(work).await??;
         if is_done {
             return Ok((lease, job.texts));
         }
@@ -120,18 +128,13 @@ pub(super) struct TokenizeJob {
     /// Text to put before each text.
     pub(super) prompt: Arc<str>,
     /// Texts, or their token ids.
-    pub(super) input: Arc<Input>,
-    /// Name of the input field in the dialect, for errors.
-    pub(super) param: &'static str,
+    pub(super) input: CheckedInput,
     /// End at which a long text is truncated.
     pub(super) truncation: Truncation,
 }
 
-impl TokenizeJob {
-    fn about(&self, index: usize) -> impl FnOnce(EngineError) -> ApiError + use<> {
-        let param = self.param;
-        move |error| ApiError::from(error).with_param(format!("{param}[{index}]"))
-    }
+fn failed(index: usize) -> impl FnOnce(EngineError) -> EmbedError {
+    move |source| EmbedError::Text { index, source }
 }
 
 struct TokenizeState {
@@ -141,10 +144,10 @@ struct TokenizeState {
 
 impl TokenizeState {
     /// Tokenizes the next text. Returns whether it was the last one.
-    fn step(&mut self, lease: &Lease) -> Result<bool, ApiError> {
+    fn step(&mut self, lease: &Lease) -> Result<bool, EmbedError> {
         let Self { job, texts: done } = self;
         let index = done.ids.len();
-        let (tokens, count) = match &*job.input {
+        let (tokens, count) = match job.input.input() {
             Input::Texts(texts) => {
                 let Some(text) = texts.get(index) else { return Ok(true) };
                 done.characters += text.chars().count();
@@ -155,7 +158,7 @@ impl TokenizeState {
                 (lease.check_ids(ids, job.truncation), lists.len())
             }
         };
-        let Tokens { ids, whole } = tokens.map_err(job.about(index))?;
+        let Tokens { ids, whole } = tokens.map_err(failed(index))?;
         done.ids.push(ids);
         done.whole.push(whole);
         Ok(done.ids.len() == count)
@@ -165,30 +168,28 @@ impl TokenizeState {
 /// Returns the number of tokens of each text before truncation. Unknown numbers are counted piece
 /// by piece on the blocking pool, scheduled fairly among users.
 pub(super) async fn count(
-    app: &App,
-    caller: &RequestContext,
+    context: TokenizeContext<'_>,
     mut lease: Lease,
     job: TokenizeJob,
     whole: Vec<Option<usize>>,
-) -> Result<Vec<usize>, ApiError> {
+) -> Result<Vec<usize>, EmbedError> {
     if let Some(known) = whole.iter().copied().collect() {
         return Ok(known);
     }
     let mut counting = CountState { job, whole, at: 0, partial: None };
     loop {
-        let (place, held) = acquire_permit(app, caller, &app.permits.work, lease).await?;
+        let (permit, held) = acquire_permit(context, &context.permits.work, lease).await?;
         let work = move || {
             let began = Instant::now();
             loop {
                 let is_done = counting.step(&held)?;
-                if is_done || place.is_expired(began) {
-                    return Ok::<_, ApiError>((counting, held, is_done));
+                if is_done || permit.is_expired(began) {
+                    return Ok::<_, EmbedError>((counting, held, is_done));
                 }
             }
         };
         let is_done;
-        (counting, lease, is_done) =
-            tokio::task::spawn_blocking(work).await.map_err(log_lost)??;
+        (counting, lease, is_done) = tokio::task::spawn_blocking(work).await??;
         if is_done {
             return Ok(counting.whole.into_iter().map(Option::unwrap_or_default).collect());
         }
@@ -207,11 +208,11 @@ struct CountState {
 
 impl CountState {
     /// Counts the next piece. Returns whether everything is counted.
-    fn step(&mut self, lease: &Lease) -> Result<bool, ApiError> {
+    fn step(&mut self, lease: &Lease) -> Result<bool, EmbedError> {
         let Self { job, whole, at, partial: begun } = self;
         let Some(count) = whole.get_mut(*at) else { return Ok(true) };
-        let (None, Input::Texts(texts)) = (&count, &*job.input) else {
-            if let (None, Input::Ids(lists)) = (&count, &*job.input) {
+        let (None, Input::Texts(texts)) = (&count, job.input.input()) else {
+            if let (None, Input::Ids(lists)) = (&count, job.input.input()) {
                 *count = lists.get(*at).map(Vec::len);
             }
             *at += 1;
@@ -227,7 +228,7 @@ impl CountState {
             *at += 1;
             return Ok(false);
         }
-        let (more, length) = lease.count_piece(rest).map_err(job.about(*at))?;
+        let (more, length) = lease.count_piece(rest).map_err(failed(*at))?;
         *tokens += more;
         *done += length;
         Ok(false)

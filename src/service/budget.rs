@@ -18,13 +18,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::body::{Body, Bytes, HttpBody as _};
-use axum::http::{HeaderValue, header};
-use axum::response::Response;
-use http_body_util::BodyExt as _;
 use tokio::sync::watch;
 
-use super::error::ApiError;
+use super::error::BudgetExceeded;
+use crate::base::units::Bytes;
 use crate::config::Settings;
 use crate::memory::monitor::Reading;
 use crate::telemetry::log::{self, Message};
@@ -33,11 +30,11 @@ use crate::telemetry::log::{self, Message};
 const SHARE_OF_LIMIT: u64 = 8;
 /// Factor for the length of a body that gives its charge: once for the bytes that arrive and once
 /// for the parsed values. Later the first part covers the tokens.
-pub(super) const BODY_FACTOR: u64 = 2;
+pub const BODY_FACTOR: u64 = 2;
 /// Bytes charged for each number of a vector: 4 as it is computed, 4 in its row, and 14 as text.
-pub(super) const NUMBER_BYTES: u64 = 22;
+const NUMBER_BYTES: u64 = 22;
 /// Bytes charged for each number of a vector that is only compared and not written.
-pub(super) const COMPARED_NUMBER_BYTES: u64 = 8;
+const COMPARED_NUMBER_BYTES: u64 = 8;
 /// Number of largest bodies, with their parsed values, that the smallest budget can hold: one for
 /// each of two users.
 const MIN_BODIES: u64 = 2;
@@ -112,7 +109,7 @@ impl Budget {
     }
 
     /// Returns the size of the budget in bytes, for all requests in flight.
-    pub(super) fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         let reading = self.0.readings.borrow();
         let limits = reading.sample.limits.iter().map(|limit| limit.bytes.0);
         let limit = limits.fold(reading.sample.machine.total.0, u64::min);
@@ -121,12 +118,12 @@ impl Budget {
     }
 
     /// Returns the bytes that all requests in flight hold.
-    pub(super) fn held(&self) -> u64 {
+    pub fn held(&self) -> u64 {
         self.lock().total
     }
 
     /// Creates the charge of a request of `uid`, with 0 bytes at first.
-    pub(super) fn request(&self, uid: u32) -> BudgetCharge {
+    pub fn request(&self, uid: u32) -> BudgetCharge {
         BudgetCharge { budget: self.clone(), uid, bytes: AtomicU64::new(0) }
     }
 
@@ -138,10 +135,10 @@ impl Budget {
 
 /// Bytes that one request holds of the budget, released when this is dropped.
 #[derive(Debug)]
-pub(super) struct BudgetCharge {
+pub struct BudgetCharge {
     budget: Budget,
     uid: u32,
-    /// Changed only under the lock of `ledger`.
+    /// Changed only under the lock of the budget.
     bytes: AtomicU64,
 }
 
@@ -149,27 +146,27 @@ impl BudgetCharge {
     /// Charges `more` bytes. Logs a refusal.
     ///
     /// # Errors
-    /// 503 when they do not fit. The charge then stays as it was.
-    pub(super) fn grow(&self, more: u64) -> Result<(), ApiError> {
+    /// When they do not fit. The charge then stays as it was.
+    pub fn grow(&self, more: u64) -> Result<(), BudgetExceeded> {
         let size = self.budget.size();
-        let mut ledger = self.budget.lock();
+        let mut held_bytes = self.budget.lock();
         let own = self.bytes.load(Ordering::Relaxed);
-        if ledger.has_space(self.uid, own, more, size) {
-            ledger.add(self.uid, more);
+        if held_bytes.has_space(self.uid, own, more, size) {
+            held_bytes.add(self.uid, more);
             self.bytes.store(own.saturating_add(more), Ordering::Relaxed);
             return Ok(());
         }
-        let held = ledger.held(self.uid);
-        drop(ledger);
+        let held = held_bytes.held(self.uid);
+        drop(held_bytes);
         let uid = self.uid;
         if let Some(suppressed) = log::admit_refusal(Message::BytesRefused, uid) {
             tracing::warn!(
                 name: Message::BytesRefused.name(),
                 uid, held_bytes = held, limit_bytes = size, asked_bytes = more, suppressed,
-                "user {uid} was refused a request: its requests in flight hold {held} of {size} bytes"
+                "request refused: the requests in flight of the user hold too many bytes"
             );
         }
-        Err(ApiError::too_many_bytes(held, size))
+        Err(BudgetExceeded { held: Bytes(held), size: Bytes(size) })
     }
 
     /// Charges `numbers` numbers of vectors, and their text in JSON unless they are only
@@ -177,7 +174,11 @@ impl BudgetCharge {
     ///
     /// # Errors
     /// As [`Self::grow`].
-    pub(super) fn grow_numbers(&self, numbers: usize, compared: bool) -> Result<(), ApiError> {
+    pub(super) fn grow_numbers(
+        &self,
+        numbers: usize,
+        compared: bool,
+    ) -> Result<(), BudgetExceeded> {
         let each = if compared { COMPARED_NUMBER_BYTES } else { NUMBER_BYTES };
         self.grow(u64::try_from(numbers).unwrap_or(u64::MAX).saturating_mul(each))
     }
@@ -192,45 +193,11 @@ impl Drop for BudgetCharge {
     }
 }
 
-/// Bytes of an answer with the charge of its request, which they hold until they are written.
-struct ChargedBytes {
-    bytes: Bytes,
-    _charge: Arc<BudgetCharge>,
-}
-
-impl AsRef<[u8]> for ChargedBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-/// Keeps the charge of a response until all bytes of its body are dropped. Until then they wait for
-/// the client in the buffer of the connection.
-pub(super) fn hold_until_written(mut response: Response) -> Response {
-    let Some(charge) = response.extensions_mut().remove::<Arc<BudgetCharge>>() else {
-        return response;
-    };
-    let length = response.body().size_hint().exact();
-    if let Some(length) = length {
-        // Set the length here, because the wrapped body does not report it.
-        let headers = response.headers_mut();
-        headers.entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
-    }
-    response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let of =
-                |bytes| Bytes::from_owner(ChargedBytes { bytes, _charge: Arc::clone(&charge) });
-            frame.map_data(of)
-        }))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::base::units::Bytes;
     use crate::memory::sample::{GroupLimit, Sample};
 
     fn budget(limit: u64, max_body: u64) -> Budget {
@@ -255,7 +222,8 @@ mod tests {
         let (first, second) = (budget.request(1), budget.request(2));
         first.grow(32 * MIB).unwrap();
         second.grow(16 * MIB).unwrap();
-        assert_eq!(first.grow(MIB).unwrap_err().code(), "too_many_bytes");
+        let refused = first.grow(MIB).unwrap_err();
+        assert_eq!(refused, BudgetExceeded { held: Bytes(32 * MIB), size: Bytes(64 * MIB) });
         drop(first);
         second.grow(8 * MIB).unwrap();
         drop(second);
@@ -300,24 +268,6 @@ mod tests {
         let busy = budget.request(2);
         busy.grow(9 * MIB).unwrap();
         assert!(budget.request(1).grow(200 * MIB).is_err());
-    }
-
-    #[tokio::test]
-    async fn response_keeps_charge_until_last_byte_is_dropped() {
-        let budget = budget(512 * MIB, MIB);
-        let charge = Arc::new(budget.request(1));
-        charge.grow(100).unwrap();
-        let mut response = Response::new(Body::from("an answer"));
-        response.extensions_mut().insert(charge);
-        let response = hold_until_written(response);
-        assert_eq!(response.headers()["content-length"], "9");
-        let mut body = response.into_body();
-        let bytes = body.frame().await.unwrap().unwrap().into_data().unwrap();
-        assert!(body.frame().await.is_none());
-        drop(body);
-        assert_eq!((&bytes[..], budget.held()), (&b"an answer"[..], 100));
-        drop(bytes);
-        assert_eq!(budget.held(), 0);
     }
 
     proptest! {
