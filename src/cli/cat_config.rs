@@ -54,14 +54,14 @@ fn text(Provenance { values, found, .. }: &Provenance) -> String {
         let path = path.display();
         let line = match status {
             FileStatus::Applied => format!("{path}"),
-            FileStatus::Empty => format!("{path}: empty, masks what it replaces"),
-            FileStatus::ReplacedBy(by) => format!("{path}: not read, replaced by {}", by.display()),
+            FileStatus::Empty => format!("{path}: empty; masks the files that it replaces"),
+            FileStatus::ReplacedBy(by) => format!("{path}: not read; replaced by {}", by.display()),
         };
         // A path may hold a line break, and the rest of it would be read as a key.
         text.push_str(&format!("# {}\n", line.replace(char::is_control, "?")));
     }
     if found.is_empty() {
-        text.push_str("# no files, the defaults hold\n");
+        text.push_str("# no configuration files; the defaults apply\n");
     }
     text + &config::document(values, |value| Some(origin(value)))
 }

@@ -39,7 +39,7 @@ impl Check {
         };
         let mut out = terminal::out();
         match explained.loaded.files.as_slice() {
-            [] => writeln!(out, "ok: no files, the defaults hold")?,
+            [] => writeln!(out, "ok: no configuration files; the defaults apply")?,
             files => {
                 files.iter().try_for_each(|file| writeln!(out, "ok: {}", file.display()))?;
             }
@@ -57,7 +57,7 @@ impl Check {
         explained: &Provenance,
     ) -> anyhow::Result<()> {
         let (name, old) = match self.daemon(connection, &explained.loaded.settings).await? {
-            Some(ActiveConfiguration { values }) => ("what is in force", values),
+            Some(ActiveConfiguration { values }) => ("the running daemon", values),
             None => {
                 let defaults = config::values(&Settings::default());
                 ("the defaults", defaults.iter().map(describe_value).collect())
@@ -68,7 +68,7 @@ impl Check {
         writeln!(out, "compared with {name}:")?;
         let differences = differences(&old, &new);
         if differences.is_empty() {
-            writeln!(out, "no difference")?;
+            writeln!(out, "no differences")?;
         }
         differences.iter().try_for_each(|difference| writeln!(out, "{difference}"))?;
         Ok(())
@@ -88,7 +88,10 @@ impl Check {
         let mut client = match Client::connect(&socket).await {
             Ok(client) => client,
             Err(error) if error.is_unreachable() => {
-                print_error(&format!("no daemon listens on {}", socket.display()));
+                print_error(&format!(
+                    "no daemon listens on {}; comparing with the defaults",
+                    socket.display()
+                ));
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),

@@ -27,7 +27,10 @@ const MAX_ANSWER: usize = 4 << 30;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     /// Cannot connect to the socket.
-    #[error("cannot connect to {}; is caxtond running, and are you in the socket's group?", path.display())]
+    #[error(
+        "cannot connect to {}; `caxton doctor` checks the daemon, the socket and your groups",
+        path.display()
+    )]
     Unreachable {
         /// The socket.
         path: PathBuf,
@@ -43,7 +46,7 @@ pub(super) enum ClientError {
         body: ErrorBody,
     },
     /// The connection broke, or the answer is not one of a daemon.
-    #[error("the conversation with the daemon failed")]
+    #[error("the connection to the daemon failed, or its answer is invalid")]
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 

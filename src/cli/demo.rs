@@ -98,7 +98,7 @@ fn find_bundled(installed: &Path) -> anyhow::Result<PathBuf> {
             return Ok(candidate);
         }
     }
-    bail!("no directory with the bundled model was found; name one with --bundled DIR")
+    bail!("found no directory with the bundled model; name it with --bundled DIR")
 }
 
 struct Daemon {
@@ -124,9 +124,9 @@ impl Daemon {
         // A JSON document is also a YAML document.
         fs::write(&config, text.to_string()).context("cannot write the configuration")?;
         let notify = place.join("notify");
-        let ready = UnixDatagram::bind(&notify).context("cannot make the notification socket")?;
+        let ready = UnixDatagram::bind(&notify).context("cannot create the notification socket")?;
         let log = place.join("log");
-        let log_file = File::create(&log).context("cannot make the log")?;
+        let log_file = File::create(&log).context("cannot create the log file")?;
         let program = std::env::current_exe().context("cannot find this program")?;
         let child = Command::new(program)
             .args(["daemon", "--config"])
@@ -143,7 +143,7 @@ impl Daemon {
         match tokio::time::timeout(START_TIMEOUT, daemon.wait_ready(&ready)).await {
             Ok(Ok(())) => Ok(daemon),
             Ok(Err(error)) => Err(error),
-            Err(_elapsed) => Err(daemon.failure("the daemon was not ready in time")),
+            Err(_elapsed) => Err(daemon.failure("the daemon was not ready within 60 s")),
         }
     }
 
@@ -157,7 +157,7 @@ impl Daemon {
                         return Ok(());
                     }
                 }
-                _ = self.child.wait() => return Err(self.failure("the daemon ended")),
+                _ = self.child.wait() => return Err(self.failure("the daemon ended too early")),
             }
         }
     }
@@ -173,7 +173,11 @@ impl Daemon {
             kill(Pid::from_raw(pid), Signal::SIGTERM).context("cannot stop the daemon")?;
         }
         let status = self.child.wait().await.context("cannot wait for the daemon")?;
-        if status.success() { Ok(()) } else { Err(self.failure(&format!("the daemon: {status}"))) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(self.failure(&format!("the daemon failed: {status}")))
+        }
     }
 }
 
@@ -192,7 +196,7 @@ async fn show(daemon: &Daemon, start: Duration, waits: bool) -> anyhow::Result<(
         })
         .collect();
     if vectors.len() != SENTENCES.len() {
-        bail!("{} sentences gave {} vectors", SENTENCES.len(), vectors.len());
+        bail!("expected {} vectors, received {}", SENTENCES.len(), vectors.len());
     }
     let mut out = terminal::out();
     writeln!(

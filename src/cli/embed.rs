@@ -34,7 +34,7 @@ impl Embed {
     pub(super) async fn run(mut self, connection: &Connection) -> anyhow::Result<Exit> {
         if self.texts.is_empty() {
             if io::stdin().is_terminal() {
-                print_error("reading lines from the terminal; end with Ctrl-D");
+                print_error("enter one text per line; end the input with Ctrl-D");
             }
             let lines: Result<Vec<String>, _> = io::stdin().lock().lines().collect();
             self.texts = lines.context("cannot read standard input")?;

@@ -118,7 +118,7 @@ pub(super) fn describe(event: &Event) -> String {
     words.extend(event.generation.map(|generation| format!("(applied {generation} times)")));
     words.extend(event.bytes.filter(|bytes| *bytes > 0).map(|bytes| Bytes(bytes).to_string()));
     words.extend(event.duration_ms.map(|millis| format!("in {millis} ms")));
-    words.extend(event.missed.map(|missed| format!("{missed} events are not told")));
+    words.extend(event.missed.map(|missed| format!("{missed} events were missed")));
     let mut line = words.join(" ");
     let reasons = event.reason.iter().chain(&event.problems);
     let reasons = Vec::from_iter(reasons.map(|reason| printable::line(reason))).join("; ");
@@ -168,7 +168,7 @@ mod tests {
             ),
             (
                 Event { at: None, missed: Some(7), ..event("lagged") },
-                "-  lagged 7 events are not told",
+                "-  lagged 7 events were missed",
             ),
         ] {
             assert_eq!(line(&event), expected);

@@ -94,14 +94,14 @@ impl Status {
         }
         let mut facts = vec![
             fact("level", status.level),
-            fact("heard from", status.source),
-            fact("of this process", size(status.measured.process_bytes)),
-            fact("of the control group", size(status.measured.unreclaimable_bytes)),
-            fact("mapped", size(status.measured.mapped_bytes)),
-            fact("room for models", size(status.room_bytes)),
+            fact("source", status.source),
+            fact("process", size(status.measured.process_bytes)),
+            fact("control group", size(status.measured.unreclaimable_bytes)),
+            fact("mapped files", size(status.measured.mapped_bytes)),
+            fact("headroom for models", size(status.room_bytes)),
         ];
         if let Some(cause) = status.cause {
-            facts.insert(1, fact("because", cause));
+            facts.insert(1, fact("cause", cause));
         }
         for limit in status.limits {
             facts.push(fact("limit", format!("{} ({})", Bytes(limit.bytes), limit.file)));
@@ -109,7 +109,7 @@ impl Status {
         print_table(&["MEMORY", ""], &facts)?;
         if !status.models.is_empty() {
             writeln!(terminal::out())?;
-            let headings = ["MODEL", "VERSION", "STATE", "WEIGHTS", "PRIORITY", "IDLE", "LEAVES"];
+            let headings = ["MODEL", "VERSION", "STATE", "WEIGHTS", "PRIORITY", "IDLE", "UNLOAD"];
             print_table(&headings, &status.models.iter().map(row).collect::<Vec<_>>())?;
         }
         Ok(())
@@ -145,11 +145,11 @@ impl Flush {
             return print_json(&flushed);
         }
         let facts = [
-            fact("left", names(&flushed.unloaded)),
+            fact("unloaded", names(&flushed.unloaded)),
             fact("before", size(flushed.before.process_bytes)),
             fact("after", size(flushed.after.process_bytes)),
             fact("freed", size(flushed.freed_bytes)),
-            fact("took", format!("{} ms", flushed.duration_ms)),
+            fact("duration", format!("{} ms", flushed.duration_ms)),
         ];
         Ok(print_table(&["MEMORY", ""], &facts)?)
     }
@@ -161,7 +161,7 @@ impl Load {
         let path = format!("/api/memory/models/{}/load", segment(&self.model));
         let moved: ResidencyChange =
             connection.connect().await?.post(&path, &LoadModelRequest { pinned }).await?;
-        let how = if moved.was_resident { "was in memory" } else { "is in memory" };
+        let how = if moved.was_resident { "already loaded" } else { "loaded" };
         let facts = [fact(&moved.model, format!("{how}, {} ms", moved.duration_ms))];
         Ok(print_table(&["MODEL", ""], &facts)?)
     }
@@ -172,7 +172,7 @@ impl Unload {
         let path = format!("/api/memory/models/{}", segment(&self.model));
         let moved: ResidencyChange =
             connection.connect().await?.call(Method::DELETE, &path, Body::empty()).await?;
-        let how = if moved.was_resident { "has left" } else { "was not in memory" };
+        let how = if moved.was_resident { "unloaded" } else { "was not loaded" };
         let facts = [fact(&moved.model, format!("{how}, {} ms", moved.duration_ms))];
         Ok(print_table(&["MODEL", ""], &facts)?)
     }

@@ -24,6 +24,7 @@ mod rollback;
 mod shell;
 mod stats;
 mod status;
+mod store_access;
 mod temp_store;
 mod terminal;
 mod top;
@@ -175,7 +176,7 @@ impl Connection {
             // matters most.
             Err(_) if self.config.is_none() => {
                 print_error(
-                    "caxton: the configuration is wrong, `caxton check` says how; trying the default socket",
+                    "caxton: the configuration has errors, so the default socket is used; run `caxton check`",
                 );
                 Ok(Settings::default().socket.path)
             }
@@ -248,7 +249,7 @@ fn run(
 fn chain_lines(error: &anyhow::Error) -> String {
     // Indent line breaks within a cause, so that their text cannot look like a line of ours.
     let causes = error.chain().map(|cause| cause.to_string().replace('\n', "\n    "));
-    Vec::from_iter(causes).join("\n  because ")
+    Vec::from_iter(causes).join("\n  cause: ")
 }
 
 /// Writes a line to standard error; ignores errors, since they could not be reported.
@@ -346,12 +347,12 @@ fn store_exit_code(error: &StoreError) -> Exit {
 
 /// Error: no such model is installed.
 #[derive(Debug, thiserror::Error)]
-#[error("\"{0}\" is not installed; `caxton model list` shows what is")]
+#[error("the model \"{0}\" is not installed; `caxton model list` shows the installed models")]
 struct NotInstalled(String);
 
 /// Another process of this program failed and has printed its error.
 #[derive(Debug, thiserror::Error)]
-#[error("failed, as was said")]
+#[error("another process of this program failed and printed its error")]
 struct AlreadyReported(Exit);
 
 /// Prints indented JSON with a final newline.

@@ -13,21 +13,19 @@ use axum::http::{Method, Request};
 use clap::{Args, Subcommand};
 use http_body_util::BodyExt;
 
-use super::client::{Client, segment};
+use super::client::segment;
 use super::output::{ExportTarget, OutputFile};
 use super::owner::{self, Owner};
 use super::pack::{Pack, Source};
 use super::rollback::Rollback;
 use super::stats::Stats;
 use super::status::print_packages;
+use super::store_access::{StoreAccess, open_store_of};
 use super::temp_store::{PackageFile, TempStore};
 use super::upload::upload;
-use super::{
-    AlreadyReported, Connection, NotInstalled, print_error, print_json, progress, terminal,
-};
+use super::{AlreadyReported, Connection, NotInstalled, print_json, progress, terminal};
 use crate::api::describe;
 use crate::api::wire::{InstalledPackage, Package, PackageList};
-use crate::base::errors::chain;
 use crate::base::exit::Exit;
 use crate::base::printable;
 use crate::config::Settings;
@@ -35,8 +33,7 @@ use crate::files::FileError;
 use crate::models::install::{InstallDriver, InstallRules, Installation, remove};
 use crate::models::load::options;
 use crate::models::selftest::SelfTester;
-use crate::models::trust;
-use crate::package::{Consent, EntryKey, Origin, SignatureStatus, Store, resolve, write_package};
+use crate::package::{Consent, Entries, EntryKey, Origin, SignatureStatus, Store, write_package};
 
 const PACK_EXAMPLES: &str = "Examples:
   caxton model pack --source ./bge-small --output bge-small-1.model.tar.zst";
@@ -148,69 +145,6 @@ pub(super) struct Export {
     output: PathBuf,
 }
 
-/// Access to the installed models.
-pub(super) enum StoreAccess {
-    Daemon(Client),
-    Store(Box<(Store, Settings)>),
-}
-
-impl StoreAccess {
-    /// Connects to the daemon, or opens its store when none runs. Files that only the caller may
-    /// open must be opened before; see [`StoreAccess::store`].
-    pub(super) async fn open(connection: &Connection) -> anyhow::Result<Self> {
-        match Self::daemon(connection).await? {
-            Some(client) => Ok(Self::Daemon(client)),
-            None => Self::store(connection),
-        }
-    }
-
-    /// Connects to the daemon. Returns `None` when no daemon runs, so that its store must be used.
-    async fn daemon(connection: &Connection) -> anyhow::Result<Option<Client>> {
-        match Client::connect(&connection.socket()?).await {
-            Ok(client) => Ok(Some(client)),
-            // A missing daemon is an error if the caller named the socket.
-            Err(error) if error.is_unreachable() && connection.socket.is_none() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Opens the store of the daemon. A process of root changes to the owner of the store
-    /// permanently.
-    fn store(connection: &Connection) -> anyhow::Result<Self> {
-        let opened = open_store(&connection.settings()?)
-            .context("no daemon answers, so its store was to be used")?;
-        Ok(Self::Store(Box::new(opened)))
-    }
-
-    async fn package(&mut self, id: &str) -> anyhow::Result<Package> {
-        match self {
-            Self::Daemon(client) => {
-                Ok(client.get(&format!("/api/packages/{}", segment(id))).await?)
-            }
-            Self::Store(here) => {
-                let entries = here.0.entries();
-                let entry = resolve(&entries, id).ok_or_else(|| NotInstalled(id.to_owned()))?;
-                Ok(describe(entry, &entries, None))
-            }
-        }
-    }
-}
-
-/// Opens and locks the store of `settings`. A process of root changes to the owner of the store
-/// before, permanently. Returns the store with the settings whose directories this user can reach.
-/// Prints the entries that cannot be read and the keys that cannot be used.
-pub(super) fn open_store(settings: &Settings) -> anyhow::Result<(Store, Settings)> {
-    let settings = owner::drop_root_if_needed(settings)?;
-    let (store, damaged) = Store::open(&settings.memory.model_cache.directory)?;
-    for entry in damaged {
-        print_error(&format!("caxton: an entry of the store cannot be read: {entry}"));
-    }
-    for error in trust::TrustRoots::from(&settings).reevaluate(&store).1 {
-        print_error(&format!("caxton: a key cannot be used: {}", chain(&error)));
-    }
-    Ok((store, settings))
-}
-
 impl Model {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         match self {
@@ -244,7 +178,7 @@ impl Install {
                 scratch = Some(made);
                 file
             }
-            _ => bail!("give a FILE or --source DIR"),
+            _ => bail!("no package was given; give FILE or --source DIR"),
         };
         let (installed, mut access) = match daemon {
             Some(mut client) => {
@@ -255,8 +189,7 @@ impl Install {
                 // it, and to remove the directory.
                 let package = PackageFile::open(&file)?;
                 drop(scratch.take());
-                let (store, settings) = open_store(&connection.settings()?)
-                    .context("no daemon answers, so its store was to be used")?;
+                let (store, settings) = open_store_of(connection)?;
                 let installed = install_here(&store, &settings, package, consent)?;
                 (installed, StoreAccess::Store(Box::new((store, settings))))
             }
@@ -264,11 +197,11 @@ impl Install {
         let package = &installed.package;
         let name = format!("{}@{}", package.id, package.version);
         let mut out = terminal::out();
-        let verb = if installed.existed { "was installed already" } else { "installed" };
+        let verb = if installed.existed { "already installed" } else { "installed" };
         let what = format!("{verb}: {name}, signature: {}", installed.signature);
         writeln!(out, "{}", printable::line(&what))?;
         for left in &installed.removed {
-            writeln!(out, "left the store: {}", printable::line(left))?;
+            writeln!(out, "removed from the store: {}", printable::line(left))?;
         }
         drop(out);
         if self.validate_checksums { verify_installed(&mut access, &name).await } else { Ok(()) }
@@ -310,7 +243,9 @@ impl Verify {
             .finish(&entry.key)?;
         let signature = match signature {
             SignatureStatus::Absent => "no signature".to_owned(),
-            SignatureStatus::Unchecked => "a signature that no key here can check".to_owned(),
+            SignatureStatus::Unchecked => {
+                "signature not checked, because no key is configured".to_owned()
+            }
             SignatureStatus::Valid(key) => format!("signed with key {key}"),
         };
         let name = format!("{}@{}", entry.manifest.id, entry.manifest.version);
@@ -341,14 +276,14 @@ async fn verify_installed(access: &mut StoreAccess, id: &str) -> anyhow::Result<
     let package = access.package(id).await?;
     let (name, version) = (&package.id, &package.version);
     let size = crate::base::units::Bytes(package.size_bytes);
-    let what = format!("ok: every file of {name}@{version} holds its digest, {size}");
+    let what = format!("ok: {name}@{version}, every file matches its digest, {size}");
     writeln!(terminal::out(), "{}", printable::line(&what))?;
     Ok(())
 }
 
 fn find(store: &Store, id: &str) -> anyhow::Result<(EntryKey, u64)> {
     let entries = store.entries();
-    let entry = resolve(&entries, id).ok_or_else(|| NotInstalled(id.to_owned()))?;
+    let entry = entries.resolve(id).ok_or_else(|| NotInstalled(id.to_owned()))?;
     Ok((entry.key.clone(), entry.manifest.total_size()))
 }
 
@@ -395,7 +330,8 @@ impl Remove {
             }
             StoreAccess::Store(here) => {
                 let (store, settings) = *here;
-                describe(&remove(&store, &self.id, &InstallRules::from(&settings))?, &[], None)
+                let removed = remove(&store, &self.id, &InstallRules::from(&settings))?;
+                describe(&removed, &Entries::default(), None)
             }
         };
         let name = format!("{}@{}", package.id, package.version);
@@ -426,7 +362,8 @@ impl Export {
                 let path = format!("/api/packages/{}/export", segment(&self.id));
                 let mut body = client.send(Request::get(path), Body::empty()).await?.into_body();
                 while let Some(frame) = body.frame().await {
-                    let frame = frame.context("the export ended early")?;
+                    let frame =
+                        frame.context("the connection closed before the export was complete")?;
                     if let Some(chunk) = frame.data_ref() {
                         output.write_all(chunk).map_err(FileError::new("write", &self.output))?;
                         bar.inc(chunk.len() as u64);
@@ -463,11 +400,11 @@ impl Export {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .context("cannot start this program again as the owner of the store")?;
+            .context("cannot start this program as the owner of the store")?;
         let pipe = child.stdout.take();
         // The pipe is closed before the wait, so that a child that still writes fails and ends.
         let copied = pipe.map(|mut pipe| io::copy(&mut pipe, &mut output.temporary)).transpose();
-        let status = child.wait().context("the export did not end")?;
+        let status = child.wait().context("cannot wait for the process that exports the model")?;
         if !status.success() {
             return Err(AlreadyReported(Exit::from_code(status.code())).into());
         }

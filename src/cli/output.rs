@@ -31,7 +31,9 @@ impl OutputFile {
         let Self { temporary, path } = self;
         // Sync before the rename, so that a crash cannot leave a partial file under the name.
         temporary.as_file().sync_all().map_err(FileError::new("write", &path))?;
-        temporary.persist(&path).map_err(|error| FileError::new("name", &path)(error.error))?;
+        temporary
+            .persist(&path)
+            .map_err(|error| FileError::new("rename the temporary file to", &path)(error.error))?;
         Ok(())
     }
 }

@@ -20,7 +20,10 @@ use crate::files::{self, FileError};
 
 /// Error: the rights of root were not dropped. The store was not used.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot change to user {uid}, the owner of {}", directory.display())]
+#[error(
+    "cannot change from root to user {uid}, the owner of {}; run the command as that user",
+    directory.display()
+)]
 pub(super) struct RootNotDropped {
     uid: u32,
     directory: PathBuf,
@@ -119,7 +122,7 @@ fn check_irreversible(uid: Uid) -> io::Result<()> {
     if only && setresuid(root, root, root).is_err() {
         return Ok(());
     }
-    Err(io::Error::other("the rights of root are still there"))
+    Err(io::Error::other("the process still has the rights of root"))
 }
 
 /// Returns the nearest existing directory of `path` and its ancestors, with the path of an open

@@ -6,7 +6,7 @@ use std::io::Write;
 use clap::Args;
 
 use super::client::segment;
-use super::model::StoreAccess;
+use super::store_access::StoreAccess;
 use super::{Connection, terminal};
 use crate::api::describe;
 use crate::api::wire::rollback::{RollbackRequest, RollbackResponse};
@@ -48,7 +48,7 @@ impl Rollback {
             }
         };
         let what = format!(
-            "{} means version {}, revision {}; it meant {}, revision {}",
+            "{} resolves to version {}, revision {}; before: version {}, revision {}",
             to.id, to.version, to.revision, from.version, from.revision
         );
         writeln!(terminal::out(), "{}", printable::line(&what))?;

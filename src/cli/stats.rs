@@ -36,7 +36,11 @@ fn row(model: &ModelStats) -> Vec<String> {
     vec![
         model.id.clone(),
         // The counts of a removed model remain.
-        if model.installed { model.version.clone() } else { format!("{} (gone)", model.version) },
+        if model.installed {
+            model.version.clone()
+        } else {
+            format!("{} (removed)", model.version)
+        },
         model.requests.to_string(),
         model.failures.to_string(),
         model.texts.to_string(),

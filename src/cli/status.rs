@@ -64,11 +64,11 @@ fn print(status: &wire::DaemonStatus, memory: &MemoryStatus) -> anyhow::Result<(
             format!(" for {}", printable::line(&longest.id))
         };
         let (waiting, size) = (longest.waiting, status.queue_size);
-        writeln!(out, "queue          {bar} {waiting} of {size} wait{of}")?;
+        writeln!(out, "queue          {bar} {waiting} of {size} waiting{of}")?;
     }
     let [level, source] =
         [&status.memory_level, &status.memory_pressure_source].map(|text| printable::line(text));
-    writeln!(out, "pressure       {level}, heard from {source}")?;
+    writeln!(out, "pressure       {level}, reported by {source}")?;
     if let (Some(available), Some(total)) =
         (status.machine_memory_available_bytes, status.machine_memory_bytes)
     {
@@ -82,7 +82,7 @@ fn print(status: &wire::DaemonStatus, memory: &MemoryStatus) -> anyhow::Result<(
     if !status.unsigned.is_empty() {
         let names = status.unsigned.join(", ");
         let names = printable::line(&names);
-        writeln!(out, "unsigned       {names}: installed before there were keys")?;
+        writeln!(out, "unsigned       {names}: installed before keys were configured")?;
     }
     let configuration = &status.configuration;
     let files = match configuration.files.is_empty() {
@@ -91,11 +91,11 @@ fn print(status: &wire::DaemonStatus, memory: &MemoryStatus) -> anyhow::Result<(
     };
     match configuration.generation {
         // Zero means hidden: the daemon applies a configuration before it answers.
-        0 => writeln!(out, "configuration  shown to administrators")?,
+        0 => writeln!(out, "configuration  visible only to administrators")?,
         times => writeln!(out, "configuration  {files} (applied {times} times)")?,
     }
     if configuration.last_good {
-        writeln!(out, "  last good    kept on disk: the files were wrong at the start")?;
+        writeln!(out, "  last good    used from disk: the files had errors at the start")?;
     }
     for problem in &configuration.problems {
         writeln!(out, "  rejected     {}", printable::line(problem))?;
@@ -149,7 +149,7 @@ fn print_tenants(tenants: &[Tenant]) -> anyhow::Result<()> {
         ]
     };
     writeln!(terminal::out())?;
-    let headings = ["TENANT", "MODEL", "PRIORITY", "REQUESTS", "IN FLIGHT", "MOST", "REFUSED"];
+    let headings = ["TENANT", "MODEL", "PRIORITY", "REQUESTS", "IN FLIGHT", "MAX", "REJECTED"];
     Ok(print_table(&headings, &Vec::from_iter(tenants.iter().map(row)))?)
 }
 
@@ -177,7 +177,7 @@ pub(super) fn print_packages(packages: &[Package]) -> anyhow::Result<()> {
         if !package.current {
             let Package { id, version, revision, .. } = package;
             let what =
-                format!("{id}: version {version}, revision {revision}, is not what \"{id}\" means");
+                format!("{id}: the id does not resolve to version {version}, revision {revision}");
             writeln!(out, "{}", printable::line(&what))?;
         }
         if let Some(signer) = &package.signed_by {

@@ -46,5 +46,5 @@ pub(super) async fn upload(
     let response = client.send(request, Body::from_stream(stream)).await?;
     bar.finish_and_clear();
     let body = super::client::collect(response).await?;
-    serde_json::from_slice(&body).context("the daemon's answer cannot be read")
+    serde_json::from_slice(&body).context("the daemon's answer to the upload is not valid")
 }

@@ -8,8 +8,9 @@ use std::path::Path;
 use figment::value::Value as Checked;
 
 use super::file::{Node, Value};
-use super::keys::{self, ConfigKey, KEYS, ValueKind};
-use super::sections::{self, SectionProblem};
+use super::keys::{self, ConfigKey, KEYS};
+use super::kind::ValueKind;
+use super::kind::sections::{self, SectionProblem};
 use super::{Position, Problem};
 
 /// Most characters of an unknown key that are compared with the known ones, which have at most 24.
@@ -102,7 +103,8 @@ impl Checker<'_> {
                 }
             };
             if let Some((_, first)) = seen.iter().find(|(other, _)| *other == name) {
-                let message = format!("duplicate key; line {} has it already", first.line);
+                let message =
+                    format!("duplicate key: line {} has the same key; remove one", first.line);
                 self.problem(key.position, &location.written, message);
                 continue;
             }
@@ -129,7 +131,7 @@ impl Checker<'_> {
         if self.assignments.iter().any(|other| other.setting == path) {
             let names = KEYS.iter().filter(|other| other.setting == Some(setting));
             let names: Vec<_> = names.map(|key| key.name).collect();
-            let message = format!("{} are two names of one key; keep one", names.join(" and "));
+            let message = format!("{} are two names of one key; remove one", names.join(" and "));
             return self.problem(position, key.name, message);
         }
         let (key, setting, position) = (key.name, path, node.position);
@@ -214,7 +216,7 @@ fn unknown(section: &str, quoted: &Value, name: &str) -> String {
         None => {
             let mut known: Vec<_> = children(section).collect();
             known.dedup();
-            format!("unknown key {quoted}; known here: {}", known.join(", "))
+            format!("unknown key {quoted}; known keys: {}", known.join(", "))
         }
     }
 }
@@ -246,27 +248,27 @@ mod tests {
                 "f:2:3: memory: unknown key \"max_models\"; \
                  did you mean \"memory.model_cache.max_models\"?",
             ),
-            ("log: { colour: 1 }", "f:1:8: log: unknown key \"colour\"; known here: level"),
+            ("log: { colour: 1 }", "f:1:8: log: unknown key \"colour\"; known keys: level"),
             (
                 "clients: []",
-                "f:1:1: unknown key \"clients\"; known here: socket, memory, packages, embedding, models, aliases, \
+                "f:1:1: unknown key \"clients\"; known keys: socket, memory, packages, embedding, models, aliases, \
                  tenants, require_sandbox, log",
             ),
             (
                 "log.level: info",
-                "f:1:1: unknown key \"log.level\"; known here: socket, memory, packages, embedding, models, aliases, \
+                "f:1:1: unknown key \"log.level\"; known keys: socket, memory, packages, embedding, models, aliases, \
                  tenants, require_sandbox, log",
             ),
             (
                 "log: &l { level: info }\nmemory: { <<: *l }",
-                "f:2:11: memory: unknown key \"<<\"; known here: backend, embedding_model, \
+                "f:2:11: memory: unknown key \"<<\"; known keys: backend, embedding_model, \
                  fallback_models, fallback_strategy, allow_fallback, allow_dimension_mismatch, \
                  preload_models, max_loaded_models, memory_limit, min_free, \
                  eviction_policy, pressure, model_cache, download",
             ),
             (
                 "memory: { download: { enabled: false, mirror: x } }",
-                "f:1:39: memory.download: unknown key \"mirror\"; known here: enabled",
+                "f:1:39: memory.download: unknown key \"mirror\"; known keys: enabled",
             ),
             (
                 "models:\n  a.B-1@2.0:\n    memory_prioritty: 1",
@@ -285,7 +287,7 @@ mod tests {
             (
                 "models: { a: { tier: 1 } }",
                 "f:1:16: models.a: unknown key \"tier\"; \
-                 known here: memory_priority, max_idle_time, preload, pinned",
+                 known keys: memory_priority, max_idle_time, preload, pinned",
             ),
             (
                 "models: { a/b: {} }",
@@ -306,17 +308,20 @@ mod tests {
         let cases = [
             (
                 "log:\n  level: info\n  level: warn\n",
-                "f:3:3: log.level: duplicate key; line 2 has it already",
+                "f:3:3: log.level: duplicate key: line 2 has the same key; remove one",
             ),
             (
                 "models: { a: { pinned: true }, b: { pinned: true }, a: {} }",
-                "f:1:53: models.a: duplicate key; line 1 has it already",
+                "f:1:53: models.a: duplicate key: line 1 has the same key; remove one",
             ),
-            ("log: {}\nlog: {}\n", "f:2:1: log: duplicate key; line 1 has it already"),
+            (
+                "log: {}\nlog: {}\n",
+                "f:2:1: log: duplicate key: line 1 has the same key; remove one",
+            ),
             (
                 "memory: { model_cache: { bundled_only: true, bundled_models_only: true } }",
                 "f:1:46: memory.model_cache.bundled_models_only: memory.model_cache.bundled_only \
-                 and memory.model_cache.bundled_models_only are two names of one key; keep one",
+                 and memory.model_cache.bundled_models_only are two names of one key; remove one",
             ),
         ];
         for (yaml, expected) in cases {
@@ -355,17 +360,17 @@ mod tests {
             ("tenants: {}", "f:1:10: tenants: expected a list of sections, found a section".to_owned()),
             (
                 "tenants:\n- { users: [a] }\n- b\n- { name: c, queue: 1, users: [~] }\n- { name: c }",
-                "f:2:3: tenants[0]: name is missing\n\
+                "f:2:3: tenants[0]: the key \"name\" is missing; add it\n\
                  f:3:3: tenants[1]: expected a section of keys, found \"b\"\n\
-                 f:4:14: tenants[2]: unknown key \"queue\"; known here: name, users, groups, model, \
+                 f:4:14: tenants[2]: unknown key \"queue\"; known keys: name, users, groups, model, \
                  allowed_models, priority, max_concurrent, dedicated_queue\n\
                  f:4:32: tenants[2].users: expected a name or a numeric id, found nothing\n\
-                 f:5:11: tenants[3]: line 4 has one of this name already"
+                 f:5:11: tenants[3]: line 4 has a section of the same name; use another name"
                     .to_owned(),
             ),
             (
                 "tenants: [{ name: a, name: b, priority: 10, allowed_models: [m, a/b] }]",
-                "f:1:22: tenants[0]: duplicate key \"name\"\n\
+                "f:1:22: tenants[0]: duplicate key \"name\"; remove one\n\
                  f:1:41: tenants[0].priority: expected 1 to 9, found 10\n\
                  f:1:65: tenants[0].allowed_models: expected the name of a model: 1 to 96 of the \
                  characters A-Z a-z 0-9 . _ - @, found \"a/b\""

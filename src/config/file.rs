@@ -87,7 +87,7 @@ pub(super) struct SyntaxError {
 pub(super) fn parse(content: &[u8]) -> Result<Node, SyntaxError> {
     let text = std::str::from_utf8(content).map_err(|error| SyntaxError {
         position: Some(end_of(&content[..error.valid_up_to()])),
-        message: "not UTF-8".to_owned(),
+        message: "the file is not UTF-8 text; save it as UTF-8".to_owned(),
     })?;
     serde_saphyr::from_str_with_options(text, options()).map_err(|error| SyntaxError {
         position: error.location().and_then(position),

@@ -166,7 +166,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
         return Ok(Vec::new());
     }
     if !metadata.is_file() {
-        return Err("expected a regular file or a link to one".to_owned());
+        return Err("expected a regular file or a link to a regular file".to_owned());
     }
     read_limited(file)
 }
@@ -176,7 +176,9 @@ fn read_limited(file: File) -> Result<Vec<u8>, String> {
     let read = file.take(LARGEST + 1).read_to_end(&mut content);
     read.map_err(|error| failed("read", &error))?;
     if content.len() as u64 > LARGEST {
-        return Err(format!("larger than {LARGEST} bytes"));
+        return Err(format!(
+            "the file is larger than {LARGEST} bytes; split it into several files in conf.d"
+        ));
     }
     Ok(content)
 }
@@ -477,7 +479,7 @@ mod tests {
         let _socket = UnixListener::bind(conf.join("20-socket.yaml")).unwrap();
         let (read, problems) = read_below(&root);
         assert_eq!(read, ["etc/caxton/conf.d/40-good.yaml"]);
-        let regular = "expected a regular file or a link to one";
+        let regular = "expected a regular file or a link to a regular file";
         assert_eq!(
             problems,
             [
@@ -502,7 +504,13 @@ mod tests {
         ]);
         let (read, problems) = read_below(&root);
         assert_eq!(read, ["etc/caxton/conf.d/10-most.yaml"]);
-        assert_eq!(problems, ["etc/caxton/conf.d/20-more.yaml: larger than 1048576 bytes"]);
+        assert_eq!(
+            problems,
+            [
+                "etc/caxton/conf.d/20-more.yaml: the file is larger than 1048576 bytes; split it into \
+              several files in conf.d"
+            ]
+        );
     }
 
     #[test]

@@ -103,9 +103,9 @@ impl MergedConfig {
         let origin = |key| self.origins.values().find(|origin| origin.key == key);
         let order = |key| origin(key).map(|origin| origin.order);
         let (relation, (key, found), (other, bound)) = if order(lower.0) > order(upper.0) {
-            ("less", lower, upper)
+            ("below", lower, upper)
         } else {
-            ("more", upper, lower)
+            ("above", upper, lower)
         };
         let at = origin(key)?;
         let source = origin(other).map_or_else(
@@ -119,7 +119,7 @@ impl MergedConfig {
             position: Some(at.position),
             key: key.to_owned(),
             message: format!(
-                "expected {relation} than {other}, which is {bound} {source}, found {found}"
+                "expected a value {relation} {other}, which is {bound} {source}, found {found}"
             ),
         })
     }
@@ -136,18 +136,19 @@ impl MergedConfig {
             if model.is_empty() {
                 problem(
                     &["model"],
-                    "missing: expected the id of the model that is meant".to_owned(),
+                    "missing: expected the id of the model that the alias names".to_owned(),
                 );
             }
             if canary.model.is_none() && canary.percent > 0 {
-                let message = "missing: expected the id of the model that answers these requests";
+                let message =
+                    "missing: canary.percent is above 0; add the id of the canary's model";
                 problem(&["canary", "model"], message.to_owned());
             }
-            let meant = [
+            let targets = [
                 (&["model"][..], Some(model), revision),
                 (&["canary", "model"], canary.model.as_ref(), &canary.revision),
             ];
-            for (keys, model, revision) in meant {
+            for (keys, model, revision) in targets {
                 // An alias cannot be named with a revision, so this is the id of a model.
                 if let (Some(model), None) = (model, revision)
                     && settings.aliases.contains_key(model)

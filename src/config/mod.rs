@@ -4,23 +4,24 @@
 //!
 //! - *layers* finds the files, in their order, and reads their bytes.
 //! - *file* parses YAML into a tree with places. Only this module names the YAML crate.
-//! - *keys* is the table of all keys and their permitted values.
-//! - *records* checks lists of sections.
+//! - *kind* defines kinds of values, and checks single values and lists of sections.
+//! - *keys* is the table of all keys, each with its kind.
 //! - *check* compares a tree with the keys and finds every problem at once.
 //! - *merge* merges all files and checks constraints between keys.
 //! - *settings* holds the result.
 //!
-//! In the other direction, *values* lists settings key by key, and *yaml* formats one value or all
-//! of them as a file.
+//! In the other direction, *values* lists settings key by key, as *key_value* defines them, and
+//! *yaml* formats one value or all of them as a file.
 //!
 //! Invariant: a reload replaces all settings or none; on any problem the last good ones stay.
 
 mod check;
 mod file;
+mod key_value;
 mod keys;
+mod kind;
 mod layers;
 mod merge;
-mod sections;
 mod settings;
 mod values;
 mod yaml;
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 use figment::value::Value as Checked;
 
+pub use key_value::{KeyValue, ValueOrigin};
 use keys::{ALIAS, KEYS, MODEL};
 pub use layers::directories;
 pub use settings::{
@@ -38,7 +40,7 @@ pub use settings::{
     FallbackStrategy, LogLevel, LogSettings, MemorySettings, ModelCacheSettings, ModelSettings,
     PackageSettings, Precision, PressureSettings, Settings, SocketSettings, TenantSettings,
 };
-pub use values::{KeyValue, ValueOrigin, running_values, values};
+pub use values::{running_values, values};
 pub use yaml::document;
 
 /// Source of the configuration.
@@ -391,7 +393,7 @@ memory:
   memory_limit: 512MiB
   min_free: 1MiB
   eviction_policy: fifo
-  pressure: { moderate: 50%, high: 60%, critical: 70%, quiet: 3s, reload_cooldown: 4s }
+  pressure: { moderate: 50%, high: 60%, critical: 70%, recovery_time: 3s, reload_cooldown: 4s }
   model_cache:
     { directory: /d, max_size_gb: 0.5, max_models: 3, cleanup_policy: manual,
       validation_interval: 1h, validation_on_startup: false, bundled_only: true }
@@ -440,7 +442,7 @@ log: { level: trace }
                     moderate: Percent::new(50),
                     high: Percent::new(60),
                     critical: Percent::new(70),
-                    quiet: Duration::from_secs(3),
+                    recovery_time: Duration::from_secs(3),
                     reload_cooldown: Duration::from_secs(4),
                 },
                 model_cache: ModelCacheSettings {
@@ -616,14 +618,14 @@ log: { level: trace }
         let in_one_file = [
             (
                 "memory: { pressure: { moderate: 85% } }",
-                "/etc/caxton/caxton.yaml:1:33: memory.pressure.moderate: expected less than \
+                "/etc/caxton/caxton.yaml:1:33: memory.pressure.moderate: expected a value below \
                  memory.pressure.high, which is 85% by default, found 85%",
             ),
             (
                 "memory:\n  pressure:\n    moderate: 99%\n    high: 98%\n    critical: 97%",
-                "/etc/caxton/caxton.yaml:4:11: memory.pressure.high: expected more than \
+                "/etc/caxton/caxton.yaml:4:11: memory.pressure.high: expected a value above \
                  memory.pressure.moderate, which is 99% in /etc/caxton/caxton.yaml:3:15, found 98%\n\
-                 /etc/caxton/caxton.yaml:5:15: memory.pressure.critical: expected more than \
+                 /etc/caxton/caxton.yaml:5:15: memory.pressure.critical: expected a value above \
                  memory.pressure.high, which is 98% in /etc/caxton/caxton.yaml:4:11, found 97%",
             ),
             ("memory: { pressure: { moderate: 1%, high: 2%, critical: 3% } }", ""),
@@ -638,7 +640,7 @@ log: { level: trace }
         write(root.path(), "run/caxton/conf.d/50.yaml", "memory: { pressure: { critical: 90% } }");
         assert_eq!(
             below(&root),
-            "/run/caxton/conf.d/50.yaml:1:33: memory.pressure.critical: expected more than \
+            "/run/caxton/conf.d/50.yaml:1:33: memory.pressure.critical: expected a value above \
              memory.pressure.high, which is 96% in /usr/lib/caxton/caxton.yaml:1:29, found 90%"
         );
         // A file may contradict a lower one, as long as a later file corrects that.
@@ -651,12 +653,12 @@ log: { level: trace }
         let cases = [
             (
                 "aliases: { a: { revision: v } }",
-                "f:1:27: aliases.a.model: missing: expected the id of the model that is meant",
+                "f:1:27: aliases.a.model: missing: expected the id of the model that the alias names",
             ),
             (
                 "aliases: { a: { model: m, canary: { percent: 5 } } }",
-                "f:1:46: aliases.a.canary.model: missing: expected the id of the model that answers these \
-                 requests",
+                "f:1:46: aliases.a.canary.model: missing: canary.percent is above 0; add the id of \
+                 the canary's model",
             ),
             (
                 "aliases: { a: { model: a } }",
@@ -718,8 +720,8 @@ log: { level: trace }
             "/etc/caxton/caxton.yaml:3:17: memory.model_cache.max_models: expected 1 to 1000, found 0\n\
              /etc/caxton/caxton.yaml:4:5: memory.model_cache: unknown key \"max_modles\"; \
              did you mean \"max_models\"?\n\
-             /etc/caxton/caxton.yaml:5:5: memory.model_cache.max_models: duplicate key; \
-             line 3 has it already\n\
+             /etc/caxton/caxton.yaml:5:5: memory.model_cache.max_models: duplicate key: \
+             line 3 has the same key; remove one\n\
              /etc/caxton/conf.d/10-bad.yaml:1:9: unclosed bracket '['\n\
              /etc/caxton/conf.d/30-units.yaml:2:13: socket.max_body: expected a size with its unit, \
              such as \"512MiB\", from 1.0 KiB to 1.0 GiB, found 16\n\

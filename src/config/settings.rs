@@ -161,7 +161,7 @@ pub struct PressureSettings {
     /// Share of used memory from which only the smallest fallback and the pinned models stay.
     pub critical: Percent,
     /// Time of lower pressure after which the level falls by one step.
-    pub quiet: Duration,
+    pub recovery_time: Duration,
     /// Time for which an evicted model cools down, so that it must not be loaded again.
     pub reload_cooldown: Duration,
 }
@@ -400,7 +400,7 @@ impl Default for Settings {
                     moderate: Percent::new(75),
                     high: Percent::new(85),
                     critical: Percent::new(95),
-                    quiet: Duration::from_secs(10),
+                    recovery_time: Duration::from_secs(10),
                     reload_cooldown: Duration::from_secs(30),
                 },
                 model_cache: ModelCacheSettings {

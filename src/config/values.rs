@@ -5,49 +5,16 @@
 //! Invariant: a file of these values, written by [`super::document`], loads as the same settings.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use figment::value::Value as Checked;
 
+use super::key_value::{KeyValue, ValueOrigin};
 use super::keys::{self, ALIAS, ConfigKey, KEYS, MODEL};
 use super::merge::MergedConfig;
-use super::{AliasSettings, ModelSettings, Position, Settings, find, yaml};
+use super::{AliasSettings, ModelSettings, Settings, find, yaml};
 
 /// Name of a model and of an alias that do not exist; their values are the defaults.
 const NOBODY: &str = "nobody";
-
-/// A key and its value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyValue {
-    /// The names on the path to the key. Names of models may have dots.
-    pub path: Vec<String>,
-    /// The value, in the form of a file, on one line.
-    pub value: String,
-    /// The value when no file sets the key.
-    pub default: String,
-    /// Whether a change takes effect only after a restart.
-    pub restart: bool,
-    /// Whether the key has only one possible value.
-    pub fixed: bool,
-    /// Place where it was written; `None` when the default applies or the position is unknown.
-    pub origin: Option<ValueOrigin>,
-}
-
-impl KeyValue {
-    /// Returns the dotted name of the key.
-    pub fn key(&self) -> String {
-        self.path.join(".")
-    }
-}
-
-/// Place where a value was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ValueOrigin {
-    /// The file.
-    pub file: PathBuf,
-    /// The position in the file.
-    pub position: Position,
-}
 
 /// Returns every key of `settings`, in the order of the shipped file.
 pub fn values(settings: &Settings) -> Vec<KeyValue> {

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use figment::value::{Dict, Value as Checked};
 
-use super::KeyValue;
 use super::file::{self, Value};
-use super::keys::ValueKind;
-use super::sections::SectionField;
+use super::key_value::KeyValue;
+use super::kind::ValueKind;
+use super::kind::sections::SectionField;
 
 /// Formats `value`, in the form of the settings, as a value of this kind in a file. Returns `None`
 /// when the kind cannot express it.
@@ -228,7 +228,7 @@ mod tests {
             let mut before = Settings::default();
             before.memory.model_cache.max_size.0 = bytes;
             before.memory.memory_limit = Some(crate::base::units::Bytes(limit));
-            before.memory.pressure.quiet = Duration::from_millis(millis);
+            before.memory.pressure.recovery_time = Duration::from_millis(millis);
             let written = document(&values(&before), |_| None);
             prop_assert_eq!(settings(&written), before);
         }

@@ -28,25 +28,27 @@ pub(super) enum ListenError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The directory of the socket does not exist.
-    #[error("the directory of socket.path, {}, does not exist", .0.display())]
+    #[error("the directory of socket.path, {}, does not exist; create it", .0.display())]
     NoDirectory(PathBuf),
     /// Another daemon listens on the path.
-    #[error("another daemon listens on {}", .0.display())]
+    #[error("another daemon listens on {}; stop it or change socket.path", .0.display())]
     InUse(PathBuf),
     /// The path exists and is not a socket.
     #[error("{} exists and is not a socket; remove it or change socket.path", .0.display())]
     NotASocket(PathBuf),
     /// The configured group is unknown.
-    #[error("socket.group: there is no group \"{0}\"")]
+    #[error("the group \"{0}\" of socket.group does not exist; create it or change socket.group")]
     NoGroup(String),
     /// systemd passed more than one socket.
-    #[error("systemd passed {0} sockets; expected one: see `systemctl cat caxton.socket`")]
+    #[error("systemd passed {0} sockets; expected one; see `systemctl cat caxton.socket`")]
     Passed(usize),
     /// systemd passed a socket with an unexpected name.
     #[error("systemd passed a socket called {0:?}; expected FileDescriptorName={NAME}")]
     Name(String),
     /// systemd passed a descriptor of another kind.
-    #[error("what systemd passed is not a Unix stream socket that listens; see ListenStream=")]
+    #[error(
+        "systemd passed a descriptor that is not a listening Unix stream socket; set ListenStream="
+    )]
     Kind(#[source] io::Error),
 }
 
@@ -76,7 +78,7 @@ impl Drop for SocketGuard {
             tracing::warn!(
                 name: Message::SocketNotRemoved.name(),
                 path = %self.path.display(), errno = error.raw_os_error(), %error,
-                "the socket cannot be removed"
+                "cannot remove the socket"
             );
         }
     }
@@ -144,7 +146,7 @@ fn bind(settings: &SocketSettings) -> Result<(UnixListener, SocketGuard), Listen
     fs::set_permissions(&unnamed, Permissions::from_mode(settings.mode))
         .map_err(FileError::new("change the mode of", &unnamed))?;
     let inode = fs::metadata(&unnamed).map_err(FileError::new("examine", &unnamed))?.ino();
-    fs::rename(&unnamed, path).map_err(FileError::new("name the socket", path))?;
+    fs::rename(&unnamed, path).map_err(FileError::new("rename the socket to", path))?;
     Ok((listener, SocketGuard { path: path.clone(), inode, _lock: lock }))
 }
 

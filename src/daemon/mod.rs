@@ -35,6 +35,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::errno::Errno;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
@@ -58,6 +59,7 @@ use crate::models::selftest::SelfTester;
 use crate::models::usage::{self, Usage};
 use crate::models::{ManagerHandle, ManagerParts, load, trust};
 use crate::package::{self, Store, StoreError};
+use crate::service::{Budget, EmbeddingService, Permits};
 use crate::telemetry::events::Events;
 use crate::telemetry::log::{self, Message};
 use crate::telemetry::metrics::Metrics;
@@ -113,14 +115,14 @@ fn run_until_stopped(source: ConfigSource) -> Result<(), Exit> {
     if !gives_back {
         tracing::info!(
             name: Message::MemoryKept.name(),
-            "this C library may keep memory that models have left"
+            "the C library may keep the memory of unloaded models"
         );
     }
     if let Err(error) = kept {
         tracing::info!(
             name: Message::ProgramNotKept.name(),
             errno = error as i32, %error,
-            "LimitMEMLOCK= is too low: the kernel may take the pages of the program when memory is short"
+            "{}", unlocked_text(error)
         );
     }
     let files = &start.loaded.files;
@@ -148,15 +150,16 @@ fn run_until_stopped(source: ConfigSource) -> Result<(), Exit> {
         .thread_keep_alive(BLOCKING_THREAD_KEEP_ALIVE)
         .enable_all()
         .build()
-        .map_err(|error| start_failed("cannot start the runtime", &error))?;
+        .map_err(|error| start_failed("cannot start the async runtime", &error))?;
     // Install the handlers early: a signal may arrive while a bundled package is unpacked on a slow
     // disk.
     let mut signals = {
         let _entered = runtime.enter();
-        Signals::listen().map_err(|error| start_failed("cannot listen to signals", &error))?
+        Signals::listen()
+            .map_err(|error| start_failed("cannot install the signal handlers", &error))?
     };
     let listening = ListeningSocket::open(&settings.socket)
-        .map_err(|error| start_failed("cannot listen", &error))?;
+        .map_err(|error| start_failed("cannot listen on the socket", &error))?;
     let configuration = ReadConfiguration { source, start, last_good, level };
     let outcome = runtime.block_on(async {
         let testing = SelfTestRunner { tester, draining };
@@ -180,6 +183,17 @@ fn run_until_stopped(source: ConfigSource) -> Result<(), Exit> {
     outcome
 }
 
+/// Returns the text of the log record for a program whose pages are not locked because of `error`.
+/// ENOMEM means that the limit is too low, and EPERM that it is zero: mlockall(2).
+fn unlocked_text(error: Errno) -> &'static str {
+    match error {
+        Errno::ENOMEM | Errno::EPERM => {
+            "cannot lock the program in memory, because LimitMEMLOCK= is too low"
+        }
+        _ => "cannot lock the program in memory",
+    }
+}
+
 /// Logs the error that prevents the start, and returns the exit status.
 fn start_failed(what: &str, error: &(dyn Error + 'static)) -> Exit {
     tracing::error!(
@@ -200,7 +214,7 @@ fn open_store(settings: &Settings) -> Result<Arc<Store>, Exit> {
         tracing::error!(
             name: Message::StoreEntryDamaged.name(),
             entry,
-            "an entry of the store cannot be read and is not used"
+            "cannot read an entry of the store; its model is not used"
         );
     }
     // The operator may have configured a directory that the daemon cannot create.
@@ -208,7 +222,7 @@ fn open_store(settings: &Settings) -> Result<Arc<Store>, Exit> {
         tracing::warn!(
             name: Message::DirectoryUnreadable.name(),
             errno = errno(&error), error = chain(&error),
-            "there is no drop directory"
+            "cannot create the drop directory"
         );
     }
     Ok(Arc::new(store))
@@ -286,7 +300,7 @@ impl Daemon {
             source::PressureSource::open(Path::new(ROOT), PressureEnvironment::of_process());
         let monitor = monitor(gauge.clone(), source, follow.thresholds, told, stop_all.clone());
         let usage = settings.memory.model_cache.directory.join(usage::FILE);
-        let budget = api::Budget::new(readings.clone(), follow.settings.clone());
+        let budget = Budget::new(readings.clone(), follow.settings.clone());
         let parts = ManagerParts {
             store,
             options,
@@ -318,7 +332,9 @@ impl Daemon {
         tasks.spawn(run_task("drop directory watcher", drop_watch));
         tasks.spawn(run_task("configuration watcher", config_watch));
 
+        let permits = Permits::new(load::processors());
         let app = App::from(api::AppParts {
+            service: EmbeddingService::new(handle.clone(), permits, metrics.clone()),
             handle,
             installer,
             tenants: Arc::new(Tenants::new(follow.settings.clone())),
@@ -331,12 +347,11 @@ impl Daemon {
             metrics,
             events,
             budget,
-            permits: api::Permits::new(load::processors()),
             streams: api::Streams::default(),
             draining: stop_serving.clone(),
         });
         let listener = UnixListener::from_std(listener)
-            .map_err(|error| start_failed("cannot listen", &error))?;
+            .map_err(|error| start_failed("cannot listen on the socket", &error))?;
         let (turns, turned) = mpsc::channel(MAX_PINGS);
         let most = settings.socket.max_connections;
         let serving = serve::serve(
@@ -408,7 +423,7 @@ impl Daemon {
                 Some(ended) = self.tasks.join_next() => {
                     tracing::error!(
                         name: Message::InternalFault.name(),
-                        "a part of the daemon ended; stopping"
+                        "a task of the daemon ended unexpectedly; stopping"
                     );
                     return Err(report(&ended).err().unwrap_or(Exit::Software));
                 }
@@ -449,9 +464,9 @@ impl Daemon {
         let configuration = self.app.configuration.borrow();
         let problem = match (configuration.problems.is_empty(), configuration.last_good) {
             (true, _) => "",
-            (false, false) => "; the configuration was rejected, the last good one is in force",
+            (false, false) => "; the new configuration was rejected, the last good one is used",
             (false, true) => {
-                "; the configuration is wrong, the last good one of the disk is in force"
+                "; the configuration files have errors, the last good configuration is used"
             }
         };
         format!("{overview}{problem}")
@@ -487,7 +502,10 @@ impl Daemon {
         match tokio::time::timeout(WORKERS_TIMEOUT, rest).await {
             Ok(rest) => outcome = outcome.and(rest),
             Err(_elapsed) => {
-                tracing::warn!(name: Message::DrainTimeout.name(), "models did not finish in time")
+                tracing::warn!(
+                    name: Message::DrainTimeout.name(),
+                    "workers did not finish their passes in time"
+                )
             }
         }
         // The next start unpacks an interrupted package from the beginning. An orderly stop must
@@ -495,5 +513,22 @@ impl Daemon {
         self.app.handle.store().end_unpacking();
         tracing::info!(name: Message::Stopped.name(), "stopped");
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_lock_limit_is_named_only_when_it_is_the_cause() {
+        for (error, expected) in [
+            (Errno::ENOMEM, true),
+            (Errno::EPERM, true),
+            (Errno::EAGAIN, false),
+            (Errno::ENOSYS, false),
+        ] {
+            assert_eq!(unlocked_text(error).contains("LimitMEMLOCK="), expected, "{error}");
+        }
     }
 }

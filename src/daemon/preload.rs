@@ -40,7 +40,7 @@ pub(super) async fn preload(handle: ManagerHandle, name: String) {
         tracing::error!(
             name: Message::ModelFailed.name(),
             model = name, error = chain(&error),
-            "cannot be loaded ahead"
+            "cannot preload the model"
         );
     }
 }

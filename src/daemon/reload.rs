@@ -61,16 +61,14 @@ impl InitialConfig {
                 tracing::error!(
                     name: Message::LastGoodUsed.name(),
                     files = ?loaded.files,
-                    "the configuration is wrong: started with the last good one, which was kept on disk; `caxton \
-                     check` shows what is wrong, and what is mended is applied at once; until then root alone is an \
-                     administrator"
+                    "the configuration files have errors; started with the last good configuration"
                 );
                 Ok(Self { loaded, problems })
             }
             Ok(None) => {
                 tracing::error!(
                     name: Message::ConfigurationRefused.name(),
-                    "the configuration is wrong; `caxton check` shows this list, too"
+                    "the configuration files have errors, and there is no last good configuration"
                 );
                 Err(NoUsableConfig)
             }
@@ -78,7 +76,7 @@ impl InitialConfig {
                 tracing::error!(
                     name: Message::ConfigurationRefused.name(),
                     error = chain(&error),
-                    "the configuration is wrong, and the last good one cannot be used; `caxton check` shows what is wrong"
+                    "the configuration files have errors, and the last good configuration is unusable"
                 );
                 Err(NoUsableConfig)
             }
@@ -169,10 +167,10 @@ impl Reloader {
             (Err(error), _) => tracing::warn!(
                 name: Message::LastGoodNotKept.name(),
                 error,
-                "the configuration is not kept on disk: a restart with wrong files would not start"
+                "cannot store the last good configuration"
             ),
             (Ok(()), Some(path)) => {
-                tracing::debug!(path = %path.display(), "the configuration is kept")
+                tracing::debug!(path = %path.display(), "stored the last good configuration")
             }
             (Ok(()), None) => {}
         }
@@ -187,7 +185,7 @@ impl Reloader {
                 tracing::error!(
                     name: Message::InternalFault.name(),
                     %error,
-                    "the configuration was not read"
+                    "the task that reads the configuration failed"
                 )
             })
             .ok()?;
@@ -211,7 +209,7 @@ impl Reloader {
                 let problems = log_problems(&error);
                 tracing::error!(
                     name: Message::ConfigurationRefused.name(),
-                    "configuration rejected: the last good one stays in force"
+                    "configuration rejected; the previous one stays in use"
                 );
                 self.events.publish(Event::ConfigurationRefused { problems: problems.clone() });
                 self.configuration.send_modify(|seen| seen.problems = problems);
@@ -225,7 +223,7 @@ impl Reloader {
             tracing::warn!(
                 name: Message::ConfigurationRestartNeeded.name(),
                 key,
-                "the new value needs a restart of caxton"
+                "a changed key needs a restart"
             );
         }
         self.level.set(level(&settings));

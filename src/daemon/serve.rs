@@ -39,6 +39,7 @@ use super::connections::{
     TopUser,
 };
 use crate::api::{self, ConnectionId, EndlessBody, PeerCredentials};
+use crate::base::units::milliseconds;
 use crate::config::Settings;
 use crate::telemetry::log::{self, Message};
 
@@ -165,7 +166,7 @@ fn log_full(uid: u32, limit: usize, holder: TopUser) {
         tracing::warn!(
             name: Message::ConnectionLimit.name(),
             limit, uid, holder, held, suppressed,
-            "all {limit} connections are taken: user {uid} wanted another, user {holder} holds {held}"
+            "all connections are in use"
         );
     }
 }
@@ -178,7 +179,7 @@ async fn handle_accept_error(error: io::Error) -> io::Result<()> {
             tracing::warn!(
                 name: Message::ConnectionsExhausted.name(),
                 errno = error.raw_os_error(), %error,
-                "no resources for another connection"
+                "cannot accept a connection, because file descriptors or memory are exhausted"
             );
             tokio::time::sleep(EXHAUSTED_PAUSE).await;
             Ok(())
@@ -194,7 +195,7 @@ fn peer(stream: &UnixStream) -> Option<PeerCredentials> {
             tracing::warn!(
                 name: Message::PeerUnknown.name(),
                 errno = error.raw_os_error(), %error,
-                "a connection without credentials was closed"
+                "closed a connection, because the kernel did not report its credentials"
             );
             None
         }
@@ -277,8 +278,8 @@ async fn serve_connection(
     match ended {
         Err(error) if is_write_timeout(&error) => tracing::warn!(
             name: Message::ClientStalled.name(),
-            uid = peer.uid, pid = peer.pid,
-            "closed a connection: its client has read nothing for {WRITE_TIMEOUT:?}"
+            uid = peer.uid, pid = peer.pid, timeout_ms = milliseconds(WRITE_TIMEOUT),
+            "closed a connection, because its client did not read the response"
         ),
         // Clients may disconnect at any time, which is not a fault of the daemon.
         Err(error) => {
@@ -510,7 +511,8 @@ mod tests {
         let took = ask("/large", async |_client| {}).await;
         assert!((WRITE_TIMEOUT..2 * WRITE_TIMEOUT).contains(&took), "{took:?}");
         let log = log.text();
-        assert!(log.lines().count() == 1 && log.contains("has read nothing for 60s"), "{log}");
+        assert!(log.contains("timeout_ms=60000"), "{log}");
+        assert!(log.lines().count() == 1 && log.contains("did not read the response"), "{log}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -35,7 +35,7 @@ pub(super) fn reloading() {
             tracing::warn!(
                 name: Message::SystemdUnreachable.name(),
                 %error,
-                "systemd is not told of the reload"
+                "cannot notify systemd of the reload"
             )
         }
     }
@@ -93,7 +93,7 @@ fn send(state: &[NotifyState<'_>]) {
         tracing::warn!(
             name: Message::SystemdUnreachable.name(),
             errno = error.raw_os_error(), %error,
-            "systemd cannot be told"
+            "cannot notify systemd"
         );
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn report_accept_loop(outcome: io::Result<usize>) -> Result<(), Exit>
             tracing::warn!(
                 name: Message::DrainTimeout.name(),
                 cut,
-                "connections were cut off: the drain took too long"
+                "closed connections with unfinished requests after the drain timeout"
             );
             Ok(())
         }
@@ -32,7 +32,7 @@ pub(super) fn report_accept_loop(outcome: io::Result<usize>) -> Result<(), Exit>
             tracing::error!(
                 name: Message::ServingFailed.name(),
                 errno = error.raw_os_error(), %error,
-                "the socket failed"
+                "the listening socket failed"
             );
             Err(Exit::System)
         }
@@ -45,7 +45,7 @@ pub(super) fn report(
 ) -> Result<(), Exit> {
     match ended {
         Ok((name, outcome)) => {
-            tracing::debug!(task = name, ok = outcome.is_ok(), "ended");
+            tracing::debug!(task = name, ok = outcome.is_ok(), "a task ended");
             *outcome
         }
         Err(error) => {

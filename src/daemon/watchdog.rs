@@ -27,10 +27,10 @@ const CHECKS_PER_INTERVAL: u32 = 3;
 #[derive(Debug, thiserror::Error)]
 enum LivenessError {
     /// The accept loop did not answer.
-    #[error("the loop that serves connections has not turned for {0:?}")]
+    #[error("the accept loop has not answered for {0:?}")]
     Connections(Duration),
     /// The manager did not answer.
-    #[error("the manager of models has not answered for {0:?}")]
+    #[error("the manager has not answered for {0:?}")]
     Manager(Duration),
     /// A worker did not make a forward pass.
     #[error(transparent)]
@@ -78,7 +78,7 @@ impl KeepAliveState {
             Ok(()) if was_silent => {
                 tracing::info!(
                     name: Message::WatchdogAnswered.name(),
-                    "the daemon lives again; systemd is told so"
+                    "the liveness check succeeds again; notifying the watchdog"
                 );
                 true
             }
@@ -88,7 +88,7 @@ impl KeepAliveState {
                     tracing::error!(
                         name: Message::WatchdogMissed.name(),
                         reason = %dead,
-                        "systemd is not told that the daemon lives"
+                        "the liveness check failed; not notifying the watchdog"
                     );
                 }
                 false
@@ -155,7 +155,7 @@ mod tests {
         let (proof, ()) = tokio::join!(ping_accept_loop(&turns, PATIENCE), answering);
         proof.unwrap();
         let dead = ping_accept_loop(&turns, PATIENCE).await.unwrap_err();
-        assert_eq!(dead.to_string(), "the loop that serves connections has not turned for 10s");
+        assert_eq!(dead.to_string(), "the accept loop has not answered for 10s");
         // The unanswered check still fills the channel.
         ping_accept_loop(&turns, PATIENCE).await.unwrap_err();
         drop(asked);

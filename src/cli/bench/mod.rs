@@ -17,9 +17,9 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
 
-use super::model::open_store;
 use super::output::OutputFile;
 use super::owner::Owner;
+use super::store_access::open_store;
 use super::temp_store::{PackageFile, TempStore};
 use super::{Connection, NotInstalled, print_json, print_table};
 use crate::base::exit::Exit;
@@ -29,7 +29,7 @@ use crate::engine::{EngineError, EngineOptions, LoadedModel, Precision};
 use crate::files::FileError;
 use crate::models::install::{InstallError, Installation};
 use crate::models::load;
-use crate::package::{BoxError, EntryKey, Store, resolve};
+use crate::package::{BoxError, EntryKey, Store};
 use measure::{MeasureLength, Throughput};
 
 /// Name of the tensor of `--output`, as in the golden files of the tests.
@@ -90,7 +90,10 @@ fn precisions() -> impl TypedValueParser<Value = Precision> {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InputError {
     /// A line is not a JSON string.
-    #[error("line {line} of {} is not a JSON string", path.display())]
+    #[error(
+        "line {line} of {} is not a JSON string; write one JSON string on each line",
+        path.display()
+    )]
     Line {
         /// The file.
         path: PathBuf,
@@ -100,7 +103,7 @@ pub(super) enum InputError {
         source: BoxError,
     },
     /// The file holds no text.
-    #[error("{} holds no text; give one JSON string a line", .0.display())]
+    #[error("{} contains no texts; write one JSON string on each line", .0.display())]
     Empty(PathBuf),
 }
 
@@ -218,7 +221,7 @@ impl Bench {
         let installed;
         let (store, key): (&Store, EntryKey) = if self.model.is_dir() {
             bail!(
-                "{} is a directory; `caxton model pack --source` makes a package of a model's",
+                "{} is a directory; make a package of it with `caxton model pack --source`",
                 self.model.display()
             );
         } else if self.model.is_file() {
@@ -229,14 +232,14 @@ impl Bench {
             let id = self.model.to_string_lossy();
             if self.output.is_some() && Owner::of_store(settings)?.is_some() {
                 bail!(
-                    "--output cannot be written by the owner of the store, which root becomes to read {id}; give \
-                     --model the package file, or leave --output out"
+                    "root changes to the owner of the store to read {id}, and that user cannot write the file of \
+                     --output; name a package file with --model, or omit --output"
                 );
             }
             (installed, _) = open_store(settings)
-                .with_context(|| format!("there is no file {id}, so the store was to be used"))?;
+                .with_context(|| format!("{id} is not a file, and the store cannot be used"))?;
             let entries = installed.entries();
-            let entry = resolve(&entries, &id).ok_or_else(|| NotInstalled(id.to_string()))?;
+            let entry = entries.resolve(&id).ok_or_else(|| NotInstalled(id.to_string()))?;
             (&installed, entry.key.clone())
         };
         let begun = Instant::now();
@@ -255,8 +258,8 @@ impl BenchReport {
     fn print(&self) -> io::Result<()> {
         let milliseconds = |value: f64| format!("{value:.2} ms");
         let mut rows = vec![
-            ("texts a second", format!("{:.1}", self.texts_per_second)),
-            ("tokens a second", format!("{:.0}", self.tokens_per_second)),
+            ("texts per second", format!("{:.1}", self.texts_per_second)),
+            ("tokens per second", format!("{:.0}", self.tokens_per_second)),
         ];
         if let Some(single) = &self.single {
             rows.extend([
@@ -266,14 +269,14 @@ impl BenchReport {
             ]);
         }
         rows.extend([
-            ("loading", milliseconds(self.load_ms)),
+            ("load time", milliseconds(self.load_ms)),
             ("start to first vector", milliseconds(self.first_vector_ms)),
             ("peak memory (RSS)", Bytes(self.peak_rss_bytes).to_string()),
             ("precision", self.precision.to_owned()),
             ("instruction set", self.isa.to_owned()),
         ]);
         if let Some(fraction) = self.matrix_peak_fraction {
-            rows.push(("of the processors' peak", format!("{:.1} %", fraction * 100.0)));
+            rows.push(("share of processor peak", format!("{:.1} %", fraction * 100.0)));
         }
         let rows =
             Vec::from_iter(rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]));

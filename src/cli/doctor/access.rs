@@ -27,18 +27,19 @@ pub(super) fn configuration(
         }
     };
     if let Some(first) = in_force.and_then(|in_force| in_force.problems.first()) {
-        let found = format!("the daemon keeps an older one: {first}");
+        let found =
+            format!("the daemon rejected the files and uses an older configuration: {first}");
         return Check::warn(NAME, found, "sudo systemctl reload caxton");
     }
     let waiting = in_force.map(|in_force| in_force.restart_needed.join(", ")).unwrap_or_default();
     if !waiting.is_empty() {
-        let found = format!("a new value waits for the next start: {waiting}");
+        let found = format!("changed keys need a restart: {waiting}");
         return Check::warn(NAME, found, "sudo systemctl restart caxton");
     }
     let files = Vec::from_iter(loaded.files.iter().map(|file| file.display().to_string()));
     Check::pass(
         NAME,
-        if files.is_empty() { "no files, the defaults hold".into() } else { files.join(", ") },
+        if files.is_empty() { "no files; the defaults apply".into() } else { files.join(", ") },
     )
 }
 
@@ -52,18 +53,18 @@ pub(super) fn units(units: Option<&Units>, process: Option<&Process>) -> Check {
         return Check::skipped(NAME, format!("{SERVICE} is not installed"));
     }
     if units.masked {
-        let mend = format!("sudo systemctl unmask {SOCKET} {SERVICE}");
-        return Check::fail(NAME, "they are masked and cannot start", mend);
+        let action = format!("sudo systemctl unmask {SOCKET} {SERVICE}");
+        return Check::fail(NAME, "masked, so the daemon cannot start", action);
     }
     if !units.enabled {
-        let mend = format!("sudo systemctl enable --now {SOCKET} {SERVICE}");
-        return Check::warn(NAME, format!("{SOCKET} will not be there after a boot"), mend);
+        let action = format!("sudo systemctl enable --now {SOCKET} {SERVICE}");
+        return Check::warn(NAME, format!("{SOCKET} does not start at boot"), action);
     }
     match process {
         Some(process) if !process.is_service() => Check::warn(
             NAME,
             format!(
-                "the daemon that answers does not run as {SERVICE}: without its limits and its sandbox"
+                "the running daemon is not {SERVICE}, so it lacks the limits and the sandbox of the unit"
             ),
             format!("stop that daemon, then sudo systemctl restart {SOCKET} {SERVICE}"),
         ),
@@ -77,21 +78,21 @@ pub(super) fn socket(file: &SocketFile, start: &str) -> Check {
     const NAME: &str = "socket";
     let path = file.path.display();
     match &file.found {
-        PathState::Nothing => Check::fail(NAME, format!("there is nothing at {path}"), start),
+        PathState::Nothing => Check::fail(NAME, format!("{path} does not exist"), start),
         PathState::Hidden(why) => Check::fail(
             NAME,
-            format!("{path} cannot be seen: {why}"),
-            "sudo chmod a+x the directories above it",
+            format!("cannot examine {path}: {why}"),
+            "sudo chmod a+x DIRECTORY, for each directory above it",
         ),
         PathState::Other => Check::fail(
             NAME,
             format!("{path} is not a socket"),
-            format!("move it away, then {start}"),
+            format!("move that file, then {start}"),
         ),
         PathState::Socket { mode, gid, group, .. } => {
             let group = group.clone().unwrap_or_else(|| gid.to_string());
             let who = match (mode & 0o006 == 0o006, mode & 0o060 == 0o060) {
-                (true, _) => "everybody".to_owned(),
+                (true, _) => "all users".to_owned(),
                 (false, true) => format!("root and members of {group}"),
                 (false, false) => "root and its owner".to_owned(),
             };
@@ -113,34 +114,34 @@ pub(super) fn group(file: &SocketFile, configured: Option<&NamedGroup>, caller: 
         // The units create the socket with this mode.
         (_, Some(NamedGroup { name, gid: Some(gid) })) => (0o660, None, *gid, name.clone()),
         (_, Some(NamedGroup { name, gid: None })) => {
-            let found = format!("there is no group {name}, which is to have the socket");
+            let found = format!("the group {name} of socket.group does not exist");
             return Check::fail(NAME, found, "sudo systemd-sysusers");
         }
-        (_, None) => return Check::skipped(NAME, "there is no socket"),
+        (_, None) => return Check::skipped(NAME, "the socket does not exist"),
     };
     if caller.uid == 0 {
         return Check::pass(NAME, "root may always connect");
     }
     if mode & 0o002 != 0 {
-        return Check::pass(NAME, format!("everybody may connect, {user} too"));
+        return Check::pass(NAME, format!("all users may connect, also {user}"));
     }
     if owner == Some(caller.uid) {
         return Check::pass(NAME, format!("{user} owns the socket"));
     }
     if mode & 0o020 == 0 {
-        let found = format!("nobody but root and the owner may connect (mode {mode:04o})");
+        let found = format!("only root and the owner may connect (mode {mode:04o})");
         return Check::fail(NAME, found, "set socket.mode to \"0660\", then restart the daemon");
     }
     if caller.groups.contains(&gid) {
         return Check::pass(NAME, format!("{user} is in {group}"));
     }
     if caller.database.contains(&gid) {
-        let found = format!("{user} is in {group}, but not in this login, which is older");
+        let found = format!("{user} joined {group} after this login");
         return Check::fail(NAME, found, format!("log in again, or: newgrp {}", quote(&group)));
     }
     let (to, who) = (quote(&group), quote(&user));
-    let mend = format!("sudo usermod -aG {to} {who}  (then log in again)");
-    Check::fail(NAME, format!("{user} is not in {group} and may not connect"), mend)
+    let action = format!("sudo usermod -aG {to} {who}  (then log in again)");
+    Check::fail(NAME, format!("{user} is not in {group} and may not connect"), action)
 }
 
 /// Checks that a daemon answers, is ready, and has the version of this program.
@@ -148,9 +149,11 @@ pub(super) fn daemon(answers: &Result<DaemonAnswers, NoAnswer>, start: &str) -> 
     const NAME: &str = "daemon";
     let answers = match answers {
         Ok(answers) => answers,
-        Err(NoAnswer::Absent) => return Check::fail(NAME, "nobody listens", start),
+        Err(NoAnswer::Absent) => {
+            return Check::fail(NAME, "no daemon listens on the socket", start);
+        }
         Err(NoAnswer::Denied) => {
-            return Check::fail(NAME, "this user may not connect", "see the check of the group");
+            return Check::fail(NAME, "this user may not connect", "see the check \"group\"");
         }
         Err(NoAnswer::Broken(why)) => {
             return Check::fail(
@@ -164,12 +167,12 @@ pub(super) fn daemon(answers: &Result<DaemonAnswers, NoAnswer>, start: &str) -> 
     if let Some(why) = &answers.unready {
         return Check::fail(
             NAME,
-            format!("it is not ready: {why}"),
+            format!("the daemon is not ready: {why}"),
             "caxton status; journalctl -u caxton -e",
         );
     }
     if theirs != ours {
-        let found = format!("version {theirs} runs, and this program is {ours}");
+        let found = format!("the daemon has version {theirs}, this program has {ours}");
         return Check::warn(NAME, found, "sudo systemctl restart caxton");
     }
     Check::pass(NAME, format!("version {theirs} (pid {}) is ready", answers.status.pid))
@@ -230,8 +233,8 @@ mod tests {
             (Some(all.clone()), Some(ours), Pass, "runs as", None),
             (Some(all), None, Pass, "enabled", None),
         ];
-        for (facts, process, verdict, found, mend) in cases {
-            assert(&units(facts.as_ref(), process.as_ref()), verdict, found, mend);
+        for (facts, process, verdict, found, action) in cases {
+            assert(&units(facts.as_ref(), process.as_ref()), verdict, found, action);
         }
     }
 
@@ -246,15 +249,15 @@ mod tests {
     #[test]
     fn socket_check_reports_allowed_users() {
         let cases = [
-            (file(PathState::Nothing), Fail, "nothing at /run/c.sock", Some("start it")),
-            (file(PathState::Other), Fail, "not a socket", Some("move it away")),
+            (file(PathState::Nothing), Fail, "/run/c.sock does not exist", Some("start it")),
+            (file(PathState::Other), Fail, "not a socket", Some("move that file")),
             (file(PathState::Hidden("denied".to_owned())), Fail, "denied", Some("chmod")),
             (owned_by(0o660), Pass, "0660: root and members of caxton", None),
-            (owned_by(0o666), Pass, "everybody", None),
+            (owned_by(0o666), Pass, "all users", None),
             (owned_by(0o600), Pass, "root and its owner", None),
         ];
-        for (file, verdict, found, mend) in cases {
-            assert(&socket(&file, "start it"), verdict, found, mend);
+        for (file, verdict, found, action) in cases {
+            assert(&socket(&file, "start it"), verdict, found, action);
         }
     }
 
@@ -270,37 +273,37 @@ mod tests {
             (0o660, caller(0, &[], &[]), Pass, "root", None),
             (0o660, caller(7, &[], &[]), Pass, "owns", None),
             (0o660, caller(1, &[8], &[8]), Pass, "alice is in caxton", None),
-            (0o666, caller(1, &[], &[]), Pass, "everybody", None),
-            (0o660, caller(1, &[2], &[2, 8]), Fail, "older", Some("newgrp caxton")),
+            (0o666, caller(1, &[], &[]), Pass, "all users", None),
+            (0o660, caller(1, &[2], &[2, 8]), Fail, "after this login", Some("newgrp caxton")),
             (0o660, caller(1, &[2], &[2]), Fail, "not in", Some("usermod -aG caxton alice")),
-            (0o600, caller(1, &[8], &[8]), Fail, "nobody but", Some("socket.mode")),
+            (0o600, caller(1, &[8], &[8]), Fail, "only root and the owner", Some("socket.mode")),
         ];
-        for (mode, caller, verdict, found, mend) in cases {
-            assert(&group(&owned_by(mode), None, &caller), verdict, found, mend);
+        for (mode, caller, verdict, found, action) in cases {
+            assert(&group(&owned_by(mode), None, &caller), verdict, found, action);
         }
         let caller = caller(1, &[2], &[2]);
         let nothing = file(PathState::Nothing);
-        assert(&group(&nothing, None, &caller), Skipped, "no socket", None);
+        assert(&group(&nothing, None, &caller), Skipped, "does not exist", None);
         let configured = |gid| NamedGroup { name: "lab".to_owned(), gid };
         let check = group(&nothing, Some(&configured(Some(8))), &caller);
         assert(&check, Fail, "not in lab", Some("usermod"));
         let check = group(&nothing, Some(&configured(None)), &caller);
-        assert(&check, Fail, "no group lab", Some("systemd-sysusers"));
+        assert(&check, Fail, "the group lab", Some("systemd-sysusers"));
     }
 
     #[test]
     fn unreachable_daemon_gets_matching_remedy() {
         let broken = NoAnswer::Broken("reset".to_owned());
-        for (silence, found, mend) in [
-            (NoAnswer::Absent, "nobody listens", "start it"),
+        for (silence, found, action) in [
+            (NoAnswer::Absent, "no daemon listens", "start it"),
             (NoAnswer::Denied, "may not connect", "group"),
             (broken, "reset", "journalctl"),
         ] {
-            assert(&daemon(&Err(silence), "start it"), Fail, found, Some(mend));
+            assert(&daemon(&Err(silence), "start it"), Fail, found, Some(action));
         }
         let mut here = answers(&[]);
         here.status.version = "0.0.1".to_owned();
-        assert(&daemon(&Ok(here), ""), Warn, "version 0.0.1 runs", Some("restart"));
+        assert(&daemon(&Ok(here), ""), Warn, "has version 0.0.1", Some("restart"));
         let mut here = answers(&[]);
         here.unready = Some("no such model".to_owned());
         assert(&daemon(&Ok(here), ""), Fail, "no such model", Some("caxton status"));

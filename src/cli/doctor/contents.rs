@@ -1,4 +1,4 @@
-//! Checks of the models and of the space for more: models, refused packages, drop directory, disk.
+//! Checks of the models and their disk: models, rejected packages, drop directory, disk.
 //!
 //! Pure: they turn facts into verdicts.
 
@@ -15,10 +15,12 @@ use crate::base::units::Bytes;
 use crate::package::{InstallStatus, StoreContents, StoreEntry};
 
 /// Reason for skipping the checks of directories.
-const ANOTHER: &str = "the socket is not that of this configuration; --config names another one";
+const OTHER_SOCKET: &str = "the socket is not socket.path of this configuration; name the \
+                            configuration of the daemon with --config";
 
 /// Repair of a directory of the store that cannot be used.
-const MEND_DIRECTORY: &str = "mend the file system, or the owner and mode of that directory; journalctl -k tells of a failing disk";
+const REPAIR_DIRECTORY: &str = "repair the file system, or correct the owner and mode of that \
+                                directory; journalctl -k shows errors of the disk";
 
 /// Checks the degraded parts that the running daemon reports, above all its disk.
 pub(super) fn condition(status: Option<&wire::DaemonStatus>) -> Check {
@@ -29,8 +31,8 @@ pub(super) fn condition(status: Option<&wire::DaemonStatus>) -> Check {
         degraded => Check::warn(
             NAME,
             format!("degraded: {}", degraded.join("; ")),
-            "mend what it names, most often the disk or a mount; the daemon looks again within a minute, without a \
-             restart",
+            "repair the named part, usually the disk or a mount; the daemon checks it again within a minute, without \
+             a restart",
         ),
     }
 }
@@ -43,7 +45,7 @@ pub(super) fn models(status: Option<&wire::DaemonStatus>) -> Check {
     if packages.is_empty() {
         return Check::fail(
             NAME,
-            "none is installed",
+            "no model is installed",
             "sudo caxton model install PACKAGE.model.tar.zst",
         );
     }
@@ -51,20 +53,18 @@ pub(super) fn models(status: Option<&wire::DaemonStatus>) -> Check {
     let broken = Vec::from_iter(packages.iter().filter(broken));
     if let Some(first) = broken.first() {
         let Package { id, version, problem, .. } = first;
-        let why = problem.as_deref().unwrap_or("it is damaged");
+        let why = problem.as_deref().unwrap_or("its files are damaged");
         let more = if broken.len() > 1 {
             format!(" (and {} more)", broken.len() - 1)
         } else {
             String::new()
         };
         let name = quote(format!("{id}@{version}"));
-        let mend = match first.status.as_str() {
+        let action = match first.status.as_str() {
             "corrupt" => {
-                format!("sudo caxton model remove {name}; then install its package once more")
+                format!("sudo caxton model remove {name}; then install its package again")
             }
-            "disabled" => format!(
-                "put the key back, or install it signed with another; else: sudo caxton model remove {name}"
-            ),
+            "disabled" => enable(first, packages),
             _ => format!("sudo caxton memory load {name}; journalctl -u caxton -e"),
         };
         let found = format!("{id}@{version}: {why}{more}");
@@ -72,9 +72,9 @@ pub(super) fn models(status: Option<&wire::DaemonStatus>) -> Check {
         // warning.
         let is_wanted = broken.iter().all(|package| package.status == "disabled");
         return if is_wanted {
-            Check::warn(NAME, found, mend)
+            Check::warn(NAME, found, action)
         } else {
-            Check::fail(NAME, found, mend)
+            Check::fail(NAME, found, action)
         };
     }
     let resident =
@@ -83,30 +83,45 @@ pub(super) fn models(status: Option<&wire::DaemonStatus>) -> Check {
     Check::pass(NAME, format!("{count} installed, {resident} in memory; {default} is the default"))
 }
 
+/// Returns the repair of a disabled package. A missing key disables a signed package only. The
+/// other cause is that the id belongs to a bundled package; then a key does not help.
+fn enable(disabled: &Package, packages: &[Package]) -> String {
+    let Package { id, version, signed_by, .. } = disabled;
+    let remove = format!("sudo caxton model remove {}", quote(format!("{id}@{version}")));
+    let is_bundled = |other: &Package| other.id == *id && other.origin == "bundled";
+    if signed_by.is_none() || packages.iter().any(is_bundled) {
+        return remove;
+    }
+    format!(
+        "correct or restore the file of its key, or install a package of another signer; or: \
+         {remove}"
+    )
+}
+
 /// Checks the entries of the store: each must be readable and have passed its self-test. Other
 /// entries are listed with the command that removes them.
 pub(super) fn store(store: Option<&Result<StoreContents, String>>, caller: &Caller) -> Check {
     const NAME: &str = "store";
     let examined = match store {
-        None => return Check::skipped(NAME, ANOTHER),
+        None => return Check::skipped(NAME, OTHER_SOCKET),
         Some(Err(why)) if caller.uid != 0 => {
-            return Check::skipped(NAME, format!("{why}; root may: sudo caxton doctor"));
+            return Check::skipped(NAME, format!("{why}; run it as root: sudo caxton doctor"));
         }
-        Some(Err(why)) => return Check::fail(NAME, why, MEND_DIRECTORY),
+        Some(Err(why)) => return Check::fail(NAME, why, REPAIR_DIRECTORY),
         Some(Ok(examined)) => examined,
     };
     if let Some(error) = &examined.unlisted {
         let why = chain(error);
         return match caller.uid {
-            0 => Check::fail(NAME, why, MEND_DIRECTORY),
-            _ => Check::skipped(NAME, format!("{why}; root may: sudo caxton doctor")),
+            0 => Check::fail(NAME, why, REPAIR_DIRECTORY),
+            _ => Check::skipped(NAME, format!("{why}; run it as root: sudo caxton doctor")),
         };
     }
     let mut found = Vec::new();
-    let mut mend = Vec::new();
+    let mut action = Vec::new();
     for (path, reason) in &examined.unreadable {
         found.push(format!("{} cannot be read: {reason}", path.display()));
-        mend.push(format!("sudo rm -r {}", quote(path)));
+        action.push(format!("sudo rm -r {}", quote(path)));
     }
     for StoreEntry { key, record, .. } in &examined.entries {
         let state = match &record.status {
@@ -116,12 +131,12 @@ pub(super) fn store(store: Option<&Result<StoreContents, String>>, caller: &Call
         };
         let (id, version, revision) = key.parts();
         found.push(format!("{id}@{version} {state}"));
-        mend.push(format!("sudo caxton model remove {}", quote(format!("{id}@{revision}"))));
+        action.push(format!("sudo caxton model remove {}", quote(format!("{id}@{revision}"))));
     }
     if found.is_empty() {
-        return Check::pass(NAME, format!("{} entries can be read", examined.entries.len()));
+        return Check::pass(NAME, format!("{} entries, all readable", examined.entries.len()));
     }
-    Check::warn(NAME, found.join("; "), format!("to be rid of it: {}", mend.join("; ")))
+    Check::warn(NAME, found.join("; "), format!("to remove it: {}", action.join("; ")))
 }
 
 /// Checks for models without a signature although keys are configured.
@@ -129,10 +144,13 @@ pub(super) fn signatures(status: Option<&wire::DaemonStatus>) -> Check {
     const NAME: &str = "signatures";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
     match &status.unsigned[..] {
-        [] => Check::pass(NAME, "no model lacks one that the keys ask for"),
+        [] => Check::pass(NAME, "no model lacks a required signature"),
         unsigned => Check::warn(
             NAME,
-            format!("installed before there were keys, without one: {}", unsigned.join(", ")),
+            format!(
+                "installed without a signature, before keys were configured: {}",
+                unsigned.join(", ")
+            ),
             format!(
                 "install the signed package, or: sudo caxton model remove {}",
                 quote(&unsigned[0])
@@ -141,29 +159,29 @@ pub(super) fn signatures(status: Option<&wire::DaemonStatus>) -> Check {
     }
 }
 
-/// Checks for packages that were refused.
+/// Checks for packages that were rejected.
 pub(super) fn quarantine(status: Option<&wire::DaemonStatus>, drop_directory: &Path) -> Check {
     const NAME: &str = "packages";
     let Some(status) = status else { return Check::needs_daemon(NAME) };
     let Some(refused) = &status.quarantine else {
-        return Check::skipped(NAME, "the daemon does not tell which it has refused");
+        return Check::skipped(NAME, "the daemon does not report rejected packages");
     };
-    let Some(last) = refused.first() else { return Check::pass(NAME, "none was refused") };
+    let Some(last) = refused.first() else { return Check::pass(NAME, "no package was rejected") };
     let quarantine = drop_directory.join("quarantine");
     Check::warn(
         NAME,
-        format!("{} refused, lastly {}: {}", refused.len(), last.file, last.reason),
+        format!("{} rejected, last {}: {}", refused.len(), last.file, last.reason),
         format!(
-            "copy it once more; when it is right: sudo rm {}*",
+            "copy the package again; when it is installed: sudo rm {}*",
             quote(quarantine.join(&last.file))
         ),
     )
 }
 
-/// Checks the drop directory: the daemon must be able to read it, and to move refused packages.
+/// Checks the drop directory: the daemon must be able to read it, and to move rejected packages.
 pub(super) fn drop_directory(directory: Option<&DropDirectory>, daemon: Option<&Process>) -> Check {
     const NAME: &str = "drop directory";
-    let Some(directory) = directory else { return Check::skipped(NAME, ANOTHER) };
+    let Some(directory) = directory else { return Check::skipped(NAME, OTHER_SOCKET) };
     let path = directory.path.display();
     let owned = match &directory.found {
         Ok(owned) => owned,
@@ -171,40 +189,37 @@ pub(super) fn drop_directory(directory: Option<&DropDirectory>, daemon: Option<&
             return match daemon {
                 Some(_) => Check::fail(
                     NAME,
-                    format!("{path} is not there"),
-                    "sudo systemctl restart caxton  (makes it)",
+                    format!("{path} does not exist"),
+                    "sudo systemctl restart caxton  (creates it)",
                 ),
-                None => Check::skipped(NAME, format!("{path} is made when the daemon starts")),
+                None => Check::skipped(NAME, format!("the daemon creates {path} when it starts")),
             };
         }
         Err(io::ErrorKind::PermissionDenied) => {
-            return Check::skipped(NAME, format!("{path} may be seen by root: sudo caxton doctor"));
+            let why = format!("only root may examine {path}: sudo caxton doctor");
+            return Check::skipped(NAME, why);
         }
         Err(kind) => {
             return Check::fail(
                 NAME,
-                format!("{path} cannot be seen: {kind}"),
-                "mend its file system",
+                format!("cannot examine {path}: {kind}"),
+                "repair its file system",
             );
         }
     };
-    let Some(daemon) = daemon else { return Check::pass(NAME, format!("{path} is there")) };
+    let Some(daemon) = daemon else { return Check::pass(NAME, format!("{path} exists")) };
     let bits = owned.bits(daemon);
     let uid = daemon.uid;
     let quoted = quote(&directory.path);
-    let mend = format!("sudo chown {uid} {quoted} && sudo chmod u+rwx {quoted}");
+    let action = format!("sudo chown {uid} {quoted} && sudo chmod u+rwx {quoted}");
     if bits & 0o5 != 0o5 {
-        return Check::fail(
-            NAME,
-            format!("{path} cannot be read by the daemon (user {uid})"),
-            mend,
-        );
+        return Check::fail(NAME, format!("the daemon (user {uid}) cannot read {path}"), action);
     }
     if bits & 0o2 == 0 {
-        let found = format!("{path} cannot be written by the daemon, which moves what it refuses");
-        return Check::warn(NAME, found, mend);
+        let found = format!("the daemon cannot write {path}, so it cannot move rejected packages");
+        return Check::warn(NAME, found, action);
     }
-    Check::pass(NAME, format!("{path}, read and written by the daemon"))
+    Check::pass(NAME, format!("the daemon can read and write {path}"))
 }
 
 /// Checks the disk of the store: there must be space to replace the largest package, and for the
@@ -216,34 +231,35 @@ pub(super) fn disk(
 ) -> Check {
     const NAME: &str = "disk";
     let Disk { path, free_bytes, read_only } = match disk {
-        None => return Check::skipped(NAME, ANOTHER),
+        None => return Check::skipped(NAME, OTHER_SOCKET),
         Some(Ok(disk)) => disk,
-        Some(Err(why)) => return Check::fail(NAME, why, "mend that file system"),
+        Some(Err(why)) => return Check::fail(NAME, why, "repair that file system"),
     };
     let (path, free) = (path.display(), Bytes(*free_bytes));
     if *read_only {
-        let mend = format!("sudo mount -o remount,rw the file system of {path}");
-        return Check::fail(NAME, format!("{path} is read-only"), mend);
+        let action = format!("sudo mount -o remount,rw the file system of {path}");
+        return Check::fail(NAME, format!("{path} is read-only"), action);
     }
     if *free_bytes == 0 {
-        let mend =
+        let action =
             format!("free space on the disk of {path}: nothing can be installed or recorded");
-        return Check::fail(NAME, format!("{path} is full"), mend);
+        return Check::fail(NAME, format!("{path} is full"), action);
     }
     let sizes = || packages.unwrap_or_default().iter().map(|package| package.size_bytes);
     let (stored, largest) = (sizes().fold(0, u64::saturating_add), sizes().max().unwrap_or(0));
     let grows = Bytes(max_size.0.saturating_sub(stored));
-    let mend = format!("free space on the disk of {path}, or lower memory.model_cache.max_size_gb");
+    let action =
+        format!("free space on the disk of {path}, or lower memory.model_cache.max_size_gb");
     if *free_bytes < largest {
         let found =
-            format!("{free} free on {path}: not enough to replace a model of {}", Bytes(largest));
-        return Check::fail(NAME, found, mend);
+            format!("{free} free on {path}, but a model of {} must be replaceable", Bytes(largest));
+        return Check::fail(NAME, found, action);
     }
     if free < grows {
-        let found = format!("{free} free on {path}, and the store may take {grows} more");
-        return Check::warn(NAME, found, mend);
+        let found = format!("{free} free on {path}, but the store may grow by {grows}");
+        return Check::warn(NAME, found, action);
     }
-    Check::pass(NAME, format!("{free} free on {path}; the store may take {grows} more"))
+    Check::pass(NAME, format!("{free} free on {path}; the store may grow by {grows}"))
 }
 
 #[cfg(test)]
@@ -260,13 +276,14 @@ mod tests {
     fn models_are_installed_and_healthy() {
         let judge = |status: &wire::DaemonStatus| models(Some(status));
         assert(&models(None), Skipped, "does not answer", None);
-        assert(&judge(&answers(&[]).status), Fail, "none", Some("caxton model install"));
+        assert(&judge(&answers(&[]).status), Fail, "no model", Some("caxton model install"));
         let mut status = answers(&[("a", "resident", 1), ("b", "absent", 1)]).status;
         assert(&judge(&status), Pass, "2 installed, 1 in memory; a", None);
         status.packages[1].problem = Some("its weights cannot be read".to_owned());
         assert(&judge(&status), Fail, "b@1: its weights", Some("memory load b@1"));
         status.packages[0].status = "corrupt".to_owned();
-        assert(&judge(&status), Fail, "a@1: it is damaged (and 1 more)", Some("remove a@1"));
+        let check = judge(&status);
+        assert(&check, Fail, "a@1: its files are damaged (and 1 more)", Some("remove a@1"));
     }
 
     #[test]
@@ -297,7 +314,7 @@ mod tests {
             StoreContents { unlisted: Some(error), ..StoreContents::default() }
         };
         assert(&judge(unlisted(), &root), Fail, "cannot list /models: Input/output", Some("disk"));
-        assert(&judge(unlisted(), &stranger), Skipped, "root may", None);
+        assert(&judge(unlisted(), &stranger), Skipped, "as root", None);
 
         let place = tempfile::tempdir().unwrap();
         let installed = Store::volatile(place.path()).unwrap();
@@ -318,32 +335,50 @@ mod tests {
     #[test]
     fn unsigned_and_disabled_models_are_named() {
         let mut status = answers(&[("a", "absent", 1), ("b", "absent", 1)]).status;
-        assert(&signatures(Some(&status)), Pass, "no model lacks one", None);
+        assert(&signatures(Some(&status)), Pass, "no model lacks", None);
         assert(&signatures(None), Skipped, "does not answer", None);
         status.unsigned = vec!["a@1".to_owned(), "b@1".to_owned()];
         assert(&signatures(Some(&status)), Warn, "a@1, b@1", Some("remove a@1"));
         status.packages[1].status = "disabled".to_owned();
         status.packages[1].problem = Some("its key was removed".to_owned());
+        status.packages[1].signed_by = Some("KEY (site.pub)".to_owned());
         let judge = |status: &wire::DaemonStatus| models(Some(status));
         assert(&judge(&status), Warn, "b@1: its key was removed", Some("remove b@1"));
+        assert(&judge(&status), Warn, "b@1", Some("restore the file of its key"));
         status.packages[0].status = "corrupt".to_owned();
-        assert(&judge(&status), Fail, "a@1: it is damaged (and 1 more)", Some("remove a@1"));
+        let check = judge(&status);
+        assert(&check, Fail, "a@1: its files are damaged (and 1 more)", Some("remove a@1"));
+    }
+
+    #[test]
+    fn reserved_id_is_not_enabled_by_a_key() {
+        let mut status = answers(&[("b", "absent", 1), ("b", "absent", 1)]).status;
+        status.packages[0].status = "disabled".to_owned();
+        status.packages[0].problem = Some("a bundled package has its id".to_owned());
+        status.packages[1].origin = "bundled".to_owned();
+        let removal = Some("sudo caxton model remove b@1");
+        for signer in [None, Some("KEY (site.pub)".to_owned())] {
+            status.packages[0].signed_by = signer;
+            let check = models(Some(&status));
+            assert(&check, Warn, "b@1: a bundled package has its id", removal);
+            assert_eq!(check.action.as_deref(), removal);
+        }
     }
 
     #[test]
     fn quarantine_check_shows_last_reason() {
         let mut status = answers(&[]).status;
         let judge = |status: &wire::DaemonStatus| quarantine(Some(status), Path::new(DROP));
-        assert(&judge(&status), Pass, "none", None);
+        assert(&judge(&status), Pass, "no package", None);
         let refused =
             |file: &str| QuarantinedPackage { file: file.to_owned(), reason: "half".to_owned() };
         status.quarantine = Some(vec![refused("b"), refused("a")]);
-        assert(&judge(&status), Warn, "2 refused, lastly b: half", Some("/drop/quarantine/b*"));
+        assert(&judge(&status), Warn, "2 rejected, last b: half", Some("/drop/quarantine/b*"));
         status.quarantine = Some(vec![refused("x;touch pwned;.model.tar.zst")]);
         let quoted = Some("sudo rm '/drop/quarantine/x;touch pwned;.model.tar.zst'*");
-        assert(&judge(&status), Warn, "1 refused", quoted);
+        assert(&judge(&status), Warn, "1 rejected", quoted);
         status.quarantine = None;
-        assert(&judge(&status), Skipped, "does not tell", None);
+        assert(&judge(&status), Skipped, "does not report", None);
         assert(&quarantine(None, Path::new(DROP)), Skipped, "does not answer", None);
     }
 
@@ -352,18 +387,18 @@ mod tests {
         let daemon = Process { uid: 7, groups: vec![8], cgroup: String::new() };
         let found = |mode| Ok(Ownership { mode, uid: 1, gid: 8 });
         let cases = [
-            (found(0o775), Some(&daemon), Pass, "read and written", None),
-            (found(0o755), Some(&daemon), Warn, "cannot be written", Some("chown 7 /drop")),
-            (found(0o707), Some(&daemon), Fail, "cannot be read", Some("chmod")),
-            (found(0o700), None, Pass, "is there", None),
-            (Err(io::ErrorKind::NotFound), Some(&daemon), Fail, "not there", Some("restart")),
-            (Err(io::ErrorKind::NotFound), None, Skipped, "is made", None),
-            (Err(io::ErrorKind::PermissionDenied), Some(&daemon), Skipped, "root", None),
+            (found(0o775), Some(&daemon), Pass, "read and write", None),
+            (found(0o755), Some(&daemon), Warn, "cannot write", Some("chown 7 /drop")),
+            (found(0o707), Some(&daemon), Fail, "cannot read", Some("chmod")),
+            (found(0o700), None, Pass, "exists", None),
+            (Err(io::ErrorKind::NotFound), Some(&daemon), Fail, "does not exist", Some("restart")),
+            (Err(io::ErrorKind::NotFound), None, Skipped, "creates", None),
+            (Err(io::ErrorKind::PermissionDenied), Some(&daemon), Skipped, "only root", None),
             (Err(io::ErrorKind::TimedOut), None, Fail, "timed out", Some("file system")),
         ];
-        for (found, daemon, verdict, word, mend) in cases {
+        for (found, daemon, verdict, word, action) in cases {
             let directory = DropDirectory { path: DROP.into(), found };
-            assert(&drop_directory(Some(&directory), daemon), verdict, word, mend);
+            assert(&drop_directory(Some(&directory), daemon), verdict, word, action);
         }
         assert(&drop_directory(None, Some(&daemon)), Skipped, "--config", None);
     }
@@ -373,17 +408,18 @@ mod tests {
         let found = |free_bytes, read_only| Ok(Disk { path: "/var".into(), free_bytes, read_only });
         let packages = answers(&[("a", "absent", 30), ("b", "absent", 10)]).status.packages;
         let cases = [
-            (found(60, false), Pass, "may take 60 B more", None),
+            (found(60, false), Pass, "may grow by 60 B", None),
             (found(59, false), Warn, "59 B free on /var", Some("max_size_gb")),
             (found(29, false), Fail, "a model of 30 B", Some("free space")),
             (found(0, false), Fail, "/var is full", Some("free space")),
             (found(60, true), Fail, "read-only", Some("remount")),
-            (Err("gone".to_owned()), Fail, "gone", Some("mend")),
+            (Err("gone".to_owned()), Fail, "gone", Some("repair")),
         ];
-        for (found, verdict, word, mend) in cases {
-            assert(&disk(Some(&found), Bytes(100), Some(&packages)), verdict, word, mend);
+        for (found, verdict, word, action) in cases {
+            assert(&disk(Some(&found), Bytes(100), Some(&packages)), verdict, word, action);
         }
         assert(&disk(None, Bytes(100), None), Skipped, "--config", None);
-        assert(&disk(Some(&found(99, false)), Bytes(100), None), Warn, "100 B more", Some("free"));
+        let check = disk(Some(&found(99, false)), Bytes(100), None);
+        assert(&check, Warn, "grow by 100 B", Some("free"));
     }
 }

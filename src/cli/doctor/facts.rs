@@ -349,8 +349,9 @@ async fn query_daemon(socket: &Path) -> Result<DaemonAnswers, NoAnswer> {
     let mut client = in_time(Client::connect(socket)).await?;
     let status: Value = in_time(client.get("/status")).await?;
     let sandbox = status.get("sandbox").filter(|value| !value.is_null()).cloned();
-    let status: DaemonStatus = serde_json::from_value(status)
-        .map_err(|error| NoAnswer::Broken(format!("its status is not understood: {error}")))?;
+    let status: DaemonStatus = serde_json::from_value(status).map_err(|error| {
+        NoAnswer::Broken(format!("the status of the daemon is not valid: {error}"))
+    })?;
     let memory = in_time(client.get("/api/memory/status")).await?;
     let unready = match in_time(client.send(Request::get("/readyz"), Body::empty())).await {
         Ok(_) => None,
@@ -369,9 +370,10 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Res
             _ => NoAnswer::Broken(format!("cannot connect to {}: {source}", path.display())),
         }),
         Ok(Err(error)) => Err(NoAnswer::Broken(chain(&error))),
-        Err(_elapsed) => {
-            Err(NoAnswer::Broken(format!("it does not answer within {} s", PATIENCE.as_secs())))
-        }
+        Err(_elapsed) => Err(NoAnswer::Broken(format!(
+            "the daemon does not answer within {} s",
+            PATIENCE.as_secs()
+        ))),
     }
 }
 
@@ -533,7 +535,8 @@ mod tests {
         let path = root.path().join("s");
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let silence = query_daemon(&path).await.err();
-        assert_eq!(silence, Some(NoAnswer::Broken("it does not answer within 5 s".to_owned())));
+        let expected = NoAnswer::Broken("the daemon does not answer within 5 s".to_owned());
+        assert_eq!(silence, Some(expected));
     }
 
     #[test]

@@ -6,12 +6,12 @@ use super::facts::DaemonAnswers;
 use super::{Check, Verdict};
 
 /// Asserts that `check` has this verdict, and contains `found` and the expected repair, if any.
-pub(super) fn assert(check: &Check, verdict: Verdict, found: &str, mend: Option<&str>) {
+pub(super) fn assert(check: &Check, verdict: Verdict, found: &str, action: Option<&str>) {
     assert_eq!(check.verdict, verdict, "{check:?}");
     assert!(check.found.contains(found), "{found}: {check:?}");
-    assert_eq!(check.mend.is_some(), mend.is_some(), "{check:?}");
-    if let (Some(expected), Some(mend)) = (mend, &check.mend) {
-        assert!(mend.contains(expected), "{expected}: {check:?}");
+    assert_eq!(check.action.is_some(), action.is_some(), "{check:?}");
+    if let (Some(expected), Some(action)) = (action, &check.action) {
+        assert!(action.contains(expected), "{expected}: {check:?}");
     }
 }
 

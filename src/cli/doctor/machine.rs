@@ -32,11 +32,11 @@ pub(super) fn memory(answers: Option<&DaemonAnswers>) -> Check {
     let default = status.packages.iter().find(|it| it.current && it.id == status.default_model);
     if let Some(default) = default.filter(|it| !resident(it) && it.size_bytes > room.0) {
         let (id, size) = (&default.id, Bytes(default.size_bytes));
-        let found = format!("{id} takes {size} at least, and there is room for {room}");
-        return Check::fail(NAME, found, format!("give it more MemoryMax=: {LIMIT}"));
+        let found = format!("{id} needs at least {size}, and {room} is available");
+        return Check::fail(NAME, found, format!("raise MemoryMax=: {LIMIT}"));
     }
     if memory.shedding {
-        let found = format!("requests are refused: memory is short ({} left)", room);
+        let found = format!("memory is short, so requests are rejected; {room} is available");
         return Check::warn(NAME, found, "caxton memory status");
     }
     let largest = status.packages.iter().max_by_key(|package| package.size_bytes);
@@ -45,16 +45,16 @@ pub(super) fn memory(answers: Option<&DaemonAnswers>) -> Check {
         && model.size_bytes > limit.bytes
     {
         let (id, size, bytes) = (&model.id, Bytes(model.size_bytes), Bytes(limit.bytes));
-        let found = format!("{id} takes {size} at least, and {} allows {bytes}", limit.file);
+        let found = format!("{id} needs at least {size}, and {} allows {bytes}", limit.file);
         // Above memory.high the kernel throttles the daemon if it cannot reclaim pages.
         let key = if limit.file.ends_with("memory.high") { "MemoryHigh" } else { "MemoryMax" };
-        return Check::warn(NAME, found, format!("give it more {key}=: {LIMIT}"));
+        return Check::warn(NAME, found, format!("raise {key}=: {LIMIT}"));
     }
     let limit = match tightest {
         Some(limit) => format!("{} by {}", Bytes(limit.bytes), limit.file),
-        None => "none but the machine's memory".to_owned(),
+        None => "only the memory of the machine".to_owned(),
     };
-    Check::pass(NAME, format!("limit: {limit}; room for models: {room}"))
+    Check::pass(NAME, format!("limit: {limit}; headroom for models: {room}"))
 }
 
 /// Checks whether the daemon gets events of memory pressure, or has to poll.
@@ -66,24 +66,22 @@ pub(super) fn pressure(file: &PressureFile, source: Option<&str>) -> Check {
         PressureFile::Absent => {
             Some("the kernel does not count memory pressure (CONFIG_PSI)".to_owned())
         }
-        PressureFile::Disabled => {
-            Some("the kernel was started without counting memory pressure".to_owned())
-        }
+        PressureFile::Disabled => Some("the kernel has memory pressure (PSI) disabled".to_owned()),
         PressureFile::Unreadable(why) => Some(why.clone()),
     };
-    let mend = match file {
+    let action = match file {
         PressureFile::Counted => "MemoryPressureWatch=on: sudo systemctl edit caxton.service",
-        _ => "add psi=1 to the kernel's command line and start the machine again",
+        _ => "add psi=1 to the command line of the kernel, then reboot",
     };
     match (source, kernel) {
         (Some(source), None) if polls => {
-            Check::warn(NAME, format!("the daemon has to look every second ({source})"), mend)
+            Check::warn(NAME, format!("the daemon polls memory every second ({source})"), action)
         }
         (Some(_), Some(kernel)) if polls => {
-            Check::warn(NAME, format!("{kernel}; the daemon has to look every second"), mend)
+            Check::warn(NAME, format!("{kernel}; the daemon polls memory every second"), action)
         }
-        (Some(source), _) => Check::pass(NAME, format!("heard from {source}")),
-        (None, Some(kernel)) => Check::warn(NAME, kernel, mend),
+        (Some(source), _) => Check::pass(NAME, format!("reported by {source}")),
+        (None, Some(kernel)) => Check::warn(NAME, kernel, action),
         (None, None) => Check::pass(NAME, "counted by the kernel"),
     }
 }
@@ -94,7 +92,7 @@ pub(super) fn sandbox(answers: Option<Option<&Value>>) -> Check {
     const NAME: &str = "sandbox";
     match answers {
         None => Check::needs_daemon(NAME),
-        Some(None) => Check::skipped(NAME, "not reported by this daemon"),
+        Some(None) => Check::skipped(NAME, "this daemon does not report its sandbox"),
         Some(Some(parts)) => {
             let parts = Vec::from_iter(parts.as_object().into_iter().flatten());
             let word = |part: &Value, key: &str| part[key].as_str().map(str::to_owned);
@@ -104,8 +102,9 @@ pub(super) fn sandbox(answers: Option<Option<&Value>>) -> Check {
                 });
             let off = Vec::from_iter(off);
             if !off.is_empty() {
-                let mend = "a kernel from 5.19 on, with landlock among the names of /sys/kernel/security/lsm";
-                return Check::warn(NAME, off.join("; "), mend);
+                let action =
+                    "use Linux 5.19 or later, with landlock listed in /sys/kernel/security/lsm";
+                return Check::warn(NAME, off.join("; "), action);
             }
             let on = parts.iter().map(|(name, part)| {
                 let abi = part["abi"].as_u64().map(|abi| format!(" {abi}")).unwrap_or_default();
@@ -121,11 +120,11 @@ pub(super) fn processor([values, integers]: &[PrecisionReport; 2], extensions: &
     const NAME: &str = "processor";
     let text = |report: &PrecisionReport| format!("{} with {}", report.precision, report.isa);
     let found = format!(
-        "{}; of packages in int8: {}; it has {}",
+        "{}; int8 packages: {}; extensions: {}",
         text(values),
         text(integers),
         if extensions.is_empty() {
-            "none of the extensions used".to_owned()
+            "none that Caxton uses".to_owned()
         } else {
             extensions.join(" ")
         }
@@ -134,7 +133,7 @@ pub(super) fn processor([values, integers]: &[PrecisionReport; 2], extensions: &
         return Check::warn(
             NAME,
             format!("slow, without AVX2: {found}"),
-            "in a virtual machine, pass the processor of the host on (for QEMU: -cpu host)",
+            "in a virtual machine, give it the processor of the host (QEMU: -cpu host)",
         );
     }
     Check::pass(NAME, found)
@@ -144,23 +143,23 @@ pub(super) fn processor([values, integers]: &[PrecisionReport; 2], extensions: &
 pub(super) fn journal(journal: &Journal) -> Check {
     const NAME: &str = "journal";
     if !journal.runs {
-        return Check::skipped(NAME, "journald does not run here: the daemon logs to stderr");
+        return Check::skipped(NAME, "journald does not run here, so the daemon logs to stderr");
     }
     if journal.heard == Some(false) {
         return Check::warn(
             NAME,
-            "the daemon that answers does not log to the journal",
+            "the running daemon does not log to the journal",
             "run it as a service: sudo systemctl restart caxton",
         );
     }
     if !journal.persistent {
         return Check::warn(
             NAME,
-            "it is kept in memory and lost when the machine starts again",
+            "the journal is in memory and is lost at a reboot",
             "sudo mkdir -p /var/log/journal && sudo systemctl restart systemd-journald",
         );
     }
-    Check::pass(NAME, "kept on disk: journalctl -u caxton")
+    Check::pass(NAME, "stored on disk: journalctl -u caxton")
 }
 
 /// Checks that the clock is not earlier than the installation of this program. Times in the store,
@@ -171,7 +170,7 @@ pub(super) fn clock(now: SystemTime, built: Option<SystemTime>) -> Check {
     // Some file systems round times.
     let since = built.map(|built| built - Duration::from_secs(2));
     if since.is_some_and(|since| now < since) {
-        let found = format!("{date} is before this program was installed");
+        let found = format!("the clock shows {date}, before the installation of this program");
         return Check::warn(NAME, found, "sudo timedatectl set-time 'YYYY-MM-DD HH:MM:SS'");
     }
     Check::pass(NAME, date.to_string())
@@ -181,7 +180,7 @@ pub(super) fn clock(now: SystemTime, built: Option<SystemTime>) -> Check {
 pub(super) fn inotify(inotify: &Inotify) -> Check {
     const NAME: &str = "inotify";
     let (Some(instances), Some(watches)) = (inotify.instances, inotify.watches) else {
-        return Check::skipped(NAME, "the kernel does not tell its limits");
+        return Check::skipped(NAME, "cannot read the limits of the kernel");
     };
     let found = format!("{instances} instances and {watches} watches for each user");
     let keys = [
@@ -194,7 +193,7 @@ pub(super) fn inotify(inotify: &Inotify) -> Check {
     }
     Check::warn(
         NAME,
-        format!("{found}: changes are seen once a minute only"),
+        format!("{found}: too few, so changes are polled once a minute"),
         format!("sudo sysctl -w {}", keys.join(" ")),
     )
 }
@@ -218,9 +217,9 @@ mod tests {
         };
         assert(&memory(None), Skipped, "does not answer", None);
         let mut facts = answers(&[("a", "absent", 1001)]);
-        assert(&memory(Some(&facts)), Fail, "a takes 1001 B at least", Some("MemoryMax="));
+        assert(&memory(Some(&facts)), Fail, "a needs at least 1001 B", Some("MemoryMax="));
         facts.memory.room_bytes = 2048;
-        assert(&memory(Some(&facts)), Pass, "none but the machine's", None);
+        assert(&memory(Some(&facts)), Pass, "only the memory", None);
         facts.memory.limits = vec![limit("memory.max", 4096), limit("memory.high", 1002)];
         assert(&memory(Some(&facts)), Pass, "1002 B by /sys/fs/cgroup/memory.high", None);
         facts.memory.limits[1].bytes = 1000;
@@ -228,7 +227,7 @@ mod tests {
         facts.memory.limits[0].bytes = 999;
         assert(&memory(Some(&facts)), Warn, "memory.max allows 999 B", Some("MemoryMax="));
         facts.memory.shedding = true;
-        assert(&memory(Some(&facts)), Warn, "refused", Some("caxton memory status"));
+        assert(&memory(Some(&facts)), Warn, "rejected", Some("caxton memory status"));
         // A resident model needs no further memory.
         let facts = answers(&[("a", "resident", 1001)]);
         assert(&memory(Some(&facts)), Pass, "1000 B", None);
@@ -242,20 +241,20 @@ mod tests {
             (Counted, trigger, Pass, "systemd's trigger", None),
             (Absent, trigger, Pass, "systemd's trigger", None),
             (Counted, Some("polling"), Warn, "every second", Some("MemoryPressureWatch")),
-            (Disabled, Some("polling"), Warn, "started without", Some("psi=1")),
+            (Disabled, Some("polling"), Warn, "PSI) disabled", Some("psi=1")),
             (Absent, None, Warn, "CONFIG_PSI", Some("psi=1")),
             (Unreadable("cannot read".to_owned()), None, Warn, "cannot read", Some("psi=1")),
             (Counted, None, Pass, "counted", None),
         ];
-        for (file, source, verdict, found, mend) in cases {
-            assert(&pressure(&file, source), verdict, found, mend);
+        for (file, source, verdict, found, action) in cases {
+            assert(&pressure(&file, source), verdict, found, action);
         }
     }
 
     #[test]
     fn sandbox_state_is_reported() {
         assert(&sandbox(None), Skipped, "does not answer", None);
-        assert(&sandbox(Some(None)), Skipped, "not reported", None);
+        assert(&sandbox(Some(None)), Skipped, "does not report", None);
         let mut parts = json!({
             "landlock": { "state": "on", "abi": 7 },
             "seccomp": { "state": "on" },
@@ -271,7 +270,7 @@ mod tests {
         let report = |precision, isa| PrecisionReport { precision, isa, reason: String::new() };
         let fast = [report(Precision::F32, "avx2"), report(Precision::Int8, "avx-vnni")];
         let check = processor(&fast, &["avx2", "avxvnni"]);
-        assert(&check, Pass, "f32 with avx2; of packages in int8: int8 with avx-vnni", None);
+        assert(&check, Pass, "f32 with avx2; int8 packages: int8 with avx-vnni", None);
         let slow = [report(Precision::F32, "scalar"), report(Precision::F32, "scalar")];
         assert(&processor(&slow, &[]), Warn, "slow, without AVX2", Some("-cpu host"));
     }
@@ -285,8 +284,8 @@ mod tests {
             (facts(true, false, Some(true)), Warn, "in memory", Some("mkdir")),
             (facts(true, true, None), Pass, "journalctl -u caxton", None),
         ];
-        for (facts, verdict, found, mend) in cases {
-            assert(&journal(&facts), verdict, found, mend);
+        for (facts, verdict, found, action) in cases {
+            assert(&journal(&facts), verdict, found, action);
         }
     }
 
@@ -306,6 +305,6 @@ mod tests {
         assert(&inotify(&facts(Some(128), Some(8192))), Pass, "128 instances", None);
         assert(&inotify(&facts(Some(1), Some(8192))), Warn, "once a minute", Some("instances=192"));
         assert(&inotify(&facts(Some(3), Some(4))), Warn, "4 watches", Some("watches=16384"));
-        assert(&inotify(&facts(None, Some(4))), Skipped, "does not tell", None);
+        assert(&inotify(&facts(None, Some(4))), Skipped, "cannot read", None);
     }
 }

@@ -68,24 +68,24 @@ struct Check {
     /// Finding; for a skipped check, the reason.
     found: String,
     /// Repair, most often a command; `None` when there is nothing to repair.
-    mend: Option<String>,
+    action: Option<String>,
 }
 
 impl Check {
     fn pass(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Pass, found: found.into(), mend: None }
+        Self { name, verdict: Verdict::Pass, found: found.into(), action: None }
     }
 
-    fn warn(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Warn, found: found.into(), mend: Some(mend.into()) }
+    fn warn(name: &'static str, found: impl Into<String>, action: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Warn, found: found.into(), action: Some(action.into()) }
     }
 
-    fn fail(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Fail, found: found.into(), mend: Some(mend.into()) }
+    fn fail(name: &'static str, found: impl Into<String>, action: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Fail, found: found.into(), action: Some(action.into()) }
     }
 
     fn skipped(name: &'static str, why: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Skipped, found: why.into(), mend: None }
+        Self { name, verdict: Verdict::Skipped, found: why.into(), action: None }
     }
 
     /// Returns a skipped check that needs an answer of the daemon.
@@ -159,11 +159,11 @@ fn judge(facts: &Facts) -> Vec<Check> {
 fn screen(checks: &[Check]) -> String {
     let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
     let mut text = String::new();
-    for Check { name, verdict, found, mend } in checks {
+    for Check { name, verdict, found, action } in checks {
         let (verdict, found) = (verdict.name(), printable::line(found));
         text.push_str(&format!("{verdict:7}  {name:width$}  {found}\n"));
-        if let Some(mend) = mend.as_deref().map(printable::line) {
-            text.push_str(&format!("{:7}  {:width$}  mend: {mend}\n", "", ""));
+        if let Some(action) = action.as_deref().map(printable::line) {
+            text.push_str(&format!("{:7}  {:width$}  action: {action}\n", "", ""));
         }
     }
     let counts = Verdict::ALL.map(|verdict| {
@@ -183,7 +183,7 @@ mod tests {
         let checks = [Check::pass("socket", "here"), Check::fail("group", "no member", "join")];
         assert_eq!(
             screen(&checks),
-            "pass     socket  here\nfail     group   no member\n                 mend: join\n\
+            "pass     socket  here\nfail     group   no member\n                 action: join\n\
              2 checks: 1 pass, 0 warn, 1 fail, 0 skipped\n"
         );
     }
@@ -197,7 +197,7 @@ mod tests {
         let mut names = Vec::from_iter(checks.iter().map(|check| check.name));
         for check in &checks {
             let needs = matches!(check.verdict, Verdict::Warn | Verdict::Fail);
-            assert_eq!(check.mend.is_some(), needs, "{check:?}");
+            assert_eq!(check.action.is_some(), needs, "{check:?}");
             assert!(!check.found.is_empty() && !check.found.contains('\n'), "{check:?}");
         }
         names.sort_unstable();

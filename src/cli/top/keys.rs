@@ -23,10 +23,10 @@ pub(super) const SUMMARY: &str = "arrows select  l load  u unload  p pin  ? help
 /// Keys and their meanings on the help page.
 pub(super) const HELP: &[(&str, &str)] = &[
     ("up, down, j, k", "select a model"),
-    ("l", "load it; others may have to leave for it"),
-    ("u", "let it finish what it has and leave memory"),
-    ("p", "load it and keep it whatever happens, or no longer"),
-    ("?, h", "this page; any key leaves it"),
+    ("l", "load the model; others may be evicted for it"),
+    ("u", "unload the model after its current requests"),
+    ("p", "load and pin the model, or unpin it"),
+    ("?, h", "show this page; any key closes it"),
     ("q, Esc, Ctrl-C", "quit"),
 ];
 

@@ -76,7 +76,7 @@ impl Screen {
     fn take() -> anyhow::Result<Self> {
         // Undo the changes that were made before the failure.
         let taken = ratatui::try_init().inspect_err(|_error| drop(ratatui::try_restore()));
-        Ok(Self(taken.context("the terminal cannot be used")?))
+        Ok(Self(taken.context("cannot use the terminal")?))
     }
 
     fn draw(&mut self, state: &TopState, paint: TerminalStyle) -> anyhow::Result<()> {
@@ -84,7 +84,7 @@ impl Screen {
             let area = frame.area();
             view::draw(state, paint, area, frame.buffer_mut());
         });
-        drawn.context("the terminal cannot be written to")?;
+        drawn.context("cannot write to the terminal")?;
         Ok(())
     }
 }
@@ -116,7 +116,7 @@ async fn watch(
         tokio::select! {
             event = events.next() => {
                 let Some(event) = event else { return Ok(()) };
-                let event = event.context("the terminal cannot be read")?;
+                let event = event.context("cannot read from the terminal")?;
                 match keys::key(&event).and_then(|key| state.on_key(key)) {
                     None => {}
                     Some(TopCommand::Quit) => return Ok(()),
@@ -125,7 +125,7 @@ async fn watch(
                         let socket = socket.to_owned();
                         orders.spawn(async move { execute(&socket, &order).await });
                     }
-                    Some(_) => state.show_message("one thing at a time".to_owned()),
+                    Some(_) => state.show_message("wait for the previous command".to_owned()),
                 }
             }
             _ = ticks.tick(), if looks.is_empty() => {
@@ -147,7 +147,7 @@ async fn watch(
 }
 
 fn one_line(error: &anyhow::Error) -> String {
-    chain_lines(error).replace("\n  because ", ": ")
+    chain_lines(error).replace("\n  cause: ", ": ")
 }
 
 /// Fetches everything that is shown, with the events after the id `since`.
@@ -179,16 +179,16 @@ async fn execute(socket: &Path, order: &TopCommand) -> anyhow::Result<String> {
             let moved: ResidencyChange =
                 client.post(&path, &LoadModelRequest { pinned: *pinned }).await?;
             let is = match pinned {
-                None => "is in memory",
+                None => "is loaded",
                 Some(true) => "is pinned",
-                Some(false) => "is pinned no more",
+                Some(false) => "is unpinned",
             };
             format!("{} {is}, {} ms", moved.model, moved.duration_ms)
         }
         TopCommand::Unload { model } => {
             let moved: ResidencyChange =
                 client.call(Method::DELETE, &path(model), Body::empty()).await?;
-            format!("{} has left memory, {} ms", moved.model, moved.duration_ms)
+            format!("{} is unloaded, {} ms", moved.model, moved.duration_ms)
         }
     })
 }

@@ -107,7 +107,7 @@ pub(super) fn lines(buffer: &Buffer) -> Vec<String> {
 }
 
 fn header(state: &TopState, paint: TerminalStyle, width: u16) -> Vec<Line<'static>> {
-    let Some(look) = &state.look else { return vec![Line::from("nothing is known yet")] };
+    let Some(look) = &state.look else { return vec![Line::from("no data yet")] };
     let status = &look.status;
     let ready = if status.ready { "ready" } else { "not ready" };
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
@@ -129,19 +129,19 @@ fn header(state: &TopState, paint: TerminalStyle, width: u16) -> Vec<Line<'stati
             Span::styled(bar(share(used, most), bars, paint.unicode), style),
             Span::raw(format!("  {} of {} ({file})", Bytes(used), Bytes(most))),
         ],
-        None => vec![Span::raw("memory   not known")],
+        None => vec![Span::raw("memory   unknown")],
     };
-    let shedding = if look.memory.shedding { ", requests are refused" } else { "" };
+    let shedding = if look.memory.shedding { ", requests are rejected" } else { "" };
     let room = Bytes(look.memory.room_bytes);
     let pressure = Line::from(vec![
         Span::raw("pressure "),
         Span::styled(level, style),
-        Span::raw(format!("{shedding}  room {room}  {}", stalls(&look.memory))),
+        Span::raw(format!("{shedding}  free {room}  {}", stalls(&look.memory))),
     ]);
     let queue = state.queue().map_or_else(String::new, |(waiting, limit, model)| {
         let full = bar(share(waiting as u64, limit as u64), bars, paint.unicode);
         let of = if waiting == 0 { String::new() } else { format!(" for {model}") };
-        format!("queue    {full}  {waiting} of {limit} wait{of}")
+        format!("queue    {full}  {waiting} of {limit} waiting{of}")
     });
     vec![
         title,
@@ -299,7 +299,7 @@ fn message_lines(state: &TopState, height: u16) -> Vec<Line<'static>> {
 
 fn footer(state: &TopState, paint: TerminalStyle) -> Line<'static> {
     if let Some(why) = &state.lost {
-        return Line::styled(format!("no answer: {why}"), paint.of("failed"));
+        return Line::styled(format!("the daemon does not answer: {why}"), paint.of("failed"));
     }
     Line::from(state.said.clone().unwrap_or_else(|| keys::SUMMARY.to_owned()))
 }
@@ -310,7 +310,7 @@ fn help() -> Paragraph<'static> {
     let foot = [
         Line::default(),
         Line::from(
-            "Administrators may load, unload and pin, the last until the daemon's next start.",
+            "Only administrators may load, unload and pin. A pin lasts until the next start.",
         ),
     ];
     Paragraph::new(Vec::from_iter(heading.into_iter().chain(keys).chain(foot)))
@@ -430,8 +430,8 @@ mod tests {
         let expected = "\
 caxton 0.1.0  bundled-mini ready  pid 4711  up 3h 12m 11s
 memory   [################--]  900.0 MiB of 1.0 GiB (memory.high)
-pressure high, requests are refused  room 96.0 MiB  stalls 12.2 %/10s 3.0 %/60s
-queue    [#############-----]  700 of 1000 wait for all-mpnet-base-v2
+pressure high, requests are rejected  free 96.0 MiB  stalls 12.2 %/10s 3.0 %/60s
+queue    [#############-----]  700 of 1000 waiting for all-mpnet-base-v2
 rate     250 requests/s  1000 texts/s  25.0k tokens/s
 
   MODEL                     VERSION   STATE         MEMORY QUEUE PINNED     IDLE
@@ -475,8 +475,8 @@ arrows select  l load  u unload  p pin  ? help  q quit";
         let expected = "\
 caxton 0.1.0  bundled-mini ready  pid 47
 memory   [#######-]  900.0 MiB of 1.0 Gi
-pressure high, requests are refused  roo
-queue    [######--]  700 of 1000 wait fo
+pressure high, requests are rejected  fr
+queue    [######--]  700 of 1000 waiting
 rate     250 requests/s  1000 texts/s  2
 
   MODEL             STATE         MEMORY
@@ -529,7 +529,8 @@ arrows select  l load  u unload  p pin";
         let mut state = state();
         state.on_disconnect("cannot connect".to_owned());
         let shown = text(&state, PLAIN, 80, 24);
-        assert!(shown.ends_with("no answer: cannot connect") && shown.contains("rate     -"));
+        assert!(shown.ends_with("the daemon does not answer: cannot connect"), "{shown}");
+        assert!(shown.contains("rate     -"), "{shown}");
         state.update(look(Instant::now(), 2000));
         assert!(text(&state, PLAIN, 80, 24).ends_with("q quit"));
     }

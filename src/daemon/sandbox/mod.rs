@@ -43,7 +43,7 @@ pub(super) fn enter_sandbox(
             tracing::warn!(
                 name: Message::DirectoryNotGranted.name(),
                 directory = %directory.display(),
-                "the directory does not exist; when it is made, caxtond has to be started again to use it"
+                "the directory does not exist, so the sandbox denies it until a restart"
             );
         }
     }
@@ -57,7 +57,7 @@ fn report(sandbox: &Sandbox, is_required: bool) -> Result<(), Exit> {
         tracing::info!(
             name: Message::SandboxEntered.name(),
             landlock_abi = landlock.abi,
-            "in the sandbox"
+            "entered the sandbox"
         );
         return Ok(());
     }
@@ -70,11 +70,11 @@ fn report(sandbox: &Sandbox, is_required: bool) -> Result<(), Exit> {
         tracing::error!(
             name: Message::StartFailed.name(),
             error = missing,
-            "the sandbox is not whole, and require_sandbox is set"
+            "the sandbox is incomplete, and require_sandbox is set"
         );
         return Err(Exit::Config);
     }
-    tracing::warn!(name: Message::SandboxDegraded.name(), missing, "the sandbox is not whole");
+    tracing::warn!(name: Message::SandboxDegraded.name(), missing, "the sandbox is incomplete");
     Ok(())
 }
 

@@ -140,7 +140,7 @@ pub(super) fn restrict(grants: &Grants) -> SandboxPart {
     match threads() {
         Ok(1) => {}
         Ok(threads) => {
-            return SandboxPart::off(None, format!("{} threads were there before it", threads - 1));
+            return SandboxPart::off(None, format!("{} other threads already run", threads - 1));
         }
         Err(error) => {
             return SandboxPart::off(None, format!("cannot list /proc/self/task: {error}"));
@@ -159,24 +159,26 @@ fn apply(grants: &Grants) -> SandboxPart {
         Err(error) => return SandboxPart::off(None, chain(&error)),
     };
     let abi = match status.landlock {
-        LandlockStatus::Available { effective_abi, .. } => Some(effective_abi as u32),
+        LandlockStatus::Available { effective_abi, .. } => effective_abi as u32,
         LandlockStatus::NotEnabled => {
-            return SandboxPart::off(None, "the kernel was started without it".to_owned());
+            let reason = "disabled in the kernel; add landlock to lsm= of the kernel command line";
+            return SandboxPart::off(None, reason.to_owned());
         }
         LandlockStatus::NotImplemented => {
-            return SandboxPart::off(None, "the kernel does not have it".to_owned());
+            return SandboxPart::off(None, "not supported by the kernel".to_owned());
         }
     };
     match status.ruleset {
-        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => SandboxPart::on(abi),
-        RulesetStatus::NotEnforced => {
-            let least = MIN_ABI as u32;
-            SandboxPart::off(
-                abi,
-                format!("the kernel gives version {abi:?}, and {least} is needed"),
-            )
+        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => {
+            SandboxPart::on(Some(abi))
         }
+        RulesetStatus::NotEnforced => SandboxPart::off(Some(abi), too_old(abi)),
     }
+}
+
+/// Returns the reason for a kernel whose version of Landlock, `abi`, is below [`MIN_ABI`].
+fn too_old(abi: u32) -> String {
+    format!("the kernel supports version {abi}, and version {} is required", MIN_ABI as u32)
 }
 
 fn ruleset(grants: &Grants) -> Result<landlock::RulesetCreated, RulesetError> {
@@ -289,9 +291,15 @@ mod tests {
     }
 
     #[test]
+    fn old_version_is_named_as_number() {
+        let expected = "the kernel supports version 1, and version 2 is required";
+        assert_eq!(too_old(ABI::V1 as u32), expected);
+    }
+
+    #[test]
     fn sandbox_is_off_when_threads_exist() {
         // A test runs beside the main thread of the test harness.
         let part = restrict(&Grants::default());
-        assert!(part.reason.is_some_and(|reason| reason.contains("there before it")));
+        assert!(part.reason.is_some_and(|reason| reason.contains("other threads already run")));
     }
 }

@@ -33,6 +33,6 @@ pub(super) fn install(filter: BpfProgramRef<'_>, flags: libc::c_ulong) -> io::Re
     match outcome {
         0 => Ok(()),
         -1 => Err(io::Error::last_os_error()),
-        thread => Err(io::Error::other(format!("thread {thread} has another filter"))),
+        thread => Err(io::Error::other(format!("thread {thread} has a different seccomp filter"))),
     }
 }

@@ -6,21 +6,21 @@
 
 use figment::value::{Dict, Value as Checked};
 
-use super::Position;
-use super::file::{Node, Value};
-use super::keys::ValueKind;
+use super::super::Position;
+use super::super::file::{Node, Value};
+use super::ValueKind;
 
 /// One key of a section in a list.
 #[derive(Debug)]
-pub(super) struct SectionField {
-    pub(super) name: &'static str,
+pub(in crate::config) struct SectionField {
+    pub(in crate::config) name: &'static str,
     /// Permitted values.
-    pub(super) kind: ValueKind,
+    pub(in crate::config) kind: ValueKind,
 }
 
 /// A problem in a list, for the operator.
 #[derive(Debug)]
-pub(super) enum SectionProblem<'a> {
+pub(in crate::config) enum SectionProblem<'a> {
     /// A wrong section, or a wrong key of one: the position, the dotted name as written, and the
     /// message.
     Section(Position, String, String),
@@ -30,7 +30,7 @@ pub(super) enum SectionProblem<'a> {
 
 /// Converts the sections of `value` to the form in which the settings store them. Returns `None`
 /// when anything in them is wrong.
-pub(super) fn check(fields: &'static [SectionField], value: &Value) -> Option<Checked> {
+pub(in crate::config) fn check(fields: &'static [SectionField], value: &Value) -> Option<Checked> {
     let Value::List(items) = value else { return None };
     if !problems(fields, "", items).is_empty() {
         return None;
@@ -48,7 +48,7 @@ pub(super) fn check(fields: &'static [SectionField], value: &Value) -> Option<Ch
 
 /// Returns the problems of the sections in `items`, in their order. The first field is required and
 /// identifies a section.
-pub(super) fn problems<'a>(
+pub(in crate::config) fn problems<'a>(
     fields: &'static [SectionField],
     list: &str,
     items: &'a [Node],
@@ -67,12 +67,15 @@ pub(super) fn problems<'a>(
         let name = entries.iter().find(|(key, _)| is(key, identity.name)).map(|(_, value)| value);
         match name {
             None => {
-                let message = format!("{} is missing", identity.name);
+                let message = format!("the key \"{}\" is missing; add it", identity.name);
                 found.push(SectionProblem::Section(item.position, here, message));
             }
             Some(name) => match seen.iter().find(|(other, _)| **other == name.value) {
                 Some((_, first)) => {
-                    let message = format!("line {} has one of this name already", first.line);
+                    let message = format!(
+                        "line {} has a section of the same name; use another name",
+                        first.line
+                    );
                     found.push(SectionProblem::Section(name.position, here, message));
                 }
                 None => seen.push((&name.value, name.position)),
@@ -92,12 +95,12 @@ fn keys<'a>(
     for (index, (key, value)) in entries.iter().enumerate() {
         let Some(field) = field(fields, key) else {
             let known: Vec<_> = fields.iter().map(|field| field.name).collect();
-            let message = format!("unknown key {}; known here: {}", key.value, known.join(", "));
+            let message = format!("unknown key {}; known keys: {}", key.value, known.join(", "));
             found.push(SectionProblem::Section(key.position, here.to_owned(), message));
             continue;
         };
         if entries[..index].iter().any(|(other, _)| other.value == key.value) {
-            let message = format!("duplicate key \"{}\"", field.name);
+            let message = format!("duplicate key \"{}\"; remove one", field.name);
             found.push(SectionProblem::Section(key.position, here.to_owned(), message));
         } else if field.kind.check(&value.value).is_none() {
             found.push(SectionProblem::Value(&field.kind, value, format!("{here}.{}", field.name)));
