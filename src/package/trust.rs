@@ -24,8 +24,8 @@ use std::path::Path;
 use super::digest::Digest;
 use super::disabled_reason::DisabledReason;
 use super::entries::Entries;
-use super::entry::{EntryKey, compare_natural};
-use super::install_record::{InstallRecord, Origin};
+use super::entry::{EntryKey, StoreEntry, compare_natural};
+use super::install_record::Origin;
 use super::listing;
 use super::manifest::{Manifest, ModelId, Version};
 use super::signature::{SignatureError, TrustedKeys};
@@ -238,16 +238,12 @@ impl TrustInput {
         !self.keys.is_empty() || !self.unread.is_empty()
     }
 
-    /// Returns the reason why the entry with this manifest and record must not be used, if there is
-    /// one.
+    /// Returns the reason why `entry` must not be used, if there is one.
     ///
-    /// An entry stays enabled if the file of its key exists but cannot be read: a failing disk must
-    /// not revoke a key.
-    pub(super) fn disables(
-        &self,
-        manifest: &Manifest,
-        record: &InstallRecord,
-    ) -> Option<DisabledReason> {
+    /// While the file of its key exists but cannot be read, the state of the entry stays as it is:
+    /// a failing disk must not revoke a key, and a file without a key must not restore one.
+    pub(super) fn disables(&self, entry: &StoreEntry) -> Option<DisabledReason> {
+        let StoreEntry { manifest, record, disabled, .. } = entry;
         if record.origin.is_bundled() {
             return None;
         }
@@ -258,7 +254,7 @@ impl TrustInput {
         match self.keys.covers(signer, &manifest.id) {
             Some(true) => None,
             Some(false) => Some(DisabledReason::NotCovered(signer.clone())),
-            None if self.unread.contains(&signer.file) => None,
+            None if self.unread.contains(&signer.file) => disabled.clone(),
             None => Some(DisabledReason::KeyRemoved(signer.clone())),
         }
     }
@@ -273,9 +269,9 @@ mod tests {
 
     use super::*;
     use crate::package::InstallStatus;
+    use crate::package::SignatureStatus;
     use crate::package::fixture::entry;
     use crate::package::signer::Signer;
-    use crate::package::{SignatureStatus, StoreEntry};
 
     const NOBODY: Consent = Consent { replace: false, allow_downgrade: false };
 
@@ -376,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn removed_key_disables_but_unreadable_key_does_not() {
+    fn unreadable_key_neither_disables_nor_enables() {
         let (directory, signer) = key("a.pub");
         let file = directory.path().join("a.pub");
         let mut signed = entry("m", "1", 2, "a");
@@ -385,7 +381,7 @@ mod tests {
         let nowhere = directory.path().join("bundled");
         let disables = |entry: &StoreEntry| {
             let (trusted, errors) = TrustInput::read(directory.path(), &nowhere).unwrap();
-            (trusted.disables(&entry.manifest, &entry.record), errors.len())
+            (trusted.disables(entry), errors.len())
         };
         let text = fs::read_to_string(&file).unwrap();
         assert_eq!(disables(&signed), (None, 0));
@@ -395,7 +391,11 @@ mod tests {
         fs::rename(&file, directory.path().join("b.pub")).unwrap();
         let removed = Some(DisabledReason::KeyRemoved(signer.clone()));
         assert_eq!(disables(&signed), (removed.clone(), 1));
-        fs::remove_file(directory.path().join("b.pub")).unwrap();
+        // The unusable file does not restore a key that was removed.
+        fs::rename(directory.path().join("b.pub"), &file).unwrap();
+        let disabled = StoreEntry { disabled: removed.clone(), ..signed.clone() };
+        assert_eq!(disables(&disabled), (removed.clone(), 1));
+        fs::remove_file(&file).unwrap();
         assert_eq!(disables(&signed), (removed, 0));
         assert_eq!(disables(&unsigned), (None, 0));
         // The key is recognised under another file name; its prefixes decide which ids it covers.

@@ -92,7 +92,7 @@ impl Store {
         let mut changed = TrustChange::default();
         let mut index = self.index();
         for entry in &index.clone() {
-            let disabled = trusted.disables(&entry.manifest, &entry.record);
+            let disabled = trusted.disables(entry);
             if disabled == entry.disabled {
                 continue;
             }
@@ -116,8 +116,7 @@ impl Store {
     /// the same trust as the last [`Store::apply_trust`]. The caller holds `writing`.
     pub(super) fn insert_entry(&self, mut entry: StoreEntry) {
         let judged = self.trusted();
-        entry.disabled =
-            judged.as_ref().and_then(|trusted| trusted.disables(&entry.manifest, &entry.record));
+        entry.disabled = judged.as_ref().and_then(|trusted| trusted.disables(&entry));
         let mut index = self.index();
         if index.get(&entry.key).is_none() {
             index.insert(entry);
