@@ -75,7 +75,7 @@
 //! processor and the stored weights. It packs the weights once, directly from the mapped file; the
 //! table of word embeddings stays mapped while the model is resident. The
 //! [`engine::PrecisionReport`] records the selection and its reasons for the journal and `/status`.
-//! [`models::load::load_from`] runs the self-test in the precision that `auto` selected; a model
+//! [`models::residency::load::load_from`] runs the self-test in the precision that `auto` selected; a model
 //! that fails it is admitted again and loaded in f32.
 //!
 //! A pass is divided into parts of whole texts. A fixed pool of threads takes the parts, the most
@@ -98,7 +98,7 @@
 //! models in use and finally rejects requests. An eviction drains the model; then the worker frees
 //! the weights on its own thread, unmaps the file, drops the file's pages from the page cache and
 //! returns free memory of the allocator ([`memory::malloc_trim`]). An evicted model cools down
-//! before it may be loaded again. A load is pressure too: [`models::load::footprint`] computes the
+//! before it may be loaded again. A load is pressure too: [`models::residency::load::footprint`] computes the
 //! memory of a model before its weights are read. If it does not fit, the manager evicts other
 //! models or rejects the load.
 //!
@@ -130,7 +130,7 @@
 //! 1. A file appears in the drop directory, and [`files::watch`] triggers a scan.
 //!    [`package::drop_dir::DropScanner`] decides when the file has been unchanged for long enough,
 //!    and when to retry. The bundled directory has a scanner of its own.
-//! 2. [`models::install::InstallDriver`] installs the file, for the daemon and for the command
+//! 2. [`models::ingest::install::InstallDriver`] installs the file, for the daemon and for the command
 //!    line. It reads the package once. If signing keys are configured, it reads the file before
 //!    that to verify the signature.
 //! 3. [`package::Store::check_capacity`] and the manager check the manifest against the free disk
@@ -140,7 +140,7 @@
 //! 5. The digest, the decompressor and the strict archive reader write to a private staging
 //!    directory. Every member is compared with its digest in the manifest.
 //! 6. One rename turns the staging directory into an entry of the [`package::Store`].
-//! 7. The store records another attempt on disk, and [`models::selftest`] tests the model in a
+//! 7. The store records another attempt on disk, and [`models::ingest::selftest`] tests the model in a
 //!    child process. Then the entry is available. An entry whose self-test was interrupted twice is
 //!    quarantined.
 //!

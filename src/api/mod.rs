@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
 use crate::models::ManagerHandle;
-use crate::models::install::Installer;
+use crate::models::ingest::install::Installer;
 use crate::service::{Budget, EmbeddingService};
 use crate::telemetry::events::Events;
 use crate::telemetry::log::{self, Message};

@@ -23,7 +23,7 @@ use super::wire::{self, Arithmetic, InstalledPackage, Package, PackageList};
 use crate::base::errors::{chain, errno};
 use crate::base::units::Bytes;
 use crate::models::Residency;
-use crate::models::install::{InstallError, Installation};
+use crate::models::ingest::install::{InstallError, Installation};
 use crate::package::{
     Consent, Entries, EntryKey, InstallStatus, Origin, RollbackResult, RollbackTarget, Sidecars,
     SignatureStatus, StoreEntry, write_package,

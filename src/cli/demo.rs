@@ -21,7 +21,7 @@ use super::client::Client;
 use super::{print_error, terminal};
 use crate::api::wire::{EmbeddingsResponse, Vector};
 use crate::base::exit::Exit;
-use crate::models::load::cosine;
+use crate::models::residency::load::cosine;
 use crate::package::SUFFIX;
 
 /// Longest time until the daemon is ready. Unpacking, verifying and testing the bundled model takes

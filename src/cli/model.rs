@@ -30,9 +30,9 @@ use crate::base::exit::Exit;
 use crate::base::printable;
 use crate::config::Settings;
 use crate::files::FileError;
-use crate::models::install::{InstallDriver, InstallRules, Installation, remove};
-use crate::models::load::options;
-use crate::models::selftest::SelfTester;
+use crate::models::ingest::install::{InstallDriver, InstallRules, Installation, remove};
+use crate::models::ingest::selftest::SelfTester;
+use crate::models::residency::load::options;
 use crate::package::{Consent, Entries, EntryKey, Origin, SignatureStatus, Store, write_package};
 
 const PACK_EXAMPLES: &str = "Examples:

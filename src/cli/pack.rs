@@ -9,7 +9,7 @@ use super::output::OutputFile;
 use super::{progress, terminal};
 use crate::config::Settings;
 use crate::engine::{self, EngineOptions};
-use crate::models::load::{embed_plain, load, options};
+use crate::models::residency::load::{embed_plain, load, options};
 use crate::package::{
     BoxError, Manifest, ModelId, PackRequest, PackResult, PackageContents, Precision, Version, pack,
 };

@@ -9,7 +9,7 @@ use crate::api::describe;
 use crate::api::wire::Package;
 use crate::base::errors::chain;
 use crate::config::Settings;
-use crate::models::trust;
+use crate::models::ingest::trust;
 use crate::package::Store;
 
 /// Access to the installed models.

@@ -1,6 +1,6 @@
 //! A temporary store, in which a package file is verified without installing it.
 //!
-//! The checks of an installation are in [`crate::models::install`].
+//! The checks of an installation are in [`crate::models::ingest::install`].
 
 use std::fs::File;
 use std::path::Path;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::config::Settings;
 use crate::files;
-use crate::models::install::{InstallError, InstallRules, Installation, verify_and_store};
+use crate::models::ingest::install::{InstallError, InstallRules, Installation, verify_and_store};
 use crate::package::{Origin, PackageBytes, Sidecars, Store};
 
 /// A store in a temporary directory, which is removed on drop.

@@ -8,7 +8,7 @@ use clap::{CommandFactory, Parser};
 use super::run;
 use crate::base::exit::Exit;
 use crate::config::ConfigSource;
-use crate::models::selftest;
+use crate::models::ingest::selftest;
 
 /// Serve text embeddings over one Unix socket.
 #[derive(Debug, Parser)]

@@ -18,7 +18,7 @@ use crate::config::{self, ConfigError, ConfigSource, LoadedConfig, LogLevel, Set
 use crate::memory::level::Thresholds;
 use crate::models;
 use crate::models::ingest::IngestSettings;
-use crate::models::install::InstallRules;
+use crate::models::ingest::install::InstallRules;
 use crate::telemetry::events::{Event, Events};
 use crate::telemetry::log::{self, Message};
 

@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::worker::WorkerError;
 use crate::base::units::{Bytes, milliseconds};
 use crate::engine::EngineError;
+use crate::models::serving::worker::WorkerError;
 use crate::package::{DisabledReason, Entries};
 
 /// Reason why a model was not loaded, with numbers.

@@ -12,23 +12,23 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::catalog::{Catalog, CatalogSource};
-use super::error::ModelError;
-use super::fallback::{self, Fallback, FallbackFor, FallbackLog};
-use super::manager::{Command, Manager, ManagerParts};
-use super::model_state::Reservation;
-use super::retention::KeepAliveRequest;
-use super::serving::ServingTable;
-use super::usage::Usage;
-use super::{
-    FlushResult, Lease, LivenessProbe, MemoryView, Overview, REQUEST_TIMEOUT, ReleasedLease,
-    Residency,
-};
 use crate::base::errors::chain;
 use crate::base::units::Bytes;
 use crate::config::Settings;
 use crate::engine::{EngineOptions, Footprint};
 use crate::memory::monitor::{MemorySampler, Reading};
+use crate::models::catalog::fallback::{self, Fallback, FallbackFor, FallbackLog};
+use crate::models::catalog::{Catalog, CatalogSource};
+use crate::models::error::ModelError;
+use crate::models::residency::manager::{Command, Manager, ManagerParts};
+use crate::models::residency::model_state::Reservation;
+use crate::models::residency::retention::KeepAliveRequest;
+use crate::models::serving::table::ServingTable;
+use crate::models::usage::Usage;
+use crate::models::{
+    FlushResult, Lease, LivenessProbe, MemoryView, Overview, REQUEST_TIMEOUT, ReleasedLease,
+    Residency,
+};
 use crate::package::{EntryKey, Store, StoreEntry};
 use crate::telemetry::events::{Event, Events};
 use crate::telemetry::metrics::{LeaseOutcome, Metrics};
@@ -404,10 +404,11 @@ mod tests {
     use futures_util::FutureExt;
     use tempfile::TempDir;
 
-    use super::super::retention::{KeepAlive, ModelUser};
-    use super::super::{DefaultModelState, load};
     use super::*;
     use crate::engine::Precision;
+    use crate::models::DefaultModelState;
+    use crate::models::residency::load;
+    use crate::models::residency::retention::{KeepAlive, ModelUser};
     use crate::package::{
         BoxError, CleanupRule, Manifest, Origin, PackRequest, PackageContents, Quota, UnpackLimits,
         pack,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 
 use super::{ApiError, DRAINING};
-use crate::models::install::{InstallError, RemoveError};
+use crate::models::ingest::install::{InstallError, RemoveError};
 use crate::package::{RollbackError, StoreError, UnpackError};
 
 impl From<InstallError> for ApiError {

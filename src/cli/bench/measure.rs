@@ -15,7 +15,7 @@ use anyhow::{Context, anyhow};
 
 use super::super::progress;
 use crate::engine::{Embedder, EngineError, LoadedModel, Tokenizer};
-use crate::models::load::embed_plain;
+use crate::models::residency::load::embed_plain;
 
 /// Passes that wait for the engine, in addition to the one that the tokenizer prepares.
 const PASSES_AHEAD: usize = 1;

@@ -27,8 +27,8 @@ use crate::base::units::Bytes;
 use crate::config::Settings;
 use crate::engine::{EngineError, EngineOptions, LoadedModel, Precision};
 use crate::files::FileError;
-use crate::models::install::{InstallError, Installation};
-use crate::models::load;
+use crate::models::ingest::install::{InstallError, Installation};
+use crate::models::residency::load;
 use crate::package::{BoxError, EntryKey, Store};
 use measure::{MeasureLength, Throughput};
 

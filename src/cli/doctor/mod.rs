@@ -22,7 +22,7 @@ use super::{Connection, print_json, terminal};
 use crate::base::exit::Exit;
 use crate::base::printable;
 use crate::engine;
-use crate::models::load::options;
+use crate::models::residency::load::options;
 use facts::Facts;
 
 /// Find the problems of this machine, and show how to repair them.

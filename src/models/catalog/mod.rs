@@ -15,6 +15,7 @@
 //! Pure, apart from the lock of [`CatalogSource`].
 
 mod alias;
+pub(super) mod fallback;
 mod tenant_models;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,8 +25,8 @@ use tokio::sync::watch;
 pub use alias::{Alias, RequestTexts, ResolvedModel, implicit_models};
 pub use tenant_models::{TenantModels, permits};
 
-use super::error::ModelError;
 use crate::config::{MemorySettings, Settings, TenantSettings};
+use crate::models::error::ModelError;
 use crate::package::{Entries, EntryKey, InstallStatus, Store, StoreEntry};
 
 /// Facts about a request that decide what its model name means.

@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::classify::classify;
 use super::{Ingester, log_records, run_blocking};
 use crate::base::errors::{chain, errno};
-use crate::models::install::InstallError;
+use crate::models::ingest::install::InstallError;
 use crate::package::drop_dir::{
     self, DropScanner, FileFingerprint, LAST_RETRY, MissingResource, ScanResult, Verdict,
 };

@@ -1,10 +1,10 @@
 //! Classifies failed installations, and measures the capacity on which a retry depends.
 
-use super::super::install::{InstallError, InstallRules};
-use super::super::load::LoadError;
-use super::super::{ManagerHandle, ModelError};
 use crate::base::errors::chain;
 use crate::engine::EngineError;
+use crate::models::ingest::install::{InstallError, InstallRules};
+use crate::models::residency::load::LoadError;
+use crate::models::{ManagerHandle, ModelError};
 use crate::package::drop_dir::{Capacity, MissingResource, Verdict};
 use crate::package::{SignatureError, StoreError, UnpackError};
 

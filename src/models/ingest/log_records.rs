@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::base::errors::{chain, errno};
 use crate::files::FileError;
-use crate::models::install::Installation;
+use crate::models::ingest::install::Installation;
 use crate::package::{EntryKey, SignatureStatus, StoreEntry, StoreError};
 use crate::telemetry::log::Message;
 

@@ -7,10 +7,13 @@
 
 mod bundled;
 mod classify;
+pub mod install;
 mod log_records;
 mod missing_files;
 mod rejection;
 mod repair;
+pub mod selftest;
+pub mod trust;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,9 +23,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::install::{InstallError, Installer};
 use crate::base::errors::{chain, errno};
 use crate::config::Settings;
+use crate::models::ingest::install::{InstallError, Installer};
 use crate::package::drop_dir::{self, Capacity, DropScanner, FileFingerprint, ScanResult, Verdict};
 use crate::package::{Entries, EntryKey, InstallStatus, Origin, StoreEntry};
 use crate::telemetry::log::Message;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::{Ingester, log_records, run_blocking};
 use crate::base::errors::{chain, errno};
 use crate::base::units::Bytes;
-use crate::models::install::InstallError;
+use crate::models::ingest::install::InstallError;
 use crate::package::drop_dir::{self, FileFingerprint, QuarantineResult};
 use crate::package::{Origin, StoreEntry};
 use crate::telemetry::events::Event;

@@ -1,0 +1,415 @@
+//! Unloads: on request, when idle, and after removal from the store. Also preloads before the
+//! expected use.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::admission::LoadReason;
+use super::{Manager, UnloadEnd};
+use crate::base::units::{Bytes, milliseconds};
+use crate::memory::level::PressureLevel;
+use crate::memory::malloc_trim;
+use crate::memory::sample::Sample;
+use crate::models::error::ModelError;
+use crate::models::residency::model_state::{
+    DrainingModel, ModelState, UnloadReason, WorkerHandle,
+};
+use crate::models::residency::retention::{KeepAliveRequest, Retention};
+use crate::models::{ActionRecord, FlushResult};
+use crate::package::EntryKey;
+use crate::telemetry::events::Event;
+use crate::telemetry::log::Message;
+use crate::telemetry::metrics::UnloadLabel;
+
+/// Interval at which a busy model with a very short `keep_alive` is polled, since the end of its
+/// last request sends no event.
+const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Time before its expected use at which a model is preloaded.
+const PRELOAD_LEAD: Duration = Duration::from_secs(300);
+/// Shortest interval at which users other than administrators may unload a model early. Each load
+/// after it reads the model from the disk again.
+const EARLY_UNLOAD_INTERVAL: Duration = Duration::from_secs(60);
+
+/// An unloaded model, measured on the thread that waited for its worker.
+pub(super) struct UnloadedModel {
+    key: EntryKey,
+    /// Reason for the unload; `None` for a worker without a slot, which is not reported.
+    reason: Option<(UnloadReason, String)>,
+    before: Sample,
+    after: Sample,
+    duration: Duration,
+}
+
+/// A flush in progress.
+pub(super) struct PendingFlush {
+    reply: oneshot::Sender<FlushResult>,
+    draining: BTreeSet<EntryKey>,
+    unloaded: Vec<EntryKey>,
+    /// Sample before the first unload.
+    before: Option<Sample>,
+    started: Instant,
+}
+
+impl Manager {
+    /// Drains and unloads `key`, if it is resident.
+    pub(super) fn drain(&mut self, key: &EntryKey, why: UnloadReason, reason: String) {
+        let Some(slot) = self.states.remove(key) else { return };
+        let ModelState::Resident(resident) = slot else {
+            self.states.insert(key.clone(), slot);
+            return;
+        };
+        let draining = DrainingModel { reason: why, waiting: Vec::new(), waiters: Vec::new() };
+        self.states.insert(key.clone(), ModelState::Draining(draining));
+        self.start_unload(key.clone(), resident.worker, Some((why, reason)));
+    }
+
+    /// Ends a worker that has no slot any more.
+    pub(super) fn end_worker(&mut self, key: EntryKey, worker: WorkerHandle) {
+        self.start_unload(key, worker, None);
+    }
+
+    fn start_unload(
+        &mut self,
+        key: EntryKey,
+        worker: WorkerHandle,
+        why: Option<(UnloadReason, String)>,
+    ) {
+        let WorkerHandle { queue, thread } = worker;
+        // Requests must find no way to the queue when it is about to end. From here on they get
+        // their answer from the manager.
+        self.serving.remove(&key);
+        let gauge = self.parts.sampler.clone();
+        // The join takes as long as the requests in progress, so that it runs on the blocking pool.
+        // The worker ends when every sender is dropped: this one and those of the leases.
+        self.unloads.spawn_blocking(move || {
+            let started = std::time::Instant::now();
+            let before = gauge.sample();
+            drop(queue);
+            if thread.join().is_err() {
+                tracing::error!(
+                    name: Message::InternalFault.name(),
+                    model = %key,
+                    "worker panicked"
+                );
+            }
+            // The allocator keeps freed memory. Return it to the kernel first, so that the second
+            // sample shows it.
+            malloc_trim::trim();
+            let after = gauge.sample();
+            UnloadedModel { key, reason: why, before, after, duration: started.elapsed() }
+        });
+    }
+
+    pub(super) fn on_unloaded(
+        &mut self,
+        UnloadedModel { key, reason: why, before, after, duration }: UnloadedModel,
+    ) {
+        // A worker without a slot is not reported, but its memory may let a waiting model fit.
+        let Some((why, reason)) = why else { return self.readmit() };
+        let freed = Bytes(before.process.0.saturating_sub(after.process.0));
+        let mapped = Bytes(before.mapped.0.saturating_sub(after.mapped.0));
+        let record = ActionRecord {
+            at: SystemTime::now(),
+            action: match why {
+                UnloadReason::Requested => "unload",
+                UnloadReason::Idle => "idle",
+                UnloadReason::Pressure | UnloadReason::Displaced => "evict",
+            },
+            model: Some(key.clone()),
+            level: self.parts.readings.borrow().level,
+            reason,
+            freed: Some(freed),
+            duration,
+        };
+        self.log_unload(&key, why, &record);
+        let is_step = why == UnloadReason::Pressure;
+        if is_step {
+            self.on_evicted(&record);
+        }
+        let (reason, duration_ms) = (&record.reason, milliseconds(duration));
+        let (freed_bytes, mapped_bytes) = (freed.0, mapped.0);
+        match why.is_eviction() {
+            true => tracing::info!(
+                name: Message::ModelEvicted.name(),
+                model = %key, reason, freed_bytes, mapped_bytes, duration_ms,
+                "model evicted"
+            ),
+            false => tracing::info!(
+                name: Message::ModelUnloaded.name(),
+                model = %key, reason, freed_bytes, mapped_bytes, duration_ms,
+                "model unloaded"
+            ),
+        }
+        self.record_action(record);
+        // The slot is missing if the model was removed while it drained.
+        if let Some(ModelState::Draining(_)) = self.states.get(&key)
+            && let Some(ModelState::Draining(DrainingModel { reason: why, waiting, waiters })) =
+                self.states.remove(&key)
+        {
+            if why.is_eviction() {
+                let cooldown = self.parts.settings.borrow().memory.pressure.reload_cooldown;
+                let until = Instant::now() + cooldown;
+                self.states.insert(key.clone(), ModelState::CoolingDown { until });
+            } else {
+                self.states.insert(key.clone(), ModelState::Unloaded);
+            }
+            self.answer_waiting(waiting);
+            // The caller may have stopped waiting.
+            for waiter in waiters {
+                let (Ok(()) | Err(())) = waiter.send(());
+            }
+        }
+        // The end of the unload is measured: flushes, waiting models and the pressure plan
+        // continue.
+        self.finish_flushes(&key, &before, &after);
+        self.readmit();
+        if is_step {
+            self.on_step_done();
+        } else {
+            self.parts.sampler.wake();
+        }
+    }
+
+    fn log_unload(&self, key: &EntryKey, why: UnloadReason, record: &ActionRecord) {
+        self.parts.metrics.count_unload(
+            key.id(),
+            match why {
+                UnloadReason::Requested => UnloadLabel::Request,
+                UnloadReason::Idle => UnloadLabel::Idle,
+                UnloadReason::Pressure => UnloadLabel::Pressure,
+                UnloadReason::Displaced => UnloadLabel::Room,
+            },
+        );
+        let (model, reason) = (key.name().to_owned(), record.reason.clone());
+        let bytes = record.freed.map(|freed| freed.0);
+        self.parts.events.publish(match why.is_eviction() {
+            true => Event::ModelEvicted { model, reason, bytes },
+            false => Event::ModelUnloaded { model, reason, bytes },
+        });
+    }
+
+    /// Drops a model that was removed from the store, or every model when the daemon stops.
+    pub(super) fn forget(&mut self, key: &EntryKey) {
+        self.pins.remove(key);
+        self.f32_only.remove(key);
+        match self.states.remove(key) {
+            Some(ModelState::Admitting(admitting)) => reject_removed(admitting.waiting),
+            Some(ModelState::Loading { waiting, worker, .. }) => {
+                reject_removed(waiting);
+                self.end_worker(key.clone(), worker);
+            }
+            Some(ModelState::Resident(resident)) => {
+                let reason = "it was removed from the store, or the daemon stops".to_owned();
+                tracing::info!(
+                    name: Message::ModelUnloaded.name(),
+                    model = %key, reason,
+                    "unloading model"
+                );
+                let model = key.name().to_owned();
+                self.parts.events.publish(Event::ModelUnloaded { model, reason, bytes: None });
+                self.end_worker(key.clone(), resident.worker);
+            }
+            // The end of its thread, or of its installation, is awaited already.
+            Some(ModelState::Reserved { waiting, .. }) => reject_removed(waiting),
+            Some(ModelState::Draining(draining)) => reject_removed(draining.waiting),
+            Some(
+                ModelState::Unloaded
+                | ModelState::CoolingDown { .. }
+                | ModelState::Refused { .. }
+                | ModelState::Failed { .. },
+            )
+            | None => {}
+        }
+    }
+
+    /// Returns the time at which the next model becomes idle for too long.
+    pub(super) fn next_idle(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        self.retentions(now)
+            .into_iter()
+            // A busy model is in use until its last request ends, and no event reports that end. So
+            // it is polled.
+            .filter_map(|(key, need)| match self.states.get(&key) {
+                Some(ModelState::Resident(resident)) if resident.is_busy() => {
+                    now.checked_add(need.time.max(BUSY_POLL_INTERVAL))
+                }
+                Some(ModelState::Resident(_)) => Some(need.until),
+                _ => None,
+            })
+            .min()
+    }
+
+    pub(super) fn unload_idle(&mut self) {
+        let now = Instant::now();
+        for (key, need) in self.retentions(now) {
+            if let Some(ModelState::Resident(resident)) = self.states.get(&key)
+                && now >= need.until
+                // A request may have used the model since its need was computed. While the table
+                // removes it, no other one can.
+                && self.serving.remove_if(&key, || {
+                    !resident.is_busy() && resident.last_used() <= now
+                })
+            {
+                if need.is_shortened {
+                    self.unloaded_early
+                        .retain(|_, at| now.duration_since(*at) < EARLY_UNLOAD_INTERVAL);
+                    self.unloaded_early.insert(key.clone(), now);
+                }
+                let time = humantime::format_duration(need.time);
+                let reason = match need.is_requested {
+                    true => format!("not used for {time}, its keep_alive"),
+                    false => format!("not used for {time}"),
+                };
+                self.drain(&key, UnloadReason::Idle, reason);
+            }
+        }
+    }
+
+    /// Returns the needs of the resident models that are not pinned and whose need ends.
+    fn retentions(&mut self, now: Instant) -> Vec<(EntryKey, Retention)> {
+        let resident =
+            self.states.iter().filter(|(_, slot)| matches!(slot, ModelState::Resident(_)));
+        let keys = Vec::from_iter(resident.map(|(key, _)| key.clone()));
+        keys.into_iter().filter_map(|key| Some((key.clone(), self.retention(&key, now)?))).collect()
+    }
+
+    /// Returns the last need of `key`; `None` when the model is not in memory, is pinned, or its
+    /// need does not end.
+    pub(super) fn retention(&mut self, key: &EntryKey, now: Instant) -> Option<Retention> {
+        if self.is_pinned(key) {
+            return None;
+        }
+        let max_idle_time = self.model_settings(key).max_idle_time;
+        let Some(ModelState::Resident(resident)) = self.states.get(key) else { return None };
+        // This call records the end of the requests in progress.
+        resident.idle(now);
+        let need = resident.retention(max_idle_time)?;
+        // A user who unloads a model early again and again would make the disk read it for each
+        // request. So an early unload is delayed until `EARLY_UNLOAD_INTERVAL` after the last one.
+        let again =
+            self.unloaded_early.get(key).and_then(|at| at.checked_add(EARLY_UNLOAD_INTERVAL));
+        let until = match again {
+            Some(again) if need.is_shortened => need.until.max(again),
+            _ => need.until,
+        };
+        Some(Retention { until, ..need })
+    }
+
+    pub(super) fn keep_alive(
+        &mut self,
+        name: &str,
+        wish: KeepAliveRequest,
+    ) -> Result<(), ModelError> {
+        let key = self.find(name)?;
+        if let Some(ModelState::Resident(resident)) = self.states.get_mut(&key) {
+            resident.set_keep_alive(wish);
+        }
+        Ok(())
+    }
+
+    pub(super) fn pin(&mut self, name: &str, pinned: bool) -> Result<(), ModelError> {
+        let key = self.find(name)?;
+        tracing::info!(
+            name: Message::ModelPinned.name(),
+            model = %key, pinned,
+            "pin changed"
+        );
+        self.pins.insert(key, pinned);
+        Ok(())
+    }
+
+    pub(super) fn unload(&mut self, name: &str) -> Result<UnloadEnd, ModelError> {
+        let key = self.find(name)?;
+        if self.is_pinned(&key) {
+            return Err(ModelError::Pinned(name.to_owned()));
+        }
+        self.drain(&key, UnloadReason::Requested, "an administrator requested it".to_owned());
+        Ok(match self.states.get_mut(&key) {
+            Some(ModelState::Draining(draining)) => {
+                let (done, end) = oneshot::channel();
+                draining.waiters.push(done);
+                Some(end)
+            }
+            _ => None,
+        })
+    }
+
+    pub(super) fn flush_models(&mut self, reply: oneshot::Sender<FlushResult>) {
+        let resident =
+            self.states.iter().filter(|(_, slot)| matches!(slot, ModelState::Resident(_)));
+        let unloaded: Vec<EntryKey> =
+            resident.map(|(key, _)| key.clone()).filter(|key| !self.is_pinned(key)).collect();
+        for key in &unloaded {
+            self.drain(
+                key,
+                UnloadReason::Requested,
+                "an administrator flushed the memory".to_owned(),
+            );
+        }
+        let draining = self.states.iter().filter(|(_, state)| state.is_draining());
+        let draining: BTreeSet<EntryKey> = draining.map(|(key, _)| key.clone()).collect();
+        let flush =
+            PendingFlush { reply, draining, unloaded, before: None, started: Instant::now() };
+        if flush.draining.is_empty() {
+            let after = self.parts.readings.borrow().sample.clone();
+            flush.finish(after);
+        } else {
+            self.flushes.push(flush);
+        }
+    }
+
+    /// Finishes the flushes for which `key` was the last model.
+    fn finish_flushes(&mut self, key: &EntryKey, before: &Sample, after: &Sample) {
+        let (finished, rest) = std::mem::take(&mut self.flushes)
+            .into_iter()
+            .map(|mut flush| {
+                flush.draining.remove(key);
+                flush.before.get_or_insert_with(|| before.clone());
+                flush
+            })
+            .partition::<Vec<_>, _>(|flush| flush.draining.is_empty());
+        self.flushes = rest;
+        finished.into_iter().for_each(|flush| flush.finish(after.clone()));
+    }
+
+    /// Preloads the models that are expected to be used soon, if memory is not short. Nothing is
+    /// evicted for them.
+    pub(super) fn preload_expected(&mut self) {
+        if self.parts.readings.borrow().level > PressureLevel::Normal {
+            return;
+        }
+        for expected in self.parts.usage.predict(PRELOAD_LEAD, SystemTime::now()) {
+            let absent =
+                matches!(self.states.get(&expected.key), None | Some(ModelState::Unloaded));
+            let found = self.find(&expected.key.exact_name());
+            if absent && found.is_ok_and(|key| key == expected.key) {
+                tracing::info!(
+                    name: Message::ModelLoading.name(),
+                    model = %expected.key, probability = expected.probability,
+                    "preloading model before its expected use"
+                );
+                self.admit(expected.key, LoadReason::Preload);
+            }
+        }
+    }
+}
+
+impl PendingFlush {
+    fn finish(self, after: Sample) {
+        let Self { reply, unloaded, before, started, .. } = self;
+        let duration = started.elapsed();
+        let before = before.unwrap_or_else(|| after.clone());
+        // The client may have cancelled.
+        drop(reply.send(FlushResult { unloaded, before, after, duration }));
+    }
+}
+
+/// Rejects the requests that wait for a removed model.
+fn reject_removed(waiting: super::WaitingLeases) {
+    for (name, reply) in waiting {
+        drop(reply.send(Err(ModelError::Ended(name))));
+    }
+}
