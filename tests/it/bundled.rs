@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use caxton::base::units::Bytes;
 use caxton::config::Settings;
-use caxton::models::load::{cosine, load, options, self_test};
+use caxton::models::residency::load::{cosine, load, options, self_test};
 use caxton::package::{CleanupRule, Digest, Origin, Quota, Store, UnpackLimits};
 
 use crate::golden::{MINI_LM, reference, texts};

@@ -22,7 +22,7 @@ use std::{env, io, thread};
 use caxton::base::units::Bytes;
 use caxton::engine::{EngineOptions, Footprint, Precision};
 use caxton::models::WorkerError;
-use caxton::models::load;
+use caxton::models::residency::load;
 use caxton::package::{
     self, EntryKey, Manifest, Origin, PackRequest, PackageContents, Quota, Store, UnpackLimits,
     WEIGHTS, pack,

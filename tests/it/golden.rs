@@ -16,7 +16,7 @@ use caxton::engine::{
     self, Activation, Architecture, DenseSpec, EngineOptions, LoadedModel, ModelFiles, ModelSpec,
     Pooling, Precision,
 };
-use caxton::models::load;
+use caxton::models::residency::load;
 use caxton::package::{self, Manifest, PackRequest, PackageContents};
 use safetensors::SafeTensors;
 

@@ -15,7 +15,7 @@ use caxton::base::units::Bytes;
 use caxton::engine::{EngineOptions, Precision};
 use caxton::files::{self, ReadOnce};
 use caxton::models::WorkerError;
-use caxton::models::load;
+use caxton::models::residency::load;
 use caxton::package::{CleanupRule, Origin, Quota, Store, UnpackLimits, WEIGHTS};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 

@@ -47,7 +47,10 @@ fn embedding_space_change_needs_administrator_consent() {
     for (file, number) in [("m-2", "2"), ("m-0", "0.1"), ("m-same", "1")] {
         fs::write(dropped(&daemon, file), pack("tiny-bert-cls", "m", number)).unwrap();
         let reason = until_quarantined(&daemon, file);
-        assert!(reason.contains("another embedding space") && reason.contains(&space), "{reason}");
+        assert!(
+            reason.contains("would change the embedding space") && reason.contains(&space),
+            "{reason}"
+        );
         assert!(reason.contains("--replace"), "{reason}");
         assert_eq!(version(&daemon), "m@1");
     }
@@ -67,7 +70,7 @@ fn administrator_may_replace_the_embedding_space() {
     let file = package_of_other_space(&daemon);
     let (code, stderr) = install(&daemon, &file, &[]);
     assert_eq!(code, Some(65), "{stderr}");
-    assert!(stderr.contains("another embedding space"), "{stderr}");
+    assert!(stderr.contains("would change the embedding space"), "{stderr}");
     assert_eq!(install(&daemon, &file, &["--replace"]), (Some(0), String::new()));
     assert_eq!(version(&daemon), "m@2");
     assert_ne!(space(&daemon), before);
@@ -94,6 +97,9 @@ fn embedding_space_is_checked_without_daemon() {
     let root = with_model().stop();
     let file = package_of_other_space(&root);
     let (code, stderr) = install(&root, &file, &[]);
-    assert!(code == Some(65) && stderr.contains("another embedding space"), "{code:?} {stderr}");
+    assert!(
+        code == Some(65) && stderr.contains("would change the embedding space"),
+        "{code:?} {stderr}"
+    );
     assert_eq!(install(&root, &file, &["--replace"]), (Some(0), String::new()));
 }

@@ -58,7 +58,7 @@ fn doctor_says(root: &Root, daemon: &str, found: &str) {
     assert_eq!(code, 1, "{report:#}");
     assert_check(&report, "condition", daemon, if daemon == "warn" { found } else { "answer" });
     assert_check(&report, "disk", "fail", found);
-    assert_check(&report, "store", "pass", "entries can be read");
+    assert_check(&report, "store", "pass", "entries, all readable");
 }
 
 /// Installs a package with the command line, and waits until no component is degraded.
