@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 
 use axum::Json;
 use axum::body::Body;
@@ -47,17 +48,17 @@ pub const NAME_HEADER: &str = "x-caxton-file-name";
 
 pub(super) async fn list(
     State(app): State<App>,
-    sight: Visibility,
+    visibility: Visibility,
 ) -> Result<Json<PackageList>, ApiError> {
-    Ok(Json(PackageList { packages: describe_all(&app, &sight).await? }))
+    Ok(Json(PackageList { packages: describe_all(&app, &visibility).await? }))
 }
 
 pub(super) async fn show(
     State(app): State<App>,
-    sight: Visibility,
+    visibility: Visibility,
     PathName(name): PathName,
 ) -> Result<Json<Package>, ApiError> {
-    let entries = sight.entries(&app);
+    let entries = visibility.entries(&app);
     let entry = entries.resolve(&name);
     let entry = entry.ok_or_else(|| ApiError::unknown_package(name, &entries))?;
     let residency = app.handle.residency().await?;
@@ -159,9 +160,17 @@ fn sidecars(headers: &HeaderMap) -> Result<Sidecars, ApiError> {
             ApiError::invalid(Some(name.to_owned()), message)
         })
     };
-    let name = headers.get(NAME_HEADER).and_then(|name| name.to_str().ok()).unwrap_or_default();
+    let name = match headers.get(NAME_HEADER) {
+        None => "",
+        // Unlike other headers, a file name may have characters outside ASCII: the command line
+        // sends the name of the file as UTF-8.
+        Some(name) => std::str::from_utf8(name.as_bytes()).map_err(|_not_utf8| {
+            let message = format!("the header {NAME_HEADER} is not UTF-8; send the name as UTF-8");
+            ApiError::invalid(Some(NAME_HEADER.to_owned()), message)
+        })?,
+    };
     let (sha256, minisig) = (text(SHA256_HEADER)?, text(MINISIG_HEADER)?);
-    Ok(Sidecars::parse(std::path::Path::new(name), sha256.as_deref(), minisig.as_deref())
+    Ok(Sidecars::parse(Path::new(name), sha256.as_deref(), minisig.as_deref())
         .map_err(InstallError::from)?)
 }
 
@@ -211,12 +220,12 @@ fn rollback(body: wire::rollback::RollbackRequest) -> Result<RollbackTarget, Api
 
 pub(super) async fn verify(
     State(app): State<App>,
-    sight: Visibility,
+    visibility: Visibility,
     PathName(name): PathName,
 ) -> Result<Json<Package>, ApiError> {
     let entry = find(&app, &name)?;
     app.installer.verify(entry.key).await.ok_or_else(ApiError::lost_work)??;
-    show(State(app), sight, PathName(name)).await
+    show(State(app), visibility, PathName(name)).await
 }
 
 /// Streams the package, which is packed again from its verified contents.
@@ -252,9 +261,12 @@ fn find(app: &App, name: &str) -> Result<StoreEntry, ApiError> {
         .ok_or_else(|| ApiError::unknown_package(name.to_owned(), &entries))
 }
 
-pub(super) async fn describe_all(app: &App, sight: &Visibility) -> Result<Vec<Package>, ApiError> {
+pub(super) async fn describe_all(
+    app: &App,
+    visibility: &Visibility,
+) -> Result<Vec<Package>, ApiError> {
     let residency = app.handle.residency().await?;
-    let entries = sight.entries(app);
+    let entries = visibility.entries(app);
     Ok(entries.iter().map(|entry| describe(entry, &entries, Some(&residency))).collect())
 }
 
@@ -347,5 +359,35 @@ pub fn describe(
         last_validated_at: record.last_validated_at.0,
         access_count: accesses.count(),
         last_access_at: accesses.last_access_at().map(|at| at.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn checksum_of_file_name_outside_ascii_is_accepted() {
+        let name = "größe.model.tar.zst";
+        let line = |file: &str| STANDARD.encode(format!("{}  {file}\n", "0".repeat(64)));
+        let headers = |file: &str| {
+            let name = HeaderValue::from_str(name).unwrap();
+            let sum = HeaderValue::from_str(&line(file)).unwrap();
+            let names = [NAME_HEADER, SHA256_HEADER].map(header::HeaderName::from_static);
+            HeaderMap::from_iter(names.into_iter().zip([name, sum]))
+        };
+        assert!(sidecars(&headers(name)).is_ok());
+        assert!(sidecars(&headers("other.model.tar.zst")).is_err());
+    }
+
+    #[test]
+    fn file_name_that_is_not_utf8_is_rejected() {
+        let mut headers = HeaderMap::new();
+        headers.insert(NAME_HEADER, HeaderValue::from_bytes(b"gr\xf6\xdfe").unwrap());
+        let error = sidecars(&headers).err().unwrap();
+        assert_eq!(error.code(), "invalid_request");
+        assert!(error.message().contains("the header x-caxton-file-name"), "{}", error.message());
     }
 }

@@ -30,12 +30,11 @@ impl From<InstallError> for ApiError {
             | InstallError::NoTestAttemptsLeft
             | InstallError::NoUnpackAttemptsLeft
             | InstallError::SelfTestPanicked
-            | InstallError::InstallationPanicked
             | InstallError::Crashed(_)
             | InstallError::Trust(_) => {
                 Self::of(StatusCode::BAD_REQUEST, "package_refused", &error)
             }
-            InstallError::NotTested(_) => {
+            InstallError::NotTested(_) | InstallError::InstallationPanicked => {
                 Self::of(StatusCode::INTERNAL_SERVER_ERROR, "internal", &error)
             }
             InstallError::BundledOnly => Self::of(StatusCode::FORBIDDEN, "bundled_only", &error),
@@ -114,6 +113,17 @@ mod tests {
             assert_eq!(error.status().as_u16(), status);
             assert!(error.message().contains(expected), "{}", error.message());
             assert!(!error.message().contains("--"), "{}", error.message());
+        }
+    }
+
+    #[test]
+    fn panicking_installation_is_an_internal_error() {
+        for (error, status, code) in [
+            (InstallError::SelfTestPanicked, 400, "package_refused"),
+            (InstallError::InstallationPanicked, 500, "internal"),
+        ] {
+            let error = ApiError::from(error);
+            assert_eq!((error.status().as_u16(), error.code()), (status, code));
         }
     }
 }

@@ -32,7 +32,7 @@ large_models_install_from_drop_directory() {
     for model in "${large[@]}"; do
         until_true "$model" available "$model"
     done
-    peak=$(<"$group/memory.peak" 2>/dev/null) || peak=0
+    peak=$(cat "$group/memory.peak" 2>/dev/null) || peak=0
     note "peak of the control group $(mebibytes "$peak")"
 }
 
