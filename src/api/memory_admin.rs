@@ -26,7 +26,7 @@ const AUTO: &str = "auto";
 
 pub(super) async fn status(
     State(app): State<App>,
-    sight: Visibility,
+    visibility: Visibility,
 ) -> Result<Json<MemoryStatus>, ApiError> {
     let view = app.handle.memory().await?;
     let reading = view.reading;
@@ -35,10 +35,10 @@ pub(super) async fn status(
         unreclaimable_bytes: limit.unreclaimable.0,
         file: limit.file.display().to_string(),
     });
-    let models = view.models.into_iter().filter(|model| sight.shows(&model.key));
+    let models = view.models.into_iter().filter(|model| visibility.shows(&model.key));
     let actions = view.actions.into_iter().filter_map(|record| {
         let key = record.model.clone();
-        sight.action(key.as_ref(), action(record))
+        visibility.action(key.as_ref(), action(record))
     });
     let machine = &reading.sample.machine;
     // The sample has `u64::MAX` on a system that does not report its memory.
@@ -48,7 +48,7 @@ pub(super) async fn status(
         cause: reading.cause.clone(),
         source: reading.source.clone(),
         shedding: view.is_shedding,
-        room_bytes: view.headroom.0,
+        headroom_bytes: view.headroom.0,
         measured: measured(&reading.sample),
         configured_limit_bytes: view.configured_limit.map(|limit| limit.0),
         limits: limits.collect(),

@@ -22,7 +22,7 @@ use crate::package::{EntryKey, StoreEntry};
 /// Parameters of [`recommendations`].
 const PARAMETERS: [&str; 3] = ["task_type", "complexity", "max_latency_ms"];
 
-pub(super) async fn stats(State(app): State<App>, sight: Visibility) -> Json<ModelStatsList> {
+pub(super) async fn stats(State(app): State<App>, visibility: Visibility) -> Json<ModelStatsList> {
     let mut stats = app.handle.usage().stats(SystemTime::now());
     let entries = app.handle.store().entries();
     let installed = entries.iter().map(|entry| entry.key.clone());
@@ -32,7 +32,7 @@ pub(super) async fn stats(State(app): State<App>, sight: Visibility) -> Json<Mod
     });
     let mut models = Vec::from_iter(installed);
     models.extend(stats.into_iter().map(|(key, stats)| (key, stats, false)));
-    models.retain(|(key, ..)| sight.shows(key));
+    models.retain(|(key, ..)| visibility.shows(key));
     models.sort_by(|(a, ..), (b, ..)| a.cmp(b));
     let models = models.into_iter().map(|(key, stats, installed)| show(&key, stats, installed));
     Json(ModelStatsList { models: models.collect() })
@@ -82,7 +82,7 @@ pub(super) async fn recommendations(
 ) -> Result<Json<Recommendations>, ApiError> {
     let query = parse(query.as_deref().unwrap_or_default())?;
     let residency = app.handle.residency().await?;
-    let room = app.handle.memory().await?.headroom;
+    let headroom = app.handle.memory().await?.headroom;
     let usage = app.handle.usage();
     let entries = viewer.visible_models(&app);
     let candidates = entries.iter().map(|entry| Candidate {
@@ -91,7 +91,7 @@ pub(super) async fn recommendations(
         p95: usage.recent_latency(&entry.key).map(|latency| latency.p95),
         memory: match residency.get(&entry.key) {
             Some(Residency::Resident { .. }) => MemoryFit::Resident,
-            _ if fits(entry, room) => MemoryFit::Fits,
+            _ if fits(entry, headroom) => MemoryFit::Fits,
             _ => MemoryFit::DoesNotFit,
         },
     });
@@ -114,8 +114,8 @@ pub(super) async fn recommendations(
 
 /// Returns whether the model fits into memory beside the resident models. The total size of its
 /// files approximates the size of its weights.
-fn fits(entry: &StoreEntry, room: Bytes) -> bool {
-    entry.manifest.total_size() <= room.0
+fn fits(entry: &StoreEntry, headroom: Bytes) -> bool {
+    entry.manifest.total_size() <= headroom.0
 }
 
 /// Parses the query of [`recommendations`]. Every parameter is optional.

@@ -98,7 +98,7 @@ impl Status {
             fact("process", size(status.measured.process_bytes)),
             fact("control group", size(status.measured.unreclaimable_bytes)),
             fact("mapped files", size(status.measured.mapped_bytes)),
-            fact("headroom for models", size(status.room_bytes)),
+            fact("headroom for models", size(status.headroom_bytes)),
         ];
         if let Some(cause) = status.cause {
             facts.insert(1, fact("cause", cause));

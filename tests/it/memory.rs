@@ -60,7 +60,7 @@ fn memory_status_reports_level_and_resident_models() {
     let daemon = root().start();
     let status = memory(&daemon);
     assert_eq!((&status["level"], &status["shedding"]), (&json!("normal"), &json!(false)));
-    assert!(status["room_bytes"].as_u64().unwrap() > MIB, "{status}");
+    assert!(status["headroom_bytes"].as_u64().unwrap() > MIB, "{status}");
     assert!(status["process_bytes"].as_u64().unwrap() > MIB, "{status}");
     assert_eq!(model(&status, "bundled-mini")["residency"], "resident");
     assert_eq!(model(&status, "other"), &Value::Null);

@@ -53,7 +53,7 @@ fn series_exist_at_first_scrape_without_loading_models() {
         r#"caxton_model_load_time_seconds_count{model_id="other"}"#,
         r#"caxton_model_load_failures_total{model_id="bundled-mini"}"#,
         r#"caxton_model_validation_failures_total{model_id="other",failure_type="corrupt"}"#,
-        r#"caxton_model_evictions_total{model_id="other",reason="room"}"#,
+        r#"caxton_model_evictions_total{model_id="other",reason="displaced"}"#,
         r#"caxton_model_unloads_total{model_id="other",reason="idle"}"#,
         r#"caxton_model_memory_usage_bytes{model_id="other"}"#,
         r#"caxton_model_resident{model_id="other"}"#,

@@ -14,7 +14,7 @@ pub struct MemoryStatus {
     /// Whether requests are shed because memory is short.
     pub shedding: bool,
     /// Headroom: memory that a model may take without an eviction.
-    pub room_bytes: u64,
+    pub headroom_bytes: u64,
     /// Memory in use.
     #[serde(flatten)]
     pub measured: MeasuredMemory,

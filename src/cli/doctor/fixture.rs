@@ -40,7 +40,7 @@ pub(super) fn answers(models: &[(&str, &str, u64)]) -> DaemonAnswers {
     });
     let memory = json!({
         "level": "normal", "cause": null, "source": "polling", "shedding": false,
-        "room_bytes": 1000, "unreclaimable_bytes": 0, "process_bytes": 0, "mapped_bytes": 0,
+        "headroom_bytes": 1000, "unreclaimable_bytes": 0, "process_bytes": 0, "mapped_bytes": 0,
         "swap_bytes": 0, "pressure": null, "configured_limit_bytes": null, "limits": [],
         "system": {
             "total_bytes": null, "available_bytes": null, "swap_total_bytes": 0,

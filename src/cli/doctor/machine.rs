@@ -28,15 +28,15 @@ pub(super) fn memory(answers: Option<&DaemonAnswers>) -> Check {
         return Check::needs_daemon(NAME);
     };
     let resident = |package: &Package| package.residency.as_deref() == Some("resident");
-    let room = Bytes(memory.room_bytes);
+    let headroom = Bytes(memory.headroom_bytes);
     let default = status.packages.iter().find(|it| it.current && it.id == status.default_model);
-    if let Some(default) = default.filter(|it| !resident(it) && it.size_bytes > room.0) {
+    if let Some(default) = default.filter(|it| !resident(it) && it.size_bytes > headroom.0) {
         let (id, size) = (&default.id, Bytes(default.size_bytes));
-        let found = format!("{id} needs at least {size}, and {room} is available");
+        let found = format!("{id} needs at least {size}, and {headroom} is available");
         return Check::fail(NAME, found, format!("raise MemoryMax=: {LIMIT}"));
     }
     if memory.shedding {
-        let found = format!("memory is short, so requests are rejected; {room} is available");
+        let found = format!("memory is short, so requests are rejected; {headroom} is available");
         return Check::warn(NAME, found, "caxton memory status");
     }
     let largest = status.packages.iter().max_by_key(|package| package.size_bytes);
@@ -54,7 +54,7 @@ pub(super) fn memory(answers: Option<&DaemonAnswers>) -> Check {
         Some(limit) => format!("{} by {}", Bytes(limit.bytes), limit.file),
         None => "only the memory of the machine".to_owned(),
     };
-    Check::pass(NAME, format!("limit: {limit}; headroom for models: {room}"))
+    Check::pass(NAME, format!("limit: {limit}; headroom for models: {headroom}"))
 }
 
 /// Checks whether the daemon gets events of memory pressure, or has to poll.
@@ -218,7 +218,7 @@ mod tests {
         assert(&memory(None), Skipped, "does not answer", None);
         let mut facts = answers(&[("a", "absent", 1001)]);
         assert(&memory(Some(&facts)), Fail, "a needs at least 1001 B", Some("MemoryMax="));
-        facts.memory.room_bytes = 2048;
+        facts.memory.headroom_bytes = 2048;
         assert(&memory(Some(&facts)), Pass, "only the memory", None);
         facts.memory.limits = vec![limit("memory.max", 4096), limit("memory.high", 1002)];
         assert(&memory(Some(&facts)), Pass, "1002 B by /sys/fs/cgroup/memory.high", None);

@@ -132,11 +132,11 @@ fn header(state: &TopState, paint: TerminalStyle, width: u16) -> Vec<Line<'stati
         None => vec![Span::raw("memory   unknown")],
     };
     let shedding = if look.memory.shedding { ", requests are rejected" } else { "" };
-    let room = Bytes(look.memory.room_bytes);
+    let headroom = Bytes(look.memory.headroom_bytes);
     let pressure = Line::from(vec![
         Span::raw("pressure "),
         Span::styled(level, style),
-        Span::raw(format!("{shedding}  free {room}  {}", stalls(&look.memory))),
+        Span::raw(format!("{shedding}  free {headroom}  {}", stalls(&look.memory))),
     ]);
     let queue = state.queue().map_or_else(String::new, |(waiting, limit, model)| {
         let full = bar(share(waiting as u64, limit as u64), bars, paint.unicode);
@@ -370,7 +370,7 @@ mod tests {
         });
         let memory = json!({
             "level": "high", "cause": "x", "source": "memory.pressure", "shedding": true,
-            "room_bytes": 96 << 20, "unreclaimable_bytes": GIB, "process_bytes": GIB / 2,
+            "headroom_bytes": 96 << 20, "unreclaimable_bytes": GIB, "process_bytes": GIB / 2,
             "mapped_bytes": 0, "swap_bytes": 0, "pressure": psi, "configured_limit_bytes": null,
             "limits": [
                 { "bytes": 8 * GIB, "unreclaimable_bytes": GIB, "file": "/sys/fs/cgroup/memory.max" },

@@ -140,15 +140,10 @@ mod tests {
     #[test]
     fn failure_names_missing_resource() {
         let refusal = || {
-            let (needed, room, most) = (Bytes(2), Bytes(1), Bytes(1));
+            let (needed, headroom, most) = (Bytes(2), Bytes(1), Bytes(1));
             let limit = "limit".to_owned();
-            let refusal = MemoryRefusal {
-                needed,
-                headroom: room,
-                max_headroom: most,
-                limit,
-                retry_after: None,
-            };
+            let refusal =
+                MemoryRefusal { needed, headroom, max_headroom: most, limit, retry_after: None };
             ModelError::MemoryLimit { name: "m".to_owned(), refusal: Arc::new(refusal) }
         };
         for (error, expected) in [

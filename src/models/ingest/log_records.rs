@@ -1,4 +1,4 @@
-//! Writes the log records that several parts of the intake share.
+//! Writes the log records that several parts of the ingester share.
 
 use std::path::Path;
 
@@ -66,17 +66,17 @@ pub(super) fn log_readable(key: &EntryKey) {
     );
 }
 
-/// Logs the degraded conditions. None of them stops models from answering. An empty list means that
-/// all are resolved.
+/// Logs the degraded conditions of the store, or its recovery if the list is empty. None of them
+/// stops models from answering.
 pub(super) fn log_degraded(degraded: &[String]) {
-    let reason = match degraded {
-        [] => "all problems of the store are resolved".to_owned(),
-        degraded => degraded.join("; "),
-    };
+    if degraded.is_empty() {
+        tracing::info!(name: Message::StoreRecovered.name(), "store works without restrictions");
+        return;
+    }
     tracing::warn!(
         name: Message::StoreDegraded.name(),
-        reason,
-        "condition of the store has changed"
+        reason = degraded.join("; "),
+        "store is degraded"
     );
 }
 

@@ -23,7 +23,7 @@ pub(in crate::models) type LeaseReply = oneshot::Sender<Result<Lease, ModelError
 /// Waiting requests for a model, each with the name in the request.
 pub(in crate::models) type WaitingLeases = Vec<(String, LeaseReply)>;
 
-/// State of a model. A model without a slot is only in the store.
+/// State of a model. A model for which the manager has no state is only in the store.
 pub(in crate::models) enum ModelState {
     /// The footprint is being estimated, or the model waits for memory.
     Admitting(PendingAdmission),
@@ -153,8 +153,8 @@ impl ResidentModel {
         self.retention.latest(self.last_used(), max_idle_time)
     }
 
-    pub(in crate::models) fn set_keep_alive(&mut self, wish: KeepAliveRequest) {
-        self.retention.set_keep_alive(wish);
+    pub(in crate::models) fn set_keep_alive(&mut self, request: KeepAliveRequest) {
+        self.retention.set_keep_alive(request);
     }
 
     /// Returns whether the worker still accepts work; false after a panic.

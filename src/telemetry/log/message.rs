@@ -138,8 +138,10 @@ messages! {
     StoreFailed: Error, "store-failed", "02b9709612f2444aa8d40762a480e077", [error];
     /// An entry of the store cannot be read.
     StoreEntryDamaged: Error, "store-entry-damaged", "3b4ad9458a77453591a632014b43f4c7", [entry];
-    /// The disk of the store has partly failed, or has recovered. Readable models are served.
+    /// The disk of the store has partly failed. Readable models are served.
     StoreDegraded: Warning, "store-degraded", "7c0e6b9d1f6a4b5c9a0d3e4b81c7f2a6", [reason];
+    /// The disk of the store works again.
+    StoreRecovered: Informational, "store-recovered", "62f5d751cba74297b03f8aebc34e6e05", [];
     /// A file is missing from the drop directory, but the directory is not the one in which the
     /// file was seen. The model stays.
     DropDirectoryReplaced: Warning, "drop-directory-replaced", "e2b4d08c57a14f3b8b6f1a9c40d7e35f", [file, model];
@@ -158,7 +160,7 @@ messages! {
     /// A model cannot be loaded.
     ModelFailed: Error, "model-failed", "2b5569e187234500a6c53c59adeae38c", [model, error];
     /// A model does not fit into memory.
-    ModelDoesNotFit: Warning, "model-does-not-fit", "7f69f17dcfc0454c9e63d0c94978fbce", [model, bytes, room_bytes];
+    ModelDoesNotFit: Warning, "model-does-not-fit", "7f69f17dcfc0454c9e63d0c94978fbce", [model, bytes, headroom_bytes];
     /// A model was unloaded because it was idle, or on request.
     ModelUnloaded: Informational, "model-unloaded", "87c16313c6bd46d4841dc1980fc7affa", [model, reason];
     /// A model was evicted because memory was short.

@@ -69,7 +69,7 @@ pub enum UnloadLabel {
     /// Evicted because memory was short.
     Pressure,
     /// Evicted because another model needed its memory.
-    Room,
+    Displaced,
     /// Unloaded because it was idle.
     Idle,
     /// Unloaded on request of an administrator.
@@ -77,13 +77,13 @@ pub enum UnloadLabel {
 }
 
 impl UnloadLabel {
-    pub(super) const EVICTIONS: [Self; 2] = [Self::Pressure, Self::Room];
+    pub(super) const EVICTIONS: [Self; 2] = [Self::Pressure, Self::Displaced];
     pub(super) const UNLOADS: [Self; 2] = [Self::Idle, Self::Request];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Pressure => "pressure",
-            Self::Room => "room",
+            Self::Displaced => "displaced",
             Self::Idle => "idle",
             Self::Request => "request",
         }

@@ -202,7 +202,7 @@ impl Metrics {
         self.begin_model(id);
         let labels = UnloadLabels { model_id: id.to_owned(), reason: label.name() };
         match label {
-            UnloadLabel::Pressure | UnloadLabel::Room => {
+            UnloadLabel::Pressure | UnloadLabel::Displaced => {
                 self.0.evictions.get_or_create(&labels).inc()
             }
             UnloadLabel::Idle | UnloadLabel::Request => self.0.unloads.get_or_create(&labels).inc(),
@@ -338,7 +338,7 @@ impl Inner {
         );
         add.family(
             "model_evictions",
-            "Evictions because memory was short (pressure) or another model needed memory (room)",
+            "Evictions because memory was short (pressure) or for another model (displaced)",
             &self.evictions,
         );
         add.family(
@@ -425,7 +425,7 @@ mod tests {
         metrics.observe_stages(Stages { total: Duration::from_millis(3), ..Stages::default() });
         metrics.count_batch(4, 100);
         metrics.count_lease("mini", LeaseOutcome::Hit);
-        metrics.count_unload("mini", UnloadLabel::Room);
+        metrics.count_unload("mini", UnloadLabel::Displaced);
         metrics.count_unload("mini", UnloadLabel::Idle);
         metrics.count_validation_failure(None, FailureType::Digest);
         metrics.count_fallback("memory_limit");
@@ -440,7 +440,7 @@ mod tests {
             (r#"caxton_request_duration_seconds_count{stage="queue"}"#, 1.0),
             (r#"caxton_batch_tokens_sum"#, 100.0),
             (r#"caxton_model_requests_total{model_id="mini",cache="hit"}"#, 1.0),
-            (r#"caxton_model_evictions_total{model_id="mini",reason="room"}"#, 1.0),
+            (r#"caxton_model_evictions_total{model_id="mini",reason="displaced"}"#, 1.0),
             (r#"caxton_model_unloads_total{model_id="mini",reason="idle"}"#, 1.0),
             (r#"caxton_model_validation_failures_total{model_id="",failure_type="digest"}"#, 1.0),
             (r#"caxton_fallback_total{reason="memory_limit"}"#, 1.0),

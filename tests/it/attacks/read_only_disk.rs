@@ -68,6 +68,7 @@ fn until_whole(daemon: &Daemon) {
     let installed = daemon.cli().args(["model", "install"]).arg(file).output().unwrap();
     assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
     until_answers(daemon, "late");
+    daemon.wait_event(Message::StoreRecovered);
     daemon.until("a store that is whole", || (daemon.get("/readyz").body == b"ok\n").then_some(()));
     assert_eq!(daemon.status()["store"]["writable"], true);
     let (_, report) = report(&mut daemon.cli());

@@ -128,18 +128,19 @@ impl Manager {
             }
         };
         let needed = required_memory(&footprint);
-        let room = Bytes(self.headroom(&sample).0.saturating_sub(claimed.0));
+        let headroom = Bytes(self.headroom(&sample).0.saturating_sub(claimed.0));
         let others = self.states.values().filter(|slot| slot.is_in_memory()).count();
         let most = self.parts.settings.borrow().memory.max_loaded_models;
         // The limit on the number of loaded models does not apply to self-tests.
         let has_place = is_tried || others < most;
-        if needed <= room && has_place {
+        if needed <= headroom && has_place {
             return match is_tried {
                 true => self.reserve(key, footprint),
                 false => self.load(key, footprint),
             };
         }
-        if may_evict && let Some(victims) = self.select_evictions(&key, needed, room, has_place) {
+        if may_evict && let Some(victims) = self.select_evictions(&key, needed, headroom, has_place)
+        {
             for victim in victims {
                 self.drain(&victim, UnloadReason::Displaced, format!("{key} needs {needed}"));
             }
@@ -150,7 +151,7 @@ impl Manager {
         if self.states.values().any(ModelState::is_draining) {
             return self.block(&key, Bytes(0));
         }
-        self.refuse(key, needed, room, &sample);
+        self.refuse(key, needed, headroom, &sample);
     }
 
     /// Makes `key` wait until the draining models are unloaded; `claim` bytes of their memory are
@@ -244,10 +245,10 @@ impl Manager {
         &mut self,
         key: &EntryKey,
         needed: Bytes,
-        room: Bytes,
+        headroom: Bytes,
         has_place: bool,
     ) -> Option<Vec<EntryKey>> {
-        let missing = Bytes(needed.0.saturating_sub(room.0));
+        let missing = Bytes(needed.0.saturating_sub(headroom.0));
         // If only the number of models is exceeded, ask for 1 byte, so that exactly one model is
         // evicted.
         let missing = if has_place { missing } else { missing.max(Bytes(1)) };
@@ -271,7 +272,12 @@ impl Manager {
         }
     }
 
-    fn describe_refusal(&mut self, needed: Bytes, room: Bytes, sample: &Sample) -> MemoryRefusal {
+    fn describe_refusal(
+        &mut self,
+        needed: Bytes,
+        headroom: Bytes,
+        sample: &Sample,
+    ) -> MemoryRefusal {
         let residents = self.loaded_models();
         let loading = self.states.values().filter_map(|slot| match slot {
             ModelState::Loading { footprint, .. } | ModelState::Reserved { footprint, .. } => {
@@ -281,7 +287,7 @@ impl Manager {
         });
         let could = plan::evictable_bytes(&residents, self.eviction_order()).0;
         // A load in progress becomes evictable later, so that its memory counts here.
-        let most = loading.fold(room.0.saturating_add(could), u64::saturating_add);
+        let most = loading.fold(headroom.0.saturating_add(could), u64::saturating_add);
         let could_fit = needed.0 <= most;
         let limit = match sample.tightest() {
             Some(limit) => format!("the {} of {}", limit.bytes, limit.file.display()),
@@ -289,7 +295,7 @@ impl Manager {
         };
         MemoryRefusal {
             needed,
-            headroom: room,
+            headroom,
             max_headroom: Bytes(most),
             limit,
             // Models that were loaded just now may be evicted after this time.
@@ -297,8 +303,8 @@ impl Manager {
         }
     }
 
-    fn refuse(&mut self, key: EntryKey, needed: Bytes, room: Bytes, sample: &Sample) {
-        let refusal = Arc::new(self.describe_refusal(needed, room, sample));
+    fn refuse(&mut self, key: EntryKey, needed: Bytes, headroom: Bytes, sample: &Sample) {
+        let refusal = Arc::new(self.describe_refusal(needed, headroom, sample));
         if let Some(ModelState::Admitting(admitting)) = self.states.get_mut(&key)
             && let Some(reply) = admitting.reserve.take()
         {
@@ -313,7 +319,7 @@ impl Manager {
         if !is_logged {
             tracing::warn!(
                 name: Message::ModelDoesNotFit.name(),
-                model = %key, bytes = needed.0, room_bytes = room.0,
+                model = %key, bytes = needed.0, headroom_bytes = headroom.0,
                 "model not loaded; each request tries again: {refusal}"
             );
             let (model, reason) = (key.name().to_owned(), refusal.to_string());

@@ -180,7 +180,7 @@ impl Manager {
                 UnloadReason::Requested => UnloadLabel::Request,
                 UnloadReason::Idle => UnloadLabel::Idle,
                 UnloadReason::Pressure => UnloadLabel::Pressure,
-                UnloadReason::Displaced => UnloadLabel::Room,
+                UnloadReason::Displaced => UnloadLabel::Displaced,
             },
         );
         let (model, reason) = (key.name().to_owned(), record.reason.clone());
