@@ -46,7 +46,7 @@ struct EventsQuery {
 /// the remembered events.
 pub(super) async fn follow(
     State(app): State<App>,
-    sight: Visibility,
+    visibility: Visibility,
     RawQuery(query): RawQuery,
     peer: Option<Extension<PeerCredentials>>,
     headers: HeaderMap,
@@ -65,8 +65,13 @@ pub(super) async fn follow(
         false => None,
     };
     let draining = app.draining.clone();
-    let state =
-        EventStream { listener: app.events.subscribe(since), sight, follow, draining, _slot: slot };
+    let state = EventStream {
+        listener: app.events.subscribe(since),
+        visibility,
+        follow,
+        draining,
+        _slot: slot,
+    };
     let events = stream::unfold(state, |mut state| async move {
         let event = state.next().await?;
         Some((Ok::<_, Infallible>(event), state))
@@ -81,7 +86,7 @@ pub(super) async fn follow(
 /// State of one client's answer.
 struct EventStream {
     listener: Subscription,
-    sight: Visibility,
+    visibility: Visibility,
     follow: bool,
     draining: CancellationToken,
     /// Slot of the stream, released with the answer.
@@ -92,13 +97,13 @@ impl EventStream {
     async fn next(&mut self) -> Option<sse::Event> {
         // Hidden events do not reset this timer. Otherwise the client could wait for a long time
         // without any data.
-        let mut quiet = std::pin::pin!(tokio::time::sleep(KEEP_ALIVE));
+        let mut silence = std::pin::pin!(tokio::time::sleep(KEEP_ALIVE));
         let event = loop {
             let item = if self.follow {
                 tokio::select! {
                     biased;
                     () = self.draining.cancelled() => return None,
-                    () = &mut quiet => {
+                    () = &mut silence => {
                         return Some(sse::Event::default().comment("keep-alive"));
                     }
                     item = self.listener.next() => item?,
@@ -106,7 +111,7 @@ impl EventStream {
             } else {
                 self.listener.next_from_history()?
             };
-            if let Some(event) = self.sight.event(to_wire(&item)) {
+            if let Some(event) = self.visibility.event(to_wire(&item)) {
                 break event;
             }
         };
@@ -190,13 +195,13 @@ fn to_wire(item: &EventItem) -> wire::events::Event {
 
 /// Parses the query. Every parameter is optional.
 fn parse(text: &str) -> Result<EventsQuery, ApiError> {
-    let mut wanted = EventsQuery { since: None, follow: true };
+    let mut query = EventsQuery { since: None, follow: true };
     for (name, value) in form_urlencoded::parse(text.as_bytes()) {
         let invalid = |message| ApiError::invalid(Some(name.to_string()), message);
         match (name.as_ref(), value.as_ref()) {
-            ("since", value) => wanted.since = Some(number("since", value)?),
-            ("follow", "true") => wanted.follow = true,
-            ("follow", "false") => wanted.follow = false,
+            ("since", value) => query.since = Some(number("since", value)?),
+            ("follow", "true") => query.follow = true,
+            ("follow", "false") => query.follow = false,
             ("follow", value) => {
                 let message = format!("follow is {value:?}; expected \"true\" or \"false\"");
                 return Err(invalid(message));
@@ -209,7 +214,7 @@ fn parse(text: &str) -> Result<EventsQuery, ApiError> {
             }
         }
     }
-    Ok(wanted)
+    Ok(query)
 }
 
 fn number(name: &str, value: &str) -> Result<u64, ApiError> {

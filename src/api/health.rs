@@ -34,12 +34,12 @@ pub(super) async fn readyz(State(app): State<App>) -> Result<String, ApiError> {
 
 pub(super) async fn status(
     State(app): State<App>,
-    sight: Visibility,
+    visibility: Visibility,
 ) -> Result<Json<DaemonStatus>, ApiError> {
-    let packages = packages::describe_all(&app, &sight).await?;
+    let packages = packages::describe_all(&app, &visibility).await?;
     let measured = tokio::task::spawn_blocking(measure).await?;
     let drop_directory = app.settings.borrow().packages.drop_directory.clone();
-    let quarantine = sight.quarantine(quarantine(drop_directory).await?);
+    let quarantine = visibility.quarantine(quarantine(drop_directory).await?);
     let overview = app.handle.overview().borrow().clone();
     let unsigned = packages::unsigned(&app);
     let store = store(&app).await?;
@@ -48,7 +48,7 @@ pub(super) async fn status(
         pid: std::process::id(),
         uptime_seconds: app.started.elapsed().as_secs(),
         ready: overview.is_ready(),
-        default_model: sight.default_model(&app),
+        default_model: visibility.default_model(&app),
         threads: app.threads,
         resident_memory_bytes: measured.resident,
         memory_level: overview.level.name().to_owned(),
@@ -59,8 +59,8 @@ pub(super) async fn status(
         degraded: overview.degraded,
         store,
         sandbox: app.sandbox.clone(),
-        configuration: sight.configuration(&app),
-        tenants: sight.tenants(&app),
+        configuration: visibility.configuration(&app),
+        tenants: visibility.tenants(&app),
         quarantine,
         unsigned,
         packages,

@@ -67,7 +67,7 @@ pub const ROUTES: &[&str] = &[
 /// Answers with all counters and measurements, in the text format that the client accepts.
 pub(super) async fn scrape(
     State(app): State<App>,
-    sight: Visibility,
+    visibility: Visibility,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let view = app.handle.memory().await?;
@@ -75,7 +75,7 @@ pub(super) async fn scrape(
     let format = Format::accepted(accept);
     let render = move || {
         let observed = ObservedState { resident: health::resident_memory(), ..observe(&app, view) };
-        app.metrics.render(&observed, format).map(|text| sight.metrics(text))
+        app.metrics.render(&observed, format).map(|text| visibility.metrics(text))
     };
     let text = tokio::task::spawn_blocking(render).await?;
     let text = text.map_err(|error| {

@@ -20,6 +20,7 @@ use super::response::set_embedding_headers;
 use super::wire::rank::{RankRequest, RankResponse, RankedDocument, RerankRequest, RerankedText};
 use super::{App, keyword};
 use crate::models::Fallback;
+use crate::models::residency::load::cosine;
 use crate::service::{CheckedInput, EmbedRequest, Embeddings, Input, Prompt};
 
 /// Header with the mode of the ranking.
@@ -266,21 +267,14 @@ async fn by_keyword(
 /// Returns the cosine of the first vector of `query` with each vector of `documents`.
 fn cosines(query: &Embeddings, documents: &Embeddings) -> Vec<f32> {
     let Some(query) = query.rows().next() else { return Vec::new() };
-    documents.rows().map(|document| cosine(query, document)).collect()
+    documents.rows().map(|document| cosine_f32(query, document)).collect()
 }
 
-/// Returns the cosine of two vectors, or 0 if one of them is zero.
-fn cosine(a: &[f32], b: &[f32]) -> f32 {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    let length = (dot(a, a) * dot(b, b)).sqrt();
-    if length > 0.0 {
-        #[expect(clippy::cast_possible_truncation, reason = "from -1 to 1")]
-        let cosine = (dot(a, b) / length) as f32;
-        return cosine.clamp(-1.0, 1.0);
-    }
-    0.0
+/// Returns the cosine of two vectors from -1 to 1, or 0 if one of them is zero.
+fn cosine_f32(a: &[f32], b: &[f32]) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "from -1 to 1")]
+    let cosine = cosine(a, b) as f32;
+    cosine.clamp(-1.0, 1.0)
 }
 
 /// Fuses two rankings: returns for each document the sum of its reciprocal ranks. A document with
@@ -363,8 +357,8 @@ mod tests {
 
     #[test]
     fn cosine_ignores_length_and_zero_vector_scores_zero() {
-        assert!((cosine(&[3.0, 0.0], &[0.5, 0.0]) - 1.0).abs() < 1e-6);
-        assert!(cosine(&[1.0, 0.0], &[0.0, 2.0]).abs() < 1e-6);
-        assert_eq!(cosine(&[0.0, 0.0], &[1.0, 1.0]), 0.0);
+        assert!((cosine_f32(&[3.0, 0.0], &[0.5, 0.0]) - 1.0).abs() < 1e-6);
+        assert!(cosine_f32(&[1.0, 0.0], &[0.0, 2.0]).abs() < 1e-6);
+        assert_eq!(cosine_f32(&[0.0, 0.0], &[1.0, 1.0]), 0.0);
     }
 }

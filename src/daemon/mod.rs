@@ -256,7 +256,7 @@ struct Daemon {
     preloads: JoinSet<()>,
     reloader: Reloader,
     ticks: mpsc::Receiver<()>,
-    /// Tokens shared with the intake.
+    /// Tokens shared with the ingester.
     start_signals: ingest::StartSignals,
     /// Stops connections and self-tests.
     stop_serving: CancellationToken,
@@ -316,7 +316,7 @@ impl Daemon {
         let (handle, manager) = ManagerHandle::new(parts, stop_all.clone());
         let installer = Installer::new(handle.clone(), follow.rules, options, tester);
         let bundled_directory = settings.packages.bundled_directory.clone();
-        let intake =
+        let ingester =
             Ingester::new(installer.clone(), follow.schedule, bundled_directory, drop_directory);
         let mut extending = JoinSet::new();
         extending.spawn(systemd::extend_start(package::hashed_bytes));
@@ -329,8 +329,8 @@ impl Daemon {
         tasks.spawn(run_task("keys watcher", keys_watch));
         let together = ingest::StartSignals::default();
         let take_completed = move || completed.take();
-        let run = intake.run(dropped, take_completed, together.clone(), stop_all.clone());
-        tasks.spawn(run_task("intake", run));
+        let run = ingester.run(dropped, take_completed, together.clone(), stop_all.clone());
+        tasks.spawn(run_task("ingester", run));
         tasks.spawn(run_task("drop directory watcher", drop_watch));
         tasks.spawn(run_task("configuration watcher", config_watch));
 

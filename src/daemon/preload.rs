@@ -21,7 +21,7 @@ pub(super) async fn wait_for_default(is_there: CancellationToken, stopping: Canc
     tokio::select! {
         () = is_there.cancelled() => {}
         () = stopping.cancelled() => {}
-        // The intake continues: the model is loaded when its self-test has passed.
+        // The ingester continues: the model is loaded when its self-test has passed.
         () = tokio::time::sleep(FIRST_TEST_TIMEOUT) => {}
     }
 }

@@ -237,7 +237,7 @@ impl Reloader {
             drop_directory: packages.drop_directory,
             ..InstallRules::from(&settings)
         };
-        // Send the rules before the schedule: the intake wakes up on the schedule and reads the
+        // Send the rules before the schedule: the ingester wakes up on the schedule and reads the
         // rules.
         self.rules.send_replace(rules);
         self.schedule.send_replace(IngestSettings::from(&settings));

@@ -39,16 +39,16 @@ impl Ingester {
     /// Decides on the models that came with the file `name`, which is missing from the drop
     /// directory.
     ///
-    /// A model is removed if the file was seen in this very directory, `place`. A model stays if
-    /// the file was seen in another directory: a volume is not mounted, or was replaced. In this
-    /// case each scan reports the file as missing again, until that directory is back or the models
-    /// are removed.
-    pub(super) async fn on_missing_file(&mut self, name: &str, place: &str) {
+    /// A model is removed if the file was seen in the present directory, which has `directory_id`.
+    /// A model stays if the file was seen in another directory: a volume is not mounted, or was
+    /// replaced. In this case each scan reports the file as missing again, until that directory is
+    /// back or the models are removed.
+    pub(super) async fn on_missing_file(&mut self, name: &str, directory_id: &str) {
         let mut seen_elsewhere = None;
         for StoreEntry { key, record, .. } in &self.entries_of_file(name) {
             let Origin::Dropped { files } = &record.origin else { continue };
             let Some(fingerprint) = files.get(name) else { continue };
-            if fingerprint.directory_id() == Some(place) {
+            if fingerprint.directory_id() == Some(directory_id) {
                 continue;
             }
             seen_elsewhere = Some(fingerprint.clone());
@@ -56,7 +56,7 @@ impl Ingester {
                 log_records::log_kept_without_file(name, key);
             }
         }
-        self.detach_from_others(name, None, Some(place)).await;
+        self.detach_from_others(name, None, Some(directory_id)).await;
         if let Some(fingerprint) = seen_elsewhere {
             self.scanner.record_installed(name, fingerprint, Instant::now());
         }

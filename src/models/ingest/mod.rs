@@ -2,7 +2,7 @@
 //! model when its file is removed.
 //!
 //! A notification only triggers a scan. All decisions follow from the scan of the directory, so
-//! that a lost notification costs time and never correctness. The intake also verifies all
+//! that a lost notification costs time and never correctness. The ingester also verifies all
 //! installed files on a schedule.
 
 mod bundled;
@@ -37,7 +37,7 @@ use repair::RepairSchedule;
 /// system without notifications.
 const RESCAN: Duration = Duration::from_secs(30);
 
-/// Settings that the intake follows while it runs.
+/// Settings that the ingester follows while it runs.
 #[derive(Clone, Debug)]
 pub struct IngestSettings {
     /// Whether a model is removed from the store when its file is removed from the drop directory.
@@ -62,8 +62,8 @@ impl From<&Settings> for IngestSettings {
     }
 }
 
-/// Events that order the start of the daemon and of the intake: available models are served before
-/// new packages are tested.
+/// Events that order the start of the daemon and of the ingester: available models are served
+/// before new packages are tested.
 #[derive(Clone, Debug, Default)]
 pub struct StartSignals {
     /// Cancelled when the default model can be used, or when no bundled package provides it.
@@ -72,7 +72,7 @@ pub struct StartSignals {
     pub daemon_ready: CancellationToken,
 }
 
-/// State of the intake. See the module.
+/// State of the ingester. See the module.
 pub struct Ingester {
     installer: Installer,
     schedule: watch::Receiver<IngestSettings>,
@@ -94,7 +94,7 @@ pub struct Ingester {
 }
 
 impl Ingester {
-    /// Creates an intake for the two directories.
+    /// Creates an ingester for the two directories.
     pub fn new(
         installer: Installer,
         schedule: watch::Receiver<IngestSettings>,
@@ -186,9 +186,9 @@ impl Ingester {
         }
     }
 
-    /// Runs the intake until `cancel`.
+    /// Runs the ingester until `cancel`.
     ///
-    /// Installs the bundled default model if it is missing, and cancels `start.default_is_there`.
+    /// Installs the bundled default model if it is missing, and cancels `start.default_available`.
     /// Handles all other packages when the daemon is ready. Then scans both directories at each
     /// tick of `ticks`, and hashes all installed files on schedule. `take_completed` returns the
     /// names of files that are known to be complete: the scan does not wait until they stop

@@ -321,7 +321,7 @@ impl Store {
     /// Creates the directories that opening the store could not create, then writes and removes a
     /// file.
     fn try_to_write(&self) -> Result<(), FileError> {
-        // A store opened with [`Store::lend`] is never written to.
+        // A store opened with [`Store::open_single`] is never written to.
         let Some(locks) = &self.locks else { return Ok(()) };
         let staging = self.directory.join("staging");
         match locks.complete(&self.directory) {
