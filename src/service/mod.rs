@@ -113,7 +113,10 @@ impl EmbeddingService {
                 }
                 Ok(LeasedModel { service: self.clone(), lease })
             }
-            Err(error) => Err(EmbedError::Lease { alias, source: Box::new(error) }),
+            Err(error) => {
+                let error = handle.catalog().hide_models(error, context.tenant_settings());
+                Err(EmbedError::Lease { alias, source: Box::new(error) })
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! Catalog: the meaning of every model name, for the API, the manager and the fallbacks.
 //!
 //! A [`Catalog`] is an immutable snapshot of the installed entries and of the settings that give
-//! names a meaning: aliases, default models, fallbacks and `bundled_only`. All decisions of one
-//! request can use one catalog, so they agree with each other.
+//! names a meaning: aliases, default models, fallbacks and `bundled_only`. Decisions that use one
+//! catalog agree with each other.
 //!
 //! The steps of a resolution, each of which has one place here:
 //! 1. A request without a name means the model of its tenant, or else the default model.
@@ -198,6 +198,19 @@ impl Catalog {
         TenantModels::new(&self.entries, &self.settings.aliases, tenant)
     }
 
+    /// Returns `error` without the models that `tenant` may not request.
+    pub fn hide_models(&self, error: ModelError, tenant: Option<&TenantSettings>) -> ModelError {
+        match error {
+            ModelError::Unknown { name, mut known } => {
+                if let Some(models) = self.tenant_models(tenant) {
+                    known.retain(|id| models.has_id(id));
+                }
+                ModelError::Unknown { name, known }
+            }
+            error => error,
+        }
+    }
+
     /// Returns every alias with the ones of `entries` that it means.
     pub fn aliases<'a>(&'a self, entries: &'a Entries) -> Vec<AliasTargets<'a>> {
         let key = |name: &str| entries.resolve(name).map(|entry| &entry.key);
@@ -364,6 +377,21 @@ mod tests {
         let b = catalog.lookup("b").unwrap();
         assert!(permits(Some(&held), b) && permits(None, b));
         assert!(!permits(Some(&held), catalog.lookup("stable").unwrap()));
+    }
+
+    #[test]
+    fn error_of_missing_own_model_lists_only_models_of_the_tenant() {
+        let catalog = catalog(settings());
+        let held = tenant(Some("nowhere"), Some(&["b"]));
+        assert_eq!(resolved(&catalog, None, Some(&held)), "nowhere");
+        let listed = |tenant| {
+            let missing = catalog.find("nowhere").unwrap_err();
+            catalog.hide_models(missing, tenant).to_string()
+        };
+        assert!(listed(Some(&held)).ends_with("installed: b"), "{}", listed(Some(&held)));
+        assert!(listed(None).ends_with("installed: a, b, c, off"), "{}", listed(None));
+        let corrupt = catalog.hide_models(catalog.find("c").unwrap_err(), Some(&held));
+        assert!(matches!(corrupt, ModelError::Corrupt { .. }), "{corrupt}");
     }
 
     #[test]
