@@ -99,7 +99,7 @@ pub enum EmbedError {
         #[source]
         source: Box<ModelError>,
     },
-    /// The model failed, or its queue is full.
+    /// The model is not among those that the tenant may request, it failed, or its queue is full.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The request exceeds the bytes that the requests of its user may hold.

@@ -89,18 +89,18 @@ pub(super) async fn tokenize(
     mut lease: Lease,
     job: TokenizeJob,
 ) -> Result<(Lease, TokenizedTexts), EmbedError> {
-    let mut job = TokenizeState { job, texts: TokenizedTexts::default() };
-    let (is_short, is_large) = match job.job.input.input() {
+    let (is_short, is_large) = match job.input.input() {
         Input::Texts(texts) => {
-            let prompt = job.job.prompt.len();
+            let prompt = job.prompt.len();
             let bytes: usize = texts.iter().map(|text| prompt + text.len()).sum();
             (bytes <= INLINE_BYTES, texts.iter().any(|text| text.len() > LARGE_TEXT))
         }
         Input::Ids(lists) => (lists.iter().map(Vec::len).sum::<usize>() <= INLINE_IDS, false),
     };
+    let mut state = TokenizeState { job, texts: TokenizedTexts::default() };
     if is_short {
-        while !job.step(&lease)? {}
-        return Ok((lease, job.texts));
+        while !state.step(&lease)? {}
+        return Ok((lease, state.texts));
     }
     let pool = if is_large { &context.permits.large } else { &context.permits.work };
     loop {
@@ -108,16 +108,16 @@ pub(super) async fn tokenize(
         let work = move || {
             let began = Instant::now();
             loop {
-                let is_done = job.step(&held)?;
+                let is_done = state.step(&held)?;
                 if is_done || permit.is_expired(began) {
-                    return Ok::<_, EmbedError>((job, held, is_done));
+                    return Ok::<_, EmbedError>((state, held, is_done));
                 }
             }
         };
         let is_done;
-        (job, lease, is_done) = tokio::task::spawn_blocking(work).await??;
+        (state, lease, is_done) = tokio::task::spawn_blocking(work).await??;
         if is_done {
-            return Ok((lease, job.texts));
+            return Ok((lease, state.texts));
         }
     }
 }

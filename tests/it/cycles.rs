@@ -1,4 +1,4 @@
-//! Checks that no files of the source use each other in a circle.
+//! Checks that the files of the source do not depend on each other in a cycle.
 //!
 //! A file uses another when it names an item that the other defines. A name that a module imports or
 //! exports again belongs to the file that defines it. A module and the modules below it count as
@@ -125,7 +125,7 @@ impl Files {
         match first.as_str() {
             "crate" => self.descend(&[], rest, depth),
             "self" => self.descend(from, rest, depth),
-            // Inside an inline module, `super` is the file itself; both are within `from`.
+            // In an inline module, `super` is the file itself. Only tests have inline modules.
             "super" => self.descend(from.split_last()?.1, rest, depth),
             _ => self.descend(from, path, depth),
         }
@@ -160,8 +160,8 @@ impl Files {
         self.0.iter().map(|entry| (entry.0, used_by(entry))).collect()
     }
 
-    /// Returns the uses, as `a uses b`, that are part of a circle of files.
-    fn circles(&self) -> BTreeSet<String> {
+    /// Returns the uses, as `a uses b`, that are part of a cycle of files.
+    fn cycles(&self) -> BTreeSet<String> {
         let uses = self.uses();
         let reached = |start: &Module| {
             let mut found = BTreeSet::new();
@@ -173,13 +173,13 @@ impl Files {
         };
         let reached: BTreeMap<&Module, BTreeSet<Module>> =
             uses.keys().map(|module| (*module, reached(module))).collect();
-        let mut circles = BTreeSet::new();
+        let mut cycles = BTreeSet::new();
         for (module, used) in &uses {
             let back = used.iter().filter(|used| reached[used].contains(*module));
-            circles
+            cycles
                 .extend(back.map(|used| format!("{} uses {}", module.join("::"), used.join("::"))));
         }
-        circles
+        cycles
     }
 }
 
@@ -208,33 +208,33 @@ fn source() -> Vec<(String, String)> {
 }
 
 #[test]
-fn files_do_not_use_each_other_in_circles() {
+fn files_do_not_depend_on_each_other_in_a_cycle() {
     let source = source();
     let source: Vec<(&str, &str)> = source.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
     let files = Files::read(&source);
     let edges: usize = files.uses().values().map(BTreeSet::len).sum();
     assert!(edges > 500, "only {edges} uses were found");
-    let circles = files.circles();
-    assert!(circles.is_empty(), "{circles:#?}");
+    let cycles = files.cycles();
+    assert!(cycles.is_empty(), "{cycles:#?}");
 }
 
 #[test]
-fn circle_is_found_through_exports() {
+fn cycle_is_found_through_exports() {
     let lib = ("lib.rs", "pub mod a; mod d;");
     let a = ("a/mod.rs", "mod b; mod c; pub use b::B; pub use c::C;");
     let b = ("a/b.rs", "use super::C; pub struct B(C);");
     let c = ("a/c.rs", "use crate::a::*; pub struct C; fn f(_: B) {}");
     let d = ("d.rs", "use crate::a::B; fn f(_: B) {}");
-    let circles = Files::read(&[lib, a, b, c, d]).circles();
+    let cycles = Files::read(&[lib, a, b, c, d]).cycles();
     let expected = ["a::b uses a::c", "a::c uses a::b"].map(str::to_owned);
-    assert_eq!(circles, BTreeSet::from(expected));
+    assert_eq!(cycles, BTreeSet::from(expected));
 }
 
 #[test]
-fn uses_of_parents_and_in_tests_are_not_circles() {
+fn uses_of_parents_and_in_tests_are_not_cycles() {
     let lib = ("lib.rs", "mod a;");
     let a = ("a/mod.rs", "mod b; mod c; use b::B; struct A(B);");
     let b = ("a/b.rs", "use super::A; struct B; fn f(_: A, _: super::c::C) {}");
     let c = ("a/c.rs", "struct C; #[cfg(test)] mod tests { use super::super::b::B; }");
-    assert!(Files::read(&[lib, a, b, c]).circles().is_empty());
+    assert!(Files::read(&[lib, a, b, c]).cycles().is_empty());
 }

@@ -242,7 +242,7 @@ impl Manager {
 
     /// Chooses the models to evict for `key`. Returns `None` when they would not free enough.
     fn select_evictions(
-        &mut self,
+        &self,
         key: &EntryKey,
         needed: Bytes,
         headroom: Bytes,
@@ -260,7 +260,7 @@ impl Manager {
 
     /// Checks whether a model of `footprint` would fit if every evictable model were evicted.
     pub(super) fn could_fit(
-        &mut self,
+        &self,
         footprint: &Footprint,
         sample: &Sample,
     ) -> Result<(), MemoryRefusal> {
@@ -272,12 +272,7 @@ impl Manager {
         }
     }
 
-    fn describe_refusal(
-        &mut self,
-        needed: Bytes,
-        headroom: Bytes,
-        sample: &Sample,
-    ) -> MemoryRefusal {
+    fn describe_refusal(&self, needed: Bytes, headroom: Bytes, sample: &Sample) -> MemoryRefusal {
         let residents = self.loaded_models();
         let loading = self.states.values().filter_map(|slot| match slot {
             ModelState::Loading { footprint, .. } | ModelState::Reserved { footprint, .. } => {

@@ -78,8 +78,8 @@ impl Manager {
         why: Option<(UnloadReason, String)>,
     ) {
         let WorkerHandle { queue, thread } = worker;
-        // Requests must find no way to the queue when it is about to end. From here on they get
-        // their answer from the manager.
+        // Remove the model from the table before its queue ends. From now on, requests for it go to
+        // the manager.
         self.serving.remove(&key);
         let gauge = self.parts.sampler.clone();
         // The join takes as long as the requests in progress, so that it runs on the blocking pool.
@@ -226,7 +226,7 @@ impl Manager {
     }
 
     /// Returns the time at which the next model becomes idle for too long.
-    pub(super) fn next_idle(&mut self) -> Option<Instant> {
+    pub(super) fn next_idle(&self) -> Option<Instant> {
         let now = Instant::now();
         self.retentions(now)
             .into_iter()
@@ -245,14 +245,9 @@ impl Manager {
     pub(super) fn unload_idle(&mut self) {
         let now = Instant::now();
         for (key, need) in self.retentions(now) {
-            if let Some(ModelState::Resident(resident)) = self.states.get(&key)
-                && now >= need.until
-                // A request may have used the model since its need was computed. While the table
-                // removes it, no other one can.
-                && self.serving.remove_if(&key, || {
-                    !resident.is_busy() && resident.last_used() <= now
-                })
-            {
+            // A request may have used the model since its need was computed, so compute it again.
+            // While the table is locked, no further request can use it.
+            if now >= need.until && self.serving.remove_if(&key, || self.is_idle(&key, now)) {
                 if need.is_shortened {
                     self.unloaded_early
                         .retain(|_, at| now.duration_since(*at) < EARLY_UNLOAD_INTERVAL);
@@ -268,22 +263,27 @@ impl Manager {
         }
     }
 
+    /// Returns whether `key` is resident without a lease, and its last need is over.
+    fn is_idle(&self, key: &EntryKey, now: Instant) -> bool {
+        let state = self.states.get(key);
+        matches!(state, Some(ModelState::Resident(resident)) if !resident.is_busy())
+            && self.retention(key, now).is_some_and(|need| now >= need.until)
+    }
+
     /// Returns the needs of the resident models that are not pinned and whose need ends.
-    fn retentions(&mut self, now: Instant) -> Vec<(EntryKey, Retention)> {
-        let resident =
-            self.states.iter().filter(|(_, slot)| matches!(slot, ModelState::Resident(_)));
-        let keys = Vec::from_iter(resident.map(|(key, _)| key.clone()));
-        keys.into_iter().filter_map(|key| Some((key.clone(), self.retention(&key, now)?))).collect()
+    fn retentions(&self, now: Instant) -> Vec<(EntryKey, Retention)> {
+        let keys = self.states.keys();
+        keys.filter_map(|key| Some((key.clone(), self.retention(key, now)?))).collect()
     }
 
     /// Returns the last need of `key`; `None` when the model is not in memory, is pinned, or its
     /// need does not end.
-    pub(super) fn retention(&mut self, key: &EntryKey, now: Instant) -> Option<Retention> {
+    pub(super) fn retention(&self, key: &EntryKey, now: Instant) -> Option<Retention> {
+        let Some(ModelState::Resident(resident)) = self.states.get(key) else { return None };
         if self.is_pinned(key) {
             return None;
         }
         let max_idle_time = self.model_settings(key).max_idle_time;
-        let Some(ModelState::Resident(resident)) = self.states.get(key) else { return None };
         // This call records the end of the requests in progress.
         resident.idle(now);
         let need = resident.retention(max_idle_time)?;

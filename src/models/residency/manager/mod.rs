@@ -287,7 +287,14 @@ impl Manager {
             self.forget(&key);
         }
         while self.unloads.join_next().await.is_some() {}
+        // Two writes at once could leave the older counts in the file.
+        self.finish_writing().await;
         self.write_counts();
+        self.finish_writing().await;
+    }
+
+    /// Waits until the writes of the counts in progress have ended.
+    async fn finish_writing(&mut self) {
         while let Some(written) = self.writing.join_next().await {
             on_counts_written(written);
         }

@@ -243,22 +243,22 @@ impl Manager {
     }
 
     /// Returns the models in memory or loading, as the plan sees them.
-    pub(super) fn loaded_models(&mut self) -> Vec<plan::LoadedModel<EntryKey>> {
+    pub(super) fn loaded_models(&self) -> Vec<plan::LoadedModel<EntryKey>> {
         let now = tokio::time::Instant::now();
-        let keys: Vec<EntryKey> = self.states.keys().cloned().collect();
-        keys.into_iter().filter_map(|key| self.loaded_model(key, now)).collect()
+        self.states.iter().filter_map(|(key, state)| self.loaded_model(key, state, now)).collect()
     }
 
     fn loaded_model(
-        &mut self,
-        key: EntryKey,
+        &self,
+        key: &EntryKey,
+        state: &ModelState,
         now: tokio::time::Instant,
     ) -> Option<plan::LoadedModel<EntryKey>> {
-        let (pinned, fallback) = (self.is_pinned(&key), self.is_fallback(&key));
-        let priority = self.model_settings(&key).memory_priority;
+        let (pinned, fallback) = (self.is_pinned(key), self.is_fallback(key));
+        let priority = self.model_settings(key).memory_priority;
         let usage = &self.parts.usage;
-        let uses_per_hour = usage.uses_per_hour(&key, SystemTime::now());
-        let reload_cost = usage.reload_cost(&key).unwrap_or(RELOAD_COST);
+        let uses_per_hour = usage.uses_per_hour(key, SystemTime::now());
+        let reload_cost = usage.reload_cost(key).unwrap_or(RELOAD_COST);
         let common = |bytes, idle, resident_for, busy, loading| plan::LoadedModel {
             key: key.clone(),
             bytes,
@@ -273,7 +273,7 @@ impl Manager {
             reload_cost,
         };
         // Loading models count as busy and cannot be evicted, but the plan must know of them.
-        match self.states.get_mut(&key)? {
+        match state {
             ModelState::Resident(resident) => {
                 let idle = resident.idle(now);
                 let (bytes, busy) = (resident.bytes(), resident.is_busy());

@@ -33,23 +33,24 @@ impl Manager {
         probes.collect()
     }
 
-    pub(super) fn memory_view(&mut self) -> MemoryView {
+    pub(super) fn memory_view(&self) -> MemoryView {
         let now = tokio::time::Instant::now();
-        let keys: Vec<EntryKey> = self.states.keys().cloned().collect();
-        let models = keys.into_iter().filter_map(|key| {
-            let settings = self.model_settings(&key);
-            let pinned = self.is_pinned(&key);
-            let state = self.states.get(&key)?;
-            let residency = state.residency();
+        let models = self.states.iter().map(|(key, state)| {
             let (mut idle, mut footprint) = (None, None);
             if let ModelState::Resident(resident) = state {
                 idle = Some(resident.idle(now));
                 footprint = Some(resident.footprint);
             }
-            let need = self.retention(&key, now);
-            let expires = need.map(|need| need.until.saturating_duration_since(now));
-            let priority = settings.memory_priority;
-            Some(ModelView { key, residency, footprint, priority, pinned, idle, expires })
+            let need = self.retention(key, now);
+            ModelView {
+                key: key.clone(),
+                residency: state.residency(),
+                footprint,
+                priority: self.model_settings(key).memory_priority,
+                pinned: self.is_pinned(key),
+                idle,
+                expires: need.map(|need| need.until.saturating_duration_since(now)),
+            }
         });
         let models = models.collect();
         let reading = self.parts.readings.borrow().clone();
