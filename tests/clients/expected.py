@@ -7,6 +7,8 @@ import struct
 import sys
 
 SOCKET = os.environ["CAXTON_SOCKET"]
+# A proxy on the loopback to SOCKET, for clients that cannot connect to a Unix socket.
+URL = os.environ["CAXTON_URL"]
 with open(os.environ["CAXTON_EXPECTED"], encoding="utf-8") as file:
     _EXPECTED = json.load(file)
 MODEL = _EXPECTED["model"]

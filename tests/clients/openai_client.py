@@ -32,7 +32,9 @@ raw = [base64.b64decode(text) for text in raw]
 same([list(struct.unpack(f"<{len(packed) // 4}f", packed)) for packed in raw])
 same([item.embedding for item in create(model=MODEL, input=IDS).data])
 same([create(model=MODEL, input=TEXTS[0]).data[0].embedding], VECTORS[:1])
-assert len(create(model=MODEL, input="a", dimensions=64).data[0].embedding) == 64
+assert create(model=f"{MODEL}:latest", input="a").data[0].embedding == create(model=MODEL, input="a").data[0].embedding
+with refused(openai.BadRequestError, "dimensions"):
+    create(model=MODEL, input="a", dimensions=64)
 assert MODEL in [model.id for model in client.models.list()]
 assert client.models.retrieve(MODEL).id == MODEL
 with refused(openai.NotFoundError, "text-embedding-3-small", MODEL):
